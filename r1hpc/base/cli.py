@@ -1,0 +1,58 @@
+"""The frame of every door: arguments in, one clear error or one result out.
+
+Exit status 0 did it, 1 could not, 2 was asked wrongly. With --json one JSON object is all of stdout.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from r1hpc.base.errors import R1hpcError
+from r1hpc.base.names import nearest, printable
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse whose unknown-flag error names the nearest known flag, and that takes no abbreviations."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(**kwargs)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """As argparse, but an unknown flag is answered with the nearest known one."""
+        known, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            self.error(f"unknown argument {printable(unknown[0])!r}{nearest(unknown[0].split('=')[0], flags)}")
+        return known
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {printable(message)}\n(see {self.prog} --help)\n")
+
+
+def run_door(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> NoReturn:
+    """Run `main(argv)` and exit with its status; an R1hpcError becomes its message on stderr."""
+    try:
+        status = main(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+    except R1hpcError as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        status = error.exit_status
+    except BrokenPipeError:  # `... | head` closed our stdout: not an error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    except OSError as error:
+        print(f"error: {error.strerror or error}: {printable(str(error.filename or ''))}", file=sys.stderr)
+        status = 1
+    except KeyboardInterrupt:
+        status = 130
+    sys.exit(status)
+
+
+def print_json(value: Any) -> None:
+    """The one JSON object of a --json call."""
+    print(json.dumps(value))

@@ -1,0 +1,25 @@
+"""Errors a user can cause. Each message says what was found and what to do about it.
+
+A door turns an R1hpcError into its message on stderr and its `exit_status`; everything else is a
+bug and keeps its traceback.
+"""
+
+
+class R1hpcError(Exception):
+    """Could not be done. `exit_status` is what the command-line door exits with."""
+
+    exit_status = 1
+
+
+class UsageError(R1hpcError, ValueError):
+    """Asked wrongly: a bad flag, a bad value, an impossible combination."""
+
+    exit_status = 2
+
+
+class ConfigError(UsageError):
+    """A configuration file or override that cannot be used."""
+
+
+class StateError(R1hpcError):
+    """A file of a run that cannot be trusted: torn, foreign, or from another program."""

@@ -1,0 +1,45 @@
+"""Faults on request, for tests and drills: R1HPC_FAILPOINT=name:action[:rank][:nth][,...].
+
+Actions: kill9, exit, raise, enospc, eio, stop, sleep=SECONDS. `rank` may be * or empty for any; `nth`
+counts calls from 1 (default 1). Unset, a failpoint costs one dictionary lookup.
+"""
+
+import errno
+import os
+import signal
+import time
+
+_calls: dict[str, int] = {}
+
+
+def failpoint(name: str) -> None:
+    """Do what R1HPC_FAILPOINT asks for at this place, or nothing."""
+    wanted = os.environ.get("R1HPC_FAILPOINT")
+    if not wanted:
+        return
+    _calls[name] = _calls.get(name, 0) + 1
+    for item in wanted.split(","):
+        fields = (item.split(":") + ["", ""])[:4]
+        point, action, rank, nth = fields
+        if point != name or rank not in ("", "*", os.environ.get("RANK", "0")):
+            continue
+        if _calls[name] == int(nth or 1):
+            _act(name, action)
+
+
+def _act(name: str, action: str) -> None:
+    if action.startswith("sleep="):
+        time.sleep(float(action.removeprefix("sleep=")))
+    elif action == "kill9":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif action == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif action == "exit":
+        os._exit(3)
+    elif action in ("enospc", "eio"):
+        code = errno.ENOSPC if action == "enospc" else errno.EIO
+        raise OSError(code, os.strerror(code), f"failpoint {name}")
+    elif action == "raise":
+        raise RuntimeError(f"failpoint {name}")
+    else:
+        raise ValueError(f"R1HPC_FAILPOINT: unknown action {action!r}")

@@ -1,0 +1,66 @@
+"""Slurm's time and memory notations, and how r1hpc prints sizes, times and GPU-hours.
+
+    >>> parse_time("1-12:00:00")
+    129600
+    >>> format_time(5400)
+    '01:30:00'
+    >>> format_bytes(3 * 2**30)
+    '3.0 GiB'
+"""
+
+import re
+
+from r1hpc.base.errors import UsageError
+
+GIB = 2**30
+_TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
+
+
+def parse_time(text: str) -> int:
+    """Seconds of a Slurm time: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S (sbatch(1), --time)."""
+    found = _TIME.fullmatch(text.strip())
+    if not found:
+        raise UsageError(f"time {text!r} is not one of M, M:S, H:M:S, D-H, D-H:M, D-H:M:S")
+    days, a, b, c = (None if part is None else int(part) for part in found.groups())
+    assert a is not None, "the pattern requires one number"
+    if days is not None:
+        return ((days * 24 + a) * 60 + (b or 0)) * 60 + (c or 0)
+    if c is not None:
+        return (a * 60 + (b or 0)) * 60 + c
+    return a * 60 + (b or 0)
+
+
+def format_time(seconds: float) -> str:
+    """[D-]HH:MM:SS, as Slurm writes it."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    return (f"{days}-" if days else "") + f"{h:02d}:{m:02d}:{s:02d}"
+
+
+def format_duration(seconds: float) -> str:
+    """A duration for a person: 0.4 s, 12 s, 3 min 20 s, 2 h 05 min, 3 d 04 h."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    if days:
+        return f"{days} d {h:02d} h"
+    if hours:
+        return f"{hours} h {m:02d} min"
+    return f"{minutes} min {s:02d} s" if minutes else f"{s} s"
+
+
+def format_bytes(count: float) -> str:
+    """Binary units: 512 B, 1.5 KiB, 3.0 GiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def gpu_hours(num_gpus: int, seconds: float) -> float:
+    """num_nodes x gpus_per_node x allocated wall hours, busy or idle."""
+    return num_gpus * seconds / 3600
