@@ -22,12 +22,14 @@ class ArgumentParser(argparse.ArgumentParser):
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(**kwargs)
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse, but an unknown flag is answered with the nearest known one."""
         known, unknown = self.parse_known_args(args, namespace)
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
-            self.error(f"unknown argument {printable(unknown[0])!r}{nearest(unknown[0].split('=')[0], flags)}")
+            self.error(
+                f"unknown argument {printable(unknown[0])!r}{nearest(unknown[0].split('=')[0], flags)}"
+            )
         return known
 
     def error(self, message: str) -> NoReturn:

@@ -1,8 +1,8 @@
 """Files that survive a kill at any moment: written beside their place, synced, then renamed.
 
-    write_atomic(path, "text")          # whole old file or whole new file, never half
-    append_record(path, {"step": 1})    # one line, one write; a torn last line is ignored by readers
-    read_records(path)                  # -> list of dicts
+write_atomic(path, "text")          # whole old file or whole new file, never half
+append_record(path, {"step": 1})    # one line, one write; a torn last line is ignored by readers
+read_records(path)                  # -> list of dicts
 """
 
 import contextlib

@@ -1,16 +1,16 @@
 """The run folder: one class that knows the path of everything a run leaves behind.
 
-    <run_root>/<run_id>/
-        config.yaml plan.json job.sh environment.json code/    frozen before submission
-        attempts.jsonl                                         one line per event, see telemetry.attempts
-        attempts/<k>/rank_<n>.json                             how each rank of attempt k ended
-        logs/attempt_<k>/rank_<n>.out, logs/latest             what each rank printed
-        metrics/train.jsonl, metrics/gpu-<node>.jsonl          per step; per NVML sample
-        ledger/attempt_<k>.jsonl                               what data each step consumed
-        checkpoints/step-<n>/                                  see checkpoint
-        report/                                                plots
-        STOP, SAVE                                             touch one: stop after a save; save now
-        FINISHED                                               the run is over; started again it exits 0
+<run_root>/<run_id>/
+    config.yaml plan.json job.sh environment.json code/    frozen before submission
+    attempts.jsonl                                         one line per event, see telemetry.attempts
+    attempts/<k>/rank_<n>.json                             how each rank of attempt k ended
+    logs/attempt_<k>/rank_<n>.out, logs/latest             what each rank printed
+    metrics/train.jsonl, metrics/gpu-<node>.jsonl          per step; per NVML sample
+    ledger/attempt_<k>.jsonl                               what data each step consumed
+    checkpoints/step-<n>/                                  see checkpoint
+    report/                                                plots
+    STOP, SAVE                                             touch one: stop after a save; save now
+    FINISHED                                               the run is over; started again it exits 0
 """
 
 import os

@@ -1,11 +1,11 @@
 """Slurm's time and memory notations, and how r1hpc prints sizes, times and GPU-hours.
 
-    >>> parse_time("1-12:00:00")
-    129600
-    >>> format_time(5400)
-    '01:30:00'
-    >>> format_bytes(3 * 2**30)
-    '3.0 GiB'
+>>> parse_time("1-12:00:00")
+129600
+>>> format_time(5400)
+'01:30:00'
+>>> format_bytes(3 * 2**30)
+'3.0 GiB'
 """
 
 import re

@@ -1,0 +1,207 @@
+"""Merge YAML files and dotted overrides into a RunConfig.
+
+    load("jobs/smoke.yaml", ["train.num_steps=20", "resources.nodes=4"])
+
+Later wins: schema defaults, then each file of the job's `include:` list in order, then the job file,
+then the cluster profile (section `cluster` only), then the overrides. An unknown key is refused with
+the nearest known one. YAML is read by a safe loader: no tags, no aliases beyond OmegaConf's own.
+"""
+
+import dataclasses
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from r1hpc.base.errors import ConfigError
+from r1hpc.base.files import write_atomic
+from r1hpc.base.names import nearest, printable
+from r1hpc.config.schema import RunConfig
+
+_MAX_YAML_BYTES = 1 << 20
+
+
+def assets(folder: str) -> Path:
+    """The folder `jobs`, `configs`, `shards` or `sbatch`: of the checkout, or as installed in the wheel."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "_assets" / folder
+    return installed if installed.is_dir() else package.parent / folder
+
+
+def find_job(name: str) -> Path:
+    """The job file at path `name`, or called so in jobs/ (with or without .yaml).
+
+    Raises:
+        ConfigError: neither exists; names the jobs there are.
+    """
+    jobs = assets("jobs")
+    for candidate in (Path(name), jobs / name, jobs / f"{name}.yaml", jobs / Path(name).name):
+        if candidate.is_file():
+            return candidate
+    known = sorted(path.stem for path in jobs.glob("*.yaml"))
+    raise ConfigError(f"no job {printable(name)!r}{nearest(name, known)}; there are: {', '.join(known)}")
+
+
+def load(
+    job: Path | str | None = None,
+    overrides: Sequence[str] = (),
+    cluster: str | None = None,
+) -> RunConfig:
+    """The RunConfig of a job file, a cluster profile and `key=value` overrides.
+
+    Args:
+        job: path or name of a job file; None starts from the defaults.
+        overrides: dotted `section.key=value`, values in YAML.
+        cluster: profile name in configs/cluster/ or a path; None takes $R1HPC_CLUSTER, else none.
+
+    Raises:
+        ConfigError: an unknown key, a value of the wrong type or out of range, an unreadable file.
+    """
+    layers: list[dict[str, Any]] = []
+    if job is not None:
+        path = find_job(str(job))
+        content = _read_yaml(path)
+        for name in content.pop("include", None) or []:
+            layers.append(_read_yaml(_find_include(str(name), path)))
+        layers.append(content)
+    profile = cluster or os.environ.get("R1HPC_CLUSTER")
+    if profile:
+        layers.append({"cluster": _read_yaml(_find_profile(profile))})
+    merged = _merge(layers, overrides)
+    return _to_config(merged)
+
+
+def save(config: RunConfig, path: Path) -> None:
+    """Write the resolved configuration; `read` gives the same object back."""
+    write_atomic(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def read(path: Path) -> RunConfig:
+    """The configuration frozen in a run folder."""
+    return _to_config(_merge([_read_yaml(path)], ()))
+
+
+def _merge(layers: Sequence[dict[str, Any]], overrides: Sequence[str]) -> DictConfig:
+    merged = OmegaConf.structured(RunConfig)
+    try:
+        for layer in layers:
+            _check_keys(layer, RunConfig, "")
+            merged = OmegaConf.merge(merged, layer)
+        for item in overrides:
+            merged = OmegaConf.merge(merged, _parse_override(item))
+    except OmegaConfBaseException as error:
+        raise ConfigError(_explain(error)) from None
+    return cast(DictConfig, merged)
+
+
+def _to_config(merged: DictConfig) -> RunConfig:
+    try:
+        return cast(RunConfig, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def _explain(error: OmegaConfBaseException) -> str:
+    key = getattr(error, "full_key", None)
+    first = str(error).splitlines()[0]
+    return f"{key}: {first}" if key else first
+
+
+def _parse_override(item: str) -> dict[str, Any]:
+    key, sign, value = item.partition("=")
+    if not sign or not key:
+        raise ConfigError(f"override {printable(item)!r} is not KEY=VALUE, for example train.num_steps=100")
+    try:
+        content: Any = yaml.load(value, _Loader) if value else None
+    except yaml.YAMLError:
+        raise ConfigError(f"override {printable(item)!r}: the value is not valid YAML; quote it") from None
+    for part in reversed(key.split(".")):
+        content = {part: content}
+    assert isinstance(content, dict)
+    _check_keys(content, RunConfig, "")
+    return content
+
+
+def _check_keys(values: dict[str, Any], schema: type, prefix: str) -> None:
+    """Refuse keys the schema lacks, naming the nearest; free-form dictionaries are not looked into."""
+    fields = {f.name: f for f in dataclasses.fields(schema)}
+    for key, value in values.items():
+        if key not in fields:
+            full = f"{prefix}{printable(str(key))}"
+            raise ConfigError(f"unknown key {full!r}{nearest(full, known_keys())}")
+        factory = fields[key].default_factory
+        if isinstance(factory, type) and dataclasses.is_dataclass(factory):
+            if not isinstance(value, dict):
+                raise ConfigError(
+                    f"{prefix}{key} is a section: give its keys, as in {prefix}{key}.NAME=VALUE"
+                )
+            _check_keys(value, factory, f"{prefix}{key}.")
+
+
+def known_keys(schema: type = RunConfig, prefix: str = "") -> list[str]:
+    """Every dotted key of the schema."""
+    keys = []
+    for f in dataclasses.fields(schema):
+        factory = f.default_factory
+        if isinstance(factory, type) and dataclasses.is_dataclass(factory):
+            keys += known_keys(factory, f"{prefix}{f.name}.")
+        else:
+            keys.append(f"{prefix}{f.name}")
+    return keys
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases (a bomb of them fills memory) and with 1e-4 read as a number, as people mean it."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not allowed")
+        return super().compose_node(parent, index)
+
+
+# YAML 1.1 reads 1e-4 as a string (no dot). The pattern is the YAML 1.2 float.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)$"),
+    list("-+0123456789."),
+)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _MAX_YAML_BYTES:
+            raise ConfigError(f"{path} is larger than 1 MiB: that is no configuration")
+        content = yaml.load(path.read_text(), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {printable(str(error))}") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold keys and values, not a {type(content).__name__}")
+    return content
+
+
+def _find_include(name: str, job: Path) -> Path:
+    for candidate in (assets("configs") / f"{name}.yaml", job.parent / name, job.parent / f"{name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    configs = assets("configs")
+    known = sorted(str(path.relative_to(configs).with_suffix("")) for path in configs.rglob("*.yaml"))
+    raise ConfigError(f"{job} includes {printable(name)!r}, which is not in configs/{nearest(name, known)}")
+
+
+def _find_profile(name: str) -> Path:
+    folder = assets("configs") / "cluster"
+    for candidate in (folder / f"{name}.yaml", Path(name)):
+        if candidate.is_file():
+            return candidate
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    hint = nearest(name, known)
+    raise ConfigError(f"no cluster profile {printable(name)!r}{hint}; there are: {', '.join(known)}")
