@@ -1,10 +1,11 @@
 """attempts.jsonl: every submission and every attempt of a run, and how each attempt ended.
 
-Three events, one JSON line each, appended in order and never changed:
+Events, one JSON line each, appended in order and never changed:
 
     submitted  time executor job_id script time_limit_s
     begin      time attempt token job_id executor host node_names gpus ranks resumed_from
     end        time attempt cause detail exit_status last_committed_step requeued inferred
+    cancel_requested  time by
 
 An attempt killed without a word has no `end`; the next `begin` writes it, marked `inferred`.
 """
@@ -78,9 +79,18 @@ class History:
     attempts: tuple[Attempt, ...]
     submissions: tuple[dict[str, Any], ...] = field(default_factory=tuple)
 
+    cancel_requested_at: float | None = None
+    """When a person last asked for the run to be cancelled."""
+
     @property
     def last(self) -> Attempt | None:
         return self.attempts[-1] if self.attempts else None
+
+    @property
+    def since_submission(self) -> tuple[Attempt, ...]:
+        """Attempts of the newest submission: asking for the run again is asking for fresh limits."""
+        since = max((s["time"] for s in self.submissions), default=0.0)
+        return tuple(a for a in self.attempts if a.start >= since)
 
     @property
     def job_id(self) -> str | None:
@@ -102,7 +112,9 @@ def read_history(run: RunDir) -> History:
     begins = [e for e in events if e.get("event") == "begin"]
     ends = {e["attempt"]: e for e in events if e.get("event") == "end"}
     attempts = tuple(_fold(b, ends.get(b["attempt"]), steps.get(b["attempt"])) for b in begins)
-    return History(attempts, tuple(e for e in events if e.get("event") == "submitted"))
+    submissions = tuple(e for e in events if e.get("event") == "submitted")
+    cancels = [e["time"] for e in events if e.get("event") == "cancel_requested"]
+    return History(attempts, submissions, max(cancels, default=None))
 
 
 def steps_by_attempt(train_metrics: Path) -> dict[int, _Steps]:
@@ -121,7 +133,7 @@ def _fold(begin: dict[str, Any], end: dict[str, Any] | None, steps: _Steps | Non
         attempt=begin["attempt"],
         cause=Cause(end["cause"]) if end else None,
         start=begin["time"],
-        end=end["time"] if end else None,
+        end=(end.get("ended") or end["time"]) if end else None,
         nodes=len(names),
         gpus=begin.get("gpus", 0),
         first_step=steps.first if steps else None,

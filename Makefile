@@ -1,0 +1,42 @@
+# make demo   set up, then train a small model on this machine with a preemption in the middle of it
+# make test   set up, then run the tests; on Debian as root with a real four-node Slurm
+# make check  ruff, strict types, import rules        make soak   long kills and repetitions
+# make bench  speed beside peers and floors           make clean  remove the environment and the runs
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+RUN ?= $(VENV)/bin/python
+READY := $(VENV)/.ready
+# DeepSpeed probes for a GPU and for NUMA tools at import; on a machine with neither it should not warn.
+export DS_ACCELERATOR ?= $(shell test -e /dev/nvidiactl && echo cuda || echo cpu)
+
+.PHONY: setup demo test check bench soak clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: setup
+	$(RUN) -m r1hpc.submit jobs/smoke.yaml --executor local --nodes 2 --run-root runs --follow
+	$(RUN) -m r1hpc.report --run-root runs
+
+test: setup
+	$(RUN) -m pytest
+
+check: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(RUN) -m pytest tests/test_imports.py
+
+bench: setup
+	for bench in benchmarks/[a-z]*.py; do echo "== $$bench"; OMP_NUM_THREADS=1 $(RUN) $$bench || exit 1; done
+
+soak: setup
+	$(RUN) -m pytest -m soak --timeout 3600
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

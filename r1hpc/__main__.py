@@ -1,0 +1,46 @@
+"""r1hpc VERB …: the same as python -m r1hpc.VERB …
+
+r1hpc submit --nodes 4
+"""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+
+from r1hpc.base.cli import run_door
+from r1hpc.base.errors import UsageError
+from r1hpc.base.names import nearest, printable
+
+VERBS = {
+    "submit": "start a run on Slurm or on this machine",
+    "status": "state of a run and of its attempts",
+    "logs": "what the ranks print",
+    "cancel": "end a run",
+    "estimate": "GPU-hours before they are spent",
+    "report": "GPU-hours: planned, used, useful, wasted",
+    "shard": "build, verify and inspect datasets",
+    "monitor": "GPU readings of this node",
+    "doctor": "what is wrong here",
+    "drill": "preempt a real run and prove that nothing was lost",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a verb; the console script `r1hpc` calls this without arguments."""
+    run_door(_dispatch, sys.argv[1:] if argv is None else argv)
+
+
+def _dispatch(argv: Sequence[str]) -> int:
+    known = {verb: words for verb, words in VERBS.items() if importlib.util.find_spec(f"r1hpc.{verb}")}
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        lines = [f"  {verb:10} {words}" for verb, words in known.items()]
+        print("\n".join(["usage: r1hpc VERB ... (r1hpc VERB --help for each)", "", *lines]))
+        return 0
+    if argv[0] not in known:
+        raise UsageError(f"no verb {printable(argv[0])!r}{nearest(argv[0], known)}; see r1hpc --help")
+    return int(importlib.import_module(f"r1hpc.{argv[0]}").main(argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Begin an attempt, once, on the batch host: close the last one, fence it off, prepare, number the new one."""
+
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from r1hpc.attempt.cause import Evidence, SchedulerView, decide
+from r1hpc.attempt.outcome import read_outcomes
+from r1hpc.base.errors import R1hpcError
+from r1hpc.base.files import read_json, write_json
+from r1hpc.base.rundir import RunDir
+from r1hpc.checkpoint.store import CheckpointStore
+from r1hpc.config.load import assets, read
+from r1hpc.config.schema import RunConfig
+from r1hpc.slurm.accounting import sacct_records
+from r1hpc.slurm.client import SlurmError
+from r1hpc.telemetry.attempts import Attempt, Cause, read_history, reason_to_stop, record
+
+
+@dataclass(frozen=True)
+class AttemptFacts:
+    """What the batch host tells the ranks, in attempts/<k>/attempt.json."""
+
+    attempt: int
+    token: str
+    dataset_path: str
+    ranks: int
+
+
+class MustNotGoOnError(R1hpcError):
+    """The run may not be started again as it is; the message says why."""
+
+
+def begin(run: RunDir, executor: str, job_id: str, node_names: tuple[str, ...], ranks: int) -> int | None:
+    """Begin the next attempt and return its number; None when the run is finished or was told to stop.
+
+    Raises:
+        MustNotGoOnError: a limit of `limits` is reached.
+    """
+    if run.finished.exists():
+        print(f"{run.run_id} is finished: nothing to do", file=sys.stderr)
+        return None
+    config = read(run.config)
+    close_unended(run, config)
+    if run.stop.exists():
+        print(f"{run.stop} exists: not starting; remove it and submit with --resume", file=sys.stderr)
+        return None
+    history = read_history(run)
+    reason = reason_to_stop(history.since_submission, config.limits)
+    if reason is not None:
+        raise MustNotGoOnError(f"{run.run_id} is not started again: {reason}. `submit --resume` asks for more")
+    dataset = ensure_dataset(run, config)
+    attempt = (history.last.attempt if history.last else 0) + 1
+    token = secrets.token_hex(8)
+    store = CheckpointStore(run.checkpoints, keep=config.checkpoint.keep)
+    store.begin(attempt, token)
+    _make_folders(run, attempt)
+    facts = AttemptFacts(attempt, token, str(dataset), ranks)
+    write_json(run.attempt_dir(attempt) / "attempt.json", asdict(facts))
+    record(
+        run,
+        "begin",
+        attempt=attempt,
+        token=token,
+        job_id=job_id,
+        executor=executor,
+        host=socket.gethostname(),
+        node_names=list(node_names),
+        gpus=_num_gpus(config, ranks),
+        ranks=ranks,
+        resumed_from=newest_step(store),
+    )
+    return attempt
+
+
+def read_facts(run: RunDir, attempt: int) -> AttemptFacts:
+    """What begin wrote for the ranks of this attempt."""
+    return AttemptFacts(**read_json(run.attempt_dir(attempt) / "attempt.json"))
+
+
+def newest_step(store: CheckpointStore) -> int | None:
+    """The newest committed step, unverified; None before the first."""
+    found = store.list()
+    return found[0].step if found else None
+
+
+def close_unended(run: RunDir, config: RunConfig) -> None:
+    """Write the `end` that a killed attempt could not write itself."""
+    history = read_history(run)
+    last = history.last
+    if last is None or last.cause is not None:
+        return
+    view, ended = _seen_by_sacct(last)
+    evidence = Evidence(
+        ranks=last.ranks,
+        outcomes=read_outcomes(run, last.attempt),
+        status=0,
+        scheduler=view,
+        cancel_requested=(history.cancel_requested_at or 0) > last.start,
+    )
+    cause, detail = decide(evidence)
+    if cause is Cause.crash and not evidence.outcomes and not view.states:
+        cause, detail = Cause.unknown, "ended without a word, and Slurm's accounting does not say how"
+    store = CheckpointStore(run.checkpoints, keep=config.checkpoint.keep)
+    record(
+        run,
+        "end",
+        attempt=last.attempt,
+        cause=cause.value,
+        detail=detail,
+        exit_status=None,
+        last_committed_step=newest_step(store),
+        requeued=True,
+        inferred=True,
+        ended=ended or _last_sign_of_life(run, last.attempt),
+    )
+
+
+def ensure_dataset(run: RunDir, config: RunConfig) -> Path:
+    """The dataset's folder: data.path, or built from data.recipe beside the runs on first use."""
+    if config.data.path is not None:
+        return Path(config.data.path)
+    assert config.data.recipe is not None, "DataConfig refuses neither"
+    recipe = Path(config.data.recipe)
+    recipe = recipe if recipe.is_file() else assets("shards") / f"{config.data.recipe}.yaml"
+    target = run.path.parent / "datasets" / recipe.stem
+    command = [sys.executable, "-m", "r1hpc.shard", "build", str(recipe), "--out", str(target), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise R1hpcError(f"the dataset could not be built from {recipe}: {done.stderr.strip()}")
+    return target
+
+
+def _make_folders(run: RunDir, attempt: int) -> None:
+    for folder in (run.attempt_dir(attempt), run.attempt_logs(attempt)):
+        shutil.rmtree(folder, ignore_errors=True)  # of a begin that died before it was recorded
+        folder.mkdir(mode=0o700)
+    latest = run.logs / "latest"
+    fresh = run.logs / f".latest-{attempt}"
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(run.attempt_logs(attempt).name)
+    fresh.replace(latest)
+
+
+def _num_gpus(config: RunConfig, ranks: int) -> int:
+    """GPUs allocated: one rank per GPU, except in a CPU run."""
+    is_cpu_run = config.resources.gpus_per_node == 0
+    return 0 if is_cpu_run else ranks
+
+
+def _seen_by_sacct(last: Attempt) -> tuple[SchedulerView, float | None]:
+    """What accounting says of the attempt: the record of its job that started last before it began."""
+    if last.job_id is None or last.job_id.startswith("local-"):
+        return SchedulerView(), None
+    for _ in range(5):  # slurmdbd hears of a node failure a little later than the job restarts
+        try:
+            records = sacct_records(last.job_id)
+        except SlurmError:
+            return SchedulerView(), None
+        mine = [r for r in records if r.start is not None and r.start <= last.start + 1 and r.end is not None]
+        if mine and mine[-1].end is not None and mine[-1].end >= last.start:
+            return SchedulerView(states=frozenset({mine[-1].state})), mine[-1].end
+        time.sleep(1)
+    return SchedulerView(), None
+
+
+def _last_sign_of_life(run: RunDir, attempt: int) -> float | None:
+    files = [run.train_metrics, *run.attempt_logs(attempt).glob("*"), *run.attempt_dir(attempt).glob("*")]
+    times = [path.stat().st_mtime for path in files if path.exists()]
+    return max(times, default=None)
+

@@ -1,0 +1,118 @@
+"""Why an attempt ended, from what the ranks said, how srun exited and what Slurm says of the job.
+
+A pure function, because this decision spends or saves GPU-hours: every row of its table is a test.
+"""
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from r1hpc.attempt.outcome import FAILED, FINISHED, HANG, STOPPED, RankOutcome
+from r1hpc.telemetry.attempts import Cause
+
+
+@dataclass(frozen=True)
+class SchedulerView:
+    """What Slurm says of the job when the ranks are gone. All unknown without Slurm."""
+
+    states: frozenset[str] = frozenset()
+    """Words of JobState, e.g. {RUNNING}, {CANCELLED, COMPLETING}, {PENDING, COMPLETING}."""
+    preempted: bool = False
+    """Slurm has set PreemptTime."""
+    seconds_left: float | None = None
+    """Until the time limit."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything there is to judge by."""
+
+    ranks: int
+    outcomes: Sequence[RankOutcome]
+    status: int
+    """Exit status of srun, or of the worst local rank."""
+    scheduler: SchedulerView = SchedulerView()
+    cancel_requested: bool = False
+    signal_lead_s: float = 0.0
+
+
+# Slurm may send the warning signal up to 60 s early (sbatch(1), --signal).
+_EARLY_S = 60.0
+
+
+def decide(evidence: Evidence) -> tuple[Cause, str]:
+    """(cause, detail for a person)."""
+    outcomes = evidence.outcomes
+    kinds = {outcome.kind for outcome in outcomes}
+    if FINISHED in kinds:
+        return Cause.finished, ""
+    failed = [outcome for outcome in outcomes if outcome.kind == FAILED]
+    told = _told_by_scheduler(evidence)
+    if STOPPED in kinds and not failed:
+        return _why_stopped(evidence, next(o for o in outcomes if o.kind == STOPPED), told)
+    if told is not None and told[0] in (Cause.node_fail, Cause.cancelled, Cause.oom):
+        return told  # ranks that lose a peer fail too; the scheduler knows the first domino
+    named = [o for o in failed if o.cause in (Cause.oom.value, Cause.refused.value)]
+    if named:
+        return Cause(named[0].cause), f"rank {named[0].rank} on {named[0].node}: {named[0].detail}"
+    if HANG in kinds:
+        return Cause.hang, _describe_hang(evidence)
+    if told is not None:
+        return told
+    if failed:
+        # The rank whose peers' connections broke reports too; the first to fail is the likeliest culprit,
+        # and the one that does not complain about a connection.
+        first = min(failed, key=lambda o: ("onnection" in o.detail, o.rank))
+        return Cause.crash, f"rank {first.rank} on {first.node}: {first.detail}"
+    return Cause.crash, _describe_status(evidence)
+
+
+def _told_by_scheduler(evidence: Evidence) -> tuple[Cause, str] | None:
+    view = evidence.scheduler
+    if evidence.cancel_requested or "CANCELLED" in view.states:
+        return Cause.cancelled, "cancelled by a user"
+    if view.states & {"NODE_FAIL", "BOOT_FAIL"}:
+        return Cause.node_fail, "a node of the job went down"
+    if "OUT_OF_MEMORY" in view.states:
+        return Cause.oom, "Slurm killed it for memory"
+    if view.preempted or "PREEMPTED" in view.states:
+        return Cause.preempted, "preempted by Slurm"
+    if "TIMEOUT" in view.states:
+        return Cause.timeout, "the time limit was reached"
+    return None
+
+
+def _why_stopped(
+    evidence: Evidence, outcome: RankOutcome, told: tuple[Cause, str] | None
+) -> tuple[Cause, str]:
+    if outcome.reason == "STOP file":
+        return Cause.stopped, "STOP was touched"
+    if told is not None:
+        return told
+    left = evidence.scheduler.seconds_left
+    if left is not None and left <= evidence.signal_lead_s + _EARLY_S:
+        return Cause.timeout, f"{outcome.reason} with {max(0, round(left))} s left of the time limit"
+    if evidence.scheduler.states & {"PENDING", "REQUEUED", "REQUEUE_HOLD"}:
+        return Cause.preempted, "requeued by Slurm"
+    return Cause.preempted, f"told to leave by {outcome.reason or 'a signal'}"
+
+
+def _describe_hang(evidence: Evidence) -> str:
+    hung = [o for o in evidence.outcomes if o.kind == HANG]
+    silent = sorted(set(range(evidence.ranks)) - {o.rank for o in evidence.outcomes})
+    text = "; ".join(f"rank {o.rank} on {o.node}: {o.detail}" for o in hung[:4])
+    if silent and len(silent) <= 8:
+        text += f"; no word at all from rank {', '.join(map(str, silent))}: look there first"
+    return text
+
+
+def _describe_status(evidence: Evidence) -> str:
+    silent = sorted(set(range(evidence.ranks)) - {o.rank for o in evidence.outcomes})
+    who = f"rank {', '.join(map(str, silent[:8]))} left no word" if silent else "every rank left"
+    if evidence.status > 128:
+        try:
+            name = signal.Signals(evidence.status - 128).name
+        except ValueError:
+            name = f"signal {evidence.status - 128}"
+        return f"{who}, ended by {name}"
+    return f"{who}, exit status {evidence.status}"

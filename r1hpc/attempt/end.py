@@ -1,0 +1,121 @@
+"""End an attempt, on the batch host after the ranks have left: name the cause, decide what follows.
+
+What follows is one of: over; Slurm starts it again by itself; we ask Slurm to, once. The end is on record
+before anything is asked for, because a requeue kills this very process.
+"""
+
+import sys
+import time
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from r1hpc.attempt.begin import newest_step
+from r1hpc.attempt.cause import Evidence, SchedulerView, decide
+from r1hpc.attempt.outcome import read_outcomes
+from r1hpc.base.rundir import RunDir
+from r1hpc.checkpoint.store import CheckpointStore
+from r1hpc.config.load import read
+from r1hpc.plan.preemption import choose_signal_lead_s
+from r1hpc.slurm.client import SlurmError
+from r1hpc.slurm.requeue import JobState, job_state
+from r1hpc.telemetry.attempts import Attempt, Cause, read_history, reason_to_stop, record
+
+
+class Next(StrEnum):
+    """What follows an attempt."""
+
+    over = "over"
+    already_requeued = "already requeued"
+    """Slurm has put the job back into the queue by itself."""
+    requeue = "requeue"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The verdict on an attempt."""
+
+    attempt: Attempt
+    next: Next
+    reason: str
+
+    @property
+    def exit_status(self) -> int:
+        """What the batch script leaves with: 0 unless the run failed."""
+        good = (Cause.finished, Cause.stopped)
+        return 0 if self.attempt.cause in good or self.next is not Next.over else 1
+
+
+def end(run: RunDir, attempt: int, status: int) -> Ended:
+    """Judge the attempt whose ranks have left with `status`, and write it down."""
+    config = read(run.config)
+    history = read_history(run)
+    this = next(a for a in history.attempts if a.attempt == attempt)
+    state = _ask_slurm(this.job_id)
+    lead_s = config.resources.signal_lead_s
+    evidence = Evidence(
+        ranks=this.ranks,
+        outcomes=read_outcomes(run, attempt),
+        status=status,
+        scheduler=_view(state),
+        cancel_requested=(history.cancel_requested_at or 0) > this.start,
+        signal_lead_s=lead_s if lead_s is not None else choose_signal_lead_s(60, None),
+    )
+    cause, detail = decide(evidence)
+    store = CheckpointStore(run.checkpoints, keep=config.checkpoint.keep)
+    follows, reason = _what_follows(run, attempt, cause, state, newest_step(store))
+    record(
+        run,
+        "end",
+        attempt=attempt,
+        cause=cause.value,
+        detail=detail,
+        exit_status=status,
+        last_committed_step=newest_step(store),
+        requeued=follows is not Next.over,
+    )
+    _say(run, attempt, cause, detail, reason)
+    this = next(a for a in read_history(run).attempts if a.attempt == attempt)
+    return Ended(this, follows, reason)
+
+
+def _ask_slurm(job_id: str | None) -> JobState | None:
+    """The job's state, or None where there is no Slurm or it does not answer."""
+    if job_id is None or job_id.startswith("local-"):
+        return None
+    try:
+        return job_state(job_id)
+    except SlurmError as error:
+        print(f"Slurm does not answer, judging without it: {error}", file=sys.stderr)
+        return None
+
+
+def _view(state: JobState | None) -> SchedulerView:
+    if state is None:
+        return SchedulerView()
+    left = None if state.end_time is None else state.end_time - time.time()
+    return SchedulerView(state.states, state.preempt_time is not None, left)
+
+
+def _what_follows(
+    run: RunDir, attempt: int, cause: Cause, state: JobState | None, committed: int | None
+) -> tuple[Next, str]:
+    """Whether the run goes on after an attempt that ended by `cause`, and who sees to it."""
+    config = read(run.config)
+    history = read_history(run)
+    judged = [
+        replace(a, cause=cause, last_committed_step=committed) if a.attempt == attempt else a
+        for a in history.since_submission
+    ]
+    reason = reason_to_stop(judged, config.limits)
+    if reason is not None:
+        return Next.over, reason
+    if state is not None and state.pending:
+        return Next.already_requeued, "Slurm has requeued the job"
+    return Next.requeue, ""
+
+
+def _say(run: RunDir, attempt: int, cause: Cause, detail: str, reason: str) -> None:
+    line = f"{run.run_id}: attempt {attempt} ended: {cause.value}"
+    print(line + (f" ({detail})" if detail else ""), flush=True)
+    if reason:
+        print(f"{run.run_id}: {reason}", flush=True)

@@ -1,0 +1,128 @@
+"""Print a run's progress until it is over: its attempts, and a line now and then of its training.
+
+follow(run, "1234", sys.stdout)      # -> 0 finished, 1 ended otherwise, 130 left alone by Ctrl-C
+"""
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+from r1hpc.attempt.state import Situation, State, look
+from r1hpc.base.rundir import RunDir
+from r1hpc.base.units import format_duration
+
+_POLL_S = 0.5
+# slurmctld serves everybody: it is asked seldom, and only where the run folder says nothing new.
+_ASK_SLURM_EVERY_S = 10.0
+
+
+@dataclass
+class _Tail:
+    """The whole JSON lines added to a growing file."""
+
+    path: Path
+    _position: int = 0
+    _rest: bytes = b""
+
+    def new(self) -> list[dict[str, object]]:
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._position)
+                raw = self._rest + file.read()
+                self._position = file.tell()
+        except FileNotFoundError:
+            return []
+        *lines, self._rest = raw.split(b"\n")
+        return [value for line in lines if isinstance(value := _parse(line), dict)]
+
+
+@dataclass
+class _Follower:
+    run: RunDir
+    out: TextIO
+    steps: _Tail = field(init=False)
+    events: _Tail = field(init=False)
+    last_print: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.steps, self.events = _Tail(self.run.train_metrics), _Tail(self.run.attempts)
+
+    def print_news(self) -> bool:
+        """Print what is new; True when an attempt began or ended."""
+        events = self.events.new()
+        for event in events:
+            if event.get("event") == "begin":
+                self._print(
+                    f"attempt {event['attempt']} begins on {', '.join(_names(event)) or event.get('host')}"
+                )
+            elif event.get("event") == "end":
+                again = ", goes on by itself" if event.get("requeued") else ""
+                detail = f": {event['detail']}" if event.get("detail") else ""
+                self._print(f"attempt {event['attempt']} ended: {event['cause']}{detail}{again}")
+        steps = self.steps.new()
+        if steps and time.monotonic() - self.last_print >= 1.0:
+            self.last_print = time.monotonic()
+            self._print(_step_line(steps[-1]))
+        return bool(events)
+
+    def _print(self, line: str) -> None:
+        print(line, file=self.out, flush=True)
+
+
+def follow(run: RunDir, job_id: str, out: TextIO) -> int:
+    """Follow until the run is over; 0 when it finished, else 1. Ctrl-C only stops the following."""
+    follower = _Follower(run, out)
+    asked = time.monotonic()
+    try:
+        while True:
+            news = follower.print_news()
+            if news or time.monotonic() - asked >= _ask_every(job_id):
+                asked = time.monotonic()
+                situation = look(run)
+                if situation.state.is_over and not follower.print_news():
+                    return _report_end(run, situation, out)
+            time.sleep(_POLL_S)
+    except KeyboardInterrupt:
+        print(
+            f"\nno longer following; {run.run_id} goes on as {job_id}. Come back with: "
+            f"tail -F {run.logs}/latest/rank_0.out",
+            file=out,
+        )
+        return 130
+
+
+def _ask_every(job_id: str) -> float:
+    """Seconds between questions where the run folder says nothing new."""
+    return _POLL_S if job_id.startswith("local-") else _ASK_SLURM_EVERY_S
+
+
+def _report_end(run: RunDir, situation: Situation, out: TextIO) -> int:
+    detail = f" ({situation.detail})" if situation.detail else ""
+    finished = situation.state is State.finished
+    where = "" if finished else f"; see {run.logs}"
+    print(f"{run.run_id}: {situation.state}{detail}{where}", file=out, flush=True)
+    return 0 if finished else 1
+
+
+def _step_line(record: dict[str, object]) -> str:
+    words = [f"step {record.get('global_step')}"]
+    words += [
+        f"{name} {value:.4g}" for name in ("loss", "lr") if isinstance(value := record.get(name), float)
+    ]
+    if isinstance(seconds := record.get("step_time_s"), float):
+        words.append(f"{format_duration(seconds)} a step")
+    return "  ".join(words)
+
+
+def _names(event: dict[str, object]) -> list[str]:
+    names = event.get("node_names")
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _parse(line: bytes) -> object:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None

@@ -1,0 +1,109 @@
+"""Run attempts on this machine, one after the other, where there is no Slurm.
+
+Plays the batch script: begin, one process per rank, end; again while `end` says so. SIGUSR2 to the
+supervisor is a preemption (save, then the next attempt); SIGTERM is: save, then leave for good.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from r1hpc.attempt.begin import begin
+from r1hpc.attempt.end import Next, end
+from r1hpc.base.rundir import RunDir
+from r1hpc.config.load import read
+from r1hpc.config.schema import RunConfig
+from r1hpc.slurm.env import from_local
+
+# As srun --kill-on-bad-exit, but the others get a moment to write their own outcome.
+_AFTER_BAD_EXIT_S = 5.0
+
+
+class Supervisor:
+    """All attempts of one run on this machine."""
+
+    def __init__(self, run: RunDir) -> None:
+        self._run = run
+        self._config = read(run.config)
+        self._ranks: list[subprocess.Popen[bytes]] = []
+        self._leave = False
+        self._job_id = f"local-{os.getpid()}"
+
+    def supervise(self) -> int:
+        """Run until the run is over or we are told to leave; 0 unless it failed."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+            signal.signal(number, self._on_signal)
+        while True:
+            world_size = local_world_size(self._config)
+            names = node_names(self._config)
+            attempt = begin(self._run, "local", self._job_id, names, world_size)
+            if attempt is None:
+                return 0
+            status = self._run_ranks(attempt, world_size)
+            ended = end(self._run, attempt, status)
+            if ended.next is Next.over or self._leave:
+                return ended.exit_status
+
+    def _run_ranks(self, attempt: int, world_size: int) -> int:
+        self._ranks = [self._start(attempt, rank, world_size) for rank in range(world_size)]
+        bad_since: float | None = None
+        while any(rank.poll() is None for rank in self._ranks):
+            time.sleep(0.1)
+            if bad_since is None and any(rank.returncode for rank in self._ranks):
+                bad_since = time.monotonic()
+            if bad_since is not None and time.monotonic() - bad_since > _AFTER_BAD_EXIT_S:
+                for rank in self._ranks:
+                    rank.kill()
+        worst = next((r.returncode for r in self._ranks if r.returncode), 0)
+        return worst if worst >= 0 else 128 - worst
+
+    def _start(self, attempt: int, rank: int, world_size: int) -> subprocess.Popen[bytes]:
+        resources = self._config.resources
+        environment = {
+            **os.environ,
+            **self._config.cluster.environment,
+            "R1HPC_ATTEMPT": str(attempt),
+            "R1HPC_LOCAL_RANK": str(rank),
+            "R1HPC_LOCAL_WORLD_SIZE": str(world_size),
+            "R1HPC_LOCAL_NODE_COUNT": str(resources.nodes),
+            "R1HPC_LOCAL_JOB_ID": self._job_id,
+        }
+        # Two ranks of several threads each on a small machine slow one another down 7 to 27 times.
+        environment.setdefault("OMP_NUM_THREADS", str(resources.cpus_per_task or 1))
+        command = [sys.executable, "-u", "-m", "r1hpc.launch", "rank", str(self._run.path)]
+        with self._run.rank_log(attempt, rank).open("ab") as log:
+            return subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            )
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._leave = self._leave or number != signal.SIGUSR2
+        for rank in self._ranks:
+            if rank.poll() is None:
+                rank.send_signal(signal.SIGTERM)
+
+
+def local_world_size(config: RunConfig) -> int:
+    """Ranks of a run played on this machine: all its nodes."""
+    resources = config.resources
+    return resources.nodes * (resources.gpus_per_node or resources.ranks_per_node)
+
+
+def node_names(config: RunConfig) -> tuple[str, ...]:
+    """The played nodes' names, as the ranks will see them."""
+    environ = {
+        "R1HPC_LOCAL_RANK": "0",
+        "R1HPC_LOCAL_WORLD_SIZE": str(local_world_size(config)),
+        "R1HPC_LOCAL_NODE_COUNT": str(config.resources.nodes),
+        "R1HPC_ATTEMPT": "0",
+    }
+    return from_local(environ).node_names
+
+
+def log_path(run: RunDir) -> Path:
+    """What the supervisor itself prints."""
+    return run.logs / "local.out"

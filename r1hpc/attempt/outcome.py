@@ -1,0 +1,40 @@
+"""What each rank leaves behind about its end, in attempts/<k>/rank_<n>.json, for `end` to read."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from r1hpc.base.files import write_json
+from r1hpc.base.rundir import RunDir
+
+FINISHED = "finished"
+STOPPED = "stopped"
+FAILED = "failed"
+HANG = "hang"
+
+
+@dataclass(frozen=True)
+class RankOutcome:
+    """How one rank ended. `cause` is set where the rank itself knows it (oom, crash, refused)."""
+
+    rank: int
+    kind: str
+    node: str
+    global_step: int | None = None
+    reason: str = ""
+    cause: str | None = None
+    detail: str = ""
+
+
+def write_outcome(run: RunDir, attempt: int, outcome: RankOutcome) -> None:
+    """Durable before the rank exits."""
+    write_json(run.rank_outcome(attempt, outcome.rank), asdict(outcome))
+
+
+def read_outcomes(run: RunDir, attempt: int) -> list[RankOutcome]:
+    """Those ranks that could still write, in rank order."""
+    found = []
+    for path in run.attempt_dir(attempt).glob("rank_*.json"):
+        value: Any = json.loads(path.read_text())
+        found.append(RankOutcome(**value))
+    return sorted(found, key=lambda outcome: outcome.rank)

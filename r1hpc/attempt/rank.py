@@ -1,0 +1,195 @@
+"""One rank of an attempt: meet the others, train, and leave word of how it ended.
+
+`run_rank(run_dir)` is where every way of starting ends: submitit's pickle, `srun python -m r1hpc.launch
+rank`, the local supervisor. torch is imported only after the signal handlers stand.
+"""
+
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from r1hpc.attempt.begin import read_facts
+from r1hpc.attempt.outcome import FAILED, FINISHED, HANG, STOPPED, RankOutcome, write_outcome
+from r1hpc.base.errors import R1hpcError
+from r1hpc.base.files import check_owned, read_json, write_json
+from r1hpc.base.rundir import RunDir, open_run
+from r1hpc.config.load import read
+from r1hpc.config.schema import RunConfig
+from r1hpc.slurm.env import RankContext, choose_port, current, network_interface_to
+from r1hpc.telemetry.attempts import Cause
+from r1hpc.telemetry.sampler import GpuSampler
+from r1hpc.train.stop import StopRequests
+from r1hpc.train.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
+
+    from r1hpc.train.pretrain import Outcome
+
+_RENDEZVOUS_TIMEOUT_S = 600.0
+
+
+def run_rank(run_dir: str) -> None:
+    """Run this process's rank of the attempt in $R1HPC_ATTEMPT.
+
+    Leaves by SystemExit in every case but a finished run, so that submitit, which writes a result for a
+    function that returns, takes only a finished run for over.
+    """
+    run = open_run(run_dir)
+    context = current(os.environ)
+    check_owned(run.config)
+    config = read(run.config)
+    requests = StopRequests(run, context.rank)
+    requests.install()
+    watchdog = Watchdog(
+        config.train.hang_timeout_s,
+        lambda phase, idle_s: _leave_word(
+            run, context, RankOutcome(context.rank, HANG, context.node_name, detail=f"{idle_s:.0f} s in {phase}")
+        ),
+    )
+    watchdog.start()
+    sampler = _start_sampler(run, config, context)
+    try:
+        outcome = _train(run, config, context, requests, watchdog)
+    except BaseException as error:
+        _leave_word(run, context, _failure(context, error))
+        if isinstance(error, R1hpcError):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            traceback.print_exc()
+        sys.stderr.flush()
+        # Not by unwinding: destructors of a broken process group can wait for dead peers.
+        os._exit(1)
+    finally:
+        if sampler is not None:
+            sampler.stop()
+    watchdog.stop()
+    _report(run, context, outcome)
+    if not outcome.finished:
+        raise SystemExit(0)
+
+
+def _train(
+    run: RunDir, config: RunConfig, context: RankContext, requests: StopRequests, watchdog: Watchdog
+) -> "Outcome":
+    facts = read_facts(run, context.attempt)
+    store = _rendezvous(run, config, context, facts.token)
+    # Deferred: seconds of imports that must not stand between a signal and its handler.
+    from r1hpc.train import distributed, pretrain
+
+    watchdog.beat("joining the other ranks")
+    group = distributed.join(context.rank, context.local_rank, context.world_size, store)
+    job = pretrain.Job(
+        config=config,
+        run=run,
+        group=group,
+        attempt=context.attempt,
+        token=facts.token,
+        dataset_path=Path(facts.dataset_path),
+        requests=requests,
+        watchdog=watchdog,
+    )
+    outcome = pretrain.run(job)
+    distributed.leave()
+    return outcome
+
+
+def _rendezvous(run: RunDir, config: RunConfig, context: RankContext, token: str) -> "Store":
+    """A TCPStore on a port that rank 0 found free and already holds; the others read it from a file.
+
+    The socket is bound before its number is told, so nobody can take the port in between. The attempt's
+    token is checked through the store: a stranger's store, or one of an earlier attempt, is refused.
+    """
+    from r1hpc.train.distributed import make_store
+
+    place = run.attempt_dir(context.attempt) / "rendezvous.json"
+    if context.rank == 0:
+        listener = choose_port()
+        host = context.master_host
+        port = listener.getsockname()[1]
+        store = make_store("localhost", port, context.world_size, listener=listener)
+        store.set("r1hpc/token", token)
+        write_json(place, {"host": host, "port": port, "token": token})
+    else:
+        meeting = _wait_for(place, token)
+        host, port = meeting["host"], meeting["port"]
+        store = make_store(host, port, context.world_size, listener=None)
+        if store.get("r1hpc/token") != token.encode():
+            raise R1hpcError(f"{host}:{port} answers, but not for this attempt; it belongs to another run")
+    _name_interface(config, context)
+    return store
+
+
+def _name_interface(config: RunConfig, context: RankContext) -> None:
+    """Tell gloo and NCCL which interface leads to the other nodes; their own guess may be a private one."""
+    interface = config.cluster.network_interface or network_interface_to(context.peer_host)
+    if interface is not None:
+        os.environ["GLOO_SOCKET_IFNAME"] = interface
+        if interface != "lo":  # NCCL within one node uses shared memory and NVLink, and finds its own way
+            os.environ["NCCL_SOCKET_IFNAME"] = interface
+
+
+def _wait_for(place: Path, token: str) -> dict[str, str]:
+    deadline = time.monotonic() + _RENDEZVOUS_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if place.exists():
+            meeting: dict[str, str] = read_json(place)
+            if meeting["token"] == token:
+                return meeting
+        time.sleep(0.1)
+    raise R1hpcError(f"rank 0 did not write {place} within {_RENDEZVOUS_TIMEOUT_S:.0f} s; see the log of rank 0")
+
+
+def _start_sampler(run: RunDir, config: RunConfig, context: RankContext) -> GpuSampler | None:
+    """One NVML sampler per node, on its first rank."""
+    if not config.monitor.enabled or context.local_rank != 0:
+        return None
+    sampler = GpuSampler(
+        run.gpu_metrics(context.node_name), context.node_name, context.attempt, config.monitor.period_s
+    )
+    message = sampler.start()
+    if message:
+        print(message, flush=True)
+    return sampler
+
+
+def _report(run: RunDir, context: RankContext, outcome: "Outcome") -> None:
+    kind = FINISHED if outcome.finished else STOPPED
+    word = RankOutcome(context.rank, kind, context.node_name, outcome.global_step, outcome.reason)
+    _leave_word(run, context, word)
+    if context.rank != 0:
+        return
+    if outcome.finished:
+        write_json(run.finished, {"global_step": outcome.global_step, "time": time.time()})
+    what = "finished" if outcome.finished else f"stopped by {outcome.reason or 'another rank'}"
+    print(f"{what} after step {outcome.global_step}", flush=True)
+
+
+def _leave_word(run: RunDir, context: RankContext, outcome: RankOutcome) -> None:
+    try:
+        write_outcome(run, context.attempt, outcome)
+    except OSError as error:  # a full disk must not hide why the rank failed
+        print(f"could not write the outcome of rank {context.rank}: {error}", file=sys.stderr)
+
+
+def _failure(context: RankContext, error: BaseException) -> RankOutcome:
+    first = (str(error).splitlines() or [""])[0]
+    return RankOutcome(
+        context.rank,
+        FAILED,
+        context.node_name,
+        cause=_cause_of(error).value,
+        detail=f"{type(error).__name__}: {first}"[:500],
+    )
+
+
+def _cause_of(error: BaseException) -> Cause:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return Cause.oom
+    # An error of ours says that trying again as it is cannot help; a failed save can (a full disk is freed).
+    if isinstance(error, R1hpcError) and type(error).__name__ != "SaveError":
+        return Cause.refused
+    return Cause.crash

@@ -1,0 +1,110 @@
+"""File system calls of the checkpoint room, each between two failpoints.
+
+`with at("commit.rename"):` passes the failpoints `commit.rename.before` and `commit.rename.after`; the
+tests kill a process at every one of them.
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from r1hpc.base.failpoints import failpoint
+from r1hpc.base.files import fsync_dir
+
+TRASH_PREFIX = ".trash-"
+_REMOVE_TRIES = 20
+
+
+@contextlib.contextmanager
+def at(name: str) -> Iterator[None]:
+    """Failpoints before and after a file system call."""
+    failpoint(f"{name}.before")
+    yield
+    failpoint(f"{name}.after")
+
+
+def walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """(POSIX name relative to `folder`, lstat) of all below it, folders too. Follows no link."""
+    pending = [""]
+    while pending:
+        prefix = pending.pop()
+        with os.scandir(folder / prefix) as entries:
+            for entry in entries:
+                status = entry.stat(follow_symlinks=False)
+                yield prefix + entry.name, status
+                if stat.S_ISDIR(status.st_mode):
+                    pending.append(f"{prefix}{entry.name}/")
+
+
+def make_private(path: Path) -> None:
+    """Make a folder 0700 whatever the umask, and its entries durable."""
+    path.chmod(0o700)
+    fsync_dir(path)
+
+
+def write_new(path: Path, raw: bytes, scratch: Path, label: str) -> None:
+    """Put `raw` durably at `path`, by way of the file `scratch` of the same file system."""
+    with at(f"{label}_open"):
+        fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        os.fchmod(fd, 0o600)
+        with at(f"{label}_write"):
+            file.write(raw)
+            file.flush()
+        with at(f"{label}_fsync"):
+            os.fsync(fd)
+    with at(f"{label}_rename"):
+        scratch.replace(path)
+    with at(f"{label}_fsync_dir"):
+        fsync_dir(path.parent)
+
+
+def move_to_trash(path: Path, parent: Path, label: str) -> Path | None:
+    """Rename `path` to a trash name under `parent`; None when it is not there.
+
+    The rename takes it out of every reader's and writer's sight in one step, however long removal takes.
+    """
+    trash = parent / f"{TRASH_PREFIX}{secrets.token_hex(4)}-{path.name.lstrip('.')}"
+    with at(f"{label}_rename"):
+        try:
+            path.rename(trash)
+        except FileNotFoundError:
+            if parent.is_dir():
+                return None
+            raise
+    return trash
+
+
+def remove_tree(path: Path, label: str) -> bool:
+    """Remove a trashed folder; False if something is left, which a later begin or prune removes.
+
+    Tries for about a second: a superseded process may still be creating files in it.
+    """
+    with at(f"{label}_rmtree"):
+        for _ in range(_REMOVE_TRIES):
+            shutil.rmtree(path, ignore_errors=True)
+            if not os.path.lexists(path):
+                return True
+            time.sleep(0.05)
+    return False
+
+
+def discard(path: Path, parent: Path, label: str) -> None:
+    """move_to_trash and remove_tree; removes in place where even the rename fails (a full disk)."""
+    try:
+        trash = move_to_trash(path, parent, label)
+    except OSError:
+        trash = path
+    if trash is not None:
+        remove_tree(trash, label)
+
+
+def sweep_trash(folder: Path, label: str) -> None:
+    """Remove what a kill left in the trash of `folder`."""
+    for trash in sorted(folder.glob(f"{TRASH_PREFIX}*")):
+        remove_tree(trash, label)

@@ -1,0 +1,188 @@
+"""The manifest: which files a checkpoint consists of, how long each is and what its bytes hash to.
+
+    <root>/step-00000120/manifest.json
+        {"digest": "xxh3_128:...", "format": 1, "step": 120, "attempt": 3, "created": 1767225600.0,
+         "files": [{"name": "rank_0.pt", "size": 81, "digest": "xxh3_128:..."}], "meta": {...}}
+
+The file is JSON, and its first member, `digest`, covers every byte after that line: a flipped digit in
+`meta` (a position in the data, say) is found as surely as one in a weight. It guards against accidents, not against somebody who
+may write the folder; ownership does that.
+"""
+
+import json
+import os
+import re
+import stat
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.errors import StateError
+from r1hpc.base.files import check_owned
+from r1hpc.base.names import printable
+from r1hpc.checkpoint.digest import DIGEST, digest_bytes
+
+MANIFEST_NAME = "manifest.json"
+FORMAT = 1
+_HEAD = re.compile(rb'\{\n "digest": "(xxh3_128:[0-9a-f]{32})",\n')
+_STEP_FOLDER = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One file of a checkpoint."""
+
+    name: str
+    """Relative POSIX path inside the checkpoint."""
+    size: int
+    """Bytes."""
+    digest: str
+    """`xxh3_128:` and 32 hexadecimal digits."""
+
+    def __post_init__(self) -> None:
+        check_file_name(self.name)
+        if not isinstance(self.size, int) or self.size < 0:
+            raise StateError(f"size {self.size!r} of {self.name} is not a number of bytes")
+        if not isinstance(self.digest, str) or not DIGEST.fullmatch(self.digest):
+            raise StateError(f"digest {self.digest!r} of {self.name} is not xxh3_128:<32 hex digits>")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What was committed. `meta` is the caller's, any JSON object."""
+
+    step: int
+    attempt: int
+    created: float
+    """Unix time of the commit by the writer's clock: to be shown, never to order by."""
+    files: tuple[FileRecord, ...]
+    meta: dict[str, Any]
+
+    @property
+    def total_size(self) -> int:
+        """Bytes of all files, without the manifest."""
+        return sum(record.size for record in self.files)
+
+    def share(self, rank: int, world_size: int) -> list[str]:
+        """The files `rank` verifies when `world_size` ranks split them, about equal in bytes."""
+        loads = [0] * world_size
+        mine = []
+        for record in sorted(self.files, key=lambda r: (-r.size, r.name)):
+            lightest = loads.index(min(loads))
+            # + 1: empty files are spread out as well.
+            loads[lightest] += record.size + 1
+            if lightest == rank:
+                mine.append(record.name)
+        return mine
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A committed checkpoint whose manifest could be read."""
+
+    step: int
+    path: Path
+    manifest: Manifest
+
+
+def check_file_name(name: str) -> str:
+    """Return `name` if it stays inside a checkpoint: relative, normalised, no control characters.
+
+    Raises:
+        StateError: `..`, an absolute path, an empty part, a control character, or the manifest's own name.
+    """
+    parts = name.split("/") if isinstance(name, str) else [""]
+    if any(part in ("", ".", "..") for part in parts) or printable(name) != name or "\n" in name:
+        raise StateError(f"{printable(str(name))!r} is not a file name inside a checkpoint")
+    if name == MANIFEST_NAME:
+        raise StateError(f"{MANIFEST_NAME} is written by the commit; give that file another name")
+    return name
+
+
+def step_folder(step: int) -> str:
+    """`step-00000120`."""
+    return f"step-{step:08d}"
+
+
+def step_of(folder: str) -> int | None:
+    """The step of a folder named by step_folder; None for any other name."""
+    found = _STEP_FOLDER.fullmatch(folder)
+    return int(found[1]) if found and step_folder(int(found[1])) == folder else None
+
+
+def encode(manifest: Manifest) -> bytes:
+    """The bytes of manifest.json.
+
+    Raises:
+        TypeError: `meta` holds something that is not JSON.
+    """
+    tail = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1).removeprefix("{\n").encode() + b"\n"
+    return f'{{\n "digest": "{digest_bytes(tail)}",\n'.encode() + tail
+
+
+def decode(raw: bytes, path: Path) -> Manifest:
+    """Parse and check manifest.json.
+
+    Raises:
+        StateError: not a manifest, or its digest does not match; names `path`.
+    """
+    head = _HEAD.match(raw)
+    if not head:
+        raise StateError(f"{path} is truncated or not a manifest")
+    if digest_bytes(raw[head.end() :]) != head[1].decode():
+        raise StateError(f"{path} does not match its own digest: truncated or corrupt")
+    body = json.loads(raw)
+    if body.get("format") != FORMAT:
+        raise StateError(f"{path} has format {body.get('format')!r}; this r1hpc reads format {FORMAT}")
+    try:
+        return _manifest(body)
+    except (StateError, KeyError, TypeError, ValueError) as error:
+        raise StateError(f"{path} cannot be used: {error}") from None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in folder `path`, its manifest checked and its files not.
+
+    Raises:
+        StateError: a link, another user's, no readable manifest, or the manifest of another step.
+    """
+    file = path / MANIFEST_NAME
+    try:
+        check_owned(path)
+        check_owned(file)
+        manifest = decode(read_plain(file), file)
+    except FileNotFoundError:
+        raise StateError(f"{file} is missing") from None
+    except OSError as error:
+        raise StateError(f"{file} cannot be read: {error.strerror}") from None
+    if manifest.step != step_of(path.name):
+        raise StateError(f"{file} belongs to step {manifest.step}, not to this folder")
+    return Checkpoint(manifest.step, path, manifest)
+
+
+def read_plain(path: Path) -> bytes:
+    """Read a regular file, following no link and waiting on no pipe."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise StateError(f"{path} is not a plain file")
+        return file.read()
+
+
+def _manifest(body: dict[str, Any]) -> Manifest:
+    files = tuple(FileRecord(**record) for record in body["files"])
+    _check_unique(record.name for record in files)
+    if not isinstance(body["meta"], dict):
+        raise TypeError("meta is not an object")
+    return Manifest(
+        int(body["step"]), int(body["attempt"]), float(body["created"]), files, dict(body["meta"])
+    )
+
+
+def _check_unique(names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise StateError(f"{name} is listed twice")
+        seen.add(name)

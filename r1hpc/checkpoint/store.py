@@ -1,0 +1,390 @@
+"""Checkpoints that survive a kill at any moment: written aside, committed by one rename, verified on load.
+
+    store = CheckpointStore(run.checkpoints, keep=2)
+    store.begin(attempt, token)                          # batch host, before the ranks start
+    checkpoint = store.newest_verified()                 # what to resume from, or None at a first start
+    store.open_staging(step, attempt, token)             # rank 0, then a barrier
+    records = store.seal(folder, ["rank_0.pt"])          # every rank, its own files; then gather
+    store.commit(step, attempt, token, records, meta)    # rank 0; when it returns, the checkpoint exists
+    store.prune(protect=[resumed_from])
+
+    <root>/step-00000120/{manifest.json,...}             committed
+    <root>/LATEST                                        a hint for people; nothing here trusts it
+    <root>/.incarnation-<attempt>-<token>/step-<n>/      being written, see fence
+    <root>/.trash-*                                      being removed
+
+A rank that meets a CheckpointWriteError tells the others; then rank 0 calls `abandon`.
+"""
+
+import errno
+import logging
+import os
+import time
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.errors import StateError
+from r1hpc.base.files import check_owned, fsync_dir
+from r1hpc.checkpoint import fence
+from r1hpc.checkpoint.disk import (
+    at,
+    discard,
+    make_private,
+    move_to_trash,
+    remove_tree,
+    sweep_trash,
+    write_new,
+)
+from r1hpc.checkpoint.errors import CheckpointWriteError, NoUsableCheckpointError, write_error
+from r1hpc.checkpoint.manifest import (
+    MANIFEST_NAME,
+    Checkpoint,
+    FileRecord,
+    Manifest,
+    check_file_name,
+    encode,
+    read_checkpoint,
+    step_folder,
+    step_of,
+)
+from r1hpc.checkpoint.sealing import check_sealed, seal_files
+from r1hpc.checkpoint.verification import Fingerprint, find_problems, fingerprint
+
+__all__ = ["Candidate", "Checkpoint", "CheckpointStore", "FileRecord", "Manifest"]
+
+LATEST = "LATEST"
+MIN_KEEP = 2
+_log = logging.getLogger(__name__)
+# Inside the class `list` means CheckpointStore.list.
+Strings = list[str]
+Steps = list[int]
+Records = list[FileRecord]
+Checkpoints = list[Checkpoint]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A `step-*` folder. `checkpoint` is None when its manifest cannot be read."""
+
+    step: int
+    path: Path
+    checkpoint: Checkpoint | None
+    problem: str = ""
+
+
+class CheckpointStore:
+    """The checkpoints of one run.
+
+    All writing methods raise SupersededError once a newer attempt has begun, and CheckpointWriteError
+    when the file system refuses (full, read-only, failing); earlier checkpoints are intact then.
+    """
+
+    def __init__(self, root: Path, keep: int = MIN_KEEP) -> None:
+        self.root = Path(root)
+        # The newest may be the one that turns out to be bad.
+        self.keep = max(MIN_KEEP, keep)
+        self._own: Path | None = None
+        self._verified: dict[Path, Fingerprint] = {}
+
+    # Fencing
+
+    def begin(self, attempt: int, token: str) -> None:
+        """Fence every older incarnation. Once per attempt, on the batch host, before the ranks start.
+
+        Choose what to resume from after this has returned.
+
+        Raises:
+            SupersededError: an incarnation with a higher attempt number has begun.
+        """
+        own = fence.incarnation_dir(self.root, attempt, token)
+        with self.writing(own):
+            with at("begin.root"):
+                self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # The run folder may be reached through a link to scratch; what it leads to has to be ours.
+            check_owned(self.root.resolve())
+            self._own = fence.take_over(self.root, attempt, token)
+            sweep_trash(self.root, "begin.sweep")
+
+    # Writing
+
+    def staging(self, step: int, attempt: int, token: str) -> Path:
+        """Where the files of `step` are written. Computed only; nothing is looked at or created."""
+        return fence.incarnation_dir(self.root, attempt, token) / step_folder(step)
+
+    def open_staging(self, step: int, attempt: int, token: str) -> Path:
+        """Create the staging folder, empty. Rank 0 only; the others wait for it, then write into it."""
+        staging = self.staging(step, attempt, token)
+        self._own = staging.parent
+        with self.writing(staging):
+            if os.path.lexists(staging):
+                discard(staging, staging.parent, "open.discard")
+            with at("open.mkdir"):
+                # Without parents: this is where a superseded incarnation is refused.
+                staging.mkdir(mode=0o700)
+            staging.chmod(0o700)
+        return staging
+
+    def seal(self, staging: Path, names: Iterable[str]) -> Records:
+        """Make files durable and private and digest them. Every rank, for the files it wrote itself.
+
+        `names` are POSIX paths relative to `staging`. An fsync that fails is a failed save: it is never
+        repeated, because the kernel reports lost pages once and then calls them clean.
+        """
+        with self.writing(staging):
+            return seal_files(staging, [check_file_name(name) for name in names])
+
+    def commit(
+        self, step: int, attempt: int, token: str, records: Records, meta: dict[str, Any]
+    ) -> Checkpoint:
+        """Turn the staging folder into the checkpoint `step`. Rank 0 only, with all ranks' records.
+
+        When this returns the checkpoint is durable and will be found; when it raises, the store is as
+        before and the staging folder is gone. A good checkpoint of the same step that is there already
+        is kept and returned, and the new one dropped.
+
+        Raises:
+            CheckpointWriteError: also when a staged file is in no record, or in two, or has another size.
+        """
+        staging = self.staging(step, attempt, token)
+        self._own = staging.parent
+        manifest = Manifest(step, attempt, time.time(), tuple(sorted(records, key=lambda r: r.name)), meta)
+        raw = encode(manifest)
+        try:
+            with self.writing(staging):
+                return self._commit(staging, manifest.files, raw)
+        except CheckpointWriteError:
+            self.abandon(step, attempt, token)
+            raise
+
+    def abandon(self, step: int, attempt: int, token: str) -> None:
+        """Remove the staging folder. Never fails; what resists is removed by a later begin or prune."""
+        staging = self.staging(step, attempt, token)
+        if os.path.lexists(staging):
+            discard(staging, staging.parent, "abandon")
+
+    @contextmanager
+    def writing(self, path: Path) -> Iterator[None]:
+        """Turn an OSError into the SupersededError or CheckpointWriteError it stands for.
+
+        For the code that writes files into the staging folder `path`: `with store.writing(folder): ...`.
+        """
+        try:
+            yield
+        except OSError as error:
+            own = path if path.parent == self.root else path.parent
+            if error.errno in (errno.ENOENT, errno.ESTALE) and self.root.is_dir() and not own.is_dir():
+                raise fence.superseded(self.root, own) from error
+            raise write_error(path, error) from error
+
+    def _commit(self, staging: Path, records: tuple[FileRecord, ...], raw: bytes) -> Checkpoint:
+        with at("commit.check"):
+            folders = check_sealed(staging, records)
+        write_new(staging / MANIFEST_NAME, raw, staging / f".{MANIFEST_NAME}.tmp", "commit.manifest")
+        for folder in folders:
+            with at("commit.fsync_staging"):
+                make_private(folder)
+        target = self.root / staging.name
+        kept = self._settle(target, staging)
+        if kept is None:
+            self._publish(staging, target, raw)
+        else:
+            discard(staging, staging.parent, "commit.discard")
+        self._hint(target)
+        return kept or self._remember(read_checkpoint(target))
+
+    def _settle(self, target: Path, staging: Path) -> Checkpoint | None:
+        """Return the good checkpoint at `target`, or move a bad one out of the way.
+
+        It is moved into the incarnation's own folder, so that a superseded process cannot do it. A kill
+        before the next rename leaves the step without its bad checkpoint, until `begin` puts it back.
+        """
+        if not os.path.lexists(target):
+            return None
+        candidate = _examine(target)
+        if candidate.checkpoint and not self.verify(candidate.checkpoint):
+            with at("commit.fsync_kept"):
+                fsync_dir(self.root)
+            return candidate.checkpoint
+        replaced = staging.parent / f"{fence.REPLACED_PREFIX}{target.name}"
+        discard(replaced, staging.parent, "commit.discard_replaced")
+        with at("commit.replace"):
+            target.rename(replaced)
+        return None
+
+    def _publish(self, staging: Path, target: Path, raw: bytes) -> None:
+        """The commit point."""
+        replaced = staging.parent / f"{fence.REPLACED_PREFIX}{target.name}"
+        try:
+            with at("commit.rename"):
+                staging.rename(target)
+        except OSError:
+            if not _was_renamed(staging, target, raw):
+                if replaced.exists():
+                    replaced.rename(target)
+                raise
+        try:
+            with at("commit.fsync_root"):
+                fsync_dir(self.root)
+        except OSError:
+            # Whether the new name would survive a power loss is unknown, so it does not count.
+            with suppress(OSError):
+                move_to_trash(target, staging.parent, "commit.withdraw")
+            raise
+        if replaced.exists():
+            discard(replaced, staging.parent, "commit.discard_replaced")
+
+    def _hint(self, target: Path) -> None:
+        """Point LATEST at `target`. The checkpoint exists whether or not this works."""
+        assert self._own is not None, "commit sets it"
+        try:
+            raw = f"{target.name}\n".encode()
+            write_new(self.root / LATEST, raw, self._own / f".{LATEST}.tmp", "commit.latest")
+        except OSError as error:
+            _log.warning("%s not updated: %s", self.root / LATEST, error.strerror)
+
+    # Reading
+
+    def list(self) -> Checkpoints:
+        """Checkpoints with a readable manifest, newest step first. Their files are not looked at."""
+        return [found.checkpoint for found in self.survey() if found.checkpoint]
+
+    def survey(self) -> Iterator[Candidate]:
+        """Every `step-*` folder, newest step first, readable or not."""
+        try:
+            names = [path.name for path in self.root.iterdir()]
+        except FileNotFoundError:
+            names = []
+        except OSError as error:
+            raise StateError(f"{self.root} cannot be listed: {error.strerror}") from None
+        steps = sorted(((step, name) for name in names if (step := step_of(name)) is not None), reverse=True)
+        return (_examine(self.root / name) for _, name in steps)
+
+    def verify(self, checkpoint: Checkpoint, names: Iterable[str] | None = None) -> Strings:
+        """Problems, each naming its file; empty when good. `names` limits it to a rank's share.
+
+        Only the full check (names=None) finds files that the manifest does not list. To split the work
+        between ranks, see Manifest.share.
+        """
+        if names is not None:
+            return find_problems(checkpoint, names)
+        before = _fingerprint(checkpoint.path)
+        problems = find_problems(checkpoint)
+        self._verified.pop(checkpoint.path, None)
+        if not problems and before:
+            self._verified[checkpoint.path] = before
+        return problems
+
+    def newest_verified(self) -> Checkpoint | None:
+        """The newest checkpoint of which every byte is as committed; None when there are no folders.
+
+        Reads all of it. Each newer one that was passed over is logged with its problem and left as it is.
+
+        Raises:
+            NoUsableCheckpointError: there are checkpoint folders and none verifies.
+        """
+        passed_over = []
+        for found in self.survey():
+            problems = self.verify(found.checkpoint) if found.checkpoint else [found.problem]
+            if found.checkpoint and not problems:
+                self._compare_hint(found.path)
+                return found.checkpoint
+            passed_over.append(f"step {found.step}: {_summary(problems)}")
+            _log.warning("checkpoint passed over, %s", passed_over[-1])
+        if not passed_over:
+            return None
+        raise NoUsableCheckpointError(
+            f"no checkpoint in {self.root} can be used:\n  " + "\n  ".join(passed_over) + "\n"
+            "Restore one of them, or move these folders away to start from the beginning"
+        )
+
+    def _compare_hint(self, newest: Path) -> None:
+        hint = self.root / LATEST
+        try:
+            with hint.open("rb") as file:
+                named = file.read(64).decode(errors="replace").strip()
+        except OSError:
+            named = ""
+        if named != newest.name:
+            _log.warning("%s names %r; using %s, the newest that verifies", hint, named, newest.name)
+
+    def _remember(self, checkpoint: Checkpoint) -> Checkpoint:
+        self._verified[checkpoint.path] = fingerprint(checkpoint.path)
+        return checkpoint
+
+    # Retention
+
+    def prune(self, protect: Collection[int]) -> Steps:
+        """Remove what is older than the `keep` newest verified checkpoints; return the steps removed.
+
+        Steps in `protect` stay (what this attempt resumed from). With fewer than `keep` verified ones
+        nothing is removed. A checkpoint that this object committed or verified before counts as verified
+        while the fingerprint of its files is unchanged; others are read in full. Also removes what dead
+        incarnations left. A kill at any point leaves each checkpoint whole or gone.
+        """
+        scope = self._own or self.root
+        with self.writing(scope):
+            removed = [step for step in self._expendable() if step not in protect]
+            for step in removed:
+                trash = move_to_trash(self.root / step_folder(step), scope, "prune")
+                if trash is not None:
+                    remove_tree(trash, "prune")
+            self._sweep()
+        return removed
+
+    def _expendable(self) -> Steps:
+        """Steps older than the `keep` newest verified ones, oldest first."""
+        good = 0
+        older = []
+        for found in self.survey():
+            if good >= self.keep:
+                older.append(found.step)
+            elif found.checkpoint and self._is_good(found.checkpoint):
+                good += 1
+        return older[::-1]
+
+    def _is_good(self, checkpoint: Checkpoint) -> bool:
+        known = self._verified.get(checkpoint.path)
+        return (known is not None and known == _fingerprint(checkpoint.path)) or not self.verify(checkpoint)
+
+    def _sweep(self) -> None:
+        """Remove trash, and the folders of all incarnations but the newest."""
+        for _, _, folder in fence.incarnations(self.root)[:-1]:
+            discard(folder, self.root, "prune.sweep")
+        sweep_trash(self.root, "prune.sweep")
+        if self._own:
+            sweep_trash(self._own, "prune.sweep")
+
+
+def _examine(path: Path) -> Candidate:
+    step = step_of(path.name)
+    assert step is not None, "only step folders are examined"
+    try:
+        return Candidate(step, path, read_checkpoint(path))
+    except StateError as error:
+        return Candidate(step, path, None, str(error))
+
+
+def _was_renamed(staging: Path, target: Path, raw: bytes) -> bool:
+    """Did a rename that reported an error happen all the same?
+
+    NFS answers ENOENT to a rename it has carried out when the first answer was lost on the way.
+    """
+    try:
+        return not staging.exists() and (target / MANIFEST_NAME).read_bytes() == raw
+    except OSError:
+        return False
+
+
+def _fingerprint(folder: Path) -> Fingerprint | None:
+    try:
+        return fingerprint(folder)
+    except OSError:
+        return None
+
+
+def _summary(problems: Strings) -> str:
+    more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+    return "; ".join(problems[:3]) + more

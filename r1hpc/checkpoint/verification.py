@@ -1,0 +1,115 @@
+"""Is what lies in a checkpoint folder what was committed? Every problem names its file."""
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+
+from r1hpc.base.errors import StateError
+from r1hpc.base.files import check_owned
+from r1hpc.base.names import printable
+from r1hpc.base.units import format_bytes
+from r1hpc.checkpoint.digest import digest_fd
+from r1hpc.checkpoint.disk import walk
+from r1hpc.checkpoint.manifest import MANIFEST_NAME, Checkpoint, FileRecord, read_checkpoint
+
+# xxhash and read(2) let go of the interpreter lock; a parallel file system answers several readers faster.
+NUM_THREADS = min(4, os.cpu_count() or 1)
+Fingerprint = tuple[tuple[str, int, int, int, int], ...]
+
+
+def find_problems(checkpoint: Checkpoint, names: Iterable[str] | None = None) -> list[str]:
+    """All problems of a checkpoint, or of the files `names` of it. Empty: it is good.
+
+    Only the full check, names=None, looks for files that the manifest does not list.
+    """
+    try:
+        if read_checkpoint(checkpoint.path) != checkpoint:
+            return [f"{checkpoint.path / MANIFEST_NAME} has changed since it was read"]
+        chosen = _chosen(checkpoint, names)
+        problems = list(_layout_problems(checkpoint, None if names is None else chosen))
+    except StateError as error:
+        return [str(error)]
+    except OSError as error:
+        return [f"{os.fsdecode(error.filename or checkpoint.path)} cannot be read: {error.strerror}"]
+    if problems:
+        return problems
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        found = pool.map(lambda record: _content_problem(checkpoint.path, record), chosen)
+        return [problem for problem in found if problem]
+
+
+def fingerprint(folder: Path) -> Fingerprint:
+    """Changes whenever a file below `folder` is written, replaced, renamed, added or removed.
+
+    ctime cannot be set back by a user, so this tells "as when it was verified" without reading the
+    bytes. It does not see a disk that rots silently; a load does, because it verifies in full.
+    """
+    return tuple(sorted((n, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for n, s in walk(folder)))
+
+
+def _chosen(checkpoint: Checkpoint, names: Iterable[str] | None) -> list[FileRecord]:
+    records = {record.name: record for record in checkpoint.manifest.files}
+    if names is None:
+        return list(records.values())
+    chosen = list(names)
+    for name in chosen:
+        if name not in records:
+            raise StateError(f"{checkpoint.path / name} is not in the manifest")
+    return [records[name] for name in chosen]
+
+
+def _layout_problems(checkpoint: Checkpoint, only: list[FileRecord] | None) -> Iterator[str]:
+    """Missing, unexpected, of the wrong size or not safe to load; reads no content."""
+    records = {record.name: record for record in (checkpoint.manifest.files if only is None else only)}
+    found = dict(walk(checkpoint.path)) if only is None else _lstat_each(checkpoint.path, records)
+    for name, status in sorted(found.items()):
+        path = checkpoint.path / name
+        try:
+            check_owned(path)
+        except StateError as error:
+            yield str(error)
+            continue
+        if stat.S_ISDIR(status.st_mode) or name == MANIFEST_NAME:
+            continue
+        if not stat.S_ISREG(status.st_mode):
+            yield f"{path} is not a plain file"
+        elif name not in records:
+            yield f"{checkpoint.path / printable(name)} is an unexpected extra file, not in the manifest"
+        elif status.st_size != records[name].size:
+            yield f"{path} {_size_problem(records[name], status.st_size)}"
+    yield from (f"{checkpoint.path / name} is missing" for name in sorted(records.keys() - found.keys()))
+
+
+def _lstat_each(folder: Path, names: Iterable[str]) -> dict[str, os.stat_result]:
+    """lstat of the files `names` and of the folders between, as far as they exist."""
+    wanted = {str(part) for name in names for part in (PurePosixPath(name), *PurePosixPath(name).parents)}
+    found = {}
+    for name in wanted - {"."}:
+        path = folder / name
+        if os.path.lexists(path):
+            found[name] = path.lstat()
+    return found
+
+
+def _size_problem(record: FileRecord, size: int) -> str:
+    kind = "truncated" if size < record.size else "too long"
+    return f"is {kind}: {size} bytes ({format_bytes(size)}), the manifest says {record.size}"
+
+
+def _content_problem(folder: Path, record: FileRecord) -> str | None:
+    path = folder / record.name
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            size, digest = digest_fd(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+    if size != record.size:
+        return f"{path} {_size_problem(record, size)}"
+    if digest != record.digest:
+        return f"{path} is corrupt: its digest is {digest}, the manifest says {record.digest}"
+    return None

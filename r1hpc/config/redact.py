@@ -1,0 +1,76 @@
+"""Keep secrets out of what a run folder records: tokens by their look, values by the name beside them.
+
+    redact("git remote https://me:hunter2@host/x")     # -> "git remote https://[redacted]@host/x"
+    find_secret("hf_…")                                # -> "a Hugging Face token", or None
+
+Best effort by construction: a secret that looks like nothing and is named like nothing gets through. So the
+environment is recorded by allow-list, and this is the second fence.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+REDACTED = "[redacted]"
+_NAME = r"(?:token|key|secret|passw(?:or)?d|passwd|pwd|cookie|credential|auth|bearer|private)"
+SECRET_NAME = re.compile(rf"(?i)(?:^|[_.-]|\b){_NAME}s?(?:$|[_.-]|\b)|(?i:api_?key|access_?key)")
+
+# What leaked tokens look like, as their issuers document them.
+_LOOKS: tuple[tuple[str, re.Pattern[str]], ...] = (
+    ("a Hugging Face token", re.compile(r"\bhf_[A-Za-z0-9]{8,}")),
+    ("an API key", re.compile(r"\bsk-[A-Za-z0-9_-]{12,}")),
+    ("an AWS access key", re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}")),
+    ("a GitHub token", re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{12,}|github_pat_[A-Za-z0-9_]{12,})")),
+    ("a GitLab token", re.compile(r"\bglpat-[A-Za-z0-9_-]{12,}")),
+    ("a Slack token", re.compile(r"\bxox[abeoprs]-[A-Za-z0-9-]{8,}")),
+    ("a JSON web token", re.compile(r"\beyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*)?")),
+    ("a private key", re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*-----|\Z)")),
+)
+_USERINFO = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]*://)[^/\s@'\"]+@")
+# NAME = value, NAME: value, NAME=value; in code, YAML, shell and on command lines. The value up to its end.
+_ASSIGNED = re.compile(
+    rf"(?i)(?P<name>[A-Za-z0-9_.-]*{_NAME}s?[A-Za-z0-9_.-]*['\"]?\s*[:=]\s*)"
+    r"(?P<value>\"[^\"\n]*\"|'[^'\n]*'|[^\s,;'\"(){}\[\]]+)"
+)
+# Values that say nothing, and calls, types and numbers, which code puts beside words such as `key`.
+_PLAIN = re.compile(r"[\"']{0,2}(|\d+(\.\d+)?|None|null|true|false|True|False|str|int|bool|bytes)[\"']{0,2}")
+_LEAST_VALUE = 6
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a variable of this name is taken to hold a secret."""
+    return SECRET_NAME.search(name) is not None
+
+
+def secret_values(environ: Mapping[str, str]) -> list[str]:
+    """The values of secretly named variables, longest first, for `redact`; short ones say nothing."""
+    found = {value for name, value in environ.items() if is_secret_name(name) and len(value) >= _LEAST_VALUE}
+    return sorted(found, key=len, reverse=True)
+
+
+def find_secret(text: str, known: Iterable[str] = ()) -> str | None:
+    """What kind of secret `text` holds, in words; None for none.
+
+    Args:
+        known: values that are secret wherever they stand.
+    """
+    if any(value in text for value in known):
+        return "the value of a secret variable of your environment"
+    if _USERINFO.search(text):
+        return "a URL with a password"
+    return next((words for words, look in _LOOKS if look.search(text)), None)
+
+
+def redact(text: str, known: Iterable[str] = ()) -> str:
+    """`text` with what looks like a secret replaced by [redacted]."""
+    for value in known:
+        text = text.replace(value, REDACTED)
+    text = _USERINFO.sub(rf"\1{REDACTED}@", text)
+    for _, look in _LOOKS:
+        text = look.sub(REDACTED, text)
+    return _ASSIGNED.sub(_hide_value, text)
+
+
+def _hide_value(found: re.Match[str]) -> str:
+    if _PLAIN.fullmatch(found["value"]):
+        return found[0]
+    return f"{found['name']}{REDACTED}"

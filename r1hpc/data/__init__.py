@@ -1,0 +1,18 @@
+"""Tokens on disk and the way to the trainer: recipes, writers, the verified reader, the order, the loader.
+
+A dataset is a folder of plain Zarr v3 arrays plus a manifest that names every file by its digest:
+
+    DIR/manifest.json           canonical JSON; its sha256 is the dataset id
+    DIR/dataset_id              that id, for people and for a cheap cross-check
+    DIR/tokenizer/              tokenizer.json, loadable by tokenizers and transformers
+    DIR/parts/part-00000/       one contiguous run of documents, owned by one writer
+        tokens                  uint16 or uint32, one document after another, each closed by the EOS id
+        tokens.crc32c           uint32 per inner chunk: binds the bytes of each chunk to this dataset
+        doc_offsets             uint64, num_documents + 1, into this part's tokens
+        doc_source              uint16, index into the manifest's sources
+        doc_hash                uint64 x 2, xxh3-128 of the document's source bytes (high, low)
+        doc_input, doc_position uint32, uint64: which file of inputs.json, and where in it
+        inputs.json             the files this part was read from
+
+Writing uses zarr-python, so any Zarr v3 tool opens the result. Reading does not: see reader.
+"""

@@ -1,0 +1,234 @@
+"""Recipes: the YAML that says what a dataset is made of.
+
+    recipe = load_recipe(find_recipe("stdlib"))
+    recipe.hash                     # names the recipe's content, not where its file lies
+
+Keys are listed in shards/README.md. Paths in a recipe are relative to the recipe file.
+"""
+
+import sysconfig
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import yaml
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.names import check_name, nearest, printable
+from r1hpc.data.manifest import digest
+
+PYTHON_STDLIB = "python-stdlib"
+EOS_TOKEN = "<|endoftext|>"
+_MAX_RECIPE_BYTES = 1 << 20
+_Block = TypeVar("_Block")
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe:
+    """How text becomes ids."""
+
+    kind: str
+    """byte_bpe: trained here; bytes: one id a byte; path: a tokenizer.json; ids: the inputs are ids."""
+    vocab_size: int | None = None
+    """byte_bpe: at least 257 (256 bytes and the EOS token); ids: the vocabulary the ids come from."""
+    sample_bytes: int = 4_000_000
+    """byte_bpe: about how much text to train on, spread evenly over the inputs."""
+    path: str | None = None
+    """path: tokenizer.json or the folder that holds it."""
+    eos_token: str = EOS_TOKEN
+    eos_id: int | None = None
+    """ids: the id that ends a document."""
+
+    def __post_init__(self) -> None:
+        _one_of("tokenizer.kind", self.kind, ("byte_bpe", "bytes", "path", "ids"))
+        if self.kind in ("byte_bpe", "ids") and self.vocab_size is None:
+            raise UsageError(f"tokenizer.vocab_size is needed with kind: {self.kind}")
+        if self.kind == "byte_bpe" and (self.vocab_size or 0) < 257:
+            raise UsageError(f"tokenizer.vocab_size must be at least 257 for byte_bpe, not {self.vocab_size}")
+        if self.kind == "path" and self.path is None:
+            raise UsageError("tokenizer.path is needed with kind: path")
+        if self.kind == "ids" and not 0 <= (-1 if self.eos_id is None else self.eos_id) < (
+            self.vocab_size or 0
+        ):
+            raise UsageError("tokenizer.eos_id between 0 and vocab_size - 1 is needed with kind: ids")
+        if (self.vocab_size or 1) >= 2**32 - 1:
+            raise UsageError(f"tokenizer.vocab_size {self.vocab_size} does not fit 32-bit ids")
+
+
+@dataclass(frozen=True)
+class SourceRecipe:
+    """One set of input files of one kind and one licence."""
+
+    name: str
+    kind: str
+    """text: one document a file; jsonl: one a line; parquet: one a row; hdf5: one a row of a dataset."""
+    root: str
+    """Folder, or python-stdlib for the running Python's own library."""
+    glob: str = "**/*"
+    exclude: tuple[str, ...] = ()
+    """Names of folders or files to leave out, anywhere below root."""
+    field: str = "text"
+    """JSONL field, Parquet column or HDF5 dataset that holds the text (or the ids)."""
+    license: str = "unknown"
+    max_bytes: int | None = None
+    """Take whole files in sorted order, leaving out each that would exceed this sum."""
+    max_documents: int | None = None
+    """jsonl, parquet, hdf5: at most this many documents of each file."""
+    on_invalid_utf8: str = "error"
+    """error, skip the document, or replace the bad bytes by U+FFFD."""
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "source name")
+        _one_of(f"source {self.name}: kind", self.kind, ("text", "jsonl", "parquet", "hdf5"))
+        _one_of(f"source {self.name}: on_invalid_utf8", self.on_invalid_utf8, ("error", "skip", "replace"))
+        if self.kind == "text" and self.max_documents is not None:
+            raise UsageError(f"source {self.name}: max_documents is not for kind: text; use max_bytes")
+        for name in ("max_bytes", "max_documents"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UsageError(f"source {self.name}: {name} must be at least 1, not {value}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a dataset's bytes, besides the inputs themselves."""
+
+    name: str
+    tokenizer: TokenizerRecipe
+    sources: tuple[SourceRecipe, ...]
+    profile: str = "train"
+    """train: raw chunks, one small read per window; compact: zstd, several times smaller, slower windows."""
+    chunk_tokens: int = 2**15
+    shard_tokens: int = 2**24
+    part_bytes: int = 2**28
+    """Input bytes per part, the unit of work of one writer. A matter of layout, not of --workers."""
+    folder: Path = Path()
+    """Where the recipe file lies; not part of the hash."""
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "recipe name")
+        _one_of("profile", self.profile, ("train", "compact"))
+        if not self.sources:
+            raise UsageError("sources is empty: name at least one")
+        if len({source.name for source in self.sources}) != len(self.sources):
+            raise UsageError("two sources have the same name")
+        if len(self.sources) > 65_535:
+            raise UsageError("at most 65,535 sources")
+        if self.chunk_tokens < 1 or self.shard_tokens < 1 or self.shard_tokens % self.chunk_tokens:
+            raise UsageError(
+                f"shard_tokens ({self.shard_tokens}) must be a multiple of chunk_tokens ({self.chunk_tokens})"
+            )
+        if self.part_bytes < 1:
+            raise UsageError(f"part_bytes must be at least 1, not {self.part_bytes}")
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The resolved recipe as plain JSON types."""
+        content = asdict(self)
+        del content["folder"]
+        return content
+
+    @property
+    def hash(self) -> str:
+        return digest(self.content)
+
+    def resolve(self, path: str) -> Path:
+        """A path of this recipe, relative to the recipe file; python-stdlib is the running Python's."""
+        if path == PYTHON_STDLIB:
+            return Path(sysconfig.get_path("stdlib"))
+        return self.folder / Path(path).expanduser()
+
+
+def find_recipe(name: str | Path) -> Path:
+    """The recipe file at path `name`, or called so in shards/ (with or without .yaml).
+
+    Raises:
+        UsageError: neither exists; names the nearest recipe there is.
+    """
+    from r1hpc.config.load import assets  # omegaconf is not needed once the path is known
+
+    shards = assets("shards")
+    for candidate in (Path(name), shards / name, shards / f"{name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    known = sorted(path.stem for path in shards.glob("*.yaml"))
+    raise UsageError(
+        f"no recipe {printable(str(name))!r}{nearest(str(name), known)}; shards/ has: {', '.join(known)}"
+    )
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Parse one recipe file.
+
+    Raises:
+        UsageError: unreadable, not YAML, an unknown key (names the nearest), a wrong type or value.
+    """
+    try:
+        if path.stat().st_size > _MAX_RECIPE_BYTES:
+            raise UsageError(f"{path} is larger than {_MAX_RECIPE_BYTES} bytes; is it a recipe?")
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"recipe {path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from None
+    try:
+        return parse_recipe(content, path.absolute().parent)
+    except UsageError as error:
+        raise UsageError(f"recipe {path}: {error}") from None
+
+
+def parse_recipe(content: Any, folder: Path) -> Recipe:
+    """A Recipe from plain YAML values; `folder` is what its paths are relative to."""
+    values = dict(_mapping(content, "the recipe"))
+    _check_keys(values, [field.name for field in fields(Recipe) if field.name != "folder"], "")
+    values["tokenizer"] = _block(TokenizerRecipe, values.get("tokenizer"), "tokenizer")
+    sources = values.get("sources")
+    if not isinstance(sources, list):
+        raise UsageError("sources must be a list of blocks, each with name, kind and root")
+    values["sources"] = tuple(_block(SourceRecipe, item, f"sources[{i}]") for i, item in enumerate(sources))
+    return _block(Recipe, {**values, "folder": folder}, "recipe")
+
+
+def _block(cls: type[_Block], content: Any, where: str) -> _Block:
+    values = dict(_mapping(content, where))
+    prefix = "" if cls is Recipe else f"{where}."
+    known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
+    _check_keys(values, list(known), prefix)
+    for name, field in known.items():
+        if name not in values and field.default is MISSING:
+            raise UsageError(f"{prefix}{name} is missing")
+    types = get_type_hints(cls)
+    return cls(**{name: _typed(value, types[name], f"{prefix}{name}") for name, value in values.items()})
+
+
+def _typed(value: Any, wanted: Any, where: str) -> Any:
+    if wanted == tuple[str, ...]:
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise UsageError(f"{where} must be a list of strings, not {value!r}")
+        return tuple(value)
+    options = get_args(wanted) if isinstance(wanted, UnionType) else (wanted,)
+    plain = tuple(getattr(option, "__origin__", option) for option in options)
+    if not isinstance(value, plain) or isinstance(value, bool):
+        expected = " or ".join("null" if option is type(None) else option.__name__ for option in plain)
+        raise UsageError(f"{where} must be {expected}, not {value!r}")
+    return value
+
+
+def _mapping(content: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
+        raise UsageError(f"{where} must be a block of `key: value` lines")
+    return content
+
+
+def _check_keys(content: Mapping[str, Any], known: list[str], prefix: str) -> None:
+    for key in content:
+        if key not in known:
+            raise UsageError(f"unknown key {printable(prefix + key)!r}{nearest(key, known)}")
+
+
+def _one_of(where: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UsageError(
+            f"{where} must be one of {', '.join(allowed)}, not {value!r}{nearest(value, allowed)}"
+        )

@@ -1,0 +1,123 @@
+"""Text into ids: a byte-level BPE trained on the spot, plain bytes, or a tokenizer that already exists.
+
+The result is always a Hugging Face tokenizer.json, so that transformers can load what the data was made
+with. Text that happens to spell a special token is encoded as text, never as that token.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.names import nearest
+from r1hpc.data.recipe import TokenizerRecipe
+
+TOKENIZER_FILE = "tokenizer.json"
+_COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+def train_byte_bpe(texts: Iterable[str], vocab_size: int, eos_token: str) -> str:
+    """tokenizer.json of a byte-level BPE. The same texts in the same order give the same file."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[eos_token],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return str(tokenizer.to_str())
+
+
+def byte_tokenizer(eos_token: str) -> str:
+    """tokenizer.json in which byte b has id b, and the EOS token id 256."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.BPE(vocab=_byte_alphabet(), merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(eos_token, special=True, normalized=False)])
+    return str(tokenizer.to_str())
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The printable stand-in of each byte in byte-level BPE (GPT-2's `bytes_to_unicode`, 2019)."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    shifted = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(shifted)}
+
+
+def tokenizer_files(recipe: TokenizerRecipe, path: Path | None, texts: Iterable[str]) -> dict[str, bytes]:
+    """The files of DIR/tokenizer by name; none for kind `ids`.
+
+    Raises:
+        UsageError: kind `path` and no tokenizer.json there; nothing to train on.
+    """
+    if recipe.kind == "ids":
+        return {}
+    if recipe.kind == "path":
+        assert path is not None, "the recipe requires a path with kind: path"
+        return _existing_files(path)
+    if recipe.kind == "bytes":
+        text = byte_tokenizer(recipe.eos_token)
+    else:
+        text = train_byte_bpe(texts, recipe.vocab_size or 0, recipe.eos_token)
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": recipe.eos_token}
+    return {TOKENIZER_FILE: text.encode(), "tokenizer_config.json": json.dumps(config).encode()}
+
+
+def _existing_files(path: Path) -> dict[str, bytes]:
+    folder = path if path.is_dir() else path.parent
+    main = path / TOKENIZER_FILE if path.is_dir() else path
+    if not main.is_file():
+        raise UsageError(f"tokenizer.path: {main} is not there; give a folder that holds {TOKENIZER_FILE}")
+    files = {TOKENIZER_FILE: main.read_bytes()}
+    return files | {name: (folder / name).read_bytes() for name in _COMPANIONS if (folder / name).is_file()}
+
+
+def _check_shape(path: Path) -> None:
+    """Catch the usual wrong file before the tokenizers library does, which raises a bare Exception."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UsageError(f"{path} cannot be read as {TOKENIZER_FILE}: {error}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise UsageError(
+            f"{path} is not a tokenizer.json of the tokenizers library (it has no `model` block)"
+        )
+
+
+class Encoder:
+    """A loaded tokenizer.json. `vocab_size` is one more than the largest id."""
+
+    def __init__(self, path: Path, eos_token: str) -> None:
+        """Raise UsageError when the file is no tokenizer or has no such token."""
+        from tokenizers import Tokenizer
+
+        _check_shape(path)
+        self._tokenizer = Tokenizer.from_file(str(path))
+        self._tokenizer.encode_special_tokens = True
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        if eos_token not in vocabulary:
+            special = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
+            raise UsageError(f"{path} has no token {eos_token!r}{nearest(eos_token, special)}; set eos_token")
+        self.eos_id = vocabulary[eos_token]
+        self.vocab_size = max(vocabulary.values()) + 1
+
+    def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
+        """The ids of each text, without any special token."""
+        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(item.ids, dtype=np.uint32) for item in encoded]
+
+    def decode(self, ids: Any) -> str:
+        return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False))

@@ -1,0 +1,77 @@
+"""What runs inside a job: `begin` and `end` on the batch host, `rank` on every GPU, `local` instead of Slurm.
+
+    python -m r1hpc.launch begin RUN_DIR                      # prints the attempt's number, or nothing: over
+    srun … python -m r1hpc.launch rank RUN_DIR                # R1HPC_ATTEMPT=<number>
+    python -m r1hpc.launch end RUN_DIR --attempt K --status S # names the cause, requeues when needed
+    python -m r1hpc.launch local RUN_DIR                      # all of it, here, until the run is over
+
+Called by the job's script (job.sh in the run folder); by hand only to debug.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from r1hpc.base.cli import ArgumentParser, run_door
+from r1hpc.base.rundir import RunDir, open_run
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = ArgumentParser(prog="python -m r1hpc.launch", description=__doc__)
+    parser.add_argument("step", choices=("begin", "rank", "end", "local"))
+    parser.add_argument("run_dir")
+    parser.add_argument("--attempt", type=int, help="end: the number that begin printed")
+    parser.add_argument("--status", type=int, default=0, help="end: what srun exited with")
+    arguments = parser.parse_args(argv)
+    os.umask(0o077)
+    run = open_run(arguments.run_dir)
+    if arguments.step == "begin":
+        return _begin(run)
+    if arguments.step == "end":
+        if arguments.attempt is None:
+            parser.error("end needs --attempt")
+        return _end(run, arguments.attempt, arguments.status)
+    if arguments.step == "rank":
+        run_rank(str(run.path))
+        return 0
+    from r1hpc.attempt.local import Supervisor
+
+    return Supervisor(run).supervise()
+
+
+def run_rank(run_dir: str) -> None:
+    """Run one rank. The function that submitit pickles, by this name; all ways of starting end here."""
+    from r1hpc.attempt.rank import run_rank as run_one
+
+    os.umask(0o077)
+    run_one(run_dir)
+
+
+def _begin(run: RunDir) -> int:
+    from r1hpc.attempt.begin import begin
+    from r1hpc.slurm.env import expand_counts, expand_nodelist, job_id
+
+    names = expand_nodelist(os.environ["SLURM_JOB_NODELIST"])
+    ranks = sum(expand_counts(os.environ["SLURM_TASKS_PER_NODE"]))
+    attempt = begin(run, "slurm", job_id(os.environ) or "", names, ranks)
+    if attempt is not None:
+        print(attempt)
+    return 0
+
+
+def _end(run: RunDir, attempt: int, status: int) -> int:
+    from r1hpc.attempt.end import Next, end
+    from r1hpc.slurm.requeue import requeue, resubmit
+    from r1hpc.telemetry.attempts import record
+
+    ended = end(run, attempt, status)
+    job = ended.attempt.job_id
+    if ended.next is Next.requeue and job is not None and not requeue(job):
+        print("the cluster does not requeue this job: submitting it again", file=sys.stderr)
+        fresh = resubmit(run.script, after=job)
+        record(run, "resubmitted", job_id=fresh, executor="slurm")
+    return ended.exit_status
+
+
+if __name__ == "__main__":
+    run_door(main)

@@ -1,0 +1,126 @@
+"""How a global batch is spread over ranks, and which other spreads there are.
+
+    global_batch_size = num_nodes x ranks_per_node x micro_batch_size x gradient_accumulation_steps
+
+The global batch is part of the training and never changes; nodes, micro batch and accumulation may.
+"""
+
+import math
+from dataclasses import dataclass
+
+from r1hpc.base.errors import ConfigError
+
+_CHOICES_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Where the ranks run: one per GPU, or `ranks_per_node` on the CPUs where gpus_per_node is 0."""
+
+    num_nodes: int
+    ranks_per_node: int
+    gpus_per_node: int
+    """0: a CPU run."""
+
+    def __post_init__(self) -> None:
+        if self.num_nodes < 1 or self.ranks_per_node < 1 or self.gpus_per_node < 0:
+            raise ConfigError(f"no such topology: {self.num_nodes} nodes of {self.ranks_per_node} ranks")
+        if self.gpus_per_node not in (0, self.ranks_per_node):
+            raise ConfigError(
+                f"{self.ranks_per_node} ranks on {self.gpus_per_node} GPUs a node: "
+                "a GPU run has one rank per GPU"
+            )
+
+    @property
+    def world_size(self) -> int:
+        return self.num_nodes * self.ranks_per_node
+
+    @property
+    def num_gpus(self) -> int:
+        return self.num_nodes * self.gpus_per_node
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Sequences per optimizer step, per rank and forward pass, and forward passes per step."""
+
+    global_batch_size: int
+    micro_batch_size: int
+    gradient_accumulation_steps: int
+
+
+def solve_batch(
+    global_batch_size: int,
+    micro_batch_size: int,
+    world_size: int,
+    gradient_accumulation_steps: int | None = None,
+    ranks_per_node: int = 1,
+) -> BatchPlan:
+    """The accumulation that makes the global batch come out exactly.
+
+    Args:
+        gradient_accumulation_steps: derived when None; checked when given.
+        ranks_per_node: only for the choices an error lists.
+
+    Raises:
+        ConfigError: it does not come out; lists the legal spreads nearest to the asked one.
+    """
+    per_pass = world_size * micro_batch_size
+    steps, rest = divmod(global_batch_size, per_pass)
+    if not rest and steps and gradient_accumulation_steps in (None, steps):
+        return BatchPlan(global_batch_size, micro_batch_size, steps)
+    asked = f"{world_size} ranks x train.micro_batch_size {micro_batch_size}"
+    if gradient_accumulation_steps is not None:
+        asked += f" x train.gradient_accumulation_steps {gradient_accumulation_steps}"
+        per_pass *= gradient_accumulation_steps
+    relation = f"is {per_pass}" if gradient_accumulation_steps else f"= {per_pass} does not divide it"
+    choices = _nearest_choices(
+        global_batch_size, micro_batch_size, world_size // ranks_per_node, ranks_per_node
+    )
+    raise ConfigError(f"train.global_batch_size is {global_batch_size}, but {asked} {relation}. {choices}")
+
+
+def legal_topologies(
+    global_batch_size: int, ranks_per_node: int, max_nodes: int, micro_batch_size: int | None = None
+) -> list[tuple[int, int, int]]:
+    """Every (nodes, micro batch, accumulation) up to `max_nodes` that gives exactly this global batch.
+
+    Args:
+        micro_batch_size: only spreads with this one; None lists all.
+
+    Returns:
+        Sorted by nodes, then micro batch. Empty where `ranks_per_node` does not divide the global batch.
+    """
+    found = []
+    for nodes in range(1, max_nodes + 1):
+        per_rank, rest = divmod(global_batch_size, nodes * ranks_per_node)
+        if rest:
+            continue
+        for micro in _divisors(per_rank) if micro_batch_size is None else [micro_batch_size]:
+            if micro and per_rank and per_rank % micro == 0:
+                found.append((nodes, micro, per_rank // micro))
+    return found
+
+
+def _divisors(number: int) -> list[int]:
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    return small + [number // d for d in reversed(small) if d * d != number]
+
+
+def _nearest_choices(global_batch_size: int, micro_batch_size: int, nodes: int, ranks_per_node: int) -> str:
+    """A sentence that lists what would be legal, the least changed first."""
+    legal = legal_topologies(global_batch_size, ranks_per_node, max(2 * nodes, nodes + 4))
+    if not legal:
+        return (
+            f"No number of nodes with {ranks_per_node} ranks each divides it: take a multiple of "
+            f"{ranks_per_node} (this changes the training) or other ranks per node."
+        )
+
+    def distance(choice: tuple[int, int, int]) -> tuple[float, tuple[int, int, int]]:
+        return abs(math.log(choice[0] / max(nodes, 1))) + abs(math.log(choice[1] / micro_batch_size)), choice
+
+    nearest = sorted(legal, key=distance)[:_CHOICES_SHOWN]
+    listed = "; ".join(
+        f"{n} node{'s' if n > 1 else ''}, micro batch {m}, accumulation {a}" for n, m, a in nearest
+    )
+    return f"With {ranks_per_node} ranks per node these are legal: {listed}"

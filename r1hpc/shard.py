@@ -1,0 +1,165 @@
+"""Datasets of tokens: build one from a recipe, audit every byte of it, look inside.
+
+    python -m r1hpc.shard build stdlib --out data/stdlib --workers 4
+    python -m r1hpc.shard verify data/stdlib
+    python -m r1hpc.shard inspect data/stdlib --doc 12
+
+RECIPE is a YAML file, or the name of one in shards/. Building where the same recipe's dataset already is
+does nothing. A build that is killed leaves a .staging- folder, which the next build there removes.
+"""
+
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.cli import ArgumentParser, print_json, run_door
+from r1hpc.base.errors import UsageError
+from r1hpc.base.names import printable
+from r1hpc.base.units import format_bytes, format_duration
+
+_EXAMPLES = """examples:
+  python -m r1hpc.shard build smoke --out data/smoke
+  python -m r1hpc.shard verify data/smoke
+  python -m r1hpc.shard inspect data/smoke --doc 0
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one verb of the door and return its exit status."""
+    arguments = _parser().parse_args(list(argv))
+    verbs = {"build": _build, "verify": _verify, "inspect": _inspect}
+    return verbs[arguments.verb](arguments)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="r1hpc shard", description=__doc__, epilog=_EXAMPLES)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="build|verify|inspect")
+    build = verbs.add_parser("build", help="make a dataset from a recipe")
+    build.add_argument("recipe", metavar="RECIPE", help="recipe file, or its name in shards/")
+    build.add_argument("--out", metavar="DIR", type=Path, required=True, help="where the dataset will be")
+    build.add_argument("--workers", metavar="N", type=int, default=1, help="writer processes (default 1)")
+    verify = verbs.add_parser("verify", help="audit every byte; exit status 1 names each bad file")
+    inspect = verbs.add_parser("inspect", help="what a dataset holds")
+    for verb in (verify, inspect):
+        verb.add_argument("dir", metavar="DIR", type=Path)
+    inspect.add_argument("--doc", metavar="N", type=int, help="also print document N, decoded")
+    for verb in (build, verify, inspect):
+        verb.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    return parser
+
+
+def _build(arguments: Namespace) -> int:
+    from r1hpc.data.build import build_dataset
+    from r1hpc.data.recipe import find_recipe
+
+    began = time.monotonic()
+    report = build_dataset(find_recipe(arguments.recipe), arguments.out, workers=arguments.workers)
+    if arguments.json:
+        print_json(asdict(report) | {"path": str(report.path)})
+        return 0
+    what = "built" if report.built else "already there, nothing to do"
+    print(f"{report.path}: {what} ({format_duration(time.monotonic() - began)})")
+    print(f"  id         {report.id}")
+    print(f"  tokens     {report.num_tokens:,} in {report.num_documents:,} documents")
+    print(f"  vocabulary {report.vocab_size:,}")
+    if report.note:
+        print(f"  note       {report.note}")
+    return 0
+
+
+def _verify(arguments: Namespace) -> int:
+    from r1hpc.data.audit import audit_dataset, unlisted_files
+    from r1hpc.data.manifest import read_manifest
+
+    manifest = read_manifest(arguments.dir)
+    problems = list(audit_dataset(manifest))
+    unlisted = unlisted_files(manifest)
+    num_bytes = sum(entry["size"] for entry in manifest.files.values())
+    if arguments.json:
+        result = {"id": manifest.id, "ok": not problems, "num_files": len(manifest.files)}
+        print_json(result | {"problems": [asdict(problem) for problem in problems], "unlisted": unlisted})
+        return 1 if problems else 0
+    for problem in problems:
+        print(f"BAD  {printable(str(problem))}")
+    for name in unlisted:
+        print(f"note {printable(name)}: not part of the dataset")
+    verdict = f"{len(problems)} of {len(manifest.files)} files are bad" if problems else "sound"
+    print(
+        f"{arguments.dir}: {verdict} "
+        f"({len(manifest.files)} files, {format_bytes(num_bytes)}; id {manifest.id})"
+    )
+    return 1 if problems else 0
+
+
+def _inspect(arguments: Namespace) -> int:
+    from r1hpc.data.reader import open_dataset
+
+    dataset = open_dataset(arguments.dir)
+    content = dataset.manifest.content
+    described: dict[str, Any] = {
+        key: content[key]
+        for key in (
+            "name",
+            "num_tokens",
+            "num_documents",
+            "vocab_size",
+            "eos_id",
+            "dtype",
+            "sources",
+            "parts",
+            "recipe_hash",
+        )
+    }
+    described = {"id": dataset.id, "path": str(dataset.path)} | described
+    described["tokenizer"] = content["recipe"]["tokenizer"]["kind"]
+    described["profile"] = content["recipe"]["profile"]
+    if arguments.doc is not None:
+        described["document"] = _document(dataset, arguments.doc)
+    if arguments.json:
+        print_json(described)
+    else:
+        _print_description(described)
+    return 0
+
+
+def _document(dataset: Any, number: int) -> dict[str, Any]:
+    if not 0 <= number < dataset.num_documents:
+        raise UsageError(f"--doc {number} is outside 0 to {dataset.num_documents - 1}")
+    info = dataset.documents[number]
+    ids = dataset.read(info.token_start, info.token_stop - info.token_start)[:-1]
+    return asdict(info) | {"text": _decode(dataset, ids)}
+
+
+def _decode(dataset: Any, ids: Any) -> str:
+    if dataset.tokenizer_path is None:
+        return " ".join(str(token) for token in ids.tolist())
+    from r1hpc.data.vocabulary import TOKENIZER_FILE, Encoder
+
+    recipe = dataset.manifest.content["recipe"]["tokenizer"]
+    return Encoder(dataset.tokenizer_path / TOKENIZER_FILE, recipe["eos_token"]).decode(ids)
+
+
+def _print_description(described: dict[str, Any]) -> None:
+    print(f"{described['name']}  {described['path']}")
+    print(f"  id         {described['id']}")
+    print(f"  tokens     {described['num_tokens']:,} in {described['num_documents']:,} documents")
+    print(f"  vocabulary {described['vocab_size']:,} ({described['tokenizer']}, {described['dtype']})")
+    print(f"  parts      {len(described['parts'])}, profile {described['profile']}")
+    for source in described["sources"]:
+        counts = f"{source['num_tokens']:,} tokens, {source['num_documents']:,} documents"
+        print(f"  source     {source['name']}: {counts}")
+        print(f"             licence: {printable(source['license'])}")
+        if source["num_skipped"]:
+            print(f"             {source['num_skipped']:,} documents left out: not UTF-8")
+    if "document" in described:
+        document = described["document"]
+        print(f"  document {document['number']}: {printable(document['path'])} at {document['position']}")
+        print(f"  xxh3-128 {document['xxh3_128']}\n")
+        print(printable(document["text"]))
+
+
+if __name__ == "__main__":
+    run_door(main)

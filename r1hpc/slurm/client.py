@@ -1,0 +1,124 @@
+"""The one place that runs Slurm's commands: bounded in time, never through a shell, explained when it fails.
+
+    call(["squeue", "-h", "-j", "12", "-o", "%T"])     # -> stdout
+
+Times come back as Unix seconds: SLURM_TIME_FORMAT=%s, which squeue, sinfo, scontrol and sacct all obey
+(their man pages, "ENVIRONMENT VARIABLES"). A caller's own format or locale cannot change what is parsed.
+"""
+
+import os
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+
+from r1hpc.base.errors import R1hpcError
+
+
+class SlurmError(R1hpcError):
+    """A Slurm command failed. Holds what it said, for callers that can do something about it."""
+
+    def __init__(
+        self,
+        message: str,
+        exit_code: int | None = None,
+        stdout: str = "",
+        stderr: str = "",
+        timed_out: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        """None: the command is missing, or it was ended because it took too long."""
+        self.stdout = stdout
+        self.stderr = stderr
+        self.timed_out = timed_out
+
+    @property
+    def unreachable(self) -> bool:
+        """True when slurmctld (or slurmdbd) did not answer, so that the same call may work later."""
+        said = f"{self.stdout}\n{self.stderr}"
+        return self.timed_out or any(words in said for words in (*_NOT_ARRIVED, *_MAYBE_ARRIVED))
+
+    @property
+    def never_arrived(self) -> bool:
+        """True when the request certainly was not carried out: a submission may be repeated."""
+        return not self.timed_out and any(words in self.stderr for words in _NOT_ARRIVED)
+
+
+# slurm_errno.c: what a client prints when the daemon is down, restarting or switching to its backup.
+_NOT_ARRIVED = (
+    "Unable to contact slurm controller",
+    "Unable to contact Slurm controller",
+    "Connection refused",
+    "Communication connection failure",
+    "Slurm backup controller in standby mode",
+)
+_MAYBE_ARRIVED = (
+    "Socket timed out",
+    "Connection timed out",
+    "Zero Bytes were transmitted",
+    "Transport endpoint is not connected",
+)
+
+
+def call(argv: Sequence[str], timeout_s: float = 30.0, env: Mapping[str, str] | None = None) -> str:
+    """Run one Slurm command and return its stdout.
+
+    Args:
+        argv: the command and its arguments.
+        timeout_s: after this the command is killed.
+        env: the whole environment of the command; None takes this process's, with times as Unix seconds.
+
+    Raises:
+        SlurmError: no such command, it took too long, or it exited with a status other than 0.
+    """
+    shown = shlex.join(argv)
+    environment = readable_environment() if env is None else dict(env)
+    try:
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            env=environment,
+        )
+    except FileNotFoundError:
+        raise SlurmError(
+            f"{argv[0]} is not on PATH: run this on a login node of the cluster, "
+            "or use --executor local where there is no Slurm"
+        ) from None
+    except subprocess.TimeoutExpired as late:
+        out, err = _text(late.stdout), _text(late.stderr)
+        raise SlurmError(
+            f"`{shown}` did not answer within {timeout_s:g} s{_quoted(out, err)}",
+            None,
+            out,
+            err,
+            timed_out=True,
+        ) from None
+    if done.returncode:
+        raise SlurmError(
+            f"`{shown}` failed with exit status {done.returncode}{_quoted(done.stdout, done.stderr)}",
+            done.returncode,
+            done.stdout,
+            done.stderr,
+        )
+    return done.stdout
+
+
+def readable_environment() -> dict[str, str]:
+    """This process's environment, with the output of Slurm's commands in the form that is parsed here."""
+    return {**os.environ, "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C"}
+
+
+def _quoted(stdout: str, stderr: str) -> str:
+    parts = [
+        f"{name}: {text.strip()}" for name, text in (("stderr", stderr), ("stdout", stdout)) if text.strip()
+    ]
+    return "".join(f"\n  {part}" for part in parts)
+
+
+def _text(output: bytes | str | None) -> str:
+    # subprocess leaves bytes in TimeoutExpired even with text=True.
+    return output.decode(errors="replace") if isinstance(output, bytes) else output or ""

@@ -1,0 +1,186 @@
+"""What a run leaves open and the cluster answers: the executor, GPUs per node, the time limit, the warning.
+
+decision = decide(config, "slurm")      # asks Slurm; every answer that was assumed is a sentence in notes
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.units import format_time, parse_time
+from r1hpc.config.schema import RunConfig
+from r1hpc.plan.preemption import choose_signal_lead_s, judge_window, warning_window
+from r1hpc.plan.run import RunPlan, make_plan
+from r1hpc.slurm.client import SlurmError, call
+from r1hpc.slurm.probe import ClusterFacts, probe_cluster
+
+_UNKNOWN_SAVE_S = 135.0
+"""Where the model's size is not known yet; makes the usual warning of 300 s."""
+_NO_CONFIGURATION = "Could not establish a configuration source"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A configuration with nothing left open, and what follows from it."""
+
+    config: RunConfig
+    gpus_per_node: int
+    plan: RunPlan
+    signal_lead_s: int
+    notes: tuple[str, ...]
+
+
+def choose_executor(requested: str, dry_run: bool) -> tuple[str, list[str]]:
+    """`slurm` or `local`, and a sentence where that was not asked for.
+
+    `auto` takes Slurm wherever there is one, also when it does not answer right now: a login node must not
+    begin to train because slurmctld restarts. A dry run shows the Slurm script unless `local` is asked for.
+    """
+    if requested != "auto":
+        return requested, []
+    if dry_run or slurm_is_here():
+        return "slurm", []
+    return "local", ["no Slurm here: the run starts on this machine (--executor local)"]
+
+
+def slurm_is_here() -> bool:
+    """Whether this machine is a client of some Slurm cluster, reachable at the moment or not."""
+    if shutil.which("sbatch") is None:
+        return False
+    try:
+        call(["sbatch", "--version"], 5.0)  # reads slurm.conf, talks to nobody
+    except SlurmError as error:
+        return _NO_CONFIGURATION not in error.stderr
+    return True
+
+
+def decide(
+    config: RunConfig,
+    executor: str,
+    *,
+    assumed_gpus_per_node: int | None = None,
+    facts: ClusterFacts | None = None,
+) -> Decision:
+    """Settle what `config` leaves open.
+
+    Args:
+        assumed_gpus_per_node: taken where nobody knows; None refuses instead.
+        facts: what the cluster said; None asks it now, where the executor is slurm and Slurm is here.
+
+    Raises:
+        UsageError: nobody says how many GPUs a node has, no such partition, or more time than it allows.
+        ConfigError: what the plan refuses.
+    """
+    if facts is None:
+        facts = _ask(config) if executor == "slurm" and slurm_is_here() else ClusterFacts()
+    gpus, notes = _gpus_per_node(config, facts, executor, assumed_gpus_per_node)
+    time, time_notes = _time(config, facts, executor)
+    settled = dataclasses.replace(config.resources, gpus_per_node=gpus, time=time)
+    config = dataclasses.replace(config, resources=settled)
+    limit_s = parse_time(time) if time else None
+    plan = make_plan(config, gpus_per_node=gpus, time_limit_s=limit_s)
+    lead_s = _signal_lead(config, plan, limit_s)
+    warning = _warning(config, plan, facts, lead_s) if executor == "slurm" else []
+    unknown = [f"not learnt from the cluster: {failure}" for failure in facts.unknown]
+    return Decision(config, gpus, plan, lead_s, (*notes, *time_notes, *unknown, *warning))
+
+
+def overrides_of_allocation(environ: Mapping[str, str], overrides: Sequence[str]) -> list[str]:
+    """What sbatch was really told about nodes, GPUs and time, as overrides that come last.
+
+    GPUs only where the job is not a CPU run by its own word; an exclusive node brings its GPUs to any job.
+    """
+    found = [f"resources.nodes={environ['SLURM_JOB_NUM_NODES']}"]
+    if environ.get("SLURM_GPUS_ON_NODE") and "resources.gpus_per_node=0" not in overrides:
+        found.append(f"resources.gpus_per_node={environ['SLURM_GPUS_ON_NODE']}")
+    start, end = environ.get("SLURM_JOB_START_TIME"), environ.get("SLURM_JOB_END_TIME")
+    if start and end:
+        found.append(f'resources.time="{format_time(int(end) - int(start))}"')
+    return found
+
+
+def _ask(config: RunConfig) -> ClusterFacts:
+    resources, cluster = config.resources, config.cluster
+    return probe_cluster(
+        resources.partition or cluster.partition,
+        resources.qos or cluster.qos,
+        resources.account or cluster.account,
+    )
+
+
+def _gpus_per_node(
+    config: RunConfig, facts: ClusterFacts, executor: str, assumed: int | None
+) -> tuple[int, list[str]]:
+    if config.resources.gpus_per_node is not None:
+        return config.resources.gpus_per_node, []
+    if executor == "local":
+        found = len(list(Path("/dev").glob("nvidia[0-9]*")))
+        return found, [] if found else ["no GPU on this machine: a CPU run"]
+    if config.cluster.gpus_per_node is not None:
+        return config.cluster.gpus_per_node, []
+    if facts.gpus_per_node is not None:
+        if facts.gpus_per_node:
+            return facts.gpus_per_node, []
+        return 0, [f"the nodes of partition {facts.partition} have no GPU: a CPU run"]
+    if assumed is not None:
+        return assumed, [f"GPUs per node: assumed {assumed}, there is no cluster to ask (--gpus-per-node N)"]
+    raise UsageError("nobody says how many GPUs a node has: give --gpus-per-node N (0 for a CPU run)")
+
+
+def _time(config: RunConfig, facts: ClusterFacts, executor: str) -> tuple[str | None, list[str]]:
+    asked, most = config.resources.time, facts.max_time_s
+    if asked is not None:
+        if most is not None and parse_time(asked) > most:
+            raise UsageError(
+                f"--time {asked} is more than partition {facts.partition} allows ({format_time(most)}): such a "
+                "job would wait for ever. A run goes on by itself after its limit, so take that"
+            )
+        return asked, []
+    if executor == "local":
+        return None, []
+    if most is not None:
+        return format_time(most), [f"time: {format_time(most)}, the limit of partition {facts.partition}"]
+    return None, ["time: left to the partition's default, so the ceiling is not known (--time D-HH:MM:SS)"]
+
+
+def _signal_lead(config: RunConfig, plan: RunPlan, limit_s: int | None) -> int:
+    asked = config.resources.signal_lead_s
+    if asked is None:
+        return choose_signal_lead_s(plan.save_time_s or _UNKNOWN_SAVE_S, limit_s)
+    if not 0 < asked < (limit_s or 65536):  # sbatch(1): --signal takes 0..65535
+        raise UsageError(f"resources.signal_lead_s is {asked}: it must lie between 1 and the time limit")
+    return asked
+
+
+def _warning(config: RunConfig, plan: RunPlan, facts: ClusterFacts, lead_s: int) -> list[str]:
+    if facts.preempt_mode is None or facts.kill_wait_s is None or facts.grace_s is None:
+        return [f"time limit: USR2 {lead_s} s before it", "preemption: not known, the cluster did not say"]
+    if plan.save_time_s is None:
+        window = warning_window(
+            preempt_mode=facts.preempt_mode,
+            grace_s=facts.grace_s,
+            kill_wait_s=facts.kill_wait_s,
+            sends_user_signal=bool(facts.sends_user_signal),
+            signal_lead_s=lead_s,
+        )
+        told = "nobody preempts this run"
+        if window.preemption_s is not None:
+            told = f"{window.preemption_s} s ({window.source})"
+        return [
+            f"time limit: USR2 {lead_s} s before it; preemption ({facts.preempt_mode}): {told}",
+            "how long a save takes is not known before the dataset is",
+        ]
+    return judge_window(
+        plan.save_time_s,
+        preempt_mode=facts.preempt_mode,
+        grace_s=facts.grace_s,
+        kill_wait_s=facts.kill_wait_s,
+        sends_user_signal=bool(facts.sends_user_signal),
+        signal_lead_s=lead_s,
+        requeue_allowed=facts.job_requeue is not False,
+        max_batch_requeue=facts.max_batch_requeue or 5,
+        save_every=config.checkpoint.save_every,
+    )

@@ -1,0 +1,289 @@
+"""Who a rank is: read from SLURM_* (or from the local supervisor), fresh for each attempt.
+
+MASTER_ADDR, MASTER_PORT, RANK, LOCAL_RANK and WORLD_SIZE of the caller are never read: inherited from a
+shell or from a job that submitted this one, they belong to another world.
+"""
+
+import fcntl
+import random
+import re
+import socket
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from r1hpc.base.errors import R1hpcError, StateError
+
+_EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_SIOCGIFADDR = 0x8915  # linux/sockios.h
+
+
+@dataclass(frozen=True)
+class RankContext:
+    """One rank of one attempt."""
+
+    rank: int
+    """0..world_size-1 over all nodes."""
+    local_rank: int
+    """0..local_world_size-1 on this node; also the index of its GPU."""
+    world_size: int
+    local_world_size: int
+    node_rank: int
+    num_nodes: int
+    node_name: str
+    node_names: tuple[str, ...]
+    """In Slurm's order: rank 0 lives on the first."""
+    attempt: int
+    job_id: str | None = None
+    master_host: str = "127.0.0.1"
+    """Where rank 0 can be reached."""
+
+    def __post_init__(self) -> None:
+        for name, value, limit in (
+            ("rank", self.rank, self.world_size),
+            ("local_rank", self.local_rank, self.local_world_size),
+            ("node_rank", self.node_rank, self.num_nodes),
+        ):
+            if not 0 <= value < limit:
+                raise StateError(f"{name} {value} lies outside 0..{limit - 1}: was this started by srun?")
+        if len(self.node_names) != self.num_nodes:
+            raise StateError(f"{self.num_nodes} nodes, but these names: {', '.join(self.node_names)}")
+
+    @property
+    def peer_host(self) -> str:
+        """A node to reach over the network: the first one, seen from the first itself the second."""
+        if self.num_nodes > 1 and self.node_rank == 0 and self.master_host != "127.0.0.1":
+            return self.node_names[1]
+        return self.master_host
+
+
+def current(environ: Mapping[str, str]) -> RankContext:
+    """The context of this process, whichever executor started it.
+
+    Raises:
+        StateError: neither srun nor the local supervisor did, or a variable is missing or makes no sense.
+    """
+    if "R1HPC_LOCAL_RANK" in environ:
+        return from_local(environ)
+    if "SLURM_PROCID" in environ:
+        return from_slurm(environ)
+    raise StateError(
+        "this is not a rank: SLURM_PROCID is not set. Start a run with `python -m r1hpc.submit`, "
+        "or `sbatch sbatch/train.sh`"
+    )
+
+
+def from_slurm(environ: Mapping[str, str]) -> RankContext:
+    """The context of a task that srun started (srun(1), "OUTPUT ENVIRONMENT VARIABLES").
+
+    The step's own variables are preferred to the job's: a job may hold more nodes than the step uses.
+    """
+    names = expand_nodelist(_first(environ, "SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST"))
+    tasks = expand_counts(_first(environ, "SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE"))
+    node_rank = _number(environ, "SLURM_NODEID")
+    if not 0 <= node_rank < min(len(names), len(tasks)):
+        raise StateError(f"SLURM_NODEID={node_rank}, but the step has {len(names)} nodes")
+    return RankContext(
+        rank=_number(environ, "SLURM_PROCID"),
+        local_rank=_number(environ, "SLURM_LOCALID"),
+        world_size=_number(environ, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"),
+        local_world_size=tasks[node_rank],
+        node_rank=node_rank,
+        num_nodes=len(names),
+        node_name=environ.get("SLURMD_NODENAME", names[node_rank]),
+        node_names=names,
+        attempt=_number(environ, "R1HPC_ATTEMPT"),
+        job_id=job_id(environ),
+        master_host=names[0],
+    )
+
+
+def from_local(environ: Mapping[str, str]) -> RankContext:
+    """The context of a rank on this machine, whose supervisor may play several nodes.
+
+    Reads R1HPC_LOCAL_RANK (over all played nodes), R1HPC_LOCAL_WORLD_SIZE, R1HPC_LOCAL_NODE_COUNT
+    (default 1), R1HPC_ATTEMPT and R1HPC_LOCAL_JOB_ID (optional).
+    """
+    rank, world_size = _number(environ, "R1HPC_LOCAL_RANK"), _number(environ, "R1HPC_LOCAL_WORLD_SIZE")
+    num_nodes = _number(environ, "R1HPC_LOCAL_NODE_COUNT") if "R1HPC_LOCAL_NODE_COUNT" in environ else 1
+    if num_nodes < 1 or world_size % num_nodes:
+        raise StateError(f"R1HPC_LOCAL_NODE_COUNT={num_nodes} does not divide {world_size} ranks")
+    per_node = world_size // num_nodes
+    host = socket.gethostname()
+    names = (host,) if num_nodes == 1 else tuple(f"{host}-{index}" for index in range(num_nodes))
+    node_rank = min(rank // per_node, num_nodes - 1)
+    return RankContext(
+        rank=rank,
+        local_rank=rank % per_node,
+        world_size=world_size,
+        local_world_size=per_node,
+        node_rank=node_rank,
+        num_nodes=num_nodes,
+        node_name=names[node_rank],
+        node_names=names,
+        attempt=_number(environ, "R1HPC_ATTEMPT"),
+        job_id=environ.get("R1HPC_LOCAL_JOB_ID"),
+    )
+
+
+def job_id(environ: Mapping[str, str]) -> str | None:
+    """The id that scontrol, scancel and sacct take for this job alone.
+
+    Of an array task that is ARRAY_TASK: its plain SLURM_JOB_ID may be the whole array's.
+    """
+    array, task = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else environ.get("SLURM_JOB_ID")
+
+
+def expand_nodelist(text: str) -> tuple[str, ...]:
+    """The names in Slurm's host list notation, in order.
+
+    >>> expand_nodelist("n[1-3,07],m2")
+    ('n1', 'n2', 'n3', 'n07', 'm2')
+
+    Raises:
+        StateError: unbalanced brackets or a bad range.
+    """
+    return tuple(name for item in _split(text) for name in _expand_item(item))
+
+
+def expand_counts(text: str) -> tuple[int, ...]:
+    """Slurm's repeated counts: "4(x2),3" is (4, 4, 3)."""
+    counts: list[int] = []
+    for item in text.split(","):
+        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", item)
+        if not found:
+            raise StateError(f"cannot read the task counts {text!r}")
+        counts += [int(found[1])] * int(found[2] or 1)
+    return tuple(counts)
+
+
+def choose_port(low: int = 10000, host: str = "", attempts: int = 200) -> socket.socket:
+    """A listening socket on a random free port that the kernel never gives to outgoing connections.
+
+    A port from the ephemeral range can be taken by any client between the choice and its use, which at
+    scale happens daily. The caller keeps the socket (it *is* the reservation) or hands its descriptor on.
+
+    Args:
+        low: the smallest port to take.
+        host: the local address to listen on; empty is all of them.
+
+    Raises:
+        R1hpcError: no free port was found.
+    """
+    ports = _outside_ephemeral(low)
+    for _ in range(attempts):
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            # SystemRandom: ranks seed the global generator alike, and two jobs on a node must not collide.
+            listener.bind((host, random.SystemRandom().choice(ports)))
+            listener.listen(1024)
+            return listener
+        except OSError:
+            listener.close()
+    raise R1hpcError(f"no free port in {attempts} tries from {low} up: what listens on this node? (ss -ltn)")
+
+
+def network_interface_to(host: str) -> str | None:
+    """The interface by which this node reaches `host`, for GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME.
+
+    No packet is sent: connecting a UDP socket only asks the routing table. None when no interface has the
+    address the kernel would send from (an alias of a primary address, some container networks).
+
+    Raises:
+        R1hpcError: `host` does not resolve, or there is no route to it.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(address)
+            source = str(probe.getsockname()[0])
+    except OSError as error:
+        raise R1hpcError(
+            f"this node cannot reach {host}: {error}; check that its name resolves here"
+        ) from None
+    find = _interface_of_ipv4 if family == socket.AF_INET else _interface_of_ipv6
+    return find(source)
+
+
+def _outside_ephemeral(low: int) -> list[int]:
+    first, last = 32768, 60999  # the kernel's defaults, ip-sysctl.rst
+    if _EPHEMERAL.exists():
+        first, last = (int(word) for word in _EPHEMERAL.read_text().split())
+    ports = [*range(low, first), *range(max(last + 1, low), 65536)]
+    # A node may declare nearly all ports ephemeral; then none is safe and the reservation has to do.
+    return ports or list(range(low, 65536))
+
+
+def _interface_of_ipv4(address: str) -> str | None:
+    wanted = socket.inet_aton(address)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode()[:15])
+            try:
+                answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
+            except OSError:  # an interface without an IPv4 address
+                continue
+            if answer[20:24] == wanted:  # struct ifreq: name[16], family, port, address
+                return name
+    return None
+
+
+def _interface_of_ipv6(address: str) -> str | None:
+    wanted = socket.inet_pton(socket.AF_INET6, address.split("%")[0]).hex()
+    for line in Path("/proc/net/if_inet6").read_text().splitlines():
+        fields = line.split()
+        if fields[0] == wanted:
+            return fields[5]
+    return None
+
+
+def _split(text: str) -> list[str]:
+    """Split at the commas outside brackets."""
+    items, depth, start = [], 0, 0
+    for index, char in enumerate(text):
+        depth += (char == "[") - (char == "]")
+        if depth not in (0, 1):
+            raise StateError(f"cannot read the node list {text!r}: unbalanced brackets")
+        if char == "," and depth == 0:
+            items.append(text[start:index])
+            start = index + 1
+    if depth:
+        raise StateError(f"cannot read the node list {text!r}: unbalanced brackets")
+    return [item for item in [*items, text[start:]] if item]
+
+
+def _expand_item(item: str) -> list[str]:
+    names = [""]
+    # "a[1-2]b[3,4]c" splits into text and bracket contents by turns.
+    for index, part in enumerate(re.split(r"\[([^\]]*)\]", item)):
+        choices = _expand_ranges(part, item) if index % 2 else [part]
+        names = [name + choice for name in names for choice in choices]
+    return names
+
+
+def _expand_ranges(text: str, item: str) -> list[str]:
+    values: list[str] = []
+    for piece in text.split(","):
+        found = re.fullmatch(r"(\d+)(?:-(\d+))?", piece)
+        if not found:
+            raise StateError(f"cannot read the range {piece!r} of the node list {item!r}")
+        first, last = found[1], found[2] or found[1]
+        values += [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+    return values
+
+
+def _first(environ: Mapping[str, str], *names: str) -> str:
+    for name in names:
+        if environ.get(name):
+            return environ[name]
+    raise StateError(f"{names[0]} is not set: this must run under srun")
+
+
+def _number(environ: Mapping[str, str], *names: str) -> int:
+    text = _first(environ, *names)
+    if not text.isascii() or not text.isdigit():
+        raise StateError(f"{names[0]}={text!r} is not a number")
+    return int(text)

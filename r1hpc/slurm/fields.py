@@ -1,0 +1,206 @@
+"""Which characters each field of a job may hold. Checked before anything is written or run.
+
+A job script is shell, and sbatch reads its first lines as options; so a value that could end a line, open a
+quote, start an option or be expanded is refused, field by field, by an allow-list. `cluster.setup` is the
+exception: it is shell on purpose, and comes only from a profile file (see `refuse_shell_overrides`).
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from r1hpc.base.errors import StateError, UsageError
+from r1hpc.base.names import printable
+from r1hpc.base.units import parse_time
+from r1hpc.config.schema import ClusterConfig, ResourcesConfig
+
+_WORD = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"
+_WORDS = rf"{_WORD}(,{_WORD})*"
+_JOB = r"\d+(_(\d+|\*))?(\+\d+)?"
+_AFTER = rf"(after|afterany|afternotok|afterok|aftercorr|afterburstbuffer)(:{_JOB})+"
+
+# option -> (what it may look like, in words)
+RULES: dict[str, tuple[str, str]] = {
+    "job-name": (r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}", "at most 64 letters, digits and . _ + -"),
+    "partition": (_WORDS, "names of letters, digits and . _ + -, separated by commas"),
+    "account": (r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*", "letters, digits and . _ @ + -"),
+    "qos": (r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*", "letters, digits and . _ @ + -"),
+    "constraint": (
+        r"[A-Za-z0-9_(\[][A-Za-z0-9_.,:=&|*()\[\]+-]*",
+        "feature names joined by & | , * ( ) [ ]",
+    ),
+    "nodelist": (r"[A-Za-z0-9_][A-Za-z0-9_.,\[\]-]*", "node names such as n1,gpu[01-08]"),
+    "exclude": (r"[A-Za-z0-9_][A-Za-z0-9_.,\[\]-]*", "node names such as n1,gpu[01-08]"),
+    "reservation": (_WORDS, "names of letters, digits and . _ + -"),
+    "dependency": (
+        rf"singleton|{_AFTER}([,?]({_AFTER}|singleton))*",
+        "afterok:JOB[:JOB…], afterany:…, singleton, joined by commas",
+    ),
+    "comment": (
+        r"[A-Za-z0-9_][A-Za-z0-9_ .,:=+/@%-]{0,255}",
+        "at most 256 letters, digits, spaces and . , : = + / @ % _ -",
+    ),
+    "mail-type": (r"[A-Za-z][A-Za-z0-9_]*(,[A-Za-z][A-Za-z0-9_]*)*", "words such as END,FAIL"),
+    "mail-user": (r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*", "a user name or a mail address"),
+    "mem": (r"\d+[KMGTkmgt]?[Bb]?", "a number with K, M, G or T; 0 is all of a node"),
+    "time": (r"[0-9:-]+", "M, M:S, H:M:S, D-H, D-H:M or D-H:M:S"),
+}
+_OTHER_VALUE = (
+    r"[A-Za-z0-9_\[][A-Za-z0-9_ .,:=+/@%*\[\]-]*",
+    "letters, digits, spaces and . , : = + / @ % * [ ] _ -",
+)
+_OTHER_KEY = r"[a-z][a-z0-9-]*"
+_INTERPRETER = (r"[A-Za-z0-9_./][A-Za-z0-9_./+@-]*", "the path of a python, without spaces")
+_VARIABLE_NAME = (r"[A-Za-z_][A-Za-z0-9_]*", "letters, digits and _")
+_VARIABLE_VALUE = (
+    r"[A-Za-z0-9_ ./,:=+@%^~*\[\]-]*",
+    "letters, digits, spaces and . , / : = + @ % ^ ~ * [ ] _ -",
+)
+_PATH = r"/[\w ./+@=,-]*"
+
+_HAVE_A_FLAG = frozenset(RULES) | {"nodes", "gpus-per-node", "cpus-per-task", "exclusive"}
+# Options r1hpc sets itself, and those that would take the ranks, the log or the code away from it.
+_OWNED: dict[str, str] = {
+    "output": "logs lie in the run folder",
+    "error": "logs lie in the run folder",
+    "open-mode": "a requeued job must append to its log",
+    "signal": "use resources.signal_lead_s=SECONDS",
+    "requeue": "a preempted run must be able to come back",
+    "no-requeue": "a preempted run must be able to come back",
+    "chdir": "a job starts in its run folder",
+    "export": "the job's environment is an allow-list: add to cluster.environment",
+    "export-file": "the job's environment is an allow-list: add to cluster.environment",
+    "get-user-env": "the job's environment is an allow-list: add to cluster.environment",
+    "wrap": "the job's command is r1hpc's",
+    "ntasks": "there is one task per GPU",
+    "ntasks-per-node": "there is one task per GPU",
+    "ntasks-per-gpu": "there is one task per GPU",
+    "gres": "use --gpus-per-node; Slurm refuses two forms of it",
+    "gpus": "use --gpus-per-node; Slurm refuses two forms of it",
+    "gpus-per-task": "use --gpus-per-node; ranks of a node must see each other's GPUs",
+    "array": "a run is one job",
+    "parsable": "r1hpc reads sbatch's answer",
+    "test-only": "use --dry-run",
+    "wait": "use --follow",
+    "hold": "submit when it may start",
+    "clusters": "submit on the cluster itself",
+    "uid": "jobs are submitted as yourself",
+    "gid": "jobs are submitted as yourself",
+}
+
+
+def check(option: str, value: str, shown_as: str | None = None) -> str:
+    """Return `value` if the sbatch option may hold it.
+
+    Raises:
+        UsageError: names the field, the first character that is wrong, and what may stand there.
+    """
+    pattern, words = RULES.get(option, _OTHER_VALUE)
+    _match(pattern, words, value, shown_as or f"--{option}")
+    if option == "time" and parse_time(value) == 0:
+        raise UsageError("--time is 0: give a limit such as 12:00:00")
+    return value
+
+
+def check_extra(options: Mapping[str, str]) -> dict[str, str]:
+    """The `--sbatch KEY=VALUE` options, if each may be passed on.
+
+    Raises:
+        UsageError: a key that is no sbatch long option, one that r1hpc sets itself, or a bad value.
+    """
+    for key, value in options.items():
+        if not re.fullmatch(_OTHER_KEY, key):
+            raise UsageError(
+                f"--sbatch {printable(key)!r}: the key must be a long option of sbatch without its dashes, "
+                "such as wckey"
+            )
+        if key in _OWNED:
+            raise UsageError(f"--sbatch {key}: not possible, {_OWNED[key]}")
+        if key in _HAVE_A_FLAG:
+            raise UsageError(f"--sbatch {key}: use the flag --{key} itself")
+        if value:
+            check(key, value, f"--sbatch {key}")
+    return dict(options)
+
+
+def check_path(path: Path, what: str) -> str:
+    """The path as text, if it can stand in a job script, in Slurm's file patterns and in PYTHONPATH.
+
+    Raises:
+        UsageError: it holds a quote, a percent sign, a colon, a control character or the like.
+    """
+    text = str(path)
+    _match(_PATH, "letters, digits, spaces and . _ / + @ = , -", text, what)
+    return text
+
+
+def check_parents(path: Path) -> None:
+    """Refuse a run root in a folder where anybody could put another one in its place.
+
+    Raises:
+        StateError: a folder above is writable by all and has no sticky bit.
+    """
+    for folder in path.absolute().parents:
+        if folder.is_dir() and folder.stat().st_mode & 0o1002 == 0o002:
+            raise StateError(
+                f"everybody may rename what lies in {folder}: choose another --run-root, "
+                f"or run: chmod +t {folder}"
+            )
+
+
+def check_resources(resources: ResourcesConfig) -> None:
+    """Check every text field a user can set for Slurm; raise UsageError for the first that is wrong."""
+    for option in RULES:
+        value = getattr(resources, option.replace("-", "_"))
+        if value is not None:
+            check(option, value)
+    check_extra(resources.sbatch)
+
+
+def check_cluster(cluster: ClusterConfig) -> None:
+    """Check the fields of a profile, except `setup`, which is shell on purpose."""
+    for option in ("partition", "account", "qos", "mem"):
+        value = getattr(cluster, option)
+        if value is not None:
+            check(option, value, f"cluster.{option}")
+    if cluster.python is not None:
+        _match(*_INTERPRETER, cluster.python, "cluster.python")
+    if cluster.network_interface is not None:
+        _match(_WORD, "an interface name such as ib0", cluster.network_interface, "cluster.network_interface")
+    for name, value in cluster.environment.items():
+        _match(*_VARIABLE_NAME, name, "a name in cluster.environment")
+        _match(*_VARIABLE_VALUE, value, f"cluster.environment.{name}")
+    for line in cluster.setup:
+        if "\0" in line:
+            raise UsageError("a line of cluster.setup holds a NUL character")
+
+
+def refuse_shell_overrides(overrides: Sequence[str]) -> None:
+    """Refuse `cluster.setup=…`, or a whole `cluster={…}`, on a command line: shell comes from files only."""
+    for item in overrides:
+        key = item.partition("=")[0].strip()
+        if key == "cluster" or re.match(r"cluster\.setup($|[.\[])", key):
+            raise UsageError(
+                f"{printable(key)} cannot be set on the command line, since its lines are run by a shell: "
+                "write them into configs/cluster/NAME.yaml and pass --cluster NAME"
+            )
+
+
+def _match(pattern: str, words: str, value: str, what: str) -> None:
+    if re.fullmatch(pattern, value):
+        return
+    raise UsageError(
+        f"{what} {printable(value)!r} is refused{_first_bad(pattern, value)}: it may hold {words}"
+    )
+
+
+def _first_bad(pattern: str, value: str) -> str:
+    """Name the character up to which the value could still have matched, found by trying its prefixes."""
+    if not value:
+        return " because it is empty"
+    if value.startswith("-"):
+        return " because it begins with '-'"
+    for char in value:
+        if not re.search(r"[\w ./+@=,:%*()\[\]&|^~-]", char):
+            return f" because of {char!a}"
+    return ""

@@ -1,0 +1,110 @@
+"""sbatch's own flags and SBATCH_* variables, turned into overrides of `resources`.
+
+Precedence, as with sbatch: flags, then SBATCH_* variables, then what the job file says.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.names import printable
+from r1hpc.slurm import fields
+
+
+@dataclass(frozen=True)
+class _Flag:
+    names: tuple[str, ...]
+    help: str
+    variable: str | None = None
+    is_count: bool = False
+
+    @property
+    def option(self) -> str:
+        return self.names[-1].removeprefix("--")
+
+    @property
+    def key(self) -> str:
+        return self.option.replace("-", "_")
+
+
+FLAGS = (
+    _Flag(("-N", "--nodes"), "nodes", None, True),
+    _Flag(("--gpus-per-node",), "GPUs, and so ranks, per node; 0 is a CPU run", "SBATCH_GPUS_PER_NODE", True),
+    _Flag(("-c", "--cpus-per-task"), "cores per rank", None, True),
+    _Flag(("-t", "--time"), "time limit, D-HH:MM:SS; default: the partition's", "SBATCH_TIMELIMIT"),
+    _Flag(("-p", "--partition"), "partition", "SBATCH_PARTITION"),
+    _Flag(("-A", "--account"), "account that is charged", "SBATCH_ACCOUNT"),
+    _Flag(("-q", "--qos"), "quality of service", "SBATCH_QOS"),
+    _Flag(("-J", "--job-name"), "name in the queue; default: the run's", "SBATCH_JOB_NAME"),
+    _Flag(("-C", "--constraint"), "node features", "SBATCH_CONSTRAINT"),
+    _Flag(("-w", "--nodelist"), "only these nodes"),
+    _Flag(("-x", "--exclude"), "none of these nodes"),
+    _Flag(("-d", "--dependency"), "start after other jobs, afterok:JOB"),
+    _Flag(("--reservation",), "reservation", "SBATCH_RESERVATION"),
+    _Flag(("--mem",), "memory per node, 0: all of it", "SBATCH_MEM_PER_NODE"),
+    _Flag(("--comment",), "comment of the job"),
+    _Flag(("--mail-type",), "when to send mail, END,FAIL"),
+    _Flag(("--mail-user",), "whom to send mail to"),
+)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Give the parser sbatch's flags."""
+    group = parser.add_argument_group("resources (sbatch's own flags)")
+    for flag in FLAGS:
+        group.add_argument(*flag.names, dest=flag.key, help=flag.help, metavar="X")
+    group.add_argument("--exclusive", action="store_true", help="whole nodes")
+    words = "any other sbatch option, by its long name; may be repeated"
+    group.add_argument("--sbatch", action="append", default=[], metavar="KEY[=VALUE]", help=words)
+
+
+def overrides_from_flags(arguments: argparse.Namespace) -> list[str]:
+    """The overrides that the flags given stand for.
+
+    Raises:
+        UsageError: a value its field may not hold.
+    """
+    given = [(flag, getattr(arguments, flag.key)) for flag in FLAGS]
+    found = [_override(flag, value, flag.names[-1]) for flag, value in given if value is not None]
+    if arguments.exclusive:
+        found.append("resources.exclusive=true")
+    for item in arguments.sbatch:
+        key, _, value = item.partition("=")
+        fields.check_extra({key: value})
+        found.append(f"resources.sbatch.{key}={json.dumps(value)}")
+    return found
+
+
+def overrides_from_environment(environ: Mapping[str, str]) -> list[str]:
+    """The overrides that SBATCH_* variables stand for (sbatch(1), "INPUT ENVIRONMENT VARIABLES").
+
+    Raises:
+        UsageError: a value its field may not hold.
+    """
+    chosen = [
+        (flag, environ[flag.variable]) for flag in FLAGS if flag.variable and environ.get(flag.variable)
+    ]
+    found = [_override(flag, value, str(flag.variable)) for flag, value in chosen]
+    if "SBATCH_EXCLUSIVE" in environ:
+        found.append("resources.exclusive=true")
+    if environ.get("SBATCH_WCKEY"):
+        value = fields.check("wckey", environ["SBATCH_WCKEY"], "SBATCH_WCKEY")
+        found.append(f"resources.sbatch.wckey={json.dumps(value)}")
+    return found
+
+
+def ignored_variables(environ: Mapping[str, str]) -> Sequence[str]:
+    """SBATCH_* variables that are set and have no meaning here, to be told rather than silently dropped."""
+    known = {flag.variable for flag in FLAGS} | {"SBATCH_EXCLUSIVE", "SBATCH_WCKEY"}
+    return sorted(name for name in environ if name.startswith("SBATCH_") and name not in known)
+
+
+def _override(flag: _Flag, value: str, shown_as: str) -> str:
+    if not flag.is_count:
+        # As JSON, which YAML reads as a string: 12:00:00 would be a number to base 60.
+        return f"resources.{flag.key}={json.dumps(fields.check(flag.option, value, shown_as))}"
+    if not (value.isascii() and value.isdigit()):
+        raise UsageError(f"{shown_as} {printable(value)!r} is not a whole number")
+    return f"resources.{flag.key}={value}"

@@ -1,0 +1,86 @@
+"""What submitit unpickles on each rank: a reference to one function and one path, kept from strangers.
+
+    python -m r1hpc.slurm.payload RUN_DIR      # in the job, before srun: exit 1 unless it is safe to load
+
+The pickle is written by submitit's own DelayedSubmission and is a few hundred bytes: the function by its
+name (its code is the frozen code/ of the run) and the run folder as a string.
+"""
+
+import importlib
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from r1hpc.base.cli import run_door
+from r1hpc.base.errors import StateError
+from r1hpc.base.files import check_owned
+from r1hpc.slurm import env
+
+FOLDER = "submitit"
+_SUFFIX = "_submitted.pkl"
+
+
+def folder_of(run: Path) -> Path:
+    """Where submitit keeps its files of a run."""
+    return run / FOLDER
+
+
+def path_of(run: Path, job_id: str) -> Path:
+    """The name submitit looks for (submitit.core.utils.JobPaths.submitted_pickle)."""
+    return folder_of(run) / f"{job_id}{_SUFFIX}"
+
+
+def entry_point(name: str) -> object:
+    """The function called `package.module.function`."""
+    module, _, attribute = name.rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def check(run: Path, job_id: str, patience_s: float = 60.0) -> None:
+    """Wait for the payload of a job, then refuse it unless nobody else can have written it.
+
+    The job can start before the submitting process, which learns the job id from sbatch, has given the
+    payload its name.
+
+    Raises:
+        StateError: not there in time, a symbolic link, of another user, or open to other writers; the same
+            of the folders above it.
+    """
+    path = path_of(run, job_id)
+    deadline = time.monotonic() + patience_s
+    while not os.path.lexists(path):
+        if time.monotonic() > deadline:
+            raise StateError(
+                f"{path} did not appear within {patience_s:g} s: was the submission interrupted?"
+            )
+        time.sleep(0.2)
+    for part in (run, folder_of(run), path):
+        check_owned(part)
+
+
+def carry_over(run: Path, new_id: str) -> None:
+    """Give a new job of the same run the newest payload there is; nothing where the run has none."""
+    earlier = sorted(folder_of(run).glob(f"*{_SUFFIX}"), key=lambda path: path.lstat().st_mtime)
+    if not earlier:
+        return
+    check_owned(earlier[-1])
+    # Renamed into place: submitit loads the file as soon as its name exists.
+    temporary = folder_of(run) / f".{new_id}.tmp"
+    shutil.copyfile(earlier[-1], temporary)
+    temporary.chmod(0o600)
+    temporary.rename(path_of(run, new_id))
+
+
+def _main(argv: "list[str]") -> int:
+    job_id = env.job_id(os.environ)
+    if len(argv) != 1 or job_id is None:
+        print("usage: python -m r1hpc.slurm.payload RUN_DIR, inside a job", file=sys.stderr)
+        return 2
+    check(Path(argv[0]), job_id)
+    return 0
+
+
+if __name__ == "__main__":
+    run_door(lambda argv: _main(list(argv)))

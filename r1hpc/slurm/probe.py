@@ -1,0 +1,197 @@
+"""Ask the cluster what a run must know before it is submitted: how it preempts, and what its nodes hold.
+
+    facts = probe_cluster(partition="gpu", qos="scavenger")
+
+Five commands at once, each given five seconds. What cannot be learnt stays None and is named in `unknown`.
+"""
+
+import getpass
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.units import parse_time
+from r1hpc.slurm.client import SlurmError, call
+
+_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class ClusterFacts:
+    """What Slurm said. None: it did not."""
+
+    version: str | None = None
+    partition: str | None = None
+    """The one asked for, else the default."""
+    qos: str | None = None
+    """The one asked for, else the user's default."""
+    preempt_type: str | None = None
+    preempt_mode: str | None = None
+    """For this partition and QOS; OFF where nobody can preempt it."""
+    grace_s: int | None = None
+    kill_wait_s: int | None = None
+    sends_user_signal: bool | None = None
+    """The --signal of the job is sent at a preemption too."""
+    job_requeue: bool | None = None
+    max_batch_requeue: int | None = None
+    max_time_s: int | None = None
+    """None also where the partition has no limit."""
+    default_time_s: int | None = None
+    gpus_per_node: int | None = None
+    """0: its nodes have none."""
+    gpu_type: str | None = None
+    proctrack: str | None = None
+    unknown: tuple[str, ...] = ()
+    """One sentence for each thing that could not be learnt."""
+
+    @property
+    def reachable(self) -> bool:
+        return self.preempt_type is not None
+
+
+def probe_cluster(
+    partition: str | None = None, qos: str | None = None, account: str | None = None
+) -> ClusterFacts:
+    """The facts for one partition (None: the default) and one QOS (None: the user's default).
+
+    Raises:
+        UsageError: the partition does not exist; names those that do.
+    """
+    user = ["user=" + getpass.getuser(), *([f"account={account}"] if account else [])]
+    answers = _ask(
+        {
+            "config": ["scontrol", "show", "config"],
+            "partitions": ["scontrol", "show", "partition", "-o"],
+            "nodes": ["sinfo", "-h", "-o", "%R|%D|%G"],
+            "qos": ["sacctmgr", "-nP", "show", "qos", "format=name,gracetime,preemptmode,preempt"],
+            "default qos": ["sacctmgr", "-nP", "show", "assoc", *user, "format=defaultqos,qos"],
+        }
+    )
+    said = {name: answer for name, answer in answers.items() if isinstance(answer, str)}
+    failed = [f"{name}: {error}" for name, error in answers.items() if isinstance(error, SlurmError)]
+    config = read_config(said.get("config", ""))
+    fields = read_partition(said.get("partitions", ""), partition)
+    chosen_qos = qos or _default_qos(said.get("default qos", ""))
+    mode, grace = _preemption(config, fields, said.get("qos"), chosen_qos)
+    name = fields.get("PartitionName", partition)
+    gpus, gpu_type = read_gpus(said.get("nodes"), name)
+    signal = f"{config.get('PreemptParameters', '')},{config.get('SlurmctldParameters', '')}"
+    return ClusterFacts(
+        version=config.get("SLURM_VERSION"),
+        partition=name,
+        qos=chosen_qos,
+        preempt_type=config.get("PreemptType"),
+        preempt_mode=mode,
+        grace_s=grace,
+        kill_wait_s=_count(config.get("KillWait")),
+        sends_user_signal="send_user_signal" in signal if config else None,
+        job_requeue=config["JobRequeue"] == "1" if "JobRequeue" in config else None,
+        max_batch_requeue=_count(config.get("MaxBatchRequeue")),
+        max_time_s=_limit(fields.get("MaxTime")),
+        default_time_s=_limit(fields.get("DefaultTime")),
+        gpus_per_node=gpus,
+        gpu_type=gpu_type,
+        proctrack=config.get("ProctrackType"),
+        unknown=tuple(failed),
+    )
+
+
+def read_config(text: str) -> dict[str, str]:
+    """`scontrol show config` as a dictionary."""
+    return {
+        key.strip(): value.strip()
+        for key, sign, value in (line.partition("=") for line in text.splitlines())
+        if sign
+    }
+
+
+def read_partition(text: str, name: str | None) -> dict[str, str]:
+    """The fields of one partition in `scontrol show partition -o`; of the default one for None.
+
+    Raises:
+        UsageError: partitions were listed, and `name` is not among them.
+    """
+    partitions = [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in text.splitlines()]
+    wanted = name.split(",")[0] if name else None
+    for fields in partitions:
+        if fields.get("PartitionName") == wanted or (wanted is None and fields.get("Default") == "YES"):
+            return fields
+    if wanted and partitions:
+        known = ", ".join(fields.get("PartitionName", "?") for fields in partitions)
+        raise UsageError(f"there is no partition {wanted!r}; there are: {known}")
+    return {}
+
+
+def read_gpus(text: str | None, partition: str | None) -> tuple[int | None, str | None]:
+    """GPUs per node and their type in `sinfo -h -o %R|%D|%G`: those of most of the partition's nodes."""
+    if text is None:
+        return None, None
+    kinds: dict[tuple[int, str | None], int] = {}
+    for line in text.splitlines():
+        name, nodes, gres = (line.split("|") + ["", ""])[:3]
+        if partition is None or name == partition:
+            kind = _gpus_in(gres)
+            kinds[kind] = kinds.get(kind, 0) + int(nodes or 0)
+    return max(kinds, key=lambda kind: (kinds[kind], kind[0])) if kinds else (None, None)
+
+
+def _ask(commands: Mapping[str, list[str]]) -> dict[str, str | SlurmError]:
+    def one(argv: list[str]) -> str | SlurmError:
+        try:
+            return call(argv, _TIMEOUT_S)
+        except SlurmError as error:
+            return error
+
+    with ThreadPoolExecutor(len(commands)) as pool:
+        return dict(zip(commands, pool.map(one, commands.values()), strict=True))
+
+
+def _preemption(
+    config: Mapping[str, str], partition: Mapping[str, str], qos_table: str | None, qos: str | None
+) -> tuple[str | None, int | None]:
+    """PreemptMode and GraceTime of a job: its QOS's or its partition's (slurm.conf(5), PreemptType)."""
+    kind = config.get("PreemptType")
+    if kind is None:
+        return None, None
+    if kind == "preempt/none":
+        return "OFF", 0
+    if kind == "preempt/partition_prio":
+        return partition.get("PreemptMode", config.get("PreemptMode")), _count(partition.get("GraceTime"))
+    if qos_table is None or qos is None:
+        return config.get("PreemptMode"), None
+    rows = {row[0]: row for row in (line.split("|") for line in qos_table.splitlines()) if len(row) >= 4}
+    if qos not in rows:
+        return config.get("PreemptMode"), None
+    if not any(qos in row[3].split(",") for row in rows.values()):
+        return "OFF", 0  # no QOS may preempt this one
+    _, grace, mode, *_ = rows[qos]
+    return (config.get("PreemptMode") if mode in ("", "cluster") else mode.upper()), _limit(grace) or 0
+
+
+def _default_qos(text: str) -> str | None:
+    """The default QOS of the user's association; where it has none but allows one only, that one."""
+    for line in text.splitlines():
+        default, _, allowed = line.partition("|")
+        if default or (allowed and "," not in allowed):
+            return default or allowed
+    return None
+
+
+def _gpus_in(gres: str) -> tuple[int, str | None]:
+    """("gpu:a100:4(S:0-1),nvme:1") -> (4, "a100")."""
+    count, kind = 0, None
+    for found in re.finditer(r"(?:^|,)gpu(?::([^:,()]*[^\d:,()][^:,()]*))?:(\d+)", gres):
+        count += int(found[2])
+        kind = kind or found[1]
+    return count, kind
+
+
+def _count(text: str | None) -> int | None:
+    found = re.match(r"\d+", text or "")
+    return int(found[0]) if found else None
+
+
+def _limit(text: str | None) -> int | None:
+    return parse_time(text) if text and re.fullmatch(r"[\d:-]+", text) else None

@@ -1,0 +1,190 @@
+"""Ask Slurm what became of a job, and have it run again.
+
+`scontrol requeue` from inside the warning window restarts a job every time, while leaving with status 0
+counts towards MaxBatchRequeue and ends in a hold (seen with Slurm 24.11). A second requeue of a job that
+Slurm requeues anyway is answered with "job is pending": that is success.
+"""
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from r1hpc.base.errors import StateError
+from r1hpc.base.units import parse_time
+from r1hpc.slurm import payload
+from r1hpc.slurm.client import SlurmError, call
+from r1hpc.slurm.environment import exported
+
+# squeue(1), "JOB STATE CODES".
+PENDING_STATES = frozenset(
+    ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
+)
+LIVE_STATES = PENDING_STATES | frozenset(
+    ("RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
+)
+_BACK_OFF_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What `scontrol show job` says about a job. Times are Unix seconds, None where unset."""
+
+    states: frozenset[str]
+    """Upper-case state words, for example {"PENDING", "COMPLETING"}. Empty: Slurm no longer knows the job."""
+    reason: str = ""
+    start_time: float | None = None
+    end_time: float | None = None
+    """While it runs: when its limit ends it; a preemption moves this to the end of the grace time."""
+    preempt_time: float | None = None
+    """Set once Slurm has chosen the job as a victim."""
+    restarts: int = 0
+    requeue: bool = True
+    """The job may be requeued."""
+    time_limit_s: int | None = None
+
+    @property
+    def live(self) -> bool:
+        """Waiting, running or on its way out."""
+        return bool(self.states & LIVE_STATES)
+
+    @property
+    def pending(self) -> bool:
+        """Will start (again), unless it is held."""
+        return bool(self.states & PENDING_STATES)
+
+
+def job_state(job_id: str, timeout_s: float = 10.0) -> JobState:
+    """The state of one job; no states when Slurm has forgotten it (MinJobAge after its end).
+
+    Raises:
+        SlurmError: slurmctld did not answer.
+    """
+    try:
+        text = call(["scontrol", "show", "job", "-o", job_id], timeout_s)
+    except SlurmError as error:
+        if "Invalid job id" in error.stderr + error.stdout:
+            return JobState(frozenset())
+        raise
+    return parse_job(text)
+
+
+def parse_job(text: str) -> JobState:
+    """The JobState in the output of `scontrol show job -o` (of an array: its first line)."""
+    line = text.splitlines()[0] if text.strip() else ""
+    # The name is the user's and comes before the fields of interest; cut it off, it may look like them.
+    fields = line.partition(" UserId=")[2]
+    if not fields:
+        return JobState(frozenset())
+    limit = _field(fields, "TimeLimit")
+    return JobState(
+        states=frozenset(re.split(r"[,+]", _field(fields, "JobState"))),
+        reason=_field(fields, "Reason"),
+        start_time=_time(_field(fields, "StartTime")),
+        end_time=_time(_field(fields, "EndTime")),
+        preempt_time=_time(_field(fields, "PreemptTime")),
+        restarts=int(_field(fields, "Restarts") or 0),
+        requeue=_field(fields, "Requeue") == "1",
+        time_limit_s=_limit(limit),
+    )
+
+
+def requeue(job_id: str, patience_s: float = 60.0, sleep: Callable[[float], None] = time.sleep) -> bool:
+    """Have Slurm run the job again under the same id; True when it will.
+
+    False: the cluster or the job forbids it (JobRequeue=0, --no-requeue), or Slurm no longer knows the job;
+    then `resubmit`. Called from inside the job this ends the job: the caller gets SIGTERM soon after.
+
+    Raises:
+        SlurmError: slurmctld did not answer for `patience_s` seconds, or it answered something unknown.
+    """
+    error = _retry(lambda: call(["scontrol", "requeue", job_id], 20.0), patience_s, sleep)
+    if error is None or "pending" in _said(error):
+        return True
+    if any(
+        words in _said(error) for words in ("disabled", "invalid job id", "already completing or completed")
+    ):
+        return False
+    raise error
+
+
+def resubmit(
+    script: Path,
+    after: str | None = None,
+    patience_s: float = 60.0,
+    sleep: Callable[[float], None] = time.sleep,
+) -> str:
+    """Submit a run's script as a new job, for clusters that do not allow requeueing; its id.
+
+    Args:
+        script: job.sh in a run folder; its submitit payload is copied for the new id.
+        after: job that must have ended first (the one that calls this).
+
+    Raises:
+        StateError: the script was planted by somebody else.
+        SlurmError: sbatch refused, or slurmctld did not answer for `patience_s` seconds.
+    """
+    argv = ["sbatch", "--parsable", *([f"--dependency=afterany:{after}"] if after else []), str(script)]
+    answer: list[str] = []
+    error = _retry(lambda: answer.append(call(argv, 60.0, exported())), patience_s, sleep, repeatable=False)
+    if error is not None:
+        raise error
+    new_id = read_job_id(answer[0])
+    payload.carry_over(script.parent, new_id)
+    return new_id
+
+
+def _retry(
+    action: Callable[[], object],
+    patience_s: float,
+    sleep: Callable[[float], None],
+    repeatable: bool = True,
+) -> SlurmError | None:
+    """Run `action` until slurmctld answers it; the error it ended with, or None.
+
+    `repeatable=False`: not again after a time-out either, since the request may have been carried out.
+    """
+    waited = 0.0
+    for pause in [*_BACK_OFF_S, None]:
+        try:
+            action()
+            return None
+        except SlurmError as error:
+            again = error.unreachable and (repeatable or error.never_arrived)
+            if not again or pause is None or waited + pause > patience_s:
+                return error
+            sleep(pause)
+            waited += pause
+    return None
+
+
+def _said(error: SlurmError) -> str:
+    return f"{error.stdout} {error.stderr}".lower()
+
+
+def _field(fields: str, name: str) -> str:
+    found = re.search(rf"(?:^| ){name}=(\S*)", fields)
+    return found[1] if found else ""
+
+
+def _time(text: str) -> float | None:
+    return float(text) if re.fullmatch(r"[1-9]\d*", text) else None
+
+
+def _limit(text: str) -> int | None:
+    return parse_time(text) if re.fullmatch(r"[\d:-]+", text) else None
+
+
+def read_job_id(answer: str) -> str:
+    """The id in the output of `sbatch --parsable`: ID or ID;CLUSTER, after whatever a site's filter prints.
+
+    Raises:
+        StateError: there is none.
+    """
+    found = re.fullmatch(r"(\d+)(;\S+)?", (answer.strip().splitlines() or [""])[-1])
+    if not found:
+        raise StateError(
+            f"sbatch answered {answer.strip()!r} instead of a job id; look for the job with squeue"
+        )
+    return found[1]

@@ -1,0 +1,78 @@
+"""Submit a run through submitit: its pickling and its ranks, our job script.
+
+    job_id = submit(run, render(script))
+
+submitit's own script has no room for begin and end, and its signal handling saves on rank 0 only; so the
+executor below writes the script of `slurm.script` and keeps submitit's payload, naming and task runner.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from submitit.slurm.slurm import SlurmExecutor, SlurmJob
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.files import write_atomic
+from r1hpc.base.rundir import RunDir
+from r1hpc.slurm import payload
+from r1hpc.slurm.client import call
+from r1hpc.slurm.environment import exported
+from r1hpc.slurm.requeue import read_job_id
+
+ENTRY_POINT = "r1hpc.launch.run_rank"
+_TIMEOUT_S = 120.0
+
+
+def submit(run: RunDir, text: str, num_tasks: int = 1, entry_point: str = ENTRY_POINT) -> str:
+    """Write job.sh, submit it and leave the payload for its ranks; the job id.
+
+    Args:
+        text: the job script, see slurm.script.render.
+        num_tasks: over all nodes; submitit only counts its result files by it.
+        entry_point: the function each rank calls with the run folder's path.
+
+    Raises:
+        UsageError: there is no Slurm client here.
+        SlurmError: sbatch refused; its own words are in the message.
+        StateError: the run folder could be written by others.
+    """
+    if shutil.which("sbatch") is None or shutil.which("srun") is None:
+        raise UsageError(
+            "sbatch is not on PATH: run this on a login node, or take --executor local or --dry-run"
+        )
+    write_atomic(run.script, text)
+    with _private_files():
+        payload.folder_of(run.path).mkdir(mode=0o700, exist_ok=True)
+        executor = _Executor(run, num_tasks)
+        job = executor.submit(payload.entry_point(entry_point), str(run.path))
+    return str(job.job_id)
+
+
+class _Executor(SlurmExecutor):  # type: ignore[misc]  # submitit has no types we follow
+    """submitit's Slurm executor with the script of the run in place of its own."""
+
+    def __init__(self, run: RunDir, num_tasks: int) -> None:
+        super().__init__(folder=payload.folder_of(run.path))
+        self._script = run.script
+        self._tasks = num_tasks
+
+    def _num_tasks(self) -> int:
+        return self._tasks
+
+    def _submit_command(self, command: str) -> Any:
+        """Called by submitit once the payload lies in its folder under a temporary name."""
+        answer = call(["sbatch", "--parsable", str(self._script)], _TIMEOUT_S, exported())
+        return SlurmJob(folder=self.folder, job_id=read_job_id(answer), tasks=list(range(self._tasks)))
+
+
+@contextmanager
+def _private_files() -> Iterator[None]:
+    """submitit creates its files with the caller's umask, which may let a group write a pickle."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)

@@ -1,0 +1,1 @@
+"""What a run says about itself: attempts with their causes, metrics per step, NVML readings per node."""

@@ -1,0 +1,109 @@
+"""The group of ranks: who we are, the device, and the few collectives the loop needs.
+
+The rendezvous store is made by `launch`, freshly for each attempt; nothing is taken from an inherited
+MASTER_ADDR or RANK.
+"""
+
+import datetime
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+_DISTRIBUTED_TIMEOUT = datetime.timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Group:
+    """One rank's place among all, and its device."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+
+    def all_sum(self, values: Sequence[float]) -> list[float]:
+        """Element-wise sum over the ranks, in float64 (exact for integers below 2^53)."""
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        result: list[float] = tensor.tolist()
+        return result
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's `value`, in rank order, on all ranks. Pickles: only for small, rare messages."""
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's `value` on all ranks."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def barrier(self) -> None:
+        dist.barrier()
+
+
+def join(rank: int, local_rank: int, world_size: int, store: dist.Store) -> Group:
+    """Initialise torch.distributed and DeepSpeed's view of it: NCCL where there is a GPU, else gloo."""
+    use_gpu = torch.cuda.is_available()
+    if not use_gpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # DeepSpeed reads these when it builds its engine.
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(world_size))
+    device = torch.device("cuda", _device_index(local_rank)) if use_gpu else torch.device("cpu")
+    if use_gpu:
+        torch.cuda.set_device(device)
+    backend = "nccl" if use_gpu else "gloo"
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=world_size, timeout=_DISTRIBUTED_TIMEOUT
+    )
+    _join_deepspeed(backend)
+    return Group(rank, local_rank, world_size, device)
+
+
+def make_store(host: str, port: int, world_size: int, listener: socket.socket | None) -> dist.Store:
+    """The key-value store the ranks meet at. With `listener`, serve it on that bound socket.
+
+    torch's store listens on every address and authenticates nobody: the cluster's network is trusted, and
+    `launch` checks a token so that a mistake, at least, is noticed.
+    """
+    return dist.TCPStore(
+        host,
+        port,
+        world_size,
+        is_master=listener is not None,
+        timeout=_DISTRIBUTED_TIMEOUT,
+        wait_for_workers=False,
+        master_listen_fd=None if listener is None else listener.detach(),
+        use_libuv=listener is None,
+    )
+
+
+def leave() -> None:
+    """Close the group, so that no peer is left with a live connection to a dead process."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _device_index(local_rank: int) -> int:
+    """The visible GPU of this rank: Slurm shows a task all GPUs of the node, or (--gpus-per-task) one."""
+    visible = torch.cuda.device_count()
+    return local_rank if local_rank < visible else local_rank % visible
+
+
+def _join_deepspeed(backend: str) -> None:
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel("ERROR")
+    # On CPU DeepSpeed compiles a shared-memory all-reduce at first use: 20 s, a C++ compiler, and a cache
+    # under the user's home that the ranks of several nodes race for. gloo does the same work.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)

@@ -1,0 +1,91 @@
+"""DeepSpeed: its config from ours, and the engine built on it. Learning rate is a pure function of the step."""
+
+import math
+from typing import Any
+
+import deepspeed
+import torch
+from transformers import PreTrainedModel
+
+from r1hpc.config.schema import Precision, RunConfig, TrainConfig
+from r1hpc.plan.batch import BatchPlan
+
+
+def learning_rate(train: TrainConfig, step: int) -> float:
+    """Rate of optimizer step `step` (from 1): linear warm-up, then cosine to lr x min_lr_fraction."""
+    if step <= train.warmup_steps:
+        return train.lr * step / train.warmup_steps
+    span = max(1, train.num_steps - train.warmup_steps)
+    progress = min(1.0, (step - train.warmup_steps) / span)
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    return train.lr * (train.min_lr_fraction + (1 - train.min_lr_fraction) * cosine)
+
+
+def deepspeed_config(
+    config: RunConfig, batch: BatchPlan, *, on_gpu: bool, load_universal: bool
+) -> dict[str, Any]:
+    """The dictionary handed to deepspeed.initialize; `deepspeed.extra` is merged over it."""
+    train = config.train
+    optimizer: dict[str, Any] = {
+        "lr": train.lr,
+        "betas": [train.beta1, train.beta2],
+        "eps": train.eps,
+        "weight_decay": train.weight_decay,
+        # torch's AdamW: DeepSpeed's own wants a compiler at first use, on CPU and on GPU.
+        "torch_adam": True,
+    }
+    if on_gpu:
+        optimizer["fused"] = True
+    made: dict[str, Any] = {
+        "train_batch_size": batch.global_batch_size,
+        "train_micro_batch_size_per_gpu": batch.micro_batch_size,
+        "gradient_accumulation_steps": batch.gradient_accumulation_steps,
+        "gradient_clipping": train.max_grad_norm,
+        "steps_per_print": 10**12,
+        "optimizer": {"type": "AdamW", "params": optimizer},
+        "zero_optimization": {"stage": config.deepspeed.zero_stage},
+        "bf16": {"enabled": train.precision is Precision.bf16},
+        "fp16": {"enabled": train.precision is Precision.fp16, "initial_scale_power": 16},
+        "zero_allow_untested_optimizer": True,
+    }
+    if load_universal:
+        made["checkpoint"] = {"load_universal": True}
+    return _merged(made, config.deepspeed.extra)
+
+
+def build_engine(network: PreTrainedModel, ds_config: dict[str, Any]) -> Any:
+    """The DeepSpeedEngine around the model."""
+    engine, _, _, _ = deepspeed.initialize(
+        model=network,
+        model_parameters=[p for p in network.parameters() if p.requires_grad],
+        config=ds_config,
+        dist_init_required=False,
+    )
+    return engine
+
+
+def set_learning_rate(engine: Any, rate: float) -> None:
+    """For the next optimizer step."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate
+
+
+def grad_norm(engine: Any) -> float:
+    """Global gradient norm of the last step, before clipping; nan where fp16 overflowed."""
+    norm = engine.get_global_grad_norm()
+    if norm is None:
+        return math.nan
+    return float(norm.item() if isinstance(norm, torch.Tensor) else norm)
+
+
+def loss_scale(engine: Any, precision: Precision) -> float | None:
+    """fp16's current loss scale; None where there is none."""
+    return float(engine.optimizer.loss_scale) if precision is Precision.fp16 else None
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        result[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result

@@ -1,0 +1,19 @@
+"""How a training attempt can fail by itself. `launch` turns each into the attempt's cause."""
+
+from r1hpc.base.errors import R1hpcError
+
+
+class TrainError(R1hpcError):
+    """The run cannot go on as it is configured; starting it again would end the same way."""
+
+
+class NonFiniteError(TrainError):
+    """Loss or gradients are not finite, or exploded."""
+
+
+class ResumeError(TrainError):
+    """A checkpoint exists but does not belong to this configuration."""
+
+
+class SaveError(R1hpcError):
+    """A checkpoint could not be written; the previous ones are untouched."""

@@ -1,0 +1,273 @@
+"""Save and resume, all ranks together: DeepSpeed writes, the checkpoint room commits.
+
+Every collective decision is made by rank 0 and told to all, so that no two ranks can disagree about which
+checkpoint is good. DeepSpeed's own `latest` is never written: it names a checkpoint before the other
+ranks have finished theirs.
+"""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from r1hpc.base.errors import R1hpcError
+from r1hpc.base.failpoints import failpoint
+from r1hpc.base.units import format_bytes
+from r1hpc.checkpoint.errors import NoUsableCheckpointError
+from r1hpc.checkpoint.store import Checkpoint, CheckpointStore
+from r1hpc.train.distributed import Group
+from r1hpc.train.errors import ResumeError, SaveError
+
+_TAG = "deepspeed"
+# Facts that must be the same at resume: they decide which numbers the run computes.
+_IDENTITY = ("dataset_id", "plan_hash", "global_batch_size", "model", "precision")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint belongs to. `world_size` and `zero_stage` may change, the rest may not."""
+
+    dataset_id: str
+    plan_hash: str
+    global_batch_size: int
+    model: str
+    precision: str
+    zero_stage: int
+    world_size: int
+
+    def check(self, saved: dict[str, Any]) -> None:
+        """Raise ResumeError when a checkpoint's meta tells of another run."""
+        for name in _IDENTITY:
+            if saved.get(name) != getattr(self, name):
+                raise ResumeError(
+                    f"the checkpoint was made with {name}={saved.get(name)}, this run has {name}="
+                    f"{getattr(self, name)}: go back to the old setting, or start a run of another name"
+                )
+
+    def same_layout(self, saved: dict[str, Any]) -> bool:
+        """Whether DeepSpeed's files fit as they are, without conversion."""
+        return (saved.get("world_size"), saved.get("zero_stage")) == (self.world_size, self.zero_stage)
+
+
+class Snapshots:
+    """The checkpoints of a run, as one rank takes part in them."""
+
+    def __init__(
+        self, store: CheckpointStore, group: Group, attempt: int, token: str, identity: Identity, scratch: Path
+    ) -> None:
+        self._store = store
+        self._group = group
+        self._attempt = attempt
+        self._token = token
+        self._identity = identity
+        self._scratch = scratch
+        self.last_committed_step: int | None = None
+        self.last_bytes = 0
+
+    def choose(self) -> Checkpoint | None:
+        """The newest checkpoint that verifies, the same on all ranks; None for a fresh run.
+
+        Each rank verifies its share of the files. A bad checkpoint is named on rank 0's log and the next
+        older one is tried.
+
+        Raises:
+            NoUsableCheckpointError: there are checkpoints and none verifies.
+            ResumeError: the newest good one belongs to another configuration.
+        """
+        candidates, error = self._on_rank_0(self._store.list)
+        problems_of: dict[int, list[str]] = {}
+        for checkpoint in candidates if error is None else ():
+            problems = self._verify_together(checkpoint)
+            if not problems:
+                self._identity.check(checkpoint.manifest.meta)
+                self.last_committed_step = checkpoint.step
+                self.last_bytes = sum(f.size for f in checkpoint.manifest.files)
+                return checkpoint
+            problems_of[checkpoint.step] = problems
+            if self._group.rank == 0:
+                print(f"checkpoint {checkpoint.path.name} is not usable, trying an older one:", file=sys.stderr)
+                print("\n".join(f"  {problem}" for problem in problems), file=sys.stderr)
+        # Folders without a readable manifest do not appear in list(); newest_verified names them.
+        _, error = self._on_rank_0(self._store.newest_verified)
+        if error is not None or problems_of:
+            raise NoUsableCheckpointError(error or f"no checkpoint verifies: {problems_of}")
+        return None
+
+    def needs_conversion(self, checkpoint: Checkpoint | None) -> bool:
+        """Whether DeepSpeed must be built to load a universal checkpoint."""
+        return checkpoint is not None and not self._identity.same_layout(checkpoint.manifest.meta)
+
+    def load(self, engine: Any, checkpoint: Checkpoint) -> int:
+        """Put the checkpoint into the engine and every random stream; returns its step."""
+        if self.needs_conversion(checkpoint):
+            folder = self._convert(checkpoint)
+            path, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
+            self._group.barrier()
+            if self._group.rank == 0:
+                shutil.rmtree(folder.parent)
+            seed_streams(checkpoint.manifest.meta["seed"], checkpoint.step, self._group.rank)
+        else:
+            path, _ = engine.load_checkpoint(str(checkpoint.path), tag=_TAG)
+            restore_streams(checkpoint.path / _streams_name(self._group.rank))
+        if path is None:
+            raise ResumeError(f"DeepSpeed found nothing to load in {checkpoint.path}")
+        return checkpoint.step
+
+    def save(self, engine: Any, step: int, meta: dict[str, Any]) -> float:
+        """Write and commit the state after `step` optimizer steps; returns the seconds it took.
+
+        Raises:
+            SaveError: disk full, I/O error, or this incarnation is superseded. The run's earlier
+                checkpoints are untouched.
+        """
+        started = time.monotonic()
+        staging = self._store.staging(step, self._attempt, self._token)
+        self._tell(lambda: self._open_staging(step))
+        failpoint("save.begin")
+        try:
+            engine.save_checkpoint(str(staging), tag=_TAG, save_latest=False)
+            save_streams(staging / _streams_name(self._group.rank))
+        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+            raise SaveError(self._no_space(f"writing checkpoint step {step}", error)) from error
+        failpoint("save.written")
+        self._group.barrier()
+        try:
+            mine: Any = self._store.seal(staging, self._own_files(staging))
+        except R1hpcError as error:
+            mine = str(error)
+        sealed = self._group.gather(mine)
+        failures = [s for s in sealed if isinstance(s, str)]
+        if failures:
+            if self._group.rank == 0:
+                self._store.abandon(step, self._attempt, self._token)
+            raise SaveError("; ".join(failures))
+        records = [record for part in sealed for record in part]
+        failpoint("save.sealed")
+        full = {**self._identity.__dict__, **meta}
+        self._tell(lambda: self._store.commit(step, self._attempt, self._token, records, full))
+        failpoint("save.committed")
+        self.last_committed_step = step
+        self.last_bytes = sum(record.size for record in records)
+        self._tell(lambda: self._store.prune(protect={step}))
+        return time.monotonic() - started
+
+    def _open_staging(self, step: int) -> None:
+        free = shutil.disk_usage(self._scratch).free
+        if free < self.last_bytes:
+            raise SaveError(
+                f"no room for checkpoint step {step}: the last one took {format_bytes(self.last_bytes)}, "
+                f"{format_bytes(free)} are free under {self._scratch}; free some space or lower checkpoint.keep"
+            )
+        self._store.open_staging(step, self._attempt, self._token)
+
+    def _verify_together(self, checkpoint: Checkpoint) -> list[str]:
+        names = sorted(record.name for record in checkpoint.manifest.files)
+        share = names[self._group.rank :: self._group.world_size]
+        found = self._group.gather(self._store.verify(checkpoint, share))
+        return sorted({problem for part in found for problem in part})
+
+    def _own_files(self, staging: Path) -> list[str]:
+        """The files this rank wrote: those that carry its number; rank 0 also all that carry none."""
+        files = (p.relative_to(staging).as_posix() for p in staging.rglob("*") if p.is_file())
+        return sorted(name for name in files if _owner(name, self._group.world_size) == self._group.rank)
+
+    def _convert(self, checkpoint: Checkpoint) -> Path:
+        """DeepSpeed's universal form of the checkpoint, in a scratch folder; the original stays as it is."""
+        target = self._scratch / f"universal-{self._attempt}" / f"step-{checkpoint.step}"
+
+        def convert() -> None:
+            shutil.rmtree(target.parent, ignore_errors=True)
+            target.parent.mkdir(mode=0o700)
+            command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
+            command += ["--input_folder", str(checkpoint.path / _TAG), "--output_folder", str(target)]
+            command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
+            if checkpoint.manifest.meta["zero_stage"] < 3:
+                command += ["--inject_missing_state"]
+            clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+            done = subprocess.run(command, capture_output=True, text=True, env=clean, check=False)
+            if done.returncode:
+                raise ResumeError(f"DeepSpeed could not convert {checkpoint.path}:\n{done.stderr[-2000:]}")
+
+        self._tell(convert)
+        return target
+
+    def _tell(self, action: Any) -> Any:
+        """Do `action` on rank 0; when it fails there, fail with the same words on all ranks."""
+        result, error = self._on_rank_0(action)
+        if error is not None:
+            raise SaveError(error)
+        return result
+
+    def _on_rank_0(self, action: Any) -> tuple[Any, str | None]:
+        outcome: tuple[Any, str | None] = (None, None)
+        if self._group.rank == 0:
+            try:
+                outcome = (action(), None)
+            except R1hpcError as error:
+                outcome = (None, str(error))
+            except OSError as error:
+                outcome = (None, self._no_space("checkpoint", error))
+        told: tuple[Any, str | None] = self._group.broadcast(outcome)
+        return told
+
+    def _no_space(self, what: str, error: Exception) -> str:
+        free = shutil.disk_usage(self._scratch).free
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return f"{what} failed: {first} ({format_bytes(free)} free under {self._scratch})"
+
+
+def seed_streams(seed: int, step: int, rank: int) -> None:
+    """Fresh random streams, different for every (seed, step, rank)."""
+    mixed = np.random.SeedSequence([seed, step, rank]).generate_state(2, np.uint32)
+    torch.manual_seed(int(mixed[0]) << 16 ^ int(mixed[1]))
+    np.random.seed(int(mixed[1]))
+    random.seed(int(mixed[0]))
+
+
+def save_streams(path: Path) -> None:
+    """Write every random stream of this rank. DeepSpeed saves none."""
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    version, internal, gauss_next = random.getstate()
+    streams = {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "numpy": json.dumps([str(name), [int(k) for k in keys], int(position), int(has_gauss), float(gauss)]),
+        "python": json.dumps([version, list(internal), gauss_next]),
+    }
+    torch.save(streams, path)
+
+
+def restore_streams(path: Path) -> None:
+    """Read back what save_streams wrote."""
+    streams = torch.load(path, weights_only=True)
+    torch.set_rng_state(streams["torch"])
+    if streams["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(streams["cuda"])
+    name, keys, position, has_gauss, gauss = json.loads(streams["numpy"])
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
+    version, internal, gauss_next = json.loads(streams["python"])
+    random.setstate((version, tuple(internal), gauss_next))
+
+
+def _streams_name(rank: int) -> str:
+    return f"streams_rank_{rank}.pt"
+
+
+def _owner(name: str, world_size: int) -> int:
+    """The rank that wrote a file, by DeepSpeed's naming (`zero_pp_rank_3_mp_rank_00…`) and ours."""
+    stem = name.rsplit("/", 1)[-1]
+    for marker in ("zero_pp_rank_", "streams_rank_"):
+        head, found, tail = stem.partition(marker)
+        if found:
+            rank = int(tail.replace(".", "_").split("_")[0])
+            return rank if rank < world_size else 0
+    return 0

@@ -1,0 +1,65 @@
+"""Requests to save or to leave: a signal or a touched file sets a flag; the loop decides at a step edge.
+
+    requests = StopRequests(run)
+    requests.install()           # SIGTERM and SIGUSR2 mean the same: save, then leave
+    ...
+    stop, save = requests.poll() # this rank's wish; the loop agrees over all ranks
+
+Nothing is done inside the handler: a collective there would deadlock against the one that the signal
+interrupted (Lightning #21406). SIGUSR1 is left alone, NCCL uses it (submitit #1697).
+"""
+
+import signal
+import time
+from types import FrameType
+
+from r1hpc.base.rundir import RunDir
+
+_FILE_POLL_S = 1.0
+
+
+class StopRequests:
+    """What was asked of this rank. Rank 0 also watches the STOP and SAVE files of the run folder."""
+
+    def __init__(self, run: RunDir, rank: int) -> None:
+        self._run = run
+        self._watch_files = rank == 0
+        self._next_file_poll = 0.0
+        self._stop = False
+        self._save = False
+        self.reason = ""
+        """What asked for the stop first: a signal's name or `STOP file`."""
+        self.signalled_at: float | None = None
+
+    def install(self) -> None:
+        """Take over SIGTERM and SIGUSR2, and whatever handlers a launcher put there before."""
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, self._on_signal)
+        # Slurm sends SIGCONT before SIGTERM; it means nothing here.
+        signal.signal(signal.SIGCONT, signal.SIG_DFL)
+
+    def poll(self) -> tuple[bool, bool]:
+        """(stop, save) as this rank knows it now. A SAVE file is consumed by `saved`."""
+        now = time.monotonic()
+        if self._watch_files and now >= self._next_file_poll:
+            self._next_file_poll = now + _FILE_POLL_S
+            if self._run.stop.exists():
+                self._ask_to_stop("STOP file")
+            self._save = self._run.save.exists()
+        return self._stop, self._save
+
+    def saved(self) -> None:
+        """A checkpoint was committed: the SAVE request is answered."""
+        if self._watch_files and self._save:
+            self._run.save.unlink(missing_ok=True)
+            self._save = False
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        # A second signal changes nothing: the save is under way, and Slurm sends SIGTERM twice.
+        if self.signalled_at is None:
+            self.signalled_at = time.time()
+        self._ask_to_stop(signal.Signals(number).name)
+
+    def _ask_to_stop(self, reason: str) -> None:
+        self._stop = True
+        self.reason = self.reason or reason

@@ -1,0 +1,122 @@
+"""Every kind of file, damaged in every way: the problem names the file and an older checkpoint is used."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from r1hpc.checkpoint.errors import NoUsableCheckpointError
+from r1hpc.checkpoint.store import CheckpointStore
+from tests.checkpoint.harness import FILES, history, save
+
+PAGE = 4096
+
+
+def flip_a_byte(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 0x10
+    path.write_bytes(raw)
+
+
+def zero_a_page(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    start = PAGE if len(raw) > PAGE else 0
+    end = min(start + PAGE, len(raw))
+    raw[start:end] = bytes(end - start)
+    path.write_bytes(raw)
+
+
+def delete(path: Path) -> None:
+    path.unlink()
+
+
+def truncate_by_one(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def grow_by_one(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+def swap_from_another_step(path: Path) -> None:
+
+    source = Path(*[part if part != "step-00000020" else "step-00000010" for part in path.parts])
+
+    path.write_bytes(source.read_bytes())
+
+
+def add_a_file_beside(path: Path) -> None:
+    (path.parent / f"{path.name}.extra").write_bytes(b"")
+
+
+DAMAGES: list[Callable[[Path], None]] = [
+    flip_a_byte,
+    zero_a_page,
+    delete,
+    truncate_by_one,
+    grow_by_one,
+    swap_from_another_step,
+    add_a_file_beside,
+]
+CASES = [
+    (name, damage)
+    for name in [*FILES, "manifest.json"]
+    for damage in DAMAGES
+    # An empty file has no byte to flip and is the same in every step.
+    if name != "empty.lock" or damage in (delete, grow_by_one, add_a_file_beside)
+]
+
+
+@pytest.mark.parametrize(("name", "damage"), CASES, ids=lambda case: getattr(case, "__name__", case))
+def test_damage_is_named_and_the_older_one_used(
+    tmp_path: Path, name: str, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    store = history(tmp_path, 10, 20)
+    damage(tmp_path / "step-00000020" / name)
+    found = store.newest_verified()
+    assert found is not None
+    assert found.step == 10
+    assert f"step-00000020/{name}" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "damage"), CASES, ids=lambda case: getattr(case, "__name__", case))
+def test_all_damaged_is_an_error_that_names_each(
+    tmp_path: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    store = history(tmp_path, 20)
+    save(store, 30, 0)
+    (tmp_path / "step-00000010").mkdir(mode=0o700)
+    (tmp_path / "step-00000030" / "manifest.json").unlink()
+    if damage is not swap_from_another_step:
+        damage(tmp_path / "step-00000020" / name)
+    else:
+        (tmp_path / "step-00000020" / name).write_bytes(b"of another step")
+    with pytest.raises(NoUsableCheckpointError) as caught:
+        CheckpointStore(tmp_path).newest_verified()
+    for text in ("step 10: ", f"step-00000020/{name}", "step 30: "):
+        assert text in str(caught.value)
+
+
+def test_a_page_swapped_within_a_file_is_found(tmp_path: Path) -> None:
+    store = history(tmp_path, 10)
+    path = tmp_path / "step-00000010" / "mp_rank_00_model_states.pt"
+    raw = path.read_bytes()
+    path.write_bytes(raw[PAGE : 2 * PAGE] + raw[:PAGE] + raw[2 * PAGE :])
+    assert "mp_rank_00_model_states.pt" in store.verify(store.list()[0])[0]
+
+
+def test_every_bad_file_is_listed(tmp_path: Path) -> None:
+    store = history(tmp_path, 10)
+    found = store.list()[0]
+    damaged = [name for name in FILES if FILES[name]]
+    for name in damaged:
+        flip_a_byte(found.path / name)
+    problems = store.verify(found)
+    assert [[name in problem for problem in problems].count(True) for name in damaged] == [1] * len(damaged)
+
+
+def test_a_manifest_changed_after_it_was_read_is_noticed(tmp_path: Path) -> None:
+    store = history(tmp_path, 10)
+    found = store.list()[0]
+    (found.path / "manifest.json").unlink()
+    assert "manifest.json" in store.verify(found)[0]

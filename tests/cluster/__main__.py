@@ -1,0 +1,87 @@
+"""The test cluster from the command line, as root on Debian.
+
+python -m tests.cluster up [--nodes 4]       start it and leave it running
+python -m tests.cluster run srun -N4 hostname
+eval "$(python -m tests.cluster env)"        then use sbatch, squeue, ... directly
+python -m tests.cluster status
+python -m tests.cluster preempt JOB          evict a scavenger job
+python -m tests.cluster fail r1n2 [--how crash|cut|slurmd]
+python -m tests.cluster restore r1n2
+python -m tests.cluster grace SECONDS        GraceTime of the scavenger QOS
+python -m tests.cluster down
+"""
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+
+from r1hpc.base.cli import ArgumentParser, run_door
+from tests.cluster.cluster import Cluster
+from tests.cluster.network import INTERFACE
+from tests.cluster.state import STATE_FILE
+
+
+def main(argv: Sequence[str]) -> int:
+    """Do one command."""
+    parser = ArgumentParser(prog="python -m tests.cluster", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    up = commands.add_parser("up")
+    up.add_argument("--nodes", type=int, default=4)
+    up.add_argument("--send-user-signal", action="store_true")
+    for name in ("down", "status", "env"):
+        commands.add_parser(name)
+    commands.add_parser("preempt").add_argument("job", type=int)
+    commands.add_parser("grace").add_argument("seconds", type=int)
+    fail = commands.add_parser("fail")
+    fail.add_argument("node")
+    fail.add_argument("--how", choices=("crash", "cut", "slurmd"), default="crash")
+    commands.add_parser("restore").add_argument("node")
+    commands.add_parser("run").add_argument("words", nargs="...")
+    args = parser.parse_args(argv)
+    if args.command == "up":
+        return _up(args.nodes, args.send_user_signal)
+    cluster = Cluster.attach() if args.command != "down" else None
+    return _down() if cluster is None else _use(cluster, args)
+
+
+def _up(num_nodes: int, send_user_signal: bool) -> int:
+    cluster = Cluster(num_nodes, detached=True, send_user_signal=send_user_signal)
+    seconds = cluster.start()
+    print(f"{num_nodes} nodes up in {seconds:.1f} s: {' '.join(cluster.node_names)}")
+    print(f"logs: {cluster.directory}/log   interface inside the nodes: {INTERFACE}")
+    print(f"export SLURM_CONF={cluster.slurm_conf}")
+    print(f"export R1HPC_TEST_CLUSTER={STATE_FILE}")
+    return 0
+
+
+def _down() -> int:
+    print("stopped" if Cluster.stop_recorded() else "nothing runs")
+    return 0
+
+
+def _use(cluster: Cluster, args: object) -> int:
+    words = vars(args)
+    command = words["command"]
+    if command == "run":
+        os.execvpe(words["words"][0], words["words"], cluster.env())
+    if command == "env":
+        print(f"export SLURM_CONF={shlex.quote(str(cluster.slurm_conf))}")
+        print(f"export R1HPC_TEST_CLUSTER={STATE_FILE}")
+    elif command == "status":
+        print(cluster.run(["sinfo", "-N", "-o", "%10N %10P %12T %.4c %G %E"]).stdout, end="")
+        print(cluster.run(["squeue"]).stdout, end="")
+        print(f"logs: {cluster.directory}/log")
+    elif command == "preempt":
+        print(cluster.preempt(words["job"]))
+    elif command == "grace":
+        cluster.set_grace(words["seconds"])
+    elif command == "fail":
+        cluster.fail_node(words["node"], words["how"])
+    else:
+        print(f"idle after {cluster.restore_node(words['node']):.1f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    run_door(main, sys.argv[1:])

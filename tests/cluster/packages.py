@@ -1,0 +1,49 @@
+"""Whether this machine can hold the cluster, and the Debian packages it needs."""
+
+import os
+import shutil
+import subprocess
+
+from tests.cluster.processes import ClusterError, call
+
+_PACKAGE_OF = {
+    "slurmctld": "slurmctld",
+    "slurmd": "slurmd",
+    "slurmdbd": "slurmdbd",
+    "srun": "slurm-client",
+    "munged": "munge",
+    "mariadbd": "mariadb-server",
+    "ip": "iproute2",
+}
+PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def unavailable() -> str | None:
+    """Why the cluster cannot run here, in plain words; None when it can (packages may still be missing)."""
+    if os.geteuid() != 0:
+        return "the Slurm cluster needs root (network namespaces)"
+    if _missing() and not shutil.which("apt-get"):
+        return f"not a Debian system and these are missing: {' '.join(_missing())}"
+    probe = subprocess.run(["unshare", "--net", "--mount", "--uts", "true"], capture_output=True, text=True)
+    if probe.returncode:
+        return f"this container may not make network namespaces ({probe.stderr.strip()})"
+    return None
+
+
+def install() -> None:
+    """Install what is missing, with apt-get; raise ClusterError when that is not possible."""
+    missing = _missing()
+    if not missing:
+        return
+    if not shutil.which("apt-get"):
+        raise ClusterError(f"these packages are missing and there is no apt-get: {' '.join(missing)}")
+    quiet = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-y", "--no-install-recommends"]
+    try:
+        call([*quiet, *missing], timeout=900)
+    except ClusterError:  # no package lists, or lists older than the mirror
+        call(["apt-get", "update"], timeout=300)
+        call([*quiet, *missing], timeout=900)
+
+
+def _missing() -> list[str]:
+    return [package for program, package in _PACKAGE_OF.items() if not shutil.which(program, path=PATH)]

@@ -1,0 +1,124 @@
+"""Sentences and numbers about Slurm's warning windows."""
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from r1hpc.plan.preemption import (
+    choose_signal_lead_s,
+    expected_save_time_s,
+    judge_window,
+    optimal_save_interval_s,
+    warning_window,
+)
+
+_CLUSTER: dict[str, Any] = {
+    "preempt_mode": "REQUEUE",
+    "grace_s": 120,
+    "kill_wait_s": 30,
+    "sends_user_signal": False,
+    "signal_lead_s": 120,
+    "requeue_allowed": True,
+    "max_batch_requeue": 5,
+}
+
+
+def _judge(save_time_s: float, **change: Any) -> str:
+    return "\n".join(judge_window(save_time_s, **(_CLUSTER | change)))
+
+
+def test_a_save_that_fits() -> None:
+    text = _judge(40)
+    assert "preemption (REQUEUE): SIGTERM, then GraceTime: 120 s" in text.replace("2 min 00 s", "120 s")
+    assert "a save is expected to take 40 s: OK" in text
+    assert "NOT ENOUGH" not in text
+
+
+def test_a_save_that_only_just_fits_is_called_tight() -> None:
+    assert "TIGHT" in _judge(100)
+
+
+def test_a_save_that_does_not_fit_names_the_loss_and_the_way_out() -> None:
+    text = _judge(300, save_every=500)
+    assert "NOT ENOUGH; a preempted run loses up to 500 steps since its last periodic save" in text
+    assert "save more often (checkpoint.save_every)" in text
+
+
+def test_without_grace_only_kill_wait_is_left() -> None:
+    text = _judge(20, grace_s=0)
+    assert "GraceTime is 0: only KillWait, 30 s" in text
+    assert "NOT ENOUGH" not in text
+    assert "NOT ENOUGH" in _judge(40, grace_s=0)
+
+
+def test_the_users_signal_takes_sigterms_place() -> None:
+    assert "USR2 (send_user_signal), then GraceTime" in _judge(40, sends_user_signal=True)
+
+
+@pytest.mark.parametrize("mode", ["OFF", "SUSPEND,GANG", "off"])
+def test_modes_that_do_not_end_a_run(mode: str) -> None:
+    text = _judge(1000, preempt_mode=mode, signal_lead_s=3000)
+    assert "NOT ENOUGH" not in text
+    assert "requeue" not in text
+    assert (
+        warning_window(
+            preempt_mode=mode, grace_s=60, kill_wait_s=30, sends_user_signal=False, signal_lead_s=60
+        ).preemption_s
+        is None
+    )
+
+
+def test_who_requeues() -> None:
+    assert "submit it again yourself" in _judge(1, requeue_allowed=False)
+    assert "held after 5 times" in _judge(1)
+    assert "the job asks for it in GraceTime" in _judge(1, preempt_mode="CANCEL")
+    assert "submit it again yourself" in _judge(1, preempt_mode="CANCEL", grace_s=0)
+    assert "requeue:" not in _judge(1, grace_s=0)
+
+
+@given(save=st.floats(0, 1e4), window=st.integers(1, 10_000))
+def test_never_ok_where_the_save_is_longer_than_the_window(save: float, window: int) -> None:
+    text = _judge(save, grace_s=window, signal_lead_s=window)
+    assert ("NOT ENOUGH" in text) == (save > window)
+
+
+def test_save_time() -> None:
+    assert expected_save_time_s(20 * 2**30, 2.0, None) == pytest.approx(15)
+    assert expected_save_time_s(20 * 2**30, 2.0, 3.5) == 3.5
+
+
+@given(save=st.floats(0, 1e5), limit=st.integers(1, 10**7))
+def test_signal_lead(save: float, limit: int) -> None:
+    lead = choose_signal_lead_s(save, limit)
+    assert 1 <= lead <= max(1, limit // 4)
+    if limit >= 4 * max(60, 2 * save + 31):
+        assert lead >= max(60, 2 * save)
+
+
+@pytest.mark.parametrize(
+    ("save_time_s", "time_limit_s", "lead"),
+    [(5, 86400, 60), (40, 86400, 110), (40, None, 110), (5, 180, 45), (600, 3600, 900), (5, 2, 1)],
+)
+def test_signal_lead_by_example(save_time_s: float, time_limit_s: int | None, lead: int) -> None:
+    assert choose_signal_lead_s(save_time_s, time_limit_s) == lead
+
+
+def test_optimal_interval_against_the_waste_it_minimises() -> None:
+    """Young's waste is C/W + W/(2M): no other interval on a grid does better."""
+    save, mtbf = 40.0, 168 * 3600.0
+    best = optimal_save_interval_s(save, mtbf)
+
+    def waste(interval: float) -> float:
+        return save / interval + interval / (2 * mtbf)
+
+    assert all(waste(best) <= waste(best * factor) for factor in (0.5, 0.9, 0.99, 1.01, 1.1, 2))
+    assert best == pytest.approx(1.93 * 3600, rel=0.01)
+
+
+@given(save=st.floats(0.1, 1e5), mtbf=st.floats(1, 1e7))
+def test_optimal_interval_never_exceeds_the_mtbf(save: float, mtbf: float) -> None:
+    assert 0 < optimal_save_interval_s(save, mtbf) <= mtbf
+    assert math.isfinite(optimal_save_interval_s(save, mtbf))
