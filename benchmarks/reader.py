@@ -32,7 +32,9 @@ Read = Callable[[int], npt.NDArray[Any]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tokens", type=int, default=2**25)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--windows", type=int, default=20_000)

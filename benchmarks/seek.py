@@ -23,7 +23,9 @@ TARGET_S = 0.050
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cursors", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=1024)
     arguments = parser.parse_args()
@@ -33,8 +35,12 @@ def main() -> None:
     times = [_seek(cursor, arguments.batch) for cursor in cursors]
     contrast = min(_permute() for _ in range(3))
     print(f"seek in a plan of {NUM_WINDOWS:,} samples, {len(cursors)} cursors, batch of {arguments.batch}:")
-    print(f"  max {max(times) * 1e3:.2f} ms, median {statistics.median(times) * 1e3:.2f} ms (target <= 50 ms)")
-    print(f"np.random.permutation of {CONTRAST:,}: {contrast * 1e3:.0f} ms, {contrast / max(times):.0f} x the max")
+    print(
+        f"  max {max(times) * 1e3:.2f} ms, median {statistics.median(times) * 1e3:.2f} ms (target <= 50 ms)"
+    )
+    print(
+        f"np.random.permutation of {CONTRAST:,}: {contrast * 1e3:.0f} ms, {contrast / max(times):.0f} x the max"
+    )
     print("met" if max(times) <= TARGET_S else "NOT met")
 
 

@@ -29,12 +29,15 @@ _EXAMPLES = """examples:
 
 def main(argv: Sequence[str]) -> int:
     """Run one verb of the door and return its exit status."""
-    arguments = _parser().parse_args(list(argv))
-    verbs = {"build": _build, "verify": _verify, "inspect": _inspect}
-    return verbs[arguments.verb](arguments)
+    parser, verbs = _parsers()
+    if not argv or argv[0] not in verbs:
+        parser.parse_args(list(argv))
+    # The verb's own parser, because only it knows which of its flags is nearest to an unknown one.
+    arguments = verbs[argv[0]].parse_args(list(argv[1:]))
+    return {"build": _build, "verify": _verify, "inspect": _inspect}[argv[0]](arguments)
 
 
-def _parser() -> ArgumentParser:
+def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     parser = ArgumentParser(prog="r1hpc shard", description=__doc__, epilog=_EXAMPLES)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="build|verify|inspect")
     build = verbs.add_parser("build", help="make a dataset from a recipe")
@@ -48,7 +51,7 @@ def _parser() -> ArgumentParser:
     inspect.add_argument("--doc", metavar="N", type=int, help="also print document N, decoded")
     for verb in (build, verify, inspect):
         verb.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    return parser
+    return parser, {"build": build, "verify": verify, "inspect": inspect}
 
 
 def _build(arguments: Namespace) -> int:

@@ -270,6 +270,7 @@ def _freeze(prepared: _Prepared, request: _Request) -> None:
 
 
 def _start(prepared: _Prepared, request: _Request) -> str:
+    from r1hpc.config.redact import redact
     from r1hpc.telemetry.attempts import record
 
     run, executor = prepared.run, prepared.executor
@@ -286,7 +287,7 @@ def _start(prepared: _Prepared, request: _Request) -> str:
         job_id=job_id,
         script=str(run.script),
         time_limit_s=prepared.decision.plan.time_limit_s,
-        overrides=list(request.overrides),
+        overrides=[redact(item) for item in request.overrides],
     )
     return job_id
 
@@ -322,7 +323,7 @@ def _start_here(run: "RunDir") -> str:
 
 
 def _prepare_inside_job(request: _Request) -> int:
-    """For sbatch/train.sh: make the run folder of this job, or find it again, and print its ranks and path."""
+    """For sbatch/train.sh: make this job's run folder, or find it again; print its ranks and path."""
     from r1hpc.base.files import write_atomic
     from r1hpc.config import load
     from r1hpc.slurm import decide, env, script
@@ -403,8 +404,9 @@ def _plan_lines(prepared: _Prepared) -> list[tuple[str, str]]:
         ("nodes", f"{where.num_nodes} x {per_node} {ranks}"),
         (
             "batch",
-            f"{batch.global_batch_size} sequences of {plan.seq_len} tokens = {batch.micro_batch_size} per rank "
-            f"x {batch.gradient_accumulation_steps} accumulated x {where.world_size} ranks; {plan.num_steps} steps",
+            f"{batch.global_batch_size} sequences of {plan.seq_len} tokens = {batch.micro_batch_size} per "
+            f"rank x {batch.gradient_accumulation_steps} accumulated x {where.world_size} ranks; "
+            f"{plan.num_steps} steps",
         ),
     ]
     if plan.gpu_hours_ceiling is not None and plan.time_limit_s is not None:

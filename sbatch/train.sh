@@ -51,7 +51,8 @@ done
 CODE=$CHECKOUT
 [ -f "$RUN_ROOT/$RUN_NAME/config.yaml" ] && CODE=$RUN_ROOT/$RUN_NAME/code
 [ -f "$CODE/r1hpc/submit.py" ] && export PYTHONSAFEPATH=1 PYTHONPATH="$CODE${PYTHONPATH:+:$PYTHONPATH}"
-PREPARED=$("$PYTHON" -m r1hpc.submit "$@" --prepare-only --run-root "$RUN_ROOT" --run-name "$RUN_NAME") || exit
+set -- "$@" --run-root "$RUN_ROOT" --run-name "$RUN_NAME"
+PREPARED=$("$PYTHON" -m r1hpc.submit --prepare-only "$@") || exit
 read -r RANKS_PER_NODE RUN_DIR <<< "$PREPARED"
 . "$RUN_DIR/site.sh"
 
@@ -60,7 +61,9 @@ read -r RANKS_PER_NODE RUN_DIR <<< "$PREPARED"
 # wait for srun to end, and then act. Started again after a preemption, it comes back to this line.
 cd "$RUN_DIR" || exit 1
 export PYTHONSAFEPATH=1 PYTHONPATH="$RUN_DIR/code${PYTHONPATH:+:$PYTHONPATH}"
-ATTEMPT=$("$PYTHON" -m r1hpc.launch begin "$RUN_DIR") || exit
+# begin counts the ranks; an exclusive job's own number of tasks is not that of its ranks.
+TASKS="$RANKS_PER_NODE(x$SLURM_JOB_NUM_NODES)"
+ATTEMPT=$(SLURM_TASKS_PER_NODE=$TASKS "$PYTHON" -m r1hpc.launch begin "$RUN_DIR") || exit
 [ -n "$ATTEMPT" ] || exit 0
 export R1HPC_ATTEMPT=$ATTEMPT
 

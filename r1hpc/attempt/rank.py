@@ -150,9 +150,7 @@ def _start_sampler(run: RunDir, config: RunConfig, context: RankContext) -> GpuS
     sampler = GpuSampler(
         run.gpu_metrics(context.node_name), context.node_name, context.attempt, config.monitor.period_s
     )
-    message = sampler.start()
-    if message:
-        print(message, flush=True)
+    sampler.start()
     return sampler
 
 

@@ -5,8 +5,8 @@
          "files": [{"name": "rank_0.pt", "size": 81, "digest": "xxh3_128:..."}], "meta": {...}}
 
 The file is JSON, and its first member, `digest`, covers every byte after that line: a flipped digit in
-`meta` (a position in the data, say) is found as surely as one in a weight. It guards against accidents, not against somebody who
-may write the folder; ownership does that.
+`meta` (a position in the data, say) is found as surely as one in a weight. It guards against accidents,
+not against somebody who may write the folder; ownership does that.
 """
 
 import json
@@ -86,6 +86,16 @@ class Checkpoint:
     manifest: Manifest
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A `step-*` folder. `checkpoint` is None and `problem` says why when its manifest cannot be read."""
+
+    step: int
+    path: Path
+    checkpoint: Checkpoint | None
+    problem: str = ""
+
+
 def check_file_name(name: str) -> str:
     """Return `name` if it stays inside a checkpoint: relative, normalised, no control characters.
 
@@ -159,6 +169,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if manifest.step != step_of(path.name):
         raise StateError(f"{file} belongs to step {manifest.step}, not to this folder")
     return Checkpoint(manifest.step, path, manifest)
+
+
+def examine(path: Path) -> Candidate:
+    """What is in the step folder `path`, readable or not."""
+    step = step_of(path.name)
+    assert step is not None, "only step folders are examined"
+    try:
+        return Candidate(step, path, read_checkpoint(path))
+    except StateError as error:
+        return Candidate(step, path, None, str(error))
 
 
 def read_plain(path: Path) -> bytes:

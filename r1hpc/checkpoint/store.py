@@ -21,41 +21,32 @@ import logging
 import os
 import time
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from r1hpc.base.errors import StateError
-from r1hpc.base.files import check_owned, fsync_dir
+from r1hpc.base.files import check_owned
 from r1hpc.checkpoint import fence
-from r1hpc.checkpoint.disk import (
-    at,
-    discard,
-    make_private,
-    move_to_trash,
-    remove_tree,
-    sweep_trash,
-    write_new,
-)
+from r1hpc.checkpoint.commit import LATEST, commit_folder, point_latest
+from r1hpc.checkpoint.disk import at, discard, move_to_trash, remove_tree, sweep_trash
 from r1hpc.checkpoint.errors import CheckpointWriteError, NoUsableCheckpointError, write_error
 from r1hpc.checkpoint.manifest import (
-    MANIFEST_NAME,
+    Candidate,
     Checkpoint,
     FileRecord,
     Manifest,
     check_file_name,
     encode,
-    read_checkpoint,
+    examine,
     step_folder,
     step_of,
 )
-from r1hpc.checkpoint.sealing import check_sealed, seal_files
+from r1hpc.checkpoint.sealing import seal_files
 from r1hpc.checkpoint.verification import Fingerprint, find_problems, fingerprint
 
 __all__ = ["Candidate", "Checkpoint", "CheckpointStore", "FileRecord", "Manifest"]
 
-LATEST = "LATEST"
 MIN_KEEP = 2
 _log = logging.getLogger(__name__)
 # Inside the class `list` means CheckpointStore.list.
@@ -63,16 +54,6 @@ Strings = list[str]
 Steps = list[int]
 Records = list[FileRecord]
 Checkpoints = list[Checkpoint]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A `step-*` folder. `checkpoint` is None when its manifest cannot be read."""
-
-    step: int
-    path: Path
-    checkpoint: Checkpoint | None
-    problem: str = ""
 
 
 class CheckpointStore:
@@ -150,14 +131,17 @@ class CheckpointStore:
         """
         staging = self.staging(step, attempt, token)
         self._own = staging.parent
-        manifest = Manifest(step, attempt, time.time(), tuple(sorted(records, key=lambda r: r.name)), meta)
-        raw = encode(manifest)
+        files = tuple(sorted(records, key=lambda record: record.name))
+        raw = encode(Manifest(step, attempt, time.time(), files, meta))
         try:
             with self.writing(staging):
-                return self._commit(staging, manifest.files, raw)
+                checkpoint = commit_folder(self.root, staging, records, raw)
         except CheckpointWriteError:
             self.abandon(step, attempt, token)
             raise
+        point_latest(self.root, checkpoint.path, staging.parent)
+        self._remember(checkpoint)
+        return checkpoint
 
     def abandon(self, step: int, attempt: int, token: str) -> None:
         """Remove the staging folder. Never fails; what resists is removed by a later begin or prune."""
@@ -179,72 +163,6 @@ class CheckpointStore:
                 raise fence.superseded(self.root, own) from error
             raise write_error(path, error) from error
 
-    def _commit(self, staging: Path, records: tuple[FileRecord, ...], raw: bytes) -> Checkpoint:
-        with at("commit.check"):
-            folders = check_sealed(staging, records)
-        write_new(staging / MANIFEST_NAME, raw, staging / f".{MANIFEST_NAME}.tmp", "commit.manifest")
-        for folder in folders:
-            with at("commit.fsync_staging"):
-                make_private(folder)
-        target = self.root / staging.name
-        kept = self._settle(target, staging)
-        if kept is None:
-            self._publish(staging, target, raw)
-        else:
-            discard(staging, staging.parent, "commit.discard")
-        self._hint(target)
-        return kept or self._remember(read_checkpoint(target))
-
-    def _settle(self, target: Path, staging: Path) -> Checkpoint | None:
-        """Return the good checkpoint at `target`, or move a bad one out of the way.
-
-        It is moved into the incarnation's own folder, so that a superseded process cannot do it. A kill
-        before the next rename leaves the step without its bad checkpoint, until `begin` puts it back.
-        """
-        if not os.path.lexists(target):
-            return None
-        candidate = _examine(target)
-        if candidate.checkpoint and not self.verify(candidate.checkpoint):
-            with at("commit.fsync_kept"):
-                fsync_dir(self.root)
-            return candidate.checkpoint
-        replaced = staging.parent / f"{fence.REPLACED_PREFIX}{target.name}"
-        discard(replaced, staging.parent, "commit.discard_replaced")
-        with at("commit.replace"):
-            target.rename(replaced)
-        return None
-
-    def _publish(self, staging: Path, target: Path, raw: bytes) -> None:
-        """The commit point."""
-        replaced = staging.parent / f"{fence.REPLACED_PREFIX}{target.name}"
-        try:
-            with at("commit.rename"):
-                staging.rename(target)
-        except OSError:
-            if not _was_renamed(staging, target, raw):
-                if replaced.exists():
-                    replaced.rename(target)
-                raise
-        try:
-            with at("commit.fsync_root"):
-                fsync_dir(self.root)
-        except OSError:
-            # Whether the new name would survive a power loss is unknown, so it does not count.
-            with suppress(OSError):
-                move_to_trash(target, staging.parent, "commit.withdraw")
-            raise
-        if replaced.exists():
-            discard(replaced, staging.parent, "commit.discard_replaced")
-
-    def _hint(self, target: Path) -> None:
-        """Point LATEST at `target`. The checkpoint exists whether or not this works."""
-        assert self._own is not None, "commit sets it"
-        try:
-            raw = f"{target.name}\n".encode()
-            write_new(self.root / LATEST, raw, self._own / f".{LATEST}.tmp", "commit.latest")
-        except OSError as error:
-            _log.warning("%s not updated: %s", self.root / LATEST, error.strerror)
-
     # Reading
 
     def list(self) -> Checkpoints:
@@ -260,7 +178,7 @@ class CheckpointStore:
         except OSError as error:
             raise StateError(f"{self.root} cannot be listed: {error.strerror}") from None
         steps = sorted(((step, name) for name in names if (step := step_of(name)) is not None), reverse=True)
-        return (_examine(self.root / name) for _, name in steps)
+        return (examine(self.root / name) for _, name in steps)
 
     def verify(self, checkpoint: Checkpoint, names: Iterable[str] | None = None) -> Strings:
         """Problems, each naming its file; empty when good. `names` limits it to a rank's share.
@@ -310,9 +228,9 @@ class CheckpointStore:
         if named != newest.name:
             _log.warning("%s names %r; using %s, the newest that verifies", hint, named, newest.name)
 
-    def _remember(self, checkpoint: Checkpoint) -> Checkpoint:
-        self._verified[checkpoint.path] = fingerprint(checkpoint.path)
-        return checkpoint
+    def _remember(self, checkpoint: Checkpoint) -> None:
+        if now := _fingerprint(checkpoint.path):
+            self._verified[checkpoint.path] = now
 
     # Retention
 
@@ -356,26 +274,6 @@ class CheckpointStore:
         sweep_trash(self.root, "prune.sweep")
         if self._own:
             sweep_trash(self._own, "prune.sweep")
-
-
-def _examine(path: Path) -> Candidate:
-    step = step_of(path.name)
-    assert step is not None, "only step folders are examined"
-    try:
-        return Candidate(step, path, read_checkpoint(path))
-    except StateError as error:
-        return Candidate(step, path, None, str(error))
-
-
-def _was_renamed(staging: Path, target: Path, raw: bytes) -> bool:
-    """Did a rename that reported an error happen all the same?
-
-    NFS answers ENOENT to a rename it has carried out when the first answer was lost on the way.
-    """
-    try:
-        return not staging.exists() and (target / MANIFEST_NAME).read_bytes() == raw
-    except OSError:
-        return False
 
 
 def _fingerprint(folder: Path) -> Fingerprint | None:

@@ -23,7 +23,7 @@ from r1hpc.base.files import write_atomic, write_json
 from r1hpc.base.names import printable
 from r1hpc.base.rundir import RunDir
 from r1hpc.config import load
-from r1hpc.config.redact import find_secret, is_secret_name, redact, secret_values
+from r1hpc.config.redact import find_secret, is_secret_key, is_secret_name, redact, secret_values
 from r1hpc.config.schema import RunConfig
 
 _ASSETS = ("jobs", "configs", "shards", "sbatch")
@@ -67,8 +67,8 @@ def refuse_secrets(config: RunConfig, overrides: Sequence[str]) -> None:
     for name in config.cluster.environment:
         if is_secret_name(name):
             raise ConfigError(
-                f"cluster.environment.{printable(name)} would write a secret into the run folder: leave it in "
-                "the file its library reads (~/.netrc, $HF_HOME/token), or read it in a cluster.setup line"
+                f"cluster.environment.{printable(name)} would write a secret into the run folder: leave it "
+                "in the file its library reads (~/.netrc, $HF_HOME/token), or read it in a cluster.setup line"
             )
     for item in overrides:
         key, _, value = item.partition("=")
@@ -97,20 +97,24 @@ def _refuse_in(value: Any, key: str, known: Sequence[str]) -> None:
     elif isinstance(value, list | tuple):
         for item in value:
             _refuse_in(item, key, known)
-    elif isinstance(value, str) and (kind := find_secret(value, known)):
+    elif isinstance(value, str) and value and (kind := _kind(key, value, known)):
         raise ConfigError(f"the value of {printable(key)} looks like {kind}: a run folder must hold none")
 
 
+def _kind(key: str, value: str, known: Sequence[str]) -> str | None:
+    return "a secret, by its name" if is_secret_key(key) else find_secret(value, known)
+
+
 def _copy_code(target: Path) -> None:
-    """Copy the package, and beside it the declarative folders it reads. Copies, not links: edits must not reach."""
+    """Copy the package and the declarative folders it reads. No links: later edits must not reach the run."""
     package = Path(load.__file__).resolve().parent.parent
     shutil.copytree(package, target / "r1hpc", ignore=_SKIPPED, copy_function=_copy_private)
-    if (package / "_assets").is_dir():
-        return  # installed: they lie inside the package
     for name in _ASSETS:
         folder = load.assets(name)
-        if folder.is_dir():
+        if folder.is_dir() and package not in folder.parents:  # installed, they lie inside the package
             shutil.copytree(folder, target / name, ignore=_SKIPPED, copy_function=_copy_private)
+    for copied in target.rglob("*/"):
+        copied.chmod(0o700)
 
 
 def _copy_private(source: str, target: str) -> str:
@@ -129,7 +133,7 @@ def _refuse_secrets_in_code(code: Path, known: Sequence[str]) -> None:
 
 
 def _describe_git(checkout: Path, known: Sequence[str]) -> tuple[dict[str, Any] | None, str]:
-    """(commit, branch, remote, dirty) and the redacted difference to the commit; None outside a repository."""
+    """Commit, branch, remote and the redacted difference to the commit; None outside a repository."""
     if _git(checkout, "rev-parse", "--show-toplevel") is None or not (checkout / "r1hpc").is_dir():
         return None, ""
     diff = _git(checkout, "diff", "--no-color", "--no-ext-diff", "--no-textconv", "HEAD", "--") or ""

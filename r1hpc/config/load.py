@@ -4,7 +4,8 @@
 
 Later wins: schema defaults, then each file of the job's `include:` list in order, then the job file,
 then the cluster profile (section `cluster` only), then the overrides. An unknown key is refused with
-the nearest known one. YAML is read by a safe loader: no tags, no aliases beyond OmegaConf's own.
+the nearest known one. YAML is read by a safe loader: no tags, no aliases, and the scalars of YAML 1.2. `${key}`
+is OmegaConf's interpolation, except in the section `cluster`, where it is left to the shell it is written for.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -66,8 +67,8 @@ def load(
     if job is not None:
         path = find_job(str(job))
         content = _read_yaml(path)
-        for name in content.pop("include", None) or []:
-            layers.append(_read_yaml(_find_include(str(name), path)))
+        for name in _include_list(content.pop("include", None), path):
+            layers.append(_read_yaml(_find_include(name, path)))
         layers.append(content)
     profile = cluster or os.environ.get("R1HPC_CLUSTER")
     if profile:
@@ -83,7 +84,7 @@ def save(config: RunConfig, path: Path) -> None:
 
 def read(path: Path) -> RunConfig:
     """The configuration frozen in a run folder."""
-    return _to_config(_merge([_read_yaml(path)], ()))
+    return _to_config(_merge([_literal(_read_yaml(path))], ()))
 
 
 def _merge(layers: Sequence[dict[str, Any]], overrides: Sequence[str]) -> DictConfig:
@@ -91,10 +92,10 @@ def _merge(layers: Sequence[dict[str, Any]], overrides: Sequence[str]) -> DictCo
     try:
         for layer in layers:
             _check_keys(layer, RunConfig, "")
-            merged = OmegaConf.merge(merged, layer)
+            merged = OmegaConf.merge(merged, _shell_is_literal(layer))
         for item in overrides:
-            merged = OmegaConf.merge(merged, _parse_override(item))
-    except OmegaConfBaseException as error:
+            merged = OmegaConf.merge(merged, _shell_is_literal(_parse_override(item)))
+    except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list where a mapping belongs
         raise ConfigError(_explain(error)) from None
     return cast(DictConfig, merged)
 
@@ -106,7 +107,22 @@ def _to_config(merged: DictConfig) -> RunConfig:
         raise ConfigError(_explain(error)) from None
 
 
-def _explain(error: OmegaConfBaseException) -> str:
+def _shell_is_literal(layer: dict[str, Any]) -> dict[str, Any]:
+    return {**layer, "cluster": _literal(layer["cluster"])} if "cluster" in layer else layer
+
+
+def _literal(value: Any) -> Any:
+    """`value` with every `${` escaped, so that OmegaConf gives it back as it is."""
+    if isinstance(value, dict):
+        return {key: _literal(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_literal(item) for item in value]
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    return value
+
+
+def _explain(error: Exception) -> str:
     key = getattr(error, "full_key", None)
     first = str(error).splitlines()[0]
     return f"{key}: {first}" if key else first
@@ -118,7 +134,7 @@ def _parse_override(item: str) -> dict[str, Any]:
         raise ConfigError(f"override {printable(item)!r} is not KEY=VALUE, for example train.num_steps=100")
     try:
         content: Any = yaml.load(value, _Loader) if value else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         raise ConfigError(f"override {printable(item)!r}: the value is not valid YAML; quote it") from None
     for part in reversed(key.split(".")):
         content = {part: content}
@@ -156,7 +172,13 @@ def known_keys(schema: type = RunConfig, prefix: str = "") -> list[str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without aliases (a bomb of them fills memory) and with 1e-4 read as a number, as people mean it."""
+    """YAML without aliases (a bomb of them fills memory), with the plain scalars of YAML 1.2.
+
+    YAML 1.1, which PyYAML reads, makes 43200 of 12:00:00, true of `on`, 83 of 0123, a date of 2026-01-01 and
+    a string of 1e-4. A time limit of 43200 minutes is thirty days.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -164,12 +186,15 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-# YAML 1.1 reads 1e-4 as a string (no dot). The pattern is the YAML 1.2 float.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)$"),
-    list("-+0123456789."),
-)
+for _tag, _pattern, _first in (
+    ("null", r"(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("bool", r"(true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+    ("int", r"[-+]?(0|[1-9][0-9]*)$", list("-+0123456789")),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?$", list("-+0123456789.")),
+    ("float", r"[-+]?[0-9]+[eE][-+]?[0-9]+$", list("-+0123456789")),
+    ("float", r"([-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$", list("-+.")),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -179,6 +204,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.load(path.read_text(), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {printable(str(error))}") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply: that is no configuration") from None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     if content is None:
@@ -186,6 +213,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold keys and values, not a {type(content).__name__}")
     return content
+
+
+def _include_list(value: Any, job: Path) -> list[str]:
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise ConfigError(f"{job}: include must be a list, as in `include: [model/tiny]`")
+    return [str(name) for name in value]
 
 
 def _find_include(name: str, job: Path) -> Path:

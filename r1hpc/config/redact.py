@@ -1,7 +1,7 @@
 """Keep secrets out of what a run folder records: tokens by their look, values by the name beside them.
 
-    redact("git remote https://me:hunter2@host/x")     # -> "git remote https://[redacted]@host/x"
-    find_secret("hf_…")                                # -> "a Hugging Face token", or None
+    redact("password=hunter2")      # -> "password=[redacted]"
+    find_secret("hf_…")             # -> "a Hugging Face token", or None
 
 Best effort by construction: a secret that looks like nothing and is named like nothing gets through. So the
 environment is recorded by allow-list, and this is the second fence.
@@ -14,6 +14,12 @@ REDACTED = "[redacted]"
 _NAME = r"(?:token|key|secret|passw(?:or)?d|passwd|pwd|cookie|credential|auth|bearer|private)"
 SECRET_NAME = re.compile(rf"(?i)(?:^|[_.-]|\b){_NAME}s?(?:$|[_.-]|\b)|(?i:api_?key|access_?key)")
 
+# Keys of a configuration; HF's own `eos_token` and `num_key_value_heads` are none.
+_SECRET_KEY = re.compile(
+    r"(?i)(^|[_.-])(api_?key|access_?key|private_?key|(auth|access|hf|api)_?token|secret|passw(or)?d|cookie|"
+    r"credentials?)($|[_.-])"
+)
+
 # What leaked tokens look like, as their issuers document them.
 _LOOKS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("a Hugging Face token", re.compile(r"\bhf_[A-Za-z0-9]{8,}")),
@@ -25,6 +31,7 @@ _LOOKS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("a JSON web token", re.compile(r"\beyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*)?")),
     ("a private key", re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*-----|\Z)")),
 )
+_PASSWORD_IN_URL = re.compile(r"\b[A-Za-z][A-Za-z0-9+.-]*://[^/\s@'\"]*:[^/\s@'\"]+@")
 _USERINFO = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]*://)[^/\s@'\"]+@")
 # NAME = value, NAME: value, NAME=value; in code, YAML, shell and on command lines. The value up to its end.
 _ASSIGNED = re.compile(
@@ -38,7 +45,12 @@ _LEAST_VALUE = 6
 
 def is_secret_name(name: str) -> bool:
     """Whether a variable of this name is taken to hold a secret."""
-    return SECRET_NAME.search(name) is not None
+    return SECRET_NAME.search(name) is not None and name not in ("PWD", "OLDPWD")
+
+
+def is_secret_key(key: str) -> bool:
+    """Whether a key of a configuration is named like a secret."""
+    return _SECRET_KEY.search(key) is not None
 
 
 def secret_values(environ: Mapping[str, str]) -> list[str]:
@@ -55,7 +67,7 @@ def find_secret(text: str, known: Iterable[str] = ()) -> str | None:
     """
     if any(value in text for value in known):
         return "the value of a secret variable of your environment"
-    if _USERINFO.search(text):
+    if _PASSWORD_IN_URL.search(text):
         return "a URL with a password"
     return next((words for words, look in _LOOKS if look.search(text)), None)
 

@@ -135,8 +135,8 @@ def _time(config: RunConfig, facts: ClusterFacts, executor: str) -> tuple[str | 
     if asked is not None:
         if most is not None and parse_time(asked) > most:
             raise UsageError(
-                f"--time {asked} is more than partition {facts.partition} allows ({format_time(most)}): such a "
-                "job would wait for ever. A run goes on by itself after its limit, so take that"
+                f"--time {asked} is more than partition {facts.partition} allows ({format_time(most)}): "
+                "such a job would wait for ever. A run goes on by itself after its limit, so take that"
             )
         return asked, []
     if executor == "local":

@@ -103,7 +103,7 @@ export R1HPC_ATTEMPT=$ATTEMPT
 CPUS=${SLURM_CPUS_PER_TASK:-$((${SLURM_CPUS_ON_NODE:-1} / RANKS_PER_NODE))}
 [ "$CPUS" -ge 1 ] || CPUS=1
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$CPUS}
-
+@EXPORTS@
 # srun takes --cpus-per-task from nobody since Slurm 22.05. --wait: ranks that saved leave one by one while
 # rank 0 commits; one that is left alone does not hold the nodes until the time limit.
 srun --unbuffered --kill-on-bad-exit=1 --wait=600 --distribution=block \\
@@ -229,6 +229,7 @@ def render(script: Script) -> str:
         CORRIDOR=_fill(
             _CORRIDOR,
             GUARD=_GUARD if script.by_submitit else "",
+            EXPORTS="export SUBMITIT_EXECUTOR=slurm\n" if script.by_submitit else "",
             SRUN_FLAGS="",
             COMMAND=_BY_SUBMITIT if script.by_submitit else _BY_LAUNCH,
         ),
@@ -251,7 +252,7 @@ def train_script() -> str:
     return _fill(
         _TRAIN,
         DIRECTIVES="\n".join(_directive(name, value) for name, value in options.items()),
-        CORRIDOR=_fill(_CORRIDOR, GUARD="", SRUN_FLAGS=_IMPLICIT_GPUS, COMMAND=_BY_LAUNCH),
+        CORRIDOR=_fill(_CORRIDOR, GUARD="", EXPORTS="", SRUN_FLAGS=_IMPLICIT_GPUS, COMMAND=_BY_LAUNCH),
     )
 
 

@@ -49,7 +49,7 @@ def read_sacct(text: str, source: str) -> list[JobRecord]:
     Raises:
         StateError: the header or a line is not of this format; names `source`, line and fix.
     """
-    lines = text.splitlines()
+    lines = text.split("\n")  # splitlines() also splits at characters that a job name may hold
     header = lines[0] if lines else ""
     names = [name.strip().lower() for name in header.split("|")]
     _check_header(names, source)
@@ -57,7 +57,11 @@ def read_sacct(text: str, source: str) -> list[JobRecord]:
     for number, line in enumerate(lines[1:], start=2):
         if not line.strip() or line == header:  # files that were put one after the other
             continue
-        record = _record(dict(zip(names, _split(line, names, f"{source}:{number}"), strict=True)))
+        place = f"{source}:{number}"
+        try:
+            record = _record(dict(zip(names, _split(line, names, place), strict=True)))
+        except ValueError as error:
+            raise StateError(f"{place}: {error}; make it again with: {_PRINTED_BY}") from None
         if record.start is not None and "." not in record.job_id:
             found[record.job_id, record.start] = record  # one attempt of a job starts once
     return list(found.values())

@@ -101,11 +101,7 @@ class Session:
 
 def run(job: Job) -> Outcome:
     """Train until the last step or until asked to stop."""
-    session = set_up(job)
-    try:
-        return train(session)
-    finally:
-        session.loader.close()
+    return train(set_up(job))
 
 
 def set_up(job: Job) -> Session:

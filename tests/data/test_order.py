@@ -53,7 +53,9 @@ def _scalar_permute(position: int, size: int, key: bytes) -> int:
 def test_vectorised_equals_scalar(size: int, seed: int, data: st.DataObject) -> None:
     positions = data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=5))
     key = epoch_key(seed, 1)
-    assert permute(np.array(positions), size, key).tolist() == [_scalar_permute(p, size, key) for p in positions]
+    assert permute(np.array(positions), size, key).tolist() == [
+        _scalar_permute(p, size, key) for p in positions
+    ]
 
 
 def test_each_epoch_has_its_own_order() -> None:

@@ -161,7 +161,9 @@ def test_reading_imports_neither_zarr_nor_torch(path: Path) -> None:
         "print([m for m in ('zarr', 'torch', 'h5py', 'tokenizers', 'pyarrow') if m in sys.modules])"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
     assert found.stdout.strip() == "[]"
 
 

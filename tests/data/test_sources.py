@@ -47,7 +47,9 @@ def test_jsonl_spans_share_and_lose_no_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, span_bytes: int, suffix: str
 ) -> None:
     monkeypatch.setattr(sources, "_SPAN_BYTES", span_bytes)
-    lines = "".join(json.dumps({"id": i, "body": item}) + "\n\n" for i, item in enumerate(TEXTS[:12])).rstrip()
+    lines = "".join(
+        json.dumps({"id": i, "body": item}) + "\n\n" for i, item in enumerate(TEXTS[:12])
+    ).rstrip()
     open_file = gzip.open if suffix.endswith("gz") else open
     with open_file(tmp_path / f"in.{suffix}", "wb") as file:
         file.write(lines.encode())
@@ -182,7 +184,9 @@ def test_one_star_does_not_enter_folders(tmp_path: Path) -> None:
     assert documents(build(tmp_path, {"kind": "text", "root": "t", "glob": "*.txt"})) == [b"top"]
 
 
-@pytest.mark.parametrize(("policy", "expected"), [("skip", [b"good"]), ("replace", ["\ufffdbad".encode(), b"good"])])
+@pytest.mark.parametrize(
+    ("policy", "expected"), [("skip", [b"good"]), ("replace", ["\ufffdbad".encode(), b"good"])]
+)
 def test_text_that_is_not_utf8(tmp_path: Path, policy: str, expected: list[bytes]) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xffbad")
     (tmp_path / "b.txt").write_bytes(b"good")

@@ -2,15 +2,22 @@
 
     LD_LIBRARY_PATH=$(python -m tests.nvml_stub /tmp/stub) python -m r1hpc.monitor --once
 
-Needs gcc. The library must be on LD_LIBRARY_PATH before the process starts, so tests use subprocesses.
+Needs gcc. The loader reads LD_LIBRARY_PATH when a process starts, so tests use subprocesses.
 """
 
+import atexit
+import functools
+import os
+import shutil
 import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("nvml_stub.c")
 LIBRARY = "libnvidia-ml.so.1"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def build(target_dir: Path, without: Sequence[str] = ()) -> Path:
@@ -28,3 +35,33 @@ def build(target_dir: Path, without: Sequence[str] = ()) -> Path:
         command.append(f"-Wl,--version-script={hidden}")
     subprocess.run(command, check=True)
     return target_dir
+
+
+@functools.cache
+def built(*without: str) -> Path:
+    """`build` in a temporary folder, once per process and set of missing functions."""
+    folder = Path(tempfile.mkdtemp(prefix="nvml-stub-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return build(folder, without)
+
+
+def environment(settings: str = "", library: Path | None = None, **more: str) -> dict[str, str]:
+    """The environment of a process that finds the stub (or `library`'s folder) and these settings."""
+    inherited = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    folder = str(library or built())
+    return {
+        **inherited,
+        "LD_LIBRARY_PATH": folder,
+        "PYTHONPATH": str(ROOT),
+        "R1HPC_NVML_STUB": settings,
+        **more,
+    }
+
+
+def run_python(
+    *arguments: str, settings: str = "", library: Path | None = None, **more: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `python *arguments` on the stub; `more` are further environment variables."""
+    env = environment(settings, library, **more)
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)

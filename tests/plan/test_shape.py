@@ -41,7 +41,7 @@ _CASES: list[dict[str, Any]] = [
     *(
         {"model_type": family, **_SMALL, "tie_word_embeddings": tied}
         for family in FAMILIES
-        for tied in (0, 1)
+        for tied in (True, False)
     ),
     *({"model_type": family, **_SMALL, "num_key_value_heads": 2} for family in _GQA),
     *({"model_type": family, **_SMALL, "head_dim": 24} for family in _FREE_HEAD_DIM),

@@ -1,0 +1,40 @@
+"""Plain tables for a terminal.
+
+>>> print(format_table(("#", "cause"), [("1", "preempted"), ("12", "finished")], right={0}))
+ #  cause
+ 1  preempted
+12  finished
+"""
+
+from collections.abc import Collection, Sequence
+
+from r1hpc.base.names import printable
+
+WIDTH = 100
+
+
+def format_table(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    right: Collection[int] = (),
+    width: int = WIDTH,
+    indent: str = "",
+) -> str:
+    """Aligned columns two spaces apart; columns in `right` are right-aligned.
+
+    The last column is cut to fit `width`, the others never are. Control characters are replaced.
+    """
+    lines = [[printable(cell).replace("\n", " ") for cell in row] for row in (headings, *rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(headings))]
+    room = max(8, width - len(indent) - sum(widths[:-1]) - 2 * (len(widths) - 1))
+    widths[-1] = min(widths[-1], room)
+    return "\n".join(indent + _line(line, widths, right) for line in lines)
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], right: Collection[int]) -> str:
+    cells = [*cells[:-1], cells[-1] if len(cells[-1]) <= widths[-1] else cells[-1][: widths[-1] - 1] + "…"]
+    padded = (
+        cell.rjust(width) if i in right else cell.ljust(width)
+        for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    )
+    return "  ".join(padded).rstrip()

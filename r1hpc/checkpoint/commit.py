@@ -1,0 +1,115 @@
+"""The commit: from a folder of sealed files to a checkpoint, by one rename(2).
+
+manifest written and synced -> folders synced -> [bad checkpoint of this step moved out]
+-> staging folder renamed to step-<n>  (from here on it exists)  -> parent synced -> LATEST
+"""
+
+import logging
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from r1hpc.base.files import fsync_dir
+from r1hpc.checkpoint.disk import at, discard, make_private, move_to_trash, write_new
+from r1hpc.checkpoint.fence import REPLACED_PREFIX
+from r1hpc.checkpoint.manifest import MANIFEST_NAME, Checkpoint, FileRecord, decode, examine
+from r1hpc.checkpoint.sealing import check_sealed
+from r1hpc.checkpoint.verification import find_problems
+
+LATEST = "LATEST"
+_log = logging.getLogger(__name__)
+
+
+def commit_folder(root: Path, staging: Path, records: list[FileRecord], raw: bytes) -> Checkpoint:
+    """Make `staging`, sealed as `records`, the checkpoint with manifest `raw`; or keep a good one there.
+
+    Raises:
+        CheckpointWriteError: the folder is not what the manifest says; nothing was changed outside it.
+        OSError: as the file system said; the store is as before.
+    """
+    target = root / staging.name
+    _complete(staging, records, raw)
+    manifest = decode(raw, target / MANIFEST_NAME)
+    if kept := _good_one(target):
+        with at("commit.fsync_kept"):
+            fsync_dir(root)
+        discard(staging, staging.parent, "commit.discard")
+        return kept
+    replaced = _move_out(target, staging.parent)
+    try:
+        _publish(staging, target, raw)
+    except OSError:
+        if replaced:
+            replaced.rename(target)
+        raise
+    if replaced:
+        discard(replaced, staging.parent, "commit.discard_replaced")
+    return Checkpoint(manifest.step, target, manifest)
+
+
+def point_latest(root: Path, target: Path, own: Path) -> None:
+    """Write the hint LATEST. The checkpoint exists whether or not this works."""
+    try:
+        # By way of the incarnation's own folder: a superseded one cannot even turn the hint back.
+        write_new(root / LATEST, f"{target.name}\n".encode(), own / f".{LATEST}.tmp", "commit.latest")
+    except OSError as error:
+        _log.warning("%s not updated: %s", root / LATEST, error.strerror)
+
+
+def _complete(staging: Path, records: list[FileRecord], raw: bytes) -> None:
+    with at("commit.check"):
+        folders = check_sealed(staging, records)
+    write_new(staging / MANIFEST_NAME, raw, staging / f".{MANIFEST_NAME}.tmp", "commit.manifest")
+    for folder in folders:
+        with at("commit.fsync_staging"):
+            make_private(folder)
+
+
+def _good_one(target: Path) -> Checkpoint | None:
+    if not os.path.lexists(target):
+        return None
+    checkpoint = examine(target).checkpoint
+    return checkpoint if checkpoint and not find_problems(checkpoint) else None
+
+
+def _move_out(target: Path, own: Path) -> Path | None:
+    """Move a bad checkpoint of the same step out of the way; None when there is none.
+
+    It goes into the incarnation's own folder, so that a superseded process cannot do this. A kill before
+    the next rename leaves the step without its bad checkpoint, until `begin` puts it back.
+    """
+    if not os.path.lexists(target):
+        return None
+    replaced = own / f"{REPLACED_PREFIX}{target.name}"
+    discard(replaced, own, "commit.discard_replaced")
+    with at("commit.replace"):
+        target.rename(replaced)
+    return replaced
+
+
+def _publish(staging: Path, target: Path, raw: bytes) -> None:
+    try:
+        with at("commit.rename"):
+            staging.rename(target)
+    except OSError:
+        if not _was_renamed(staging, target, raw):
+            raise
+    try:
+        with at("commit.fsync_root"):
+            fsync_dir(target.parent)
+    except OSError:
+        # Whether the new name would survive a power loss is unknown, so it does not count.
+        with suppress(OSError):
+            move_to_trash(target, staging.parent, "commit.withdraw")
+        raise
+
+
+def _was_renamed(staging: Path, target: Path, raw: bytes) -> bool:
+    """Did a rename that reported an error happen all the same?
+
+    NFS answers ENOENT to a rename it has carried out when the first answer was lost on the way.
+    """
+    try:
+        return not staging.exists() and (target / MANIFEST_NAME).read_bytes() == raw
+    except OSError:
+        return False

@@ -1,0 +1,223 @@
+"""State of a run and of its attempts.
+
+    python -m r1hpc.status                     # the newest run under the run root
+    python -m r1hpc.status RUN_DIR --watch     # again and again until it is over
+    python -m r1hpc.status --all               # every run under the run root, one line each
+    python -m r1hpc.status RUN_DIR --json      # state, attempt, global_step, ..., attempts: [...]
+
+States: queued, running, requeued (between two attempts), finished, stopped, cancelled, failed, unknown.
+Slurm is asked where it is there, for at most 5 seconds; otherwise the answer is "as of the run folder".
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from r1hpc.attempt.choose import add_run_root, choose_run, list_runs
+from r1hpc.attempt.state import Situation, State, look
+from r1hpc.base.cli import ArgumentParser, print_json, run_door
+from r1hpc.base.errors import R1hpcError, UsageError
+from r1hpc.base.names import printable
+from r1hpc.base.rundir import RunDir, default_run_root
+from r1hpc.base.tables import format_table
+from r1hpc.base.units import format_duration, gpu_hours
+from r1hpc.checkpoint.store import CheckpointStore
+from r1hpc.config import load
+from r1hpc.telemetry.attempts import Attempt
+from r1hpc.telemetry.metrics import Step, last_steps
+
+_RECENT_STEPS = 20
+"""The speed is averaged over these."""
+_MOST_RUNS = 50
+"""--all shows the newest; each open one may be a question to Slurm."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    if arguments.watch and (arguments.json or arguments.all):
+        raise UsageError("--watch redraws one run for a person: leave --json and --all out")
+    if arguments.all:
+        return _show_all(arguments)
+    run = choose_run(arguments.run_dir, arguments.run_root)
+    if arguments.watch:
+        return _watch(run, arguments.every)
+    now = time.time()
+    situation = look(run)
+    if arguments.json:
+        print_json(as_json(run, situation, now))
+    else:
+        print(as_text(run, situation, now))
+    return 0
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="python -m r1hpc.status", description=__doc__)
+    parser.add_argument("run_dir", nargs="?", metavar="RUN_DIR", help="a run folder, or a run's name")
+    parser.add_argument("--watch", action="store_true", help="show it again and again until the run is over")
+    parser.add_argument("--every", type=float, default=10.0, metavar="S", help="seconds between two (10)")
+    parser.add_argument("--all", action="store_true", help="all runs under the run root")
+    add_run_root(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    return parser
+
+
+def as_json(run: RunDir, situation: Situation, now: float) -> dict[str, Any]:
+    """Everything the text shows, under stable names. Times are Unix seconds, None where unknown."""
+    history, job = situation.history, situation.job
+    recent = last_steps(run, _RECENT_STEPS)
+    step = _global_step(history.last, recent)
+    num_steps = _num_steps(run)
+    running = situation.state is State.running
+    end = now if running else (recent[-1].time if recent else None)
+    return {
+        "run_id": run.run_id,
+        "run_dir": str(run.path),
+        "state": situation.state.value,
+        "detail": situation.detail,
+        "attempt": history.last.attempt if history.last else None,
+        "global_step": step,
+        "num_steps": num_steps,
+        "loss": recent[-1].loss if recent else None,
+        "tokens_per_second": _tokens_per_second(recent),
+        "eta_s": _eta_s(recent, step, num_steps) if running else None,
+        "last_committed_step": _last_committed_step(run),
+        "job_id": job.job_id if job else None,
+        "executor": job.executor if job else None,
+        "gpu_hours": sum(_gpu_hours(attempt, end) for attempt in history.attempts),
+        "attempts": [attempt.to_json() for attempt in history.attempts],
+    }
+
+
+def as_text(run: RunDir, situation: Situation, now: float) -> str:
+    """A few lines for a person, at most 100 columns wide but for paths."""
+    shown = as_json(run, situation, now)
+    detail = f"  ({printable(situation.detail)})" if situation.detail else ""
+    lines = [f"{run.run_id}: {situation.state.value}{detail}", f"  {run.path}"]
+    if shown["job_id"]:
+        lines.append(f"  job {printable(shown['job_id'])} ({printable(shown['executor'] or '?')})")
+    lines += [f"  {_progress(shown)}", f"  {_kept(shown)}"]
+    if situation.history.attempts:
+        rows = [_row(attempt, now, situation.state) for attempt in situation.history.attempts]
+        lines += ["", format_table(_HEADINGS, rows, right={0, 3, 4, 5, 7}, indent="  ")]
+    return "\n".join(lines)
+
+
+_HEADINGS = ("#", "cause", "start", "duration", "nodes", "GPUs", "steps", "committed", "detail")
+
+
+def _row(attempt: Attempt, now: float, state: State) -> tuple[str, ...]:
+    over = attempt.cause is not None
+    end = attempt.end if over else (now if state is State.running else None)
+    return (
+        str(attempt.attempt),
+        attempt.cause.value if attempt.cause else "running" if state is State.running else "no word",
+        time.strftime("%m-%d %H:%M:%S", time.localtime(attempt.start)),
+        format_duration(end - attempt.start) if end is not None else "?",
+        str(attempt.nodes),
+        str(attempt.gpus),
+        f"{attempt.first_step}-{attempt.last_step}" if attempt.first_step is not None else "none",
+        "-" if attempt.last_committed_step is None else str(attempt.last_committed_step),
+        attempt.detail,
+    )
+
+
+def _progress(shown: dict[str, Any]) -> str:
+    step, of = shown["global_step"], shown["num_steps"]
+    words = [f"step {step if step is not None else 0}" + (f" of {of}" if of is not None else "")]
+    if shown["loss"] is not None:
+        words.append(f"loss {shown['loss']:.4f}")
+    if shown["tokens_per_second"] is not None:
+        words.append(f"{shown['tokens_per_second']:,.0f} tokens/s")
+    if shown["eta_s"] is not None:
+        words.append(f"{format_duration(shown['eta_s'])} left")
+    return ", ".join(words)
+
+
+def _kept(shown: dict[str, Any]) -> str:
+    step = shown["last_committed_step"]
+    kept = f"checkpoint of step {step} is committed" if step is not None else "no checkpoint yet"
+    return f"{kept}; {shown['gpu_hours']:.2f} GPU-hours so far"
+
+
+def _show_all(arguments: Any) -> int:
+    if arguments.run_dir is not None:
+        raise UsageError("--all shows every run: leave RUN_DIR out, or give --run-root DIR")
+    root = Path(arguments.run_root) if arguments.run_root else default_run_root()
+    now = time.time()
+    shown = [as_json(run, look(run), now) for run in list_runs(root)[:_MOST_RUNS]]
+    if arguments.json:
+        print_json({"run_root": str(root.absolute()), "runs": shown})
+    elif not shown:
+        print(f"no runs under {root.absolute()}")
+    else:
+        headings = ("run", "state", "attempt", "step", "of", "loss", "GPU-hours")
+        print(format_table(headings, [_run_row(each) for each in shown], right={2, 3, 4, 5, 6}))
+    return 0
+
+
+def _run_row(shown: dict[str, Any]) -> tuple[str, ...]:
+    loss = "-" if shown["loss"] is None else f"{shown['loss']:.4f}"
+    numbers = (
+        "-" if shown[key] is None else str(shown[key]) for key in ("attempt", "global_step", "num_steps")
+    )
+    return (shown["run_id"], shown["state"], *numbers, loss, f"{shown['gpu_hours']:.2f}")
+
+
+def _watch(run: RunDir, every_s: float) -> int:
+    clear = "\x1b[H\x1b[J" if sys.stdout.isatty() else ""
+    while True:
+        situation = look(run)
+        print(clear + as_text(run, situation, time.time()), flush=True)
+        if situation.state.is_over:
+            return 0
+        time.sleep(max(0.2, every_s))
+        print()
+
+
+def _global_step(last: Attempt | None, recent: list[Step]) -> int | None:
+    """Where the weights are: after its resume an attempt stands before the steps its predecessor took."""
+    if last is not None and (not recent or recent[-1].attempt < last.attempt):
+        return last.resumed_from
+    return recent[-1].global_step if recent else None
+
+
+def _tokens_per_second(recent: list[Step]) -> float | None:
+    timed = [
+        (step.tokens_per_second, step.step_time_s)
+        for step in recent
+        if step.attempt == recent[-1].attempt and step.tokens_per_second and step.step_time_s
+    ]
+    seconds = sum(s for _, s in timed if s is not None)
+    return sum(rate * s for rate, s in timed if rate and s) / seconds if seconds else None
+
+
+def _eta_s(recent: list[Step], step: int | None, num_steps: int | None) -> float | None:
+    """By wall time over the recent steps, so that saves and waits count; None before the second step."""
+    times = [s.time for s in recent if s.attempt == recent[-1].attempt and s.time is not None]
+    if num_steps is None or step is None or len(times) < 2:
+        return None
+    return max(0, num_steps - step) * (times[-1] - times[0]) / (len(times) - 1)
+
+
+def _gpu_hours(attempt: Attempt, until: float | None) -> float:
+    """An attempt that left no word counts until the last step: a lower bound."""
+    end = attempt.end if attempt.end is not None else until
+    return gpu_hours(attempt.gpus, max(0.0, end - attempt.start)) if end is not None else 0.0
+
+
+def _last_committed_step(run: RunDir) -> int | None:
+    found = CheckpointStore(run.checkpoints).list()
+    return found[0].step if found else None
+
+
+def _num_steps(run: RunDir) -> int | None:
+    try:
+        return load.read(run.config).train.num_steps
+    except R1hpcError:  # a run of another version is still worth showing
+        return None
+
+
+if __name__ == "__main__":
+    run_door(main)
