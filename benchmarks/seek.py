@@ -39,7 +39,8 @@ def main() -> None:
         f"  max {max(times) * 1e3:.2f} ms, median {statistics.median(times) * 1e3:.2f} ms (target <= 50 ms)"
     )
     print(
-        f"np.random.permutation of {CONTRAST:,}: {contrast * 1e3:.0f} ms, {contrast / max(times):.0f} x the max"
+        f"np.random.permutation of {CONTRAST:,}: {contrast * 1e3:.0f} ms, "
+        f"{contrast / max(times):.0f} x the max"
     )
     print("met" if max(times) <= TARGET_S else "NOT met")
 

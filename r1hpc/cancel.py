@@ -98,7 +98,7 @@ def check_is_ours(run: RunDir, job: JobRef, shown: str) -> None:
     owner = re.search(r" UserId=[^ ]*?\((\d+)\)", shown)
     if owner is None or int(owner[1]) != os.getuid():
         raise StateError(
-            f"job {job.job_id} is not yours, so it is not {run.run_id}'s: was the run made on another cluster?"
+            f"job {job.job_id} is not yours, so not {run.run_id}'s: was the run made on another cluster?"
         )
     names_run = str(run.path) in shown or re.search(rf"[=/ ]{re.escape(run.run_id)}(?![\w.-])", shown)
     if not names_run and not run.run_id.endswith(f"-{job.job_id}"):

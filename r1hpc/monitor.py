@@ -31,9 +31,10 @@ _HEADINGS = ("GPU", "UUID", "name", "util", "memory", "power", "temp", "SM clock
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    if arguments.period < MIN_PERIOD_S:
+    if not MIN_PERIOD_S <= arguments.period <= 3600:
         raise UsageError(
-            f"--period {arguments.period:g}: NVML renews its readings every {MIN_PERIOD_S} s at best"
+            f"--period {arguments.period:g} is not between {MIN_PERIOD_S} and 3600 seconds; "
+            "NVML renews its readings about twice a second"
         )
     if arguments.json and not (arguments.once or arguments.out):
         raise UsageError("--json prints one object: add --once for a reading, or --out FILE for a summary")

@@ -156,7 +156,9 @@ def _resume(request: _Request) -> _Prepared:
         job = now.job.job_id if now.job else "?"
         raise UsageError(f"{run.run_id} is {now.state} as job {job}: cancel it first, or touch {run.stop}")
     frozen = load.read(run.config)
-    config = load.load(run.config, request.overrides, arguments.cluster)
+    # The warning is chosen anew for the time limit and the cluster of this submission.
+    overrides = ["resources.signal_lead_s=null", *request.overrides]
+    config = load.load(run.config, overrides, arguments.cluster)
     _refuse_another_run(frozen, config)
     if run.finished.exists() and config.train.num_steps <= frozen.train.num_steps:
         raise UsageError(
@@ -337,9 +339,12 @@ def _prepare_inside_job(request: _Request) -> int:
         config = load.read(run.config)  # a requeued job: nothing is decided again
         print(script.ranks_per_node(config, config.resources.gpus_per_node or 0), run.path)
         return 0
+    source = run.config if request.arguments.resume else request.job or _DEFAULT_JOB
+    asked = load.load(source, request.overrides, request.arguments.cluster)
+    actual = decide.overrides_of_allocation(os.environ, is_cpu_run=asked.resources.gpus_per_node == 0)
     request = dataclasses.replace(
         request,
-        overrides=(*request.overrides, *decide.overrides_of_allocation(os.environ, request.overrides)),
+        overrides=(*request.overrides, *actual),
         arguments=argparse.Namespace(**{**vars(request.arguments), "executor": "slurm"}),
     )
     prepared = _resume(request) if request.arguments.resume else _fresh(request)

@@ -90,10 +90,10 @@ def _why_stopped(
     if told is not None:
         return told
     left = evidence.scheduler.seconds_left
-    if left is not None and left <= evidence.signal_lead_s + _EARLY_S:
+    # Before a time limit Slurm sends what --signal asks for, which is SIGUSR2; SIGTERM comes with the limit
+    # itself, or from a preemption.
+    if left is not None and left <= (evidence.signal_lead_s + _EARLY_S if outcome.reason == "SIGUSR2" else 0):
         return Cause.timeout, f"{outcome.reason} with {max(0, round(left))} s left of the time limit"
-    if evidence.scheduler.states & {"PENDING", "REQUEUED", "REQUEUE_HOLD"}:
-        return Cause.preempted, "requeued by Slurm"
     return Cause.preempted, f"told to leave by {outcome.reason or 'a signal'}"
 
 

@@ -92,7 +92,10 @@ def _ask_slurm(job_id: str | None) -> JobState | None:
 def _view(state: JobState | None) -> SchedulerView:
     if state is None:
         return SchedulerView()
-    left = None if state.end_time is None else state.end_time - time.time()
+    left = None
+    if state.start_time is not None and state.time_limit_s is not None:
+        # Not EndTime: a preemption moves that to the end of its grace time.
+        left = state.start_time + state.time_limit_s - time.time()
     return SchedulerView(state.states, state.preempt_time is not None, left)
 
 

@@ -16,6 +16,8 @@ from r1hpc.base.units import format_duration
 _POLL_S = 0.5
 # slurmctld serves everybody: it is asked seldom, and only where the run folder says nothing new.
 _ASK_SLURM_EVERY_S = 10.0
+# How long the record of an attempt's end may come after the run is over.
+_PATIENCE_S = 15.0
 
 
 @dataclass
@@ -44,6 +46,8 @@ class _Follower:
     out: TextIO
     steps: _Tail = field(init=False)
     events: _Tail = field(init=False)
+    latest: dict[str, object] | None = None
+    """The newest step that is not printed yet."""
     last_print: float = 0.0
 
     def __post_init__(self) -> None:
@@ -51,7 +55,11 @@ class _Follower:
 
     def print_news(self) -> bool:
         """Print what is new; True when an attempt began or ended."""
-        events = self.events.new()
+        events, steps = self.events.new(), self.steps.new()
+        self.latest = steps[-1] if steps else self.latest
+        if self.latest is not None and (events or time.monotonic() - self.last_print >= 1.0):
+            self._print(_step_line(self.latest))
+            self.latest, self.last_print = None, time.monotonic()
         for event in events:
             if event.get("event") == "begin":
                 self._print(
@@ -61,10 +69,6 @@ class _Follower:
                 again = ", goes on by itself" if event.get("requeued") else ""
                 detail = f": {event['detail']}" if event.get("detail") else ""
                 self._print(f"attempt {event['attempt']} ended: {event['cause']}{detail}{again}")
-        steps = self.steps.new()
-        if steps and time.monotonic() - self.last_print >= 1.0:
-            self.last_print = time.monotonic()
-            self._print(_step_line(steps[-1]))
         return bool(events)
 
     def _print(self, line: str) -> None:
@@ -75,13 +79,16 @@ def follow(run: RunDir, job_id: str, out: TextIO) -> int:
     """Follow until the run is over; 0 when it finished, else 1. Ctrl-C only stops the following."""
     follower = _Follower(run, out)
     asked = time.monotonic()
+    over_since: float | None = None
     try:
         while True:
             news = follower.print_news()
             if news or time.monotonic() - asked >= _ask_every(job_id):
                 asked = time.monotonic()
                 situation = look(run)
-                if situation.state.is_over and not follower.print_news():
+                over_since = (over_since or asked) if situation.state.is_over else None
+                if over_since is not None and (_is_closed(situation) or asked - over_since > _PATIENCE_S):
+                    follower.print_news()
                     return _report_end(run, situation, out)
             time.sleep(_POLL_S)
     except KeyboardInterrupt:
@@ -91,6 +98,12 @@ def follow(run: RunDir, job_id: str, out: TextIO) -> int:
             file=out,
         )
         return 130
+
+
+def _is_closed(situation: Situation) -> bool:
+    """The last attempt's end is on record, a moment after the ranks have left FINISHED."""
+    last = situation.history.last
+    return last is None or last.cause is not None
 
 
 def _ask_every(job_id: str) -> float:

@@ -9,7 +9,7 @@ Loads no torch. Without Slurm's word the answer is what the run folder says, and
 import os
 import re
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ class JobRef:
     event: str
     """The event of attempts.jsonl that named it: submitted, resubmitted or begin."""
     host: str | None = None
+    time: float = 0.0
 
     @property
     def pid(self) -> int | None:
@@ -95,6 +96,8 @@ def look(run: RunDir, timeout_s: float = 5.0) -> Situation:
 def judge(history: History, job: JobRef | None, word: Word) -> tuple[State, str]:
     """State and detail of a run that has no FINISHED file."""
     last = history.last
+    if job is not None and (history.cancel_requested_at or 0.0) > job.time:
+        word = replace(word, cancelled=True)
     if job is None and last is None:
         return State.unknown, "never submitted"
     between = State.requeued if last else State.queued
@@ -157,11 +160,17 @@ _NAMING = ("submitted", "resubmitted", "begin")
 
 def _naming_events(run: RunDir) -> list[dict[str, Any]]:
     named = [e for e in read_records(run.attempts) if e.get("event") in _NAMING and e.get("job_id")]
-    return sorted(named, key=lambda event: float(event.get("time", 0.0)))
+    return sorted(named, key=_time)
+
+
+def _time(event: dict[str, Any]) -> float:
+    return float(event.get("time", 0.0))
 
 
 def _job_ref(event: dict[str, Any]) -> JobRef:
-    return JobRef(str(event["job_id"]), event.get("executor", ""), event["event"], event.get("host"))
+    return JobRef(
+        str(event["job_id"]), event.get("executor", ""), event["event"], event.get("host"), _time(event)
+    )
 
 
 def _word_of(job: JobRef, state: JobState) -> Word:

@@ -1,7 +1,7 @@
 """Faults on request, for tests and drills: R1HPC_FAILPOINT=name:action[:rank][:nth][,...].
 
 Actions: kill9, exit, raise, enospc, eio, stop, sleep=SECONDS. `rank` may be * or empty for any; `nth`
-counts calls from 1 (default 1). Unset, a failpoint costs one dictionary lookup.
+counts calls from 1 (default 1), * is every call. Unset, a failpoint costs one dictionary lookup.
 """
 
 import errno
@@ -23,7 +23,7 @@ def failpoint(name: str) -> None:
         point, action, rank, nth = fields
         if point != name or rank not in ("", "*", os.environ.get("RANK", "0")):
             continue
-        if _calls[name] == int(nth or 1):
+        if nth == "*" or _calls[name] == int(nth or 1):
             _act(name, action)
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from r1hpc.base.files import fsync_dir
-from r1hpc.checkpoint.disk import at, discard, make_private, move_to_trash, write_new
+from r1hpc.checkpoint.disk import at, discard, make_private, move_to_trash, remove_tree, write_new
 from r1hpc.checkpoint.fence import REPLACED_PREFIX
 from r1hpc.checkpoint.manifest import MANIFEST_NAME, Checkpoint, FileRecord, decode, examine
 from r1hpc.checkpoint.sealing import check_sealed
@@ -33,7 +33,10 @@ def commit_folder(root: Path, staging: Path, records: list[FileRecord], raw: byt
     if kept := _good_one(target):
         with at("commit.fsync_kept"):
             fsync_dir(root)
-        discard(staging, staging.parent, "commit.discard")
+        # Fails where this incarnation is superseded, as the rename of a new checkpoint would.
+        dropped = move_to_trash(staging, staging.parent, "commit.drop")
+        if dropped:
+            remove_tree(dropped, "commit.drop")
         return kept
     replaced = _move_out(target, staging.parent)
     try:

@@ -43,7 +43,7 @@ from r1hpc.checkpoint.manifest import (
     step_of,
 )
 from r1hpc.checkpoint.sealing import seal_files
-from r1hpc.checkpoint.verification import Fingerprint, find_problems, fingerprint
+from r1hpc.checkpoint.verification import Fingerprint, find_layout_problems, find_problems, fingerprint
 
 __all__ = ["Candidate", "Checkpoint", "CheckpointStore", "FileRecord", "Manifest"]
 
@@ -99,13 +99,16 @@ class CheckpointStore:
         """Create the staging folder, empty. Rank 0 only; the others wait for it, then write into it."""
         staging = self.staging(step, attempt, token)
         self._own = staging.parent
-        with self.writing(staging):
-            if os.path.lexists(staging):
-                discard(staging, staging.parent, "open.discard")
-            with at("open.mkdir"):
-                # Without parents: this is where a superseded incarnation is refused.
-                staging.mkdir(mode=0o700)
-            staging.chmod(0o700)
+        self.abandon(step, attempt, token)
+        try:
+            with self.writing(staging):
+                with at("open.mkdir"):
+                    # Without parents: this is where a superseded incarnation is refused.
+                    staging.mkdir(mode=0o700)
+                staging.chmod(0o700)
+        except CheckpointWriteError:
+            self.abandon(step, attempt, token)
+            raise
         return staging
 
     def seal(self, staging: Path, names: Iterable[str]) -> Records:
@@ -184,7 +187,8 @@ class CheckpointStore:
         """Problems, each naming its file; empty when good. `names` limits it to a rank's share.
 
         Only the full check (names=None) finds files that the manifest does not list. To split the work
-        between ranks, see Manifest.share.
+        between ranks: `verify(checkpoint, checkpoint.manifest.share(rank, world_size))` on each of them,
+        and `verify_layout` on one.
         """
         if names is not None:
             return find_problems(checkpoint, names)
@@ -194,6 +198,10 @@ class CheckpointStore:
         if not problems and before:
             self._verified[checkpoint.path] = before
         return problems
+
+    def verify_layout(self, checkpoint: Checkpoint) -> Strings:
+        """Problems that show without reading contents, files that the manifest does not list among them."""
+        return find_layout_problems(checkpoint)
 
     def newest_verified(self) -> Checkpoint | None:
         """The newest checkpoint of which every byte is as committed; None when there are no folders.

@@ -32,12 +32,20 @@ def find_problems(checkpoint: Checkpoint, names: Iterable[str] | None = None) ->
     except StateError as error:
         return [str(error)]
     except OSError as error:
-        return [f"{os.fsdecode(error.filename or checkpoint.path)} cannot be read: {error.strerror}"]
+        return [_unreadable(checkpoint, error)]
     if problems:
         return problems
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         found = pool.map(lambda record: _content_problem(checkpoint.path, record), chosen)
         return [problem for problem in found if problem]
+
+
+def find_layout_problems(checkpoint: Checkpoint) -> list[str]:
+    """The problems that need no reading: missing, extra, wrong size, links, owners and modes."""
+    try:
+        return list(_layout_problems(checkpoint, None))
+    except OSError as error:
+        return [_unreadable(checkpoint, error)]
 
 
 def fingerprint(folder: Path) -> Fingerprint:
@@ -47,6 +55,10 @@ def fingerprint(folder: Path) -> Fingerprint:
     bytes. It does not see a disk that rots silently; a load does, because it verifies in full.
     """
     return tuple(sorted((n, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for n, s in walk(folder)))
+
+
+def _unreadable(checkpoint: Checkpoint, error: OSError) -> str:
+    return f"{os.fsdecode(error.filename or checkpoint.path)} cannot be read: {error.strerror}"
 
 
 def _chosen(checkpoint: Checkpoint, names: Iterable[str] | None) -> list[FileRecord]:

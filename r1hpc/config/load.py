@@ -4,16 +4,17 @@
 
 Later wins: schema defaults, then each file of the job's `include:` list in order, then the job file,
 then the cluster profile (section `cluster` only), then the overrides. An unknown key is refused with
-the nearest known one. YAML is read by a safe loader: no tags, no aliases, and the scalars of YAML 1.2. `${key}`
-is OmegaConf's interpolation, except in the section `cluster`, where it is left to the shell it is written for.
+the nearest known one. YAML is read by a safe loader: no tags, no aliases, and the scalars of YAML 1.2.
+`${key}` is OmegaConf's interpolation, but in the section `cluster` it is left to the shell it is meant for.
 """
 
 import dataclasses
 import os
 import re
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -73,13 +74,13 @@ def load(
     profile = cluster or os.environ.get("R1HPC_CLUSTER")
     if profile:
         layers.append({"cluster": _read_yaml(_find_profile(profile))})
-    merged = _merge(layers, overrides)
-    return _to_config(merged)
+    return _to_config(_merge([_shell_is_literal(layer) for layer in layers], overrides))
 
 
 def save(config: RunConfig, path: Path) -> None:
     """Write the resolved configuration; `read` gives the same object back."""
-    write_atomic(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
+    # Not OmegaConf.to_yaml: it would take a `${` of a shell line for an interpolation of its own.
+    write_atomic(path, yaml.dump(_plain(dataclasses.asdict(config)), Dumper=_Dumper, sort_keys=False))
 
 
 def read(path: Path) -> RunConfig:
@@ -92,10 +93,13 @@ def _merge(layers: Sequence[dict[str, Any]], overrides: Sequence[str]) -> DictCo
     try:
         for layer in layers:
             _check_keys(layer, RunConfig, "")
-            merged = OmegaConf.merge(merged, _shell_is_literal(layer))
+            merged = OmegaConf.merge(merged, layer)
         for item in overrides:
             merged = OmegaConf.merge(merged, _shell_is_literal(_parse_override(item)))
-    except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list where a mapping belongs
+    except TypeError:
+        given = f" in {printable(' '.join(overrides))}" if overrides else ""
+        raise ConfigError(f"a list stands where NAME: VALUE belongs, or the other way round{given}") from None
+    except OmegaConfBaseException as error:
         raise ConfigError(_explain(error)) from None
     return cast(DictConfig, merged)
 
@@ -105,6 +109,13 @@ def _to_config(merged: DictConfig) -> RunConfig:
         return cast(RunConfig, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         raise ConfigError(_explain(error)) from None
+
+
+def _plain(value: Any) -> Any:
+    """Enums by their value; everything else as it is."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value.value if isinstance(value, Enum) else value
 
 
 def _shell_is_literal(layer: dict[str, Any]) -> dict[str, Any]:
@@ -122,7 +133,7 @@ def _literal(value: Any) -> Any:
     return value
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: OmegaConfBaseException) -> str:
     key = getattr(error, "full_key", None)
     first = str(error).splitlines()[0]
     return f"{key}: {first}" if key else first
@@ -178,14 +189,20 @@ class _Loader(yaml.SafeLoader):
     a string of 1e-4. A time limit of 43200 minutes is thirty days.
     """
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
-
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases are not allowed")
         return super().compose_node(parent, index)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either version of YAML would not read as the string it is."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("null", r"(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
     ("bool", r"(true|True|TRUE|false|False|FALSE)$", list("tTfF")),
@@ -194,7 +211,8 @@ for _tag, _pattern, _first in (
     ("float", r"[-+]?[0-9]+[eE][-+]?[0-9]+$", list("-+0123456789")),
     ("float", r"([-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$", list("-+.")),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -123,4 +123,4 @@ def _nearest_choices(global_batch_size: int, micro_batch_size: int, nodes: int, 
     listed = "; ".join(
         f"{n} node{'s' if n > 1 else ''}, micro batch {m}, accumulation {a}" for n, m, a in nearest
     )
-    return f"With {ranks_per_node} ranks per node these are legal: {listed}"
+    return f"Legal (ranks per node: {ranks_per_node}) are: {listed}"

@@ -4,6 +4,7 @@ decision = decide(config, "slurm")      # asks Slurm; every answer that was assu
 """
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from r1hpc.plan.preemption import choose_signal_lead_s, judge_window, warning_wi
 from r1hpc.plan.run import RunPlan, make_plan
 from r1hpc.slurm.client import SlurmError, call
 from r1hpc.slurm.probe import ClusterFacts, probe_cluster
+from r1hpc.slurm.script import DEFAULT_SIGNAL_LEAD_S
 
 _UNKNOWN_SAVE_S = 135.0
 """Where the model's size is not known yet; makes the usual warning of 300 s."""
@@ -83,22 +85,31 @@ def decide(
     limit_s = parse_time(time) if time else None
     plan = make_plan(config, gpus_per_node=gpus, time_limit_s=limit_s)
     lead_s = _signal_lead(config, plan, limit_s)
+    config = dataclasses.replace(config, resources=dataclasses.replace(settled, signal_lead_s=lead_s))
     warning = _warning(config, plan, facts, lead_s) if executor == "slurm" else []
     unknown = [f"not learnt from the cluster: {failure}" for failure in facts.unknown]
     return Decision(config, gpus, plan, lead_s, (*notes, *time_notes, *unknown, *warning))
 
 
-def overrides_of_allocation(environ: Mapping[str, str], overrides: Sequence[str]) -> list[str]:
-    """What sbatch was really told about nodes, GPUs and time, as overrides that come last.
+def overrides_of_allocation(environ: Mapping[str, str], is_cpu_run: bool) -> list[str]:
+    """What sbatch was really told, from the variables of the job it made, as overrides that come last.
 
-    GPUs only where the job is not a CPU run by its own word; an exclusive node brings its GPUs to any job.
+    Args:
+        is_cpu_run: the job file says so itself; an exclusive node brings its GPUs to any job.
     """
     found = [f"resources.nodes={environ['SLURM_JOB_NUM_NODES']}"]
-    if environ.get("SLURM_GPUS_ON_NODE") and "resources.gpus_per_node=0" not in overrides:
+    if environ.get("SLURM_GPUS_ON_NODE") and not is_cpu_run:
         found.append(f"resources.gpus_per_node={environ['SLURM_GPUS_ON_NODE']}")
+    for key in ("partition", "account", "qos"):
+        if environ.get(f"SLURM_JOB_{key.upper()}"):
+            found.append(f"resources.{key}={json.dumps(environ[f'SLURM_JOB_{key.upper()}'])}")
     start, end = environ.get("SLURM_JOB_START_TIME"), environ.get("SLURM_JOB_END_TIME")
     if start and end:
-        found.append(f'resources.time="{format_time(int(end) - int(start))}"')
+        limit_s = int(end) - int(start)
+        found += [
+            f'resources.time="{format_time(limit_s)}"',
+            f"resources.signal_lead_s={min(DEFAULT_SIGNAL_LEAD_S, limit_s - 1)}",
+        ]
     return found
 
 

@@ -34,7 +34,7 @@ from r1hpc.base.failpoints import failpoint
 from r1hpc.telemetry.nvml import NoDriverError, Nvml, open_nvml
 
 MIN_PERIOD_S = 0.5
-"""NVML renews power about every 0.494 s (measured by gpu_stack-), so asking faster tells nothing more."""
+"""NVML renews power about every 0.494 s (measured by Cuuper22/gpu_stack-); asking faster tells no more."""
 
 _log = logging.getLogger(__name__)
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode

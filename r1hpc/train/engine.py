@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from r1hpc.config.schema import Precision, RunConfig, TrainConfig
 from r1hpc.plan.batch import BatchPlan
+from r1hpc.train.errors import TrainError
 
 
 def learning_rate(train: TrainConfig, step: int) -> float:
@@ -53,6 +54,25 @@ def deepspeed_config(
     return _merged(made, config.deepspeed.extra)
 
 
+def check_precision(precision: Precision) -> None:
+    """Refuse a precision the device lacks, before anything is built.
+
+    Raises:
+        TrainError: fp16 or bf16 without hardware for it.
+    """
+    device = deepspeed.accelerator.get_accelerator()
+    supported = {
+        Precision.fp32: True,
+        Precision.bf16: device.is_bf16_supported(),
+        Precision.fp16: device.is_fp16_supported(),
+    }
+    if not supported[precision]:
+        raise TrainError(
+            f"train.precision={precision.value} is not supported by {device.device_name()} on this node; "
+            f"supported: {', '.join(p.value for p, yes in supported.items() if yes)}"
+        )
+
+
 def build_engine(network: PreTrainedModel, ds_config: dict[str, Any]) -> Any:
     """The DeepSpeedEngine around the model."""
     engine, _, _, _ = deepspeed.initialize(
@@ -76,6 +96,17 @@ def grad_norm(engine: Any) -> float:
     if norm is None:
         return math.nan
     return float(norm.item() if isinstance(norm, torch.Tensor) else norm)
+
+
+def reports_grad_norm(engine: Any) -> bool:
+    """False for fp32 under ZeRO 0: DeepSpeed clips torch's own optimizer and keeps no norm."""
+    return hasattr(engine.optimizer, "_global_grad_norm")
+
+
+def averaged_grad_norm(engine: Any) -> float:
+    """The norm of the gradients as they lie in the module, averaged over the ranks by the last backward."""
+    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients))
 
 
 def loss_scale(engine: Any, precision: Precision) -> float | None:

@@ -33,11 +33,14 @@ from r1hpc.plan.shape import UnknownModelError, flops_per_token, model_shape
 from r1hpc.telemetry.metrics import MetricWriter
 from r1hpc.train.distributed import Group
 from r1hpc.train.engine import (
+    averaged_grad_norm,
     build_engine,
+    check_precision,
     deepspeed_config,
     grad_norm,
     learning_rate,
     loss_scale,
+    reports_grad_norm,
     set_learning_rate,
 )
 from r1hpc.train.errors import NonFiniteError
@@ -107,6 +110,7 @@ def run(job: Job) -> Outcome:
 def set_up(job: Job) -> Session:
     """Open the data, choose the checkpoint, build the engine, load."""
     config, group, train_ = job.config, job.group, job.config.train
+    check_precision(train_.precision)
     batch = solve_batch(
         train_.global_batch_size,
         train_.micro_batch_size,
@@ -198,8 +202,7 @@ def train_step(session: Session, step: int) -> Edge:
     rate = learning_rate(job.config.train, step)
     set_learning_rate(engine, rate)
     skipped_before = engine.skipped_steps
-    loss = forward_backward(session, batch)
-    norm = grad_norm(engine)
+    loss, norm = forward_backward(session, batch)
     skipped = engine.skipped_steps > skipped_before
     edge = agree(session, loss=loss, batch=batch)
     check_finite(session, step, edge, loss, norm, skipped)
@@ -208,17 +211,22 @@ def train_step(session: Session, step: int) -> Edge:
     return edge
 
 
-def forward_backward(session: Session, batch: StepBatch) -> float:
-    """All micro batches of a step and DeepSpeed's optimizer step; returns this rank's mean loss."""
+def forward_backward(session: Session, batch: StepBatch) -> tuple[float, float]:
+    """All micro batches of a step and DeepSpeed's optimizer step.
+
+    Returns: this rank's mean loss, and the gradient norm over all ranks before clipping.
+    """
     engine, device = session.engine, session.job.group.device
-    total = torch.zeros((), device=device)
+    total, norm = torch.zeros((), device=device), None
     for micro_batch in torch.from_numpy(batch.tokens).to(device):
         logits = engine(input_ids=micro_batch[:, :-1]).logits
         loss = next_token_loss(logits, micro_batch[:, 1:])
         engine.backward(loss)
+        if not reports_grad_norm(engine) and engine.is_gradient_accumulation_boundary():
+            norm = averaged_grad_norm(engine)
         engine.step()
         total += loss.detach()
-    return float(total) / len(batch.tokens)
+    return float(total) / len(batch.tokens), grad_norm(engine) if norm is None else norm
 
 
 def agree(session: Session, loss: float, batch: StepBatch | None) -> Edge:

@@ -152,6 +152,17 @@ def test_each_rank_verifies_its_share(tmp_path: Path) -> None:
     assert all(bad in problem for report in reports for problem in report)
 
 
+def test_the_layout_check_finds_extra_files_that_shares_do_not(tmp_path: Path) -> None:
+    store = history(tmp_path, 10)
+    found = store.list()[0]
+    assert store.verify_layout(found) == []
+    (found.path / "zero" / "extra.pt").write_bytes(b"x")
+    assert [
+        problem for rank in range(2) for problem in store.verify(found, found.manifest.share(rank, 2))
+    ] == []
+    assert ["zero/extra.pt" in problem for problem in store.verify_layout(found)] == [True]
+
+
 def test_verify_names_a_file_that_is_not_in_the_manifest(tmp_path: Path) -> None:
     store = history(tmp_path, 10)
     assert "other.pt" in store.verify(store.list()[0], ["other.pt"])[0]

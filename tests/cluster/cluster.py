@@ -324,6 +324,7 @@ class Cluster(Client):
         network.set_link(node, up=True)
         process = self.state_record.processes[f"slurmd.{node}"]
         if not alive(process):
+            network.kill_inside(node)  # tasks that outlived their slurmd
             self._start_node(node)
         until(
             f"{node} answers",
@@ -354,6 +355,7 @@ class Cluster(Client):
         end(self.state_record.processes["slurmdbd"], signal.SIGTERM)
 
     def start_accounting(self) -> None:
+        """Start slurmdbd again; the controller, which kept its records, sends them some seconds later."""
         self._start_slurmdbd()
 
 

@@ -8,9 +8,27 @@ import yaml
 
 from r1hpc.data.build import BuildReport, build_dataset
 
-WORDS = (
-    ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "rain", "falls", "on", "ünïcode", "roofs", "雨", "and", "nobody", "minds"]
-)
+WORDS = [
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "a",
+    "lazy",
+    "dog",
+    "while",
+    "rain",
+    "falls",
+    "on",
+    "ünïcode",
+    "roofs",
+    "雨",
+    "and",
+    "nobody",
+    "minds",
+]
 
 
 def text(number: int, num_words: int) -> str:

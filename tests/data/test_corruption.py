@@ -19,7 +19,7 @@ from r1hpc.data.writer import _read_checksums
 from tests.data.corpus import build
 
 TOKENS = "parts/part-00000/tokens"
-WINDOW = 33
+WINDOW = 257  # tokens, about four chunks
 
 
 @pytest.fixture(scope="module", params=["train", "compact"])

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from r1hpc.base.errors import UsageError
 from r1hpc.data import reader
 from r1hpc.data.errors import DataError, DatasetMismatchError, DatasetMissingError
-from r1hpc.data.reader import TokenDataset, open_dataset
+from r1hpc.data.reader import open_dataset
+from tests.data.children import read_sums
 from tests.data.corpus import build
 
 
@@ -126,18 +127,13 @@ def test_threads_share_a_dataset_while_files_are_evicted(
     assert not wrong
 
 
-def _read_all(dataset: TokenDataset, seed: int, results: Any) -> None:
-    starts = np.random.default_rng(seed).integers(0, dataset.num_tokens - 50, 200).tolist()
-    results.put((seed, [int(dataset.read(start, 50).sum()) for start in starts]))
-
-
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_children_read_what_the_parent_opened(path: Path, expected: Any, method: str) -> None:
     dataset = open_dataset(path)
     dataset.read(0, 100)  # open files and verified chunks are there before the children are
     context = multiprocessing.get_context(method)
     results = context.Queue()
-    children = [context.Process(target=_read_all, args=(dataset, seed, results)) for seed in range(4)]  # type: ignore[attr-defined]
+    children = [context.Process(target=read_sums, args=(dataset, seed, results)) for seed in range(4)]  # type: ignore[attr-defined]
     for child in children:
         child.start()
     found = dict(results.get(timeout=60) for _ in children)
@@ -146,7 +142,7 @@ def test_children_read_what_the_parent_opened(path: Path, expected: Any, method:
     assert [child.exitcode for child in children] == [0] * 4
     for seed, sums in found.items():
         starts = np.random.default_rng(seed).integers(0, dataset.num_tokens - 50, 200).tolist()
-        assert sums == [int(expected[start : start + 50].sum()) for start in starts]
+        assert sums == [int(expected[start : start + 50].sum(dtype=np.int64)) for start in starts]
 
 
 def test_pickle_pins_the_dataset(path: Path) -> None:

@@ -49,7 +49,7 @@ def test_bad_value_is_named(change: dict[str, Any], message: str) -> None:
 def test_unusable_file_names_itself(tmp_path: Path, content: str) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(content)
-    with pytest.raises(UsageError, match="r.yaml"):
+    with pytest.raises(UsageError, match=r"r\.yaml"):
         load_recipe(path)
 
 

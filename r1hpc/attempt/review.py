@@ -1,0 +1,169 @@
+"""Everything a report says of one run: attempts, GPU-hours by both accounts, steps, time, data, GPUs.
+
+review = review_run(run, now=time.time())
+review.to_json()
+"""
+
+import pwd
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from r1hpc.attempt.state import Situation, State, all_slurm_jobs, look
+from r1hpc.base.rundir import RunDir
+from r1hpc.slurm.accounting import JobRecord, sacct_records
+from r1hpc.slurm.client import SlurmError
+from r1hpc.telemetry.gpu_summary import summarise
+from r1hpc.telemetry.hours import UNKNOWN, Allocation, fold_hours
+from r1hpc.telemetry.metrics import Audit, audit_ledger
+from r1hpc.telemetry.summary import RunSummary, summarise_run
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Why sacct's GPU-hours differ from the run's own, in GPU-hours."""
+
+    before: float = 0.0
+    """From the start of the allocation until the attempt began: prolog, imports, the batch script."""
+    after: float = 0.0
+    """From the attempt's end until the allocation's: the batch script's last lines, the epilog."""
+    without_attempt: float = 0.0
+    """Allocations in which no attempt began."""
+
+
+@dataclass(frozen=True)
+class Review:
+    """One run, looked at whole."""
+
+    run: RunDir
+    situation: Situation
+    summary: RunSummary
+    own: tuple[Allocation, ...]
+    """What the run itself says it held."""
+    records: tuple[JobRecord, ...] | None
+    """What sacct says; None where it could not be asked."""
+    note: str
+    """Why there is nothing from sacct, if so."""
+    audit: Audit
+    gpus: tuple[dict[str, Any], ...]
+    """telemetry.gpu_summary of each node."""
+
+    @property
+    def allocations(self) -> list[Allocation]:
+        """By sacct where it is known."""
+        return list(self.own) if self.records is None else [to_allocation(r) for r in self.records]
+
+    @property
+    def source(self) -> str:
+        return "run" if self.records is None else "sacct"
+
+    @property
+    def gap(self) -> Gap | None:
+        return None if self.records is None else explain(self.summary, self.records)
+
+    def to_json(self) -> dict[str, Any]:
+        steps = self.summary.steps
+        return {
+            "run_id": self.run.run_id,
+            "run_dir": str(self.run.path),
+            "state": self.situation.state.value,
+            "gpu_hours": {**fold_hours(self.allocations), "source": self.source},
+            "own_gpu_hours": fold_hours(self.own),
+            "gap_gpu_hours": None if self.gap is None else vars(self.gap),
+            "note": self.note,
+            "attempts": [
+                {
+                    **each.attempt.to_json(),
+                    "gpu_hours": each.gpu_hours,
+                    "num_steps": each.num_steps,
+                    "num_lost_steps": each.num_lost,
+                    "time": each.time.to_json(),
+                }
+                for each in self.summary.attempts
+            ],
+            "steps": {
+                "useful": len(steps.effective),
+                "lost": len(steps.lost),
+                "last": steps.last.global_step if steps.last else None,
+            },
+            "time": self.summary.total.to_json(),
+            "data": self.audit.to_json(),
+            "gpus": list(self.gpus),
+        }
+
+
+def review_run(run: RunDir, now: float, records: Sequence[JobRecord] | None = None) -> Review:
+    """Gather it. `records` are sacct's from a file; without them sacct itself is asked, where it is there."""
+    situation = look(run)
+    summary = summarise_run(run, situation.history, now, situation.state is State.running)
+    found, note = _records_of(run, situation, records)
+    return Review(
+        run=run,
+        situation=situation,
+        summary=summary,
+        own=tuple(summary.allocations(owner(run))),
+        records=found,
+        note=note,
+        audit=audit_ledger(run),
+        gpus=tuple(summarise(path) for path in sorted(run.metrics.glob("gpu-*.jsonl"))),
+    )
+
+
+def to_allocation(record: JobRecord) -> Allocation:
+    """A record of sacct; one that still runs counts its elapsed time, a suspended one not its pauses."""
+    start = record.start or 0.0
+    return Allocation(
+        start=start,
+        end=start + record.elapsed_s,
+        gpus=record.gpus,
+        nodes=record.nodes,
+        user=record.user or UNKNOWN,
+        account=record.account or UNKNOWN,
+        state=record.state or UNKNOWN,
+        qos=record.qos or UNKNOWN,
+        partition=record.partition or UNKNOWN,
+    )
+
+
+def owner(run: RunDir) -> str:
+    """The user whose folder it is."""
+    uid = run.path.stat().st_uid
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def explain(summary: RunSummary, records: Sequence[JobRecord]) -> Gap:
+    """Match each attempt with the allocation it began in, and add up what lies around it."""
+    before = after = without = 0.0
+    for record in records:
+        held = to_allocation(record)
+        inside = [a for a in summary.attempts if held.start - 1 <= a.attempt.start <= held.end + 1]
+        if inside:
+            before += record.gpus * (inside[0].attempt.start - held.start) / 3600
+            after += record.gpus * (held.end - inside[-1].end) / 3600
+        else:
+            without += record.gpus * held.hours
+    return Gap(before, after, without)
+
+
+def _records_of(
+    run: RunDir, situation: Situation, given: Sequence[JobRecord] | None
+) -> tuple[tuple[JobRecord, ...] | None, str]:
+    jobs = all_slurm_jobs(run)
+    if not jobs:
+        return None, "no job of this run was Slurm's"
+    if given is not None:
+        found = tuple(record for record in given if record.job_id in jobs)
+        return (found, "") if found else (None, f"the file has no record of job {', '.join(jobs)}")
+    starts = [s.get("time", 0.0) for s in situation.history.submissions]
+    try:
+        # A day earlier: a job id counts from the day it was used last, should it ever be used again.
+        since = min(starts) - 86400 if starts else None
+        live = [record for job in jobs for record in sacct_records(job, since, 10.0)]
+    except SlurmError as error:
+        said = error.stderr.strip() or str(error).splitlines()[0]
+        return None, f"it could not be asked: {said.splitlines()[-1]}"
+    started = tuple(record for record in live if record.start is not None)
+    return (started, "") if started else (None, f"sacct has no record of job {', '.join(jobs)}")

@@ -1,0 +1,118 @@
+"""Every row of the table that decides why an attempt ended."""
+
+from dataclasses import replace
+
+import pytest
+
+from r1hpc.attempt.cause import Evidence, SchedulerView, decide
+from r1hpc.attempt.outcome import FAILED, FINISHED, HANG, STOPPED, RankOutcome
+from r1hpc.telemetry.attempts import Cause
+
+
+def said(kind: str, rank: int = 0, reason: str = "", cause: str | None = None, detail: str = "") -> RankOutcome:
+    return RankOutcome(rank, kind, f"n{rank}", reason=reason, cause=cause, detail=detail)
+
+
+def view(*states: str, preempted: bool = False, left: float | None = 1000.0) -> SchedulerView:
+    return SchedulerView(frozenset(states), preempted, left)
+
+
+STOPPED_BY_TERM = [said(STOPPED, 0, "SIGTERM"), said(STOPPED, 1, "SIGTERM")]
+STOPPED_BY_USR2 = [said(STOPPED, 0, "SIGUSR2"), said(STOPPED, 1)]
+
+
+@pytest.mark.parametrize(
+    ("evidence", "cause"),
+    [
+        pytest.param(Evidence(2, [said(FINISHED)], 0), Cause.finished, id="finished"),
+        pytest.param(
+            Evidence(2, [said(FINISHED), said(FAILED, 1)], 1), Cause.finished, id="a rank fell over on its way out"
+        ),
+        pytest.param(Evidence(2, [said(STOPPED, reason="STOP file")], 0), Cause.stopped, id="STOP file"),
+        pytest.param(
+            Evidence(2, STOPPED_BY_TERM, 0, view("RUNNING")), Cause.preempted, id="SIGTERM in the grace time"
+        ),
+        pytest.param(
+            Evidence(2, STOPPED_BY_TERM, 0, view("RUNNING", preempted=True, left=5)),
+            Cause.preempted,
+            id="preempted with little time left",
+        ),
+        pytest.param(
+            Evidence(2, STOPPED_BY_TERM, 0, view("PENDING", "COMPLETING")),
+            Cause.preempted,
+            id="already requeued by Slurm",
+        ),
+        pytest.param(
+            Evidence(2, STOPPED_BY_USR2, 0, view("RUNNING", left=80), signal_lead_s=60),
+            Cause.timeout,
+            id="warned of the time limit",
+        ),
+        pytest.param(
+            Evidence(2, STOPPED_BY_USR2, 0, view("RUNNING", left=500), signal_lead_s=60),
+            Cause.preempted,
+            id="USR2 long before the limit: send_user_signal",
+        ),
+        pytest.param(
+            Evidence(2, STOPPED_BY_TERM, 0, view("RUNNING", left=100), signal_lead_s=60),
+            Cause.preempted,
+            id="preempted shortly before the limit",
+        ),
+        pytest.param(
+            Evidence(2, STOPPED_BY_TERM, 0, view("CANCELLED", "COMPLETING")), Cause.cancelled, id="scancel"
+        ),
+        pytest.param(
+            Evidence(2, STOPPED_BY_TERM, 0, cancel_requested=True), Cause.cancelled, id="r1hpc cancel"
+        ),
+        pytest.param(
+            Evidence(2, [said(FAILED, 0, cause="crash", detail="Connection closed")], 1, view("NODE_FAIL")),
+            Cause.node_fail,
+            id="a node went down and its peers failed",
+        ),
+        pytest.param(Evidence(2, [], 0, view("TIMEOUT")), Cause.timeout, id="killed at the limit"),
+        pytest.param(Evidence(2, [], 0, view("PREEMPTED")), Cause.preempted, id="killed by preemption"),
+        pytest.param(Evidence(2, [], 137, view("OUT_OF_MEMORY")), Cause.oom, id="cgroup OOM"),
+        pytest.param(
+            Evidence(2, [said(FAILED, 1, cause="oom", detail="CUDA out of memory"), said(FAILED, 0)], 1),
+            Cause.oom,
+            id="CUDA OOM on one rank",
+        ),
+        pytest.param(
+            Evidence(2, [said(FAILED, cause="refused", detail="wrong dataset")], 1), Cause.refused, id="refused"
+        ),
+        pytest.param(Evidence(2, [said(HANG, detail="60 s in step 3")], 75), Cause.hang, id="hang"),
+        pytest.param(
+            Evidence(2, [said(HANG), said(FAILED, 1, detail="Connection reset by peer")], 75),
+            Cause.hang,
+            id="hang and a peer that lost the connection",
+        ),
+        pytest.param(Evidence(2, [said(FAILED, cause="crash")], 1, view("RUNNING")), Cause.crash, id="exception"),
+        pytest.param(Evidence(2, [], 139, view("RUNNING")), Cause.crash, id="segmentation fault"),
+        pytest.param(Evidence(2, [], 1), Cause.crash, id="no word at all"),
+    ],
+)
+def test_the_cause_is_what_the_evidence_says(evidence: Evidence, cause: Cause) -> None:
+    assert decide(evidence)[0] is cause
+
+
+def test_the_rank_that_was_stopped_is_named() -> None:
+    hung = [said(HANG, 0, detail="9 s in step 4"), said(HANG, 2, detail="9 s in step 4")]
+    _, detail = decide(Evidence(3, hung, 137))
+    assert "no word at all from rank 1" in detail
+
+
+def test_the_first_failure_is_named_and_not_its_echo() -> None:
+    outcomes = [
+        said(FAILED, 0, cause="crash", detail="RuntimeError: Connection closed by peer"),
+        said(FAILED, 1, cause="crash", detail="ValueError: bad"),
+    ]
+    assert "rank 1 on n1: ValueError: bad" in decide(Evidence(2, outcomes, 1))[1]
+
+
+def test_a_signal_that_ended_the_step_is_named() -> None:
+    assert "SIGSEGV" in decide(Evidence(1, [], 139))[1]
+
+
+def test_a_cancelled_run_stays_cancelled_whatever_the_ranks_say() -> None:
+    evidence = Evidence(2, [said(FAILED, cause="crash")], 143, view("CANCELLED"))
+    assert decide(evidence)[0] is Cause.cancelled
+    assert decide(replace(evidence, scheduler=view("RUNNING")))[0] is Cause.crash

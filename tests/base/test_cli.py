@@ -1,0 +1,99 @@
+"""The frame of every door: exit status, one clear error, one JSON object."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from r1hpc.base.cli import ArgumentParser, print_json, run_door
+from r1hpc.base.errors import ConfigError, R1hpcError, StateError, UsageError
+
+
+def _raising(error: BaseException) -> Callable[[Sequence[str]], int]:
+    def main(argv: Sequence[str]) -> int:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (UsageError("bad flag"), 2, "error: bad flag\n"),
+        (ConfigError("bad key"), 2, "error: bad key\n"),
+        (StateError("torn"), 1, "error: torn\n"),
+        (R1hpcError("\x1b[2Jno"), 1, "error: \N{REPLACEMENT CHARACTER}[2Jno\n"),
+        (
+            FileNotFoundError(2, "No such file or directory", "/x"),
+            1,
+            "error: No such file or directory: /x\n",
+        ),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_errors_of_a_user(
+    capfd: pytest.CaptureFixture[str], error: BaseException, status: int, line: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_door(_raising(error), [])
+    assert ended.value.code == status
+    assert capfd.readouterr() == ("", line)
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_door(_raising(ZeroDivisionError()), [])
+
+
+def test_status_and_arguments_pass_through(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(argv: Sequence[str]) -> int:
+        print_json({"argv": list(argv)})
+        return 7
+
+    with pytest.raises(SystemExit) as ended:
+        run_door(main, ["a", "--b"])
+    assert ended.value.code == 7
+    assert json.loads(capsys.readouterr().out) == {"argv": ["a", "--b"]}
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    code = (
+        "from r1hpc.base.cli import run_door\n"
+        "def main(argv):\n    for n in range(10**6): print(n)\n    return 0\n"
+        "run_door(main, [])"
+    )
+    command = f"{sys.executable} -c '{code}' | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
+
+
+class TestArgumentParser:
+    def _parser(self) -> ArgumentParser:
+        parser = ArgumentParser(prog="r1hpc submit")
+        parser.add_argument("--nodes", type=int)
+        parser.add_argument("job", nargs="?")
+        return parser
+
+    def test_good(self) -> None:
+        assert self._parser().parse_args(["--nodes", "4", "x"]).nodes == 4
+
+    @pytest.mark.parametrize(
+        ("argv", "message"),
+        [
+            (["--ndoes=4"], "did you mean '--nodes'"),
+            (["--nod", "4"], "did you mean '--nodes'"),
+            (["--nodes", "many"], "invalid int value: 'many'"),
+            (["a", "b"], "unknown argument 'b'"),
+            (["--\x1b[31m"], "unknown argument"),
+        ],
+    )
+    def test_bad(self, capsys: pytest.CaptureFixture[str], argv: list[str], message: str) -> None:
+        with pytest.raises(SystemExit) as ended:
+            self._parser().parse_args(argv)
+        assert ended.value.code == 2
+        shown = capsys.readouterr().err
+        assert message in shown
+        assert "r1hpc submit --help" in shown
+        assert "\x1b" not in shown

@@ -1,0 +1,101 @@
+"""What prune removes, what it must never remove, and what a kill in the middle of it leaves."""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from r1hpc.checkpoint.disk import walk
+from r1hpc.checkpoint.errors import SupersededError
+from r1hpc.checkpoint.store import CheckpointStore
+from tests.checkpoint.harness import end_of, history, save, start_child, verified_steps
+
+NUM_KILLS = 15
+
+
+def test_older_ones_go(tmp_path: Path) -> None:
+    store = history(tmp_path, 10, 20, 30, 40)
+    assert store.prune([]) == [10, 20]
+    assert verified_steps(store) == [40, 30]
+    assert store.prune([]) == []
+
+
+def test_keep_and_protect(tmp_path: Path) -> None:
+    history(tmp_path, 10, 20, 30, 40, 50)
+    assert CheckpointStore(tmp_path, keep=3).prune([10]) == [20]
+    assert verified_steps(CheckpointStore(tmp_path)) == [50, 40, 30, 10]
+
+
+def test_a_corrupt_one_does_not_count_as_kept(tmp_path: Path) -> None:
+    """The same store object committed them: what it remembers must not hide what happened since."""
+    store = history(tmp_path, 10, 20, 30, 40)
+    bad = tmp_path / "step-00000040" / "mp_rank_00_model_states.pt"
+    status = bad.stat()
+    raw = bad.read_bytes()
+    bad.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    os.utime(bad, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert store.prune([]) == [10]
+    assert verified_steps(store) == [30, 20]
+
+
+def test_nothing_goes_while_fewer_than_two_verify(tmp_path: Path) -> None:
+    store = history(tmp_path, 10, 20, 30, 40)
+    for step in (20, 30, 40):
+        (tmp_path / f"step-{step:08d}" / "manifest.json").unlink()
+    assert store.prune([]) == []
+    assert verified_steps(store) == [10]
+
+
+def test_bad_ones_go_once_two_good_ones_are_newer(tmp_path: Path) -> None:
+    store = history(tmp_path, 10, 20)
+    (tmp_path / "step-00000010" / "manifest.json").unlink()
+    (tmp_path / "step-00000020" / "rng/rank_0.json").unlink()
+    save(store, 30, 0)
+    save(store, 40, 0)
+    assert store.prune([]) == [10, 20]
+
+
+def test_what_dead_incarnations_left_goes(tmp_path: Path) -> None:
+    store = history(tmp_path, 10)
+    (tmp_path / ".incarnation-0-s" / "step-00000020").mkdir(parents=True)
+    (tmp_path / ".trash-ab-step-00000005" / "zero").mkdir(parents=True)
+    kept = store.open_staging(30, 0, "t")
+    store.prune([])
+    assert sorted(path.name for path in tmp_path.glob(".*")) == [".incarnation-0-t"]
+    assert kept.is_dir()
+
+
+def test_a_superseded_attempt_removes_nothing(tmp_path: Path) -> None:
+    older = history(tmp_path, 10, 20, 30)
+    CheckpointStore(tmp_path).begin(1, "u")
+    with pytest.raises(SupersededError):
+        older.prune([])
+    assert verified_steps(older) == [30, 20, 10]
+
+
+@pytest.mark.parametrize("seed", range(NUM_KILLS))
+def test_a_kill_during_removal_leaves_whole_checkpoints(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    store = history(tmp_path, 10, 20, 30, 40)
+    for step in (10, 20):
+        for number in range(200):
+            (tmp_path / f"step-{step:08d}" / f"extra_{number}").touch()
+    pid = start_child(lambda: CheckpointStore(tmp_path).prune([]))
+    time.sleep(rng.uniform(0, 0.02))
+    os.kill(pid, signal.SIGKILL)
+    end_of(pid)
+    assert verified_steps(store) == [40, 30]
+    for step in {10, 20} & {found.step for found in store.survey()}:
+        assert sum(1 for _ in walk(tmp_path / f"step-{step:08d}")) > 200, (
+            f"seed {seed}: half removed in place"
+        )
+    store.prune([])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".incarnation-0-t",
+        "LATEST",
+        "step-00000030",
+        "step-00000040",
+    ]

@@ -1,0 +1,43 @@
+"""Two ranks saving as fast as they can, SIGKILLed at random moments: nothing committed is ever lost."""
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoint.two_ranks import kill_and_check, supersede_and_check
+
+SEED = int(os.environ.get("R1HPC_TEST_SEED", "20240229"))
+
+
+# The ranks are alive for up to so long: several saves. A sync takes milliseconds on a disk, none in memory.
+LONGEST_S, LONGEST_ON_DISK_S = 0.06, 0.2
+
+
+def run(root: Path, num_kills: int, longest_s: float) -> Counter[str]:
+    """Of ten incarnations, nine are killed and one is superseded while it still runs."""
+    seen: Counter[str] = Counter()
+    attempt = 0
+    while seen["kills"] < num_kills:
+        attempt += 2
+        if attempt % 20 == 0:
+            seen += supersede_and_check(root, attempt, SEED, longest_s)
+        else:
+            seen += kill_and_check(root, attempt, SEED, longest_s)
+    return seen
+
+
+def test_random_kills_lose_nothing(memory_path: Path) -> None:
+    seen = run(memory_path / "checkpoints", 60, LONGEST_S)
+    assert seen["commits"] > 20, f"the ranks hardly got to commit: {seen}"
+    assert seen["half_written"] > 5, f"the kills hardly hit a save: {seen}"
+
+
+@pytest.mark.soak
+def test_a_thousand_random_kills_lose_nothing(memory_path: Path, tmp_path: Path) -> None:
+    seen = run(memory_path / "checkpoints", 500, LONGEST_S)
+    seen += run(tmp_path / "checkpoints", 500, LONGEST_ON_DISK_S)
+    print(dict(seen))
+    for kind in ("half_written", "half_removed", "commits_not_acknowledged", "superseded"):
+        assert seen[kind] > 0, f"no kill hit that moment: {seen}"

@@ -1,0 +1,47 @@
+"""Accounting records and the GPUs in them."""
+
+import pytest
+
+from r1hpc.base.errors import StateError
+from r1hpc.slurm.accounting import gpus_of, parse_records
+
+# `sacct -D -X -P -n -o FIELDS` of Slurm 24.11.5 with SLURM_TIME_FORMAT=%s; the second name is hostile.
+LINES = [
+    "1|REQUEUED|1795568611|1795568614|3|billing=2,cpu=2,gres/gpu:a100=8,gres/gpu=8,node=2|2|r1n[1-2]|0:0|0"
+    "|root|research|main|scavenger|a1",
+    "1|CANCELLED by 0|1795568620|Unknown|2|cpu=2,node=2|2|r1n[1-2]|1:0|1|root|research|main|scavenger|a|b|c",
+    "2|PENDING|Unknown|Unknown|0||2|None assigned|0:0|0|root|research|main|scavenger|x",
+]
+
+
+def test_each_attempt_is_a_record() -> None:
+    first, second, waiting = parse_records(LINES)
+    assert (first.state, first.gpus, first.elapsed_s, first.nodes) == ("REQUEUED", 8, 3, 2)
+    assert (first.start, first.end, first.restarts) == (1795568611, 1795568614, 0)
+    assert (second.state, second.end, second.restarts) == ("CANCELLED", None, 1)
+    assert (waiting.start, waiting.gpus) == (None, 0)
+
+
+def test_a_bar_in_a_job_name_breaks_nothing() -> None:
+    assert parse_records(LINES)[1].job_name == "a|b|c"
+
+
+def test_another_line_is_refused() -> None:
+    with pytest.raises(StateError, match="2 fields"):
+        parse_records(["1|RUNNING"])
+
+
+@pytest.mark.parametrize(
+    ("tres", "gpus"),
+    [
+        ("billing=4,cpu=4,gres/gpu:a100=8,gres/gpu=8,node=4", 8),
+        ("cpu=4,gres/gpu=8", 8),
+        ("cpu=4,gres/gpu:a100=8,node=1", 8),
+        ("gres/gpu:a100=4,gres/gpu:h100=2", 6),
+        ("cpu=4,gres/gpumem=80G,node=1", 0),
+        ("cpu=4,gres/gpuutil=100,gres/gpu=2", 2),
+        ("", 0),
+    ],
+)
+def test_gpus_are_counted_once(tres: str, gpus: int) -> None:
+    assert gpus_of(tres) == gpus

@@ -1,0 +1,44 @@
+"""What of the caller's environment reaches a job."""
+
+import os
+
+from r1hpc.slurm.environment import exported, without_foreign_ranks
+
+SECRETS = {
+    "HF_TOKEN": "1",
+    "WANDB_API_KEY": "1",
+    "AWS_SECRET_ACCESS_KEY": "1",
+    "NCCL_PASSWORD": "1",
+    "R1HPC_TOKEN": "1",
+    "GITHUB_TOKEN": "1",
+    "OMP_SECRET": "1",
+    "SSH_AUTH_SOCK": "1",
+}
+FOREIGN = {
+    "SLURM_JOB_ID": "1",
+    "SLURM_NTASKS": "1",
+    "SBATCH_QOS": "1",
+    "RANK": "1",
+    "WORLD_SIZE": "1",
+    "MASTER_ADDR": "1",
+    "MASTER_PORT": "1",
+    "CUDA_VISIBLE_DEVICES": "0",
+    "R1HPC_ATTEMPT": "1",
+    "R1HPC_LOCAL_RANK": "1",
+    "SUBMITIT_EXECUTOR": "slurm",
+}
+
+
+def test_a_job_gets_what_it_needs_and_no_more() -> None:
+    needed = {"HOME": "/h", "PATH": "/bin", "NCCL_DEBUG": "INFO", "HF_HOME": "/c", "TOKENIZERS_PARALLELISM": "0"}
+    needed |= {"BASH_FUNC_module%%": "() { :; }", "SLURM_CONF": "/etc/slurm.conf", "DS_ACCELERATOR": "cpu"}
+    assert exported({**needed, **SECRETS, **FOREIGN, "MY_APP": "1"}) == needed
+
+
+def test_relative_search_paths_become_absolute() -> None:
+    assert exported({"PYTHONPATH": f".:src{os.pathsep}/abs"})["PYTHONPATH"] == f"{os.getcwd()}:{os.getcwd()}/src:/abs"
+
+
+def test_a_local_run_does_not_inherit_a_rank() -> None:
+    kept = without_foreign_ranks({**FOREIGN, "HOME": "/h", "SLURM_CONF": "/c", "MY_APP": "1"})
+    assert kept == {"HOME": "/h", "SLURM_CONF": "/c", "MY_APP": "1", "CUDA_VISIBLE_DEVICES": "0"}

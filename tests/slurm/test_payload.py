@@ -1,0 +1,112 @@
+"""The pickle submitit loads: tiny, by reference, and refused before an opcode runs when somebody planted it."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from r1hpc.base.errors import StateError
+from r1hpc.base.rundir import RunDir
+from r1hpc.slurm import payload, submission
+
+ROOT = Path(__file__).parents[2]
+
+
+class _Bomb:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (os.mkdir, (str(self.canary),))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    run = RunDir(tmp_path / "run")
+    run.create()
+    payload.folder_of(run.path).mkdir(mode=0o700)
+    return run
+
+
+def _plant(run: RunDir, tmp_path: Path) -> Path:
+    path = payload.path_of(run.path, "9")
+    path.write_bytes(pickle.dumps(_Bomb(tmp_path / "canary")))
+    path.chmod(0o600)
+    return path
+
+
+def _guard(run: RunDir) -> "subprocess.CompletedProcess[str]":
+    environ = {**os.environ, "SLURM_JOB_ID": "9", "PYTHONPATH": str(ROOT)}
+    argv = [sys.executable, "-m", "r1hpc.slurm.payload", str(run.path)]
+    return subprocess.run(argv, env=environ, capture_output=True, text=True)
+
+
+def test_a_payload_of_ones_own_passes(run: RunDir, tmp_path: Path) -> None:
+    _plant(run, tmp_path)
+    assert _guard(run).returncode == 0
+    assert not (tmp_path / "canary").exists()
+
+
+def test_a_symbolic_link_is_refused(run: RunDir, tmp_path: Path) -> None:
+    path = _plant(run, tmp_path)
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    done = _guard(run)
+    assert (done.returncode, "symbolic link" in done.stderr) == (1, True)
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("what", ["payload", "folder", "run"])
+def test_what_others_may_write_is_refused(run: RunDir, tmp_path: Path, what: str) -> None:
+    path = _plant(run, tmp_path)
+    opened = {"payload": path, "folder": path.parent, "run": run.path}[what]
+    opened.chmod(opened.stat().st_mode | 0o020)
+    with pytest.raises(StateError, match="chmod go-w"):
+        payload.check(run.path, "9")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_file_of_another_user_is_refused(run: RunDir, tmp_path: Path) -> None:
+    os.chown(_plant(run, tmp_path), 12345, 12345)
+    with pytest.raises(StateError, match="belongs to uid 12345"):
+        payload.check(run.path, "9")
+
+
+def test_a_payload_that_never_comes(run: RunDir) -> None:
+    with pytest.raises(StateError, match="submission interrupted"):
+        payload.check(run.path, "9", patience_s=0.3)
+
+
+def test_a_submission_leaves_a_tiny_private_payload(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    for name in ("sbatch", "srun"):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\nenv > {tmp_path}/env\necho '41;alpha'\n")
+        (tmp_path / "bin" / name).chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    for name in ("SLURM_JOB_ID", "MASTER_ADDR", "RANK", "HF_TOKEN", "SBATCH_PARTITION"):
+        monkeypatch.setenv(name, "foreign")
+    monkeypatch.setattr(os, "umask", os.umask)
+    os.umask(0o002)
+    try:
+        job_id = submission.submit(run, "#!/bin/bash\n", entry_point="tests.slurm.test_payload.entry")
+    finally:
+        os.umask(0o022)
+    assert job_id == "41"
+    path = payload.path_of(run.path, "41")
+    assert path.stat().st_size < 500
+    assert [p.stat().st_mode & 0o077 for p in payload.folder_of(run.path).iterdir()] == [0]
+    payload.check(run.path, "41")
+    delayed = pickle.loads(path.read_bytes())
+    assert (delayed.function, delayed.args) == (entry, (str(run.path),))
+    assert "foreign" not in (tmp_path / "env").read_text()
+
+
+def entry(run_dir: str) -> None:
+    """Stands for r1hpc.launch.run_rank."""

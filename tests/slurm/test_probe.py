@@ -1,0 +1,104 @@
+"""What is read from the cluster's own words; recorded from Slurm 24.11.5, shortened."""
+
+import pytest
+
+from r1hpc.base.errors import UsageError
+from r1hpc.slurm.probe import ClusterFacts, probe_cluster, read_config, read_gpus, read_partition
+
+CONFIG = """Configuration data as of 1795568475
+JobRequeue              = 1
+KillWait                = 30 sec
+MaxBatchRequeue         = 5
+PreemptMode             = REQUEUE
+PreemptParameters       = (null)
+PreemptType             = preempt/qos
+ProctrackType           = proctrack/cgroup
+SLURM_VERSION           = 24.11.5
+"""
+PARTITIONS = (
+    "PartitionName=main Default=YES DefaultTime=00:30:00 GraceTime=0 MaxTime=2-00:00:00 PreemptMode=REQUEUE\n"
+    "PartitionName=debug Default=NO DefaultTime=NONE GraceTime=90 MaxTime=UNLIMITED PreemptMode=CANCEL\n"
+)
+QOS = "normal|00:00:00|cluster|\nscavenger|00:02:00|requeue|\nurgent|00:00:00|cluster|scavenger\n"
+NODES = "main|4|gpu:a100:8(S:0-1),nvme:1\nmain|2|gpu:a100:4\ndebug|1|(null)\n"
+
+
+@pytest.fixture
+def commands(tmp_path, monkeypatch):  # type: ignore[no-untyped-def]
+    """Slurm's commands as small programs that print what was recorded; change `texts` to change it."""
+    texts = {"config": CONFIG, "partition": PARTITIONS, "qos": QOS, "assoc": "|normal,scavenger\n", "sinfo": NODES}
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    def write() -> None:
+        for name, text in texts.items():
+            (tmp_path / f"{name}.txt").write_text(text)
+        for name, word in (("scontrol", "$2"), ("sacctmgr", "$3"), ("sinfo", "sinfo")):
+            (tmp_path / name).write_text(f"#!/bin/bash\nexec cat {tmp_path}/{word}.txt\n")
+            (tmp_path / name).chmod(0o700)
+
+    write()
+    return texts, write, tmp_path
+
+
+def test_the_facts_of_a_preemptible_qos(commands) -> None:  # type: ignore[no-untyped-def]
+    facts = probe_cluster(qos="scavenger")
+    assert (facts.preempt_mode, facts.grace_s, facts.kill_wait_s) == ("REQUEUE", 120, 30)
+    assert (facts.partition, facts.max_time_s, facts.default_time_s) == ("main", 172800, 1800)
+    assert (facts.gpus_per_node, facts.gpu_type) == (8, "a100")
+    assert (facts.job_requeue, facts.max_batch_requeue, facts.sends_user_signal) == (True, 5, False)
+    assert (facts.version, facts.proctrack, facts.unknown) == ("24.11.5", "proctrack/cgroup", ())
+
+
+def test_a_qos_that_nobody_may_preempt(commands) -> None:  # type: ignore[no-untyped-def]
+    facts = probe_cluster(qos="normal")
+    assert (facts.preempt_mode, facts.grace_s) == ("OFF", 0)
+
+
+def test_the_users_default_qos_is_taken(commands) -> None:  # type: ignore[no-untyped-def]
+    texts, write, _ = commands
+    texts["assoc"] = "scavenger|normal,scavenger\n"
+    write()
+    assert probe_cluster().qos == "scavenger"
+
+
+def test_preemption_by_partition(commands) -> None:  # type: ignore[no-untyped-def]
+    texts, write, _ = commands
+    texts["config"] = CONFIG.replace("preempt/qos", "preempt/partition_prio").replace("(null)", "send_user_signal")
+    write()
+    facts = probe_cluster(partition="debug")
+    assert (facts.preempt_mode, facts.grace_s, facts.sends_user_signal) == ("CANCEL", 90, True)
+    assert (facts.max_time_s, facts.gpus_per_node) == (None, 0)
+
+
+def test_a_failed_probe_is_unknown_and_named(commands) -> None:  # type: ignore[no-untyped-def]
+    _, _, folder = commands
+    (folder / "sacctmgr").write_text("#!/bin/bash\necho 'Connection refused' >&2\nexit 1\n")
+    facts = probe_cluster(qos="scavenger")
+    assert facts.grace_s is None
+    assert facts.gpus_per_node == 8
+    assert len(facts.unknown) == 2
+    assert "Connection refused" in facts.unknown[0]
+
+
+def test_without_slurm_nothing_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    facts = probe_cluster()
+    assert facts.reachable is False
+    assert len(facts.unknown) == 5
+    assert facts == ClusterFacts(unknown=facts.unknown)
+
+
+def test_an_unknown_partition_names_those_there_are() -> None:
+    with pytest.raises(UsageError, match="no partition 'mian'; there are: main, debug"):
+        read_partition(PARTITIONS, "mian")
+
+
+def test_gpus_of_most_nodes_are_taken() -> None:
+    assert read_gpus(NODES, "main") == (8, "a100")
+    assert read_gpus("gpu|3|gpu:4\n", "gpu") == (4, None)
+    assert read_gpus("gpu|3|gpu:a100_3g.40gb:8,gpu:a100:2\n", "gpu") == (10, "a100_3g.40gb")
+    assert read_gpus(None, "gpu") == (None, None)
+
+
+def test_configuration_lines() -> None:
+    assert read_config(CONFIG)["KillWait"] == "30 sec"

@@ -1,0 +1,134 @@
+"""Job states read from scontrol, and a requeue that outlives a restart of slurmctld."""
+
+from pathlib import Path
+
+import pytest
+
+from r1hpc.base.errors import StateError
+from r1hpc.slurm.client import SlurmError, call
+from r1hpc.slurm.requeue import JobState, job_state, parse_job, read_job_id, requeue, resubmit
+
+# `SLURM_TIME_FORMAT=%s scontrol show job -o 11` of Slurm 24.11.5, between two attempts, its name changed.
+PENDING = (
+    "JobId=11 JobName=x JobState=RUNNING Restarts=9 UserId=root(0) GroupId=root(0) MCS_label=N/A Priority=1 "
+    "Nice=0 Account=research QOS=scavenger JobState=PENDING Reason=BeginTime Dependency=(null) Requeue=1 "
+    "Restarts=1 BatchFlag=1 Reboot=0 ExitCode=0:0 RunTime=00:00:00 TimeLimit=1-00:30:00 TimeMin=N/A "
+    "SubmitTime=1795569173 EligibleTime=1795569179 AccrueTime=Unknown StartTime=1795569179 "
+    "EndTime=1795570979 Deadline=N/A SuspendTime=None PreemptTime=None"
+)
+
+
+def test_a_job_between_two_attempts() -> None:
+    state = parse_job(PENDING)
+    assert state.states == {"PENDING"}
+    assert (state.live, state.pending, state.requeue) == (True, True, True)
+    assert (state.restarts, state.reason) == (1, "BeginTime")
+    assert (state.start_time, state.end_time, state.preempt_time) == (1795569179, 1795570979, None)
+    assert state.time_limit_s == 88200
+
+
+def test_a_job_that_is_being_preempted() -> None:
+    text = PENDING.replace("JobState=PENDING", "JobState=RUNNING").replace(
+        "PreemptTime=None", "PreemptTime=1795570000"
+    )
+    assert parse_job(text).preempt_time == 1795570000
+    assert parse_job(text.replace("JobState=RUNNING Reason", "JobState=COMPLETED Reason")).live is False
+
+
+def test_a_job_slurm_has_forgotten() -> None:
+    assert parse_job("") == JobState(frozenset())
+    assert parse_job("").live is False
+
+
+def _scontrol(folder: Path, body: str, name: str = "scontrol") -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/bash\necho $* >> {folder}/calls\n{body}")
+    (folder / name).chmod(0o700)
+    return folder
+
+
+@pytest.fixture
+def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    return tmp_path / "bin"
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "accepted"),
+    [
+        ("", 0, True),
+        ("Job is pending execution for job 11", 1, True),
+        ("Requested operation is presently disabled for job 11", 1, False),
+        ("Invalid job id specified for job 11", 1, False),
+    ],
+)
+def test_the_answers_of_a_requeue(answers: Path, said: str, status: int, accepted: bool) -> None:
+    _scontrol(answers, f"echo '{said}' >&2\nexit {status}\n")
+    assert requeue("11") is accepted
+    assert (answers / "calls").read_text() == "requeue 11\n"
+
+
+def test_a_requeue_waits_for_slurmctld(answers: Path) -> None:
+    away = "echo 'slurm_requeue error: Unable to contact slurm controller (connect failure)' >&2; exit 1"
+    _scontrol(answers, f"[ $(wc -l < {answers}/calls) -ge 4 ] && exit 0\n{away}\n")
+    waits: list[float] = []
+    assert requeue("11", sleep=waits.append) is True
+    assert waits == [1.0, 2.0, 4.0]
+
+
+def test_a_requeue_gives_up_after_its_patience(answers: Path) -> None:
+    _scontrol(answers, "echo 'Unable to contact slurm controller (connect failure)' >&2; exit 1")
+    waits: list[float] = []
+    with pytest.raises(SlurmError, match="Unable to contact") as raised:
+        requeue("11", patience_s=20, sleep=waits.append)
+    assert sum(waits) <= 20
+    assert raised.value.unreachable
+
+
+def test_an_unknown_answer_is_shown_whole(answers: Path) -> None:
+    _scontrol(answers, "echo out; echo 'no such thing' >&2; exit 3")
+    with pytest.raises(SlurmError, match=r"`scontrol requeue 11` failed with exit status 3") as raised:
+        requeue("11")
+    assert "stderr: no such thing" in str(raised.value)
+    assert "stdout: out" in str(raised.value)
+
+
+def test_an_invalid_id_is_a_forgotten_job(answers: Path) -> None:
+    _scontrol(answers, "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    assert job_state("11").states == frozenset()
+
+
+def test_a_submission_is_not_repeated_when_it_may_have_arrived(answers: Path, tmp_path: Path) -> None:
+    _scontrol(answers, "echo 'sbatch: error: Batch job submission failed: Socket timed out' >&2; exit 1", "sbatch")
+    with pytest.raises(SlurmError, match="Socket timed out"):
+        resubmit(tmp_path / "job.sh", sleep=lambda _: None)
+    assert len((answers / "calls").read_text().splitlines()) == 1
+
+
+def test_a_resubmission_carries_the_payload_over(answers: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "submitit").mkdir(parents=True)
+    (run / "submitit" / "7_submitted.pkl").write_bytes(b"payload")
+    _scontrol(answers, "echo '12;cluster'", "sbatch")
+    assert resubmit(run / "job.sh", after="7") == "12"
+    assert (run / "submitit" / "12_submitted.pkl").read_bytes() == b"payload"
+    assert (answers / "calls").read_text() == f"--parsable --dependency=afterany:7 {run}/job.sh\n"
+
+
+def test_job_ids() -> None:
+    assert read_job_id("Your group has 40 % of its hours left\n123;alpha\n") == "123"
+    with pytest.raises(StateError, match="squeue"):
+        read_job_id("queued, probably")
+
+
+def test_a_slow_command_is_ended(answers: Path) -> None:
+    _scontrol(answers, "echo partial; exec sleep 30")
+    with pytest.raises(SlurmError, match=r"did not answer within 0\.3 s") as raised:
+        call(["scontrol", "ping"], 0.3)
+    assert raised.value.timed_out
+    assert raised.value.unreachable
+
+
+def test_a_missing_command_names_the_way_out(answers: Path) -> None:
+    with pytest.raises(SlurmError, match=r"no-such-slurm is not on PATH.*--executor local"):
+        call(["no-such-slurm"])

@@ -1,0 +1,136 @@
+"""The job script: its text, and what bash makes of it."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from r1hpc.base.rundir import RunDir
+from r1hpc.config.schema import ClusterConfig, ResourcesConfig, RunConfig
+from r1hpc.slurm.script import Script, make_script, render, train_script
+
+GOLDEN = Path(__file__).parent / "golden" / "job.sh"
+TRAIN = Path(__file__).parents[2] / "sbatch" / "train.sh"
+
+
+def golden_script() -> str:
+    """The script kept in golden/job.sh. To renew it: python -m tests.slurm.test_script"""
+    cluster = ClusterConfig(
+        partition="gpu",
+        account="my-group",
+        cpus_per_task=12,
+        setup=["module load cuda/12.4"],
+        python="/opt/venv/bin/python",
+        environment={"NCCL_IB_HCA": "mlx5_0,mlx5_1"},
+    )
+    resources = ResourcesConfig(
+        nodes=4, time="24:00:00", mem="0", exclusive=True, qos="scavenger", comment="a b", sbatch={"wckey": "x"}
+    )
+    config = RunConfig(resources=resources, cluster=cluster)
+    return render(make_script(RunDir("/scratch/runs/train-1"), config, gpus_per_node=8, signal_lead_s=240))
+
+
+def test_the_script_is_the_one_that_was_agreed() -> None:
+    assert golden_script() == GOLDEN.read_text(), "look at the difference; python -m tests.slurm.test_script renews"
+
+
+def test_train_sh_is_generated_from_the_same_template() -> None:
+    assert TRAIN.read_text() == train_script(), "python -m r1hpc.slurm.script > sbatch/train.sh"
+    assert os.access(TRAIN, os.X_OK)
+
+
+def test_both_go_through_the_same_corridor() -> None:
+    def corridor(text: str) -> list[str]:
+        lines = text[text.index("# -- begin,") :].splitlines()
+        return [line for line in lines if not any(w in line.lower() for w in ("submitit", "payload", "launch rank"))]
+
+    ours, theirs = corridor(golden_script()), corridor(train_script())
+    gpus = ' ${SLURM_GPUS_ON_NODE:+--gpus-per-node="$SLURM_GPUS_ON_NODE"}'
+    assert ours == [line.replace(gpus, "") for line in theirs]
+
+
+@pytest.mark.parametrize("text", [golden_script(), train_script()], ids=["submit", "train.sh"])
+def test_bash_parses_it_and_options_come_first(text: str) -> None:
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+    lines = text.splitlines()
+    directives = [index for index, line in enumerate(lines) if line.startswith("#SBATCH")]
+    # sbatch stops reading options at the first line that is no comment.
+    assert all(line.startswith("#") for line in lines[: directives[-1] + 1])
+
+
+def test_without_slurm_train_sh_says_what_to_do() -> None:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    done = subprocess.run(["bash", str(TRAIN)], env=environ, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "sbatch sbatch/train.sh" in done.stderr
+    assert "python -m r1hpc.submit" in done.stderr
+    assert len(done.stderr.splitlines()) == 2
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Path:
+    """A PATH where `srun` works for half a second and ends with 7, and an interpreter that notes its arguments."""
+    (tmp_path / "run").mkdir()
+    _program(tmp_path / "srun", f'echo "srun $OMP_NUM_THREADS $*" >> {tmp_path}/calls\nsleep 0.5\nexit 7\n')
+    _program(
+        tmp_path / "python",
+        f'echo "python $*" >> {tmp_path}/calls\n'
+        f'if [ "$3" = begin ]; then exec cat {tmp_path}/attempt; fi\n'
+        "exit 5\n",
+    )
+    return tmp_path
+
+
+def _program(path: Path, body: str) -> None:
+    path.write_text(f"#!/bin/bash\n{body}")
+    path.chmod(0o700)
+
+
+def _start(stage: Path) -> "subprocess.Popen[str]":
+    script = Script(stage / "run", str(stage / "python"), 4, {"nodes": "2"}, by_submitit=False)
+    (stage / "job.sh").write_text(render(script))
+    environ = {
+        "PATH": f"{stage}:/usr/bin:/bin",
+        "SLURM_JOB_ID": "9",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_CPUS_ON_NODE": "32",
+    }
+    return subprocess.Popen(["bash", str(stage / "job.sh")], env=environ, text=True, stderr=subprocess.PIPE)
+
+
+def _calls(stage: Path) -> list[str]:
+    return (stage / "calls").read_text().splitlines()
+
+
+def test_the_shell_outlives_sigterm_and_reports_the_status_of_srun(stage: Path) -> None:
+    (stage / "attempt").write_text("3\n")
+    shell = _start(stage)
+    while not (stage / "calls").exists() or "srun" not in (stage / "calls").read_text():
+        time.sleep(0.02)
+    shell.send_signal(signal.SIGTERM)
+    shell.send_signal(signal.SIGUSR2)
+    assert shell.wait(timeout=10) == 5, shell.stderr and shell.stderr.read()
+    begin, srun, end = _calls(stage)
+    assert begin == f"python -m r1hpc.launch begin {stage}/run"
+    assert end == f"python -m r1hpc.launch end {stage}/run --attempt 3 --status 7"
+    assert srun.startswith("srun 8 ")  # threads: 32 cores for 4 ranks
+    assert "--ntasks=8 --ntasks-per-node=4 --cpus-per-task=8" in srun
+    assert f"--output={stage}/run/logs/attempt_3/rank_%t.out {stage}/python -u -m r1hpc.launch rank" in srun
+
+
+def test_a_run_that_is_over_starts_nothing(stage: Path) -> None:
+    (stage / "attempt").write_text("")
+    assert _start(stage).wait(timeout=10) == 0
+    assert _calls(stage) == [f"python -m r1hpc.launch begin {stage}/run"]
+
+
+def test_a_begin_that_fails_starts_nothing(stage: Path) -> None:
+    assert _start(stage).wait(timeout=10) == 1  # the interpreter cannot print an attempt
+    assert len(_calls(stage)) == 1
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(golden_script())

@@ -1,0 +1,101 @@
+"""The attempt ledger: folding, fresh limits per submission, and when a run must be left alone."""
+
+from pathlib import Path
+
+import pytest
+
+from r1hpc.base.files import append_record
+from r1hpc.base.rundir import RunDir
+from r1hpc.config.schema import LimitsConfig
+from r1hpc.telemetry.attempts import Attempt, Cause, read_history, reason_to_stop, record
+
+
+def ended(*causes: Cause, progress: bool = True) -> list[Attempt]:
+    """Attempts that ended so, each with a new checkpoint when `progress`."""
+    return [
+        Attempt(
+            attempt=k,
+            cause=cause,
+            start=k,
+            end=k + 1,
+            nodes=1,
+            gpus=0,
+            first_step=1,
+            last_step=2,
+            last_committed_step=k * 10 if progress else None,
+            resumed_from=(k - 1) * 10 or None if progress else None,
+        )
+        for k, cause in enumerate(causes, 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("attempts", "limits", "word"),
+    [
+        pytest.param([], LimitsConfig(), None, id="nothing yet"),
+        pytest.param(ended(*[Cause.preempted] * 50), LimitsConfig(), None, id="preemptions have no limit"),
+        pytest.param(ended(Cause.crash), LimitsConfig(), None, id="one crash is forgiven"),
+        pytest.param(ended(Cause.crash, Cause.crash), LimitsConfig(), "max_crashes", id="two are not"),
+        pytest.param(
+            ended(Cause.crash, Cause.preempted, Cause.preempted), LimitsConfig(), None, id="each cause by itself"
+        ),
+        pytest.param(ended(Cause.oom), LimitsConfig(), "max_ooms", id="memory does not grow by itself"),
+        pytest.param(ended(Cause.oom), LimitsConfig(max_ooms=-1), None, id="unlimited"),
+        pytest.param(ended(*[Cause.node_fail] * 6), LimitsConfig(), "max_node_failures", id="node failures"),
+        pytest.param(ended(Cause.cancelled), LimitsConfig(), "over", id="cancelled"),
+        pytest.param(ended(Cause.stopped), LimitsConfig(), "over", id="stopped"),
+        pytest.param(ended(Cause.refused), LimitsConfig(), "over", id="refused"),
+        pytest.param(
+            ended(*[Cause.preempted] * 3, progress=False), LimitsConfig(), "no new checkpoint", id="no progress"
+        ),
+        pytest.param(ended(*[Cause.preempted] * 2, progress=False), LimitsConfig(), None, id="not yet"),
+    ],
+)
+def test_when_a_run_is_left_alone(attempts: list[Attempt], limits: LimitsConfig, word: str | None) -> None:
+    reason = reason_to_stop(attempts, limits)
+    assert reason is None if word is None else word in (reason or "")
+
+
+def test_history_is_folded_from_events(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.create()
+    record(run, "submitted", executor="slurm", job_id="7")
+    record(run, "begin", attempt=1, job_id="7", node_names=["a", "b"], gpus=8, ranks=8, resumed_from=None)
+    append_record(run.train_metrics, {"global_step": 1, "attempt": 1})
+    append_record(run.train_metrics, {"global_step": 5, "attempt": 1})
+    record(run, "end", attempt=1, cause="preempted", detail="", last_committed_step=5, requeued=True)
+    record(run, "begin", attempt=2, job_id="7", node_names=["a"], gpus=4, ranks=4, resumed_from=5)
+    history = read_history(run)
+    first, second = history.attempts
+    assert (first.cause, first.nodes, first.gpus, first.first_step, first.last_step) == (
+        Cause.preempted,
+        2,
+        8,
+        1,
+        5,
+    )
+    assert second.cause is None
+    assert second.last_committed_step == 5
+    assert history.job_id == "7"
+
+
+def test_a_torn_last_line_does_not_hide_the_rest(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.create()
+    record(run, "submitted", job_id="1")
+    with run.attempts.open("a") as file:
+        file.write('{"event": "begin", "att')
+    record(run, "submitted", job_id="2")
+    assert [s["job_id"] for s in read_history(run).submissions] == ["1", "2"]
+
+
+def test_asking_again_gives_fresh_limits(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.create()
+    record(run, "submitted", job_id="1")
+    for attempt in (1, 2):
+        record(run, "begin", attempt=attempt, job_id="1", node_names=["a"])
+        record(run, "end", attempt=attempt, cause="crash", last_committed_step=None)
+    assert reason_to_stop(read_history(run).since_submission, LimitsConfig()) is not None
+    record(run, "submitted", job_id="2")
+    assert reason_to_stop(read_history(run).since_submission, LimitsConfig()) is None

@@ -1,0 +1,167 @@
+"""The import rules of the rooms: arrows point down, and the login node loads nothing heavy."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "r1hpc"
+
+_SHARED = ("base", "config", "plan")
+_MAY_IMPORT = {
+    "base": (),
+    "config": ("base",),
+    "plan": ("base", "config"),
+    "slurm": _SHARED,
+    "data": _SHARED,
+    "checkpoint": _SHARED,
+    "telemetry": _SHARED,
+    "train": (*_SHARED, "data", "checkpoint", "telemetry"),
+    "attempt": (*_SHARED, "slurm", "data", "checkpoint", "telemetry", "train"),
+}
+"""Below each room those it may import, beside itself."""
+
+_ONLY_IN = {
+    "omegaconf": ("config",),
+    "pynvml": ("telemetry",),
+    "submitit": ("slurm",),
+    "torch": ("train", "attempt"),
+    "deepspeed": ("train",),
+    "transformers": ("train",),
+    "zarr": ("data",),
+    "h5py": ("data",),
+}
+_DEFERRED_ONLY = {("torch", "attempt")}
+"""Allowed inside functions, not when the room is imported."""
+_TORCH_FILES = ("data/loader.py",)
+_SLURM_COMMANDS = {"sbatch", "srun", "squeue", "sacct", "sacctmgr", "scontrol", "scancel", "sinfo"}
+
+_FILES = sorted(path for path in PACKAGE.rglob("*.py") if "_assets" not in path.parts)
+
+
+def _room(path: Path) -> str:
+    """The room of a file, or `door` for those beside the rooms."""
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else "door"
+
+
+def _imports(tree: ast.AST, deferred: bool = False) -> Iterator[tuple[str, bool]]:
+    """Every (module, whether only a function or a type check needs it). `from r1hpc import x` is r1hpc.x."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, deferred) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the room: write r1hpc.<room>"
+            yield from ((f"{node.module}.{alias.name}", deferred) for alias in node.names)
+        else:
+            later = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            yield from _imports(node, deferred or later or _is_type_check(node))
+
+
+def _is_type_check(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def _parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+def _rooms_imported(path: Path) -> set[str]:
+    inside = {name.split(".")[1] for name, _ in _imports(_parse(path)) if name.startswith("r1hpc.")}
+    return {name if (PACKAGE / name).is_dir() else "door" for name in inside}
+
+
+def test_every_room_is_known() -> None:
+    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("*.py"))}
+    assert rooms <= set(_MAY_IMPORT), "a new room needs its arrows here and in docs/structure.md"
+
+
+@pytest.mark.parametrize("path", _FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_arrows_point_down(path: Path) -> None:
+    room = _room(path)
+    if room == "door":
+        return
+    assert _rooms_imported(path) <= {room, *_MAY_IMPORT[room]}
+
+
+def test_nobody_imports_a_door() -> None:
+    doors = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    for path in _FILES:
+        if path.name == "__main__.py":
+            continue
+        imported = {name.split(".")[1] for name, _ in _imports(_parse(path)) if name.startswith("r1hpc.")}
+        assert not imported & doors, f"{path} imports a door"
+
+
+@pytest.mark.parametrize("library", _ONLY_IN)
+def test_libraries_stay_in_their_rooms(library: str) -> None:
+    for path in _FILES:
+        room, name = _room(path), str(path.relative_to(PACKAGE))
+        for module, deferred in _imports(_parse(path)):
+            if module.split(".")[0] != library or (library == "torch" and name in _TORCH_FILES):
+                continue
+            assert room in _ONLY_IN[library], f"{name} imports {library}"
+            assert deferred or (library, room) not in _DEFERRED_ONLY, f"{name}: import {library} where used"
+
+
+def test_only_the_slurm_room_runs_slurm_commands() -> None:
+    """Doors may ask through slurm.client.call; a process is started there only."""
+    for path in _FILES:
+        if _room(path) == "slurm":
+            continue
+        for node in ast.walk(_parse(path)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith(("subprocess.", "os.")):
+                words = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
+                assert not words & _SLURM_COMMANDS, f"{path}:{node.lineno} runs a Slurm command"
+
+
+def test_the_walk_sees_what_it_should() -> None:
+    tree = ast.parse(
+        "import a.b\nfrom r1hpc.slurm import x\nif TYPE_CHECKING:\n    import c\n"
+        "def f():\n    from d import e\nclass G:\n    def h(self):\n        import i\n"
+    )
+    assert list(_imports(tree)) == [
+        ("a.b", False),
+        ("r1hpc.slurm.x", False),
+        ("c", True),
+        ("d.e", True),
+        ("i", True),
+    ]
+
+
+_HEAVY = ("torch", "deepspeed", "transformers", "zarr", "h5py", "numpy", "submitit", "pynvml", "pyarrow")
+_LIGHT = (
+    "submit",
+    "status",
+    "logs",
+    "cancel",
+    "report",
+    "doctor",
+    "launch",
+    "base.cli",
+    "config.load",
+    "plan.run",
+)
+
+
+def _module_file(name: str) -> Path:
+    return PACKAGE / f"{name.replace('.', '/')}.py"
+
+
+@pytest.mark.parametrize("name", [name for name in _LIGHT if _module_file(name).exists()])
+def test_the_login_node_loads_nothing_heavy(name: str) -> None:
+    code = f"import r1hpc.{name}, sys; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"
+    root = str(PACKAGE.parent)
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert not set(done.stdout.split()) & set(_HEAVY)
+
+
+@pytest.mark.parametrize("name", ["plan.run", "plan.preemption", "base.rundir"])
+def test_the_lower_rooms_need_only_the_standard_library(name: str) -> None:
+    code = f"import r1hpc.{name}, sys; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"
+    command = [sys.executable, "-S", "-c", code]  # -S: no site-packages at all
+    done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
