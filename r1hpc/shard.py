@@ -3,6 +3,7 @@
     python -m r1hpc.shard build stdlib --out data/stdlib --workers 4
     python -m r1hpc.shard verify data/stdlib
     python -m r1hpc.shard inspect data/stdlib --doc 12
+    python -m r1hpc.shard trace data/stdlib --seq-len 256 --seed 0 --sample 4711
 
 RECIPE is a YAML file, or the name of one in shards/. Building where the same recipe's dataset already is
 does nothing. A build that is killed leaves a .staging- folder, which the next build there removes.
@@ -34,24 +35,28 @@ def main(argv: Sequence[str]) -> int:
         parser.parse_args(list(argv))
     # The verb's own parser, because only it knows which of its flags is nearest to an unknown one.
     arguments = verbs[argv[0]].parse_args(list(argv[1:]))
-    return {"build": _build, "verify": _verify, "inspect": _inspect}[argv[0]](arguments)
+    return {"build": _build, "verify": _verify, "inspect": _inspect, "trace": _trace}[argv[0]](arguments)
 
 
 def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     parser = ArgumentParser(prog="r1hpc shard", description=__doc__, epilog=_EXAMPLES)
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="build|verify|inspect")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="build|verify|inspect|trace")
     build = verbs.add_parser("build", help="make a dataset from a recipe")
     build.add_argument("recipe", metavar="RECIPE", help="recipe file, or its name in shards/")
     build.add_argument("--out", metavar="DIR", type=Path, required=True, help="where the dataset will be")
     build.add_argument("--workers", metavar="N", type=int, default=1, help="writer processes (default 1)")
     verify = verbs.add_parser("verify", help="audit every byte; exit status 1 names each bad file")
     inspect = verbs.add_parser("inspect", help="what a dataset holds")
-    for verb in (verify, inspect):
+    trace = verbs.add_parser("trace", help="which documents one training sample was made of")
+    trace.add_argument("--seq-len", type=int, required=True, help="data.seq_len of the run")
+    trace.add_argument("--seed", type=int, default=0, help="data.seed of the run (default 0)")
+    trace.add_argument("--sample", type=int, required=True, help="sample id, counted over all epochs")
+    for verb in (verify, inspect, trace):
         verb.add_argument("dir", metavar="DIR", type=Path)
     inspect.add_argument("--doc", metavar="N", type=int, help="also print document N, decoded")
-    for verb in (build, verify, inspect):
+    for verb in (build, verify, inspect, trace):
         verb.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    return parser, {"build": build, "verify": verify, "inspect": inspect}
+    return parser, {"build": build, "verify": verify, "inspect": inspect, "trace": trace}
 
 
 def _build(arguments: Namespace) -> int:
@@ -125,6 +130,31 @@ def _inspect(arguments: Namespace) -> int:
         print_json(described)
     else:
         _print_description(described)
+    return 0
+
+
+def _trace(arguments: Namespace) -> int:
+    import numpy as np
+
+    from r1hpc.data.order import SamplePlan
+    from r1hpc.data.reader import open_dataset
+
+    if arguments.sample < 0:
+        raise UsageError(f"--sample must be at least 0, not {arguments.sample}")
+    dataset = open_dataset(arguments.dir)
+    plan = SamplePlan(dataset.id, dataset.num_tokens, arguments.seq_len, arguments.seed)
+    start = int(plan.window_starts(np.array([arguments.sample]))[0])
+    documents = dataset.docs_of(start, plan.seq_len + 1)
+    if arguments.json:
+        epoch = arguments.sample // plan.num_windows
+        result = {"id": dataset.id, "plan_hash": plan.plan_hash, "sample": arguments.sample, "epoch": epoch}
+        window = {"token_start": start, "token_stop": start + plan.seq_len + 1}
+        print_json(result | window | {"documents": [asdict(info) for info in documents]})
+        return 0
+    print(f"sample {arguments.sample}: tokens {start} to {start + plan.seq_len} of {dataset.path}")
+    for info in documents:
+        place = f"{printable(info.path)} at {info.position}"
+        print(f"  document {info.number}: {info.source}, {place} ({printable(info.license)})")
     return 0
 
 

@@ -1,7 +1,7 @@
 """Whole runs in tests: submitted through the door a user takes, watched through their run folders.
 
-    run = submit(tmp_path, "a", "train.num_steps=20", "--nodes", "2")
-    wait_step(run, 5); ...; wait_over(run)
+run = submit(tmp_path, "a", "train.num_steps=20", "--nodes", "2")
+wait_step(run, 5); ...; wait_over(run)
 """
 
 import json
@@ -94,9 +94,7 @@ def wait_over(run: RunDir, timeout_s: float = 180) -> list[Attempt]:
 
 def wait_attempt(run: RunDir, attempt: int, timeout_s: float = 120) -> None:
     """Until attempt `attempt` has begun."""
-    wait_until(
-        f"attempt {attempt}", lambda: len(read_history(run).attempts) >= attempt, timeout_s, run
-    )
+    wait_until(f"attempt {attempt}", lambda: len(read_history(run).attempts) >= attempt, timeout_s, run)
 
 
 def rank_pids(run: RunDir) -> dict[int, int]:

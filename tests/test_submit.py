@@ -32,7 +32,7 @@ def fake_sbatch(place: Path, body: str = "echo 41") -> None:
     """sbatch at the edge of the world: notes its environment, answers as told."""
     for name in ("sbatch", "srun"):
         path = place / "bin" / name
-        path.write_text(f"#!/bin/bash\n[ \"$1\" != --version ] || exit 0\nexport -p > {place}/env\n{body}\n")
+        path.write_text(f'#!/bin/bash\n[ "$1" != --version ] || exit 0\nexport -p > {place}/env\n{body}\n')
         path.chmod(0o700)
 
 
@@ -88,7 +88,7 @@ def test_sbatch_variables_yield_to_flags_and_beat_the_job_file(place: Path) -> N
         (("--sbatch", "wrap=x"), "--sbatch wrap: not possible"),
         (("cluster.setup=[touch x]",), "configs/cluster/NAME.yaml"),
         (("resources.comment=$(touch canary)",), "--comment"),
-        (("resources.partition=`touch canary`",), "--partition"),
+        (("resources.partition='`touch canary`'",), "--partition"),
         (("cluster.python=python;touch canary",), "cluster.python"),
         (("a.yaml", "b.yaml"), "a run has one"),
         (("--nodes", "four"), "not a whole number"),
@@ -98,7 +98,9 @@ def test_sbatch_variables_yield_to_flags_and_beat_the_job_file(place: Path) -> N
         (("jobs/nope.yaml",), "no job"),
     ],
 )
-def test_what_is_asked_wrongly_is_named_and_leaves_nothing(place: Path, words: tuple[str, ...], said: str) -> None:
+def test_what_is_asked_wrongly_is_named_and_leaves_nothing(
+    place: Path, words: tuple[str, ...], said: str
+) -> None:
     done = submit(place, *words)
     assert done.returncode == 2, done.stdout
     assert said in done.stderr
@@ -198,7 +200,9 @@ def test_a_requeued_train_sh_finds_its_run_again(place: Path) -> None:
 def test_the_dispatcher_knows_the_verbs(place: Path) -> None:
     def verb(*words: str) -> "subprocess.CompletedProcess[str]":
         environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-        return subprocess.run([sys.executable, "-m", "r1hpc", *words], env=environ, capture_output=True, text=True)
+        return subprocess.run(
+            [sys.executable, "-m", "r1hpc", *words], env=environ, capture_output=True, text=True
+        )
 
     assert "submit" in verb("--help").stdout
     wrong = verb("sumbit")

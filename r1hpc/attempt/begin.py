@@ -1,4 +1,4 @@
-"""Begin an attempt, once, on the batch host: close the last one, fence it off, prepare, number the new one."""
+"""Begin an attempt, once, on the batch host: close the last one, fence it off, number the new one."""
 
 import secrets
 import shutil
@@ -53,7 +53,9 @@ def begin(run: RunDir, executor: str, job_id: str, node_names: tuple[str, ...], 
     history = read_history(run)
     reason = reason_to_stop(history.since_submission, config.limits)
     if reason is not None:
-        raise MustNotGoOnError(f"{run.run_id} is not started again: {reason}. `submit --resume` asks for more")
+        raise MustNotGoOnError(
+            f"{run.run_id} is not started again: {reason}. `submit --resume` asks for more"
+        )
     dataset = ensure_dataset(run, config)
     attempt = (history.last.attempt if history.last else 0) + 1
     token = secrets.token_hex(8)
@@ -173,4 +175,3 @@ def _last_sign_of_life(run: RunDir, attempt: int) -> float | None:
     files = [run.train_metrics, *run.attempt_logs(attempt).glob("*"), *run.attempt_dir(attempt).glob("*")]
     times = [path.stat().st_mtime for path in files if path.exists()]
     return max(times, default=None)
-

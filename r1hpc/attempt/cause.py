@@ -52,9 +52,9 @@ def decide(evidence: Evidence) -> tuple[Cause, str]:
         return _why_stopped(evidence, next(o for o in outcomes if o.kind == STOPPED), told)
     if told is not None and told[0] in (Cause.node_fail, Cause.cancelled, Cause.oom):
         return told  # ranks that lose a peer fail too; the scheduler knows the first domino
-    named = [o for o in failed if o.cause in (Cause.oom.value, Cause.refused.value)]
-    if named:
-        return Cause(named[0].cause), f"rank {named[0].rank} on {named[0].node}: {named[0].detail}"
+    for outcome in failed:
+        if outcome.cause in (Cause.oom.value, Cause.refused.value):
+            return Cause(outcome.cause), f"rank {outcome.rank} on {outcome.node}: {outcome.detail}"
     if HANG in kinds:
         return Cause.hang, _describe_hang(evidence)
     if told is not None:

@@ -25,6 +25,8 @@ class Next(StrEnum):
     """What follows an attempt."""
 
     over = "over"
+    superseded = "superseded"
+    """A newer attempt has begun: this one is a ghost and must not touch the job."""
     already_requeued = "already requeued"
     """Slurm has put the job back into the queue by itself."""
     requeue = "requeue"
@@ -42,7 +44,7 @@ class Ended:
     def exit_status(self) -> int:
         """What the batch script leaves with: 0 unless the run failed."""
         good = (Cause.finished, Cause.stopped)
-        return 0 if self.attempt.cause in good or self.next is not Next.over else 1
+        return 1 if self.next is Next.over and self.attempt.cause not in good else 0
 
 
 def end(run: RunDir, attempt: int, status: int) -> Ended:
@@ -50,6 +52,11 @@ def end(run: RunDir, attempt: int, status: int) -> Ended:
     config = read(run.config)
     history = read_history(run)
     this = next(a for a in history.attempts if a.attempt == attempt)
+    if this is not history.last:
+        # slurmd died, the job was started elsewhere under the same id, and the old ranks lived on.
+        reason = f"attempt {history.attempts[-1].attempt} has taken over; leaving it alone"
+        print(f"{run.run_id}: attempt {attempt} ended, but {reason}", flush=True)
+        return Ended(this, Next.superseded, reason)
     state = _ask_slurm(this.job_id)
     lead_s = config.resources.signal_lead_s
     evidence = Evidence(

@@ -25,7 +25,7 @@ from r1hpc.train.stop import StopRequests
 from r1hpc.train.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch._C._distributed_c10d import Store
 
     from r1hpc.train.pretrain import Outcome
 
@@ -47,7 +47,9 @@ def run_rank(run_dir: str) -> None:
     watchdog = Watchdog(
         config.train.hang_timeout_s,
         lambda phase, idle_s: _leave_word(
-            run, context, RankOutcome(context.rank, HANG, context.node_name, detail=f"{idle_s:.0f} s in {phase}")
+            run,
+            context,
+            RankOutcome(context.rank, HANG, context.node_name, detail=f"{idle_s:.0f} s in {phase}"),
         ),
     )
     watchdog.start()
@@ -105,6 +107,7 @@ def _rendezvous(run: RunDir, config: RunConfig, context: RankContext, token: str
     """
     from r1hpc.train.distributed import make_store
 
+    store: Store
     place = run.attempt_dir(context.attempt) / "rendezvous.json"
     if context.rank == 0:
         listener = choose_port()
@@ -115,7 +118,7 @@ def _rendezvous(run: RunDir, config: RunConfig, context: RankContext, token: str
         write_json(place, {"host": host, "port": port, "token": token})
     else:
         meeting = _wait_for(place, token)
-        host, port = meeting["host"], meeting["port"]
+        host, port = meeting["host"], int(meeting["port"])
         store = make_store(host, port, context.world_size, listener=None)
         if store.get("r1hpc/token") != token.encode():
             raise R1hpcError(f"{host}:{port} answers, but not for this attempt; it belongs to another run")
@@ -140,7 +143,9 @@ def _wait_for(place: Path, token: str) -> dict[str, str]:
             if meeting["token"] == token:
                 return meeting
         time.sleep(0.1)
-    raise R1hpcError(f"rank 0 did not write {place} within {_RENDEZVOUS_TIMEOUT_S:.0f} s; see the log of rank 0")
+    raise R1hpcError(
+        f"rank 0 did not write {place} within {_RENDEZVOUS_TIMEOUT_S:.0f} s; see the log of rank 0"
+    )
 
 
 def _start_sampler(run: RunDir, config: RunConfig, context: RankContext) -> GpuSampler | None:

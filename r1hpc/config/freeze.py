@@ -113,8 +113,8 @@ def _copy_code(target: Path) -> None:
         folder = load.assets(name)
         if folder.is_dir() and package not in folder.parents:  # installed, they lie inside the package
             shutil.copytree(folder, target / name, ignore=_SKIPPED, copy_function=_copy_private)
-    for copied in target.rglob("*/"):
-        copied.chmod(0o700)
+    for folder in (target, *target.rglob("*/")):
+        folder.chmod(0o700)
 
 
 def _copy_private(source: str, target: str) -> str:

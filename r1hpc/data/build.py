@@ -26,6 +26,7 @@ from r1hpc.data.manifest import (
     FORMAT,
     MANIFEST,
     Manifest,
+    census,
     digest,
     file_digest,
     read_manifest,
@@ -196,7 +197,11 @@ def _begin_worker() -> None:
 def _manifest(
     recipe: Recipe, spans: list[Span], root: Path, vocabulary: Vocabulary, results: list[PartResult]
 ) -> dict[str, Any]:
-    files = sorted(path for path in root.rglob("*") if path.is_file())
+    files = {f"{PARTS}/zarr.json": file_digest(root / PARTS / "zarr.json")}
+    files |= {"zarr.json": file_digest(root / "zarr.json")}
+    files |= {f"{TOKENIZER}/{name}": entry for name, entry in census(root / TOKENIZER).items()}
+    for result in results:
+        files |= {f"{PARTS}/{result.name}/{name}": entry for name, entry in result.files.items()}
     return {
         "format": FORMAT,
         "name": recipe.name,
@@ -217,7 +222,7 @@ def _manifest(
             {"name": result.name, "num_tokens": result.num_tokens, "num_documents": result.num_documents}
             for result in results
         ],
-        "files": {path.relative_to(root).as_posix(): file_digest(path) for path in files},
+        "files": files,
     }
 
 

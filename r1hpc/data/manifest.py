@@ -157,6 +157,12 @@ def _read_raw(folder: Path) -> bytes:
         ) from None
 
 
+def census(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of every file below a folder, by relative path."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in paths}
+
+
 def file_digest(path: Path) -> dict[str, Any]:
     """The census entry of one file."""
     with path.open("rb") as file:

@@ -127,6 +127,13 @@ class TokenDataset:
             raise IndexError(f"token {token_index} is outside [0, {self.num_tokens})")
         return self.documents.of_token(token_index)
 
+    def docs_of(self, start: int, length: int) -> list[DocumentInfo]:
+        """The documents that a window of at least one token touches, in order."""
+        found = [self.doc_of(start)]
+        last = self.doc_of(start + length - 1)
+        found.extend(self.documents[number] for number in range(found[0].number + 1, last.number + 1))
+        return found
+
     def _read_pieces(self, start: int, length: int) -> npt.NDArray[Any]:
         if not (start >= 0 and length >= 0 and start + length <= self.num_tokens):
             raise IndexError(f"window [{start}, {start + length}) is outside [0, {self.num_tokens})")

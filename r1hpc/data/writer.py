@@ -19,7 +19,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from r1hpc.base.errors import UsageError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.data.layout import CHECKSUMS, INPUTS, TOKENS
-from r1hpc.data.manifest import canonical_json
+from r1hpc.data.manifest import canonical_json, census
 from r1hpc.data.recipe import Recipe
 from r1hpc.data.shardfile import ShardFile, parse_layout
 from r1hpc.data.sources import Document, Span, read_span
@@ -68,6 +68,8 @@ class PartResult:
     num_tokens: int = 0
     num_documents: int = 0
     sources: dict[int, SourceCount] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Census of the part, by path inside its folder; made here so that every writer hashes its own."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ def write_part(
     (folder / INPUTS).write_bytes(canonical_json([{"source": s, "path": p} for s, p in inputs]))
     (folder / CHECKSUMS).write_bytes(_read_checksums(folder / TOKENS))
     result.num_tokens, result.num_documents = tokens.length, len(rows)
+    result.files = census(folder)
     return result
 
 

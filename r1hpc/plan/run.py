@@ -89,7 +89,7 @@ def make_plan(
 
     Raises:
         ConfigError: what cannot be: a batch that does not divide, a sequence longer than the model's
-            positions, a warm-up longer than the run, heads that do not divide.
+            positions, heads that do not divide.
     """
     ranks = gpus_per_node or config.resources.ranks_per_node
     topology = Topology(num_nodes or config.resources.nodes, ranks, gpus_per_node)
@@ -101,7 +101,6 @@ def make_plan(
         train.gradient_accumulation_steps,
         ranks,
     )
-    _check_schedule(config)
     shape = _shape(config, vocab_size)
     size = checkpoint_bytes(shape, train.precision, config.deepspeed.zero_stage) if shape else None
     bandwidth = config.checkpoint.assumed_bandwidth_gib_s
@@ -127,15 +126,6 @@ def make_plan(
 def _known(schema: type, value: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a dataclass out of a JSON object; KeyError where one is missing."""
     return {field.name: value[field.name] for field in fields(schema)}
-
-
-def _check_schedule(config: RunConfig) -> None:
-    train = config.train
-    if train.warmup_steps > train.num_steps:
-        raise ConfigError(
-            f"train.warmup_steps is {train.warmup_steps}, but the run has {train.num_steps} steps: "
-            "lower it or raise train.num_steps"
-        )
 
 
 def _shape(config: RunConfig, vocab_size: int | None) -> ModelShape | None:

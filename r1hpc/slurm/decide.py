@@ -6,7 +6,7 @@ decision = decide(config, "slurm")      # asks Slurm; every answer that was assu
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +40,12 @@ def choose_executor(requested: str, dry_run: bool) -> tuple[str, list[str]]:
 
     `auto` takes Slurm wherever there is one, also when it does not answer right now: a login node must not
     begin to train because slurmctld restarts. A dry run shows the Slurm script unless `local` is asked for.
+
+    Raises:
+        UsageError: `slurm` is asked for and there is no sbatch.
     """
+    if requested == "slurm" and not dry_run and shutil.which("sbatch") is None:
+        raise UsageError("sbatch is not on PATH: run this on a login node, or take --executor local")
     if requested != "auto":
         return requested, []
     if dry_run or slurm_is_here():

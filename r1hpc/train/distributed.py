@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import Store, TCPStore  # torch.distributed hides them from type checkers
 
 _DISTRIBUTED_TIMEOUT = datetime.timedelta(minutes=30)
 
@@ -50,7 +51,7 @@ class Group:
         dist.barrier()
 
 
-def join(rank: int, local_rank: int, world_size: int, store: dist.Store) -> Group:
+def join(rank: int, local_rank: int, world_size: int, store: Store) -> Group:
     """Initialise torch.distributed and DeepSpeed's view of it: NCCL where there is a GPU, else gloo."""
     use_gpu = torch.cuda.is_available()
     if not use_gpu:
@@ -68,13 +69,13 @@ def join(rank: int, local_rank: int, world_size: int, store: dist.Store) -> Grou
     return Group(rank, local_rank, world_size, device)
 
 
-def make_store(host: str, port: int, world_size: int, listener: socket.socket | None) -> dist.Store:
+def make_store(host: str, port: int, world_size: int, listener: socket.socket | None) -> Store:
     """The key-value store the ranks meet at. With `listener`, serve it on that bound socket.
 
     torch's store listens on every address and authenticates nobody: the cluster's network is trusted, and
     `launch` checks a token so that a mistake, at least, is noticed.
     """
-    return dist.TCPStore(
+    return TCPStore(
         host,
         port,
         world_size,

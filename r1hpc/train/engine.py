@@ -1,4 +1,4 @@
-"""DeepSpeed: its config from ours, and the engine built on it. Learning rate is a pure function of the step."""
+"""DeepSpeed: its config from ours, and the engine built on it."""
 
 import math
 from typing import Any

@@ -10,7 +10,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.config.schema import ModelConfig
-from r1hpc.train.errors import TrainError
 
 
 def build_model(model: ModelConfig, hf_config: dict[str, Any], seed: int) -> PreTrainedModel:
@@ -49,18 +48,8 @@ def has_weights(folder: Path) -> bool:
 
 
 def next_token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy in fp32. logits (batch, seq_len, vocab), labels (batch, seq_len), not shifted here."""
+    """Mean cross-entropy in fp32 of logits (batch, seq_len, vocab) and labels (batch, seq_len)."""
     return F.cross_entropy(logits.float().view(-1, logits.shape[-1]), labels.reshape(-1))
-
-
-def check_vocabulary(hf_config: dict[str, Any], dataset_vocab_size: int) -> None:
-    """Refuse a dataset whose token ids the model has no embedding for."""
-    size = int(hf_config["vocab_size"])
-    if size < dataset_vocab_size:
-        raise TrainError(
-            f"the dataset has {dataset_vocab_size} token ids and the model {size} embeddings: "
-            "build the shards with this model's tokenizer, or leave model.config.vocab_size out"
-        )
 
 
 def _auto_config(hf_config: dict[str, Any]) -> Any:

@@ -44,7 +44,7 @@ from r1hpc.train.engine import (
     set_learning_rate,
 )
 from r1hpc.train.errors import NonFiniteError
-from r1hpc.train.model import build_model, check_vocabulary, next_token_loss
+from r1hpc.train.model import build_model, next_token_loss
 from r1hpc.train.snapshot import Identity, Snapshots, seed_streams
 from r1hpc.train.stop import StopRequests
 from r1hpc.train.watchdog import Watchdog
@@ -120,7 +120,6 @@ def set_up(job: Job) -> Session:
     dataset = open_dataset(job.dataset_path, verify=config.data.verify)
     plan = SamplePlan(dataset.id, dataset.num_tokens, config.data.seq_len, config.data.seed)
     hf_config = load_model_config(config, dataset.vocab_size)
-    check_vocabulary(hf_config, dataset.vocab_size)
     identity = Identity(
         dataset_id=dataset.id,
         plan_hash=plan.plan_hash,
@@ -257,8 +256,8 @@ def check_finite(session: Session, step: int, edge: Edge, loss: float, norm: flo
         raise NonFiniteError(f"step {step}: the loss is not finite on rank {', '.join(map(str, ranks))}")
     if not fp16_overflow and not norm <= train_.stop_grad_norm:
         raise NonFiniteError(
-            f"step {step}: the gradient norm is {norm:g} (train.stop_grad_norm is {train_.stop_grad_norm:g}); "
-            "lower train.lr, or look at the data of this step"
+            f"step {step}: the gradient norm is {norm:g}, above train.stop_grad_norm="
+            f"{train_.stop_grad_norm:g}: lower train.lr, or look at the data of this step"
         )
 
 

@@ -62,7 +62,13 @@ class Snapshots:
     """The checkpoints of a run, as one rank takes part in them."""
 
     def __init__(
-        self, store: CheckpointStore, group: Group, attempt: int, token: str, identity: Identity, scratch: Path
+        self,
+        store: CheckpointStore,
+        group: Group,
+        attempt: int,
+        token: str,
+        identity: Identity,
+        scratch: Path,
     ) -> None:
         self._store = store
         self._group = group
@@ -83,9 +89,10 @@ class Snapshots:
             NoUsableCheckpointError: there are checkpoints and none verifies.
             ResumeError: the newest good one belongs to another configuration.
         """
-        candidates, error = self._on_rank_0(self._store.list)
+        listed, error = self._on_rank_0(self._store.list)
+        candidates: list[Checkpoint] = listed if error is None else []
         problems_of: dict[int, list[str]] = {}
-        for checkpoint in candidates if error is None else ():
+        for checkpoint in candidates:
             problems = self._verify_together(checkpoint)
             if not problems:
                 self._identity.check(checkpoint.manifest.meta)
@@ -94,7 +101,9 @@ class Snapshots:
                 return checkpoint
             problems_of[checkpoint.step] = problems
             if self._group.rank == 0:
-                print(f"checkpoint {checkpoint.path.name} is not usable, trying an older one:", file=sys.stderr)
+                print(
+                    f"checkpoint {checkpoint.path.name} is not usable, trying an older one:", file=sys.stderr
+                )
                 print("\n".join(f"  {problem}" for problem in problems), file=sys.stderr)
         # Folders without a readable manifest do not appear in list(); newest_verified names them.
         _, error = self._on_rank_0(self._store.newest_verified)
@@ -164,8 +173,8 @@ class Snapshots:
         free = shutil.disk_usage(self._scratch).free
         if free < self.last_bytes:
             raise SaveError(
-                f"no room for checkpoint step {step}: the last one took {format_bytes(self.last_bytes)}, "
-                f"{format_bytes(free)} are free under {self._scratch}; free some space or lower checkpoint.keep"
+                f"no room for checkpoint step {step}: {format_bytes(self.last_bytes)} needed as last time, "
+                f"{format_bytes(free)} free under {self._scratch}; free some or lower checkpoint.keep"
             )
         self._store.open_staging(step, self._attempt, self._token)
 
@@ -266,7 +275,7 @@ def _owner(name: str, world_size: int) -> int:
     """The rank that wrote a file, by DeepSpeed's naming (`zero_pp_rank_3_mp_rank_00…`) and ours."""
     stem = name.rsplit("/", 1)[-1]
     for marker in ("zero_pp_rank_", "streams_rank_"):
-        head, found, tail = stem.partition(marker)
+        _, found, tail = stem.partition(marker)
         if found:
             rank = int(tail.replace(".", "_").split("_")[0])
             return rank if rank < world_size else 0

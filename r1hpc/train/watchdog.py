@@ -53,7 +53,9 @@ class Watchdog:
         while not self._done.wait(min(1.0, self._timeout_s / 4)):
             idle_s = time.monotonic() - self._last
             if idle_s > self._timeout_s:
-                print(f"no progress for {idle_s:.0f} s in phase '{self._phase}': stacks follow", file=sys.stderr)
+                print(
+                    f"no progress for {idle_s:.0f} s in phase '{self._phase}': stacks follow", file=sys.stderr
+                )
                 faulthandler.dump_traceback(all_threads=True)
                 self._on_hang(self._phase, idle_s)
                 os._exit(EXIT_HANG)

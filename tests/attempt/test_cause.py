@@ -9,7 +9,9 @@ from r1hpc.attempt.outcome import FAILED, FINISHED, HANG, STOPPED, RankOutcome
 from r1hpc.telemetry.attempts import Cause
 
 
-def said(kind: str, rank: int = 0, reason: str = "", cause: str | None = None, detail: str = "") -> RankOutcome:
+def said(
+    kind: str, rank: int = 0, reason: str = "", cause: str | None = None, detail: str = ""
+) -> RankOutcome:
     return RankOutcome(rank, kind, f"n{rank}", reason=reason, cause=cause, detail=detail)
 
 
@@ -26,7 +28,9 @@ STOPPED_BY_USR2 = [said(STOPPED, 0, "SIGUSR2"), said(STOPPED, 1)]
     [
         pytest.param(Evidence(2, [said(FINISHED)], 0), Cause.finished, id="finished"),
         pytest.param(
-            Evidence(2, [said(FINISHED), said(FAILED, 1)], 1), Cause.finished, id="a rank fell over on its way out"
+            Evidence(2, [said(FINISHED), said(FAILED, 1)], 1),
+            Cause.finished,
+            id="one fell over on its way out",
         ),
         pytest.param(Evidence(2, [said(STOPPED, reason="STOP file")], 0), Cause.stopped, id="STOP file"),
         pytest.param(
@@ -77,7 +81,9 @@ STOPPED_BY_USR2 = [said(STOPPED, 0, "SIGUSR2"), said(STOPPED, 1)]
             id="CUDA OOM on one rank",
         ),
         pytest.param(
-            Evidence(2, [said(FAILED, cause="refused", detail="wrong dataset")], 1), Cause.refused, id="refused"
+            Evidence(2, [said(FAILED, cause="refused", detail="wrong dataset")], 1),
+            Cause.refused,
+            id="refused",
         ),
         pytest.param(Evidence(2, [said(HANG, detail="60 s in step 3")], 75), Cause.hang, id="hang"),
         pytest.param(
@@ -85,7 +91,9 @@ STOPPED_BY_USR2 = [said(STOPPED, 0, "SIGUSR2"), said(STOPPED, 1)]
             Cause.hang,
             id="hang and a peer that lost the connection",
         ),
-        pytest.param(Evidence(2, [said(FAILED, cause="crash")], 1, view("RUNNING")), Cause.crash, id="exception"),
+        pytest.param(
+            Evidence(2, [said(FAILED, cause="crash")], 1, view("RUNNING")), Cause.crash, id="exception"
+        ),
         pytest.param(Evidence(2, [], 139, view("RUNNING")), Cause.crash, id="segmentation fault"),
         pytest.param(Evidence(2, [], 1), Cause.crash, id="no word at all"),
     ],

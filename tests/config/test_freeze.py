@@ -49,7 +49,9 @@ def test_the_frozen_code_runs_on_its_own(run: RunDir, tmp_path: Path) -> None:
     freeze(run, load.load("smoke"), ["jobs/smoke.yaml"], [])
     environ = {**os.environ, "PYTHONPATH": str(run.code), "PYTHONSAFEPATH": "1"}
     code = "import r1hpc.config.load as l; print(l.__file__, l.find_job('smoke'), l.assets('configs'))"
-    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
+    )
     assert all(word.startswith(str(run.code)) for word in done.stdout.split())
 
 
@@ -97,7 +99,9 @@ def checkout(tmp_path: Path) -> Path:
     _git(root, "remote", "add", "origin", f"https://me:{TOKEN}@github.example/x.git")
     _git(root, "add", ".")
     _git(root, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "one")
-    (root / "notes.md").write_text(f"one\nDB_PASSWORD = \"swordfish-9\"\n{SECRETS['GITHUB_TOKEN']}\n{JWT}\ntwo\n")
+    (root / "notes.md").write_text(
+        f'one\nDB_PASSWORD = "swordfish-9"\n{SECRETS["GITHUB_TOKEN"]}\n{JWT}\ntwo\n'
+    )
     return root
 
 
@@ -167,7 +171,15 @@ def test_relative_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(
     "text",
-    ["x = cache[key]", "key: int", "num_key_value_heads=2", "pad_token = None", "PWD", "task-sk-learn", "def key():"],
+    [
+        "x = cache[key]",
+        "key: int",
+        "num_key_value_heads=2",
+        "pad_token = None",
+        "PWD",
+        "task-sk-learn",
+        "def key():",
+    ],
 )
 def test_ordinary_code_is_left_alone(text: str) -> None:
     assert redact(text) == text

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from r1hpc.data.order import SamplePlan
+from r1hpc.data.reader import open_dataset
 from r1hpc.shard import main
 from tests.data.corpus import build, write_recipe, write_texts
 
@@ -34,6 +36,28 @@ def test_build_verify_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert (verified["ok"], verified["problems"], verified["unlisted"]) == (True, [], [])
     assert inspected["sources"][0]["license"] == "CC0-1.0"
     assert inspected["document"]["text"] == texts["docs/003.txt"]
+
+
+def test_trace_leads_from_a_sample_to_its_documents(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(build(tmp_path).path)
+    dataset = open_dataset(path)
+    plan = SamplePlan(dataset.id, dataset.num_tokens, 600, 9)
+    sample = 3 * plan.num_windows + 1
+    assert main(["trace", path, "--seq-len", "600", "--seed", "9", "--sample", str(sample), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["epoch"], found["plan_hash"]) == (3, plan.plan_hash)
+    tokens = dataset.read(found["token_start"], 601)
+    joined = b"".join(_closed(tmp_path / info["path"]) for info in found["documents"])
+    at = found["token_start"] - found["documents"][0]["token_start"]
+    assert bytes(min(token, 255) for token in tokens.tolist()) == joined[at : at + 601]
+    assert len(found["documents"]) > 1
+
+
+def _closed(path: Path) -> bytes:
+    """A document as the test above compares it: its bytes, and 255, which is not in UTF-8, for the EOS id."""
+    return path.read_bytes() + b"\xff"
 
 
 def test_inspect_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,7 +52,13 @@ def test_the_first_node_looks_at_the_second_for_its_interface() -> None:
 
 
 def test_what_was_inherited_from_another_world_is_not_read() -> None:
-    foreign = {"MASTER_ADDR": "10.9.9.9", "MASTER_PORT": "1", "RANK": "7", "LOCAL_RANK": "7", "WORLD_SIZE": "99"}
+    foreign = {
+        "MASTER_ADDR": "10.9.9.9",
+        "MASTER_PORT": "1",
+        "RANK": "7",
+        "LOCAL_RANK": "7",
+        "WORLD_SIZE": "99",
+    }
     assert current({**STEP, **foreign}) == from_slurm(STEP)
 
 

@@ -1,6 +1,6 @@
 """What of the caller's environment reaches a job."""
 
-import os
+from pathlib import Path
 
 from r1hpc.slurm.environment import exported, without_foreign_ranks
 
@@ -30,13 +30,20 @@ FOREIGN = {
 
 
 def test_a_job_gets_what_it_needs_and_no_more() -> None:
-    needed = {"HOME": "/h", "PATH": "/bin", "NCCL_DEBUG": "INFO", "HF_HOME": "/c", "TOKENIZERS_PARALLELISM": "0"}
+    needed = {
+        "HOME": "/h",
+        "PATH": "/bin",
+        "NCCL_DEBUG": "INFO",
+        "HF_HOME": "/c",
+        "TOKENIZERS_PARALLELISM": "0",
+    }
     needed |= {"BASH_FUNC_module%%": "() { :; }", "SLURM_CONF": "/etc/slurm.conf", "DS_ACCELERATOR": "cpu"}
     assert exported({**needed, **SECRETS, **FOREIGN, "MY_APP": "1"}) == needed
 
 
 def test_relative_search_paths_become_absolute() -> None:
-    assert exported({"PYTHONPATH": f".:src{os.pathsep}/abs"})["PYTHONPATH"] == f"{os.getcwd()}:{os.getcwd()}/src:/abs"
+    here = Path.cwd()
+    assert exported({"PYTHONPATH": ".:src:/abs"})["PYTHONPATH"] == f"{here}:{here}/src:/abs"
 
 
 def test_a_local_run_does_not_inherit_a_rank() -> None:

@@ -116,7 +116,9 @@ def test_options_that_have_a_flag_name_it() -> None:
         fields.check_extra({"partition": "x"})
 
 
-@pytest.mark.parametrize("item", ["cluster.setup=[touch /tmp/x]", "cluster.setup.0=x", "cluster={setup: [x]}"])
+@pytest.mark.parametrize(
+    "item", ["cluster.setup=[touch /tmp/x]", "cluster.setup.0=x", "cluster={setup: [x]}"]
+)
 def test_shell_lines_come_from_a_file_only(item: str) -> None:
     with pytest.raises(UsageError, match=r"configs/cluster/NAME\.yaml"):
         fields.refuse_shell_overrides([item])

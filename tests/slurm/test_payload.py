@@ -1,4 +1,4 @@
-"""The pickle submitit loads: tiny, by reference, and refused before an opcode runs when somebody planted it."""
+"""The pickle submitit loads: tiny, by reference, and refused unread when somebody planted it."""
 
 import os
 import pickle

@@ -26,7 +26,13 @@ NODES = "main|4|gpu:a100:8(S:0-1),nvme:1\nmain|2|gpu:a100:4\ndebug|1|(null)\n"
 @pytest.fixture
 def commands(tmp_path, monkeypatch):  # type: ignore[no-untyped-def]
     """Slurm's commands as small programs that print what was recorded; change `texts` to change it."""
-    texts = {"config": CONFIG, "partition": PARTITIONS, "qos": QOS, "assoc": "|normal,scavenger\n", "sinfo": NODES}
+    texts = {
+        "config": CONFIG,
+        "partition": PARTITIONS,
+        "qos": QOS,
+        "assoc": "|normal,scavenger\n",
+        "sinfo": NODES,
+    }
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
 
     def write() -> None:
@@ -63,7 +69,9 @@ def test_the_users_default_qos_is_taken(commands) -> None:  # type: ignore[no-un
 
 def test_preemption_by_partition(commands) -> None:  # type: ignore[no-untyped-def]
     texts, write, _ = commands
-    texts["config"] = CONFIG.replace("preempt/qos", "preempt/partition_prio").replace("(null)", "send_user_signal")
+    texts["config"] = CONFIG.replace("preempt/qos", "preempt/partition_prio").replace(
+        "(null)", "send_user_signal"
+    )
     write()
     facts = probe_cluster(partition="debug")
     assert (facts.preempt_mode, facts.grace_s, facts.sends_user_signal) == ("CANCEL", 90, True)

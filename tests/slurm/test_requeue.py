@@ -99,7 +99,9 @@ def test_an_invalid_id_is_a_forgotten_job(answers: Path) -> None:
 
 
 def test_a_submission_is_not_repeated_when_it_may_have_arrived(answers: Path, tmp_path: Path) -> None:
-    _scontrol(answers, "echo 'sbatch: error: Batch job submission failed: Socket timed out' >&2; exit 1", "sbatch")
+    _scontrol(
+        answers, "echo 'sbatch: error: Batch job submission failed: Socket timed out' >&2; exit 1", "sbatch"
+    )
     with pytest.raises(SlurmError, match="Socket timed out"):
         resubmit(tmp_path / "job.sh", sleep=lambda _: None)
     assert len((answers / "calls").read_text().splitlines()) == 1

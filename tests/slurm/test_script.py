@@ -27,14 +27,22 @@ def golden_script() -> str:
         environment={"NCCL_IB_HCA": "mlx5_0,mlx5_1"},
     )
     resources = ResourcesConfig(
-        nodes=4, time="24:00:00", mem="0", exclusive=True, qos="scavenger", comment="a b", sbatch={"wckey": "x"}
+        nodes=4,
+        time="24:00:00",
+        mem="0",
+        exclusive=True,
+        qos="scavenger",
+        comment="a b",
+        sbatch={"wckey": "x"},
     )
     config = RunConfig(resources=resources, cluster=cluster)
     return render(make_script(RunDir("/scratch/runs/train-1"), config, gpus_per_node=8, signal_lead_s=240))
 
 
 def test_the_script_is_the_one_that_was_agreed() -> None:
-    assert golden_script() == GOLDEN.read_text(), "look at the difference; python -m tests.slurm.test_script renews"
+    assert golden_script() == GOLDEN.read_text(), (
+        "look at the difference; python -m tests.slurm.test_script renews"
+    )
 
 
 def test_train_sh_is_generated_from_the_same_template() -> None:
@@ -45,7 +53,11 @@ def test_train_sh_is_generated_from_the_same_template() -> None:
 def test_both_go_through_the_same_corridor() -> None:
     def corridor(text: str) -> list[str]:
         lines = text[text.index("# -- begin,") :].splitlines()
-        return [line for line in lines if not any(w in line.lower() for w in ("submitit", "payload", "launch rank"))]
+        return [
+            line
+            for line in lines
+            if not any(w in line.lower() for w in ("submitit", "payload", "launch rank"))
+        ]
 
     ours, theirs = corridor(golden_script()), corridor(train_script())
     gpus = ' ${SLURM_GPUS_ON_NODE:+--gpus-per-node="$SLURM_GPUS_ON_NODE"}'
@@ -72,7 +84,7 @@ def test_without_slurm_train_sh_says_what_to_do() -> None:
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Path:
-    """A PATH where `srun` works for half a second and ends with 7, and an interpreter that notes its arguments."""
+    """A PATH where `srun` takes half a second and ends with 7, and an interpreter that notes its words."""
     (tmp_path / "run").mkdir()
     _program(tmp_path / "srun", f'echo "srun $OMP_NUM_THREADS $*" >> {tmp_path}/calls\nsleep 0.5\nexit 7\n')
     _program(

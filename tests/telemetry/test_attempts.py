@@ -37,7 +37,10 @@ def ended(*causes: Cause, progress: bool = True) -> list[Attempt]:
         pytest.param(ended(Cause.crash), LimitsConfig(), None, id="one crash is forgiven"),
         pytest.param(ended(Cause.crash, Cause.crash), LimitsConfig(), "max_crashes", id="two are not"),
         pytest.param(
-            ended(Cause.crash, Cause.preempted, Cause.preempted), LimitsConfig(), None, id="each cause by itself"
+            ended(Cause.crash, Cause.preempted, Cause.preempted),
+            LimitsConfig(),
+            None,
+            id="each cause by itself",
         ),
         pytest.param(ended(Cause.oom), LimitsConfig(), "max_ooms", id="memory does not grow by itself"),
         pytest.param(ended(Cause.oom), LimitsConfig(max_ooms=-1), None, id="unlimited"),
@@ -46,7 +49,10 @@ def ended(*causes: Cause, progress: bool = True) -> list[Attempt]:
         pytest.param(ended(Cause.stopped), LimitsConfig(), "over", id="stopped"),
         pytest.param(ended(Cause.refused), LimitsConfig(), "over", id="refused"),
         pytest.param(
-            ended(*[Cause.preempted] * 3, progress=False), LimitsConfig(), "no new checkpoint", id="no progress"
+            ended(*[Cause.preempted] * 3, progress=False),
+            LimitsConfig(),
+            "no new checkpoint",
+            id="no progress",
         ),
         pytest.param(ended(*[Cause.preempted] * 2, progress=False), LimitsConfig(), None, id="not yet"),
     ],

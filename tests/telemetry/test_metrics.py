@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from r1hpc.base.rundir import RunDir
 from r1hpc.telemetry import metrics
 from r1hpc.telemetry.metrics import MetricWriter

@@ -1,0 +1,98 @@
+"""What submitting costs: against a minimal submitit script, and `--help` against `import submitit`.
+
+    python benchmarks/submit.py [--rounds 15]
+
+Alternating runs in one process tree, medians. The command-to-job-id part runs where sbatch is on PATH and
+configured; elsewhere an sbatch that answers at once takes its place for both sides, and the line says so.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+_PEER = """
+import sys, submitit
+executor = submitit.SlurmExecutor(folder=sys.argv[1])
+executor.update_parameters(time=5, nodes=1)
+print(executor.submit(print, "hello").job_id)
+"""
+
+
+def main() -> None:
+    """Print two ratios beside their targets."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=15)
+    rounds = parser.parse_args().rounds
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ours, peer = _alternate(
+        rounds,
+        lambda _: _run([sys.executable, "-m", "r1hpc.submit", "--help"], environ),
+        lambda _: _run([sys.executable, "-c", "import submitit"], environ),
+    )
+    _print("submit --help", ours, "import submitit", peer, 1.0)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        environ, where = _with_sbatch(environ, place)
+        words = ["jobs/smoke.yaml", "--executor", "slurm", "--time", "5", "--run-root", str(place / "runs")]
+        ours, peer = _alternate(
+            rounds,
+            lambda k: _run([sys.executable, "-m", "r1hpc.submit", *words, "--run-name", f"r{k}"], environ),
+            lambda k: _run([sys.executable, "-c", _PEER, str(place / f"peer{k}")], environ),
+        )
+        _print(f"command to job id ({where})", ours, "minimal submitit script", peer, 3.0)
+        _cancel(environ)
+
+
+def _alternate(rounds: int, *sides: Callable[[int], None]) -> list[float]:
+    """The median seconds of each side, run in turns after one unmeasured round."""
+    times: list[list[float]] = [[] for _ in sides]
+    for number in range(rounds + 1):
+        for side, taken in zip(sides, times, strict=True):
+            begin = time.perf_counter()
+            side(number)
+            taken.append(time.perf_counter() - begin)
+    return [statistics.median(taken[1:]) for taken in times]
+
+
+def _run(argv: list[str], environ: Mapping[str, str]) -> None:
+    done = subprocess.run(argv, env=environ, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{argv} failed:\n{done.stderr}")
+
+
+def _with_sbatch(environ: dict[str, str], place: Path) -> tuple[dict[str, str], str]:
+    check = ["bash", "-c", "sbatch --version && scontrol ping"]
+    if subprocess.run(check, env=environ, capture_output=True).returncode == 0:
+        return {**environ, "SBATCH_JOB_NAME": "r1hpc-benchmark"}, "real Slurm"
+    for name in ("sbatch", "srun"):
+        (place / name).write_text("#!/bin/sh\necho 'Submitted batch job 1' >&2\necho 1\n")
+        (place / name).chmod(0o700)
+    (place / "sbatch").write_text(
+        '#!/bin/sh\n[ "$1" = --parsable ] && echo 1 || echo "Submitted batch job 1"\n'
+    )
+    return {**environ, "PATH": f"{place}:{environ['PATH']}"}, "sbatch that answers at once"
+
+
+def _cancel(environ: Mapping[str, str]) -> None:
+    """End what was submitted for real; the minimal script cannot be given a name, submitit calls it so."""
+    if "SBATCH_JOB_NAME" in environ:
+        subprocess.run(["scancel", "--me", "--name=r1hpc-benchmark,submitit"], env=environ, check=False)
+
+
+def _print(name: str, ours: float, peer_name: str, peer: float, target: float) -> None:
+    ratio = ours / peer
+    verdict = f"{'ok' if ratio <= target else 'TOO SLOW'}, target <= {target:g}"
+    print(f"{name}: {ours * 1e3:.0f} ms, {peer_name}: {peer * 1e3:.0f} ms, ratio {ratio:.2f} ({verdict})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The Slurm room against a real cluster: four nodes of four GPUs, preemption by QOS."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from r1hpc.base.rundir import RunDir
+from r1hpc.config.schema import ResourcesConfig, RunConfig
+from r1hpc.slurm import payload, submission
+from r1hpc.slurm.accounting import sacct_records
+from r1hpc.slurm.probe import probe_cluster
+from r1hpc.slurm.requeue import job_state, requeue
+from r1hpc.slurm.script import make_script, render
+from tests.cluster import Cluster
+
+pytestmark = pytest.mark.slurm
+
+
+@pytest.fixture
+def on_cluster(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    for name, value in cluster.env().items():
+        monkeypatch.setenv(name, value)
+    return cluster
+
+
+def entry(run_dir: str) -> None:
+    """What each rank runs here: note who it is."""
+    rank = os.environ["SLURM_PROCID"]
+    words = [
+        os.environ.get(name, "") for name in ("SLURM_LOCALID", "OMP_NUM_THREADS", "HF_TOKEN", "R1HPC_ATTEMPT")
+    ]
+    (Path(run_dir) / f"rank_{rank}.txt").write_text(" ".join(words))
+
+
+def test_the_probe_knows_the_cluster(on_cluster: Cluster) -> None:
+    facts = probe_cluster(partition="short", qos="scavenger")
+    assert (facts.preempt_mode, facts.max_time_s, facts.unknown) == ("REQUEUE", 300, ())
+    assert (facts.gpus_per_node, facts.gpu_type) == (4, "a100")
+    assert facts.grace_s is not None
+    assert facts.kill_wait_s is not None
+    assert probe_cluster(qos="normal").preempt_mode == "OFF"
+
+
+def test_a_submission_runs_one_task_per_rank(
+    on_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(tmp_path / "run")
+    run.create()
+    run.code.mkdir(mode=0o700)
+    # In place of the frozen code: this checkout, and a launcher that needs no training room.
+    root = Path(__file__).parents[2]
+    (run.code / "tests").symlink_to(root / "tests")
+    (run.code / "r1hpc").mkdir()
+    for part in (root / "r1hpc").iterdir():
+        if part.name != "launch.py":
+            (run.code / "r1hpc" / part.name).symlink_to(part)
+    (run.code / "r1hpc" / "launch.py").write_text(
+        "import sys, pathlib\n"
+        "run = pathlib.Path(sys.argv[2])\n"
+        "if sys.argv[1] == 'begin':\n"
+        "    (run / 'logs' / 'attempt_1').mkdir()\n"
+        "    print(1)\n"
+        "else:\n"
+        "    (run / 'end.txt').write_text(' '.join(sys.argv[3:]))\n"
+    )
+    monkeypatch.setenv("HF_TOKEN", "planted")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    config = RunConfig(resources=ResourcesConfig(nodes=2, ranks_per_node=2, cpus_per_task=3, time="5"))
+    script = render(make_script(run, config, gpus_per_node=0, signal_lead_s=30))
+    job_id = submission.submit(run, script, 4, "tests.slurm.test_real_slurm.entry")
+    assert job_id.isdigit()
+    on_cluster.wait_job(int(job_id))
+    log = (run.logs / f"slurm-{job_id}.out").read_text()
+    assert (run.path / "end.txt").read_text() == "--attempt 1 --status 0", log
+    said = [(run.path / f"rank_{rank}.txt").read_text() for rank in range(4)]
+    assert said == ["0 3  1", "1 3  1", "0 3  1", "1 3  1"]
+    assert all((run.logs / "attempt_1" / f"rank_{rank}.out").is_file() for rank in range(4))
+    assert payload.path_of(run.path, job_id).is_file()
+
+
+def test_a_requeue_is_accepted_once_and_again_and_accounted(on_cluster: Cluster) -> None:
+    job = on_cluster.submit("sleep 100", "--time=5", "--nodes=1", "--gres=gpu:1", "--output=/dev/null")
+    on_cluster.wait_job(job, {"RUNNING"})
+    state = job_state(str(job))
+    assert (state.live, state.restarts, state.time_limit_s) == (True, 0, 300)
+    assert state.end_time is not None
+    assert abs(state.end_time - time.time() - 300) < 30
+    assert requeue(str(job)) is True
+    on_cluster.wait_job(job, {"PENDING"})
+    assert requeue(str(job)) is True  # "Job is pending execution"
+    assert job_state(str(job)).restarts == 1
+    on_cluster.cancel(job)
+    on_cluster.wait_job(job, {"CANCELLED"})
+    assert job_state(str(job)).live is False
+    records = sacct_records(str(job))
+    assert records[0].state == "REQUEUED"
+    assert records[0].gpus == 1
+    assert records[0].start is not None
+    assert abs(records[0].start - time.time()) < 120
+
+
+def test_a_job_that_may_not_be_requeued(on_cluster: Cluster) -> None:
+    job = on_cluster.submit("sleep 100", "--no-requeue", "--time=5", "--output=/dev/null")
+    on_cluster.wait_job(job, {"RUNNING"})
+    assert job_state(str(job)).requeue is False
+    assert requeue(str(job)) is False
+    on_cluster.cancel(job)
+
+
+def test_slurm_does_not_know_a_job_that_never_was(on_cluster: Cluster) -> None:
+    assert job_state("999999").states == frozenset()
+    assert requeue("999999") is False

@@ -1,0 +1,123 @@
+"""Runs on this machine, two ranks of real DeepSpeed, disturbed in every way that needs no Slurm.
+
+pytest tests/train/test_disturbed.py           # about four minutes on two cores
+"""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from r1hpc.base.rundir import RunDir
+from r1hpc.checkpoint.store import CheckpointStore
+from r1hpc.telemetry.attempts import Cause
+from r1hpc.telemetry.metrics import read_steps
+from tests.runs import (
+    assert_same_run,
+    kill_rank,
+    submit,
+    wait_attempt,
+    wait_over,
+    wait_step,
+    wait_until,
+)
+
+pytestmark = pytest.mark.timeout(600)
+
+_SIZE = ("--nodes", "2", "train.num_steps=48", "checkpoint.save_every=10", "train.global_batch_size=8")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(root: Path) -> RunDir:
+    job = submit(root, "undisturbed", *_SIZE)
+    assert [a.cause for a in wait_over(job.run)] == [Cause.finished]
+    return job.run
+
+
+def slow(seconds: float) -> dict[str, str]:
+    """Environment that makes each step take longer, so that there is a moment to disturb it."""
+    return {**os.environ, "R1HPC_FAILPOINT": f"step.begin:sleep={seconds}::*"}
+
+
+def test_saved_signalled_killed_and_hung_it_is_the_same_run(root: Path, undisturbed: RunDir) -> None:
+    limits = ("limits.max_crashes=1", "limits.max_hangs=1", "train.hang_timeout_s=25")
+    run = submit(root, "disturbed", *_SIZE, *limits, env=slow(0.3)).run
+    wait_step(run, 3)
+    run.save.touch()
+    wait_until("an answer to SAVE", lambda: not run.save.exists(), 30, run)
+    wait_step(run, 13)
+    kill_rank(run, 1, signal.SIGTERM)
+    wait_attempt(run, 2)
+    wait_step(run, 24)
+    kill_rank(run, 0, signal.SIGKILL)
+    wait_attempt(run, 3)
+    wait_step(run, 33)
+    kill_rank(run, 1, signal.SIGSTOP)
+    attempts = wait_over(run, 240)
+    assert [a.cause for a in attempts] == [Cause.preempted, Cause.crash, Cause.hang, Cause.finished]
+    assert "SIGKILL" in attempts[1].detail or "rank" in attempts[1].detail
+    assert "no word at all from rank 1" in attempts[2].detail
+    assert "stacks follow" in run.rank_log(3, 0).read_text()
+    assert attempts[0].last_committed_step == attempts[0].last_step  # told in time: nothing lost
+    assert attempts[1].last_committed_step == 20  # killed: at most one save interval
+    assert read_steps(run).lost
+    assert_same_run(run, undisturbed)
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_stopped_and_resumed_under_zero(root: Path, zero_stage: int) -> None:
+    size = (*_SIZE, f"deepspeed.zero_stage={zero_stage}", "train.num_steps=24")
+    quiet = submit(root, f"quiet-{zero_stage}", *size).run
+    wait_over(quiet)
+    run = submit(root, f"stopped-{zero_stage}", *size, env=slow(0.3)).run
+    wait_step(run, 7)
+    run.stop.touch()
+    assert [a.cause for a in wait_over(run)] == [Cause.stopped]
+    submit(root, run.run_id, "--resume")
+    assert [a.cause for a in wait_over(run)] == [Cause.stopped, Cause.finished]
+    assert_same_run(run, quiet)
+
+
+def test_a_flipped_byte_costs_one_interval_and_nothing_else(root: Path, undisturbed: RunDir) -> None:
+    run = submit(root, "flipped", *_SIZE, env=slow(0.2)).run
+    wait_step(run, 24)
+    run.stop.touch()
+    wait_over(run)
+    newest, older = CheckpointStore(run.checkpoints).list()[:2]
+    victim = max((f for f in newest.path.rglob("*.pt")), key=lambda f: f.stat().st_size)
+    raw = bytearray(victim.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    victim.write_bytes(raw)
+    submit(root, run.run_id, "--resume")
+    attempts = wait_over(run)
+    assert attempts[-1].cause is Cause.finished
+    assert attempts[-1].first_step == older.step + 1
+    assert victim.name in run.rank_log(2, 0).read_text()
+    assert_same_run(run, undisturbed)
+
+
+def test_an_exploding_gradient_ends_the_run_with_its_step(root: Path) -> None:
+    run = submit(root, "explodes", *_SIZE, "train.stop_grad_norm=0.01").run
+    attempts = wait_over(run)
+    assert [a.cause for a in attempts] == [Cause.refused]
+    assert "step 1: the gradient norm is" in attempts[0].detail
+    assert not run.finished.exists()
+
+
+def test_another_dataset_is_refused_at_resume(root: Path) -> None:
+    run = submit(root, "swapped", *_SIZE, env=slow(0.2)).run
+    wait_step(run, 3)
+    run.stop.touch()
+    wait_over(run)
+    text = run.config.read_text()
+    run.config.write_text(text.replace("seed: 0\n  verify", "seed: 1\n  verify"))
+    submit(root, run.run_id, "--resume")
+    attempts = wait_over(run)
+    assert attempts[-1].cause is Cause.refused
+    assert "plan_hash" in attempts[-1].detail
