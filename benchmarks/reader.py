@@ -113,7 +113,7 @@ def _print(dataset: TokenDataset, times: dict[str, list[float]]) -> None:
 
 
 def _paired(others: list[float], ours: list[float]) -> float:
-    """Median over rounds of other / ours: what both met at about the same time, and so under the same load."""
+    """Median over rounds of other / ours, whose times of one round met about the same load."""
     return statistics.median(other / our for other, our in zip(others, ours, strict=True))
 
 

@@ -295,11 +295,9 @@ def _start(prepared: _Prepared, request: _Request) -> str:
 
 
 def _start_on_slurm(prepared: _Prepared) -> str:
-    from r1hpc.slurm.script import render
     from r1hpc.slurm.submission import submit
 
-    num_tasks = prepared.decision.plan.topology.world_size
-    return submit(prepared.run, render(prepared.script), num_tasks)
+    return submit(prepared.run, prepared.decision.plan.topology.world_size)
 
 
 def _start_here(run: "RunDir") -> str:

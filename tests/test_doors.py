@@ -20,6 +20,7 @@ from r1hpc.attempt.state import State, look
 from r1hpc.base.errors import R1hpcError, StateError, UsageError
 from r1hpc.base.files import read_records
 from r1hpc.telemetry.hours import split_days
+from tests.cluster import Cluster
 from tests.recorded import EPOCH, RecordedRun
 
 STATUS_KEYS = {"attempt", "cause", "start", "end", "nodes", "gpus", "first_step", "last_step"}
@@ -228,7 +229,7 @@ Supervised = tuple[RecordedRun, "subprocess.Popen[str]"]
 def test_a_living_supervisor_is_running_and_a_dead_one_has_failed(
     supervised: Supervised, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made, process = supervised
+    _, process = supervised
     shown = as_json(status, [], capsys)
     assert (shown["state"], shown["eta_s"]) == ("running", 20.0)
     process.kill()
@@ -323,7 +324,7 @@ def test_logs_shows_the_end_of_the_last_attempt(
 
 
 def test_a_missing_log_names_those_that_there_are(finished: RecordedRun) -> None:
-    with pytest.raises(StateError, match="there are ranks 0$"):
+    with pytest.raises(StateError, match=r"there are ranks 0$"):
         logs.main(["demo", "--rank", "3"])
     with pytest.raises(StateError, match="logs of attempts 1, 2"):
         logs.main(["demo", "--attempt", "9"])
@@ -459,25 +460,23 @@ def test_sacct_beside_the_runs_own_record(
 ) -> None:
     own = as_json(report, ["--no-plots"], capsys)["runs"][0]["attempts"]
     tres = "billing=4,cpu=4,gres/gpu:a100=4,gres/gpu=4,node=2"
+    lasted = [round(each["end"] - each["start"]) for each in own]
+    began = [round(each["start"]) - 3 for each in own]
     rows = [
-        f"4711|ada|lab|gpu|normal|NODE_FAIL|{int(own[0]['start']) - 3}|x|{int(own[0]['end'] - own[0]['start']) + 3}",
-        f"4711|ada|lab|gpu|normal|COMPLETED|{int(own[1]['start']) - 3}|x|{int(own[1]['end'] - own[1]['start']) + 5}",
-        f"9999|eve|lab|gpu|normal|COMPLETED|{int(own[0]['start'])}|x|3600",
+        f"4711|ada|lab|gpu|normal|NODE_FAIL|{began[0]}|Unknown|{lasted[0] + 3}|{tres}|demo",
+        f"4711|ada|lab|gpu|normal|COMPLETED|{began[1]}|Unknown|{lasted[1] + 5}|{tres}|demo",
+        f"9999|eve|lab|gpu|normal|COMPLETED|{began[0]}|Unknown|3600|{tres}|demo",
     ]
-    file = tmp_path / "sacct.txt"
-    file.write_text(
-        "\n".join([HEADER, *(f"{row.replace('|x|', '|Unknown|')}|{tres}|demo" for row in rows)]) + "\n"
-    )
-    shown = as_json(report, ["demo", "--no-plots", "--sacct-file", str(file)], capsys)
+    file = _sacct_file(tmp_path, *rows)
+    sacct = ["demo", "--no-plots", "--sacct-file", file]
+    shown = as_json(report, sacct, capsys)
     run = shown["runs"][0]
     assert run["gpu_hours"]["source"] == "sacct"
     assert shown["gpu_hours"]["by_user"].keys() == {"ada"}
     gap = run["gap_gpu_hours"]
     assert gap["before"] == pytest.approx(4 * 6 / 3600, abs=0.002)
     assert sum(gap.values()) == pytest.approx(run["gpu_hours"]["total"] - run["own_gpu_hours"]["total"])
-    assert "before the attempts began" in as_text(
-        report, ["demo", "--no-plots", "--sacct-file", str(file)], capsys
-    )
+    assert "before the attempts began" in as_text(report, sacct, capsys)
 
 
 def _sacct_file(folder: Path, *rows: str, header: str = HEADER) -> str:
@@ -580,3 +579,75 @@ def _wait(condition: Any, timeout_s: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"
         time.sleep(0.05)
+
+
+# A real Slurm
+
+
+@pytest.fixture
+def on_cluster(idle_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """Slurm's commands talk to the test cluster, and runs lie under tmp_path/runs."""
+    monkeypatch.setenv("R1HPC_RUN_ROOT", str(tmp_path / "runs"))
+    for name, value in idle_cluster.env().items():
+        monkeypatch.setenv(name, value)
+    return idle_cluster
+
+
+def _submitted(cluster: Cluster, made: RecordedRun, *options: str) -> int:
+    made.run.script.write_text("#!/bin/bash\nexec sleep 300\n")
+    argv = ["sbatch", "--parsable", "--output=/dev/null", *options, str(made.run.script)]
+    job_id = int(cluster.run(argv).stdout)
+    made.clock = time.time()
+    made.submit(str(job_id), "slurm")
+    made.clock = time.time()
+    return job_id
+
+
+@pytest.mark.slurm
+def test_a_job_is_followed_by_its_states_and_cancelled(
+    on_cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = RecordedRun(tmp_path / "runs" / "demo")
+    job_id = _submitted(on_cluster, made, "--hold")
+    shown = as_json(status, [], capsys)
+    assert (shown["state"], shown["job_id"]) == ("queued", str(job_id))
+    assert "PENDING (JobHeldUser)" in shown["detail"]
+    on_cluster.run(["scontrol", "release", str(job_id)])
+    on_cluster.wait_job(job_id, {"RUNNING"})
+    made.begin()
+    assert as_json(status, [], capsys)["state"] == "running"
+
+    other = RecordedRun(tmp_path / "runs" / "other")
+    other.submit(str(job_id), "slurm")
+    with pytest.raises(StateError, match="does not name other"):
+        cancel.main(["other"])
+    assert on_cluster.state(job_id) == "RUNNING"
+
+    assert as_json(cancel, ["demo"], capsys)["action"] == "scancel"
+    assert on_cluster.wait_job(job_id) == "CANCELLED"
+    assert as_json(status, ["demo"], capsys)["state"] == "cancelled"
+    assert read_records(made.run.attempts)[-1]["event"] == "cancel_requested"
+
+
+@pytest.mark.slurm
+def test_a_requeued_job_is_requeued_and_every_attempt_is_charged(
+    on_cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = RecordedRun(tmp_path / "runs" / "demo")
+    job_id = _submitted(on_cluster, made, "--gres=gpu:2")
+    on_cluster.wait_job(job_id, {"RUNNING"})
+    made.begin()
+    on_cluster.run(["scontrol", "requeue", str(job_id)])
+    on_cluster.wait_job(job_id, {"PENDING"})
+    assert as_json(status, [], capsys)["state"] == "requeued"
+    on_cluster.wait_restarts(job_id, 1)
+    on_cluster.wait_job(job_id, {"RUNNING"})
+    on_cluster.cancel(job_id)
+    on_cluster.wait_job(job_id)
+    _wait(lambda: len(on_cluster.sacct(job_id)) == 2)
+    shown = as_json(report, ["--no-plots"], capsys)
+    assert shown["gpu_hours"]["source"] == "sacct"
+    assert set(shown["gpu_hours"]["by_state"]) >= {"REQUEUED"}
+    assert shown["gpu_hours"]["total"] > 0
+    live = as_json(report, ["--start", "2026-01-01"], capsys)
+    assert live["gpu_hours"]["total"] >= shown["gpu_hours"]["total"]

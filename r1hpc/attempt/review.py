@@ -163,7 +163,8 @@ def _records_of(
         since = min(starts) - 86400 if starts else None
         live = [record for job in jobs for record in sacct_records(job, since, 10.0)]
     except SlurmError as error:
-        said = error.stderr.strip() or str(error).splitlines()[0]
-        return None, f"it could not be asked: {said.splitlines()[-1]}"
+        if error.exit_code is None and not error.timed_out:
+            return None, "there is no sacct here"
+        return None, f"it could not be asked: {(error.stderr.strip() or str(error)).splitlines()[-1]}"
     started = tuple(record for record in live if record.start is not None)
     return (started, "") if started else (None, f"sacct has no record of job {', '.join(jobs)}")

@@ -95,7 +95,8 @@ def _hours(review: Review) -> str:
     node_hours = sum(a.nodes * a.hours for a in review.own)
     lines = ["GPU-hours", f"  {own:10,.3f}  by the run's own record ({node_hours:,.3f} node-hours)"]
     if review.records is None:
-        lines.append(f"  {'-':>10}  by sacct: {printable(review.note)}")
+        note = f"  {'-':>10}  by sacct: {printable(review.note)}"
+        lines.append(textwrap.fill(note, WIDTH, subsequent_indent=" " * 14, drop_whitespace=True))
     else:
         charged = sum(a.gpus * a.hours for a in review.allocations)
         lines.append(f"  {charged:10,.3f}  by sacct -D, {len(review.records)} allocation(s)")
@@ -187,7 +188,8 @@ def _gpus(review: Review) -> list[str]:
         blocks.append("  These readings come from the stub library (source=stub): they mean nothing.")
     notes = {node["message"] for node in review.gpus if node["message"] and not node["gpus"]}
     if notes:
-        blocks.append("GPUs  no readings: " + "; ".join(map(printable, sorted(notes))))
+        text = "GPUs  no readings: " + "; ".join(map(printable, sorted(notes)))
+        blocks.append(textwrap.fill(text, WIDTH, subsequent_indent=" " * 6))
     return blocks
 
 

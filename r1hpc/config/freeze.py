@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -134,18 +135,25 @@ def _refuse_secrets_in_code(code: Path, known: Sequence[str]) -> None:
 
 def _describe_git(checkout: Path, known: Sequence[str]) -> tuple[dict[str, Any] | None, str]:
     """Commit, branch, remote and the redacted difference to the commit; None outside a repository."""
-    if _git(checkout, "rev-parse", "--show-toplevel") is None or not (checkout / "r1hpc").is_dir():
+    questions = {
+        "commit": ("rev-parse", "HEAD"),
+        "branch": ("rev-parse", "--abbrev-ref", "HEAD"),
+        "remote": ("remote", "get-url", "origin"),
+        "status": ("status", "--porcelain", "--untracked-files=normal"),
+        "diff": ("diff", "--no-color", "--no-ext-diff", "--no-textconv", "HEAD", "--"),
+    }
+    with ThreadPoolExecutor(len(questions)) as pool:
+        answers = pool.map(lambda words: _git(checkout, *words), questions.values())
+    said = dict(zip(questions, answers, strict=True))
+    if said["status"] is None or not (checkout / "r1hpc").is_dir():
         return None, ""
-    diff = _git(checkout, "diff", "--no-color", "--no-ext-diff", "--no-textconv", "HEAD", "--") or ""
-    status = _git(checkout, "status", "--porcelain", "--untracked-files=normal") or ""
+    status, diff = said["status"].splitlines(), said["diff"] or ""
     if len(diff) > _MAX_DIFF_BYTES:
         diff = f"{diff[:_MAX_DIFF_BYTES]}\n(cut after {_MAX_DIFF_BYTES} bytes)\n"
     about = {
-        "commit": (_git(checkout, "rev-parse", "HEAD") or "").strip(),
-        "branch": redact((_git(checkout, "rev-parse", "--abbrev-ref", "HEAD") or "").strip(), known),
-        "remote": redact((_git(checkout, "remote", "get-url", "origin") or "").strip(), known),
-        "dirty": bool(status.strip()),
-        "untracked": [redact(line[3:], known) for line in status.splitlines() if line.startswith("??")],
+        **{name: redact((said[name] or "").strip(), known) for name in ("commit", "branch", "remote")},
+        "dirty": bool(status),
+        "untracked": [redact(line[3:], known) for line in status if line.startswith("??")],
     }
     return about, redact(diff, known)
 

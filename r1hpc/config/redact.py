@@ -20,16 +20,29 @@ _SECRET_KEY = re.compile(
     r"credentials?)($|[_.-])"
 )
 
-# What leaked tokens look like, as their issuers document them.
-_LOOKS: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("a Hugging Face token", re.compile(r"\bhf_[A-Za-z0-9]{8,}")),
-    ("an API key", re.compile(r"\bsk-[A-Za-z0-9_-]{12,}")),
-    ("an AWS access key", re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}")),
-    ("a GitHub token", re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{12,}|github_pat_[A-Za-z0-9_]{12,})")),
-    ("a GitLab token", re.compile(r"\bglpat-[A-Za-z0-9_-]{12,}")),
-    ("a Slack token", re.compile(r"\bxox[abeoprs]-[A-Za-z0-9-]{8,}")),
-    ("a JSON web token", re.compile(r"\beyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*)?")),
-    ("a private key", re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*-----|\Z)")),
+# What leaked tokens look like, as their issuers document them: kind, letters it must hold, pattern. Letters
+# are looked for first, since a search for a short literal is a hundred times faster than one for a pattern.
+_LOOKS: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = (
+    ("a Hugging Face token", ("hf_",), re.compile(r"\bhf_[A-Za-z0-9]{8,}")),
+    ("an API key", ("sk-",), re.compile(r"\bsk-[A-Za-z0-9_-]{12,}")),
+    ("an AWS access key", ("AKIA", "ASIA"), re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}")),
+    (
+        "a GitHub token",
+        ("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"),
+        re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{12,}|github_pat_[A-Za-z0-9_]{12,})"),
+    ),
+    ("a GitLab token", ("glpat-",), re.compile(r"\bglpat-[A-Za-z0-9_-]{12,}")),
+    ("a Slack token", ("xox",), re.compile(r"\bxox[abeoprs]-[A-Za-z0-9-]{8,}")),
+    (
+        "a JSON web token",
+        ("eyJ",),
+        re.compile(r"\beyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*)?"),
+    ),
+    (
+        "a private key",
+        ("PRIVATE KEY",),
+        re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*-----|\Z)"),
+    ),
 )
 _PASSWORD_IN_URL = re.compile(r"\b[A-Za-z][A-Za-z0-9+.-]*://[^/\s@'\"]*:[^/\s@'\"]+@")
 _USERINFO = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]*://)[^/\s@'\"]+@")
@@ -67,9 +80,10 @@ def find_secret(text: str, known: Iterable[str] = ()) -> str | None:
     """
     if any(value in text for value in known):
         return "the value of a secret variable of your environment"
-    if _PASSWORD_IN_URL.search(text):
+    if "://" in text and _PASSWORD_IN_URL.search(text):
         return "a URL with a password"
-    return next((words for words, look in _LOOKS if look.search(text)), None)
+    likely = ((kind, look) for kind, letters, look in _LOOKS if any(part in text for part in letters))
+    return next((kind for kind, look in likely if look.search(text)), None)
 
 
 def redact(text: str, known: Iterable[str] = ()) -> str:
@@ -77,7 +91,7 @@ def redact(text: str, known: Iterable[str] = ()) -> str:
     for value in known:
         text = text.replace(value, REDACTED)
     text = _USERINFO.sub(rf"\1{REDACTED}@", text)
-    for _, look in _LOOKS:
+    for _, _, look in _LOOKS:
         text = look.sub(REDACTED, text)
     return _ASSIGNED.sub(_hide_value, text)
 

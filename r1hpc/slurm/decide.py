@@ -82,7 +82,8 @@ def decide(
         ConfigError: what the plan refuses.
     """
     if facts is None:
-        facts = _ask(config) if executor == "slurm" and slurm_is_here() else ClusterFacts()
+        can_ask = executor == "slurm" and shutil.which("scontrol") is not None
+        facts = _ask(config) if can_ask else ClusterFacts()
     gpus, notes = _gpus_per_node(config, facts, executor, assumed_gpus_per_node)
     time, time_notes = _time(config, facts, executor)
     settled = dataclasses.replace(config.resources, gpus_per_node=gpus, time=time)
@@ -92,7 +93,9 @@ def decide(
     lead_s = _signal_lead(config, plan, limit_s)
     config = dataclasses.replace(config, resources=dataclasses.replace(settled, signal_lead_s=lead_s))
     warning = _warning(config, plan, facts, lead_s) if executor == "slurm" else []
-    unknown = [f"not learnt from the cluster: {failure}" for failure in facts.unknown]
+    # One command that fails is worth its words; a cluster that does not answer says the same five times.
+    failures = facts.unknown if facts.reachable else facts.unknown[:1]
+    unknown = [f"not learnt from the cluster: {failure}" for failure in failures]
     return Decision(config, gpus, plan, lead_s, (*notes, *time_notes, *unknown, *warning))
 
 

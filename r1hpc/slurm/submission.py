@@ -1,6 +1,7 @@
 """Submit a run through submitit: its pickling and its ranks, our job script.
 
-    job_id = submit(run, render(script))
+    write_atomic(run.script, render(script))
+    job_id = submit(run)
 
 submitit's own script has no room for begin and end, and its signal handling saves on rank 0 only; so the
 executor below writes the script of `slurm.script` and keeps submitit's payload, naming and task runner.
@@ -15,7 +16,6 @@ from typing import Any
 from submitit.slurm.slurm import SlurmExecutor, SlurmJob
 
 from r1hpc.base.errors import UsageError
-from r1hpc.base.files import write_atomic
 from r1hpc.base.rundir import RunDir
 from r1hpc.slurm import payload
 from r1hpc.slurm.client import call
@@ -26,24 +26,21 @@ ENTRY_POINT = "r1hpc.launch.run_rank"
 _TIMEOUT_S = 120.0
 
 
-def submit(run: RunDir, text: str, num_tasks: int = 1, entry_point: str = ENTRY_POINT) -> str:
-    """Write job.sh, submit it and leave the payload for its ranks; the job id.
+def submit(run: RunDir, num_tasks: int = 1, entry_point: str = ENTRY_POINT) -> str:
+    """Submit the job.sh of a run and leave the payload for its ranks; the job id.
 
     Args:
-        text: the job script, see slurm.script.render.
         num_tasks: over all nodes; submitit only counts its result files by it.
         entry_point: the function each rank calls with the run folder's path.
 
     Raises:
         UsageError: there is no Slurm client here.
         SlurmError: sbatch refused; its own words are in the message.
-        StateError: the run folder could be written by others.
     """
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise UsageError(
             "sbatch is not on PATH: run this on a login node, or take --executor local or --dry-run"
         )
-    write_atomic(run.script, text)
     with _private_files():
         payload.folder_of(run.path).mkdir(mode=0o700, exist_ok=True)
         executor = _Executor(run, num_tasks)

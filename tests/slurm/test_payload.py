@@ -95,7 +95,7 @@ def test_a_submission_leaves_a_tiny_private_payload(
     monkeypatch.setattr(os, "umask", os.umask)
     os.umask(0o002)
     try:
-        job_id = submission.submit(run, "#!/bin/bash\n", entry_point="tests.slurm.test_payload.entry")
+        job_id = submission.submit(run, entry_point="tests.slurm.test_payload.entry")
     finally:
         os.umask(0o022)
     assert job_id == "41"
