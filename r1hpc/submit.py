@@ -213,7 +213,9 @@ def _decide(run: "RunDir", config: "RunConfig", request: _Request) -> _Prepared:
     fields.check_resources(config.resources)
     fields.check_cluster(config.cluster)
     refuse_secrets(config, request.overrides)
-    executor, notes = decide.choose_executor(arguments.executor, arguments.dry_run)
+    executor, notes = decide.choose_executor(
+        arguments.executor, will_submit=not (arguments.dry_run or arguments.prepare_only)
+    )
     assumed = _ASSUMED_GPUS_PER_NODE if arguments.dry_run else None
     decision = decide.decide(with_absolute_paths(config), executor, assumed_gpus_per_node=assumed)
     text = script.make_script(

@@ -4,6 +4,7 @@
 rank`, the local supervisor. torch is imported only after the signal handlers stand.
 """
 
+import errno
 import os
 import sys
 import time
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from r1hpc.train.pretrain import Outcome
 
 _RENDEZVOUS_TIMEOUT_S = 600.0
+_FILE_SYSTEM_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def run_rank(run_dir: str) -> None:
@@ -59,7 +61,9 @@ def run_rank(run_dir: str) -> None:
     except BaseException as error:
         _leave_word(run, context, _failure(context, error))
         if isinstance(error, R1hpcError):
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {error}", file=sys.stderr)
+        elif isinstance(error, OSError) and error.errno in _FILE_SYSTEM_REFUSES:
+            print(f"error: {error.strerror}: {error.filename or run.path}", file=sys.stderr)
         else:
             traceback.print_exc()
         sys.stderr.flush()

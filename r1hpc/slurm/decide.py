@@ -35,7 +35,7 @@ class Decision:
     notes: tuple[str, ...]
 
 
-def choose_executor(requested: str, dry_run: bool) -> tuple[str, list[str]]:
+def choose_executor(requested: str, will_submit: bool) -> tuple[str, list[str]]:
     """`slurm` or `local`, and a sentence where that was not asked for.
 
     `auto` takes Slurm wherever there is one, also when it does not answer right now: a login node must not
@@ -44,11 +44,11 @@ def choose_executor(requested: str, dry_run: bool) -> tuple[str, list[str]]:
     Raises:
         UsageError: `slurm` is asked for and there is no sbatch.
     """
-    if requested == "slurm" and not dry_run and shutil.which("sbatch") is None:
+    if requested == "slurm" and will_submit and shutil.which("sbatch") is None:
         raise UsageError("sbatch is not on PATH: run this on a login node, or take --executor local")
     if requested != "auto":
         return requested, []
-    if dry_run or slurm_is_here():
+    if not will_submit or slurm_is_here():
         return "slurm", []
     return "local", ["no Slurm here: the run starts on this machine (--executor local)"]
 

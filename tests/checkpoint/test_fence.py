@@ -15,6 +15,7 @@ from tests.checkpoint.harness import (
     DONE,
     KILLED,
     SUPERSEDED,
+    WRITE_ERROR,
     end_of,
     fault,
     history,
@@ -177,6 +178,13 @@ def test_a_commit_killed_while_it_replaces_a_bad_one_is_not_a_fresh_start(memory
     assert holds_what_was_written(save(next_one, 10, 1, "u"))
 
 
+def test_a_save_that_fails_while_it_replaces_a_bad_one_puts_it_back(memory_path: Path) -> None:
+    store = history(memory_path, 10)
+    (memory_path / "step-00000010" / "empty.lock").write_bytes(b"x")
+    assert in_child(lambda: save(store, 10, 0), "commit.rename.before:eio") == WRITE_ERROR
+    assert [found.step for found in store.survey()] == [10]
+
+
 def test_a_save_superseded_while_it_replaces_a_bad_one_puts_it_back(memory_path: Path) -> None:
     store = history(memory_path, 10, 20)
     (memory_path / "step-00000020" / "empty.lock").write_bytes(b"x")
@@ -198,5 +206,5 @@ def test_a_rename_whose_answer_was_lost_counts(memory_path: Path) -> None:
 
 def test_a_root_that_cannot_be_synced_fails_the_save(memory_path: Path) -> None:
     store = history(memory_path, 10)
-    assert in_child(lambda: save(store, 20, 0), "commit.fsync_root.before:eio") != DONE
+    assert in_child(lambda: save(store, 20, 0), "commit.fsync_root.before:eio") == WRITE_ERROR
     assert verified_steps(store) == [10]

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoint.two_ranks import kill_and_check, supersede_and_check
+from tests.checkpoint.two_ranks import kill_and_check, supersede_and_check, time_of_commits
 
 SEED = int(os.environ.get("R1HPC_TEST_SEED", "20240229"))
 
 
-# The ranks are alive for up to so long: several saves. A sync takes milliseconds on a disk, none in memory.
-LONGEST_S, LONGEST_ON_DISK_S = 0.06, 0.2
+def run(root: Path, num_kills: int) -> Counter[str]:
+    """Of ten incarnations, nine are killed and one is superseded while it still runs.
 
-
-def run(root: Path, num_kills: int, longest_s: float) -> Counter[str]:
-    """Of ten incarnations, nine are killed and one is superseded while it still runs."""
+    They live up to as long as five commits take here: memory or disk, idle or busy.
+    """
+    longest_s = time_of_commits(root, 1, 5)
     seen: Counter[str] = Counter()
     attempt = 0
     while seen["kills"] < num_kills:
@@ -29,15 +29,15 @@ def run(root: Path, num_kills: int, longest_s: float) -> Counter[str]:
 
 
 def test_random_kills_lose_nothing(memory_path: Path) -> None:
-    seen = run(memory_path / "checkpoints", 60, LONGEST_S)
-    assert seen["commits"] > 20, f"the ranks hardly got to commit: {seen}"
-    assert seen["half_written"] > 5, f"the kills hardly hit a save: {seen}"
+    seen = run(memory_path / "checkpoints", 60)
+    assert seen["commits"] >= 20, f"the ranks hardly got to commit: {seen}"
+    assert seen["half_written"] >= 5, f"the kills hardly hit a save: {seen}"
 
 
 @pytest.mark.soak
 def test_a_thousand_random_kills_lose_nothing(memory_path: Path, tmp_path: Path) -> None:
-    seen = run(memory_path / "checkpoints", 500, LONGEST_S)
-    seen += run(tmp_path / "checkpoints", 500, LONGEST_ON_DISK_S)
+    seen = run(memory_path / "checkpoints", 500)
+    seen += run(tmp_path / "checkpoints", 500)
     print(dict(seen))
     for kind in ("half_written", "half_removed", "commits_not_acknowledged", "superseded"):
         assert seen[kind] > 0, f"no kill hit that moment: {seen}"

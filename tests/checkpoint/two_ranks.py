@@ -130,6 +130,22 @@ def check(root: Path, note: str) -> Checkpoint | None:
     return newest
 
 
+def time_of_commits(root: Path, attempt: int, num_commits: int) -> float:
+    """Seconds from the start of a pair to its `num_commits`-th commit, on this machine as it is now."""
+    started = time.monotonic()
+    pair = Pair(root, attempt)
+    while len(acknowledged(root)) < num_commits:
+        time.sleep(0.002)
+    elapsed = time.monotonic() - started
+    pair.signal(signal.SIGKILL)
+    pair.wait()
+    newest = check(root, f"attempt {attempt}")
+    assert newest
+    if newest.step not in acknowledged(root):
+        acknowledge(root, newest.step)
+    return elapsed
+
+
 def kill_and_check(root: Path, attempt: int, seed: int, longest_s: float) -> Counter[str]:
     """Start attempt `attempt`, kill one rank or both at a random moment, check; returns what was seen."""
     rng = random.Random(f"{seed}/{attempt}")

@@ -1,0 +1,95 @@
+"""What a run leaves open is settled from the profile, the cluster or a stated assumption."""
+
+from pathlib import Path
+
+import pytest
+
+from r1hpc.base.errors import UsageError
+from r1hpc.config import load
+from r1hpc.config.schema import RunConfig
+from r1hpc.slurm.decide import choose_executor, decide
+from r1hpc.slurm.probe import ClusterFacts
+
+FACTS = ClusterFacts(
+    partition="gpu",
+    preempt_type="preempt/qos",
+    preempt_mode="REQUEUE",
+    grace_s=120,
+    kill_wait_s=30,
+    sends_user_signal=False,
+    job_requeue=True,
+    max_batch_requeue=5,
+    max_time_s=86400,
+    gpus_per_node=4,
+)
+
+
+def train(*overrides: str) -> RunConfig:
+    return load.load("train", ["resources.time=null", *overrides])
+
+
+def test_the_cluster_fills_what_is_open_and_it_is_said() -> None:
+    decision = decide(train(), "slurm", facts=FACTS)
+    assert decision.gpus_per_node == decision.config.resources.gpus_per_node == 4
+    assert decision.config.resources.time == "1-00:00:00"
+    assert decision.plan.gpu_hours_ceiling == 4 * 4 * 24
+    assert decision.config.resources.signal_lead_s == decision.signal_lead_s
+    assert "time: 1-00:00:00, the limit of partition gpu" in decision.notes
+
+
+@pytest.mark.parametrize("asked", ["resources.gpus_per_node=2", "cluster.gpus_per_node=2"])
+def test_what_is_written_wins_over_the_cluster(asked: str) -> None:
+    assert decide(train(asked), "slurm", facts=FACTS).gpus_per_node == 2
+
+
+def test_the_warning_window_is_told() -> None:
+    notes = " ".join(decide(train("model.config.vocab_size=32000"), "slurm", facts=FACTS).notes)
+    assert "GraceTime" in notes
+    assert "120 s" in notes
+    assert "a save is expected to take" in notes
+
+
+def test_nobody_knows_how_many_gpus() -> None:
+    with pytest.raises(UsageError, match="--gpus-per-node N"):
+        decide(train(), "slurm", facts=ClusterFacts())
+    decision = decide(train(), "slurm", facts=ClusterFacts(), assumed_gpus_per_node=8)
+    assert decision.gpus_per_node == 8
+    assert any("assumed 8" in note for note in decision.notes)
+
+
+def test_more_time_than_the_partition_has_is_refused() -> None:
+    with pytest.raises(UsageError, match="more than partition gpu allows"):
+        decide(train('resources.time="2-00:00:00"'), "slurm", facts=FACTS)
+
+
+@pytest.mark.parametrize("lead", [0, 3600])
+def test_a_warning_must_come_within_the_time(lead: int) -> None:
+    with pytest.raises(UsageError, match="signal_lead_s"):
+        decide(train('resources.time="1:00:00"', f"resources.signal_lead_s={lead}"), "slurm", facts=FACTS)
+
+
+def test_auto_is_local_only_where_there_is_no_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    executor, notes = choose_executor("auto", will_submit=True)
+    assert (executor, len(notes)) == ("local", 1)
+    assert choose_executor("auto", will_submit=False) == ("slurm", [])
+    with pytest.raises(UsageError, match="sbatch is not on PATH"):
+        choose_executor("slurm", will_submit=True)
+
+
+@pytest.mark.parametrize(
+    ("answer", "executor"),
+    [
+        ("exit 0", "slurm"),
+        ("echo 'sbatch: fatal: Could not establish a configuration source' >&2; exit 1", "local"),
+        ("echo 'Unable to contact slurm controller' >&2; exit 1", "slurm"),
+    ],
+)
+def test_a_client_without_a_cluster_is_no_slurm(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answer: str, executor: str
+) -> None:
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text(f"#!/bin/bash\n{answer}\n")
+    sbatch.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert choose_executor("auto", will_submit=True)[0] == executor
