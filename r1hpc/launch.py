@@ -11,6 +11,7 @@ Called by the job's script (job.sh in the run folder); by hand only to debug.
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from r1hpc.base.cli import ArgumentParser, run_door
 from r1hpc.base.rundir import RunDir, open_run
@@ -33,13 +34,12 @@ def main(argv: Sequence[str]) -> int:
         return _end(run, arguments.attempt, arguments.status)
     if arguments.step == "rank":
         run_rank(str(run.path))
-        return 0
     from r1hpc.attempt.local import Supervisor
 
     return Supervisor(run).supervise()
 
 
-def run_rank(run_dir: str) -> None:
+def run_rank(run_dir: str) -> NoReturn:
     """Run one rank. The function that submitit pickles, by this name; all ways of starting end here."""
     from r1hpc.attempt.rank import run_rank as run_one
 

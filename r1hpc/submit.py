@@ -207,6 +207,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _decide(run: "RunDir", config: "RunConfig", request: _Request) -> _Prepared:
     """Choose the executor, ask the cluster, plan, and check every field; write nothing."""
     from r1hpc.config.freeze import refuse_secrets, with_absolute_paths
+    from r1hpc.data.preview import preview_vocab_size
     from r1hpc.slurm import decide, fields, script
 
     arguments = request.arguments
@@ -216,8 +217,13 @@ def _decide(run: "RunDir", config: "RunConfig", request: _Request) -> _Prepared:
     executor, notes = decide.choose_executor(
         arguments.executor, will_submit=not (arguments.dry_run or arguments.prepare_only)
     )
-    assumed = _ASSUMED_GPUS_PER_NODE if arguments.dry_run else None
-    decision = decide.decide(with_absolute_paths(config), executor, assumed_gpus_per_node=assumed)
+    config = with_absolute_paths(config)
+    decision = decide.decide(
+        config,
+        executor,
+        vocab_size=preview_vocab_size(config.data.path, config.data.recipe),
+        assumed_gpus_per_node=_ASSUMED_GPUS_PER_NODE if arguments.dry_run else None,
+    )
     text = script.make_script(
         run, decision.config, gpus_per_node=decision.gpus_per_node, signal_lead_s=decision.signal_lead_s
     )

@@ -29,7 +29,7 @@ from tests.runs import (
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
-_STEPS = 100
+_STEPS = 140
 _SAVE_EVERY = 20
 _SIZE = (f"train.num_steps={_STEPS}", f"checkpoint.save_every={_SAVE_EVERY}")
 
@@ -63,7 +63,7 @@ def test_three_preemptions_a_time_limit_and_a_node_failure_change_nothing(
     cluster.clear()
     # Slurm warns up to 60 s early: 30 to 60 s into an attempt, when it has long begun to train.
     limit = ("-t", "2", "resources.signal_lead_s=30")
-    job = start(cluster, root, "disturbed", "--nodes", "4", *limit, *_SIZE, slow_s=0.5)
+    job = start(cluster, root, "disturbed", "--nodes", "4", *limit, *_SIZE, slow_s=0.6)
     run, job_id = job.run, int(job.job_id)
     for step in (12, 31, 47):
         wait_step(run, step)

@@ -15,8 +15,9 @@ from r1hpc.base.errors import R1hpcError
 from r1hpc.base.files import read_json, write_json
 from r1hpc.base.rundir import RunDir
 from r1hpc.checkpoint.store import CheckpointStore
-from r1hpc.config.load import assets, read
+from r1hpc.config.load import read
 from r1hpc.config.schema import RunConfig
+from r1hpc.data.recipe import find_recipe
 from r1hpc.slurm.accounting import sacct_records
 from r1hpc.slurm.client import SlurmError
 from r1hpc.telemetry.attempts import Attempt, Cause, read_history, reason_to_stop, record
@@ -128,8 +129,7 @@ def ensure_dataset(run: RunDir, config: RunConfig) -> Path:
     if config.data.path is not None:
         return Path(config.data.path)
     assert config.data.recipe is not None, "DataConfig refuses neither"
-    recipe = Path(config.data.recipe)
-    recipe = recipe if recipe.is_file() else assets("shards") / f"{config.data.recipe}.yaml"
+    recipe = find_recipe(config.data.recipe)
     target = run.path.parent / "datasets" / recipe.stem
     command = [sys.executable, "-m", "r1hpc.shard", "build", str(recipe), "--out", str(target), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from r1hpc.attempt.begin import read_facts
 from r1hpc.attempt.outcome import FAILED, FINISHED, HANG, STOPPED, RankOutcome, write_outcome
@@ -34,11 +34,11 @@ _RENDEZVOUS_TIMEOUT_S = 600.0
 _FILE_SYSTEM_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
-def run_rank(run_dir: str) -> None:
+def run_rank(run_dir: str) -> NoReturn:
     """Run this process's rank of the attempt in $R1HPC_ATTEMPT.
 
-    Leaves by SystemExit in every case but a finished run, so that submitit, which writes a result for a
-    function that returns, takes only a finished run for over.
+    Leaves by SystemExit(0) once its work is done: for a function that returns, submitit writes a result,
+    which nobody reads here, and trips over a half-written one that an earlier kill left behind.
     """
     run = open_run(run_dir)
     context = current(os.environ)
@@ -74,8 +74,7 @@ def run_rank(run_dir: str) -> None:
             sampler.stop()
     watchdog.stop()
     _report(run, context, outcome)
-    if not outcome.finished:
-        raise SystemExit(0)
+    raise SystemExit(0)
 
 
 def _train(

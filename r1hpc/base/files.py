@@ -45,7 +45,7 @@ def write_atomic(path: Path, content: str | bytes, mode: int = 0o600) -> None:
             file.write(raw)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -16,7 +16,8 @@ def seal_files(staging: Path, names: list[str]) -> list[FileRecord]:
     """fsync, chmod 0600 and digest each file, then fsync and chmod 0700 the folders between.
 
     Each file is digested from the page cache while a thread waits for the disk: the digest is then
-    almost free. Several files at once were slower (benchmarks/checkpoint_seal.py).
+    almost free. Several files at once gained no more than the noise on one local disk
+    (benchmarks/checkpoint_seal.py); on a parallel file system that is not measured.
     """
     with ThreadPoolExecutor(1) as pool:
         records = [_seal_file(staging, name, pool) for name in names]

@@ -68,12 +68,14 @@ def decide(
     config: RunConfig,
     executor: str,
     *,
+    vocab_size: int | None = None,
     assumed_gpus_per_node: int | None = None,
     facts: ClusterFacts | None = None,
 ) -> Decision:
     """Settle what `config` leaves open.
 
     Args:
+        vocab_size: the dataset's, without which the model's size, and so a save's, is not known.
         assumed_gpus_per_node: taken where nobody knows; None refuses instead.
         facts: what the cluster said; None asks it now, where the executor is slurm and Slurm is here.
 
@@ -82,14 +84,13 @@ def decide(
         ConfigError: what the plan refuses.
     """
     if facts is None:
-        can_ask = executor == "slurm" and shutil.which("scontrol") is not None
-        facts = _ask(config) if can_ask else ClusterFacts()
+        facts = _ask(config) if executor == "slurm" and slurm_is_here() else ClusterFacts()
     gpus, notes = _gpus_per_node(config, facts, executor, assumed_gpus_per_node)
     time, time_notes = _time(config, facts, executor)
     settled = dataclasses.replace(config.resources, gpus_per_node=gpus, time=time)
     config = dataclasses.replace(config, resources=settled)
     limit_s = parse_time(time) if time else None
-    plan = make_plan(config, gpus_per_node=gpus, time_limit_s=limit_s)
+    plan = make_plan(config, gpus_per_node=gpus, vocab_size=vocab_size, time_limit_s=limit_s)
     lead_s = _signal_lead(config, plan, limit_s)
     config = dataclasses.replace(config, resources=dataclasses.replace(settled, signal_lead_s=lead_s))
     warning = _warning(config, plan, facts, lead_s) if executor == "slurm" else []
