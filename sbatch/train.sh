@@ -60,6 +60,7 @@ read -r RANKS_PER_NODE RUN_DIR <<< "$PREPARED"
 # The shell outlives the warning: a handler (an ignored signal would be inherited by the ranks) lets bash
 # wait for srun to end, and then act. Started again after a preemption, it comes back to this line.
 cd "$RUN_DIR" || exit 1
+[ -e FINISHED ] && { echo "$RUN_DIR is finished: nothing to do"; exit 0; }
 export PYTHONSAFEPATH=1 PYTHONPATH="$RUN_DIR/code${PYTHONPATH:+:$PYTHONPATH}"
 # begin counts the ranks; an exclusive job's own number of tasks is not that of its ranks.
 TASKS="$RANKS_PER_NODE(x$SLURM_JOB_NUM_NODES)"

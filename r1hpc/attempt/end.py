@@ -4,6 +4,7 @@ What follows is one of: over; Slurm starts it again by itself; we ask Slurm to, 
 before anything is asked for, because a requeue kills this very process.
 """
 
+import os
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from enum import StrEnum
 
 from r1hpc.attempt.begin import newest_step
 from r1hpc.attempt.cause import Evidence, SchedulerView, decide
-from r1hpc.attempt.outcome import read_outcomes
+from r1hpc.attempt.outcome import FINISHED, STOPPED, read_outcomes
 from r1hpc.base.rundir import RunDir
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.load import read
@@ -58,10 +59,17 @@ def end(run: RunDir, attempt: int, status: int) -> Ended:
         print(f"{run.run_id}: attempt {attempt} ended, but {reason}", flush=True)
         return Ended(this, Next.superseded, reason)
     state = _ask_slurm(this.job_id)
+    outcomes = read_outcomes(run, attempt)
+    if _is_requeued(state) and not any(o.kind in (FINISHED, STOPPED) for o in outcomes):
+        # A node failed, or the ranks were killed before they could act. The next begin will know which,
+        # from accounting, which lags behind.
+        reason = "Slurm has taken the job back; the next attempt will say why"
+        print(f"{run.run_id}: attempt {attempt} ended: {reason}", flush=True)
+        return Ended(this, Next.already_requeued, reason)
     lead_s = config.resources.signal_lead_s
     evidence = Evidence(
         ranks=this.ranks,
-        outcomes=read_outcomes(run, attempt),
+        outcomes=outcomes,
         status=status,
         scheduler=_view(state),
         cancel_requested=(history.cancel_requested_at or 0) > this.start,
@@ -103,7 +111,18 @@ def _view(state: JobState | None) -> SchedulerView:
     if state.start_time is not None and state.time_limit_s is not None:
         # Not EndTime: a preemption moves that to the end of its grace time.
         left = state.start_time + state.time_limit_s - time.time()
-    return SchedulerView(state.states, state.preempt_time is not None, left)
+    states = state.states
+    if "COMPLETING" in states and not _is_requeued(state):
+        # scontrol shows this word instead of what made the job complete. It is not a requeue, and the batch
+        # script, which is us, has not ended: so the limit was reached, or somebody cancelled it.
+        states = states | {"TIMEOUT" if left is not None and left <= 0 else "CANCELLED"}
+    return SchedulerView(states, state.preempt_time is not None, left)
+
+
+def _is_requeued(state: JobState | None) -> bool:
+    """Whether Slurm has already decided to run the job again: it counts a restart this process has not had."""
+    ours = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    return state is not None and (state.pending or state.restarts > ours)
 
 
 def _what_follows(
@@ -119,7 +138,7 @@ def _what_follows(
     reason = reason_to_stop(judged, config.limits)
     if reason is not None:
         return Next.over, reason
-    if state is not None and state.pending:
+    if _is_requeued(state):
         return Next.already_requeued, "Slurm has requeued the job"
     return Next.requeue, ""
 

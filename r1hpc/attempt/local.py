@@ -43,7 +43,8 @@ class Supervisor:
             attempt = begin(self._run, "local", self._job_id, names, world_size)
             if attempt is None:
                 return 0
-            status = self._run_ranks(attempt, world_size)
+            # Told to leave while begin was building a dataset: no rank is started any more.
+            status = 0 if self._leave else self._run_ranks(attempt, world_size)
             ended = end(self._run, attempt, status)
             if ended.next is Next.over or self._leave:
                 return ended.exit_status

@@ -14,6 +14,8 @@ Two that begin at once: each makes its folder first and lists the others second,
 the other; the smaller (attempt, token) gives way.
 """
 
+import errno
+import os
 import re
 from pathlib import Path
 
@@ -64,6 +66,17 @@ def take_over(root: Path, attempt: int, token: str) -> Path:
     if not own.is_dir():
         raise superseded(root, own)
     return own
+
+
+def explains(error: Exception, root: Path, own: Path) -> bool:
+    """Whether `error` came of a newer incarnation having removed the folder `own`.
+
+    Files may vanish one by one under a process that is just listing them, so a check that finds one
+    missing counts as much as ENOENT.
+    """
+    if isinstance(error, OSError) and error.errno not in (errno.ENOENT, errno.ESTALE):
+        return False
+    return os.path.lexists(root) and not os.path.lexists(own)
 
 
 def superseded(root: Path, own: Path) -> SupersededError:

@@ -16,7 +16,6 @@
 A rank that meets a CheckpointWriteError tells the others; then rank 0 calls `abandon`.
 """
 
-import errno
 import logging
 import os
 import time
@@ -160,11 +159,13 @@ class CheckpointStore:
         """
         try:
             yield
-        except OSError as error:
+        except (OSError, CheckpointWriteError) as error:
             own = path if path.parent == self.root else path.parent
-            if error.errno in (errno.ENOENT, errno.ESTALE) and self.root.is_dir() and not own.is_dir():
+            if fence.explains(error, self.root, own):
                 raise fence.superseded(self.root, own) from error
-            raise write_error(path, error) from error
+            if isinstance(error, OSError):
+                raise write_error(path, error) from error
+            raise
 
     # Reading
 

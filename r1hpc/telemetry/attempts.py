@@ -92,13 +92,6 @@ class History:
         since = max((s["time"] for s in self.submissions), default=0.0)
         return tuple(a for a in self.attempts if a.start >= since)
 
-    @property
-    def job_id(self) -> str | None:
-        """The newest job id: of the last submission or the last attempt, whichever came later."""
-        ids = [(s.get("time", 0.0), s.get("job_id")) for s in self.submissions]
-        ids += [(a.start, a.job_id) for a in self.attempts]
-        return max(ids, key=lambda pair: pair[0])[1] if ids else None
-
 
 def record(run: RunDir, event: str, **fields: Any) -> None:
     """Append one event, durably, with the time."""

@@ -84,8 +84,9 @@ def start_child(act: Callable[[], object], failpoint: str = "") -> int:
         status = DONE
     except SupersededError:
         status = SUPERSEDED
-    except CheckpointWriteError:
+    except CheckpointWriteError as error:
         status = WRITE_ERROR
+        print(error, file=sys.stderr, flush=True)
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()

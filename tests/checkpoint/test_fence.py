@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from r1hpc.base.errors import UsageError
-from r1hpc.checkpoint.errors import SupersededError
+from r1hpc.checkpoint.errors import CheckpointWriteError, SupersededError
 from r1hpc.checkpoint.store import CheckpointStore
 from tests.checkpoint.harness import (
     DONE,
@@ -68,6 +68,17 @@ def test_the_older_one_is_refused_everywhere_and_told_why(memory_path: Path) -> 
     with pytest.raises(SupersededError), store.writing(folder):
         (folder / "b").write_bytes(b"b")
     assert verified_steps(store) == [10]
+
+
+def test_files_vanishing_under_a_check_are_the_fence_too(memory_path: Path) -> None:
+    """The newer one removes the folder while the older one's commit is listing it."""
+    store = history(memory_path)
+    folder = store.open_staging(10, 0, "t")
+    with pytest.raises(CheckpointWriteError), store.writing(folder):
+        raise CheckpointWriteError("a.pt is missing")
+    begun(memory_path, 1, "u")
+    with pytest.raises(SupersededError), store.writing(folder):
+        raise CheckpointWriteError("a.pt is missing")
 
 
 def test_begin_again_is_harmless(memory_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_history_is_folded_from_events(tmp_path: Path) -> None:
     )
     assert second.cause is None
     assert second.last_committed_step == 5
-    assert history.job_id == "7"
+    assert second.job_id == "7"
 
 
 def test_a_torn_last_line_does_not_hide_the_rest(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ RANKS_PER_NODE=8
 # The shell outlives the warning: a handler (an ignored signal would be inherited by the ranks) lets bash
 # wait for srun to end, and then act. Started again after a preemption, it comes back to this line.
 cd "$RUN_DIR" || exit 1
+[ -e FINISHED ] && { echo "$RUN_DIR is finished: nothing to do"; exit 0; }
 export PYTHONSAFEPATH=1 PYTHONPATH="$RUN_DIR/code${PYTHONPATH:+:$PYTHONPATH}"
 # submitit unpickles its payload: refused here unless it is a plain file that only you can write.
 "$PYTHON" -m r1hpc.slurm.payload "$RUN_DIR" || exit
