@@ -120,7 +120,7 @@ def _view(state: JobState | None) -> SchedulerView:
 
 
 def _is_requeued(state: JobState | None) -> bool:
-    """Whether Slurm has already decided to run the job again: it counts a restart this process has not had."""
+    """Whether Slurm will run the job again anyway: it counts a restart that this process has not had."""
     ours = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     return state is not None and (state.pending or state.restarts > ours)
 

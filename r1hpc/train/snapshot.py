@@ -78,6 +78,7 @@ class Snapshots:
         self._scratch = scratch
         self.last_committed_step: int | None = None
         self.last_bytes = 0
+        self._resumed_from: set[int] = set()
 
     def choose(self) -> Checkpoint | None:
         """The newest checkpoint that verifies, the same on all ranks; None for a fresh run.
@@ -97,6 +98,7 @@ class Snapshots:
             if not problems:
                 self._identity.check(checkpoint.manifest.meta)
                 self.last_committed_step = checkpoint.step
+                self._resumed_from = {checkpoint.step}
                 self.last_bytes = sum(f.size for f in checkpoint.manifest.files)
                 return checkpoint
             problems_of[checkpoint.step] = problems
@@ -143,9 +145,12 @@ class Snapshots:
         self._tell(lambda: self._open_staging(step))
         failpoint("save.begin")
         try:
-            engine.save_checkpoint(str(staging), tag=_TAG, save_latest=False)
-            save_streams(staging / _streams_name(self._group.rank))
-        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+            # A rank that fails in here leaves the others in a barrier of DeepSpeed's; they are ended with it
+            # (srun --kill-on-bad-exit). The staging folder is removed when the next attempt begins.
+            with self._store.writing(staging):
+                engine.save_checkpoint(str(staging), tag=_TAG, save_latest=False)
+                save_streams(staging / _streams_name(self._group.rank))
+        except (R1hpcError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
             raise SaveError(self._no_space(f"writing checkpoint step {step}", error)) from error
         failpoint("save.written")
         self._group.barrier()
@@ -166,7 +171,7 @@ class Snapshots:
         failpoint("save.committed")
         self.last_committed_step = step
         self.last_bytes = sum(record.size for record in records)
-        self._tell(lambda: self._store.prune(protect={step}))
+        self._tell(lambda: self._store.prune(protect={step, *self._resumed_from}))
         return time.monotonic() - started
 
     def _open_staging(self, step: int) -> None:
@@ -179,9 +184,12 @@ class Snapshots:
         self._store.open_staging(step, self._attempt, self._token)
 
     def _verify_together(self, checkpoint: Checkpoint) -> list[str]:
-        names = sorted(record.name for record in checkpoint.manifest.files)
-        share = names[self._group.rank :: self._group.world_size]
-        found = self._group.gather(self._store.verify(checkpoint, share))
+        mine = self._store.verify(
+            checkpoint, checkpoint.manifest.share(self._group.rank, self._group.world_size)
+        )
+        if self._group.rank == 0:
+            mine += self._store.verify_layout(checkpoint)  # files that no share lists
+        found = self._group.gather(mine)
         return sorted({problem for part in found for problem in part})
 
     def _own_files(self, staging: Path) -> list[str]:

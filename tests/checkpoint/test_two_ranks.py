@@ -1,4 +1,7 @@
-"""Two ranks saving as fast as they can, SIGKILLed at random moments: nothing committed is ever lost."""
+"""Two ranks saving as fast as they can, SIGKILLed at random moments: nothing committed is ever lost.
+
+R1HPC_SEED repeats the seed that a failure printed.
+"""
 
 import os
 from collections import Counter
@@ -8,7 +11,7 @@ import pytest
 
 from tests.checkpoint.two_ranks import kill_and_check, supersede_and_check, time_of_commits
 
-SEED = int(os.environ.get("R1HPC_TEST_SEED", "20240229"))
+SEED = int(os.environ.get("R1HPC_SEED", "20240229"))
 
 
 def run(root: Path, num_kills: int) -> Counter[str]:
