@@ -1,4 +1,4 @@
-# make demo   set up, then train a small model on this machine with a preemption in the middle of it
+# make demo   set up, then train a small model on two CPU ranks of this machine and show the report
 # make test   set up, then run the tests; on Debian as root with a real four-node Slurm
 # make check  ruff, strict types, import rules        make soak   long kills and repetitions
 # make bench  speed beside peers and floors           make clean  remove the environment and the runs
