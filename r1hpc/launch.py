@@ -66,7 +66,8 @@ def _end(run: RunDir, attempt: int, status: int) -> int:
 
     ended = end(run, attempt, status)
     job = ended.attempt.job_id
-    if ended.next is Next.requeue and job is not None and not requeue(job):
+    # Ten minutes: a controller that restarts must not cost the run its next attempt.
+    if ended.next is Next.requeue and job is not None and not requeue(job, patience_s=600):
         print("the cluster does not requeue this job: submitting it again", file=sys.stderr)
         fresh = resubmit(run.script, after=job)
         record(run, "resubmitted", job_id=fresh, executor="slurm")

@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError(f"-n {arguments.lines}: give a number of lines, 0 or more")
     if arguments.json and arguments.follow:
         raise UsageError("--json prints one object and ends: leave -f out")
+    if arguments.attempt is not None and arguments.attempt < 1:
+        raise UsageError(f"--attempt {arguments.attempt}: attempts are numbered from 1")
     run = choose_run(arguments.run_dir, arguments.run_root)
     if arguments.follow:
         return _follow(run, arguments.rank, arguments.attempt, arguments.lines)

@@ -39,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     form = "json" if arguments.json else arguments.format
     if arguments.compare:
         return _compare(arguments, form)
+    if arguments.run_dirs and arguments.sacct_file is None and (arguments.user or arguments.account):
+        raise UsageError("--user and --account choose among Slurm's records: leave RUN_DIR out")
     window = _window(arguments)
     records = _records(arguments)
     if records is not None and not arguments.run_dirs:
@@ -81,7 +83,7 @@ def _records(arguments: Any) -> list[JobRecord] | None:
     """Slurm's records, where the arguments ask for them; None: each run sees to its own."""
     selected = any((arguments.start, arguments.end, arguments.user, arguments.account))
     if arguments.sacct_file is not None:
-        text = arguments.sacct_file.read_text(errors="replace")
+        text = arguments.sacct_file.read_text("utf-8-sig", "replace")
         found = read_sacct(text, str(arguments.sacct_file))
     elif selected and not arguments.run_dirs:
         found = ask_sacct(arguments.start, arguments.end, arguments.user, arguments.account)
@@ -159,6 +161,8 @@ def _compare(arguments: Any, form: str) -> int:
     differences = compare(a, b)
     if form == "json":
         print_json({"identical": not differences, "differences": [d._asdict() for d in differences]})
+    elif form == "csv":
+        csv.writer(sys.stdout, lineterminator="\n").writerows([Difference._fields, *differences])
     else:
         print(_differences_text(a, b, differences))
     return 1 if differences else 0

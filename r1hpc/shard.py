@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
-    parser = ArgumentParser(prog="r1hpc shard", description=__doc__, epilog=_EXAMPLES)
+    parser = ArgumentParser(prog="python -m r1hpc.shard", description=__doc__, epilog=_EXAMPLES)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="build|verify|inspect|trace")
     build = verbs.add_parser("build", help="make a dataset from a recipe")
     build.add_argument("recipe", metavar="RECIPE", help="recipe file, or its name in shards/")
@@ -95,10 +95,8 @@ def _verify(arguments: Namespace) -> int:
     for name in unlisted:
         print(f"note {printable(name)}: not part of the dataset")
     verdict = f"{len(problems)} of {len(manifest.files)} files are bad" if problems else "sound"
-    print(
-        f"{arguments.dir}: {verdict} "
-        f"({len(manifest.files)} files, {format_bytes(num_bytes)}; id {manifest.id})"
-    )
+    print(f"{arguments.dir}: {verdict} ({len(manifest.files)} files, {format_bytes(num_bytes)})")
+    print(f"  id         {manifest.id}")
     return 1 if problems else 0
 
 
@@ -139,8 +137,8 @@ def _trace(arguments: Namespace) -> int:
     from r1hpc.data.order import SamplePlan
     from r1hpc.data.reader import open_dataset
 
-    if arguments.sample < 0:
-        raise UsageError(f"--sample must be at least 0, not {arguments.sample}")
+    if not 0 <= arguments.sample < 2**63:
+        raise UsageError(f"--sample must lie between 0 and 2^63 - 1, not {arguments.sample}")
     dataset = open_dataset(arguments.dir)
     plan = SamplePlan(dataset.id, dataset.num_tokens, arguments.seq_len, arguments.seed)
     start = int(plan.window_starts(np.array([arguments.sample]))[0])
@@ -154,7 +152,8 @@ def _trace(arguments: Namespace) -> int:
     print(f"sample {arguments.sample}: tokens {start} to {start + plan.seq_len} of {dataset.path}")
     for info in documents:
         place = f"{printable(info.path)} at {info.position}"
-        print(f"  document {info.number}: {info.source}, {place} ({printable(info.license)})")
+        print(f"  document {info.number}: {info.source}, {place}")
+        print(f"    licence: {printable(info.license)}")
     return 0
 
 

@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.watch and (arguments.json or arguments.all):
         raise UsageError("--watch redraws one run for a person: leave --json and --all out")
+    if not 0.2 <= arguments.every <= 86400:
+        raise UsageError(f"--every {arguments.every:g} is not between 0.2 and 86400 seconds")
     if arguments.all:
         return _show_all(arguments)
     run = choose_run(arguments.run_dir, arguments.run_root)
@@ -172,7 +174,7 @@ def _watch(run: RunDir, every_s: float) -> int:
         print(clear + as_text(run, situation, time.time()), flush=True)
         if situation.state.is_over:
             return 0
-        time.sleep(max(0.2, every_s))
+        time.sleep(every_s)
         print()
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _ASSUMED_GPUS_PER_NODE = 8
 _DEFAULT_JOB = "train"
 _MAY_CHANGE_ON_RESUME = ("resources.", "cluster.", "limits.", "monitor.", "checkpoint.")
-_MAY_CHANGE_TOO = ("train.num_steps", "train.print_every", "train.hang_timeout_s")
+_MAY_CHANGE_TOO = ("train.num_steps", "train.print_every", "train.hang_timeout_s", "deepspeed.zero_stage")
 
 
 @dataclass(frozen=True)
@@ -256,12 +256,21 @@ def _submit(prepared: _Prepared, request: _Request) -> str:
 def _create(run: "RunDir") -> None:
     from r1hpc.slurm.fields import check_parents
 
-    run.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        run.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise _no_folder(run.path.parent, error) from None
     check_parents(run.path)
     try:
         run.create()
     except FileExistsError:
         raise UsageError(f"another submission has just taken the name {run.run_id}: choose another") from None
+    except OSError as error:
+        raise _no_folder(run.path, error) from None
+
+
+def _no_folder(path: Path, error: OSError) -> R1hpcError:
+    return R1hpcError(f"cannot make the folder {path} ({error.strerror}): choose another --run-root")
 
 
 def _freeze(prepared: _Prepared, request: _Request) -> None:
@@ -285,8 +294,7 @@ def _start(prepared: _Prepared, request: _Request) -> str:
 
     run, executor = prepared.run, prepared.executor
     asked_at = time.time()
-    for switch in (run.stop, run.save, run.finished):
-        switch.unlink(missing_ok=True)  # of a run that is resumed
+    _remove_switches(run)
     job_id = _start_here(run) if executor == "local" else _start_on_slurm(prepared)
     # Dated before the start: the attempt that follows belongs to this submission.
     record(
@@ -353,13 +361,21 @@ def _prepare_inside_job(request: _Request) -> int:
         overrides=(*request.overrides, *actual),
         arguments=argparse.Namespace(**{**vars(request.arguments), "executor": "slurm"}),
     )
+    if _is_half_made(run):
+        shutil.rmtree(run.path)  # this job was preempted while it made it
     prepared = _resume(request) if request.arguments.resume else _fresh(request)
     direct = dataclasses.replace(prepared.script, by_submitit=False)
     prepared = dataclasses.replace(prepared, script=direct)
     if not request.arguments.resume:
         _create(run)
-    _freeze(prepared, request)
-    write_atomic(run.path / "site.sh", script.site_lines(direct.setup, direct.environment))
+    try:
+        _freeze(prepared, request)
+        write_atomic(run.path / "site.sh", script.site_lines(direct.setup, direct.environment))
+    except (R1hpcError, OSError):
+        if not request.arguments.resume:
+            shutil.rmtree(run.path)
+        raise
+    _remove_switches(run)
     record(
         run,
         "submitted",
@@ -372,6 +388,18 @@ def _prepare_inside_job(request: _Request) -> int:
         print(note, file=sys.stderr)
     print(direct.ranks_per_node, run.path)
     return 0
+
+
+def _is_half_made(run: "RunDir") -> bool:
+    """Whether the folder is one of ours that was never submitted: no event, no checkpoint."""
+    ours = run.logs.is_dir() and run.checkpoints.is_dir() and run.ledger.is_dir()
+    return ours and not run.attempts.exists() and not any(run.checkpoints.iterdir())
+
+
+def _remove_switches(run: "RunDir") -> None:
+    """Those of an earlier submission: asking for the run again takes them back."""
+    for switch in (run.stop, run.save, run.finished):
+        switch.unlink(missing_ok=True)
 
 
 def _show(prepared: _Prepared, job_id: str | None, as_json: bool, dry_run: bool = False) -> None:
@@ -420,26 +448,27 @@ def _plan_lines(prepared: _Prepared) -> list[tuple[str, str]]:
             f"{plan.num_steps} steps",
         ),
     ]
-    if plan.gpu_hours_ceiling is not None and plan.time_limit_s is not None:
-        limit = format_duration(plan.time_limit_s)
-        lines.append(
-            (
-                "ceiling",
-                f"{plan.gpu_hours_ceiling:,.1f} GPU-hours per attempt ({where.num_gpus} GPUs x {limit})",
-            )
-        )
+    # What a CPU run costs is its nodes.
+    what, count = ("GPU", where.num_gpus) if where.num_gpus else ("node", where.num_nodes)
+    hours = plan.gpu_hours_ceiling if where.num_gpus else plan.node_hours_ceiling
+    if hours is not None and plan.time_limit_s is not None:
+        limit = f"{count} {what}{'s' if count > 1 else ''} x {format_duration(plan.time_limit_s)}"
+        lines.append(("ceiling", f"{hours:,.1f} {what}-hours per attempt ({limit})"))
     return lines
 
 
 def _handles(run: "RunDir", executor: str, job_id: str) -> list[tuple[str, str]]:
-    cancel = f"kill {job_id.removeprefix('local-')}" if executor == "local" else f"scancel {job_id}"
+    cancel = f"python -m r1hpc.cancel {run.path}" if executor == "local" else f"scancel {job_id}"
     script = [("script", str(run.script))] if executor == "slurm" else []
     return [
         ("job", f"{job_id} ({executor})"),
         *script,
-        ("log", f"{_log(run, executor, job_id)}; ranks: {run.logs}/latest/"),
-        ("follow", f"tail -F {run.logs}/latest/rank_0.out; python -m r1hpc.status {run.path}"),
-        ("stop", f"touch {run.stop} (saves first); at once: {cancel}"),
+        ("log", f"{_log(run, executor, job_id)}"),
+        ("ranks", f"{run.logs}/latest/"),
+        ("follow", f"python -m r1hpc.logs {run.path} -f"),
+        ("status", f"python -m r1hpc.status {run.path}"),
+        ("stop", f"touch {run.stop} (saves first)"),
+        ("cancel", cancel),
     ]
 
 

@@ -149,6 +149,20 @@ def test_the_older_of_two_incarnations_is_refused(root: Path, cluster: Cluster) 
     assert cluster.sacct(job_id)[-1]["State"] == "COMPLETED"
 
 
+@pytest.mark.soak
+def test_a_step_longer_than_the_warning_is_requeued_all_the_same(root: Path, cluster: Cluster) -> None:
+    """Busy when the limit strikes: the script leaves the ranks behind and asks for the requeue itself."""
+    cluster.clear()
+    size = ("train.num_steps=6", "checkpoint.save_every=1", "train.global_batch_size=4")
+    # The fifth step of an attempt takes 300 s; the second attempt has only two to do.
+    slow = cluster.env(R1HPC_FAILPOINT="step.begin:sleep=300::5")
+    words = ("--executor", "slurm", "--nodes", "1", "-t", "1", "resources.signal_lead_s=20", *size)
+    run = submit(root, "overrun", *words, env=slow).run
+    attempts = wait_over(run, 300)
+    assert [a.cause for a in attempts] == [Cause.timeout, Cause.finished]
+    assert not attempts[0].inferred
+
+
 def test_a_cancelled_run_stays_cancelled(root: Path, cluster: Cluster) -> None:
     """scancel from outside: the ranks save, and the script does not bring the job back."""
     cluster.clear()

@@ -139,6 +139,8 @@ def ensure_dataset(run: RunDir, config: RunConfig) -> Path:
 
 
 def _make_folders(run: RunDir, attempt: int) -> None:
+    for leftover in run.path.glob("universal-*"):  # of a conversion that was killed
+        shutil.rmtree(leftover)
     for folder in (run.attempt_dir(attempt), run.attempt_logs(attempt)):
         shutil.rmtree(folder, ignore_errors=True)  # of a begin that died before it was recorded
         folder.mkdir(mode=0o700)

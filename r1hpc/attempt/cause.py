@@ -59,11 +59,12 @@ def decide(evidence: Evidence) -> tuple[Cause, str]:
         return Cause.hang, _describe_hang(evidence)
     if told is not None:
         return told
-    if failed:
-        # The rank whose peers' connections broke reports too; the first to fail is the likeliest culprit,
-        # and the one that does not complain about a connection.
-        first = min(failed, key=lambda o: ("onnection" in o.detail, o.rank))
-        return Cause.crash, f"rank {first.rank} on {first.node}: {first.detail}"
+    # A rank whose peer died reports a broken connection: that is an echo, not the cause.
+    culprits = [o for o in failed if "onnection" not in o.detail]
+    if culprits:
+        return Cause.crash, f"rank {culprits[0].rank} on {culprits[0].node}: {culprits[0].detail}"
+    if evidence.status == 128 + signal.SIGTERM and not outcomes:
+        return Cause.preempted, "told to leave by SIGTERM before the ranks could listen"
     return Cause.crash, _describe_status(evidence)
 
 
@@ -77,6 +78,8 @@ def _told_by_scheduler(evidence: Evidence) -> tuple[Cause, str] | None:
         return Cause.oom, "Slurm killed it for memory"
     if view.preempted or "PREEMPTED" in view.states:
         return Cause.preempted, "preempted by Slurm"
+    if "REQUEUED" in view.states:
+        return Cause.preempted, "requeued by scontrol"
     if "TIMEOUT" in view.states:
         return Cause.timeout, "the time limit was reached"
     return None

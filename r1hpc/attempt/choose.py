@@ -27,7 +27,7 @@ def choose_run(given: str | None, run_root: str | None) -> RunDir:
                 "with --run-root DIR or R1HPC_RUN_ROOT"
             )
         return open_run(runs[0].path)
-    if run_root and not Path(given).exists() and (root / given).exists():
+    if run_root and ((root / given).is_dir() or not Path(given).exists()):
         return open_run(root / given)
     return open_run(given)
 

@@ -7,6 +7,7 @@ before anything is asked for, because a requeue kills this very process.
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -16,6 +17,7 @@ from r1hpc.attempt.outcome import FINISHED, STOPPED, read_outcomes
 from r1hpc.base.rundir import RunDir
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.load import read
+from r1hpc.config.schema import RunConfig
 from r1hpc.plan.preemption import choose_signal_lead_s
 from r1hpc.slurm.client import SlurmError
 from r1hpc.slurm.requeue import JobState, job_state
@@ -77,20 +79,28 @@ def end(run: RunDir, attempt: int, status: int) -> Ended:
     )
     cause, detail = decide(evidence)
     store = CheckpointStore(run.checkpoints, keep=config.checkpoint.keep)
-    follows, reason = _what_follows(run, attempt, cause, state, newest_step(store))
-    record(
-        run,
-        "end",
-        attempt=attempt,
-        cause=cause.value,
-        detail=detail,
-        exit_status=status,
-        last_committed_step=newest_step(store),
-        requeued=follows is not Next.over,
-    )
-    _say(run, attempt, cause, detail, reason)
-    this = next(a for a in read_history(run).attempts if a.attempt == attempt)
-    return Ended(this, follows, reason)
+    judged = replace(this, cause=cause, detail=detail, last_committed_step=newest_step(store))
+    earlier = [a for a in history.since_submission if a.attempt < attempt]
+    follows, reason = _what_follows([*earlier, judged], config, state)
+    try:
+        record(
+            run,
+            "end",
+            attempt=attempt,
+            cause=cause.value,
+            detail=detail,
+            exit_status=status,
+            last_committed_step=judged.last_committed_step,
+            requeued=follows is not Next.over,
+        )
+    except OSError as error:
+        # A full disk must not cost the requeue as well; the next begin writes what is missing here.
+        print(f"{run.attempts} could not be written: {error.strerror}", file=sys.stderr, flush=True)
+    line = f"{run.run_id}: attempt {attempt} ended: {cause.value}"
+    print(line + (f" ({detail})" if detail else ""), flush=True)
+    if reason:
+        print(f"{run.run_id}: {reason}", flush=True)
+    return Ended(judged, follows, reason)
 
 
 def _ask_slurm(job_id: str | None) -> JobState | None:
@@ -125,26 +135,11 @@ def _is_requeued(state: JobState | None) -> bool:
     return state is not None and (state.pending or state.restarts > ours)
 
 
-def _what_follows(
-    run: RunDir, attempt: int, cause: Cause, state: JobState | None, committed: int | None
-) -> tuple[Next, str]:
-    """Whether the run goes on after an attempt that ended by `cause`, and who sees to it."""
-    config = read(run.config)
-    history = read_history(run)
-    judged = [
-        replace(a, cause=cause, last_committed_step=committed) if a.attempt == attempt else a
-        for a in history.since_submission
-    ]
-    reason = reason_to_stop(judged, config.limits)
+def _what_follows(attempts: Sequence[Attempt], config: RunConfig, state: JobState | None) -> tuple[Next, str]:
+    """Whether the run goes on after the last of `attempts`, and who sees to it."""
+    reason = reason_to_stop(attempts, config.limits)
     if reason is not None:
         return Next.over, reason
     if _is_requeued(state):
         return Next.already_requeued, "Slurm has requeued the job"
     return Next.requeue, ""
-
-
-def _say(run: RunDir, attempt: int, cause: Cause, detail: str, reason: str) -> None:
-    line = f"{run.run_id}: attempt {attempt} ended: {cause.value}"
-    print(line + (f" ({detail})" if detail else ""), flush=True)
-    if reason:
-        print(f"{run.run_id}: {reason}", flush=True)

@@ -12,6 +12,7 @@ from typing import TextIO
 from r1hpc.attempt.state import Situation, State, look
 from r1hpc.base.rundir import RunDir
 from r1hpc.base.units import format_duration
+from r1hpc.telemetry.attempts import read_history
 
 _POLL_S = 0.5
 # slurmctld serves everybody: it is asked seldom, and only where the run folder says nothing new.
@@ -46,6 +47,8 @@ class _Follower:
     out: TextIO
     steps: _Tail = field(init=False)
     events: _Tail = field(init=False)
+    since: float
+    """When the submission was made: a resumed run's earlier attempts are no news."""
     latest: dict[str, object] | None = None
     """The newest step that is not printed yet."""
     last_print: float = 0.0
@@ -55,7 +58,7 @@ class _Follower:
 
     def print_news(self) -> bool:
         """Print what is new; True when an attempt began or ended."""
-        events, steps = self.events.new(), self.steps.new()
+        events, steps = self._since(self.events.new()), self._since(self.steps.new())
         self.latest = steps[-1] if steps else self.latest
         if self.latest is not None and (events or time.monotonic() - self.last_print >= 1.0):
             self._print(_step_line(self.latest))
@@ -71,13 +74,16 @@ class _Follower:
                 self._print(f"attempt {event['attempt']} ended: {event['cause']}{detail}{again}")
         return bool(events)
 
+    def _since(self, records: list[dict[str, object]]) -> list[dict[str, object]]:
+        return [record for record in records if _time(record) >= self.since]
+
     def _print(self, line: str) -> None:
         print(line, file=self.out, flush=True)
 
 
 def follow(run: RunDir, job_id: str, out: TextIO) -> int:
     """Follow until the run is over; 0 when it finished, else 1. Ctrl-C only stops the following."""
-    follower = _Follower(run, out)
+    follower = _Follower(run, out, _submitted_at(run))
     asked = time.monotonic()
     over_since: float | None = None
     try:
@@ -94,7 +100,7 @@ def follow(run: RunDir, job_id: str, out: TextIO) -> int:
     except KeyboardInterrupt:
         print(
             f"\nno longer following; {run.run_id} goes on as {job_id}. Come back with: "
-            f"tail -F {run.logs}/latest/rank_0.out",
+            f"python -m r1hpc.logs {run.path} -f",
             file=out,
         )
         return 130
@@ -127,6 +133,15 @@ def _step_line(record: dict[str, object]) -> str:
     if isinstance(seconds := record.get("step_time_s"), float):
         words.append(f"{format_duration(seconds)} a step")
     return "  ".join(words)
+
+
+def _submitted_at(run: RunDir) -> float:
+    return max((_time(s) for s in read_history(run).submissions), default=0.0)
+
+
+def _time(record: dict[str, object]) -> float:
+    time_ = record.get("time")
+    return time_ if isinstance(time_, float) else 0.0
 
 
 def _names(event: dict[str, object]) -> list[str]:

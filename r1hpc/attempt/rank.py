@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, NoReturn
 
 from r1hpc.attempt.begin import read_facts
 from r1hpc.attempt.outcome import FAILED, FINISHED, HANG, STOPPED, RankOutcome, write_outcome
-from r1hpc.base.errors import R1hpcError
+from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.files import check_owned, read_json, write_json
 from r1hpc.base.rundir import RunDir, open_run
 from r1hpc.config.load import read
 from r1hpc.config.schema import RunConfig
+from r1hpc.data.errors import DatasetMismatchError
 from r1hpc.slurm.env import RankContext, choose_port, current, network_interface_to
 from r1hpc.telemetry.attempts import Cause
 from r1hpc.telemetry.sampler import GpuSampler
+from r1hpc.train.errors import TrainError
 from r1hpc.train.stop import StopRequests
 from r1hpc.train.watchdog import Watchdog
 
@@ -66,6 +68,7 @@ def run_rank(run_dir: str) -> NoReturn:
             print(f"error: {error.strerror}: {error.filename or run.path}", file=sys.stderr)
         else:
             traceback.print_exc()
+        sys.stdout.flush()
         sys.stderr.flush()
         # Not by unwinding: destructors of a broken process group can wait for dead peers.
         os._exit(1)
@@ -86,7 +89,14 @@ def _train(
     from r1hpc.train import distributed, pretrain
 
     watchdog.beat("joining the other ranks")
-    group = distributed.join(context.rank, context.local_rank, context.world_size, store)
+    group = distributed.join(
+        context.rank,
+        context.local_rank,
+        context.world_size,
+        store,
+        use_gpu=bool(config.resources.gpus_per_node),
+        hang_timeout_s=config.train.hang_timeout_s,
+    )
     job = pretrain.Job(
         config=config,
         run=run,
@@ -131,11 +141,15 @@ def _rendezvous(run: RunDir, config: RunConfig, context: RankContext, token: str
 
 def _name_interface(config: RunConfig, context: RankContext) -> None:
     """Tell gloo and NCCL which interface leads to the other nodes; their own guess may be a private one."""
-    interface = config.cluster.network_interface or network_interface_to(context.peer_host)
+    if config.cluster.network_interface is not None:
+        for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ[variable] = config.cluster.network_interface
+        return
+    interface = network_interface_to(context.peer_host)
     if interface is not None:
-        os.environ["GLOO_SOCKET_IFNAME"] = interface
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         if interface != "lo":  # NCCL within one node uses shared memory and NVLink, and finds its own way
-            os.environ["NCCL_SOCKET_IFNAME"] = interface
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # "=": not eth10 for eth1
 
 
 def _wait_for(place: Path, token: str) -> dict[str, str]:
@@ -195,7 +209,7 @@ def _failure(context: RankContext, error: BaseException) -> RankOutcome:
 def _cause_of(error: BaseException) -> Cause:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return Cause.oom
-    # An error of ours says that trying again as it is cannot help; a failed save can (a full disk is freed).
-    if isinstance(error, R1hpcError) and type(error).__name__ != "SaveError":
+    # Configuration does not mend itself. A full disk, a slow node, a bad read can: those are crashes.
+    if isinstance(error, (UsageError, TrainError, DatasetMismatchError)):
         return Cause.refused
     return Cause.crash

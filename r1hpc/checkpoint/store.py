@@ -204,6 +204,10 @@ class CheckpointStore:
         """Problems that show without reading contents, files that the manifest does not list among them."""
         return find_layout_problems(checkpoint)
 
+    def accept(self, checkpoint: Checkpoint) -> None:
+        """Take a checkpoint as verified: all ranks have just verified it, each its share."""
+        self._verified[checkpoint.path] = fingerprint(checkpoint.path)
+
     def newest_verified(self) -> Checkpoint | None:
         """The newest checkpoint of which every byte is as committed; None when there are no folders.
 

@@ -48,7 +48,6 @@ def freeze(run: RunDir, config: RunConfig, argv: Sequence[str], overrides: Seque
         ConfigError: an override, a value of the configuration or a file of the code holds a secret.
     """
     known = secret_values(os.environ)
-    load.save(config, run.config)
     _copy_code(run.code)
     _refuse_secrets_in_code(run.code, known)
     checkout = load.assets("jobs").parent
@@ -56,6 +55,7 @@ def freeze(run: RunDir, config: RunConfig, argv: Sequence[str], overrides: Seque
     if diff:
         write_atomic(run.code / "diff.patch", diff)
     write_json(run.environment, {**_describe_process(argv, overrides, known), "git": git})
+    load.save(config, run.config)  # last: a folder with a configuration is a whole one
 
 
 def refuse_secrets(config: RunConfig, overrides: Sequence[str]) -> None:

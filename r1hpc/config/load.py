@@ -42,11 +42,14 @@ def find_job(name: str) -> Path:
         ConfigError: neither exists; names the jobs there are.
     """
     jobs = assets("jobs")
-    for candidate in (Path(name), jobs / name, jobs / f"{name}.yaml", jobs / Path(name).name):
+    # jobs/smoke.yaml works from any folder; another folder's name must not end in a job of ours.
+    for candidate in (Path(name), jobs / name, jobs / f"{name}.yaml", jobs.parent / name):
         if candidate.is_file():
             return candidate
     known = sorted(path.stem for path in jobs.glob("*.yaml"))
-    raise ConfigError(f"no job {printable(name)!r}{nearest(name, known)}; there are: {', '.join(known)}")
+    raise ConfigError(
+        f"no job {printable(name)!r}{nearest(Path(name).stem, known)}; there are: {', '.join(known)}"
+    )
 
 
 def load(

@@ -53,6 +53,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _at_least("data.seq_len", self.seq_len, 2)
+        _seed("data.seed", self.seed)
         _one_of("data.verify", self.verify, ("once", "every"))
         if self.path is None and self.recipe is None:
             raise ConfigError("give data.path=DIR (made by `r1hpc shard build`) or data.recipe=NAME")
@@ -98,6 +99,7 @@ class TrainConfig:
         if self.gradient_accumulation_steps is not None:
             _at_least("train.gradient_accumulation_steps", self.gradient_accumulation_steps, 1)
         _at_least("train.warmup_steps", self.warmup_steps, 0)
+        _seed("train.seed", self.seed)
         for name in ("lr", "max_grad_norm", "stop_grad_norm", "hang_timeout_s", "eps"):
             _positive(f"train.{name}", getattr(self, name))
         if not 0 <= self.min_lr_fraction <= 1:
@@ -255,6 +257,11 @@ STAGES = ("pretrain",)
 def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise ConfigError(f"{name} is {value}: it must be at least {least}")
+
+
+def _seed(name: str, value: int) -> None:
+    if not 0 <= value < 2**63:
+        raise ConfigError(f"{name} is {value}: it must lie between 0 and 2^63 - 1")
 
 
 def _positive(name: str, value: float) -> None:

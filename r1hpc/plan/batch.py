@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from r1hpc.base.errors import ConfigError
 
 _CHOICES_SHOWN = 8
+_MOST_NODES = 10_000
+"""Choices beyond are not looked for: an absurd number of nodes is answered at once."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ def _divisors(number: int) -> list[int]:
 
 def _nearest_choices(global_batch_size: int, micro_batch_size: int, nodes: int, ranks_per_node: int) -> str:
     """A sentence that lists what would be legal, the least changed first."""
-    legal = legal_topologies(global_batch_size, ranks_per_node, max(2 * nodes, nodes + 4))
+    most = min(max(2 * nodes, nodes + 4), global_batch_size // ranks_per_node, _MOST_NODES)
+    legal = legal_topologies(global_batch_size, ranks_per_node, most)
     if not legal:
         return (
             f"No number of nodes with {ranks_per_node} ranks each divides it: take a multiple of "

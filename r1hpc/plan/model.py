@@ -21,6 +21,8 @@ def load_model_config(config: RunConfig, vocab_size: int | None) -> dict[str, An
     own = merged.get("vocab_size")
     if own is None:
         return merged if vocab_size is None else {**merged, "vocab_size": vocab_size}
+    if not isinstance(own, int) or own < 1:
+        raise ConfigError(f"model.config.vocab_size is {own!r}: it must be a whole number above 0")
     if vocab_size is not None and own < vocab_size:
         raise ConfigError(
             f"the model's vocab_size is {own}, but the dataset's tokenizer has {vocab_size} tokens: "

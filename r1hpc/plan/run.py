@@ -139,7 +139,7 @@ def _shape(config: RunConfig, vocab_size: int | None) -> ModelShape | None:
     except UnknownModelError:
         shape = None
     positions = shape.max_position_embeddings if shape else positions
-    if positions is not None and seq_len > positions:
+    if isinstance(positions, int) and seq_len > positions:
         raise ConfigError(
             f"data.seq_len is {seq_len}, but the model has {positions} positions: lower it, or raise "
             "model.config.max_position_embeddings"

@@ -143,12 +143,14 @@ def check_heads(config: Mapping[str, Any]) -> None:
         ConfigError: hidden_size is no multiple of the heads (where head_dim follows from it), or the
             heads no multiple of the key-value heads.
     """
-    heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
+    heads, hidden, groups = (
+        value if isinstance(value := config.get(name), int) else None
+        for name in ("num_attention_heads", "hidden_size", "num_key_value_heads")
+    )
     if heads and hidden and not config.get("head_dim") and hidden % heads:
         raise ConfigError(
             f"model.config: hidden_size {hidden} is not a multiple of num_attention_heads {heads}"
         )
-    groups = config.get("num_key_value_heads")
     if heads and groups and heads % groups:
         raise ConfigError(
             f"model.config: num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}"

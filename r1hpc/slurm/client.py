@@ -44,6 +44,8 @@ class SlurmError(R1hpcError):
         return not self.timed_out and any(words in self.stderr for words in _NOT_ARRIVED)
 
 
+NO_CONFIGURATION = "Could not establish a configuration source"
+"""Slurm's commands are installed, and this machine belongs to no cluster."""
 # slurm_errno.c: what a client prints when the daemon is down, restarting or switching to its backup.
 _NOT_ARRIVED = (
     "Unable to contact slurm controller",
@@ -98,8 +100,11 @@ def call(argv: Sequence[str], timeout_s: float = 30.0, env: Mapping[str, str] | 
             timed_out=True,
         ) from None
     if done.returncode:
+        words = f"`{shown}` failed with exit status {done.returncode}{_quoted(done.stdout, done.stderr)}"
+        if NO_CONFIGURATION in done.stderr:
+            words = f"`{argv[0]}` finds no cluster from here: run this on a login node, or set SLURM_CONF"
         raise SlurmError(
-            f"`{shown}` failed with exit status {done.returncode}{_quoted(done.stdout, done.stderr)}",
+            words,
             done.returncode,
             done.stdout,
             done.stderr,

@@ -15,13 +15,12 @@ from r1hpc.base.units import format_time, parse_time
 from r1hpc.config.schema import RunConfig
 from r1hpc.plan.preemption import choose_signal_lead_s, judge_window, warning_window
 from r1hpc.plan.run import RunPlan, make_plan
-from r1hpc.slurm.client import SlurmError, call
+from r1hpc.slurm.client import NO_CONFIGURATION, SlurmError, call
 from r1hpc.slurm.probe import ClusterFacts, probe_cluster
 from r1hpc.slurm.script import DEFAULT_SIGNAL_LEAD_S
 
 _UNKNOWN_SAVE_S = 135.0
 """Where the model's size is not known yet; makes the usual warning of 300 s."""
-_NO_CONFIGURATION = "Could not establish a configuration source"
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def slurm_is_here() -> bool:
     try:
         call(["sbatch", "--version"], 5.0)  # reads slurm.conf, talks to nobody
     except SlurmError as error:
-        return _NO_CONFIGURATION not in error.stderr
+        return NO_CONFIGURATION not in error.stderr
     return True
 
 

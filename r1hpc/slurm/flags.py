@@ -25,6 +25,10 @@ class _Flag:
         return self.names[-1].removeprefix("--")
 
     @property
+    def metavar(self) -> str:
+        return "N" if self.is_count else self.option.rpartition("-")[2].upper()
+
+    @property
     def key(self) -> str:
         return self.option.replace("-", "_")
 
@@ -54,7 +58,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Give the parser sbatch's flags."""
     group = parser.add_argument_group("resources (sbatch's own flags)")
     for flag in FLAGS:
-        group.add_argument(*flag.names, dest=flag.key, help=flag.help, metavar="X")
+        group.add_argument(*flag.names, dest=flag.key, help=flag.help, metavar=flag.metavar)
     group.add_argument("--exclusive", action="store_true", help="whole nodes")
     words = "any other sbatch option, by its long name; may be repeated"
     group.add_argument("--sbatch", action="append", default=[], metavar="KEY[=VALUE]", help=words)

@@ -24,7 +24,7 @@ PENDING_STATES = frozenset(
 LIVE_STATES = PENDING_STATES | frozenset(
     ("RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
 )
-_BACK_OFF_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+_BACK_OFF_S = (1.0, 2.0, 4.0, 8.0, 15.0, *[30.0] * 19)
 
 
 @dataclass(frozen=True)

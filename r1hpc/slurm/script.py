@@ -111,8 +111,16 @@ srun --unbuffered --kill-on-bad-exit=1 --wait=600 --distribution=block \\
     --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$((SLURM_JOB_NUM_NODES * RANKS_PER_NODE))" \\
     --ntasks-per-node="$RANKS_PER_NODE" --cpus-per-task="$CPUS"@SRUN_FLAGS@ \\
     --output="$RUN_DIR/logs/attempt_$ATTEMPT/rank_%t.out" \\
-    @COMMAND@
-STATUS=$?
+    @COMMAND@ &
+SRUN=$!
+# In the background, so that TERM at the time limit is heard: whoever is still busy then is left behind, since
+# Slurm does not start a job again that ran into its limit, and KILL follows. Any other TERM is the ranks'.
+while true; do
+    wait "$SRUN"
+    STATUS=$?
+    kill -0 "$SRUN" 2> /dev/null || break
+    [ "$(date +%s)" -lt "$((${SLURM_JOB_END_TIME:-99999999999} - 5))" ] || { sleep 2; kill -KILL "$SRUN"; }
+done
 
 # No rank is left to inherit this: the last words are not cut short by the TERM of a requeue.
 trap '' TERM USR2

@@ -18,6 +18,9 @@ from r1hpc.slurm.accounting import FIELDS, JobRecord, gpus_of
 from r1hpc.slurm.client import call
 
 _PRINTED_BY = f"sacct -D -X -P -o {FIELDS}"
+_NO_LATER = 7_258_118_400.0
+"""2200-01-01: a number beyond it is no time of a job."""
+_LONGEST_S = 10 * 366 * 86400
 
 
 def ask_sacct(
@@ -75,12 +78,13 @@ def parse_when(text: str) -> float | None:
     """
     if text in ("", "Unknown", "None", "0"):
         return None
-    if text.isdigit():
-        return float(text)
     try:
-        return datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        raise UsageError(f"{text!r} is not a time: write 2026-05-01 or 2026-05-01T10:00:00") from None
+        seconds = float(text) if text.isdecimal() else datetime.fromisoformat(text).timestamp()
+        if seconds < _NO_LATER:
+            return seconds
+    except (ValueError, OverflowError):
+        pass
+    raise UsageError(f"{text!r} is not a time: write 2026-05-01 or 2026-05-01T10:00:00")
 
 
 def _check_header(names: list[str], source: str) -> None:
@@ -96,8 +100,6 @@ def _check_header(names: list[str], source: str) -> None:
 def _split(line: str, names: list[str], place: str) -> list[str]:
     parts = line.split("|")
     surplus = len(parts) - len(names)
-    if surplus == 1 and not parts[-1]:  # sacct -p ends each line with the separator
-        return parts[:-1]
     if surplus > 0 and "jobname" in names:  # the one field whose text may hold the separator
         at = names.index("jobname")
         return [*parts[:at], "|".join(parts[at : at + surplus + 1]), *parts[at + surplus + 1 :]]
@@ -132,10 +134,14 @@ def _record(row: Mapping[str, str]) -> JobRecord:
 
 def _elapsed_s(row: Mapping[str, str], start: float | None, end: float | None) -> int:
     if row.get("elapsedraw"):
-        return int(row["elapsedraw"])
-    if row.get("elapsed"):
-        return parse_time(row["elapsed"])
-    return round(end - start) if start is not None and end is not None else 0
+        elapsed = int(row["elapsedraw"])
+    elif row.get("elapsed"):
+        elapsed = parse_time(row["elapsed"])
+    else:
+        elapsed = round(end - start) if start is not None and end is not None else 0
+    if not 0 <= elapsed <= _LONGEST_S:
+        raise ValueError(f"{elapsed} s is no time that a job ran")
+    return elapsed
 
 
 def _nodes(row: Mapping[str, str]) -> int:

@@ -15,7 +15,9 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store, TCPStore  # torch.distributed hides them from type checkers
 
-_DISTRIBUTED_TIMEOUT = datetime.timedelta(minutes=30)
+from r1hpc.base.errors import R1hpcError
+
+_STORE_TIMEOUT = datetime.timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
@@ -51,20 +53,32 @@ class Group:
         dist.barrier()
 
 
-def join(rank: int, local_rank: int, world_size: int, store: Store) -> Group:
-    """Initialise torch.distributed and DeepSpeed's view of it: NCCL where there is a GPU, else gloo."""
-    use_gpu = torch.cuda.is_available()
-    if not use_gpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # DeepSpeed reads these when it builds its engine.
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(world_size))
-    device = torch.device("cuda", _device_index(local_rank)) if use_gpu else torch.device("cpu")
+def join(
+    rank: int, local_rank: int, world_size: int, store: Store, *, use_gpu: bool, hang_timeout_s: float
+) -> Group:
+    """Initialise torch.distributed and DeepSpeed's view of it: NCCL for a GPU run, gloo for a CPU run.
+
+    Args:
+        hang_timeout_s: the watchdog's; a collective waits longer, so that the watchdog gets to name the hang.
+
+    Raises:
+        R1hpcError: a GPU run on a node where torch finds none.
+    """
+    if use_gpu and not torch.cuda.is_available():
+        raise R1hpcError(
+            f"torch {torch.__version__} finds no GPU on {socket.gethostname()}: look at the driver there "
+            "(nvidia-smi), or exclude the node with -x; a CPU run has resources.gpus_per_node=0"
+        )
+    os.environ["DS_ACCELERATOR"] = "cuda" if use_gpu else "cpu"
+    index = _device_index(local_rank) if use_gpu else local_rank
+    # DeepSpeed reads these when it builds its engine, and takes LOCAL_RANK for the device.
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(index), WORLD_SIZE=str(world_size))
+    device = torch.device("cuda", index) if use_gpu else torch.device("cpu")
     if use_gpu:
         torch.cuda.set_device(device)
     backend = "nccl" if use_gpu else "gloo"
-    dist.init_process_group(
-        backend, store=store, rank=rank, world_size=world_size, timeout=_DISTRIBUTED_TIMEOUT
-    )
+    timeout = datetime.timedelta(seconds=2 * hang_timeout_s + 60)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     _join_deepspeed(backend)
     return Group(rank, local_rank, world_size, device)
 
@@ -80,7 +94,7 @@ def make_store(host: str, port: int, world_size: int, listener: socket.socket | 
         port,
         world_size,
         is_master=listener is not None,
-        timeout=_DISTRIBUTED_TIMEOUT,
+        timeout=_STORE_TIMEOUT,
         wait_for_workers=False,
         master_listen_fd=None if listener is None else listener.detach(),
         use_libuv=listener is None,

@@ -100,6 +100,7 @@ class Session:
     tokens_per_step: int
     flops_per_token: float | None
     peak_flops: float | None
+    skipped_in_a_row: int = 0
 
 
 def run(job: Job) -> Outcome:
@@ -183,7 +184,7 @@ def train(session: Session) -> Outcome:
         edge = train_step(session, step)
         due = step % job.config.checkpoint.save_every == 0 or step == last_step
         if due or edge.save or edge.stop:
-            save(session, step)
+            save(session, step, hurry=edge.stop)
     finished = step >= last_step
     return Outcome(finished, step, snapshots.last_committed_step, "" if finished else job.requests.reason)
 
@@ -251,6 +252,12 @@ def check_finite(session: Session, step: int, edge: Edge, loss: float, norm: flo
     """End the run on NaN, infinity or an exploded gradient: the last checkpoint is from before it."""
     train_, group = session.job.config.train, session.job.group
     fp16_overflow = train_.precision is Precision.fp16 and skipped
+    session.skipped_in_a_row = session.skipped_in_a_row + 1 if fp16_overflow else 0
+    if session.skipped_in_a_row > train_.max_skipped_steps:
+        raise NonFiniteError(
+            f"step {step}: fp16 overflowed {session.skipped_in_a_row} times in a row "
+            f"(train.max_skipped_steps={train_.max_skipped_steps}); use bf16, or lower train.lr"
+        )
     if edge.failed_ranks:
         ranks = [rank for rank, bad in enumerate(group.gather(not math.isfinite(loss))) if bad]
         raise NonFiniteError(f"step {step}: the loss is not finite on rank {', '.join(map(str, ranks))}")
@@ -261,7 +268,7 @@ def check_finite(session: Session, step: int, edge: Edge, loss: float, norm: flo
         )
 
 
-def save(session: Session, step: int) -> None:
+def save(session: Session, step: int, hurry: bool) -> None:
     """Commit the state after `step`, with the metrics and the ledger up to it durable first."""
     job, snapshots = session.job, session.snapshots
     if snapshots.last_committed_step == step:
@@ -277,7 +284,7 @@ def save(session: Session, step: int) -> None:
         "num_nodes": job.config.resources.nodes,
         "torch": torch.__version__,
     }
-    seconds = snapshots.save(session.engine, step, meta)
+    seconds = snapshots.save(session.engine, step, meta, hurry=hurry)
     job.requests.saved()
     job.watchdog.beat(f"after saving step {step}")
     if job.group.rank == 0:

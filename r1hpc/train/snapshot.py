@@ -12,9 +12,10 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,11 +24,12 @@ from r1hpc.base.errors import R1hpcError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.units import format_bytes
 from r1hpc.checkpoint.errors import NoUsableCheckpointError
-from r1hpc.checkpoint.store import Checkpoint, CheckpointStore
+from r1hpc.checkpoint.store import Candidate, Checkpoint, CheckpointStore
 from r1hpc.train.distributed import Group
 from r1hpc.train.errors import ResumeError, SaveError
 
 _TAG = "deepspeed"
+_T = TypeVar("_T")
 # Facts that must be the same at resume: they decide which numbers the run computes.
 _IDENTITY = ("dataset_id", "plan_hash", "global_batch_size", "model", "precision")
 
@@ -52,9 +54,19 @@ class Identity:
                     f"the checkpoint was made with {name}={saved.get(name)}, this run has {name}="
                     f"{getattr(self, name)}: go back to the old setting, or start a run of another name"
                 )
+        if saved.get("zero_stage") != self.zero_stage and {saved.get("zero_stage"), self.zero_stage} != {
+            1,
+            2,
+        }:
+            raise ResumeError(
+                f"the checkpoint is of ZeRO {saved.get('zero_stage')}, this run has deepspeed.zero_stage="
+                f"{self.zero_stage}: DeepSpeed converts only between 1 and 2; go back to the old stage"
+            )
 
     def same_layout(self, saved: dict[str, Any]) -> bool:
         """Whether DeepSpeed's files fit as they are, without conversion."""
+        if saved.get("zero_stage") == self.zero_stage == 0:
+            return True  # every rank holds everything
         return (saved.get("world_size"), saved.get("zero_stage")) == (self.world_size, self.zero_stage)
 
 
@@ -90,27 +102,27 @@ class Snapshots:
             NoUsableCheckpointError: there are checkpoints and none verifies.
             ResumeError: the newest good one belongs to another configuration.
         """
-        listed, error = self._on_rank_0(self._store.list)
-        candidates: list[Checkpoint] = listed if error is None else []
-        problems_of: dict[int, list[str]] = {}
-        for checkpoint in candidates:
-            problems = self._verify_together(checkpoint)
-            if not problems:
+        candidates: list[Candidate] = self._tell(lambda: list(self._store.survey()))
+        passed_over = []
+        for candidate in candidates:
+            checkpoint, problems = candidate.checkpoint, [candidate.problem]
+            if checkpoint is not None:
+                problems = self._verify_together(checkpoint)
+            if checkpoint is not None and not problems:
                 self._identity.check(checkpoint.manifest.meta)
+                self._store.accept(checkpoint)
                 self.last_committed_step = checkpoint.step
+                self.last_bytes = checkpoint.manifest.total_size
                 self._resumed_from = {checkpoint.step}
-                self.last_bytes = sum(f.size for f in checkpoint.manifest.files)
                 return checkpoint
-            problems_of[checkpoint.step] = problems
+            passed_over.append(f"{candidate.path.name}: {'; '.join(problems)}")
             if self._group.rank == 0:
-                print(
-                    f"checkpoint {checkpoint.path.name} is not usable, trying an older one:", file=sys.stderr
-                )
-                print("\n".join(f"  {problem}" for problem in problems), file=sys.stderr)
-        # Folders without a readable manifest do not appear in list(); newest_verified names them.
-        _, error = self._on_rank_0(self._store.newest_verified)
-        if error is not None or problems_of:
-            raise NoUsableCheckpointError(error or f"no checkpoint verifies: {problems_of}")
+                print(f"checkpoint not usable, trying an older one: {passed_over[-1]}", file=sys.stderr)
+        if passed_over:
+            raise NoUsableCheckpointError(
+                "no checkpoint can be used:\n  " + "\n  ".join(passed_over) + "\n"
+                "Restore one of them, or move these folders away to start from the beginning"
+            )
         return None
 
     def needs_conversion(self, checkpoint: Checkpoint | None) -> bool:
@@ -133,8 +145,11 @@ class Snapshots:
             raise ResumeError(f"DeepSpeed found nothing to load in {checkpoint.path}")
         return checkpoint.step
 
-    def save(self, engine: Any, step: int, meta: dict[str, Any]) -> float:
+    def save(self, engine: Any, step: int, meta: dict[str, Any], *, hurry: bool) -> float:
         """Write and commit the state after `step` optimizer steps; returns the seconds it took.
+
+        Args:
+            hurry: somebody is about to kill us; older checkpoints are left for the next attempt to prune.
 
         Raises:
             SaveError: disk full, I/O error, or this incarnation is superseded. The run's earlier
@@ -151,6 +166,8 @@ class Snapshots:
                 engine.save_checkpoint(str(staging), tag=_TAG, save_latest=False)
                 save_streams(staging / _streams_name(self._group.rank))
         except (R1hpcError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
             raise SaveError(self._no_space(f"writing checkpoint step {step}", error)) from error
         failpoint("save.written")
         self._group.barrier()
@@ -171,15 +188,16 @@ class Snapshots:
         failpoint("save.committed")
         self.last_committed_step = step
         self.last_bytes = sum(record.size for record in records)
-        self._tell(lambda: self._store.prune(protect={step, *self._resumed_from}))
+        if not hurry:
+            self._tell(lambda: self._store.prune(protect={step, *self._resumed_from}))
         return time.monotonic() - started
 
     def _open_staging(self, step: int) -> None:
-        free = shutil.disk_usage(self._scratch).free
+        free = shutil.disk_usage(self._store.root).free
         if free < self.last_bytes:
             raise SaveError(
                 f"no room for checkpoint step {step}: {format_bytes(self.last_bytes)} needed as last time, "
-                f"{format_bytes(free)} free under {self._scratch}; free some or lower checkpoint.keep"
+                f"{format_bytes(free)} free under {self._store.root}; free some or lower checkpoint.keep"
             )
         self._store.open_staging(step, self._attempt, self._token)
 
@@ -202,7 +220,8 @@ class Snapshots:
         target = self._scratch / f"universal-{self._attempt}" / f"step-{checkpoint.step}"
 
         def convert() -> None:
-            shutil.rmtree(target.parent, ignore_errors=True)
+            for leftover in self._scratch.glob("universal-*"):  # of a conversion that was killed
+                shutil.rmtree(leftover)
             target.parent.mkdir(mode=0o700)
             command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
             command += ["--input_folder", str(checkpoint.path / _TAG), "--output_folder", str(target)]
@@ -217,29 +236,26 @@ class Snapshots:
         self._tell(convert)
         return target
 
-    def _tell(self, action: Any) -> Any:
-        """Do `action` on rank 0; when it fails there, fail with the same words on all ranks."""
-        result, error = self._on_rank_0(action)
-        if error is not None:
-            raise SaveError(error)
-        return result
-
-    def _on_rank_0(self, action: Any) -> tuple[Any, str | None]:
-        outcome: tuple[Any, str | None] = (None, None)
+    def _tell(self, action: Callable[[], _T]) -> _T:
+        """Do `action` on rank 0 and tell all; when it fails there, fail with the same words on all ranks."""
+        told: tuple[Any, tuple[str, str] | None] = (None, None)
         if self._group.rank == 0:
             try:
-                outcome = (action(), None)
+                told = (action(), None)
             except R1hpcError as error:
-                outcome = (None, str(error))
+                told = (None, (type(error).__name__, str(error)))
             except OSError as error:
-                outcome = (None, self._no_space("checkpoint", error))
-        told: tuple[Any, str | None] = self._group.broadcast(outcome)
-        return told
+                told = (None, (SaveError.__name__, self._no_space("checkpoint", error)))
+        result, failure = self._group.broadcast(told)
+        if failure is not None:
+            raise (ResumeError if failure[0] == ResumeError.__name__ else SaveError)(failure[1])
+        value: _T = result
+        return value
 
     def _no_space(self, what: str, error: Exception) -> str:
-        free = shutil.disk_usage(self._scratch).free
+        free = shutil.disk_usage(self._store.root).free
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return f"{what} failed: {first} ({format_bytes(free)} free under {self._scratch})"
+        return f"{what} failed: {first} ({format_bytes(free)} free under {self._store.root})"
 
 
 def seed_streams(seed: int, step: int, rank: int) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 EXIT_HANG = 75
 """Exit status of a rank that found itself hanging."""
 _BACKSTOP = 1.5
+_LAST_WORDS_S = 3.0
 
 
 class Watchdog:
@@ -58,4 +59,6 @@ class Watchdog:
                 )
                 faulthandler.dump_traceback(all_threads=True)
                 self._on_hang(self._phase, idle_s)
+                # The first to exit gets the others killed; they too should have left word by then.
+                time.sleep(_LAST_WORDS_S)
                 os._exit(EXIT_HANG)

@@ -96,6 +96,7 @@ STOPPED_BY_USR2 = [said(STOPPED, 0, "SIGUSR2"), said(STOPPED, 1)]
         ),
         pytest.param(Evidence(2, [], 139, view("RUNNING")), Cause.crash, id="segmentation fault"),
         pytest.param(Evidence(2, [], 1), Cause.crash, id="no word at all"),
+        pytest.param(Evidence(2, [], 143), Cause.preempted, id="SIGTERM while Python was starting"),
     ],
 )
 def test_the_cause_is_what_the_evidence_says(evidence: Evidence, cause: Cause) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.telemetry.attempts import Cause
-from tests.runs import assert_same_run, submit, wait_over
+from tests.runs import assert_same_run, submit, wait_over, wait_step
 
 pytestmark = [
     pytest.mark.timeout(300),
@@ -39,6 +39,17 @@ def resize(disk: Path, size: int) -> None:
 def used(disk: Path) -> int:
     status = os.statvfs(disk)
     return (status.f_blocks - status.f_bfree) * status.f_frsize
+
+
+def test_a_write_that_fails_half_way_is_named(small_disk: Path) -> None:
+    slow = {**os.environ, "R1HPC_FAILPOINT": "step.begin:sleep=0.5::*"}
+    run = submit(small_disk, "half", *_SIZE, env=slow).run
+    wait_step(run, 3)
+    resize(small_disk, used(small_disk) + (2 << 20))
+    attempts = wait_over(run)
+    assert attempts[-1].cause is Cause.crash
+    assert "writing checkpoint step 6 failed" in attempts[-1].detail
+    assert CheckpointStore(run.checkpoints).list() == []
 
 
 def test_a_full_disk_costs_nothing_that_was_committed(small_disk: Path) -> None:
