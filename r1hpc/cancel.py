@@ -1,10 +1,11 @@
 """End a run.
 
-    python -m r1hpc.cancel RUN_DIR                # its job gets SIGTERM now; it is not requeued
-    python -m r1hpc.cancel RUN_DIR --save-first   # touch STOP: it saves at the next step edge, then leaves
+    python -m r1hpc.cancel RUN_DIR               # its job gets SIGTERM; it is not requeued
+    python -m r1hpc.cancel RUN_DIR --save-first  # touch STOP: it saves at a step edge, then leaves
 
-A job is cancelled by its id alone, from the run folder, after a look at whether it is yours and this run's:
-`scancel --name` would hit other runs, and a job id can be another job's on another cluster.
+A job is cancelled by its id alone, from the run folder, after a look at whether it is yours and
+this run's: `scancel --name` would hit other runs, and a job id can be another job's on another
+cluster.
 """
 
 import os

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from r1hpc.base.cli import ArgumentParser, run_door
+from r1hpc.base.errors import UsageError
+from r1hpc.base.files import read_records
 from r1hpc.base.rundir import RunDir, open_run
 
 
@@ -51,6 +53,8 @@ def _begin(run: RunDir) -> int:
     from r1hpc.attempt.begin import begin
     from r1hpc.slurm.env import expand_counts, expand_nodelist, job_id
 
+    if not {"SLURM_JOB_NODELIST", "SLURM_TASKS_PER_NODE"} <= os.environ.keys():
+        raise UsageError("begin belongs inside a job: start it with srun or salloc, or take `local`")
     names = expand_nodelist(os.environ["SLURM_JOB_NODELIST"])
     ranks = sum(expand_counts(os.environ["SLURM_TASKS_PER_NODE"]))
     attempt = begin(run, "slurm", job_id(os.environ) or "", names, ranks)
@@ -64,6 +68,9 @@ def _end(run: RunDir, attempt: int, status: int) -> int:
     from r1hpc.slurm.requeue import requeue, resubmit
     from r1hpc.telemetry.attempts import record
 
+    begun = [event.get("attempt") for event in read_records(run.attempts) if event.get("event") == "begin"]
+    if attempt not in begun:
+        raise UsageError(f"{run.run_id} has begun no attempt {attempt}: give the number begin printed")
     ended = end(run, attempt, status)
     job = ended.attempt.job_id
     # Ten minutes: a controller that restarts must not cost the run its next attempt.

@@ -1,7 +1,7 @@
 """What the ranks print.
 
-    python -m r1hpc.logs                       # newest run, its last attempt, rank 0, the last 50 lines
-    python -m r1hpc.logs RUN_DIR -f            # and what follows, over all attempts, until the run is over
+    python -m r1hpc.logs                # newest run, its last attempt, rank 0, the last 50 lines
+    python -m r1hpc.logs RUN_DIR -f     # and what follows, over all attempts, until the run is over
     python -m r1hpc.logs RUN_DIR --rank 3 --attempt 1 -n 200
 
 Control characters are taken out: a log can hold whatever a model or a library printed.

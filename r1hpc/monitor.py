@@ -1,13 +1,14 @@
 """What the GPUs of this node do right now, or a record of it until stopped.
 
-    python -m r1hpc.monitor                     # a table every second, until Ctrl-C
-    python -m r1hpc.monitor --once --json       # one reading of everything, as one JSON object
-    python -m r1hpc.monitor --out gpu.jsonl     # one line per second into a file, until SIGTERM or Ctrl-C
+    python -m r1hpc.monitor                   # a table every second, until Ctrl-C
+    python -m r1hpc.monitor --once --json     # one reading of everything, as one JSON object
+    python -m r1hpc.monitor --out gpu.jsonl   # a line per second into a file, until SIGTERM, Ctrl-C
 
-A job's own GPUs are recorded by training itself. This door needs no run; it watches the GPUs named by
-CUDA_VISIBLE_DEVICES, or all. Readings that a GPU does not have are shown as "-".
+A job's own GPUs are recorded by training itself. This door needs no run; it watches the GPUs named
+by CUDA_VISIBLE_DEVICES, or all. Readings that a GPU does not have are shown as "-".
 """
 
+import logging
 import signal
 import socket
 import threading
@@ -72,6 +73,8 @@ def _show(arguments: Any, stopping: threading.Event) -> int:
 
 
 def _record(arguments: Any, stopping: threading.Event) -> int:
+    # What the sampler logs comes back as its message, and is said once.
+    logging.getLogger("r1hpc.telemetry.sampler").addHandler(logging.NullHandler())
     sampler = GpuSampler(arguments.out, _node(), attempt=0, period_s=arguments.period)
     message = sampler.open() if arguments.once else sampler.start()
     if message is None and arguments.once:

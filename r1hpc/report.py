@@ -1,14 +1,14 @@
 """GPU-hours, and what they were spent on.
 
-    python -m r1hpc.report                              # the newest run; plots go to RUN_DIR/report/
-    python -m r1hpc.report RUN_DIR RUN_DIR --json       # several runs, one JSON object
-    python -m r1hpc.report --compare RUN_DIR RUN_DIR    # are two runs the same, bit by bit? 0: yes, 1: no
-    python -m r1hpc.report --start 2026-05-01           # all your jobs since then, from sacct
-    python -m r1hpc.report --sacct-file FILE            # the same from what `sacct -D -X -P -o ...` printed
+    python -m r1hpc.report                            # the newest run; plots go to RUN_DIR/report/
+    python -m r1hpc.report RUN_DIR RUN_DIR --json     # several runs, one JSON object
+    python -m r1hpc.report --compare RUN_DIR RUN_DIR  # the same, bit by bit? 0: yes, 1: no
+    python -m r1hpc.report --start 2026-05-01         # all your jobs since then, from sacct
+    python -m r1hpc.report --sacct-file FILE          # the same from what sacct printed
 
-gpu_hours = GPUs x allocated wall hours, busy or idle, over all attempts; an allocation that ran over
-midnight is split between its days. Slurm's own records are used where they can be had; the run's own
-record, which knows what each attempt did, is printed beside them.
+gpu_hours = GPUs x allocated wall hours, busy or idle, over all attempts; an allocation that ran
+over midnight is split between its days. Slurm's own records are used where they can be had; the
+run's own record, which knows what each attempt did, is printed beside them.
 """
 
 import csv

@@ -5,8 +5,9 @@
     python -m r1hpc.shard inspect data/stdlib --doc 12
     python -m r1hpc.shard trace data/stdlib --seq-len 256 --seed 0 --sample 4711
 
-RECIPE is a YAML file, or the name of one in shards/. Building where the same recipe's dataset already is
-does nothing. A build that is killed leaves a .staging- folder, which the next build there removes.
+RECIPE is a YAML file, or the name of one in shards/. Building where the same recipe's dataset
+already is does nothing. A build that is killed leaves a .staging- folder, which the next build
+there removes.
 """
 
 import time

@@ -5,8 +5,9 @@
     python -m r1hpc.status --all               # every run under the run root, one line each
     python -m r1hpc.status RUN_DIR --json      # state, attempt, global_step, ..., attempts: [...]
 
-States: queued, running, requeued (between two attempts), finished, stopped, cancelled, failed, unknown.
-Slurm is asked where it is there, for at most 5 seconds; otherwise the answer is "as of the run folder".
+States: queued, running, requeued (between two attempts), finished, stopped, cancelled, failed,
+unknown. Slurm is asked where it is there, for at most 5 seconds; otherwise the answer is "as of the
+run folder".
 """
 
 import sys
@@ -16,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.attempt.choose import add_run_root, choose_run, list_runs
+from r1hpc.attempt.review_text import details_text
 from r1hpc.attempt.state import Situation, State, look
 from r1hpc.base.cli import ArgumentParser, print_json, run_door
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.names import printable
 from r1hpc.base.rundir import RunDir, default_run_root
-from r1hpc.base.tables import format_table
+from r1hpc.base.tables import format_table, wrap
 from r1hpc.base.units import format_duration, gpu_hours
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config import load
@@ -95,18 +97,19 @@ def as_json(run: RunDir, situation: Situation, now: float) -> dict[str, Any]:
 def as_text(run: RunDir, situation: Situation, now: float) -> str:
     """A few lines for a person, at most 100 columns wide but for paths."""
     shown = as_json(run, situation, now)
-    detail = f"  ({printable(situation.detail)})" if situation.detail else ""
-    lines = [f"{run.run_id}: {situation.state.value}{detail}", f"  {run.path}"]
+    detail = f"  ({situation.detail})" if situation.detail else ""
+    lines = [wrap(f"{run.run_id}: {situation.state.value}{detail}"), f"  {run.path}"]
     if shown["job_id"]:
         lines.append(f"  job {printable(shown['job_id'])} ({printable(shown['executor'] or '?')})")
     lines += [f"  {_progress(shown)}", f"  {_kept(shown)}"]
     if situation.history.attempts:
         rows = [_row(attempt, now, situation.state) for attempt in situation.history.attempts]
-        lines += ["", format_table(_HEADINGS, rows, right={0, 3, 4, 5, 7}, indent="  ")]
+        table = format_table(_HEADINGS, rows, right={0, 3, 4, 5, 7}, indent="  ")
+        lines += ["", table, *details_text(situation.history.attempts)]
     return "\n".join(lines)
 
 
-_HEADINGS = ("#", "cause", "start", "duration", "nodes", "GPUs", "steps", "committed", "detail")
+_HEADINGS = ("#", "cause", "start", "duration", "nodes", "GPUs", "steps", "committed")
 
 
 def _row(attempt: Attempt, now: float, state: State) -> tuple[str, ...]:
@@ -121,7 +124,6 @@ def _row(attempt: Attempt, now: float, state: State) -> tuple[str, ...]:
         str(attempt.gpus),
         f"{attempt.first_step}-{attempt.last_step}" if attempt.first_step is not None else "none",
         "-" if attempt.last_committed_step is None else str(attempt.last_committed_step),
-        attempt.detail,
     )
 
 

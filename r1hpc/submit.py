@@ -1,12 +1,12 @@
 """Start a run: on Slurm, or on this machine where there is none.
 
-    python -m r1hpc.submit --nodes 4                               # jobs/train.yaml
+    python -m r1hpc.submit --nodes 4                   # jobs/train.yaml
     python -m r1hpc.submit jobs/smoke.yaml train.num_steps=20 --follow
-    python -m r1hpc.submit --nodes 4 --dry-run                     # the plan and the script, no Slurm needed
-    python -m r1hpc.submit --run-name NAME --resume                # go on with a run, perhaps on other nodes
+    python -m r1hpc.submit --nodes 4 --dry-run         # the plan and the script, no Slurm needed
+    python -m r1hpc.submit --run-name NAME --resume    # go on with a run, perhaps on other nodes
 
-Everything is checked, then frozen into the run folder, then submitted: exit status 0 means submitted (with
---follow: finished).
+Everything is checked, then frozen into the run folder, then submitted: exit status 0 means
+submitted (with --follow: finished).
 """
 
 import argparse

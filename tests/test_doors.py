@@ -323,6 +323,26 @@ def test_logs_shows_the_end_of_the_last_attempt(
     assert capsys.readouterr().out == ""
 
 
+def test_attempts_are_numbered_from_1(finished: RecordedRun) -> None:
+    with pytest.raises(UsageError, match="numbered from 1"):
+        logs.main(["demo", "--attempt", "0"])
+
+
+def test_a_folder_of_the_same_name_here_does_not_hide_the_run(
+    finished: RecordedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here" / "demo").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    given = ["demo", "--run-root", str(finished.run.path.parent)]
+    assert as_json(status, given, capsys)["run_dir"] == str(finished.run.path)
+
+
+@pytest.mark.parametrize("every", ["0", "-1", "inf", "nan"])
+def test_watch_refuses_a_period_that_is_none(finished: RecordedRun, every: str) -> None:
+    with pytest.raises(UsageError, match="--every"):
+        status.main(["demo", "--watch", "--every", every])
+
+
 def test_a_missing_log_names_those_that_there_are(finished: RecordedRun) -> None:
     with pytest.raises(StateError, match=r"there are ranks 0$"):
         logs.main(["demo", "--rank", "3"])
@@ -528,6 +548,10 @@ def test_columns_may_come_in_any_order_and_form(
     file = _sacct_file(tmp_path, row + "|", header=header.replace("JobName|", "") + "|")
     with pytest.raises(StateError, match="has 8 fields and its header 6"):
         report.main(["--sacct-file", file])
+    # A separator in the name, and the last column empty.
+    row = "7|a|b|2026-05-01T00:00:00|gres/gpu=4|3600|"
+    file = _sacct_file(tmp_path, row, header="\ufeffJobID|JobName|Start|AllocTRES|ElapsedRaw|QOS")
+    assert as_json(report, ["--sacct-file", file], capsys)["gpu_hours"]["total"] == pytest.approx(4)
 
 
 @pytest.mark.parametrize(
@@ -537,6 +561,9 @@ def test_columns_may_come_in_any_order_and_form(
         (HEADER, "7|ada|lab", r"records.txt:2 has 3 fields"),
         ("JobID|Start|ElapsedRaw|AllocTRES", "7|yesterday|1|", r"records.txt:2: 'yesterday' is not a time"),
         ("JobID|Start|ElapsedRaw|AllocTRES", "7|2026-05-01|many|", r"records.txt:2: .*many"),
+        ("JobID|Start|ElapsedRaw|AllocTRES", "7|9999999999999999|1|", "is not a time"),
+        ("JobID|Start|Elapsed|AllocTRES", "7|2026-05-01|99999999-00:00:00|", "no time that a job ran"),
+        ("JobID|Start|ElapsedRaw|AllocTRES", "7|2026-05-01|-5|", "no time that a job ran"),
         ("", "", "no column JobID"),
     ],
 )
@@ -570,6 +597,13 @@ def test_compare_is_a_door(root: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert report.main(["--compare", "a", "b", "--json"]) == 1
     shown = json.loads(capsys.readouterr().out)
     assert shown["differences"] == [{"global_step": 21, "key": "global_step", "a": "-", "b": "attempt 3"}]
+    assert report.main(["--compare", "a", "b", "--format", "csv"]) == 1
+    assert capsys.readouterr().out == "global_step,key,a,b\n21,global_step,-,attempt 3\n"
+    with pytest.raises(UsageError, match="leave RUN_DIR out"):
+        report.main(["a", "--user", "ada"])
+    for odd in ("\N{SUPERSCRIPT TWO}", "9" * 30):
+        with pytest.raises(UsageError, match="is not a time"):
+            report.main(["--start", odd])
     with pytest.raises(UsageError, match="two run folders"):
         report.main(["--compare", "a"])
 
@@ -637,6 +671,7 @@ def test_a_requeued_job_is_requeued_and_every_attempt_is_charged(
     job_id = _submitted(on_cluster, made, "--gres=gpu:2")
     on_cluster.wait_job(job_id, {"RUNNING"})
     made.begin()
+    time.sleep(2)  # Slurm counts whole seconds: an attempt shorter than one is charged nothing
     on_cluster.run(["scontrol", "requeue", str(job_id)])
     on_cluster.wait_job(job_id, {"PENDING"})
     assert as_json(status, [], capsys)["state"] == "requeued"

@@ -96,6 +96,8 @@ def test_sbatch_variables_yield_to_flags_and_beat_the_job_file(place: Path) -> N
         (("--resume",), "--resume goes with --run-name"),
         (("jobs/smoke.yaml", "--executor", "slurm"), "sbatch is not on PATH"),
         (("jobs/nope.yaml",), "no job"),
+        (("jobs/smoke.yaml", "model.config.hidden_size=[1]"), "must be a whole number"),
+        (("jobs/smoke.yaml", "model.config.vocab_size=many"), "must be a whole number"),
     ],
 )
 def test_what_is_asked_wrongly_is_named_and_leaves_nothing(
@@ -107,6 +109,13 @@ def test_what_is_asked_wrongly_is_named_and_leaves_nothing(
     assert "Traceback" not in done.stderr
     assert sorted(path.name for path in place.iterdir()) in (["bin"], ["bin", "runs"])
     assert not list((place / "runs").glob("*"))
+
+
+def test_a_run_root_that_cannot_be_made_is_named(place: Path) -> None:
+    (place / "runs").touch()
+    done = submit(place, "jobs/smoke.yaml", "--executor", "local")
+    assert done.returncode == 1
+    assert "choose another --run-root" in done.stderr
 
 
 def test_a_submission_freezes_first_and_prints_the_handles(place: Path) -> None:

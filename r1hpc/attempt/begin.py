@@ -108,7 +108,7 @@ def close_unended(run: RunDir, config: RunConfig) -> None:
     )
     cause, detail = decide(evidence)
     if cause is Cause.crash and not evidence.outcomes and not view.states:
-        cause, detail = Cause.unknown, "ended without a word, and Slurm's accounting does not say how"
+        cause, detail = Cause.unknown, "ended without a word"
     store = CheckpointStore(run.checkpoints, keep=config.checkpoint.keep)
     record(
         run,

@@ -14,6 +14,7 @@ from enum import StrEnum
 from r1hpc.attempt.begin import newest_step
 from r1hpc.attempt.cause import Evidence, SchedulerView, decide
 from r1hpc.attempt.outcome import FINISHED, STOPPED, read_outcomes
+from r1hpc.base.errors import StateError
 from r1hpc.base.rundir import RunDir
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.load import read
@@ -55,6 +56,8 @@ def end(run: RunDir, attempt: int, status: int) -> Ended:
     config = read(run.config)
     history = read_history(run)
     this = next(a for a in history.attempts if a.attempt == attempt)
+    if this.cause is not None:
+        raise StateError(f"attempt {attempt} of {run.run_id} has ended already: {this.cause.value}")
     if this is not history.last:
         # slurmd died, the job was started elsewhere under the same id, and the old ranks lived on.
         reason = f"attempt {history.attempts[-1].attempt} has taken over; leaving it alone"

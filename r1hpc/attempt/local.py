@@ -59,8 +59,8 @@ class Supervisor:
             if bad_since is not None and time.monotonic() - bad_since > _AFTER_BAD_EXIT_S:
                 for rank in self._ranks:
                     rank.kill()
-        worst = next((r.returncode for r in self._ranks if r.returncode), 0)
-        return worst if worst >= 0 else 128 - worst
+        statuses = [r.returncode if r.returncode >= 0 else 128 - r.returncode for r in self._ranks]
+        return max(statuses, default=0)  # as srun: the highest, so that a signal outdoes an echo of it
 
     def _start(self, attempt: int, rank: int, world_size: int) -> subprocess.Popen[bytes]:
         resources = self._config.resources

@@ -8,8 +8,9 @@ from typing import Any
 
 from r1hpc.attempt.review import Review
 from r1hpc.base.names import printable
-from r1hpc.base.tables import WIDTH, format_table
+from r1hpc.base.tables import WIDTH, format_table, wrap
 from r1hpc.base.units import format_bytes, format_duration
+from r1hpc.telemetry.attempts import Attempt
 from r1hpc.telemetry.metrics import Audit, format_ranges
 from r1hpc.telemetry.summary import AttemptSummary
 
@@ -48,8 +49,8 @@ def hours_text(hours: dict[str, Any]) -> str:
 
 
 def _title(review: Review) -> str:
-    detail = f"  ({printable(review.situation.detail)})" if review.situation.detail else ""
-    return f"{review.run.run_id}: {review.situation.state.value}{detail}\n  {review.run.path}"
+    detail = f"  ({review.situation.detail})" if review.situation.detail else ""
+    return wrap(f"{review.run.run_id}: {review.situation.state.value}{detail}") + f"\n  {review.run.path}"
 
 
 _HEADINGS = ("#", "cause", "start", "duration", "nodes", "GPUs", "steps", "lost", "committed", "GPU-hours")
@@ -59,18 +60,14 @@ def _attempts(review: Review) -> str:
     if not review.summary.attempts:
         return "No attempt has begun yet."
     rows = [_attempt_row(each) for each in review.summary.attempts]
-    details = [
-        textwrap.fill(
-            f"#{each.attempt.attempt}: {printable(each.attempt.detail)}",
-            WIDTH,
-            initial_indent="  ",
-            subsequent_indent="      ",
-        )
-        for each in review.summary.attempts
-        if each.attempt.detail
-    ]
+    details = details_text([each.attempt for each in review.summary.attempts])
     table = format_table(_HEADINGS, rows, right={0, 3, 4, 5, 7, 8, 9}, indent="  ")
     return "\n".join(["Attempts", table, *details])
+
+
+def details_text(attempts: Sequence[Attempt]) -> list[str]:
+    """What is known beyond the cause, a wrapped paragraph for each attempt that has it."""
+    return [wrap(f"#{each.attempt}: {each.detail}", "  ") for each in attempts if each.detail]
 
 
 def _attempt_row(each: AttemptSummary) -> tuple[str, ...]:

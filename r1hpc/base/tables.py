@@ -6,6 +6,7 @@
 12  finished
 """
 
+import textwrap
 from collections.abc import Collection, Sequence
 
 from r1hpc.base.names import printable
@@ -29,6 +30,18 @@ def format_table(
     room = max(8, width - len(indent) - sum(widths[:-1]) - 2 * (len(widths) - 1))
     widths[-1] = min(widths[-1], room)
     return "\n".join(indent + _line(line, widths, right) for line in lines)
+
+
+def wrap(text: str, indent: str = "", hanging: str = "      ") -> str:
+    """`text` in lines of at most WIDTH columns; only a word longer than that, a path, stands out."""
+    return textwrap.fill(
+        printable(text),
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent=hanging,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], right: Collection[int]) -> str:

@@ -186,6 +186,10 @@ def _resolve(config: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
     values |= {name: value for name, value in derived.items() if values.get(name) is None}
     for name in (*derived, *family.expert_counts):
         _check_count(name, values[name])
+    if values.get("decoder_sparse_step"):
+        _check_count("decoder_sparse_step", values["decoder_sparse_step"])
+    if not isinstance(values.get("mlp_only_layers") or [], list):
+        raise ConfigError(f"model.config.mlp_only_layers is {values['mlp_only_layers']!r}: it must be a list")
     return family, values
 
 

@@ -120,8 +120,8 @@ class Snapshots:
                 print(f"checkpoint not usable, trying an older one: {passed_over[-1]}", file=sys.stderr)
         if passed_over:
             raise NoUsableCheckpointError(
-                "no checkpoint can be used:\n  " + "\n  ".join(passed_over) + "\n"
-                "Restore one of them, or move these folders away to start from the beginning"
+                f"none of {len(passed_over)} checkpoints in {self._store.root} can be used: restore one, or move "
+                "them away to start from the beginning\n  " + "\n  ".join(passed_over)
             )
         return None
 

@@ -99,6 +99,8 @@ def test_good_overrides(override: str, expected: Any) -> None:
         ("train.warmup_steps=-1", "train.warmup_steps is -1"),
         ("train.min_lr_fraction=1.5", "train.min_lr_fraction is 1.5"),
         ("data.seq_len=1", "data.seq_len is 1"),
+        ("data.seed=99999999999999999999", "data.seed is 9+: it must lie between"),
+        ("train.seed=-1", "train.seed is -1: it must lie between"),
         ("data.verify=never", "data.verify is 'never': it must be one of once, every"),
         ("data.recipe=null", "data.path=DIR"),
         ("deepspeed.zero_stage=4", "deepspeed.zero_stage is 4: it must be one of 0, 1, 2, 3"),
@@ -241,6 +243,8 @@ def test_find_job() -> None:
     assert find_job("jobs/smoke.yaml").samefile(smoke)
     with pytest.raises(ConfigError, match=r"no job 'smok' \(did you mean 'smoke'\?\); there are: .*smoke"):
         find_job("smok")
+    with pytest.raises(ConfigError, match=r"no job 'mine/smoke\.yaml'"):  # never ours instead of theirs
+        find_job("mine/smoke.yaml")
 
 
 @pytest.mark.parametrize("job", sorted(path.stem for path in assets("jobs").glob("*.yaml")))

@@ -102,6 +102,7 @@ def test_verify_names_each_bad_file_and_chunk(tmp_path: Path, capsys: pytest.Cap
         (["build", "smoke"], 2, "--out"),
         (["verify", "nowhere"], 1, "r1hpc.shard build"),
         (["inspect", "nowhere"], 1, "r1hpc.shard build"),
+        (["trace", ".", "--seq-len", "8", "--sample", "9" * 20], 2, "--sample must lie between"),
         (["frobnicate"], 2, "frobnicate"),
         ([], 2, "required"),
     ],

@@ -76,3 +76,8 @@ def test_topology_counts() -> None:
 def test_topologies_that_cannot_be(fields: tuple[int, int, int]) -> None:
     with pytest.raises(ConfigError):
         Topology(*fields)
+
+
+def test_an_absurd_number_of_nodes_is_answered_at_once() -> None:
+    with pytest.raises(ConfigError, match="24 nodes, micro batch 1"):
+        solve_batch(24, 2, 10**15)

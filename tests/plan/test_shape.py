@@ -125,6 +125,9 @@ def test_an_unknown_family_names_the_known() -> None:
         ({"num_key_value_heads": 0}, "num_key_value_heads is 0"),
         ({"intermediate_size": -1}, "intermediate_size is -1"),
         ({"max_position_embeddings": "x"}, "max_position_embeddings is 'x'"),
+        ({"hidden_size": [1]}, r"hidden_size is \[1\]"),
+        ({"model_type": "qwen2_moe", "mlp_only_layers": 5}, "mlp_only_layers is 5"),
+        ({"model_type": "qwen2_moe", "decoder_sparse_step": "x"}, "decoder_sparse_step is 'x'"),
     ],
 )
 def test_shapes_that_cannot_be(change: dict[str, Any], message: str) -> None:

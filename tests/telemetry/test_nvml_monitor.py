@@ -68,7 +68,8 @@ def test_recording_without_a_driver(tmp_path: Path) -> None:
     path = tmp_path / "gpu.jsonl"
     result = run_python(*MONITOR, "--out", str(path), library=tmp_path)
     assert result.returncode == 1
-    assert "error: no NVIDIA driver on this node" in result.stderr
+    assert result.stderr.startswith("error: no NVIDIA driver on this node")
+    assert result.stderr.count("\n") == 1
     assert [line["event"] for line in read_records(path)] == ["no_driver"]
 
 
