@@ -56,13 +56,13 @@ def end(run: RunDir, attempt: int, status: int) -> Ended:
     config = read(run.config)
     history = read_history(run)
     this = next(a for a in history.attempts if a.attempt == attempt)
-    if this.cause is not None:
-        raise StateError(f"attempt {attempt} of {run.run_id} has ended already: {this.cause.value}")
     if this is not history.last:
         # slurmd died, the job was started elsewhere under the same id, and the old ranks lived on.
         reason = f"attempt {history.attempts[-1].attempt} has taken over; leaving it alone"
         print(f"{run.run_id}: attempt {attempt} ended, but {reason}", flush=True)
         return Ended(this, Next.superseded, reason)
+    if this.cause is not None:
+        raise StateError(f"attempt {attempt} of {run.run_id} has ended already: {this.cause.value}")
     state = _ask_slurm(this.job_id)
     outcomes = read_outcomes(run, attempt)
     if _is_requeued(state) and not any(o.kind in (FINISHED, STOPPED) for o in outcomes):

@@ -120,8 +120,8 @@ class Snapshots:
                 print(f"checkpoint not usable, trying an older one: {passed_over[-1]}", file=sys.stderr)
         if passed_over:
             raise NoUsableCheckpointError(
-                f"none of {len(passed_over)} checkpoints in {self._store.root} can be used: restore one, or move "
-                "them away to start from the beginning\n  " + "\n  ".join(passed_over)
+                f"none of {len(passed_over)} checkpoints in {self._store.root} can be used: restore one, or "
+                "move them away to start from the beginning\n  " + "\n  ".join(passed_over)
             )
         return None
 
@@ -161,13 +161,15 @@ class Snapshots:
         failpoint("save.begin")
         try:
             # A rank that fails in here leaves the others in a barrier of DeepSpeed's; they are ended with it
-            # (srun --kill-on-bad-exit). The staging folder is removed when the next attempt begins.
+            # (srun --kill-on-bad-exit). What they leave is removed when the next attempt begins.
             with self._store.writing(staging):
                 engine.save_checkpoint(str(staging), tag=_TAG, save_latest=False)
                 save_streams(staging / _streams_name(self._group.rank))
         except (R1hpcError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
             if isinstance(error, torch.OutOfMemoryError):
                 raise
+            if self._group.rank == 0:  # makes room on a full disk, also for the words to come
+                self._store.abandon(step, self._attempt, self._token)
             raise SaveError(self._no_space(f"writing checkpoint step {step}", error)) from error
         failpoint("save.written")
         self._group.barrier()

@@ -14,8 +14,9 @@ from collections.abc import Callable
 
 EXIT_HANG = 75
 """Exit status of a rank that found itself hanging."""
-_BACKSTOP = 1.5
 _LAST_WORDS_S = 3.0
+_BACKSTOP_S = 15.0
+"""How much later than the Python thread the C thread acts: after the last words."""
 
 
 class Watchdog:
@@ -46,9 +47,9 @@ class Watchdog:
         """Progress was made; `phase` is what comes next and is named if it hangs."""
         self._phase, self._last = phase, time.monotonic()
         # Re-arming starts a thread each time, so the backstop moves only now and then.
-        if self._last - self._backstop_armed_at > self._timeout_s * (_BACKSTOP - 1) / 2:
+        if self._last - self._backstop_armed_at > _BACKSTOP_S / 3:
             self._backstop_armed_at = self._last
-            faulthandler.dump_traceback_later(self._timeout_s * _BACKSTOP, exit=True)
+            faulthandler.dump_traceback_later(self._timeout_s + _BACKSTOP_S, exit=True)
 
     def _watch(self) -> None:
         while not self._done.wait(min(1.0, self._timeout_s / 4)):
