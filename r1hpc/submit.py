@@ -21,18 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.cli import ArgumentParser, print_json, run_door
+from r1hpc.base.cli import ArgumentParser, run_door
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.names import check_name, nearest, printable
-from r1hpc.base.units import format_duration
 from r1hpc.slurm import flags
 
 # What is needed only once something is asked for is imported where it is used: --help must be quick.
 if TYPE_CHECKING:
+    from r1hpc.attempt.announce import Prepared
     from r1hpc.base.rundir import RunDir
     from r1hpc.config.schema import RunConfig
-    from r1hpc.slurm.decide import Decision
-    from r1hpc.slurm.script import Script
 
 _ASSUMED_GPUS_PER_NODE = 8
 _DEFAULT_JOB = "train"
@@ -51,18 +49,6 @@ class _Request:
     """In order: SBATCH_* variables, KEY=VALUE, flags."""
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """All that is decided before the first file is written."""
-
-    run: "RunDir"
-    executor: str
-    decision: "Decision"
-    script: "Script"
-    notes: tuple[str, ...]
-    """Sentences for the person: what was assumed, the warning window, what could not be learnt."""
-
-
 def main(argv: Sequence[str]) -> int:
     """Parse, check, freeze, submit, and follow when asked to."""
     request = _read(argv)
@@ -71,11 +57,13 @@ def main(argv: Sequence[str]) -> int:
     if arguments.prepare_only:
         return _prepare_inside_job(request)
     prepared = _resume(request) if arguments.resume else _fresh(request)
+    from r1hpc.attempt.announce import announce
+
     if arguments.dry_run:
-        _show(prepared, None, arguments.json, dry_run=True)
+        announce(prepared, None, arguments.json, dry_run=True)
         return 0
     job_id = _submit(prepared, request)
-    _show(prepared, job_id, arguments.json)
+    announce(prepared, job_id, arguments.json)
     if arguments.follow:
         from r1hpc.attempt.follow import follow
 
@@ -123,7 +111,7 @@ def _read(argv: Sequence[str]) -> _Request:
     return _Request(arguments, tuple(argv), jobs[0] if jobs else None, tuple(overrides))
 
 
-def _fresh(request: _Request) -> _Prepared:
+def _fresh(request: _Request) -> "Prepared":
     """A run that does not exist yet."""
     from r1hpc.config import load
 
@@ -139,7 +127,7 @@ def _fresh(request: _Request) -> _Prepared:
     return _decide(run, config, request)
 
 
-def _resume(request: _Request) -> _Prepared:
+def _resume(request: _Request) -> "Prepared":
     """A run that exists: its frozen code and configuration, with other resources or more steps."""
     from r1hpc.attempt.state import State, look
     from r1hpc.base.rundir import open_run
@@ -204,8 +192,9 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _decide(run: "RunDir", config: "RunConfig", request: _Request) -> _Prepared:
+def _decide(run: "RunDir", config: "RunConfig", request: _Request) -> "Prepared":
     """Choose the executor, ask the cluster, plan, and check every field; write nothing."""
+    from r1hpc.attempt.announce import Prepared
     from r1hpc.config.freeze import refuse_secrets, with_absolute_paths
     from r1hpc.data.preview import preview_vocab_size
     from r1hpc.slurm import decide, fields, script
@@ -229,10 +218,10 @@ def _decide(run: "RunDir", config: "RunConfig", request: _Request) -> _Prepared:
     )
     ignored = ", ".join(flags.ignored_variables(os.environ))
     notes += [f"not used from the environment: {ignored}"] if ignored else []
-    return _Prepared(run, executor, decision, text, (*notes, *decision.notes))
+    return Prepared(run, executor, decision, text, (*notes, *decision.notes))
 
 
-def _submit(prepared: _Prepared, request: _Request) -> str:
+def _submit(prepared: "Prepared", request: _Request) -> str:
     """Write the run folder and start the run; its job id. A new folder does not survive a refusal."""
     from r1hpc.slurm.client import SlurmError
 
@@ -273,7 +262,7 @@ def _no_folder(path: Path, error: OSError) -> R1hpcError:
     return R1hpcError(f"cannot make the folder {path} ({error.strerror}): choose another --run-root")
 
 
-def _freeze(prepared: _Prepared, request: _Request) -> None:
+def _freeze(prepared: "Prepared", request: _Request) -> None:
     """Everything the job will read. Of a resumed run the code stays; configuration and plan are renewed."""
     from r1hpc.base.files import write_atomic, write_json
     from r1hpc.config import freeze, load
@@ -288,7 +277,7 @@ def _freeze(prepared: _Prepared, request: _Request) -> None:
     write_atomic(run.script, render(prepared.script))
 
 
-def _start(prepared: _Prepared, request: _Request) -> str:
+def _start(prepared: "Prepared", request: _Request) -> str:
     from r1hpc.config.redact import redact
     from r1hpc.telemetry.attempts import record
 
@@ -310,7 +299,7 @@ def _start(prepared: _Prepared, request: _Request) -> str:
     return job_id
 
 
-def _start_on_slurm(prepared: _Prepared) -> str:
+def _start_on_slurm(prepared: "Prepared") -> str:
     from r1hpc.slurm.submission import submit
 
     return submit(prepared.run, prepared.decision.plan.topology.world_size)
@@ -400,80 +389,6 @@ def _remove_switches(run: "RunDir") -> None:
     """Those of an earlier submission: asking for the run again takes them back."""
     for switch in (run.stop, run.save, run.finished):
         switch.unlink(missing_ok=True)
-
-
-def _show(prepared: _Prepared, job_id: str | None, as_json: bool, dry_run: bool = False) -> None:
-    from r1hpc.slurm.script import render
-
-    run, executor = prepared.run, prepared.executor
-    on_slurm = executor == "slurm"
-    if as_json:
-        result = {
-            "run_id": run.run_id,
-            "run_dir": str(run.path),
-            "executor": executor,
-            "job_id": job_id,
-            "script": str(run.script) if on_slurm else None,
-            "plan": prepared.decision.plan.to_json(),
-            "estimate": None,
-            "log": str(_log(run, executor, job_id)),
-            "notes": list(prepared.notes),
-            "dry_run": dry_run,
-        }
-        print_json({**result, "script_text": render(prepared.script)} if dry_run and on_slurm else result)
-        return
-    if dry_run and on_slurm:
-        print(render(prepared.script))
-    lines = [
-        ("run", str(run.path) + (" (not written: a dry run)" if dry_run else "")),
-        *_plan_lines(prepared),
-    ]
-    lines += [("note", note) for note in prepared.notes]
-    if job_id is not None:
-        lines += _handles(run, executor, job_id)
-    print("\n".join(f"{name:8} {words}" for name, words in lines))
-
-
-def _plan_lines(prepared: _Prepared) -> list[tuple[str, str]]:
-    plan = prepared.decision.plan
-    where, batch = plan.topology, plan.batch
-    ranks = "GPUs" if where.num_gpus else "CPU ranks"
-    per_node = where.world_size // where.num_nodes
-    lines = [
-        ("nodes", f"{where.num_nodes} x {per_node} {ranks}"),
-        (
-            "batch",
-            f"{batch.global_batch_size} sequences of {plan.seq_len} tokens = {batch.micro_batch_size} per "
-            f"rank x {batch.gradient_accumulation_steps} accumulated x {where.world_size} ranks; "
-            f"{plan.num_steps} steps",
-        ),
-    ]
-    # What a CPU run costs is its nodes.
-    what, count = ("GPU", where.num_gpus) if where.num_gpus else ("node", where.num_nodes)
-    hours = plan.gpu_hours_ceiling if where.num_gpus else plan.node_hours_ceiling
-    if hours is not None and plan.time_limit_s is not None:
-        limit = f"{count} {what}{'s' if count > 1 else ''} x {format_duration(plan.time_limit_s)}"
-        lines.append(("ceiling", f"{hours:,.1f} {what}-hours per attempt ({limit})"))
-    return lines
-
-
-def _handles(run: "RunDir", executor: str, job_id: str) -> list[tuple[str, str]]:
-    cancel = f"python -m r1hpc.cancel {run.path}" if executor == "local" else f"scancel {job_id}"
-    script = [("script", str(run.script))] if executor == "slurm" else []
-    return [
-        ("job", f"{job_id} ({executor})"),
-        *script,
-        ("log", f"{_log(run, executor, job_id)}"),
-        ("ranks", f"{run.logs}/latest/"),
-        ("follow", f"python -m r1hpc.logs {run.path} -f"),
-        ("status", f"python -m r1hpc.status {run.path}"),
-        ("stop", f"touch {run.stop} (saves first)"),
-        ("cancel", cancel),
-    ]
-
-
-def _log(run: "RunDir", executor: str, job_id: str | None) -> Path:
-    return run.logs / ("local.out" if executor == "local" else f"slurm-{job_id or '%j'}.out")
 
 
 if __name__ == "__main__":
