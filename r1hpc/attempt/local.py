@@ -52,7 +52,8 @@ class Supervisor:
     def _run_ranks(self, attempt: int, world_size: int) -> int:
         self._ranks = [self._start(attempt, rank, world_size) for rank in range(world_size)]
         bad_since: float | None = None
-        while any(rank.poll() is None for rank in self._ranks):
+        # Every rank is polled each time: one that nobody polls stays a zombie without a return code.
+        while None in [rank.poll() for rank in self._ranks]:
             time.sleep(0.1)
             if bad_since is None and any(rank.returncode for rank in self._ranks):
                 bad_since = time.monotonic()

@@ -55,13 +55,13 @@ def test_saved_signalled_killed_and_hung_it_is_the_same_run(root: Path, undistur
     kill_rank(run, 1, signal.SIGTERM)
     wait_attempt(run, 2)
     wait_step(run, 24)
-    kill_rank(run, 0, signal.SIGKILL)
+    kill_rank(run, 1, signal.SIGKILL)
     wait_attempt(run, 3)
     wait_step(run, 33)
     kill_rank(run, 1, signal.SIGSTOP)
     attempts = wait_over(run, 240)
     assert [a.cause for a in attempts] == [Cause.preempted, Cause.crash, Cause.hang, Cause.finished]
-    assert "rank 0 left no word" in attempts[1].detail
+    assert "rank 1 left no word" in attempts[1].detail
     assert "no word at all from rank 1" in attempts[2].detail
     assert "stacks follow" in run.rank_log(3, 0).read_text()
     assert attempts[0].last_committed_step == attempts[0].last_step  # told in time: nothing lost
