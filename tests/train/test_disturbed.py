@@ -14,6 +14,7 @@ from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.telemetry.attempts import Cause
 from r1hpc.telemetry.metrics import read_steps
 from tests.runs import (
+    assert_same_data,
     assert_same_run,
     kill_rank,
     submit,
@@ -82,6 +83,30 @@ def test_stopped_and_resumed_under_zero(root: Path, zero_stage: int) -> None:
     submit(root, run.run_id, "--resume")
     assert [a.cause for a in wait_over(run)] == [Cause.stopped, Cause.finished]
     assert_same_run(run, quiet)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param("0", ("--nodes", "1"), id="ZeRO 0 on one rank"),
+        pytest.param("3", ("--nodes", "1"), id="ZeRO 3 on one rank"),
+        pytest.param("1", ("deepspeed.zero_stage=2",), id="ZeRO 1 to 2"),
+    ],
+)
+def test_another_layout_sees_the_same_data_and_nearly_the_same_loss(
+    root: Path, before: str, after: tuple[str, ...]
+) -> None:
+    size = (*_SIZE, f"deepspeed.zero_stage={before}", "checkpoint.save_every=5")
+    quiet = submit(root, f"quiet-layout-{before}", *size, "train.num_steps=10").run
+    run = submit(root, f"layout-{before}", *size, "train.num_steps=5").run
+    for each in (quiet, run):
+        wait_over(each)
+    submit(root, run.run_id, "--resume", *after, "train.num_steps=10")
+    assert wait_over(run)[-1].cause is Cause.finished
+    assert_same_data(run, quiet)
+    pairs = zip(read_steps(run).column("loss"), read_steps(quiet).column("loss"), strict=True)
+    assert max(abs(ours - theirs) / theirs for ours, theirs in pairs) < 1e-3
 
 
 def test_a_flipped_byte_costs_one_interval_and_nothing_else(root: Path, undisturbed: RunDir) -> None:
