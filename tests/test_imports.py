@@ -19,8 +19,11 @@ _MAY_IMPORT = {
     "data": _SHARED,
     "checkpoint": _SHARED,
     "telemetry": _SHARED,
-    "train": (*_SHARED, "data", "checkpoint", "telemetry"),
-    "attempt": (*_SHARED, "slurm", "data", "checkpoint", "telemetry", "train"),
+    "tasks": _SHARED,
+    "train": (*_SHARED, "data", "checkpoint", "telemetry", "tasks"),
+    "attempt": (*_SHARED, "slurm", "data", "checkpoint", "telemetry", "tasks", "train"),
+    "hours": (*_SHARED, "slurm", "telemetry", "attempt"),
+    "chain": (*_SHARED, "slurm", "data", "telemetry", "attempt", "hours"),
 }
 """Below each room those it may import, beside itself."""
 

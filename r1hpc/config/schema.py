@@ -10,6 +10,15 @@ from typing import Any
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.base.units import parse_time
+from r1hpc.config.checks import at_least, one_of, positive, seed
+from r1hpc.config.reasoning import (
+    EvaluateConfig,
+    GenerateConfig,
+    RewardConfig,
+    RlConfig,
+    RolloutConfig,
+    TaskConfig,
+)
 
 
 class Precision(StrEnum):
@@ -30,10 +39,22 @@ class ModelConfig:
     """A config.json written here (needs `model_type`), or changes to the one in `path`.
     `vocab_size` may be left out: the dataset's is taken."""
     from_scratch: bool = False
+    tokenizer: str | None = None
+    """A tokenizer.json or the folder that holds one; `characters`: the small built-in vocabulary of the
+    arithmetic tasks. None: the one in `path`. Pretraining needs none, its shards hold ids."""
     activation_checkpointing: bool = False
     attn_implementation: str = "sdpa"
+    """What transformers calls it: eager, sdpa, flash_attention_2; or gate, gate_norm, sigmoid_bias, the
+    article's dynamic attention gate and its relatives (train/attention.py). softmax is sdpa."""
+    lora_rank: int = 0
+    """0: all weights are trained. Else adapters of this rank, through peft."""
+    lora_alpha: float = 16.0
+    lora_targets: list[str] = field(default_factory=list)
+    """Names of the linear layers that get adapters; empty: all linear layers but the head."""
 
     def __post_init__(self) -> None:
+        at_least("model.lora_rank", self.lora_rank, 0)
+        positive("model.lora_alpha", self.lora_alpha)
         if self.path is None and self.config and "model_type" not in self.config:
             raise ConfigError("model.config needs model_type (for example qwen2), or give model.path")
 
@@ -45,6 +66,9 @@ class DataConfig:
     path: str | None = None
     recipe: str | None = "smoke"
     """Name in shards/ or a file; used only where `path` is not given."""
+    traces: list[str] = field(default_factory=list)
+    """Stage sft: JSONL files of {"prompt", "completion"}, or folders of them; built into shards with roles
+    on first use, where `path` is not given."""
     seq_len: int = 256
     seed: int = 0
     """Keys the order of samples; independent of train.seed."""
@@ -52,9 +76,9 @@ class DataConfig:
     """`once`: each chunk's checksum on first touch; `every`: on every read."""
 
     def __post_init__(self) -> None:
-        _at_least("data.seq_len", self.seq_len, 2)
-        _seed("data.seed", self.seed)
-        _one_of("data.verify", self.verify, ("once", "every"))
+        at_least("data.seq_len", self.seq_len, 2)
+        seed("data.seed", self.seed)
+        one_of("data.verify", self.verify, ("once", "every"))
         if self.path is None and self.recipe is None:
             raise ConfigError("give data.path=DIR (made by `r1hpc shard build`) or data.recipe=NAME")
 
@@ -95,13 +119,13 @@ class TrainConfig:
     def __post_init__(self) -> None:
         counts = ("num_steps", "global_batch_size", "micro_batch_size", "print_every", "max_skipped_steps")
         for name in counts:
-            _at_least(f"train.{name}", getattr(self, name), 1)
+            at_least(f"train.{name}", getattr(self, name), 1)
         if self.gradient_accumulation_steps is not None:
-            _at_least("train.gradient_accumulation_steps", self.gradient_accumulation_steps, 1)
-        _at_least("train.warmup_steps", self.warmup_steps, 0)
-        _seed("train.seed", self.seed)
+            at_least("train.gradient_accumulation_steps", self.gradient_accumulation_steps, 1)
+        at_least("train.warmup_steps", self.warmup_steps, 0)
+        seed("train.seed", self.seed)
         for name in ("lr", "max_grad_norm", "stop_grad_norm", "hang_timeout_s", "eps"):
-            _positive(f"train.{name}", getattr(self, name))
+            positive(f"train.{name}", getattr(self, name))
         if not 0 <= self.min_lr_fraction <= 1:
             raise ConfigError(f"train.min_lr_fraction is {self.min_lr_fraction}: it must lie in 0..1")
 
@@ -115,7 +139,7 @@ class DeepspeedConfig:
     """Merged into DeepSpeed's own config, under DeepSpeed's names; wins over what r1hpc sets."""
 
     def __post_init__(self) -> None:
-        _one_of("deepspeed.zero_stage", self.zero_stage, (0, 1, 2, 3))
+        one_of("deepspeed.zero_stage", self.zero_stage, (0, 1, 2, 3))
 
 
 @dataclass(frozen=True)
@@ -130,10 +154,10 @@ class CheckpointConfig:
     """File system bandwidth per run, for the save time printed before anything was measured."""
 
     def __post_init__(self) -> None:
-        _at_least("checkpoint.save_every", self.save_every, 1)
+        at_least("checkpoint.save_every", self.save_every, 1)
         if self.keep < 2:
             raise ConfigError(f"checkpoint.keep is {self.keep}: keep at least 2, the last may be the bad one")
-        _positive("checkpoint.assumed_bandwidth_gib_s", self.assumed_bandwidth_gib_s)
+        positive("checkpoint.assumed_bandwidth_gib_s", self.assumed_bandwidth_gib_s)
 
 
 @dataclass(frozen=True)
@@ -161,9 +185,11 @@ class LimitsConfig:
     max_hangs: int = 3
     max_attempts_without_checkpoint: int = 3
     """Attempts in a row that made no new checkpoint; then the run stops, whatever the cause."""
+    max_gpu_hours: float | None = None
+    """GPU-hours of all attempts together; when they are used up the run saves and stops for good."""
 
     def __post_init__(self) -> None:
-        _at_least("limits.max_attempts_without_checkpoint", self.max_attempts_without_checkpoint, 1)
+        at_least("limits.max_attempts_without_checkpoint", self.max_attempts_without_checkpoint, 1)
 
 
 @dataclass(frozen=True)
@@ -198,12 +224,12 @@ class ResourcesConfig:
     """Any other sbatch option, by its long name without dashes; an empty value is a bare flag."""
 
     def __post_init__(self) -> None:
-        _at_least("resources.nodes", self.nodes, 1)
-        _at_least("resources.ranks_per_node", self.ranks_per_node, 1)
+        at_least("resources.nodes", self.nodes, 1)
+        at_least("resources.ranks_per_node", self.ranks_per_node, 1)
         if self.gpus_per_node is not None:
-            _at_least("resources.gpus_per_node", self.gpus_per_node, 0)
+            at_least("resources.gpus_per_node", self.gpus_per_node, 0)
         if self.cpus_per_task is not None:
-            _at_least("resources.cpus_per_task", self.cpus_per_task, 1)
+            at_least("resources.cpus_per_task", self.cpus_per_task, 1)
         if self.time is not None and parse_time(self.time) == 0:
             raise ConfigError("resources.time is 0: give a time limit such as 12:00:00")
 
@@ -237,9 +263,17 @@ class RunConfig:
     """One run, whole."""
 
     stage: str = "pretrain"
+    """pretrain; traces: demonstrations of a task; sft: on completions; rl: GRPO or PPO; generate: the model's
+    own completions, filtered (rejection sampling); evaluate."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    rl: RlConfig = field(default_factory=RlConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     deepspeed: DeepspeedConfig = field(default_factory=DeepspeedConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
@@ -248,27 +282,7 @@ class RunConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
-        _one_of("stage", self.stage, STAGES)
+        one_of("stage", self.stage, STAGES)
 
 
-STAGES = ("pretrain",)
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ConfigError(f"{name} is {value}: it must be at least {least}")
-
-
-def _seed(name: str, value: int) -> None:
-    if not 0 <= value < 2**63:
-        raise ConfigError(f"{name} is {value}: it must lie between 0 and 2^63 - 1")
-
-
-def _positive(name: str, value: float) -> None:
-    if not 0 < value < float("inf"):
-        raise ConfigError(f"{name} is {value}: it must be a positive number")
-
-
-def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{name} is {value!r}: it must be one of {', '.join(map(str, allowed))}")
+STAGES = ("pretrain", "traces", "sft", "rl", "generate", "evaluate")
