@@ -21,6 +21,9 @@ VERBS = {
     "report": "GPU-hours: planned, used, useful, wasted",
     "shard": "build, verify and inspect datasets",
     "monitor": "GPU readings of this node",
+    "diagnose": "why it is slow, stuck or learning nothing",
+    "export": "metrics for TensorBoard, Prometheus or W&B",
+    "calibrate": "what this site's own runs say of the estimates",
     "doctor": "what is wrong here",
     "drill": "preempt a real run and prove that nothing was lost",
 }

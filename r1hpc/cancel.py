@@ -2,6 +2,7 @@
 
     python -m r1hpc.cancel RUN_DIR               # its job gets SIGTERM; it is not requeued
     python -m r1hpc.cancel RUN_DIR --save-first  # touch STOP: it saves at a step edge, then leaves
+    python -m r1hpc.cancel CHAIN                 # every stage that waits or runs, the last first
 
 A job is cancelled by its id alone, from the run folder, after a look at whether it is yours and
 this run's: `scancel --name` would hit other runs, and a job id can be another job's on another
@@ -13,6 +14,7 @@ import re
 import signal
 import socket
 from collections.abc import Sequence
+from typing import Any
 
 from r1hpc.attempt.choose import add_run_root, choose_run
 from r1hpc.attempt.state import JobRef, Situation, State, is_supervisor, look
@@ -20,12 +22,17 @@ from r1hpc.base.cli import ArgumentParser, print_json, run_door
 from r1hpc.base.errors import StateError
 from r1hpc.base.names import printable
 from r1hpc.base.rundir import RunDir
+from r1hpc.chain.folder import ChainDir, choose_chain
+from r1hpc.chain.state import StageSituation, look_at
 from r1hpc.slurm.client import call
 from r1hpc.telemetry.attempts import record
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
+    chain = choose_chain(arguments.run_dir, arguments.run_root)
+    if chain is not None:
+        return _cancel_chain(chain, arguments)
     run = choose_run(arguments.run_dir, arguments.run_root)
     situation = look(run)
     if situation.state.is_over:
@@ -44,9 +51,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _cancel_chain(chain: ChainDir, arguments: Any) -> int:
+    """The last stage first: none may begin because the one before it has just left."""
+    open_stages = [stage for stage in look_at(chain).stages if stage.is_at_work]
+    done = [_cancel_stage(stage, arguments.save_first) for stage in reversed(open_stages)]
+    if arguments.json:
+        print_json({"chain": chain.name, "chain_dir": str(chain.path), "stages": done})
+    else:
+        print("\n".join(each["said"] for each in done) or f"{chain.name}: no stage waits or runs")
+    return 0
+
+
+def _cancel_stage(stage: StageSituation, softly: bool) -> dict[str, Any]:
+    run, situation = stage.run, stage.situation
+    assert situation is not None, "it is at work"
+    if softly or _is_queued_here(situation):
+        # The supervisor of a chain has one process for all stages that wait: STOP is for this one alone.
+        action, said = "stop", save_first(run, situation)
+    else:
+        action, said = cancel(run, situation)
+    return {"stage": stage.name, "run_dir": str(run.path), "action": action, "said": said}
+
+
+def _is_queued_here(situation: Situation) -> bool:
+    job = situation.job
+    return situation.state is State.queued and job is not None and job.pid is not None
+
+
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m r1hpc.cancel", description=__doc__)
-    parser.add_argument("run_dir", nargs="?", metavar="RUN_DIR", help="a run folder, or a run's name")
+    parser.add_argument(
+        "run_dir", nargs="?", metavar="RUN_DIR", help="a run or a chain: its folder or its name"
+    )
     parser.add_argument("--save-first", action="store_true", help="let it save and leave by itself")
     add_run_root(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")

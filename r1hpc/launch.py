@@ -4,6 +4,7 @@
     srun … python -m r1hpc.launch rank RUN_DIR                # R1HPC_ATTEMPT=<number>
     python -m r1hpc.launch end RUN_DIR --attempt K --status S # names the cause, requeues when needed
     python -m r1hpc.launch local RUN_DIR                      # all of it, here, until the run is over
+    python -m r1hpc.launch chain CHAIN_DIR --stages RUN_DIR … # one run after the other, here
 
 Called by the job's script (job.sh in the run folder); by hand only to debug.
 """
@@ -21,12 +22,16 @@ from r1hpc.base.rundir import RunDir, open_run
 
 def main(argv: Sequence[str]) -> int:
     parser = ArgumentParser(prog="python -m r1hpc.launch", description=__doc__)
-    parser.add_argument("step", choices=("begin", "rank", "end", "local"))
+    parser.add_argument("step", choices=("begin", "rank", "end", "local", "chain"))
     parser.add_argument("run_dir")
     parser.add_argument("--attempt", type=int, help="end: the number that begin printed")
     parser.add_argument("--status", type=int, default=0, help="end: what srun exited with")
+    parser.add_argument("--stages", nargs="+", default=[], metavar="RUN_DIR", help="chain: what to run")
+    parser.add_argument("--lock-fd", type=int, help="chain: the lock, inherited from the submission")
     arguments = parser.parse_args(argv)
     os.umask(0o077)
+    if arguments.step == "chain":
+        return _chain(arguments.run_dir, arguments.stages, arguments.lock_fd)
     run = open_run(arguments.run_dir)
     if arguments.step == "begin":
         return _begin(run)
@@ -49,6 +54,17 @@ def run_rank(run_dir: str) -> NoReturn:
     run_one(run_dir)
 
 
+def _chain(chain_dir: str, stages: Sequence[str], lock_fd: int | None) -> int:
+    from r1hpc.chain.folder import SUPERVISOR, ChainDir, held
+    from r1hpc.chain.supervisor import ChainSupervisor
+
+    chain, runs = ChainDir(chain_dir), [open_run(stage) for stage in stages]
+    if lock_fd is not None:
+        return ChainSupervisor(chain, runs, lock_fd).supervise()
+    with held(chain, SUPERVISOR) as lock:
+        return ChainSupervisor(chain, runs, lock).supervise()
+
+
 def _begin(run: RunDir) -> int:
     from r1hpc.attempt.begin import begin
     from r1hpc.slurm.env import expand_counts, expand_nodelist, job_id
@@ -65,8 +81,9 @@ def _begin(run: RunDir) -> int:
 
 def _end(run: RunDir, attempt: int, status: int) -> int:
     from r1hpc.attempt.end import Next, end
+    from r1hpc.attempt.needs import is_stage
     from r1hpc.slurm.requeue import requeue, resubmit
-    from r1hpc.telemetry.attempts import record
+    from r1hpc.telemetry.attempts import Cause, record
 
     begun = [event.get("attempt") for event in read_records(run.attempts) if event.get("event") == "begin"]
     if attempt not in begun:
@@ -78,7 +95,22 @@ def _end(run: RunDir, attempt: int, status: int) -> int:
         print("the cluster does not requeue this job: submitting it again", file=sys.stderr)
         fresh = resubmit(run.script, after=job)
         record(run, "resubmitted", job_id=fresh, executor="slurm")
+        _move_dependents(run, fresh)
+    if ended.attempt.cause is Cause.stopped and is_stage(run):
+        return 1  # nothing failed, but the jobs that wait for this one must not begin
     return ended.exit_status
+
+
+def _move_dependents(run: RunDir, fresh: str) -> None:
+    """Stages that wait for this job shall wait for the one in which the run goes on."""
+    from r1hpc.chain.advance import move_dependents
+    from r1hpc.slurm.client import SlurmError
+
+    try:
+        for job_id in move_dependents(run, fresh):
+            print(f"job {job_id} waits for job {fresh} now", file=sys.stderr)
+    except SlurmError as error:  # then the next stage begins too early, refuses, and says so
+        print(f"a stage that waits for this one could not be told: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python -m r1hpc.logs                # newest run, its last attempt, rank 0, the last 50 lines
     python -m r1hpc.logs RUN_DIR -f     # and what follows, over all attempts, until the run is over
     python -m r1hpc.logs RUN_DIR --rank 3 --attempt 1 -n 200
+    python -m r1hpc.logs CHAIN -f       # the stage at work, and those after it; CHAIN/STAGE is a run
 
 Control characters are taken out: a log can hold whatever a model or a library printed.
 """
@@ -18,6 +19,8 @@ from r1hpc.attempt.state import look
 from r1hpc.base.cli import ArgumentParser, print_json, run_door
 from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.rundir import RunDir
+from r1hpc.chain.folder import ChainDir, choose_chain
+from r1hpc.chain.state import look_at
 
 _POLL_S = 0.3
 _ASK_EVERY_S = 5.0
@@ -35,7 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError("--json prints one object and ends: leave -f out")
     if arguments.attempt is not None and arguments.attempt < 1:
         raise UsageError(f"--attempt {arguments.attempt}: attempts are numbered from 1")
-    run = choose_run(arguments.run_dir, arguments.run_root)
+    chain = choose_chain(arguments.run_dir, arguments.run_root)
+    if chain is not None and arguments.follow and arguments.attempt is None:
+        return _follow_chain(chain, arguments.rank, arguments.lines)
+    if chain is not None:
+        run = look_at(chain).current.run
+    else:
+        run = choose_run(arguments.run_dir, arguments.run_root)
     if arguments.follow:
         return _follow(run, arguments.rank, arguments.attempt, arguments.lines)
     attempt = arguments.attempt or _last_attempt(run)
@@ -58,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m r1hpc.logs", description=__doc__)
-    parser.add_argument("run_dir", nargs="?", metavar="RUN_DIR", help="a run folder, or a run's name")
+    parser.add_argument(
+        "run_dir", nargs="?", metavar="RUN_DIR", help="a run or a chain: its folder or its name"
+    )
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the run is over")
     parser.add_argument("--rank", type=int, default=0, metavar="N", help="global rank (0)")
     parser.add_argument("--attempt", type=int, metavar="K", help="default: the last one")
@@ -108,6 +119,30 @@ def clean(line: bytes) -> str:
     """A line as a terminal would leave it standing: after the last carriage return, without escapes."""
     shown = line.rstrip(b"\r").rsplit(b"\r", 1)[-1]
     return _CONTROL.sub("", _ESCAPE.sub(b"", shown).decode(errors="replace"))
+
+
+def _follow_chain(chain: ChainDir, rank: int, lines: int) -> int:
+    """The stage at work until it is over, then the next, as long as each finishes."""
+    while True:
+        stage = look_at(chain).current
+        print(f"==> stage {stage.name} <==", flush=True)
+        status = _follow(stage.run, rank, None, lines)
+        if status or not stage.run.finished.exists():
+            return status
+        open_stages = [s for s in look_at(chain).stages if not s.run.finished.exists()]
+        if not open_stages or not open_stages[0].is_at_work:
+            return 0
+        _wait_until_it_begins(open_stages[0].run)
+
+
+def _wait_until_it_begins(run: RunDir) -> None:
+    asked = time.monotonic()
+    while not _attempts(run):
+        if time.monotonic() - asked >= _ASK_EVERY_S:
+            asked = time.monotonic()
+            if look(run).state.is_over:
+                return
+        time.sleep(_POLL_S)
 
 
 def _follow(run: RunDir, rank: int, attempt: int | None, lines: int) -> int:

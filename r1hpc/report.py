@@ -1,37 +1,46 @@
 """GPU-hours, and what they were spent on.
 
-    python -m r1hpc.report                            # the newest run; plots go to RUN_DIR/report/
+    python -m r1hpc.report                            # the newest run
+    python -m r1hpc.report --plots                    # and its plots, in RUN_DIR/report/
     python -m r1hpc.report RUN_DIR RUN_DIR --json     # several runs, one JSON object
+    python -m r1hpc.report CHAIN                      # the stages of a chain, and their sum
+    python -m r1hpc.report --format html              # a page of all runs: RUN_ROOT/report.html
     python -m r1hpc.report --compare RUN_DIR RUN_DIR  # the same, bit by bit? 0: yes, 1: no
     python -m r1hpc.report --start 2026-05-01         # all your jobs since then, from sacct
     python -m r1hpc.report --sacct-file FILE          # the same from what sacct printed
 
 gpu_hours = GPUs x allocated wall hours, busy or idle, over all attempts; an allocation that ran
-over midnight is split between its days. Slurm's own records are used where they can be had; the
-run's own record, which knows what each attempt did, is printed beside them.
+over midnight is split between its days. Slurm's own records are used where they can be had, and
+without them what the run folders say; the run's own record tells what the hours went into.
 """
 
 import csv
 import sys
 import time
+from argparse import BooleanOptionalAction
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from r1hpc.attempt.choose import add_run_root, choose_run
-from r1hpc.attempt.review import Review, review_run, to_allocation
+from r1hpc.attempt.choose import add_run_root, choose_run, list_runs
+from r1hpc.attempt.review import Review, review_run
 from r1hpc.attempt.review_text import as_text, hours_text
+from r1hpc.attempt.state import all_slurm_jobs
 from r1hpc.base.cli import ArgumentParser, print_json, run_door
 from r1hpc.base.errors import UsageError
-from r1hpc.base.rundir import RunDir
-from r1hpc.slurm.accounting import JobRecord
-from r1hpc.slurm.usage import ask_sacct, parse_when, read_sacct
-from r1hpc.telemetry.hours import Allocation, fold_hours
+from r1hpc.base.rundir import RunDir, default_run_root
+from r1hpc.base.tables import wrap
+from r1hpc.chain.folder import choose_chain
+from r1hpc.hours.account import Selection, hours_from_sacct, hours_of_file, hours_of_runs, known_jobs
+from r1hpc.hours.ledger import RunLedger, ledger_text, open_ledger
+from r1hpc.slurm.client import SlurmError
+from r1hpc.slurm.usage import parse_when, pick_records
+from r1hpc.telemetry.hours import fold_hours
 from r1hpc.telemetry.metrics import Difference, compare
+from r1hpc.telemetry.timeline import Split
 
 _MOST_DIFFERENCES = 10
-Window = tuple[float | None, float | None]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,15 +50,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _compare(arguments, form)
     if arguments.run_dirs and arguments.sacct_file is None and (arguments.user or arguments.account):
         raise UsageError("--user and --account choose among Slurm's records: leave RUN_DIR out")
-    window = _window(arguments)
-    records = _records(arguments)
-    if records is not None and not arguments.run_dirs:
-        return _print_hours([to_allocation(record) for record in records], window, form)
-    runs = [choose_run(given, arguments.run_root) for given in arguments.run_dirs or [None]]
+    selection = _selection(arguments)
+    everything = any(
+        (arguments.sacct_file, arguments.start, arguments.end, arguments.user, arguments.account)
+    )
+    if form == "html":
+        return _write_page(arguments, selection, everything)
+    if arguments.out is not None:
+        raise UsageError("--out FILE goes with --format html; the other formats are printed")
+    if everything and not arguments.run_dirs:
+        return _print_hours(*_hours(arguments, selection), form)
     now = time.time()
-    reviews = [review_run(run, now, records) for run in runs]
-    plots = {} if arguments.no_plots else {review.run.path: draw(review) for review in reviews}
-    _print_reviews(reviews, plots, window, form)
+    runs = [run for given in arguments.run_dirs or [None] for run in _runs(given, arguments.run_root)]
+    reviews = _reviews(runs, arguments.sacct_file, now)
+    plots = {review.run.path: draw(review) for review in reviews} if arguments.plots else {}
+    ledgers = [open_ledger(review, now, selection) for review in reviews]
+    _print_reviews(reviews, ledgers, plots, selection, form)
     return 0
 
 
@@ -64,11 +80,28 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--end", metavar="TIME", help="count until then")
     parser.add_argument("--user", help="only this user's jobs")
     parser.add_argument("--account", help="only jobs of this account")
-    parser.add_argument("--format", choices=("text", "json", "csv"), default="text")
+    parser.add_argument("--format", choices=("text", "json", "csv", "html"), default="text")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="the HTML page; default report/index.html, report.html"
+    )
     parser.add_argument("--json", action="store_true", help="as --format json")
-    parser.add_argument("--no-plots", action="store_true", help="draw nothing into RUN_DIR/report/")
+    parser.add_argument(
+        "--plots", action=BooleanOptionalAction, default=False, help="draw PNGs into RUN_DIR/report/"
+    )
     add_run_root(parser)
     return parser
+
+
+def _runs(given: str | None, run_root: str | None) -> list[RunDir]:
+    """The run that is meant, or the stages of a chain that have been submitted."""
+    chain = choose_chain(given, run_root)
+    if chain is None:
+        return [choose_run(given, run_root)]
+    # Deferred: it reads YAML, which takes longer to import than the report of a run may take.
+    from r1hpc.chain.definition import open_definition
+
+    runs = [chain.stage(name) for name in open_definition(chain).names]
+    return [run for run in runs if run.attempts.is_file()]
 
 
 def draw(review: Review) -> list[Path]:
@@ -79,67 +112,112 @@ def draw(review: Review) -> list[Path]:
     return draw_all(review.run, review.summary, review.run.report)
 
 
-def _records(arguments: Any) -> list[JobRecord] | None:
-    """Slurm's records, where the arguments ask for them; None: each run sees to its own."""
-    selected = any((arguments.start, arguments.end, arguments.user, arguments.account))
-    if arguments.sacct_file is not None:
-        text = arguments.sacct_file.read_text("utf-8-sig", "replace")
-        found = read_sacct(text, str(arguments.sacct_file))
-    elif selected and not arguments.run_dirs:
-        found = ask_sacct(arguments.start, arguments.end, arguments.user, arguments.account)
-    else:
-        return None
-    return [
-        record
-        for record in found
-        if arguments.user in (None, record.user) and arguments.account in (None, record.account)
-    ]
-
-
-def clip(allocations: Sequence[Allocation], start: float | None, end: float | None) -> list[Allocation]:
-    """The parts of the allocations that lie between `start` and `end`."""
-    clipped = [
-        replace(a, start=max(a.start, start or a.start), end=min(a.end, a.end if end is None else end))
-        for a in allocations
-    ]
-    return [a for a in clipped if a.end > a.start]
-
-
-def _window(arguments: Any) -> Window:
-    window = parse_when(arguments.start or ""), parse_when(arguments.end or "")
-    if window[0] is not None and window[1] is not None and window[0] >= window[1]:
+def _selection(arguments: Any) -> Selection:
+    start, end = parse_when(arguments.start or ""), parse_when(arguments.end or "")
+    if start is not None and end is not None and start >= end:
         raise UsageError(f"--start {arguments.start} is not before --end {arguments.end}")
-    return window
+    return Selection(arguments.user, arguments.account, start, end)
 
 
-def _print_hours(allocations: Sequence[Allocation], window: Window, form: str) -> int:
-    hours = fold_hours(clip(allocations, *window))
+def _hours(arguments: Any, selection: Selection) -> tuple[dict[str, Any], str, str]:
+    """GPU-hours of all jobs that are selected, their source, and why it is no better one."""
+    root = Path(arguments.run_root) if arguments.run_root else default_run_root()
+    selection = replace(selection, runs=known_jobs(root))
+    if arguments.sacct_file is not None:
+        return hours_of_file(arguments.sacct_file, selection), "sacct", ""
+    try:
+        return hours_from_sacct(arguments.start, arguments.end, selection), "sacct", ""
+    except SlurmError as error:
+        runs = list_runs(root)
+        if arguments.account or not runs:  # run folders know no account
+            raise
+        note = f"from the run folders under {root} alone: {str(error).splitlines()[0]}"
+        return hours_of_runs(runs, selection, time.time()), "run", note
+
+
+def _reviews(runs: Sequence[RunDir], sacct_file: Path | None, now: float) -> list[Review]:
+    if sacct_file is None:
+        return [review_run(run, now) for run in runs]
+    jobs = {job for run in runs for job in all_slurm_jobs(run)}
+    with sacct_file.open("rb") as lines:
+        records = pick_records(lines, str(sacct_file), jobs, waiting=True)
+    return [review_run(run, now, records) for run in runs]
+
+
+def _write_page(arguments: Any, selection: Selection, everything: bool) -> int:
+    """The page of the runs that are named, else of all under the run root; prints where it is."""
+    # Deferred: no other format draws.
+    from r1hpc.hours.publish import publish
+
+    root = Path(arguments.run_root) if arguments.run_root else default_run_root()
+    now = time.time()
+    runs, hours = None, None
+    if arguments.run_dirs:
+        runs = [run for given in arguments.run_dirs for run in _runs(given, arguments.run_root)]
+        reviews = _reviews(runs, arguments.sacct_file, now)
+        if any(review.source == "sacct" for review in reviews):
+            hours = fold_hours(selection.clip(a for review in reviews for a in review.allocations))
+    elif everything:
+        hours, source, _ = _hours(arguments, selection)
+        hours = hours if source == "sacct" else None
+    page = publish(
+        runs,
+        root,
+        arguments.out,
+        now,
+        hours=hours,
+        window=(selection.start, selection.end),
+        user=arguments.user,
+    )
+    print(page)
+    return 0
+
+
+def _print_hours(hours: dict[str, Any], source: str, note: str, form: str) -> int:
     if form == "json":
-        print_json({"gpu_hours": {**hours, "source": "sacct"}})
+        print_json({"gpu_hours": {**hours, "source": source}, "note": note})
     elif form == "csv":
         _print_csv(hours)
     else:
-        print(hours_text(hours))
+        print("\n".join([hours_text(hours), *([wrap(f"These are {note}")] if note else [])]))
     return 0
 
 
 def _print_reviews(
-    reviews: Sequence[Review], plots: dict[Path, list[Path]], window: Window, form: str
+    reviews: Sequence[Review],
+    ledgers: Sequence[RunLedger],
+    plots: dict[Path, list[Path]],
+    selection: Selection,
+    form: str,
 ) -> None:
-    hours = fold_hours([a for review in reviews for a in clip(review.allocations, *window)])
-    sources = {review.source for review in reviews}
+    hours = fold_hours(selection.clip(a for review in reviews for a in review.allocations))
     if form == "json":
         runs = [
-            {**review.to_json(), "plots": list(map(str, plots.get(review.run.path, [])))}
-            for review in reviews
+            {
+                **review.to_json(),
+                **ledger.to_json(),
+                "plots": list(map(str, plots.get(review.run.path, []))),
+            }
+            for review, ledger in zip(reviews, ledgers, strict=True)
         ]
-        source = "sacct" if sources == {"sacct"} else "run" if sources == {"run"} else "sacct and run"
-        print_json({"gpu_hours": {**hours, "source": source}, "runs": runs})
+        split = sum((ledger.split() for ledger in ledgers), Split()).in_hours()
+        queue_s = sum(ledger.queue_s for ledger in ledgers)
+        sources = " and ".join(sorted({review.source for review in reviews}, reverse=True))
+        print_json(
+            {
+                "gpu_hours": {**hours, "source": sources},
+                "split": {**split, "queue_s": queue_s},
+                "runs": runs,
+            }
+        )
     elif form == "csv":
         _print_csv(hours)
     else:
-        texts = [as_text(review, plots.get(review.run.path, [])) for review in reviews]
-        if len(reviews) > 1 or window != (None, None):
+        texts = [
+            as_text(review, plots.get(review.run.path, []), ledger_text(ledger))
+            for review, ledger in zip(reviews, ledgers, strict=True)
+        ]
+        if len(reviews) > 1 or selection.start is not None or selection.end is not None:
             texts.append(hours_text(hours))
         print("\n\n".join(texts))
 

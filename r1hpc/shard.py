@@ -49,7 +49,7 @@ def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     verify = verbs.add_parser("verify", help="audit every byte; exit status 1 names each bad file")
     inspect = verbs.add_parser("inspect", help="what a dataset holds")
     trace = verbs.add_parser("trace", help="which documents one training sample was made of")
-    trace.add_argument("--seq-len", type=int, required=True, help="data.seq_len of the run")
+    trace.add_argument("--seq-len", type=int, help="data.seq_len of the run; not needed for traces")
     trace.add_argument("--seed", type=int, default=0, help="data.seed of the run (default 0)")
     trace.add_argument("--sample", type=int, required=True, help="sample id, counted over all epochs")
     for verb in (verify, inspect, trace):
@@ -103,6 +103,7 @@ def _verify(arguments: Namespace) -> int:
 
 def _inspect(arguments: Namespace) -> int:
     from r1hpc.data.reader import open_dataset
+    from r1hpc.data.segments import has_roles
 
     dataset = open_dataset(arguments.dir)
     content = dataset.manifest.content
@@ -123,6 +124,8 @@ def _inspect(arguments: Namespace) -> int:
     described = {"id": dataset.id, "path": str(dataset.path)} | described
     described["tokenizer"] = content["recipe"]["tokenizer"]["kind"]
     described["profile"] = content["recipe"]["profile"]
+    if has_roles(dataset.manifest):
+        described["roles"] = _roles(arguments.dir)
     if arguments.doc is not None:
         described["document"] = _document(dataset, arguments.doc)
     if arguments.json:
@@ -133,24 +136,20 @@ def _inspect(arguments: Namespace) -> int:
 
 
 def _trace(arguments: Namespace) -> int:
-    import numpy as np
-
-    from r1hpc.data.order import SamplePlan
     from r1hpc.data.reader import open_dataset
+    from r1hpc.data.segments import has_roles
 
     if not 0 <= arguments.sample < 2**63:
         raise UsageError(f"--sample must lie between 0 and 2^63 - 1, not {arguments.sample}")
     dataset = open_dataset(arguments.dir)
-    plan = SamplePlan(dataset.id, dataset.num_tokens, arguments.seq_len, arguments.seed)
-    start = int(plan.window_starts(np.array([arguments.sample]))[0])
-    documents = dataset.docs_of(start, plan.seq_len + 1)
+    find = _find_trace if has_roles(dataset.manifest) else _find_window
+    found, documents = find(dataset, arguments)
     if arguments.json:
-        epoch = arguments.sample // plan.num_windows
-        result = {"id": dataset.id, "plan_hash": plan.plan_hash, "sample": arguments.sample, "epoch": epoch}
-        window = {"token_start": start, "token_stop": start + plan.seq_len + 1}
-        print_json(result | window | {"documents": [asdict(info) for info in documents]})
+        found = {"id": dataset.id, "sample": arguments.sample} | found
+        print_json(found | {"documents": [asdict(info) for info in documents]})
         return 0
-    print(f"sample {arguments.sample}: tokens {start} to {start + plan.seq_len} of {dataset.path}")
+    place = f"tokens {found['token_start']} to {found['token_stop'] - 1}"
+    print(f"sample {arguments.sample}: {place} of {dataset.path}")
     for info in documents:
         place = f"{printable(info.path)} at {info.position}"
         print(f"  document {info.number}: {info.source}, {place}")
@@ -158,12 +157,60 @@ def _trace(arguments: Namespace) -> int:
     return 0
 
 
+def _find_window(dataset: Any, arguments: Namespace) -> tuple[dict[str, Any], list[Any]]:
+    """Place and documents of one sample of pretraining."""
+    import numpy as np
+
+    from r1hpc.data.order import SamplePlan
+
+    if arguments.seq_len is None:
+        raise UsageError("--seq-len is needed: a sample of this dataset is a window of data.seq_len tokens")
+    plan = SamplePlan(dataset.id, dataset.num_tokens, arguments.seq_len, arguments.seed)
+    start = int(plan.window_starts(np.array([arguments.sample]))[0])
+    found = {"plan_hash": plan.plan_hash, "epoch": arguments.sample // plan.num_windows}
+    window = {"token_start": start, "token_stop": start + plan.seq_len + 1}
+    return found | window, dataset.docs_of(start, plan.seq_len + 1)
+
+
+def _find_trace(dataset: Any, arguments: Namespace) -> tuple[dict[str, Any], list[Any]]:
+    """Place and document of one sample of traces."""
+    import numpy as np
+
+    from r1hpc.data.order import DocumentPlan
+
+    plan = DocumentPlan(dataset.id, dataset.num_documents, arguments.seed)
+    info = dataset.documents[int(plan.documents(np.array([arguments.sample]))[0])]
+    found = {"plan_hash": plan.plan_hash, "epoch": arguments.sample // plan.num_documents}
+    return found | {"token_start": info.token_start, "token_stop": info.token_stop}, [info]
+
+
+def _roles(path: Path) -> dict[str, Any]:
+    """Tokens by role, and the longest document: what data.seq_len must hold."""
+    from r1hpc.data.traces import open_traces
+
+    traces = open_traces(path)
+    num_prompt_tokens = int(traces.prompt_lengths.sum())
+    return {
+        "prompt": num_prompt_tokens,
+        "completion": traces.num_tokens - num_prompt_tokens,
+        "longest_document": int(traces.document_lengths.max()),
+    }
+
+
 def _document(dataset: Any, number: int) -> dict[str, Any]:
+    from r1hpc.data.segments import has_roles
+
     if not 0 <= number < dataset.num_documents:
         raise UsageError(f"--doc {number} is outside 0 to {dataset.num_documents - 1}")
     info = dataset.documents[number]
     ids = dataset.read(info.token_start, info.token_stop - info.token_start)[:-1]
-    return asdict(info) | {"text": _decode(dataset, ids)}
+    described = asdict(info) | {"text": _decode(dataset, ids)}
+    if has_roles(dataset.manifest):
+        from r1hpc.data.traces import open_traces
+
+        end = open_traces(dataset.path).read_document(number)[1]
+        described |= {"prompt": _decode(dataset, ids[:end]), "completion": _decode(dataset, ids[end:])}
+    return described
 
 
 def _decode(dataset: Any, ids: Any) -> str:
@@ -171,8 +218,7 @@ def _decode(dataset: Any, ids: Any) -> str:
         return " ".join(str(token) for token in ids.tolist())
     from r1hpc.data.vocabulary import TOKENIZER_FILE, Encoder
 
-    recipe = dataset.manifest.content["recipe"]["tokenizer"]
-    return Encoder(dataset.tokenizer_path / TOKENIZER_FILE, recipe["eos_token"]).decode(ids)
+    return Encoder(dataset.tokenizer_path / TOKENIZER_FILE, dataset.eos_id).decode(ids)
 
 
 def _print_description(described: dict[str, Any]) -> None:
@@ -186,12 +232,22 @@ def _print_description(described: dict[str, Any]) -> None:
         print(f"  source     {source['name']}: {counts}")
         print(f"             licence: {printable(source['license'])}")
         if source["num_skipped"]:
-            print(f"             {source['num_skipped']:,} documents left out: not UTF-8")
+            why = "no traces" if "roles" in described else "not UTF-8"
+            print(f"             {source['num_skipped']:,} documents left out: {why}")
+    if "roles" in described:
+        roles = described["roles"]
+        print(
+            f"  roles      {roles['prompt']:,} prompt tokens, {roles['completion']:,} of completions (learnt)"
+        )
+        print(f"  longest    {roles['longest_document']:,} tokens with its EOS; data.seq_len must hold it")
     if "document" in described:
         document = described["document"]
         print(f"  document {document['number']}: {printable(document['path'])} at {document['position']}")
         print(f"  xxh3-128 {document['xxh3_128']}\n")
-        print(printable(document["text"]))
+        for role in ("prompt", "completion") if "prompt" in document else ():
+            print(f"  {role}: {printable(document[role])}")
+        if "prompt" not in document:
+            print(printable(document["text"]))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
     python -m r1hpc.status RUN_DIR --watch     # again and again until it is over
     python -m r1hpc.status --all               # every run under the run root, one line each
     python -m r1hpc.status RUN_DIR --json      # state, attempt, global_step, ..., attempts: [...]
+    python -m r1hpc.status CHAIN               # each stage of a chain; CHAIN/STAGE is a run
 
 States: queued, running, requeued (between two attempts), finished, stopped, cancelled, failed,
 unknown. Slurm is asked where it is there, for at most 5 seconds; otherwise the answer is "as of the
@@ -12,7 +13,8 @@ run folder".
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from r1hpc.base.names import printable
 from r1hpc.base.rundir import RunDir, default_run_root
 from r1hpc.base.tables import format_table, wrap
 from r1hpc.base.units import format_duration, gpu_hours
+from r1hpc.chain.folder import ChainDir, choose_chain, list_chains
+from r1hpc.chain.state import ChainSituation, look_at
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config import load
 from r1hpc.telemetry.attempts import Attempt
@@ -44,9 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError(f"--every {arguments.every:g} is not between 0.2 and 86400 seconds")
     if arguments.all:
         return _show_all(arguments)
+    chain = choose_chain(arguments.run_dir, arguments.run_root)
+    if chain is not None:
+        return _show_chain(chain, arguments)
     run = choose_run(arguments.run_dir, arguments.run_root)
     if arguments.watch:
-        return _watch(run, arguments.every)
+        return _watch(partial(_look_at_run, run), arguments.every)
     now = time.time()
     situation = look(run)
     if arguments.json:
@@ -56,9 +63,78 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _look_at_run(run: RunDir) -> tuple[str, bool]:
+    situation = look(run)
+    return as_text(run, situation, time.time()), situation.state.is_over
+
+
+def _show_chain(chain: ChainDir, arguments: Any) -> int:
+    if arguments.watch:
+        return _watch(partial(_look_at_chain, chain), arguments.every)
+    if arguments.json:
+        print_json(chain_as_json(look_at(chain), time.time()))
+    else:
+        print(chain_as_text(look_at(chain), time.time()))
+    return 0
+
+
+def _look_at_chain(chain: ChainDir) -> tuple[str, bool]:
+    now = look_at(chain)
+    return chain_as_text(now, time.time()), now.state.is_over
+
+
+def chain_as_json(now: ChainSituation, moment: float) -> dict[str, Any]:
+    """{"chain", "state", …, "stages": [each as a run, with "stage" and "needs"]}."""
+    stages = []
+    for each in now.stages:
+        run = {} if each.situation is None else as_json(each.run, each.situation, moment)
+        about = {"stage": each.name, "needs": list(each.stage.needs), "run_dir": str(each.run.path)}
+        stages.append({**run, **about, "state": each.state, "detail": each.detail})
+    return {
+        "chain": now.chain.name,
+        "chain_dir": str(now.chain.path),
+        "state": now.state.value,
+        "detail": now.detail,
+        "gpu_hours": sum(stage.get("gpu_hours", 0.0) for stage in stages),
+        "stages": stages,
+    }
+
+
+def chain_as_text(now: ChainSituation, moment: float) -> str:
+    """One line for the chain and one per stage."""
+    shown = chain_as_json(now, moment)
+    rows = [
+        (
+            stage["stage"],
+            stage["state"],
+            stage.get("job_id") or "-",
+            _number(stage.get("attempt")),
+            _number(stage.get("global_step")),
+            f"{stage.get('gpu_hours', 0.0):.2f}",
+            stage["detail"],
+        )
+        for stage in shown["stages"]
+    ]
+    headings = ("stage", "state", "job", "attempt", "step", "GPU-hours", "")
+    return "\n".join(
+        [
+            wrap(f"{shown['chain']}: {shown['state']}  ({shown['detail']})"),
+            f"  {shown['chain_dir']}",
+            "",
+            format_table(headings, rows, right={3, 4, 5}, indent="  "),
+        ]
+    )
+
+
+def _number(value: object) -> str:
+    return "-" if value is None else str(value)
+
+
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m r1hpc.status", description=__doc__)
-    parser.add_argument("run_dir", nargs="?", metavar="RUN_DIR", help="a run folder, or a run's name")
+    parser.add_argument(
+        "run_dir", nargs="?", metavar="RUN_DIR", help="a run or a chain: its folder or its name"
+    )
     parser.add_argument("--watch", action="store_true", help="show it again and again until the run is over")
     parser.add_argument("--every", type=float, default=10.0, metavar="S", help="seconds between two (10)")
     parser.add_argument("--all", action="store_true", help="all runs under the run root")
@@ -151,14 +227,24 @@ def _show_all(arguments: Any) -> int:
     root = Path(arguments.run_root) if arguments.run_root else default_run_root()
     now = time.time()
     shown = [as_json(run, look(run), now) for run in list_runs(root)[:_MOST_RUNS]]
+    chains = [chain_as_json(look_at(chain), now) for chain in list_chains(root)[:_MOST_RUNS]]
     if arguments.json:
-        print_json({"run_root": str(root.absolute()), "runs": shown})
-    elif not shown:
+        print_json({"run_root": str(root.absolute()), "runs": shown, "chains": chains})
+    elif not shown and not chains:
         print(f"no runs under {root.absolute()}")
     else:
         headings = ("run", "state", "attempt", "step", "of", "loss", "GPU-hours")
-        print(format_table(headings, [_run_row(each) for each in shown], right={2, 3, 4, 5, 6}))
+        rows = [*map(_run_row, shown), *map(_chain_row, chains)]
+        print(format_table(headings, rows, right={2, 3, 4, 5, 6}))
     return 0
+
+
+def _chain_row(shown: dict[str, Any]) -> tuple[str, ...]:
+    """Of a chain the steps are its stages."""
+    states = [stage["state"] for stage in shown["stages"]]
+    done = str(states.count(State.finished.value))
+    name = f"{shown['chain']} (chain)"
+    return (name, shown["state"], "-", done, str(len(states)), "-", f"{shown['gpu_hours']:.2f}")
 
 
 def _run_row(shown: dict[str, Any]) -> tuple[str, ...]:
@@ -169,12 +255,12 @@ def _run_row(shown: dict[str, Any]) -> tuple[str, ...]:
     return (shown["run_id"], shown["state"], *numbers, loss, f"{shown['gpu_hours']:.2f}")
 
 
-def _watch(run: RunDir, every_s: float) -> int:
+def _watch(show: Callable[[], tuple[str, bool]], every_s: float) -> int:
     clear = "\x1b[H\x1b[J" if sys.stdout.isatty() else ""
     while True:
-        situation = look(run)
-        print(clear + as_text(run, situation, time.time()), flush=True)
-        if situation.state.is_over:
+        text, is_over = show()
+        print(clear + text, flush=True)
+        if is_over:
             return 0
         time.sleep(every_s)
         print()

@@ -94,8 +94,8 @@ class RecordedRun:
             )
             self.consume(step)
             if save_every and step % save_every == 0:
-                writer.event("save", time=self.clock, global_step=step, seconds=0.5, bytes=1024)
                 self.clock += 0.5
+                writer.event("save", time=self.clock, global_step=step, seconds=0.5, bytes=1024)
             self.log(f"step {step}")
 
     def consume(self, step: int, first: int | None = None, attempt: int | None = None) -> None:

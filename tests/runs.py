@@ -30,9 +30,15 @@ class Submitted:
     job_id: str
 
 
-def submit(root: Path, name: str, *words: str, env: Mapping[str, str] | None = None) -> Submitted:
-    """`python -m r1hpc.submit jobs/smoke.yaml WORDS`, on this machine unless WORDS name an executor."""
-    door = ["-m", "r1hpc.submit", *(["jobs/smoke.yaml"] if "--resume" not in words else []), *words]
+def submit(
+    root: Path,
+    name: str,
+    *words: str,
+    job: str = "jobs/smoke.yaml",
+    env: Mapping[str, str] | None = None,
+) -> Submitted:
+    """`python -m r1hpc.submit JOB WORDS`, on this machine unless WORDS name an executor."""
+    door = ["-m", "r1hpc.submit", *([job] if "--resume" not in words else []), *words]
     where = ["--run-root", str(root), "--run-name", name, "--json"]
     if "--executor" not in words:
         where += ["--executor", "local"]

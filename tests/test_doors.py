@@ -413,7 +413,7 @@ def test_follow_goes_on_with_the_next_attempt_until_the_end(root: Path) -> None:
 def test_report_of_a_finished_run(finished: RecordedRun, capsys: pytest.CaptureFixture[str]) -> None:
     start = EPOCH + 5
     finished.gpu_ticks(start, 40, source="stub")
-    shown = as_json(report, ["demo"], capsys)
+    shown = as_json(report, ["demo", "--plots"], capsys)
     (run,) = shown["runs"]
     assert run["steps"] == {"useful": 40, "lost": 10, "last": 40}
     assert run["data"]["exactly_once"] is True

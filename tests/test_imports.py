@@ -23,7 +23,7 @@ _MAY_IMPORT = {
     "train": (*_SHARED, "data", "checkpoint", "telemetry", "tasks"),
     "attempt": (*_SHARED, "slurm", "data", "checkpoint", "telemetry", "tasks", "train"),
     "hours": (*_SHARED, "slurm", "telemetry", "attempt"),
-    "chain": (*_SHARED, "slurm", "data", "telemetry", "attempt", "hours"),
+    "chain": (*_SHARED, "slurm", "data", "telemetry", "tasks", "attempt", "hours"),
 }
 """Below each room those it may import, beside itself."""
 

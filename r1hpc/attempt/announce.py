@@ -23,6 +23,10 @@ class Prepared:
     script: Script
     notes: tuple[str, ...]
     """Sentences for the person: what was assumed, the warning window, what could not be learnt."""
+    is_new: bool = True
+    """The run folder is still to be made."""
+    needs: tuple[str, ...] | None = None
+    """Of a stage of a chain: the stages that must be finished before it begins."""
 
 
 def announce(prepared: Prepared, job_id: str | None, as_json: bool, dry_run: bool = False) -> None:
@@ -38,7 +42,7 @@ def announce(prepared: Prepared, job_id: str | None, as_json: bool, dry_run: boo
             "script": str(run.script) if on_slurm else None,
             "plan": prepared.decision.plan.to_json(),
             "estimate": None,
-            "log": str(_log(run, executor, job_id)),
+            "log": str(log_path(run, executor, job_id)),
             "notes": list(prepared.notes),
             "dry_run": dry_run,
         }
@@ -48,7 +52,7 @@ def announce(prepared: Prepared, job_id: str | None, as_json: bool, dry_run: boo
         print(render(prepared.script))
     lines = [
         ("run", str(run.path) + (" (not written: a dry run)" if dry_run else "")),
-        *_plan_lines(prepared),
+        *plan_lines(prepared),
     ]
     lines += [("note", note) for note in prepared.notes]
     if job_id is not None:
@@ -56,7 +60,8 @@ def announce(prepared: Prepared, job_id: str | None, as_json: bool, dry_run: boo
     print("\n".join(f"{name:8} {words}" for name, words in lines))
 
 
-def _plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
+def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
+    """Nodes, batch and ceiling of a run, as (name, words)."""
     plan = prepared.decision.plan
     where, batch = plan.topology, plan.batch
     ranks = "GPUs" if where.num_gpus else "CPU ranks"
@@ -85,7 +90,7 @@ def _handles(run: RunDir, executor: str, job_id: str) -> list[tuple[str, str]]:
     return [
         ("job", f"{job_id} ({executor})"),
         *script,
-        ("log", f"{_log(run, executor, job_id)}"),
+        ("log", f"{log_path(run, executor, job_id)}"),
         ("ranks", f"{run.logs}/latest/"),
         ("follow", f"python -m r1hpc.logs {run.path} -f"),
         ("status", f"python -m r1hpc.status {run.path}"),
@@ -94,5 +99,6 @@ def _handles(run: RunDir, executor: str, job_id: str) -> list[tuple[str, str]]:
     ]
 
 
-def _log(run: RunDir, executor: str, job_id: str | None) -> Path:
+def log_path(run: RunDir, executor: str, job_id: str | None) -> Path:
+    """What the batch script, or the local supervisor, prints."""
     return run.logs / ("local.out" if executor == "local" else f"slurm-{job_id or '%j'}.out")

@@ -1,16 +1,19 @@
 """Begin an attempt, once, on the batch host: close the last one, fence it off, number the new one."""
 
+import os
 import secrets
 import shutil
 import socket
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from r1hpc.attempt.cause import Evidence, SchedulerView, decide
+from r1hpc.attempt.needs import unmet
 from r1hpc.attempt.outcome import read_outcomes
+from r1hpc.attempt.state import ask, job_named
+from r1hpc.attempt.traces import build, ensure_traces
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.files import read_json, write_json
 from r1hpc.base.rundir import RunDir
@@ -20,7 +23,21 @@ from r1hpc.config.schema import RunConfig
 from r1hpc.data.recipe import find_recipe
 from r1hpc.slurm.accounting import sacct_records
 from r1hpc.slurm.client import SlurmError
-from r1hpc.telemetry.attempts import Attempt, Cause, read_history, reason_to_stop, record
+from r1hpc.telemetry.attempts import (
+    Attempt,
+    Cause,
+    History,
+    gpu_hours_used,
+    read_history,
+    reason_to_stop,
+    record,
+)
+
+# A job that was cancelled may still be saving: KillWait is 30 s unless a site says otherwise.
+_LEAVING_S = 45.0
+
+
+_READS_SHARDS = ("pretrain", "sft")
 
 
 @dataclass(frozen=True)
@@ -30,6 +47,7 @@ class AttemptFacts:
     attempt: int
     token: str
     dataset_path: str
+    """Empty for the stages that read no shards."""
     ranks: int
 
 
@@ -41,29 +59,37 @@ def begin(run: RunDir, executor: str, job_id: str, node_names: tuple[str, ...], 
     """Begin the next attempt and return its number; None when the run is finished or was told to stop.
 
     Raises:
-        MustNotGoOnError: a limit of `limits` is reached.
+        MustNotGoOnError: a limit of `limits` is reached, a stage it needs is not finished, or another job of
+            the run is at work.
     """
     if run.finished.exists():
         print(f"{run.run_id} is finished: nothing to do", file=sys.stderr)
         return None
     config = read(run.config)
+    _refuse_a_second_job(run, job_id)
     close_unended(run, config)
     if run.stop.exists():
         print(f"{run.stop} exists: not starting; remove it and submit with --resume", file=sys.stderr)
         return None
+    missing = unmet(run)
+    if missing:
+        raise MustNotGoOnError(
+            f"{run.run_id} does not begin: it needs {', '.join(missing)}, not finished yet. "
+            "Submit the chain again: it goes on there"
+        )
     history = read_history(run)
-    reason = reason_to_stop(history.since_submission, config.limits)
+    reason = reason_to_stop(history.since_submission, config.limits) or _out_of_hours(history, config)
     if reason is not None:
         raise MustNotGoOnError(
             f"{run.run_id} is not started again: {reason}. `submit --resume` asks for more"
         )
-    dataset = ensure_dataset(run, config)
+    dataset = str(ensure_dataset(run, config)) if config.stage in _READS_SHARDS else ""
     attempt = (history.last.attempt if history.last else 0) + 1
     token = secrets.token_hex(8)
     store = CheckpointStore(run.checkpoints, keep=config.checkpoint.keep)
     store.begin(attempt, token)
     _make_folders(run, attempt)
-    facts = AttemptFacts(attempt, token, str(dataset), ranks)
+    facts = AttemptFacts(attempt, token, dataset, ranks)
     write_json(run.attempt_dir(attempt) / "attempt.json", asdict(facts))
     record(
         run,
@@ -74,9 +100,9 @@ def begin(run: RunDir, executor: str, job_id: str, node_names: tuple[str, ...], 
         executor=executor,
         host=socket.gethostname(),
         node_names=list(node_names),
-        gpus=_num_gpus(config, ranks),
+        gpus=_num_gpus(config, executor, ranks, len(node_names)),
         ranks=ranks,
-        resumed_from=newest_step(store),
+        resumed_from=newest_step(run, store),
     )
     return attempt
 
@@ -86,10 +112,27 @@ def read_facts(run: RunDir, attempt: int) -> AttemptFacts:
     return AttemptFacts(**read_json(run.attempt_dir(attempt) / "attempt.json"))
 
 
-def newest_step(store: CheckpointStore) -> int | None:
-    """The newest committed step, unverified; None before the first."""
+def newest_step(run: RunDir, store: CheckpointStore) -> int | None:
+    """The newest committed step, unverified, or how many parts are done; None before the first."""
     found = store.list()
-    return found[0].step if found else None
+    if found:
+        return found[0].step
+    return len(list(run.parts.glob("part-*.jsonl"))) or None
+
+
+def _refuse_a_second_job(run: RunDir, job_id: str) -> None:
+    """Two jobs in one folder: the later one leaves. Where nobody can be asked the fence has to do."""
+    last = read_history(run).last
+    if last is None or last.cause is not None or last.job_id in (None, job_id):
+        return
+    deadline = time.monotonic() + _LEAVING_S
+    while ask(run, job_named(run, last.job_id), timeout_s=10.0).alive:
+        if time.monotonic() > deadline:
+            raise MustNotGoOnError(
+                f"{run.run_id} is at work already, as job {last.job_id} in attempt {last.attempt}: "
+                "this job leaves it alone"
+            )
+        time.sleep(2.0)
 
 
 def close_unended(run: RunDir, config: RunConfig) -> None:
@@ -117,24 +160,31 @@ def close_unended(run: RunDir, config: RunConfig) -> None:
         cause=cause.value,
         detail=detail,
         exit_status=None,
-        last_committed_step=newest_step(store),
+        last_committed_step=newest_step(run, store),
         requeued=True,
         inferred=True,
         ended=ended or _last_sign_of_life(run, last.attempt),
     )
 
 
+def _out_of_hours(history: History, config: RunConfig) -> str | None:
+    """Why the run's own limit of GPU-hours forbids another attempt."""
+    most, used = config.limits.max_gpu_hours, gpu_hours_used(history, time.time())
+    if most is None or used < most:
+        return None
+    return f"it has used {used:.2f} GPU-hours and limits.max_gpu_hours is {most:g}"
+
+
 def ensure_dataset(run: RunDir, config: RunConfig) -> Path:
-    """The dataset's folder: data.path, or built from data.recipe beside the runs on first use."""
+    """The dataset's folder: data.path, or built beside the runs from data.traces or data.recipe."""
     if config.data.path is not None:
         return Path(config.data.path)
+    if config.data.traces:
+        return ensure_traces(run, config)
     assert config.data.recipe is not None, "DataConfig refuses neither"
     recipe = find_recipe(config.data.recipe)
     target = run.path.parent / "datasets" / recipe.stem
-    command = [sys.executable, "-m", "r1hpc.shard", "build", str(recipe), "--out", str(target), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise R1hpcError(f"the dataset could not be built from {recipe}: {done.stderr.strip()}")
+    build(recipe, target)
     return target
 
 
@@ -151,8 +201,11 @@ def _make_folders(run: RunDir, attempt: int) -> None:
     fresh.replace(latest)
 
 
-def _num_gpus(config: RunConfig, ranks: int) -> int:
-    """GPUs allocated: one rank per GPU, except in a CPU run."""
+def _num_gpus(config: RunConfig, executor: str, ranks: int, num_nodes: int) -> int:
+    """GPUs allocated, used or not: what Slurm says it gave; else one for each rank of a GPU run."""
+    given = os.environ.get("SLURM_GPUS_ON_NODE", "") if executor == "slurm" else ""
+    if given.isdecimal():
+        return int(given) * num_nodes
     is_cpu_run = config.resources.gpus_per_node == 0
     return 0 if is_cpu_run else ranks
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from r1hpc.attempt.outcome import FAILED, FINISHED, HANG, STOPPED, RankOutcome
 from r1hpc.telemetry.attempts import Cause
+from r1hpc.train.stop import OUT_OF_HOURS
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ def _why_stopped(
 ) -> tuple[Cause, str]:
     if outcome.reason == "STOP file":
         return Cause.stopped, "STOP was touched"
+    if outcome.reason == OUT_OF_HOURS:
+        return Cause.stopped, f"its GPU-hours are used up ({OUT_OF_HOURS})"
     if told is not None:
         return told
     left = evidence.scheduler.seconds_left

@@ -5,6 +5,7 @@ before anything is asked for, because a requeue kills this very process.
 """
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -23,6 +24,9 @@ from r1hpc.plan.preemption import choose_signal_lead_s
 from r1hpc.slurm.client import SlurmError
 from r1hpc.slurm.requeue import JobState, job_state
 from r1hpc.telemetry.attempts import Attempt, Cause, read_history, reason_to_stop, record
+
+_DIAGNOSIS_TIMEOUT_S = 5.0
+"""It takes half a second; a grace time may be 30 s long, and the requeue comes after it."""
 
 
 class Next(StrEnum):
@@ -82,7 +86,7 @@ def end(run: RunDir, attempt: int, status: int) -> Ended:
     )
     cause, detail = decide(evidence)
     store = CheckpointStore(run.checkpoints, keep=config.checkpoint.keep)
-    judged = replace(this, cause=cause, detail=detail, last_committed_step=newest_step(store))
+    judged = replace(this, cause=cause, detail=detail, last_committed_step=newest_step(run, store))
     earlier = [a for a in history.since_submission if a.attempt < attempt]
     follows, reason = _what_follows([*earlier, judged], config, state)
     try:
@@ -103,7 +107,26 @@ def end(run: RunDir, attempt: int, status: int) -> Ended:
     print(line + (f" ({detail})" if detail else ""), flush=True)
     if reason:
         print(f"{run.run_id}: {reason}", flush=True)
+    print_diagnosis(run, attempt)
     return Ended(judged, follows, reason)
+
+
+def print_diagnosis(run: RunDir, attempt: int) -> None:
+    """What stands out of the attempt, into the batch log.
+
+    In a process of its own: nothing that it meets in the records, not even a file system that hangs, may
+    cost the run its requeue.
+    """
+    command = [sys.executable, "-m", "r1hpc.diagnose", str(run.path), "--attempt", str(attempt), "--quick"]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_DIAGNOSIS_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        print(f"{run.run_id}: no diagnosis of attempt {attempt}: {error}", file=sys.stderr, flush=True)
+        return
+    text = done.stdout if done.returncode == 0 else f"attempt {attempt} failed: {done.stderr[-300:]}"
+    print(f"{run.run_id}: diagnosis of {text.strip()}", flush=True)
 
 
 def _ask_slurm(job_id: str | None) -> JobState | None:

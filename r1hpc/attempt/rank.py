@@ -20,17 +20,17 @@ from r1hpc.base.rundir import RunDir, open_run
 from r1hpc.config.load import read
 from r1hpc.config.schema import RunConfig
 from r1hpc.data.errors import DatasetMismatchError
-from r1hpc.slurm.env import RankContext, choose_port, current, network_interface_to
-from r1hpc.telemetry.attempts import Cause
+from r1hpc.slurm.env import RankContext, choose_port, current, job_end_time, network_interface_to
+from r1hpc.telemetry.attempts import Cause, read_history, seconds_left
 from r1hpc.telemetry.sampler import GpuSampler
 from r1hpc.train.errors import TrainError
-from r1hpc.train.stop import StopRequests
+from r1hpc.train.stop import Clock, StopRequests
 from r1hpc.train.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
-    from r1hpc.train.pretrain import Outcome
+    from r1hpc.train.loop import Outcome
 
 _RENDEZVOUS_TIMEOUT_S = 600.0
 _FILE_SYSTEM_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -46,7 +46,7 @@ def run_rank(run_dir: str) -> NoReturn:
     context = current(os.environ)
     check_owned(run.config)
     config = read(run.config)
-    requests = StopRequests(run, context.rank)
+    requests = StopRequests(run, context.rank, _clock(run, config))
     requests.install()
     watchdog = Watchdog(
         config.train.hang_timeout_s,
@@ -80,13 +80,22 @@ def run_rank(run_dir: str) -> NoReturn:
     raise SystemExit(0)
 
 
+def _clock(run: RunDir, config: RunConfig) -> Clock:
+    """When to save first, and when the run's own GPU-hours are used up."""
+    now, wall = time.monotonic(), time.time()
+    end = job_end_time(os.environ)
+    first = None if end is None else now + max(0.0, end - wall) / 2
+    left = seconds_left(read_history(run), config.limits.max_gpu_hours, wall)
+    return Clock(first_save_at=first, stop_at=None if left is None else now + left)
+
+
 def _train(
     run: RunDir, config: RunConfig, context: RankContext, requests: StopRequests, watchdog: Watchdog
 ) -> "Outcome":
     facts = read_facts(run, context.attempt)
     store = _rendezvous(run, config, context, facts.token)
     # Deferred: seconds of imports that must not stand between a signal and its handler.
-    from r1hpc.train import distributed, pretrain
+    from r1hpc.train import distributed, loop, stages
 
     watchdog.beat("joining the other ranks")
     group = distributed.join(
@@ -97,17 +106,17 @@ def _train(
         use_gpu=bool(config.resources.gpus_per_node),
         hang_timeout_s=config.train.hang_timeout_s,
     )
-    job = pretrain.Job(
+    job = loop.Job(
         config=config,
         run=run,
         group=group,
         attempt=context.attempt,
         token=facts.token,
-        dataset_path=Path(facts.dataset_path),
+        dataset_path=Path(facts.dataset_path) if facts.dataset_path else None,
         requests=requests,
         watchdog=watchdog,
     )
-    outcome = pretrain.run(job)
+    outcome = stages.run(job)
     distributed.leave()
     return outcome
 

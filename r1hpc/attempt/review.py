@@ -1,12 +1,14 @@
-"""Everything a report says of one run: attempts, GPU-hours by both accounts, steps, time, data, GPUs.
+"""What is known of one run: attempts, GPU-hours by both accounts, steps, time, data, GPUs.
 
-review = review_run(run, now=time.time())
-review.to_json()
+    review = review_run(run, now=time.time())
+    review.to_json()
+
+Where the GPU-hours went is in hours.ledger, which joins the two accounts.
 """
 
 import pwd
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from r1hpc.attempt.state import Situation, State, all_slurm_jobs, look
@@ -16,7 +18,7 @@ from r1hpc.slurm.client import SlurmError
 from r1hpc.telemetry.gpu_summary import summarise
 from r1hpc.telemetry.hours import UNKNOWN, Allocation, fold_hours
 from r1hpc.telemetry.metrics import Audit, audit_ledger
-from r1hpc.telemetry.summary import RunSummary, summarise_run
+from r1hpc.telemetry.summary import AttemptSummary, RunSummary, summarise_run
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Review:
     """What the run itself says it held."""
     records: tuple[JobRecord, ...] | None
     """What sacct says; None where it could not be asked."""
+    waiting: tuple[JobRecord, ...]
+    """What sacct says is still in the queue."""
     note: str
     """Why there is nothing from sacct, if so."""
     audit: Audit
@@ -51,7 +55,10 @@ class Review:
     @property
     def allocations(self) -> list[Allocation]:
         """By sacct where it is known."""
-        return list(self.own) if self.records is None else [to_allocation(r) for r in self.records]
+        if self.records is None:
+            return list(self.own)
+        run, stage = self.run.run_id, self.summary.stage
+        return [replace(to_allocation(record), run=run, stage=stage) for record in self.records]
 
     @property
     def source(self) -> str:
@@ -62,10 +69,11 @@ class Review:
         return None if self.records is None else explain(self.summary, self.records)
 
     def to_json(self) -> dict[str, Any]:
-        steps = self.summary.steps
+        last = self.summary.steps.last
         return {
             "run_id": self.run.run_id,
             "run_dir": str(self.run.path),
+            "stage": self.summary.stage,
             "state": self.situation.state.value,
             "gpu_hours": {**fold_hours(self.allocations), "source": self.source},
             "own_gpu_hours": fold_hours(self.own),
@@ -82,9 +90,9 @@ class Review:
                 for each in self.summary.attempts
             ],
             "steps": {
-                "useful": len(steps.effective),
-                "lost": len(steps.lost),
-                "last": steps.last.global_step if steps.last else None,
+                "useful": self.summary.num_useful,
+                "lost": self.summary.num_lost,
+                "last": last.global_step if last else None,
             },
             "time": self.summary.total.to_json(),
             "data": self.audit.to_json(),
@@ -97,13 +105,15 @@ def review_run(run: RunDir, now: float, records: Sequence[JobRecord] | None = No
     situation = look(run)
     summary = summarise_run(run, situation.history, now, situation.state is State.running)
     found, note = _records_of(run, situation, records)
+    started = None if found is None else tuple(r for r in found if r.start is not None)
     return Review(
         run=run,
         situation=situation,
         summary=summary,
         own=tuple(summary.allocations(owner(run))),
-        records=found,
-        note=note,
+        records=started or None,
+        waiting=tuple(r for r in found or () if r.start is None),
+        note=note if started or found is None else "its job has not started",
         audit=audit_ledger(run),
         gpus=tuple(summarise(path) for path in sorted(run.metrics.glob("gpu-*.jsonl"))),
     )
@@ -134,12 +144,28 @@ def owner(run: RunDir) -> str:
         return str(uid)
 
 
+def match(
+    summary: RunSummary, records: Sequence[JobRecord]
+) -> list[tuple[JobRecord, tuple[AttemptSummary, ...]]]:
+    """Each allocation with the attempts that began in it: of their job the one that started last before."""
+    inside: dict[int, list[AttemptSummary]] = {}
+    for each in summary.attempts:
+        began = each.attempt.start + 1  # Slurm counts whole seconds
+        able = [
+            (record.start, i)
+            for i, record in enumerate(records)
+            if record.job_id == each.attempt.job_id and record.start is not None and record.start <= began
+        ]
+        if able:
+            inside.setdefault(max(able)[1], []).append(each)
+    return [(record, tuple(inside.get(i, ()))) for i, record in enumerate(records)]
+
+
 def explain(summary: RunSummary, records: Sequence[JobRecord]) -> Gap:
-    """Match each attempt with the allocation it began in, and add up what lies around it."""
+    """What lies around the attempts in their allocations, added up."""
     before = after = without = 0.0
-    for record in records:
+    for record, inside in match(summary, records):
         held = to_allocation(record)
-        inside = [a for a in summary.attempts if held.start - 1 <= a.attempt.start <= held.end + 1]
         if inside:
             before += record.gpus * (inside[0].attempt.start - held.start) / 3600
             after += record.gpus * (held.end - inside[-1].end) / 3600
@@ -166,5 +192,4 @@ def _records_of(
         if error.exit_code is None and not error.timed_out:
             return None, "there is no sacct here"
         return None, f"it could not be asked: {(error.stderr.strip() or str(error)).splitlines()[-1]}"
-    started = tuple(record for record in live if record.start is not None)
-    return (started, "") if started else (None, f"sacct has no record of job {', '.join(jobs)}")
+    return (tuple(live), "") if live else (None, f"sacct has no record of job {', '.join(jobs)}")

@@ -15,16 +15,18 @@ from r1hpc.telemetry.metrics import Audit, format_ranges
 from r1hpc.telemetry.summary import AttemptSummary
 
 _BAR = 30
+_MOST_ROWS = 20
+"""Of a table; --json and --format csv have all."""
 _JOULES_PER_KWH = 3.6e6
 
 
-def as_text(review: Review, plots: Sequence[Path]) -> str:
-    """The whole report of one run."""
+def as_text(review: Review, plots: Sequence[Path], spent: str = "") -> str:
+    """The whole report of one run; `spent` says where its GPU-hours went."""
     blocks = [
         _title(review),
         _attempts(review),
         _hours(review),
-        _time(review),
+        spent,
         _steps_and_data(review),
         *_gpus(review),
     ]
@@ -39,13 +41,25 @@ def hours_text(hours: dict[str, Any]) -> str:
     for name, group in hours.items():
         if not name.startswith("by_") or not group:
             continue
+        shown, rest = _most(name, group)
         rows = [
-            (key, f"{value:,.2f}", _share(value, hours["total"]), _bar(value, max(group.values())))
-            for key, value in group.items()
+            (key, f"{value:,.2f}", share(value, hours["total"]), bar(value, max(group.values())))
+            for key, value in [*shown.items(), *rest]
         ]
         heading = (name.removeprefix("by_"), "GPU-hours", "share", "")
         lines += ["", format_table(heading, rows, right={1, 2}, indent="  ")]
     return "\n".join(lines)
+
+
+def _most(name: str, group: dict[str, float]) -> tuple[dict[str, float], list[tuple[str, float]]]:
+    """The rows for a terminal, the last days or the largest of the others, and one row for the rest."""
+    if len(group) <= _MOST_ROWS:
+        return group, []
+    ranked = sorted(group, reverse=True) if name == "by_day" else sorted(group, key=lambda k: -group[k])
+    kept = set(ranked[:_MOST_ROWS])
+    rest = [value for key, value in group.items() if key not in kept]
+    label = f"{len(rest)} {'earlier' if name == 'by_day' else 'others'}"
+    return {key: group[key] for key in group if key in kept}, [(label, sum(rest))]
 
 
 def _title(review: Review) -> str:
@@ -116,30 +130,11 @@ def _why(review: Review) -> str:
     return ": " + ", ".join(told) if told else ""
 
 
-def _time(review: Review) -> str:
-    split = review.summary.total
-    if not split.wall_s:
-        return ""
-    rows = [
-        (name, format_duration(seconds), _share(seconds, split.wall_s), _bar(seconds, split.wall_s))
-        for name, seconds in (
-            ("start-up", split.startup_s),
-            ("useful steps", split.useful_s),
-            ("lost steps", split.lost_s),
-            ("saves", split.save_s),
-            ("other", split.other_s),
-        )
-    ]
-    table = format_table(("part", "wall time", "share", ""), rows, right={1, 2}, indent="  ")
-    return f"Time of all attempts: {format_duration(split.wall_s)}\n{table}"
-
-
 def _steps_and_data(review: Review) -> str:
-    steps = review.summary.steps
-    useful, lost = len(steps.effective), len(steps.lost)
+    useful, lost = review.summary.num_useful, review.summary.num_lost
     line = f"{useful} useful, {lost} lost"
     if lost:
-        line += f" ({_share(lost, useful + lost).strip()} of those taken)"
+        line += f" ({share(lost, useful + lost).strip()} of those taken)"
     return f"Steps  {line}\nData   {audit_text(review.audit)}"
 
 
@@ -227,9 +222,11 @@ def _cell(value: float | None, form: str, unit: str = "") -> str:
     return "-" if value is None else f"{value:{form}}{unit}"
 
 
-def _share(part: float, whole: float) -> str:
+def share(part: float, whole: float) -> str:
+    """`12.5 %`."""
     return f"{100 * part / whole:.1f} %" if whole else "-"
 
 
-def _bar(part: float, whole: float) -> str:
+def bar(part: float, whole: float) -> str:
+    """A bar whose length is that share."""
     return "#" * round(_BAR * part / whole) if whole else ""

@@ -119,6 +119,12 @@ def newest_job(run: RunDir) -> JobRef | None:
     return _job_ref(named[-1]) if named else None
 
 
+def job_named(run: RunDir, job_id: str | None) -> JobRef | None:
+    """The job of this id, as attempts.jsonl named it last; None where it does not name it."""
+    named = [event for event in _naming_events(run) if str(event["job_id"]) == job_id]
+    return _job_ref(named[-1]) if named else None
+
+
 def all_slurm_jobs(run: RunDir) -> list[str]:
     """Every Slurm job id the run has had, oldest first."""
     return list(dict.fromkeys(job.job_id for job in map(_job_ref, _naming_events(run)) if job.is_slurm))

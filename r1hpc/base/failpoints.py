@@ -1,7 +1,8 @@
-"""Faults on request, for tests and drills: R1HPC_FAILPOINT=name:action[:rank][:nth][,...].
+"""Faults on request, for tests and drills: R1HPC_FAILPOINT=name:action[:rank][:nth][:attempt][,...].
 
-Actions: kill9, exit, raise, enospc, eio, stop, sleep=SECONDS. `rank` may be * or empty for any; `nth`
-counts calls from 1 (default 1), * is every call. Unset, a failpoint costs one dictionary lookup.
+Actions: term, kill9, exit, raise, enospc, eio, stop, sleep=SECONDS. `rank` may be * or empty for any; `nth`
+counts calls from 1 (default 1), * is every call; with `attempt` it happens in that one only. Unset, a
+failpoint costs one dictionary lookup.
 """
 
 import errno
@@ -19,9 +20,10 @@ def failpoint(name: str) -> None:
         return
     _calls[name] = _calls.get(name, 0) + 1
     for item in wanted.split(","):
-        fields = (item.split(":") + ["", ""])[:4]
-        point, action, rank, nth = fields
+        point, action, rank, nth, attempt = (item.split(":") + ["", "", ""])[:5]
         if point != name or rank not in ("", "*", os.environ.get("RANK", "0")):
+            continue
+        if attempt not in ("", os.environ.get("R1HPC_ATTEMPT")):
             continue
         if nth == "*" or _calls[name] == int(nth or 1):
             _act(name, action)
@@ -32,6 +34,8 @@ def _act(name: str, action: str) -> None:
         time.sleep(float(action.removeprefix("sleep=")))
     elif action == "kill9":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif action == "term":
+        os.kill(os.getpid(), signal.SIGTERM)
     elif action == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
     elif action == "exit":

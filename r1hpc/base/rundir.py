@@ -8,6 +8,10 @@
     metrics/train.jsonl, metrics/gpu-<node>.jsonl          per step; per NVML sample
     ledger/attempt_<k>.jsonl                               what data each step consumed
     checkpoints/step-<n>/                                  see checkpoint
+    rollouts/window-<w>/batch-<b>.npz                      stage rl: finished groups of the rollout under way
+    parts/part-<n>.jsonl                                   stages traces, generate, evaluate: finished parts
+    model/                                                 what was trained, as a Hugging Face folder
+    traces.jsonl, evaluation.json, transcripts.txt         what traces, generate and evaluate leave
     report/                                                plots
     STOP, SAVE                                             touch one: stop after a save; save now
     FINISHED                                               the run is over; started again it exits 0
@@ -76,6 +80,30 @@ class RunDir:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def rollouts(self) -> Path:
+        return self.path / "rollouts"
+
+    @property
+    def parts(self) -> Path:
+        return self.path / "parts"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def traces(self) -> Path:
+        return self.path / "traces.jsonl"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation.json"
+
+    @property
+    def transcripts(self) -> Path:
+        return self.path / "transcripts.txt"
 
     @property
     def report(self) -> Path:

@@ -80,15 +80,33 @@ def refuse_secrets(config: RunConfig, overrides: Sequence[str]) -> None:
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
-    """The configuration with paths that mean the same in the folder where the job will start."""
-    recipe, data, model = config.data.recipe, config.data.path, config.model.path
-    if recipe is not None and Path(recipe).is_file():
-        recipe = str(Path(recipe).absolute())
+    """The configuration with paths that mean the same in the folder where the job will start.
+
+    A recipe, a tokenizer and a task's file may also be names: they are paths where such a file exists.
+    """
+    data, model, task = config.data, config.model, config.task
+    options = {**task.options, **({"path": _absolute(task.options["path"])} if "path" in task.options else {})}
     return dataclasses.replace(
         config,
-        data=dataclasses.replace(config.data, path=data and str(Path(data).absolute()), recipe=recipe),
-        model=dataclasses.replace(config.model, path=model and str(Path(model).absolute())),
+        data=dataclasses.replace(
+            data,
+            path=data.path and str(Path(data.path).absolute()),
+            recipe=_absolute(data.recipe),
+            traces=[str(Path(path).absolute()) for path in data.traces],
+        ),
+        model=dataclasses.replace(
+            model,
+            path=model.path and str(Path(model.path).absolute()),
+            tokenizer=_absolute(model.tokenizer),
+        ),
+        task=dataclasses.replace(task, options=options),
     )
+
+
+def _absolute(name: Any) -> Any:
+    """The absolute path of what exists here; anything else is a name, or nothing, and stays."""
+    exists = isinstance(name, str) and name and Path(name).exists()
+    return str(Path(name).absolute()) if exists else name
 
 
 def _refuse_in(value: Any, key: str, known: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ the nearest known one. YAML is read by a safe loader: no tags, no aliases, and t
 import dataclasses
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, cast
@@ -67,28 +67,60 @@ def load(
     Raises:
         ConfigError: an unknown key, a value of the wrong type or out of range, an unreadable file.
     """
-    layers: list[dict[str, Any]] = []
-    if job is not None:
-        path = find_job(str(job))
-        content = _read_yaml(path)
-        for name in _include_list(content.pop("include", None), path):
-            layers.append(_read_yaml(_find_include(name, path)))
-        layers.append(content)
+    if job is None:
+        return merge_layers([], overrides, cluster)
+    path = find_job(str(job))
+    content = read_yaml(path)
+    if "stages" in content:
+        raise ConfigError(f"{path} is a chain of stages, not one run: give it to `submit`")
+    return merge_layers(layers_of(content, path), overrides, cluster)
+
+
+def layers_of(content: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
+    """The files that `content`, read from `path`, includes, in order, and then its own keys."""
+    included = [read_yaml(_find_include(name, path)) for name in _include_list(content.get("include"), path)]
+    return [*included, {key: value for key, value in content.items() if key != "include"}]
+
+
+def merge_layers(
+    layers: Sequence[dict[str, Any]], overrides: Sequence[str] = (), cluster: str | None = None
+) -> RunConfig:
+    """The RunConfig of layers of keys, the cluster profile and overrides; the later wins.
+
+    Raises:
+        ConfigError: as `load`.
+    """
     profile = cluster or os.environ.get("R1HPC_CLUSTER")
     if profile:
-        layers.append({"cluster": _read_yaml(_find_profile(profile))})
+        layers = [*layers, {"cluster": read_yaml(_find_profile(profile))}]
     return _to_config(_merge([_shell_is_literal(layer) for layer in layers], overrides))
 
 
 def save(config: RunConfig, path: Path) -> None:
     """Write the resolved configuration; `read` gives the same object back."""
+    write_yaml(path, as_layer(config))
+
+
+def as_layer(config: RunConfig) -> dict[str, Any]:
+    """The resolved configuration as plain keys and values: what `save` writes."""
+    layer: dict[str, Any] = _plain(dataclasses.asdict(config))
+    return layer
+
+
+def write_yaml(path: Path, content: dict[str, Any]) -> None:
+    """Write keys and values so that `read_yaml` gives them back, durably."""
     # Not OmegaConf.to_yaml: it would take a `${` of a shell line for an interpolation of its own.
-    write_atomic(path, yaml.dump(_plain(dataclasses.asdict(config)), Dumper=_Dumper, sort_keys=False))
+    write_atomic(path, yaml.dump(content, Dumper=_Dumper, sort_keys=False))
 
 
 def read(path: Path) -> RunConfig:
     """The configuration frozen in a run folder."""
-    return _to_config(_merge([_literal(_read_yaml(path))], ()))
+    return restore(read_yaml(path))
+
+
+def restore(layer: dict[str, Any]) -> RunConfig:
+    """The configuration that `as_layer` made plain."""
+    return _to_config(_merge([_literal(layer)], ()))
 
 
 def _merge(layers: Sequence[dict[str, Any]], overrides: Sequence[str]) -> DictConfig:
@@ -218,7 +250,12 @@ for _tag, _pattern, _first in (
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file.
+
+    Raises:
+        ConfigError: unreadable, too large, not valid, or not keys and values.
+    """
     try:
         if path.stat().st_size > _MAX_YAML_BYTES:
             raise ConfigError(f"{path} is larger than 1 MiB: that is no configuration")

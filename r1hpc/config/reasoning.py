@@ -55,6 +55,8 @@ class RolloutConfig:
     """Prompts one rank decodes together; finished batches survive a preemption. 0: its whole share."""
     poll_every: int = 16
     """Decoded tokens between two looks at whether somebody asked to stop."""
+    vllm_options: dict[str, Any] = field(default_factory=dict)
+    """Handed to vllm.LLM under its names, over what r1hpc sets; for example gpu_memory_utilization (0.3)."""
     max_logprob_difference: float = 0.5
     """Largest mean difference (nats) between the sampler's and the trainer's log-probabilities."""
 

@@ -79,7 +79,7 @@ class DataConfig:
         at_least("data.seq_len", self.seq_len, 2)
         seed("data.seed", self.seed)
         one_of("data.verify", self.verify, ("once", "every"))
-        if self.path is None and self.recipe is None:
+        if self.path is None and self.recipe is None and not self.traces:
             raise ConfigError("give data.path=DIR (made by `r1hpc shard build`) or data.recipe=NAME")
 
 

@@ -10,8 +10,9 @@ A dataset is a folder of plain Zarr v3 arrays plus a manifest that names every f
         tokens.crc32c           uint32 per inner chunk: binds the bytes of each chunk to this dataset
         doc_offsets             uint64, num_documents + 1, into this part's tokens
         doc_source              uint16, index into the manifest's sources
-        doc_hash                uint64 x 2, xxh3-128 of the document's source bytes (high, low)
+        doc_hash                uint64 x 2, xxh3-128 of the document's bytes of text (high, low)
         doc_input, doc_position uint32, uint64: which file of inputs.json, and where in it
+        seg_offsets, seg_role   traces only: uint64, uint8; divide each document into prompt and completion
         inputs.json             the files this part was read from
 
 Writing uses zarr-python, so any Zarr v3 tool opens the result. Reading does not: see reader.

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from r1hpc.data.errors import DataError
-from r1hpc.data.layout import ARRAYS, PARTS
+from r1hpc.data.layout import ARRAYS, PARTS, ROLE_ARRAYS, SEGMENT_ROLES
 from r1hpc.data.manifest import DATASET_ID, MANIFEST, Manifest
+from r1hpc.data.segments import has_roles, read_lengths
 from r1hpc.data.shardfile import ArrayLayout, ShardFile, parse_layout
 
 _READ_BYTES = 2**22
@@ -30,12 +31,19 @@ class Problem:
 
 
 def audit_dataset(manifest: Manifest) -> Iterator[Problem]:
-    """Every problem, file by file: missing, another size, another sha256, chunks that fail their crc32c."""
+    """Every problem, file by file: missing, another size, another sha256, chunks that fail their crc32c.
+
+    For traces also roles that contradict the documents.
+    """
     shards = _shards(manifest)
+    bad: set[str] = set()
     for name, entry in sorted(manifest.files.items()):
         problem = _audit_file(manifest.path / name, name, entry["size"], entry["sha256"])
         if problem is not None:
+            bad.add(name)
             yield _locate(problem, shards.get(name), entry["size"])
+    if has_roles(manifest):
+        yield from _audit_roles(manifest, bad)
 
 
 def unlisted_files(manifest: Manifest) -> list[str]:
@@ -59,6 +67,19 @@ def _audit_file(path: Path, name: str, size: int, sha256: str) -> Problem | None
     return None
 
 
+def _audit_roles(manifest: Manifest, bad: set[str]) -> Iterator[Problem]:
+    """Parts whose files are sound, but whose roles do not fit their documents: a faulty writer."""
+    for part in manifest.parts:
+        folder = f"{PARTS}/{part.name}"
+        arrays = tuple(f"{folder}/{name}/" for name in ("doc_offsets", *ROLE_ARRAYS))
+        if any(name.startswith(arrays) for name in bad):  # told already
+            continue
+        try:
+            read_lengths(manifest, part)
+        except DataError as error:
+            yield Problem(f"{folder}/{SEGMENT_ROLES}", str(error))
+
+
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -71,7 +92,7 @@ def _shards(manifest: Manifest) -> dict[str, tuple[ArrayLayout, int]]:
     """Layout and shard number of every shard whose array metadata can be read."""
     shards: dict[str, tuple[ArrayLayout, int]] = {}
     for part in manifest.parts:
-        for array in ARRAYS:
+        for array in (*ARRAYS, *(ROLE_ARRAYS if has_roles(manifest) else ())):
             folder = f"{PARTS}/{part.name}/{array}"
             try:
                 layout = parse_layout(manifest.path / folder, manifest.read_file(f"{folder}/zarr.json"))

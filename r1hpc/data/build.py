@@ -20,6 +20,7 @@ from typing import Any
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.failpoints import failpoint
+from r1hpc.data.encode import SourceCount, Vocabulary
 from r1hpc.data.errors import DataError, DatasetMissingError
 from r1hpc.data.layout import PARTS, TOKENIZER, part_name
 from r1hpc.data.manifest import (
@@ -33,10 +34,11 @@ from r1hpc.data.manifest import (
     write_manifest,
 )
 from r1hpc.data.recipe import Recipe, load_recipe
+from r1hpc.data.segments import Role
 from r1hpc.data.sources import Span, list_spans, read_span
 from r1hpc.data.staging import Stage, publish, remove_abandoned, staging
 from r1hpc.data.vocabulary import TOKENIZER_FILE, Encoder, tokenizer_files
-from r1hpc.data.writer import PartResult, SourceCount, Vocabulary, write_part
+from r1hpc.data.writer import PartResult, write_part
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def sample_texts(recipe: Recipe, spans: Sequence[Span], sample_bytes: int) -> It
         if taken * total > sample_bytes * (seen - span.num_bytes):
             continue
         for document in read_span(recipe, span):
-            if not document.is_ids:
+            if document.raw and not document.is_ids:
                 taken += len(document.raw)
                 yield document.raw.decode("utf-8", "replace")
 
@@ -133,7 +135,7 @@ def _write(recipe: Recipe, spans: list[Span], stage: Stage, workers: int) -> str
     ]
     results = _run(jobs, workers)
     if not sum(result.num_tokens for result in results):
-        raise UsageError("the inputs are empty: every document has no text")
+        raise UsageError("the inputs are empty: every document has no text, or was left out")
     return write_manifest(root, _manifest(recipe, spans, root, vocabulary, results))
 
 
@@ -155,7 +157,7 @@ def _vocabulary(recipe: Recipe, tokenizer: Path | None) -> Vocabulary:
         assert recipe.tokenizer.vocab_size is not None, "the recipe requires both with kind ids"
         assert recipe.tokenizer.eos_id is not None, "the recipe requires both with kind ids"
         return Vocabulary(recipe.tokenizer.vocab_size, recipe.tokenizer.eos_id)
-    encoder = Encoder(tokenizer, recipe.tokenizer.eos_token)
+    encoder = _encoder(recipe, tokenizer)
     return Vocabulary(encoder.vocab_size, encoder.eos_id)
 
 
@@ -177,8 +179,13 @@ def _run(jobs: list[_Job], workers: int) -> list[PartResult]:
 
 
 def _write_one(job: _Job) -> PartResult:
-    encoder = Encoder(job.tokenizer, job.recipe.tokenizer.eos_token) if job.tokenizer else None
+    encoder = _encoder(job.recipe, job.tokenizer) if job.tokenizer else None
     return write_part(job.recipe, job.spans, job.folder, job.vocabulary, encoder)
+
+
+def _encoder(recipe: Recipe, tokenizer: Path) -> Encoder:
+    """Traces come from a template: special tokens they spell are meant. Other text cannot forge one."""
+    return Encoder(tokenizer, recipe.tokenizer.eos, parse_special=recipe.is_traces)
 
 
 def _begin_worker() -> None:
@@ -202,7 +209,8 @@ def _manifest(
     files |= {f"{TOKENIZER}/{name}": entry for name, entry in census(root / TOKENIZER).items()}
     for result in results:
         files |= {f"{PARTS}/{result.name}/{name}": entry for name, entry in result.files.items()}
-    return {
+    roles = {"roles": {role.name: role.value for role in Role}} if recipe.is_traces else {}
+    return roles | {
         "format": FORMAT,
         "name": recipe.name,
         "recipe": recipe.content,

@@ -5,7 +5,11 @@ TOKENS = "tokens"
 CHECKSUMS = "tokens.crc32c"
 INPUTS = "inputs.json"
 TOKENIZER = "tokenizer"
+SEGMENT_OFFSETS = "seg_offsets"
+SEGMENT_ROLES = "seg_role"
 ARRAYS = (TOKENS, "doc_offsets", "doc_source", "doc_hash", "doc_input", "doc_position")
+ROLE_ARRAYS = (SEGMENT_OFFSETS, SEGMENT_ROLES)
+"""Of datasets of traces only."""
 
 
 def part_name(number: int) -> str:

@@ -7,10 +7,6 @@ Step s holds samples [s * global_batch_size, (s + 1) * global_batch_size) whatev
 that a run continues with identical global batches on another number of ranks.
 """
 
-import os
-import signal
-import threading
-from concurrent.futures import Future
 from dataclasses import dataclass
 
 import google_crc32c
@@ -18,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from r1hpc.base.errors import UsageError
-from r1hpc.data.order import SamplePlan
+from r1hpc.data.ahead import ReadAhead
+from r1hpc.data.order import RankShare, SamplePlan
 from r1hpc.data.reader import TokenDataset
 
 
@@ -56,65 +53,21 @@ class BatchLoader:
             raise UsageError(
                 f"the plan is for dataset {plan.dataset_id}, not for {dataset.id} at {dataset.path}"
             )
-        if not 0 <= rank < world_size:
-            raise UsageError(f"rank {rank} is outside a world of {world_size}")
-        if (
-            micro_batch_size < 1
-            or global_batch_size < 1
-            or global_batch_size % (micro_batch_size * world_size)
-        ):
-            raise UsageError(
-                f"global_batch_size {global_batch_size} is not a multiple of micro_batch_size "
-                f"{micro_batch_size} x {world_size} ranks; change one of the three"
-            )
         self.dataset, self.plan = dataset, plan
-        self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
-        self.rank, self.world_size = rank, world_size
-        self._prefetch = prefetch
-        self._ahead: tuple[int, int, Future[StepBatch]] | None = None
+        self.share = RankShare(global_batch_size, micro_batch_size, rank, world_size)
+        self._ahead = ReadAhead(self._read) if prefetch else None
 
     @property
     def gradient_accumulation_steps(self) -> int:
-        return self.global_batch_size // (self.micro_batch_size * self.world_size)
+        return self.share.gradient_accumulation_steps
 
     def rank_samples(self, global_step: int) -> npt.NDArray[np.int64]:
-        """Sample ids of this rank, shape (gradient_accumulation_steps, micro_batch_size).
-
-        Micro step a of rank r holds the ids step * GBS + a * micro * world + r * micro + j.
-        """
-        shape = (self.gradient_accumulation_steps, self.world_size, self.micro_batch_size)
-        ids = np.arange(self.global_batch_size, dtype=np.int64).reshape(shape)[:, self.rank]
-        return ids + global_step * self.global_batch_size
+        """Sample ids of this rank, shape (gradient_accumulation_steps, micro_batch_size)."""
+        return self.share.sample_ids(global_step)
 
     def batch(self, global_step: int) -> StepBatch:
         """The batch of one step. An error of the reading thread is raised here, at its own step."""
-        try:
-            return self._take_ahead(global_step) or self._read(global_step)
-        finally:
-            if self._prefetch:
-                self._start(global_step + 1)
-
-    def _take_ahead(self, global_step: int) -> StepBatch | None:
-        """What was read ahead, if it is this step's and was read by this process, not by a fork's parent."""
-        ahead, self._ahead = self._ahead, None
-        if ahead is None or ahead[:2] != (os.getpid(), global_step):
-            return None
-        return ahead[2].result()
-
-    def _start(self, global_step: int) -> None:
-        future: Future[StepBatch] = Future()
-        self._ahead = (os.getpid(), global_step, future)
-        threading.Thread(
-            target=self._fulfil, args=(future, global_step), daemon=True, name="prefetch"
-        ).start()
-
-    def _fulfil(self, future: Future[StepBatch], global_step: int) -> None:
-        # Signals must reach the main thread: it is the one whose system calls they are meant to interrupt.
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        try:
-            future.set_result(self._read(global_step))
-        except BaseException as error:  # handed over, not handled: raised where the step asks for it
-            future.set_exception(error)
+        return self._ahead.take(global_step) if self._ahead else self._read(global_step)
 
     def _read(self, global_step: int) -> StepBatch:
         ids = self.rank_samples(global_step)

@@ -50,8 +50,7 @@ class SamplePlan:
                 f"a window of seq_len + 1 = {self.seq_len + 1} tokens does not fit a dataset of "
                 f"{self.num_tokens} tokens; lower data.seq_len or take a larger dataset"
             )
-        if not 0 <= self.seed < 2**63:
-            raise UsageError(f"data.seed must lie between 0 and 2^63 - 1, not {self.seed}")
+        check_seed(self.seed)
 
     @property
     def num_windows(self) -> int:
@@ -73,15 +72,87 @@ class SamplePlan:
 
     def window_starts(self, sample_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """First token of the window of each sample; the same shape as `sample_ids`, which are >= 0."""
-        ids = np.asarray(sample_ids, dtype=np.int64)
-        if ids.size and int(ids.min()) < 0:
-            raise ValueError("a sample id is negative")
-        epochs, positions = np.divmod(ids, self.num_windows)
-        windows = np.empty_like(ids)
-        for epoch in np.unique(epochs).tolist():  # a batch touches one epoch, or two at its edge
-            chosen = epochs == epoch
-            windows[chosen] = permute(positions[chosen], self.num_windows, epoch_key(self.seed, epoch))
-        return windows * self.seq_len
+        return visit(sample_ids, self.num_windows, self.seed) * self.seq_len
+
+
+@dataclass(frozen=True)
+class DocumentPlan:
+    """Whole documents, each once per epoch, in an order of its own for every epoch."""
+
+    dataset_id: str
+    num_documents: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+
+    @cached_property
+    def plan_hash(self) -> str:
+        """Names everything the order depends on. Two runs with this hash see the same documents."""
+        return digest(
+            {
+                "order": f"documents/{ORDER_VERSION}",
+                "dataset_id": self.dataset_id,
+                "num_documents": self.num_documents,
+                "seed": self.seed,
+            }
+        )
+
+    def documents(self, sample_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The document of each sample; the same shape as `sample_ids`, which are >= 0."""
+        return visit(sample_ids, self.num_documents, self.seed)
+
+
+@dataclass(frozen=True)
+class RankShare:
+    """Which samples of a global batch one rank takes."""
+
+    global_batch_size: int
+    micro_batch_size: int
+    rank: int
+    world_size: int
+
+    def __post_init__(self) -> None:
+        gbs, micro = self.global_batch_size, self.micro_batch_size
+        if not 0 <= self.rank < self.world_size:
+            raise UsageError(f"rank {self.rank} is outside a world of {self.world_size}")
+        if micro < 1 or gbs < 1 or gbs % (micro * self.world_size):
+            raise UsageError(
+                f"global_batch_size {gbs} is not a multiple of micro_batch_size {micro} x "
+                f"{self.world_size} ranks; change one of the three"
+            )
+
+    @property
+    def gradient_accumulation_steps(self) -> int:
+        return self.global_batch_size // (self.micro_batch_size * self.world_size)
+
+    def sample_ids(self, global_step: int) -> npt.NDArray[np.int64]:
+        """Sample ids of this rank, shape (gradient_accumulation_steps, micro_batch_size).
+
+        Micro step a of rank r holds the ids step * GBS + a * micro * world + r * micro + j.
+        """
+        shape = (self.gradient_accumulation_steps, self.world_size, self.micro_batch_size)
+        ids = np.arange(self.global_batch_size, dtype=np.int64).reshape(shape)[:, self.rank]
+        return ids + global_step * self.global_batch_size
+
+
+def visit(sample_ids: npt.NDArray[np.int64], size: int, seed: int) -> npt.NDArray[np.int64]:
+    """Item of [0, size) for each sample of the endless stream: every item once per epoch of `size`."""
+    ids = np.asarray(sample_ids, dtype=np.int64)
+    if ids.size and int(ids.min()) < 0:
+        raise ValueError("a sample id is negative")
+    epochs, positions = np.divmod(ids, size)
+    items = np.empty_like(ids)
+    for epoch in np.unique(epochs).tolist():  # a batch touches one epoch, or two at its edge
+        chosen = epochs == epoch
+        items[chosen] = permute(positions[chosen], size, epoch_key(seed, epoch))
+    return items
+
+
+def check_seed(seed: int) -> None:
+    """Raise UsageError unless the seed fits the key of an epoch."""
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"data.seed must lie between 0 and 2^63 - 1, not {seed}")
 
 
 def epoch_key(seed: int, epoch: int) -> bytes:

@@ -21,6 +21,8 @@ from r1hpc.data.manifest import digest
 
 PYTHON_STDLIB = "python-stdlib"
 EOS_TOKEN = "<|endoftext|>"
+TRACES = "traces"
+_TRACE_KEYS = ("prompt_field", "completion_field", "on_invalid")
 _MAX_RECIPE_BYTES = 1 << 20
 _Block = TypeVar("_Block")
 
@@ -39,7 +41,7 @@ class TokenizerRecipe:
     """path: tokenizer.json or the folder that holds it."""
     eos_token: str = EOS_TOKEN
     eos_id: int | None = None
-    """ids: the id that ends a document."""
+    """ids: the id that ends a document; path: instead of eos_token."""
 
     def __post_init__(self) -> None:
         _one_of("tokenizer.kind", self.kind, ("byte_bpe", "bytes", "path", "ids"))
@@ -49,12 +51,23 @@ class TokenizerRecipe:
             raise UsageError(f"tokenizer.vocab_size must be at least 257 for byte_bpe, not {self.vocab_size}")
         if self.kind == "path" and self.path is None:
             raise UsageError("tokenizer.path is needed with kind: path")
+        if self.eos_id is not None and self.kind in ("byte_bpe", "bytes"):
+            raise UsageError(
+                f"tokenizer.eos_id is not for kind: {self.kind}, whose EOS is tokenizer.eos_token"
+            )
         if self.kind == "ids" and not 0 <= (-1 if self.eos_id is None else self.eos_id) < (
             self.vocab_size or 0
         ):
             raise UsageError("tokenizer.eos_id between 0 and vocab_size - 1 is needed with kind: ids")
+        if self.eos_id is not None and self.eos_id < 0:
+            raise UsageError(f"tokenizer.eos_id must be a token id, not {self.eos_id}")
         if (self.vocab_size or 1) >= 2**32 - 1:
             raise UsageError(f"tokenizer.vocab_size {self.vocab_size} does not fit 32-bit ids")
+
+    @property
+    def eos(self) -> str | int:
+        """The token that closes a document, or its id."""
+        return self.eos_token if self.eos_id is None else self.eos_id
 
 
 @dataclass(frozen=True)
@@ -63,7 +76,8 @@ class SourceRecipe:
 
     name: str
     kind: str
-    """text: one document a file; jsonl: one a line; parquet: one a row; hdf5: one a row of a dataset."""
+    """text: one document a file; jsonl: one a line; parquet: one a row; hdf5: one a row of a dataset;
+    traces: one a JSONL line of prompt and completion, stored with their roles."""
     root: str
     """Folder, or python-stdlib for the running Python's own library."""
     glob: str = "**/*"
@@ -77,17 +91,37 @@ class SourceRecipe:
     max_documents: int | None = None
     """jsonl, parquet, hdf5: at most this many documents of each file."""
     on_invalid_utf8: str = "error"
-    """error, skip the document, or replace the bad bytes by U+FFFD."""
+    """error, skip the document, or replace the bad bytes by U+FFFD. Not for traces."""
+    prompt_field: str = "prompt"
+    """traces: the JSONL field that is given."""
+    completion_field: str = "completion"
+    """traces: the JSONL field that is learnt; the EOS id is appended to it."""
+    on_invalid: str = "error"
+    """traces: error, or skip a line that is no trace."""
 
     def __post_init__(self) -> None:
         check_name(self.name, "source name")
-        _one_of(f"source {self.name}: kind", self.kind, ("text", "jsonl", "parquet", "hdf5"))
+        _one_of(f"source {self.name}: kind", self.kind, ("text", "jsonl", "parquet", "hdf5", TRACES))
         _one_of(f"source {self.name}: on_invalid_utf8", self.on_invalid_utf8, ("error", "skip", "replace"))
+        _one_of(f"source {self.name}: on_invalid", self.on_invalid, ("error", "skip"))
+        self._refuse_foreign_keys()
         if self.kind == "text" and self.max_documents is not None:
             raise UsageError(f"source {self.name}: max_documents is not for kind: text; use max_bytes")
         for name in ("max_bytes", "max_documents"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UsageError(f"source {self.name}: {name} must be at least 1, not {value}")
+
+    def _refuse_foreign_keys(self) -> None:
+        """A key that this kind would ignore is a mistake."""
+        foreign = ("field", "on_invalid_utf8") if self.kind == TRACES else _TRACE_KEYS
+        defaults = {field.name: field.default for field in fields(self)}
+        for name in foreign:
+            if getattr(self, name) != defaults[name]:
+                known = "prompt_field, completion_field and on_invalid"
+                raise UsageError(
+                    f"source {self.name}: {name} is not for kind: {self.kind}; traces have {known}, "
+                    "the other kinds field and on_invalid_utf8"
+                )
 
 
 @dataclass(frozen=True)
@@ -115,6 +149,10 @@ class Recipe:
             raise UsageError("two sources have the same name")
         if len(self.sources) > 65_535:
             raise UsageError("at most 65,535 sources")
+        if len({source.kind == TRACES for source in self.sources}) > 1:
+            raise UsageError("sources of kind traces and of other kinds do not mix in one dataset")
+        if self.is_traces and self.tokenizer.kind == "ids":
+            raise UsageError("traces are text: tokenizer.kind must be path, bytes or byte_bpe, not ids")
         if self.chunk_tokens < 1 or self.shard_tokens < 1 or self.shard_tokens % self.chunk_tokens:
             raise UsageError(
                 f"shard_tokens ({self.shard_tokens}) must be a multiple of chunk_tokens ({self.chunk_tokens})"
@@ -127,7 +165,16 @@ class Recipe:
         """The resolved recipe as plain JSON types."""
         content = asdict(self)
         del content["folder"]
+        for source in content["sources"]:
+            if source["kind"] != TRACES:  # which those keys do not concern, nor change the id of
+                for key in _TRACE_KEYS:
+                    del source[key]
         return content
+
+    @property
+    def is_traces(self) -> bool:
+        """Whether documents have roles."""
+        return self.sources[0].kind == TRACES
 
     @property
     def hash(self) -> str:

@@ -72,17 +72,17 @@ def parse_layout(folder: Path, raw: bytes) -> ArrayLayout:
         sharding = outer["configuration"]
         names = [codec["name"] for codec in sharding["codecs"]]
         index = [codec["name"] for codec in sharding["index_codecs"]]
-        endian = sharding["codecs"][0]["configuration"]["endian"] if names else ""
+        endian = sharding["codecs"][0].get("configuration", {}).get("endian") if names else ""
+        dtype = np.dtype(meta["data_type"]).newbyteorder("<")
         supported = (
             (meta["zarr_format"], meta["node_type"], outer["name"]) == (3, "array", "sharding_indexed")
             and names in (["bytes", "crc32c"], ["bytes", "zstd", "crc32c"])
             and index == ["bytes", "crc32c"]
             and sharding.get("index_location", "end") == "end"
-            and endian in ("little", None)
+            and (endian == "little" or dtype.itemsize == 1)  # single bytes have no order
             and meta["chunk_key_encoding"]["name"] == "default"
             and grid[1:] == shape[1:] == sharding["chunk_shape"][1:]
         )
-        dtype = np.dtype(meta["data_type"]).newbyteorder("<")
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder}/zarr.json is not array metadata this reader knows ({error!r})") from None
     if not supported:

@@ -1,4 +1,4 @@
-"""Input files into documents: text trees, JSONL, Parquet and HDF5.
+"""Input files into documents: text trees, JSONL (of texts or of traces), Parquet and HDF5.
 
     spans = list_spans(recipe)                  # a listing: which piece of which file, in order
     for document in read_span(recipe, span):    # the reading itself
@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest
-from r1hpc.data.recipe import PYTHON_STDLIB, Recipe, SourceRecipe
+from r1hpc.data.recipe import PYTHON_STDLIB, TRACES, Recipe, SourceRecipe
 
 _SPAN_BYTES = 4 * 2**20
 _SPAN_ROWS = 4096
@@ -53,6 +53,10 @@ class Document:
     is_ids: bool = False
     is_stream: bool = False
     """Ids of many documents in one row, divided by EOS ids; `position` then counts ids."""
+    prompt_bytes: int = 0
+    """Traces: how many bytes of `raw` are the prompt; the rest is the completion."""
+    fault: str = ""
+    """Traces: why this line is none."""
 
 
 def list_spans(recipe: Recipe) -> list[Span]:
@@ -75,10 +79,9 @@ def read_span(recipe: Recipe, span: Span) -> Iterator[Document]:
     """The documents of one span, empty ones left out."""
     source = recipe.sources[span.source]
     path = recipe.resolve(source.root) / span.path
-    read = {"text": _read_text, "jsonl": _read_jsonl, "parquet": _read_parquet, "hdf5": _read_hdf5}[
-        source.kind
-    ]
-    return (document for document in read(source, path, span) if document.raw)
+    return (
+        document for document in _READERS[source.kind](source, path, span) if document.raw or document.fault
+    )
 
 
 def _list_files(source: SourceRecipe, root: Path) -> list[tuple[str, int]]:
@@ -122,10 +125,11 @@ def _limit(files: list[tuple[str, int]], source: SourceRecipe) -> list[tuple[str
 
 
 def _file_spans(source: SourceRecipe, index: int, root: Path, name: str, size: int) -> Iterator[Span]:
-    if source.kind == "text" or (source.kind == "jsonl" and (name.endswith(".gz") or source.max_documents)):
+    is_lines = source.kind in ("jsonl", TRACES)
+    if source.kind == "text" or (is_lines and (name.endswith(".gz") or source.max_documents)):
         if size:
             yield Span(index, name, 0, size, size)
-    elif source.kind == "jsonl":
+    elif is_lines:
         for start in range(0, size, _SPAN_BYTES):
             stop = min(start + _SPAN_BYTES, size)
             yield Span(index, name, start, stop, stop - start)
@@ -146,7 +150,15 @@ def _read_text(source: SourceRecipe, path: Path, span: Span) -> Iterator[Documen
 
 
 def _read_jsonl(source: SourceRecipe, path: Path, span: Span) -> Iterator[Document]:
-    """The lines that begin inside the span, so that neighbours share no line and leave none out."""
+    for position, line in _read_lines(source, path, span):
+        yield Document(position, _line_text(source, path, position, line))
+
+
+def _read_lines(source: SourceRecipe, path: Path, span: Span) -> Iterator[tuple[int, bytes]]:
+    """The lines that begin inside the span, so that neighbours share no line and leave none out.
+
+    Yields each with the byte it begins at; blank ones are left out.
+    """
     with _open_lines(path) as file:
         position = span.start
         if span.start:
@@ -159,7 +171,7 @@ def _read_jsonl(source: SourceRecipe, path: Path, span: Span) -> Iterator[Docume
             if not line:
                 return
             if line.strip():
-                yield Document(position, _line_text(source, path, position, line))
+                yield position, line
                 taken += 1
             position += len(line)
 
@@ -172,7 +184,7 @@ def _line_text(source: SourceRecipe, path: Path, position: int, line: bytes) -> 
     where = f"{path}, line at byte {position}"
     try:
         value = json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{where}: not JSON ({error}); kind: jsonl needs one JSON object a line") from None
     if not isinstance(value, dict) or source.field not in value:
         known = list(value) if isinstance(value, dict) else []
@@ -183,6 +195,56 @@ def _line_text(source: SourceRecipe, path: Path, position: int, line: bytes) -> 
     return text.encode(
         "utf-8", "surrogatepass"
     )  # JSON may escape half a surrogate pair; on_invalid_utf8 decides
+
+
+# --- Traces ---------------------------------------------------------------------------------------
+
+
+def line_number(path: Path, position: int) -> int:
+    """The number, from 1, of the line that begins at byte `position` (unpacked, for .gz)."""
+    number = 1
+    with _open_lines(path) as file:
+        while position > 0 and (block := file.read(min(position, _SPAN_BYTES))):
+            number += block.count(b"\n")
+            position -= len(block)
+    return number
+
+
+def _read_traces(source: SourceRecipe, path: Path, span: Span) -> Iterator[Document]:
+    for position, line in _read_lines(source, path, span):
+        try:
+            prompt, completion = _parse_trace(source, line)
+        except ValueError as error:
+            yield Document(position, b"", fault=str(error))
+        else:
+            yield Document(position, prompt + completion, prompt_bytes=len(prompt))
+
+
+def _parse_trace(source: SourceRecipe, line: bytes) -> tuple[bytes, bytes]:
+    """Prompt and completion as UTF-8; ValueError says what is wrong with the line."""
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 ({error.reason} at byte {error.start} of the line)") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"a JSON {type(value).__name__}, not an object with {source.prompt_field!r}")
+    return _trace_field(value, source.prompt_field), _trace_field(value, source.completion_field)
+
+
+def _trace_field(value: dict[str, Any], name: str) -> bytes:
+    if name not in value:
+        raise ValueError(f"no field {name!r}{nearest(name, value)}")
+    text = value[name]
+    if not isinstance(text, str):
+        raise ValueError(f"field {name!r} is {type(text).__name__}, not a string")
+    if not text:
+        raise ValueError(f"field {name!r} is empty")
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"field {name!r} is not UTF-8 (half a surrogate pair at {error.start})") from None
 
 
 # --- Parquet --------------------------------------------------------------------------------------
@@ -306,3 +368,12 @@ def _ids(values: npt.NDArray[Any], path: Path, row: int) -> bytes:
     if len(values) and (values.min() < 0 or values.max() >= 2**32 - 1):
         raise UsageError(f"{path}, row {row}: token ids must lie between 0 and 2^32 - 2")
     return values.astype("<u4").tobytes()
+
+
+_READERS = {
+    "text": _read_text,
+    "jsonl": _read_jsonl,
+    TRACES: _read_traces,
+    "parquet": _read_parquet,
+    "hdf5": _read_hdf5,
+}

@@ -65,7 +65,7 @@ def tokenizer_files(recipe: TokenizerRecipe, path: Path | None, texts: Iterable[
         return {}
     if recipe.kind == "path":
         assert path is not None, "the recipe requires a path with kind: path"
-        return _existing_files(path)
+        return existing_files(path)
     if recipe.kind == "bytes":
         text = byte_tokenizer(recipe.eos_token)
     else:
@@ -74,7 +74,8 @@ def tokenizer_files(recipe: TokenizerRecipe, path: Path | None, texts: Iterable[
     return {TOKENIZER_FILE: text.encode(), "tokenizer_config.json": json.dumps(config).encode()}
 
 
-def _existing_files(path: Path) -> dict[str, bytes]:
+def existing_files(path: Path) -> dict[str, bytes]:
+    """A tokenizer.json, given as a file or its folder, and its companions; UsageError if there is none."""
     folder = path if path.is_dir() else path.parent
     main = path / TOKENIZER_FILE if path.is_dir() else path
     if not main.is_file():
@@ -98,26 +99,50 @@ def _check_shape(path: Path) -> None:
 class Encoder:
     """A loaded tokenizer.json. `vocab_size` is one more than the largest id."""
 
-    def __init__(self, path: Path, eos_token: str) -> None:
-        """Raise UsageError when the file is no tokenizer or has no such token."""
+    def __init__(self, path: Path, eos: str | int, *, parse_special: bool = False) -> None:
+        """Raise UsageError when the file is no tokenizer or has no such token.
+
+        Args:
+            eos: the token that closes a document, or its id.
+            parse_special: text that spells a special token becomes that token, as in a chat template's
+                output; else it stays text.
+        """
         from tokenizers import Tokenizer
 
         _check_shape(path)
         self._tokenizer = Tokenizer.from_file(str(path))
-        self._tokenizer.encode_special_tokens = True
+        self._tokenizer.encode_special_tokens = not parse_special
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
-        if eos_token not in vocabulary:
-            special = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
-            raise UsageError(f"{path} has no token {eos_token!r}{nearest(eos_token, special)}; set eos_token")
-        self.eos_id = vocabulary[eos_token]
         self.vocab_size = max(vocabulary.values()) + 1
+        self.eos_id = self._find_eos(path, eos, vocabulary)
+
+    def _find_eos(self, path: Path, eos: str | int, vocabulary: dict[str, int]) -> int:
+        if isinstance(eos, int):
+            if self._tokenizer.id_to_token(eos) is None:
+                raise UsageError(f"{path} has no token of id {eos}; set tokenizer.eos_id or eos_token")
+            return eos
+        if eos not in vocabulary:
+            special = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
+            raise UsageError(f"{path} has no token {eos!r}{nearest(eos, special)}; set eos_token")
+        return vocabulary[eos]
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
-        """The ids of each text, without any special token."""
+        """The ids of each text, without any special token it does not spell."""
         encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(item.ids, dtype=np.uint32) for item in encoded]
+
+    def encode_known(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32] | str]:
+        """As encode, with the library's error in place of a text that the vocabulary cannot spell."""
+        try:
+            return list(self.encode(texts))
+        # The library raises plain Exception where a model without an unknown token meets one.
+        except Exception as error:
+            if len(texts) == 1:
+                return [str(error)]
+        half = len(texts) // 2  # one bad line must not make every good one of its batch a call of its own
+        return self.encode_known(texts[:half]) + self.encode_known(texts[half:])
 
     def decode(self, ids: Any) -> str:
         return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False))

@@ -5,59 +5,28 @@ read-modify-write that loses data between processes (zarr-python issue 3682). No
 how many other writers there are.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from r1hpc.base.errors import UsageError
 from r1hpc.base.failpoints import failpoint
+from r1hpc.data.encode import SourceCount, Vocabulary, encode_span
 from r1hpc.data.layout import CHECKSUMS, INPUTS, TOKENS
 from r1hpc.data.manifest import canonical_json, census
 from r1hpc.data.recipe import Recipe
+from r1hpc.data.segments import segment_arrays
 from r1hpc.data.shardfile import ShardFile, parse_layout
-from r1hpc.data.sources import Document, Span, read_span
+from r1hpc.data.sources import Span
 from r1hpc.data.vocabulary import Encoder
 
-_BATCH_BYTES = 2**20
 _ROW_CHUNK = 2**16
 _ROW_SHARD = 2**22
 _COMPRESSION_LEVEL = 3
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """What the ids of a dataset mean, as far as its arrays are concerned."""
-
-    vocab_size: int
-    eos_id: int
-
-    @property
-    def dtype(self) -> "np.dtype[Any]":
-        """uint16 where the invalid id 65,535 lies outside the vocabulary, else uint32."""
-        return np.dtype("<u2" if self.vocab_size <= 65_535 else "<u4")
-
-    @property
-    def invalid_id(self) -> int:
-        """The fill value: no token has it, so a hole can never pass as one."""
-        return int(np.iinfo(self.dtype).max)
-
-
-@dataclass
-class SourceCount:
-    """What one source gave."""
-
-    num_documents: int = 0
-    num_tokens: int = 0
-    num_bytes: int = 0
-    num_skipped: int = 0
-    """Documents left out because they are not UTF-8."""
 
 
 @dataclass
@@ -72,12 +41,15 @@ class PartResult:
     """Census of the part, by path inside its folder; made here so that every writer hashes its own."""
 
 
-@dataclass(frozen=True)
-class _Encoded:
+class _Row(NamedTuple):
+    """What the per-document arrays say of one document."""
+
+    source: int
+    input: int
     position: int
     hash: int
-    ids: npt.NDArray[np.uint32]
-    num_bytes: int
+    num_prompt_tokens: int
+    token_stop: int
 
 
 def write_part(
@@ -93,96 +65,26 @@ def write_part(
     inputs = sorted({(span.source, span.path) for span in spans})
     input_index = {item: i for i, item in enumerate(inputs)}
     tokens = _TokenWriter(folder, recipe, vocabulary)
-    rows: list[tuple[int, int, int, int, int]] = []
+    rows: list[_Row] = []
     for span in spans:
         failpoint("data.build.span")
         count = result.sources.setdefault(span.source, SourceCount())
-        for item in _encode_span(recipe, span, vocabulary, encoder, count):
+        for item in encode_span(recipe, span, vocabulary, encoder, count):
             tokens.append(item.ids)
+            place = input_index[span.source, span.path]
             rows.append(
-                (span.source, input_index[span.source, span.path], item.position, item.hash, tokens.length)
+                _Row(span.source, place, item.position, item.hash, item.num_prompt_tokens, tokens.length)
             )
             count.num_documents += 1
             count.num_tokens += len(item.ids)
             count.num_bytes += item.num_bytes
     tokens.close()
-    _write_rows(folder, rows)
+    _write_rows(folder, rows, recipe.is_traces)
     (folder / INPUTS).write_bytes(canonical_json([{"source": s, "path": p} for s, p in inputs]))
     (folder / CHECKSUMS).write_bytes(_read_checksums(folder / TOKENS))
     result.num_tokens, result.num_documents = tokens.length, len(rows)
     result.files = census(folder)
     return result
-
-
-def _encode_span(
-    recipe: Recipe, span: Span, vocabulary: Vocabulary, encoder: Encoder | None, count: SourceCount
-) -> Iterator[_Encoded]:
-    """The documents of a span as ids, each closed by the EOS id."""
-    batch: list[tuple[Document, str]] = []
-    size = 0
-    for document in read_span(recipe, span):
-        if document.is_ids:
-            yield from _split_ids(
-                document, vocabulary, f"source {recipe.sources[span.source].name}: {span.path}"
-            )
-            continue
-        text = _text(recipe, span, document)
-        if text is None:
-            count.num_skipped += 1
-            continue
-        batch.append((document, text))
-        size += len(document.raw)
-        if size >= _BATCH_BYTES:
-            yield from _encode_batch(batch, vocabulary, encoder)
-            batch, size = [], 0
-    yield from _encode_batch(batch, vocabulary, encoder)
-
-
-def _encode_batch(
-    batch: list[tuple[Document, str]], vocabulary: Vocabulary, encoder: Encoder | None
-) -> Iterator[_Encoded]:
-    if not batch:
-        return
-    if encoder is None:
-        raise UsageError("the inputs are text, but tokenizer.kind is ids; take byte_bpe, bytes or path")
-    for (document, _), ids in zip(batch, encoder.encode([text for _, text in batch]), strict=True):
-        closed = np.append(ids, np.uint32(vocabulary.eos_id))
-        yield _Encoded(document.position, xxhash.xxh3_128_intdigest(document.raw), closed, len(document.raw))
-
-
-def _split_ids(document: Document, vocabulary: Vocabulary, where: str) -> Iterator[_Encoded]:
-    """Documents of a row of ids: it ends at each EOS id and at the end of the row."""
-    ids = np.frombuffer(document.raw, dtype="<u4")
-    largest = int(ids.max())
-    if largest >= vocabulary.vocab_size:
-        raise UsageError(
-            f"{where}, row {document.position}: token id {largest} is outside the vocabulary of "
-            f"{vocabulary.vocab_size}; correct tokenizer.vocab_size or the input"
-        )
-    ends = np.append(np.flatnonzero(ids == vocabulary.eos_id), len(ids))
-    begin = 0
-    for end in ends.tolist():
-        if end > begin:
-            piece = ids[begin:end]
-            position = document.position + (begin if document.is_stream else 0)
-            raw = piece.tobytes()
-            closed = np.append(piece, np.uint32(vocabulary.eos_id))
-            yield _Encoded(position, xxhash.xxh3_128_intdigest(raw), closed, len(raw))
-        begin = end + 1
-
-
-def _text(recipe: Recipe, span: Span, document: Document) -> str | None:
-    source = recipe.sources[span.source]
-    try:
-        return document.raw.decode("utf-8", "replace" if source.on_invalid_utf8 == "replace" else "strict")
-    except UnicodeDecodeError as error:
-        if source.on_invalid_utf8 == "skip":
-            return None
-        path = recipe.resolve(source.root) / span.path
-        raise UsageError(
-            f"{path}, document at {document.position}: not UTF-8 ({error.reason} at byte {error.start}); "
-            f"set on_invalid_utf8: skip or replace for source {source.name}"
-        ) from None
 
 
 class _TokenWriter:
@@ -227,17 +129,19 @@ class _TokenWriter:
         self._buffer.fill(self._invalid)
 
 
-def _write_rows(folder: Path, rows: list[tuple[int, int, int, int, int]]) -> None:
-    """The per-document arrays. One row of `rows`: source, input, position, hash, end in tokens."""
-    columns = list(zip(*rows, strict=True)) if rows else [(), (), (), (), ()]
-    sources, inputs, positions, hashes, stops = columns
+def _write_rows(folder: Path, rows: list[_Row], is_traces: bool) -> None:
+    """The per-document arrays, and those of segments."""
     low = 2**64 - 1
-    pairs = np.array([(value >> 64, value & low) for value in hashes], dtype="<u8").reshape(-1, 2)
-    _write_array(folder / "doc_offsets", np.array([0, *stops], dtype="<u8"))
-    _write_array(folder / "doc_source", np.array(sources, dtype="<u2"))
+    pairs = np.array([(row.hash >> 64, row.hash & low) for row in rows], dtype="<u8").reshape(-1, 2)
+    offsets = [0, *(row.token_stop for row in rows)]
+    _write_array(folder / "doc_offsets", np.array(offsets, dtype="<u8"))
+    _write_array(folder / "doc_source", np.array([row.source for row in rows], dtype="<u2"))
     _write_array(folder / "doc_hash", pairs)
-    _write_array(folder / "doc_input", np.array(inputs, dtype="<u4"))
-    _write_array(folder / "doc_position", np.array(positions, dtype="<u8"))
+    _write_array(folder / "doc_input", np.array([row.input for row in rows], dtype="<u4"))
+    _write_array(folder / "doc_position", np.array([row.position for row in rows], dtype="<u8"))
+    if is_traces:
+        for name, values in segment_arrays(offsets, [row.num_prompt_tokens for row in rows]).items():
+            _write_array(folder / name, values)
 
 
 def _write_array(path: Path, values: npt.NDArray[Any]) -> None:

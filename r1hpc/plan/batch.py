@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 from r1hpc.base.errors import ConfigError
+from r1hpc.config.schema import RunConfig
 
 _CHOICES_SHOWN = 8
 _MOST_NODES = 10_000
@@ -80,6 +81,38 @@ def solve_batch(
         global_batch_size, micro_batch_size, world_size // ranks_per_node, ranks_per_node
     )
     raise ConfigError(f"train.global_batch_size is {global_batch_size}, but {asked} {relation}. {choices}")
+
+
+def batch_of(config: RunConfig, topology: Topology) -> BatchPlan:
+    """The batch of a run, by its stage.
+
+    An RL step trains on completions, of which a rollout yields num_prompts x num_generations; its micro
+    batches follow from what the rollout left, so they need not divide anything. The stages without
+    optimizer steps have parts.
+
+    Raises:
+        ConfigError: it does not come out.
+    """
+    train, rollout = config.train, config.rollout
+    if config.stage in ("traces", "generate", "evaluate"):
+        return BatchPlan(config.generate.items_per_part, config.generate.items_per_part, 1)
+    if config.stage != "rl":
+        return solve_batch(
+            train.global_batch_size,
+            train.micro_batch_size,
+            topology.world_size,
+            train.gradient_accumulation_steps,
+            topology.ranks_per_node,
+        )
+    completions = rollout.num_prompts * rollout.num_generations
+    if completions % train.global_batch_size or train.global_batch_size % rollout.num_generations:
+        raise ConfigError(
+            f"train.global_batch_size is {train.global_batch_size}, but a rollout has rollout.num_prompts "
+            f"{rollout.num_prompts} x rollout.num_generations {rollout.num_generations} = {completions} "
+            f"completions: it must divide that, in whole groups; {completions} makes one update a rollout"
+        )
+    at_once = topology.world_size * train.micro_batch_size
+    return BatchPlan(train.global_batch_size, train.micro_batch_size, -(-train.global_batch_size // at_once))
 
 
 def legal_topologies(

@@ -1,28 +1,72 @@
-"""Peak arithmetic of GPUs, for MFU. Dense bf16 (fp16 where the card has no bf16), without sparsity.
+"""GPUs by name: peak arithmetic, memory and bandwidth, for MFU, the memory plan and the estimate.
 
-Sources: NVIDIA's data sheets of each product. A card that is not listed gives no MFU rather than a guess.
+    find_gpu("a100-80gb").name      # 'A100-SXM4-80GB'
+    peak_flops("NVIDIA A100-SXM4-80GB")
+
+Peaks are dense bf16 (fp16 where the card has no bf16), without sparsity. Sources: NVIDIA's data sheets of each
+product. A card that is not listed gives no MFU rather than a guess.
 """
 
-# Longest match wins, so the more telling names come first. TFLOP/s.
-_PEAKS: tuple[tuple[str, float], ...] = (
-    ("H100 PCIE", 756.0),
-    ("H100 NVL", 835.0),
-    ("GH200", 989.0),
-    ("H200", 989.0),
-    ("H100", 989.0),
-    ("H800", 989.0),
-    ("A100", 312.0),
-    ("A800", 312.0),
-    ("L40S", 362.0),
-    ("A6000", 154.8),
-    ("A40", 149.7),
-    ("A30", 165.0),
-    ("A10G", 70.0),
-    ("A10", 125.0),
-    ("V100", 125.0),
-    ("L4", 121.0),
-    ("T4", 65.0),
+import re
+from dataclasses import dataclass
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.names import nearest, printable
+
+
+class UnknownGpuError(UsageError):
+    """A GPU name that is not in the table."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One product. Memory is what the data sheet calls GB; a driver leaves a little less."""
+
+    name: str
+    peak_tflops: float
+    memory_gib: float
+    bandwidth_tb_s: float
+    has_bf16: bool = True
+    has_fp8: bool = False
+
+    @property
+    def peak_flops(self) -> float:
+        return self.peak_tflops * 1e12
+
+    @property
+    def family(self) -> str:
+        """The first word of the name: A100, H100 ..."""
+        return self.name.split("-")[0]
+
+
+# The first of a family is what the bare family name means.
+GPUS: tuple[Gpu, ...] = (
+    Gpu("A100-SXM4-80GB", 312, 80, 2.039),
+    Gpu("A100-SXM4-40GB", 312, 40, 1.555),
+    Gpu("A100-PCIE-80GB", 312, 80, 1.935),
+    Gpu("A100-PCIE-40GB", 312, 40, 1.555),
+    Gpu("A800-80GB", 312, 80, 2.039),
+    Gpu("H100-SXM-80GB", 989, 80, 3.35, has_fp8=True),
+    Gpu("H100-PCIE-80GB", 756, 80, 2.0, has_fp8=True),
+    Gpu("H100-NVL-94GB", 835, 94, 3.9, has_fp8=True),
+    Gpu("H800-80GB", 989, 80, 3.35, has_fp8=True),
+    Gpu("H200-141GB", 989, 141, 4.8, has_fp8=True),
+    Gpu("H20-96GB", 148, 96, 4.0, has_fp8=True),
+    Gpu("GH200-96GB", 989, 96, 4.0, has_fp8=True),
+    Gpu("B200-180GB", 2250, 180, 8.0, has_fp8=True),
+    Gpu("L40S-48GB", 362, 48, 0.864, has_fp8=True),
+    Gpu("L4-24GB", 121, 24, 0.3, has_fp8=True),
+    Gpu("A6000-48GB", 154.8, 48, 0.768),
+    Gpu("A40-48GB", 149.7, 48, 0.696),
+    Gpu("A30-24GB", 165, 24, 0.933),
+    Gpu("A10G-24GB", 70, 24, 0.6),
+    Gpu("A10-24GB", 125, 24, 0.6),
+    Gpu("V100-SXM2-32GB", 125, 32, 0.9, has_bf16=False),
+    Gpu("V100-SXM2-16GB", 125, 16, 0.9, has_bf16=False),
+    Gpu("T4-16GB", 65, 16, 0.32, has_bf16=False),
 )
+
+_FORMS = {"SXM": "SXM", "SXM2": "SXM", "SXM4": "SXM", "SXM5": "SXM", "PCIE": "PCIE", "NVL": "NVL"}
 
 
 def peak_flops(device_name: str) -> float | None:
@@ -33,8 +77,45 @@ def peak_flops(device_name: str) -> float | None:
     >>> peak_flops("Radeon") is None
     True
     """
-    words = set(device_name.upper().replace("-", " ").split())
-    for name, tflops in _PEAKS:
-        if set(name.split()) <= words:
-            return tflops * 1e12
-    return None
+    words = _words(device_name)
+    cards = _of_form(_of_family(words), words)
+    return cards[0].peak_flops if cards else None
+
+
+def find_gpu(name: str) -> Gpu:
+    """The card of any usual name: A100-SXM4-80GB, a100-80gb, A100, "NVIDIA H100 80GB HBM3".
+
+    Raises:
+        UnknownGpuError: not in the table, or not made with that much memory; says what to do.
+    """
+    words = _words(name)
+    family = _of_family(words)
+    if not family:
+        known = [gpu.name for gpu in GPUS]
+        raise UnknownGpuError(
+            f"no GPU {printable(name)!r} in the table{nearest(name.upper(), known)}; give --peak-tflops (dense "
+            f"bf16) and --gpu-memory-gib instead, or one of: {', '.join(known)}"
+        )
+    asked = {int(found[1]) for word in words if (found := re.fullmatch(r"(\d{2,3})G?B?", word))}
+    cards = [gpu for gpu in family if not asked or int(gpu.memory_gib) in asked]
+    if not cards:
+        raise UnknownGpuError(
+            f"{family[0].family} is not made with the memory of {printable(name)!r}; there are: "
+            f"{', '.join(gpu.name for gpu in family)}"
+        )
+    return _of_form(cards, words)[0]
+
+
+def _words(name: str) -> set[str]:
+    return set(re.split(r"[^A-Z0-9]+", name.upper())) - {""}
+
+
+def _of_family(words: set[str]) -> list[Gpu]:
+    return [gpu for gpu in GPUS if gpu.family in words]
+
+
+def _of_form(cards: list[Gpu], words: set[str]) -> list[Gpu]:
+    """Those of the form factor in `words`; all of them where it names none that exists."""
+    forms = {_FORMS[word] for word in words if word in _FORMS}
+    fitting = [gpu for gpu in cards if forms & {_FORMS.get(part, "") for part in gpu.name.split("-")}]
+    return fitting or cards

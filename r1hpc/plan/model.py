@@ -1,6 +1,7 @@
 """The config.json a run's model has: from its folder, changed by model.config, completed by the dataset."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,19 @@ from r1hpc.base.errors import ConfigError
 from r1hpc.config.schema import RunConfig
 
 
-def load_model_config(config: RunConfig, vocab_size: int | None) -> dict[str, Any]:
+def load_model_config(
+    config: RunConfig, vocab_size: int | None, expected: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """model.path/config.json, then model.config over it, then the dataset's vocabulary where none is given.
+
+    Args:
+        expected: stands for the config.json of a folder that another run has yet to write.
 
     Raises:
         ConfigError: no model at all, no readable config.json, or a vocabulary smaller than the dataset's.
     """
     model = config.model
-    merged = {**_read_folder(model.path), **model.config} if model.path is not None else dict(model.config)
+    merged = {**_of_folder(model.path, expected), **model.config}
     if "model_type" not in merged:
         raise ConfigError("no model: give model.path=DIR, or include one such as model/tiny in the job file")
     own = merged.get("vocab_size")
@@ -31,10 +37,14 @@ def load_model_config(config: RunConfig, vocab_size: int | None) -> dict[str, An
     return merged
 
 
-def _read_folder(path: str) -> dict[str, Any]:
-    """The config.json of a model folder."""
+def _of_folder(path: str | None, expected: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The config.json of a model folder; nothing where there is none."""
+    if path is None:
+        return {}
     folder = Path(path)
     file = folder / "config.json"
+    if expected is not None and not file.is_file():
+        return dict(expected)
     if not folder.is_dir():
         raise ConfigError(f"model.path {path} is not a folder: give a local folder with config.json")
     if not file.is_file():

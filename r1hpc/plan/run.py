@@ -11,8 +11,9 @@ from typing import Any
 from r1hpc.base.errors import ConfigError, StateError
 from r1hpc.base.units import gpu_hours
 from r1hpc.config.schema import RunConfig
-from r1hpc.plan.batch import BatchPlan, Topology, solve_batch
+from r1hpc.plan.batch import BatchPlan, Topology, batch_of
 from r1hpc.plan.memory import MemoryPlan, checkpoint_bytes, memory_per_gpu
+from r1hpc.plan.parts import num_parts
 from r1hpc.plan.preemption import expected_save_time_s
 from r1hpc.plan.shape import (
     ModelShape,
@@ -80,12 +81,14 @@ def make_plan(
     vocab_size: int | None = None,
     time_limit_s: int | None = None,
     num_nodes: int | None = None,
+    expected_model: Mapping[str, Any] | None = None,
 ) -> RunPlan:
     """The plan of `config` on `num_nodes` (None: resources.nodes) of `gpus_per_node` (0: a CPU run).
 
     Args:
         vocab_size: the dataset's, for a model whose config leaves it out. None where that is not known
             yet: then nothing that depends on the number of parameters is.
+        expected_model: the config.json that an earlier stage will leave in model.path.
 
     Raises:
         ConfigError: what cannot be: a batch that does not divide, a sequence longer than the model's
@@ -93,25 +96,19 @@ def make_plan(
     """
     ranks = gpus_per_node or config.resources.ranks_per_node
     topology = Topology(num_nodes or config.resources.nodes, ranks, gpus_per_node)
-    train, seq_len = config.train, config.data.seq_len
-    batch = solve_batch(
-        train.global_batch_size,
-        train.micro_batch_size,
-        topology.world_size,
-        train.gradient_accumulation_steps,
-        ranks,
-    )
-    shape = _shape(config, vocab_size)
+    train, seq_len = config.train, longest_sequence(config)
+    batch = batch_of(config, topology)
+    shape = _shape(config, vocab_size, expected_model)
     size = checkpoint_bytes(shape, train.precision, config.deepspeed.zero_stage) if shape else None
     bandwidth = config.checkpoint.assumed_bandwidth_gib_s
-    tokens = train.global_batch_size * seq_len
+    tokens = batch.global_batch_size * seq_len
     return RunPlan(
         topology=topology,
         batch=batch,
-        num_steps=train.num_steps,
+        num_steps=num_steps(config),
         seq_len=seq_len,
         tokens_per_step=tokens,
-        total_tokens=tokens * train.num_steps,
+        total_tokens=tokens * num_steps(config),
         num_parameters=shape.num_parameters if shape else None,
         flops_per_token=flops_per_token(shape, seq_len) if shape else None,
         memory=_memory(config, shape, topology) if shape else None,
@@ -123,16 +120,40 @@ def make_plan(
     )
 
 
+def _setting_of_length(config: RunConfig) -> str:
+    if config.stage in ("rl", "generate", "evaluate"):
+        return "rollout.max_prompt_length + rollout.max_completion_length"
+    return "data.seq_len"
+
+
+def longest_sequence(config: RunConfig) -> int:
+    """Tokens of the longest sequence the model sees."""
+    if config.stage in ("rl", "generate", "evaluate"):
+        return config.rollout.max_prompt_length + config.rollout.max_completion_length
+    return config.data.seq_len
+
+
+def num_steps(config: RunConfig) -> int:
+    """Optimizer steps, or parts where there are none."""
+    if config.stage in ("traces", "generate", "evaluate"):
+        return num_parts(config)
+    return config.train.num_steps
+
+
 def _known(schema: type, value: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a dataclass out of a JSON object; KeyError where one is missing."""
     return {field.name: value[field.name] for field in fields(schema)}
 
 
-def _shape(config: RunConfig, vocab_size: int | None) -> ModelShape | None:
-    """The model's shape; None where its family or its vocabulary is not known."""
-    model = load_model_config(config, vocab_size)
+def _shape(
+    config: RunConfig, vocab_size: int | None, expected: Mapping[str, Any] | None
+) -> ModelShape | None:
+    """The model's shape; None where its family or its vocabulary is not known, or no model is loaded."""
+    if config.stage == "traces":  # demonstrations are computed
+        return None
+    model = load_model_config(config, vocab_size, expected)
     values = canonical(model)
-    positions, seq_len = values.get("max_position_embeddings"), config.data.seq_len
+    positions, seq_len = values.get("max_position_embeddings"), longest_sequence(config)
     check_heads(values)
     try:
         shape = model_shape(model)
@@ -141,7 +162,7 @@ def _shape(config: RunConfig, vocab_size: int | None) -> ModelShape | None:
     positions = shape.max_position_embeddings if shape else positions
     if isinstance(positions, int) and seq_len > positions:
         raise ConfigError(
-            f"data.seq_len is {seq_len}, but the model has {positions} positions: lower it, or raise "
+            f"{_setting_of_length(config)} is {seq_len}, but the model has {positions} positions: lower it, or raise "
             "model.config.max_position_embeddings"
         )
     return shape if model.get("vocab_size") is not None else None
@@ -154,6 +175,6 @@ def _memory(config: RunConfig, shape: ModelShape, topology: Topology) -> MemoryP
         world_size=topology.world_size,
         precision=config.train.precision,
         micro_batch_size=config.train.micro_batch_size,
-        seq_len=config.data.seq_len,
+        seq_len=longest_sequence(config),
         activation_checkpointing=config.model.activation_checkpointing,
     )

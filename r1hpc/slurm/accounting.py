@@ -14,7 +14,7 @@ from r1hpc.slurm.client import call
 # JobName is last: it may hold the separator.
 FIELDS = (
     "JobID,State,Start,End,ElapsedRaw,AllocTRES,NNodes,NodeList,ExitCode,Restarts,"
-    "User,Account,Partition,QOS,JobName"
+    "User,Account,Partition,QOS,Submit,Eligible,JobName"
 )
 
 
@@ -40,6 +40,8 @@ class JobRecord:
     partition: str
     qos: str
     job_name: str
+    eligible: float | None = None
+    """When it could have started, had there been room: what it waited for since then is the queue."""
 
 
 def sacct_records(job_id: str, since: float | None = None, timeout_s: float = 30.0) -> list[JobRecord]:
@@ -81,7 +83,7 @@ def _record(line: str) -> JobRecord:
             f"sacct printed a line of {len(parts)} fields where {FIELDS} was asked for: {line!r}"
         )
     job_id, state, start, end, elapsed, tres, nodes, node_list, code, restarts, *who, name = parts
-    user, account, partition, qos = who
+    user, account, partition, qos, submit, eligible = who
     return JobRecord(
         job_id=job_id,
         state=state.split(" ")[0],
@@ -98,6 +100,7 @@ def _record(line: str) -> JobRecord:
         partition=partition,
         qos=qos,
         job_name=name,
+        eligible=_time(eligible) or _time(submit),
     )
 
 

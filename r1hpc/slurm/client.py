@@ -10,6 +10,7 @@ import os
 import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
+from typing import IO
 
 from r1hpc.base.errors import R1hpcError
 
@@ -73,13 +74,29 @@ def call(argv: Sequence[str], timeout_s: float = 30.0, env: Mapping[str, str] | 
     Raises:
         SlurmError: no such command, it took too long, or it exited with a status other than 0.
     """
+    return _run(argv, timeout_s, env, subprocess.PIPE).stdout
+
+
+def call_into(file: IO[bytes], argv: Sequence[str], timeout_s: float = 30.0) -> None:
+    """As `call`, with stdout written into an open file: for answers too long to hold.
+
+    Raises:
+        SlurmError: as `call`.
+    """
+    _run(argv, timeout_s, None, file)
+
+
+def _run(
+    argv: Sequence[str], timeout_s: float, env: Mapping[str, str] | None, stdout: "int | IO[bytes]"
+) -> "subprocess.CompletedProcess[str]":
     shown = shlex.join(argv)
     environment = readable_environment() if env is None else dict(env)
     try:
         done = subprocess.run(
             argv,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
             text=True,
             errors="replace",
             timeout=timeout_s,
@@ -100,16 +117,17 @@ def call(argv: Sequence[str], timeout_s: float = 30.0, env: Mapping[str, str] | 
             timed_out=True,
         ) from None
     if done.returncode:
-        words = f"`{shown}` failed with exit status {done.returncode}{_quoted(done.stdout, done.stderr)}"
+        out = done.stdout or ""  # None where it went into a file
+        words = f"`{shown}` failed with exit status {done.returncode}{_quoted(out, done.stderr)}"
         if NO_CONFIGURATION in done.stderr:
             words = f"`{argv[0]}` finds no cluster from here: run this on a login node, or set SLURM_CONF"
         raise SlurmError(
             words,
             done.returncode,
-            done.stdout,
+            out,
             done.stderr,
         )
-    return done.stdout
+    return done
 
 
 def readable_environment() -> dict[str, str]:

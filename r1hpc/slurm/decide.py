@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.units import format_time, parse_time
@@ -70,6 +71,7 @@ def decide(
     vocab_size: int | None = None,
     assumed_gpus_per_node: int | None = None,
     facts: ClusterFacts | None = None,
+    expected_model: Mapping[str, Any] | None = None,
 ) -> Decision:
     """Settle what `config` leaves open.
 
@@ -77,19 +79,25 @@ def decide(
         vocab_size: the dataset's, without which the model's size, and so a save's, is not known.
         assumed_gpus_per_node: taken where nobody knows; None refuses instead.
         facts: what the cluster said; None asks it now, where the executor is slurm and Slurm is here.
+        expected_model: the config.json that an earlier stage will leave in model.path.
 
     Raises:
         UsageError: nobody says how many GPUs a node has, no such partition, or more time than it allows.
         ConfigError: what the plan refuses.
     """
-    if facts is None:
-        facts = _ask(config) if executor == "slurm" and slurm_is_here() else ClusterFacts()
+    facts = facts or ask_cluster(config, executor)
     gpus, notes = _gpus_per_node(config, facts, executor, assumed_gpus_per_node)
     time, time_notes = _time(config, facts, executor)
     settled = dataclasses.replace(config.resources, gpus_per_node=gpus, time=time)
     config = dataclasses.replace(config, resources=settled)
     limit_s = parse_time(time) if time else None
-    plan = make_plan(config, gpus_per_node=gpus, vocab_size=vocab_size, time_limit_s=limit_s)
+    plan = make_plan(
+        config,
+        gpus_per_node=gpus,
+        vocab_size=vocab_size,
+        time_limit_s=limit_s,
+        expected_model=expected_model,
+    )
     lead_s = _signal_lead(config, plan, limit_s)
     config = dataclasses.replace(config, resources=dataclasses.replace(settled, signal_lead_s=lead_s))
     warning = _warning(config, plan, facts, lead_s) if executor == "slurm" else []
@@ -121,7 +129,10 @@ def overrides_of_allocation(environ: Mapping[str, str], is_cpu_run: bool) -> lis
     return found
 
 
-def _ask(config: RunConfig) -> ClusterFacts:
+def ask_cluster(config: RunConfig, executor: str) -> ClusterFacts:
+    """What Slurm says of the partition, QOS and account of a run; nothing where there is no Slurm."""
+    if executor != "slurm" or not slurm_is_here():
+        return ClusterFacts()
     resources, cluster = config.resources, config.cluster
     return probe_cluster(
         resources.partition or cluster.partition,

@@ -16,6 +16,7 @@ from typing import Any
 from submitit.slurm.slurm import SlurmExecutor, SlurmJob
 
 from r1hpc.base.errors import UsageError
+from r1hpc.base.failpoints import failpoint
 from r1hpc.base.rundir import RunDir
 from r1hpc.slurm import payload
 from r1hpc.slurm.client import call
@@ -41,9 +42,18 @@ def submit(run: RunDir, num_tasks: int = 1, entry_point: str = ENTRY_POINT) -> s
         raise UsageError(
             "sbatch is not on PATH: run this on a login node, or take --executor local or --dry-run"
         )
+    return _leave_payload(_Executor(run, num_tasks), run, entry_point)
+
+
+def adopt(run: RunDir, job_id: str, num_tasks: int = 1, entry_point: str = ENTRY_POINT) -> None:
+    """Leave the payload for a job that sbatch took before its submission was cut off; it waits for it."""
+    if not payload.path_of(run.path, job_id).exists():
+        _leave_payload(_Executor(run, num_tasks, job_id), run, entry_point)
+
+
+def _leave_payload(executor: "_Executor", run: RunDir, entry_point: str) -> str:
     with _private_files():
         payload.folder_of(run.path).mkdir(mode=0o700, exist_ok=True)
-        executor = _Executor(run, num_tasks)
         job = executor.submit(payload.entry_point(entry_point), str(run.path))
     return str(job.job_id)
 
@@ -51,18 +61,22 @@ def submit(run: RunDir, num_tasks: int = 1, entry_point: str = ENTRY_POINT) -> s
 class _Executor(SlurmExecutor):  # type: ignore[misc]  # submitit has no types we follow
     """submitit's Slurm executor with the script of the run in place of its own."""
 
-    def __init__(self, run: RunDir, num_tasks: int) -> None:
+    def __init__(self, run: RunDir, num_tasks: int, job_id: str | None = None) -> None:
         super().__init__(folder=payload.folder_of(run.path))
         self._script = run.script
         self._tasks = num_tasks
+        self._job_id = job_id
 
     def _num_tasks(self) -> int:
         return self._tasks
 
     def _submit_command(self, command: str) -> Any:
         """Called by submitit once the payload lies in its folder under a temporary name."""
-        answer = call(["sbatch", "--parsable", str(self._script)], _TIMEOUT_S, exported())
-        return SlurmJob(folder=self.folder, job_id=read_job_id(answer), tasks=list(range(self._tasks)))
+        job_id = self._job_id or read_job_id(
+            call(["sbatch", "--parsable", str(self._script)], _TIMEOUT_S, exported())
+        )
+        failpoint("sbatch.answered")
+        return SlurmJob(folder=self.folder, job_id=job_id, tasks=list(range(self._tasks)))
 
 
 @contextmanager

@@ -177,6 +177,22 @@ def reason_to_stop(attempts: Sequence[Attempt], limits: LimitsConfig) -> str | N
     return None
 
 
+def seconds_left(history: History, max_gpu_hours: float | None, now: float) -> float | None:
+    """Wall seconds the attempt under way may still take of the run's own allowance; None: no limit.
+
+    A run without GPUs has none either.
+    """
+    this = history.last
+    if max_gpu_hours is None or this is None or this.gpus == 0:
+        return None
+    return max(0.0, max_gpu_hours - gpu_hours_used(history, now)) * 3600 / this.gpus
+
+
+def gpu_hours_used(history: History, now: float) -> float:
+    """GPU-hours of all attempts by the run's own record; one that runs counts until now."""
+    return sum(a.gpus * ((a.end or now) - a.start) for a in history.attempts) / 3600
+
+
 def attempts_without_checkpoint(attempts: Iterable[Attempt]) -> int:
     """How many attempts at the end of the list made no checkpoint newer than the one they began from.
 

@@ -42,7 +42,7 @@ class _Summary:
         self._ticks = 0
         self._first_time: float | None = None
         self._last_time: float | None = None
-        self._gpus: dict[str, _Gpu] = {}
+        self._gpus: dict[str, GpuFold] = {}
 
     def add(self, record: dict[str, Any]) -> None:
         self._attempts.add(record.get("attempt", 0))
@@ -70,8 +70,8 @@ class _Summary:
         for reading in record["gpus"]:
             self._gpu(reading["uuid"]).add(record["time"], reading)
 
-    def _gpu(self, uuid: str) -> "_Gpu":
-        return self._gpus.setdefault(uuid, _Gpu())
+    def _gpu(self, uuid: str) -> "GpuFold":
+        return self._gpus.setdefault(uuid, GpuFold())
 
     def result(self) -> dict[str, Any]:
         return {
@@ -85,7 +85,9 @@ class _Summary:
         }
 
 
-class _Gpu:
+class GpuFold:
+    """Readings of one GPU, folded one by one: start(static, period_s), add(time, reading), result()."""
+
     def __init__(self) -> None:
         self._static: dict[str, Any] = {}
         self._ticks = 0

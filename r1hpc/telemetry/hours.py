@@ -1,4 +1,4 @@
-"""GPU-hours by user, account, state, QOS, partition and day, from any list of allocations.
+"""GPU-hours by user, account, state, QOS, partition, day, run and stage, from any list of allocations.
 
 gpu_hours = GPUs x allocated wall hours, busy or idle. An allocation that runs over midnight is split
 between its days; days are local ones, as in sacct. One that still runs counts until now.
@@ -11,6 +11,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 UNKNOWN = "unknown"
+KEYS = ("user", "account", "state", "qos", "partition")
+RUN_KEYS = ("run", "stage")
+"""Known to run folders only: grouped by where at least one allocation has them."""
 
 
 @dataclass(frozen=True)
@@ -26,36 +29,59 @@ class Allocation:
     state: str = UNKNOWN
     qos: str = UNKNOWN
     partition: str = UNKNOWN
+    run: str = UNKNOWN
+    stage: str = UNKNOWN
+
+    @property
+    def seconds(self) -> float:
+        return max(0.0, self.end - self.start)
 
     @property
     def hours(self) -> float:
-        return max(0.0, self.end - self.start) / 3600
+        return self.seconds / 3600
 
 
 def fold_hours(allocations: Iterable[Allocation]) -> dict[str, Any]:
     """{total, node_hours, by_user, by_account, by_state, by_qos, by_partition, by_day}, in hours.
 
-    by_day is keyed YYYY-MM-DD. All but node_hours are GPU-hours.
+    by_run and by_stage beside them where runs are known. by_day is keyed YYYY-MM-DD. All but node_hours are
+    GPU-hours. Whole seconds are summed exactly: they are divided once, at the end.
     """
-    keys = ("user", "account", "state", "qos", "partition")
-    by: dict[str, dict[str, float]] = {key: defaultdict(float) for key in (*keys, "day")}
-    total = node_hours = 0.0
+    by: dict[str, dict[str, float]] = {key: defaultdict(float) for key in (*KEYS, "day", *RUN_KEYS)}
+    total = node_seconds = 0.0
     for allocation in allocations:
-        gpu_hours = allocation.gpus * allocation.hours
-        total += gpu_hours
-        node_hours += allocation.nodes * allocation.hours
-        for key in keys:
-            by[key][getattr(allocation, key) or UNKNOWN] += gpu_hours
+        gpu_seconds = allocation.gpus * allocation.seconds
+        total += gpu_seconds
+        node_seconds += allocation.nodes * allocation.seconds
+        for key in (*KEYS, *RUN_KEYS):
+            by[key][getattr(allocation, key) or UNKNOWN] += gpu_seconds
         for day, seconds in split_days(allocation.start, allocation.end):
-            by["day"][day] += allocation.gpus * seconds / 3600
-    folded = {f"by_{key}": dict(sorted(hours.items())) for key, hours in by.items()}
-    return {"total": total, "node_hours": node_hours, **folded}
+            by["day"][day] += allocation.gpus * seconds
+    return in_hours(total, node_seconds, by)
+
+
+def in_hours(
+    gpu_seconds: float, node_seconds: float, by: dict[str, dict[str, float]] | dict[str, dict[str, int]]
+) -> dict[str, Any]:
+    """The dict of `fold_hours` from sums in seconds, by key."""
+    groups = {
+        f"by_{key}": {name: seconds / 3600 for name, seconds in sorted(sums.items())}
+        for key, sums in by.items()
+        if key not in RUN_KEYS or set(sums) - {UNKNOWN}
+    }
+    return {"total": gpu_seconds / 3600, "node_hours": node_seconds / 3600, **groups}
 
 
 def split_days(start: float, end: float) -> Iterator[tuple[str, float]]:
     """(YYYY-MM-DD, seconds in that local day) from `start` to `end`; a day may have 23 or 25 hours."""
     while start < end:
         day = datetime.fromtimestamp(start).date()
-        midnight = datetime.combine(day + timedelta(days=1), datetime.min.time()).timestamp()
+        midnight = midnight_before(start, 1)
         yield day.isoformat(), min(end, midnight) - start
         start = midnight
+
+
+def midnight_before(moment: float, days: int = 0) -> int:
+    """Unix seconds of the local midnight before `moment`, or of the midnight so many days later."""
+    day = datetime.fromtimestamp(moment).date() + timedelta(days=days)
+    return int(datetime.combine(day, datetime.min.time()).timestamp())

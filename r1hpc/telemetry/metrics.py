@@ -20,7 +20,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -204,6 +204,25 @@ def last_steps(run: RunDir, count: int, tail_bytes: int = 65536) -> list[Step]:
     return [step for record in records if (step := _to_step(record)) is not None][-count:]
 
 
+def follow_steps(run: RunDir) -> Callable[[], list[Step]]:
+    """A function that returns the steps written since it was called last, in the order they were taken."""
+    offset = 0
+
+    def newer() -> list[Step]:
+        nonlocal offset
+        if not run.train_metrics.exists():
+            return []
+        with run.train_metrics.open("rb") as file:
+            file.seek(offset)
+            lines = file.read(_FOLLOW_BYTES)
+        whole = lines[: lines.rfind(b"\n") + 1]
+        offset += len(whole)
+        records = [value for line in whole.splitlines() if isinstance(value := _parse(line), dict)]
+        return [step for record in records if (step := _to_step(record)) is not None]
+
+    return newer
+
+
 def compare(
     run_a: RunDir, run_b: RunDir, keys: Sequence[str] = ("loss", "grad_norm", "lr")
 ) -> list[Difference]:
@@ -264,6 +283,7 @@ def format_ranges(ranges: Iterable[tuple[int, int]], limit: int = 4) -> str:
     return ", ".join(texts[:limit]) + more
 
 
+_FOLLOW_BYTES = 2**22
 _FIELDS = frozenset(Step._fields) - {"extra"}
 _RecordT = TypeVar("_RecordT", Step, LedgerRecord)
 

@@ -2,8 +2,8 @@
 
     paths = draw_all(run, summary, run.report)
 
-The only place for matplotlib. It is imported when something is drawn, with the Agg backend, which needs
-no display.
+matplotlib is imported here only (telemetry.plots_hours draws through this module), when something is drawn,
+with the Agg backend, which needs no display.
 """
 
 import math
@@ -60,7 +60,7 @@ def draw_all(run: RunDir, summary: RunSummary, folder: Path) -> list[Path]:
 def draw_loss(title: str, summary: RunSummary, path: Path) -> None:
     """Loss and learning rate over the steps; each attempt is a band with its cause."""
     steps = list(summary.steps.effective.values())
-    with _figure(2, (10, 5.6), (3.2, 1)) as (figure, (top, bottom)):
+    with figure_of(2, (10, 5.6), (3.2, 1)) as (figure, (top, bottom)):
         numbers = [step.global_step for step in steps]
         losses = [_number(step.loss) for step in steps]
         _draw_loss_line(top, numbers, losses)
@@ -82,7 +82,7 @@ def draw_loss(title: str, summary: RunSummary, path: Path) -> None:
         top.set_ylabel("loss")
         bottom.set_ylabel("learning rate")
         bottom.set_xlabel("optimizer step")
-        _finish(figure, top, f"{title}: loss", path)
+        finish(figure, top, f"{title}: loss", path)
 
 
 def draw_throughput(run: RunDir, summary: RunSummary, path: Path) -> None:
@@ -90,7 +90,7 @@ def draw_throughput(run: RunDir, summary: RunSummary, path: Path) -> None:
     begin = summary.attempts[0].attempt.start if summary.attempts else 0.0
     effective = [step for step in summary.steps.effective.values() if step.time is not None]
     unit, seconds = _time_unit(max([s.end for s in summary.attempts] or [0.0]) - begin)
-    with _figure(1, (10, 4.2)) as (figure, (axes,)):
+    with figure_of(1, (10, 4.2)) as (figure, (axes,)):
         for steps, colour, label in (
             (_segments(effective), BLUE, "steps that lasted"),
             (_segments(summary.steps.lost), RED, "lost: taken again"),
@@ -116,7 +116,7 @@ def draw_throughput(run: RunDir, summary: RunSummary, path: Path) -> None:
         _mfu_axis(axes, effective)
         axes.set_ylabel("tokens per second")
         axes.set_xlabel(f"wall time since the first attempt began ({unit})")
-        _finish(figure, axes, f"{run.run_id}: throughput", path)
+        finish(figure, axes, f"{run.run_id}: throughput", path)
 
 
 def draw_gpus(title: str, summary: RunSummary, series: Sequence[GpuSeries], path: Path) -> None:
@@ -125,7 +125,7 @@ def draw_gpus(title: str, summary: RunSummary, series: Sequence[GpuSeries], path
     unit, seconds = _time_unit(max(s.last_time for s in series) - begin)
     panels = ("utilisation (%)", "power (W)", "memory (GiB)")
     stub = any(s.source == "stub" for s in series)
-    with _figure(3, (10, 7.2)) as (figure, rows):
+    with figure_of(3, (10, 7.2)) as (figure, rows):
         for panel, (axes, ylabel) in enumerate(zip(rows, panels, strict=True)):
             if len(series) <= _MOST_LINES:
                 _gpu_lines(axes, series, panel, begin, seconds)
@@ -137,7 +137,7 @@ def draw_gpus(title: str, summary: RunSummary, series: Sequence[GpuSeries], path
             _bands(axes, _time_spans(summary, begin, seconds), labels=panel == 0)
         rows[-1].set_xlabel(f"wall time since the first attempt began ({unit})")
         warning = "  (source=stub: made by a test library, these readings mean nothing)" if stub else ""
-        _finish(figure, rows[0], f"{title}: GPUs{warning}", path, legend_below=True)
+        finish(figure, rows[0], f"{title}: GPUs{warning}", path, legend_below=True)
 
 
 def _draw_loss_line(axes: Any, numbers: list[int], losses: list[float]) -> None:
@@ -284,7 +284,7 @@ def _time_unit(span_s: float) -> tuple[str, float]:
 
 
 @contextmanager
-def _figure(
+def figure_of(
     rows: int, size: tuple[float, float], heights: Sequence[float] | None = None
 ) -> Iterator[tuple[Any, Any]]:
     """A figure of stacked panels that share their x axis; closed at the end, whatever happens."""
@@ -304,7 +304,8 @@ def _figure(
             pyplot.close(figure)
 
 
-def _finish(figure: Any, axes: Any, title: str, path: Path, legend_below: bool = False) -> None:
+def finish(figure: Any, axes: Any, title: str, path: Path, legend_below: bool = False) -> None:
+    """Title, legend where there is more than one line, and the file, whole or not at all."""
     axes.set_title(title, loc="left", pad=20, fontweight="bold")
     handles, labels = axes.get_legend_handles_labels()
     if len(handles) > 1 and legend_below:

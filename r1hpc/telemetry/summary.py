@@ -7,20 +7,25 @@ An attempt that has not ended counts until `now` when it is known to run, and ot
 of life, which is a lower bound.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from r1hpc.base.rundir import RunDir
-from r1hpc.telemetry.attempts import Attempt, History
+from r1hpc.telemetry.attempts import Attempt, Cause, History
 from r1hpc.telemetry.hours import Allocation
 from r1hpc.telemetry.metrics import Step, Steps, read_events, read_steps
+from r1hpc.telemetry.timeline import Part, Span, Split, milliseconds, paint, spans_of
+
+_WITHOUT_STEPS = ("traces", "generate", "evaluate")
+"""Stages that keep what they have done part by part: nothing of it is done again."""
 
 
 @dataclass(frozen=True)
 class TimeSplit:
-    """Wall seconds. `other_s` is the rest: leaving, waiting for a hang to be noticed, time without word."""
+    """Wall seconds: `wall_s` is the sum of the others."""
 
     wall_s: float = 0.0
     startup_s: float = 0.0
@@ -30,16 +35,11 @@ class TimeSplit:
     lost_s: float = 0.0
     """In steps that were taken again, or will be."""
     save_s: float = 0.0
-
-    @property
-    def other_s(self) -> float:
-        return max(0.0, self.wall_s - self.startup_s - self.useful_s - self.lost_s - self.save_s)
+    other_s: float = 0.0
+    """The rest: leaving, waiting for a hang to be noticed, time without word."""
 
     def to_json(self) -> dict[str, float]:
-        return {**asdict(self), "other_s": self.other_s}
-
-    def __add__(self, other: "TimeSplit") -> "TimeSplit":
-        return TimeSplit(*(a + b for a, b in zip(_seconds(self), _seconds(other), strict=True)))
+        return dict(vars(self))
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,28 @@ class AttemptSummary:
 
     attempt: Attempt
     end: float
-    time: TimeSplit
+    split: Split
     num_steps: int
     num_lost: int
+    useful: tuple[Step, ...] = ()
+    lost: tuple[Step, ...] = ()
+    events: tuple[dict[str, Any], ...] = ()
+    has_steps: bool = True
+    """False: its stage takes none."""
+
+    @property
+    def time(self) -> TimeSplit:
+        return _in_seconds(self.split)
 
     @property
     def gpu_hours(self) -> float:
-        return self.attempt.gpus * self.time.wall_s / 3600
+        return self.attempt.gpus * self.split.allocated / 3_600_000
+
+    def spans(self, began: float | None = None) -> Iterable[Span]:
+        """See timeline.spans_of."""
+        if not self.has_steps:
+            return [Span(Part.useful, milliseconds(self.attempt.start), milliseconds(self.end))]
+        return spans_of(self.attempt, self.end, self.useful, self.lost, self.events, began)
 
 
 @dataclass(frozen=True)
@@ -63,14 +78,24 @@ class RunSummary:
 
     attempts: tuple[AttemptSummary, ...]
     steps: Steps
+    run_id: str = ""
+    stage: str = ""
 
     @property
     def total(self) -> TimeSplit:
-        return sum((a.time for a in self.attempts), TimeSplit())
+        return _in_seconds(sum((a.split for a in self.attempts), Split()))
 
     @property
     def gpu_hours(self) -> float:
         return sum(a.gpu_hours for a in self.attempts)
+
+    @property
+    def num_useful(self) -> int:
+        return sum(a.num_steps - a.num_lost for a in self.attempts)
+
+    @property
+    def num_lost(self) -> int:
+        return sum(a.num_lost for a in self.attempts)
 
     def allocations(self, user: str) -> list[Allocation]:
         """The run's own account of what it held. Slurm's view is longer: see `sacct -D`."""
@@ -82,6 +107,8 @@ class RunSummary:
                 nodes=a.attempt.nodes,
                 user=user,
                 state=a.attempt.cause.value if a.attempt.cause else "running",
+                run=self.run_id,
+                stage=self.stage,
             )
             for a in self.attempts
         ]
@@ -89,7 +116,7 @@ class RunSummary:
 
 def summarise_run(run: RunDir, history: History, now: float, running: bool) -> RunSummary:
     """Fold attempts, steps and events of a run. `running`: its last attempt is known to be alive."""
-    steps = read_steps(run)
+    steps, stage = read_steps(run), stage_of(run)
     events: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for event in read_events(run):
         events[event.get("attempt", 0)].append(event)
@@ -98,40 +125,54 @@ def summarise_run(run: RunDir, history: History, now: float, running: bool) -> R
     for attempt in history.attempts:
         k = attempt.attempt
         alive = running and attempt is history.last
-        attempts.append(_summarise(attempt, effective[k], lost[k], events[k], now if alive else None))
-    return RunSummary(tuple(attempts), steps)
+        useful, undone = _kept(attempt, effective[k])
+        attempts.append(
+            _summarise(attempt, useful, lost[k] + undone, events[k], now if alive else None, stage)
+        )
+    return RunSummary(tuple(attempts), steps, run.run_id, stage)
+
+
+def stage_of(run: RunDir) -> str:
+    """The stage of the run's configuration.
+
+    Read by its line: the file is resolved YAML that we wrote, and a YAML parser takes longer to import than
+    a report may take.
+    """
+    found = re.search(r"^stage: *(\w+)", run.config.read_text(), re.M) if run.config.is_file() else None
+    return found[1] if found else "pretrain"
+
+
+def _kept(attempt: Attempt, steps: list[Step]) -> tuple[list[Step], list[Step]]:
+    """Steps that are in a checkpoint or may still get there, and those that ended with their attempt."""
+    if attempt.cause in (None, Cause.finished):
+        return steps, []
+    last = attempt.last_committed_step or 0
+    return [s for s in steps if s.global_step <= last], [s for s in steps if s.global_step > last]
 
 
 def _summarise(
-    attempt: Attempt, effective: list[Step], lost: list[Step], events: list[dict[str, Any]], now: float | None
+    attempt: Attempt,
+    useful: list[Step],
+    lost: list[Step],
+    events: list[dict[str, Any]],
+    now: float | None,
+    stage: str,
 ) -> AttemptSummary:
-    taken = sorted([*effective, *lost], key=lambda step: step.global_step)
+    taken = sorted([*useful, *lost], key=lambda step: step.global_step)
     end = attempt.end or now or _last_sign(attempt, taken, events)
-    return AttemptSummary(
+    summary = AttemptSummary(
         attempt=attempt,
         end=end,
-        time=TimeSplit(
-            wall_s=max(0.0, end - attempt.start),
-            startup_s=max(0.0, min(end, _first_step_begins(attempt, taken, events, end)) - attempt.start),
-            useful_s=sum(step.step_time_s or 0.0 for step in effective),
-            lost_s=sum(step.step_time_s or 0.0 for step in lost),
-            save_s=sum(event.get("seconds", 0.0) for event in events if event.get("event") == "save"),
-        ),
+        split=Split(),
         num_steps=len(taken),
         num_lost=len(lost),
+        useful=tuple(useful),
+        lost=tuple(lost),
+        events=tuple(events),
+        has_steps=bool(taken) or stage not in _WITHOUT_STEPS,
     )
-
-
-def _first_step_begins(
-    attempt: Attempt, taken: list[Step], events: list[dict[str, Any]], end: float
-) -> float:
-    """When the first step began; `end` when there was none: then all of the attempt was start-up."""
-    for event in events:
-        if event.get("event") == "start" and "seconds_to_first_step" in event:
-            return attempt.start + float(event["seconds_to_first_step"])
-    if not taken or taken[0].time is None:
-        return end
-    return taken[0].time - (taken[0].step_time_s or 0.0)
+    begin = milliseconds(attempt.start)
+    return replace(summary, split=paint(summary.spans(), begin, max(begin, milliseconds(end))))
 
 
 def _last_sign(attempt: Attempt, taken: list[Step], events: list[dict[str, Any]]) -> float:
@@ -146,5 +187,12 @@ def _by_attempt(steps: Iterable[Step]) -> defaultdict[int, list[Step]]:
     return found
 
 
-def _seconds(split: TimeSplit) -> tuple[float, ...]:
-    return (split.wall_s, split.startup_s, split.useful_s, split.lost_s, split.save_s)
+def _in_seconds(split: Split) -> TimeSplit:
+    return TimeSplit(
+        wall_s=split.allocated / 1000,
+        startup_s=split.startup / 1000,
+        useful_s=split.useful / 1000,
+        lost_s=split.lost / 1000,
+        save_s=split.save / 1000,
+        other_s=split.idle / 1000,
+    )

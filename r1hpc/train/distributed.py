@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store, TCPStore  # torch.distributed hides them from type checkers
@@ -36,6 +38,13 @@ class Group:
             dist.all_reduce(tensor)
         result: list[float] = tensor.tolist()
         return result
+
+    def sum_array(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Element-wise sum over the ranks."""
+        tensor = torch.from_numpy(values).to(self.device)
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor.cpu().numpy()
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's `value`, in rank order, on all ranks. Pickles: only for small, rare messages."""

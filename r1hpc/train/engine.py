@@ -1,15 +1,18 @@
 """DeepSpeed: its config from ours, and the engine built on it."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import deepspeed
 import torch
-from transformers import PreTrainedModel
 
 from r1hpc.config.schema import Precision, RunConfig, TrainConfig
 from r1hpc.plan.batch import BatchPlan
 from r1hpc.train.errors import TrainError
+
+Parameters = list[dict[str, Any]]
+"""torch's parameter groups: {"params": [...], "lr_scale": x}, x times the scheduled rate."""
 
 
 def learning_rate(train: TrainConfig, step: int) -> float:
@@ -23,9 +26,13 @@ def learning_rate(train: TrainConfig, step: int) -> float:
 
 
 def deepspeed_config(
-    config: RunConfig, batch: BatchPlan, *, on_gpu: bool, load_universal: bool
+    config: RunConfig, batch: BatchPlan, *, world_size: int, on_gpu: bool, load_universal: bool
 ) -> dict[str, Any]:
-    """The dictionary handed to deepspeed.initialize; `deepspeed.extra` is merged over it."""
+    """The dictionary handed to deepspeed.initialize; `deepspeed.extra` is merged over it.
+
+    An RL step has as many micro batches as its rollout left, so there the boundary is set by hand and
+    DeepSpeed is told of one.
+    """
     train = config.train
     optimizer: dict[str, Any] = {
         "lr": train.lr,
@@ -37,10 +44,11 @@ def deepspeed_config(
     }
     if on_gpu:
         optimizer["fused"] = True
+    accumulation = 1 if config.stage == "rl" else batch.gradient_accumulation_steps
     made: dict[str, Any] = {
-        "train_batch_size": batch.global_batch_size,
+        "train_batch_size": batch.micro_batch_size * accumulation * world_size,
         "train_micro_batch_size_per_gpu": batch.micro_batch_size,
-        "gradient_accumulation_steps": batch.gradient_accumulation_steps,
+        "gradient_accumulation_steps": accumulation,
         "gradient_clipping": train.max_grad_norm,
         "steps_per_print": 10**12,
         "optimizer": {"type": "AdamW", "params": optimizer},
@@ -73,11 +81,13 @@ def check_precision(precision: Precision) -> None:
         )
 
 
-def build_engine(network: PreTrainedModel, ds_config: dict[str, Any]) -> Any:
+def build_engine(
+    network: torch.nn.Module, ds_config: dict[str, Any], parameters: Parameters | None = None
+) -> Any:
     """The DeepSpeedEngine around the model."""
     engine, _, _, _ = deepspeed.initialize(
         model=network,
-        model_parameters=[p for p in network.parameters() if p.requires_grad],
+        model_parameters=parameters or [p for p in network.parameters() if p.requires_grad],
         config=ds_config,
         dist_init_required=False,
     )
@@ -87,7 +97,25 @@ def build_engine(network: PreTrainedModel, ds_config: dict[str, Any]) -> Any:
 def set_learning_rate(engine: Any, rate: float) -> None:
     """For the next optimizer step."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("lr_scale", 1.0)
+
+
+def accumulate(engine: Any, losses: Iterable[torch.Tensor]) -> tuple[float, float]:
+    """Backward for each micro batch and, at the boundary, the optimizer step.
+
+    Args:
+        losses: computed one by one as they are asked for: a generator that runs the forward passes.
+
+    Returns: the sum of the losses on this rank, and the gradient norm over all ranks before clipping.
+    """
+    total, norm = 0.0, None
+    for loss in losses:
+        engine.backward(loss)
+        if not reports_grad_norm(engine) and engine.is_gradient_accumulation_boundary():
+            norm = averaged_grad_norm(engine)
+        engine.step()
+        total = total + loss.detach()
+    return float(total), grad_norm(engine) if norm is None else norm
 
 
 def grad_norm(engine: Any) -> float:

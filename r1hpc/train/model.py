@@ -7,39 +7,51 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.config.schema import ModelConfig
+from r1hpc.train.attention import GATED, OURS, add_gates, check_implementation, load_gates
 
 
 def build_model(model: ModelConfig, hf_config: dict[str, Any], seed: int) -> PreTrainedModel:
     """The model on CPU in fp32, the same on every rank for the same seed.
 
+    Dropout is what hf_config says; where it says nothing it is transformers' default (GPT-2's is 0.1).
+
     Args:
         hf_config: a config.json as a dictionary, vocabulary included (plan.shape.load_model_config).
 
     Raises:
-        ConfigError: an unknown model_type, or a weights file that does not fit the config.
+        ConfigError: an unknown model_type or attention, weights that do not fit the config, or weights
+            trained with another attention than model.attn_implementation.
     """
+    check_implementation(model.attn_implementation)
+    _check_same_attention(model, hf_config)
     torch.manual_seed(seed)
     config = _auto_config(hf_config)
     config.use_cache = False
     folder = Path(model.path) if model.path else None
     if folder is not None and not model.from_scratch and has_weights(folder):
-        network = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            attn_implementation=model.attn_implementation,
-            dtype=torch.float32,
-            local_files_only=True,
-            use_safetensors=True,
-        )
+        network = _from_weights(folder, config, model.attn_implementation)
     else:
-        network = AutoModelForCausalLM.from_config(config, attn_implementation=model.attn_implementation)
+        network = AutoModelForCausalLM.from_config(
+            config, attn_implementation=model.attn_implementation, dtype=torch.float32
+        )
+        add_gates(network, model.attn_implementation)
     if model.activation_checkpointing:
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     network.train()
     return network
+
+
+def cast_parameters(network: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Round the parameters as DeepSpeed does, which leaves buffers as they are: rotary frequencies in fp32.
+
+    `network.to(dtype)` rounds those too, and the model computes something else (measured: tiny Qwen2, bf16).
+    """
+    for parameter in network.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def has_weights(folder: Path) -> bool:
@@ -52,8 +64,47 @@ def next_token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.float().view(-1, logits.shape[-1]), labels.reshape(-1))
 
 
+def _from_weights(folder: Path, config: Any, implementation: str) -> PreTrainedModel:
+    said = logging.get_verbosity()
+    if implementation in GATED:  # transformers does not expect the gammas, and says they can be ignored
+        logging.set_verbosity_error()
+    try:
+        network, loaded = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            attn_implementation=implementation,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except RuntimeError as error:  # tensors of other shapes
+        raise ConfigError(f"the weights in {folder} do not fit its config: {error}") from None
+    finally:
+        logging.set_verbosity(said)
+    missing = sorted(loaded["missing_keys"])
+    if missing:  # transformers only warns, and goes on with random ones
+        raise ConfigError(
+            f"the weights in {folder} lack {len(missing)} tensors of a {type(network).__name__}: "
+            f"{', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}"
+        )
+    add_gates(network, implementation)
+    load_gates(network, folder)
+    return network
+
+
+def _check_same_attention(model: ModelConfig, hf_config: dict[str, Any]) -> None:
+    """Refuse weights whose folder names an attention of ours (train/export.py) under any other."""
+    trained = hf_config.get("attn_implementation")
+    if trained in OURS and trained != model.attn_implementation and not model.from_scratch:
+        raise ConfigError(
+            f"the weights in {model.path} were trained with attn_implementation={trained}, the run has "
+            f"model.attn_implementation={model.attn_implementation}: set it to {trained}"
+        )
+
+
 def _auto_config(hf_config: dict[str, Any]) -> Any:
-    values = dict(hf_config)
+    values = {key: value for key, value in hf_config.items() if key != "attn_implementation"}
     model_type = values.pop("model_type", None)
     try:
         return AutoConfig.for_model(model_type, **values)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,14 +45,17 @@ class Identity:
     precision: str
     zero_stage: int
     world_size: int
+    facts: dict[str, Any] = field(default_factory=dict)
+    """More that may not change, under names of the stage's own."""
 
     def check(self, saved: dict[str, Any]) -> None:
         """Raise ResumeError when a checkpoint's meta tells of another run."""
-        for name in _IDENTITY:
-            if saved.get(name) != getattr(self, name):
+        ours = {name: getattr(self, name) for name in _IDENTITY} | self.facts
+        for name, value in ours.items():
+            if saved.get(name) != value:
                 raise ResumeError(
-                    f"the checkpoint was made with {name}={saved.get(name)}, this run has {name}="
-                    f"{getattr(self, name)}: go back to the old setting, or start a run of another name"
+                    f"the checkpoint was made with {name}={saved.get(name)}, this run has {name}={value}: "
+                    "go back to the old setting, or start a run of another name"
                 )
         if saved.get("zero_stage") != self.zero_stage and {saved.get("zero_stage"), self.zero_stage} != {
             1,
@@ -62,6 +65,11 @@ class Identity:
                 f"the checkpoint is of ZeRO {saved.get('zero_stage')}, this run has deepspeed.zero_stage="
                 f"{self.zero_stage}: DeepSpeed converts only between 1 and 2; go back to the old stage"
             )
+
+    def to_meta(self) -> dict[str, Any]:
+        """As a checkpoint's manifest holds it."""
+        own = {k: v for k, v in self.__dict__.items() if k != "facts"}
+        return {**own, **self.facts}
 
     def same_layout(self, saved: dict[str, Any]) -> bool:
         """Whether DeepSpeed's files fit as they are, without conversion."""
@@ -145,10 +153,19 @@ class Snapshots:
             raise ResumeError(f"DeepSpeed found nothing to load in {checkpoint.path}")
         return checkpoint.step
 
-    def save(self, engine: Any, step: int, meta: dict[str, Any], *, hurry: bool) -> float:
+    def save(
+        self,
+        engine: Any,
+        step: int,
+        meta: dict[str, Any],
+        *,
+        hurry: bool,
+        write_more: Callable[[Path], None],
+    ) -> float:
         """Write and commit the state after `step` optimizer steps; returns the seconds it took.
 
         Args:
+            write_more: puts the stage's own files of this rank, `stage_rank_<n>…`, into the folder.
             hurry: somebody is about to kill us; older checkpoints are left for the next attempt to prune.
 
         Raises:
@@ -165,6 +182,7 @@ class Snapshots:
             with self._store.writing(staging):
                 engine.save_checkpoint(str(staging), tag=_TAG, save_latest=False)
                 save_streams(staging / _streams_name(self._group.rank))
+                write_more(staging)
         except (R1hpcError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
             if isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -185,7 +203,7 @@ class Snapshots:
             raise SaveError("; ".join(failures))
         records = [record for part in sealed for record in part]
         failpoint("save.sealed")
-        full = {**self._identity.__dict__, **meta}
+        full = {**self._identity.to_meta(), **meta}
         self._tell(lambda: self._store.commit(step, self._attempt, self._token, records, full))
         failpoint("save.committed")
         self.last_committed_step = step
@@ -300,7 +318,7 @@ def _streams_name(rank: int) -> str:
 def _owner(name: str, world_size: int) -> int:
     """The rank that wrote a file, by DeepSpeed's naming (`zero_pp_rank_3_mp_rank_00…`) and ours."""
     stem = name.rsplit("/", 1)[-1]
-    for marker in ("zero_pp_rank_", "streams_rank_"):
+    for marker in ("zero_pp_rank_", "streams_rank_", "stage_rank_"):
         _, found, tail = stem.partition(marker)
         if found:
             rank = int(tail.replace(".", "_").split("_")[0])

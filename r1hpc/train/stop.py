@@ -11,6 +11,7 @@ interrupted (Lightning #21406). SIGUSR1 is left alone, NCCL uses it (submitit #1
 
 import signal
 import time
+from dataclasses import dataclass
 from types import FrameType
 
 from r1hpc.base.rundir import RunDir
@@ -18,12 +19,28 @@ from r1hpc.base.rundir import RunDir
 _FILE_POLL_S = 1.0
 
 
-class StopRequests:
-    """What was asked of this rank. Rank 0 also watches the STOP and SAVE files of the run folder."""
+OUT_OF_HOURS = "limits.max_gpu_hours"
+"""The reason of a stop because the run has used up its own allowance."""
 
-    def __init__(self, run: RunDir, rank: int) -> None:
+
+@dataclass(frozen=True)
+class Clock:
+    """What an attempt asks of itself, by time.monotonic(). None: nothing."""
+
+    first_save_at: float | None = None
+    """Half of the time limit: short slices make progress, whatever the save interval."""
+    stop_at: float | None = None
+    """When the run's own limit of GPU-hours is used up."""
+
+
+class StopRequests:
+    """What was asked of this rank. Rank 0 also watches the STOP and SAVE files and the clock."""
+
+    def __init__(self, run: RunDir, rank: int, clock: Clock = Clock()) -> None:
         self._run = run
         self._watch_files = rank == 0
+        self._clock = clock if rank == 0 else Clock()
+        self._saved = False
         self._next_file_poll = 0.0
         self._stop = False
         self._save = False
@@ -41,15 +58,19 @@ class StopRequests:
     def poll(self) -> tuple[bool, bool]:
         """(stop, save) as this rank knows it now. A SAVE file is consumed by `saved`."""
         now = time.monotonic()
+        if self._clock.stop_at is not None and now >= self._clock.stop_at:
+            self._ask_to_stop(OUT_OF_HOURS)
         if self._watch_files and now >= self._next_file_poll:
             self._next_file_poll = now + _FILE_POLL_S
             if self._run.stop.exists():
                 self._ask_to_stop("STOP file")
             self._save = self._run.save.exists()
-        return self._stop, self._save
+        late = self._clock.first_save_at is not None and not self._saved and now >= self._clock.first_save_at
+        return self._stop, self._save or late
 
     def saved(self) -> None:
         """A checkpoint was committed: the SAVE request is answered."""
+        self._saved = True
         if self._watch_files and self._save:
             self._run.save.unlink(missing_ok=True)
             self._save = False

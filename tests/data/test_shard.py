@@ -120,6 +120,12 @@ def test_document_that_does_not_exist(tmp_path: Path) -> None:
     assert "--doc 12 is outside 0 to 11" in found.stderr
 
 
+def test_trace_of_a_window_needs_its_length(tmp_path: Path) -> None:
+    found = run("trace", build(tmp_path).path, "--sample", "3")
+    assert found.returncode == 2
+    assert "--seq-len is needed" in found.stderr
+
+
 def test_smoke_recipe_builds(tmp_path: Path) -> None:
     found = run("build", "smoke", "--out", tmp_path / "smoke", "--json")
     assert found.returncode == 0, found.stderr

@@ -1,0 +1,224 @@
+"""What is left of the GPU-hours, what running and queued jobs will take, and how the campaign goes.
+
+    python -m r1hpc.budget                       # configs/budget.yaml, or RUN_ROOT/budget.yaml
+    python -m r1hpc.budget --budget FILE --json
+    python -m r1hpc.budget --campaign hundred_days
+
+Spent hours are Slurm's own over all attempts where the budget names an account, else the run folders'.
+Every forecast is P50 (P10 to P90).
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from r1hpc.attempt.choose import add_run_root
+from r1hpc.base.cli import ArgumentParser, print_json, run_door
+from r1hpc.base.rundir import default_run_root
+from r1hpc.base.tables import format_table, wrap
+from r1hpc.hours.budget import Budget, find_budget, format_day, format_hours, load_budget
+from r1hpc.hours.campaign import CampaignProgress, follow, load_campaign
+from r1hpc.hours.forecast import Spread
+from r1hpc.hours.standing import PACE_DAYS, Standing, survey, take_stock
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    root = Path(arguments.run_root) if arguments.run_root else default_run_root()
+    now = time.time()
+    path = find_budget(root, arguments.budget)
+    budget = load_budget(path)
+    runs, notes = survey(root, now)
+    standing = take_stock(budget, runs, now)
+    name = arguments.campaign or (budget.campaign if budget else None)
+    plan = load_campaign(name, budget.gpu_hours if budget else None) if name else None
+    progress = follow(plan, [run for run in runs if run.unit == "GPU-hours"], now) if plan else None
+    if arguments.json:
+        print_json(_to_json(path, budget, standing, progress, notes))
+    else:
+        print("\n\n".join(_blocks(path, budget, standing, progress, notes, now)))
+    return 0
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="python -m r1hpc.budget", description=__doc__)
+    parser.add_argument(
+        "--budget", type=Path, metavar="FILE", help="default $R1HPC_BUDGET, RUN_ROOT/budget.yaml, configs/"
+    )
+    parser.add_argument("--campaign", metavar="NAME", help="a plan of stages; default the budget's")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    add_run_root(parser)
+    return parser
+
+
+def _to_json(
+    path: Path,
+    budget: Budget | None,
+    standing: Standing,
+    progress: CampaignProgress | None,
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    granted = budget.gpu_hours if budget else None
+    return {
+        "budget": None if budget is None else {**vars(budget), "path": str(budget.path)},
+        "path": str(path),
+        **standing.to_json(),
+        "left": None if granted is None else granted - standing.spent,
+        "left_after_committed": None if granted is None else _left_after(granted, standing),
+        "marks_passed": budget.passed(standing.spent) if budget else [],
+        "campaign": None if progress is None else progress.to_json(),
+        "notes": [*standing.notes, *notes],
+    }
+
+
+def _blocks(
+    path: Path,
+    budget: Budget | None,
+    standing: Standing,
+    progress: CampaignProgress | None,
+    notes: Sequence[str],
+    now: float,
+) -> Iterator[str]:
+    yield _title(path, budget) + "\n" + _table(budget, standing) + _pace(budget, standing, now)
+    if budget is not None and budget.gpu_hours is not None:
+        warnings = list(_warnings(budget, standing))
+        if warnings:
+            yield "\n".join(wrap(text, "! ", "  ") for text in warnings)
+    if standing.limits:
+        yield _limits(standing)
+    if progress is not None:
+        yield _campaign(progress)
+    if standing.notes or notes:
+        yield "\n".join(wrap(f"note: {note}", hanging="  ") for note in (*standing.notes, *notes))
+
+
+def _title(path: Path, budget: Budget | None) -> str:
+    if budget is None:
+        return wrap(f"No budget is set: give gpu_hours in {path}, or copy that file to RUN_ROOT/budget.yaml")
+    whose = f"account {budget.account}" if budget.account else "the runs under the run root"
+    granted = f"{format_hours(budget.gpu_hours)} GPU-hours" if budget.gpu_hours else "no total set"
+    days = [format_day(t) for t in (budget.start, budget.end and budget.end - 1) if t]
+    return wrap(f"Budget of {whose}: {granted}{', ' + ' to '.join(days) if days else ''}") + f"\n  {path}"
+
+
+def _table(budget: Budget | None, standing: Standing) -> str:
+    granted = budget.gpu_hours if budget else None
+    rows = [
+        ("spent", format_hours(standing.spent), "", _share(standing.spent, granted), f"by {standing.source}"),
+        (
+            "running",
+            *_spread(standing.running),
+            _share(standing.running.p50, granted),
+            _jobs(standing.num_running),
+        ),
+        (
+            "queued",
+            *_spread(standing.queued),
+            _share(standing.queued.p50, granted),
+            _jobs(standing.num_queued),
+        ),
+    ]
+    if granted is not None:
+        left = _left_after(granted, standing)
+        band = f"{format_hours(left['p10'])} to {format_hours(left['p90'])}"
+        share = _share(left["p50"], granted)
+        rows.append(("left", format_hours(left["p50"]), band, share, "once all of these are over"))
+    return format_table(("", "GPU-hours", "P10 to P90", "share", ""), rows, right={1, 2, 3}, indent="  ")
+
+
+def _pace(budget: Budget | None, standing: Standing, now: float) -> str:
+    left = (budget.gpu_hours or 0.0) - standing.spent if budget else 0.0
+    until = standing.lasts_until(left, now)
+    if until is None:
+        return ""
+    words = f"{format_hours(left)} are left now: until {format_day(until)} at the pace of the last"
+    return f"\n  {words} {PACE_DAYS} days"
+
+
+def _left_after(granted: float, standing: Standing) -> dict[str, float]:
+    """What is left once all that runs and waits is over; below 0: more is promised than there is."""
+    rest, taken = granted - standing.spent, standing.committed
+    return {"p10": rest - taken.p90, "p50": rest - taken.p50, "p90": rest - taken.p10}
+
+
+def _warnings(budget: Budget, standing: Standing) -> Iterator[str]:
+    granted, after = budget.gpu_hours or 0.0, standing.spent + standing.committed.p50
+    spent, promised = budget.passed(standing.spent), budget.passed(after)
+    if spent:
+        share = 100 * standing.spent / granted
+        yield f"{share:.0f} % are spent: the mark at {100 * max(spent):.0f} % is passed"
+    if promised and promised != spent:
+        yield f"with what runs and waits the mark at {100 * max(promised):.0f} % will be passed"
+    if after > granted:
+        over = format_hours(after - granted)
+        yield f"what runs and waits exceeds the budget by {over} GPU-hours: new submissions are refused"
+
+
+def _limits(standing: Standing) -> str:
+    rows = [
+        (
+            limit.owner,
+            limit.tres,
+            format_hours(limit.gpu_hours),
+            format_hours(limit.used),
+            format_hours(limit.running),
+            format_hours(limit.left),
+        )
+        for limit in standing.limits
+    ]
+    headings = ("Slurm's GrpTRESMins", "TRES", "GPU-hours", "used", "held", "left")
+    table = format_table(headings, rows, right={2, 3, 4, 5}, indent="  ")
+    return (
+        table + "\n  used decays as the site's PriorityDecayHalfLife says; held: time limits of running jobs"
+    )
+
+
+def _campaign(progress: CampaignProgress) -> str:
+    plan, forecast = progress.campaign, progress.forecast
+    rows = [
+        (
+            stage.stage.name,
+            stage.when,
+            f"{stage.stage.days:g}",
+            format_hours(stage.stage.gpu_hours),
+            format_hours(stage.used),
+            *_spread(stage.forecast),
+            str(stage.num_runs),
+        )
+        for stage in progress.stages
+    ]
+    if progress.elsewhere:
+        rows.append(("in no stage", "", "", "", format_hours(progress.elsewhere), "", "", ""))
+    rows.append(
+        (
+            "all",
+            "",
+            f"{plan.days:g}",
+            format_hours(plan.gpu_hours),
+            format_hours(progress.used),
+            *_spread(forecast),
+            "",
+        )
+    )
+    headings = ("stage", "", "days", "planned", "used", "forecast", "P10 to P90", "runs")
+    title = wrap(f"Campaign {plan.name}, from {format_day(progress.stages[0].start)}, GPU-hours")
+    return title + "\n" + format_table(headings, rows, right={2, 3, 4, 5, 6, 7}, indent="  ")
+
+
+def _spread(spread: Spread) -> tuple[str, str]:
+    if spread.p90 == 0:
+        return "0", ""
+    return format_hours(spread.p50), f"{format_hours(spread.p10)} to {format_hours(spread.p90)}"
+
+
+def _share(hours: float, granted: float | None) -> str:
+    return "" if granted is None else f"{100 * hours / granted:.1f} %"
+
+
+def _jobs(count: int) -> str:
+    return "1 job" if count == 1 else f"{count} jobs"
+
+
+if __name__ == "__main__":
+    run_door(main)

@@ -1,0 +1,219 @@
+"""Documents into ids, span by span: text, ids that already are, and traces of prompt and completion.
+
+for item in encode_span(recipe, span, vocabulary, encoder, count):
+    item.ids                        # closed by the EOS id
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from r1hpc.base.errors import UsageError
+from r1hpc.data.recipe import Recipe
+from r1hpc.data.sources import Document, Span, line_number, read_span
+from r1hpc.data.vocabulary import Encoder
+
+_BATCH_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the ids of a dataset mean, as far as its arrays are concerned."""
+
+    vocab_size: int
+    eos_id: int
+
+    @property
+    def dtype(self) -> "np.dtype[Any]":
+        """uint16 where the invalid id 65,535 lies outside the vocabulary, else uint32."""
+        return np.dtype("<u2" if self.vocab_size <= 65_535 else "<u4")
+
+    @property
+    def invalid_id(self) -> int:
+        """The fill value: no token has it, so a hole can never pass as one."""
+        return int(np.iinfo(self.dtype).max)
+
+
+@dataclass
+class SourceCount:
+    """What one source gave."""
+
+    num_documents: int = 0
+    num_tokens: int = 0
+    num_bytes: int = 0
+    num_skipped: int = 0
+    """Documents left out, as the recipe says: not UTF-8, or no trace."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One document, closed by the EOS id."""
+
+    position: int
+    hash: int
+    """xxh3-128 of the document's bytes of text (traces: prompt and completion) or ids."""
+    ids: npt.NDArray[np.uint32]
+    num_bytes: int
+    num_prompt_tokens: int = 0
+    """Traces: how many of the ids are the prompt."""
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """A line that is no trace."""
+
+    position: int
+    what: str
+
+
+_Ids = npt.NDArray[np.uint32] | str
+
+
+def encode_span(
+    recipe: Recipe, span: Span, vocabulary: Vocabulary, encoder: Encoder | None, count: SourceCount
+) -> Iterator[Encoded]:
+    """The documents of a span as ids; those that the recipe leaves out are counted in `count`.
+
+    Raises:
+        UsageError: names the document that cannot be taken as the recipe says.
+    """
+    if recipe.is_traces:
+        assert encoder is not None, "the recipe refuses traces with tokenizer.kind ids"
+        yield from _encode_traces(recipe, span, encoder, count)
+    else:
+        yield from _encode_documents(recipe, span, vocabulary, encoder, count)
+
+
+def _encode_documents(
+    recipe: Recipe, span: Span, vocabulary: Vocabulary, encoder: Encoder | None, count: SourceCount
+) -> Iterator[Encoded]:
+    batch: list[tuple[Document, str]] = []
+    size = 0
+    for document in read_span(recipe, span):
+        if document.is_ids:
+            yield from _split_ids(
+                document, vocabulary, f"source {recipe.sources[span.source].name}: {span.path}"
+            )
+            continue
+        text = _text(recipe, span, document)
+        if text is None:
+            count.num_skipped += 1
+            continue
+        batch.append((document, text))
+        size += len(document.raw)
+        if size >= _BATCH_BYTES:
+            yield from _encode_batch(batch, vocabulary, encoder)
+            batch, size = [], 0
+    yield from _encode_batch(batch, vocabulary, encoder)
+
+
+def _encode_batch(
+    batch: list[tuple[Document, str]], vocabulary: Vocabulary, encoder: Encoder | None
+) -> Iterator[Encoded]:
+    if not batch:
+        return
+    if encoder is None:
+        raise UsageError("the inputs are text, but tokenizer.kind is ids; take byte_bpe, bytes or path")
+    for (document, _), ids in zip(batch, encoder.encode([text for _, text in batch]), strict=True):
+        closed = np.append(ids, np.uint32(vocabulary.eos_id))
+        yield Encoded(document.position, xxhash.xxh3_128_intdigest(document.raw), closed, len(document.raw))
+
+
+def _split_ids(document: Document, vocabulary: Vocabulary, where: str) -> Iterator[Encoded]:
+    """Documents of a row of ids: it ends at each EOS id and at the end of the row."""
+    ids = np.frombuffer(document.raw, dtype="<u4")
+    largest = int(ids.max())
+    if largest >= vocabulary.vocab_size:
+        raise UsageError(
+            f"{where}, row {document.position}: token id {largest} is outside the vocabulary of "
+            f"{vocabulary.vocab_size}; correct tokenizer.vocab_size or the input"
+        )
+    ends = np.append(np.flatnonzero(ids == vocabulary.eos_id), len(ids))
+    begin = 0
+    for end in ends.tolist():
+        if end > begin:
+            piece = ids[begin:end]
+            position = document.position + (begin if document.is_stream else 0)
+            raw = piece.tobytes()
+            closed = np.append(piece, np.uint32(vocabulary.eos_id))
+            yield Encoded(position, xxhash.xxh3_128_intdigest(raw), closed, len(raw))
+        begin = end + 1
+
+
+def _text(recipe: Recipe, span: Span, document: Document) -> str | None:
+    source = recipe.sources[span.source]
+    try:
+        return document.raw.decode("utf-8", "replace" if source.on_invalid_utf8 == "replace" else "strict")
+    except UnicodeDecodeError as error:
+        if source.on_invalid_utf8 == "skip":
+            return None
+        path = recipe.resolve(source.root) / span.path
+        raise UsageError(
+            f"{path}, document at {document.position}: not UTF-8 ({error.reason} at byte {error.start}); "
+            f"set on_invalid_utf8: skip or replace for source {source.name}"
+        ) from None
+
+
+def _encode_traces(recipe: Recipe, span: Span, encoder: Encoder, count: SourceCount) -> Iterator[Encoded]:
+    """Prompt and completion are encoded apart, so that the prompt's ids are those a sampler will see."""
+    source = recipe.sources[span.source]
+    batch: list[Document] = []
+    size = 0
+    for document in read_span(recipe, span):
+        batch.append(document)
+        size += len(document.raw)
+        if size >= _BATCH_BYTES:
+            yield from _sound(recipe, span, _encode_trace_batch(batch, encoder), source.on_invalid, count)
+            batch, size = [], 0
+    yield from _sound(recipe, span, _encode_trace_batch(batch, encoder), source.on_invalid, count)
+
+
+def _sound(
+    recipe: Recipe, span: Span, found: Iterator[Encoded | _Fault], on_invalid: str, count: SourceCount
+) -> Iterator[Encoded]:
+    """What is a trace; the rest is counted or raised, as the source says."""
+    for item in found:
+        if isinstance(item, Encoded):
+            yield item
+            continue
+        if on_invalid == "error":
+            source = recipe.sources[span.source]
+            path = recipe.resolve(source.root) / span.path
+            raise UsageError(
+                f"{path}:{line_number(path, item.position)}: {item.what}; correct the line, or set "
+                f"on_invalid: skip for source {source.name}"
+            )
+        count.num_skipped += 1
+
+
+def _encode_trace_batch(batch: list[Document], encoder: Encoder) -> Iterator[Encoded | _Fault]:
+    texts = [text for document in batch if not document.fault for text in _halves(document)]
+    ids = iter(encoder.encode_known(texts))
+    for document in batch:
+        if document.fault:
+            yield _Fault(document.position, document.fault)
+        else:
+            yield _join(document, next(ids), next(ids), encoder.eos_id)
+
+
+def _halves(document: Document) -> tuple[str, str]:
+    raw = document.raw
+    return raw[: document.prompt_bytes].decode(), raw[document.prompt_bytes :].decode()
+
+
+def _join(document: Document, prompt: _Ids, completion: _Ids, eos_id: int) -> Encoded | _Fault:
+    """One document of a prompt and a completion, unless one of them cannot be."""
+    if isinstance(prompt, str) or isinstance(completion, str):
+        name, why = ("prompt", prompt) if isinstance(prompt, str) else ("completion", completion)
+        return _Fault(document.position, f"the vocabulary cannot spell the {name} ({why})")
+    if not len(prompt) or not len(completion):
+        return _Fault(document.position, "the prompt or the completion gives no tokens")
+    if eos_id in completion:
+        return _Fault(document.position, "the completion holds the EOS token, which the build appends itself")
+    joined = np.concatenate([prompt, completion, [eos_id]]).astype(np.uint32)
+    number = xxhash.xxh3_128_intdigest(document.raw)
+    return Encoded(document.position, number, joined, len(document.raw), num_prompt_tokens=len(prompt))

@@ -1,0 +1,147 @@
+"""Batches of traces for one rank: whole documents, padded, with a mask of the tokens that are learnt.
+
+    loader = TraceLoader(open_traces(path), global_batch_size=32, micro_batch_size=4, rank=1, world_size=4,
+                         seed=0, pad_id=0, seq_len=256)
+    batch = loader.batch(global_step)           # any step, in any order; no state to save
+
+Sample s of the endless stream belongs to step s div global_batch_size and is document
+permute(s mod n, n, key(seed, s div n)) of n: every document once per epoch, the same global batches on
+any number of ranks (see order).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from r1hpc.base.errors import UsageError
+from r1hpc.data.ahead import ReadAhead
+from r1hpc.data.loader import window_checksum
+from r1hpc.data.mixture import MixturePlan
+from r1hpc.data.order import DocumentPlan, RankShare
+from r1hpc.data.traces import TraceDataset
+
+_LENGTH_MULTIPLE = 8
+
+
+@dataclass(frozen=True)
+class TraceBatch:
+    """What one rank consumes in one optimizer step."""
+
+    tokens: npt.NDArray[np.int64]
+    """Shape (gradient_accumulation_steps, micro_batch_size, T), padded on the right with pad_id.
+
+    T is the longest document of the global batch, rounded up to a multiple of 8, at most seq_len: the same
+    on every rank.
+    """
+    loss_mask: npt.NDArray[np.bool_]
+    """Same shape. True where tokens[..., t] is a completion token, and so a target; the EOS id is one."""
+    sample_ids: npt.NDArray[np.int64]
+    """Shape (gradient_accumulation_steps, micro_batch_size): positions in the endless stream."""
+    document_ids: npt.NDArray[np.int64]
+    """Same shape as sample_ids: which document each row is."""
+    checksum: int
+    """Sum over samples of the crc32c of id (int64) and unpadded tokens (uint32), little-endian.
+
+    Summed over ranks it names the global batch, independent of the world size.
+    """
+    num_loss_tokens: int
+    """Completion tokens of the global batch, over all ranks: the denominator of a token-mean loss."""
+
+
+class TraceLoader:
+    """The batches of one rank. One background thread reads one step ahead unless `prefetch` is off."""
+
+    def __init__(
+        self,
+        dataset: TraceDataset,
+        *,
+        global_batch_size: int,
+        micro_batch_size: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        pad_id: int,
+        seq_len: int,
+        prefetch: bool = True,
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        """Raise UsageError when the batch does not divide, or a document is longer than seq_len.
+
+        Args:
+            weights: share of each source of the dataset in the samples (see mixture); None: all documents
+                alike.
+        """
+        if pad_id < 0:
+            raise UsageError(f"pad_id must be a token id, not {pad_id}")
+        _check_lengths(dataset, seq_len)
+        self.dataset, self.seq_len, self.pad_id = dataset, seq_len, pad_id
+        self.share = RankShare(global_batch_size, micro_batch_size, rank, world_size)
+        self.plan = (
+            DocumentPlan(dataset.id, dataset.num_documents, seed)
+            if weights is None
+            else MixturePlan(dataset.id, dataset.source_documents, tuple(weights), seed)
+        )
+        self._ahead = ReadAhead(self._read) if prefetch else None
+
+    @property
+    def plan_hash(self) -> str:
+        """Names the order: dataset id, seed, weights and the version of the algorithm."""
+        return self.plan.plan_hash
+
+    @property
+    def gradient_accumulation_steps(self) -> int:
+        return self.share.gradient_accumulation_steps
+
+    def batch(self, global_step: int) -> TraceBatch:
+        """The batch of one step, counted from 0. An error of the reading thread is raised at its own step.
+
+        Raises:
+            ShardCorruptError: names the file and chunk that cannot be trusted.
+        """
+        return self._ahead.take(global_step) if self._ahead else self._read(global_step)
+
+    def _read(self, global_step: int) -> TraceBatch:
+        first = global_step * self.share.global_batch_size
+        every = self.plan.documents(np.arange(first, first + self.share.global_batch_size, dtype=np.int64))
+        ids = self.share.sample_ids(global_step)
+        documents = every[ids - first]
+        tokens = np.full((*ids.shape, self._padded_length(every)), self.pad_id, dtype=np.int64)
+        checksum = 0
+        rows = zip(tokens.reshape(ids.size, -1), ids.flat, documents.flat, strict=True)
+        for row, sample, document in rows:
+            found, _ = self.dataset.read_document(int(document))
+            row[: len(found)] = found
+            checksum += window_checksum(int(sample), found)
+        lengths, prompts = self.dataset.document_lengths, self.dataset.prompt_lengths
+        return TraceBatch(
+            tokens=tokens,
+            loss_mask=_mask(prompts[documents], lengths[documents], tokens.shape[-1]),
+            sample_ids=ids,
+            document_ids=documents,
+            checksum=checksum,
+            num_loss_tokens=int((lengths[every] - prompts[every]).sum()),
+        )
+
+    def _padded_length(self, documents: npt.NDArray[np.int64]) -> int:
+        longest = int(self.dataset.document_lengths[documents].max())
+        return min(-(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE, self.seq_len)
+
+
+def _check_lengths(dataset: TraceDataset, seq_len: int) -> None:
+    lengths = dataset.document_lengths
+    longest = int(lengths.argmax())
+    if lengths[longest] > seq_len:
+        raise UsageError(
+            f"data.seq_len is {seq_len}, but {(lengths > seq_len).sum():,} of {len(lengths):,} traces in "
+            f"{dataset.path} are longer: the longest, document {longest}, has {lengths[longest]:,} tokens "
+            f"with its EOS. Set data.seq_len={lengths[longest]} or more, or leave long ones out of the traces"
+        )
+
+
+def _mask(begins: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.bool_]:
+    """True at the positions [begin, end) of each row; shape (*begins.shape, length)."""
+    positions = np.arange(length)
+    mask: npt.NDArray[np.bool_] = (positions >= begins[..., None]) & (positions < ends[..., None])
+    return mask

@@ -1,0 +1,107 @@
+"""From files of traces and a tokenizer to a recipe, for a run that names its traces and no dataset.
+
+    inputs = list_inputs(["runs/teach/traces.jsonl", "curated/"])
+    name = inputs_hash(inputs, tokenizer, eos_id)           # the same bytes have the same name anywhere
+    recipe = write_trace_recipe(inputs, tokenizer, eos_id, folder)
+
+`folder` then holds recipe.yaml, tokenizer/ and inputs/<n>/ with links to the files of the n-th input, so
+that neither the recipe nor the dataset made from it depends on where the files lie.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.files import write_atomic
+from r1hpc.data.layout import TOKENIZER
+from r1hpc.data.manifest import digest, file_digest
+from r1hpc.data.recipe import TRACES
+from r1hpc.data.vocabulary import existing_files
+
+RECIPE = "recipe.yaml"
+_MIN_SHARD, _MAX_SHARD = 2**13, 2**24
+_CHUNK = 2**15
+_PART_BYTES = 2**26
+
+
+@dataclass(frozen=True)
+class TraceInput:
+    """One entry of data.traces: the files it stands for, in order."""
+
+    files: tuple[Path, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name of each file's link: sorts as the files do, never hidden."""
+        return tuple(f"{number:05d}-{path.name}" for number, path in enumerate(self.files))
+
+
+def list_inputs(paths: Sequence[str]) -> list[TraceInput]:
+    """Each path's files: a file by itself, a folder's *.jsonl sorted by name (not those below it).
+
+    Raises:
+        UsageError: names the path that is not there, or the folder without any.
+    """
+    return [_list_input(Path(path).absolute()) for path in paths]
+
+
+def inputs_hash(inputs: Sequence[TraceInput], tokenizer: Path, eos_id: int) -> str:
+    """sha256 over the content and names of all inputs, the tokenizer and how the dataset is laid out."""
+    files = [[[n, file_digest(p)] for n, p in zip(i.names, i.files, strict=True)] for i in inputs]
+    return digest({"recipe": _recipe(inputs, eos_id), "files": files, "tokenizer": file_digest(tokenizer)})
+
+
+def write_trace_recipe(inputs: Sequence[TraceInput], tokenizer: Path, eos_id: int, folder: Path) -> Path:
+    """Make `folder` anew and return the recipe in it, for build_dataset.
+
+    Raises:
+        UsageError: `tokenizer` is not there.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    for number, item in enumerate(inputs):
+        links = folder / _root(number)
+        links.mkdir(parents=True)
+        for name, path in zip(item.names, item.files, strict=True):
+            (links / name).symlink_to(path)
+    (folder / TOKENIZER).mkdir()
+    for name, raw in existing_files(tokenizer).items():
+        (folder / TOKENIZER / name).write_bytes(raw)
+    write_atomic(folder / RECIPE, yaml.safe_dump(_recipe(inputs, eos_id), sort_keys=False))
+    return folder / RECIPE
+
+
+def _list_input(path: Path) -> TraceInput:
+    if path.is_file():
+        return TraceInput((path,))
+    if not path.is_dir():
+        raise UsageError(f"data.traces: {path} is not there; name JSONL files or folders of them")
+    files = tuple(sorted(item for item in path.glob("*.jsonl") if item.is_file()))
+    if not files:
+        raise UsageError(f"data.traces: the folder {path} holds no *.jsonl")
+    return TraceInput(files)
+
+
+def _root(number: int) -> str:
+    return f"inputs/{number}"
+
+
+def _recipe(inputs: Sequence[TraceInput], eos_id: int) -> dict[str, Any]:
+    num_bytes = sum(path.stat().st_size for item in inputs for path in item.files)
+    # About one shard: a writer keeps a whole one in memory, and pads the last.
+    shard = min(_MAX_SHARD, max(_MIN_SHARD, 1 << max(0, num_bytes - 1).bit_length()))
+    return {
+        "name": "traces",
+        "tokenizer": {"kind": "path", "path": TOKENIZER, "eos_id": eos_id},
+        "sources": [
+            {"name": f"traces-{number}", "kind": TRACES, "root": _root(number), "glob": "*"}
+            for number in range(len(inputs))
+        ],
+        "chunk_tokens": min(_CHUNK, shard),
+        "shard_tokens": shard,
+        "part_bytes": _PART_BYTES,
+    }

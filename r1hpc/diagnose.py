@@ -1,0 +1,65 @@
+"""Why is it slow, stuck or learning nothing? MFU, GPU readings and step times read together.
+
+    python -m r1hpc.diagnose                       # the newest attempt of the newest run
+    python -m r1hpc.diagnose RUN_DIR --attempt 3
+    python -m r1hpc.diagnose RUN_DIR --json
+
+Each finding has a code, its figures and what to try. The batch log of a run ends each attempt with it.
+"""
+
+import time
+from collections.abc import Sequence
+
+from r1hpc.attempt.choose import add_run_root, choose_run
+from r1hpc.attempt.state import State, look
+from r1hpc.base.cli import ArgumentParser, print_json, run_door
+from r1hpc.base.errors import UsageError
+from r1hpc.base.rundir import RunDir
+from r1hpc.telemetry.attempts import Attempt, History, read_history
+from r1hpc.telemetry.diagnose import QUICK_BYTES, THOROUGH_BYTES, as_lines, diagnose
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    run = choose_run(arguments.run_dir, arguments.run_root)
+    history = read_history(run)
+    attempt = _choose(run, history, arguments.attempt)
+    budget = QUICK_BYTES if arguments.quick else THOROUGH_BYTES
+    diagnosis = diagnose(run, attempt, end=_end(run, history, attempt), max_bytes=budget)
+    if arguments.json:
+        print_json(diagnosis.to_json())
+    else:
+        print("\n".join(as_lines(diagnosis)))
+    return 0
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="python -m r1hpc.diagnose", description=__doc__)
+    parser.add_argument("run_dir", nargs="?", metavar="RUN_DIR", help="a run folder, or the name of a run")
+    parser.add_argument("--attempt", type=int, metavar="K", help="default: the newest")
+    parser.add_argument("--quick", action="store_true", help="read only the newest 8 MiB of the records")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    add_run_root(parser)
+    return parser
+
+
+def _choose(run: RunDir, history: History, number: int | None) -> Attempt:
+    found = {attempt.attempt: attempt for attempt in history.attempts}
+    if not found:
+        raise UsageError(f"{run.run_id} has begun no attempt yet: there is nothing to diagnose")
+    if number is None:
+        return found[max(found)]
+    if number not in found:
+        raise UsageError(f"{run.run_id} has no attempt {number}; it has had {', '.join(map(str, found))}")
+    return found[number]
+
+
+def _end(run: RunDir, history: History, attempt: Attempt) -> float | None:
+    """When the attempt ended; now, if it is known to run."""
+    if attempt.end is not None or attempt is not history.last:
+        return attempt.end
+    return time.time() if look(run).state is State.running else None
+
+
+if __name__ == "__main__":
+    run_door(main)

@@ -1,0 +1,213 @@
+"""Where a budget stands: what is spent, and what running and queued jobs will still use.
+
+    standing = take_stock(budget, runs, time.time())
+    verdict = check_submission(run_root, estimate_p50=1200, estimate_p90=1800)
+
+Slurm is asked where it can be: its accounting over all attempts for what an account has spent, squeue for the
+jobs that are no run of ours, and its own GrpTRESMins. Where it cannot, the run folders are counted, and
+`notes` says so.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from r1hpc.attempt.choose import list_runs
+from r1hpc.attempt.review import to_allocation
+from r1hpc.attempt.state import State
+from r1hpc.base.errors import StateError
+from r1hpc.base.rundir import RunDir
+from r1hpc.hours.budget import Budget, Verdict, check_budget, find_budget, load_budget
+from r1hpc.hours.forecast import Spread, total, until_limit
+from r1hpc.hours.runs import RunHours, look_into
+from r1hpc.slurm.client import SlurmError
+from r1hpc.slurm.limits import TresLimit, gpu_limits
+from r1hpc.slurm.queue import QueuedJob, ask_squeue
+from r1hpc.slurm.usage import ask_sacct
+from r1hpc.telemetry.hours import Allocation, split_days
+
+PACE_DAYS = 14
+"""Two weeks: what a group does on weekdays and weekends alike."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a budget stands. Hours are GPU-hours."""
+
+    spent: float
+    by_day: dict[str, float]
+    """YYYY-MM-DD: GPU-hours."""
+    running: Spread
+    """Still to come of what runs."""
+    queued: Spread
+    num_running: int
+    num_queued: int
+    limits: tuple[TresLimit, ...]
+    source: str
+    """`sacct` or `run folders`: where `spent` is from."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def committed(self) -> Spread:
+        """Still to come of everything that runs or waits."""
+        return total([self.running, self.queued])
+
+    def lasts_until(self, left: float, now: float) -> float | None:
+        """When `left` will be spent at the pace of the last PACE_DAYS days; None: nothing was spent then."""
+        since = datetime.fromtimestamp(now - PACE_DAYS * 86400).date().isoformat()
+        recent = sum(hours for day, hours in self.by_day.items() if day > since)
+        return now + left * PACE_DAYS * 86400 / recent if recent > 0 and left > 0 else None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "spent": self.spent,
+            "source": self.source,
+            "running": {**self.running.to_json(), "jobs": self.num_running},
+            "queued": {**self.queued.to_json(), "jobs": self.num_queued},
+            "by_day": self.by_day,
+            "slurm_limits": [{**vars(limit), "left": limit.left} for limit in self.limits],
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What Slurm said; None: it was not asked or did not answer."""
+
+    allocations: list[Allocation] | None = None
+    jobs: tuple[QueuedJob, ...] = ()
+    limits: tuple[TresLimit, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def take_stock(
+    budget: Budget | None, runs: Sequence[RunHours], now: float, ask_slurm: bool = True
+) -> Standing:
+    """What is spent and what is promised."""
+    start = budget.start if budget else None
+    said = _ask(budget.account if budget else None, start) if ask_slurm else _Said()
+    own = said.allocations is None
+    by_day = _by_day(_allocations(runs) if own else said.allocations or [], start, now)
+    ours = {job for run in runs for job in run.jobs}
+    others = [job for job in said.jobs if job.job_id.split("_")[0] not in ours and job.gpus]
+    live = [run for run in runs if run.is_live and run.unit == "GPU-hours"]
+    running = [run.to_come for run in live if run.situation.state is State.running]
+    queued = [run.to_come for run in live if run.situation.state is not State.running]
+    running += [until_limit(job.most_left or 0.0) for job in others if not job.is_pending]
+    queued += [until_limit(job.most_left or 0.0) for job in others if job.is_pending]
+    return Standing(
+        spent=sum(by_day.values()),
+        by_day=by_day,
+        running=total(running),
+        queued=total(queued),
+        num_running=len(running),
+        num_queued=len(queued),
+        limits=said.limits,
+        source="run folders" if own else "sacct",
+        notes=said.notes,
+    )
+
+
+def check_submission(
+    run_root: Path,
+    estimate_p50: float | None,
+    estimate_p90: float | None = None,
+    *,
+    ceiling: float | None = None,
+    account: str | None = None,
+    qos: str | None = None,
+    over_budget: bool = False,
+    ask_slurm: bool = True,
+) -> Verdict:
+    """Whether a run may be submitted now: `check_budget` with everything looked up.
+
+    Without a budget and without Slurm's limits this costs one call to slurmctld and says yes.
+
+    Args:
+        estimate_p50, estimate_p90, ceiling: GPU-hours, see check_budget.
+        account, qos: those the job will have; None: those of the budget.
+        ask_slurm: false for a run on this machine.
+    """
+    now = time.time()
+    budget = load_budget(find_budget(run_root))
+    limits: Sequence[TresLimit] = ()
+    if ask_slurm:
+        limits = _limits_of(account or (budget.account if budget else None), qos)
+    if budget is None:
+        return check_budget(None, estimate_p50, estimate_p90, limits=limits, ceiling=ceiling)
+    standing = take_stock(budget, survey(run_root, now)[0], now, ask_slurm)
+    return check_budget(
+        budget,
+        estimate_p50,
+        estimate_p90,
+        spent=standing.spent,
+        committed=standing.committed,
+        limits=limits,
+        ceiling=ceiling,
+        over_budget=over_budget,
+        now=now,
+    )
+
+
+def survey(run_root: Path, now: float) -> tuple[list[RunHours], list[str]]:
+    """Every run under a run root, the newest first, and a note for each that cannot be read."""
+    runs, notes = [], []
+    for run in all_runs(run_root):
+        try:
+            runs.append(look_into(run, now))
+        except (StateError, OSError, KeyError, ValueError) as error:
+            notes.append(f"{run.run_id} is left out: {type(error).__name__}: {error}")
+    return runs, notes
+
+
+def all_runs(run_root: Path) -> list[RunDir]:
+    """The runs under a run root and, one folder deeper, the stages of chains; the newest first."""
+    found = list_runs(run_root)
+    single = {run.path for run in found}
+    inside = run_root.iterdir() if run_root.is_dir() else ()
+    folders = [path for path in inside if path.is_dir() and path.absolute() not in single]
+    found += [run for path in folders for run in list_runs(path)]
+    return sorted(found, key=lambda run: run.config.stat().st_mtime, reverse=True)
+
+
+def _ask(account: str | None, start: float | None) -> _Said:
+    try:
+        limits = tuple(gpu_limits(account))
+        if account is None:
+            return _Said(limits=limits)
+        since = "1970-01-02" if start is None else f"uts{start:.0f}"
+        records = ask_sacct(since, None, None, account)
+        return _Said([to_allocation(r) for r in records], tuple(ask_squeue(account)), limits)
+    except SlurmError as error:
+        words = str(error).splitlines()[0].split(": run this")[0]
+        return _Said(notes=(f"Slurm was not asked: {words}",))
+
+
+def _limits_of(account: str | None, qos: str | None) -> Sequence[TresLimit]:
+    if account is None and qos is None:
+        return ()
+    try:
+        return gpu_limits(account, qos)
+    except SlurmError:
+        return ()  # Slurm enforces them itself; a submission must not fail for the lack of a warning
+
+
+def _allocations(runs: Sequence[RunHours]) -> list[Allocation]:
+    return [
+        Allocation(each.start, each.end, each.width)
+        for run in runs
+        if run.unit == "GPU-hours"
+        for each in run.attempts
+    ]
+
+
+def _by_day(allocations: Iterable[Allocation], start: float | None, now: float) -> dict[str, float]:
+    days: dict[str, float] = defaultdict(float)
+    for each in allocations:
+        for day, seconds in split_days(max(each.start, start or each.start), min(each.end, now)):
+            days[day] += each.gpus * seconds / 3600
+    return dict(sorted(days.items()))

@@ -1,0 +1,133 @@
+"""Slurm's own GPU budget: GrpTRESMins of accounts and QOS, and how much of it is used.
+
+    for limit in gpu_limits("my-group", "normal"):
+        limit.name, limit.gpu_hours, limit.left
+
+One call: `scontrol show assoc_mgr` prints each limit with its usage, as `gres/gpu=600(12)` in GPU-minutes
+(N: no limit). Where slurmctld keeps that from users, `sshare` is asked, which knows accounts only.
+
+The usage decays by PriorityDecayHalfLife unless that is 0 or the QOS has NoDecay (slurm.conf(5)): what Slurm
+says is left may be more than hours minus hours. Slurm enforces its own number, so that is what is told here.
+"""
+
+import getpass
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from r1hpc.slurm.client import SlurmError, call
+
+_LIMIT = re.compile(r"(?:^|,)(gres/gpu(?::[^=,]+)?)=(N|\d+)\((\d+)\)")
+_GPU = re.compile(r"(?:^|,)(gres/gpu(?::[^=,]+)?)=(\d+)")
+_KEYS = r"\b(Account|UserName|QOS|ParentAccount|GrpTRESMins|GrpTRESRunMins)=(\S*)"
+
+
+@dataclass(frozen=True)
+class TresLimit:
+    """One GrpTRESMins of GPUs, in GPU-hours."""
+
+    kind: str
+    """`account` or `qos`."""
+    name: str
+    user: str
+    """Empty: the limit is the whole account's or QOS's."""
+    tres: str
+    """gres/gpu, or one type of it such as gres/gpu:a100."""
+    gpu_hours: float
+    used: float
+    """As Slurm counts it, decay included."""
+    running: float
+    """Time limits still to run of the jobs that run now: Slurm holds these hours for them."""
+
+    @property
+    def left(self) -> float:
+        """What Slurm would still let start: the limit without what is used and what running jobs may use."""
+        return max(0.0, self.gpu_hours - self.used - self.running)
+
+    @property
+    def owner(self) -> str:
+        whole = f"{self.kind} {self.name}"
+        return f"{whole}, user {self.user}" if self.user else whole
+
+
+def gpu_limits(account: str | None, qos: str | None = None, timeout_s: float = 10.0) -> list[TresLimit]:
+    """The GPU limits of an account, its parents and a QOS; all that this user may see for None, None.
+
+    Raises:
+        SlurmError: neither scontrol nor sshare answered.
+    """
+    try:
+        text = call(["scontrol", "-o", "show", "assoc_mgr", "flags=assoc,qos"], timeout_s)
+        return read_assoc_mgr(text, account, qos, getpass.getuser())
+    except SlurmError as refused:
+        if refused.exit_code is None:  # no such command, or nobody answers: sshare cannot either
+            raise
+    chosen = ["-A", account] if account else []
+    fields = "Account,User,GrpTRESMins,TRESRunMins,GrpTRESRaw"
+    return read_sshare(call(["sshare", "-n", "-P", *chosen, "-o", fields], timeout_s))
+
+
+def read_assoc_mgr(
+    text: str, account: str | None, qos: str | None = None, user: str | None = None
+) -> list[TresLimit]:
+    """The limits in `scontrol -o show assoc_mgr flags=assoc,qos`.
+
+    Args:
+        account: and its parents; None: all, and all QOS unless `qos` names one.
+        user: limits of other users alone are left out; None: nobody's are.
+    """
+    rows = [dict(re.findall(_KEYS, line)) for line in text.splitlines()]
+    accounts = [row for row in rows if row.get("Account") and not row.get("UserName")]
+    parents = {row["Account"]: row.get("ParentAccount", "").split("(")[0] for row in accounts}
+    wanted = set(_line_of(account, parents))
+    found: list[TresLimit] = []
+    for row in rows:
+        owner = row.get("UserName", "").split("(")[0]
+        if row.get("QOS"):
+            name = row["QOS"].split("(")[0]
+            if qos == name or (qos is None and account is None):
+                found += _limits("qos", name, "", row)
+        elif _applies(row.get("Account"), owner, account, wanted, user):
+            found += _limits("account", row["Account"], owner, row)
+    return found
+
+
+def read_sshare(text: str) -> list[TresLimit]:
+    """The limits in `sshare -n -P -o Account,User,GrpTRESMins,TRESRunMins,GrpTRESRaw`, all in minutes."""
+    found = []
+    for line in text.splitlines():
+        parts = line.strip().split("|")
+        if len(parts) != 5:
+            continue
+        name, user, *tables = parts
+        limits, running, used = (
+            {tres: float(minutes) / 60 for tres, minutes in _GPU.findall(table)} for table in tables
+        )
+        found += [
+            TresLimit("account", name, user, tres, hours, used.get(tres, 0.0), running.get(tres, 0.0))
+            for tres, hours in limits.items()
+        ]
+    return found
+
+
+def _applies(name: str | None, owner: str, account: str | None, line: set[str], user: str | None) -> bool:
+    chosen = bool(name) and (account is None or name in line)
+    return chosen and (not owner or user in (None, owner))
+
+
+def _line_of(account: str | None, parents: dict[str, str]) -> Iterator[str]:
+    """The account and the accounts above it."""
+    seen: set[str] = set()
+    while account and account not in seen:
+        seen.add(account)
+        yield account
+        account = parents.get(account)
+
+
+def _limits(kind: str, name: str, user: str, row: dict[str, str]) -> Sequence[TresLimit]:
+    running = {tres: int(used) / 60 for tres, _, used in _LIMIT.findall(row.get("GrpTRESRunMins", ""))}
+    return [
+        TresLimit(kind, name, user, tres, int(limit) / 60, int(used) / 60, running.get(tres, 0.0))
+        for tres, limit, used in _LIMIT.findall(row.get("GrpTRESMins", ""))
+        if limit != "N"
+    ]

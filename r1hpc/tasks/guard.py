@@ -1,0 +1,91 @@
+"""What the verifier's process may not do while it judges: evaluate text, start programs, write, connect.
+
+Other people's checkers evaluate answers here and there (`eval(answer)`). Our judges replace what they call;
+this is the second wall. CPython reports such acts to audit hooks (PEP 578), and a hook that raises stops
+them. It is no sandbox against native code; an answer is data and brings none along.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import os
+import resource
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+_MEMORY = 2 * 2**30
+_FORBIDDEN_EVENTS = frozenset(
+    ("os.system", "os.fork", "os.forkpty", "os.exec", "os.posix_spawn", "os.spawn", "os.kill", "os.killpg")
+    + ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod")
+    + ("os.chown", "os.putenv", "subprocess.Popen", "pty.spawn", "ctypes.dlopen", "pickle.find_class")
+    + ("shutil.rmtree", "shutil.move", "shutil.copyfile", "signal.pthread_kill", "code.__new__")
+)
+_FORBIDDEN_PREFIXES = ("socket.", "http.", "urllib.", "ftplib.", "smtplib.", "tempfile.")
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_CLASS_MAKERS = (collections.__file__, dataclasses.__file__)
+_armed = False
+
+
+class ForbiddenError(RuntimeError):
+    """An answer made a checker do what it must not do."""
+
+
+def install() -> None:
+    """Once per process. Cannot be taken back: audit hooks stay."""
+    sys.dont_write_bytecode = True
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
+    sys.addaudithook(_audit)
+
+
+@contextlib.contextmanager
+def armed() -> Iterator[None]:
+    """While this is open the forbidden acts raise ForbiddenError."""
+    global _armed
+    _armed = True
+    try:
+        yield
+    finally:
+        _armed = False
+
+
+@contextlib.contextmanager
+def disarmed() -> Iterator[None]:
+    """While this is open inside `armed` they do not: for a package's work on its own texts."""
+    global _armed
+    before, _armed = _armed, False
+    try:
+        yield
+    finally:
+        _armed = before
+
+
+def is_armed() -> bool:
+    """Whether an answer is being judged."""
+    return _armed
+
+
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    if _armed and _forbidden(event, arguments):
+        raise ForbiddenError(f"{event} while an answer is judged")
+
+
+def _forbidden(event: str, arguments: tuple[Any, ...]) -> bool:
+    if event == "compile":
+        return _evaluates(arguments[1]) and not _defines_a_class()
+    if event == "open":
+        return bool(arguments[2] & _WRITING) if isinstance(arguments[2], int) else False
+    return event in _FORBIDDEN_EVENTS or event.startswith(_FORBIDDEN_PREFIXES)
+
+
+def _evaluates(filename: Any) -> bool:
+    """Text that is compiled to be run, as eval and exec do. Modules have a path; ast.parse says <unknown>."""
+    name = os.fsdecode(filename) if isinstance(filename, str | bytes) else ""
+    return name != "<unknown>" and not (name.startswith("/") and name.endswith(".py"))
+
+
+def _defines_a_class() -> bool:
+    """namedtuple and dataclass compile methods from their fields' names, in modules imported late."""
+    return sys._getframe(3).f_code.co_filename in _CLASS_MAKERS

@@ -1,0 +1,63 @@
+"""reasoning_gym:NAME: any generator of the reasoning-gym package, judged by its own scorer in our process.
+
+A generator's item depends on seed + index only, so the index is the state here too. The package's version is
+part of the task's identity: another version may ask other questions.
+
+    task: {name: "reasoning_gym:gcd", seed: 1, options: {min_numbers: 2, template: "{question} "}}
+"""
+
+import json
+from collections.abc import Mapping
+from importlib import metadata, util
+from typing import Any
+
+from r1hpc.base.errors import R1hpcError, UsageError
+from r1hpc.tasks.completion import TAGS, compose
+from r1hpc.tasks.process import DiedError, TimedOutError, WorkerProcess
+from r1hpc.tasks.prompts import TEMPLATE, check_template, fill, held_out_key
+from r1hpc.tasks.task import Draws, Item, draw_until, task_id
+
+PREFIX = "reasoning_gym:"
+_LIMIT_S = 120.0
+"""For starting the process, and for one question: a few generators search for seconds."""
+
+
+class ReasoningGym:
+    """Options are the generator's own, and `template`. `size` is how many items a finite one has."""
+
+    judge = "reasoning_gym"
+
+    def __init__(self, name: str, seed: int, options: Mapping[str, Any]) -> None:
+        if util.find_spec("reasoning_gym") is None:
+            raise UsageError(f"task.name={name} needs reasoning-gym: pip install 'r1hpc[reasoning]'")
+        own = dict(options)
+        generator = name.removeprefix(PREFIX)
+        self.name = name
+        self._template = check_template(str(own.pop("template", TEMPLATE)))
+        self.judge_settings: dict[str, Any] = {"generator": generator, "seed": seed, "options": own}
+        self.id = task_id(f"{name} {metadata.version('reasoning-gym')}", seed, options)
+        self._source = WorkerProcess("r1hpc.tasks.gym_source", [generator, str(seed), json.dumps(own)])
+        self._num_sources: int = self._source.wait_ready(_LIMIT_S)
+
+    def item(self, index: int, held_out: bool = False) -> Item:
+        source, entry = draw_until(self._draw, (self.id, index), held_out)
+        prompt = fill(self._template, entry["question"])
+        return Item(index, prompt, entry["answer"] or "", {"source_index": source})
+
+    def demonstration(self, item: Item, thinking: bool) -> str:
+        """The generator's answer, without thinking: the package holds none."""
+        if thinking:
+            raise UsageError(f"{self.name} has no thinking to show: set generate.thinking_share=0")
+        if not item.answer.strip() or any(tag in item.answer for tag in TAGS):
+            raise UsageError(f"{self.name} has no demonstration of item {item.index}: it names no answer")
+        return compose("", item.answer)
+
+    def _draw(self, draws: Draws) -> tuple[str, tuple[int, dict[str, Any]]]:
+        source = draws.below(self._num_sources)
+        try:
+            entry: dict[str, Any] = self._source.ask(source, _LIMIT_S)
+        except (DiedError, TimedOutError) as error:
+            raise R1hpcError(
+                f"{self.name} failed to make item {source}: {error}; change its options"
+            ) from None
+        return held_out_key(entry["question"]), (source, entry)

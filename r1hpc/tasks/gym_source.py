@@ -1,0 +1,66 @@
+"""The process in which reasoning-gym makes its questions, under a fixed hash seed. Started by gym.py.
+
+    python -P -m r1hpc.tasks.gym_source PARENT_PID GENERATOR SEED OPTIONS_JSON
+
+Some generators walk over sets of strings, so that the same seed and index give another question in every
+process. PYTHONHASHSEED cannot be set from inside; this process gets it from its parent. An index is answered
+by {"question", "answer"}, `answer` null where the generator has none.
+"""
+
+import json
+import sys
+from importlib import metadata
+from typing import Any
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.names import nearest
+from r1hpc.tasks.serve import Handler, serve
+
+_ENDLESS = 2**31
+
+
+def ready(generator: str, seed: int, options: dict[str, Any]) -> tuple[Handler, int]:
+    """The generator, made, and how many indices it has."""
+    dataset = make(generator, seed, options)
+
+    def handler(index: int) -> dict[str, Any]:
+        entry = dataset[index]
+        answer = entry["answer"]
+        return {"question": str(entry["question"]), "answer": None if answer is None else str(answer)}
+
+    return handler, len(dataset) if "size" in options else num_sources(dataset)
+
+
+def make(generator: str, seed: int, options: dict[str, Any]) -> Any:
+    """The package's dataset.
+
+    Raises:
+        UsageError: no such generator, or options that it refuses.
+    """
+    import reasoning_gym
+    from reasoning_gym.factory import DATASETS
+
+    if generator not in DATASETS:
+        raise UsageError(
+            f"task.name=reasoning_gym:{generator}: reasoning-gym {metadata.version('reasoning-gym')} has no "
+            f"such generator{nearest(generator, DATASETS)}"
+        )
+    try:
+        return reasoning_gym.create_dataset(generator, seed=seed, **options)
+    # Its configs check themselves with assertions.
+    except (AssertionError, TypeError, ValueError) as error:
+        raise UsageError(f"task.options do not suit reasoning_gym:{generator}: {error}") from None
+
+
+def num_sources(dataset: Any) -> int:
+    """Most generators make an item of any index; some keep a list of `size` items."""
+    try:
+        dataset[_ENDLESS - 1]
+    except IndexError:
+        return len(dataset)
+    return _ENDLESS
+
+
+if __name__ == "__main__":
+    generator, seed, options = sys.argv[2:5]
+    sys.exit(serve(int(sys.argv[1]), lambda: ready(generator, int(seed), json.loads(options))))

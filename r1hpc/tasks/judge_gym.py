@@ -1,0 +1,108 @@
+"""The judge of reasoning-gym's questions: the generator's own score_answer, kept from evaluating text.
+
+Imported only in the verifier's process. Several generators call eval(answer) or sympy.parse_expr(answer);
+while an answer is judged these read literals and school algebra only (`71**33**12` would otherwise hang, and
+`__import__('os')` would run). Their own texts, in making a question, are theirs.
+"""
+
+import ast
+import builtins
+import operator
+import sys
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+import reasoning_gym
+
+from r1hpc.tasks import guard
+from r1hpc.tasks.algebra import replace_parse_expr
+from r1hpc.tasks.arithmetic import RefusedError
+
+_BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.BitAnd: operator.and_,
+    ast.BitOr: operator.or_,
+    ast.BitXor: operator.xor,
+    ast.LShift: operator.lshift,
+    ast.RShift: operator.rshift,
+}
+_UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+    ast.Invert: operator.invert,
+}
+_MAX_MAGNITUDE = 2**256
+
+
+def load(settings: Mapping[str, Any]) -> Any:
+    """The judge of one generator; `settings` are its name, seed and options."""
+    _patch()
+    dataset = reasoning_gym.create_dataset(
+        settings["generator"], seed=settings["seed"], **settings["options"]
+    )
+    entry_of = lru_cache(maxsize=64)(dataset.__getitem__)
+
+    def judge(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
+        with guard.disarmed():
+            entry = entry_of(metadata["source_index"])
+        return float(dataset.score_answer(text, entry)) >= 1.0
+
+    return judge
+
+
+def literal(text: str) -> Any:
+    """What eval would say to numbers, strings, lists, tuples and integer arithmetic.
+
+    Raises:
+        RefusedError: anything else.
+    """
+    try:
+        return _walked(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, ValueError, MemoryError, RecursionError, ArithmeticError, TypeError) as error:
+        raise RefusedError(f"no literal: {error}") from None
+
+
+def _walked(node: ast.expr) -> Any:
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, ast.List):
+        return [_walked(element) for element in node.elts]
+    if isinstance(node, ast.Tuple):
+        return tuple(_walked(element) for element in node.elts)
+    if isinstance(node, ast.UnaryOp) and type(node.op) in _UNARY:
+        return _small(_UNARY[type(node.op)](_small(_walked(node.operand))))
+    if isinstance(node, ast.BinOp) and type(node.op) in _BINARY:
+        left, right = _small(_walked(node.left)), _small(_walked(node.right))
+        if isinstance(node.op, ast.LShift) and right > 256:
+            raise RefusedError("a shift by more than 256")
+        return _small(_BINARY[type(node.op)](left, right))
+    raise RefusedError(f"{type(node).__name__} in a literal")
+
+
+def _small(value: Any) -> Any:
+    """Numbers of bounded size only: a string times a number could fill the memory."""
+    if not isinstance(value, int | float) or abs(value) > _MAX_MAGNITUDE:
+        raise RefusedError("arithmetic on something large, or on no number")
+    return value
+
+
+def _patch() -> None:
+    """Readers that do not evaluate in place of eval and parse_expr."""
+    replace_parse_expr()
+
+    def read_literal(text: Any, *scopes: Any) -> Any:
+        return literal(text) if guard.is_armed() else builtins.eval(text, *scopes)
+
+    for module in _modules():
+        module.__dict__["eval"] = read_literal
+
+
+def _modules() -> list[ModuleType]:
+    return [module for name, module in sys.modules.items() if name.startswith("reasoning_gym.")]

@@ -1,0 +1,66 @@
+"""Who decides whether an answer is right. Runs in the verifier's process (worker.py), never in the trainer.
+
+A judge takes the answer's text, the item's own answer and its metadata, and says True or False; text that it
+does not read raises RefusedError. `bounded` judges are linear in a text of bounded length; the others rest on
+other people's packages, and get their answers one at a time.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from r1hpc.tasks.arithmetic import numbers, parse, value
+
+Judge = Callable[[str, str, Mapping[str, Any]], bool]
+
+_SPACE = " \t\r\n"
+
+
+@dataclass(frozen=True)
+class JudgeKind:
+    """`load` imports what the judge needs and returns it; it is given the task's judge_settings."""
+
+    load: Callable[[Mapping[str, Any]], Judge]
+    bounded: bool
+    max_characters: int = 1024
+    """A longer answer is refused before it is sent."""
+
+
+def exact(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
+    """The same characters, blanks around them aside."""
+    return text.strip(_SPACE) == answer
+
+
+def countdown(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
+    """An expression of the target that uses each number exactly once."""
+    tree = parse(text)
+    if numbers(tree) != Counter(metadata["numbers"]):
+        return False
+    try:
+        return value(tree) == Fraction(metadata["target"])
+    except ZeroDivisionError:
+        return False
+
+
+def _load_math(settings: Mapping[str, Any]) -> Judge:
+    from r1hpc.tasks.judge_math import load
+
+    judge: Judge = load(settings)
+    return judge
+
+
+def _load_reasoning_gym(settings: Mapping[str, Any]) -> Judge:
+    from r1hpc.tasks.judge_gym import load
+
+    judge: Judge = load(settings)
+    return judge
+
+
+JUDGES = {
+    "exact": JudgeKind(lambda _: exact, bounded=True),
+    "countdown": JudgeKind(lambda _: countdown, bounded=True),
+    "math": JudgeKind(_load_math, bounded=False),
+    "reasoning_gym": JudgeKind(_load_reasoning_gym, bounded=False, max_characters=16384),
+}

@@ -1,0 +1,43 @@
+"""What an evaluation says and how sure it is: pass@k without bias, intervals.
+
+pass_at_k(num_samples=16, num_correct=3, k=8)
+wilson(num_correct=240, num_items=256)              # a share
+mean_interval([0.0, 0.5, 1.0])                      # a mean over items
+"""
+
+import math
+from collections.abc import Sequence
+
+_Z95 = 1.959963984540054
+
+
+def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
+    """Probability that one of k of the samples is correct: 1 - C(n-c, k) / C(n, k).
+
+    Unbiased, unlike 1 - (1 - c/n)^k (Chen et al., arXiv 2107.03374, eq. 1).
+    """
+    if num_samples - num_correct < k:
+        return 1.0
+    missed = 1.0
+    for i in range(num_samples - num_correct + 1, num_samples + 1):
+        missed *= 1.0 - k / i
+    return 1.0 - missed
+
+
+def wilson(num_correct: int, num_items: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927); sensible at 0 and 1, where the normal one has no width."""
+    n, p, z = num_items, num_correct / num_items, _Z95
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """(mean, low, high): 95 %, normal, over items. Samples of one item are not independent, items are."""
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n < 2:
+        return mean, mean, mean
+    deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
+    half = _Z95 * deviation / math.sqrt(n)
+    return mean, mean - half, mean + half

@@ -1,0 +1,142 @@
+"""What a task is: a pure function from (seed, index) to a question, and a correct answer to show.
+
+    item = task.item(7)                     # always the same, on any machine
+    item = task.item(7, held_out=True)      # never a question that training can see
+
+The index is therefore the whole state of the data of a run. Held-out questions are told apart by a hash
+of the question itself, not by where they were drawn, so that no draw can put one into training.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.names import nearest
+
+_T = TypeVar("_T")
+_HELD_OUT_SHARE = 10
+_MAX_DRAWS = 500
+"""A share of 1/10 is missed 500 times in a row with probability 1e-23: then there is none."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question. `metadata` is plain JSON: it travels to the verifier's process."""
+
+    index: int
+    prompt: str
+    answer: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Task(Protocol):
+    """Questions of one kind. Implementations are immutable."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def id(self) -> str:
+        """Names the content (kind, seed, options, digest of a file): two tasks of one id ask the same."""
+        ...
+
+    @property
+    def judge(self) -> str:
+        """Which judge of the verifier (judges.py) decides whether an answer is right."""
+        ...
+
+    @property
+    def judge_settings(self) -> Mapping[str, Any]:
+        """What that judge must know of the task beside each item; plain JSON."""
+        ...
+
+    def item(self, index: int, held_out: bool = False) -> Item: ...
+
+    def demonstration(self, item: Item, thinking: bool) -> str:
+        """A correct completion.
+
+        Raises:
+            UsageError: this task cannot show one.
+        """
+        ...
+
+
+class Draws:
+    """Integers that depend on nothing but the key: BLAKE2b in counter mode, the same in every Python."""
+
+    def __init__(self, *key: object) -> None:
+        self._key = "/".join(map(str, key)).encode()
+        self._count = 0
+
+    def below(self, limit: int) -> int:
+        """0 <= value < limit. 128 bits are reduced, so the bias is below 1e-18 for limits up to 1e20."""
+        message = self._key + b"#%d" % self._count
+        self._count += 1
+        return int.from_bytes(hashlib.blake2b(message, digest_size=16).digest()) % limit
+
+    def shuffled(self, count: int) -> list[int]:
+        """A permutation of range(count), by Fisher and Yates."""
+        order = list(range(count))
+        for last in range(count - 1, 0, -1):
+            other = self.below(last + 1)
+            order[last], order[other] = order[other], order[last]
+        return order
+
+
+def is_held_out(question: str) -> bool:
+    """One question in ten, by its own text."""
+    digest = hashlib.md5(question.encode("utf-8", "surrogatepass"), usedforsecurity=False).digest()
+    return int.from_bytes(digest) % _HELD_OUT_SHARE == 0
+
+
+def draw_until(make: Callable[[Draws], tuple[str, _T]], key: tuple[object, ...], held_out: bool) -> _T:
+    """The first draw of `make` whose question lies in the wanted part.
+
+    Raises:
+        UsageError: the task's questions are so few that none lies there.
+    """
+    for attempt in range(_MAX_DRAWS):
+        question, made = make(Draws(*key, int(held_out), attempt))
+        if is_held_out(question) == held_out:
+            return made
+    part = "held-out" if held_out else "training"
+    raise UsageError(
+        f"task {key[0]} has too few different questions: none is in the {part} part; widen its options"
+    )
+
+
+def check_options(task: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """`known` (the defaults) with what was given.
+
+    Raises:
+        UsageError: an option the task does not have, or a value of another type.
+    """
+    for name, value in given.items():
+        if name not in known:
+            names = ", ".join(known) or "none"
+            raise UsageError(
+                f"task.options.{name} is not an option of {task}{nearest(name, known)}; it has: {names}"
+            )
+        wanted = type(known[name])
+        if type(value) is not wanted:
+            raise UsageError(f"task.options.{name} is {value!r}: {task} wants {wanted.__name__}")
+    return {**known, **given}
+
+
+def check_range(task: str, name: str, value: int, low: int, high: int) -> int:
+    """`value` if low <= value <= high.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not low <= value <= high:
+        raise UsageError(f"task.options.{name} is {value}: {task} takes {low} to {high}")
+    return value
+
+
+def task_id(name: str, seed: int, options: Mapping[str, Any]) -> str:
+    """A readable name of the content; options in alphabetical order."""
+    return f"{name} seed={seed} {json.dumps(dict(options), sort_keys=True)}"

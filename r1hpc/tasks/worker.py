@@ -1,0 +1,42 @@
+"""The verifier's process: reads answers, says which are right. Started by verifier.py, not by people.
+
+    python -P -m r1hpc.tasks.worker PARENT_PID JUDGE SETTINGS_JSON
+
+Each list of [text, answer, metadata] is answered by a list of true (right), false (wrong) or null (refused).
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from r1hpc.tasks import guard
+from r1hpc.tasks.arithmetic import RefusedError
+from r1hpc.tasks.judges import JUDGES, Judge
+from r1hpc.tasks.serve import Handler, serve
+
+
+def ready(judge_name: str, settings: Mapping[str, Any]) -> tuple[Handler, bool]:
+    """The judge, loaded, behind the guard."""
+    judge = JUDGES[judge_name].load(settings)
+    guard.install()
+    return lambda questions: [verdict(judge, question) for question in questions], True
+
+
+def verdict(judge: Judge, question: Sequence[Any]) -> bool | None:
+    """Right, wrong, or None where the answer could not be read."""
+    text, answer, metadata = question
+    try:
+        with guard.armed():
+            return bool(judge(text, answer, metadata))
+    except RefusedError:
+        return None
+    except MemoryError:  # what filled it may stay; the parent starts a fresh process
+        raise
+    # Other people's parsers raise whatever they like at hostile text; this process is where that ends.
+    except Exception:
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(serve(int(sys.argv[1]), lambda: ready(sys.argv[2], json.loads(sys.argv[3]))))

@@ -1,0 +1,142 @@
+"""GRPO and PPO as arithmetic: advantages, the clipped loss, KL, GAE. Pure functions, no engine, no ranks.
+
+Sources: GRPO, DeepSeekMath arXiv 2402.03300 eq. 3 and 4; DAPO arXiv 2503.14476 (clip-higher, token-level loss,
+overlong filtering); Dr. GRPO arXiv 2503.20783 (no sigma, constant denominator); PPO arXiv 1707.06347 eq. 7;
+GAE arXiv 1506.02438 eq. 16; k3: Schulman, "Approximating KL Divergence".
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from r1hpc.config.reasoning import RlConfig
+
+Floats = npt.NDArray[np.float64]
+_EPS = 1e-6
+
+
+def group_advantages(rewards: Floats, scale: bool) -> Floats:
+    """(groups, members) rewards -> advantages: r - mean, divided by the group's standard deviation if asked.
+
+    A group whose members were all rewarded alike has advantage exactly 0: it teaches nothing.
+    """
+    centred = rewards - rewards.mean(1, keepdims=True)
+    spread = rewards.std(1, keepdims=True)
+    alike = np.ptp(rewards, axis=1, keepdims=True) <= _EPS
+    return np.where(alike, 0.0, centred / (spread + _EPS) if scale else centred)
+
+
+def gae(
+    rewards: Floats, values: Floats, lengths: npt.NDArray[np.int32], gamma: float, lam: float
+) -> tuple[Floats, Floats]:
+    """(advantages, returns) per token of completions (n, longest); 0 beyond each one's length.
+
+    Args:
+        rewards: (n,), given at the last token.
+        values: (n, longest), the critic's word before each token.
+    """
+    n, longest = values.shape
+    advantages = np.zeros((n, longest))
+    running, after = np.zeros(n), np.zeros(n)
+    for t in range(longest - 1, -1, -1):
+        is_last, inside = t == lengths - 1, t < lengths
+        delta = np.where(is_last, rewards, 0.0) + gamma * np.where(is_last, 0.0, after) - values[:, t]
+        running = np.where(inside, delta + gamma * lam * np.where(is_last, 0.0, running), 0.0)
+        after = values[:, t]
+        advantages[:, t] = running
+    inside = np.arange(longest)[None, :] < lengths[:, None]
+    return advantages, np.where(inside, advantages + values, 0.0)
+
+
+def whiten(values: Floats, mask: npt.NDArray[np.bool_]) -> Floats:
+    """Mean 0 and standard deviation 1 over the masked entries; 0 elsewhere."""
+    inside = values[mask]
+    return np.where(mask, (values - inside.mean()) / (inside.std() + 1e-8), 0.0)
+
+
+def token_weights(
+    lengths: npt.NDArray[np.int32], counts: npt.NDArray[np.bool_], level: str, max_completion_length: int
+) -> Floats:
+    """(n,): how much each token of a completion weighs in the loss, so that its sum is the mean wanted.
+
+    Args:
+        counts: (n,), False for completions that are left out altogether.
+    """
+    kept = np.where(counts, lengths, 0)
+    if level == "token":
+        return np.where(counts, 1.0 / max(1, kept.sum()), 0.0)
+    if level == "sequence":
+        return np.where(counts, 1.0 / (max(1, counts.sum()) * np.maximum(1, lengths)), 0.0)
+    return np.where(counts, 1.0 / (max(1, counts.sum()) * max_completion_length), 0.0)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Sums over the tokens of a micro batch."""
+
+    loss: torch.Tensor
+    """Weighted: what is differentiated."""
+    clipped: torch.Tensor
+    """Tokens whose ratio was clipped."""
+    kl: torch.Tensor
+    """k3 estimate of KL(policy, reference), unweighted; 0 without a reference."""
+
+
+def policy_terms(
+    logprobs: torch.Tensor,
+    old: torch.Tensor,
+    advantages: torch.Tensor,
+    weights: torch.Tensor,
+    mask: torch.Tensor,
+    config: RlConfig,
+    reference: torch.Tensor | None = None,
+) -> Terms:
+    """The clipped surrogate loss of a micro batch. All arguments (rows, longest); `weights` 0 on padding."""
+    ratio = torch.exp(torch.where(mask, logprobs - old, 0.0))
+    bounded = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
+    gain = torch.minimum(ratio * advantages, bounded * advantages)
+    clipped = ((ratio * advantages > bounded * advantages) & mask).sum()
+    loss = -(gain * weights).sum()
+    kl = torch.zeros((), device=logprobs.device)
+    if reference is not None:
+        k3 = kl_k3(torch.where(mask, logprobs, 0.0), torch.where(mask, reference, 0.0))
+        kl = (k3 * mask).sum().detach()
+        loss = loss + config.kl_coef * (k3 * weights).sum()
+    return Terms(loss, clipped, kl)
+
+
+def kl_k3(logprobs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """exp(d) - d - 1 with d = reference - policy: unbiased, never negative."""
+    difference = reference - logprobs
+    return torch.exp(difference) - difference - 1
+
+
+def value_loss(
+    values: torch.Tensor,
+    old_values: torch.Tensor,
+    returns: torch.Tensor,
+    weights: torch.Tensor,
+    clip: float,
+) -> torch.Tensor:
+    """The critic's clipped squared error, weighted and summed (PPO's reference implementation)."""
+    bounded = old_values + (values - old_values).clamp(-clip, clip)
+    worst = torch.maximum((values - returns) ** 2, (bounded - returns) ** 2)
+    return 0.5 * (worst * weights).sum()
+
+
+def selected_logprobs(logits: torch.Tensor, tokens: torch.Tensor, temperature: float) -> torch.Tensor:
+    """(rows, longest): log-probability of each token under logits (rows, longest, vocab), in fp32."""
+    scaled = logits.float() / temperature
+    return scaled.gather(-1, tokens[..., None])[..., 0] - scaled.logsumexp(-1)
+
+
+@torch.no_grad()
+def entropy_sum(logits: torch.Tensor, mask: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Sum over the masked tokens of the entropy (nats) of the policy, row by row for the memory's sake."""
+    total = torch.zeros((), device=logits.device)
+    for row, inside in zip(logits, mask, strict=True):
+        logprobs = (row[inside].float() / temperature).log_softmax(-1)
+        total -= (logprobs.exp() * logprobs).sum()
+    return total

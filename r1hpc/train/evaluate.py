@@ -1,0 +1,171 @@
+"""Answer held-out items: greedily once, and several times at the rollout's temperature.
+
+    answers = answer(job, evaluator, range(256))        # this rank's part
+    summary = summarise(all_answers)                    # greedy, pass@1, pass@k with their intervals
+
+Used by stage rl between updates, and by stage evaluate as a job of its own.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from r1hpc.base.failpoints import failpoint
+from r1hpc.config.schema import RunConfig
+from r1hpc.tasks.rewards import Completion, Score, Scorer
+from r1hpc.tasks.statistics import mean_interval, pass_at_k, wilson
+from r1hpc.tasks.task import Item, Task
+from r1hpc.train.prompts import Prompts
+from r1hpc.train.rollout import Request, RolloutEngine, streams
+
+_EVALUATION_SEED = 0x5EED
+"""The samples of an evaluation are the same for every run, whatever train.seed is."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said to one item."""
+
+    index: int
+    prompt: str
+    expected: str
+    greedy: str
+    greedy_correct: bool
+    greedy_length: int
+    well_formed: bool
+    num_samples: int
+    num_correct: int
+    sample: str
+    """The first of the samples."""
+    mean_length: float
+    truncated: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Evaluator:
+    """Answers items with an engine that holds the weights to be judged."""
+
+    def __init__(
+        self, config: RunConfig, task: Task, prompts: Prompts, engine: RolloutEngine, scorer: Scorer
+    ) -> None:
+        self._config = config
+        self._task = task
+        self._prompts = prompts
+        self._engine = engine
+        self._scorer = scorer
+
+    def answer(
+        self, indices: Sequence[int], num_samples: int, should_stop: Callable[[], bool]
+    ) -> list[Answer] | None:
+        """Held-out items `indices`; None when asked to leave."""
+        items = [self._task.item(index, held_out=True) for index in indices]
+        failpoint("evaluate.batch")
+        greedy = self.complete(items, 1, 0.0, should_stop)
+        if greedy is None:
+            return None
+        sampled = self.complete(items, num_samples, self._config.rollout.temperature, should_stop)
+        if sampled is None:
+            return None
+        return [_answer(item, g[0], s) for item, g, s in zip(items, greedy, sampled, strict=True)]
+
+    def complete(
+        self,
+        items: Sequence[Item],
+        num: int,
+        temperature: float,
+        should_stop: Callable[[], bool],
+        seed: int = _EVALUATION_SEED,
+    ) -> "list[list[tuple[Completion, Score]]] | None":
+        """`num` judged completions of each item; None when asked to leave."""
+        samples = self._engine.sample(
+            Request(
+                prompts=[self._prompts.ids(item) for item in items],
+                streams=streams(seed, [item.index for item in items], num),
+                num_generations=num,
+                max_completion_length=self._config.rollout.max_completion_length,
+                temperature=temperature,
+            ),
+            should_stop,
+        )
+        if samples is None:
+            return None
+        texts = self._prompts.texts(samples.tokens, samples.lengths)
+        completions = [
+            Completion(text, int(length), not bool(ended))
+            for text, length, ended in zip(texts, samples.lengths, samples.ended, strict=True)
+        ]
+        groups = [(item, completions[i * num : (i + 1) * num]) for i, item in enumerate(items)]
+        scores = self._scorer.score_groups(groups)
+        return [list(zip(group[1], score, strict=True)) for group, score in zip(groups, scores, strict=True)]
+
+
+def _answer(
+    item: Item, greedy: tuple[Completion, Score], sampled: Sequence[tuple[Completion, Score]]
+) -> Answer:
+    return Answer(
+        index=item.index,
+        prompt=item.prompt,
+        expected=item.answer,
+        greedy=greedy[0].text,
+        greedy_correct=greedy[1].correct,
+        greedy_length=greedy[0].num_tokens,
+        well_formed=greedy[1].well_formed,
+        num_samples=len(sampled),
+        num_correct=sum(score.correct for _, score in sampled),
+        sample=sampled[0][0].text,
+        mean_length=sum(completion.num_tokens for completion, _ in sampled) / len(sampled),
+        truncated=sum(completion.truncated for completion, _ in sampled),
+    )
+
+
+def summarise(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Shares and means over the items, each with its 95 % interval.
+
+    Returns: {num_items, num_samples, greedy: {value, low, high}, pass_at: {"1": {...}, "2": ...},
+    well_formed, response_length, truncated_share}
+    """
+    num, correct = len(answers), sum(a.greedy_correct for a in answers)
+    num_samples = answers[0].num_samples
+    ks = [2**e for e in range(num_samples.bit_length()) if 2**e <= num_samples]
+    low, high = wilson(correct, num)
+    pass_at = {str(k): _interval([pass_at_k(a.num_samples, a.num_correct, k) for a in answers]) for k in ks}
+    return {
+        "num_items": num,
+        "num_samples": num_samples,
+        "greedy": {"value": correct / num, "low": low, "high": high},
+        "pass_at": pass_at,
+        "well_formed": sum(a.well_formed for a in answers) / num,
+        "response_length": sum(a.mean_length for a in answers) / num,
+        "truncated_share": sum(a.truncated for a in answers) / (num * num_samples),
+    }
+
+
+def sentence(summary: dict[str, Any]) -> str:
+    """The summary in one line."""
+    greedy, first = summary["greedy"], summary["pass_at"]["1"]
+    last = max(summary["pass_at"], key=int)
+    text = f"greedy {greedy['value']:.3f} [{greedy['low']:.3f}, {greedy['high']:.3f}]"
+    text += f"  pass@1 {first['value']:.3f} [{first['low']:.3f}, {first['high']:.3f}]"
+    text += f"  pass@{last} {summary['pass_at'][last]['value']:.3f}" if last != "1" else ""
+    return f"{text}  mean length {summary['response_length']:.1f}  ({summary['num_items']} held-out items)"
+
+
+def transcripts(answers: Sequence[Answer], most: int = 20) -> str:
+    """What the model was asked and what it said, for a person: the wrong ones first."""
+    chosen = sorted(answers, key=lambda a: a.greedy_correct)[: most // 2]
+    chosen += [a for a in answers if a.greedy_correct][: most - len(chosen)]
+    blocks = []
+    for a in chosen:
+        verdict = "correct" if a.greedy_correct else f"WRONG, expected {a.expected}"
+        blocks.append(
+            f"--- item {a.index}: {verdict}; {a.num_correct} of {a.num_samples} samples correct\n"
+            f"prompt  {a.prompt}\ngreedy  {a.greedy}\nsample  {a.sample}\n"
+        )
+    return "\n".join(blocks)
+
+
+def _interval(values: Sequence[float]) -> dict[str, float]:
+    value, low, high = mean_interval(values)
+    return {"value": value, "low": low, "high": high}

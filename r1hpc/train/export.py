@@ -1,0 +1,235 @@
+"""The model as a Hugging Face folder, written by all ranks together under any ZeRO stage.
+
+export_model(engine.module, group, folder, tokenizer)
+AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+
+Rank 0 writes one file of weights at a time and holds no more than that. The folder appears by a rename when
+everything in it is on disk. A folder that names an attention of ours (train/attention.py) cannot be loaded
+by transformers alone, which would compute something else with its weights.
+"""
+
+import copy
+import filecmp
+import json
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+
+from r1hpc.base.failpoints import failpoint
+from r1hpc.base.files import fsync_dir, fsync_file, write_atomic, write_json
+from r1hpc.train.attention import OURS
+from r1hpc.train.distributed import Group
+from r1hpc.train.errors import SaveError
+
+MAX_FILE_SIZE = 4 * 2**30
+"""Bytes of weights in one file, as long as no single tensor is larger."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A tensor of the model as it is exported: what it is called there, and what it is made of."""
+
+    name: str
+    tensor: torch.Tensor
+    adapter: Any = None
+    """peft's layer around it, whose matrices are merged into it."""
+
+    @property
+    def num_bytes(self) -> int:
+        # Under ZeRO 3 the tensor of a rank is empty, and DeepSpeed notes the whole one's size beside it.
+        numel: int = getattr(self.tensor, "ds_numel", self.tensor.numel())
+        return numel * self.tensor.element_size()
+
+    @contextmanager
+    def whole(self) -> Iterator[torch.Tensor]:
+        """Its value on every rank, on the device. Collective under ZeRO 3, which gathers it and lets go."""
+        parts = [self.tensor]
+        if self.adapter is not None:
+            parts += [p for name, p in self.adapter.named_parameters() if name.startswith("lora_")]
+        with GatheredParameters(parts), torch.no_grad():
+            value = self.tensor.detach()
+            for name in self.adapter.active_adapters if self.adapter is not None else ():
+                value = (value.float() + self.adapter.get_delta_weight(name).float()).to(value.dtype)
+            yield value
+
+
+def export_model(network: Any, group: Group, folder: Path, tokenizer: Tokenizer | None) -> None:
+    """Write config.json, safetensors, generation_config.json and the tokenizer into `folder`. Collective.
+
+    The weights are in the precision the module has: bf16 where DeepSpeed trains bf16. Adapters are merged. A
+    folder of the same content is left alone; another one is moved aside, replaced and removed: between two
+    renames there is no folder, never a part of one.
+
+    Args:
+        network: the transformers model in the engine's module, or a peft model around it.
+
+    Raises:
+        SaveError: on all ranks, when rank 0 could not write; what was in `folder` is untouched.
+    """
+    staging = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
+    parts = _split(weights_of(network))
+    files = {_file_name(index, len(parts)): weights for index, weights in enumerate(parts)}
+    with _told(group, staging):
+        _prepare(folder, staging, group.rank)
+    for name, weights in files.items():
+        tensors = {}
+        for weight in weights:
+            with weight.whole() as value:
+                if group.rank == 0:  # a copy: the values of a rank can share one memory
+                    tensors[weight.name] = value.cpu().clone().contiguous()
+        with _told(group, staging):
+            if group.rank == 0:
+                save_file(tensors, staging / name, metadata={"format": "pt"})
+                failpoint("export.file")
+    with _told(group, staging):
+        if group.rank == 0:
+            _write_small_files(network, tokenizer, staging, files)
+            failpoint("export.small")
+            _publish(staging, folder)
+
+
+def weights_of(network: Any) -> list[Weight]:
+    """Every tensor of the folder once, in the order of the state; a tied one under its first name."""
+    base = _base(network)
+    adapters = {name: module for name, module in base.named_modules() if hasattr(module, "get_delta_weight")}
+    seen: set[int] = set()
+    weights = []
+    for key, tensor in base.state_dict(keep_vars=True).items():
+        owner, wrapped, rest = key.partition(".base_layer.")
+        if id(tensor) in seen or any(part.startswith("lora_") for part in key.split(".")):
+            continue
+        seen.add(id(tensor))
+        adapter = adapters.get(owner) if wrapped and rest == "weight" else None
+        weights.append(Weight(f"{owner}.{rest}" if wrapped else key, tensor, adapter))
+    return weights
+
+
+def _base(network: Any) -> Any:
+    """The transformers model, also out of a peft one."""
+    return network.get_base_model() if hasattr(network, "get_base_model") else network
+
+
+def exported_config(network: Any) -> dict[str, Any]:
+    """The config.json of the folder; it names an attention of ours, which transformers' own never does."""
+    base = _base(network)
+    config = copy.deepcopy(base.config)
+    config.use_cache = True  # build_model turns it off for training
+    config.dtype = next(p.dtype for p in base.parameters() if p.is_floating_point())
+    config.architectures = [type(base).__name__]
+    values: dict[str, Any] = json.loads(config.to_json_string())
+    if config._attn_implementation in OURS:
+        values["attn_implementation"] = config._attn_implementation
+    return values
+
+
+def _split(weights: list[Weight]) -> list[list[Weight]]:
+    """Consecutive weights, together no more than MAX_FILE_SIZE."""
+    files: list[list[Weight]] = [[]]
+    size = 0
+    for weight in weights:
+        if files[-1] and size + weight.num_bytes > MAX_FILE_SIZE:
+            files.append([])
+            size = 0
+        files[-1].append(weight)
+        size += weight.num_bytes
+    return files
+
+
+def _file_name(index: int, count: int) -> str:
+    return "model.safetensors" if count == 1 else f"model-{index + 1:05d}-of-{count:05d}.safetensors"
+
+
+@contextmanager
+def _told(group: Group, staging: Path) -> Iterator[None]:
+    """When rank 0 fails in here, all ranks fail with its words, so that none waits in the next collective."""
+    failure = None
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own
+        failure = f"could not write the model into {staging.parent}: {error}"
+        shutil.rmtree(staging, ignore_errors=True)  # room again on a full disk
+    failure = group.broadcast(failure)
+    if failure is not None:
+        raise SaveError(failure)
+
+
+def _write_small_files(
+    network: Any, tokenizer: Tokenizer | None, staging: Path, files: dict[str, list[Weight]]
+) -> None:
+    base, values = _base(network), exported_config(network)
+    _write(staging / "config.json", values)
+    generation = copy.deepcopy(getattr(base, "generation_config", None))
+    if generation is not None:
+        generation.use_cache = True
+        _write(staging / "generation_config.json", json.loads(generation.to_json_string()))
+    if len(files) > 1:
+        sizes = [weight.num_bytes for weights in files.values() for weight in weights]
+        weight_map = {weight.name: name for name, weights in files.items() for weight in weights}
+        index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
+        _write(staging / "model.safetensors.index.json", index)
+    if tokenizer is not None:
+        # Not tokenizer.save: a full disk makes it raise a bare Exception.
+        write_atomic(staging / "tokenizer.json", tokenizer.to_str(pretty=True), mode=0o666)
+        _write(staging / "tokenizer_config.json", _tokenizer_config(tokenizer, values))
+
+
+def _tokenizer_config(tokenizer: Tokenizer, config: dict[str, Any]) -> dict[str, str]:
+    """Tells transformers to take tokenizer.json as it is, not as the model_type's usual kind."""
+    special = {f"{kind}_token": config.get(f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+    tokens = {name: tokenizer.id_to_token(i) for name, i in special.items() if isinstance(i, int)}
+    known = {name: token for name, token in tokens.items() if token is not None}
+    return {"tokenizer_class": "PreTrainedTokenizerFast", **known}
+
+
+def _write(path: Path, value: Any) -> None:
+    write_json(path, value, mode=0o666)  # as far as the umask allows, like the weights
+
+
+def _prepare(folder: Path, staging: Path, rank: int) -> None:
+    """An empty staging folder, and no leftovers of an export that was killed."""
+    if rank != 0:
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    moved_aside = _moved_aside(folder)
+    if moved_aside.exists() and not folder.exists():
+        moved_aside.rename(folder)
+    for leftover in [moved_aside, *folder.parent.glob(f".{folder.name}.*.partial")]:
+        shutil.rmtree(leftover, ignore_errors=True)
+    staging.mkdir()
+
+
+def _publish(staging: Path, folder: Path) -> None:
+    for path in staging.iterdir():
+        fsync_file(path)
+    fsync_dir(staging)
+    if folder.is_dir() and _same_content(staging, folder):
+        shutil.rmtree(staging)
+        return
+    if folder.exists():
+        folder.rename(_moved_aside(folder))
+        failpoint("export.moved_aside")
+    staging.rename(folder)
+    fsync_dir(folder.parent)
+    shutil.rmtree(_moved_aside(folder), ignore_errors=True)
+
+
+def _moved_aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.replaced")
+
+
+def _same_content(one: Path, other: Path) -> bool:
+    names = sorted(path.name for path in one.iterdir())
+    if names != sorted(path.name for path in other.iterdir()):
+        return False
+    _, differing, unreadable = filecmp.cmpfiles(one, other, names, shallow=False)
+    return not differing and not unreadable

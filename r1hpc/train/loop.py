@@ -1,0 +1,347 @@
+"""The training loop every stage shares: take a step, agree, save, leave at a step edge, resume to the bit.
+
+    outcome = pretrain.run(job)          # or sft.run, rl.run: each builds a Stage and hands it to `train`
+
+A stage brings the network, the data and what one optimizer step is; the loop brings the engine, checkpoints,
+the agreement of all ranks and the records. Everything the loop decides, it decides from one sum over the
+ranks, so all of them decide alike.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from r1hpc.base.files import append_record, fsync_file
+from r1hpc.base.rundir import RunDir
+from r1hpc.base.units import format_bytes, format_duration
+from r1hpc.checkpoint.store import CheckpointStore
+from r1hpc.config.schema import Precision, RunConfig
+from r1hpc.plan.batch import BatchPlan
+from r1hpc.plan.hardware import peak_flops
+from r1hpc.plan.shape import UnknownModelError, flops_per_token, model_shape
+from r1hpc.telemetry.metrics import MetricWriter
+from r1hpc.train.distributed import Group
+from r1hpc.train.engine import (
+    Parameters,
+    build_engine,
+    check_precision,
+    deepspeed_config,
+    loss_scale,
+)
+from r1hpc.train.errors import NonFiniteError
+from r1hpc.train.snapshot import Identity, Snapshots, seed_streams
+from r1hpc.train.stop import StopRequests
+from r1hpc.train.watchdog import Watchdog
+
+
+@dataclass(frozen=True)
+class Job:
+    """What `attempt.rank` hands to a stage."""
+
+    config: RunConfig
+    run: RunDir
+    group: Group
+    attempt: int
+    token: str
+    dataset_path: Path | None
+    """None for the stages that read no shards."""
+    requests: StopRequests
+    watchdog: Watchdog
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the loop ended: FINISHED, or STOPPED after a save because `reason` asked for it."""
+
+    finished: bool
+    global_step: int
+    last_committed_step: int | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Edge:
+    """What all ranks know after a step: sums over the ranks, so the same everywhere."""
+
+    loss: float
+    stop: bool
+    save: bool
+    failed_ranks: int
+    sums: tuple[float, ...] = ()
+    """Whatever else the stage had summed, in its order."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a stage tells the loop before anything is built."""
+
+    network: torch.nn.Module
+    hf_config: dict[str, Any]
+    batch: BatchPlan
+    data_id: str
+    """Names the data; a checkpoint of other data is refused."""
+    order_id: str
+    """Names the order in which it is read."""
+    parameters: Parameters | None = None
+    """Parameter groups with rates of their own; None: all parameters, one rate."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """More that must be the same at resume, for example which reference the KL is taken to."""
+
+
+class Stage(Protocol):
+    """What pretraining, SFT and RL bring to the loop."""
+
+    def take_step(self, session: "Session", step: int) -> Edge | None:
+        """Take optimizer step `step` (from 1); None when asked to leave before it was taken."""
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """What the manifest of a checkpoint after `step` says of the data."""
+
+    def write_state(self, folder: Path) -> None:
+        """Put this rank's own files, named `stage_rank_<n>…`, into a checkpoint being written."""
+
+    def read_state(self, folder: Path, meta: dict[str, Any]) -> None:
+        """Take them back from a committed checkpoint, perhaps of another number of ranks."""
+
+    def finish(self, session: "Session") -> bool:
+        """After the last step is saved; False when asked to leave before it was done."""
+
+
+@dataclass
+class Session:
+    """Everything the loop touches, built once per attempt."""
+
+    job: Job
+    engine: Any
+    snapshots: Snapshots
+    metrics: MetricWriter
+    batch: BatchPlan
+    first_step: int
+    hf_config: dict[str, Any]
+    peak_flops: float | None
+    skipped_in_a_row: int = 0
+
+
+def set_up(job: Job, stage: Stage, plan: Plan) -> Session:
+    """Choose the checkpoint, build the engine, load both the engine's state and the stage's."""
+    config, group = job.config, job.group
+    identity = Identity(
+        dataset_id=plan.data_id,
+        plan_hash=plan.order_id,
+        global_batch_size=plan.batch.global_batch_size,
+        model=hashlib.sha256(json.dumps(plan.hf_config, sort_keys=True).encode()).hexdigest()[:16],
+        precision=config.train.precision.value,
+        zero_stage=config.deepspeed.zero_stage,
+        world_size=group.world_size,
+        facts=plan.facts,
+    )
+    store = CheckpointStore(job.run.checkpoints, keep=config.checkpoint.keep)
+    snapshots = Snapshots(store, group, job.attempt, job.token, identity, job.run.path)
+    job.watchdog.beat("verifying checkpoints")
+    checkpoint = snapshots.choose()
+    job.watchdog.beat("building the engine")
+    ds_config = deepspeed_config(
+        config,
+        plan.batch,
+        world_size=group.world_size,
+        on_gpu=group.device.type == "cuda",
+        load_universal=snapshots.needs_conversion(checkpoint),
+    )
+    engine = build_engine(plan.network, ds_config, plan.parameters)
+    seed_streams(config.train.seed, 0, group.rank)
+    step = 0
+    if checkpoint is not None:
+        job.watchdog.beat("loading the checkpoint")
+        step = snapshots.load(engine, checkpoint)
+        stage.read_state(checkpoint.path, checkpoint.manifest.meta)
+    metrics = MetricWriter(job.run, job.attempt)
+    if group.rank == 0:
+        print(_opening_line(job, plan, step), flush=True)
+        metrics.event("resume" if step else "fresh", global_step=step)
+    return Session(
+        job=job,
+        engine=engine,
+        snapshots=snapshots,
+        metrics=metrics,
+        batch=plan.batch,
+        first_step=step + 1,
+        hf_config=plan.hf_config,
+        peak_flops=_peak_flops(group),
+    )
+
+
+def train(session: Session, stage: Stage) -> Outcome:
+    """Step until the last one or until asked to stop; then the stage's last words."""
+    job, snapshots = session.job, session.snapshots
+    last_step = job.config.train.num_steps
+    step = session.first_step - 1
+    stop = agree(session).stop
+    while step < last_step and not stop:
+        edge = stage.take_step(session, step + 1)
+        if edge is None:
+            save(session, stage, step, hurry=True)
+            stop = True
+            break
+        step, stop = step + 1, edge.stop
+        due = step % job.config.checkpoint.save_every == 0 or step == last_step
+        if due or edge.save or edge.stop:
+            save(session, stage, step, hurry=edge.stop)
+    finished = step >= last_step and not stop and stage.finish(session)
+    reason = "" if finished else next(filter(None, job.group.gather(job.requests.reason)), "")
+    return Outcome(finished, step, snapshots.last_committed_step, reason)
+
+
+def agree(session: Session, loss: float = 0.0, sums: Sequence[float] = ()) -> Edge:
+    """Sum what every rank knows: the one collective of our own in a step.
+
+    Args:
+        loss: this rank's; the edge has the mean over the ranks.
+        sums: more numbers to add up over the ranks, equally many on each.
+    """
+    job, group = session.job, session.job.group
+    stop, save = job.requests.poll()
+    bad = not math.isfinite(loss)
+    mine = [0.0 if bad else loss, float(stop), float(save), float(bad), *sums]
+    loss_sum, stops, saves, bads, *summed = group.all_sum(mine)
+    return Edge(
+        loss=loss_sum / group.world_size if not bads else math.nan,
+        stop=stops > 0,
+        save=saves > 0,
+        failed_ranks=int(bads),
+        sums=tuple(summed),
+    )
+
+
+def check_finite(session: Session, step: int, edge: Edge, loss: float, norm: float, skipped: bool) -> None:
+    """End the run on NaN, infinity or an exploded gradient: the last checkpoint is from before it."""
+    train_, group = session.job.config.train, session.job.group
+    fp16_overflow = train_.precision is Precision.fp16 and skipped
+    session.skipped_in_a_row = session.skipped_in_a_row + 1 if fp16_overflow else 0
+    if session.skipped_in_a_row > train_.max_skipped_steps:
+        raise NonFiniteError(
+            f"step {step}: fp16 overflowed {session.skipped_in_a_row} times in a row "
+            f"(train.max_skipped_steps={train_.max_skipped_steps}); use bf16, or lower train.lr"
+        )
+    if edge.failed_ranks:
+        ranks = [rank for rank, bad in enumerate(group.gather(not math.isfinite(loss))) if bad]
+        raise NonFiniteError(f"step {step}: the loss is not finite on rank {', '.join(map(str, ranks))}")
+    if not fp16_overflow and not norm <= train_.stop_grad_norm:
+        raise NonFiniteError(
+            f"step {step}: the gradient norm is {norm:g}, above train.stop_grad_norm="
+            f"{train_.stop_grad_norm:g}: lower train.lr, or look at the data of this step"
+        )
+
+
+def save(session: Session, stage: Stage, step: int, hurry: bool) -> None:
+    """Commit the state after `step`, with the metrics and the ledger up to it durable first."""
+    job, snapshots = session.job, session.snapshots
+    if snapshots.last_committed_step == step:
+        return
+    job.watchdog.beat(f"saving step {step}")
+    if job.group.rank == 0:
+        for path in (job.run.train_metrics, ledger_path(job)):
+            if path.exists():  # a run asked to leave before its first step has neither
+                fsync_file(path)
+    meta = {
+        "global_step": step,
+        "seed": job.config.train.seed,
+        "num_nodes": job.config.resources.nodes,
+        "torch": torch.__version__,
+        **stage.meta(step),
+    }
+    seconds = snapshots.save(session.engine, step, meta, hurry=hurry, write_more=stage.write_state)
+    job.requests.saved()
+    job.watchdog.beat(f"after saving step {step}")
+    if job.group.rank == 0:
+        session.metrics.event("save", global_step=step, seconds=seconds, bytes=snapshots.last_bytes)
+        size = format_bytes(snapshots.last_bytes)
+        print(f"saved step {step}: {size} in {format_duration(seconds)}", flush=True)
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What is written of one optimizer step, on rank 0."""
+
+    loss: float
+    grad_norm: float
+    lr: float
+    tokens: int
+    """Trained so far, over all ranks and steps."""
+    step_tokens: int
+    step_time_s: float
+    data_time_s: float
+    skipped: bool
+    flops: float | None = None
+    """Model FLOPs of this step over all ranks; None where they are not known."""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def record(session: Session, step: int, what: StepRecord, used: dict[str, Any]) -> None:
+    """The step's lines in metrics/train.jsonl and ledger/, and now and then one for a person."""
+    job, train_ = session.job, session.job.config.train
+    tokens_per_second = what.step_tokens / what.step_time_s
+    mfu = None
+    if what.flops and session.peak_flops:
+        mfu = what.flops / (what.step_time_s * session.peak_flops * job.group.world_size)
+    session.metrics.step(
+        global_step=step,
+        loss=what.loss,
+        grad_norm=what.grad_norm,
+        lr=what.lr,
+        tokens=what.tokens,
+        step_time_s=what.step_time_s,
+        data_time_s=what.data_time_s,
+        tokens_per_second=tokens_per_second,
+        mfu=mfu,
+        loss_scale=loss_scale(session.engine, train_.precision),
+        skipped=what.skipped,
+        **what.extra,
+    )
+    append_record(ledger_path(job), {"global_step": step, "attempt": job.attempt, **used}, durable=False)
+    if step % train_.print_every == 0 or step in (session.first_step, train_.num_steps):
+        left = format_duration((train_.num_steps - step) * what.step_time_s)
+        line = f"step {step}/{train_.num_steps}  loss {what.loss:.4f}  grad {what.grad_norm:.3f}"
+        line += f"  lr {what.lr:.2e}"
+        if "reward" in what.extra:
+            line += f"  reward {what.extra['reward']:.3f}  accuracy {what.extra['accuracy']:.3f}"
+        line += f"  {tokens_per_second:,.0f} tok/s" + (f"  MFU {mfu:.1%}" if mfu else "")
+        print(f"{line}  {left} left", flush=True)
+
+
+def ledger_path(job: Job) -> Path:
+    return job.run.ledger / f"attempt_{job.attempt}.jsonl"
+
+
+def model_flops_per_token(hf_config: dict[str, Any], seq_len: int) -> float | None:
+    """Forward and backward, for MFU; None for a family that cannot be counted."""
+    try:
+        return flops_per_token(model_shape(hf_config), seq_len)
+    except UnknownModelError:
+        return None
+
+
+def _peak_flops(group: Group) -> float | None:
+    if group.device.type != "cuda":
+        return None
+    return peak_flops(torch.cuda.get_device_name(group.device))
+
+
+def _opening_line(job: Job, plan: Plan, step: int) -> str:
+    group = job.group
+    start = f"resuming after step {step}" if step else "starting"
+    return (
+        f"attempt {job.attempt}: {start} on {group.world_size} rank(s), {group.device.type}, "
+        f"ZeRO {job.config.deepspeed.zero_stage}, {job.config.train.precision.value}, "
+        f"accumulation {plan.batch.gradient_accumulation_steps}, data {plan.data_id[:24]}"
+    )
+
+
+def check_device(job: Job) -> None:
+    """Refuse a precision the device lacks, before anything is built."""
+    check_precision(job.config.train.precision)

@@ -1,0 +1,67 @@
+"""A stage of a chain begins when what it needs is finished, and not before."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from r1hpc.attempt.begin import MustNotGoOnError, begin
+from r1hpc.attempt.needs import is_stage, unmet, write_needs
+from r1hpc.base.rundir import RunDir
+from r1hpc.config import load
+from r1hpc.telemetry.attempts import read_history
+
+_PATIENT = ("limits.max_crashes=-1", "limits.max_attempts_without_checkpoint=9")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """A stage of a chain that reads no data, beside two that it needs."""
+    for name in ("sft", "grpo", "evaluate"):
+        made = RunDir(tmp_path / name)
+        made.create()
+        load.save(load.load(None, ["stage=traces", *_PATIENT]), made.config)
+    write_needs(made, ["sft", "grpo"])
+    return made
+
+
+def test_a_stage_waits_for_what_it_needs(run: RunDir, tmp_path: Path) -> None:
+    assert unmet(run) == ["sft", "grpo"]
+    (tmp_path / "sft" / "FINISHED").touch()
+    assert unmet(run) == ["grpo"]
+    with pytest.raises(MustNotGoOnError, match="evaluate does not begin: it needs grpo, not finished yet"):
+        begin(run, "slurm", "7", ("n1",), 1)
+    assert not read_history(run).attempts
+    (tmp_path / "grpo" / "FINISHED").touch()
+    assert unmet(run) == []
+    assert begin(run, "slurm", "7", ("n1",), 1) == 1
+
+
+def test_a_run_that_is_gone_is_not_finished(run: RunDir, tmp_path: Path) -> None:
+    write_needs(run, ["nowhere"])
+    assert unmet(run) == ["nowhere"]
+
+
+def test_an_ordinary_run_needs_nothing(tmp_path: Path) -> None:
+    alone = RunDir(tmp_path / "alone")
+    alone.create()
+    assert not is_stage(alone)
+    assert unmet(alone) == []
+
+
+def test_a_second_job_of_a_run_at_work_leaves(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("r1hpc.attempt.begin._LEAVING_S", 0.2)
+    write_needs(run, [])
+    first = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", str(run.path)])
+    try:
+        assert begin(run, "local", f"local-{first.pid}", ("n1",), 1) == 1
+        with pytest.raises(MustNotGoOnError, match=f"at work already, as job local-{first.pid} in attempt 1"):
+            begin(run, "local", "local-1", ("n1",), 1)
+        assert begin(run, "local", f"local-{first.pid}", ("n1",), 1) == 2  # the same job, started again
+    finally:
+        first.kill()
+        first.wait()
+    assert begin(run, "local", "local-1", ("n1",), 1) == 3

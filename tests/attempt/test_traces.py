@@ -1,0 +1,124 @@
+"""A run that names its traces gets one dataset for its whole life, whatever happens to the files later."""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from r1hpc.attempt.begin import ensure_dataset
+from r1hpc.base.errors import R1hpcError, UsageError
+from r1hpc.base.rundir import RunDir
+from r1hpc.config.schema import DataConfig, ModelConfig, RunConfig
+from r1hpc.data.traces import open_traces
+from r1hpc.tasks.tokenizer import character_tokenizer, encode, special_ids
+
+TRACES = [(f"{n}+{n}=", f"<think>{n}*2</think><answer>{2 * n}</answer>") for n in range(30)]
+
+
+def write(path: Path, traces: list[tuple[str, str]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps({"prompt": prompt, "completion": done, "reward": 1.0}) for prompt, done in traces)
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+def config(*traces: Path, **model: Any) -> RunConfig:
+    data = DataConfig(traces=[str(path) for path in traces])
+    return RunConfig(stage="sft", data=data, model=ModelConfig(**({"tokenizer": "characters"} | model)))
+
+
+def new_run(folder: Path, name: str = "one") -> RunDir:
+    run = RunDir(folder / "runs" / name)
+    run.create()
+    return run
+
+
+def texts(path: Path) -> list[tuple[list[int], int]]:
+    dataset = open_traces(path)
+    found = [dataset.read_document(number) for number in range(dataset.num_documents)]
+    return [(tokens.tolist(), num_prompt_tokens) for tokens, num_prompt_tokens in found]
+
+
+def expected(traces: list[tuple[str, str]]) -> list[tuple[list[int], int]]:
+    """As a sampler sees the prompts: by the same tokenizer, through the same function."""
+    tokenizer = character_tokenizer()
+    eos = special_ids(tokenizer).eos
+    ids = [(encode(tokenizer, prompt), encode(tokenizer, done)) for prompt, done in traces]
+    return [([*prompt, *done, eos], len(prompt)) for prompt, done in ids]
+
+
+def test_files_and_folders_become_one_dataset(tmp_path: Path) -> None:
+    first = write(tmp_path / "odd name [1].jsonl", TRACES[:10])
+    for name, part in (("b", TRACES[20:]), ("a", TRACES[10:20])):
+        write(tmp_path / "more" / f"{name}.jsonl", part)
+    write(tmp_path / "more" / "notes.txt", [])
+    write(tmp_path / "more" / "below" / "c.jsonl", TRACES)
+    path = ensure_dataset(new_run(tmp_path), config(first, tmp_path / "more"))
+    assert path.parent == tmp_path / "runs" / "datasets"
+    assert texts(path) == expected(TRACES)
+
+
+def test_the_same_traces_are_the_same_dataset_wherever_they_lie(tmp_path: Path) -> None:
+    ids = []
+    for name in ("x", "y"):
+        run = new_run(tmp_path / name)
+        ids.append(open_traces(ensure_dataset(run, config(write(tmp_path / name / "t.jsonl", TRACES)))).id)
+    assert ids[0] == ids[1]
+
+
+def test_runs_at_once_share_the_dataset(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.jsonl", TRACES)
+    found: list[Path] = []
+    runs = [new_run(tmp_path, f"run{n}") for n in range(3)]
+    threads = [
+        threading.Thread(target=lambda run=run: found.append(ensure_dataset(run, config(path))))
+        for run in runs
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 3
+    assert len(set(found)) == 1
+    assert [item.name for item in found[0].parent.iterdir()] == [found[0].name]
+
+
+def test_a_resumed_run_outlives_its_files_but_not_other_ones(tmp_path: Path) -> None:
+    run, path = new_run(tmp_path), write(tmp_path / "t.jsonl", TRACES)
+    dataset = ensure_dataset(run, config(path))
+    assert ensure_dataset(run, config(path)) == dataset
+    write(path, TRACES[1:])
+    with pytest.raises(R1hpcError, match=rf"have changed since it began.*data\.path={dataset}"):
+        ensure_dataset(run, config(path))
+    path.unlink()
+    assert ensure_dataset(run, config(path)) == dataset
+    with pytest.raises(UsageError, match=r"t\.jsonl is not there"):
+        ensure_dataset(new_run(tmp_path, "two"), config(path))
+
+
+def test_another_tokenizer_is_another_dataset(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.jsonl", TRACES)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    character_tokenizer().save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": {"content": "<pad>"}}')
+    one = ensure_dataset(new_run(tmp_path), config(path))
+    models: list[dict[str, Any]] = [{"tokenizer": str(folder)}, {"tokenizer": None, "path": str(folder)}]
+    for number, model in enumerate(models):
+        other = ensure_dataset(new_run(tmp_path, f"other{number}"), config(path, **model))
+        assert other != one
+        assert open_traces(other).eos_id == 0
+        assert (other / "tokenizer" / "tokenizer_config.json").is_file()
+
+
+def test_bad_line_is_told_with_file_and_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.jsonl", [*TRACES[:4], ("1+1=", "")])
+    with pytest.raises(R1hpcError, match=r"t\.jsonl:5: field 'completion' is empty"):
+        ensure_dataset(new_run(tmp_path), config(path))
+
+
+def test_data_path_wins(tmp_path: Path) -> None:
+    data = DataConfig(path=str(tmp_path / "there"), traces=["nowhere"])
+    assert ensure_dataset(new_run(tmp_path), RunConfig(data=data)) == tmp_path / "there"

@@ -1,0 +1,99 @@
+"""reasoning-gym's generators: pure items, their own scorers, and none of the evaluation these do."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from reasoning_gym.factory import DATASETS
+
+from r1hpc.base.errors import UsageError
+from r1hpc.config.reasoning import RewardConfig, TaskConfig
+from r1hpc.tasks.completion import compose
+from r1hpc.tasks.registry import make_task
+from r1hpc.tasks.rewards import Completion, Scorer
+from r1hpc.tasks.task import Item, Task
+
+_EVALUATING = ("countdown", "spiral_matrix", "n_queens", "puzzle24", "binary_matrix", "string_insertion")
+"""Their score_answer calls eval or sympy.parse_expr on the answer."""
+_SAMPLE = ("number_sorting", "bitwise_arithmetic", "simple_integration", "list_functions")
+
+
+def _some(names: Sequence[str], num_default: int) -> list[Any]:
+    """Starting a process and importing the package takes seconds: the others are for the soak."""
+    late = [pytest.param(name, marks=pytest.mark.soak) for name in names[num_default:]]
+    return [*names[:num_default], *late]
+
+
+def _task(name: str, **options: object) -> Task:
+    return make_task(TaskConfig(f"reasoning_gym:{name}", 5, options))
+
+
+def _right(task: Task, item: Item, texts: list[str], timeout_s: float = 30.0) -> list[bool]:
+    completions = [Completion(compose("", text), 9, False) for text in texts]
+    with Scorer(RewardConfig(timeout_s=timeout_s), task, max_completion_length=99) as scorer:
+        return [score.correct for score in scorer.score_groups([(item, completions)])[0]]
+
+
+@pytest.mark.parametrize("name", _some(_SAMPLE + _EVALUATING, 2))
+def test_its_own_answers_are_right(name: str) -> None:
+    task = _task(name)
+    items = [task.item(index) for index in range(3)] + [task.item(0, held_out=True)]
+    groups = [
+        (item, [Completion(task.demonstration(item, False), 9, False)]) for item in items if item.answer
+    ]
+    with Scorer(RewardConfig(timeout_s=30.0), task, max_completion_length=99) as scorer:
+        assert all(score.correct and score.well_formed for (score,) in scorer.score_groups(groups))
+
+
+@pytest.mark.parametrize("name", ["polynomial_multiplication"])
+def test_items_are_pure_across_processes(name: str) -> None:
+    """polynomial_multiplication follows Python's hash seed, which differs from process to process."""
+    first, second = _task(name), _task(name)
+    forward = [first.item(index) for index in range(4)]
+    assert forward[::-1] == [second.item(index) for index in (3, 2, 1, 0)]
+
+
+@pytest.mark.parametrize("name", _some(_EVALUATING, 2))
+def test_a_scorer_that_evaluates_does_not(name: str, tmp_path: Path) -> None:
+    canary = tmp_path / "evaluated"
+    task = _task(name)
+    code = f"__import__('os').system('touch {canary}')"
+    attempts = [code, f"[{code}]", f"open('{canary}', 'w')", "71**33**12", "9**9**9**9", f"print({code})"]
+    assert not any(_right(task, task.item(0), attempts))
+    assert not canary.exists()
+
+
+def test_a_finite_generator_is_walked_within_its_size() -> None:
+    task = _task("list_functions", size=30)
+    assert {task.item(index).metadata["source_index"] for index in range(50)} <= set(range(30))
+
+
+def test_the_id_names_the_package_version() -> None:
+    assert _task("gcd").id.startswith("reasoning_gym:gcd 0.")
+    assert _task("gcd", min_numbers=3, max_numbers=3).id != _task("gcd").id
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_every_generator_that_names_an_answer_finds_it_right() -> None:
+    """intermediate_integration may name an integral that it could not solve; that is refused."""
+    wrong = set()
+    for name in sorted(DATASETS.keys() - {"composite", "intermediate_integration"}):
+        task = _task(name)
+        items = [item for item in map(task.item, range(4)) if item.answer]
+        if not all(_right(task, item, [item.answer]) == [True] for item in items):
+            wrong.add(name)
+    assert not wrong
+
+
+def test_no_thinking_to_show() -> None:
+    task = _task("gcd")
+    with pytest.raises(UsageError, match="thinking_share=0"):
+        task.demonstration(task.item(0), thinking=True)
+
+
+def test_no_answer_to_show() -> None:
+    task = _task("rubiks_cube")
+    with pytest.raises(UsageError, match="names no answer"):
+        task.demonstration(task.item(0), thinking=False)

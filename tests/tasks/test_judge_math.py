@@ -1,0 +1,74 @@
+"""What the judge of mathematical answers does before math-verify does anything."""
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from r1hpc.tasks.arithmetic import RefusedError
+from r1hpc.tasks.judge_math import plain_number, refuse_costly
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("42", Fraction(42)),
+        (" -42\n", Fraction(-42)),
+        ("$1,234.50", Fraction("1234.5")),
+        ("-$3", Fraction(-3)),
+        ("7.", Fraction(7)),
+        ("007", Fraction(7)),
+        ("1,23", None),
+        ("12,345,678", Fraction(12345678)),
+        ("1234,567", None),
+        ("\u0664\u0662", None),
+        ("9" * 31, None),
+        ("1e3", None),
+        ("--1", None),
+        ("4 2", None),
+        ("", None),
+    ],
+)
+def test_plain_numbers(text: str, number: Fraction | None) -> None:
+    assert plain_number(text) == number
+
+
+@settings(deadline=None)
+@given(st.decimals(-(10**12), 10**12, places=4))
+def test_a_written_number_is_read_back(number: object) -> None:
+    assert plain_number(f"{number}") == Fraction(f"{number}")
+    assert plain_number(f"{number:,}") == Fraction(f"{number}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "99**98**97",
+            "9^9^9",
+            "9^{9^{9}}",
+            "2^{-10000}",
+            "10^{ 1000000 }",
+            "9999!",
+            "9999999 !",
+            "{9999}!",
+        ),
+        *(r"\int_0^1 x dx", r"\sum_{k=1}^n k", r"\prod k", r"\lim_{x\to 0} x", r"\iint f", "1" * 31),
+        *("(" * 25 + "1", "\\frac{" * 30 + "1" + "}{2}" * 30, "[{(" * 9),
+    ],
+)
+def test_costly(text: str) -> None:
+    with pytest.raises(RefusedError):
+        refuse_costly(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("x^2y^3", "2^{10}", "e^{x^2}", "5!", "999!", r"\frac{1}{2}", r"\sqrt{18}", "x^2+2x+1", "10^{100}"),
+        *(r"\left(\frac{1}{2}\right)^{2}", r"\{1,2,3\}", "1" * 30, "a**2*b**2", r"\sin(x)^2", r"\limits"),
+    ],
+)
+def test_not_costly(text: str) -> None:
+    refuse_costly(text)

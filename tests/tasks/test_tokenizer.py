@@ -1,0 +1,121 @@
+"""Ids of the built-in tokenizer, and finding the one of a model."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from r1hpc.base.errors import UsageError
+from r1hpc.config.reasoning import TaskConfig
+from r1hpc.config.schema import ModelConfig
+from r1hpc.tasks.completion import TAGS
+from r1hpc.tasks.registry import make_task
+from r1hpc.tasks.tokenizer import (
+    ALPHABET,
+    SpecialIds,
+    character_tokenizer,
+    encode,
+    load_tokenizer,
+    special_ids,
+)
+
+_TOKENIZER = character_tokenizer()
+_PIECES = [*TAGS, "<eos>", *ALPHABET]
+
+
+def test_the_ids_are_pinned() -> None:
+    """Trained weights hold them."""
+    assert _TOKENIZER.get_vocab_size() == 27
+    assert encode(_TOKENIZER, "<pad><eos><think></think><answer></answer>") == [0, 1, 2, 3, 4, 5]
+    assert encode(_TOKENIZER, ALPHABET) == list(range(6, 27))
+    assert special_ids(_TOKENIZER) == SpecialIds(pad=0, eos=1)
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(_PIECES)).map("".join))
+def test_text_comes_back(text: str) -> None:
+    assert _TOKENIZER.decode(encode(_TOKENIZER, text), skip_special_tokens=False) == text
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 26)))
+def test_ids_come_back(ids: list[int]) -> None:
+    assert encode(_TOKENIZER, _TOKENIZER.decode(ids, skip_special_tokens=False)) == ids
+
+
+def test_tags_stay_where_special_tokens_go() -> None:
+    ids = encode(_TOKENIZER, "<think>1</think><answer>1</answer><eos><pad>")
+    assert _TOKENIZER.decode(ids, skip_special_tokens=True) == "<think>1</think><answer>1</answer>"
+
+
+@settings(deadline=None)
+@given(st.characters().filter(lambda char: char not in ALPHABET))
+def test_any_other_character_is_refused(char: str) -> None:
+    with pytest.raises(UsageError, match="no token for"):
+        encode(_TOKENIZER, f"12{char}34")
+
+
+def test_the_refused_character_is_named() -> None:
+    with pytest.raises(UsageError, match=r"\['a', 'b'\].*model.tokenizer"):
+        encode(_TOKENIZER, "1ab2")
+
+
+def test_its_file_is_the_same_tokenizer(tmp_path: Path) -> None:
+    _TOKENIZER.save(str(tmp_path / "tokenizer.json"))
+    for model in (ModelConfig(path=str(tmp_path)), ModelConfig(tokenizer=str(tmp_path / "tokenizer.json"))):
+        loaded = load_tokenizer(model)
+        assert encode(loaded, "<think>1+2</think>") == encode(_TOKENIZER, "<think>1+2</think>")
+        assert special_ids(loaded, model) == SpecialIds(0, 1)
+    assert load_tokenizer(ModelConfig(tokenizer="characters")).get_vocab() == _TOKENIZER.get_vocab()
+
+
+@pytest.mark.parametrize("name", ["chain_sum", "countdown"])
+def test_the_arithmetic_tasks_fit_its_alphabet(name: str) -> None:
+    task = make_task(TaskConfig(name))
+    for item in map(task.item, range(200)):
+        encode(_TOKENIZER, item.prompt + task.demonstration(item, thinking=True))
+
+
+def test_no_tokenizer_at_all(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"model\.tokenizer=characters"):
+        load_tokenizer(ModelConfig())
+    with pytest.raises(UsageError, match=r"tokenizer.json does not exist.*save_pretrained"):
+        load_tokenizer(ModelConfig(path=str(tmp_path)))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"tokenizer.json is not a tokenizer.json"):
+        load_tokenizer(ModelConfig(path=str(tmp_path)))
+
+
+def _other_tokenizer(folder: Path, *special: str, config: object = None) -> ModelConfig:
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}))
+    tokenizer.add_special_tokens(list(special))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    if config is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return ModelConfig(path=str(folder))
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}, SpecialIds(pad=1, eos=2)),
+        ({"eos_token": {"content": "<|im_end|>"}}, SpecialIds(pad=2, eos=2)),
+        ({"eos_token": "<|endoftext|>", "pad_token": None}, SpecialIds(pad=1, eos=1)),
+        (None, SpecialIds(pad=1, eos=1)),
+    ],
+)
+def test_special_tokens_of_other_models(tmp_path: Path, config: object, expected: SpecialIds) -> None:
+    model = _other_tokenizer(tmp_path, "<|endoftext|>", "<|im_end|>", config=config)
+    assert special_ids(load_tokenizer(model), model) == expected
+
+
+def test_a_tokenizer_without_an_end(tmp_path: Path) -> None:
+    model = _other_tokenizer(tmp_path, "<|im_start|>")
+    with pytest.raises(UsageError, match="eos_token"):
+        special_ids(load_tokenizer(model), model)
+    model = _other_tokenizer(tmp_path, "<|im_start|>", config={"eos_token": "<gone>"})
+    with pytest.raises(UsageError, match="eos_token"):
+        special_ids(load_tokenizer(model), model)

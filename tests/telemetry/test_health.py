@@ -1,0 +1,120 @@
+"""The named ways in which RL goes wrong, each on a window made for it and on one that is nearly so."""
+
+import time
+from typing import Any
+
+import pytest
+
+from r1hpc.telemetry.health import MIN_STEPS, as_mapping, health_warnings
+from r1hpc.telemetry.metrics import Step
+
+HEALTHY = {
+    "reward": 0.6,
+    "accuracy": 0.5,
+    "reward_format": 0.9,
+    "entropy": 0.8,
+    "response_length": 100.0,
+    "response_length_correct": 90.0,
+    "response_length_wrong": 110.0,
+    "truncated_share": 0.02,
+    "zero_variance_share": 0.3,
+    "logprob_difference": 0.004,
+}
+
+
+def window(num_steps: int = 40, **ends: Any) -> list[dict[str, Any]]:
+    """Healthy steps in which some keys go evenly from one value to another."""
+    steps = []
+    for i in range(num_steps):
+        moving = {key: a + (b - a) * i / (num_steps - 1) for key, (a, b) in ends.items()}
+        steps.append({"global_step": i + 1, **HEALTHY, **moving})
+    return steps
+
+
+def codes(steps: list[dict[str, Any]]) -> list[str]:
+    return [finding.code for finding in health_warnings(steps)]
+
+
+def test_a_healthy_window_says_nothing() -> None:
+    assert codes(window()) == []
+    assert codes(window(reward=(0.1, 0.9), accuracy=(0.0, 0.8), entropy=(1.2, 0.3))) == []
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected", "words"),
+    [
+        (window(reward_format=(0.9, 0.1)), "format_collapse", "fell from 0.81 to 0.19"),
+        (window(response_length=(100, 160)), "length_hacking", "grew from 107 to 153 tokens"),
+        (
+            window(response_length=(100, 20), reward=(0.6, 0.7), accuracy=(0.5, 0.3)),
+            "length_hacking",
+            "shrank from 91 to 29 tokens",
+        ),
+        (window(entropy=(0.8, -0.06)), "entropy_collapse", "at an accuracy of 0.50"),
+        (window(logprob_difference=(0.08, 0.08)), "sampler_mismatch", "differ by 0.080 nats per token"),
+        (window(zero_variance_share=(0.9, 0.9)), "no_signal", "in 90% of the groups"),
+        (window(truncated_share=(0.1, 0.5)), "truncation", "45% of the completions are cut off"),
+    ],
+)
+def test_what_goes_wrong_is_named_with_its_figures(
+    steps: list[dict[str, Any]], expected: str, words: str
+) -> None:
+    found = health_warnings(steps)
+    assert [finding.code for finding in found] == [expected]
+    assert words in found[0].sentence
+    assert found[0].advice
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        window(reward_format=(0.9, 0.55)),
+        window(reward_format=(0.2, 0.02)),  # never learnt
+        window(response_length=(100, 125)),
+        window(response_length=(100, 200), reward=(0.3, 0.7), accuracy=(0.2, 0.6)),  # longer, and better
+        window(response_length=(100, 20), reward=(0.6, 0.9), accuracy=(0.5, 0.6)),  # shorter, and better
+        window(entropy=(0.8, 0.1)),
+        window(entropy=(0.04, 0.03)),  # it was so from the beginning: a small answer space
+        window(entropy=(0.8, -0.06), accuracy=(0.9, 0.99)),  # solved: it may be sure
+        window(logprob_difference=(0.03, 0.03)),
+        window(zero_variance_share=(0.7, 0.7)),
+        window(truncated_share=(0.2, 0.2)),
+        window(MIN_STEPS - 1, reward_format=(0.9, 0.0)),  # too few to tell
+    ],
+)
+def test_what_is_nearly_wrong_is_not_told(steps: list[dict[str, Any]]) -> None:
+    assert codes(steps) == []
+
+
+def test_one_bad_step_is_no_collapse() -> None:
+    steps = window()
+    steps[-1]["reward_format"] = 0.0
+    steps[-1]["truncated_share"] = 1.0
+    assert codes(steps) == []
+
+
+def test_steps_without_the_keys_or_with_none_are_not_judged() -> None:
+    assert codes([{"global_step": i, "loss": 2.0} for i in range(50)]) == []
+    assert codes([{**step, "response_length_wrong": None} for step in window()]) == []
+    lengthening = window(response_length=(100, 160))
+    assert codes([{**step, "response_length_wrong": None} for step in lengthening]) == ["length_hacking"]
+
+
+def test_a_rollout_that_serves_several_updates_has_one_difference() -> None:
+    steps = window(logprob_difference=(0.08, 0.08))
+    for i, step in enumerate(steps):
+        step["logprob_difference"] = step["logprob_difference"] if i % 4 == 0 else None
+    assert codes(steps) == ["sampler_mismatch"]
+
+
+def test_a_step_of_the_file_is_a_mapping_with_all_its_keys() -> None:
+    step = as_mapping(Step(1, 1, loss=2.0, extra={"reward": 0.5}))
+    assert (step["loss"], step["reward"]) == (2.0, 0.5)
+
+
+def test_it_is_cheap_enough_for_every_step() -> None:
+    steps = window(200)
+    started = time.process_time()
+    for _ in range(20):
+        health_warnings(steps)
+    assert (time.process_time() - started) / 20 < 0.01

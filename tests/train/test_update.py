@@ -1,0 +1,162 @@
+"""An update against the plain loss over all rows at once: what is left out, dealt and padded changes nothing."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from r1hpc.config.reasoning import RlConfig, RolloutConfig
+from r1hpc.config.schema import Precision, RunConfig, TrainConfig
+from r1hpc.train.algorithms import selected_logprobs
+from r1hpc.train.distributed import Group
+from r1hpc.train.update import Rollout, Tally, Updater, deal, updates_per_rollout
+from r1hpc.train.window import Groups
+
+NUM_GROUPS, MEMBERS, LONGEST = 4, 4, 6
+PROMPTS = [(5, 6, 7), (8, 9), (10,), (11, 12, 13)]
+
+
+class PlainEngine:
+    """In place of a DeepSpeedEngine, whose arithmetic is not the question here: calls the module."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.boundaries: list[bool] = []
+
+    def __call__(self, **arguments: Any) -> Any:
+        return self.module(**arguments)
+
+    def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None:
+        self.boundaries.append(is_boundary)
+
+
+def network() -> Any:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "gpt2",
+        vocab_size=20,
+        n_layer=2,
+        n_embd=32,
+        n_head=4,
+        n_positions=32,
+        initializer_range=0.3,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        use_cache=False,
+    )
+    return AutoModelForCausalLM.from_config(config)
+
+
+def groups(seed: int = 0) -> Groups:
+    rng = np.random.default_rng(seed)
+    n = NUM_GROUPS * MEMBERS
+    lengths = rng.integers(1, LONGEST + 1, n).astype(np.int32)
+    inside = np.arange(LONGEST)[None, :] < lengths[:, None]
+    rewards = rng.integers(0, 2, n).astype(np.float64)
+    rewards[:MEMBERS] = 1.0  # the first group teaches nothing
+    return Groups(
+        items=np.arange(NUM_GROUPS),
+        tokens=np.where(inside, rng.integers(2, 20, (n, LONGEST)), 0).astype(np.int32),
+        logprobs=np.where(inside, rng.normal(-2, 0.3, (n, LONGEST)), 0).astype(np.float32),
+        lengths=lengths,
+        ended=lengths < LONGEST,
+        rewards=rewards,
+        correct=rewards > 0,
+        terms={"accuracy": rewards},
+    )
+
+
+def config(**rl: Any) -> RunConfig:
+    return RunConfig(
+        stage="rl",
+        train=TrainConfig(global_batch_size=16, micro_batch_size=3, precision=Precision.fp32),
+        rollout=RolloutConfig(num_prompts=NUM_GROUPS, num_generations=MEMBERS, max_completion_length=LONGEST),
+        rl=RlConfig(num_iterations=2, **rl),
+    )
+
+
+def plain_loss(model: Any, rollout: Rollout, settings: RlConfig) -> torch.Tensor:
+    """Row by row, without padding: the mean over all tokens of the clipped loss."""
+    total, tokens = torch.zeros(()), 0
+    for row, length in enumerate(rollout.groups.lengths):
+        if not rollout.counts[row]:
+            continue
+        prompt = rollout.prompt_of(row)
+        completion = rollout.groups.tokens[row, :length].tolist()
+        logits = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[:, len(prompt) - 1 : -1]
+        logprobs = selected_logprobs(logits, torch.tensor([completion]), 1.0)[0]
+        old = torch.from_numpy(rollout.groups.logprobs[row, :length])
+        advantage = torch.from_numpy(rollout.advantages[row, :length])
+        ratio = (logprobs - old).exp()
+        bounded = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
+        total = total - torch.minimum(ratio * advantage, bounded * advantage).sum()
+        tokens += int(length)
+    return total / tokens
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("mask_truncated", [False, True])
+def test_the_ranks_together_have_the_plain_loss_and_its_gradient(
+    world_size: int, mask_truncated: bool
+) -> None:
+    settings = config(mask_truncated=mask_truncated)
+    plain, found = network(), 0.0
+    gradients = None
+    for rank in range(world_size):
+        model = network()
+        engine = PlainEngine(model)
+        updater = Updater(settings, Group(rank, rank, world_size, torch.device("cpu")), engine, 0, None)
+        rollout = updater.prepare(groups(), PROMPTS)
+        tally = Tally()
+        for loss in updater.losses(rollout, updater.rows_of(rollout, 0), True, tally):
+            (loss / world_size).backward()  # type: ignore[no-untyped-call]
+            found += float(loss.detach()) / world_size
+        assert engine.boundaries == [False] * (len(engine.boundaries) - 1) + [True]
+        mine = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+        gradients = mine if gradients is None else [a + b for a, b in zip(gradients, mine, strict=True)]
+    expected = plain_loss(plain, rollout, settings.rl)
+    expected.backward()  # type: ignore[no-untyped-call]
+    assert found == pytest.approx(float(expected), rel=1e-4)
+    assert gradients is not None
+    for ours, parameter in zip(gradients, plain.parameters(), strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(ours, parameter.grad.float(), rtol=1e-3, atol=1e-6)
+
+
+def test_a_group_that_teaches_nothing_costs_nothing() -> None:
+    settings = config()
+    model = network()
+    updater = Updater(settings, Group(0, 0, 1, torch.device("cpu")), PlainEngine(model), 0, None)
+    rollout = updater.prepare(groups(), PROMPTS)
+    tally = Tally()
+    list(updater.losses(rollout, updater.rows_of(rollout, 0), True, tally))
+    teaching = np.abs(rollout.advantages).max(1) > 0
+    assert not teaching[:MEMBERS].any()
+    assert tally.tokens == rollout.groups.lengths[teaching].sum()
+
+
+def test_every_row_is_dealt_once_and_every_rank_has_equally_many_micro_batches() -> None:
+    lengths = np.arange(100, 117)
+    for world_size in (1, 2, 3, 5):
+        hands = [
+            deal(lengths, np.arange(17), Group(r, r, world_size, torch.device("cpu")), 2)
+            for r in range(world_size)
+        ]
+        assert len({len(hand) for hand in hands}) == 1
+        dealt = sorted(int(row) for hand in hands for rows in hand for row in rows)
+        assert dealt == list(range(17))
+
+
+def test_updates_take_whole_groups_in_order_and_each_pass_takes_all() -> None:
+    settings = config()
+    settings = RunConfig(
+        stage="rl", rollout=settings.rollout, rl=settings.rl, train=TrainConfig(global_batch_size=8)
+    )
+    assert updates_per_rollout(settings) == 4
+    updater = Updater(settings, Group(0, 0, 1, torch.device("cpu")), None, 0, None)
+    rollout = updater.prepare(groups(), PROMPTS)
+    taken = [updater.rows_of(rollout, update).tolist() for update in range(4)]
+    assert taken[0] + taken[1] == taken[2] + taken[3] == list(range(NUM_GROUPS * MEMBERS))
