@@ -21,7 +21,7 @@ $(READY): pyproject.toml
 
 demo: setup
 	$(RUN) -m r1hpc.submit jobs/smoke.yaml --executor local --nodes 2 --run-root runs --follow
-	$(RUN) -m r1hpc.report --run-root runs
+	$(RUN) -m r1hpc.report --run-root runs --plots
 
 test: setup
 	$(RUN) -m pytest

@@ -15,10 +15,6 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from r1hpc.base.rundir import RunDir
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -72,7 +68,6 @@ def measure(run_root: Path) -> int:
         )
         name = f"{number}-{steps}steps-{nodes}n"
         submitted = submit(run_root, name, "--executor", "slurm", *size)
-        store_estimate(submitted.run)
         causes = [attempt.cause for attempt in wait_over(submitted.run, 240)]
         print(f"{submitted.run.run_id}: {', '.join(str(cause) for cause in causes)}", flush=True)
     wait_for_accounting(run_root)
@@ -84,17 +79,6 @@ def measure(run_root: Path) -> int:
     before, after = shown.before.median_error, shown.after.median_error
     print(f"\nmedian error {before:.0%} as estimated, {after:.0%} corrected: ratio {after / before:.2f}")
     return 0 if after < before else 1
-
-
-def store_estimate(run: "RunDir") -> None:
-    """What a submission that estimates leaves; the plan knows nothing of how the run goes."""
-    from r1hpc.base.files import read_json, write_json
-    from r1hpc.plan.cpu import cpu_node_hours
-    from r1hpc.plan.run import RunPlan
-
-    path = run.path / "estimate.json"
-    if not path.exists():
-        write_json(path, {"node_hours": cpu_node_hours(RunPlan.from_json(read_json(run.plan)))})
 
 
 def wait_for_accounting(run_root: Path) -> None:

@@ -23,6 +23,8 @@ VERBS = {
     "monitor": "GPU readings of this node",
     "diagnose": "why it is slow, stuck or learning nothing",
     "export": "metrics for TensorBoard, Prometheus or W&B",
+    "ablate": "compare attention, reward, precision or algorithm over seeds",
+    "claims": "the article's claims beside what was measured here",
     "calibrate": "what this site's own runs say of the estimates",
     "doctor": "what is wrong here",
     "drill": "preempt a real run and prove that nothing was lost",

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 from r1hpc.base.cli import ArgumentParser, run_door
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.names import check_name, nearest, printable
+from r1hpc.base.rundir import default_run_root
 from r1hpc.slurm import flags
 
 # What is needed only once something is asked for is imported where it is used: --help must be quick.
@@ -74,6 +75,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--cluster", metavar="NAME", help="profile in configs/cluster/; default $R1HPC_CLUSTER"
     )
+    parser.add_argument("--over-budget", metavar="REASON", help="go over the budget, and say why")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--prepare-only", action="store_true", help=argparse.SUPPRESS)  # sbatch/train.sh
     flags.add_flags(parser)
@@ -105,7 +107,15 @@ def _read(argv: Sequence[str]) -> _Request:
         purpose = Purpose.dry_run
     else:
         purpose = Purpose.inside_job if arguments.prepare_only else Purpose.start
-    order = Order(purpose, arguments.executor, tuple(argv), tuple(overrides), arguments.cluster)
+    order = Order(
+        purpose,
+        arguments.executor,
+        tuple(argv),
+        tuple(overrides),
+        arguments.cluster,
+        Path(arguments.run_root) if arguments.run_root else default_run_root(),
+        arguments.over_budget,
+    )
     return _Request(arguments, jobs[0] if jobs else None, order)
 
 
@@ -114,7 +124,7 @@ def _submit_run(request: _Request) -> int:
     from r1hpc.chain import submission
 
     arguments = request.arguments
-    prepared = _resume(request) if arguments.resume else _fresh(request)
+    prepared = _within_budget(_resume(request) if arguments.resume else _fresh(request), request.order)
     if arguments.dry_run:
         announce(prepared, None, arguments.json, dry_run=True)
         return 0
@@ -149,6 +159,14 @@ def _resume(request: _Request) -> "Prepared":
     if request.job:
         raise UsageError(f"--resume takes the job file frozen in the run: leave {printable(request.job)} out")
     return submission.resumed(submission.place(arguments.run_root, arguments.run_name), request.order)
+
+
+def _within_budget(prepared: "Prepared", order: "Order") -> "Prepared":
+    """The run with what the budget says to it; an error where it does not fit."""
+    from r1hpc.chain.cost import check_budget
+
+    said = check_budget([prepared], order.run_root, order.over_budget)
+    return dataclasses.replace(prepared, notes=(*prepared.notes, *said))
 
 
 def _new_name(job: str) -> str:
@@ -219,7 +237,7 @@ def _prepare_inside_job(request: _Request) -> int:
     request = dataclasses.replace(request, order=order)
     if submission.is_half_made(run):
         shutil.rmtree(run.path)  # this job was preempted while it made it
-    prepared = _resume(request) if arguments.resume else _fresh(request)
+    prepared = _within_budget(_resume(request) if arguments.resume else _fresh(request), order)
     direct = dataclasses.replace(prepared.script, by_submitit=False)
     prepared = dataclasses.replace(prepared, script=direct)
     if prepared.is_new:

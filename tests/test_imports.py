@@ -34,6 +34,8 @@ _ONLY_IN = {
     "torch": ("train", "attempt"),
     "deepspeed": ("train",),
     "transformers": ("train",),
+    "peft": ("train",),
+    "vllm": ("train",),
     "zarr": ("data",),
     "h5py": ("data",),
 }

@@ -5,10 +5,12 @@ announce(prepared, job_id, as_json=False)
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from r1hpc.base.cli import print_json
 from r1hpc.base.rundir import RunDir
 from r1hpc.base.units import format_duration
+from r1hpc.plan.estimate_text import amount
 from r1hpc.slurm.decide import Decision
 from r1hpc.slurm.script import Script, render
 
@@ -25,6 +27,8 @@ class Prepared:
     """Sentences for the person: what was assumed, the warning window, what could not be learnt."""
     is_new: bool = True
     """The run folder is still to be made."""
+    estimate: dict[str, Any] | None = None
+    """What it will cost, as estimate.json holds it; None: nobody can tell."""
     needs: tuple[str, ...] | None = None
     """Of a stage of a chain: the stages that must be finished before it begins."""
 
@@ -41,7 +45,7 @@ def announce(prepared: Prepared, job_id: str | None, as_json: bool, dry_run: boo
             "job_id": job_id,
             "script": str(run.script) if on_slurm else None,
             "plan": prepared.decision.plan.to_json(),
-            "estimate": None,
+            "estimate": prepared.estimate,
             "log": str(log_path(run, executor, job_id)),
             "notes": list(prepared.notes),
             "dry_run": dry_run,
@@ -77,6 +81,10 @@ def plan_lines(prepared: Prepared) -> list[tuple[str, str]]:
     ]
     # What a CPU run costs is its nodes.
     what, count = ("GPU", where.num_gpus) if where.num_gpus else ("node", where.num_nodes)
+    told = (prepared.estimate or {}).get(f"{what.lower()}_hours")
+    if told is not None:
+        p10, p50, p90 = (amount(told[name]) for name in ("p10", "p50", "p90"))
+        lines.append(("estimate", f"{p50} {what}-hours (P10 {p10}, P90 {p90})"))
     hours = plan.gpu_hours_ceiling if where.num_gpus else plan.node_hours_ceiling
     if hours is not None and plan.time_limit_s is not None:
         limit = f"{count} {what}{'s' if count > 1 else ''} x {format_duration(plan.time_limit_s)}"

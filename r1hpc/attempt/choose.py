@@ -16,7 +16,7 @@ def choose_run(given: str | None, run_root: str | None) -> RunDir:
     """The run folder `given`, or of that name under the run root; without one the newest run there.
 
     Raises:
-        UsageError: no such run, or none at all.
+        UsageError: no such run, or none at all; or it is a chain of them.
     """
     root = Path(run_root) if run_root else default_run_root()
     if given is None:
@@ -27,6 +27,9 @@ def choose_run(given: str | None, run_root: str | None) -> RunDir:
                 "with --run-root DIR or R1HPC_RUN_ROOT"
             )
         return open_run(runs[0].path)
+    for path in (Path(given), root / given):
+        if (path / "chain.yaml").is_file():
+            raise UsageError(f"{path} is a chain of stages: name one of them, {path / 'STAGE'}")
     if run_root and ((root / given).is_dir() or not Path(given).exists()):
         return open_run(root / given)
     return open_run(given)

@@ -39,8 +39,9 @@ _FILE_SYSTEM_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 def run_rank(run_dir: str) -> NoReturn:
     """Run this process's rank of the attempt in $R1HPC_ATTEMPT.
 
-    Leaves by SystemExit(0) once its work is done: for a function that returns, submitit writes a result,
-    which nobody reads here, and trips over a half-written one that an earlier kill left behind.
+    Leaves the process by itself once its work is done: for a function that returns, submitit writes a
+    result, which nobody reads here, and trips over a half-written one that an earlier kill left behind; and
+    threads of torch and DeepSpeed that are still about can abort an interpreter that unwinds.
     """
     run = open_run(run_dir)
     context = current(os.environ)
@@ -77,7 +78,9 @@ def run_rank(run_dir: str) -> NoReturn:
             sampler.stop()
     watchdog.stop()
     _report(run, context, outcome)
-    raise SystemExit(0)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _clock(run: RunDir, config: RunConfig) -> Clock:

@@ -5,6 +5,7 @@ from typing import Any
 from r1hpc.attempt.announce import log_path, plan_lines
 from r1hpc.base.cli import print_json
 from r1hpc.base.files import read_json
+from r1hpc.base.rundir import RunDir
 from r1hpc.base.tables import format_table
 from r1hpc.chain.advance import Action, Step
 from r1hpc.chain.command import Submitted
@@ -73,11 +74,16 @@ def _stage_object(step: Step, done: Submitted, dry_run: bool) -> dict[str, Any]:
         "executor": done.executor,
         "script": str(run.script) if on_slurm else None,
         "plan": plan,
-        "estimate": None,
+        "estimate": prepared.estimate if prepared is not None else _stored_estimate(run),
         "log": str(log_path(run, done.executor, job_id)),
     }
     show_script = dry_run and on_slurm and prepared is not None
     return {**value, "script_text": render(prepared.script)} if show_script and prepared else value
+
+
+def _stored_estimate(run: RunDir) -> Any:
+    path = run.path / "estimate.json"
+    return read_json(path) if path.is_file() else None
 
 
 def _plan_text(step: Step) -> str:

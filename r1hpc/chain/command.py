@@ -17,7 +17,7 @@ from r1hpc.base.failpoints import failpoint
 from r1hpc.base.files import read_records
 from r1hpc.base.names import printable
 from r1hpc.base.rundir import RunDir
-from r1hpc.chain import submission
+from r1hpc.chain import cost, submission
 from r1hpc.chain.advance import (
     Action,
     Step,
@@ -62,13 +62,20 @@ def submit_chain(chain: ChainDir, source: Path | None, order: Order) -> Submitte
         UsageError: there is none, or it is another one, or a stage of it cannot be as described.
         R1hpcError: Slurm refused, or does not answer.
     """
-    executor, notes = decide.choose_executor(order.executor, will_submit=order.purpose is Purpose.start)
+    asked = order.executor if order.executor != "auto" else _last_executor(chain) or "auto"
+    executor, notes = decide.choose_executor(asked, will_submit=order.purpose is Purpose.start)
     order = replace(order, executor=executor)
     if chain.definition.is_file():
         return _go_on(chain, source, order, notes)
     if source is None:
         raise UsageError(f"there is no chain called {chain.name} in {chain.path.parent}")
     return _begin(chain, source, order, notes)
+
+
+def _last_executor(chain: ChainDir) -> str | None:
+    """Where the chain was submitted last: it goes on there unless somebody says otherwise."""
+    submitted = [event for event in read_records(chain.events) if event.get("event") == "submitted"]
+    return str(submitted[-1]["executor"]) if submitted else None
 
 
 def _begin(chain: ChainDir, source: Path, order: Order, notes: Sequence[str]) -> Submitted:
@@ -79,6 +86,7 @@ def _begin(chain: ChainDir, source: Path, order: Order, notes: Sequence[str]) ->
         )
     definition = read_definition(source, chain, order.overrides, order.cluster)
     steps = plan_steps(chain, definition, order)
+    notes = [*notes, *_budget(steps, order)]
     if order.purpose is Purpose.dry_run:
         return Submitted(chain, order.executor, steps, {}, _notes(notes, steps))
     submission.create_parent(RunDir(chain.path))
@@ -111,6 +119,7 @@ def _go_on(chain: ChainDir, source: Path | None, order: Order, notes: Sequence[s
     with held(chain, SUBMISSION) as lock:
         steps = plan_steps(chain, definition, order)
         _refuse_changes(frozen, steps)
+        notes = [*notes, *_budget(steps, order)]
         if definition != frozen:
             save_definition(definition, chain)
         jobs = _carry_out(chain, steps, order, lock)
@@ -156,6 +165,12 @@ def _supervised(
         steps.append(Step(stage, run, Action.leave, job_id=job.job_id if job is not None else None))
     jobs = {step.stage.name: step.job_id for step in steps if step.job_id is not None}
     return Submitted(chain, "local", tuple(steps), jobs, tuple(notes))
+
+
+def _budget(steps: Sequence[Step], order: Order) -> tuple[str, ...]:
+    """What the budget says to all stages that get a job, together."""
+    prepared = [step.prepared for step in steps if step.prepared is not None]
+    return cost.check_budget(prepared, order.run_root, order.over_budget)
 
 
 def _changed_since(frozen: Definition, source: Path | None, chain: ChainDir) -> list[str]:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,12 @@ from r1hpc.base.failpoints import failpoint
 from r1hpc.base.files import write_atomic, write_json
 from r1hpc.base.names import check_name
 from r1hpc.base.rundir import RunDir, default_run_root, open_run
+from r1hpc.chain import cost
 from r1hpc.config import freeze, load
 from r1hpc.config.redact import redact
 from r1hpc.config.schema import RunConfig
 from r1hpc.data.preview import preview_vocab_size
+from r1hpc.plan.hardware import UnknownGpuError
 from r1hpc.slurm import decide, fields, flags, script
 from r1hpc.slurm.client import SlurmError
 from r1hpc.slurm.environment import without_foreign_ranks
@@ -66,6 +68,10 @@ class Order:
     """In order: SBATCH_* variables, KEY=VALUE, flags."""
     cluster: str | None = None
     """Name of a profile."""
+    run_root: Path = field(default_factory=default_run_root)
+    """Where finished runs tell what estimates are worth, and the budget may lie."""
+    over_budget: str | None = None
+    """Why the budget may be exceeded, on record."""
 
 
 def place(run_root: str | None, name: str) -> RunDir:
@@ -179,7 +185,15 @@ def prepare(
     )
     ignored = ", ".join(flags.ignored_variables(os.environ))
     notes += [f"not used from the environment: {ignored}"] if ignored else []
-    return Prepared(run, executor, decision, text, (*notes, *decision.notes), is_new)
+    estimate, no_estimate = _estimate(decision, order)
+    return Prepared(run, executor, decision, text, (*notes, *decision.notes, *no_estimate), is_new, estimate)
+
+
+def _estimate(decision: decide.Decision, order: Order) -> tuple[dict[str, Any] | None, list[str]]:
+    try:
+        return cost.estimate_for(order.run_root, decision.config, decision.plan), []
+    except UnknownGpuError as error:
+        return None, [f"no estimate: {error}"]
 
 
 def vocab_size(config: RunConfig) -> int | None:
@@ -257,6 +271,8 @@ def write(prepared: Prepared, order: Order) -> None:
     if prepared.needs is not None:
         write_needs(run, prepared.needs)
     write_json(run.plan, decision.plan.to_json())
+    if prepared.estimate is not None:
+        write_json(run.path / "estimate.json", prepared.estimate)
     write_atomic(run.script, script.render(prepared.script))
 
 
@@ -281,6 +297,7 @@ def record_submission(prepared: Prepared, order: Order, job_id: str, asked_at: f
         script=str(prepared.run.script),
         time_limit_s=prepared.decision.plan.time_limit_s,
         overrides=[redact(item) for item in order.overrides],
+        **({"over_budget": redact(order.over_budget)} if order.over_budget is not None else {}),
     )
 
 

@@ -85,13 +85,17 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     A recipe, a tokenizer and a task's file may also be names: they are paths where such a file exists.
     """
     data, model, task = config.data, config.model, config.task
-    options = {**task.options, **({"path": _absolute(task.options["path"])} if "path" in task.options else {})}
+    recipe = data.recipe if data.recipe is None or not Path(data.recipe).is_file() else _absolute(data.recipe)
+    options = {
+        **task.options,
+        **({"path": _absolute(task.options["path"])} if "path" in task.options else {}),
+    }
     return dataclasses.replace(
         config,
         data=dataclasses.replace(
             data,
             path=data.path and str(Path(data.path).absolute()),
-            recipe=_absolute(data.recipe),
+            recipe=recipe,
             traces=[str(Path(path).absolute()) for path in data.traces],
         ),
         model=dataclasses.replace(

@@ -52,7 +52,7 @@ def burn_down(
     _draw_plan(plot, progress, granted, begin, end)
     points = [(begin, granted), *((x, granted - spent) for x, spent in curve), (now, left)]
     xs, ys = ([float(value) for value in column] for column in zip(*points, strict=True))
-    plot.area(xs, [low] * len(xs), ys, "useful pale")
+    plot.area(xs, [0.0] * len(xs), ys, "useful pale")
     plot.line(xs, ys, "useful thick")
     _draw_fan(plot, standing, left, now, min(end, max(horizon, now + 0.02 * (end - begin))), end)
     plot.rule(now, "now")

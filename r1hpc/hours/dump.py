@@ -36,6 +36,9 @@ from r1hpc.telemetry.hours import KEYS, RUN_KEYS, UNKNOWN, in_hours, midnight_be
 
 _MOST_RESOURCES = 4096
 """AllocTRES may hold the energy used, another one in each record."""
+_MOST_CHOSEN = 10_000
+"""Lines that are taken back together."""
+_NO_LATER = 2**32
 _STAMP = len("2026-05-01T10:00:00")
 _DATE = len("2026-05-01")
 _CLOCK = len("10:00:00")
@@ -72,16 +75,13 @@ class _Held:
     """The rows of a block that count, with what they held."""
 
     block: Block
-    lines: Ints
-    """Which line of the block each row is."""
     jobs: Words
     """Hashes of the job ids."""
     starts: Ints
     seconds: Ints
 
     def pick(self, rows: Bools) -> "_Held":
-        fields = (self.lines, self.jobs, self.starts, self.seconds)
-        return _Held(self.block.pick(rows), *(values[rows] for values in fields))  # type: ignore[arg-type]
+        return _Held(self.block.pick(rows), self.jobs[rows], self.starts[rows], self.seconds[rows])
 
 
 class _Sums:
@@ -97,7 +97,7 @@ class _Sums:
         self._by = {key: _Tally() for key in (*self._names, "run")}
         self._days = Days()
         self._gpu_seconds = self._node_seconds = self._num_counted = 0
-        self._keys, self._lengths, self._lines = array("Q"), array("I"), array("I")
+        self._keys, self._lengths, self._begins = array("Q"), array("I"), array("I")
         self._blocks: list[tuple[int, int, int]] = []
         """Offset, size and number of the first record of each block."""
 
@@ -107,22 +107,29 @@ class _Sums:
         self._blocks.append((block.offset, block.size, len(self._keys)))
         self._keys.frombytes(cells.mix(held.jobs, held.starts.astype(np.uint64)).tobytes())
         self._lengths.frombytes(held.seconds.astype(np.uint32).tobytes())
-        self._lines.frombytes(held.lines.astype(np.uint32).tobytes())
+        self._begins.frombytes(held.block.begins.astype(np.uint32).tobytes())
         self._count(held, 1)
 
     def take_back_repeated(self, file: IO[bytes]) -> None:
         """Uncount what stands in the file more than once."""
         surplus = _surplus(self._keys, self._lengths)
-        firsts = [first for _, _, first in self._blocks]
-        bounds = np.searchsorted(surplus, [*firsts, len(self._keys)])
+        bounds = np.searchsorted(surplus, [*(first for _, _, first in self._blocks), len(self._keys)])
+        chosen: list[bytes] = []
         for i, (offset, size, _) in enumerate(self._blocks):
             records = surplus[bounds[i] : bounds[i + 1]]
             if len(records):
                 file.seek(offset)
-                lines = file.read(size).rstrip(b"\n") + b"\n"  # the last one may lack its end
-                block = cells.make_block(lines, offset, self.columns)
-                rows = np.frombuffer(self._lines, np.uint32)[records].astype(np.int64)
-                self._count(self._reader.read(block.pick(rows)), -1)
+                lines = file.read(size) + b"\n"
+                begins = [self._begins[record] for record in records]
+                chosen += [lines[begin : lines.index(b"\n", begin)] for begin in begins]
+            if len(chosen) > _MOST_CHOSEN:
+                self._count(self._reader.read(self._block_of(chosen)), -1)
+                chosen.clear()
+        if chosen:
+            self._count(self._reader.read(self._block_of(chosen)), -1)
+
+    def _block_of(self, lines: list[bytes]) -> Block:
+        return cells.make_block(b"\n".join(lines) + b"\n", 0, self.columns)
 
     def to_hours(self) -> dict[str, Any]:
         by: dict[str, dict[str, int]] = {}
@@ -215,7 +222,7 @@ class _Reader:
         self._selection = selection
         header = columns.line.split(b"|")[columns.names.index("start")]
         self._never = NEVER | {header[:8]}  # files that were put one after the other
-        self._dates = Names(_midnight)
+        self._dates, self._hours = Names(_midnight), Names(_full_hour)
         self._chosen = {"user": Names(_name), "account": Names(_name)}
 
     def read(self, block: Block) -> _Held:
@@ -229,15 +236,14 @@ class _Reader:
                 numbers = names.numbers(block, column) if column is not None else np.zeros(0, np.int64)
                 known = [i for i, text in enumerate(names.values) if text == wanted]
                 keep &= np.isin(numbers, known) if column is not None else False
-        lines = np.flatnonzero(keep)
-        block = block.pick(lines)
+        block = block.pick(keep)
         starts, odd = self._moments(block, _column(block, "start"))
         seconds, odd_length = self._seconds(block, starts)
         for row in np.flatnonzero(odd | odd_length):
             record = _parsed(block, int(row), self._columns)
             assert record.start is not None, "the row would have been left out"
             starts[row], seconds[row] = int(record.start), record.elapsed_s
-        return _Held(block, lines, cells.hash_of(block, _column(block, "jobid")), starts, seconds)
+        return _Held(block, cells.hash_of(block, _column(block, "jobid")), starts, seconds)
 
     def clip(self, held: _Held) -> _Held:
         """The parts that lie in the selected time."""
@@ -247,21 +253,31 @@ class _Reader:
         ends = held.starts + held.seconds
         first = held.starts if selected.start is None else np.maximum(held.starts, round(selected.start))
         last = ends if selected.end is None else np.minimum(ends, round(selected.end))
-        clipped = _Held(held.block, held.lines, held.jobs, first, last - first)
+        clipped = _Held(held.block, held.jobs, first, last - first)
         return clipped.pick(last > first)
 
     def _moments(self, block: Block, column: Column) -> tuple[Ints, Bools]:
         """Unix seconds of local times or of numbers; odd: others, and days on which the clock is changed."""
         stamped = column.lengths == _STAMP
+        if stamped.all():
+            return self._stamps(block, column)
         numbers, odd = cells.number(block, column)
-        odd |= numbers > 2**32
-        if stamped.any():
-            dates = Column(column.begin, np.minimum(column.begin + _DATE, column.end))
-            midnights = self._dates.looked_up(block, dates)
-            seconds, odd_clock = cells.clock(block, column.end)
-            numbers = np.where(stamped, midnights + seconds, numbers)
-            odd = np.where(stamped, odd_clock | (midnights < 0) | (seconds >= 86400), odd)
+        odd |= numbers > _NO_LATER
+        rows = np.flatnonzero(stamped)
+        numbers[rows], odd[rows] = self._stamps(block, column.pick(rows))
         return numbers, odd
+
+    def _stamps(self, block: Block, column: Column) -> tuple[Ints, Bools]:
+        """Of cells as long as 2026-05-01T10:00:00."""
+        midnights = self._dates.looked_up(block, Column(column.begin, column.begin + _DATE))
+        seconds, odd = cells.clock(block, column.end)
+        moments = midnights + seconds
+        changed = np.flatnonzero(midnights < 0)
+        if len(changed):
+            begin = column.begin[changed]
+            hours = self._hours.looked_up(block, Column(begin, begin + _DATE + len("T10")))
+            moments[changed] = np.where(hours < 0, -1, hours + seconds[changed] % 3600)
+        return moments, odd | (moments < 0) | (seconds >= 86400)
 
     def _seconds(self, block: Block, starts: Ints) -> tuple[Ints, Bools]:
         raw, elapsed = block.column("elapsedraw"), block.column("elapsed")
@@ -300,11 +316,14 @@ def _surplus(keys: "array[int]", lengths: "array[int]") -> Ints:
     twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     if not len(twice):
         return np.zeros(0, np.int64)
+    upper = np.uint64(44)
+    maybe = np.zeros(2**20, np.bool_)
+    maybe[twice >> upper] = True
     found = []
     for first in range(0, len(all_keys), 2**17):  # in parts, for its intermediate arrays are long
-        part = all_keys[first : first + 2**17]
-        at = np.minimum(np.searchsorted(twice, part), len(twice) - 1)
-        found.append(first + np.flatnonzero(twice[at] == part))
+        rows = np.flatnonzero(maybe[all_keys[first : first + 2**17] >> upper]) + first
+        at = np.minimum(np.searchsorted(twice, all_keys[rows]), len(twice) - 1)
+        found.append(rows[twice[at] == all_keys[rows]])
     records = np.concatenate(found)
     order = records[np.lexsort((np.frombuffer(lengths, np.uint32)[records], all_keys[records]))]
     last_of_key = np.append(all_keys[order[1:]] != all_keys[order[:-1]], True)
@@ -329,3 +348,13 @@ def _midnight(cell: bytes) -> int:
         return -1
     begin = midnight_before(noon)
     return begin if midnight_before(noon, 1) - begin == 86400 else -1
+
+
+def _full_hour(cell: bytes) -> int:
+    """Unix seconds of `2026-10-25T02`; -1: the clock is changed in it, so that the text does not tell."""
+    try:
+        ends = [datetime.fromisoformat(f"{cell.decode()}:{minutes}") for minutes in ("00:00", "59:59")]
+    except ValueError:
+        return -1
+    first, last = ({int(end.replace(fold=fold).timestamp()) for fold in (0, 1)} for end in ends)
+    return min(first) if len(first) == len(last) == 1 and max(last) - min(first) == 3599 else -1

@@ -15,8 +15,8 @@ def text(value: str) -> str:
 
 
 def card(title: str, body: str, words: str = "") -> str:
-    """A box with a title, a sentence and what is drawn; empty where there is neither of the last two."""
-    if not body and not words:
+    """A box with a title, a sentence and what is drawn; empty where nothing is."""
+    if not body:
         return ""
     sub = f'<p class="sub">{text(words)}</p>' if words else ""
     return f'<section class="card"><h3>{text(title)}</h3>{sub}{body}</section>'

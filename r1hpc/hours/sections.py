@@ -151,9 +151,10 @@ def estimates(view: View) -> Iterator[str]:
     if len(view.runs) == 1:
         yield card("Estimate", drawn, errors)
     else:
-        each = card("Each run", drawn, "The dark line is the estimate's median.")
-        so_far = card("Error of the estimates so far", charts.estimate_errors(view.counted), errors)
-        yield side_by_side([each, so_far])
+        told = charts.estimate_errors(view.counted)
+        words = "The dark line is the estimate's median." + ("" if told else f" {errors}")
+        so_far = card("Error of the estimates so far", told, errors)
+        yield side_by_side([card("Each run", drawn, words), so_far])
 
 
 def hours(view: View) -> Iterator[str]:

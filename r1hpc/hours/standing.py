@@ -32,6 +32,8 @@ from r1hpc.telemetry.hours import Allocation, split_days
 
 PACE_DAYS = 14
 """Two weeks: what a group does on weekdays and weekends alike."""
+_LEAST_DAYS = 3
+"""A pace measured over less says nothing of the next months."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,13 @@ class Standing:
         return total([self.running, self.queued])
 
     def lasts_until(self, left: float, now: float) -> float | None:
-        """When `left` will be spent at the pace of the last PACE_DAYS days; None: nothing was spent then."""
-        since = datetime.fromtimestamp(now - PACE_DAYS * 86400).date().isoformat()
-        recent = sum(hours for day, hours in self.by_day.items() if day > since)
-        return now + left * PACE_DAYS * 86400 / recent if recent > 0 and left > 0 else None
+        """When `left` will be spent at the pace of the last PACE_DAYS days; None: too little to say."""
+        since = now - PACE_DAYS * 86400
+        recent = {day: hours for day, hours in self.by_day.items() if _midnight(day) >= since}
+        if not recent or now - _midnight(min(self.by_day)) < _LEAST_DAYS * 86400 or left <= 0:
+            return None
+        begin = max(since, _midnight(min(self.by_day)))
+        return now + left * (now - begin) / sum(recent.values())
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -211,3 +216,7 @@ def _by_day(allocations: Iterable[Allocation], start: float | None, now: float) 
         for day, seconds in split_days(max(each.start, start or each.start), min(each.end, now)):
             days[day] += each.gpus * seconds / 3600
     return dict(sorted(days.items()))
+
+
+def _midnight(day: str) -> float:
+    return datetime.fromisoformat(day).timestamp()

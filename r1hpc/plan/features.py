@@ -2,18 +2,20 @@
 
     features(workload)       # {"one": 1.0, "size": -0.1, "recompute": 1.0, ...}
 
-Each is a loss that physics gives a form and a size; the fit (plan/fit.py) only says how much of it is seen in
-published runs. Forms like log(1 + t_loss / t_compute) are times in units of the step's arithmetic, at the half
-of an A100's peak that large matrices reach:
+Each is a loss that physics gives a form and a size; the fit (plan/fit.py) only says how much of it is seen
+in published runs. Forms like log(1 + t_loss / t_compute) are times in units of the step's arithmetic, at
+the half of an A100's peak that large matrices reach:
 
     launch     a kernel's floor against the FLOPs of one layer and micro batch on one GPU
-    sharding   ZeRO-3 gathers weights for each micro batch: 6 bytes a parameter against 6 FLOPs a parameter and token
+    sharding   ZeRO-3 gathers weights for each micro batch: 6 bytes a parameter against 6 FLOPs for each
+               parameter and token
     reduction  gradients are reduced once a step, against the tokens of one GPU in a step
     tensor     four all-reduces of activations a layer against its FLOPs, over NVLink or beyond the node
     bubble     (stages - 1) / micro batches
     offload    Adam on the CPU, once a step
 
-What is not known is 0 or its usual value: then the coefficient of `one`, or of `unknown`, carries the average.
+What is not known is 0 or its usual value: then the coefficient of `one`, or of `recompute_unknown`,
+carries the average.
 """
 
 import math
@@ -56,7 +58,8 @@ _GPUS_PER_NODE = 8
 _USUAL_MICRO_TOKENS = 8192.0
 _USUAL_ATTENTION = 0.08
 _ATTENTION_SD = 0.6
-"""Chosen: a kernel that skips the masked half of the scores does up to twice the counted work; some are slower."""
+"""Chosen: a kernel that skips the masked half of the scores does up to twice the counted work; some are
+slower."""
 _BYTES_OF_STATE = 18
 """Per parameter: weights, gradients and Adam in mixed precision, as Megatron-LM keeps them."""
 _SMALLEST = 5e7
@@ -79,7 +82,7 @@ def features(work: Workload, run_weight: float = 1.0) -> dict[str, float]:
         "scale": math.log10(gpus / 64),
         "gpu_ridge": math.log(work.gpu.peak_tflops / work.gpu.bandwidth_tb_s / _A100_RIDGE),
         "fp8": float(work.precision == "fp8"),
-        "fp16": float(work.precision == "fp16" and work.gpu.has_bf16),
+        "fp16": float(work.precision == "fp16"),
         "sharding": _sharding(work, gpus, speed),
         "bubble": _bubble(work, gpus),
         "tensor": _tensor(work),
@@ -98,7 +101,7 @@ def shared_effects(work: Workload, family_sd: float) -> tuple[float, ...]:
 
 def usual_num_gpus(params: float) -> float:
     """GPUs that published pretraining runs of this size had, roughly: 64 for 1 B, 250 for 10 B."""
-    return min(1024.0, max(8.0, 64 * (params / 1e9) ** 0.6))
+    return min(1024.0, max(8.0, 64 * math.pow(params / 1e9, 0.6)))
 
 
 def tokens_per_gpu(work: Workload, gpus: float) -> float | None:
@@ -107,7 +110,8 @@ def tokens_per_gpu(work: Workload, gpus: float) -> float | None:
 
 
 def _recomputed(recompute: str | None) -> float:
-    """Selective recomputation repeats attention's core only: 2.7 % of the step (arXiv 2205.05198, table 4)."""
+    """Selective recomputation repeats attention's core only: 2.7 % of the step (arXiv 2205.05198, table
+    4)."""
     return {"full": 1.0, "selective": 0.1}.get(recompute or "", 0.0)
 
 
@@ -124,8 +128,7 @@ def _micro_tokens(work: Workload, gpus: float) -> float:
 def _sharding(work: Workload, gpus: float, speed: float) -> float:
     if not _is_sharded(work, gpus):
         return 0.0
-    usual = math.log1p(_SHARDING_TOKENS / _USUAL_MICRO_TOKENS)
-    return math.log1p(_SHARDING_TOKENS * speed / _micro_tokens(work, gpus)) - usual
+    return math.log1p(_SHARDING_TOKENS * speed / _micro_tokens(work, gpus))
 
 
 def _bubble(work: Workload, gpus: float) -> float:

@@ -8,10 +8,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from r1hpc.plan.estimate_run import guessed_cache_bytes
 from r1hpc.plan.hardware import find_gpu
 from r1hpc.plan.published_rows import read_table
 from r1hpc.plan.rl_phase import RlRates, RlWork, rl_phases
-from r1hpc.plan.workload import Workload
 
 FAMILY = "dschat"
 _LENGTH = 256
@@ -40,12 +40,6 @@ def rl_rows() -> list[RlRow]:
     return [_row(row) for row in read_table("published_runs.csv") if row["family"] == FAMILY]
 
 
-def cache_bytes_per_token(params: float) -> float:
-    """Keys and values in 16 bits of a model without grouped queries, its shape guessed from its size."""
-    guess = Workload.of_counts(params=params, tokens=1, gpu=find_gpu("A100"))
-    return 2 * 2 * guess.layers * guess.hidden_size
-
-
 def _row(row: dict[str, str]) -> RlRow:
     params = float(row["params"])
     sequences = float(row["tokens"]) / (2 * _LENGTH)
@@ -58,7 +52,7 @@ def _row(row: dict[str, str]) -> RlRow:
         prompt_length=_LENGTH,
         completion_length=_LENGTH,
         max_completion_length=_LENGTH,
-        cache_bytes_per_token=cache_bytes_per_token(params),
+        cache_bytes_per_token=guessed_cache_bytes(params, find_gpu(row["gpu"])),
         critic_params=_REWARD_PARAMS,
         reward_params=_REWARD_PARAMS,
     )

@@ -3,8 +3,8 @@
     find_gpu("a100-80gb").name      # 'A100-SXM4-80GB'
     peak_flops("NVIDIA A100-SXM4-80GB")
 
-Peaks are dense bf16 (fp16 where the card has no bf16), without sparsity. Sources: NVIDIA's data sheets of each
-product. A card that is not listed gives no MFU rather than a guess.
+Peaks are dense bf16 (fp16 where the card has no bf16), without sparsity. Sources: NVIDIA's data sheets of
+each product. A card that is not listed gives no MFU rather than a guess.
 """
 
 import re
@@ -93,8 +93,8 @@ def find_gpu(name: str) -> Gpu:
     if not family:
         known = [gpu.name for gpu in GPUS]
         raise UnknownGpuError(
-            f"no GPU {printable(name)!r} in the table{nearest(name.upper(), known)}; give --peak-tflops (dense "
-            f"bf16) and --gpu-memory-gib instead, or one of: {', '.join(known)}"
+            f"no GPU {printable(name)!r} in the table{nearest(name.upper(), known)}; give --peak-tflops "
+            f"(dense bf16) and --gpu-memory-gib instead, or one of: {', '.join(known)}"
         )
     asked = {int(found[1]) for word in words if (found := re.fullmatch(r"(\d{2,3})G?B?", word))}
     cards = [gpu for gpu in family if not asked or int(gpu.memory_gib) in asked]

@@ -6,8 +6,8 @@
 
 States and activations as in memory.py; on top of them what DeepSpeed and CUDA hold: buckets of 5e8 elements
 for gradients (and, in ZeRO-3, for gathered weights), a CUDA context, and fragmentation. Offload keeps fp32
-weights, moments and gradients of the optimizer in the host's memory. LoRA, tensor and pipeline parallelism are
-not in it: r1hpc trains with DeepSpeed's ZeRO.
+weights, moments and gradients of the optimizer in the host's memory. LoRA, tensor and pipeline parallelism
+are not in it: r1hpc trains with DeepSpeed's ZeRO.
 """
 
 from collections.abc import Iterator
@@ -96,7 +96,7 @@ def memory_options(shape: ModelShape, work: Workload, num_gpus: int) -> MemoryOp
     every = list(_every_option(shape, work, num_gpus))
     usable = usable_gib(work.gpu)
     fitting = [option for option in every if option.total_gib <= usable]
-    fitting.sort(key=lambda option: (-option.expected_mfu, option.total_gib))
+    fitting.sort(key=lambda option: (-round(option.expected_mfu, 4), option.zero_stage, option.total_gib))
     smallest = min(every, key=lambda option: option.total_gib)
     least = None if fitting else _least_gpus(shape, work)
     return MemoryOptions(usable, num_gpus, tuple(_undominated(fitting)), smallest, least)
@@ -210,16 +210,16 @@ def _undominated(options: list[Option]) -> Iterator[Option]:
 
 
 def _least_gpus(shape: ModelShape, work: Workload) -> int | None:
-    for exponent in range(15):
+    for gpus in (1 << exponent for exponent in range(15)):
         option = option_of(
             shape,
             work,
-            2**exponent,
+            gpus,
             zero_stage=3,
             micro_batch_size=1,
             recompute="full",
             offload=False,
         )
         if option.total_gib <= usable_gib(work.gpu):
-            return 2**exponent
+            return gpus
     return None

@@ -3,8 +3,8 @@
     belief = mfu_belief(work)
     belief.median, belief.quantile(0.1), belief.drivers()
 
-Reads coefficients.json, which `python -m r1hpc.plan.fit` makes. MFU counts no recomputation and the full square
-of attention, against the dense bf16 peak; a run in FP8 may therefore pass what bf16 could reach.
+Reads coefficients.json, which `python -m r1hpc.plan.fit` makes. MFU counts no recomputation and the full
+square of attention, against the dense bf16 peak; a run in FP8 may therefore pass what bf16 could reach.
 """
 
 import json
@@ -23,7 +23,8 @@ from r1hpc.plan.workload import Workload
 
 COEFFICIENTS = FOLDER / "coefficients.json"
 _REACHABLE = 0.87
-"""Of the dense peak, by the best of large matrix products on an A100 (stas00/ml-engineering, MAMF: 271 of 312)."""
+"""Of the dense peak, by the best of large matrix products on an A100 (stas00/ml-engineering, MAMF: 271 of
+312)."""
 _SLOWER = {"tf32": 1 / 2, "fp32": 1 / 15}
 """Peaks beside bf16's, of an A100 (156 and 19.5 of 312) and an H100 (495 and 67 of 989). Not fitted: nobody
 publishes such runs."""
@@ -39,6 +40,10 @@ class Coefficients:
     family_sd: float
     noise_sd: float
     run_noise_sd: float
+    run_share: float
+    """Of the excess of published long runs over their steps, the part to expect of a run planned now."""
+    run_spread: float
+    """Standard deviation of that, in ln(hours)."""
     width_scale: float
     rl: Mapping[str, float]
     scored: Mapping[str, float]
@@ -82,6 +87,8 @@ def parse_coefficients(value: Mapping[str, Any]) -> Coefficients:
         family_sd=value["family_sd"],
         noise_sd=value["noise_sd"],
         run_noise_sd=value["run_noise_sd"],
+        run_share=value["run_share"],
+        run_spread=value["run_spread"],
         width_scale=value["width_scale"],
         rl=value["rl"],
         scored=value["scored"],
@@ -101,14 +108,16 @@ def mfu_belief(work: Workload, weight: float = 1.0, known: Coefficients | None =
         known: other coefficients than the packaged ones.
     """
     known = known or coefficients()
-    values = features(work, weight)
+    values = features(work, weight * known.run_share)
     x = [values[name] for name in NAMES]
     effects = {name: b * v for name, b, v in zip(NAMES, known.posterior.mean, x, strict=True) if v}
     if work.precision in _SLOWER:
         effects["precision"] = math.log(_SLOWER[work.precision])
     mean = math.fsum(effects.values())
     # A second forward pass takes part of what can be reached.
-    most = math.log(_REACHABLE * (2.0 if work.precision == "fp8" else 1.0) / (4 / 3 if work.recompute == "full" else 1))
+    most = math.log(
+        _REACHABLE * (2.0 if work.precision == "fp8" else 1.0) / (4 / 3 if work.recompute == "full" else 1)
+    )
     variances = _variances(known, work, x, weight)
     return MfuBelief(min(mean, most), math.sqrt(math.fsum(variances.values())), effects, variances)
 
@@ -122,4 +131,5 @@ def _variances(known: Coefficients, work: Workload, x: list[float], weight: floa
         "attention kernel": scale * attention**2,
         "between runs of one team": scale * (known.noise_sd**2 + weight * known.run_noise_sd**2),
         "few published runs like this one": scale * known.posterior.variance(x),
+        "what goes wrong in a long run": (weight * known.run_spread) ** 2,
     }

@@ -1,7 +1,7 @@
 """The published runs and throughput tables, as workloads with what was measured.
 
-    rows = read_published()          # packaged CSVs, in their order
-    rows[0].measured_mfu, rows[0].hours_kind
+rows = read_published()          # packaged CSVs, in their order
+rows[0].measured_mfu, rows[0].hours_kind
 """
 
 import csv

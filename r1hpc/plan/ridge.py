@@ -3,9 +3,10 @@
     posterior = fit(rows, prior)
     mean, sd = posterior.predict(x, shared=(0.2,), noise_sd=0.1)
 
-y = x . b + shared . u(family) + e, with b ~ N(prior), every u ~ N(0, 1) and e ~ N(0, noise_sd^2). A constant in
-`shared` is a random intercept: what "one vote per family" means here, since however many rows a family has, what
-they share is one draw. Plain Python, so that the same data give the same digits on every machine.
+y = x . b + shared . u(family) + e, with b ~ N(prior), every u ~ N(0, 1) and e ~ N(0, noise_sd^2). A
+constant in `shared` is a random intercept: what "one vote per family" means here, since however many rows a
+family has, what they share is one draw. Plain Python, so that the same data give the same digits on every
+machine.
 """
 
 import math
@@ -56,8 +57,8 @@ def fit(rows: Sequence[Row], prior: Sequence[tuple[float, float]]) -> Posterior:
     for family in _by_family(rows).values():
         _add_family(family, precision, target)
     covariance = _inverse(precision)
-    mean = [math.fsum(a * b for a, b in zip(line, target, strict=True)) for line in covariance]
-    return Posterior(tuple(mean), tuple(tuple(line) for line in covariance))
+    means = tuple(math.fsum(a * b for a, b in zip(line, target, strict=True)) for line in covariance)
+    return Posterior(means, tuple(tuple(line) for line in covariance))
 
 
 def _by_family(rows: Sequence[Row]) -> Mapping[str, list[Row]]:

@@ -1,13 +1,13 @@
 """GPU-hours of reinforcement learning, phase by phase.
 
-    phases = rl_phases(work, rates)        # {"prefill": ..., "decode": ..., "logprobs": ..., ...} in GPU-hours
+    phases = rl_phases(work, rates)      # {"prefill": ..., "decode": ..., "logprobs": ..., ...}, GPU-hours
 
     prefill      2N FLOPs a prompt token, at the rate of large matrices
-    decode       every step reads all weights and the cache of every sequence: bound by memory bandwidth unless
-                 many sequences decode together; a batch runs until its longest completion ends
+    decode       every step reads all weights and the cache of every sequence: bound by memory bandwidth
+                 unless many sequences decode together; a batch runs until its longest completion ends
     logprobs     2N FLOPs a token for each pass of the old policy and the reference
     reward       a reward model's forward passes; a verifier on the CPU costs GPUs that wait
-    update       6N FLOPs a token (8N with recomputation), once for each pass over the rollout; a critic likewise
+    update       6N FLOPs a token (8N with recomputation), once for each pass over the rollout; so a critic
     hand_over    after each rollout the new weights go to whoever decodes
 
 Two efficiencies are fitted on the runs of DeepSpeed-Chat, the only published ones that tell their tokens.
@@ -129,7 +129,8 @@ def decoding(work: RlWork) -> Decoding:
 
 
 def tail(work: RlWork, batch: float) -> float:
-    """The longest completion of a batch over the mean, for lengths that are log-normal and cut at the longest."""
+    """The longest completion of a batch over the mean, for lengths that are log-normal and cut at the
+    longest."""
     most = work.max_completion_length / work.completion_length
     if batch <= 1 or most <= 1:
         return 1.0
@@ -149,7 +150,8 @@ def _decode_s(work: RlWork, rates: RlRates) -> float:
 
 
 def _gathering(work: RlWork) -> float:
-    """How much longer passes take beyond one node where weights are sharded: where a card cannot hold them."""
+    """How much longer passes take beyond one node where weights are sharded: where a card cannot hold
+    them."""
     if work.num_gpus <= _GPUS_PER_NODE or _gpus_per_replica(work) == 1:
         return 1.0
     tokens = work.sequences_per_rollout / work.num_gpus * (work.prompt_length + work.completion_length)
@@ -163,7 +165,7 @@ def _offloading(work: RlWork) -> float:
 
 
 def _slower(floor: float, tokens: float, work: RlWork) -> float:
-    return (1 + floor * work.gpu.peak_tflops / 312 / tokens) ** _SEEN
+    return math.pow(1 + floor * work.gpu.peak_tflops / 312 / tokens, _SEEN)
 
 
 def _waiting_s(work: RlWork) -> float:
@@ -183,6 +185,7 @@ def _gpus_per_replica(work: RlWork) -> int:
 
 
 def _free_bytes(work: RlWork, ways: int) -> float:
-    """Of one card, beside the weights and the sharded training states; a tenth where they must be offloaded."""
+    """Of one card, beside the weights and the sharded training states; a tenth where they must be
+    offloaded."""
     usable = max(0.0, _USABLE * work.gpu.memory_gib * 2**30 - _WEIGHT_BYTES * work.params / ways)
     return max(_LEAST_FREE * usable, usable - _STATE_BYTES * work.params / work.num_gpus)

@@ -162,8 +162,8 @@ def _shape(
     positions = shape.max_position_embeddings if shape else positions
     if isinstance(positions, int) and seq_len > positions:
         raise ConfigError(
-            f"{_setting_of_length(config)} is {seq_len}, but the model has {positions} positions: lower it, or raise "
-            "model.config.max_position_embeddings"
+            f"{_setting_of_length(config)} is {seq_len}, but the model has {positions} positions: lower it, "
+            "or raise model.config.max_position_embeddings"
         )
     return shape if model.get("vocab_size") is not None else None
 

@@ -208,7 +208,9 @@ def _check_amount(flag: str, value: float | None, most: float, most_flag: str | 
     if not math.isfinite(value) or value <= 0:
         raise UsageError(f"{flag} is {value:g}: it must be above 0, for example 7B or 1.5e9")
     if value > most:
-        limit = f"more than {most_flag}, {most:.4g}" if most_flag else f"above {most:.0e}, more than any run has"
+        limit = (
+            f"more than {most_flag}, {most:.4g}" if most_flag else f"above {most:.0e}, more than any run has"
+        )
         raise UsageError(f"{flag} is {value:.4g}, {limit}; check the unit")
 
 

@@ -30,7 +30,7 @@ on V100 (NVIDIA/nccl#199), about 70 of 400 W on A100 (NVIDIA/nccl#968); a kernel
 keeps a GPU "utilised" and does no arithmetic."""
 
 DATA_SHARE = 0.15
-"""Of the step time spent waiting for data. A loader that keeps up takes 0 to 3 %, so this is no noise."""
+"""Of the step time spent waiting for data. The loader takes 1 % of the smoke job's: this is no noise."""
 INPUT_BOUND_UTILIZATION = 90
 """Percent. Above, the wait for data lies beside work of the GPU, not before it."""
 
@@ -43,7 +43,8 @@ MID_POWER = (0.25, 0.7)
 """Of the power limit. Below lies a hang; matrix products at full speed draw nearly all of it."""
 
 STRAGGLER_RATIO = 1.2
-"""Own work of a rank against the median rank. NVIDIA's resiliency extension scores ranks the same way."""
+"""Own work of a rank against the median rank. NVIDIA's resiliency extension compares with the fastest one,
+which one lucky rank can move."""
 STRAGGLER_PERSISTENCE = 0.7
 """Of the records. A garbage collection or a neighbour's job slows a rank down now and then."""
 STRAGGLER_MIN_RECORDS = 3

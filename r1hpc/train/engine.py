@@ -85,9 +85,10 @@ def build_engine(
     network: torch.nn.Module, ds_config: dict[str, Any], parameters: Parameters | None = None
 ) -> Any:
     """The DeepSpeedEngine around the model."""
+    trainable = [p for p in network.parameters() if p.requires_grad]
     engine, _, _, _ = deepspeed.initialize(
         model=network,
-        model_parameters=parameters or [p for p in network.parameters() if p.requires_grad],
+        model_parameters=parameters or trainable,
         config=ds_config,
         dist_init_required=False,
     )
@@ -108,13 +109,13 @@ def accumulate(engine: Any, losses: Iterable[torch.Tensor]) -> tuple[float, floa
 
     Returns: the sum of the losses on this rank, and the gradient norm over all ranks before clipping.
     """
-    total, norm = 0.0, None
+    total, norm = torch.zeros(()), None
     for loss in losses:
         engine.backward(loss)
         if not reports_grad_norm(engine) and engine.is_gradient_accumulation_boundary():
             norm = averaged_grad_norm(engine)
         engine.step()
-        total = total + loss.detach()
+        total = total.to(loss.device) + loss.detach()
     return float(total), grad_norm(engine) if norm is None else norm
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from r1hpc.base.failpoints import failpoint
 from r1hpc.config.schema import RunConfig
+from r1hpc.tasks.completion import take_apart
 from r1hpc.tasks.rewards import Completion, Score, Scorer
 from r1hpc.tasks.statistics import mean_interval, pass_at_k, wilson
 from r1hpc.tasks.task import Item, Task
@@ -39,6 +40,9 @@ class Answer:
     """The first of the samples."""
     mean_length: float
     truncated: int
+    num_thinking: int = 0
+    """Samples whose thinking is not blank, and how many of those are correct."""
+    num_thinking_correct: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -104,6 +108,9 @@ class Evaluator:
 def _answer(
     item: Item, greedy: tuple[Completion, Score], sampled: Sequence[tuple[Completion, Score]]
 ) -> Answer:
+    thinking = [
+        score for completion, score in sampled if (take_apart(completion.text).thinking or "").strip()
+    ]
     return Answer(
         index=item.index,
         prompt=item.prompt,
@@ -117,6 +124,8 @@ def _answer(
         sample=sampled[0][0].text,
         mean_length=sum(completion.num_tokens for completion, _ in sampled) / len(sampled),
         truncated=sum(completion.truncated for completion, _ in sampled),
+        num_thinking=len(thinking),
+        num_thinking_correct=sum(score.correct for score in thinking),
     )
 
 
@@ -124,12 +133,14 @@ def summarise(answers: Sequence[Answer]) -> dict[str, Any]:
     """Shares and means over the items, each with its 95 % interval.
 
     Returns: {num_items, num_samples, greedy: {value, low, high}, pass_at: {"1": {...}, "2": ...},
-    well_formed, response_length, truncated_share}
+    well_formed, response_length, truncated_share, thinking_share, accuracy_given_thinking (None: no sample
+    thinks)}; the last two are over all samples
     """
     num, correct = len(answers), sum(a.greedy_correct for a in answers)
     num_samples = answers[0].num_samples
     ks = [2**e for e in range(num_samples.bit_length()) if 2**e <= num_samples]
     low, high = wilson(correct, num)
+    thinking = sum(a.num_thinking for a in answers)
     pass_at = {str(k): _interval([pass_at_k(a.num_samples, a.num_correct, k) for a in answers]) for k in ks}
     return {
         "num_items": num,
@@ -139,6 +150,10 @@ def summarise(answers: Sequence[Answer]) -> dict[str, Any]:
         "well_formed": sum(a.well_formed for a in answers) / num,
         "response_length": sum(a.mean_length for a in answers) / num,
         "truncated_share": sum(a.truncated for a in answers) / (num * num_samples),
+        "thinking_share": thinking / (num * num_samples),
+        "accuracy_given_thinking": (
+            sum(a.num_thinking_correct for a in answers) / thinking if thinking else None
+        ),
     }
 
 

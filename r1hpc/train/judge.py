@@ -11,7 +11,7 @@ from r1hpc.tasks.tokenizer import load_tokenizer, special_ids
 from r1hpc.train import loop
 from r1hpc.train.evaluate import Evaluator
 from r1hpc.train.loop import Job
-from r1hpc.train.model import build_model
+from r1hpc.train.model import build_model, cast_parameters
 from r1hpc.train.policy import DTYPES, build_rollout_engine
 from r1hpc.train.prompts import Prompts
 
@@ -27,7 +27,8 @@ def judge(job: Job) -> Iterator[tuple[Task, Evaluator]]:
     hf_config = load_model_config(config, tokenizer.get_vocab_size())
     job.watchdog.beat("loading the model")
     network = build_model(config.model, hf_config, config.train.seed)
-    network.eval().to(job.group.device, DTYPES[config.train.precision])
+    cast_parameters(network, DTYPES[config.train.precision])
+    network.eval().to(job.group.device)
     engine = build_rollout_engine(job, hf_config, ids, zero_stage=0)
     engine.take_over(network)
     longest = config.rollout.max_completion_length

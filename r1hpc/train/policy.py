@@ -14,7 +14,7 @@ from r1hpc.train.critic import ActorCritic
 from r1hpc.train.loop import Job
 from r1hpc.train.lora import reference as without_adapters
 from r1hpc.train.lora import wrap_lora
-from r1hpc.train.model import build_model
+from r1hpc.train.model import build_model, cast_parameters
 from r1hpc.train.rollout import RolloutEngine, TorchSampler
 from r1hpc.train.update import Reference
 
@@ -47,8 +47,9 @@ def build_reference(job: Job, hf_config: dict[str, Any]) -> Reference | None:
 
         return Reference(None, _weights_id(config), adapters_off)
     network = build_model(config.model, hf_config, config.train.seed)
-    dtype = DTYPES[config.train.precision]
-    network.requires_grad_(False).eval().to(job.group.device, dtype)
+    # Not .to(dtype): that would round the rotary frequencies too, which the engine keeps in fp32.
+    cast_parameters(network, DTYPES[config.train.precision])
+    network.requires_grad_(False).eval().to(job.group.device)
     return Reference(network, _weights_id(config))
 
 

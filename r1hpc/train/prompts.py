@@ -38,6 +38,6 @@ class Prompts:
         ids = tuple(encode(self._tokenizer, text))
         if len(ids) > self._max_length:
             raise ConfigError(
-                f"a prompt has {len(ids)} tokens and rollout.max_prompt_length is {self._max_length}: raise it"
+                f"a prompt has {len(ids)} tokens: raise rollout.max_prompt_length, now {self._max_length}"
             )
         return ids

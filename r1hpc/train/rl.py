@@ -34,7 +34,7 @@ from r1hpc.train.loop import Edge, Job, Outcome, Session
 from r1hpc.train.policy import build_policy, build_reference, build_rollout_engine, policy_of
 from r1hpc.train.prompts import Prompts
 from r1hpc.train.rollout import RolloutEngine
-from r1hpc.train.update import Rollout, Tally, Updater, updates_per_rollout
+from r1hpc.train.update import Rollout, Rows, Tally, Updater, updates_per_rollout
 from r1hpc.train.window import read_groups, write_groups
 
 _WINDOW = "stage_rank_0_window.npz"
@@ -151,7 +151,7 @@ class Reasoning:
         loop.check_finite(session, step, edge, loss, norm, skipped)
         self._check_sampler(edge)
         now = time.monotonic()
-        self._record(session, step, edge, norm, rate, skipped, now - started, now - updating)
+        self._record(session, step, edge, rows, norm, rate, skipped, now - started, now - updating)
         self._advance()
         every = job.config.evaluate.every
         if every and step % every == 0 and step < train_.num_steps and not edge.stop:
@@ -270,8 +270,8 @@ class Reasoning:
         if self._update == 0 and difference > most:
             raise TrainError(
                 f"the sampler's log-probabilities are {difference:.3g} nats off the trainer's on average, "
-                f"and rollout.max_logprob_difference is {most:g}: the two do not run the same policy (another "
-                "attention, precision or template?)"
+                f"and rollout.max_logprob_difference is {most:g}: the two do not run the same policy "
+                "(another attention, precision or template?)"
             )
 
     def _record(
@@ -279,6 +279,7 @@ class Reasoning:
         session: Session,
         step: int,
         edge: Edge,
+        rows: Rows,
         norm: float,
         rate: float,
         skipped: bool,
@@ -287,7 +288,7 @@ class Reasoning:
     ) -> None:
         assert self._collected is not None
         groups, is_first = self._collected.groups, self._update == 0
-        num_tokens = int(groups.lengths.sum()) if is_first else 0
+        num_tokens = int(groups.lengths[rows].sum())
         self._tokens += num_tokens
         if self._job.group.rank != 0:
             return

@@ -46,11 +46,13 @@ def write_chain(root: Path, stages: str = THREE, common: str = COMMON) -> Path:
     return path
 
 
-def submit(root: Path, *words: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def submit(
+    root: Path, *words: str, env: Mapping[str, str] | None = None, timeout_s: float = 180
+) -> subprocess.CompletedProcess[str]:
     """`python -m r1hpc.submit WORDS --json`, whatever comes of it."""
     argv = [sys.executable, "-m", "r1hpc.submit", *words, "--run-root", str(root / "runs"), "--json"]
     return subprocess.run(
-        argv, cwd=CHECKOUT, env=run_environment(env), capture_output=True, text=True, timeout=180
+        argv, cwd=CHECKOUT, env=run_environment(env), capture_output=True, text=True, timeout=timeout_s
     )
 
 

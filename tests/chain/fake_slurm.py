@@ -8,6 +8,7 @@ For what happens before a job runs; what Slurm does with dependencies is tested 
 """
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,8 @@ def _scontrol(jobs: Path, words: list[str]) -> int:
         print("slurm_load_jobs error: Invalid job id specified", file=sys.stderr)
         return 1
     job = json.loads(path.read_text())
-    print(f"JobId={job['job_id']} JobName={job['name']} UserId=u(0) JobState={job['state']} Restarts=0")
+    about = f"JobId={job['job_id']} JobName={job['name']} UserId=u({os.getuid()}) JobState={job['state']}"
+    print(f"{about} Restarts=0 WorkDir={job['folder']}")
     return 0
 
 

@@ -97,7 +97,7 @@ def test_a_chain_killed_at_every_stage_finishes_and_does_nothing_twice(place: Pl
     assert "three saves and leaves for good" in said
     place.wait_alone()
     assert look_at(place.chain).state.value == "cancelled"
-    done = submit(place.root, str(place.file), "--executor", "local", "--follow")
+    done = submit(place.root, "--run-name", "small", "--follow")  # where it was, and without its file
     assert done.returncode == 0, done.stderr
 
     causes = [[attempt.cause for attempt in read_history(run).attempts] for run in (place.one, place.two)]

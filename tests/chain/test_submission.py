@@ -1,5 +1,6 @@
 """Chains through the submit door with Slurm played at its edge: what is submitted, tied, found, refused."""
 
+import json
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from r1hpc.chain.folder import ChainDir
 from r1hpc.config import load
 from tests.chain.chains import THREE, actions_of, jobs_of, submit, submitted, write_attempt, write_chain
 from tests.chain.fake_slurm import FakeSlurm
-from tests.runs import CHECKOUT, run_environment
+from tests.runs import CHECKOUT, door_output, run_environment
 
 
 class Place:
@@ -31,6 +32,11 @@ class Place:
 
     def submit(self, *words: str) -> dict[str, Any]:
         return submitted(self.root, str(self.file), *words, env=self.environment())
+
+    def door(self, verb: str, *words: str, name: bool = True) -> str:
+        """stdout of another door on the chain."""
+        argv = ["-m", f"r1hpc.{verb}", *(["small"] if name else []), *words]
+        return door_output([*argv, "--run-root", str(self.root / "runs")], self.environment())
 
     def refused(self, *words: str) -> str:
         done = submit(self.root, *words, env=self.environment())
@@ -207,6 +213,25 @@ def test_a_dry_run_plans_each_stage_and_writes_nothing(place: Place) -> None:
     assert jobs_of(answer) == [None, None]
     assert not place.slurm.jobs()
     assert not (place.root / "runs").exists()
+
+
+def test_the_doors_show_and_cancel_a_chain(place: Place) -> None:
+    place.submit()
+    write_attempt(place.chain, "one", "1", None)
+    place.slurm.set_state("1", "RUNNING")
+    shown = json.loads(place.door("status", "--json"))
+    assert (shown["state"], shown["detail"]) == ("running", "0 of 3 stages finished")
+    assert [stage["state"] for stage in shown["stages"]] == ["running", "waiting", "waiting"]
+    assert shown["stages"][2]["needs"] == ["one", "two"]
+    everything = json.loads(place.door("status", "--all", "--json", name=False))
+    assert [chain["chain"] for chain in everything["chains"]] == ["small"]
+    cancelled = json.loads(place.door("cancel", "--json"))
+    assert [stage["stage"] for stage in cancelled["stages"]] == ["three", "two", "one"]
+    assert {job.state for job in place.slurm.jobs()} == {"CANCELLED"}
+    assert json.loads(place.door("status", "--json"))["state"] == "cancelled"
+    assert json.loads(place.door("cancel", "--json"))["stages"] == []
+    reviews = json.loads(place.door("report", "--json", "--no-plots"))["runs"]
+    assert [review["run_id"] for review in reviews] == ["one", "two", "three"]
 
 
 def test_a_run_is_no_chain_and_a_chain_no_run(place: Place) -> None:

@@ -14,6 +14,7 @@ from r1hpc.base.files import read_json
 from r1hpc.base.rundir import RunDir
 from r1hpc.config import load
 from r1hpc.config.freeze import freeze, refuse_secrets, with_absolute_paths
+from r1hpc.config.reasoning import TaskConfig
 from r1hpc.config.redact import find_secret, redact, secret_values
 from r1hpc.config.schema import ClusterConfig, DataConfig, ModelConfig, RunConfig
 
@@ -167,6 +168,25 @@ def test_relative_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.Mo
     assert (absolute.data.path, absolute.model.path) == (str(tmp_path / "d"), str(tmp_path / "m"))
     assert absolute.data.recipe == str(tmp_path / "mine.yaml")
     assert with_absolute_paths(RunConfig()).data.recipe == "smoke"
+
+
+def test_traces_tokenizers_and_files_of_tasks_are_paths_where_they_exist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "q.jsonl").touch()
+    (tmp_path / "tokenizer.json").touch()
+    config = RunConfig(
+        data=DataConfig(traces=["later.jsonl"]),
+        model=ModelConfig(tokenizer="tokenizer.json"),
+        task=TaskConfig(options={"path": "q.jsonl", "seed": 1}),
+    )
+    absolute = with_absolute_paths(config)
+    assert absolute.data.traces == [f"{tmp_path}/later.jsonl"]
+    assert absolute.model.tokenizer == f"{tmp_path}/tokenizer.json"
+    assert absolute.task.options == {"path": f"{tmp_path}/q.jsonl", "seed": 1}
+    named = RunConfig(model=ModelConfig(tokenizer="characters"))
+    assert with_absolute_paths(named).model.tokenizer == "characters"
 
 
 @pytest.mark.parametrize(

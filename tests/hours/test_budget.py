@@ -275,10 +275,12 @@ def test_spent_and_promised_from_the_run_folders(root: Path) -> None:
 
 def test_how_long_the_rest_lasts(root: Path) -> None:
     now = time.time()
-    standing = replace(take_stock(None, [], now, ask_slurm=False), by_day={format_day(now - DAY): 140.0})
+    days = {format_day(now - 40 * DAY): 9999.0, format_day(now - DAY): 140.0}
+    standing = replace(take_stock(None, [], now, ask_slurm=False), by_day=days)
     assert standing.lasts_until(100, now) == pytest.approx(now + 10 * DAY)
     assert standing.lasts_until(0, now) is None
     assert replace(standing, by_day={format_day(now - 20 * DAY): 140.0}).lasts_until(100, now) is None
+    assert replace(standing, by_day={format_day(now - DAY): 140.0}).lasts_until(100, now) is None
 
 
 def test_a_run_counts_by_its_pace_once_it_has_one(root: Path) -> None:
@@ -368,13 +370,15 @@ def test_a_qos_limit_holds_a_submission(slurm: Callable[..., None], tmp_path: Pa
 
 
 @pytest.mark.slurm
-def test_limits_and_usage_of_a_real_cluster(idle_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_and_usage_of_a_real_cluster(
+    idle_cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     for name, value in idle_cluster.env().items():
         monkeypatch.setenv(name, value)
     change = ["sacctmgr", "-i", "modify", "account", "research", "set"]
     idle_cluster.run([*change, "GrpTRESMins=gres/gpu=600,cpu=100000"])
     try:
-        job = idle_cluster.submit("sleep 60", "-N1", "--gres=gpu:4", "-t", "30")
+        job = idle_cluster.submit("sleep 60", "-N1", "--gres=gpu:4", "-t", "30", cwd=tmp_path)
         idle_cluster.wait_job(job, {"RUNNING"})
         deadline = time.time() + 30
         while time.time() < deadline and not any(limit.running for limit in gpu_limits("research")):

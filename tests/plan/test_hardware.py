@@ -2,7 +2,7 @@
 
 import pytest
 
-from r1hpc.plan.hardware import peak_flops
+from r1hpc.plan.hardware import GPUS, UnknownGpuError, find_gpu, peak_flops
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,47 @@ def test_known_cards(name: str, tflops: float) -> None:
 @pytest.mark.parametrize("name", ["Radeon", "", "NVIDIA RTX A4000", "NVIDIA L40", "NVIDIA GeForce RTX 4090"])
 def test_unknown_cards_give_nothing_rather_than_a_guess(name: str) -> None:
     assert peak_flops(name) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("A100-SXM4-80GB", "A100-SXM4-80GB"),
+        ("a100-80gb", "A100-SXM4-80GB"),
+        ("a100", "A100-SXM4-80GB"),
+        ("A100 40G", "A100-SXM4-40GB"),
+        ("a100_40gb", "A100-SXM4-40GB"),
+        ("a100-pcie-40gb", "A100-PCIE-40GB"),
+        ("H100-SXM-80GB", "H100-SXM-80GB"),
+        ("NVIDIA H100 80GB HBM3", "H100-SXM-80GB"),
+        ("h100-pcie", "H100-PCIE-80GB"),
+        ("H800-80GB", "H800-80GB"),
+        ("A800-80GB", "A800-80GB"),
+        ("H200-141GB", "H200-141GB"),
+        ("GH200", "GH200-96GB"),
+        ("A40-48GB", "A40-48GB"),
+        ("v100-16gb", "V100-SXM2-16GB"),
+        ("Tesla T4", "T4-16GB"),
+    ],
+)
+def test_usual_names(name: str, expected: str) -> None:
+    assert find_gpu(name).name == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("radeon", "--peak-tflops"),
+        ("", "no GPU ''"),
+        ("a100-48gb", "A100-SXM4-40GB"),
+        ("h10", "did you mean 'H100"),
+    ],
+)
+def test_unknown_names_get_an_answer_that_helps(name: str, message: str) -> None:
+    with pytest.raises(UnknownGpuError, match=message):
+        find_gpu(name)
+
+
+def test_every_card_is_found_by_its_own_name() -> None:
+    assert [find_gpu(gpu.name) for gpu in GPUS] == list(GPUS)
+    assert len({gpu.name for gpu in GPUS}) == len(GPUS)

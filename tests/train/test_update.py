@@ -1,4 +1,4 @@
-"""An update against the plain loss over all rows at once: what is left out, dealt and padded changes nothing."""
+"""An update against the plain loss over all rows: what is left out, dealt and padded changes nothing."""
 
 from typing import Any
 

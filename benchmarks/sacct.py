@@ -1,0 +1,215 @@
+"""GPU-hours of a million records of sacct: time, memory and error beside a plain read and beside peers.
+
+    python benchmarks/sacct.py [--records 1000000] [--rounds 3] [--peers PYTHON] [--peer-records 100000]
+
+The dump is made from a seed, with requeues, arrays, heterogeneous jobs, records told twice and job names
+that hold the separator; what it adds up to is known by construction (tests/hours/dumps.py). The floor is the
+least a Python program can do: read each line and split it. Ours is the whole process of `python -m
+r1hpc.report --sacct-file FILE --json`. They take turns. Ours must be exact in every breakdown, and within
+100 MiB and 2 s: of CPU time, which on an idle core is its wall time, for the machine may be busy.
+
+Peers are measured on fewer records, for they are slow, where PYTHON (this one unless named) has them: pip
+install slurm2sql slurm-usage pandas. They are called as libraries, as their commands call themselves; both
+ask sacct for what they want, so each is given lines with its own columns.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+MOST_MIB = 100
+MOST_S = 2.0
+PEERS = ("pandas", "slurm2sql", "slurm-usage")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--records", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peers", default=sys.executable, metavar="PYTHON", help="an interpreter with them")
+    parser.add_argument("--peer-records", type=int, default=100_000)
+    parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.run:
+        name, path = arguments.run
+        print(json.dumps(PROGRAMS[name](Path(path))))
+        return 0
+    os.environ["TZ"] = "Europe/Berlin"  # two days of the year have not 24 hours
+    time.tzset()
+    with tempfile.TemporaryDirectory() as folder:
+        status = compare_with_floor(Path(folder) / "dump.txt", arguments.records, arguments.rounds)
+        compare_with_peers(Path(folder) / "few.txt", arguments.peer_records, arguments.peers)
+    return status
+
+
+def compare_with_floor(path: Path, records: int, rounds: int) -> int:
+    """Print ours beside the floor; 1 if it misses its target."""
+    truth = make_dump(path, records)
+    print(
+        f"{records:,} lines, {path.stat().st_size / 2**20:.0f} MiB, {truth.num_records:,} records that count"
+    )
+    floors, ours = [], []
+    for _ in range(rounds):
+        floors.append(measure([sys.executable, __file__, "--run", "floor", str(path)]))
+        door = [sys.executable, "-m", "r1hpc.report", "--sacct-file", str(path), "--json"]
+        ours.append(measure([*door, "--run-root", str(path.parent / "none")]))
+    floor, best = min(floors, key=lambda m: m.cpu_s), min(ours, key=lambda m: m.cpu_s)
+    wrong = differences(json.loads(best.output)["gpu_hours"], truth)
+    print_row("", "wall s", "CPU s", "MiB", "error")
+    print_row(
+        "plain read", f"{min(m.wall_s for m in floors):.2f}", f"{floor.cpu_s:.2f}", f"{floor.mib:.0f}", ""
+    )
+    mib, wall_s = max(m.mib for m in ours), min(m.wall_s for m in ours)
+    print_row("r1hpc report", f"{wall_s:.2f}", f"{best.cpu_s:.2f}", f"{mib:.0f}", f"{len(wrong)} sums")
+    ratio = best.cpu_s / floor.cpu_s
+    print(f"ours / plain read = {ratio:.2f} in CPU time; targets: {MOST_S} s, {MOST_MIB} MiB, no error")
+    for line in wrong[:10]:
+        print(f"  WRONG {line}")
+    return 1 if wrong or mib > MOST_MIB or best.cpu_s > MOST_S else 0
+
+
+def compare_with_peers(path: Path, records: int, python: str) -> None:
+    truth = make_dump(path, records)
+    print(f"\npeers on {records:,} lines")
+    door = [sys.executable, "-m", "r1hpc.report", "--sacct-file", str(path), "--json"]
+    ours = measure([*door, "--run-root", str(path.parent / "none")])
+    print_row("", "wall s", "CPU s", "MiB", "error")
+    found = json.loads(ours.output)["gpu_hours"]["total"] * 3600
+    print_peer("r1hpc report", ours, found, truth.gpu_seconds)
+    for name in PEERS:
+        try:
+            measured = measure([python, __file__, "--run", name, str(path)])
+        except subprocess.CalledProcessError as error:
+            last = (error.stderr or "").strip().splitlines()[-1:]
+            print(f"{name:14} {''.join(last)[:90]}")
+            continue
+        print_peer(name, measured, json.loads(measured.output), truth.gpu_seconds)
+
+
+class Measured:
+    """One process, from its start to its end."""
+
+    def __init__(self, output: str, wall_s: float, cpu_s: float, mib: float) -> None:
+        self.output, self.wall_s, self.cpu_s, self.mib = output, wall_s, cpu_s, mib
+
+
+def measure(argv: list[str]) -> Measured:
+    """Run it.
+
+    Raises:
+        CalledProcessError: it failed; holds what it said.
+    """
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        begin = time.perf_counter()
+        process = subprocess.Popen(argv, env=environment, stdout=out, stderr=err, text=True)
+        _, status, used = os.wait4(process.pid, 0)
+        wall_s = time.perf_counter() - begin
+        process.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        err.seek(0)
+        if status:
+            raise subprocess.CalledProcessError(process.returncode, argv, out.read(), err.read())
+        return Measured(out.read(), wall_s, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+
+
+def make_dump(path: Path, records: int) -> Any:
+    sys.path.insert(0, str(ROOT))
+    from tests.hours.dumps import write_dump
+
+    return write_dump(path, records, seed=1)
+
+
+def differences(hours: dict[str, Any], truth: Any) -> list[str]:
+    """Every sum that is not the one by construction, to the second."""
+    found = {("total", ""): hours["total"], ("node", ""): hours["node_hours"]}
+    expected = {("total", ""): truth.gpu_seconds, ("node", ""): truth.node_seconds}
+    for key, sums in truth.by.items():
+        expected |= {(key, name): seconds for name, seconds in sums.items()}
+        found |= {(key, name): value for name, value in hours[f"by_{key}"].items()}
+    both = {key: (found.get(key, 0) * 3600, expected.get(key, 0)) for key in expected.keys() | found.keys()}
+    return [
+        f"{group} {name}: {ours} s, by construction {true}"
+        for (group, name), (ours, true) in sorted(both.items())
+        if round(ours) != true
+    ]
+
+
+def print_row(*cells: str) -> None:
+    print(f"{cells[0]:14}" + "".join(f"{cell:>10}" for cell in cells[1:]))
+
+
+def print_peer(name: str, measured: Measured, found: float, expected: int) -> None:
+    error = f"{100 * (found - expected) / expected:+.1f} %"
+    print_row(name, f"{measured.wall_s:.2f}", f"{measured.cpu_s:.2f}", f"{measured.mib:.0f}", error)
+
+
+def run_floor(path: Path) -> int:
+    """Cells of the file."""
+    with path.open() as file:
+        return sum(len(line.split("|")) for line in file)
+
+
+def run_pandas(path: Path) -> float:
+    import pandas as pd  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
+    table = pd.read_csv(path, sep="|")
+    gpus = table["AllocTRES"].fillna("").str.extract(r"gres/gpu=(\d+)")[0].fillna(0).astype(int)
+    return float((gpus * table["ElapsedRaw"]).sum())
+
+
+def run_slurm2sql(path: Path) -> float:
+    import sqlite3
+
+    import slurm2sql  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
+    names = [c for c in [*slurm2sql.COLUMNS, *slurm2sql.COLUMNS_EXTRA] if not c.startswith("_")]
+    database = sqlite3.connect(":memory:")
+    rows = (";|;".join(row.get(name, "") for name in names) for row in read_rows(path))
+    slurm2sql.slurm2sql(database, raw_sacct=(line for part in ([";|;".join(names)], rows) for line in part))
+    return float(database.execute("select sum(NGpus * Elapsed) from slurm").fetchone()[0] or 0)
+
+
+def run_slurm_usage(path: Path) -> float:
+    import slurm_usage  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
+    fields = slurm_usage.RawJobRecord.get_field_names()
+    lines = (
+        "|".join({**row, "JobIDRaw": row["JobID"]}.get(name, "") for name in fields)
+        for row in read_rows(path)
+    )
+    records = [slurm_usage.RawJobRecord.from_sacct_line(line, fields) for line in lines]
+    jobs, _ = slurm_usage._process_raw_records_into_jobs([r for r in records if r is not None])
+    return 3600 * float(sum(job.gpu_hours_reserved for job in jobs))
+
+
+def read_rows(path: Path) -> Iterator[dict[str, str]]:
+    """The dump as a peer's own question would have got it: separators in names stay where they are."""
+    with path.open() as file:
+        names = file.readline().rstrip("\n").split("|")
+        at = names.index("JobName")
+        for line in file:
+            cells = line.rstrip("\n").split("|")
+            end = at + 1 + len(cells) - len(names)
+            yield dict(zip(names, [*cells[:at], "|".join(cells[at:end]), *cells[end:]], strict=True))
+
+
+PROGRAMS: dict[str, Callable[[Path], float]] = {
+    "floor": run_floor,
+    "pandas": run_pandas,
+    "slurm2sql": run_slurm2sql,
+    "slurm-usage": run_slurm_usage,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

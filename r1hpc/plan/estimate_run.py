@@ -1,0 +1,198 @@
+"""The estimate of a run as it is submitted: everything its configuration and plan tell.
+
+found = estimate_of_run(config, plan)       # None where nothing can be told
+write_json(run.path / "estimate.json", found.to_json())
+"""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from r1hpc.base.errors import ConfigError
+from r1hpc.config.schema import RunConfig
+from r1hpc.plan.cpu import cpu_node_hours
+from r1hpc.plan.estimate import Estimate, Quantiles, estimate
+from r1hpc.plan.goodput import FailureRates, overhead
+from r1hpc.plan.hardware import Gpu, find_gpu
+from r1hpc.plan.mfu import coefficients
+from r1hpc.plan.model import load_model_config
+from r1hpc.plan.rl_phase import RlRates, RlWork, rl_phases
+from r1hpc.plan.run import RunPlan
+from r1hpc.plan.shape import ModelShape, UnknownModelError, model_shape
+from r1hpc.plan.workload import Workload
+
+_ASSUMED_GPU = "A100-SXM4-80GB"
+_STARTUP_S = 180.0
+"""Of an attempt: from the allocation to the first step. Assumed."""
+_SAMPLING = ("rl", "generate", "evaluate")
+_MEAN_OF_LONGEST = 0.5
+"""Mean completion over the longest allowed. Assumed: it changes while a policy learns."""
+
+
+def estimate_of_run(config: RunConfig, plan: RunPlan) -> Estimate | None:
+    """What a submission will cost; None where the plan knows neither parameters nor FLOPs.
+
+    Raises:
+        UnknownGpuError: cluster.gpu_type is not in the table.
+    """
+    if not plan.topology.num_gpus:
+        return _on_cpu(plan)
+    if plan.num_parameters is None or plan.flops_per_token is None:
+        return None
+    gpu = find_gpu(config.cluster.gpu_type or _ASSUMED_GPU)
+    shape = shape_of_run(config, plan)
+    if config.stage in _SAMPLING:
+        found = estimate_rl(_rl_work(config, plan, gpu, shape), config.stage)
+    else:
+        found = _estimate_training(config, plan, _workload(config, plan, gpu, shape), shape)
+    if config.cluster.gpu_type is None:
+        note = f"cluster.gpu_type is not set: {_ASSUMED_GPU} is assumed"
+        found = replace(found, notes=(note, *found.notes))
+    return found
+
+
+def estimate_rl(work: RlWork, stage: str = "rl") -> Estimate:
+    """The phases of a run that samples; of `generate` and `evaluate` only its sampling."""
+    known = coefficients().rl
+    phases = rl_phases(work, RlRates(known["arithmetic"], known["bandwidth"]))
+    if stage != "rl":
+        phases = {name: phases[name] for name in ("prefill", "decode")}
+    total = math.fsum(phases.values())
+    ideal = Quantiles.log_normal(total, known["log_sd"])
+    lost = overhead(FailureRates(), work.num_gpus)
+    hours = ideal * (1 / lost.goodput)
+    return Estimate(
+        method="flops",
+        gpu_hours=hours,
+        ideal_gpu_hours=ideal,
+        wall_hours={work.num_gpus: hours * (1 / work.num_gpus)},
+        goodput=lost,
+        phases=phases,
+        assumptions={
+            "gpu": work.gpu.name,
+            "num_gpus": work.num_gpus,
+            "params": work.params,
+            "sequences": work.num_sequences,
+            "prompt_length": work.prompt_length,
+            "mean_completion_length": work.completion_length,
+            "max_completion_length": work.max_completion_length,
+            "arithmetic_efficiency": known["arithmetic"],
+            "bandwidth_efficiency": known["bandwidth"],
+        },
+        notes=("completions are assumed to have the mean length named: decoding and update grow with it",),
+        drivers={"software stack and its tuning": 1.0},
+    )
+
+
+def shape_of_run(config: RunConfig, plan: RunPlan) -> ModelShape | None:
+    """The model's shape; None where its folder is yet to be written, or its family not known.
+
+    The plan holds the number of parameters but not the vocabulary, which may be the dataset's: parameters
+    grow by the same number with each of its words, so two counts tell it.
+    """
+    try:
+        model = load_model_config(config, None)
+        if model.get("vocab_size") is not None:
+            return model_shape(model)
+        one, two = (model_shape({**model, "vocab_size": size}).num_parameters for size in (1, 2))
+        words, rest = divmod((plan.num_parameters or 0) - one, two - one)
+        return None if rest or words < 0 else model_shape({**model, "vocab_size": words + 1})
+    except (ConfigError, UnknownModelError):
+        return None
+
+
+def _on_cpu(plan: RunPlan) -> Estimate | None:
+    hours = cpu_node_hours(plan)
+    if hours is None:
+        return None
+    return Estimate(
+        method="flops",
+        gpu_hours=None,
+        node_hours=Quantiles(**hours),
+        assumptions={"gpu": None, "nodes": plan.topology.num_nodes, "ranks": plan.topology.world_size},
+        notes=("nobody publishes runs on CPUs: the interval is wide until runs of this site are known",),
+    )
+
+
+def _workload(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape | None) -> Workload:
+    precision = config.train.precision.value
+    if precision == "bf16" and not gpu.has_bf16:
+        precision = "fp16"
+    known: dict[str, Any] = {
+        "num_gpus": plan.topology.num_gpus,
+        "tokens_per_step": float(plan.tokens_per_step),
+        "micro_batch_size": float(plan.batch.micro_batch_size),
+        "precision": precision,
+        "recompute": "full" if config.model.activation_checkpointing else "none",
+        "zero_stage": config.deepspeed.zero_stage,
+        "offload": "offload" in str(config.deepspeed.extra),
+    }
+    tokens, seq_len = float(plan.total_tokens), plan.seq_len
+    if shape is not None:
+        return Workload.of_shape(shape, tokens=tokens, seq_len=seq_len, gpu=gpu, **known)
+    params = float(plan.num_parameters or 0)
+    return Workload.of_counts(params=params, tokens=tokens, seq_len=seq_len, gpu=gpu, **known)
+
+
+def _estimate_training(
+    config: RunConfig, plan: RunPlan, work: Workload, shape: ModelShape | None
+) -> Estimate:
+    """With the run's own save interval, and a start-up for each attempt that the time limit makes."""
+    first = estimate(work, shape=shape)
+    assert first.ideal_gpu_hours is not None
+    wall_s = first.ideal_gpu_hours.p50 / plan.topology.num_gpus * 3600
+    attempts = max(1, math.ceil(wall_s / plan.time_limit_s)) if plan.time_limit_s else 1
+    return estimate(
+        work,
+        shape=shape,
+        save_time_s=plan.save_time_s or 0.0,
+        save_interval_s=max(1.0, wall_s / plan.num_steps * config.checkpoint.save_every),
+        startup_gpu_hours=attempts * plan.topology.num_gpus * _STARTUP_S / 3600,
+    )
+
+
+def _rl_work(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape | None) -> RlWork:
+    rollout, params = config.rollout, float(plan.num_parameters or 0)
+    sequences = rollout.num_prompts * rollout.num_generations
+    rollouts = _num_rollouts(config, sequences)
+    return RlWork(
+        params=params,
+        gpu=gpu,
+        num_gpus=plan.topology.num_gpus,
+        num_rollouts=rollouts,
+        sequences_per_rollout=sequences if config.stage == "rl" else _sampled(config),
+        prompt_length=rollout.max_prompt_length,
+        completion_length=max(1.0, _MEAN_OF_LONGEST * rollout.max_completion_length),
+        max_completion_length=rollout.max_completion_length,
+        cache_bytes_per_token=_cache_bytes(shape, params, gpu),
+        logprob_passes=2 if config.rl.kl_coef > 0 else 1,
+        num_iterations=config.rl.num_iterations,
+        critic_params=params if config.rl.algorithm == "ppo" else 0.0,
+        recompute=config.model.activation_checkpointing,
+    )
+
+
+def _num_rollouts(config: RunConfig, sequences: int) -> int:
+    """A rollout makes sequences / global batch x iterations optimizer steps."""
+    if config.stage != "rl":
+        return 1
+    updates = max(1, sequences // config.train.global_batch_size) * config.rl.num_iterations
+    return math.ceil(config.train.num_steps / updates)
+
+
+def _sampled(config: RunConfig) -> int:
+    if config.stage == "evaluate":
+        return config.evaluate.num_items * config.evaluate.num_samples
+    return config.generate.num_items * config.generate.num_samples
+
+
+def _cache_bytes(shape: ModelShape | None, params: float, gpu: Gpu) -> float:
+    if shape is not None:
+        return 2 * 2.0 * shape.num_layers * shape.num_key_value_heads * shape.head_dim
+    return guessed_cache_bytes(params, gpu)
+
+
+def guessed_cache_bytes(params: float, gpu: Gpu) -> float:
+    """Keys and values of a token in 16 bits, without grouped queries, the shape guessed from the size."""
+    guess = Workload.of_counts(params=params, tokens=1, gpu=gpu)
+    return 2 * 2 * guess.layers * guess.hidden_size

@@ -1,0 +1,106 @@
+"""Ranks of real DeepSpeed on the CPU that say what they hold: run by test_states.py.
+
+python -m tests.plan.deepspeed_states RANK WORLD_SIZE FOLDER     # writes FOLDER/states.json (rank 0)
+"""
+
+import gc
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._C._distributed_c10d import FileStore  # torch.distributed hides it from type checkers
+
+from r1hpc.train.distributed import join, leave
+
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {"hidden_size": 256, "intermediate_size": 688, "num_key_value_heads": 2},
+    "gpt2": {"n_embd": 256, "n_layer": 6, "n_head": 4, "n_positions": 128},
+    "qwen3": {
+        "hidden_size": 320,
+        "intermediate_size": 960,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "tie_word_embeddings": True,
+    },
+}
+_COMMON = {"num_hidden_layers": 6, "num_attention_heads": 4, "max_position_embeddings": 128}
+_IDS = {"vocab_size": 4000, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+BUCKET_ELEMENTS = 100_000
+"""Small beside the models: what buckets hold is told apart from the states."""
+
+
+def model_config(name: str) -> dict[str, Any]:
+    own = MODELS[name] if name == "gpt2" else {**_COMMON, **MODELS[name]}
+    return {"model_type": name, **own, **_IDS}
+
+
+def held_bytes() -> int:
+    """Bytes of every tensor that is alive, each storage once."""
+    gc.collect()
+    storages = {}
+    for found in gc.get_objects():
+        if type(found) in (torch.Tensor, torch.nn.Parameter):
+            storage = found.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    storages.pop(0, None)
+    return sum(storages.values())
+
+
+def measure(name: str, zero_stage: int, world_size: int) -> tuple[int, int]:
+    """(parameters, most bytes held between the passes of two steps of two micro batches)."""
+    import deepspeed
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    before = held_bytes()
+    network = AutoModelForCausalLM.from_config(AutoConfig.for_model(**model_config(name)))
+    count = sum(p.numel() for p in network.parameters())
+    engine, *_ = deepspeed.initialize(
+        model=network,
+        model_parameters=list(network.parameters()),
+        config={
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 2,
+            "train_batch_size": 2 * world_size,
+            "steps_per_print": 10**12,
+            "optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "torch_adam": True}},
+            "zero_optimization": {
+                "stage": zero_stage,
+                "reduce_bucket_size": BUCKET_ELEMENTS,
+                "stage3_param_persistence_threshold": 0,
+            },
+            "bf16": {"enabled": True},
+        },
+        dist_init_required=False,
+    )
+    del network
+    most = 0
+    for _ in range(4):
+        ids = torch.randint(3, 4000, (1, 64))
+        engine.backward(engine(input_ids=ids, labels=ids, use_cache=False).loss)
+        most = max(most, held_bytes() - before)
+        engine.step()
+    engine.destroy()
+    return count, most
+
+
+def main(rank: str, world_size: str, folder: str) -> None:
+    world = int(world_size)
+    store = FileStore(f"{folder}/store", world)
+    group = join(int(rank), int(rank), world, store, use_gpu=False, hang_timeout_s=120)
+    found = []
+    for name in MODELS:
+        for stage in (0, 1, 2, 3):
+            count, most = measure(name, stage, world)
+            found.append({"model": name, "zero_stage": stage, "parameters": count, "bytes": most})
+    if group.rank == 0:
+        (Path(folder) / "states.json").write_text(json.dumps(found))
+    leave()
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads may outlive the engines and abort
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

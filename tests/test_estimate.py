@@ -1,0 +1,149 @@
+"""The door: what scripts rely on, and answers that help."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from r1hpc.estimate import main
+
+_CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _no_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("R1HPC_RUN_ROOT", str(tmp_path / "runs"))
+
+
+def _json(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    assert main([*words, "--json"]) == 0
+    value: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return value
+
+
+def test_flags_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    known = "--layers 32 --hidden-size 4096 --seq-len 4096 --num-gpus 256 --precision bf16 --recompute full"
+    more = "--global-batch-tokens 4M --micro-batch-size 2 --zero-stage 1 --gpu A100-SXM4-80GB"
+    value = _json(capsys, "--params", "6.7e9", "--tokens", "2T", *known.split(), *more.split())
+    assert value["gpu_hours"]["p10"] < value["gpu_hours"]["p50"] < value["gpu_hours"]["p90"]
+    assert 100_000 < value["gpu_hours"]["p50"] < 400_000
+    assert {"assumptions", "baselines", "memory"} <= set(value)
+    assert value["flops"]["per_token"] == 6 * 6.7e9 + 12 * 32 * 4096 * 4096
+
+
+def test_a_mixture_costs_what_its_active_parameters_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    dense = _json(capsys, "--params", "37B", "--tokens", "1T", "--gpu", "h800")
+    moe = _json(capsys, "--params", "671B", "--active-params", "37B", "--tokens", "1T", "--gpu", "h800")
+    assert moe["flops"] == dense["flops"]
+    assert moe["gpu_hours"]["p50"] > dense["gpu_hours"]["p50"]
+
+
+def test_the_article(capsys: pytest.CaptureFixture[str]) -> None:
+    value = _json(capsys, "--params", "7B", "--data-gb", "100", "--method", "seed")
+    assert value["gpu_hours"]["p50"] == 86
+    assert "560" in value["notes"][0]
+    assert _json(capsys, "--params", "7B", "--data-gb", "100")["baselines"]["seed_formula"] == 86
+
+
+def test_a_job_file(capsys: pytest.CaptureFixture[str]) -> None:
+    one = _json(capsys, "jobs/train.yaml", "--gpu", "h100")
+    assert one["assumptions"]["gpu"] == "H100-SXM-80GB"
+    twice = _json(capsys, "jobs/train.yaml", "--gpu", "h100", "train.num_steps=20000")
+    assert twice["flops"]["total"] == 2 * one["flops"]["total"]
+    assert _json(capsys, "train", "--num-gpus", "16")["assumptions"]["num_gpus"] == 16
+    assert _json(capsys, "train", "--method", "seed")["method"] == "seed"
+    assert _json(capsys, "smoke")["node_hours"]["p50"] > 0
+
+
+def test_a_config_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model_type": "mixtral"}))
+    value = _json(capsys, "--model-config", str(path), "--tokens", "1T", "--num-gpus", "64")
+    assert value["assumptions"]["active_params"] < value["assumptions"]["params"] / 3
+    assert value["assumptions"]["shape"] == "exact"
+
+
+def test_reinforcement_learning(capsys: pytest.CaptureFixture[str]) -> None:
+    value = _json(capsys, "--params", "7B", "--rl-sequences", "100k", "--num-gpus", "8")
+    assert value["phases"]["decode"] > 0
+
+
+def test_a_card_by_its_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--gpu", "rx7900", "--peak-tflops", "123", "--gpu-memory-gib", "24", "--num-gpus", "8"]
+    value = _json(capsys, "--params", "1B", "--tokens", "20B", *given)
+    assert value["assumptions"]["gpu"] == "rx7900"
+    assert value["memory"]["usable_gib"] < 24
+
+
+def test_a_7b_on_one_16_gb_card(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--params", "7B", "--tokens", "25B", "--gpu", "v100-16gb", "--num-gpus", "1"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "nothing fits on one V100-SXM2-16GB" in said
+    assert "from 16 GPUs on" in said
+    assert "lora" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "Give a job file, or --params 7B --tokens 1T"),
+        ("--params 7B", "give --tokens"),
+        ("--tokens 1T --params -7B", "--params is -7e"),
+        ("--params 7B --tokens -5", "--tokens is -5"),
+        ("--params 7B --tokens 1T --num-gpus 0", "--num-gpus is 0"),
+        ("--params 7B --tokens 1T --gpu a10O", "did you mean 'A100"),
+        ("--params 7B --tokens 1T --gpu a100-48gb", "not made with"),
+        ("--params 7B --tokens 1T --gpu rx7900", "--peak-tflops"),
+        ("--params 7 --tokens 1T --active-params 8", "more than --params"),
+        ("--params seven --tokens 1T", "'seven' is not a number"),
+        ("--params 7B --tokens 1T --precision fp8", "no FP8"),
+        ("--params 7B --tokens 1T --save-s 0", "--save-s is 0"),
+        ("--params 7B --tokens 1T --preemptions-per-day -1", "preemptions per day"),
+        ("--params 7B --rl-sequences 10k", "needs --num-gpus"),
+        ("--method measured", "needs a run"),
+        ("train.num_steps=5 --params 7B --tokens 1T", "changes a job file"),
+        ("a.yaml b.yaml", "two files"),
+        ("nosuchjob", "no job 'nosuchjob'"),
+        ("train --num-gpus 12", "not a multiple"),
+        ("--parms 7B", "--params"),
+    ],
+)
+def test_answers_that_help(words: str, message: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "r1hpc.estimate", *words.split()],
+        cwd=_CHECKOUT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not done.stdout
+
+
+def test_it_is_quick_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from r1hpc.estimate import main; "
+        "main(['--params', '7B', '--tokens', '1T', '--num-gpus', '64', '--json']); "
+        "print(*sorted({m.split('.')[0] for m in sys.modules}), file=sys.stderr)"
+    )
+    took, modules = [], ""
+    for _ in range(3):
+        began = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-S", "-c", code],  # -S: no site-packages at all
+            cwd=_CHECKOUT,
+            env={**os.environ, "PYTHONPATH": ""},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        took.append(time.perf_counter() - began)
+        modules = done.stderr
+    assert not {"torch", "numpy", "omegaconf", "yaml"} & set(modules.split())
+    assert min(took) < 1.0
