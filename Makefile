@@ -1,4 +1,4 @@
-# make demo   set up, then train a small model on two CPU ranks of this machine and show the report
+# make demo   set up, then the R1 chain on two CPU ranks of this machine: accuracy from chance to 1, in minutes
 # make test   set up, then run the tests; on Debian as root with a real four-node Slurm
 # make check  ruff, strict types, import rules        make soak   long kills and repetitions
 # make bench  speed beside peers and floors           make clean  remove the environment and the runs
@@ -20,8 +20,10 @@ $(READY): pyproject.toml
 	touch $@
 
 demo: setup
-	$(RUN) -m r1hpc.submit jobs/smoke.yaml --executor local --nodes 2 --run-root runs --follow
-	$(RUN) -m r1hpc.report --run-root runs --plots
+	$(RUN) -m r1hpc.submit jobs/r1.yaml --executor local --run-root runs --run-name r1 --follow
+	$(RUN) -m r1hpc.report runs/r1/grpo --plots
+	$(RUN) -m r1hpc.report r1 --run-root runs --format html --out runs/r1.html
+	$(RUN) -m r1hpc.status runs/r1
 
 test: setup
 	$(RUN) -m pytest

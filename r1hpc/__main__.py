@@ -18,6 +18,7 @@ VERBS = {
     "logs": "what the ranks print",
     "cancel": "end a run",
     "estimate": "GPU-hours before they are spent",
+    "budget": "what is left of the allocation, and whether it will do",
     "report": "GPU-hours: planned, used, useful, wasted",
     "shard": "build, verify and inspect datasets",
     "monitor": "GPU readings of this node",

@@ -123,7 +123,8 @@ def _study(arguments: argparse.Namespace, argv: Sequence[str]) -> "tuple[Study, 
     ]
     folder = place(arguments.run_root, arguments.run_name or f"ablate-{ablation.name}")
     arms = arguments.arms.split(",") if arguments.arms else None
-    study = open_study(folder.path, ablation.name, find_job(words[1] if words[1:] else _JOB), trained, arms)
+    job = find_job(words[1] if words[1:] else _JOB)
+    study = open_study(folder.path, ablation.name, job, trained, arms, places, arguments.cluster)
     purpose = Purpose.dry_run if arguments.dry_run else Purpose.start
     order = Order(
         purpose,

@@ -12,6 +12,7 @@ How good it is: docs/estimator.md.
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _read(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
-    arguments, unknown = parser.parse_known_intermixed_args(argv)
+    arguments, unknown = parser.parse_known_intermixed_args(_negative_values(argv))
     if unknown:
         parser.parse_args(unknown)  # names the nearest known flag
     arguments.overrides = [word for word in arguments.words if "=" in word]
@@ -67,6 +68,17 @@ def _read(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UsageError(f"two files, {printable(files[0])} and {printable(files[1])}: give one")
     arguments.target = files[0] if files else None
     return arguments
+
+
+def _negative_values(argv: Sequence[str] | None) -> list[str]:
+    """`--params -7B` as `--params=-7B`: argparse takes -7B for a flag; the answer shall be about the sign."""
+    words: list[str] = []
+    for word in sys.argv[1:] if argv is None else argv:
+        if re.match(r"-[\d.]", word) and words and words[-1].startswith("--") and "=" not in words[-1]:
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
 
 
 def _parser() -> ArgumentParser:

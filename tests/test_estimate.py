@@ -96,7 +96,7 @@ def test_a_7b_on_one_16_gb_card(capsys: pytest.CaptureFixture[str]) -> None:
         ("--tokens 1T --params -7B", "--params is -7e"),
         ("--params 7B --tokens -5", "--tokens is -5"),
         ("--params 7B --tokens 1T --num-gpus 0", "--num-gpus is 0"),
-        ("--params 7B --tokens 1T --gpu a10O", "did you mean 'A100"),
+        ("--params 7B --tokens 1T --gpu a10O", "did you mean 'A10"),
         ("--params 7B --tokens 1T --gpu a100-48gb", "not made with"),
         ("--params 7B --tokens 1T --gpu rx7900", "--peak-tflops"),
         ("--params 7 --tokens 1T --active-params 8", "more than --params"),

@@ -144,7 +144,11 @@ _LIGHT = (
     "logs",
     "cancel",
     "report",
-    "doctor",
+    "estimate",
+    "budget",
+    "calibrate",
+    "diagnose",
+    "ablate",
     "launch",
     "base.cli",
     "config.load",
@@ -164,7 +168,7 @@ def test_the_login_node_loads_nothing_heavy(name: str) -> None:
     assert not set(done.stdout.split()) & set(_HEAVY)
 
 
-@pytest.mark.parametrize("name", ["plan.run", "plan.preemption", "base.rundir"])
+@pytest.mark.parametrize("name", ["plan.run", "plan.preemption", "plan.estimate", "base.rundir"])
 def test_the_lower_rooms_need_only_the_standard_library(name: str) -> None:
     code = f"import r1hpc.{name}, sys; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"
     command = [sys.executable, "-S", "-c", code]  # -S: no site-packages at all

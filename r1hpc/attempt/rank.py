@@ -115,6 +115,7 @@ def _train(
         group=group,
         attempt=context.attempt,
         token=facts.token,
+        node=context.node_name,
         dataset_path=Path(facts.dataset_path) if facts.dataset_path else None,
         requests=requests,
         watchdog=watchdog,

@@ -11,6 +11,7 @@ from r1hpc.base.names import printable
 from r1hpc.base.tables import WIDTH, format_table, wrap
 from r1hpc.base.units import format_bytes, format_duration
 from r1hpc.telemetry.attempts import Attempt
+from r1hpc.telemetry.evaluations import held_out_lines
 from r1hpc.telemetry.metrics import Audit, format_ranges
 from r1hpc.telemetry.summary import AttemptSummary
 
@@ -28,6 +29,7 @@ def as_text(review: Review, plots: Sequence[Path], spent: str = "") -> str:
         _hours(review),
         spent,
         _steps_and_data(review),
+        "\n".join(held_out_lines(review.run)),
         *_gpus(review),
     ]
     if plots:

@@ -77,20 +77,29 @@ class Study:
 
 
 def open_study(
-    path: Path, name: str, job: Path, overrides: Sequence[str], arms: Sequence[str] | None
+    path: Path,
+    name: str,
+    job: Path,
+    overrides: Sequence[str],
+    arms: Sequence[str] | None,
+    places: Sequence[str] = (),
+    cluster: str | None = None,
 ) -> Study:
     """The study of a folder, which need not exist: as its study.json says, else as asked.
 
     Args:
         overrides: KEY=VALUE for every stage, KIND:KEY=VALUE for those of a kind; none about resources.
         arms: names; None: all that the hardware can run.
+        places: overrides about resources: what hardware that is.
+        cluster: name of a profile.
 
     Raises:
         UsageError: it is there with another ablation, other arms or other overrides.
     """
     ablation = ABLATIONS[name]
     base = base_stages(job, overrides)
-    choice = choose_arms(ablation, arms, load.restore(base["rl"]))
+    hardware = load.merge_layers([base["rl"]], overrides_of_kind("rl", places), cluster)
+    choice = choose_arms(ablation, arms, hardware)
     study = Study(path, ablation, choice.arms, choice.refused, base, tuple(overrides))
     if study.given_start is not None and any(arm.sft for arm in choice.arms):
         raise UsageError(f"the arms of {name} differ in their cold starts: leave rl:model.path out")

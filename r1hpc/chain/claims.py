@@ -14,7 +14,14 @@ from r1hpc.base.errors import ConfigError
 from r1hpc.base.files import read_json
 from r1hpc.chain.arms import ABLATIONS
 from r1hpc.chain.claims_list import CLAIMS, Claim
-from r1hpc.chain.comparison import Difference, difference_of, format_difference, format_number, mean_of
+from r1hpc.chain.comparison import (
+    Difference,
+    compared,
+    difference_of,
+    format_difference,
+    format_number,
+    mean_of,
+)
 from r1hpc.chain.results import ArmResult, Results
 from r1hpc.plan.baselines import seed_formula, six_nd
 from r1hpc.plan.batch import solve_batch
@@ -120,11 +127,12 @@ def _means_table(results: Results) -> str:
 
 def _differences_table(results: Results) -> str:
     first = f"minus {results.arms[0].name}, paired by seed"
-    rows = []
+    keys, rows = compared(results), []
     for arm in results.arms[1:]:
-        found = [difference_of(results, arm, key) for key in ("pass_at_1", "greedy", "response_length")]
+        found = [difference_of(results, arm, key) for key in keys]
         rows.append([arm.name, str(found[0].n if found[0] else 0), *map(format_difference, found)])
-    return _markdown([first, "n", "T=1 [95 %]", "greedy [95 %]", "length [95 %]"], rows)
+    headings = (words.replace("acc|think", "thinking right after") for words in keys.values())
+    return _markdown([first, "n", *(f"{heading} [95 %]" for heading in headings)], rows)
 
 
 def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

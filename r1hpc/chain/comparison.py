@@ -85,7 +85,16 @@ _MEASURES = (
     ("thinking_share", "thinking"),
     ("accuracy_given_thinking_before", "acc|think SFT"),
 )
-_COMPARED = ("pass_at_1", "greedy", "response_length")
+_COMPARED = {"pass_at_1": "T=1", "greedy": "greedy", "response_length": "length"}
+_AFTER_SFT = {"accuracy_given_thinking_before": "acc|think SFT"}
+
+
+def compared(results: Results) -> dict[str, str]:
+    """Measures whose differences are shown, and headings; that of the cold start where the arms differ in it."""
+    key = next(iter(_AFTER_SFT))
+    baseline = results.arms[0].values(key)
+    others = [value != baseline.get(seed) for arm in results.arms for seed, value in arm.values(key).items()]
+    return {**_COMPARED, **(_AFTER_SFT if any(others) else {})}
 
 
 def as_object(results: Results) -> dict[str, Any]:
@@ -95,7 +104,7 @@ def as_object(results: Results) -> dict[str, Any]:
         {
             **asdict(arm),
             "mean": {key: mean_of(arm, key) for key in keys},
-            "difference": {key: _json(difference_of(results, arm, key)) for key in _COMPARED},
+            "difference": {key: _json(difference_of(results, arm, key)) for key in compared(results)},
         }
         for arm in results.arms
     ]
@@ -158,10 +167,11 @@ def _means(results: Results) -> _Table:
 
 
 def _differences(results: Results) -> _Table:
-    headings = (f"minus {results.arms[0].name}", "n", "T=1", "greedy", "length")
+    keys = compared(results)
+    headings = (f"minus {results.arms[0].name}", "n", *keys.values())
     rows: list[Sequence[str]] = []
     for arm in results.arms[1:]:
-        found = [difference_of(results, arm, key) for key in _COMPARED]
+        found = [difference_of(results, arm, key) for key in keys]
         n = found[0].n if found[0] else 0
         rows.append((arm.name, str(n), *map(format_difference, found)))
     return headings, rows, range(1, len(headings))

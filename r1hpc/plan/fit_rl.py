@@ -7,6 +7,7 @@ halves()      # both ways round: rows, predicted hours, actual hours
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from r1hpc.plan.estimate_run import guessed_cache_bytes
 from r1hpc.plan.hardware import find_gpu
@@ -84,7 +85,8 @@ def _loss(rows: Sequence[RlRow], point: tuple[float, float]) -> float:
     return prior + math.fsum((error / _ROW_SD) ** 2 for error in log_errors(rows, rates))
 
 
-def halves() -> list[tuple[RlRow, float]]:
+@cache
+def halves() -> tuple[tuple[RlRow, float], ...]:
     """Every row with ln(predicted / actual), predicted from the other half (every second row)."""
     rows = rl_rows()
     found: dict[str, tuple[RlRow, float]] = {}
@@ -92,7 +94,7 @@ def halves() -> list[tuple[RlRow, float]]:
         rates = fit_rates(rows[1 - start :: 2])
         half = rows[start::2]
         found |= {row.id: (row, error) for row, error in zip(half, log_errors(half, rates), strict=True)}
-    return [found[row.id] for row in rows]
+    return tuple(found[row.id] for row in rows)
 
 
 def fit_rl() -> dict[str, float]:

@@ -92,8 +92,9 @@ def find_gpu(name: str) -> Gpu:
     family = _of_family(words)
     if not family:
         known = [gpu.name for gpu in GPUS]
+        close = nearest(name.upper(), [*dict.fromkeys(gpu.family for gpu in GPUS), *known])
         raise UnknownGpuError(
-            f"no GPU {printable(name)!r} in the table{nearest(name.upper(), known)}; give --peak-tflops "
+            f"no GPU {printable(name)!r} in the table{close}; give --peak-tflops "
             f"(dense bf16) and --gpu-memory-gib instead, or one of: {', '.join(known)}"
         )
     asked = {int(found[1]) for word in words if (found := re.fullmatch(r"(\d{2,3})G?B?", word))}

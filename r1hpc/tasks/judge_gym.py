@@ -10,7 +10,6 @@ import builtins
 import operator
 import sys
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from types import ModuleType
 from typing import Any
 

@@ -24,6 +24,8 @@ class JudgeKind:
 
     load: Callable[[Mapping[str, Any]], Judge]
     bounded: bool
+    prepares: bool = False
+    """It has `prepare(metadata)`, called before the answers to an item, outside their time limit."""
     max_characters: int = 1024
     """A longer answer is refused before it is sent."""
 
@@ -62,5 +64,5 @@ JUDGES = {
     "exact": JudgeKind(lambda _: exact, bounded=True),
     "countdown": JudgeKind(lambda _: countdown, bounded=True),
     "math": JudgeKind(_load_math, bounded=False),
-    "reasoning_gym": JudgeKind(_load_reasoning_gym, bounded=False, max_characters=16384),
+    "reasoning_gym": JudgeKind(_load_reasoning_gym, bounded=False, prepares=True, max_characters=16384),
 }

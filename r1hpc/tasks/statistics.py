@@ -29,7 +29,8 @@ def wilson(num_correct: int, num_items: int) -> tuple[float, float]:
     n, p, z = num_items, num_correct / num_items, _Z95
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At 0 and 1 the share is the interval's own end; rounding must not put it outside.
+    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+from r1hpc.base.errors import R1hpcError
 from r1hpc.tasks.judges import JUDGES
 from r1hpc.tasks.process import DiedError, TimedOutError, WorkerProcess
 
@@ -55,6 +56,8 @@ class Verifier:
         self._timeout_s = timeout_s
         self._max_characters = JUDGES[judge].max_characters
         self._chunk = _MAX_CHUNK if JUDGES[judge].bounded else 1
+        self._prepares = JUDGES[judge].prepares
+        self._prepared: object = None
         self._worker: WorkerProcess | None = self._started()
         self._ready = False
 
@@ -76,7 +79,7 @@ class Verifier:
         """End the process; its pid is gone when this returns."""
         if self._worker is not None:
             self._worker.stop()
-            self._worker, self._ready = None, False
+            self._worker, self._ready, self._prepared = None, False, None
 
     def __enter__(self) -> Self:
         return self
@@ -110,15 +113,28 @@ class Verifier:
 
     def _ask(self, chunk: list[list[Any]]) -> list[bool | None]:
         worker = self._running()
-        began = time.monotonic()
+        began = None
         try:
+            self._prepare(worker, chunk[0][2])
+            began = time.monotonic()
             verdicts: list[bool | None] = worker.ask(chunk, self._timeout_s)
             return verdicts
         except BaseException:  # an interrupt, too, leaves a process whose next reply would be the wrong one
             self.close()
             raise
         finally:
-            self.stats.slowest_s = max(self.stats.slowest_s, time.monotonic() - began)
+            if began is not None:
+                self.stats.slowest_s = max(self.stats.slowest_s, time.monotonic() - began)
+
+    def _prepare(self, worker: WorkerProcess, metadata: Any) -> None:
+        """Outside an answer's time limit, whatever the judge must do once for an item."""
+        if not self._prepares or metadata == self._prepared:
+            return
+        try:
+            worker.ask({"prepare": metadata}, _START_LIMIT_S)
+        except TimedOutError:
+            raise R1hpcError(f"the verifier took over {_START_LIMIT_S:g} s to prepare {metadata}") from None
+        self._prepared = metadata
 
     def _started(self) -> WorkerProcess:
         return WorkerProcess("r1hpc.tasks.worker", self._arguments)

@@ -2,7 +2,8 @@
 
     python -P -m r1hpc.tasks.worker PARENT_PID JUDGE SETTINGS_JSON
 
-Each list of [text, answer, metadata] is answered by a list of true (right), false (wrong) or null (refused).
+Each list of [text, answer, metadata] is answered by a list of true (right), false (wrong) or null (refused),
+and {"prepare": metadata} by true.
 """
 
 import json
@@ -20,7 +21,14 @@ def ready(judge_name: str, settings: Mapping[str, Any]) -> tuple[Handler, bool]:
     """The judge, loaded, behind the guard."""
     judge = JUDGES[judge_name].load(settings)
     guard.install()
-    return lambda questions: [verdict(judge, question) for question in questions], True
+
+    def handler(request: Any) -> Any:
+        if isinstance(request, dict):
+            judge.prepare(request["prepare"])  # type: ignore[attr-defined]
+            return True
+        return [verdict(judge, question) for question in request]
+
+    return handler, True
 
 
 def verdict(judge: Judge, question: Sequence[Any]) -> bool | None:

@@ -18,8 +18,8 @@ from r1hpc.telemetry.gpu_series import GpuSeries, read_gpu_series
 from r1hpc.telemetry.metrics import Step, read_events
 from r1hpc.telemetry.summary import AttemptSummary, RunSummary
 
-BLUE, RED, GREY = "#2563a8", "#cc3311", "#667080"
-"""What lasted, what was lost, everything else."""
+BLUE, RED, GREY, GREEN = "#2563a8", "#cc3311", "#667080", "#228833"
+"""What lasted, what was lost, everything else, what is good."""
 _BANDS = ("#eef2f7", "#dfe7f1")
 _COLOURS = ("#2563a8", "#dd7711", "#228833", "#aa3377", "#66bbcc", "#998800", "#555555", "#ee6677")
 _STYLE = {
@@ -44,12 +44,18 @@ _MOST_LINES = 8
 
 def draw_all(run: RunDir, summary: RunSummary, folder: Path) -> list[Path]:
     """Draw what there is data for into `folder`; the paths of the files."""
+    # It draws with what stands in this module.
+    from r1hpc.telemetry.plots_reward import draw_reward, has_rewards
+
     folder.mkdir(mode=0o700, exist_ok=True)
     paths = []
     if summary.steps.effective or summary.steps.lost:
         draw_loss(run.run_id, summary, folder / "loss.png")
         draw_throughput(run, summary, folder / "throughput.png")
         paths += [folder / "loss.png", folder / "throughput.png"]
+    if has_rewards(summary):
+        draw_reward(run, summary, folder / "reward.png")
+        paths.append(folder / "reward.png")
     series = read_gpu_series(sorted(run.metrics.glob("gpu-*.jsonl")))
     if series:
         draw_gpus(run.run_id, summary, series, folder / "gpu.png")
@@ -76,9 +82,9 @@ def draw_loss(title: str, summary: RunSummary, path: Path) -> None:
         bottom.plot(numbers, [_number(step.lr) for step in steps], color=GREY, lw=1.4)
         bottom.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3))
         bottom.set_ylim(bottom=0)
-        spans = _step_spans(summary)
+        spans = step_spans(summary)
         for axes in (top, bottom):
-            _bands(axes, spans, labels=axes is top)
+            bands(axes, spans, labels=axes is top)
         top.set_ylabel("loss")
         bottom.set_ylabel("learning rate")
         bottom.set_xlabel("optimizer step")
@@ -112,7 +118,7 @@ def draw_throughput(run: RunDir, summary: RunSummary, path: Path) -> None:
             zorder=5,
             label="checkpoint" if xs else None,
         )
-        _bands(axes, _time_spans(summary, begin, seconds))
+        bands(axes, _time_spans(summary, begin, seconds))
         _mfu_axis(axes, effective)
         axes.set_ylabel("tokens per second")
         axes.set_xlabel(f"wall time since the first attempt began ({unit})")
@@ -134,7 +140,7 @@ def draw_gpus(title: str, summary: RunSummary, series: Sequence[GpuSeries], path
             axes.set_ylabel(ylabel)
             axes.set_ylim(bottom=0, top=105 if panel == 0 else None)
             axes.margins(x=0.01)
-            _bands(axes, _time_spans(summary, begin, seconds), labels=panel == 0)
+            bands(axes, _time_spans(summary, begin, seconds), labels=panel == 0)
         rows[-1].set_xlabel(f"wall time since the first attempt began ({unit})")
         warning = "  (source=stub: made by a test library, these readings mean nothing)" if stub else ""
         finish(figure, rows[0], f"{title}: GPUs{warning}", path, legend_below=True)
@@ -203,7 +209,7 @@ def _with_gaps(
     return xs, ys
 
 
-def _bands(axes: Any, spans: list[tuple[float, float, str]], labels: bool = True) -> None:
+def bands(axes: Any, spans: list[tuple[float, float, str]], labels: bool = True) -> None:
     """Shade the attempts by turns; name each by its number and cause, above, where there is room."""
     if not spans:
         return
@@ -227,7 +233,7 @@ def _bands(axes: Any, spans: list[tuple[float, float, str]], labels: bool = True
             )
 
 
-def _step_spans(summary: RunSummary) -> list[tuple[float, float, str]]:
+def step_spans(summary: RunSummary) -> list[tuple[float, float, str]]:
     """From an attempt's first step to that of the next one that took any."""
     taken = [a for a in summary.attempts if a.attempt.first_step is not None]
     spans = []

@@ -43,6 +43,10 @@ class Collected:
     """On this rank, like the next."""
     reward_time_s: float
 
+    @property
+    def own_time_s(self) -> float:
+        return self.rollout_time_s + self.reward_time_s
+
 
 class Collector:
     """Collects rollouts for one run."""

@@ -157,16 +157,6 @@ def summarise(answers: Sequence[Answer]) -> dict[str, Any]:
     }
 
 
-def sentence(summary: dict[str, Any]) -> str:
-    """The summary in one line."""
-    greedy, first = summary["greedy"], summary["pass_at"]["1"]
-    last = max(summary["pass_at"], key=int)
-    text = f"greedy {greedy['value']:.3f} [{greedy['low']:.3f}, {greedy['high']:.3f}]"
-    text += f"  pass@1 {first['value']:.3f} [{first['low']:.3f}, {first['high']:.3f}]"
-    text += f"  pass@{last} {summary['pass_at'][last]['value']:.3f}" if last != "1" else ""
-    return f"{text}  mean length {summary['response_length']:.1f}  ({summary['num_items']} held-out items)"
-
-
 def transcripts(answers: Sequence[Answer], most: int = 20) -> str:
     """What the model was asked and what it said, for a person: the wrong ones first."""
     chosen = sorted(answers, key=lambda a: a.greedy_correct)[: most // 2]

@@ -7,7 +7,8 @@ import functools
 
 from r1hpc.base.files import write_atomic, write_json
 from r1hpc.plan.parts import num_parts, part_items
-from r1hpc.train.evaluate import Answer, Evaluator, sentence, summarise, transcripts
+from r1hpc.telemetry.evaluations import sentence
+from r1hpc.train.evaluate import Answer, Evaluator, summarise, transcripts
 from r1hpc.train.judge import judge
 from r1hpc.train.loop import Job, Outcome
 from r1hpc.train.parts import Lines, asked_to_stop, read_parts, run_parts

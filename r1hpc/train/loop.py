@@ -26,6 +26,7 @@ from r1hpc.plan.batch import BatchPlan
 from r1hpc.plan.hardware import peak_flops
 from r1hpc.plan.shape import UnknownModelError, flops_per_token, model_shape
 from r1hpc.telemetry.metrics import MetricWriter
+from r1hpc.telemetry.ranks import RankTimeWriter
 from r1hpc.train.distributed import Group
 from r1hpc.train.engine import (
     Parameters,
@@ -39,6 +40,9 @@ from r1hpc.train.snapshot import Identity, Snapshots, seed_streams
 from r1hpc.train.stop import StopRequests
 from r1hpc.train.watchdog import Watchdog
 
+_TIMES_EVERY = 10
+"""Steps between two gatherings of the ranks' own times."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -49,6 +53,7 @@ class Job:
     group: Group
     attempt: int
     token: str
+    node: str
     dataset_path: Path | None
     """None for the stages that read no shards."""
     requests: StopRequests
@@ -113,6 +118,37 @@ class Stage(Protocol):
         """After the last step is saved; False when asked to leave before it was done."""
 
 
+class RankTimes:
+    """How long each rank worked and how long it waited, every few steps, for finding a straggler."""
+
+    def __init__(self, job: Job) -> None:
+        self._group = job.group
+        self._times: list[tuple[float, float]] = []
+        self._writer: RankTimeWriter | None = None
+        places: list[tuple[str, str | None]] = job.group.gather((job.node, _gpu_uuid(job.group)))
+        if job.group.rank == 0:
+            nodes, uuids = zip(*places, strict=True)
+            self._writer = RankTimeWriter(job.run, job.attempt, nodes, uuids)
+
+    def step(self, global_step: int, step_time_s: float, own_s: float) -> None:
+        """A step is over. Collective, every _TIMES_EVERY steps.
+
+        Args:
+            own_s: of that, in what this rank did by itself: reading, sampling, its forward passes.
+        """
+        self._times.append((step_time_s, max(0.0, step_time_s - own_s)))
+        if len(self._times) < _TIMES_EVERY:
+            return
+        means = [sum(column) / len(self._times) for column in zip(*self._times, strict=True)]
+        gathered = self._group.gather(means)
+        if self._writer is not None:
+            times, waits = zip(*gathered, strict=True)
+            self._writer.write(
+                global_step=global_step, num_steps=len(self._times), step_time_s=times, wait_s=waits
+            )
+        self._times = []
+
+
 @dataclass
 class Session:
     """Everything the loop touches, built once per attempt."""
@@ -125,6 +161,7 @@ class Session:
     first_step: int
     hf_config: dict[str, Any]
     peak_flops: float | None
+    rank_times: RankTimes
     skipped_in_a_row: int = 0
 
 
@@ -173,6 +210,7 @@ def set_up(job: Job, stage: Stage, plan: Plan) -> Session:
         first_step=step + 1,
         hf_config=plan.hf_config,
         peak_flops=_peak_flops(group),
+        rank_times=RankTimes(job),
     )
 
 
@@ -330,6 +368,12 @@ def _peak_flops(group: Group) -> float | None:
     if group.device.type != "cuda":
         return None
     return peak_flops(torch.cuda.get_device_name(group.device))
+
+
+def _gpu_uuid(group: Group) -> str | None:
+    if group.device.type != "cuda":
+        return None
+    return f"GPU-{torch.cuda.get_device_properties(group.device).uuid}"
 
 
 def _opening_line(job: Job, plan: Plan, step: int) -> str:

@@ -83,12 +83,14 @@ class Pretraining:
         rate = learning_rate(train_, step)
         set_learning_rate(engine, rate)
         skipped_before = engine.skipped_steps
-        loss, norm = accumulate(engine, self._losses(engine, batch))
-        loss /= len(batch.tokens)
+        total, norm, forward_s = accumulate(engine, self._losses(engine, batch))
+        loss = total / len(batch.tokens)
         skipped = engine.skipped_steps > skipped_before
         proof = [float(v) for v in (batch.sample_ids.size, batch.sample_ids.sum(), batch.checksum)]
         edge = loop.agree(session, loss, proof)
         loop.check_finite(session, step, edge, loss, norm, skipped)
+        step_time_s = time.monotonic() - started
+        session.rank_times.step(step, step_time_s, data_time_s + forward_s)
         if job.group.rank == 0:
             seq_len = job.config.data.seq_len
             tokens = session.batch.global_batch_size * seq_len
@@ -99,7 +101,7 @@ class Pretraining:
                 lr=rate,
                 tokens=step * tokens,
                 step_tokens=tokens,
-                step_time_s=time.monotonic() - started,
+                step_time_s=step_time_s,
                 data_time_s=data_time_s,
                 skipped=skipped,
                 flops=None if per_token is None else per_token * tokens,

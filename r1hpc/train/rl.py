@@ -16,21 +16,23 @@ from typing import Any
 import numpy as np
 
 from r1hpc.base.failpoints import failpoint
-from r1hpc.base.files import append_record, iter_records
+from r1hpc.base.files import append_record
 from r1hpc.plan.batch import BatchPlan
 from r1hpc.plan.model import load_model_config
 from r1hpc.tasks.registry import make_task
 from r1hpc.tasks.rewards import Scorer
 from r1hpc.tasks.tokenizer import load_tokenizer, special_ids
+from r1hpc.telemetry.evaluations import answers_path, evaluations_path, read_evaluations, sentence
 from r1hpc.train import loop
 from r1hpc.train.algorithms import Floats
 from r1hpc.train.collect import Collected, Collector, checksum, rollout_facts
 from r1hpc.train.critic import ActorCritic
 from r1hpc.train.engine import accumulate, learning_rate, set_learning_rate
 from r1hpc.train.errors import TrainError
-from r1hpc.train.evaluate import Answer, Evaluator, sentence, summarise, transcripts
+from r1hpc.train.evaluate import Answer, Evaluator, summarise, transcripts
 from r1hpc.train.export import export_model
 from r1hpc.train.loop import Edge, Job, Outcome, Session
+from r1hpc.train.parts import write_lines
 from r1hpc.train.policy import build_policy, build_reference, build_rollout_engine, policy_of
 from r1hpc.train.prompts import Prompts
 from r1hpc.train.rollout import RolloutEngine
@@ -145,12 +147,14 @@ class Reasoning:
         skipped_before = engine.skipped_steps
         tally, rows = Tally(), self.updater.rows_of(self._rollout, self._update)
         losses = self.updater.losses(self._rollout, rows, self._update == 0, tally)
-        loss, norm = accumulate(engine, losses)
+        loss, norm, forward_s = accumulate(engine, losses)
         skipped = engine.skipped_steps > skipped_before
         edge = loop.agree(session, loss, tally.numbers())
         loop.check_finite(session, step, edge, loss, norm, skipped)
         self._check_sampler(edge)
         now = time.monotonic()
+        sampling_s = self._collected.own_time_s if self._update == 0 else 0.0
+        session.rank_times.step(step, now - started, sampling_s + forward_s)
         self._record(session, step, edge, rows, norm, rate, skipped, now - started, now - updating)
         self._advance()
         every = job.config.evaluate.every
@@ -223,14 +227,14 @@ class Reasoning:
             answers = sorted((a for part in gathered for a in part), key=lambda a: a.index)
             summary = summarise(answers)
             line = {"global_step": step, "attempt": job.attempt, "time": time.time(), **summary}
-            append_record(_evaluations(job), line)
-            text = transcripts(answers)
-            (job.run.metrics / f"transcripts-{step:06d}.txt").write_text(text)
+            write_lines(answers_path(job.run, step), [answer.to_json() for answer in answers])
+            (job.run.metrics / f"transcripts-{step:06d}.txt").write_text(transcripts(answers))
+            append_record(evaluations_path(job.run), line)
             print(f"step {step}: {sentence(summary)}", flush=True)
         return True
 
     def _is_evaluated(self, step: int) -> bool:
-        return any(line.get("global_step") == step for line in iter_records(_evaluations(self._job)))
+        return step in read_evaluations(self._job.run)
 
     def _collect(self, session: Session) -> bool:
         self._policy_id = self._engine.take_over(policy_of(session.engine))
@@ -334,10 +338,6 @@ class Reasoning:
         for finding in health_warnings(self._recent):
             session.metrics.event("warning", global_step=step, code=finding.code, text=finding.sentence)
             print(f"warning, {finding.code}: {finding.sentence}", flush=True)
-
-
-def _evaluations(job: Job) -> Path:
-    return job.run.metrics / "evaluation.jsonl"
 
 
 _TALLY = tuple(vars(Tally()))

@@ -87,13 +87,15 @@ class FineTuning:
         rate = learning_rate(train_, step)
         set_learning_rate(engine, rate)
         skipped_before = engine.skipped_steps
-        loss, norm = accumulate(engine, self._losses(engine, batch))
-        loss /= session.batch.gradient_accumulation_steps
+        total, norm, forward_s = accumulate(engine, self._losses(engine, batch))
+        loss = total / session.batch.gradient_accumulation_steps
         skipped = engine.skipped_steps > skipped_before
         proof = [batch.sample_ids.size, int(batch.sample_ids.sum()), batch.checksum]
         edge = loop.agree(session, loss, [float(v) for v in proof])
         loop.check_finite(session, step, edge, loss, norm, skipped)
         self._tokens += batch.num_loss_tokens
+        step_time_s = time.monotonic() - started
+        session.rank_times.step(step, step_time_s, data_time_s + forward_s)
         if job.group.rank == 0:
             per_token = loop.model_flops_per_token(session.hf_config, batch.tokens.shape[-1])
             positions = session.batch.global_batch_size * batch.tokens.shape[-1]
@@ -103,7 +105,7 @@ class FineTuning:
                 lr=rate,
                 tokens=self._tokens,
                 step_tokens=batch.num_loss_tokens,
-                step_time_s=time.monotonic() - started,
+                step_time_s=step_time_s,
                 data_time_s=data_time_s,
                 skipped=skipped,
                 flops=None if per_token is None else per_token * positions,

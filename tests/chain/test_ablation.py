@@ -11,8 +11,7 @@ import pytest
 
 from r1hpc import ablate
 from r1hpc.base.errors import ConfigError, UsageError
-from r1hpc.chain.ablation import base_stages, chain_stages, open_study, overrides_of_kind
-from r1hpc.chain.arms import ABLATIONS, choose_arms
+from r1hpc.chain.ablation import chain_stages, open_study, overrides_of_kind
 from r1hpc.chain.folder import ChainDir, supervisor_pid
 from r1hpc.config import load
 from r1hpc.telemetry.attempts import read_history
@@ -165,10 +164,9 @@ def test_precision_leaves_out_what_this_hardware_lacks_and_says_why(
 @pytest.mark.parametrize(("kind", "reason"), [("a100-80gb", "an A100 is 8.0"), ("h100", "is not built in")])
 def test_on_gpus_fp16_runs_and_fp8_is_refused_by_the_card(kind: str, reason: str) -> None:
     places = ["resources.gpus_per_node=8", f"cluster.gpu_type={kind}"]
-    base = load.restore(base_stages(_JOB, places)["rl"])
-    choice = choose_arms(ABLATIONS["precision"], None, base)
-    assert [arm.name for arm in choice.arms] == ["fp32", "bf16", "fp16"]
-    assert reason in choice.refused["fp8"]
+    study = open_study(Path("nowhere"), "precision", _JOB, (), None, places)
+    assert [arm.name for arm in study.arms] == ["fp32", "bf16", "fp16"]
+    assert reason in study.refused["fp8"]
 
 
 def test_overrides_reach_all_kinds_or_one() -> None:
@@ -187,7 +185,9 @@ def run(root: Path, *words: str, **environment: str) -> subprocess.CompletedProc
 
 
 @pytest.mark.timeout(600)
-def test_killed_in_an_arm_it_goes_on_there_and_finished_arms_are_not_run_again(tmp_path: Path) -> None:
+def test_killed_in_an_arm_it_goes_on_there_and_finished_arms_are_not_run_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root, out = tmp_path / "runs", tmp_path / "reward.json"
     words = ("reward", "--arms", "0.6_0.3_0.1", "--seeds", "1")
     broken = run(root, *words, R1HPC_FAILPOINT="update.begin:kill9::2")
@@ -209,13 +209,12 @@ def test_killed_in_an_arm_it_goes_on_there_and_finished_arms_are_not_run_again(t
     attempts = {n: len(read_history(chain.stage(n)).attempts) for n in ("rule", "0.6_0.3_0.1", start)}
     assert attempts == {"rule": 2, "0.6_0.3_0.1": 1, start: 1}
 
-    again = run(root, *words)
-    assert again.returncode == 0
-    assert "2 of 2 arms are finished" in again.stdout
+    place = [*_HERE, *_TINY, "--run-root", str(root)]
+    assert ablate.main([*words, *place]) == 0
+    assert "2 of 2 arms are finished" in capsys.readouterr().out
     assert len(read_history(chain.stage("rule")).attempts) == 2
-
-    shared = run(root, "algorithm", "--arms", "ppo", "--seeds", "1", "--dry-run", "--json")
-    assert stages_of(json.loads(shared.stdout), 0) == ["grpo", "ppo"], "the cold start is there already"
-    other = run(root, *words, "rl:train.lr=1e-3")
-    assert other.returncode == 2
-    assert "was begun with overrides" in other.stderr
+    assert ablate.main(["algorithm", "--arms", "ppo", "--seeds", "1", "--dry-run", "--json", *place]) == 0
+    shared = json.loads(capsys.readouterr().out)
+    assert stages_of(shared, 0) == ["grpo", "ppo"], "the cold start is there already"
+    with pytest.raises(UsageError, match="was begun with overrides"):
+        ablate.main([*words, *place, "rl:train.lr=1e-3"])

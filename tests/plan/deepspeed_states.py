@@ -38,13 +38,12 @@ def model_config(name: str) -> dict[str, Any]:
 
 
 def held_bytes() -> int:
-    """Bytes of every tensor that is alive, each storage once."""
+    """Bytes of every tensor that is alive, each storage once. A gradient that nobody asked for is no object
+    of Python's yet: it is found through its parameter."""
     gc.collect()
-    storages = {}
-    for found in gc.get_objects():
-        if type(found) in (torch.Tensor, torch.nn.Parameter):
-            storage = found.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
+    tensors = [found for found in gc.get_objects() if type(found) in (torch.Tensor, torch.nn.Parameter)]
+    tensors += [tensor.grad for tensor in tensors if tensor.is_leaf and tensor.grad is not None]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     storages.pop(0, None)
     return sum(storages.values())
 

@@ -19,7 +19,8 @@ from r1hpc.plan.workload import Workload
 
 
 def _work(**change: Any) -> Workload:
-    return Workload.of_counts(**({"params": 7e9, "tokens": 1e12, "gpu": find_gpu("a100")} | change))
+    asked: dict[str, Any] = {"params": 7e9, "tokens": 1e12, "gpu": find_gpu("a100")}
+    return Workload.of_counts(**(asked | change))
 
 
 def _hours(found: Estimate) -> Quantiles:

@@ -58,7 +58,9 @@ def test_a_faster_card_costs_less() -> None:
     assert fast.gpu_hours.p50 < slow.gpu_hours.p50
 
 
-@pytest.mark.parametrize("model", ["{model_type: gpt2}", "{model_type: llama, hidden_size: 1024}"])
+@pytest.mark.parametrize(
+    "model", ["{model_type: gpt2}", "{model_type: llama, num_attention_heads: 7, num_key_value_heads: 7}"]
+)
 def test_the_dataset_s_vocabulary_is_found_again(model: str) -> None:
     config, plan = _run(f"model.config={model}", "data.seq_len=512")
     expected = model_shape(load_model_config(config, _VOCABULARY))

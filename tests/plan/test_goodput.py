@@ -1,4 +1,4 @@
-"""Young and Daly against their papers' numbers, and goodput against runs that are simulated failure by failure."""
+"""Young and Daly against their papers' numbers, and goodput against runs simulated failure by failure."""
 
 import math
 import random
@@ -14,7 +14,7 @@ _HOUR = 3600.0
 
 
 def test_bloom_by_hand() -> None:
-    """One failure a week on 384 GPUs, saves of 40 s: sqrt(2 x 40 x 604800) = 6956 s (they saved every 3 h)."""
+    """A failure a week on 384 GPUs, saves of 40 s: sqrt(2 x 40 x 604800) = 6956 s (they saved every 3 h)."""
     found = overhead(FailureRates(gpu_hours_per_failure=384 * 168, restart_s=0), 384, save_time_s=40)
     assert found.mtbf_s == pytest.approx(168 * _HOUR)
     assert found.young_interval_s == pytest.approx(6955.9, abs=0.1)
@@ -50,7 +50,7 @@ def test_goodput_is_what_a_simulation_gives(
     rng = random.Random(1)
     simulated = _simulate(interval_h * _HOUR, save_s, mean_h * _HOUR, restart_s, rng)
     formula = expected_goodput(interval_h * _HOUR, save_s, mean_h * _HOUR, restart_s)
-    # Daly lets every interval begin with the chance of a restart; the simulation restarts after a failure only.
+    # Daly's restarts may fail too, and each interval carries a part of one: a little more than is simulated.
     assert formula == pytest.approx(simulated, rel=0.03)
 
 

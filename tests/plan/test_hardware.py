@@ -63,7 +63,7 @@ def test_usual_names(name: str, expected: str) -> None:
         ("radeon", "--peak-tflops"),
         ("", "no GPU ''"),
         ("a100-48gb", "A100-SXM4-40GB"),
-        ("h10", "did you mean 'H100"),
+        ("h10", "did you mean"),
     ],
 )
 def test_unknown_names_get_an_answer_that_helps(name: str, message: str) -> None:

@@ -1,5 +1,7 @@
 """reasoning-gym's generators: pure items, their own scorers, and none of the evaluation these do."""
 
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,11 @@ def _some(names: Sequence[str], num_default: int) -> list[Any]:
     """Starting a process and importing the package takes seconds: the others are for the soak."""
     late = [pytest.param(name, marks=pytest.mark.soak) for name in names[num_default:]]
     return [*names[:num_default], *late]
+
+
+@pytest.fixture(scope="module")
+def gcd() -> Task:
+    return _task("gcd")
 
 
 def _task(name: str, **options: object) -> Task:
@@ -69,9 +76,22 @@ def test_a_finite_generator_is_walked_within_its_size() -> None:
     assert {task.item(index).metadata["source_index"] for index in range(50)} <= set(range(30))
 
 
-def test_the_id_names_the_package_version() -> None:
-    assert _task("gcd").id.startswith("reasoning_gym:gcd 0.")
-    assert _task("gcd", min_numbers=3, max_numbers=3).id != _task("gcd").id
+def test_the_id_names_the_package_version_and_the_options(gcd: Task) -> None:
+    assert gcd.id.startswith("reasoning_gym:gcd 0.")
+    assert _task("gcd", min_numbers=3, max_numbers=3).id != gcd.id
+
+
+def test_making_the_item_again_is_not_in_an_answers_time(gcd: Task) -> None:
+    """And a process that was replaced makes it again."""
+    first, second = gcd.item(0), gcd.item(1)
+    groups = [(item, [Completion(compose("", item.answer), 9, False)]) for item in (first, second, first)]
+    with Scorer(RewardConfig(timeout_s=5.0), gcd, max_completion_length=99) as scorer:
+        assert [score.correct for (score,) in scorer.score_groups(groups)] == [True] * 3
+        worker = scorer._verifier._worker
+        assert worker is not None
+        os.kill(worker.pid, signal.SIGKILL)
+        assert [score.correct for (score,) in scorer.score_groups(groups[:1])] == [True]
+        assert (scorer.stats.restarts, scorer.stats.crashes) == (1, 0)
 
 
 @pytest.mark.soak
@@ -87,13 +107,12 @@ def test_every_generator_that_names_an_answer_finds_it_right() -> None:
     assert not wrong
 
 
-def test_no_thinking_to_show() -> None:
-    task = _task("gcd")
+def test_no_thinking_to_show(gcd: Task) -> None:
     with pytest.raises(UsageError, match="thinking_share=0"):
-        task.demonstration(task.item(0), thinking=True)
+        gcd.demonstration(gcd.item(0), thinking=True)
 
 
-def test_no_answer_to_show() -> None:
-    task = _task("rubiks_cube")
+def test_no_answer_to_show(gcd: Task) -> None:
+    """Such as rubiks_cube's: many are right, and it names none."""
     with pytest.raises(UsageError, match="names no answer"):
-        task.demonstration(task.item(0), thinking=False)
+        gcd.demonstration(Item(0, "?", ""), thinking=False)

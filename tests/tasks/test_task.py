@@ -118,7 +118,6 @@ def test_draws_are_spread() -> None:
         (TaskConfig("chain_sum", 0, {"num_terms": 1}), "takes 2 to 64"),
         (TaskConfig("countdown", 0, {"num_numbers": 99}), "takes 2 to 8"),
         (TaskConfig("reasoning_gym:gdc"), "did you mean 'gcd'"),
-        (TaskConfig("reasoning_gym:gcd", 0, {"min_numbers": -1}), "task.options do not suit"),
         (TaskConfig("reasoning_gym:gcd", 0, {"nonsense": 1}), "task.options do not suit"),
         (TaskConfig("jsonl"), "task.options.path=FILE"),
         (TaskConfig("jsonl", 0, {"path": "/nonexistent/x.jsonl"}), "cannot be read"),
