@@ -14,8 +14,10 @@ ask sacct for what they want, so each is given lines with its own columns.
 """
 
 import argparse
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -176,7 +178,8 @@ def run_slurm2sql(path: Path) -> float:
     names = [c for c in [*slurm2sql.COLUMNS, *slurm2sql.COLUMNS_EXTRA] if not c.startswith("_")]
     database = sqlite3.connect(":memory:")
     rows = (";|;".join(row.get(name, "") for name in names) for row in read_rows(path))
-    slurm2sql.slurm2sql(database, raw_sacct=(line for part in ([";|;".join(names)], rows) for line in part))
+    lines = itertools.chain([";|;".join(names)], rows)
+    slurm2sql.slurm2sql(database, raw_sacct=lines, update=True)  # without it a requeued job is an error
     return float(database.execute("select sum(NGpus * Elapsed) from slurm").fetchone()[0] or 0)
 
 
@@ -184,10 +187,7 @@ def run_slurm_usage(path: Path) -> float:
     import slurm_usage  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
     fields = slurm_usage.RawJobRecord.get_field_names()
-    lines = (
-        "|".join({**row, "JobIDRaw": row["JobID"]}.get(name, "") for name in fields)
-        for row in read_rows(path)
-    )
+    lines = ("|".join(row.get(name, "") for name in fields) for row in read_rows(path))
     records = [slurm_usage.RawJobRecord.from_sacct_line(line, fields) for line in lines]
     jobs, _ = slurm_usage._process_raw_records_into_jobs([r for r in records if r is not None])
     return 3600 * float(sum(job.gpu_hours_reserved for job in jobs))
@@ -195,13 +195,17 @@ def run_slurm_usage(path: Path) -> float:
 
 def read_rows(path: Path) -> Iterator[dict[str, str]]:
     """The dump as a peer's own question would have got it: separators in names stay where they are."""
+    from r1hpc.base.units import format_time
+
     with path.open() as file:
         names = file.readline().rstrip("\n").split("|")
         at = names.index("JobName")
         for line in file:
             cells = line.rstrip("\n").split("|")
             end = at + 1 + len(cells) - len(names)
-            yield dict(zip(names, [*cells[:at], "|".join(cells[at:end]), *cells[end:]], strict=True))
+            row = dict(zip(names, [*cells[:at], "|".join(cells[at:end]), *cells[end:]], strict=True))
+            elapsed = format_time(int(row["ElapsedRaw"]))
+            yield {**row, "JobIDRaw": re.split("[_+]", row["JobID"])[0], "Elapsed": elapsed}
 
 
 PROGRAMS: dict[str, Callable[[Path], float]] = {

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -132,18 +131,16 @@ def test_it_is_quick_and_loads_nothing_heavy() -> None:
         "main(['--params', '7B', '--tokens', '1T', '--num-gpus', '64', '--json']); "
         "print(*sorted({m.split('.')[0] for m in sys.modules}), file=sys.stderr)"
     )
-    took, modules = [], ""
-    for _ in range(3):
-        began = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-S", "-c", code],  # -S: no site-packages at all
-            cwd=_CHECKOUT,
-            env={**os.environ, "PYTHONPATH": ""},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        took.append(time.perf_counter() - began)
-        modules = done.stderr
-    assert not {"torch", "numpy", "omegaconf", "yaml"} & set(modules.split())
-    assert min(took) < 1.0
+    before = os.times()
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code],  # -S: no site-packages at all
+        cwd=_CHECKOUT,
+        env={**os.environ, "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    after = os.times()
+    assert not {"torch", "numpy", "omegaconf", "yaml"} & set(done.stderr.split())
+    # Processor time: a busy machine may let anything wait. 0.2 s on an idle one.
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 1.0

@@ -13,8 +13,11 @@ the arms of one seed are alike in all but what they are told. A cold start that 
 same run root has finished, with the same seed and settings, is used and not trained again.
 """
 
+import copy
+import functools
 import hashlib
 import json
+import operator
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +29,7 @@ from r1hpc.base.files import read_json, write_json
 from r1hpc.base.names import check_name, printable
 from r1hpc.base.rundir import RunDir
 from r1hpc.chain import submission
-from r1hpc.chain.arms import ABLATIONS, Ablation, Arm, choose_arms
+from r1hpc.chain.arms import ABLATIONS, Ablation, Arm, Settings, choose_arms
 from r1hpc.chain.command import Submitted, submit_chain
 from r1hpc.chain.definition import open_definition, without_stage
 from r1hpc.chain.folder import ChainDir, supervisor_pid
@@ -37,6 +40,7 @@ KINDS = ("traces", "sft", "rl")
 """The stages that an ablation takes from a chain file; KIND:KEY=VALUE overrides one of them."""
 _PLACES = ("resources.", "cluster.", "limits.", "monitor.", "checkpoint.")
 """Where and how a stage runs, which may change from one submission to the next."""
+_SEEDED = ("train", "data", "task")
 
 Layer = dict[str, Any]
 
@@ -50,7 +54,7 @@ class Study:
     arms: tuple[Arm, ...]
     refused: Mapping[str, str]
     base: Mapping[str, Layer]
-    """By kind: a stage with the overrides in it, before arm and seed."""
+    """By kind: a stage, resolved, with the overrides in it, before arm and seed."""
     overrides: tuple[str, ...]
     """Those that say what is trained."""
     notes: tuple[str, ...] = ()
@@ -58,14 +62,17 @@ class Study:
     def chain(self, seed: int) -> ChainDir:
         return ChainDir(self.path / f"seed{seed}")
 
-    def layer(self, kind: str, overrides: Sequence[str], seed: int) -> Layer:
+    def layer(self, kind: str, settings: Settings, seed: int) -> Layer:
         """A stage of one arm and one seed, before the paths between stages."""
-        seeds = [f"{section}.seed={seed}" for section in ("train", "data", "task")]
-        return load.as_layer(load.merge_layers([self.base[kind]], [*overrides, *seeds]))
+        layer = copy.deepcopy(self.base[kind])
+        for key, value in {**settings, **{f"{section}.seed": seed for section in _SEEDED}}.items():
+            *sections, last = key.split(".")
+            functools.reduce(operator.getitem, sections, layer)[last] = value
+        return layer
 
     def cold_start(self, arm: Arm, seed: int) -> str:
         """The name of the stage, by all that its weights follow from: equal ones are shared."""
-        layers = [self.layer("traces", (), seed), self.layer("sft", arm.sft, seed)]
+        layers = [self.layer("traces", {}, seed), self.layer("sft", arm.sft, seed)]
         content = json.dumps([_what_is_trained(layer) for layer in layers], sort_keys=True)
         return f"sft-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
@@ -208,7 +215,7 @@ def chain_stages(study: Study, seed: int) -> list[Layer]:
             models[name] = str(finished.model) if finished else f"${{stage:{name}}}/model"
             starts += [] if finished else [_sft(study, arm, seed, name)]
     if starts:
-        starts.insert(0, {"name": "traces", "needs": [], **study.layer("traces", (), seed)})
+        starts.insert(0, {"name": "traces", "needs": [], **study.layer("traces", {}, seed)})
     return [*starts, *(_rl(study, arm, seed, models) for arm in study.arms)]
 
 

@@ -1,4 +1,4 @@
-"""The ablations: what is compared with what, each arm as overrides of an ordinary run.
+"""The ablations: what is compared with what, each arm as settings of an ordinary run.
 
     ablation = ABLATIONS["reward"]
     arms = choose_arms(ablation, None, base)     # all that this hardware can run; the others with the reason
@@ -7,25 +7,26 @@ An arm that changes the cold start has one of its own; the others of a seed shar
 open comes from the stages `traces`, `sft` and `rl` of a chain file, jobs/r1.yaml unless told otherwise.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest, printable
 from r1hpc.config.schema import RunConfig
 from r1hpc.plan.hardware import find_gpu
 
-Overrides = tuple[str, ...]
+Settings = Mapping[str, object]
+"""Values by dotted key."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One of the things compared: overrides of the stage rl, and of the cold start where it changes that."""
+    """One of the things compared: settings of the stage rl, and of the cold start where it changes that."""
 
     name: str
     words: str
-    rl: Overrides = ()
-    sft: Overrides = ()
+    rl: Settings
+    sft: Settings = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,50 +50,72 @@ class Choice:
     refused: dict[str, str]
 
 
-def _everywhere(name: str, words: str, *overrides: str) -> Arm:
-    return Arm(name, words, rl=overrides, sft=overrides)
+def _everywhere(name: str, words: str, key: str) -> Arm:
+    """An arm that is named after the value of one key, in cold start and RL."""
+    return Arm(name, words, rl={key: name}, sft={key: name})
 
 
 def _attention(name: str, words: str) -> Arm:
-    return _everywhere(name, words, f"model.attn_implementation={name}")
+    return _everywhere(name, words, "model.attn_implementation")
+
+
+def _precision(name: str, words: str) -> Arm:
+    return _everywhere(name, words, "train.precision")
+
+
+def _rewards(**weights: float) -> Settings:
+    every = {"accuracy": 0.0, "format": 0.0, "efficiency_tokens": 0.0, "diversity": 0.0}
+    return {f"reward.terms.{term}": weight for term, weight in {**every, **weights}.items()}
 
 
 def _composite(alpha: float, beta: float, gamma: float) -> Arm:
     """The article's weighted sum; its FLOPs per token is the length of the answer here (tasks/terms.py)."""
-    terms = f"accuracy={alpha}", f"efficiency_tokens={beta}", f"diversity={gamma}", "format=0.0"
     return Arm(
         "_".join(f"{weight:g}" for weight in (alpha, beta, gamma)),
         f"{alpha:g} accuracy + {beta:g} efficiency (length) + {gamma:g} diversity",
-        rl=tuple(f"reward.terms.{term}" for term in terms),
+        rl=_rewards(accuracy=alpha, efficiency_tokens=beta, diversity=gamma),
     )
 
 
-_RULE = tuple(
-    f"reward.terms.{term}"
-    for term in ("accuracy=1.0", "format=0.1", "efficiency_tokens=0.0", "diversity=0.0")
-)
-# The section `rl` of the presets r1, dr_grpo, dapo and seed, all without a KL term; batch, rate and reward
+def _algorithm(name: str, words: str, **settings: object) -> Arm:
+    """GRPO as in the preset r1, but for what is said."""
+    grpo = {
+        "algorithm": "grpo",
+        "loss_level": "sequence",
+        "scale_advantage": True,
+        "clip_high": 0.2,
+        "kl_coef": 0.0,
+        "mask_truncated": False,
+        "max_resamples": 0,
+    }
+    return Arm(name, words, rl={f"rl.{key}": value for key, value in {**grpo, **settings}.items()})
+
+
+# The section `rl` of the presets r1, dr_grpo, seed and dapo, all without a KL term; batch, rate and reward
 # are those of the job. The critic begins at 0 and has few steps: the preset's 1e-5 would leave it there.
-_GRPO = ("rl.algorithm=grpo", "rl.loss_level=sequence", "rl.clip_high=0.2", "rl.max_resamples=0")
 _ALGORITHMS = (
-    Arm("grpo", "configs/rl/r1: advantage over sigma, mean of each answer's mean", _GRPO),
-    Arm(
+    _algorithm("grpo", "configs/rl/r1: advantage over sigma, mean of each answer's mean"),
+    _algorithm(
         "dr_grpo",
         "configs/rl/dr_grpo: no division by sigma, nor by the answer's length",
-        (*_GRPO, "rl.scale_advantage=false", "rl.loss_level=constant"),
+        scale_advantage=False,
+        loss_level="constant",
     ),
-    Arm(
+    _algorithm(
         "ppo",
         "configs/rl/seed: a critic and GAE, lambda 0.95",
-        ("rl.algorithm=ppo", "rl.loss_level=token", "rl.clip_high=0.2", "rl.critic_lr=1e-3"),
+        algorithm="ppo",
+        loss_level="token",
+        gae_lambda=0.95,
+        critic_lr=1e-3,
     ),
-    Arm(
+    _algorithm(
         "dapo",
         "configs/rl/dapo: mean over tokens, clip-higher, groups without variance replaced",
-        (
-            *("rl.algorithm=grpo", "rl.loss_level=token", "rl.clip_high=0.28", "rl.mask_truncated=true"),
-            "rl.max_resamples=3",
-        ),
+        loss_level="token",
+        clip_high=0.28,
+        mask_truncated=True,
+        max_resamples=3,
     ),
 )
 
@@ -113,7 +136,7 @@ ABLATIONS = {
             "reward",
             "does a reward for efficiency and diversity gain anything over the rule reward?",
             (
-                Arm("rule", "1 accuracy + 0.1 format", _RULE),
+                Arm("rule", "1 accuracy + 0.1 format", _rewards(accuracy=1.0, format=0.1)),
                 _composite(0.6, 0.3, 0.1),
                 _composite(0.3, 0.6, 0.1),
                 _composite(0.2, 0.7, 0.1),
@@ -125,10 +148,10 @@ ABLATIONS = {
             "precision",
             "what does half precision cost and gain?",
             (
-                _everywhere("fp32", "fp32", "train.precision=fp32"),
-                _everywhere("bf16", "bf16 with fp32 master weights", "train.precision=bf16"),
-                _everywhere("fp16", "fp16 with dynamic loss scaling", "train.precision=fp16"),
-                _everywhere("fp8", "fp8"),
+                _precision("fp32", "fp32"),
+                _precision("bf16", "bf16 with fp32 master weights"),
+                _precision("fp16", "fp16 with dynamic loss scaling"),
+                _precision("fp8", "fp8"),
             ),
         ),
         Ablation("algorithm", "which policy gradient?", _ALGORITHMS),

@@ -90,7 +90,7 @@ _AFTER_SFT = {"accuracy_given_thinking_before": "acc|think SFT"}
 
 
 def compared(results: Results) -> dict[str, str]:
-    """Measures whose differences are shown, and headings; that of the cold start where the arms differ in it."""
+    """Measures whose differences are shown, with headings; that after SFT only where arms differ in it."""
     key = next(iter(_AFTER_SFT))
     baseline = results.arms[0].values(key)
     others = [value != baseline.get(seed) for arm in results.arms for seed, value in arm.values(key).items()]

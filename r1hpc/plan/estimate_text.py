@@ -78,7 +78,7 @@ def _reasons(found: Estimate) -> Iterator[str]:
     if lost := found.goodput:
         daly, young = format_duration(lost.optimal_interval_s), format_duration(lost.young_interval_s)
         yield (
-            f"goodput    {lost.goodput:.1%}; an interruption every {format_duration(lost.mtbf_s)}; "
+            f"goodput    {lost.goodput:.1%}; a failure every {format_duration(lost.mtbf_s)}; "
             f"save every {daly} (Daly), {young} (Young)"
         )
     if found.phases:

@@ -4,10 +4,10 @@
     options.best          # the configuration with the highest expected MFU among those that fit
     options.fits          # all that fit, cheapest first
 
-States and activations as in memory.py; on top of them what DeepSpeed and CUDA hold: buckets of 5e8 elements
-for gradients (and, in ZeRO-3, for gathered weights), a CUDA context, and fragmentation. Offload keeps fp32
-weights, moments and gradients of the optimizer in the host's memory. LoRA, tensor and pipeline parallelism
-are not in it: r1hpc trains with DeepSpeed's ZeRO.
+States and activations as in memory.py; on top of them what DeepSpeed and CUDA hold: a bucket for gradients
+and, in ZeRO 3, gathered weights; a CUDA context; fragmentation. Offload keeps the optimizer's fp32 weights
+and moments in the host's memory. LoRA, tensor and pipeline parallelism are not in it: r1hpc trains with
+DeepSpeed's ZeRO.
 """
 
 from collections.abc import Iterator
@@ -24,8 +24,10 @@ from r1hpc.plan.workload import Workload
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64)
 _BUCKET_ELEMENTS = 5e8
-"""DeepSpeed's default reduce_bucket_size and stage3_prefetch_bucket_size; measured with 0.19.8: ZeRO-3
-allocates all of it, however small the model."""
+"""DeepSpeed's default reduce_bucket_size. Measured with 0.19.8: ZeRO 1 and 2 hold all of it during a backward
+pass and ZeRO 3 always, however small the model."""
+_LIVE_ELEMENTS = 1e9
+"""DeepSpeed's default stage3_max_live_parameters."""
 _CONTEXT_GIB = 1.0
 """CUDA context, NCCL and cuBLAS workspaces; assumed."""
 _FRAGMENTATION = 0.95
@@ -160,7 +162,7 @@ def option_of(
         offload=offload,
         states_gib=held.parameters_gib + held.gradients_gib + (0.0 if offload else held.optimizer_gib),
         activations_gib=held.activations_gib + held.logits_gib,
-        buffers_gib=_buffers_gib(shape, zero_stage, num_gpus),
+        buffers_gib=_buffers_gib(shape, zero_stage),
         host_gib=held.optimizer_gib if offload else 0.0,
         expected_mfu=mfu_belief(tried, 0.0).median,
     )
@@ -190,13 +192,12 @@ def _micro_batches(work: Workload, num_gpus: int) -> list[int]:
     return [micro for micro in MICRO_BATCHES if micro <= max(1.0, most)]
 
 
-def _buffers_gib(shape: ModelShape, zero_stage: int, num_gpus: int) -> float:
-    """16-bit buckets: one for gradients, in ZeRO-3 one more for the weights of the layers at hand."""
-    if zero_stage == 3:
-        return 2 * 2 * _BUCKET_ELEMENTS / GIB
-    if num_gpus == 1:
+def _buffers_gib(shape: ModelShape, zero_stage: int) -> float:
+    """16-bit: the bucket of gradients from ZeRO 1 on; in ZeRO 3 the weights gathered for layers at hand."""
+    if zero_stage == 0:
         return 0.0
-    return 2 * min(_BUCKET_ELEMENTS, shape.num_parameters) / GIB
+    gathered = min(_LIVE_ELEMENTS, shape.num_parameters) if zero_stage == 3 else 0.0
+    return 2 * (_BUCKET_ELEMENTS + gathered) / GIB
 
 
 def _undominated(options: list[Option]) -> Iterator[Option]:

@@ -51,17 +51,6 @@ def armed() -> Iterator[None]:
         _armed = False
 
 
-@contextlib.contextmanager
-def disarmed() -> Iterator[None]:
-    """While this is open inside `armed` they do not: for a package's work on its own texts."""
-    global _armed
-    before, _armed = _armed, False
-    try:
-        yield
-    finally:
-        _armed = before
-
-
 def is_armed() -> bool:
     """Whether an answer is being judged."""
     return _armed

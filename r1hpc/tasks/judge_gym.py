@@ -43,17 +43,25 @@ _MAX_MAGNITUDE = 2**256
 def load(settings: Mapping[str, Any]) -> Any:
     """The judge of one generator; `settings` are its name, seed and options."""
     _patch()
-    dataset = reasoning_gym.create_dataset(
-        settings["generator"], seed=settings["seed"], **settings["options"]
-    )
-    entry_of = lru_cache(maxsize=64)(dataset.__getitem__)
+    generator, seed, options = settings["generator"], settings["seed"], settings["options"]
+    return GymJudge(reasoning_gym.create_dataset(generator, seed=seed, **options))
 
-    def judge(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
-        with guard.disarmed():
-            entry = entry_of(metadata["source_index"])
-        return float(dataset.score_answer(text, entry)) >= 1.0
 
-    return judge
+class GymJudge:
+    """Makes an item's entry again, since entries are not plain JSON; in its own time, not in an answer's."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+        self._source, self._entry = -1, None
+
+    def prepare(self, metadata: Mapping[str, Any]) -> None:
+        """A few generators search for seconds."""
+        self._source = metadata["source_index"]
+        self._entry = self._dataset[self._source]
+
+    def __call__(self, text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
+        assert metadata["source_index"] == self._source, "prepare first"
+        return float(self._dataset.score_answer(text, self._entry)) >= 1.0
 
 
 def literal(text: str) -> Any:

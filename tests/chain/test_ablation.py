@@ -2,28 +2,26 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from r1hpc import ablate
 from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.chain.ablation import chain_stages, open_study, overrides_of_kind
 from r1hpc.chain.folder import ChainDir, supervisor_pid
 from r1hpc.config import load
+from r1hpc.tasks.tokenizer import character_tokenizer
 from r1hpc.telemetry.attempts import read_history
 from tests.chain.fake_slurm import FakeSlurm
-from tests.runs import CHECKOUT, run_environment, wait_until
+from tests.runs import wait_until
 
 _JOB = load.find_job("r1")
 _HERE = ("--executor", "local", "resources.ranks_per_node=1")
 _TINY = (
-    *("limits.max_crashes=0", "train.micro_batch_size=8", "train.hang_timeout_s=120"),
-    *("traces:generate.num_items=64", "sft:train.num_steps=2", "sft:train.global_batch_size=8"),
-    *("sft:model.config.n_layer=1", "sft:model.config.n_embd=32", "sft:model.config.n_head=2"),
+    *("limits.max_crashes=0", "rl:train.micro_batch_size=8", "rl:train.hang_timeout_s=120"),
     *("rl:train.num_steps=2", "rl:train.global_batch_size=16", "rl:rollout.num_prompts=4"),
     *("rl:rollout.num_generations=4", "rl:evaluate.num_items=8", "rl:evaluate.num_samples=2"),
 )
@@ -175,46 +173,62 @@ def test_overrides_reach_all_kinds_or_one() -> None:
     assert overrides_of_kind("traces", given) == ["train.lr=1"]
 
 
+def test_a_cold_start_that_another_ablation_has_finished_is_used(tmp_path: Path) -> None:
+    study = open_study(tmp_path / "ablate-algorithm", "algorithm", _JOB, (), None)
+    name = study.cold_start(study.arms[0], 1)
+    there = tmp_path / "ablate-reward" / "seed1" / name
+    there.mkdir(parents=True)
+    assert "sft" in [stage["stage"] for stage in chain_stages(study, 1)], "it is not finished"
+    (there / "FINISHED").touch()
+    stages = chain_stages(study, 1)
+    assert [stage["stage"] for stage in stages] == ["rl"] * 4
+    assert {stage["model"]["path"] for stage in stages} == {str(there / "model")}
+    assert len(chain_stages(study, 0)) == 6, "of another seed"
+
+
 # One that runs
 
 
-def run(root: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "r1hpc.ablate", *words, *_HERE, *_TINY, "--run-root", str(root)]
-    env = run_environment({**os.environ, **environment})
-    return subprocess.run(argv, cwd=CHECKOUT, env=env, capture_output=True, text=True, timeout=240)
+def write_model(folder: Path) -> Path:
+    """Untrained weights of six thousand parameters, with their tokenizer."""
+    values = load.read_yaml(load.assets("configs") / "model" / "tiny_gpt2.yaml")["model"]["config"]
+    tokenizer = character_tokenizer()
+    small = {"n_layer": 1, "n_embd": 16, "n_head": 2, "vocab_size": tokenizer.get_vocab_size()}
+    config = AutoConfig.for_model(**{**values, **small})
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
 
 
 @pytest.mark.timeout(600)
 def test_killed_in_an_arm_it_goes_on_there_and_finished_arms_are_not_run_again(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, out = tmp_path / "runs", tmp_path / "reward.json"
-    words = ("reward", "--arms", "0.6_0.3_0.1", "--seeds", "1")
-    broken = run(root, *words, R1HPC_FAILPOINT="update.begin:kill9::2")
-    assert broken.returncode == 1, broken.stderr
-    assert "0 of 2 arms are finished" in broken.stdout
+    words = ["reward", "--arms", "0.6_0.3_0.1", "--seeds", "1", "--run-root", str(root), *_HERE, *_TINY]
+    words.append(f"rl:model.path={write_model(tmp_path / 'model')}")
+    monkeypatch.setenv("R1HPC_FAILPOINT", "update.begin:kill9::2")
+    assert ablate.main(words) == 1
+    assert "0 of 2 arms are finished" in capsys.readouterr().out
     chain = ChainDir(root / "ablate-reward" / "seed0")
     wait_until("end of the supervisor", lambda: supervisor_pid(chain) is None, 60)
 
-    done = run(root, *words, "--json", "--out", str(out))
-    assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout)
+    monkeypatch.delenv("R1HPC_FAILPOINT")
+    assert ablate.main([*words, "--json", "--out", str(out)]) == 0
+    answer = json.loads(capsys.readouterr().out)
     assert answer["complete"] is True
     rule, composite = answer["arms"]
     assert composite["difference"]["pass_at_1"]["n"] == 1
     assert rule["outcomes"][0]["num_completions"] == 2 * 16
-    assert rule["outcomes"][0]["cold_start_s"] > 0
-    assert str(root) not in out.read_text(), "results tell of no place"
-    start = next(chain.path.glob("sft-*")).name
-    attempts = {n: len(read_history(chain.stage(n)).attempts) for n in ("rule", "0.6_0.3_0.1", start)}
-    assert attempts == {"rule": 2, "0.6_0.3_0.1": 1, start: 1}
+    assert str(chain.path) not in out.read_text(), "results tell of no place"
+    assert attempts_of(chain) == {"rule": 2, "0.6_0.3_0.1": 1}
 
-    place = [*_HERE, *_TINY, "--run-root", str(root)]
-    assert ablate.main([*words, *place]) == 0
+    assert ablate.main(words) == 0
     assert "2 of 2 arms are finished" in capsys.readouterr().out
-    assert len(read_history(chain.stage("rule")).attempts) == 2
-    assert ablate.main(["algorithm", "--arms", "ppo", "--seeds", "1", "--dry-run", "--json", *place]) == 0
-    shared = json.loads(capsys.readouterr().out)
-    assert stages_of(shared, 0) == ["grpo", "ppo"], "the cold start is there already"
+    assert attempts_of(chain) == {"rule": 2, "0.6_0.3_0.1": 1}
     with pytest.raises(UsageError, match="was begun with overrides"):
-        ablate.main([*words, *place, "rl:train.lr=1e-3"])
+        ablate.main([*words, "rl:train.lr=1e-3"])
+
+
+def attempts_of(chain: ChainDir) -> dict[str, int]:
+    return {name: len(read_history(chain.stage(name)).attempts) for name in ("rule", "0.6_0.3_0.1")}

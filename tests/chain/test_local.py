@@ -19,7 +19,7 @@ from tests.chain.chains import actions_of, jobs_of, submit, submitted, write_cha
 from tests.runs import assert_same_run, door_output, rank_pids, wait_step, wait_until
 
 _THRICE = "  - name: one\n  - name: two\n  - name: three\n"
-_SLOW = "step.begin:sleep=0.4::*"
+_SLOW = "step.begin:sleep=1::*"
 
 
 class Place:
@@ -82,7 +82,9 @@ def test_a_chain_killed_at_every_stage_finishes_and_does_nothing_twice(place: Pl
     wait_step(place.one, 2)
     os.kill(first, signal.SIGKILL)
     place.wait_alone()
-    assert actions_of(place.submit()) == ["at work", "resumed", "resumed"]
+    first_action, *others = actions_of(place.submit())
+    assert first_action in ("at work", "finished")  # on a busy machine it may end before it is looked at
+    assert others == ["resumed"] * 2
 
     # Everything dies.
     wait_step(place.two, 5)

@@ -49,7 +49,7 @@ def test_every_way_to_end_is_accounted_to_the_second(
         on_cluster.wait_job(job, timeout=120)
     causes = [a.cause for a in wait_over(run.run, 180)]
     assert causes == [Cause.preempted, Cause.preempted, Cause.finished]
-    # After requeues of its own Slurm calls a job PREEMPTED that exited 0, and runs it once more: then it leaves.
+    # After requeues of its own a job that exits 0 is called PREEMPTED and run once more; then it leaves.
     on_cluster.wait_job(int(run.job_id), {"COMPLETED"}, timeout=60)
     dump = _settled_dump(on_cluster, began, tmp_path / "dump.txt")
 

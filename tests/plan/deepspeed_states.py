@@ -77,7 +77,7 @@ def measure(name: str, zero_stage: int, world_size: int) -> tuple[int, int]:
     del network
     most = 0
     for _ in range(4):
-        ids = torch.randint(3, 4000, (1, 64))
+        ids = torch.randint(3, 4000, (1, 16))
         engine.backward(engine(input_ids=ids, labels=ids, use_cache=False).loss)
         most = max(most, held_bytes() - before)
         engine.step()

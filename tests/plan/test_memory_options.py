@@ -116,7 +116,7 @@ def _mpt_shape(row: Published, model: str) -> ModelShape:
 
 def test_against_published_configurations_that_ran() -> None:
     """155 rows of llm-foundry, micro batches raised until the card was full. Planned over the card: median
-    0.95, from 0.33 to 1.34; above 1 mostly by our fp32 logits, which llm-foundry keeps in 16 bits."""
+    0.97, from 0.34 to 1.33; above 1 mostly by our fp32 logits, which llm-foundry keeps in 16 bits."""
     models = {row["id"]: row["model"] for row in read_table("published_runs.csv")}
     parts = []
     for row in read_published():
@@ -136,7 +136,7 @@ def test_against_published_configurations_that_ran() -> None:
         )
         parts.append(option.total_gib / work.gpu.memory_gib)
     assert len(parts) == 155
-    assert statistics.median(parts) == pytest.approx(0.95, abs=0.05)
+    assert statistics.median(parts) == pytest.approx(0.97, abs=0.05)
     assert max(parts) < 1.35
 
 

@@ -17,7 +17,7 @@ from tests.runs import CHECKOUT, run_environment
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_states_are_what_deepspeed_holds(world_size: int, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.plan.deepspeed_states"]
@@ -33,7 +33,7 @@ def test_states_are_what_deepspeed_holds(world_size: int, tmp_path: Path) -> Non
         for rank in range(world_size)
     ]
     try:
-        said = [rank.communicate(timeout=800)[0] for rank in ranks]
+        said = [rank.communicate(timeout=1500)[0] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()

@@ -23,24 +23,18 @@ _STOPPED = [
     "os.kill(1, 0)",
     "ctypes.CDLL('libm.so.6')",
     "tempfile.mkstemp()",
-    "within(guard.disarmed(), 'eval', '1') + eval('1')",
 ]
 _DONE = [
     "json.loads('[1]')",
     "ast.literal_eval('[1]')",
     "open('/dev/null').read()",
-    "within(guard.disarmed(), 'eval', '1')",
     "__import__('wave')",  # it makes a namedtuple; packages import their parts late
 ]
 _MEMORY = "bytearray(3 * 2**30)"
 
 _PROGRAM = """
-import ast, builtins, ctypes, json, os, socket, subprocess, sys, tempfile
+import ast, ctypes, json, os, socket, subprocess, sys, tempfile
 from r1hpc.tasks import guard
-
-def within(context, name, text):
-    with context:
-        return getattr(builtins, name)(text)
 
 def outcome(attempt):
     try:
