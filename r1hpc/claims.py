@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
 
     arguments = _arguments(argv)
     folder = Path(arguments.results) if arguments.results else MEASURED
-    if not folder.is_dir():
+    if arguments.results and not folder.is_dir():
         raise UsageError(
             f"there is no folder {folder}: give --results the one that r1hpc ablate --out wrote to"
         )

@@ -77,14 +77,16 @@ def streams(seed: int, items: Sequence[int], num_generations: int) -> npt.NDArra
     with np.errstate(over="ignore"):
         base = _mix(_mix(np.uint64(seed) + _GOLDEN) ^ np.asarray(items, np.uint64))
         numbers = np.arange(1, num_generations + 1, dtype=np.uint64) * _GOLDEN
-        return _mix(base[:, None] ^ _mix(numbers)[None, :]).ravel()
+        keys: npt.NDArray[np.uint64] = _mix(base[:, None] ^ _mix(numbers)[None, :]).ravel()
+    return keys
 
 
 def uniforms(keys: npt.NDArray[np.uint64], position: int) -> npt.NDArray[np.float64]:
     """The number in [0, 1) that decides token `position` of each completion."""
     with np.errstate(over="ignore"):
-        mixed = _mix(keys + _GOLDEN * np.uint64(position + 1))
-    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        mixed: npt.NDArray[np.uint64] = _mix(keys + _GOLDEN * np.uint64(position + 1))
+    numbers: npt.NDArray[np.float64] = (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return numbers
 
 
 def _mix(x: Any) -> Any:
@@ -263,7 +265,8 @@ def _cache_argument(network: Any) -> str:
 def _first_end(tokens: npt.NDArray[np.int32], eos: int) -> npt.NDArray[np.int64]:
     """How many tokens each row has up to and with its first end token; all where it has none."""
     is_end = tokens == eos
-    return np.where(is_end.any(1), is_end.argmax(1) + 1, tokens.shape[1])
+    lengths: npt.NDArray[np.int64] = np.where(is_end.any(1), is_end.argmax(1) + 1, tokens.shape[1])
+    return lengths
 
 
 def _portions(parameters: dict[str, Any]) -> list[list[str]]:

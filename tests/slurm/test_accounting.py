@@ -9,7 +9,8 @@ from r1hpc.slurm.accounting import gpus_of, parse_records
 LINES = [
     "1|REQUEUED|1795568611|1795568614|3|billing=2,cpu=2,gres/gpu:a100=8,gres/gpu=8,node=2|2|r1n[1-2]|0:0|0"
     "|root|research|main|scavenger|1795568600|1795568601|a1",
-    "1|CANCELLED by 0|1795568620|Unknown|2|cpu=2,node=2|2|r1n[1-2]|1:0|1|root|research|main|scavenger|1795568614|Unknown|a|b|c",
+    "1|CANCELLED by 0|1795568620|Unknown|2|cpu=2,node=2|2|r1n[1-2]|1:0|1|root|research|main|scavenger"
+    "|1795568614|Unknown|a|b|c",
     "2|PENDING|Unknown|Unknown|0||2|None assigned|0:0|0|root|research|main|scavenger|1795568614|1795568619|x",
 ]
 

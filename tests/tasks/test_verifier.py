@@ -16,8 +16,8 @@ from r1hpc.tasks.verifier import Question, Verifier
 
 pytestmark = pytest.mark.usefixtures("no_process_left")
 
-_SLOW = "$x^{x^{x^{x^{x}}}} = y^{y^{y}}$"
-"""math-verify computes on it for seconds."""
+_SLOW = "$(x+y+z+w+a+b+c+1)^{20}$"
+"""SymPy multiplies it out, for more than 20 s."""
 
 
 def _questions(*answers: str) -> list[Question]:
