@@ -30,6 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = find_budget(root, arguments.budget)
     budget = load_budget(path)
     runs, notes = survey(root, now)
+    if not root.is_dir():
+        notes.append(
+            f"there is no folder {root.absolute()}, so no run is counted: --run-root, R1HPC_RUN_ROOT"
+        )
     standing = take_stock(budget, runs, now)
     name = arguments.campaign or (budget.campaign if budget else None)
     plan = load_campaign(name, budget.gpu_hours if budget else None) if name else None

@@ -100,7 +100,8 @@ def _effect(scored: Sequence[Scored]) -> list[str]:
 
 def _left_out(site: Site) -> str:
     if not site.left_out:
-        return f"{len(site.runs)} finished runs, none left out"
+        num = len(site.runs)
+        return f"{num} finished run{'s' * (num != 1)}, none left out"
     reasons = ", ".join(f"{count} ({reason})" for reason, count in sorted(site.left_out.items()))
     return wrap(f"Left out: {reasons}.")
 

@@ -2,6 +2,7 @@
 
     python -m r1hpc.estimate --params 7B --tokens 1T --gpu a100-80gb --num-gpus 256
     python -m r1hpc.estimate jobs/train.yaml --gpu h100 train.num_steps=20000
+    python -m r1hpc.estimate jobs/r1.yaml                                # a chain: each stage, and the sum
     python -m r1hpc.estimate --params 7B --data-gb 100 --method seed     # the article's formula
     python -m r1hpc.estimate RUN_DIR --method measured                   # from the steps a run has taken
 
@@ -20,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.base.cli import ArgumentParser, print_json, run_door
-from r1hpc.base.errors import UsageError
+from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.names import printable
 from r1hpc.base.rundir import default_run_root
+from r1hpc.base.units import format_duration
 from r1hpc.plan.estimate import METHODS, Estimate, Quantiles, estimate, seed_estimate
 from r1hpc.plan.estimate_run import estimate_of_run, estimate_rl, guessed_cache_bytes
 from r1hpc.plan.estimate_text import estimate_text, hours_words
@@ -44,11 +46,51 @@ _PRECISION_ALIASES = {
     "amp_fp8": "fp8",
     "float32": "fp32",
 }
+_FLAGS_ALONE = "leave the file out, or change the file"
+_SETTLED_BY_JOB = {
+    "params": "leave the file out, or give model.path=DIR",
+    "model_config": "leave the file out, or give model.path=DIR",
+    "tokens": "give train.num_steps=N",
+    "global_batch_tokens": "give train.global_batch_size=SEQUENCES",
+    "micro_batch_size": "give train.micro_batch_size=N",
+    "seq_len": "give data.seq_len=N",
+    "precision": "give train.precision=NAME",
+    "recompute": "give model.activation_checkpointing=true or false",
+    "zero_stage": "give deepspeed.zero_stage=N",
+    "save_every_s": "give checkpoint.save_every=STEPS",
+    "prompt_length": "give rollout.max_prompt_length=N",
+    "max_completion_length": "give rollout.max_completion_length=N",
+    **dict.fromkeys(
+        (
+            "active_params",
+            "data_gb",
+            "layers",
+            "hidden_size",
+            "peak_tflops",
+            "gpu_memory_gib",
+            "gpu_bandwidth_tb_s",
+            "offload",
+            "tensor_parallel",
+            "pipeline_parallel",
+            "save_s",
+            "rl_sequences",
+            "sequences_per_rollout",
+            "completion_length",
+            "logprob_passes",
+            "critic_params",
+        ),
+        _FLAGS_ALONE,
+    ),
+}
+"""Flags that a job file leaves no room for, and what to do instead."""
+_LEAST_GOODPUT = 0.01
 _RECOMPUTE_ALIASES = {"yes": "full", "true": "full", "no": "none", "false": "none"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _read(argv)
+    if arguments.method != "measured" and (chain := _chain_file(arguments)):
+        return _print_chain(chain, arguments)
     found, correction = _corrected(_answer(arguments), arguments)
     if arguments.json:
         print_json({**found.to_json(), **correction})
@@ -67,7 +109,19 @@ def _read(argv: Sequence[str] | None) -> argparse.Namespace:
     if len(files) > 1:
         raise UsageError(f"two files, {printable(files[0])} and {printable(files[1])}: give one")
     arguments.target = files[0] if files else None
+    if arguments.target is not None:
+        _refuse_settled(parser, arguments)
     return arguments
+
+
+def _refuse_settled(parser: ArgumentParser, arguments: argparse.Namespace) -> None:
+    """A flag that says what the file says would be passed over in silence."""
+    for name, key in _SETTLED_BY_JOB.items():
+        if getattr(arguments, name) != parser.get_default(name):
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"{flag} does not go with {printable(arguments.target)}, which settles it: {key}"
+            )
 
 
 def _negative_values(argv: Sequence[str] | None) -> list[str]:
@@ -168,7 +222,57 @@ def _add_rl(group: Any) -> None:
     group.add_argument("--critic-params", default="0", metavar="P", help="PPO's critic; default none")
 
 
+def _chain_file(arguments: argparse.Namespace) -> Path | None:
+    """The job file, where it is one of a chain."""
+    if arguments.target is None:
+        return None
+    from r1hpc.chain.definition import is_chain_file
+    from r1hpc.config.load import find_job
+
+    job = find_job(arguments.target)
+    return job if is_chain_file(job) else None
+
+
+def _print_chain(job: Path, arguments: argparse.Namespace) -> int:
+    from r1hpc.chain.estimate import estimate_chain
+    from r1hpc.chain.submission import Order, Purpose
+
+    if arguments.method == "seed":
+        raise UsageError(f"{job} is a chain, and the article's formula is for one run: leave --method out")
+    if _rates(arguments) != FailureRates():
+        raise UsageError("failures, preemptions and restarts can be told for one run only, not for a chain")
+    if arguments.num_gpus is not None:
+        raise UsageError("a chain has a number of GPUs for each stage: give STAGE:resources.nodes=N instead")
+    told = [f"cluster.gpu_type={find_gpu(arguments.gpu).name}"] if arguments.gpu else []
+    root = Path(arguments.run_root) if arguments.run_root else default_run_root()
+    order = Order(
+        Purpose.dry_run,
+        "slurm",
+        overrides=(*arguments.overrides, *told),
+        cluster=arguments.cluster,
+        run_root=root,
+    )
+    found = estimate_chain(job, order)
+    if arguments.json:
+        print_json(found.to_json())
+    else:
+        print(found.text())
+    return 0
+
+
 def _answer(arguments: argparse.Namespace) -> Estimate:
+    found = _estimated(arguments)
+    lost = found.goodput
+    if lost is not None and lost.goodput < _LEAST_GOODPUT:
+        raise UsageError(
+            f"an interruption every {format_duration(86400 / lost.interruptions_per_day)}, each with a "
+            f"restart of {format_duration(arguments.restart_s)}, leaves no time for progress: give fewer "
+            "--preemptions-per-day, more --gpu-hours-per-failure or a shorter --restart-s"
+        )
+    return found
+
+
+def _estimated(arguments: argparse.Namespace) -> Estimate:
     if arguments.method == "measured":
         return _of_measured_run(arguments)
     if arguments.target is not None:
@@ -183,17 +287,19 @@ def _answer(arguments: argparse.Namespace) -> Estimate:
     if arguments.method == "seed":
         return seed_estimate(_count(arguments, "params"), _gigabytes(arguments))
     if arguments.rl_sequences is not None:
-        return estimate_rl(_rl_work(arguments))
+        return estimate_rl(_rl_work(arguments), rates=_rates(arguments))
     shape = _shape(arguments)
     return estimate(
         _workload(arguments, shape),
         shape=shape,
-        rates=FailureRates(
-            arguments.gpu_hours_per_failure, arguments.preemptions_per_day, arguments.restart_s
-        ),
+        rates=_rates(arguments),
         save_time_s=_positive("--save-s", arguments.save_s) or SAVE_S,
         save_interval_s=_positive("--save-every-s", arguments.save_every_s),
     )
+
+
+def _rates(arguments: argparse.Namespace) -> FailureRates:
+    return FailureRates(arguments.gpu_hours_per_failure, arguments.preemptions_per_day, arguments.restart_s)
 
 
 def _corrected(found: Estimate, arguments: argparse.Namespace) -> tuple[Estimate, dict[str, Any]]:
@@ -358,7 +464,7 @@ def _of_job(arguments: argparse.Namespace) -> Estimate:
         vocab_size=preview_vocab_size(config.data.path, config.data.recipe),
         time_limit_s=_time_limit(config.resources.time),
     )
-    found = estimate_of_run(config, plan)
+    found = estimate_of_run(config, plan, _rates(arguments))
     if found is None:
         raise UsageError(
             f"{printable(arguments.target)}: the model's parameters are not known before it is built; give "
@@ -400,14 +506,19 @@ def _of_measured_run(arguments: argparse.Namespace) -> Estimate:
     run = open_run(arguments.target)
     history, steps = read_history(run), read_steps(run)
     plan = read_json(run.plan)
+    for key in ("tokens_per_step", "total_tokens"):
+        if key not in plan:
+            raise StateError(f"{run.plan} has no {key}: it is of another version; take --method flops")
     taken = list(steps.effective.values())
     now = time.time()
-    held_s = sum(((a.end or now) - a.start) * (a.gpus or a.nodes) for a in history.attempts)
-    gpus = history.attempts[-1].gpus or history.attempts[-1].nodes if history.attempts else 0
-    useful_s = sum(step.step_time_s or 0.0 for step in taken) * gpus
+    last = history.attempts[-1] if history.attempts else None
+    gpus, nodes = (last.gpus, last.nodes) if last else (0, 0)
+    held_s = sum(((a.end or now) - a.start) * (a.gpus if gpus else a.nodes) for a in history.attempts)
+    useful_s = sum(step.step_time_s or 0.0 for step in taken) * (gpus or nodes)
     return measured_estimate(
         [step.tokens_per_second for step in taken if step.tokens_per_second],
         num_gpus=gpus,
+        num_nodes=nodes,
         tokens_done=float(len(taken) * plan["tokens_per_step"]),
         total_tokens=float(plan["total_tokens"]),
         hours_spent=held_s / 3600,

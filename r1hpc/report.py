@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from r1hpc.attempt.choose import add_run_root, choose_run, list_runs
+from r1hpc.attempt.choose import add_run_root, all_runs, choose_run
 from r1hpc.attempt.review import Review, review_run
 from r1hpc.attempt.review_text import as_text, hours_text
 from r1hpc.attempt.state import all_slurm_jobs
@@ -34,8 +34,8 @@ from r1hpc.base.tables import wrap
 from r1hpc.chain.folder import choose_chain
 from r1hpc.hours.account import Selection, hours_from_sacct, hours_of_file, hours_of_runs, known_jobs
 from r1hpc.hours.ledger import RunLedger, ledger_text, open_ledger
-from r1hpc.slurm.client import SlurmError
-from r1hpc.slurm.usage import parse_when, pick_records
+from r1hpc.slurm.client import SlurmError, without_advice
+from r1hpc.slurm.usage import PRINTED_BY, parse_when, pick_records
 from r1hpc.telemetry.hours import fold_hours
 from r1hpc.telemetry.metrics import Difference, compare
 from r1hpc.telemetry.timeline import Split
@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     form = "json" if arguments.json else arguments.format
     if arguments.compare:
         return _compare(arguments, form)
+    if arguments.sacct_file is not None and not _is_readable(arguments.sacct_file):
+        raise UsageError(f"--sacct-file: there is no file {arguments.sacct_file}; make it with: {PRINTED_BY}")
     if arguments.run_dirs and arguments.sacct_file is None and (arguments.user or arguments.account):
         raise UsageError("--user and --account choose among Slurm's records: leave RUN_DIR out")
     selection = _selection(arguments)
@@ -92,6 +94,11 @@ def _parser() -> ArgumentParser:
     return parser
 
 
+def _is_readable(path: Path) -> bool:
+    """Whether it is a file or a pipe."""
+    return path.exists() and not path.is_dir()
+
+
 def _runs(given: str | None, run_root: str | None) -> list[RunDir]:
     """The run that is meant, or the stages of a chain that have been submitted."""
     chain = choose_chain(given, run_root)
@@ -101,7 +108,10 @@ def _runs(given: str | None, run_root: str | None) -> list[RunDir]:
     from r1hpc.chain.definition import open_definition
 
     runs = [chain.stage(name) for name in open_definition(chain).names]
-    return [run for run in runs if run.attempts.is_file()]
+    submitted = [run for run in runs if run.attempts.is_file()]
+    if not submitted:
+        raise UsageError(f"no stage of the chain {chain.name} was submitted yet: there is nothing to report")
+    return submitted
 
 
 def draw(review: Review) -> list[Path]:
@@ -128,10 +138,12 @@ def _hours(arguments: Any, selection: Selection) -> tuple[dict[str, Any], str, s
     try:
         return hours_from_sacct(arguments.start, arguments.end, selection), "sacct", ""
     except SlurmError as error:
-        runs = list_runs(root)
+        why, runs = without_advice(error), all_runs(root)
         if arguments.account or not runs:  # run folders know no account
-            raise
-        note = f"from the run folders under {root} alone: {str(error).splitlines()[0]}"
+            raise SlurmError(
+                f"{why}: run this on a login node, or give --sacct-file FILE, made there with: {PRINTED_BY}"
+            ) from None
+        note = f"from the run folders under {root} alone: {why}"
         return hours_of_runs(runs, selection, time.time()), "run", note
 
 
@@ -152,6 +164,10 @@ def _write_page(arguments: Any, selection: Selection, everything: bool) -> int:
     root = Path(arguments.run_root) if arguments.run_root else default_run_root()
     now = time.time()
     runs, hours = None, None
+    if not arguments.run_dirs and not root.is_dir():
+        raise UsageError(
+            f"there is no folder {root.absolute()}: say where runs lie with --run-root DIR or R1HPC_RUN_ROOT"
+        )
     if arguments.run_dirs:
         runs = [run for given in arguments.run_dirs for run in _runs(given, arguments.run_root)]
         reviews = _reviews(runs, arguments.sacct_file, now)

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from r1hpc.base.errors import StateError
+from r1hpc.base.files import write_json
 from r1hpc.estimate import main
+from tests.recorded import RecordedRun
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -57,6 +60,38 @@ def test_a_job_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert _json(capsys, "train", "--num-gpus", "16")["assumptions"]["num_gpus"] == 16
     assert _json(capsys, "train", "--method", "seed")["method"] == "seed"
     assert _json(capsys, "smoke")["node_hours"]["p50"] > 0
+
+
+def test_preemptions_of_the_site_count_for_a_job_file_and_for_rl(capsys: pytest.CaptureFixture[str]) -> None:
+    rl = ("--params", "1B", "--rl-sequences", "10k", "--num-gpus", "8")
+    for words in (("train",), rl):
+        often = _json(capsys, *words, "--preemptions-per-day", "12")
+        assert often["gpu_hours"]["p50"] > 1.1 * _json(capsys, *words)["gpu_hours"]["p50"]
+    assert main(["train", "--preemptions-per-day", "12"]) == 0
+    assert "and 12 preemptions a day" in capsys.readouterr().out
+
+
+def test_a_chain_is_estimated_stage_by_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    value = _json(capsys, "r1", "grpo:train.num_steps=120")
+    stages = {each["stage"]: each for each in value["stages"]}
+    assert list(stages)[:3] == ["traces", "sft", "grpo"]
+    assert value["not_estimated"] == ["traces"]
+    assert value["gpu_hours"] is None
+    known = [each["node_hours"] for each in stages.values() if each["node_hours"]]
+    assert max(each["p50"] for each in known) < value["node_hours"]["p50"]
+    assert value["node_hours"]["p90"] < sum(each["p90"] for each in known), "errors cancel in part"
+    short = {each["stage"]: each for each in _json(capsys, "r1")["stages"]}
+    assert stages["grpo"]["node_hours"]["p50"] > 1.4 * short["grpo"]["node_hours"]["p50"]
+    assert not (tmp_path / "runs").exists(), "nothing is written"
+    assert main(["r1"]) == 0
+    assert "not estimated: traces" in capsys.readouterr().out
+
+
+def test_a_plan_of_another_version_is_refused(tmp_path: Path) -> None:
+    made = RecordedRun(tmp_path / "runs" / "old")
+    write_json(made.run.plan, {"num_steps": 40})
+    with pytest.raises(StateError, match=r"no tokens_per_step.*--method flops"):
+        main([str(made.run.path), "--method", "measured"])
 
 
 def test_a_config_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,6 +145,13 @@ def test_a_7b_on_one_16_gb_card(capsys: pytest.CaptureFixture[str]) -> None:
         ("nosuchjob", "no job 'nosuchjob'"),
         ("train --num-gpus 12", "not a multiple"),
         ("--parms 7B", "--params"),
+        ("train --tokens 1T", "--tokens does not go with train, which settles it: give train.num_steps=N"),
+        ("train --precision fp16", "give train.precision=NAME"),
+        ("--params 7B --tokens 1T --preemptions-per-day 200", "an interruption every 7 min 12 s"),
+        ("r1 --num-gpus 8", "STAGE:resources.nodes=N"),
+        ("r1 --preemptions-per-day 2", "for one run only"),
+        ("r1 --method seed", "the article's formula is for one run"),
+        ("r1_a100", "stage sft: model.path models/Qwen2.5-7B is not a folder"),
     ],
 )
 def test_answers_that_help(words: str, message: str) -> None:

@@ -6,6 +6,9 @@ from pathlib import Path
 from r1hpc.base.errors import UsageError
 from r1hpc.base.rundir import RunDir, default_run_root, open_run
 
+_CHAIN = "chain.yaml"
+"""In the folder of a chain, whose stages are runs."""
+
 
 def add_run_root(parser: argparse.ArgumentParser) -> None:
     """The --run-root flag, as every door spells it."""
@@ -28,7 +31,7 @@ def choose_run(given: str | None, run_root: str | None) -> RunDir:
             )
         return open_run(runs[0].path)
     for path in (Path(given), root / given):
-        if (path / "chain.yaml").is_file():
+        if (path / _CHAIN).is_file():
             raise UsageError(f"{path} is a chain of stages: name one of them, {path / 'STAGE'}")
     if run_root and ((root / given).is_dir() or not Path(given).exists()):
         return open_run(root / given)
@@ -42,3 +45,19 @@ def list_runs(root: Path) -> list[RunDir]:
     marks = [(RunDir(path), path / "config.yaml") for path in root.iterdir()]
     found = [(mark.stat().st_mtime, run.run_id, run) for run, mark in marks if mark.is_file()]
     return [run for _, _, run in sorted(found, key=lambda item: item[:2], reverse=True)]
+
+
+def all_runs(root: Path) -> list[RunDir]:
+    """The runs under a run root and, one folder deeper, the stages of chains; the newest first."""
+    found = list_runs(root)
+    single = {run.path for run in found}
+    inside = root.iterdir() if root.is_dir() else ()
+    folders = [path for path in inside if path.is_dir() and path.absolute() not in single]
+    found += [run for path in folders for run in list_runs(path)]
+    return sorted(found, key=lambda run: run.config.stat().st_mtime, reverse=True)
+
+
+def full_name(run: RunDir) -> str:
+    """The run's name; of a stage CHAIN/STAGE, since every chain may have an `sft`."""
+    chain = run.path.parent
+    return f"{chain.name}/{run.run_id}" if (chain / _CHAIN).is_file() else run.run_id

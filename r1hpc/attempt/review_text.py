@@ -114,7 +114,7 @@ def _hours(review: Review) -> str:
         charged = sum(a.gpus * a.hours for a in review.allocations)
         lines.append(f"  {charged:10,.3f}  by sacct -D, {len(review.records)} allocation(s)")
         lines.append(f"  {charged - own:+10,.3f}  difference{_why(review)}")
-    if not any(a.gpus for a in review.own):
+    if review.own and not any(a.gpus for a in review.own):
         lines.append("  A CPU run: it held no GPU, so what it cost is its node-hours.")
     return "\n".join(lines)
 

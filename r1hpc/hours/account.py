@@ -2,7 +2,7 @@
 
     hours = hours_of_file(Path("sacct.txt"), Selection(user="ada"))
     hours = hours_from_sacct(start="2026-05-01", end=None, selection=Selection(account="lab"))
-    hours = hours_of_runs(list_runs(root), Selection(start=1790000000))
+    hours = hours_of_runs(all_runs(root), Selection(start=1790000000))
 
 Each is what telemetry.hours.fold_hours returns.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-from r1hpc.attempt.choose import list_runs
+from r1hpc.attempt.choose import all_runs, full_name
 from r1hpc.attempt.review import owner, to_allocation
 from r1hpc.attempt.state import State, all_slurm_jobs, look
 from r1hpc.base.rundir import RunDir
@@ -57,11 +57,11 @@ class Selection:
 
 
 def known_jobs(root: Path) -> dict[str, tuple[str, str]]:
-    """Job id -> (run, stage) of every run under a run root."""
+    """Job id -> (run, stage) of every run under a run root, stages of chains among them."""
     found: dict[str, tuple[str, str]] = {}
-    for run in list_runs(root):
+    for run in all_runs(root):
         stage = stage_of(run)
-        found |= dict.fromkeys(all_slurm_jobs(run), (run.run_id, stage))
+        found |= dict.fromkeys(all_slurm_jobs(run), (full_name(run), stage))
     return found
 
 
@@ -108,7 +108,8 @@ def hours_of_runs(runs: Sequence[RunDir], selection: Selection, now: float) -> d
     for run in runs:
         situation = look(run)
         summary = summarise_run(run, situation.history, now, situation.state is State.running)
-        allocations += summary.allocations(owner(run))
+        held = summary.allocations(owner(run))
+        allocations += [replace(each, run=full_name(run)) for each in held]
     return fold_hours(selection.clip(allocations))
 
 

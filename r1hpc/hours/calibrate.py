@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from r1hpc.attempt.choose import list_runs
+from r1hpc.attempt.choose import all_runs, full_name
 from r1hpc.attempt.state import all_slurm_jobs
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import read_json, write_json
@@ -30,7 +30,7 @@ from r1hpc.slurm.client import SlurmError
 from r1hpc.telemetry.attempts import History, read_history
 from r1hpc.telemetry.tail import read_tail
 
-_VERSION = 1
+_VERSION = 2
 _CACHE = "calibration.json"
 _SACCT_TIMEOUT_S = 10.0
 _JOBS_PER_CALL = 200
@@ -73,20 +73,21 @@ def resource_name(name: str) -> str:
 
 
 def finished_runs(run_root: Path) -> Site:
-    """Every run under `run_root`."""
+    """Every run under `run_root`, stages of chains among them."""
     cache = _read_cache(run_root)
     runs: list[FinishedRun] = []
     left_out: Counter[str] = Counter()
     fresh: list[_Candidate] = []
     kept: dict[str, Any] = {}
-    for run in list_runs(run_root):
+    for run in all_runs(run_root):
+        name = full_name(run)
         if not run.finished.exists():
             left_out["not finished"] += 1
             continue
         mark = [run.finished.stat().st_mtime_ns, _mtime_ns(run.path / "estimate.json")]
-        known = cache.get(run.run_id)
+        known = cache.get(name)
         if known is not None and known["mark"] == mark:
-            kept[run.run_id] = known
+            kept[name] = known
             _take(known, runs, left_out)
         else:
             fresh.append(_Candidate(run, mark, read_history(run)))
@@ -95,7 +96,7 @@ def finished_runs(run_root: Path) -> Site:
         entry, is_final = _judge(candidate, slurm)
         _take(entry, runs, left_out)
         if is_final:
-            kept[candidate.run.run_id] = entry
+            kept[full_name(candidate.run)] = entry
     if kept != cache:
         # A run root of somebody else can be read and not written: then nothing is kept.
         with contextlib.suppress(OSError):
@@ -131,7 +132,7 @@ def _judge(candidate: _Candidate, slurm: Mapping[str, Sequence[JobRecord]]) -> t
     except _LeftOutError as error:
         return {"mark": candidate.mark, "left_out": str(error)}, True
     finished = FinishedRun(
-        run_id=run.run_id,
+        run_id=full_name(run),
         resource=resource,
         finished_at=candidate.mark[0] / 1e9,
         estimate=estimate,

@@ -152,7 +152,7 @@ def error_words(runs: Sequence[RunHours]) -> str:
     told = [(run.used, run.planned) for run in runs if run.ratio and run.planned]
     if not told:
         return "No run with a stored estimate has finished yet."
-    errors = [abs(used / planned.p50 - 1) for used, planned in told]
+    errors = [abs(planned.p50 / used - 1) for used, planned in told]
     inside = sum(_inside(used, planned) for used, planned in told)
     bias = statistics.median(used / planned.p50 for used, planned in told)
     return (

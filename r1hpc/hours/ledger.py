@@ -23,6 +23,8 @@ from r1hpc.attempt.state import State
 from r1hpc.base.tables import format_table
 from r1hpc.base.units import format_duration
 from r1hpc.hours.account import Selection
+from r1hpc.hours.forecast import Spread
+from r1hpc.hours.runs import read_estimate
 from r1hpc.slurm.accounting import JobRecord
 from r1hpc.telemetry.attempts import History
 from r1hpc.telemetry.hours import Allocation
@@ -72,6 +74,9 @@ class RunLedger:
     entries: tuple[Entry, ...]
     queue_s: float
     """Seconds in the queue, of all attempts and of what waits now."""
+    planned: Spread | None = None
+    """The estimate stored at submission, in GPU-hours, of a CPU run in node-hours; None: there is none, or
+    only a part of the run's time is selected."""
 
     def split(self) -> Split:
         """GPU-milliseconds."""
@@ -83,6 +88,7 @@ class RunLedger:
 
     def to_json(self) -> dict[str, Any]:
         return {
+            "planned": None if self.planned is None else self.planned.to_json(),
             "split": {**self.split().in_hours(), "queue_s": self.queue_s},
             "node_split": self.node_split().in_hours(),
             "allocations": [entry.to_json() for entry in self.entries],
@@ -96,6 +102,7 @@ def open_ledger(review: Review, now: float, selection: Selection | None = None) 
         inside = [(each,) for each in review.summary.attempts]
     else:
         inside = [attempts for _, attempts in match(review.summary, review.records)]
+    whole = selection is None or (selection.start is None and selection.end is None)
     entries = [_entry(*pair, selection) for pair in zip(review.allocations, inside, strict=True)]
     return RunLedger(
         run_id=review.run.run_id,
@@ -103,6 +110,7 @@ def open_ledger(review: Review, now: float, selection: Selection | None = None) 
         source=review.source,
         entries=tuple(entry for entry in entries if entry is not None),
         queue_s=_waited(review, now),
+        planned=_planned(review) if whole else None,
     )
 
 
@@ -112,7 +120,7 @@ def ledger_text(ledger: RunLedger) -> str:
     if not split.allocated:
         split, unit = ledger.node_split(), "node-hours"
     if not split.allocated:
-        return ""
+        return "\n".join(_against_plan(ledger.planned, 0.0, "hours"))
     rows = [
         (words, f"{getattr(split, part) / 3_600_000:,.3f}", *_shares(getattr(split, part), split.allocated))
         for part, words in _PARTS
@@ -120,7 +128,21 @@ def ledger_text(ledger: RunLedger) -> str:
     table = format_table(("spent on", unit, "share", ""), rows, right={1, 2}, indent="  ")
     whose = "sacct -D" if ledger.source == "sacct" else "the run's own record, for want of sacct"
     heading = f"{split.allocated / 3_600_000:,.3f} {unit} by {whose}"
-    return f"{heading}; {format_duration(ledger.queue_s)} in the queue\n{table}"
+    heading += f"; {format_duration(ledger.queue_s)} in the queue"
+    return "\n".join([heading, *_against_plan(ledger.planned, split.allocated / 3_600_000, unit), table])
+
+
+def _against_plan(planned: Spread | None, used: float, unit: str) -> list[str]:
+    """A line, where something was planned."""
+    if planned is None or planned.p50 <= 0:
+        return []
+    hours, low, high = (f"{value:,.4g}" for value in (planned.p50, planned.p10, planned.p90))
+    return [f"planned {hours} {unit} (P10 {low}, P90 {high}); {100 * used / planned.p50:.0f} % of that used"]
+
+
+def _planned(review: Review) -> Spread | None:
+    path = review.run.path / "estimate.json"
+    return read_estimate(path) or read_estimate(path, "node_hours")
 
 
 def _shares(part: int, whole: int) -> tuple[str, str]:

@@ -1,6 +1,6 @@
 """What the budget and the report's page need to know of each run, from its folder.
 
-    runs = [look_into(run, now) for run in list_runs(root)]
+    runs = [look_into(run, now) for run in all_runs(root)]
     runs[0].used, runs[0].parts["lost"], runs[0].to_come
 
 Hours here are GPU-hours, for a CPU run node-hours: see RunHours.unit.
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from r1hpc.attempt.choose import full_name
 from r1hpc.attempt.review import owner
 from r1hpc.attempt.state import Situation, State, all_slurm_jobs, look
 from r1hpc.base.errors import StateError
@@ -81,7 +82,8 @@ class RunHours:
 
     @property
     def run_id(self) -> str:
-        return self.run.run_id
+        """Of a stage of a chain CHAIN/STAGE."""
+        return full_name(self.run)
 
     @property
     def state(self) -> str:

@@ -25,7 +25,8 @@ def head(view: View) -> str:
         begin, end = min(a.start for a in attempts), max(a.end for a in attempts)
         span = f", {format_day(begin)} to {format_day(end)}"
     made = time.strftime("%Y-%m-%d %H:%M", time.localtime(view.now))
-    count = f"{len(view.runs)} run{'s' * (len(view.runs) != 1)}"
+    where = f" under {view.run_root.absolute()}" if view.is_whole else ""
+    count = f"{len(view.runs)} run{'s' * (len(view.runs) != 1)}{where}"
     return (
         f"<header><h1>{text(view.title)}</h1>"
         f'<p class="sub">{count}{span}. Counted from {_SOURCES[view.standing.source]}; written {made}.</p>'

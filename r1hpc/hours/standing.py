@@ -16,15 +16,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from r1hpc.attempt.choose import list_runs
+from r1hpc.attempt.choose import all_runs, full_name
 from r1hpc.attempt.review import to_allocation
 from r1hpc.attempt.state import State
 from r1hpc.base.errors import StateError
-from r1hpc.base.rundir import RunDir
 from r1hpc.hours.budget import Budget, Verdict, check_budget, find_budget, load_budget
 from r1hpc.hours.forecast import Spread, total, until_limit
 from r1hpc.hours.runs import RunHours, look_into
-from r1hpc.slurm.client import SlurmError
+from r1hpc.slurm.client import SlurmError, without_advice
 from r1hpc.slurm.limits import TresLimit, gpu_limits
 from r1hpc.slurm.queue import QueuedJob, ask_squeue
 from r1hpc.slurm.usage import ask_sacct
@@ -165,18 +164,8 @@ def survey(run_root: Path, now: float) -> tuple[list[RunHours], list[str]]:
         try:
             runs.append(look_into(run, now))
         except (StateError, OSError, KeyError, ValueError) as error:
-            notes.append(f"{run.run_id} is left out: {type(error).__name__}: {error}")
+            notes.append(f"{full_name(run)} is left out: {type(error).__name__}: {error}")
     return runs, notes
-
-
-def all_runs(run_root: Path) -> list[RunDir]:
-    """The runs under a run root and, one folder deeper, the stages of chains; the newest first."""
-    found = list_runs(run_root)
-    single = {run.path for run in found}
-    inside = run_root.iterdir() if run_root.is_dir() else ()
-    folders = [path for path in inside if path.is_dir() and path.absolute() not in single]
-    found += [run for path in folders for run in list_runs(path)]
-    return sorted(found, key=lambda run: run.config.stat().st_mtime, reverse=True)
 
 
 def _ask(account: str | None, start: float | None) -> _Said:
@@ -188,8 +177,10 @@ def _ask(account: str | None, start: float | None) -> _Said:
         records = ask_sacct(since, None, None, account)
         return _Said([to_allocation(r) for r in records], tuple(ask_squeue(account)), limits)
     except SlurmError as error:
-        words = str(error).splitlines()[0].split(": run this")[0]
-        return _Said(notes=(f"Slurm was not asked: {words}",))
+        notes = [f"Slurm was not asked: {without_advice(error)}"]
+        if account is not None:
+            notes.append(f"spent is of the runs under the run root, not of all jobs of account {account}")
+        return _Said(notes=tuple(notes))
 
 
 def _limits_of(account: str | None, qos: str | None) -> Sequence[TresLimit]:

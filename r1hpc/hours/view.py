@@ -38,7 +38,7 @@ class View:
         if len(self.runs) == 1 and not self.is_whole:
             return f"{self.runs[0].run_id}: {self.unit}"
         account = self.budget.account if self.budget else None
-        whose = f"account {account}" if account else f"the runs in {self.run_root.absolute().name}"
+        whose = f"account {account}" if account else "all runs"
         return f"{self.unit[:1].upper()}{self.unit[1:]} of {whose}"
 
     @property

@@ -249,8 +249,9 @@ def _notes(work: Workload, lost: Overhead) -> list[str]:
     if work.precision in ("fp32", "tf32"):
         notes.append(f"{work.precision}: no published run, so only the ratio of the peaks is known")
     if lost.goodput < 0.5:
+        every = format_duration(86400 / lost.interruptions_per_day)
         notes.append(
-            f"interruptions come every {format_duration(lost.mtbf_s)}: less than half of the time is "
-            "progress. Save faster or more often, or restart faster"
+            f"interruptions come every {every}: less than half of the time is progress. "
+            "Save faster or more often, or restart faster"
         )
     return notes

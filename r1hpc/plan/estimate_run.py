@@ -29,8 +29,11 @@ _MEAN_OF_LONGEST = 0.5
 """Mean completion over the longest allowed. Assumed: it changes while a policy learns."""
 
 
-def estimate_of_run(config: RunConfig, plan: RunPlan) -> Estimate | None:
+def estimate_of_run(config: RunConfig, plan: RunPlan, rates: FailureRates | None = None) -> Estimate | None:
     """What a submission will cost; None where the plan knows neither parameters nor FLOPs.
+
+    Args:
+        rates: the site's own failures and preemptions; None takes published ones.
 
     Raises:
         UnknownGpuError: cluster.gpu_type is not in the table.
@@ -42,16 +45,16 @@ def estimate_of_run(config: RunConfig, plan: RunPlan) -> Estimate | None:
     gpu = find_gpu(config.cluster.gpu_type or _ASSUMED_GPU)
     shape = shape_of_run(config, plan)
     if config.stage in _SAMPLING:
-        found = estimate_rl(_rl_work(config, plan, gpu, shape), config.stage)
+        found = estimate_rl(_rl_work(config, plan, gpu, shape), config.stage, rates)
     else:
-        found = _estimate_training(config, plan, _workload(config, plan, gpu, shape), shape)
+        found = _estimate_training(config, plan, _workload(config, plan, gpu, shape), shape, rates)
     if config.cluster.gpu_type is None:
         note = f"cluster.gpu_type is not set: {_ASSUMED_GPU} is assumed"
         found = replace(found, notes=(note, *found.notes))
     return found
 
 
-def estimate_rl(work: RlWork, stage: str = "rl") -> Estimate:
+def estimate_rl(work: RlWork, stage: str = "rl", rates: FailureRates | None = None) -> Estimate:
     """The phases of a run that samples; of `generate` and `evaluate` only its sampling."""
     known = coefficients().rl
     phases = rl_phases(work, RlRates(known["arithmetic"], known["bandwidth"]))
@@ -59,7 +62,7 @@ def estimate_rl(work: RlWork, stage: str = "rl") -> Estimate:
         phases = {name: phases[name] for name in ("prefill", "decode")}
     total = math.fsum(phases.values())
     ideal = Quantiles.log_normal(total, known["log_sd"])
-    lost = overhead(FailureRates(), work.num_gpus)
+    lost = overhead(rates or FailureRates(), work.num_gpus)
     hours = ideal * (1 / lost.goodput)
     return Estimate(
         method="flops",
@@ -135,7 +138,7 @@ def _workload(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape | No
 
 
 def _estimate_training(
-    config: RunConfig, plan: RunPlan, work: Workload, shape: ModelShape | None
+    config: RunConfig, plan: RunPlan, work: Workload, shape: ModelShape | None, rates: FailureRates | None
 ) -> Estimate:
     """With the run's own save interval, and a start-up for each attempt that the time limit makes."""
     first = estimate(work, shape=shape)
@@ -145,6 +148,7 @@ def _estimate_training(
     return estimate(
         work,
         shape=shape,
+        rates=rates,
         save_time_s=plan.save_time_s or 0.0,
         save_interval_s=max(1.0, wall_s / plan.num_steps * config.checkpoint.save_every),
         startup_gpu_hours=attempts * plan.topology.num_gpus * _STARTUP_S / 3600,

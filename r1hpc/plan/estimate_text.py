@@ -15,9 +15,15 @@ _SHOWN_ASSUMPTIONS = (
     "params",
     "active_params",
     "tokens",
+    "sequences",
+    "mean_completion_length",
+    "max_completion_length",
     "seq_len",
     "precision",
     "recompute",
+    "steps_measured",
+    "tokens_per_second",
+    "useful_part",
 )
 _MOST_OPTIONS = 5
 
@@ -77,8 +83,10 @@ def _reasons(found: Estimate) -> Iterator[str]:
         )
     if lost := found.goodput:
         daly, young = format_duration(lost.optimal_interval_s), format_duration(lost.young_interval_s)
+        warned = round(lost.interruptions_per_day - 86400 / lost.mtbf_s, 6)
+        preempted = f" and {warned:g} preemptions a day" if warned > 0 else ""
         yield (
-            f"goodput    {lost.goodput:.1%}; a failure every {format_duration(lost.mtbf_s)}; "
+            f"goodput    {lost.goodput:.1%}; a failure every {format_duration(lost.mtbf_s)}{preempted}; "
             f"save every {daly} (Daly), {young} (Young)"
         )
     if found.phases:
@@ -89,14 +97,17 @@ def _reasons(found: Estimate) -> Iterator[str]:
         parts = (f"{name} {part:.0%}" for name, part in found.drivers.items())
         yield wrap(f"width      {', '.join(parts)}", hanging=" " * 11)
     assumed = found.assumptions
-    words = [
-        f"{name} {_value(assumed[name])}" for name in _SHOWN_ASSUMPTIONS if assumed.get(name) is not None
-    ]
+    told = {name: assumed[name] for name in _SHOWN_ASSUMPTIONS if assumed.get(name) is not None}
+    if told.get("active_params") == told.get("params"):
+        told.pop("active_params", None)
+    words = [f"{name} {_value(value)}" for name, value in told.items()]
     if words:
         yield wrap(f"assumed    {', '.join(words)}", hanging=" " * 11)
 
 
 def _value(value: object) -> str:
+    if isinstance(value, int) and value >= 10_000:
+        return f"{value:,}"
     return amount(value) if isinstance(value, float) else str(value)
 
 
@@ -104,7 +115,8 @@ def _memory(found: Estimate) -> Iterator[str]:
     if found.memory is None:
         return
     options = found.memory
-    yield f"memory     {options.usable_gib:.0f} GiB usable on each of {options.num_gpus} GPUs"
+    cards = "the GPU" if options.num_gpus == 1 else f"each of {options.num_gpus} GPUs"
+    yield f"memory     {options.usable_gib:.0f} GiB usable on {cards}"
     if not options.fits:
         yield f"           nothing fits; the leanest: {options.smallest}"
         return

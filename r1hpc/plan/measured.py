@@ -1,4 +1,4 @@
-"""GPU-hours of a run from its own speed: what the steps that were taken say of the steps to come.
+"""GPU-hours, or node-hours, of a run from its own speed: what the steps that were taken say of the steps to come.
 
 found = measured_estimate(rates, num_gpus=64, tokens_done=1e9, total_tokens=1e10, hours_spent=120, useful=0.9)
 """
@@ -20,7 +20,8 @@ _WARM_UP = 0.1
 def measured_estimate(
     rates: Sequence[float],
     *,
-    num_gpus: int,
+    num_gpus: int = 0,
+    num_nodes: int = 0,
     tokens_done: float,
     total_tokens: float,
     hours_spent: float,
@@ -30,7 +31,8 @@ def measured_estimate(
 
     Args:
         rates: tokens per second of all GPUs, one for each step, in order.
-        hours_spent: GPU-hours of all attempts so far, busy or idle.
+        num_gpus, num_nodes: what it has now; 0 GPUs is a CPU run, told in node-hours.
+        hours_spent: GPU-hours, of a CPU run node-hours, of all attempts so far, busy or idle.
         useful: part of them in which steps were taken that lasted.
 
     Raises:
@@ -44,20 +46,24 @@ def measured_estimate(
     steady = rates[int(_WARM_UP * len(rates)) :]
     rate = statistics.median(steady)
     log_sd = math.hypot(_DRIFT, _robust_sd([math.log(r) for r in steady]) / math.sqrt(len(steady)))
-    left = max(0.0, total_tokens - tokens_done) / rate * num_gpus / 3600 / max(useful, 0.05)
+    width = num_gpus or num_nodes
+    left = max(0.0, total_tokens - tokens_done) / rate * width / 3600 / max(useful, 0.05)
     remaining = Quantiles.log_normal(left, math.hypot(log_sd, 0.5 * (1 - min(1.0, useful))))
+    hours = remaining + hours_spent
+    ideal = Quantiles.log_normal(total_tokens / rate * num_gpus / 3600, log_sd)
     return Estimate(
         method="measured",
-        gpu_hours=remaining + hours_spent,
-        ideal_gpu_hours=Quantiles.log_normal(total_tokens / rate * num_gpus / 3600, log_sd),
-        wall_hours={num_gpus: (remaining + hours_spent) * (1 / num_gpus)} if num_gpus else {},
+        gpu_hours=hours if num_gpus else None,
+        node_hours=None if num_gpus else hours,
+        ideal_gpu_hours=ideal if num_gpus else None,
+        wall_hours={num_gpus: hours * (1 / num_gpus)} if num_gpus else {},
         assumptions={
             "steps_measured": len(rates),
             "tokens_per_second": rate,
             "tokens_done": tokens_done,
             "tokens": total_tokens,
             "num_gpus": num_gpus,
-            "gpu_hours_spent": hours_spent,
+            "gpu_hours_spent" if num_gpus else "node_hours_spent": hours_spent,
             "useful_part": useful,
         },
         notes=(

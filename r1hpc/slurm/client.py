@@ -86,6 +86,11 @@ def call_into(file: IO[bytes], argv: Sequence[str], timeout_s: float = 30.0) -> 
     _run(argv, timeout_s, None, file)
 
 
+def without_advice(error: SlurmError) -> str:
+    """What went wrong, in one line, for a caller that has advice of its own."""
+    return str(error).splitlines()[0].split(": run this")[0]
+
+
 def _run(
     argv: Sequence[str], timeout_s: float, env: Mapping[str, str] | None, stdout: "int | IO[bytes]"
 ) -> "subprocess.CompletedProcess[str]":

@@ -240,7 +240,7 @@ def elapsed_of(raw: str, elapsed: str, start: str, end: str) -> int:
         ValueError: no number, or no time that a job ran.
     """
     if raw:
-        seconds = int(raw)
+        seconds = _whole(raw, "ElapsedRaw")
     elif elapsed:
         seconds = parse_time(elapsed)
     else:
@@ -251,10 +251,17 @@ def elapsed_of(raw: str, elapsed: str, start: str, end: str) -> int:
     return seconds
 
 
+def _whole(text: str, column: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{column} is {text!r}, which is no whole number") from None
+
+
 def nodes_of(num_nodes: str, alloc_tres: str) -> int:
     """Nodes, from NNodes where it is there, else from AllocTRES."""
     if num_nodes:
-        return int(num_nodes)
+        return _whole(num_nodes, "NNodes")
     found = re.search(r"(?:^|,)node=(\d+)", alloc_tres)
     return int(found[1]) if found else 0
 
@@ -280,7 +287,7 @@ def to_record(row: Sequence[bytes], columns: Columns) -> JobRecord:
         nodes=nodes_of(cells.get("nnodes", ""), cells["alloctres"]),
         node_list=cells.get("nodelist", ""),
         exit_code=cells.get("exitcode", ""),
-        restarts=int(cells.get("restarts") or 0),
+        restarts=_whole(cells.get("restarts") or "0", "Restarts"),
         user=cells.get("user", ""),
         account=cells.get("account", ""),
         partition=cells.get("partition", ""),

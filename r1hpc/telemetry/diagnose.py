@@ -109,7 +109,7 @@ def _summary(diagnosis: Diagnosis) -> str:
         more = " at least" if diagnosis.is_partial else ""
         parts = [f"{known['num_steps']} steps{more}"]
     forms = (
-        ("median_step_s", "{:.3g} s each (median)"),
+        ("median_step_s", "{:,.4g} s each (median)"),
         ("data_share", "{:.0%} of it waiting for data"),
         ("mfu", "MFU {:.1%}"),
         ("gpu_utilization_percent", "GPUs {:.0f} % busy"),

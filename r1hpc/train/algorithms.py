@@ -1,8 +1,8 @@
 """GRPO and PPO as arithmetic: advantages, the clipped loss, KL, GAE. Pure functions, no engine, no ranks.
 
 Sources: GRPO, DeepSeekMath arXiv 2402.03300 eq. 3 and 4; DAPO arXiv 2503.14476 (clip-higher, token-level
-loss, overlong filtering); Dr. GRPO arXiv 2503.20783 (no sigma, constant denominator); PPO arXiv 1707.06347 eq. 7;
-GAE arXiv 1506.02438 eq. 16; k3: Schulman, "Approximating KL Divergence".
+loss, overlong filtering); Dr. GRPO arXiv 2503.20783 (no sigma, constant denominator); PPO arXiv 1707.06347
+eq. 7; GAE arXiv 1506.02438 eq. 16; k3: Schulman, "Approximating KL Divergence".
 """
 
 from dataclasses import dataclass

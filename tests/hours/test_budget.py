@@ -317,6 +317,16 @@ def test_the_door_without_a_budget_says_how_to_make_one(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert door.main(["--run-root", str(tmp_path)]) == 0
     assert "No budget is set: give gpu_hours in" in capsys.readouterr().out
+    assert door.main(["--run-root", str(tmp_path / "nosuch")]) == 0
+    assert "so no run is counted" in capsys.readouterr().out
+
+
+def test_the_door_says_that_it_could_not_count_an_account(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    budget_file(root, "gpu_hours: 9000\naccount: lab\n")
+    assert door.main(["--run-root", str(root)]) == 0
+    assert "not of all jobs of account lab" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_submission_is_checked_against_all_of_it(root: Path) -> None:

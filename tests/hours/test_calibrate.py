@@ -147,6 +147,16 @@ def test_node_hours_of_cpu_runs_and_gpu_hours_of_each_card(tmp_path: Path) -> No
     assert resource_name("Ascend 910") == "Ascend 910"
 
 
+def test_stages_of_chains_enter_under_the_name_of_their_chain(tmp_path: Path) -> None:
+    for chain, seconds in (("one", 3600), ("two", 7200)):
+        (tmp_path / chain).mkdir()
+        (tmp_path / chain / "chain.yaml").touch()
+        make(tmp_path / chain, "sft", estimate={"node_hours": hours(1.0)}, seconds=seconds)
+    for _ in range(2):  # the second time from calibration.json
+        found = {run.run_id: run.actual for run in finished_runs(tmp_path).runs}
+        assert found == {"one/sft": pytest.approx(1.0), "two/sft": pytest.approx(2.0)}
+
+
 def test_a_stored_correction_does_not_correct_itself_away(tmp_path: Path) -> None:
     """Had the ratio been taken from the corrected estimate, it would be 1 and the correction forgotten."""
     stored = {"node_hours": hours(2.0), "uncorrected": {"node_hours": hours(1.0)}}

@@ -195,7 +195,7 @@ def test_a_run_without_gpus_is_told_in_node_hours(tmp_path: Path) -> None:
     write_json(made.run.path / "estimate.json", estimate)
     made.attempt(1, 40, "finished", committed=40)
     page = page_of(tmp_path / "runs")
-    assert "Node-hours of the runs in runs" in page
+    assert "Node-hours of all runs" in page
     assert "planned against used, cpu: 0.029 of 0.020" in " ".join(labels(page))
     assert "where the hours went, cpu: " in " ".join(labels(page))
 

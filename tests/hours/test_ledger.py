@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,7 +13,10 @@ from pathlib import Path
 import pytest
 
 from r1hpc import report
+from r1hpc.attempt.choose import all_runs
 from r1hpc.attempt.review import review_run
+from r1hpc.base.errors import R1hpcError
+from r1hpc.base.files import write_json
 from r1hpc.base.rundir import RunDir
 from r1hpc.hours.account import Selection, hours_of_runs, known_jobs
 from r1hpc.hours.ledger import RunLedger, ledger_text, open_ledger
@@ -161,6 +165,18 @@ def test_runs_of_a_root_without_sacct(made: RecordedRun, monkeypatch: pytest.Mon
     assert hours["by_stage"].keys() == {"pretrain"}
 
 
+def test_stages_of_chains_count_under_the_name_of_their_chain(tmp_path: Path) -> None:
+    for number, chain in enumerate(("one", "two")):
+        (tmp_path / chain).mkdir()
+        (tmp_path / chain / "chain.yaml").touch()
+        made = RecordedRun(tmp_path / chain / "sft", gpus=GPUS)
+        made.submit(f"{number}", "slurm")
+        made.attempt(1, 20, "finished", committed=20)
+    assert known_jobs(tmp_path) == {"0": ("one/sft", "pretrain"), "1": ("two/sft", "pretrain")}
+    hours = hours_of_runs(all_runs(tmp_path), Selection(), time.time())
+    assert hours["by_run"].keys() == {"one/sft", "two/sft"}
+
+
 def as_json(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, object]:
     assert report.main([*argv, "--json"]) == 0
     value: dict[str, object] = json.loads(capsys.readouterr().out)
@@ -177,6 +193,37 @@ def test_the_report_says_where_the_hours_went(made: RecordedRun, capsys: pytest.
     assert shown["gpu_hours"]["by_run"] == {"demo": pytest.approx(split["allocated"])}  # type: ignore[index]
     assert report.main([str(made.run.path)]) == 0
     assert "spent on" in capsys.readouterr().out
+
+
+def test_the_report_sets_what_was_used_beside_the_plan(
+    made: RecordedRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = GPUS * 83 / 3600
+    plan = {"p10": held / 4, "p50": held / 2, "p90": held}
+    write_json(made.run.path / "estimate.json", {"gpu_hours": plan})
+    assert as_json(capsys, str(made.run.path))["runs"][0]["planned"] == plan  # type: ignore[index]
+    assert report.main([str(made.run.path)]) == 0
+    assert (
+        "planned 0.09222 GPU-hours (P10 0.04611, P90 0.1844); 200 % of that used" in capsys.readouterr().out
+    )
+    part = as_json(capsys, str(made.run.path), "--start", "2026-01-01")
+    assert part["runs"][0]["planned"] is None, "a plan is of the whole run"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--account lab", "is not on PATH: run this on a login node, or give --sacct-file FILE, made there"),
+        ("--sacct-file nosuch", "there is no file nosuch; make it with: sacct -D -X -P"),
+        ("--sacct-file /", "there is no file /"),
+        ("--format html --run-root nosuch", "there is no folder"),
+    ],
+)
+def test_a_report_that_cannot_be_made_says_how(made: RecordedRun, words: str, message: str) -> None:
+    where = [] if "--run-root" in words else ["--run-root", str(made.run.path.parent)]
+    with pytest.raises(R1hpcError, match=re.escape(message)):
+        report.main([*words.split(), *where])
+    assert not Path("nosuch").exists()
 
 
 def test_without_sacct_the_report_of_all_jobs_comes_from_run_folders(
