@@ -4,12 +4,12 @@
     python benchmarks/grpo.py [--rounds 3] [--steps 40] [--start DIR]
 
 The recipe is the stage grpo of jobs/r1.yaml: 32 prompts x 8 samples on a model of 0.34 M parameters in fp32.
-Arms, one after the other in each round: r1hpc on one rank with two threads and on two ranks with one thread
-each, TRL at its best (no gradient checkpointing, no logging, fused AdamW) and TRL as it comes. A step is all
-that lies between the ends of two steps without an evaluation between them; its median counts. Printed:
-samples per second as ratios, and the first step at which greedy decoding gets 0.95 of the held-out items
-right. What it must show: 1.4 x TRL at its best, 1.8 x TRL as it comes, no more steps, two ranks no slower
-than one.
+Arms, one after the other in each round, on one core and on two: r1hpc, with a rank on each core; TRL at its
+best (no gradient checkpointing, no logging, fused AdamW; two cores as two threads and as two processes) and
+TRL as it comes. A step is all that lies between the ends of two steps without an evaluation between them; its
+median counts. Printed: samples per second as ratios on equally many cores, and the first step at which greedy
+decoding gets 0.95 of the held-out items right. What it must show: 1.4 x TRL at its best, 1.8 x TRL as it
+comes, no more steps, two ranks no slower per sample than one.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,34 @@ WARM_UP_STEPS = 4
 EVALUATE_EVERY = 4
 HELD_OUT = 256
 GOAL = 0.95
-OURS = {"r1hpc, 1 rank": (1, 2), "r1hpc, 2 ranks": (2, 1)}
-"""Ranks and threads of each."""
-TRLS = {
-    "TRL at its best": {
-        "gradient_checkpointing": False,
-        "optim": "adamw_torch_fused",
-        "logging_steps": 10**9,
-    },
-    "TRL as it comes": {},
+BEST: dict[str, Any] = {
+    "gradient_checkpointing": False,
+    "optim": "adamw_torch_fused",
+    "logging_steps": 10**9,
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is timed; `settings` are TRL's, None is ours."""
+
+    processes: int
+    threads: int
+    settings: dict[str, Any] | None = None
+
+    @property
+    def num_cores(self) -> int:
+        return self.processes * self.threads
+
+
+ARMS = {
+    "r1hpc, 1 rank": Arm(1, 1),
+    "TRL best, 1 thread": Arm(1, 1, BEST),
+    "TRL default, 1 thread": Arm(1, 1, {}),
+    "r1hpc, 2 ranks": Arm(2, 1),
+    "TRL best, 2 threads": Arm(1, 2, BEST),
+    "TRL best, 2 processes": Arm(2, 1, BEST),
+    "TRL default, 2 threads": Arm(1, 2, {}),
 }
 
 Told = tuple[float, int | None]
@@ -54,9 +74,9 @@ def main() -> None:
     parser.add_argument("--trl", nargs=2, metavar=("ARM", "OUT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.trl:
-        train_with_trl(options.start, options.steps, TRLS[options.trl[0]], Path(options.trl[1]))
+        train_with_trl(options.start, options.steps, ARMS[options.trl[0]], Path(options.trl[1]))
         return
-    found: dict[str, list[Told]] = {arm: [] for arm in (*OURS, *TRLS)}
+    found: dict[str, list[Told]] = {arm: [] for arm in ARMS}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         start = options.start or cold_start(folder)
@@ -64,12 +84,14 @@ def main() -> None:
             for arm in found:
                 told = run_arm(arm, folder / f"{round_}", start, options.steps)
                 found[arm].append(told)
-                print(f"round {round_ + 1}: {arm:<16} {told[0] * 1e3:6.1f} ms/step, ", end="")
+                print(f"round {round_ + 1}: {arm:<22} {told[0] * 1e3:6.1f} ms/step, ", end="")
                 print(f"held-out {GOAL} at step {told[1] or '-'}", flush=True)
-    ours = list(OURS)
-    for arm in TRLS:
-        print(f"samples/s, {ours[0]} / {arm}: {ratio_of(found[ours[0]], found[arm])}")
-    print(f"samples/s, {ours[1]} / {ours[0]}: {ratio_of(found[ours[1]], found[ours[0]])}")
+    ours = {arm.num_cores: name for name, arm in ARMS.items() if arm.settings is None}
+    for name, arm in ARMS.items():
+        if arm.settings is not None:
+            mine = ours[arm.num_cores]
+            print(f"samples/s, {mine} / {name}: {ratio_of(found[mine], found[name])}")
+    print(f"samples/s, {ours[2]} / {ours[1]}: {ratio_of(found[ours[2]], found[ours[1]])}")
 
 
 def ratio_of(ours: list[Told], theirs: list[Told]) -> str:
@@ -78,13 +100,17 @@ def ratio_of(ours: list[Told], theirs: list[Told]) -> str:
     return f"{statistics.median(ratios):.2f} (min {min(ratios):.2f}, max {max(ratios):.2f})"
 
 
-def run_arm(arm: str, folder: Path, start: Path, steps: int) -> Told:
+def run_arm(name: str, folder: Path, start: Path, steps: int) -> Told:
     folder.mkdir(exist_ok=True)
-    if arm in OURS:
-        return run_ours(folder, start, steps, *OURS[arm])
+    arm = ARMS[name]
+    if arm.settings is None:
+        return run_ours(folder, start, steps, arm)
     out = folder / "trl.json"
-    command = [sys.executable, __file__, "--start", str(start), "--steps", str(steps), "--trl", arm, str(out)]
-    subprocess.run(command, env=environment(2), check=True, capture_output=True)
+    launcher = [sys.executable]
+    if arm.processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={arm.processes}"]
+    command = [*launcher, __file__, "--start", str(start), "--steps", str(steps), "--trl", name, str(out)]
+    subprocess.run(command, env=environment(arm.threads), check=True, capture_output=True)
     told = json.loads(out.read_text())
     return median_step(told["times"]), first_at_goal(told["greedy"])
 
@@ -105,23 +131,24 @@ def cold_start(folder: Path) -> Path:
     return folder / "start" / "sft" / "model"
 
 
-def run_ours(folder: Path, start: Path, steps: int, ranks: int, threads: int) -> Told:
+def run_ours(folder: Path, start: Path, steps: int, arm: Arm) -> Told:
     from r1hpc.chain.ablation import base_stages
     from r1hpc.config import load
 
-    job, name = folder / "grpo.yaml", f"ranks{ranks}"
+    job, name = folder / "grpo.yaml", f"ranks{arm.processes}"
     load.write_yaml(job, base_stages(load.find_job("r1"), [])["rl"])
     overrides = [
         f"model.path={start}",
         f"train.num_steps={steps}",
         "train.micro_batch_size=256",
-        f"resources.ranks_per_node={ranks}",
+        f"resources.ranks_per_node={arm.processes}",
+        f"resources.cpus_per_task={arm.threads}",
         f"evaluate.every={EVALUATE_EVERY}",
         f"evaluate.num_items={HELD_OUT}",
         "evaluate.num_samples=1",
         "checkpoint.save_every=100000",
     ]
-    submit(folder, job, name, overrides, threads)
+    submit(folder, job, name, overrides, arm.threads)
     run = folder / name / "metrics"
     lines = [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
     greedy = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
@@ -133,13 +160,11 @@ def run_ours(folder: Path, start: Path, steps: int, ranks: int, threads: int) ->
 
 def submit(root: Path, job: Path, name: str, overrides: list[str], threads: int) -> None:
     command = [sys.executable, "-m", "r1hpc.submit", str(job), "--executor", "local", "--run-root", str(root)]
-    command += ["--run-name", name, "--follow", f"resources.cpus_per_task={threads}", *overrides]
-    if job.stem == "start":
-        command = [word for word in command if not word.startswith("resources.")]
+    command += ["--run-name", name, "--follow", *overrides]
     subprocess.run(command, cwd=CHECKOUT, env=environment(threads), check=True, stdout=subprocess.DEVNULL)
 
 
-def train_with_trl(start: Path, steps: int, settings: dict[str, Any], out: Path) -> None:
+def train_with_trl(start: Path, steps: int, arm: Arm, out: Path) -> None:
     """The same recipe in TRL, scored by the same Scorer."""
     import datasets
     import torch
@@ -207,7 +232,7 @@ def train_with_trl(start: Path, steps: int, settings: dict[str, Any], out: Path)
         use_cpu=True,
         bf16=False,
         max_steps=steps,
-        per_device_train_batch_size=train.global_batch_size,
+        per_device_train_batch_size=train.global_batch_size // arm.processes,
         num_generations=rollout.num_generations,
         max_completion_length=rollout.max_completion_length,
         temperature=rollout.temperature,
@@ -227,7 +252,7 @@ def train_with_trl(start: Path, steps: int, settings: dict[str, Any], out: Path)
         report_to="none",
         disable_tqdm=True,
         seed=train.seed,
-        **settings,
+        **(arm.settings or {}),
     )
     watch = Watch()
     data = datasets.Dataset.from_dict(
@@ -244,7 +269,8 @@ def train_with_trl(start: Path, steps: int, settings: dict[str, Any], out: Path)
             callbacks=[watch],
         )
         trainer.train()
-    out.write_text(json.dumps({"times": watch.times, "greedy": watch.greedy}))
+    if trainer.is_world_process_zero():
+        out.write_text(json.dumps({"times": watch.times, "greedy": watch.greedy}))
 
 
 def median_step(times: dict[Any, float]) -> float:

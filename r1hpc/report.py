@@ -194,6 +194,8 @@ def _print_hours(hours: dict[str, Any], source: str, note: str, form: str) -> in
         print_json({"gpu_hours": {**hours, "source": source}, "note": note})
     elif form == "csv":
         _print_csv(hours)
+        if note:
+            print(f"These are {note}", file=sys.stderr)
     else:
         print("\n".join([hours_text(hours), *([wrap(f"These are {note}")] if note else [])]))
     return 0

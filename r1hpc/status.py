@@ -110,18 +110,19 @@ def chain_as_text(now: ChainSituation, moment: float) -> str:
             stage.get("job_id") or "-",
             _number(stage.get("attempt")),
             _number(stage.get("global_step")),
+            format_duration(stage["wall_s"]) if stage.get("wall_s") else "-",
             f"{stage.get('gpu_hours', 0.0):.2f}",
             stage["detail"],
         )
         for stage in shown["stages"]
     ]
-    headings = ("stage", "state", "job", "attempt", "step", "GPU-hours", "")
+    headings = ("stage", "state", "job", "attempt", "step", "wall", "GPU-hours", "")
     return "\n".join(
         [
             wrap(f"{shown['chain']}: {shown['state']}  ({shown['detail']})"),
             f"  {shown['chain_dir']}",
             "",
-            format_table(headings, rows, right={3, 4, 5}, indent="  "),
+            format_table(headings, rows, right={3, 4, 5, 6}, indent="  "),
         ]
     )
 
@@ -165,6 +166,7 @@ def as_json(run: RunDir, situation: Situation, now: float) -> dict[str, Any]:
         "last_committed_step": _last_committed_step(run),
         "job_id": job.job_id if job else None,
         "executor": job.executor if job else None,
+        "wall_s": sum(max(0.0, (a.end or end or a.start) - a.start) for a in history.attempts),
         "gpu_hours": sum(_gpu_hours(attempt, end) for attempt in history.attempts),
         "attempts": [attempt.to_json() for attempt in history.attempts],
     }

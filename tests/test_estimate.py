@@ -151,7 +151,7 @@ def test_a_7b_on_one_16_gb_card(capsys: pytest.CaptureFixture[str]) -> None:
         ("r1 --num-gpus 8", "STAGE:resources.nodes=N"),
         ("r1 --preemptions-per-day 2", "for one run only"),
         ("r1 --method seed", "the article's formula is for one run"),
-        ("r1_a100", "stage sft: model.path models/Qwen2.5-7B is not a folder"),
+        ("r1_a100 grpo:train.nosuch=1", "nosuch"),
     ],
 )
 def test_answers_that_help(words: str, message: str) -> None:

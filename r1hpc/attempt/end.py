@@ -86,7 +86,13 @@ def end(run: RunDir, attempt: int, status: int) -> Ended:
     )
     cause, detail = decide(evidence)
     store = CheckpointStore(run.checkpoints, keep=config.checkpoint.keep)
-    judged = replace(this, cause=cause, detail=detail, last_committed_step=newest_step(run, store))
+    judged = replace(
+        this,
+        cause=cause,
+        detail=detail,
+        last_committed_step=newest_step(run, store),
+        kept=max((outcome.kept for outcome in outcomes), default=0),
+    )
     earlier = [a for a in history.since_submission if a.attempt < attempt]
     follows, reason = _what_follows([*earlier, judged], config, state)
     try:
@@ -98,6 +104,7 @@ def end(run: RunDir, attempt: int, status: int) -> Ended:
             detail=detail,
             exit_status=status,
             last_committed_step=judged.last_committed_step,
+            kept=judged.kept,
             requeued=follows is not Next.over,
         )
     except OSError as error:

@@ -24,6 +24,8 @@ class RankOutcome:
     reason: str = ""
     cause: str | None = None
     detail: str = ""
+    kept: int = 0
+    """Finished pieces of work beyond the last committed step that the next attempt will find."""
 
 
 def write_outcome(run: RunDir, attempt: int, outcome: RankOutcome) -> None:

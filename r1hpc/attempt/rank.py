@@ -191,7 +191,9 @@ def _start_sampler(run: RunDir, config: RunConfig, context: RankContext) -> GpuS
 
 def _report(run: RunDir, context: RankContext, outcome: "Outcome") -> None:
     kind = FINISHED if outcome.finished else STOPPED
-    word = RankOutcome(context.rank, kind, context.node_name, outcome.global_step, outcome.reason)
+    word = RankOutcome(
+        context.rank, kind, context.node_name, outcome.global_step, outcome.reason, kept=outcome.kept
+    )
     _leave_word(run, context, word)
     if context.rank != 0:
         return

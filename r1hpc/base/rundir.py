@@ -9,6 +9,7 @@
     ledger/attempt_<k>.jsonl                               what data each step consumed
     checkpoints/step-<n>/                                  see checkpoint
     rollouts/window-<w>/batch-<b>.npz                      stage rl: finished groups of the rollout under way
+    rollouts/evaluation-<step>/part-<n>.json               and answers of an evaluation under way
     parts/part-<n>.jsonl                                   stages traces, generate, evaluate: finished parts
     model/                                                 what was trained, as a Hugging Face folder
     traces.jsonl, evaluation.json, transcripts.txt         what traces, generate and evaluate leave

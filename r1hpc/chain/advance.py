@@ -25,6 +25,7 @@ from r1hpc.chain import submission
 from r1hpc.chain.definition import Definition, Stage, open_definition, overrides_of
 from r1hpc.chain.folder import ChainDir
 from r1hpc.chain.submission import AT_WORK, Order, Purpose
+from r1hpc.config import load
 from r1hpc.config.schema import RunConfig
 from r1hpc.plan.model import load_model_config
 from r1hpc.slurm import decide, dependency
@@ -148,7 +149,8 @@ def move_dependents(run: RunDir, fresh: str) -> list[str]:
             needed = [chain.stage(name) for name in stage.needs if name != run.run_id]
             others = [look(sister) for sister in needed if not sister.finished.exists()]
             ids = [other.job.job_id for other in others if other.job is not None and other.state in AT_WORK]
-            dependency.move(situation.job.job_id, [fresh, *ids])
+            asked = load.read(chain.stage(stage.name).config).resources.dependency
+            dependency.move(situation.job.job_id, [fresh, *ids], asked)
             moved.append(situation.job.job_id)
     return moved
 

@@ -41,7 +41,10 @@ from r1hpc.telemetry.attempts import record
 
 _ASSUMED_GPUS_PER_NODE = 8
 _MAY_CHANGE_ON_RESUME = ("resources.", "cluster.", "limits.", "monitor.", "checkpoint.")
-_MAY_CHANGE_TOO = ("train.num_steps", "train.print_every", "train.hang_timeout_s", "deepspeed.zero_stage")
+_MAY_CHANGE_TOO = (
+    *("train.num_steps", "train.print_every", "train.hang_timeout_s", "deepspeed.zero_stage"),
+    *("rollout.max_prompt_length", "rollout.prompts_per_batch"),
+)
 
 
 AT_WORK = (State.queued, State.running, State.requeued)
@@ -172,6 +175,7 @@ def prepare(
     freeze.refuse_secrets(config, order.overrides)
     executor, notes = decide.choose_executor(order.executor, will_submit=order.purpose is Purpose.start)
     config = freeze.with_absolute_paths(config)
+    check_questions(config, expected_model)
     decision = decide.decide(
         config,
         executor,
@@ -187,6 +191,35 @@ def prepare(
     notes += [f"not used from the environment: {ignored}"] if ignored else []
     estimate, no_estimate = _estimate(decision, order)
     return Prepared(run, executor, decision, text, (*notes, *decision.notes, *no_estimate), is_new, estimate)
+
+
+def check_questions(config: RunConfig, expected_model: Mapping[str, Any] | None = None) -> None:
+    """Task, rewards and tokenizer of a stage that asks questions: what it would only meet on the nodes.
+
+    Args:
+        expected_model: as in `prepare`; the tokenizer is then the earlier stage's to leave.
+
+    Raises:
+        UsageError: an unknown task, option or reward term, a file or package that is missing, or a prompt
+            that the tokenizer cannot read or that is too long.
+    """
+    if config.stage not in ("traces", "rl", "generate", "evaluate"):
+        return
+    from r1hpc.tasks import registry, terms, tokenizer  # the tokenizers library, for these runs only
+
+    task = registry.make_task(config.task)
+    item = task.item(config.generate.first_item if config.stage == "generate" else 0)
+    if config.stage == "traces":
+        return
+    for name in config.reward.terms:
+        terms.term_named(name)
+    if expected_model is None or config.model.tokenizer is not None:
+        num = len(tokenizer.encode(tokenizer.load_tokenizer(config.model), item.prompt))
+        if num > config.rollout.max_prompt_length:
+            raise UsageError(
+                f"the first prompt has {num} tokens: raise rollout.max_prompt_length, now "
+                f"{config.rollout.max_prompt_length}"
+            )
 
 
 def _estimate(decision: decide.Decision, order: Order) -> tuple[dict[str, Any] | None, list[str]]:
@@ -220,7 +253,8 @@ def submit(prepared: Prepared, order: Order) -> str:
     try:
         write(prepared, order)
         failpoint("submit.written")
-        return start(prepared, order)
+        asked_at = time.time()
+        job_id = _start(prepared)
     except (R1hpcError, OSError) as error:
         # An sbatch that did not answer may have submitted all the same: then the job needs its folder.
         if isinstance(error, SlurmError) and error.timed_out:
@@ -230,6 +264,9 @@ def submit(prepared: Prepared, order: Order) -> str:
         if prepared.is_new:
             shutil.rmtree(run.path)
         raise
+    failpoint("submit.asked")
+    record_submission(prepared, order, job_id, asked_at)
+    return job_id
 
 
 def create(run: RunDir) -> None:
@@ -276,14 +313,10 @@ def write(prepared: Prepared, order: Order) -> None:
     write_atomic(run.script, script.render(prepared.script))
 
 
-def start(prepared: Prepared, order: Order) -> str:
-    """Hand the written run to Slurm or to a supervisor here; its job id, which is on record then."""
-    asked_at = time.time()
+def _start(prepared: Prepared) -> str:
+    """Hand the written run to Slurm or to a supervisor here; its job id."""
     remove_switches(prepared.run)
-    job_id = _start_here(prepared.run) if prepared.executor == "local" else _start_on_slurm(prepared)
-    failpoint("submit.asked")
-    record_submission(prepared, order, job_id, asked_at)
-    return job_id
+    return _start_here(prepared.run) if prepared.executor == "local" else _start_on_slurm(prepared)
 
 
 def record_submission(prepared: Prepared, order: Order, job_id: str, asked_at: float) -> None:

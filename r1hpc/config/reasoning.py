@@ -52,7 +52,8 @@ class RolloutConfig:
     max_completion_length: int = 64
     temperature: float = 1.0
     prompts_per_batch: int = 0
-    """Prompts one rank decodes together; finished batches survive a preemption. 0: its whole share."""
+    """Prompts that one rank decodes together, each num_generations (stages generate, evaluate: num_samples)
+    times: it bounds the KV cache, and a finished batch survives a preemption. 0: the rank's whole share."""
     poll_every: int = 16
     """Decoded tokens between two looks at whether somebody asked to stop."""
     vllm_options: dict[str, Any] = field(default_factory=dict)

@@ -283,6 +283,30 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         one_of("stage", self.stage, STAGES)
+        if self.stage == "pretrain" and self.model.lora_rank:
+            raise ConfigError(
+                "model.lora_rank has no use in stage pretrain, which trains all weights: remove it"
+            )
+        if self.stage == "rl":
+            self._check_rl()
+
+    def _check_rl(self) -> None:
+        num = self.rollout.num_generations
+        if num < 2 and (self.rl.algorithm == "grpo" or self.rl.max_resamples):
+            raise ConfigError(
+                f"rollout.num_generations is {num}: GRPO compares the completions of a prompt with each "
+                "other, and needs 2 at least"
+            )
+        if self.rl.algorithm == "ppo" and self.model.lora_rank:
+            raise ConfigError(
+                "rl.algorithm=ppo trains a critic with all its weights, which model.lora_rank is to avoid: "
+                "take rl.algorithm=grpo, or model.lora_rank=0"
+            )
+        if self.train.gradient_accumulation_steps is not None:
+            raise ConfigError(
+                "train.gradient_accumulation_steps has no use in stage rl, where it follows from what a "
+                "rollout leaves to train on: remove it, and set train.micro_batch_size"
+            )
 
 
 STAGES = ("pretrain", "traces", "sft", "rl", "generate", "evaluate")

@@ -214,7 +214,8 @@ def _warnings(
     new = [mark for mark in budget.passed(after) if mark not in budget.passed(before)]
     of = f"of {format_hours(budget.gpu_hours)} GPU-hours are spent or promised"
     if new:
-        yield f"with this run {100 * max(new):.0f} % {of}"
+        share = 100 * after / budget.gpu_hours
+        yield f"with this run {share:.0f} % {of}: past the mark at {100 * max(new):.0f} %"
     elif budget.passed(before):
         yield f"{100 * before / budget.gpu_hours:.0f} % {of}"
     over = total([committed, one_sided(p50 or 0.0, p90)]).p90 + spent - budget.gpu_hours

@@ -248,7 +248,18 @@ def _ask_slurm(candidates: Sequence[_Candidate]) -> dict[str, list[JobRecord]]:
 def _read_cache(run_root: Path) -> dict[str, Any]:
     cache = _read(run_root / _CACHE)
     runs = cache.get("runs")
-    return runs if cache.get("version") == _VERSION and isinstance(runs, dict) else {}
+    if cache.get("version") != _VERSION or not isinstance(runs, dict):
+        return {}
+    return {name: entry for name, entry in runs.items() if _is_entry(entry)}
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether `_take` can take it: another program, or a hand, may have written there."""
+    try:
+        _take(entry, [], Counter())
+        return "mark" in entry
+    except (TypeError, KeyError, AttributeError, AssertionError):
+        return False
 
 
 def _read(path: Path) -> dict[str, Any]:

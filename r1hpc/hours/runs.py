@@ -151,17 +151,16 @@ def look_into(run: RunDir, now: float) -> RunHours:
     plan = _read(run.plan)
     on_cpu = not any(a.attempt.gpus for a in summary.attempts)
     on_cpu = on_cpu and (bool(summary.attempts) or plan.get("gpu_hours_ceiling") == 0)
-    config = run.config.read_text() if run.config.is_file() else ""
+    config = run.config.read_text(errors="replace") if run.config.is_file() else ""
     submissions = sorted(float(s["time"]) for s in situation.history.submissions if "time" in s)
     job_name = re.search(r"^  job_name: (?!null)['\"]?([^'\"\n]+)", config, re.M)
-    stage = re.search(r"^stage: (\w+)", config, re.M)
     key = "node_hours_ceiling" if on_cpu else "gpu_hours_ceiling"
     return RunHours(
         run=run,
         situation=situation,
         summary=summary,
         user=owner(run),
-        stage=stage[1] if stage else "pretrain",
+        stage=summary.stage,
         job_name=job_name[1] if job_name else run.run_id,
         unit="node-hours" if on_cpu else "GPU-hours",
         attempts=tuple(_attempts(summary, submissions, on_cpu)),

@@ -85,10 +85,11 @@ def _reasons(found: Estimate) -> Iterator[str]:
         daly, young = format_duration(lost.optimal_interval_s), format_duration(lost.young_interval_s)
         warned = round(lost.interruptions_per_day - 86400 / lost.mtbf_s, 6)
         preempted = f" and {warned:g} preemptions a day" if warned > 0 else ""
-        yield (
+        line = (
             f"goodput    {lost.goodput:.1%}; a failure every {format_duration(lost.mtbf_s)}{preempted}; "
             f"save every {daly} (Daly), {young} (Young)"
         )
+        yield wrap(line, hanging=" " * 11)
     if found.phases:
         total = sum(found.phases.values())
         parts = (f"{name} {hours / total:.0%}" for name, hours in found.phases.items() if hours > 0)

@@ -1,4 +1,4 @@
-"""GPU-hours, or node-hours, of a run from its own speed: what the steps that were taken say of the steps to come.
+"""Hours of a run from its own speed: what the steps that were taken say of the steps to come.
 
 found = measured_estimate(rates, num_gpus=64, tokens_done=1e9, total_tokens=1e10, hours_spent=120, useful=0.9)
 """
@@ -62,7 +62,7 @@ def measured_estimate(
             "tokens_per_second": rate,
             "tokens_done": tokens_done,
             "tokens": total_tokens,
-            "num_gpus": num_gpus,
+            "num_gpus": num_gpus or None,
             "gpu_hours_spent" if num_gpus else "node_hours_spent": hours_spent,
             "useful_part": useful,
         },

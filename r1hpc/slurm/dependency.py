@@ -29,13 +29,16 @@ def after_all_ok(job_ids: Sequence[str], also: str | None = None) -> dict[str, s
     }
 
 
-def move(job_id: str, after: Sequence[str]) -> None:
+def move(job_id: str, after: Sequence[str], also: str | None = None) -> None:
     """Have a waiting job wait for other jobs than before.
+
+    Args:
+        also: a dependency asked for by a person, which stays in force.
 
     Raises:
         SlurmError: it does not wait any more, or slurmctld did not answer.
     """
-    options = after_all_ok(after)
+    options = after_all_ok(after, also)
     call(["scontrol", "update", f"JobId={job_id}", f"Dependency={options['dependency']}"], 20.0)
 
 

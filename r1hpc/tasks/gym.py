@@ -18,6 +18,8 @@ from r1hpc.tasks.prompts import TEMPLATE, check_template, fill, held_out_key
 from r1hpc.tasks.task import Draws, Item, draw_until, task_id
 
 PREFIX = "reasoning_gym:"
+_MAX_FAILURES = 20
+"""Sources that the generator may fail on before an item is given up."""
 _LIMIT_S = 120.0
 """For starting the process, and for one question: a few generators search for seconds."""
 
@@ -53,11 +55,17 @@ class ReasoningGym:
         return compose("", item.answer)
 
     def _draw(self, draws: Draws) -> tuple[str, tuple[int, dict[str, Any]]]:
-        source = draws.below(self._num_sources)
-        try:
-            entry: dict[str, Any] = self._source.ask(source, _LIMIT_S)
-        except (DiedError, TimedOutError) as error:
-            raise R1hpcError(
-                f"{self.name} failed to make item {source}: {error}; change its options"
-            ) from None
-        return held_out_key(entry["question"]), (source, entry)
+        """The first source of a few draws that the generator can make an item of."""
+        for _ in range(_MAX_FAILURES):
+            source = draws.below(self._num_sources)
+            try:
+                entry: dict[str, Any] = self._source.ask(source, _LIMIT_S)
+            except (DiedError, TimedOutError) as error:
+                raise R1hpcError(
+                    f"{self.name} failed to make item {source}: {error}; change its options"
+                ) from None
+            if "error" not in entry:
+                return held_out_key(entry["question"]), (source, entry)
+        raise UsageError(
+            f"{self.name} fails to make items, the last with {entry['error']}: change its options"
+        )

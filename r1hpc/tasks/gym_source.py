@@ -4,7 +4,7 @@
 
 Some generators walk over sets of strings, so that the same seed and index give another question in every
 process. PYTHONHASHSEED cannot be set from inside; this process gets it from its parent. An index is answered
-by {"question", "answer"}, `answer` null where the generator has none.
+by {"question", "answer"}, `answer` null where the generator has none, or by {"error"} where it fails.
 """
 
 import json
@@ -24,7 +24,11 @@ def ready(generator: str, seed: int, options: dict[str, Any]) -> tuple[Handler, 
     dataset = make(generator, seed, options)
 
     def handler(index: int) -> dict[str, Any]:
-        entry = dataset[index]
+        try:
+            entry = dataset[index]
+        # Other people's code: one index that it cannot make must not end a run.
+        except Exception as error:
+            return {"error": f"{type(error).__name__}: {error}"}
         answer = entry["answer"]
         return {"question": str(entry["question"]), "answer": None if answer is None else str(answer)}
 

@@ -114,7 +114,7 @@ def special_ids(tokenizer: tokenizers.Tokenizer, model: ModelConfig | None = Non
     With `model`, tokenizer_config.json beside the tokenizer decides; else well-known names do.
 
     Raises:
-        UsageError: no end token, or several that could be it.
+        UsageError: no end token.
     """
     named = _named_tokens(model)
     eos = _token(tokenizer, named.get("eos_token"), _EOS_NAMES)

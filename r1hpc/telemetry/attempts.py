@@ -4,7 +4,7 @@ Events, one JSON line each, appended in order and never changed:
 
     submitted  time executor job_id script time_limit_s
     begin      time attempt token job_id executor host node_names gpus ranks resumed_from
-    end        time attempt cause detail exit_status last_committed_step requeued inferred
+    end        time attempt cause detail exit_status last_committed_step kept requeued inferred
     cancel_requested  time by
 
 An attempt killed without a word has no `end`; the next `begin` writes it, marked `inferred`.
@@ -61,6 +61,8 @@ class Attempt:
     requeued: bool = False
     inferred: bool = False
     resumed_from: int | None = None
+    kept: int = 0
+    """Finished pieces of work beyond the last committed step that it left on disk."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -139,6 +141,7 @@ def _fold(begin: dict[str, Any], end: dict[str, Any] | None, steps: _Steps | Non
         requeued=bool(end and end.get("requeued")),
         inferred=bool(end and end.get("inferred")),
         resumed_from=begin.get("resumed_from"),
+        kept=end.get("kept", 0) if end else 0,
     )
 
 
@@ -194,13 +197,17 @@ def gpu_hours_used(history: History, now: float) -> float:
 
 
 def attempts_without_checkpoint(attempts: Iterable[Attempt]) -> int:
-    """How many attempts at the end of the list made no checkpoint newer than the one they began from.
+    """How many attempts at the end of the list left nothing that the one before them had not.
 
-    Attempts that a scheduler ended before they could take a step count too: they burn hours all the same.
+    That is a newer checkpoint, or more finished pieces (groups of a rollout, held-out answers) beyond the
+    same one. Attempts that a scheduler ended before they could take a step count too: they burn hours all
+    the same.
     """
+    listed = list(attempts)
+    kept_before = [0, *(attempt.kept for attempt in listed)]
     idle = 0
-    for attempt in reversed(list(attempts)):
-        if (attempt.last_committed_step or 0) > (attempt.resumed_from or 0):
+    for attempt, kept in reversed(list(zip(listed, kept_before, strict=False))):
+        if (attempt.last_committed_step or 0, attempt.kept) > (attempt.resumed_from or 0, kept):
             break
         idle += 1
     return idle

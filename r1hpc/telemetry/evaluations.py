@@ -67,7 +67,7 @@ def _before_and_after(run: RunDir, first: int, last: int) -> list[str]:
         lines.append(
             f"    step {first:<5} {_short(was['greedy'])}  wrong, expected {_short(was['expected'])}"
         )
-        lines.append(f"    step {last:<5} {_short(after['greedy'])}")
+        lines.append(f"    step {last:<5} {_short(after['greedy'])}  right")
         if len(lines) >= 3 * _MOST_SHOWN:
             break
     return [*(["Learned"] if lines else []), *lines]

@@ -136,9 +136,10 @@ def stage_of(run: RunDir) -> str:
     """The stage of the run's configuration.
 
     Read by its line: the file is resolved YAML that we wrote, and a YAML parser takes longer to import than
-    a report may take.
+    a report may take. One that was spoilt since must not stop the report of the others.
     """
-    found = re.search(r"^stage: *(\w+)", run.config.read_text(), re.M) if run.config.is_file() else None
+    text = run.config.read_text(errors="replace") if run.config.is_file() else ""
+    found = re.search(r"^stage: *(\w+)", text, re.M)
     return found[1] if found else "pretrain"
 
 

@@ -1,9 +1,9 @@
 """Collect a rollout: sample, reward, keep each finished batch at once, leave in between when asked to.
 
 A batch is the prompts that one rank decodes together. Finished and rewarded, it is written to
-rollouts/window-<w>/batch-<b>.npz, named after the policy that sampled it; started again after a preemption
-the ranks do only what is missing, and since every completion has a random stream of its own, the rollout is
-the one an undisturbed run would have had.
+rollouts/window-<w>/batch-<first item>-<groups>.npz with the name of the policy that sampled it; started again
+after a preemption, on any number of ranks, only the groups are made that are missing, and since every
+completion has a random stream of its own, the rollout is the one an undisturbed run would have had.
 """
 
 import hashlib
@@ -20,16 +20,14 @@ import numpy.typing as npt
 
 from r1hpc.base.errors import StateError
 from r1hpc.base.failpoints import failpoint
-from r1hpc.tasks.rewards import Completion, Scorer
+from r1hpc.tasks.rewards import Scorer
 from r1hpc.tasks.task import Item, Task
 from r1hpc.train import loop
 from r1hpc.train.loop import Job, Session
 from r1hpc.train.prompts import Prompts
 from r1hpc.train.rollout import Request, RolloutEngine, Samples, streams
+from r1hpc.train.scoring import judge_samples
 from r1hpc.train.window import Groups, read_groups, write_groups
-
-_GROUPS_AT_ONCE = 16
-"""Groups rewarded between two looks at whether somebody asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -63,87 +61,88 @@ class Collector:
         """The rollout of `window`, whose first item is `first_item`; None when asked to leave.
 
         With dynamic sampling, groups that were rewarded all alike are replaced by further items, in at most
-        rl.max_resamples more rounds; what is still missing then is missing.
+        rl.max_resamples more rounds; where that did not find enough, such groups fill the rollout up.
         """
         config = self._job.config
         self._rollout_s = self._reward_s = 0.0
         wanted, rounds = config.rollout.num_prompts, []
         for number in range(1 + config.rl.max_resamples):
-            done = self._round(session, window, number, first_item + number * wanted, policy_id)
+            items = range(first_item + number * wanted, first_item + (number + 1) * wanted)
+            done = self._round(session, window, items, policy_id)
             if done is None:
                 return None
             rounds.append(done)
             groups = Groups.joined(rounds)
-            if config.rl.max_resamples == 0:
+            teaching = varied(groups)
+            if config.rl.max_resamples == 0 or teaching.sum() >= wanted:
                 break
-            teaching = np.flatnonzero(varied(groups))
-            if len(teaching) >= wanted:
-                groups = groups.select(teaching[:wanted])
-                break
-        else:
-            groups = groups.select(teaching) if len(teaching) else rounds[0]
+        if config.rl.max_resamples:
+            # Those that teach first, each kind in the order of its items.
+            groups = groups.select(np.sort(np.argsort(~teaching, kind="stable")[:wanted]))
         return Collected(groups, len(rounds) * wanted, self._rollout_s, self._reward_s)
 
     def journal(self, window: int) -> Path:
         """Where the finished batches of a window lie."""
         return self._job.run.rollouts / f"window-{window:08d}"
 
+    def num_kept(self, window: int) -> int:
+        """How many groups of a window lie finished on disk, as far as their files' names tell."""
+        return sum(int(path.stem.rsplit("-", 1)[1]) for path in self.journal(window).glob("batch-*.npz"))
+
     def forget_before(self, window: int) -> None:
-        """Remove the batches of windows that a checkpoint has made superfluous. Rank 0 only."""
+        """Remove the batches of earlier windows. Rank 0 only."""
         for folder in self._job.run.rollouts.glob("window-*"):
             if folder.name < self.journal(window).name:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _round(
-        self, session: Session, window: int, number: int, first_item: int, policy_id: str
-    ) -> Groups | None:
-        """One batch of prompts for each rank and more, until all of the round are done."""
+    def _round(self, session: Session, window: int, items: range, policy_id: str) -> Groups | None:
+        """Batch by batch, each by one rank, until all of `items` are done."""
         job, group = self._job, self._job.group
-        shares = self._batches(first_item)
-        numbers = range(number * len(shares), (number + 1) * len(shares))
-        done = self._already_done(window, dict(zip(numbers, shares, strict=True)), policy_id)
-        fresh: dict[int, Groups] = {}
-        missing = [(b, items) for b, items in zip(numbers, shares, strict=True) if b not in done]
-        for turn, (batch, items) in enumerate(missing):
+        done = self._already_done(window, items, policy_id)
+        shares = [[item for item in share if item not in done] for share in self._shares(items)]
+        missing = [share for share in shares if share]
+        fresh: list[Groups] = []
+        for turn, share in enumerate(missing):
             if turn % group.world_size != group.rank:
                 continue
-            made = self._batch(items)
+            made = self._batch(share)
             if made is None:
                 break
             job.run.rollouts.mkdir(mode=0o700, exist_ok=True)
             self.journal(window).mkdir(mode=0o700, exist_ok=True)
-            write_groups(self.journal(window) / f"batch-{batch:06d}.npz", made, policy_id)
-            fresh[batch] = made
+            name = f"batch-{share[0]:012d}-{len(share)}.npz"
+            write_groups(self.journal(window) / name, made, policy_id)
+            fresh.append(made)
         edge = loop.agree(session, sums=[float(len(fresh))])
         if edge.stop or edge.sums[0] < len(missing):
             return None
         for part in group.gather(fresh):
-            done |= part
-        return Groups.joined([done[batch] for batch in sorted(done)])
+            done |= _by_item(part)
+        return Groups.joined([done[item] for item in items])
 
-    def _batches(self, first_item: int) -> list[range]:
-        """The items of a round, cut into what one rank decodes together."""
-        rollout = self._job.config.rollout
-        size = rollout.prompts_per_batch or -(-rollout.num_prompts // self._job.group.world_size)
-        end = first_item + rollout.num_prompts
-        return [range(start, min(start + size, end)) for start in range(first_item, end, size)]
+    def _shares(self, items: range) -> list[range]:
+        """The items cut into what one rank decodes together, so that every rank has some."""
+        share = -(-len(items) // self._job.group.world_size)
+        size = min(self._job.config.rollout.prompts_per_batch or share, share)
+        return [items[start : start + size] for start in range(0, len(items), size)]
 
-    def _already_done(self, window: int, wanted: dict[int, range], policy_id: str) -> dict[int, Groups]:
-        """Batches that an earlier attempt finished with this very policy; rank 0 reads them for all."""
+    def _already_done(self, window: int, items: range, policy_id: str) -> dict[int, Groups]:
+        """Groups that an earlier attempt finished with this very policy, perhaps on another number of ranks.
+
+        Rank 0 reads them for all.
+        """
         found: dict[int, Groups] = {}
         folder = self.journal(window)
         if self._job.group.rank == 0 and folder.is_dir():
-            for batch, items in wanted.items():
+            for path in sorted(folder.glob("batch-*.npz")):
                 try:
-                    policy, groups = read_groups(folder / f"batch-{batch:06d}.npz")
+                    policy, groups = read_groups(path)
                 except StateError:
                     continue
-                if policy == policy_id and groups.items.tolist() == list(items):
-                    found[batch] = groups
+                if policy == policy_id:
+                    found |= {item: one for item, one in _by_item([groups]).items() if item in items}
             if found:
-                print(
-                    f"rollout {window}: {len(found)} of {len(wanted)} batches were already done", flush=True
-                )
+                print(f"rollout {window}: {len(found)} of {len(items)} groups were already done", flush=True)
         told: dict[int, Groups] = self._job.group.broadcast(found)
         return told
 
@@ -170,21 +169,10 @@ class Collector:
         return groups
 
     def _rewarded(self, items: Sequence[Item], samples: Samples) -> Groups | None:
-        num = len(samples.lengths) // len(items)
-        texts = self._prompts.texts(samples.tokens, samples.lengths)
-        completions = [
-            Completion(text, int(length), not bool(ended))
-            for text, length, ended in zip(texts, samples.lengths, samples.ended, strict=True)
-        ]
-        scores = []
-        for start in range(0, len(items), _GROUPS_AT_ONCE):
-            if self.asked_to_stop():
-                return None
-            part = range(start, min(start + _GROUPS_AT_ONCE, len(items)))
-            scored = self._scorer.score_groups(
-                [(items[g], completions[g * num : (g + 1) * num]) for g in part]
-            )
-            scores += [score for group in scored for score in group]
+        judged = judge_samples(self._scorer, self._prompts, items, samples, self.asked_to_stop)
+        if judged is None:
+            return None
+        scores = [score for group in judged for _, score in group]
         return Groups(
             items=np.array([item.index for item in items], np.int64),
             tokens=samples.tokens,
@@ -200,6 +188,11 @@ class Collector:
         """This rank's own word, without asking the others; also a sign of life for the watchdog."""
         self._job.watchdog.beat("sampling or rewarding")
         return self._job.requests.poll()[0]
+
+
+def _by_item(parts: Sequence[Groups]) -> dict[int, Groups]:
+    """Each group by itself, as wide as its batch was."""
+    return {int(item): part.select([at]) for part in parts for at, item in enumerate(part.items)}
 
 
 def varied(groups: Groups) -> npt.NDArray[np.bool_]:

@@ -1,7 +1,7 @@
 """Answer held-out items: greedily once, and several times at the rollout's temperature.
 
-    answers = answer(job, evaluator, range(256))        # this rank's part
-    summary = summarise(all_answers)                    # greedy, pass@1, pass@k with their intervals
+    answers = evaluator.answer(range(256), 8, should_stop)
+    summary = summarise(answers)                        # greedy, pass@1, pass@k with their intervals
 
 Used by stage rl between updates, and by stage evaluate as a job of its own.
 """
@@ -18,6 +18,7 @@ from r1hpc.tasks.statistics import mean_interval, pass_at_k, wilson
 from r1hpc.tasks.task import Item, Task
 from r1hpc.train.prompts import Prompts
 from r1hpc.train.rollout import Request, RolloutEngine, streams
+from r1hpc.train.scoring import Judged, judge_samples
 
 _EVALUATION_SEED = 0x5EED
 """The samples of an evaluation are the same for every run, whatever train.seed is."""
@@ -81,28 +82,27 @@ class Evaluator:
         temperature: float,
         should_stop: Callable[[], bool],
         seed: int = _EVALUATION_SEED,
-    ) -> "list[list[tuple[Completion, Score]]] | None":
-        """`num` judged completions of each item; None when asked to leave."""
-        samples = self._engine.sample(
-            Request(
-                prompts=[self._prompts.ids(item) for item in items],
-                streams=streams(seed, [item.index for item in items], num),
+    ) -> list[Judged] | None:
+        """`num` judged completions of each item, prompts_per_batch items at a time; None: asked to leave."""
+        size = self._config.rollout.prompts_per_batch or max(1, len(items))
+        done: list[Judged] = []
+        for start in range(0, len(items), size):
+            batch = items[start : start + size]
+            request = Request(
+                prompts=[self._prompts.ids(item) for item in batch],
+                streams=streams(seed, [item.index for item in batch], num),
                 num_generations=num,
                 max_completion_length=self._config.rollout.max_completion_length,
                 temperature=temperature,
-            ),
-            should_stop,
-        )
-        if samples is None:
-            return None
-        texts = self._prompts.texts(samples.tokens, samples.lengths)
-        completions = [
-            Completion(text, int(length), not bool(ended))
-            for text, length, ended in zip(texts, samples.lengths, samples.ended, strict=True)
-        ]
-        groups = [(item, completions[i * num : (i + 1) * num]) for i, item in enumerate(items)]
-        scores = self._scorer.score_groups(groups)
-        return [list(zip(group[1], score, strict=True)) for group, score in zip(groups, scores, strict=True)]
+            )
+            samples = self._engine.sample(request, should_stop)
+            if samples is None:
+                return None
+            judged = judge_samples(self._scorer, self._prompts, batch, samples, should_stop)
+            if judged is None:
+                return None
+            done += judged
+        return done
 
 
 def _answer(

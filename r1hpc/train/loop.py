@@ -68,6 +68,8 @@ class Outcome:
     global_step: int
     last_committed_step: int | None
     reason: str = ""
+    kept: int = 0
+    """Finished pieces of work beyond that step (groups of a rollout, held-out answers), on disk."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,9 @@ class Stage(Protocol):
 
     def finish(self, session: "Session") -> bool:
         """After the last step is saved; False when asked to leave before it was done."""
+
+    def kept(self, step: int) -> int:
+        """Finished pieces of work after `step` that the next attempt will find on disk."""
 
 
 class RankTimes:
@@ -231,8 +236,13 @@ def train(session: Session, stage: Stage) -> Outcome:
         if due or edge.save or edge.stop:
             save(session, stage, step, hurry=edge.stop)
     finished = step >= last_step and not stop and stage.finish(session)
-    reason = "" if finished else next(filter(None, job.group.gather(job.requests.reason)), "")
-    return Outcome(finished, step, snapshots.last_committed_step, reason)
+    return Outcome(True, step, snapshots.last_committed_step) if finished else stopped(session, stage, step)
+
+
+def stopped(session: Session, stage: Stage, step: int) -> Outcome:
+    """The outcome of leaving after `step` because some rank was asked to."""
+    reason = next(filter(None, session.job.group.gather(session.job.requests.reason)), "")
+    return Outcome(False, step, session.snapshots.last_committed_step, reason, stage.kept(step))
 
 
 def agree(session: Session, loss: float = 0.0, sums: Sequence[float] = ()) -> Edge:

@@ -62,12 +62,17 @@ def build_rollout_engine(
         from r1hpc.train.vllm_engine import VllmSampler
 
         return VllmSampler(job, ids)
-    dtype = DTYPES[config.train.precision]
+
+    def replica() -> Any:
+        # Building seeds torch's stream; dropout must go on from where it was.
+        with torch.random.fork_rng():
+            return build_policy(config, hf_config).to(DTYPES[config.train.precision])
+
     return TorchSampler(
         job.group,
         ids,
         zero_stage=zero_stage,
-        replica=lambda: build_policy(config, hf_config).to(dtype),
+        replica=replica,
         poll_every=config.rollout.poll_every,
     )
 

@@ -121,6 +121,9 @@ class Pretraining:
     def finish(self, session: Session) -> bool:
         return True
 
+    def kept(self, step: int) -> int:
+        return 0
+
     def _losses(self, engine: Any, batch: StepBatch) -> Iterator[torch.Tensor]:
         """The mean loss of each micro batch."""
         for micro_batch in torch.from_numpy(batch.tokens).to(self._job.group.device):

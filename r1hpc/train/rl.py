@@ -10,29 +10,28 @@ finished of it is used after the resume.
 
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from r1hpc.base.failpoints import failpoint
-from r1hpc.base.files import append_record
 from r1hpc.plan.batch import BatchPlan
 from r1hpc.plan.model import load_model_config
 from r1hpc.tasks.registry import make_task
 from r1hpc.tasks.rewards import Scorer
 from r1hpc.tasks.tokenizer import load_tokenizer, special_ids
-from r1hpc.telemetry.evaluations import answers_path, evaluations_path, read_evaluations, sentence
 from r1hpc.train import loop
 from r1hpc.train.algorithms import Floats
 from r1hpc.train.collect import Collected, Collector, checksum, rollout_facts
 from r1hpc.train.critic import ActorCritic
 from r1hpc.train.engine import accumulate, learning_rate, set_learning_rate
 from r1hpc.train.errors import TrainError
-from r1hpc.train.evaluate import Answer, Evaluator, summarise, transcripts
+from r1hpc.train.evaluate import Evaluator
 from r1hpc.train.export import export_model
+from r1hpc.train.held_out import HeldOut
 from r1hpc.train.loop import Edge, Job, Outcome, Session
-from r1hpc.train.parts import write_lines
 from r1hpc.train.policy import build_policy, build_reference, build_rollout_engine, policy_of
 from r1hpc.train.prompts import Prompts
 from r1hpc.train.rollout import RolloutEngine
@@ -43,7 +42,7 @@ _WINDOW = "stage_rank_0_window.npz"
 _VALUES = "stage_rank_0_values.npy"
 _BATCH = "stage_rank_0_"
 _HEALTH_WINDOW = 20
-"""Steps that the health warnings look back on."""
+"""Steps that the health warnings look back on, and steps between two looks."""
 
 
 def run(job: Job) -> Outcome:
@@ -67,10 +66,12 @@ def run(job: Job) -> Outcome:
         flops_per_token=loop.model_flops_per_token(hf_config, config.rollout.max_completion_length),
     )
     with scorer:
+        collector = Collector(job, task, prompts, engine, scorer)
+        evaluator = Evaluator(config, task, prompts, engine, scorer)
         stage = Reasoning(
             job,
-            collector=Collector(job, task, prompts, engine, scorer),
-            evaluator=Evaluator(config, task, prompts, engine, scorer),
+            collector=collector,
+            held_out=HeldOut(job, evaluator, engine, collector.asked_to_stop),
             engine=engine,
             task_item=task.item,
             prompts=prompts,
@@ -101,14 +102,14 @@ class Reasoning:
         job: Job,
         *,
         collector: Collector,
-        evaluator: Evaluator,
+        held_out: HeldOut,
         engine: RolloutEngine,
         task_item: Any,
         prompts: Prompts,
     ) -> None:
         self._job = job
         self._collector = collector
-        self._evaluator = evaluator
+        self._held_out = held_out
         self._engine = engine
         self._item = task_item
         self._prompts = prompts
@@ -126,7 +127,7 @@ class Reasoning:
         """The evaluation that is due where this attempt starts; False: asked to leave."""
         step, every = session.first_step - 1, self._job.config.evaluate.every
         is_due = step == 0 or (every > 0 and step % every == 0)
-        return not is_due or step >= self._job.config.train.num_steps or self.evaluate(session, step)
+        return not is_due or step >= self._job.config.train.num_steps or self._evaluate(session, step)
 
     def take_step(self, session: Session, step: int) -> Edge | None:
         """One update, after a rollout where the last one is used up."""
@@ -159,7 +160,8 @@ class Reasoning:
         self._advance()
         every = job.config.evaluate.every
         if every and step % every == 0 and step < train_.num_steps and not edge.stop:
-            self.evaluate(session, step)
+            # What was asked for in between was asked for at this edge: the next attempt begins with it.
+            edge = replace(edge, stop=not self._evaluate(session, step))
         return edge
 
     def meta(self, step: int) -> dict[str, Any]:
@@ -197,7 +199,7 @@ class Reasoning:
     def finish(self, session: Session) -> bool:
         """Judge the trained policy on held-out items, and leave it as a Hugging Face folder."""
         job = self._job
-        if not self.evaluate(session, job.config.train.num_steps):
+        if not self._evaluate(session, job.config.train.num_steps):
             return False
         job.watchdog.beat("exporting the model")
         export_model(policy_of(session.engine), job.group, job.run.model, self.tokenizer)
@@ -207,34 +209,13 @@ class Reasoning:
         """Asked to leave before the first step of this attempt."""
         step = session.first_step - 1
         loop.save(session, self, step, hurry=True)
-        reason = next(filter(None, self._job.group.gather(self._job.requests.reason)), "")
-        return Outcome(False, step, session.snapshots.last_committed_step, reason)
+        return loop.stopped(session, self, step)
 
-    def evaluate(self, session: Session, step: int) -> bool:
-        """Greedy and sampled answers to held-out items, on record once per step; False: asked to leave."""
-        job, group = self._job, self._job.group
-        if group.broadcast(self._is_evaluated(step)):
-            return True
-        self._engine.take_over(policy_of(session.engine))
-        setting = job.config.evaluate
-        mine = range(group.rank, setting.num_items, group.world_size)
-        found = self._evaluator.answer(mine, setting.num_samples, self._collector.asked_to_stop)
-        self._engine.release()
-        if group.all_sum([float(found is None)])[0]:
-            return False
-        gathered: list[list[Answer]] = group.gather(found)
-        if group.rank == 0:
-            answers = sorted((a for part in gathered for a in part), key=lambda a: a.index)
-            summary = summarise(answers)
-            line = {"global_step": step, "attempt": job.attempt, "time": time.time(), **summary}
-            write_lines(answers_path(job.run, step), [answer.to_json() for answer in answers])
-            (job.run.metrics / f"transcripts-{step:06d}.txt").write_text(transcripts(answers))
-            append_record(evaluations_path(job.run), line)
-            print(f"step {step}: {sentence(summary)}", flush=True)
-        return True
+    def kept(self, step: int) -> int:
+        return self._collector.num_kept(self._window) + self._held_out.num_kept(step)
 
-    def _is_evaluated(self, step: int) -> bool:
-        return step in read_evaluations(self._job.run)
+    def _evaluate(self, session: Session, step: int) -> bool:
+        return self._held_out.evaluate(policy_of(session.engine), step)
 
     def _collect(self, session: Session) -> bool:
         self._policy_id = self._engine.take_over(policy_of(session.engine))
@@ -271,7 +252,7 @@ class Reasoning:
     def _check_sampler(self, edge: Edge) -> None:
         most = self._job.config.rollout.max_logprob_difference
         difference = _mean_of(edge, "difference")
-        if self._update == 0 and difference > most:
+        if self._update == 0 and difference is not None and difference > most:
             raise TrainError(
                 f"the sampler's log-probabilities are {difference:.3g} nats off the trainer's on average, "
                 f"and rollout.max_logprob_difference is {most:g}: the two do not run the same policy "
@@ -298,6 +279,7 @@ class Reasoning:
             return
         extra = {
             **rollout_facts(self._collected),
+            # Over the rows that were trained on: those of groups without variance are not even computed.
             "kl": _mean_of(edge, "kl"),
             "entropy": _mean_of(edge, "entropy"),
             "clip_fraction": _mean_of(edge, "clipped"),
@@ -307,7 +289,7 @@ class Reasoning:
             "update_time_s": update_time_s,
             "window": self._window,
             "update": self._update,
-            "value_loss": _sum_of(edge, "value_loss") / self._job.group.world_size,
+            "value_loss": _sum_of(edge, "value_loss"),
         }
         done = loop.StepRecord(
             loss=edge.loss,
@@ -329,7 +311,7 @@ class Reasoning:
         self._watch_health(session, step, extra)
 
     def _watch_health(self, session: Session, step: int, extra: dict[str, Any]) -> None:
-        """Say so, once each, when the recent steps look like a known way to fail."""
+        """Every _HEALTH_WINDOW steps: say so when they look like a known way to fail."""
         from r1hpc.telemetry.diagnose import health_warnings
 
         self._recent = [*self._recent[-(_HEALTH_WINDOW - 1) :], {"global_step": step, **extra}]
@@ -347,5 +329,7 @@ def _sum_of(edge: Edge, name: str) -> float:
     return edge.sums[_TALLY.index(name)]
 
 
-def _mean_of(edge: Edge, name: str) -> float:
-    return _sum_of(edge, name) / max(1.0, _sum_of(edge, "tokens"))
+def _mean_of(edge: Edge, name: str) -> float | None:
+    """Per token that was trained on; None where there was none."""
+    tokens = _sum_of(edge, "tokens")
+    return _sum_of(edge, name) / tokens if tokens else None

@@ -24,7 +24,7 @@ from r1hpc.train import loop
 from r1hpc.train.engine import accumulate, learning_rate, set_learning_rate
 from r1hpc.train.export import export_model
 from r1hpc.train.loop import Edge, Job, Outcome, Session
-from r1hpc.train.model import build_model
+from r1hpc.train.policy import build_policy
 
 
 def run(job: Job) -> Outcome:
@@ -53,13 +53,13 @@ def open_stage(job: Job) -> "tuple[FineTuning, loop.Plan]":
         rank=group.rank,
         world_size=group.world_size,
         seed=config.data.seed,
-        pad_id=special_ids(tokenizer).pad,
+        pad_id=special_ids(tokenizer, config.model).pad,
         seq_len=config.data.seq_len,
     )
     hf_config = load_model_config(config, tokenizer.get_vocab_size())
     job.watchdog.beat("building the model")
     return FineTuning(job, loader), loop.Plan(
-        network=build_model(config.model, hf_config, train_.seed),
+        network=build_policy(config, hf_config),
         hf_config=hf_config,
         batch=batch,
         data_id=dataset.id,
@@ -129,6 +129,9 @@ class FineTuning:
         job.watchdog.beat("exporting the model")
         export_model(session.engine.module, job.group, job.run.model, load_tokenizer(job.config.model))
         return True
+
+    def kept(self, step: int) -> int:
+        return 0
 
     def _losses(self, engine: Any, batch: TraceBatch) -> Iterator[torch.Tensor]:
         """Each micro batch's part of the mean over all completion tokens of the global batch."""

@@ -200,8 +200,10 @@ def test_what_is_kept_is_used_until_the_run_or_its_estimate_changes(tmp_path: Pa
     assert finished_runs(tmp_path) == first, "attempts.jsonl is not read again"
     write_json(made.run.path / "estimate.json", {"node_hours": hours(2.0)})
     assert finished_runs(tmp_path).left_out == {"no time on record": 1}
-    (tmp_path / "calibration.json").write_text("not ours")
-    assert finished_runs(tmp_path).left_out == {"no time on record": 1}
+    spoilt = {"version": 2, "runs": {"run": 3, "other": {"mark": [], "run": {"estimate": 1}}}}
+    for text in ("not ours", json.dumps(spoilt)):
+        (tmp_path / "calibration.json").write_text(text)
+        assert finished_runs(tmp_path).left_out == {"no time on record": 1}
 
 
 def test_a_run_root_that_cannot_be_written_is_read_all_the_same(

@@ -172,6 +172,7 @@ def test_stages_of_chains_count_under_the_name_of_their_chain(tmp_path: Path) ->
         made = RecordedRun(tmp_path / chain / "sft", gpus=GPUS)
         made.submit(f"{number}", "slurm")
         made.attempt(1, 20, "finished", committed=20)
+    made.run.config.write_bytes(b"\xff\x00")  # spoilt since
     assert known_jobs(tmp_path) == {"0": ("one/sft", "pretrain"), "1": ("two/sft", "pretrain")}
     hours = hours_of_runs(all_runs(tmp_path), Selection(), time.time())
     assert hours["by_run"].keys() == {"one/sft", "two/sft"}

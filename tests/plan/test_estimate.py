@@ -124,6 +124,13 @@ class TestMeasured:
         hours = _hours(self._estimate([1e5] * 20, tokens_done=1e10))
         assert hours == Quantiles(10, 10, 10)
 
+    def test_a_run_without_gpus_is_told_in_node_hours(self) -> None:
+        found = self._estimate([1e5] * 20, num_gpus=0, num_nodes=2)
+        assert found.gpu_hours is None
+        assert found.node_hours is not None
+        assert found.node_hours.p50 == pytest.approx(10 + 9e9 / 1e5 * 2 / 3600 / 0.9)
+        assert "node-hours" in estimate_text(found)
+
     def test_too_few_steps(self) -> None:
         with pytest.raises(UsageError, match="at least 5 steps, and the run has 2"):
             self._estimate([1.0, 1.0])

@@ -12,6 +12,7 @@ import pytest
 
 from r1hpc.base.rundir import RunDir
 from r1hpc.telemetry.attempts import Cause, read_history
+from r1hpc.telemetry.evaluations import read_evaluations
 from r1hpc.telemetry.metrics import Step, audit_ledger, read_ledger, read_steps
 from tests.runs import submit, wait_over
 
@@ -36,9 +37,10 @@ DISTURBANCES = (
     "reward.begin:term:0:1:5",
     "save.written:kill9:1:1:6",
     "update.begin:term:1:2:7",
-    "evaluate.batch:kill9:0:1:8",
+    "evaluate.batch:term:1:1:8",  # between two updates of a rollout
+    "evaluate.batch:kill9:0:1:9",
 )
-TOLD = {1, 2, 5, 7}
+TOLD = {1, 2, 5, 7, 8}
 """The attempts that were ended by SIGTERM."""
 
 
@@ -70,6 +72,11 @@ def assert_same_learning(disturbed: RunDir, undisturbed: RunDir) -> None:
         {step: record.data for step, record in read_ledger(run).items()} for run in (disturbed, undisturbed)
     ]
     assert data[0] == data[1]
+    judged = [
+        {step: {**line, "attempt": 0, "time": 0} for step, line in read_evaluations(run).items()}
+        for run in (disturbed, undisturbed)
+    ]
+    assert judged[0] == judged[1]
     assert audit_ledger(disturbed).exactly_once
     assert weights_of(disturbed) == weights_of(undisturbed)
 
@@ -92,4 +99,4 @@ def test_disturbed_in_every_phase_it_is_the_same_run(tmp_path: Path, algorithm: 
     assert_same_learning(run, quiet)
     assert_little_was_lost(run, TOLD, save_every=4)
     log = run.rank_log(3, 0).read_text()
-    assert "batches were already done" in log, "what attempt 2 had sampled was not used again"
+    assert "groups were already done" in log, "what attempt 2 had sampled was not used again"
