@@ -77,14 +77,14 @@ def main() -> None:
         train_with_trl(options.start, options.steps, ARMS[options.trl[0]], Path(options.trl[1]))
         return
     found: dict[str, list[Told]] = {arm: [] for arm in ARMS}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         start = options.start or cold_start(folder)
         for round_ in range(options.rounds):
-            for arm in found:
-                told = run_arm(arm, folder / f"{round_}", start, options.steps)
-                found[arm].append(told)
-                print(f"round {round_ + 1}: {arm:<22} {told[0] * 1e3:6.1f} ms/step, ", end="")
+            for name in found:
+                told = run_arm(name, folder / f"{round_}", start, options.steps)
+                found[name].append(told)
+                print(f"round {round_ + 1}: {name:<22} {told[0] * 1e3:6.1f} ms/step, ", end="")
                 print(f"held-out {GOAL} at step {told[1] or '-'}", flush=True)
     ours = {arm.num_cores: name for name, arm in ARMS.items() if arm.settings is None}
     for name, arm in ARMS.items():

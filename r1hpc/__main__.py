@@ -4,7 +4,6 @@ r1hpc submit --nodes 4
 """
 
 import importlib
-import importlib.util
 import sys
 from collections.abc import Sequence
 
@@ -27,8 +26,6 @@ VERBS = {
     "ablate": "compare attention, reward, precision or algorithm over seeds",
     "claims": "the article's claims beside what was measured here",
     "calibrate": "what this site's own runs say of the estimates",
-    "doctor": "what is wrong here",
-    "drill": "preempt a real run and prove that nothing was lost",
 }
 
 
@@ -38,13 +35,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _dispatch(argv: Sequence[str]) -> int:
-    known = {verb: words for verb, words in VERBS.items() if importlib.util.find_spec(f"r1hpc.{verb}")}
     if not argv or argv[0] in ("-h", "--help", "help"):
-        lines = [f"  {verb:10} {words}" for verb, words in known.items()]
+        lines = [f"  {verb:10} {words}" for verb, words in VERBS.items()]
         print("\n".join(["usage: r1hpc VERB ... (r1hpc VERB --help for each)", "", *lines]))
         return 0
-    if argv[0] not in known:
-        raise UsageError(f"no verb {printable(argv[0])!r}{nearest(argv[0], known)}; see r1hpc --help")
+    if argv[0] not in VERBS:
+        raise UsageError(f"no verb {printable(argv[0])!r}{nearest(argv[0], VERBS)}; see r1hpc --help")
     return int(importlib.import_module(f"r1hpc.{argv[0]}").main(argv[1:]))
 
 

@@ -98,6 +98,15 @@ def test_sbatch_variables_yield_to_flags_and_beat_the_job_file(place: Path) -> N
         (("jobs/nope.yaml",), "no job"),
         (("jobs/smoke.yaml", "model.config.hidden_size=[1]"), "must be a whole number"),
         (("jobs/smoke.yaml", "model.config.vocab_size=many"), "must be a whole number"),
+        (("jobs/smoke.yaml", "model.lora_rank=4"), "model.lora_rank has no use in stage pretrain"),
+        (("jobs/rl_smoke.yaml", "task.name=chain_summ"), "did you mean 'chain_sum'"),
+        (("jobs/rl_smoke.yaml", "task.options.num_term=3"), "did you mean 'num_terms'"),
+        (("jobs/rl_smoke.yaml", "reward.terms.acuracy=1"), "did you mean 'accuracy'"),
+        (("jobs/rl_smoke.yaml", "rollout.max_prompt_length=2"), "raise rollout.max_prompt_length"),
+        (("jobs/rl_smoke.yaml", "model.tokenizer=null"), "no tokenizer: give model.tokenizer"),
+        (("jobs/rl_smoke.yaml", "rollout.num_generations=1"), "needs 2 at least"),
+        (("jobs/rl_smoke.yaml", "rl.algorithm=ppo", "model.lora_rank=4"), "rl.algorithm=grpo"),
+        (("jobs/rl_smoke.yaml", "train.gradient_accumulation_steps=2"), "no use in stage rl"),
     ],
 )
 def test_what_is_asked_wrongly_is_named_and_leaves_nothing(

@@ -40,10 +40,6 @@ class Spread:
         """Hours that are certain, on top."""
         return Spread(self.p10 + hours, self.p50 + hours, self.p90 + hours)
 
-    def capped(self, most: float) -> "Spread":
-        """No more than a hard limit lets it be."""
-        return Spread(*(min(most, value) for value in (self.p10, self.p50, self.p90)))
-
     def at(self, z: float) -> float:
         """The value `z` standard deviations from the median."""
         if self.p50 <= 0:

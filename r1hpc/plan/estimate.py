@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from r1hpc.base.units import format_duration
-from r1hpc.plan.baselines import baselines, seed_formula, text_gigabytes
+from r1hpc.plan.baselines import baselines, seed_formula
 from r1hpc.plan.features import usual_num_gpus
 from r1hpc.plan.goodput import SAVE_S, FailureRates, Overhead, overhead
 from r1hpc.plan.memory_options import MemoryOptions, guessed_shape, memory_options
@@ -162,11 +162,6 @@ def seed_estimate(params: float, gigabytes: float) -> Estimate:
         notes=(note,),
         baselines={"seed_formula": hours},
     )
-
-
-def seed_of(work: Workload) -> Estimate:
-    """The article's formula for a workload, 4 bytes a token."""
-    return seed_estimate(work.params, text_gigabytes(work.tokens))
 
 
 def flops_of(work: Workload) -> dict[str, float]:

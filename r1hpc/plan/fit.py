@@ -82,10 +82,6 @@ class Scored:
     error: float
     sd: float
 
-    @property
-    def ape(self) -> float:
-        return abs(math.expm1(self.error))
-
 
 def observation(row: Published, count: int) -> Row:
     """A row of the regression; `count` rows are in its family."""

@@ -18,9 +18,8 @@ from r1hpc.base.errors import UsageError
 from r1hpc.plan.preemption import optimal_save_interval_s
 
 GPU_HOURS_PER_FAILURE = 50_000.0
-"""BLOOM 64,500 (one failure a week on 384), Llama 3 50,700 (419 unexpected in 54 days on 16,384)."""
-WORST_GPU_HOURS_PER_FAILURE = 11_900.0
-"""OPT: about two hosts a day on 992 GPUs."""
+"""BLOOM 64,500 (one failure a week on 384), Llama 3 50,700 (419 unexpected in 54 days on 16,384). OPT did
+worse: 11,900 (about two hosts a day on 992 GPUs)."""
 RESTART_S = 900.0
 """Assumed: noticed, requeued, started, compiled, loaded."""
 SAVE_S = 60.0

@@ -116,3 +116,26 @@ def test_no_answer_to_show(gcd: Task) -> None:
     """Such as rubiks_cube's: many are right, and it names none."""
     with pytest.raises(UsageError, match="names no answer"):
         gcd.demonstration(Item(0, "?", ""), thinking=False)
+
+
+class Failing:
+    """A source of questions that fails so often before it answers."""
+
+    def __init__(self, num_failures: int) -> None:
+        self.left = num_failures
+
+    def ask(self, index: int, limit_s: float) -> dict[str, str]:
+        self.left -= 1
+        if self.left >= 0:
+            return {"error": "ZeroDivisionError: division by zero"}
+        return {"question": f"what is {index}?", "answer": str(index)}
+
+
+def test_a_source_that_its_generator_cannot_make_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = _task("gcd")
+    monkeypatch.setattr(task, "_source", Failing(3))
+    item = task.item(0)
+    assert f"what is {item.answer}?" in item.prompt
+    monkeypatch.setattr(task, "_source", Failing(1000))
+    with pytest.raises(UsageError, match="ZeroDivisionError"):
+        task.item(0)

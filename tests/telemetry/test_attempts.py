@@ -1,5 +1,6 @@
 """The attempt ledger: folding, fresh limits per submission, and when a run must be left alone."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,11 @@ def ended(*causes: Cause, progress: bool = True) -> list[Attempt]:
     ]
 
 
+def kept(attempts: list[Attempt], *numbers: int) -> list[Attempt]:
+    """The attempts with so many finished pieces beyond their checkpoint."""
+    return [replace(attempt, kept=number) for attempt, number in zip(attempts, numbers, strict=True)]
+
+
 @pytest.mark.parametrize(
     ("attempts", "limits", "word"),
     [
@@ -55,6 +61,18 @@ def ended(*causes: Cause, progress: bool = True) -> list[Attempt]:
             id="no progress",
         ),
         pytest.param(ended(*[Cause.preempted] * 2, progress=False), LimitsConfig(), None, id="not yet"),
+        pytest.param(
+            kept(ended(*[Cause.preempted] * 5, progress=False), 4, 8, 12, 16, 20),
+            LimitsConfig(),
+            None,
+            id="a rollout that grows",
+        ),
+        pytest.param(
+            kept(ended(*[Cause.preempted] * 5, progress=False), 4, 8, 8, 8, 8),
+            LimitsConfig(),
+            "no new checkpoint",
+            id="a rollout that does not grow",
+        ),
     ],
 )
 def test_when_a_run_is_left_alone(attempts: list[Attempt], limits: LimitsConfig, word: str | None) -> None:

@@ -47,13 +47,24 @@ def test_on_another_number_of_ranks_the_prompts_and_groups_are_the_same(tmp_path
             ("deepspeed.zero_stage=3", "train.precision=bf16", "rl.max_resamples=2"), id="ZeRO 3 bf16"
         ),
         pytest.param(("deepspeed.zero_stage=2", "model.lora_rank=4", "rl.kl_coef=0.05"), id="LoRA ZeRO 2"),
+        # An odd number of rows over two ranks, one at a time: at last one rank has none, and the other still
+        # needs it to gather the reference's parameters.
+        pytest.param(
+            (
+                *("deepspeed.zero_stage=3", "model.lora_rank=4", "rl.kl_coef=0.05", "rl.mask_truncated=true"),
+                *("train.micro_batch_size=1", "rollout.num_prompts=5", "rollout.num_generations=3"),
+                "train.global_batch_size=15",
+            ),
+            id="LoRA ZeRO 3, odd",
+        ),
         pytest.param(("deepspeed.zero_stage=3", "rl.algorithm=ppo"), id="PPO ZeRO 3", marks=pytest.mark.soak),
     ],
 )
 def test_the_sampler_runs_the_trainers_policy(tmp_path: Path, words: tuple[str, ...]) -> None:
     done = run(tmp_path, "run", *SIZE, *words, "train.num_steps=4")
     steps = read_steps(done).effective.values()
-    differences = [step.value("logprob_difference") for step in steps if step.value("update") == 0]
+    said = [step.value("logprob_difference") for step in steps if step.value("update") == 0]
+    differences = [difference for difference in said if difference is not None]  # None: no group taught
     most = 0.05 if "train.precision=bf16" in words else 1e-5
     assert differences
     assert all(0 <= difference < most for difference in differences)

@@ -1,0 +1,91 @@
+"""Held-out answers: the same however the items are batched, and none where nothing is asked."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from r1hpc.config.reasoning import RewardConfig, RolloutConfig
+from r1hpc.config.schema import RunConfig
+from r1hpc.tasks.chain_sum import ChainSum
+from r1hpc.tasks.rewards import Scorer
+from r1hpc.tasks.tokenizer import character_tokenizer, encode
+from r1hpc.train.evaluate import Answer, Evaluator, summarise
+from r1hpc.train.prompts import Prompts
+from r1hpc.train.rollout import Request, Samples
+
+_LONGEST = 8
+
+
+class Parrot:
+    """An engine that answers 0 or 1, by the stream: a mock, as no model is asked."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def take_over(self, network: Any) -> str:
+        return "parrot"
+
+    def release(self) -> None: ...
+
+    def sample(self, request: Request, should_stop: Any) -> Samples | None:
+        assert request.prompts, "nothing was asked"
+        self.batches.append(len(request.prompts))
+        rows: list[Sequence[int]] = []
+        for at, prompt in enumerate(request.prompts):
+            for member in range(request.num_generations):
+                stream = int(request.streams[at * request.num_generations + member])
+                text = f"<think></think><answer>{stream % 2}</answer>"
+                rows.append([*encode(TOKENIZER, text), 1][:_LONGEST] if prompt else [1])
+        lengths = np.array([len(row) for row in rows], np.int32)
+        tokens = np.zeros((len(rows), _LONGEST), np.int32)
+        for line, row in enumerate(rows):
+            tokens[line, : len(row)] = row
+        return Samples(tokens, np.zeros(tokens.shape, np.float32), lengths, np.ones(len(rows), np.bool_))
+
+
+TOKENIZER = character_tokenizer()
+
+
+def answers(
+    indices: Sequence[int], prompts_per_batch: int, stop_after: int | None = None
+) -> tuple[Any, Parrot]:
+    engine, looks = Parrot(), iter(range(1000))
+    config = RunConfig(
+        rollout=RolloutConfig(max_completion_length=_LONGEST, prompts_per_batch=prompts_per_batch)
+    )
+    with Scorer(RewardConfig(), task := ChainSum(0, {}), max_completion_length=_LONGEST) as scorer:
+        evaluator = Evaluator(config, task, Prompts(TOKENIZER, 16), engine, scorer)
+        found = evaluator.answer(indices, 4, lambda: stop_after is not None and next(looks) >= stop_after)
+    return found, engine
+
+
+def test_batches_change_nothing() -> None:
+    whole, together = answers(range(7), 0)
+    cut, apart = answers(range(7), 2)
+    assert whole == cut
+    assert together.batches == [7, 7]
+    assert apart.batches == [2, 2, 2, 1] * 2
+
+
+def test_a_rank_without_items_answers_nothing() -> None:
+    found, engine = answers((), 0)
+    assert found == []
+    assert engine.batches == []
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 3])
+def test_asked_to_stop_between_judgements_it_leaves(stop_after: int) -> None:
+    assert answers(range(7), 2, stop_after)[0] is None
+
+
+def test_the_summary_counts_samples_and_items() -> None:
+    found: list[Answer] = answers(range(40), 0)[0]
+    told = summarise(found)
+    assert told["num_items"] == 40
+    assert told["num_samples"] == 4
+    assert list(told["pass_at"]) == ["1", "2", "4"]
+    right = sum(answer.num_correct for answer in found)
+    assert told["pass_at"]["1"]["value"] == pytest.approx(right / 160)
+    assert told["thinking_share"] == 0
