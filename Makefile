@@ -35,6 +35,7 @@ check: setup
 	$(RUN) -m pytest tests/test_imports.py
 
 bench: setup
+	$(VENV)/bin/pip install --quiet --editable '.[dev,bench]'
 	for bench in benchmarks/[a-z]*.py; do echo "== $$bench"; OMP_NUM_THREADS=1 $(RUN) $$bench || exit 1; done
 
 soak: setup

@@ -27,7 +27,7 @@ Group = tuple[Item, Sequence[Completion]]
 
 @dataclass(frozen=True)
 class Score:
-    """`terms` hold each term before its weight, the format term after the gate."""
+    """`terms` hold each term before its weight and before the gate, which only the reward passes."""
 
     reward: float
     terms: dict[str, float]
@@ -117,11 +117,7 @@ class Scorer:
         There, normalising by the group's deviation would make the smallest format weight the whole signal
         (open-instruct issue 659: the policy collapses to form without content).
         """
-        ungated = [{**score.terms, "format": 0.0} for score in scores]
-        rewards = [self._weighted(terms) for terms in ungated]
+        rewards = [self._weighted({**score.terms, "format": 0.0}) for score in scores]
         if len(set(rewards)) > 1:
             return scores
-        return [
-            replace(score, reward=reward, terms=terms)
-            for score, reward, terms in zip(scores, rewards, ungated, strict=True)
-        ]
+        return [replace(score, reward=reward) for score, reward in zip(scores, rewards, strict=True)]

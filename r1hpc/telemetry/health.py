@@ -22,7 +22,10 @@ MIN_STEPS = 20
 """Rewards of single steps are noisy: a mean over fewer than five of them says little."""
 
 FORMAT_LEARNT, FORMAT_KEPT = 0.3, 0.5
-"""Once so much of the format reward was had, less than half of that is a collapse."""
+"""Once so much of the format reward was had, less than half of that is a loss."""
+FORM_ALONE, ACCURACY_HAD, ACCURACY_KEPT = 0.9, 0.05, 0.5
+"""Nearly every answer well formed, and less than half of the accuracy that was had: form without content
+(allenai/open-instruct issue 659)."""
 
 LENGTH_GROWTH, LENGTH_SHRINKAGE = 1.3, 0.5
 REWARD_GAIN = 0.02
@@ -83,11 +86,27 @@ class _Window:
 
 
 def _format_collapse(window: _Window) -> Iterable[Finding]:
+    form, best, last = window.last("reward_format"), window.best("accuracy"), window.last("accuracy")
+    if form is None or best is None or last is None:
+        return
+    if form >= FORM_ALONE and best >= ACCURACY_HAD and last < ACCURACY_KEPT * best:
+        yield Finding(
+            "format_collapse",
+            Severity.warning,
+            f"{form:.0%} of the answers are well formed while the accuracy fell from {best:.2f} to {last:.2f}: "
+            "the policy earns the format reward and nothing else",
+            "go back to the last checkpoint before the fall; lower train.lr or reward.terms.format, and keep "
+            "reward.gate_format=true",
+            {"format": form, "best": best, "last": last},
+        )
+
+
+def _format_loss(window: _Window) -> Iterable[Finding]:
     best, last = window.best("reward_format"), window.last("reward_format")
     if best is None or last is None or best < FORMAT_LEARNT or last >= FORMAT_KEPT * best:
         return
     yield Finding(
-        "format_collapse",
+        "format_loss",
         Severity.warning,
         f"the format reward fell from {best:.2f} to {last:.2f}: the policy unlearns to mark its answer",
         "go back to the last checkpoint before the fall; lower train.lr, raise reward.terms.format or "
@@ -187,7 +206,15 @@ def _truncation(window: _Window) -> Iterable[Finding]:
     )
 
 
-_RULES = (_format_collapse, _length_hacking, _entropy_collapse, _sampler_mismatch, _no_signal, _truncation)
+_RULES = (
+    _format_collapse,
+    _format_loss,
+    _length_hacking,
+    _entropy_collapse,
+    _sampler_mismatch,
+    _no_signal,
+    _truncation,
+)
 
 
 def _mean(steps: Sequence[Mapping[str, Any]], key: str) -> float | None:

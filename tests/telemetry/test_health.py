@@ -43,7 +43,12 @@ def test_a_healthy_window_says_nothing() -> None:
 @pytest.mark.parametrize(
     ("steps", "expected", "words"),
     [
-        (window(reward_format=(0.9, 0.1)), "format_collapse", "fell from 0.81 to 0.19"),
+        (window(reward_format=(0.9, 0.1)), "format_loss", "fell from 0.81 to 0.19"),
+        (
+            window(reward_format=(0.6, 1.0), accuracy=(0.3, 0.0), reward=(0.4, 0.1)),
+            "format_collapse",
+            "95% of the answers are well formed while the accuracy fell from 0.27 to 0.03",
+        ),
         (window(response_length=(100, 160)), "length_hacking", "grew from 107 to 153 tokens"),
         (
             window(response_length=(100, 20), reward=(0.6, 0.7), accuracy=(0.5, 0.3)),
@@ -70,6 +75,7 @@ def test_what_goes_wrong_is_named_with_its_figures(
     [
         window(reward_format=(0.9, 0.55)),
         window(reward_format=(0.2, 0.02)),  # never learnt
+        window(reward_format=(0.6, 1.0), accuracy=(0.0, 0.0)),  # nothing was there to lose
         window(response_length=(100, 125)),
         window(response_length=(100, 200), reward=(0.3, 0.7), accuracy=(0.2, 0.6)),  # longer, and better
         window(response_length=(100, 20), reward=(0.6, 0.9), accuracy=(0.5, 0.6)),  # shorter, and better
