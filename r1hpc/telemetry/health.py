@@ -93,8 +93,8 @@ def _format_collapse(window: _Window) -> Iterable[Finding]:
         yield Finding(
             "format_collapse",
             Severity.warning,
-            f"{form:.0%} of the answers are well formed while the accuracy fell from {best:.2f} to {last:.2f}: "
-            "the policy earns the format reward and nothing else",
+            f"{form:.0%} of the answers are well formed while the accuracy fell from {best:.2f} to "
+            f"{last:.2f}: the policy earns the format reward and nothing else",
             "go back to the last checkpoint before the fall; lower train.lr or reward.terms.format, and keep "
             "reward.gate_format=true",
             {"format": form, "best": best, "last": last},
