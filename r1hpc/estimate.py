@@ -15,24 +15,24 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from r1hpc.base.cli import ArgumentParser, print_json, run_door
-from r1hpc.base.errors import StateError, UsageError
+from r1hpc.base.errors import UsageError
 from r1hpc.base.names import printable
 from r1hpc.base.rundir import default_run_root
 from r1hpc.base.units import format_duration
-from r1hpc.plan.estimate import METHODS, Estimate, Quantiles, estimate, seed_estimate
+from r1hpc.plan.estimate import METHODS, Estimate, Quantiles, estimate, seed_estimate, with_card
 from r1hpc.plan.estimate_run import estimate_of_run, estimate_rl, guessed_cache_bytes
 from r1hpc.plan.estimate_text import estimate_text, hours_words
 from r1hpc.plan.goodput import GPU_HOURS_PER_FAILURE, RESTART_S, SAVE_S, FailureRates
 from r1hpc.plan.hardware import Gpu, find_gpu
 from r1hpc.plan.rl_phase import RlWork
 from r1hpc.plan.shape import ModelShape, model_shape
-from r1hpc.plan.workload import PRECISIONS, RECOMPUTATION, Workload, parse_count
+from r1hpc.plan.workload import PRECISIONS, RECOMPUTATION, Workload, check_choice, parse_count
 
 _DEFAULT_GPU = "A100-SXM4-80GB"
 _ASSUMED_GPUS_PER_NODE = 8
@@ -83,6 +83,23 @@ _SETTLED_BY_JOB = {
     ),
 }
 """Flags that a job file leaves no room for, and what to do instead."""
+_SETTLED_BY_RL = {
+    "tokens": "--rl-sequences says how much is trained on",
+    "data_gb": "--rl-sequences says how much is trained on",
+    "model_config": "give --params, and --active-params of a mixture of experts",
+    "seq_len": "give --prompt-length and --max-completion-length",
+    "global_batch_tokens": "give --sequences-per-rollout",
+    "save_s": "saves are taken as the best interval has them; leave it out",
+    "save_every_s": "saves are taken as the best interval has them; leave it out",
+    **dict.fromkeys(
+        ("layers", "hidden_size"), "the cache follows from --params; leave it out, or give a job file"
+    ),
+    **dict.fromkeys(
+        ("micro_batch_size", "zero_stage", "offload", "tensor_parallel", "pipeline_parallel"),
+        "published runs do not tell what a layout does to sampling and updates together; leave it out",
+    ),
+}
+"""Flags that --rl-sequences leaves no room for, and what to do instead."""
 _LEAST_GOODPUT = 0.01
 _RECOMPUTE_ALIASES = {"yes": "full", "true": "full", "no": "none", "false": "none"}
 
@@ -110,18 +127,22 @@ def _read(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UsageError(f"two files, {printable(files[0])} and {printable(files[1])}: give one")
     arguments.target = files[0] if files else None
     if arguments.target is not None:
-        _refuse_settled(parser, arguments)
+        by = f"{printable(arguments.target)}, which settles it"
+        _refuse_settled(parser, arguments, _SETTLED_BY_JOB, by)
+    elif arguments.rl_sequences is not None:
+        if arguments.method == "seed":
+            raise UsageError("the article's formula knows no --rl-sequences: leave one of the two out")
+        _refuse_settled(parser, arguments, _SETTLED_BY_RL, "--rl-sequences")
     return arguments
 
 
-def _refuse_settled(parser: ArgumentParser, arguments: argparse.Namespace) -> None:
-    """A flag that says what the file says would be passed over in silence."""
-    for name, key in _SETTLED_BY_JOB.items():
+def _refuse_settled(
+    parser: ArgumentParser, arguments: argparse.Namespace, settled: Mapping[str, str], by: str
+) -> None:
+    """A flag that says what something else says would be passed over in silence."""
+    for name, instead in settled.items():
         if getattr(arguments, name) != parser.get_default(name):
-            flag = f"--{name.replace('_', '-')}"
-            raise UsageError(
-                f"{flag} does not go with {printable(arguments.target)}, which settles it: {key}"
-            )
+            raise UsageError(f"--{name.replace('_', '-')} does not go with {by}: {instead}")
 
 
 def _negative_values(argv: Sequence[str] | None) -> list[str]:
@@ -287,15 +308,17 @@ def _estimated(arguments: argparse.Namespace) -> Estimate:
     if arguments.method == "seed":
         return seed_estimate(_count(arguments, "params"), _gigabytes(arguments))
     if arguments.rl_sequences is not None:
-        return estimate_rl(_rl_work(arguments), rates=_rates(arguments))
-    shape = _shape(arguments)
-    return estimate(
-        _workload(arguments, shape),
-        shape=shape,
-        rates=_rates(arguments),
-        save_time_s=_positive("--save-s", arguments.save_s) or SAVE_S,
-        save_interval_s=_positive("--save-every-s", arguments.save_every_s),
-    )
+        found = estimate_rl(_rl_work(arguments), rates=_rates(arguments))
+    else:
+        shape = _shape(arguments)
+        found = estimate(
+            _workload(arguments, shape),
+            shape=shape,
+            rates=_rates(arguments),
+            save_time_s=_positive("--save-s", arguments.save_s) or SAVE_S,
+            save_interval_s=_positive("--save-every-s", arguments.save_every_s),
+        )
+    return with_card(found, arguments.gpu is not None)
 
 
 def _rates(arguments: argparse.Namespace) -> FailureRates:
@@ -335,7 +358,7 @@ def _workload(arguments: argparse.Namespace, shape: ModelShape | None) -> Worklo
         "tokens_per_step": _optional_count(arguments, "global_batch_tokens"),
         "micro_batch_size": arguments.micro_batch_size,
         "precision": _precision(arguments.precision, gpu),
-        "recompute": _RECOMPUTE_ALIASES.get(arguments.recompute, arguments.recompute),
+        "recompute": _recompute(arguments.recompute),
         "zero_stage": arguments.zero_stage,
         "offload": arguments.offload,
         "tensor_parallel": arguments.tensor_parallel,
@@ -386,6 +409,12 @@ def _precision(given: str | None, gpu: Gpu) -> str:
     return _PRECISION_ALIASES.get(given.lower(), given.lower())
 
 
+def _recompute(given: str | None) -> str | None:
+    found = None if given is None else _RECOMPUTE_ALIASES.get(given, given)
+    check_choice("--recompute", found, RECOMPUTATION)
+    return found
+
+
 def _tokens(arguments: argparse.Namespace) -> float:
     if arguments.tokens is not None:
         return _count(arguments, "tokens")
@@ -423,9 +452,9 @@ def _rl_work(arguments: argparse.Namespace) -> RlWork:
     if arguments.num_gpus is None:
         raise UsageError("reinforcement learning needs --num-gpus: how completions are batched depends on it")
     params, gpu = _count(arguments, "params"), _gpu(arguments)
-    sequences = int(_count(arguments, "rl_sequences"))
+    sequences = max(1, round(_count(arguments, "rl_sequences")))
     each = min(arguments.sequences_per_rollout, sequences)
-    longest = arguments.max_completion_length or 4 * arguments.completion_length
+    longest = arguments.max_completion_length
     return RlWork(
         params=params,
         gpu=gpu,
@@ -434,11 +463,13 @@ def _rl_work(arguments: argparse.Namespace) -> RlWork:
         sequences_per_rollout=each,
         prompt_length=arguments.prompt_length,
         completion_length=arguments.completion_length,
-        max_completion_length=longest,
+        max_completion_length=4 * arguments.completion_length if longest is None else longest,
         cache_bytes_per_token=guessed_cache_bytes(params, gpu),
+        active_params=_optional_count(arguments, "active_params"),
+        precision=_precision(arguments.precision, gpu),
         logprob_passes=arguments.logprob_passes,
         critic_params=parse_count(arguments.critic_params, "--critic-params"),
-        recompute=(arguments.recompute or "none") == "full",
+        recompute=_recompute(arguments.recompute) == "full",
     )
 
 
@@ -495,35 +526,12 @@ def _spread(num_gpus: int, per_node: int) -> tuple[int, int]:
 def _of_measured_run(arguments: argparse.Namespace) -> Estimate:
     import time
 
-    from r1hpc.base.files import read_json
+    from r1hpc.attempt.measured import measured_run
     from r1hpc.base.rundir import open_run
-    from r1hpc.plan.measured import measured_estimate
-    from r1hpc.telemetry.attempts import read_history
-    from r1hpc.telemetry.metrics import read_steps
 
     if arguments.target is None:
         raise UsageError("--method measured needs a run: python -m r1hpc.estimate RUN_DIR --method measured")
-    run = open_run(arguments.target)
-    history, steps = read_history(run), read_steps(run)
-    plan = read_json(run.plan)
-    for key in ("tokens_per_step", "total_tokens"):
-        if key not in plan:
-            raise StateError(f"{run.plan} has no {key}: it is of another version; take --method flops")
-    taken = list(steps.effective.values())
-    now = time.time()
-    last = history.attempts[-1] if history.attempts else None
-    gpus, nodes = (last.gpus, last.nodes) if last else (0, 0)
-    held_s = sum(((a.end or now) - a.start) * (a.gpus if gpus else a.nodes) for a in history.attempts)
-    useful_s = sum(step.step_time_s or 0.0 for step in taken) * (gpus or nodes)
-    return measured_estimate(
-        [step.tokens_per_second for step in taken if step.tokens_per_second],
-        num_gpus=gpus,
-        num_nodes=nodes,
-        tokens_done=float(len(taken) * plan["tokens_per_step"]),
-        total_tokens=float(plan["total_tokens"]),
-        hours_spent=held_s / 3600,
-        useful=min(1.0, useful_s / held_s) if held_s else 1.0,
-    )
+    return measured_run(open_run(arguments.target), time.time())
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from r1hpc.attempt.choose import add_run_root, choose_run
+from r1hpc.attempt.choose import add_run_root, choose_run, flat_name, full_name
 from r1hpc.attempt.state import look
 from r1hpc.base.cli import ArgumentParser, print_json, run_door
 from r1hpc.base.errors import UsageError
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = choose_run(arguments.run_dir, arguments.run_root)
     written = _TARGETS[arguments.to](run, arguments)
     if arguments.json:
-        print_json({"run_id": run.run_id, "to": arguments.to, **written})
+        print_json({"run_id": full_name(run), "to": arguments.to, **written})
     else:
         print(", ".join(f"{key} {value}" for key, value in written.items()))
     return 0
@@ -58,7 +58,7 @@ def _parser() -> ArgumentParser:
 
 
 def _to_tensorboard(run: RunDir, arguments: Any) -> dict[str, Any]:
-    folder = (arguments.out / run.run_id) if arguments.out else run.report / "tensorboard"
+    folder = (arguments.out / flat_name(run)) if arguments.out else run.report / "tensorboard"
     with TensorBoardWriter(folder) as writer:
         if arguments.follow:
             count = _stream(run, writer, arguments.every)
@@ -88,15 +88,15 @@ def _to_prometheus(run: RunDir, arguments: Any) -> dict[str, Any]:
     if arguments.out is not None:
         if not arguments.out.is_dir():
             raise UsageError(f"--out {arguments.out} is no folder: name the textfile collector's own")
-        path = arguments.out / f"r1hpc-{run.run_id}.prom"
+        path = arguments.out / f"r1hpc-{flat_name(run)}.prom"
     mode = 0o600 if arguments.out is None else 0o644
     for _ in _until_over(run, arguments.every) if arguments.follow else (None,):
-        write_textfile(run, path, mode)
+        write_textfile(run, path, mode, full_name(run))
     return {"file": str(path)}
 
 
 def _to_wandb(run: RunDir, arguments: Any) -> dict[str, Any]:
-    with WandbWriter(run, arguments.project) as writer:
+    with WandbWriter(run, arguments.project, flat_name(run)) as writer:
         count = writer.steps(read_steps(run).effective.values())
     return {"steps": count, "project": arguments.project}
 

@@ -90,7 +90,7 @@ def test_a_chain_is_estimated_stage_by_stage(tmp_path: Path, capsys: pytest.Capt
 def test_a_plan_of_another_version_is_refused(tmp_path: Path) -> None:
     made = RecordedRun(tmp_path / "runs" / "old")
     write_json(made.run.plan, {"num_steps": 40})
-    with pytest.raises(StateError, match=r"no tokens_per_step.*--method flops"):
+    with pytest.raises(StateError, match=r"another version.*--method flops"):
         main([str(made.run.path), "--method", "measured"])
 
 

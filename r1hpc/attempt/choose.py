@@ -57,6 +57,11 @@ def all_runs(root: Path) -> list[RunDir]:
     return sorted(found, key=lambda run: run.config.stat().st_mtime, reverse=True)
 
 
+def flat_name(run: RunDir) -> str:
+    """full_name as one file name or id; `+` is in no name, so that no two runs have the same."""
+    return full_name(run).replace("/", "+")
+
+
 def full_name(run: RunDir) -> str:
     """The run's name; of a stage CHAIN/STAGE, since every chain may have an `sft`."""
     chain = run.path.parent

@@ -5,8 +5,9 @@ print(found.text())
 """
 
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ class StageCost:
     """None: nobody can tell."""
     time_limit_s: int | None
     """Of one attempt."""
+    told: Mapping[str, Any] = field(default_factory=dict)
+    """Estimate.to_json(); empty where nobody can tell."""
 
     def to_json(self) -> dict[str, Any]:
         hours = None if self.hours is None else self.hours.to_json()
@@ -46,6 +49,9 @@ class StageCost:
             "gpu_hours": hours if self.unit == "GPU-hours" else None,
             "node_hours": hours if self.unit == "node-hours" else None,
             "time_limit_s": self.time_limit_s,
+            "assumptions": self.told.get("assumptions", {}),
+            "baselines": self.told.get("baselines", {}),
+            "memory": self.told.get("memory"),
         }
 
 
@@ -64,11 +70,35 @@ class ChainCost:
     def unknown(self) -> list[str]:
         return [each.name for each in self.stages if each.hours is None]
 
+    @property
+    def assumptions(self) -> dict[str, Any]:
+        """What all stages that have an estimate assume alike."""
+        told = [each.told["assumptions"] for each in self.stages if each.told]
+        first = told[0] if told else {}
+        return {key: value for key, value in first.items() if all(each.get(key) == value for each in told)}
+
+    @property
+    def baselines(self) -> dict[str, float]:
+        """GPU-hours, summed over the stages that have an estimate."""
+        sums: Counter[str] = Counter()
+        for each in self.stages:
+            sums.update(each.told.get("baselines", {}))
+        return dict(sums)
+
+    @property
+    def memory(self) -> dict[str, Any] | None:
+        """The plan of the stage whose leanest configuration is the largest."""
+        plans = [plan for each in self.stages if (plan := each.told.get("memory"))]
+        return max(plans, key=lambda plan: float(plan["smallest"]["total_gib"]), default=None)
+
     def to_json(self) -> dict[str, Any]:
         on_gpus, on_cpus = (self.sum(unit) for unit in _UNITS)
         return {
             "gpu_hours": None if on_gpus == NOTHING else on_gpus.to_json(),
             "node_hours": None if on_cpus == NOTHING else on_cpus.to_json(),
+            "assumptions": self.assumptions,
+            "baselines": self.baselines,
+            "memory": self.memory,
             "stages": [each.to_json() for each in self.stages],
             "not_estimated": self.unknown,
             "notes": list(self.notes),
@@ -115,6 +145,7 @@ def _cost(step: Step) -> StageCost:
         unit=unit,
         hours=None if told is None else Spread(told["p10"], told["p50"], told["p90"]),
         time_limit_s=plan.time_limit_s,
+        told=step.prepared.estimate or {},
     )
 
 

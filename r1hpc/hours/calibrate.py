@@ -30,7 +30,7 @@ from r1hpc.slurm.client import SlurmError
 from r1hpc.telemetry.attempts import History, read_history
 from r1hpc.telemetry.tail import read_tail
 
-_VERSION = 2
+_VERSION = 3
 _CACHE = "calibration.json"
 _SACCT_TIMEOUT_S = 10.0
 _JOBS_PER_CALL = 200
@@ -152,23 +152,27 @@ def _take(entry: Mapping[str, Any], runs: list[FinishedRun], left_out: Counter[s
 
 
 def _resource(run: RunDir, history: History) -> str:
-    """What the run was estimated for, if that is what it ran on."""
+    """What the run ran on, if that is what it was estimated for.
+
+    NVML's word comes first; without it that of the configuration. A card that was only assumed tells nothing.
+    """
     if not any(attempt.gpus for attempt in history.attempts):
         return CPU
-    estimated = _gpu_assumed(_read(run.path / "estimate.json"))
-    seen = _gpu_seen(run)
-    if estimated is None and seen is None:
+    estimated, is_given = _gpu_estimated(_read(run.path / "estimate.json"))
+    found = _gpu_seen(run) or (estimated if is_given else None)
+    if found is None:
         raise _LeftOutError("GPU not known")
-    names = [resource_name(name) for name in (estimated, seen) if name is not None]
-    if len({name.split("-")[0] for name in names}) > 1:
+    if estimated is not None and resource_name(estimated) != resource_name(found):
         raise _LeftOutError("estimated for another GPU than it ran on")
-    return names[0]
+    return resource_name(found)
 
 
-def _gpu_assumed(stored: Mapping[str, Any]) -> str | None:
+def _gpu_estimated(stored: Mapping[str, Any]) -> tuple[str | None, bool]:
+    """The card of an estimate, and whether the configuration gave it."""
     assumptions = stored.get("assumptions")
-    name = assumptions.get("gpu") if isinstance(assumptions, dict) else None
-    return str(name) if name else None
+    known = assumptions if isinstance(assumptions, dict) else {}
+    name = known.get("gpu")
+    return str(name) if name else None, known.get("gpu_given") is True
 
 
 def _gpu_seen(run: RunDir) -> str | None:

@@ -115,6 +115,13 @@ def batch_of(config: RunConfig, topology: Topology) -> BatchPlan:
     return BatchPlan(train.global_batch_size, train.micro_batch_size, -(-train.global_batch_size // at_once))
 
 
+def updates_per_rollout(config: RunConfig) -> int:
+    """Optimizer steps of stage rl between two rollouts."""
+    rollout, rl = config.rollout, config.rl
+    completions = rollout.num_prompts * rollout.num_generations
+    return max(1, rl.num_iterations * completions // config.train.global_batch_size)
+
+
 def legal_topologies(
     global_batch_size: int, ranks_per_node: int, max_nodes: int, micro_batch_size: int | None = None
 ) -> list[tuple[int, int, int]]:

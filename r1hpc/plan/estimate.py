@@ -12,13 +12,14 @@ rest is width.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from r1hpc.base.units import format_duration
-from r1hpc.plan.baselines import baselines, seed_formula
-from r1hpc.plan.features import usual_num_gpus
+from r1hpc.plan.baselines import BYTES_PER_TOKEN, baselines, seed_formula
+from r1hpc.plan.features import num_gpus_of
 from r1hpc.plan.goodput import SAVE_S, FailureRates, Overhead, overhead
+from r1hpc.plan.hardware import find_gpu
 from r1hpc.plan.memory_options import MemoryOptions, guessed_shape, memory_options
 from r1hpc.plan.mfu import Coefficients, MfuBelief, mfu_belief, run_weight
 from r1hpc.plan.shape import ModelShape
@@ -31,7 +32,9 @@ CONVENTION = (
 )
 _WALL_EXAMPLES = (8, 64, 512)
 _Z = 1.2816
-_LEAST_GOODPUT = 1e-6
+_ARTICLE_GPU = "A100-SXM4-80GB"
+LEAST_GOODPUT = 1e-6
+"""Below it hours are those at this goodput: a run that never ends has none."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,9 @@ class Estimate:
     notes: tuple[str, ...] = ()
     """What a person should know, one sentence each."""
     baselines: Mapping[str, float] = field(default_factory=dict)
+    """GPU-hours by rules of thumb; of a CPU run those of one A100 for each rank."""
     memory: MemoryOptions | None = None
+    """None: nothing is trained, or no size is known. Of a CPU run as `baselines`."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -118,11 +123,11 @@ def estimate(
         save_interval_s: between saves; None takes the optimal one.
         startup_gpu_hours: of all attempts, on top.
     """
-    gpus = _num_gpus(work)
+    gpus = num_gpus_of(work)
     lost = overhead(rates or FailureRates(), gpus, save_time_s, save_interval_s)
     ideal = mfu_belief(work, 0.0)
     belief = billed_belief(work)
-    useful = max(lost.goodput, _LEAST_GOODPUT)
+    useful = max(lost.goodput, LEAST_GOODPUT)
     hours = Quantiles.log_normal(work.gpu_hours_at(belief.median) / useful, belief.log_sd) + startup_gpu_hours
     options = memory_options(shape or guessed_shape(work), work, gpus)
     return Estimate(
@@ -144,12 +149,14 @@ def estimate(
 def billed_belief(work: Workload, known: Coefficients | None = None) -> MfuBelief:
     """MFU over the whole of what is billed but for goodput: long runs meet more than their steps show."""
     ideal = mfu_belief(work, 0.0, known)
-    return mfu_belief(work, run_weight(work.gpu_hours_at(ideal.median) / _num_gpus(work)), known)
+    return mfu_belief(work, run_weight(work.gpu_hours_at(ideal.median) / num_gpus_of(work)), known)
 
 
 def seed_estimate(params: float, gigabytes: float) -> Estimate:
     """By the article's formula, and what is wrong with it."""
     hours = seed_formula(params, gigabytes)
+    gpu = find_gpu(_ARTICLE_GPU)
+    work = Workload.of_counts(params=params, tokens=gigabytes * 1e9 / BYTES_PER_TOKEN, gpu=gpu)
     note = (
         "the article's formula, 0.8 per 10^8 parameters + 0.3 per GB of text, kept as a baseline: for 7 B "
         "and 100 GB it gives 86, where the article itself prints 560; 6ND at 40% MFU is about 2,300 "
@@ -158,10 +165,16 @@ def seed_estimate(params: float, gigabytes: float) -> Estimate:
     return Estimate(
         method="seed",
         gpu_hours=Quantiles(hours, hours, hours),
-        assumptions={"params": params, "gigabytes": gigabytes, "gpu": "A100-SXM4-80GB"},
+        assumptions={"params": params, "gigabytes": gigabytes, "gpu": gpu.name},
         notes=(note,),
-        baselines={"seed_formula": hours},
+        baselines=baselines(work),
+        memory=memory_options(guessed_shape(work), work, num_gpus_of(work)),
     )
+
+
+def with_card(found: Estimate, given: bool) -> Estimate:
+    """With the word whether the card was given; else it is assumed, and tells nobody what a run ran on."""
+    return replace(found, assumptions={**found.assumptions, "gpu_given": given})
 
 
 def flops_of(work: Workload) -> dict[str, float]:
@@ -198,10 +211,6 @@ def memory_notes(options: MemoryOptions, work: Workload) -> list[str]:
 
 def _json(value: Quantiles | None) -> dict[str, float] | None:
     return value.to_json() if value else None
-
-
-def _num_gpus(work: Workload) -> int:
-    return work.num_gpus or round(usual_num_gpus(work.active_params))
 
 
 def _wall_counts(work: Workload) -> tuple[int, ...]:

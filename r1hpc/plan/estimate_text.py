@@ -22,7 +22,7 @@ _SHOWN_ASSUMPTIONS = (
     "precision",
     "recompute",
     "steps_measured",
-    "tokens_per_second",
+    "step_time_s",
     "useful_part",
 )
 _MOST_OPTIONS = 5
@@ -112,8 +112,13 @@ def _value(value: object) -> str:
     return amount(value) if isinstance(value, float) else str(value)
 
 
+def _is_about_gpus(found: Estimate) -> bool:
+    """A run on CPUs has none, and the article's formula does not ask which."""
+    return found.gpu_hours is not None and found.method != "seed"
+
+
 def _memory(found: Estimate) -> Iterator[str]:
-    if found.memory is None:
+    if found.memory is None or not _is_about_gpus(found):
         return
     options = found.memory
     cards = "the GPU" if options.num_gpus == 1 else f"each of {options.num_gpus} GPUs"
@@ -139,7 +144,7 @@ def _memory(found: Estimate) -> Iterator[str]:
 
 
 def _baselines(found: Estimate) -> Iterator[str]:
-    if found.baselines and found.method != "seed":
+    if found.baselines and _is_about_gpus(found):
         parts = (f"{name} {amount(hours)}" for name, hours in found.baselines.items())
         yield wrap(f"baselines  {', '.join(parts)}", hanging=" " * 11)
 

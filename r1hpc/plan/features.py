@@ -71,7 +71,7 @@ def features(work: Workload, run_weight: float = 1.0) -> dict[str, float]:
     Args:
         run_weight: how much of a long run's losses applies: 0 for a measured step, 1 for weeks.
     """
-    gpus = work.num_gpus or usual_num_gpus(work.active_params)
+    gpus = num_gpus_of(work)
     speed = work.gpu.peak_tflops / _A100_TFLOPS
     return {
         "one": 1.0,
@@ -102,6 +102,12 @@ def shared_effects(work: Workload, family_sd: float) -> tuple[float, ...]:
 def usual_num_gpus(params: float) -> float:
     """GPUs that published pretraining runs of this size had, roughly: 64 for 1 B, 250 for 10 B."""
     return min(1024.0, max(8.0, 64 * math.pow(params / 1e9, 0.6)))
+
+
+def num_gpus_of(work: Workload) -> int:
+    """GPUs as given; else the usual number, rounded up to whole copies of a model in the layout given."""
+    ways = work.model_parallel or 1
+    return work.num_gpus or ways * math.ceil(round(usual_num_gpus(work.active_params)) / ways)
 
 
 def tokens_per_gpu(work: Workload, gpus: float) -> float | None:

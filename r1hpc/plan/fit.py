@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 from r1hpc.base.cli import ArgumentParser, run_door
 from r1hpc.base.files import write_atomic
 from r1hpc.plan.estimate import billed_belief
-from r1hpc.plan.features import NAMES, features, shared_effects, usual_num_gpus
+from r1hpc.plan.features import NAMES, features, num_gpus_of, shared_effects
 from r1hpc.plan.fit_rl import fit_rl
 from r1hpc.plan.goodput import FailureRates, overhead
 from r1hpc.plan.mfu import COEFFICIENTS, parse_coefficients
@@ -27,8 +27,11 @@ from r1hpc.plan.published_rows import (
     DATA_FILES,
     FOLDER,
     SINGLE_NODE_FAMILY,
+    Group,
     Published,
-    families,
+    by_code_base,
+    by_stack,
+    in_groups,
     read_published,
 )
 from r1hpc.plan.ridge import Posterior, Row, fit
@@ -110,14 +113,12 @@ def fit_rows(rows: Sequence[Published]) -> Posterior:
     return fit(observations, [PRIOR[name] for name in NAMES])
 
 
-def leave_one_out(rows: Sequence[Published], by_stack: bool = True) -> list[Scored]:
-    """Every scored row, predicted without its family (or without all families of its software stack)."""
+def leave_one_out(rows: Sequence[Published], group: Group = by_stack) -> list[Scored]:
+    """Every scored row, predicted without all rows of its group."""
     found = []
-    for name in families(rows, by_stack):
-        out = [row for row in rows if (row.stack if by_stack else row.family) == name]
-        rest = [row for row in rows if (row.stack if by_stack else row.family) != name]
-        posterior = fit_rows(rest)
-        found += [_score(row, posterior) for row in out if row.scored]
+    for name in in_groups(rows, group):
+        posterior = fit_rows([row for row in rows if group(row) != name])
+        found += [_score(row, posterior) for row in rows if group(row) == name and row.scored]
     return found
 
 
@@ -128,16 +129,16 @@ def _score(row: Published, posterior: Posterior) -> Scored:
     return Scored(row, math.log(row.step_mfu) - mean, sd)
 
 
-def as_asked(rows: Sequence[Published], scale: float) -> list[Scored]:
+def as_asked(rows: Sequence[Published], scale: float, group: Group = by_stack) -> list[Scored]:
     """The whole runs as the command answers them: nothing is told of what their hours contain."""
     found = []
-    for name in families(rows):
-        known = parse_coefficients(_coefficients(fit_rows([row for row in rows if row.stack != name]), scale))
+    for name in in_groups(rows, group):
+        rest = fit_rows([row for row in rows if group(row) != name])
+        known = parse_coefficients(_coefficients(rest, scale))
         for row in rows:
-            if row.stack == name and row.scored and row.is_run and row.gpu_hours:
+            if group(row) == name and row.scored and row.is_run and row.gpu_hours:
                 belief = billed_belief(row.workload, known)
-                gpus = row.workload.num_gpus or round(usual_num_gpus(row.workload.active_params))
-                lost = overhead(FailureRates(), gpus).goodput
+                lost = overhead(FailureRates(), num_gpus_of(row.workload)).goodput
                 hours = row.workload.gpu_hours_at(belief.median) / lost
                 found.append(Scored(row, math.log(hours / row.gpu_hours), belief.log_sd))
     return found
@@ -168,6 +169,8 @@ class Fitted:
     """Told what each row's hours contain."""
     asked: list[Scored]
     """Not told; `sd` is final here, without the width scale."""
+    strict: Mapping[str, float]
+    """The summary where a whole code base is left out instead of a stack, at the same width scale."""
 
 
 def fitted(rows: Sequence[Published]) -> Fitted:
@@ -184,7 +187,8 @@ def fitted(rows: Sequence[Published]) -> Fitted:
         "rl": {name: _round(value) for name, value in fit_rl().items()},
         "scored": {name: _round(value) for name, value in summary(scored, asked, scale).items()},
     }
-    return Fitted(value, scored, asked)
+    strict = summary(leave_one_out(rows, by_code_base), as_asked(rows, scale, by_code_base), scale)
+    return Fitted(value, scored, asked, strict)
 
 
 def _coefficients(posterior: Posterior, scale: float) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def option_of(
     recompute: str,
     offload: bool,
 ) -> Option:
-    """What one configuration holds, and how fast it is expected to be."""
+    """What one configuration of ZeRO holds, and how fast it is expected to be, without a layout of `work`."""
     precision = {"fp16": Precision.fp16, "fp32": Precision.fp32, "tf32": Precision.fp32}
     held = memory_per_gpu(
         shape,
@@ -154,6 +154,8 @@ def option_of(
         micro_batch_size=micro_batch_size,
         recompute=recompute,
         offload=offload,
+        tensor_parallel=None,
+        pipeline_parallel=None,
     )
     return Option(
         zero_stage=zero_stage,

@@ -25,7 +25,7 @@ COEFFICIENTS = FOLDER / "coefficients.json"
 _REACHABLE = 0.87
 """Of the dense peak, by the best of large matrix products on an A100 (stas00/ml-engineering, MAMF: 271 of
 312)."""
-_SLOWER = {"tf32": 1 / 2, "fp32": 1 / 15}
+SLOWER = {"tf32": 1 / 2, "fp32": 1 / 15}
 """Peaks beside bf16's, of an A100 (156 and 19.5 of 312) and an H100 (495 and 67 of 989). Not fitted: nobody
 publishes such runs."""
 _LONG_RUN_HOURS = 48.0
@@ -111,8 +111,8 @@ def mfu_belief(work: Workload, weight: float = 1.0, known: Coefficients | None =
     values = features(work, weight * known.run_share)
     x = [values[name] for name in NAMES]
     effects = {name: b * v for name, b, v in zip(NAMES, known.posterior.mean, x, strict=True) if v}
-    if work.precision in _SLOWER:
-        effects["precision"] = math.log(_SLOWER[work.precision])
+    if work.precision in SLOWER:
+        effects["precision"] = math.log(SLOWER[work.precision])
     mean = math.fsum(effects.values())
     # A second forward pass takes part of what can be reached.
     most = math.log(

@@ -6,11 +6,11 @@ rows[0].measured_mfu, rows[0].hours_kind
 
 import csv
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from r1hpc.plan.features import usual_num_gpus
+from r1hpc.plan.features import num_gpus_of
 from r1hpc.plan.goodput import FailureRates, overhead
 from r1hpc.plan.hardware import UnknownGpuError, find_gpu
 from r1hpc.plan.workload import Workload
@@ -26,6 +26,14 @@ _STACKS = {
     "mpt": "mosaic",
 }
 """Families measured with the same software by the same authors: left out together."""
+_CODE_BASES = {
+    "pythia": "gpt-neox",
+    "neox": "gpt-neox",
+    "megatron-sc21": "megatron",
+    "mtnlg": "megatron",
+    "mcore-h100": "megatron",
+}
+"""Families of one code base in versions years apart. A fork under a name of its own is another one."""
 _VTRAIN_VOCABULARY = 51200
 _FULL_RECOMPUTATION = 4 / 3
 
@@ -57,6 +65,10 @@ class Published:
         return _STACKS.get(self.family, self.family)
 
     @property
+    def code_base(self) -> str:
+        return _CODE_BASES.get(self.family, self.stack)
+
+    @property
     def is_long(self) -> bool:
         """Its hours contain what goes wrong in weeks."""
         return self.hours_kind in ("elapsed", "rounded")
@@ -66,8 +78,19 @@ class Published:
         """measured_mfu with the goodput that default failure rates give taken out."""
         if not self.is_long:
             return self.measured_mfu
-        gpus = self.workload.num_gpus or round(usual_num_gpus(self.workload.active_params))
-        return self.measured_mfu / overhead(FailureRates(), gpus).goodput
+        return self.measured_mfu / overhead(FailureRates(), num_gpus_of(self.workload)).goodput
+
+
+Group = Callable[[Published], str]
+"""Names what a row is left out together with."""
+
+
+def by_stack(row: Published) -> str:
+    return row.stack
+
+
+def by_code_base(row: Published) -> str:
+    return row.code_base
 
 
 @dataclass(frozen=True)
@@ -212,6 +235,6 @@ def _zero_stage(layout: str) -> int | None:
     return next((stage for mark, stage in marks if mark in layout), None)
 
 
-def families(rows: Iterable[Published], by_stack: bool = True) -> list[str]:
-    """In the order of the rows."""
-    return list(dict.fromkeys(row.stack if by_stack else row.family for row in rows))
+def in_groups(rows: Iterable[Published], group: Group) -> list[str]:
+    """The groups that there are, in the order of the rows."""
+    return list(dict.fromkeys(group(row) for row in rows))

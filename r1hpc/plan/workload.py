@@ -18,7 +18,7 @@ from typing import Any
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest
 from r1hpc.plan.hardware import Gpu
-from r1hpc.plan.shape import ModelShape, flops_per_token
+from r1hpc.plan.shape import ModelShape, flops_per_token, hardware_flops_per_token
 
 PRECISIONS = ("bf16", "fp16", "fp8", "tf32", "fp32")
 RECOMPUTATION = ("none", "selective", "full")
@@ -47,6 +47,8 @@ class Workload:
     hidden_size: float
     layers: float
     shape_is_known: bool
+    recomputed_flops_per_token: float
+    """What full recomputation adds."""
     num_gpus: int | None = None
     tokens_per_step: float | None = None
     micro_batch_size: float | None = None
@@ -58,30 +60,20 @@ class Workload:
     pipeline_parallel: int | None = None
 
     def __post_init__(self) -> None:
-        _check_amount("--params", self.params, _LARGEST_PARAMS)
-        _check_amount("--active-params", self.active_params, self.params, "--params")
-        _check_amount("--tokens", self.tokens, _LARGEST_TOKENS)
-        _check_whole("--seq-len", self.seq_len, 1 << 24)
-        _check_whole("--num-gpus", self.num_gpus, 10**6)
-        _check_amount("--global-batch-tokens", self.tokens_per_step, _LARGEST_TOKENS)
-        _check_amount("--micro-batch-size", self.micro_batch_size, 1 << 20)
-        _check_whole("--tensor-parallel", self.tensor_parallel, 4096)
-        _check_whole("--pipeline-parallel", self.pipeline_parallel, 4096)
-        _check_choice("--precision", self.precision, PRECISIONS)
-        _check_choice("--recompute", self.recompute, RECOMPUTATION)
+        check_amount("--params", self.params, _LARGEST_PARAMS)
+        check_amount("--active-params", self.active_params, self.params, "--params")
+        check_amount("--tokens", self.tokens, _LARGEST_TOKENS)
+        check_whole("--seq-len", self.seq_len, 1 << 24)
+        check_whole("--num-gpus", self.num_gpus, 10**6)
+        check_amount("--global-batch-tokens", self.tokens_per_step, _LARGEST_TOKENS)
+        check_amount("--micro-batch-size", self.micro_batch_size, 1 << 20)
+        check_whole("--tensor-parallel", self.tensor_parallel, 4096)
+        check_whole("--pipeline-parallel", self.pipeline_parallel, 4096)
+        check_choice("--recompute", self.recompute, RECOMPUTATION)
         if self.zero_stage not in (None, 0, 1, 2, 3):
             raise UsageError(f"--zero-stage is {self.zero_stage}: it must be 0, 1, 2 or 3")
-        self._check_precision()
+        check_precision(self.precision, self.gpu)
         self._check_layout()
-
-    def _check_precision(self) -> None:
-        if self.precision == "fp8" and not self.gpu.has_fp8:
-            raise UsageError(
-                f"{self.gpu.name} has no FP8 arithmetic (that begins with Ada and Hopper): take --precision "
-                f"{'bf16' if self.gpu.has_bf16 else 'fp16'}"
-            )
-        if self.precision == "bf16" and not self.gpu.has_bf16:
-            raise UsageError(f"{self.gpu.name} has no bf16: take --precision fp16")
 
     def _check_layout(self) -> None:
         ways = self.model_parallel
@@ -111,7 +103,8 @@ class Workload:
     @property
     def hardware_flops(self) -> float:
         """With the second forward pass of full recomputation; unknown recomputation counts as none."""
-        return self.flops * (4 / 3 if self.recompute == "full" else 1)
+        again = self.recomputed_flops_per_token if self.recompute == "full" else 0.0
+        return self.tokens * (self.flops_per_token + again)
 
     def gpu_hours_at(self, mfu: float) -> float:
         return self.flops / (self.gpu.peak_flops * mfu) / 3600
@@ -133,10 +126,10 @@ class Workload:
         Raises:
             UsageError: a number that no run can have.
         """
-        _check_amount("--params", params, _LARGEST_PARAMS)
-        _check_amount("--active-params", active_params, params, "--params")
-        _check_whole("--layers", layers, 10**5)
-        _check_whole("--hidden-size", hidden_size, 10**7)
+        check_amount("--params", params, _LARGEST_PARAMS)
+        check_amount("--active-params", active_params, params, "--params")
+        check_whole("--layers", layers, 10**5)
+        check_whole("--hidden-size", hidden_size, 10**7)
         active = active_params or params
         wide, deep = _guess_shape(active, layers, hidden_size)
         attention = 12 * wide * deep * seq_len
@@ -152,6 +145,7 @@ class Workload:
             hidden_size=wide,
             layers=deep,
             shape_is_known=layers is not None and hidden_size is not None,
+            recomputed_flops_per_token=per_token / 3,  # a head that is not repeated is in no bare count
             **known,
         )
 
@@ -170,6 +164,7 @@ class Workload:
             hidden_size=shape.hidden_size,
             layers=shape.num_layers,
             shape_is_known=True,
+            recomputed_flops_per_token=hardware_flops_per_token(shape, seq_len, True) - per_token,
             **known,
         )
 
@@ -202,7 +197,7 @@ def parse_count(text: str, what: str) -> float:
     return value
 
 
-def _check_amount(flag: str, value: float | None, most: float, most_flag: str | None = None) -> None:
+def check_amount(flag: str, value: float | None, most: float, most_flag: str | None = None) -> None:
     if value is None:
         return
     if not math.isfinite(value) or value <= 0:
@@ -214,11 +209,23 @@ def _check_amount(flag: str, value: float | None, most: float, most_flag: str | 
         raise UsageError(f"{flag} is {value:.4g}, {limit}; check the unit")
 
 
-def _check_whole(flag: str, value: int | None, most: int) -> None:
+def check_whole(flag: str, value: int | None, most: int) -> None:
     if value is not None and not 1 <= value <= most:
         raise UsageError(f"{flag} is {value}: it must be a whole number from 1 to {most}")
 
 
-def _check_choice(flag: str, value: str | None, known: tuple[str, ...]) -> None:
+def check_precision(precision: str, gpu: Gpu) -> None:
+    """Refuse a precision that is not known, or that the card does not have."""
+    check_choice("--precision", precision, PRECISIONS)
+    if precision == "fp8" and not gpu.has_fp8:
+        raise UsageError(
+            f"{gpu.name} has no FP8 arithmetic (that begins with Ada and Hopper): take --precision "
+            f"{'bf16' if gpu.has_bf16 else 'fp16'}"
+        )
+    if precision == "bf16" and not gpu.has_bf16:
+        raise UsageError(f"{gpu.name} has no bf16: take --precision fp16")
+
+
+def check_choice(flag: str, value: str | None, known: tuple[str, ...]) -> None:
     if value is not None and value not in known:
         raise UsageError(f"{flag} is {value!r}{nearest(str(value), known)}: it must be {', '.join(known)}")

@@ -71,19 +71,20 @@ _WRITTEN = Metric("r1hpc_written_timestamp_seconds", "gauge", "When this file wa
 Sample = tuple[Metric, dict[str, str], float]
 
 
-def write_textfile(run: RunDir, path: Path, mode: int = 0o600) -> None:
+def write_textfile(run: RunDir, path: Path, mode: int = 0o600, name: str | None = None) -> None:
     """Replace `path`, which must end in .prom, by what is known of the run now.
 
     Args:
         mode: 0o644 for a folder that the node_exporter of the site reads as another user.
+        name: the run's in every label, which no other file in that folder may have; None: its folder's.
     """
     assert path.suffix == ".prom", "the collector reads *.prom only"
-    write_atomic(path, render(collect(run)), mode)
+    write_atomic(path, render(collect(run, name or run.run_id)), mode)
 
 
-def collect(run: RunDir) -> list[Sample]:
+def collect(run: RunDir, name: str) -> list[Sample]:
     """The newest values of the run's records."""
-    labels = {"run": run.run_id}
+    labels = {"run": name}
     samples: list[Sample] = [(_WRITTEN, labels, time.time())]
     newest = last_steps(run, 1)
     attempt = newest[-1].attempt if newest else None

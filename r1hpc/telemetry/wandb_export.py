@@ -1,9 +1,9 @@
 """metrics/train.jsonl to Weights & Biases. Needs the extra `wandb`; WANDB_MODE=offline needs no network.
 
-    with WandbWriter(run, project="r1hpc") as writer:
+    with WandbWriter(run, project="r1hpc", name=flat_name(run)) as writer:
         writer.steps(read_steps(run).effective.values())
 
-The only place for the wandb package. A run keeps its id, its run folder's name, over all its attempts; its
+The only place for the wandb package. A run keeps its id, `name`, over all its attempts; its
 system metrics stay off, because they would be those of the machine that exports.
 """
 
@@ -20,8 +20,11 @@ from r1hpc.telemetry.tensorboard import scalars
 class WandbWriter:
     """One run of one project."""
 
-    def __init__(self, run: RunDir, project: str) -> None:
+    def __init__(self, run: RunDir, project: str, name: str) -> None:
         """
+        Args:
+            name: its id and name, which no other run of the project may have.
+
         Raises:
             R1hpcError: the wandb package is not installed, or it could not begin: no key, no network.
         """
@@ -36,8 +39,8 @@ class WandbWriter:
         try:
             self._run: Any = wandb.init(
                 project=project,
-                id=run.run_id,
-                name=run.run_id,
+                id=name,
+                name=name,
                 dir=str(folder),
                 resume="allow",
                 settings=settings,

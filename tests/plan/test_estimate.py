@@ -100,34 +100,42 @@ def test_words_for_a_person() -> None:
 
 
 class TestMeasured:
-    def _estimate(self, rates: list[float], **change: Any) -> Estimate:
+    """Twenty of two hundred steps, each of ten seconds on eight GPUs."""
+
+    def _estimate(self, seconds: list[float], **change: Any) -> Estimate:
         known: dict[str, Any] = {
+            "num_steps": 200,
             "num_gpus": 8,
-            "tokens_done": 1e9,
-            "total_tokens": 1e10,
+            "num_nodes": 1,
             "hours_spent": 10.0,
             "useful": 0.9,
+            "updates_per_rollout": 1,
         }
-        return measured_estimate(rates, **(known | change))
+        return measured_estimate(dict(enumerate(seconds, 1)), **(known | change))
 
     def test_the_rest_at_the_speed_so_far(self) -> None:
-        hours = _hours(self._estimate([1e5] * 20))
-        assert hours.p50 == pytest.approx(10 + 9e9 / 1e5 * 8 / 3600 / 0.9)
+        hours = _hours(self._estimate([80.0] * 20))
+        assert hours.p50 == pytest.approx(10 + 180 * 80 / 3600 / 0.9)
         assert 10 < hours.p10 < hours.p50 < hours.p90
 
     def test_a_slow_start_is_left_out(self) -> None:
-        steady, slow = self._estimate([1e5] * 20), self._estimate([1.0, 1.0, *[1e5] * 18])
+        steady, slow = self._estimate([80.0] * 20), self._estimate([9e9, 9e9, *[80.0] * 18])
         assert _hours(slow).p50 == pytest.approx(_hours(steady).p50)
 
+    def test_a_rollout_is_paid_by_all_its_updates(self) -> None:
+        """Only the first of four updates carries the rollout."""
+        found = self._estimate([240.0, 40.0, 20.0, 20.0] * 5, updates_per_rollout=4)
+        assert _hours(found).p50 == pytest.approx(10 + 180 * 80 / 3600 / 0.9)
+
     def test_a_finished_run_is_certain(self) -> None:
-        hours = _hours(self._estimate([1e5] * 20, tokens_done=1e10))
+        hours = _hours(self._estimate([80.0] * 200))
         assert hours == Quantiles(10, 10, 10)
 
     def test_a_run_without_gpus_is_told_in_node_hours(self) -> None:
-        found = self._estimate([1e5] * 20, num_gpus=0, num_nodes=2)
+        found = self._estimate([20.0] * 20, num_gpus=0, num_nodes=2)
         assert found.gpu_hours is None
         assert found.node_hours is not None
-        assert found.node_hours.p50 == pytest.approx(10 + 9e9 / 1e5 * 2 / 3600 / 0.9)
+        assert found.node_hours.p50 == pytest.approx(10 + 180 * 20 / 3600 / 0.9)
         assert "node-hours" in estimate_text(found)
 
     def test_too_few_steps(self) -> None:
