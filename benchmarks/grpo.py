@@ -1,7 +1,7 @@
 """GRPO beside TRL's GRPOTrainer: same starting weights, task, rewards and batch; seconds a step, alternating.
 
     pip install trl
-    python benchmarks/grpo.py [--rounds 3] [--steps 40] [--start DIR]
+    python benchmarks/grpo.py [--rounds 3] [--steps 40] [--model DIR]
 
 The recipe is the stage grpo of jobs/r1.yaml: 32 prompts x 8 samples on a model of 0.34 M parameters in fp32.
 Arms, one after the other in each round, on one core and on two: r1hpc, with a rank on each core; TRL at its
@@ -70,16 +70,16 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--start", type=Path, help="model folder to start from; default: a new cold start")
+    parser.add_argument("--model", type=Path, help="model folder to start from; default: a new cold start")
     parser.add_argument("--trl", nargs=2, metavar=("ARM", "OUT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.trl:
-        train_with_trl(options.start, options.steps, ARMS[options.trl[0]], Path(options.trl[1]))
+        train_with_trl(options.model, options.steps, ARMS[options.trl[0]], Path(options.trl[1]))
         return
     found: dict[str, list[Told]] = {arm: [] for arm in ARMS}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        start = options.start or cold_start(folder)
+        start = options.model or cold_start(folder)
         for round_ in range(options.rounds):
             for name in found:
                 told = run_arm(name, folder / f"{round_}", start, options.steps)
@@ -109,7 +109,7 @@ def run_arm(name: str, folder: Path, start: Path, steps: int) -> Told:
     launcher = [sys.executable]
     if arm.processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={arm.processes}"]
-    command = [*launcher, __file__, "--start", str(start), "--steps", str(steps), "--trl", name, str(out)]
+    command = [*launcher, __file__, "--model", str(start), "--steps", str(steps), "--trl", name, str(out)]
     subprocess.run(command, env=environment(arm.threads), check=True, capture_output=True)
     told = json.loads(out.read_text())
     return median_step(told["times"]), first_at_goal(told["greedy"])

@@ -91,7 +91,9 @@ def _ablations(found: Found) -> list[str]:
 def _told(results: Results) -> str:
     told = results.provenance
     versions = ", ".join(f"{name} {number}" for name, number in told["versions"].items())
-    some = next(outcome for arm in results.arms for outcome in arm.outcomes)
+    some = next((outcome for arm in results.arms for outcome in arm.outcomes), None)
+    if some is None:
+        return f"`{told['command']}`: no arm is finished yet."
     missing = results.num_wanted - results.num_finished
     return (
         f"`{told['command']}`, {told['date']}, {told['machine']}; {versions}. Task {told['task']}, "

@@ -94,7 +94,8 @@ class Results:
         return len(self.arms) * len(self.seeds)
 
     def arm(self, name: str) -> ArmResult:
-        return next(arm for arm in self.arms if arm.name == name)
+        """The arm of that name; one that was not asked for has no outcomes."""
+        return next((arm for arm in self.arms if arm.name == name), ArmResult(name, "not run", ()))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -46,6 +46,12 @@ def test_a_result_is_told_with_its_interval_and_never_as_equal() -> None:
     assert "1 of 9 arms are not finished" in page
 
 
+def test_arms_that_were_not_asked_for_are_not_measured() -> None:
+    assert "Not measured here" in claims_page({"reward": results(BASELINE, arm("0.3_0.6_0.1", s0=0.9))})
+    page = " ".join(claims_page({"reward": results(arm("rule"), arm("0.3_0.6_0.1"))}).split())
+    assert "no arm is finished yet" in page
+
+
 def test_the_door_writes_the_page_and_names_a_folder_that_is_not_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
