@@ -107,6 +107,52 @@ def test_reinforcement_learning(capsys: pytest.CaptureFixture[str]) -> None:
     assert value["phases"]["decode"] > 0
 
 
+def test_flags_of_rl_that_change_something(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--params", "70B", "--rl-sequences", "100k", "--num-gpus", "64")
+    dense = _json(capsys, *words)
+    assert dense["assumptions"]["gpu_given"] is False
+    for more in (("--active-params", "7B"), ("--precision", "fp32"), ("--recompute",), ("--gpu", "h100")):
+        assert _json(capsys, *words, *more)["gpu_hours"] != dense["gpu_hours"]
+
+
+def test_a_layout_without_a_number_of_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    value = _json(capsys, "--params", "7B", "--tokens", "1T", "--tensor-parallel", "8")
+    assert value["assumptions"]["num_gpus"] == 208
+    words = "--params 175B --tokens 300B --num-gpus 8 --tensor-parallel 8 --gpu a100-40gb"
+    assert main(words.split()) == 0
+    assert "nothing fits on 8 x A100-SXM4-40GB" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--params 7B --tokens 1T",
+        "--params 7B --rl-sequences 9k --num-gpus 8",
+        "--params 7B --data-gb 100 --method seed",
+        "train",
+        "train --method seed",
+        "smoke",
+        "r1",
+    ],
+)
+def test_the_four_keys_that_scripts_read(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    value = _json(capsys, *words.split())
+    assert set(value["gpu_hours"] or ("p10", "p50", "p90")) == {"p10", "p50", "p90"}
+    assert (value["gpu_hours"] is None) == (words in ("smoke", "r1")), "CPU jobs cost node-hours"
+    assert value["assumptions"]
+    assert value["baselines"].keys() >= {"seed_formula", "6nd_at_35", "6nd_at_40", "6nd_at_50"}
+    assert value["memory"]["smallest"]["total_gib"] > 0
+
+
+def test_the_baselines_of_a_chain_are_sums(capsys: pytest.CaptureFixture[str]) -> None:
+    value = _json(capsys, "r1")
+    stages = [each for each in value["stages"] if each["baselines"]]
+    assert value["baselines"]["6nd_at_40"] == pytest.approx(sum(s["baselines"]["6nd_at_40"] for s in stages))
+    needs = [each["memory"]["smallest"]["total_gib"] for each in stages if each["memory"]]
+    assert value["memory"]["smallest"]["total_gib"] == max(needs)
+    assert value["assumptions"]["ranks"] == 2
+
+
 def test_a_card_by_its_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--gpu", "rx7900", "--peak-tflops", "123", "--gpu-memory-gib", "24", "--num-gpus", "8"]
     value = _json(capsys, "--params", "1B", "--tokens", "20B", *given)
@@ -148,6 +194,19 @@ def test_a_7b_on_one_16_gb_card(capsys: pytest.CaptureFixture[str]) -> None:
         ("train --tokens 1T", "--tokens does not go with train, which settles it: give train.num_steps=N"),
         ("train --precision fp16", "give train.precision=NAME"),
         ("--params 7B --tokens 1T --preemptions-per-day 200", "an interruption every 7 min 12 s"),
+        ("--params 7B --rl-sequences 9k --num-gpus 8 --preemptions-per-day 200", "an interruption every"),
+        ("--params 7B --rl-sequences 9k --num-gpus 8 --prompt-length nan", "--prompt-length is nan"),
+        ("--params 7B --rl-sequences 9k --num-gpus 8 --logprob-passes -5", "--logprob-passes is -5"),
+        ("--params 7B --rl-sequences 9k --num-gpus 8 --max-completion-length 0", "-completion-length is 0"),
+        ("--params 7B --rl-sequences 9k --num-gpus 8 --recompute maybe", "--recompute is 'maybe'"),
+        ("--params 7B --rl-sequences 9k --num-gpus 8 --precision fp8", "no FP8"),
+        ("--params 7B --rl-sequences 9k --num-gpus 8 --active-params 8B", "more than --params"),
+        ("--params 7B --rl-sequences 9k --num-gpus 8 --zero-stage 7", "--zero-stage does not go with"),
+        ("--params 7B --rl-sequences 9k --num-gpus 8 --offload", "--offload does not go with --rl-sequences"),
+        ("--params 7B --rl-sequences 9k --num-gpus 8 --seq-len 5", "give --prompt-length and"),
+        ("--params 7B --rl-sequences 9k --tokens 1T", "--tokens does not go with --rl-sequences"),
+        ("--params 7B --rl-sequences 9k --method seed", "knows no --rl-sequences"),
+        ("--params 7B --tokens 1T --num-gpus 12 --tensor-parallel 8", "not a multiple of tensor x pipeline"),
         ("r1 --num-gpus 8", "STAGE:resources.nodes=N"),
         ("r1 --preemptions-per-day 2", "for one run only"),
         ("r1 --method seed", "the article's formula is for one run"),

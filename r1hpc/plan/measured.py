@@ -46,9 +46,10 @@ def measured_estimate(
         UsageError: too few steps to say anything.
     """
     means = _means(seconds, updates_per_rollout)
-    if len(seconds) < _FEWEST_STEPS or len(means) < min(_FEWEST_ROLLOUTS, updates_per_rollout):
+    samples = updates_per_rollout > 1
+    if len(means) < (_FEWEST_ROLLOUTS if samples else _FEWEST_STEPS):
         rollouts = f"{_FEWEST_ROLLOUTS} whole rollouts of {updates_per_rollout} steps"
-        asked = rollouts if updates_per_rollout > 1 else f"{_FEWEST_STEPS} steps"
+        asked = rollouts if samples else f"{_FEWEST_STEPS} steps"
         raise UsageError(
             f"--method measured needs at least {asked}, and the run has {len(seconds)} steps: let it run, or "
             "take --method flops"
@@ -59,7 +60,7 @@ def measured_estimate(
     left = max(0, num_steps - len(seconds)) * each / 3600 / max(useful, _LEAST_USEFUL)
     hours = Quantiles.log_normal(left, math.hypot(log_sd, 0.5 * (1 - useful))) + hours_spent
     ideal = Quantiles.log_normal(num_steps * each / 3600, log_sd)
-    unit = "step" if updates_per_rollout == 1 else "rollout"
+    unit = "rollout" if samples else "step"
     return Estimate(
         method="measured",
         gpu_hours=hours if num_gpus else None,

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from r1hpc.base.failpoints import failpoint
-from r1hpc.plan.batch import BatchPlan
+from r1hpc.plan.batch import BatchPlan, updates_per_rollout
 from r1hpc.plan.model import load_model_config
 from r1hpc.tasks.registry import make_task
 from r1hpc.tasks.rewards import Scorer
@@ -35,7 +35,7 @@ from r1hpc.train.loop import Edge, Job, Outcome, Session
 from r1hpc.train.policy import build_policy, build_reference, build_rollout_engine, policy_of
 from r1hpc.train.prompts import Prompts
 from r1hpc.train.rollout import RolloutEngine
-from r1hpc.train.update import Rollout, Rows, Tally, Updater, updates_per_rollout
+from r1hpc.train.update import Rollout, Rows, Tally, Updater
 from r1hpc.train.window import read_groups, write_groups
 
 _WINDOW = "stage_rank_0_window.npz"

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from r1hpc.config.schema import RunConfig
+from r1hpc.plan.batch import updates_per_rollout
 from r1hpc.train.algorithms import (
     Floats,
     entropy_sum,
@@ -276,13 +277,6 @@ class Updater:
             if len(mine):
                 values[mine] = batch.gathered(found, groups.tokens.shape[1])
         return self._group.sum_array(values)
-
-
-def updates_per_rollout(config: RunConfig) -> int:
-    """Optimizer steps between two rollouts."""
-    rollout, rl = config.rollout, config.rl
-    completions = rollout.num_prompts * rollout.num_generations
-    return rl.num_iterations * completions // config.train.global_batch_size
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,10 @@ def test_the_articles_formula_says_what_it_is() -> None:
     assert _hours(found) == Quantiles(86, 86, 86)
     assert "86" in found.notes[0]
     assert "560" in found.notes[0]
+    assert found.baselines["seed_formula"] == 86
+    assert found.baselines["6nd_at_40"] == pytest.approx(2337, rel=0.001)
+    assert found.memory is not None
+    assert "memory" not in estimate_text(found)
 
 
 def test_baselines_by_hand() -> None:

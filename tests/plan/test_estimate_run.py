@@ -10,6 +10,7 @@ from r1hpc.config.load import load
 from r1hpc.config.schema import RunConfig
 from r1hpc.plan.estimate import Estimate
 from r1hpc.plan.estimate_run import estimate_of_run, shape_of_run
+from r1hpc.plan.estimate_text import estimate_text
 from r1hpc.plan.hardware import UnknownGpuError
 from r1hpc.plan.run import RunPlan, make_plan
 from r1hpc.plan.shape import load_model_config, model_shape
@@ -46,9 +47,27 @@ def test_a_training_run() -> None:
 
 
 def test_an_unset_gpu_is_said_to_be_assumed() -> None:
-    assert "gpu_type is not set" in _estimate().notes[0]
+    assumed = _estimate()
+    assert "gpu_type is not set" in assumed.notes[0]
+    assert assumed.assumptions["gpu_given"] is False
+    assert _estimate("cluster.gpu_type=a100").assumptions["gpu_given"] is True
     with pytest.raises(UnknownGpuError, match="rx7900"):
         _estimate("cluster.gpu_type=rx7900")
+
+
+def test_a_run_saves_at_its_time_limit_whatever_the_interval() -> None:
+    """512 GPUs for weeks in attempts of a day: saving never in between loses half an attempt, not the run."""
+    big = ("cluster.gpu_type=a100", "resources.nodes=64", "train.num_steps=1000000")
+    never = _estimate(*big, "train.global_batch_size=4096", "checkpoint.save_every=1000000")
+    assert never.goodput is not None
+    assert never.ideal_gpu_hours is not None
+    assert never.ideal_gpu_hours.p50 / 512 * 3600 > 3 * 86400
+    assert never.goodput.save_interval_s == 86400
+    assert never.goodput.goodput > 0.5
+    short = _estimate("cluster.gpu_type=a100", "train.num_steps=1000", "checkpoint.save_every=1000000")
+    assert short.goodput is not None
+    assert short.ideal_gpu_hours is not None
+    assert short.goodput.save_interval_s == pytest.approx(short.ideal_gpu_hours.p50 / 32 * 3600)
 
 
 def test_a_faster_card_costs_less() -> None:
@@ -89,6 +108,11 @@ def test_a_cpu_run_has_node_hours() -> None:
     assert found.gpu_hours is None
     assert found.node_hours is not None
     assert found.node_hours.p50 > 0
+    assert found.assumptions["gpu"] is None
+    value = found.to_json()
+    assert value["baselines"].keys() >= {"seed_formula", "6nd_at_40"}
+    assert value["memory"]["num_gpus"] == plan.topology.world_size
+    assert "baselines" not in estimate_text(found), "nobody asked what it would cost on GPUs"
 
 
 _RL = (
@@ -109,6 +133,18 @@ def test_reinforcement_learning_has_phases() -> None:
     assert ppo.gpu_hours.p50 > grpo.gpu_hours.p50
     reference = _estimate(*_RL, "rl.kl_coef=0.01")
     assert reference.phases["logprobs"] == pytest.approx(2 * grpo.phases["logprobs"])
+
+
+def test_rl_of_a_mixture_computes_with_what_a_token_meets() -> None:
+    heads = "num_attention_heads: 8, num_key_value_heads: 8"
+    model = f"{{model_type: qwen3_moe, num_hidden_layers: 4, hidden_size: 512, {heads}}}"
+    known = (*_RL, "rl.algorithm=ppo", f"model.config={model}")
+    found = _estimate(*known)
+    assert found.assumptions["active_params"] < 0.5 * found.assumptions["params"]
+    one = _estimate(*known[:-2], known[-1])
+    assert found.phases["update"] == pytest.approx(2 * one.phases["update"]), "so does the critic"
+    assert found.memory is not None
+    assert found.baselines["6nd_at_40"] > 0
 
 
 def test_sampling_stages_only_sample() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1hpc.plan.features import NAMES, features
+from r1hpc.plan.features import NAMES, features, num_gpus_of
 from r1hpc.plan.hardware import find_gpu
 from r1hpc.plan.mfu import mfu_belief, run_weight
 from r1hpc.plan.workload import Workload
@@ -25,6 +25,13 @@ def _mfu(**change: Any) -> float:
 
 def test_the_names_are_those_of_the_coefficients() -> None:
     assert tuple(features(_work())) == NAMES
+
+
+def test_the_usual_number_of_gpus_holds_whole_copies_of_the_layout() -> None:
+    assert num_gpus_of(_work(num_gpus=None)) == 206
+    assert num_gpus_of(_work(num_gpus=None, tensor_parallel=8)) == 208
+    assert num_gpus_of(_work(num_gpus=None, tensor_parallel=8, pipeline_parallel=35)) == 280
+    assert num_gpus_of(_work(num_gpus=24, tensor_parallel=8)) == 24
 
 
 @settings(deadline=None, max_examples=60)

@@ -63,6 +63,15 @@ def test_no_row_is_told_by_its_own_stack(rows: list[Published]) -> None:
     assert after["llama1-7b"].sd != before["llama1-7b"]
 
 
+def test_what_leaving_out_whole_code_bases_costs_is_told(rows: list[Published], found: Fitted) -> None:
+    bases = {row.family: row.code_base for row in rows}
+    assert bases["pythia"] == bases["neox"] != bases["bloom"]
+    assert bases["megatron-sc21"] == bases["mtnlg"] == bases["mcore-h100"]
+    assert bases["mpt"] == bases["mosaic-h100_80gb"]
+    assert found.strict["a100_runs_asked_mdape"] >= found.coefficients["scored"]["a100_runs_asked_mdape"]
+    assert f"| 0.145 | {found.strict['a100_runs_asked_mdape']:.3f} |" in fit.REPORT.read_text()
+
+
 def test_every_run_is_classed() -> None:
     kinds = {row["id"]: row["hours"] for row in read_table("classes.csv")}
     runs = [

@@ -48,6 +48,15 @@ def test_everything_named_fits_and_the_fastest_is_first() -> None:
     assert len(set(kinds)) == len(kinds)
 
 
+def test_a_layout_is_not_in_it_and_stops_nothing() -> None:
+    for gpus in (1, 8, 206):
+        known: dict[str, Any] = {"params": 7e9, "tokens": 1e10, "gpu": find_gpu("a100")}
+        split = Workload.of_counts(**known, tensor_parallel=8, pipeline_parallel=2)
+        plain = Workload.of_counts(**known)
+        shape = guessed_shape(plain)
+        assert memory_options(shape, split, gpus) == memory_options(shape, plain, gpus)
+
+
 def test_plain_data_parallelism_wins_where_it_fits() -> None:
     assert _options(1e8, "a100-80gb", 8).best.zero_stage == 0  # type: ignore[union-attr]
 

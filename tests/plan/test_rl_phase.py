@@ -1,5 +1,7 @@
 """The phases of reinforcement learning: what each grows with, and the long tail of lengths."""
 
+import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from r1hpc.base.errors import UsageError
 from r1hpc.plan.estimate_run import estimate_rl
+from r1hpc.plan.goodput import FailureRates
 from r1hpc.plan.hardware import find_gpu
 from r1hpc.plan.rl_phase import PHASES, RlRates, RlWork, decoding, rl_phases, tail
 
@@ -50,6 +53,28 @@ def test_decoding_is_bound_by_bandwidth_until_many_decode_together() -> None:
     assert faster == pytest.approx(3.35 / 2.039, rel=0.05)
 
 
+def test_a_mixture_computes_with_the_parameters_that_a_token_meets() -> None:
+    dense, moe = _work(params=7e10), _work(params=7e10, active_params=7e9)
+    whole, part = rl_phases(dense, _RATES), rl_phases(moe, _RATES)
+    for phase in ("prefill", "logprobs", "update"):
+        assert part[phase] == pytest.approx(whole[phase] / 10)
+    assert part["hand_over"] == whole["hand_over"]
+    few = [replace(work, sequences_per_rollout=8) for work in (dense, moe)]
+    assert len({rl_phases(work, _RATES)["decode"] for work in few}) == 1, "all weights are read"
+    assert estimate_rl(moe).baselines["6nd_at_40"] == pytest.approx(
+        estimate_rl(dense).baselines["6nd_at_40"] / 10
+    )
+
+
+def test_fp32_computes_slowly_and_holds_twice_as_much() -> None:
+    half, full = (rl_phases(_work(precision=each), _RATES) for each in ("bf16", "fp32"))
+    assert full["update"] == pytest.approx(15 * half["update"])
+    assert full["hand_over"] == pytest.approx(2 * half["hand_over"])
+    few = [_work(precision=each, sequences_per_rollout=1) for each in ("bf16", "fp32")]
+    slow, fast = (rl_phases(work, _RATES)["decode"] for work in reversed(few))
+    assert slow == pytest.approx(2 * fast, rel=0.01)
+
+
 def test_a_batch_waits_for_its_longest() -> None:
     work = _work()
     assert tail(work, 1) == 1
@@ -86,11 +111,41 @@ def test_an_estimate_has_its_phases_and_an_interval() -> None:
     assert sum(found.phases.values()) == pytest.approx(
         found.ideal_gpu_hours.p50 if found.ideal_gpu_hours else 0
     )
+    assert found.baselines.keys() >= {"seed_formula", "6nd_at_40"}
+    assert found.memory is not None
     sampling = estimate_rl(_work(), "evaluate")
+    assert sampling.baselines == found.baselines
+    assert sampling.memory is None, "nothing is trained"
     assert set(sampling.phases) == {"prefill", "decode"}
 
 
-@pytest.mark.parametrize("change", [{"num_gpus": 0}, {"completion_length": 0}, {"max_completion_length": 10}])
-def test_what_cannot_be(change: dict[str, Any]) -> None:
-    with pytest.raises(UsageError):
+def test_interruptions_that_leave_no_time_give_no_division_by_zero() -> None:
+    found = estimate_rl(_work(), rates=FailureRates(preemptions_per_day=200))
+    assert found.goodput is not None
+    assert found.goodput.goodput == 0
+    assert found.gpu_hours is not None
+    assert found.gpu_hours.p50 < math.inf
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"params": 0.0}, "--params is 0: give a number from 1"),
+        ({"active_params": 8e9}, "more than --params"),
+        ({"num_gpus": 0}, "--num-gpus is 0"),
+        ({"num_rollouts": 0}, "--rl-sequences"),
+        ({"sequences_per_rollout": -4}, "--sequences-per-rollout is -4"),
+        ({"prompt_length": math.nan}, "--prompt-length is nan"),
+        ({"prompt_length": -10_000}, "--prompt-length is -10000"),
+        ({"completion_length": 0}, "--completion-length is 0"),
+        ({"max_completion_length": math.inf}, "--max-completion-length is inf"),
+        ({"max_completion_length": 10}, "give a longer --max-completion-length"),
+        ({"logprob_passes": -5}, "--logprob-passes is -5"),
+        ({"critic_params": -1.0}, "--critic-params is -1"),
+        ({"precision": "fp8", "gpu": find_gpu("h100")}, "give --precision bf16"),
+        ({"gpu": find_gpu("v100-32gb")}, "take --precision fp16"),
+    ],
+)
+def test_what_cannot_be(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
         _work(**change)

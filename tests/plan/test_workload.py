@@ -7,7 +7,7 @@ import pytest
 
 from r1hpc.base.errors import UsageError
 from r1hpc.plan.hardware import find_gpu
-from r1hpc.plan.shape import flops_per_token, model_shape
+from r1hpc.plan.shape import flops_per_token, hardware_flops_per_token, model_shape
 from r1hpc.plan.workload import Workload, parse_count
 
 _A100 = find_gpu("a100")
@@ -52,6 +52,15 @@ def test_known_shapes_are_guessed_within_a_tenth() -> None:
         assert exact.flops_per_token == 6 * params + 12 * layers * hidden * 2048
         assert guessed.flops_per_token == pytest.approx(exact.flops_per_token, rel=0.01)
         assert guessed.hidden_size == pytest.approx(hidden, rel=0.45)
+
+
+def test_full_recomputation_repeats_the_layers_and_not_the_head() -> None:
+    shape = model_shape({"model_type": "llama"})
+    work = Workload.of_shape(shape, tokens=1e9, seq_len=1024, gpu=_A100, recompute="full")
+    assert work.hardware_flops == 1e9 * hardware_flops_per_token(shape, 1024, True) < 4 / 3 * work.flops
+    once = Workload.of_shape(shape, tokens=1e9, seq_len=1024, gpu=_A100)
+    assert once.hardware_flops == once.flops
+    assert _of(recompute="full").hardware_flops == pytest.approx(4 / 3 * _of().flops)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "mixtral", "qwen3_moe"])

@@ -88,6 +88,21 @@ def test_a_run_without_a_step_or_a_gpu_still_says_that_it_is_watched(tmp_path: P
     ]
 
 
+def test_stages_of_two_chains_have_files_and_labels_of_their_own(tmp_path: Path) -> None:
+    out = tmp_path / "textfile"
+    out.mkdir()
+    for chain in ("one", "two"):
+        (tmp_path / chain).mkdir()
+        (tmp_path / chain / "chain.yaml").touch()
+        made = RecordedRun(tmp_path / chain / "grpo")
+        assert door.main([str(made.run.path), "--to", "prometheus", "--out", str(out)]) == 0
+    found = {path.name: list(parse(path.read_text())) for path in out.iterdir()}
+    assert found == {
+        f"r1hpc-{chain}+grpo.prom": [("r1hpc_written_timestamp_seconds", f'run="{chain}/grpo"')]
+        for chain in ("one", "two")
+    }
+
+
 def test_label_values_and_odd_numbers_are_written_as_the_format_wants() -> None:
     metric = Metric("r1hpc_x", "gauge", "Help.")
     odd = {"run": 'a"b\\c\nd'}

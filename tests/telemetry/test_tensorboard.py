@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -94,6 +95,27 @@ def test_follow_steps_gives_each_whole_line_once(tmp_path: Path) -> None:
     with made.run.train_metrics.open("a") as file:
         file.write('empt": 1}\n')
     assert [step.global_step for step in newer()] == [4]
+
+
+def test_stages_of_two_chains_keep_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = []
+
+    class Settings:
+        def __init__(self, **_: object) -> None: ...
+
+    def init(**asked: object) -> SimpleNamespace:
+        ids.append((asked["id"], asked["name"]))
+        return SimpleNamespace(log=lambda *_, **__: None, finish=lambda **_: None)
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Settings=Settings, init=init))
+    for chain in ("one", "two"):
+        (tmp_path / chain).mkdir()
+        (tmp_path / chain / "chain.yaml").touch()
+        run = str(RecordedRun(tmp_path / chain / "grpo").run.path)
+        assert door.main([run, "--to", "wandb"]) == 0
+        assert door.main([run, "--to", "tensorboard", "--out", str(tmp_path / "tb")]) == 0
+    assert ids == [("one+grpo", "one+grpo"), ("two+grpo", "two+grpo")]
+    assert sorted(path.name for path in (tmp_path / "tb").iterdir()) == ["one+grpo", "two+grpo"]
 
 
 @pytest.mark.parametrize("package", ["tensorboard", "wandb"])
