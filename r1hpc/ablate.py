@@ -86,6 +86,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--cluster", metavar="NAME", help="profile in configs/cluster/; default $R1HPC_CLUSTER"
     )
+    parser.add_argument("--over-budget", metavar="REASON", help="go over the budget, and say why")
     parser.add_argument("--out", metavar="FILE", help="write the results as JSON, for r1hpc claims")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     flags.add_flags(parser)
@@ -132,6 +133,7 @@ def _study(arguments: argparse.Namespace, argv: Sequence[str]) -> "tuple[Study, 
         tuple(argv),
         cluster=arguments.cluster,
         run_root=folder.path.parent,
+        over_budget=arguments.over_budget,
     )
     return study, order, places
 

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _print_hours(*_hours(arguments, selection), form)
     now = time.time()
     runs = [run for given in arguments.run_dirs or [None] for run in _runs(given, arguments.run_root)]
-    reviews = _reviews(runs, arguments.sacct_file, now)
+    reviews = _reviews(runs, arguments.sacct_file, selection, now)
     plots = {review.run.path: draw(review) for review in reviews} if arguments.plots else {}
     ledgers = [open_ledger(review, now, selection) for review in reviews]
     _print_reviews(reviews, ledgers, plots, selection, form)
@@ -136,7 +136,7 @@ def _hours(arguments: Any, selection: Selection) -> tuple[dict[str, Any], str, s
     if arguments.sacct_file is not None:
         return hours_of_file(arguments.sacct_file, selection), "sacct", ""
     try:
-        return hours_from_sacct(arguments.start, arguments.end, selection), "sacct", ""
+        return hours_from_sacct(selection), "sacct", ""
     except SlurmError as error:
         why, runs = without_advice(error), all_runs(root)
         if arguments.account or not runs:  # run folders know no account
@@ -147,12 +147,14 @@ def _hours(arguments: Any, selection: Selection) -> tuple[dict[str, Any], str, s
         return hours_of_runs(runs, selection, time.time()), "run", note
 
 
-def _reviews(runs: Sequence[RunDir], sacct_file: Path | None, now: float) -> list[Review]:
+def _reviews(
+    runs: Sequence[RunDir], sacct_file: Path | None, selection: Selection, now: float
+) -> list[Review]:
     if sacct_file is None:
         return [review_run(run, now) for run in runs]
     jobs = {job for run in runs for job in all_slurm_jobs(run)}
     with sacct_file.open("rb") as lines:
-        records = pick_records(lines, str(sacct_file), jobs, waiting=True)
+        records = pick_records(lines, str(sacct_file), jobs, waiting=True, also=selection.columns)
     return [review_run(run, now, records) for run in runs]
 
 
@@ -170,8 +172,8 @@ def _write_page(arguments: Any, selection: Selection, everything: bool) -> int:
         )
     if arguments.run_dirs:
         runs = [run for given in arguments.run_dirs for run in _runs(given, arguments.run_root)]
-        reviews = _reviews(runs, arguments.sacct_file, now)
-        if any(review.source == "sacct" for review in reviews):
+        reviews = _reviews(runs, arguments.sacct_file, selection, now)
+        if any(review.records is not None for review in reviews):
             hours = fold_hours(selection.clip(a for review in reviews for a in review.allocations))
     elif everything:
         hours, source, _ = _hours(arguments, selection)
@@ -220,7 +222,8 @@ def _print_reviews(
         ]
         split = sum((ledger.split() for ledger in ledgers), Split()).in_hours()
         queue_s = sum(ledger.queue_s for ledger in ledgers)
-        sources = " and ".join(sorted({review.source for review in reviews}, reverse=True))
+        told = {word for review in reviews for word in review.source.split(" and ")}
+        sources = " and ".join(sorted(told, reverse=True))
         print_json(
             {
                 "gpu_hours": {**hours, "source": sources},

@@ -53,16 +53,44 @@ class Review:
     """telemetry.gpu_summary of each node."""
 
     @property
-    def allocations(self) -> list[Allocation]:
-        """By sacct where it is known."""
-        if self.records is None:
-            return list(self.own)
+    def held(self) -> list[tuple[Allocation, tuple[AttemptSummary, ...]]]:
+        """Each allocation with the attempts that began in it, oldest first.
+
+        By sacct; an attempt that it has no record of is an allocation by the run's own word.
+        """
         run, stage = self.run.run_id, self.summary.stage
-        return [replace(to_allocation(record), run=run, stage=stage) for record in self.records]
+        told = [
+            (replace(to_allocation(record), run=run, stage=stage), attempts)
+            for record, attempts in match(self.summary, self.records or ())
+        ]
+        own = zip(self.own, self.summary.attempts, strict=True)
+        told += [(held, (each,)) for held, each in own if _record_of(each, self.records or ()) is None]
+        return sorted(told, key=lambda pair: pair[0].start)
+
+    @property
+    def allocations(self) -> list[Allocation]:
+        return [allocation for allocation, _ in self.held]
+
+    @property
+    def unrecorded(self) -> list[AttemptSummary]:
+        """Attempts that sacct has no record of."""
+        return [each for each in self.summary.attempts if _record_of(each, self.records or ()) is None]
+
+    @property
+    def missing(self) -> str:
+        """Which attempts sacct has no record of, where it has some; empty: none."""
+        if self.records is None or not self.unrecorded:
+            return ""
+        numbers = ", ".join(str(each.attempt.attempt) for each in self.unrecorded)
+        jobs = ", ".join(dict.fromkeys(str(each.attempt.job_id) for each in self.unrecorded))
+        return f"sacct has no record of attempt {numbers} (job {jobs}): the run's own record counts for it"
 
     @property
     def source(self) -> str:
-        return "run" if self.records is None else "sacct"
+        """`sacct`, `run`, or `sacct and run` where sacct knows of a part only."""
+        if self.records is None:
+            return "run"
+        return "sacct and run" if self.unrecorded else "sacct"
 
     @property
     def gap(self) -> Gap | None:
@@ -78,7 +106,7 @@ class Review:
             "gpu_hours": {**fold_hours(self.allocations), "source": self.source},
             "own_gpu_hours": fold_hours(self.own),
             "gap_gpu_hours": None if self.gap is None else vars(self.gap),
-            "note": self.note,
+            "note": self.note or self.missing,
             "attempts": [
                 {
                     **each.attempt.to_json(),
@@ -147,18 +175,32 @@ def owner(run: RunDir) -> str:
 def match(
     summary: RunSummary, records: Sequence[JobRecord]
 ) -> list[tuple[JobRecord, tuple[AttemptSummary, ...]]]:
-    """Each allocation with the attempts that began in it: of their job the one that started last before."""
+    """Each allocation with the attempts that began in it."""
     inside: dict[int, list[AttemptSummary]] = {}
     for each in summary.attempts:
-        began = each.attempt.start + 1  # Slurm counts whole seconds
-        able = [
-            (record.start, i)
-            for i, record in enumerate(records)
-            if record.job_id == each.attempt.job_id and record.start is not None and record.start <= began
-        ]
-        if able:
-            inside.setdefault(max(able)[1], []).append(each)
+        i = _record_of(each, records)
+        if i is not None:
+            inside.setdefault(i, []).append(each)
     return [(record, tuple(inside.get(i, ()))) for i, record in enumerate(records)]
+
+
+def _record_of(each: AttemptSummary, records: Sequence[JobRecord]) -> int | None:
+    """The record an attempt lies in; None: sacct has none of it.
+
+    One of its job in which it began, or, since Slurm's clock and the batch host's may differ, one that holds
+    half of it; of several the one that holds most.
+    """
+    began, over = each.attempt.start, each.end
+    able = []
+    for i, record in enumerate(records):
+        if record.job_id != each.attempt.job_id or record.start is None:
+            continue
+        end = record.start + record.elapsed_s
+        shared = min(over, end) - max(began, record.start)
+        began_in_it = record.start - 1 <= began <= end + 1  # Slurm counts whole seconds
+        if began_in_it or shared > (over - began) / 2:
+            able.append((shared, record.start, i))
+    return max(able)[2] if able else None
 
 
 def explain(summary: RunSummary, records: Sequence[JobRecord]) -> Gap:

@@ -113,6 +113,9 @@ def _hours(review: Review) -> str:
     else:
         charged = sum(a.gpus * a.hours for a in review.allocations)
         lines.append(f"  {charged:10,.3f}  by sacct -D, {len(review.records)} allocation(s)")
+        if review.missing:
+            note = f"  {'':>10}  {printable(review.missing)}"
+            lines.append(textwrap.fill(note, WIDTH, subsequent_indent=" " * 14, drop_whitespace=True))
         lines.append(f"  {charged - own:+10,.3f}  difference{_why(review)}")
     if review.own and not any(a.gpus for a in review.own):
         lines.append("  A CPU run: it held no GPU, so what it cost is its node-hours.")

@@ -12,9 +12,10 @@ from typing import Any
 from r1hpc.attempt.announce import Prepared
 from r1hpc.base.errors import R1hpcError
 from r1hpc.config.schema import RunConfig
+from r1hpc.hours.budget import Request
 from r1hpc.hours.calibrate import site_correction
 from r1hpc.hours.correction import CPU, Correction
-from r1hpc.hours.forecast import Spread, total
+from r1hpc.hours.forecast import Spread
 from r1hpc.hours.standing import check_submission
 from r1hpc.plan.estimate_run import estimate_of_run
 from r1hpc.plan.run import RunPlan
@@ -63,15 +64,10 @@ def check_budget(
     on_gpus = [each for each in submissions if each.decision.plan.topology.num_gpus]
     if not on_gpus:
         return ()
-    spreads = [hours_left(each) for each in on_gpus]
-    known = total([spread for spread in spreads if spread is not None]) if None not in spreads else None
-    ceilings = [each.decision.plan.gpu_hours_ceiling for each in on_gpus]
     config = on_gpus[0].decision.config
     verdict = check_submission(
         run_root,
-        known.p50 if known else None,
-        known.p90 if known else None,
-        ceiling=max((hours for hours in ceilings if hours is not None), default=None),
+        [_request(each) for each in on_gpus],
         account=config.resources.account or config.cluster.account,
         qos=config.resources.qos or config.cluster.qos,
         over_budget=over_budget is not None,
@@ -81,6 +77,16 @@ def check_budget(
         raise OverBudgetError(verdict.sentence)
     said = [f"budget: {verdict.sentence}"] if verdict.sentence else []
     return (*said, *(f"budget: {warning}" for warning in verdict.warnings))
+
+
+def _request(prepared: Prepared) -> Request:
+    hours = (prepared.estimate or {}).get("gpu_hours")
+    return Request(
+        rest=hours_left(prepared),
+        whole=None if hours is None else hours["p50"],
+        ceiling=prepared.decision.plan.gpu_hours_ceiling,
+        gpu=prepared.decision.config.cluster.gpu_type,
+    )
 
 
 def hours_left(prepared: Prepared) -> Spread | None:

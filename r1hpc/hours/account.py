@@ -1,12 +1,13 @@
 """GPU-hours of a user, an account or a cluster: from sacct, from a file of it, or from run folders alone.
 
     hours = hours_of_file(Path("sacct.txt"), Selection(user="ada"))
-    hours = hours_from_sacct(start="2026-05-01", end=None, selection=Selection(account="lab"))
+    hours = hours_from_sacct(Selection(account="lab", start=1790000000))
     hours = hours_of_runs(all_runs(root), Selection(start=1790000000))
 
 Each is what telemetry.hours.fold_hours returns.
 """
 
+import math
 import os
 import shutil
 import tempfile
@@ -39,6 +40,12 @@ class Selection:
     end: float | None = None
     runs: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Job id -> (run, stage), for the jobs whose run is known."""
+
+    @property
+    def columns(self) -> list[str]:
+        """What records must tell so that it can be decided which are selected, as sacct spells them."""
+        chosen = {"User": self.user, "Account": self.account}
+        return [name for name, value in chosen.items() if value is not None]
 
     def clip(self, allocations: Iterable[Allocation]) -> list[Allocation]:
         """The parts that are selected."""
@@ -75,15 +82,15 @@ def hours_of_file(path: Path, selection: Selection) -> dict[str, Any]:
         return hours_of_lines(file, str(path), selection)
 
 
-def hours_from_sacct(start: str | None, end: str | None, selection: Selection) -> dict[str, Any]:
-    """Of what sacct says now.
-
-    Args:
-        start, end: as sacct takes them.
+def hours_from_sacct(selection: Selection) -> dict[str, Any]:
+    """Of what sacct says now; without a start of today, as is sacct's default.
 
     Raises:
         SlurmError: sacct or slurmdbd did not answer.
     """
+    # As seconds: sacct knows fewer ways to write a time than --start does.
+    start = None if selection.start is None else f"uts{math.floor(selection.start)}"
+    end = None if selection.end is None else f"uts{math.ceil(selection.end)}"
     with ask_sacct_file(start, end, selection.user, selection.account) as file:
         return hours_of_lines(file, "sacct", selection)
 
@@ -96,7 +103,7 @@ def hours_of_lines(file: IO[bytes], source: str, selection: Selection) -> dict[s
 
         return sum_dump(file, source, selection)
     allocations = []
-    for record in pick_records(file, source):
+    for record in pick_records(file, source, also=selection.columns):
         run, stage = selection.runs.get(record.job_id, (UNKNOWN, UNKNOWN))
         allocations.append(replace(to_allocation(record), run=run, stage=stage))
     return fold_hours(selection.clip(allocations))

@@ -1,12 +1,13 @@
 """The GPU-hours of a group: what was granted, what is left of it, and whether a run may still be submitted.
 
     budget = load_budget(find_budget(run_root))     # None: there is none
-    verdict = check_budget(budget, p50, p90, spent=8123.4, committed=Spread(300, 400, 600), now=time.time())
+    asked = [Request(Spread(800, 1000, 1500))]
+    verdict = check_budget(budget, asked, spent=8123.4, committed=Spread(300, 400, 600), now=time.time())
     if not verdict.allowed:
         raise R1hpcError(verdict.sentence)
 
 A budget counts the hours spent since `start` and, beside them, what running and queued jobs will still use.
-A run is refused when its P50 does not fit into the rest, and warned of when only its P90 does not.
+Runs are refused when their P50 does not fit into the rest, and warned of when only their P90 does not.
 """
 
 import os
@@ -17,7 +18,8 @@ from pathlib import Path
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.hours import yaml_block
-from r1hpc.hours.forecast import NOTHING, Spread, one_sided, total
+from r1hpc.hours.forecast import NOTHING, Spread, total
+from r1hpc.plan.hardware import UnknownGpuError, find_gpu
 from r1hpc.slurm.limits import TresLimit
 
 OVERRIDE_FLAG = "--over-budget"
@@ -58,8 +60,39 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class Request:
+    """A run that is to be submitted. Hours are GPU-hours."""
+
+    rest: Spread | None
+    """What it will still use by its estimate; None: nobody could estimate it."""
+    whole: float | None = None
+    """P50 of its estimate with what is done already; None: nothing is."""
+    ceiling: float | None = None
+    """GPUs x time limit, the most one attempt can take: what Slurm holds against its limits."""
+    gpu: str | None = None
+    """Its card, by any usual name; None: not known."""
+
+    @property
+    def counted(self) -> Spread:
+        """Its estimate, else its time limit; without either nothing."""
+        if self.rest is not None:
+            return self.rest
+        return NOTHING if self.ceiling is None else Spread(self.ceiling, self.ceiling, self.ceiling)
+
+    @property
+    def size(self) -> float:
+        """P50 of the whole run, however many submissions it is done in."""
+        return self.counted.p50 if self.whole is None else self.whole
+
+
+def needed(requests: Sequence[Request]) -> Spread:
+    """What runs will use together."""
+    return total([each.counted for each in requests])
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """Whether a run may be submitted, and what its owner should know."""
+    """Whether runs may be submitted, and what their owner should know."""
 
     allowed: bool
     sentence: str
@@ -116,38 +149,30 @@ def load_budget(path: Path) -> Budget | None:
 
 def check_budget(
     budget: Budget | None,
-    estimate_p50: float | None,
-    estimate_p90: float | None = None,
+    requests: Sequence[Request],
     *,
     spent: float = 0.0,
     committed: Spread = NOTHING,
     limits: Sequence[TresLimit] = (),
-    ceiling: float | None = None,
     over_budget: bool = False,
     now: float | None = None,
 ) -> Verdict:
-    """Whether a run of this size may be submitted now.
+    """Whether these runs may be submitted now, all of them or none.
 
     Args:
-        estimate_p50, estimate_p90: GPU-hours of the run; None where nobody could estimate it.
         spent: GPU-hours of the period so far.
         committed: what running and queued jobs will still use.
-        limits: Slurm's GrpTRESMins that apply to the run.
-        ceiling: GPUs x time limit, the most one attempt can take: what Slurm holds against its limits.
+        limits: Slurm's GrpTRESMins that apply to the runs.
         over_budget: the user said --over-budget.
     """
-    p50 = ceiling if estimate_p50 is None else estimate_p50
-    p90 = max(p50 or 0.0, estimate_p90 or 0.0)
-    warnings = [] if budget is None else list(_warnings(budget, p50, p90, spent, committed))
-    if budget is not None and estimate_p50 is None:
-        warnings.append("the run has no estimate: its time limit was counted instead")
-    by_slurm = _over_slurm(limits, p50)
+    warnings = [] if budget is None else list(_warnings(budget, requests, spent, committed))
+    by_slurm = _over_slurm(limits, requests)
     if by_slurm:
         return Verdict(False, by_slurm, tuple(warnings))
-    warnings += _slurm_warnings(limits, ceiling)
-    refusal = None if budget is None else _refusal(budget, p50, spent, committed, now or time.time())
+    warnings += _slurm_warnings(limits, requests)
+    refusal = None if budget is None else _refusal(budget, requests, spent, committed, now or time.time())
     if refusal is None or budget is None:
-        return Verdict(True, _left(budget, p50, p90, spent, committed), tuple(warnings))
+        return Verdict(True, _left(budget, requests, spent, committed), tuple(warnings))
     if over_budget and budget.override:
         return Verdict(True, f"over budget: {refusal.fact}", tuple(warnings))
     flag = f", or submit with {OVERRIDE_FLAG} REASON" if budget.override else ""
@@ -179,85 +204,141 @@ class _Refusal:
 
 
 def _refusal(
-    budget: Budget, p50: float | None, spent: float, committed: Spread, now: float
+    budget: Budget, requests: Sequence[Request], spent: float, committed: Spread, now: float
 ) -> _Refusal | None:
     if budget.end is not None and now >= budget.end:
         return _Refusal(f"the budget in {budget.path} ended on {format_day(budget.end - 1)}", "end", "")
-    needs = f"this run needs about {format_hours(p50)} GPU-hours" if p50 else "this run has no estimate"
-    most = budget.max_gpu_hours_per_run
-    if p50 is not None and most is not None and p50 > most:
-        fact = f"{needs}, and max_gpu_hours_per_run is {format_hours(most)}"
+    most, largest = budget.max_gpu_hours_per_run, max((each.size for each in requests), default=0.0)
+    if most is not None and largest > most:
+        who = "this run" if len(requests) == 1 else "the largest of these runs"
+        fact = f"{who} needs about {format_hours(largest)} GPU-hours"
+        fact += f", and max_gpu_hours_per_run is {format_hours(most)}"
         return _Refusal(fact, "max_gpu_hours_per_run")
     if budget.gpu_hours is None:
         return None
     left = budget.gpu_hours - spent - committed.p50
-    if left > 0 and (p50 or 0.0) <= left:
+    if left > 0 and needed(requests).p50 <= left:
         return None
     return _Refusal(
-        f"{needs}, and {_hours_or_none(left)} of {format_hours(budget.gpu_hours)} are left{budget.until} "
-        f"(spent {format_hours(spent)}, running and queued {format_hours(committed.p50)})",
+        f"{_needs(requests)}, and {_hours_or_none(left)} of {format_hours(budget.gpu_hours)} are left"
+        f"{budget.until} (spent {format_hours(spent)}, running and queued {format_hours(committed.p50)})",
         "gpu_hours",
     )
+
+
+def _who(requests: Sequence[Request]) -> str:
+    return "this run" if len(requests) == 1 else f"these {len(requests)} runs"
+
+
+def _needs(requests: Sequence[Request]) -> str:
+    hours, is_one = needed(requests).p50, len(requests) == 1
+    if not hours:
+        return f"{_who(requests)} {'has' if is_one else 'have'} no estimate"
+    verb, together = ("needs", "") if is_one else ("need", " together")
+    return f"{_who(requests)} {verb} about {format_hours(hours)} GPU-hours{together}"
 
 
 def _hours_or_none(left: float) -> str:
     return format_hours(left) if left > 0 else "none"
 
 
-def _warnings(
-    budget: Budget, p50: float | None, p90: float, spent: float, committed: Spread
+def _warnings(budget: Budget, requests: Sequence[Request], spent: float, committed: Spread) -> Iterator[str]:
+    """Marks that these runs would pass, a rest that their P90 does not fit into, and what was not known."""
+    if budget.gpu_hours is not None:
+        yield from _marks_passed(budget, budget.gpu_hours, requests, spent, committed)
+    guessed = [each for each in requests if each.rest is None]
+    for words, count in (
+        ("time limit was counted instead", sum(each.ceiling is not None for each in guessed)),
+        ("cost was not counted, for want of a time limit", sum(each.ceiling is None for each in guessed)),
+    ):
+        if count and len(requests) == 1:
+            yield f"the run has no estimate: its {words}"
+        elif count:
+            yield f"{count} of these {len(requests)} runs without an estimate: the {words}"
+
+
+def _marks_passed(
+    budget: Budget, granted: float, requests: Sequence[Request], spent: float, committed: Spread
 ) -> Iterator[str]:
-    """Marks that this run would pass, and a rest that its P90 does not fit into."""
-    if budget.gpu_hours is None:
-        return
-    before, after = spent + committed.p50, spent + committed.p50 + (p50 or 0.0)
+    asked = needed(requests)
+    before, after = spent + committed.p50, spent + committed.p50 + asked.p50
     new = [mark for mark in budget.passed(after) if mark not in budget.passed(before)]
-    of = f"of {format_hours(budget.gpu_hours)} GPU-hours are spent or promised"
+    of = f"of {format_hours(granted)} GPU-hours are spent or promised"
     if new:
-        share = 100 * after / budget.gpu_hours
-        yield f"with this run {share:.0f} % {of}: past the mark at {100 * max(new):.0f} %"
+        share = 100 * after / granted
+        yield f"with {_who(requests)} {share:.0f} % {of}: past the mark at {100 * max(new):.0f} %"
     elif budget.passed(before):
-        yield f"{100 * before / budget.gpu_hours:.0f} % {of}"
-    over = total([committed, one_sided(p50 or 0.0, p90)]).p90 + spent - budget.gpu_hours
-    if after <= budget.gpu_hours and over > 0:
+        yield f"{100 * before / granted:.0f} % {of}"
+    over = total([committed, asked]).p90 + spent - granted
+    if after <= granted and over > 0:
+        whose = "its" if len(requests) == 1 else "their"
         yield (
-            f"at its P90 ({format_hours(p90)} GPU-hours) this run and those before it exceed the budget "
-            f"by {format_hours(over)}"
+            f"at {whose} P90 ({format_hours(asked.p90)} GPU-hours) {_who(requests)} and those before exceed "
+            f"the budget by {format_hours(over)}"
         )
 
 
-def _over_slurm(limits: Sequence[TresLimit], p50: float | None) -> str:
-    """Why Slurm's own limit cannot hold the run; no flag of ours goes around that."""
-    tight = [limit for limit in limits if p50 is not None and p50 > limit.left]
+def _counted_by(limit: TresLimit, requests: Sequence[Request]) -> list[Request]:
+    """The runs that use this limit up; of a limit on one card those that are known to be on it.
+
+    There is no way around a refusal by Slurm's limit, and Slurm enforces it: what is not sure is left to it.
+    """
+    card = limit.card
+    return [r for r in requests if card is None or (r.gpu is not None and _family(r.gpu) == _family(card))]
+
+
+def _family(name: str) -> str:
+    """Of a GPU by any usual name; of one that is not in the table its own name."""
+    try:
+        return find_gpu(name).family
+    except UnknownGpuError:
+        return name.lower()
+
+
+def _over_slurm(limits: Sequence[TresLimit], requests: Sequence[Request]) -> str:
+    """Why Slurm's own limit cannot hold the runs; no flag of ours goes around that."""
+    counted = [(limit, _counted_by(limit, requests)) for limit in limits]
+    tight = [(limit, runs) for limit, runs in counted if needed(runs).p50 > limit.unused]
     if not tight:
         return ""
-    limit = min(tight, key=lambda limit: limit.left)
+    limit, runs = min(tight, key=lambda pair: pair[0].unused)
     return (
-        f"this run needs about {format_hours(p50 or 0.0)} GPU-hours, and Slurm's GrpTRESMins of "
-        f"{limit.owner} leaves {format_hours(limit.left)} of {format_hours(limit.gpu_hours)} "
-        f"(used {format_hours(limit.used)}, held for running jobs {format_hours(limit.running)}): it would "
+        f"{_needs(runs)}, and Slurm's GrpTRESMins of {_owner(limit)} leaves {format_hours(limit.unused)} of "
+        f"{format_hours(limit.gpu_hours)} (used {format_hours(limit.used)}): it would "
         "stay pending. Ask for less (train.num_steps, --nodes), "
         "submit to another --account or --qos, or ask your site to raise it"
     )
 
 
-def _slurm_warnings(limits: Sequence[TresLimit], ceiling: float | None) -> Iterator[str]:
+def _slurm_warnings(limits: Sequence[TresLimit], requests: Sequence[Request]) -> Iterator[str]:
     for limit in limits:
-        if ceiling is not None and ceiling > limit.left:
+        runs = _counted_by(limit, requests)
+        ceiling = max((r.ceiling for r in runs if r.ceiling is not None), default=0.0)
+        if ceiling > limit.unused:
             yield (
                 f"Slurm holds GPUs x time limit ({format_hours(ceiling)} GPU-hours) against GrpTRESMins of "
-                f"{limit.owner}, which has {format_hours(limit.left)} left: the job will stay pending; "
+                f"{_owner(limit)}, which has {format_hours(limit.unused)} left: the job will stay pending; "
                 "ask for a shorter --time"
+            )
+        elif max(ceiling, needed(runs).p50) > limit.left:
+            yield (
+                f"Slurm holds {format_hours(limit.running)} GPU-hours of the GrpTRESMins of {_owner(limit)} "
+                f"for running jobs, and {format_hours(limit.left)} are left: {_who(runs)} will wait until "
+                "some of them end"
             )
 
 
-def _left(budget: Budget | None, p50: float | None, p90: float, spent: float, committed: Spread) -> str:
+def _owner(limit: TresLimit) -> str:
+    return limit.owner if limit.card is None else f"{limit.owner} ({limit.tres})"
+
+
+def _left(budget: Budget | None, requests: Sequence[Request], spent: float, committed: Spread) -> str:
     if budget is None or budget.gpu_hours is None:
         return ""
-    after = budget.gpu_hours - spent - total([committed, one_sided(p50 or 0.0, p90)]).p50
+    after = budget.gpu_hours - spent - total([committed, needed(requests)]).p50
     return (
-        f"after this run about {_hours_or_none(after)} of {format_hours(budget.gpu_hours)} GPU-hours are "
-        f"left{budget.until}"
+        f"after {_who(requests)} about {_hours_or_none(after)} of {format_hours(budget.gpu_hours)} GPU-hours "
+        f"are left{budget.until}"
     )
 
 

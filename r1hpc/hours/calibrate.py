@@ -126,7 +126,10 @@ def _judge(candidate: _Candidate, slurm: Mapping[str, Sequence[JobRecord]]) -> t
         estimate = _estimate(run, "node_hours" if resource == CPU else "gpu_hours")
         jobs = all_slurm_jobs(run)
         records = [record for job in jobs for record in slurm.get(job, ())]
-        actual = _hours_by_slurm(records, resource) or _hours_by_run(history, resource)
+        known = {record.job_id for record in records}
+        is_known = all(attempt.job_id in known for attempt in history.attempts)
+        by_slurm = _hours_by_slurm(records, resource) if is_known else 0.0
+        actual = by_slurm or _hours_by_run(history, resource)
         if actual <= 0:
             raise _LeftOutError("no time on record")
     except _LeftOutError as error:
@@ -137,10 +140,10 @@ def _judge(candidate: _Candidate, slurm: Mapping[str, Sequence[JobRecord]]) -> t
         finished_at=candidate.mark[0] / 1e9,
         estimate=estimate,
         actual=actual,
-        source="sacct" if records else "run",
+        source="sacct" if by_slurm else "run",
     )
-    # slurmdbd hears of the end a little after the run itself.
-    is_final = not jobs or (bool(records) and all(record.end is not None for record in records))
+    # slurmdbd hears of the end a little after the run itself, and may know a part of the jobs only.
+    is_final = not jobs or (by_slurm > 0 and all(record.end is not None for record in records))
     return {"mark": candidate.mark, "run": asdict(finished)}, is_final
 
 

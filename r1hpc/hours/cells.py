@@ -150,6 +150,7 @@ def read_blocks(file: IO[bytes], columns: Columns, size: int = _BLOCK_BYTES) -> 
             held += 1
         end = raw.rfind(b"\n", _MARGIN, _MARGIN + held) + 1 - _MARGIN
         if end > 0:
+            _without_returns(raw, end)
             yield _block(raw, end, offset, columns)
             raw[_MARGIN : _MARGIN + held - end] = raw[_MARGIN + end : _MARGIN + held]
             offset, held = offset + end, held - end
@@ -157,6 +158,12 @@ def read_blocks(file: IO[bytes], columns: Columns, size: int = _BLOCK_BYTES) -> 
             raise BadLineError(offset, RowError(0, f"is longer than {size} bytes: not from sacct -P"))
         elif not read:
             return
+
+
+def _without_returns(raw: bytearray, size: int) -> None:
+    """Make of each line end of Windows one of Unix and a blank line, so that no line moves."""
+    if raw.find(b"\r\n", _MARGIN, _MARGIN + size) >= 0:
+        raw[_MARGIN : _MARGIN + size] = raw[_MARGIN : _MARGIN + size].replace(b"\r\n", b"\n\n")
 
 
 def make_block(lines: bytes, offset: int, columns: Columns) -> Block:

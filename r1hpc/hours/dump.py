@@ -50,7 +50,7 @@ def sum_dump(file: IO[bytes], source: str, selection: Selection) -> dict[str, An
     Raises:
         StateError: the header or a line is not of this format; names `source`, line and fix.
     """
-    sums = _Sums(read_header(file.readline(), source), selection)
+    sums = _Sums(read_header(file.readline(), source, selection.columns), selection)
     try:
         for block in cells.read_blocks(file, sums.columns):
             sums.add(block)
@@ -121,7 +121,7 @@ class _Sums:
                 file.seek(offset)
                 lines = file.read(size) + b"\n"
                 begins = [self._begins[record] for record in records]
-                chosen += [lines[begin : lines.index(b"\n", begin)] for begin in begins]
+                chosen += [lines[begin : lines.index(b"\n", begin)].rstrip(b"\r") for begin in begins]
             if len(chosen) > _MOST_CHOSEN:
                 self._count(self._reader.read(self._block_of(chosen)), -1)
                 chosen.clear()
@@ -232,10 +232,9 @@ class _Reader:
         for key, names in self._chosen.items():
             wanted = getattr(self._selection, key)
             if wanted is not None:
-                column = block.column(key)
-                numbers = names.numbers(block, column) if column is not None else np.zeros(0, np.int64)
+                numbers = names.numbers(block, _column(block, key))
                 known = [i for i, text in enumerate(names.values) if text == wanted]
-                keep &= np.isin(numbers, known) if column is not None else False
+                keep &= np.isin(numbers, known)
         block = block.pick(keep)
         starts, odd = self._moments(block, _column(block, "start"))
         seconds, odd_length = self._seconds(block, starts)

@@ -23,6 +23,8 @@ CORRELATION = 0.5
 """Of the logarithms of two estimates made alike: an assumption. At 0 the errors of many runs would cancel, at
 1 none would; one estimator on one cluster errs partly in one direction."""
 _SAMPLES = 2000
+_TAIL = 0.99
+"""Beyond this quantile P10, P50 and P90 of an estimate say nothing of how far a run can miss it."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,6 @@ def around(hours: float, factor: float = TYPICAL_FACTOR) -> Spread:
     return Spread(hours / factor, hours, hours * factor)
 
 
-def one_sided(p50: float, p90: float) -> Spread:
-    """An estimate of which only the median and P90 are known: as wide below as above."""
-    return Spread(p50 * p50 / p90 if p90 > 0 else 0.0, p50, max(p50, p90))
-
-
 def until_limit(most: float) -> Spread:
     """A job of which only the time limit is known: taken to end anywhere before it, all times alike."""
     return Spread(0.1 * most, 0.5 * most, 0.9 * most)
@@ -82,12 +79,25 @@ def until_limit(most: float) -> Spread:
 def remaining(estimate: Spread, used: float) -> Spread:
     """What is still to come of a run that has used some of its estimate and is not over.
 
-    The estimate given that it is more than `used`. A run far beyond it is no longer described by it: then
-    the tail of the last thousandth is meant.
+    The estimate given that it is more than `used`. A run in its last hundredth is no longer described by it:
+    then a tail is meant that has no scale of its own, so that it grows with what was used.
     """
-    passed = min(0.999, estimate.chance_below(used))
+    passed = estimate.chance_below(used)
+    if passed > _TAIL:
+        return _overrun(estimate, used)
     levels = (passed + (1 - passed) * share for share in (0.1, 0.5, 0.9))
     return Spread(*(max(0.0, estimate.at(NORMAL.inv_cdf(level)) - used) for level in levels))
+
+
+def _overrun(estimate: Spread, used: float) -> Spread:
+    """The rest by a Pareto distribution with the slope that the estimate has at _TAIL.
+
+    An estimate that was so wrong is taken to be no narrower than that of a run nobody estimated.
+    """
+    side = max(TYPICAL_FACTOR, estimate.p90 / estimate.p50 if estimate.p50 > 0 else 0.0)
+    z = NORMAL.inv_cdf(_TAIL)
+    index = NORMAL.pdf(z) / (1 - _TAIL) * _Z90 / math.log(side)
+    return Spread(*(used * ((1 - share) ** (-1 / index) - 1) for share in (0.1, 0.5, 0.9)))
 
 
 def by_progress(used: float, share_done: float, factor: float = TYPICAL_FACTOR) -> Spread:

@@ -5,8 +5,8 @@
     ledger.queue_s
 
 The allocations are Slurm's, one for each attempt (`sacct -D`); what happened in them is the run's own
-record. Without accounting the run's record is all there is, and `source` says so: it begins when the attempt
-does, some seconds after the allocation. In integer milliseconds, so that
+record. Of an attempt that the accounting does not know the run's record is all there is, and `source` says
+so: it begins when the attempt does, some seconds after the allocation. In integer milliseconds, so that
 
     useful + lost + startup + save + idle == allocated
 
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from r1hpc.attempt.review import Review, match
+from r1hpc.attempt.review import Review
 from r1hpc.attempt.review_text import bar, share
 from r1hpc.attempt.state import State
 from r1hpc.base.tables import format_table
@@ -32,6 +32,11 @@ from r1hpc.telemetry.summary import AttemptSummary, RunSummary
 from r1hpc.telemetry.timeline import Span, Split, milliseconds, paint
 
 _WAITING = (State.queued, State.requeued)
+_WHOSE = {
+    "sacct": "sacct -D",
+    "run": "the run's own record, for want of sacct",
+    "sacct and run": "sacct -D and, for attempts it does not know, the run's own record",
+}
 _PARTS = (
     ("useful", "steps that lasted"),
     ("lost", "steps done again, or lost"),
@@ -70,7 +75,7 @@ class RunLedger:
     run_id: str
     stage: str
     source: str
-    """`sacct` or `run`."""
+    """`sacct`, `run`, or `sacct and run`."""
     entries: tuple[Entry, ...]
     queue_s: float
     """Seconds in the queue, of all attempts and of what waits now."""
@@ -97,13 +102,8 @@ class RunLedger:
 
 def open_ledger(review: Review, now: float, selection: Selection | None = None) -> RunLedger:
     """Join the two accounts of a run; of a selection its time counts."""
-    inside: list[tuple[AttemptSummary, ...]]
-    if review.records is None:
-        inside = [(each,) for each in review.summary.attempts]
-    else:
-        inside = [attempts for _, attempts in match(review.summary, review.records)]
     whole = selection is None or (selection.start is None and selection.end is None)
-    entries = [_entry(*pair, selection) for pair in zip(review.allocations, inside, strict=True)]
+    entries = [_entry(allocation, attempts, selection) for allocation, attempts in review.held]
     return RunLedger(
         run_id=review.run.run_id,
         stage=review.summary.stage,
@@ -126,8 +126,7 @@ def ledger_text(ledger: RunLedger) -> str:
         for part, words in _PARTS
     ]
     table = format_table(("spent on", unit, "share", ""), rows, right={1, 2}, indent="  ")
-    whose = "sacct -D" if ledger.source == "sacct" else "the run's own record, for want of sacct"
-    heading = f"{split.allocated / 3_600_000:,.3f} {unit} by {whose}"
+    heading = f"{split.allocated / 3_600_000:,.3f} {unit} by {_WHOSE[ledger.source]}"
     heading += f"; {format_duration(ledger.queue_s)} in the queue"
     return "\n".join([heading, *_against_plan(ledger.planned, split.allocated / 3_600_000, unit), table])
 
@@ -165,8 +164,8 @@ def _entry(
 
 
 def _waited(review: Review, now: float) -> float:
-    """By sacct's Eligible and Start where they are known, else by the run folder."""
-    records = [*(review.records or ()), *review.waiting]
+    """By sacct's Eligible and Start where they are known of every attempt, else by the run folder."""
+    records = [] if review.unrecorded else [*(review.records or ()), *review.waiting]
     if records and all(record.eligible is not None for record in records if record.start is not None):
         return sum(_wait_of(record, now) for record in records)
     waiting = now if review.situation.state in _WAITING else None

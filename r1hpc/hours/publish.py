@@ -16,6 +16,7 @@ from r1hpc.hours.standing import survey
 from r1hpc.hours.view import View, make_view
 
 _MOST_ROWS = 24
+_SELECTED = "Only what was selected is counted here, so this page says nothing of the budget."
 _GROUPS = ("user", "account", "stage", "partition", "state", "qos")
 
 
@@ -35,20 +36,22 @@ def publish(
     Args:
         runs: those it is about; None: all under the run root.
         out: where it goes; None: RUN_DIR/report/index.html of a single run, else RUN_ROOT/report.html.
-        hours: what fold_hours made of Slurm's records, which then are what was spent.
+        hours: what fold_hours made of Slurm's records, which then are what was spent; as with `window` and
+            `user` these are a selection, and the page leaves the budget out.
         window: (start, end), Unix seconds: what was held outside of it is left out.
         user: only runs of this user.
         pictures: draw the PNG files too.
     """
-    whole = runs is None
+    is_selected = hours is not None or window != (None, None) or user is not None
     told, notes = survey(run_root, now) if runs is None else ([look_into(run, now) for run in runs], [])
     if window != (None, None):
         told = clip(told, *window)
     told = [run for run in told if user in (None, run.user)]
-    single = told[0] if not whole and len(told) == 1 else None
+    single = told[0] if runs is not None and len(told) == 1 else None
+    notes += [_SELECTED] if runs is None and is_selected else []
     path = out or (single.run.report / "index.html" if single else run_root / "report.html")
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    view = make_view(told, run_root, now, notes=notes, whole=whole)
+    view = make_view(told, run_root, now, notes=notes, whole=runs is None and not is_selected)
     if hours is not None:
         view = _by_slurm(view, hours)
     if pictures:

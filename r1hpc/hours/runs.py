@@ -126,7 +126,13 @@ class RunHours:
             return by_progress(self.used, min(1.0, self.share_done))
         if self.planned is not None:
             return remaining(self.planned, self.used)
-        return NOTHING if self.ceiling is None else until_limit(max(0.0, self.ceiling - self.used))
+        return NOTHING if self.ceiling is None else until_limit(max(0.0, self.ceiling - self._used_now))
+
+    @property
+    def _used_now(self) -> float:
+        """By the attempt that runs: the time limit is of one."""
+        is_running = self.situation.state is State.running and self.attempts
+        return self.attempts[-1].hours if is_running else 0.0
 
     @property
     def ratio(self) -> float | None:

@@ -1,7 +1,7 @@
 """Where a budget stands: what is spent, and what running and queued jobs will still use.
 
     standing = take_stock(budget, runs, time.time())
-    verdict = check_submission(run_root, estimate_p50=1200, estimate_p90=1800)
+    verdict = check_submission(run_root, [Request(Spread(800, 1200, 1800))])
 
 Slurm is asked where it can be: its accounting over all attempts for what an account has spent, squeue for the
 jobs that are no run of ours, and its own GrpTRESMins. Where it cannot, the run folders are counted, and
@@ -10,17 +10,17 @@ jobs that are no run of ours, and its own GrpTRESMins. Where it cannot, the run 
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from r1hpc.attempt.choose import all_runs, full_name
 from r1hpc.attempt.review import to_allocation
 from r1hpc.attempt.state import State
 from r1hpc.base.errors import StateError
-from r1hpc.hours.budget import Budget, Verdict, check_budget, find_budget, load_budget
+from r1hpc.hours.budget import Budget, Request, Verdict, check_budget, find_budget, load_budget
 from r1hpc.hours.forecast import Spread, total, until_limit
 from r1hpc.hours.runs import RunHours, look_into
 from r1hpc.slurm.client import SlurmError, without_advice
@@ -29,6 +29,7 @@ from r1hpc.slurm.queue import QueuedJob, ask_squeue
 from r1hpc.slurm.usage import ask_sacct
 from r1hpc.telemetry.hours import Allocation, split_days
 
+T = TypeVar("T")
 PACE_DAYS = 14
 """Two weeks: what a group does on weekdays and weekends alike."""
 _LEAST_DAYS = 3
@@ -88,14 +89,18 @@ class _Said:
     notes: tuple[str, ...] = ()
 
 
+_NO_BUDGET = Budget(Path())
+
+
 def take_stock(
     budget: Budget | None, runs: Sequence[RunHours], now: float, ask_slurm: bool = True
 ) -> Standing:
-    """What is spent and what is promised."""
-    start = budget.start if budget else None
-    said = _ask(budget.account if budget else None, start) if ask_slurm else _Said()
+    """What is spent of the budget's period, and what is promised."""
+    period = budget or _NO_BUDGET
+    said = _ask(period, now) if ask_slurm else _Said(notes=_uncounted(period, "this run is not Slurm's"))
     own = said.allocations is None
-    by_day = _by_day(_allocations(runs) if own else said.allocations or [], start, now)
+    until = min(now, period.end or now)
+    by_day = _by_day(_allocations(runs) if own else said.allocations or [], period.start, until)
     ours = {job for run in runs for job in run.jobs}
     others = [job for job in said.jobs if job.job_id.split("_")[0] not in ours and job.gpus]
     live = [run for run in runs if run.is_live and run.unit == "GPU-hours"]
@@ -118,23 +123,21 @@ def take_stock(
 
 def check_submission(
     run_root: Path,
-    estimate_p50: float | None,
-    estimate_p90: float | None = None,
+    requests: Sequence[Request],
     *,
-    ceiling: float | None = None,
     account: str | None = None,
     qos: str | None = None,
     over_budget: bool = False,
     ask_slurm: bool = True,
 ) -> Verdict:
-    """Whether a run may be submitted now: `check_budget` with everything looked up.
+    """Whether runs may be submitted now: `check_budget` with everything looked up.
 
-    Without a budget and without Slurm's limits this costs one call to slurmctld and says yes.
+    Without a budget and without Slurm's limits this costs one call to slurmctld and says yes. What could not
+    be counted is among the warnings.
 
     Args:
-        estimate_p50, estimate_p90, ceiling: GPU-hours, see check_budget.
-        account, qos: those the job will have; None: those of the budget.
-        ask_slurm: false for a run on this machine.
+        account, qos: those the jobs will have; None: those of the budget.
+        ask_slurm: false for runs on this machine.
     """
     now = time.time()
     budget = load_budget(find_budget(run_root))
@@ -142,19 +145,19 @@ def check_submission(
     if ask_slurm:
         limits = _limits_of(account or (budget.account if budget else None), qos)
     if budget is None:
-        return check_budget(None, estimate_p50, estimate_p90, limits=limits, ceiling=ceiling)
-    standing = take_stock(budget, survey(run_root, now)[0], now, ask_slurm)
-    return check_budget(
+        return check_budget(None, requests, limits=limits)
+    runs, left_out = survey(run_root, now)
+    standing = take_stock(budget, runs, now, ask_slurm)
+    verdict = check_budget(
         budget,
-        estimate_p50,
-        estimate_p90,
+        requests,
         spent=standing.spent,
         committed=standing.committed,
         limits=limits,
-        ceiling=ceiling,
         over_budget=over_budget,
         now=now,
     )
+    return replace(verdict, warnings=(*verdict.warnings, *standing.notes, *left_out))
 
 
 def survey(run_root: Path, now: float) -> tuple[list[RunHours], list[str]]:
@@ -168,19 +171,46 @@ def survey(run_root: Path, now: float) -> tuple[list[RunHours], list[str]]:
     return runs, notes
 
 
-def _ask(account: str | None, start: float | None) -> _Said:
+def _ask(period: Budget, now: float) -> _Said:
+    """Each of Slurm's commands for itself: what one of them does not say, another still may."""
+    account = period.account
+    notes: list[str] = []
+    limits, why = _answer(lambda: tuple(gpu_limits(account)))
+    if limits is None:
+        notes.append(f"Slurm's own limits are not known: {why}")
+    if account is None:
+        return _Said(limits=limits or (), notes=tuple(notes))
+    records, why = _answer(lambda: ask_sacct(*_window(period, now), None, account))
+    notes += _uncounted(period, why) if records is None else ()
+    jobs, why = _answer(lambda: tuple(ask_squeue(account)))
+    if jobs is None:
+        notes.append(f"running and queued are of the runs under the run root alone: {why}")
+    allocations = None if records is None else [to_allocation(record) for record in records]
+    return _Said(allocations, jobs or (), limits or (), tuple(notes))
+
+
+def _answer(ask: Callable[[], T]) -> tuple[T | None, str]:
+    """What Slurm says; else None and why not."""
     try:
-        limits = tuple(gpu_limits(account))
-        if account is None:
-            return _Said(limits=limits)
-        since = "1970-01-02" if start is None else f"uts{start:.0f}"
-        records = ask_sacct(since, None, None, account)
-        return _Said([to_allocation(r) for r in records], tuple(ask_squeue(account)), limits)
+        return ask(), ""
     except SlurmError as error:
-        notes = [f"Slurm was not asked: {without_advice(error)}"]
-        if account is not None:
-            notes.append(f"spent is of the runs under the run root, not of all jobs of account {account}")
-        return _Said(notes=tuple(notes))
+        return None, without_advice(error)
+    except StateError as error:
+        return None, str(error)
+
+
+def _window(period: Budget, now: float) -> tuple[str, str | None]:
+    """The budget's period as sacct takes it; without an end it is now."""
+    start = "1970-01-02" if period.start is None else f"uts{period.start:.0f}"
+    return start, None if period.end is None else f"uts{min(period.end, now):.0f}"
+
+
+def _uncounted(period: Budget, why: str) -> tuple[str, ...]:
+    """What is missing where Slurm's accounting was not asked."""
+    if period.account is None:
+        return ()
+    whose = f"not of all jobs of account {period.account}"
+    return (f"spent is of the runs under the run root, {whose}: {why}",)
 
 
 def _limits_of(account: str | None, qos: str | None) -> Sequence[TresLimit]:
@@ -201,10 +231,10 @@ def _allocations(runs: Sequence[RunHours]) -> list[Allocation]:
     ]
 
 
-def _by_day(allocations: Iterable[Allocation], start: float | None, now: float) -> dict[str, float]:
+def _by_day(allocations: Iterable[Allocation], start: float | None, until: float) -> dict[str, float]:
     days: dict[str, float] = defaultdict(float)
     for each in allocations:
-        for day, seconds in split_days(max(each.start, start or each.start), min(each.end, now)):
+        for day, seconds in split_days(max(each.start, start or each.start), min(each.end, until)):
             days[day] += each.gpus * seconds / 3600
     return dict(sorted(days.items()))
 

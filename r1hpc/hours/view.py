@@ -9,7 +9,7 @@ from pathlib import Path
 from r1hpc.hours.budget import Budget, find_budget, load_budget
 from r1hpc.hours.campaign import CampaignProgress, follow, load_campaign
 from r1hpc.hours.forecast import Spread, total
-from r1hpc.hours.runs import PARTS, RunHours
+from r1hpc.hours.runs import PARTS, RunHours, clip
 from r1hpc.hours.standing import Standing, take_stock
 from r1hpc.telemetry.hours import split_days
 
@@ -29,7 +29,7 @@ class View:
     """Hours by user, account, partition ... as fold_hours gives them; None: from the runs."""
     notes: tuple[str, ...] = ()
     is_whole: bool = True
-    """All runs under a run root: a budget is counted against all or none."""
+    """All runs under a run root, of all time: a budget is counted against all or none."""
     pictures: tuple[str, ...] = ()
     """PNG files beside the page, relative to it."""
 
@@ -38,7 +38,7 @@ class View:
         if len(self.runs) == 1 and not self.is_whole:
             return f"{self.runs[0].run_id}: {self.unit}"
         account = self.budget.account if self.budget else None
-        whose = f"account {account}" if account else "all runs"
+        whose = f"account {account}" if account else "all runs" if self.is_whole else "what was selected"
         return f"{self.unit[:1].upper()}{self.unit[1:]} of {whose}"
 
     @property
@@ -72,7 +72,8 @@ class View:
         """(time, hours spent until then), rising."""
         if self.standing.source != "run folders":
             return _daily(self.standing.by_day, self.now)
-        return _exactly(self.counted, (self.budget.start if self.budget else None) or 0.0)
+        start, end = (self.budget.start, self.budget.end) if self.budget else (None, None)
+        return _exactly(clip(self.counted, start, end))
 
     @property
     def days(self) -> dict[str, float]:
@@ -80,10 +81,10 @@ class View:
         return self.standing.by_day if self.unit == "GPU-hours" else _by_day(self.counted)
 
 
-def _exactly(runs: Sequence[RunHours], since: float) -> list[tuple[float, float]]:
-    """(time, hours so far) at each begin and end of an attempt, from `since` on."""
-    attempts = [a for run in runs for a in run.attempts if a.end > max(a.start, since)]
-    edges = [(max(a.start, since), a.width) for a in attempts] + [(a.end, -a.width) for a in attempts]
+def _exactly(runs: Sequence[RunHours]) -> list[tuple[float, float]]:
+    """(time, hours so far) at each begin and end of an attempt."""
+    attempts = [a for run in runs for a in run.attempts]
+    edges = [(a.start, a.width) for a in attempts] + [(a.end, -a.width) for a in attempts]
     points: list[tuple[float, float]] = []
     spent, width, before = 0.0, 0, 0.0
     for moment, change in sorted(edges):

@@ -40,9 +40,19 @@ class TresLimit:
     """Time limits still to run of the jobs that run now: Slurm holds these hours for them."""
 
     @property
+    def unused(self) -> float:
+        """The limit without what is used: what is held for running jobs may come back."""
+        return max(0.0, self.gpu_hours - self.used)
+
+    @property
     def left(self) -> float:
         """What Slurm would still let start: the limit without what is used and what running jobs may use."""
         return max(0.0, self.gpu_hours - self.used - self.running)
+
+    @property
+    def card(self) -> str | None:
+        """The type of GPU that alone is counted, as the site calls it; None: every GPU is."""
+        return self.tres.partition(":")[2] or None
 
     @property
     def owner(self) -> str:

@@ -43,15 +43,18 @@ class Columns:
         return self.names.index(name) if name in self.names else None
 
 
-def read_header(line: bytes, source: str) -> Columns:
+def read_header(line: bytes, source: str, also: Sequence[str] = ()) -> Columns:
     """The columns that the first line names.
+
+    Args:
+        also: columns that are needed beside those that always are, as sacct spells them.
 
     Raises:
         StateError: one that is needed is missing; names it, `source` and the fix.
     """
     line = line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")
     names = tuple(name.strip().lower() for name in line.decode("utf-8", "replace").split("|"))
-    missing = [name for name in ("JobID", "Start", "AllocTRES") if name.lower() not in names]
+    missing = [name for name in ("JobID", "Start", "AllocTRES", *also) if name.lower() not in names]
     if not {"elapsedraw", "elapsed", "end"} & set(names):
         missing.append("ElapsedRaw")
     if missing:
@@ -151,21 +154,26 @@ def read_sacct(text: str, source: str) -> list[JobRecord]:
 
 
 def pick_records(
-    lines: Iterable[bytes], source: str, job_ids: Collection[str] | None = None, waiting: bool = False
+    lines: Iterable[bytes],
+    source: str,
+    job_ids: Collection[str] | None = None,
+    waiting: bool = False,
+    also: Sequence[str] = (),
 ) -> list[JobRecord]:
     """As `read_sacct`, of these jobs only, from lines that need not fit in memory.
 
     Args:
         lines: with their ends or without; splitlines() would also split at what a job name may hold.
         waiting: also those that have not started.
+        also: columns that are needed, see read_header.
     """
     columns: Columns | None = None
     wanted = None if job_ids is None else {job_id.encode() for job_id in job_ids}
     found: dict[tuple[str, float | None], JobRecord] = {}
     for number, raw in enumerate(lines, start=1):
-        line = raw.rstrip(b"\n")
+        line = raw.rstrip(b"\r\n")
         if columns is None:
-            columns = read_header(line, source)
+            columns = read_header(line, source, also)
             id_at = columns.names.index("jobid")
             continue
         if line == columns.line:  # files that were put one after the other
@@ -237,7 +245,7 @@ def elapsed_of(raw: str, elapsed: str, start: str, end: str) -> int:
     """Seconds a record ran, from ElapsedRaw, or Elapsed, or End - Start; empty where there is no column.
 
     Raises:
-        ValueError: no number, or no time that a job ran.
+        ValueError: no number, or no time that a job ran; or it runs still, and only the end would have told.
     """
     if raw:
         seconds = _whole(raw, "ElapsedRaw")
@@ -245,7 +253,9 @@ def elapsed_of(raw: str, elapsed: str, start: str, end: str) -> int:
         seconds = parse_time(elapsed)
     else:
         first, last = parse_when(start), parse_when(end)
-        seconds = round(last - first) if first is not None and last is not None else 0
+        if first is not None and last is None:
+            raise ValueError("it has no End yet, and there is no ElapsedRaw to tell how long it has run")
+        seconds = 0 if first is None or last is None else round(last - first)
     if not 0 <= seconds <= LONGEST_S:
         raise ValueError(f"{seconds} s is no time that a job ran")
     return seconds

@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from r1hpc import ablate
-from r1hpc.base.errors import ConfigError, UsageError
+from r1hpc.base.errors import ConfigError, R1hpcError, UsageError
 from r1hpc.chain.ablation import chain_stages, open_study, overrides_of_kind
 from r1hpc.chain.folder import ChainDir, supervisor_pid
 from r1hpc.config import load
@@ -118,6 +118,34 @@ def test_on_slurm_every_arm_waits_for_its_cold_start(
     ]
     assert ablate.main([*words, "--run-root", str(tmp_path / "runs")]) == 0
     assert len(slurm.jobs()) == 8, "what is in the queue is not submitted again"
+
+
+def test_over_the_budget_it_goes_on_where_somebody_says_why(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm = FakeSlurm(tmp_path)
+    monkeypatch.setenv("PATH", f"{slurm.bin}{os.pathsep}{os.environ['PATH']}")
+    root = tmp_path / "runs"
+    root.mkdir()
+    (root / "budget.yaml").write_text("gpu_hours: 0.0001\n")
+    words = [
+        "reward",
+        "--arms",
+        "0.6_0.3_0.1",
+        "--seeds",
+        "1",
+        "--executor",
+        "slurm",
+        "--run-root",
+        str(root),
+    ]
+    words += ["--gpus-per-node", "1", "--nodes", "1", "--time", "1:00:00"]
+    with pytest.raises(R1hpcError, match="--over-budget REASON"):
+        ablate.main(words)
+    assert slurm.jobs() == []
+    assert ablate.main([*words, "--over-budget", "the deadline"]) == 0
+    run = Path(slurm.jobs()[0].folder) / "attempts.jsonl"
+    assert json.loads(run.read_text().splitlines()[0])["over_budget"] == "the deadline"
 
 
 # Refusals

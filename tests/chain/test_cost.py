@@ -2,10 +2,18 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
+
+from r1hpc.attempt.announce import Prepared
 from r1hpc.base.files import read_json, read_records
+from r1hpc.chain.cost import OverBudgetError, check_budget
+from r1hpc.config import load
+from r1hpc.plan.run import make_plan
 from tests.chain.chains import submit, submitted, write_chain
 from tests.chain.fake_slurm import FakeSlurm
+from tests.recorded import RecordedRun
 
 _GPUS = ("--gpus-per-node", "8", "--nodes", "2", "--time", "12:00:00")
 
@@ -53,6 +61,41 @@ def test_the_stages_of_a_chain_are_held_against_it_together(tmp_path: Path) -> N
     assert "--over-budget REASON" in refused.stderr
     assert not slurm.jobs()
     assert not (tmp_path / "runs" / "small").exists()
+
+
+def prepared_run(folder: Path, p50: float | None, done: float = 0.0) -> Prepared:
+    """32 GPUs for an hour; `done` is the share of its steps that it has taken before."""
+    config = load.load(load.find_job("train"), [])
+    plan = make_plan(config, gpus_per_node=8, time_limit_s=3600, num_nodes=4)
+    made = RecordedRun(folder, num_steps=plan.num_steps)
+    made.submit("1", "slurm")
+    made.attempt(1, 20, "preempted", committed=round(done * plan.num_steps))
+    decision = SimpleNamespace(plan=plan, config=config)
+    stored = None if p50 is None else {"gpu_hours": {"p10": p50 / 1.5, "p50": p50, "p90": 1.5 * p50}}
+    return Prepared(made.run, "local", decision, None, (), not done, stored)  # type: ignore[arg-type]
+
+
+def test_a_stage_that_nobody_can_estimate_counts_by_its_time_limit_beside_the_others(tmp_path: Path) -> None:
+    stages = [prepared_run(tmp_path / name, p50) for name, p50 in (("a", None), ("b", 100.0), ("c", None))]
+    budget = tmp_path / "budget.yaml"
+    budget.write_text("gpu_hours: 180\n")
+    said = check_budget(stages, tmp_path)
+    assert "budget: after these 3 runs about" in said[0]
+    assert any("2 of these 3 runs without an estimate" in note for note in said)
+    budget.write_text("gpu_hours: 150\n")
+    with pytest.raises(OverBudgetError, match=r"these 3 runs need about 164\.\d GPU-hours together"):
+        check_budget(stages, tmp_path)
+
+
+def test_a_run_that_is_resumed_is_still_as_large_as_it_was(tmp_path: Path) -> None:
+    """And what it has done is not asked for again."""
+    prepared = prepared_run(tmp_path / "runs" / "a", 600.0, done=0.5)
+    budget = tmp_path / "runs" / "budget.yaml"
+    budget.write_text("gpu_hours: 1000\nmax_gpu_hours_per_run: 500\n")
+    with pytest.raises(OverBudgetError, match=r"about 600\.0 GPU-hours, and max_gpu_hours_per_run is 500"):
+        check_budget([prepared], tmp_path / "runs")
+    budget.write_text("gpu_hours: 400\nmax_gpu_hours_per_run: 700\n")
+    assert "after this run about 100.0 of 400.0" in check_budget([prepared], tmp_path / "runs")[0]
 
 
 _COMMON = """\

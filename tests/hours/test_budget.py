@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from r1hpc.base.errors import ConfigError
 from r1hpc.config.load import assets
 from r1hpc.hours.budget import (
     Budget,
+    Request,
     Verdict,
     check_budget,
     find_budget,
@@ -20,7 +22,8 @@ from r1hpc.hours.budget import (
     format_hours,
     load_budget,
 )
-from r1hpc.hours.forecast import Spread
+from r1hpc.hours.forecast import Spread, around, until_limit
+from r1hpc.hours.runs import clip
 from r1hpc.hours.standing import check_submission, survey, take_stock
 from r1hpc.slurm.limits import TresLimit, gpu_limits, read_assoc_mgr, read_sshare
 from r1hpc.slurm.queue import QueuedJob, read_squeue
@@ -119,10 +122,21 @@ def test_where_a_budget_is_looked_for(tmp_path: Path, monkeypatch: pytest.Monkey
 GRANTED = Budget(Path("budget.yaml"), gpu_hours=1000, end=NOW + 30 * DAY)
 
 
+def run_of(p50: float | None, p90: float | None = None, **known: Any) -> Request:
+    """One run by its P50 and P90."""
+    return Request(None if p50 is None else Spread(p50, p50, p90 or p50), **known)
+
+
 def judge(
-    p50: float | None, p90: float | None = None, budget: Budget | None = GRANTED, **how: object
+    p50: float | None,
+    p90: float | None = None,
+    budget: Budget | None = GRANTED,
+    ceiling: float | None = None,
+    gpu: str | None = None,
+    **how: Any,
 ) -> Verdict:
-    return check_budget(budget, p50, p90, now=NOW, **how)  # type: ignore[arg-type]
+    """The verdict on one run."""
+    return check_budget(budget, [run_of(p50, p90, ceiling=ceiling, gpu=gpu)], now=NOW, **how)
 
 
 def test_without_a_budget_everything_goes() -> None:
@@ -172,6 +186,27 @@ def test_a_run_larger_than_any_may_be() -> None:
     assert "change max_gpu_hours_per_run in b.yaml" in refused.sentence
 
 
+def test_the_limit_of_a_run_is_held_against_each_run_and_the_budget_against_their_sum() -> None:
+    budget = Budget(Path("b.yaml"), gpu_hours=1000, max_gpu_hours_per_run=500)
+    six = [run_of(100)] * 6
+    assert check_budget(budget, six, now=NOW).allowed
+    refused = check_budget(budget, six, spent=500, now=NOW)
+    assert "these 6 runs need about 600.0 GPU-hours together, and 500.0 of 1,000" in refused.sentence
+    wide = check_budget(budget, [run_of(100), run_of(600)], now=NOW)
+    assert "the largest of these runs needs about 600.0 GPU-hours, and max_gpu_hours_per_run" in wide.sentence
+    slice_ = check_budget(budget, [run_of(100, whole=600.0)], now=NOW)
+    assert "this run needs about 600.0 GPU-hours, and max_gpu_hours_per_run is 500.0" in slice_.sentence
+
+
+def test_a_run_without_an_estimate_counts_by_its_time_limit_beside_the_others() -> None:
+    together = [run_of(900), run_of(None, ceiling=200), run_of(None)]
+    refused = check_budget(GRANTED, together, now=NOW)
+    assert "these 3 runs need about 1,100 GPU-hours together" in refused.sentence
+    assert "1 of these 3 runs without an estimate: the time limit was counted instead" in refused.warnings
+    assert any("for want of a time limit" in warning for warning in refused.warnings)
+    assert not check_budget(GRANTED, [run_of(None, ceiling=600)] * 2, now=NOW).allowed
+
+
 def test_after_its_period_a_budget_grants_nothing() -> None:
     over = Budget(Path("b.yaml"), gpu_hours=1000, end=NOW - DAY)
     refused = judge(1, budget=over)
@@ -191,12 +226,33 @@ def test_an_unknown_cost_counts_as_its_ceiling() -> None:
 
 def test_slurms_own_limit_refuses_and_warns_before_a_job_pends_for_ever() -> None:
     limit = TresLimit("account", "research", "", "gres/gpu", 100, 20, 10)
-    refused = judge(71, budget=None, limits=[limit])
+    refused = judge(81, budget=None, limits=[limit])
     assert not refused.allowed
-    assert "GrpTRESMins of account research leaves 70.00 of 100.0" in refused.sentence
+    assert "GrpTRESMins of account research leaves 80.00 of 100.0" in refused.sentence
     warned = judge(50, budget=None, limits=[limit], ceiling=96)
     assert warned.allowed
     assert "stay pending" in warned.warnings[0]
+
+
+def test_what_slurm_only_holds_for_running_jobs_refuses_nothing() -> None:
+    limit = TresLimit("account", "research", "", "gres/gpu", 1000, 0, 980)
+    waits = judge(50, budget=None, limits=[limit])
+    assert waits.allowed
+    assert "holds 980.0 GPU-hours of the GrpTRESMins of account research for running" in waits.warnings[0]
+    assert "this run will wait" in waits.warnings[0]
+    assert judge(15, budget=None, limits=[limit], ceiling=20).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("gpu", "allowed"),
+    [("NVIDIA H100 80GB HBM3", False), ("a100-80gb", True), ("tpu", True), (None, True)],
+)
+def test_a_limit_on_one_card_holds_runs_on_that_card(gpu: str | None, allowed: bool) -> None:
+    limit = TresLimit("account", "research", "", "gres/gpu:h100", 10, 0, 0)
+    verdict = judge(50, budget=None, limits=[limit], gpu=gpu, ceiling=60)
+    assert verdict.allowed is allowed
+    assert ("account research (gres/gpu:h100) leaves 10.00" in verdict.sentence) is not allowed
+    assert verdict.warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -268,7 +324,7 @@ def test_spent_and_promised_from_the_run_folders(root: Path) -> None:
     assert (standing.num_running, standing.num_queued) == (1, 1)
     assert standing.queued == Spread(350, 520, 800), "what waits has its estimate"
     assert standing.source == "run folders"
-    assert "Slurm was not asked" in standing.notes[0]
+    assert "Slurm's own limits are not known" in standing.notes[0]
     for run in runs:
         for each in run.attempts:
             assert each.hours == pytest.approx(each.width * (each.end - each.start) / 3600)
@@ -288,6 +344,30 @@ def test_a_run_counts_by_its_pace_once_it_has_one(root: Path) -> None:
     running = next(run for run in survey(root, time.time())[0] if run.state == "running")
     assert running.share_done == pytest.approx(0.35)
     assert running.to_come.p50 == pytest.approx(running.used * 0.65 / 0.35)
+
+
+def test_a_run_over_its_time_limit_once_still_has_the_next_attempts(root: Path) -> None:
+    """The limit is of one attempt, and an estimate that was passed long ago leaves something to come."""
+    runs = survey(root, time.time())[0]
+    running = next(run for run in runs if run.state == "running")
+    early = replace(running, num_steps=10**9, planned=None)
+    (attempt,) = early.attempts
+    again = replace(early, attempts=(attempt, attempt), ceiling=1.5 * attempt.hours)
+    assert again.to_come.p50 == pytest.approx(until_limit(0.5 * attempt.hours).p50)
+    assert replace(early, planned=around(early.used / 20)).to_come.p50 > 0.05 * early.used
+    waiting = next(run for run in runs if run.state == "queued")
+    requeued = replace(waiting, attempts=(attempt,), planned=None, ceiling=attempt.hours)
+    assert requeued.to_come == until_limit(attempt.hours)
+
+
+def test_nothing_after_the_end_of_its_period_is_spent_of_a_budget(root: Path) -> None:
+    now = time.time()
+    runs, end = survey(root, now)[0], now - 30 * DAY
+    period = Budget(root / "b.yaml", gpu_hours=9000, start=now - 70 * DAY, end=end)
+    standing = take_stock(period, runs, now, ask_slurm=False)
+    assert standing.spent == pytest.approx(sum(run.used for run in clip(runs, None, end)))
+    assert 0 < standing.spent < take_stock(None, runs, now, ask_slurm=False).spent
+    assert max(standing.by_day) <= format_day(end)
 
 
 def test_the_door(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -331,12 +411,22 @@ def test_the_door_says_that_it_could_not_count_an_account(
 
 
 def test_a_submission_is_checked_against_all_of_it(root: Path) -> None:
-    assert check_submission(root, 1e9) == Verdict(True, "", ())
+    assert check_submission(root, [run_of(1e9)]) == Verdict(True, "", ())
     budget_file(root, "gpu_hours: 9000\n")
-    refused = check_submission(root, 100, 150, ask_slurm=False)
+    refused = check_submission(root, [run_of(100, 150)], ask_slurm=False)
     assert not refused.allowed
     assert "running and queued" in refused.sentence
-    assert check_submission(root, 100, 150, ask_slurm=False, over_budget=True).allowed
+    assert check_submission(root, [run_of(100, 150)], ask_slurm=False, over_budget=True).allowed
+
+
+def test_a_submission_is_told_what_could_not_be_counted(root: Path) -> None:
+    budget_file(root, "gpu_hours: 90000\naccount: lab\n")
+    (root / "eval-math" / "attempts.jsonl").write_text('{"event": "begin"}\n')
+    for ask_slurm in (True, False):
+        said = " ".join(check_submission(root, [run_of(100)], ask_slurm=ask_slurm).warnings)
+        assert "spent is of the runs under the run root, not of all jobs of account lab: " in said
+        assert ("sacct is not on PATH" in said) is ask_slurm
+        assert "eval-math is left out" in said
 
 
 @pytest.fixture
@@ -373,11 +463,36 @@ def test_an_account_is_counted_by_slurm(slurm: Callable[..., None], tmp_path: Pa
     assert {limit.owner for limit in standing.limits} == {"account root"}
 
 
+def test_without_its_limits_slurms_accounting_is_counted_all_the_same(
+    slurm: Callable[..., None], tmp_path: Path
+) -> None:
+    start = int(NOW - 10 * DAY)
+    slurm(sacct=f"JobID|Start|ElapsedRaw|AllocTRES\n7|{start}|7200|gres/gpu=8\n")
+    for name in ("scontrol", "squeue"):
+        (tmp_path / "bin" / name).write_text("#!/bin/sh\necho Access denied >&2\nexit 1\n")
+    budget = Budget(tmp_path / "b.yaml", account="research", gpu_hours=20)
+    standing = take_stock(budget, [], NOW)
+    assert (standing.source, standing.spent) == ("sacct", 16.0)
+    limits, jobs = standing.notes
+    assert limits.startswith("Slurm's own limits are not known: ")
+    assert jobs.startswith("running and queued are of the runs under the run root alone: ")
+
+
+def test_sacct_is_asked_for_the_budgets_period(slurm: Callable[..., None], tmp_path: Path) -> None:
+    start, end = int(NOW - 10 * DAY), int(NOW - 9 * DAY)
+    slurm(sacct=f"JobID|Start|ElapsedRaw|AllocTRES\n7|{end - 3600}|7200|gres/gpu=8\n")
+    script = tmp_path / "bin" / "sacct"
+    script.write_text(script.read_text().replace("exec", f'echo "$@" > {tmp_path}/asked\nexec'))
+    budget = Budget(tmp_path / "b.yaml", account="research", gpu_hours=20, start=start, end=end)
+    assert take_stock(budget, [], NOW).spent == 8.0
+    assert f"-Suts{start} -Euts{end} -Aresearch" in (tmp_path / "asked").read_text()
+
+
 def test_a_qos_limit_holds_a_submission(slurm: Callable[..., None], tmp_path: Path) -> None:
-    verdict = check_submission(tmp_path, 1.2, account="research", qos="scavenger")
+    verdict = check_submission(tmp_path, [run_of(1.2)], account="research", qos="scavenger")
     assert not verdict.allowed
     assert "qos scavenger leaves 1.00 of 1.50" in verdict.sentence
-    assert check_submission(tmp_path, 0.8, account="research", qos="scavenger").allowed
+    assert check_submission(tmp_path, [run_of(0.8)], account="research", qos="scavenger").allowed
 
 
 @pytest.mark.slurm

@@ -119,10 +119,11 @@ def make(
     seconds: int = 3600,
     gpus: int = 0,
     nodes: int = 1,
+    job: str | None = None,
 ) -> RecordedRun:
     """A finished run of one attempt that held its nodes for about `seconds`."""
     made = RecordedRun(root / name, gpus=gpus, nodes=nodes)
-    made.submit("local-1")
+    made.submit(job or "local-1", "local" if job is None else "slurm")
     made.attempt(1, 10, "finished", committed=10, step_s=(seconds - 12) / 10)
     if estimate is not None:
         write_json(made.run.path / "estimate.json", estimate)
@@ -193,6 +194,27 @@ def test_what_does_not_enter_and_why(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("estimated", "seen", "found"),
+    [
+        ({"gpu": "a100", "gpu_given": True}, False, "A100-SXM4-80GB"),
+        ({"gpu": "A100-SXM4-80GB", "gpu_given": False}, False, "GPU not known"),
+        ({"gpu": "A100-SXM4-80GB"}, False, "GPU not known"),
+        ({"gpu": "A100-SXM4-80GB", "gpu_given": False}, True, "A100-SXM4-80GB"),
+        ({"gpu": "a100-40gb", "gpu_given": True}, True, "estimated for another GPU than it ran on"),
+        ({}, True, "A100-SXM4-80GB"),
+    ],
+)
+def test_a_card_that_was_only_assumed_tells_nothing(
+    tmp_path: Path, estimated: dict[str, Any], seen: bool, found: str
+) -> None:
+    made = make(tmp_path, "run", estimate={"gpu_hours": hours(4.0), "assumptions": estimated}, gpus=4)
+    if seen:
+        made.gpu_ticks(made.clock, 5)
+    site = finished_runs(tmp_path)
+    assert [*site.resources, *site.left_out] == [found]
+
+
 def test_what_is_kept_is_used_until_the_run_or_its_estimate_changes(tmp_path: Path) -> None:
     made = make(tmp_path, "run", estimate={"node_hours": hours(1.0)})
     first = finished_runs(tmp_path)
@@ -200,7 +222,7 @@ def test_what_is_kept_is_used_until_the_run_or_its_estimate_changes(tmp_path: Pa
     assert finished_runs(tmp_path) == first, "attempts.jsonl is not read again"
     write_json(made.run.path / "estimate.json", {"node_hours": hours(2.0)})
     assert finished_runs(tmp_path).left_out == {"no time on record": 1}
-    spoilt = {"version": 2, "runs": {"run": 3, "other": {"mark": [], "run": {"estimate": 1}}}}
+    spoilt = {"version": 3, "runs": {"run": 3, "other": {"mark": [], "run": {"estimate": 1}}}}
     for text in ("not ours", json.dumps(spoilt)):
         (tmp_path / "calibration.json").write_text(text)
         assert finished_runs(tmp_path).left_out == {"no time on record": 1}
@@ -241,8 +263,7 @@ def test_slurms_account_of_all_attempts_comes_first(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     root = tmp_path / "runs"
     for job in ("11", "12"):
-        made = make(root, f"run{job}", estimate={"node_hours": hours(1.0)}, nodes=2)
-        made.submit(job, "slurm")
+        make(root, f"run{job}", estimate={"node_hours": hours(1.0)}, nodes=2, job=job)
     fake_sacct(
         tmp_path / "bin", line("11", 1800, state="PREEMPTED"), line("11", 3600), line("12", 60, "Unknown")
     )
@@ -258,14 +279,32 @@ def test_where_sacct_does_not_answer_the_runs_own_record_counts_for_now(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
-    made = make(tmp_path / "runs", "run", estimate={"node_hours": hours(1.0)}, nodes=2)
-    made.submit("11", "slurm")
+    make(tmp_path / "runs", "run", estimate={"node_hours": hours(1.0)}, nodes=2, job="11")
     fake_sacct(tmp_path / "bin")
     (run,) = finished_runs(tmp_path / "runs").runs
     assert run.source == "run"
     assert run.actual == pytest.approx(2.0, rel=1e-3)
     fake_sacct(tmp_path / "bin", line("11", 7200))
     assert finished_runs(tmp_path / "runs").runs[0].source == "sacct"
+
+
+def test_sacct_counts_only_where_it_knows_the_job_of_every_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first job's record was purged; of two hours sacct would tell the second one."""
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    made = RecordedRun(tmp_path / "runs" / "run", nodes=1)
+    for job, first, last, cause in (("11", 1, 20, "preempted"), ("12", 21, 40, "finished")):
+        made.submit(job, "slurm")
+        made.attempt(first, last, cause, committed=last, step_s=(3600 - 12) / 20)
+    write_json(made.run.path / "estimate.json", {"node_hours": hours(1.0)})
+    fake_sacct(tmp_path / "bin", line("12", 3600))
+    (run,) = finished_runs(tmp_path / "runs").runs
+    assert run.actual == pytest.approx(2.0, rel=1e-3)
+    assert run.source == "run"
+    fake_sacct(tmp_path / "bin", line("11", 3600), line("12", 3600))
+    (run,) = finished_runs(tmp_path / "runs").runs
+    assert (run.actual, run.source) == (4.0, "sacct"), "the answer of want was not kept; 2 nodes by sacct"
 
 
 def test_the_door(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,6 @@ from r1hpc.hours.forecast import (
     Spread,
     around,
     by_progress,
-    one_sided,
     remaining,
     total,
     until_limit,
@@ -67,6 +66,23 @@ def test_what_remains_shrinks_and_is_never_negative(spread: Spread, share: float
     assert rest.p90 + share * spread.p50 >= spread.p90 * 0.999, "what is used tells that it is not small"
 
 
+@given(spreads, st.floats(1.5, 100))
+def test_a_run_far_beyond_its_estimate_still_needs_something(spread: Spread, times: float) -> None:
+    """The further, the more; and the step to the tail is small."""
+    used = times * spread.at(2.4)
+    rest, later = remaining(spread, used), remaining(spread, 2 * used)
+    assert 0 < rest.p10 < rest.p50 < rest.p90
+    assert 0.02 * used < rest.p50 < used
+    assert later.p50 == pytest.approx(2 * rest.p50)
+
+
+def test_of_an_estimate_that_was_sure_and_wrong_the_rest_is_not() -> None:
+    for sure in (Spread(100, 100, 100), Spread(0, 0, 1)):
+        assert remaining(sure, 1000).p50 == pytest.approx(remaining(around(100), 1000).p50)
+    before, after = (remaining(around(100), around(100).at(z)) for z in (2.32, 2.33))
+    assert after.p50 == pytest.approx(before.p50, rel=0.2)
+
+
 def test_progress_narrows_the_forecast() -> None:
     early, late = by_progress(100, 0.1), by_progress(900, 0.9)
     assert early.p50 == pytest.approx(900)
@@ -77,5 +93,3 @@ def test_progress_narrows_the_forecast() -> None:
 
 def test_a_job_with_nothing_but_a_limit() -> None:
     assert until_limit(10) == Spread(1, 5, 9)
-    assert one_sided(10, 20) == Spread(5, 10, 20)
-    assert one_sided(0, 0) == NOTHING

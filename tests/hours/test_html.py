@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from r1hpc.hours.publish import publish
 from r1hpc.hours.runs import clip
 from r1hpc.hours.standing import survey
 from r1hpc.hours.svg import Plot, Rows, Scale, short
+from r1hpc.hours.view import make_view
 from tests.hours.history import DAY, GroupRun, make_history
 from tests.recorded import RecordedRun
 
@@ -186,6 +188,35 @@ def test_a_window_counts_only_what_was_held_in_it(root: Path) -> None:
     page = page_of(root, window=(now - 10 * DAY, None))
     assert "grpo-long-context" in page
     assert "smoke-first" not in page
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"user": "nobody"},
+        {"window": (time.time() - 10 * DAY, None)},
+        {"hours": {"total": 100.0, "by_day": {"2026-11-01": 100.0}, "by_user": {}}},
+    ],
+)
+def test_a_selection_is_not_taken_for_all_that_is_spent_of_the_budget(
+    root: Path, how: dict[str, Any]
+) -> None:
+    page = page_of(root, **how)
+    assert 'class="k">Left<' in page_of(root)
+    for words in ('class="k">Left<', "What is left of the budget", "warning mark", "all runs</h1>"):
+        assert words not in page
+    assert "says nothing of the budget" in page
+    assert publish(None, root, None, time.time(), pictures=False, **how) == root / "report.html"
+
+
+def test_what_a_run_used_after_the_budgets_end_is_not_in_its_curve(root: Path) -> None:
+    now = time.time()
+    runs = survey(root, now)[0]
+    view = make_view(runs, root, now)
+    assert view.budget is not None
+    short = replace(view, budget=replace(view.budget, end=now - 30 * DAY))
+    assert max(x for x, _ in short.curve) <= now - 30 * DAY
+    assert short.curve[-1][1] == pytest.approx(sum(run.used for run in clip(runs, None, now - 30 * DAY)))
 
 
 def test_a_run_without_gpus_is_told_in_node_hours(tmp_path: Path) -> None:

@@ -113,6 +113,49 @@ def test_what_holds_no_attempt_is_idle_and_what_waits_is_queue(made: RecordedRun
     assert ledger.queue_s == pytest.approx(4 * 60 + 90, abs=5)
 
 
+def test_an_attempt_that_sacct_does_not_know_counts_by_the_runs_own_record(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Job 100 lies before sacct's window; ten times as long as job 200, which is known."""
+    made = RecordedRun(tmp_path / "runs" / "demo", gpus=GPUS, nodes=2)
+    made.submit("100", "slurm")
+    made.attempt(1, 20, "preempted", committed=20, step_s=1800)  # 10 + 36,000 + 2 s
+    made.submit("200", "slurm")
+    began = made.clock
+    made.attempt(21, 40, "finished", committed=40, step_s=180)
+    records = [record("200", began - 3, 3620)]
+    review = review_run(made.run, time.time(), records)
+    assert review.source == "sacct and run"
+    ledger = open_ledger(review, time.time())
+    assert [entry.attempts for entry in ledger.entries] == [(1,), (2,)]
+    assert ledger.split().allocated == GPUS * 1000 * (36_012 + 3_620)
+    assert ledger.queue_s == pytest.approx(5 + 5), "nobody knows when the first job was eligible"
+    told = review.to_json()
+    assert told["gpu_hours"]["total"] == pytest.approx(GPUS * (36_012 + 3_620) / 3600)
+    assert told["note"].startswith("sacct has no record of attempt 1 (job 100)")
+    assert "attempts it does not know, the run's own record" in ledger_text(ledger)
+    dump = tmp_path / "dump.txt"
+    dump.write_text(f"JobID|Start|ElapsedRaw|AllocTRES\n200|{began - 3:.0f}|3620|gres/gpu={GPUS}\n")
+    argv = [str(made.run.path), "--sacct-file", str(dump)]
+    assert as_json(capsys, *argv)["gpu_hours"]["source"] == "sacct and run"  # type: ignore[index]
+    assert report.main(argv) == 0
+    assert "sacct has no record of attempt 1 (job 100)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_without_the_records_before_a_requeue_those_attempts_still_count(made: RecordedRun) -> None:
+    """What sacct prints without -D: the last record of the job alone."""
+    ledger = ledger_of(made.run, three_records(made)[2:])
+    assert ledger.source == "sacct and run"
+    assert [entry.wall.allocated for entry in ledger.entries] == [33_000, 27_500, 30_000]
+
+
+def test_clocks_that_differ_by_seconds_count_nothing_twice(made: RecordedRun) -> None:
+    late = [replace(each, start=(each.start or 0.0) + 8) for each in three_records(made)]
+    ledger = ledger_of(made.run, late)
+    assert ledger.source == "sacct"
+    assert [entry.attempts for entry in ledger.entries] == [(1,), (2,), (3,)]
+
+
 def test_a_selection_of_time_cuts_allocations(made: RecordedRun) -> None:
     ledger = ledger_of(made.run, three_records(made), start=EPOCH + 10, end=EPOCH + 47)
     assert [entry.wall for entry in ledger.entries] == [
@@ -237,6 +280,47 @@ def test_without_sacct_the_report_of_all_jobs_comes_from_run_folders(
     assert "run folders" in str(shown["note"])
     assert report.main([*where]) == 0
     assert "alone: sacct is not on PATH" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("count", [1, 15_000])
+@pytest.mark.parametrize(("flag", "column"), [("--user", "User"), ("--account", "Account")])
+def test_a_dump_that_does_not_tell_whose_jobs_they_are_is_refused(
+    made: RecordedRun, tmp_path: Path, flag: str, column: str, count: int
+) -> None:
+    dump = tmp_path / "dump.txt"
+    lines = [f"{job}|{EPOCH:.0f}|3600|gres/gpu=1" for job in range(count)]
+    dump.write_text("\n".join(["JobID|Start|ElapsedRaw|AllocTRES", *lines]) + "\n")
+    where = ["--run-root", str(made.run.path.parent), "--sacct-file", str(dump)]
+    for runs in ([], ["demo"]):
+        with pytest.raises(R1hpcError, match=f"no column {column} in its first line; make it with: sacct"):
+            report.main([*runs, *where, flag, "ada"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"),
+    [
+        (("--start", "2026-05-01 10:00"), "-Suts1777629600"),
+        (("--start", "2026-05-01T10:00:00+02:00"), "-Suts1777622400"),
+        (("--start", "1777629600"), "-Suts1777629600"),
+        (("--start", "2026-05-01", "--end", "1777629600"), "-Suts1777593600 -Euts1777629600"),
+    ],
+)
+def test_sacct_is_asked_for_the_time_that_was_meant(
+    asked: Sequence[str], given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "bin" / "sacct"
+    script.parent.mkdir()
+    script.write_text(
+        f'#!/bin/sh\necho "$@" > {tmp_path}/asked\necho "JobID|Start|ElapsedRaw|AllocTRES|User"\n'
+    )
+    script.chmod(0o700)
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{script.parent}:/usr/bin:/bin")
+        patch.setenv("TZ", "UTC")
+        time.tzset()
+        assert report.main([*asked, "--user", "ada", "--run-root", str(tmp_path)]) == 0
+    time.tzset()
+    assert f" {given} -uada" in (tmp_path / "asked").read_text()
 
 
 def test_a_dump_knows_the_runs_of_the_root(

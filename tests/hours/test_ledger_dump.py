@@ -197,7 +197,6 @@ def test_columns_and_rows_agree(
         ("JobID|Start|Elapsed|AllocTRES", "7|2026-05-01T00:00:00|30:00|gres/gpu=4", 2),
         ("JobID|Start|End|AllocTRES", "7|2026-05-01T00:00:00|2026-05-01T02:00:00|gres/gpu=4", 8),
         ("JobID|Start|End|AllocTRES", "7|1777586400|1777593600|gres/gpu=4", 8),
-        ("JobID|Start|End|AllocTRES", "7|2026-05-01T00:00:00|Unknown|gres/gpu=4", 0),
         # The night has 25 hours; and the second 02:30 of it, which only the end tells.
         ("JobID|Start|End|AllocTRES", "7|2026-10-25T00:00:00|2026-10-26T00:00:00|gres/gpu=4", 100),
         ("Elapsed|JobID|Start|AllocTRES|", "00:30:00|7|2026-05-01T00:00:00|gres/gpu=4|", 2),
@@ -205,6 +204,40 @@ def test_columns_and_rows_agree(
 )
 def test_other_columns(header: str, line: str, hours: float) -> None:
     assert by_columns(f"{header}\n{line}\n")["total"] == hours
+
+
+def test_line_ends_of_windows_are_no_part_of_a_cell(tmp_path: Path) -> None:
+    """The state last, records that stand there twice, and a last line without its end."""
+    path = tmp_path / "dump.txt"
+    truth = write_dump(path, 15_000, 6, [name for name in COLUMNS if name != "State"] + ["State"])
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n").removesuffix(b"\n"))
+    assert in_seconds(hours_of_file(path, Selection())) == as_seconds(truth)
+    few = path.read_bytes().split(b"\n")[:200]
+    path.write_bytes(b"\n".join(few))
+    plain = hours_of_file(path, Selection())
+    assert not [state for state in plain["by_state"] if "\r" in state]
+    assert by_columns(path.read_bytes().decode())["by_state"] == plain["by_state"]
+
+
+def test_with_line_ends_of_windows_a_bad_line_is_named_by_its_own_number() -> None:
+    text = text_of(row(), row(job="8"), "7|ada").replace("\n", "\r\n")
+    with pytest.raises(StateError, match=r"dump.txt:4 has 2 fields"):
+        by_columns(text)
+
+
+@pytest.mark.parametrize("count", [0, 5000])
+def test_a_job_that_runs_is_refused_where_nothing_tells_for_how_long(count: int, tmp_path: Path) -> None:
+    over = "|2026-05-01T00:00:00|2026-05-01T02:00:00|gres/gpu=4"
+    rows = [f"{job}{over}" for job in range(count)]
+    text = "\n".join(["JobID|Start|End|AllocTRES", *rows, "7|2026-05-01T00:00:00|Unknown|gres/gpu=4", ""])
+    words = (
+        rf"dump.txt:{count + 2}: it has no End yet, and there is no ElapsedRaw.*; make it again with: sacct"
+    )
+    with pytest.raises(StateError, match=words):
+        by_columns(text)
+    if not count:
+        with pytest.raises(StateError, match=words):
+            by_rows(text, tmp_path)
 
 
 def test_the_end_tells_which_of_two_equal_times_is_meant() -> None:
