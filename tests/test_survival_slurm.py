@@ -149,7 +149,8 @@ def test_the_older_of_two_incarnations_is_refused(root: Path, cluster: Cluster) 
         cluster.restore_node(lonely)
     assert [a.cause for a in attempts] == [Cause.node_fail, Cause.finished]
     assert attempts[1].job_id == str(job_id)
-    assert cluster.sacct(job_id)[-1]["State"] == "COMPLETED"
+    # The run's own word comes first; slurmctld and slurmdbd hear of it a little later.
+    wait_until("COMPLETED by sacct", lambda: cluster.sacct(job_id)[-1]["State"] == "COMPLETED", 60, run)
 
 
 @pytest.mark.soak
