@@ -203,9 +203,8 @@ class Updater:
             batch = lay_out(rollout, mine if len(mine) else rows[:1], self._pad, group.device)
             logits, values = self._forward(batch)
             logprobs = selected_logprobs(logits, batch.targets, self._config.rollout.temperature)
-            reference = self._reference_logprobs(
-                batch
-            )  # gathers parameters under ZeRO 3: on all ranks or none
+            # On all ranks or none: under ZeRO 3 it gathers parameters.
+            reference = self._reference_logprobs(batch)
             if not len(mine):
                 yield (logprobs * 0).sum() + (0 if values is None else (values * 0).sum())
                 continue
