@@ -24,7 +24,7 @@ RUNS = ((40, 1), (40, 2), (120, 1), (80, 2), (120, 2), (80, 1))
 
 
 def main() -> int:
-    """Print the table of the door `calibrate`; 1 if the error did not fall."""
+    """Print the table of the command `calibrate`; 1 if the error did not fall."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -52,8 +52,8 @@ def main() -> int:
 def measure(run_root: Path) -> int:
     """Run them and compare."""
     from r1hpc import calibrate
-    from r1hpc.hours.calibrate import finished_runs
-    from r1hpc.hours.correction import CPU, effect, score
+    from r1hpc.accounting.calibrate import finished_runs
+    from r1hpc.accounting.correction import CPU, effect, score
     from tests.runs import submit, wait_over
 
     for number, (steps, nodes) in enumerate(RUNS, 1):
@@ -83,8 +83,8 @@ def measure(run_root: Path) -> int:
 
 def wait_for_accounting(run_root: Path) -> None:
     """Until slurmdbd knows the end of every run, which it hears some seconds late."""
-    from r1hpc.attempt.choose import list_runs
     from r1hpc.attempt.state import all_slurm_jobs
+    from r1hpc.base.choose_run import list_runs
     from r1hpc.slurm.accounting import sacct_records
     from tests.runs import wait_until
 

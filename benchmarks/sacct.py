@@ -63,8 +63,8 @@ def compare_with_floor(path: Path, records: int, rounds: int) -> int:
     floors, ours = [], []
     for _ in range(rounds):
         floors.append(measure([sys.executable, __file__, "--run", "floor", str(path)]))
-        door = [sys.executable, "-m", "r1hpc.report", "--sacct-file", str(path), "--json"]
-        ours.append(measure([*door, "--run-root", str(path.parent / "none")]))
+        command = [sys.executable, "-m", "r1hpc.report", "--sacct-file", str(path), "--json"]
+        ours.append(measure([*command, "--run-root", str(path.parent / "none")]))
     floor, best = min(floors, key=lambda m: m.cpu_s), min(ours, key=lambda m: m.cpu_s)
     wrong = differences(json.loads(best.output)["gpu_hours"], truth)
     print_row("", "wall s", "CPU s", "MiB", "error")
@@ -83,8 +83,8 @@ def compare_with_floor(path: Path, records: int, rounds: int) -> int:
 def compare_with_peers(path: Path, records: int, python: str) -> None:
     truth = make_dump(path, records)
     print(f"\npeers on {records:,} lines")
-    door = [sys.executable, "-m", "r1hpc.report", "--sacct-file", str(path), "--json"]
-    ours = measure([*door, "--run-root", str(path.parent / "none")])
+    command = [sys.executable, "-m", "r1hpc.report", "--sacct-file", str(path), "--json"]
+    ours = measure([*command, "--run-root", str(path.parent / "none")])
     print_row("", "wall s", "CPU s", "MiB", "error")
     found = json.loads(ours.output)["gpu_hours"]["total"] * 3600
     print_peer("r1hpc report", ours, found, truth.gpu_seconds)
@@ -127,7 +127,7 @@ def measure(argv: list[str]) -> Measured:
 
 def make_dump(path: Path, records: int) -> Any:
     sys.path.insert(0, str(ROOT))
-    from tests.hours.dumps import write_dump
+    from tests.accounting.dumps import write_dump
 
     return write_dump(path, records, seed=1)
 

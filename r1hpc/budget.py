@@ -13,14 +13,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from r1hpc.attempt.choose import add_run_root
-from r1hpc.base.cli import ArgumentParser, print_json, run_door
+from r1hpc.accounting.budget import Budget, find_budget, format_day, format_hours, load_budget
+from r1hpc.accounting.budget_status import PACE_DAYS, BudgetStatus, read_budget_status, survey
+from r1hpc.accounting.campaign import CampaignProgress, follow, load_campaign
+from r1hpc.accounting.forecast import Spread
+from r1hpc.base.choose_run import add_run_root
+from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.rundir import default_run_root
 from r1hpc.base.tables import format_table, wrap
-from r1hpc.hours.budget import Budget, find_budget, format_day, format_hours, load_budget
-from r1hpc.hours.campaign import CampaignProgress, follow, load_campaign
-from r1hpc.hours.forecast import Spread
-from r1hpc.hours.standing import PACE_DAYS, Standing, survey, take_stock
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         notes.append(
             f"there is no folder {root.absolute()}, so no run is counted: --run-root, R1HPC_RUN_ROOT"
         )
-    standing = take_stock(budget, runs, now)
+    standing = read_budget_status(budget, runs, now)
     name = arguments.campaign or (budget.campaign if budget else None)
     plan = load_campaign(name, budget.gpu_hours if budget else None) if name else None
     progress = follow(plan, [run for run in runs if run.unit == "GPU-hours"], now) if plan else None
@@ -59,7 +59,7 @@ def _parser() -> ArgumentParser:
 def _to_json(
     path: Path,
     budget: Budget | None,
-    standing: Standing,
+    standing: BudgetStatus,
     progress: CampaignProgress | None,
     notes: Sequence[str],
 ) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def _to_json(
 def _blocks(
     path: Path,
     budget: Budget | None,
-    standing: Standing,
+    standing: BudgetStatus,
     progress: CampaignProgress | None,
     notes: Sequence[str],
     now: float,
@@ -106,7 +106,7 @@ def _title(path: Path, budget: Budget | None) -> str:
     return wrap(f"Budget of {whose}: {granted}{', ' + ' to '.join(days) if days else ''}") + f"\n  {path}"
 
 
-def _table(budget: Budget | None, standing: Standing) -> str:
+def _table(budget: Budget | None, standing: BudgetStatus) -> str:
     granted = budget.gpu_hours if budget else None
     rows = [
         ("spent", format_hours(standing.spent), "", _share(standing.spent, granted), f"by {standing.source}"),
@@ -131,7 +131,7 @@ def _table(budget: Budget | None, standing: Standing) -> str:
     return format_table(("", "GPU-hours", "P10 to P90", "share", ""), rows, right={1, 2, 3}, indent="  ")
 
 
-def _pace(budget: Budget | None, standing: Standing, now: float) -> str:
+def _pace(budget: Budget | None, standing: BudgetStatus, now: float) -> str:
     left = (budget.gpu_hours or 0.0) - standing.spent if budget else 0.0
     until = standing.lasts_until(left, now)
     if until is None:
@@ -140,13 +140,13 @@ def _pace(budget: Budget | None, standing: Standing, now: float) -> str:
     return f"\n  {words} {PACE_DAYS} days"
 
 
-def _left_after(granted: float, standing: Standing) -> dict[str, float]:
+def _left_after(granted: float, standing: BudgetStatus) -> dict[str, float]:
     """What is left once all that runs and waits is over; below 0: more is promised than there is."""
     rest, taken = granted - standing.spent, standing.committed
     return {"p10": rest - taken.p90, "p50": rest - taken.p50, "p90": rest - taken.p10}
 
 
-def _warnings(budget: Budget, standing: Standing) -> Iterator[str]:
+def _warnings(budget: Budget, standing: BudgetStatus) -> Iterator[str]:
     granted, after = budget.gpu_hours or 0.0, standing.spent + standing.committed.p50
     spent, promised = budget.passed(standing.spent), budget.passed(after)
     if spent:
@@ -159,7 +159,7 @@ def _warnings(budget: Budget, standing: Standing) -> Iterator[str]:
         yield f"what runs and waits exceeds the budget by {over} GPU-hours: new submissions are refused"
 
 
-def _limits(standing: Standing) -> str:
+def _limits(standing: BudgetStatus) -> str:
     rows = [
         (
             limit.owner,
@@ -225,4 +225,4 @@ def _jobs(count: int) -> str:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_command(main)

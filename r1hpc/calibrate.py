@@ -13,13 +13,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from r1hpc.attempt.choose import add_run_root
-from r1hpc.base.cli import ArgumentParser, print_json, run_door
+from r1hpc.accounting.calibrate import Site, finished_runs
+from r1hpc.accounting.correction import CPU, Scored, correction, effect, score
+from r1hpc.base.choose_run import add_run_root
+from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.rundir import default_run_root
 from r1hpc.base.tables import format_table, wrap
-from r1hpc.hours.calibrate import Site, finished_runs
-from r1hpc.hours.correction import CPU, Scored, correction, effect, score
 
 _HEADINGS = ("run", "estimate", "actual", "by", "ratio", "corrected", "error", "then")
 
@@ -111,4 +111,4 @@ def _unit(resource: str) -> str:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_command(main)

@@ -16,15 +16,15 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
-from r1hpc.attempt.choose import add_run_root, choose_run
 from r1hpc.attempt.state import JobRef, Situation, State, is_supervisor, look
-from r1hpc.base.cli import ArgumentParser, print_json, run_door
+from r1hpc.base.choose_run import add_run_root, choose_run
+from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import StateError
 from r1hpc.base.names import printable
 from r1hpc.base.rundir import RunDir
-from r1hpc.chain.folder import ChainDir, choose_chain
-from r1hpc.chain.state import StageSituation, look_at
 from r1hpc.slurm.client import call
+from r1hpc.submission.chain_folder import ChainDir, choose_chain
+from r1hpc.submission.chain_state import StageSituation, look_at
 from r1hpc.telemetry.attempts import record
 
 
@@ -166,4 +166,4 @@ def _record(run: RunDir) -> None:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_command(main)

@@ -10,9 +10,9 @@ Each finding has a code, its figures and what to try. The batch log of a run end
 import time
 from collections.abc import Sequence
 
-from r1hpc.attempt.choose import add_run_root, choose_run
 from r1hpc.attempt.state import State, look
-from r1hpc.base.cli import ArgumentParser, print_json, run_door
+from r1hpc.base.choose_run import add_run_root, choose_run
+from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.rundir import RunDir
 from r1hpc.telemetry.attempts import Attempt, History, read_history
@@ -62,4 +62,4 @@ def _end(run: RunDir, history: History, attempt: Attempt) -> float | None:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_command(main)

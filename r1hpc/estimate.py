@@ -20,19 +20,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from r1hpc.base.cli import ArgumentParser, print_json, run_door
+from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import printable
 from r1hpc.base.rundir import default_run_root
 from r1hpc.base.units import format_duration
-from r1hpc.plan.estimate import METHODS, Estimate, Quantiles, estimate, seed_estimate, with_card
-from r1hpc.plan.estimate_run import estimate_of_run, estimate_rl, guessed_cache_bytes
-from r1hpc.plan.estimate_text import estimate_text, hours_words
-from r1hpc.plan.goodput import GPU_HOURS_PER_FAILURE, RESTART_S, SAVE_S, FailureRates
+from r1hpc.estimator.estimate import METHODS, Estimate, Quantiles, estimate, seed_estimate, with_card
+from r1hpc.estimator.estimate_run import estimate_of_run, estimate_rl, guessed_cache_bytes
+from r1hpc.estimator.estimate_text import estimate_text, hours_words
+from r1hpc.estimator.goodput import GPU_HOURS_PER_FAILURE, RESTART_S, SAVE_S, FailureRates
+from r1hpc.estimator.rl_phase import RlWork
+from r1hpc.estimator.workload import PRECISIONS, RECOMPUTATION, Workload, check_choice, parse_count
 from r1hpc.plan.hardware import Gpu, find_gpu
-from r1hpc.plan.rl_phase import RlWork
 from r1hpc.plan.shape import ModelShape, model_shape
-from r1hpc.plan.workload import PRECISIONS, RECOMPUTATION, Workload, check_choice, parse_count
 
 _DEFAULT_GPU = "A100-SXM4-80GB"
 _ASSUMED_GPUS_PER_NODE = 8
@@ -247,16 +247,16 @@ def _chain_file(arguments: argparse.Namespace) -> Path | None:
     """The job file, where it is one of a chain."""
     if arguments.target is None:
         return None
-    from r1hpc.chain.definition import is_chain_file
     from r1hpc.config.load import find_job
+    from r1hpc.submission.chain_file import is_chain_file
 
     job = find_job(arguments.target)
     return job if is_chain_file(job) else None
 
 
 def _print_chain(job: Path, arguments: argparse.Namespace) -> int:
-    from r1hpc.chain.estimate import estimate_chain
-    from r1hpc.chain.submission import Order, Purpose
+    from r1hpc.submission.chain_estimate import estimate_chain
+    from r1hpc.submission.submit_run import Order, Purpose
 
     if arguments.method == "seed":
         raise UsageError(f"{job} is a chain, and the article's formula is for one run: leave --method out")
@@ -331,9 +331,9 @@ def _corrected(found: Estimate, arguments: argparse.Namespace) -> tuple[Estimate
     if found.method != "flops" or not root.is_dir():
         return found, {}
     # Deferred: a machine without runs need not know how runs are accounted.
-    from r1hpc.hours.calibrate import site_correction
-    from r1hpc.hours.correction import CPU
-    from r1hpc.hours.forecast import Spread
+    from r1hpc.accounting.calibrate import site_correction
+    from r1hpc.accounting.correction import CPU
+    from r1hpc.accounting.forecast import Spread
 
     key = "node_hours" if found.gpu_hours is None else "gpu_hours"
     hours = getattr(found, key)
@@ -526,7 +526,7 @@ def _spread(num_gpus: int, per_node: int) -> tuple[int, int]:
 def _of_measured_run(arguments: argparse.Namespace) -> Estimate:
     import time
 
-    from r1hpc.attempt.measured import measured_run
+    from r1hpc.accounting.measured_run import measured_run
     from r1hpc.base.rundir import open_run
 
     if arguments.target is None:
@@ -535,4 +535,4 @@ def _of_measured_run(arguments: argparse.Namespace) -> Estimate:
 
 
 if __name__ == "__main__":
-    run_door(main, sys.argv[1:])
+    run_command(main, sys.argv[1:])

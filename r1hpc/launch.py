@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from r1hpc.base.cli import ArgumentParser, run_door
+from r1hpc.base.cli import ArgumentParser, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import read_records
 from r1hpc.base.rundir import RunDir, open_run
@@ -55,8 +55,8 @@ def run_rank(run_dir: str) -> NoReturn:
 
 
 def _chain(chain_dir: str, stages: Sequence[str], lock_fd: int | None) -> int:
-    from r1hpc.chain.folder import SUPERVISOR, ChainDir, held
-    from r1hpc.chain.supervisor import ChainSupervisor
+    from r1hpc.submission.chain_folder import SUPERVISOR, ChainDir, held
+    from r1hpc.submission.chain_supervisor import ChainSupervisor
 
     chain, runs = ChainDir(chain_dir), [open_run(stage) for stage in stages]
     if lock_fd is not None:
@@ -103,8 +103,8 @@ def _end(run: RunDir, attempt: int, status: int) -> int:
 
 def _move_dependents(run: RunDir, fresh: str) -> None:
     """Stages that wait for this job shall wait for the one in which the run goes on."""
-    from r1hpc.chain.advance import move_dependents
     from r1hpc.slurm.client import SlurmError
+    from r1hpc.submission.advance import move_dependents
 
     try:
         for job_id in move_dependents(run, fresh):
@@ -114,4 +114,4 @@ def _move_dependents(run: RunDir, fresh: str) -> None:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_command(main)

@@ -14,13 +14,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from r1hpc.attempt.choose import add_run_root, choose_run
 from r1hpc.attempt.state import look
-from r1hpc.base.cli import ArgumentParser, print_json, run_door
+from r1hpc.base.choose_run import add_run_root, choose_run
+from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.rundir import RunDir
-from r1hpc.chain.folder import ChainDir, choose_chain
-from r1hpc.chain.state import look_at
+from r1hpc.submission.chain_folder import ChainDir, choose_chain
+from r1hpc.submission.chain_state import look_at
 
 _POLL_S = 0.3
 _ASK_EVERY_S = 5.0
@@ -239,4 +239,4 @@ def _other(run: RunDir) -> str:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_command(main)

@@ -4,7 +4,7 @@
     python -m r1hpc.monitor --once --json     # one reading of everything, as one JSON object
     python -m r1hpc.monitor --out gpu.jsonl   # a line per second into a file, until SIGTERM, Ctrl-C
 
-A job's own GPUs are recorded by training itself. This door needs no run; it watches the GPUs named
+A job's own GPUs are recorded by training itself. This command needs no run; it watches the GPUs named
 by CUDA_VISIBLE_DEVICES, or all. Readings that a GPU does not have are shown as "-".
 """
 
@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from r1hpc.base.cli import ArgumentParser, print_json, run_door
+from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.names import printable
 from r1hpc.base.units import format_bytes
@@ -141,4 +141,4 @@ def _size(value: int | None) -> str:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_command(main)

@@ -23,19 +23,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from r1hpc.attempt.choose import add_run_root, all_runs, choose_run
-from r1hpc.attempt.review import Review, review_run
-from r1hpc.attempt.review_text import as_text, hours_text
+from r1hpc.accounting.account import Selection, hours_from_sacct, hours_of_file, hours_of_runs, known_jobs
+from r1hpc.accounting.ledger import RunLedger, ledger_text, open_ledger
+from r1hpc.accounting.review import Review, review_run
+from r1hpc.accounting.usage import PRINTED_BY, parse_when, pick_records
 from r1hpc.attempt.state import all_slurm_jobs
-from r1hpc.base.cli import ArgumentParser, print_json, run_door
+from r1hpc.base.choose_run import add_run_root, all_runs, choose_run
+from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.rundir import RunDir, default_run_root
 from r1hpc.base.tables import wrap
-from r1hpc.chain.folder import choose_chain
-from r1hpc.hours.account import Selection, hours_from_sacct, hours_of_file, hours_of_runs, known_jobs
-from r1hpc.hours.ledger import RunLedger, ledger_text, open_ledger
+from r1hpc.reporting.review_text import as_text, hours_text
 from r1hpc.slurm.client import SlurmError, without_advice
-from r1hpc.slurm.usage import PRINTED_BY, parse_when, pick_records
+from r1hpc.submission.chain_folder import choose_chain
 from r1hpc.telemetry.hours import fold_hours
 from r1hpc.telemetry.metrics import Difference, compare
 from r1hpc.telemetry.timeline import Split
@@ -105,7 +105,7 @@ def _runs(given: str | None, run_root: str | None) -> list[RunDir]:
     if chain is None:
         return [choose_run(given, run_root)]
     # Deferred: it reads YAML, which takes longer to import than the report of a run may take.
-    from r1hpc.chain.definition import open_definition
+    from r1hpc.submission.chain_file import open_definition
 
     runs = [chain.stage(name) for name in open_definition(chain).names]
     submitted = [run for run in runs if run.attempts.is_file()]
@@ -116,8 +116,8 @@ def _runs(given: str | None, run_root: str | None) -> list[RunDir]:
 
 def draw(review: Review) -> list[Path]:
     """The run's plots, in its report folder."""
-    # Deferred: matplotlib takes a second that no other door should pay.
-    from r1hpc.telemetry.plots import draw_all
+    # Deferred: matplotlib takes a second that no other command should pay.
+    from r1hpc.reporting.plots import draw_all
 
     return draw_all(review.run, review.summary, review.run.report)
 
@@ -161,7 +161,7 @@ def _reviews(
 def _write_page(arguments: Any, selection: Selection, everything: bool) -> int:
     """The page of the runs that are named, else of all under the run root; prints where it is."""
     # Deferred: no other format draws.
-    from r1hpc.hours.publish import publish
+    from r1hpc.reporting.publish import publish
 
     root = Path(arguments.run_root) if arguments.run_root else default_run_root()
     now = time.time()
@@ -279,4 +279,4 @@ def _differences_text(a: RunDir, b: RunDir, differences: Sequence[Difference]) -
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_command(main)

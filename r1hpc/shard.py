@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from r1hpc.base.cli import ArgumentParser, print_json, run_door
+from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import printable
 from r1hpc.base.units import format_bytes, format_duration
@@ -30,7 +30,7 @@ _EXAMPLES = """examples:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one verb of the door and return its exit status."""
+    """Run one verb of the command and return its exit status."""
     parser, verbs = _parsers()
     if not argv or argv[0] not in verbs:
         parser.parse_args(list(argv))
@@ -251,4 +251,4 @@ def _print_description(described: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_command(main)

@@ -18,19 +18,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from r1hpc.attempt.choose import add_run_root, choose_run, list_runs
-from r1hpc.attempt.review_text import details_text
 from r1hpc.attempt.state import Situation, State, look
-from r1hpc.base.cli import ArgumentParser, print_json, run_door
+from r1hpc.base.choose_run import add_run_root, choose_run, list_runs
+from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.names import printable
 from r1hpc.base.rundir import RunDir, default_run_root
 from r1hpc.base.tables import format_table, wrap
 from r1hpc.base.units import format_duration, gpu_hours
-from r1hpc.chain.folder import ChainDir, choose_chain, list_chains
-from r1hpc.chain.state import ChainSituation, look_at
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config import load
+from r1hpc.reporting.review_text import details_text
+from r1hpc.submission.chain_folder import ChainDir, choose_chain, list_chains
+from r1hpc.submission.chain_state import ChainSituation, look_at
 from r1hpc.telemetry.attempts import Attempt
 from r1hpc.telemetry.metrics import Step, last_steps
 
@@ -312,4 +312,4 @@ def _num_steps(run: RunDir) -> int | None:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_command(main)

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from r1hpc.base.cli import ArgumentParser, run_door
+from r1hpc.base.cli import ArgumentParser, run_command
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.names import check_name, nearest, printable
 from r1hpc.base.rundir import default_run_root
@@ -37,9 +37,9 @@ from r1hpc.slurm import flags
 if TYPE_CHECKING:
     from typing import TextIO
 
-    from r1hpc.attempt.announce import Prepared
-    from r1hpc.chain.folder import ChainDir
-    from r1hpc.chain.submission import Order
+    from r1hpc.submission.chain_folder import ChainDir
+    from r1hpc.submission.submit_run import Order
+    from r1hpc.submission.text import Prepared
 
 _DEFAULT_JOB = "train"
 
@@ -83,9 +83,9 @@ def _parser() -> ArgumentParser:
 
 
 def _read(argv: Sequence[str]) -> _Request:
-    from r1hpc.chain.definition import without_stage
-    from r1hpc.chain.submission import Order, Purpose
     from r1hpc.slurm.fields import refuse_shell_overrides
+    from r1hpc.submission.chain_file import without_stage
+    from r1hpc.submission.submit_run import Order, Purpose
 
     parser = _parser()
     # Intermixed: job files, overrides and flags come in any order, as people type them.
@@ -120,8 +120,8 @@ def _read(argv: Sequence[str]) -> _Request:
 
 
 def _submit_run(request: _Request) -> int:
-    from r1hpc.attempt.announce import announce
-    from r1hpc.chain import submission
+    from r1hpc.submission import submit_run as submission
+    from r1hpc.submission.text import announce
 
     arguments = request.arguments
     prepared = _within_budget(_resume(request) if arguments.resume else _fresh(request), request.order)
@@ -139,8 +139,8 @@ def _submit_run(request: _Request) -> int:
 
 def _fresh(request: _Request) -> "Prepared":
     """A run that does not exist yet."""
-    from r1hpc.chain import submission
     from r1hpc.config import load
+    from r1hpc.submission import submit_run as submission
 
     arguments = request.arguments
     job = request.job or _DEFAULT_JOB
@@ -151,7 +151,7 @@ def _fresh(request: _Request) -> "Prepared":
 
 def _resume(request: _Request) -> "Prepared":
     """A run that exists: its frozen code and configuration, with other resources or more steps."""
-    from r1hpc.chain import submission
+    from r1hpc.submission import submit_run as submission
 
     arguments = request.arguments
     if not arguments.run_name:
@@ -163,7 +163,7 @@ def _resume(request: _Request) -> "Prepared":
 
 def _within_budget(prepared: "Prepared", order: "Order") -> "Prepared":
     """The run with what the budget says to it; an error where it does not fit."""
-    from r1hpc.chain.cost import check_budget
+    from r1hpc.submission.cost import check_budget
 
     said = check_budget([prepared], order.run_root, order.over_budget)
     return dataclasses.replace(prepared, notes=(*prepared.notes, *said))
@@ -177,10 +177,10 @@ def _new_name(job: str) -> str:
 
 def _chain(request: _Request) -> "ChainDir | None":
     """The chain that is asked for, by its file or by its name; None where it is a run."""
-    from r1hpc.chain.definition import is_chain_file
-    from r1hpc.chain.folder import ChainDir, find_chain
-    from r1hpc.chain.submission import place
     from r1hpc.config.load import find_job
+    from r1hpc.submission.chain_file import is_chain_file
+    from r1hpc.submission.chain_folder import ChainDir, find_chain
+    from r1hpc.submission.submit_run import place
 
     arguments = request.arguments
     if request.job is not None and is_chain_file(find_job(request.job)):
@@ -194,10 +194,10 @@ def _chain(request: _Request) -> "ChainDir | None":
 
 
 def _submit_chain(request: _Request, chain: "ChainDir") -> int:
-    from r1hpc.chain.announce import announce_chain
-    from r1hpc.chain.command import submit_chain
-    from r1hpc.chain.state import follow_chain
     from r1hpc.config.load import find_job
+    from r1hpc.submission.chain_command import submit_chain
+    from r1hpc.submission.chain_state import follow_chain
+    from r1hpc.submission.chain_text import announce_chain
 
     arguments = request.arguments
     source = find_job(request.job) if request.job is not None else None
@@ -216,9 +216,9 @@ def _progress(arguments: argparse.Namespace) -> "TextIO":
 def _prepare_inside_job(request: _Request) -> int:
     """For sbatch/train.sh: make this job's run folder, or find it again; print its ranks and path."""
     from r1hpc.base.files import write_atomic
-    from r1hpc.chain import submission
     from r1hpc.config import load
     from r1hpc.slurm import decide, env, script
+    from r1hpc.submission import submit_run as submission
     from r1hpc.telemetry.attempts import read_history
 
     job_id, arguments = env.job_id(os.environ), request.arguments
@@ -258,4 +258,4 @@ def _prepare_inside_job(request: _Request) -> int:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_command(main)

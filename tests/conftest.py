@@ -1,4 +1,4 @@
-"""Fixtures for every room. Tests marked `slurm` run on a real four-node Slurm cluster started here.
+"""Fixtures for every package. Tests marked `slurm` run on a real four-node Slurm cluster started here.
 
 The cluster needs root on Debian and starts once per run of pytest, in about three seconds. With
 R1HPC_TEST_CLUSTER set to what `python -m tests.cluster up` printed, that cluster is used and left running;

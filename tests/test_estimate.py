@@ -1,4 +1,4 @@
-"""The door: what scripts rely on, and answers that help."""
+"""The command: what scripts rely on, and answers that help."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The submit door: what it prints, writes and refuses. Slurm is not needed, and not on PATH."""
+"""The submit command: what it prints, writes and refuses. Slurm is not needed, and not on PATH."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def place(tmp_path: Path) -> Path:
 
 
 def submit(place: Path, *words: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-    """Run the door with a PATH that holds only what the test put there (and git)."""
+    """Run the command with a PATH that holds only what the test put there (and git)."""
     environ = {"PATH": f"{place}/bin", "HOME": str(place), "PYTHONPATH": str(ROOT), **variables}
     argv = [sys.executable, "-m", "r1hpc.submit", *words, "--run-root", str(place / "runs")]
     return subprocess.run(argv, env=environ, cwd=place, capture_output=True, text=True)

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from r1hpc.attempt.cause import Evidence, SchedulerView, decide
+from r1hpc.attempt.dataset import build, ensure_traces
 from r1hpc.attempt.needs import unmet
 from r1hpc.attempt.outcome import read_outcomes
 from r1hpc.attempt.state import ask, job_named
-from r1hpc.attempt.traces import build, ensure_traces
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.files import read_json, write_json
 from r1hpc.base.rundir import RunDir

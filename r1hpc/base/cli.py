@@ -1,4 +1,4 @@
-"""The frame of every door: arguments in, one clear error or one result out.
+"""The frame of every command: arguments in, one clear error or one result out.
 
 Exit status 0 did it, 1 could not, 2 was asked wrongly. With --json one JSON object is all of stdout.
 """
@@ -36,7 +36,7 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {printable(message)}\n(see {self.prog} --help)\n")
 
 
-def run_door(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> NoReturn:
+def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> NoReturn:
     """Run `main(argv)` and exit with its status; an R1hpcError becomes its message on stderr."""
     try:
         status = main(sys.argv[1:] if argv is None else argv)

@@ -38,7 +38,7 @@ def incarnations(root: Path) -> list[tuple[int, str, Path]]:
     return sorted((int(found[1]), found[2], path) for found, path in matches if found)
 
 
-def take_over(root: Path, attempt: int, token: str) -> Path:
+def sync_weights(root: Path, attempt: int, token: str) -> Path:
     """Make this incarnation's folder and fence every other one. Repeating it does no harm.
 
     Raises:

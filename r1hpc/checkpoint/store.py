@@ -85,7 +85,7 @@ class CheckpointStore:
                 self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             # The run folder may be reached through a link to scratch; what it leads to has to be ours.
             check_owned(self.root.resolve())
-            self._own = fence.take_over(self.root, attempt, token)
+            self._own = fence.sync_weights(self.root, attempt, token)
             sweep_trash(self.root, "begin.sweep")
 
     # Writing

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from r1hpc.base.cli import run_door
+from r1hpc.base.cli import run_command
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import check_owned
 from r1hpc.slurm import env
@@ -83,4 +83,4 @@ def _main(argv: "list[str]") -> int:
 
 
 if __name__ == "__main__":
-    run_door(lambda argv: _main(list(argv)))
+    run_command(lambda argv: _main(list(argv)))

@@ -1,4 +1,4 @@
-"""The job script: one template, two doors.
+"""The job script: one template, two commands.
 
     render(script)       the text `python -m r1hpc.submit` hands to sbatch
     train_script()       sbatch/train.sh; rewrite it with: python -m r1hpc.slurm.script > sbatch/train.sh

@@ -40,7 +40,7 @@ class HeldOut:
         job, group = self._job, self._job.group
         if group.broadcast(step in read_evaluations(job.run)):
             return True
-        policy_id = self._engine.take_over(network)
+        policy_id = self._engine.sync_weights(network)
         answers = self._answers(step, policy_id)
         self._engine.release()
         if answers is None:

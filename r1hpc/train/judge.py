@@ -30,7 +30,7 @@ def judge(job: Job) -> Iterator[tuple[Task, Evaluator]]:
     cast_parameters(network, DTYPES[config.train.precision])
     network.eval().to(job.group.device)
     engine = build_rollout_engine(job, hf_config, ids, zero_stage=0)
-    engine.take_over(network)
+    engine.sync_weights(network)
     longest = config.rollout.max_completion_length
     flops = loop.model_flops_per_token(hf_config, longest)
     with Scorer(config.reward, task, max_completion_length=longest, flops_per_token=flops) as scorer:

@@ -73,7 +73,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Edge:
+class StepResult:
     """What all ranks know after a step: sums over the ranks, so the same everywhere."""
 
     loss: float
@@ -104,7 +104,7 @@ class Plan:
 class Stage(Protocol):
     """What pretraining, SFT and RL bring to the loop."""
 
-    def take_step(self, session: "Session", step: int) -> Edge | None:
+    def take_step(self, session: "Session", step: int) -> StepResult | None:
         """Take optimizer step `step` (from 1); None when asked to leave before it was taken."""
 
     def meta(self, step: int) -> dict[str, Any]:
@@ -245,7 +245,7 @@ def stopped(session: Session, stage: Stage, step: int) -> Outcome:
     return Outcome(False, step, session.snapshots.last_committed_step, reason, stage.kept(step))
 
 
-def agree(session: Session, loss: float = 0.0, sums: Sequence[float] = ()) -> Edge:
+def agree(session: Session, loss: float = 0.0, sums: Sequence[float] = ()) -> StepResult:
     """Sum what every rank knows: the one collective of our own in a step.
 
     Args:
@@ -257,7 +257,7 @@ def agree(session: Session, loss: float = 0.0, sums: Sequence[float] = ()) -> Ed
     bad = not math.isfinite(loss)
     mine = [0.0 if bad else loss, float(stop), float(save), float(bad), *sums]
     loss_sum, stops, saves, bads, *summed = group.all_sum(mine)
-    return Edge(
+    return StepResult(
         loss=loss_sum / group.world_size if not bads else math.nan,
         stop=stops > 0,
         save=saves > 0,
@@ -266,7 +266,9 @@ def agree(session: Session, loss: float = 0.0, sums: Sequence[float] = ()) -> Ed
     )
 
 
-def check_finite(session: Session, step: int, edge: Edge, loss: float, norm: float, skipped: bool) -> None:
+def check_finite(
+    session: Session, step: int, edge: StepResult, loss: float, norm: float, skipped: bool
+) -> None:
     """End the run on NaN, infinity or an exploded gradient: the last checkpoint is from before it."""
     train_, group = session.job.config.train, session.job.group
     fp16_overflow = train_.precision is Precision.fp16 and skipped

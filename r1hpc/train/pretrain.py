@@ -21,7 +21,7 @@ from r1hpc.plan.batch import solve_batch
 from r1hpc.plan.model import load_model_config
 from r1hpc.train import loop
 from r1hpc.train.engine import accumulate, learning_rate, set_learning_rate
-from r1hpc.train.loop import Edge, Job, Outcome, Session
+from r1hpc.train.loop import Job, Outcome, Session, StepResult
 from r1hpc.train.model import build_model, next_token_loss
 
 
@@ -70,7 +70,7 @@ class Pretraining:
         self._job = job
         self._loader = loader
 
-    def take_step(self, session: Session, step: int) -> Edge:
+    def take_step(self, session: Session, step: int) -> StepResult:
         """One optimizer step on the samples of `step`."""
         job, engine, train_ = self._job, session.engine, self._job.config.train
         started = time.monotonic()
@@ -130,7 +130,7 @@ class Pretraining:
             logits = engine(input_ids=micro_batch[:, :-1]).logits
             yield next_token_loss(logits, micro_batch[:, 1:])
 
-    def _used(self, step: int, edge: Edge) -> dict[str, Any]:
+    def _used(self, step: int, edge: StepResult) -> dict[str, Any]:
         num_samples, sample_sum, checksum = map(int, edge.sums)
         return {
             "first_sample": (step - 1) * self._job.config.train.global_batch_size,

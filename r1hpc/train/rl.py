@@ -31,7 +31,7 @@ from r1hpc.train.errors import TrainError
 from r1hpc.train.evaluate import Evaluator
 from r1hpc.train.export import export_model
 from r1hpc.train.held_out import HeldOut
-from r1hpc.train.loop import Edge, Job, Outcome, Session
+from r1hpc.train.loop import Job, Outcome, Session, StepResult
 from r1hpc.train.policy import build_policy, build_reference, build_rollout_engine, policy_of
 from r1hpc.train.prompts import Prompts
 from r1hpc.train.rollout import RolloutEngine
@@ -68,7 +68,7 @@ def run(job: Job) -> Outcome:
     with scorer:
         collector = Collector(job, task, prompts, engine, scorer)
         evaluator = Evaluator(config, task, prompts, engine, scorer)
-        stage = Reasoning(
+        stage = RlStage(
             job,
             collector=collector,
             held_out=HeldOut(job, evaluator, engine, collector.asked_to_stop),
@@ -91,7 +91,7 @@ def run(job: Job) -> Outcome:
         return loop.train(session, stage) if stage.begin(session) else stage.left(session)
 
 
-class Reasoning:
+class RlStage:
     """The stage. State: which rollout, which item comes next, how many updates were made on the rollout."""
 
     updater: Updater
@@ -129,7 +129,7 @@ class Reasoning:
         is_due = step == 0 or (every > 0 and step % every == 0)
         return not is_due or step >= self._job.config.train.num_steps or self._evaluate(session, step)
 
-    def take_step(self, session: Session, step: int) -> Edge | None:
+    def take_step(self, session: Session, step: int) -> StepResult | None:
         """One update, after a rollout where the last one is used up."""
         job, engine, train_ = self._job, session.engine, self._job.config.train
         started = time.monotonic()
@@ -218,7 +218,7 @@ class Reasoning:
         return self._held_out.evaluate(policy_of(session.engine), step)
 
     def _collect(self, session: Session) -> bool:
-        self._policy_id = self._engine.take_over(policy_of(session.engine))
+        self._policy_id = self._engine.sync_weights(policy_of(session.engine))
         self._collected = self._collector.collect(session, self._window, self._next_item, self._policy_id)
         self._engine.release()
         return self._collected is not None
@@ -249,7 +249,7 @@ class Reasoning:
                 journal.mkdir(mode=0o700, parents=True, exist_ok=True)
                 shutil.copyfile(batch, target)
 
-    def _check_sampler(self, edge: Edge) -> None:
+    def _check_sampler(self, edge: StepResult) -> None:
         most = self._job.config.rollout.max_logprob_difference
         difference = _mean_of(edge, "difference")
         if self._update == 0 and difference is not None and difference > most:
@@ -263,7 +263,7 @@ class Reasoning:
         self,
         session: Session,
         step: int,
-        edge: Edge,
+        edge: StepResult,
         rows: Rows,
         norm: float,
         rate: float,
@@ -325,11 +325,11 @@ class Reasoning:
 _TALLY = tuple(vars(Tally()))
 
 
-def _sum_of(edge: Edge, name: str) -> float:
+def _sum_of(edge: StepResult, name: str) -> float:
     return edge.sums[_TALLY.index(name)]
 
 
-def _mean_of(edge: Edge, name: str) -> float | None:
+def _mean_of(edge: StepResult, name: str) -> float | None:
     """Per token that was trained on; None where there was none."""
     tokens = _sum_of(edge, "tokens")
     return _sum_of(edge, name) / tokens if tokens else None

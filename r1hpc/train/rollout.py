@@ -1,7 +1,7 @@
 """Sampling completions: one interface, two engines.
 
     engine = TorchSampler(group, ids, zero_stage=3, replica=build)   # or vllm_engine.VllmSampler
-    policy_id = engine.take_over(network)                            # after each update
+    policy_id = engine.sync_weights(network)                            # after each update
     samples = engine.sample(request, should_stop)                    # None when asked to leave
 
 Every completion has a random stream of its own, keyed by (seed, item, number): which prompts it was decoded
@@ -59,7 +59,7 @@ class Samples:
 class RolloutEngine(Protocol):
     """What samples completions from the policy."""
 
-    def take_over(self, network: torch.nn.Module) -> str:
+    def sync_weights(self, network: torch.nn.Module) -> str:
         """Take the weights of `network` as they are now, all ranks together; names them by their bits."""
 
     def sample(self, request: Request, should_stop: Callable[[], bool]) -> Samples | None:
@@ -117,7 +117,7 @@ class TorchSampler:
         self._network: Any = None
         self._poll_every = poll_every
 
-    def take_over(self, network: torch.nn.Module) -> str:
+    def sync_weights(self, network: torch.nn.Module) -> str:
         self._network = self._gather(network) if self._zero_stage == 3 else network
         return fingerprint(self._network)
 

@@ -23,7 +23,7 @@ from r1hpc.tasks.tokenizer import load_tokenizer, special_ids
 from r1hpc.train import loop
 from r1hpc.train.engine import accumulate, learning_rate, set_learning_rate
 from r1hpc.train.export import export_model
-from r1hpc.train.loop import Edge, Job, Outcome, Session
+from r1hpc.train.loop import Job, Outcome, Session, StepResult
 from r1hpc.train.policy import build_policy
 
 
@@ -75,7 +75,7 @@ class FineTuning:
         self._loader = loader
         self._tokens = 0
 
-    def take_step(self, session: Session, step: int) -> Edge:
+    def take_step(self, session: Session, step: int) -> StepResult:
         """One optimizer step on the traces of `step`."""
         job, engine, train_ = self._job, session.engine, self._job.config.train
         started = time.monotonic()
@@ -149,7 +149,7 @@ class FineTuning:
             total = F.cross_entropy(logits[chosen].float(), tokens[:, 1:][chosen], reduction="sum")
             yield total * weight
 
-    def _used(self, step: int, edge: Edge) -> dict[str, Any]:
+    def _used(self, step: int, edge: StepResult) -> dict[str, Any]:
         num_samples, sample_sum, checksum = map(int, edge.sums)
         return {
             "first_sample": (step - 1) * self._job.config.train.global_batch_size,

@@ -1,4 +1,4 @@
-"""Save and resume, all ranks together: DeepSpeed writes, the checkpoint room commits.
+"""Save and resume, all ranks together: DeepSpeed writes, the checkpoint package commits.
 
 Every collective decision is made by rank 0 and told to all, so that no two ranks can disagree about which
 checkpoint is good. DeepSpeed's own `latest` is never written: it names a checkpoint before the other

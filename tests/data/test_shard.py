@@ -1,4 +1,4 @@
-"""The door: one JSON object on stdout, one clear line on stderr, 0, 1 or 2."""
+"""The command: one JSON object on stdout, one clear line on stderr, 0, 1 or 2."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The Slurm room against a real cluster: four nodes of four GPUs, preemption by QOS."""
+"""The slurm package against a real cluster: four nodes of four GPUs, preemption by QOS."""
 
 import os
 import time
@@ -49,7 +49,7 @@ def test_a_submission_runs_one_task_per_rank(
     run = RunDir(tmp_path / "run")
     run.create()
     run.code.mkdir(mode=0o700)
-    # In place of the frozen code: this checkout, and a launcher that needs no training room.
+    # In place of the frozen code: this checkout, and a launcher that needs no training package.
     root = Path(__file__).parents[2]
     (run.code / "tests").symlink_to(root / "tests")
     (run.code / "r1hpc").mkdir()

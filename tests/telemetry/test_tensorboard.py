@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from r1hpc import export as door
+from r1hpc import export_metrics as command
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.telemetry.metrics import MetricWriter, follow_steps
 from tests.recorded import RecordedRun, loss_of
@@ -37,7 +37,7 @@ def made(tmp_path: Path) -> RecordedRun:
 
 
 def test_the_steps_that_lasted_and_the_gpus(made: RecordedRun, capsys: pytest.CaptureFixture[str]) -> None:
-    assert door.main([str(made.run.path), "--to", "tensorboard", "--json"]) == 0
+    assert command.main([str(made.run.path), "--to", "tensorboard", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["steps"] == 40
     found = read_events(Path(answer["folder"]))
@@ -53,14 +53,14 @@ def test_the_steps_that_lasted_and_the_gpus(made: RecordedRun, capsys: pytest.Ca
 def test_exporting_again_replaces_what_was_there(made: RecordedRun) -> None:
     folder = made.run.report / "tensorboard"
     for _ in range(2):
-        door.main([str(made.run.path), "--to", "tensorboard"])
+        command.main([str(made.run.path), "--to", "tensorboard"])
     assert len(list(folder.iterdir())) == 1
     assert len(read_events(folder)["train/loss"]) == 40
 
 
 def test_rewards_lie_under_rl(made: RecordedRun, tmp_path: Path) -> None:
     MetricWriter(made.run, 2).step(global_step=41, loss=float("nan"), reward=0.5, kl=None, note="x")
-    door.main([str(made.run.path), "--to", "tensorboard", "--out", str(tmp_path / "tb")])
+    command.main([str(made.run.path), "--to", "tensorboard", "--out", str(tmp_path / "tb")])
     found = read_events(tmp_path / "tb" / "demo")
     assert found["rl/reward"] == [(41, 0.5)]
     assert len(found["train/loss"]) == 40, "TensorBoard draws no nan"
@@ -69,13 +69,13 @@ def test_rewards_lie_under_rl(made: RecordedRun, tmp_path: Path) -> None:
 
 def test_following_streams_new_steps_and_hides_what_is_taken_again(tmp_path: Path) -> None:
     made = RecordedRun(tmp_path / "demo")
-    command = [sys.executable, "-c", "import time; time.sleep(60)", str(made.run.path)]
-    with subprocess.Popen(command) as supervisor:
+    sleeper = [sys.executable, "-c", "import time; time.sleep(60)", str(made.run.path)]
+    with subprocess.Popen(sleeper) as supervisor:
         made.submit(f"local-{supervisor.pid}")
         made.attempt(1, 25, "node_fail", committed=15)
         later = threading.Timer(0.7, made.attempt, [16, 40, "finished", 40])
         later.start()
-        assert door.main([str(made.run.path), "--to", "tensorboard", "--follow", "--every", "1"]) == 0
+        assert command.main([str(made.run.path), "--to", "tensorboard", "--follow", "--every", "1"]) == 0
         later.join()
         supervisor.kill()
     found = read_events(made.run.report / "tensorboard")
@@ -112,36 +112,37 @@ def test_stages_of_two_chains_keep_apart(tmp_path: Path, monkeypatch: pytest.Mon
         (tmp_path / chain).mkdir()
         (tmp_path / chain / "chain.yaml").touch()
         run = str(RecordedRun(tmp_path / chain / "grpo").run.path)
-        assert door.main([run, "--to", "wandb"]) == 0
-        assert door.main([run, "--to", "tensorboard", "--out", str(tmp_path / "tb")]) == 0
+        assert command.main([run, "--to", "wandb"]) == 0
+        assert command.main([run, "--to", "tensorboard", "--out", str(tmp_path / "tb")]) == 0
     assert ids == [("one+grpo", "one+grpo"), ("two+grpo", "two+grpo")]
     assert sorted(path.name for path in (tmp_path / "tb").iterdir()) == ["one+grpo", "two+grpo"]
 
 
 @pytest.mark.parametrize("package", ["tensorboard", "wandb"])
-def test_without_the_extra_the_door_says_what_to_install(
+def test_without_the_extra_the_command_says_what_to_install(
     made: RecordedRun, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in (package, f"{package}.summary.writer.event_file_writer"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(R1hpcError, match=f"pip install 'r1hpc\\[{package}\\]'"):
-        door.main([str(made.run.path), "--to", package])
+        command.main([str(made.run.path), "--to", package])
 
 
 def test_wandb_is_not_followed(made: RecordedRun) -> None:
     with pytest.raises(UsageError, match="neither --follow"):
-        door.main([str(made.run.path), "--to", "wandb", "--follow"])
+        command.main([str(made.run.path), "--to", "wandb", "--follow"])
 
 
 def test_wandb_offline_leaves_a_folder_to_sync(made: RecordedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """What W&B's servers make of it is not tested: that needs a network and an account."""
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert door.main([str(made.run.path), "--to", "wandb"]) == 0
+    assert command.main([str(made.run.path), "--to", "wandb"]) == 0
     assert list((made.run.report / "wandb").glob("offline-run-*/run-demo.wandb"))
 
 
-def test_the_door_loads_neither_torch_nor_the_extras() -> None:
-    code = "import sys, r1hpc.export; print({'torch', 'tensorboard', 'wandb', 'numpy'} & set(sys.modules))"
+def test_the_command_loads_neither_torch_nor_the_extras() -> None:
+    heavy = "{'torch', 'tensorboard', 'wandb', 'numpy'}"
+    code = f"import sys, r1hpc.export_metrics; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

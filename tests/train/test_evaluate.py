@@ -24,7 +24,7 @@ class Parrot:
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def take_over(self, network: Any) -> str:
+    def sync_weights(self, network: Any) -> str:
         return "parrot"
 
     def release(self) -> None: ...

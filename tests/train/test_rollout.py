@@ -52,7 +52,7 @@ def sampler(model: Any, poll_every: int = 16) -> TorchSampler:
     engine = TorchSampler(
         Group(0, 0, 1, torch.device("cpu")), IDS, zero_stage=0, replica=lambda: model, poll_every=poll_every
     )
-    engine.take_over(model)
+    engine.sync_weights(model)
     return engine
 
 

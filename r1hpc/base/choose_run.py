@@ -1,0 +1,68 @@
+"""Which run a command is about: the folder or name it was given, or the newest run under the run root."""
+
+import argparse
+from pathlib import Path
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.rundir import RunDir, default_run_root, open_run
+
+_CHAIN = "chain.yaml"
+"""In the folder of a chain, whose stages are runs."""
+
+
+def add_run_root(parser: argparse.ArgumentParser) -> None:
+    """The --run-root flag, as every command spells it."""
+    parser.add_argument("--run-root", metavar="DIR", help="where runs lie; default $R1HPC_RUN_ROOT or ./runs")
+
+
+def choose_run(given: str | None, run_root: str | None) -> RunDir:
+    """The run folder `given`, or of that name under the run root; without one the newest run there.
+
+    Raises:
+        UsageError: no such run, or none at all; or it is a chain of them.
+    """
+    root = Path(run_root) if run_root else default_run_root()
+    if given is None:
+        runs = list_runs(root)
+        if not runs:
+            raise UsageError(
+                f"there is no run under {root.absolute()}: name a run folder, or say where runs lie "
+                "with --run-root DIR or R1HPC_RUN_ROOT"
+            )
+        return open_run(runs[0].path)
+    for path in (Path(given), root / given):
+        if (path / _CHAIN).is_file():
+            raise UsageError(f"{path} is a chain of stages: name one of them, {path / 'STAGE'}")
+    if run_root and ((root / given).is_dir() or not Path(given).exists()):
+        return open_run(root / given)
+    return open_run(given)
+
+
+def list_runs(root: Path) -> list[RunDir]:
+    """The runs under a run root, the one submitted last first."""
+    if not root.is_dir():
+        return []
+    marks = [(RunDir(path), path / "config.yaml") for path in root.iterdir()]
+    found = [(mark.stat().st_mtime, run.run_id, run) for run, mark in marks if mark.is_file()]
+    return [run for _, _, run in sorted(found, key=lambda item: item[:2], reverse=True)]
+
+
+def all_runs(root: Path) -> list[RunDir]:
+    """The runs under a run root and, one folder deeper, the stages of chains; the newest first."""
+    found = list_runs(root)
+    single = {run.path for run in found}
+    inside = root.iterdir() if root.is_dir() else ()
+    folders = [path for path in inside if path.is_dir() and path.absolute() not in single]
+    found += [run for path in folders for run in list_runs(path)]
+    return sorted(found, key=lambda run: run.config.stat().st_mtime, reverse=True)
+
+
+def flat_name(run: RunDir) -> str:
+    """full_name as one file name or id; `+` is in no name, so that no two runs have the same."""
+    return full_name(run).replace("/", "+")
+
+
+def full_name(run: RunDir) -> str:
+    """The run's name; of a stage CHAIN/STAGE, since every chain may have an `sft`."""
+    chain = run.path.parent
+    return f"{chain.name}/{run.run_id}" if (chain / _CHAIN).is_file() else run.run_id

@@ -1,0 +1,226 @@
+"""What `submit` does with a chain file, or with the name of a chain that is there already.
+
+done = submit_chain(chain, Path("jobs/r1.yaml"), order)
+done.steps, done.jobs
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from r1hpc.attempt.state import newest_job
+from r1hpc.base.errors import R1hpcError, UsageError
+from r1hpc.base.failpoints import failpoint
+from r1hpc.base.files import read_records
+from r1hpc.base.names import printable
+from r1hpc.base.rundir import RunDir
+from r1hpc.slurm import decide
+from r1hpc.submission import cost
+from r1hpc.submission import submit_run as submission
+from r1hpc.submission.advance import (
+    Action,
+    Step,
+    carry_out_on_slurm,
+    plan_steps,
+    record_jobs,
+    write_stages,
+)
+from r1hpc.submission.chain_file import (
+    Definition,
+    digest_of,
+    open_definition,
+    override,
+    read_definition,
+    save_definition,
+)
+from r1hpc.submission.chain_folder import SUBMISSION, ChainDir, held, supervisor_pid
+from r1hpc.submission.submit_run import Order, Purpose
+from r1hpc.telemetry.attempts import record
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A chain after one submission of it."""
+
+    chain: ChainDir
+    executor: str
+    steps: tuple[Step, ...]
+    jobs: dict[str, str]
+    """Job ids of the stages that are not finished. Empty after a dry run."""
+    notes: tuple[str, ...]
+
+
+def submit_chain(chain: ChainDir, source: Path | None, order: Order) -> Submitted:
+    """Begin a chain, or go on with one that is there.
+
+    Args:
+        source: the chain file; None goes on with what is frozen.
+
+    Raises:
+        UsageError: there is none, or it is another one, or a stage of it cannot be as described.
+        R1hpcError: Slurm refused, or does not answer.
+    """
+    asked = order.executor if order.executor != "auto" else _last_executor(chain) or "auto"
+    executor, notes = decide.choose_executor(asked, will_submit=order.purpose is Purpose.start)
+    order = replace(order, executor=executor)
+    if chain.definition.is_file():
+        return _go_on(chain, source, order, notes)
+    if source is None:
+        raise UsageError(f"there is no chain called {chain.name} in {chain.path.parent}")
+    return _begin(chain, source, order, notes)
+
+
+def _last_executor(chain: ChainDir) -> str | None:
+    """Where the chain was submitted last: it goes on there unless somebody says otherwise."""
+    submitted = [event for event in read_records(chain.events) if event.get("event") == "submitted"]
+    return str(submitted[-1]["executor"]) if submitted else None
+
+
+def _begin(chain: ChainDir, source: Path, order: Order, notes: Sequence[str]) -> Submitted:
+    if os.path.lexists(chain.path) and not _is_empty(chain):
+        raise UsageError(
+            f"there is a run called {chain.name} in {chain.path.parent} that is no chain: "
+            "choose another --run-name"
+        )
+    definition = read_definition(source, chain, order.overrides, order.cluster)
+    steps = plan_steps(chain, definition, order)
+    notes = [*notes, *_budget(steps, order)]
+    if order.purpose is Purpose.dry_run:
+        return Submitted(chain, order.executor, steps, {}, _notes(notes, steps))
+    submission.create_parent(RunDir(chain.path))
+    chain.path.mkdir(mode=0o700, exist_ok=True)
+    with held(chain, SUBMISSION) as lock:
+        if chain.definition.is_file():
+            raise UsageError(f"another submission has just begun {chain.name}: submit it again to go on")
+        save_definition(definition, chain)
+        failpoint("chain.frozen")
+        try:
+            jobs = _carry_out(chain, steps, order, lock)
+        except (R1hpcError, OSError):
+            if not any(chain.stage(name).path.exists() for name in definition.names):
+                shutil.rmtree(chain.path)  # nothing came of it
+            raise
+    return Submitted(chain, order.executor, steps, jobs, _notes(notes, steps))
+
+
+def _go_on(chain: ChainDir, source: Path | None, order: Order, notes: Sequence[str]) -> Submitted:
+    frozen = open_definition(chain)
+    notes = [*notes, *_changed_since(frozen, source, chain)]
+    definition = override(frozen, order.overrides, chain, order.cluster)
+    if order.purpose is Purpose.dry_run:
+        steps = plan_steps(chain, definition, order)
+        _refuse_changes(frozen, steps)
+        return Submitted(chain, order.executor, steps, {}, _notes(notes, steps))
+    pid = supervisor_pid(chain)
+    if pid is not None:
+        return _supervised(chain, frozen, order, pid, notes)
+    with held(chain, SUBMISSION) as lock:
+        steps = plan_steps(chain, definition, order)
+        _refuse_changes(frozen, steps)
+        notes = [*notes, *_budget(steps, order)]
+        if definition != frozen:
+            save_definition(definition, chain)
+        jobs = _carry_out(chain, steps, order, lock)
+    return Submitted(chain, order.executor, steps, jobs, _notes(notes, steps))
+
+
+def _carry_out(chain: ChainDir, steps: Sequence[Step], order: Order, lock: int) -> dict[str, str]:
+    if order.executor == "slurm":
+        return carry_out_on_slurm(chain, steps, order)
+    open_steps = [step for step in steps if step.action is not Action.skip]
+    at_work = {step.stage.name: step.job_id for step in open_steps if step.job_id is not None}
+    if not any(step.action.makes_a_job for step in open_steps):
+        return at_work
+    asked_at = time.time()
+    write_stages(steps, order)
+    folders = [str(step.run.path) for step in open_steps]
+    words = ["chain", str(chain.path), "--lock-fd", str(lock), "--stages", *folders]
+    pid = submission.start_detached(words, open_steps[0].run, chain.log, keep=(lock,))
+    failpoint("chain.supervising")
+    record_jobs(chain, steps, order, f"local-{pid}", asked_at)
+    return {step.stage.name: step.job_id or f"local-{pid}" for step in open_steps}
+
+
+def _supervised(
+    chain: ChainDir, definition: Definition, order: Order, pid: int, notes: Sequence[str]
+) -> Submitted:
+    """A supervisor is at work: nothing to do but to complete the record that a kill may have cut off."""
+    if order.overrides:
+        raise UsageError(
+            f"{chain.name} is at work (process {pid}): cancel it first, then submit it with other settings"
+        )
+    begun = [event for event in read_records(chain.events) if event.get("event") == "supervising"]
+    steps = []
+    for stage in definition.stages:
+        run = chain.stage(stage.name)
+        if run.finished.exists():
+            steps.append(Step(stage, run, Action.skip))
+            continue
+        job = newest_job(run)
+        if job is None or (begun and job.time < begun[-1]["time"] and job.job_id != f"local-{pid}"):
+            record(run, "submitted", executor="local", job_id=f"local-{pid}", script=str(run.script))
+            job = newest_job(run)
+        steps.append(Step(stage, run, Action.leave, job_id=job.job_id if job is not None else None))
+    jobs = {step.stage.name: step.job_id for step in steps if step.job_id is not None}
+    return Submitted(chain, "local", tuple(steps), jobs, tuple(notes))
+
+
+def _budget(steps: Sequence[Step], order: Order) -> tuple[str, ...]:
+    """What the budget says to all stages that get a job, together."""
+    prepared = [step.prepared for step in steps if step.prepared is not None]
+    return cost.check_budget(prepared, order.run_root, order.over_budget)
+
+
+def _changed_since(frozen: Definition, source: Path | None, chain: ChainDir) -> list[str]:
+    """A word about a chain file that is not what was frozen; an error where it is another chain's."""
+    if source is None or digest_of(source) == frozen.digest:
+        return []
+    if str(source.absolute()) != frozen.source:
+        raise UsageError(
+            f"{chain.name} is a chain of {printable(frozen.source)}, not of {printable(str(source))}: "
+            "choose another --run-name"
+        )
+    return [
+        f"{source} has changed since {chain.name} was begun: it goes on as frozen in {chain.definition}; "
+        "for the new file take another --run-name"
+    ]
+
+
+def _refuse_changes(frozen: Definition, steps: Sequence[Step]) -> None:
+    """What is finished or at work cannot become something else."""
+    for step in steps:
+        wrong = submission.forbidden_changes(frozen.stage(step.stage.name).config, step.stage.config)
+        if step.action is Action.skip and "train.num_steps" in _all_changes(frozen, step):
+            wrong.append("train.num_steps")
+        if wrong and not step.action.makes_a_job:
+            raise UsageError(
+                f"stage {step.stage.name} is {step.action}: {', '.join(wrong)} cannot change any more. "
+                "Give what is meant for one stage as STAGE:KEY=VALUE, or take another --run-name"
+            )
+
+
+def _all_changes(frozen: Definition, step: Step) -> list[str]:
+    return submission.changes(frozen.stage(step.stage.name).config, step.stage.config)
+
+
+def _is_empty(chain: ChainDir) -> bool:
+    """A folder that was killed before its chain.yaml was written."""
+    return chain.path.is_dir() and {path.name for path in chain.path.iterdir()} <= {chain.lock.name}
+
+
+def _notes(notes: Sequence[str], steps: Sequence[Step]) -> tuple[str, ...]:
+    """Each sentence once, with the stages it is about where it is not about all."""
+    prepared = [step for step in steps if step.prepared is not None]
+    said: dict[str, list[str]] = {}
+    for step in prepared:
+        assert step.prepared is not None
+        for note in step.prepared.notes:
+            said.setdefault(note, []).append(step.stage.name)
+    told = [
+        note if len(names) == len(prepared) else f"{note} ({', '.join(names)})"
+        for note, names in said.items()
+    ]
+    return (*notes, *told)

@@ -1,0 +1,283 @@
+"""Millions of records summed a column at a time, against sums made record by record."""
+
+import io
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from r1hpc.accounting import account, cells
+from r1hpc.accounting.account import Selection, hours_of_file
+from r1hpc.accounting.dump import sum_dump
+from r1hpc.accounting.usage import read_sacct
+from r1hpc.base.errors import StateError
+from tests.accounting.dumps import COLUMNS, Truth, write_dump
+
+HEADER = "JobID|JobName|User|Account|Partition|QOS|State|Start|End|ElapsedRaw|NNodes|AllocTRES"
+
+
+@pytest.fixture(autouse=True)
+def _berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A zone with two days a year that have not 24 hours."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Europe/Berlin")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+def by_columns(text: str, **selected: Any) -> dict[str, Any]:
+    return sum_dump(io.BytesIO(text.encode()), "dump.txt", Selection(**selected))
+
+
+def by_rows(text: str, folder: Path, **selected: Any) -> dict[str, Any]:
+    """The same for a file so small that it is read record by record."""
+    path = folder / "dump.txt"
+    path.write_text(text)
+    assert path.stat().st_size < account._FEW_BYTES
+    return hours_of_file(path, Selection(**selected))
+
+
+def in_seconds(hours: dict[str, Any]) -> dict[str, Any]:
+    """Whole seconds; a day on which no GPU was held says nothing."""
+    rounded = {
+        key: {name: round(3600 * value) for name, value in group.items() if value or key != "by_day"}
+        if isinstance(group, dict)
+        else round(3600 * group)
+        for key, group in hours.items()
+    }
+    return rounded
+
+
+def as_seconds(truth: Truth) -> dict[str, Any]:
+    groups = {f"by_{key}": dict(group) for key, group in truth.by.items()}
+    return {"total": truth.gpu_seconds, "node_hours": truth.node_seconds, **groups}
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("order", [COLUMNS, COLUMNS[::-1], (*COLUMNS[2:], "JobID", "JobName")])
+def test_every_breakdown_is_exact_to_the_second(tmp_path: Path, seed: int, order: tuple[str, ...]) -> None:
+    """A year of a cluster over both changes of the clock; columns in any order."""
+    path = tmp_path / "dump.txt"
+    truth = write_dump(path, 15_000, seed, order)
+    assert path.stat().st_size > account._FEW_BYTES
+    assert in_seconds(hours_of_file(path, Selection())) == as_seconds(truth)
+
+
+def test_blocks_of_any_size_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "dump.txt"
+    truth = write_dump(path, 3000, 3)
+    read_blocks = cells.read_blocks
+    for size in (400, 1000, 65537):
+        monkeypatch.setattr(cells, "read_blocks", lambda file, columns, n=size: read_blocks(file, columns, n))
+        with path.open("rb") as file:
+            assert in_seconds(sum_dump(file, "dump.txt", Selection())) == as_seconds(truth)
+
+
+def test_a_pipe_is_read_like_a_file(tmp_path: Path) -> None:
+    truth = write_dump(tmp_path / "dump.txt", 4000, 4)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    if (child := os.fork()) == 0:
+        pipe.write_bytes((tmp_path / "dump.txt").read_bytes())
+        os._exit(0)
+    assert in_seconds(hours_of_file(pipe, Selection())) == as_seconds(truth)
+    os.waitpid(child, 0)
+
+
+def test_a_file_told_twice_counts_once(tmp_path: Path) -> None:
+    """Two dumps one after the other, the header in the middle; the last line without its end."""
+    path = tmp_path / "dump.txt"
+    truth = write_dump(path, 4000, 5)
+    path.write_text(path.read_text() + path.read_text().rstrip("\n"))
+    assert in_seconds(hours_of_file(path, Selection())) == as_seconds(truth)
+
+
+def row(job: str = "7", start: str = "2026-05-01T22:00:00", elapsed: str = "10800", **cells_: str) -> str:
+    usual = {
+        "JobName": "a",
+        "User": "ada",
+        "Account": "lab",
+        "Partition": "gpu",
+        "QOS": "normal",
+        "State": "COMPLETED",
+        "End": "Unknown",
+        "NNodes": "1",
+        "AllocTRES": "gres/gpu:a100=8,gres/gpu=8",
+    }
+    found = {**usual, "JobID": job, "Start": start, "ElapsedRaw": elapsed, **cells_}
+    return "|".join(found[name] for name in HEADER.split("|"))
+
+
+def text_of(*rows: str) -> str:
+    return "\n".join([HEADER, *rows]) + "\n"
+
+
+def test_of_two_records_of_one_start_the_longer_counts() -> None:
+    young, old = row(elapsed="100", State="RUNNING"), row(elapsed="200")
+    for rows in ((young, old), (old, young), (old, old, young, old)):
+        hours = in_seconds(by_columns(text_of(*rows)))
+        assert hours["total"] == 1600
+        assert hours["by_state"] == {"COMPLETED": 1600}
+    again = by_columns(text_of(row(), row(start="2026-05-02T03:00:00"), row(job="7_1"), row(job="7+1")))
+    assert in_seconds(again)["total"] == 4 * 8 * 10800, "another start or another task is another record"
+
+
+JOBS = ("1", "12345678", "123456789", "4_1", "4_10", "5+0", "99999999999_1234567", "6.batch")
+OWNERS = dict(zip(JOBS, ("ada", "bob", "x" * 40, "ädä", "", "ada", "ada", "bob"), strict=True))
+
+
+def owned_row(job: str, **cells_: str) -> str:
+    return row(job, User=OWNERS[job], **cells_)
+
+
+ROWS = st.builds(
+    owned_row,
+    job=st.sampled_from(JOBS),
+    start=st.sampled_from(
+        [
+            "2026-03-29T01:59:59",
+            "2026-03-29T03:00:00",
+            "2026-10-25T02:30:00",
+            "2026-10-24T23:59:59",
+            "2026-10-25T00:00:00",
+            "2026-02-28T12:00:00",
+            "2026-05-01",
+            "1777629600",
+            "Unknown",
+            "None",
+            "",
+            "0",
+        ]
+    ),
+    elapsed=st.sampled_from(["0", "1", "59", "3600", "86400", "90061", "900000", "10000000", "007"]),
+    End=st.sampled_from(["Unknown", "2026-10-25T03:30:00", "2026-10-25T02:31:00"]),
+    JobName=st.text(st.characters(codec="utf-8", exclude_characters="\n\r"), max_size=12),
+    State=st.sampled_from(["RUNNING", "CANCELLED by 1000", "CANCELLED by 1", "COMPLETED", ""]),
+    NNodes=st.sampled_from(["1", "16", "", "1024"]),
+    AllocTRES=st.sampled_from(
+        [
+            "",
+            "cpu=4,node=2",
+            "gres/gpu=3",
+            "gres/gpu:a100=3,node=1",
+            "gres/gpu:a100=4,gres/gpu:h100=2",
+            "billing=4,cpu=4,energy=12345,gres/gpu:a100=8,gres/gpu=8,mem=16G,node=4",
+            "gres/gpumem=80G,gres/gpuutil=100",
+        ]
+    ),
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(ROWS, max_size=12), st.sampled_from([None, "ada"]), st.sampled_from([None, 1777650000.0]))
+def test_columns_and_rows_agree(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[str], user: str | None, start: float | None
+) -> None:
+    """The fast way and the plain one, on what no cluster would print on one page."""
+    text = text_of(*rows, "", HEADER)
+    end = start + 20_000_000 if start else None
+    runs = {"4_1": ("demo", "sft"), "12345678": ("other", "rl")}
+    folder = tmp_path_factory.getbasetemp()
+    selected: dict[str, Any] = {"user": user, "start": start, "end": end, "runs": runs}
+    fast, plain = by_columns(text, **selected), by_rows(text, folder, **selected)
+    assert in_seconds(fast) == in_seconds(plain)
+
+
+@pytest.mark.parametrize(
+    ("header", "line", "hours"),
+    [
+        ("JobID|Start|Elapsed|AllocTRES", "7|2026-05-01T00:00:00|1-00:30:00|gres/gpu=4", 98),
+        ("JobID|Start|Elapsed|AllocTRES", "7|2026-05-01T00:00:00|00:30:00|gres/gpu=4", 2),
+        ("JobID|Start|Elapsed|AllocTRES", "7|2026-05-01T00:00:00|30:00|gres/gpu=4", 2),
+        ("JobID|Start|End|AllocTRES", "7|2026-05-01T00:00:00|2026-05-01T02:00:00|gres/gpu=4", 8),
+        ("JobID|Start|End|AllocTRES", "7|1777586400|1777593600|gres/gpu=4", 8),
+        # The night has 25 hours; and the second 02:30 of it, which only the end tells.
+        ("JobID|Start|End|AllocTRES", "7|2026-10-25T00:00:00|2026-10-26T00:00:00|gres/gpu=4", 100),
+        ("Elapsed|JobID|Start|AllocTRES|", "00:30:00|7|2026-05-01T00:00:00|gres/gpu=4|", 2),
+    ],
+)
+def test_other_columns(header: str, line: str, hours: float) -> None:
+    assert by_columns(f"{header}\n{line}\n")["total"] == hours
+
+
+def test_line_ends_of_windows_are_no_part_of_a_cell(tmp_path: Path) -> None:
+    """The state last, records that stand there twice, and a last line without its end."""
+    path = tmp_path / "dump.txt"
+    truth = write_dump(path, 15_000, 6, [name for name in COLUMNS if name != "State"] + ["State"])
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n").removesuffix(b"\n"))
+    assert in_seconds(hours_of_file(path, Selection())) == as_seconds(truth)
+    few = path.read_bytes().split(b"\n")[:200]
+    path.write_bytes(b"\n".join(few))
+    plain = hours_of_file(path, Selection())
+    assert not [state for state in plain["by_state"] if "\r" in state]
+    assert by_columns(path.read_bytes().decode())["by_state"] == plain["by_state"]
+
+
+def test_with_line_ends_of_windows_a_bad_line_is_named_by_its_own_number() -> None:
+    text = text_of(row(), row(job="8"), "7|ada").replace("\n", "\r\n")
+    with pytest.raises(StateError, match=r"dump.txt:4 has 2 fields"):
+        by_columns(text)
+
+
+@pytest.mark.parametrize("count", [0, 5000])
+def test_a_job_that_runs_is_refused_where_nothing_tells_for_how_long(count: int, tmp_path: Path) -> None:
+    over = "|2026-05-01T00:00:00|2026-05-01T02:00:00|gres/gpu=4"
+    rows = [f"{job}{over}" for job in range(count)]
+    text = "\n".join(["JobID|Start|End|AllocTRES", *rows, "7|2026-05-01T00:00:00|Unknown|gres/gpu=4", ""])
+    words = (
+        rf"dump.txt:{count + 2}: it has no End yet, and there is no ElapsedRaw.*; make it again with: sacct"
+    )
+    with pytest.raises(StateError, match=words):
+        by_columns(text)
+    if not count:
+        with pytest.raises(StateError, match=words):
+            by_rows(text, tmp_path)
+
+
+def test_the_end_tells_which_of_two_equal_times_is_meant() -> None:
+    first = row(start="2026-10-25T02:30:00", End="2026-10-25T02:45:00", elapsed="4500")
+    second = row(start="2026-10-25T02:30:00", End="2026-10-25T03:15:00", elapsed="2700")
+    starts = [read_sacct(text_of(line), "x")[0].start for line in (first, second)]
+    assert starts == [1792888200.0, 1792891800.0]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("7|ada|lab", r"dump.txt:5002 has 3 fields and its header 12: torn"),
+        (row(start="yesterday"), r"dump.txt:5002: 'yesterday' is not a time"),
+        (row(start="2026-13-01T00:00:00"), r"dump.txt:5002: '2026-13-01T00:00:00' is not a time"),
+        (row(elapsed="many"), r"dump.txt:5002: .*many"),
+        (row(elapsed="-5"), r"dump.txt:5002: -5 s is no time that a job ran"),
+        (row(elapsed="999999999999"), r"dump.txt:5002: .* no time that a job ran"),
+        (row(start="9999999999999999"), r"dump.txt:5002: .*is not a time"),
+        (row(NNodes="two"), r"dump.txt:5002: .*two"),
+        ("x" * 2**21, r"dump.txt:5002 is longer than"),
+    ],
+)
+def test_a_line_that_cannot_be_read_is_named(line: str, reason: str) -> None:
+    before = [row(job=str(number)) for number in range(5000)]
+    with pytest.raises(StateError, match=reason):
+        by_columns(text_of(*before, line, *before[:7]))
+
+
+def test_a_header_that_lacks_a_column_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="has no column AllocTRES"):
+        by_columns("JobID|Start|ElapsedRaw\n")
+    with pytest.raises(StateError, match="has no column JobID"):
+        by_rows("", tmp_path)
+    assert by_columns(HEADER)["total"] == 0
+
+
+def test_more_resources_than_are_remembered(tmp_path: Path) -> None:
+    """AllocTRES with the energy used: another one in each record."""
+    rows = [row(job=str(n), elapsed="1", AllocTRES=f"energy={n},gres/gpu=2,node=1") for n in range(9000)]
+    path = tmp_path / "dump.txt"
+    path.write_text(text_of(*rows))
+    assert in_seconds(hours_of_file(path, Selection()))["total"] == 18_000
