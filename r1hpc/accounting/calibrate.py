@@ -4,37 +4,33 @@
     site.of("A100-SXM4-80GB"), site.left_out
     site_correction(run_root, "cpu").apply(estimate)
 
-A finished run does not change, so what was found is kept in RUN_ROOT/calibration.json; the file may be
-removed at any time. What Slurm could not be asked about is not kept, and asked again the next time.
+A finished run does not change: what was found is kept in RUN_ROOT/calibration.json, until more is learnt from
+Slurm. The file may be removed at any time.
 """
 
 import contextlib
 import math
 import re
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+import time
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from r1hpc.accounting.correction import CPU, Correction, FinishedRun, correction
 from r1hpc.accounting.forecast import Spread
-from r1hpc.attempt.state import all_slurm_jobs
-from r1hpc.base.choose_run import all_runs, full_name
+from r1hpc.accounting.ledger import RunLedger, open_ledgers
+from r1hpc.accounting.slurm_records import is_settled, kept_records
+from r1hpc.base.choose_run import all_runs, full_name, unreadable
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import read_json, write_json
 from r1hpc.base.rundir import RunDir
 from r1hpc.plan.hardware import UnknownGpuError, find_gpu
-from r1hpc.slurm.accounting import JobRecord, sacct_records
-from r1hpc.slurm.client import SlurmError
-from r1hpc.telemetry.attempts import History, read_history
 from r1hpc.telemetry.tail import read_tail
 
-_VERSION = 3
+_VERSION = 4
 _CACHE = "calibration.json"
-_SACCT_TIMEOUT_S = 10.0
-_JOBS_PER_CALL = 200
-_DAY = 86400.0
 _STUB = re.compile(rb'"source": ?"stub"')
 _CHUNK = 2**22
 
@@ -73,30 +69,30 @@ def resource_name(name: str) -> str:
 
 
 def finished_runs(run_root: Path) -> Site:
-    """Every run under `run_root`, stages of chains among them."""
-    cache = _read_cache(run_root)
+    """Every run under `run_root`, stages of chains among them; their hours are those of their ledgers."""
+    cache, now = _read_cache(run_root), time.time()
     runs: list[FinishedRun] = []
     left_out: Counter[str] = Counter()
-    fresh: list[_Candidate] = []
+    fresh: list[RunDir] = []
     kept: dict[str, Any] = {}
     for run in all_runs(run_root):
-        name = full_name(run)
-        if not run.finished.exists():
+        known = cache.get(full_name(run))
+        if not _is_finished(run):
             left_out["not finished"] += 1
-            continue
-        mark = [run.finished.stat().st_mtime_ns, _mtime_ns(run.path / "estimate.json")]
-        known = cache.get(name)
-        if known is not None and known["mark"] == mark:
-            kept[name] = known
+        elif known is not None and known["mark"] == _mark(run):
+            kept[full_name(run)] = known
             _take(known, runs, left_out)
         else:
-            fresh.append(_Candidate(run, mark, read_history(run)))
-    slurm = _ask_slurm(fresh)
-    for candidate in fresh:
-        entry, is_final = _judge(candidate, slurm)
+            fresh.append(run)
+    ledgers, _ = open_ledgers(fresh, now)
+    for ledger in ledgers:
+        entry, is_final = _judge(ledger, now)
         _take(entry, runs, left_out)
         if is_final:
-            kept[full_name(candidate.run)] = entry
+            kept[ledger.run_id] = entry
+    num_damaged = len(fresh) - len(ledgers) + len(unreadable(run_root))
+    if num_damaged:
+        left_out["damaged"] = num_damaged
     if kept != cache:
         # A run root of somebody else can be read and not written: then nothing is kept.
         with contextlib.suppress(OSError):
@@ -104,47 +100,46 @@ def finished_runs(run_root: Path) -> Site:
     return Site(tuple(sorted(runs, key=lambda run: run.finished_at)), dict(left_out))
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    run: RunDir
-    mark: list[int]
+def _is_finished(run: RunDir) -> bool:
+    try:
+        return run.finished.exists()
+    except OSError:
+        return False
+
+
+def _mark(run: RunDir) -> list[int]:
     """What must not have changed for a kept answer to hold."""
-    history: History
+    files = (run.finished, run.path / "estimate.json", run.path / "allocations.json")
+    return [path.stat().st_mtime_ns if path.exists() else 0 for path in files]
 
 
 class _LeftOutError(Exception):
     """Why a run does not enter."""
 
 
-def _judge(candidate: _Candidate, slurm: Mapping[str, Sequence[JobRecord]]) -> tuple[dict[str, Any], bool]:
+def _judge(ledger: RunLedger, now: float) -> tuple[dict[str, Any], bool]:
     """The entry of a run for the cache, and whether it is final."""
-    run, history = candidate.run, candidate.history
+    run, mark = ledger.run, _mark(ledger.run)
     try:
-        resource = _resource(run, history)
+        resource = _resource(ledger)
         if _is_stub_fed(run):
             raise _LeftOutError("GPU readings from the stub library")
         estimate = _estimate(run, "node_hours" if resource == CPU else "gpu_hours")
-        jobs = all_slurm_jobs(run)
-        records = [record for job in jobs for record in slurm.get(job, ())]
-        known = {record.job_id for record in records}
-        is_known = all(attempt.job_id in known for attempt in history.attempts)
-        by_slurm = _hours_by_slurm(records, resource) if is_known else 0.0
-        actual = by_slurm or _hours_by_run(history, resource)
-        if actual <= 0:
+        if ledger.used <= 0:
             raise _LeftOutError("no time on record")
     except _LeftOutError as error:
-        return {"mark": candidate.mark, "left_out": str(error)}, True
+        return {"mark": mark, "left_out": str(error)}, True
     finished = FinishedRun(
-        run_id=full_name(run),
+        run_id=ledger.run_id,
         resource=resource,
-        finished_at=candidate.mark[0] / 1e9,
+        finished_at=mark[0] / 1e9,
         estimate=estimate,
-        actual=actual,
-        source="sacct" if by_slurm else "run",
+        actual=ledger.used,
+        source=ledger.source,
     )
     # slurmdbd hears of the end a little after the run itself, and may know a part of the jobs only.
-    is_final = not jobs or (by_slurm > 0 and all(record.end is not None for record in records))
-    return {"mark": candidate.mark, "run": asdict(finished)}, is_final
+    is_final = not ledger.jobs or is_settled(kept_records(run), ledger.jobs, ledger.summary.history, now)
+    return {"mark": mark, "run": asdict(finished)}, is_final
 
 
 def _take(entry: Mapping[str, Any], runs: list[FinishedRun], left_out: Counter[str]) -> None:
@@ -154,12 +149,13 @@ def _take(entry: Mapping[str, Any], runs: list[FinishedRun], left_out: Counter[s
         runs.append(FinishedRun(**{**entry["run"], "estimate": Spread(**entry["run"]["estimate"])}))
 
 
-def _resource(run: RunDir, history: History) -> str:
+def _resource(ledger: RunLedger) -> str:
     """What the run ran on, if that is what it was estimated for.
 
     NVML's word comes first; without it that of the configuration. A card that was only assumed tells nothing.
     """
-    if not any(attempt.gpus for attempt in history.attempts):
+    run = ledger.run
+    if not any(each.attempt.gpus for each in ledger.summary.attempts):
         return CPU
     estimated, is_given = _gpu_estimated(_read(run.path / "estimate.json"))
     found = _gpu_seen(run) or (estimated if is_given else None)
@@ -217,41 +213,6 @@ def _estimate(run: RunDir, key: str) -> Spread:
     return spread
 
 
-def _hours_by_slurm(records: Sequence[JobRecord], resource: str) -> float:
-    width = [record.nodes if resource == CPU else record.gpus for record in records]
-    return sum(n * record.elapsed_s for n, record in zip(width, records, strict=True)) / 3600
-
-
-def _hours_by_run(history: History, resource: str) -> float:
-    return sum(
-        (a.nodes if resource == CPU else a.gpus) * max(0.0, (a.end or a.start) - a.start) / 3600
-        for a in history.attempts
-    )
-
-
-def _ask_slurm(candidates: Sequence[_Candidate]) -> dict[str, list[JobRecord]]:
-    """Every record of the candidates' jobs, by job; nothing where sacct cannot be asked."""
-    submitted = {
-        job: min((s.get("time", 0.0) for s in c.history.submissions), default=0.0)
-        for c in candidates
-        for job in all_slurm_jobs(c.run)
-    }
-    jobs = sorted(submitted)
-    found: dict[str, list[JobRecord]] = defaultdict(list)
-    for i in range(0, len(jobs), _JOBS_PER_CALL):
-        some = jobs[i : i + _JOBS_PER_CALL]
-        # A day earlier, for clocks that differ. Slurm counts job ids anew when its state is lost.
-        since = max(0.0, min(submitted[job] for job in some) - _DAY)
-        try:
-            records = sacct_records(",".join(some), since, _SACCT_TIMEOUT_S)
-        except (SlurmError, StateError):
-            return {}
-        for record in records:
-            if record.start is not None and record.start >= submitted.get(record.job_id, 0.0) - _DAY:
-                found[record.job_id].append(record)
-    return found
-
-
 def _read_cache(run_root: Path) -> dict[str, Any]:
     cache = _read(run_root / _CACHE)
     runs = cache.get("runs")
@@ -276,7 +237,3 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, StateError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _mtime_ns(path: Path) -> int:
-    return path.stat().st_mtime_ns if path.exists() else 0

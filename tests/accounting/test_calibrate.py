@@ -24,7 +24,7 @@ from r1hpc.accounting.forecast import Spread
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import write_json
 from r1hpc.slurm.accounting import FIELDS
-from tests.recorded import RecordedRun
+from tests.recorded import EPOCH, RecordedRun
 
 PRIOR = Spread(70.0, 100.0, 150.0)
 
@@ -120,9 +120,11 @@ def make(
     gpus: int = 0,
     nodes: int = 1,
     job: str | None = None,
+    start: float = EPOCH,
 ) -> RecordedRun:
     """A finished run of one attempt that held its nodes for about `seconds`."""
     made = RecordedRun(root / name, gpus=gpus, nodes=nodes)
+    made.clock = start
     made.submit(job or "local-1", "local" if job is None else "slurm")
     made.attempt(1, 10, "finished", committed=10, step_s=(seconds - 12) / 10)
     if estimate is not None:
@@ -245,11 +247,13 @@ def fake_sacct(folder: Path, *lines: str) -> None:
     script.chmod(0o755)
 
 
-def line(job: str, seconds: int, end: str = "1790003600", state: str = "COMPLETED") -> str:
+def line(
+    job: str, seconds: int, end: str = "1790003600", state: str = "COMPLETED", start: float = EPOCH
+) -> str:
     known = {
         "JobID": job,
         "State": state,
-        "Start": "1790000000",
+        "Start": f"{start:.0f}",
         "End": end,
         "ElapsedRaw": str(seconds),
         "AllocTRES": "cpu=4,node=2",
@@ -261,17 +265,21 @@ def line(job: str, seconds: int, end: str = "1790003600", state: str = "COMPLETE
 
 def test_slurms_account_of_all_attempts_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
-    root = tmp_path / "runs"
+    root, began = tmp_path / "runs", round(time.time()) - 7200.0
     for job in ("11", "12"):
-        make(root, f"run{job}", estimate={"node_hours": hours(1.0)}, nodes=2, job=job)
+        make(root, f"run{job}", estimate={"node_hours": hours(1.0)}, nodes=2, job=job, start=began)
     fake_sacct(
-        tmp_path / "bin", line("11", 1800, state="PREEMPTED"), line("11", 3600), line("12", 60, "Unknown")
+        tmp_path / "bin",
+        line("11", 1800, state="PREEMPTED", start=began - 2000),
+        line("11", 3600, start=began),
+        line("12", 60, "Unknown", "RUNNING", start=began),
     )
     for _ in range(2):
         found = {run.run_id: (run.actual, run.source) for run in finished_runs(root).runs}
-        assert found == {"run11": (3.0, "sacct"), "run12": (2 * 60 / 3600, "sacct")}
+        # Of run12 Slurm does not know the end yet: it lasted at least until the run itself ended.
+        assert found == {"run11": (3.0, "sacct"), "run12": (pytest.approx(2 * 3605 / 3600), "sacct")}
     assert (tmp_path / "bin" / "calls").read_text().count("asked") == 2, "one call for all that is not final"
-    fake_sacct(tmp_path / "bin", line("12", 7200))
+    fake_sacct(tmp_path / "bin", line("12", 7200, start=began))
     assert {run.actual for run in finished_runs(root).runs} == {3.0, 4.0}
 
 
@@ -279,32 +287,35 @@ def test_where_sacct_does_not_answer_the_runs_own_record_counts_for_now(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
-    make(tmp_path / "runs", "run", estimate={"node_hours": hours(1.0)}, nodes=2, job="11")
+    began = round(time.time()) - 7200.0
+    make(tmp_path / "runs", "run", estimate={"node_hours": hours(1.0)}, nodes=2, job="11", start=began)
     fake_sacct(tmp_path / "bin")
     (run,) = finished_runs(tmp_path / "runs").runs
     assert run.source == "run"
     assert run.actual == pytest.approx(2.0, rel=1e-3)
-    fake_sacct(tmp_path / "bin", line("11", 7200))
+    fake_sacct(tmp_path / "bin", line("11", 7200, start=began))
     assert finished_runs(tmp_path / "runs").runs[0].source == "sacct"
 
 
-def test_sacct_counts_only_where_it_knows_the_job_of_every_attempt(
+def test_an_attempt_that_sacct_does_not_know_counts_by_the_runs_own_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first job's record was purged; of two hours sacct would tell the second one."""
+    """The first job's record is not there; it comes later."""
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     made = RecordedRun(tmp_path / "runs" / "run", nodes=1)
+    made.clock = began = round(time.time()) - 9000.0
     for job, first, last, cause in (("11", 1, 20, "preempted"), ("12", 21, 40, "finished")):
         made.submit(job, "slurm")
         made.attempt(first, last, cause, committed=last, step_s=(3600 - 12) / 20)
     write_json(made.run.path / "estimate.json", {"node_hours": hours(1.0)})
-    fake_sacct(tmp_path / "bin", line("12", 3600))
+    second = line("12", 3600, start=began + 3610)
+    fake_sacct(tmp_path / "bin", second)
     (run,) = finished_runs(tmp_path / "runs").runs
-    assert run.actual == pytest.approx(2.0, rel=1e-3)
-    assert run.source == "run"
-    fake_sacct(tmp_path / "bin", line("11", 3600), line("12", 3600))
+    assert run.actual == pytest.approx(3.0, rel=1e-3), "2 nodes by sacct, 1 by the run itself"
+    assert run.source == "sacct and run"
+    fake_sacct(tmp_path / "bin", line("11", 3600, start=began), second)
     (run,) = finished_runs(tmp_path / "runs").runs
-    assert (run.actual, run.source) == (4.0, "sacct"), "the answer of want was not kept; 2 nodes by sacct"
+    assert (run.actual, run.source) == (4.0, "sacct"), "what was not known was asked again"
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
