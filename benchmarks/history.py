@@ -78,8 +78,8 @@ def cpu_s(argv: list[str]) -> float:
     after = os.times()
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(argv)} exited {done.returncode}:\n{done.stdout}{done.stderr}")
-    used = after.children_user + after.children_system - before.children_user - before.children_system
-    return used
+    user = after.children_user - before.children_user
+    return float(user + after.children_system - before.children_system)
 
 
 def make_history(root: Path, num_runs: int, num_steps: int) -> None:

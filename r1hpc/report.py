@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.accounting.account import Selection, hours_from_sacct, hours_of_file, hours_of_runs, known_jobs
-from r1hpc.accounting.ledger import open_ledgers
+from r1hpc.accounting.ledger import open_ledgers, survey
 from r1hpc.accounting.run_report import RunReport, report_run
 from r1hpc.accounting.usage import PRINTED_BY, parse_when, pick_records
 from r1hpc.attempt.state import all_slurm_jobs
@@ -148,7 +148,7 @@ def _hours(arguments: Any, selection: Selection) -> tuple[dict[str, Any], str, s
             raise SlurmError(
                 f"{why}: run this on a login node, or give --sacct-file FILE, made there with: {PRINTED_BY}"
             ) from None
-        ledgers, damaged = open_ledgers(runs, time.time(), ask=False)
+        ledgers, damaged = survey(root, time.time(), ask=False)
         note = ". ".join([f"from the run folders under {root} alone: {why}", *damaged])
         return hours_of_runs(ledgers, selection), "run", note
 
