@@ -60,7 +60,7 @@ def _measure(name: str, argv: list[str], empty: Path, full: Path, rounds: int) -
     first = cpu_s([*argv, "--run-root", str(full)])
     pairs = [[cpu_s([*argv, "--run-root", str(root)]) for root in (empty, full)] for _ in range(rounds)]
     nothing, again = (statistics.median(side) for side in zip(*pairs, strict=True))
-    ratio = again / nothing
+    ratio = float(again / nothing)
     print(
         f"{name:18} empty root {nothing:.2f} s, first call {first:.2f} s, later ones {again:.2f} s: "
         f"{ratio:.2f} x (at most {_MOST})"
@@ -78,8 +78,9 @@ def cpu_s(argv: list[str]) -> float:
     after = os.times()
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(argv)} exited {done.returncode}:\n{done.stdout}{done.stderr}")
-    user = after.children_user - before.children_user
-    return float(user + after.children_system - before.children_system)
+    return sum(
+        float(getattr(after, part) - getattr(before, part)) for part in ("children_user", "children_system")
+    )
 
 
 def make_history(root: Path, num_runs: int, num_steps: int) -> None:

@@ -17,7 +17,7 @@ from r1hpc.accounting.budget import Budget, find_budget, format_day, format_hour
 from r1hpc.accounting.budget_status import PACE_DAYS, BudgetStatus, read_budget_status
 from r1hpc.accounting.campaign import CampaignProgress, follow, load_campaign
 from r1hpc.accounting.forecast import Spread
-from r1hpc.accounting.ledger import survey
+from r1hpc.accounting.open_ledger import survey
 from r1hpc.base.choose_run import add_run_root
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.rundir import default_run_root

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.accounting.account import Selection, hours_from_sacct, hours_of_file, hours_of_runs, known_jobs
-from r1hpc.accounting.ledger import open_ledgers, survey
+from r1hpc.accounting.open_ledger import open_ledgers, survey
 from r1hpc.accounting.run_report import RunReport, report_run
 from r1hpc.accounting.usage import PRINTED_BY, parse_when, pick_records
 from r1hpc.attempt.state import all_slurm_jobs

@@ -18,7 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from r1hpc.accounting.ledger import RunLedger, completed, open_ledger, open_ledgers
+from r1hpc.accounting.ledger import RunLedger
+from r1hpc.accounting.open_ledger import completed, open_ledger, open_ledgers
 from r1hpc.attempt.state import State
 from r1hpc.base.choose_run import add_run_root, choose_run, list_runs, unreadable
 from r1hpc.base.cli import ArgumentParser, print_json, run_command

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from r1hpc.accounting.ledger import RunLedger
-from r1hpc.accounting.slurm_records import to_allocation
 from r1hpc.accounting.usage import ask_sacct_file, pick_records
+from r1hpc.attempt.slurm_records import to_allocation
 from r1hpc.attempt.state import all_slurm_jobs
 from r1hpc.base.choose_run import all_runs, full_name
 from r1hpc.base.errors import StateError

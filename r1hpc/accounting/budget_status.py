@@ -18,9 +18,10 @@ from typing import Any, TypeVar
 
 from r1hpc.accounting.budget import Budget, Request, Verdict, check_budget, find_budget, load_budget
 from r1hpc.accounting.forecast import Spread, total, until_limit
-from r1hpc.accounting.ledger import RunLedger, survey
-from r1hpc.accounting.slurm_records import to_allocation
+from r1hpc.accounting.ledger import RunLedger
+from r1hpc.accounting.open_ledger import survey
 from r1hpc.accounting.usage import ask_sacct
+from r1hpc.attempt.slurm_records import to_allocation
 from r1hpc.attempt.state import State
 from r1hpc.base.errors import StateError
 from r1hpc.slurm.client import SlurmError, without_advice

@@ -20,8 +20,9 @@ from typing import Any
 
 from r1hpc.accounting.correction import CPU, Correction, FinishedRun, correction
 from r1hpc.accounting.forecast import Spread
-from r1hpc.accounting.ledger import RunLedger, open_ledgers
-from r1hpc.accounting.slurm_records import is_settled, kept_records
+from r1hpc.accounting.ledger import RunLedger
+from r1hpc.accounting.open_ledger import open_ledgers
+from r1hpc.attempt.slurm_records import is_settled, kept_records
 from r1hpc.base.choose_run import all_runs, full_name, unreadable
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import read_json, write_json

@@ -5,7 +5,7 @@ found = measured_run(run, now=time.time())
 
 from dataclasses import replace
 
-from r1hpc.accounting.ledger import open_ledger
+from r1hpc.accounting.open_ledger import open_ledger
 from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.files import read_json
 from r1hpc.base.rundir import RunDir

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from r1hpc.accounting.ledger import RunLedger, open_ledger
-from r1hpc.accounting.slurm_records import ask_slurm
+from r1hpc.accounting.ledger import RunLedger
+from r1hpc.accounting.open_ledger import open_ledger
+from r1hpc.attempt.slurm_records import ask_slurm
 from r1hpc.attempt.state import all_slurm_jobs, look
 from r1hpc.base.rundir import RunDir
 from r1hpc.slurm.accounting import JobRecord

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from r1hpc.accounting.ledger import RunLedger, clip, open_ledgers, survey
+from r1hpc.accounting.ledger import RunLedger, clip
+from r1hpc.accounting.open_ledger import open_ledgers, survey
 from r1hpc.base.rundir import RunDir
 from r1hpc.reporting.page import write_page
 from r1hpc.reporting.view import View, make_view

@@ -14,7 +14,8 @@ import pytest
 
 from r1hpc import report
 from r1hpc.accounting.account import Selection, hours_of_runs, known_jobs
-from r1hpc.accounting.ledger import RunLedger, open_ledger, open_ledgers
+from r1hpc.accounting.ledger import RunLedger
+from r1hpc.accounting.open_ledger import open_ledger, open_ledgers
 from r1hpc.accounting.run_report import report_run
 from r1hpc.base.choose_run import all_runs
 from r1hpc.base.errors import R1hpcError

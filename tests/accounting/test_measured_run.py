@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.accounting.ledger import open_ledger
 from r1hpc.accounting.measured_run import measured_run
+from r1hpc.accounting.open_ledger import open_ledger
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import write_json
 from r1hpc.config import load

@@ -13,7 +13,7 @@ from r1hpc import budget, calibrate, report, status
 from r1hpc.accounting.budget import Request
 from r1hpc.accounting.budget_status import check_submission
 from r1hpc.accounting.forecast import Spread
-from r1hpc.accounting.ledger import open_ledger, survey
+from r1hpc.accounting.open_ledger import open_ledger, survey
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import write_json
 from r1hpc.base.rundir import RunDir
@@ -48,7 +48,7 @@ def _no_config(run: RunDir) -> None:
 def _values_of_another_kind(run: RunDir) -> None:
     lines = []
     for name in ("begin", "end"):
-        event = {"event": name, "time": "noon", "attempt": {}}
+        event: dict[str, object] = {"event": name, "time": "noon", "attempt": {}}
         lines.append(json.dumps(event) + "\n")
     run.attempts.write_text("".join(lines))
 
