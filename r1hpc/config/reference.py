@@ -18,8 +18,8 @@ from r1hpc.config.schema import RunConfig
 _HEAD = """# Settings
 
 Every key that a job file, a preset in `configs/` or `KEY=VALUE` on the command line may set. Made from the
-schema by `python -m r1hpc.settings --reference`. What a run would have, and which file or flag each value came
-from: `python -m r1hpc.settings JOB.yaml [KEY=VALUE …]`.
+schema by `python -m r1hpc.settings --reference`. What a run would have, and which file or flag each value
+came from: `python -m r1hpc.settings JOB.yaml [KEY=VALUE …]`.
 
 """
 
