@@ -5,6 +5,7 @@
 Every run here goes in through `python -m r1hpc.submit` and trains with DeepSpeed over gloo, one rank a node.
 """
 
+import time
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -151,6 +152,35 @@ def test_the_older_of_two_incarnations_is_refused(root: Path, cluster: Cluster) 
     assert attempts[1].job_id == str(job_id)
     # The run's own word comes first; slurmctld and slurmdbd hear of it a little later.
     wait_until("COMPLETED by sacct", lambda: cluster.sacct(job_id)[-1]["State"] == "COMPLETED", 60, run)
+
+
+_HELD = {"R1HPC_FAILPOINT": "step.begin:sleep=0.2::*,end.requeue:sleep=4:::1"}
+"""Between the verdict on attempt 1, which is on record then, and its requeue there are four seconds."""
+
+
+def preempt_held(root: Path, cluster: Cluster, name: str) -> Submitted:
+    """A run whose attempt 1 was preempted and whose requeue has not been asked for yet."""
+    size = ("train.num_steps=60", "checkpoint.save_every=1000", "train.global_batch_size=4")
+    words = ("--executor", "slurm", "--qos", "scavenger", "--nodes", "1", "-t", "20", *size)
+    job = submit(root, name, *words, env=cluster.env(**_HELD))
+    wait_step(job.run, 3)
+    cluster.preempt(int(job.job_id))
+    wait_until("verdict", lambda: read_history(job.run).attempts[0].cause is not None, 60, job.run)
+    assert read_history(job.run).attempts[0].requeued
+    return job
+
+
+def test_a_crash_of_slurmctld_does_not_cost_the_requeue(root: Path, cluster: Cluster) -> None:
+    """Killed when the run is about to ask, back after twelve seconds: no answer until then is final."""
+    cluster.clear()
+    run = preempt_held(root, cluster, "crashed-controller").run
+    cluster.kill_controller()
+    time.sleep(12)
+    cluster.start_controller()
+    attempts = wait_over(run, 180)
+    assert [a.cause for a in attempts] == [Cause.preempted, Cause.finished]
+    assert not read_steps(run).lost
+    assert "trying again" in (run.logs / f"slurm-{attempts[0].job_id}.out").read_text()
 
 
 @pytest.mark.soak

@@ -1,7 +1,8 @@
 """End an attempt, on the batch host after the ranks have left: name the cause, decide what follows.
 
-What follows is one of: over; Slurm starts it again by itself; we ask Slurm to, once. The end is on record
-before anything is asked for, because a requeue kills this very process.
+What follows is one of: over; Slurm starts it again by itself; we ask Slurm to. The end is on record before
+anything is asked for, because a requeue kills this very process; `take_back` corrects it where nothing came
+of it.
 """
 
 import os
@@ -16,6 +17,7 @@ from r1hpc.attempt.begin import newest_step
 from r1hpc.attempt.cause import Evidence, SchedulerView, decide
 from r1hpc.attempt.outcome import FINISHED, STOPPED, read_outcomes
 from r1hpc.base.errors import StateError
+from r1hpc.base.files import read_records
 from r1hpc.base.rundir import RunDir
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.load import read
@@ -116,6 +118,20 @@ def end(run: RunDir, attempt: int, status: int) -> Ended:
         print(f"{run.run_id}: {reason}", flush=True)
     print_diagnosis(run, attempt)
     return Ended(judged, follows, reason)
+
+
+def take_back(run: RunDir, attempt: int, why: str) -> None:
+    """Put the end of an attempt on record once more, as one that nothing follows; the later record counts."""
+    ends = [e for e in read_records(run.attempts) if (e.get("event"), e.get("attempt")) == ("end", attempt)]
+    if not ends:
+        return  # the disk was full
+    fields = {name: value for name, value in ends[-1].items() if name not in ("event", "time")}
+    detail = f"{fields['detail']}; {why}" if fields.get("detail") else why
+    corrected = {**fields, "detail": detail, "requeued": False, "ended": ends[-1]["time"]}
+    try:
+        record(run, "end", **corrected)
+    except OSError as error:
+        print(f"{run.attempts} could not be written: {error.strerror}", file=sys.stderr, flush=True)
 
 
 def print_diagnosis(run: RunDir, attempt: int) -> None:

@@ -7,7 +7,8 @@ Events, one JSON line each, appended in order and never changed:
     end        time attempt cause detail exit_status last_committed_step kept requeued inferred
     cancel_requested  time by
 
-An attempt killed without a word has no `end`; the next `begin` writes it, marked `inferred`.
+An attempt killed without a word has no `end`; the next `begin` writes it, marked `inferred`. An attempt whose
+requeue was promised in its `end` and did not come about has a second `end`, without it: the later one counts.
 """
 
 import time
