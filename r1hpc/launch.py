@@ -12,6 +12,7 @@ Called by the job's script (job.sh in the run folder); by hand only to debug.
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import NoReturn
 
 from r1hpc.base.cli import ArgumentParser, run_door
@@ -81,7 +82,7 @@ def _begin(run: RunDir) -> int:
 
 
 def _end(run: RunDir, attempt: int, status: int) -> int:
-    from r1hpc.attempt.end import Next, end, take_back
+    from r1hpc.attempt.end import CancelledError, Next, end, take_back
     from r1hpc.attempt.needs import is_stage
     from r1hpc.telemetry.attempts import Cause
 
@@ -94,6 +95,9 @@ def _end(run: RunDir, attempt: int, status: int) -> int:
         failpoint("end.requeue")
         try:
             _go_on(run, job)
+        except CancelledError:
+            take_back(run, attempt, "cancelled by a user before it was requeued", Cause.cancelled)
+            raise
         except R1hpcError as error:
             take_back(run, attempt, f"not requeued: {' '.join(str(error).split())}")
             raise
@@ -104,10 +108,11 @@ def _end(run: RunDir, attempt: int, status: int) -> int:
 
 def _go_on(run: RunDir, job: str) -> None:
     """Requeue the job, or submit the run again where the cluster forbids that."""
+    from r1hpc.attempt.end import refuse_cancelled
     from r1hpc.slurm.requeue import requeue, resubmit
     from r1hpc.telemetry.attempts import record
 
-    if requeue(job):
+    if requeue(job, before=partial(refuse_cancelled, run, job)):
         return
     print("the cluster does not requeue this job: submitting it again", file=sys.stderr)
     fresh = resubmit(run.script, after=job)

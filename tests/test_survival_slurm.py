@@ -5,7 +5,6 @@
 Every run here goes in through `python -m r1hpc.submit` and trains with DeepSpeed over gloo, one rank a node.
 """
 
-import time
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -171,16 +170,27 @@ def preempt_held(root: Path, cluster: Cluster, name: str) -> Submitted:
 
 
 def test_a_crash_of_slurmctld_does_not_cost_the_requeue(root: Path, cluster: Cluster) -> None:
-    """Killed when the run is about to ask, back after twelve seconds: no answer until then is final."""
+    """Killed when the run is about to ask, and back when it has asked twice: neither answer is final."""
     cluster.clear()
-    run = preempt_held(root, cluster, "crashed-controller").run
+    job = preempt_held(root, cluster, "crashed-controller")
+    run, log = job.run, job.run.logs / f"slurm-{job.job_id}.out"
     cluster.kill_controller()
-    time.sleep(12)
+    wait_until("second try", lambda: log.read_text().count("trying again") == 2, 90, run)
     cluster.start_controller()
     attempts = wait_over(run, 180)
     assert [a.cause for a in attempts] == [Cause.preempted, Cause.finished]
     assert not read_steps(run).lost
-    assert "trying again" in (run.logs / f"slurm-{attempts[0].job_id}.out").read_text()
+
+
+def test_a_cancel_between_verdict_and_requeue_is_not_undone(root: Path, cluster: Cluster) -> None:
+    """Slurm would requeue a job that is being cancelled."""
+    cluster.clear()
+    job = preempt_held(root, cluster, "late-cancel")
+    cluster.cancel(int(job.job_id))
+    attempts = wait_over(job.run, 60)
+    assert [(a.cause, a.requeued) for a in attempts] == [(Cause.cancelled, False)]
+    assert cluster.wait_job(int(job.job_id)) == "CANCELLED"
+    assert cluster.job(int(job.job_id))["Restarts"] == "0"
 
 
 @pytest.mark.soak

@@ -106,6 +106,7 @@ def parse_job(text: str) -> JobState:
 
 def requeue(
     job_id: str,
+    before: Callable[[], None] = lambda: None,
     patience_s: float = REQUEUE_PATIENCE_S,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
@@ -118,10 +119,19 @@ def requeue(
     Whatever else Slurm says is asked again: a controller that restarts answers, among others, "Unexpected
     message received".
 
+    Args:
+        before: called ahead of each request. A SlurmError that it raises counts as that request's answer; any
+            other error calls the requeue off.
+
     Raises:
         SlurmError: Slurm refused for good, or for `patience_s` seconds there was no answer known to be final.
     """
-    error = _retry(lambda: call(["scontrol", "requeue", job_id], 20.0), _is_final, patience_s, sleep, clock)
+
+    def ask() -> None:
+        before()
+        call(["scontrol", "requeue", job_id], 20.0)
+
+    error = _retry(ask, _is_final, patience_s, sleep, clock)
     if error is None or _ALREADY_PENDING in _said(error):
         return True
     if _says(error, _FORBIDDEN):
