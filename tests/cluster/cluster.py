@@ -358,6 +358,10 @@ class Cluster(Client):
         """End slurmctld as an administrator does; running jobs go on."""
         end(self.state_record.processes["slurmctld"], signal.SIGTERM, patience=30)
 
+    def kill_controller(self) -> None:
+        """End slurmctld as a crash does: it loses what it has not saved in its last seconds; jobs go on."""
+        end(self.state_record.processes["slurmctld"], signal.SIGKILL)
+
     def start_controller(self) -> None:
         """Start slurmctld from its saved state."""
         self._start_daemon("slurmctld", network.on_controller(["slurmctld", "-D"]))
