@@ -120,6 +120,22 @@ def test_what_is_asked_wrongly_is_named_and_leaves_nothing(
     assert not list((place / "runs").glob("*"))
 
 
+def test_a_model_without_weights_is_refused_and_begun_from_scratch_when_asked(place: Path) -> None:
+    model = place / "model"
+    model.mkdir()
+    shape = load.read_yaml(load.assets("configs") / "model" / "tiny.yaml")["model"]["config"]
+    (model / "config.json").write_text(json.dumps({**shape, "vocab_size": 512}))
+    words = ("jobs/smoke.yaml", "--executor", "slurm", "--dry-run", "--json", "model.path=model")
+    done = submit(place, *words)
+    assert done.returncode == 2
+    assert f"model.path {model} has no model.safetensors" in done.stderr
+    assert "set model.from_scratch=true" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert answer(submit(place, *words, "model.from_scratch=true"))["plan"]["num_parameters"]
+    (model / "model.safetensors").touch()
+    assert submit(place, *words).returncode == 0
+
+
 def test_a_run_root_that_cannot_be_made_is_named(place: Path) -> None:
     (place / "runs").touch()
     done = submit(place, "jobs/smoke.yaml", "--executor", "local")

@@ -33,6 +33,7 @@ from r1hpc.config.redact import redact
 from r1hpc.config.schema import RunConfig
 from r1hpc.data.preview import preview_vocab_size
 from r1hpc.plan.hardware import UnknownGpuError
+from r1hpc.plan.weights import check_weights
 from r1hpc.slurm import decide, fields, flags, script
 from r1hpc.slurm.client import SlurmError
 from r1hpc.slurm.environment import without_foreign_ranks
@@ -175,6 +176,8 @@ def prepare(
     freeze.refuse_secrets(config, order.overrides)
     executor, notes = decide.choose_executor(order.executor, will_submit=order.purpose is Purpose.start)
     config = freeze.with_absolute_paths(config)
+    if is_new:  # a run of before goes on as it was begun, from its checkpoints
+        _check_weights(config, expected_model)
     check_questions(config, expected_model)
     decision = decide.decide(
         config,
@@ -191,6 +194,14 @@ def prepare(
     notes += [f"not used from the environment: {ignored}"] if ignored else []
     estimate, no_estimate = _estimate(decision, order)
     return Prepared(run, executor, decision, text, (*notes, *decision.notes, *no_estimate), is_new, estimate)
+
+
+def _check_weights(config: RunConfig, expected_model: Mapping[str, Any] | None) -> None:
+    """Refuse a model.path without weights, but for one that an earlier stage has yet to write."""
+    model = config.model
+    is_to_come = expected_model is not None and not Path(model.path or "", "config.json").is_file()
+    if config.stage != "traces" and not is_to_come:  # demonstrations are computed: no model is loaded
+        check_weights(model)
 
 
 def check_questions(config: RunConfig, expected_model: Mapping[str, Any] | None = None) -> None:
