@@ -96,9 +96,13 @@ def _train(
     run: RunDir, config: RunConfig, context: RankContext, requests: StopRequests, watchdog: Watchdog
 ) -> "Outcome":
     facts = read_facts(run, context.attempt)
+    use_gpu = bool(config.resources.gpus_per_node)
     store = _rendezvous(run, config, context, facts.token)
     # Deferred: seconds of imports that must not stand between a signal and its handler.
-    from r1hpc.train import distributed, loop, stages
+    from r1hpc.train import distributed
+
+    distributed.choose_accelerator(use_gpu)  # before `loop` imports DeepSpeed
+    from r1hpc.train import loop, stages
 
     watchdog.beat("joining the other ranks")
     group = distributed.join(
@@ -106,7 +110,7 @@ def _train(
         context.local_rank,
         context.world_size,
         store,
-        use_gpu=bool(config.resources.gpus_per_node),
+        use_gpu=use_gpu,
         hang_timeout_s=config.train.hang_timeout_s,
     )
     job = loop.Job(

@@ -71,14 +71,14 @@ def join(
         hang_timeout_s: the watchdog's; a collective waits longer, so that the watchdog gets to name the hang.
 
     Raises:
-        R1hpcError: a GPU run on a node where torch finds none.
+        R1hpcError: a GPU run on a node where torch finds none, or DeepSpeed was imported for another device.
     """
     if use_gpu and not torch.cuda.is_available():
         raise R1hpcError(
             f"torch {torch.__version__} finds no GPU on {socket.gethostname()}: look at the driver there "
             "(nvidia-smi), or exclude the node with -x; a CPU run has resources.gpus_per_node=0"
         )
-    os.environ["DS_ACCELERATOR"] = "cuda" if use_gpu else "cpu"
+    choose_accelerator(use_gpu)
     index = _device_index(local_rank) if use_gpu else local_rank
     # DeepSpeed reads these when it builds its engine, and takes LOCAL_RANK for the device.
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(index), WORLD_SIZE=str(world_size))
@@ -88,8 +88,17 @@ def join(
     backend = "nccl" if use_gpu else "gloo"
     timeout = datetime.timedelta(seconds=2 * hang_timeout_s + 60)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
-    _join_deepspeed(backend)
+    _join_deepspeed(backend, device)
     return Group(rank, local_rank, world_size, device)
+
+
+def choose_accelerator(use_gpu: bool) -> None:
+    """Have DeepSpeed work on the device that the job was given, in this process and those it starts.
+
+    DeepSpeed fixes its device when it is first imported, so this must come before that. A DS_ACCELERATOR of
+    the shell that submitted is of another machine: it would put the weights on the wrong device.
+    """
+    os.environ["DS_ACCELERATOR"] = "cuda" if use_gpu else "cpu"
 
 
 def make_store(host: str, port: int, world_size: int, listener: socket.socket | None) -> Store:
@@ -122,10 +131,16 @@ def _device_index(local_rank: int) -> int:
     return local_rank if local_rank < visible else local_rank % visible
 
 
-def _join_deepspeed(backend: str) -> None:
+def _join_deepspeed(backend: str, device: torch.device) -> None:
     import deepspeed
     from deepspeed.utils import logger
 
+    chosen = deepspeed.accelerator.get_accelerator().device_name()
+    if chosen != device.type:
+        raise R1hpcError(
+            f"DeepSpeed was set to {chosen} before this rank could choose {device.type}: look for an import "
+            "of deepspeed at start-up (sitecustomize, a .pth file) and remove it"
+        )
     logger.setLevel("ERROR")
     # On CPU DeepSpeed compiles a shared-memory all-reduce at first use: 20 s, a C++ compiler, and a cache
     # under the user's home that the ranks of several nodes race for. gloo does the same work.
