@@ -23,7 +23,7 @@ from torch._C._distributed_c10d import HashStore
 from r1hpc.base.errors import R1hpcError
 from r1hpc.train.distributed import join
 try:
-    join(0, 0, 1, HashStore(), use_gpu=False, hang_timeout_s=60)
+    join(0, 0, 1, HashStore(), use_gpu=False)
 except R1hpcError as error:
     print(error)
 """

@@ -141,7 +141,7 @@ def test_nothing_but_the_folders_is_left(exported: Path) -> None:
 def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Group]:
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "DS_ACCELERATOR"):
         monkeypatch.setenv(name, "0")  # join sets them; this puts them back
-    yield join(0, 0, 1, HashStore(), use_gpu=False, hang_timeout_s=60)
+    yield join(0, 0, 1, HashStore(), use_gpu=False)
     leave()
 
 
