@@ -178,7 +178,7 @@ def prepare(
     config = freeze.with_absolute_paths(config)
     if is_new:  # a run of before goes on as it was begun, from its checkpoints
         _check_weights(config, expected_model)
-    check_questions(config, expected_model)
+    check_questions(config, expected_model, is_new=is_new)
     decision = decide.decide(
         config,
         executor,
@@ -204,21 +204,27 @@ def _check_weights(config: RunConfig, expected_model: Mapping[str, Any] | None) 
         check_weights(model)
 
 
-def check_questions(config: RunConfig, expected_model: Mapping[str, Any] | None = None) -> None:
+def check_questions(
+    config: RunConfig, expected_model: Mapping[str, Any] | None = None, *, is_new: bool = True
+) -> None:
     """Task, rewards and tokenizer of a stage that asks questions: what it would only meet on the nodes.
 
     Args:
         expected_model: as in `prepare`; the tokenizer is then the earlier stage's to leave.
+        is_new: False for a run of before, which goes on as it was begun.
 
     Raises:
-        UsageError: an unknown task, option or reward term, a file or package that is missing, or a prompt
-            that the tokenizer cannot read or that is too long.
+        UsageError: an unknown task, option or reward term, a file or package that is missing, more held-out
+            questions than there are, or a prompt that the tokenizer cannot read or that is too long.
     """
     if config.stage not in ("traces", "rl", "generate", "evaluate"):
         return
     from r1hpc.tasks import registry, terms, tokenizer  # the tokenizers library, for these runs only
+    from r1hpc.tasks.task import check_num_held_out
 
     task = registry.make_task(config.task)
+    if is_new and config.stage in ("rl", "evaluate"):
+        check_num_held_out(task, config.evaluate.num_items)
     item = task.item(config.generate.first_item if config.stage == "generate" else 0)
     if config.stage == "traces":
         return
