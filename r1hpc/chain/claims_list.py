@@ -119,8 +119,9 @@ CLAIMS = (
         Verdict.wrong,
         "arXiv 2501.12948: thousands of cold-start traces, then about 600,000 reasoning traces by "
         "rejection sampling and 200,000 others, two epochs.",
-        "Stages traces and generate make such data; a data recipe mixes sources by any weights, "
-        "30/40/30 included.",
+        "Stages traces and generate make such data. A data recipe may name several sources, but neither "
+        "it nor a run can weigh them: each has the share that its tokens (fine-tuning: its documents) "
+        "have of the whole, so 30/40/30 must be made beforehand, by what each source holds.",
     ),
     Claim(
         "Cleaning, dynamic sampling, teacher and student",

@@ -151,6 +151,7 @@ class EvaluateConfig:
     every: int = 0
     """Stage rl: steps between evaluations. 0: only before the first and after the last step."""
     num_items: int = 256
+    """Held-out questions; refused where the task has fewer."""
     num_samples: int = 8
     """Samples per item at `rollout.temperature`; pass@k is told for k = 1, 2, 4 ... num_samples."""
 
