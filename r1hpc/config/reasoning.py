@@ -162,7 +162,7 @@ class EvaluateConfig:
     every: int = 0
     """Stage rl: steps between evaluations. 0: only before the first and after the last step."""
     num_items: int = 256
-    """Held-out items of an evaluation."""
+    """Held-out questions; refused where the task has fewer."""
     num_samples: int = 8
     """Samples per item at `rollout.temperature`; pass@k is reported for k = 1, 2, 4 ... num_samples."""
 

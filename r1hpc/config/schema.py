@@ -34,12 +34,13 @@ class ModelConfig:
     """Any Hugging Face causal LM: from a local folder, or from scratch by its config."""
 
     path: str | None = None
-    """Local folder with config.json; weights (safetensors) in it are loaded unless `from_scratch`."""
+    """Local folder with config.json and weights (safetensors), which are loaded unless `from_scratch`; a
+    folder without them is refused."""
     config: dict[str, Any] = field(default_factory=dict)
     """A config.json written here (needs `model_type`), or changes to the one in `path`.
     `vocab_size` may be left out: the dataset's is taken."""
     from_scratch: bool = False
-    """Start at random although `path` holds weights."""
+    """Random weights, of the architecture that `path` or `config` describes."""
     tokenizer: str | None = None
     """A tokenizer.json or the folder that holds one; `characters`: the small built-in vocabulary of the
     arithmetic tasks. None: the one in `path`. Pretraining needs none, its shards hold ids."""
