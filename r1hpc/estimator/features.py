@@ -2,9 +2,9 @@
 
     features(workload)       # {"one": 1.0, "size": -0.1, "recompute": 1.0, ...}
 
-Each is a loss that physics gives a form and a size; the fit (plan/fit.py) only says how much of it is seen
-in published runs. Forms like log(1 + t_loss / t_compute) are times in units of the step's arithmetic, at
-the half of an A100's peak that large matrices reach:
+Each is a loss that physics gives a form and a size; the fit (research/estimator) only says how much of it
+is seen in published runs. Forms like log(1 + t_loss / t_compute) are times in units of the step's
+arithmetic, at the half of an A100's peak that large matrices reach:
 
     launch     a kernel's floor against the FLOPs of one layer and micro batch on one GPU
     sharding   ZeRO-3 gathers weights for each micro batch: 6 bytes a parameter against 6 FLOPs for each

@@ -117,8 +117,8 @@ def as_text(results: Results) -> str:
     """The comparison for a terminal."""
     baseline, n = results.arms[0].name, len(results.seeds)
     head = f"{results.ablation}: {results.question}"
-    told = f"{results.num_finished} of {results.num_wanted} arms are finished ({n} seeds)"
-    parts = [head, told, format_table(*_means(results)), format_table(*_differences(results))]
+    finished = f"{results.num_finished} of {results.num_wanted} arms are finished ({n} seeds)"
+    parts = [head, finished, format_table(*_means(results)), format_table(*_differences(results))]
     parts.append(format_table(*_seeds(results)))
     parts.append(wrap(_LEGEND.format(baseline=baseline), hanging=""))
     parts += [wrap(f"not run: {name}: {reason}") for name, reason in results.refused.items()]

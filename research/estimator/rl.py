@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import cache
 
 from r1hpc.estimator.estimate_run import guessed_cache_bytes
-from r1hpc.estimator.published_rows import read_table
 from r1hpc.estimator.rl_phase import RlRates, RlWork, rl_phases
 from r1hpc.plan.hardware import find_gpu
+from research.estimator.published_rows import read_table
 
 FAMILY = "dschat"
 _LENGTH = 256
