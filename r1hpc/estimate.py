@@ -25,9 +25,9 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.names import printable
 from r1hpc.base.rundir import default_run_root
 from r1hpc.base.units import format_duration
-from r1hpc.estimator.estimate import METHODS, Estimate, Quantiles, estimate, seed_estimate, with_card
+from r1hpc.estimator.estimate import METHODS, Estimate, estimate, seed_estimate, with_card
 from r1hpc.estimator.estimate_run import estimate_of_run, estimate_rl, guessed_cache_bytes
-from r1hpc.estimator.estimate_text import estimate_text, hours_words
+from r1hpc.estimator.estimate_text import estimate_text
 from r1hpc.estimator.goodput import GPU_HOURS_PER_FAILURE, RESTART_S, SAVE_S, FailureRates
 from r1hpc.estimator.rl_phase import RlWork
 from r1hpc.estimator.workload import PRECISIONS, RECOMPUTATION, Workload, check_choice, parse_count
@@ -331,21 +331,10 @@ def _corrected(found: Estimate, arguments: argparse.Namespace) -> tuple[Estimate
     if found.method != "flops" or not root.is_dir():
         return found, {}
     # Deferred: a machine without runs need not know how runs are accounted.
-    from r1hpc.accounting.calibrate import site_correction
-    from r1hpc.accounting.correction import CPU
-    from r1hpc.accounting.forecast import Spread
+    from r1hpc.accounting.calibrate import corrected, finished_runs
 
-    key = "node_hours" if found.gpu_hours is None else "gpu_hours"
-    hours = getattr(found, key)
-    site = site_correction(root.absolute(), str(found.assumptions.get("gpu") or CPU))
-    if hours is None or not site.num_runs:
-        return found, {}
-    spread = site.apply(Spread(hours.p10, hours.p50, hours.p90))
-    corrected = Quantiles(spread.p10, spread.p50, spread.p90)
-    note = f"corrected by this site's runs: {site.basis}; before that {hours_words(hours)}"
-    wall = {n: corrected * (each.p50 / hours.p50) for n, each in found.wall_hours.items()}
-    changed: dict[str, Any] = {key: corrected, "wall_hours": wall, "notes": (note, *found.notes)}
-    return replace(found, **changed), {"uncorrected": {key: hours.to_json()}, "correction": site.to_json()}
+    stage = str(found.assumptions.get("stage") or ("rl" if found.phases else "pretrain"))
+    return corrected(found, stage, finished_runs(root.absolute()))
 
 
 def _workload(arguments: argparse.Namespace, shape: ModelShape | None) -> Workload:

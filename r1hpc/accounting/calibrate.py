@@ -2,7 +2,7 @@
 
     site = finished_runs(run_root)
     site.of("A100-SXM4-80GB"), site.left_out
-    site_correction(run_root, "cpu").apply(estimate)
+    estimate, extra = corrected(found, "sft", site)      # of an Estimate; extra is for its JSON
 
 A finished run does not change, so what was found is kept in RUN_ROOT/calibration.json; the file may be
 removed at any time. What Slurm could not be asked about is not kept, and asked again the next time.
@@ -13,24 +13,27 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from r1hpc.accounting.correction import CPU, Correction, FinishedRun, correction
+from r1hpc.accounting.correction import CPU, FinishedRun, Planned, correction
 from r1hpc.accounting.forecast import Spread
 from r1hpc.attempt.state import all_slurm_jobs
 from r1hpc.base.choose_run import all_runs, full_name
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import read_json, write_json
 from r1hpc.base.rundir import RunDir
+from r1hpc.estimator.estimate import Estimate, Quantiles
+from r1hpc.estimator.estimate_text import hours_words
 from r1hpc.plan.hardware import UnknownGpuError, find_gpu
 from r1hpc.slurm.accounting import JobRecord, sacct_records
 from r1hpc.slurm.client import SlurmError
 from r1hpc.telemetry.attempts import History, read_history
+from r1hpc.telemetry.summary import summarise_run
 from r1hpc.telemetry.tail import read_tail
 
-_VERSION = 3
+_VERSION = 4
 _CACHE = "calibration.json"
 _SACCT_TIMEOUT_S = 10.0
 _JOBS_PER_CALL = 200
@@ -56,10 +59,37 @@ class Site:
         return [run for run in self.runs if run.resource == resource]
 
 
-def site_correction(run_root: Path, resource: str) -> Correction:
-    """How this site corrects an estimate for a GPU of any usual name, or CPU."""
-    name = resource_name(resource)
-    return correction(name, finished_runs(run_root).of(name))
+def corrected(found: Estimate, stage: str, site: Site) -> tuple[Estimate, dict[str, Any]]:
+    """The estimate with what the site's finished runs say of it; unchanged where they say nothing.
+
+    Returns:
+        The estimate, and for its JSON `uncorrected` and `correction`, where there was one.
+    """
+    key = "node_hours" if found.gpu_hours is None else "gpu_hours"
+    hours: Quantiles | None = getattr(found, key)
+    if hours is None:
+        return found, {}
+    result = correction(planned_run(found, stage, hours), site.runs)
+    if not result.num_runs:
+        return found, {}
+    now = Quantiles(**result.corrected.to_json())
+    wall = {n: now * (each.p50 / hours.p50) for n, each in found.wall_hours.items()}
+    note = f"corrected by this site's runs: {result.basis}; before that {hours_words(hours)}"
+    changed: dict[str, Any] = {key: now, "wall_hours": wall, "notes": (note, *found.notes)}
+    return replace(found, **changed), {"uncorrected": {key: hours.to_json()}, "correction": result.to_json()}
+
+
+def planned_run(found: Estimate, stage: str, hours: Quantiles) -> Planned:
+    """What a correction needs to know of an estimate. The usual number of GPUs is not a known one."""
+    known = found.assumptions
+    return Planned(
+        resource=CPU if found.gpu_hours is None else resource_name(str(known.get("gpu"))),
+        stage=stage,
+        estimate=Spread(hours.p10, hours.p50, hours.p90),
+        num_gpus=int(known.get("num_gpus") or 0) if known.get("num_gpus_given", True) else 0,
+        num_nodes=int(known.get("nodes") or 0),
+        params=known.get("params"),
+    )
 
 
 def resource_name(name: str) -> str:
@@ -130,18 +160,12 @@ def _judge(candidate: _Candidate, slurm: Mapping[str, Sequence[JobRecord]]) -> t
         is_known = all(attempt.job_id in known for attempt in history.attempts)
         by_slurm = _hours_by_slurm(records, resource) if is_known else 0.0
         actual = by_slurm or _hours_by_run(history, resource)
-        if actual <= 0:
+        if actual <= 0 or not history.attempts:
             raise _LeftOutError("no time on record")
     except _LeftOutError as error:
         return {"mark": candidate.mark, "left_out": str(error)}, True
-    finished = FinishedRun(
-        run_id=full_name(run),
-        resource=resource,
-        finished_at=candidate.mark[0] / 1e9,
-        estimate=estimate,
-        actual=actual,
-        source="sacct" if by_slurm else "run",
-    )
+    source = "sacct" if by_slurm else "run"
+    finished = _finished_run(candidate, resource, estimate, actual, source)
     # slurmdbd hears of the end a little after the run itself, and may know a part of the jobs only.
     is_final = not jobs or (by_slurm > 0 and all(record.end is not None for record in records))
     return {"mark": candidate.mark, "run": asdict(finished)}, is_final
@@ -280,3 +304,37 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _mtime_ns(path: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def _finished_run(
+    candidate: _Candidate, resource: str, estimate: Spread, hours: float, source: str
+) -> FinishedRun:
+    """What a correction needs to know of a run, read from its folder."""
+    run, last = candidate.run, candidate.history.attempts[-1]
+    held = [
+        each.split for each in summarise_run(run, candidate.history, last.end or last.start, False).attempts
+    ]
+    allocated = sum(split.allocated for split in held)
+    params = _read(run.path / "estimate.json").get("assumptions", {}).get("params")
+    return FinishedRun(
+        run_id=full_name(run),
+        resource=resource,
+        stage=_stage(run),
+        finished_at=candidate.mark[0] / 1e9,
+        estimate=estimate,
+        hours=hours,
+        source=source,
+        useful_share=sum(split.useful for split in held) / allocated if allocated else 0.0,
+        num_gpus=last.gpus,
+        num_nodes=last.nodes,
+        params=float(params) if isinstance(params, int | float) and params > 0 else None,
+    )
+
+
+def _stage(run: RunDir) -> str:
+    """A line at the left edge of config.yaml; the whole of it would need a YAML library. Empty: not known."""
+    try:
+        found = re.search(r"^stage: *(\w+)", run.config.read_text(), re.MULTILINE)
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return found[1] if found else ""

@@ -43,7 +43,8 @@ def estimate_of_run(config: RunConfig, plan: RunPlan, rates: FailureRates | None
         UnknownGpuError: cluster.gpu_type is not in the table.
     """
     if not plan.topology.num_gpus:
-        return _on_cpu(config, plan)
+        on_cpu = _on_cpu(config, plan)
+        return None if on_cpu is None else _with_stage(on_cpu, config)
     if plan.num_parameters is None or plan.flops_per_token is None:
         return None
     gpu, shape = find_gpu(config.cluster.gpu_type or _ASSUMED_GPU), shape_of_run(config, plan)
@@ -54,7 +55,11 @@ def estimate_of_run(config: RunConfig, plan: RunPlan, rates: FailureRates | None
     if config.cluster.gpu_type is None:
         note = f"cluster.gpu_type is not set: {_ASSUMED_GPU} is assumed"
         found = replace(found, notes=(note, *found.notes))
-    return with_card(found, config.cluster.gpu_type is not None)
+    return _with_stage(with_card(found, config.cluster.gpu_type is not None), config)
+
+
+def _with_stage(found: Estimate, config: RunConfig) -> Estimate:
+    return replace(found, assumptions={**found.assumptions, "stage": config.stage})
 
 
 def estimate_rl(

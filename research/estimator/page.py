@@ -73,7 +73,8 @@ expect a little less on others.
 _ASKED = """
 For those rows it was given what their hours contain: ideal (throughput x tokens) or elapsed. Nobody who
 plans a run can know that, so the command answers with a run that loses to failures what its size implies,
-and three tenths of what elapsed runs lost beyond (that share is where both kinds together have no bias). Whole runs,
+and three tenths of what elapsed runs lost beyond (that share is where both kinds together have no bias).
+Whole runs,
 still left out, as `python -m r1hpc.estimate` answers them:
 """
 
