@@ -161,7 +161,10 @@ def _on_cpu(config: RunConfig, plan: RunPlan) -> Estimate | None:
             "active_params": work.active_params,
             "tokens": work.tokens,
         },
-        notes=("nobody publishes runs on CPUs: the interval is wide until runs of this site are known",),
+        notes=(
+            "on CPUs the estimate rests on a few small runs on two x86 cores: its interval is wide until "
+            "runs of this site are known",
+        ),
         baselines=baselines(work),
         memory=None if config.stage in _ONLY_SAMPLING else _memory(work, shape),
     )
