@@ -112,7 +112,7 @@ _TAIL = """
 - FP32 and TF32 have no published run; the ratio of the peaks is used.
 - CPU runs are another matter: `r1hpc/estimator/cpu.py`.
 
-Five finished runs of your own replace all of this: `r1hpc/accounting/correction.py`.
+Finished runs of your own correct it: `r1hpc/accounting/correction.py`.
 """
 
 

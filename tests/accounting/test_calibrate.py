@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -188,6 +189,18 @@ def test_the_interval_holds_the_next_run_four_times_out_of_five(
         next_run = correction(planned, runs(*ratios[:-1], planned=planned)).corrected
         inside += next_run.p10 <= 100 * ratios[-1] <= next_run.p90
     assert least <= inside / 600 <= most
+
+
+def test_six_runs_halve_the_error_over_ten_seeds_of_noise() -> None:
+    """Of a site that takes half as long again, its runs spread as those of one published family."""
+    ratios = []
+    for seed in range(10):
+        dice = random.Random(seed)
+        found = effect(score(runs(*(1.5 * math.exp(dice.gauss(0, RUN_SPREAD)) for _ in range(6)))))
+        assert found is not None
+        ratios.append(found.after.median_error / found.before.median_error)
+    assert statistics.median(ratios) <= 0.5
+    assert sum(ratio < 1 for ratio in ratios) >= 9
 
 
 def test_each_run_is_judged_by_the_runs_before_it_alone() -> None:
