@@ -26,7 +26,8 @@ from r1hpc.base.names import printable
 from r1hpc.base.rundir import default_run_root
 from r1hpc.base.units import format_duration
 from r1hpc.estimator.estimate import METHODS, Estimate, estimate, seed_estimate, with_card
-from r1hpc.estimator.estimate_run import estimate_of_run, estimate_rl, guessed_cache_bytes
+from r1hpc.estimator.estimate_rl import estimate_rl, guessed_cache_bytes
+from r1hpc.estimator.estimate_run import estimate_of_run
 from r1hpc.estimator.estimate_text import estimate_text
 from r1hpc.estimator.goodput import GPU_HOURS_PER_FAILURE, RESTART_S, SAVE_S, FailureRates
 from r1hpc.estimator.rl_phase import RlWork
@@ -453,7 +454,7 @@ def _rl_work(arguments: argparse.Namespace) -> RlWork:
         prompt_length=arguments.prompt_length,
         completion_length=arguments.completion_length,
         max_completion_length=4 * arguments.completion_length if longest is None else longest,
-        cache_bytes_per_token=guessed_cache_bytes(params, gpu),
+        cache_bytes_per_token=guessed_cache_bytes(Workload.of_counts(params=params, tokens=1, gpu=gpu)),
         active_params=_optional_count(arguments, "active_params"),
         precision=_precision(arguments.precision, gpu),
         logprob_passes=arguments.logprob_passes,

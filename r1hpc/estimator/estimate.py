@@ -138,7 +138,7 @@ def estimate(
         mfu=Quantiles.log_normal(ideal.median, ideal.log_sd),
         flops=flops_of(work),
         goodput=lost,
-        drivers=drivers(belief),
+        drivers=shares_of(belief.variances),
         assumptions=_assumptions(work, gpus, rates, save_time_s, belief),
         notes=(*_notes(work, lost), *memory_notes(options, work)),
         baselines=baselines(work),
@@ -173,7 +173,7 @@ def seed_estimate(params: float, gigabytes: float) -> Estimate:
 
 
 def with_card(found: Estimate, given: bool) -> Estimate:
-    """With the word whether the card was given; else it is assumed, and tells nobody what a run ran on."""
+    """With whether the card was given; one that was assumed does not say what a run ran on."""
     return replace(found, assumptions={**found.assumptions, "gpu_given": given})
 
 
@@ -187,10 +187,10 @@ def flops_of(work: Workload) -> dict[str, float]:
     }
 
 
-def drivers(belief: MfuBelief) -> dict[str, float]:
-    """Parts of the variance, the largest first."""
-    total = math.fsum(belief.variances.values())
-    parts = {name: value / total for name, value in belief.variances.items() if value > 0.005 * total}
+def shares_of(variances: Mapping[str, float]) -> dict[str, float]:
+    """Parts of the variance of ln(hours), the largest first; those below a two-hundredth are left out."""
+    total = math.fsum(variances.values())
+    parts = {name: value / total for name, value in variances.items() if value > 0.005 * total}
     return dict(sorted(parts.items(), key=lambda item: -item[1]))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from r1hpc.estimator.baselines import CONSTANT_MFU, eight_nd, seed_formula, six_nd, text_gigabytes
+from r1hpc.estimator.estimate_rl import LENGTH_SD
 from r1hpc.estimator.features import NAMES
 from research.estimator.published_rows import SINGLE_NODE_FAMILY, Published
 from research.estimator.regression import PRIOR
@@ -98,6 +99,14 @@ DeepSpeed-Chat step 3 is the only published family that tells its token counts. 
 half of its rows (every second one) and scored on the other, both ways round. Which losses exist (gathered
 weights beyond a node, offloaded states, a full cache) was decided with these rows in view: eleven rows are
 too few to hold any back.
+"""
+
+_RL_WIDTH = """
+That is the error within one stack. Stacks differ by more: OpenRLHF's README has it twice as fast as
+DeepSpeed-Chat, HybridFlow (arXiv 2409.19256) has itself 1.53 to 20.57 times as fast as three others. An
+estimate therefore takes a standard deviation of {stack:.2f} between stacks on top (two of them differ by a
+factor 2), and {length:g} for the mean length of completions, times how much hours grow with it. Both are
+chosen, not fitted. P90/P10 becomes 5 to 6; by the errors within the stack alone it would be 1.8.
 """
 
 _TAIL = """
@@ -281,7 +290,8 @@ def _rl_table(known: Mapping[str, float]) -> str:
     return (
         f"{table}\n\nLargest factor {worst:.2f}, median factor {median:.2f}. From all rows: arithmetic at "
         f"{known['arithmetic']:.0%} of the peak, reading at {known['bandwidth']:.0%} of the bandwidth, "
-        f"standard deviation of ln(hours) {known['log_sd']:.2f}."
+        f"standard deviation of ln(hours) {known['log_sd']:.2f}.\n"
+        + _RL_WIDTH.format(stack=known["stack_sd"], length=LENGTH_SD)
     )
 
 
