@@ -69,7 +69,7 @@ class Planned:
     num_gpus: int = 0
     """0 on CPUs, or not known."""
     num_nodes: int = 0
-    """Of CPU runs."""
+    """For CPU runs."""
     params: float | None = None
 
     @property
@@ -95,7 +95,7 @@ class FinishedRun:
     estimate: Spread
     """As the estimator said, before any correction."""
     hours: float
-    """Of all attempts."""
+    """All attempts together."""
     source: str
     """sacct, or run: the run's own record."""
     useful_share: float
@@ -354,9 +354,9 @@ class Quality:
     """How good forecasts were, over some runs."""
 
     median_error: float
-    """Of |P50 / actual - 1|."""
+    """|P50 / actual - 1|."""
     median_width: float
-    """Of P90 / P10."""
+    """P90 / P10."""
     num_inside: int
     """Runs between P10 and P90; four out of five should be."""
 

@@ -18,10 +18,10 @@ NORMAL = statistics.NormalDist()
 _Z90 = NORMAL.inv_cdf(0.9)
 TYPICAL_FACTOR = 1.47
 """P90/P50 of a run nobody estimated: the 80 % interval of whole-run MFU over the published A100 runs, leaving
-their own family out, is a factor 2.16 wide (data/published_runs.csv)."""
+their own family out, is a factor 2.16 wide (docs/estimator.md)."""
 CORRELATION = 0.5
-"""Of the logarithms of two estimates made alike: an assumption. At 0 the errors of many runs would cancel, at
-1 none would; one estimator on one cluster errs partly in one direction."""
+"""Between the logarithms of two estimates made alike: an assumption. At 0 the errors of many runs would
+cancel, at 1 none would; one estimator on one cluster errs partly in one direction."""
 _SAMPLES = 2000
 _TAIL = 0.99
 """Beyond this quantile P10, P50 and P90 of an estimate say nothing of how far a run can miss it."""
@@ -114,13 +114,13 @@ def total(spreads: Sequence[Spread], correlation: float = CORRELATION) -> Spread
 
     Each is drawn at z = sqrt(correlation) x shared + sqrt(1 - correlation) x own.
     """
-    told = [spread for spread in spreads if spread.p90 > 0]
-    if len(told) < 2:
-        return told[0] if told else NOTHING
+    known = [spread for spread in spreads if spread.p90 > 0]
+    if len(known) < 2:
+        return known[0] if known else NOTHING
     together, alone = math.sqrt(correlation), math.sqrt(1 - correlation)
     shared = _draws(0)
     sums = [0.0] * _SAMPLES
-    for number, spread in enumerate(told, start=1):
+    for number, spread in enumerate(known, start=1):
         for i, own in enumerate(_draws(number)):
             sums[i] += spread.at(together * shared[i] + alone * own)
     sums.sort()

@@ -69,14 +69,14 @@ class Estimate:
     ideal_gpu_hours: Quantiles | None = None
     """Throughput x tokens: nothing goes wrong."""
     node_hours: Quantiles | None = None
-    """Of a CPU run, in place of GPU-hours."""
+    """For a CPU run, in place of GPU-hours."""
     wall_hours: Mapping[int, Quantiles] = field(default_factory=dict)
     """By number of GPUs. Efficiency is that of the run as asked."""
     mfu: Quantiles | None = None
     flops: Mapping[str, float] = field(default_factory=dict)
     goodput: Overhead | None = None
     phases: Mapping[str, float] = field(default_factory=dict)
-    """Of a run that samples: GPU-hours at P50."""
+    """GPU-hours at P50 of a run that samples."""
     drivers: Mapping[str, float] = field(default_factory=dict)
     """Where the width comes from: parts of the variance of ln(hours), which add up to 1."""
     assumptions: Mapping[str, Any] = field(default_factory=dict)

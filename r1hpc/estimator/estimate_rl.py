@@ -77,7 +77,7 @@ def _phases(work: RlWork, stage: str) -> dict[str, float]:
 
 
 def _variances(work: RlWork, stage: str, total: float) -> Mapping[str, float]:
-    """Of ln(hours), by source. The errors of the fit are those within one stack, so they are not all."""
+    """Variances of ln(hours), by source. The errors of the fit are those within one stack, and not all."""
     known = coefficients().rl
     shorter = replace(work, completion_length=max(1.0, work.completion_length / _STEP))
     grown = total / math.fsum(_phases(shorter, stage).values())

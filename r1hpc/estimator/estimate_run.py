@@ -27,7 +27,7 @@ from r1hpc.plan.shape import ModelShape, UnknownModelError, model_shape
 
 _ASSUMED_GPU = "A100-SXM4-80GB"
 _STARTUP_S = 180.0
-"""Of an attempt: from the allocation to the first step. Assumed."""
+"""From the allocation to the first step of an attempt. Assumed."""
 _MEAN_OF_LONGEST = 0.5
 """Mean completion over the longest allowed. Assumed: it changes while a policy learns."""
 
@@ -64,7 +64,7 @@ def shape_of_run(config: RunConfig, plan: RunPlan) -> ModelShape | None:
     """The model's shape; None where its folder is yet to be written, or its family not known.
 
     The plan holds the number of parameters but not the vocabulary, which may be the dataset's: parameters
-    grow by the same number with each of its words, so two counts tell it.
+    grow by the same number with each of its words, so two counts give it.
     """
     try:
         model = load_model_config(config, None)

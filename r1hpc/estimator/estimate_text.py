@@ -98,10 +98,10 @@ def _reasons(found: Estimate) -> Iterator[str]:
         parts = (f"{name} {part:.0%}" for name, part in found.drivers.items())
         yield wrap(f"width      {', '.join(parts)}", hanging=" " * 11)
     assumed = found.assumptions
-    told = {name: assumed[name] for name in _SHOWN_ASSUMPTIONS if assumed.get(name) is not None}
-    if told.get("active_params") == told.get("params"):
-        told.pop("active_params", None)
-    words = [f"{name} {_value(value)}" for name, value in told.items()]
+    shown = {name: assumed[name] for name in _SHOWN_ASSUMPTIONS if assumed.get(name) is not None}
+    if shown.get("active_params") == shown.get("params"):
+        shown.pop("active_params", None)
+    words = [f"{name} {_value(value)}" for name, value in shown.items()]
     if words:
         yield wrap(f"assumed    {', '.join(words)}", hanging=" " * 11)
 

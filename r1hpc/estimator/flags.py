@@ -1,7 +1,7 @@
 """The flags of the command `estimate`, and which of them go together.
 
 add_flags(parser)
-refuse_settled(parser, arguments)       # a flag that a job file or --rl-sequences leaves no room for
+refuse_settled(parser, arguments)       # a flag that a job file or --rl-sequences settles
 """
 
 import argparse
@@ -53,7 +53,7 @@ SETTLED_BY_JOB = {
         _FLAGS_ALONE,
     ),
 }
-"""Flags that a job file leaves no room for, and what to do instead."""
+"""Flags whose value a job file settles, and what to do instead."""
 SETTLED_BY_RL = {
     "tokens": "--rl-sequences says how much is trained on",
     "data_gb": "--rl-sequences says how much is trained on",
@@ -67,10 +67,10 @@ SETTLED_BY_RL = {
     ),
     **dict.fromkeys(
         ("micro_batch_size", "zero_stage", "offload", "tensor_parallel", "pipeline_parallel"),
-        "published runs do not tell what a layout does to sampling and updates together; leave it out",
+        "published runs do not show what a layout does to sampling and updates together; leave it out",
     ),
 }
-"""Flags that --rl-sequences leaves no room for, and what to do instead."""
+"""Flags that --rl-sequences settles or has no use for, and what to do instead."""
 
 
 def add_flags(parser: ArgumentParser) -> None:

@@ -21,7 +21,7 @@ from r1hpc.plan.shape import ModelShape, model_shape
 
 _LEAST_GOODPUT = 0.01
 _ASSUMED_BANDWIDTH_TB_S = 2.0
-"""Of a card that is given by its peak alone: an A100's."""
+"""An A100's, for a card that is given by its peak alone."""
 _PRECISION_ALIASES = {
     "bfloat16": "bf16",
     "amp_bf16": "bf16",
@@ -35,7 +35,7 @@ _RECOMPUTE_ALIASES = {"yes": "full", "true": "full", "no": "none", "false": "non
 
 
 def estimate_of_flags(arguments: argparse.Namespace) -> Estimate:
-    """Of the run that the flags describe.
+    """The estimate of the run that the flags describe.
 
     Raises:
         UsageError: too little is given, or something that no run can have.

@@ -37,7 +37,7 @@ def measured_estimate(
 
     Args:
         seconds: GPU-seconds (of a CPU run node-seconds) of each step that lasted, by its number from 1.
-        num_gpus, num_nodes: what it has now; 0 GPUs is a CPU run, told in node-hours.
+        num_gpus, num_nodes: what it has now; 0 GPUs is a CPU run, counted in node-hours.
         hours_spent: GPU-hours, of a CPU run node-hours, of all attempts so far, busy or idle.
         useful: part of them in which steps were taken that lasted.
         updates_per_rollout: of stage rl, whose first update after a rollout carries the rollout's time.
@@ -80,7 +80,7 @@ def measured_estimate(
 
 
 def _means(seconds: Mapping[int, float], updates_per_rollout: int) -> Sequence[float]:
-    """Of a step: the mean over each rollout of which every update is there, in their order."""
+    """The mean of a step over each rollout of which every update is there, in their order."""
     rollouts: defaultdict[int, list[float]] = defaultdict(list)
     for step in sorted(seconds):
         rollouts[(step - 1) // updates_per_rollout].append(seconds[step])

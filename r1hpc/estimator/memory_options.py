@@ -203,7 +203,7 @@ def _buffers_gib(shape: ModelShape, zero_stage: int) -> float:
 
 
 def _undominated(options: list[Option]) -> Iterator[Option]:
-    """Of the options with the same stage, recomputation and offload only the fastest micro batch."""
+    """The fastest micro batch alone of the options with the same stage, recomputation and offload."""
     seen = set()
     for option in options:
         kind = (option.zero_stage, option.recompute, option.offload)

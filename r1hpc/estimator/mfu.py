@@ -23,8 +23,8 @@ from r1hpc.estimator.workload import Workload
 
 COEFFICIENTS = Path(__file__).resolve().parent / "coefficients.json"
 _REACHABLE = 0.87
-"""Of the dense peak, by the best of large matrix products on an A100 (stas00/ml-engineering, MAMF: 271 of
-312)."""
+"""Part of the dense peak, by the best of large matrix products on an A100 (stas00/ml-engineering, MAMF: 271
+of 312)."""
 SLOWER = {"tf32": 1 / 2, "fp32": 1 / 15}
 """Peaks beside bf16's, of an A100 (156 and 19.5 of 312) and an H100 (495 and 67 of 989). Not fitted: nobody
 publishes such runs."""
@@ -55,7 +55,7 @@ class Coefficients:
     noise_sd: float
     run_noise_sd: float
     run_share: float
-    """Of the excess of published long runs over their steps, the part to expect of a run planned now."""
+    """Part of the excess of published long runs over their steps that a run planned now should expect."""
     run_spread: float
     """Standard deviation of that, in ln(hours)."""
     width_scale: float

@@ -146,7 +146,7 @@ def _follow(done: "Submitted") -> int:
 
 
 def _print_plan(study: "Study", done: "Sequence[Submitted]", arguments: argparse.Namespace) -> None:
-    """A dry run: the arms, what tells each from the others, and the stages with what would be done."""
+    """A dry run: the arms, how each differs from the others, and the stages with what would be done."""
     from r1hpc.base.tables import format_table, wrap
 
     steps = [(seed, step) for seed, chain in enumerate(done) for step in chain.steps]

@@ -149,7 +149,7 @@ def _means(results: Results) -> _Table:
     headings = ("arm", "n", *(words for _, words in _MEASURES), "samples", "s/step", "RL wall")
     rows: list[Sequence[str]] = []
     for arm in results.arms:
-        cells = [
+        means = [
             format_number(mean_of(arm, key), 1 if key == "response_length" else 3) for key, _ in _MEASURES
         ]
         wall, samples = mean_of(arm, "wall_s"), mean_of(arm, "num_completions")
@@ -157,7 +157,7 @@ def _means(results: Results) -> _Table:
             (
                 arm.name,
                 str(len(arm.outcomes)),
-                *cells,
+                *means,
                 format_number(samples, 0),
                 format_number(mean_of(arm, "step_time_s"), 2),
                 "-" if wall is None else format_duration(wall),

@@ -95,7 +95,7 @@ each. Against the seed formula see `--method seed`.
 """
 
 _RL = """
-DeepSpeed-Chat step 3 is the only published family that tells its token counts. Two rates are fitted on one
+DeepSpeed-Chat step 3 is the only published family that gives its token counts. Two rates are fitted on one
 half of its rows (every second one) and scored on the other, both ways round. Which losses exist (gathered
 weights beyond a node, offloaded states, a full cache) was decided with these rows in view: eleven rows are
 too few to hold any back.

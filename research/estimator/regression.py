@@ -96,5 +96,5 @@ def as_json(posterior: Posterior, scale: float) -> dict[str, Any]:
 
 
 def five_digits(value: float) -> float:
-    """Five digits: what a fit on 22 families can tell, and the same on every machine."""
+    """Five digits: what a fit on 22 families can resolve, and the same on every machine."""
     return float(f"{value:.5g}")
