@@ -24,7 +24,7 @@ from r1hpc.base.choose_run import all_runs, full_name
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import read_json, write_json
 from r1hpc.base.rundir import RunDir
-from r1hpc.estimator.estimate import Estimate, Quantiles
+from r1hpc.estimator.estimate import Estimate
 from r1hpc.estimator.estimate_text import hours_words
 from r1hpc.plan.hardware import UnknownGpuError, find_gpu
 from r1hpc.slurm.accounting import JobRecord, sacct_records
@@ -66,26 +66,26 @@ def corrected(found: Estimate, stage: str, site: Site) -> tuple[Estimate, dict[s
         The estimate, and for its JSON `uncorrected` and `correction`, where there was one.
     """
     key = "node_hours" if found.gpu_hours is None else "gpu_hours"
-    hours: Quantiles | None = getattr(found, key)
+    hours: Spread | None = getattr(found, key)
     if hours is None:
         return found, {}
     result = correction(planned_run(found, stage, hours), site.runs)
     if not result.num_runs:
         return found, {}
-    now = Quantiles(**result.corrected.to_json())
+    now = result.corrected
     wall = {n: now * (each.p50 / hours.p50) for n, each in found.wall_hours.items()}
     note = f"corrected by this site's runs: {result.basis}; before that {hours_words(hours)}"
     changed: dict[str, Any] = {key: now, "wall_hours": wall, "notes": (note, *found.notes)}
     return replace(found, **changed), {"uncorrected": {key: hours.to_json()}, "correction": result.to_json()}
 
 
-def planned_run(found: Estimate, stage: str, hours: Quantiles) -> Planned:
+def planned_run(found: Estimate, stage: str, hours: Spread) -> Planned:
     """What a correction needs to know of an estimate. The usual number of GPUs is not a known one."""
     known = found.assumptions
     return Planned(
         resource=CPU if found.gpu_hours is None else resource_name(str(known.get("gpu"))),
         stage=stage,
-        estimate=Spread(hours.p10, hours.p50, hours.p90),
+        estimate=hours,
         num_gpus=int(known.get("num_gpus") or 0) if known.get("num_gpus_given", True) else 0,
         num_nodes=int(known.get("nodes") or 0),
         params=known.get("params"),

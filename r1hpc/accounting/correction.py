@@ -29,7 +29,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from r1hpc.accounting.forecast import TYPICAL_FACTOR, Spread
+from r1hpc.accounting.forecast import TYPICAL_FACTOR
+from r1hpc.estimator.spread import Z90, Spread
 
 CPU = "cpu"
 """The resource of runs without GPUs, which cost node-hours."""
@@ -54,7 +55,6 @@ STARTUP_SHARE = 0.5
 """With less of its time useful, too."""
 STARTUP_REACH = 3.0
 """Start-up runs correct estimates of at most so many times the wall time that they were estimated at."""
-_Z90 = statistics.NormalDist().inv_cdf(0.9)
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ def _closeness(one: Planned, other: Planned) -> float:
 def _site_variance(estimate: Spread) -> float:
     """tau^2: the variance of ln(hours) that the estimate gives, without the differences between runs."""
     width = math.log(estimate.p90 / max(estimate.p10, 1e-9 * estimate.p90))
-    whole = (width / (2 * _Z90)) ** 2 or (math.log(TYPICAL_FACTOR) / _Z90) ** 2
+    whole = (width / (2 * Z90)) ** 2 or (math.log(TYPICAL_FACTOR) / Z90) ** 2
     return max(whole - RUN_SPREAD**2, whole / 2)
 
 

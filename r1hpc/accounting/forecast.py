@@ -9,13 +9,12 @@ that of samples drawn always alike, so that the same jobs give the same forecast
 
 import math
 import random
-import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
-NORMAL = statistics.NormalDist()
-_Z90 = NORMAL.inv_cdf(0.9)
+from r1hpc.estimator.spread import NORMAL, Z90
+from r1hpc.estimator.spread import Spread as Spread
+
 TYPICAL_FACTOR = 1.47
 """P90/P50 of a run nobody estimated: the 80 % interval of whole-run MFU over the published A100 runs, leaving
 their own family out, is a factor 2.16 wide (docs/estimator.md)."""
@@ -25,42 +24,6 @@ cancel, at 1 none would; one estimator on one cluster errs partly in one directi
 _SAMPLES = 2000
 _TAIL = 0.99
 """Beyond this quantile P10, P50 and P90 of an estimate say nothing of how far a run can miss it."""
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Quantiles of GPU-hours."""
-
-    p10: float
-    p50: float
-    p90: float
-
-    def __post_init__(self) -> None:
-        assert 0 <= self.p10 <= self.p50 <= self.p90 < math.inf, f"not a spread: {self}"
-
-    def __add__(self, hours: float) -> "Spread":
-        """Hours that are certain, on top."""
-        return Spread(self.p10 + hours, self.p50 + hours, self.p90 + hours)
-
-    def at(self, z: float) -> float:
-        """The value `z` standard deviations from the median."""
-        if self.p50 <= 0:
-            return self.p90 * max(0.0, z) / _Z90
-        if z >= 0:
-            return float(self.p50 * (self.p90 / self.p50) ** (z / _Z90))
-        return float(self.p50 * (max(self.p10, 1e-9 * self.p50) / self.p50) ** (-z / _Z90))
-
-    def chance_below(self, hours: float) -> float:
-        """The probability that it is no more than `hours`."""
-        if hours <= 0 or self.p50 <= 0:
-            return 0.0 if hours < self.p50 else 1.0
-        side = self.p90 / self.p50 if hours >= self.p50 else self.p50 / max(self.p10, 1e-9 * self.p50)
-        if side <= 1:
-            return 1.0 if hours >= self.p50 else 0.0
-        return NORMAL.cdf(math.log(hours / self.p50) / math.log(side) * _Z90)
-
-    def to_json(self) -> dict[str, float]:
-        return {"p10": self.p10, "p50": self.p50, "p90": self.p90}
 
 
 NOTHING = Spread(0.0, 0.0, 0.0)
@@ -96,7 +59,7 @@ def _overrun(estimate: Spread, used: float) -> Spread:
     """
     side = max(TYPICAL_FACTOR, estimate.p90 / estimate.p50 if estimate.p50 > 0 else 0.0)
     z = NORMAL.inv_cdf(_TAIL)
-    index = NORMAL.pdf(z) / (1 - _TAIL) * _Z90 / math.log(side)
+    index = NORMAL.pdf(z) / (1 - _TAIL) * Z90 / math.log(side)
     return Spread(*(used * ((1 - share) ** (-1 / index) - 1) for share in (0.1, 0.5, 0.9)))
 
 

@@ -33,8 +33,8 @@ def six_nd(work: Workload, mfu: float) -> float:
 
 
 def eight_nd(work: Workload) -> float:
-    """BLOOM's planning rule: 8ND, with recomputation (arXiv 2104.04473, section 5.1), at 150 of 312 TFLOP/s; the
-    same share of other peaks."""
+    """BLOOM's planning rule: 8ND, with recomputation (arXiv 2104.04473, section 5.1), at 150 of 312 TFLOP/s;
+    the same share of other peaks."""
     rate = _BIGSCIENCE_TFLOPS / 312 * work.gpu.peak_flops
     return 8 * work.active_params * work.tokens / rate / 3600
 

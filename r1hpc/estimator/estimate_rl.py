@@ -13,12 +13,13 @@ from dataclasses import replace
 from typing import Any
 
 from r1hpc.estimator.baselines import baselines
-from r1hpc.estimator.estimate import LEAST_GOODPUT, Estimate, Quantiles, shares_of
+from r1hpc.estimator.estimate import LEAST_GOODPUT, Estimate, shares_of
 from r1hpc.estimator.features import num_gpus_of
 from r1hpc.estimator.goodput import FailureRates, overhead
 from r1hpc.estimator.memory_options import guessed_shape, memory_options
 from r1hpc.estimator.mfu import coefficients
 from r1hpc.estimator.rl_phase import RlRates, RlWork, rl_phases
+from r1hpc.estimator.spread import Spread
 from r1hpc.estimator.workload import Workload
 from r1hpc.plan.shape import ModelShape
 
@@ -42,7 +43,7 @@ def estimate_rl(
     phases = _phases(work, stage)
     total = math.fsum(phases.values())
     variances = _variances(work, stage, total)
-    ideal = Quantiles.log_normal(total, math.sqrt(math.fsum(variances.values())))
+    ideal = Spread.log_normal(total, math.sqrt(math.fsum(variances.values())))
     lost = overhead(rates or FailureRates(), work.num_gpus)
     hours = ideal * (1 / max(lost.goodput, LEAST_GOODPUT))
     trained = _as_training(work, shape)

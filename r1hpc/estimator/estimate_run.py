@@ -12,12 +12,13 @@ from r1hpc.base.errors import ConfigError
 from r1hpc.config.schema import RunConfig
 from r1hpc.estimator.baselines import baselines
 from r1hpc.estimator.cpu import cpu_node_hours
-from r1hpc.estimator.estimate import Estimate, Quantiles, estimate, with_card
+from r1hpc.estimator.estimate import Estimate, estimate, with_card
 from r1hpc.estimator.estimate_rl import ONLY_SAMPLING, estimate_rl, guessed_cache_bytes
 from r1hpc.estimator.features import num_gpus_of
 from r1hpc.estimator.goodput import FailureRates
 from r1hpc.estimator.memory_options import MemoryOptions, guessed_shape, memory_options
 from r1hpc.estimator.rl_phase import RlWork
+from r1hpc.estimator.spread import Spread
 from r1hpc.estimator.workload import Workload
 from r1hpc.plan.batch import updates_per_rollout
 from r1hpc.plan.hardware import Gpu, find_gpu
@@ -87,7 +88,7 @@ def _on_cpu(config: RunConfig, plan: RunPlan) -> Estimate | None:
     return Estimate(
         method="flops",
         gpu_hours=None,
-        node_hours=Quantiles(**hours),
+        node_hours=Spread(**hours),
         assumptions={
             "gpu": None,
             "nodes": plan.topology.num_nodes,

@@ -12,7 +12,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from r1hpc.base.errors import UsageError
-from r1hpc.estimator.estimate import Estimate, Quantiles
+from r1hpc.estimator.estimate import Estimate
+from r1hpc.estimator.spread import Spread
 
 _FEWEST_STEPS = 5
 _FEWEST_ROLLOUTS = 2
@@ -58,8 +59,8 @@ def measured_estimate(
     each = statistics.median(steady)
     log_sd = math.hypot(_DRIFT, _robust_sd([math.log(s) for s in steady]) / math.sqrt(len(steady)))
     left = max(0, num_steps - len(seconds)) * each / 3600 / max(useful, _LEAST_USEFUL)
-    hours = Quantiles.log_normal(left, math.hypot(log_sd, 0.5 * (1 - useful))) + hours_spent
-    ideal = Quantiles.log_normal(num_steps * each / 3600, log_sd)
+    hours = Spread.log_normal(left, math.hypot(log_sd, 0.5 * (1 - useful))) + hours_spent
+    ideal = Spread.log_normal(num_steps * each / 3600, log_sd)
     unit = "rollout" if samples else "step"
     return Estimate(
         method="measured",

@@ -1,7 +1,7 @@
 """The distribution of MFU that published runs lead one to expect, given what is known of a run.
 
     belief = mfu_belief(work)
-    belief.median, belief.quantile(0.1), belief.drivers()
+    belief.median, belief.log_sd, belief.variances
 
 Reads coefficients.json, which `python -m research.estimator.fit` makes. MFU counts no recomputation and
 the full square of attention, against the dense bf16 peak; a run in FP8 may therefore pass what bf16 could
@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 from r1hpc.base.errors import StateError
@@ -75,9 +74,6 @@ class MfuBelief:
     @property
     def median(self) -> float:
         return math.exp(self.log_mean)
-
-    def quantile(self, part: float) -> float:
-        return math.exp(self.log_mean + NormalDist().inv_cdf(part) * self.log_sd)
 
 
 @cache

@@ -31,11 +31,6 @@ class Difference:
     low: float | None
     high: float | None
 
-    @property
-    def is_clear(self) -> bool:
-        """Whether the interval leaves 0 out."""
-        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
-
 
 def t95(df: int) -> float:
     """The 97.5 % point of Student's t.

@@ -11,10 +11,11 @@ from typing import Any
 from r1hpc.estimator.baselines import CONSTANT_MFU, eight_nd, seed_formula, six_nd, text_gigabytes
 from r1hpc.estimator.estimate_rl import LENGTH_SD
 from r1hpc.estimator.features import NAMES
+from r1hpc.estimator.spread import Z90
 from research.estimator.published_rows import SINGLE_NODE_FAMILY, Published
 from research.estimator.regression import PRIOR
 from research.estimator.rl import halves
-from research.estimator.scoring import GROUPS, Fitted, Scored, Z, coverage, is_a100, mdape, width
+from research.estimator.scoring import GROUPS, Fitted, Scored, coverage, is_a100, mdape, width
 
 
 def page(rows: Sequence[Published], found: Fitted) -> str:
@@ -231,7 +232,7 @@ def _median_of_others(row: Published, rows: Sequence[Published]) -> float:
 def _runs_table(asked: Sequence[Scored]) -> str:
     lines = []
     for s in asked:
-        actual, half = s.row.gpu_hours or math.nan, Z * s.sd
+        actual, half = s.row.gpu_hours or math.nan, Z90 * s.sd
         lines.append(
             (
                 s.row.id,

@@ -19,6 +19,7 @@ from r1hpc.estimator.estimate import billed_belief
 from r1hpc.estimator.features import NAMES, features, num_gpus_of, shared_effects
 from r1hpc.estimator.goodput import FailureRates, overhead
 from r1hpc.estimator.mfu import Posterior, parse_coefficients
+from r1hpc.estimator.spread import Z90
 from research.estimator.published_rows import (
     DATA_FILES,
     FOLDER,
@@ -34,8 +35,6 @@ from research.estimator.ridge import predict
 from research.estimator.rl import fit_rl
 
 _NOMINAL = 0.8
-Z = 1.2816
-"""Half of the P10 to P90 interval in standard deviations."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def width_scale(scored: Sequence[Scored]) -> float:
     for z, vote in votes:
         seen += vote
         if seen >= target:
-            return z / Z
+            return z / Z90
     raise AssertionError("the last vote reaches the target")
 
 
@@ -164,7 +163,7 @@ def mdape(errors: Sequence[float]) -> float:
 
 
 def coverage(group: Sequence[Scored], scale: float, by_family: bool = False) -> float:
-    inside = [(s.row.family, abs(s.error) <= Z * scale * s.sd) for s in group]
+    inside = [(s.row.family, abs(s.error) <= Z90 * scale * s.sd) for s in group]
     if not by_family:
         return statistics.fmean(hit for _, hit in inside)
     names = sorted({family for family, _ in inside})
@@ -174,4 +173,4 @@ def coverage(group: Sequence[Scored], scale: float, by_family: bool = False) -> 
 
 
 def width(group: Sequence[Scored], scale: float) -> float:
-    return statistics.median(math.exp(2 * Z * scale * s.sd) for s in group)
+    return statistics.median(math.exp(2 * Z90 * scale * s.sd) for s in group)

@@ -56,13 +56,9 @@ def runs(*ratios: float, **change: Any) -> list[FinishedRun]:
     return [finished(ratio, at=i, **change) for i, ratio in enumerate(ratios)]
 
 
-def scaled(hours: Spread, factor: float) -> Spread:
-    return Spread(factor * hours.p10, factor * hours.p50, factor * hours.p90)
-
-
 def sized(factor: float) -> Planned:
     """PLANNED with so many times its hours."""
-    return replace(PLANNED, estimate=scaled(PRIOR, factor))
+    return replace(PLANNED, estimate=PRIOR * factor)
 
 
 def band(spread: Spread) -> float:
@@ -153,7 +149,7 @@ def test_runs_that_are_far_away_never_narrow_the_band(
         finished(
             ratio,
             at=i,
-            planned=replace(planned, estimate=scaled(hours, 10**k)),
+            planned=replace(planned, estimate=hours * 10**k),
         )
         for i, (ratio, k) in enumerate(others)
     ]
