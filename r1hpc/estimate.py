@@ -14,6 +14,7 @@ How good it is: docs/estimator.md.
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.names import printable
 from r1hpc.base.rundir import default_run_root
 from r1hpc.estimator.estimate import METHODS, Estimate
-from r1hpc.estimator.estimate_text import estimate_text
+from r1hpc.estimator.estimate_text import estimate_text, hours_words
 from r1hpc.estimator.flags import add_flags, refuse_settled, refuse_settled_by_chain, with_signs_joined
 from r1hpc.estimator.from_flags import estimate_of_flags, rates_of_flags, refuse_without_progress
 from r1hpc.plan.hardware import find_gpu
@@ -140,7 +141,13 @@ def _corrected(found: Estimate, arguments: argparse.Namespace) -> tuple[Estimate
     from r1hpc.accounting.calibrate import corrected, finished_runs
 
     stage = str(found.assumptions.get("stage") or ("rl" if found.phases else "pretrain"))
-    return corrected(found, stage, finished_runs(root.absolute()))
+    now, extra = corrected(found, stage, finished_runs(root.absolute()))
+    if extra:
+        hours = found.gpu_hours or found.node_hours
+        before = "" if hours is None else f"; before that {hours_words(hours)}"
+        note = f"corrected by this site's runs: {extra['correction']['basis']}{before}"
+        now = replace(now, notes=(note, *now.notes))
+    return now, extra
 
 
 def _of_measured_run(arguments: argparse.Namespace) -> Estimate:

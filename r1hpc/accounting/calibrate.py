@@ -24,8 +24,8 @@ from r1hpc.base.choose_run import all_runs, full_name
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import read_json, write_json
 from r1hpc.base.rundir import RunDir
+from r1hpc.estimator.cpu import CPU_PRIOR
 from r1hpc.estimator.estimate import Estimate
-from r1hpc.estimator.estimate_text import hours_words
 from r1hpc.plan.hardware import UnknownGpuError, find_gpu
 from r1hpc.slurm.accounting import JobRecord, sacct_records
 from r1hpc.slurm.client import SlurmError
@@ -74,8 +74,7 @@ def corrected(found: Estimate, stage: str, site: Site) -> tuple[Estimate, dict[s
         return found, {}
     now = result.corrected
     wall = {n: now * (each.p50 / hours.p50) for n, each in found.wall_hours.items()}
-    note = f"corrected by this site's runs: {result.basis}; before that {hours_words(hours)}"
-    changed: dict[str, Any] = {key: now, "wall_hours": wall, "notes": (note, *found.notes)}
+    changed: dict[str, Any] = {key: now, "wall_hours": wall}
     return replace(found, **changed), {"uncorrected": {key: hours.to_json()}, "correction": result.to_json()}
 
 
@@ -196,10 +195,14 @@ def _resource(run: RunDir, history: History) -> str:
 
 def _gpu_estimated(stored: Mapping[str, Any]) -> tuple[str | None, bool]:
     """The card of an estimate, and whether the configuration gave it."""
-    assumptions = stored.get("assumptions")
-    known = assumptions if isinstance(assumptions, dict) else {}
+    known = _assumptions(stored)
     name = known.get("gpu")
     return str(name) if name else None, known.get("gpu_given") is True
+
+
+def _assumptions(stored: Mapping[str, Any]) -> dict[str, Any]:
+    found = stored.get("assumptions")
+    return found if isinstance(found, dict) else {}
 
 
 def _gpu_seen(run: RunDir) -> str | None:
@@ -232,6 +235,8 @@ def _estimate(run: RunDir, key: str) -> Spread:
     value = stored.get("uncorrected", stored).get(key)
     if value is None:
         raise _LeftOutError("no estimate")
+    if key == "node_hours" and _assumptions(stored).get("cpu_prior") != CPU_PRIOR:
+        raise _LeftOutError("estimated by an earlier version")
     try:
         spread = Spread(*(float(value[name]) for name in ("p10", "p50", "p90")))
     except (KeyError, TypeError, ValueError, AssertionError):
@@ -315,7 +320,7 @@ def _finished_run(
         each.split for each in summarise_run(run, candidate.history, last.end or last.start, False).attempts
     ]
     allocated = sum(split.allocated for split in held)
-    params = _read(run.path / "estimate.json").get("assumptions", {}).get("params")
+    params = _assumptions(_read(run.path / "estimate.json")).get("params")
     return FinishedRun(
         run_id=full_name(run),
         resource=resource,

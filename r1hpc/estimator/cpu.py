@@ -10,6 +10,8 @@ may be several times off in either direction: the interval says so, and gives wa
 
 from r1hpc.plan.run import RunPlan
 
+CPU_PRIOR = 2
+"""Counts the versions of the numbers below: ratios to estimates of another version correct nothing."""
 STARTUP_S = 10.0
 """From the allocation to the first step, and from the last step to the end. Measured: 4 to 14 s, of which
 3 to 9 until the first step, importing torch for the most part."""

@@ -11,7 +11,7 @@ from typing import Any
 from r1hpc.base.errors import ConfigError
 from r1hpc.config.schema import RunConfig
 from r1hpc.estimator.baselines import baselines
-from r1hpc.estimator.cpu import cpu_node_hours
+from r1hpc.estimator.cpu import CPU_PRIOR, cpu_node_hours
 from r1hpc.estimator.estimate import Estimate, estimate, with_card
 from r1hpc.estimator.estimate_rl import ONLY_SAMPLING, estimate_rl, guessed_cache_bytes
 from r1hpc.estimator.features import num_gpus_of
@@ -91,6 +91,7 @@ def _on_cpu(config: RunConfig, plan: RunPlan) -> Estimate | None:
         node_hours=Spread(**hours),
         assumptions={
             "gpu": None,
+            "cpu_prior": CPU_PRIOR,
             "nodes": plan.topology.num_nodes,
             "ranks": plan.topology.world_size,
             "params": work.params,

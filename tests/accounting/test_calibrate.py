@@ -29,7 +29,11 @@ from r1hpc.accounting.correction import (
 from r1hpc.accounting.forecast import Spread
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import write_json
+from r1hpc.config.load import load
+from r1hpc.estimator.cpu import CPU_PRIOR
+from r1hpc.plan.run import make_plan
 from r1hpc.slurm.accounting import FIELDS
+from r1hpc.submission.cost import estimate_for
 from tests.accounting.history import GroupRun
 from tests.recorded import RecordedRun
 
@@ -232,8 +236,14 @@ def make(
     made.submit(job or "local-1", "local" if job is None else "slurm")
     made.attempt(1, 10, "finished", committed=10, step_s=(seconds - 12) / 10)
     if estimate is not None:
-        write_json(made.run.path / "estimate.json", estimate)
+        store(made, estimate)
     return made
+
+
+def store(made: RecordedRun, estimate: dict[str, Any]) -> None:
+    """As the estimator of today made it."""
+    known = {"cpu_prior": CPU_PRIOR, **estimate.get("assumptions", {})}
+    write_json(made.run.path / "estimate.json", {**estimate, "assumptions": known})
 
 
 def hours(p50: float) -> dict[str, float]:
@@ -289,6 +299,7 @@ def test_what_does_not_enter_and_why(tmp_path: Path) -> None:
     other = make(tmp_path, "e", estimate={"gpu_hours": hours(4.0), "assumptions": {"gpu": "h100"}}, gpus=4)
     other.gpu_ticks(other.clock, 5)
     make(tmp_path, "f", estimate={"gpu_hours": hours(4.0)}, gpus=4)
+    make(tmp_path, "g", estimate={"node_hours": hours(1.0), "assumptions": {"cpu_prior": 1}})
     assert finished_runs(tmp_path).left_out == {
         "no estimate": 1,
         "an estimate that cannot be read": 1,
@@ -296,6 +307,7 @@ def test_what_does_not_enter_and_why(tmp_path: Path) -> None:
         "not finished": 1,
         "estimated for another GPU than it ran on": 1,
         "GPU not known": 1,
+        "estimated by an earlier version": 1,
     }
 
 
@@ -381,12 +393,32 @@ def test_long_runs_correct_a_large_estimate(tmp_path: Path, capsys: pytest.Captu
     assert wall == pytest.approx(hours / 256)
 
 
+def test_a_submission_is_corrected_and_keeps_what_was_estimated(tmp_path: Path) -> None:
+    """The same job again: five runs took twice their estimate."""
+    config = load("smoke")
+    plan = make_plan(config, gpus_per_node=0, vocab_size=512)
+    first = estimate_for(tmp_path / "none", config, plan)
+    assert first is not None
+    assert "correction" not in first
+    estimated_s = 3600 * first["node_hours"]["p50"]
+    for number in range(5):
+        made = RecordedRun(tmp_path / "runs" / f"run{number}")
+        made.submit(f"local-{number}")
+        made.attempt(1, 10, "finished", committed=10, step_s=(2 * estimated_s - 12) / 10)
+        write_json(made.run.path / "estimate.json", first)
+    again = estimate_for(tmp_path / "runs", config, plan)
+    assert again is not None
+    assert again["uncorrected"]["node_hours"] == first["node_hours"]
+    assert again["correction"]["num_runs"] == 5
+    assert 1.8 < again["node_hours"]["p50"] / first["node_hours"]["p50"] < 2.1
+
+
 def test_what_is_kept_is_used_until_the_run_or_its_estimate_changes(tmp_path: Path) -> None:
     made = make(tmp_path, "run", estimate={"node_hours": hours(1.0)})
     first = finished_runs(tmp_path)
     made.run.attempts.unlink()
     assert finished_runs(tmp_path) == first, "attempts.jsonl is not read again"
-    write_json(made.run.path / "estimate.json", {"node_hours": hours(2.0)})
+    store(made, {"node_hours": hours(2.0)})
     assert finished_runs(tmp_path).left_out == {"no time on record": 1}
     spoilt = {"version": 4, "runs": {"run": 3, "other": {"mark": [], "run": {"estimate": 1}}}}
     for text in ("not ours", json.dumps(spoilt)):
@@ -463,7 +495,7 @@ def test_sacct_counts_only_where_it_knows_the_job_of_every_attempt(
     for job, first, last, cause in (("11", 1, 20, "preempted"), ("12", 21, 40, "finished")):
         made.submit(job, "slurm")
         made.attempt(first, last, cause, committed=last, step_s=(3600 - 12) / 20)
-    write_json(made.run.path / "estimate.json", {"node_hours": hours(1.0)})
+    store(made, {"node_hours": hours(1.0)})
     fake_sacct(tmp_path / "bin", line("12", 3600))
     (run,) = finished_runs(tmp_path / "runs").runs
     assert run.hours == pytest.approx(2.0, rel=1e-3)
