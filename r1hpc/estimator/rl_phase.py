@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from r1hpc.base.errors import UsageError
+from r1hpc.estimator.features import GPUS_PER_NODE, OFFLOAD_TOKENS, SHARDING_TOKENS, USUAL_MICRO_TOKENS
 from r1hpc.estimator.mfu import SLOWER
 from r1hpc.estimator.workload import check_amount, check_precision
 from r1hpc.plan.hardware import Gpu
@@ -32,9 +33,8 @@ _LEAST_FREE = 0.25
 """Part of what the weights leave: assumed for the cache where the training states fill the card."""
 _NETWORK_BYTES_S = 25e9
 """Per GPU between nodes: 200 Gbit/s."""
-_GPUS_PER_NODE = 8
-_GATHERING_TOKENS, _OFFLOAD_TOKENS, _USUAL_TOKENS, _SEEN = 3000.0, 16000.0, 8192.0, 0.6
-"""As in features.py, with the part of these losses (0.6) that the pretraining fit sees."""
+_SEEN = 0.6
+"""Part of the losses by gathering and offloading in published pretraining (docs/estimator.md: 0.52, 0.62)."""
 LENGTH_SPREAD = 0.5
 """Standard deviation of ln(completion length), assumed where only the mean is known."""
 
@@ -209,16 +209,16 @@ def _decode_s(work: RlWork, rates: RlRates) -> float:
 def _gathering(work: RlWork) -> float:
     """How much longer passes take beyond one node where weights are sharded: where a card cannot hold
     them."""
-    if work.num_gpus <= _GPUS_PER_NODE or _gpus_per_replica(work) == 1:
+    if work.num_gpus <= GPUS_PER_NODE or _gpus_per_replica(work) == 1:
         return 1.0
     tokens = work.sequences_per_rollout / work.num_gpus * (work.prompt_length + work.completion_length)
-    return _slower(_GATHERING_TOKENS, tokens, work)
+    return _slower(SHARDING_TOKENS, tokens, work)
 
 
 def _offloading(work: RlWork) -> float:
     """How much longer an update takes where the training states must lie in the host's memory."""
     fits = _STATE_BYTES * work.params / work.num_gpus < _USABLE * work.gpu.memory_gib * 2**30
-    return 1.0 if fits else _slower(_OFFLOAD_TOKENS, _USUAL_TOKENS, work)
+    return 1.0 if fits else _slower(OFFLOAD_TOKENS, USUAL_MICRO_TOKENS, work)
 
 
 def _slower(floor: float, tokens: float, work: RlWork) -> float:
