@@ -50,8 +50,8 @@ _LAUNCH_FLOPS = 1e11
 SHARDING_TOKENS = 3000.0
 """Half of 6240 (= peak / 2 over 25 GB/s per GPU between nodes), since transfers overlap with arithmetic."""
 _REDUCTION_TOKENS = 4000.0
-"""4 bytes a parameter (a ring moves 16-bit gradients twice) at 25 GB/s, against 6 FLOPs for each token at half
-of the peak: 4160, rounded."""
+"""4 bytes a parameter (a ring moves 16-bit gradients twice) at 25 GB/s, against 6 FLOPs for each token at
+half of the peak: 4160, rounded."""
 _REDUCTION_TOKENS_ONE_NODE = 1000.0
 """The same at 100 GB/s, a third of what NVLink has each way. Assumed."""
 _TENSOR_WIDTH = 170.0
