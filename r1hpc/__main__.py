@@ -19,6 +19,7 @@ COMMANDS = {
     "estimate": "GPU-hours before they are spent",
     "budget": "what is left of the allocation, and whether it will do",
     "report": "GPU-hours: planned, used, useful, wasted",
+    "settings": "what a run would be told, and where each value came from",
     "shard": "build, verify and inspect datasets",
     "monitor": "GPU readings of this node",
     "diagnose": "why it is slow, stuck or learning nothing",
