@@ -2,7 +2,7 @@
 
     site = finished_runs(run_root)
     site.of("A100-SXM4-80GB"), site.left_out
-    site_correction(run_root, "cpu").apply(estimate)
+    estimate, extra = corrected(found, "sft", site)      # of an Estimate; extra is for its JSON
 
 A finished run does not change: what was found is kept in RUN_ROOT/calibration.json, until more is learnt from
 Slurm. The file may be removed at any time.
@@ -14,11 +14,11 @@ import re
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from r1hpc.accounting.correction import CPU, Correction, FinishedRun, correction
+from r1hpc.accounting.correction import CPU, FinishedRun, Planned, correction
 from r1hpc.accounting.forecast import Spread
 from r1hpc.accounting.ledger import RunLedger
 from r1hpc.accounting.open_ledger import open_ledgers
@@ -27,10 +27,12 @@ from r1hpc.base.choose_run import all_runs, full_name, unreadable
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import read_json, write_json
 from r1hpc.base.rundir import RunDir
+from r1hpc.estimator.cpu import CPU_PRIOR
+from r1hpc.estimator.estimate import Estimate
 from r1hpc.plan.hardware import UnknownGpuError, find_gpu
 from r1hpc.telemetry.tail import read_tail
 
-_VERSION = 4
+_VERSION = 5
 _CACHE = "calibration.json"
 _STUB = re.compile(rb'"source": ?"stub"')
 _CHUNK = 2**22
@@ -53,10 +55,36 @@ class Site:
         return [run for run in self.runs if run.resource == resource]
 
 
-def site_correction(run_root: Path, resource: str) -> Correction:
-    """How this site corrects an estimate for a GPU of any usual name, or CPU."""
-    name = resource_name(resource)
-    return correction(name, finished_runs(run_root).of(name))
+def corrected(found: Estimate, stage: str, site: Site) -> tuple[Estimate, dict[str, Any]]:
+    """The estimate with what the site's finished runs say of it; unchanged where they say nothing.
+
+    Returns:
+        The estimate, and for its JSON `uncorrected` and `correction`, where there was one.
+    """
+    key = "node_hours" if found.gpu_hours is None else "gpu_hours"
+    hours: Spread | None = getattr(found, key)
+    if hours is None:
+        return found, {}
+    result = correction(planned_run(found, stage, hours), site.runs)
+    if not result.num_runs:
+        return found, {}
+    now = result.corrected
+    wall = {n: now * (each.p50 / hours.p50) for n, each in found.wall_hours.items()}
+    changed: dict[str, Any] = {key: now, "wall_hours": wall}
+    return replace(found, **changed), {"uncorrected": {key: hours.to_json()}, "correction": result.to_json()}
+
+
+def planned_run(found: Estimate, stage: str, hours: Spread) -> Planned:
+    """What a correction needs to know of an estimate. The usual number of GPUs is not a known one."""
+    known = found.assumptions
+    return Planned(
+        resource=CPU if found.gpu_hours is None else resource_name(str(known.get("gpu"))),
+        stage=stage,
+        estimate=hours,
+        num_gpus=int(known.get("num_gpus") or 0) if known.get("num_gpus_given", True) else 0,
+        num_nodes=int(known.get("nodes") or 0),
+        params=known.get("params"),
+    )
 
 
 def resource_name(name: str) -> str:
@@ -130,14 +158,7 @@ def _judge(ledger: RunLedger, now: float) -> tuple[dict[str, Any], bool]:
             raise _LeftOutError("no time on record")
     except _LeftOutError as error:
         return {"mark": mark, "left_out": str(error)}, True
-    finished = FinishedRun(
-        run_id=ledger.run_id,
-        resource=resource,
-        finished_at=mark[0] / 1e9,
-        estimate=estimate,
-        actual=ledger.used,
-        source=ledger.source,
-    )
+    finished = _finished_run(ledger, resource, estimate, mark[0] / 1e9)
     # slurmdbd hears of the end a little after the run itself, and may know a part of the jobs only.
     is_final = not ledger.jobs or is_settled(kept_records(run), ledger.jobs, ledger.summary.history, now)
     return {"mark": mark, "run": asdict(finished)}, is_final
@@ -169,10 +190,14 @@ def _resource(ledger: RunLedger) -> str:
 
 def _gpu_estimated(stored: Mapping[str, Any]) -> tuple[str | None, bool]:
     """The card of an estimate, and whether the configuration gave it."""
-    assumptions = stored.get("assumptions")
-    known = assumptions if isinstance(assumptions, dict) else {}
+    known = _assumptions(stored)
     name = known.get("gpu")
     return str(name) if name else None, known.get("gpu_given") is True
+
+
+def _assumptions(stored: Mapping[str, Any]) -> dict[str, Any]:
+    found = stored.get("assumptions")
+    return found if isinstance(found, dict) else {}
 
 
 def _gpu_seen(run: RunDir) -> str | None:
@@ -205,6 +230,8 @@ def _estimate(run: RunDir, key: str) -> Spread:
     value = stored.get("uncorrected", stored).get(key)
     if value is None:
         raise _LeftOutError("no estimate")
+    if key == "node_hours" and _assumptions(stored).get("cpu_prior") != CPU_PRIOR:
+        raise _LeftOutError("estimated by an earlier version")
     try:
         spread = Spread(*(float(value[name]) for name in ("p10", "p50", "p90")))
     except (KeyError, TypeError, ValueError, AssertionError):
@@ -238,3 +265,22 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, StateError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _finished_run(ledger: RunLedger, resource: str, estimate: Spread, finished_at: float) -> FinishedRun:
+    """What a correction needs to know of a run."""
+    last = ledger.summary.attempts[-1].attempt
+    params = _assumptions(_read(ledger.run.path / "estimate.json")).get("params")
+    return FinishedRun(
+        run_id=ledger.run_id,
+        resource=resource,
+        stage=ledger.stage,
+        finished_at=finished_at,
+        estimate=estimate,
+        hours=ledger.used,
+        source=ledger.source,
+        useful_share=ledger.parts["useful"] / ledger.used,
+        num_gpus=last.gpus,
+        num_nodes=last.nodes,
+        params=float(params) if isinstance(params, int | float) and params > 0 else None,
+    )

@@ -11,8 +11,7 @@ from typing import Any
 
 from r1hpc.accounting.budget import Request
 from r1hpc.accounting.budget_status import check_submission
-from r1hpc.accounting.calibrate import site_correction
-from r1hpc.accounting.correction import CPU, Correction
+from r1hpc.accounting.calibrate import Site, corrected, finished_runs
 from r1hpc.accounting.forecast import Spread
 from r1hpc.base.errors import R1hpcError
 from r1hpc.config.schema import RunConfig
@@ -38,16 +37,8 @@ def estimate_for(run_root: Path, config: RunConfig, plan: RunPlan) -> dict[str, 
     found = estimate_of_run(config, plan)
     if found is None:
         return None
-    told = found.to_json()
-    key = "gpu_hours" if plan.topology.num_gpus else "node_hours"
-    if told[key] is None:
-        return told
-    site = _site(run_root.absolute(), str(told["assumptions"].get("gpu") or CPU))
-    if not site.num_runs:
-        return told
-    corrected = site.apply(Spread(**told[key]))
-    uncorrected = {key: told[key]}
-    return {**told, key: corrected.to_json(), "uncorrected": uncorrected, "correction": site.to_json()}
+    found, correction = corrected(found, config.stage, _site(run_root.absolute()))
+    return {**found.to_json(), **correction}
 
 
 def check_budget(
@@ -107,6 +98,6 @@ def _share_done(prepared: Prepared) -> float:
 
 
 @functools.cache
-def _site(run_root: Path, resource: str) -> Correction:
+def _site(run_root: Path) -> Site:
     """Once for all stages of a submission: every finished run is looked at."""
-    return site_correction(run_root, resource)
+    return finished_runs(run_root)
