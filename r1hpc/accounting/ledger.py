@@ -17,14 +17,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from r1hpc.accounting.account import Selection
 from r1hpc.accounting.forecast import Spread
 from r1hpc.accounting.review import Review
 from r1hpc.accounting.runs import read_estimate
+from r1hpc.accounting.selection import Selection
 from r1hpc.attempt.state import State
 from r1hpc.base.tables import bar, format_table, share
 from r1hpc.base.units import format_duration
-from r1hpc.slurm.accounting import JobRecord
+from r1hpc.slurm.sacct import JobRecord
 from r1hpc.telemetry.attempts import History
 from r1hpc.telemetry.hours import Allocation
 from r1hpc.telemetry.summary import AttemptSummary, RunSummary

@@ -13,8 +13,8 @@ from typing import Any
 
 from r1hpc.attempt.state import Situation, State, all_slurm_jobs, look
 from r1hpc.base.rundir import RunDir
-from r1hpc.slurm.accounting import JobRecord, sacct_records
 from r1hpc.slurm.client import SlurmError
+from r1hpc.slurm.sacct import JobRecord, sacct_records
 from r1hpc.telemetry.gpu_summary import summarise
 from r1hpc.telemetry.hours import UNKNOWN, Allocation, fold_hours
 from r1hpc.telemetry.metrics import Audit, audit_ledger

@@ -23,7 +23,7 @@ from r1hpc.accounting.correction import (
 from r1hpc.accounting.forecast import Spread
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import write_json
-from r1hpc.slurm.accounting import FIELDS
+from r1hpc.slurm.sacct import FIELDS
 from tests.recorded import RecordedRun
 
 PRIOR = Spread(70.0, 100.0, 150.0)

@@ -13,14 +13,15 @@ from pathlib import Path
 import pytest
 
 from r1hpc import report
-from r1hpc.accounting.account import Selection, hours_of_runs, known_jobs
+from r1hpc.accounting.account import hours_of_runs, known_jobs
 from r1hpc.accounting.ledger import RunLedger, ledger_text, open_ledger
 from r1hpc.accounting.review import review_run
+from r1hpc.accounting.selection import Selection
 from r1hpc.base.choose_run import all_runs
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.files import write_json
 from r1hpc.base.rundir import RunDir
-from r1hpc.slurm.accounting import JobRecord
+from r1hpc.slurm.sacct import JobRecord
 from r1hpc.telemetry.timeline import Split
 from tests.recorded import EPOCH, RecordedRun
 
