@@ -23,10 +23,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from r1hpc.accounting.account import Selection, hours_from_sacct, hours_of_file, hours_of_runs, known_jobs
+from r1hpc.accounting.account import hours_from_sacct, hours_of_file, hours_of_runs, known_jobs
 from r1hpc.accounting.open_ledger import open_ledgers, survey
 from r1hpc.accounting.run_report import RunReport, report_run
-from r1hpc.accounting.usage import PRINTED_BY, parse_when, pick_records
+from r1hpc.accounting.selection import Selection
 from r1hpc.attempt.state import all_slurm_jobs
 from r1hpc.base.choose_run import add_run_root, all_runs, choose_run
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
@@ -34,8 +34,8 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.rundir import RunDir, default_run_root
 from r1hpc.base.tables import wrap
 from r1hpc.reporting.review_text import as_text, hours_text
-from r1hpc.slurm.accounting import JobRecord
 from r1hpc.slurm.client import SlurmError, without_advice
+from r1hpc.slurm.sacct import PRINTED_BY, JobRecord, parse_when, pick_records
 from r1hpc.submission.chain_folder import choose_chain
 from r1hpc.telemetry.hours import fold_hours
 from r1hpc.telemetry.metrics import Difference, compare
