@@ -116,10 +116,10 @@ def _runs(given: str | None, run_root: str | None) -> list[RunDir]:
 
 def draw(review: Review) -> list[Path]:
     """The run's plots, in its report folder."""
-    # Deferred: matplotlib takes a second that no other command should pay.
-    from r1hpc.reporting.plots import draw_all
+    # Deferred: no other format draws.
+    from r1hpc.reporting.run_card import draw_pngs
 
-    return draw_all(review.run, review.summary, review.run.report)
+    return draw_pngs(review.run, review.summary, review.run.report)
 
 
 def _selection(arguments: Any) -> Selection:
