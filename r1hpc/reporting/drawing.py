@@ -23,10 +23,10 @@ from r1hpc.reporting.palette import colour, with_variables
 
 Axes = Any
 """matplotlib.axes.Axes, which is not imported here."""
-NARROW, HALF, FULL = 376, 514, 1080
+NARROW, HALF, FULL = 360, 514, 1080
 """Widths: of a telephone or a third of the page, of half the page, and of the whole page."""
 _FONT = 13
-_WIDE = 500
+_WIDE = 600
 """From here on names stand beside their bars, and there are more ticks."""
 _STYLE = {
     "svg.fonttype": "none",
@@ -46,9 +46,11 @@ _STYLE = {
     "grid.color": colour("grid"),
     "grid.linewidth": 1,
     "text.color": colour("ink"),
+    "text.parse_math": False,
     "xtick.color": colour("grid"),
     "xtick.labelcolor": colour("muted"),
     "xtick.major.size": 0,
+    "xtick.major.pad": 6,
     "xtick.minor.size": 0,
     "ytick.color": colour("grid"),
     "ytick.labelcolor": colour("muted"),
@@ -81,7 +83,7 @@ class Chart:
     """(colour of the palette, what it means)."""
 
     def height_at(self, width: int) -> int:
-        return 46 + self.num_rows * (28 if width >= _WIDE else 44) if self.num_rows else self.height
+        return 46 + self.num_rows * (28 if width >= _WIDE else 43) if self.num_rows else self.height
 
 
 def inline(chart: Chart | None, width: int = NARROW) -> str:
@@ -113,7 +115,9 @@ def tip(artist: Any, words: str) -> Any:
 
 
 def dot(axes: Axes, x: float, y: float, name: str, words: str, size: float = 8) -> None:
-    tip(axes.plot([x], [y], "o", color=colour(name), ms=size, mew=0, zorder=5, clip_on=False)[0], words)
+    """A point: a line of next to no length with round ends, which is an eighth of a marker in the page."""
+    how = {"color": colour(name), "lw": size, "solid_capstyle": "round", "zorder": 5, "clip_on": False}
+    tip(axes.plot([x, x + 1e-11 * (1 + abs(x))], [y, y], **how)[0], words)
 
 
 def note(axes: Axes, x: float, y: float, words: str, name: str = "ink", **how: Any) -> None:
@@ -129,7 +133,8 @@ def time_axis(axes: Axes, begin: float, end: float, width: int) -> None:
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
     zone = tzlocal()
-    locator = AutoDateLocator(tz=zone, minticks=2, maxticks=9 if width > HALF else 5)
+    fewest, most = (4, 10) if width > HALF else (2, 6)
+    locator = AutoDateLocator(tz=zone, minticks=fewest, maxticks=most)
     day = "%-d %b"
     formats = ["%Y", "%b", day, "%H:%M", "%H:%M", "%H:%M:%S"]
     zeros = ["", "%b %Y", day, day, "%H:%M", "%H:%M:%S"]
@@ -190,7 +195,7 @@ def named_rows(axes: Axes, rows: Sequence[tuple[str, str, bool]], width: int) ->
             axes.text(-10 / width, y, _cut(name, most), ha="right", va="center", **named)
             axes.text(1 + 10 / width, y, value, ha="left", va="center", **{"color": colour("muted"), **named})
         else:
-            axes.text(0, y + 0.27, _cut(name, 44 - len(value)), ha="left", va="bottom", **named)
+            axes.text(0, y + 0.27, _cut(name, 49 - len(value)), ha="left", va="bottom", **named)
             axes.text(1, y + 0.27, value, ha="right", va="bottom", **{"color": colour("muted"), **named})
     return ys, 0.62 if wide else 0.4
 
@@ -244,34 +249,41 @@ def _svg(chart: Chart, width: int, css: str) -> str:
 
 _DROPPED = ("metadata", "clipPath", "style")
 _KEPT = ("d", "x", "y", "transform", "href", "style")
-_USUAL = re.compile(rf"font-size: {_FONT}px;? ?|font-family: [^;]*;? ?|stroke-(?:linejoin|linecap): \w+;? ?")
+_USUAL = re.compile(
+    rf"font-size: {_FONT}px;? ?|font-family: [^;]*;? ?|stroke-linejoin: \w+;? ?|stroke-linecap: [^r]\w+;? ?"
+    rf"|text-anchor: start;? ?|fill: {colour('ink')};? ?"
+)
+"""What the style sheet says, or is so anyway."""
 
 
 def _plain(node: ElementTree.Element) -> str:
     """An element as a page needs it: no namespaces, no metadata, no clipping, no groups without a meaning."""
-    tag, parent_tip = _local(node.tag), (node.get("id") or "").removeprefix("tip ")
+    tag, name = _local(node.tag), node.get("id", "")
     inner = "".join(_plain(child) for child in node)
     if tag in _DROPPED or (tag in ("g", "defs") and not inner):
         return ""
     if tag == "g":
-        words = parent_tip if node.get("id", "").startswith("tip ") else ""
-        return f"<g><title>{text(words)}</title>{inner}</g>" if words else inner
-    given = {_local(name): value for name, value in node.attrib.items()}
-    kept = {name: _tidy(name, given[name]) for name in _KEPT if name in given}
-    if "href" in kept or given.get("id", "").startswith("m"):
-        kept |= {"id": given["id"]} if "id" in given else {}
-    attributes = "".join(f' {name}="{text(value)}"' for name, value in kept.items() if value)
-    return f"<{tag}{attributes}>{text(node.text or '') if tag == 'text' else ''}{inner}</{tag}>"
+        words = name.removeprefix("tip ")
+        return f"<g><title>{text(words)}</title>{inner}</g>" if words != name else inner
+    given = {_local(key): value for key, value in node.attrib.items()}
+    kept = {key: _tidy(key, given[key]) for key in _KEPT if key in given}
+    if kept.get("style") == "fill:none":
+        return ""
+    if name.startswith("m") and tag == "path":  # what a <use> refers to
+        kept["id"] = name
+    attributes = "".join(f' {key}="{text(value)}"' for key, value in kept.items() if value)
+    inner = f"{text(node.text or '')}{inner}" if tag == "text" else inner
+    return f"<{tag}{attributes}>{inner}</{tag}>" if inner else f"<{tag}{attributes}/>"
 
 
 def _local(name: str) -> str:
     return name.rsplit("}", 1)[-1]
 
 
-def _tidy(name: str, value: str) -> str:
-    if name == "style":
+def _tidy(key: str, value: str) -> str:
+    if key == "style":
         return with_variables(_USUAL.sub("", value)).replace(": ", ":").replace("; ", ";").rstrip("; ")
-    if name == "transform" and re.match(r"rotate\(-?0 ", value):
+    if key == "transform" and re.match(r"rotate\(-?0 ", value):
         return ""
     value = re.sub(r"\d+\.\d+", lambda found: f"{float(found[0]):.1f}".removesuffix(".0"), value)
-    return re.sub(r"\s+", " ", re.sub(r" ?\n ?", "", value)) if name == "d" else value
+    return re.sub(r"\s*([A-Za-z])\s*", r"\1", value) if key == "d" else value

@@ -145,6 +145,11 @@ def _draw_forecast(axes: Axes, data: BurnDown) -> None:
     note(axes, xs[-1], middle[-1], words, "useful", ha="right", va="top", xytext=(-4, -5))
 
 
+def _mark(axes: Axes, x: float, y: float, height: float, words: str) -> None:
+    """An upright stroke on a bar."""
+    tip(axes.vlines(x, y - height / 2, y + height / 2, color=colour("median"), lw=2.5), words)
+
+
 def _within(points: Sequence[tuple[float, float]], begin: float, end: float) -> list[tuple[float, float]]:
     """The line through the points between two times, in small steps: its ends are seldom points."""
     grid = [begin + (end - begin) * i / 200 for i in range(201)]
@@ -190,7 +195,7 @@ def campaign(stages: Sequence[PlannedStage]) -> Chart | None:
             if s.forecast and s.forecast.p90 > s.used:
                 axes.plot([s.forecast.p10, s.forecast.p90], [y, y], color=colour("median"), lw=2)
                 words = f"forecast {format_hours(s.forecast.p50)} ({_range(s.forecast)})"
-                tip(axes.plot(s.forecast.p50, y, "|", color=colour("median"), ms=12, mew=2)[0], words)
+                _mark(axes, s.forecast.p50, y, height, words)
         axes.set_xlabel("GPU-hours", loc="right")
 
     told = [f"{s.name}: {value}" for s, value in zip(stages, values, strict=True)]
@@ -202,13 +207,13 @@ def campaign(stages: Sequence[PlannedStage]) -> Chart | None:
 def planned_against_used(runs: Sequence[PlannedRun], unit: str) -> Chart | None:
     """For each estimated run its P10 to P90, its P50, and what it used; the largest, where they are many."""
     told = _largest(runs, [max(run.planned.p50, run.used) for run in runs])
-    values = [v for r in told for v in (r.planned.p10, r.planned.p90, r.used) if v > 0]
-    if not values:
+    hours = [h for r in told for h in (r.planned.p10, r.planned.p90, r.used) if h > 0]
+    if not hours:
         return None
-    low, high = min(values), max(values)
+    low, high = min(hours), max(hours)
     is_log = high > 20 * low
-    words = [f"{format_hours(r.used)} of {format_hours(r.planned.p50)}" for r in told]
-    words = [f"{text} so far" if r.is_live and r.used else text for text, r in zip(words, told, strict=True)]
+    values = [f"{format_hours(r.used)} of {format_hours(r.planned.p50)}" for r in told]
+    values = [f"{v} so far" if r.is_live and r.used else v for v, r in zip(values, told, strict=True)]
 
     def draw(axes: Axes, width: int) -> None:
         if is_log:
@@ -216,21 +221,21 @@ def planned_against_used(runs: Sequence[PlannedRun], unit: str) -> Chart | None:
         else:
             number_axis(axes.xaxis, 0, high * 1.04)
         least = low / 1.3 if is_log else 0.0
-        rows = [(run.name, text, False) for run, text in zip(told, words, strict=True)]
+        rows = [(run.name, value, False) for run, value in zip(told, values, strict=True)]
         ys, height = named_rows(axes, rows, width)
         for y, run in zip(ys, told, strict=True):
             left = max(run.planned.p10, least)
             bar = axes.barh(y, run.planned.p90 - left, height, left=left, color=colour("planned"))[0]
             tip(bar, f"planned {_range(run.planned)}")
-            p50 = axes.plot(max(run.planned.p50, least), y, "|", color=colour("median"), ms=14, mew=2.5)[0]
-            tip(p50, f"planned P50 {format_hours(run.planned.p50)}")
+            words = f"planned P50 {format_hours(run.planned.p50)}"
+            _mark(axes, max(run.planned.p50, least), y, height, words)
             if run.used > 0:
                 name = "start-up" if run.is_live else "useful" if run.is_inside else "lost"
                 dot(axes, run.used, y, name, f"used {format_hours(run.used)}")
         axes.set_xlabel(f"{unit}{', logarithmic' if is_log else ''}{_only(told, runs)}", loc="right")
 
     label = _listed(
-        "planned against used", [f"{r.name}: {text}" for r, text in zip(told, words, strict=True)]
+        "planned against used", [f"{r.name}: {value}" for r, value in zip(told, values, strict=True)]
     )
     meanings = [("planned", f"{BAND} at submission"), ("useful", "used, inside"), ("lost", "used, outside")]
     meanings.append(("start-up", "so far"))
@@ -416,7 +421,7 @@ def _hours_of(parts: Parts) -> list[tuple[str, str]]:
     return [
         (part, f"{part} {format_hours(parts[part])} ({100 * parts[part] / whole:.1f} %)")
         for part in PARTS
-        if parts.get(part)
+        if parts.get(part, 0.0) > 0.0005 * whole
     ]
 
 

@@ -170,9 +170,11 @@ def _over_steps(
         if len(curves) + len(tests) > 1:
             axes.legend(loc="best", handlelength=1.2)
         else:
-            last = next(iter(curves.values())).last
-            dot(axes, *last, lines[next(iter(curves))][0], f"{unit} {last[1]:.4g}", 7)
-            note(axes, *last, f"{last[1]:.3g}", ha="right", xytext=(-2, 6), fontweight="bold")
+            (key, curve), below = next(iter(curves.items())), {"va": "top", "xytext": (-2, -6)}
+            last = (curve.last[0], min(max(curve.last[1], low), high))
+            dot(axes, *last, lines[key][0], f"{unit} {curve.last[1]:.4g}", 7)
+            how = below if last[1] > low + 0.7 * (high - low) else {"xytext": (-2, 6)}
+            note(axes, *last, f"{curve.last[1]:.3g}", ha="right", fontweight="bold", **how)
 
     label = (
         f"{unit} over the optimizer steps: {', '.join(f'{c.last[1]:.3g}' for c in curves.values())} at last"
@@ -262,6 +264,7 @@ def _second_axis(axes: Axes, factor: float) -> None:
     """Tokens per second are proportional to MFU: the same line, read on the right."""
     right = axes.secondary_yaxis("right", functions=(lambda y: y * factor, lambda y: y / factor))
     right.set_ylabel("tokens per second")
+    right.spines["right"].set_visible(False)
     right.yaxis.set_major_formatter(lambda value, _: short(value))
 
 
@@ -272,21 +275,23 @@ def _gpus(data: RunData, name: str, title: str, key: str, unit: str, top: float)
     if not whole.parts:
         return None
     count = f"{len(series)} GPU{'s' * (len(series) != 1)}"
-    many = ", median and range" if len(series) > 1 else ""
+    many = ": median and range" if len(series) > 1 else ""
 
     def draw(axes: Axes, width: int) -> None:
         begin, end = _times(data)
         time_axis(axes, begin, end, width)
         number_axis(axes.yaxis, 0, max(top, whole.top, 1.0) * 1.12, 4)
-        axes.set_title(f"{unit}, {count}{'' if width > HALF else many}")
+        axes.set_title(unit)
         _shade(axes, _time_bands(data.attempts), begin / DAY, end / DAY, width)
         lines = _lines(series, key) if width > HALF and len(series) > 1 else {"": whole}
         for i, (label, line) in enumerate(lines.items()):
-            _draw_range(axes, line, LINES[i % len(LINES)] if label else "save", label)
+            _draw_range(
+                axes, line, LINES[i % len(LINES)] if label else "save", label, len(lines) == len(series)
+            )
         if 1 < len(lines) <= _MOST_LINES:
             axes.legend(loc="lower center", ncols=4)
 
-    return Chart(name, title, f"{unit}, {count}{many}", draw)
+    return Chart(name, f"{title}, {count}{many}", f"{unit}, {count}{many}", draw)
 
 
 def _lines(series: Sequence[GpuSeries], key: str) -> dict[str, Range]:
@@ -298,10 +303,10 @@ def _lines(series: Sequence[GpuSeries], key: str) -> dict[str, Range]:
     return {f"{node} ({len(members)})": gpu_range(members, key) for node, members in nodes.items()}
 
 
-def _draw_range(axes: Axes, line: Range, name: str, label: str) -> None:
+def _draw_range(axes: Axes, line: Range, name: str, label: str, is_single: bool) -> None:
     for i, (xs, least, median, most) in enumerate(line.parts):
         days = [x / DAY for x in xs]
-        if least != most:
+        if least != most and not is_single:
             axes.fill_between(days, least, most, color=colour(name), alpha=0.2, lw=0)
         axes.plot(
             days, median, color=colour(name), lw=1.4, label=label if label and i == 0 else None, zorder=4
@@ -322,7 +327,8 @@ def _shade(axes: Axes, bands: Bands, begin: float, end: float, width: int) -> No
         )
         tip(shade, name)
         room = (right - left) * size / 6.8
-        words = next((words for words in (name, name.split(" ")[0]) if len(words) <= room), "")
+        number, _, cause = name.partition(" ")
+        words = next((words for words in (name, cause, number) if len(words) <= room), "")
         if words:
             how = {"xycoords": ("data", "axes fraction"), "va": "top", "xytext": (0, -3)}
             note(axes, (left + right) / 2, 1.0, words, "muted", **how)
@@ -354,7 +360,8 @@ def _times(data: RunData) -> tuple[float, float]:
 def _limits(curves: Any, floor: float | None, others: Sequence[float]) -> tuple[float, float]:
     """Of the y axis, with room above for the names of the attempts; a few wild values do not widen it."""
     known = sorted(y for curve in curves for y in curve.finite)
-    low, high = known[0], max([known[min(len(known) - 1, int(0.998 * len(known)))], *others])
+    low, usual, high = known[0], known[int(0.99 * len(known))], known[-1]
+    high = max([high if high - low <= 5 * (usual - low) else usual, *others])
     low = low if floor is None else min(floor, low)
     size = (high - low) or max(abs(high), 1e-9)
     return (low - 0.06 * size if floor is None else low), high + 0.2 * size
