@@ -136,8 +136,8 @@ def time_axis(axes: Axes, begin: float, end: float, width: int) -> None:
     fewest, most = (4, 10) if width > HALF else (2, 6)
     locator = AutoDateLocator(tz=zone, minticks=fewest, maxticks=most)
     day = "%-d %b"
-    formats = ["%Y", "%b", day, "%H:%M", "%H:%M", "%H:%M:%S"]
-    zeros = ["", "%b %Y", day, day, "%H:%M", "%H:%M:%S"]
+    formats = ["%Y", "%b", day, "%H:%M", "%H:%M", "%H:%M:%S" if width > HALF else ":%S"]
+    zeros = ["", "%b %Y", day, day, "%H:%M", "%H:%M"]
     axes.set_xlim(begin / DAY, end / DAY)
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(

@@ -27,7 +27,7 @@ from r1hpc.reporting.drawing import (
     tip,
 )
 from r1hpc.reporting.palette import LINES, colour
-from r1hpc.reporting.series import Curve, Range, by_time, gpu_range, thin
+from r1hpc.reporting.series import Curve, Range, gpu_range, thin
 from r1hpc.telemetry.gpu_series import GpuSeries
 from r1hpc.telemetry.metrics import Step
 
@@ -88,10 +88,8 @@ def charts_of_run(data: RunData) -> dict[str, Chart]:
     reward = next((key for key in _REWARDS if _known(data.column(key))), "reward")
     rewards = {"accuracy": ("useful", "accuracy"), reward: ("good", "mean reward")}
     lengths = {"response_length_correct": ("good", "correct"), "response_length_wrong": ("lost", "wrong")}
-    learning = {
-        "zero_variance_share": ("muted", "groups that teach nothing"),
-        "entropy": ("useful", "entropy (nats)"),
-    }
+    useless = ("muted", "groups that teach nothing")
+    learning = {"zero_variance_share": useless, "entropy": ("useful", "entropy (nats)")}
     drawn = [
         _over_steps(data, "loss", "Loss", "loss", {"loss": ("useful", "loss")}, lost="loss"),
         _over_steps(
@@ -101,22 +99,16 @@ def charts_of_run(data: RunData) -> dict[str, Chart]:
         _over_steps(data, "length", "Length of the answers", "tokens", lengths, floor=0.0),
         _over_steps(data, "learning", "Left to learn from", "share, nats", learning, floor=0.0),
         _throughput(data),
-        _gpus(
-            data,
-            "utilisation",
-            "Utilisation",
-            "utilization_percent",
-            "% of time with a kernel running",
-            100.0,
-        ),
-        _gpus(data, "power", "Power", "power_w", "watts a GPU", 0.0),
-        _gpus(data, "memory", "Memory", "memory_gib", "GiB a GPU", 0.0),
+        _gpus(data, "utilisation", "utilization_percent", "% of time with a kernel running", 100.0),
+        _gpus(data, "power", "power_w", "watts a GPU", 0.0),
+        _gpus(data, "memory", "memory_gib", "GiB a GPU", 0.0),
     ]
     return {chart.name: chart for chart in drawn if chart is not None}
 
 
 def write_pngs(title: str, charts: Mapping[str, Chart], folder: Path, warning: str = "") -> list[Path]:
     """The charts as files, a few under each other in one; their paths. `warning` is said of the GPUs'."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     paths = []
     for name, members in _FILES.items():
         told = [charts[member] for member in members if member in charts]
@@ -162,24 +154,25 @@ def _over_steps(
         if lost:
             _draw_lost(axes, data.lost, lost, (low, high), end)
         for key, curve in curves.items():
-            _draw_curve(
-                axes, curve, lines[key][0], (low, high), lines[key][1] if len(curves) + len(tests) > 1 else ""
-            )
+            _draw_curve(axes, curve, lines[key][0], (low, high), lines[key][1])
         if tests:
             _draw_tests(axes, tests)
         if len(curves) + len(tests) > 1:
             axes.legend(loc="best", handlelength=1.2)
         else:
-            (key, curve), below = next(iter(curves.items())), {"va": "top", "xytext": (-2, -6)}
-            last = (curve.last[0], min(max(curve.last[1], low), high))
-            dot(axes, *last, lines[key][0], f"{unit} {curve.last[1]:.4g}", 7)
-            how = below if last[1] > low + 0.7 * (high - low) else {"xytext": (-2, 6)}
-            note(axes, *last, f"{curve.last[1]:.3g}", ha="right", fontweight="bold", **how)
+            _name_last(axes, curve, lines[key][0], (low, high))
 
-    label = (
-        f"{unit} over the optimizer steps: {', '.join(f'{c.last[1]:.3g}' for c in curves.values())} at last"
-    )
-    return Chart(name, title, label, draw)
+    last = ", ".join(f"{curve.last[1]:.3g}" for curve in curves.values())
+    return Chart(name, title, f"{unit} over the optimizer steps: {last} at last", draw)
+
+
+def _name_last(axes: Axes, curve: Curve, name: str, limits: tuple[float, float]) -> None:
+    """The last value: below a line that is high up, because the attempts are named above."""
+    (low, high), (x, value) = limits, curve.last
+    y = min(max(value, low), high)
+    dot(axes, x, y, name, f"{value:.4g}", 7)
+    place = {"va": "top", "xytext": (-2, -6)} if y > low + 0.7 * (high - low) else {"xytext": (-2, 6)}
+    note(axes, x, y, f"{value:.3g}", ha="right", fontweight="bold", **place)
 
 
 def _draw_curve(axes: Axes, curve: Curve, name: str, limits: tuple[float, float], label: str) -> None:
@@ -214,50 +207,48 @@ def _draw_tests(axes: Axes, tests: Mapping[int, Mapping[str, float]]) -> None:
 
 
 def _throughput(data: RunData) -> Chart | None:
-    """MFU over wall time where it is known, and tokens per second; else these alone."""
-    timed = [step for step in data.steps if step.time is not None]
-    rates = [step.tokens_per_second for step in timed]
-    mfu = [None if step.mfu is None else 100 * step.mfu for step in timed]
-    has_mfu = _known(mfu)
-    if not has_mfu and not _known(rates):
+    """MFU over wall time where it is known, with tokens per second on the right; else these alone."""
+    has_mfu = _known(data.column("mfu"))
+    if not has_mfu and not _known(data.column("tokens_per_second")):
         return None
-    curve = by_time(timed, mfu if has_mfu else rates)
     unit = "% of dense bf16 peak, without recomputation" if has_mfu else "tokens per second"
-    mean = statistics.fmean(curve.finite)
-    factors = [r / m for r, m in zip(rates, mfu, strict=True) if r and m]
+    key, factor = ("mfu", 100.0) if has_mfu else ("tokens_per_second", 1.0)
+    lines = [
+        (name, _by_time(steps, key, factor)) for name, steps in (("useful", data.steps), ("lost", data.lost))
+    ]
+    known = [factor * value for value in data.column(key) if value is not None and math.isfinite(value)]
+    mean = f"mean {short(round(statistics.fmean(known), 1))}"
+    ratios = [s.tokens_per_second / (100 * s.mfu) for s in data.steps if s.mfu and s.tokens_per_second]
 
     def draw(axes: Axes, width: int) -> None:
         begin, end = _times(data)
-        high = _limits([curve], 0.0, ())[1]
+        high = _limits(lines[0][1], 0.0, ())[1]
         time_axis(axes, begin, end, width)
         number_axis(axes.yaxis, 0, high, 4)
         axes.set_title(unit)
         _shade(axes, _time_bands(data.attempts), begin / DAY, end / DAY, width)
-        _draw_curve(axes, curve.scaled(1 / DAY), "useful", (0.0, high), "")
-        for stretch in _stretches([step for step in data.lost if step.time is not None]):
-            ys = [s.mfu and 100 * s.mfu if has_mfu else s.tokens_per_second for s in stretch]
-            again = thin([(s.time or 0.0) / DAY for s in stretch], ys)
-            axes.plot(again.xs, [min(y, high) for y in again.ys], color=colour("lost"), zorder=4)
-        saves = [time / DAY for time in data.saves]
-        if width > HALF and saves:
-            axes.plot(
-                saves, [0] * len(saves), "^", color=colour("good"), ms=6, mew=0, clip_on=False, zorder=5
-            )
-            note(axes, saves[0], 0, "checkpoints", "good", xytext=(0, 7))
-        if width > HALF and factors:
-            _second_axis(axes, statistics.median(factors))
-        note(
-            axes,
-            end / DAY,
-            0.02 * high,
-            f"mean {short(round(mean, 1))}",
-            ha="right",
-            xytext=(-4, 2),
-            fontweight="bold",
-        )
+        for name, curves in lines:
+            for curve in curves:
+                _draw_curve(axes, curve, name, (0.0, high), "")
+        if width > HALF and data.saves:
+            days = [time / DAY for time in data.saves]
+            axes.plot(days, [0] * len(days), "^", color=colour("good"), ms=6, mew=0, clip_on=False, zorder=5)
+            note(axes, days[0], 0, "checkpoints", "good", xytext=(0, 7))
+        if width > HALF and ratios:
+            _second_axis(axes, statistics.median(ratios))
+        note(axes, end / DAY, 0.02 * high, mean, ha="right", xytext=(-4, 2), fontweight="bold")
 
-    label = f"{unit} over time: mean {short(round(mean, 1))}"
-    return Chart("throughput", "MFU" if has_mfu else "Throughput", label, draw)
+    return Chart("throughput", "MFU" if has_mfu else "Throughput", f"{unit} over time: {mean}", draw)
+
+
+def _by_time(steps: Sequence[Step], key: str, factor: float) -> list[Curve]:
+    """Curves over days, one for each stretch of steps: a line would cross the time between attempts."""
+    stretches = _stretches([step for step in steps if step.time is not None])
+    found = []
+    for stretch in stretches:
+        values = [None if (value := step.value(key)) is None else factor * value for step in stretch]
+        found.append(thin([(step.time or 0.0) / DAY for step in stretch], values, len(steps)))
+    return found
 
 
 def _second_axis(axes: Axes, factor: float) -> None:
@@ -268,7 +259,7 @@ def _second_axis(axes: Axes, factor: float) -> None:
     right.yaxis.set_major_formatter(lambda value, _: short(value))
 
 
-def _gpus(data: RunData, name: str, title: str, key: str, unit: str, top: float) -> Chart | None:
+def _gpus(data: RunData, name: str, key: str, unit: str, top: float) -> Chart | None:
     """One reading of all GPUs over wall time: a line for each where there is room, else median and range."""
     series = [each for each in data.gpus if each.segments]
     whole = gpu_range(series, key)
@@ -291,7 +282,7 @@ def _gpus(data: RunData, name: str, title: str, key: str, unit: str, top: float)
         if 1 < len(lines) <= _MOST_LINES:
             axes.legend(loc="lower center", ncols=4)
 
-    return Chart(name, f"{title}, {count}{many}", f"{unit}, {count}{many}", draw)
+    return Chart(name, f"{name.capitalize()}, {count}{many}", f"{unit}, {count}{many}", draw)
 
 
 def _lines(series: Sequence[GpuSeries], key: str) -> dict[str, Range]:

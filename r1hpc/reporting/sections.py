@@ -7,20 +7,9 @@ from r1hpc.accounting.budget import format_day, format_hours
 from r1hpc.accounting.budget_status import PACE_DAYS, BudgetStatus
 from r1hpc.accounting.campaign import CampaignProgress
 from r1hpc.accounting.forecast import Spread
+from r1hpc.reporting import hours_charts as draw
 from r1hpc.reporting.drawing import FULL, HALF, Chart, inline
-from r1hpc.reporting.hours_charts import (
-    BAND,
-    burn_down,
-    by_day,
-    campaign,
-    error_words,
-    estimate_errors,
-    lost_by_cause,
-    planned_against_used,
-    queue_waits,
-    spending,
-    waste,
-)
+from r1hpc.reporting.hours_charts import BAND, error_words
 from r1hpc.reporting.html import NONE, card, side_by_side, table, text
 from r1hpc.reporting.view import RUN_HEADINGS, View
 
@@ -132,14 +121,14 @@ def charts_of_hours(view: View) -> dict[str, Chart | None]:
     """Every chart of the page but those of single runs, by its name; None: there is nothing to draw."""
     down, unit = view.burn_down, view.unit
     return {
-        "spent": burn_down(down) if down else spending(view.curve, unit),
-        "campaign": campaign(view.planned_stages),
-        "planned": planned_against_used(view.planned_runs, unit),
-        "errors": estimate_errors(view.planned_runs),
-        "waste": waste(view.parts_by_run, unit),
-        "days": by_day(view.days, unit),
-        "causes": lost_by_cause(view.wasted_by_cause, unit),
-        "queue": queue_waits(view.waits),
+        "spent": draw.burn_down(down) if down else draw.spending(view.curve, unit),
+        "campaign": draw.campaign(view.planned_stages),
+        "planned": draw.planned_against_used(view.planned_runs, unit),
+        "errors": draw.estimate_errors(view.planned_runs),
+        "waste": draw.waste(view.parts_by_run, unit),
+        "days": draw.by_day(view.days, unit),
+        "causes": draw.lost_by_cause(view.wasted_by_cause, unit),
+        "queue": draw.queue_waits(view.waits),
     }
 
 

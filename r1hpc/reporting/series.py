@@ -3,11 +3,10 @@
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from r1hpc.telemetry.gpu_series import GpuSeries
-from r1hpc.telemetry.metrics import Step
 
 _MOST_POINTS = 240
 
@@ -33,9 +32,6 @@ class Curve:
     def is_thinned(self) -> bool:
         return self.least != self.ys
 
-    def scaled(self, factor: float) -> "Curve":
-        return replace(self, xs=[factor * x for x in self.xs])
-
 
 @dataclass(frozen=True)
 class Range:
@@ -49,9 +45,9 @@ class Range:
         return max((y for part in self.parts for y in part[3]), default=0.0)
 
 
-def thin(xs: Sequence[float], ys: Sequence[float | None], most: int = _MOST_POINTS) -> Curve:
-    """At most about `most` points, each the mean of those it stands for."""
-    width = max(1, math.ceil(len(xs) / most))
+def thin(xs: Sequence[float], ys: Sequence[float | None], num_all: int = 0) -> Curve:
+    """Means of several values each, about _MOST_POINTS of them for `num_all` values in several lines."""
+    width = max(1, math.ceil(max(len(xs), num_all) / _MOST_POINTS))
     curve = Curve([], [], [], [])
     for i in range(0, len(xs), width):
         known = [y for y in ys[i : i + width] if y is not None and math.isfinite(y)] or [math.nan]
@@ -60,30 +56,6 @@ def thin(xs: Sequence[float], ys: Sequence[float | None], most: int = _MOST_POIN
         curve.least.append(min(known))
         curve.most.append(max(known))
     return curve if width > 1 else replace(curve, least=curve.ys, most=curve.ys)
-
-
-def by_time(steps: Iterable[Step], values: Sequence[float | None]) -> Curve:
-    """Values over wall time, interrupted where an attempt ended."""
-    parts: list[tuple[list[float], list[float | None]]] = []
-    attempt = None
-    for step, value in zip(steps, values, strict=True):
-        if step.time is None:
-            continue
-        if not parts or step.attempt != attempt:
-            parts.append(([], []))
-        attempt = step.attempt
-        parts[-1][0].append(step.time)
-        parts[-1][1].append(value)
-    whole = sum(len(xs) for xs, _ in parts)
-    joined = Curve([], [], [], [])
-    for i, (xs, ys) in enumerate(parts):
-        curve = thin(xs, ys, max(2, _MOST_POINTS * len(xs) // whole) if whole > _MOST_POINTS else whole)
-        gap = [math.nan] if i else []
-        joined.xs.extend([*xs[:1][: len(gap)], *curve.xs])
-        joined.ys.extend([*gap, *curve.ys])
-        joined.least.extend([*gap, *curve.least])
-        joined.most.extend([*gap, *curve.most])
-    return joined
 
 
 def gpu_range(series: Sequence[GpuSeries], field: str) -> Range:
