@@ -91,13 +91,11 @@ def charts_of_run(data: RunData) -> dict[str, Chart]:
     useless = ("muted", "groups that teach nothing")
     learning = {"zero_variance_share": useless, "entropy": ("useful", "entropy (nats)")}
     drawn = [
-        _over_steps(data, "loss", "Loss", "loss", {"loss": ("useful", "loss")}, lost="loss"),
-        _over_steps(
-            data, "lr", "Learning rate", "learning rate", {"lr": ("muted", "learning rate")}, floor=0.0
-        ),
-        _over_steps(data, "reward", "Reward", "mean reward", rewards, floor=0.0, held_out=True),
-        _over_steps(data, "length", "Length of the answers", "tokens", lengths, floor=0.0),
-        _over_steps(data, "learning", "Left to learn from", "share, nats", learning, floor=0.0),
+        _over_steps(data, "loss", "Loss", {"loss": ("useful", "loss")}, lost="loss", floor=None),
+        _over_steps(data, "lr", "Learning rate", {"lr": ("muted", "learning rate")}),
+        _over_steps(data, "reward", "Reward", rewards, held_out=True),
+        _over_steps(data, "length", "Length of the answers", lengths, "tokens"),
+        _over_steps(data, "learning", "Left to learn from", learning, "share, nats"),
         _throughput(data),
         _gpus(data, "utilisation", "utilization_percent", "% of time with a kernel running", 100.0),
         _gpus(data, "power", "power_w", "watts a GPU", 0.0),
@@ -123,16 +121,17 @@ def _over_steps(
     data: RunData,
     name: str,
     title: str,
-    unit: str,
     lines: Mapping[str, tuple[str, str]],
+    unit: str = "",
     *,
     lost: str = "",
-    floor: float | None = None,
+    floor: float | None = 0.0,
     held_out: bool = False,
 ) -> Chart | None:
     """Lines {key of the step: (colour, meaning)} over the optimizer steps.
 
     Args:
+        unit: what the y axis shows, where the meanings do not say it.
         lost: draw this key of the lost steps too.
         floor: where the y axis begins; None: near the least value.
         held_out: draw the held-out evaluations too.
@@ -142,13 +141,15 @@ def _over_steps(
     tests = data.evaluations if held_out else {}
     if not curves:
         return None
+    is_named = bool(unit or tests or len(curves) > 1)
+    shown = unit or ", ".join(lines[key][1] for key in curves)
+    begin, end = min([numbers[0], 1.0, *tests]) - 0.5, max([numbers[-1], *tests]) + 0.5
 
     def draw(axes: Axes, width: int) -> None:
         low, high = _limits(curves.values(), floor, [test["high"] for test in tests.values()])
-        begin, end = min(numbers[0], 1.0) - 0.5, numbers[-1] + 0.5
         number_axis(axes.xaxis, begin, end)
         number_axis(axes.yaxis, low, high, 4)
-        axes.set_title(unit)
+        axes.set_title(shown)
         axes.set_xlabel("optimizer step", loc="right")
         _shade(axes, _step_bands(data.attempts), begin, end, width)
         if lost:
@@ -157,13 +158,13 @@ def _over_steps(
             _draw_curve(axes, curve, lines[key][0], (low, high), lines[key][1])
         if tests:
             _draw_tests(axes, tests)
-        if len(curves) + len(tests) > 1:
+        if is_named:
             axes.legend(loc="best", handlelength=1.2)
         else:
             _name_last(axes, curve, lines[key][0], (low, high))
 
     last = ", ".join(f"{curve.last[1]:.3g}" for curve in curves.values())
-    return Chart(name, title, f"{unit} over the optimizer steps: {last} at last", draw)
+    return Chart(name, title, f"{shown} over the optimizer steps: {last} at last", draw)
 
 
 def _name_last(axes: Axes, curve: Curve, name: str, limits: tuple[float, float]) -> None:
@@ -203,7 +204,7 @@ def _draw_tests(axes: Axes, tests: Mapping[int, Mapping[str, float]]) -> None:
     below = [max(0.0, tests[x]["value"] - tests[x]["low"]) for x in xs]
     above = [max(0.0, tests[x]["high"] - tests[x]["value"]) for x in xs]
     how = {"color": colour("save"), "ms": 6, "lw": 1.5, "zorder": 5, "label": "held-out, greedy"}
-    axes.errorbar(xs, values, yerr=[below, above], fmt="o", **how)
+    axes.errorbar(xs, values, yerr=[below, above], fmt="o", clip_on=False, **how)
 
 
 def _throughput(data: RunData) -> Chart | None:

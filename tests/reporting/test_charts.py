@@ -74,6 +74,7 @@ def two_attempts() -> RunData:
 
 def test_a_run_is_drawn_with_its_attempts_causes_and_lost_steps() -> None:
     charts = charts_of_run(two_attempts())
+    assert charts["reward"].label.startswith("mean reward over the optimizer steps: 0.75")
     assert set(charts) == {"loss", "lr", "reward", "throughput", "utilisation", "power", "memory"}
     loss = inline(charts["loss"])
     assert {"loss", "optimizer step", "#2 finished", "redone", "1"} <= set(texts(loss))
