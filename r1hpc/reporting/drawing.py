@@ -10,7 +10,9 @@ and the style sheet shows one of them. Lengths are CSS pixels. matplotlib is imp
 
 import io
 import re
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,10 +208,14 @@ def _cut(name: str, most: int) -> str:
     return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most - most // 2) :]}"
 
 
-def _drawing() -> Any:
+@contextmanager
+def _drawing() -> Iterator[None]:
     import matplotlib
 
-    return matplotlib.rc_context(_STYLE)
+    # A letter that a font lacks or a crowded layout is nothing that who asked for a report can mend.
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
 
 
 def _figure(charts: Sequence[Chart], width: int, height: int) -> Any:

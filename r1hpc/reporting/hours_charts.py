@@ -30,6 +30,7 @@ from r1hpc.reporting.drawing import (
     tip,
 )
 from r1hpc.reporting.palette import colour
+from r1hpc.reporting.series import thin
 
 BAND = "P10 to P90"
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -37,6 +38,8 @@ PARTS = ("useful", "lost", "start-up", "save", "idle", "other")
 """In the order in which they are stacked; `other` is what no run folder explains."""
 _MOST_COLUMNS = 120
 _MOST_ROWS = 24
+_MOST_DOTS = 200
+"""Of which each says what it is."""
 Parts = Mapping[str, float]
 T = TypeVar("T")
 
@@ -244,7 +247,7 @@ def planned_against_used(runs: Sequence[PlannedRun], unit: str) -> Chart | None:
 
 def estimate_errors(runs: Sequence[PlannedRun]) -> Chart | None:
     """Used / planned of every finished run, oldest first, with the P10 to P90 it was given."""
-    told = _finished(runs)
+    told = _finished(runs)[-_MOST_DOTS:]
     if not told:
         return None
     ratios = [run.used / run.planned.p50 for run in told]
@@ -355,22 +358,25 @@ def queue_waits(waits: Sequence[tuple[float, float, str]]) -> Chart | None:
     def draw(axes: Axes, width: int) -> None:
         time_axis(axes, first - pad, last + pad, width)
         number_axis(axes.yaxis, 0, 1.15 * max(longest, 1.0) / size, 4)
-        axes.set_title(f"{unit} in the queue")
-        axes.vlines(
-            [begin / DAY for begin, _, _ in waits],
-            0,
-            [w / size for _, w, _ in waits],
-            color=colour("save"),
-            alpha=0.45,
-            lw=1,
-        )
-        for begin, wait, name in waits:
-            dot(axes, begin / DAY, wait / size, "save", f"{name}: {format_duration(wait)}", 6)
+        if len(waits) > _MOST_DOTS:
+            axes.set_title(f"{unit} in the queue, mean and range of neighbours")
+            _draw_many(axes, [(begin / DAY, wait / size) for begin, wait, _ in sorted(waits)])
+        else:
+            axes.set_title(f"{unit} in the queue")
+            for begin, wait, name in waits:
+                axes.vlines(begin / DAY, 0, wait / size, color=colour("save"), alpha=0.45, lw=1)
+                dot(axes, begin / DAY, wait / size, "save", f"{name}: {format_duration(wait)}", 6)
         axes.axhline(median / size, color=colour("start-up"), lw=1.2, ls=(0, (2, 3)))
         where = (axes.get_xlim()[1], median / size)
         note(axes, *where, f"median {format_duration(median)}", "muted", ha="right", xytext=(-2, 3))
 
     return Chart("queue", "Queue waits", "Queue wait of each attempt", draw)
+
+
+def _draw_many(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
+    curve = thin([x for x, _ in points], [y for _, y in points])
+    axes.fill_between(curve.xs, curve.least, curve.most, color=colour("save"), alpha=0.3, lw=0)
+    axes.plot(curve.xs, curve.ys, color=colour("save"))
 
 
 def by_day(days: Mapping[str, Parts], unit: str) -> Chart | None:
@@ -385,15 +391,16 @@ def by_day(days: Mapping[str, Parts], unit: str) -> Chart | None:
         time_axis(axes, min(columns), max(columns) + size * DAY, width)
         number_axis(axes.yaxis, 0, 1.04 * most, 4)
         axes.set_title(f"{unit} per {per}")
-        base = dict.fromkeys(columns, 0.0)
+        middles, base = [start / DAY + size / 2 for start in columns], [0.0] * len(columns)
         for part in PARTS:
-            for start, parts in columns.items():
-                if parts[part] > 0.001 * most:
-                    middle, wide = start / DAY + size / 2, 0.8 * size
-                    bar = axes.bar(middle, parts[part], wide, bottom=base[start], color=colour(part))[0]
-                    if width == FULL:
-                        tip(bar, f"{format_day(start)}: {part} {format_hours(parts[part])}")
-                base[start] += parts[part]
+            hours = [parts[part] for parts in columns.values()]
+            bars = axes.bar(middles, hours, 0.8 * size, bottom=base, color=colour(part))
+            for bar, start, h in zip(bars, columns, hours, strict=True):
+                if h < 0.001 * most:
+                    bar.remove()
+                elif width == FULL:
+                    tip(bar, f"{format_day(start)}: {part} {format_hours(h)}")
+            base = [below + h for below, h in zip(base, hours, strict=True)]
 
     whole = _sum(columns.values())
     return Chart("days", f"By {per}", f"{unit} of each {per}", draw, 240, keys=_hours_of(whole))

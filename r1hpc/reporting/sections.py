@@ -176,7 +176,7 @@ def hours(view: View) -> Iterator[str]:
         yield "<h2>Where the hours went</h2>"
         yield _card(charts["waste"], FULL, f"Shares of the {view.unit} each run held.", "By run")
         yield _card(charts["days"], FULL)
-    words = "Each point is an attempt, at the time it began."
+    words = "Of each attempt, by the time at which it began."
     yield side_by_side([_card(charts["causes"], HALF), _card(charts["queue"], HALF, words)])
 
 

@@ -174,7 +174,7 @@ class View:
             granted=budget.gpu_hours,
             begin=begin,
             end=end,
-            now=self.now,
+            now=min(max(self.now, begin), end),
             curve=curve,
             spent=self.standing.spent,
             committed=self.standing.committed,
