@@ -256,7 +256,7 @@ def _chain_file(arguments: argparse.Namespace) -> Path | None:
 
 def _print_chain(job: Path, arguments: argparse.Namespace) -> int:
     from r1hpc.submission.chain_estimate import estimate_chain
-    from r1hpc.submission.submit_run import Order, Purpose
+    from r1hpc.submission.order import Order, Purpose
 
     if arguments.method == "seed":
         raise UsageError(f"{job} is a chain, and the article's formula is for one run: leave --method out")

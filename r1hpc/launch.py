@@ -101,16 +101,16 @@ def _end(run: RunDir, attempt: int, status: int) -> int:
     return ended.exit_status
 
 
-def _move_dependents(run: RunDir, fresh: str) -> None:
+def _move_dependents(run: RunDir, new_job: str) -> None:
     """Stages that wait for this job shall wait for the one in which the run goes on."""
     from r1hpc.slurm.client import SlurmError
-    from r1hpc.submission.advance import move_dependents
+    from r1hpc.submission.chain_dependents import move_dependents
 
     try:
-        for job_id in move_dependents(run, fresh):
-            print(f"job {job_id} waits for job {fresh} now", file=sys.stderr)
+        for job_id in move_dependents(run, new_job):
+            print(f"job {job_id} waits for job {new_job} now", file=sys.stderr)
     except SlurmError as error:  # then the next stage begins too early, refuses, and says so
-        print(f"a stage that waits for this one could not be told: {error}", file=sys.stderr)
+        print(f"a stage that waits for this one still waits for the old job: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

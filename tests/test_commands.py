@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from r1hpc import cancel, logs, report, status
+from r1hpc.attempt.cancel import cancel_job, check_is_ours
 from r1hpc.attempt.state import State, look
 from r1hpc.base.errors import R1hpcError, StateError, UsageError
 from r1hpc.base.files import read_records
@@ -245,7 +246,7 @@ def test_a_reused_pid_is_not_the_supervisor(root: Path) -> None:
     made.begin(host=socket.gethostname())
     assert look(made.run).state is State.failed
     with pytest.raises(StateError, match="not demo's"):
-        cancel.cancel(made.run, look(made.run))
+        cancel_job(made.run, look(made.run))
 
 
 def test_a_run_on_another_host_is_left_to_that_host(root: Path) -> None:
@@ -298,10 +299,8 @@ def test_a_job_of_another_user_or_run_is_never_cancelled(root: Path, shown: str,
     job = look(made.run).job
     assert job is not None
     with pytest.raises(StateError, match=reason):
-        cancel.check_is_ours(made.run, job, shown.format(uid=os.getuid()))
-    cancel.check_is_ours(
-        made.run, job, f"JobId=7 UserId=me({os.getuid()}) Command={made.run.script} WorkDir=/home"
-    )
+        check_is_ours(made.run, job, shown.format(uid=os.getuid()))
+    check_is_ours(made.run, job, f"JobId=7 UserId=me({os.getuid()}) Command={made.run.script} WorkDir=/home")
 
 
 def test_cancel_says_what_to_do_where_there_is_no_slurm(root: Path) -> None:

@@ -15,10 +15,10 @@ from r1hpc.accounting.forecast import NOTHING, Spread, total
 from r1hpc.base.tables import format_table, wrap
 from r1hpc.base.units import format_duration
 from r1hpc.estimator.estimate_text import amount
-from r1hpc.submission.advance import Step, plan_steps
 from r1hpc.submission.chain_file import read_definition
 from r1hpc.submission.chain_folder import ChainDir
-from r1hpc.submission.submit_run import Order
+from r1hpc.submission.chain_steps import Step, plan_steps
+from r1hpc.submission.order import Order
 
 _UNITS = ("GPU-hours", "node-hours")
 
@@ -127,17 +127,17 @@ def estimate_chain(job: Path, order: Order) -> ChainCost:
         chain = ChainDir(Path(folder) / "chain")
         definition = read_definition(job, chain, order.overrides, order.cluster)
         steps = plan_steps(chain, definition, order)
-    prepared = [step.prepared for step in steps if step.prepared is not None]
-    notes = dict.fromkeys(note for each in prepared for note in (each.estimate or {}).get("notes", ()))
+    planned = [step.planned for step in steps if step.planned is not None]
+    notes = dict.fromkeys(note for each in planned for note in (each.estimate or {}).get("notes", ()))
     return ChainCost(tuple(_cost(step) for step in steps), tuple(notes))
 
 
 def _cost(step: Step) -> StageCost:
-    assert step.prepared is not None, "a stage that has no folder is prepared"
-    plan = step.prepared.decision.plan
+    assert step.planned is not None, "a stage that has no folder is planned"
+    plan = step.planned.plan
     where = plan.topology
     unit = "GPU-hours" if where.num_gpus else "node-hours"
-    told = (step.prepared.estimate or {}).get("gpu_hours" if where.num_gpus else "node_hours")
+    told = (step.planned.estimate or {}).get("gpu_hours" if where.num_gpus else "node_hours")
     return StageCost(
         name=step.stage.name,
         kind=step.stage.config.stage,
@@ -145,7 +145,7 @@ def _cost(step: Step) -> StageCost:
         unit=unit,
         hours=None if told is None else Spread(told["p10"], told["p50"], told["p90"]),
         time_limit_s=plan.time_limit_s,
-        told=step.prepared.estimate or {},
+        told=step.planned.estimate or {},
     )
 
 

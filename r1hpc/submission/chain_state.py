@@ -13,7 +13,6 @@ from r1hpc.attempt.state import Situation, State, look
 from r1hpc.base.rundir import RunDir
 from r1hpc.submission.chain_file import Stage, open_definition
 from r1hpc.submission.chain_folder import ChainDir
-from r1hpc.submission.submit_run import AT_WORK
 
 WAITING = "waiting"
 """Of a stage that has not begun because one that it needs is not finished."""
@@ -39,7 +38,7 @@ class StageSituation:
 
     @property
     def is_at_work(self) -> bool:
-        return self.situation is not None and self.situation.state in AT_WORK
+        return self.situation is not None and self.situation.state.is_at_work
 
     @property
     def state(self) -> str:

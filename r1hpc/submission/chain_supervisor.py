@@ -16,7 +16,6 @@ from types import FrameType
 from r1hpc.attempt.state import look
 from r1hpc.base.rundir import RunDir
 from r1hpc.submission.chain_folder import SUPERVISOR, ChainDir, say_holder
-from r1hpc.submission.submit_run import AT_WORK
 
 _POLL_S = 0.5
 
@@ -72,7 +71,7 @@ class ChainSupervisor:
         while not self._leave:
             situation = look(run)
             pid = situation.job.pid if situation.job is not None else None
-            if situation.state not in AT_WORK or pid in (None, os.getpid()):
+            if not situation.state.is_at_work or pid in (None, os.getpid()):
                 return
             time.sleep(_POLL_S)
 

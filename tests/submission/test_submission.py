@@ -11,7 +11,7 @@ import pytest
 
 from r1hpc.base.files import read_json, read_records
 from r1hpc.config import load
-from r1hpc.submission.advance import move_dependents
+from r1hpc.submission.chain_dependents import move_dependents
 from r1hpc.submission.chain_folder import ChainDir
 from tests.runs import CHECKOUT, command_output, run_environment
 from tests.submission.chains import THREE, actions_of, jobs_of, submit, submitted, write_attempt, write_chain

@@ -18,16 +18,8 @@ from r1hpc.base.files import read_records
 from r1hpc.base.names import printable
 from r1hpc.base.rundir import RunDir
 from r1hpc.slurm import decide
-from r1hpc.submission import cost
-from r1hpc.submission import submit_run as submission
-from r1hpc.submission.advance import (
-    Action,
-    Step,
-    carry_out_on_slurm,
-    plan_steps,
-    record_jobs,
-    write_stages,
-)
+from r1hpc.submission import start_run
+from r1hpc.submission.budget_check import check_budget
 from r1hpc.submission.chain_file import (
     Definition,
     digest_of,
@@ -37,12 +29,21 @@ from r1hpc.submission.chain_file import (
     save_definition,
 )
 from r1hpc.submission.chain_folder import SUBMISSION, ChainDir, held, supervisor_pid
-from r1hpc.submission.submit_run import Order, Purpose
+from r1hpc.submission.chain_steps import (
+    Action,
+    Step,
+    carry_out_on_slurm,
+    plan_steps,
+    record_jobs,
+    write_stages,
+)
+from r1hpc.submission.order import Order, Purpose
+from r1hpc.submission.plan_run import changes, forbidden_changes
 from r1hpc.telemetry.attempts import record
 
 
 @dataclass(frozen=True)
-class Submitted:
+class SubmittedChain:
     """A chain after one submission of it."""
 
     chain: ChainDir
@@ -51,9 +52,10 @@ class Submitted:
     jobs: dict[str, str]
     """Job ids of the stages that are not finished. Empty after a dry run."""
     notes: tuple[str, ...]
+    is_dry_run: bool = False
 
 
-def submit_chain(chain: ChainDir, source: Path | None, order: Order) -> Submitted:
+def submit_chain(chain: ChainDir, source: Path | None, order: Order) -> SubmittedChain:
     """Begin a chain, or go on with one that is there.
 
     Args:
@@ -79,7 +81,7 @@ def _last_executor(chain: ChainDir) -> str | None:
     return str(submitted[-1]["executor"]) if submitted else None
 
 
-def _begin(chain: ChainDir, source: Path, order: Order, notes: Sequence[str]) -> Submitted:
+def _begin(chain: ChainDir, source: Path, order: Order, notes: Sequence[str]) -> SubmittedChain:
     if os.path.lexists(chain.path) and not _is_empty(chain):
         raise UsageError(
             f"there is a run called {chain.name} in {chain.path.parent} that is no chain: "
@@ -88,9 +90,9 @@ def _begin(chain: ChainDir, source: Path, order: Order, notes: Sequence[str]) ->
     definition = read_definition(source, chain, order.overrides, order.cluster)
     steps = plan_steps(chain, definition, order)
     notes = [*notes, *_budget(steps, order)]
-    if order.purpose is Purpose.dry_run:
-        return Submitted(chain, order.executor, steps, {}, _notes(notes, steps))
-    submission.create_parent(RunDir(chain.path))
+    if order.is_dry_run:
+        return SubmittedChain(chain, order.executor, steps, {}, _notes(notes, steps), is_dry_run=True)
+    start_run.create_parent(RunDir(chain.path))
     chain.path.mkdir(mode=0o700, exist_ok=True)
     with held(chain, SUBMISSION) as lock:
         if chain.definition.is_file():
@@ -103,17 +105,17 @@ def _begin(chain: ChainDir, source: Path, order: Order, notes: Sequence[str]) ->
             if not any(chain.stage(name).path.exists() for name in definition.names):
                 shutil.rmtree(chain.path)  # nothing came of it
             raise
-    return Submitted(chain, order.executor, steps, jobs, _notes(notes, steps))
+    return SubmittedChain(chain, order.executor, steps, jobs, _notes(notes, steps))
 
 
-def _go_on(chain: ChainDir, source: Path | None, order: Order, notes: Sequence[str]) -> Submitted:
+def _go_on(chain: ChainDir, source: Path | None, order: Order, notes: Sequence[str]) -> SubmittedChain:
     frozen = open_definition(chain)
     notes = [*notes, *_changed_since(frozen, source, chain)]
     definition = override(frozen, order.overrides, chain, order.cluster)
-    if order.purpose is Purpose.dry_run:
+    if order.is_dry_run:
         steps = plan_steps(chain, definition, order)
         _refuse_changes(frozen, steps)
-        return Submitted(chain, order.executor, steps, {}, _notes(notes, steps))
+        return SubmittedChain(chain, order.executor, steps, {}, _notes(notes, steps), is_dry_run=True)
     pid = supervisor_pid(chain)
     if pid is not None:
         return _supervised(chain, frozen, order, pid, notes)
@@ -124,7 +126,7 @@ def _go_on(chain: ChainDir, source: Path | None, order: Order, notes: Sequence[s
         if definition != frozen:
             save_definition(definition, chain)
         jobs = _carry_out(chain, steps, order, lock)
-    return Submitted(chain, order.executor, steps, jobs, _notes(notes, steps))
+    return SubmittedChain(chain, order.executor, steps, jobs, _notes(notes, steps))
 
 
 def _carry_out(chain: ChainDir, steps: Sequence[Step], order: Order, lock: int) -> dict[str, str]:
@@ -138,15 +140,15 @@ def _carry_out(chain: ChainDir, steps: Sequence[Step], order: Order, lock: int) 
     write_stages(steps, order)
     folders = [str(step.run.path) for step in open_steps]
     words = ["chain", str(chain.path), "--lock-fd", str(lock), "--stages", *folders]
-    pid = submission.start_detached(words, open_steps[0].run, chain.log, keep=(lock,))
+    job_id = start_run.start_detached(words, open_steps[0].run, chain.log, keep=(lock,))
     failpoint("chain.supervising")
-    record_jobs(chain, steps, order, f"local-{pid}", asked_at)
-    return {step.stage.name: step.job_id or f"local-{pid}" for step in open_steps}
+    record_jobs(chain, steps, order, job_id, asked_at)
+    return {step.stage.name: step.job_id or job_id for step in open_steps}
 
 
 def _supervised(
     chain: ChainDir, definition: Definition, order: Order, pid: int, notes: Sequence[str]
-) -> Submitted:
+) -> SubmittedChain:
     """A supervisor is at work: nothing to do but to complete the record that a kill may have cut off."""
     if order.overrides:
         raise UsageError(
@@ -165,17 +167,17 @@ def _supervised(
             job = newest_job(run)
         steps.append(Step(stage, run, Action.leave, job_id=job.job_id if job is not None else None))
     jobs = {step.stage.name: step.job_id for step in steps if step.job_id is not None}
-    return Submitted(chain, "local", tuple(steps), jobs, tuple(notes))
+    return SubmittedChain(chain, "local", tuple(steps), jobs, tuple(notes))
 
 
 def _budget(steps: Sequence[Step], order: Order) -> tuple[str, ...]:
     """What the budget says to all stages that get a job, together."""
-    prepared = [step.prepared for step in steps if step.prepared is not None]
-    return cost.check_budget(prepared, order.run_root, order.over_budget)
+    planned = [step.planned for step in steps if step.planned is not None]
+    return check_budget(planned, order.run_root, order.over_budget)
 
 
 def _changed_since(frozen: Definition, source: Path | None, chain: ChainDir) -> list[str]:
-    """A word about a chain file that is not what was frozen; an error where it is another chain's."""
+    """A note about a chain file that is not what was frozen; an error where it is another chain's."""
     if source is None or digest_of(source) == frozen.digest:
         return []
     if str(source.absolute()) != frozen.source:
@@ -192,7 +194,7 @@ def _changed_since(frozen: Definition, source: Path | None, chain: ChainDir) -> 
 def _refuse_changes(frozen: Definition, steps: Sequence[Step]) -> None:
     """What is finished or at work cannot become something else."""
     for step in steps:
-        wrong = submission.forbidden_changes(frozen.stage(step.stage.name).config, step.stage.config)
+        wrong = forbidden_changes(frozen.stage(step.stage.name).config, step.stage.config)
         if step.action is Action.skip and "train.num_steps" in _all_changes(frozen, step):
             wrong.append("train.num_steps")
         if wrong and not step.action.makes_a_job:
@@ -203,7 +205,7 @@ def _refuse_changes(frozen: Definition, steps: Sequence[Step]) -> None:
 
 
 def _all_changes(frozen: Definition, step: Step) -> list[str]:
-    return submission.changes(frozen.stage(step.stage.name).config, step.stage.config)
+    return changes(frozen.stage(step.stage.name).config, step.stage.config)
 
 
 def _is_empty(chain: ChainDir) -> bool:
@@ -213,14 +215,13 @@ def _is_empty(chain: ChainDir) -> bool:
 
 def _notes(notes: Sequence[str], steps: Sequence[Step]) -> tuple[str, ...]:
     """Each sentence once, with the stages it is about where it is not about all."""
-    prepared = [step for step in steps if step.prepared is not None]
+    planned = [step for step in steps if step.planned is not None]
     said: dict[str, list[str]] = {}
-    for step in prepared:
-        assert step.prepared is not None
-        for note in step.prepared.notes:
+    for step in planned:
+        assert step.planned is not None
+        for note in step.planned.notes:
             said.setdefault(note, []).append(step.stage.name)
-    told = [
-        note if len(names) == len(prepared) else f"{note} ({', '.join(names)})"
-        for note, names in said.items()
+    merged = [
+        note if len(names) == len(planned) else f"{note} ({', '.join(names)})" for note, names in said.items()
     ]
-    return (*notes, *told)
+    return (*notes, *merged)
