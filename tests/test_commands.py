@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from r1hpc import cancel, logs, report, status
+from r1hpc.attempt import rank_logs
 from r1hpc.attempt.cancel import cancel_job, check_is_ours
 from r1hpc.attempt.state import State, look
 from r1hpc.base.errors import R1hpcError, StateError, UsageError
@@ -369,14 +370,14 @@ def test_logs_before_the_first_attempt_points_at_the_supervisor(root: Path) -> N
     ],
 )
 def test_a_log_cannot_drive_the_terminal(raw: bytes, shown: str) -> None:
-    assert logs.clean(raw) == shown
+    assert rank_logs.clean(raw) == shown
 
 
 def test_a_long_log_is_read_from_its_end(finished: RecordedRun) -> None:
     path = finished.run.rank_log(2, 0)
     path.write_bytes(b"".join(b"line %d\n" % n for n in range(50_000)) + b"unfinished")
-    assert logs.tail(path, 2) == [b"line 49999", b"unfinished"]
-    assert len(logs.tail(path, 30_000)) == 30_000
+    assert rank_logs.tail(path, 2) == [b"line 49999", b"unfinished"]
+    assert len(rank_logs.tail(path, 30_000)) == 30_000
 
 
 def test_follow_goes_on_with_the_next_attempt_until_the_end(root: Path) -> None:
@@ -386,7 +387,7 @@ def test_follow_goes_on_with_the_next_attempt_until_the_end(root: Path) -> None:
     made.log("one")
     made.log("two")
     seen: list[str] = []
-    reader = threading.Thread(target=lambda: seen.extend(logs.follow(made.run, 0, None, 1)))
+    reader = threading.Thread(target=lambda: seen.extend(rank_logs.follow(made.run, 0, None, 1)))
     reader.start()
     _wait(lambda: reader.is_alive())
     time.sleep(0.5)
