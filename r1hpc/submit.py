@@ -21,6 +21,8 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from r1hpc.base.cli import ArgumentParser, run_command
 from r1hpc.base.errors import UsageError
@@ -118,6 +120,18 @@ def _prepare_inside_job(
         print(note, file=sys.stderr)
     print(ranks, run.path)
     return 0
+
+
+class _CallableModule(ModuleType):
+    """`from r1hpc import submit` is this module, however it came in; called, it is r1hpc.api.submit."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        from r1hpc import api
+
+        return api.submit(*args, **options)
+
+
+sys.modules[__name__].__class__ = _CallableModule
 
 
 if __name__ == "__main__":
