@@ -182,7 +182,7 @@ class Submission:
 
     @property
     def estimate(self) -> dict[str, Any] | None:
-        """As estimate.json holds it; None where nobody can tell."""
+        """As estimate.json holds it; None where it is not known."""
         return self.planned.estimate
 
     @property

@@ -28,7 +28,7 @@ def submit(place: Path, *words: str, **variables: str) -> "subprocess.CompletedP
 
 
 def fake_sbatch(place: Path, body: str = "echo 41") -> None:
-    """sbatch at the edge of the world: notes its environment, answers as told."""
+    """sbatch at the edge of the world: notes its environment, answers as it was set up."""
     for name in ("sbatch", "srun"):
         path = place / "bin" / name
         path.write_text(f'#!/bin/bash\n[ "$1" != --version ] || exit 0\nexport -p > {place}/env\n{body}\n')

@@ -60,7 +60,7 @@ def tail(path: Path, count: int) -> list[bytes]:
 
 
 def clean(line: bytes) -> str:
-    """A line as a terminal would leave it standing: after the last carriage return, without escapes."""
+    """A line as a terminal would show it in the end: after the last carriage return, without escapes."""
     shown = line.rstrip(b"\r").rsplit(b"\r", 1)[-1]
     return _CONTROL.sub("", _ESCAPE.sub(b"", shown).decode(errors="replace"))
 

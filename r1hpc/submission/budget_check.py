@@ -59,7 +59,7 @@ def _request(planned: PlannedRun) -> Request:
 
 
 def _share_done(planned: PlannedRun) -> float:
-    """Of its steps, those that a run to be resumed has in a checkpoint."""
+    """How much of its steps a run to be resumed has in a checkpoint."""
     if planned.is_new:
         return 0.0
     last = read_history(planned.run).last

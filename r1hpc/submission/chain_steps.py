@@ -60,9 +60,9 @@ class Step:
     run: RunDir
     action: Action
     planned: PlannedRun | None = None
-    """Of a stage that gets a job."""
+    """Where the stage gets a job."""
     job_id: str | None = None
-    """Of a stage that has one."""
+    """Where the stage has one."""
 
 
 def plan_steps(chain: ChainDir, definition: Definition, order: Order) -> tuple[Step, ...]:

@@ -38,7 +38,7 @@ def as_text(done: SubmittedChain) -> str:
     lines += [("note", note) for note in done.notes]
     if all(step.action is Action.skip for step in done.steps):
         lines.append(("note", "every stage is finished; to begin anew, take another --run-name"))
-    texts = ["\n".join(f"{name:8} {words}" for name, words in lines)]
+    texts = ["\n".join(f"{name:8} {text}" for name, text in lines)]
     if done.is_dry_run:
         texts += [_plan_text(step) for step in done.steps]
     else:
@@ -53,7 +53,7 @@ def as_text(done: SubmittedChain) -> str:
             ("cancel", f"python -m r1hpc.cancel {chain.path}"),
             ("go on", f"python -m r1hpc.submit --run-root {chain.path.parent} --run-name {chain.name}"),
         ]
-        texts.append("\n".join(f"{name:8} {words}" for name, words in handles))
+        texts.append("\n".join(f"{name:8} {text}" for name, text in handles))
     return "\n\n".join(texts)
 
 
@@ -84,5 +84,5 @@ def _plan_text(step: Step) -> str:
     already = "" if step.action is Action.submit else f" ({step.action})"
     lines = [f"{step.stage.name}: {step.stage.config.stage}, {needs}{already}"]
     if step.planned is not None:
-        lines += [f"  {name:8} {words}" for name, words in plan_lines(step.planned)]
+        lines += [f"  {name:8} {text}" for name, text in plan_lines(step.planned)]
     return "\n".join(lines)

@@ -48,9 +48,9 @@ class PlannedRun:
     is_new: bool = True
     """The run folder is still to be made."""
     estimate: dict[str, Any] | None = None
-    """What it will cost, as estimate.json holds it; None: nobody can tell."""
+    """What it will cost, as estimate.json holds it; None: not known."""
     needs: tuple[str, ...] | None = None
-    """Of a stage of a chain: the stages that must be finished before it begins."""
+    """The stages of a chain that must be finished before this one begins."""
 
 
 def plan_new_run(order: Order) -> PlannedRun:

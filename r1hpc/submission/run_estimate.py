@@ -1,6 +1,6 @@
 """What a run will cost by its plan, as estimate.json holds it.
 
-estimate, notes = estimate_for(run_root, config, plan)     # None: nobody can tell
+estimate, notes = estimate_for(run_root, config, plan)     # None: not known
 """
 
 import functools

@@ -59,11 +59,11 @@ def as_text(planned: PlannedRun, job_id: str | None) -> str:
     if job_id is not None:
         lines += _handles(run, executor, job_id)
     texts = [render(planned.script)] if dry_run and executor == "slurm" else []
-    return "\n".join([*texts, *(f"{name:8} {words}" for name, words in lines)])
+    return "\n".join([*texts, *(f"{name:8} {text}" for name, text in lines)])
 
 
 def plan_lines(planned: PlannedRun) -> list[tuple[str, str]]:
-    """Nodes, batch and ceiling of a run, as (name, words)."""
+    """Nodes, batch, estimate and ceiling of a run, as (name, text)."""
     plan = planned.plan
     where, batch = plan.topology, plan.batch
     ranks = "GPUs" if where.num_gpus else "CPU ranks"

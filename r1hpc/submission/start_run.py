@@ -122,8 +122,8 @@ def remove_switches(run: RunDir) -> None:
         switch.unlink(missing_ok=True)
 
 
-def start_detached(words: list[str], run: RunDir, log: Path, keep: tuple[int, ...] = ()) -> str:
-    """Start `python -m r1hpc.launch WORDS` with the frozen code of a run so that it outlives this terminal.
+def start_detached(arguments: list[str], run: RunDir, log: Path, keep: tuple[int, ...] = ()) -> str:
+    """Start `python -m r1hpc.launch ARGUMENTS` with the frozen code of a run, to outlive this terminal.
 
     Args:
         log: what it prints is appended there.
@@ -139,7 +139,7 @@ def start_detached(words: list[str], run: RunDir, log: Path, keep: tuple[int, ..
     }
     with log.open("ab") as file:
         process = subprocess.Popen(
-            [sys.executable, "-u", "-m", "r1hpc.launch", *words],
+            [sys.executable, "-u", "-m", "r1hpc.launch", *arguments],
             cwd=run.path,
             env=environment,
             stdin=subprocess.DEVNULL,

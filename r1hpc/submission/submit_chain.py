@@ -38,7 +38,7 @@ from r1hpc.submission.chain_steps import (
     write_stages,
 )
 from r1hpc.submission.order import Order, Purpose
-from r1hpc.submission.plan_run import changes, forbidden_changes
+from r1hpc.submission.plan_run import forbidden_changes
 from r1hpc.telemetry.attempts import record
 
 
@@ -88,10 +88,9 @@ def _begin(chain: ChainDir, source: Path, order: Order, notes: Sequence[str]) ->
             "choose another --run-name"
         )
     definition = read_definition(source, chain, order.overrides, order.cluster)
-    steps = plan_steps(chain, definition, order)
-    notes = [*notes, *_budget(steps, order)]
+    steps, said = _plan(chain, definition, order)
     if order.is_dry_run:
-        return SubmittedChain(chain, order.executor, steps, {}, _notes(notes, steps), is_dry_run=True)
+        return SubmittedChain(chain, order.executor, steps, {}, (*notes, *said), is_dry_run=True)
     start_run.create_parent(RunDir(chain.path))
     chain.path.mkdir(mode=0o700, exist_ok=True)
     with held(chain, SUBMISSION) as lock:
@@ -105,7 +104,7 @@ def _begin(chain: ChainDir, source: Path, order: Order, notes: Sequence[str]) ->
             if not any(chain.stage(name).path.exists() for name in definition.names):
                 shutil.rmtree(chain.path)  # nothing came of it
             raise
-    return SubmittedChain(chain, order.executor, steps, jobs, _notes(notes, steps))
+    return SubmittedChain(chain, order.executor, steps, jobs, (*notes, *said))
 
 
 def _go_on(chain: ChainDir, source: Path | None, order: Order, notes: Sequence[str]) -> SubmittedChain:
@@ -113,20 +112,33 @@ def _go_on(chain: ChainDir, source: Path | None, order: Order, notes: Sequence[s
     notes = [*notes, *_changed_since(frozen, source, chain)]
     definition = override(frozen, order.overrides, chain, order.cluster)
     if order.is_dry_run:
-        steps = plan_steps(chain, definition, order)
-        _refuse_changes(frozen, steps)
-        return SubmittedChain(chain, order.executor, steps, {}, _notes(notes, steps), is_dry_run=True)
+        steps, said = _plan(chain, definition, order, frozen)
+        return SubmittedChain(chain, order.executor, steps, {}, (*notes, *said), is_dry_run=True)
     pid = supervisor_pid(chain)
     if pid is not None:
         return _supervised(chain, frozen, order, pid, notes)
     with held(chain, SUBMISSION) as lock:
-        steps = plan_steps(chain, definition, order)
-        _refuse_changes(frozen, steps)
-        notes = [*notes, *_budget(steps, order)]
+        steps, said = _plan(chain, definition, order, frozen)
         if definition != frozen:
             save_definition(definition, chain)
         jobs = _carry_out(chain, steps, order, lock)
-    return SubmittedChain(chain, order.executor, steps, jobs, _notes(notes, steps))
+    return SubmittedChain(chain, order.executor, steps, jobs, (*notes, *said))
+
+
+def _plan(
+    chain: ChainDir, definition: Definition, order: Order, frozen: Definition | None = None
+) -> tuple[tuple[Step, ...], tuple[str, ...]]:
+    """What is done with each stage, within the budget of all together; and what there is to say of it.
+
+    Args:
+        frozen: what the chain was, where it is there already.
+    """
+    steps = plan_steps(chain, definition, order)
+    if frozen is not None:
+        _refuse_changes(frozen, steps)
+    planned = [step.planned for step in steps if step.planned is not None]
+    said = check_budget(planned, order.run_root, order.over_budget)
+    return steps, (*said, *_merged_notes(steps))
 
 
 def _carry_out(chain: ChainDir, steps: Sequence[Step], order: Order, lock: int) -> dict[str, str]:
@@ -170,12 +182,6 @@ def _supervised(
     return SubmittedChain(chain, "local", tuple(steps), jobs, tuple(notes))
 
 
-def _budget(steps: Sequence[Step], order: Order) -> tuple[str, ...]:
-    """What the budget says to all stages that get a job, together."""
-    planned = [step.planned for step in steps if step.planned is not None]
-    return check_budget(planned, order.run_root, order.over_budget)
-
-
 def _changed_since(frozen: Definition, source: Path | None, chain: ChainDir) -> list[str]:
     """A note about a chain file that is not what was frozen; an error where it is another chain's."""
     if source is None or digest_of(source) == frozen.digest:
@@ -194,8 +200,9 @@ def _changed_since(frozen: Definition, source: Path | None, chain: ChainDir) -> 
 def _refuse_changes(frozen: Definition, steps: Sequence[Step]) -> None:
     """What is finished or at work cannot become something else."""
     for step in steps:
-        wrong = forbidden_changes(frozen.stage(step.stage.name).config, step.stage.config)
-        if step.action is Action.skip and "train.num_steps" in _all_changes(frozen, step):
+        before = frozen.stage(step.stage.name).config
+        wrong = forbidden_changes(before, step.stage.config)
+        if step.action is Action.skip and before.train.num_steps != step.stage.config.train.num_steps:
             wrong.append("train.num_steps")
         if wrong and not step.action.makes_a_job:
             raise UsageError(
@@ -204,24 +211,19 @@ def _refuse_changes(frozen: Definition, steps: Sequence[Step]) -> None:
             )
 
 
-def _all_changes(frozen: Definition, step: Step) -> list[str]:
-    return changes(frozen.stage(step.stage.name).config, step.stage.config)
-
-
 def _is_empty(chain: ChainDir) -> bool:
     """A folder that was killed before its chain.yaml was written."""
     return chain.path.is_dir() and {path.name for path in chain.path.iterdir()} <= {chain.lock.name}
 
 
-def _notes(notes: Sequence[str], steps: Sequence[Step]) -> tuple[str, ...]:
+def _merged_notes(steps: Sequence[Step]) -> list[str]:
     """Each sentence once, with the stages it is about where it is not about all."""
-    planned = [step for step in steps if step.planned is not None]
-    said: dict[str, list[str]] = {}
-    for step in planned:
-        assert step.planned is not None
-        for note in step.planned.notes:
-            said.setdefault(note, []).append(step.stage.name)
-    merged = [
-        note if len(names) == len(planned) else f"{note} ({', '.join(names)})" for note, names in said.items()
+    planned = [(step.stage.name, step.planned) for step in steps if step.planned is not None]
+    stages: dict[str, list[str]] = {}
+    for name, each in planned:
+        for note in each.notes:
+            stages.setdefault(note, []).append(name)
+    return [
+        note if len(names) == len(planned) else f"{note} ({', '.join(names)})"
+        for note, names in stages.items()
     ]
-    return (*notes, *merged)

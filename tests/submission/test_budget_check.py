@@ -22,7 +22,7 @@ def environment(slurm: FakeSlurm) -> dict[str, str]:
     return {**os.environ, "PATH": f"{slurm.bin}:{os.environ['PATH']}"}
 
 
-def test_the_estimate_is_told_and_stored(tmp_path: Path) -> None:
+def test_the_estimate_is_printed_and_stored(tmp_path: Path) -> None:
     env = environment(FakeSlurm(tmp_path))
     answer = submitted(tmp_path, "jobs/smoke.yaml", "--run-name", "a", env=env)
     stored = read_json(tmp_path / "runs" / "a" / "estimate.json")
