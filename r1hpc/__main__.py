@@ -20,6 +20,7 @@ COMMANDS = {
     "estimate": "GPU-hours before they are spent",
     "budget": "what is left of the allocation, and whether it will do",
     "report": "GPU-hours: planned, used, useful, wasted",
+    "settings": "every setting of a run, and where its value came from",
     "shard": "build, verify and inspect datasets",
     "monitor": "GPU readings of this node",
     "diagnose": "why it is slow, stuck or learning nothing",

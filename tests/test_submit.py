@@ -10,6 +10,8 @@ import pytest
 
 from r1hpc.base.files import read_json
 from r1hpc.config import load
+from r1hpc.tasks.prompts import held_out_key
+from r1hpc.tasks.task import is_held_out
 
 ROOT = Path(__file__).parents[1]
 
@@ -119,6 +121,38 @@ def test_what_is_asked_wrongly_is_named_and_leaves_nothing(
     assert "Traceback" not in done.stderr
     assert sorted(path.name for path in place.iterdir()) in (["bin"], ["bin", "runs"])
     assert not list((place / "runs").glob("*"))
+
+
+def test_a_model_without_weights_is_refused_and_begun_from_scratch_when_asked(place: Path) -> None:
+    model = place / "model"
+    model.mkdir()
+    shape = load.read_yaml(load.assets("configs") / "model" / "tiny.yaml")["model"]["config"]
+    (model / "config.json").write_text(json.dumps({**shape, "vocab_size": 512}))
+    words = ("jobs/smoke.yaml", "--executor", "slurm", "--dry-run", "--json", "model.path=model")
+    done = submit(place, *words)
+    assert done.returncode == 2
+    assert f"model.path {model} has no model.safetensors" in done.stderr
+    assert "set model.from_scratch=true" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert answer(submit(place, *words, "model.from_scratch=true"))["plan"]["num_parameters"]
+    (model / "model.safetensors").touch()
+    assert submit(place, *words).returncode == 0
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "rl"])
+def test_more_held_out_questions_than_a_file_has_are_refused(place: Path, stage: str) -> None:
+    pairs = [{"question": f"{n}+{n}=?", "answer": str(2 * n)} for n in range(30)]
+    (place / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    there = sum(is_held_out(held_out_key(pair["question"])) for pair in pairs)
+    own = "name: jsonl\n  options: {path: pairs.jsonl, template: '{question}'}"
+    smoke = (load.assets("jobs") / "rl_smoke.yaml").read_text()
+    (place / "own.yaml").write_text(smoke.replace("name: chain_sum\n  options: {num_terms: 3}", own))
+    words = ("own.yaml", "--dry-run", "--json", "--executor", "slurm", f"stage={stage}")
+    longer = "rollout.max_prompt_length=16"
+    refused = submit(place, *words, longer, "evaluate.num_items=100")
+    assert refused.returncode == 2
+    assert f"evaluate.num_items is 100, but task jsonl has no more than {there} held-out" in refused.stderr
+    assert answer(submit(place, *words, longer, f"evaluate.num_items={there}"))["plan"]
 
 
 def test_a_run_root_that_cannot_be_made_is_named(place: Path) -> None:

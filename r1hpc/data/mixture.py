@@ -9,6 +9,8 @@ permutation of its own for each block. The k-th slot of a source is item k of th
 stream, which visits each of its documents once per epoch (see order): a source of few documents and much
 weight begins its next epoch sooner. Near the end of a source's epoch the last block may already hold
 documents of the next.
+
+Only `TraceLoader(weights=…)` makes such a plan so far; no key of a recipe or of a run sets it.
 """
 
 import hashlib

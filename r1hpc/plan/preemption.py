@@ -32,7 +32,7 @@ class WarningWindow:
     preemption_s: int | None
     """None: the partition preempts nobody, or suspends instead of killing."""
     source: str
-    """Where the preemption window comes from, in words."""
+    """Where the preemption window comes from, as printed."""
 
 
 def expected_save_time_s(

@@ -10,6 +10,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from r1hpc.attempt.state import look
@@ -19,6 +20,7 @@ from r1hpc.config import freeze, load
 from r1hpc.config.schema import RunConfig
 from r1hpc.data.preview import preview_vocab_size
 from r1hpc.plan.run import RunPlan
+from r1hpc.plan.weights import check_weights
 from r1hpc.slurm import decide, fields, flags, script
 from r1hpc.slurm.probe import ClusterFacts
 from r1hpc.submission.order import DEFAULT_JOB, Order, Purpose
@@ -108,7 +110,9 @@ def plan_run(
     fields.check_resources(config.resources)
     config = freeze.with_absolute_paths(config)
     freeze.refuse_secrets(config, order.overrides)
-    check_questions(config, expected_model)
+    if is_new:  # a run of before goes on as it was begun, from its checkpoints
+        _check_weights(config, expected_model)
+    check_questions(config, expected_model, is_new=is_new)
     vocabulary = vocab_size(config)
     executor, notes = decide.choose_executor(order.executor, will_submit=order.purpose is Purpose.start)
     decision = decide.decide(
@@ -129,21 +133,35 @@ def plan_run(
     return PlannedRun(run, executor, decision.config, decision.plan, text, tuple(notes), is_new, estimate)
 
 
-def check_questions(config: RunConfig, expected_model: Mapping[str, Any] | None = None) -> None:
+def _check_weights(config: RunConfig, expected_model: Mapping[str, Any] | None) -> None:
+    """Refuse a model.path without weights, but for one that an earlier stage has yet to write."""
+    model = config.model
+    is_to_come = expected_model is not None and not Path(model.path or "", "config.json").is_file()
+    if config.stage != "traces" and not is_to_come:  # demonstrations are computed: no model is loaded
+        check_weights(model)
+
+
+def check_questions(
+    config: RunConfig, expected_model: Mapping[str, Any] | None = None, *, is_new: bool = True
+) -> None:
     """Task, rewards and tokenizer of a stage that asks questions: what it would only meet on the nodes.
 
     Args:
         expected_model: as in `plan_run`; the tokenizer is then the earlier stage's to leave.
+        is_new: False for a run of before, which goes on as it was begun.
 
     Raises:
-        UsageError: an unknown task, option or reward term, a file or package that is missing, or a prompt
-            that the tokenizer cannot read or that is too long.
+        UsageError: an unknown task, option or reward term, a file or package that is missing, more held-out
+            questions than there are, or a prompt that the tokenizer cannot read or that is too long.
     """
     if config.stage not in ("traces", "rl", "generate", "evaluate"):
         return
     from r1hpc.tasks import registry, terms, tokenizer  # the tokenizers library, for these runs only
+    from r1hpc.tasks.task import check_num_held_out
 
     task = registry.make_task(config.task)
+    if is_new and config.stage in ("rl", "evaluate"):
+        check_num_held_out(task, config.evaluate.num_items)
     item = task.item(config.generate.first_item if config.stage == "generate" else 0)
     if config.stage == "traces":
         return
