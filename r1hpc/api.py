@@ -23,21 +23,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from r1hpc.attempt.cancel import Cancellation, cancel
-from r1hpc.attempt.follow import follow, wait
 from r1hpc.attempt.state import Situation, State, look
 from r1hpc.base.choose_run import choose_run
 from r1hpc.base.rundir import RunDir, default_run_root
-from r1hpc.submission.cancel_chain import cancel_chain
-from r1hpc.submission.chain_file import open_definition
 from r1hpc.submission.chain_folder import ChainDir, choose_chain
-from r1hpc.submission.chain_state import ChainSituation, follow_chain, look_at
 from r1hpc.telemetry.attempts import Attempt, gpu_hours_used, read_history
 from r1hpc.telemetry.metrics import Step, read_steps
 
-# What only a submission needs is imported by it: a look at a run loads no estimator.
+# Each call imports what it needs: a look at a run loads no estimator, and a submission no following.
 if TYPE_CHECKING:
+    from r1hpc.attempt.cancel import Cancellation
     from r1hpc.plan.run import RunPlan
+    from r1hpc.submission.chain_state import ChainSituation
     from r1hpc.submission.order import Order
     from r1hpc.submission.plan_run import PlannedRun
     from r1hpc.submission.submit_chain import SubmittedChain
@@ -97,19 +94,25 @@ class Run:
         Raises:
             R1hpcError: it is not over after `timeout_s`.
         """
+        from r1hpc.attempt.follow import wait
+
         return wait(self.folder, timeout_s).state
 
     def follow(self, out: TextIO = sys.stdout) -> int:
         """Print progress until it is over; 0 finished, 1 ended otherwise, 130 interrupted by Ctrl-C."""
+        from r1hpc.attempt.follow import follow
+
         job = self.situation().job
         return follow(self.folder, job.job_id if job is not None else "", out)
 
-    def cancel(self, save_first: bool = False) -> Cancellation:
+    def cancel(self, save_first: bool = False) -> "Cancellation":
         """End its job, which is then not requeued; `save_first`: let it save and end by itself.
 
         Raises:
             StateError: there is no job, or it is not yours or not this run's.
         """
+        from r1hpc.attempt.cancel import cancel
+
         return cancel(self.folder, save_first)
 
     def resume(self, *, nodes: int | None = None, overrides: Overrides = (), **options: Any) -> "Submission":
@@ -133,6 +136,8 @@ class Chain:
         return Run(self.folder.stage(stage).path)
 
     def __iter__(self) -> Iterator[str]:
+        from r1hpc.submission.chain_file import open_definition
+
         return (stage.name for stage in open_definition(self.folder).stages)
 
     @property
@@ -147,12 +152,16 @@ class Chain:
         """finished: all stages are; at work while any is; else how the first unfinished one ended."""
         return self.situation().state
 
-    def situation(self) -> ChainSituation:
+    def situation(self) -> "ChainSituation":
         """The state with that of each stage."""
+        from r1hpc.submission.chain_state import look_at
+
         return look_at(self.folder)
 
-    def cancel(self, save_first: bool = False) -> dict[str, Cancellation]:
+    def cancel(self, save_first: bool = False) -> "dict[str, Cancellation]":
         """End every stage that waits or runs, the last first."""
+        from r1hpc.submission.cancel_chain import cancel_chain
+
         return cancel_chain(self.folder, save_first)
 
 
@@ -200,6 +209,8 @@ class Submission:
 
     def follow(self, out: TextIO = sys.stdout) -> int:
         """As Run.follow."""
+        from r1hpc.attempt.follow import follow
+
         return follow(self.planned.run, self.job_id or "", out)
 
 
@@ -231,6 +242,8 @@ class ChainSubmission:
 
     def follow(self, out: TextIO = sys.stdout) -> int:
         """Print progress, stage after stage; 0 when the whole chain is finished."""
+        from r1hpc.submission.chain_state import follow_chain
+
         return follow_chain(self.submitted.chain, self.submitted.jobs, out)
 
 

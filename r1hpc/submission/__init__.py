@@ -14,6 +14,6 @@ chain_folder       its paths under the run root, and its lock
 chain_steps        what each stage needs next, and doing it by plan_run and start_run
 chain_state        what it is doing; cancel_chain ends it
 chain_supervisor   the stages one after the other on this machine
-chain_dependents   jobs that wait for a stage follow it into another job
+next_job           the job in which a run goes on after an attempt; jobs that wait for it follow
 chain_estimate     its cost before it is submitted; chain_text: what is printed of it
 """

@@ -11,8 +11,8 @@ import pytest
 
 from r1hpc.base.files import read_json, read_records
 from r1hpc.config import load
-from r1hpc.submission.chain_dependents import move_dependents
 from r1hpc.submission.chain_folder import ChainDir
+from r1hpc.submission.next_job import move_dependents
 from tests.runs import CHECKOUT, command_output, run_environment
 from tests.submission.chains import THREE, actions_of, jobs_of, submit, submitted, write_attempt, write_chain
 from tests.submission.fake_slurm import FakeSlurm
