@@ -8,11 +8,11 @@ and ends; so the chain ends. The lock of the chain is held until then: there is 
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from types import FrameType
 
+from r1hpc.attempt.detached import start_detached
 from r1hpc.attempt.state import look
 from r1hpc.base.rundir import RunDir
 from r1hpc.submission.chain_folder import SUPERVISOR, ChainDir, say_holder
@@ -48,19 +48,7 @@ class ChainSupervisor:
         return 0
 
     def _run(self, run: RunDir) -> None:
-        # The first is this process's own code.
-        others = os.environ.get("PYTHONPATH", "").split(os.pathsep)[1:]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(run.code), *others])}
-        with (run.logs / "local.out").open("ab") as log:
-            self._stage = subprocess.Popen(
-                [sys.executable, "-u", "-m", "r1hpc.launch", "local", str(run.path)],
-                cwd=run.path,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self._stage = start_detached(["local", str(run.path)], run, run.logs / "local.out")
         if self._stopping:  # the signal came between the look and the start
             self._pass_on()
         self._stage.wait()

@@ -70,7 +70,7 @@ def _stage_object(step: Step, done: SubmittedChain) -> dict[str, Any]:
         "executor": done.executor,
         **(script_keys(planned, done.is_dry_run) if planned is not None else {"script": str(run.script)}),
         "plan": planned.plan.to_json() if planned is not None else _stored(run.plan),
-        "estimate": planned.estimate if planned is not None else _stored(run.path / "estimate.json"),
+        "estimate": planned.estimate if planned is not None else _stored(run.estimate),
         "log": str(log_path(run, done.executor, job_id)),
     }
 

@@ -6,13 +6,13 @@ Each step may be cut off by a kill: a folder without config.yaml was never whole
 sbatch took and nobody wrote down is found by its folder (slurm.dependency).
 """
 
-import os
 import shutil
-import subprocess
-import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from r1hpc.attempt.detached import start_detached
 from r1hpc.attempt.needs import write_needs
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.failpoints import failpoint
@@ -22,7 +22,6 @@ from r1hpc.config import freeze, load
 from r1hpc.config.redact import redact
 from r1hpc.slurm import fields, script
 from r1hpc.slurm.client import SlurmError
-from r1hpc.slurm.environment import without_foreign_ranks
 from r1hpc.submission.order import Order
 from r1hpc.submission.plan_run import PlannedRun
 from r1hpc.telemetry.attempts import record
@@ -34,14 +33,24 @@ def start(planned: PlannedRun, order: Order) -> str:
     Raises:
         R1hpcError: the folder cannot be made, or Slurm refuses.
     """
+    with written(planned, order):
+        failpoint("submit.written")
+        asked_at = time.time()
+        job_id = _hand_over(planned)
+    failpoint("submit.asked")
+    record_submission(planned, order, job_id, asked_at)
+    return job_id
+
+
+@contextmanager
+def written(planned: PlannedRun, order: Order) -> Iterator[None]:
+    """The run folder with everything the job will read. A new folder does not survive an error inside."""
     run = planned.run
     if planned.is_new:
         create(run)
     try:
         write(planned, order)
-        failpoint("submit.written")
-        asked_at = time.time()
-        job_id = _hand_over(planned)
+        yield
     except (R1hpcError, OSError) as error:
         # An sbatch that did not answer may have submitted all the same: then the job needs its folder.
         if isinstance(error, SlurmError) and error.timed_out:
@@ -51,9 +60,6 @@ def start(planned: PlannedRun, order: Order) -> str:
         if planned.is_new:
             shutil.rmtree(run.path)
         raise
-    failpoint("submit.asked")
-    record_submission(planned, order, job_id, asked_at)
-    return job_id
 
 
 def create(run: RunDir) -> None:
@@ -96,7 +102,7 @@ def write(planned: PlannedRun, order: Order) -> None:
         write_needs(run, planned.needs)
     write_json(run.plan, planned.plan.to_json())
     if planned.estimate is not None:
-        write_json(run.path / "estimate.json", planned.estimate)
+        write_json(run.estimate, planned.estimate)
     write_atomic(run.script, script.render(planned.script))
     remove_switches(run)
 
@@ -122,40 +128,12 @@ def remove_switches(run: RunDir) -> None:
         switch.unlink(missing_ok=True)
 
 
-def start_detached(arguments: list[str], run: RunDir, log: Path, keep: tuple[int, ...] = ()) -> str:
-    """Start `python -m r1hpc.launch ARGUMENTS` with the frozen code of a run, to outlive this terminal.
-
-    Args:
-        log: what it prints is appended there.
-        keep: descriptors it inherits.
-
-    Returns:
-        A job id: local-PID.
-    """
-    environment = {
-        **without_foreign_ranks(os.environ),
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(run.code), os.environ.get("PYTHONPATH")])),
-        "PYTHONSAFEPATH": "1",
-    }
-    with log.open("ab") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-u", "-m", "r1hpc.launch", *arguments],
-            cwd=run.path,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            pass_fds=keep,
-        )
-    return f"local-{process.pid}"
-
-
 def _hand_over(planned: PlannedRun) -> str:
     """To Slurm, or to a supervisor here; the job id."""
     run = planned.run
     if planned.executor == "local":
-        return start_detached(["local", str(run.path)], run, run.logs / "local.out")
+        process = start_detached(["local", str(run.path)], run, run.logs / "local.out")
+        return f"local-{process.pid}"
     from r1hpc.slurm.submission import submit  # submitit, which a dry run need not wait for
 
     return submit(run, planned.plan.topology.world_size)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from r1hpc.attempt.detached import start_detached
 from r1hpc.attempt.state import newest_job
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.failpoints import failpoint
@@ -151,8 +152,9 @@ def _carry_out(chain: ChainDir, steps: Sequence[Step], order: Order, lock: int) 
     asked_at = time.time()
     write_stages(steps, order)
     folders = [str(step.run.path) for step in open_steps]
-    words = ["chain", str(chain.path), "--lock-fd", str(lock), "--stages", *folders]
-    job_id = start_run.start_detached(words, open_steps[0].run, chain.log, keep=(lock,))
+    arguments = ["chain", str(chain.path), "--lock-fd", str(lock), "--stages", *folders]
+    process = start_detached(arguments, open_steps[0].run, chain.log, keep=(lock,))
+    job_id = f"local-{process.pid}"
     failpoint("chain.supervising")
     record_jobs(chain, steps, order, job_id, asked_at)
     return {step.stage.name: step.job_id or job_id for step in open_steps}

@@ -10,7 +10,7 @@ import shutil
 import time
 from dataclasses import dataclass
 
-from r1hpc.base.errors import R1hpcError, UsageError
+from r1hpc.base.errors import UsageError
 from r1hpc.base.files import write_atomic
 from r1hpc.base.rundir import RunDir
 from r1hpc.config import load
@@ -67,16 +67,9 @@ def prepare_inside_job(order: Order) -> tuple[int, RunDir, tuple[str, ...]]:
         shutil.rmtree(run.path)  # this job was preempted while it made it
     planned = plan_within_budget(order)
     planned = dataclasses.replace(planned, script=dataclasses.replace(planned.script, by_submitit=False))
-    if planned.is_new:
-        start_run.create(run)
-    try:
-        start_run.write(planned, order)
+    with start_run.written(planned, order):
         site = script.site_lines(planned.script.setup, planned.script.environment)
         write_atomic(run.path / "site.sh", site)
-    except (R1hpcError, OSError):
-        if planned.is_new:
-            shutil.rmtree(run.path)
-        raise
     start_run.record_submission(planned, order, job_id, time.time())
     return planned.script.ranks_per_node, run, planned.notes
 
