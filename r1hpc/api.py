@@ -27,7 +27,7 @@ from r1hpc.attempt.state import Situation, State, look
 from r1hpc.base.choose_run import choose_run
 from r1hpc.base.rundir import RunDir, default_run_root
 from r1hpc.submission.chain_folder import ChainDir, choose_chain
-from r1hpc.telemetry.attempts import Attempt, gpu_hours_used, read_history
+from r1hpc.telemetry.attempts import Attempt, read_history
 from r1hpc.telemetry.metrics import Step, read_steps
 
 # Each call imports what it needs: a look at a run loads no estimator, and a submission no following.
@@ -80,8 +80,14 @@ class Run:
 
     @property
     def gpu_hours(self) -> float:
-        """GPU-hours so far, the attempt under way included."""
-        return gpu_hours_used(read_history(self.folder), time.time())
+        """GPU-hours so far, the attempt under way included; by Slurm's accounting where it is known."""
+        from r1hpc.accounting.open_ledger import completed, open_ledger
+
+        now = time.time()
+        ledger = open_ledger(self.folder, now)
+        if ledger.situation.state.is_over:  # sacct is asked once, then it is on record
+            ledger = completed([ledger], now, timeout_s=5.0)[0]
+        return ledger.gpu_hours
 
     def metrics(self) -> list[Step]:
         """The optimizer steps that the weights went through, in their order."""

@@ -30,8 +30,9 @@ if TYPE_CHECKING:  # at run time what only an answer needs is imported for it: -
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     from r1hpc.accounting.budget import find_budget, load_budget
-    from r1hpc.accounting.budget_status import read_budget_status, survey
+    from r1hpc.accounting.budget_status import read_budget_status
     from r1hpc.accounting.campaign import follow, load_campaign
+    from r1hpc.accounting.open_ledger import survey
 
     root = Path(arguments.run_root) if arguments.run_root else default_run_root()
     now = time.time()

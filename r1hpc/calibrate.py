@@ -3,9 +3,10 @@
     python -m r1hpc.calibrate                    # all finished runs under ./runs or $R1HPC_RUN_ROOT
     python -m r1hpc.calibrate --run-root DIR --json
 
-Each finished run is set beside its estimate and beside that estimate corrected by the runs before
-it. From five runs on the site's own ratios replace the published prior; `estimate` and `submit`
-apply them by themselves. Hours are GPU-hours, for CPU runs node-hours.
+Each finished run is set beside its estimate and beside that estimate corrected by the runs before it
+that are like it: of the same stage and of about the same size. `estimate` and `submit` correct by
+themselves; what is shown as the next estimate is that of a run like the last one. Hours are GPU-hours,
+for CPU runs node-hours.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from r1hpc.base.tables import format_table, wrap
 
 if TYPE_CHECKING:  # at run time what only an answer needs is imported for it: --help must be quick
     from r1hpc.accounting.calibrate import Site
-    from r1hpc.accounting.correction import Scored
+    from r1hpc.accounting.correction import Correction, Scored
 
-_HEADINGS = ("run", "estimate", "actual", "by", "ratio", "corrected", "error", "then")
+_HEADINGS = ("run", "stage", "estimate", "actual", "by", "useful", "ratio", "corrected", "error", "then")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,16 +50,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _as_json(site: Site, resource: str) -> dict[str, Any]:
-    from r1hpc.accounting.correction import correction, effect, score
+    from r1hpc.accounting.correction import effect, score
 
     scored = score(site.of(resource))
     shown = effect(scored)
     return {
         "unit": _unit(resource),
-        "correction": correction(resource, site.of(resource)).to_json(),
+        "correction": _next(site, resource).to_json(),
         "effect": None if shown is None else asdict(shown),
         "runs": [each.to_json() for each in scored],
     }
+
+
+def _next(site: Site, resource: str) -> Correction:
+    """For a run like the last one."""
+    from r1hpc.accounting.correction import correction
+
+    runs = site.of(resource)
+    return correction(runs[-1].planned, runs)
 
 
 def _rest(site: Site) -> dict[str, Any]:
@@ -66,16 +75,15 @@ def _rest(site: Site) -> dict[str, Any]:
 
 
 def _as_text(site: Site, resource: str) -> str:
-    from r1hpc.accounting.correction import correction, score
+    from r1hpc.accounting.correction import score
 
     scored = score(site.of(resource))
-    now = correction(resource, site.of(resource))
-    table = format_table(_HEADINGS, [_row(each) for each in scored], right={1, 2, 4, 5, 6, 7}, indent="  ")
+    table = format_table(_HEADINGS, [_row(each) for each in scored], right={2, 3, *range(5, 10)}, indent="  ")
     return "\n".join(
         [
             f"{resource} ({_unit(resource)})",
             table,
-            wrap(f"Next estimate: {now.basis}.", "  ", "  "),
+            wrap(f"Next estimate: {_next(site, resource).basis}.", "  ", "  "),
             *_effect(scored),
         ]
     )
@@ -84,9 +92,11 @@ def _as_text(site: Site, resource: str) -> str:
 def _row(each: Scored) -> tuple[str, ...]:
     return (
         each.run.run_id,
+        each.run.stage,
         f"{each.run.estimate.p50:.4g}",
-        f"{each.run.actual:.4g}",
+        f"{each.run.hours:.4g}",
         each.run.source,
+        f"{each.run.useful_share:.0%}",
         f"{each.ratio:.2f}",
         f"{each.corrected.p50:.4g}" if each.num_before else "-",
         f"{each.error_before:.0%}",
@@ -103,9 +113,10 @@ def _effect(scored: Sequence[Scored]) -> list[str]:
     before, after, num = shown.before, shown.after, shown.num_runs
     runs = "1 run" if num == 1 else f"{num} runs"
     text = (
-        f"Over the {runs} with one before: as estimated, a median error of {before.median_error:.0%}, "
-        f"P90/P10 {before.median_width:.1f}, {before.num_inside} of {num} inside; corrected by those before, "
-        f"{after.median_error:.0%}, P90/P10 {after.median_width:.1f}, {after.num_inside} of {num} inside."
+        f"Over the {runs} with one like it before: as estimated, a median error of "
+        f"{before.median_error:.0%}, P90/P10 {before.median_width:.1f}, {before.num_inside} of {num} inside; "
+        f"corrected by those before, {after.median_error:.0%}, P90/P10 {after.median_width:.1f}, "
+        f"{after.num_inside} of {num} inside."
     )
     return [wrap(text, "  ", "  ")]
 

@@ -178,3 +178,10 @@ def test_the_lower_packages_need_only_the_standard_library(name: str) -> None:
     command = [sys.executable, "-S", "-c", code]  # -S: no site-packages at all
     done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_package_needs_nothing_outside_it() -> None:
+    """`research`, `tests` and `benchmarks` are not in the wheel."""
+    for path in _FILES:
+        heads = {name.split(".")[0] for name, _ in _imports(_parse(path))}
+        assert not heads & {"research", "tests", "benchmarks"}, f"{path} imports what the wheel does not ship"

@@ -2,11 +2,12 @@
 
     hours = hours_of_file(Path("sacct.txt"), Selection(user="ada"))
     hours = hours_from_sacct(Selection(account="lab", start=1790000000))
-    hours = hours_of_runs(all_runs(root), Selection(start=1790000000))
+    hours = hours_of_runs(ledgers, Selection(start=1790000000))
 
 Each is what telemetry.hours.fold_hours returns.
 """
 
+import contextlib
 import math
 import os
 import shutil
@@ -17,13 +18,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-from r1hpc.accounting.review import owner, to_allocation
+from r1hpc.accounting.ledger import RunLedger
 from r1hpc.accounting.usage import ask_sacct_file, pick_records
-from r1hpc.attempt.state import State, all_slurm_jobs, look
+from r1hpc.attempt.slurm_records import to_allocation
+from r1hpc.attempt.state import all_slurm_jobs
 from r1hpc.base.choose_run import all_runs, full_name
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.errors import StateError
 from r1hpc.telemetry.hours import UNKNOWN, Allocation, fold_hours
-from r1hpc.telemetry.summary import stage_of, summarise_run
+from r1hpc.telemetry.summary import names_of
 
 _FEW_BYTES = 2**18
 """Up to here a file is read before numpy is imported."""
@@ -67,8 +69,9 @@ def known_jobs(root: Path) -> dict[str, tuple[str, str]]:
     """Job id -> (run, stage) of every run under a run root, stages of chains among them."""
     found: dict[str, tuple[str, str]] = {}
     for run in all_runs(root):
-        stage = stage_of(run)
-        found |= dict.fromkeys(all_slurm_jobs(run), (full_name(run), stage))
+        with contextlib.suppress(OSError, StateError):  # one that cannot be read is no reason to say nothing
+            stage, _ = names_of(run)
+            found |= dict.fromkeys(all_slurm_jobs(run), (full_name(run), stage))
     return found
 
 
@@ -109,15 +112,10 @@ def hours_of_lines(file: IO[bytes], source: str, selection: Selection) -> dict[s
     return fold_hours(selection.clip(allocations))
 
 
-def hours_of_runs(runs: Sequence[RunDir], selection: Selection, now: float) -> dict[str, Any]:
-    """Of what runs say themselves, where there is no accounting."""
-    allocations: list[Allocation] = []
-    for run in runs:
-        situation = look(run)
-        summary = summarise_run(run, situation.history, now, situation.state is State.running)
-        held = summary.allocations(owner(run))
-        allocations += [replace(each, run=full_name(run)) for each in held]
-    return fold_hours(selection.clip(allocations))
+def hours_of_runs(ledgers: Sequence[RunLedger], selection: Selection) -> dict[str, Any]:
+    """Of what runs say themselves, where Slurm's accounting cannot be asked."""
+    held = [replace(each, run=ledger.run_id) for ledger in ledgers for each in ledger.allocations]
+    return fold_hours(selection.clip(held))
 
 
 @contextmanager

@@ -18,11 +18,11 @@ from typing import Any, TypeVar
 
 from r1hpc.accounting.budget import Budget, Request, Verdict, check_budget, find_budget, load_budget
 from r1hpc.accounting.forecast import Spread, total, until_limit
-from r1hpc.accounting.review import to_allocation
-from r1hpc.accounting.runs import RunHours, look_into
+from r1hpc.accounting.ledger import RunLedger
+from r1hpc.accounting.open_ledger import survey
 from r1hpc.accounting.usage import ask_sacct
+from r1hpc.attempt.slurm_records import to_allocation
 from r1hpc.attempt.state import State
-from r1hpc.base.choose_run import all_runs, full_name
 from r1hpc.base.errors import StateError
 from r1hpc.slurm.client import SlurmError, without_advice
 from r1hpc.slurm.limits import TresLimit, gpu_limits
@@ -93,7 +93,7 @@ _NO_BUDGET = Budget(Path())
 
 
 def read_budget_status(
-    budget: Budget | None, runs: Sequence[RunHours], now: float, ask_slurm: bool = True
+    budget: Budget | None, runs: Sequence[RunLedger], now: float, ask_slurm: bool = True
 ) -> BudgetStatus:
     """What is spent of the budget's period, and what is promised."""
     period = budget or _NO_BUDGET
@@ -146,7 +146,7 @@ def check_submission(
         limits = _limits_of(account or (budget.account if budget else None), qos)
     if budget is None:
         return check_budget(None, requests, limits=limits)
-    runs, left_out = survey(run_root, now)
+    runs, left_out = survey(run_root, now, ask=ask_slurm)
     standing = read_budget_status(budget, runs, now, ask_slurm)
     verdict = check_budget(
         budget,
@@ -158,17 +158,6 @@ def check_submission(
         now=now,
     )
     return replace(verdict, warnings=(*verdict.warnings, *standing.notes, *left_out))
-
-
-def survey(run_root: Path, now: float) -> tuple[list[RunHours], list[str]]:
-    """Every run under a run root, the newest first, and a note for each that cannot be read."""
-    runs, notes = [], []
-    for run in all_runs(run_root):
-        try:
-            runs.append(look_into(run, now))
-        except (StateError, OSError, KeyError, ValueError) as error:
-            notes.append(f"{full_name(run)} is left out: {type(error).__name__}: {error}")
-    return runs, notes
 
 
 def _ask(period: Budget, now: float) -> _Said:
@@ -222,13 +211,8 @@ def _limits_of(account: str | None, qos: str | None) -> Sequence[TresLimit]:
         return ()  # Slurm enforces them itself; a submission must not fail for the lack of a warning
 
 
-def _allocations(runs: Sequence[RunHours]) -> list[Allocation]:
-    return [
-        Allocation(each.start, each.end, each.width)
-        for run in runs
-        if run.unit == "GPU-hours"
-        for each in run.attempts
-    ]
+def _allocations(runs: Sequence[RunLedger]) -> list[Allocation]:
+    return [held for run in runs for held in run.allocations]
 
 
 def _by_day(allocations: Iterable[Allocation], start: float | None, until: float) -> dict[str, float]:

@@ -13,7 +13,7 @@ from r1hpc.accounting.budget import Budget, format_day, format_hours
 from r1hpc.accounting.budget_status import BudgetStatus
 from r1hpc.accounting.campaign import CampaignProgress
 from r1hpc.accounting.forecast import Spread
-from r1hpc.accounting.runs import PARTS, RunHours
+from r1hpc.accounting.ledger import PARTS, RunLedger
 from r1hpc.base.units import format_duration
 from r1hpc.reporting.svg import TIMES, Plot, Rows, Scale, Tick
 from r1hpc.telemetry.hours import split_days
@@ -97,7 +97,7 @@ def campaign(progress: CampaignProgress, now: float) -> str:
     return rows.render(Scale(0, most).ticks(5), "GPU-hours")
 
 
-def planned_against_used(runs: Sequence[RunHours]) -> str:
+def planned_against_used(runs: Sequence[RunLedger]) -> str:
     """For each estimated run its P10 to P90, its P50, and what it used."""
     told = [run for run in runs if run.planned is not None and run.planned.p90 > 0][:_MOST_ROWS]
     if not told:
@@ -122,7 +122,7 @@ def planned_against_used(runs: Sequence[RunHours]) -> str:
     return rows.render(scale.ticks(4), unit, stacked=True)
 
 
-def estimate_errors(runs: Sequence[RunHours]) -> str:
+def estimate_errors(runs: Sequence[RunLedger]) -> str:
     """Used / planned of every finished run, oldest first, with the P10 to P90 it was given."""
     told = sorted((run for run in runs if run.ratio), key=lambda run: run.end)
     if not told:
@@ -147,7 +147,7 @@ def estimate_errors(runs: Sequence[RunHours]) -> str:
     return plot.render()
 
 
-def error_words(runs: Sequence[RunHours]) -> str:
+def error_words(runs: Sequence[RunLedger]) -> str:
     """The error of the estimates so far, in a sentence."""
     told = [(run.used, run.planned) for run in runs if run.ratio and run.planned]
     if not told:
@@ -162,7 +162,7 @@ def error_words(runs: Sequence[RunHours]) -> str:
     )
 
 
-def waste(runs: Sequence[RunHours]) -> str:
+def waste(runs: Sequence[RunLedger]) -> str:
     """Where the hours of each run went, as shares."""
     told = [run for run in runs if run.used > 0]
     if not told:
@@ -176,7 +176,7 @@ def waste(runs: Sequence[RunHours]) -> str:
     return rows.render([(share / 100, f"{share} %") for share in (0, 25, 50, 75, 100)])
 
 
-def lost_by_cause(runs: Sequence[RunHours]) -> str:
+def lost_by_cause(runs: Sequence[RunLedger]) -> str:
     """Lost and idle hours by what ended the attempt they were lost in."""
     by_cause: dict[str, float] = defaultdict(float)
     for run in runs:
@@ -191,7 +191,7 @@ def lost_by_cause(runs: Sequence[RunHours]) -> str:
     return rows.render(Scale(0, told[0][0]).ticks(4))
 
 
-def queue_waits(runs: Sequence[RunHours]) -> str:
+def queue_waits(runs: Sequence[RunLedger]) -> str:
     """How long each attempt waited before it began."""
     told = [
         (each.start, each.wait_s, run) for run in runs for each in run.attempts if each.wait_s is not None
@@ -216,7 +216,7 @@ def queue_waits(runs: Sequence[RunHours]) -> str:
     return plot.render()
 
 
-def by_day(runs: Sequence[RunHours], total_by_day: dict[str, float], unit: str) -> str:
+def by_day(runs: Sequence[RunLedger], total_by_day: dict[str, float], unit: str) -> str:
     """Columns of each day's hours by what they were; of each week where there are many days."""
     days: dict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys((*PARTS, "other"), 0.0))
     for run in runs:

@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from r1hpc.accounting.budget_status import survey
-from r1hpc.accounting.runs import RunHours, clip, look_into
+from r1hpc.accounting.ledger import RunLedger, clip
+from r1hpc.accounting.open_ledger import open_ledgers, survey
 from r1hpc.base.rundir import RunDir
 from r1hpc.reporting.page import write_page
 from r1hpc.reporting.view import View, make_view
+from r1hpc.slurm.accounting import JobRecord
 
 _MOST_ROWS = 24
 _SELECTED = "Only what was selected is counted here, so this page says nothing of the budget."
@@ -27,6 +28,7 @@ def publish(
     now: float,
     *,
     hours: Mapping[str, Any] | None = None,
+    records: Sequence[JobRecord] = (),
     window: tuple[float | None, float | None] = (None, None),
     user: str | None = None,
     pictures: bool = True,
@@ -38,12 +40,16 @@ def publish(
         out: where it goes; None: RUN_DIR/report/index.html of a single run, else RUN_ROOT/report.html.
         hours: what fold_hours made of Slurm's records, which then are what was spent; as with `window` and
             `user` these are a selection, and the page leaves the budget out.
+        records: those of the runs' jobs among Slurm's, from a file of sacct's output.
         window: (start, end), Unix seconds: what was held outside of it is left out.
         user: only runs of this user.
         pictures: draw the PNG files too.
     """
     is_selected = hours is not None or window != (None, None) or user is not None
-    told, notes = survey(run_root, now) if runs is None else ([look_into(run, now) for run in runs], [])
+    if runs is None:
+        told, notes = survey(run_root, now, records)
+    else:
+        told, notes = open_ledgers(runs, now, records)
     if window != (None, None):
         told = clip(told, *window)
     told = [run for run in told if user in (None, run.user)]
@@ -67,7 +73,7 @@ def _by_slurm(view: View, hours: Mapping[str, Any]) -> View:
     return replace(view, standing=standing, groups=groups)
 
 
-def _draw(view: View, single: RunHours | None, page: Path) -> Iterator[str]:
+def _draw(view: View, single: RunLedger | None, page: Path) -> Iterator[str]:
     """The PNG files beside the page, by their names."""
     # Deferred: matplotlib takes a second that no other format should pay.
     from r1hpc.reporting import plots, plots_hours

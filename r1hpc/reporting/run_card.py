@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from r1hpc.accounting.budget import format_hours
-from r1hpc.accounting.runs import RunHours
+from r1hpc.accounting.ledger import RunLedger
 from r1hpc.reporting.html import text
 from r1hpc.reporting.series import Band, Curve, by_time, gpu_band, rewards, thin
 from r1hpc.reporting.svg import Plot, Scale, short
@@ -28,7 +28,7 @@ class _Figure:
     note: str = ""
 
 
-def run_card(run: RunHours) -> str:
+def run_card(run: RunLedger) -> str:
     """The HTML of one run."""
     series = read_gpu_series(sorted(run.run.metrics.glob("gpu-*.jsonl")))
     drawn = [each for each in (*_by_step(run), *_over_time(run), *_gpus(run, series)) if each.body]
@@ -48,7 +48,7 @@ def run_card(run: RunHours) -> str:
     )
 
 
-def _facts(run: RunHours) -> list[str]:
+def _facts(run: RunLedger) -> list[str]:
     planned = f" of {format_hours(run.planned.p50)} planned" if run.planned else ""
     whole = run.used
     facts = [
@@ -63,7 +63,7 @@ def _facts(run: RunHours) -> list[str]:
     return facts
 
 
-def _findings(run: RunHours) -> str:
+def _findings(run: RunLedger) -> str:
     """What stands out in the newest attempt, from telemetry.diagnose; nothing where nothing does."""
     if not run.attempts:
         return ""
@@ -78,7 +78,7 @@ def _findings(run: RunHours) -> str:
     return f'<ul class="findings">{items}</ul>' if items else ""
 
 
-def _by_step(run: RunHours) -> list[_Figure]:
+def _by_step(run: RunLedger) -> list[_Figure]:
     steps = list(run.summary.steps.effective.values())
     if not steps:
         return []
@@ -129,7 +129,7 @@ def _step_plot(
     return plot.render()
 
 
-def _attempt_edges(run: RunHours) -> list[tuple[float, str]]:
+def _attempt_edges(run: RunLedger) -> list[tuple[float, str]]:
     """Where an attempt ended that was not the last, by the step after which the next one went on."""
     found = []
     attempts = run.summary.attempts
@@ -140,7 +140,7 @@ def _attempt_edges(run: RunHours) -> list[tuple[float, str]]:
     return found if len(found) <= 6 else [(step, "") for step, _ in found]
 
 
-def _over_time(run: RunHours) -> list[_Figure]:
+def _over_time(run: RunLedger) -> list[_Figure]:
     steps: list[Step] = [s for s in run.summary.steps.effective.values() if s.time is not None]
     mfu = [None if s.mfu is None else 100 * s.mfu for s in steps]
     if any(value is not None for value in mfu):
@@ -155,7 +155,7 @@ def _over_time(run: RunHours) -> list[_Figure]:
     return []
 
 
-def _time_plot(unit: str, curve: Curve, run: RunHours, css: str) -> str:
+def _time_plot(unit: str, curve: Curve, run: RunLedger, css: str) -> str:
     known = curve.finite
     if not known:
         return ""
@@ -169,7 +169,7 @@ def _time_plot(unit: str, curve: Curve, run: RunHours, css: str) -> str:
     return plot.render()
 
 
-def _gpus(run: RunHours, series: Sequence[GpuSeries]) -> list[_Figure]:
+def _gpus(run: RunLedger, series: Sequence[GpuSeries]) -> list[_Figure]:
     if not series or not any(each.segments for each in series):
         return []
     note = _STUB if any(each.source == "stub" for each in series) else ""
@@ -186,7 +186,7 @@ def _gpus(run: RunHours, series: Sequence[GpuSeries]) -> list[_Figure]:
     return found
 
 
-def _band_plot(unit: str, band: Band, run: RunHours, top: float) -> str:
+def _band_plot(unit: str, band: Band, run: RunLedger, top: float) -> str:
     first, last = band.parts[0][0][0], band.parts[-1][0][-1]
     x = Scale(min(run.start, first), max(run.end, last, first + 1))
     y = Scale(0, max(top, band.top, 1.0) * 1.06)
@@ -199,7 +199,7 @@ def _band_plot(unit: str, band: Band, run: RunHours, top: float) -> str:
     return plot.render()
 
 
-def _shade(plot: Plot, run: RunHours, y: Scale) -> None:
+def _shade(plot: Plot, run: RunLedger, y: Scale) -> None:
     """Bands of the attempts; their gaps are time in the queue."""
     for i, each in enumerate(run.attempts):
         if len(run.attempts) > 1:

@@ -8,7 +8,7 @@ from r1hpc.accounting.budget import format_day, format_hours
 from r1hpc.accounting.budget_status import PACE_DAYS, BudgetStatus
 from r1hpc.accounting.campaign import CampaignProgress
 from r1hpc.accounting.forecast import Spread, total
-from r1hpc.accounting.runs import RunHours
+from r1hpc.accounting.ledger import RunLedger
 from r1hpc.reporting import charts
 from r1hpc.reporting.html import NONE, card, keys, side_by_side, table, text
 from r1hpc.reporting.view import View
@@ -200,7 +200,7 @@ def tables(view: View) -> Iterator[str]:
     yield side_by_side(told)
 
 
-def _run_row(run: RunHours) -> list[str]:
+def _run_row(run: RunLedger) -> list[str]:
     planned = run.planned
     used = run.used
     return [
@@ -236,7 +236,7 @@ def notes(view: View) -> str:
     return f'<h2>Notes</h2><div class="card notes"><ul>{items}</ul>{pictures}</div>'
 
 
-def _over_at(run: RunHours, now: float) -> float:
+def _over_at(run: RunLedger, now: float) -> float:
     """When a live run should be over, by its P50 on the GPUs it has."""
     width = run.attempts[-1].width if run.attempts else 0
     return now + 3600 * run.to_come.p50 / width if width else now

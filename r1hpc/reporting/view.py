@@ -10,7 +10,7 @@ from r1hpc.accounting.budget import Budget, find_budget, load_budget
 from r1hpc.accounting.budget_status import BudgetStatus, read_budget_status
 from r1hpc.accounting.campaign import CampaignProgress, follow, load_campaign
 from r1hpc.accounting.forecast import Spread, total
-from r1hpc.accounting.runs import PARTS, RunHours, clip
+from r1hpc.accounting.ledger import PARTS, RunLedger, clip
 from r1hpc.telemetry.hours import split_days
 
 
@@ -19,7 +19,7 @@ class View:
     """Everything on the page."""
 
     run_root: Path
-    runs: tuple[RunHours, ...]
+    runs: tuple[RunLedger, ...]
     """Newest first."""
     standing: BudgetStatus
     now: float
@@ -59,7 +59,7 @@ class View:
         return total([run.to_come for run in self.counted])
 
     @property
-    def counted(self) -> list[RunHours]:
+    def counted(self) -> list[RunLedger]:
         """Runs whose hours are of the page's unit."""
         return [run for run in self.runs if run.unit == self.unit or not run.attempts]
 
@@ -81,7 +81,7 @@ class View:
         return self.standing.by_day if self.unit == "GPU-hours" else _by_day(self.counted)
 
 
-def _exactly(runs: Sequence[RunHours]) -> list[tuple[float, float]]:
+def _exactly(runs: Sequence[RunLedger]) -> list[tuple[float, float]]:
     """(time, hours so far) at each begin and end of an attempt."""
     attempts = [a for run in runs for a in run.attempts]
     edges = [(a.start, a.width) for a in attempts] + [(a.end, -a.width) for a in attempts]
@@ -106,7 +106,7 @@ def _daily(by_day: dict[str, float], now: float) -> list[tuple[float, float]]:
 
 
 def make_view(
-    runs: Sequence[RunHours],
+    runs: Sequence[RunLedger],
     run_root: Path,
     now: float,
     *,
@@ -130,7 +130,7 @@ def make_view(
     )
 
 
-def _by_day(runs: Sequence[RunHours]) -> dict[str, float]:
+def _by_day(runs: Sequence[RunLedger]) -> dict[str, float]:
     days: dict[str, float] = defaultdict(float)
     for each in (attempt for run in runs for attempt in run.attempts):
         for day, seconds in split_days(each.start, each.end):

@@ -13,7 +13,8 @@ are shared between the arms of a seed that do not change them, and between ablat
 On this machine (no Slurm) the seeds run one after the other, and the call ends with them. On Slurm
 it ends when all is submitted, with the table of what is finished; --follow waits.
 
-Exit status 0: every arm is finished, or submitted to Slurm; 1: one has failed.
+Run it from a checkout; it is not part of the installed package. Exit status 0: every arm is finished, or
+submitted to Slurm; 1: one has failed. What was found so far: docs/claims.md, and measured/*.json in full.
 """
 
 import argparse
@@ -53,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"note     {note}", file=sys.stderr)
     if arguments.dry_run:
         done = [submit_seed(study, seed, order, places) for seed in seeds]
-        _announce(study, done, arguments)
+        _print_plan(study, done, arguments)
         return 0
     failed, submitted = False, []
     for seed in seeds:
@@ -88,7 +89,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--cluster", metavar="NAME", help="profile in configs/cluster/; default $R1HPC_CLUSTER"
     )
     parser.add_argument("--over-budget", metavar="REASON", help="go over the budget, and say why")
-    parser.add_argument("--out", metavar="FILE", help="write the results as JSON, for r1hpc claims")
+    parser.add_argument("--out", metavar="FILE", help="write the results as JSON, as in measured/")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     flags.add_flags(parser)
     arguments, unknown = parser.parse_known_intermixed_args(list(argv))
@@ -146,8 +147,8 @@ def _follow(done: "SubmittedChain") -> int:
     return follow_chain(done.chain, done.jobs, sys.stderr) if done.jobs else 0
 
 
-def _announce(study: "Study", done: "Sequence[SubmittedChain]", arguments: argparse.Namespace) -> None:
-    """A dry run: the arms, what tells each from the others, and the stages with what would be done."""
+def _print_plan(study: "Study", done: "Sequence[SubmittedChain]", arguments: argparse.Namespace) -> None:
+    """A dry run: the arms, how each differs from the others, and the stages with what would be done."""
     from r1hpc.base.tables import format_table, wrap
 
     steps = [(seed, step) for seed, chain in enumerate(done) for step in chain.steps]

@@ -15,8 +15,8 @@ import pytest
 
 from r1hpc import report
 from r1hpc.accounting.budget import format_hours
-from r1hpc.accounting.budget_status import survey
-from r1hpc.accounting.runs import clip
+from r1hpc.accounting.ledger import clip
+from r1hpc.accounting.open_ledger import survey
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import append_record, write_json
 from r1hpc.base.rundir import RunDir

@@ -1,7 +1,7 @@
 """Linear regression with a prior on each coefficient and effects shared by each family, exactly.
 
     posterior = fit(rows, prior)
-    mean, sd = posterior.predict(x, shared=(0.2,), noise_sd=0.1)
+    mean, sd = predict(posterior, x, shared=(0.2,), noise_sd=0.1)
 
 y = x . b + shared . u(family) + e, with b ~ N(prior), every u ~ N(0, 1) and e ~ N(0, noise_sd^2). A
 constant in `shared` is a random intercept: what "one vote per family" means here, since however many rows a
@@ -12,6 +12,8 @@ machine.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from r1hpc.estimator.mfu import Posterior
 
 Matrix = list[list[float]]
 
@@ -27,23 +29,12 @@ class Row:
     noise_sd: float
 
 
-@dataclass(frozen=True)
-class Posterior:
-    """Mean and covariance of the coefficients."""
-
-    mean: tuple[float, ...]
-    covariance: tuple[tuple[float, ...], ...]
-
-    def predict(self, x: Sequence[float], shared: Sequence[float], noise_sd: float) -> tuple[float, float]:
-        """Mean and standard deviation of y for a row of a family that was never seen."""
-        mean = math.fsum(a * b for a, b in zip(self.mean, x, strict=True))
-        return mean, math.sqrt(self.variance(x) + noise_sd**2 + math.fsum(z * z for z in shared))
-
-    def variance(self, x: Sequence[float]) -> float:
-        """What the coefficients' own uncertainty adds."""
-        return math.fsum(
-            x[i] * x[j] * self.covariance[i][j] for i in range(len(x)) for j in range(len(x)) if x[i] and x[j]
-        )
+def predict(
+    posterior: Posterior, x: Sequence[float], shared: Sequence[float], noise_sd: float
+) -> tuple[float, float]:
+    """Mean and standard deviation of y for a row of a family that was never seen."""
+    mean = math.fsum(a * b for a, b in zip(posterior.mean, x, strict=True))
+    return mean, math.sqrt(posterior.variance(x) + noise_sd**2 + math.fsum(z * z for z in shared))
 
 
 def fit(rows: Sequence[Row], prior: Sequence[tuple[float, float]]) -> Posterior:

@@ -1,63 +1,24 @@
-"""The report of a fit, docs/estimator.md: what was scored, on what, and beside which baselines.
+"""The page docs/estimator.md: what was scored, on what, and beside which baselines.
 
-report(rows, coefficients, scored)       # Markdown, the same bytes every time
+page(rows, fit_and_score(rows))       # Markdown
 """
 
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from r1hpc.estimator.baselines import CONSTANT_MFU, eight_nd, seed_formula, six_nd, text_gigabytes
+from r1hpc.estimator.estimate_rl import LENGTH_SD
 from r1hpc.estimator.features import NAMES
-from r1hpc.estimator.fit_rl import halves
-from r1hpc.estimator.published_rows import SINGLE_NODE_FAMILY, Published
-
-if TYPE_CHECKING:
-    from r1hpc.estimator.fit import Fitted, Scored
-
-_Z = 1.2816
-Score = tuple[Published, float]
-"""A row and ln(predicted / actual) hours."""
+from r1hpc.estimator.spread import Z90
+from research.estimator.published_rows import SINGLE_NODE_FAMILY, Published
+from research.estimator.regression import PRIOR
+from research.estimator.rl import halves
+from research.estimator.scoring import GROUPS, Fitted, Scored, coverage, is_a100, mdape, width
 
 
-def is_a100(row: Published) -> bool:
-    return row.workload.gpu.family in ("A100", "A800")
-
-
-def is_table(row: Published) -> bool:
-    """A measured step; the 1,440 single-node rows would drown the others and are told apart."""
-    return not row.is_run and row.family != SINGLE_NODE_FAMILY
-
-
-GROUPS: tuple[tuple[str, Callable[[Published], bool]], ...] = (
-    ("A100 whole runs", lambda row: row.is_run and is_a100(row)),
-    ("A100 throughput tables", lambda row: is_table(row) and is_a100(row)),
-    ("H100, H800 whole runs", lambda row: row.is_run and not is_a100(row)),
-    ("H100, H200 throughput tables", lambda row: is_table(row) and not is_a100(row)),
-    ("vTrain, one node of A100", lambda row: row.family == SINGLE_NODE_FAMILY),
-)
-
-
-def summary(scored: "Sequence[Scored]", asked: "Sequence[Scored]", scale: float) -> dict[str, float]:
-    """The figures that coefficients.json carries."""
-    plain = [s for s in asked if is_a100(s.row)]
-    runs = [s for s in scored if s.row.is_run and is_a100(s.row)]
-    tables = [s for s in scored if is_table(s.row) and is_a100(s.row)]
-    return {
-        "a100_runs_mdape": _mdape([s.error for s in runs]),
-        "a100_runs_coverage": _coverage(runs, scale),
-        "a100_runs_width": _width(runs, scale),
-        "a100_runs_asked_mdape": _mdape([s.error for s in plain]),
-        "a100_runs_asked_coverage": _coverage(plain, 1.0),
-        "a100_runs_asked_width": _width(plain, 1.0),
-        "a100_tables_mdape": _mdape([s.error for s in tables]),
-        "a100_tables_coverage": _coverage(tables, scale),
-        "a100_tables_width": _width(tables, scale),
-    }
-
-
-def report(rows: Sequence[Published], found: "Fitted") -> str:
+def page(rows: Sequence[Published], found: Fitted) -> str:
     value, scored = found.coefficients, found.scored
     scale = value["width_scale"]
     parts = [
@@ -90,11 +51,11 @@ def report(rows: Sequence[Published], found: "Fitted") -> str:
 _HEAD = """
 # How good the estimate is
 
-Made by `python -m r1hpc.estimator.fit` from `r1hpc/estimator/published/`; the same command writes the same
-bytes. Do not edit.
+`python -m research.estimator.fit` fits the estimator on the rows in `research/estimator/published/` and
+writes this page; its words are in `research/estimator/page.py`. `--check` says whether anything changed.
 
 GPU-hours = FLOPs / (peak x MFU x goodput). FLOPs follow from the shape. ln(MFU) is a linear function of
-what is known of a run (`r1hpc/plan/features.py`), with a prior from physics on every coefficient and a
+what is known of a run (`r1hpc/estimator/features.py`), with a prior from physics on every coefficient and a
 random intercept (and attention slope) for each software stack, so that a family has one vote however many
 rows it has. Goodput is Daly's, with one failure per 50,000 GPU-hours where nothing better is known. MFU
 counts no recomputation and the full square of attention scores, against dense bf16 peaks (A100 312, H100
@@ -112,9 +73,10 @@ expect a little less on others.
 """
 
 _ASKED = """
-Those rows were told what their hours contain: ideal (throughput x tokens) or elapsed. Nobody who plans a
-run can tell that, so the command answers with a run that loses to failures what its size implies, and three
-tenths of what elapsed runs lost beyond (that share is where both kinds together have no bias). Whole runs,
+For those rows it was given what their hours contain: ideal (throughput x tokens) or elapsed. Nobody who
+plans a run can know that, so the command answers with a run that loses to failures what its size implies,
+and three tenths of what elapsed runs lost beyond (that share is where both kinds together have no bias).
+Whole runs,
 still left out, as `python -m r1hpc.estimate` answers them:
 """
 
@@ -134,10 +96,18 @@ each. Against the seed formula see `--method seed`.
 """
 
 _RL = """
-DeepSpeed-Chat step 3 is the only published family that tells its token counts. Two rates are fitted on one
+DeepSpeed-Chat step 3 is the only published family that gives its token counts. Two rates are fitted on one
 half of its rows (every second one) and scored on the other, both ways round. Which losses exist (gathered
 weights beyond a node, offloaded states, a full cache) was decided with these rows in view: eleven rows are
 too few to hold any back.
+"""
+
+_RL_WIDTH = """
+That is the error within one stack. Stacks differ by more: OpenRLHF's README has it twice as fast as
+DeepSpeed-Chat, HybridFlow (arXiv 2409.19256) has itself 1.53 to 20.57 times as fast as three others. An
+estimate therefore takes a standard deviation of {stack:.2f} between stacks on top (two of them differ by a
+factor 2), and {length:g} for the mean length of completions, times how much hours grow with it. Both are
+chosen, not fitted. P90/P10 becomes 5 to 6; by the errors within the stack alone it would be 1.8.
 """
 
 _TAIL = """
@@ -150,13 +120,13 @@ _TAIL = """
 - H100 and H800 whole runs come from three teams; two of their rows (8 B on 15 T tokens) cost
   twice what anything here explains.
 - FP32 and TF32 have no published run; the ratio of the peaks is used.
-- CPU runs are another matter: `r1hpc/plan/cpu.py`.
+- CPU runs are another matter: `r1hpc/estimator/cpu.py`.
 
-Five finished runs of your own replace all of this: `r1hpc/accounting/correction.py`.
+Finished runs of your own correct it: `r1hpc/accounting/correction.py`.
 """
 
 
-def _asked_groups(asked: "Sequence[Scored]") -> list[tuple[str, "Sequence[Scored]", float]]:
+def _asked_groups(asked: Sequence[Scored]) -> list[tuple[str, Sequence[Scored], float]]:
     a100 = [s for s in asked if is_a100(s.row)]
     return [
         ("A100 whole runs", a100, 1.0),
@@ -167,17 +137,17 @@ def _asked_groups(asked: "Sequence[Scored]") -> list[tuple[str, "Sequence[Scored
     ]
 
 
-def _groups_table(groups: "Sequence[tuple[str, Sequence[Scored], float]]") -> str:
+def _groups_table(groups: Sequence[tuple[str, Sequence[Scored], float]]) -> str:
     lines = [
         (
             name,
             str(len(group)),
             str(len({s.row.family for s in group})),
-            f"{_mdape([s.error for s in group]):.3f}",
+            f"{mdape([s.error for s in group]):.3f}",
             f"{math.exp(statistics.median(s.error for s in group)):.2f}",
-            f"{_coverage(group, scale):.0%}",
-            f"{_coverage(group, scale, by_family=True):.0%}",
-            f"{_width(group, scale):.2f}",
+            f"{coverage(group, scale):.0%}",
+            f"{coverage(group, scale, by_family=True):.0%}",
+            f"{width(group, scale):.2f}",
         )
         for name, group, scale in groups
     ]
@@ -187,7 +157,7 @@ def _groups_table(groups: "Sequence[tuple[str, Sequence[Scored], float]]") -> st
 
 def _code_bases_table(scored: Mapping[str, float], strict: Mapping[str, float]) -> str:
     kinds = {
-        "runs": "A100 whole runs, told what hours contain",
+        "runs": "A100 whole runs, kind of hours given",
         "runs_asked": "A100 whole runs, as the command answers",
         "tables": "A100 throughput tables",
     }
@@ -202,7 +172,7 @@ def _code_bases_table(scored: Mapping[str, float], strict: Mapping[str, float]) 
     return _markdown(("rows", "MdAPE", "by code base", "coverage", "by code base"), lines)
 
 
-def _baselines_table(rows: Sequence[Published], found: "Fitted") -> str:
+def _baselines_table(rows: Sequence[Published], found: Fitted) -> str:
     scored = found.scored
     methods: list[tuple[str, Callable[[Published], float]]] = [
         ("seed formula, 4 bytes a token", _log_seed),
@@ -214,11 +184,11 @@ def _baselines_table(rows: Sequence[Published], found: "Fitted") -> str:
     lines = []
     for name, method in methods:
         errors = [[method(s.row) for s in scored if belongs(s.row)] for _, belongs in groups]
-        lines.append((name, *(f"{_mdape(each):.3f}" for each in errors)))
+        lines.append((name, *(f"{mdape(each):.3f}" for each in errors)))
     asked = (*found.asked, *(s for s in scored if not s.row.is_run))
-    for name, ours in (("told what hours contain", scored), ("as the command answers", asked)):
+    for name, ours in (("kind of hours given", scored), ("as the command answers", asked)):
         errors = [[s.error for s in ours if belongs(s.row)] for _, belongs in groups]
-        lines.append((f"**this estimator, {name}**", *(f"**{_mdape(each):.3f}**" for each in errors)))
+        lines.append((f"**this estimator, {name}**", *(f"**{mdape(each):.3f}**" for each in errors)))
     return _markdown(("estimator", *(name for name, _ in groups)), lines)
 
 
@@ -244,7 +214,7 @@ def _mfu_6nd(row: Published) -> float:
 
 
 def _median_of_others(row: Published, rows: Sequence[Published]) -> float:
-    """Runs are told by runs, tables by tables; one vote for the median of each family."""
+    """Runs are predicted by runs, tables by tables; one vote for the median of each family."""
     alike = [
         other
         for other in rows
@@ -259,10 +229,10 @@ def _median_of_others(row: Published, rows: Sequence[Published]) -> float:
     return _log_ratio(row, six_nd(row.workload, statistics.median(medians)))
 
 
-def _runs_table(asked: "Sequence[Scored]") -> str:
+def _runs_table(asked: Sequence[Scored]) -> str:
     lines = []
     for s in asked:
-        actual, half = s.row.gpu_hours or math.nan, _Z * s.sd
+        actual, half = s.row.gpu_hours or math.nan, Z90 * s.sd
         lines.append(
             (
                 s.row.id,
@@ -278,7 +248,7 @@ def _runs_table(asked: "Sequence[Scored]") -> str:
     return _markdown(heads, lines)
 
 
-def _families_table(scored: "Sequence[Scored]", scale: float) -> str:
+def _families_table(scored: Sequence[Scored], scale: float) -> str:
     lines = []
     for family in dict.fromkeys(s.row.family for s in scored):
         group = [s for s in scored if s.row.family == family]
@@ -287,17 +257,15 @@ def _families_table(scored: "Sequence[Scored]", scale: float) -> str:
                 family,
                 "runs" if group[0].row.is_run else "steps",
                 str(len(group)),
-                f"{_mdape([s.error for s in group]):.3f}",
+                f"{mdape([s.error for s in group]):.3f}",
                 f"{math.exp(statistics.median(s.error for s in group)):.2f}",
-                f"{_coverage(group, scale):.0%}",
+                f"{coverage(group, scale):.0%}",
             )
         )
     return _markdown(("family", "of", "n", "MdAPE", "bias", "coverage"), lines)
 
 
 def _coefficients_table(value: Mapping[str, Any]) -> str:
-    from r1hpc.estimator.fit import PRIOR
-
     lines = []
     for i, name in enumerate(NAMES):
         mean, sd = PRIOR[name]
@@ -323,26 +291,9 @@ def _rl_table(known: Mapping[str, float]) -> str:
     return (
         f"{table}\n\nLargest factor {worst:.2f}, median factor {median:.2f}. From all rows: arithmetic at "
         f"{known['arithmetic']:.0%} of the peak, reading at {known['bandwidth']:.0%} of the bandwidth, "
-        f"standard deviation of ln(hours) {known['log_sd']:.2f}."
+        f"standard deviation of ln(hours) {known['log_sd']:.2f}.\n"
+        + _RL_WIDTH.format(stack=known["stack_sd"], length=LENGTH_SD)
     )
-
-
-def _mdape(errors: Sequence[float]) -> float:
-    return statistics.median(abs(math.expm1(error)) for error in errors)
-
-
-def _coverage(group: "Sequence[Scored]", scale: float, by_family: bool = False) -> float:
-    inside = [(s.row.family, abs(s.error) <= _Z * scale * s.sd) for s in group]
-    if not by_family:
-        return statistics.fmean(hit for _, hit in inside)
-    names = sorted({family for family, _ in inside})
-    return statistics.fmean(
-        statistics.fmean(hit for family, hit in inside if family == name) for name in names
-    )
-
-
-def _width(group: "Sequence[Scored]", scale: float) -> float:
-    return statistics.median(math.exp(2 * _Z * scale * s.sd) for s in group)
 
 
 def _markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

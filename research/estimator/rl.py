@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from r1hpc.estimator.estimate_run import guessed_cache_bytes
-from r1hpc.estimator.published_rows import read_table
+from r1hpc.estimator.estimate_rl import guessed_cache_bytes
 from r1hpc.estimator.rl_phase import RlRates, RlWork, rl_phases
+from r1hpc.estimator.workload import Workload
 from r1hpc.plan.hardware import find_gpu
+from research.estimator.published_rows import read_table
 
 FAMILY = "dschat"
 _LENGTH = 256
@@ -23,6 +24,11 @@ _REWARD_PARAMS = 0.35e9
 _PRIOR = ((math.log(0.35), 0.4), (math.log(0.5), 0.5))
 """ln of arithmetic and bandwidth: what training reaches on an A100, and half of what a copy reaches."""
 _ROW_SD = 0.3
+STACK_SD = math.log(2) / math.sqrt(2)
+"""Standard deviation of ln(hours) between software stacks, chosen so that two of them differ by a factor 2
+(one standard deviation of the difference). Eleven rows of one stack say nothing of it. OpenRLHF's README has
+it twice as fast as DeepSpeed-Chat; HybridFlow (arXiv 2409.19256) has itself 1.53 to 20.57 times as fast as
+three others."""
 _GRID = 12
 _REFINEMENTS = 4
 
@@ -42,18 +48,18 @@ def rl_rows() -> list[RlRow]:
 
 
 def _row(row: dict[str, str]) -> RlRow:
-    params = float(row["params"])
+    params, gpu = float(row["params"]), find_gpu(row["gpu"])
     sequences = float(row["tokens"]) / (2 * _LENGTH)
     work = RlWork(
         params=params,
-        gpu=find_gpu(row["gpu"]),
+        gpu=gpu,
         num_gpus=int(row["n_gpus"]),
         num_rollouts=round(sequences / _SEQUENCES_PER_ROLLOUT),
         sequences_per_rollout=_SEQUENCES_PER_ROLLOUT,
         prompt_length=_LENGTH,
         completion_length=_LENGTH,
         max_completion_length=_LENGTH,
-        cache_bytes_per_token=guessed_cache_bytes(params, find_gpu(row["gpu"])),
+        cache_bytes_per_token=guessed_cache_bytes(Workload.of_counts(params=params, tokens=1, gpu=gpu)),
         critic_params=_REWARD_PARAMS,
         reward_params=_REWARD_PARAMS,
     )
@@ -102,4 +108,9 @@ def fit_rl() -> dict[str, float]:
     rates = fit_rates(rl_rows())
     errors = [error for _, error in halves()]
     log_sd = math.sqrt(math.fsum(error**2 for error in errors) / len(errors))
-    return {"arithmetic": rates.arithmetic, "bandwidth": rates.bandwidth, "log_sd": log_sd}
+    return {
+        "arithmetic": rates.arithmetic,
+        "bandwidth": rates.bandwidth,
+        "log_sd": log_sd,
+        "stack_sd": STACK_SD,
+    }

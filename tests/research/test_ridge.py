@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1hpc.estimator.ridge import Row, fit
+from research.estimator.ridge import Row, fit, predict
 
 
 def _rows(rng: random.Random, families: int, size: int) -> list[Row]:
@@ -45,7 +45,7 @@ def test_it_is_the_dense_solution(seed: int, families: int, size: int) -> None:
 def test_without_rows_it_is_the_prior() -> None:
     found = fit([], [(2.0, 0.5), (-1.0, 3.0)])
     assert found.mean == pytest.approx((2.0, -1.0))
-    mean, sd = found.predict((1.0, 2.0), shared=(0.2,), noise_sd=0.1)
+    mean, sd = predict(found, (1.0, 2.0), shared=(0.2,), noise_sd=0.1)
     assert mean == pytest.approx(0.0)
     assert sd**2 == pytest.approx(0.25 + 4 * 9 + 0.04 + 0.01)
 

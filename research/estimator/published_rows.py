@@ -48,7 +48,7 @@ class Published:
     family: str
     workload: Workload
     measured_mfu: float
-    """Over the whole of the GPU-hours the row tells, whatever they contain."""
+    """Over the whole of the GPU-hours the row gives, whatever they contain."""
     hours_kind: str
     """`step`: a measured step; else ideal, elapsed or rounded, see published/README.md."""
     weight: float
@@ -109,7 +109,7 @@ def read_table(name: str) -> list[dict[str, str]]:
 
 
 def read_published() -> list[Published]:
-    """Every row that tells params, tokens or a rate, and a GPU that is known; the rest teaches no MFU."""
+    """Every row that gives params, tokens or a rate, and a GPU that is known; the rest teaches no MFU."""
     classes = dict(_read_classes())
     found = (_published(row, classes.get(row["id"], _Class())) for row in read_table("published_runs.csv"))
     return [row for row in found if row is not None] + list(_read_single_node())
@@ -179,10 +179,10 @@ def _measured_mfu(row: Mapping[str, str], work: Workload) -> float | None:
     rate = _number(row["tokens_per_s_per_gpu"])
     if rate is not None:
         return rate * work.flops_per_token / work.gpu.peak_flops
-    told = _number(row["mfu_pct"])
-    if told is not None:
-        # A row that counts half the scores tells less than the same speed in our convention.
-        return told / 100 / (1 - work.attention_share / 2 if row.get("attention") == "causal" else 1)
+    given = _number(row["mfu_pct"])
+    if given is not None:
+        # A row that counts half the scores gives less than the same speed in our convention.
+        return given / 100 / (1 - work.attention_share / 2 if row.get("attention") == "causal" else 1)
     tflops = _number(row["tflops_per_gpu"])
     counted = _FULL_RECOMPUTATION if row["hfu_pct"] or row["act_ckpt"] == "full" else 1.0
     return None if tflops is None else tflops / work.gpu.peak_tflops / counted
