@@ -11,29 +11,30 @@ loses least, and which configurations fit the card. Whole numbers may be written
 How good it is: docs/estimator.md.
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from r1hpc.base.choose_run import add_run_root
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import printable
 from r1hpc.base.rundir import default_run_root
-from r1hpc.estimator.estimate import METHODS, Estimate
-from r1hpc.estimator.estimate_text import estimate_text, hours_words
-from r1hpc.estimator.flags import add_flags, refuse_settled, refuse_settled_by_chain, with_signs_joined
-from r1hpc.estimator.from_flags import estimate_of_flags, rates_of_flags, refuse_without_progress
-from r1hpc.plan.hardware import find_gpu
 
-# What is needed for job files, chains and runs only is imported where it is used: the rest is quick without.
+if TYPE_CHECKING:  # at run time what only an answer needs is imported for it: --help must be quick
+    from r1hpc.estimator.estimate import Estimate
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _read(argv)
+    from r1hpc.estimator.estimate_text import estimate_text
+    from r1hpc.estimator.from_flags import refuse_without_progress
+
     if arguments.method != "measured" and (chain := _chain_file(arguments)):
         return _print_chain(chain, arguments)
     found = _answer(arguments)
@@ -47,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _read(argv: Sequence[str] | None) -> argparse.Namespace:
+    from r1hpc.estimator.flags import refuse_settled, with_signs_joined
+
     parser = _parser()
     arguments, unknown = parser.parse_known_intermixed_args(
         with_signs_joined(sys.argv[1:] if argv is None else argv)
@@ -63,6 +66,9 @@ def _read(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _parser() -> ArgumentParser:
+    from r1hpc.estimator.estimate import METHODS
+    from r1hpc.estimator.flags import add_flags
+
     parser = ArgumentParser(prog="python -m r1hpc.estimate", description=__doc__)
     parser.add_argument("words", nargs="*", metavar="JOB.yaml | KEY=VALUE", help="a job file, or flags alone")
     parser.add_argument("--method", choices=METHODS, default="flops", help="default: flops")
@@ -87,8 +93,10 @@ def _chain_file(arguments: argparse.Namespace) -> Path | None:
 
 
 def _print_chain(job: Path, arguments: argparse.Namespace) -> int:
+    from r1hpc.estimator.flags import refuse_settled_by_chain
+    from r1hpc.plan.hardware import find_gpu
     from r1hpc.submission.chain_estimate import estimate_chain
-    from r1hpc.submission.submit_run import Order, Purpose
+    from r1hpc.submission.order import Order, Purpose
 
     refuse_settled_by_chain(arguments, job)
     card = [f"cluster.gpu_type={find_gpu(arguments.gpu).name}"] if arguments.gpu else []
@@ -109,6 +117,8 @@ def _print_chain(job: Path, arguments: argparse.Namespace) -> int:
 
 
 def _answer(arguments: argparse.Namespace) -> Estimate:
+    from r1hpc.estimator.from_flags import estimate_of_flags
+
     if arguments.method == "measured":
         return _of_measured_run(arguments)
     if arguments.target is not None:
@@ -119,6 +129,7 @@ def _answer(arguments: argparse.Namespace) -> Estimate:
 
 
 def _of_job(arguments: argparse.Namespace) -> Estimate:
+    from r1hpc.estimator.from_flags import rates_of_flags
     from r1hpc.submission.job_estimate import estimate_job
 
     return estimate_job(
@@ -134,6 +145,8 @@ def _of_job(arguments: argparse.Namespace) -> Estimate:
 
 def _corrected(found: Estimate, arguments: argparse.Namespace) -> tuple[Estimate, dict[str, Any]]:
     """With what this site's own finished runs say of such estimates; unchanged where there are none."""
+    from r1hpc.estimator.estimate_text import hours_words
+
     root = Path(arguments.run_root) if arguments.run_root else default_run_root()
     if found.method != "flops" or not root.is_dir():
         return found, {}

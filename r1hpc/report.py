@@ -14,6 +14,8 @@ over midnight is split between its days. Slurm's own records are used where they
 without them what the run folders say; the run's own record tells what the hours went into.
 """
 
+from __future__ import annotations
+
 import csv
 import sys
 import time
@@ -21,31 +23,29 @@ from argparse import BooleanOptionalAction
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from r1hpc.accounting.account import hours_from_sacct, hours_of_file, hours_of_runs, known_jobs
-from r1hpc.accounting.open_ledger import open_ledgers, survey
-from r1hpc.accounting.run_report import RunReport, report_run
-from r1hpc.accounting.selection import Selection
-from r1hpc.attempt.state import all_slurm_jobs
 from r1hpc.base.choose_run import add_run_root, all_runs, choose_run
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.rundir import RunDir, default_run_root
 from r1hpc.base.tables import wrap
-from r1hpc.reporting.review_text import as_text, hours_text
-from r1hpc.slurm.client import SlurmError, without_advice
-from r1hpc.slurm.sacct import PRINTED_BY, JobRecord, parse_when, pick_records
-from r1hpc.submission.chain_folder import choose_chain
-from r1hpc.telemetry.hours import fold_hours
-from r1hpc.telemetry.metrics import Difference, compare
-from r1hpc.telemetry.timeline import Split
+
+if TYPE_CHECKING:  # at run time what only an answer needs is imported for it: --help must be quick
+    from r1hpc.accounting.run_report import RunReport
+    from r1hpc.accounting.selection import Selection
+    from r1hpc.slurm.sacct import JobRecord
+    from r1hpc.telemetry.metrics import Difference
 
 _MOST_DIFFERENCES = 10
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
+    from r1hpc.accounting.run_report import report_run
+    from r1hpc.attempt.state import all_slurm_jobs
+    from r1hpc.slurm.sacct import PRINTED_BY
+
     form = "json" if arguments.json else arguments.format
     if arguments.compare:
         return _compare(arguments, form)
@@ -103,6 +103,8 @@ def _is_readable(path: Path) -> bool:
 
 def _runs(given: str | None, run_root: str | None) -> list[RunDir]:
     """The run that is meant, or the stages of a chain that have been submitted."""
+    from r1hpc.submission.chain_folder import choose_chain
+
     chain = choose_chain(given, run_root)
     if chain is None:
         return [choose_run(given, run_root)]
@@ -125,6 +127,9 @@ def draw(found: RunReport) -> list[Path]:
 
 
 def _selection(arguments: Any) -> Selection:
+    from r1hpc.accounting.selection import Selection
+    from r1hpc.slurm.sacct import parse_when
+
     start, end = parse_when(arguments.start or ""), parse_when(arguments.end or "")
     if start is not None and end is not None and start >= end:
         raise UsageError(f"--start {arguments.start} is not before --end {arguments.end}")
@@ -133,6 +138,11 @@ def _selection(arguments: Any) -> Selection:
 
 def _hours(arguments: Any, selection: Selection) -> tuple[dict[str, Any], str, str]:
     """GPU-hours of all jobs that are selected, their source, and why it is no better one."""
+    from r1hpc.accounting.account import hours_from_sacct, hours_of_file, hours_of_runs, known_jobs
+    from r1hpc.accounting.open_ledger import open_ledgers, survey
+    from r1hpc.slurm.client import SlurmError, without_advice
+    from r1hpc.slurm.sacct import PRINTED_BY
+
     root = Path(arguments.run_root) if arguments.run_root else default_run_root()
     selection = replace(selection, runs=known_jobs(root))
     if arguments.sacct_file is not None:
@@ -157,6 +167,8 @@ def _records_of(
     jobs: Collection[str], sacct_file: Path | None, selection: Selection
 ) -> list[JobRecord] | None:
     """What the file says of these jobs; None: there is no file, and sacct is to be asked."""
+    from r1hpc.slurm.sacct import pick_records
+
     if sacct_file is None:
         return None
     if not jobs or not sacct_file.is_file():  # what comes through a pipe is read once, for its sums
@@ -172,6 +184,9 @@ def _select(found: RunReport, selection: Selection) -> RunReport:
 
 def _write_page(arguments: Any, selection: Selection, everything: bool) -> int:
     """The page of the runs that are named, else of all under the run root; prints where it is."""
+    from r1hpc.accounting.account import known_jobs
+    from r1hpc.attempt.state import all_slurm_jobs
+
     # Deferred: no other format draws.
     from r1hpc.reporting.publish import publish
 
@@ -205,6 +220,8 @@ def _write_page(arguments: Any, selection: Selection, everything: bool) -> int:
 
 
 def _print_hours(hours: dict[str, Any], source: str, note: str, form: str) -> int:
+    from r1hpc.reporting.review_text import hours_text
+
     if form == "json":
         print_json({"gpu_hours": {**hours, "source": source}, "note": note})
     elif form == "csv":
@@ -219,6 +236,10 @@ def _print_hours(hours: dict[str, Any], source: str, note: str, form: str) -> in
 def _print_reports(
     reports: Sequence[RunReport], plots: dict[Path, list[Path]], selection: Selection, form: str
 ) -> None:
+    from r1hpc.reporting.review_text import as_text, hours_text
+    from r1hpc.telemetry.hours import fold_hours
+    from r1hpc.telemetry.timeline import Split
+
     hours = fold_hours(held for each in reports for held in each.ledger.allocations)
     if form == "json":
         runs = [{**each.to_json(), "plots": list(map(str, plots.get(each.run.path, [])))} for each in reports]
@@ -252,6 +273,8 @@ def _print_csv(hours: dict[str, Any]) -> None:
 
 
 def _compare(arguments: Any, form: str) -> int:
+    from r1hpc.telemetry.metrics import Difference, compare
+
     if len(arguments.run_dirs) != 2:
         raise UsageError("--compare takes two run folders: report --compare RUN_DIR RUN_DIR")
     a, b = (choose_run(given, arguments.run_root) for given in arguments.run_dirs)

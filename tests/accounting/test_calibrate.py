@@ -33,7 +33,7 @@ from r1hpc.config.load import load
 from r1hpc.estimator.cpu import CPU_PRIOR
 from r1hpc.plan.run import make_plan
 from r1hpc.slurm.sacct import FIELDS
-from r1hpc.submission.cost import estimate_for
+from r1hpc.submission.run_estimate import estimate_for
 from tests.accounting.history import GroupRun
 from tests.recorded import EPOCH, RecordedRun
 
@@ -399,7 +399,7 @@ def test_a_submission_is_corrected_and_keeps_what_was_estimated(tmp_path: Path) 
     """The same job again: five runs took twice their estimate."""
     config = load("smoke")
     plan = make_plan(config, gpus_per_node=0, vocab_size=512)
-    first = estimate_for(tmp_path / "none", config, plan)
+    first, _ = estimate_for(tmp_path / "none", config, plan)
     assert first is not None
     assert "correction" not in first
     estimated_s = 3600 * first["node_hours"]["p50"]
@@ -408,7 +408,7 @@ def test_a_submission_is_corrected_and_keeps_what_was_estimated(tmp_path: Path) 
         made.submit(f"local-{number}")
         made.attempt(1, 10, "finished", committed=10, step_s=(2 * estimated_s - 12) / 10)
         write_json(made.run.path / "estimate.json", first)
-    again = estimate_for(tmp_path / "runs", config, plan)
+    again, _ = estimate_for(tmp_path / "runs", config, plan)
     assert again is not None
     assert again["uncorrected"]["node_hours"] == first["node_hours"]
     assert again["correction"]["num_runs"] == 5
