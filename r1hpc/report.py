@@ -32,9 +32,9 @@ from r1hpc.base.rundir import RunDir, default_run_root
 from r1hpc.base.tables import wrap
 
 if TYPE_CHECKING:  # at run time what only an answer needs is imported for it: --help must be quick
-    from r1hpc.accounting.account import Selection
     from r1hpc.accounting.run_report import RunReport
-    from r1hpc.slurm.accounting import JobRecord
+    from r1hpc.accounting.selection import Selection
+    from r1hpc.slurm.sacct import JobRecord
     from r1hpc.telemetry.metrics import Difference
 
 _MOST_DIFFERENCES = 10
@@ -43,8 +43,8 @@ _MOST_DIFFERENCES = 10
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     from r1hpc.accounting.run_report import report_run
-    from r1hpc.accounting.usage import PRINTED_BY
     from r1hpc.attempt.state import all_slurm_jobs
+    from r1hpc.slurm.sacct import PRINTED_BY
 
     form = "json" if arguments.json else arguments.format
     if arguments.compare:
@@ -127,8 +127,8 @@ def draw(found: RunReport) -> list[Path]:
 
 
 def _selection(arguments: Any) -> Selection:
-    from r1hpc.accounting.account import Selection
-    from r1hpc.accounting.usage import parse_when
+    from r1hpc.accounting.selection import Selection
+    from r1hpc.slurm.sacct import parse_when
 
     start, end = parse_when(arguments.start or ""), parse_when(arguments.end or "")
     if start is not None and end is not None and start >= end:
@@ -140,8 +140,8 @@ def _hours(arguments: Any, selection: Selection) -> tuple[dict[str, Any], str, s
     """GPU-hours of all jobs that are selected, their source, and why it is no better one."""
     from r1hpc.accounting.account import hours_from_sacct, hours_of_file, hours_of_runs, known_jobs
     from r1hpc.accounting.open_ledger import open_ledgers, survey
-    from r1hpc.accounting.usage import PRINTED_BY
     from r1hpc.slurm.client import SlurmError, without_advice
+    from r1hpc.slurm.sacct import PRINTED_BY
 
     root = Path(arguments.run_root) if arguments.run_root else default_run_root()
     selection = replace(selection, runs=known_jobs(root))
@@ -167,7 +167,7 @@ def _records_of(
     jobs: Collection[str], sacct_file: Path | None, selection: Selection
 ) -> list[JobRecord] | None:
     """What the file says of these jobs; None: there is no file, and sacct is to be asked."""
-    from r1hpc.accounting.usage import pick_records
+    from r1hpc.slurm.sacct import pick_records
 
     if sacct_file is None:
         return None

@@ -16,12 +16,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from r1hpc.accounting.account import hours_from_sacct
 from r1hpc.accounting.budget import Budget, Request, Verdict, check_budget, find_budget, load_budget
 from r1hpc.accounting.forecast import Spread, total, until_limit
 from r1hpc.accounting.ledger import RunLedger
 from r1hpc.accounting.open_ledger import survey
-from r1hpc.accounting.usage import ask_sacct
-from r1hpc.attempt.slurm_records import to_allocation
+from r1hpc.accounting.selection import Selection
 from r1hpc.attempt.state import State
 from r1hpc.base.errors import StateError
 from r1hpc.slurm.client import SlurmError, without_advice
@@ -83,7 +83,8 @@ class BudgetStatus:
 class _Said:
     """What Slurm said; None: it was not asked or did not answer."""
 
-    allocations: list[Allocation] | None = None
+    by_day: dict[str, float] | None = None
+    """GPU-hours of the account."""
     jobs: tuple[QueuedJob, ...] = ()
     limits: tuple[TresLimit, ...] = ()
     notes: tuple[str, ...] = ()
@@ -98,9 +99,9 @@ def read_budget_status(
     """What is spent of the budget's period, and what is promised."""
     period = budget or _NO_BUDGET
     said = _ask(period, now) if ask_slurm else _Said(notes=_uncounted(period, "this run is not Slurm's"))
-    own = said.allocations is None
+    own = said.by_day is None
     until = min(now, period.end or now)
-    by_day = _by_day(_allocations(runs) if own else said.allocations or [], period.start, until)
+    by_day = _by_day(_allocations(runs), period.start, until) if said.by_day is None else said.by_day
     ours = {job for run in runs for job in run.jobs}
     others = [job for job in said.jobs if job.job_id.split("_")[0] not in ours and job.gpus]
     live = [run for run in runs if run.is_live and run.unit == "GPU-hours"]
@@ -169,13 +170,12 @@ def _ask(period: Budget, now: float) -> _Said:
         notes.append(f"Slurm's own limits are not known: {why}")
     if account is None:
         return _Said(limits=limits or (), notes=tuple(notes))
-    records, why = _answer(lambda: ask_sacct(*_window(period, now), None, account))
-    notes += _uncounted(period, why) if records is None else ()
+    hours, why = _answer(lambda: hours_from_sacct(_selection(period, now), timeout_s=60.0))
+    notes += _uncounted(period, why) if hours is None else ()
     jobs, why = _answer(lambda: tuple(ask_squeue(account)))
     if jobs is None:
         notes.append(f"running and queued are of the runs under the run root alone: {why}")
-    allocations = None if records is None else [to_allocation(record) for record in records]
-    return _Said(allocations, jobs or (), limits or (), tuple(notes))
+    return _Said(None if hours is None else hours["by_day"], jobs or (), limits or (), tuple(notes))
 
 
 def _answer(ask: Callable[[], T]) -> tuple[T | None, str]:
@@ -188,10 +188,11 @@ def _answer(ask: Callable[[], T]) -> tuple[T | None, str]:
         return None, str(error)
 
 
-def _window(period: Budget, now: float) -> tuple[str, str | None]:
-    """The budget's period as sacct takes it; without an end it is now."""
-    start = "1970-01-02" if period.start is None else f"uts{period.start:.0f}"
-    return start, None if period.end is None else f"uts{min(period.end, now):.0f}"
+def _selection(period: Budget, now: float) -> Selection:
+    """The account's records in the budget's period, until now."""
+    # Without a start sacct would begin with today; it refuses less than a million (Slurm, parse_time.c).
+    start = 1e6 if period.start is None else period.start
+    return Selection(account=period.account, start=start, end=min(now, period.end or now))
 
 
 def _uncounted(period: Budget, why: str) -> tuple[str, ...]:

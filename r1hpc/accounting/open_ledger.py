@@ -32,7 +32,7 @@ from r1hpc.base.choose_run import all_runs, full_name, unreadable
 from r1hpc.base.errors import R1hpcError, StateError
 from r1hpc.base.files import read_json
 from r1hpc.base.rundir import RunDir
-from r1hpc.slurm.accounting import JobRecord
+from r1hpc.slurm.sacct import JobRecord
 from r1hpc.telemetry.hours import Allocation
 from r1hpc.telemetry.summary import AttemptSummary, RunSummary, keep_cut, kept_cut, summarise_run
 from r1hpc.telemetry.timeline import Split, milliseconds

@@ -13,7 +13,7 @@ from r1hpc.accounting.open_ledger import open_ledger
 from r1hpc.attempt.slurm_records import ask_slurm
 from r1hpc.attempt.state import all_slurm_jobs, look
 from r1hpc.base.rundir import RunDir
-from r1hpc.slurm.accounting import JobRecord
+from r1hpc.slurm.sacct import JobRecord
 from r1hpc.telemetry.gpu_summary import summarise
 from r1hpc.telemetry.hours import fold_hours
 from r1hpc.telemetry.metrics import Audit, audit_ledger

@@ -22,8 +22,8 @@ from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.load import read
 from r1hpc.config.schema import RunConfig
 from r1hpc.data.recipe import find_recipe
-from r1hpc.slurm.accounting import sacct_records
 from r1hpc.slurm.client import SlurmError
+from r1hpc.slurm.sacct import sacct_records
 from r1hpc.telemetry.attempts import (
     Attempt,
     Cause,

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import read_json, write_json
 from r1hpc.base.rundir import RunDir
-from r1hpc.slurm.accounting import JobRecord, sacct_records
 from r1hpc.slurm.client import SlurmError
+from r1hpc.slurm.sacct import JobRecord, sacct_records
 from r1hpc.telemetry.attempts import History
 from r1hpc.telemetry.hours import UNKNOWN, Allocation
 

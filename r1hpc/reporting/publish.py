@@ -14,7 +14,7 @@ from r1hpc.accounting.open_ledger import open_ledgers, survey
 from r1hpc.base.rundir import RunDir
 from r1hpc.reporting.page import write_page
 from r1hpc.reporting.view import View, make_view
-from r1hpc.slurm.accounting import JobRecord
+from r1hpc.slurm.sacct import JobRecord
 
 _MOST_ROWS = 24
 _SELECTED = "Only what was selected is counted here, so this page says nothing of the budget."

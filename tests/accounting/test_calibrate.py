@@ -32,7 +32,7 @@ from r1hpc.base.files import write_json
 from r1hpc.config.load import load
 from r1hpc.estimator.cpu import CPU_PRIOR
 from r1hpc.plan.run import make_plan
-from r1hpc.slurm.accounting import FIELDS
+from r1hpc.slurm.sacct import FIELDS
 from r1hpc.submission.run_estimate import estimate_for
 from tests.accounting.history import GroupRun
 from tests.recorded import EPOCH, RecordedRun

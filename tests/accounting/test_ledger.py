@@ -13,16 +13,17 @@ from pathlib import Path
 import pytest
 
 from r1hpc import report
-from r1hpc.accounting.account import Selection, hours_of_runs, known_jobs
+from r1hpc.accounting.account import hours_of_runs, known_jobs
 from r1hpc.accounting.ledger import RunLedger
 from r1hpc.accounting.open_ledger import open_ledger, open_ledgers
 from r1hpc.accounting.run_report import report_run
+from r1hpc.accounting.selection import Selection
 from r1hpc.base.choose_run import all_runs
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.files import write_json
 from r1hpc.base.rundir import RunDir
 from r1hpc.reporting.review_text import ledger_text
-from r1hpc.slurm.accounting import JobRecord
+from r1hpc.slurm.sacct import JobRecord
 from r1hpc.telemetry.timeline import Split
 from tests.recorded import EPOCH, RecordedRun
 
