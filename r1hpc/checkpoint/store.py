@@ -101,8 +101,9 @@ class CheckpointStore:
         self.abandon(step, attempt, token)
         try:
             with self.writing(staging):
+                fence.check(staging.parent)
                 with at("open.mkdir"):
-                    # Without parents: this is where a superseded incarnation is refused.
+                    # Without parents: a superseded incarnation has none.
                     staging.mkdir(mode=0o700)
                 staging.chmod(0o700)
         except CheckpointWriteError:
@@ -125,8 +126,8 @@ class CheckpointStore:
         """Turn the staging folder into the checkpoint `step`. Rank 0 only, with all ranks' records.
 
         When this returns the checkpoint is durable and will be found; when it raises, the store is as
-        before and the staging folder is gone. A good checkpoint of the same step that is there already
-        is kept and returned, and the new one dropped.
+        before and the staging folder is gone. A good checkpoint of the same step that this attempt wrote
+        before is kept and returned, and the new one dropped; one of another attempt is replaced.
 
         Raises:
             CheckpointWriteError: also when a staged file is in no record, or in two, or has another size.
@@ -156,10 +157,11 @@ class CheckpointStore:
         """Turn an OSError into the SupersededError or CheckpointWriteError it stands for.
 
         For the code that writes files into the staging folder `path`: `with store.writing(folder): ...`.
+        A RuntimeError, as torch.save raises for what went wrong with a file, passes unless superseded.
         """
         try:
             yield
-        except (OSError, CheckpointWriteError) as error:
+        except (OSError, RuntimeError, CheckpointWriteError) as error:
             own = path if path.parent == self.root else path.parent
             if fence.explains(error, self.root, own):
                 raise fence.superseded(self.root, own) from error
@@ -257,6 +259,8 @@ class CheckpointStore:
         """
         scope = self._own or self.root
         with self.writing(scope):
+            if self._own:
+                fence.check(self._own)
             removed = [step for step in self._expendable() if step not in protect]
             for step in removed:
                 trash = move_to_trash(self.root / step_folder(step), scope, "prune")
@@ -281,9 +285,10 @@ class CheckpointStore:
         return (known is not None and known == _fingerprint(checkpoint.path)) or not self.verify(checkpoint)
 
     def _sweep(self) -> None:
-        """Remove trash, and the folders of all incarnations but the newest."""
+        """Remove trash, and the folders of all incarnations but ours and the newest."""
         for _, _, folder in fence.incarnations(self.root)[:-1]:
-            discard(folder, self.root, "prune.sweep")
+            if folder != self._own:
+                discard(folder, self.root, "prune.sweep")
         sweep_trash(self.root, "prune.sweep")
         if self._own:
             sweep_trash(self._own, "prune.sweep")

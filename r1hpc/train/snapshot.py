@@ -23,7 +23,7 @@ import torch
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.units import format_bytes
-from r1hpc.checkpoint.errors import NoUsableCheckpointError
+from r1hpc.checkpoint.errors import CheckpointWriteError, NoUsableCheckpointError
 from r1hpc.checkpoint.store import Candidate, Checkpoint, CheckpointStore
 from r1hpc.train.distributed import Group
 from r1hpc.train.errors import ResumeError, SaveError
@@ -192,7 +192,10 @@ class Snapshots:
         failpoint("save.written")
         self._group.barrier()
         try:
-            mine: Any = self._store.seal(staging, self._own_files(staging))
+            with self._store.writing(staging):
+                names = self._own_files(staging)
+                self._check_whole(staging, names)
+            mine: Any = self._store.seal(staging, names)
         except R1hpcError as error:
             mine = str(error)
         sealed = self._group.gather(mine)
@@ -234,6 +237,19 @@ class Snapshots:
         """The files this rank wrote: those that carry its number; rank 0 also all that carry none."""
         files = (p.relative_to(staging).as_posix() for p in staging.rglob("*") if p.is_file())
         return sorted(name for name in files if _owner(name, self._group.world_size) == self._group.rank)
+
+    def _check_whole(self, staging: Path, names: list[str]) -> None:
+        """Raise CheckpointWriteError unless this rank wrote what no load can do without."""
+        rank, zero_stage = self._group.rank, self._identity.zero_stage
+        due = {
+            _streams_name(rank): True,
+            # Of the weights rank 0 writes all, or each rank its part.
+            "_model_states.pt": rank == 0 or zero_stage == 3,
+            "_optim_states.pt": zero_stage > 0,
+        }
+        for ending, wanted in due.items():
+            if wanted and not any(name.endswith(ending) for name in names):
+                raise CheckpointWriteError(f"rank {rank} finds no file *{ending} of its own in {staging}")
 
     def _convert(self, checkpoint: Checkpoint) -> Path:
         """DeepSpeed's universal form of the checkpoint, in a scratch folder; the original stays as it is."""

@@ -10,6 +10,7 @@ import pytest
 from r1hpc.base.errors import StateError
 from r1hpc.checkpoint.disk import walk
 from r1hpc.checkpoint.errors import CheckpointWriteError, NoUsableCheckpointError
+from r1hpc.checkpoint.fence import BEGUN
 from r1hpc.checkpoint.store import CheckpointStore
 from tests.checkpoint.harness import FILES, content, history, holds_what_was_written, save, verified_steps
 
@@ -84,7 +85,7 @@ def test_saving_a_step_again_keeps_the_good_one(tmp_path: Path) -> None:
     store = history(tmp_path, 10)
     first = store.list()[0]
     assert save(store, 10, 0) == first
-    assert not any(name.startswith(".incarnation-0-t/") for name, _ in walk(tmp_path))
+    assert [path.name for path in (tmp_path / ".incarnation-0-t").iterdir()] == [BEGUN]
 
 
 def test_saving_a_step_again_replaces_a_corrupt_one(tmp_path: Path) -> None:
@@ -93,7 +94,7 @@ def test_saving_a_step_again_replaces_a_corrupt_one(tmp_path: Path) -> None:
     replaced = save(store, 10, 0)
     assert store.verify(replaced) == []
     assert holds_what_was_written(replaced)
-    assert not any(name.startswith(".incarnation-0-t/") for name, _ in walk(tmp_path))
+    assert [path.name for path in (tmp_path / ".incarnation-0-t").iterdir()] == [BEGUN]
 
 
 def test_a_save_starts_from_an_empty_folder(tmp_path: Path) -> None:
