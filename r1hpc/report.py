@@ -120,10 +120,10 @@ def _runs(given: str | None, run_root: str | None) -> list[RunDir]:
 
 def draw(found: RunReport) -> list[Path]:
     """The run's plots, in its report folder."""
-    # Deferred: matplotlib takes a second that no other command should pay.
-    from r1hpc.reporting.plots import draw_all
+    # Deferred: no other format draws.
+    from r1hpc.reporting.run_card import draw_pngs
 
-    return draw_all(found.run, found.ledger.summary, found.run.report)
+    return draw_pngs(found.run, found.ledger.summary, found.run.report)
 
 
 def _selection(arguments: Any) -> Selection:

@@ -40,8 +40,10 @@ _ONLY_IN = {
     "vllm": ("train",),
     "zarr": ("data",),
     "h5py": ("data",),
+    "matplotlib": ("reporting",),
+    "dateutil": ("reporting",),
 }
-_DEFERRED_ONLY = {("torch", "attempt")}
+_DEFERRED_ONLY = {("torch", "attempt"), ("matplotlib", "reporting"), ("dateutil", "reporting")}
 """Allowed inside functions, not when the package is imported."""
 _TORCH_FILES = ("data/loader.py",)
 _SLURM_COMMANDS = {"sbatch", "srun", "squeue", "sacct", "sacctmgr", "scontrol", "scancel", "sinfo"}
