@@ -9,24 +9,13 @@ themselves; what is shown as the next estimate is that of a run like the last on
 for CPU runs node-hours.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from r1hpc.base.choose_run import add_run_root
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.rundir import default_run_root
-from r1hpc.base.tables import format_table, wrap
-
-if TYPE_CHECKING:  # at run time what only an answer needs is imported for it: --help must be quick
-    from r1hpc.accounting.calibrate import Site
-    from r1hpc.accounting.correction import Correction, Scored
-
-_HEADINGS = ("run", "stage", "estimate", "actual", "by", "useful", "ratio", "corrected", "error", "then")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     add_run_root(parser)
     arguments = parser.parse_args(argv)
+    # Deferred: --help must be quick.
     from r1hpc.accounting.calibrate import finished_runs
+    from r1hpc.accounting.calibration_text import site_json, site_text
 
     root = Path(arguments.run_root) if arguments.run_root else default_run_root()
     if not root.is_dir():
@@ -43,96 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     site = finished_runs(root)
     if arguments.json:
-        print_json({"resources": {name: _as_json(site, name) for name in site.resources}, **_rest(site)})
+        print_json(site_json(site))
     else:
-        print("\n\n".join([*(_as_text(site, name) for name in site.resources), _left_out(site)]))
+        print(site_text(site))
     return 0
-
-
-def _as_json(site: Site, resource: str) -> dict[str, Any]:
-    from r1hpc.accounting.correction import effect, score
-
-    scored = score(site.of(resource))
-    shown = effect(scored)
-    return {
-        "unit": _unit(resource),
-        "correction": _next(site, resource).to_json(),
-        "effect": None if shown is None else asdict(shown),
-        "runs": [each.to_json() for each in scored],
-    }
-
-
-def _next(site: Site, resource: str) -> Correction:
-    """For a run like the last one."""
-    from r1hpc.accounting.correction import correction
-
-    runs = site.of(resource)
-    return correction(runs[-1].planned, runs)
-
-
-def _rest(site: Site) -> dict[str, Any]:
-    return {"num_runs": len(site.runs), "left_out": dict(site.left_out)}
-
-
-def _as_text(site: Site, resource: str) -> str:
-    from r1hpc.accounting.correction import score
-
-    scored = score(site.of(resource))
-    table = format_table(_HEADINGS, [_row(each) for each in scored], right={2, 3, *range(5, 10)}, indent="  ")
-    return "\n".join(
-        [
-            f"{resource} ({_unit(resource)})",
-            table,
-            wrap(f"Next estimate: {_next(site, resource).basis}.", "  ", "  "),
-            *_effect(scored),
-        ]
-    )
-
-
-def _row(each: Scored) -> tuple[str, ...]:
-    return (
-        each.run.run_id,
-        each.run.stage,
-        f"{each.run.estimate.p50:.4g}",
-        f"{each.run.hours:.4g}",
-        each.run.source,
-        f"{each.run.useful_share:.0%}",
-        f"{each.ratio:.2f}",
-        f"{each.corrected.p50:.4g}" if each.num_before else "-",
-        f"{each.error_before:.0%}",
-        f"{each.error_after:.0%}" if each.num_before else "-",
-    )
-
-
-def _effect(scored: Sequence[Scored]) -> list[str]:
-    from r1hpc.accounting.correction import effect
-
-    shown = effect(scored)
-    if shown is None:
-        return []
-    before, after, num = shown.before, shown.after, shown.num_runs
-    runs = "1 run" if num == 1 else f"{num} runs"
-    text = (
-        f"Over the {runs} with one like it before: as estimated, a median error of "
-        f"{before.median_error:.0%}, P90/P10 {before.median_width:.1f}, {before.num_inside} of {num} inside; "
-        f"corrected by those before, {after.median_error:.0%}, P90/P10 {after.median_width:.1f}, "
-        f"{after.num_inside} of {num} inside."
-    )
-    return [wrap(text, "  ", "  ")]
-
-
-def _left_out(site: Site) -> str:
-    if not site.left_out:
-        num = len(site.runs)
-        return f"{num} finished run{'s' * (num != 1)}, none left out"
-    reasons = ", ".join(f"{count} ({reason})" for reason, count in sorted(site.left_out.items()))
-    return wrap(f"Left out: {reasons}.")
-
-
-def _unit(resource: str) -> str:
-    from r1hpc.accounting.correction import CPU
-
-    return "node-hours" if resource == CPU else "GPU-hours"
 
 
 if __name__ == "__main__":

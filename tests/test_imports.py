@@ -146,6 +146,7 @@ def test_the_walk_sees_what_it_should() -> None:
 
 _HEAVY = ("torch", "deepspeed", "transformers", "zarr", "h5py", "numpy", "submitit", "pynvml", "pyarrow")
 _LIGHT = (
+    "api",
     "submit",
     "status",
     "logs",

@@ -104,6 +104,7 @@ def save_png(charts: Sequence[Chart], title: str, path: Path) -> None:
         figure.suptitle(
             printable(title), x=0.01, ha="left", fontsize=16, fontweight="bold", color=colour("ink")
         )
+        figure.get_layout_engine().set(w_pad=0.15, h_pad=0.1)
         _legend(figure, [key for chart in charts for key in chart.keys])
         written = io.BytesIO()
         figure.savefig(written, format="png", dpi=110, facecolor=colour("card"), metadata={"Software": None})

@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from itertools import pairwise
 from typing import TypeVar
 
 from r1hpc.accounting.budget import format_day, format_hours
@@ -100,38 +99,64 @@ class PlannedRun:
 
 def burn_down(data: BurnDown) -> Chart:
     """What is left of the budget, with the plan and the forecast."""
+    left, granted = data.left, data.granted
 
     def draw(axes: Axes, width: int) -> None:
-        left, taken = data.left, data.committed
         time_axis(axes, data.begin, data.end, width)
-        number_axis(axes.yaxis, min(0.0, left, left - taken.p90), data.granted * 1.04)
+        number_axis(axes.yaxis, min(0.0, left - data.committed.p90), granted * 1.04)
         axes.set_title("GPU-hours left")
         axes.axhline(0, color=colour("median"), lw=1)
         for mark in data.warn_at:
-            axes.axhline(data.granted * (1 - mark), color=colour("start-up"), lw=1.2, ls=(0, (2, 3)))
-            start = (data.begin / DAY, data.granted * (1 - mark))
-            note(axes, *start, f"{100 * mark:.0f} % spent", "muted", ha="left", xytext=(4, 3))
-        plan = [(x, y) for x, y in _within(data.plan, data.begin, data.end) if y >= 0]
-        axes.plot([x / DAY for x, _ in plan], [y for _, y in plan], "--", color=colour("muted"), lw=1.5)
-        points = [
-            (data.begin, data.granted),
-            *((x, data.granted - y) for x, y in data.curve),
-            (data.now, left),
-        ]
-        xs, ys = [x / DAY for x, _ in points], [y for _, y in points]
-        axes.fill_between(xs, ys, color=colour("useful"), alpha=0.14, lw=0)
-        axes.plot(xs, ys, color=colour("useful"), lw=2)
+            axes.axhline(granted * (1 - mark), color=colour("start-up"), lw=1.2, ls=(0, (2, 3)))
+            where = (data.begin / DAY, granted * (1 - mark))
+            note(axes, *where, f"{100 * mark:.0f} % spent", "muted", ha="left", xytext=(4, 3))
+        _draw_plan(axes, data)
         _draw_forecast(axes, data)
         axes.axvline(data.now / DAY, color=colour("muted"), lw=1)
-        if third := next((point for point in plan if point[1] < 0.8 * data.granted), None):
-            note(axes, third[0] / DAY, third[1], data.plan_name, "muted", ha="left", xytext=(8, 4))
-        dot(axes, data.now / DAY, left, "useful", f"{format_hours(left)} GPU-hours left")
-        side, gap = ("right", -8) if data.now > (data.begin + data.end) / 2 else ("left", 8)
-        words = f"{format_hours(left)} left"
-        note(axes, data.now / DAY, left, words, fontweight="bold", ha=side, xytext=(gap, 6))
+        curve = [(x, granted - spent) for x, spent in data.curve]
+        points = [(data.begin, granted), *curve, (data.now, left)]
+        _draw_hours(axes, points, f"{format_hours(left)} left", data.now > (data.begin + data.end) / 2)
 
-    label = f"What is left of the budget over time: {format_hours(data.left)} of {format_hours(data.granted)}"
+    label = f"What is left of the budget over time: {format_hours(left)} of {format_hours(granted)}"
     return Chart("spent", "Burn-down", label, draw, 300)
+
+
+def spending(curve: Sequence[tuple[float, float]], unit: str) -> Chart | None:
+    """Hours spent so far, where no budget is set; `curve` is (time, spent until then)."""
+    if len(curve) < 2 or curve[-1][1] <= 0:
+        return None
+    spent = f"{format_hours(curve[-1][1])} spent"
+
+    def draw(axes: Axes, width: int) -> None:
+        time_axis(axes, curve[0][0], curve[-1][0], width)
+        number_axis(axes.yaxis, 0, 1.15 * curve[-1][1])
+        axes.set_title(f"{unit} spent")
+        _draw_hours(axes, curve, spent, True)
+
+    return Chart("spent", "Spent so far", f"{unit} over time: {spent}", draw, 240)
+
+
+def _draw_hours(axes: Axes, points: Sequence[tuple[float, float]], words: str, on_the_left: bool) -> None:
+    """(time, hours) as a line over its area; `words` stand beside the last point."""
+    xs, ys = [x / DAY for x, _ in points], [y for _, y in points]
+    axes.fill_between(xs, ys, color=colour("useful"), alpha=0.14, lw=0)
+    axes.plot(xs, ys, color=colour("useful"), lw=2)
+    dot(axes, xs[-1], ys[-1], "useful", words)
+    side, gap = ("right", -8) if on_the_left else ("left", 8)
+    note(axes, xs[-1], ys[-1], words, fontweight="bold", ha=side, xytext=(gap, 6))
+
+
+def _draw_plan(axes: Axes, data: BurnDown) -> None:
+    """The part of the plan that falls into the period; named where a fifth of the budget is planned away."""
+    import numpy as np
+
+    times, left = zip(*data.plan, strict=True)
+    xs = np.linspace(data.begin, data.end, 201)
+    ys = np.interp(xs, times, left, left=np.nan, right=np.nan)
+    xs, ys = xs[ys >= 0] / DAY, ys[ys >= 0]
+    axes.plot(xs, ys, "--", color=colour("muted"), lw=1.5)
+    if (low := ys < 0.8 * data.granted).any():
+        note(axes, xs[low][0], ys[low][0], data.plan_name, "muted", ha="left", xytext=(8, 4))
 
 
 def _draw_forecast(axes: Axes, data: BurnDown) -> None:
@@ -140,7 +165,7 @@ def _draw_forecast(axes: Axes, data: BurnDown) -> None:
     until = min(data.end, max(data.over, data.now + 0.02 * (data.end - data.begin)))
     if taken.p90 <= 0 or until <= data.now:
         return
-    xs = [x / DAY for x in (data.now, until, max(until, data.end))]
+    xs = [x / DAY for x in (data.now, until, data.end)]
     low, middle, high = ([left, left - hours, left - hours] for hours in (taken.p90, taken.p50, taken.p10))
     axes.fill_between(xs, low, high, color=colour("useful"), alpha=0.18, lw=0)
     axes.plot(xs, middle, color=colour("useful"), lw=1.5, ls=(0, (3, 3)))
@@ -151,34 +176,6 @@ def _draw_forecast(axes: Axes, data: BurnDown) -> None:
 def _mark(axes: Axes, x: float, y: float, height: float, words: str) -> None:
     """An upright stroke on a bar."""
     tip(axes.vlines(x, y - height / 2, y + height / 2, color=colour("median"), lw=2.5), words)
-
-
-def _within(points: Sequence[tuple[float, float]], begin: float, end: float) -> list[tuple[float, float]]:
-    """The line through the points between two times, in small steps: its ends are seldom points."""
-    grid = [begin + (end - begin) * i / 200 for i in range(201)]
-    found = []
-    for (x0, y0), (x1, y1) in pairwise(points):
-        found += [(x, y0 + (y1 - y0) * (x - x0) / (x1 - x0)) for x in grid if x0 <= x <= x1 and x1 > x0]
-    return found
-
-
-def spending(curve: Sequence[tuple[float, float]], unit: str) -> Chart | None:
-    """Hours spent so far, where no budget is set; `curve` is (time, spent until then)."""
-    if len(curve) < 2 or curve[-1][1] <= 0:
-        return None
-    spent = format_hours(curve[-1][1])
-
-    def draw(axes: Axes, width: int) -> None:
-        xs, ys = [x / DAY for x, _ in curve], [y for _, y in curve]
-        time_axis(axes, curve[0][0], curve[-1][0], width)
-        number_axis(axes.yaxis, 0, 1.15 * ys[-1])
-        axes.set_title(f"{unit} spent")
-        axes.fill_between(xs, ys, color=colour("useful"), alpha=0.14, lw=0)
-        axes.plot(xs, ys, color=colour("useful"), lw=2)
-        dot(axes, xs[-1], ys[-1], "useful", f"{spent} spent")
-        note(axes, xs[-1], ys[-1], f"{spent} spent", ha="right", xytext=(-8, 4), fontweight="bold")
-
-    return Chart("spent", "Spent so far", f"{unit} spent over time: {spent}", draw, 240)
 
 
 def campaign(stages: Sequence[PlannedStage]) -> Chart | None:

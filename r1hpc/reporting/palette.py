@@ -28,16 +28,8 @@ _COLOURS = {
     "card": ("#ffffff", "#1a2027"),
     "page": ("#f6f7f8", "#12161b"),
     "edge": ("#e2e6ea", "#2a323b"),
-    "line1": ("#2563a9", "#64a9e6"),
-    "line2": ("#dd7711", "#ee9a4a"),
-    "line3": ("#228833", "#55b968"),
-    "line4": ("#aa3377", "#d76aa8"),
-    "line5": ("#44a5ba", "#66bbcc"),
-    "line6": ("#8f8000", "#c4b53a"),
-    "line7": ("#555555", "#a9a9a9"),
-    "line8": ("#ee6677", "#f08896"),
 }
-LINES = tuple(name for name in _COLOURS if name.startswith("line"))
+LINES = ("useful", "start-up", "good", "save", "lost", "median", "idle", "ink")
 """For many lines beside each other, none of which means more than the others."""
 _NAMES = {light: name for name, (light, _) in _COLOURS.items()}
 

@@ -39,6 +39,7 @@ _FILES = {
 }
 """Which charts share a PNG."""
 _REWARDS = ("reward", "reward_mean", "mean_reward")
+_MOST_READINGS = 1500
 _MOST_LINES = 8
 """With more GPUs than this a wide chart has a line for each node, with the range of its GPUs."""
 STUB = "source=stub: a test library, these readings mean nothing"
@@ -288,7 +289,7 @@ def _gpus(data: RunData, name: str, key: str, unit: str, top: float) -> Chart | 
 
 def _lines(series: Sequence[GpuSeries], key: str) -> dict[str, Range]:
     if len(series) <= _MOST_LINES:
-        return {each.name: gpu_range([each], key) for each in series}
+        return {each.name: gpu_range([each], key, _MOST_READINGS) for each in series}
     nodes = {
         node: [each for each in series if each.node == node] for node in sorted({s.node for s in series})
     }

@@ -58,14 +58,15 @@ def thin(xs: Sequence[float], ys: Sequence[float | None], num_all: int = 0) -> C
     return curve if width > 1 else replace(curve, least=curve.ys, most=curve.ys)
 
 
-def gpu_range(series: Sequence[GpuSeries], field: str) -> Range:
-    """One field of telemetry.gpu_series.Point over all GPUs, by stretches of time."""
+def gpu_range(series: Sequence[GpuSeries], field: str, most: int = _MOST_POINTS) -> Range:
+    """One field of telemetry.gpu_series.Point over all GPUs, at about `most` times, by stretches of time."""
     points = [p for each in series for segment in each.segments for p in segment]
     if not points:
         return Range([])
     begin, end = min(p.time for p in points), max(p.time for p in points)
-    longest = max(len(segment) for each in series for segment in each.segments)
-    step = max((end - begin) / _MOST_POINTS, (end - begin) / max(1, longest), 1.0)
+    segments = [segment for each in series for segment in each.segments if len(segment) > 1]
+    periods = [(segment[-1].time - segment[0].time) / (len(segment) - 1) for segment in segments]
+    step = max((end - begin) / most, *periods, 1.0)
     cells: dict[int, list[float]] = defaultdict(list)
     for point in points:
         value = getattr(point, field)

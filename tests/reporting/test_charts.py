@@ -14,6 +14,7 @@ from r1hpc.accounting.forecast import Spread
 from r1hpc.reporting import hours_charts, palette
 from r1hpc.reporting.drawing import FULL, HALF, NARROW, Axes, Chart, inline, note, save_png, short, time_axis
 from r1hpc.reporting.run_charts import AttemptBand, RunData, charts_of_run, write_pngs
+from r1hpc.reporting.series import gpu_range
 from r1hpc.telemetry.gpu_series import GpuSeries, Point
 from r1hpc.telemetry.metrics import Step
 
@@ -113,6 +114,15 @@ def test_the_files_of_a_run(tmp_path: Path) -> None:
     paths = write_pngs("a run", charts_of_run(two_attempts()), tmp_path, "source=stub")
     assert [path.name for path in paths] == ["loss.png", "throughput.png", "reward.png", "gpu.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+
+
+def test_the_line_of_a_gpu_keeps_its_dips() -> None:
+    series = gpu(0, 300.0)
+    for second in range(1000, 1300):
+        series.add(2, Point(NOW + second, 0.0 if second == 1100 else 95.0, 300.0, 40.0))
+    (first, second_part) = gpu_range([series], "utilization_percent", 1500).parts
+    assert min(first[2]) == 95.0
+    assert min(second_part[2]) == 0.0
 
 
 # Hours
