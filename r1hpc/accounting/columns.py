@@ -218,7 +218,8 @@ def _whole(cells: Any, most: int = MOST) -> Ints:
 def hour_start(text: str) -> int | None:
     """Unix seconds at which the local hour `2026-05-01T10` begins.
 
-    None where that does not tell all of its seconds: the clock is changed in it, or it is written otherwise.
+    None where that does not tell all of its seconds: the clock is changed in it, or it is written otherwise,
+    or no job's.
     """
     if not _HOUR.fullmatch(text):
         return None
@@ -229,7 +230,7 @@ def hour_start(text: str) -> int | None:
     begin, end = first.timestamp(), last.timestamp()
     # With fold=1 a clock means the second of two moments, and where it skips an hour the one before.
     is_clear = begin == first.replace(fold=1).timestamp() and end == last.replace(fold=1).timestamp()
-    return int(begin) if is_clear and end - begin == 3599 else None
+    return int(begin) if is_clear and end - begin == 3599 and end < NO_LATER else None
 
 
 def _narrowed(values: Ints) -> Ints:

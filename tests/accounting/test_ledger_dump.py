@@ -380,6 +380,8 @@ def test_the_end_tells_which_of_two_equal_times_is_meant() -> None:
     second = row(start="2026-10-25T02:30:00", End="2026-10-25T03:15:00", elapsed="2700")
     starts = [pick_records(text_of(line).encode().split(b"\n"), "x")[0].start for line in (first, second)]
     assert starts == [1792888200.0, 1792891800.0]
+    for read in (by_columns, by_rows):  # of the second nothing lies before
+        assert in_seconds(read(text_of(second), start=1792890000.0))["total"] == 8 * 2700
 
 
 @pytest.mark.parametrize(
