@@ -9,7 +9,7 @@ Start, AllocTRES and one of ElapsedRaw, Elapsed, End. Without -D sacct hides the
 requeued job, and nothing in a file tells that they are missing. sacct does not escape the separator where a
 job name holds it. Times are Unix seconds, or local times as sacct prints them to people.
 
-accounting.totals reads millions of rows a column at a time. It asks the same rules, and gives a row that is
+accounting.columns reads millions of rows a column at a time. It asks the same rules, and gives a row that is
 not as usual back to `read_rows`.
 """
 
