@@ -25,9 +25,9 @@ from r1hpc.tasks.task import Item, Task
 from r1hpc.train import loop
 from r1hpc.train.loop import Job, Session
 from r1hpc.train.prompts import Prompts
-from r1hpc.train.rollout import Request, RolloutEngine, Samples, streams
+from r1hpc.train.rollout import Groups, read_groups, write_groups
+from r1hpc.train.sampling import Request, RolloutEngine, Samples, streams
 from r1hpc.train.scoring import judge_samples
-from r1hpc.train.window import Groups, read_groups, write_groups
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from r1hpc.tasks.rewards import Completion, Score, Scorer
 from r1hpc.tasks.statistics import mean_interval, pass_at_k, wilson
 from r1hpc.tasks.task import Item, Task
 from r1hpc.train.prompts import Prompts
-from r1hpc.train.rollout import Request, RolloutEngine, streams
+from r1hpc.train.sampling import Request, RolloutEngine, streams
 from r1hpc.train.scoring import Judged, judge_samples
 
 _EVALUATION_SEED = 0x5EED

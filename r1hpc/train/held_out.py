@@ -21,7 +21,7 @@ from r1hpc.telemetry.evaluations import answers_path, evaluations_path, read_eva
 from r1hpc.train.evaluate import Answer, Evaluator, summarise, transcripts
 from r1hpc.train.loop import Job
 from r1hpc.train.parts import write_lines
-from r1hpc.train.rollout import RolloutEngine
+from r1hpc.train.sampling import RolloutEngine
 
 
 class HeldOut:

@@ -15,7 +15,7 @@ from r1hpc.train.loop import Job
 from r1hpc.train.lora import reference as without_adapters
 from r1hpc.train.lora import wrap_lora
 from r1hpc.train.model import build_model, cast_parameters
-from r1hpc.train.rollout import RolloutEngine, TorchSampler
+from r1hpc.train.sampling import RolloutEngine, TorchSampler
 from r1hpc.train.update import Reference
 
 DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16, Precision.fp32: torch.float32}

@@ -35,9 +35,9 @@ from r1hpc.train.held_out import HeldOut
 from r1hpc.train.loop import Job, Outcome, Session, StepResult
 from r1hpc.train.policy import build_policy, build_reference, build_rollout_engine, policy_of
 from r1hpc.train.prompts import Prompts
-from r1hpc.train.rollout import RolloutEngine
+from r1hpc.train.rollout import read_groups, write_groups
+from r1hpc.train.sampling import RolloutEngine
 from r1hpc.train.update import Rollout, Rows, Tally, Updater
-from r1hpc.train.window import read_groups, write_groups
 
 _WINDOW = "stage_rank_0_window.npz"
 _VALUES = "stage_rank_0_values.npy"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from r1hpc.tasks.rewards import Completion, Score, Scorer
 from r1hpc.tasks.task import Item
 from r1hpc.train.prompts import Prompts
-from r1hpc.train.rollout import Samples
+from r1hpc.train.sampling import Samples
 
 _GROUPS_AT_ONCE = 16
 """Groups judged between two looks."""

@@ -28,7 +28,7 @@ from r1hpc.train.algorithms import (
     whiten,
 )
 from r1hpc.train.distributed import Group
-from r1hpc.train.window import Groups
+from r1hpc.train.rollout import Groups
 
 Rows = npt.NDArray[np.int64]
 

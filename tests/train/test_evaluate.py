@@ -13,7 +13,7 @@ from r1hpc.tasks.rewards import Scorer
 from r1hpc.tasks.tokenizer import character_tokenizer, encode
 from r1hpc.train.evaluate import Answer, Evaluator, summarise
 from r1hpc.train.prompts import Prompts
-from r1hpc.train.rollout import Request, Samples
+from r1hpc.train.sampling import Request, Samples
 
 _LONGEST = 8
 

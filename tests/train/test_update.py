@@ -12,8 +12,8 @@ from r1hpc.config.schema import Precision, RunConfig, TrainConfig
 from r1hpc.plan.batch import updates_per_rollout
 from r1hpc.train.algorithms import selected_logprobs
 from r1hpc.train.distributed import Group
+from r1hpc.train.rollout import Groups
 from r1hpc.train.update import Rollout, Tally, Updater, deal
-from r1hpc.train.window import Groups
 
 NUM_GROUPS, MEMBERS, LONGEST = 4, 4, 6
 PROMPTS = [(5, 6, 7), (8, 9), (10,), (11, 12, 13)]

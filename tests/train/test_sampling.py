@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from r1hpc.tasks.tokenizer import SpecialIds
 from r1hpc.train.distributed import Group
-from r1hpc.train.rollout import Request, Samples, TorchSampler, choose, fingerprint, streams, uniforms
+from r1hpc.train.sampling import Request, Samples, TorchSampler, choose, fingerprint, streams, uniforms
 
 IDS = SpecialIds(pad=0, eos=1)
 PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13]]
