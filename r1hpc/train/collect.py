@@ -113,8 +113,8 @@ class Collector:
             name = f"batch-{share[0]:012d}-{len(share)}.npz"
             write_groups(self.journal(window) / name, made, policy_id)
             fresh.append(made)
-        edge = loop.agree(session, sums=[float(len(fresh))])
-        if edge.stop or edge.sums[0] < len(missing):
+        agreed = loop.agree(session, sums=[float(len(fresh))])
+        if agreed.stop or agreed.sums[0] < len(missing):
             return None
         for part in group.gather(fresh):
             done |= _by_item(part)

@@ -27,7 +27,6 @@ from r1hpc.train import loop
 from r1hpc.train.algorithms import Floats
 from r1hpc.train.collect import Collected, Collector, checksum, rollout_facts
 from r1hpc.train.critic import ActorCritic
-from r1hpc.train.engine import accumulate, learning_rate, set_learning_rate
 from r1hpc.train.errors import TrainError
 from r1hpc.train.evaluate import Evaluator
 from r1hpc.train.export import export_model
@@ -133,7 +132,7 @@ class RlStage:
 
     def take_step(self, session: Session, step: int) -> StepResult | None:
         """One update, after a rollout where the last one is used up."""
-        job, engine, train_ = self._job, session.engine, self._job.config.train
+        job, train_ = self._job, self._job.config.train
         started = time.monotonic()
         job.watchdog.beat(f"rollout for step {step}")
         failpoint("step.begin")
@@ -145,26 +144,20 @@ class RlStage:
         updating = time.monotonic()
         job.watchdog.beat(f"update of step {step}")
         failpoint("update.begin")
-        rate = learning_rate(train_, step)
-        set_learning_rate(engine, rate)
-        skipped_before = engine.skipped_steps
         tally, rows = Tally(), self.updater.rows_of(self._rollout, self._update)
         losses = self.updater.losses(self._rollout, rows, self._update == 0, tally)
-        loss, norm, forward_s = accumulate(engine, losses)
-        skipped = engine.skipped_steps > skipped_before
-        edge = loop.agree(session, loss, tally.numbers())
-        loop.check_finite(session, step, edge, loss, norm, skipped)
-        self._check_sampler(edge)
+        result = loop.optimizer_step(session, step, losses, tally.numbers)
+        self._check_sampler(result)
         now = time.monotonic()
         sampling_s = self._collected.own_time_s if self._update == 0 else 0.0
-        session.rank_times.step(step, now - started, sampling_s + forward_s)
-        self._record(session, step, edge, rows, norm, rate, skipped, now - started, now - updating)
+        session.rank_times.step(step, now - started, sampling_s + result.forward_s)
+        self._record(session, step, result, rows, now - started, now - updating)
         self._advance()
         every = job.config.evaluate.every
-        if every and step % every == 0 and step < train_.num_steps and not edge.stop:
-            # What was asked for in between was asked for at this edge: the next attempt begins with it.
-            edge = replace(edge, stop=not self._evaluate(session, step))
-        return edge
+        if every and step % every == 0 and step < train_.num_steps and not result.stop:
+            # What was asked for in between was asked for after this step: the next attempt begins with it.
+            result = replace(result, stop=not self._evaluate(session, step))
+        return result
 
     def meta(self, step: int) -> dict[str, Any]:
         return {
@@ -251,9 +244,9 @@ class RlStage:
                 journal.mkdir(mode=0o700, parents=True, exist_ok=True)
                 shutil.copyfile(batch, target)
 
-    def _check_sampler(self, edge: StepResult) -> None:
+    def _check_sampler(self, result: StepResult) -> None:
         most = self._job.config.rollout.max_logprob_difference
-        difference = _mean_of(edge, "difference")
+        difference = _mean_of(result, "difference")
         if self._update == 0 and difference is not None and difference > most:
             raise TrainError(
                 f"the sampler's log-probabilities are {difference:.3g} nats off the trainer's on average, "
@@ -265,11 +258,8 @@ class RlStage:
         self,
         session: Session,
         step: int,
-        edge: StepResult,
+        result: StepResult,
         rows: Rows,
-        norm: float,
-        rate: float,
-        skipped: bool,
         step_time_s: float,
         update_time_s: float,
     ) -> None:
@@ -282,34 +272,30 @@ class RlStage:
         extra = {
             **rollout_facts(self._collected),
             # Over the rows that were trained on: those of groups without variance are not even computed.
-            "kl": _mean_of(edge, "kl"),
-            "entropy": _mean_of(edge, "entropy"),
-            "clip_fraction": _mean_of(edge, "clipped"),
-            "logprob_difference": _mean_of(edge, "difference") if is_first else None,
+            "kl": _mean_of(result, "kl"),
+            "entropy": _mean_of(result, "entropy"),
+            "clip_fraction": _mean_of(result, "clipped"),
+            "logprob_difference": _mean_of(result, "difference") if is_first else None,
             "rollout_time_s": self._collected.rollout_time_s if is_first else 0.0,
             "reward_time_s": self._collected.reward_time_s if is_first else 0.0,
             "update_time_s": update_time_s,
             "window": self._window,
             "update": self._update,
-            "value_loss": _sum_of(edge, "value_loss"),
+            "value_loss": _sum_of(result, "value_loss"),
         }
-        done = loop.StepRecord(
-            loss=edge.loss,
-            grad_norm=norm,
-            lr=rate,
-            tokens=self._tokens,
-            step_tokens=num_tokens,
-            step_time_s=step_time_s,
-            data_time_s=0.0,
-            skipped=skipped,
-            extra=extra,
-        )
         used = {
             "first_sample": self._next_item if is_first else self._next_item + self._collected.num_items,
             "num_samples": self._collected.num_items if is_first else 0,
             "checksum": checksum(self._collected) if is_first else 0,
         }
-        loop.record(session, step, done, used)
+        done = loop.StepRecord(
+            tokens=self._tokens,
+            step_tokens=num_tokens,
+            step_time_s=step_time_s,
+            used=used,
+            extra=extra,
+        )
+        loop.record(session, step, result, done)
         self._watch_health(session, step, extra)
 
     def _watch_health(self, session: Session, step: int, extra: dict[str, Any]) -> None:
@@ -327,11 +313,11 @@ class RlStage:
 _TALLY = tuple(vars(Tally()))
 
 
-def _sum_of(edge: StepResult, name: str) -> float:
-    return edge.sums[_TALLY.index(name)]
+def _sum_of(result: StepResult, name: str) -> float:
+    return result.sums[_TALLY.index(name)]
 
 
-def _mean_of(edge: StepResult, name: str) -> float | None:
+def _mean_of(result: StepResult, name: str) -> float | None:
     """Per token that was trained on; None where there was none."""
-    tokens = _sum_of(edge, "tokens")
-    return _sum_of(edge, name) / tokens if tokens else None
+    tokens = _sum_of(result, "tokens")
+    return _sum_of(result, name) / tokens if tokens else None
