@@ -2,10 +2,14 @@
 
     groups = Groups.joined([batch_0, batch_1])
     write_groups(path, groups, policy_id);  policy_id, groups = read_groups(path)
+    save_rollout(folder, rollout, values);  rollout = load_rollout(folder, num_items)     # in a checkpoint
 
 Arrays only, no pickles. A group is the completions of one item, side by side; `n` is groups x members.
+train/collect.py makes a rollout, train/update.py trains on it.
 """
 
+import hashlib
+import json
 import secrets
 import zipfile
 from collections.abc import Sequence
@@ -19,6 +23,8 @@ import numpy.typing as npt
 from r1hpc.base.errors import StateError
 
 _TERM = "term_"
+_GROUPS = "stage_rank_0_window.npz"
+_VALUES = "stage_rank_0_values.npy"
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,53 @@ class Groups:
         )
 
 
+@dataclass(frozen=True)
+class Rollout:
+    """What was sampled from one policy for several optimizer steps; the same on every rank, but for times."""
+
+    groups: Groups
+    policy_id: str
+    """Names the weights that sampled it."""
+    num_items: int
+    """Items used up, those of dropped groups included."""
+    rollout_time_s: float = 0.0
+    """On this rank, in this attempt; like the next."""
+    reward_time_s: float = 0.0
+    values: npt.NDArray[np.float64] | None = None
+    """(n, longest), after a resume under PPO: the critic's values from before the updates made since."""
+
+    def facts(self) -> dict[str, Any]:
+        """What train.jsonl says of it: rewards by term, lengths by outcome, what taught nothing."""
+        groups = self.groups
+        lengths, correct = groups.lengths.astype(np.float64), groups.correct
+        return {
+            "reward": float(groups.rewards.mean()),
+            "accuracy": float(correct.mean()),
+            **{f"reward_{name}": float(values.mean()) for name, values in groups.terms.items()},
+            "zero_variance_share": 1.0 - float(varied(groups).mean()),
+            "response_length": float(lengths.mean()),
+            "response_length_correct": float(lengths[correct].mean()) if correct.any() else None,
+            "response_length_wrong": float(lengths[~correct].mean()) if not correct.all() else None,
+            "truncated_share": 1.0 - float(groups.ended.mean()),
+            "num_groups": len(groups.items),
+            "num_items": self.num_items,
+        }
+
+    def checksum(self) -> int:
+        """Names items, completions and rewards: two runs that agree here trained on the same rollout."""
+        digest = hashlib.sha256(self.groups.items.tobytes())
+        for row, length in zip(self.groups.tokens, self.groups.lengths, strict=True):
+            digest.update(row[:length].tobytes())
+        digest.update(json.dumps([float(r).hex() for r in self.groups.rewards]).encode())
+        return int.from_bytes(digest.digest()[:6])
+
+
+def varied(groups: Groups) -> npt.NDArray[np.bool_]:
+    """(groups,): whether the members were rewarded differently."""
+    rewards = groups.rewards.reshape(-1, groups.num_members)
+    return np.asarray(np.ptp(rewards, axis=1) > 1e-6)
+
+
 def write_groups(path: Path, groups: Groups, policy_id: str) -> None:
     """Write so that a killed process leaves the whole file or none.
 
@@ -112,3 +165,19 @@ def read_groups(path: Path) -> tuple[str, Groups]:
         return policy_id, Groups(**arrays, terms=terms)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise StateError(f"{path} holds no rollout: {error}") from None
+
+
+def save_rollout(folder: Path, rollout: Rollout, values: npt.NDArray[np.float64] | None) -> None:
+    """Into a checkpoint being written, with the critic's values where there is one."""
+    write_groups(folder / _GROUPS, rollout.groups, rollout.policy_id)
+    if values is not None:
+        np.save(folder / _VALUES, values)
+
+
+def load_rollout(folder: Path, num_items: int) -> Rollout | None:
+    """What save_rollout left in a committed checkpoint; None where no rollout was under way."""
+    if not (folder / _GROUPS).exists():
+        return None
+    policy_id, groups = read_groups(folder / _GROUPS)
+    values = np.load(folder / _VALUES) if (folder / _VALUES).exists() else None
+    return Rollout(groups, policy_id, num_items, values=values)

@@ -2,7 +2,7 @@
 
     engine = TorchSampler(group, ids, zero_stage=3, replica=build)   # or vllm_engine.VllmSampler
     policy_id = engine.sync_weights(network)                            # after each update
-    samples = engine.sample(request, should_stop)                    # None when asked to leave
+    samples = engine.sample(request, should_stop)                    # None when a stop was requested
 
 Every completion has a random stream of its own, keyed by (seed, item, number): which prompts it was decoded
 together with, on which rank, and what was interrupted before it, do not enter. `TorchSampler` decodes with
@@ -72,6 +72,9 @@ class RolloutEngine(Protocol):
 def streams(seed: int, items: Sequence[int], num_generations: int) -> npt.NDArray[np.uint64]:
     """A key for each completion, from which its uniform random numbers follow (splitmix64).
 
+    A counter-based generator, as in Salmon et al., SC 2011 ("as easy as 1, 2, 3"): the number for a token is
+    a function of (seed, item, generation, position) alone. There is no state to save, to lose or to share.
+
     Returns: (len(items) x num_generations,), the generations of an item side by side.
     """
     with np.errstate(over="ignore"):
@@ -85,6 +88,7 @@ def uniforms(keys: npt.NDArray[np.uint64], position: int) -> npt.NDArray[np.floa
     """The number in [0, 1) that decides token `position` of each completion."""
     with np.errstate(over="ignore"):
         mixed: npt.NDArray[np.uint64] = _mix(keys + _GOLDEN * np.uint64(position + 1))
+    # The upper 53 bits: as many as a float64 holds.
     numbers: npt.NDArray[np.float64] = (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return numbers
 
@@ -138,9 +142,10 @@ class TorchSampler:
             self._network.train(training)
 
     def _decode(self, request: Request, should_stop: Callable[[], bool]) -> Samples | None:
+        """Prompts padded on the left, so that the next token of every row stands in the same column."""
         device, num = self._group.device, request.num_generations
         ids, mask = self._left_padded(request.prompts)
-        padded = not bool(mask.all())
+        padded = not bool(mask.all())  # without padding no mask is needed, and kernels without one are faster
         cache, cache_name = DynamicCache(), _cache_argument(self._network)
         out = self._network(
             input_ids=ids,
@@ -206,7 +211,10 @@ class TorchSampler:
         return ids.to(self._group.device), mask.to(self._group.device)
 
     def _gather(self, network: torch.nn.Module) -> torch.nn.Module:
-        """Every partitioned parameter into the replica, a bounded number of bytes at a time."""
+        """Every partitioned parameter into the replica, a bounded number of bytes at a time.
+
+        Collective: all ranks gather the same parameters in the same order, and each keeps a whole copy.
+        """
         import deepspeed
 
         if self._replica is None:
@@ -215,7 +223,9 @@ class TorchSampler:
         for names in _portions(theirs):
             with deepspeed.zero.GatheredParameters([theirs[name] for name in names]):
                 for name in names:
+                    # A clone: DeepSpeed takes the gathered memory back when the context ends.
                     ours[name].data = theirs[name].data.clone()
+        # Buffers (rotary frequencies) are not partitioned.
         for name, buffer in network.named_buffers():
             self._replica.get_buffer(name).data = buffer.data.clone()
         return self._replica
@@ -224,16 +234,22 @@ class TorchSampler:
 def choose(
     logits: torch.Tensor, temperature: float, keys: npt.NDArray[np.uint64], position: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(token, its log-probability) of each row of logits (rows, vocab), by inverting the distribution."""
+    """(token, its log-probability) of each row of logits (rows, vocab), by inverting the distribution.
+
+    The token is the first whose cumulative probability exceeds u. torch.multinomial would draw from one
+    stream for the whole batch, and what a row got would depend on the rows beside it.
+    """
     if temperature == 0:
         logprobs = logits.log_softmax(-1)
         token = logits.argmax(-1)
         return token, logprobs.gather(-1, token[:, None])[:, 0]
     logprobs = (logits / temperature).log_softmax(-1)
     draws = torch.from_numpy(uniforms(keys, position)).to(logits.device)
+    # float64: over a vocabulary of 10^5, sums in fp32 would lose the tail.
     parts = []
     for start in range(0, len(logits), _ROWS_AT_ONCE):
         cumulative = logprobs[start : start + _ROWS_AT_ONCE].double().exp().cumsum(-1)
+        # Times the last sum, which rounding leaves beside 1: a u close to 1 must still find a token.
         target = draws[start : start + _ROWS_AT_ONCE, None] * cumulative[:, -1:]
         parts.append(torch.searchsorted(cumulative, target, right=True)[:, 0])
     token = torch.cat(parts).clamp_max(logits.shape[-1] - 1)

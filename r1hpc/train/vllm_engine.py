@@ -34,7 +34,7 @@ from r1hpc.train.loop import Job
 from r1hpc.train.sampling import Request, Samples, fingerprint
 
 _MEMORY_SHARE = 0.3
-"""Of the GPU's memory for vLLM's weights and cache, beside the trainer's (TRL's default for colocation)."""
+"""Share of the GPU for vLLM's weights and cache, beside the trainer's (TRL's default for colocation)."""
 
 
 class VllmSampler:
@@ -70,6 +70,7 @@ class VllmSampler:
             self._llm.wake_up(tags=["weights"])
         names = hashlib.sha256()
         for weight in weights_of(network):
+            # Tensor by tensor: a second whole copy would not fit beside two engines that share a GPU.
             with weight.whole() as value:
                 names.update(fingerprint(torch.nn.ParameterList([value])).encode())
                 pair = (weight.name, value)
