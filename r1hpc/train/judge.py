@@ -92,10 +92,8 @@ class Judge:
             if should_stop():
                 return None
             part = groups[start : start + _GROUPS_AT_ONCE]
-            scores = self._scorer.score_groups(part)
-            scored += [
-                list(zip(group[1], score, strict=True)) for group, score in zip(part, scores, strict=True)
-            ]
+            for (_, answers), scores in zip(part, self._scorer.score_groups(part), strict=True):
+                scored.append(list(zip(answers, scores, strict=True)))
         return scored
 
     def complete(

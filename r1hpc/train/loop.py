@@ -280,7 +280,7 @@ def optimizer_step(
 
     Args:
         losses: made one by one as they are asked for: a generator that runs the forward passes.
-        sums: asked when `losses` is used up for what else to add up over the ranks.
+        sums: gives what else to add up over the ranks; called when `losses` is used up.
         num_losses: the loss on record is the sum over the micro batches divided by this.
 
     Raises:
@@ -306,7 +306,7 @@ def agree(session: Session, loss: float = 0.0, sums: Sequence[float] = ()) -> Ag
     """
     job, group = session.job, session.job.group
     stop, save = job.requests.poll()
-    # A nan would make every other sum of the same collective useless, so a flag stands for it.
+    # Counted by a flag of its own: a sum that is nan would not say on how many ranks.
     bad = not math.isfinite(loss)
     mine = [0.0 if bad else loss, float(stop), float(save), float(bad), *sums]
     loss_sum, stops, saves, bads, *summed = group.all_sum(mine)
