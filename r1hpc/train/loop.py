@@ -127,6 +127,9 @@ class Plan:
 class Stage(Protocol):
     """What pretraining, SFT and RL bring to the loop."""
 
+    def begin(self, session: "Session") -> bool:
+        """Before the first step of the attempt; False when a stop was requested before it was done."""
+
     def take_step(self, session: "Session", step: int) -> StepResult | None:
         """Take optimizer step `step` (from 1); None when a stop was requested before it was taken."""
 
@@ -247,22 +250,25 @@ def train(session: Session, stage: Stage) -> Outcome:
     job, snapshots = session.job, session.snapshots
     last_step = job.config.train.num_steps
     step = session.first_step - 1
+    if not stage.begin(session):
+        _save(session, stage, step, hurry=True)
+        return _stopped(session, stage, step)
     stop = agree(session).stop
     while step < last_step and not stop:
         result = stage.take_step(session, step + 1)
         if result is None:
-            save(session, stage, step, hurry=True)
+            _save(session, stage, step, hurry=True)
             stop = True
             break
         step, stop = step + 1, result.stop
         due = step % job.config.checkpoint.save_every == 0 or step == last_step
         if due or result.save or result.stop:
-            save(session, stage, step, hurry=result.stop)
+            _save(session, stage, step, hurry=result.stop)
     finished = step >= last_step and not stop and stage.finish(session)
-    return Outcome(True, step, snapshots.last_committed_step) if finished else stopped(session, stage, step)
+    return Outcome(True, step, snapshots.last_committed_step) if finished else _stopped(session, stage, step)
 
 
-def stopped(session: Session, stage: Stage, step: int) -> Outcome:
+def _stopped(session: Session, stage: Stage, step: int) -> Outcome:
     """The outcome of stopping after `step` because some rank was asked to."""
     reason = next(filter(None, session.job.group.gather(session.job.requests.reason)), "")
     return Outcome(False, step, session.snapshots.last_committed_step, reason, stage.kept(step))
@@ -342,7 +348,7 @@ def _check_finite(
         )
 
 
-def save(session: Session, stage: Stage, step: int, hurry: bool) -> None:
+def _save(session: Session, stage: Stage, step: int, hurry: bool) -> None:
     """Commit the state after `step`, with the metrics and the ledger up to it durable first."""
     job, snapshots = session.job, session.snapshots
     if snapshots.last_committed_step == step:

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,13 +62,6 @@ def policy_of(engine: Any) -> Any:
     return engine.module.policy if isinstance(engine.module, ActorCritic) else engine.module
 
 
-@contextmanager
-def without_adapters(policy: Any) -> Iterator[Any]:
-    """Inside, a policy with LoRA computes what it did before any training: its second matrices began at 0."""
-    with policy.disable_adapter():
-        yield policy
-
-
 @dataclass(frozen=True)
 class Reference:
     """The policy that the KL is taken to: the weights the run starts from.
@@ -81,9 +74,15 @@ class Reference:
     id: str
     """Names its weights."""
 
-    def policy(self, engine: Any) -> AbstractContextManager[Any]:
-        """The network to ask, inside a context."""
-        return without_adapters(policy_of(engine)) if self.network is None else nullcontext(self.network)
+    @contextmanager
+    def policy(self, engine: Any) -> Iterator[Any]:
+        """The network to ask, inside the context."""
+        if self.network is not None:
+            yield self.network
+            return
+        policy = policy_of(engine)
+        with policy.disable_adapter():
+            yield policy
 
 
 def build_reference(job: Job, hf_config: dict[str, Any]) -> Reference | None:

@@ -25,33 +25,29 @@ from r1hpc.train.supervised import SupervisedStage, batch_plan
 def run(job: Job) -> Outcome:
     """Train until the last step or until a stop is requested."""
     loop.check_device(job)
-    stage, plan = open_stage(job)
-    return loop.train(loop.set_up(job, stage, plan), stage)
-
-
-def open_stage(job: Job) -> "tuple[Pretraining, loop.Plan]":
-    """Open the data and build the model."""
     config, group, batch = job.config, job.group, batch_plan(job)
     assert job.dataset_path is not None, "begin sees to the dataset"
     dataset = open_dataset(job.dataset_path, verify=config.data.verify)
-    plan = SamplePlan(dataset.id, dataset.num_tokens, config.data.seq_len, config.data.seed)
+    order = SamplePlan(dataset.id, dataset.num_tokens, config.data.seq_len, config.data.seed)
     hf_config = load_model_config(config, dataset.vocab_size)
     job.watchdog.beat("building the model")
     loader = BatchLoader(
         dataset,
-        plan,
+        order,
         global_batch_size=batch.global_batch_size,
         micro_batch_size=batch.micro_batch_size,
         rank=group.rank,
         world_size=group.world_size,
     )
-    return Pretraining(job, loader.batch), loop.Plan(
+    stage = Pretraining(job, loader.batch)
+    plan = loop.Plan(
         network=build_model(config.model, hf_config, config.train.seed),
         hf_config=hf_config,
         batch=batch,
         data_id=dataset.id,
-        order_id=plan.plan_hash,
+        order_id=order.plan_hash,
     )
+    return loop.train(loop.set_up(job, stage, plan), stage)
 
 
 class Pretraining(SupervisedStage[StepBatch]):

@@ -60,8 +60,7 @@ def run(job: Job) -> Outcome:
             parameters=network.parameter_groups(config) if isinstance(network, ActorCritic) else None,
             facts={"reference": reference.id if reference else None, "algorithm": config.rl.algorithm},
         )
-        session = loop.set_up(job, stage, plan)
-        return loop.train(session, stage) if stage.begin(session) else stage.stopped_at_begin(session)
+        return loop.train(loop.set_up(job, stage, plan), stage)
 
 
 class RlStage:
@@ -88,12 +87,6 @@ class RlStage:
         step, every = session.first_step - 1, self._job.config.evaluate.every
         is_due = step == 0 or (every > 0 and step % every == 0)
         return not is_due or step >= self._job.config.train.num_steps or self._evaluate(session, step)
-
-    def stopped_at_begin(self, session: Session) -> Outcome:
-        """The outcome of a stop that was requested before the first step of this attempt."""
-        step = session.first_step - 1
-        loop.save(session, self, step, hurry=True)
-        return loop.stopped(session, self, step)
 
     def take_step(self, session: Session, step: int) -> StepResult | None:
         """One update, after a rollout where the last one is used up; None: a stop was requested in that."""

@@ -27,12 +27,6 @@ from r1hpc.train.supervised import SupervisedStage, batch_plan
 def run(job: Job) -> Outcome:
     """Train until the last step or until a stop is requested."""
     loop.check_device(job)
-    stage, plan = open_stage(job)
-    return loop.train(loop.set_up(job, stage, plan), stage)
-
-
-def open_stage(job: Job) -> "tuple[FineTuning, loop.Plan]":
-    """Open the traces and build the model."""
     config, group, batch = job.config, job.group, batch_plan(job)
     assert job.dataset_path is not None, "begin sees to the dataset"
     tokenizer = load_tokenizer(config.model)
@@ -49,13 +43,15 @@ def open_stage(job: Job) -> "tuple[FineTuning, loop.Plan]":
     )
     hf_config = load_model_config(config, tokenizer.get_vocab_size())
     job.watchdog.beat("building the model")
-    return FineTuning(job, loader.batch), loop.Plan(
+    stage = FineTuning(job, loader.batch)
+    plan = loop.Plan(
         network=build_policy(config, hf_config),
         hf_config=hf_config,
         batch=batch,
         data_id=dataset.id,
         order_id=loader.plan_hash,
     )
+    return loop.train(loop.set_up(job, stage, plan), stage)
 
 
 class FineTuning(SupervisedStage[TraceBatch]):

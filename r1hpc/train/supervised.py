@@ -67,6 +67,9 @@ class SupervisedStage(ABC, Generic[BatchT]):
     def seq_len(self, batch: BatchT) -> int:
         """Positions of a row that are computed, for MFU."""
 
+    def begin(self, session: Session) -> bool:
+        return True
+
     def take_step(self, session: Session, step: int) -> StepResult:
         """One optimizer step on the samples of `step`: [(step - 1) x global_batch_size, step x ...)."""
         job, started = self._job, time.monotonic()
