@@ -130,7 +130,7 @@ class RlStage:
 
     def meta(self, step: int) -> dict[str, Any]:
         return {
-            "window": self._rollout_index,
+            "window": self._rollout_index,  # as in the checkpoints that there are
             "next_item": self._next_item,
             "update": self._update,
             "tokens": self._tokens,
