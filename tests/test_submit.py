@@ -1,7 +1,6 @@
 """The submit command: what it prints, writes and refuses. Slurm is not needed, and not on PATH."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +30,7 @@ def submit(place: Path, *words: str, **variables: str) -> "subprocess.CompletedP
 
 
 def fake_sbatch(place: Path, body: str = "echo 41") -> None:
-    """sbatch at the edge of the world: notes its environment, answers as told."""
+    """sbatch at the edge of the world: notes its environment, answers as it was set up."""
     for name in ("sbatch", "srun"):
         path = place / "bin" / name
         path.write_text(f'#!/bin/bash\n[ "$1" != --version ] || exit 0\nexport -p > {place}/env\n{body}\n')
@@ -61,6 +60,8 @@ def test_json_is_one_object_with_the_agreed_keys(place: Path) -> None:
     assert (result["run_id"], result["executor"], result["job_id"]) == ("a", "slurm", None)
     assert result["run_dir"] == str(place / "runs" / "a")
     assert result["plan"]["num_steps"] == 60
+    assert result["script"] == result["script_text"]
+    assert result["script"].startswith("#!/bin/bash\n")
     assert len(done.stdout.splitlines()) == 1
 
 
@@ -180,6 +181,14 @@ def test_a_submission_freezes_first_and_prints_the_handles(place: Path) -> None:
     assert "planted-secret" not in exported + "".join(p.read_text() for p in run.rglob("*.json"))
 
 
+def test_the_script_is_a_file_or_in_a_dry_run_the_text(place: Path) -> None:
+    fake_sbatch(place)
+    words = ("jobs/smoke.yaml", "--run-name", "a", "--executor", "slurm", "--json")
+    dry, done = answer(submit(place, *words, "--dry-run")), answer(submit(place, *words))
+    assert "#SBATCH --job-name=a" in dry["script"].splitlines()
+    assert Path(done["script"]).read_text() == dry["script"]
+
+
 def test_a_refused_submission_leaves_no_folder(place: Path) -> None:
     fake_sbatch(place, "echo 'sbatch: error: Invalid account' >&2; exit 1")
     done = submit(place, "jobs/smoke.yaml", "--run-name", "a")
@@ -247,16 +256,3 @@ def test_a_requeued_train_sh_finds_its_run_again(place: Path) -> None:
     assert submit(place, *words, **job).stdout == first.stdout
     other = submit(place, *words, **{**job, "SLURM_JOB_ID": "78"})
     assert (other.returncode, "--resume" in other.stderr) == (2, True)
-
-
-def test_the_dispatcher_knows_the_verbs(place: Path) -> None:
-    def verb(*words: str) -> "subprocess.CompletedProcess[str]":
-        environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-        return subprocess.run(
-            [sys.executable, "-m", "r1hpc", *words], env=environ, capture_output=True, text=True
-        )
-
-    assert "submit" in verb("--help").stdout
-    wrong = verb("sumbit")
-    assert (wrong.returncode, "did you mean 'submit'" in wrong.stderr) == (2, True)
-    assert verb("submit", "--help").returncode == 0

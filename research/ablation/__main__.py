@@ -13,7 +13,8 @@ are shared between the arms of a seed that do not change them, and between ablat
 On this machine (no Slurm) the seeds run one after the other, and the call ends with them. On Slurm
 it ends when all is submitted, with the table of what is finished; --follow waits.
 
-Exit status 0: every arm is finished, or submitted to Slurm; 1: one has failed.
+Run it from a checkout; it is not part of the installed package. Exit status 0: every arm is finished, or
+submitted to Slurm; 1: one has failed. What was found so far: docs/claims.md, and measured/*.json in full.
 """
 
 import argparse
@@ -27,12 +28,13 @@ from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import write_json
 from r1hpc.base.names import nearest, printable
+from r1hpc.base.rundir import default_run_root
 from r1hpc.slurm import flags
 
 # What is needed only once something is asked for is imported where it is used: --help must be quick.
 if TYPE_CHECKING:
-    from r1hpc.submission.chain_command import Submitted
-    from r1hpc.submission.submit_run import Order
+    from r1hpc.submission.order import Order
+    from r1hpc.submission.submit_chain import SubmittedChain
     from research.ablation.study import Study
 
 _JOB = "r1"
@@ -52,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"note     {note}", file=sys.stderr)
     if arguments.dry_run:
         done = [submit_seed(study, seed, order, places) for seed in seeds]
-        _announce(study, done, arguments)
+        _print_plan(study, done, arguments)
         return 0
     failed, submitted = False, []
     for seed in seeds:
@@ -87,7 +89,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--cluster", metavar="NAME", help="profile in configs/cluster/; default $R1HPC_CLUSTER"
     )
     parser.add_argument("--over-budget", metavar="REASON", help="go over the budget, and say why")
-    parser.add_argument("--out", metavar="FILE", help="write the results as JSON, for r1hpc claims")
+    parser.add_argument("--out", metavar="FILE", help="write the results as JSON, as in measured/")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     flags.add_flags(parser)
     arguments, unknown = parser.parse_known_intermixed_args(list(argv))
@@ -104,7 +106,7 @@ def _study(arguments: argparse.Namespace, argv: Sequence[str]) -> "tuple[Study, 
     from r1hpc.config.load import find_job
     from r1hpc.slurm.fields import refuse_shell_overrides
     from r1hpc.submission.chain_file import without_stage
-    from r1hpc.submission.submit_run import Order, Purpose, place
+    from r1hpc.submission.order import Order, Purpose
     from research.ablation.arms import ABLATIONS, find_ablation
     from research.ablation.study import open_study, split_overrides
 
@@ -122,7 +124,8 @@ def _study(arguments: argparse.Namespace, argv: Sequence[str]) -> "tuple[Study, 
         *places,
         *flags.overrides_from_flags(arguments),
     ]
-    folder = place(arguments.run_root, arguments.run_name or f"ablate-{ablation.name}")
+    root = Path(arguments.run_root) if arguments.run_root else default_run_root()
+    folder = Order(run_root=root).folder(arguments.run_name or f"ablate-{ablation.name}")
     arms = arguments.arms.split(",") if arguments.arms else None
     job = find_job(words[1] if words[1:] else _JOB)
     study = open_study(folder.path, ablation.name, job, trained, arms, places, arguments.cluster)
@@ -138,14 +141,14 @@ def _study(arguments: argparse.Namespace, argv: Sequence[str]) -> "tuple[Study, 
     return study, order, places
 
 
-def _follow(done: "Submitted") -> int:
+def _follow(done: "SubmittedChain") -> int:
     from r1hpc.submission.chain_state import follow_chain
 
     return follow_chain(done.chain, done.jobs, sys.stderr) if done.jobs else 0
 
 
-def _announce(study: "Study", done: "Sequence[Submitted]", arguments: argparse.Namespace) -> None:
-    """A dry run: the arms, what tells each from the others, and the stages with what would be done."""
+def _print_plan(study: "Study", done: "Sequence[SubmittedChain]", arguments: argparse.Namespace) -> None:
+    """A dry run: the arms, how each differs from the others, and the stages with what would be done."""
     from r1hpc.base.tables import format_table, wrap
 
     steps = [(seed, step) for seed, chain in enumerate(done) for step in chain.steps]

@@ -9,7 +9,7 @@
     seed0.yaml seed0/ …     the chain of each seed: traces, sft-<digest> and one stage per arm
 
 Everything random hangs on the seed: demonstrations, questions, held-out items, weights, order, samples. So
-the arms of one seed are alike in all but what they are told. A cold start that another ablation under the
+the arms of one seed are alike in all but their settings. A cold start that another ablation under the
 same run root has finished, with the same seed and settings, is used and not trained again.
 """
 
@@ -29,11 +29,11 @@ from r1hpc.base.files import read_json, write_json
 from r1hpc.base.names import check_name, printable
 from r1hpc.base.rundir import RunDir
 from r1hpc.config import load
-from r1hpc.submission import submit_run as submission
-from r1hpc.submission.chain_command import Submitted, submit_chain
 from r1hpc.submission.chain_file import open_definition, without_stage
 from r1hpc.submission.chain_folder import ChainDir, supervisor_pid
-from r1hpc.submission.submit_run import Order, Purpose
+from r1hpc.submission.order import Order, Purpose
+from r1hpc.submission.start_run import create_parent
+from r1hpc.submission.submit_chain import SubmittedChain, submit_chain
 from research.ablation.arms import ABLATIONS, Ablation, Arm, Settings, choose_arms
 
 KINDS = ("traces", "sft", "rl")
@@ -176,7 +176,7 @@ def overrides_of_kind(kind: str, overrides: Sequence[str]) -> list[str]:
     return found
 
 
-def submit_seed(study: Study, seed: int, order: Order, places: Sequence[str] = ()) -> Submitted:
+def submit_seed(study: Study, seed: int, order: Order, places: Sequence[str] = ()) -> SubmittedChain:
     """Begin or go on with the chain of one seed. A dry run writes nothing that stays.
 
     Args:
@@ -189,8 +189,8 @@ def submit_seed(study: Study, seed: int, order: Order, places: Sequence[str] = (
     chain = study.chain(seed)
     if chain.definition.is_file():
         # One that is being worked on is left alone, whatever is said of its resources.
-        told = () if supervisor_pid(chain) is not None else _for_stages(_frozen_stages(chain), places)
-        return submit_chain(chain, None, replace(order, overrides=told))
+        changed = () if supervisor_pid(chain) is not None else _for_stages(_frozen_stages(chain), places)
+        return submit_chain(chain, None, replace(order, overrides=changed))
     stages = chain_stages(study, seed)
     order = replace(order, overrides=_for_stages({s["name"]: s["stage"] for s in stages}, places))
     source = study.path / f"seed{seed}.yaml"
@@ -287,7 +287,7 @@ def _as_record(study: Study) -> dict[str, Any]:
 def _write_study(study: Study) -> None:
     if _record(study.path).is_file():
         return
-    submission.create_parent(RunDir(study.path))
+    create_parent(RunDir(study.path))
     study.path.mkdir(mode=0o700, exist_ok=True)
     write_json(_record(study.path), _as_record(study))
 

@@ -20,9 +20,10 @@ from r1hpc.accounting.budget import (
     format_hours,
     load_budget,
 )
-from r1hpc.accounting.budget_status import check_submission, read_budget_status, survey
+from r1hpc.accounting.budget_status import check_submission, read_budget_status
 from r1hpc.accounting.forecast import Spread, around, until_limit
-from r1hpc.accounting.runs import clip
+from r1hpc.accounting.ledger import clip
+from r1hpc.accounting.open_ledger import survey
 from r1hpc.base.errors import ConfigError
 from r1hpc.config.load import assets
 from r1hpc.slurm.limits import TresLimit, gpu_limits, read_assoc_mgr, read_sshare
