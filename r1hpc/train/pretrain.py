@@ -15,7 +15,7 @@ import torch
 
 from r1hpc.base.failpoints import failpoint
 from r1hpc.data.loader import BatchLoader, StepBatch
-from r1hpc.data.order import SamplePlan
+from r1hpc.data.mixture import open_plan
 from r1hpc.data.reader import open_dataset
 from r1hpc.plan.batch import solve_batch
 from r1hpc.plan.model import load_model_config
@@ -43,7 +43,13 @@ def open_stage(job: Job) -> "tuple[Pretraining, loop.Plan]":
         train_.gradient_accumulation_steps,
     )
     dataset = open_dataset(job.dataset_path, verify=config.data.verify)
-    plan = SamplePlan(dataset.id, dataset.num_tokens, config.data.seq_len, config.data.seed)
+    plan = open_plan(
+        dataset,
+        config.data.seq_len,
+        config.data.seed,
+        batch.global_batch_size,
+        num_samples=train_.num_steps * batch.global_batch_size,
+    )
     hf_config = load_model_config(config, dataset.vocab_size)
     job.watchdog.beat("building the model")
     loader = BatchLoader(
