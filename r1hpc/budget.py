@@ -8,23 +8,31 @@ Spent hours are Slurm's own over all attempts where the budget names an account,
 Every forecast is P50 (P10 to P90).
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from r1hpc.accounting.budget import Budget, find_budget, format_day, format_hours, load_budget
-from r1hpc.accounting.budget_status import PACE_DAYS, BudgetStatus, read_budget_status, survey
-from r1hpc.accounting.campaign import CampaignProgress, follow, load_campaign
-from r1hpc.accounting.forecast import Spread
 from r1hpc.base.choose_run import add_run_root
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.rundir import default_run_root
 from r1hpc.base.tables import format_table, wrap
 
+if TYPE_CHECKING:  # at run time what only an answer needs is imported for it: --help must be quick
+    from r1hpc.accounting.budget import Budget
+    from r1hpc.accounting.budget_status import BudgetStatus
+    from r1hpc.accounting.campaign import CampaignProgress
+    from r1hpc.accounting.forecast import Spread
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
+    from r1hpc.accounting.budget import find_budget, load_budget
+    from r1hpc.accounting.budget_status import read_budget_status, survey
+    from r1hpc.accounting.campaign import follow, load_campaign
+
     root = Path(arguments.run_root) if arguments.run_root else default_run_root()
     now = time.time()
     path = find_budget(root, arguments.budget)
@@ -98,6 +106,8 @@ def _blocks(
 
 
 def _title(path: Path, budget: Budget | None) -> str:
+    from r1hpc.accounting.budget import format_day, format_hours
+
     if budget is None:
         return wrap(f"No budget is set: give gpu_hours in {path}, or copy that file to RUN_ROOT/budget.yaml")
     whose = f"account {budget.account}" if budget.account else "the runs under the run root"
@@ -107,6 +117,8 @@ def _title(path: Path, budget: Budget | None) -> str:
 
 
 def _table(budget: Budget | None, standing: BudgetStatus) -> str:
+    from r1hpc.accounting.budget import format_hours
+
     granted = budget.gpu_hours if budget else None
     rows = [
         ("spent", format_hours(standing.spent), "", _share(standing.spent, granted), f"by {standing.source}"),
@@ -132,6 +144,9 @@ def _table(budget: Budget | None, standing: BudgetStatus) -> str:
 
 
 def _pace(budget: Budget | None, standing: BudgetStatus, now: float) -> str:
+    from r1hpc.accounting.budget import format_day, format_hours
+    from r1hpc.accounting.budget_status import PACE_DAYS
+
     left = (budget.gpu_hours or 0.0) - standing.spent if budget else 0.0
     until = standing.lasts_until(left, now)
     if until is None:
@@ -147,6 +162,8 @@ def _left_after(granted: float, standing: BudgetStatus) -> dict[str, float]:
 
 
 def _warnings(budget: Budget, standing: BudgetStatus) -> Iterator[str]:
+    from r1hpc.accounting.budget import format_hours
+
     granted, after = budget.gpu_hours or 0.0, standing.spent + standing.committed.p50
     spent, promised = budget.passed(standing.spent), budget.passed(after)
     if spent:
@@ -160,6 +177,8 @@ def _warnings(budget: Budget, standing: BudgetStatus) -> Iterator[str]:
 
 
 def _limits(standing: BudgetStatus) -> str:
+    from r1hpc.accounting.budget import format_hours
+
     rows = [
         (
             limit.owner,
@@ -179,6 +198,8 @@ def _limits(standing: BudgetStatus) -> str:
 
 
 def _campaign(progress: CampaignProgress) -> str:
+    from r1hpc.accounting.budget import format_day, format_hours
+
     plan, forecast = progress.campaign, progress.forecast
     rows = [
         (
@@ -211,6 +232,8 @@ def _campaign(progress: CampaignProgress) -> str:
 
 
 def _spread(spread: Spread) -> tuple[str, str]:
+    from r1hpc.accounting.budget import format_hours
+
     if spread.p90 == 0:
         return "0", ""
     return format_hours(spread.p50), f"{format_hours(spread.p10)} to {format_hours(spread.p90)}"

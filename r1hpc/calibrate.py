@@ -8,18 +8,22 @@ it. From five runs on the site's own ratios replace the published prior; `estima
 apply them by themselves. Hours are GPU-hours, for CPU runs node-hours.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from r1hpc.accounting.calibrate import Site, finished_runs
-from r1hpc.accounting.correction import CPU, Scored, correction, effect, score
 from r1hpc.base.choose_run import add_run_root
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.rundir import default_run_root
 from r1hpc.base.tables import format_table, wrap
+
+if TYPE_CHECKING:  # at run time what only an answer needs is imported for it: --help must be quick
+    from r1hpc.accounting.calibrate import Site
+    from r1hpc.accounting.correction import Scored
 
 _HEADINGS = ("run", "estimate", "actual", "by", "ratio", "corrected", "error", "then")
 
@@ -29,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     add_run_root(parser)
     arguments = parser.parse_args(argv)
+    from r1hpc.accounting.calibrate import finished_runs
+
     root = Path(arguments.run_root) if arguments.run_root else default_run_root()
     if not root.is_dir():
         raise UsageError(
@@ -43,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _as_json(site: Site, resource: str) -> dict[str, Any]:
+    from r1hpc.accounting.correction import correction, effect, score
+
     scored = score(site.of(resource))
     shown = effect(scored)
     return {
@@ -58,6 +66,8 @@ def _rest(site: Site) -> dict[str, Any]:
 
 
 def _as_text(site: Site, resource: str) -> str:
+    from r1hpc.accounting.correction import correction, score
+
     scored = score(site.of(resource))
     now = correction(resource, site.of(resource))
     table = format_table(_HEADINGS, [_row(each) for each in scored], right={1, 2, 4, 5, 6, 7}, indent="  ")
@@ -85,6 +95,8 @@ def _row(each: Scored) -> tuple[str, ...]:
 
 
 def _effect(scored: Sequence[Scored]) -> list[str]:
+    from r1hpc.accounting.correction import effect
+
     shown = effect(scored)
     if shown is None:
         return []
@@ -107,6 +119,8 @@ def _left_out(site: Site) -> str:
 
 
 def _unit(resource: str) -> str:
+    from r1hpc.accounting.correction import CPU
+
     return "node-hours" if resource == CPU else "GPU-hours"
 
 

@@ -11,6 +11,8 @@ loses least, and which configurations fit the card. Whole numbers may be written
 How good it is: docs/estimator.md.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import re
@@ -18,21 +20,21 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import printable
 from r1hpc.base.rundir import default_run_root
 from r1hpc.base.units import format_duration
-from r1hpc.estimator.estimate import METHODS, Estimate, Quantiles, estimate, seed_estimate, with_card
-from r1hpc.estimator.estimate_run import estimate_of_run, estimate_rl, guessed_cache_bytes
-from r1hpc.estimator.estimate_text import estimate_text, hours_words
-from r1hpc.estimator.goodput import GPU_HOURS_PER_FAILURE, RESTART_S, SAVE_S, FailureRates
-from r1hpc.estimator.rl_phase import RlWork
-from r1hpc.estimator.workload import PRECISIONS, RECOMPUTATION, Workload, check_choice, parse_count
-from r1hpc.plan.hardware import Gpu, find_gpu
-from r1hpc.plan.shape import ModelShape, model_shape
+
+if TYPE_CHECKING:  # at run time what only an answer needs is imported for it: --help must be quick
+    from r1hpc.estimator.estimate import Estimate
+    from r1hpc.estimator.goodput import FailureRates
+    from r1hpc.estimator.rl_phase import RlWork
+    from r1hpc.estimator.workload import Workload
+    from r1hpc.plan.hardware import Gpu
+    from r1hpc.plan.shape import ModelShape
 
 _DEFAULT_GPU = "A100-SXM4-80GB"
 _ASSUMED_GPUS_PER_NODE = 8
@@ -106,6 +108,8 @@ _RECOMPUTE_ALIASES = {"yes": "full", "true": "full", "no": "none", "false": "non
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _read(argv)
+    from r1hpc.estimator.estimate_text import estimate_text
+
     if arguments.method != "measured" and (chain := _chain_file(arguments)):
         return _print_chain(chain, arguments)
     found, correction = _corrected(_answer(arguments), arguments)
@@ -157,6 +161,8 @@ def _negative_values(argv: Sequence[str] | None) -> list[str]:
 
 
 def _parser() -> ArgumentParser:
+    from r1hpc.estimator.estimate import METHODS
+
     parser = ArgumentParser(prog="python -m r1hpc.estimate", description=__doc__)
     parser.add_argument("words", nargs="*", metavar="JOB.yaml | KEY=VALUE", help="a job file, or flags alone")
     parser.add_argument("--method", choices=METHODS, default="flops", help="default: flops")
@@ -199,6 +205,8 @@ def _add_hardware(group: Any) -> None:
 
 
 def _add_layout(group: Any) -> None:
+    from r1hpc.estimator.workload import PRECISIONS, RECOMPUTATION
+
     group.add_argument("--precision", metavar="NAME", help=f"{', '.join(PRECISIONS)}; default bf16")
     group.add_argument("--global-batch-tokens", metavar="T", help="tokens of an optimizer step over all GPUs")
     group.add_argument("--micro-batch-size", type=float, metavar="N", help="sequences a GPU and forward pass")
@@ -216,6 +224,8 @@ def _add_layout(group: Any) -> None:
 
 
 def _add_losses(group: Any) -> None:
+    from r1hpc.estimator.goodput import GPU_HOURS_PER_FAILURE, RESTART_S, SAVE_S
+
     group.add_argument(
         "--gpu-hours-per-failure",
         type=float,
@@ -255,8 +265,10 @@ def _chain_file(arguments: argparse.Namespace) -> Path | None:
 
 
 def _print_chain(job: Path, arguments: argparse.Namespace) -> int:
+    from r1hpc.estimator.goodput import FailureRates
+    from r1hpc.plan.hardware import find_gpu
     from r1hpc.submission.chain_estimate import estimate_chain
-    from r1hpc.submission.submit_run import Order, Purpose
+    from r1hpc.submission.order import Order, Purpose
 
     if arguments.method == "seed":
         raise UsageError(f"{job} is a chain, and the article's formula is for one run: leave --method out")
@@ -294,6 +306,10 @@ def _answer(arguments: argparse.Namespace) -> Estimate:
 
 
 def _estimated(arguments: argparse.Namespace) -> Estimate:
+    from r1hpc.estimator.estimate import estimate, seed_estimate, with_card
+    from r1hpc.estimator.estimate_run import estimate_rl
+    from r1hpc.estimator.goodput import SAVE_S
+
     if arguments.method == "measured":
         return _of_measured_run(arguments)
     if arguments.target is not None:
@@ -322,11 +338,16 @@ def _estimated(arguments: argparse.Namespace) -> Estimate:
 
 
 def _rates(arguments: argparse.Namespace) -> FailureRates:
+    from r1hpc.estimator.goodput import FailureRates
+
     return FailureRates(arguments.gpu_hours_per_failure, arguments.preemptions_per_day, arguments.restart_s)
 
 
 def _corrected(found: Estimate, arguments: argparse.Namespace) -> tuple[Estimate, dict[str, Any]]:
     """With what this site's own finished runs say of such estimates; unchanged where there are none."""
+    from r1hpc.estimator.estimate import Quantiles
+    from r1hpc.estimator.estimate_text import hours_words
+
     root = Path(arguments.run_root) if arguments.run_root else default_run_root()
     if found.method != "flops" or not root.is_dir():
         return found, {}
@@ -349,6 +370,8 @@ def _corrected(found: Estimate, arguments: argparse.Namespace) -> tuple[Estimate
 
 
 def _workload(arguments: argparse.Namespace, shape: ModelShape | None) -> Workload:
+    from r1hpc.estimator.workload import Workload
+
     gpu = _gpu(arguments)
     known: dict[str, Any] = {
         "tokens": _tokens(arguments),
@@ -376,6 +399,8 @@ def _workload(arguments: argparse.Namespace, shape: ModelShape | None) -> Worklo
 
 
 def _shape(arguments: argparse.Namespace) -> ModelShape | None:
+    from r1hpc.plan.shape import model_shape
+
     path = arguments.model_config
     if path is None:
         return None
@@ -390,6 +415,8 @@ def _shape(arguments: argparse.Namespace) -> ModelShape | None:
 
 def _gpu(arguments: argparse.Namespace) -> Gpu:
     """The card of the table, or one told by its numbers."""
+    from r1hpc.plan.hardware import Gpu, find_gpu
+
     if arguments.peak_tflops is None:
         return find_gpu(arguments.gpu or _DEFAULT_GPU)
     for flag in ("peak_tflops", "gpu_memory_gib", "gpu_bandwidth_tb_s"):
@@ -410,6 +437,8 @@ def _precision(given: str | None, gpu: Gpu) -> str:
 
 
 def _recompute(given: str | None) -> str | None:
+    from r1hpc.estimator.workload import RECOMPUTATION, check_choice
+
     found = None if given is None else _RECOMPUTE_ALIASES.get(given, given)
     check_choice("--recompute", found, RECOMPUTATION)
     return found
@@ -430,6 +459,8 @@ def _gigabytes(arguments: argparse.Namespace) -> float:
 
 
 def _count(arguments: argparse.Namespace, name: str) -> float:
+    from r1hpc.estimator.workload import parse_count
+
     given = getattr(arguments, name)
     flag = f"--{name.replace('_', '-')}"
     if given is None:
@@ -449,6 +480,10 @@ def _positive(flag: str, value: float | None) -> float | None:
 
 
 def _rl_work(arguments: argparse.Namespace) -> RlWork:
+    from r1hpc.estimator.estimate_run import guessed_cache_bytes
+    from r1hpc.estimator.rl_phase import RlWork
+    from r1hpc.estimator.workload import parse_count
+
     if arguments.num_gpus is None:
         raise UsageError("reinforcement learning needs --num-gpus: how completions are batched depends on it")
     params, gpu = _count(arguments, "params"), _gpu(arguments)
@@ -477,6 +512,9 @@ def _of_job(arguments: argparse.Namespace) -> Estimate:
     """As submit would see it, on the asked number of GPUs."""
     from r1hpc.config import load
     from r1hpc.data.preview import preview_vocab_size
+    from r1hpc.estimator.estimate import seed_estimate
+    from r1hpc.estimator.estimate_run import estimate_of_run
+    from r1hpc.plan.hardware import find_gpu
     from r1hpc.plan.run import make_plan
 
     config = load.load(arguments.target, arguments.overrides, arguments.cluster)

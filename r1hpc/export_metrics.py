@@ -13,18 +13,16 @@ TensorBoard and W&B are extras: pip install 'r1hpc[tensorboard]', 'r1hpc[wandb]'
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from r1hpc.attempt.state import look
 from r1hpc.base.choose_run import add_run_root, choose_run, flat_name, full_name
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.rundir import RunDir
-from r1hpc.telemetry.gpu_series import read_gpu_series
-from r1hpc.telemetry.metrics import Step, follow_steps, read_steps
-from r1hpc.telemetry.prometheus import write_textfile
-from r1hpc.telemetry.tensorboard import TensorBoardWriter
-from r1hpc.telemetry.wandb_export import WandbWriter
+
+if TYPE_CHECKING:  # --help must be quick
+    from r1hpc.telemetry.metrics import Step
+    from r1hpc.telemetry.tensorboard import TensorBoardWriter
 
 _LEAST_PERIOD_S = 1.0
 
@@ -58,6 +56,10 @@ def _parser() -> ArgumentParser:
 
 
 def _to_tensorboard(run: RunDir, arguments: Any) -> dict[str, Any]:
+    from r1hpc.telemetry.gpu_series import read_gpu_series
+    from r1hpc.telemetry.metrics import read_steps
+    from r1hpc.telemetry.tensorboard import TensorBoardWriter
+
     folder = (arguments.out / flat_name(run)) if arguments.out else run.report / "tensorboard"
     with TensorBoardWriter(folder) as writer:
         if arguments.follow:
@@ -68,8 +70,10 @@ def _to_tensorboard(run: RunDir, arguments: Any) -> dict[str, Any]:
     return {"steps": count, "folder": str(folder)}
 
 
-def _stream(run: RunDir, writer: TensorBoardWriter, every_s: float) -> int:
+def _stream(run: RunDir, writer: "TensorBoardWriter", every_s: float) -> int:
     """All steps in the order they were taken, and those to come."""
+    from r1hpc.telemetry.metrics import follow_steps
+
     newer = follow_steps(run)
     count = 0
     for _ in _until_over(run, every_s):
@@ -78,12 +82,14 @@ def _stream(run: RunDir, writer: TensorBoardWriter, every_s: float) -> int:
     return count
 
 
-def _available(newer: Callable[[], list[Step]]) -> Iterator[Step]:
+def _available(newer: "Callable[[], list[Step]]") -> "Iterator[Step]":
     while steps := newer():
         yield from steps
 
 
 def _to_prometheus(run: RunDir, arguments: Any) -> dict[str, Any]:
+    from r1hpc.telemetry.prometheus import write_textfile
+
     path = run.metrics / "r1hpc.prom"
     if arguments.out is not None:
         if not arguments.out.is_dir():
@@ -96,6 +102,9 @@ def _to_prometheus(run: RunDir, arguments: Any) -> dict[str, Any]:
 
 
 def _to_wandb(run: RunDir, arguments: Any) -> dict[str, Any]:
+    from r1hpc.telemetry.metrics import read_steps
+    from r1hpc.telemetry.wandb_export import WandbWriter
+
     with WandbWriter(run, arguments.project, flat_name(run)) as writer:
         count = writer.steps(read_steps(run).effective.values())
     return {"steps": count, "project": arguments.project}
@@ -103,6 +112,8 @@ def _to_wandb(run: RunDir, arguments: Any) -> dict[str, Any]:
 
 def _until_over(run: RunDir, every_s: float) -> Iterator[None]:
     """Now, every so often, and once after the run is over."""
+    from r1hpc.attempt.state import look
+
     over = False
     while True:
         yield

@@ -10,7 +10,6 @@ Called by the job's script (job.sh in the run folder); by hand only to debug.
 """
 
 import os
-import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -80,37 +79,12 @@ def _begin(run: RunDir) -> int:
 
 
 def _end(run: RunDir, attempt: int, status: int) -> int:
-    from r1hpc.attempt.end import Next, end
-    from r1hpc.attempt.needs import is_stage
-    from r1hpc.slurm.requeue import requeue, resubmit
-    from r1hpc.telemetry.attempts import Cause, record
+    from r1hpc.submission.next_job import end_and_go_on
 
     begun = [event.get("attempt") for event in read_records(run.attempts) if event.get("event") == "begin"]
     if attempt not in begun:
         raise UsageError(f"{run.run_id} has begun no attempt {attempt}: give the number begin printed")
-    ended = end(run, attempt, status)
-    job = ended.attempt.job_id
-    # Ten minutes: a controller that restarts must not cost the run its next attempt.
-    if ended.next is Next.requeue and job is not None and not requeue(job, patience_s=600):
-        print("the cluster does not requeue this job: submitting it again", file=sys.stderr)
-        fresh = resubmit(run.script, after=job)
-        record(run, "resubmitted", job_id=fresh, executor="slurm")
-        _move_dependents(run, fresh)
-    if ended.attempt.cause is Cause.stopped and is_stage(run):
-        return 1  # nothing failed, but the jobs that wait for this one must not begin
-    return ended.exit_status
-
-
-def _move_dependents(run: RunDir, fresh: str) -> None:
-    """Stages that wait for this job shall wait for the one in which the run goes on."""
-    from r1hpc.slurm.client import SlurmError
-    from r1hpc.submission.advance import move_dependents
-
-    try:
-        for job_id in move_dependents(run, fresh):
-            print(f"job {job_id} waits for job {fresh} now", file=sys.stderr)
-    except SlurmError as error:  # then the next stage begins too early, refuses, and says so
-        print(f"a stage that waits for this one could not be told: {error}", file=sys.stderr)
+    return end_and_go_on(run, attempt, status)
 
 
 if __name__ == "__main__":

@@ -16,22 +16,24 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.names import printable
 from r1hpc.base.units import format_bytes
-from r1hpc.telemetry.gpu_reading import GpuReading
-from r1hpc.telemetry.gpu_summary import summarise
-from r1hpc.telemetry.nvml import Nvml, open_nvml
-from r1hpc.telemetry.sampler import MIN_PERIOD_S, GpuSampler
+
+if TYPE_CHECKING:  # --help must be quick
+    from r1hpc.telemetry.gpu_reading import GpuReading
+    from r1hpc.telemetry.nvml import Nvml
 
 _HEADINGS = ("GPU", "UUID", "name", "util", "memory", "power", "temp", "SM clock", "slowed by", "processes")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
+    from r1hpc.telemetry.sampler import MIN_PERIOD_S
+
     if not MIN_PERIOD_S <= arguments.period <= 3600:
         raise UsageError(
             f"--period {arguments.period:g} is not between {MIN_PERIOD_S} and 3600 seconds; "
@@ -59,6 +61,8 @@ def _parser() -> ArgumentParser:
 
 
 def _show(arguments: Any, stopping: threading.Event) -> int:
+    from r1hpc.telemetry.nvml import open_nvml
+
     nvml = open_nvml()
     while True:
         readings = [device.read(links=arguments.json) for device in nvml.devices]
@@ -73,6 +77,9 @@ def _show(arguments: Any, stopping: threading.Event) -> int:
 
 
 def _record(arguments: Any, stopping: threading.Event) -> int:
+    from r1hpc.telemetry.gpu_summary import summarise
+    from r1hpc.telemetry.sampler import GpuSampler
+
     # What the sampler logs comes back as its message, and is said once.
     logging.getLogger("r1hpc.telemetry.sampler").addHandler(logging.NullHandler())
     sampler = GpuSampler(arguments.out, _node(), attempt=0, period_s=arguments.period)
@@ -89,7 +96,7 @@ def _record(arguments: Any, stopping: threading.Event) -> int:
     return 0
 
 
-def _as_json(nvml: Nvml, readings: Sequence[GpuReading]) -> dict[str, Any]:
+def _as_json(nvml: "Nvml", readings: "Sequence[GpuReading]") -> dict[str, Any]:
     return {
         "time": time.time(),
         "node": _node(),
@@ -104,20 +111,20 @@ def _node() -> str:
     return socket.gethostname().split(".")[0]
 
 
-def _title(nvml: Nvml) -> list[str]:
+def _title(nvml: "Nvml") -> list[str]:
     source = " (source=stub: a test library, these numbers mean nothing)" if nvml.source == "stub" else ""
     title = f"{_node()}, {time.strftime('%Y-%m-%d %H:%M:%S')}, driver {printable(nvml.driver)}{source}"
     return [title, *(f"note: {note}" for note in nvml.notes)]
 
 
-def table(readings: Sequence[GpuReading]) -> list[str]:
+def table(readings: "Sequence[GpuReading]") -> list[str]:
     """One aligned line per GPU under a line of headings."""
     rows = [_HEADINGS, *(_row(reading) for reading in readings)]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
-def _row(reading: GpuReading) -> tuple[str, ...]:
+def _row(reading: "GpuReading") -> tuple[str, ...]:
     return (
         _cell(reading.index),
         printable(reading.uuid),

@@ -14,6 +14,8 @@ over midnight is split between its days. Slurm's own records are used where they
 without them what the run folders say; the run's own record tells what the hours went into.
 """
 
+from __future__ import annotations
+
 import csv
 import sys
 import time
@@ -21,30 +23,28 @@ from argparse import BooleanOptionalAction
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from r1hpc.accounting.account import Selection, hours_from_sacct, hours_of_file, hours_of_runs, known_jobs
-from r1hpc.accounting.ledger import RunLedger, ledger_text, open_ledger
-from r1hpc.accounting.review import Review, review_run
-from r1hpc.accounting.usage import PRINTED_BY, parse_when, pick_records
-from r1hpc.attempt.state import all_slurm_jobs
 from r1hpc.base.choose_run import add_run_root, all_runs, choose_run
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.rundir import RunDir, default_run_root
 from r1hpc.base.tables import wrap
-from r1hpc.reporting.review_text import as_text, hours_text
-from r1hpc.slurm.client import SlurmError, without_advice
-from r1hpc.submission.chain_folder import choose_chain
-from r1hpc.telemetry.hours import fold_hours
-from r1hpc.telemetry.metrics import Difference, compare
-from r1hpc.telemetry.timeline import Split
+
+if TYPE_CHECKING:  # at run time what only an answer needs is imported for it: --help must be quick
+    from r1hpc.accounting.account import Selection
+    from r1hpc.accounting.ledger import RunLedger
+    from r1hpc.accounting.review import Review
+    from r1hpc.telemetry.metrics import Difference
 
 _MOST_DIFFERENCES = 10
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
+    from r1hpc.accounting.ledger import open_ledger
+    from r1hpc.accounting.usage import PRINTED_BY
+
     form = "json" if arguments.json else arguments.format
     if arguments.compare:
         return _compare(arguments, form)
@@ -101,6 +101,8 @@ def _is_readable(path: Path) -> bool:
 
 def _runs(given: str | None, run_root: str | None) -> list[RunDir]:
     """The run that is meant, or the stages of a chain that have been submitted."""
+    from r1hpc.submission.chain_folder import choose_chain
+
     chain = choose_chain(given, run_root)
     if chain is None:
         return [choose_run(given, run_root)]
@@ -123,6 +125,9 @@ def draw(review: Review) -> list[Path]:
 
 
 def _selection(arguments: Any) -> Selection:
+    from r1hpc.accounting.account import Selection
+    from r1hpc.accounting.usage import parse_when
+
     start, end = parse_when(arguments.start or ""), parse_when(arguments.end or "")
     if start is not None and end is not None and start >= end:
         raise UsageError(f"--start {arguments.start} is not before --end {arguments.end}")
@@ -131,6 +136,10 @@ def _selection(arguments: Any) -> Selection:
 
 def _hours(arguments: Any, selection: Selection) -> tuple[dict[str, Any], str, str]:
     """GPU-hours of all jobs that are selected, their source, and why it is no better one."""
+    from r1hpc.accounting.account import hours_from_sacct, hours_of_file, hours_of_runs, known_jobs
+    from r1hpc.accounting.usage import PRINTED_BY
+    from r1hpc.slurm.client import SlurmError, without_advice
+
     root = Path(arguments.run_root) if arguments.run_root else default_run_root()
     selection = replace(selection, runs=known_jobs(root))
     if arguments.sacct_file is not None:
@@ -150,6 +159,10 @@ def _hours(arguments: Any, selection: Selection) -> tuple[dict[str, Any], str, s
 def _reviews(
     runs: Sequence[RunDir], sacct_file: Path | None, selection: Selection, now: float
 ) -> list[Review]:
+    from r1hpc.accounting.review import review_run
+    from r1hpc.accounting.usage import pick_records
+    from r1hpc.attempt.state import all_slurm_jobs
+
     if sacct_file is None:
         return [review_run(run, now) for run in runs]
     jobs = {job for run in runs for job in all_slurm_jobs(run)}
@@ -162,6 +175,7 @@ def _write_page(arguments: Any, selection: Selection, everything: bool) -> int:
     """The page of the runs that are named, else of all under the run root; prints where it is."""
     # Deferred: no other format draws.
     from r1hpc.reporting.publish import publish
+    from r1hpc.telemetry.hours import fold_hours
 
     root = Path(arguments.run_root) if arguments.run_root else default_run_root()
     now = time.time()
@@ -192,6 +206,8 @@ def _write_page(arguments: Any, selection: Selection, everything: bool) -> int:
 
 
 def _print_hours(hours: dict[str, Any], source: str, note: str, form: str) -> int:
+    from r1hpc.reporting.review_text import hours_text
+
     if form == "json":
         print_json({"gpu_hours": {**hours, "source": source}, "note": note})
     elif form == "csv":
@@ -210,6 +226,11 @@ def _print_reviews(
     selection: Selection,
     form: str,
 ) -> None:
+    from r1hpc.accounting.ledger import ledger_text
+    from r1hpc.reporting.review_text import as_text, hours_text
+    from r1hpc.telemetry.hours import fold_hours
+    from r1hpc.telemetry.timeline import Split
+
     hours = fold_hours(selection.clip(a for review in reviews for a in review.allocations))
     if form == "json":
         runs = [
@@ -254,6 +275,8 @@ def _print_csv(hours: dict[str, Any]) -> None:
 
 
 def _compare(arguments: Any, form: str) -> int:
+    from r1hpc.telemetry.metrics import Difference, compare
+
     if len(arguments.run_dirs) != 2:
         raise UsageError("--compare takes two run folders: report --compare RUN_DIR RUN_DIR")
     a, b = (choose_run(given, arguments.run_root) for given in arguments.run_dirs)

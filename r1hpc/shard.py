@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
-from r1hpc.base.errors import UsageError
 from r1hpc.base.names import printable
 from r1hpc.base.units import format_bytes, format_duration
 
@@ -30,33 +29,35 @@ _EXAMPLES = """examples:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one verb of the command and return its exit status."""
-    parser, verbs = _parsers()
-    if not argv or argv[0] not in verbs:
+    """Run one subcommand and return its exit status."""
+    parser, subcommands = _parsers()
+    if not argv or argv[0] not in subcommands:
         parser.parse_args(list(argv))
-    # The verb's own parser, because only it knows which of its flags is nearest to an unknown one.
-    arguments = verbs[argv[0]].parse_args(list(argv[1:]))
+    # The subcommand's own parser, because only it knows which of its flags is nearest to an unknown one.
+    arguments = subcommands[argv[0]].parse_args(list(argv[1:]))
     return {"build": _build, "verify": _verify, "inspect": _inspect, "trace": _trace}[argv[0]](arguments)
 
 
 def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     parser = ArgumentParser(prog="python -m r1hpc.shard", description=__doc__, epilog=_EXAMPLES)
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="build|verify|inspect|trace")
-    build = verbs.add_parser("build", help="make a dataset from a recipe")
+    subcommands = parser.add_subparsers(
+        dest="subcommand", required=True, metavar="build|verify|inspect|trace"
+    )
+    build = subcommands.add_parser("build", help="make a dataset from a recipe")
     build.add_argument("recipe", metavar="RECIPE", help="recipe file, or its name in shards/")
     build.add_argument("--out", metavar="DIR", type=Path, required=True, help="where the dataset will be")
     build.add_argument("--workers", metavar="N", type=int, default=1, help="writer processes (default 1)")
-    verify = verbs.add_parser("verify", help="audit every byte; exit status 1 names each bad file")
-    inspect = verbs.add_parser("inspect", help="what a dataset holds")
-    trace = verbs.add_parser("trace", help="which documents one training sample was made of")
+    verify = subcommands.add_parser("verify", help="audit every byte; exit status 1 names each bad file")
+    inspect = subcommands.add_parser("inspect", help="what a dataset holds")
+    trace = subcommands.add_parser("trace", help="which documents one training sample was made of")
     trace.add_argument("--seq-len", type=int, help="data.seq_len of the run; not needed for traces")
     trace.add_argument("--seed", type=int, default=0, help="data.seed of the run (default 0)")
     trace.add_argument("--sample", type=int, required=True, help="sample id, counted over all epochs")
-    for verb in (verify, inspect, trace):
-        verb.add_argument("dir", metavar="DIR", type=Path)
+    for subcommand in (verify, inspect, trace):
+        subcommand.add_argument("dir", metavar="DIR", type=Path)
     inspect.add_argument("--doc", metavar="N", type=int, help="also print document N, decoded")
-    for verb in (build, verify, inspect, trace):
-        verb.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    for subcommand in (build, verify, inspect, trace):
+        subcommand.add_argument("--json", action="store_true", help="one JSON object on stdout")
     return parser, {"build": build, "verify": verify, "inspect": inspect, "trace": trace}
 
 
@@ -102,32 +103,9 @@ def _verify(arguments: Namespace) -> int:
 
 
 def _inspect(arguments: Namespace) -> int:
-    from r1hpc.data.reader import open_dataset
-    from r1hpc.data.segments import has_roles
+    from r1hpc.data.describe import describe
 
-    dataset = open_dataset(arguments.dir)
-    content = dataset.manifest.content
-    described: dict[str, Any] = {
-        key: content[key]
-        for key in (
-            "name",
-            "num_tokens",
-            "num_documents",
-            "vocab_size",
-            "eos_id",
-            "dtype",
-            "sources",
-            "parts",
-            "recipe_hash",
-        )
-    }
-    described = {"id": dataset.id, "path": str(dataset.path)} | described
-    described["tokenizer"] = content["recipe"]["tokenizer"]["kind"]
-    described["profile"] = content["recipe"]["profile"]
-    if has_roles(dataset.manifest):
-        described["roles"] = _roles(arguments.dir)
-    if arguments.doc is not None:
-        described["document"] = _document(dataset, arguments.doc)
+    described = describe(arguments.dir, arguments.doc)
     if arguments.json:
         print_json(described)
     else:
@@ -136,89 +114,19 @@ def _inspect(arguments: Namespace) -> int:
 
 
 def _trace(arguments: Namespace) -> int:
-    from r1hpc.data.reader import open_dataset
-    from r1hpc.data.segments import has_roles
+    from r1hpc.data.describe import trace_sample
 
-    if not 0 <= arguments.sample < 2**63:
-        raise UsageError(f"--sample must lie between 0 and 2^63 - 1, not {arguments.sample}")
-    dataset = open_dataset(arguments.dir)
-    find = _find_trace if has_roles(dataset.manifest) else _find_window
-    found, documents = find(dataset, arguments)
+    found, documents = trace_sample(arguments.dir, arguments.sample, arguments.seq_len, arguments.seed)
     if arguments.json:
-        found = {"id": dataset.id, "sample": arguments.sample} | found
         print_json(found | {"documents": [asdict(info) for info in documents]})
         return 0
     place = f"tokens {found['token_start']} to {found['token_stop'] - 1}"
-    print(f"sample {arguments.sample}: {place} of {dataset.path}")
+    print(f"sample {arguments.sample}: {place} of {arguments.dir.absolute()}")
     for info in documents:
         place = f"{printable(info.path)} at {info.position}"
         print(f"  document {info.number}: {info.source}, {place}")
         print(f"    licence: {printable(info.license)}")
     return 0
-
-
-def _find_window(dataset: Any, arguments: Namespace) -> tuple[dict[str, Any], list[Any]]:
-    """Place and documents of one sample of pretraining."""
-    import numpy as np
-
-    from r1hpc.data.order import SamplePlan
-
-    if arguments.seq_len is None:
-        raise UsageError("--seq-len is needed: a sample of this dataset is a window of data.seq_len tokens")
-    plan = SamplePlan(dataset.id, dataset.num_tokens, arguments.seq_len, arguments.seed)
-    start = int(plan.window_starts(np.array([arguments.sample]))[0])
-    found = {"plan_hash": plan.plan_hash, "epoch": arguments.sample // plan.num_windows}
-    window = {"token_start": start, "token_stop": start + plan.seq_len + 1}
-    return found | window, dataset.docs_of(start, plan.seq_len + 1)
-
-
-def _find_trace(dataset: Any, arguments: Namespace) -> tuple[dict[str, Any], list[Any]]:
-    """Place and document of one sample of traces."""
-    import numpy as np
-
-    from r1hpc.data.order import DocumentPlan
-
-    plan = DocumentPlan(dataset.id, dataset.num_documents, arguments.seed)
-    info = dataset.documents[int(plan.documents(np.array([arguments.sample]))[0])]
-    found = {"plan_hash": plan.plan_hash, "epoch": arguments.sample // plan.num_documents}
-    return found | {"token_start": info.token_start, "token_stop": info.token_stop}, [info]
-
-
-def _roles(path: Path) -> dict[str, Any]:
-    """Tokens by role, and the longest document: what data.seq_len must hold."""
-    from r1hpc.data.traces import open_traces
-
-    traces = open_traces(path)
-    num_prompt_tokens = int(traces.prompt_lengths.sum())
-    return {
-        "prompt": num_prompt_tokens,
-        "completion": traces.num_tokens - num_prompt_tokens,
-        "longest_document": int(traces.document_lengths.max()),
-    }
-
-
-def _document(dataset: Any, number: int) -> dict[str, Any]:
-    from r1hpc.data.segments import has_roles
-
-    if not 0 <= number < dataset.num_documents:
-        raise UsageError(f"--doc {number} is outside 0 to {dataset.num_documents - 1}")
-    info = dataset.documents[number]
-    ids = dataset.read(info.token_start, info.token_stop - info.token_start)[:-1]
-    described = asdict(info) | {"text": _decode(dataset, ids)}
-    if has_roles(dataset.manifest):
-        from r1hpc.data.traces import open_traces
-
-        end = open_traces(dataset.path).read_document(number)[1]
-        described |= {"prompt": _decode(dataset, ids[:end]), "completion": _decode(dataset, ids[end:])}
-    return described
-
-
-def _decode(dataset: Any, ids: Any) -> str:
-    if dataset.tokenizer_path is None:
-        return " ".join(str(token) for token in ids.tolist())
-    from r1hpc.data.vocabulary import TOKENIZER_FILE, Encoder
-
-    return Encoder(dataset.tokenizer_path / TOKENIZER_FILE, dataset.eos_id).decode(ids)
 
 
 def _print_description(described: dict[str, Any]) -> None:

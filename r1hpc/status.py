@@ -11,14 +11,15 @@ unknown. Slurm is asked where it is there, for at most 5 seconds; otherwise the 
 run folder".
 """
 
+from __future__ import annotations
+
 import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from r1hpc.attempt.state import Situation, State, look
 from r1hpc.base.choose_run import add_run_root, choose_run, list_runs
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import R1hpcError, UsageError
@@ -26,13 +27,13 @@ from r1hpc.base.names import printable
 from r1hpc.base.rundir import RunDir, default_run_root
 from r1hpc.base.tables import format_table, wrap
 from r1hpc.base.units import format_duration, gpu_hours
-from r1hpc.checkpoint.store import CheckpointStore
-from r1hpc.config import load
-from r1hpc.reporting.review_text import details_text
-from r1hpc.submission.chain_folder import ChainDir, choose_chain, list_chains
-from r1hpc.submission.chain_state import ChainSituation, look_at
-from r1hpc.telemetry.attempts import Attempt
-from r1hpc.telemetry.metrics import Step, last_steps
+
+if TYPE_CHECKING:  # at run time what only an answer needs is imported for it: --help must be quick
+    from r1hpc.attempt.state import Situation, State
+    from r1hpc.submission.chain_folder import ChainDir
+    from r1hpc.submission.chain_state import ChainSituation
+    from r1hpc.telemetry.attempts import Attempt
+    from r1hpc.telemetry.metrics import Step
 
 _RECENT_STEPS = 20
 """The speed is averaged over these."""
@@ -42,6 +43,9 @@ _MOST_RUNS = 50
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
+    from r1hpc.attempt.state import look
+    from r1hpc.submission.chain_folder import choose_chain
+
     if arguments.watch and (arguments.json or arguments.all):
         raise UsageError("--watch redraws one run for a person: leave --json and --all out")
     if not 0.2 <= arguments.every <= 86400:
@@ -64,11 +68,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _look_at_run(run: RunDir) -> tuple[str, bool]:
+    from r1hpc.attempt.state import look
+
     situation = look(run)
     return as_text(run, situation, time.time()), situation.state.is_over
 
 
 def _show_chain(chain: ChainDir, arguments: Any) -> int:
+    from r1hpc.submission.chain_state import look_at
+
     if arguments.watch:
         return _watch(partial(_look_at_chain, chain), arguments.every)
     if arguments.json:
@@ -79,6 +87,8 @@ def _show_chain(chain: ChainDir, arguments: Any) -> int:
 
 
 def _look_at_chain(chain: ChainDir) -> tuple[str, bool]:
+    from r1hpc.submission.chain_state import look_at
+
     now = look_at(chain)
     return chain_as_text(now, time.time()), now.state.is_over
 
@@ -146,6 +156,9 @@ def _parser() -> ArgumentParser:
 
 def as_json(run: RunDir, situation: Situation, now: float) -> dict[str, Any]:
     """Everything the text shows, under stable names. Times are Unix seconds, None where unknown."""
+    from r1hpc.attempt.state import State
+    from r1hpc.telemetry.metrics import last_steps
+
     history, job = situation.history, situation.job
     recent = last_steps(run, _RECENT_STEPS)
     step = _global_step(history.last, recent)
@@ -174,6 +187,8 @@ def as_json(run: RunDir, situation: Situation, now: float) -> dict[str, Any]:
 
 def as_text(run: RunDir, situation: Situation, now: float) -> str:
     """A few lines for a person, at most 100 columns wide but for paths."""
+    from r1hpc.reporting.review_text import details_text
+
     shown = as_json(run, situation, now)
     detail = f"  ({situation.detail})" if situation.detail else ""
     lines = [wrap(f"{run.run_id}: {situation.state.value}{detail}"), f"  {run.path}"]
@@ -191,6 +206,8 @@ _HEADINGS = ("#", "cause", "start", "duration", "nodes", "GPUs", "steps", "commi
 
 
 def _row(attempt: Attempt, now: float, state: State) -> tuple[str, ...]:
+    from r1hpc.attempt.state import State
+
     over = attempt.cause is not None
     end = attempt.end if over else (now if state is State.running else None)
     return (
@@ -224,6 +241,10 @@ def _kept(shown: dict[str, Any]) -> str:
 
 
 def _show_all(arguments: Any) -> int:
+    from r1hpc.attempt.state import look
+    from r1hpc.submission.chain_folder import list_chains
+    from r1hpc.submission.chain_state import look_at
+
     if arguments.run_dir is not None:
         raise UsageError("--all shows every run: leave RUN_DIR out, or give --run-root DIR")
     root = Path(arguments.run_root) if arguments.run_root else default_run_root()
@@ -243,6 +264,8 @@ def _show_all(arguments: Any) -> int:
 
 def _chain_row(shown: dict[str, Any]) -> tuple[str, ...]:
     """Of a chain the steps are its stages."""
+    from r1hpc.attempt.state import State
+
     states = [stage["state"] for stage in shown["stages"]]
     done = str(states.count(State.finished.value))
     name = f"{shown['chain']} (chain)"
@@ -300,11 +323,15 @@ def _gpu_hours(attempt: Attempt, until: float | None) -> float:
 
 
 def _last_committed_step(run: RunDir) -> int | None:
+    from r1hpc.checkpoint.store import CheckpointStore
+
     found = CheckpointStore(run.checkpoints).list()
     return found[0].step if found else None
 
 
 def _num_steps(run: RunDir) -> int | None:
+    from r1hpc.config import load
+
     try:
         return load.read(run.config).train.num_steps
     except R1hpcError:  # a run of another version is still worth showing

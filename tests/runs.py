@@ -64,7 +64,7 @@ def command_output(argv: list[str], env: Mapping[str, str] | None = None) -> str
 def run_environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of a user without a GPU; one thread per rank, which two cores need."""
     base = dict(os.environ) if env is None else dict(env)
-    return {**base, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    return {"DS_ACCELERATOR": "cpu", **base, "OMP_NUM_THREADS": "1"}
 
 
 def wait_until(what: str, done: Callable[[], bool], timeout_s: float, run: RunDir | None = None) -> None:

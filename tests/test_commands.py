@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 from r1hpc import cancel, logs, report, status
+from r1hpc.attempt import rank_logs
+from r1hpc.attempt.cancel import cancel_job, check_is_ours
 from r1hpc.attempt.state import State, look
 from r1hpc.base.errors import R1hpcError, StateError, UsageError
 from r1hpc.base.files import read_records
@@ -245,7 +247,7 @@ def test_a_reused_pid_is_not_the_supervisor(root: Path) -> None:
     made.begin(host=socket.gethostname())
     assert look(made.run).state is State.failed
     with pytest.raises(StateError, match="not demo's"):
-        cancel.cancel(made.run, look(made.run))
+        cancel_job(made.run, look(made.run))
 
 
 def test_a_run_on_another_host_is_left_to_that_host(root: Path) -> None:
@@ -298,10 +300,8 @@ def test_a_job_of_another_user_or_run_is_never_cancelled(root: Path, shown: str,
     job = look(made.run).job
     assert job is not None
     with pytest.raises(StateError, match=reason):
-        cancel.check_is_ours(made.run, job, shown.format(uid=os.getuid()))
-    cancel.check_is_ours(
-        made.run, job, f"JobId=7 UserId=me({os.getuid()}) Command={made.run.script} WorkDir=/home"
-    )
+        check_is_ours(made.run, job, shown.format(uid=os.getuid()))
+    check_is_ours(made.run, job, f"JobId=7 UserId=me({os.getuid()}) Command={made.run.script} WorkDir=/home")
 
 
 def test_cancel_says_what_to_do_where_there_is_no_slurm(root: Path) -> None:
@@ -370,14 +370,14 @@ def test_logs_before_the_first_attempt_points_at_the_supervisor(root: Path) -> N
     ],
 )
 def test_a_log_cannot_drive_the_terminal(raw: bytes, shown: str) -> None:
-    assert logs.clean(raw) == shown
+    assert rank_logs.clean(raw) == shown
 
 
 def test_a_long_log_is_read_from_its_end(finished: RecordedRun) -> None:
     path = finished.run.rank_log(2, 0)
     path.write_bytes(b"".join(b"line %d\n" % n for n in range(50_000)) + b"unfinished")
-    assert logs.tail(path, 2) == [b"line 49999", b"unfinished"]
-    assert len(logs.tail(path, 30_000)) == 30_000
+    assert rank_logs.tail(path, 2) == [b"line 49999", b"unfinished"]
+    assert len(rank_logs.tail(path, 30_000)) == 30_000
 
 
 def test_follow_goes_on_with_the_next_attempt_until_the_end(root: Path) -> None:
@@ -387,7 +387,7 @@ def test_follow_goes_on_with_the_next_attempt_until_the_end(root: Path) -> None:
     made.log("one")
     made.log("two")
     seen: list[str] = []
-    reader = threading.Thread(target=lambda: seen.extend(logs.follow(made.run, 0, None, 1)))
+    reader = threading.Thread(target=lambda: seen.extend(rank_logs.follow(made.run, 0, None, 1)))
     reader.start()
     _wait(lambda: reader.is_alive())
     time.sleep(0.5)

@@ -95,12 +95,13 @@ def test_arrows_point_down(path: Path) -> None:
 
 
 def test_nobody_imports_a_command() -> None:
-    commands = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    commands = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "api"}
     for path in _FILES:
         if path.name == "__main__.py":
             continue
         imported = {name.split(".")[1] for name, _ in _imports(_parse(path)) if name.startswith("r1hpc.")}
         assert not imported & commands, f"{path} imports a command"
+        assert _package(path) == "command" or "api" not in imported, f"{path} imports what lies above it"
 
 
 @pytest.mark.parametrize("library", _ONLY_IN)

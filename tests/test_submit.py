@@ -1,7 +1,6 @@
 """The submit command: what it prints, writes and refuses. Slurm is not needed, and not on PATH."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,8 @@ import pytest
 
 from r1hpc.base.files import read_json
 from r1hpc.config import load
+from r1hpc.tasks.prompts import held_out_key
+from r1hpc.tasks.task import is_held_out
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,7 +30,7 @@ def submit(place: Path, *words: str, **variables: str) -> "subprocess.CompletedP
 
 
 def fake_sbatch(place: Path, body: str = "echo 41") -> None:
-    """sbatch at the edge of the world: notes its environment, answers as told."""
+    """sbatch at the edge of the world: notes its environment, answers as it was set up."""
     for name in ("sbatch", "srun"):
         path = place / "bin" / name
         path.write_text(f'#!/bin/bash\n[ "$1" != --version ] || exit 0\nexport -p > {place}/env\n{body}\n')
@@ -59,6 +60,8 @@ def test_json_is_one_object_with_the_agreed_keys(place: Path) -> None:
     assert (result["run_id"], result["executor"], result["job_id"]) == ("a", "slurm", None)
     assert result["run_dir"] == str(place / "runs" / "a")
     assert result["plan"]["num_steps"] == 60
+    assert result["script"] == result["script_text"]
+    assert result["script"].startswith("#!/bin/bash\n")
     assert len(done.stdout.splitlines()) == 1
 
 
@@ -120,6 +123,38 @@ def test_what_is_asked_wrongly_is_named_and_leaves_nothing(
     assert not list((place / "runs").glob("*"))
 
 
+def test_a_model_without_weights_is_refused_and_begun_from_scratch_when_asked(place: Path) -> None:
+    model = place / "model"
+    model.mkdir()
+    shape = load.read_yaml(load.assets("configs") / "model" / "tiny.yaml")["model"]["config"]
+    (model / "config.json").write_text(json.dumps({**shape, "vocab_size": 512}))
+    words = ("jobs/smoke.yaml", "--executor", "slurm", "--dry-run", "--json", "model.path=model")
+    done = submit(place, *words)
+    assert done.returncode == 2
+    assert f"model.path {model} has no model.safetensors" in done.stderr
+    assert "set model.from_scratch=true" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert answer(submit(place, *words, "model.from_scratch=true"))["plan"]["num_parameters"]
+    (model / "model.safetensors").touch()
+    assert submit(place, *words).returncode == 0
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "rl"])
+def test_more_held_out_questions_than_a_file_has_are_refused(place: Path, stage: str) -> None:
+    pairs = [{"question": f"{n}+{n}=?", "answer": str(2 * n)} for n in range(30)]
+    (place / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    there = sum(is_held_out(held_out_key(pair["question"])) for pair in pairs)
+    own = "name: jsonl\n  options: {path: pairs.jsonl, template: '{question}'}"
+    smoke = (load.assets("jobs") / "rl_smoke.yaml").read_text()
+    (place / "own.yaml").write_text(smoke.replace("name: chain_sum\n  options: {num_terms: 3}", own))
+    words = ("own.yaml", "--dry-run", "--json", "--executor", "slurm", f"stage={stage}")
+    longer = "rollout.max_prompt_length=16"
+    refused = submit(place, *words, longer, "evaluate.num_items=100")
+    assert refused.returncode == 2
+    assert f"evaluate.num_items is 100, but task jsonl has no more than {there} held-out" in refused.stderr
+    assert answer(submit(place, *words, longer, f"evaluate.num_items={there}"))["plan"]
+
+
 def test_a_run_root_that_cannot_be_made_is_named(place: Path) -> None:
     (place / "runs").touch()
     done = submit(place, "jobs/smoke.yaml", "--executor", "local")
@@ -144,6 +179,14 @@ def test_a_submission_freezes_first_and_prints_the_handles(place: Path) -> None:
     assert "SLURM_JOB_ID" not in exported
     assert "MASTER_PORT" not in exported
     assert "planted-secret" not in exported + "".join(p.read_text() for p in run.rglob("*.json"))
+
+
+def test_the_script_is_a_file_or_in_a_dry_run_the_text(place: Path) -> None:
+    fake_sbatch(place)
+    words = ("jobs/smoke.yaml", "--run-name", "a", "--executor", "slurm", "--json")
+    dry, done = answer(submit(place, *words, "--dry-run")), answer(submit(place, *words))
+    assert "#SBATCH --job-name=a" in dry["script"].splitlines()
+    assert Path(done["script"]).read_text() == dry["script"]
 
 
 def test_a_refused_submission_leaves_no_folder(place: Path) -> None:
@@ -213,16 +256,3 @@ def test_a_requeued_train_sh_finds_its_run_again(place: Path) -> None:
     assert submit(place, *words, **job).stdout == first.stdout
     other = submit(place, *words, **{**job, "SLURM_JOB_ID": "78"})
     assert (other.returncode, "--resume" in other.stderr) == (2, True)
-
-
-def test_the_dispatcher_knows_the_verbs(place: Path) -> None:
-    def verb(*words: str) -> "subprocess.CompletedProcess[str]":
-        environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-        return subprocess.run(
-            [sys.executable, "-m", "r1hpc", *words], env=environ, capture_output=True, text=True
-        )
-
-    assert "submit" in verb("--help").stdout
-    wrong = verb("sumbit")
-    assert (wrong.returncode, "did you mean 'submit'" in wrong.stderr) == (2, True)
-    assert verb("submit", "--help").returncode == 0

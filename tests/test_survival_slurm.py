@@ -153,6 +153,46 @@ def test_the_older_of_two_incarnations_is_refused(root: Path, cluster: Cluster) 
     wait_until("COMPLETED by sacct", lambda: cluster.sacct(job_id)[-1]["State"] == "COMPLETED", 60, run)
 
 
+_HELD = {"R1HPC_FAILPOINT": "step.begin:sleep=0.2::*,end.requeue:sleep=4:::1"}
+"""Between the verdict on attempt 1, which is on record then, and its requeue there are four seconds."""
+
+
+def preempt_held(root: Path, cluster: Cluster, name: str) -> Submitted:
+    """A run whose attempt 1 was preempted and whose requeue has not been asked for yet."""
+    size = ("train.num_steps=60", "checkpoint.save_every=1000", "train.global_batch_size=4")
+    words = ("--executor", "slurm", "--qos", "scavenger", "--nodes", "1", "-t", "20", *size)
+    job = submit(root, name, *words, env=cluster.env(**_HELD))
+    wait_step(job.run, 3)
+    cluster.preempt(int(job.job_id))
+    wait_until("verdict", lambda: read_history(job.run).attempts[0].cause is not None, 60, job.run)
+    assert read_history(job.run).attempts[0].requeued
+    return job
+
+
+def test_a_crash_of_slurmctld_does_not_cost_the_requeue(root: Path, cluster: Cluster) -> None:
+    """Killed when the run is about to ask, and back when it has asked twice: neither answer is final."""
+    cluster.clear()
+    job = preempt_held(root, cluster, "crashed-controller")
+    run, log = job.run, job.run.logs / f"slurm-{job.job_id}.out"
+    cluster.kill_controller()
+    wait_until("second try", lambda: log.read_text().count("trying again") == 2, 90, run)
+    cluster.start_controller()
+    attempts = wait_over(run, 180)
+    assert [a.cause for a in attempts] == [Cause.preempted, Cause.finished]
+    assert not read_steps(run).lost
+
+
+def test_a_cancel_between_verdict_and_requeue_is_not_undone(root: Path, cluster: Cluster) -> None:
+    """Slurm would requeue a job that is being cancelled."""
+    cluster.clear()
+    job = preempt_held(root, cluster, "late-cancel")
+    cluster.cancel(int(job.job_id))
+    attempts = wait_over(job.run, 60)
+    assert [(a.cause, a.requeued) for a in attempts] == [(Cause.cancelled, False)]
+    assert cluster.wait_job(int(job.job_id)) == "CANCELLED"
+    assert cluster.job(int(job.job_id))["Restarts"] == "0"
+
+
 @pytest.mark.soak
 def test_a_step_longer_than_the_warning_is_requeued_all_the_same(root: Path, cluster: Cluster) -> None:
     """Busy when the limit strikes: the script leaves the ranks behind and asks for the requeue itself."""

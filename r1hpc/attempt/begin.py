@@ -59,8 +59,8 @@ def begin(run: RunDir, executor: str, job_id: str, node_names: tuple[str, ...], 
     """Begin the next attempt and return its number; None when the run is finished or was told to stop.
 
     Raises:
-        MustNotGoOnError: a limit of `limits` is reached, a stage it needs is not finished, or another job of
-            the run is at work.
+        MustNotGoOnError: a limit of `limits` is reached, a person has cancelled it, a stage it needs is not
+            finished, or another job of the run is at work.
     """
     if run.finished.exists():
         print(f"{run.run_id} is finished: nothing to do", file=sys.stderr)
@@ -78,7 +78,11 @@ def begin(run: RunDir, executor: str, job_id: str, node_names: tuple[str, ...], 
             "Submit the chain again: it goes on there"
         )
     history = read_history(run)
-    reason = reason_to_stop(history.since_submission, config.limits) or _out_of_hours(history, config)
+    reason = (
+        reason_to_stop(history.since_submission, config.limits)
+        or _cancelled(run, history, job_id)
+        or _out_of_hours(history, config)
+    )
     if reason is not None:
         raise MustNotGoOnError(
             f"{run.run_id} is not started again: {reason}. `submit --resume` asks for more"
@@ -165,6 +169,14 @@ def close_unended(run: RunDir, config: RunConfig) -> None:
         inferred=True,
         ended=ended or _last_sign_of_life(run, last.attempt),
     )
+
+
+def _cancelled(run: RunDir, history: History, job_id: str) -> str | None:
+    """Why a cancel forbids another attempt; Slurm restarts a job that is requeued just after its scancel."""
+    # A job that is not on record is that of a newer submission, which is written down after sbatch.
+    if not history.is_cancelled or job_named(run, job_id) is None:
+        return None
+    return "it was cancelled"
 
 
 def _out_of_hours(history: History, config: RunConfig) -> str | None:

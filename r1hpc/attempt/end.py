@@ -1,7 +1,8 @@
 """End an attempt, on the batch host after the ranks have left: name the cause, decide what follows.
 
-What follows is one of: over; Slurm starts it again by itself; we ask Slurm to, once. The end is on record
-before anything is asked for, because a requeue kills this very process.
+What follows is one of: over; Slurm starts it again by itself; we ask Slurm to. The end is on record before
+anything is asked for, because a requeue kills this very process; `take_back` corrects it where nothing came
+of it. `refuse_cancelled` looks once more, ahead of the requeue, whether somebody has cancelled the job.
 """
 
 import os
@@ -15,7 +16,8 @@ from enum import StrEnum
 from r1hpc.attempt.begin import newest_step
 from r1hpc.attempt.cause import Evidence, SchedulerView, decide
 from r1hpc.attempt.outcome import FINISHED, STOPPED, read_outcomes
-from r1hpc.base.errors import StateError
+from r1hpc.base.errors import R1hpcError, StateError
+from r1hpc.base.files import read_records
 from r1hpc.base.rundir import RunDir
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.load import read
@@ -53,6 +55,10 @@ class Ended:
         """What the batch script leaves with: 0 unless the run failed."""
         good = (Cause.finished, Cause.stopped)
         return 1 if self.next is Next.over and self.attempt.cause not in good else 0
+
+
+class CancelledError(R1hpcError):
+    """Somebody has cancelled the run after its attempt was judged."""
 
 
 def end(run: RunDir, attempt: int, status: int) -> Ended:
@@ -118,6 +124,36 @@ def end(run: RunDir, attempt: int, status: int) -> Ended:
     return Ended(judged, follows, reason)
 
 
+def refuse_cancelled(run: RunDir, job_id: str) -> None:
+    """Look whether the job has been cancelled since its attempt was judged; Slurm would requeue it even so.
+
+    Raises:
+        CancelledError: it has been, by scancel or `r1hpc cancel`.
+        SlurmError: slurmctld did not answer.
+    """
+    if read_history(run).is_cancelled or "CANCELLED" in _view(job_state(job_id)).states:
+        raise CancelledError(f"{run.run_id} is not requeued: it was cancelled")
+
+
+def take_back(run: RunDir, attempt: int, why: str, cause: Cause | None = None) -> None:
+    """Put the end of an attempt on record once more, as one that nothing follows; the later record counts.
+
+    Args:
+        cause: in place of the one on record.
+    """
+    ends = [e for e in read_records(run.attempts) if (e.get("event"), e.get("attempt")) == ("end", attempt)]
+    if not ends:
+        return  # the disk was full
+    fields = {name: value for name, value in ends[-1].items() if name not in ("event", "time")}
+    detail = f"{fields['detail']}; {why}" if fields.get("detail") else why
+    cause_now = cause.value if cause else fields["cause"]
+    corrected = {**fields, "cause": cause_now, "detail": detail, "requeued": False, "ended": ends[-1]["time"]}
+    try:
+        record(run, "end", **corrected)
+    except OSError as error:
+        print(f"{run.attempts} could not be written: {error.strerror}", file=sys.stderr, flush=True)
+
+
 def print_diagnosis(run: RunDir, attempt: int) -> None:
     """What stands out of the attempt, into the batch log.
 
@@ -157,8 +193,11 @@ def _view(state: JobState | None) -> SchedulerView:
     states = state.states
     if "COMPLETING" in states and not _is_requeued(state):
         # scontrol shows this word instead of what made the job complete. It is not a requeue, and the batch
-        # script, which is us, has not ended: so the limit was reached, or somebody cancelled it.
-        states = states | {"TIMEOUT" if left is not None and left <= 0 else "CANCELLED"}
+        # script, which is us, has not ended: so the limit was reached, or it was preempted where PreemptMode
+        # is CANCEL, which moves PreemptTime to the end (seen with Slurm 24.11), or somebody cancelled it.
+        is_preempted = state.preempt_time is not None and state.preempt_time == state.end_time
+        other = "PREEMPTED" if is_preempted else "CANCELLED"
+        states = states | {"TIMEOUT" if left is not None and left <= 0 else other}
     return SchedulerView(states, state.preempt_time is not None, left)
 
 

@@ -1,7 +1,7 @@
 """Run attempts on this machine, one after the other, where there is no Slurm.
 
 Plays the batch script: begin, one process per rank, end; again while `end` says so. SIGUSR2 to the
-supervisor is a preemption (save, then the next attempt); SIGTERM is: save, then leave for good.
+supervisor is a preemption (save, then the next attempt); SIGTERM is: save, then end for good.
 """
 
 import os
@@ -30,11 +30,11 @@ class Supervisor:
         self._run = run
         self._config = read(run.config)
         self._ranks: list[subprocess.Popen[bytes]] = []
-        self._leave = False
+        self._stopping = False
         self._job_id = f"local-{os.getpid()}"
 
     def supervise(self) -> int:
-        """Run until the run is over or we are told to leave; 0 unless it failed."""
+        """Run until the run is over or a stop is requested; 0 unless it failed."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, self._on_signal)
         while True:
@@ -43,10 +43,10 @@ class Supervisor:
             attempt = begin(self._run, "local", self._job_id, names, world_size)
             if attempt is None:
                 return 0
-            # Told to leave while begin was building a dataset: no rank is started any more.
-            status = 0 if self._leave else self._run_ranks(attempt, world_size)
+            # A stop was requested while begin was building a dataset: no rank is started any more.
+            status = 0 if self._stopping else self._run_ranks(attempt, world_size)
             ended = end(self._run, attempt, status)
-            if ended.next is Next.over or self._leave:
+            if ended.next is Next.over or self._stopping:
                 return ended.exit_status
 
     def _run_ranks(self, attempt: int, world_size: int) -> int:
@@ -83,7 +83,7 @@ class Supervisor:
             )
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._leave = self._leave or number != signal.SIGUSR2
+        self._stopping = self._stopping or number != signal.SIGUSR2
         for rank in self._ranks:
             if rank.poll() is None:
                 rank.send_signal(signal.SIGTERM)

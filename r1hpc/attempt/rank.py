@@ -23,6 +23,7 @@ from r1hpc.data.errors import DatasetMismatchError
 from r1hpc.slurm.env import RankContext, choose_port, current, job_end_time, network_interface_to
 from r1hpc.telemetry.attempts import Cause, read_history, seconds_left
 from r1hpc.telemetry.sampler import GpuSampler
+from r1hpc.train import peers
 from r1hpc.train.errors import TrainError
 from r1hpc.train.stop import Clock, StopRequests
 from r1hpc.train.watchdog import Watchdog
@@ -51,10 +52,8 @@ def run_rank(run_dir: str) -> NoReturn:
     requests.install()
     watchdog = Watchdog(
         config.train.hang_timeout_s,
-        lambda phase, idle_s: _leave_word(
-            run,
-            context,
-            RankOutcome(context.rank, HANG, context.node_name, detail=f"{idle_s:.0f} s in {phase}"),
+        lambda problem: _leave_word(
+            run, context, RankOutcome(context.rank, HANG, context.node_name, detail=problem)
         ),
     )
     watchdog.start()
@@ -96,9 +95,14 @@ def _train(
     run: RunDir, config: RunConfig, context: RankContext, requests: StopRequests, watchdog: Watchdog
 ) -> "Outcome":
     facts = read_facts(run, context.attempt)
-    store = _rendezvous(run, config, context, facts.token)
+    use_gpu = bool(config.resources.gpus_per_node)
+    store = _rendezvous(run, config, context, facts.token, watchdog)
+    watchdog.beat("loading the libraries")
     # Deferred: seconds of imports that must not stand between a signal and its handler.
-    from r1hpc.train import distributed, loop, stages
+    from r1hpc.train import distributed
+
+    distributed.choose_accelerator(use_gpu)  # before `loop` imports DeepSpeed
+    from r1hpc.train import loop, stages
 
     watchdog.beat("joining the other ranks")
     group = distributed.join(
@@ -106,8 +110,8 @@ def _train(
         context.local_rank,
         context.world_size,
         store,
-        use_gpu=bool(config.resources.gpus_per_node),
-        hang_timeout_s=config.train.hang_timeout_s,
+        use_gpu=use_gpu,
+        waits=watchdog.waiting,
     )
     job = loop.Job(
         config=config,
@@ -125,11 +129,14 @@ def _train(
     return outcome
 
 
-def _rendezvous(run: RunDir, config: RunConfig, context: RankContext, token: str) -> "Store":
+def _rendezvous(
+    run: RunDir, config: RunConfig, context: RankContext, token: str, watchdog: Watchdog
+) -> "Store":
     """A TCPStore on a port that rank 0 found free and already holds; the others read it from a file.
 
     The socket is bound before its number is told, so nobody can take the port in between. The attempt's
-    token is checked through the store: a stranger's store, or one of an earlier attempt, is refused.
+    token is checked through the store: a stranger's store, or one of an earlier attempt, is refused. A second
+    connection carries the ranks' signs of life.
     """
     from r1hpc.train.distributed import make_store
 
@@ -141,13 +148,19 @@ def _rendezvous(run: RunDir, config: RunConfig, context: RankContext, token: str
         port = listener.getsockname()[1]
         store = make_store("localhost", port, context.world_size, listener=listener)
         store.set("r1hpc/token", token)
+        peers.prepare(store, context.world_size)
         write_json(place, {"host": host, "port": port, "token": token})
+        host = "localhost"
     else:
-        meeting = _wait_for(place, token)
+        meeting = _wait_for(place, token, watchdog)
         host, port = meeting["host"], int(meeting["port"])
         store = make_store(host, port, context.world_size, listener=None)
         if store.get("r1hpc/token") != token.encode():
             raise R1hpcError(f"{host}:{port} answers, but not for this attempt; it belongs to another run")
+    if context.world_size > 1:
+        own = make_store(host, port, context.world_size, listener=None)
+        timeout_s = config.train.hang_timeout_s
+        watchdog.hear(peers.Peers(own, context.rank, context.world_size, timeout_s))
     _name_interface(config, context)
     return store
 
@@ -165,9 +178,10 @@ def _name_interface(config: RunConfig, context: RankContext) -> None:
             os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # "=": not eth10 for eth1
 
 
-def _wait_for(place: Path, token: str) -> dict[str, str]:
+def _wait_for(place: Path, token: str, watchdog: Watchdog) -> dict[str, str]:
     deadline = time.monotonic() + _RENDEZVOUS_TIMEOUT_S
     while time.monotonic() < deadline:
+        watchdog.beat("waiting for rank 0")  # not a hang: the deadline ends it, in words of its own
         if place.exists():
             meeting: dict[str, str] = read_json(place)
             if meeting["token"] == token:

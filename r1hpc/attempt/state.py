@@ -38,6 +38,11 @@ class State(StrEnum):
     def is_over(self) -> bool:
         return self in (State.finished, State.stopped, State.cancelled, State.failed)
 
+    @property
+    def is_at_work(self) -> bool:
+        """A job of it waits or runs."""
+        return self in (State.queued, State.running, State.requeued)
+
 
 @dataclass(frozen=True)
 class JobRef:

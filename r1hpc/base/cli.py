@@ -24,13 +24,18 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse, but an unknown flag is answered with the nearest known one."""
-        known, unknown = self.parse_known_args(args, namespace)
+        return self._known(*self.parse_known_args(args, namespace))
+
+    def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """The same, with positional arguments and flags in any order, as people type them."""
+        return self._known(*self.parse_known_intermixed_args(args, namespace))
+
+    def _known(self, namespace: Any, unknown: Sequence[str]) -> Any:
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
-            self.error(
-                f"unknown argument {printable(unknown[0])!r}{nearest(unknown[0].split('=')[0], flags)}"
-            )
-        return known
+            near = nearest(unknown[0].split("=")[0], flags)
+            self.error(f"unknown argument {printable(unknown[0])!r}{near}")
+        return namespace
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {printable(message)}\n(see {self.prog} --help)\n")

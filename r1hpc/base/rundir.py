@@ -1,7 +1,7 @@
 """The run folder: one class that knows the path of everything a run leaves behind.
 
 <run_root>/<run_id>/
-    config.yaml plan.json job.sh environment.json code/    frozen before submission
+    config.yaml plan.json estimate.json job.sh environment.json code/    frozen before submission
     attempts.jsonl                                         one line per event, see telemetry.attempts
     attempts/<k>/rank_<n>.json                             how each rank of attempt k ended
     logs/attempt_<k>/rank_<n>.out, logs/latest             what each rank printed
@@ -45,6 +45,10 @@ class RunDir:
     @property
     def plan(self) -> Path:
         return self.path / "plan.json"
+
+    @property
+    def estimate(self) -> Path:
+        return self.path / "estimate.json"
 
     @property
     def script(self) -> Path:

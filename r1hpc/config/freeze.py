@@ -3,7 +3,7 @@
     freeze(run, config, argv=sys.argv[1:], overrides=["train.lr=1e-4"])
 
 A requeued job runs `code/`, never the working tree, which may have moved on. Nothing that looks like a secret
-is written: it is redacted where it is only told, and refused where the run would have to use it.
+is written: it is redacted where it is only shown, and refused where the run would have to use it.
 """
 
 import dataclasses

@@ -73,7 +73,7 @@ def secret_values(environ: Mapping[str, str]) -> list[str]:
 
 
 def find_secret(text: str, known: Iterable[str] = ()) -> str | None:
-    """What kind of secret `text` holds, in words; None for none.
+    """Name of the kind of secret that `text` holds; None for none.
 
     Args:
         known: values that are secret wherever they stand.

@@ -29,7 +29,7 @@ class DocumentInfo:
     token_stop: int
     """Exclusive; the last token is the EOS id."""
     xxh3_128: str
-    """Of the document's source bytes, hexadecimal."""
+    """Hash of the document's source bytes, hexadecimal."""
 
 
 class DocumentTable:

@@ -10,7 +10,7 @@ SEGMENT_OFFSETS = "seg_offsets"
 SEGMENT_ROLES = "seg_role"
 ARRAYS = (TOKENS, "doc_offsets", "doc_source", "doc_hash", "doc_input", "doc_position")
 ROLE_ARRAYS = (SEGMENT_OFFSETS, SEGMENT_ROLES)
-"""Of datasets of traces only."""
+"""Only datasets of traces have these."""
 
 
 def part_name(number: int) -> str:

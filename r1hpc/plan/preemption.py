@@ -9,6 +9,7 @@ end SIGTERM again, and SIGKILL after KillWait. With GraceTime 0 only KillWait is
 import math
 from dataclasses import dataclass
 
+from r1hpc.base.errors import UsageError
 from r1hpc.base.units import GIB, format_duration
 
 _FIXED_SAVE_S = 5.0
@@ -19,6 +20,8 @@ _MARGIN = 2.0
 _LEAST_LEAD_S = 60
 _MOST_LEAD_S = 65535
 """sbatch(1), --signal: the largest it takes."""
+_UNKNOWN_SAVE_S = 135.0
+"""Where the model's size is not known yet; makes the usual warning of 300 s."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class WarningWindow:
     preemption_s: int | None
     """None: the partition preempts nobody, or suspends instead of killing."""
     source: str
-    """Where the preemption window comes from, in words."""
+    """Where the preemption window comes from, as printed."""
 
 
 def expected_save_time_s(
@@ -92,6 +95,19 @@ def judge_window(
     if window.preemption_s is not None:
         lines += _requeue_lines(preempt_mode.upper(), grace_s, requeue_allowed, max_batch_requeue)
     return lines
+
+
+def signal_lead_s(asked: int | None, save_time_s: float | None, time_limit_s: int | None) -> int:
+    """The N of --signal=USR2@N: as asked for, else chosen. `save_time_s` None: the model is not known yet.
+
+    Raises:
+        UsageError: what is asked for is no time before the limit.
+    """
+    if asked is None:
+        return choose_signal_lead_s(save_time_s or _UNKNOWN_SAVE_S, time_limit_s)
+    if not 0 < asked < (time_limit_s or _MOST_LEAD_S + 1):
+        raise UsageError(f"resources.signal_lead_s is {asked}: it must lie between 1 and the time limit")
+    return asked
 
 
 def choose_signal_lead_s(save_time_s: float, time_limit_s: int | None) -> int:

@@ -96,22 +96,34 @@ def make_plan(
     """
     ranks = gpus_per_node or config.resources.ranks_per_node
     topology = Topology(num_nodes or config.resources.nodes, ranks, gpus_per_node)
-    train, seq_len = config.train, longest_sequence(config)
+    train, seq_len, steps = config.train, longest_sequence(config), num_steps(config)
     batch = batch_of(config, topology)
-    shape = _shape(config, vocab_size, expected_model)
+    shape = _shape(config, seq_len, vocab_size, expected_model)
+    flops = flops_per_token(shape, seq_len) if shape else None
+    memory = None
+    if shape:
+        memory = memory_per_gpu(
+            shape,
+            zero_stage=config.deepspeed.zero_stage,
+            world_size=topology.world_size,
+            precision=train.precision,
+            micro_batch_size=train.micro_batch_size,
+            seq_len=seq_len,
+            activation_checkpointing=config.model.activation_checkpointing,
+        )
     size = checkpoint_bytes(shape, train.precision, config.deepspeed.zero_stage) if shape else None
     bandwidth = config.checkpoint.assumed_bandwidth_gib_s
     tokens = batch.global_batch_size * seq_len
     return RunPlan(
         topology=topology,
         batch=batch,
-        num_steps=num_steps(config),
+        num_steps=steps,
         seq_len=seq_len,
         tokens_per_step=tokens,
-        total_tokens=tokens * num_steps(config),
+        total_tokens=tokens * steps,
         num_parameters=shape.num_parameters if shape else None,
-        flops_per_token=flops_per_token(shape, seq_len) if shape else None,
-        memory=_memory(config, shape, topology) if shape else None,
+        flops_per_token=flops,
+        memory=memory,
         checkpoint_bytes=size,
         save_time_s=None if size is None else expected_save_time_s(size, bandwidth),
         time_limit_s=time_limit_s,
@@ -146,14 +158,14 @@ def _known(schema: type, value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shape(
-    config: RunConfig, vocab_size: int | None, expected: Mapping[str, Any] | None
+    config: RunConfig, seq_len: int, vocab_size: int | None, expected: Mapping[str, Any] | None
 ) -> ModelShape | None:
     """The model's shape; None where its family or its vocabulary is not known, or no model is loaded."""
     if config.stage == "traces":  # demonstrations are computed
         return None
     model = load_model_config(config, vocab_size, expected)
     values = canonical(model)
-    positions, seq_len = values.get("max_position_embeddings"), longest_sequence(config)
+    positions = values.get("max_position_embeddings")
     check_heads(values)
     try:
         shape = model_shape(model)
@@ -166,15 +178,3 @@ def _shape(
             "or raise model.config.max_position_embeddings"
         )
     return shape if model.get("vocab_size") is not None else None
-
-
-def _memory(config: RunConfig, shape: ModelShape, topology: Topology) -> MemoryPlan:
-    return memory_per_gpu(
-        shape,
-        zero_stage=config.deepspeed.zero_stage,
-        world_size=topology.world_size,
-        precision=config.train.precision,
-        micro_batch_size=config.train.micro_batch_size,
-        seq_len=longest_sequence(config),
-        activation_checkpointing=config.model.activation_checkpointing,
-    )

@@ -6,9 +6,11 @@ Slurm requeues anyway is answered with "job is pending": that is success.
 """
 
 import re
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain, repeat
 from pathlib import Path
 
 from r1hpc.base.errors import StateError
@@ -24,7 +26,19 @@ PENDING_STATES = frozenset(
 LIVE_STATES = PENDING_STATES | frozenset(
     ("RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
 )
-_BACK_OFF_S = (1.0, 2.0, 4.0, 8.0, 15.0, *[30.0] * 19)
+REQUEUE_PATIENCE_S = 600.0
+"""A controller that restarts, or switches to its backup, must not cost a run its next attempt."""
+_BACK_OFF_S = (1.0, 2.0, 4.0, 8.0, 15.0)
+_LONGEST_PAUSE_S = 30.0
+# What slurmctld answers to a requeue for good: _job_requeue_op() in src/slurmctld/job_mgr.c, in the words of
+# slurm_errno.c.
+_ALREADY_PENDING = "job is pending execution"
+_FORBIDDEN = (
+    "requested operation is presently disabled",  # JobRequeue=0, --no-requeue, or its partition was removed
+    "invalid job id",
+    "already completing or completed",
+)
+_REFUSED = ("access/permission denied", "only batch jobs are accepted")
 
 
 @dataclass(frozen=True)
@@ -90,21 +104,37 @@ def parse_job(text: str) -> JobState:
     )
 
 
-def requeue(job_id: str, patience_s: float = 60.0, sleep: Callable[[float], None] = time.sleep) -> bool:
+def requeue(
+    job_id: str,
+    before: Callable[[], None] = lambda: None,
+    patience_s: float = REQUEUE_PATIENCE_S,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> bool:
     """Have Slurm run the job again under the same id; True when it will.
 
     False: the cluster or the job forbids it (JobRequeue=0, --no-requeue), or Slurm no longer knows the job;
     then `resubmit`. Called from inside the job this ends the job: the caller gets SIGTERM soon after.
 
+    Whatever else Slurm says is asked again: a controller that restarts answers, among others, "Unexpected
+    message received".
+
+    Args:
+        before: called ahead of each request. A SlurmError that it raises counts as that request's answer; any
+            other error calls the requeue off.
+
     Raises:
-        SlurmError: slurmctld did not answer for `patience_s` seconds, or it answered something unknown.
+        SlurmError: Slurm refused for good, or for `patience_s` seconds there was no answer known to be final.
     """
-    error = _retry(lambda: call(["scontrol", "requeue", job_id], 20.0), patience_s, sleep)
-    if error is None or "pending" in _said(error):
+
+    def ask() -> None:
+        before()
+        call(["scontrol", "requeue", job_id], 20.0)
+
+    error = _retry(ask, _is_final, patience_s, sleep, clock)
+    if error is None or _ALREADY_PENDING in _said(error):
         return True
-    if any(
-        words in _said(error) for words in ("disabled", "invalid job id", "already completing or completed")
-    ):
+    if _says(error, _FORBIDDEN):
         return False
     raise error
 
@@ -114,6 +144,7 @@ def resubmit(
     after: str | None = None,
     patience_s: float = 60.0,
     sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
 ) -> str:
     """Submit a run's script as a new job, for clusters that do not allow requeueing; its id.
 
@@ -127,7 +158,13 @@ def resubmit(
     """
     argv = ["sbatch", "--parsable", *([f"--dependency=afterany:{after}"] if after else []), str(script)]
     answer: list[str] = []
-    error = _retry(lambda: answer.append(call(argv, 60.0, exported())), patience_s, sleep, repeatable=False)
+    error = _retry(
+        lambda: answer.append(call(argv, 60.0, exported())),
+        lambda error: not error.never_arrived,  # not after a time-out: it may have been submitted
+        patience_s,
+        sleep,
+        clock,
+    )
     if error is not None:
         raise error
     new_id = read_job_id(answer[0])
@@ -137,26 +174,33 @@ def resubmit(
 
 def _retry(
     action: Callable[[], object],
+    is_final: Callable[[SlurmError], bool],
     patience_s: float,
     sleep: Callable[[float], None],
-    repeatable: bool = True,
+    clock: Callable[[], float],
 ) -> SlurmError | None:
-    """Run `action` until slurmctld answers it; the error it ended with, or None.
-
-    `repeatable=False`: not again after a time-out either, since the request may have been carried out.
-    """
-    waited = 0.0
-    for pause in [*_BACK_OFF_S, None]:
+    """Run `action` until it succeeds, fails for good or time is up; the error it ended with, or None."""
+    deadline = clock() + patience_s
+    for pause in chain(_BACK_OFF_S, repeat(_LONGEST_PAUSE_S)):
         try:
             action()
             return None
         except SlurmError as error:
-            again = error.unreachable and (repeatable or error.never_arrived)
-            if not again or pause is None or waited + pause > patience_s:
+            if is_final(error) or clock() + pause > deadline:
                 return error
-            sleep(pause)
-            waited += pause
-    return None
+            print(f"{' '.join(str(error).split())}: trying again in {pause:g} s", file=sys.stderr, flush=True)
+        sleep(pause)
+    raise AssertionError("the pauses never end")
+
+
+def _is_final(error: SlurmError) -> bool:
+    """Whether this answer to a requeue is known to stay the same."""
+    is_command_missing = error.exit_code is None and not error.timed_out
+    return is_command_missing or _says(error, (_ALREADY_PENDING, *_FORBIDDEN, *_REFUSED))
+
+
+def _says(error: SlurmError, answers: tuple[str, ...]) -> bool:
+    return any(words in _said(error) for words in answers)
 
 
 def _said(error: SlurmError) -> str:

@@ -3,7 +3,7 @@
     write_atomic(run.script, render(script))
     job_id = submit(run)
 
-submitit's own script has no room for begin and end, and its signal handling saves on rank 0 only; so the
+submitit's own script has no place for begin and end, and its signal handling saves on rank 0 only; so the
 executor below writes the script of `slurm.script` and keeps submitit's payload, naming and task runner.
 """
 
@@ -36,7 +36,7 @@ def submit(run: RunDir, num_tasks: int = 1, entry_point: str = ENTRY_POINT) -> s
 
     Raises:
         UsageError: there is no Slurm client here.
-        SlurmError: sbatch refused; its own words are in the message.
+        SlurmError: sbatch refused; its own message is in ours.
     """
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise UsageError(

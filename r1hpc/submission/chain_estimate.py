@@ -15,10 +15,10 @@ from r1hpc.accounting.forecast import NOTHING, Spread, total
 from r1hpc.base.tables import format_table, wrap
 from r1hpc.base.units import format_duration
 from r1hpc.estimator.estimate_text import amount
-from r1hpc.submission.advance import Step, plan_steps
 from r1hpc.submission.chain_file import read_definition
 from r1hpc.submission.chain_folder import ChainDir
-from r1hpc.submission.submit_run import Order
+from r1hpc.submission.chain_steps import Step, plan_steps
+from r1hpc.submission.order import Order
 
 _UNITS = ("GPU-hours", "node-hours")
 
@@ -34,11 +34,11 @@ class StageCost:
     unit: str
     """GPU-hours or node-hours."""
     hours: Spread | None
-    """None: nobody can tell."""
+    """None: not known."""
     time_limit_s: int | None
-    """Of one attempt."""
-    told: Mapping[str, Any] = field(default_factory=dict)
-    """Estimate.to_json(); empty where nobody can tell."""
+    """One attempt's."""
+    estimate: Mapping[str, Any] = field(default_factory=dict)
+    """Estimate.to_json(); empty where it is not known."""
 
     def to_json(self) -> dict[str, Any]:
         hours = None if self.hours is None else self.hours.to_json()
@@ -49,9 +49,9 @@ class StageCost:
             "gpu_hours": hours if self.unit == "GPU-hours" else None,
             "node_hours": hours if self.unit == "node-hours" else None,
             "time_limit_s": self.time_limit_s,
-            "assumptions": self.told.get("assumptions", {}),
-            "baselines": self.told.get("baselines", {}),
-            "memory": self.told.get("memory"),
+            "assumptions": self.estimate.get("assumptions", {}),
+            "baselines": self.estimate.get("baselines", {}),
+            "memory": self.estimate.get("memory"),
         }
 
 
@@ -63,7 +63,7 @@ class ChainCost:
     notes: tuple[str, ...] = ()
 
     def sum(self, unit: str) -> Spread:
-        """Of the stages that have an estimate; their errors agree in part: see forecast.total."""
+        """The sum over the stages that have an estimate; their errors agree in part: see forecast.total."""
         return total([each.hours for each in self.stages if each.unit == unit and each.hours is not None])
 
     @property
@@ -73,22 +73,22 @@ class ChainCost:
     @property
     def assumptions(self) -> dict[str, Any]:
         """What all stages that have an estimate assume alike."""
-        told = [each.told["assumptions"] for each in self.stages if each.told]
-        first = told[0] if told else {}
-        return {key: value for key, value in first.items() if all(each.get(key) == value for each in told)}
+        found = [each.estimate["assumptions"] for each in self.stages if each.estimate]
+        first = found[0] if found else {}
+        return {key: value for key, value in first.items() if all(each.get(key) == value for each in found)}
 
     @property
     def baselines(self) -> dict[str, float]:
         """GPU-hours, summed over the stages that have an estimate."""
         sums: Counter[str] = Counter()
         for each in self.stages:
-            sums.update(each.told.get("baselines", {}))
+            sums.update(each.estimate.get("baselines", {}))
         return dict(sums)
 
     @property
     def memory(self) -> dict[str, Any] | None:
         """The plan of the stage whose leanest configuration is the largest."""
-        plans = [plan for each in self.stages if (plan := each.told.get("memory"))]
+        plans = [plan for each in self.stages if (plan := each.estimate.get("memory"))]
         return max(plans, key=lambda plan: float(plan["smallest"]["total_gib"]), default=None)
 
     def to_json(self) -> dict[str, Any]:
@@ -127,25 +127,26 @@ def estimate_chain(job: Path, order: Order) -> ChainCost:
         chain = ChainDir(Path(folder) / "chain")
         definition = read_definition(job, chain, order.overrides, order.cluster)
         steps = plan_steps(chain, definition, order)
-    prepared = [step.prepared for step in steps if step.prepared is not None]
-    notes = dict.fromkeys(note for each in prepared for note in (each.estimate or {}).get("notes", ()))
+    planned = [step.planned for step in steps if step.planned is not None]
+    notes = dict.fromkeys(note for each in planned for note in (each.estimate or {}).get("notes", ()))
     return ChainCost(tuple(_cost(step) for step in steps), tuple(notes))
 
 
 def _cost(step: Step) -> StageCost:
-    assert step.prepared is not None, "a stage that has no folder is prepared"
-    plan = step.prepared.decision.plan
+    assert step.planned is not None, "a stage that has no folder is planned"
+    plan = step.planned.plan
     where = plan.topology
     unit = "GPU-hours" if where.num_gpus else "node-hours"
-    told = (step.prepared.estimate or {}).get("gpu_hours" if where.num_gpus else "node_hours")
+    estimate = step.planned.estimate or {}
+    hours = estimate.get("gpu_hours" if where.num_gpus else "node_hours")
     return StageCost(
         name=step.stage.name,
         kind=step.stage.config.stage,
         width=where.num_gpus or where.num_nodes,
         unit=unit,
-        hours=None if told is None else Spread(told["p10"], told["p50"], told["p90"]),
+        hours=None if hours is None else Spread(hours["p10"], hours["p50"], hours["p90"]),
         time_limit_s=plan.time_limit_s,
-        told=step.prepared.estimate or {},
+        estimate=estimate,
     )
 
 

@@ -51,7 +51,7 @@ class Definition:
     source: str
     """The file it was read from."""
     digest: str
-    """Of that file with all it includes, before overrides: whether the file has changed since."""
+    """The digest of that file with all it includes, before overrides: whether the file has changed since."""
     stages: tuple[Stage, ...]
 
     @property

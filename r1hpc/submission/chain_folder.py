@@ -127,16 +127,16 @@ def held(chain: ChainDir, role: str) -> Iterator[int]:
 
 
 def say_holder(fd: int, role: str) -> None:
-    """Leave word of who holds the lock."""
-    word = json.dumps({"role": role, "pid": os.getpid(), "host": socket.gethostname()}).encode()
-    os.pwrite(fd, word.ljust(256), 0)
+    """Write into the lock file who holds it."""
+    record = json.dumps({"role": role, "pid": os.getpid(), "host": socket.gethostname()}).encode()
+    os.pwrite(fd, record.ljust(256), 0)
 
 
 def holder(chain: ChainDir) -> str:
     """Who holds the lock, in words."""
     try:
-        word = json.loads(chain.lock.read_text())
-        return f"{word['role']}, process {word['pid']} on {word['host']},"
+        record = json.loads(chain.lock.read_text())
+        return f"{record['role']}, process {record['pid']} on {record['host']},"
     except (ValueError, KeyError, TypeError, OSError):
         return "another process"
 
@@ -151,21 +151,21 @@ def supervisor_pid(chain: ChainDir) -> int | None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return None
     except BlockingIOError:
-        word = _word(fd)
+        record = _read_holder(fd)
     finally:
         os.close(fd)
-    if word.get("role") != SUPERVISOR:
+    if record.get("role") != SUPERVISOR:
         return None
-    if word.get("host") != socket.gethostname():
-        raise StateError(f"{chain.name} is supervised on {word.get('host')}: go there")
-    return int(word["pid"])
+    if record.get("host") != socket.gethostname():
+        raise StateError(f"{chain.name} is supervised on {record.get('host')}: go there")
+    return int(record["pid"])
 
 
 SUPERVISOR = "the local supervisor"
 SUBMISSION = "a submission"
 
 
-def _word(fd: int) -> dict[str, Any]:
+def _read_holder(fd: int) -> dict[str, Any]:
     try:
         value = json.loads(os.pread(fd, 256, 0))
     except ValueError:

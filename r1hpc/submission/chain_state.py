@@ -13,10 +13,9 @@ from r1hpc.attempt.state import Situation, State, look
 from r1hpc.base.rundir import RunDir
 from r1hpc.submission.chain_file import Stage, open_definition
 from r1hpc.submission.chain_folder import ChainDir
-from r1hpc.submission.submit_run import AT_WORK
 
 WAITING = "waiting"
-"""Of a stage that has not begun because one that it needs is not finished."""
+"""The state of a stage that has not begun because one that it needs is not finished."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class StageSituation:
 
     @property
     def is_at_work(self) -> bool:
-        return self.situation is not None and self.situation.state in AT_WORK
+        return self.situation is not None and self.situation.state.is_at_work
 
     @property
     def state(self) -> str:
@@ -83,7 +82,7 @@ class ChainSituation:
     @property
     def detail(self) -> str:
         ended = [f"{s.name} {s.state}" for s in self.stages if s.has_begun and not s.is_at_work]
-        bad = [words for words in ended if not words.endswith(State.finished.value)]
+        bad = [each for each in ended if not each.endswith(State.finished.value)]
         return ", ".join([f"{self.num_finished} of {len(self.stages)} stages finished", *bad])
 
     @property

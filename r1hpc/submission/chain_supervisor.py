@@ -2,21 +2,20 @@
 
 Each stage is `r1hpc.launch local` with the code frozen for it, in a session of its own: a supervisor that is
 killed leaves the stage at work, and the next one waits for it. SIGTERM is passed on to the stage, which saves
-and leaves; so the chain ends. The lock of the chain is held until then: there is one supervisor at a time.
+and ends; so the chain ends. The lock of the chain is held until then: there is one supervisor at a time.
 """
 
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from types import FrameType
 
+from r1hpc.attempt.detached import start_detached
 from r1hpc.attempt.state import look
 from r1hpc.base.rundir import RunDir
 from r1hpc.submission.chain_folder import SUPERVISOR, ChainDir, say_holder
-from r1hpc.submission.submit_run import AT_WORK
 
 _POLL_S = 0.5
 
@@ -28,7 +27,7 @@ class ChainSupervisor:
         self._chain = chain
         self._runs = runs
         self._stage: subprocess.Popen[bytes] | None = None
-        self._leave = False
+        self._stopping = False
         os.set_inheritable(lock, False)  # a stage that outlives us must not hold the chain
         say_holder(lock, SUPERVISOR)
         chain.record("supervising", pid=os.getpid(), stages=[run.run_id for run in runs])
@@ -39,7 +38,7 @@ class ChainSupervisor:
             signal.signal(number, self._on_signal)
         for run in self._runs:
             self._wait_for_another(run)
-            if not run.finished.exists() and not self._leave:
+            if not run.finished.exists() and not self._stopping:
                 print(f"{self._chain.name}: {run.run_id} begins", flush=True)
                 self._run(run)
             if not run.finished.exists():
@@ -49,35 +48,23 @@ class ChainSupervisor:
         return 0
 
     def _run(self, run: RunDir) -> None:
-        # The first is this process's own code.
-        others = os.environ.get("PYTHONPATH", "").split(os.pathsep)[1:]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(run.code), *others])}
-        with (run.logs / "local.out").open("ab") as log:
-            self._stage = subprocess.Popen(
-                [sys.executable, "-u", "-m", "r1hpc.launch", "local", str(run.path)],
-                cwd=run.path,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        if self._leave:  # told between the look and the start
+        self._stage = start_detached(["local", str(run.path)], run, run.logs / "local.out")
+        if self._stopping:  # the signal came between the look and the start
             self._pass_on()
         self._stage.wait()
         self._stage = None
 
     def _wait_for_another(self, run: RunDir) -> None:
         """A stage that an earlier supervisor started, or a person, is left to end by itself."""
-        while not self._leave:
+        while not self._stopping:
             situation = look(run)
             pid = situation.job.pid if situation.job is not None else None
-            if situation.state not in AT_WORK or pid in (None, os.getpid()):
+            if not situation.state.is_at_work or pid in (None, os.getpid()):
                 return
             time.sleep(_POLL_S)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._leave = True
+        self._stopping = True
         self._pass_on()
 
     def _pass_on(self) -> None:

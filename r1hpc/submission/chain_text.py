@@ -1,46 +1,45 @@
 """What a submission of a chain prints: for a person, or as the one JSON object of --json."""
 
+from pathlib import Path
 from typing import Any
 
 from r1hpc.base.cli import print_json
 from r1hpc.base.files import read_json
-from r1hpc.base.rundir import RunDir
 from r1hpc.base.tables import format_table
-from r1hpc.slurm.script import render
-from r1hpc.submission.advance import Action, Step
-from r1hpc.submission.chain_command import Submitted
-from r1hpc.submission.text import log_path, plan_lines
+from r1hpc.submission.chain_steps import Action, Step
+from r1hpc.submission.run_text import log_path, plan_lines, script_keys
+from r1hpc.submission.submit_chain import SubmittedChain
 
 
-def announce_chain(done: Submitted, as_json: bool, dry_run: bool = False) -> None:
+def print_chain(done: SubmittedChain, as_json: bool) -> None:
     """Print it. A dry run has no jobs."""
     if as_json:
-        print_json(as_object(done, dry_run))
+        print_json(as_object(done))
     else:
-        print(as_text(done, dry_run))
+        print(as_text(done))
 
 
-def as_object(done: Submitted, dry_run: bool) -> dict[str, Any]:
+def as_object(done: SubmittedChain) -> dict[str, Any]:
     """{"chain", "chain_dir", "executor", "stages": [{"stage", "run_id", "run_dir", "job_id", …}]}."""
     return {
         "chain": done.chain.name,
         "chain_dir": str(done.chain.path),
         "executor": done.executor,
-        "dry_run": dry_run,
+        "dry_run": done.is_dry_run,
         "notes": list(done.notes),
-        "stages": [_stage_object(step, done, dry_run) for step in done.steps],
+        "stages": [_stage_object(step, done) for step in done.steps],
     }
 
 
-def as_text(done: Submitted, dry_run: bool) -> str:
+def as_text(done: SubmittedChain) -> str:
     """The chain, a line per stage, in a dry run each stage's plan, and how to come back."""
     chain = done.chain
-    lines = [("chain", str(chain.path) + (" (not written: a dry run)" if dry_run else ""))]
+    lines = [("chain", str(chain.path) + (" (not written: a dry run)" if done.is_dry_run else ""))]
     lines += [("note", note) for note in done.notes]
     if all(step.action is Action.skip for step in done.steps):
         lines.append(("note", "every stage is finished; to begin anew, take another --run-name"))
-    texts = ["\n".join(f"{name:8} {words}" for name, words in lines)]
-    if dry_run:
+    texts = ["\n".join(f"{name:8} {text}" for name, text in lines)]
+    if done.is_dry_run:
         texts += [_plan_text(step) for step in done.steps]
     else:
         rows = [
@@ -54,17 +53,14 @@ def as_text(done: Submitted, dry_run: bool) -> str:
             ("cancel", f"python -m r1hpc.cancel {chain.path}"),
             ("go on", f"python -m r1hpc.submit --run-root {chain.path.parent} --run-name {chain.name}"),
         ]
-        texts.append("\n".join(f"{name:8} {words}" for name, words in handles))
+        texts.append("\n".join(f"{name:8} {text}" for name, text in handles))
     return "\n\n".join(texts)
 
 
-def _stage_object(step: Step, done: Submitted, dry_run: bool) -> dict[str, Any]:
-    on_slurm, prepared, run = done.executor == "slurm", step.prepared, step.run
-    plan = prepared.decision.plan.to_json() if prepared is not None else None
-    if plan is None and run.plan.is_file():
-        plan = read_json(run.plan)
+def _stage_object(step: Step, done: SubmittedChain) -> dict[str, Any]:
+    planned, run = step.planned, step.run
     job_id = done.jobs.get(step.stage.name)
-    value = {
+    return {
         "stage": step.stage.name,
         "run_id": run.run_id,
         "run_dir": str(run.path),
@@ -72,17 +68,14 @@ def _stage_object(step: Step, done: Submitted, dry_run: bool) -> dict[str, Any]:
         "action": step.action.value,
         "job_id": job_id,
         "executor": done.executor,
-        "script": str(run.script) if on_slurm else None,
-        "plan": plan,
-        "estimate": prepared.estimate if prepared is not None else _stored_estimate(run),
+        **(script_keys(planned, done.is_dry_run) if planned is not None else {"script": str(run.script)}),
+        "plan": planned.plan.to_json() if planned is not None else _stored(run.plan),
+        "estimate": planned.estimate if planned is not None else _stored(run.estimate),
         "log": str(log_path(run, done.executor, job_id)),
     }
-    show_script = dry_run and on_slurm and prepared is not None
-    return {**value, "script_text": render(prepared.script)} if show_script and prepared else value
 
 
-def _stored_estimate(run: RunDir) -> Any:
-    path = run.path / "estimate.json"
+def _stored(path: Path) -> Any:
     return read_json(path) if path.is_file() else None
 
 
@@ -90,6 +83,6 @@ def _plan_text(step: Step) -> str:
     needs = f"after {', '.join(step.stage.needs)}" if step.stage.needs else "at once"
     already = "" if step.action is Action.submit else f" ({step.action})"
     lines = [f"{step.stage.name}: {step.stage.config.stage}, {needs}{already}"]
-    if step.prepared is not None:
-        lines += [f"  {name:8} {words}" for name, words in plan_lines(step.prepared)]
+    if step.planned is not None:
+        lines += [f"  {name:8} {text}" for name, text in plan_lines(step.planned)]
     return "\n".join(lines)

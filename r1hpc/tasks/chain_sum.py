@@ -9,7 +9,10 @@ from itertools import accumulate
 from typing import Any
 
 from r1hpc.tasks.completion import compose
-from r1hpc.tasks.task import Draws, Item, check_options, check_range, draw_until, task_id
+from r1hpc.tasks.task import Draws, Item, check_options, check_range, draw_until, is_held_out, task_id
+
+_COUNTED_TERMS = 4
+"""Up to 10,000 questions are counted one by one; of more there are plenty."""
 
 
 class ChainSum:
@@ -28,6 +31,12 @@ class ChainSum:
     def item(self, index: int, held_out: bool = False) -> Item:
         digits = draw_until(self._draw, (self.name, self._seed, self._num_terms, index), held_out)
         return Item(index, f"{digits}=", running_totals(digits)[-1])
+
+    def num_questions(self, held_out: bool = False) -> int | None:
+        if self._num_terms > _COUNTED_TERMS:
+            return None
+        questions = (f"{number:0{self._num_terms}}=" for number in range(10**self._num_terms))
+        return sum(is_held_out(question) == held_out for question in questions)
 
     def demonstration(self, item: Item, thinking: bool) -> str:
         totals = running_totals(item.prompt[:-1])

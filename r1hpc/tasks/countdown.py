@@ -38,6 +38,10 @@ class Countdown:
         numbers, target = made["numbers"], made["target"]
         return Item(index, f"{','.join(map(str, numbers))}:{target}?", made["solution"], made)
 
+    def num_questions(self, held_out: bool = False) -> None:
+        """Not known: questions are made from drawn solutions, not listed."""
+        return
+
     def demonstration(self, item: Item, thinking: bool) -> str:
         return compose(item.metadata["steps"] if thinking else "", item.answer)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.tasks.completion import TAGS, compose
+from r1hpc.tasks.gym_source import ENDLESS
 from r1hpc.tasks.process import DiedError, TimedOutError, WorkerProcess
 from r1hpc.tasks.prompts import TEMPLATE, check_template, fill, held_out_key
 from r1hpc.tasks.task import Draws, Item, draw_until, task_id
@@ -45,6 +46,10 @@ class ReasoningGym:
         source, entry = draw_until(self._draw, (self.id, index), held_out)
         prompt = fill(self._template, entry["question"])
         return Item(index, prompt, entry["answer"] or "", {"source_index": source})
+
+    def num_questions(self, held_out: bool = False) -> int | None:
+        """As many as the generator has indices, where it has few: both parts together."""
+        return self._num_sources if self._num_sources < ENDLESS else None
 
     def demonstration(self, item: Item, thinking: bool) -> str:
         """The generator's answer, without thinking: the package holds none."""

@@ -16,7 +16,7 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest
 from r1hpc.tasks.serve import Handler, serve
 
-_ENDLESS = 2**31
+ENDLESS = 2**31
 
 
 def ready(generator: str, seed: int, options: dict[str, Any]) -> tuple[Handler, int]:
@@ -59,10 +59,10 @@ def make(generator: str, seed: int, options: dict[str, Any]) -> Any:
 def num_sources(dataset: Any) -> int:
     """Most generators make an item of any index; some keep a list of `size` items."""
     try:
-        dataset[_ENDLESS - 1]
+        dataset[ENDLESS - 1]
     except IndexError:
         return len(dataset)
-    return _ENDLESS
+    return ENDLESS
 
 
 if __name__ == "__main__":

@@ -71,6 +71,9 @@ class Jsonl:
         prompt = fill(self._template, pair.question)
         return Item(index, prompt, pair.answer, {"thinking": pair.thinking, "epoch": epoch})
 
+    def num_questions(self, held_out: bool = False) -> int:
+        return len({pair.question for pair in self._parts[held_out]})
+
     def demonstration(self, item: Item, thinking: bool) -> str:
         if thinking and not item.metadata["thinking"]:
             raise UsageError(

@@ -86,7 +86,7 @@ class Scorer:
         self.close()
 
     def _verdicts(self, groups: Sequence[Group], parts: list[list[Parts]]) -> list[bool]:
-        """Of each completion that has an answer, in order."""
+        """Whether each completion that has an answer is right, in order."""
         return self._verifier.check(
             [
                 Question(part.answer, item.answer, item.metadata)

@@ -21,7 +21,7 @@ _LEFT_TO_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGU
 
 
 def serve(parent: int, ready: Callable[[], tuple[Handler, Any]]) -> int:
-    """`ready` gives the handler of requests and what the parent is told first."""
+    """`ready` gives the handler of requests and what the parent is sent first."""
     for number in _LEFT_TO_THE_PARENT:
         signal.signal(number, signal.SIG_IGN)
     die_with(parent)

@@ -3,7 +3,7 @@
     item = task.item(7)                     # always the same, on any machine
     item = task.item(7, held_out=True)      # never a question that training can see
 
-The index is therefore the whole state of the data of a run. Held-out questions are told apart by a hash
+The index is therefore the whole state of the data of a run. Held-out questions are chosen by a hash
 of the question itself, not by where they were drawn, so that no draw can put one into training.
 """
 
@@ -54,6 +54,10 @@ class Task(Protocol):
         ...
 
     def item(self, index: int, held_out: bool = False) -> Item: ...
+
+    def num_questions(self, held_out: bool = False) -> int | None:
+        """A part never has more different questions than this; None: more than is worth counting."""
+        ...
 
     def demonstration(self, item: Item, thinking: bool) -> str:
         """A correct completion.
@@ -106,6 +110,21 @@ def draw_until(make: Callable[[Draws], tuple[str, _T]], key: tuple[object, ...],
     raise UsageError(
         f"task {key[0]} has too few different questions: none is in the {part} part; widen its options"
     )
+
+
+def check_num_held_out(task: Task, num_items: int) -> None:
+    """Refuse to ask more held-out questions than there are: repeats are no evidence, and look like it.
+
+    Raises:
+        UsageError: says how many there are.
+    """
+    there = task.num_questions(held_out=True)
+    if there is not None and num_items > there:
+        fix = f"set evaluate.num_items={there}" if there else "evaluate another task"
+        raise UsageError(
+            f"evaluate.num_items is {num_items}, but task {task.name} has no more than {there} held-out "
+            f"questions (one in ten, by a hash of the question): {fix}, or give it more questions"
+        )
 
 
 def check_options(task: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,8 @@ Events, one JSON line each, appended in order and never changed:
     end        time attempt cause detail exit_status last_committed_step kept requeued inferred
     cancel_requested  time by
 
-An attempt killed without a word has no `end`; the next `begin` writes it, marked `inferred`.
+An attempt killed without a word has no `end`; the next `begin` writes it, marked `inferred`. An attempt whose
+requeue was promised in its `end` and did not come about has a second `end`, without it: the later one counts.
 """
 
 import time
@@ -89,10 +90,18 @@ class History:
         return self.attempts[-1] if self.attempts else None
 
     @property
+    def is_cancelled(self) -> bool:
+        """Whether a person has asked for the end of the newest submission: resuming takes that back."""
+        return (self.cancel_requested_at or 0.0) > self._submitted_at
+
+    @property
+    def _submitted_at(self) -> float:
+        return max((s["time"] for s in self.submissions), default=0.0)
+
+    @property
     def since_submission(self) -> tuple[Attempt, ...]:
         """Attempts of the newest submission: asking for the run again is asking for fresh limits."""
-        since = max((s["time"] for s in self.submissions), default=0.0)
-        return tuple(a for a in self.attempts if a.start >= since)
+        return tuple(a for a in self.attempts if a.start >= self._submitted_at)
 
 
 def record(run: RunDir, event: str, **fields: Any) -> None:

@@ -1,4 +1,4 @@
-"""MFU, NVML and step times of an attempt read together, in words with numbers.
+"""MFU, NVML and step times of an attempt read together, as sentences with numbers.
 
     diagnosis = diagnose(run, attempt, end=attempt.end)
     print("\n".join(as_lines(diagnosis)))

@@ -11,7 +11,7 @@ from r1hpc.base.files import iter_records
 
 _BUSY_PERCENT = 99
 _LOW_POWER = 0.25
-"""Of the power limit. A collective that hangs reads 100 % at about 70 W of 400 W (NVIDIA/nccl#968)."""
+"""Share of the power limit. A collective that hangs reads 100 % at about 70 W of 400 W (NVIDIA/nccl#968)."""
 
 
 def summarise(path: Path, attempt: int | None = None) -> dict[str, Any]:

@@ -7,7 +7,8 @@ MASTER_ADDR or RANK.
 import datetime
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,65 +21,80 @@ from torch._C._distributed_c10d import Store, TCPStore  # torch.distributed hide
 from r1hpc.base.errors import R1hpcError
 
 _STORE_TIMEOUT = datetime.timedelta(minutes=10)
+# A wait in vain is ended by the watchdog, which can say why; one for a slow rank may take hours.
+_COLLECTIVE_TIMEOUT = datetime.timedelta(days=1)
 
 
 @dataclass(frozen=True)
 class Group:
-    """One rank's place among all, and its device."""
+    """One rank's place among all, and its device. Its collectives wait inside `waits()`."""
 
     rank: int
     local_rank: int
     world_size: int
     device: torch.device
+    waits: Callable[[], AbstractContextManager[None]] = nullcontext
+    """The watchdog's `waiting`."""
 
     def all_sum(self, values: Sequence[float]) -> list[float]:
         """Element-wise sum over the ranks, in float64 (exact for integers below 2^53)."""
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        if self.world_size > 1:
-            dist.all_reduce(tensor)
-        result: list[float] = tensor.tolist()
+        with self.waits():
+            if self.world_size > 1:
+                dist.all_reduce(tensor)
+            result: list[float] = tensor.tolist()  # on a GPU it is here that one waits
         return result
 
     def sum_array(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Element-wise sum over the ranks."""
         tensor = torch.from_numpy(values).to(self.device)
-        if self.world_size > 1:
-            dist.all_reduce(tensor)
-        return tensor.cpu().numpy()
+        with self.waits():
+            if self.world_size > 1:
+                dist.all_reduce(tensor)
+            return tensor.cpu().numpy()
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's `value`, in rank order, on all ranks. Pickles: only for small, rare messages."""
         gathered: list[Any] = [None] * self.world_size
-        dist.all_gather_object(gathered, value)
+        with self.waits():
+            dist.all_gather_object(gathered, value)
         return gathered
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's `value` on all ranks."""
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        with self.waits():
+            dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def barrier(self) -> None:
-        dist.barrier()
+        with self.waits():
+            dist.barrier()
 
 
 def join(
-    rank: int, local_rank: int, world_size: int, store: Store, *, use_gpu: bool, hang_timeout_s: float
+    rank: int,
+    local_rank: int,
+    world_size: int,
+    store: Store,
+    *,
+    use_gpu: bool,
+    waits: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Group:
     """Initialise torch.distributed and DeepSpeed's view of it: NCCL for a GPU run, gloo for a CPU run.
 
     Args:
-        hang_timeout_s: the watchdog's; a collective waits longer, so that the watchdog gets to name the hang.
+        waits: entered wherever this rank waits for the others.
 
     Raises:
-        R1hpcError: a GPU run on a node where torch finds none.
+        R1hpcError: a GPU run on a node where torch finds none, or DeepSpeed was imported for another device.
     """
     if use_gpu and not torch.cuda.is_available():
         raise R1hpcError(
             f"torch {torch.__version__} finds no GPU on {socket.gethostname()}: look at the driver there "
             "(nvidia-smi), or exclude the node with -x; a CPU run has resources.gpus_per_node=0"
         )
-    os.environ["DS_ACCELERATOR"] = "cuda" if use_gpu else "cpu"
+    choose_accelerator(use_gpu)
     index = _device_index(local_rank) if use_gpu else local_rank
     # DeepSpeed reads these when it builds its engine, and takes LOCAL_RANK for the device.
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(index), WORLD_SIZE=str(world_size))
@@ -86,10 +102,21 @@ def join(
     if use_gpu:
         torch.cuda.set_device(device)
     backend = "nccl" if use_gpu else "gloo"
-    timeout = datetime.timedelta(seconds=2 * hang_timeout_s + 60)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
-    _join_deepspeed(backend)
-    return Group(rank, local_rank, world_size, device)
+    with waits():
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=world_size, timeout=_COLLECTIVE_TIMEOUT
+        )
+    _join_deepspeed(backend, device)
+    return Group(rank, local_rank, world_size, device, waits)
+
+
+def choose_accelerator(use_gpu: bool) -> None:
+    """Have DeepSpeed work on the device that the job was given, in this process and those it starts.
+
+    DeepSpeed fixes its device when it is first imported, so this must come before that. A DS_ACCELERATOR of
+    the shell that submitted is of another machine: it would put the weights on the wrong device.
+    """
+    os.environ["DS_ACCELERATOR"] = "cuda" if use_gpu else "cpu"
 
 
 def make_store(host: str, port: int, world_size: int, listener: socket.socket | None) -> Store:
@@ -122,10 +149,16 @@ def _device_index(local_rank: int) -> int:
     return local_rank if local_rank < visible else local_rank % visible
 
 
-def _join_deepspeed(backend: str) -> None:
+def _join_deepspeed(backend: str, device: torch.device) -> None:
     import deepspeed
     from deepspeed.utils import logger
 
+    chosen = deepspeed.accelerator.get_accelerator().device_name()
+    if chosen != device.type:
+        raise R1hpcError(
+            f"DeepSpeed was set to {chosen} before this rank could choose {device.type}: look for an import "
+            "of deepspeed at start-up (sitecustomize, a .pth file) and remove it"
+        )
     logger.setLevel("ERROR")
     # On CPU DeepSpeed compiles a shared-memory all-reduce at first use: 20 s, a C++ compiler, and a cache
     # under the user's home that the ranks of several nodes race for. gloo does the same work.

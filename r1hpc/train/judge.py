@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from r1hpc.plan.model import load_model_config
 from r1hpc.tasks.registry import make_task
 from r1hpc.tasks.rewards import Scorer
-from r1hpc.tasks.task import Task
+from r1hpc.tasks.task import Task, check_num_held_out
 from r1hpc.tasks.tokenizer import load_tokenizer, special_ids
 from r1hpc.train import loop
 from r1hpc.train.evaluate import Evaluator
@@ -24,6 +24,8 @@ def judge(job: Job) -> Iterator[tuple[Task, Evaluator]]:
     tokenizer = load_tokenizer(config.model)
     ids = special_ids(tokenizer, config.model)
     task = make_task(config.task)
+    if config.stage == "evaluate":
+        check_num_held_out(task, config.evaluate.num_items)
     hf_config = load_model_config(config, tokenizer.get_vocab_size())
     job.watchdog.beat("loading the model")
     network = build_model(config.model, hf_config, config.train.seed)

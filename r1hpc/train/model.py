@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.config.schema import ModelConfig
+from r1hpc.plan.weights import check_weights
 from r1hpc.train.attention import GATED, OURS, add_gates, check_implementation, load_gates
 
 
@@ -23,17 +24,18 @@ def build_model(model: ModelConfig, hf_config: dict[str, Any], seed: int) -> Pre
         hf_config: a config.json as a dictionary, vocabulary included (plan.shape.load_model_config).
 
     Raises:
-        ConfigError: an unknown model_type or attention, weights that do not fit the config, or weights
-            trained with another attention than model.attn_implementation.
+        ConfigError: an unknown model_type or attention, a model.path without weights (and not
+            from_scratch), weights that do not fit the config, or weights trained with another attention
+            than model.attn_implementation.
     """
     check_implementation(model.attn_implementation)
     _check_same_attention(model, hf_config)
     torch.manual_seed(seed)
     config = _auto_config(hf_config)
     config.use_cache = False
-    folder = Path(model.path) if model.path else None
-    if folder is not None and not model.from_scratch and has_weights(folder):
-        network = _from_weights(folder, config, model.attn_implementation)
+    if model.path is not None and not model.from_scratch:
+        check_weights(model)
+        network = _from_weights(Path(model.path), config, model.attn_implementation)
     else:
         network = AutoModelForCausalLM.from_config(
             config, attn_implementation=model.attn_implementation, dtype=torch.float32
@@ -52,11 +54,6 @@ def cast_parameters(network: torch.nn.Module, dtype: torch.dtype) -> None:
     """
     for parameter in network.parameters():
         parameter.data = parameter.data.to(dtype)
-
-
-def has_weights(folder: Path) -> bool:
-    """Whether the folder holds safetensors weights."""
-    return any(folder.glob("*.safetensors"))
 
 
 def next_token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

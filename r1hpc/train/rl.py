@@ -21,6 +21,7 @@ from r1hpc.plan.batch import BatchPlan, updates_per_rollout
 from r1hpc.plan.model import load_model_config
 from r1hpc.tasks.registry import make_task
 from r1hpc.tasks.rewards import Scorer
+from r1hpc.tasks.task import check_num_held_out
 from r1hpc.tasks.tokenizer import load_tokenizer, special_ids
 from r1hpc.train import loop
 from r1hpc.train.algorithms import Floats
@@ -52,6 +53,7 @@ def run(job: Job) -> Outcome:
     tokenizer = load_tokenizer(config.model)
     ids = special_ids(tokenizer, config.model)
     task = make_task(config.task)
+    check_num_held_out(task, config.evaluate.num_items)
     hf_config = load_model_config(config, tokenizer.get_vocab_size())
     job.watchdog.beat("building the model")
     policy = build_policy(config, hf_config)

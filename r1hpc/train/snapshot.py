@@ -287,12 +287,15 @@ def seed_streams(seed: int, step: int, rank: int) -> None:
 
 
 def save_streams(path: Path) -> None:
-    """Write every random stream of this rank. DeepSpeed saves none."""
+    """Write every random stream of this rank. DeepSpeed saves none.
+
+    CUDA's only where this process uses a GPU: a CPU run must not take memory of one that is there.
+    """
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     version, internal, gauss_next = random.getstate()
     streams = {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "cuda": torch.cuda.get_rng_state() if _uses_gpu() else None,
         "numpy": json.dumps([str(name), [int(k) for k in keys], int(position), int(has_gauss), float(gauss)]),
         "python": json.dumps([version, list(internal), gauss_next]),
     }
@@ -303,12 +306,16 @@ def restore_streams(path: Path) -> None:
     """Read back what save_streams wrote."""
     streams = torch.load(path, weights_only=True)
     torch.set_rng_state(streams["torch"])
-    if streams["cuda"] is not None and torch.cuda.is_available():
+    if streams["cuda"] is not None and _uses_gpu():
         torch.cuda.set_rng_state(streams["cuda"])
     name, keys, position, has_gauss, gauss = json.loads(streams["numpy"])
     np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
     version, internal, gauss_next = json.loads(streams["python"])
     random.setstate((version, tuple(internal), gauss_next))
+
+
+def _uses_gpu() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 def _streams_name(rank: int) -> str:

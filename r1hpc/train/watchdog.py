@@ -1,8 +1,9 @@
 """Find a rank that hangs: no progress for `timeout_s`, then every stack to the log and out.
 
-Each rank watches itself. When one is stuck the others are stuck in a collective with it, so all of them
-leave; the one that cannot even run its watchdog (stopped, or a lock held in C) is ended by
-`srun --kill-on-bad-exit`, and named by being the only rank without an outcome file.
+Each rank watches itself, and hears of the others (train/peers.py). While it waits for them it is not judged
+by its own silence: it goes on waiting as long as somebody makes progress and nobody is silent. When one hangs
+all of them leave; the one that cannot even run its watchdog (stopped, or a lock held in C) is ended by
+`srun --kill-on-bad-exit`, and named by the others, and by being the only rank without an outcome file.
 """
 
 import faulthandler
@@ -10,27 +11,37 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from r1hpc.train.peers import Peers, Sign
 
 EXIT_HANG = 75
 """Exit status of a rank that found itself hanging."""
-_LAST_WORDS_S = 3.0
+WAITING = "waiting for the other ranks"
+_LAST_WORDS_S = 5.0
+"""Enough for the others to hear of it."""
 _BACKSTOP_S = 15.0
 """How much later than the Python thread the C thread acts: after the last words."""
 
 
 class Watchdog:
-    """`beat(phase)` at least every `timeout_s`, or the process ends with EXIT_HANG.
+    """`beat(phase)` at least every `timeout_s` outside `waiting()`, or the process ends with EXIT_HANG.
 
     Two watchers: a Python thread, which can write why, and faulthandler's C thread a little later, which
     needs no interpreter lock.
     """
 
-    def __init__(self, timeout_s: float, on_hang: Callable[[str, float], None]) -> None:
+    def __init__(self, timeout_s: float, on_hang: Callable[[str], None]) -> None:
+        """`on_hang` is given what was found, in words."""
         self._timeout_s = timeout_s
         self._on_hang = on_hang
         self._phase = "start"
         self._last = time.monotonic()
+        self._beats = 0
+        self._is_waiting = False
+        self._looks = 0
+        self._peers: Peers | None = None
         self._backstop_armed_at = 0.0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -39,27 +50,65 @@ class Watchdog:
         self.beat("start")
         self._thread.start()
 
+    def hear(self, peers: Peers) -> None:
+        """From now on the ranks know of each other."""
+        peers.start(self.sign)
+        self._peers = peers
+
     def stop(self) -> None:
         self._done.set()
         faulthandler.cancel_dump_traceback_later()
+        if self._peers is not None:
+            self._peers.leave()
 
     def beat(self, phase: str) -> None:
         """Progress was made; `phase` is what comes next and is named if it hangs."""
         self._phase, self._last = phase, time.monotonic()
+        self._beats += 1
+        self._arm_backstop()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Inside, this rank has nothing to do but wait for the others: their progress counts, not its own."""
+        phase = self._phase
+        self.beat(WAITING)
+        self._is_waiting = True
+        try:
+            yield
+        finally:
+            self.beat(phase)  # before the flag: the watching thread may look in between
+            self._is_waiting = False
+
+    def sign(self) -> Sign:
+        """What the others are told of this rank."""
+        self._looks += self._is_waiting
+        return Sign(self._beats + self._looks, self._beats, self._phase)
+
+    def _arm_backstop(self) -> None:
         # Re-arming starts a thread each time, so the backstop moves only now and then.
-        if self._last - self._backstop_armed_at > _BACKSTOP_S / 3:
-            self._backstop_armed_at = self._last
+        now = time.monotonic()
+        if now - self._backstop_armed_at > _BACKSTOP_S / 3:
+            self._backstop_armed_at = now
             faulthandler.dump_traceback_later(self._timeout_s + _BACKSTOP_S, exit=True)
 
     def _watch(self) -> None:
         while not self._done.wait(min(1.0, self._timeout_s / 4)):
-            idle_s = time.monotonic() - self._last
-            if idle_s > self._timeout_s:
-                print(
-                    f"no progress for {idle_s:.0f} s in phase '{self._phase}': stacks follow", file=sys.stderr
-                )
+            problem = self._problem()
+            if problem is not None:
+                print(f"hang: {problem}: stacks follow", file=sys.stderr)
                 faulthandler.dump_traceback(all_threads=True)
-                self._on_hang(self._phase, idle_s)
+                self._on_hang(problem)
                 # The first to exit gets the others killed; they too should have left word by then.
                 time.sleep(_LAST_WORDS_S)
                 os._exit(EXIT_HANG)
+
+    def _problem(self) -> str | None:
+        """What hangs, here or elsewhere."""
+        is_heard = self._peers is not None and self._peers.connected
+        if self._is_waiting and is_heard:
+            self._arm_backstop()
+        else:  # looked at before the clock: whoever stops waiting has just beaten
+            idle_s = time.monotonic() - self._last
+            if idle_s > self._timeout_s:
+                return f"no progress for {idle_s:.0f} s in {self._phase}"
+        return self._peers.problem() if self._peers is not None else None

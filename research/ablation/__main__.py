@@ -27,12 +27,13 @@ from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import write_json
 from r1hpc.base.names import nearest, printable
+from r1hpc.base.rundir import default_run_root
 from r1hpc.slurm import flags
 
 # What is needed only once something is asked for is imported where it is used: --help must be quick.
 if TYPE_CHECKING:
-    from r1hpc.submission.chain_command import Submitted
-    from r1hpc.submission.submit_run import Order
+    from r1hpc.submission.order import Order
+    from r1hpc.submission.submit_chain import SubmittedChain
     from research.ablation.study import Study
 
 _JOB = "r1"
@@ -104,7 +105,7 @@ def _study(arguments: argparse.Namespace, argv: Sequence[str]) -> "tuple[Study, 
     from r1hpc.config.load import find_job
     from r1hpc.slurm.fields import refuse_shell_overrides
     from r1hpc.submission.chain_file import without_stage
-    from r1hpc.submission.submit_run import Order, Purpose, place
+    from r1hpc.submission.order import Order, Purpose
     from research.ablation.arms import ABLATIONS, find_ablation
     from research.ablation.study import open_study, split_overrides
 
@@ -122,7 +123,8 @@ def _study(arguments: argparse.Namespace, argv: Sequence[str]) -> "tuple[Study, 
         *places,
         *flags.overrides_from_flags(arguments),
     ]
-    folder = place(arguments.run_root, arguments.run_name or f"ablate-{ablation.name}")
+    root = Path(arguments.run_root) if arguments.run_root else default_run_root()
+    folder = Order(run_root=root).folder(arguments.run_name or f"ablate-{ablation.name}")
     arms = arguments.arms.split(",") if arguments.arms else None
     job = find_job(words[1] if words[1:] else _JOB)
     study = open_study(folder.path, ablation.name, job, trained, arms, places, arguments.cluster)
@@ -138,13 +140,13 @@ def _study(arguments: argparse.Namespace, argv: Sequence[str]) -> "tuple[Study, 
     return study, order, places
 
 
-def _follow(done: "Submitted") -> int:
+def _follow(done: "SubmittedChain") -> int:
     from r1hpc.submission.chain_state import follow_chain
 
     return follow_chain(done.chain, done.jobs, sys.stderr) if done.jobs else 0
 
 
-def _announce(study: "Study", done: "Sequence[Submitted]", arguments: argparse.Namespace) -> None:
+def _announce(study: "Study", done: "Sequence[SubmittedChain]", arguments: argparse.Namespace) -> None:
     """A dry run: the arms, what tells each from the others, and the stages with what would be done."""
     from r1hpc.base.tables import format_table, wrap
 

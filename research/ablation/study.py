@@ -29,11 +29,11 @@ from r1hpc.base.files import read_json, write_json
 from r1hpc.base.names import check_name, printable
 from r1hpc.base.rundir import RunDir
 from r1hpc.config import load
-from r1hpc.submission import submit_run as submission
-from r1hpc.submission.chain_command import Submitted, submit_chain
 from r1hpc.submission.chain_file import open_definition, without_stage
 from r1hpc.submission.chain_folder import ChainDir, supervisor_pid
-from r1hpc.submission.submit_run import Order, Purpose
+from r1hpc.submission.order import Order, Purpose
+from r1hpc.submission.start_run import create_parent
+from r1hpc.submission.submit_chain import SubmittedChain, submit_chain
 from research.ablation.arms import ABLATIONS, Ablation, Arm, Settings, choose_arms
 
 KINDS = ("traces", "sft", "rl")
@@ -176,7 +176,7 @@ def overrides_of_kind(kind: str, overrides: Sequence[str]) -> list[str]:
     return found
 
 
-def submit_seed(study: Study, seed: int, order: Order, places: Sequence[str] = ()) -> Submitted:
+def submit_seed(study: Study, seed: int, order: Order, places: Sequence[str] = ()) -> SubmittedChain:
     """Begin or go on with the chain of one seed. A dry run writes nothing that stays.
 
     Args:
@@ -287,7 +287,7 @@ def _as_record(study: Study) -> dict[str, Any]:
 def _write_study(study: Study) -> None:
     if _record(study.path).is_file():
         return
-    submission.create_parent(RunDir(study.path))
+    create_parent(RunDir(study.path))
     study.path.mkdir(mode=0o700, exist_ok=True)
     write_json(_record(study.path), _as_record(study))
 

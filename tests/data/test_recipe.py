@@ -19,6 +19,9 @@ GOOD: dict[str, Any] = {"name": "x", "tokenizer": {"kind": "bytes"}, "sources": 
         ({"shard_token": 5}, "unknown key 'shard_token' (did you mean 'shard_tokens'?)"),
         ({"tokenizer": {"kind": "bytes", "vocabsize": 3}}, "did you mean 'vocab_size'?"),
         ({"sources": [SOURCE | {"globb": "*"}]}, "sources[0].globb"),
+        # As shards/README.md and docs/claims.md say: sources are not weighed.
+        ({"sources": [SOURCE | {"weight": 0.3}]}, "unknown key 'sources[0].weight'"),
+        ({"mixture": {"a": 0.3}}, "unknown key 'mixture'"),
         ({"sources": [{"name": "a", "root": "."}]}, "sources[0].kind is missing"),
         ({"sources": [SOURCE | {"kind": "jsonlines"}]}, "did you mean 'jsonl'?"),
         ({"sources": []}, "sources is empty"),

@@ -88,7 +88,7 @@ def measure(name: str, zero_stage: int, world_size: int) -> tuple[int, int]:
 def main(rank: str, world_size: str, folder: str) -> None:
     world = int(world_size)
     store = FileStore(f"{folder}/store", world)
-    group = join(int(rank), int(rank), world, store, use_gpu=False, hang_timeout_s=120)
+    group = join(int(rank), int(rank), world, store, use_gpu=False)
     found = []
     for name in MODELS:
         for stage in (0, 1, 2, 3):

@@ -71,6 +71,21 @@ def test_modes_that_do_not_end_a_run(mode: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        ("OFF", "preemption (OFF): nobody preempts this run"),
+        (
+            "SUSPEND,GANG",
+            "preemption (SUSPEND,GANG): the run is suspended and goes on later; nothing to save",
+        ),
+        ("GANG", "preemption (GANG): the run is suspended and goes on later; nothing to save"),
+    ],
+)
+def test_what_a_mode_without_a_window_means_for_the_run(mode: str, said: str) -> None:
+    assert said in _judge(1, preempt_mode=mode).splitlines()
+
+
 def test_who_requeues() -> None:
     assert "submit it again yourself" in _judge(1, requeue_allowed=False)
     assert "held after 5 times" in _judge(1)

@@ -37,8 +37,10 @@ def test_a_job_gets_what_it_needs_and_no_more() -> None:
         "HF_HOME": "/c",
         "TOKENIZERS_PARALLELISM": "0",
     }
-    needed |= {"BASH_FUNC_module%%": "() { :; }", "SLURM_CONF": "/etc/slurm.conf", "DS_ACCELERATOR": "cpu"}
-    assert exported({**needed, **SECRETS, **FOREIGN, "MY_APP": "1"}) == needed
+    needed |= {"BASH_FUNC_module%%": "() { :; }", "SLURM_CONF": "/etc/slurm.conf"}
+    # The login node's device, which is not the job's.
+    elsewhere = {"MY_APP": "1", "DS_ACCELERATOR": "cpu"}
+    assert exported({**needed, **SECRETS, **FOREIGN, **elsewhere}) == needed
 
 
 def test_relative_search_paths_become_absolute() -> None:

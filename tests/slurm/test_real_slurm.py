@@ -1,6 +1,7 @@
 """The slurm package against a real cluster: four nodes of four GPUs, preemption by QOS."""
 
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -99,6 +100,24 @@ def test_a_requeue_is_accepted_once_and_again_and_accounted(on_cluster: Cluster)
     assert records[0].gpus == 1
     assert records[0].start is not None
     assert abs(records[0].start - time.time()) < 120
+
+
+def test_a_requeue_outlives_a_crash_of_slurmctld(
+    on_cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = on_cluster.submit("sleep 100", "--time=5", "--output=/dev/null")
+    on_cluster.wait_job(job, {"RUNNING"})
+    time.sleep(8)  # slurmctld saves a new job within five seconds, and forgets it otherwise
+    on_cluster.kill_controller()
+    back = threading.Timer(6, on_cluster.start_controller)
+    back.start()
+    try:
+        assert requeue(str(job)) is True
+    finally:
+        back.join()
+    assert "Unexpected message received" in capsys.readouterr().err
+    assert job_state(str(job)).restarts == 1
+    on_cluster.cancel(job)
 
 
 def test_a_job_that_may_not_be_requeued(on_cluster: Cluster) -> None:

@@ -6,7 +6,15 @@ import pytest
 
 from r1hpc.base.errors import StateError
 from r1hpc.slurm.client import SlurmError, call
-from r1hpc.slurm.requeue import JobState, job_state, parse_job, read_job_id, requeue, resubmit
+from r1hpc.slurm.requeue import (
+    REQUEUE_PATIENCE_S,
+    JobState,
+    job_state,
+    parse_job,
+    read_job_id,
+    requeue,
+    resubmit,
+)
 
 # `SLURM_TIME_FORMAT=%s scontrol show job -o 11` of Slurm 24.11.5, between two attempts, its name changed.
 PENDING = (
@@ -60,6 +68,7 @@ def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("Job is pending execution for job 11", 1, True),
         ("Requested operation is presently disabled for job 11", 1, False),
         ("Invalid job id specified for job 11", 1, False),
+        ("Job/step already completing or completed for job 11", 1, False),
     ],
 )
 def test_the_answers_of_a_requeue(answers: Path, said: str, status: int, accepted: bool) -> None:
@@ -68,27 +77,77 @@ def test_the_answers_of_a_requeue(answers: Path, said: str, status: int, accepte
     assert (answers / "calls").read_text() == "requeue 11\n"
 
 
-def test_a_requeue_waits_for_slurmctld(answers: Path) -> None:
-    away = "echo 'slurm_requeue error: Unable to contact slurm controller (connect failure)' >&2; exit 1"
-    _scontrol(answers, f"[ $(wc -l < {answers}/calls) -ge 4 ] && exit 0\n{away}\n")
-    waits: list[float] = []
-    assert requeue("11", sleep=waits.append) is True
-    assert waits == [1.0, 2.0, 4.0]
+class _Clock:
+    """Time that passes in `sleep` alone."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.waits: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        self.now += seconds
 
 
-def test_a_requeue_gives_up_after_its_patience(answers: Path) -> None:
-    _scontrol(answers, "echo 'Unable to contact slurm controller (connect failure)' >&2; exit 1")
-    waits: list[float] = []
-    with pytest.raises(SlurmError, match="Unable to contact") as raised:
-        requeue("11", patience_s=20, sleep=waits.append)
-    assert sum(waits) <= 20
-    assert raised.value.unreachable
+def _not_again(seconds: float) -> None:
+    pytest.fail(f"asked again, {seconds} s later")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "slurm_requeue error: Unable to contact slurm controller (connect failure)",
+        "Unexpected message received for job 11",  # of 24.11.5, its slurmctld killed
+        "Job can not be altered now, try again later for job 11",
+        "something that a later release says",
+    ],
+)
+def test_a_requeue_waits_for_slurmctld(answers: Path, said: str) -> None:
+    _scontrol(answers, f"[ $(wc -l < {answers}/calls) -ge 4 ] && exit 0\necho '{said}' >&2; exit 1\n")
+    clock = _Clock()
+    assert requeue("11", sleep=clock.sleep, clock=clock) is True
+    assert clock.waits == [1.0, 2.0, 4.0]
+
+
+def test_a_requeue_gives_up_after_ten_minutes(answers: Path) -> None:
+    _scontrol(answers, "echo 'Unexpected message received for job 11' >&2; exit 1")
+    clock = _Clock()
+    with pytest.raises(SlurmError, match="Unexpected message"):
+        requeue("11", sleep=clock.sleep, clock=clock)
+    assert REQUEUE_PATIENCE_S - 30 <= sum(clock.waits) <= REQUEUE_PATIENCE_S == 600
+
+
+def test_the_time_that_a_call_takes_counts_too(answers: Path) -> None:
+    _scontrol(answers, "echo 'Socket timed out on send/recv operation' >&2; exit 1")
+    times = iter(range(0, 10_000, 60))
+    with pytest.raises(SlurmError, match="Socket timed out"):
+        requeue("11", sleep=lambda _: None, clock=lambda: float(next(times)))
+    assert len((answers / "calls").read_text().splitlines()) == 10
+
+
+@pytest.mark.parametrize("said", ["Access/permission denied", "Only batch jobs are accepted or processed"])
+def test_a_refusal_is_not_repeated(answers: Path, said: str) -> None:
+    _scontrol(answers, f"echo '{said} for job 11' >&2; exit 1")
+    with pytest.raises(SlurmError, match=said):
+        requeue("11", sleep=_not_again)
+    assert (answers / "calls").read_text() == "requeue 11\n"
+
+
+def test_without_scontrol_there_is_nothing_to_wait_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SlurmError, match="scontrol is not on PATH"):
+        requeue("11", sleep=_not_again)
 
 
 def test_an_unknown_answer_is_shown_whole(answers: Path) -> None:
     _scontrol(answers, "echo out; echo 'no such thing' >&2; exit 3")
     with pytest.raises(SlurmError, match=r"`scontrol requeue 11` failed with exit status 3") as raised:
-        requeue("11")
+        requeue("11", patience_s=0)
     assert "stderr: no such thing" in str(raised.value)
     assert "stdout: out" in str(raised.value)
 

@@ -51,7 +51,14 @@ class FakeSlurm:
 
 
 def _change(path: Path, **fields: str) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    _write(path, {**json.loads(path.read_text()), **fields})
+
+
+def _write(path: Path, job: dict[str, str]) -> None:
+    """Whole at once: a test may read it at any moment."""
+    staged = path.with_suffix(".staged")
+    staged.write_text(json.dumps(job))
+    staged.rename(path)
 
 
 def _sbatch(jobs: Path, words: list[str]) -> int:
@@ -71,7 +78,7 @@ def _sbatch(jobs: Path, words: list[str]) -> int:
         options.get("kill-on-invalid-dep", ""),
         "PENDING",
     )
-    (jobs / f"{job_id}.json").write_text(json.dumps(vars(job)))
+    _write(jobs / f"{job_id}.json", vars(job))
     print(job_id)
     return 0
 

@@ -96,7 +96,7 @@ def test_a_chain_killed_at_every_stage_finishes_and_does_nothing_twice(place: Pl
     # A person cancels.
     wait_step(place.three, 3)
     said = command_output(["-m", "r1hpc.cancel", str(place.chain.path)])
-    assert "three saves and leaves for good" in said
+    assert "three saves and ends for good" in said
     place.wait_alone()
     assert look_at(place.chain).state.value == "cancelled"
     done = submit(place.root, "--run-name", "small", "--follow")  # where it was, and without its file

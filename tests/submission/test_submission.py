@@ -11,8 +11,8 @@ import pytest
 
 from r1hpc.base.files import read_json, read_records
 from r1hpc.config import load
-from r1hpc.submission.advance import move_dependents
 from r1hpc.submission.chain_folder import ChainDir
+from r1hpc.submission.next_job import move_dependents
 from tests.runs import CHECKOUT, command_output, run_environment
 from tests.submission.chains import THREE, actions_of, jobs_of, submit, submitted, write_attempt, write_chain
 from tests.submission.fake_slurm import FakeSlurm
@@ -33,9 +33,9 @@ class Place:
     def submit(self, *words: str) -> dict[str, Any]:
         return submitted(self.root, str(self.file), *words, env=self.environment())
 
-    def command(self, verb: str, *words: str, name: bool = True) -> str:
+    def command(self, name: str, *words: str, on_chain: bool = True) -> str:
         """stdout of another command on the chain."""
-        argv = ["-m", f"r1hpc.{verb}", *(["small"] if name else []), *words]
+        argv = ["-m", f"r1hpc.{name}", *(["small"] if on_chain else []), *words]
         return command_output([*argv, "--run-root", str(self.root / "runs")], self.environment())
 
     def refused(self, *words: str) -> str:
@@ -177,7 +177,7 @@ def test_what_is_at_work_cannot_become_something_else(
     assert len(place.slurm.jobs()) == 3
 
 
-def test_a_changed_file_is_told_and_another_chain_refused(place: Place) -> None:
+def test_a_changed_file_is_named_and_another_chain_refused(place: Place) -> None:
     place.submit()
     write_chain(place.root, THREE + "  - name: four\n")
     answer = place.submit()
@@ -215,7 +215,7 @@ def test_a_dry_run_plans_each_stage_and_writes_nothing(place: Place) -> None:
     assert not (place.root / "runs").exists()
 
 
-def test_the_doors_show_and_cancel_a_chain(place: Place) -> None:
+def test_the_commands_show_and_cancel_a_chain(place: Place) -> None:
     place.submit()
     write_attempt(place.chain, "one", "1", None)
     place.slurm.set_state("1", "RUNNING")
@@ -223,7 +223,7 @@ def test_the_doors_show_and_cancel_a_chain(place: Place) -> None:
     assert (shown["state"], shown["detail"]) == ("running", "0 of 3 stages finished")
     assert [stage["state"] for stage in shown["stages"]] == ["running", "waiting", "waiting"]
     assert shown["stages"][2]["needs"] == ["one", "two"]
-    everything = json.loads(place.command("status", "--all", "--json", name=False))
+    everything = json.loads(place.command("status", "--all", "--json", on_chain=False))
     assert [chain["chain"] for chain in everything["chains"]] == ["small"]
     cancelled = json.loads(place.command("cancel", "--json"))
     assert [stage["stage"] for stage in cancelled["stages"]] == ["three", "two", "one"]

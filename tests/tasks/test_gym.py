@@ -139,3 +139,8 @@ def test_a_source_that_its_generator_cannot_make_is_passed_over(monkeypatch: pyt
     monkeypatch.setattr(task, "_source", Failing(1000))
     with pytest.raises(UsageError, match="ZeroDivisionError"):
         task.item(0)
+
+
+def test_a_generator_of_few_items_says_how_many(gcd: Task) -> None:
+    assert gcd.num_questions(held_out=True) is None
+    assert _task("gcd", size=40).num_questions(held_out=True) == 40

@@ -42,10 +42,18 @@ def test_each_pass_asks_every_question_once_in_its_own_order(tmp_path: Path) -> 
         assert set(passes[0]) == set(passes[1])
         assert len(set(passes[0])) == size
         assert size < 5 or passes[0] != passes[1]
+        assert task.num_questions(held_out) == size
         assert first == task.item(0, held_out)
         part[held_out] = size
     assert sum(part.values()) == len(_ROWS)
     assert part[True] < 30
+
+
+def test_a_question_that_stands_twice_is_counted_once(tmp_path: Path) -> None:
+    once, twice = _task(tmp_path), _task(tmp_path, [*_ROWS, *_ROWS])
+    assert [twice.num_questions(part) for part in (False, True)] == [
+        once.num_questions(part) for part in (False, True)
+    ]
 
 
 def test_parts_share_no_question_whatever_its_case(tmp_path: Path) -> None:

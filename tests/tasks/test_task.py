@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from r1hpc.base.errors import UsageError
 from r1hpc.config.reasoning import TaskConfig
 from r1hpc.tasks.registry import make_task
-from r1hpc.tasks.task import Draws, Task, is_held_out
+from r1hpc.tasks.task import Draws, Task, check_num_held_out, is_held_out
 
 _TASKS = ("chain_sum", "countdown")
 _INDEX = st.integers(0, 2**40)
@@ -126,3 +126,15 @@ def test_draws_are_spread() -> None:
 def test_what_a_user_gets_wrong_is_named(config: TaskConfig, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         make_task(config)
+
+
+def test_no_more_questions_are_asked_than_there_are() -> None:
+    task = _task("chain_sum", num_terms=2)
+    there = {held_out: task.num_questions(held_out) for held_out in (False, True)}
+    drawn = {held_out: len({task.item(i, held_out).prompt for i in range(2000)}) for held_out in there}
+    assert there == drawn
+    assert sum(drawn.values()) == 100
+    check_num_held_out(task, drawn[True])
+    with pytest.raises(UsageError, match=f"is {drawn[True] + 1}, .* no more than {drawn[True]} held-out"):
+        check_num_held_out(task, drawn[True] + 1)
+    check_num_held_out(_task("chain_sum"), 10**9)  # of six digits there are enough

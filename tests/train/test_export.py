@@ -141,7 +141,7 @@ def test_nothing_but_the_folders_is_left(exported: Path) -> None:
 def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Group]:
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "DS_ACCELERATOR"):
         monkeypatch.setenv(name, "0")  # join sets them; this puts them back
-    yield join(0, 0, 1, HashStore(), use_gpu=False, hang_timeout_s=60)
+    yield join(0, 0, 1, HashStore(), use_gpu=False)
     leave()
 
 
@@ -204,3 +204,22 @@ def test_weights_that_lack_tensors_are_refused(alone: Group, tmp_path: Path) -> 
         build_model(settings, {**QWEN2, "num_hidden_layers": 3}, seed=3)
     with pytest.raises(ConfigError, match="do not fit"):
         build_model(settings, {**QWEN2, "hidden_size": 16}, seed=3)
+
+
+def test_a_folder_without_safetensors_is_refused_or_begun_from_scratch_when_asked(tmp_path: Path) -> None:
+    network = model(QWEN2)
+    network.config.save_pretrained(tmp_path)
+    torch.save(network.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match=r"it holds pytorch_model\.bin.*model\.from_scratch=true"):
+        model(QWEN2, path=tmp_path)
+    begun = build_model(ModelConfig(path=str(tmp_path), from_scratch=True), QWEN2, seed=3)
+    torch.testing.assert_close(logits(begun), logits(network), rtol=0, atol=0)  # of the same seed
+
+
+def test_the_conversion_that_the_refusal_names_works(tmp_path: Path) -> None:
+    network = model(QWEN2)
+    network.config.save_pretrained(tmp_path)
+    torch.save(network.state_dict(), tmp_path / "pytorch_model.bin")
+    AutoModelForCausalLM.from_pretrained(tmp_path, local_files_only=True).save_pretrained(tmp_path)
+    loaded = model(QWEN2, path=tmp_path)
+    torch.testing.assert_close(logits(loaded), logits(network), rtol=0, atol=0)

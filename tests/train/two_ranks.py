@@ -83,7 +83,7 @@ def gathered(network: nn.Module) -> dict[str, Tensor]:
 
 def _main(module: str, function: str, folder: str, rank: str) -> None:
     store = FileStore(f"{folder}/store", 2)
-    group = join(int(rank), int(rank), 2, store, use_gpu=False, hang_timeout_s=60)
+    group = join(int(rank), int(rank), 2, store, use_gpu=False)
     body: Body = getattr(importlib.import_module(module), function)
     body(group, Path(folder))
     leave()

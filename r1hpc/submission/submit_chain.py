@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from r1hpc.attempt.detached import start_detached
 from r1hpc.attempt.state import newest_job
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.failpoints import failpoint
@@ -18,16 +19,8 @@ from r1hpc.base.files import read_records
 from r1hpc.base.names import printable
 from r1hpc.base.rundir import RunDir
 from r1hpc.slurm import decide
-from r1hpc.submission import cost
-from r1hpc.submission import submit_run as submission
-from r1hpc.submission.advance import (
-    Action,
-    Step,
-    carry_out_on_slurm,
-    plan_steps,
-    record_jobs,
-    write_stages,
-)
+from r1hpc.submission import start_run
+from r1hpc.submission.budget_check import check_budget
 from r1hpc.submission.chain_file import (
     Definition,
     digest_of,
@@ -37,12 +30,21 @@ from r1hpc.submission.chain_file import (
     save_definition,
 )
 from r1hpc.submission.chain_folder import SUBMISSION, ChainDir, held, supervisor_pid
-from r1hpc.submission.submit_run import Order, Purpose
+from r1hpc.submission.chain_steps import (
+    Action,
+    Step,
+    carry_out_on_slurm,
+    plan_steps,
+    record_jobs,
+    write_stages,
+)
+from r1hpc.submission.order import Order, Purpose
+from r1hpc.submission.plan_run import forbidden_changes
 from r1hpc.telemetry.attempts import record
 
 
 @dataclass(frozen=True)
-class Submitted:
+class SubmittedChain:
     """A chain after one submission of it."""
 
     chain: ChainDir
@@ -51,9 +53,10 @@ class Submitted:
     jobs: dict[str, str]
     """Job ids of the stages that are not finished. Empty after a dry run."""
     notes: tuple[str, ...]
+    is_dry_run: bool = False
 
 
-def submit_chain(chain: ChainDir, source: Path | None, order: Order) -> Submitted:
+def submit_chain(chain: ChainDir, source: Path | None, order: Order) -> SubmittedChain:
     """Begin a chain, or go on with one that is there.
 
     Args:
@@ -79,18 +82,17 @@ def _last_executor(chain: ChainDir) -> str | None:
     return str(submitted[-1]["executor"]) if submitted else None
 
 
-def _begin(chain: ChainDir, source: Path, order: Order, notes: Sequence[str]) -> Submitted:
+def _begin(chain: ChainDir, source: Path, order: Order, notes: Sequence[str]) -> SubmittedChain:
     if os.path.lexists(chain.path) and not _is_empty(chain):
         raise UsageError(
             f"there is a run called {chain.name} in {chain.path.parent} that is no chain: "
             "choose another --run-name"
         )
     definition = read_definition(source, chain, order.overrides, order.cluster)
-    steps = plan_steps(chain, definition, order)
-    notes = [*notes, *_budget(steps, order)]
-    if order.purpose is Purpose.dry_run:
-        return Submitted(chain, order.executor, steps, {}, _notes(notes, steps))
-    submission.create_parent(RunDir(chain.path))
+    steps, said = _plan(chain, definition, order)
+    if order.is_dry_run:
+        return SubmittedChain(chain, order.executor, steps, {}, (*notes, *said), is_dry_run=True)
+    start_run.create_parent(RunDir(chain.path))
     chain.path.mkdir(mode=0o700, exist_ok=True)
     with held(chain, SUBMISSION) as lock:
         if chain.definition.is_file():
@@ -103,28 +105,41 @@ def _begin(chain: ChainDir, source: Path, order: Order, notes: Sequence[str]) ->
             if not any(chain.stage(name).path.exists() for name in definition.names):
                 shutil.rmtree(chain.path)  # nothing came of it
             raise
-    return Submitted(chain, order.executor, steps, jobs, _notes(notes, steps))
+    return SubmittedChain(chain, order.executor, steps, jobs, (*notes, *said))
 
 
-def _go_on(chain: ChainDir, source: Path | None, order: Order, notes: Sequence[str]) -> Submitted:
+def _go_on(chain: ChainDir, source: Path | None, order: Order, notes: Sequence[str]) -> SubmittedChain:
     frozen = open_definition(chain)
     notes = [*notes, *_changed_since(frozen, source, chain)]
     definition = override(frozen, order.overrides, chain, order.cluster)
-    if order.purpose is Purpose.dry_run:
-        steps = plan_steps(chain, definition, order)
-        _refuse_changes(frozen, steps)
-        return Submitted(chain, order.executor, steps, {}, _notes(notes, steps))
+    if order.is_dry_run:
+        steps, said = _plan(chain, definition, order, frozen)
+        return SubmittedChain(chain, order.executor, steps, {}, (*notes, *said), is_dry_run=True)
     pid = supervisor_pid(chain)
     if pid is not None:
         return _supervised(chain, frozen, order, pid, notes)
     with held(chain, SUBMISSION) as lock:
-        steps = plan_steps(chain, definition, order)
-        _refuse_changes(frozen, steps)
-        notes = [*notes, *_budget(steps, order)]
+        steps, said = _plan(chain, definition, order, frozen)
         if definition != frozen:
             save_definition(definition, chain)
         jobs = _carry_out(chain, steps, order, lock)
-    return Submitted(chain, order.executor, steps, jobs, _notes(notes, steps))
+    return SubmittedChain(chain, order.executor, steps, jobs, (*notes, *said))
+
+
+def _plan(
+    chain: ChainDir, definition: Definition, order: Order, frozen: Definition | None = None
+) -> tuple[tuple[Step, ...], tuple[str, ...]]:
+    """What is done with each stage, within the budget of all together; and what there is to say of it.
+
+    Args:
+        frozen: what the chain was, where it is there already.
+    """
+    steps = plan_steps(chain, definition, order)
+    if frozen is not None:
+        _refuse_changes(frozen, steps)
+    planned = [step.planned for step in steps if step.planned is not None]
+    said = check_budget(planned, order.run_root, order.over_budget)
+    return steps, (*said, *_merged_notes(steps))
 
 
 def _carry_out(chain: ChainDir, steps: Sequence[Step], order: Order, lock: int) -> dict[str, str]:
@@ -137,16 +152,17 @@ def _carry_out(chain: ChainDir, steps: Sequence[Step], order: Order, lock: int) 
     asked_at = time.time()
     write_stages(steps, order)
     folders = [str(step.run.path) for step in open_steps]
-    words = ["chain", str(chain.path), "--lock-fd", str(lock), "--stages", *folders]
-    pid = submission.start_detached(words, open_steps[0].run, chain.log, keep=(lock,))
+    arguments = ["chain", str(chain.path), "--lock-fd", str(lock), "--stages", *folders]
+    process = start_detached(arguments, open_steps[0].run, chain.log, keep=(lock,))
+    job_id = f"local-{process.pid}"
     failpoint("chain.supervising")
-    record_jobs(chain, steps, order, f"local-{pid}", asked_at)
-    return {step.stage.name: step.job_id or f"local-{pid}" for step in open_steps}
+    record_jobs(chain, steps, order, job_id, asked_at)
+    return {step.stage.name: step.job_id or job_id for step in open_steps}
 
 
 def _supervised(
     chain: ChainDir, definition: Definition, order: Order, pid: int, notes: Sequence[str]
-) -> Submitted:
+) -> SubmittedChain:
     """A supervisor is at work: nothing to do but to complete the record that a kill may have cut off."""
     if order.overrides:
         raise UsageError(
@@ -165,17 +181,11 @@ def _supervised(
             job = newest_job(run)
         steps.append(Step(stage, run, Action.leave, job_id=job.job_id if job is not None else None))
     jobs = {step.stage.name: step.job_id for step in steps if step.job_id is not None}
-    return Submitted(chain, "local", tuple(steps), jobs, tuple(notes))
-
-
-def _budget(steps: Sequence[Step], order: Order) -> tuple[str, ...]:
-    """What the budget says to all stages that get a job, together."""
-    prepared = [step.prepared for step in steps if step.prepared is not None]
-    return cost.check_budget(prepared, order.run_root, order.over_budget)
+    return SubmittedChain(chain, "local", tuple(steps), jobs, tuple(notes))
 
 
 def _changed_since(frozen: Definition, source: Path | None, chain: ChainDir) -> list[str]:
-    """A word about a chain file that is not what was frozen; an error where it is another chain's."""
+    """A note about a chain file that is not what was frozen; an error where it is another chain's."""
     if source is None or digest_of(source) == frozen.digest:
         return []
     if str(source.absolute()) != frozen.source:
@@ -192,8 +202,9 @@ def _changed_since(frozen: Definition, source: Path | None, chain: ChainDir) -> 
 def _refuse_changes(frozen: Definition, steps: Sequence[Step]) -> None:
     """What is finished or at work cannot become something else."""
     for step in steps:
-        wrong = submission.forbidden_changes(frozen.stage(step.stage.name).config, step.stage.config)
-        if step.action is Action.skip and "train.num_steps" in _all_changes(frozen, step):
+        before = frozen.stage(step.stage.name).config
+        wrong = forbidden_changes(before, step.stage.config)
+        if step.action is Action.skip and before.train.num_steps != step.stage.config.train.num_steps:
             wrong.append("train.num_steps")
         if wrong and not step.action.makes_a_job:
             raise UsageError(
@@ -202,25 +213,19 @@ def _refuse_changes(frozen: Definition, steps: Sequence[Step]) -> None:
             )
 
 
-def _all_changes(frozen: Definition, step: Step) -> list[str]:
-    return submission.changes(frozen.stage(step.stage.name).config, step.stage.config)
-
-
 def _is_empty(chain: ChainDir) -> bool:
     """A folder that was killed before its chain.yaml was written."""
     return chain.path.is_dir() and {path.name for path in chain.path.iterdir()} <= {chain.lock.name}
 
 
-def _notes(notes: Sequence[str], steps: Sequence[Step]) -> tuple[str, ...]:
+def _merged_notes(steps: Sequence[Step]) -> list[str]:
     """Each sentence once, with the stages it is about where it is not about all."""
-    prepared = [step for step in steps if step.prepared is not None]
-    said: dict[str, list[str]] = {}
-    for step in prepared:
-        assert step.prepared is not None
-        for note in step.prepared.notes:
-            said.setdefault(note, []).append(step.stage.name)
-    told = [
-        note if len(names) == len(prepared) else f"{note} ({', '.join(names)})"
-        for note, names in said.items()
+    planned = [(step.stage.name, step.planned) for step in steps if step.planned is not None]
+    stages: dict[str, list[str]] = {}
+    for name, each in planned:
+        for note in each.notes:
+            stages.setdefault(note, []).append(name)
+    return [
+        note if len(names) == len(planned) else f"{note} ({', '.join(names)})"
+        for note, names in stages.items()
     ]
-    return (*notes, *told)

@@ -8,8 +8,9 @@ or failed is resumed, the others are submitted; each job waits by `afterok` for 
 A kill between sbatch and the record of its answer leaves a job that `jobs_by_folder` finds: it is adopted.
 """
 
+import functools
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -20,18 +21,18 @@ from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.files import read_json
 from r1hpc.base.rundir import RunDir
-from r1hpc.config import load
-from r1hpc.config.schema import RunConfig
 from r1hpc.plan.model import load_model_config
 from r1hpc.slurm import decide, dependency
 from r1hpc.slurm.client import call
 from r1hpc.slurm.probe import ClusterFacts
-from r1hpc.submission import submit_run as submission
-from r1hpc.submission.chain_file import Definition, Stage, open_definition, overrides_of
+from r1hpc.submission import start_run
+from r1hpc.submission.chain_file import Definition, Stage, overrides_of
 from r1hpc.submission.chain_folder import ChainDir
-from r1hpc.submission.submit_run import AT_WORK, Order, Purpose
-from r1hpc.submission.text import Prepared
+from r1hpc.submission.order import Order
+from r1hpc.submission.plan_run import PlannedRun, plan_run, reconfigured, vocab_size
 from r1hpc.telemetry.attempts import record
+
+AskCluster = Callable[..., ClusterFacts]
 
 
 class Action(StrEnum):
@@ -58,10 +59,10 @@ class Step:
     stage: Stage
     run: RunDir
     action: Action
-    prepared: Prepared | None = None
-    """Of a stage that gets a job."""
+    planned: PlannedRun | None = None
+    """Where the stage gets a job."""
     job_id: str | None = None
-    """Of a stage that has one."""
+    """Where the stage has one."""
 
 
 def plan_steps(chain: ChainDir, definition: Definition, order: Order) -> tuple[Step, ...]:
@@ -72,18 +73,17 @@ def plan_steps(chain: ChainDir, definition: Definition, order: Order) -> tuple[S
         SlurmError: Slurm must be asked for jobs nobody wrote down, and does not answer.
     """
     unrecorded = _unrecorded(chain, definition, order)
-    facts = _Facts(order.executor)
+    ask = functools.cache(decide.ask_cluster)  # once for all stages that go to the same place
     models: dict[str, dict[str, Any]] = {}
     steps: dict[str, Step] = {}
     for stage in definition.stages:
         try:
             expected = _expected_model(stage, chain, models)
             if stage.config.stage != "traces":
-                vocab_size = submission.vocab_size(stage.config)
-                models[stage.name] = load_model_config(stage.config, vocab_size, expected)
+                models[stage.name] = load_model_config(stage.config, vocab_size(stage.config), expected)
             step = _choose(chain.stage(stage.name), stage, unrecorded, steps, order)
             if step.action.makes_a_job:
-                step = replace(step, prepared=_prepare(step, chain, definition, order, facts, expected))
+                step = replace(step, planned=_plan(step, chain, definition, order, ask, expected))
         except UsageError as error:
             raise UsageError(f"stage {stage.name}: {error}") from None
         steps[stage.name] = step
@@ -114,68 +114,26 @@ def carry_out_on_slurm(chain: ChainDir, steps: Sequence[Step], order: Order) -> 
 def write_stages(steps: Sequence[Step], order: Order) -> None:
     """For the local supervisor: every folder it will need, whole, before it starts."""
     for step in steps:
-        if step.prepared is not None:
+        if step.planned is not None:
             _clear(step)
-            if step.prepared.is_new:
-                submission.create(step.run)
-            submission.write(step.prepared, order)
-            submission.remove_switches(step.run)
+            if step.planned.is_new:
+                start_run.create(step.run)
+            start_run.write(step.planned, order)
             failpoint("chain.written")
 
 
 def record_jobs(chain: ChainDir, steps: Sequence[Step], order: Order, job_id: str, asked_at: float) -> None:
     """Put the one job of the local supervisor on record in every stage it will run."""
     for step in steps:
-        if step.prepared is not None:
-            submission.record_submission(step.prepared, order, job_id, asked_at)
+        if step.planned is not None:
+            start_run.record_submission(step.planned, order, job_id, asked_at)
             chain.record("submitted", stage=step.stage.name, job_id=job_id, executor="local")
-
-
-def move_dependents(run: RunDir, fresh: str) -> list[str]:
-    """A stage goes on in another job: have the jobs that wait for it wait for that one; their ids.
-
-    Called from inside the old job, on clusters that forbid requeueing: once it has left with status 0 the
-    next stage would begin.
-    """
-    chain = ChainDir(run.path.parent)
-    if not chain.definition.is_file():
-        return []
-    moved = []
-    for stage in open_definition(chain).stages:
-        if run.run_id not in stage.needs:
-            continue
-        situation = look(chain.stage(stage.name))
-        if situation.state is State.queued and situation.job is not None and situation.job.is_slurm:
-            needed = [chain.stage(name) for name in stage.needs if name != run.run_id]
-            others = [look(sister) for sister in needed if not sister.finished.exists()]
-            ids = [other.job.job_id for other in others if other.job is not None and other.state in AT_WORK]
-            asked = load.read(chain.stage(stage.name).config).resources.dependency
-            dependency.move(situation.job.job_id, [fresh, *ids], asked)
-            moved.append(situation.job.job_id)
-    return moved
-
-
-@dataclass
-class _Facts:
-    """What the cluster says, asked once for all stages that go to the same place."""
-
-    executor: str
-
-    def __post_init__(self) -> None:
-        self._known: dict[tuple[str | None, ...], ClusterFacts] = {}
-
-    def of(self, config: RunConfig) -> ClusterFacts:
-        where, site = config.resources, config.cluster
-        key = (where.partition or site.partition, where.qos or site.qos, where.account or site.account)
-        if key not in self._known:
-            self._known[key] = decide.ask_cluster(config, self.executor)
-        return self._known[key]
 
 
 def _unrecorded(chain: ChainDir, definition: Definition, order: Order) -> Mapping[Path, list[str]]:
     """Jobs of this user by their folders, where a stage may have one that nobody wrote down."""
     begun = any(chain.stage(name).config.is_file() for name in definition.names)
-    if order.executor != "slurm" or order.purpose is Purpose.dry_run or not begun:
+    if order.executor != "slurm" or order.is_dry_run or not begun:
         return {}
     return dependency.jobs_by_folder()
 
@@ -192,7 +150,7 @@ def _choose(
     situation = look(run)
     if situation.state is State.finished:
         return Step(stage, run, Action.skip)
-    if situation.state in AT_WORK and situation.job is not None:
+    if situation.state.is_at_work and situation.job is not None:
         _refuse_two_places(situation, order)
         waits_in_vain = any(steps[name].action.makes_a_job for name in stage.needs)
         pending = order.executor == "slurm" and situation.state is State.queued
@@ -214,25 +172,23 @@ def _refuse_two_places(situation: Situation, order: Order) -> None:
         )
 
 
-def _prepare(
+def _plan(
     step: Step,
     chain: ChainDir,
     definition: Definition,
     order: Order,
-    facts: _Facts,
+    ask: AskCluster,
     expected_model: Mapping[str, Any] | None,
-) -> Prepared:
+) -> PlannedRun:
     stage, run, is_new = step.stage, step.run, step.action is Action.submit
     order = replace(
         order, overrides=tuple(overrides_of(stage.name, order.overrides, definition.names, chain))
     )
-    config = stage.config if is_new else submission.reconfigured(run, order)
-    prepared = submission.prepare(
-        run, config, order, facts=facts.of(config), expected_model=expected_model, is_new=is_new
-    )
-    named = prepared.decision.config.resources.job_name or f"{chain.name}.{stage.name}"
-    options = {**prepared.script.options, "job-name": named[:64]}
-    return replace(prepared, needs=stage.needs, script=replace(prepared.script, options=options))
+    config = stage.config if is_new else reconfigured(run, order)
+    facts = ask(order.executor, *decide.place_in_cluster(config))
+    planned = plan_run(run, config, order, facts=facts, expected_model=expected_model, is_new=is_new)
+    named = planned.config.resources.job_name or f"{chain.name}.{stage.name}"
+    return replace(planned, needs=stage.needs, script=planned.script.with_options({"job-name": named[:64]}))
 
 
 def _expected_model(
@@ -246,17 +202,16 @@ def _expected_model(
 
 
 def _submit(chain: ChainDir, step: Step, jobs: Mapping[str, str], order: Order) -> str:
-    name, prepared = step.stage.name, step.prepared
-    assert prepared is not None, "plan_steps prepares what gets a job"
+    name, planned = step.stage.name, step.planned
+    assert planned is not None, "plan_steps plans what gets a job"
     if step.action is Action.renew and step.job_id is not None:
         call(["scancel", "--state=PENDING", step.job_id], 20.0)
     _clear(step)
-    asked = prepared.decision.config.resources.dependency
-    tied = dependency.after_all_ok([jobs[need] for need in step.stage.needs if need in jobs], asked)
-    script = replace(prepared.script, options={**prepared.script.options, **tied})
+    waited_for = [jobs[need] for need in step.stage.needs if need in jobs]
+    tied = dependency.after_all_ok(waited_for, planned.config.resources.dependency)
     chain.record("submitting", stage=name)
     failpoint("chain.submitting")
-    job_id = submission.submit(replace(prepared, script=script), order)
+    job_id = start_run.start(replace(planned, script=planned.script.with_options(tied)), order)
     chain.record("submitted", stage=name, job_id=job_id, executor="slurm")
     failpoint("chain.submitted")
     return job_id

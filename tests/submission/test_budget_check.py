@@ -2,15 +2,15 @@
 
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from r1hpc.base.files import read_json, read_records
 from r1hpc.config import load
 from r1hpc.plan.run import make_plan
-from r1hpc.submission.cost import OverBudgetError, check_budget
-from r1hpc.submission.text import Prepared
+from r1hpc.slurm.script import make_script
+from r1hpc.submission.budget_check import OverBudgetError, check_budget
+from r1hpc.submission.plan_run import PlannedRun
 from tests.recorded import RecordedRun
 from tests.submission.chains import submit, submitted, write_chain
 from tests.submission.fake_slurm import FakeSlurm
@@ -22,7 +22,7 @@ def environment(slurm: FakeSlurm) -> dict[str, str]:
     return {**os.environ, "PATH": f"{slurm.bin}:{os.environ['PATH']}"}
 
 
-def test_the_estimate_is_told_and_stored(tmp_path: Path) -> None:
+def test_the_estimate_is_printed_and_stored(tmp_path: Path) -> None:
     env = environment(FakeSlurm(tmp_path))
     answer = submitted(tmp_path, "jobs/smoke.yaml", "--run-name", "a", env=env)
     stored = read_json(tmp_path / "runs" / "a" / "estimate.json")
@@ -63,16 +63,16 @@ def test_the_stages_of_a_chain_are_held_against_it_together(tmp_path: Path) -> N
     assert not (tmp_path / "runs" / "small").exists()
 
 
-def prepared_run(folder: Path, p50: float | None, done: float = 0.0) -> Prepared:
+def prepared_run(folder: Path, p50: float | None, done: float = 0.0) -> PlannedRun:
     """32 GPUs for an hour; `done` is the share of its steps that it has taken before."""
     config = load.load(load.find_job("train"), [])
     plan = make_plan(config, gpus_per_node=8, time_limit_s=3600, num_nodes=4)
     made = RecordedRun(folder, num_steps=plan.num_steps)
     made.submit("1", "slurm")
     made.attempt(1, 20, "preempted", committed=round(done * plan.num_steps))
-    decision = SimpleNamespace(plan=plan, config=config)
     stored = None if p50 is None else {"gpu_hours": {"p10": p50 / 1.5, "p50": p50, "p90": 1.5 * p50}}
-    return Prepared(made.run, "local", decision, None, (), not done, stored)  # type: ignore[arg-type]
+    script = make_script(made.run, config, gpus_per_node=8)
+    return PlannedRun(made.run, "local", config, plan, script, (), not done, stored)
 
 
 def test_a_stage_that_nobody_can_estimate_counts_by_its_time_limit_beside_the_others(tmp_path: Path) -> None:

@@ -1,0 +1,47 @@
+"""What a run will cost by its plan, as estimate.json holds it.
+
+estimate, notes = estimate_for(run_root, config, plan)     # None: not known
+"""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from r1hpc.accounting.calibrate import site_correction
+from r1hpc.accounting.correction import CPU, Correction
+from r1hpc.accounting.forecast import Spread
+from r1hpc.config.schema import RunConfig
+from r1hpc.estimator.estimate_run import estimate_of_run
+from r1hpc.plan.hardware import UnknownGpuError
+from r1hpc.plan.run import RunPlan
+
+
+def estimate_for(
+    run_root: Path, config: RunConfig, plan: RunPlan
+) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
+    """The hours of a run, corrected by what this site's finished runs really took.
+
+    Returns:
+        Estimate.to_json(), with `uncorrected` and `correction` beside it where there was one; and notes.
+    """
+    try:
+        found = estimate_of_run(config, plan)
+    except UnknownGpuError as error:
+        return None, (f"no estimate: {error}",)
+    if found is None:
+        return None, ()
+    estimate = found.to_json()
+    key = "gpu_hours" if plan.topology.num_gpus else "node_hours"
+    if estimate[key] is None:
+        return estimate, ()
+    site = _site(run_root.absolute(), str(estimate["assumptions"].get("gpu") or CPU))
+    if not site.num_runs:
+        return estimate, ()
+    hours = site.apply(Spread(**estimate[key])).to_json()
+    return {**estimate, key: hours, "uncorrected": {key: estimate[key]}, "correction": site.to_json()}, ()
+
+
+@functools.cache
+def _site(run_root: Path, resource: str) -> Correction:
+    """Once for all stages of a submission: every finished run is looked at."""
+    return site_correction(run_root, resource)

@@ -1,0 +1,159 @@
+"""The ranks' signs of life, exchanged through the attempt's store: a rank that waits can tell slow from hung.
+
+    prepare(store, world_size)                  # rank 0, before the others can connect
+    peers = Peers(store, rank, world_size, timeout_s)
+    peers.start(watchdog.sign)                  # a thread: tells of this rank, hears of the others
+    peers.problem()                             # None, or why the ranks will not come together any more
+
+Rank 0 alone looks at all ranks and tells the others what it found, so each rank asks one question a second.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+_VERDICT = "r1hpc/verdict"
+_LEFT = "left"
+_PERIOD_S = 1.0
+_UNSEEN = "0 0 start"
+
+
+@dataclass(frozen=True)
+class Sign:
+    """What a rank tells of itself."""
+
+    alive: int
+    """Grows with each beat, and while it waits with each exchange: a stopped process tells nothing new."""
+    beats: int
+    """Grows with its own progress only."""
+    phase: str
+
+    def __str__(self) -> str:
+        return f"{self.alive} {self.beats} {self.phase}"
+
+    @staticmethod
+    def parse(text: str) -> "Sign":
+        alive, beats, phase = text.split(" ", 2)
+        return Sign(int(alive), int(beats), phase)
+
+
+class _Seen:
+    """The signs of all ranks, and since when by this rank's clock each has not changed. On rank 0."""
+
+    def __init__(self, world_size: int, now: float) -> None:
+        self._signs = [Sign.parse(_UNSEEN)] * world_size
+        self._alive_at = [now] * world_size
+        self._left = [False] * world_size
+        self._progress_at = now
+
+    def hear(self, rank: int, text: str, now: float) -> None:
+        if text == _LEFT:
+            self._left[rank] = True
+            return
+        sign, old = Sign.parse(text), self._signs[rank]
+        if sign.alive != old.alive:
+            self._alive_at[rank] = now
+        if sign.beats != old.beats:
+            self._progress_at = now
+        self._signs[rank] = sign
+
+    def problem(self, now: float, timeout_s: float) -> str:
+        """Names the ranks that are silent for `timeout_s`, or says that none of them goes on; else empty."""
+        here = [rank for rank, left in enumerate(self._left) if not left]
+        silent = [rank for rank in here if now - self._alive_at[rank] > timeout_s]
+        if silent:
+            idle_s = now - self._alive_at[silent[0]]
+            who = ", ".join(map(str, silent[:8]))
+            return (
+                f"no sign of life from rank {who} for {idle_s:.0f} s, last in {self._signs[silent[0]].phase}"
+            )
+        idle_s = now - self._progress_at
+        if here and idle_s > timeout_s:
+            phases = sorted({self._signs[rank].phase for rank in here})
+            return f"no rank makes progress for {idle_s:.0f} s: {', '.join(phases[:3])}"
+        return ""
+
+
+def prepare(store: "Store", world_size: int) -> None:
+    """Write the keys, so that no rank waits for one that is not there yet."""
+    for rank in range(world_size):
+        store.set(_key(rank), _UNSEEN)
+    store.set(_VERDICT, "0 ")
+
+
+class Peers:
+    """One rank's part in the exchange."""
+
+    def __init__(self, store: "Store", rank: int, world_size: int, timeout_s: float) -> None:
+        """`store` is a connection of its own: a server that is stopped blocks whoever asks it."""
+        self._store = store
+        self._rank = rank
+        self._timeout_s = timeout_s
+        self._keys = [_key(other) for other in range(world_size)]
+        self._seen = _Seen(world_size, time.monotonic())
+        self._verdict = ""
+        self._round = "0"
+        self._heard_at = time.monotonic()
+        self._done = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, sign: Callable[[], Sign]) -> None:
+        self._thread = threading.Thread(target=self._exchange, args=(sign,), name="peers", daemon=True)
+        self._thread.start()
+
+    def leave(self) -> None:
+        """This rank is done: its silence means nothing from now on."""
+        self._done.set()
+        if self._thread is not None:
+            self._thread.join(2 * _PERIOD_S)  # not for ever: the store's server may be gone
+
+    @property
+    def connected(self) -> bool:
+        """Whether the others can still be heard; not after rank 0, which serves the store, has left."""
+        return not self._done.is_set()
+
+    def problem(self) -> str | None:
+        """Why this rank need not wait any longer; None where the others go on."""
+        if self._verdict:
+            return self._verdict
+        idle_s = time.monotonic() - self._heard_at
+        if self.connected and idle_s > self._timeout_s:
+            return (
+                f"no sign of life from rank 0 for {idle_s:.0f} s, through which the ranks hear of each other"
+            )
+        return None
+
+    def _exchange(self, sign: Callable[[], Sign]) -> None:
+        try:
+            while not self._done.wait(min(_PERIOD_S, self._timeout_s / 8)):
+                self._store.set(self._keys[self._rank], str(sign()))
+                if self._rank == 0:
+                    self._judge()
+                else:
+                    self._hear(self._store.get(_VERDICT).decode())
+            self._store.set(self._keys[self._rank], _LEFT)
+        except RuntimeError:  # torch's DistStoreError among them: the server left, with rank 0
+            self._done.set()
+
+    def _judge(self) -> None:
+        now = time.monotonic()
+        for rank, value in enumerate(self._store.multi_get(self._keys)):
+            self._seen.hear(rank, value.decode(), now)
+        self._verdict = self._seen.problem(now, self._timeout_s)
+        self._heard_at = now
+        self._round = str(int(self._round) + 1)
+        self._store.set(_VERDICT, f"{self._round} {self._verdict}")
+
+    def _hear(self, told: str) -> None:
+        number, _, self._verdict = told.partition(" ")
+        if number != self._round:
+            self._round, self._heard_at = number, time.monotonic()
+
+
+def _key(rank: int) -> str:
+    return f"r1hpc/sign/{rank}"
