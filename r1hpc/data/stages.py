@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.base.errors import UsageError
-from r1hpc.base.units import format_bytes
 from r1hpc.data.clean import CleanTask, IndexTask
 from r1hpc.data.dedup import DedupTask
 from r1hpc.data.encode import Vocabulary
@@ -218,7 +217,3 @@ def describe(recipe: Recipe, spans: Sequence[Span]) -> dict[str, Any]:
         files = len({span.path for span in mine})
         sources.append({"name": source.name, "kind": source.kind, "files": files, "bytes": size})
     return {"name": recipe.name, "sources": sources, "stages": plan_stages(recipe, spans)}
-
-
-def describe_line(source: dict[str, Any]) -> str:
-    return f"{source['name']}: {source['files']:,} files, {format_bytes(source['bytes'])} ({source['kind']})"
