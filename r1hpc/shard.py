@@ -71,8 +71,11 @@ def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     verify = subcommands.add_parser("verify", help="audit every byte; exit status 1 names each bad file")
     inspect = subcommands.add_parser("inspect", help="what a dataset holds")
     trace = subcommands.add_parser("trace", help="which documents one training sample was made of")
+    trace.add_argument(
+        "--run", metavar="RUN", help="the run whose sample it is: no other flag about it is needed"
+    )
     trace.add_argument("--seq-len", type=int, help="data.seq_len of the run; not needed for traces")
-    trace.add_argument("--seed", type=int, default=0, help="data.seed of the run (default 0)")
+    trace.add_argument("--seed", type=int, help="data.seed of the run (default 0)")
     which = trace.add_mutually_exclusive_group(required=True)
     which.add_argument("--sample", type=int, help="sample id, counted over all epochs")
     which.add_argument("--step", type=int, help="optimizer step, from 1; with --rank and --row")
@@ -83,8 +86,8 @@ def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     trace.add_argument(
         "--global-batch-size", metavar="N", type=int, help="of the run; for mixtures and steps"
     )
-    trace.add_argument("--micro-batch-size", metavar="N", type=int, default=1, help="of the run (default 1)")
-    trace.add_argument("--world-size", metavar="N", type=int, default=1, help="ranks of the run (default 1)")
+    trace.add_argument("--micro-batch-size", metavar="N", type=int, help="of the run (default 1)")
+    trace.add_argument("--world-size", metavar="N", type=int, help="ranks of the run (default 1)")
     for subcommand in (status, audit, verify, inspect, trace):
         subcommand.add_argument("dir", metavar="DIR", type=Path)
     inspect.add_argument("--doc", metavar="N", type=int, help="also print document N, decoded")
@@ -219,7 +222,9 @@ def _inspect(arguments: Namespace) -> int:
 def _trace(arguments: Namespace) -> int:
     from r1hpc.data.describe import SampleOrder, trace_sample
 
-    order = SampleOrder(arguments.seq_len, arguments.seed, arguments.global_batch_size)
+    if arguments.run is not None:
+        _fill_in(arguments)
+    order = SampleOrder(arguments.seq_len, arguments.seed or 0, arguments.global_batch_size)
     if arguments.doc is not None:
         return _trace_document(arguments, order)
     sample = arguments.sample if arguments.step is None else _sample_of(arguments)
@@ -234,6 +239,27 @@ def _trace(arguments: Namespace) -> int:
     return 0
 
 
+def _fill_in(arguments: Namespace) -> None:
+    """What a run's plan says, where no flag says otherwise (an attempt on fewer nodes has other ranks)."""
+    from r1hpc.base.files import read_json
+    from r1hpc.base.rundir import open_run
+    from r1hpc.config.load import read
+
+    run = open_run(arguments.run)
+    data, plan = read(run.config).data, read_json(run.plan)
+    topology, batch = plan["topology"], plan["batch"]
+    known = {
+        "seq_len": data.seq_len,
+        "seed": data.seed,
+        "global_batch_size": batch["global_batch_size"],
+        "micro_batch_size": batch["micro_batch_size"],
+        "world_size": topology["num_nodes"] * topology["ranks_per_node"],
+    }
+    for name, value in known.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+
+
 def _sample_of(arguments: Namespace) -> int:
     from r1hpc.data.describe import sample_of
     from r1hpc.data.order import RankShare
@@ -241,7 +267,10 @@ def _sample_of(arguments: Namespace) -> int:
     if arguments.global_batch_size is None:
         raise UsageError("--global-batch-size is needed with --step")
     share = RankShare(
-        arguments.global_batch_size, arguments.micro_batch_size, arguments.rank, arguments.world_size
+        arguments.global_batch_size,
+        arguments.micro_batch_size or 1,
+        arguments.rank,
+        arguments.world_size or 1,
     )
     return sample_of(arguments.step, arguments.row, share)
 

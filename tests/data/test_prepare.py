@@ -22,48 +22,16 @@ from r1hpc.shard import main
 from tests.data.corpus import tree, write_recipe
 from tests.data.test_build import done_units, names, start_build
 
-_WORDS = [
-    "the",
-    "be",
-    "to",
-    "of",
-    "and",
-    "that",
-    "have",
-    "with",
-    "rain",
-    "river",
-    "mountain",
-    "people",
-    "town",
-    "water",
-    "light",
-    "history",
-    "number",
-    "system",
-    "under",
-    "over",
-    "small",
-    "large",
-    "green",
-    "blue",
-    "winter",
-    "garden",
-    "harbour",
-    "letter",
-    "window",
-    "market",
-    "bridge",
-    "forest",
-    "evening",
-    "morning",
-]
+_WORDS = (
+    "the be to of and that have with rain river mountain people town water light history number system under "
+    "over small large green blue winter garden harbour letter window market bridge forest evening morning"
+)
 
 
 def prose(seed: int, num_sentences: int = 12) -> str:
     """Sentences that no rule minds, unlike those of any other seed."""
-    draw = random.Random(seed)
-    sentences = [" ".join(draw.choice(_WORDS) for _ in range(11)).capitalize() for _ in range(num_sentences)]
+    draw, words = random.Random(seed), _WORDS.split()
+    sentences = [" ".join(draw.choice(words) for _ in range(11)).capitalize() for _ in range(num_sentences)]
     return ". ".join(sentences) + "."
 
 
@@ -309,3 +277,42 @@ def test_status_of_a_build_under_way(planted: Path) -> None:
         process.kill()
         process.wait(30)
         assert isinstance(process, subprocess.Popen)
+
+
+def write_large(folder: Path) -> Path:
+    """A recipe of some twenty parts, each of a fraction of a second's work."""
+    for name, first in (("a", 0), ("b", 10_000)):
+        (folder / name).mkdir(parents=True)
+        for part in range(10):
+            texts = [prose(first + 100 * part + n) for n in range(60)]
+            write_lines(folder / name / f"{part}.jsonl", [*texts, texts[0]])
+    (folder / "test.jsonl").write_text(json.dumps({"question": prose(500)[50:250]}) + "\n")
+    sources = [source(name) | {"root": name, "glob": "*.jsonl"} for name in ("a", "b")]
+    return write_recipe(folder, sources=sources, **STAGES)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("workers", [1, 3])
+def test_kills_at_any_moment(tmp_path: Path, workers: int) -> None:
+    """Each kill costs at most one part a worker; the end is the same id, and nothing is left behind."""
+    recipe = write_large(tmp_path / "in")
+    reference = build_dataset(recipe, tmp_path / "reference")
+    out, finished = tmp_path / "data" / "out", 0
+    draw = random.Random(workers)
+    while finished < 25:
+        begun: dict[str, int] = {}
+        while not out.exists():
+            process = start_build(recipe, out, "--workers", str(workers))
+            time.sleep(draw.uniform(0.5, 4.0))
+            process.kill()
+            process.wait(30)
+            finished += 1
+            assert begun.items() <= done_units(out.parent).items() or out.exists(), "a part was made again"
+            begun = done_units(out.parent)
+            owner = out.parent / ".staging-out/owner.json"
+            if owner.exists():  # as if the next attempt ran elsewhere
+                owner.write_text(json.dumps({"host": f"node{finished}", "pid": 1}))
+        build_dataset(recipe, out)
+        assert open_dataset(out).id == reference.id
+        assert names(out.parent) == {"out"}
+        out.rename(tmp_path / f"done-{finished}")
