@@ -122,8 +122,7 @@ class _Cleaner:
             _drop_empty(batch)
             if clean.lang:
                 self._identify(_kept(batch))
-            for rule in clean.single_rules:
-                _apply(rule, _kept(batch), bool(clean.lang))
+            _apply_rules(clean.single_rules, batch, bool(clean.lang))
             if clean.pii != "keep":
                 _hide_personal_data(_kept(batch), clean.pii)
         _drop_empty(batch)
@@ -209,30 +208,41 @@ def _hide_personal_data(kept: list[_Item], how: str) -> None:
             item.text = masked
 
 
-def _apply(rule: str, kept: list[_Item], knows_language: bool) -> None:
-    """One rule over a batch; C4 also takes lines out of the texts."""
-    if not kept:
-        return
-    texts = [item.text for item in kept]
-    languages = [item.decision.language for item in kept] if knows_language else None
-    if rule == "c4":
-        verdicts, changed = c4.judge(texts)
-        for item, text in zip(kept, changed, strict=True):
-            item.decision.lines_removed = item.text.count("\n") - text.count("\n") if text else 0
-            item.text = text if text else item.text
-    else:
-        verdicts = _judge(rule, texts, languages)
+def _apply_rules(rules: Sequence[str], batch: list[_Item], knows_language: bool) -> None:
+    """The rules over a batch, those before C4 over the same arrays: C4 takes lines out of the texts."""
+    early = [rule for rule in rules if rule.startswith("gopher")]
+    for group in (early, ["c4"], ["fineweb"]):
+        kept = _kept(batch)
+        if kept:
+            texts = [item.text for item in kept]
+            languages = [item.decision.language for item in kept] if knows_language else None
+            arrays = TextBatch(texts)
+            for rule in (rule for rule in group if rule in rules):
+                _drop(kept, _take_lines(kept) if rule == "c4" else _judge(rule, texts, arrays, languages))
+
+
+def _drop(kept: list[_Item], verdicts: Verdicts) -> None:
     for item, name, value in zip(kept, verdicts.rule, verdicts.value.tolist(), strict=True):
-        if name:
+        if name and not item.decision.rule:
             item.decision.drop(name, value)
 
 
-def _judge(rule: str, texts: list[str], languages: list[str] | None) -> Verdicts:
+def _take_lines(kept: list[_Item]) -> Verdicts:
+    """C4's verdicts; the lines it leaves out are gone from the texts that it keeps."""
+    verdicts, changed = c4.judge([item.text for item in kept])
+    for item, name, text in zip(kept, verdicts.rule, changed, strict=True):
+        if not name:
+            item.decision.lines_removed = item.text.count("\n") - text.count("\n")
+            item.text = text
+    return verdicts
+
+
+def _judge(rule: str, texts: list[str], arrays: TextBatch, languages: list[str] | None) -> Verdicts:
     if rule == "gopher_quality":
-        return gopher.quality(texts, TextBatch(texts), languages)
+        return gopher.quality(texts, arrays, languages)
     if rule == "gopher_repetition":
-        return gopher.repetition(TextBatch(texts))
-    return fineweb.judge(texts, TextBatch(texts))
+        return gopher.repetition(arrays)
+    return fineweb.judge(texts, arrays)
 
 
 class _Output:

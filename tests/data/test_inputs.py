@@ -112,7 +112,7 @@ def _tokenizers(folder: Path) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("name", list(_KINDS))
 @pytest.mark.parametrize("prepared", [False, True])
 def test_ids_are_the_tokenizers_own(tmp_path: Path, name: str, tokenizer: str, prepared: bool) -> None:
-    """zarr-python reads back what the tokenizer itself says of each text, and every record is accounted for."""
+    """zarr-python reads back what the tokenizer itself says of each text; every record is accounted for."""
     keys, write = _KINDS[name]
     write(tmp_path / name)
     recipe = write_recipe(

@@ -29,6 +29,12 @@ _BYTES: Hashes = np.random.default_rng(20201).integers(1, 2**63, 256, dtype=np.u
 ) + np.uint64(1)
 _SPACE: Bools = np.isin(np.arange(256), [9, 10, 11, 12, 13, 28, 29, 30, 31, 32])
 _LETTER: Bools = np.array([chr(b).isalnum() or chr(b) == "_" or b > 127 for b in range(256)])
+_ALNUM: Bools = np.array([chr(b).isalnum() or b > 127 for b in range(256)])
+_BEFORE: Bools = np.isin(np.arange(256), list(b"\\~/@^-|."))
+_AFTER: Bools = np.isin(np.arange(256), list(b"\\~/@^-|+=$"))
+_JOINED: Bools = np.isin(np.arange(256), list(b"\\~/@^-|.+$"))
+_DASH: Bools = np.isin(np.arange(256), list(b"-~,"))
+_COMPARE: Bools = np.isin(np.arange(256), list(b":<>=/"))
 _ALPHA: Bools = np.array([(b < 128 and chr(b).isalpha()) or b > 127 for b in range(256)])
 _powers: list[Hashes] = [np.ones(1, dtype=np.uint64), np.ones(1, dtype=np.uint64)]
 
@@ -80,6 +86,32 @@ class TextBatch:
         cuts = np.flatnonzero(begin | ~found)
         stop = cuts[np.searchsorted(cuts, start, side="right")] if len(start) else start
         return self._segments(start, stop)
+
+    @cached_property
+    def tokens(self) -> Segments:
+        """Words and signs by themselves, much as spaCy's English tokenizer divides a text.
+
+        Signs around a word are tokens; those inside belong to it (don't, 3.14, example.org, any address with
+        ://) but for a dash between letters and a slash, colon or comparison before one. Dots, dashes, slashes
+        and the like in a row are one token.
+        """
+        b, letter = self.bytes, self._letters
+        sign = ~letter & ~self._space & ((b & 0xC0) != 0x80)
+        joined = _JOINED[b]
+        run = sign & joined & np.concatenate([[False], (joined & sign)[:-1]])
+        cjk = self._word_bytes()[1] & letter
+        after_cjk = np.zeros_like(letter)
+        after_cjk[3:] = cjk[:-3]
+        before = np.concatenate([[False], letter[:-1]])
+        begin = (sign & ~run) | (letter & (~before | cjk | after_cjk))
+        start = np.flatnonzero(begin)
+        cuts = np.flatnonzero(begin | self._space)
+        stop = cuts[np.searchsorted(cuts, start, side="right")] if len(start) else start
+        return self._segments(start, stop)
+
+    def is_sign(self, tokens: Segments) -> Bools:
+        """Whether each token is a sign and no word."""
+        return ~self._letters[tokens.start]
 
     @cached_property
     def cjk_share(self) -> npt.NDArray[np.float64]:
@@ -140,6 +172,48 @@ class TextBatch:
         wide |= (b == 0xE3) & (one == 0x80) & (two == 0x80)
         return space | _spread((b == 0xC2) & (one == 0xA0), 2) | _spread(wide, 3)
 
+    @cached_property
+    def _letters(self) -> Bools:
+        """Bytes of letters and digits, and of the signs between them and at their edges that are theirs."""
+        b, place = self.bytes, np.arange(len(self.bytes))
+        one = np.append(b[1:], np.uint8(0))
+        wide = _spread(self._wide_signs(one), 3) | _spread((b == 0xC2) & (one < 0xC0), 2)
+        letter = _ALNUM[b] & ~self._space & ~wide
+        chunk = np.cumsum(~self._space & np.concatenate([[True], self._space[:-1]])) - 1
+        count = int(chunk[-1]) + 1
+        first, last = np.full(count + 1, len(b)), np.full(count + 1, -1)
+        where = np.flatnonzero(letter)
+        last[chunk[where]] = where  # the last assignment to an index stays
+        first[chunk[where][::-1]] = where[::-1]
+        edge = np.maximum.accumulate(np.where(_BEFORE[b], -1, place))
+        begin = np.where(first < len(b), edge[np.minimum(np.maximum(first - 1, 0), len(b) - 1)] + 1, first)
+        begin = np.where(first == 0, 0, np.minimum(begin, first))
+        edge = np.minimum.accumulate(np.where(_AFTER[b], len(b), place)[::-1])[::-1]
+        end = np.where(last >= 0, edge[np.minimum(last + 1, len(b) - 1)], 0)
+        inside = ~self._space & (place >= begin[chunk]) & (place < end[chunk])
+        found: Bools = inside & ~self._splits(letter, wide, chunk, count)
+        return found
+
+    def _splits(self, letter: Bools, wide: Bools, chunk: Ints, count: int) -> Bools:
+        """Signs that divide the word they stand in, unless it is an address."""
+        b = self.bytes
+        one, two = np.append(b[1:], np.uint8(0)), np.append(b[2:], np.zeros(min(2, len(b)), np.uint8))
+        alpha = letter & _ALPHA[b]
+        before, after = np.concatenate([[False], letter[:-1]]), np.append(alpha[1:], False)
+        between = np.concatenate([[False], alpha[:-1]]) & after
+        divides = (_DASH[b] & between) | (_COMPARE[b] & before & after) | wide
+        address = np.zeros(count + 1, dtype=bool)
+        address[chunk[(b == 58) & (one == 47) & (two == 47)]] = True
+        found: Bools = divides & ~address[chunk]
+        return found
+
+    def _wide_signs(self, one: npt.NDArray[np.uint8]) -> Bools:
+        """Where general, CJK and full-width punctuation begins; `one` holds the byte after each."""
+        b = self.bytes
+        sign: Bools = (b == 0xE2) & ((one == 0x80) | (one == 0x81))
+        sign |= ((b == 0xE3) & (one == 0x80)) | ((b == 0xEF) & (one == 0xBC))
+        return sign
+
     def _word_bytes(self) -> tuple[Bools, Bools]:
         """Bytes that belong to words, and those a CJK character begins at."""
         b = self.bytes
@@ -147,9 +221,7 @@ class TextBatch:
         cjk = ((b >= 0xE4) & (b <= 0xE9)) | ((b == 0xE3) & (one >= 0x81))
         if not self._normal:
             return ~self._space, cjk
-        sign = (b == 0xE2) & ((one == 0x80) | (one == 0x81))
-        sign |= (b == 0xE3) & (one == 0x80)
-        sign |= (b == 0xEF) & (one == 0xBC)  # full-width punctuation
+        sign = self._wide_signs(one)
         found = _LETTER[b] & ~_spread(sign, 3) & ~_spread((b == 0xC2) & (one < 0xC0), 2)
         return found, cjk
 

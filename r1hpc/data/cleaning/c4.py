@@ -29,11 +29,14 @@ _SENTENCE_END = re.compile(r"[.!?\u2026]+[\"'\u201d)\]]*(?=\s|$)|[\u3002\uff1f\u
 
 
 def judge(texts: Sequence[str]) -> tuple[Verdicts, list[str]]:
-    """The verdicts, and the texts without the lines that C4 leaves out."""
+    """The verdicts, and the texts without the lines that C4 leaves out.
+
+    As in the code of C4, only a line that is kept so far can condemn the document.
+    """
     found = Verdicts(len(texts))
     kept = [_lines(text) for text in texts]
-    lorem = np.array(["lorem ipsum" in text.lower() for text in texts])
-    curly = np.array(["{" in text for text in texts])
+    lorem = np.array([any("lorem ipsum" in line.lower() for line in lines) for lines in kept])
+    curly = np.array([any("{" in line for line in lines) for lines in kept])
     found.refuse(lorem, "c4.lorem_ipsum", lorem)
     found.refuse(curly, "c4.curly_bracket", curly)
     sentences = np.array([_sentences(lines) for lines in kept])

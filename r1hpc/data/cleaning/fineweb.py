@@ -14,19 +14,7 @@ MAX_DUPLICATE_CHARS = 0.1
 """The paper's text says 0.1; datatrove's default is 0.01."""
 MAX_LINES_PER_WORD = 0.3
 
-_ENDS = (
-    *'.?!"',
-    "'",
-    "\u2026",
-    "\u201d",
-    "\u2019",
-    "\u3002",
-    "\uff1f",
-    "\uff01",
-    "\u0964",
-    "\u061f",
-    "\u06d4",
-)
+_ENDS = (*".?!", "\u2026", "\u3002", "\uff0e", "\uff1f", "\uff01", "\u0964", "\u061f", "\u06d4", "\u1362")
 
 
 def judge(texts: Sequence[str], batch: TextBatch) -> Verdicts:
@@ -38,7 +26,7 @@ def judge(texts: Sequence[str], batch: TextBatch) -> Verdicts:
     found.refuse(short >= MAX_SHORT_LINES, "fineweb.short_lines", short)
     found.refuse(repeated >= MAX_DUPLICATE_CHARS, "fineweb.duplicate_line_chars", repeated)
     newlines = np.array([text.count("\n") for text in texts])
-    spread = newlines / np.maximum(batch.words.count(), 1)
+    spread = newlines / np.maximum(batch.tokens.count(), 1)
     found.refuse(spread > MAX_LINES_PER_WORD, "fineweb.lines_per_word", spread)
     return found
 
@@ -48,7 +36,7 @@ def _line_shares(text: str) -> tuple[float, float, float]:
     lines = [line for line in text.split("\n") if line.strip()]
     if not lines:
         return 0.0, 1.0, 0.0
-    ends = sum(line.rstrip().endswith(_ENDS) for line in lines)
+    ends = sum(line.endswith(_ENDS) for line in lines)
     short = sum(len(line) <= SHORT_LINE_CHARS for line in lines)
     repeated = sum(map(len, lines)) - sum(map(len, set(lines)))
     return ends / len(lines), short / len(lines), repeated / max(1, len(text) - text.count("\n"))

@@ -1,8 +1,8 @@
 """The rules of Gopher (Rae et al. 2021, "Scaling Language Models", appendix A.1.1), quality and repetition.
 
-Words are split at white space; the paper and datatrove tokenise, which moves a document near a threshold to
-its other side now and then. Length of words and English stop words are not asked of texts that are mostly
-CJK, and stop words only of English where the language is known.
+Shares of words are shares of words and signs, as in datatrove, whose numbers FineWeb's were found with; signs
+alone are no words for their number and mean length. Length of words and English stop words are not asked of
+texts that are mostly CJK, and stop words only of English where the language is known.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ MAX_DUPLICATE_PARAGRAPH_CHARS = 0.20
 MAX_TOP_NGRAM = {2: 0.20, 3: 0.18, 4: 0.16}
 MAX_DUPLICATE_NGRAMS = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
 
-_BULLETS = tuple("-*\u2022\u2023\u25cf\u25aa\u25e6")
+_BULLETS = ("-", "\u2022")
 _MOSTLY = 0.5
 _Shares = npt.NDArray[np.float64]
 
@@ -38,19 +38,21 @@ _Shares = npt.NDArray[np.float64]
 def quality(texts: Sequence[str], batch: TextBatch, languages: Sequence[str] | None) -> Verdicts:
     """Judge by number and length of words, symbols, bullets, ellipses, letters and stop words."""
     found = Verdicts(len(texts))
-    words = batch.words
+    tokens = batch.tokens
+    every = np.maximum(tokens.count(), 1)
+    words = tokens.where(~batch.is_sign(tokens))
     count = words.count()
     length = words.total(batch.chars(words)) / np.maximum(count, 1)
     spaced = batch.cjk_share < _MOSTLY
     found.refuse((count < MIN_WORDS) | (count > MAX_WORDS), "gopher_quality.words", count)
     odd = (length < MIN_WORD_LENGTH) | (length > MAX_WORD_LENGTH)
     found.refuse(odd & spaced, "gopher_quality.word_length", length)
-    for name, share in _symbols(texts, count).items():
+    for name, share in _symbols(texts, every).items():
         found.refuse(share > MAX_SYMBOLS_PER_WORD, f"gopher_quality.{name}", share)
     bullets, ellipses = _line_shares(texts)
     found.refuse(bullets > MAX_BULLET_LINES, "gopher_quality.bullet_lines", bullets)
     found.refuse(ellipses > MAX_ELLIPSIS_LINES, "gopher_quality.ellipsis_lines", ellipses)
-    alpha = words.total(batch.has_alpha(words)) / np.maximum(count, 1)
+    alpha = tokens.total(batch.has_alpha(tokens)) / every
     found.refuse(alpha < MIN_ALPHA_WORDS, "gopher_quality.alpha_words", alpha)
     english = spaced & np.array([language in ("", "en") for language in languages or [""] * len(texts)])
     stops = _stop_words(batch)
@@ -76,7 +78,7 @@ def repetition(batch: TextBatch) -> Verdicts:
 
 
 def _judge_ngrams(batch: TextBatch, chars: Ints, found: Verdicts) -> None:
-    words = batch.words
+    words = batch.tokens
     hashes, lengths = batch.hashes(words), batch.chars(words)
     ends = np.concatenate([[0], np.cumsum(lengths)])
     for size, most in MAX_TOP_NGRAM.items():
@@ -88,7 +90,30 @@ def _judge_ngrams(batch: TextBatch, chars: Ints, found: Verdicts) -> None:
         keys, first = ngrams(hashes, words.document, size)
         covered = _covered(of_document(keys, words.document[first]), first, size, len(hashes))
         share = words.total(covered * lengths) / chars
+        for number in np.flatnonzero(share > most).tolist():
+            mine = words.document[first] == number
+            share[number] = _counted_once(keys[mine], first[mine], ends, size) / chars[number]
         found.refuse(share > most, f"gopher_repetition.duplicate_{size}_grams", share)
+
+
+def _counted_once(keys: Hashes, first: Ints, ends: Ints, size: int) -> int:
+    """Characters of one document's repeated n-grams, which do not overlap: one after another, as datatrove.
+
+    Never more than those of the words that lie in any repeated n-gram, which need no loop: only a document
+    that those condemn comes here.
+    """
+    seen: set[int] = set()
+    total = place = 0
+    listed = keys.tolist()
+    while place < len(listed):
+        if listed[place] in seen:
+            begin = first[place]
+            total += int(ends[begin + size] - ends[begin])
+            place += size
+        else:
+            seen.add(listed[place])
+            place += 1
+    return total
 
 
 def _repeated(keys: Hashes) -> Bools:
@@ -133,11 +158,10 @@ def _covered(keys: Hashes, first: Ints, size: int, num_words: int) -> Bools:
     return np.cumsum(change[:-1]) > 0
 
 
-def _symbols(texts: Sequence[str], count: Ints) -> dict[str, _Shares]:
-    words = np.maximum(count, 1)
+def _symbols(texts: Sequence[str], tokens: Ints) -> dict[str, _Shares]:
     hashes = np.array([text.count("#") for text in texts])
     dots = np.array([text.count("...") + text.count("\u2026") for text in texts])
-    return {"hash_signs": hashes / words, "ellipses": dots / words}
+    return {"hash_signs": hashes / tokens, "ellipses": dots / tokens}
 
 
 def _line_shares(texts: Sequence[str]) -> tuple[_Shares, _Shares]:
@@ -153,23 +177,18 @@ def _line_shares(texts: Sequence[str]) -> tuple[_Shares, _Shares]:
 
 
 def _stop_words(batch: TextBatch) -> Ints:
-    """How many of the stop words occur in each document, as words of their own."""
-    words = batch.words
-    short = words.where((words.stop - words.start) <= max(map(len, STOP_WORDS)) + 1)
+    """How many of the stop words occur in each document."""
+    short = batch.tokens.where(batch.tokens.stop - batch.tokens.start <= max(map(len, STOP_WORDS)))
     hashes = batch.hashes(short)
     found = np.zeros(batch.num_documents, dtype=np.int64)
     for hashed in _STOP_HASHES:
-        found += np.bincount(short.document[np.isin(hashes, hashed)], minlength=batch.num_documents) > 0
+        found += np.bincount(short.document[hashes == hashed], minlength=batch.num_documents) > 0
     return found
 
 
-def _stop_hashes() -> list[Hashes]:
-    """Each stop word as it stands in a sentence, or before a comma or full stop."""
-    found = []
-    for word in STOP_WORDS:
-        forms = TextBatch([f"{word} {word}, {word}."])
-        found.append(forms.hashes(forms.words))
-    return found
+def _stop_hashes() -> list[np.uint64]:
+    words = TextBatch(STOP_WORDS)
+    return list(words.hashes(words.tokens))
 
 
 _STOP_HASHES = _stop_hashes()
