@@ -35,7 +35,16 @@ from r1hpc.data.segments import Role
 from r1hpc.data.sources import Span, list_spans
 from r1hpc.data.stages import Report, run_stages
 from r1hpc.data.tokenise import PART
-from r1hpc.data.work import DONE, Work, link_tree, open_work, publish, remove_abandoned, unit_record
+from r1hpc.data.work import (
+    DONE,
+    Work,
+    link_tree,
+    open_work,
+    publish,
+    remove_abandoned,
+    remove_leftover,
+    unit_record,
+)
 from r1hpc.data.writer import PartResult
 
 
@@ -93,6 +102,7 @@ def build_dataset(
     out = out.absolute()
     existing = _find_existing(recipe, out)
     if existing:
+        remove_leftover(out)
         return existing
     spans = list_spans(recipe)
     remove_abandoned(out.parent)
@@ -121,6 +131,7 @@ def _build(recipe: Recipe, spans: list[Span], out: Path, workers: int, report: R
         dataset_id = write_manifest(content, manifest)
         failpoint("data.build.publish")
         published = publish(work, content)
+        failpoint("data.build.published")
     if not published:
         return _lost_race(recipe, out)
     return _report(read_manifest(out), dataset_id, built=True)

@@ -177,6 +177,13 @@ def link_tree(source: Path, target: Path) -> None:
             shutil.copy2(path, there)
 
 
+def remove_leftover(destination: Path) -> None:
+    """Remove the work folder of a dataset that is there: its build was killed after the last step but one."""
+    folder = work_folder(destination)
+    if folder.is_dir() and not is_held(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def remove_abandoned(folder: Path) -> list[Path]:
     """Remove what builds of earlier versions left in `folder`; return it.
 

@@ -295,6 +295,16 @@ def test_unit_is_taken_over_from_another_host(tmp_path: Path) -> None:
     assert names(out.parent) == {"out"}
 
 
+def test_kill_after_the_dataset_has_its_name(tmp_path: Path) -> None:
+    write_texts(tmp_path)
+    recipe = write_recipe(tmp_path)
+    out = tmp_path / "data" / "out"
+    assert start_build(recipe, out, failpoint="data.build.published:kill9").wait(60) == -signal.SIGKILL
+    assert names(out.parent) == {"out", ".staging"}
+    assert not build_dataset(recipe, out).built
+    assert names(out.parent) == {"out"}
+
+
 def test_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lustre without -o flock answers ENOSYS: builds at once then do double work and agree all the same."""
 
