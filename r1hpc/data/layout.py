@@ -5,6 +5,7 @@ TOKENS = "tokens"
 CHECKSUMS = "tokens.crc32c"
 INPUTS = "inputs.json"
 TOKENIZER = "tokenizer"
+DECISIONS = "decisions.parquet"
 SEGMENT_OFFSETS = "seg_offsets"
 SEGMENT_ROLES = "seg_role"
 ARRAYS = (TOKENS, "doc_offsets", "doc_source", "doc_hash", "doc_input", "doc_position")

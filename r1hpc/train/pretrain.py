@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from r1hpc.data.loader import BatchLoader, StepBatch
-from r1hpc.data.order import SamplePlan
+from r1hpc.data.mixture import open_plan
 from r1hpc.data.reader import open_dataset
 from r1hpc.plan.model import load_model_config
 from r1hpc.train import loop
@@ -28,7 +28,13 @@ def run(job: Job) -> Outcome:
     config, group, batch = job.config, job.group, batch_plan(job)
     assert job.dataset_path is not None, "begin sees to the dataset"
     dataset = open_dataset(job.dataset_path, verify=config.data.verify)
-    order = SamplePlan(dataset.id, dataset.num_tokens, config.data.seq_len, config.data.seed)
+    order = open_plan(
+        dataset,
+        config.data.seq_len,
+        config.data.seed,
+        batch.global_batch_size,
+        num_samples=config.train.num_steps * batch.global_batch_size,
+    )
     hf_config = load_model_config(config, dataset.vocab_size)
     job.watchdog.beat("building the model")
     loader = BatchLoader(
