@@ -40,8 +40,10 @@ _ONLY_IN = {
     "vllm": ("train",),
     "zarr": ("data",),
     "h5py": ("data",),
+    "matplotlib": ("reporting",),
+    "dateutil": ("reporting",),
 }
-_DEFERRED_ONLY = {("torch", "attempt")}
+_DEFERRED_ONLY = {("torch", "attempt"), ("matplotlib", "reporting"), ("dateutil", "reporting")}
 """Allowed inside functions, not when the package is imported."""
 _TORCH_FILES = ("data/loader.py",)
 _SLURM_COMMANDS = {"sbatch", "srun", "squeue", "sacct", "sacctmgr", "scontrol", "scancel", "sinfo"}
@@ -144,6 +146,7 @@ def test_the_walk_sees_what_it_should() -> None:
 
 _HEAVY = ("torch", "deepspeed", "transformers", "zarr", "h5py", "numpy", "submitit", "pynvml", "pyarrow")
 _LIGHT = (
+    "api",
     "submit",
     "status",
     "logs",
@@ -178,3 +181,10 @@ def test_the_lower_packages_need_only_the_standard_library(name: str) -> None:
     command = [sys.executable, "-S", "-c", code]  # -S: no site-packages at all
     done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_package_needs_nothing_outside_it() -> None:
+    """`research`, `tests` and `benchmarks` are not in the wheel."""
+    for path in _FILES:
+        heads = {name.split(".")[0] for name, _ in _imports(_parse(path))}
+        assert not heads & {"research", "tests", "benchmarks"}, f"{path} imports what the wheel does not ship"

@@ -2,73 +2,43 @@
 
     hours = hours_of_file(Path("sacct.txt"), Selection(user="ada"))
     hours = hours_from_sacct(Selection(account="lab", start=1790000000))
-    hours = hours_of_runs(all_runs(root), Selection(start=1790000000))
+    hours = hours_of_runs(ledgers, Selection(start=1790000000))
 
 Each is what telemetry.hours.fold_hours returns.
 """
 
+import contextlib
 import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-from r1hpc.accounting.review import owner, to_allocation
-from r1hpc.accounting.usage import ask_sacct_file, pick_records
-from r1hpc.attempt.state import State, all_slurm_jobs, look
+from r1hpc.accounting.ledger import RunLedger
+from r1hpc.accounting.selection import Selection
+from r1hpc.attempt.slurm_records import to_allocation
+from r1hpc.attempt.state import all_slurm_jobs
 from r1hpc.base.choose_run import all_runs, full_name
-from r1hpc.base.rundir import RunDir
-from r1hpc.telemetry.hours import UNKNOWN, Allocation, fold_hours
-from r1hpc.telemetry.summary import stage_of, summarise_run
+from r1hpc.base.errors import StateError
+from r1hpc.slurm.sacct import ask_sacct_file, pick_records
+from r1hpc.telemetry.hours import UNKNOWN, fold_hours
+from r1hpc.telemetry.summary import names_of
 
 _FEW_BYTES = 2**18
-"""Up to here a file is read before numpy is imported."""
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which records count, and which part of them."""
-
-    user: str | None = None
-    account: str | None = None
-    start: float | None = None
-    """Unix seconds; what an allocation held before does not count."""
-    end: float | None = None
-    runs: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """Job id -> (run, stage), for the jobs whose run is known."""
-
-    @property
-    def columns(self) -> list[str]:
-        """What records must tell so that it can be decided which are selected, as sacct spells them."""
-        chosen = {"User": self.user, "Account": self.account}
-        return [name for name, value in chosen.items() if value is not None]
-
-    def clip(self, allocations: Iterable[Allocation]) -> list[Allocation]:
-        """The parts that are selected."""
-        clipped = [
-            replace(
-                a,
-                start=a.start if self.start is None else max(a.start, self.start),
-                end=a.end if self.end is None else min(a.end, self.end),
-            )
-            for a in allocations
-            if self.user in (None, a.user) and self.account in (None, a.account)
-        ]
-        if self.start is None and self.end is None:
-            return clipped
-        return [a for a in clipped if a.end > a.start]
+"""Up to here a file is read before numpy and Arrow are imported."""
 
 
 def known_jobs(root: Path) -> dict[str, tuple[str, str]]:
     """Job id -> (run, stage) of every run under a run root, stages of chains among them."""
     found: dict[str, tuple[str, str]] = {}
     for run in all_runs(root):
-        stage = stage_of(run)
-        found |= dict.fromkeys(all_slurm_jobs(run), (full_name(run), stage))
+        with contextlib.suppress(OSError, StateError):  # one that cannot be read is no reason to say nothing
+            stage, _ = names_of(run)
+            found |= dict.fromkeys(all_slurm_jobs(run), (full_name(run), stage))
     return found
 
 
@@ -82,7 +52,7 @@ def hours_of_file(path: Path, selection: Selection) -> dict[str, Any]:
         return hours_of_lines(file, str(path), selection)
 
 
-def hours_from_sacct(selection: Selection) -> dict[str, Any]:
+def hours_from_sacct(selection: Selection, timeout_s: float = 600.0) -> dict[str, Any]:
     """Of what sacct says now; without a start of today, as is sacct's default.
 
     Raises:
@@ -91,15 +61,17 @@ def hours_from_sacct(selection: Selection) -> dict[str, Any]:
     # As seconds: sacct knows fewer ways to write a time than --start does.
     start = None if selection.start is None else f"uts{math.floor(selection.start)}"
     end = None if selection.end is None else f"uts{math.ceil(selection.end)}"
-    with ask_sacct_file(start, end, selection.user, selection.account) as file:
-        return hours_of_lines(file, "sacct", selection)
+    # Whose jobs to print is asked of sacct, which also knows a user by number and several by commas.
+    answer = replace(selection, user=None, account=None)
+    with ask_sacct_file(start, end, selection.user, selection.account, timeout_s) as file:
+        return hours_of_lines(file, "sacct", answer)
 
 
 def hours_of_lines(file: IO[bytes], source: str, selection: Selection) -> dict[str, Any]:
     """Of an open file, in memory that does not grow with it but for 16 bytes a record."""
     if os.fstat(file.fileno()).st_size > _FEW_BYTES:
-        # Deferred: numpy takes a tenth of a second that a report of one run should not pay.
-        from r1hpc.accounting.dump import sum_dump
+        # Deferred: numpy and Arrow take a tenth of a second that a report of one run should not pay.
+        from r1hpc.accounting.totals import sum_dump
 
         return sum_dump(file, source, selection)
     allocations = []
@@ -109,15 +81,10 @@ def hours_of_lines(file: IO[bytes], source: str, selection: Selection) -> dict[s
     return fold_hours(selection.clip(allocations))
 
 
-def hours_of_runs(runs: Sequence[RunDir], selection: Selection, now: float) -> dict[str, Any]:
-    """Of what runs say themselves, where there is no accounting."""
-    allocations: list[Allocation] = []
-    for run in runs:
-        situation = look(run)
-        summary = summarise_run(run, situation.history, now, situation.state is State.running)
-        held = summary.allocations(owner(run))
-        allocations += [replace(each, run=full_name(run)) for each in held]
-    return fold_hours(selection.clip(allocations))
+def hours_of_runs(ledgers: Sequence[RunLedger], selection: Selection) -> dict[str, Any]:
+    """Of what runs say themselves, where Slurm's accounting cannot be asked."""
+    held = [replace(each, run=ledger.run_id) for ledger in ledgers for each in ledger.allocations]
+    return fold_hours(selection.clip(held))
 
 
 @contextmanager

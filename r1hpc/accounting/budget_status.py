@@ -16,13 +16,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from r1hpc.accounting.account import hours_from_sacct
 from r1hpc.accounting.budget import Budget, Request, Verdict, check_budget, find_budget, load_budget
 from r1hpc.accounting.forecast import Spread, total, until_limit
-from r1hpc.accounting.review import to_allocation
-from r1hpc.accounting.runs import RunHours, look_into
-from r1hpc.accounting.usage import ask_sacct
+from r1hpc.accounting.ledger import RunLedger
+from r1hpc.accounting.open_ledger import survey
+from r1hpc.accounting.selection import Selection
 from r1hpc.attempt.state import State
-from r1hpc.base.choose_run import all_runs, full_name
 from r1hpc.base.errors import StateError
 from r1hpc.slurm.client import SlurmError, without_advice
 from r1hpc.slurm.limits import TresLimit, gpu_limits
@@ -83,7 +83,8 @@ class BudgetStatus:
 class _Said:
     """What Slurm said; None: it was not asked or did not answer."""
 
-    allocations: list[Allocation] | None = None
+    by_day: dict[str, float] | None = None
+    """GPU-hours of the account."""
     jobs: tuple[QueuedJob, ...] = ()
     limits: tuple[TresLimit, ...] = ()
     notes: tuple[str, ...] = ()
@@ -93,14 +94,14 @@ _NO_BUDGET = Budget(Path())
 
 
 def read_budget_status(
-    budget: Budget | None, runs: Sequence[RunHours], now: float, ask_slurm: bool = True
+    budget: Budget | None, runs: Sequence[RunLedger], now: float, ask_slurm: bool = True
 ) -> BudgetStatus:
     """What is spent of the budget's period, and what is promised."""
     period = budget or _NO_BUDGET
     said = _ask(period, now) if ask_slurm else _Said(notes=_uncounted(period, "this run is not Slurm's"))
-    own = said.allocations is None
+    own = said.by_day is None
     until = min(now, period.end or now)
-    by_day = _by_day(_allocations(runs) if own else said.allocations or [], period.start, until)
+    by_day = _by_day(_allocations(runs), period.start, until) if said.by_day is None else said.by_day
     ours = {job for run in runs for job in run.jobs}
     others = [job for job in said.jobs if job.job_id.split("_")[0] not in ours and job.gpus]
     live = [run for run in runs if run.is_live and run.unit == "GPU-hours"]
@@ -146,7 +147,7 @@ def check_submission(
         limits = _limits_of(account or (budget.account if budget else None), qos)
     if budget is None:
         return check_budget(None, requests, limits=limits)
-    runs, left_out = survey(run_root, now)
+    runs, left_out = survey(run_root, now, ask=ask_slurm)
     standing = read_budget_status(budget, runs, now, ask_slurm)
     verdict = check_budget(
         budget,
@@ -160,17 +161,6 @@ def check_submission(
     return replace(verdict, warnings=(*verdict.warnings, *standing.notes, *left_out))
 
 
-def survey(run_root: Path, now: float) -> tuple[list[RunHours], list[str]]:
-    """Every run under a run root, the newest first, and a note for each that cannot be read."""
-    runs, notes = [], []
-    for run in all_runs(run_root):
-        try:
-            runs.append(look_into(run, now))
-        except (StateError, OSError, KeyError, ValueError) as error:
-            notes.append(f"{full_name(run)} is left out: {type(error).__name__}: {error}")
-    return runs, notes
-
-
 def _ask(period: Budget, now: float) -> _Said:
     """Each of Slurm's commands for itself: what one of them does not say, another still may."""
     account = period.account
@@ -180,13 +170,12 @@ def _ask(period: Budget, now: float) -> _Said:
         notes.append(f"Slurm's own limits are not known: {why}")
     if account is None:
         return _Said(limits=limits or (), notes=tuple(notes))
-    records, why = _answer(lambda: ask_sacct(*_window(period, now), None, account))
-    notes += _uncounted(period, why) if records is None else ()
+    hours, why = _answer(lambda: hours_from_sacct(_selection(period, now), timeout_s=60.0))
+    notes += _uncounted(period, why) if hours is None else ()
     jobs, why = _answer(lambda: tuple(ask_squeue(account)))
     if jobs is None:
         notes.append(f"running and queued are of the runs under the run root alone: {why}")
-    allocations = None if records is None else [to_allocation(record) for record in records]
-    return _Said(allocations, jobs or (), limits or (), tuple(notes))
+    return _Said(None if hours is None else hours["by_day"], jobs or (), limits or (), tuple(notes))
 
 
 def _answer(ask: Callable[[], T]) -> tuple[T | None, str]:
@@ -199,10 +188,11 @@ def _answer(ask: Callable[[], T]) -> tuple[T | None, str]:
         return None, str(error)
 
 
-def _window(period: Budget, now: float) -> tuple[str, str | None]:
-    """The budget's period as sacct takes it; without an end it is now."""
-    start = "1970-01-02" if period.start is None else f"uts{period.start:.0f}"
-    return start, None if period.end is None else f"uts{min(period.end, now):.0f}"
+def _selection(period: Budget, now: float) -> Selection:
+    """The account's records in the budget's period, until now."""
+    # Without a start sacct would begin with today; it refuses less than a million (Slurm, parse_time.c).
+    start = 1e6 if period.start is None else period.start
+    return Selection(account=period.account, start=start, end=min(now, period.end or now))
 
 
 def _uncounted(period: Budget, why: str) -> tuple[str, ...]:
@@ -222,13 +212,8 @@ def _limits_of(account: str | None, qos: str | None) -> Sequence[TresLimit]:
         return ()  # Slurm enforces them itself; a submission must not fail for the lack of a warning
 
 
-def _allocations(runs: Sequence[RunHours]) -> list[Allocation]:
-    return [
-        Allocation(each.start, each.end, each.width)
-        for run in runs
-        if run.unit == "GPU-hours"
-        for each in run.attempts
-    ]
+def _allocations(runs: Sequence[RunLedger]) -> list[Allocation]:
+    return [held for run in runs for held in run.allocations]
 
 
 def _by_day(allocations: Iterable[Allocation], start: float | None, until: float) -> dict[str, float]:

@@ -2,39 +2,38 @@
 
     site = finished_runs(run_root)
     site.of("A100-SXM4-80GB"), site.left_out
-    site_correction(run_root, "cpu").apply(estimate)
+    estimate, extra = corrected(found, "sft", site)      # of an Estimate; extra is for its JSON
 
-A finished run does not change, so what was found is kept in RUN_ROOT/calibration.json; the file may be
-removed at any time. What Slurm could not be asked about is not kept, and asked again the next time.
+A finished run does not change: what was found is kept in RUN_ROOT/calibration.json, until more is learnt from
+Slurm. The file may be removed at any time.
 """
 
 import contextlib
 import math
 import re
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from r1hpc.accounting.correction import CPU, Correction, FinishedRun, correction
+from r1hpc.accounting.correction import CPU, FinishedRun, Planned, correction
 from r1hpc.accounting.forecast import Spread
-from r1hpc.attempt.state import all_slurm_jobs
-from r1hpc.base.choose_run import all_runs, full_name
+from r1hpc.accounting.ledger import RunLedger
+from r1hpc.accounting.open_ledger import open_ledgers
+from r1hpc.attempt.slurm_records import is_settled, kept_records
+from r1hpc.base.choose_run import all_runs, full_name, unreadable
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import read_json, write_json
 from r1hpc.base.rundir import RunDir
+from r1hpc.estimator.cpu import CPU_PRIOR
+from r1hpc.estimator.estimate import Estimate
 from r1hpc.plan.hardware import UnknownGpuError, find_gpu
-from r1hpc.slurm.accounting import JobRecord, sacct_records
-from r1hpc.slurm.client import SlurmError
-from r1hpc.telemetry.attempts import History, read_history
 from r1hpc.telemetry.tail import read_tail
 
-_VERSION = 3
+_VERSION = 5
 _CACHE = "calibration.json"
-_SACCT_TIMEOUT_S = 10.0
-_JOBS_PER_CALL = 200
-_DAY = 86400.0
 _STUB = re.compile(rb'"source": ?"stub"')
 _CHUNK = 2**22
 
@@ -56,10 +55,36 @@ class Site:
         return [run for run in self.runs if run.resource == resource]
 
 
-def site_correction(run_root: Path, resource: str) -> Correction:
-    """How this site corrects an estimate for a GPU of any usual name, or CPU."""
-    name = resource_name(resource)
-    return correction(name, finished_runs(run_root).of(name))
+def corrected(found: Estimate, stage: str, site: Site) -> tuple[Estimate, dict[str, Any]]:
+    """The estimate with what the site's finished runs say of it; unchanged where they say nothing.
+
+    Returns:
+        The estimate, and for its JSON `uncorrected` and `correction`, where there was one.
+    """
+    key = "node_hours" if found.gpu_hours is None else "gpu_hours"
+    hours: Spread | None = getattr(found, key)
+    if hours is None:
+        return found, {}
+    result = correction(planned_run(found, stage, hours), site.runs)
+    if not result.num_runs:
+        return found, {}
+    now = result.corrected
+    wall = {n: now * (each.p50 / hours.p50) for n, each in found.wall_hours.items()}
+    changed: dict[str, Any] = {key: now, "wall_hours": wall}
+    return replace(found, **changed), {"uncorrected": {key: hours.to_json()}, "correction": result.to_json()}
+
+
+def planned_run(found: Estimate, stage: str, hours: Spread) -> Planned:
+    """What a correction needs to know of an estimate. The usual number of GPUs is not a known one."""
+    known = found.assumptions
+    return Planned(
+        resource=CPU if found.gpu_hours is None else resource_name(str(known.get("gpu"))),
+        stage=stage,
+        estimate=hours,
+        num_gpus=int(known.get("num_gpus") or 0) if known.get("num_gpus_given", True) else 0,
+        num_nodes=int(known.get("nodes") or 0),
+        params=known.get("params"),
+    )
 
 
 def resource_name(name: str) -> str:
@@ -73,30 +98,30 @@ def resource_name(name: str) -> str:
 
 
 def finished_runs(run_root: Path) -> Site:
-    """Every run under `run_root`, stages of chains among them."""
-    cache = _read_cache(run_root)
+    """Every run under `run_root`, stages of chains among them; their hours are those of their ledgers."""
+    cache, now = _read_cache(run_root), time.time()
     runs: list[FinishedRun] = []
     left_out: Counter[str] = Counter()
-    fresh: list[_Candidate] = []
+    fresh: list[RunDir] = []
     kept: dict[str, Any] = {}
     for run in all_runs(run_root):
-        name = full_name(run)
-        if not run.finished.exists():
+        known = cache.get(full_name(run))
+        if not _is_finished(run):
             left_out["not finished"] += 1
-            continue
-        mark = [run.finished.stat().st_mtime_ns, _mtime_ns(run.path / "estimate.json")]
-        known = cache.get(name)
-        if known is not None and known["mark"] == mark:
-            kept[name] = known
+        elif known is not None and known["mark"] == _mark(run):
+            kept[full_name(run)] = known
             _take(known, runs, left_out)
         else:
-            fresh.append(_Candidate(run, mark, read_history(run)))
-    slurm = _ask_slurm(fresh)
-    for candidate in fresh:
-        entry, is_final = _judge(candidate, slurm)
+            fresh.append(run)
+    ledgers, _ = open_ledgers(fresh, now)
+    for ledger in ledgers:
+        entry, is_final = _judge(ledger, now)
         _take(entry, runs, left_out)
         if is_final:
-            kept[full_name(candidate.run)] = entry
+            kept[ledger.run_id] = entry
+    num_damaged = len(fresh) - len(ledgers) + len(unreadable(run_root))
+    if num_damaged:
+        left_out["damaged"] = num_damaged
     if kept != cache:
         # A run root of somebody else can be read and not written: then nothing is kept.
         with contextlib.suppress(OSError):
@@ -104,47 +129,39 @@ def finished_runs(run_root: Path) -> Site:
     return Site(tuple(sorted(runs, key=lambda run: run.finished_at)), dict(left_out))
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    run: RunDir
-    mark: list[int]
+def _is_finished(run: RunDir) -> bool:
+    try:
+        return run.finished.exists()
+    except OSError:
+        return False
+
+
+def _mark(run: RunDir) -> list[int]:
     """What must not have changed for a kept answer to hold."""
-    history: History
+    files = (run.finished, run.estimate, run.allocations)
+    return [path.stat().st_mtime_ns if path.exists() else 0 for path in files]
 
 
 class _LeftOutError(Exception):
     """Why a run does not enter."""
 
 
-def _judge(candidate: _Candidate, slurm: Mapping[str, Sequence[JobRecord]]) -> tuple[dict[str, Any], bool]:
+def _judge(ledger: RunLedger, now: float) -> tuple[dict[str, Any], bool]:
     """The entry of a run for the cache, and whether it is final."""
-    run, history = candidate.run, candidate.history
+    run, mark = ledger.run, _mark(ledger.run)
     try:
-        resource = _resource(run, history)
+        resource = _resource(ledger)
         if _is_stub_fed(run):
             raise _LeftOutError("GPU readings from the stub library")
         estimate = _estimate(run, "node_hours" if resource == CPU else "gpu_hours")
-        jobs = all_slurm_jobs(run)
-        records = [record for job in jobs for record in slurm.get(job, ())]
-        known = {record.job_id for record in records}
-        is_known = all(attempt.job_id in known for attempt in history.attempts)
-        by_slurm = _hours_by_slurm(records, resource) if is_known else 0.0
-        actual = by_slurm or _hours_by_run(history, resource)
-        if actual <= 0:
+        if ledger.used <= 0:
             raise _LeftOutError("no time on record")
     except _LeftOutError as error:
-        return {"mark": candidate.mark, "left_out": str(error)}, True
-    finished = FinishedRun(
-        run_id=full_name(run),
-        resource=resource,
-        finished_at=candidate.mark[0] / 1e9,
-        estimate=estimate,
-        actual=actual,
-        source="sacct" if by_slurm else "run",
-    )
+        return {"mark": mark, "left_out": str(error)}, True
+    finished = _finished_run(ledger, resource, estimate, mark[0] / 1e9)
     # slurmdbd hears of the end a little after the run itself, and may know a part of the jobs only.
-    is_final = not jobs or (by_slurm > 0 and all(record.end is not None for record in records))
-    return {"mark": candidate.mark, "run": asdict(finished)}, is_final
+    is_final = not ledger.jobs or is_settled(kept_records(run), ledger.jobs, ledger.summary.history, now)
+    return {"mark": mark, "run": asdict(finished)}, is_final
 
 
 def _take(entry: Mapping[str, Any], runs: list[FinishedRun], left_out: Counter[str]) -> None:
@@ -154,14 +171,15 @@ def _take(entry: Mapping[str, Any], runs: list[FinishedRun], left_out: Counter[s
         runs.append(FinishedRun(**{**entry["run"], "estimate": Spread(**entry["run"]["estimate"])}))
 
 
-def _resource(run: RunDir, history: History) -> str:
+def _resource(ledger: RunLedger) -> str:
     """What the run ran on, if that is what it was estimated for.
 
     NVML's word comes first; without it that of the configuration. A card that was only assumed tells nothing.
     """
-    if not any(attempt.gpus for attempt in history.attempts):
+    run = ledger.run
+    if not any(each.attempt.gpus for each in ledger.summary.attempts):
         return CPU
-    estimated, is_given = _gpu_estimated(_read(run.path / "estimate.json"))
+    estimated, is_given = _gpu_estimated(_read(run.estimate))
     found = _gpu_seen(run) or (estimated if is_given else None)
     if found is None:
         raise _LeftOutError("GPU not known")
@@ -172,10 +190,14 @@ def _resource(run: RunDir, history: History) -> str:
 
 def _gpu_estimated(stored: Mapping[str, Any]) -> tuple[str | None, bool]:
     """The card of an estimate, and whether the configuration gave it."""
-    assumptions = stored.get("assumptions")
-    known = assumptions if isinstance(assumptions, dict) else {}
+    known = _assumptions(stored)
     name = known.get("gpu")
     return str(name) if name else None, known.get("gpu_given") is True
+
+
+def _assumptions(stored: Mapping[str, Any]) -> dict[str, Any]:
+    found = stored.get("assumptions")
+    return found if isinstance(found, dict) else {}
 
 
 def _gpu_seen(run: RunDir) -> str | None:
@@ -204,10 +226,12 @@ def _contains_stub(path: Path) -> bool:
 
 def _estimate(run: RunDir, key: str) -> Spread:
     """The estimate stored at submission, before any correction."""
-    stored = _read(run.path / "estimate.json")
+    stored = _read(run.estimate)
     value = stored.get("uncorrected", stored).get(key)
     if value is None:
         raise _LeftOutError("no estimate")
+    if key == "node_hours" and _assumptions(stored).get("cpu_prior") != CPU_PRIOR:
+        raise _LeftOutError("estimated by an earlier version")
     try:
         spread = Spread(*(float(value[name]) for name in ("p10", "p50", "p90")))
     except (KeyError, TypeError, ValueError, AssertionError):
@@ -215,41 +239,6 @@ def _estimate(run: RunDir, key: str) -> Spread:
     if not 0 < spread.p50 < math.inf:
         raise _LeftOutError("an estimate of nothing")
     return spread
-
-
-def _hours_by_slurm(records: Sequence[JobRecord], resource: str) -> float:
-    width = [record.nodes if resource == CPU else record.gpus for record in records]
-    return sum(n * record.elapsed_s for n, record in zip(width, records, strict=True)) / 3600
-
-
-def _hours_by_run(history: History, resource: str) -> float:
-    return sum(
-        (a.nodes if resource == CPU else a.gpus) * max(0.0, (a.end or a.start) - a.start) / 3600
-        for a in history.attempts
-    )
-
-
-def _ask_slurm(candidates: Sequence[_Candidate]) -> dict[str, list[JobRecord]]:
-    """Every record of the candidates' jobs, by job; nothing where sacct cannot be asked."""
-    submitted = {
-        job: min((s.get("time", 0.0) for s in c.history.submissions), default=0.0)
-        for c in candidates
-        for job in all_slurm_jobs(c.run)
-    }
-    jobs = sorted(submitted)
-    found: dict[str, list[JobRecord]] = defaultdict(list)
-    for i in range(0, len(jobs), _JOBS_PER_CALL):
-        some = jobs[i : i + _JOBS_PER_CALL]
-        # A day earlier, for clocks that differ. Slurm counts job ids anew when its state is lost.
-        since = max(0.0, min(submitted[job] for job in some) - _DAY)
-        try:
-            records = sacct_records(",".join(some), since, _SACCT_TIMEOUT_S)
-        except (SlurmError, StateError):
-            return {}
-        for record in records:
-            if record.start is not None and record.start >= submitted.get(record.job_id, 0.0) - _DAY:
-                found[record.job_id].append(record)
-    return found
 
 
 def _read_cache(run_root: Path) -> dict[str, Any]:
@@ -278,5 +267,20 @@ def _read(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _mtime_ns(path: Path) -> int:
-    return path.stat().st_mtime_ns if path.exists() else 0
+def _finished_run(ledger: RunLedger, resource: str, estimate: Spread, finished_at: float) -> FinishedRun:
+    """What a correction needs to know of a run."""
+    last = ledger.summary.attempts[-1].attempt
+    params = _assumptions(_read(ledger.run.estimate)).get("params")
+    return FinishedRun(
+        run_id=ledger.run_id,
+        resource=resource,
+        stage=ledger.stage,
+        finished_at=finished_at,
+        estimate=estimate,
+        hours=ledger.used,
+        source=ledger.source,
+        useful_share=ledger.parts["useful"] / ledger.used,
+        num_gpus=last.gpus,
+        num_nodes=last.nodes,
+        params=float(params) if isinstance(params, int | float) and params > 0 else None,
+    )

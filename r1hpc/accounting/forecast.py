@@ -9,58 +9,21 @@ that of samples drawn always alike, so that the same jobs give the same forecast
 
 import math
 import random
-import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
-NORMAL = statistics.NormalDist()
-_Z90 = NORMAL.inv_cdf(0.9)
+from r1hpc.estimator.spread import NORMAL, Z90
+from r1hpc.estimator.spread import Spread as Spread
+
 TYPICAL_FACTOR = 1.47
 """P90/P50 of a run nobody estimated: the 80 % interval of whole-run MFU over the published A100 runs, leaving
-their own family out, is a factor 2.16 wide (data/published_runs.csv)."""
+their own family out, is a factor 2.16 wide (docs/estimator.md)."""
 CORRELATION = 0.5
-"""Of the logarithms of two estimates made alike: an assumption. At 0 the errors of many runs would cancel, at
-1 none would; one estimator on one cluster errs partly in one direction."""
+"""Between the logarithms of two estimates made alike: an assumption. At 0 the errors of many runs would
+cancel, at 1 none would; one estimator on one cluster errs partly in one direction."""
 _SAMPLES = 2000
 _TAIL = 0.99
 """Beyond this quantile P10, P50 and P90 of an estimate say nothing of how far a run can miss it."""
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Quantiles of GPU-hours."""
-
-    p10: float
-    p50: float
-    p90: float
-
-    def __post_init__(self) -> None:
-        assert 0 <= self.p10 <= self.p50 <= self.p90 < math.inf, f"not a spread: {self}"
-
-    def __add__(self, hours: float) -> "Spread":
-        """Hours that are certain, on top."""
-        return Spread(self.p10 + hours, self.p50 + hours, self.p90 + hours)
-
-    def at(self, z: float) -> float:
-        """The value `z` standard deviations from the median."""
-        if self.p50 <= 0:
-            return self.p90 * max(0.0, z) / _Z90
-        if z >= 0:
-            return float(self.p50 * (self.p90 / self.p50) ** (z / _Z90))
-        return float(self.p50 * (max(self.p10, 1e-9 * self.p50) / self.p50) ** (-z / _Z90))
-
-    def chance_below(self, hours: float) -> float:
-        """The probability that it is no more than `hours`."""
-        if hours <= 0 or self.p50 <= 0:
-            return 0.0 if hours < self.p50 else 1.0
-        side = self.p90 / self.p50 if hours >= self.p50 else self.p50 / max(self.p10, 1e-9 * self.p50)
-        if side <= 1:
-            return 1.0 if hours >= self.p50 else 0.0
-        return NORMAL.cdf(math.log(hours / self.p50) / math.log(side) * _Z90)
-
-    def to_json(self) -> dict[str, float]:
-        return {"p10": self.p10, "p50": self.p50, "p90": self.p90}
 
 
 NOTHING = Spread(0.0, 0.0, 0.0)
@@ -96,7 +59,7 @@ def _overrun(estimate: Spread, used: float) -> Spread:
     """
     side = max(TYPICAL_FACTOR, estimate.p90 / estimate.p50 if estimate.p50 > 0 else 0.0)
     z = NORMAL.inv_cdf(_TAIL)
-    index = NORMAL.pdf(z) / (1 - _TAIL) * _Z90 / math.log(side)
+    index = NORMAL.pdf(z) / (1 - _TAIL) * Z90 / math.log(side)
     return Spread(*(used * ((1 - share) ** (-1 / index) - 1) for share in (0.1, 0.5, 0.9)))
 
 
@@ -114,13 +77,13 @@ def total(spreads: Sequence[Spread], correlation: float = CORRELATION) -> Spread
 
     Each is drawn at z = sqrt(correlation) x shared + sqrt(1 - correlation) x own.
     """
-    told = [spread for spread in spreads if spread.p90 > 0]
-    if len(told) < 2:
-        return told[0] if told else NOTHING
+    known = [spread for spread in spreads if spread.p90 > 0]
+    if len(known) < 2:
+        return known[0] if known else NOTHING
     together, alone = math.sqrt(correlation), math.sqrt(1 - correlation)
     shared = _draws(0)
     sums = [0.0] * _SAMPLES
-    for number, spread in enumerate(told, start=1):
+    for number, spread in enumerate(known, start=1):
         for i, own in enumerate(_draws(number)):
             sums[i] += spread.at(together * shared[i] + alone * own)
     sums.sort()

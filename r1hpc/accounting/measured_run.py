@@ -5,7 +5,7 @@ found = measured_run(run, now=time.time())
 
 from dataclasses import replace
 
-from r1hpc.attempt.state import State, look
+from r1hpc.accounting.open_ledger import open_ledger
 from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.files import read_json
 from r1hpc.base.rundir import RunDir
@@ -15,28 +15,25 @@ from r1hpc.estimator.estimate_run import estimate_of_run
 from r1hpc.estimator.measured import measured_estimate
 from r1hpc.plan.batch import updates_per_rollout
 from r1hpc.plan.run import RunPlan
-from r1hpc.telemetry.summary import RunSummary, summarise_run
-from r1hpc.telemetry.timeline import Split
+from r1hpc.telemetry.summary import RunSummary
 
 
 def measured_run(run: RunDir, now: float) -> Estimate:
-    """What is spent by the report's own account, and the rest at the speed so far.
+    """What is spent by the run's ledger, and the rest at the speed so far.
 
     Raises:
         UsageError: no attempt, or too few steps to say anything.
         StateError: its plan is of another version.
     """
     plan, config = _plan(run), read(run.config)
-    situation = look(run)
-    last = situation.history.last
+    ledger = open_ledger(run, now)
+    last = ledger.summary.history.last
     if last is None:
         raise UsageError(f"{run.run_id} has begun no attempt: take --method flops")
-    summary = summarise_run(run, situation.history, now, situation.state is State.running)
     on_gpus = last.gpus > 0
-    widths = [a.attempt.gpus if on_gpus else a.attempt.nodes for a in summary.attempts]
-    held = sum((a.split * width for a, width in zip(summary.attempts, widths, strict=True)), Split())
+    held = ledger.split() if on_gpus else ledger.node_split()
     found = measured_estimate(
-        _seconds(summary, on_gpus),
+        _seconds(ledger.summary, on_gpus),
         num_steps=plan.num_steps,
         num_gpus=last.gpus,
         num_nodes=last.nodes,
@@ -65,9 +62,10 @@ def _plan(run: RunDir) -> RunPlan:
 
 def _seconds(summary: RunSummary, on_gpus: bool) -> dict[int, float]:
     """GPU-seconds, of a CPU run node-seconds, of each step that lasted: attempts may differ in width."""
+    useful = summary.useful_steps()
     return {
         step.global_step: step.step_time_s * (each.attempt.gpus if on_gpus else each.attempt.nodes)
         for each in summary.attempts
-        for step in each.useful
+        for step in useful[each.attempt.attempt]
         if step.step_time_s
     }

@@ -13,6 +13,7 @@ from r1hpc.attempt.cause import Evidence, SchedulerView, decide
 from r1hpc.attempt.dataset import build, ensure_traces
 from r1hpc.attempt.needs import unmet
 from r1hpc.attempt.outcome import read_outcomes
+from r1hpc.attempt.slurm_records import learn
 from r1hpc.attempt.state import ask, job_named
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.files import read_json, write_json
@@ -21,8 +22,8 @@ from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.load import read
 from r1hpc.config.schema import RunConfig
 from r1hpc.data.recipe import find_recipe
-from r1hpc.slurm.accounting import sacct_records
 from r1hpc.slurm.client import SlurmError
+from r1hpc.slurm.sacct import sacct_records
 from r1hpc.telemetry.attempts import (
     Attempt,
     Cause,
@@ -145,7 +146,7 @@ def close_unended(run: RunDir, config: RunConfig) -> None:
     last = history.last
     if last is None or last.cause is not None:
         return
-    view, ended = _seen_by_sacct(last)
+    view, ended = _seen_by_sacct(run, last)
     evidence = Evidence(
         ranks=last.ranks,
         outcomes=read_outcomes(run, last.attempt),
@@ -222,7 +223,7 @@ def _num_gpus(config: RunConfig, executor: str, ranks: int, num_nodes: int) -> i
     return 0 if is_cpu_run else ranks
 
 
-def _seen_by_sacct(last: Attempt) -> tuple[SchedulerView, float | None]:
+def _seen_by_sacct(run: RunDir, last: Attempt) -> tuple[SchedulerView, float | None]:
     """What accounting says of the attempt: the record of its job that started last before it began."""
     if last.job_id is None or last.job_id.startswith("local-"):
         return SchedulerView(), None
@@ -233,6 +234,9 @@ def _seen_by_sacct(last: Attempt) -> tuple[SchedulerView, float | None]:
             return SchedulerView(), None
         mine = [r for r in records if r.start is not None and r.start <= last.start + 1 and r.end is not None]
         if mine and mine[-1].end is not None and mine[-1].end >= last.start:
+            learn(
+                run, mine, time.time()
+            )  # what it held, for the ledger: Slurm's records do not stay for ever
             return SchedulerView(states=frozenset({mine[-1].state})), mine[-1].end
         time.sleep(1)
     return SchedulerView(), None

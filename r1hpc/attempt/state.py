@@ -14,11 +14,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from r1hpc.base.files import read_records
 from r1hpc.base.rundir import RunDir
 from r1hpc.slurm.client import SlurmError
 from r1hpc.slurm.requeue import JobState, job_state
-from r1hpc.telemetry.attempts import Cause, History, read_history
+from r1hpc.telemetry.attempts import Cause, History, read_history, read_run_events
 
 
 class State(StrEnum):
@@ -170,7 +169,7 @@ _NAMING = ("submitted", "resubmitted", "begin")
 
 
 def _naming_events(run: RunDir) -> list[dict[str, Any]]:
-    named = [e for e in read_records(run.attempts) if e.get("event") in _NAMING and e.get("job_id")]
+    named = [e for e in read_run_events(run)[0] if e.get("event") in _NAMING and e.get("job_id")]
     return sorted(named, key=_time)
 
 

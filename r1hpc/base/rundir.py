@@ -3,6 +3,7 @@
 <run_root>/<run_id>/
     config.yaml plan.json estimate.json job.sh environment.json code/    frozen before submission
     attempts.jsonl                                         one line per event, see telemetry.attempts
+    summary.json allocations.json                          what attempts came to; what Slurm charged
     attempts/<k>/rank_<n>.json                             how each rank of attempt k ended
     logs/attempt_<k>/rank_<n>.out, logs/latest             what each rank printed
     metrics/train.jsonl, metrics/gpu-<node>.jsonl          per step; per NVML sample
@@ -65,6 +66,14 @@ class RunDir:
     @property
     def attempts(self) -> Path:
         return self.path / "attempts.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def allocations(self) -> Path:
+        return self.path / "allocations.json"
 
     @property
     def logs(self) -> Path:

@@ -1,6 +1,6 @@
 """The commit: from a folder of sealed files to a checkpoint, by one rename(2).
 
-manifest written and synced -> folders synced -> [bad checkpoint of this step moved out]
+manifest written and synced -> folders synced -> [other checkpoint of this step moved out]
 -> staging folder renamed to step-<n>  (from here on it exists)  -> parent synced -> LATEST
 """
 
@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from r1hpc.base.files import fsync_dir
+from r1hpc.checkpoint import fence
 from r1hpc.checkpoint.disk import at, discard, make_private, move_to_trash, remove_tree, write_new
-from r1hpc.checkpoint.fence import REPLACED_PREFIX
 from r1hpc.checkpoint.manifest import MANIFEST_NAME, Checkpoint, FileRecord, decode, examine
 from r1hpc.checkpoint.sealing import check_sealed
 from r1hpc.checkpoint.verification import find_problems
@@ -21,7 +21,10 @@ _log = logging.getLogger(__name__)
 
 
 def commit_folder(root: Path, staging: Path, records: list[FileRecord], raw: bytes) -> Checkpoint:
-    """Make `staging`, sealed as `records`, the checkpoint with manifest `raw`; or keep a good one there.
+    """Make `staging`, sealed as `records`, the checkpoint with manifest `raw`.
+
+    A good checkpoint of the same step and attempt is kept and returned instead. One of another attempt is
+    not: the newest attempt's own state goes before what an older one may have left there.
 
     Raises:
         CheckpointWriteError: the folder is not what the manifest says; nothing was changed outside it.
@@ -30,7 +33,9 @@ def commit_folder(root: Path, staging: Path, records: list[FileRecord], raw: byt
     target = root / staging.name
     _complete(staging, records, raw)
     manifest = decode(raw, target / MANIFEST_NAME)
-    if kept := _good_one(target):
+    kept = _good_one(target, manifest.attempt)
+    fence.check(staging.parent)
+    if kept:
         with at("commit.fsync_kept"):
             fsync_dir(root)
         # Fails where this incarnation is superseded, as the rename of a new checkpoint would.
@@ -68,22 +73,24 @@ def _complete(staging: Path, records: list[FileRecord], raw: bytes) -> None:
             make_private(folder)
 
 
-def _good_one(target: Path) -> Checkpoint | None:
+def _good_one(target: Path, attempt: int) -> Checkpoint | None:
+    """The checkpoint in `target` if `attempt` wrote it and it is good."""
     if not os.path.lexists(target):
         return None
     checkpoint = examine(target).checkpoint
-    return checkpoint if checkpoint and not find_problems(checkpoint) else None
+    ours = checkpoint is not None and checkpoint.manifest.attempt == attempt
+    return checkpoint if checkpoint and ours and not find_problems(checkpoint) else None
 
 
 def _move_out(target: Path, own: Path) -> Path | None:
-    """Move a bad checkpoint of the same step out of the way; None when there is none.
+    """Move a checkpoint of the same step, bad or another attempt's, out of the way; None without one.
 
     It goes into the incarnation's own folder, so that a superseded process cannot do this. A kill before
-    the next rename leaves the step without its bad checkpoint, until `begin` puts it back.
+    the next rename leaves the step without its checkpoint, until `begin` puts it back.
     """
     if not os.path.lexists(target):
         return None
-    replaced = own / f"{REPLACED_PREFIX}{target.name}"
+    replaced = own / f"{fence.REPLACED_PREFIX}{target.name}"
     discard(replaced, own, "commit.discard_replaced")
     with at("commit.replace"):
         target.rename(replaced)

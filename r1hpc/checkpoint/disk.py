@@ -81,13 +81,15 @@ def move_to_trash(path: Path, parent: Path, label: str) -> Path | None:
 
 
 def remove_tree(path: Path, label: str) -> bool:
-    """Remove a trashed folder; False if something is left, which a later begin or prune removes.
+    """Remove a trashed folder (or file); False if something is left, which a later begin or prune removes.
 
     Tries for about a second: a superseded process may still be creating files in it.
     """
     with at(f"{label}_rmtree"):
         for _ in range(_REMOVE_TRIES):
             shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
             if not os.path.lexists(path):
                 return True
             time.sleep(0.05)

@@ -10,6 +10,11 @@ incarnation does to the store is one mkdir(2) or rename(2) whose path leads thro
 it fails with ENOENT once the folder is gone: no lock, no lease, no clock. The renamed folders are then
 removed, which also stops a client that goes by a cached handle instead of the path (NFS: ESTALE).
 
+Some writers make the folders they miss (DeepSpeed's save: makedirs), and would so make an evicted folder
+again. Two things stand against that. A plain file, the tombstone, takes the evicted folder's name, so that
+such a writer fails at once. And only `begin` puts the file BEGUN into a folder: a folder without it is
+nobody's, and nothing is committed from there.
+
 Two that begin at once: each makes its folder first and lists the others second, so at least one sees
 the other; the smaller (attempt, token) gives way.
 """
@@ -20,11 +25,15 @@ import re
 from pathlib import Path
 
 from r1hpc.base.names import check_name
-from r1hpc.checkpoint.disk import at, discard, make_private, move_to_trash, remove_tree
+from r1hpc.checkpoint.disk import TRASH_PREFIX, at, discard, make_private, move_to_trash, remove_tree
 from r1hpc.checkpoint.errors import SupersededError
 from r1hpc.checkpoint.manifest import step_of
 
 REPLACED_PREFIX = "replaced-"
+BEGUN = "begun"
+_EVICT_TRIES = 100
+# With a tombstone in the folder's place: ENOTDIR below it, EEXIST for the folder itself.
+_GONE = (errno.ENOENT, errno.ESTALE, errno.ENOTDIR, errno.EEXIST)
 _INCARNATION = re.compile(r"\.incarnation-(\d+)-(.+)")
 
 
@@ -33,8 +42,9 @@ def incarnation_dir(root: Path, attempt: int, token: str) -> Path:
 
 
 def incarnations(root: Path) -> list[tuple[int, str, Path]]:
-    """(attempt, token, folder) of those present, oldest first."""
-    matches = ((_INCARNATION.fullmatch(path.name), path) for path in root.glob(".incarnation-*"))
+    """(attempt, token, folder) of those present, oldest first. Tombstones are not folders."""
+    folders = (path for path in root.glob(".incarnation-*") if path.is_dir())
+    matches = ((_INCARNATION.fullmatch(path.name), path) for path in folders)
     return sorted((int(found[1]), found[2], path) for found, path in matches if found)
 
 
@@ -54,6 +64,9 @@ def sync_weights(root: Path, attempt: int, token: str) -> Path:
             _evict(root, folder)
     with at("begin.mkdir"):
         own.mkdir(mode=0o700, exist_ok=True)
+    with at("begin.begun"):
+        (own / BEGUN).touch()
+        (own / BEGUN).chmod(0o600)  # whatever the umask
     with at("begin.fsync"):
         make_private(own)
         make_private(root)
@@ -61,22 +74,44 @@ def sync_weights(root: Path, attempt: int, token: str) -> Path:
     if any((other, key) > (attempt, token) for other, key, _ in rivals):
         discard(own, root, "begin.withdraw")
     for _, _, folder in rivals:
-        if own.is_dir():
+        if stands(own):
             _evict(root, folder)
-    if not own.is_dir():
+    for trash in root.glob(f"{TRASH_PREFIX}*-incarnation-*"):  # of a begin that was killed in _evict
+        _put_back_replaced(root, trash)
+    if not stands(own):
         raise superseded(root, own)
     return own
+
+
+def stands(own: Path) -> bool:
+    """Whether `own` is the folder that `take_over` made, and not a tombstone, gone, or made again."""
+    return os.path.isfile(own / BEGUN)  # noqa: PTH113 (Path.is_file raises ESTALE)
+
+
+def check(own: Path) -> None:
+    """Fail where `own` is not the folder that `take_over` made. Call it last before changing the store.
+
+    If it passes, the eviction comes later than all that the caller has read and written under `own`: a
+    folder made again never has BEGUN. What follows goes through the path of `own` and fails if it is
+    evicted in between, unless somebody makes the folder again between the check and that one call. That
+    would have to be a rank of the same incarnation, and all of them wait for rank 0 then.
+
+    Raises:
+        OSError: ENOENT, ENOTDIR or ESTALE, see `explains`.
+    """
+    # Opened, not only looked up: an NFS client asks the server at every open, but not at every lookup.
+    (own / BEGUN).read_bytes()
 
 
 def explains(error: Exception, root: Path, own: Path) -> bool:
     """Whether `error` came of a newer incarnation having removed the folder `own`.
 
     Files may vanish one by one under a process that is just listing them, so a check that finds one
-    missing counts as much as ENOENT.
+    missing counts as much as ENOENT. So does torch's RuntimeError that a parent folder does not exist.
     """
-    if isinstance(error, OSError) and error.errno not in (errno.ENOENT, errno.ESTALE):
+    if isinstance(error, OSError) and error.errno not in _GONE:
         return False
-    return os.path.lexists(root) and not os.path.lexists(own)
+    return root.is_dir() and not stands(own)
 
 
 def superseded(root: Path, own: Path) -> SupersededError:
@@ -96,16 +131,37 @@ def superseded(root: Path, own: Path) -> SupersededError:
 
 
 def _evict(root: Path, folder: Path) -> None:
-    trash = move_to_trash(folder, root, "begin.evict")
-    if trash is not None:
-        _put_back_replaced(root, trash)
+    """Rename `folder` away, put a tombstone in its place, remove what was in it."""
+    trashed = []
+    # A writer that makes its folders may make this one again between the rename and the tombstone. Nothing
+    # can be committed from what it made, see `check`, even if we are held up or killed in between: the
+    # tombstone only ends that writer sooner and spares the disk. Another turn of the loop takes another
+    # makedirs, of which a save has a few for each rank; giving up after many turns does no harm either.
+    for _ in range(_EVICT_TRIES):
+        trash = move_to_trash(folder, root, "begin.evict")
+        if trash is not None:
+            _put_back_replaced(root, trash)
+            trashed.append(trash)
+        if _bury(folder):
+            break
+    for trash in trashed:
         remove_tree(trash, "begin.evict")
 
 
-def _put_back_replaced(root: Path, folder: Path) -> None:
-    """Undo a commit that was killed between moving a bad checkpoint out and its successor in.
+def _bury(folder: Path) -> bool:
+    """Make the tombstone; False where `folder` is a folder again. It stays: so may its old processes."""
+    try:
+        with at("begin.tombstone"):
+            folder.touch(mode=0o600, exist_ok=False)
+    except FileExistsError:
+        return not folder.is_dir()
+    return True
 
-    The bad one is of no use, but without it the store could look empty, that is, like a fresh start.
+
+def _put_back_replaced(root: Path, folder: Path) -> None:
+    """Undo a commit that was killed between moving a checkpoint out and its successor in.
+
+    Even a bad one: without it the store could look empty, that is, like a fresh start.
     """
     for replaced in folder.glob(f"{REPLACED_PREFIX}step-*"):
         name = replaced.name.removeprefix(REPLACED_PREFIX)

@@ -2,7 +2,7 @@
 
     store = CheckpointStore(run.checkpoints, keep=2)
     store.begin(attempt, token)                          # batch host, before the ranks start
-    checkpoint = store.newest_verified()                 # what to resume from, or None at a first start
+    checkpoint = store.newest_verified(ranks)            # all ranks: what to resume from, or None at first
     store.open_staging(step, attempt, token)             # rank 0, then a barrier
     records = store.seal(folder, ["rank_0.pt"])          # every rank, its own files; then gather
     store.commit(step, attempt, token, records, meta)    # rank 0; when it returns, the checkpoint exists
@@ -19,7 +19,7 @@ A rank that meets a CheckpointWriteError tells the others; then rank 0 calls `ab
 import logging
 import os
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from r1hpc.checkpoint.manifest import (
     step_folder,
     step_of,
 )
+from r1hpc.checkpoint.ranks import ALONE, Ranks
 from r1hpc.checkpoint.sealing import seal_files
 from r1hpc.checkpoint.verification import Fingerprint, find_layout_problems, find_problems, fingerprint
 
@@ -53,6 +54,7 @@ Strings = list[str]
 Steps = list[int]
 Records = list[FileRecord]
 Checkpoints = list[Checkpoint]
+Candidates = list[Candidate]
 
 
 class CheckpointStore:
@@ -101,8 +103,9 @@ class CheckpointStore:
         self.abandon(step, attempt, token)
         try:
             with self.writing(staging):
+                fence.check(staging.parent)
                 with at("open.mkdir"):
-                    # Without parents: this is where a superseded incarnation is refused.
+                    # Without parents: a superseded incarnation has none.
                     staging.mkdir(mode=0o700)
                 staging.chmod(0o700)
         except CheckpointWriteError:
@@ -125,8 +128,8 @@ class CheckpointStore:
         """Turn the staging folder into the checkpoint `step`. Rank 0 only, with all ranks' records.
 
         When this returns the checkpoint is durable and will be found; when it raises, the store is as
-        before and the staging folder is gone. A good checkpoint of the same step that is there already
-        is kept and returned, and the new one dropped.
+        before and the staging folder is gone. A good checkpoint of the same step that this attempt wrote
+        before is kept and returned, and the new one dropped; one of another attempt is replaced.
 
         Raises:
             CheckpointWriteError: also when a staged file is in no record, or in two, or has another size.
@@ -156,10 +159,11 @@ class CheckpointStore:
         """Turn an OSError into the SupersededError or CheckpointWriteError it stands for.
 
         For the code that writes files into the staging folder `path`: `with store.writing(folder): ...`.
+        A RuntimeError, as torch.save raises for what went wrong with a file, passes unless superseded.
         """
         try:
             yield
-        except (OSError, CheckpointWriteError) as error:
+        except (OSError, RuntimeError, CheckpointWriteError) as error:
             own = path if path.parent == self.root else path.parent
             if fence.explains(error, self.root, own):
                 raise fence.superseded(self.root, own) from error
@@ -187,51 +191,85 @@ class CheckpointStore:
     def verify(self, checkpoint: Checkpoint, names: Iterable[str] | None = None) -> Strings:
         """Problems, each naming its file; empty when good. `names` limits it to a rank's share.
 
-        Only the full check (names=None) finds files that the manifest does not list. To split the work
-        between ranks: `verify(checkpoint, checkpoint.manifest.share(rank, world_size))` on each of them,
-        and `verify_layout` on one.
+        Only the full check (names=None) finds files that the manifest does not list; of a share the layout
+        has to be verified besides, once. `newest_verified` does both.
         """
         if names is not None:
             return find_problems(checkpoint, names)
         before = _fingerprint(checkpoint.path)
         problems = find_problems(checkpoint)
-        self._verified.pop(checkpoint.path, None)
-        if not problems and before:
-            self._verified[checkpoint.path] = before
+        self._note_verified(checkpoint, before, problems)
         return problems
 
     def verify_layout(self, checkpoint: Checkpoint) -> Strings:
         """Problems that show without reading contents, files that the manifest does not list among them."""
         return find_layout_problems(checkpoint)
 
-    def accept(self, checkpoint: Checkpoint) -> None:
-        """Take a checkpoint as verified: all ranks have just verified it, each its share."""
-        self._verified[checkpoint.path] = fingerprint(checkpoint.path)
-
-    def newest_verified(self) -> Checkpoint | None:
+    def newest_verified(
+        self, ranks: Ranks = ALONE, report: Callable[[str], object] = _log.warning
+    ) -> Checkpoint | None:
         """The newest checkpoint of which every byte is as committed; None when there are no folders.
 
-        Reads all of it. Each newer one that was passed over is logged with its problem and left as it is.
+        Collective: rank 0 lists, each rank reads its share of the files, and all of them return, or raise,
+        the same. Each newer one that is passed over is left as it is.
+
+        Args:
+            report: called on rank 0 with a line for each one passed over, naming the file and its problem.
 
         Raises:
             NoUsableCheckpointError: there are checkpoint folders and none verifies.
+            StateError: the folder of checkpoints cannot be listed.
         """
         passed_over = []
-        for found in self.survey():
-            problems = self.verify(found.checkpoint) if found.checkpoint else [found.problem]
+        for found in self._survey_together(ranks):
+            problems = [found.problem]
+            if found.checkpoint:
+                problems = self._verify_together(found.checkpoint, ranks)
             if found.checkpoint and not problems:
-                self._compare_hint(found.path)
+                if ranks.rank == 0:
+                    self._compare_hint(found.path, report)
                 return found.checkpoint
-            passed_over.append(f"step {found.step}: {_summary(problems)}")
-            _log.warning("checkpoint passed over, %s", passed_over[-1])
+            passed_over.append(f"{found.path.name}: {_summary(problems)}")
+            if ranks.rank == 0:
+                report(f"checkpoint not usable, trying an older one: {passed_over[-1]}")
         if not passed_over:
             return None
         raise NoUsableCheckpointError(
-            f"no checkpoint in {self.root} can be used:\n  " + "\n  ".join(passed_over) + "\n"
-            "Restore one of them, or move these folders away to start from the beginning"
+            f"no checkpoint can be used, of {len(passed_over)} in {self.root}: restore one, or move these "
+            "folders away to start from the beginning\n  " + "\n  ".join(passed_over)
         )
 
-    def _compare_hint(self, newest: Path) -> None:
+    def _survey_together(self, ranks: Ranks) -> Candidates:
+        """What rank 0 finds. Ranks that looked for themselves could see different folders."""
+        found: Any = None
+        if ranks.rank == 0:
+            try:
+                found = list(self.survey())
+            except StateError as error:
+                found = str(error)
+        found = ranks.broadcast(found)
+        if isinstance(found, str):
+            raise StateError(found)
+        candidates: Candidates = found
+        return candidates
+
+    def _verify_together(self, checkpoint: Checkpoint, ranks: Ranks) -> Strings:
+        before = _fingerprint(checkpoint.path) if ranks.rank == 0 else None
+        problems = self.verify(checkpoint, checkpoint.manifest.share(ranks.rank, ranks.world_size))
+        if ranks.rank == 0:
+            problems += self.verify_layout(checkpoint)  # files that no share lists
+        # Sorted: a damaged manifest is every rank's problem, and named once.
+        together = sorted({problem for part in ranks.gather(problems) for problem in part})
+        self._note_verified(checkpoint, before, together)
+        return together
+
+    def _note_verified(self, checkpoint: Checkpoint, before: Fingerprint | None, problems: Strings) -> None:
+        """For prune. `before` is the fingerprint taken before the verification, None where there is none."""
+        self._verified.pop(checkpoint.path, None)
+        if before and not problems:
+            self._verified[checkpoint.path] = before
+
+    def _compare_hint(self, newest: Path, report: Callable[[str], object]) -> None:
         hint = self.root / LATEST
         try:
             with hint.open("rb") as file:
@@ -239,7 +277,7 @@ class CheckpointStore:
         except OSError:
             named = ""
         if named != newest.name:
-            _log.warning("%s names %r; using %s, the newest that verifies", hint, named, newest.name)
+            report(f"{hint} names {named!r}; using {newest.name}, the newest that verifies")
 
     def _remember(self, checkpoint: Checkpoint) -> None:
         if now := _fingerprint(checkpoint.path):
@@ -257,6 +295,8 @@ class CheckpointStore:
         """
         scope = self._own or self.root
         with self.writing(scope):
+            if self._own:
+                fence.check(self._own)
             removed = [step for step in self._expendable() if step not in protect]
             for step in removed:
                 trash = move_to_trash(self.root / step_folder(step), scope, "prune")
@@ -281,9 +321,10 @@ class CheckpointStore:
         return (known is not None and known == _fingerprint(checkpoint.path)) or not self.verify(checkpoint)
 
     def _sweep(self) -> None:
-        """Remove trash, and the folders of all incarnations but the newest."""
+        """Remove trash, and the folders of all incarnations but ours and the newest."""
         for _, _, folder in fence.incarnations(self.root)[:-1]:
-            discard(folder, self.root, "prune.sweep")
+            if folder != self._own:
+                discard(folder, self.root, "prune.sweep")
         sweep_trash(self.root, "prune.sweep")
         if self._own:
             sweep_trash(self._own, "prune.sweep")

@@ -9,7 +9,7 @@ plus 0.3 for each GB of text. It adds where cost multiplies, and no constant rep
 from r1hpc.estimator.workload import Workload
 
 BYTES_PER_TOKEN = 4.0
-"""Of English text, roughly; 3.5 to 4.5 for usual tokenizers."""
+"""English text, roughly; 3.5 to 4.5 for usual tokenizers."""
 CONSTANT_MFU = (0.35, 0.40, 0.50)
 _BIGSCIENCE_TFLOPS = 150.0
 
@@ -28,12 +28,13 @@ def text_gigabytes(tokens: float) -> float:
 
 
 def six_nd(work: Workload, mfu: float) -> float:
-    """6 x active params x tokens at a constant MFU, attention left out."""
+    """6 x active params x tokens (Kaplan et al., arXiv 2001.08361) at a constant MFU, attention left out."""
     return 6 * work.active_params * work.tokens / (mfu * work.gpu.peak_flops) / 3600
 
 
 def eight_nd(work: Workload) -> float:
-    """BLOOM's planning rule: 8ND with recomputation at 150 of 312 TFLOP/s, the same share of other peaks."""
+    """BLOOM's planning rule: 8ND, with recomputation (arXiv 2104.04473, section 5.1), at 150 of 312 TFLOP/s;
+    the same share of other peaks."""
     rate = _BIGSCIENCE_TFLOPS / 312 * work.gpu.peak_flops
     return 8 * work.active_params * work.tokens / rate / 3600
 

@@ -21,6 +21,7 @@ from r1hpc.estimator.features import num_gpus_of
 from r1hpc.estimator.goodput import SAVE_S, FailureRates, Overhead, overhead
 from r1hpc.estimator.memory_options import MemoryOptions, guessed_shape, memory_options
 from r1hpc.estimator.mfu import Coefficients, MfuBelief, mfu_belief, run_weight
+from r1hpc.estimator.spread import Spread
 from r1hpc.estimator.workload import Workload
 from r1hpc.plan.hardware import find_gpu
 from r1hpc.plan.shape import ModelShape
@@ -31,32 +32,9 @@ CONVENTION = (
     "`causal` counts half the scores (Megatron-LM)"
 )
 _WALL_EXAMPLES = (8, 64, 512)
-_Z = 1.2816
 _ARTICLE_GPU = "A100-SXM4-80GB"
 LEAST_GOODPUT = 1e-6
 """Below it hours are those at this goodput: a run that never ends has none."""
-
-
-@dataclass(frozen=True)
-class Quantiles:
-    """An amount that is not known exactly."""
-
-    p10: float
-    p50: float
-    p90: float
-
-    def __mul__(self, factor: float) -> "Quantiles":
-        return Quantiles(self.p10 * factor, self.p50 * factor, self.p90 * factor)
-
-    def __add__(self, amount: float) -> "Quantiles":
-        return Quantiles(self.p10 + amount, self.p50 + amount, self.p90 + amount)
-
-    def to_json(self) -> dict[str, float]:
-        return {"p10": self.p10, "p50": self.p50, "p90": self.p90}
-
-    @staticmethod
-    def log_normal(median: float, log_sd: float) -> "Quantiles":
-        return Quantiles(median * math.exp(-_Z * log_sd), median, median * math.exp(_Z * log_sd))
 
 
 @dataclass(frozen=True)
@@ -64,19 +42,19 @@ class Estimate:
     """One estimate. None: does not apply, or is not known."""
 
     method: str
-    gpu_hours: Quantiles | None
+    gpu_hours: Spread | None
     """What is billed: GPUs x allocated time of all attempts."""
-    ideal_gpu_hours: Quantiles | None = None
+    ideal_gpu_hours: Spread | None = None
     """Throughput x tokens: nothing goes wrong."""
-    node_hours: Quantiles | None = None
-    """Of a CPU run, in place of GPU-hours."""
-    wall_hours: Mapping[int, Quantiles] = field(default_factory=dict)
+    node_hours: Spread | None = None
+    """For a CPU run, in place of GPU-hours."""
+    wall_hours: Mapping[int, Spread] = field(default_factory=dict)
     """By number of GPUs. Efficiency is that of the run as asked."""
-    mfu: Quantiles | None = None
+    mfu: Spread | None = None
     flops: Mapping[str, float] = field(default_factory=dict)
     goodput: Overhead | None = None
     phases: Mapping[str, float] = field(default_factory=dict)
-    """Of a run that samples: GPU-hours at P50."""
+    """GPU-hours at P50 of a run that samples."""
     drivers: Mapping[str, float] = field(default_factory=dict)
     """Where the width comes from: parts of the variance of ln(hours), which add up to 1."""
     assumptions: Mapping[str, Any] = field(default_factory=dict)
@@ -128,17 +106,17 @@ def estimate(
     ideal = mfu_belief(work, 0.0)
     belief = billed_belief(work)
     useful = max(lost.goodput, LEAST_GOODPUT)
-    hours = Quantiles.log_normal(work.gpu_hours_at(belief.median) / useful, belief.log_sd) + startup_gpu_hours
+    hours = Spread.log_normal(work.gpu_hours_at(belief.median) / useful, belief.log_sd) + startup_gpu_hours
     options = memory_options(shape or guessed_shape(work), work, gpus)
     return Estimate(
         method="flops",
         gpu_hours=hours,
-        ideal_gpu_hours=Quantiles.log_normal(work.gpu_hours_at(ideal.median), ideal.log_sd),
+        ideal_gpu_hours=Spread.log_normal(work.gpu_hours_at(ideal.median), ideal.log_sd),
         wall_hours={n: hours * (1 / n) for n in _wall_counts(work)},
-        mfu=Quantiles.log_normal(ideal.median, ideal.log_sd),
+        mfu=Spread.log_normal(ideal.median, ideal.log_sd),
         flops=flops_of(work),
         goodput=lost,
-        drivers=drivers(belief),
+        drivers=shares_of(belief.variances),
         assumptions=_assumptions(work, gpus, rates, save_time_s, belief),
         notes=(*_notes(work, lost), *memory_notes(options, work)),
         baselines=baselines(work),
@@ -164,7 +142,7 @@ def seed_estimate(params: float, gigabytes: float) -> Estimate:
     )
     return Estimate(
         method="seed",
-        gpu_hours=Quantiles(hours, hours, hours),
+        gpu_hours=Spread(hours, hours, hours),
         assumptions={"params": params, "gigabytes": gigabytes, "gpu": gpu.name},
         notes=(note,),
         baselines=baselines(work),
@@ -173,7 +151,7 @@ def seed_estimate(params: float, gigabytes: float) -> Estimate:
 
 
 def with_card(found: Estimate, given: bool) -> Estimate:
-    """With the word whether the card was given; else it is assumed, and tells nobody what a run ran on."""
+    """With whether the card was given; one that was assumed does not say what a run ran on."""
     return replace(found, assumptions={**found.assumptions, "gpu_given": given})
 
 
@@ -187,10 +165,10 @@ def flops_of(work: Workload) -> dict[str, float]:
     }
 
 
-def drivers(belief: MfuBelief) -> dict[str, float]:
-    """Parts of the variance, the largest first."""
-    total = math.fsum(belief.variances.values())
-    parts = {name: value / total for name, value in belief.variances.items() if value > 0.005 * total}
+def shares_of(variances: Mapping[str, float]) -> dict[str, float]:
+    """Parts of the variance of ln(hours), the largest first; those below a two-hundredth are left out."""
+    total = math.fsum(variances.values())
+    parts = {name: value / total for name, value in variances.items() if value > 0.005 * total}
     return dict(sorted(parts.items(), key=lambda item: -item[1]))
 
 
@@ -209,7 +187,7 @@ def memory_notes(options: MemoryOptions, work: Workload) -> list[str]:
     return [found + f"; from {options.least_gpus} GPUs on ZeRO 3 fits, or train adapters (model.lora_rank)"]
 
 
-def _json(value: Quantiles | None) -> dict[str, float] | None:
+def _json(value: Spread | None) -> dict[str, float] | None:
     return value.to_json() if value else None
 
 

@@ -1,6 +1,6 @@
-"""The estimate of a run as it is submitted: everything its configuration and plan tell.
+"""The estimate of a run as it is submitted, from everything in its configuration and plan.
 
-found = estimate_of_run(config, plan)       # None where nothing can be told
+found = estimate_of_run(config, plan)       # None where nothing is known
 write_json(run.path / "estimate.json", found.to_json())
 """
 
@@ -11,13 +11,14 @@ from typing import Any
 from r1hpc.base.errors import ConfigError
 from r1hpc.config.schema import RunConfig
 from r1hpc.estimator.baselines import baselines
-from r1hpc.estimator.cpu import cpu_node_hours
-from r1hpc.estimator.estimate import LEAST_GOODPUT, Estimate, Quantiles, estimate, with_card
+from r1hpc.estimator.cpu import CPU_PRIOR, cpu_node_hours
+from r1hpc.estimator.estimate import Estimate, estimate, with_card
+from r1hpc.estimator.estimate_rl import ONLY_SAMPLING, estimate_rl, guessed_cache_bytes
 from r1hpc.estimator.features import num_gpus_of
-from r1hpc.estimator.goodput import FailureRates, overhead
+from r1hpc.estimator.goodput import FailureRates
 from r1hpc.estimator.memory_options import MemoryOptions, guessed_shape, memory_options
-from r1hpc.estimator.mfu import coefficients
-from r1hpc.estimator.rl_phase import RlRates, RlWork, rl_phases
+from r1hpc.estimator.rl_phase import RlWork
+from r1hpc.estimator.spread import Spread
 from r1hpc.estimator.workload import Workload
 from r1hpc.plan.batch import updates_per_rollout
 from r1hpc.plan.hardware import Gpu, find_gpu
@@ -27,8 +28,7 @@ from r1hpc.plan.shape import ModelShape, UnknownModelError, model_shape
 
 _ASSUMED_GPU = "A100-SXM4-80GB"
 _STARTUP_S = 180.0
-"""Of an attempt: from the allocation to the first step. Assumed."""
-_ONLY_SAMPLING = ("generate", "evaluate")
+"""From the allocation to the first step of an attempt. Assumed."""
 _MEAN_OF_LONGEST = 0.5
 """Mean completion over the longest allowed. Assumed: it changes while a policy learns."""
 
@@ -42,12 +42,16 @@ def estimate_of_run(config: RunConfig, plan: RunPlan, rates: FailureRates | None
     Raises:
         UnknownGpuError: cluster.gpu_type is not in the table.
     """
-    if not plan.topology.num_gpus:
-        return _on_cpu(config, plan)
+    on_gpus = plan.topology.num_gpus > 0
+    found = _on_gpus(config, plan, rates) if on_gpus else _on_cpu(config, plan)
+    return None if found is None else replace(found, assumptions={**found.assumptions, "stage": config.stage})
+
+
+def _on_gpus(config: RunConfig, plan: RunPlan, rates: FailureRates | None) -> Estimate | None:
     if plan.num_parameters is None or plan.flops_per_token is None:
         return None
     gpu, shape = find_gpu(config.cluster.gpu_type or _ASSUMED_GPU), shape_of_run(config, plan)
-    if config.stage in ("rl", *_ONLY_SAMPLING):
+    if config.stage in ("rl", *ONLY_SAMPLING):
         found = estimate_rl(_rl_work(config, plan, gpu, shape), config.stage, rates, shape)
     else:
         found = _estimate_training(config, plan, _workload(config, plan, gpu, shape), shape, rates)
@@ -57,74 +61,11 @@ def estimate_of_run(config: RunConfig, plan: RunPlan, rates: FailureRates | None
     return with_card(found, config.cluster.gpu_type is not None)
 
 
-def estimate_rl(
-    work: RlWork, stage: str = "rl", rates: FailureRates | None = None, shape: ModelShape | None = None
-) -> Estimate:
-    """The phases of a run that samples; of `generate` and `evaluate` only its sampling.
-
-    Args:
-        shape: the model's, for the memory plan of the updates; None guesses a Llama of that size.
-    """
-    known = coefficients().rl
-    phases = rl_phases(work, RlRates(known["arithmetic"], known["bandwidth"]))
-    if stage in _ONLY_SAMPLING:
-        phases = {name: phases[name] for name in ("prefill", "decode")}
-    total = math.fsum(phases.values())
-    ideal = Quantiles.log_normal(total, known["log_sd"])
-    lost = overhead(rates or FailureRates(), work.num_gpus)
-    hours = ideal * (1 / max(lost.goodput, LEAST_GOODPUT))
-    trained = _as_training(work, shape)
-    return Estimate(
-        method="flops",
-        gpu_hours=hours,
-        ideal_gpu_hours=ideal,
-        wall_hours={work.num_gpus: hours * (1 / work.num_gpus)},
-        goodput=lost,
-        phases=phases,
-        assumptions={
-            "gpu": work.gpu.name,
-            "num_gpus": work.num_gpus,
-            "params": work.params,
-            "active_params": work.params_met,
-            "tokens": work.tokens,
-            "precision": work.precision,
-            "sequences": work.num_sequences,
-            "prompt_length": work.prompt_length,
-            "mean_completion_length": work.completion_length,
-            "max_completion_length": work.max_completion_length,
-            "arithmetic_efficiency": known["arithmetic"],
-            "bandwidth_efficiency": known["bandwidth"],
-        },
-        notes=("completions are assumed to have the mean length named: decoding and update grow with it",),
-        drivers={"software stack and its tuning": 1.0},
-        baselines=baselines(trained),
-        memory=None if stage in _ONLY_SAMPLING else _memory(trained, shape),
-    )
-
-
-def _as_training(work: RlWork, shape: ModelShape | None) -> Workload:
-    """What rules of thumb know of it: its tokens, each trained on once, in sequences of full length."""
-    known: dict[str, Any] = {
-        "tokens": work.tokens,
-        "seq_len": math.ceil(work.prompt_length + work.max_completion_length),
-        "gpu": work.gpu,
-        "num_gpus": work.num_gpus,
-        "precision": work.precision,
-    }
-    if shape is not None:
-        return Workload.of_shape(shape, **known)
-    return Workload.of_counts(params=work.params, active_params=work.active_params, **known)
-
-
-def _memory(work: Workload, shape: ModelShape | None) -> MemoryOptions:
-    return memory_options(shape or guessed_shape(work), work, num_gpus_of(work))
-
-
 def shape_of_run(config: RunConfig, plan: RunPlan) -> ModelShape | None:
     """The model's shape; None where its folder is yet to be written, or its family not known.
 
     The plan holds the number of parameters but not the vocabulary, which may be the dataset's: parameters
-    grow by the same number with each of its words, so two counts tell it.
+    grow by the same number with each of its words, so two counts give it.
     """
     try:
         model = load_model_config(config, None)
@@ -147,19 +88,27 @@ def _on_cpu(config: RunConfig, plan: RunPlan) -> Estimate | None:
     return Estimate(
         method="flops",
         gpu_hours=None,
-        node_hours=Quantiles(**hours),
+        node_hours=Spread(**hours),
         assumptions={
             "gpu": None,
+            "cpu_prior": CPU_PRIOR,
             "nodes": plan.topology.num_nodes,
             "ranks": plan.topology.world_size,
             "params": work.params,
             "active_params": work.active_params,
             "tokens": work.tokens,
         },
-        notes=("nobody publishes runs on CPUs: the interval is wide until runs of this site are known",),
+        notes=(
+            "on CPUs the estimate rests on a few small runs on two x86 cores: its interval is wide until "
+            "runs of this site are known",
+        ),
         baselines=baselines(work),
-        memory=None if config.stage in _ONLY_SAMPLING else _memory(work, shape),
+        memory=None if config.stage in ONLY_SAMPLING else _memory(work, shape),
     )
+
+
+def _memory(work: Workload, shape: ModelShape | None) -> MemoryOptions:
+    return memory_options(shape or guessed_shape(work), work, num_gpus_of(work))
 
 
 def _precision(config: RunConfig, gpu: Gpu) -> str:
@@ -245,10 +194,4 @@ def _sampled(config: RunConfig) -> int:
 def _cache_bytes(shape: ModelShape | None, params: float, gpu: Gpu) -> float:
     if shape is not None:
         return 2 * 2.0 * shape.num_layers * shape.num_key_value_heads * shape.head_dim
-    return guessed_cache_bytes(params, gpu)
-
-
-def guessed_cache_bytes(params: float, gpu: Gpu) -> float:
-    """Keys and values of a token in 16 bits, without grouped queries, the shape guessed from the size."""
-    guess = Workload.of_counts(params=params, tokens=1, gpu=gpu)
-    return 2 * 2 * guess.layers * guess.hidden_size
+    return guessed_cache_bytes(Workload.of_counts(params=params, tokens=1, gpu=gpu))

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from r1hpc.base.tables import format_table, wrap
 from r1hpc.base.units import format_duration
-from r1hpc.estimator.estimate import Estimate, Quantiles
+from r1hpc.estimator.estimate import Estimate
+from r1hpc.estimator.spread import Spread
 
 _SHOWN_ASSUMPTIONS = (
     "gpu",
@@ -33,7 +34,7 @@ def estimate_text(found: Estimate) -> str:
     return "\n".join([*_hours(found), *_reasons(found), *_memory(found), *_baselines(found), *_notes(found)])
 
 
-def hours_words(hours: Quantiles) -> str:
+def hours_words(hours: Spread) -> str:
     """`230 (150 to 340)`: P50, P10 and P90."""
     return f"{amount(hours.p50)} ({amount(hours.p10)} to {amount(hours.p90)})"
 
@@ -98,10 +99,10 @@ def _reasons(found: Estimate) -> Iterator[str]:
         parts = (f"{name} {part:.0%}" for name, part in found.drivers.items())
         yield wrap(f"width      {', '.join(parts)}", hanging=" " * 11)
     assumed = found.assumptions
-    told = {name: assumed[name] for name in _SHOWN_ASSUMPTIONS if assumed.get(name) is not None}
-    if told.get("active_params") == told.get("params"):
-        told.pop("active_params", None)
-    words = [f"{name} {_value(value)}" for name, value in told.items()]
+    shown = {name: assumed[name] for name in _SHOWN_ASSUMPTIONS if assumed.get(name) is not None}
+    if shown.get("active_params") == shown.get("params"):
+        shown.pop("active_params", None)
+    words = [f"{name} {_value(value)}" for name, value in shown.items()]
     if words:
         yield wrap(f"assumed    {', '.join(words)}", hanging=" " * 11)
 

@@ -2,9 +2,9 @@
 
     features(workload)       # {"one": 1.0, "size": -0.1, "recompute": 1.0, ...}
 
-Each is a loss that physics gives a form and a size; the fit (plan/fit.py) only says how much of it is seen
-in published runs. Forms like log(1 + t_loss / t_compute) are times in units of the step's arithmetic, at
-the half of an A100's peak that large matrices reach:
+Each is a loss that physics gives a form and a size; the fit (research/estimator) only says how much of it
+is seen in published runs. Forms like log(1 + t_loss / t_compute) are times in units of the step's
+arithmetic, at the half of an A100's peak that large matrices reach:
 
     launch     a kernel's floor against the FLOPs of one layer and micro batch on one GPU
     sharding   ZeRO-3 gathers weights for each micro batch: 6 bytes a parameter against 6 FLOPs for each
@@ -47,15 +47,23 @@ _A100_RIDGE = 153.0
 """FLOPs per byte of an A100-80GB at its peaks."""
 _LAUNCH_FLOPS = 1e11
 """What an A100 could compute while it waits for the kernels of one layer, forward and backward: 0.6 ms."""
-_SHARDING_TOKENS = 3000.0
+SHARDING_TOKENS = 3000.0
 """Half of 6240 (= peak / 2 over 25 GB/s per GPU between nodes), since transfers overlap with arithmetic."""
 _REDUCTION_TOKENS = 4000.0
+"""4 bytes a parameter (a ring moves 16-bit gradients twice) at 25 GB/s, against 6 FLOPs for each token at
+half of the peak: 4160, rounded."""
 _REDUCTION_TOKENS_ONE_NODE = 1000.0
+"""The same at 100 GB/s, a third of what NVLink has each way. Assumed."""
 _TENSOR_WIDTH = 170.0
+"""In (ways - 1) / hidden size: 4 all-reduces of 2 bytes, each moved 2 (ways - 1) / ways times, over NVLink at
+200 GB/s, against the 72 hidden^2 / ways FLOPs of a layer and token (Megatron-LM, arXiv 1909.08053)."""
 _BETWEEN_NODES = 4.0
-_OFFLOAD_TOKENS = 16000.0
-_GPUS_PER_NODE = 8
-_USUAL_MICRO_TOKENS = 8192.0
+"""Times longer, where tensor parallelism leaves the node. Assumed."""
+OFFLOAD_TOKENS = 16000.0
+"""0.6 ns of Adam on the CPU for a parameter of each GPU, against 6 FLOPs for each token: 28 bytes of states
+read and written at 45 GB/s (ZeRO-Offload, arXiv 2101.06840). Assumed."""
+GPUS_PER_NODE = 8
+USUAL_MICRO_TOKENS = 8192.0
 _USUAL_ATTENTION = 0.08
 _ATTENTION_SD = 0.6
 """Chosen: a kernel that skips the masked half of the scores does up to twice the counted work; some are
@@ -122,19 +130,19 @@ def _recomputed(recompute: str | None) -> float:
 
 
 def _is_sharded(work: Workload, gpus: float) -> bool:
-    return work.zero_stage == 3 and gpus > _GPUS_PER_NODE
+    return work.zero_stage == 3 and gpus > GPUS_PER_NODE
 
 
 def _micro_tokens(work: Workload, gpus: float) -> float:
     if work.micro_batch_size is not None:
         return work.micro_batch_size * work.seq_len
-    return tokens_per_gpu(work, gpus) or _USUAL_MICRO_TOKENS
+    return tokens_per_gpu(work, gpus) or USUAL_MICRO_TOKENS
 
 
 def _sharding(work: Workload, gpus: float, speed: float) -> float:
     if not _is_sharded(work, gpus):
         return 0.0
-    return math.log1p(_SHARDING_TOKENS * speed / _micro_tokens(work, gpus))
+    return math.log1p(SHARDING_TOKENS * speed / _micro_tokens(work, gpus))
 
 
 def _bubble(work: Workload, gpus: float) -> float:
@@ -148,7 +156,7 @@ def _bubble(work: Workload, gpus: float) -> float:
 
 def _tensor(work: Workload) -> float:
     ways = work.tensor_parallel or 1
-    slower = 1.0 if ways <= _GPUS_PER_NODE else _BETWEEN_NODES
+    slower = 1.0 if ways <= GPUS_PER_NODE else _BETWEEN_NODES
     return math.log1p(_TENSOR_WIDTH * (ways - 1) / work.hidden_size * slower)
 
 
@@ -156,7 +164,7 @@ def _offload(work: Workload, gpus: float, speed: float) -> float:
     if not work.offload:
         return 0.0
     tokens = tokens_per_gpu(work, gpus) or _micro_tokens(work, gpus)
-    return math.log1p(_OFFLOAD_TOKENS * speed / tokens)
+    return math.log1p(OFFLOAD_TOKENS * speed / tokens)
 
 
 def _launch(work: Workload, speed: float) -> float:
@@ -170,7 +178,7 @@ def _reduction(work: Workload, gpus: float, speed: float) -> float:
     tokens = tokens_per_gpu(work, gpus)
     if tokens is None or _is_sharded(work, gpus):
         return 0.0
-    between = gpus > _GPUS_PER_NODE
+    between = gpus > GPUS_PER_NODE
     floor = _REDUCTION_TOKENS if between else _REDUCTION_TOKENS_ONE_NODE
     return math.log1p(floor * speed / (tokens * _ways(work)))
 

@@ -12,7 +12,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from r1hpc.base.errors import UsageError
-from r1hpc.estimator.estimate import Estimate, Quantiles
+from r1hpc.estimator.estimate import Estimate
+from r1hpc.estimator.spread import Spread
 
 _FEWEST_STEPS = 5
 _FEWEST_ROLLOUTS = 2
@@ -37,7 +38,7 @@ def measured_estimate(
 
     Args:
         seconds: GPU-seconds (of a CPU run node-seconds) of each step that lasted, by its number from 1.
-        num_gpus, num_nodes: what it has now; 0 GPUs is a CPU run, told in node-hours.
+        num_gpus, num_nodes: what it has now; 0 GPUs is a CPU run, counted in node-hours.
         hours_spent: GPU-hours, of a CPU run node-hours, of all attempts so far, busy or idle.
         useful: part of them in which steps were taken that lasted.
         updates_per_rollout: of stage rl, whose first update after a rollout carries the rollout's time.
@@ -58,8 +59,8 @@ def measured_estimate(
     each = statistics.median(steady)
     log_sd = math.hypot(_DRIFT, _robust_sd([math.log(s) for s in steady]) / math.sqrt(len(steady)))
     left = max(0, num_steps - len(seconds)) * each / 3600 / max(useful, _LEAST_USEFUL)
-    hours = Quantiles.log_normal(left, math.hypot(log_sd, 0.5 * (1 - useful))) + hours_spent
-    ideal = Quantiles.log_normal(num_steps * each / 3600, log_sd)
+    hours = Spread.log_normal(left, math.hypot(log_sd, 0.5 * (1 - useful))) + hours_spent
+    ideal = Spread.log_normal(num_steps * each / 3600, log_sd)
     unit = "rollout" if samples else "step"
     return Estimate(
         method="measured",
@@ -80,7 +81,7 @@ def measured_estimate(
 
 
 def _means(seconds: Mapping[int, float], updates_per_rollout: int) -> Sequence[float]:
-    """Of a step: the mean over each rollout of which every update is there, in their order."""
+    """The mean of a step over each rollout of which every update is there, in their order."""
     rollouts: defaultdict[int, list[float]] = defaultdict(list)
     for step in sorted(seconds):
         rollouts[(step - 1) // updates_per_rollout].append(seconds[step])

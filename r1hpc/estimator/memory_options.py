@@ -12,6 +12,7 @@ DeepSpeed's ZeRO.
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from typing import Any
 
 from r1hpc.base.units import GIB
@@ -172,19 +173,19 @@ def option_of(
 
 def _every_option(shape: ModelShape, work: Workload, num_gpus: int) -> Iterator[Option]:
     stages = (0, 1, 2, 3) if num_gpus > 1 else (0, 3)
-    for stage in stages:
-        for micro in _micro_batches(work, num_gpus):
-            for recompute in ("none", "full"):
-                for offload in (False, True) if stage >= 2 else (False,):
-                    yield option_of(
-                        shape,
-                        work,
-                        num_gpus,
-                        zero_stage=stage,
-                        micro_batch_size=micro,
-                        recompute=recompute,
-                        offload=offload,
-                    )
+    choices = product(stages, _micro_batches(work, num_gpus), ("none", "full"), (False, True))
+    for stage, micro, recompute, offload in choices:
+        if offload and stage < 2:
+            continue
+        yield option_of(
+            shape,
+            work,
+            num_gpus,
+            zero_stage=stage,
+            micro_batch_size=micro,
+            recompute=recompute,
+            offload=offload,
+        )
 
 
 def _micro_batches(work: Workload, num_gpus: int) -> list[int]:
@@ -203,7 +204,7 @@ def _buffers_gib(shape: ModelShape, zero_stage: int) -> float:
 
 
 def _undominated(options: list[Option]) -> Iterator[Option]:
-    """Of the options with the same stage, recomputation and offload only the fastest micro batch."""
+    """The fastest micro batch alone of the options with the same stage, recomputation and offload."""
     seen = set()
     for option in options:
         kind = (option.zero_stage, option.recompute, option.offload)

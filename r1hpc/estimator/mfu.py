@@ -1,35 +1,48 @@
 """The distribution of MFU that published runs lead one to expect, given what is known of a run.
 
     belief = mfu_belief(work)
-    belief.median, belief.quantile(0.1), belief.drivers()
+    belief.median, belief.log_sd, belief.variances
 
-Reads coefficients.json, which `python -m r1hpc.estimator.fit` makes. MFU counts no recomputation and the full
-square of attention, against the dense bf16 peak; a run in FP8 may therefore pass what bf16 could reach.
+Reads coefficients.json, which `python -m research.estimator.fit` makes. MFU counts no recomputation and
+the full square of attention, against the dense bf16 peak; a run in FP8 may therefore pass what bf16 could
+reach.
 """
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from statistics import NormalDist
+from pathlib import Path
 from typing import Any
 
 from r1hpc.base.errors import StateError
 from r1hpc.estimator.features import NAMES, features, shared_effects
-from r1hpc.estimator.published_rows import FOLDER
-from r1hpc.estimator.ridge import Posterior
 from r1hpc.estimator.workload import Workload
 
-COEFFICIENTS = FOLDER / "coefficients.json"
+COEFFICIENTS = Path(__file__).resolve().parent / "coefficients.json"
 _REACHABLE = 0.87
-"""Of the dense peak, by the best of large matrix products on an A100 (stas00/ml-engineering, MAMF: 271 of
-312)."""
+"""Part of the dense peak, by the best of large matrix products on an A100 (stas00/ml-engineering, MAMF: 271
+of 312)."""
 SLOWER = {"tf32": 1 / 2, "fp32": 1 / 15}
 """Peaks beside bf16's, of an A100 (156 and 19.5 of 312) and an H100 (495 and 67 of 989). Not fitted: nobody
 publishes such runs."""
 _LONG_RUN_HOURS = 48.0
 """A run of this many wall hours has met most of what a long run meets; a scale, assumed."""
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Mean and covariance of the coefficients, in the order of NAMES."""
+
+    mean: tuple[float, ...]
+    covariance: tuple[tuple[float, ...], ...]
+
+    def variance(self, x: Sequence[float]) -> float:
+        """What the coefficients' own uncertainty adds."""
+        return math.fsum(
+            x[i] * x[j] * self.covariance[i][j] for i in range(len(x)) for j in range(len(x)) if x[i] and x[j]
+        )
 
 
 @dataclass(frozen=True)
@@ -41,7 +54,7 @@ class Coefficients:
     noise_sd: float
     run_noise_sd: float
     run_share: float
-    """Of the excess of published long runs over their steps, the part to expect of a run planned now."""
+    """Part of the excess of published long runs over their steps that a run planned now should expect."""
     run_spread: float
     """Standard deviation of that, in ln(hours)."""
     width_scale: float
@@ -62,9 +75,6 @@ class MfuBelief:
     def median(self) -> float:
         return math.exp(self.log_mean)
 
-    def quantile(self, part: float) -> float:
-        return math.exp(self.log_mean + NormalDist().inv_cdf(part) * self.log_sd)
-
 
 @cache
 def coefficients() -> Coefficients:
@@ -75,7 +85,7 @@ def coefficients() -> Coefficients:
     """
     value = json.loads(COEFFICIENTS.read_text())
     if value.get("features") != list(NAMES):
-        raise StateError(f"{COEFFICIENTS} is from another version; run: python -m r1hpc.estimator.fit")
+        raise StateError(f"{COEFFICIENTS} is from another version; run: python -m research.estimator.fit")
     return parse_coefficients(value)
 
 

@@ -10,7 +10,7 @@
     update       6N FLOPs a token (8N with recomputation), once for each pass over the rollout; so a critic
     hand_over    after each rollout the new weights go to whoever decodes
 
-Two efficiencies are fitted on the runs of DeepSpeed-Chat, the only published ones that tell their tokens.
+Two efficiencies are fitted on the runs of DeepSpeed-Chat, the only published ones that give their tokens.
 """
 
 import math
@@ -18,23 +18,23 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from r1hpc.base.errors import UsageError
+from r1hpc.estimator.features import GPUS_PER_NODE, OFFLOAD_TOKENS, SHARDING_TOKENS, USUAL_MICRO_TOKENS
 from r1hpc.estimator.mfu import SLOWER
 from r1hpc.estimator.workload import check_amount, check_precision
 from r1hpc.plan.hardware import Gpu
 
 PHASES = ("prefill", "decode", "logprobs", "reward", "update", "hand_over")
 _USABLE = 0.9
-"""Of the card's memory; the rest is the CUDA context and fragmentation."""
+"""Part of the card's memory; the rest is the CUDA context and fragmentation. Assumed."""
 _STATE_BYTES = 16
 _MOST_WEIGHTS = 0.35
 """A replica is spread over more GPUs when its weights fill more of a card than this."""
 _LEAST_FREE = 0.25
-"""Of what the weights leave: assumed for the cache where the training states fill the card."""
+"""Part of what the weights leave: assumed for the cache where the training states fill the card."""
 _NETWORK_BYTES_S = 25e9
 """Per GPU between nodes: 200 Gbit/s."""
-_GPUS_PER_NODE = 8
-_GATHERING_TOKENS, _OFFLOAD_TOKENS, _USUAL_TOKENS, _SEEN = 3000.0, 16000.0, 8192.0, 0.6
-"""As in features.py, with the part of these losses (0.6) that the pretraining fit sees."""
+_SEEN = 0.6
+"""Part of the losses by gathering and offloading in published pretraining (docs/estimator.md: 0.52, 0.62)."""
 LENGTH_SPREAD = 0.5
 """Standard deviation of ln(completion length), assumed where only the mean is known."""
 
@@ -54,7 +54,7 @@ _LIMITS = {
     "reward_params": ("the parameters of the reward model", 0, 1e14),
     "reward_s_per_rollout": ("the seconds of a rollout's verifiers", 0, 1e9),
 }
-"""Of RlWork: what a person knows it by, the least and the most it may be. A nan lies in no range."""
+"""By field of RlWork: what a person knows it by, the least and the most it may be. A nan lies in no range."""
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,12 @@ class RlWork:
 
     @property
     def value_bytes(self) -> int:
-        """Of a weight, and of a number in the cache."""
+        """Bytes of a weight, and of a number in the cache."""
         return 4 if self.precision in SLOWER else 2
 
     @property
     def cache_bytes(self) -> float:
-        """Of a token, in the precision it is."""
+        """Bytes of a token's keys and values, in the precision it is."""
         return self.cache_bytes_per_token * self.value_bytes / 2
 
     @property
@@ -155,6 +155,8 @@ class Decoding:
 
 def rl_phases(work: RlWork, rates: RlRates) -> dict[str, float]:
     """GPU-hours of each of PHASES."""
+    # 2 FLOPs a weight and token forward, 4 backward, 2 for the second forward pass of recomputation (Kaplan
+    # et al., arXiv 2001.08361, table 1; arXiv 2104.04473, section 5.1). Attention scores are left out.
     matrix_s = _gathering(work) / (work.peak_flops * rates.arithmetic)
     backward = (8 if work.recompute else 6) * work.num_iterations
     met = work.params_met
@@ -175,14 +177,16 @@ def decoding(work: RlWork) -> Decoding:
     ways = _gpus_per_replica(work)
     wanted = work.sequences_per_rollout * ways / work.num_gpus
     length = work.prompt_length + work.completion_length
-    room = ways * _free_bytes(work, ways) / (work.cache_bytes * length)
-    batch = max(1.0, min(wanted, room))
+    most = ways * _free_bytes(work, ways) / (work.cache_bytes * length)
+    batch = max(1.0, min(wanted, most))
     return Decoding(ways, batch, max(1.0, wanted / batch), work.completion_length * tail(work, batch))
 
 
 def tail(work: RlWork, batch: float) -> float:
     """The longest completion of a batch over the mean, for lengths that are log-normal and cut at the
     longest."""
+    # The largest of n lies about where the distribution function is n / (n + 1) (the mean of the
+    # largest of n uniform values); exp(-sd^2 / 2) takes the median to the mean, which is what is given.
     most = work.max_completion_length / work.completion_length
     if batch <= 1 or most <= 1:
         return 1.0
@@ -191,6 +195,7 @@ def tail(work: RlWork, batch: float) -> float:
 
 
 def _decode_s(work: RlWork, rates: RlRates) -> float:
+    """GPU-seconds. A step takes the longer of reading and computing (Pope et al., arXiv 2211.05102)."""
     plan = decoding(work)
     ways = plan.gpus_per_replica
     context = work.prompt_length + work.completion_length / 2
@@ -204,16 +209,16 @@ def _decode_s(work: RlWork, rates: RlRates) -> float:
 def _gathering(work: RlWork) -> float:
     """How much longer passes take beyond one node where weights are sharded: where a card cannot hold
     them."""
-    if work.num_gpus <= _GPUS_PER_NODE or _gpus_per_replica(work) == 1:
+    if work.num_gpus <= GPUS_PER_NODE or _gpus_per_replica(work) == 1:
         return 1.0
     tokens = work.sequences_per_rollout / work.num_gpus * (work.prompt_length + work.completion_length)
-    return _slower(_GATHERING_TOKENS, tokens, work)
+    return _slower(SHARDING_TOKENS, tokens, work)
 
 
 def _offloading(work: RlWork) -> float:
     """How much longer an update takes where the training states must lie in the host's memory."""
     fits = _STATE_BYTES * work.params / work.num_gpus < _USABLE * work.gpu.memory_gib * 2**30
-    return 1.0 if fits else _slower(_OFFLOAD_TOKENS, _USUAL_TOKENS, work)
+    return 1.0 if fits else _slower(OFFLOAD_TOKENS, USUAL_MICRO_TOKENS, work)
 
 
 def _slower(floor: float, tokens: float, work: RlWork) -> float:

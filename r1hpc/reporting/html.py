@@ -23,9 +23,11 @@ def card(title: str, body: str, words: str = "") -> str:
 
 
 def keys(items: Sequence[tuple[str, str]]) -> str:
-    """(class of the colour, what it means) for each."""
-    cells = "".join(f'<li><i class="key {css}"></i>{text(words)}</li>' for css, words in items)
-    return f'<ul class="legend">{cells}</ul>'
+    """(colour of the palette, what it means) for each; empty without any."""
+    cells = "".join(
+        f'<li><i style="background:var(--{name})"></i>{text(words)}</li>' for name, words in items
+    )
+    return f'<ul class="legend">{cells}</ul>' if cells else ""
 
 
 def side_by_side(cards: Sequence[str]) -> str:

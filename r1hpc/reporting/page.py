@@ -13,6 +13,7 @@ from pathlib import Path
 from r1hpc.base.files import write_atomic
 from r1hpc.reporting import sections
 from r1hpc.reporting.html import text
+from r1hpc.reporting.palette import as_css
 from r1hpc.reporting.run_card import run_card
 from r1hpc.reporting.view import View
 
@@ -45,11 +46,12 @@ def page(view: View) -> str:
 
 
 def _style() -> str:
-    return Path(__file__).with_name("page.css").read_text()
+    return as_css() + Path(__file__).with_name("page.css").read_text()
 
 
 def _cards(view: View) -> Iterator[str]:
-    told = [run for run in view.runs if run.attempts][:_MOST_CARDS]
-    if told:
-        yield "<h2>Runs</h2>" if len(view.runs) > 1 else "<h2>The run</h2>"
-        yield from (run_card(run) for run in told)
+    runs, alone = view.begun, len(view.runs) == 1
+    if runs:
+        more = f": the newest {_MOST_CARDS} of {len(runs)}" if len(runs) > _MOST_CARDS else ""
+        yield "<h2>The run</h2>" if alone else f"<h2>Runs{more}</h2>"
+        yield from (run_card(run, alone) for run in runs[:_MOST_CARDS])

@@ -1,29 +1,24 @@
 """The sections of the page, each as HTML blocks: tiles, budget, estimates, hours, tables, notes."""
 
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 
 from r1hpc.accounting.budget import format_day, format_hours
 from r1hpc.accounting.budget_status import PACE_DAYS, BudgetStatus
 from r1hpc.accounting.campaign import CampaignProgress
-from r1hpc.accounting.forecast import Spread, total
-from r1hpc.accounting.runs import RunHours
-from r1hpc.reporting import charts
-from r1hpc.reporting.html import NONE, card, keys, side_by_side, table, text
-from r1hpc.reporting.view import View
+from r1hpc.accounting.forecast import Spread
+from r1hpc.reporting import hours_charts as draw
+from r1hpc.reporting.drawing import FULL, HALF, Chart, inline
+from r1hpc.reporting.hours_charts import BAND, error_words
+from r1hpc.reporting.html import NONE, card, side_by_side, table, text
+from r1hpc.reporting.view import RUN_HEADINGS, View
 
 _MOST_TABLE = 500
 _SOURCES = {"sacct": "Slurm's accounting over all attempts", "run folders": "the run folders"}
-_BAND = "P10 to P90"
 
 
 def head(view: View) -> str:
-    attempts = [each for run in view.runs for each in run.attempts]
-    span = ""
-    if attempts:
-        begin, end = min(a.start for a in attempts), max(a.end for a in attempts)
-        span = f", {format_day(begin)} to {format_day(end)}"
+    span = f", {' to '.join(map(format_day, view.span))}" if view.span else ""
     made = time.strftime("%Y-%m-%d %H:%M", time.localtime(view.now))
     where = f" under {view.run_root.absolute()}" if view.is_whole else ""
     count = f"{len(view.runs)} run{'s' * (len(view.runs) != 1)}{where}"
@@ -66,7 +61,7 @@ def _left(view: View) -> tuple[str, str, str]:
 
 
 def _planned(view: View) -> tuple[str, str, str]:
-    planned = total([run.planned for run in view.counted if run.planned])
+    planned = view.planned
     if planned.p90 <= 0:
         return "Planned", NONE, "no estimate was stored"
     return "Planned", format_hours(planned.p50), _band(planned)
@@ -75,7 +70,7 @@ def _planned(view: View) -> tuple[str, str, str]:
 def _band(spread: Spread) -> str:
     if spread.p10 == spread.p90:
         return "nothing runs or waits"
-    return f"{_BAND} {format_hours(spread.p10)} to {format_hours(spread.p90)}"
+    return f"{BAND} {format_hours(spread.p10)} to {format_hours(spread.p90)}"
 
 
 def warnings(view: View) -> Iterator[str]:
@@ -99,36 +94,56 @@ def _warning(words: str) -> str:
 
 def budget(view: View) -> Iterator[str]:
     """Burn-down and campaign; without a budget what was spent so far."""
-    granted, standing = view.budget, view.standing
-    if granted is not None and granted.gpu_hours is not None:
-        horizon = max((_over_at(run, view.now) for run in view.runs if run.is_live), default=view.now)
+    standing, charts = view.standing, charts_of_hours(view)
+    if view.burn_down is not None:
+        left = view.burn_down.left
         words = (
-            f"{format_hours(granted.gpu_hours)} GPU-hours granted. {standing.num_running} running and "
+            f"{format_hours(view.burn_down.granted)} GPU-hours granted. {standing.num_running} running and "
             f"{standing.num_queued} queued will take about {format_hours(standing.committed.p50)}."
         )
-        until = standing.lasts_until(granted.gpu_hours - standing.spent, view.now)
+        until = standing.lasts_until(left, view.now)
         if until is not None:
             words += f" At the pace of the last {PACE_DAYS} days the rest lasts until {format_day(until)}."
-        drawn = charts.burn_down(granted, standing, view.curve, view.progress, horizon, view.now)
-        yield "<h2>Budget</h2>" + card("Burn-down", drawn, words)
-    elif drawn := charts.spending(view.curve, view.unit):
-        hint = "Set gpu_hours in budget.yaml to see what is left." if view.is_whole else ""
-        yield card("Spent so far", drawn, hint)
+        yield "<h2>Budget</h2>" + _card(charts["spent"], FULL, words)
+    else:
+        yield _card(
+            charts["spent"],
+            FULL,
+            "Set gpu_hours in budget.yaml to see what is left." if view.is_whole else "",
+        )
     if view.progress is not None:
-        yield _campaign(view.progress, view.now)
+        yield _campaign(view.progress, charts["campaign"])
     if standing.limits:
         yield _limits(standing)
 
 
-def _campaign(progress: CampaignProgress, now: float) -> str:
+def charts_of_hours(view: View) -> dict[str, Chart | None]:
+    """Every chart of the page but those of single runs, by its name; None: there is nothing to draw."""
+    down, unit = view.burn_down, view.unit
+    return {
+        "spent": draw.burn_down(down) if down else draw.spending(view.curve, unit),
+        "campaign": draw.campaign(view.planned_stages),
+        "planned": draw.planned_against_used(view.planned_runs, unit),
+        "errors": draw.estimate_errors(view.planned_runs),
+        "waste": draw.waste(view.parts_by_run, unit),
+        "days": draw.by_day(view.days, unit),
+        "causes": draw.lost_by_cause(view.wasted_by_cause, unit),
+        "queue": draw.queue_waits(view.waits),
+    }
+
+
+def _card(chart: Chart | None, width: int, words: str = "", title: str = "") -> str:
+    return card(title or chart.title, inline(chart, width), words) if chart else ""
+
+
+def _campaign(progress: CampaignProgress, chart: Chart | None) -> str:
     plan, forecast = progress.campaign, progress.forecast
     words = (
         f"{plan.days:g} days and {format_hours(plan.gpu_hours)} GPU-hours planned; "
         f"{format_hours(progress.used)} used; at its end about {format_hours(forecast.p50)} "
         f"({_band(forecast)})."
     )
-    shown = keys([("planned", "planned"), ("useful", "used"), ("fan", f"forecast, {_BAND}")])
-    return card(f"Campaign: {plan.name}", shown + charts.campaign(progress, now), words)
+    return _card(chart, FULL, words, f"Campaign: {plan.name}")
 
 
 def _limits(standing: BudgetStatus) -> str:
@@ -142,79 +157,40 @@ def _limits(standing: BudgetStatus) -> str:
 
 def estimates(view: View) -> Iterator[str]:
     """Planned against used, and how wrong the estimates were."""
-    planned = charts.planned_against_used(view.counted)
-    if not planned:
+    charts, errors = charts_of_hours(view), error_words(view.planned_runs)
+    planned, so_far = charts["planned"], charts["errors"]
+    if planned is None:
         return
-    meanings = [("planned", f"{_BAND} at submission"), ("useful round", "used, inside")]
-    meanings += [("lost round", "used, outside"), ("live", "so far")]
-    drawn, errors = keys(meanings) + planned, charts.error_words(view.counted)
     yield "<h2>Planned against used</h2>"
     if len(view.runs) == 1:
-        yield card("Estimate", drawn, errors)
+        yield _card(planned, FULL, errors, "Estimate")
     else:
-        told = charts.estimate_errors(view.counted)
-        words = "The dark line is the estimate's median." + ("" if told else f" {errors}")
-        so_far = card("Error of the estimates so far", told, errors)
-        yield side_by_side([card("Each run", drawn, words), so_far])
+        words = "The dark line is the estimate's median." + ("" if so_far else f" {errors}")
+        yield side_by_side([_card(planned, HALF, words, "Each run"), _card(so_far, HALF, errors)])
 
 
 def hours(view: View) -> Iterator[str]:
-    runs, unit = view.counted, view.unit
-    drawn = charts.waste(runs)
-    if drawn:
+    """What they went into, by run, by day and by cause; and the time in the queue."""
+    charts = charts_of_hours(view)
+    if charts["waste"] is not None:
         yield "<h2>Where the hours went</h2>"
-        days = charts.by_day(runs, view.standing.by_day if unit == "GPU-hours" else {}, unit)
-        yield card("By run", charts.legend(view.parts) + drawn, f"Shares of the {unit} each run held.")
-        yield card("By day", days, "")
-    pair = [
-        card("Lost and idle, by what ended the attempt", charts.lost_by_cause(runs), unit),
-        card("Queue waits", charts.queue_waits(runs), "Each point is an attempt, at the time it began."),
-    ]
-    yield side_by_side(pair)
+        yield _card(charts["waste"], FULL, f"Shares of the {view.unit} each run held.", "By run")
+        yield _card(charts["days"], FULL)
+    words = "Of each attempt, by the time at which it began."
+    yield side_by_side([_card(charts["causes"], HALF), _card(charts["queue"], HALF, words)])
 
 
 def tables(view: View) -> Iterator[str]:
     yield "<h2>Tables</h2>"
-    headings = [
-        "run",
-        "state",
-        "stage",
-        "user",
-        "attempts",
-        "planned",
-        "used",
-        "used / planned",
-        "useful",
-        "MFU",
-    ]
-    rows = [_run_row(run) for run in view.runs[:_MOST_TABLE]]
     more = len(view.runs) - _MOST_TABLE
-    yield card("All runs", table(headings, rows, 4), f"and {more} older ones" if more > 0 else "")
-    groups = view.groups or {"user": _sums(view, "user"), "stage": _sums(view, "stage")}
-    told = []
-    for name, hours in groups.items():
-        whole = sum(hours.values())
-        ranked = sorted(hours.items(), key=lambda item: -item[1])[:40]
-        lines = [[key, format_hours(h), f"{100 * h / whole:.1f} %"] for key, h in ranked if whole]
-        told.append(card(f"By {name}", table([name, view.unit, "share"], lines, 1), "") if lines else "")
-    yield side_by_side(told)
-
-
-def _run_row(run: RunHours) -> list[str]:
-    planned = run.planned
-    used = run.used
-    return [
-        run.run_id,
-        run.state,
-        run.stage,
-        run.user,
-        str(len(run.attempts)),
-        NONE if planned is None else format_hours(planned.p50),
-        format_hours(used),
-        NONE if planned is None or planned.p50 <= 0 else f"{used / planned.p50:.2f}",
-        f"{100 * run.parts['useful'] / used:.1f} %" if used else NONE,
-        NONE if run.mfu is None else f"{100 * run.mfu:.1f} %",
-    ]
+    told = table(RUN_HEADINGS, view.table[:_MOST_TABLE], 4)
+    yield card("All runs", told, f"and {more} older ones" if more > 0 else "")
+    cards = []
+    for name, rows in view.grouped:
+        whole = sum(hours for _, hours in rows)
+        lines = [[key, format_hours(h), f"{100 * h / whole:.1f} %"] for key, h in rows if whole]
+        cards.append(card(f"By {name}", table([name, view.unit, "share"], lines, 1)))
+    yield side_by_side(cards)
 
 
 def notes(view: View) -> str:
@@ -234,16 +210,3 @@ def notes(view: View) -> str:
     links = ", ".join(f'<a href="{text(name)}">{text(name)}</a>' for name in view.pictures)
     pictures = f"<p>The same as PNG: {links}</p>" if links else ""
     return f'<h2>Notes</h2><div class="card notes"><ul>{items}</ul>{pictures}</div>'
-
-
-def _over_at(run: RunHours, now: float) -> float:
-    """When a live run should be over, by its P50 on the GPUs it has."""
-    width = run.attempts[-1].width if run.attempts else 0
-    return now + 3600 * run.to_come.p50 / width if width else now
-
-
-def _sums(view: View, key: str) -> dict[str, float]:
-    found: dict[str, float] = defaultdict(float)
-    for run in view.counted:
-        found[getattr(run, key)] += run.used
-    return dict(found)

@@ -8,8 +8,8 @@ import re
 from dataclasses import dataclass
 
 from r1hpc.base.units import parse_time
-from r1hpc.slurm.accounting import gpus_of
 from r1hpc.slurm.client import call
+from r1hpc.slurm.sacct import gpus_of
 
 # tres-alloc is what a waiting job asks for, and unlike %b it knows --gpus. The name, last, may hold the "|".
 _FIELDS = ("JobArrayID", "State", "tres-alloc", "TimeLimit", "TimeUsed", "Account", "UserName", "QOS", "Name")

@@ -15,5 +15,5 @@ chain_steps        what each stage needs next, and doing it by plan_run and star
 chain_state        what it is doing; cancel_chain ends it
 chain_supervisor   the stages one after the other on this machine
 next_job           the job in which a run goes on after an attempt; jobs that wait for it follow
-chain_estimate     its cost before it is submitted; chain_text: what is printed of it
+chain_estimate     its cost before it is submitted; job_estimate that of a job; chain_text: what is printed
 """

@@ -7,9 +7,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from r1hpc.accounting.calibrate import site_correction
-from r1hpc.accounting.correction import CPU, Correction
-from r1hpc.accounting.forecast import Spread
+from r1hpc.accounting.calibrate import Site, corrected, finished_runs
 from r1hpc.config.schema import RunConfig
 from r1hpc.estimator.estimate_run import estimate_of_run
 from r1hpc.plan.hardware import UnknownGpuError
@@ -30,18 +28,11 @@ def estimate_for(
         return None, (f"no estimate: {error}",)
     if found is None:
         return None, ()
-    estimate = found.to_json()
-    key = "gpu_hours" if plan.topology.num_gpus else "node_hours"
-    if estimate[key] is None:
-        return estimate, ()
-    site = _site(run_root.absolute(), str(estimate["assumptions"].get("gpu") or CPU))
-    if not site.num_runs:
-        return estimate, ()
-    hours = site.apply(Spread(**estimate[key])).to_json()
-    return {**estimate, key: hours, "uncorrected": {key: estimate[key]}, "correction": site.to_json()}, ()
+    found, correction = corrected(found, config.stage, _site(run_root.absolute()))
+    return {**found.to_json(), **correction}, ()
 
 
 @functools.cache
-def _site(run_root: Path, resource: str) -> Correction:
-    """Once for all stages of a submission: every finished run is looked at."""
-    return site_correction(run_root, resource)
+def _site(run_root: Path) -> Site:
+    """Once for all stages of a submission: every finished run is read."""
+    return finished_runs(run_root)

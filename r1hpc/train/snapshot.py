@@ -23,8 +23,8 @@ import torch
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.units import format_bytes
-from r1hpc.checkpoint.errors import NoUsableCheckpointError
-from r1hpc.checkpoint.store import Candidate, Checkpoint, CheckpointStore
+from r1hpc.checkpoint.errors import CheckpointWriteError
+from r1hpc.checkpoint.store import Checkpoint, CheckpointStore
 from r1hpc.train.distributed import Group
 from r1hpc.train.errors import ResumeError, SaveError
 
@@ -103,35 +103,19 @@ class Snapshots:
     def choose(self) -> Checkpoint | None:
         """The newest checkpoint that verifies, the same on all ranks; None for a fresh run.
 
-        Each rank verifies its share of the files. A bad checkpoint is named on rank 0's log and the next
-        older one is tried.
+        Bad ones that are passed over are named on rank 0's log; see CheckpointStore.newest_verified.
 
         Raises:
             NoUsableCheckpointError: there are checkpoints and none verifies.
             ResumeError: the newest good one belongs to another configuration.
         """
-        candidates: list[Candidate] = self._tell(lambda: list(self._store.survey()))
-        passed_over = []
-        for candidate in candidates:
-            checkpoint, problems = candidate.checkpoint, [candidate.problem]
-            if checkpoint is not None:
-                problems = self._verify_together(checkpoint)
-            if checkpoint is not None and not problems:
-                self._identity.check(checkpoint.manifest.meta)
-                self._store.accept(checkpoint)
-                self.last_committed_step = checkpoint.step
-                self.last_bytes = checkpoint.manifest.total_size
-                self._resumed_from = {checkpoint.step}
-                return checkpoint
-            passed_over.append(f"{candidate.path.name}: {'; '.join(problems)}")
-            if self._group.rank == 0:
-                print(f"checkpoint not usable, trying an older one: {passed_over[-1]}", file=sys.stderr)
-        if passed_over:
-            raise NoUsableCheckpointError(
-                f"none of {len(passed_over)} checkpoints in {self._store.root} can be used: restore one, or "
-                "move them away to start from the beginning\n  " + "\n  ".join(passed_over)
-            )
-        return None
+        checkpoint = self._store.newest_verified(self._group, lambda line: print(line, file=sys.stderr))
+        if checkpoint is not None:
+            self._identity.check(checkpoint.manifest.meta)
+            self.last_committed_step = checkpoint.step
+            self.last_bytes = checkpoint.manifest.total_size
+            self._resumed_from = {checkpoint.step}
+        return checkpoint
 
     def needs_conversion(self, checkpoint: Checkpoint | None) -> bool:
         """Whether DeepSpeed must be built to load a universal checkpoint."""
@@ -192,7 +176,10 @@ class Snapshots:
         failpoint("save.written")
         self._group.barrier()
         try:
-            mine: Any = self._store.seal(staging, self._own_files(staging))
+            with self._store.writing(staging):
+                names = self._own_files(staging)
+                self._check_whole(staging, names)
+            mine: Any = self._store.seal(staging, names)
         except R1hpcError as error:
             mine = str(error)
         sealed = self._group.gather(mine)
@@ -221,19 +208,23 @@ class Snapshots:
             )
         self._store.open_staging(step, self._attempt, self._token)
 
-    def _verify_together(self, checkpoint: Checkpoint) -> list[str]:
-        mine = self._store.verify(
-            checkpoint, checkpoint.manifest.share(self._group.rank, self._group.world_size)
-        )
-        if self._group.rank == 0:
-            mine += self._store.verify_layout(checkpoint)  # files that no share lists
-        found = self._group.gather(mine)
-        return sorted({problem for part in found for problem in part})
-
     def _own_files(self, staging: Path) -> list[str]:
         """The files this rank wrote: those that carry its number; rank 0 also all that carry none."""
         files = (p.relative_to(staging).as_posix() for p in staging.rglob("*") if p.is_file())
         return sorted(name for name in files if _owner(name, self._group.world_size) == self._group.rank)
+
+    def _check_whole(self, staging: Path, names: list[str]) -> None:
+        """Raise CheckpointWriteError unless this rank wrote what no load can do without."""
+        rank, zero_stage = self._group.rank, self._identity.zero_stage
+        due = {
+            _streams_name(rank): True,
+            # Of the weights rank 0 writes all, or each rank its part.
+            "_model_states.pt": rank == 0 or zero_stage == 3,
+            "_optim_states.pt": zero_stage > 0,
+        }
+        for ending, wanted in due.items():
+            if wanted and not any(name.endswith(ending) for name in names):
+                raise CheckpointWriteError(f"rank {rank} finds no file *{ending} of its own in {staging}")
 
     def _convert(self, checkpoint: Checkpoint) -> Path:
         """DeepSpeed's universal form of the checkpoint, in a scratch folder; the original stays as it is."""

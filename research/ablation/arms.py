@@ -4,7 +4,7 @@
     arms = choose_arms(ablation, None, base)     # all that this hardware can run; the others with the reason
 
 An arm that changes the cold start has one of its own; the others of a seed share theirs. What the arms leave
-open comes from the stages `traces`, `sft` and `rl` of a chain file, jobs/r1.yaml unless told otherwise.
+open comes from the stages `traces`, `sft` and `rl` of a chain file, jobs/r1.yaml unless another is given.
 """
 
 from collections.abc import Mapping, Sequence

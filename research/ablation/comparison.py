@@ -31,11 +31,6 @@ class Difference:
     low: float | None
     high: float | None
 
-    @property
-    def is_clear(self) -> bool:
-        """Whether the interval leaves 0 out."""
-        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
-
 
 def t95(df: int) -> float:
     """The 97.5 % point of Student's t.
@@ -117,8 +112,8 @@ def as_text(results: Results) -> str:
     """The comparison for a terminal."""
     baseline, n = results.arms[0].name, len(results.seeds)
     head = f"{results.ablation}: {results.question}"
-    told = f"{results.num_finished} of {results.num_wanted} arms are finished ({n} seeds)"
-    parts = [head, told, format_table(*_means(results)), format_table(*_differences(results))]
+    finished = f"{results.num_finished} of {results.num_wanted} arms are finished ({n} seeds)"
+    parts = [head, finished, format_table(*_means(results)), format_table(*_differences(results))]
     parts.append(format_table(*_seeds(results)))
     parts.append(wrap(_LEGEND.format(baseline=baseline), hanging=""))
     parts += [wrap(f"not run: {name}: {reason}") for name, reason in results.refused.items()]
@@ -149,7 +144,7 @@ def _means(results: Results) -> _Table:
     headings = ("arm", "n", *(words for _, words in _MEASURES), "samples", "s/step", "RL wall")
     rows: list[Sequence[str]] = []
     for arm in results.arms:
-        cells = [
+        means = [
             format_number(mean_of(arm, key), 1 if key == "response_length" else 3) for key, _ in _MEASURES
         ]
         wall, samples = mean_of(arm, "wall_s"), mean_of(arm, "num_completions")
@@ -157,7 +152,7 @@ def _means(results: Results) -> _Table:
             (
                 arm.name,
                 str(len(arm.outcomes)),
-                *cells,
+                *means,
                 format_number(samples, 0),
                 format_number(mean_of(arm, "step_time_s"), 2),
                 "-" if wall is None else format_duration(wall),

@@ -53,9 +53,9 @@ class Outcome:
     step_time_s: float
     """Median over the steps."""
     wall_s: float
-    """Of all attempts of the arm's own stage: start, evaluations and saves included."""
+    """All attempts of the arm's own stage, with start, evaluations and saves."""
     cold_start_s: float | None
-    """Of its cold start, which other arms may share. None: not known here."""
+    """Its cold start, which other arms may share. None: not known here."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@
     seed0.yaml seed0/ …     the chain of each seed: traces, sft-<digest> and one stage per arm
 
 Everything random hangs on the seed: demonstrations, questions, held-out items, weights, order, samples. So
-the arms of one seed are alike in all but what they are told. A cold start that another ablation under the
+the arms of one seed are alike in all but their settings. A cold start that another ablation under the
 same run root has finished, with the same seed and settings, is used and not trained again.
 """
 
@@ -189,8 +189,8 @@ def submit_seed(study: Study, seed: int, order: Order, places: Sequence[str] = (
     chain = study.chain(seed)
     if chain.definition.is_file():
         # One that is being worked on is left alone, whatever is said of its resources.
-        told = () if supervisor_pid(chain) is not None else _for_stages(_frozen_stages(chain), places)
-        return submit_chain(chain, None, replace(order, overrides=told))
+        changed = () if supervisor_pid(chain) is not None else _for_stages(_frozen_stages(chain), places)
+        return submit_chain(chain, None, replace(order, overrides=changed))
     stages = chain_stages(study, seed)
     order = replace(order, overrides=_for_stages({s["name"]: s["stage"] for s in stages}, places))
     source = study.path / f"seed{seed}.yaml"

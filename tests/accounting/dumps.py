@@ -61,14 +61,20 @@ class Truth:
                 self.by["day"][day] += gpus * seconds
 
 
-def write_dump(path: Path, num_records: int, seed: int, columns: Sequence[str] = COLUMNS) -> Truth:
-    """About `num_records` lines, the oldest first but for those that are told twice."""
+def write_dump(
+    path: Path, num_records: int, seed: int, columns: Sequence[str] = COLUMNS, every_s: int = 40
+) -> Truth:
+    """About `num_records` lines, the oldest first but for those that stand there twice.
+
+    Args:
+        every_s: a job begins at most so long after the one before.
+    """
     choose, truth = random.Random(seed), Truth()
     again: list[str] = []
     with path.open("w") as file:
         file.write("|".join(columns) + "\n")
         lines = 0
-        for text, once in _lines(choose, truth, columns):
+        for text, once in _lines(choose, truth, columns, every_s):
             file.write(text)
             lines += 1
             if not once:
@@ -82,7 +88,9 @@ def write_dump(path: Path, num_records: int, seed: int, columns: Sequence[str] =
     return truth
 
 
-def _lines(choose: random.Random, truth: Truth, columns: Sequence[str]) -> Iterator[tuple[str, bool]]:
+def _lines(
+    choose: random.Random, truth: Truth, columns: Sequence[str], every_s: int
+) -> Iterator[tuple[str, bool]]:
     """(line, False where it shall be repeated later)."""
     clock, job = 1_735_000_000, 4_000_000
     users = [(f"u{i:03d}", f"lab{i % 37}") for i in range(240)]
@@ -98,7 +106,7 @@ def _lines(choose: random.Random, truth: Truth, columns: Sequence[str]) -> Itera
             "ExitCode": "0:0",
         }
         for job_id in _job_ids(choose, job):
-            clock += choose.randint(0, 40)
+            clock += choose.randint(0, every_s)
             yield from _attempts(choose, truth, columns, {**row, "JobID": job_id}, clock)
 
 

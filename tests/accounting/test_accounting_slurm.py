@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 
 from r1hpc import report
-from r1hpc.accounting.ledger import open_ledger
-from r1hpc.accounting.review import review_run
+from r1hpc.accounting.run_report import report_run
 from r1hpc.telemetry.attempts import Cause
 from tests.cluster import Cluster
 from tests.runs import Submitted, submit, wait_attempt, wait_over, wait_step, wait_until
@@ -155,24 +154,23 @@ def _sum_by_hand(dump: Path) -> dict[str, dict[str, int]]:
 
 def _check_the_run(run: Submitted, charged_s: int) -> None:
     """The split adds up to what Slurm charged, and the run's own record is as long but for its starts."""
-    review = review_run(run.run, time.time())
-    ledger = open_ledger(review, time.time())
+    ledger = report_run(run.run, time.time()).ledger
     assert ledger.source == "sacct"
     assert ledger.split().allocated == 1000 * charged_s
-    assert {entry.allocation.gpus for entry in ledger.entries} == {8}
+    assert {entry.allocation.gpus for entry in ledger.attempts} == {8}
     split = ledger.split()
     assert min(split.useful, split.startup, split.save) > 0
-    for entry in ledger.entries:
-        own = [a for a in review.summary.attempts if a.attempt.attempt in entry.attempts]
+    for entry in ledger.attempts:
+        own = entry.inside
         assert len(own) <= 1, "an allocation of Slurm holds one attempt"
         for each in own:
             assert each.attempt.gpus == 8
             assert 0 <= each.attempt.start - entry.allocation.start < _STARTUP_S
             assert abs(entry.allocation.end - each.end) < _STARTUP_S
-    assert [entry.attempts for entry in ledger.entries if entry.attempts] == [(1,), (2,), (3,)]
-    gap = review.gap
+    assert [entry.attempt for entry in ledger.attempts if entry.inside] == [1, 2, 3]
+    gap = ledger.gap
     assert gap is not None
-    own_hours = sum(a.gpus * a.hours for a in review.own)
+    own_hours = sum(a.gpus * a.hours for a in ledger.own)
     assert sum(vars(gap).values()) == pytest.approx(charged_s / 3600 - own_hours)
     assert 0 < ledger.queue_s < 120
 

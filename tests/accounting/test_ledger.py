@@ -13,14 +13,17 @@ from pathlib import Path
 import pytest
 
 from r1hpc import report
-from r1hpc.accounting.account import Selection, hours_of_runs, known_jobs
-from r1hpc.accounting.ledger import RunLedger, ledger_text, open_ledger
-from r1hpc.accounting.review import review_run
+from r1hpc.accounting.account import hours_of_runs, known_jobs
+from r1hpc.accounting.ledger import RunLedger
+from r1hpc.accounting.open_ledger import open_ledger, open_ledgers
+from r1hpc.accounting.run_report import report_run
+from r1hpc.accounting.selection import Selection
 from r1hpc.base.choose_run import all_runs
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.files import write_json
 from r1hpc.base.rundir import RunDir
-from r1hpc.slurm.accounting import JobRecord
+from r1hpc.reporting.review_text import ledger_text
+from r1hpc.slurm.sacct import JobRecord
 from r1hpc.telemetry.timeline import Split
 from tests.recorded import EPOCH, RecordedRun
 
@@ -61,9 +64,14 @@ def record(job_id: str, start: float, elapsed_s: int, **fields: object) -> JobRe
     return replace(usual, **fields)  # type: ignore[arg-type]
 
 
-def ledger_of(run: RunDir, records: Sequence[JobRecord] | None = None, **selected: float) -> RunLedger:
-    selection = Selection(**selected) if selected else None  # type: ignore[arg-type]
-    return open_ledger(review_run(run, time.time(), records), time.time(), selection)
+def ledger_of(run: RunDir, records: Sequence[JobRecord] = (), **selected: float) -> RunLedger:
+    ledger = open_ledger(run, time.time(), records)
+    return ledger.cut(selected["start"], selected["end"]) if selected else ledger
+
+
+def numbers(ledger: RunLedger) -> list[tuple[int, ...]]:
+    """The attempts in each allocation."""
+    return [tuple(each.attempt.attempt for each in cost.inside) for cost in ledger.attempts]
 
 
 def three_records(made: RecordedRun) -> list[JobRecord]:
@@ -87,9 +95,9 @@ def test_sacct_tells_what_was_held_and_the_run_what_for(made: RecordedRun) -> No
     """What lies before the attempts is start-up, what lies after them is idle."""
     ledger = ledger_of(made.run, three_records(made))
     assert ledger.source == "sacct"
-    assert [entry.attempts for entry in ledger.entries] == [(1,), (2,), (3,)]
-    assert [entry.wall.allocated for entry in ledger.entries] == [34_000, 29_000, 30_000]
-    first, second, third = (entry.wall for entry in ledger.entries)
+    assert numbers(ledger) == [(1,), (2,), (3,)]
+    assert [entry.wall.allocated for entry in ledger.attempts] == [34_000, 29_000, 30_000]
+    first, second, third = (entry.wall for entry in ledger.attempts)
     assert first == Split(useful=20_000, startup=13_000, save=1_000)
     # The second allocation ended 1.5 s before the attempt's last word.
     assert second == Split(useful=10_000, lost=5_000, startup=13_000, save=500, idle=500)
@@ -107,8 +115,8 @@ def test_what_holds_no_attempt_is_idle_and_what_waits_is_queue(made: RecordedRun
         record("88", EPOCH + 5, 1000),
     ]
     ledger = ledger_of(made.run, three_records(made) + extra)
-    assert ledger.entries[-1].wall == Split(idle=7_000)
-    assert ledger.entries[-1].attempts == ()
+    assert ledger.attempts[-1].wall == Split(idle=7_000)
+    assert ledger.attempts[-1].inside == ()
     assert ledger.split().allocated == GPUS * 100_000, "job 88 is not this run's"
     assert ledger.queue_s == pytest.approx(4 * 60 + 90, abs=5)
 
@@ -124,13 +132,13 @@ def test_an_attempt_that_sacct_does_not_know_counts_by_the_runs_own_record(
     began = made.clock
     made.attempt(21, 40, "finished", committed=40, step_s=180)
     records = [record("200", began - 3, 3620)]
-    review = review_run(made.run, time.time(), records)
-    assert review.source == "sacct and run"
-    ledger = open_ledger(review, time.time())
-    assert [entry.attempts for entry in ledger.entries] == [(1,), (2,)]
+    found = report_run(made.run, time.time(), records)
+    ledger = found.ledger
+    assert ledger.source == "sacct and run"
+    assert numbers(ledger) == [(1,), (2,)]
     assert ledger.split().allocated == GPUS * 1000 * (36_012 + 3_620)
     assert ledger.queue_s == pytest.approx(5 + 5), "nobody knows when the first job was eligible"
-    told = review.to_json()
+    told = found.to_json()
     assert told["gpu_hours"]["total"] == pytest.approx(GPUS * (36_012 + 3_620) / 3600)
     assert told["note"].startswith("sacct has no record of attempt 1 (job 100)")
     assert "attempts it does not know, the run's own record" in ledger_text(ledger)
@@ -146,19 +154,19 @@ def test_without_the_records_before_a_requeue_those_attempts_still_count(made: R
     """What sacct prints without -D: the last record of the job alone."""
     ledger = ledger_of(made.run, three_records(made)[2:])
     assert ledger.source == "sacct and run"
-    assert [entry.wall.allocated for entry in ledger.entries] == [33_000, 27_500, 30_000]
+    assert [entry.wall.allocated for entry in ledger.attempts] == [33_000, 27_500, 30_000]
 
 
 def test_clocks_that_differ_by_seconds_count_nothing_twice(made: RecordedRun) -> None:
     late = [replace(each, start=(each.start or 0.0) + 8) for each in three_records(made)]
     ledger = ledger_of(made.run, late)
     assert ledger.source == "sacct"
-    assert [entry.attempts for entry in ledger.entries] == [(1,), (2,), (3,)]
+    assert numbers(ledger) == [(1,), (2,), (3,)]
 
 
 def test_a_selection_of_time_cuts_allocations(made: RecordedRun) -> None:
     ledger = ledger_of(made.run, three_records(made), start=EPOCH + 10, end=EPOCH + 47)
-    assert [entry.wall for entry in ledger.entries] == [
+    assert [entry.wall for entry in ledger.attempts] == [
         Split(useful=20_000, startup=5_000, save=1_000),
         Split(startup=10_000),
     ]
@@ -169,12 +177,13 @@ def test_steps_that_ended_with_their_attempt_are_lost_before_they_are_taken_agai
     made = RecordedRun(tmp_path / "demo", gpus=2)
     made.submit("local-1")
     made.attempt(1, 25, "crash", committed=20)
-    summary = review_run(made.run, time.time()).summary
+    ledger = open_ledger(made.run, time.time())
+    summary = ledger.summary
     assert (summary.num_useful, summary.num_lost) == (20, 5)
-    assert (summary.total.useful_s, summary.total.lost_s) == (20.0, 5.0)
+    assert (ledger.wall().useful, ledger.wall().lost) == (20_000, 5_000)
     made.begin(resumed_from=20)
     made.steps(21, 22)
-    summary = review_run(made.run, time.time()).summary
+    summary = open_ledger(made.run, time.time()).summary
     assert (summary.num_useful, summary.num_lost) == (22, 5), "what runs now may still be saved"
 
 
@@ -202,7 +211,7 @@ def test_a_cpu_run_is_told_in_node_hours(tmp_path: Path) -> None:
 def test_runs_of_a_root_without_sacct(made: RecordedRun, monkeypatch: pytest.MonkeyPatch) -> None:
     root = made.run.path.parent
     assert known_jobs(root) == {"77": ("demo", "pretrain")}
-    hours = hours_of_runs([made.run], Selection(start=EPOCH + 40), time.time())
+    hours = hours_of_runs([open_ledger(made.run, time.time())], Selection(start=EPOCH + 40))
     assert hours["total"] == pytest.approx(GPUS * 50 / 3600)
     assert hours["by_run"].keys() == {"demo"}
     assert hours["by_stage"].keys() == {"pretrain"}
@@ -217,7 +226,7 @@ def test_stages_of_chains_count_under_the_name_of_their_chain(tmp_path: Path) ->
         made.attempt(1, 20, "finished", committed=20)
     made.run.config.write_bytes(b"\xff\x00")  # spoilt since
     assert known_jobs(tmp_path) == {"0": ("one/sft", "pretrain"), "1": ("two/sft", "pretrain")}
-    hours = hours_of_runs(all_runs(tmp_path), Selection(), time.time())
+    hours = hours_of_runs(open_ledgers(all_runs(tmp_path), time.time())[0], Selection())
     assert hours["by_run"].keys() == {"one/sft", "two/sft"}
 
 

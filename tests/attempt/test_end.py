@@ -1,6 +1,8 @@
 """The end of an attempt inside a job, with a scontrol that answers as a test wants it."""
 
+import os
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -62,10 +64,12 @@ class _Job:
 
 
 @pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Job:
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[_Job]:
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
     monkeypatch.setattr("r1hpc.attempt.end.print_diagnosis", lambda *_: None)
-    return _Job(tmp_path)
+    before = os.umask(0o077)  # launch keeps its files private, and would keep those of the tests after it
+    yield _Job(tmp_path)
+    os.umask(before)
 
 
 def test_a_requeue_that_never_came_about_is_taken_back(job: _Job, monkeypatch: pytest.MonkeyPatch) -> None:

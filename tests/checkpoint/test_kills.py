@@ -13,6 +13,7 @@ import pytest
 
 import r1hpc.checkpoint
 from r1hpc.checkpoint.disk import walk
+from r1hpc.checkpoint.fence import BEGUN
 from r1hpc.checkpoint.store import CheckpointStore
 from tests.checkpoint.harness import (
     DONE,
@@ -76,8 +77,11 @@ def check_after(root: Path, point: str) -> None:
     save(store, 50, 2, "v")
     store.prune([])
     left = {name for name, _ in walk(root) if "/" not in name}
-    assert left <= {"LATEST", "step-00000030", "step-00000040", "step-00000050", ".incarnation-2-v"}, point
-    assert {name for name, _ in walk(root) if name.startswith(".incarnation-2-v/")} == set(), point
+    tombstones = {path.name for path in root.glob(".incarnation-*") if path.is_file()}
+    assert tombstones <= {".incarnation-0-t", ".incarnation-1-u"}, point
+    steps = {"step-00000030", "step-00000040", "step-00000050"}
+    assert left - tombstones <= {"LATEST", ".incarnation-2-v"} | steps, point
+    assert [path.name for path in (root / ".incarnation-2-v").iterdir()] == [BEGUN], point
 
 
 def sweep(memory_path: Path, action: str, check: Callable[[Path, str, int], None]) -> int:

@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ import pytest
 from r1hpc.base.errors import StateError
 from r1hpc.checkpoint.disk import walk
 from r1hpc.checkpoint.errors import CheckpointWriteError, NoUsableCheckpointError
-from r1hpc.checkpoint.store import CheckpointStore
+from r1hpc.checkpoint.fence import BEGUN
+from r1hpc.checkpoint.store import Checkpoint, CheckpointStore
 from tests.checkpoint.harness import FILES, content, history, holds_what_was_written, save, verified_steps
+from tests.checkpoint.two_ranks import PipeRanks
 
 
 def test_a_commit_is_found_with_its_content_and_meta(tmp_path: Path) -> None:
@@ -84,7 +87,7 @@ def test_saving_a_step_again_keeps_the_good_one(tmp_path: Path) -> None:
     store = history(tmp_path, 10)
     first = store.list()[0]
     assert save(store, 10, 0) == first
-    assert not any(name.startswith(".incarnation-0-t/") for name, _ in walk(tmp_path))
+    assert [path.name for path in (tmp_path / ".incarnation-0-t").iterdir()] == [BEGUN]
 
 
 def test_saving_a_step_again_replaces_a_corrupt_one(tmp_path: Path) -> None:
@@ -93,7 +96,7 @@ def test_saving_a_step_again_replaces_a_corrupt_one(tmp_path: Path) -> None:
     replaced = save(store, 10, 0)
     assert store.verify(replaced) == []
     assert holds_what_was_written(replaced)
-    assert not any(name.startswith(".incarnation-0-t/") for name, _ in walk(tmp_path))
+    assert [path.name for path in (tmp_path / ".incarnation-0-t").iterdir()] == [BEGUN]
 
 
 def test_a_save_starts_from_an_empty_folder(tmp_path: Path) -> None:
@@ -150,6 +153,52 @@ def test_each_rank_verifies_its_share(tmp_path: Path) -> None:
     reports = [store.verify(found, share) for share in shares]
     assert [bool(report) for report in reports] == [bad in share for share in shares]
     assert all(bad in problem for report in reports for problem in report)
+
+
+def choose_on_two_ranks(root: Path) -> list[tuple[Checkpoint | str | None, list[str]]]:
+    """What each of two ranks gets, or the message it raises, and what it reports."""
+    pipes = [os.pipe(), os.pipe()]
+
+    def choose(rank: int) -> tuple[Checkpoint | str | None, list[str]]:
+        reported: list[str] = []
+        ranks = PipeRanks(rank, pipes[rank][1], os.fdopen(pipes[1 - rank][0]))
+        try:
+            return CheckpointStore(root).newest_verified(ranks, reported.append), reported
+        except StateError as error:
+            return f"{type(error).__name__}: {error}", reported
+
+    with ThreadPoolExecutor(2) as pool:
+        chosen = list(pool.map(choose, (0, 1)))
+    for pipe in pipes:
+        os.close(pipe[1])
+    return chosen
+
+
+@pytest.mark.parametrize("name", [*FILES, "manifest.json", "extra"])
+def test_ranks_agree_though_only_one_sees_the_damage(tmp_path: Path, name: str) -> None:
+    older = history(tmp_path, 10, 20).list()[1]
+    with (tmp_path / "step-00000020" / name).open("ab") as file:
+        file.write(b"x")
+    (chosen, reported), (theirs, nothing) = choose_on_two_ranks(tmp_path)
+    assert chosen == theirs == older
+    assert reported[0].startswith("checkpoint not usable, trying an older one: step-00000020: ")
+    assert name in reported[0]
+    assert nothing == []
+
+
+def test_ranks_agree_that_nothing_can_be_used(tmp_path: Path) -> None:
+    history(tmp_path, 10)
+    (tmp_path / "step-00000010" / "empty.lock").unlink()
+    (message, _), (theirs, _) = choose_on_two_ranks(tmp_path)
+    assert message == theirs
+    assert str(message).startswith("NoUsableCheckpointError: no checkpoint can be used")
+
+
+def test_ranks_agree_that_the_folder_cannot_be_listed(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").touch()
+    (message, _), (theirs, _) = choose_on_two_ranks(tmp_path / "checkpoints")
+    assert message == theirs
+    assert "cannot be listed" in str(message)
 
 
 def test_the_layout_check_finds_extra_files_that_shares_do_not(tmp_path: Path) -> None:
@@ -219,9 +268,9 @@ def test_no_usable_checkpoint_is_never_a_fresh_start(tmp_path: Path) -> None:
     with pytest.raises(NoUsableCheckpointError) as caught:
         store.newest_verified()
     message = str(caught.value)
-    assert "step 10: " in message
+    assert "step-00000010: " in message
     assert "rng/rank_0.json is missing" in message
-    assert "step 20: " in message
+    assert "step-00000020: " in message
     assert "manifest.json is truncated" in message
 
 

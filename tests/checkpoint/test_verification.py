@@ -93,7 +93,7 @@ def test_all_damaged_is_an_error_that_names_each(
         (tmp_path / "step-00000020" / name).write_bytes(b"of another step")
     with pytest.raises(NoUsableCheckpointError) as caught:
         CheckpointStore(tmp_path).newest_verified()
-    for text in ("step 10: ", f"step-00000020/{name}", "step 30: "):
+    for text in ("step-00000010: ", f"step-00000020/{name}", "step-00000030: "):
         assert text in str(caught.value)
 
 

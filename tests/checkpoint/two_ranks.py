@@ -1,17 +1,21 @@
 """A run of two ranks without DeepSpeed: real files, records gathered over a pipe, killed at random.
 
-Rank 0 begins an incarnation, resumes from the newest checkpoint that verifies and then saves every step
-as fast as it can. It notes each commit that returned in the file `acknowledged`.
+Rank 0 begins an incarnation; both choose the newest checkpoint that verifies, by the call that training
+makes, and then save every step as fast as they can. Rank 0 notes each commit that returned in the file
+`acknowledged`.
 """
 
+import base64
 import json
 import os
+import pickle
 import random
 import signal
 import time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, TextIO
 
 from r1hpc.checkpoint.manifest import FileRecord
 from r1hpc.checkpoint.store import Checkpoint, CheckpointStore
@@ -42,14 +46,45 @@ class Pair:
         return end_of(self.rank_0), end_of(self.rank_1)
 
 
+class PipeRanks:
+    """Two ranks that choose together over the pipes: r1hpc.checkpoint.ranks.Ranks."""
+
+    world_size = 2
+
+    def __init__(self, rank: int, to_other: int, from_other: TextIO) -> None:
+        self.rank = rank
+        self._to_other = to_other
+        self._from_other = from_other
+
+    def gather(self, value: Any) -> list[Any]:
+        self._send(value)
+        theirs = self._receive()
+        return [value, theirs] if self.rank == 0 else [theirs, value]
+
+    def broadcast(self, value: Any) -> Any:
+        if self.rank:
+            return self._receive()
+        self._send(value)
+        return value
+
+    def _send(self, value: Any) -> None:
+        tell(self._to_other, base64.b64encode(pickle.dumps(value)).decode())
+
+    def _receive(self) -> Any:
+        line = self._from_other.readline()
+        if not line:
+            os._exit(ALONE)
+        return pickle.loads(base64.b64decode(line))
+
+
 def rank_0(root: Path, attempt: int, to_rank_1: int, from_rank_1: int, close: tuple[int, int]) -> None:
     for end in close:
         os.close(end)
     store = CheckpointStore(root)
     store.begin(attempt, "t")
-    newest = store.newest_verified()
-    step = newest.step if newest else 0
     replies = os.fdopen(from_rank_1)
+    newest = store.newest_verified(PipeRanks(0, to_rank_1, replies))
+    step = newest.step if newest else 0
     while True:
         step += 1
         folder = store.open_staging(step, attempt, "t")
@@ -68,8 +103,11 @@ def rank_1(root: Path, attempt: int, to_rank_0: int, from_rank_0: int, close: tu
     for end in close:
         os.close(end)
     store = CheckpointStore(root)
-    for line in os.fdopen(from_rank_0):
+    orders = os.fdopen(from_rank_0)
+    newest = store.newest_verified(PipeRanks(1, to_rank_0, orders))
+    for expected_step, line in enumerate(orders, newest.step + 1 if newest else 1):
         step = int(line)
+        assert step == expected_step, "the ranks resumed from different steps"
         records = write_share(store, store.staging(step, attempt, "t"), step, rank=1)
         tell(to_rank_0, json.dumps([asdict(record) for record in records]))
     os._exit(ALONE)

@@ -44,5 +44,33 @@ def test_start_up_is_paid_on_every_node_and_work_once() -> None:
     assert (p50(2000, 1) - one) * 3600 == pytest.approx(1000 * 8 * 128 * per_token / FLOPS_PER_RANK)
 
 
+MEASURED = {
+    "smoke": (12.3, 60, 24 * 128, 2_562_048, 1),
+    "smoke, 400 steps": (118.0, 400, 24 * 128, 2_562_048, 1),
+    "smoke, 26 M parameters": (77.3, 8, 24 * 128, 162_004_992, 1),
+    "sft of r1": (51.4, 500, 128 * 32, 2_116_800, 2),
+    "grpo of r1": (13.6, 60, 256 * 24, 2_089_152, 2),
+    "distil of r1": (34.0, 500, 128 * 32, 649_344, 2),
+    "evaluate of r1": (14.0, 2, 256 * 24, 2_089_152, 2),
+}
+"""Wall seconds, steps, tokens a step, FLOPs a token, ranks: two shared x86 cores, 2026-11-26."""
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_measured_runs_lie_well_inside(name: str) -> None:
+    seconds, steps, tokens, flops, ranks = MEASURED[name]
+    plan = plan_of(steps, 1)
+    planned = replace(
+        plan,
+        topology=replace(plan.topology, ranks_per_node=ranks),
+        total_tokens=steps * tokens,
+        flops_per_token=float(flops),
+    )
+    found = cpu_node_hours(planned)
+    assert found is not None
+    assert 0.5 < seconds / 3600 / found["p50"] < 1.5
+    assert found["p10"] < seconds / 3600 < found["p90"]
+
+
 def test_an_unknown_model_has_no_estimate() -> None:
     assert cpu_node_hours(replace(plan_of(10, 1), flops_per_token=None)) is None

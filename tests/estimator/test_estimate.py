@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from r1hpc.base.errors import UsageError
 from r1hpc.estimator.baselines import baselines, seed_formula
-from r1hpc.estimator.estimate import Estimate, Quantiles, estimate, seed_estimate
+from r1hpc.estimator.estimate import Estimate, estimate, seed_estimate
 from r1hpc.estimator.estimate_text import amount, estimate_text, summary_line
 from r1hpc.estimator.goodput import FailureRates
 from r1hpc.estimator.measured import measured_estimate
+from r1hpc.estimator.spread import Spread
 from r1hpc.estimator.workload import Workload
 from r1hpc.plan.hardware import find_gpu
 
@@ -23,7 +24,7 @@ def _work(**change: Any) -> Workload:
     return Workload.of_counts(**(asked | change))
 
 
-def _hours(found: Estimate) -> Quantiles:
+def _hours(found: Estimate) -> Spread:
     assert found.gpu_hours is not None
     return found.gpu_hours
 
@@ -68,7 +69,7 @@ def test_a_cluster_that_fails_faster_than_it_saves() -> None:
 def test_the_articles_formula_says_what_it_is() -> None:
     assert seed_formula(7e9, 100) == 86
     found = seed_estimate(7e9, 100)
-    assert _hours(found) == Quantiles(86, 86, 86)
+    assert _hours(found) == Spread(86, 86, 86)
     assert "86" in found.notes[0]
     assert "560" in found.notes[0]
     assert found.baselines["seed_formula"] == 86
@@ -133,7 +134,7 @@ class TestMeasured:
 
     def test_a_finished_run_is_certain(self) -> None:
         hours = _hours(self._estimate([80.0] * 200))
-        assert hours == Quantiles(10, 10, 10)
+        assert hours == Spread(10, 10, 10)
 
     def test_a_run_without_gpus_is_told_in_node_hours(self) -> None:
         found = self._estimate([20.0] * 20, num_gpus=0, num_nodes=2)

@@ -94,7 +94,7 @@ def test_effects_add_up() -> None:
     belief = mfu_belief(_work(), 1.0)
     assert sum(belief.effects.values()) == pytest.approx(belief.log_mean)
     assert sum(belief.variances.values()) == pytest.approx(belief.log_sd**2)
-    assert belief.quantile(0.1) < belief.median < belief.quantile(0.9)
+    assert belief.log_sd > 0
 
 
 def test_a_long_run_loses_more_and_knows_less() -> None:

@@ -12,11 +12,11 @@ from r1hpc.estimator.memory_options import (
     option_of,
     usable_gib,
 )
-from r1hpc.estimator.published_rows import Published, read_published, read_table
 from r1hpc.estimator.workload import Workload
 from r1hpc.plan.hardware import find_gpu
 from r1hpc.plan.memory import memory_per_gpu
 from r1hpc.plan.shape import ModelShape, model_shape
+from research.estimator.published_rows import Published, read_published, read_table
 
 _MPT = {
     "125m": (12, 768),

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1hpc.base.errors import UsageError
-from r1hpc.estimator.estimate_run import estimate_rl
+from r1hpc.estimator.estimate_rl import estimate_rl
 from r1hpc.estimator.goodput import FailureRates
 from r1hpc.estimator.rl_phase import PHASES, RlRates, RlWork, decoding, rl_phases, tail
 from r1hpc.plan.hardware import find_gpu

@@ -67,7 +67,6 @@ def test_the_difference_is_paired_by_seed() -> None:
     assert found.mean == pytest.approx(0.02)
     assert found.high == pytest.approx(0.02 + 4.303 * 0.01 / math.sqrt(3))
     assert found.low == pytest.approx(0.02 - 4.303 * 0.01 / math.sqrt(3))
-    assert not found.is_clear
 
 
 def test_only_seeds_that_both_have_are_compared() -> None:

@@ -10,9 +10,9 @@ import pytest
 from r1hpc.base.rundir import RunDir
 from r1hpc.config.schema import ResourcesConfig, RunConfig
 from r1hpc.slurm import payload, submission
-from r1hpc.slurm.accounting import sacct_records
 from r1hpc.slurm.probe import probe_cluster
 from r1hpc.slurm.requeue import job_state, requeue
+from r1hpc.slurm.sacct import sacct_records
 from r1hpc.slurm.script import make_script, render
 from tests.cluster import Cluster
 

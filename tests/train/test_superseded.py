@@ -1,0 +1,105 @@
+"""A rank that was superseded in the middle of a real DeepSpeed save, which makes folders it misses."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from r1hpc.checkpoint.store import CheckpointStore
+from r1hpc.config.schema import Precision
+from r1hpc.train.distributed import Group
+from r1hpc.train.errors import SaveError
+from r1hpc.train.snapshot import Identity, Snapshots
+from tests.train.two_ranks import engine_around, run_on_two_ranks, train
+
+ZERO_STAGE = 1
+CASES = (
+    # DeepSpeed makes its folder anew from the start.
+    (1, "save_checkpoint", False),
+    # The model states are written and gone; the optimizer's follow.
+    (3, "_create_zero_checkpoint_files", False),
+    (5, "_create_zero_checkpoint_files", True),
+)
+"""(attempt, the method of the engine that the next attempt begins before, whether it left its tombstone).
+
+With the tombstone in time for save_checkpoint rank 0 fails alone, and a test of two ranks would hang.
+"""
+
+
+def test_it_commits_nothing(tmp_path: Path) -> None:
+    run_on_two_ranks(superseded_saves, tmp_path)
+
+
+def superseded_saves(group: Group, folder: Path) -> None:
+    store = CheckpointStore(folder / "checkpoints")
+    network = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(
+            "llama",
+            vocab_size=64,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+        )
+    )
+    engine = engine_around(network, ZERO_STAGE, Precision.fp32)
+    train(engine, [torch.zeros(2, 8, dtype=torch.long)])
+    for attempt, moment, leaves_tombstone in CASES:
+        superseded_save(group, store, engine, attempt, moment, leaves_tombstone)
+    save(snapshots(group, store, 9), engine)
+    (found,) = store.list()
+    assert found.manifest.attempt == 9
+    assert store.verify(found) == []
+    endings = [record.name.rpartition("rank_00_")[2] for record in found.manifest.files]
+    assert endings.count("model_states.pt") == 1
+    assert endings.count("optim_states.pt") == 2
+
+
+def superseded_save(
+    group: Group, store: CheckpointStore, engine: Any, attempt: int, moment: str, leaves_tombstone: bool
+) -> None:
+    """`attempt` saves, and the next one begins at `moment`, killed before its tombstone or not."""
+    ours = snapshots(group, store, attempt)
+
+    def supersede() -> None:
+        group.barrier()
+        if group.rank == 0:
+            CheckpointStore(store.root).begin(attempt + 1, "newer")
+            if not leaves_tombstone:
+                ours_folder(store, attempt).unlink()
+        group.barrier()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, moment, after(supersede, getattr(engine, moment)))
+        with pytest.raises(SaveError, match="has taken over"):
+            save(ours, engine)
+    group.barrier()
+    assert ours_folder(store, attempt).is_dir() != leaves_tombstone, "DeepSpeed makes folders no more"
+    assert list(store.survey()) == []
+
+
+def ours_folder(store: CheckpointStore, attempt: int) -> Path:
+    return store.staging(1, attempt, "t").parent
+
+
+def after(first: Callable[[], None], then: Callable[..., Any]) -> Callable[..., Any]:
+    def both(*args: Any, **kwargs: Any) -> Any:
+        first()
+        return then(*args, **kwargs)
+
+    return both
+
+
+def snapshots(group: Group, store: CheckpointStore, attempt: int) -> Snapshots:
+    if group.rank == 0:
+        CheckpointStore(store.root).begin(attempt, "t")
+    group.barrier()
+    identity = Identity("data", "plan", 4, "model", "fp32", ZERO_STAGE, group.world_size)
+    return Snapshots(store, group, attempt, "t", identity, store.root)
+
+
+def save(ours: Snapshots, engine: Any) -> None:
+    ours.save(engine, 1, {"seed": 0}, hurry=True, write_more=lambda folder: None)
