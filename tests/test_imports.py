@@ -25,6 +25,7 @@ _MAY_IMPORT = {
     "attempt": (*_SHARED, "slurm", "data", "checkpoint", "telemetry", "tasks", "train"),
     "site": (*_SHARED, "slurm", "telemetry"),
     "accounting": (*_SHARED, "slurm", "telemetry", "estimator", "attempt"),
+    "rehearsal": (*_SHARED, "slurm", "telemetry", "attempt"),
     "reporting": (*_SHARED, "slurm", "telemetry", "attempt", "accounting"),
     "submission": (*_SHARED, "slurm", "data", "telemetry", "tasks", "estimator", "attempt", "accounting"),
 }
@@ -159,6 +160,7 @@ _LIGHT = (
     "diagnose",
     "launch",
     "doctor",
+    "drill",
     "base.cli",
     "config.load",
     "plan.run",

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 Findings = dict[str, dict[str, str]]
 
 
-def doctor(root: Path, *words: str, status: int = 0, **env: str) -> Findings:
+def doctor(root: Path, *words: str, status: int = 0, **env: Any) -> Findings:
     """The findings of the command by check; those that are not ok win over those that are."""
     done = subprocess.run(
         [sys.executable, "-m", "r1hpc.doctor", "--run-root", str(root), "--json", *words],
