@@ -20,6 +20,8 @@ COMMANDS = {
     "estimate": "GPU-hours before they are spent",
     "budget": "what is left of the allocation, and whether it will do",
     "report": "GPU-hours: planned, used, useful, wasted",
+    "doctor": "what of a cluster would cost days, before anything is spent",
+    "drill": "prove that a disturbed job loses nothing",
     "settings": "every setting of a run, and where its value came from",
     "shard": "build, verify and inspect datasets",
     "monitor": "GPU readings of this node",

@@ -23,7 +23,9 @@ _MAY_IMPORT = {
     "estimator": _SHARED,
     "train": (*_SHARED, "data", "checkpoint", "telemetry", "tasks"),
     "attempt": (*_SHARED, "slurm", "data", "checkpoint", "telemetry", "tasks", "train"),
+    "site": (*_SHARED, "slurm", "telemetry"),
     "accounting": (*_SHARED, "slurm", "telemetry", "estimator", "attempt"),
+    "rehearsal": (*_SHARED, "slurm", "telemetry", "attempt"),
     "reporting": (*_SHARED, "slurm", "telemetry", "attempt", "accounting"),
     "submission": (*_SHARED, "slurm", "data", "telemetry", "tasks", "estimator", "attempt", "accounting"),
 }
@@ -157,6 +159,8 @@ _LIGHT = (
     "calibrate",
     "diagnose",
     "launch",
+    "doctor",
+    "drill",
     "base.cli",
     "config.load",
     "plan.run",
