@@ -138,7 +138,7 @@ def _is_finished(run: RunDir) -> bool:
 
 def _mark(run: RunDir) -> list[int]:
     """What must not have changed for a kept answer to hold."""
-    files = (run.finished, run.path / "estimate.json", run.path / "allocations.json")
+    files = (run.finished, run.estimate, run.allocations)
     return [path.stat().st_mtime_ns if path.exists() else 0 for path in files]
 
 
@@ -179,7 +179,7 @@ def _resource(ledger: RunLedger) -> str:
     run = ledger.run
     if not any(each.attempt.gpus for each in ledger.summary.attempts):
         return CPU
-    estimated, is_given = _gpu_estimated(_read(run.path / "estimate.json"))
+    estimated, is_given = _gpu_estimated(_read(run.estimate))
     found = _gpu_seen(run) or (estimated if is_given else None)
     if found is None:
         raise _LeftOutError("GPU not known")
@@ -226,7 +226,7 @@ def _contains_stub(path: Path) -> bool:
 
 def _estimate(run: RunDir, key: str) -> Spread:
     """The estimate stored at submission, before any correction."""
-    stored = _read(run.path / "estimate.json")
+    stored = _read(run.estimate)
     value = stored.get("uncorrected", stored).get(key)
     if value is None:
         raise _LeftOutError("no estimate")
@@ -270,7 +270,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _finished_run(ledger: RunLedger, resource: str, estimate: Spread, finished_at: float) -> FinishedRun:
     """What a correction needs to know of a run."""
     last = ledger.summary.attempts[-1].attempt
-    params = _assumptions(_read(ledger.run.path / "estimate.json")).get("params")
+    params = _assumptions(_read(ledger.run.estimate)).get("params")
     return FinishedRun(
         run_id=ledger.run_id,
         resource=resource,

@@ -138,7 +138,7 @@ def _open(run: RunDir, now: float, given: Iterable[JobRecord], note: str) -> Run
         unit="node-hours" if on_cpu else "GPU-hours",
         source="sacct and run" if len(by_slurm) == 2 else "sacct" if True in by_slurm else "run",
         queue_s=0.0,
-        planned=read_estimate(run.path / "estimate.json", "node_hours" if on_cpu else "gpu_hours"),
+        planned=read_estimate(run.estimate, "node_hours" if on_cpu else "gpu_hours"),
         num_steps=_positive(plan.get("num_steps")),
         ceiling=_positive(plan.get("node_hours_ceiling" if on_cpu else "gpu_hours_ceiling")),
         waiting_since=submitted[-1] if submitted else None,

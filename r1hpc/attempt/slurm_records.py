@@ -53,7 +53,7 @@ class SlurmRecords:
 def kept_records(run: RunDir) -> SlurmRecords:
     """What was learnt of a run; nothing where there is no such file, or it is damaged."""
     try:
-        value = read_json(run.path / "allocations.json")
+        value = read_json(run.allocations)
         if value["version"] != _VERSION:
             return SlurmRecords()
         records = tuple(JobRecord(**each) for each in value["records"])
@@ -83,7 +83,7 @@ def learn(run: RunDir, records: Iterable[JobRecord], now: float, asked: float = 
     fresh = SlurmRecords(ordered, now if is_new else before.seen, max(asked, before.asked))
     if is_new or asked > before.asked + _HOUR:
         with contextlib.suppress(OSError):
-            write_json(run.path / "allocations.json", {"version": _VERSION, **asdict(fresh)})
+            write_json(run.allocations, {"version": _VERSION, **asdict(fresh)})
     return fresh
 
 

@@ -33,6 +33,8 @@ class RunDir:
     code = _Inside("code")
 
     attempts = _Inside("attempts.jsonl")  # one line per event, see telemetry.attempts
+    summary = _Inside("summary.json")  # what the attempts came to
+    allocations = _Inside("allocations.json")  # what Slurm charged
     logs = _Inside("logs")  # what each rank printed; logs/latest is the newest attempt's
     metrics = _Inside("metrics")
     train_metrics = _Inside("metrics/train.jsonl")  # a line per optimizer step

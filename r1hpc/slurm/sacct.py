@@ -1,27 +1,24 @@
 """What Slurm charged, read from sacct: the question, and the one rule for each column of an answer.
 
-    records = sacct_records("4711")                                # every attempt of a job
-    records = ask_sacct(start="2026-05-01", user="ada")
-    records = read_sacct(Path("sacct.txt").read_text(), "sacct.txt")
-    with ask_sacct_file(start="2026-05-01", account="lab") as file: ...   # for accounting.totals
+    records = sacct_records("4711")                          # every attempt of a job
+    with ask_sacct_file(start="2026-05-01", account="lab") as file:
+        records = pick_records(file, "sacct")                # of everybody in it; a file of yours likewise
 
 A file is what `sacct -D -X -P -o ...` prints, header included, its columns in any order; needed are JobID,
 Start, AllocTRES and one of ElapsedRaw, Elapsed, End. Without -D sacct hides the earlier attempts of a
 requeued job, and nothing in a file tells that they are missing. sacct does not escape the separator where a
 job name holds it. Times are Unix seconds, or local times as sacct prints them to people.
 
-accounting.totals reads millions of rows a column at a time. It asks the same rules, and gives a row that is
+accounting.columns reads millions of rows a column at a time. It asks the same rules, and gives a row that is
 not as usual back to `read_rows`.
 """
 
-import os
 import re
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
 from typing import IO
 
 from r1hpc.base.errors import StateError, UsageError
@@ -42,8 +39,6 @@ LONGEST_S = 10 * 366 * 86400
 MOST = 2**31 - 1
 """No job has more GPUs, nodes or restarts."""
 _BOM = "\ufeff"
-_HOUR = re.compile(r"\d{4}-\d\d-\d\dT\d\d", re.ASCII)
-_IN_HOUR = re.compile(r":([0-5]\d):([0-5]\d)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -98,24 +93,6 @@ def parse_records(lines: Sequence[str]) -> list[JobRecord]:
     return list(read_rows((line.encode() for line in lines), columns, "sacct", first=1, waiting=True))
 
 
-def ask_sacct(
-    start: str | None = None,
-    end: str | None = None,
-    user: str | None = None,
-    account: str | None = None,
-    timeout_s: float = 60.0,
-) -> list[JobRecord]:
-    """Records of all jobs of a user or an account; those of this user where neither is given.
-
-    Args:
-        start, end: as sacct takes them, for example 2026-05-01; sacct's own default is today.
-
-    Raises:
-        SlurmError: sacct or slurmdbd did not answer.
-    """
-    return read_sacct(call(_question(start, end, user, account), timeout_s), "sacct")
-
-
 @contextmanager
 def ask_sacct_file(
     start: str | None = None,
@@ -124,7 +101,10 @@ def ask_sacct_file(
     account: str | None = None,
     timeout_s: float = 600.0,
 ) -> Iterator[IO[bytes]]:
-    """As `ask_sacct`, for as many records as there are: a file without a name, to be read and forgotten.
+    """Records of all jobs of a user or an account, of this user where neither is given, in a nameless file.
+
+    Args:
+        start, end: as sacct takes them, for example 2026-05-01; sacct's own default is today.
 
     Raises:
         SlurmError: sacct or slurmdbd did not answer.
@@ -144,15 +124,6 @@ def _question(start: str | None, end: str | None, user: str | None, account: str
     return argv
 
 
-def read_sacct(text: str, source: str) -> list[JobRecord]:
-    """The records in `text`, each once, in its order. Steps and jobs that never started are left out.
-
-    Raises:
-        StateError: the header or a line is not of this format; names `source`, line and fix.
-    """
-    return pick_records(text.encode().split(b"\n"), source)
-
-
 def pick_records(
     lines: Iterable[bytes],
     source: str,
@@ -160,12 +131,19 @@ def pick_records(
     waiting: bool = False,
     also: Sequence[str] = (),
 ) -> list[JobRecord]:
-    """As `read_sacct`, of these jobs only, from lines that need not fit in memory.
+    """The records in what sacct printed, each once, in its order.
+
+    Steps are left out, and jobs that have not started.
 
     Args:
-        lines: with their ends or without; splitlines() would also split at what a job name may hold.
+        lines: with their ends or without, and not from splitlines(), which also splits at what a job name may
+            hold; they need not fit in memory.
+        job_ids: of these jobs alone.
         waiting: also those that have not started.
         also: columns that are needed, see read_header.
+
+    Raises:
+        StateError: the header or a line is not of this format; names `source`, line and fix.
     """
     rest = iter(lines)
     columns = read_header(next(rest, b""), source, also)
@@ -390,11 +368,10 @@ def start_of(start: str, end: str, elapsed_s: int) -> float | None:
     first = parse_when(start)
     if first is None or end in NEVER or end.isdecimal() or start.isdecimal():
         return first
-    if hour_start(start[:13]) is not None:
-        return first
-    begins, ends = _both(start), _both(end)
+    begins = _both(start)
     if len(begins) == 1:
         return first
+    ends = _both(end)
     # Pauses of a suspended job make the elapsed time shorter, never longer. Of two that fit, the first.
     return min(begins, key=lambda begin: min(abs(over - begin - elapsed_s) for over in ends))
 
@@ -414,45 +391,9 @@ def parse_when(text: str) -> float | None:
     if text in NEVER:
         return None
     try:
-        seconds = float(text) if text.isdecimal() else _local(text)
+        seconds = float(text) if text.isdecimal() else datetime.fromisoformat(text).timestamp()
         if seconds < NO_LATER:
             return seconds
     except (ValueError, OverflowError):
         pass
     raise UsageError(f"{text!r} is not a time: write 2026-05-01 or 2026-05-01T10:00:00")
-
-
-def _local(text: str) -> float:
-    hour, rest = hour_start(text[:13]), _seconds_in_hour(text[13:])
-    if hour is None or rest is None:
-        return datetime.fromisoformat(text).timestamp()
-    return float(hour + rest)
-
-
-def hour_start(text: str) -> int | None:
-    """Unix seconds at which the local hour `2026-05-01T10` begins.
-
-    None where that does not tell all of its seconds: the clock is changed in it, or it is written otherwise.
-    """
-    # Asked for each record, and the same hour comes many times; a process may change its zone.
-    return _hour_start(text, os.environ.get("TZ"))
-
-
-@lru_cache(maxsize=100_000)
-def _hour_start(text: str, zone: str | None) -> int | None:
-    if not _HOUR.fullmatch(text):
-        return None
-    try:
-        ends = [datetime.fromisoformat(f"{text}:{minutes}") for minutes in ("00:00", "59:59")]
-    except ValueError:
-        return None
-    first, last = ({int(end.replace(fold=fold).timestamp()) for fold in (0, 1)} for end in ends)
-    is_usual = len(first) == len(last) == 1 and max(last) - min(first) == 3599
-    return min(first) if is_usual else None
-
-
-@lru_cache(maxsize=4096)
-def _seconds_in_hour(text: str) -> int | None:
-    """Seconds of `:MM:SS`; None if it is written otherwise."""
-    found = _IN_HOUR.fullmatch(text)
-    return int(found[1]) * 60 + int(found[2]) if found else None

@@ -95,14 +95,10 @@ class StoredSummary:
     """BEGIN-END, milliseconds since 1970: the split of a time that cuts through attempts."""
 
 
-def summary_path(run: RunDir) -> Path:
-    return run.path / "summary.json"
-
-
 def read_summary(run: RunDir) -> StoredSummary | None:
     """What is stored; None where there is nothing, or what is there cannot be used."""
     try:
-        value = json.loads(summary_path(run).read_bytes())
+        value = json.loads(run.summary.read_bytes())
         if value.pop("version") != VERSION:
             return None
         value |= {key: Mark(*value[key]) for key in ("config", "train", "events")}
@@ -123,4 +119,4 @@ def write_summary(run: RunDir, stored: StoredSummary) -> None:
     """Replace the file; a folder that cannot be written, or a full disk, keeps what it has."""
     text = json.dumps({"version": VERSION, **asdict(stored)}) + "\n"
     with contextlib.suppress(OSError):
-        write_atomic(summary_path(run), text)
+        write_atomic(run.summary, text)

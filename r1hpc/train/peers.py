@@ -2,10 +2,10 @@
 
     prepare(store, world_size)                  # rank 0, before the others can connect
     peers = Peers(store, rank, world_size, timeout_s)
-    peers.start(watchdog.sign)                  # a thread: tells of this rank, hears of the others
+    peers.start(watchdog.sign)                  # a thread: reports this rank, hears of the others
     peers.problem()                             # None, or why the ranks will not come together any more
 
-Rank 0 alone looks at all ranks and tells the others what it found, so each rank asks one question a second.
+Rank 0 alone looks at all ranks and reports what it found to the others, so each rank asks once a second.
 """
 
 import threading
@@ -25,10 +25,10 @@ _UNSEEN = "0 0 start"
 
 @dataclass(frozen=True)
 class Sign:
-    """What a rank tells of itself."""
+    """What a rank reports of itself."""
 
     alive: int
-    """Grows with each beat, and while it waits with each exchange: a stopped process tells nothing new."""
+    """Grows with each beat, and while it waits with each exchange: a stopped process reports nothing new."""
     beats: int
     """Grows with its own progress only."""
     phase: str
@@ -149,8 +149,8 @@ class Peers:
         self._round = str(int(self._round) + 1)
         self._store.set(_VERDICT, f"{self._round} {self._verdict}")
 
-    def _hear(self, told: str) -> None:
-        number, _, self._verdict = told.partition(" ")
+    def _hear(self, message: str) -> None:
+        number, _, self._verdict = message.partition(" ")
         if number != self._round:
             self._round, self._heard_at = number, time.monotonic()
 

@@ -31,14 +31,14 @@ from r1hpc.tasks.tokenizer import SpecialIds
 from r1hpc.train.attention import OURS
 from r1hpc.train.export import exported_config, weights_of
 from r1hpc.train.loop import Job
-from r1hpc.train.rollout import Request, Samples, fingerprint
+from r1hpc.train.sampling import Request, Samples, fingerprint
 
 _MEMORY_SHARE = 0.3
-"""Of the GPU's memory for vLLM's weights and cache, beside the trainer's (TRL's default for colocation)."""
+"""Share of the GPU for vLLM's weights and cache, beside the trainer's (TRL's default for colocation)."""
 
 
 class VllmSampler:
-    """The RolloutEngine of train/rollout.py over vLLM."""
+    """The RolloutEngine of train/sampling.py over vLLM."""
 
     def __init__(self, job: Job, ids: SpecialIds) -> None:
         """Loads nothing yet: vLLM starts at the first sync_weights, when it sees what memory is left.
@@ -70,6 +70,7 @@ class VllmSampler:
             self._llm.wake_up(tags=["weights"])
         names = hashlib.sha256()
         for weight in weights_of(network):
+            # Tensor by tensor: a second whole copy would not fit beside two engines that share a GPU.
             with weight.whole() as value:
                 names.update(fingerprint(torch.nn.ParameterList([value])).encode())
                 pair = (weight.name, value)

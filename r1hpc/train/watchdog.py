@@ -19,10 +19,10 @@ from r1hpc.train.peers import Peers, Sign
 EXIT_HANG = 75
 """Exit status of a rank that found itself hanging."""
 WAITING = "waiting for the other ranks"
-_LAST_WORDS_S = 5.0
+_REPORT_S = 5.0
 """Enough for the others to hear of it."""
 _BACKSTOP_S = 15.0
-"""How much later than the Python thread the C thread acts: after the last words."""
+"""How much later than the Python thread the C thread acts: after the others have heard."""
 
 
 class Watchdog:
@@ -33,7 +33,7 @@ class Watchdog:
     """
 
     def __init__(self, timeout_s: float, on_hang: Callable[[str], None]) -> None:
-        """`on_hang` is given what was found, in words."""
+        """`on_hang` is given a sentence that says what was found."""
         self._timeout_s = timeout_s
         self._on_hang = on_hang
         self._phase = "start"
@@ -80,7 +80,7 @@ class Watchdog:
             self._is_waiting = False
 
     def sign(self) -> Sign:
-        """What the others are told of this rank."""
+        """What this rank reports to the others."""
         self._looks += self._is_waiting
         return Sign(self._beats + self._looks, self._beats, self._phase)
 
@@ -98,8 +98,8 @@ class Watchdog:
                 print(f"hang: {problem}: stacks follow", file=sys.stderr)
                 faulthandler.dump_traceback(all_threads=True)
                 self._on_hang(problem)
-                # The first to exit gets the others killed; they too should have left word by then.
-                time.sleep(_LAST_WORDS_S)
+                # The first to exit gets the others killed; they too should have reported by then.
+                time.sleep(_REPORT_S)
                 os._exit(EXIT_HANG)
 
     def _problem(self) -> str | None:

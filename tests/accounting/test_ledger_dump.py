@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1hpc.accounting import account, totals
+from r1hpc.accounting import account, columns
 from r1hpc.accounting.account import hours_of_file, hours_of_lines
 from r1hpc.accounting.selection import Selection
 from r1hpc.accounting.totals import sum_dump
 from r1hpc.base.errors import StateError
-from r1hpc.slurm.sacct import read_sacct
+from r1hpc.slurm.sacct import pick_records
 from tests.accounting.dumps import COLUMNS, Truth, write_dump
 
 HEADER = "JobID|JobName|User|Account|Partition|QOS|State|Start|End|ElapsedRaw|NNodes|AllocTRES"
@@ -92,7 +92,7 @@ def test_what_is_usual_is_never_read_row_by_row(tmp_path: Path, monkeypatch: pyt
     """The speed hangs on it: names with separators, records that stand there twice, jobs that wait."""
     path = tmp_path / "dump.txt"
     truth = write_dump(path, 15_000, 7)
-    monkeypatch.delattr(totals._Reader, "_by_rows")
+    monkeypatch.delattr(columns.ColumnReader, "_by_rows")
     assert in_seconds(hours_of_file(path, Selection())) == as_seconds(truth)
 
 
@@ -100,7 +100,7 @@ def test_blocks_of_any_size_give_the_same(tmp_path: Path, monkeypatch: pytest.Mo
     path = tmp_path / "dump.txt"
     truth = write_dump(path, 3000, 3)
     for size in (400, 1000, 65537):
-        monkeypatch.setattr(totals, "_BLOCK_BYTES", size)
+        monkeypatch.setattr(columns, "_BLOCK_BYTES", size)
         with path.open("rb") as file:
             assert in_seconds(sum_dump(file, "dump.txt", Selection())) == as_seconds(truth)
 
@@ -162,32 +162,27 @@ def owned_row(job: str, **cells_: str) -> str:
     return row(job, User=OWNERS[job], **cells_)
 
 
-ROWS = st.builds(
-    owned_row,
-    job=st.sampled_from(JOBS),
-    start=st.sampled_from(
-        [
+def _rows(**odd: list[str]) -> st.SearchStrategy[str]:
+    """Rows of jobs as there are, and of such as there should not be."""
+    usual = {
+        "start": [
             "2026-03-29T01:59:59",
             "2026-03-29T03:00:00",
             "2026-10-25T02:30:00",
             "2026-10-24T23:59:59",
             "2026-10-25T00:00:00",
+            "2026-04-05T01:45:00",
             "2026-02-28T12:00:00",
-            "2026-05-01",
-            "1777629600",
             "Unknown",
             "None",
             "",
             "0",
-        ]
-    ),
-    elapsed=st.sampled_from(["0", "1", "59", "3600", "86400", "90061", "900000", "10000000", "007"]),
-    End=st.sampled_from(["Unknown", "2026-10-25T03:30:00", "2026-10-25T02:31:00"]),
-    JobName=st.text(st.characters(codec="utf-8", exclude_characters="\n\r"), max_size=12),
-    State=st.sampled_from(["RUNNING", "CANCELLED by 1000", "CANCELLED by 1", "COMPLETED", ""]),
-    NNodes=st.sampled_from(["1", "16", "", "1024"]),
-    AllocTRES=st.sampled_from(
-        [
+        ],
+        "elapsed": ["0", "1", "59", "3600", "86400", "90061", "900000", "10000000", "007"],
+        "End": ["Unknown", "2026-10-25T03:30:00", "2026-10-25T02:31:00"],
+        "State": ["RUNNING", "CANCELLED by 1000", "CANCELLED by 1", "COMPLETED", ""],
+        "NNodes": ["1", "16", "", "1024"],
+        "AllocTRES": [
             "",
             "cpu=4,node=2",
             "gres/gpu=3",
@@ -195,8 +190,36 @@ ROWS = st.builds(
             "gres/gpu:a100=4,gres/gpu:h100=2",
             "billing=4,cpu=4,energy=12345,gres/gpu:a100=8,gres/gpu=8,mem=16G,node=4",
             "gres/gpumem=80G,gres/gpuutil=100",
+        ],
+    }
+    name = st.text(st.characters(codec="utf-8", exclude_characters="\n\r"), max_size=12)
+    cells = {key: st.sampled_from(odd.get(key, values)) for key, values in usual.items()}
+    return st.builds(owned_row, job=st.sampled_from(JOBS), JobName=name, **cells)
+
+
+ROWS = _rows()
+ODD_ROWS = st.one_of(
+    _rows(
+        start=[
+            "1777629600",
+            "2026-05-01",
+            "2026-05-01T10",
+            "2026-05-01T10:30",
+            "2026-05-01 10:30:00",
+            "2026-05-01T10:30:60",
+            "2026-05-01T10:30:00Z",
+            "2026-03-29T02:30:00",
+            "2026-02-29T10:30:00",
+            "1969-12-31T12:00:00",
+            "2345-01-01T00:00:00",
+            "9999999999",
+            "Start",
+            "-5",
         ]
     ),
+    _rows(elapsed=["400000000", "3000000000", "9" * 30, "-5", "+7", " 8", "1_0", "٣", "0x10", "many", ""]),
+    _rows(NNodes=["3000000000", "9" * 30, "-5", "+7", " 8", "two"]),
+    _rows(AllocTRES=["gres/gpu=3000000000", f"gres/gpu={'9' * 30}", f"node={'9' * 30}"]),
 )
 
 
@@ -235,7 +258,11 @@ def damaged(line: str, how: str, at: int) -> bytes:
     return ways[how]
 
 
-LINES = st.builds(damaged, ROWS, st.sampled_from(("nothing",) * 5 + DAMAGES), st.integers(0, 99))
+LINES = st.one_of(
+    ROWS.map(lambda line: damaged(line, "nothing", 0)),
+    st.builds(damaged, ROWS, st.sampled_from(DAMAGES), st.integers(0, 99)),
+    ODD_ROWS.map(lambda line: damaged(line, "nothing", 0)),
+)
 ENDS = st.sampled_from([b"\n", b"\r\n"])
 SIZES = st.sampled_from([1, 200, 500, 2**21])
 """Of a block: with few lines in it what is as usual is read by columns, beside what is not."""
@@ -244,7 +271,7 @@ SELECTIONS: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     optional={
         "user": st.just("ada"),
         "account": st.just("lab"),
-        "start": st.just(1777650000.0),
+        "start": st.sampled_from([1777650000.0, 1792890000.0]),  # the second between two that show 02:30
         "end": st.just(1793000000.0),
         "runs": st.just({"4_1": ("demo", "sft"), "12345678": ("demo", "rl"), "none": ("x", "y")}),
     },
@@ -260,7 +287,7 @@ def outcome(read: Callable[..., dict[str, Any]], content: bytes, **selected: Any
 
 def check_that_both_agree(content: bytes, zone: str, size: int, selected: dict[str, Any]) -> None:
     with clock_of(zone), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(totals, "_BLOCK_BYTES", size)
+        patch.setattr(columns, "_BLOCK_BYTES", size)
         assert outcome(by_columns, content, **selected) == outcome(by_rows, content, **selected)
 
 
@@ -351,8 +378,10 @@ def test_a_job_that_runs_is_refused_where_nothing_tells_for_how_long(count: int,
 def test_the_end_tells_which_of_two_equal_times_is_meant() -> None:
     first = row(start="2026-10-25T02:30:00", End="2026-10-25T02:45:00", elapsed="4500")
     second = row(start="2026-10-25T02:30:00", End="2026-10-25T03:15:00", elapsed="2700")
-    starts = [read_sacct(text_of(line), "x")[0].start for line in (first, second)]
+    starts = [pick_records(text_of(line).encode().split(b"\n"), "x")[0].start for line in (first, second)]
     assert starts == [1792888200.0, 1792891800.0]
+    for read in (by_columns, by_rows):  # of the second nothing lies before
+        assert in_seconds(read(text_of(second), start=1792890000.0))["total"] == 8 * 2700
 
 
 @pytest.mark.parametrize(
@@ -373,6 +402,13 @@ def test_a_line_that_cannot_be_read_is_named(line: str, reason: str) -> None:
     before = [row(job=str(number)) for number in range(5000)]
     with pytest.raises(StateError, match=reason):
         by_columns(text_of(*before, line, *before[:7]))
+
+
+@pytest.mark.parametrize("elapsed", ["9" * 30 + "-00:00:00", "1:2:3:4", ""])
+def test_a_time_that_no_job_ran_is_refused(elapsed: str) -> None:
+    content = f"JobID|Start|Elapsed|AllocTRES\n7|2026-05-01T00:00:00|{elapsed}|gres/gpu=4\n".encode()
+    assert "dump.txt:2: " in outcome(by_rows, content)
+    assert outcome(by_columns, content) == outcome(by_rows, content)
 
 
 def test_a_header_that_lacks_a_column_is_named(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from r1hpc.telemetry import metrics
 from r1hpc.telemetry.attempts import read_history
 from r1hpc.telemetry.metrics import MetricWriter
 from r1hpc.telemetry.summary import RunSummary, names_of, summarise_run
-from r1hpc.telemetry.summary_file import read_summary, summary_path
+from r1hpc.telemetry.summary_file import read_summary
 from tests.recorded import RecordedRun
 
 
@@ -24,7 +24,7 @@ def summary_of(run: RunDir, now: float = 0.0, running: bool = False) -> RunSumma
 
 def afresh(run: RunDir, now: float = 0.0, running: bool = False) -> RunSummary:
     """The same without what is stored, which stays as it was."""
-    path = summary_path(run)
+    path = run.summary
     kept = path.read_bytes() if path.exists() else None
     path.unlink(missing_ok=True)
     found = summary_of(run, now, running)
@@ -159,9 +159,9 @@ def _other_end(run: RunDir) -> None:
 
 
 def _damage(run: RunDir) -> None:
-    value = json.loads(summary_path(run).read_text())
+    value = json.loads(run.summary.read_text())
     value["attempts"][0]["split"] = [1.5, "x"]
-    summary_path(run).write_text(json.dumps(value))
+    run.summary.write_text(json.dumps(value))
 
 
 @pytest.mark.parametrize(
@@ -172,9 +172,9 @@ def _damage(run: RunDir) -> None:
         _other_end,
         _damage,
         lambda run: run.train_metrics.unlink(),
-        lambda run: summary_path(run).write_bytes(b"\xff\x00" * 50),
-        lambda run: summary_path(run).write_text("[]"),
-        lambda run: os.truncate(summary_path(run), 40),
+        lambda run: run.summary.write_bytes(b"\xff\x00" * 50),
+        lambda run: run.summary.write_text("[]"),
+        lambda run: os.truncate(run.summary, 40),
     ],
 )
 def test_a_summary_that_is_older_than_its_run_or_damaged_is_made_again(
@@ -193,7 +193,7 @@ def test_a_summary_that_is_older_than_its_run_or_damaged_is_made_again(
 def test_where_the_folder_cannot_be_written_it_is_computed_each_time(
     made: RecordedRun, steps_parsed: Callable[[], int]
 ) -> None:
-    summary_path(made.run).mkdir()  # stands for a colleague's folder: also root cannot replace it by a file
+    made.run.summary.mkdir()  # stands for a colleague's folder: also root cannot replace it by a file
     first = summary_of(made.run)
     steps_parsed()
     assert summary_of(made.run) == first

@@ -18,9 +18,8 @@ from r1hpc.base.errors import ConfigError, R1hpcError
 from r1hpc.config.reasoning import RolloutConfig
 from r1hpc.config.schema import ModelConfig, TrainConfig
 from r1hpc.tasks.tokenizer import SpecialIds
-from r1hpc.train.lora import wrap_lora
-from r1hpc.train.model import build_model
-from r1hpc.train.rollout import Request, streams
+from r1hpc.train.model import build_model, wrap_lora
+from r1hpc.train.sampling import Request, streams
 from r1hpc.train.vllm_engine import VllmSampler
 
 IDS = SpecialIds(pad=0, eos=1)
