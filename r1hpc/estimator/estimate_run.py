@@ -63,15 +63,15 @@ def shape_of_run(config: RunConfig, plan: RunPlan) -> ModelShape | None:
     """The model's shape; None where its folder is yet to be written, or its family not known.
 
     The plan holds the number of parameters but not the vocabulary, which may be the dataset's: parameters
-    grow by the same number with each of its words, so two counts give it.
+    grow by the same number with each of its entries, so two counts give it.
     """
     try:
         model = load_model_config(config, None)
         if model.get("vocab_size") is not None:
             return model_shape(model)
         one, two = (model_shape({**model, "vocab_size": size}).num_parameters for size in (1, 2))
-        words, rest = divmod((plan.num_parameters or 0) - one, two - one)
-        return None if rest or words < 0 else model_shape({**model, "vocab_size": words + 1})
+        more, rest = divmod((plan.num_parameters or 0) - one, two - one)
+        return None if rest or more < 0 else model_shape({**model, "vocab_size": more + 1})
     except (ConfigError, UnknownModelError):
         return None
 
