@@ -137,7 +137,7 @@ def _of_job(arguments: argparse.Namespace) -> Estimate:
 
 def _corrected(found: Estimate, arguments: argparse.Namespace) -> tuple[Estimate, dict[str, Any]]:
     """With what this site's own finished runs say of such estimates; unchanged where there are none."""
-    from r1hpc.estimator.estimate_text import hours_words
+    from r1hpc.estimator.estimate_text import hours_text
 
     root = run_root_of(arguments.run_root)
     if found.method != "flops" or not root.is_dir():
@@ -149,10 +149,14 @@ def _corrected(found: Estimate, arguments: argparse.Namespace) -> tuple[Estimate
     now, extra = corrected(found, stage, finished_runs(root.absolute()))
     if extra:
         hours = found.gpu_hours or found.node_hours
-        before = "" if hours is None else f"; before that {hours_words(hours)}"
+        before = "" if hours is None else f"; before that {hours_text(hours)}"
         note = f"corrected by this site's runs: {extra['correction']['basis']}{before}"
         now = replace(now, notes=(note, *now.notes))
     return now, extra
+
+
+def _run_root(arguments: argparse.Namespace) -> Path:
+    return Path(arguments.run_root) if arguments.run_root else default_run_root()
 
 
 def _of_measured_run(arguments: argparse.Namespace) -> Estimate:

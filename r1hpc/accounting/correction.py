@@ -150,7 +150,7 @@ class Correction:
 
     @property
     def basis(self) -> str:
-        """The correction in words."""
+        """The correction in one line."""
         stage, resource = self.planned.stage or "finished", self.planned.resource
         others = f"; {self.num_others} of another stage or size do not count" if self.num_others else ""
         if not self.num_runs:

@@ -19,10 +19,10 @@ from r1hpc.base.units import format_duration
 from r1hpc.estimator.baselines import BYTES_PER_TOKEN, baselines, seed_formula
 from r1hpc.estimator.features import num_gpus_of
 from r1hpc.estimator.goodput import SAVE_S, FailureRates, Overhead, overhead
-from r1hpc.estimator.memory_options import MemoryOptions, guessed_shape, memory_options
+from r1hpc.estimator.memory_options import MemoryOptions, memory_options
 from r1hpc.estimator.mfu import Coefficients, MfuBelief, mfu_belief, run_weight
 from r1hpc.estimator.spread import Spread
-from r1hpc.estimator.workload import Workload
+from r1hpc.estimator.workload import ASSUMED_GPU, Workload
 from r1hpc.plan.hardware import find_gpu
 from r1hpc.plan.shape import ModelShape
 
@@ -32,7 +32,6 @@ CONVENTION = (
     "`causal` counts half the scores (Megatron-LM)"
 )
 _WALL_EXAMPLES = (8, 64, 512)
-_ARTICLE_GPU = "A100-SXM4-80GB"
 LEAST_GOODPUT = 1e-6
 """Below it hours are those at this goodput: a run that never ends has none."""
 
@@ -64,6 +63,10 @@ class Estimate:
     """GPU-hours by rules of thumb; of a CPU run those of one A100 for each rank."""
     memory: MemoryOptions | None = None
     """None: nothing is trained, or no size is known. Of a CPU run as `baselines`."""
+
+    def assuming(self, **more: object) -> "Estimate":
+        """With more on record of what it rests on."""
+        return replace(self, assumptions={**self.assumptions, **more})
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -107,7 +110,7 @@ def estimate(
     belief = billed_belief(work)
     useful = max(lost.goodput, LEAST_GOODPUT)
     hours = Spread.log_normal(work.gpu_hours_at(belief.median) / useful, belief.log_sd) + startup_gpu_hours
-    options = memory_options(shape or guessed_shape(work), work, gpus)
+    options = memory_options(work, shape)
     return Estimate(
         method="flops",
         gpu_hours=hours,
@@ -133,7 +136,7 @@ def billed_belief(work: Workload, known: Coefficients | None = None) -> MfuBelie
 def seed_estimate(params: float, gigabytes: float) -> Estimate:
     """By the article's formula, and what is wrong with it."""
     hours = seed_formula(params, gigabytes)
-    gpu = find_gpu(_ARTICLE_GPU)
+    gpu = find_gpu(ASSUMED_GPU)
     work = Workload.of_counts(params=params, tokens=gigabytes * 1e9 / BYTES_PER_TOKEN, gpu=gpu)
     note = (
         "the article's formula, 0.8 per 10^8 parameters + 0.3 per GB of text, kept as a baseline: for 7 B "
@@ -146,13 +149,8 @@ def seed_estimate(params: float, gigabytes: float) -> Estimate:
         assumptions={"params": params, "gigabytes": gigabytes, "gpu": gpu.name},
         notes=(note,),
         baselines=baselines(work),
-        memory=memory_options(guessed_shape(work), work, num_gpus_of(work)),
+        memory=memory_options(work),
     )
-
-
-def with_card(found: Estimate, given: bool) -> Estimate:
-    """With whether the card was given; one that was assumed does not say what a run ran on."""
-    return replace(found, assumptions={**found.assumptions, "gpu_given": given})
 
 
 def flops_of(work: Workload) -> dict[str, float]:

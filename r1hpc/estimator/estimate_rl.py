@@ -14,9 +14,8 @@ from typing import Any
 
 from r1hpc.estimator.baselines import baselines
 from r1hpc.estimator.estimate import LEAST_GOODPUT, Estimate, shares_of
-from r1hpc.estimator.features import num_gpus_of
 from r1hpc.estimator.goodput import FailureRates, overhead
-from r1hpc.estimator.memory_options import guessed_shape, memory_options
+from r1hpc.estimator.memory_options import memory_options
 from r1hpc.estimator.mfu import coefficients
 from r1hpc.estimator.rl_phase import RlRates, RlWork, rl_phases
 from r1hpc.estimator.spread import Spread
@@ -47,9 +46,6 @@ def estimate_rl(
     lost = overhead(rates or FailureRates(), work.num_gpus)
     hours = ideal * (1 / max(lost.goodput, LEAST_GOODPUT))
     trained = _as_training(work, shape)
-    memory = None
-    if stage not in ONLY_SAMPLING:
-        memory = memory_options(shape or guessed_shape(trained), trained, num_gpus_of(trained))
     return Estimate(
         method="flops",
         gpu_hours=hours,
@@ -61,13 +57,8 @@ def estimate_rl(
         assumptions=_assumptions(work),
         notes=("completions are assumed to have the mean length named: decoding and update grow with it",),
         baselines=baselines(trained),
-        memory=memory,
+        memory=None if stage in ONLY_SAMPLING else memory_options(trained, shape),
     )
-
-
-def guessed_cache_bytes(work: Workload) -> float:
-    """Keys and values of a token in 16 bits, without grouped queries, the shape guessed from the size."""
-    return 2 * 2 * work.layers * work.hidden_size
 
 
 def _phases(work: RlWork, stage: str) -> dict[str, float]:

@@ -12,21 +12,19 @@ from r1hpc.base.errors import ConfigError
 from r1hpc.config.schema import RunConfig
 from r1hpc.estimator.baselines import baselines
 from r1hpc.estimator.cpu import CPU_PRIOR, cpu_node_hours
-from r1hpc.estimator.estimate import Estimate, estimate, with_card
-from r1hpc.estimator.estimate_rl import ONLY_SAMPLING, estimate_rl, guessed_cache_bytes
-from r1hpc.estimator.features import num_gpus_of
+from r1hpc.estimator.estimate import Estimate, estimate
+from r1hpc.estimator.estimate_rl import ONLY_SAMPLING, estimate_rl
 from r1hpc.estimator.goodput import FailureRates
-from r1hpc.estimator.memory_options import MemoryOptions, guessed_shape, memory_options
+from r1hpc.estimator.memory_options import memory_options
 from r1hpc.estimator.rl_phase import RlWork
 from r1hpc.estimator.spread import Spread
-from r1hpc.estimator.workload import Workload
+from r1hpc.estimator.workload import ASSUMED_GPU, Workload, guessed_cache_bytes
 from r1hpc.plan.batch import updates_per_rollout
 from r1hpc.plan.hardware import Gpu, find_gpu
 from r1hpc.plan.model import load_model_config
 from r1hpc.plan.run import RunPlan
 from r1hpc.plan.shape import ModelShape, UnknownModelError, model_shape
 
-_ASSUMED_GPU = "A100-SXM4-80GB"
 _STARTUP_S = 180.0
 """From the allocation to the first step of an attempt. Assumed."""
 _MEAN_OF_LONGEST = 0.5
@@ -44,36 +42,36 @@ def estimate_of_run(config: RunConfig, plan: RunPlan, rates: FailureRates | None
     """
     on_gpus = plan.topology.num_gpus > 0
     found = _on_gpus(config, plan, rates) if on_gpus else _on_cpu(config, plan)
-    return None if found is None else replace(found, assumptions={**found.assumptions, "stage": config.stage})
+    return None if found is None else found.assuming(stage=config.stage)
 
 
 def _on_gpus(config: RunConfig, plan: RunPlan, rates: FailureRates | None) -> Estimate | None:
     if plan.num_parameters is None or plan.flops_per_token is None:
         return None
-    gpu, shape = find_gpu(config.cluster.gpu_type or _ASSUMED_GPU), shape_of_run(config, plan)
+    gpu, shape = find_gpu(config.cluster.gpu_type or ASSUMED_GPU), shape_of_run(config, plan)
     if config.stage in ("rl", *ONLY_SAMPLING):
         found = estimate_rl(_rl_work(config, plan, gpu, shape), config.stage, rates, shape)
     else:
         found = _estimate_training(config, plan, _workload(config, plan, gpu, shape), shape, rates)
     if config.cluster.gpu_type is None:
-        note = f"cluster.gpu_type is not set: {_ASSUMED_GPU} is assumed"
+        note = f"cluster.gpu_type is not set: {ASSUMED_GPU} is assumed"
         found = replace(found, notes=(note, *found.notes))
-    return with_card(found, config.cluster.gpu_type is not None)
+    return found.assuming(gpu_given=config.cluster.gpu_type is not None)
 
 
 def shape_of_run(config: RunConfig, plan: RunPlan) -> ModelShape | None:
     """The model's shape; None where its folder is yet to be written, or its family not known.
 
     The plan holds the number of parameters but not the vocabulary, which may be the dataset's: parameters
-    grow by the same number with each of its words, so two counts give it.
+    grow by the same number with each of its entries, so two counts give it.
     """
     try:
         model = load_model_config(config, None)
         if model.get("vocab_size") is not None:
             return model_shape(model)
         one, two = (model_shape({**model, "vocab_size": size}).num_parameters for size in (1, 2))
-        words, rest = divmod((plan.num_parameters or 0) - one, two - one)
-        return None if rest or words < 0 else model_shape({**model, "vocab_size": words + 1})
+        more, rest = divmod((plan.num_parameters or 0) - one, two - one)
+        return None if rest or more < 0 else model_shape({**model, "vocab_size": more + 1})
     except (ConfigError, UnknownModelError):
         return None
 
@@ -83,7 +81,7 @@ def _on_cpu(config: RunConfig, plan: RunPlan) -> Estimate | None:
     hours = cpu_node_hours(plan)
     if hours is None:
         return None
-    gpu, shape = find_gpu(_ASSUMED_GPU), shape_of_run(config, plan)
+    gpu, shape = find_gpu(ASSUMED_GPU), shape_of_run(config, plan)
     work = _workload(config, plan, gpu, shape)
     return Estimate(
         method="flops",
@@ -103,12 +101,8 @@ def _on_cpu(config: RunConfig, plan: RunPlan) -> Estimate | None:
             "runs of this site are known",
         ),
         baselines=baselines(work),
-        memory=None if config.stage in ONLY_SAMPLING else _memory(work, shape),
+        memory=None if config.stage in ONLY_SAMPLING else memory_options(work, shape),
     )
-
-
-def _memory(work: Workload, shape: ModelShape | None) -> MemoryOptions:
-    return memory_options(shape or guessed_shape(work), work, num_gpus_of(work))
 
 
 def _precision(config: RunConfig, gpu: Gpu) -> str:
@@ -169,7 +163,7 @@ def _rl_work(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape | Non
         prompt_length=rollout.max_prompt_length,
         completion_length=max(1.0, _MEAN_OF_LONGEST * rollout.max_completion_length),
         max_completion_length=rollout.max_completion_length,
-        cache_bytes_per_token=_cache_bytes(shape, params, gpu),
+        cache_bytes_per_token=_cache_bytes(shape, params),
         active_params=active,
         precision=_precision(config, gpu),
         logprob_passes=2 if config.rl.kl_coef > 0 else 1,
@@ -191,7 +185,7 @@ def _sampled(config: RunConfig) -> int:
     return config.generate.num_items * config.generate.num_samples
 
 
-def _cache_bytes(shape: ModelShape | None, params: float, gpu: Gpu) -> float:
-    if shape is not None:
-        return 2 * 2.0 * shape.num_layers * shape.num_key_value_heads * shape.head_dim
-    return guessed_cache_bytes(Workload.of_counts(params=params, tokens=1, gpu=gpu))
+def _cache_bytes(shape: ModelShape | None, params: float) -> float:
+    if shape is None:
+        return guessed_cache_bytes(params)
+    return 2 * 2.0 * shape.num_layers * shape.num_key_value_heads * shape.head_dim

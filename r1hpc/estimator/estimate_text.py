@@ -1,4 +1,4 @@
-"""An estimate in words, for a terminal.
+"""An estimate as text, for a terminal.
 
 print(estimate_text(found))
 """
@@ -34,7 +34,7 @@ def estimate_text(found: Estimate) -> str:
     return "\n".join([*_hours(found), *_reasons(found), *_memory(found), *_baselines(found), *_notes(found)])
 
 
-def hours_words(hours: Spread) -> str:
+def hours_text(hours: Spread) -> str:
     """`230 (150 to 340)`: P50, P10 and P90."""
     return f"{amount(hours.p50)} ({amount(hours.p10)} to {amount(hours.p90)})"
 
@@ -51,9 +51,7 @@ def amount(value: float) -> str:
 
 def summary_line(found: Estimate) -> str:
     """One line for a submission."""
-    hours, what = found.gpu_hours, "GPU-hours"
-    if hours is None:
-        hours, what = found.node_hours, "node-hours"
+    hours, what = found.gpu_hours or found.node_hours, "GPU-hours" if found.gpu_hours else "node-hours"
     if hours is None:
         return "not known"
     wall = next(iter(found.wall_hours.values()), None)
@@ -66,7 +64,7 @@ def summary_line(found: Estimate) -> str:
 def _hours(found: Estimate) -> Iterator[str]:
     yield f"estimate   {summary_line(found)}"
     if found.ideal_gpu_hours:
-        yield f"ideal      {hours_words(found.ideal_gpu_hours)} GPU-hours if nothing went wrong"
+        yield f"ideal      {hours_text(found.ideal_gpu_hours)} GPU-hours if nothing went wrong"
     for gpus, wall in found.wall_hours.items():
         p10, p50, p90 = (format_duration(3600 * hours) for hours in (wall.p10, wall.p50, wall.p90))
         yield f"wall       {p50} on {gpus} GPU{'s' if gpus > 1 else ''} ({p10} to {p90})"
@@ -102,9 +100,9 @@ def _reasons(found: Estimate) -> Iterator[str]:
     shown = {name: assumed[name] for name in _SHOWN_ASSUMPTIONS if assumed.get(name) is not None}
     if shown.get("active_params") == shown.get("params"):
         shown.pop("active_params", None)
-    words = [f"{name} {_value(value)}" for name, value in shown.items()]
-    if words:
-        yield wrap(f"assumed    {', '.join(words)}", hanging=" " * 11)
+    if shown:
+        parts = (f"{name} {_value(value)}" for name, value in shown.items())
+        yield wrap(f"assumed    {', '.join(parts)}", hanging=" " * 11)
 
 
 def _value(value: object) -> str:

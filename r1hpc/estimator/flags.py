@@ -14,9 +14,8 @@ from r1hpc.base.cli import ArgumentParser
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import printable
 from r1hpc.estimator.goodput import GPU_HOURS_PER_FAILURE, RESTART_S, SAVE_S
-from r1hpc.estimator.workload import PRECISIONS, RECOMPUTATION
+from r1hpc.estimator.workload import ASSUMED_GPU, PRECISIONS, RECOMPUTATION
 
-DEFAULT_GPU = "A100-SXM4-80GB"
 _FLAGS_ALONE = "leave the file out, or change the file"
 SETTLED_BY_JOB = {
     "params": "leave the file out, or give model.path=DIR",
@@ -117,13 +116,13 @@ def refuse_settled_by_chain(arguments: argparse.Namespace, job: Path) -> None:
 
 def with_signs_joined(argv: Sequence[str]) -> list[str]:
     """`--params -7B` as `--params=-7B`: argparse takes -7B for a flag; the answer shall be about the sign."""
-    words: list[str] = []
-    for word in argv:
-        if re.match(r"-[\d.]", word) and words and words[-1].startswith("--") and "=" not in words[-1]:
-            words[-1] += f"={word}"
+    joined: list[str] = []
+    for item in argv:
+        if re.match(r"-[\d.]", item) and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
+            joined[-1] += f"={item}"
         else:
-            words.append(word)
-    return words
+            joined.append(item)
+    return joined
 
 
 def _refuse(
@@ -150,7 +149,7 @@ def _add_model(group: Any) -> None:
 
 
 def _add_hardware(group: Any) -> None:
-    group.add_argument("--gpu", metavar="NAME", help=f"a100-80gb, h100, ...; default {DEFAULT_GPU}")
+    group.add_argument("--gpu", metavar="NAME", help=f"a100-80gb, h100, ...; default {ASSUMED_GPU}")
     group.add_argument("--num-gpus", type=int, metavar="N")
     group.add_argument(
         "--peak-tflops", type=float, metavar="X", help="dense bf16, of a card not in the table"

@@ -10,12 +10,18 @@ from typing import Any
 from r1hpc.base.errors import UsageError
 from r1hpc.base.units import format_duration
 from r1hpc.estimator.baselines import BYTES_PER_TOKEN
-from r1hpc.estimator.estimate import Estimate, estimate, seed_estimate, with_card
-from r1hpc.estimator.estimate_rl import estimate_rl, guessed_cache_bytes
-from r1hpc.estimator.flags import DEFAULT_GPU
+from r1hpc.estimator.estimate import Estimate, estimate, seed_estimate
+from r1hpc.estimator.estimate_rl import estimate_rl
 from r1hpc.estimator.goodput import SAVE_S, FailureRates
 from r1hpc.estimator.rl_phase import RlWork
-from r1hpc.estimator.workload import RECOMPUTATION, Workload, check_choice, parse_count
+from r1hpc.estimator.workload import (
+    ASSUMED_GPU,
+    RECOMPUTATION,
+    Workload,
+    check_choice,
+    guessed_cache_bytes,
+    parse_count,
+)
 from r1hpc.plan.hardware import Gpu, find_gpu
 from r1hpc.plan.shape import ModelShape, model_shape
 
@@ -58,7 +64,7 @@ def estimate_of_flags(arguments: argparse.Namespace) -> Estimate:
             save_time_s=_positive("--save-s", arguments.save_s) or SAVE_S,
             save_interval_s=_positive("--save-every-s", arguments.save_every_s),
         )
-    return with_card(found, arguments.gpu is not None)
+    return found.assuming(gpu_given=arguments.gpu is not None)
 
 
 def refuse_without_progress(found: Estimate, arguments: argparse.Namespace) -> None:
@@ -123,7 +129,7 @@ def _shape(arguments: argparse.Namespace) -> ModelShape | None:
 def _gpu(arguments: argparse.Namespace) -> Gpu:
     """The card of the table, or one given by its numbers."""
     if arguments.peak_tflops is None:
-        return find_gpu(arguments.gpu or DEFAULT_GPU)
+        return find_gpu(arguments.gpu or ASSUMED_GPU)
     for flag in ("peak_tflops", "gpu_memory_gib", "gpu_bandwidth_tb_s"):
         _positive(f"--{flag.replace('_', '-')}", getattr(arguments, flag))
     return Gpu(
@@ -196,7 +202,7 @@ def _rl_work(arguments: argparse.Namespace) -> RlWork:
         prompt_length=arguments.prompt_length,
         completion_length=arguments.completion_length,
         max_completion_length=4 * arguments.completion_length if longest is None else longest,
-        cache_bytes_per_token=guessed_cache_bytes(Workload.of_counts(params=params, tokens=1, gpu=gpu)),
+        cache_bytes_per_token=guessed_cache_bytes(params),
         active_params=_optional_count(arguments, "active_params"),
         precision=_precision(arguments.precision, gpu),
         logprob_passes=arguments.logprob_passes,

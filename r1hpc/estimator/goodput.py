@@ -29,13 +29,15 @@ _LONGEST_EXPONENT = 50.0
 
 @dataclass(frozen=True)
 class FailureRates:
-    """What interrupts a run. Preemptions are of the whole job, whatever its size."""
+    """What interrupts a run.
+
+    Preemptions are of the whole job, whatever its size, and warned: the run saves, and loses the restart but
+    no work.
+    """
 
     gpu_hours_per_failure: float = GPU_HOURS_PER_FAILURE
     preemptions_per_day: float = 0.0
     restart_s: float = RESTART_S
-    warned: bool = True
-    """A preempted run saves in its warning window: it loses the restart but no work."""
 
     def __post_init__(self) -> None:
         if not self.gpu_hours_per_failure > 0:
@@ -61,11 +63,8 @@ class Overhead:
 
 
 def mtbf_s(rates: FailureRates, num_gpus: int) -> float:
-    """Mean seconds between interruptions that lose work."""
-    per_second = num_gpus / rates.gpu_hours_per_failure / 3600
-    if not rates.warned:
-        per_second += rates.preemptions_per_day / 86400
-    return 1 / per_second
+    """Mean seconds between interruptions that lose work: failures."""
+    return 1 / (num_gpus / rates.gpu_hours_per_failure / 3600)
 
 
 def daly_interval_s(save_time_s: float, mean_s: float) -> float:
@@ -96,14 +95,12 @@ def overhead(
     mean = mtbf_s(rates, num_gpus)
     best = daly_interval_s(save_time_s, mean)
     interval = save_interval_s or best
-    goodput = expected_goodput(interval, save_time_s, mean, rates.restart_s)
-    if rates.warned:
-        goodput *= max(0.0, 1 - rates.preemptions_per_day * (rates.restart_s + save_time_s) / 86400)
+    preempted = rates.preemptions_per_day * (rates.restart_s + save_time_s) / 86400
     return Overhead(
-        goodput=goodput,
+        goodput=expected_goodput(interval, save_time_s, mean, rates.restart_s) * max(0.0, 1 - preempted),
         save_interval_s=interval,
         optimal_interval_s=best,
         young_interval_s=optimal_save_interval_s(save_time_s, mean),
         mtbf_s=mean,
-        interruptions_per_day=86400 / mean + (rates.preemptions_per_day if rates.warned else 0.0),
+        interruptions_per_day=86400 / mean + rates.preemptions_per_day,
     )

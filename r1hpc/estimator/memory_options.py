@@ -1,6 +1,6 @@
 """Which (ZeRO stage, micro batch, recomputation, offload) fit the card, and which is cheapest.
 
-    options = memory_options(shape, work, num_gpus=8)
+    options = memory_options(work, shape)
     options.best          # the configuration with the highest expected MFU among those that fit
     options.fits          # all that fit, cheapest first
 
@@ -17,6 +17,7 @@ from typing import Any
 
 from r1hpc.base.units import GIB
 from r1hpc.config.schema import Precision
+from r1hpc.estimator.features import num_gpus_of
 from r1hpc.estimator.mfu import mfu_belief
 from r1hpc.estimator.workload import Workload
 from r1hpc.plan.hardware import Gpu
@@ -94,8 +95,12 @@ class MemoryOptions:
         }
 
 
-def memory_options(shape: ModelShape, work: Workload, num_gpus: int) -> MemoryOptions:
-    """All options for `work` on `num_gpus` of its GPU. Micro batches beyond the global batch are left out."""
+def memory_options(work: Workload, shape: ModelShape | None = None) -> MemoryOptions:
+    """All options for `work`; without a shape, of a Llama of its size.
+
+    Micro batches beyond the global batch are left out.
+    """
+    shape, num_gpus = shape or guessed_shape(work), num_gpus_of(work)
     every = list(_every_option(shape, work, num_gpus))
     usable = usable_gib(work.gpu)
     fitting = [option for option in every if option.total_gib <= usable]
@@ -127,28 +132,45 @@ def guessed_shape(work: Workload) -> ModelShape:
     return replace(llama, num_parameters=round(work.params), num_active_parameters=round(work.active_params))
 
 
-def option_of(
-    shape: ModelShape,
-    work: Workload,
-    num_gpus: int,
-    *,
-    zero_stage: int,
-    micro_batch_size: int,
-    recompute: str,
-    offload: bool,
-) -> Option:
-    """What one configuration of ZeRO holds, and how fast it is expected to be, without a layout of `work`."""
+def option_of(shape: ModelShape, work: Workload) -> Option:
+    """What `work` holds on each GPU in its own ZeRO configuration, and how fast it is expected to be."""
+    stage, micro, offload = work.zero_stage or 0, int(work.micro_batch_size or 1), work.offload
     precision = {"fp16": Precision.fp16, "fp32": Precision.fp32, "tf32": Precision.fp32}
     held = memory_per_gpu(
         shape,
-        zero_stage=zero_stage,
-        world_size=num_gpus,
+        zero_stage=stage,
+        world_size=num_gpus_of(work),
         precision=precision.get(work.precision, Precision.bf16),
-        micro_batch_size=micro_batch_size,
+        micro_batch_size=micro,
         seq_len=work.seq_len,
-        activation_checkpointing=recompute == "full",
+        activation_checkpointing=work.recompute == "full",
     )
-    tried = replace(
+    return Option(
+        zero_stage=stage,
+        micro_batch_size=micro,
+        recompute=work.recompute or "none",
+        offload=offload,
+        states_gib=held.parameters_gib + held.gradients_gib + (0.0 if offload else held.optimizer_gib),
+        activations_gib=held.activations_gib + held.logits_gib,
+        buffers_gib=_buffers_gib(shape, stage),
+        host_gib=held.optimizer_gib if offload else 0.0,
+        expected_mfu=mfu_belief(work, 0.0).median,
+    )
+
+
+def _every_option(shape: ModelShape, work: Workload, num_gpus: int) -> Iterator[Option]:
+    stages = (0, 1, 2, 3) if num_gpus > 1 else (0, 3)
+    choices = product(stages, _micro_batches(work, num_gpus), ("none", "full"), (False, True))
+    for stage, micro, recompute, offload in choices:
+        if not offload or stage >= 2:
+            yield option_of(shape, _configured(work, num_gpus, stage, micro, recompute, offload))
+
+
+def _configured(
+    work: Workload, num_gpus: int, zero_stage: int, micro_batch_size: int, recompute: str, offload: bool
+) -> Workload:
+    """`work` by ZeRO alone, in this configuration."""
+    return replace(
         work,
         num_gpus=num_gpus,
         zero_stage=zero_stage,
@@ -158,34 +180,6 @@ def option_of(
         tensor_parallel=None,
         pipeline_parallel=None,
     )
-    return Option(
-        zero_stage=zero_stage,
-        micro_batch_size=micro_batch_size,
-        recompute=recompute,
-        offload=offload,
-        states_gib=held.parameters_gib + held.gradients_gib + (0.0 if offload else held.optimizer_gib),
-        activations_gib=held.activations_gib + held.logits_gib,
-        buffers_gib=_buffers_gib(shape, zero_stage),
-        host_gib=held.optimizer_gib if offload else 0.0,
-        expected_mfu=mfu_belief(tried, 0.0).median,
-    )
-
-
-def _every_option(shape: ModelShape, work: Workload, num_gpus: int) -> Iterator[Option]:
-    stages = (0, 1, 2, 3) if num_gpus > 1 else (0, 3)
-    choices = product(stages, _micro_batches(work, num_gpus), ("none", "full"), (False, True))
-    for stage, micro, recompute, offload in choices:
-        if offload and stage < 2:
-            continue
-        yield option_of(
-            shape,
-            work,
-            num_gpus,
-            zero_stage=stage,
-            micro_batch_size=micro,
-            recompute=recompute,
-            offload=offload,
-        )
 
 
 def _micro_batches(work: Workload, num_gpus: int) -> list[int]:
@@ -215,15 +209,7 @@ def _undominated(options: list[Option]) -> Iterator[Option]:
 
 def _least_gpus(shape: ModelShape, work: Workload) -> int | None:
     for gpus in (1 << exponent for exponent in range(15)):
-        option = option_of(
-            shape,
-            work,
-            gpus,
-            zero_stage=3,
-            micro_batch_size=1,
-            recompute="full",
-            offload=False,
-        )
+        option = option_of(shape, _configured(work, gpus, 3, 1, "full", False))
         if option.total_gib <= usable_gib(work.gpu):
             return gpus
     return None

@@ -11,7 +11,7 @@ reach.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -91,18 +91,9 @@ def coefficients() -> Coefficients:
 
 def parse_coefficients(value: Mapping[str, Any]) -> Coefficients:
     """From the JSON object."""
-    covariance = tuple(tuple(line) for line in value["covariance"])
-    return Coefficients(
-        posterior=Posterior(tuple(value["mean"]), covariance),
-        family_sd=value["family_sd"],
-        noise_sd=value["noise_sd"],
-        run_noise_sd=value["run_noise_sd"],
-        run_share=value["run_share"],
-        run_spread=value["run_spread"],
-        width_scale=value["width_scale"],
-        rl=value["rl"],
-        scored=value["scored"],
-    )
+    posterior = Posterior(tuple(value["mean"]), tuple(tuple(line) for line in value["covariance"]))
+    names = {field.name for field in fields(Coefficients)} - {"posterior"}
+    return Coefficients(posterior, **{name: value[name] for name in names})
 
 
 def run_weight(wall_hours: float) -> float:

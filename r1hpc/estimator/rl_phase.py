@@ -6,7 +6,7 @@
     decode       every step reads all weights and the cache of every sequence: bound by memory bandwidth
                  unless many sequences decode together; a batch runs until its longest completion ends
     logprobs     2N FLOPs a token for each pass of the old policy and the reference
-    reward       a reward model's forward passes; a verifier on the CPU costs GPUs that wait
+    reward       a reward model's forward passes; what GPUs wait for verifiers is not in it
     update       6N FLOPs a token (8N with recomputation), once for each pass over the rollout; so a critic
     hand_over    after each rollout the new weights go to whoever decodes
 
@@ -52,7 +52,6 @@ _LIMITS = {
     "num_iterations": ("the number of passes over a rollout", 1, 10**6),
     "critic_params": ("--critic-params", 0, 1e14),
     "reward_params": ("the parameters of the reward model", 0, 1e14),
-    "reward_s_per_rollout": ("the seconds of a rollout's verifiers", 0, 1e9),
 }
 """By field of RlWork: what a person knows it by, the least and the most it may be. A nan lies in no range."""
 
@@ -81,8 +80,6 @@ class RlWork:
     critic_params: float = 0.0
     """Those one token meets."""
     reward_params: float = 0.0
-    reward_s_per_rollout: float = 0.0
-    """Seconds all GPUs wait for verifiers after each rollout."""
     recompute: bool = False
 
     def __post_init__(self) -> None:
@@ -165,7 +162,7 @@ def rl_phases(work: RlWork, rates: RlRates) -> dict[str, float]:
         "prefill": 2 * met * work.num_sequences * work.prompt_length * matrix_s,
         "decode": _decode_s(work, rates),
         "logprobs": 2 * work.logprob_passes * met * work.tokens * matrix_s,
-        "reward": 2 * work.reward_params * work.tokens * matrix_s + _waiting_s(work),
+        "reward": 2 * work.reward_params * work.tokens * matrix_s,
         "update": backward * (met + work.critic_params) * work.tokens * matrix_s * _offloading(work),
         "hand_over": handed_over / _NETWORK_BYTES_S,
     }
@@ -223,10 +220,6 @@ def _offloading(work: RlWork) -> float:
 
 def _slower(floor: float, tokens: float, work: RlWork) -> float:
     return math.pow(1 + floor * work.gpu.peak_tflops / 312 / tokens, _SEEN)
-
-
-def _waiting_s(work: RlWork) -> float:
-    return work.num_rollouts * work.reward_s_per_rollout * work.num_gpus
 
 
 def _replicas(work: RlWork) -> float:

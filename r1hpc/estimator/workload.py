@@ -22,6 +22,8 @@ from r1hpc.plan.shape import ModelShape, flops_per_token, hardware_flops_per_tok
 
 PRECISIONS = ("bf16", "fp16", "fp8", "tf32", "fp32")
 RECOMPUTATION = ("none", "selective", "full")
+ASSUMED_GPU = "A100-SXM4-80GB"
+"""Where no card is given; the article's, too."""
 _LAYERS_TIMES_HIDDEN_OF_7B = 32 * 4096
 _PARAMETERS_OF_7B = 6.74e9
 _HEAD = 128
@@ -167,6 +169,13 @@ class Workload:
             recomputed_flops_per_token=hardware_flops_per_token(shape, seq_len, True) - per_token,
             **known,
         )
+
+
+def guessed_cache_bytes(params: float) -> float:
+    """Keys and values of a token in 16 bits, without grouped queries, the shape guessed from the size."""
+    check_amount("--params", params, _LARGEST_PARAMS)
+    hidden, layers = _guess_shape(params, None, None)
+    return 2 * 2 * layers * hidden
 
 
 def _guess_shape(params: float, layers: int | None, hidden: int | None) -> tuple[float, float]:

@@ -83,7 +83,7 @@ class Results:
     arms: tuple[ArmResult, ...]
     refused: dict[str, str]
     provenance: dict[str, Any]
-    """command, date, machine in words, versions, task, overrides."""
+    """command, date, machine, versions, task, overrides."""
 
     @property
     def num_finished(self) -> int:
@@ -203,7 +203,7 @@ def _command(study: Study, seeds: Sequence[int], places: Sequence[str]) -> str:
 
 
 def _machine(config: RunConfig) -> str:
-    """Where the arms run, in words."""
+    """Where the arms ran, as text."""
     resources = config.resources
     if resources.gpus_per_node != 0:
         kind = config.cluster.gpu_type or "GPUs of a kind that nobody named"

@@ -52,7 +52,7 @@ _HEAD = """
 # How good the estimate is
 
 `python -m research.estimator.fit` fits the estimator on the rows in `research/estimator/published/` and
-writes this page; its words are in `research/estimator/page.py`. `--check` says whether anything changed.
+writes this page; its text is in `research/estimator/page.py`. `--check` says whether anything changed.
 
 GPU-hours = FLOPs / (peak x MFU x goodput). FLOPs follow from the shape. ln(MFU) is a linear function of
 what is known of a run (`r1hpc/estimator/features.py`), with a prior from physics on every coefficient and a
@@ -65,7 +65,7 @@ counts no recomputation and the full square of attention scores, against dense b
 _LEFT_OUT = """
 Each row is predicted by a fit that saw no row of its family, nor of a family that the same authors measured
 with the same software (both llm-foundry tables and the MPT runs; both vTrain tables). Some other families
-share a code base; what leaving those out as well does to the scores stands below. MdAPE: median of
+share a code base; what leaving those out as well does to the scores is shown below. MdAPE: median of
 |predicted / actual - 1| in hours. Coverage: part of the rows inside P10 to P90, counted by row and with one
 vote a family. The width of the interval was scaled once so that left-out families are covered to 80 %, one
 vote each (the single-node table aside); its *form* was also chosen by a person who had seen these rows, so

@@ -3,11 +3,12 @@
     posterior = fit_rows(read_published())
     as_json(posterior, width_scale=1.1)      # the content of coefficients.json but for scores and RL
 
-A prior from physics stands on every coefficient (r1hpc/estimator/features.py says what each is), and a
-random intercept on each software stack, so that a family has one vote however many rows it has.
+Every coefficient has a prior from physics (r1hpc/estimator/features.py says what each is), and each
+software stack a random intercept, so that a family has one vote however many rows it has.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,9 +73,7 @@ def noise_sd(is_long: bool) -> float:
 def fit_rows(rows: Sequence[Published]) -> Posterior:
     """The posterior of the coefficients from these rows."""
     used = [row for row in rows if row.weight > 0]
-    counts: dict[str, int] = {}
-    for row in used:
-        counts[row.family] = counts.get(row.family, 0) + 1
+    counts = Counter(row.family for row in used)
     observations = [observation(row, counts[row.family]) for row in used]
     return fit(observations, [PRIOR[name] for name in NAMES])
 

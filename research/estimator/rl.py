@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from r1hpc.estimator.estimate_rl import guessed_cache_bytes
 from r1hpc.estimator.rl_phase import RlRates, RlWork, rl_phases
-from r1hpc.estimator.workload import Workload
+from r1hpc.estimator.workload import guessed_cache_bytes
 from r1hpc.plan.hardware import find_gpu
 from research.estimator.published_rows import read_table
 
@@ -59,7 +58,7 @@ def _row(row: dict[str, str]) -> RlRow:
         prompt_length=_LENGTH,
         completion_length=_LENGTH,
         max_completion_length=_LENGTH,
-        cache_bytes_per_token=guessed_cache_bytes(Workload.of_counts(params=params, tokens=1, gpu=gpu)),
+        cache_bytes_per_token=guessed_cache_bytes(params),
         critic_params=_REWARD_PARAMS,
         reward_params=_REWARD_PARAMS,
     )

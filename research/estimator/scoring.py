@@ -11,6 +11,7 @@ Two scores: of rows whose kind of hours is given (ideal or elapsed), and of whol
 import hashlib
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +52,7 @@ def is_a100(row: Published) -> bool:
 
 
 def is_table(row: Published) -> bool:
-    """A measured step; the 1,440 single-node rows would drown the others and stand apart."""
+    """A measured step; the 1,440 single-node rows would drown the others and are a group of their own."""
     return not row.is_run and row.family != SINGLE_NODE_FAMILY
 
 
@@ -117,9 +118,7 @@ def width_scale(scored: Sequence[Scored]) -> float:
     """What the predicted sd must be multiplied with for 80 % of left-out rows to lie inside, one vote a
     family."""
     rows = [s for s in scored if s.row.family != SINGLE_NODE_FAMILY]
-    counts: dict[str, int] = {}
-    for s in rows:
-        counts[s.row.family] = counts.get(s.row.family, 0) + 1
+    counts = Counter(s.row.family for s in rows)
     votes = sorted((abs(s.error) / s.sd, 1 / counts[s.row.family]) for s in rows)
     target, seen = _NOMINAL * math.fsum(vote for _, vote in votes), 0.0
     for z, vote in votes:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r1hpc.base.errors import UsageError
-from r1hpc.estimator.goodput import FailureRates, daly_interval_s, expected_goodput, mtbf_s, overhead
+from r1hpc.estimator.goodput import FailureRates, daly_interval_s, expected_goodput, overhead
 
 _HOUR = 3600.0
 
@@ -63,9 +63,9 @@ def test_no_interval_beats_the_optimal_one_by_much(save_s: float, mean_h: float)
     assert at_best >= max(others) - 1e-3
 
 
-@given(gpus=st.integers(1, 100_000), preemptions=st.floats(0, 50), warned=st.booleans())
-def test_goodput_is_a_part(gpus: int, preemptions: float, warned: bool) -> None:
-    found = overhead(FailureRates(preemptions_per_day=preemptions, warned=warned), gpus)
+@given(gpus=st.integers(1, 100_000), preemptions=st.floats(0, 50))
+def test_goodput_is_a_part(gpus: int, preemptions: float) -> None:
+    found = overhead(FailureRates(preemptions_per_day=preemptions), gpus)
     assert 0 <= found.goodput <= 1
     assert found.optimal_interval_s > 0
     assert found.goodput >= overhead(FailureRates(preemptions_per_day=preemptions + 1), 2 * gpus).goodput - 1
@@ -74,9 +74,6 @@ def test_goodput_is_a_part(gpus: int, preemptions: float, warned: bool) -> None:
 def test_a_warned_preemption_loses_the_restart_only() -> None:
     rates = FailureRates(gpu_hours_per_failure=1e12, preemptions_per_day=12, restart_s=600)
     assert overhead(rates, 8, save_time_s=120).goodput == pytest.approx(1 - 12 * 720 / 86400, abs=1e-3)
-    unwarned = FailureRates(gpu_hours_per_failure=1e12, preemptions_per_day=12, restart_s=600, warned=False)
-    assert mtbf_s(unwarned, 8) == pytest.approx(7200, rel=1e-3)
-    assert overhead(unwarned, 8, save_time_s=120).goodput < overhead(rates, 8, save_time_s=120).goodput
 
 
 def test_a_save_longer_than_the_time_between_failures() -> None:
@@ -95,4 +92,4 @@ def test_a_save_longer_than_the_time_between_failures() -> None:
 )
 def test_rates_that_cannot_be(rates: dict[str, float]) -> None:
     with pytest.raises(UsageError):
-        FailureRates(**rates)  # type: ignore[arg-type]
+        FailureRates(**rates)

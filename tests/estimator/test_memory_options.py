@@ -1,6 +1,7 @@
 """Which configurations fit, against published runs that did, and what is said where nothing does."""
 
 import statistics
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ _MPT = {
 
 def _options(params: float, gpu: str, num_gpus: int, **known: Any) -> MemoryOptions:
     work = Workload.of_counts(params=params, tokens=1e10, gpu=find_gpu(gpu), num_gpus=num_gpus, **known)
-    return memory_options(guessed_shape(work), work, num_gpus)
+    return memory_options(work)
 
 
 def test_everything_named_fits_and_the_fastest_is_first() -> None:
@@ -49,12 +50,10 @@ def test_everything_named_fits_and_the_fastest_is_first() -> None:
 
 
 def test_a_layout_is_not_in_it_and_stops_nothing() -> None:
-    for gpus in (1, 8, 206):
-        known: dict[str, Any] = {"params": 7e9, "tokens": 1e10, "gpu": find_gpu("a100")}
+    for gpus in (16, 208):
+        known: dict[str, Any] = {"params": 7e9, "tokens": 1e10, "gpu": find_gpu("a100"), "num_gpus": gpus}
         split = Workload.of_counts(**known, tensor_parallel=8, pipeline_parallel=2)
-        plain = Workload.of_counts(**known)
-        shape = guessed_shape(plain)
-        assert memory_options(shape, split, gpus) == memory_options(shape, plain, gpus)
+        assert memory_options(split) == memory_options(Workload.of_counts(**known))
 
 
 def test_plain_data_parallelism_wins_where_it_fits() -> None:
@@ -82,10 +81,10 @@ def test_micro_batches_stay_inside_the_global_batch() -> None:
 
 
 def test_offload_moves_the_optimizer() -> None:
-    work = Workload.of_counts(params=7e9, tokens=1e10, gpu=find_gpu("a100"), num_gpus=8)
-    kinds = {"zero_stage": 3, "micro_batch_size": 1, "recompute": "full"}
+    known: dict[str, Any] = {"num_gpus": 8, "zero_stage": 3, "micro_batch_size": 1, "recompute": "full"}
+    work = Workload.of_counts(params=7e9, tokens=1e10, gpu=find_gpu("a100"), **known)
     shape = guessed_shape(work)
-    plain, offloaded = (option_of(shape, work, 8, **kinds, offload=o) for o in (False, True))  # type: ignore[arg-type]
+    plain, offloaded = (option_of(shape, replace(work, offload=offload)) for offload in (False, True))
     assert plain.states_gib - offloaded.states_gib == pytest.approx(offloaded.host_gib)
     assert offloaded.host_gib == pytest.approx(12 * 7e9 / 8 / 2**30)
 
@@ -94,8 +93,10 @@ def test_the_plan_of_the_run_and_the_option_agree() -> None:
     from r1hpc.config.schema import Precision
 
     shape = model_shape({"model_type": "llama"})
-    work = Workload.of_shape(shape, tokens=1e9, seq_len=2048, gpu=find_gpu("a100"))
-    option = option_of(shape, work, 8, zero_stage=2, micro_batch_size=4, recompute="full", offload=False)
+    known: dict[str, Any] = {"num_gpus": 8, "zero_stage": 2, "micro_batch_size": 4, "recompute": "full"}
+    option = option_of(
+        shape, Workload.of_shape(shape, tokens=1e9, seq_len=2048, gpu=find_gpu("a100"), **known)
+    )
     plan = memory_per_gpu(
         shape,
         zero_stage=2,
@@ -134,15 +135,7 @@ def test_against_published_configurations_that_ran() -> None:
         work = row.workload
         assert work.num_gpus is not None
         assert work.micro_batch_size is not None
-        option = option_of(
-            _mpt_shape(row, models[row.id]),
-            work,
-            work.num_gpus,
-            zero_stage=work.zero_stage or 0,
-            micro_batch_size=int(work.micro_batch_size),
-            recompute=work.recompute or "none",
-            offload=False,
-        )
+        option = option_of(_mpt_shape(row, models[row.id]), work)
         parts.append(option.total_gib / work.gpu.memory_gib)
     assert len(parts) == 155
     assert statistics.median(parts) == pytest.approx(0.97, abs=0.05)
@@ -152,6 +145,6 @@ def test_against_published_configurations_that_ran() -> None:
 def test_published_runs_that_need_sharding_are_refused_without() -> None:
     """MPT-30B at 8192 tokens ran on 8 H100 with ZeRO-3, micro batch 1 and recomputation (mosaic-021)."""
     work = Workload.of_counts(params=30e9, tokens=1e9, gpu=find_gpu("h100"), num_gpus=8, seq_len=8192)
-    options = memory_options(guessed_shape(work), work, 8)
+    options = memory_options(work)
     assert {option.zero_stage for option in options.fits if not option.offload} == {3}
     assert usable_gib(find_gpu("h100")) < 80

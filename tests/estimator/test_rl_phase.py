@@ -99,7 +99,7 @@ def test_more_work_never_takes_less(params: float, gpus: int, sequences: int, ro
         replace(work, num_iterations=2),
         replace(work, critic_params=params),
         replace(work, recompute=True),
-        replace(work, reward_s_per_rollout=5),
+        replace(work, reward_params=params),
     ):
         assert sum(rl_phases(more, _RATES).values()) > total
 
