@@ -155,10 +155,6 @@ def _corrected(found: Estimate, arguments: argparse.Namespace) -> tuple[Estimate
     return now, extra
 
 
-def _run_root(arguments: argparse.Namespace) -> Path:
-    return Path(arguments.run_root) if arguments.run_root else default_run_root()
-
-
 def _of_measured_run(arguments: argparse.Namespace) -> Estimate:
     import time
 
