@@ -21,10 +21,11 @@ from r1hpc.estimator.rl_phase import RlWork
 from r1hpc.estimator.spread import Spread
 from r1hpc.estimator.workload import Workload
 from r1hpc.plan.batch import updates_per_rollout
+from r1hpc.plan.families import UnknownModelError
 from r1hpc.plan.hardware import Gpu, find_gpu
 from r1hpc.plan.model import load_model_config
 from r1hpc.plan.run import RunPlan
-from r1hpc.plan.shape import ModelShape, UnknownModelError, model_shape
+from r1hpc.plan.shape import ModelShape, model_shape
 
 _ASSUMED_GPU = "A100-SXM4-80GB"
 _STARTUP_S = 180.0

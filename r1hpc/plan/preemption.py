@@ -35,12 +35,8 @@ class WarningWindow:
     """Where the preemption window comes from, as printed."""
 
 
-def expected_save_time_s(
-    checkpoint_bytes: int, bandwidth_gib_s: float, measured_s: float | None = None
-) -> float:
-    """Seconds a save takes: as measured on this run if it was, else size over bandwidth plus a fixed part."""
-    if measured_s is not None:
-        return measured_s
+def expected_save_time_s(checkpoint_bytes: int, bandwidth_gib_s: float) -> float:
+    """Seconds a save takes: size over bandwidth plus a fixed part."""
     return _FIXED_SAVE_S + checkpoint_bytes / GIB / bandwidth_gib_s
 
 
