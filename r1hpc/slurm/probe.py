@@ -7,12 +7,13 @@ Five commands at once, each given five seconds. What cannot be learnt stays None
 
 import getpass
 import re
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from r1hpc.base.errors import UsageError
-from r1hpc.base.units import parse_time
+from r1hpc.base.units import limit_s
 from r1hpc.slurm.client import SlurmError, call
 
 _TIMEOUT_S = 5.0
@@ -22,7 +23,6 @@ _TIMEOUT_S = 5.0
 class ClusterFacts:
     """What Slurm said. None: it did not."""
 
-    version: str | None = None
     partition: str | None = None
     """The one asked for, else the default."""
     qos: str | None = None
@@ -38,11 +38,8 @@ class ClusterFacts:
     max_batch_requeue: int | None = None
     max_time_s: int | None = None
     """None also where the partition has no limit."""
-    default_time_s: int | None = None
     gpus_per_node: int | None = None
     """0: its nodes have none."""
-    gpu_type: str | None = None
-    proctrack: str | None = None
     unknown: tuple[str, ...] = ()
     """One sentence for each thing that could not be learnt."""
 
@@ -76,10 +73,8 @@ def probe_cluster(
     chosen_qos = qos or _default_qos(said.get("default qos", ""))
     mode, grace = _preemption(config, fields, said.get("qos"), chosen_qos)
     name = fields.get("PartitionName", partition)
-    gpus, gpu_type = read_gpus(said.get("nodes"), name)
     signal = f"{config.get('PreemptParameters', '')},{config.get('SlurmctldParameters', '')}"
     return ClusterFacts(
-        version=config.get("SLURM_VERSION"),
         partition=name,
         qos=chosen_qos,
         preempt_type=config.get("PreemptType"),
@@ -89,11 +84,8 @@ def probe_cluster(
         sends_user_signal="send_user_signal" in signal if config else None,
         job_requeue=config["JobRequeue"] == "1" if "JobRequeue" in config else None,
         max_batch_requeue=_count(config.get("MaxBatchRequeue")),
-        max_time_s=_limit(fields.get("MaxTime")),
-        default_time_s=_limit(fields.get("DefaultTime")),
-        gpus_per_node=gpus,
-        gpu_type=gpu_type,
-        proctrack=config.get("ProctrackType"),
+        max_time_s=limit_s(fields.get("MaxTime")),
+        gpus_per_node=read_gpus(said.get("nodes"), name),
         unknown=tuple(failed),
     )
 
@@ -124,17 +116,14 @@ def read_partition(text: str, name: str | None) -> dict[str, str]:
     return {}
 
 
-def read_gpus(text: str | None, partition: str | None) -> tuple[int | None, str | None]:
-    """GPUs per node and their type in `sinfo -h -o %R|%D|%G`: those of most of the partition's nodes."""
-    if text is None:
-        return None, None
-    kinds: dict[tuple[int, str | None], int] = {}
-    for line in text.splitlines():
+def read_gpus(text: str | None, partition: str | None) -> int | None:
+    """GPUs per node in `sinfo -h -o %R|%D|%G`: those of most of the partition's nodes."""
+    nodes_with: Counter[int] = Counter()
+    for line in (text or "").splitlines():
         name, nodes, gres = (line.split("|") + ["", ""])[:3]
         if partition is None or name == partition:
-            kind = _gpus_in(gres)
-            kinds[kind] = kinds.get(kind, 0) + int(nodes or 0)
-    return max(kinds, key=lambda kind: (kinds[kind], kind[0])) if kinds else (None, None)
+            nodes_with[_gpus_in(gres)] += int(nodes or 0)
+    return max(nodes_with, key=lambda gpus: (nodes_with[gpus], gpus), default=None)
 
 
 def _ask(commands: Mapping[str, list[str]]) -> dict[str, str | SlurmError]:
@@ -167,7 +156,7 @@ def _preemption(
     if not any(qos in row[3].split(",") for row in rows.values()):
         return "OFF", 0  # no QOS may preempt this one
     _, grace, mode, *_ = rows[qos]
-    return (config.get("PreemptMode") if mode in ("", "cluster") else mode.upper()), _limit(grace) or 0
+    return (config.get("PreemptMode") if mode in ("", "cluster") else mode.upper()), limit_s(grace) or 0
 
 
 def _default_qos(text: str) -> str | None:
@@ -179,19 +168,11 @@ def _default_qos(text: str) -> str | None:
     return None
 
 
-def _gpus_in(gres: str) -> tuple[int, str | None]:
-    """("gpu:a100:4(S:0-1),nvme:1") -> (4, "a100")."""
-    count, kind = 0, None
-    for found in re.finditer(r"(?:^|,)gpu(?::([^:,()]*[^\d:,()][^:,()]*))?:(\d+)", gres):
-        count += int(found[2])
-        kind = kind or found[1]
-    return count, kind
+def _gpus_in(gres: str) -> int:
+    """("gpu:a100:4(S:0-1),nvme:1") -> 4."""
+    return sum(map(int, re.findall(r"(?:^|,)gpu(?::[^:,()]*[^\d:,()][^:,()]*)?:(\d+)", gres)))
 
 
 def _count(text: str | None) -> int | None:
     found = re.match(r"\d+", text or "")
     return int(found[0]) if found else None
-
-
-def _limit(text: str | None) -> int | None:
-    return parse_time(text) if text and re.fullmatch(r"[\d:-]+", text) else None
