@@ -13,7 +13,7 @@
     <root>/.incarnation-<attempt>-<token>/step-<n>/      being written, see fence
     <root>/.trash-*                                      being removed
 
-A rank that meets a CheckpointWriteError tells the others; then rank 0 calls `abandon`.
+A rank that meets a CheckpointWriteError reports it to the others; then rank 0 calls `abandon`.
 """
 
 import logging
