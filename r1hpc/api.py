@@ -1,4 +1,4 @@
-"""r1hpc from Python: submit runs and chains, look at them, wait for them, end them. Commands use the same.
+"""r1hpc from Python: submit runs and chains, read their state, wait, cancel. Commands use the same.
 
     from r1hpc import Run, submit
 
@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from r1hpc.attempt.state import Situation, State, look
-from r1hpc.base.choose_run import choose_run
-from r1hpc.base.rundir import RunDir, default_run_root
+from r1hpc.base.choose_run import choose_run, run_root_of
+from r1hpc.base.rundir import RunDir
 from r1hpc.submission.chain_folder import ChainDir, choose_chain
 from r1hpc.telemetry.attempts import Attempt, read_history
 from r1hpc.telemetry.metrics import Step, read_steps
 
-# Each call imports what it needs: a look at a run loads no estimator, and a submission no following.
+# Each call imports what it needs: the state of a run loads no estimator, and a submission no following.
 if TYPE_CHECKING:
     from r1hpc.attempt.cancel import Cancellation
     from r1hpc.plan.run import RunPlan
@@ -45,7 +45,7 @@ Overrides = Mapping[str, Any] | Sequence[str]
 
 
 class Run:
-    """One run, by its folder or its name under the run root. Every answer is looked up anew."""
+    """One run, by its folder or its name under the run root. Every answer is read anew."""
 
     def __init__(self, path: str | Path, run_root: str | Path | None = None) -> None:
         """Raises UsageError where there is no such run, StateError where others may write its folder."""
@@ -299,7 +299,7 @@ def submit(
         argv=tuple(argv),
         overrides=tuple(changes),
         cluster=cluster,
-        run_root=Path(run_root) if run_root else default_run_root(),
+        run_root=run_root_of(run_root),
         over_budget=over_budget,
         job=None if job is None else str(job),
         run_name=run_name,

@@ -10,12 +10,9 @@ for CPU runs node-hours.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from r1hpc.base.choose_run import add_run_root
+from r1hpc.base.choose_run import add_run_root, existing_run_root
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
-from r1hpc.base.errors import UsageError
-from r1hpc.base.rundir import default_run_root
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,12 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from r1hpc.accounting.calibrate import finished_runs
     from r1hpc.accounting.calibration_text import site_json, site_text
 
-    root = Path(arguments.run_root) if arguments.run_root else default_run_root()
-    if not root.is_dir():
-        raise UsageError(
-            f"there is no folder {root.absolute()}: say where runs lie with --run-root DIR or R1HPC_RUN_ROOT"
-        )
-    site = finished_runs(root)
+    site = finished_runs(existing_run_root(arguments.run_root))
     if arguments.json:
         print_json(site_json(site))
     else:

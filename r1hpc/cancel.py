@@ -1,17 +1,16 @@
 """End a run.
 
     python -m r1hpc.cancel RUN_DIR               # its job gets SIGTERM; it is not requeued
-    python -m r1hpc.cancel RUN_DIR --save-first  # touch STOP: it saves at a step edge, then ends
+    python -m r1hpc.cancel RUN_DIR --save-first  # touch STOP: it saves after its next step, then ends
     python -m r1hpc.cancel CHAIN                 # every stage that waits or runs, the last first
 
-A job is cancelled by its id alone, from the run folder, after a look at whether it is yours and
-this run's.
+A job is cancelled by its id alone, from the run folder, and only if it is yours and this run's.
 """
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from r1hpc.base.choose_run import add_run_root
+from r1hpc.base.choose_run import add_run
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
 
 if TYPE_CHECKING:
@@ -36,11 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m r1hpc.cancel", description=__doc__)
-    parser.add_argument(
-        "run_dir", nargs="?", metavar="RUN_DIR", help="a run or a chain: its folder or its name"
-    )
+    add_run(parser, "a run or a chain: its folder or its name")
     parser.add_argument("--save-first", action="store_true", help="let it save and end by itself")
-    add_run_root(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     return parser
 

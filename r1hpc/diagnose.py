@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from r1hpc.base.choose_run import add_run_root, choose_run
+from r1hpc.base.choose_run import add_run, choose_run
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.rundir import RunDir
@@ -41,11 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m r1hpc.diagnose", description=__doc__)
-    parser.add_argument("run_dir", nargs="?", metavar="RUN_DIR", help="a run folder, or the name of a run")
+    add_run(parser)
     parser.add_argument("--attempt", type=int, metavar="K", help="default: the newest")
     parser.add_argument("--quick", action="store_true", help="read only the newest 8 MiB of the records")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    add_run_root(parser)
     return parser
 
 

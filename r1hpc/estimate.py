@@ -20,11 +20,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.choose_run import add_run_root
-from r1hpc.base.cli import ArgumentParser, print_json, run_command
+from r1hpc.base.choose_run import add_run_root, run_root_of
+from r1hpc.base.cli import ArgumentParser, file_and_overrides, print_json, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import printable
-from r1hpc.base.rundir import default_run_root
 
 if TYPE_CHECKING:  # at run time what only an answer needs is imported for it: --help must be quick
     from r1hpc.estimator.estimate import Estimate
@@ -51,16 +50,10 @@ def _read(argv: Sequence[str] | None) -> argparse.Namespace:
     from r1hpc.estimator.flags import refuse_settled, with_signs_joined
 
     parser = _parser()
-    arguments, unknown = parser.parse_known_intermixed_args(
+    arguments: argparse.Namespace = parser.parse_intermixed_args(
         with_signs_joined(sys.argv[1:] if argv is None else argv)
     )
-    if unknown:
-        parser.parse_args(unknown)  # names the nearest known flag
-    arguments.overrides = [word for word in arguments.words if "=" in word]
-    files = [word for word in arguments.words if "=" not in word]
-    if len(files) > 1:
-        raise UsageError(f"two files, {printable(files[0])} and {printable(files[1])}: give one")
-    arguments.target = files[0] if files else None
+    arguments.target, arguments.overrides = file_and_overrides(arguments.words)
     refuse_settled(parser, arguments)
     return arguments
 
@@ -100,13 +93,12 @@ def _print_chain(job: Path, arguments: argparse.Namespace) -> int:
 
     refuse_settled_by_chain(arguments, job)
     card = [f"cluster.gpu_type={find_gpu(arguments.gpu).name}"] if arguments.gpu else []
-    root = Path(arguments.run_root) if arguments.run_root else default_run_root()
     order = Order(
         Purpose.dry_run,
         "slurm",
         overrides=(*arguments.overrides, *card),
         cluster=arguments.cluster,
-        run_root=root,
+        run_root=run_root_of(arguments.run_root),
     )
     found = estimate_chain(job, order)
     if arguments.json:
@@ -147,7 +139,7 @@ def _corrected(found: Estimate, arguments: argparse.Namespace) -> tuple[Estimate
     """With what this site's own finished runs say of such estimates; unchanged where there are none."""
     from r1hpc.estimator.estimate_text import hours_words
 
-    root = Path(arguments.run_root) if arguments.run_root else default_run_root()
+    root = run_root_of(arguments.run_root)
     if found.method != "flops" or not root.is_dir():
         return found, {}
     # Deferred: a machine without runs need not know how runs are accounted.

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.choose_run import add_run_root, choose_run, full_name
+from r1hpc.base.choose_run import add_run, choose_run, full_name
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.rundir import RunDir
@@ -51,12 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m r1hpc.export", description=__doc__)
-    parser.add_argument("run_dir", nargs="?", metavar="RUN", help="a run folder, or the name of a run")
+    add_run(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="the folder to make")
     parser.add_argument("--step", type=int, metavar="N", help="of this checkpoint; default the newest")
     parser.add_argument("--to", metavar="TOOL", help="metrics: see python -m r1hpc.export_metrics")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    add_run_root(parser)
     return parser
 
 

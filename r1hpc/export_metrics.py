@@ -1,4 +1,4 @@
-"""A run's metrics for the tools a group already looks at.
+"""A run's metrics for the tools a group already uses.
 
     python -m r1hpc.export_metrics RUN --to tensorboard            # event files in RUN/report/tensorboard/
     python -m r1hpc.export_metrics RUN --to tensorboard --follow   # and new steps, until the run is over
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.choose_run import add_run_root, choose_run, flat_name, full_name
+from r1hpc.base.choose_run import add_run, choose_run, flat_name, full_name
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.rundir import RunDir
@@ -44,14 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m r1hpc.export_metrics", description=__doc__)
-    parser.add_argument("run_dir", nargs="?", metavar="RUN", help="a run folder, or the name of a run")
+    add_run(parser)
     parser.add_argument("--to", choices=tuple(_TARGETS), required=True)
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write to")
     parser.add_argument("--follow", action="store_true", help="go on until the run is over")
     parser.add_argument("--every", type=float, default=15.0, metavar="S", help="--follow: seconds (15)")
     parser.add_argument("--project", default="r1hpc", help="--to wandb: the project")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    add_run_root(parser)
     return parser
 
 

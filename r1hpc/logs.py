@@ -11,7 +11,7 @@ Control characters are taken out: a log can hold whatever a model or a library p
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.choose_run import add_run_root
+from r1hpc.base.choose_run import add_run
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.rundir import RunDir
@@ -49,14 +49,11 @@ def _check(arguments: Any) -> None:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m r1hpc.logs", description=__doc__)
-    parser.add_argument(
-        "run_dir", nargs="?", metavar="RUN_DIR", help="a run or a chain: its folder or its name"
-    )
+    add_run(parser, "a run or a chain: its folder or its name")
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the run is over")
     parser.add_argument("--rank", type=int, default=0, metavar="N", help="global rank (0)")
     parser.add_argument("--attempt", type=int, metavar="K", help="default: the last one")
     parser.add_argument("-n", "--lines", type=int, default=50, metavar="LINES", help="how many (50)")
-    add_run_root(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     return parser
 

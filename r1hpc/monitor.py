@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.names import printable
+from r1hpc.base.tables import format_table
 from r1hpc.base.units import format_bytes
 
 if TYPE_CHECKING:  # --help must be quick
@@ -28,6 +29,8 @@ if TYPE_CHECKING:  # --help must be quick
     from r1hpc.telemetry.nvml import Nvml
 
 _HEADINGS = ("GPU", "UUID", "name", "util", "memory", "power", "temp", "SM clock", "slowed by", "processes")
+_ANY_WIDTH = 1000
+"""Processes are never cut off."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,7 +72,8 @@ def _show(arguments: Any, stopping: threading.Event) -> int:
         if arguments.json:
             print_json(_as_json(nvml, readings))
         else:
-            print("\n".join([*_title(nvml), *table(readings)]), flush=True)
+            table = format_table(_HEADINGS, [_row(reading) for reading in readings], width=_ANY_WIDTH)
+            print("\n".join([*_title(nvml), table]), flush=True)
         if arguments.once or stopping.wait(arguments.period):
             break
     nvml.close()
@@ -117,18 +121,11 @@ def _title(nvml: "Nvml") -> list[str]:
     return [title, *(f"note: {note}" for note in nvml.notes)]
 
 
-def table(readings: "Sequence[GpuReading]") -> list[str]:
-    """One aligned line per GPU under a line of headings."""
-    rows = [_HEADINGS, *(_row(reading) for reading in readings)]
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-
-
 def _row(reading: "GpuReading") -> tuple[str, ...]:
     return (
         _cell(reading.index),
-        printable(reading.uuid),
-        printable(reading.name or "-"),
+        reading.uuid,
+        reading.name or "-",
         _cell(reading.gpu_utilization_percent, " %"),
         f"{_size(reading.memory_used_bytes)} of {_size(reading.memory_total_bytes)}",
         f"{_cell(reading.power_w, ' W')} of {_cell(reading.power_limit_w, ' W')}",

@@ -11,7 +11,7 @@
 
 gpu_hours = GPUs x allocated wall hours, busy or idle, over all attempts; an allocation that ran
 over midnight is split between its days. Slurm's own records are used where they can be had, and
-without them what the run folders say; the run's own record tells what the hours went into.
+without them what the run folders say; the run's own record says what the hours went into.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.choose_run import add_run_root, all_runs, choose_run
+from r1hpc.base.choose_run import add_run_root, all_runs, choose_run, existing_run_root, run_root_of
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import UsageError
-from r1hpc.base.rundir import RunDir, default_run_root
+from r1hpc.base.rundir import RunDir
 from r1hpc.base.tables import wrap
 
 if TYPE_CHECKING:  # at run time what only an answer needs is imported for it: --help must be quick
@@ -143,7 +143,7 @@ def _hours(arguments: Any, selection: Selection) -> tuple[dict[str, Any], str, s
     from r1hpc.slurm.client import SlurmError, without_advice
     from r1hpc.slurm.sacct import PRINTED_BY
 
-    root = Path(arguments.run_root) if arguments.run_root else default_run_root()
+    root = run_root_of(arguments.run_root)
     selection = replace(selection, runs=known_jobs(root))
     if arguments.sacct_file is not None:
         records = _records_of(selection.runs, arguments.sacct_file, selection)
@@ -190,15 +190,13 @@ def _write_page(arguments: Any, selection: Selection, everything: bool) -> int:
     # Deferred: no other format draws.
     from r1hpc.reporting.publish import publish
 
-    root = Path(arguments.run_root) if arguments.run_root else default_run_root()
+    root = run_root_of(arguments.run_root)
     now = time.time()
     runs: list[RunDir] | None = None
     hours: dict[str, Any] | None = None
-    if not arguments.run_dirs and not root.is_dir():
-        raise UsageError(
-            f"there is no folder {root.absolute()}: say where runs lie with --run-root DIR or R1HPC_RUN_ROOT"
-        )
-    if arguments.run_dirs:
+    if not arguments.run_dirs:
+        existing_run_root(arguments.run_root)
+    else:
         runs = [run for given in arguments.run_dirs for run in _runs(given, arguments.run_root)]
     jobs = known_jobs(root) if runs is None else {job for run in runs for job in all_slurm_jobs(run)}
     records = _records_of(jobs, arguments.sacct_file, selection) or []

@@ -1,4 +1,4 @@
-"""What a run would be told, and where each value came from.
+"""What a run would be given, and where each value came from.
 
     python -m r1hpc.settings jobs/train.yaml                     # every key, its value and its source
     python -m r1hpc.settings jobs/train.yaml train.lr=1e-4 --set # only what differs from the defaults
@@ -11,8 +11,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.cli import ArgumentParser, print_json, run_command
-from r1hpc.base.errors import UsageError
+from r1hpc.base.cli import ArgumentParser, file_and_overrides, print_json, run_command
 from r1hpc.base.names import printable
 
 # omegaconf is imported only once something is asked for: --help must be quick.
@@ -55,12 +54,7 @@ def _parser() -> ArgumentParser:
 def _resolved(arguments: argparse.Namespace) -> "list[Setting]":
     from r1hpc.config.sources import resolved
 
-    jobs = [word for word in arguments.words if "=" not in word]
-    if len(jobs) > 1:
-        raise UsageError(f"two job files, {printable(jobs[0])} and {printable(jobs[1])}: a run has one")
-    return resolved(
-        jobs[0] if jobs else None, [word for word in arguments.words if "=" in word], arguments.cluster
-    )
+    return resolved(*file_and_overrides(arguments.words), arguments.cluster)
 
 
 def _table(settings: "Sequence[Setting]") -> str:
@@ -73,8 +67,8 @@ def _table(settings: "Sequence[Setting]") -> str:
 
 def _short(value: Any) -> str:
     """As YAML would have it, cut where it is long."""
-    words = {None: "null", True: "true", False: "false"}
-    text = words[value] if value is None or isinstance(value, bool) else printable(str(value))
+    names = {None: "null", True: "true", False: "false"}
+    text = names[value] if value is None or isinstance(value, bool) else printable(str(value))
     return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"
 
 

@@ -17,14 +17,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.choose_run import add_run_root, choose_run, list_runs, unreadable
+from r1hpc.base.choose_run import add_run, choose_run, list_runs, run_root_of, unreadable
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.names import printable
-from r1hpc.base.rundir import RunDir, default_run_root
+from r1hpc.base.rundir import RunDir
 from r1hpc.base.tables import format_table, wrap
 from r1hpc.base.units import format_duration
 
@@ -154,13 +153,10 @@ def _number(value: object) -> str:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m r1hpc.status", description=__doc__)
-    parser.add_argument(
-        "run_dir", nargs="?", metavar="RUN_DIR", help="a run or a chain: its folder or its name"
-    )
+    add_run(parser, "a run or a chain: its folder or its name")
     parser.add_argument("--watch", action="store_true", help="show it again and again until the run is over")
     parser.add_argument("--every", type=float, default=10.0, metavar="S", help="seconds between two (10)")
     parser.add_argument("--all", action="store_true", help="all runs under the run root")
-    add_run_root(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     return parser
 
@@ -227,7 +223,7 @@ def _row(attempt: Attempt, now: float, state: State) -> tuple[str, ...]:
     end = attempt.end if over else (now if state is State.running else None)
     return (
         str(attempt.attempt),
-        attempt.cause.value if attempt.cause else "running" if state is State.running else "no word",
+        attempt.cause.value if attempt.cause else "running" if state is State.running else "no end on record",
         time.strftime("%m-%d %H:%M:%S", time.localtime(attempt.start)),
         format_duration(end - attempt.start) if end is not None else "?",
         str(attempt.nodes),
@@ -239,14 +235,14 @@ def _row(attempt: Attempt, now: float, state: State) -> tuple[str, ...]:
 
 def _progress(shown: dict[str, Any]) -> str:
     step, of = shown["global_step"], shown["num_steps"]
-    words = [f"step {step if step is not None else 0}" + (f" of {of}" if of is not None else "")]
+    parts = [f"step {step if step is not None else 0}" + (f" of {of}" if of is not None else "")]
     if shown["loss"] is not None:
-        words.append(f"loss {shown['loss']:.4f}")
+        parts.append(f"loss {shown['loss']:.4f}")
     if shown["tokens_per_second"] is not None:
-        words.append(f"{shown['tokens_per_second']:,.0f} tokens/s")
+        parts.append(f"{shown['tokens_per_second']:,.0f} tokens/s")
     if shown["eta_s"] is not None:
-        words.append(f"{format_duration(shown['eta_s'])} left")
-    return ", ".join(words)
+        parts.append(f"{format_duration(shown['eta_s'])} left")
+    return ", ".join(parts)
 
 
 def _kept(shown: dict[str, Any]) -> str:
@@ -262,7 +258,7 @@ def _show_all(arguments: Any) -> int:
 
     if arguments.run_dir is not None:
         raise UsageError("--all shows every run: leave RUN_DIR out, or give --run-root DIR")
-    root = Path(arguments.run_root) if arguments.run_root else default_run_root()
+    root = run_root_of(arguments.run_root)
     now = time.time()
     ledgers, notes = open_ledgers(list_runs(root)[:_MOST_RUNS], now, ask=False)
     notes += unreadable(root)
@@ -283,7 +279,7 @@ def _show_all(arguments: Any) -> int:
 
 
 def _chain_row(shown: dict[str, Any]) -> tuple[str, ...]:
-    """Of a chain the steps are its stages."""
+    """A chain's steps are its stages."""
     from r1hpc.attempt.state import State
 
     states = [stage["state"] for stage in shown["stages"]]

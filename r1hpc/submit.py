@@ -20,21 +20,19 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from r1hpc.base.cli import ArgumentParser, run_command
-from r1hpc.base.errors import UsageError
-from r1hpc.base.names import printable
-from r1hpc.base.rundir import default_run_root
+from r1hpc.base.choose_run import add_run_root, run_root_of
+from r1hpc.base.cli import ArgumentParser, file_and_overrides, run_command
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse, submit, print, and follow when asked to."""
     arguments = _parser().parse_intermixed_args(list(argv))
     os.umask(0o077)
-    job, overrides = _job(arguments), _overrides(arguments)
+    job, given = file_and_overrides(arguments.words)
+    overrides = _overrides(given, arguments)
     if arguments.prepare_only:
         return _prepare_inside_job(job, overrides, arguments, argv)
     from r1hpc import api  # here, not above: --help must be quick
@@ -65,7 +63,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--executor", choices=("auto", "slurm", "local"), default="auto")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and the script; write nothing")
     parser.add_argument("--follow", action="store_true", help="print progress until the run is over")
-    parser.add_argument("--run-root", metavar="DIR", help="where runs lie; default $R1HPC_RUN_ROOT or ./runs")
+    add_run_root(parser)
     parser.add_argument("--run-name", metavar="NAME", help="default JOB-DATE-TIME-XXXX")
     parser.add_argument("--resume", action="store_true", help="go on with the run called --run-name")
     parser.add_argument(
@@ -78,18 +76,10 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _job(arguments: argparse.Namespace) -> str | None:
-    jobs = [word for word in arguments.words if "=" not in word]
-    if len(jobs) > 1:
-        raise UsageError(f"two job files, {printable(jobs[0])} and {printable(jobs[1])}: a run has one")
-    return jobs[0] if jobs else None
-
-
-def _overrides(arguments: argparse.Namespace) -> list[str]:
+def _overrides(given: Sequence[str], arguments: argparse.Namespace) -> list[str]:
     """The last one wins: SBATCH_* variables, KEY=VALUE, flags."""
     from r1hpc.slurm import flags
 
-    given = [word for word in arguments.words if "=" in word]
     return [
         *flags.overrides_from_environment(os.environ),
         *given,
@@ -109,7 +99,7 @@ def _prepare_inside_job(
         argv=tuple(argv),
         overrides=tuple(overrides),
         cluster=arguments.cluster,
-        run_root=Path(arguments.run_root) if arguments.run_root else default_run_root(),
+        run_root=run_root_of(arguments.run_root),
         over_budget=arguments.over_budget,
         job=job,
         run_name=arguments.run_name,

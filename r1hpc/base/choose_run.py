@@ -15,13 +15,38 @@ def add_run_root(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-root", metavar="DIR", help="where runs lie; default $R1HPC_RUN_ROOT or ./runs")
 
 
+def add_run(parser: argparse.ArgumentParser, what: str = "a run: its folder or its name") -> None:
+    """The run a command is about, and where runs lie."""
+    parser.add_argument("run_dir", nargs="?", metavar="RUN_DIR", help=f"{what}; default the newest")
+    add_run_root(parser)
+
+
+def run_root_of(given: str | Path | None) -> Path:
+    """The run root of --run-root, else the default one."""
+    return Path(given) if given else default_run_root()
+
+
+def existing_run_root(given: str | None) -> Path:
+    """As run_root_of.
+
+    Raises:
+        UsageError: there is no such folder.
+    """
+    root = run_root_of(given)
+    if not root.is_dir():
+        raise UsageError(
+            f"there is no folder {root.absolute()}: say where runs lie with --run-root DIR or R1HPC_RUN_ROOT"
+        )
+    return root
+
+
 def choose_run(given: str | None, run_root: str | None) -> RunDir:
     """The run folder `given`, or of that name under the run root; without one the newest run there.
 
     Raises:
         UsageError: no such run, or none at all; or it is a chain of them.
     """
-    root = Path(run_root) if run_root else default_run_root()
+    root = run_root_of(run_root)
     if given is None:
         runs = list_runs(root)
         if not runs:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from r1hpc.base.errors import R1hpcError
+from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.names import nearest, printable
 
 
@@ -58,6 +58,18 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
     except KeyboardInterrupt:
         status = 130
     sys.exit(status)
+
+
+def file_and_overrides(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """What stands beside the flags: one file or none, and KEY=VALUE overrides, in any order.
+
+    Raises:
+        UsageError: there are two files.
+    """
+    files = [each for each in arguments if "=" not in each]
+    if len(files) > 1:
+        raise UsageError(f"two files, {printable(files[0])} and {printable(files[1])}: a run has one")
+    return files[0] if files else None, [each for each in arguments if "=" in each]
 
 
 def print_json(value: Any) -> None:

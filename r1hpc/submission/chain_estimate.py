@@ -109,7 +109,7 @@ class ChainCost:
         rows = [_row(each) for each in self.stages]
         for unit in _UNITS:
             if (spread := self.sum(unit)) != NOTHING:
-                rows.append(("all", "", "", *_words(spread), unit, ""))
+                rows.append(("all", "", "", *_figures(spread), unit, ""))
         headings = ("stage", "kind", "on", "estimate", "P10 to P90", "", "time limit")
         lines = [format_table(headings, rows, right={3, 4}, indent="  ")]
         if self.unknown:
@@ -153,9 +153,9 @@ def _cost(step: Step) -> StageCost:
 def _row(each: StageCost) -> Sequence[str]:
     kind = "GPU" if each.unit == "GPU-hours" else "node"
     limit = "" if each.time_limit_s is None else format_duration(each.time_limit_s)
-    hours = ("-", "", "") if each.hours is None else (*_words(each.hours), each.unit)
+    hours = ("-", "", "") if each.hours is None else (*_figures(each.hours), each.unit)
     return (each.name, each.kind, f"{each.width} {kind}{'s' * (each.width != 1)}", *hours, limit)
 
 
-def _words(spread: Spread) -> tuple[str, str]:
+def _figures(spread: Spread) -> tuple[str, str]:
     return amount(spread.p50), f"{amount(spread.p10)} to {amount(spread.p90)}"

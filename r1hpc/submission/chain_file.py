@@ -87,9 +87,7 @@ def read_definition(
     Raises:
         ConfigError: a stage, a need or a reference that is not there, a circle, or an unusable value.
     """
-    content = load.read_yaml(path)
-    common = load.layers_of({key: value for key, value in content.items() if key != "stages"}, path)
-    entries = [_entry(item, common, path) for item in _items(content["stages"], path)]
+    entries = _entries(path)
     needs = _all_needs(entries, path)
     _check_order(needs, path)
     of_stage = split_overrides(overrides, list(needs))
@@ -142,9 +140,7 @@ def overrides_of(name: str, overrides: Sequence[str], names: Sequence[str], chai
 
 def digest_of(path: Path) -> str:
     """The digest of a chain file as it is now."""
-    content = load.read_yaml(path)
-    common = load.layers_of({key: value for key, value in content.items() if key != "stages"}, path)
-    return _digest([_entry(item, common, path) for item in _items(content["stages"], path)])
+    return _digest(_entries(path))
 
 
 def split_overrides(overrides: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
@@ -167,6 +163,13 @@ def without_stage(item: str) -> str:
     """An override without the name of the stage it is for."""
     found = _OF_STAGE.fullmatch(item)
     return found[2] if found else item
+
+
+def _entries(path: Path) -> list[_Entry]:
+    """The stages of a chain file, each with the common keys under its own."""
+    content = load.read_yaml(path)
+    common = load.layers_of({key: value for key, value in content.items() if key != "stages"}, path)
+    return [_entry(item, common, path) for item in _items(content["stages"], path)]
 
 
 def _items(value: Any, path: Path) -> list[dict[str, Any]]:

@@ -19,11 +19,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from r1hpc.base.choose_run import list_runs
+from r1hpc.base.choose_run import list_runs, run_root_of
 from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.files import append_record, check_owned
 from r1hpc.base.names import check_name
-from r1hpc.base.rundir import RunDir, default_run_root
+from r1hpc.base.rundir import RunDir
 
 TAKEN_NAMES = ("chain.yaml", "chain.jsonl", "chain.lock", "supervisor.out", "datasets", "report")
 """Names in the folder that no stage may have."""
@@ -72,7 +72,7 @@ def find_chain(given: str | Path, run_root: str | None = None) -> ChainDir | Non
     Raises:
         StateError: its folder or its definition is somebody else's, or others may write it.
     """
-    root = Path(run_root) if run_root else default_run_root()
+    root = run_root_of(run_root)
     candidates = (root / given, Path(given)) if run_root else (Path(given), root / given)
     for path in candidates:
         chain = ChainDir(path)
@@ -87,7 +87,7 @@ def choose_chain(given: str | None, run_root: str | None) -> ChainDir | None:
     """The chain a command is about: the one given, or the newest if newer than any run; None: it is a run."""
     if given is not None:
         return find_chain(given, run_root)
-    root = Path(run_root) if run_root else default_run_root()
+    root = run_root_of(run_root)
     chains, runs = list_chains(root), list_runs(root)
     if not chains or (runs and runs[0].config.stat().st_mtime > _last_touched(chains[0])):
         return None
@@ -133,12 +133,11 @@ def say_holder(fd: int, role: str) -> None:
 
 
 def holder(chain: ChainDir) -> str:
-    """Who holds the lock, in words."""
-    try:
-        record = json.loads(chain.lock.read_text())
-        return f"{record['role']}, process {record['pid']} on {record['host']},"
-    except (ValueError, KeyError, TypeError, OSError):
+    """Who holds the lock, as a message names it."""
+    record = _read_holder(chain)
+    if not {"role", "pid", "host"} <= record.keys():
         return "another process"
+    return f"{record['role']}, process {record['pid']} on {record['host']},"
 
 
 def supervisor_pid(chain: ChainDir) -> int | None:
@@ -151,7 +150,7 @@ def supervisor_pid(chain: ChainDir) -> int | None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return None
     except BlockingIOError:
-        record = _read_holder(fd)
+        record = _read_holder(chain)
     finally:
         os.close(fd)
     if record.get("role") != SUPERVISOR:
@@ -165,9 +164,10 @@ SUPERVISOR = "the local supervisor"
 SUBMISSION = "a submission"
 
 
-def _read_holder(fd: int) -> dict[str, Any]:
+def _read_holder(chain: ChainDir) -> dict[str, Any]:
+    """What the lock file says; {} where it is torn."""
     try:
-        value = json.loads(os.pread(fd, 256, 0))
-    except ValueError:
+        value = json.loads(chain.lock.read_text())
+    except (ValueError, OSError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -1,4 +1,4 @@
-"""Where a chain stands: each stage's situation, and what follows from them for the whole.
+"""The state of a chain: that of each stage, and what follows from them for the whole.
 
 now = look_at(chain)
 now.state, now.detail, [stage.state for stage in now.stages]
@@ -59,7 +59,7 @@ class StageSituation:
 
 @dataclass(frozen=True)
 class ChainSituation:
-    """A chain, looked at whole."""
+    """A chain and its stages at one moment."""
 
     chain: ChainDir
     stages: tuple[StageSituation, ...]

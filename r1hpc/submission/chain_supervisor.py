@@ -49,7 +49,7 @@ class ChainSupervisor:
 
     def _run(self, run: RunDir) -> None:
         self._stage = start_detached(["local", str(run.path)], run, run.logs / "local.out")
-        if self._stopping:  # the signal came between the look and the start
+        if self._stopping:  # the signal came just before the start
             self._pass_on()
         self._stage.wait()
         self._stage = None

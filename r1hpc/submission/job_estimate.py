@@ -18,8 +18,7 @@ from r1hpc.estimator.estimate_run import estimate_of_run
 from r1hpc.estimator.goodput import FailureRates
 from r1hpc.plan.hardware import find_gpu
 from r1hpc.plan.run import RunPlan, make_plan
-
-_ASSUMED_GPUS_PER_NODE = 8
+from r1hpc.submission.plan_run import ASSUMED_GPUS_PER_NODE
 
 
 def estimate_job(
@@ -61,7 +60,7 @@ def estimate_job(
 def _plan(config: RunConfig, num_gpus: int | None) -> RunPlan:
     asked, nodes = config.resources.gpus_per_node, config.resources.nodes
     per_node = config.cluster.gpus_per_node if asked is None else asked
-    per_node = _ASSUMED_GPUS_PER_NODE if per_node is None else per_node
+    per_node = ASSUMED_GPUS_PER_NODE if per_node is None else per_node
     if num_gpus is not None and per_node:
         per_node, nodes = _spread(num_gpus, per_node)
     limit = config.resources.time

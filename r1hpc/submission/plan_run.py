@@ -26,9 +26,10 @@ from r1hpc.slurm.probe import ClusterFacts
 from r1hpc.submission.order import DEFAULT_JOB, Order, Purpose
 from r1hpc.submission.run_estimate import estimate_for
 
-_ASSUMED_GPUS_PER_NODE = 8
-_MAY_CHANGE_ON_RESUME = ("resources.", "cluster.", "limits.", "monitor.", "checkpoint.")
-_MAY_CHANGE_TOO = (
+ASSUMED_GPUS_PER_NODE = 8
+"""Where nothing says how many a node has, and no cluster is asked."""
+_MAY_CHANGE_SECTIONS = ("resources.", "cluster.", "limits.", "monitor.", "checkpoint.")
+_MAY_CHANGE_KEYS = (
     *("train.num_steps", "train.print_every", "train.hang_timeout_s", "deepspeed.zero_stage"),
     *("rollout.max_prompt_length", "rollout.prompts_per_batch"),
 )
@@ -112,14 +113,14 @@ def plan_run(
     freeze.refuse_secrets(config, order.overrides)
     if is_new:  # a run of before goes on as it was begun, from its checkpoints
         _check_weights(config, expected_model)
-    check_questions(config, expected_model, is_new=is_new)
+    _check_questions(config, expected_model, is_new=is_new)
     vocabulary = vocab_size(config)
     executor, notes = decide.choose_executor(order.executor, will_submit=order.purpose is Purpose.start)
     decision = decide.decide(
         config,
         executor,
         vocab_size=vocabulary,
-        assumed_gpus_per_node=_ASSUMED_GPUS_PER_NODE if order.is_dry_run else None,
+        assumed_gpus_per_node=ASSUMED_GPUS_PER_NODE if order.is_dry_run else None,
         facts=facts,
         expected_model=expected_model,
     )
@@ -141,7 +142,7 @@ def _check_weights(config: RunConfig, expected_model: Mapping[str, Any] | None) 
         check_weights(model)
 
 
-def check_questions(
+def _check_questions(
     config: RunConfig, expected_model: Mapping[str, Any] | None = None, *, is_new: bool = True
 ) -> None:
     """Task, rewards and tokenizer of a stage that asks questions: what it would only meet on the nodes.
@@ -208,17 +209,11 @@ def reconfigured(run: RunDir, order: Order) -> RunConfig:
 
 def forbidden_changes(before: RunConfig, after: RunConfig) -> list[str]:
     """The keys in which they differ and may not: a resumed run must see the same data in the same batches."""
-    return [
-        key
-        for key in changes(before, after)
-        if not key.startswith(_MAY_CHANGE_ON_RESUME) and key not in _MAY_CHANGE_TOO
-    ]
-
-
-def changes(before: RunConfig, after: RunConfig) -> list[str]:
-    """The dotted keys in which two configurations differ."""
     a, b = _flat(dataclasses.asdict(before)), _flat(dataclasses.asdict(after))
-    return [key for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
+    changed = (key for key in sorted({*a, *b}) if a.get(key) != b.get(key))
+    return [
+        key for key in changed if not key.startswith(_MAY_CHANGE_SECTIONS) and key not in _MAY_CHANGE_KEYS
+    ]
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

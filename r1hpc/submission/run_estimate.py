@@ -34,5 +34,5 @@ def estimate_for(
 
 @functools.cache
 def _site(run_root: Path) -> Site:
-    """Once for all stages of a submission: every finished run is looked at."""
+    """Once for all stages of a submission: every finished run is read."""
     return finished_runs(run_root)

@@ -104,7 +104,8 @@ def write(planned: PlannedRun, order: Order) -> None:
     if planned.estimate is not None:
         write_json(run.estimate, planned.estimate)
     write_atomic(run.script, script.render(planned.script))
-    remove_switches(run)
+    for switch in (run.stop, run.save, run.finished):  # asking for the run again takes them back
+        switch.unlink(missing_ok=True)
 
 
 def record_submission(planned: PlannedRun, order: Order, job_id: str, asked_at: float) -> None:
@@ -120,12 +121,6 @@ def record_submission(planned: PlannedRun, order: Order, job_id: str, asked_at: 
         overrides=[redact(item) for item in order.overrides],
         **({"over_budget": redact(order.over_budget)} if order.over_budget is not None else {}),
     )
-
-
-def remove_switches(run: RunDir) -> None:
-    """Those of an earlier submission: asking for the run again takes them back."""
-    for switch in (run.stop, run.save, run.finished):
-        switch.unlink(missing_ok=True)
 
 
 def _hand_over(planned: PlannedRun) -> str:

@@ -24,11 +24,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from r1hpc.base.choose_run import add_run_root, run_root_of
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import write_json
-from r1hpc.base.names import nearest, printable
-from r1hpc.base.rundir import default_run_root
+from r1hpc.base.names import printable
 from r1hpc.slurm import flags
 
 # What is needed only once something is asked for is imported where it is used: --help must be quick.
@@ -83,7 +83,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--executor", choices=("auto", "slurm", "local"), default="auto")
     parser.add_argument("--dry-run", action="store_true", help="list what would be run; write nothing")
     parser.add_argument("--follow", action="store_true", help="on Slurm: wait for the end")
-    parser.add_argument("--run-root", metavar="DIR", help="where runs lie; default $R1HPC_RUN_ROOT or ./runs")
+    add_run_root(parser)
     parser.add_argument("--run-name", metavar="NAME", help="default ablate-ABLATION")
     parser.add_argument(
         "--cluster", metavar="NAME", help="profile in configs/cluster/; default $R1HPC_CLUSTER"
@@ -92,10 +92,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", metavar="FILE", help="write the results as JSON, as in measured/")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     flags.add_flags(parser)
-    arguments, unknown = parser.parse_known_intermixed_args(list(argv))
-    if unknown:
-        known = [name for action in parser._actions for name in action.option_strings]
-        parser.error(f"unknown argument {printable(unknown[0])!r}{nearest(unknown[0].split('=')[0], known)}")
+    arguments: argparse.Namespace = parser.parse_intermixed_args(list(argv))
     if arguments.seeds < 1:
         parser.error(f"--seeds is {arguments.seeds}: at least 1, and an interval needs 2")
     return arguments
@@ -124,7 +121,7 @@ def _study(arguments: argparse.Namespace, argv: Sequence[str]) -> "tuple[Study, 
         *places,
         *flags.overrides_from_flags(arguments),
     ]
-    root = Path(arguments.run_root) if arguments.run_root else default_run_root()
+    root = run_root_of(arguments.run_root)
     folder = Order(run_root=root).folder(arguments.run_name or f"ablate-{ablation.name}")
     arms = arguments.arms.split(",") if arguments.arms else None
     job = find_job(words[1] if words[1:] else _JOB)

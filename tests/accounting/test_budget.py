@@ -1,6 +1,5 @@
 """The budget file, its verdicts, Slurm's own limits, the command. Slurm's answers: recorded from 24.11.5."""
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from r1hpc import budget as command
 from r1hpc.accounting.budget import (
     Budget,
     Request,
@@ -369,46 +367,6 @@ def test_nothing_after_the_end_of_its_period_is_spent_of_a_budget(root: Path) ->
     assert standing.spent == pytest.approx(sum(run.used for run in clip(runs, None, end)))
     assert 0 < standing.spent < read_budget_status(None, runs, now, ask_slurm=False).spent
     assert max(standing.by_day) <= format_day(end)
-
-
-def test_the_command(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first = time.strftime("%Y-%m-%d", time.localtime(time.time() - 60 * DAY))
-    budget_file(root, f"gpu_hours: 9000\nstart: {first}\ncampaign: hundred_days\n")
-    assert command.main(["--run-root", str(root), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["left"] == pytest.approx(9000 - told["spent"])
-    assert told["running"]["jobs"] == told["queued"]["jobs"] == 1
-    assert told["running"]["p10"] < told["running"]["p50"] < told["running"]["p90"]
-    assert [stage["days"] for stage in told["campaign"]["stages"]] == [7, 15, 25, 40, 13]
-    assert command.main(["--run-root", str(root)]) == 0
-    text = capsys.readouterr().out
-    for words in (
-        "Budget of the runs",
-        "spent",
-        "P10 to P90",
-        "Campaign a hundred days",
-        "exceeds the budget",
-    ):
-        assert words in text
-    assert max(map(len, text.splitlines())) <= 110
-
-
-def test_the_command_without_a_budget_says_how_to_make_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert command.main(["--run-root", str(tmp_path)]) == 0
-    assert "No budget is set: give gpu_hours in" in " ".join(capsys.readouterr().out.split())
-    assert command.main(["--run-root", str(tmp_path / "nosuch")]) == 0
-    assert "so no run is counted" in " ".join(capsys.readouterr().out.split())
-
-
-def test_the_command_says_that_it_could_not_count_an_account(
-    root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    budget_file(root, "gpu_hours: 9000\naccount: lab\n")
-    assert command.main(["--run-root", str(root)]) == 0
-    assert "not of all jobs of account lab" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_submission_is_checked_against_all_of_it(root: Path) -> None:

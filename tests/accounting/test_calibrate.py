@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1hpc import calibrate as command
 from r1hpc import estimate as estimate_command
 from r1hpc.accounting.calibrate import finished_runs, resource_name
 from r1hpc.accounting.correction import (
@@ -27,7 +26,6 @@ from r1hpc.accounting.correction import (
     score,
 )
 from r1hpc.accounting.forecast import Spread
-from r1hpc.base.errors import UsageError
 from r1hpc.base.files import write_json
 from r1hpc.config.load import load
 from r1hpc.estimator.cpu import CPU_PRIOR
@@ -514,25 +512,3 @@ def test_an_attempt_that_sacct_does_not_know_counts_by_the_runs_own_record(
     fake_sacct(tmp_path / "bin", line("11", 3600, start=began), second)
     (run,) = finished_runs(tmp_path / "runs").runs
     assert (run.hours, run.source) == (4.0, "sacct"), "what was not known was asked again"
-
-
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for i in range(6):
-        made = make(tmp_path, f"run{i}", estimate={"node_hours": hours(1.0)}, seconds=7200 + 100 * i)
-        made.run.finished.touch()
-        time.sleep(0.01)
-    argv = ["--run-root", str(tmp_path)]
-    assert command.main([*argv, "--json"]) == 0
-    answer = json.loads(capsys.readouterr().out)["resources"][CPU]
-    factor = answer["correction"]["factor_p50"]
-    assert 1.85 < factor < 2.07, "nearly what all six took, a little less by the prior"
-    shown = answer["effect"]
-    assert shown["before"]["median_error"] > 5 * shown["after"]["median_error"]
-    assert [run["run_id"] for run in answer["runs"]] == [f"run{i}" for i in range(6)]
-    assert command.main(argv) == 0
-    text = capsys.readouterr().out
-    assert f"Next estimate: x {factor:.2f}" in text
-    assert "6 finished runs, none left out" in text
-    assert max(map(len, text.splitlines())) <= 100
-    with pytest.raises(UsageError, match="--run-root"):
-        command.main(["--run-root", str(tmp_path / "nowhere")])

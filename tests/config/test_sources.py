@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc import settings
 from r1hpc.config.load import known_keys
 from r1hpc.config.reference import reference
 from r1hpc.config.sources import DEFAULT, Setting, resolved
@@ -57,13 +56,3 @@ def test_the_reference_has_every_key_with_a_meaning_and_is_the_page_in_docs() ->
     assert sorted(row[1].strip(" `") for row in rows) == sorted(known_keys())
     assert all(row[-2].strip() for row in rows), "a setting without a meaning: write it below the field"
     assert page == (DOCS / "settings.md").read_text(), "run: r1hpc settings --reference > docs/settings.md"
-
-
-def test_the_command_prints_what_was_set(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert settings.main([str(job), "train.seed=3", "--set"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == [
-        "train.num_steps", "train.lr", "train.seed", "deepspeed.extra", "resources.sbatch",
-    ]  # fmt: skip
-    assert settings.main(["--reference"]) == 0
-    assert capsys.readouterr().out == reference()

@@ -1,9 +1,7 @@
 """r1hpc.prom as node_exporter's textfile collector reads it."""
 
-import json
 import math
 import re
-import stat
 import threading
 from pathlib import Path
 
@@ -130,22 +128,6 @@ def test_a_reader_never_sees_half_a_file(made: RecordedRun) -> None:
         writer.join()
     assert len(lengths) == 1
     assert [each.name for each in path.parent.glob("*.prom*")] == ["r1hpc.prom"]
-
-
-def test_the_collectors_folder_gets_a_file_that_another_user_can_read(
-    made: RecordedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "textfile"
-    argv = [str(made.run.path), "--to", "prometheus", "--out", str(folder), "--json"]
-    with pytest.raises(UsageError, match="is no folder"):
-        command.main(argv)
-    folder.mkdir()
-    assert command.main(argv) == 0
-    file = Path(json.loads(capsys.readouterr().out)["file"])
-    assert file == folder / "r1hpc-demo.prom"
-    assert stat.S_IMODE(file.stat().st_mode) == 0o644
-    assert command.main([str(made.run.path), "--to", "prometheus"]) == 0
-    assert stat.S_IMODE((made.run.metrics / "r1hpc.prom").stat().st_mode) == 0o600
 
 
 def test_following_ends_with_the_run(made: RecordedRun) -> None:

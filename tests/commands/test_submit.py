@@ -13,7 +13,7 @@ from r1hpc.config import load
 from r1hpc.tasks.prompts import held_out_key
 from r1hpc.tasks.task import is_held_out
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

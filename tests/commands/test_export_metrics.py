@@ -1,6 +1,7 @@
 """Event files as TensorBoard itself reads them, and W&B as far as it goes without a network."""
 
 import json
+import stat
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ import pytest
 
 from r1hpc import export_metrics as command
 from r1hpc.base.errors import R1hpcError, UsageError
-from r1hpc.telemetry.metrics import MetricWriter, follow_steps
+from r1hpc.telemetry.metrics import MetricWriter
 from tests.recorded import RecordedRun, loss_of
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
@@ -82,21 +83,6 @@ def test_following_streams_new_steps_and_hides_what_is_taken_again(tmp_path: Pat
     assert [step for step, _ in found["train/loss"]] == list(range(1, 41))
 
 
-def test_follow_steps_gives_each_whole_line_once(tmp_path: Path) -> None:
-    made = RecordedRun(tmp_path / "demo")
-    newer = follow_steps(made.run)
-    assert newer() == []
-    made.begin()
-    made.steps(1, 3)
-    with made.run.train_metrics.open("a") as file:
-        file.write('{"global_step": 4, "att')
-    assert [step.global_step for step in newer()] == [1, 2, 3]
-    assert newer() == []
-    with made.run.train_metrics.open("a") as file:
-        file.write('empt": 1}\n')
-    assert [step.global_step for step in newer()] == [4]
-
-
 def test_stages_of_two_chains_keep_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = []
 
@@ -146,3 +132,19 @@ def test_the_command_loads_neither_torch_nor_the_extras() -> None:
     code = f"import sys, r1hpc.export_metrics; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_the_collectors_folder_gets_a_file_that_another_user_can_read(
+    made: RecordedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "textfile"
+    argv = [str(made.run.path), "--to", "prometheus", "--out", str(folder), "--json"]
+    with pytest.raises(UsageError, match="is no folder"):
+        command.main(argv)
+    folder.mkdir()
+    assert command.main(argv) == 0
+    file = Path(json.loads(capsys.readouterr().out)["file"])
+    assert file == folder / "r1hpc-demo.prom"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o644
+    assert command.main([str(made.run.path), "--to", "prometheus"]) == 0
+    assert stat.S_IMODE((made.run.metrics / "r1hpc.prom").stat().st_mode) == 0o600

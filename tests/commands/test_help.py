@@ -15,7 +15,7 @@ import pytest
 from r1hpc import __version__
 from r1hpc.__main__ import COMMANDS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 _MODULES = "import json, sys; print(json.dumps(sorted(sys.modules)))"
 _HELP = """
 import json, runpy, sys

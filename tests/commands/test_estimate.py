@@ -14,7 +14,7 @@ from r1hpc.base.files import write_json
 from r1hpc.estimate import main
 from tests.recorded import RecordedRun
 
-_CHECKOUT = Path(__file__).resolve().parent.parent
+_CHECKOUT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
