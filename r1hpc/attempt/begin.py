@@ -43,7 +43,7 @@ _READS_SHARDS = ("pretrain", "sft")
 
 @dataclass(frozen=True)
 class AttemptFacts:
-    """What the batch host tells the ranks, in attempts/<k>/attempt.json."""
+    """What the batch host leaves for the ranks, in attempts/<k>/attempt.json."""
 
     attempt: int
     token: str
@@ -57,7 +57,7 @@ class MustNotGoOnError(R1hpcError):
 
 
 def begin(run: RunDir, executor: str, job_id: str, node_names: tuple[str, ...], ranks: int) -> int | None:
-    """Begin the next attempt and return its number; None when the run is finished or was told to stop.
+    """Begin the next attempt and return its number; None when the run is finished or STOP is there.
 
     Raises:
         MustNotGoOnError: a limit of `limits` is reached, a person has cancelled it, a stage it needs is not
@@ -156,7 +156,7 @@ def close_unended(run: RunDir, config: RunConfig) -> None:
     )
     cause, detail = decide(evidence)
     if cause is Cause.crash and not evidence.outcomes and not view.states:
-        cause, detail = Cause.unknown, "ended without a word"
+        cause, detail = Cause.unknown, "ended without a record"
     store = CheckpointStore(run.checkpoints, keep=config.checkpoint.keep)
     record(
         run,

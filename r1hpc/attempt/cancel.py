@@ -1,10 +1,10 @@
 """End a run: by STOP, which lets it save first, or through its job's id alone.
 
     done = cancel(run)                    # its job gets SIGTERM; it is not requeued
-    done = cancel(run, save_first=True)   # STOP is touched: it saves at a step edge and ends
+    done = cancel(run, save_first=True)   # STOP is touched: it saves after the step under way and ends
     done.action, done.text
 
-The id comes from the run folder, and is used after a look at whether the job is yours and this run's:
+The id comes from the run folder, and is used once it is known that the job is yours and this run's:
 `scancel --name` would hit other runs, and a job id can be another job's on another cluster.
 """
 
@@ -54,7 +54,7 @@ def touch_stop(run: RunDir, situation: Situation) -> Cancellation:
         "without --save-first the job itself is cancelled"
     )
     if situation.state is State.running:
-        text = f"{run.run_id} saves at its next step edge and ends for good (STOP is touched)"
+        text = f"{run.run_id} saves after the step under way and ends for good (STOP is touched)"
     return Cancellation("stop", text, situation.job.job_id if situation.job else None)
 
 

@@ -158,11 +158,11 @@ def _report_end(run: RunDir, situation: Situation, out: TextIO) -> int:
 def _step_line(record: dict[str, object]) -> str:
     # The loss of a policy gradient is about zero whatever happens; its reward is what to watch.
     names = ("reward", "accuracy", "entropy") if "reward" in record else ("loss", "lr")
-    words = [f"step {record.get('global_step')}"]
-    words += [f"{name} {value:.4g}" for name in names if isinstance(value := record.get(name), float)]
+    parts = [f"step {record.get('global_step')}"]
+    parts += [f"{name} {value:.4g}" for name in names if isinstance(value := record.get(name), float)]
     if isinstance(seconds := record.get("step_time_s"), float):
-        words.append(f"{format_duration(seconds) if seconds >= 10 else f'{seconds:.2g} s'} a step")
-    return "  ".join(words)
+        parts.append(f"{format_duration(seconds) if seconds >= 10 else f'{seconds:.2g} s'} a step")
+    return "  ".join(parts)
 
 
 def _submitted_at(run: RunDir) -> float:

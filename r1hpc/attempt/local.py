@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from types import FrameType
 
 from r1hpc.attempt.begin import begin
@@ -17,7 +16,7 @@ from r1hpc.attempt.end import Next, end
 from r1hpc.base.rundir import RunDir
 from r1hpc.config.load import read
 from r1hpc.config.schema import RunConfig
-from r1hpc.slurm.env import from_local
+from r1hpc.slurm.env import played_nodes
 
 # As srun --kill-on-bad-exit, but the others get a moment to write their own outcome.
 _AFTER_BAD_EXIT_S = 5.0
@@ -39,7 +38,7 @@ class Supervisor:
             signal.signal(number, self._on_signal)
         while True:
             world_size = local_world_size(self._config)
-            names = node_names(self._config)
+            names = played_nodes(self._config.resources.nodes)
             attempt = begin(self._run, "local", self._job_id, names, world_size)
             if attempt is None:
                 return 0
@@ -93,19 +92,3 @@ def local_world_size(config: RunConfig) -> int:
     """Ranks of a run played on this machine: all its nodes."""
     resources = config.resources
     return resources.nodes * (resources.gpus_per_node or resources.ranks_per_node)
-
-
-def node_names(config: RunConfig) -> tuple[str, ...]:
-    """The played nodes' names, as the ranks will see them."""
-    environ = {
-        "R1HPC_LOCAL_RANK": "0",
-        "R1HPC_LOCAL_WORLD_SIZE": str(local_world_size(config)),
-        "R1HPC_LOCAL_NODE_COUNT": str(config.resources.nodes),
-        "R1HPC_ATTEMPT": "0",
-    }
-    return from_local(environ).node_names
-
-
-def log_path(run: RunDir) -> Path:
-    """What the supervisor itself prints."""
-    return run.logs / "local.out"

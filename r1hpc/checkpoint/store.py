@@ -13,7 +13,7 @@
     <root>/.incarnation-<attempt>-<token>/step-<n>/      being written, see fence
     <root>/.trash-*                                      being removed
 
-A rank that meets a CheckpointWriteError tells the others; then rank 0 calls `abandon`.
+A rank that meets a CheckpointWriteError reports it to the others; then rank 0 calls `abandon`.
 """
 
 import logging
@@ -87,7 +87,7 @@ class CheckpointStore:
                 self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             # The run folder may be reached through a link to scratch; what it leads to has to be ours.
             check_owned(self.root.resolve())
-            self._own = fence.sync_weights(self.root, attempt, token)
+            self._own = fence.take_over(self.root, attempt, token)
             sweep_trash(self.root, "begin.sweep")
 
     # Writing
@@ -196,14 +196,10 @@ class CheckpointStore:
         """
         if names is not None:
             return find_problems(checkpoint, names)
-        before = _fingerprint(checkpoint.path)
+        before = fingerprint(checkpoint.path)
         problems = find_problems(checkpoint)
         self._note_verified(checkpoint, before, problems)
         return problems
-
-    def verify_layout(self, checkpoint: Checkpoint) -> Strings:
-        """Problems that show without reading contents, files that the manifest does not list among them."""
-        return find_layout_problems(checkpoint)
 
     def newest_verified(
         self, ranks: Ranks = ALONE, report: Callable[[str], object] = _log.warning
@@ -254,10 +250,10 @@ class CheckpointStore:
         return candidates
 
     def _verify_together(self, checkpoint: Checkpoint, ranks: Ranks) -> Strings:
-        before = _fingerprint(checkpoint.path) if ranks.rank == 0 else None
+        before = fingerprint(checkpoint.path) if ranks.rank == 0 else None
         problems = self.verify(checkpoint, checkpoint.manifest.share(ranks.rank, ranks.world_size))
         if ranks.rank == 0:
-            problems += self.verify_layout(checkpoint)  # files that no share lists
+            problems += find_layout_problems(checkpoint)  # files that no share lists
         # Sorted: a damaged manifest is every rank's problem, and named once.
         together = sorted({problem for part in ranks.gather(problems) for problem in part})
         self._note_verified(checkpoint, before, together)
@@ -280,7 +276,7 @@ class CheckpointStore:
             report(f"{hint} names {named!r}; using {newest.name}, the newest that verifies")
 
     def _remember(self, checkpoint: Checkpoint) -> None:
-        if now := _fingerprint(checkpoint.path):
+        if now := fingerprint(checkpoint.path):
             self._verified[checkpoint.path] = now
 
     # Retention
@@ -318,7 +314,7 @@ class CheckpointStore:
 
     def _is_good(self, checkpoint: Checkpoint) -> bool:
         known = self._verified.get(checkpoint.path)
-        return (known is not None and known == _fingerprint(checkpoint.path)) or not self.verify(checkpoint)
+        return (known is not None and known == fingerprint(checkpoint.path)) or not self.verify(checkpoint)
 
     def _sweep(self) -> None:
         """Remove trash, and the folders of all incarnations but ours and the newest."""
@@ -328,13 +324,6 @@ class CheckpointStore:
         sweep_trash(self.root, "prune.sweep")
         if self._own:
             sweep_trash(self._own, "prune.sweep")
-
-
-def _fingerprint(folder: Path) -> Fingerprint | None:
-    try:
-        return fingerprint(folder)
-    except OSError:
-        return None
 
 
 def _summary(problems: Strings) -> str:

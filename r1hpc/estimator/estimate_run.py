@@ -20,10 +20,11 @@ from r1hpc.estimator.rl_phase import RlWork
 from r1hpc.estimator.spread import Spread
 from r1hpc.estimator.workload import ASSUMED_GPU, Workload, guessed_cache_bytes
 from r1hpc.plan.batch import updates_per_rollout
+from r1hpc.plan.families import UnknownModelError
 from r1hpc.plan.hardware import Gpu, find_gpu
 from r1hpc.plan.model import load_model_config
 from r1hpc.plan.run import RunPlan
-from r1hpc.plan.shape import ModelShape, UnknownModelError, model_shape
+from r1hpc.plan.shape import ModelShape, model_shape
 
 _STARTUP_S = 180.0
 """From the allocation to the first step of an attempt. Assumed."""

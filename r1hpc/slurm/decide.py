@@ -14,7 +14,7 @@ from typing import Any
 from r1hpc.base.errors import UsageError
 from r1hpc.base.units import format_time, parse_time
 from r1hpc.config.schema import RunConfig
-from r1hpc.plan.preemption import judge_window, signal_lead_s, warning_window
+from r1hpc.plan.preemption import PreemptionRules, judge_window, signal_lead_s
 from r1hpc.plan.run import RunPlan, make_plan
 from r1hpc.slurm.client import NO_CONFIGURATION, SlurmError, call
 from r1hpc.slurm.probe import ClusterFacts, probe_cluster
@@ -177,29 +177,12 @@ def _time(config: RunConfig, facts: ClusterFacts, executor: str) -> tuple[str | 
 def _warning(config: RunConfig, plan: RunPlan, facts: ClusterFacts, lead_s: int) -> list[str]:
     if facts.preempt_mode is None or facts.kill_wait_s is None or facts.grace_s is None:
         return [f"time limit: USR2 {lead_s} s before it", "preemption: not known, the cluster did not say"]
-    if plan.save_time_s is None:
-        window = warning_window(
-            preempt_mode=facts.preempt_mode,
-            grace_s=facts.grace_s,
-            kill_wait_s=facts.kill_wait_s,
-            sends_user_signal=bool(facts.sends_user_signal),
-            signal_lead_s=lead_s,
-        )
-        warned = "nobody preempts this run"
-        if window.preemption_s is not None:
-            warned = f"{window.preemption_s} s ({window.source})"
-        return [
-            f"time limit: USR2 {lead_s} s before it; preemption ({facts.preempt_mode}): {warned}",
-            "how long a save takes is not known before the dataset is",
-        ]
-    return judge_window(
-        plan.save_time_s,
-        preempt_mode=facts.preempt_mode,
+    rules = PreemptionRules(
+        mode=facts.preempt_mode.upper(),
         grace_s=facts.grace_s,
         kill_wait_s=facts.kill_wait_s,
         sends_user_signal=bool(facts.sends_user_signal),
-        signal_lead_s=lead_s,
         requeue_allowed=facts.job_requeue is not False,
         max_batch_requeue=facts.max_batch_requeue or 5,
-        save_every=config.checkpoint.save_every,
     )
+    return judge_window(plan.save_time_s, rules, lead_s, config.checkpoint.save_every)

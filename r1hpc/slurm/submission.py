@@ -8,6 +8,7 @@ executor below writes the script of `slurm.script` and keeps submitit's payload,
 """
 
 import os
+import pkgutil
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,7 +55,7 @@ def adopt(run: RunDir, job_id: str, num_tasks: int = 1, entry_point: str = ENTRY
 def _leave_payload(executor: "_Executor", run: RunDir, entry_point: str) -> str:
     with _private_files():
         payload.folder_of(run.path).mkdir(mode=0o700, exist_ok=True)
-        job = executor.submit(payload.entry_point(entry_point), str(run.path))
+        job = executor.submit(pkgutil.resolve_name(entry_point), str(run.path))
     return str(job.job_id)
 
 

@@ -23,8 +23,9 @@ from r1hpc.base.units import format_bytes, format_duration
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.schema import Precision, RunConfig
 from r1hpc.plan.batch import BatchPlan
+from r1hpc.plan.families import UnknownModelError
 from r1hpc.plan.hardware import peak_flops
-from r1hpc.plan.shape import UnknownModelError, flops_per_token, model_shape
+from r1hpc.plan.shape import flops_per_token, model_shape
 from r1hpc.telemetry.metrics import MetricWriter
 from r1hpc.telemetry.ranks import RankTimeWriter
 from r1hpc.train.distributed import Group

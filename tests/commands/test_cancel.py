@@ -48,7 +48,7 @@ def test_cancel_terminates_the_supervisor_and_leaves_word(
 
 def test_save_first_only_touches_stop(supervised: Supervised, capsys: pytest.CaptureFixture[str]) -> None:
     made, process = supervised
-    assert "saves at its next step edge" in as_text(cancel, ["--save-first"], capsys)
+    assert "saves after the step under way" in as_text(cancel, ["--save-first"], capsys)
     assert made.run.stop.exists()
     assert process.poll() is None
     assert look(made.run).state is State.running

@@ -12,8 +12,9 @@ from r1hpc.estimator.estimate import Estimate
 from r1hpc.estimator.estimate_run import estimate_of_run, shape_of_run
 from r1hpc.estimator.estimate_text import estimate_text
 from r1hpc.plan.hardware import UnknownGpuError
+from r1hpc.plan.model import load_model_config
 from r1hpc.plan.run import RunPlan, make_plan
-from r1hpc.plan.shape import load_model_config, model_shape
+from r1hpc.plan.shape import model_shape
 
 _VOCABULARY = 50_304
 

@@ -38,7 +38,7 @@ def entry(run_dir: str) -> None:
 def test_the_probe_knows_the_cluster(on_cluster: Cluster) -> None:
     facts = probe_cluster(partition="short", qos="scavenger")
     assert (facts.preempt_mode, facts.max_time_s, facts.unknown) == ("REQUEUE", 300, ())
-    assert (facts.gpus_per_node, facts.gpu_type) == (4, "a100")
+    assert facts.gpus_per_node == 4
     assert facts.grace_s is not None
     assert facts.kill_wait_s is not None
     assert probe_cluster(qos="normal").preempt_mode == "OFF"

@@ -62,8 +62,8 @@ def test_saved_signalled_killed_and_hung_it_is_the_same_run(root: Path, undistur
     kill_rank(run, 1, signal.SIGSTOP)
     attempts = wait_over(run, 240)
     assert [a.cause for a in attempts] == [Cause.preempted, Cause.crash, Cause.hang, Cause.finished]
-    assert "rank 1 left no word" in attempts[1].detail
-    assert "no word at all from rank 1" in attempts[2].detail
+    assert "rank 1 left no outcome" in attempts[1].detail
+    assert "nothing at all from rank 1" in attempts[2].detail
     assert "stacks follow" in run.rank_log(3, 0).read_text()
     assert attempts[0].last_committed_step == attempts[0].last_step  # asked in time: nothing lost
     assert attempts[1].last_committed_step == 20  # killed: at most one save interval
