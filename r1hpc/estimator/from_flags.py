@@ -28,6 +28,8 @@ from r1hpc.plan.shape import ModelShape, model_shape
 _LEAST_GOODPUT = 0.01
 _ASSUMED_BANDWIDTH_TB_S = 2.0
 """An A100's, for a card that is given by its peak alone."""
+_AS_GIVEN = ("num_gpus", "micro_batch_size", "zero_stage", "offload", "tensor_parallel", "pipeline_parallel")
+"""Flags that are fields of a Workload as they are."""
 _PRECISION_ALIASES = {
     "bfloat16": "bf16",
     "amp_bf16": "bf16",
@@ -89,18 +91,13 @@ def rates_of_flags(arguments: argparse.Namespace) -> FailureRates:
 def _workload(arguments: argparse.Namespace, shape: ModelShape | None) -> Workload:
     gpu = _gpu(arguments)
     known: dict[str, Any] = {
+        **{name: getattr(arguments, name) for name in _AS_GIVEN},
         "tokens": _tokens(arguments),
         "gpu": gpu,
-        "num_gpus": arguments.num_gpus,
         "seq_len": 2048 if arguments.seq_len is None else arguments.seq_len,
         "tokens_per_step": _optional_count(arguments, "global_batch_tokens"),
-        "micro_batch_size": arguments.micro_batch_size,
         "precision": _precision(arguments.precision, gpu),
         "recompute": _recompute(arguments.recompute),
-        "zero_stage": arguments.zero_stage,
-        "offload": arguments.offload,
-        "tensor_parallel": arguments.tensor_parallel,
-        "pipeline_parallel": arguments.pipeline_parallel,
     }
     if shape is not None:
         return Workload.of_shape(shape, **known)

@@ -67,20 +67,17 @@ GROUPS: tuple[tuple[str, Callable[[Published], bool]], ...] = (
 
 def summary(scored: Sequence[Scored], asked: Sequence[Scored], scale: float) -> dict[str, float]:
     """The figures that coefficients.json carries."""
-    plain = [s for s in asked if is_a100(s.row)]
-    runs = [s for s in scored if s.row.is_run and is_a100(s.row)]
-    tables = [s for s in scored if is_table(s.row) and is_a100(s.row)]
-    return {
-        "a100_runs_mdape": mdape([s.error for s in runs]),
-        "a100_runs_coverage": coverage(runs, scale),
-        "a100_runs_width": width(runs, scale),
-        "a100_runs_asked_mdape": mdape([s.error for s in plain]),
-        "a100_runs_asked_coverage": coverage(plain, 1.0),
-        "a100_runs_asked_width": width(plain, 1.0),
-        "a100_tables_mdape": mdape([s.error for s in tables]),
-        "a100_tables_coverage": coverage(tables, scale),
-        "a100_tables_width": width(tables, scale),
+    kinds = {
+        "runs": ([s for s in scored if s.row.is_run and is_a100(s.row)], scale),
+        "runs_asked": ([s for s in asked if is_a100(s.row)], 1.0),
+        "tables": ([s for s in scored if is_table(s.row) and is_a100(s.row)], scale),
     }
+    found = {}
+    for kind, (group, factor) in kinds.items():
+        found[f"a100_{kind}_mdape"] = mdape([s.error for s in group])
+        found[f"a100_{kind}_coverage"] = coverage(group, factor)
+        found[f"a100_{kind}_width"] = width(group, factor)
+    return found
 
 
 def leave_one_out(rows: Sequence[Published], group: Group = by_stack) -> list[Scored]:

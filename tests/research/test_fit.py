@@ -60,7 +60,7 @@ def test_left_out_families_are_met() -> None:
         assert scored[f"a100_{kind}_width"] <= 2.2
 
 
-def test_no_row_is_told_by_its_own_stack(rows: list[Published]) -> None:
+def test_no_row_is_predicted_by_its_own_stack(rows: list[Published]) -> None:
     """Changing a stack's own rows changes nothing in how it is predicted."""
     few = [row for row in rows if row.family in ("pythia", "llama1", "bloom", "tinyllama", "megatron-sc21")]
     before = {s.row.id: s.sd for s in leave_one_out(few)}
@@ -70,7 +70,7 @@ def test_no_row_is_told_by_its_own_stack(rows: list[Published]) -> None:
     assert after["llama1-7b"].sd != before["llama1-7b"]
 
 
-def test_what_leaving_out_whole_code_bases_costs_is_told(rows: list[Published], found: Fitted) -> None:
+def test_what_leaving_out_whole_code_bases_costs_is_shown(rows: list[Published], found: Fitted) -> None:
     bases = {row.family: row.code_base for row in rows}
     assert bases["pythia"] == bases["neox"] != bases["bloom"]
     assert bases["megatron-sc21"] == bases["mtnlg"] == bases["mcore-h100"]
