@@ -218,7 +218,7 @@ def _write_page(arguments: Any, selection: Selection, everything: bool) -> int:
 
 
 def _print_hours(hours: dict[str, Any], source: str, note: str, form: str) -> int:
-    from r1hpc.reporting.review_text import hours_text
+    from r1hpc.reporting.report_text import hours_text
 
     if form == "json":
         print_json({"gpu_hours": {**hours, "source": source}, "note": note})
@@ -234,7 +234,7 @@ def _print_hours(hours: dict[str, Any], source: str, note: str, form: str) -> in
 def _print_reports(
     reports: Sequence[RunReport], plots: dict[Path, list[Path]], selection: Selection, form: str
 ) -> None:
-    from r1hpc.reporting.review_text import as_text, hours_text
+    from r1hpc.reporting.report_text import as_text, hours_text
     from r1hpc.telemetry.hours import fold_hours
     from r1hpc.telemetry.timeline import Split
 

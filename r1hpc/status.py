@@ -196,7 +196,7 @@ def as_json(ledger: RunLedger, now: float) -> dict[str, Any]:
 
 def as_text(ledger: RunLedger, now: float) -> str:
     """A few lines for a person, at most 100 columns wide but for paths."""
-    from r1hpc.reporting.review_text import details_text
+    from r1hpc.reporting.report_text import details_text
 
     run, situation = ledger.run, ledger.situation
     shown = as_json(ledger, now)

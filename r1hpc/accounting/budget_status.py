@@ -9,14 +9,13 @@ jobs that are no run of ours, and its own GrpTRESMins. Where it cannot, the run 
 """
 
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from r1hpc.accounting.account import hours_from_sacct
+from r1hpc.accounting.account import hours_from_sacct, hours_of_runs
 from r1hpc.accounting.budget import Budget, Request, Verdict, check_budget, find_budget, load_budget
 from r1hpc.accounting.forecast import Spread, total, until_limit
 from r1hpc.accounting.ledger import RunLedger
@@ -27,7 +26,6 @@ from r1hpc.base.errors import StateError
 from r1hpc.slurm.client import SlurmError, without_advice
 from r1hpc.slurm.limits import TresLimit, gpu_limits
 from r1hpc.slurm.queue import QueuedJob, ask_squeue
-from r1hpc.telemetry.hours import Allocation, split_days
 
 T = TypeVar("T")
 PACE_DAYS = 14
@@ -99,9 +97,9 @@ def read_budget_status(
     """What is spent of the budget's period, and what is promised."""
     period = budget or _NO_BUDGET
     said = _ask(period, now) if ask_slurm else _Said(notes=_uncounted(period, "this run is not Slurm's"))
-    own = said.by_day is None
-    until = min(now, period.end or now)
-    by_day = _by_day(_allocations(runs), period.start, until) if said.by_day is None else said.by_day
+    by_day = said.by_day
+    if by_day is None:
+        by_day = hours_of_runs(runs, Selection(start=period.start, end=min(now, period.end or now)))["by_day"]
     ours = {job for run in runs for job in run.jobs}
     others = [job for job in said.jobs if job.job_id.split("_")[0] not in ours and job.gpus]
     live = [run for run in runs if run.is_live and run.unit == "GPU-hours"]
@@ -117,7 +115,7 @@ def read_budget_status(
         num_running=len(running),
         num_queued=len(queued),
         limits=said.limits,
-        source="run folders" if own else "sacct",
+        source="run folders" if said.by_day is None else "sacct",
         notes=said.notes,
     )
 
@@ -210,18 +208,6 @@ def _limits_of(account: str | None, qos: str | None) -> Sequence[TresLimit]:
         return gpu_limits(account, qos)
     except SlurmError:
         return ()  # Slurm enforces them itself; a submission must not fail for the lack of a warning
-
-
-def _allocations(runs: Sequence[RunLedger]) -> list[Allocation]:
-    return [held for run in runs for held in run.allocations]
-
-
-def _by_day(allocations: Iterable[Allocation], start: float | None, until: float) -> dict[str, float]:
-    days: dict[str, float] = defaultdict(float)
-    for each in allocations:
-        for day, seconds in split_days(max(each.start, start or each.start), min(each.end, until)):
-            days[day] += each.gpus * seconds / 3600
-    return dict(sorted(days.items()))
 
 
 def _midnight(day: str) -> float:

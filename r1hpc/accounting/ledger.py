@@ -56,8 +56,7 @@ class AttemptCost:
         """What ended it; `running` while nothing has."""
         if not self.inside:
             return self.allocation.state.lower()
-        cause = self.inside[-1].attempt.cause
-        return cause.value if cause else "running"
+        return self.inside[-1].cause
 
     @property
     def start(self) -> float:

@@ -1,4 +1,4 @@
-"""What `report` tells of one run: its ledger, and beside it steps, data and GPUs.
+"""What `report` says of one run: its ledger, and beside it steps, data and GPUs.
 
 found = report_run(run, now=time.time())
 found.to_json()
@@ -50,7 +50,7 @@ class RunReport:
                 "lost": ledger.summary.num_lost,
                 "last": ledger.summary.last_step,
             },
-            "time": split_seconds(ledger.wall()).to_json(),
+            "time": split_seconds(ledger.wall()),
             "data": self.audit.to_json(),
             "gpus": list(self.gpus),
             **ledger.to_json(),
@@ -62,7 +62,7 @@ class RunReport:
             "gpu_hours": self.ledger.split_of(each).in_hours()["allocated"] * each.attempt.gpus,
             "num_steps": each.num_steps,
             "num_lost_steps": each.num_lost,
-            "time": split_seconds(self.ledger.split_of(each)).to_json(),
+            "time": split_seconds(self.ledger.split_of(each)),
         }
 
 

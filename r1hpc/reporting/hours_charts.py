@@ -2,7 +2,7 @@
 
     chart = waste({"run-1": {"useful": 12.0, "lost": 0.5, ...}}, "GPU-hours")
 
-Each takes plain numbers and gives a Chart, or None where there is nothing to draw. Times are Unix seconds.
+Each gives a Chart, or None where there is nothing to draw. Times are Unix seconds.
 """
 
 import statistics
@@ -13,6 +13,7 @@ from datetime import date, datetime, timedelta
 from typing import TypeVar
 
 from r1hpc.accounting.budget import format_day, format_hours
+from r1hpc.accounting.campaign import StageProgress
 from r1hpc.accounting.forecast import Spread
 from r1hpc.base.units import format_duration
 from r1hpc.reporting.drawing import (
@@ -67,18 +68,6 @@ class BurnDown:
     @property
     def left(self) -> float:
         return self.granted - self.spent
-
-
-@dataclass(frozen=True)
-class PlannedStage:
-    """One stage of a campaign, in GPU-hours."""
-
-    name: str
-    planned: float
-    used: float
-    forecast: Spread | None
-    """None: it is over."""
-    is_current: bool
 
 
 @dataclass(frozen=True)
@@ -178,30 +167,41 @@ def _mark(axes: Axes, x: float, y: float, height: float, words: str) -> None:
     tip(axes.vlines(x, y - height / 2, y + height / 2, color=colour("median"), lw=2.5), words)
 
 
-def campaign(stages: Sequence[PlannedStage]) -> Chart | None:
-    """Each stage: planned hours pale, used ones on top, the forecast as a line to its P90."""
-    most = max((max(s.planned, s.used, s.forecast.p90 if s.forecast else 0.0) for s in stages), default=0.0)
-    values = [f"{format_hours(s.used)} of {format_hours(s.planned)}" for s in stages]
+def campaign(stages: Sequence[StageProgress]) -> Chart | None:
+    """Each stage: planned hours pale, used ones on top, the forecast of one that is not over as a line."""
+    ahead = [s.forecast.p90 for s in stages if s.when != "past"]
+    most = max([0.0, *ahead, *(max(s.stage.gpu_hours, s.used) for s in stages)])
+    names = [_stage_name(s) for s in stages]
+    values = [f"{format_hours(s.used)} of {format_hours(s.stage.gpu_hours)}" for s in stages]
 
     def draw(axes: Axes, width: int) -> None:
         number_axis(axes.xaxis, 0, most)
-        rows = [(s.name, value, s.is_current) for s, value in zip(stages, values, strict=True)]
+        rows = [(name, value, s.when == "now") for name, value, s in zip(names, values, stages, strict=True)]
         ys, height = named_rows(axes, rows, width)
         for y, s in zip(ys, stages, strict=True):
-            bar = axes.barh(y, s.planned, height, color=colour("planned"))[0]
-            tip(bar, f"planned {format_hours(s.planned)}")
-            name = "lost" if s.used > s.planned else "useful"
+            planned = s.stage.gpu_hours
+            bar = axes.barh(y, planned, height, color=colour("planned"))[0]
+            tip(bar, f"planned {format_hours(planned)}")
+            name = "lost" if s.used > planned else "useful"
             tip(axes.barh(y, s.used, height / 2, color=colour(name))[0], f"used {format_hours(s.used)}")
-            if s.forecast and s.forecast.p90 > s.used:
+            if s.when != "past" and s.forecast.p90 > s.used:
                 axes.plot([s.forecast.p10, s.forecast.p90], [y, y], color=colour("median"), lw=2)
                 words = f"forecast {format_hours(s.forecast.p50)} ({_range(s.forecast)})"
                 _mark(axes, s.forecast.p50, y, height, words)
         axes.set_xlabel("GPU-hours", loc="right")
 
-    told = [f"{s.name}: {value}" for s, value in zip(stages, values, strict=True)]
     meanings = [("planned", "planned"), ("useful", "used"), ("median", f"forecast, {BAND}")]
-    label = _listed("campaign", told)
+    label = _listed("campaign", [f"{name}: {value}" for name, value in zip(names, values, strict=True)])
     return Chart("campaign", "Campaign", label, draw, num_rows=len(stages), keys=meanings) if most else None
+
+
+def _stage_name(each: StageProgress) -> str:
+    first, last = (_short_day(moment) for moment in (each.start, each.end - 1))
+    return f"{each.stage.name} \N{MIDDLE DOT} {each.stage.days:g} d \N{MIDDLE DOT} {first} to {last}"
+
+
+def _short_day(moment: float) -> str:
+    return datetime.fromtimestamp(moment).strftime("%d %b").lstrip("0")
 
 
 def planned_against_used(runs: Sequence[PlannedRun], unit: str) -> Chart | None:

@@ -12,7 +12,7 @@ from r1hpc.accounting.ledger import RunLedger
 from r1hpc.base.rundir import RunDir
 from r1hpc.reporting.drawing import inline
 from r1hpc.reporting.html import text
-from r1hpc.reporting.run_charts import STUB, AttemptBand, RunData, charts_of_run, write_pngs
+from r1hpc.reporting.run_charts import STUB, RunData, charts_of_run, write_pngs
 from r1hpc.telemetry.diagnose import QUICK_BYTES, diagnose
 from r1hpc.telemetry.evaluations import read_evaluations
 from r1hpc.telemetry.findings import Finding
@@ -50,20 +50,9 @@ def draw_pngs(run: RunDir, summary: RunSummary, folder: Path) -> list[Path]:
 
 def read_run_data(run: RunDir, summary: RunSummary) -> RunData:
     """What is drawn of a run, from its folder."""
-    attempts = [
-        AttemptBand(
-            attempt=each.attempt.attempt,
-            cause=each.attempt.cause.value if each.attempt.cause else "running",
-            start=each.attempt.start,
-            end=each.end,
-            first_step=each.attempt.first_step,
-            last_step=each.attempt.last_step,
-        )
-        for each in summary.attempts
-    ]
     events = read_events(run)
     return RunData(
-        attempts=attempts,
+        attempts=summary.attempts,
         steps=list(summary.steps.effective.values()),
         lost=summary.steps.lost,
         saves=[event["time"] for event in events if event.get("event") == "save" and "time" in event],

@@ -3,7 +3,7 @@
     charts = charts_of_run(data)                      # {"loss": Chart, ...}: what there is data for
     paths = write_pngs("my-run", charts, folder)      # loss.png, throughput.png, reward.png, gpu.png
 
-`RunData` is plain numbers; reporting.run_card makes it from a run folder.
+reporting.run_card reads a RunData from a run folder.
 """
 
 import math
@@ -30,6 +30,7 @@ from r1hpc.reporting.palette import LINES, colour
 from r1hpc.reporting.series import Curve, Range, gpu_range, thin
 from r1hpc.telemetry.gpu_series import GpuSeries
 from r1hpc.telemetry.metrics import Step
+from r1hpc.telemetry.summary import AttemptSummary
 
 _FILES = {
     "loss": ("loss", "lr"),
@@ -46,26 +47,10 @@ STUB = "source=stub: a test library, these readings mean nothing"
 
 
 @dataclass(frozen=True)
-class AttemptBand:
-    """One attempt, as it is shaded. Times are Unix seconds; steps are None where it took none."""
-
-    attempt: int
-    cause: str
-    start: float
-    end: float
-    first_step: int | None = None
-    last_step: int | None = None
-
-    @property
-    def name(self) -> str:
-        return f"#{self.attempt} {self.cause.replace('_', ' ')}"
-
-
-@dataclass(frozen=True)
 class RunData:
     """Everything about one run that is drawn."""
 
-    attempts: Sequence[AttemptBand]
+    attempts: Sequence[AttemptSummary]
     steps: Sequence[Step]
     """Those that lasted, in order."""
     lost: Sequence[Step]
@@ -327,25 +312,30 @@ def _shade(axes: Axes, bands: Bands, begin: float, end: float, width: int) -> No
             note(axes, (left + right) / 2, 1.0, words, "muted", **how)
 
 
-def _step_bands(attempts: Sequence[AttemptBand]) -> Bands:
+def _step_bands(attempts: Sequence[AttemptSummary]) -> Bands:
     """From an attempt's first step to that of the next one that took any."""
-    taken = [each for each in attempts if each.first_step is not None]
+    taken = [(each, each.attempt.first_step) for each in attempts if each.attempt.first_step is not None]
     found = []
-    for i, each in enumerate(taken):
-        following = taken[i + 1].first_step if i + 1 < len(taken) else None
-        end = each.last_step if following is None else following - 1
-        if each.first_step is not None and end is not None and end >= each.first_step:
-            found.append((each.first_step - 0.5, end + 0.5, each.name))
+    for i, (each, first) in enumerate(taken):
+        end = taken[i + 1][1] - 1 if i + 1 < len(taken) else each.attempt.last_step
+        if end is not None and end >= first:
+            found.append((first - 0.5, end + 0.5, _name(each)))
     return found
 
 
-def _time_bands(attempts: Sequence[AttemptBand]) -> Bands:
-    return [(each.start / DAY, each.end / DAY, each.name) for each in attempts]
+def _time_bands(attempts: Sequence[AttemptSummary]) -> Bands:
+    return [(each.attempt.start / DAY, each.end / DAY, _name(each)) for each in attempts]
+
+
+def _name(each: AttemptSummary) -> str:
+    return f"#{each.attempt.attempt} {each.cause.replace('_', ' ')}"
 
 
 def _times(data: RunData) -> tuple[float, float]:
     """From the first begin to the last sign of life."""
-    moments = [t for a in data.attempts for t in (a.start, a.end)] + [s.time for s in data.steps if s.time]
+    moments = [t for a in data.attempts for t in (a.attempt.start, a.end)] + [
+        s.time for s in data.steps if s.time
+    ]
     moments += [t for each in data.gpus if each.segments for t in (each.first_time, each.last_time)]
     return min(moments), max(*moments, min(moments) + 1)
 

@@ -122,7 +122,7 @@ def charts_of_hours(view: View) -> dict[str, Chart | None]:
     down, unit = view.burn_down, view.unit
     return {
         "spent": draw.burn_down(down) if down else draw.spending(view.curve, unit),
-        "campaign": draw.campaign(view.planned_stages),
+        "campaign": draw.campaign(view.progress.stages if view.progress else ()),
         "planned": draw.planned_against_used(view.planned_runs, unit),
         "errors": draw.estimate_errors(view.planned_runs),
         "waste": draw.waste(view.parts_by_run, unit),

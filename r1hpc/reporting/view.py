@@ -12,10 +12,10 @@ from pathlib import Path
 
 from r1hpc.accounting.budget import Budget, find_budget, format_hours, load_budget
 from r1hpc.accounting.budget_status import BudgetStatus, read_budget_status
-from r1hpc.accounting.campaign import CampaignProgress, StageProgress, follow, load_campaign
+from r1hpc.accounting.campaign import CampaignProgress, follow, load_campaign
 from r1hpc.accounting.forecast import Spread, total
 from r1hpc.accounting.ledger import RunLedger, clip
-from r1hpc.reporting.hours_charts import PARTS, BurnDown, PlannedRun, PlannedStage
+from r1hpc.reporting.hours_charts import PARTS, BurnDown, PlannedRun
 from r1hpc.reporting.html import NONE
 from r1hpc.telemetry.hours import split_days
 
@@ -154,10 +154,6 @@ class View:
         ]
 
     @property
-    def planned_stages(self) -> list[PlannedStage]:
-        return [_planned_stage(stage) for stage in (self.progress.stages if self.progress else ())]
-
-    @property
     def burn_down(self) -> BurnDown | None:
         """None where no budget is set."""
         budget = self.budget
@@ -263,17 +259,6 @@ def _plan_left(progress: CampaignProgress, granted: float) -> Iterable[tuple[flo
         yield each.end, granted
 
 
-def _planned_stage(each: StageProgress) -> PlannedStage:
-    first, last = (_short_day(moment) for moment in (each.start, each.end - 1))
-    return PlannedStage(
-        name=f"{each.stage.name} · {each.stage.days:g} d · {first} to {last}",
-        planned=each.stage.gpu_hours,
-        used=each.used,
-        forecast=None if each.when == "past" else each.forecast,
-        is_current=each.when == "now",
-    )
-
-
 def _over_at(run: RunLedger, now: float) -> float:
     """When a live run should be over, by its P50 on the GPUs it has."""
     width = run.attempts[-1].width if run.attempts else 0
@@ -294,7 +279,3 @@ def _row(run: RunLedger) -> list[str]:
         f"{100 * run.parts['useful'] / used:.1f} %" if used else NONE,
         NONE if run.mfu is None else f"{100 * run.mfu:.1f} %",
     ]
-
-
-def _short_day(moment: float) -> str:
-    return datetime.fromtimestamp(moment).strftime("%d %b").lstrip("0")

@@ -1,7 +1,7 @@
 """A run in numbers, from its own folder: each attempt's time split into what was useful and what was not.
 
     summary = summarise_run(run, read_history(run), now=time.time(), running=False)
-    summary.total.lost_s
+    summary.attempts[-1].split.lost      # milliseconds
 
 An attempt that has not ended counts until `now` when it is known to run, and otherwise until its last sign
 of life, which is a lower bound. What the attempts that are over came to is kept in summary.json: their steps
@@ -34,25 +34,6 @@ _WITHOUT_STEPS = ("traces", "generate", "evaluate")
 
 
 @dataclass(frozen=True)
-class TimeSplit:
-    """Wall seconds: `wall_s` is the sum of the others."""
-
-    wall_s: float = 0.0
-    startup_s: float = 0.0
-    """From the begin until the first step."""
-    useful_s: float = 0.0
-    """In steps that lasted."""
-    lost_s: float = 0.0
-    """In steps that were taken again, or will be."""
-    save_s: float = 0.0
-    other_s: float = 0.0
-    """The rest: leaving, waiting for a hang to be noticed, time without a record."""
-
-    def to_json(self) -> dict[str, float]:
-        return dict(vars(self))
-
-
-@dataclass(frozen=True)
 class AttemptSummary:
     """One attempt: what it was, when it really ended, and where its time went by the run's own clock."""
 
@@ -70,9 +51,9 @@ class AttemptSummary:
     """False: its stage takes none."""
 
     @property
-    def gpu_hours(self) -> float:
-        """By the run's own record; what it cost is in accounting.ledger."""
-        return self.attempt.gpus * self.split.allocated / 3_600_000
+    def cause(self) -> str:
+        """What ended it; `running` while nothing has."""
+        return self.attempt.cause.value if self.attempt.cause else "running"
 
 
 @dataclass(frozen=True)
@@ -147,7 +128,7 @@ class RunSummary:
                 gpus=a.attempt.gpus,
                 nodes=a.attempt.nodes,
                 user=user,
-                state=a.attempt.cause.value if a.attempt.cause else "running",
+                state=a.cause,
                 run=self.run_id,
                 stage=self.stage,
             )
@@ -187,16 +168,16 @@ def names_of(run: RunDir) -> tuple[str, str]:
     return stage, job_name
 
 
-def split_seconds(split: Split) -> TimeSplit:
-    """The same in seconds, under the names of the JSON output."""
-    return TimeSplit(
-        wall_s=split.allocated / 1000,
-        startup_s=split.startup / 1000,
-        useful_s=split.useful / 1000,
-        lost_s=split.lost / 1000,
-        save_s=split.save / 1000,
-        other_s=split.idle / 1000,
-    )
+def split_seconds(split: Split) -> dict[str, float]:
+    """Wall seconds under the names of the JSON output: `wall_s` is the sum of the others."""
+    return {
+        "wall_s": split.allocated / 1000,
+        "startup_s": split.startup / 1000,
+        "useful_s": split.useful / 1000,
+        "lost_s": split.lost / 1000,
+        "save_s": split.save / 1000,
+        "other_s": split.idle / 1000,
+    }
 
 
 def keep_cut(summary: RunSummary, begin: int, end: int, split: Split) -> None:

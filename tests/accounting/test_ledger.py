@@ -22,7 +22,7 @@ from r1hpc.base.choose_run import all_runs
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.files import write_json
 from r1hpc.base.rundir import RunDir
-from r1hpc.reporting.review_text import ledger_text
+from r1hpc.reporting.report_text import ledger_text
 from r1hpc.slurm.sacct import JobRecord
 from r1hpc.telemetry.timeline import Split
 from tests.recorded import EPOCH, RecordedRun

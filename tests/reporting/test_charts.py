@@ -13,10 +13,13 @@ import pytest
 from r1hpc.accounting.forecast import Spread
 from r1hpc.reporting import hours_charts, palette
 from r1hpc.reporting.drawing import FULL, HALF, NARROW, Axes, Chart, inline, note, save_png, short, time_axis
-from r1hpc.reporting.run_charts import AttemptBand, RunData, charts_of_run, write_pngs
+from r1hpc.reporting.run_charts import RunData, charts_of_run, write_pngs
 from r1hpc.reporting.series import gpu_range
+from r1hpc.telemetry.attempts import Attempt, Cause
 from r1hpc.telemetry.gpu_series import GpuSeries, Point
 from r1hpc.telemetry.metrics import Step
+from r1hpc.telemetry.summary import AttemptSummary
+from r1hpc.telemetry.timeline import Split
 
 HOSTILE = '<img src=x onerror="alert(1)">$x^2$'
 NOW = time.mktime((2026, 10, 8, 12, 0, 0, 0, 0, -1))
@@ -34,6 +37,13 @@ def texts(html: str) -> list[str]:
 
 def planned(name: str, used: float) -> hours_charts.PlannedRun:
     return hours_charts.PlannedRun(name, Spread(80, 100, 150), used, NOW, False, True)
+
+
+def attempt_of(
+    number: int, cause: Cause | None, end: float, first: int | None = None, last: int | None = None
+) -> AttemptSummary:
+    start = NOW if number == 1 else NOW + 70
+    return AttemptSummary(Attempt(number, cause, start, end, 1, 4, first, last, None), end, Split())
 
 
 def steps_of(attempt: int, first: int, last: int, **more: float) -> list[Step]:
@@ -62,8 +72,8 @@ def gpu(index: int, watts: float) -> GpuSeries:
 
 def two_attempts() -> RunData:
     attempts = [
-        AttemptBand(1, "node_fail", NOW, NOW + 65, 1, 60),
-        AttemptBand(2, "finished", NOW + 70, NOW + 200, 51, 200),
+        attempt_of(1, Cause.node_fail, NOW + 65, 1, 60),
+        attempt_of(2, Cause.finished, NOW + 200, 51, 200),
     ]
     steps = [*steps_of(1, 1, 50, reward=0.5), *steps_of(2, 51, 200, reward=0.75)]
     tests = {100: {"value": 0.4, "low": 0.3, "high": 0.5}}
@@ -90,7 +100,7 @@ def test_a_run_is_drawn_with_its_attempts_causes_and_lost_steps() -> None:
 
 
 def test_what_a_run_has_no_data_for_is_not_drawn() -> None:
-    attempt = AttemptBand(1, "running", NOW, NOW + 10)
+    attempt = attempt_of(1, None, NOW + 10)
     assert charts_of_run(RunData([attempt], [], [])) == {}
     steps = [Step(1, 1, loss=math.nan, time=NOW), Step(2, 1, loss=None, tokens_per_second=7.0, time=NOW + 1)]
     charts = charts_of_run(RunData([attempt], steps, []))
@@ -102,7 +112,7 @@ def test_what_a_run_has_no_data_for_is_not_drawn() -> None:
 def test_one_wild_step_does_not_flatten_the_loss() -> None:
     losses = {n: 1e9 if n == 700 else 2 + 5 * math.exp(-n / 4000) for n in range(1, 20_001)}
     steps = [step._replace(loss=losses[step.global_step]) for step in steps_of(1, 1, 20_000)]
-    data = RunData([AttemptBand(1, "finished", NOW, NOW + 9, 1, 20_000)], steps, [])
+    data = RunData([attempt_of(1, Cause.finished, NOW + 9, 1, 20_000)], steps, [])
     drawn = inline(charts_of_run(data)["loss"])
     assert {"2", "4", "6"} <= set(texts(drawn))
     (height,) = [float(svg.get("viewBox", "").split()[3]) for svg in svgs(drawn)]
