@@ -6,7 +6,7 @@ import shutil
 import socket
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from r1hpc.attempt.cause import Evidence, SchedulerView, decide
@@ -68,7 +68,7 @@ def begin(run: RunDir, executor: str, job_id: str, node_names: tuple[str, ...], 
         return None
     config = read(run.config)
     _refuse_a_second_job(run, job_id)
-    close_unended(run, config)
+    close_unended(run, config, job_id)
     if run.stop.exists():
         print(f"{run.stop} exists: not starting; remove it and submit with --resume", file=sys.stderr)
         return None
@@ -140,13 +140,16 @@ def _refuse_a_second_job(run: RunDir, job_id: str) -> None:
         time.sleep(2.0)
 
 
-def close_unended(run: RunDir, config: RunConfig) -> None:
-    """Write the `end` that a killed attempt could not write itself."""
+def close_unended(run: RunDir, config: RunConfig, job_id: str) -> None:
+    """Write the `end` that a killed attempt could not write itself. `job_id`: the job that begins now."""
     history = read_history(run)
     last = history.last
     if last is None or last.cause is not None:
         return
     view, ended = _seen_by_sacct(run, last)
+    # Our own requeue is on record, so the attempt has an end then.
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    view = replace(view, restarted=last.job_id == job_id and restarts > 0)
     evidence = Evidence(
         ranks=last.ranks,
         outcomes=read_outcomes(run, last.attempt),

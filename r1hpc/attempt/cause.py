@@ -22,6 +22,8 @@ class SchedulerView:
     """Slurm has set PreemptTime."""
     seconds_left: float | None = None
     """Until the time limit."""
+    restarted: bool = False
+    """Slurm started the job again without being asked to by us."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ def decide(evidence: Evidence) -> tuple[Cause, str]:
     culprits = [o for o in failed if "onnection" not in o.detail]
     if culprits:
         return Cause.crash, f"rank {culprits[0].rank} on {culprits[0].node}: {culprits[0].detail}"
+    if evidence.scheduler.restarted:  # which Slurm does for no job that failed by itself
+        return Cause.node_fail, "Slurm started the job again: a node failed, or it was preempted unwarned"
     if evidence.status == 128 + signal.SIGTERM and not outcomes:
         return Cause.preempted, "stopped by SIGTERM before the ranks could listen"
     return Cause.crash, _describe_status(evidence)

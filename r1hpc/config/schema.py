@@ -191,7 +191,10 @@ class MonitorConfig:
 
 @dataclass(frozen=True)
 class LimitsConfig:
-    """How many attempts may end by each cause before the run is left alone. -1: no limit."""
+    """How many attempts may end by each cause before the run is left alone. -1: no limit.
+
+    Counted since the last new checkpoint: a run that gets on is not ended by what it met long ago.
+    """
 
     max_preemptions: int = -1
     """Attempts that Slurm ended for another job."""
@@ -206,7 +209,8 @@ class LimitsConfig:
     max_hangs: int = 3
     """Attempts without progress for train.hang_timeout_s."""
     max_attempts_without_checkpoint: int = 3
-    """Attempts in a row that made no new checkpoint; then the run stops, whatever the cause."""
+    """Attempts in a row that made no new checkpoint; then the run stops, whatever the cause. Those that were
+    preempted or lost a node before their first step do not count."""
     max_gpu_hours: float | None = None
     """GPU-hours of all attempts together; when they are used up the run saves and stops for good."""
 

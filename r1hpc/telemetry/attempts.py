@@ -232,8 +232,9 @@ def _fold(begin: dict[str, Any], end: dict[str, Any] | None, steps: _Steps | Non
 def reason_to_stop(attempts: Sequence[Attempt], limits: LimitsConfig) -> str | None:
     """Why the run must not be started again after its last attempt, or None when it may.
 
-    A finished, stopped, cancelled or refused run is over; every other cause has a limit of its own; and
-    whatever the causes, attempts in a row without a new checkpoint are a loop that only burns hours.
+    A finished, stopped, cancelled or refused run is over; every other cause has a limit of its own, which
+    counts from the last attempt that made progress on; and attempts in a row without a new checkpoint are a
+    loop that only burns hours.
     """
     if not attempts:
         return None
@@ -251,9 +252,10 @@ def reason_to_stop(attempts: Sequence[Attempt], limits: LimitsConfig) -> str | N
     }
     if last in limit_of:
         name, limit = limit_of[last]
-        count = sum(a.cause is last for a in attempts)
+        count = sum(a.cause is last for a in _since_progress(attempts))
         if 0 <= limit < count:
-            return f"{count} attempts ended by {last.value}, and limits.{name} is {limit}"
+            since = f"since the last progress, and limits.{name} is {limit}"
+            return f"{count} attempts ended by {last.value} {since}"
     idle = attempts_without_checkpoint(attempts)
     if idle >= limits.max_attempts_without_checkpoint:
         return (
@@ -284,14 +286,27 @@ def attempts_without_checkpoint(attempts: Iterable[Attempt]) -> int:
     """How many attempts at the end of the list left nothing that the one before them had not.
 
     That is a newer checkpoint, or more finished pieces (groups of a rollout, held-out answers) beyond the
-    same one. Attempts that a scheduler ended before they could take a step count too: they burn hours all
-    the same.
+    same one. Attempts that the cluster ended before their first step do not count: they say nothing of the
+    run, and one that waits for its turn on a busy cluster may meet many of them.
     """
     listed = list(attempts)
-    kept_before = [0, *(attempt.kept for attempt in listed)]
-    idle = 0
-    for attempt, kept in reversed(list(zip(listed, kept_before, strict=False))):
+    return sum(not _ended_in_startup(a) for a in listed[_end_of_progress(listed) :])
+
+
+def _ended_in_startup(attempt: Attempt) -> bool:
+    return attempt.cause in (Cause.preempted, Cause.node_fail) and attempt.first_step is None
+
+
+def _since_progress(attempts: Sequence[Attempt]) -> Sequence[Attempt]:
+    """The newest attempt that made progress, whose end came after it, and all later ones."""
+    return attempts[max(0, _end_of_progress(attempts) - 1) :]
+
+
+def _end_of_progress(attempts: Sequence[Attempt]) -> int:
+    """How many attempts there are up to the newest that made progress; 0 where none did."""
+    kept_before = [0, *(attempt.kept for attempt in attempts)]
+    for count in range(len(attempts), 0, -1):
+        attempt, kept = attempts[count - 1], kept_before[count - 1]
         if (attempt.last_committed_step or 0, attempt.kept) > (attempt.resumed_from or 0, kept):
-            break
-        idle += 1
-    return idle
+            return count
+    return 0
