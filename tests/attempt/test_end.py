@@ -75,7 +75,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[_Job]:
 
 
 def test_a_requeue_that_never_came_about_is_taken_back(job: _Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("r1hpc.slurm.requeue.requeue", partial(requeue, patience_s=0))
+    monkeypatch.setattr("r1hpc.submission.next_job.requeue", partial(requeue, patience_s=0))
     (job.bin / "requeue").write_text("Unexpected message received for job 7")
     with pytest.raises(SlurmError, match="Unexpected message"):
         job.end()
