@@ -29,6 +29,8 @@ from r1hpc.train.distributed import Group
 from r1hpc.train.errors import ResumeError, SaveError
 
 _TAG = "deepspeed"
+_HURRIED_PRUNE_S = 2.0
+"""Of the time that Slurm leaves after a save."""
 _T = TypeVar("_T")
 # Facts that must be the same at resume: they decide which numbers the run computes.
 _IDENTITY = ("dataset_id", "plan_hash", "global_batch_size", "model", "precision")
@@ -98,7 +100,6 @@ class Snapshots:
         self._scratch = scratch
         self.last_committed_step: int | None = None
         self.last_bytes = 0
-        self._resumed_from: set[int] = set()
 
     def choose(self) -> Checkpoint | None:
         """The newest checkpoint that verifies, the same on all ranks; None for a fresh run.
@@ -114,7 +115,6 @@ class Snapshots:
             self._identity.check(checkpoint.manifest.meta)
             self.last_committed_step = checkpoint.step
             self.last_bytes = checkpoint.manifest.total_size
-            self._resumed_from = {checkpoint.step}
         return checkpoint
 
     def needs_conversion(self, checkpoint: Checkpoint | None) -> bool:
@@ -150,7 +150,7 @@ class Snapshots:
 
         Args:
             write_more: puts the stage's own files of this rank, `stage_rank_<n>…`, into the folder.
-            hurry: somebody is about to kill us; older checkpoints are left for the next attempt to prune.
+            hurry: somebody is about to kill us; older checkpoints are removed as far as that takes no time.
 
         Raises:
             SaveError: disk full, I/O error, or this incarnation is superseded. The run's earlier
@@ -195,9 +195,19 @@ class Snapshots:
         failpoint("save.committed")
         self.last_committed_step = step
         self.last_bytes = sum(record.size for record in records)
-        if not hurry:
-            self._tell(lambda: self._store.prune(protect={step, *self._resumed_from}))
+        self._prune(step, hurry)
         return time.monotonic() - started
+
+    def _prune(self, step: int, hurry: bool) -> None:
+        # Not what it resumed from: that is as good as any other once `keep` newer ones are committed.
+        protect = {step}
+        if not hurry:
+            self._tell(lambda: self._store.prune(protect))
+        elif self._group.rank == 0:
+            try:
+                self._store.prune(protect, within_s=_HURRIED_PRUNE_S)
+            except R1hpcError as error:  # the state is safe, which is what counts now
+                print(f"older checkpoints are not removed: {error}", file=sys.stderr)
 
     def _open_staging(self, step: int) -> None:
         free = shutil.disk_usage(self._store.root).free

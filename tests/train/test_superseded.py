@@ -79,6 +79,7 @@ def superseded_save(
     group.barrier()
     assert ours_folder(store, attempt).is_dir() != leaves_tombstone, "DeepSpeed makes folders no more"
     assert list(store.survey()) == []
+    group.barrier()  # the next case evicts the folder, which the other rank may not have looked at yet
 
 
 def ours_folder(store: CheckpointStore, attempt: int) -> Path:
