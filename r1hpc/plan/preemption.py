@@ -167,5 +167,5 @@ def _requeue_lines(mode: str, grace_s: int, requeue_allowed: bool, max_batch_req
         return []
     return [
         f"requeue: by Slurm. A job that leaves by itself inside GraceTime is held after {max_batch_requeue} "
-        "times (MaxBatchRequeue); this one waits to be ended"
+        "times (MaxBatchRequeue); this one asks for its requeue itself, which does not count"
     ]

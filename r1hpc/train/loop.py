@@ -362,7 +362,6 @@ def _save(session: Session, stage: Stage, step: int, hurry: bool) -> None:
         "global_step": step,
         "seed": job.config.train.seed,
         "num_nodes": job.config.resources.nodes,
-        "torch": torch.__version__,
         **stage.meta(step),
     }
     seconds = snapshots.save(session.engine, step, meta, hurry=hurry, write_more=stage.write_state)

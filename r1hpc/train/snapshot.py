@@ -14,12 +14,14 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+import r1hpc
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.units import format_bytes
@@ -113,6 +115,9 @@ class Snapshots:
         checkpoint = self._store.newest_verified(self._group, lambda line: print(line, file=sys.stderr))
         if checkpoint is not None:
             self._identity.check(checkpoint.manifest.meta)
+            difference = describe_versions(checkpoint.manifest.meta)
+            if difference and self._group.rank == 0:
+                print(f"{checkpoint.path.name} {difference}", file=sys.stderr)
             self.last_committed_step = checkpoint.step
             self.last_bytes = checkpoint.manifest.total_size
         return checkpoint
@@ -190,7 +195,7 @@ class Snapshots:
             raise SaveError("; ".join(failures))
         records = [record for part in sealed for record in part]
         failpoint("save.sealed")
-        full = {**self._identity.to_meta(), **meta}
+        full = {**self._identity.to_meta(), **versions(), **meta}
         self._tell(lambda: self._store.commit(step, self._attempt, self._token, records, full))
         failpoint("save.committed")
         self.last_committed_step = step
@@ -277,6 +282,23 @@ class Snapshots:
         free = shutil.disk_usage(self._store.root).free
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         return f"{what} failed: {first} ({format_bytes(free)} free under {self._store.root})"
+
+
+def versions() -> dict[str, str]:
+    """What a checkpoint was written with, as its manifest holds it."""
+    return {"torch": torch.__version__, "deepspeed": version("deepspeed"), "r1hpc": r1hpc.__version__}
+
+
+def describe_versions(saved: dict[str, Any]) -> str:
+    """What of `versions` differs from those of a checkpoint's meta; empty where nothing does.
+
+    Never a reason to refuse. A version that was not stored is not compared.
+    """
+    pairs = [(name, saved.get(name), ours) for name, ours in versions().items()]
+    changed = [f"{name} {theirs} (now {ours})" for name, theirs, ours in pairs if theirs not in (None, ours)]
+    if not changed:
+        return ""
+    return f"was written with {', '.join(changed)}: results may differ in the last bits from here on"
 
 
 def seed_streams(seed: int, step: int, rank: int) -> None:
