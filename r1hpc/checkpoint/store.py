@@ -207,7 +207,10 @@ class CheckpointStore:
         return find_layout_problems(checkpoint)
 
     def newest_verified(
-        self, ranks: Ranks = ALONE, report: Callable[[str], object] = _log.warning
+        self,
+        ranks: Ranks = ALONE,
+        report: Callable[[str], object] = _log.warning,
+        below: int | None = None,
     ) -> Checkpoint | None:
         """The newest checkpoint of which every byte is as committed; None when there are no folders.
 
@@ -216,6 +219,7 @@ class CheckpointStore:
 
         Args:
             report: called on rank 0 with a line for each one passed over, naming the file and its problem.
+            below: only those of earlier steps than this.
 
         Raises:
             NoUsableCheckpointError: there are checkpoint folders and none verifies.
@@ -223,6 +227,8 @@ class CheckpointStore:
         """
         passed_over = []
         for found in self._survey_together(ranks):
+            if below is not None and found.step >= below:
+                continue
             problems = [found.problem]
             if found.checkpoint:
                 problems = self._verify_together(found.checkpoint, ranks)

@@ -226,7 +226,8 @@ def set_up(job: Job, stage: Stage, plan: Plan) -> Session:
     step = 0
     if checkpoint is not None:
         job.watchdog.beat("loading the checkpoint")
-        step = snapshots.load(engine, checkpoint)
+        checkpoint = snapshots.load(engine, checkpoint)
+        step = checkpoint.step
         stage.read_state(checkpoint.path, checkpoint.manifest.meta)
     metrics = MetricWriter(job.run, job.attempt)
     if group.rank == 0:

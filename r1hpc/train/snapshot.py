@@ -25,7 +25,7 @@ import r1hpc
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.units import format_bytes
-from r1hpc.checkpoint.errors import CheckpointWriteError
+from r1hpc.checkpoint.errors import CheckpointWriteError, NoUsableCheckpointError
 from r1hpc.checkpoint.store import Checkpoint, CheckpointStore
 from r1hpc.train.distributed import Group
 from r1hpc.train.errors import ResumeError, SaveError
@@ -114,20 +114,74 @@ class Snapshots:
         """
         checkpoint = self._store.newest_verified(self._group, lambda line: print(line, file=sys.stderr))
         if checkpoint is not None:
-            self._identity.check(checkpoint.manifest.meta)
-            difference = describe_versions(checkpoint.manifest.meta)
-            if difference and self._group.rank == 0:
-                print(f"{checkpoint.path.name} {difference}", file=sys.stderr)
-            self.last_committed_step = checkpoint.step
-            self.last_bytes = checkpoint.manifest.total_size
+            self._accept(checkpoint)
         return checkpoint
+
+    def _accept(self, checkpoint: Checkpoint) -> None:
+        """Take it for the one to resume from; raise ResumeError where it belongs to another configuration."""
+        self._identity.check(checkpoint.manifest.meta)
+        difference = describe_versions(checkpoint.manifest.meta)
+        if difference and self._group.rank == 0:
+            print(f"{checkpoint.path.name} {difference}", file=sys.stderr)
+        self.last_committed_step = checkpoint.step
+        self.last_bytes = checkpoint.manifest.total_size
 
     def needs_conversion(self, checkpoint: Checkpoint | None) -> bool:
         """Whether DeepSpeed must be built to load a universal checkpoint."""
         return checkpoint is not None and not self._identity.same_layout(checkpoint.manifest.meta)
 
-    def load(self, engine: Any, checkpoint: Checkpoint) -> int:
-        """Put the checkpoint into the engine and every random stream; returns its step."""
+    def load(self, engine: Any, checkpoint: Checkpoint) -> Checkpoint:
+        """Put the checkpoint into the engine and every random stream; returns it.
+
+        One that verifies and cannot be loaded is named on rank 0's log, and the next older good one is taken,
+        by all ranks alike; that one is returned.
+
+        Raises:
+            NoUsableCheckpointError: none can be loaded; names each.
+        """
+        needs_conversion, failed = self.needs_conversion(checkpoint), []
+        candidate: Checkpoint | None = checkpoint
+        while candidate is not None:
+            if self.needs_conversion(candidate) == needs_conversion:
+                problem = self._try_to_load(engine, candidate)
+            else:
+                problem = "is of another number of ranks or ZeRO stage than the newest"
+            if not problem:
+                return candidate
+            failed.append(f"{candidate.path.name}: {problem}")
+            self._report(f"checkpoint cannot be loaded, trying an older one: {failed[-1]}")
+            try:
+                candidate = self._store.newest_verified(self._group, self._report, below=candidate.step)
+            except NoUsableCheckpointError as error:
+                failed.append(str(error))
+                break
+            if candidate is not None:
+                self._accept(candidate)
+        raise NoUsableCheckpointError(
+            f"no checkpoint can be loaded, of those in {self._store.root}: restore one, or move these "
+            "folders away to start from the beginning\n  " + "\n  ".join(failed)
+        )
+
+    def _try_to_load(self, engine: Any, checkpoint: Checkpoint) -> str:
+        """What went wrong on any rank, the same on all of them; empty when it is loaded everywhere.
+
+        A rank that fails alone can leave the others in a collective of DeepSpeed's: the watchdog ends that.
+        """
+        mine = ""
+        try:
+            self._load(engine, checkpoint)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:  # DeepSpeed raises whatever its parts do, AssertionError among it
+            first = (str(error).splitlines() or [""])[0]
+            mine = f"{type(error).__name__}: {first}"
+        return next(filter(None, self._group.gather(mine)), "")
+
+    def _report(self, line: str) -> None:
+        if self._group.rank == 0:
+            print(line, file=sys.stderr, flush=True)
+
+    def _load(self, engine: Any, checkpoint: Checkpoint) -> None:
         if self.needs_conversion(checkpoint):
             folder = self._convert(checkpoint)
             path, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
@@ -140,7 +194,6 @@ class Snapshots:
             restore_streams(checkpoint.path / _streams_name(self._group.rank))
         if path is None:
             raise ResumeError(f"DeepSpeed found nothing to load in {checkpoint.path}")
-        return checkpoint.step
 
     def save(
         self,
