@@ -17,6 +17,7 @@ A rank that meets a CheckpointWriteError reports it to the others; then rank 0 c
 """
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -202,7 +203,10 @@ class CheckpointStore:
         return problems
 
     def newest_verified(
-        self, ranks: Ranks = ALONE, report: Callable[[str], object] = _log.warning
+        self,
+        ranks: Ranks = ALONE,
+        report: Callable[[str], object] = _log.warning,
+        below: int | None = None,
     ) -> Checkpoint | None:
         """The newest checkpoint of which every byte is as committed; None when there are no folders.
 
@@ -211,6 +215,7 @@ class CheckpointStore:
 
         Args:
             report: called on rank 0 with a line for each one passed over, naming the file and its problem.
+            below: only those of earlier steps than this.
 
         Raises:
             NoUsableCheckpointError: there are checkpoint folders and none verifies.
@@ -218,6 +223,8 @@ class CheckpointStore:
         """
         passed_over = []
         for found in self._survey_together(ranks):
+            if below is not None and found.step >= below:
+                continue
             problems = [found.problem]
             if found.checkpoint:
                 problems = self._verify_together(found.checkpoint, ranks)
@@ -281,40 +288,55 @@ class CheckpointStore:
 
     # Retention
 
-    def prune(self, protect: Collection[int]) -> Steps:
+    def prune(self, protect: Collection[int], within_s: float | None = None) -> Steps:
         """Remove what is older than the `keep` newest verified checkpoints; return the steps removed.
 
         Steps in `protect` stay (what this attempt resumed from). With fewer than `keep` verified ones
         nothing is removed. A checkpoint that this object committed or verified before counts as verified
         while the fingerprint of its files is unchanged; others are read in full. Also removes what dead
         incarnations left. A kill at any point leaves each checkpoint whole or gone.
+
+        Args:
+            within_s: in a hurry; nothing is read then, so one of which this object does not know that it is
+                good counts as bad, and no removal is begun later than after so many seconds.
         """
+        deadline = math.inf if within_s is None else time.monotonic() + within_s
         scope = self._own or self.root
         with self.writing(scope):
             if self._own:
                 fence.check(self._own)
-            removed = [step for step in self._expendable() if step not in protect]
-            for step in removed:
+            removed = []
+            for step in self._expendable(reads=within_s is None):
+                if step in protect or time.monotonic() > deadline:
+                    continue
+                removed.append(step)
                 trash = move_to_trash(self.root / step_folder(step), scope, "prune")
                 if trash is not None:
                     remove_tree(trash, "prune")
-            self._sweep()
+            if within_s is None:
+                self._sweep()
         return removed
 
-    def _expendable(self) -> Steps:
+    def prune_surplus(self) -> Steps:
+        """`prune` where there is more than `keep` allows and one: attempts that were killed left it so."""
+        return self.prune(()) if len(list(self.survey())) > self.keep + 1 else []
+
+    def _expendable(self, *, reads: bool) -> Steps:
         """Steps older than the `keep` newest verified ones, oldest first."""
         good = 0
         older = []
         for found in self.survey():
             if good >= self.keep:
                 older.append(found.step)
-            elif found.checkpoint and self._is_good(found.checkpoint):
+            elif found.checkpoint and self._is_good(found.checkpoint, reads=reads):
                 good += 1
         return older[::-1]
 
-    def _is_good(self, checkpoint: Checkpoint) -> bool:
+    def _is_good(self, checkpoint: Checkpoint, *, reads: bool) -> bool:
         known = self._verified.get(checkpoint.path)
-        return (known is not None and known == fingerprint(checkpoint.path)) or not self.verify(checkpoint)
+        if known is not None and known == fingerprint(checkpoint.path):
+            return True
+        return reads and not self.verify(checkpoint)
 
     def _sweep(self) -> None:
         """Remove trash, and the folders of all incarnations but ours and the newest."""

@@ -154,5 +154,6 @@ def _requeue_lines(rules: PreemptionRules) -> list[str]:
         return []
     return [
         "requeue: by Slurm. A job that leaves by itself inside GraceTime is held after "
-        f"{rules.max_batch_requeue} times (MaxBatchRequeue); this one waits to be ended"
+        f"{rules.max_batch_requeue} times (MaxBatchRequeue); this one asks for its requeue itself, which "
+        "does not count"
     ]

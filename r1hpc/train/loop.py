@@ -227,7 +227,8 @@ def set_up(job: Job, stage: Stage, plan: Plan) -> Session:
     step = 0
     if checkpoint is not None:
         job.watchdog.beat("loading the checkpoint")
-        step = snapshots.load(engine, checkpoint)
+        checkpoint = snapshots.load(engine, checkpoint)
+        step = checkpoint.step
         stage.read_state(checkpoint.path, checkpoint.manifest.meta)
     metrics = MetricWriter(job.run, job.attempt)
     if group.rank == 0:
@@ -363,7 +364,6 @@ def _save(session: Session, stage: Stage, step: int, hurry: bool) -> None:
         "global_step": step,
         "seed": job.config.train.seed,
         "num_nodes": job.config.resources.nodes,
-        "torch": torch.__version__,
         **stage.meta(step),
     }
     seconds = snapshots.save(session.engine, step, meta, hurry=hurry, write_more=stage.write_state)

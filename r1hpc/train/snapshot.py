@@ -14,21 +14,25 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+import r1hpc
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.units import format_bytes
-from r1hpc.checkpoint.errors import CheckpointWriteError
+from r1hpc.checkpoint.errors import CheckpointWriteError, NoUsableCheckpointError
 from r1hpc.checkpoint.store import Checkpoint, CheckpointStore
 from r1hpc.train.distributed import Group
 from r1hpc.train.errors import ResumeError, SaveError
 
 _TAG = "deepspeed"
+_HURRIED_PRUNE_S = 2.0
+"""Of the time that Slurm leaves after a save."""
 _T = TypeVar("_T")
 # Facts that must be the same at resume: they decide which numbers the run computes.
 _IDENTITY = ("dataset_id", "plan_hash", "global_batch_size", "model", "precision")
@@ -98,7 +102,6 @@ class Snapshots:
         self._scratch = scratch
         self.last_committed_step: int | None = None
         self.last_bytes = 0
-        self._resumed_from: set[int] = set()
 
     def choose(self) -> Checkpoint | None:
         """The newest checkpoint that verifies, the same on all ranks; None for a fresh run.
@@ -111,18 +114,74 @@ class Snapshots:
         """
         checkpoint = self._store.newest_verified(self._group, lambda line: print(line, file=sys.stderr))
         if checkpoint is not None:
-            self._identity.check(checkpoint.manifest.meta)
-            self.last_committed_step = checkpoint.step
-            self.last_bytes = checkpoint.manifest.total_size
-            self._resumed_from = {checkpoint.step}
+            self._accept(checkpoint)
         return checkpoint
+
+    def _accept(self, checkpoint: Checkpoint) -> None:
+        """Take it for the one to resume from; raise ResumeError where it belongs to another configuration."""
+        self._identity.check(checkpoint.manifest.meta)
+        difference = describe_versions(checkpoint.manifest.meta)
+        if difference and self._group.rank == 0:
+            print(f"{checkpoint.path.name} {difference}", file=sys.stderr)
+        self.last_committed_step = checkpoint.step
+        self.last_bytes = checkpoint.manifest.total_size
 
     def needs_conversion(self, checkpoint: Checkpoint | None) -> bool:
         """Whether DeepSpeed must be built to load a universal checkpoint."""
         return checkpoint is not None and not self._identity.same_layout(checkpoint.manifest.meta)
 
-    def load(self, engine: Any, checkpoint: Checkpoint) -> int:
-        """Put the checkpoint into the engine and every random stream; returns its step."""
+    def load(self, engine: Any, checkpoint: Checkpoint) -> Checkpoint:
+        """Put the checkpoint into the engine and every random stream; returns it.
+
+        One that verifies and cannot be loaded is named on rank 0's log, and the next older good one is taken,
+        by all ranks alike; that one is returned.
+
+        Raises:
+            NoUsableCheckpointError: none can be loaded; names each.
+        """
+        needs_conversion, failed = self.needs_conversion(checkpoint), []
+        candidate: Checkpoint | None = checkpoint
+        while candidate is not None:
+            if self.needs_conversion(candidate) == needs_conversion:
+                problem = self._try_to_load(engine, candidate)
+            else:
+                problem = "is of another number of ranks or ZeRO stage than the newest"
+            if not problem:
+                return candidate
+            failed.append(f"{candidate.path.name}: {problem}")
+            self._report(f"checkpoint cannot be loaded, trying an older one: {failed[-1]}")
+            try:
+                candidate = self._store.newest_verified(self._group, self._report, below=candidate.step)
+            except NoUsableCheckpointError as error:
+                failed.append(str(error))
+                break
+            if candidate is not None:
+                self._accept(candidate)
+        raise NoUsableCheckpointError(
+            f"no checkpoint can be loaded, of those in {self._store.root}: restore one, or move these "
+            "folders away to start from the beginning\n  " + "\n  ".join(failed)
+        )
+
+    def _try_to_load(self, engine: Any, checkpoint: Checkpoint) -> str:
+        """What went wrong on any rank, the same on all of them; empty when it is loaded everywhere.
+
+        A rank that fails alone can leave the others in a collective of DeepSpeed's: the watchdog ends that.
+        """
+        mine = ""
+        try:
+            self._load(engine, checkpoint)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:  # DeepSpeed raises whatever its parts do, AssertionError among it
+            first = (str(error).splitlines() or [""])[0]
+            mine = f"{type(error).__name__}: {first}"
+        return next(filter(None, self._group.gather(mine)), "")
+
+    def _report(self, line: str) -> None:
+        if self._group.rank == 0:
+            print(line, file=sys.stderr, flush=True)
+
+    def _load(self, engine: Any, checkpoint: Checkpoint) -> None:
         if self.needs_conversion(checkpoint):
             folder = self._convert(checkpoint)
             path, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
@@ -135,7 +194,6 @@ class Snapshots:
             restore_streams(checkpoint.path / _streams_name(self._group.rank))
         if path is None:
             raise ResumeError(f"DeepSpeed found nothing to load in {checkpoint.path}")
-        return checkpoint.step
 
     def save(
         self,
@@ -150,7 +208,7 @@ class Snapshots:
 
         Args:
             write_more: puts the stage's own files of this rank, `stage_rank_<n>…`, into the folder.
-            hurry: somebody is about to kill us; older checkpoints are left for the next attempt to prune.
+            hurry: somebody is about to kill us; older checkpoints are removed as far as that takes no time.
 
         Raises:
             SaveError: disk full, I/O error, or this incarnation is superseded. The run's earlier
@@ -190,14 +248,24 @@ class Snapshots:
             raise SaveError("; ".join(failures))
         records = [record for part in sealed for record in part]
         failpoint("save.sealed")
-        full = {**self._identity.to_meta(), **meta}
+        full = {**self._identity.to_meta(), **versions(), **meta}
         self._tell(lambda: self._store.commit(step, self._attempt, self._token, records, full))
         failpoint("save.committed")
         self.last_committed_step = step
         self.last_bytes = sum(record.size for record in records)
-        if not hurry:
-            self._tell(lambda: self._store.prune(protect={step, *self._resumed_from}))
+        self._prune(step, hurry)
         return time.monotonic() - started
+
+    def _prune(self, step: int, hurry: bool) -> None:
+        # Not what it resumed from: that is as good as any other once `keep` newer ones are committed.
+        protect = {step}
+        if not hurry:
+            self._tell(lambda: self._store.prune(protect))
+        elif self._group.rank == 0:
+            try:
+                self._store.prune(protect, within_s=_HURRIED_PRUNE_S)
+            except R1hpcError as error:  # the state is safe, which is what counts now
+                print(f"older checkpoints are not removed: {error}", file=sys.stderr)
 
     def _open_staging(self, step: int) -> None:
         free = shutil.disk_usage(self._store.root).free
@@ -267,6 +335,23 @@ class Snapshots:
         free = shutil.disk_usage(self._store.root).free
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         return f"{what} failed: {first} ({format_bytes(free)} free under {self._store.root})"
+
+
+def versions() -> dict[str, str]:
+    """What a checkpoint was written with, as its manifest holds it."""
+    return {"torch": torch.__version__, "deepspeed": version("deepspeed"), "r1hpc": r1hpc.__version__}
+
+
+def describe_versions(saved: dict[str, Any]) -> str:
+    """What of `versions` differs from those of a checkpoint's meta; empty where nothing does.
+
+    Never a reason to refuse. A version that was not stored is not compared.
+    """
+    pairs = [(name, saved.get(name), ours) for name, ours in versions().items()]
+    changed = [f"{name} {theirs} (now {ours})" for name, theirs, ours in pairs if theirs not in (None, ours)]
+    if not changed:
+        return ""
+    return f"was written with {', '.join(changed)}: results may differ in the last bits from here on"
 
 
 def seed_streams(seed: int, step: int, rank: int) -> None:

@@ -29,6 +29,41 @@ def test_keep_and_protect(tmp_path: Path) -> None:
     assert verified_steps(CheckpointStore(tmp_path)) == [50, 40, 30, 10]
 
 
+def test_in_a_hurry_it_reads_nothing_and_removes_only_below_what_it_knows(tmp_path: Path) -> None:
+    history(tmp_path, 10, 20, 30)
+    later = CheckpointStore(tmp_path)
+    later.begin(1, "t")
+    save(later, 40, 1)
+    assert later.prune([], within_s=60) == []  # of 30 it knows nothing
+    save(later, 50, 1)
+    assert later.prune([], within_s=-1) == []  # out of time
+    assert later.prune([20], within_s=60) == [10, 30]
+    assert verified_steps(later) == [50, 40, 20]
+
+
+def test_ten_preemptions_never_leave_more_than_keep_and_one(tmp_path: Path) -> None:
+    """Each attempt resumes, saves in a hurry and is gone, as in 7B runs that never reach a periodic save."""
+    for attempt in range(10):
+        store = CheckpointStore(tmp_path)
+        store.begin(attempt, "t")
+        store.prune_surplus()
+        resumed = store.newest_verified()
+        save(store, 10 + attempt, attempt)
+        assert len(list(store.survey())) <= store.keep + 1
+        store.prune([resumed.step] if resumed else [], within_s=2.0)
+    assert verified_steps(store) == [19, 18]
+
+
+def test_what_killed_saves_left_goes_at_begin_and_a_corrupt_one_does_not_count(tmp_path: Path) -> None:
+    history(tmp_path, 10, 20, 30, 40, 50)
+    (tmp_path / "step-00000050" / "mp_rank_00_model_states.pt").write_bytes(b"")
+    store = CheckpointStore(tmp_path)
+    store.begin(1, "t")
+    assert store.prune_surplus() == [10, 20]
+    assert store.prune_surplus() == []
+    assert verified_steps(store) == [40, 30]
+
+
 def test_a_corrupt_one_does_not_count_as_kept(tmp_path: Path) -> None:
     """The same store object committed them: what it remembers must not hide what happened since."""
     store = history(tmp_path, 10, 20, 30, 40)
