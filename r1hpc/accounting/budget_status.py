@@ -1,6 +1,6 @@
 """Where a budget stands: what is spent, and what running and queued jobs will still use.
 
-    standing = read_budget_status(budget, runs, time.time())
+    status = read_budget_status(budget, runs, time.time())
     verdict = check_submission(run_root, [Request(Spread(800, 1200, 1800))])
 
 Slurm is asked where it can be: its accounting over all attempts for what an account has spent, squeue for the
@@ -146,17 +146,17 @@ def check_submission(
     if budget is None:
         return check_budget(None, requests, limits=limits)
     runs, left_out = survey(run_root, now, ask=ask_slurm)
-    standing = read_budget_status(budget, runs, now, ask_slurm)
+    status = read_budget_status(budget, runs, now, ask_slurm)
     verdict = check_budget(
         budget,
         requests,
-        spent=standing.spent,
-        committed=standing.committed,
+        spent=status.spent,
+        committed=status.committed,
         limits=limits,
         over_budget=over_budget,
         now=now,
     )
-    return replace(verdict, warnings=(*verdict.warnings, *standing.notes, *left_out))
+    return replace(verdict, warnings=(*verdict.warnings, *status.notes, *left_out))
 
 
 def _ask(period: Budget, now: float) -> _Said:

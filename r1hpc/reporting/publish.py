@@ -73,9 +73,9 @@ def publish(
 
 def _by_slurm(view: View, hours: Mapping[str, Any]) -> View:
     """The view with Slurm's hours as what was spent."""
-    standing = replace(view.standing, spent=hours["total"], by_day=hours["by_day"], source="sacct")
+    status = replace(view.status, spent=hours["total"], by_day=hours["by_day"], source="sacct")
     groups = {key: hours[f"by_{key}"] for key in _GROUPS if hours.get(f"by_{key}")}
-    return replace(view, standing=standing, groups=groups)
+    return replace(view, status=status, groups=groups)
 
 
 def _draw(view: View, single: RunLedger | None, page: Path) -> Iterator[str]:

@@ -24,7 +24,7 @@ def head(view: View) -> str:
     count = f"{len(view.runs)} run{'s' * (len(view.runs) != 1)}{where}"
     return (
         f"<header><h1>{text(view.title)}</h1>"
-        f'<p class="sub">{count}{span}. Counted from {_SOURCES[view.standing.source]}; written {made}.</p>'
+        f'<p class="sub">{count}{span}. Counted from {_SOURCES[view.status.source]}; written {made}.</p>'
         "</header>"
     )
 
@@ -74,11 +74,11 @@ def _band(spread: Spread) -> str:
 
 
 def warnings(view: View) -> Iterator[str]:
-    budget, standing = view.budget, view.standing
+    budget, status = view.budget, view.status
     if budget is None or budget.gpu_hours is None:
         return
-    after = standing.spent + standing.committed.p50
-    passed = budget.passed(standing.spent)
+    after = status.spent + status.committed.p50
+    passed = budget.passed(status.spent)
     if passed:
         yield _warning(f"The warning mark at {100 * max(passed):.0f} % of the budget is passed.")
     if after > budget.gpu_hours:
@@ -94,14 +94,14 @@ def _warning(words: str) -> str:
 
 def budget(view: View) -> Iterator[str]:
     """Burn-down and campaign; without a budget what was spent so far."""
-    standing, charts = view.standing, charts_of_hours(view)
+    status, charts = view.status, charts_of_hours(view)
     if view.burn_down is not None:
         left = view.burn_down.left
         words = (
-            f"{format_hours(view.burn_down.granted)} GPU-hours granted. {standing.num_running} running and "
-            f"{standing.num_queued} queued will take about {format_hours(standing.committed.p50)}."
+            f"{format_hours(view.burn_down.granted)} GPU-hours granted. {status.num_running} running and "
+            f"{status.num_queued} queued will take about {format_hours(status.committed.p50)}."
         )
-        until = standing.lasts_until(left, view.now)
+        until = status.lasts_until(left, view.now)
         if until is not None:
             words += f" At the pace of the last {PACE_DAYS} days the rest lasts until {format_day(until)}."
         yield "<h2>Budget</h2>" + _card(charts["spent"], FULL, words)
@@ -113,8 +113,8 @@ def budget(view: View) -> Iterator[str]:
         )
     if view.progress is not None:
         yield _campaign(view.progress, charts["campaign"])
-    if standing.limits:
-        yield _limits(standing)
+    if status.limits:
+        yield _limits(status)
 
 
 def charts_of_hours(view: View) -> dict[str, Chart | None]:
@@ -146,10 +146,10 @@ def _campaign(progress: CampaignProgress, chart: Chart | None) -> str:
     return _card(chart, FULL, words, f"Campaign: {plan.name}")
 
 
-def _limits(standing: BudgetStatus) -> str:
+def _limits(status: BudgetStatus) -> str:
     rows = [
         [each.owner, each.tres, *map(format_hours, (each.gpu_hours, each.used, each.running, each.left))]
-        for each in standing.limits
+        for each in status.limits
     ]
     told = table(["limit", "TRES", "GPU-hours", "used", "held", "left"], rows, 2)
     return card("Slurm's own limits (GrpTRESMins)", told, "Slurm lets usage decay as the site configured it.")
@@ -203,7 +203,7 @@ def notes(view: View) -> str:
         "kernel ran: 100 % is not busy.",
         "Forecasts are P50 with P10 and P90: by its own pace once a run has done 5 % of its steps, else by "
         "its estimate, else half its time limit.",
-        *view.standing.notes,
+        *view.status.notes,
         *view.notes,
     ]
     items = "".join(f"<li>{text(note)}</li>" for note in told)

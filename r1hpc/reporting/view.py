@@ -43,7 +43,7 @@ class View:
     run_root: Path
     runs: tuple[RunLedger, ...]
     """Newest first."""
-    standing: BudgetStatus
+    status: BudgetStatus
     now: float
     budget: Budget | None = None
     progress: CampaignProgress | None = None
@@ -66,18 +66,18 @@ class View:
     @property
     def unit(self) -> str:
         held = any(run.unit == "GPU-hours" and run.used > 0 for run in self.runs)
-        return "GPU-hours" if held or self.standing.spent > 0 or not self.runs else "node-hours"
+        return "GPU-hours" if held or self.status.spent > 0 or not self.runs else "node-hours"
 
     @property
     def spent(self) -> float:
         """Hours of the page's unit."""
-        return self.standing.spent if self.unit == "GPU-hours" else sum(self.parts.values())
+        return self.status.spent if self.unit == "GPU-hours" else sum(self.parts.values())
 
     @property
     def committed(self) -> Spread:
         """Still to come of what runs or waits, in the page's unit."""
         if self.unit == "GPU-hours":
-            return self.standing.committed
+            return self.status.committed
         return total([run.to_come for run in self.counted])
 
     @property
@@ -126,8 +126,8 @@ class View:
     @property
     def curve(self) -> list[tuple[float, float]]:
         """(time, hours spent until then), rising."""
-        if self.standing.source != "run folders":
-            return _daily(self.standing.by_day, self.now)
+        if self.status.source != "run folders":
+            return _daily(self.status.by_day, self.now)
         start, end = (self.budget.start, self.budget.end) if self.budget else (None, None)
         return _exactly(clip(self.counted, start, end))
 
@@ -140,7 +140,7 @@ class View:
             for day, seconds in split_days(each.start, each.end):
                 for part in _HELD:
                     days[day][part] += each.parts[part] * seconds / held
-        for day, hours in (self.standing.by_day if self.unit == "GPU-hours" else {}).items():
+        for day, hours in (self.status.by_day if self.unit == "GPU-hours" else {}).items():
             days[day]["other"] = max(0.0, hours - sum(days[day].values()))
         return dict(sorted(days.items()))
 
@@ -172,8 +172,8 @@ class View:
             end=end,
             now=min(max(self.now, begin), end),
             curve=curve,
-            spent=self.standing.spent,
-            committed=self.standing.committed,
+            spent=self.status.spent,
+            committed=self.status.committed,
             over=over,
             warn_at=budget.warn_at,
             plan_name=name,
@@ -218,7 +218,7 @@ def make_view(
     return View(
         run_root=run_root,
         runs=tuple(runs),
-        standing=read_budget_status(budget, runs, now, ask_slurm=whole),
+        status=read_budget_status(budget, runs, now, ask_slurm=whole),
         now=now,
         budget=budget,
         progress=follow(plan, on_gpus, now) if plan else None,

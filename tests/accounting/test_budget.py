@@ -317,13 +317,13 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_spent_and_promised_from_the_run_folders(root: Path) -> None:
     runs, notes = survey(root, time.time())
-    standing = read_budget_status(None, runs, time.time())
+    status = read_budget_status(None, runs, time.time())
     assert notes == []
-    assert standing.spent == pytest.approx(sum(run.used for run in runs), rel=1e-6)
-    assert (standing.num_running, standing.num_queued) == (1, 1)
-    assert standing.queued == Spread(350, 520, 800), "what waits has its estimate"
-    assert standing.source == "run folders"
-    assert "Slurm's own limits are not known" in standing.notes[0]
+    assert status.spent == pytest.approx(sum(run.used for run in runs), rel=1e-6)
+    assert (status.num_running, status.num_queued) == (1, 1)
+    assert status.queued == Spread(350, 520, 800), "what waits has its estimate"
+    assert status.source == "run folders"
+    assert "Slurm's own limits are not known" in status.notes[0]
     for run in runs:
         for each in run.attempts:
             assert each.hours == pytest.approx(each.width * (each.end - each.start) / 3600)
@@ -332,11 +332,11 @@ def test_spent_and_promised_from_the_run_folders(root: Path) -> None:
 def test_how_long_the_rest_lasts(root: Path) -> None:
     now = time.time()
     days = {format_day(now - 40 * DAY): 9999.0, format_day(now - DAY): 140.0}
-    standing = replace(read_budget_status(None, [], now, ask_slurm=False), by_day=days)
-    assert standing.lasts_until(100, now) == pytest.approx(now + 10 * DAY)
-    assert standing.lasts_until(0, now) is None
-    assert replace(standing, by_day={format_day(now - 20 * DAY): 140.0}).lasts_until(100, now) is None
-    assert replace(standing, by_day={format_day(now - DAY): 140.0}).lasts_until(100, now) is None
+    status = replace(read_budget_status(None, [], now, ask_slurm=False), by_day=days)
+    assert status.lasts_until(100, now) == pytest.approx(now + 10 * DAY)
+    assert status.lasts_until(0, now) is None
+    assert replace(status, by_day={format_day(now - 20 * DAY): 140.0}).lasts_until(100, now) is None
+    assert replace(status, by_day={format_day(now - DAY): 140.0}).lasts_until(100, now) is None
 
 
 def test_a_run_counts_by_its_pace_once_it_has_one(root: Path) -> None:
@@ -363,10 +363,10 @@ def test_nothing_after_the_end_of_its_period_is_spent_of_a_budget(root: Path) ->
     now = time.time()
     runs, end = survey(root, now)[0], now - 30 * DAY
     period = Budget(root / "b.yaml", gpu_hours=9000, start=now - 70 * DAY, end=end)
-    standing = read_budget_status(period, runs, now, ask_slurm=False)
-    assert standing.spent == pytest.approx(sum(run.used for run in clip(runs, None, end)))
-    assert 0 < standing.spent < read_budget_status(None, runs, now, ask_slurm=False).spent
-    assert max(standing.by_day) <= format_day(end)
+    status = read_budget_status(period, runs, now, ask_slurm=False)
+    assert status.spent == pytest.approx(sum(run.used for run in clip(runs, None, end)))
+    assert 0 < status.spent < read_budget_status(None, runs, now, ask_slurm=False).spent
+    assert max(status.by_day) <= format_day(end)
 
 
 def test_a_submission_is_checked_against_all_of_it(root: Path) -> None:
@@ -414,12 +414,12 @@ def test_an_account_is_counted_by_slurm(slurm: Callable[..., None], tmp_path: Pa
     ]
     slurm(sacct=header + "".join(rows))
     budget = Budget(tmp_path / "b.yaml", account="research", gpu_hours=20)
-    standing = read_budget_status(budget, [], NOW)
-    assert standing.source == "sacct"
-    assert standing.spent == pytest.approx(16)
-    assert (standing.num_running, standing.num_queued) == (2, 1)
-    assert standing.queued.p50 == pytest.approx(0.5 * 8 * 900 / 3600), "half its limit"
-    assert {limit.owner for limit in standing.limits} == {"account root"}
+    status = read_budget_status(budget, [], NOW)
+    assert status.source == "sacct"
+    assert status.spent == pytest.approx(16)
+    assert (status.num_running, status.num_queued) == (2, 1)
+    assert status.queued.p50 == pytest.approx(0.5 * 8 * 900 / 3600), "half its limit"
+    assert {limit.owner for limit in status.limits} == {"account root"}
 
 
 def test_without_its_limits_slurms_accounting_is_counted_all_the_same(
@@ -430,9 +430,9 @@ def test_without_its_limits_slurms_accounting_is_counted_all_the_same(
     for name in ("scontrol", "squeue"):
         (tmp_path / "bin" / name).write_text("#!/bin/sh\necho Access denied >&2\nexit 1\n")
     budget = Budget(tmp_path / "b.yaml", account="research", gpu_hours=20)
-    standing = read_budget_status(budget, [], NOW)
-    assert (standing.source, standing.spent) == ("sacct", 16.0)
-    limits, jobs = standing.notes
+    status = read_budget_status(budget, [], NOW)
+    assert (status.source, status.spent) == ("sacct", 16.0)
+    limits, jobs = status.notes
     assert limits.startswith("Slurm's own limits are not known: ")
     assert jobs.startswith("running and queued are of the runs under the run root alone: ")
 
