@@ -102,10 +102,10 @@ def _to_prometheus(run: RunDir, arguments: Any) -> dict[str, Any]:
 
 def _to_wandb(run: RunDir, arguments: Any) -> dict[str, Any]:
     from r1hpc.telemetry.metrics import read_steps
-    from r1hpc.telemetry.wandb_export import WandbWriter
+    from r1hpc.telemetry.wandb_export import export_steps
 
-    with WandbWriter(run, arguments.project, flat_name(run)) as writer:
-        count = writer.steps(read_steps(run).effective.values())
+    steps = read_steps(run).effective.values()
+    count = export_steps(run, steps, arguments.project, flat_name(run))
     return {"steps": count, "project": arguments.project}
 
 

@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from r1hpc.base.errors import ConfigError
 from r1hpc.base.files import write_atomic
 from r1hpc.base.names import nearest, printable
-from r1hpc.config.schema import RunConfig
+from r1hpc.config.schema import RunConfig, section_of
 
 _MAX_YAML_BYTES = 1 << 20
 
@@ -81,14 +81,16 @@ def named_layers(job: Path | str) -> list[tuple[str, dict[str, Any]]]:
     content = read_yaml(path)
     if "stages" in content:
         raise ConfigError(f"{path} is a chain of stages, not one run: give it to `submit`")
-    files = [*(_find_include(name, path) for name in _include_list(content.get("include"), path)), path]
+    files = [*_included(content, path), path]
     return list(zip(map(_shown, files), layers_of(content, path), strict=True))
 
 
 def layers_of(content: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
     """The files that `content`, read from `path`, includes, in order, and then its own keys."""
-    included = [read_yaml(_find_include(name, path)) for name in _include_list(content.get("include"), path)]
-    return [*included, {key: value for key, value in content.items() if key != "include"}]
+    return [
+        *map(read_yaml, _included(content, path)),
+        {key: value for key, value in content.items() if key != "include"},
+    ]
 
 
 def profile_layer(cluster: str | None = None) -> tuple[str, dict[str, Any]] | None:
@@ -223,24 +225,21 @@ def _check_keys(values: dict[str, Any], schema: type, prefix: str) -> None:
         if key not in fields:
             full = f"{prefix}{printable(str(key))}"
             raise ConfigError(f"unknown key {full!r}{nearest(full, known_keys())}")
-        factory = fields[key].default_factory
-        if isinstance(factory, type) and dataclasses.is_dataclass(factory):
+        section = section_of(fields[key])
+        if section is not None:
             if not isinstance(value, dict):
                 raise ConfigError(
                     f"{prefix}{key} is a section: give its keys, as in {prefix}{key}.NAME=VALUE"
                 )
-            _check_keys(value, factory, f"{prefix}{key}.")
+            _check_keys(value, section, f"{prefix}{key}.")
 
 
 def known_keys(schema: type = RunConfig, prefix: str = "") -> list[str]:
     """Every dotted key of the schema."""
     keys = []
     for f in dataclasses.fields(schema):
-        factory = f.default_factory
-        if isinstance(factory, type) and dataclasses.is_dataclass(factory):
-            keys += known_keys(factory, f"{prefix}{f.name}.")
-        else:
-            keys.append(f"{prefix}{f.name}")
+        section = section_of(f)
+        keys += known_keys(section, f"{prefix}{f.name}.") if section else [f"{prefix}{f.name}"]
     return keys
 
 
@@ -300,12 +299,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _include_list(value: Any, job: Path) -> list[str]:
-    if value is None:
+def _included(content: Mapping[str, Any], job: Path) -> list[Path]:
+    names = content.get("include")
+    if names is None:
         return []
-    if not isinstance(value, list):
+    if not isinstance(names, list):
         raise ConfigError(f"{job}: include must be a list, as in `include: [model/tiny]`")
-    return [str(name) for name in value]
+    return [_find_include(str(name), job) for name in names]
 
 
 def _find_include(name: str, job: Path) -> Path:

@@ -13,7 +13,7 @@ from enum import Enum
 from types import NoneType
 from typing import Any, get_args, get_origin
 
-from r1hpc.config.schema import RunConfig
+from r1hpc.config.schema import RunConfig, section_of
 
 _HEAD = """# Settings
 
@@ -44,8 +44,8 @@ def reference() -> str:
 def _sections(schema: type, prefix: str = "") -> list[tuple[str, type]]:
     found = [(prefix, schema)]
     for each in dataclasses.fields(schema):
-        if isinstance(each.default_factory, type) and dataclasses.is_dataclass(each.default_factory):
-            found += _sections(each.default_factory, f"{prefix}{each.name}.")
+        section = section_of(each)
+        found += _sections(section, f"{prefix}{each.name}.") if section else []
     return found
 
 
@@ -56,7 +56,7 @@ def _section(schema: type, prefix: str) -> str:
     rows = [
         f"| `{prefix}{each.name}` | {_type(each.type)} | {_default(each)} | {meanings.get(each.name, '')} |"
         for each in dataclasses.fields(schema)
-        if not (isinstance(each.default_factory, type) and dataclasses.is_dataclass(each.default_factory))
+        if section_of(each) is None
     ]
     table = ["| key | type | default | meaning |", "|---|---|---|---|", *rows]
     return "\n".join([f"## {title}", "", purpose, "", *table, ""])

@@ -4,7 +4,7 @@ Each section is checked on its own by `__post_init__`; what needs the whole (bat
 is checked by `plan`. The YAML files in `configs/` and `jobs/` hold the same names.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field, is_dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -356,6 +356,12 @@ class RunConfig:
                 "train.gradient_accumulation_steps has no use in stage rl, where it follows from what a "
                 "rollout leaves to train on: remove it, and set train.micro_batch_size"
             )
+
+
+def section_of(setting: "Field[Any]") -> type | None:
+    """The dataclass of a field that is a section of its own; None: it is a setting."""
+    factory = setting.default_factory
+    return factory if isinstance(factory, type) and is_dataclass(factory) else None
 
 
 STAGES = ("pretrain", "traces", "sft", "rl", "generate", "evaluate")

@@ -18,8 +18,6 @@ from r1hpc.telemetry.findings import Finding
 from r1hpc.telemetry.health import as_mapping, health_warnings
 from r1hpc.telemetry.rules import RULES
 
-__all__ = ["Diagnosis", "as_lines", "diagnose", "health_warnings"]
-
 QUICK_BYTES = 8 * 2**20
 """Judged in half a second on one core, the start of Python included (measured: 0.45 s of 125 MiB)."""
 THOROUGH_BYTES = 64 * 2**20

@@ -136,11 +136,10 @@ def communication_bound(facts: Facts) -> Iterable[Finding]:
     """Kernels run all the time, arithmetic does not: what runs moves or awaits data."""
     utilization, power = facts.mean_gpu("mean_gpu_utilization_percent"), _power_share(facts)
     mfu = facts.mean_mfu
-    if len(facts.steps) < MIN_STEPS or len(facts.gpus) < 2 or None in (utilization, power, mfu):
+    if len(facts.steps) < MIN_STEPS or len(facts.gpus) < 2:
         return
-    assert utilization is not None, "checked above"
-    assert power is not None, "checked above"
-    assert mfu is not None, "checked above"
+    if utilization is None or power is None or mfu is None:
+        return
     if utilization < BUSY_UTILIZATION or mfu >= LOW_MFU or not MID_POWER[0] <= power <= MID_POWER[1]:
         return
     yield Finding(

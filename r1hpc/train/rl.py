@@ -18,7 +18,7 @@ from typing import Any
 from r1hpc.base.failpoints import failpoint
 from r1hpc.plan.batch import BatchPlan, updates_per_rollout
 from r1hpc.tasks.tokenizer import special_ids
-from r1hpc.telemetry.diagnose import health_warnings
+from r1hpc.telemetry.health import health_warnings
 from r1hpc.train import loop
 from r1hpc.train.collect import Collector
 from r1hpc.train.errors import TrainError
