@@ -43,7 +43,7 @@ def known_jobs(root: Path) -> dict[str, tuple[str, str]]:
 
 
 def hours_of_file(path: Path, selection: Selection) -> dict[str, Any]:
-    """Of what sacct printed into a file or a pipe.
+    """Totals of what sacct printed into a file or a pipe.
 
     Raises:
         StateError: the header or a line is not of its format; names the file, the line and the fix.
@@ -53,7 +53,7 @@ def hours_of_file(path: Path, selection: Selection) -> dict[str, Any]:
 
 
 def hours_from_sacct(selection: Selection, timeout_s: float = 600.0) -> dict[str, Any]:
-    """Of what sacct says now; without a start of today, as is sacct's default.
+    """Totals of what sacct says now; without a start of today, as is sacct's default.
 
     Raises:
         SlurmError: sacct or slurmdbd did not answer.
@@ -68,7 +68,7 @@ def hours_from_sacct(selection: Selection, timeout_s: float = 600.0) -> dict[str
 
 
 def hours_of_lines(file: IO[bytes], source: str, selection: Selection) -> dict[str, Any]:
-    """Of an open file, in memory that does not grow with it but for 16 bytes a record."""
+    """Totals of an open file, in memory that does not grow with it but for 16 bytes a record."""
     if os.fstat(file.fileno()).st_size > _FEW_BYTES:
         # Deferred: numpy and Arrow take a tenth of a second that a report of one run should not pay.
         from r1hpc.accounting.totals import sum_dump
@@ -82,7 +82,7 @@ def hours_of_lines(file: IO[bytes], source: str, selection: Selection) -> dict[s
 
 
 def hours_of_runs(ledgers: Sequence[RunLedger], selection: Selection) -> dict[str, Any]:
-    """Of what runs say themselves, where Slurm's accounting cannot be asked."""
+    """Totals of what runs say themselves, where Slurm's accounting cannot be asked."""
     held = [replace(each, run=ledger.run_id) for ledger in ledgers for each in ledger.allocations]
     return fold_hours(selection.clip(held))
 

@@ -199,7 +199,7 @@ def format_day(moment: float) -> str:
 class _Refusal:
     fact: str
     key: str
-    """Of the budget file."""
+    """The key of the budget file that forbids it."""
     less: str = "ask for less (train.num_steps, --nodes), "
 
 
@@ -288,7 +288,7 @@ def _counted_by(limit: TresLimit, requests: Sequence[Request]) -> list[Request]:
 
 
 def _family(name: str) -> str:
-    """Of a GPU by any usual name; of one that is not in the table its own name."""
+    """The family of a GPU, whatever it is called; one that is not in the table keeps its own name."""
     try:
         return find_gpu(name).family
     except UnknownGpuError:

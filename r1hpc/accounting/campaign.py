@@ -81,7 +81,7 @@ class StageProgress:
     used: float
     num_runs: int
     forecast: Spread
-    """Of all its GPU-hours: used, running, queued and, while its days last, what the plan still holds."""
+    """Its GPU-hours in all: used, running, queued and, while its days last, what the plan still holds."""
     first: float | None
     """When its first run began."""
     when: str

@@ -43,7 +43,7 @@ class SlurmRecords:
     """Slurm's records of one run."""
 
     records: tuple[JobRecord, ...] = ()
-    """Of allocations that began, oldest first, each once."""
+    """Records of allocations that began, oldest first, each once."""
     seen: float = 0.0
     """When the newest of them was learnt, Unix seconds: how long one that had not ended had run."""
     asked: float = 0.0

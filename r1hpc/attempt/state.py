@@ -3,7 +3,7 @@
     situation = look(run)
     situation.state, situation.detail
 
-Loads no torch. Without Slurm's word the answer is what the run folder says, and `detail` says so.
+Loads no torch. Without an answer of Slurm's it is what the run folder says, and `detail` says so.
 """
 
 import os
@@ -56,7 +56,7 @@ class JobRef:
 
     @property
     def pid(self) -> int | None:
-        """Of the local supervisor; None for a job of Slurm."""
+        """Process id of the local supervisor; None for a job of Slurm."""
         found = re.fullmatch(r"local-(\d+)", self.job_id)
         return int(found[1]) if found else None
 

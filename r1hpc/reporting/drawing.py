@@ -72,7 +72,7 @@ class Chart:
     """What to draw, not yet drawn."""
 
     name: str
-    """Of its file, without the ending."""
+    """Name of its file, without the ending."""
     title: str
     label: str
     """For those who cannot see it: what it shows, and its numbers where they are few."""
@@ -80,7 +80,7 @@ class Chart:
     """Draws on empty axes that belong to a figure of this width."""
     height: int = 210
     num_rows: int = 0
-    """Of a chart of named bars, whose height follows from it."""
+    """Rows of a chart of named bars, whose height follows from it."""
     keys: Sequence[tuple[str, str]] = ()
     """(colour of the palette, what it means)."""
 

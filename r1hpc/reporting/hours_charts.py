@@ -39,7 +39,7 @@ PARTS = ("useful", "lost", "start-up", "save", "idle", "other")
 _MOST_COLUMNS = 120
 _MOST_ROWS = 24
 _MOST_DOTS = 200
-"""Of which each says what it is."""
+"""Of so many runs each is a dot that says what it is."""
 Parts = Mapping[str, float]
 T = TypeVar("T")
 
@@ -206,14 +206,14 @@ def _short_day(moment: float) -> str:
 
 def planned_against_used(runs: Sequence[PlannedRun], unit: str) -> Chart | None:
     """For each estimated run its P10 to P90, its P50, and what it used; the largest, where they are many."""
-    told = _largest(runs, [max(run.planned.p50, run.used) for run in runs])
-    hours = [h for r in told for h in (r.planned.p10, r.planned.p90, r.used) if h > 0]
+    shown = _largest(runs, [max(run.planned.p50, run.used) for run in runs])
+    hours = [h for r in shown for h in (r.planned.p10, r.planned.p90, r.used) if h > 0]
     if not hours:
         return None
     low, high = min(hours), max(hours)
     is_log = high > 20 * low
-    values = [f"{format_hours(r.used)} of {format_hours(r.planned.p50)}" for r in told]
-    values = [f"{v} so far" if r.is_live and r.used else v for v, r in zip(values, told, strict=True)]
+    values = [f"{format_hours(r.used)} of {format_hours(r.planned.p50)}" for r in shown]
+    values = [f"{v} so far" if r.is_live and r.used else v for v, r in zip(values, shown, strict=True)]
 
     def draw(axes: Axes, width: int) -> None:
         if is_log:
@@ -221,9 +221,9 @@ def planned_against_used(runs: Sequence[PlannedRun], unit: str) -> Chart | None:
         else:
             number_axis(axes.xaxis, 0, high * 1.04)
         least = low / 1.3 if is_log else 0.0
-        rows = [(run.name, value, False) for run, value in zip(told, values, strict=True)]
+        rows = [(run.name, value, False) for run, value in zip(shown, values, strict=True)]
         ys, height = named_rows(axes, rows, width)
-        for y, run in zip(ys, told, strict=True):
+        for y, run in zip(ys, shown, strict=True):
             left = max(run.planned.p10, least)
             bar = axes.barh(y, run.planned.p90 - left, height, left=left, color=colour("planned"))[0]
             tip(bar, f"planned {_range(run.planned)}")
@@ -232,39 +232,39 @@ def planned_against_used(runs: Sequence[PlannedRun], unit: str) -> Chart | None:
             if run.used > 0:
                 name = "start-up" if run.is_live else "useful" if run.is_inside else "lost"
                 dot(axes, run.used, y, name, f"used {format_hours(run.used)}")
-        axes.set_xlabel(f"{unit}{', logarithmic' if is_log else ''}{_only(told, runs)}", loc="right")
+        axes.set_xlabel(f"{unit}{', logarithmic' if is_log else ''}{_only(shown, runs)}", loc="right")
 
     label = _listed(
-        "planned against used", [f"{r.name}: {value}" for r, value in zip(told, values, strict=True)]
+        "planned against used", [f"{r.name}: {value}" for r, value in zip(shown, values, strict=True)]
     )
     meanings = [("planned", f"{BAND} at submission"), ("useful", "used, inside"), ("lost", "used, outside")]
     meanings.append(("start-up", "so far"))
-    return Chart("planned", "Planned against used", label, draw, num_rows=len(told), keys=meanings)
+    return Chart("planned", "Planned against used", label, draw, num_rows=len(shown), keys=meanings)
 
 
 def estimate_errors(runs: Sequence[PlannedRun]) -> Chart | None:
     """Used / planned of every finished run, oldest first, with the P10 to P90 it was given."""
-    told = _finished(runs)[-_MOST_DOTS:]
-    if not told:
+    shown = _finished(runs)[-_MOST_DOTS:]
+    if not shown:
         return None
-    ratios = [run.used / run.planned.p50 for run in told]
-    spans = [(run.planned.p10 / run.planned.p50, run.planned.p90 / run.planned.p50) for run in told]
+    ratios = [run.used / run.planned.p50 for run in shown]
+    spans = [(run.planned.p10 / run.planned.p50, run.planned.p90 / run.planned.p50) for run in shown]
     edges = [edge for low, high in spans for edge in (1 / max(low, 1e-3), high)]
     widest = 1.2 * max([1.6, *edges, *ratios, *(1 / ratio for ratio in ratios)])
     marks = [v for v in (0.1, 0.25, 0.5, 0.67, 1, 1.5, 2, 4, 10) if 1 / widest <= v <= widest]
 
     def draw(axes: Axes, width: int) -> None:
         log_axis(axes.yaxis, 1 / widest, widest, marks, TIMES)
-        axes.set(xlim=(-0.6, len(told) - 0.4), xticks=[])
+        axes.set(xlim=(-0.6, len(shown) - 0.4), xticks=[])
         axes.set_title("used / planned (P50)")
         axes.set_xlabel("finished runs, oldest first", loc="right")
         axes.axhline(1, color=colour("median"), lw=1)
-        for i, (run, (low, high), ratio) in enumerate(zip(told, spans, ratios, strict=True)):
+        for i, (run, (low, high), ratio) in enumerate(zip(shown, spans, ratios, strict=True)):
             bar = axes.bar(i, high - low, 0.32, bottom=low, color=colour("planned"))[0]
             tip(bar, f"{run.name}: P10 to P90")
             words = f"{run.name}: {ratio:.2f}{TIMES} of the estimate"
             dot(axes, i, ratio, "useful" if run.is_inside else "lost", words)
-            if len(told) <= 12:
+            if len(shown) <= 12:
                 note(axes, i, max(high, ratio), f"{ratio:.2f}")
 
     return Chart(
@@ -274,28 +274,28 @@ def estimate_errors(runs: Sequence[PlannedRun]) -> Chart | None:
 
 def error_words(runs: Sequence[PlannedRun]) -> str:
     """The error of the estimates so far, in a sentence."""
-    told = _finished(runs)
-    if not told:
+    shown = _finished(runs)
+    if not shown:
         return "No run with a stored estimate has finished yet."
-    errors = [abs(run.planned.p50 / run.used - 1) for run in told]
-    inside = sum(run.is_inside for run in told)
-    bias = statistics.median(run.used / run.planned.p50 for run in told)
+    errors = [abs(run.planned.p50 / run.used - 1) for run in shown]
+    inside = sum(run.is_inside for run in shown)
+    bias = statistics.median(run.used / run.planned.p50 for run in shown)
     return (
-        f"Median error {100 * statistics.median(errors):.0f} % over {len(told)} finished "
-        f"run{'s' * (len(told) > 1)}; the median run used {bias:.2f}{TIMES} its P50; {inside} of {len(told)} "
-        "lie between P10 and P90 (80 % should)."
+        f"Median error {100 * statistics.median(errors):.0f} % over {len(shown)} finished "
+        f"run{'s' * (len(shown) > 1)}; the median run used {bias:.2f}{TIMES} its P50; {inside} of "
+        f"{len(shown)} lie between P10 and P90 (80 % should)."
     )
 
 
 def waste(runs: Mapping[str, Parts], unit: str) -> Chart | None:
     """Where the hours of each run went, as shares: of all, of the largest, and of the others together."""
-    told = {name: parts for name, parts in runs.items() if sum(parts.values()) > 0}
-    if not told:
+    shown = {name: parts for name, parts in runs.items() if sum(parts.values()) > 0}
+    if not shown:
         return None
-    kept = _largest(list(told), [sum(parts.values()) for parts in told.values()])
-    rest = [parts for name, parts in told.items() if name not in kept]
-    rows = [("all runs", _sum(told.values()), True)] if len(told) > 1 else []
-    rows += [(name, dict(told[name]), False) for name in kept]
+    kept = _largest(list(shown), [sum(parts.values()) for parts in shown.values()])
+    rest = [parts for name, parts in shown.items() if name not in kept]
+    rows = [("all runs", _sum(shown.values()), True)] if len(shown) > 1 else []
+    rows += [(name, dict(shown[name]), False) for name in kept]
     rows += [(f"{len(rest)} others", _sum(rest), False)] if rest else []
     useful = [
         f"{100 * p.get('useful', 0.0) / w:.1f} % of {format_hours(w)}"
@@ -321,24 +321,24 @@ def waste(runs: Mapping[str, Parts], unit: str) -> Chart | None:
     label = _listed(
         "where the hours went", [f"{row[0]}: {text}" for row, text in zip(rows, useful, strict=True)]
     )
-    whole = _sum(told.values())
+    whole = _sum(shown.values())
     return Chart("waste", "Where the hours went", label, draw, num_rows=len(rows), keys=_hours_of(whole))
 
 
 def lost_by_cause(hours: Mapping[str, float], unit: str) -> Chart | None:
     """Lost and idle hours by what ended the attempt they were lost in."""
-    told = sorted(((h, cause.replace("_", " ")) for cause, h in hours.items() if h > 0), reverse=True)
-    if not told:
+    shown = sorted(((h, cause.replace("_", " ")) for cause, h in hours.items() if h > 0), reverse=True)
+    if not shown:
         return None
 
     def draw(axes: Axes, width: int) -> None:
-        number_axis(axes.xaxis, 0, told[0][0], 4)
-        ys, height = named_rows(axes, [(cause, format_hours(h), False) for h, cause in told], width)
-        axes.barh(ys, [h for h, _ in told], height, color=colour("lost"))
+        number_axis(axes.xaxis, 0, shown[0][0], 4)
+        ys, height = named_rows(axes, [(cause, format_hours(h), False) for h, cause in shown], width)
+        axes.barh(ys, [h for h, _ in shown], height, color=colour("lost"))
         axes.set_xlabel(unit, loc="right")
 
-    label = _listed("lost and idle hours by cause", [f"{cause}: {format_hours(h)}" for h, cause in told])
-    return Chart("causes", "Lost and idle, by what ended the attempt", label, draw, num_rows=len(told))
+    label = _listed("lost and idle hours by cause", [f"{cause}: {format_hours(h)}" for h, cause in shown])
+    return Chart("causes", "Lost and idle, by what ended the attempt", label, draw, num_rows=len(shown))
 
 
 def queue_waits(waits: Sequence[tuple[float, float, str]]) -> Chart | None:
@@ -435,13 +435,13 @@ def _largest(items: Sequence[T], sizes: Sequence[float]) -> list[T]:
     return [items[i] for i in sorted(ranked)]
 
 
-def _only(told: Sequence[object], runs: Sequence[object]) -> str:
-    return f"; the {len(told)} largest of {len(runs)} runs" if len(told) < len(runs) else ""
+def _only(shown: Sequence[object], runs: Sequence[object]) -> str:
+    return f"; the {len(shown)} largest of {len(runs)} runs" if len(shown) < len(runs) else ""
 
 
 def _finished(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
-    told = (run for run in runs if run.is_finished and run.used > 0 and run.planned.p50 > 0)
-    return sorted(told, key=lambda run: run.end)
+    shown = (run for run in runs if run.is_finished and run.used > 0 and run.planned.p50 > 0)
+    return sorted(shown, key=lambda run: run.end)
 
 
 def _sum(many: Iterable[Parts]) -> dict[str, float]:

@@ -32,8 +32,8 @@ def keys(items: Sequence[tuple[str, str]]) -> str:
 
 def side_by_side(cards: Sequence[str]) -> str:
     """Cards in two columns, on a telephone in one."""
-    told = [each for each in cards if each]
-    return f'<div class="grid">{"".join(told)}</div>' if told else ""
+    shown = [each for each in cards if each]
+    return f'<div class="grid">{"".join(shown)}</div>' if shown else ""
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int) -> str:

@@ -19,7 +19,7 @@ from r1hpc.telemetry.summary import AttemptSummary
 from r1hpc.telemetry.timeline import Split
 
 _MOST_ROWS = 20
-"""Of a table; --json and --format csv have all."""
+"""Rows of a table; --json and --format csv have all."""
 _JOULES_PER_KWH = 3.6e6
 _WHOSE = {
     "sacct": "sacct -D",

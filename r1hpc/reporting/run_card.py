@@ -29,10 +29,10 @@ def run_card(run: RunLedger, is_alone: bool = False) -> str:
     """The HTML of one run. `is_alone`: it is what the page is about, so everything is drawn."""
     data = read_run_data(run.run, run.summary)
     charts = charts_of_run(data)
-    told = [chart for name, chart in charts.items() if is_alone or name in _MAIN]
+    shown = [chart for name, chart in charts.items() if is_alone or name in _MAIN]
     stub = f'<p class="stub">The GPU readings come from {text(STUB)}.</p>' if data.is_stub else ""
     figures = "".join(
-        f"<figure><figcaption>{text(each.title)}</figcaption>{inline(each)}</figure>" for each in told
+        f"<figure><figcaption>{text(each.title)}</figcaption>{inline(each)}</figure>" for each in shown
     )
     return (
         f'<section class="card run" id="run-{text(run.run_id)}"><h3>{text(run.run_id)} '

@@ -95,10 +95,10 @@ def write_pngs(title: str, charts: Mapping[str, Chart], folder: Path, warning: s
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     paths = []
     for name, members in _FILES.items():
-        told = [charts[member] for member in members if member in charts]
-        if told:
+        drawn = [charts[member] for member in members if member in charts]
+        if drawn:
             words = f"  ({warning})" if warning and name == "gpu" else ""
-            save_png(told, f"{title}: {'GPUs' if name == 'gpu' else name}{words}", folder / f"{name}.png")
+            save_png(drawn, f"{title}: {'GPUs' if name == 'gpu' else name}{words}", folder / f"{name}.png")
             paths.append(folder / f"{name}.png")
     return paths
 
@@ -341,7 +341,7 @@ def _times(data: RunData) -> tuple[float, float]:
 
 
 def _limits(curves: Any, floor: float | None, others: Sequence[float]) -> tuple[float, float]:
-    """Of the y axis, with room above for the names of the attempts; a few wild values do not widen it."""
+    """Limits of the y axis, with room above for the attempts' names; a few wild values do not widen it."""
     known = sorted(y for curve in curves for y in curve.finite)
     low, usual, high = known[0], known[int(0.99 * len(known))], known[-1]
     high = max([high if high - low <= 5 * (usual - low) else usual, *others])

@@ -38,7 +38,7 @@ def tiles(view: View) -> str:
     share = view.unit
     if granted is not None:
         share = f"{100 * spent / granted:.0f} % of {format_hours(granted)} {view.unit}"
-    told = [
+    shown = [
         ("Spent", format_hours(spent), share),
         _left(view) if view.is_whole else _planned(view),
         ("Useful", useful, wasted),
@@ -47,7 +47,7 @@ def tiles(view: View) -> str:
     cells = "".join(
         f'<div class="tile"><div class="k">{text(name)}</div><div class="v">{text(value)}</div>'
         f'<div class="d">{text(words)}</div></div>'
-        for name, value, words in told
+        for name, value, words in shown
     )
     return f'<div class="tiles">{cells}</div>'
 
@@ -151,8 +151,10 @@ def _limits(status: BudgetStatus) -> str:
         [each.owner, each.tres, *map(format_hours, (each.gpu_hours, each.used, each.running, each.left))]
         for each in status.limits
     ]
-    told = table(["limit", "TRES", "GPU-hours", "used", "held", "left"], rows, 2)
-    return card("Slurm's own limits (GrpTRESMins)", told, "Slurm lets usage decay as the site configured it.")
+    shown = table(["limit", "TRES", "GPU-hours", "used", "held", "left"], rows, 2)
+    return card(
+        "Slurm's own limits (GrpTRESMins)", shown, "Slurm lets usage decay as the site configured it."
+    )
 
 
 def estimates(view: View) -> Iterator[str]:
@@ -183,8 +185,8 @@ def hours(view: View) -> Iterator[str]:
 def tables(view: View) -> Iterator[str]:
     yield "<h2>Tables</h2>"
     more = len(view.runs) - _MOST_TABLE
-    told = table(RUN_HEADINGS, view.table[:_MOST_TABLE], 4)
-    yield card("All runs", told, f"and {more} older ones" if more > 0 else "")
+    shown = table(RUN_HEADINGS, view.table[:_MOST_TABLE], 4)
+    yield card("All runs", shown, f"and {more} older ones" if more > 0 else "")
     cards = []
     for name, rows in view.grouped:
         whole = sum(hours for _, hours in rows)
@@ -194,7 +196,7 @@ def tables(view: View) -> Iterator[str]:
 
 
 def notes(view: View) -> str:
-    told = [
+    shown = [
         "GPU-hours: GPUs x allocated wall hours, busy or idle, over all attempts; node-hours for a run "
         "without GPUs.",
         "useful: steps that lasted. lost: steps taken again. start-up: until the first step. save: "
@@ -206,7 +208,7 @@ def notes(view: View) -> str:
         *view.status.notes,
         *view.notes,
     ]
-    items = "".join(f"<li>{text(note)}</li>" for note in told)
+    items = "".join(f"<li>{text(note)}</li>" for note in shown)
     links = ", ".join(f'<a href="{text(name)}">{text(name)}</a>' for name in view.pictures)
     pictures = f"<p>The same as PNG: {links}</p>" if links else ""
     return f'<h2>Notes</h2><div class="card notes"><ul>{items}</ul>{pictures}</div>'

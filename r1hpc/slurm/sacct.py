@@ -326,7 +326,7 @@ def elapsed_of(raw: str, elapsed: str, start: str, end: str) -> int:
     """Seconds a record ran, from ElapsedRaw, or Elapsed, or End - Start; empty where there is no column.
 
     Raises:
-        ValueError: no number, or no time that a job ran; or it runs still, and only the end would have told.
+        ValueError: no number, or no time that a job ran; or it runs still, and only the end would have said.
     """
     if raw:
         seconds = _integer(raw, "ElapsedRaw")

@@ -1,6 +1,6 @@
 """Save and resume, all ranks together: DeepSpeed writes, the checkpoint package commits.
 
-Every collective decision is made by rank 0 and told to all, so that no two ranks can disagree about which
+Every collective decision is made by rank 0 and sent to all, so that no two ranks can disagree about which
 checkpoint is good. DeepSpeed's own `latest` is never written: it names a checkpoint before the other
 ranks have finished theirs.
 """
@@ -32,7 +32,7 @@ from r1hpc.train.errors import ResumeError, SaveError
 
 _TAG = "deepspeed"
 _HURRIED_PRUNE_S = 2.0
-"""Of the time that Slurm leaves after a save."""
+"""Share of the time that Slurm leaves after a save."""
 _T = TypeVar("_T")
 # Facts that must be the same at resume: they decide which numbers the run computes.
 _IDENTITY = ("dataset_id", "plan_hash", "global_batch_size", "model", "precision")
@@ -228,7 +228,7 @@ class Snapshots:
         except (R1hpcError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            if self._group.rank == 0:  # makes room on a full disk, also for the words to come
+            if self._group.rank == 0:  # makes room on a full disk, also for the message to come
                 self._store.abandon(step, self._attempt, self._token)
             raise SaveError(self._no_space(f"writing checkpoint step {step}", error)) from error
         failpoint("save.written")
@@ -317,15 +317,15 @@ class Snapshots:
 
     def _tell(self, action: Callable[[], _T]) -> _T:
         """Do `action` on rank 0 and tell all; when it fails there, fail with the same words on all ranks."""
-        told: tuple[Any, tuple[str, str] | None] = (None, None)
+        answer: tuple[Any, tuple[str, str] | None] = (None, None)
         if self._group.rank == 0:
             try:
-                told = (action(), None)
+                answer = (action(), None)
             except R1hpcError as error:
-                told = (None, (type(error).__name__, str(error)))
+                answer = (None, (type(error).__name__, str(error)))
             except OSError as error:
-                told = (None, (SaveError.__name__, self._no_space("checkpoint", error)))
-        result, failure = self._group.broadcast(told)
+                answer = (None, (SaveError.__name__, self._no_space("checkpoint", error)))
+        result, failure = self._group.broadcast(answer)
         if failure is not None:
             raise (ResumeError if failure[0] == ResumeError.__name__ else SaveError)(failure[1])
         value: _T = result
