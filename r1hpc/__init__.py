@@ -10,13 +10,12 @@ What is public lies in r1hpc.api and is loaded when it is first asked for: `impo
 imported. See docs/api.md.
 """
 
-__version__ = "0.1.0"
-
 TYPE_CHECKING = False  # as typing's, without the time that typing takes to import
 if TYPE_CHECKING:
     from r1hpc.api import Chain, ChainSubmission, Run, Submission, submit
+    from r1hpc.base.version import __version__
 
-__all__ = ["Chain", "ChainSubmission", "Run", "Submission", "submit"]
+__all__ = ["Chain", "ChainSubmission", "Run", "Submission", "__version__", "submit"]
 
 
 def __getattr__(name: str) -> object:
@@ -24,6 +23,10 @@ def __getattr__(name: str) -> object:
         import importlib
 
         return importlib.import_module("r1hpc.submit")
+    if name == "__version__":
+        from r1hpc.base import version
+
+        return version.__version__
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from r1hpc import api

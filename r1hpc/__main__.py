@@ -7,10 +7,10 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from r1hpc import __version__
 from r1hpc.base.cli import run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest, printable
+from r1hpc.base.version import __version__
 
 COMMANDS = {
     "submit": "start a run on Slurm or on this machine",

@@ -21,10 +21,10 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-import r1hpc
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.units import format_bytes
+from r1hpc.base.version import __version__
 from r1hpc.checkpoint.errors import CheckpointWriteError, NoUsableCheckpointError
 from r1hpc.checkpoint.store import Checkpoint, CheckpointStore
 from r1hpc.train.distributed import Group
@@ -339,7 +339,7 @@ class Snapshots:
 
 def versions() -> dict[str, str]:
     """What a checkpoint was written with, as its manifest holds it."""
-    return {"torch": torch.__version__, "deepspeed": version("deepspeed"), "r1hpc": r1hpc.__version__}
+    return {"torch": torch.__version__, "deepspeed": version("deepspeed"), "r1hpc": __version__}
 
 
 def describe_versions(saved: dict[str, Any]) -> str:
