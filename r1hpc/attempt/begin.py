@@ -93,7 +93,6 @@ def begin(run: RunDir, executor: str, job_id: str, node_names: tuple[str, ...], 
     token = secrets.token_hex(8)
     store = CheckpointStore(run.checkpoints, keep=config.checkpoint.keep)
     store.begin(attempt, token)
-    store.prune_surplus()
     _make_folders(run, attempt)
     facts = AttemptFacts(attempt, token, dataset, ranks)
     write_json(run.attempt_dir(attempt) / "attempt.json", asdict(facts))

@@ -6,7 +6,7 @@
     store.open_staging(step, attempt, token)             # rank 0, then a barrier
     records = store.seal(folder, ["rank_0.pt"])          # every rank, its own files; then gather
     store.commit(step, attempt, token, records, meta)    # rank 0; when it returns, the checkpoint exists
-    store.prune(protect=[resumed_from])
+    store.prune([step], at=step)
 
     <root>/step-00000120/{manifest.json,...}             committed
     <root>/LATEST                                        a hint for people; nothing here trusts it
@@ -17,7 +17,6 @@ A rank that meets a CheckpointWriteError reports it to the others; then rank 0 c
 """
 
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -229,7 +228,7 @@ class CheckpointStore:
             if found.checkpoint:
                 problems = self._verify_together(found.checkpoint, ranks)
             if found.checkpoint and not problems:
-                if ranks.rank == 0:
+                if ranks.rank == 0 and below is None:
                     self._compare_hint(found.path, report)
                 return found.checkpoint
             passed_over.append(f"{found.path.name}: {_summary(problems)}")
@@ -288,44 +287,48 @@ class CheckpointStore:
 
     # Retention
 
-    def prune(self, protect: Collection[int], within_s: float | None = None) -> Steps:
+    def prune(self, protect: Collection[int], *, at: int | None = None, hurry: bool = False) -> Steps:
         """Remove what is older than the `keep` newest verified checkpoints; return the steps removed.
 
-        Steps in `protect` stay (what this attempt resumed from). With fewer than `keep` verified ones
-        nothing is removed. A checkpoint that this object committed or verified before counts as verified
-        while the fingerprint of its files is unchanged; others are read in full. Also removes what dead
-        incarnations left. A kill at any point leaves each checkpoint whole or gone.
+        Steps in `protect` stay. With fewer than `keep` verified ones nothing is removed. A checkpoint that
+        this object committed or verified before counts as verified while the fingerprint of its files is
+        unchanged; others are read in full. Also removes what dead incarnations left. A kill at any point
+        leaves each checkpoint whole or gone.
 
         Args:
-            within_s: in a hurry; nothing is read then, so one of which this object does not know that it is
-                good counts as bad, and no removal is begun later than after so many seconds.
+            at: the step this attempt stands at. Checkpoints of later steps neither count nor go: this attempt
+                passed them over, so they may verify and still be of no use.
+            hurry: nothing is read, so one of which this object does not know that it is good counts as bad;
+                and nothing is deleted: what goes is renamed into the incarnation's own folder, which the
+                next `begin` removes. On a parallel file system deleting takes longer than a grace lasts.
         """
-        deadline = math.inf if within_s is None else time.monotonic() + within_s
         scope = self._own or self.root
         with self.writing(scope):
             if self._own:
                 fence.check(self._own)
             removed = []
-            for step in self._expendable(reads=within_s is None):
-                if step in protect or time.monotonic() > deadline:
+            for step in self._expendable(at, reads=not hurry):
+                if step in protect:
                     continue
                 removed.append(step)
                 trash = move_to_trash(self.root / step_folder(step), scope, "prune")
-                if trash is not None:
+                if trash is not None and not hurry:
                     remove_tree(trash, "prune")
-            if within_s is None:
+            if not hurry:
                 self._sweep()
         return removed
 
-    def prune_surplus(self) -> Steps:
+    def prune_surplus(self, at: int) -> Steps:
         """`prune` where there is more than `keep` allows and one: attempts that were killed left it so."""
-        return self.prune(()) if len(list(self.survey())) > self.keep + 1 else []
+        return self.prune([at], at=at) if len(list(self.survey())) > self.keep + 1 else []
 
-    def _expendable(self, *, reads: bool) -> Steps:
-        """Steps older than the `keep` newest verified ones, oldest first."""
+    def _expendable(self, at: int | None, *, reads: bool) -> Steps:
+        """Steps older than the `keep` newest verified ones, of those up to `at`, oldest first."""
         good = 0
         older = []
         for found in self.survey():
+            if at is not None and found.step > at:
+                continue
             if good >= self.keep:
                 older.append(found.step)
             elif found.checkpoint and self._is_good(found.checkpoint, reads=reads):

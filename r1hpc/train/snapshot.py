@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,8 +32,6 @@ from r1hpc.train.distributed import Group
 from r1hpc.train.errors import ResumeError, SaveError
 
 _TAG = "deepspeed"
-_HURRIED_PRUNE_S = 2.0
-"""Share of the time that Slurm leaves after a save."""
 _T = TypeVar("_T")
 # Facts that must be the same at resume: they decide which numbers the run computes.
 _IDENTITY = ("dataset_id", "plan_hash", "global_batch_size", "model", "precision")
@@ -147,6 +146,8 @@ class Snapshots:
             else:
                 problem = "is of another number of ranks or ZeRO stage than the newest"
             if not problem:
+                if self._group.rank == 0:
+                    self._try_to_prune(partial(self._store.prune_surplus, candidate.step))
                 return candidate
             failed.append(f"{candidate.path.name}: {problem}")
             self._report(f"checkpoint cannot be loaded, trying an older one: {failed[-1]}")
@@ -172,6 +173,11 @@ class Snapshots:
             self._load(engine, checkpoint)
         except (torch.OutOfMemoryError, MemoryError):
             raise
+        except OSError as error:
+            # A read that failed may succeed in the next attempt; a file that is not there will not.
+            if not isinstance(error, FileNotFoundError):
+                raise
+            mine = f"{type(error).__name__}: {error}"
         except Exception as error:  # DeepSpeed raises whatever its parts do, AssertionError among it
             first = (str(error).splitlines() or [""])[0]
             mine = f"{type(error).__name__}: {first}"
@@ -258,14 +264,17 @@ class Snapshots:
 
     def _prune(self, step: int, hurry: bool) -> None:
         # Not what it resumed from: that is as good as any other once `keep` newer ones are committed.
-        protect = {step}
         if not hurry:
-            self._tell(lambda: self._store.prune(protect))
+            self._tell(lambda: self._store.prune([step], at=step))
         elif self._group.rank == 0:
-            try:
-                self._store.prune(protect, within_s=_HURRIED_PRUNE_S)
-            except R1hpcError as error:  # the state is safe, which is what counts now
-                print(f"older checkpoints are not removed: {error}", file=sys.stderr)
+            self._try_to_prune(partial(self._store.prune, [step], at=step, hurry=True))
+
+    def _try_to_prune(self, prune: Callable[[], object]) -> None:
+        """The state is safe, which is what counts: what cannot be removed now is said and left."""
+        try:
+            prune()
+        except R1hpcError as error:
+            print(f"older checkpoints are not removed: {error}", file=sys.stderr)
 
     def _open_staging(self, step: int) -> None:
         free = shutil.disk_usage(self._store.root).free
