@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 # DeepSpeed probes for a GPU and for NUMA tools at import; on a machine with neither it should not warn.
 export DS_ACCELERATOR ?= $(shell test -e /dev/nvidiactl && echo cuda || echo cpu)
 
-.PHONY: setup demo test check bench soak clean
+.PHONY: setup demo test test-without-slurm check bench soak clean
 
 setup: $(READY)
 
@@ -27,6 +27,9 @@ demo: setup
 
 test: setup
 	$(RUN) -m pytest
+
+test-without-slurm: setup
+	$(RUN) -m pytest -m 'not slurm and not soak'
 
 check: setup
 	$(VENV)/bin/ruff check .

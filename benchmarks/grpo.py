@@ -117,8 +117,8 @@ def run_arm(name: str, folder: Path, start: Path, steps: int) -> Told:
 
 def cold_start(folder: Path) -> Path:
     """The stages traces and sft of jobs/r1.yaml: a model that thinks in 3 answers of 10."""
-    from r1hpc.chain.ablation import base_stages
     from r1hpc.config import load
+    from research.ablation.study import base_stages
 
     base = base_stages(load.find_job("r1"), [])
     base["sft"]["data"] |= {"traces": ["${stage:traces}/traces.jsonl"], "path": None}
@@ -132,8 +132,8 @@ def cold_start(folder: Path) -> Path:
 
 
 def run_ours(folder: Path, start: Path, steps: int, arm: Arm) -> Told:
-    from r1hpc.chain.ablation import base_stages
     from r1hpc.config import load
+    from research.ablation.study import base_stages
 
     job, name = folder / "grpo.yaml", f"ranks{arm.processes}"
     load.write_yaml(job, base_stages(load.find_job("r1"), [])["rl"])
@@ -171,10 +171,10 @@ def train_with_trl(start: Path, steps: int, arm: Arm, out: Path) -> None:
     import transformers
     import trl
 
-    from r1hpc.chain.ablation import base_stages
     from r1hpc.config import load
     from r1hpc.tasks.registry import make_task
     from r1hpc.tasks.rewards import Completion, Scorer
+    from research.ablation.study import base_stages
 
     config = load.merge_layers([base_stages(load.find_job("r1"), [])["rl"]], [])
     task, rollout, train = make_task(config.task), config.rollout, config.train

@@ -65,7 +65,7 @@ def overrides(options: argparse.Namespace) -> list[str]:
 
 
 def run_ours(root: Path, name: str, options: argparse.Namespace) -> tuple[float, int]:
-    """(median step time in s, vocabulary) of a run through the front door."""
+    """(median step time in s, vocabulary) of a run through the public command."""
     command = [sys.executable, "-m", "r1hpc.submit", "jobs/smoke.yaml", "--executor", "local", "--nodes", "2"]
     command += ["--run-root", str(root), "--run-name", name, "--follow", *overrides(options)]
     subprocess.run(command, cwd=CHECKOUT, env=environment(), check=True, stdout=subprocess.DEVNULL)

@@ -1,3 +1,34 @@
-"""r1hpc: reasoning training on Slurm clusters that loses nothing to preemption."""
+"""r1hpc: reasoning training on Slurm clusters that loses nothing to preemption.
 
-__version__ = "0.1.0"
+    from r1hpc import Run, submit
+
+    done = submit("jobs/smoke.yaml", nodes=2)
+    Run(done.run.path).wait()
+
+What is public lies in r1hpc.api and is loaded when it is first asked for: `import r1hpc` loads nothing.
+`r1hpc.submit` is the module of the command and, called, the function: one object, in whatever order it is
+imported. See docs/api.md.
+"""
+
+TYPE_CHECKING = False  # as typing's, without the time that typing takes to import
+if TYPE_CHECKING:
+    from r1hpc.api import Chain, ChainSubmission, Run, Submission, submit
+    from r1hpc.base.version import __version__
+
+__all__ = ["Chain", "ChainSubmission", "Run", "Submission", "__version__", "submit"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "submit":
+        import importlib
+
+        return importlib.import_module("r1hpc.submit")
+    if name == "__version__":
+        from r1hpc.base import version
+
+        return version.__version__
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from r1hpc import api
+
+    return getattr(api, name)

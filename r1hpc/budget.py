@@ -8,24 +8,32 @@ Spent hours are Slurm's own over all attempts where the budget names an account,
 Every forecast is P50 (P10 to P90).
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from r1hpc.attempt.choose import add_run_root
-from r1hpc.base.cli import ArgumentParser, print_json, run_door
-from r1hpc.base.rundir import default_run_root
+from r1hpc.base.choose_run import add_run_root, run_root_of
+from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.tables import format_table, wrap
-from r1hpc.hours.budget import Budget, find_budget, format_day, format_hours, load_budget
-from r1hpc.hours.campaign import CampaignProgress, follow, load_campaign
-from r1hpc.hours.forecast import Spread
-from r1hpc.hours.standing import PACE_DAYS, Standing, survey, take_stock
+
+if TYPE_CHECKING:  # at run time what only an answer needs is imported for it: --help must be quick
+    from r1hpc.accounting.budget import Budget
+    from r1hpc.accounting.budget_status import BudgetStatus
+    from r1hpc.accounting.campaign import CampaignProgress
+    from r1hpc.accounting.forecast import Spread
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    root = Path(arguments.run_root) if arguments.run_root else default_run_root()
+    from r1hpc.accounting.budget import find_budget, load_budget
+    from r1hpc.accounting.budget_status import read_budget_status
+    from r1hpc.accounting.campaign import follow, load_campaign
+    from r1hpc.accounting.open_ledger import survey
+
+    root = run_root_of(arguments.run_root)
     now = time.time()
     path = find_budget(root, arguments.budget)
     budget = load_budget(path)
@@ -34,14 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         notes.append(
             f"there is no folder {root.absolute()}, so no run is counted: --run-root, R1HPC_RUN_ROOT"
         )
-    standing = take_stock(budget, runs, now)
+    status = read_budget_status(budget, runs, now)
     name = arguments.campaign or (budget.campaign if budget else None)
     plan = load_campaign(name, budget.gpu_hours if budget else None) if name else None
     progress = follow(plan, [run for run in runs if run.unit == "GPU-hours"], now) if plan else None
     if arguments.json:
-        print_json(_to_json(path, budget, standing, progress, notes))
+        print_json(_to_json(path, budget, status, progress, notes))
     else:
-        print("\n\n".join(_blocks(path, budget, standing, progress, notes, now)))
+        print("\n\n".join(_blocks(path, budget, status, progress, notes, now)))
     return 0
 
 
@@ -59,7 +67,7 @@ def _parser() -> ArgumentParser:
 def _to_json(
     path: Path,
     budget: Budget | None,
-    standing: Standing,
+    status: BudgetStatus,
     progress: CampaignProgress | None,
     notes: Sequence[str],
 ) -> dict[str, Any]:
@@ -67,37 +75,39 @@ def _to_json(
     return {
         "budget": None if budget is None else {**vars(budget), "path": str(budget.path)},
         "path": str(path),
-        **standing.to_json(),
-        "left": None if granted is None else granted - standing.spent,
-        "left_after_committed": None if granted is None else _left_after(granted, standing),
-        "marks_passed": budget.passed(standing.spent) if budget else [],
+        **status.to_json(),
+        "left": None if granted is None else granted - status.spent,
+        "left_after_committed": None if granted is None else _left_after(granted, status),
+        "marks_passed": budget.passed(status.spent) if budget else [],
         "campaign": None if progress is None else progress.to_json(),
-        "notes": [*standing.notes, *notes],
+        "notes": [*status.notes, *notes],
     }
 
 
 def _blocks(
     path: Path,
     budget: Budget | None,
-    standing: Standing,
+    status: BudgetStatus,
     progress: CampaignProgress | None,
     notes: Sequence[str],
     now: float,
 ) -> Iterator[str]:
-    yield _title(path, budget) + "\n" + _table(budget, standing) + _pace(budget, standing, now)
+    yield _title(path, budget) + "\n" + _table(budget, status) + _pace(budget, status, now)
     if budget is not None and budget.gpu_hours is not None:
-        warnings = list(_warnings(budget, standing))
+        warnings = list(_warnings(budget, status))
         if warnings:
             yield "\n".join(wrap(text, "! ", "  ") for text in warnings)
-    if standing.limits:
-        yield _limits(standing)
+    if status.limits:
+        yield _limits(status)
     if progress is not None:
         yield _campaign(progress)
-    if standing.notes or notes:
-        yield "\n".join(wrap(f"note: {note}", hanging="  ") for note in (*standing.notes, *notes))
+    if status.notes or notes:
+        yield "\n".join(wrap(f"note: {note}", hanging="  ") for note in (*status.notes, *notes))
 
 
 def _title(path: Path, budget: Budget | None) -> str:
+    from r1hpc.accounting.budget import format_day, format_hours
+
     if budget is None:
         return wrap(f"No budget is set: give gpu_hours in {path}, or copy that file to RUN_ROOT/budget.yaml")
     whose = f"account {budget.account}" if budget.account else "the runs under the run root"
@@ -106,51 +116,58 @@ def _title(path: Path, budget: Budget | None) -> str:
     return wrap(f"Budget of {whose}: {granted}{', ' + ' to '.join(days) if days else ''}") + f"\n  {path}"
 
 
-def _table(budget: Budget | None, standing: Standing) -> str:
+def _table(budget: Budget | None, status: BudgetStatus) -> str:
+    from r1hpc.accounting.budget import format_hours
+
     granted = budget.gpu_hours if budget else None
     rows = [
-        ("spent", format_hours(standing.spent), "", _share(standing.spent, granted), f"by {standing.source}"),
+        ("spent", format_hours(status.spent), "", _share(status.spent, granted), f"by {status.source}"),
         (
             "running",
-            *_spread(standing.running),
-            _share(standing.running.p50, granted),
-            _jobs(standing.num_running),
+            *_spread(status.running),
+            _share(status.running.p50, granted),
+            _jobs(status.num_running),
         ),
         (
             "queued",
-            *_spread(standing.queued),
-            _share(standing.queued.p50, granted),
-            _jobs(standing.num_queued),
+            *_spread(status.queued),
+            _share(status.queued.p50, granted),
+            _jobs(status.num_queued),
         ),
     ]
     if granted is not None:
-        left = _left_after(granted, standing)
+        left = _left_after(granted, status)
         band = f"{format_hours(left['p10'])} to {format_hours(left['p90'])}"
         share = _share(left["p50"], granted)
         rows.append(("left", format_hours(left["p50"]), band, share, "once all of these are over"))
     return format_table(("", "GPU-hours", "P10 to P90", "share", ""), rows, right={1, 2, 3}, indent="  ")
 
 
-def _pace(budget: Budget | None, standing: Standing, now: float) -> str:
-    left = (budget.gpu_hours or 0.0) - standing.spent if budget else 0.0
-    until = standing.lasts_until(left, now)
+def _pace(budget: Budget | None, status: BudgetStatus, now: float) -> str:
+    from r1hpc.accounting.budget import format_day, format_hours
+    from r1hpc.accounting.budget_status import PACE_DAYS
+
+    left = (budget.gpu_hours or 0.0) - status.spent if budget else 0.0
+    until = status.lasts_until(left, now)
     if until is None:
         return ""
-    words = f"{format_hours(left)} are left now: until {format_day(until)} at the pace of the last"
-    return f"\n  {words} {PACE_DAYS} days"
+    text = f"{format_hours(left)} are left now: until {format_day(until)} at the pace of the last"
+    return f"\n  {text} {PACE_DAYS} days"
 
 
-def _left_after(granted: float, standing: Standing) -> dict[str, float]:
+def _left_after(granted: float, status: BudgetStatus) -> dict[str, float]:
     """What is left once all that runs and waits is over; below 0: more is promised than there is."""
-    rest, taken = granted - standing.spent, standing.committed
+    rest, taken = granted - status.spent, status.committed
     return {"p10": rest - taken.p90, "p50": rest - taken.p50, "p90": rest - taken.p10}
 
 
-def _warnings(budget: Budget, standing: Standing) -> Iterator[str]:
-    granted, after = budget.gpu_hours or 0.0, standing.spent + standing.committed.p50
-    spent, promised = budget.passed(standing.spent), budget.passed(after)
+def _warnings(budget: Budget, status: BudgetStatus) -> Iterator[str]:
+    from r1hpc.accounting.budget import format_hours
+
+    granted, after = budget.gpu_hours or 0.0, status.spent + status.committed.p50
+    spent, promised = budget.passed(status.spent), budget.passed(after)
     if spent:
-        share = 100 * standing.spent / granted
+        share = 100 * status.spent / granted
         yield f"{share:.0f} % are spent: the mark at {100 * max(spent):.0f} % is passed"
     if promised and promised != spent:
         yield f"with what runs and waits the mark at {100 * max(promised):.0f} % will be passed"
@@ -159,7 +176,9 @@ def _warnings(budget: Budget, standing: Standing) -> Iterator[str]:
         yield f"what runs and waits exceeds the budget by {over} GPU-hours: new submissions are refused"
 
 
-def _limits(standing: Standing) -> str:
+def _limits(status: BudgetStatus) -> str:
+    from r1hpc.accounting.budget import format_hours
+
     rows = [
         (
             limit.owner,
@@ -169,7 +188,7 @@ def _limits(standing: Standing) -> str:
             format_hours(limit.running),
             format_hours(limit.left),
         )
-        for limit in standing.limits
+        for limit in status.limits
     ]
     headings = ("Slurm's GrpTRESMins", "TRES", "GPU-hours", "used", "held", "left")
     table = format_table(headings, rows, right={2, 3, 4, 5}, indent="  ")
@@ -179,6 +198,8 @@ def _limits(standing: Standing) -> str:
 
 
 def _campaign(progress: CampaignProgress) -> str:
+    from r1hpc.accounting.budget import format_day, format_hours
+
     plan, forecast = progress.campaign, progress.forecast
     rows = [
         (
@@ -211,6 +232,8 @@ def _campaign(progress: CampaignProgress) -> str:
 
 
 def _spread(spread: Spread) -> tuple[str, str]:
+    from r1hpc.accounting.budget import format_hours
+
     if spread.p90 == 0:
         return "0", ""
     return format_hours(spread.p50), f"{format_hours(spread.p10)} to {format_hours(spread.p90)}"
@@ -225,4 +248,4 @@ def _jobs(count: int) -> str:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_command(main)

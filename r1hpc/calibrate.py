@@ -3,25 +3,16 @@
     python -m r1hpc.calibrate                    # all finished runs under ./runs or $R1HPC_RUN_ROOT
     python -m r1hpc.calibrate --run-root DIR --json
 
-Each finished run is set beside its estimate and beside that estimate corrected by the runs before
-it. From five runs on the site's own ratios replace the published prior; `estimate` and `submit`
-apply them by themselves. Hours are GPU-hours, for CPU runs node-hours.
+Each finished run is set beside its estimate and beside that estimate corrected by the runs before it
+that are like it: of the same stage and of about the same size. `estimate` and `submit` correct by
+themselves; what is shown as the next estimate is that of a run like the last one. Hours are GPU-hours,
+for CPU runs node-hours.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
-from r1hpc.attempt.choose import add_run_root
-from r1hpc.base.cli import ArgumentParser, print_json, run_door
-from r1hpc.base.errors import UsageError
-from r1hpc.base.rundir import default_run_root
-from r1hpc.base.tables import format_table, wrap
-from r1hpc.hours.calibrate import Site, finished_runs
-from r1hpc.hours.correction import CPU, Scored, correction, effect, score
-
-_HEADINGS = ("run", "estimate", "actual", "by", "ratio", "corrected", "error", "then")
+from r1hpc.base.choose_run import add_run_root, existing_run_root
+from r1hpc.base.cli import ArgumentParser, print_json, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,86 +20,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     add_run_root(parser)
     arguments = parser.parse_args(argv)
-    root = Path(arguments.run_root) if arguments.run_root else default_run_root()
-    if not root.is_dir():
-        raise UsageError(
-            f"there is no folder {root.absolute()}: say where runs lie with --run-root DIR or R1HPC_RUN_ROOT"
-        )
-    site = finished_runs(root)
+    # Deferred: --help must be quick.
+    from r1hpc.accounting.calibrate import finished_runs
+    from r1hpc.accounting.calibration_text import site_json, site_text
+
+    site = finished_runs(existing_run_root(arguments.run_root))
     if arguments.json:
-        print_json({"resources": {name: _as_json(site, name) for name in site.resources}, **_rest(site)})
+        print_json(site_json(site))
     else:
-        print("\n\n".join([*(_as_text(site, name) for name in site.resources), _left_out(site)]))
+        print(site_text(site))
     return 0
 
 
-def _as_json(site: Site, resource: str) -> dict[str, Any]:
-    scored = score(site.of(resource))
-    shown = effect(scored)
-    return {
-        "unit": _unit(resource),
-        "correction": correction(resource, site.of(resource)).to_json(),
-        "effect": None if shown is None else asdict(shown),
-        "runs": [each.to_json() for each in scored],
-    }
-
-
-def _rest(site: Site) -> dict[str, Any]:
-    return {"num_runs": len(site.runs), "left_out": dict(site.left_out)}
-
-
-def _as_text(site: Site, resource: str) -> str:
-    scored = score(site.of(resource))
-    now = correction(resource, site.of(resource))
-    table = format_table(_HEADINGS, [_row(each) for each in scored], right={1, 2, 4, 5, 6, 7}, indent="  ")
-    return "\n".join(
-        [
-            f"{resource} ({_unit(resource)})",
-            table,
-            wrap(f"Next estimate: {now.basis}.", "  ", "  "),
-            *_effect(scored),
-        ]
-    )
-
-
-def _row(each: Scored) -> tuple[str, ...]:
-    return (
-        each.run.run_id,
-        f"{each.run.estimate.p50:.4g}",
-        f"{each.run.actual:.4g}",
-        each.run.source,
-        f"{each.ratio:.2f}",
-        f"{each.corrected.p50:.4g}" if each.num_before else "-",
-        f"{each.error_before:.0%}",
-        f"{each.error_after:.0%}" if each.num_before else "-",
-    )
-
-
-def _effect(scored: Sequence[Scored]) -> list[str]:
-    shown = effect(scored)
-    if shown is None:
-        return []
-    before, after, num = shown.before, shown.after, shown.num_runs
-    runs = "1 run" if num == 1 else f"{num} runs"
-    text = (
-        f"Over the {runs} with one before: as estimated, a median error of {before.median_error:.0%}, "
-        f"P90/P10 {before.median_width:.1f}, {before.num_inside} of {num} inside; corrected by those before, "
-        f"{after.median_error:.0%}, P90/P10 {after.median_width:.1f}, {after.num_inside} of {num} inside."
-    )
-    return [wrap(text, "  ", "  ")]
-
-
-def _left_out(site: Site) -> str:
-    if not site.left_out:
-        num = len(site.runs)
-        return f"{num} finished run{'s' * (num != 1)}, none left out"
-    reasons = ", ".join(f"{count} ({reason})" for reason, count in sorted(site.left_out.items()))
-    return wrap(f"Left out: {reasons}.")
-
-
-def _unit(resource: str) -> str:
-    return "node-hours" if resource == CPU else "GPU-hours"
-
-
 if __name__ == "__main__":
-    run_door(main)
+    run_command(main)

@@ -7,20 +7,26 @@
 Each finding has a code, its figures and what to try. The batch log of a run ends each attempt with it.
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from r1hpc.attempt.choose import add_run_root, choose_run
-from r1hpc.attempt.state import State, look
-from r1hpc.base.cli import ArgumentParser, print_json, run_door
+from r1hpc.base.choose_run import add_run, choose_run
+from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.rundir import RunDir
-from r1hpc.telemetry.attempts import Attempt, History, read_history
-from r1hpc.telemetry.diagnose import QUICK_BYTES, THOROUGH_BYTES, as_lines, diagnose
+
+if TYPE_CHECKING:  # at run time what only an answer needs is imported for it: --help must be quick
+    from r1hpc.telemetry.attempts import Attempt, History
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
+    from r1hpc.telemetry.attempts import read_history
+    from r1hpc.telemetry.diagnose import QUICK_BYTES, THOROUGH_BYTES, as_lines, diagnose
+
     run = choose_run(arguments.run_dir, arguments.run_root)
     history = read_history(run)
     attempt = _choose(run, history, arguments.attempt)
@@ -35,11 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m r1hpc.diagnose", description=__doc__)
-    parser.add_argument("run_dir", nargs="?", metavar="RUN_DIR", help="a run folder, or the name of a run")
+    add_run(parser)
     parser.add_argument("--attempt", type=int, metavar="K", help="default: the newest")
     parser.add_argument("--quick", action="store_true", help="read only the newest 8 MiB of the records")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    add_run_root(parser)
     return parser
 
 
@@ -56,10 +61,12 @@ def _choose(run: RunDir, history: History, number: int | None) -> Attempt:
 
 def _end(run: RunDir, history: History, attempt: Attempt) -> float | None:
     """When the attempt ended; now, if it is known to run."""
+    from r1hpc.attempt.state import State, look
+
     if attempt.end is not None or attempt is not history.last:
         return attempt.end
     return time.time() if look(run).state is State.running else None
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_command(main)

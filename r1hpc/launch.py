@@ -10,14 +10,11 @@ Called by the job's script (job.sh in the run folder); by hand only to debug.
 """
 
 import os
-import sys
 from collections.abc import Sequence
-from functools import partial
 from typing import NoReturn
 
-from r1hpc.base.cli import ArgumentParser, run_door
-from r1hpc.base.errors import R1hpcError, UsageError
-from r1hpc.base.failpoints import failpoint
+from r1hpc.base.cli import ArgumentParser, run_command
+from r1hpc.base.errors import UsageError
 from r1hpc.base.files import read_records
 from r1hpc.base.rundir import RunDir, open_run
 
@@ -57,8 +54,8 @@ def run_rank(run_dir: str) -> NoReturn:
 
 
 def _chain(chain_dir: str, stages: Sequence[str], lock_fd: int | None) -> int:
-    from r1hpc.chain.folder import SUPERVISOR, ChainDir, held
-    from r1hpc.chain.supervisor import ChainSupervisor
+    from r1hpc.submission.chain_folder import SUPERVISOR, ChainDir, held
+    from r1hpc.submission.chain_supervisor import ChainSupervisor
 
     chain, runs = ChainDir(chain_dir), [open_run(stage) for stage in stages]
     if lock_fd is not None:
@@ -82,55 +79,13 @@ def _begin(run: RunDir) -> int:
 
 
 def _end(run: RunDir, attempt: int, status: int) -> int:
-    from r1hpc.attempt.end import CancelledError, Next, end, take_back
-    from r1hpc.attempt.needs import is_stage
-    from r1hpc.telemetry.attempts import Cause
+    from r1hpc.submission.next_job import end_and_go_on
 
     begun = [event.get("attempt") for event in read_records(run.attempts) if event.get("event") == "begin"]
     if attempt not in begun:
         raise UsageError(f"{run.run_id} has begun no attempt {attempt}: give the number begin printed")
-    ended = end(run, attempt, status)
-    job = ended.attempt.job_id
-    if ended.next is Next.requeue and job is not None:
-        failpoint("end.requeue")
-        try:
-            _go_on(run, job)
-        except CancelledError:
-            take_back(run, attempt, "cancelled by a user before it was requeued", Cause.cancelled)
-            raise
-        except R1hpcError as error:
-            take_back(run, attempt, f"not requeued: {' '.join(str(error).split())}")
-            raise
-    if ended.attempt.cause is Cause.stopped and is_stage(run):
-        return 1  # nothing failed, but the jobs that wait for this one must not begin
-    return ended.exit_status
-
-
-def _go_on(run: RunDir, job: str) -> None:
-    """Requeue the job, or submit the run again where the cluster forbids that."""
-    from r1hpc.attempt.end import refuse_cancelled
-    from r1hpc.slurm.requeue import requeue, resubmit
-    from r1hpc.telemetry.attempts import record
-
-    if requeue(job, before=partial(refuse_cancelled, run, job)):
-        return
-    print("the cluster does not requeue this job: submitting it again", file=sys.stderr)
-    fresh = resubmit(run.script, after=job)
-    record(run, "resubmitted", job_id=fresh, executor="slurm")
-    _move_dependents(run, fresh)
-
-
-def _move_dependents(run: RunDir, fresh: str) -> None:
-    """Stages that wait for this job shall wait for the one in which the run goes on."""
-    from r1hpc.chain.advance import move_dependents
-    from r1hpc.slurm.client import SlurmError
-
-    try:
-        for job_id in move_dependents(run, fresh):
-            print(f"job {job_id} waits for job {fresh} now", file=sys.stderr)
-    except SlurmError as error:  # then the next stage begins too early, refuses, and says so
-        print(f"a stage that waits for this one could not be told: {error}", file=sys.stderr)
+    return end_and_go_on(run, attempt, status)
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_command(main)

@@ -8,144 +8,88 @@
 Control characters are taken out: a log can hold whatever a model or a library printed.
 """
 
-import re
-import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from r1hpc.attempt.choose import add_run_root, choose_run
-from r1hpc.attempt.state import look
-from r1hpc.base.cli import ArgumentParser, print_json, run_door
-from r1hpc.base.errors import StateError, UsageError
+from r1hpc.base.choose_run import add_run
+from r1hpc.base.cli import ArgumentParser, print_json, run_command
+from r1hpc.base.errors import UsageError
 from r1hpc.base.rundir import RunDir
-from r1hpc.chain.folder import ChainDir, choose_chain
-from r1hpc.chain.state import look_at
 
-_POLL_S = 0.3
-_ASK_EVERY_S = 5.0
-"""Whether the run is over is asked this often at most; Slurm's controller serves everybody."""
-_BLOCK = 65536
-_ESCAPE = re.compile(rb"\x1b(\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.?)")
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+if TYPE_CHECKING:
+    from r1hpc.api import Chain
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
+    _check(arguments)
+    from r1hpc.api import Chain, open_run_or_chain
+
+    chosen = open_run_or_chain(arguments.run_dir, arguments.run_root)
+    if isinstance(chosen, Chain):
+        if arguments.follow and arguments.attempt is None:
+            return _follow_chain(chosen, arguments.rank, arguments.lines)
+        run = chosen.situation().current.run
+    else:
+        run = chosen.folder
+    if arguments.follow:
+        return _follow(run, arguments.rank, arguments.attempt, arguments.lines)
+    _print_tail(run, arguments)
+    return 0
+
+
+def _check(arguments: Any) -> None:
     if arguments.lines < 0:
         raise UsageError(f"-n {arguments.lines}: give a number of lines, 0 or more")
     if arguments.json and arguments.follow:
         raise UsageError("--json prints one object and ends: leave -f out")
     if arguments.attempt is not None and arguments.attempt < 1:
         raise UsageError(f"--attempt {arguments.attempt}: attempts are numbered from 1")
-    chain = choose_chain(arguments.run_dir, arguments.run_root)
-    if chain is not None and arguments.follow and arguments.attempt is None:
-        return _follow_chain(chain, arguments.rank, arguments.lines)
-    if chain is not None:
-        run = look_at(chain).current.run
-    else:
-        run = choose_run(arguments.run_dir, arguments.run_root)
-    if arguments.follow:
-        return _follow(run, arguments.rank, arguments.attempt, arguments.lines)
-    attempt = arguments.attempt or _last_attempt(run)
-    path = find_log(run, attempt, arguments.rank)
-    lines = [clean(line) for line in tail(path, arguments.lines)]
-    if arguments.json:
-        print_json(
-            {
-                "run_id": run.run_id,
-                "attempt": attempt,
-                "rank": arguments.rank,
-                "path": str(path),
-                "lines": lines,
-            }
-        )
-    else:
-        print("\n".join(lines), end="\n" if lines else "")
-    return 0
 
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m r1hpc.logs", description=__doc__)
-    parser.add_argument(
-        "run_dir", nargs="?", metavar="RUN_DIR", help="a run or a chain: its folder or its name"
-    )
+    add_run(parser, "a run or a chain: its folder or its name")
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the run is over")
     parser.add_argument("--rank", type=int, default=0, metavar="N", help="global rank (0)")
     parser.add_argument("--attempt", type=int, metavar="K", help="default: the last one")
     parser.add_argument("-n", "--lines", type=int, default=50, metavar="LINES", help="how many (50)")
-    add_run_root(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     return parser
 
 
-def find_log(run: RunDir, attempt: int | None, rank: int) -> Path:
-    """The log of one rank.
+def _print_tail(run: RunDir, arguments: Any) -> None:
+    from r1hpc.attempt.rank_logs import clean, find_log, last_attempt, tail
 
-    Raises:
-        StateError: there is none; names those that there are.
-    """
-    if attempt is None:
-        raise StateError(
-            f"{run.run_id} has not begun an attempt yet, so no rank has printed anything{_other(run)}"
-        )
-    path = run.rank_log(attempt, rank)
-    if path.is_file():
-        return path
-    ranks = sorted(int(found[1]) for p in run.attempt_logs(attempt).glob("*") if (found := _rank_of(p)))
-    if ranks:
-        raise StateError(f"no log of rank {rank} in attempt {attempt}: there are ranks {_span(ranks)}")
-    attempts = _attempts(run)
-    there = (
-        f"there are logs of attempts {_span(attempts)}" if attempts else f"no attempt has logs{_other(run)}"
-    )
-    raise StateError(f"no logs of attempt {attempt} in {run.logs}: {there}")
+    attempt = arguments.attempt or last_attempt(run)
+    path = find_log(run, attempt, arguments.rank)
+    lines = [clean(line) for line in tail(path, arguments.lines)]
+    if arguments.json:
+        about = {"run_id": run.run_id, "attempt": attempt, "rank": arguments.rank, "path": str(path)}
+        print_json({**about, "lines": lines})
+    else:
+        print("\n".join(lines), end="\n" if lines else "")
 
 
-def tail(path: Path, count: int) -> list[bytes]:
-    """The last `count` lines of a file, reading no more of it than needed."""
-    with path.open("rb") as file:
-        position = file.seek(0, 2)
-        raw = b""
-        while position > 0 and raw.count(b"\n") <= count:
-            step = min(_BLOCK, position)
-            position -= step
-            file.seek(position)
-            raw = file.read(step) + raw
-    return raw.removesuffix(b"\n").split(b"\n")[-count:] if raw and count else []
-
-
-def clean(line: bytes) -> str:
-    """A line as a terminal would leave it standing: after the last carriage return, without escapes."""
-    shown = line.rstrip(b"\r").rsplit(b"\r", 1)[-1]
-    return _CONTROL.sub("", _ESCAPE.sub(b"", shown).decode(errors="replace"))
-
-
-def _follow_chain(chain: ChainDir, rank: int, lines: int) -> int:
+def _follow_chain(chain: "Chain", rank: int, lines: int) -> int:
     """The stage at work until it is over, then the next, as long as each finishes."""
+    from r1hpc.attempt.rank_logs import wait_until_it_begins
+
     while True:
-        stage = look_at(chain).current
+        stage = chain.situation().current
         print(f"==> stage {stage.name} <==", flush=True)
         status = _follow(stage.run, rank, None, lines)
         if status or not stage.run.finished.exists():
             return status
-        open_stages = [s for s in look_at(chain).stages if not s.run.finished.exists()]
+        open_stages = [s for s in chain.situation().stages if not s.run.finished.exists()]
         if not open_stages or not open_stages[0].is_at_work:
             return 0
-        _wait_until_it_begins(open_stages[0].run)
-
-
-def _wait_until_it_begins(run: RunDir) -> None:
-    asked = time.monotonic()
-    while not _attempts(run):
-        if time.monotonic() - asked >= _ASK_EVERY_S:
-            asked = time.monotonic()
-            if look(run).state.is_over:
-                return
-        time.sleep(_POLL_S)
+        wait_until_it_begins(open_stages[0].run)
 
 
 def _follow(run: RunDir, rank: int, attempt: int | None, lines: int) -> int:
+    from r1hpc.attempt.rank_logs import follow
+
     try:
         for line in follow(run, rank, attempt, lines):
             print(line, flush=True)
@@ -154,89 +98,5 @@ def _follow(run: RunDir, rank: int, attempt: int | None, lines: int) -> int:
     return 0
 
 
-def follow(run: RunDir, rank: int, attempt: int | None, lines: int) -> Iterator[str]:
-    """The last lines and all that follow; one attempt only where it is named, else one after the other."""
-    only = attempt is not None
-    current = attempt if attempt is not None else _last_attempt(run)
-    if only:
-        find_log(run, current, rank)
-    reader = _Reader(run.rank_log(current, rank), lines) if current is not None else None
-    asked = 0.0
-    while True:
-        if reader is not None:
-            yield from reader.new()
-        newest = current if only else _last_attempt(run)
-        if newest is not None and newest != current:
-            yield f"==> attempt {newest}, rank {rank} <=="
-            current, reader = newest, _Reader(run.rank_log(newest, rank), None)
-            continue
-        if time.monotonic() - asked >= _ASK_EVERY_S or run.finished.exists():
-            asked = time.monotonic()
-            if _is_over(run, current if only else None):
-                if reader is not None:
-                    yield from reader.new(rest=True)
-                return
-        time.sleep(_POLL_S)
-
-
-class _Reader:
-    """The lines added to a growing file, from its last `lines` on; None: from its beginning."""
-
-    def __init__(self, path: Path, lines: int | None) -> None:
-        self._path = path
-        self._position = 0
-        self._rest = b""
-        if lines is not None and path.is_file():
-            shown = b"\n".join(tail(path, lines))
-            size = path.stat().st_size
-            self._position = max(0, size - len(shown) - 1) if shown else size
-
-    def new(self, rest: bool = False) -> Iterator[str]:
-        """Whole lines since the last call; `rest`: and an unfinished one, because nothing more will come."""
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._position)
-                raw = file.read()
-        except FileNotFoundError:  # srun opens it a moment after the attempt began
-            raw = b""
-        self._position += len(raw)
-        *whole, self._rest = (self._rest + raw).split(b"\n")
-        yield from map(clean, whole)
-        if rest and self._rest:
-            yield clean(self._rest)
-            self._rest = b""
-
-
-def _is_over(run: RunDir, attempt: int | None) -> bool:
-    situation = look(run)
-    if attempt is not None:
-        return all(a.cause is not None for a in situation.history.attempts if a.attempt == attempt)
-    return situation.state.is_over
-
-
-def _last_attempt(run: RunDir) -> int | None:
-    return max(_attempts(run), default=None)
-
-
-def _attempts(run: RunDir) -> list[int]:
-    found = (re.fullmatch(r"attempt_(\d+)", path.name) for path in run.logs.glob("attempt_*"))
-    return sorted(int(match[1]) for match in found if match)
-
-
-def _rank_of(path: Path) -> Any:
-    return re.fullmatch(r"rank_(\d+)\.out", path.name)
-
-
-def _span(numbers: Sequence[int]) -> str:
-    if len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1:
-        return f"{numbers[0]}-{numbers[-1]}"
-    return ", ".join(map(str, numbers))
-
-
-def _other(run: RunDir) -> str:
-    names = sorted(path.name for path in run.logs.glob("*.out"))
-    return f"; see {run.logs / names[0]}" if names else "; see `python -m r1hpc.status`"
-
-
 if __name__ == "__main__":
-    run_door(main)
+    run_command(main)

@@ -4,7 +4,7 @@
     python -m r1hpc.monitor --once --json     # one reading of everything, as one JSON object
     python -m r1hpc.monitor --out gpu.jsonl   # a line per second into a file, until SIGTERM, Ctrl-C
 
-A job's own GPUs are recorded by training itself. This door needs no run; it watches the GPUs named
+A job's own GPUs are recorded by training itself. This command needs no run; it watches the GPUs named
 by CUDA_VISIBLE_DEVICES, or all. Readings that a GPU does not have are shown as "-".
 """
 
@@ -16,22 +16,27 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.cli import ArgumentParser, print_json, run_door
+from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.names import printable
+from r1hpc.base.tables import format_table
 from r1hpc.base.units import format_bytes
-from r1hpc.telemetry.gpu_reading import GpuReading
-from r1hpc.telemetry.gpu_summary import summarise
-from r1hpc.telemetry.nvml import Nvml, open_nvml
-from r1hpc.telemetry.sampler import MIN_PERIOD_S, GpuSampler
+
+if TYPE_CHECKING:  # --help must be quick
+    from r1hpc.telemetry.gpu_reading import GpuReading
+    from r1hpc.telemetry.nvml import Nvml
 
 _HEADINGS = ("GPU", "UUID", "name", "util", "memory", "power", "temp", "SM clock", "slowed by", "processes")
+_ANY_WIDTH = 1000
+"""Processes are never cut off."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
+    from r1hpc.telemetry.sampler import MIN_PERIOD_S
+
     if not MIN_PERIOD_S <= arguments.period <= 3600:
         raise UsageError(
             f"--period {arguments.period:g} is not between {MIN_PERIOD_S} and 3600 seconds; "
@@ -59,13 +64,16 @@ def _parser() -> ArgumentParser:
 
 
 def _show(arguments: Any, stopping: threading.Event) -> int:
+    from r1hpc.telemetry.nvml import open_nvml
+
     nvml = open_nvml()
     while True:
         readings = [device.read(links=arguments.json) for device in nvml.devices]
         if arguments.json:
             print_json(_as_json(nvml, readings))
         else:
-            print("\n".join([*_title(nvml), *table(readings)]), flush=True)
+            table = format_table(_HEADINGS, [_row(reading) for reading in readings], width=_ANY_WIDTH)
+            print("\n".join([*_title(nvml), table]), flush=True)
         if arguments.once or stopping.wait(arguments.period):
             break
     nvml.close()
@@ -73,6 +81,9 @@ def _show(arguments: Any, stopping: threading.Event) -> int:
 
 
 def _record(arguments: Any, stopping: threading.Event) -> int:
+    from r1hpc.telemetry.gpu_summary import summarise
+    from r1hpc.telemetry.sampler import GpuSampler
+
     # What the sampler logs comes back as its message, and is said once.
     logging.getLogger("r1hpc.telemetry.sampler").addHandler(logging.NullHandler())
     sampler = GpuSampler(arguments.out, _node(), attempt=0, period_s=arguments.period)
@@ -89,7 +100,7 @@ def _record(arguments: Any, stopping: threading.Event) -> int:
     return 0
 
 
-def _as_json(nvml: Nvml, readings: Sequence[GpuReading]) -> dict[str, Any]:
+def _as_json(nvml: "Nvml", readings: "Sequence[GpuReading]") -> dict[str, Any]:
     return {
         "time": time.time(),
         "node": _node(),
@@ -104,24 +115,17 @@ def _node() -> str:
     return socket.gethostname().split(".")[0]
 
 
-def _title(nvml: Nvml) -> list[str]:
+def _title(nvml: "Nvml") -> list[str]:
     source = " (source=stub: a test library, these numbers mean nothing)" if nvml.source == "stub" else ""
     title = f"{_node()}, {time.strftime('%Y-%m-%d %H:%M:%S')}, driver {printable(nvml.driver)}{source}"
     return [title, *(f"note: {note}" for note in nvml.notes)]
 
 
-def table(readings: Sequence[GpuReading]) -> list[str]:
-    """One aligned line per GPU under a line of headings."""
-    rows = [_HEADINGS, *(_row(reading) for reading in readings)]
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-
-
-def _row(reading: GpuReading) -> tuple[str, ...]:
+def _row(reading: "GpuReading") -> tuple[str, ...]:
     return (
         _cell(reading.index),
-        printable(reading.uuid),
-        printable(reading.name or "-"),
+        reading.uuid,
+        reading.name or "-",
         _cell(reading.gpu_utilization_percent, " %"),
         f"{_size(reading.memory_used_bytes)} of {_size(reading.memory_total_bytes)}",
         f"{_cell(reading.power_w, ' W')} of {_cell(reading.power_limit_w, ' W')}",
@@ -141,4 +145,4 @@ def _size(value: int | None) -> str:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_command(main)

@@ -11,40 +11,41 @@
 
 gpu_hours = GPUs x allocated wall hours, busy or idle, over all attempts; an allocation that ran
 over midnight is split between its days. Slurm's own records are used where they can be had, and
-without them what the run folders say; the run's own record tells what the hours went into.
+without them what the run folders say; the run's own record says what the hours went into.
 """
+
+from __future__ import annotations
 
 import csv
 import sys
 import time
 from argparse import BooleanOptionalAction
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from r1hpc.attempt.choose import add_run_root, all_runs, choose_run
-from r1hpc.attempt.review import Review, review_run
-from r1hpc.attempt.review_text import as_text, hours_text
-from r1hpc.attempt.state import all_slurm_jobs
-from r1hpc.base.cli import ArgumentParser, print_json, run_door
+from r1hpc.base.choose_run import add_run_root, all_runs, choose_run, existing_run_root, run_root_of
+from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import UsageError
-from r1hpc.base.rundir import RunDir, default_run_root
+from r1hpc.base.rundir import RunDir
 from r1hpc.base.tables import wrap
-from r1hpc.chain.folder import choose_chain
-from r1hpc.hours.account import Selection, hours_from_sacct, hours_of_file, hours_of_runs, known_jobs
-from r1hpc.hours.ledger import RunLedger, ledger_text, open_ledger
-from r1hpc.slurm.client import SlurmError, without_advice
-from r1hpc.slurm.usage import PRINTED_BY, parse_when, pick_records
-from r1hpc.telemetry.hours import fold_hours
-from r1hpc.telemetry.metrics import Difference, compare
-from r1hpc.telemetry.timeline import Split
+
+if TYPE_CHECKING:  # at run time what only an answer needs is imported for it: --help must be quick
+    from r1hpc.accounting.run_report import RunReport
+    from r1hpc.accounting.selection import Selection
+    from r1hpc.slurm.sacct import JobRecord
+    from r1hpc.telemetry.metrics import Difference
 
 _MOST_DIFFERENCES = 10
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
+    from r1hpc.accounting.run_report import report_run
+    from r1hpc.attempt.state import all_slurm_jobs
+    from r1hpc.slurm.sacct import PRINTED_BY
+
     form = "json" if arguments.json else arguments.format
     if arguments.compare:
         return _compare(arguments, form)
@@ -64,10 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _print_hours(*_hours(arguments, selection), form)
     now = time.time()
     runs = [run for given in arguments.run_dirs or [None] for run in _runs(given, arguments.run_root)]
-    reviews = _reviews(runs, arguments.sacct_file, selection, now)
-    plots = {review.run.path: draw(review) for review in reviews} if arguments.plots else {}
-    ledgers = [open_ledger(review, now, selection) for review in reviews]
-    _print_reviews(reviews, ledgers, plots, selection, form)
+    jobs = {job for run in runs for job in all_slurm_jobs(run)}
+    records = _records_of(jobs, arguments.sacct_file, selection)
+    reports = [_select(report_run(run, now, records), selection) for run in runs]
+    plots = {each.run.path: draw(each) for each in reports} if arguments.plots else {}
+    _print_reports(reports, plots, selection, form)
     return 0
 
 
@@ -101,11 +103,13 @@ def _is_readable(path: Path) -> bool:
 
 def _runs(given: str | None, run_root: str | None) -> list[RunDir]:
     """The run that is meant, or the stages of a chain that have been submitted."""
+    from r1hpc.submission.chain_folder import choose_chain
+
     chain = choose_chain(given, run_root)
     if chain is None:
         return [choose_run(given, run_root)]
     # Deferred: it reads YAML, which takes longer to import than the report of a run may take.
-    from r1hpc.chain.definition import open_definition
+    from r1hpc.submission.chain_file import open_definition
 
     runs = [chain.stage(name) for name in open_definition(chain).names]
     submitted = [run for run in runs if run.attempts.is_file()]
@@ -114,15 +118,18 @@ def _runs(given: str | None, run_root: str | None) -> list[RunDir]:
     return submitted
 
 
-def draw(review: Review) -> list[Path]:
+def draw(found: RunReport) -> list[Path]:
     """The run's plots, in its report folder."""
-    # Deferred: matplotlib takes a second that no other door should pay.
-    from r1hpc.telemetry.plots import draw_all
+    # Deferred: no other format draws.
+    from r1hpc.reporting.run_card import draw_pngs
 
-    return draw_all(review.run, review.summary, review.run.report)
+    return draw_pngs(found.run, found.ledger.summary, found.run.report)
 
 
 def _selection(arguments: Any) -> Selection:
+    from r1hpc.accounting.selection import Selection
+    from r1hpc.slurm.sacct import parse_when
+
     start, end = parse_when(arguments.start or ""), parse_when(arguments.end or "")
     if start is not None and end is not None and start >= end:
         raise UsageError(f"--start {arguments.start} is not before --end {arguments.end}")
@@ -131,9 +138,17 @@ def _selection(arguments: Any) -> Selection:
 
 def _hours(arguments: Any, selection: Selection) -> tuple[dict[str, Any], str, str]:
     """GPU-hours of all jobs that are selected, their source, and why it is no better one."""
-    root = Path(arguments.run_root) if arguments.run_root else default_run_root()
+    from r1hpc.accounting.account import hours_from_sacct, hours_of_file, hours_of_runs, known_jobs
+    from r1hpc.accounting.open_ledger import open_ledgers, survey
+    from r1hpc.slurm.client import SlurmError, without_advice
+    from r1hpc.slurm.sacct import PRINTED_BY
+
+    root = run_root_of(arguments.run_root)
     selection = replace(selection, runs=known_jobs(root))
     if arguments.sacct_file is not None:
+        records = _records_of(selection.runs, arguments.sacct_file, selection)
+        if records:  # for the other commands: what is learnt of a run counts everywhere
+            open_ledgers(all_runs(root), time.time(), records, ask=False)
         return hours_of_file(arguments.sacct_file, selection), "sacct", ""
     try:
         return hours_from_sacct(selection), "sacct", ""
@@ -143,39 +158,49 @@ def _hours(arguments: Any, selection: Selection) -> tuple[dict[str, Any], str, s
             raise SlurmError(
                 f"{why}: run this on a login node, or give --sacct-file FILE, made there with: {PRINTED_BY}"
             ) from None
-        note = f"from the run folders under {root} alone: {why}"
-        return hours_of_runs(runs, selection, time.time()), "run", note
+        ledgers, damaged = survey(root, time.time(), ask=False)
+        note = ". ".join([f"from the run folders under {root} alone: {why}", *damaged])
+        return hours_of_runs(ledgers, selection), "run", note
 
 
-def _reviews(
-    runs: Sequence[RunDir], sacct_file: Path | None, selection: Selection, now: float
-) -> list[Review]:
+def _records_of(
+    jobs: Collection[str], sacct_file: Path | None, selection: Selection
+) -> list[JobRecord] | None:
+    """What the file says of these jobs; None: there is no file, and sacct is to be asked."""
+    from r1hpc.slurm.sacct import pick_records
+
     if sacct_file is None:
-        return [review_run(run, now) for run in runs]
-    jobs = {job for run in runs for job in all_slurm_jobs(run)}
+        return None
+    if not jobs or not sacct_file.is_file():  # what comes through a pipe is read once, for its sums
+        return []
     with sacct_file.open("rb") as lines:
-        records = pick_records(lines, str(sacct_file), jobs, waiting=True, also=selection.columns)
-    return [review_run(run, now, records) for run in runs]
+        return pick_records(lines, str(sacct_file), jobs, waiting=True, also=selection.columns)
+
+
+def _select(found: RunReport, selection: Selection) -> RunReport:
+    chosen = (selection.start, selection.end, selection.user, selection.account)
+    return replace(found, ledger=found.ledger.cut(*chosen)) if any(c is not None for c in chosen) else found
 
 
 def _write_page(arguments: Any, selection: Selection, everything: bool) -> int:
     """The page of the runs that are named, else of all under the run root; prints where it is."""
-    # Deferred: no other format draws.
-    from r1hpc.hours.publish import publish
+    from r1hpc.accounting.account import known_jobs
+    from r1hpc.attempt.state import all_slurm_jobs
 
-    root = Path(arguments.run_root) if arguments.run_root else default_run_root()
+    # Deferred: no other format draws.
+    from r1hpc.reporting.publish import publish
+
+    root = run_root_of(arguments.run_root)
     now = time.time()
-    runs, hours = None, None
-    if not arguments.run_dirs and not root.is_dir():
-        raise UsageError(
-            f"there is no folder {root.absolute()}: say where runs lie with --run-root DIR or R1HPC_RUN_ROOT"
-        )
-    if arguments.run_dirs:
+    runs: list[RunDir] | None = None
+    hours: dict[str, Any] | None = None
+    if not arguments.run_dirs:
+        existing_run_root(arguments.run_root)
+    else:
         runs = [run for given in arguments.run_dirs for run in _runs(given, arguments.run_root)]
-        reviews = _reviews(runs, arguments.sacct_file, selection, now)
-        if any(review.records is not None for review in reviews):
-            hours = fold_hours(selection.clip(a for review in reviews for a in review.allocations))
-    elif everything:
+    jobs = known_jobs(root) if runs is None else {job for run in runs for job in all_slurm_jobs(run)}
+    records = _records_of(jobs, arguments.sacct_file, selection) or []
+    if runs is None and everything:
         hours, source, _ = _hours(arguments, selection)
         hours = hours if source == "sacct" else None
     page = publish(
@@ -184,6 +209,7 @@ def _write_page(arguments: Any, selection: Selection, everything: bool) -> int:
         arguments.out,
         now,
         hours=hours,
+        records=records,
         window=(selection.start, selection.end),
         user=arguments.user,
     )
@@ -192,6 +218,8 @@ def _write_page(arguments: Any, selection: Selection, everything: bool) -> int:
 
 
 def _print_hours(hours: dict[str, Any], source: str, note: str, form: str) -> int:
+    from r1hpc.reporting.report_text import hours_text
+
     if form == "json":
         print_json({"gpu_hours": {**hours, "source": source}, "note": note})
     elif form == "csv":
@@ -203,30 +231,22 @@ def _print_hours(hours: dict[str, Any], source: str, note: str, form: str) -> in
     return 0
 
 
-def _print_reviews(
-    reviews: Sequence[Review],
-    ledgers: Sequence[RunLedger],
-    plots: dict[Path, list[Path]],
-    selection: Selection,
-    form: str,
+def _print_reports(
+    reports: Sequence[RunReport], plots: dict[Path, list[Path]], selection: Selection, form: str
 ) -> None:
-    hours = fold_hours(selection.clip(a for review in reviews for a in review.allocations))
+    from r1hpc.reporting.report_text import as_text, hours_text
+    from r1hpc.telemetry.hours import fold_hours
+    from r1hpc.telemetry.timeline import Split
+
+    hours = fold_hours(held for each in reports for held in each.ledger.allocations)
     if form == "json":
-        runs = [
-            {
-                **review.to_json(),
-                **ledger.to_json(),
-                "plots": list(map(str, plots.get(review.run.path, []))),
-            }
-            for review, ledger in zip(reviews, ledgers, strict=True)
-        ]
-        split = sum((ledger.split() for ledger in ledgers), Split()).in_hours()
-        queue_s = sum(ledger.queue_s for ledger in ledgers)
-        told = {word for review in reviews for word in review.source.split(" and ")}
-        sources = " and ".join(sorted(told, reverse=True))
+        runs = [{**each.to_json(), "plots": list(map(str, plots.get(each.run.path, [])))} for each in reports]
+        split = sum((each.ledger.split() for each in reports), Split()).in_hours()
+        queue_s = sum(each.ledger.queue_s for each in reports)
+        named = {name for each in reports for name in each.ledger.source.split(" and ")}
         print_json(
             {
-                "gpu_hours": {**hours, "source": sources},
+                "gpu_hours": {**hours, "source": " and ".join(sorted(named, reverse=True))},
                 "split": {**split, "queue_s": queue_s},
                 "runs": runs,
             }
@@ -234,11 +254,8 @@ def _print_reviews(
     elif form == "csv":
         _print_csv(hours)
     else:
-        texts = [
-            as_text(review, plots.get(review.run.path, []), ledger_text(ledger))
-            for review, ledger in zip(reviews, ledgers, strict=True)
-        ]
-        if len(reviews) > 1 or selection.start is not None or selection.end is not None:
+        texts = [as_text(each, plots.get(each.run.path, [])) for each in reports]
+        if len(reports) > 1 or selection.start is not None or selection.end is not None:
             texts.append(hours_text(hours))
         print("\n\n".join(texts))
 
@@ -254,6 +271,8 @@ def _print_csv(hours: dict[str, Any]) -> None:
 
 
 def _compare(arguments: Any, form: str) -> int:
+    from r1hpc.telemetry.metrics import Difference, compare
+
     if len(arguments.run_dirs) != 2:
         raise UsageError("--compare takes two run folders: report --compare RUN_DIR RUN_DIR")
     a, b = (choose_run(given, arguments.run_root) for given in arguments.run_dirs)
@@ -279,4 +298,4 @@ def _differences_text(a: RunDir, b: RunDir, differences: Sequence[Difference]) -
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_command(main)

@@ -11,28 +11,29 @@ unknown. Slurm is asked where it is there, for at most 5 seconds; otherwise the 
 run folder".
 """
 
+from __future__ import annotations
+
 import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from r1hpc.attempt.choose import add_run_root, choose_run, list_runs
-from r1hpc.attempt.review_text import details_text
-from r1hpc.attempt.state import Situation, State, look
-from r1hpc.base.cli import ArgumentParser, print_json, run_door
+from r1hpc.base.choose_run import add_run, choose_run, list_runs, run_root_of, unreadable
+from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.names import printable
-from r1hpc.base.rundir import RunDir, default_run_root
+from r1hpc.base.rundir import RunDir
 from r1hpc.base.tables import format_table, wrap
-from r1hpc.base.units import format_duration, gpu_hours
-from r1hpc.chain.folder import ChainDir, choose_chain, list_chains
-from r1hpc.chain.state import ChainSituation, look_at
-from r1hpc.checkpoint.store import CheckpointStore
-from r1hpc.config import load
-from r1hpc.telemetry.attempts import Attempt
-from r1hpc.telemetry.metrics import Step, last_steps
+from r1hpc.base.units import format_duration
+
+if TYPE_CHECKING:  # at run time what only an answer needs is imported for it: --help must be quick
+    from r1hpc.accounting.ledger import RunLedger
+    from r1hpc.attempt.state import State
+    from r1hpc.submission.chain_folder import ChainDir
+    from r1hpc.submission.chain_state import ChainSituation
+    from r1hpc.telemetry.attempts import Attempt
+    from r1hpc.telemetry.metrics import Step
 
 _RECENT_STEPS = 20
 """The speed is averaged over these."""
@@ -42,6 +43,8 @@ _MOST_RUNS = 50
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
+    from r1hpc.submission.chain_folder import choose_chain
+
     if arguments.watch and (arguments.json or arguments.all):
         raise UsageError("--watch redraws one run for a person: leave --json and --all out")
     if not 0.2 <= arguments.every <= 86400:
@@ -55,20 +58,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.watch:
         return _watch(partial(_look_at_run, run), arguments.every)
     now = time.time()
-    situation = look(run)
+    ledger = _ledger_of(run, now)
     if arguments.json:
-        print_json(as_json(run, situation, now))
+        print_json(as_json(ledger, now))
     else:
-        print(as_text(run, situation, now))
+        print(as_text(ledger, now))
     return 0
 
 
+def _ledger_of(run: RunDir, now: float) -> RunLedger:
+    """The run's ledger; of a run that is over sacct is asked, once, what it held."""
+    from r1hpc.accounting.open_ledger import completed, open_ledger
+
+    ledger = open_ledger(run, now)
+    return completed([ledger], now, timeout_s=5.0)[0] if ledger.situation.state.is_over else ledger
+
+
 def _look_at_run(run: RunDir) -> tuple[str, bool]:
-    situation = look(run)
-    return as_text(run, situation, time.time()), situation.state.is_over
+    from r1hpc.accounting.open_ledger import open_ledger
+
+    now = time.time()
+    ledger = open_ledger(run, now)
+    return as_text(ledger, now), ledger.situation.state.is_over
 
 
 def _show_chain(chain: ChainDir, arguments: Any) -> int:
+    from r1hpc.submission.chain_state import look_at
+
     if arguments.watch:
         return _watch(partial(_look_at_chain, chain), arguments.every)
     if arguments.json:
@@ -79,15 +95,19 @@ def _show_chain(chain: ChainDir, arguments: Any) -> int:
 
 
 def _look_at_chain(chain: ChainDir) -> tuple[str, bool]:
+    from r1hpc.submission.chain_state import look_at
+
     now = look_at(chain)
     return chain_as_text(now, time.time()), now.state.is_over
 
 
 def chain_as_json(now: ChainSituation, moment: float) -> dict[str, Any]:
     """{"chain", "state", …, "stages": [each as a run, with "stage" and "needs"]}."""
+    from r1hpc.accounting.open_ledger import open_ledger
+
     stages = []
     for each in now.stages:
-        run = {} if each.situation is None else as_json(each.run, each.situation, moment)
+        run = {} if each.situation is None else as_json(open_ledger(each.run, moment), moment)
         about = {"stage": each.name, "needs": list(each.stage.needs), "run_dir": str(each.run.path)}
         stages.append({**run, **about, "state": each.state, "detail": each.detail})
     return {
@@ -133,25 +153,25 @@ def _number(value: object) -> str:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m r1hpc.status", description=__doc__)
-    parser.add_argument(
-        "run_dir", nargs="?", metavar="RUN_DIR", help="a run or a chain: its folder or its name"
-    )
+    add_run(parser, "a run or a chain: its folder or its name")
     parser.add_argument("--watch", action="store_true", help="show it again and again until the run is over")
     parser.add_argument("--every", type=float, default=10.0, metavar="S", help="seconds between two (10)")
     parser.add_argument("--all", action="store_true", help="all runs under the run root")
-    add_run_root(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     return parser
 
 
-def as_json(run: RunDir, situation: Situation, now: float) -> dict[str, Any]:
+def as_json(ledger: RunLedger, now: float) -> dict[str, Any]:
     """Everything the text shows, under stable names. Times are Unix seconds, None where unknown."""
+    from r1hpc.attempt.state import State
+    from r1hpc.telemetry.metrics import last_steps
+
+    run, situation = ledger.run, ledger.situation
     history, job = situation.history, situation.job
     recent = last_steps(run, _RECENT_STEPS)
     step = _global_step(history.last, recent)
-    num_steps = _num_steps(run)
+    num_steps = _num_steps(ledger)
     running = situation.state is State.running
-    end = now if running else (recent[-1].time if recent else None)
     return {
         "run_id": run.run_id,
         "run_dir": str(run.path),
@@ -166,15 +186,20 @@ def as_json(run: RunDir, situation: Situation, now: float) -> dict[str, Any]:
         "last_committed_step": _last_committed_step(run),
         "job_id": job.job_id if job else None,
         "executor": job.executor if job else None,
-        "wall_s": sum(max(0.0, (a.end or end or a.start) - a.start) for a in history.attempts),
-        "gpu_hours": sum(_gpu_hours(attempt, end) for attempt in history.attempts),
+        "wall_s": ledger.wall().allocated / 1000,
+        "gpu_hours": ledger.gpu_hours,
+        "source": ledger.source,
+        "notes": list(ledger.notes),
         "attempts": [attempt.to_json() for attempt in history.attempts],
     }
 
 
-def as_text(run: RunDir, situation: Situation, now: float) -> str:
+def as_text(ledger: RunLedger, now: float) -> str:
     """A few lines for a person, at most 100 columns wide but for paths."""
-    shown = as_json(run, situation, now)
+    from r1hpc.reporting.report_text import details_text
+
+    run, situation = ledger.run, ledger.situation
+    shown = as_json(ledger, now)
     detail = f"  ({situation.detail})" if situation.detail else ""
     lines = [wrap(f"{run.run_id}: {situation.state.value}{detail}"), f"  {run.path}"]
     if shown["job_id"]:
@@ -184,6 +209,7 @@ def as_text(run: RunDir, situation: Situation, now: float) -> str:
         rows = [_row(attempt, now, situation.state) for attempt in situation.history.attempts]
         table = format_table(_HEADINGS, rows, right={0, 3, 4, 5, 7}, indent="  ")
         lines += ["", table, *details_text(situation.history.attempts)]
+    lines += [wrap(f"note: {note}", hanging="  ") for note in ledger.notes]
     return "\n".join(lines)
 
 
@@ -191,11 +217,13 @@ _HEADINGS = ("#", "cause", "start", "duration", "nodes", "GPUs", "steps", "commi
 
 
 def _row(attempt: Attempt, now: float, state: State) -> tuple[str, ...]:
+    from r1hpc.attempt.state import State
+
     over = attempt.cause is not None
     end = attempt.end if over else (now if state is State.running else None)
     return (
         str(attempt.attempt),
-        attempt.cause.value if attempt.cause else "running" if state is State.running else "no word",
+        attempt.cause.value if attempt.cause else "running" if state is State.running else "no end on record",
         time.strftime("%m-%d %H:%M:%S", time.localtime(attempt.start)),
         format_duration(end - attempt.start) if end is not None else "?",
         str(attempt.nodes),
@@ -207,14 +235,14 @@ def _row(attempt: Attempt, now: float, state: State) -> tuple[str, ...]:
 
 def _progress(shown: dict[str, Any]) -> str:
     step, of = shown["global_step"], shown["num_steps"]
-    words = [f"step {step if step is not None else 0}" + (f" of {of}" if of is not None else "")]
+    parts = [f"step {step if step is not None else 0}" + (f" of {of}" if of is not None else "")]
     if shown["loss"] is not None:
-        words.append(f"loss {shown['loss']:.4f}")
+        parts.append(f"loss {shown['loss']:.4f}")
     if shown["tokens_per_second"] is not None:
-        words.append(f"{shown['tokens_per_second']:,.0f} tokens/s")
+        parts.append(f"{shown['tokens_per_second']:,.0f} tokens/s")
     if shown["eta_s"] is not None:
-        words.append(f"{format_duration(shown['eta_s'])} left")
-    return ", ".join(words)
+        parts.append(f"{format_duration(shown['eta_s'])} left")
+    return ", ".join(parts)
 
 
 def _kept(shown: dict[str, Any]) -> str:
@@ -224,25 +252,36 @@ def _kept(shown: dict[str, Any]) -> str:
 
 
 def _show_all(arguments: Any) -> int:
+    from r1hpc.accounting.open_ledger import open_ledgers
+    from r1hpc.submission.chain_folder import list_chains
+    from r1hpc.submission.chain_state import look_at
+
     if arguments.run_dir is not None:
         raise UsageError("--all shows every run: leave RUN_DIR out, or give --run-root DIR")
-    root = Path(arguments.run_root) if arguments.run_root else default_run_root()
+    root = run_root_of(arguments.run_root)
     now = time.time()
-    shown = [as_json(run, look(run), now) for run in list_runs(root)[:_MOST_RUNS]]
+    ledgers, notes = open_ledgers(list_runs(root)[:_MOST_RUNS], now, ask=False)
+    notes += unreadable(root)
+    shown = [as_json(ledger, now) for ledger in ledgers]
     chains = [chain_as_json(look_at(chain), now) for chain in list_chains(root)[:_MOST_RUNS]]
     if arguments.json:
-        print_json({"run_root": str(root.absolute()), "runs": shown, "chains": chains})
-    elif not shown and not chains:
+        print_json({"run_root": str(root.absolute()), "runs": shown, "chains": chains, "notes": notes})
+        return 0
+    if not shown and not chains:
         print(f"no runs under {root.absolute()}")
     else:
         headings = ("run", "state", "attempt", "step", "of", "loss", "GPU-hours")
         rows = [*map(_run_row, shown), *map(_chain_row, chains)]
         print(format_table(headings, rows, right={2, 3, 4, 5, 6}))
+    for note in notes:
+        print(wrap(f"note: {note}", hanging="  "))
     return 0
 
 
 def _chain_row(shown: dict[str, Any]) -> tuple[str, ...]:
-    """Of a chain the steps are its stages."""
+    """A chain's steps are its stages."""
+    from r1hpc.attempt.state import State
+
     states = [stage["state"] for stage in shown["stages"]]
     done = str(states.count(State.finished.value))
     name = f"{shown['chain']} (chain)"
@@ -293,23 +332,23 @@ def _eta_s(recent: list[Step], step: int | None, num_steps: int | None) -> float
     return max(0, num_steps - step) * (times[-1] - times[0]) / (len(times) - 1)
 
 
-def _gpu_hours(attempt: Attempt, until: float | None) -> float:
-    """An attempt that left no word counts until the last step: a lower bound."""
-    end = attempt.end if attempt.end is not None else until
-    return gpu_hours(attempt.gpus, max(0.0, end - attempt.start)) if end is not None else 0.0
-
-
 def _last_committed_step(run: RunDir) -> int | None:
+    from r1hpc.checkpoint.store import CheckpointStore
+
     found = CheckpointStore(run.checkpoints).list()
     return found[0].step if found else None
 
 
-def _num_steps(run: RunDir) -> int | None:
+def _num_steps(ledger: RunLedger) -> int | None:
+    from r1hpc.config import load
+
+    if ledger.num_steps is not None:
+        return ledger.num_steps
     try:
-        return load.read(run.config).train.num_steps
+        return load.read(ledger.run.config).train.num_steps
     except R1hpcError:  # a run of another version is still worth showing
         return None
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_command(main)

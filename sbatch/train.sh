@@ -11,7 +11,7 @@
 # Train as a Slurm job:
 #   sbatch [SBATCH OPTIONS] sbatch/train.sh [JOB.yaml] [KEY=VALUE ...] [--run-name NAME] [--run-root DIR]
 #   sbatch --nodes=8 --gpus-per-node=8 sbatch/train.sh jobs/train.yaml train.lr=1e-4
-# What sbatch is told about nodes, GPUs and time wins over the job file; the global batch size stays.
+# What sbatch is given for nodes, GPUs and time wins over the job file; the global batch size stays.
 # The run folder is made on the first start, and found again after a preemption.
 # Generated from the template in r1hpc/slurm/script.py, like every script `python -m r1hpc.submit` writes.
 
@@ -89,6 +89,6 @@ while true; do
     [ "$(date +%s)" -lt "$((${SLURM_JOB_END_TIME:-99999999999} - 5))" ] || { sleep 2; kill -KILL "$SRUN"; }
 done
 
-# No rank is left to inherit this: the last words are not cut short by the TERM of a requeue.
+# No rank is left to inherit this: the last record is not cut short by the TERM of a requeue.
 trap '' TERM USR2
 "$PYTHON" -m r1hpc.launch end "$RUN_DIR" --attempt "$ATTEMPT" --status "$STATUS"

@@ -1,19 +1,21 @@
-"""Fixtures for every room. Tests marked `slurm` run on a real four-node Slurm cluster started here.
+"""Fixtures for every package. Tests marked `slurm` run on a real four-node Slurm cluster started here.
 
 The cluster needs root on Debian and starts once per run of pytest, in about three seconds. With
 R1HPC_TEST_CLUSTER set to what `python -m tests.cluster up` printed, that cluster is used and left running;
-its jobs are cancelled by the tests. Where there can be no cluster those tests are skipped and the last line
-says so; under CI=true they fail instead.
+its jobs are cancelled by the tests. Where there can be no cluster, or another one runs,
+those tests are skipped and the last line says so; under CI=true they fail instead.
 """
 
 import atexit
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-from tests.cluster import Cluster, ClusterError
+from tests.cluster import Cluster, ClusterBusyError, ClusterError
+from tests.cluster.cluster import in_use
 from tests.cluster.packages import install, unavailable
 
 _WHY_NOT = pytest.StashKey[str | None]()
@@ -30,7 +32,10 @@ def cluster() -> Iterator[Cluster]:
     own = Cluster()
     atexit.register(own.stop)
     try:
-        own.start()
+        try:
+            own.start()
+        except ClusterBusyError as error:  # started by another pytest since this one looked
+            _refuse(f"no Slurm cluster: {error}")
         yield own
     finally:
         own.stop()
@@ -59,10 +64,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     why_not = item.config.stash[_WHY_NOT]
     if why_not is None or item.get_closest_marker("slurm") is None:
         return
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"no Slurm cluster: {why_not}", pytrace=False)
-    item.config.stash[_SKIPPED] += 1
-    pytest.skip(f"no Slurm cluster: {why_not}")
+    if os.environ.get("CI") != "true":
+        item.config.stash[_SKIPPED] += 1
+    _refuse(f"no Slurm cluster: {why_not}")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -74,10 +78,16 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         reporter.write_line(f"{tests} SKIPPED: {config.stash[_WHY_NOT]}")
 
 
+def _refuse(why: str) -> NoReturn:
+    if os.environ.get("CI") == "true":
+        pytest.fail(why, pytrace=False)
+    pytest.skip(why)
+
+
 def _why_no_cluster() -> str | None:
     if os.environ.get("R1HPC_TEST_CLUSTER"):
         return None
-    why_not = unavailable()
+    why_not = unavailable() or in_use()
     if why_not is None:
         try:
             install()

@@ -1,4 +1,4 @@
-"""Whole runs in tests: submitted through the door a user takes, watched through their run folders.
+"""Whole runs in tests: submitted through the command a user takes, watched through their run folders.
 
 run = submit(tmp_path, "a", "train.num_steps=20", "--nodes", "2")
 wait_step(run, 5); ...; wait_over(run)
@@ -38,16 +38,16 @@ def submit(
     env: Mapping[str, str] | None = None,
 ) -> Submitted:
     """`python -m r1hpc.submit JOB WORDS`, on this machine unless WORDS name an executor."""
-    door = ["-m", "r1hpc.submit", *([job] if "--resume" not in words else []), *words]
+    command = ["-m", "r1hpc.submit", *([job] if "--resume" not in words else []), *words]
     where = ["--run-root", str(root), "--run-name", name, "--json"]
     if "--executor" not in words:
         where += ["--executor", "local"]
-    answer = json.loads(door_output([*door, *where], env))
+    answer = json.loads(command_output([*command, *where], env))
     return Submitted(RunDir(answer["run_dir"]), str(answer["job_id"]))
 
 
-def door_output(argv: list[str], env: Mapping[str, str] | None = None) -> str:
-    """stdout of a door that must succeed."""
+def command_output(argv: list[str], env: Mapping[str, str] | None = None) -> str:
+    """stdout of a command that must succeed."""
     done = subprocess.run(
         [sys.executable, *argv],
         cwd=CHECKOUT,

@@ -1,4 +1,4 @@
-"""The import rules of the rooms: arrows point down, and the login node loads nothing heavy."""
+"""The import rules of the packages: arrows point down, and the login node loads nothing heavy."""
 
 import ast
 import subprocess
@@ -20,12 +20,16 @@ _MAY_IMPORT = {
     "checkpoint": _SHARED,
     "telemetry": _SHARED,
     "tasks": _SHARED,
+    "estimator": _SHARED,
     "train": (*_SHARED, "data", "checkpoint", "telemetry", "tasks"),
     "attempt": (*_SHARED, "slurm", "data", "checkpoint", "telemetry", "tasks", "train"),
-    "hours": (*_SHARED, "slurm", "telemetry", "attempt"),
-    "chain": (*_SHARED, "slurm", "data", "telemetry", "tasks", "attempt", "hours"),
+    "site": (*_SHARED, "slurm", "telemetry"),
+    "accounting": (*_SHARED, "slurm", "telemetry", "estimator", "attempt"),
+    "rehearsal": (*_SHARED, "slurm", "telemetry", "attempt"),
+    "reporting": (*_SHARED, "slurm", "telemetry", "attempt", "accounting"),
+    "submission": (*_SHARED, "slurm", "data", "telemetry", "tasks", "estimator", "attempt", "accounting"),
 }
-"""Below each room those it may import, beside itself."""
+"""Below each package those it may import, beside itself."""
 
 _ONLY_IN = {
     "omegaconf": ("config",),
@@ -38,19 +42,21 @@ _ONLY_IN = {
     "vllm": ("train",),
     "zarr": ("data",),
     "h5py": ("data",),
+    "matplotlib": ("reporting",),
+    "dateutil": ("reporting",),
 }
-_DEFERRED_ONLY = {("torch", "attempt")}
-"""Allowed inside functions, not when the room is imported."""
+_DEFERRED_ONLY = {("torch", "attempt"), ("matplotlib", "reporting"), ("dateutil", "reporting")}
+"""Allowed inside functions, not when the package is imported."""
 _TORCH_FILES = ("data/loader.py",)
 _SLURM_COMMANDS = {"sbatch", "srun", "squeue", "sacct", "sacctmgr", "scontrol", "scancel", "sinfo"}
 
 _FILES = sorted(path for path in PACKAGE.rglob("*.py") if "_assets" not in path.parts)
 
 
-def _room(path: Path) -> str:
-    """The room of a file, or `door` for those beside the rooms."""
+def _package(path: Path) -> str:
+    """The package of a file, or `command` for those beside the packages."""
     parts = path.relative_to(PACKAGE).parts
-    return parts[0] if len(parts) > 1 else "door"
+    return parts[0] if len(parts) > 1 else "command"
 
 
 def _imports(tree: ast.AST, deferred: bool = False) -> Iterator[tuple[str, bool]]:
@@ -59,7 +65,7 @@ def _imports(tree: ast.AST, deferred: bool = False) -> Iterator[tuple[str, bool]
         if isinstance(node, ast.Import):
             yield from ((alias.name, deferred) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "relative imports hide the room: write r1hpc.<room>"
+            assert node.level == 0, "relative imports hide the package: write r1hpc.<package>"
             yield from ((f"{node.module}.{alias.name}", deferred) for alias in node.names)
         else:
             later = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
@@ -74,48 +80,51 @@ def _parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(), str(path))
 
 
-def _rooms_imported(path: Path) -> set[str]:
+def _packages_imported(path: Path) -> set[str]:
     inside = {name.split(".")[1] for name, _ in _imports(_parse(path)) if name.startswith("r1hpc.")}
-    return {name if (PACKAGE / name).is_dir() else "door" for name in inside}
+    return {name if (PACKAGE / name).is_dir() else "command" for name in inside}
 
 
 def test_every_room_is_known() -> None:
-    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("*.py"))}
-    assert rooms <= set(_MAY_IMPORT), "a new room needs its arrows here and in docs/structure.md"
+    packages = {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("*.py"))}
+    assert packages <= set(_MAY_IMPORT), "a new package needs its arrows here and in docs/structure.md"
 
 
 @pytest.mark.parametrize("path", _FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_arrows_point_down(path: Path) -> None:
-    room = _room(path)
-    if room == "door":
+    package = _package(path)
+    if package == "command":
         return
-    assert _rooms_imported(path) <= {room, *_MAY_IMPORT[room]}
+    assert _packages_imported(path) <= {package, *_MAY_IMPORT[package]}
 
 
-def test_nobody_imports_a_door() -> None:
-    doors = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+def test_nobody_imports_a_command() -> None:
+    commands = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "api"}
     for path in _FILES:
         if path.name == "__main__.py":
             continue
         imported = {name.split(".")[1] for name, _ in _imports(_parse(path)) if name.startswith("r1hpc.")}
-        assert not imported & doors, f"{path} imports a door"
+        assert not imported & commands, f"{path} imports a command"
+        assert _package(path) == "command" or "api" not in imported, f"{path} imports what lies above it"
 
 
 @pytest.mark.parametrize("library", _ONLY_IN)
 def test_libraries_stay_in_their_rooms(library: str) -> None:
     for path in _FILES:
-        room, name = _room(path), str(path.relative_to(PACKAGE))
+        package, name = _package(path), str(path.relative_to(PACKAGE))
         for module, deferred in _imports(_parse(path)):
             if module.split(".")[0] != library or (library == "torch" and name in _TORCH_FILES):
                 continue
-            assert room in _ONLY_IN[library], f"{name} imports {library}"
-            assert deferred or (library, room) not in _DEFERRED_ONLY, f"{name}: import {library} where used"
+            assert package in _ONLY_IN[library], f"{name} imports {library}"
+            assert deferred or (library, package) not in _DEFERRED_ONLY, (
+                f"{name}: import {library} where used"
+            )
 
 
 def test_only_the_slurm_room_runs_slurm_commands() -> None:
-    """Doors may ask through slurm.client.call; a process is started there only."""
+    """Commands may ask through slurm.client.call; a process is started there only."""
     for path in _FILES:
-        if _room(path) == "slurm":
+        if _package(path) == "slurm":
             continue
         for node in ast.walk(_parse(path)):
             if isinstance(node, ast.Call) and ast.unparse(node.func).startswith(("subprocess.", "os.")):
@@ -139,6 +148,7 @@ def test_the_walk_sees_what_it_should() -> None:
 
 _HEAVY = ("torch", "deepspeed", "transformers", "zarr", "h5py", "numpy", "submitit", "pynvml", "pyarrow")
 _LIGHT = (
+    "api",
     "submit",
     "status",
     "logs",
@@ -148,8 +158,9 @@ _LIGHT = (
     "budget",
     "calibrate",
     "diagnose",
-    "ablate",
     "launch",
+    "doctor",
+    "drill",
     "base.cli",
     "config.load",
     "plan.run",
@@ -168,9 +179,16 @@ def test_the_login_node_loads_nothing_heavy(name: str) -> None:
     assert not set(done.stdout.split()) & set(_HEAVY)
 
 
-@pytest.mark.parametrize("name", ["plan.run", "plan.preemption", "plan.estimate", "base.rundir"])
-def test_the_lower_rooms_need_only_the_standard_library(name: str) -> None:
+@pytest.mark.parametrize("name", ["plan.run", "plan.preemption", "estimator.estimate", "base.rundir"])
+def test_the_lower_packages_need_only_the_standard_library(name: str) -> None:
     code = f"import r1hpc.{name}, sys; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"
     command = [sys.executable, "-S", "-c", code]  # -S: no site-packages at all
     done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_package_needs_nothing_outside_it() -> None:
+    """`research`, `tests` and `benchmarks` are not in the wheel."""
+    for path in _FILES:
+        heads = {name.split(".")[0] for name, _ in _imports(_parse(path))}
+        assert not heads & {"research", "tests", "benchmarks"}, f"{path} imports what the wheel does not ship"

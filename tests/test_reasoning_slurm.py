@@ -16,7 +16,7 @@ from tests.train.test_rl_disturbed import (
     DISTURBANCES,
     GRPO,
     PPO,
-    TOLD,
+    STOPPED,
     assert_little_was_lost,
     assert_same_learning,
 )
@@ -45,7 +45,7 @@ def test_ended_in_every_phase_it_is_the_same_run(
         idle_cluster, tmp_path, "disturbed", algorithm, R1HPC_FAILPOINT=",".join(DISTURBANCES)
     )
     causes = [attempt.cause for attempt in read_history(run).attempts]
-    expected = [Cause.preempted if n in TOLD else Cause.crash for n in range(1, len(DISTURBANCES) + 1)]
+    expected = [Cause.preempted if n in STOPPED else Cause.crash for n in range(1, len(DISTURBANCES) + 1)]
     assert causes == [*expected, Cause.finished]
     assert_same_learning(run, quiet)
-    assert_little_was_lost(run, TOLD, save_every=4)
+    assert_little_was_lost(run, STOPPED, save_every=4)

@@ -6,14 +6,15 @@ import shutil
 import socket
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from r1hpc.attempt.cause import Evidence, SchedulerView, decide
+from r1hpc.attempt.dataset import build, ensure_traces
 from r1hpc.attempt.needs import unmet
 from r1hpc.attempt.outcome import read_outcomes
+from r1hpc.attempt.slurm_records import learn
 from r1hpc.attempt.state import ask, job_named
-from r1hpc.attempt.traces import build, ensure_traces
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.files import read_json, write_json
 from r1hpc.base.rundir import RunDir
@@ -21,8 +22,8 @@ from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.load import read
 from r1hpc.config.schema import RunConfig
 from r1hpc.data.recipe import find_recipe
-from r1hpc.slurm.accounting import sacct_records
 from r1hpc.slurm.client import SlurmError
+from r1hpc.slurm.sacct import sacct_records
 from r1hpc.telemetry.attempts import (
     Attempt,
     Cause,
@@ -42,7 +43,7 @@ _READS_SHARDS = ("pretrain", "sft")
 
 @dataclass(frozen=True)
 class AttemptFacts:
-    """What the batch host tells the ranks, in attempts/<k>/attempt.json."""
+    """What the batch host leaves for the ranks, in attempts/<k>/attempt.json."""
 
     attempt: int
     token: str
@@ -56,7 +57,7 @@ class MustNotGoOnError(R1hpcError):
 
 
 def begin(run: RunDir, executor: str, job_id: str, node_names: tuple[str, ...], ranks: int) -> int | None:
-    """Begin the next attempt and return its number; None when the run is finished or was told to stop.
+    """Begin the next attempt and return its number; None when the run is finished or STOP is there.
 
     Raises:
         MustNotGoOnError: a limit of `limits` is reached, a person has cancelled it, a stage it needs is not
@@ -67,7 +68,7 @@ def begin(run: RunDir, executor: str, job_id: str, node_names: tuple[str, ...], 
         return None
     config = read(run.config)
     _refuse_a_second_job(run, job_id)
-    close_unended(run, config)
+    close_unended(run, config, job_id)
     if run.stop.exists():
         print(f"{run.stop} exists: not starting; remove it and submit with --resume", file=sys.stderr)
         return None
@@ -139,13 +140,16 @@ def _refuse_a_second_job(run: RunDir, job_id: str) -> None:
         time.sleep(2.0)
 
 
-def close_unended(run: RunDir, config: RunConfig) -> None:
-    """Write the `end` that a killed attempt could not write itself."""
+def close_unended(run: RunDir, config: RunConfig, job_id: str) -> None:
+    """Write the `end` that a killed attempt could not write itself. `job_id`: the job that begins now."""
     history = read_history(run)
     last = history.last
     if last is None or last.cause is not None:
         return
-    view, ended = _seen_by_sacct(last)
+    view, ended = _seen_by_sacct(run, last)
+    # Our own requeue is on record, so the attempt has an end then.
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    view = replace(view, restarted=last.job_id == job_id and restarts > 0)
     evidence = Evidence(
         ranks=last.ranks,
         outcomes=read_outcomes(run, last.attempt),
@@ -155,7 +159,7 @@ def close_unended(run: RunDir, config: RunConfig) -> None:
     )
     cause, detail = decide(evidence)
     if cause is Cause.crash and not evidence.outcomes and not view.states:
-        cause, detail = Cause.unknown, "ended without a word"
+        cause, detail = Cause.unknown, "ended without a record"
     store = CheckpointStore(run.checkpoints, keep=config.checkpoint.keep)
     record(
         run,
@@ -222,7 +226,7 @@ def _num_gpus(config: RunConfig, executor: str, ranks: int, num_nodes: int) -> i
     return 0 if is_cpu_run else ranks
 
 
-def _seen_by_sacct(last: Attempt) -> tuple[SchedulerView, float | None]:
+def _seen_by_sacct(run: RunDir, last: Attempt) -> tuple[SchedulerView, float | None]:
     """What accounting says of the attempt: the record of its job that started last before it began."""
     if last.job_id is None or last.job_id.startswith("local-"):
         return SchedulerView(), None
@@ -233,6 +237,9 @@ def _seen_by_sacct(last: Attempt) -> tuple[SchedulerView, float | None]:
             return SchedulerView(), None
         mine = [r for r in records if r.start is not None and r.start <= last.start + 1 and r.end is not None]
         if mine and mine[-1].end is not None and mine[-1].end >= last.start:
+            learn(
+                run, mine, time.time()
+            )  # what it held, for the ledger: Slurm's records do not stay for ever
             return SchedulerView(states=frozenset({mine[-1].state})), mine[-1].end
         time.sleep(1)
     return SchedulerView(), None

@@ -1,4 +1,4 @@
-"""Why an attempt ended, from what the ranks said, how srun exited and what Slurm says of the job.
+"""Why an attempt ended, from what the ranks left, how srun exited and what Slurm says of the job.
 
 A pure function, because this decision spends or saves GPU-hours: every row of its table is a test.
 """
@@ -17,11 +17,13 @@ class SchedulerView:
     """What Slurm says of the job when the ranks are gone. All unknown without Slurm."""
 
     states: frozenset[str] = frozenset()
-    """Words of JobState, e.g. {RUNNING}, {CANCELLED, COMPLETING}, {PENDING, COMPLETING}."""
+    """As in JobState, e.g. {RUNNING}, {CANCELLED, COMPLETING}, {PENDING, COMPLETING}."""
     preempted: bool = False
     """Slurm has set PreemptTime."""
     seconds_left: float | None = None
     """Until the time limit."""
+    restarted: bool = False
+    """Slurm started the job again without being asked to by us."""
 
 
 @dataclass(frozen=True)
@@ -48,28 +50,30 @@ def decide(evidence: Evidence) -> tuple[Cause, str]:
     if FINISHED in kinds:
         return Cause.finished, ""
     failed = [outcome for outcome in outcomes if outcome.kind == FAILED]
-    told = _told_by_scheduler(evidence)
+    from_slurm = _by_scheduler(evidence)
     if STOPPED in kinds and not failed:
-        return _why_stopped(evidence, next(o for o in outcomes if o.kind == STOPPED), told)
-    if told is not None and told[0] in (Cause.node_fail, Cause.cancelled, Cause.oom):
-        return told  # ranks that lose a peer fail too; the scheduler knows the first domino
+        return _why_stopped(evidence, next(o for o in outcomes if o.kind == STOPPED), from_slurm)
+    if from_slurm is not None and from_slurm[0] in (Cause.node_fail, Cause.cancelled, Cause.oom):
+        return from_slurm  # ranks that lose a peer fail too; the scheduler knows the first domino
     for outcome in failed:
         if outcome.cause in (Cause.oom.value, Cause.refused.value):
             return Cause(outcome.cause), f"rank {outcome.rank} on {outcome.node}: {outcome.detail}"
     if HANG in kinds:
         return Cause.hang, _describe_hang(evidence)
-    if told is not None:
-        return told
+    if from_slurm is not None:
+        return from_slurm
     # A rank whose peer died reports a broken connection: that is an echo, not the cause.
     culprits = [o for o in failed if "onnection" not in o.detail]
     if culprits:
         return Cause.crash, f"rank {culprits[0].rank} on {culprits[0].node}: {culprits[0].detail}"
+    if evidence.scheduler.restarted:  # which Slurm does for no job that failed by itself
+        return Cause.node_fail, "Slurm started the job again: a node failed, or it was preempted unwarned"
     if evidence.status == 128 + signal.SIGTERM and not outcomes:
-        return Cause.preempted, "told to leave by SIGTERM before the ranks could listen"
+        return Cause.preempted, "stopped by SIGTERM before the ranks could listen"
     return Cause.crash, _describe_status(evidence)
 
 
-def _told_by_scheduler(evidence: Evidence) -> tuple[Cause, str] | None:
+def _by_scheduler(evidence: Evidence) -> tuple[Cause, str] | None:
     view = evidence.scheduler
     if evidence.cancel_requested or "CANCELLED" in view.states:
         return Cause.cancelled, "cancelled by a user"
@@ -87,20 +91,20 @@ def _told_by_scheduler(evidence: Evidence) -> tuple[Cause, str] | None:
 
 
 def _why_stopped(
-    evidence: Evidence, outcome: RankOutcome, told: tuple[Cause, str] | None
+    evidence: Evidence, outcome: RankOutcome, from_slurm: tuple[Cause, str] | None
 ) -> tuple[Cause, str]:
     if outcome.reason == "STOP file":
         return Cause.stopped, "STOP was touched"
     if outcome.reason == OUT_OF_HOURS:
         return Cause.stopped, f"its GPU-hours are used up ({OUT_OF_HOURS})"
-    if told is not None:
-        return told
+    if from_slurm is not None:
+        return from_slurm
     left = evidence.scheduler.seconds_left
     # Before a time limit Slurm sends what --signal asks for, which is SIGUSR2; SIGTERM comes with the limit
     # itself, or from a preemption.
     if left is not None and left <= (evidence.signal_lead_s + _EARLY_S if outcome.reason == "SIGUSR2" else 0):
         return Cause.timeout, f"{outcome.reason} with {max(0, round(left))} s left of the time limit"
-    return Cause.preempted, f"told to leave by {outcome.reason or 'a signal'}"
+    return Cause.preempted, f"stopped by {outcome.reason or 'a signal'}"
 
 
 def _describe_hang(evidence: Evidence) -> str:
@@ -108,13 +112,13 @@ def _describe_hang(evidence: Evidence) -> str:
     silent = sorted(set(range(evidence.ranks)) - {o.rank for o in evidence.outcomes})
     text = "; ".join(f"rank {o.rank} on {o.node}: {o.detail}" for o in hung[:4])
     if silent and len(silent) <= 8:
-        text += f"; no word at all from rank {', '.join(map(str, silent))}: look there first"
+        text += f"; nothing at all from rank {', '.join(map(str, silent))}: look there first"
     return text
 
 
 def _describe_status(evidence: Evidence) -> str:
     silent = sorted(set(range(evidence.ranks)) - {o.rank for o in evidence.outcomes})
-    who = f"rank {', '.join(map(str, silent[:8]))} left no word" if silent else "every rank left"
+    who = f"rank {', '.join(map(str, silent[:8]))} left no outcome" if silent else "every rank left"
     if evidence.status > 128:
         try:
             name = signal.Signals(evidence.status - 128).name

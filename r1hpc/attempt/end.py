@@ -192,7 +192,7 @@ def _view(state: JobState | None) -> SchedulerView:
         left = state.start_time + state.time_limit_s - time.time()
     states = state.states
     if "COMPLETING" in states and not _is_requeued(state):
-        # scontrol shows this word instead of what made the job complete. It is not a requeue, and the batch
+        # scontrol shows this state instead of what made the job complete. It is not a requeue, and the batch
         # script, which is us, has not ended: so the limit was reached, or it was preempted where PreemptMode
         # is CANCEL, which moves PreemptTime to the end (seen with Slurm 24.11), or somebody cancelled it.
         is_preempted = state.preempt_time is not None and state.preempt_time == state.end_time

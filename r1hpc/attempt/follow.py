@@ -1,6 +1,7 @@
-"""Print a run's progress until it is over: its attempts, and a line now and then of its training.
+"""Wait until a run is over, in silence or with its progress: its attempts, and a line now and then.
 
-follow(run, "1234", sys.stdout)      # -> 0 finished, 1 ended otherwise, 130 left alone by Ctrl-C
+wait(run, timeout_s=3600)            # -> Situation
+follow(run, "1234", sys.stdout)      # -> 0 finished, 1 ended otherwise, 130 interrupted by Ctrl-C
 """
 
 import json
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from r1hpc.attempt.state import Situation, State, look
+from r1hpc.base.errors import R1hpcError
 from r1hpc.base.rundir import RunDir
 from r1hpc.base.units import format_duration
 from r1hpc.telemetry.attempts import read_history
@@ -81,19 +83,33 @@ class _Follower:
         print(line, file=self.out, flush=True)
 
 
+def wait(run: RunDir, timeout_s: float | None = None) -> Situation:
+    """The situation of a run once it is over.
+
+    Raises:
+        R1hpcError: it is not over after `timeout_s`.
+    """
+    ending, began = _Ending(), time.monotonic()
+    while True:
+        situation = look(run)
+        if ending.is_here(situation):
+            return situation
+        if timeout_s is not None and time.monotonic() - began >= timeout_s:
+            raise R1hpcError(f"{run.run_id} is {situation.state} after {timeout_s:g} s; it goes on")
+        time.sleep(_ask_every(situation.job.job_id if situation.job is not None else ""))
+
+
 def follow(run: RunDir, job_id: str, out: TextIO) -> int:
     """Follow until the run is over; 0 when it finished, else 1. Ctrl-C only stops the following."""
-    follower = _Follower(run, out, _submitted_at(run))
+    follower, ending = _Follower(run, out, _submitted_at(run)), _Ending()
     asked = time.monotonic()
-    over_since: float | None = None
     try:
         while True:
             news = follower.print_news()
             if news or time.monotonic() - asked >= _ask_every(job_id):
                 asked = time.monotonic()
                 situation = look(run)
-                over_since = (over_since or asked) if situation.state.is_over else None
-                if over_since is not None and (_is_closed(situation) or asked - over_since > _PATIENCE_S):
+                if ending.is_here(situation):
                     follower.print_news()
                     return _report_end(run, situation, out)
             time.sleep(_POLL_S)
@@ -104,6 +120,20 @@ def follow(run: RunDir, job_id: str, out: TextIO) -> int:
             file=out,
         )
         return 130
+
+
+@dataclass
+class _Ending:
+    """Whether a run is over and its end on record. A killed one has none: it is waited for a while."""
+
+    over_since: float | None = None
+
+    def is_here(self, situation: Situation) -> bool:
+        if not situation.state.is_over:
+            self.over_since = None
+            return False
+        self.over_since = self.over_since or time.monotonic()
+        return _is_closed(situation) or time.monotonic() - self.over_since > _PATIENCE_S
 
 
 def _is_closed(situation: Situation) -> bool:
@@ -128,11 +158,11 @@ def _report_end(run: RunDir, situation: Situation, out: TextIO) -> int:
 def _step_line(record: dict[str, object]) -> str:
     # The loss of a policy gradient is about zero whatever happens; its reward is what to watch.
     names = ("reward", "accuracy", "entropy") if "reward" in record else ("loss", "lr")
-    words = [f"step {record.get('global_step')}"]
-    words += [f"{name} {value:.4g}" for name in names if isinstance(value := record.get(name), float)]
+    parts = [f"step {record.get('global_step')}"]
+    parts += [f"{name} {value:.4g}" for name in names if isinstance(value := record.get(name), float)]
     if isinstance(seconds := record.get("step_time_s"), float):
-        words.append(f"{format_duration(seconds) if seconds >= 10 else f'{seconds:.2g} s'} a step")
-    return "  ".join(words)
+        parts.append(f"{format_duration(seconds) if seconds >= 10 else f'{seconds:.2g} s'} a step")
+    return "  ".join(parts)
 
 
 def _submitted_at(run: RunDir) -> float:

@@ -1,7 +1,7 @@
 """Run attempts on this machine, one after the other, where there is no Slurm.
 
 Plays the batch script: begin, one process per rank, end; again while `end` says so. SIGUSR2 to the
-supervisor is a preemption (save, then the next attempt); SIGTERM is: save, then leave for good.
+supervisor is a preemption (save, then the next attempt); SIGTERM is: save, then end for good.
 """
 
 import os
@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from types import FrameType
 
 from r1hpc.attempt.begin import begin
@@ -17,7 +16,7 @@ from r1hpc.attempt.end import Next, end
 from r1hpc.base.rundir import RunDir
 from r1hpc.config.load import read
 from r1hpc.config.schema import RunConfig
-from r1hpc.slurm.env import from_local
+from r1hpc.slurm.env import played_nodes
 
 # As srun --kill-on-bad-exit, but the others get a moment to write their own outcome.
 _AFTER_BAD_EXIT_S = 5.0
@@ -30,23 +29,23 @@ class Supervisor:
         self._run = run
         self._config = read(run.config)
         self._ranks: list[subprocess.Popen[bytes]] = []
-        self._leave = False
+        self._stopping = False
         self._job_id = f"local-{os.getpid()}"
 
     def supervise(self) -> int:
-        """Run until the run is over or we are told to leave; 0 unless it failed."""
+        """Run until the run is over or a stop is requested; 0 unless it failed."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, self._on_signal)
         while True:
             world_size = local_world_size(self._config)
-            names = node_names(self._config)
+            names = played_nodes(self._config.resources.nodes)
             attempt = begin(self._run, "local", self._job_id, names, world_size)
             if attempt is None:
                 return 0
-            # Told to leave while begin was building a dataset: no rank is started any more.
-            status = 0 if self._leave else self._run_ranks(attempt, world_size)
+            # A stop was requested while begin was building a dataset: no rank is started any more.
+            status = 0 if self._stopping else self._run_ranks(attempt, world_size)
             ended = end(self._run, attempt, status)
-            if ended.next is Next.over or self._leave:
+            if ended.next is Next.over or self._stopping:
                 return ended.exit_status
 
     def _run_ranks(self, attempt: int, world_size: int) -> int:
@@ -83,7 +82,7 @@ class Supervisor:
             )
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._leave = self._leave or number != signal.SIGUSR2
+        self._stopping = self._stopping or number != signal.SIGUSR2
         for rank in self._ranks:
             if rank.poll() is None:
                 rank.send_signal(signal.SIGTERM)
@@ -93,19 +92,3 @@ def local_world_size(config: RunConfig) -> int:
     """Ranks of a run played on this machine: all its nodes."""
     resources = config.resources
     return resources.nodes * (resources.gpus_per_node or resources.ranks_per_node)
-
-
-def node_names(config: RunConfig) -> tuple[str, ...]:
-    """The played nodes' names, as the ranks will see them."""
-    environ = {
-        "R1HPC_LOCAL_RANK": "0",
-        "R1HPC_LOCAL_WORLD_SIZE": str(local_world_size(config)),
-        "R1HPC_LOCAL_NODE_COUNT": str(config.resources.nodes),
-        "R1HPC_ATTEMPT": "0",
-    }
-    return from_local(environ).node_names
-
-
-def log_path(run: RunDir) -> Path:
-    """What the supervisor itself prints."""
-    return run.logs / "local.out"

@@ -3,7 +3,7 @@
     write_needs(run, ["traces", "sft"])     # before the stage is submitted
     unmet(run)                              # ["sft"]: not finished yet
 
-Slurm's afterok alone cannot say this: a stopped run leaves with status 0, and a run whose cluster forbids
+Slurm's afterok alone cannot say this: a stopped run ends with status 0, and a run whose cluster forbids
 requeueing goes on in another job than the one that was waited for.
 """
 

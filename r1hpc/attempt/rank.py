@@ -1,4 +1,4 @@
-"""One rank of an attempt: meet the others, train, and leave word of how it ended.
+"""One rank of an attempt: meet the others, train, and leave a record of how it ended.
 
 `run_rank(run_dir)` is where every way of starting ends: submitit's pickle, `srun python -m r1hpc.launch
 rank`, the local supervisor. torch is imported only after the signal handlers stand.
@@ -52,7 +52,7 @@ def run_rank(run_dir: str) -> NoReturn:
     requests.install()
     watchdog = Watchdog(
         config.train.hang_timeout_s,
-        lambda problem: _leave_word(
+        lambda problem: _leave_outcome(
             run, context, RankOutcome(context.rank, HANG, context.node_name, detail=problem)
         ),
     )
@@ -61,7 +61,7 @@ def run_rank(run_dir: str) -> NoReturn:
     try:
         outcome = _train(run, config, context, requests, watchdog)
     except BaseException as error:
-        _leave_word(run, context, _failure(context, error))
+        _leave_outcome(run, context, _failure(context, error))
         if isinstance(error, R1hpcError):
             print(f"error: {error}", file=sys.stderr)
         elif isinstance(error, OSError) and error.errno in _FILE_SYSTEM_REFUSES:
@@ -134,7 +134,7 @@ def _rendezvous(
 ) -> "Store":
     """A TCPStore on a port that rank 0 found free and already holds; the others read it from a file.
 
-    The socket is bound before its number is told, so nobody can take the port in between. The attempt's
+    The socket is bound before its number is written, so nobody can take the port in between. The attempt's
     token is checked through the store: a stranger's store, or one of an earlier attempt, is refused. A second
     connection carries the ranks' signs of life.
     """
@@ -181,7 +181,7 @@ def _name_interface(config: RunConfig, context: RankContext) -> None:
 def _wait_for(place: Path, token: str, watchdog: Watchdog) -> dict[str, str]:
     deadline = time.monotonic() + _RENDEZVOUS_TIMEOUT_S
     while time.monotonic() < deadline:
-        watchdog.beat("waiting for rank 0")  # not a hang: the deadline ends it, in words of its own
+        watchdog.beat("waiting for rank 0")  # not a hang: the deadline ends it, with a message of its own
         if place.exists():
             meeting: dict[str, str] = read_json(place)
             if meeting["token"] == token:
@@ -205,10 +205,10 @@ def _start_sampler(run: RunDir, config: RunConfig, context: RankContext) -> GpuS
 
 def _report(run: RunDir, context: RankContext, outcome: "Outcome") -> None:
     kind = FINISHED if outcome.finished else STOPPED
-    word = RankOutcome(
+    left = RankOutcome(
         context.rank, kind, context.node_name, outcome.global_step, outcome.reason, kept=outcome.kept
     )
-    _leave_word(run, context, word)
+    _leave_outcome(run, context, left)
     if context.rank != 0:
         return
     if outcome.finished:
@@ -217,7 +217,7 @@ def _report(run: RunDir, context: RankContext, outcome: "Outcome") -> None:
     print(f"{what} after step {outcome.global_step}", flush=True)
 
 
-def _leave_word(run: RunDir, context: RankContext, outcome: RankOutcome) -> None:
+def _leave_outcome(run: RunDir, context: RankContext, outcome: RankOutcome) -> None:
     try:
         write_outcome(run, context.attempt, outcome)
     except OSError as error:  # a full disk must not hide why the rank failed

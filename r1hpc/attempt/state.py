@@ -3,7 +3,7 @@
     situation = look(run)
     situation.state, situation.detail
 
-Loads no torch. Without Slurm's word the answer is what the run folder says, and `detail` says so.
+Loads no torch. Without an answer of Slurm's it is what the run folder says, and `detail` says so.
 """
 
 import os
@@ -14,11 +14,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from r1hpc.base.files import read_records
 from r1hpc.base.rundir import RunDir
 from r1hpc.slurm.client import SlurmError
 from r1hpc.slurm.requeue import JobState, job_state
-from r1hpc.telemetry.attempts import Cause, History, read_history
+from r1hpc.telemetry.attempts import Cause, History, read_history, read_run_events
 
 
 class State(StrEnum):
@@ -38,6 +37,11 @@ class State(StrEnum):
     def is_over(self) -> bool:
         return self in (State.finished, State.stopped, State.cancelled, State.failed)
 
+    @property
+    def is_at_work(self) -> bool:
+        """A job of it waits or runs."""
+        return self in (State.queued, State.running, State.requeued)
+
 
 @dataclass(frozen=True)
 class JobRef:
@@ -52,7 +56,7 @@ class JobRef:
 
     @property
     def pid(self) -> int | None:
-        """Of the local supervisor; None for a job of Slurm."""
+        """Process id of the local supervisor; None for a job of Slurm."""
         found = re.fullmatch(r"local-(\d+)", self.job_id)
         return int(found[1]) if found else None
 
@@ -165,7 +169,7 @@ _NAMING = ("submitted", "resubmitted", "begin")
 
 
 def _naming_events(run: RunDir) -> list[dict[str, Any]]:
-    named = [e for e in read_records(run.attempts) if e.get("event") in _NAMING and e.get("job_id")]
+    named = [e for e in read_run_events(run)[0] if e.get("event") in _NAMING and e.get("job_id")]
     return sorted(named, key=_time)
 
 

@@ -1,4 +1,4 @@
-"""The frame of every door: arguments in, one clear error or one result out.
+"""The frame of every command: arguments in, one clear error or one result out.
 
 Exit status 0 did it, 1 could not, 2 was asked wrongly. With --json one JSON object is all of stdout.
 """
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from r1hpc.base.errors import R1hpcError
+from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.names import nearest, printable
 
 
@@ -24,19 +24,24 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse, but an unknown flag is answered with the nearest known one."""
-        known, unknown = self.parse_known_args(args, namespace)
+        return self._known(*self.parse_known_args(args, namespace))
+
+    def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """The same, with positional arguments and flags in any order, as people type them."""
+        return self._known(*self.parse_known_intermixed_args(args, namespace))
+
+    def _known(self, namespace: Any, unknown: Sequence[str]) -> Any:
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
-            self.error(
-                f"unknown argument {printable(unknown[0])!r}{nearest(unknown[0].split('=')[0], flags)}"
-            )
-        return known
+            near = nearest(unknown[0].split("=")[0], flags)
+            self.error(f"unknown argument {printable(unknown[0])!r}{near}")
+        return namespace
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {printable(message)}\n(see {self.prog} --help)\n")
 
 
-def run_door(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> NoReturn:
+def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> NoReturn:
     """Run `main(argv)` and exit with its status; an R1hpcError becomes its message on stderr."""
     try:
         status = main(sys.argv[1:] if argv is None else argv)
@@ -53,6 +58,18 @@ def run_door(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = 
     except KeyboardInterrupt:
         status = 130
     sys.exit(status)
+
+
+def file_and_overrides(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """What stands beside the flags: one file or none, and KEY=VALUE overrides, in any order.
+
+    Raises:
+        UsageError: there are two files.
+    """
+    files = [each for each in arguments if "=" not in each]
+    if len(files) > 1:
+        raise UsageError(f"two files, {printable(files[0])} and {printable(files[1])}: a run has one")
+    return files[0] if files else None, [each for each in arguments if "=" in each]
 
 
 def print_json(value: Any) -> None:

@@ -1,12 +1,12 @@
 """Errors a user can cause. Each message says what was found and what to do about it.
 
-A door turns an R1hpcError into its message on stderr and its `exit_status`; everything else is a
+A command turns an R1hpcError into its message on stderr and its `exit_status`; everything else is a
 bug and keeps its traceback.
 """
 
 
 class R1hpcError(Exception):
-    """Could not be done. `exit_status` is what the command-line door exits with."""
+    """Could not be done. `exit_status` is what the command-line command exits with."""
 
     exit_status = 1
 

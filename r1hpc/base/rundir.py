@@ -1,21 +1,7 @@
 """The run folder: one class that knows the path of everything a run leaves behind.
 
-<run_root>/<run_id>/
-    config.yaml plan.json job.sh environment.json code/    frozen before submission
-    attempts.jsonl                                         one line per event, see telemetry.attempts
-    attempts/<k>/rank_<n>.json                             how each rank of attempt k ended
-    logs/attempt_<k>/rank_<n>.out, logs/latest             what each rank printed
-    metrics/train.jsonl, metrics/gpu-<node>.jsonl          per step; per NVML sample
-    ledger/attempt_<k>.jsonl                               what data each step consumed
-    checkpoints/step-<n>/                                  see checkpoint
-    rollouts/window-<w>/batch-<b>.npz                      stage rl: finished groups of the rollout under way
-    rollouts/evaluation-<step>/part-<n>.json               and answers of an evaluation under way
-    parts/part-<n>.jsonl                                   stages traces, generate, evaluate: finished parts
-    model/                                                 what was trained, as a Hugging Face folder
-    traces.jsonl, evaluation.json, transcripts.txt         what traces, generate and evaluate leave
-    report/                                                plots
-    STOP, SAVE                                             touch one: stop after a save; save now
-    FINISHED                                               the run is over; started again it exits 0
+run = open_run("runs/r1-20260101")       # or its name, under $R1HPC_RUN_ROOT or ./runs
+run.train_metrics, run.rank_log(attempt=2, rank=0)
 """
 
 import os
@@ -25,8 +11,51 @@ from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.names import check_name
 
 
+class _Inside:
+    """A path inside the run folder."""
+
+    def __init__(self, relative: str) -> None:
+        self._relative = relative
+
+    def __get__(self, run: "RunDir", owner: type) -> Path:
+        return run.path / self._relative
+
+
 class RunDir:
-    """Paths of one run. Nothing is created by asking for a path."""
+    """Paths of one run, <run_root>/<run_id>/. Nothing is created by asking for a path."""
+
+    # Frozen before submission.
+    config = _Inside("config.yaml")
+    plan = _Inside("plan.json")
+    estimate = _Inside("estimate.json")
+    script = _Inside("job.sh")
+    environment = _Inside("environment.json")
+    code = _Inside("code")
+
+    attempts = _Inside("attempts.jsonl")  # one line per event, see telemetry.attempts
+    summary = _Inside("summary.json")  # what the attempts came to
+    allocations = _Inside("allocations.json")  # what Slurm charged
+    logs = _Inside("logs")  # what each rank printed; logs/latest is the newest attempt's
+    metrics = _Inside("metrics")
+    train_metrics = _Inside("metrics/train.jsonl")  # a line per optimizer step
+    ranks = _Inside("metrics/ranks.jsonl")  # how long each rank worked and waited, see telemetry.ranks
+    ledger = _Inside("ledger")  # attempt_<k>.jsonl: what data each step consumed
+    checkpoints = _Inside("checkpoints")  # step-<n>/, see checkpoint
+    report = _Inside("report")  # plots
+
+    # Stage rl: window-<w>/batch-<b>.npz, finished groups of the rollout under way, and
+    # evaluation-<step>/part-<n>.json, answers of an evaluation under way.
+    rollouts = _Inside("rollouts")
+    # Stages traces, generate, evaluate: part-<n>.jsonl, finished parts, and what they leave in the end.
+    parts = _Inside("parts")
+    traces = _Inside("traces.jsonl")
+    evaluation = _Inside("evaluation.json")
+    transcripts = _Inside("transcripts.txt")
+
+    model = _Inside("model")  # what was trained, as a Hugging Face folder
+    finished = _Inside("FINISHED")  # the run is over; started again it exits 0
+    stop = _Inside("STOP")  # touch it: stop after a save
+    save = _Inside("SAVE")  # touch it: save now
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path).absolute()
@@ -37,90 +66,6 @@ class RunDir:
     @property
     def run_id(self) -> str:
         return self.path.name
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def plan(self) -> Path:
-        return self.path / "plan.json"
-
-    @property
-    def script(self) -> Path:
-        return self.path / "job.sh"
-
-    @property
-    def environment(self) -> Path:
-        return self.path / "environment.json"
-
-    @property
-    def code(self) -> Path:
-        return self.path / "code"
-
-    @property
-    def attempts(self) -> Path:
-        return self.path / "attempts.jsonl"
-
-    @property
-    def logs(self) -> Path:
-        return self.path / "logs"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics"
-
-    @property
-    def train_metrics(self) -> Path:
-        return self.metrics / "train.jsonl"
-
-    @property
-    def ledger(self) -> Path:
-        return self.path / "ledger"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def rollouts(self) -> Path:
-        return self.path / "rollouts"
-
-    @property
-    def parts(self) -> Path:
-        return self.path / "parts"
-
-    @property
-    def model(self) -> Path:
-        return self.path / "model"
-
-    @property
-    def traces(self) -> Path:
-        return self.path / "traces.jsonl"
-
-    @property
-    def evaluation(self) -> Path:
-        return self.path / "evaluation.json"
-
-    @property
-    def transcripts(self) -> Path:
-        return self.path / "transcripts.txt"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report"
-
-    @property
-    def stop(self) -> Path:
-        return self.path / "STOP"
-
-    @property
-    def save(self) -> Path:
-        return self.path / "SAVE"
-
-    @property
-    def finished(self) -> Path:
-        return self.path / "FINISHED"
 
     def attempt_dir(self, attempt: int) -> Path:
         return self.path / "attempts" / str(attempt)

@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 from r1hpc.base.names import printable
 
 WIDTH = 100
+_BAR_WIDTH = 30
 
 
 def format_table(
@@ -42,6 +43,16 @@ def wrap(text: str, indent: str = "", hanging: str = "      ") -> str:
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+def share(part: float, whole: float) -> str:
+    """`12.5 %`."""
+    return f"{100 * part / whole:.1f} %" if whole else "-"
+
+
+def bar(part: float, whole: float) -> str:
+    """A bar whose length is that share."""
+    return "#" * round(_BAR_WIDTH * part / whole) if whole else ""
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], right: Collection[int]) -> str:

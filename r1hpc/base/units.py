@@ -30,6 +30,11 @@ def parse_time(text: str) -> int:
     return a * 60 + (b or 0)
 
 
+def limit_s(text: str | None) -> int | None:
+    """parse_time of what Slurm prints; None for UNLIMITED, NONE and the like, or where it printed nothing."""
+    return parse_time(text) if text and re.fullmatch(r"[\d:-]+", text) else None
+
+
 def format_time(seconds: float) -> str:
     """[D-]HH:MM:SS, as Slurm writes it."""
     minutes, s = divmod(round(seconds), 60)

@@ -51,7 +51,8 @@ def commit_folder(root: Path, staging: Path, records: list[FileRecord], raw: byt
             replaced.rename(target)
         raise
     if replaced:
-        discard(replaced, staging.parent, "commit.discard_replaced")
+        with suppress(OSError):  # the checkpoint exists; what is left of the other goes with the next begin
+            discard(replaced, staging.parent, "commit.discard_replaced")
     return Checkpoint(manifest.step, target, manifest)
 
 
@@ -92,8 +93,15 @@ def _move_out(target: Path, own: Path) -> Path | None:
         return None
     replaced = own / f"{fence.REPLACED_PREFIX}{target.name}"
     discard(replaced, own, "commit.discard_replaced")
-    with at("commit.replace"):
-        target.rename(replaced)
+    try:
+        with at("commit.replace"):
+            target.rename(replaced)
+    except OSError:
+        # It may have been carried out all the same, see _was_renamed; the store must be as before.
+        if not os.path.lexists(target):
+            with suppress(OSError):
+                replaced.rename(target)
+        raise
     return replaced
 
 

@@ -1,4 +1,4 @@
-"""File system calls of the checkpoint room, each between two failpoints.
+"""File system calls of the checkpoint package, each between two failpoints.
 
 `with at("commit.rename"):` passes the failpoints `commit.rename.before` and `commit.rename.after`; the
 tests kill a process at every one of them.

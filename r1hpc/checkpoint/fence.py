@@ -74,16 +74,16 @@ def take_over(root: Path, attempt: int, token: str) -> Path:
     if any((other, key) > (attempt, token) for other, key, _ in rivals):
         discard(own, root, "begin.withdraw")
     for _, _, folder in rivals:
-        if stands(own):
+        if has_begun(own):
             _evict(root, folder)
     for trash in root.glob(f"{TRASH_PREFIX}*-incarnation-*"):  # of a begin that was killed in _evict
         _put_back_replaced(root, trash)
-    if not stands(own):
+    if not has_begun(own):
         raise superseded(root, own)
     return own
 
 
-def stands(own: Path) -> bool:
+def has_begun(own: Path) -> bool:
     """Whether `own` is the folder that `take_over` made, and not a tombstone, gone, or made again."""
     return os.path.isfile(own / BEGUN)  # noqa: PTH113 (Path.is_file raises ESTALE)
 
@@ -111,7 +111,7 @@ def explains(error: Exception, root: Path, own: Path) -> bool:
     """
     if isinstance(error, OSError) and error.errno not in _GONE:
         return False
-    return root.is_dir() and not stands(own)
+    return root.is_dir() and not has_begun(own)
 
 
 def superseded(root: Path, own: Path) -> SupersededError:

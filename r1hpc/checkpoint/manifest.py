@@ -13,7 +13,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -192,17 +192,11 @@ def read_plain(path: Path) -> bytes:
 
 def _manifest(body: dict[str, Any]) -> Manifest:
     files = tuple(FileRecord(**record) for record in body["files"])
-    _check_unique(record.name for record in files)
+    for name, count in Counter(record.name for record in files).items():
+        if count > 1:
+            raise StateError(f"{name} is listed twice")
     if not isinstance(body["meta"], dict):
         raise TypeError("meta is not an object")
     return Manifest(
         int(body["step"]), int(body["attempt"]), float(body["created"]), files, dict(body["meta"])
     )
-
-
-def _check_unique(names: Iterable[str]) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise StateError(f"{name} is listed twice")
-        seen.add(name)

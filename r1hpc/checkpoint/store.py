@@ -6,14 +6,14 @@
     store.open_staging(step, attempt, token)             # rank 0, then a barrier
     records = store.seal(folder, ["rank_0.pt"])          # every rank, its own files; then gather
     store.commit(step, attempt, token, records, meta)    # rank 0; when it returns, the checkpoint exists
-    store.prune(protect=[resumed_from])
+    store.prune([step], at=step)
 
     <root>/step-00000120/{manifest.json,...}             committed
     <root>/LATEST                                        a hint for people; nothing here trusts it
     <root>/.incarnation-<attempt>-<token>/step-<n>/      being written, see fence
     <root>/.trash-*                                      being removed
 
-A rank that meets a CheckpointWriteError tells the others; then rank 0 calls `abandon`.
+A rank that meets a CheckpointWriteError reports it to the others; then rank 0 calls `abandon`.
 """
 
 import logging
@@ -196,17 +196,16 @@ class CheckpointStore:
         """
         if names is not None:
             return find_problems(checkpoint, names)
-        before = _fingerprint(checkpoint.path)
+        before = fingerprint(checkpoint.path)
         problems = find_problems(checkpoint)
         self._note_verified(checkpoint, before, problems)
         return problems
 
-    def verify_layout(self, checkpoint: Checkpoint) -> Strings:
-        """Problems that show without reading contents, files that the manifest does not list among them."""
-        return find_layout_problems(checkpoint)
-
     def newest_verified(
-        self, ranks: Ranks = ALONE, report: Callable[[str], object] = _log.warning
+        self,
+        ranks: Ranks = ALONE,
+        report: Callable[[str], object] = _log.warning,
+        below: int | None = None,
     ) -> Checkpoint | None:
         """The newest checkpoint of which every byte is as committed; None when there are no folders.
 
@@ -215,6 +214,7 @@ class CheckpointStore:
 
         Args:
             report: called on rank 0 with a line for each one passed over, naming the file and its problem.
+            below: only those of earlier steps than this.
 
         Raises:
             NoUsableCheckpointError: there are checkpoint folders and none verifies.
@@ -222,11 +222,13 @@ class CheckpointStore:
         """
         passed_over = []
         for found in self._survey_together(ranks):
+            if below is not None and found.step >= below:
+                continue
             problems = [found.problem]
             if found.checkpoint:
                 problems = self._verify_together(found.checkpoint, ranks)
             if found.checkpoint and not problems:
-                if ranks.rank == 0:
+                if ranks.rank == 0 and below is None:
                     self._compare_hint(found.path, report)
                 return found.checkpoint
             passed_over.append(f"{found.path.name}: {_summary(problems)}")
@@ -254,10 +256,10 @@ class CheckpointStore:
         return candidates
 
     def _verify_together(self, checkpoint: Checkpoint, ranks: Ranks) -> Strings:
-        before = _fingerprint(checkpoint.path) if ranks.rank == 0 else None
+        before = fingerprint(checkpoint.path) if ranks.rank == 0 else None
         problems = self.verify(checkpoint, checkpoint.manifest.share(ranks.rank, ranks.world_size))
         if ranks.rank == 0:
-            problems += self.verify_layout(checkpoint)  # files that no share lists
+            problems += find_layout_problems(checkpoint)  # files that no share lists
         # Sorted: a damaged manifest is every rank's problem, and named once.
         together = sorted({problem for part in ranks.gather(problems) for problem in part})
         self._note_verified(checkpoint, before, together)
@@ -280,45 +282,64 @@ class CheckpointStore:
             report(f"{hint} names {named!r}; using {newest.name}, the newest that verifies")
 
     def _remember(self, checkpoint: Checkpoint) -> None:
-        if now := _fingerprint(checkpoint.path):
+        if now := fingerprint(checkpoint.path):
             self._verified[checkpoint.path] = now
 
     # Retention
 
-    def prune(self, protect: Collection[int]) -> Steps:
+    def prune(self, protect: Collection[int], *, at: int | None = None, hurry: bool = False) -> Steps:
         """Remove what is older than the `keep` newest verified checkpoints; return the steps removed.
 
-        Steps in `protect` stay (what this attempt resumed from). With fewer than `keep` verified ones
-        nothing is removed. A checkpoint that this object committed or verified before counts as verified
-        while the fingerprint of its files is unchanged; others are read in full. Also removes what dead
-        incarnations left. A kill at any point leaves each checkpoint whole or gone.
+        Steps in `protect` stay. With fewer than `keep` verified ones nothing is removed. A checkpoint that
+        this object committed or verified before counts as verified while the fingerprint of its files is
+        unchanged; others are read in full. Also removes what dead incarnations left. A kill at any point
+        leaves each checkpoint whole or gone.
+
+        Args:
+            at: the step this attempt stands at. Checkpoints of later steps neither count nor go: this attempt
+                passed them over, so they may verify and still be of no use.
+            hurry: nothing is read, so one of which this object does not know that it is good counts as bad;
+                and nothing is deleted: what goes is renamed into the incarnation's own folder, which the
+                next `begin` removes. On a parallel file system deleting takes longer than a grace lasts.
         """
         scope = self._own or self.root
         with self.writing(scope):
             if self._own:
                 fence.check(self._own)
-            removed = [step for step in self._expendable() if step not in protect]
-            for step in removed:
+            removed = []
+            for step in self._expendable(at, reads=not hurry):
+                if step in protect:
+                    continue
+                removed.append(step)
                 trash = move_to_trash(self.root / step_folder(step), scope, "prune")
-                if trash is not None:
+                if trash is not None and not hurry:
                     remove_tree(trash, "prune")
-            self._sweep()
+            if not hurry:
+                self._sweep()
         return removed
 
-    def _expendable(self) -> Steps:
-        """Steps older than the `keep` newest verified ones, oldest first."""
+    def prune_surplus(self, at: int) -> Steps:
+        """`prune` where there is more than `keep` allows and one: attempts that were killed left it so."""
+        return self.prune([at], at=at) if len(list(self.survey())) > self.keep + 1 else []
+
+    def _expendable(self, at: int | None, *, reads: bool) -> Steps:
+        """Steps older than the `keep` newest verified ones, of those up to `at`, oldest first."""
         good = 0
         older = []
         for found in self.survey():
+            if at is not None and found.step > at:
+                continue
             if good >= self.keep:
                 older.append(found.step)
-            elif found.checkpoint and self._is_good(found.checkpoint):
+            elif found.checkpoint and self._is_good(found.checkpoint, reads=reads):
                 good += 1
         return older[::-1]
 
-    def _is_good(self, checkpoint: Checkpoint) -> bool:
+    def _is_good(self, checkpoint: Checkpoint, *, reads: bool) -> bool:
         known = self._verified.get(checkpoint.path)
-        return (known is not None and known == _fingerprint(checkpoint.path)) or not self.verify(checkpoint)
+        if known is not None and known == fingerprint(checkpoint.path):
+            return True
+        return reads and not self.verify(checkpoint)
 
     def _sweep(self) -> None:
         """Remove trash, and the folders of all incarnations but ours and the newest."""
@@ -328,13 +349,6 @@ class CheckpointStore:
         sweep_trash(self.root, "prune.sweep")
         if self._own:
             sweep_trash(self._own, "prune.sweep")
-
-
-def _fingerprint(folder: Path) -> Fingerprint | None:
-    try:
-        return fingerprint(folder)
-    except OSError:
-        return None
 
 
 def _summary(problems: Strings) -> str:

@@ -48,13 +48,17 @@ def find_layout_problems(checkpoint: Checkpoint) -> list[str]:
         return [_unreadable(checkpoint, error)]
 
 
-def fingerprint(folder: Path) -> Fingerprint:
+def fingerprint(folder: Path) -> Fingerprint | None:
     """Changes whenever a file below `folder` is written, replaced, renamed, added or removed.
 
-    ctime cannot be set back by a user, so this tells "as when it was verified" without reading the
-    bytes. It does not see a disk that rots silently; a load does, because it verifies in full.
+    ctime cannot be set back by a user, so this shows "as when it was verified" without reading the
+    bytes. It does not see a disk that rots silently; a load does, because it verifies in full. None where
+    the folder cannot be listed.
     """
-    return tuple(sorted((n, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for n, s in walk(folder)))
+    try:
+        return tuple(sorted((n, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for n, s in walk(folder)))
+    except OSError:
+        return None
 
 
 def _unreadable(checkpoint: Checkpoint, error: OSError) -> str:

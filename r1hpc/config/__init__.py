@@ -1,1 +1,1 @@
-"""From YAML files and dotted overrides to one frozen RunConfig. The only room that knows omegaconf."""
+"""From YAML files and dotted overrides to one frozen RunConfig. The only package that knows omegaconf."""

@@ -3,7 +3,7 @@
     freeze(run, config, argv=sys.argv[1:], overrides=["train.lr=1e-4"])
 
 A requeued job runs `code/`, never the working tree, which may have moved on. Nothing that looks like a secret
-is written: it is redacted where it is only told, and refused where the run would have to use it.
+is written: it is redacted where it is only shown, and refused where the run would have to use it.
 """
 
 import dataclasses
@@ -165,7 +165,7 @@ def _describe_git(checkout: Path, known: Sequence[str]) -> tuple[dict[str, Any] 
         "diff": ("diff", "--no-color", "--no-ext-diff", "--no-textconv", "HEAD", "--"),
     }
     with ThreadPoolExecutor(len(questions)) as pool:
-        answers = pool.map(lambda words: _git(checkout, *words), questions.values())
+        answers = pool.map(lambda question: _git(checkout, *question), questions.values())
     said = dict(zip(questions, answers, strict=True))
     if said["status"] is None or not (checkout / "r1hpc").is_dir():
         return None, ""
@@ -180,10 +180,10 @@ def _describe_git(checkout: Path, known: Sequence[str]) -> tuple[dict[str, Any] 
     return about, redact(diff, known)
 
 
-def _git(checkout: Path, *words: str) -> str | None:
+def _git(checkout: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(checkout), *words],
+            ["git", "-C", str(checkout), *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -206,8 +206,8 @@ def _describe_process(argv: Sequence[str], overrides: Sequence[str], known: Sequ
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "host": socket.gethostname(),
         "directory": redact(str(Path.cwd()), known),
-        "argv": [redact(word, known) for word in argv],
-        "overrides": [redact(word, known) for word in overrides],
+        "argv": [redact(argument, known) for argument in argv],
+        "overrides": [redact(item, known) for item in overrides],
         "python": {"version": platform.python_version(), "executable": sys.executable},
         "platform": platform.platform(),
         "packages": _packages(),

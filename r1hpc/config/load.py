@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from r1hpc.base.errors import ConfigError
 from r1hpc.base.files import write_atomic
 from r1hpc.base.names import nearest, printable
-from r1hpc.config.schema import RunConfig
+from r1hpc.config.schema import RunConfig, section_of
 
 _MAX_YAML_BYTES = 1 << 20
 
@@ -67,19 +67,47 @@ def load(
     Raises:
         ConfigError: an unknown key, a value of the wrong type or out of range, an unreadable file.
     """
-    if job is None:
-        return merge_layers([], overrides, cluster)
+    layers = [layer for _, layer in named_layers(job)] if job is not None else []
+    return merge_layers(layers, overrides, cluster)
+
+
+def named_layers(job: Path | str) -> list[tuple[str, dict[str, Any]]]:
+    """The files of a job with their contents, each winning over those before it.
+
+    Raises:
+        ConfigError: no such job, or it is a chain.
+    """
     path = find_job(str(job))
     content = read_yaml(path)
     if "stages" in content:
         raise ConfigError(f"{path} is a chain of stages, not one run: give it to `submit`")
-    return merge_layers(layers_of(content, path), overrides, cluster)
+    files = [*_included(content, path), path]
+    return list(zip(map(_shown, files), layers_of(content, path), strict=True))
 
 
 def layers_of(content: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
     """The files that `content`, read from `path`, includes, in order, and then its own keys."""
-    included = [read_yaml(_find_include(name, path)) for name in _include_list(content.get("include"), path)]
-    return [*included, {key: value for key, value in content.items() if key != "include"}]
+    return [
+        *map(read_yaml, _included(content, path)),
+        {key: value for key, value in content.items() if key != "include"},
+    ]
+
+
+def profile_layer(cluster: str | None = None) -> tuple[str, dict[str, Any]] | None:
+    """The cluster profile `cluster`, or that of $R1HPC_CLUSTER, as (file, layer); None: there is none."""
+    profile = cluster or os.environ.get("R1HPC_CLUSTER")
+    if not profile:
+        return None
+    path = _find_profile(profile)
+    return _shown(path), {"cluster": read_yaml(path)}
+
+
+def _shown(path: Path) -> str:
+    """A file of ours by its place in configs/ or jobs/, any other as it was named."""
+    for folder in (assets("configs"), assets("jobs")):
+        if path.is_relative_to(folder):
+            return str(path.relative_to(folder.parent))
+    return str(path)
 
 
 def merge_layers(
@@ -90,9 +118,9 @@ def merge_layers(
     Raises:
         ConfigError: as `load`.
     """
-    profile = cluster or os.environ.get("R1HPC_CLUSTER")
-    if profile:
-        layers = [*layers, {"cluster": read_yaml(_find_profile(profile))}]
+    profile = profile_layer(cluster)
+    if profile is not None:
+        layers = [*layers, profile[1]]
     return _to_config(_merge([_shell_is_literal(layer) for layer in layers], overrides))
 
 
@@ -130,7 +158,7 @@ def _merge(layers: Sequence[dict[str, Any]], overrides: Sequence[str]) -> DictCo
             _check_keys(layer, RunConfig, "")
             merged = OmegaConf.merge(merged, layer)
         for item in overrides:
-            merged = OmegaConf.merge(merged, _shell_is_literal(_parse_override(item)))
+            merged = OmegaConf.merge(merged, _shell_is_literal(parse_override(item)))
     except TypeError:
         given = f" in {printable(' '.join(overrides))}" if overrides else ""
         raise ConfigError(f"a list stands where NAME: VALUE belongs, or the other way round{given}") from None
@@ -174,7 +202,8 @@ def _explain(error: OmegaConfBaseException) -> str:
     return f"{key}: {first}" if key else first
 
 
-def _parse_override(item: str) -> dict[str, Any]:
+def parse_override(item: str) -> dict[str, Any]:
+    """`section.key=value` as nested keys; refuses what is no KEY=VALUE, no YAML or no key of the schema."""
     key, sign, value = item.partition("=")
     if not sign or not key:
         raise ConfigError(f"override {printable(item)!r} is not KEY=VALUE, for example train.num_steps=100")
@@ -196,24 +225,21 @@ def _check_keys(values: dict[str, Any], schema: type, prefix: str) -> None:
         if key not in fields:
             full = f"{prefix}{printable(str(key))}"
             raise ConfigError(f"unknown key {full!r}{nearest(full, known_keys())}")
-        factory = fields[key].default_factory
-        if isinstance(factory, type) and dataclasses.is_dataclass(factory):
+        section = section_of(fields[key])
+        if section is not None:
             if not isinstance(value, dict):
                 raise ConfigError(
                     f"{prefix}{key} is a section: give its keys, as in {prefix}{key}.NAME=VALUE"
                 )
-            _check_keys(value, factory, f"{prefix}{key}.")
+            _check_keys(value, section, f"{prefix}{key}.")
 
 
 def known_keys(schema: type = RunConfig, prefix: str = "") -> list[str]:
     """Every dotted key of the schema."""
     keys = []
     for f in dataclasses.fields(schema):
-        factory = f.default_factory
-        if isinstance(factory, type) and dataclasses.is_dataclass(factory):
-            keys += known_keys(factory, f"{prefix}{f.name}.")
-        else:
-            keys.append(f"{prefix}{f.name}")
+        section = section_of(f)
+        keys += known_keys(section, f"{prefix}{f.name}.") if section else [f"{prefix}{f.name}"]
     return keys
 
 
@@ -273,12 +299,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _include_list(value: Any, job: Path) -> list[str]:
-    if value is None:
+def _included(content: Mapping[str, Any], job: Path) -> list[Path]:
+    names = content.get("include")
+    if names is None:
         return []
-    if not isinstance(value, list):
+    if not isinstance(names, list):
         raise ConfigError(f"{job}: include must be a list, as in `include: [model/tiny]`")
-    return [str(name) for name in value]
+    return [_find_include(str(name), job) for name in names]
 
 
 def _find_include(name: str, job: Path) -> Path:

@@ -14,8 +14,9 @@ class TaskConfig:
     name: str = "chain_sum"
     """chain_sum, countdown, jsonl, or reasoning_gym:NAME for any of its generators."""
     seed: int = 0
+    """Another seed asks other questions."""
     options: dict[str, Any] = field(default_factory=dict)
-    """What the task itself can be told, for example num_terms; `path` for jsonl."""
+    """Settings of the task itself, for example num_terms; `path` for jsonl."""
 
     def __post_init__(self) -> None:
         seed("task.seed", self.seed)
@@ -49,8 +50,11 @@ class RolloutConfig:
     num_generations: int = 8
     """Completions per prompt: a group."""
     max_prompt_length: int = 64
+    """Tokens; a longer prompt is refused."""
     max_completion_length: int = 64
+    """Tokens; a completion that has not ended by then is truncated."""
     temperature: float = 1.0
+    """Logits are divided by it, in sampling and in the loss."""
     prompts_per_batch: int = 0
     """Prompts that one rank decodes together, each num_generations (stages generate, evaluate: num_samples)
     times: it bounds the KV cache, and a finished batch survives a preemption. 0: the rank's whole share."""
@@ -85,6 +89,7 @@ class RlConfig:
     """token: mean over all tokens of the step (DAPO); sequence: mean of each completion's mean (GRPO);
     constant: sum over tokens / (completions x max_completion_length) (Dr. GRPO)."""
     clip_low: float = 0.2
+    """The ratio to the old policy is clipped to [1 - clip_low, 1 + clip_high]."""
     clip_high: float = 0.2
     """Above clip_low it is DAPO's clip-higher, 0.28."""
     kl_coef: float = 0.0
@@ -94,10 +99,15 @@ class RlConfig:
     max_resamples: int = 0
     """Dynamic sampling: groups without variance are replaced, in at most so many further rollouts a step."""
     gamma: float = 1.0
+    """PPO: discount per token."""
     gae_lambda: float = 0.95
+    """PPO: of generalised advantage estimation."""
     critic_lr: float = 1e-5
+    """PPO: the critic's peak learning rate, on the schedule of train.lr."""
     value_coef: float = 0.5
+    """PPO: weight of the critic's loss."""
     value_clip: float = 0.2
+    """PPO: how far a value may move from the old one before its loss is clipped."""
 
     def __post_init__(self) -> None:
         one_of("rl.algorithm", self.algorithm, ("grpo", "ppo"))
@@ -121,6 +131,7 @@ class GenerateConfig:
     num_items: int = 1000
     """Task items, from `first_item` on."""
     first_item: int = 0
+    """Index of the first item."""
     held_out: bool = False
     """Items of the held-out part instead of the training part; evaluate always takes the held-out part."""
     num_samples: int = 1
@@ -153,7 +164,7 @@ class EvaluateConfig:
     num_items: int = 256
     """Held-out questions; refused where the task has fewer."""
     num_samples: int = 8
-    """Samples per item at `rollout.temperature`; pass@k is told for k = 1, 2, 4 ... num_samples."""
+    """Samples per item at `rollout.temperature`; pass@k is reported for k = 1, 2, 4 ... num_samples."""
 
     def __post_init__(self) -> None:
         at_least("evaluate.every", self.every, 0)

@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterable, Mapping
 
 REDACTED = "[redacted]"
-_NAME = r"(?:token|key|secret|passw(?:or)?d|passwd|pwd|cookie|credential|auth|bearer|private)"
-SECRET_NAME = re.compile(rf"(?i)(?:^|[_.-]|\b){_NAME}s?(?:$|[_.-]|\b)|(?i:api_?key|access_?key)")
+_NAME = r"(?:token|key|secret|passw(?:or)?d|pwd|cookie|credential|auth|bearer|private)"
+_SECRET_NAME = re.compile(rf"(?i)(?:^|[_.-]|\b){_NAME}s?(?:$|[_.-]|\b)|(?i:api_?key|access_?key)")
 
 # Keys of a configuration; HF's own `eos_token` and `num_key_value_heads` are none.
 _SECRET_KEY = re.compile(
@@ -58,7 +58,7 @@ _LEAST_VALUE = 6
 
 def is_secret_name(name: str) -> bool:
     """Whether a variable of this name is taken to hold a secret."""
-    return SECRET_NAME.search(name) is not None and name not in ("PWD", "OLDPWD")
+    return _SECRET_NAME.search(name) is not None and name not in ("PWD", "OLDPWD")
 
 
 def is_secret_key(key: str) -> bool:
@@ -73,7 +73,7 @@ def secret_values(environ: Mapping[str, str]) -> list[str]:
 
 
 def find_secret(text: str, known: Iterable[str] = ()) -> str | None:
-    """What kind of secret `text` holds, in words; None for none.
+    """Name of the kind of secret that `text` holds; None for none.
 
     Args:
         known: values that are secret wherever they stand.

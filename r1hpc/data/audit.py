@@ -72,7 +72,7 @@ def _audit_roles(manifest: Manifest, bad: set[str]) -> Iterator[Problem]:
     for part in manifest.parts:
         folder = f"{PARTS}/{part.name}"
         arrays = tuple(f"{folder}/{name}/" for name in ("doc_offsets", *ROLE_ARRAYS))
-        if any(name.startswith(arrays) for name in bad):  # told already
+        if any(name.startswith(arrays) for name in bad):  # reported already
             continue
         try:
             read_lengths(manifest, part)

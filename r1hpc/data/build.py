@@ -2,19 +2,16 @@
 
     report = build_dataset(find_recipe("stdlib"), Path("data/stdlib"), workers=2)
 
-plan (list the inputs, divide them into parts) -> tokenizer -> parts (any number of processes, each
-part written by one) -> manifest -> fsync -> one rename. Nothing is visible under the destination's name
-before the rename. The same recipe over the same inputs gives the same bytes with any number of workers.
+The inputs are listed and divided into parts; every stage makes one unit of a part (see work): clean -> dedup
+-> tokenizer -> tokens, or the last two alone for a plain recipe. At the end the parts are gathered, the
+manifest is written and the whole gets its name by one rename. Nothing is visible under the destination's name
+before. The same recipe over the same inputs gives the same bytes with any number of workers, however often it
+was killed.
 """
 
 import contextlib
-import multiprocessing
-import os
-import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +32,42 @@ from r1hpc.data.manifest import (
 )
 from r1hpc.data.recipe import Recipe, load_recipe
 from r1hpc.data.segments import Role
-from r1hpc.data.sources import Span, list_spans, read_span
-from r1hpc.data.staging import Stage, publish, remove_abandoned, staging
-from r1hpc.data.vocabulary import TOKENIZER_FILE, Encoder, tokenizer_files
-from r1hpc.data.writer import PartResult, write_part
+from r1hpc.data.sources import Span, list_spans
+from r1hpc.data.stages import Report, run_stages
+from r1hpc.data.tokenise import PART
+from r1hpc.data.work import (
+    DONE,
+    Work,
+    link_tree,
+    open_work,
+    publish,
+    remove_abandoned,
+    remove_leftover,
+    unit_record,
+)
+from r1hpc.data.writer import PartResult
+
+
+@dataclass
+class Preparation:
+    """What became of the records of a source, or of all."""
+
+    num_in: int = 0
+    num_kept: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    edits: dict[str, int] = field(default_factory=dict)
+
+    def add(self, record: dict[str, Any], num_kept: int) -> None:
+        self.num_in += record["in"]
+        self.num_kept += num_kept
+        for mine, more in ((self.dropped, record["dropped"]), (self.edits, record["edits"])):
+            for name, count in more.items():
+                mine[name] = mine.get(name, 0) + count
+
+    @property
+    def described(self) -> dict[str, Any]:
+        documents = {"in": self.num_in, "kept": self.num_kept, "dropped": self.dropped}
+        return {"documents": documents, "edits": self.edits}
 
 
 @dataclass(frozen=True)
@@ -54,22 +83,14 @@ class BuildReport:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class _Job:
-    """Everything a writer process needs for its part."""
-
-    recipe: Recipe
-    spans: list[Span]
-    folder: Path
-    vocabulary: Vocabulary
-    tokenizer: Path | None
-
-
-def build_dataset(recipe_path: Path, out: Path, *, workers: int = 1) -> BuildReport:
+def build_dataset(
+    recipe_path: Path, out: Path, *, workers: int = 1, report: Report | None = None
+) -> BuildReport:
     """Build the dataset of a recipe file at `out`, unless it is there.
 
     Args:
         workers: writer processes; changes how long it takes and nothing else.
+        report: is called with a line for people now and then.
 
     Raises:
         UsageError: a recipe or an input that cannot be used; `out` holds something else.
@@ -81,124 +102,64 @@ def build_dataset(recipe_path: Path, out: Path, *, workers: int = 1) -> BuildRep
     out = out.absolute()
     existing = _find_existing(recipe, out)
     if existing:
+        remove_leftover(out)
         return existing
     spans = list_spans(recipe)
     remove_abandoned(out.parent)
-    with staging(out) as stage:
-        dataset_id = _write(recipe, spans, stage, workers)
+    try:
+        return _build(recipe, spans, out, workers, report)
+    except FileNotFoundError:
+        if not out.exists():
+            raise
+        # Without locks another build can finish first, and take the work folder along.
+        return _lost_race(recipe, out)
+
+
+def _build(recipe: Recipe, spans: list[Span], out: Path, workers: int, report: Report | None) -> BuildReport:
+    with open_work(out) as work:
+        existing = _find_existing(recipe, out)  # made while we waited for the work folder
+        if existing:
+            return existing
+        vocabulary, tokenizer, parts = run_stages(recipe, spans, work, workers, report)
+        content = _gather(work, tokenizer, parts)
+        results = [PartResult.from_record(unit_record(path)) for path in parts]
+        if not sum(result.num_tokens for result in results):
+            raise UsageError("the inputs are empty: every document has no text, or was left out")
+        manifest = _manifest(recipe, spans, content, vocabulary, results)
+        _check_mixture(recipe, manifest["sources"])
+        manifest |= _preparation(recipe, parts)
+        dataset_id = write_manifest(content, manifest)
         failpoint("data.build.publish")
-        published = publish(stage)
+        published = publish(work, content)
+        failpoint("data.build.published")
     if not published:
         return _lost_race(recipe, out)
     return _report(read_manifest(out), dataset_id, built=True)
 
 
-def divide(spans: Sequence[Span], part_bytes: int) -> list[list[Span]]:
-    """Consecutive spans in parts of at least `part_bytes` input bytes (the last may have less)."""
-    parts: list[list[Span]] = [[]]
-    size = 0
-    for span in spans:
-        if size >= part_bytes:
-            parts.append([])
-            size = 0
-        parts[-1].append(span)
-        size += span.num_bytes
-    return parts
+def _check_mixture(recipe: Recipe, sources: list[dict[str, Any]]) -> None:
+    """A mixture of nothing is a mistake that is better found here than by a run."""
+    empty = [source["name"] for source in sources if recipe.mix is not None and not source["num_tokens"]]
+    if empty:
+        raise UsageError(
+            f"mix: no document of source {empty[0]} is left after the stages before; loosen them for it, or "
+            "leave the source out"
+        )
 
 
-def sample_texts(recipe: Recipe, spans: Sequence[Span], sample_bytes: int) -> Iterator[str]:
-    """Text of about `sample_bytes`, from spans spread evenly over all inputs: the same on every call."""
-    total = sum(span.num_bytes for span in spans)
-    taken = seen = 0
-    for span in spans:
-        # Take this span when the running share of what was taken lags behind the share of what was seen.
-        seen += span.num_bytes
-        if taken * total > sample_bytes * (seen - span.num_bytes):
-            continue
-        for document in read_span(recipe, span):
-            if document.raw and not document.is_ids:
-                taken += len(document.raw)
-                yield document.raw.decode("utf-8", "replace")
-
-
-def _write(recipe: Recipe, spans: list[Span], stage: Stage, workers: int) -> str:
+def _gather(work: Work, tokenizer: Path | None, parts: Sequence[Path]) -> Path:
+    """The content of the dataset in a folder of its own; the units stay whole until it has its name."""
     import zarr
 
-    root = stage.content
-    zarr.create_group(root)
-    zarr.create_group(root / PARTS)
-    tokenizer = _write_tokenizer(recipe, spans, root)
-    vocabulary = _vocabulary(recipe, tokenizer)
-    jobs = [
-        _Job(recipe, part, root / PARTS / part_name(i), vocabulary, tokenizer)
-        for i, part in enumerate(divide(spans, recipe.part_bytes))
-    ]
-    results = _run(jobs, workers)
-    if not sum(result.num_tokens for result in results):
-        raise UsageError("the inputs are empty: every document has no text, or was left out")
-    return write_manifest(root, _manifest(recipe, spans, root, vocabulary, results))
-
-
-def _write_tokenizer(recipe: Recipe, spans: list[Span], root: Path) -> Path | None:
-    chosen = recipe.tokenizer
-    path = recipe.resolve(chosen.path) if chosen.path else None
-    files = tokenizer_files(chosen, path, sample_texts(recipe, spans, chosen.sample_bytes))
-    if not files:
-        return None
-    folder = root / TOKENIZER
-    folder.mkdir()
-    for name, raw in files.items():
-        (folder / name).write_bytes(raw)
-    return folder / TOKENIZER_FILE
-
-
-def _vocabulary(recipe: Recipe, tokenizer: Path | None) -> Vocabulary:
-    if tokenizer is None:
-        assert recipe.tokenizer.vocab_size is not None, "the recipe requires both with kind ids"
-        assert recipe.tokenizer.eos_id is not None, "the recipe requires both with kind ids"
-        return Vocabulary(recipe.tokenizer.vocab_size, recipe.tokenizer.eos_id)
-    encoder = _encoder(recipe, tokenizer)
-    return Vocabulary(encoder.vocab_size, encoder.eos_id)
-
-
-def _run(jobs: list[_Job], workers: int) -> list[PartResult]:
-    workers = min(workers, len(jobs))
-    if workers == 1:
-        return [_write_one(job) for job in jobs]
-    # spawn: the parent has used tokenizers' and zarr's threads by now, which a fork would not carry over.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_begin_worker) as pool:
-        try:
-            return list(pool.map(_write_one, jobs))
-        except BrokenProcessPool:
-            raise DataError(
-                "a writer process died (out of memory?); try fewer --workers or a smaller part_bytes"
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _write_one(job: _Job) -> PartResult:
-    encoder = _encoder(job.recipe, job.tokenizer) if job.tokenizer else None
-    return write_part(job.recipe, job.spans, job.folder, job.vocabulary, encoder)
-
-
-def _encoder(recipe: Recipe, tokenizer: Path) -> Encoder:
-    """Traces come from a template: special tokens they spell are meant. Other text cannot forge one."""
-    return Encoder(tokenizer, recipe.tokenizer.eos, parse_special=recipe.is_traces)
-
-
-def _begin_worker() -> None:
-    """One thread per worker, and no worker outlives a killed parent."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "a pool worker has a parent"
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    content = work.private()
+    zarr.create_group(content)
+    zarr.create_group(content / PARTS)
+    if tokenizer is not None:
+        link_tree(tokenizer, content / TOKENIZER)
+        (content / TOKENIZER / DONE).unlink()
+    for number, path in enumerate(parts):
+        link_tree(path / PART, content / PARTS / part_name(number))
+    return content
 
 
 def _manifest(
@@ -207,8 +168,8 @@ def _manifest(
     files = {f"{PARTS}/zarr.json": file_digest(root / PARTS / "zarr.json")}
     files |= {"zarr.json": file_digest(root / "zarr.json")}
     files |= {f"{TOKENIZER}/{name}": entry for name, entry in census(root / TOKENIZER).items()}
-    for result in results:
-        files |= {f"{PARTS}/{result.name}/{name}": entry for name, entry in result.files.items()}
+    for number, result in enumerate(results):
+        files |= {f"{PARTS}/{part_name(number)}/{name}": entry for name, entry in result.files.items()}
     roles = {"roles": {role.name: role.value for role in Role}} if recipe.is_traces else {}
     return roles | {
         "format": FORMAT,
@@ -227,10 +188,33 @@ def _manifest(
             for source, count in zip(recipe.sources, _totals(recipe, results), strict=True)
         ],
         "parts": [
-            {"name": result.name, "num_tokens": result.num_tokens, "num_documents": result.num_documents}
-            for result in results
+            {"name": part_name(i), "num_tokens": part.num_tokens, "num_documents": part.num_documents}
+            for i, part in enumerate(results)
         ],
         "files": files,
+    }
+
+
+def _preparation(recipe: Recipe, parts: Sequence[Path]) -> dict[str, Any]:
+    """What became of the records, over all and by source; nothing for a plain recipe."""
+    if not recipe.is_prepared:
+        return {}
+    totals = [Preparation() for _ in recipe.sources]
+    for path in parts:
+        record = unit_record(path)
+        (source,) = record["sources"]
+        totals[int(source)].add(record["prepared"], record["num_documents"])
+    every = Preparation()
+    for total in totals:
+        every.add({"in": total.num_in, "dropped": total.dropped, "edits": total.edits}, total.num_kept)
+    return {
+        "preparation": every.described
+        | {
+            "sources": [
+                {"name": source.name} | total.described
+                for source, total in zip(recipe.sources, totals, strict=True)
+            ]
+        }
     }
 
 

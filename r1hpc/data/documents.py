@@ -29,7 +29,7 @@ class DocumentInfo:
     token_stop: int
     """Exclusive; the last token is the EOS id."""
     xxh3_128: str
-    """Of the document's source bytes, hexadecimal."""
+    """Hash of the document's source bytes, hexadecimal."""
 
 
 class DocumentTable:
@@ -50,10 +50,14 @@ class DocumentTable:
 
     def __getitem__(self, number: int) -> DocumentInfo:
         """The document `number`, counted over all parts."""
+        return self._info(*self.place(number))
+
+    def place(self, number: int) -> tuple[int, int]:
+        """The part of document `number`, and its number there."""
         if not 0 <= number < self._first_document[-1]:
             raise IndexError(f"document {number} is outside [0, {self._first_document[-1]})")
         part = bisect_right(self._first_document, number) - 1
-        return self._info(part, number - self._first_document[part])
+        return part, number - self._first_document[part]
 
     def _info(self, part: int, row: int) -> DocumentInfo:
         table = self._load(part)

@@ -14,7 +14,8 @@ import xxhash
 
 from r1hpc.base.errors import UsageError
 from r1hpc.data.recipe import Recipe
-from r1hpc.data.sources import Document, Span, line_number, read_span
+from r1hpc.data.sources import Span, line_number, read_span
+from r1hpc.data.values import Document
 from r1hpc.data.vocabulary import Encoder
 
 _BATCH_BYTES = 2**20
@@ -93,11 +94,15 @@ def _encode_documents(
 ) -> Iterator[Encoded]:
     batch: list[tuple[Document, str]] = []
     size = 0
+    stream = _IdStream(vocabulary, f"source {recipe.sources[span.source].name}: {span.path}")
     for document in read_span(recipe, span):
+        if document.fault:
+            raise _unreadable(recipe, span, document)
+        if document.is_null:
+            count.num_skipped += 1
+            continue
         if document.is_ids:
-            yield from _split_ids(
-                document, vocabulary, f"source {recipe.sources[span.source].name}: {span.path}"
-            )
+            yield from stream.split(document)
             continue
         text = _text(recipe, span, document)
         if text is None:
@@ -108,7 +113,18 @@ def _encode_documents(
         if size >= _BATCH_BYTES:
             yield from _encode_batch(batch, vocabulary, encoder)
             batch, size = [], 0
+    yield from stream.close()
     yield from _encode_batch(batch, vocabulary, encoder)
+
+
+def _unreadable(recipe: Recipe, span: Span, document: Document) -> UsageError:
+    source = recipe.sources[span.source]
+    path = recipe.resolve(source.root) / span.path
+    what = "line at byte" if source.kind == "jsonl" else "record"
+    return UsageError(
+        f"{path}, {what} {document.position}: {document.fault}; correct it, or set max_unreadable to "
+        "the share of the records that may be put aside"
+    )
 
 
 def _encode_batch(
@@ -118,30 +134,56 @@ def _encode_batch(
         return
     if encoder is None:
         raise UsageError("the inputs are text, but tokenizer.kind is ids; take byte_bpe, bytes or path")
-    for (document, _), ids in zip(batch, encoder.encode([text for _, text in batch]), strict=True):
+    chats = [document.is_chat for document, _ in batch]
+    for (document, _), ids in zip(batch, encoder.encode_mixed([t for _, t in batch], chats), strict=True):
         closed = np.append(ids, np.uint32(vocabulary.eos_id))
         yield Encoded(document.position, xxhash.xxh3_128_intdigest(document.raw), closed, len(document.raw))
 
 
-def _split_ids(document: Document, vocabulary: Vocabulary, where: str) -> Iterator[Encoded]:
-    """Documents of a row of ids: it ends at each EOS id and at the end of the row."""
-    ids = np.frombuffer(document.raw, dtype="<u4")
-    largest = int(ids.max())
-    if largest >= vocabulary.vocab_size:
-        raise UsageError(
-            f"{where}, row {document.position}: token id {largest} is outside the vocabulary of "
-            f"{vocabulary.vocab_size}; correct tokenizer.vocab_size or the input"
-        )
-    ends = np.append(np.flatnonzero(ids == vocabulary.eos_id), len(ids))
-    begin = 0
-    for end in ends.tolist():
-        if end > begin:
-            piece = ids[begin:end]
+class _IdStream:
+    """Documents out of rows of ids: one ends at each EOS id, and at the end of the row or of the stream."""
+
+    def __init__(self, vocabulary: Vocabulary, where: str) -> None:
+        self._vocabulary, self._where = vocabulary, where
+        self._rest: list[npt.NDArray[np.uint32]] = []
+        self._begin = 0
+
+    def split(self, document: Document) -> Iterator[Encoded]:
+        """The documents that end in this row; of a stream the last one is kept back, for it may go on."""
+        ids = np.frombuffer(document.raw, dtype="<u4")
+        self._check(ids, document.position)
+        begin = 0
+        for end in np.flatnonzero(ids == self._vocabulary.eos_id).tolist():
             position = document.position + (begin if document.is_stream else 0)
-            raw = piece.tobytes()
-            closed = np.append(piece, np.uint32(vocabulary.eos_id))
+            yield from self._close(ids[begin:end], position)
+            begin = end + 1
+        if not document.is_stream:
+            yield from self._close(ids[begin:], document.position)
+        elif begin < len(ids):
+            if not self._rest:
+                self._begin = document.position + begin
+            self._rest.append(ids[begin:])
+
+    def close(self) -> Iterator[Encoded]:
+        """What was kept back."""
+        yield from self._close(np.empty(0, dtype="<u4"), self._begin)
+
+    def _close(self, ids: npt.NDArray[np.uint32], position: int) -> Iterator[Encoded]:
+        if self._rest:
+            ids, position = np.concatenate([*self._rest, ids]), self._begin
+            self._rest = []
+        if len(ids):
+            raw = ids.tobytes()
+            closed = np.append(ids, np.uint32(self._vocabulary.eos_id))
             yield Encoded(position, xxhash.xxh3_128_intdigest(raw), closed, len(raw))
-        begin = end + 1
+
+    def _check(self, ids: npt.NDArray[np.uint32], position: int) -> None:
+        largest = int(ids.max())
+        if largest >= self._vocabulary.vocab_size:
+            raise UsageError(
+                f"{self._where}, row {position}: token id {largest} is outside the vocabulary of "
+                f"{self._vocabulary.vocab_size}; correct tokenizer.vocab_size or the input"
+            )
 
 
 def _text(recipe: Recipe, span: Span, document: Document) -> str | None:

@@ -5,11 +5,12 @@ TOKENS = "tokens"
 CHECKSUMS = "tokens.crc32c"
 INPUTS = "inputs.json"
 TOKENIZER = "tokenizer"
+DECISIONS = "decisions.parquet"
 SEGMENT_OFFSETS = "seg_offsets"
 SEGMENT_ROLES = "seg_role"
 ARRAYS = (TOKENS, "doc_offsets", "doc_source", "doc_hash", "doc_input", "doc_position")
 ROLE_ARRAYS = (SEGMENT_OFFSETS, SEGMENT_ROLES)
-"""Of datasets of traces only."""
+"""Only datasets of traces have these."""
 
 
 def part_name(number: int) -> str:

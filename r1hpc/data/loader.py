@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from r1hpc.base.errors import UsageError
 from r1hpc.data.ahead import ReadAhead
-from r1hpc.data.order import RankShare, SamplePlan
+from r1hpc.data.mixture import WindowPlan
+from r1hpc.data.order import RankShare
 from r1hpc.data.reader import TokenDataset
 
 
@@ -40,7 +41,7 @@ class BatchLoader:
     def __init__(
         self,
         dataset: TokenDataset,
-        plan: SamplePlan,
+        plan: WindowPlan,
         *,
         global_batch_size: int,
         micro_batch_size: int,

@@ -1,16 +1,18 @@
-"""Several sources in fixed shares, as a pure function of the sample number.
+"""Several sources in given shares, exact in every batch, as a pure function of the sample number.
 
-    plan = MixturePlan(dataset.id, dataset.source_documents, weights=(0.3, 0.4, 0.3), seed=0)
-    plan.documents(np.arange(step * gbs, (step + 1) * gbs))
+    plan = open_plan(dataset, seq_len=2048, seed=0, global_batch_size=256)     # SamplePlan, or WindowMixture
+    plan.window_starts(np.arange(step * 256, (step + 1) * 256))
 
-The stream is cut into blocks of 1,000 samples. Weights become whole slots of a block (rounded by largest
-remainder), so every block holds each source exactly so often; which sample gets which slot is a keyed
-permutation of its own for each block. The k-th slot of a source is item k of that source's own endless
-stream, which visits each of its documents once per epoch (see order): a source of few documents and much
-weight begins its next epoch sooner. Near the end of a source's epoch the last block may already hold
-documents of the next.
+A batch of G samples holds of each source the share's number of samples, rounded down or up; which of the two
+is chosen so that the sum over batches follows the shares. The numbers of a batch come from a table of some
+65,536 samples that repeats; which sample of a batch is whose is a keyed permutation. The k-th sample of a
+source is item k of that source's own endless stream, which visits each of its items once per epoch (see
+order): a source of few items and much weight begins its next epoch sooner.
 
-Only `TraceLoader(weights=…)` makes such a plan so far; no key of a recipe or of a run sets it.
+A source that would exceed max_epochs is left out from the batch in which it would, and the others keep their
+shares among themselves: a segment of the plan. A change of weights begins a segment as well, at the edge of a
+batch. All of this enters the plan's hash, and none of it depends on ranks, on how far a run has come, or on
+the past.
 """
 
 import hashlib
@@ -19,75 +21,321 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from r1hpc.base.errors import UsageError
-from r1hpc.data.manifest import digest
-from r1hpc.data.order import ORDER_VERSION, check_seed, visit
+from r1hpc.data.manifest import Manifest, digest
+from r1hpc.data.order import ORDER_VERSION, SamplePlan, check_seed, visit
+from r1hpc.data.recipe_stages import MixRecipe
 
-BLOCK = 1_000
-_BLOCKS = -1  # in place of a source's number, where the key is that of the blocks
+Ints = npt.NDArray[np.int64]
+_TABLE_SAMPLES = 65_536
+_BATCHES = -1  # in place of a source's number, where the key is that of the batches
+_ROUNDING = 1e-9
+_RESOLUTION = 10**12
+
+
+class WindowPlan(Protocol):
+    """What a loader wants of an order of windows."""
+
+    @property
+    def dataset_id(self) -> str: ...
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    @property
+    def seq_len(self) -> int: ...
+
+    @property
+    def plan_hash(self) -> str: ...
+
+    def window_starts(self, sample_ids: Ints) -> Ints: ...
+
+
+class _Dataset(Protocol):
+    id: str
+    num_tokens: int
+    manifest: Manifest
 
 
 @dataclass(frozen=True)
-class MixturePlan:
-    """Whole documents of several sources. Source j is the j-th run of documents of the dataset."""
+class Change:
+    """New weights from a sample on, which begins a batch."""
 
-    dataset_id: str
-    source_documents: tuple[int, ...]
-    """How many documents each source has."""
+    first_sample: int
+    weights: tuple[float, ...]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Batches with the same weights. Tables are by batch of the period, then by source."""
+
+    first_batch: int
+    before: Ints
+    """Samples of each source in all segments before."""
+    counts: Ints
+    """Samples of each source in each batch of the period."""
+
+    @cached_property
+    def until(self) -> Ints:
+        """Samples of each source in the batches of the period before each, and at its end."""
+        zero = np.zeros((1, self.counts.shape[1]), np.int64)
+        return np.concatenate([zero, np.cumsum(self.counts, axis=0)])
+
+    @property
+    def period(self) -> int:
+        return len(self.counts)
+
+    def taken(self, batches: Any) -> Ints:
+        """Samples of each source in the first `batches` batches of the segment."""
+        rounds, rest = np.divmod(batches, self.period)
+        return np.asarray(rounds)[..., None] * self.until[-1] + self.until[rest]  # type: ignore[no-any-return]
+
+    def batches_within(self, source: int, limit: int) -> float:
+        """The most batches in which a source has no more than `limit` samples."""
+        column = self.until[:, source]
+        if not column[-1]:
+            return math.inf
+        rounds, rest = divmod(limit, int(column[-1]))
+        return rounds * self.period + int(np.searchsorted(column, rest, side="right")) - 1
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Which source, and which of its items, every sample is."""
+
+    sizes: tuple[int, ...]
+    """Items of each source: windows or documents."""
     weights: tuple[float, ...]
     """Share of each source in the samples; need not sum to 1."""
+    batch: int
+    """Samples of a global batch."""
     seed: int
+    max_epochs: float | None = None
+    changes: tuple[Change, ...] = ()
+    names: tuple[str, ...] = ()
+    """Of the sources, for messages; not part of the order."""
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
-        if len(self.weights) != len(self.source_documents):
+        if self.batch < 1:
+            raise UsageError(f"a batch of a mixture has at least 1 sample, not {self.batch}")
+        for weights in (self.weights, *(change.weights for change in self.changes)):
+            self._check_weights(weights)
+        for number, size in enumerate(self.sizes):
+            if size < 1:
+                raise UsageError(
+                    f"source {self._name(number)} has nothing to sample: no documents, or too few tokens for "
+                    "one window; leave it out of the mixture, or lower data.seq_len"
+                )
+        firsts = [0, *(change.first_sample for change in self.changes)]
+        if any(b <= a or b % self.batch for a, b in pairwise(firsts)):
             raise UsageError(
-                f"{len(self.weights)} weights for {len(self.source_documents)} sources of traces"
+                f"weights can change at ever later multiples of the global batch size {self.batch}, "
+                f"not at samples {firsts[1:]}"
             )
-        if not all(0 < weight < math.inf for weight in self.weights):
-            raise UsageError(f"weights of traces must be positive numbers, not {list(self.weights)}")
-        for number, (size, slots) in enumerate(zip(self.source_documents, self.slots, strict=True)):
-            if not size or not slots:
-                what = "has no documents" if not size else f"has less than 1 of {BLOCK:,} samples"
-                raise UsageError(f"source {number} of the traces {what}: leave it out or change its weight")
+
+    def locate(self, sample_ids: Ints) -> tuple[Ints, Ints]:
+        """Source and item of each sample; the same shape as `sample_ids`, which are >= 0.
+
+        Raises:
+            UsageError: beyond the end, which a mixture with max_epochs has.
+        """
+        ids = np.asarray(sample_ids, dtype=np.int64)
+        self.check_reaches(int(ids.max()) + 1 if ids.size else 0)
+        batches = ids // self.batch
+        places = visit(ids, self.batch, _seed(self.seed, _BATCHES))
+        sources, items = np.empty_like(ids), np.empty_like(ids)
+        for batch in np.unique(batches).tolist():
+            chosen = batches == batch
+            sources[chosen], items[chosen] = self._locate(batch, places[chosen])
+        for number, size in enumerate(self.sizes):
+            chosen = sources == number
+            items[chosen] = visit(items[chosen], size, _seed(self.seed, number))
+        return sources, items
+
+    def check_reaches(self, num_samples: int) -> None:
+        """Raise UsageError unless the first `num_samples` samples exist."""
+        if num_samples > self.num_samples:
+            raise UsageError(
+                f"the mixture ends after {self.num_samples:,.0f} samples, when every source was seen "
+                f"max_epochs ({self.max_epochs:g}) times, but {num_samples:,} are wanted; raise "
+                "mix.max_epochs or train less"
+            )
+
+    @property
+    def num_samples(self) -> float:
+        """How many samples there are; infinite without max_epochs."""
+        return self._segments[1] * self.batch
 
     @cached_property
-    def slots(self) -> tuple[int, ...]:
-        """Samples of each source in a block; they sum to BLOCK."""
-        return divide(BLOCK, self.weights)
+    def described(self) -> dict[str, Any]:
+        """Everything the order depends on, beside the dataset."""
+        return {
+            "order": f"mixture/2/{ORDER_VERSION}",
+            "sizes": self.sizes,
+            "weights": divide(_RESOLUTION, self.weights),
+            "batch": self.batch,
+            "seed": self.seed,
+            "max_epochs": self.max_epochs,
+            "changes": [[item.first_sample, divide(_RESOLUTION, item.weights)] for item in self.changes],
+        }
+
+    def _locate(self, batch: int, places: Ints) -> tuple[Ints, Ints]:
+        """Source and number in the source's stream of some places of one batch."""
+        segment = next(item for item in reversed(self._segments[0]) if item.first_batch <= batch)
+        relative = batch - segment.first_batch
+        edges = np.concatenate([[0], np.cumsum(segment.counts[relative % segment.period])])
+        sources = np.searchsorted(edges, places, side="right") - 1
+        taken = segment.before + segment.taken(relative)
+        return sources, taken[sources] + places - edges[sources]
+
+    @cached_property
+    def _segments(self) -> tuple[list[_Segment], float]:
+        """The segments in order, and the batch at which the mixture ends."""
+        limits = [math.inf if self.max_epochs is None else int(self.max_epochs * size) for size in self.sizes]
+        changes = list(self.changes)
+        weights, alive = np.array(self.weights), np.ones(len(self.sizes), dtype=bool)
+        found: list[_Segment] = []
+        first, before = 0, np.zeros(len(self.sizes), np.int64)
+        while alive.any():
+            segment = _Segment(first, before, _table(np.where(alive, weights, 0.0), self.batch))
+            lasts = [
+                segment.batches_within(number, int(limit - before[number])) if limit < math.inf else math.inf
+                for number, limit in enumerate(limits)
+            ]
+            change = changes[0].first_sample // self.batch - first if changes else math.inf
+            length = min(*lasts, change)
+            if length:
+                found.append(segment)
+            if length == math.inf:
+                return found, math.inf
+            alive &= ~(np.array(lasts) == length)
+            if length == change:
+                weights = np.array(changes.pop(0).weights)
+            before = before + segment.taken(int(length))
+            first += int(length)
+        return found, first
+
+    def _check_weights(self, weights: Sequence[float]) -> None:
+        if len(weights) != len(self.sizes):
+            raise UsageError(f"{len(weights)} weights for {len(self.sizes)} sources")
+        if not all(0 < weight < math.inf for weight in weights):
+            raise UsageError(f"weights of a mixture must be positive numbers, not {list(weights)}")
+
+    def _name(self, number: int) -> str:
+        return self.names[number] if self.names else str(number)
+
+
+@dataclass(frozen=True)
+class WindowMixture:
+    """Windows of seq_len + 1 tokens, each inside one source, in the shares of a mixture."""
+
+    dataset_id: str
+    num_tokens: int
+    seq_len: int
+    first_tokens: tuple[int, ...]
+    """Where each source begins."""
+    mixture: Mixture
 
     @cached_property
     def plan_hash(self) -> str:
-        """Names everything the order depends on."""
+        """Names everything the order depends on. Two runs with this hash see the same samples."""
         return digest(
-            {
-                "order": f"mixture/1/{ORDER_VERSION}",
-                "dataset_id": self.dataset_id,
-                "source_documents": self.source_documents,
-                "slots": self.slots,
-                "seed": self.seed,
-            }
+            self.mixture.described
+            | {"dataset_id": self.dataset_id, "seq_len": self.seq_len, "first_tokens": self.first_tokens}
         )
 
-    def documents(self, sample_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def window_starts(self, sample_ids: Ints) -> Ints:
+        """First token of the window of each sample; the same shape as `sample_ids`, which are >= 0."""
+        sources, items = self.mixture.locate(sample_ids)
+        return np.array(self.first_tokens, dtype=np.int64)[sources] + items * self.seq_len
+
+
+@dataclass(frozen=True)
+class DocumentMixture:
+    """Whole documents in the shares of a mixture. Source j is the j-th run of documents of the dataset."""
+
+    dataset_id: str
+    mixture: Mixture
+
+    @cached_property
+    def plan_hash(self) -> str:
+        """Names everything the order depends on. Two runs with this hash see the same documents."""
+        return digest(self.mixture.described | {"dataset_id": self.dataset_id})
+
+    def documents(self, sample_ids: Ints) -> Ints:
         """The document of each sample; the same shape as `sample_ids`, which are >= 0."""
-        ids = np.asarray(sample_ids, dtype=np.int64)
-        slots = visit(ids, BLOCK, _seed(self.seed, _BLOCKS))
-        edges = [0, *accumulate(self.slots)]
-        sources = np.searchsorted(edges[1:], slots, side="right")
-        found = np.empty_like(ids)
-        first = 0
-        for number, size in enumerate(self.source_documents):
-            chosen = sources == number
-            items = ids[chosen] // BLOCK * self.slots[number] + slots[chosen] - edges[number]
-            found[chosen] = first + visit(items, size, _seed(self.seed, number))
-            first += size
-        return found
+        sources, items = self.mixture.locate(sample_ids)
+        firsts = np.array([0, *accumulate(self.mixture.sizes)], dtype=np.int64)
+        return firsts[sources] + items
+
+
+def open_plan(
+    dataset: _Dataset,
+    seq_len: int,
+    seed: int,
+    global_batch_size: int,
+    *,
+    num_samples: int = 0,
+    changes: Sequence[Change] = (),
+) -> SamplePlan | WindowMixture:
+    """The order of windows of a dataset: the mixture its recipe asks for, or all windows alike.
+
+    Args:
+        num_samples: of the whole run; a mixture that ends before is refused.
+
+    Raises:
+        UsageError: a source without a single window, or a mixture that ends too early.
+    """
+    mix = recipe_mix(dataset.manifest)
+    if mix is None:
+        return SamplePlan(dataset.id, dataset.num_tokens, seq_len, seed)
+    SamplePlan(dataset.id, dataset.num_tokens, seq_len, seed)  # for its checks of seed and seq_len
+    sources = dataset.manifest.content["sources"]
+    tokens = [source["num_tokens"] for source in sources]
+    mixture = Mixture(
+        sizes=tuple(max(0, (count - 1) // seq_len) for count in tokens),
+        weights=shares(mix, sources, of="tokens"),
+        batch=global_batch_size,
+        seed=seed,
+        max_epochs=mix.max_epochs,
+        changes=tuple(changes),
+        names=tuple(source["name"] for source in sources),
+    )
+    mixture.check_reaches(num_samples)
+    first_tokens = tuple(accumulate(tokens[:-1], initial=0))
+    return WindowMixture(dataset.id, dataset.num_tokens, seq_len, first_tokens, mixture)
+
+
+def recipe_mix(manifest: Manifest) -> MixRecipe | None:
+    """The mixture that the recipe of a dataset asked for."""
+    block = manifest.content["recipe"].get("mix")
+    return None if block is None else MixRecipe(**block)
+
+
+def shares(mix: MixRecipe, sources: Sequence[dict[str, Any]], *, of: str) -> tuple[float, ...]:
+    """Share of each source, summing to 1, in samples that are windows (`of` tokens) or documents.
+
+    Weights by the other unit are converted by the mean length of the source's documents. Without weights a
+    source's own size counts: temperature alone then gives multinomial sampling (Conneau & Lample 2019).
+    """
+    sizes = [source[f"num_{mix.by}"] for source in sources]
+    base = [mix.weights[source["name"]] for source in sources] if mix.weights else sizes
+    powers = [float(weight) ** (1 / mix.temperature) for weight in base]
+    if mix.by != of:
+        powers = [
+            power * source[f"num_{of}"] / max(1, source[f"num_{mix.by}"])
+            for power, source in zip(powers, sources, strict=True)
+        ]
+    total = math.fsum(powers)
+    return tuple(power / total for power in powers)
 
 
 def divide(total: int, weights: Sequence[float]) -> tuple[int, ...]:
@@ -97,14 +345,36 @@ def divide(total: int, weights: Sequence[float]) -> tuple[int, ...]:
     (3, 4, 3)
     """
     exact = [total * weight / math.fsum(weights) for weight in weights]
-    shares = [math.floor(share) for share in exact]
-    by_remainder = sorted(range(len(exact)), key=lambda number: shares[number] - exact[number])
-    for number in by_remainder[: total - sum(shares)]:
-        shares[number] += 1
-    return tuple(shares)
+    found = [math.floor(share) for share in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda number: found[number] - exact[number])
+    for number in by_remainder[: total - sum(found)]:
+        found[number] += 1
+    return tuple(found)
+
+
+def _table(weights: npt.NDArray[np.float64], batch: int) -> Ints:
+    """Samples of each source in each batch of a period: the share rounded down or up, following the sum.
+
+    The places that rounding down leaves go to the sources that lag most behind their share so far (the quota
+    method of Balinski & Young 1975, batch by batch).
+    """
+    shares = weights / weights.sum() * batch
+    least = np.floor(shares + _ROUNDING).astype(np.int64)
+    left = batch - int(least.sum())
+    counts = np.tile(least, (-(-_TABLE_SAMPLES // batch), 1))
+    if not left:
+        return counts[:1]
+    lag = np.zeros(len(weights))
+    part = np.where(weights > 0, np.maximum(shares - least, 0.0), -np.inf)
+    for row in counts:
+        lag += part
+        chosen = np.argsort(-lag, kind="stable")[:left]
+        row[chosen] += 1
+        lag[chosen] -= 1
+    return counts
 
 
 def _seed(seed: int, number: int) -> int:
-    """A seed of its own for each source and for the blocks."""
+    """A seed of its own for each source and for the batches."""
     raw = hashlib.blake2b(struct.pack("<qq", seed, number), digest_size=8, person=b"r1hpc-mix").digest()
     return int.from_bytes(raw, "little") >> 1

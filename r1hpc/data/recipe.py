@@ -8,7 +8,7 @@ Keys are listed in shards/README.md. Paths in a recipe are relative to the recip
 
 import sysconfig
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -18,10 +18,13 @@ import yaml
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import check_name, nearest, printable
 from r1hpc.data.manifest import digest
+from r1hpc.data.recipe_stages import CleanRecipe, DecontaminateRecipe, DedupRecipe, MixRecipe, one_of
 
 PYTHON_STDLIB = "python-stdlib"
 EOS_TOKEN = "<|endoftext|>"
 TRACES = "traces"
+KINDS = ("text", "jsonl", "parquet", "hdf5", "arrow", "megatron", TRACES)
+_STAGE_KEYS = ("clean", "dedup", "decontaminate", "mix", "max_unreadable")
 _TRACE_KEYS = ("prompt_field", "completion_field", "on_invalid")
 _MAX_RECIPE_BYTES = 1 << 20
 _Block = TypeVar("_Block")
@@ -44,7 +47,7 @@ class TokenizerRecipe:
     """ids: the id that ends a document; path: instead of eos_token."""
 
     def __post_init__(self) -> None:
-        _one_of("tokenizer.kind", self.kind, ("byte_bpe", "bytes", "path", "ids"))
+        one_of("tokenizer.kind", self.kind, ("byte_bpe", "bytes", "path", "ids"))
         if self.kind in ("byte_bpe", "ids") and self.vocab_size is None:
             raise UsageError(f"tokenizer.vocab_size is needed with kind: {self.kind}")
         if self.kind == "byte_bpe" and (self.vocab_size or 0) < 257:
@@ -77,6 +80,7 @@ class SourceRecipe:
     name: str
     kind: str
     """text: one document a file; jsonl: one a line; parquet: one a row; hdf5: one a row of a dataset;
+    arrow: one a row of Arrow files, as `datasets` saves them; megatron: one a document of .bin and .idx;
     traces: one a JSONL line of prompt and completion, stored with their roles."""
     root: str
     """Folder, or python-stdlib for the running Python's own library."""
@@ -98,12 +102,14 @@ class SourceRecipe:
     """traces: the JSONL field that is learnt; the EOS id is appended to it."""
     on_invalid: str = "error"
     """traces: error, or skip a line that is no trace."""
+    chat_template: str | None = None
+    """For a field of messages: a Jinja file, or a folder of a tokenizer; null: tokenizer.path's own."""
 
     def __post_init__(self) -> None:
         check_name(self.name, "source name")
-        _one_of(f"source {self.name}: kind", self.kind, ("text", "jsonl", "parquet", "hdf5", TRACES))
-        _one_of(f"source {self.name}: on_invalid_utf8", self.on_invalid_utf8, ("error", "skip", "replace"))
-        _one_of(f"source {self.name}: on_invalid", self.on_invalid, ("error", "skip"))
+        one_of(f"source {self.name}: kind", self.kind, KINDS)
+        one_of(f"source {self.name}: on_invalid_utf8", self.on_invalid_utf8, ("error", "skip", "replace"))
+        one_of(f"source {self.name}: on_invalid", self.on_invalid, ("error", "skip"))
         self._refuse_foreign_keys()
         if self.kind == "text" and self.max_documents is not None:
             raise UsageError(f"source {self.name}: max_documents is not for kind: text; use max_bytes")
@@ -137,12 +143,19 @@ class Recipe:
     shard_tokens: int = 2**24
     part_bytes: int = 2**28
     """Input bytes per part, the unit of work of one writer. A matter of layout, not of --workers."""
+    clean: CleanRecipe | None = None
+    dedup: DedupRecipe | None = None
+    decontaminate: DecontaminateRecipe | None = None
+    mix: MixRecipe | None = None
+    max_unreadable: float = 0.0
+    """Share of the records that may be unreadable; they are put aside and counted. 0: the first is an
+    error."""
     folder: Path = Path()
     """Where the recipe file lies; not part of the hash."""
 
     def __post_init__(self) -> None:
         check_name(self.name, "recipe name")
-        _one_of("profile", self.profile, ("train", "compact"))
+        one_of("profile", self.profile, ("train", "compact"))
         if not self.sources:
             raise UsageError("sources is empty: name at least one")
         if len({source.name for source in self.sources}) != len(self.sources):
@@ -159,22 +172,48 @@ class Recipe:
             )
         if self.part_bytes < 1:
             raise UsageError(f"part_bytes must be at least 1, not {self.part_bytes}")
+        if not 0 <= self.max_unreadable < 1:
+            raise UsageError(f"max_unreadable is a share from 0 to less than 1, not {self.max_unreadable}")
+        if self.mix is not None:
+            self.mix.check_sources(tuple(source.name for source in self.sources))
+        self._check_stages()
+
+    def _check_stages(self) -> None:
+        """Refuse stages that work on text where there is none."""
+        stages = {"clean": self.clean, "dedup": self.dedup, "decontaminate": self.decontaminate}
+        asked = [name for name, block in stages.items() if block is not None]
+        if asked and (self.is_traces or self.tokenizer.kind == "ids"):
+            what = "traces" if self.is_traces else "token ids"
+            raise UsageError(f"{asked[0]} works on texts, not on {what}; leave it out")
+        if self.is_traces and self.max_unreadable:
+            raise UsageError("max_unreadable is not for traces, whose sources have on_invalid: skip")
 
     @property
     def content(self) -> dict[str, Any]:
         """The resolved recipe as plain JSON types."""
         content = asdict(self)
         del content["folder"]
+        for name in _STAGE_KEYS:  # which recipes of before did not have, nor may change the id of
+            if content[name] in (None, 0.0):
+                del content[name]
         for source in content["sources"]:
             if source["kind"] != TRACES:  # which those keys do not concern, nor change the id of
                 for key in _TRACE_KEYS:
                     del source[key]
+            if source["chat_template"] is None:
+                del source["chat_template"]
         return content
 
     @property
     def is_traces(self) -> bool:
         """Whether documents have roles."""
         return self.sources[0].kind == TRACES
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether documents pass through stages of their own before they become tokens."""
+        stages = (self.clean, self.dedup, self.decontaminate)
+        return self.max_unreadable > 0 or any(stage is not None for stage in stages)
 
     @property
     def hash(self) -> str:
@@ -243,7 +282,7 @@ def _block(cls: type[_Block], content: Any, where: str) -> _Block:
     known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
     _check_keys(values, list(known), prefix)
     for name, field in known.items():
-        if name not in values and field.default is MISSING:
+        if name not in values and field.default is MISSING and field.default_factory is MISSING:
             raise UsageError(f"{prefix}{name} is missing")
     types = get_type_hints(cls)
     return cls(**{name: _typed(value, types[name], f"{prefix}{name}") for name, value in values.items()})
@@ -255,8 +294,16 @@ def _typed(value: Any, wanted: Any, where: str) -> Any:
             raise UsageError(f"{where} must be a list of strings, not {value!r}")
         return tuple(value)
     options = get_args(wanted) if isinstance(wanted, UnionType) else (wanted,)
+    for option in options:
+        if is_dataclass(option) and value is not None and not isinstance(value, option):  # type: ignore[arg-type]
+            return _block(option, value, where)  # type: ignore[arg-type]
+    if wanted == dict[str, float]:
+        block = _mapping(value, where)
+        return {name: _typed(number, float, f"{where}.{name}") for name, number in block.items()}
     plain = tuple(getattr(option, "__origin__", option) for option in options)
-    if not isinstance(value, plain) or isinstance(value, bool):
+    if float in plain and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, plain) or (isinstance(value, bool) and bool not in plain):
         expected = " or ".join("null" if option is type(None) else option.__name__ for option in plain)
         raise UsageError(f"{where} must be {expected}, not {value!r}")
     return value
@@ -272,10 +319,3 @@ def _check_keys(content: Mapping[str, Any], known: list[str], prefix: str) -> No
     for key in content:
         if key not in known:
             raise UsageError(f"unknown key {printable(prefix + key)!r}{nearest(key, known)}")
-
-
-def _one_of(where: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UsageError(
-            f"{where} must be one of {', '.join(allowed)}, not {value!r}{nearest(value, allowed)}"
-        )

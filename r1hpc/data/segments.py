@@ -5,7 +5,6 @@ document of a part into segments of one role. Documents are made of two today, a
 the numbers above are free for further roles, which a reader that does not know them refuses.
 """
 
-from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -35,14 +34,15 @@ def has_roles(manifest: Manifest) -> bool:
 
 
 def segment_arrays(
-    document_offsets: Sequence[int], prompt_lengths: Sequence[int]
+    document_offsets: npt.ArrayLike, prompt_lengths: npt.ArrayLike
 ) -> dict[str, npt.NDArray[Any]]:
     """seg_offsets and seg_role of a part, from its doc_offsets and the tokens of each document's prompt."""
     documents = np.asarray(document_offsets, dtype="<u8")
-    offsets = np.empty(_PER_DOCUMENT * len(prompt_lengths) + 1, dtype="<u8")
+    prompts = np.asarray(prompt_lengths, dtype="<u8")
+    offsets = np.empty(_PER_DOCUMENT * len(prompts) + 1, dtype="<u8")
     offsets[::2] = documents
-    offsets[1::2] = documents[:-1] + np.asarray(prompt_lengths, dtype="<u8")
-    roles = np.tile(np.array([Role.prompt, Role.completion], dtype="u1"), len(prompt_lengths))
+    offsets[1::2] = documents[:-1] + prompts
+    roles = np.tile(np.array([Role.prompt, Role.completion], dtype="u1"), len(prompts))
     return {SEGMENT_OFFSETS: offsets, SEGMENT_ROLES: roles}
 
 

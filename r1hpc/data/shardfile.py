@@ -52,7 +52,7 @@ class ArrayLayout:
 
     @property
     def chunk_bytes(self) -> int:
-        """Of one decoded chunk."""
+        """Size of one decoded chunk."""
         return self.chunk_rows * self.row_items * self.dtype.itemsize
 
     def shard_path(self, number: int) -> Path:

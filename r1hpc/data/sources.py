@@ -1,4 +1,4 @@
-"""Input files into documents: text trees, JSONL (of texts or of traces), Parquet and HDF5.
+"""Input files into documents: text trees, JSONL (of texts or of traces), Parquet, Arrow, Megatron and HDF5.
 
     spans = list_spans(recipe)                  # a listing: which piece of which file, in order
     for document in read_span(recipe, span):    # the reading itself
@@ -7,24 +7,29 @@ A span is the smallest piece a writer takes: a whole text file, some megabytes o
 row group, some rows of HDF5. Spans depend on the inputs alone, never on who reads them.
 """
 
-import gzip
 import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest
+from r1hpc.base.units import format_bytes
+from r1hpc.data import megatron, tables
+from r1hpc.data.open_lines import MAX_RECORD_BYTES, is_compressed, iter_lines, open_file
 from r1hpc.data.recipe import PYTHON_STDLIB, TRACES, Recipe, SourceRecipe
+from r1hpc.data.values import Document, FieldReader, to_ids
 
 _SPAN_BYTES = 4 * 2**20
 _SPAN_ROWS = 4096
+_STREAM_IDS = 2**22
+"""Ids of one long row that are in memory at once."""
 _STDLIB_EXCLUDE = ("site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__")
 
 
@@ -41,22 +46,8 @@ class Span:
     """Input bytes, for dividing the work; an estimate for parquet."""
     group: int = 0
     """Parquet: the row group."""
-
-
-@dataclass(frozen=True)
-class Document:
-    """One document as it lies in the input: its UTF-8 bytes, or its token ids as little-endian uint32."""
-
-    position: int
-    """Where in the file: byte of the line (jsonl; unpacked for .gz), row (parquet, hdf5), 0 (text)."""
-    raw: bytes
-    is_ids: bool = False
-    is_stream: bool = False
-    """Ids of many documents in one row, divided by EOS ids; `position` then counts ids."""
-    prompt_bytes: int = 0
-    """Traces: how many bytes of `raw` are the prompt; the rest is the completion."""
     fault: str = ""
-    """Traces: why this line is none."""
+    """Why the file cannot be opened at all."""
 
 
 def list_spans(recipe: Recipe) -> list[Span]:
@@ -69,7 +60,7 @@ def list_spans(recipe: Recipe) -> list[Span]:
     for index, source in enumerate(recipe.sources):
         root = recipe.resolve(source.root)
         for name, size in _list_files(source, root):
-            spans.extend(_file_spans(source, index, root, name, size))
+            spans.extend(_spans_or_aside(recipe, index, root, name, size))
     if not spans:
         raise UsageError("the inputs are empty: no documents in any source")
     return spans
@@ -77,11 +68,31 @@ def list_spans(recipe: Recipe) -> list[Span]:
 
 def read_span(recipe: Recipe, span: Span) -> Iterator[Document]:
     """The documents of one span, empty ones left out."""
+    # Rows of null in tables were never counted, and datasets have their ids from that; lines of null are.
+    counts_null = recipe.sources[span.source].kind == "jsonl"
+    for document in read_records(recipe, span):
+        if document.raw or document.fault or (document.is_null and counts_null):
+            yield document
+
+
+def read_records(recipe: Recipe, span: Span) -> Iterator[Document]:
+    """Every record of one span: documents, empty ones, and those that cannot be read."""
     source = recipe.sources[span.source]
     path = recipe.resolve(source.root) / span.path
-    return (
-        document for document in _READERS[source.kind](source, path, span) if document.raw or document.fault
-    )
+    fields = FieldReader(recipe, source)
+    if span.fault:
+        return iter([Document(0, b"", fault=span.fault)])
+    return _READERS[source.kind](source, path, span, fields)
+
+
+def _spans_or_aside(recipe: Recipe, index: int, root: Path, name: str, size: int) -> Iterator[Span]:
+    """The spans of a file; where unreadable records may be put aside, a file that cannot be opened is one."""
+    try:
+        yield from _file_spans(recipe.sources[index], index, root, name, size)
+    except UsageError as error:
+        if not recipe.max_unreadable:
+            raise
+        yield Span(index, name, 0, 1, size, fault=str(error))
 
 
 def _list_files(source: SourceRecipe, root: Path) -> list[tuple[str, int]]:
@@ -126,7 +137,7 @@ def _limit(files: list[tuple[str, int]], source: SourceRecipe) -> list[tuple[str
 
 def _file_spans(source: SourceRecipe, index: int, root: Path, name: str, size: int) -> Iterator[Span]:
     is_lines = source.kind in ("jsonl", TRACES)
-    if source.kind == "text" or (is_lines and (name.endswith(".gz") or source.max_documents)):
+    if source.kind == "text" or (is_lines and (is_compressed(name) or source.max_documents)):
         if size:
             yield Span(index, name, 0, size, size)
     elif is_lines:
@@ -135,6 +146,11 @@ def _file_spans(source: SourceRecipe, index: int, root: Path, name: str, size: i
             yield Span(index, name, start, stop, stop - start)
     elif source.kind == "parquet":
         yield from _parquet_spans(source, index, root / name, name)
+    elif source.kind == "arrow":
+        if size:
+            yield Span(index, name, 0, source.max_documents or 2**62, size)
+    elif source.kind == "megatron":
+        yield from _megatron_spans(source, index, root / name, name)
     else:
         yield from _hdf5_spans(source, index, root / name, name, size)
 
@@ -142,59 +158,47 @@ def _file_spans(source: SourceRecipe, index: int, root: Path, name: str, size: i
 # --- text -----------------------------------------------------------------------------------------
 
 
-def _read_text(source: SourceRecipe, path: Path, span: Span) -> Iterator[Document]:
-    yield Document(0, path.read_bytes())
+def _read_text(source: SourceRecipe, path: Path, span: Span, fields: FieldReader) -> Iterator[Document]:
+    if span.stop > MAX_RECORD_BYTES:
+        most = format_bytes(MAX_RECORD_BYTES)
+        yield Document(
+            0, b"", fault=f"a document of {format_bytes(span.stop)}; at most {most}", size=span.stop
+        )
+        return
+    raw = path.read_bytes()
+    yield Document(0, raw, size=len(raw))
 
 
 # --- JSONL ----------------------------------------------------------------------------------------
 
 
-def _read_jsonl(source: SourceRecipe, path: Path, span: Span) -> Iterator[Document]:
-    for position, line in _read_lines(source, path, span):
-        yield Document(position, _line_text(source, path, position, line))
+def _read_jsonl(source: SourceRecipe, path: Path, span: Span, fields: FieldReader) -> Iterator[Document]:
+    for position, line, fault in _read_lines(source, path, span):
+        if fault:
+            yield Document(position, b"", fault=fault, size=len(line))
+            continue
+        try:
+            value = fields.pick(_parse_json(line))
+        except ValueError as error:
+            yield Document(position, b"", fault=str(error), size=len(line))
+        else:
+            yield fields.document(position, value, len(line))
 
 
-def _read_lines(source: SourceRecipe, path: Path, span: Span) -> Iterator[tuple[int, bytes]]:
-    """The lines that begin inside the span, so that neighbours share no line and leave none out.
-
-    Yields each with the byte it begins at; blank ones are left out.
-    """
-    with _open_lines(path) as file:
-        position = span.start
-        if span.start:
-            file.seek(span.start - 1)
-            position += len(file.readline()) - 1
-        taken = 0
-        compressed = path.name.endswith(".gz")
-        while (compressed or position < span.stop) and taken != source.max_documents:
-            line = file.readline()
-            if not line:
-                return
-            if line.strip():
-                yield position, line
-                taken += 1
-            position += len(line)
-
-
-def _open_lines(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")  # type: ignore[return-value]
-
-
-def _line_text(source: SourceRecipe, path: Path, position: int, line: bytes) -> bytes:
-    where = f"{path}, line at byte {position}"
+def _parse_json(line: bytes) -> Any:
     try:
-        value = json.loads(line)
+        return json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where}: not JSON ({error}); kind: jsonl needs one JSON object a line") from None
-    if not isinstance(value, dict) or source.field not in value:
-        known = list(value) if isinstance(value, dict) else []
-        raise UsageError(f"{where}: no field {source.field!r}{nearest(source.field, known)}")
-    text = value[source.field]
-    if not isinstance(text, str):
-        raise UsageError(f"{where}: field {source.field!r} is {type(text).__name__}, not a string")
-    return text.encode(
-        "utf-8", "surrogatepass"
-    )  # JSON may escape half a surrogate pair; on_invalid_utf8 decides
+        raise ValueError(f"not JSON ({error}); kind: jsonl needs one JSON object a line") from None
+
+
+def _read_lines(source: SourceRecipe, path: Path, span: Span) -> Iterator[tuple[int, bytes, str]]:
+    """The lines that begin inside the span, each with the byte it begins at and what is wrong with it."""
+    stop = None if is_compressed(path.name) else span.stop
+    for taken, line in enumerate(iter_lines(path, span.start, stop)):
+        if taken == source.max_documents:
+            return
+        yield line.position, line.raw, line.fault
 
 
 # --- Traces ---------------------------------------------------------------------------------------
@@ -203,15 +207,18 @@ def _line_text(source: SourceRecipe, path: Path, position: int, line: bytes) -> 
 def line_number(path: Path, position: int) -> int:
     """The number, from 1, of the line that begins at byte `position` (unpacked, for .gz)."""
     number = 1
-    with _open_lines(path) as file:
+    with open_file(path) as file:
         while position > 0 and (block := file.read(min(position, _SPAN_BYTES))):
             number += block.count(b"\n")
             position -= len(block)
     return number
 
 
-def _read_traces(source: SourceRecipe, path: Path, span: Span) -> Iterator[Document]:
-    for position, line in _read_lines(source, path, span):
+def _read_traces(source: SourceRecipe, path: Path, span: Span, fields: FieldReader) -> Iterator[Document]:
+    for position, line, fault in _read_lines(source, path, span):
+        if fault:
+            yield Document(position, b"", fault=fault)
+            continue
         try:
             prompt, completion = _parse_trace(source, line)
         except ValueError as error:
@@ -247,28 +254,11 @@ def _trace_field(value: dict[str, Any], name: str) -> bytes:
         raise ValueError(f"field {name!r} is not UTF-8 (half a surrogate pair at {error.start})") from None
 
 
-# --- Parquet --------------------------------------------------------------------------------------
-
-
-def _parquet_file(source: SourceRecipe, path: Path) -> Any:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UsageError(f"{path} cannot be read as Parquet: {error}") from None
-    schema = file.schema_arrow
-    if source.field not in schema.names:
-        raise UsageError(f"{path}: no column {source.field!r}{nearest(source.field, schema.names)}")
-    kind = schema.field(source.field).type
-    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-        raise UsageError(f"{path}: column {source.field!r} has type {kind}, expected string")
-    return file
+# --- Parquet, Arrow, Megatron ---------------------------------------------------------------------
 
 
 def _parquet_spans(source: SourceRecipe, index: int, path: Path, name: str) -> Iterator[Span]:
-    metadata = _parquet_file(source, path).metadata
+    metadata = tables.open_parquet(source, path).metadata
     row = 0
     for group in range(metadata.num_row_groups):
         info = metadata.row_group(group)
@@ -282,14 +272,26 @@ def _parquet_spans(source: SourceRecipe, index: int, path: Path, name: str) -> I
         row += info.num_rows
 
 
-def _read_parquet(source: SourceRecipe, path: Path, span: Span) -> Iterator[Document]:
-    row = span.start
-    batches = _parquet_file(source, path).iter_batches(_SPAN_ROWS, [span.group], [source.field])
-    for batch in batches:
-        for value in batch.column(0).to_pylist():
-            if value is not None and row < span.stop:
-                yield Document(row, value.encode())
-            row += 1
+def _read_parquet(source: SourceRecipe, path: Path, span: Span, fields: FieldReader) -> Iterator[Document]:
+    return tables.read_parquet(source, path, span.group, span.start, span.stop, fields)
+
+
+def _read_arrow(source: SourceRecipe, path: Path, span: Span, fields: FieldReader) -> Iterator[Document]:
+    return tables.read_arrow(source, path, fields)
+
+
+def _megatron_spans(source: SourceRecipe, index: int, path: Path, name: str) -> Iterator[Span]:
+    count = megatron.count_documents(path)
+    if source.max_documents is not None:
+        count = min(count, source.max_documents)
+    share = path.with_suffix(".bin").stat().st_size / max(1, count)
+    for start in range(0, count, _SPAN_ROWS):
+        stop = min(start + _SPAN_ROWS, count)
+        yield Span(index, name, start, stop, max(1, round(share * (stop - start))))
+
+
+def _read_megatron(source: SourceRecipe, path: Path, span: Span, fields: FieldReader) -> Iterator[Document]:
+    return megatron.read_documents(path, span.start, span.stop)
 
 
 # --- HDF5 -----------------------------------------------------------------------------------------
@@ -345,29 +347,34 @@ def _hdf5_spans(source: SourceRecipe, index: int, path: Path, name: str, size: i
         yield Span(index, name, start, stop, max(1, size * (stop - start) // max(1, num_rows)))
 
 
-def _read_hdf5(source: SourceRecipe, path: Path, span: Span) -> Iterator[Document]:
-    """h5py is done and its file closed before the first document leaves.
+def _read_hdf5(source: SourceRecipe, path: Path, span: Span, fields: FieldReader) -> Iterator[Document]:
+    """h5py is done and its file closed before the first document of a block leaves.
 
     A half-read HDF5 file beside zarr's own thread can deadlock: the garbage collector may close h5py
     objects on that thread while this one holds HDF5's lock (hdmf-zarr issue 362).
     """
-    with _open_hdf5(path) as file:
-        rows = _hdf5_dataset(source, path, file)[span.start : span.stop]
-    if rows.dtype.kind in "iu" and rows.ndim == 1:
-        yield Document(span.start, _ids(rows, path, span.start), is_ids=True, is_stream=True)
-        return
-    for row, value in enumerate(rows, span.start):
-        if isinstance(value, bytes | str):
-            raw = value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
-            yield Document(row, raw)
-        else:
-            yield Document(row, _ids(np.asarray(value), path, row), is_ids=True)
+    for start in range(span.start, span.stop, _STREAM_IDS):
+        try:
+            with _open_hdf5(path) as file:
+                rows = _hdf5_dataset(source, path, file)[start : min(span.stop, start + _STREAM_IDS)]
+        except OSError as error:
+            yield Document(start, b"", fault=f"cannot be read as HDF5 ({error})")
+            return
+        if rows.dtype.kind in "iu" and rows.ndim == 1:
+            yield Document(start, _ids(rows, path, start), is_ids=True, is_stream=True)
+            continue
+        for row, value in enumerate(rows, start):
+            if isinstance(value, bytes | str):
+                yield fields.document(row, value)
+            else:
+                yield Document(row, _ids(np.asarray(value), path, row), is_ids=True)
 
 
 def _ids(values: npt.NDArray[Any], path: Path, row: int) -> bytes:
-    if len(values) and (values.min() < 0 or values.max() >= 2**32 - 1):
-        raise UsageError(f"{path}, row {row}: token ids must lie between 0 and 2^32 - 2")
-    return values.astype("<u4").tobytes()
+    try:
+        return to_ids(values)
+    except ValueError as error:
+        raise UsageError(f"{path}, row {row}: {error}") from None
 
 
 _READERS = {
@@ -375,5 +382,7 @@ _READERS = {
     "jsonl": _read_jsonl,
     TRACES: _read_traces,
     "parquet": _read_parquet,
+    "arrow": _read_arrow,
+    "megatron": _read_megatron,
     "hdf5": _read_hdf5,
 }

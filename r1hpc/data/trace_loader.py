@@ -18,7 +18,7 @@ import numpy.typing as npt
 from r1hpc.base.errors import UsageError
 from r1hpc.data.ahead import ReadAhead
 from r1hpc.data.loader import window_checksum
-from r1hpc.data.mixture import MixturePlan
+from r1hpc.data.mixture import DocumentMixture, Mixture, recipe_mix, shares
 from r1hpc.data.order import DocumentPlan, RankShare
 from r1hpc.data.traces import TraceDataset
 
@@ -70,19 +70,15 @@ class TraceLoader:
         """Raise UsageError when the batch does not divide, or a document is longer than seq_len.
 
         Args:
-            weights: share of each source of the dataset in the samples (see mixture); None: all documents
-                alike.
+            weights: share of each source of the dataset in the samples (see mixture); None: as the recipe
+                says, or all documents alike.
         """
         if pad_id < 0:
             raise UsageError(f"pad_id must be a token id, not {pad_id}")
         _check_lengths(dataset, seq_len)
         self.dataset, self.seq_len, self.pad_id = dataset, seq_len, pad_id
         self.share = RankShare(global_batch_size, micro_batch_size, rank, world_size)
-        self.plan = (
-            DocumentPlan(dataset.id, dataset.num_documents, seed)
-            if weights is None
-            else MixturePlan(dataset.id, dataset.source_documents, tuple(weights), seed)
-        )
+        self.plan = open_document_plan(dataset, seed, global_batch_size, weights)
         self._ahead = ReadAhead(self._read) if prefetch else None
 
     @property
@@ -127,6 +123,30 @@ class TraceLoader:
     def _padded_length(self, documents: npt.NDArray[np.int64]) -> int:
         longest = int(self.dataset.document_lengths[documents].max())
         return min(-(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE, self.seq_len)
+
+
+def open_document_plan(
+    dataset: TraceDataset, seed: int, global_batch_size: int, weights: Sequence[float] | None = None
+) -> DocumentPlan | DocumentMixture:
+    """The order of a dataset's documents: by weights, by the mixture of its recipe, or all alike."""
+    mix = recipe_mix(dataset.tokens.manifest)
+    if weights is None and mix is None:
+        return DocumentPlan(dataset.id, dataset.num_documents, seed)
+    sources = dataset.tokens.manifest.content["sources"]
+    if weights is None:
+        assert mix is not None, "the case of neither has been seen"
+        weights = shares(mix, sources, of="documents")
+    return DocumentMixture(
+        dataset.id,
+        Mixture(
+            sizes=dataset.source_documents,
+            weights=tuple(weights),
+            batch=global_batch_size,
+            seed=seed,
+            max_epochs=mix.max_epochs if mix is not None else None,
+            names=tuple(source["name"] for source in sources),
+        ),
+    )
 
 
 def _check_lengths(dataset: TraceDataset, seq_len: int) -> None:

@@ -111,6 +111,7 @@ class Encoder:
 
         _check_shape(path)
         self._tokenizer = Tokenizer.from_file(str(path))
+        self._parse_special = parse_special
         self._tokenizer.encode_special_tokens = not parse_special
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -133,16 +134,30 @@ class Encoder:
         encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(item.ids, dtype=np.uint32) for item in encoded]
 
-    def encode_known(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32] | str]:
-        """As encode, with the library's error in place of a text that the vocabulary cannot spell."""
+    def encode_mixed(self, texts: Sequence[str], chats: Sequence[bool]) -> list[npt.NDArray[np.uint32]]:
+        """As encode, where special tokens spelled by those that are chats become themselves."""
+        if not any(chats):
+            return self.encode(texts)
+        found: list[npt.NDArray[np.uint32]] = []
+        for text, is_chat in zip(texts, chats, strict=True):
+            self._tokenizer.encode_special_tokens = not (is_chat or self._parse_special)
+            found.extend(self.encode([text]))
+        self._tokenizer.encode_special_tokens = not self._parse_special
+        return found
+
+    def encode_known(
+        self, texts: Sequence[str], chats: Sequence[bool] = ()
+    ) -> list[npt.NDArray[np.uint32] | str]:
+        """As encode_mixed, with the library's error in place of a text that the vocabulary cannot spell."""
+        chats = chats or [False] * len(texts)
         try:
-            return list(self.encode(texts))
+            return list(self.encode_mixed(texts, chats))
         # The library raises plain Exception where a model without an unknown token meets one.
         except Exception as error:
             if len(texts) == 1:
                 return [str(error)]
         half = len(texts) // 2  # one bad line must not make every good one of its batch a call of its own
-        return self.encode_known(texts[:half]) + self.encode_known(texts[half:])
+        return self.encode_known(texts[:half], chats[:half]) + self.encode_known(texts[half:], chats[half:])
 
     def decode(self, ids: Any) -> str:
         return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False))

@@ -5,9 +5,11 @@ read-modify-write that loses data between processes (zarr-python issue 3682). No
 how many other writers there are.
 """
 
-from dataclasses import dataclass, field
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +17,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from r1hpc.base.failpoints import failpoint
-from r1hpc.data.encode import SourceCount, Vocabulary, encode_span
+from r1hpc.data.encode import Encoded, SourceCount, Vocabulary, encode_span
 from r1hpc.data.layout import CHECKSUMS, INPUTS, TOKENS
 from r1hpc.data.manifest import canonical_json, census
 from r1hpc.data.recipe import Recipe
@@ -27,83 +29,135 @@ from r1hpc.data.vocabulary import Encoder
 _ROW_CHUNK = 2**16
 _ROW_SHARD = 2**22
 _COMPRESSION_LEVEL = 3
+_LOW = 2**64 - 1
 
 
 @dataclass
 class PartResult:
     """Counts of a written part; `sources` by source index."""
 
-    name: str
     num_tokens: int = 0
     num_documents: int = 0
     sources: dict[int, SourceCount] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Census of the part, by path inside its folder; made here so that every writer hashes its own."""
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
 
-class _Row(NamedTuple):
-    """What the per-document arrays say of one document."""
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "PartResult":
+        sources = {int(index): SourceCount(**count) for index, count in record["sources"].items()}
+        mine = {item.name: record[item.name] for item in fields(cls)}
+        return cls(**(mine | {"sources": sources}))
 
-    source: int
-    input: int
-    position: int
-    hash: int
-    num_prompt_tokens: int
-    token_stop: int
+
+Placed = tuple[int, int, Encoded]
+"""A document with the index of its source, and of its file among the inputs of the part."""
+
+
+class _Rows:
+    """The per-document arrays, 60 bytes a document while they grow."""
+
+    def __init__(self) -> None:
+        self.source, self.input = array("H"), array("L")
+        self.position, self.high, self.low = array("Q"), array("Q"), array("Q")
+        self.prompt, self.offsets = array("Q"), array("Q", [0])
+
+    def append(self, source: int, place: int, item: Encoded, token_stop: int) -> None:
+        self.source.append(source)
+        self.input.append(place)
+        self.position.append(item.position)
+        self.high.append(item.hash >> 64)
+        self.low.append(item.hash & _LOW)
+        self.prompt.append(item.num_prompt_tokens)
+        self.offsets.append(token_stop)
+
+    def write(self, folder: Path, is_traces: bool) -> None:
+        """The arrays on disk, and those of segments."""
+        pairs = np.stack([np.array(self.high, dtype="<u8"), np.array(self.low, dtype="<u8")], axis=1)
+        offsets = np.array(self.offsets, dtype="<u8")
+        _write_array(folder / "doc_offsets", offsets)
+        _write_array(folder / "doc_source", np.array(self.source, dtype="<u2"))
+        _write_array(folder / "doc_hash", pairs)
+        _write_array(folder / "doc_input", np.array(self.input, dtype="<u4"))
+        _write_array(folder / "doc_position", np.array(self.position, dtype="<u8"))
+        if is_traces:
+            for name, values in segment_arrays(offsets, np.array(self.prompt, dtype="<u8")).items():
+                _write_array(folder / name, values)
 
 
 def write_part(
-    recipe: Recipe, spans: list[Span], folder: Path, vocabulary: Vocabulary, encoder: Encoder | None
+    recipe: Recipe,
+    items: Iterable[Placed],
+    inputs: Sequence[tuple[int, str]],
+    folder: Path,
+    vocabulary: Vocabulary,
+    *,
+    fit: bool = False,
 ) -> PartResult:
-    """Read the spans and write the part `folder`, which must not exist.
+    """Write the part `folder`, which must not exist, from documents in order.
+
+    Args:
+        inputs: the files of the part, as (source, path).
+        fit: a part of less than one shard gets a smaller one, not padded beyond its last chunk.
 
     Raises:
         UsageError: an input that cannot be read as the recipe says, or an id outside the vocabulary.
     """
     zarr.create_group(folder)
-    result = PartResult(folder.name)
-    inputs = sorted({(span.source, span.path) for span in spans})
-    input_index = {item: i for i, item in enumerate(inputs)}
-    tokens = _TokenWriter(folder, recipe, vocabulary)
-    rows: list[_Row] = []
-    for span in spans:
-        failpoint("data.build.span")
-        count = result.sources.setdefault(span.source, SourceCount())
-        for item in encode_span(recipe, span, vocabulary, encoder, count):
-            tokens.append(item.ids)
-            place = input_index[span.source, span.path]
-            rows.append(
-                _Row(span.source, place, item.position, item.hash, item.num_prompt_tokens, tokens.length)
-            )
-            count.num_documents += 1
-            count.num_tokens += len(item.ids)
-            count.num_bytes += item.num_bytes
+    result = PartResult()
+    for source, _ in inputs:
+        result.sources.setdefault(source, SourceCount())
+    tokens = _TokenWriter(folder, recipe, vocabulary, fit)
+    rows = _Rows()
+    for source, place, item in items:
+        tokens.append(item.ids)
+        rows.append(source, place, item, tokens.length)
+        count = result.sources[source]
+        count.num_documents += 1
+        count.num_tokens += len(item.ids)
+        count.num_bytes += item.num_bytes
     tokens.close()
-    _write_rows(folder, rows, recipe.is_traces)
+    rows.write(folder, recipe.is_traces)
     (folder / INPUTS).write_bytes(canonical_json([{"source": s, "path": p} for s, p in inputs]))
     (folder / CHECKSUMS).write_bytes(_read_checksums(folder / TOKENS))
-    result.num_tokens, result.num_documents = tokens.length, len(rows)
+    result.num_tokens, result.num_documents = tokens.length, len(rows.source)
     result.files = census(folder)
+    return result
+
+
+def write_spans(
+    recipe: Recipe, spans: Sequence[Span], folder: Path, vocabulary: Vocabulary, encoder: Encoder | None
+) -> PartResult:
+    """A part straight from the inputs, without stages in between."""
+    inputs = sorted({(span.source, span.path) for span in spans})
+    place = {item: i for i, item in enumerate(inputs)}
+    skipped = {source: SourceCount() for source, _ in inputs}
+
+    def items() -> Iterator[Placed]:
+        for span in spans:
+            failpoint("data.build.span")
+            for item in encode_span(recipe, span, vocabulary, encoder, skipped[span.source]):
+                yield span.source, place[span.source, span.path], item
+
+    result = write_part(recipe, items(), inputs, folder, vocabulary)
+    for source, count in skipped.items():
+        result.sources[source].num_skipped = count.num_skipped
     return result
 
 
 class _TokenWriter:
     """Fills one shard in memory, writes it whole, begins the next."""
 
-    def __init__(self, folder: Path, recipe: Recipe, vocabulary: Vocabulary) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, vocabulary: Vocabulary, fit: bool) -> None:
         self.length = 0
+        self._folder, self._recipe, self._vocabulary, self._fit = folder, recipe, vocabulary, fit
         self._shard = recipe.shard_tokens
-        self._invalid = vocabulary.invalid_id
-        self._buffer = np.full(self._shard, self._invalid, dtype=vocabulary.dtype)
-        self._array = _create(
-            folder / TOKENS,
-            (0,),
-            vocabulary.dtype,
-            recipe.chunk_tokens,
-            self._shard,
-            self._invalid,
-            recipe.profile,
-        )
+        self._buffer = np.full(self._shard, vocabulary.invalid_id, dtype=vocabulary.dtype)
+        self._array: zarr.Array[Any] | None = None
 
     def append(self, ids: npt.NDArray[np.uint32]) -> None:
         done = 0
@@ -118,30 +172,33 @@ class _TokenWriter:
 
     def close(self) -> None:
         """Write the last shard, padded by the invalid id, then give the array its true length."""
-        if self.length % self._shard:
+        if self._fit and self._array is None:
+            chunk = self._recipe.chunk_tokens
+            self._shard = max(chunk, -(-self.length // chunk) * chunk)
+        if self.length % self._shard or (self._array is None and self.length):
             self._write()
-        self._array.resize((self.length,))
+        self._open().resize((self.length,))
 
     def _write(self) -> None:
         stop = -(-self.length // self._shard) * self._shard
-        self._array.resize((stop,))
-        self._array[stop - self._shard : stop] = self._buffer
-        self._buffer.fill(self._invalid)
+        array = self._open()
+        array.resize((stop,))
+        array[stop - self._shard : stop] = self._buffer[: self._shard]
+        self._buffer.fill(self._vocabulary.invalid_id)
 
-
-def _write_rows(folder: Path, rows: list[_Row], is_traces: bool) -> None:
-    """The per-document arrays, and those of segments."""
-    low = 2**64 - 1
-    pairs = np.array([(row.hash >> 64, row.hash & low) for row in rows], dtype="<u8").reshape(-1, 2)
-    offsets = [0, *(row.token_stop for row in rows)]
-    _write_array(folder / "doc_offsets", np.array(offsets, dtype="<u8"))
-    _write_array(folder / "doc_source", np.array([row.source for row in rows], dtype="<u2"))
-    _write_array(folder / "doc_hash", pairs)
-    _write_array(folder / "doc_input", np.array([row.input for row in rows], dtype="<u4"))
-    _write_array(folder / "doc_position", np.array([row.position for row in rows], dtype="<u8"))
-    if is_traces:
-        for name, values in segment_arrays(offsets, [row.num_prompt_tokens for row in rows]).items():
-            _write_array(folder / name, values)
+    def _open(self) -> "zarr.Array[Any]":
+        """The array, made when its shard is known."""
+        if self._array is None:
+            self._array = _create(
+                self._folder / TOKENS,
+                (0,),
+                self._vocabulary.dtype,
+                self._recipe.chunk_tokens,
+                self._shard,
+                self._vocabulary.invalid_id,
+                self._recipe.profile,
+            )
+        return self._array
 
 
 def _write_array(path: Path, values: npt.NDArray[Any]) -> None:

@@ -12,18 +12,12 @@ from r1hpc.base.errors import ConfigError, StateError
 from r1hpc.base.units import gpu_hours
 from r1hpc.config.schema import RunConfig
 from r1hpc.plan.batch import BatchPlan, Topology, batch_of
+from r1hpc.plan.families import UnknownModelError
 from r1hpc.plan.memory import MemoryPlan, checkpoint_bytes, memory_per_gpu
+from r1hpc.plan.model import load_model_config
 from r1hpc.plan.parts import num_parts
 from r1hpc.plan.preemption import expected_save_time_s
-from r1hpc.plan.shape import (
-    ModelShape,
-    UnknownModelError,
-    canonical,
-    check_heads,
-    flops_per_token,
-    load_model_config,
-    model_shape,
-)
+from r1hpc.plan.shape import ModelShape, canonical, check_heads, flops_per_token, model_shape
 
 
 @dataclass(frozen=True)
@@ -96,22 +90,35 @@ def make_plan(
     """
     ranks = gpus_per_node or config.resources.ranks_per_node
     topology = Topology(num_nodes or config.resources.nodes, ranks, gpus_per_node)
-    train, seq_len = config.train, longest_sequence(config)
+    train, steps = config.train, num_steps(config)
+    seq_len, _ = _longest_sequence(config)
     batch = batch_of(config, topology)
     shape = _shape(config, vocab_size, expected_model)
+    flops = flops_per_token(shape, seq_len) if shape else None
+    memory = None
+    if shape:
+        memory = memory_per_gpu(
+            shape,
+            zero_stage=config.deepspeed.zero_stage,
+            world_size=topology.world_size,
+            precision=train.precision,
+            micro_batch_size=train.micro_batch_size,
+            seq_len=seq_len,
+            activation_checkpointing=config.model.activation_checkpointing,
+        )
     size = checkpoint_bytes(shape, train.precision, config.deepspeed.zero_stage) if shape else None
     bandwidth = config.checkpoint.assumed_bandwidth_gib_s
     tokens = batch.global_batch_size * seq_len
     return RunPlan(
         topology=topology,
         batch=batch,
-        num_steps=num_steps(config),
+        num_steps=steps,
         seq_len=seq_len,
         tokens_per_step=tokens,
-        total_tokens=tokens * num_steps(config),
+        total_tokens=tokens * steps,
         num_parameters=shape.num_parameters if shape else None,
-        flops_per_token=flops_per_token(shape, seq_len) if shape else None,
-        memory=_memory(config, shape, topology) if shape else None,
+        flops_per_token=flops,
+        memory=memory,
         checkpoint_bytes=size,
         save_time_s=None if size is None else expected_save_time_s(size, bandwidth),
         time_limit_s=time_limit_s,
@@ -120,17 +127,12 @@ def make_plan(
     )
 
 
-def _setting_of_length(config: RunConfig) -> str:
+def _longest_sequence(config: RunConfig) -> tuple[int, str]:
+    """Tokens of the longest sequence the model sees, and the settings that say so."""
     if config.stage in ("rl", "generate", "evaluate"):
-        return "rollout.max_prompt_length + rollout.max_completion_length"
-    return "data.seq_len"
-
-
-def longest_sequence(config: RunConfig) -> int:
-    """Tokens of the longest sequence the model sees."""
-    if config.stage in ("rl", "generate", "evaluate"):
-        return config.rollout.max_prompt_length + config.rollout.max_completion_length
-    return config.data.seq_len
+        length = config.rollout.max_prompt_length + config.rollout.max_completion_length
+        return length, "rollout.max_prompt_length + rollout.max_completion_length"
+    return config.data.seq_len, "data.seq_len"
 
 
 def num_steps(config: RunConfig) -> int:
@@ -153,28 +155,16 @@ def _shape(
         return None
     model = load_model_config(config, vocab_size, expected)
     values = canonical(model)
-    positions, seq_len = values.get("max_position_embeddings"), longest_sequence(config)
     check_heads(values)
     try:
         shape = model_shape(model)
     except UnknownModelError:
         shape = None
-    positions = shape.max_position_embeddings if shape else positions
+    positions = shape.max_position_embeddings if shape else values.get("max_position_embeddings")
+    seq_len, settings = _longest_sequence(config)
     if isinstance(positions, int) and seq_len > positions:
         raise ConfigError(
-            f"{_setting_of_length(config)} is {seq_len}, but the model has {positions} positions: lower it, "
+            f"{settings} is {seq_len}, but the model has {positions} positions: lower it, "
             "or raise model.config.max_position_embeddings"
         )
     return shape if model.get("vocab_size") is not None else None
-
-
-def _memory(config: RunConfig, shape: ModelShape, topology: Topology) -> MemoryPlan:
-    return memory_per_gpu(
-        shape,
-        zero_stage=config.deepspeed.zero_stage,
-        world_size=topology.world_size,
-        precision=config.train.precision,
-        micro_batch_size=config.train.micro_batch_size,
-        seq_len=longest_sequence(config),
-        activation_checkpointing=config.model.activation_checkpointing,
-    )

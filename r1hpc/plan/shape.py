@@ -14,17 +14,6 @@ from typing import Any
 from r1hpc.base.errors import ConfigError
 from r1hpc.base.names import nearest, printable
 from r1hpc.plan.families import ALIASES, FAMILIES, Family, UnknownModelError
-from r1hpc.plan.model import load_model_config
-
-__all__ = [
-    "ModelShape",
-    "UnknownModelError",
-    "flops_per_token",
-    "hardware_flops_per_token",
-    "load_model_config",
-    "model_shape",
-]
-
 
 _NEEDED = (
     "hidden_size",
@@ -42,8 +31,6 @@ class ModelShape:
     model_type: str
     num_parameters: int
     """All of them; a tied head is counted once."""
-    num_embedding_parameters: int
-    """Tables that are looked up, not multiplied: token embeddings and learned positions."""
     num_active_parameters: int
     """Those one token meets: for a mixture of experts the router's choice only, else all."""
     num_matmul_parameters: int
@@ -96,7 +83,6 @@ def model_shape(config: Mapping[str, Any]) -> ModelShape:
     return ModelShape(
         model_type=values["model_type"],
         num_parameters=body.total + table + head.total,
-        num_embedding_parameters=table,
         num_active_parameters=body.active + table + head.total,
         num_matmul_parameters=body.matmul + head.matmul,
         num_layers=layers,
@@ -217,9 +203,8 @@ def _attention(family: Family, values: Mapping[str, Any]) -> _Count:
 
 def _widths(values: Mapping[str, Any]) -> tuple[int, int]:
     """Width of the queries and of the keys (and of the values)."""
-    return values["num_attention_heads"] * values["head_dim"], values["num_key_value_heads"] * values[
-        "head_dim"
-    ]
+    head_dim = values["head_dim"]
+    return values["num_attention_heads"] * head_dim, values["num_key_value_heads"] * head_dim
 
 
 def _mlp(family: Family, values: Mapping[str, Any], index: int) -> _Count:

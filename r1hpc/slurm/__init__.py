@@ -1,4 +1,4 @@
 """Slurm: the job script, its submission, SLURM_* on the ranks, requeue, accounting, the cluster probe.
 
-The only room that runs Slurm's commands and the only one that knows submitit.
+The only package that runs Slurm's commands and the only one that knows submitit.
 """

@@ -95,7 +95,7 @@ def _run(
     argv: Sequence[str], timeout_s: float, env: Mapping[str, str] | None, stdout: "int | IO[bytes]"
 ) -> "subprocess.CompletedProcess[str]":
     shown = shlex.join(argv)
-    environment = readable_environment() if env is None else dict(env)
+    environment = _readable_environment() if env is None else dict(env)
     try:
         done = subprocess.run(
             argv,
@@ -123,19 +123,14 @@ def _run(
         ) from None
     if done.returncode:
         out = done.stdout or ""  # None where it went into a file
-        words = f"`{shown}` failed with exit status {done.returncode}{_quoted(out, done.stderr)}"
+        message = f"`{shown}` failed with exit status {done.returncode}{_quoted(out, done.stderr)}"
         if NO_CONFIGURATION in done.stderr:
-            words = f"`{argv[0]}` finds no cluster from here: run this on a login node, or set SLURM_CONF"
-        raise SlurmError(
-            words,
-            done.returncode,
-            out,
-            done.stderr,
-        )
+            message = f"`{argv[0]}` finds no cluster from here: run this on a login node, or set SLURM_CONF"
+        raise SlurmError(message, done.returncode, out, done.stderr)
     return done
 
 
-def readable_environment() -> dict[str, str]:
+def _readable_environment() -> dict[str, str]:
     """This process's environment, with the output of Slurm's commands in the form that is parsed here."""
     return {**os.environ, "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C"}
 

@@ -14,14 +14,11 @@ from typing import Any
 from r1hpc.base.errors import UsageError
 from r1hpc.base.units import format_time, parse_time
 from r1hpc.config.schema import RunConfig
-from r1hpc.plan.preemption import choose_signal_lead_s, judge_window, warning_window
+from r1hpc.plan.preemption import PreemptionRules, judge_window, signal_lead_s
 from r1hpc.plan.run import RunPlan, make_plan
 from r1hpc.slurm.client import NO_CONFIGURATION, SlurmError, call
 from r1hpc.slurm.probe import ClusterFacts, probe_cluster
 from r1hpc.slurm.script import DEFAULT_SIGNAL_LEAD_S
-
-_UNKNOWN_SAVE_S = 135.0
-"""Where the model's size is not known yet; makes the usual warning of 300 s."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,7 @@ def decide(
         UsageError: nobody says how many GPUs a node has, no such partition, or more time than it allows.
         ConfigError: what the plan refuses.
     """
-    facts = facts or ask_cluster(config, executor)
+    facts = facts or ask_cluster(executor, *place_in_cluster(config))
     gpus, notes = _gpus_per_node(config, facts, executor, assumed_gpus_per_node)
     time, time_notes = _time(config, facts, executor)
     settled = dataclasses.replace(config.resources, gpus_per_node=gpus, time=time)
@@ -98,17 +95,17 @@ def decide(
         time_limit_s=limit_s,
         expected_model=expected_model,
     )
-    lead_s = _signal_lead(config, plan, limit_s)
+    lead_s = signal_lead_s(settled.signal_lead_s, plan.save_time_s, limit_s)
     config = dataclasses.replace(config, resources=dataclasses.replace(settled, signal_lead_s=lead_s))
     warning = _warning(config, plan, facts, lead_s) if executor == "slurm" else []
-    # One command that fails is worth its words; a cluster that does not answer says the same five times.
+    # One command that fails is worth a note; a cluster that does not answer says the same five times.
     failures = facts.unknown if facts.reachable else facts.unknown[:1]
     unknown = [f"not learnt from the cluster: {failure}" for failure in failures]
     return Decision(config, gpus, plan, lead_s, (*notes, *time_notes, *unknown, *warning))
 
 
 def overrides_of_allocation(environ: Mapping[str, str], is_cpu_run: bool) -> list[str]:
-    """What sbatch was really told, from the variables of the job it made, as overrides that come last.
+    """What sbatch was really given, from the variables of the job it made, as overrides that come last.
 
     Args:
         is_cpu_run: the job file says so itself; an exclusive node brings its GPUs to any job.
@@ -129,16 +126,17 @@ def overrides_of_allocation(environ: Mapping[str, str], is_cpu_run: bool) -> lis
     return found
 
 
-def ask_cluster(config: RunConfig, executor: str) -> ClusterFacts:
-    """What Slurm says of the partition, QOS and account of a run; nothing where there is no Slurm."""
+def place_in_cluster(config: RunConfig) -> tuple[str | None, str | None, str | None]:
+    """Partition, QOS and account of a run: its own, else its profile's."""
+    own, site = config.resources, config.cluster
+    return own.partition or site.partition, own.qos or site.qos, own.account or site.account
+
+
+def ask_cluster(executor: str, partition: str | None, qos: str | None, account: str | None) -> ClusterFacts:
+    """What Slurm says of a partition, a QOS and an account; nothing where there is no Slurm."""
     if executor != "slurm" or not slurm_is_here():
         return ClusterFacts()
-    resources, cluster = config.resources, config.cluster
-    return probe_cluster(
-        resources.partition or cluster.partition,
-        resources.qos or cluster.qos,
-        resources.account or cluster.account,
-    )
+    return probe_cluster(partition, qos, account)
 
 
 def _gpus_per_node(
@@ -176,41 +174,15 @@ def _time(config: RunConfig, facts: ClusterFacts, executor: str) -> tuple[str | 
     return None, ["time: left to the partition's default, so the ceiling is not known (--time D-HH:MM:SS)"]
 
 
-def _signal_lead(config: RunConfig, plan: RunPlan, limit_s: int | None) -> int:
-    asked = config.resources.signal_lead_s
-    if asked is None:
-        return choose_signal_lead_s(plan.save_time_s or _UNKNOWN_SAVE_S, limit_s)
-    if not 0 < asked < (limit_s or 65536):  # sbatch(1): --signal takes 0..65535
-        raise UsageError(f"resources.signal_lead_s is {asked}: it must lie between 1 and the time limit")
-    return asked
-
-
 def _warning(config: RunConfig, plan: RunPlan, facts: ClusterFacts, lead_s: int) -> list[str]:
     if facts.preempt_mode is None or facts.kill_wait_s is None or facts.grace_s is None:
         return [f"time limit: USR2 {lead_s} s before it", "preemption: not known, the cluster did not say"]
-    if plan.save_time_s is None:
-        window = warning_window(
-            preempt_mode=facts.preempt_mode,
-            grace_s=facts.grace_s,
-            kill_wait_s=facts.kill_wait_s,
-            sends_user_signal=bool(facts.sends_user_signal),
-            signal_lead_s=lead_s,
-        )
-        told = "nobody preempts this run"
-        if window.preemption_s is not None:
-            told = f"{window.preemption_s} s ({window.source})"
-        return [
-            f"time limit: USR2 {lead_s} s before it; preemption ({facts.preempt_mode}): {told}",
-            "how long a save takes is not known before the dataset is",
-        ]
-    return judge_window(
-        plan.save_time_s,
-        preempt_mode=facts.preempt_mode,
+    rules = PreemptionRules(
+        mode=facts.preempt_mode.upper(),
         grace_s=facts.grace_s,
         kill_wait_s=facts.kill_wait_s,
         sends_user_signal=bool(facts.sends_user_signal),
-        signal_lead_s=lead_s,
         requeue_allowed=facts.job_requeue is not False,
         max_batch_requeue=facts.max_batch_requeue or 5,
-        save_every=config.checkpoint.save_every,
     )
+    return judge_window(plan.save_time_s, rules, lead_s, config.checkpoint.save_every)

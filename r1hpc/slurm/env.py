@@ -17,6 +17,8 @@ from r1hpc.base.errors import R1hpcError, StateError
 
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _SIOCGIFADDR = 0x8915  # linux/sockios.h
+_LOWEST_PORT = 10_000
+_PORT_TRIES = 200
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,7 @@ def from_local(environ: Mapping[str, str]) -> RankContext:
     if num_nodes < 1 or world_size % num_nodes:
         raise StateError(f"R1HPC_LOCAL_NODE_COUNT={num_nodes} does not divide {world_size} ranks")
     per_node = world_size // num_nodes
-    host = socket.gethostname()
-    names = (host,) if num_nodes == 1 else tuple(f"{host}-{index}" for index in range(num_nodes))
+    names = played_nodes(num_nodes)
     node_rank = min(rank // per_node, num_nodes - 1)
     return RankContext(
         rank=rank,
@@ -125,6 +126,12 @@ def from_local(environ: Mapping[str, str]) -> RankContext:
         attempt=_number(environ, "R1HPC_ATTEMPT"),
         job_id=environ.get("R1HPC_LOCAL_JOB_ID"),
     )
+
+
+def played_nodes(num_nodes: int) -> tuple[str, ...]:
+    """The names of the nodes that this machine plays for a local run."""
+    host = socket.gethostname()
+    return (host,) if num_nodes == 1 else tuple(f"{host}-{index}" for index in range(num_nodes))
 
 
 def job_id(environ: Mapping[str, str]) -> str | None:
@@ -165,31 +172,31 @@ def expand_counts(text: str) -> tuple[int, ...]:
     return tuple(counts)
 
 
-def choose_port(low: int = 10000, host: str = "", attempts: int = 200) -> socket.socket:
+def choose_port() -> socket.socket:
     """A listening socket on a random free port that the kernel never gives to outgoing connections.
+
+    It listens on all addresses.
 
     A port from the ephemeral range can be taken by any client between the choice and its use, which at
     scale happens daily. The caller keeps the socket (it *is* the reservation) or hands its descriptor on.
 
-    Args:
-        low: the smallest port to take.
-        host: the local address to listen on; empty is all of them.
-
     Raises:
         R1hpcError: no free port was found.
     """
-    ports = _outside_ephemeral(low)
-    for _ in range(attempts):
+    ports = _outside_ephemeral()
+    for _ in range(_PORT_TRIES):
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             # SystemRandom: ranks seed the global generator alike, and two jobs on a node must not collide.
-            listener.bind((host, random.SystemRandom().choice(ports)))
+            listener.bind(("", random.SystemRandom().choice(ports)))
             listener.listen(1024)
             return listener
         except OSError:
             listener.close()
-    raise R1hpcError(f"no free port in {attempts} tries from {low} up: what listens on this node? (ss -ltn)")
+    raise R1hpcError(
+        f"no free port in {_PORT_TRIES} tries from {_LOWEST_PORT} up: what listens on this node? (ss -ltn)"
+    )
 
 
 def network_interface_to(host: str) -> str | None:
@@ -214,13 +221,13 @@ def network_interface_to(host: str) -> str | None:
     return find(source)
 
 
-def _outside_ephemeral(low: int) -> list[int]:
+def _outside_ephemeral() -> list[int]:
     first, last = 32768, 60999  # the kernel's defaults, ip-sysctl.rst
     if _EPHEMERAL.exists():
-        first, last = (int(word) for word in _EPHEMERAL.read_text().split())
-    ports = [*range(low, first), *range(max(last + 1, low), 65536)]
+        first, last = (int(text) for text in _EPHEMERAL.read_text().split())
+    ports = [*range(_LOWEST_PORT, first), *range(max(last + 1, _LOWEST_PORT), 65536)]
     # A node may declare nearly all ports ephemeral; then none is safe and the reservation has to do.
-    return ports or list(range(low, 65536))
+    return ports or list(range(_LOWEST_PORT, 65536))
 
 
 def _interface_of_ipv4(address: str) -> str | None:

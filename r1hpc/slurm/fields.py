@@ -8,11 +8,14 @@ exception: it is shell on purpose, and comes only from a profile file (see `refu
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.names import printable
 from r1hpc.base.units import parse_time
-from r1hpc.config.schema import ClusterConfig, ResourcesConfig
+
+if TYPE_CHECKING:  # the flags of `submit --help` are checked here, and need no schema
+    from r1hpc.config.schema import ClusterConfig, ResourcesConfig
 
 _WORD = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"
 _WORDS = rf"{_WORD}(,{_WORD})*"
@@ -148,7 +151,7 @@ def check_parents(path: Path) -> None:
             )
 
 
-def check_resources(resources: ResourcesConfig) -> None:
+def check_resources(resources: "ResourcesConfig") -> None:
     """Check every text field a user can set for Slurm; raise UsageError for the first that is wrong."""
     for option in RULES:
         value = getattr(resources, option.replace("-", "_"))
@@ -157,7 +160,7 @@ def check_resources(resources: ResourcesConfig) -> None:
     check_extra(resources.sbatch)
 
 
-def check_cluster(cluster: ClusterConfig) -> None:
+def check_cluster(cluster: "ClusterConfig") -> None:
     """Check the fields of a profile, except `setup`, which is shell on purpose."""
     for option in ("partition", "account", "qos", "mem"):
         value = getattr(cluster, option)

@@ -100,7 +100,7 @@ def overrides_from_environment(environ: Mapping[str, str]) -> list[str]:
 
 
 def ignored_variables(environ: Mapping[str, str]) -> Sequence[str]:
-    """SBATCH_* variables that are set and have no meaning here, to be told rather than silently dropped."""
+    """SBATCH_* variables that are set and have no meaning here, reported rather than silently dropped."""
     known = {flag.variable for flag in FLAGS} | {"SBATCH_EXCLUSIVE", "SBATCH_WCKEY"}
     return sorted(name for name in environ if name.startswith("SBATCH_") and name not in known)
 

@@ -7,7 +7,7 @@ One call: `scontrol show assoc_mgr` prints each limit with its usage, as `gres/g
 (N: no limit). Where slurmctld keeps that from users, `sshare` is asked, which knows accounts only.
 
 The usage decays by PriorityDecayHalfLife unless that is 0 or the QOS has NoDecay (slurm.conf(5)): what Slurm
-says is left may be more than hours minus hours. Slurm enforces its own number, so that is what is told here.
+says is left may be more than hours minus hours. Slurm enforces its own number, so that is what is given here.
 """
 
 import getpass

@@ -6,14 +6,14 @@ The pickle is written by submitit's own DelayedSubmission and is a few hundred b
 name (its code is the frozen code/ of the run) and the run folder as a string.
 """
 
-import importlib
 import os
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from r1hpc.base.cli import run_door
+from r1hpc.base.cli import run_command
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import check_owned
 from r1hpc.slurm import env
@@ -30,12 +30,6 @@ def folder_of(run: Path) -> Path:
 def path_of(run: Path, job_id: str) -> Path:
     """The name submitit looks for (submitit.core.utils.JobPaths.submitted_pickle)."""
     return folder_of(run) / f"{job_id}{_SUFFIX}"
-
-
-def entry_point(name: str) -> object:
-    """The function called `package.module.function`."""
-    module, _, attribute = name.rpartition(".")
-    return getattr(importlib.import_module(module), attribute)
 
 
 def check(run: Path, job_id: str, patience_s: float = 60.0) -> None:
@@ -73,7 +67,7 @@ def carry_over(run: Path, new_id: str) -> None:
     temporary.rename(path_of(run, new_id))
 
 
-def _main(argv: "list[str]") -> int:
+def _main(argv: Sequence[str]) -> int:
     job_id = env.job_id(os.environ)
     if len(argv) != 1 or job_id is None:
         print("usage: python -m r1hpc.slurm.payload RUN_DIR, inside a job", file=sys.stderr)
@@ -83,4 +77,4 @@ def _main(argv: "list[str]") -> int:
 
 
 if __name__ == "__main__":
-    run_door(lambda argv: _main(list(argv)))
+    run_command(_main)

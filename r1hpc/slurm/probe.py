@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from r1hpc.base.errors import UsageError
-from r1hpc.base.units import parse_time
+from r1hpc.base.units import limit_s
 from r1hpc.slurm.client import SlurmError, call
 
 _TIMEOUT_S = 5.0
@@ -38,11 +38,11 @@ class ClusterFacts:
     max_batch_requeue: int | None = None
     max_time_s: int | None = None
     """None also where the partition has no limit."""
-    default_time_s: int | None = None
     gpus_per_node: int | None = None
     """0: its nodes have none."""
     gpu_type: str | None = None
     proctrack: str | None = None
+    auth_type: str | None = None
     unknown: tuple[str, ...] = ()
     """One sentence for each thing that could not be learnt."""
 
@@ -89,11 +89,11 @@ def probe_cluster(
         sends_user_signal="send_user_signal" in signal if config else None,
         job_requeue=config["JobRequeue"] == "1" if "JobRequeue" in config else None,
         max_batch_requeue=_count(config.get("MaxBatchRequeue")),
-        max_time_s=_limit(fields.get("MaxTime")),
-        default_time_s=_limit(fields.get("DefaultTime")),
+        max_time_s=limit_s(fields.get("MaxTime")),
         gpus_per_node=gpus,
         gpu_type=gpu_type,
         proctrack=config.get("ProctrackType"),
+        auth_type=config.get("AuthType"),
         unknown=tuple(failed),
     )
 
@@ -167,7 +167,7 @@ def _preemption(
     if not any(qos in row[3].split(",") for row in rows.values()):
         return "OFF", 0  # no QOS may preempt this one
     _, grace, mode, *_ = rows[qos]
-    return (config.get("PreemptMode") if mode in ("", "cluster") else mode.upper()), _limit(grace) or 0
+    return (config.get("PreemptMode") if mode in ("", "cluster") else mode.upper()), limit_s(grace) or 0
 
 
 def _default_qos(text: str) -> str | None:
@@ -191,7 +191,3 @@ def _gpus_in(gres: str) -> tuple[int, str | None]:
 def _count(text: str | None) -> int | None:
     found = re.match(r"\d+", text or "")
     return int(found[0]) if found else None
-
-
-def _limit(text: str | None) -> int | None:
-    return parse_time(text) if text and re.fullmatch(r"[\d:-]+", text) else None

@@ -4,12 +4,11 @@ for job in ask_squeue(account="my-group"):
     job.gpus, job.left_s
 """
 
-import re
 from dataclasses import dataclass
 
-from r1hpc.base.units import parse_time
-from r1hpc.slurm.accounting import gpus_of
+from r1hpc.base.units import limit_s
 from r1hpc.slurm.client import call
+from r1hpc.slurm.sacct import gpus_of
 
 # tres-alloc is what a waiting job asks for, and unlike %b it knows --gpus. The name, last, may hold the "|".
 _FIELDS = ("JobArrayID", "State", "tres-alloc", "TimeLimit", "TimeUsed", "Account", "UserName", "QOS", "Name")
@@ -71,9 +70,5 @@ def read_squeue(text: str) -> list[QueuedJob]:
 def _job(row: list[str]) -> QueuedJob:
     job_id, state, tres, limit, elapsed, account, user, qos, name = row
     return QueuedJob(
-        job_id, state, gpus_of(tres), _seconds(limit), _seconds(elapsed) or 0, account, user, qos, name
+        job_id, state, gpus_of(tres), limit_s(limit), limit_s(elapsed) or 0, account, user, qos, name
     )
-
-
-def _seconds(text: str) -> int | None:
-    return parse_time(text) if re.fullmatch(r"[\d:-]+", text) else None

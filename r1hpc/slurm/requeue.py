@@ -14,7 +14,7 @@ from itertools import chain, repeat
 from pathlib import Path
 
 from r1hpc.base.errors import StateError
-from r1hpc.base.units import parse_time
+from r1hpc.base.units import limit_s
 from r1hpc.slurm import payload
 from r1hpc.slurm.client import SlurmError, call
 from r1hpc.slurm.environment import exported
@@ -46,7 +46,7 @@ class JobState:
     """What `scontrol show job` says about a job. Times are Unix seconds, None where unset."""
 
     states: frozenset[str]
-    """Upper-case state words, for example {"PENDING", "COMPLETING"}. Empty: Slurm no longer knows the job."""
+    """In upper case, for example {"PENDING", "COMPLETING"}. Empty: Slurm no longer knows the job."""
     reason: str = ""
     start_time: float | None = None
     end_time: float | None = None
@@ -91,7 +91,6 @@ def parse_job(text: str) -> JobState:
     fields = line.partition(" UserId=")[2]
     if not fields:
         return JobState(frozenset())
-    limit = _field(fields, "TimeLimit")
     return JobState(
         states=frozenset(re.split(r"[,+]", _field(fields, "JobState"))),
         reason=_field(fields, "Reason"),
@@ -100,7 +99,7 @@ def parse_job(text: str) -> JobState:
         preempt_time=_time(_field(fields, "PreemptTime")),
         restarts=int(_field(fields, "Restarts") or 0),
         requeue=_field(fields, "Requeue") == "1",
-        time_limit_s=_limit(limit),
+        time_limit_s=limit_s(_field(fields, "TimeLimit")),
     )
 
 
@@ -214,10 +213,6 @@ def _field(fields: str, name: str) -> str:
 
 def _time(text: str) -> float | None:
     return float(text) if re.fullmatch(r"[1-9]\d*", text) else None
-
-
-def _limit(text: str) -> int | None:
-    return parse_time(text) if re.fullmatch(r"[\d:-]+", text) else None
 
 
 def read_job_id(answer: str) -> str:

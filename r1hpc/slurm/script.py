@@ -1,11 +1,12 @@
-"""The job script: one template, two doors.
+"""The job script: one template, two commands.
 
     render(script)       the text `python -m r1hpc.submit` hands to sbatch
     train_script()       sbatch/train.sh; rewrite it with: python -m r1hpc.slurm.script > sbatch/train.sh
 
-Both end in the same corridor, `_CORRIDOR`: begin, one srun task per rank, end. Pure text, no Slurm needed.
+Both end in the same lines, `_ATTEMPT`: begin, one srun task per rank, end. Pure text, no Slurm needed.
 """
 
+import dataclasses
 import re
 import shlex
 import sys
@@ -34,7 +35,7 @@ umask 077
 RUN_DIR=@RUN_DIR@
 PYTHON=@PYTHON@
 RANKS_PER_NODE=@RANKS_PER_NODE@
-@CORRIDOR@"""
+@ATTEMPT@"""
 
 _TRAIN = """\
 #!/bin/bash
@@ -42,7 +43,7 @@ _TRAIN = """\
 # Train as a Slurm job:
 #   sbatch [SBATCH OPTIONS] sbatch/train.sh [JOB.yaml] [KEY=VALUE ...] [--run-name NAME] [--run-root DIR]
 #   sbatch --nodes=8 --gpus-per-node=8 sbatch/train.sh jobs/train.yaml train.lr=1e-4
-# What sbatch is told about nodes, GPUs and time wins over the job file; the global batch size stays.
+# What sbatch is given for nodes, GPUs and time wins over the job file; the global batch size stays.
 # The run folder is made on the first start, and found again after a preemption.
 # Generated from the template in r1hpc/slurm/script.py, like every script `python -m r1hpc.submit` writes.
 
@@ -86,9 +87,9 @@ set -- "$@" --run-root "$RUN_ROOT" --run-name "$RUN_NAME"
 PREPARED=$("$PYTHON" -m r1hpc.submit --prepare-only "$@") || exit
 read -r RANKS_PER_NODE RUN_DIR <<< "$PREPARED"
 . "$RUN_DIR/site.sh"
-@CORRIDOR@"""
+@ATTEMPT@"""
 
-_CORRIDOR = """
+_ATTEMPT = """
 # -- begin, one srun task per rank, end --
 # The shell outlives the warning: a handler (an ignored signal would be inherited by the ranks) lets bash
 # wait for srun to end, and then act. Started again after a preemption, it comes back to this line.
@@ -122,7 +123,7 @@ while true; do
     [ "$(date +%s)" -lt "$((${SLURM_JOB_END_TIME:-99999999999} - 5))" ] || { sleep 2; kill -KILL "$SRUN"; }
 done
 
-# No rank is left to inherit this: the last words are not cut short by the TERM of a requeue.
+# No rank is left to inherit this: the last record is not cut short by the TERM of a requeue.
 trap '' TERM USR2
 "$PYTHON" -m r1hpc.launch end "$RUN_DIR" --attempt "$ATTEMPT" --status "$STATUS"
 """
@@ -157,6 +158,10 @@ class Script:
         if self.ranks_per_node < 1:
             raise UsageError(f"{self.ranks_per_node} ranks per node: at least one is needed")
 
+    def with_options(self, more: Mapping[str, str]) -> "Script":
+        """The script with these sbatch options over its own."""
+        return dataclasses.replace(self, options={**self.options, **more})
+
 
 def make_script(
     run: RunDir,
@@ -179,7 +184,7 @@ def make_script(
     fields.check_cluster(cluster)
     ranks = ranks_per_node(config, gpus_per_node)
     chosen: dict[str, str | int | None] = {
-        "job-name": resources.job_name or job_name(run.run_id),
+        "job-name": resources.job_name or run.run_id[:64],
         "partition": resources.partition or cluster.partition,
         "account": resources.account or cluster.account,
         "qos": resources.qos or cluster.qos,
@@ -220,11 +225,6 @@ def ranks_per_node(config: RunConfig, gpus_per_node: int) -> int:
     return gpus_per_node or config.resources.ranks_per_node
 
 
-def job_name(run_id: str) -> str:
-    """The run's name, which is also what squeue shows."""
-    return run_id[:64]
-
-
 def render(script: Script) -> str:
     """The whole job script."""
     site = site_lines(script.setup, script.environment)
@@ -235,8 +235,8 @@ def render(script: Script) -> str:
         RUN_DIR=shlex.quote(str(script.run_dir)),
         PYTHON=shlex.quote(script.python),
         RANKS_PER_NODE=str(script.ranks_per_node),
-        CORRIDOR=_fill(
-            _CORRIDOR,
+        ATTEMPT=_fill(
+            _ATTEMPT,
             GUARD=_GUARD if script.by_submitit else "",
             EXPORTS="export SUBMITIT_EXECUTOR=slurm\n" if script.by_submitit else "",
             SRUN_FLAGS="",
@@ -261,7 +261,7 @@ def train_script() -> str:
     return _fill(
         _TRAIN,
         DIRECTIVES="\n".join(_directive(name, value) for name, value in options.items()),
-        CORRIDOR=_fill(_CORRIDOR, GUARD="", EXPORTS="", SRUN_FLAGS=_IMPLICIT_GPUS, COMMAND=_BY_LAUNCH),
+        ATTEMPT=_fill(_ATTEMPT, GUARD="", EXPORTS="", SRUN_FLAGS=_IMPLICIT_GPUS, COMMAND=_BY_LAUNCH),
     )
 
 

@@ -3,11 +3,12 @@
     write_atomic(run.script, render(script))
     job_id = submit(run)
 
-submitit's own script has no room for begin and end, and its signal handling saves on rank 0 only; so the
+submitit's own script has no place for begin and end, and its signal handling saves on rank 0 only; so the
 executor below writes the script of `slurm.script` and keeps submitit's payload, naming and task runner.
 """
 
 import os
+import pkgutil
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ def submit(run: RunDir, num_tasks: int = 1, entry_point: str = ENTRY_POINT) -> s
 
     Raises:
         UsageError: there is no Slurm client here.
-        SlurmError: sbatch refused; its own words are in the message.
+        SlurmError: sbatch refused; its own message is in ours.
     """
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise UsageError(
@@ -54,7 +55,7 @@ def adopt(run: RunDir, job_id: str, num_tasks: int = 1, entry_point: str = ENTRY
 def _leave_payload(executor: "_Executor", run: RunDir, entry_point: str) -> str:
     with _private_files():
         payload.folder_of(run.path).mkdir(mode=0o700, exist_ok=True)
-        job = executor.submit(payload.entry_point(entry_point), str(run.path))
+        job = executor.submit(pkgutil.resolve_name(entry_point), str(run.path))
     return str(job.job_id)
 
 

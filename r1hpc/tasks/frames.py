@@ -1,4 +1,4 @@
-"""JSON over a pipe: four bytes of length, then the text. The tongue of a verifier and its process."""
+"""JSON over a pipe: four bytes of length, then the text. What a verifier and its process speak."""
 
 import json
 import struct

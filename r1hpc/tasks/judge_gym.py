@@ -40,7 +40,7 @@ _UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {
 _MAX_MAGNITUDE = 2**256
 
 
-def load(settings: Mapping[str, Any]) -> Any:
+def load(settings: Mapping[str, Any]) -> "GymJudge":
     """The judge of one generator; `settings` are its name, seed and options."""
     _patch()
     generator, seed, options = settings["generator"], settings["seed"], settings["options"]

@@ -6,7 +6,7 @@ what gets killed. It reads plain expressions with sympy.parse_expr, which evalua
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate
@@ -31,7 +31,7 @@ _SPACE = " \t\r\n"
 _ENVIRONMENTS = ("$", r"\(", r"\[", r"\boxed")
 
 
-def load(settings: Mapping[str, Any]) -> Any:
+def load(settings: Mapping[str, Any]) -> Callable[[str, str, Mapping[str, Any]], bool]:
     """The judge, warm: what is imported or compiled on first use is so before any answer's time runs."""
     logging.disable(logging.CRITICAL)
     replace_parse_expr()

@@ -49,15 +49,13 @@ def countdown(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
 def _load_math(settings: Mapping[str, Any]) -> Judge:
     from r1hpc.tasks.judge_math import load
 
-    judge: Judge = load(settings)
-    return judge
+    return load(settings)
 
 
 def _load_reasoning_gym(settings: Mapping[str, Any]) -> Judge:
     from r1hpc.tasks.judge_gym import load
 
-    judge: Judge = load(settings)
-    return judge
+    return load(settings)
 
 
 JUDGES = {

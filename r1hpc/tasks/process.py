@@ -69,7 +69,9 @@ class WorkerProcess:
         try:
             hello = self._read_frame(time.monotonic() + limit_s)
         except (DiedError, TimedOutError) as error:
-            raise R1hpcError(f"{self._module} did not start ({error}); its words are on stderr") from None
+            raise R1hpcError(
+                f"{self._module} did not start ({error}); what it printed is on stderr"
+            ) from None
         if "error" in hello:
             raise UsageError(hello["error"])
         return hello["ready"]

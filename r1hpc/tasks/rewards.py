@@ -10,7 +10,6 @@ so a caller may look for a signal in between.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import Self
 
 from r1hpc.base.errors import UsageError
@@ -80,13 +79,11 @@ class Scorer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _verdicts(self, groups: Sequence[Group], parts: list[list[Parts]]) -> list[bool]:
-        """Of each completion that has an answer, in order."""
+        """Whether each completion that has an answer is right, in order."""
         return self._verifier.check(
             [
                 Question(part.answer, item.answer, item.metadata)

@@ -21,24 +21,24 @@ _LEFT_TO_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGU
 
 
 def serve(parent: int, ready: Callable[[], tuple[Handler, Any]]) -> int:
-    """`ready` gives the handler of requests and what the parent is told first."""
+    """`ready` gives the handler of requests and what the parent is sent first."""
     for number in _LEFT_TO_THE_PARENT:
         signal.signal(number, signal.SIG_IGN)
-    die_with(parent)
-    replies = own_stdout()
+    _die_with(parent)
+    replies = _own_stdout()
     try:
         handler, hello = ready()
     except (ImportError, UsageError) as error:
-        replies.write(pack({"error": f"{error}"}))
+        _send(replies, {"error": f"{error}"})
         return 1
-    silence_stderr()
-    replies.write(pack({"ready": hello}))
+    _silence_stderr()
+    _send(replies, {"ready": hello})
     while (request := read_frame(sys.stdin.buffer)) is not None:
-        write_all(replies, pack(handler(request)))
+        _send(replies, handler(request))
     return 0
 
 
-def die_with(parent: int) -> None:
+def _die_with(parent: int) -> None:
     """Ask the kernel for SIGKILL when the parent dies: a judge that hangs reads no end of stdin."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -46,20 +46,18 @@ def die_with(parent: int) -> None:
         raise SystemExit(0)
 
 
-def own_stdout() -> BinaryIO:
+def _own_stdout() -> BinaryIO:
     """The pipe to the parent, out of reach of packages that print."""
-    replies = os.fdopen(os.dup(1), "wb", buffering=0)
+    replies = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return replies
 
 
-def silence_stderr() -> None:
+def _silence_stderr() -> None:
     """Parsers complain there about hostile text, line by line; the trainer's log is no place for that."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
-def write_all(stream: BinaryIO, raw: bytes) -> None:
-    """An unbuffered stream may write a part."""
-    left = memoryview(raw)
-    while left:
-        left = left[stream.write(left) :]
+def _send(stream: BinaryIO, value: Any) -> None:
+    stream.write(pack(value))
+    stream.flush()

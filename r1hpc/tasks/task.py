@@ -3,7 +3,7 @@
     item = task.item(7)                     # always the same, on any machine
     item = task.item(7, held_out=True)      # never a question that training can see
 
-The index is therefore the whole state of the data of a run. Held-out questions are told apart by a hash
+The index is therefore the whole state of the data of a run. Held-out questions are chosen by a hash
 of the question itself, not by where they were drawn, so that no draw can put one into training.
 """
 

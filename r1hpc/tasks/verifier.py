@@ -11,7 +11,6 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Self
 
 from r1hpc.base.errors import R1hpcError
@@ -54,9 +53,8 @@ class Verifier:
         self.stats = VerifierStats()
         self._arguments = [judge, json.dumps(dict(settings))]
         self._timeout_s = timeout_s
-        self._max_characters = JUDGES[judge].max_characters
-        self._chunk = _MAX_CHUNK if JUDGES[judge].bounded else 1
-        self._prepares = JUDGES[judge].prepares
+        self._judge = JUDGES[judge]
+        self._chunk = _MAX_CHUNK if self._judge.bounded else 1
         self._prepared: object = None
         self._worker: WorkerProcess | None = self._started()
         self._ready = False
@@ -66,7 +64,7 @@ class Verifier:
         # Completions of one item share its metadata: the object says which item, for less than its text.
         keys = [(question.text, question.answer, id(question.metadata)) for question in questions]
         wire = dict(zip(keys, map(_wire, questions), strict=True))
-        readable = [key for key in wire if len(key[0]) <= self._max_characters]
+        readable = [key for key in wire if len(key[0]) <= self._judge.max_characters]
         verdicts: dict[object, bool | None] = dict.fromkeys(wire)
         for first in range(0, len(readable), self._chunk):
             chunk = readable[first : first + self._chunk]
@@ -84,9 +82,7 @@ class Verifier:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _judged(self, chunk: list[list[Any]]) -> list[bool | None]:
@@ -128,7 +124,7 @@ class Verifier:
 
     def _prepare(self, worker: WorkerProcess, metadata: Any) -> None:
         """Outside an answer's time limit, whatever the judge must do once for an item."""
-        if not self._prepares or metadata == self._prepared:
+        if not self._judge.prepares or metadata == self._prepared:
             return
         try:
             worker.ask({"prepare": metadata}, _START_LIMIT_S)

@@ -11,16 +11,23 @@ An attempt killed without a word has no `end`; the next `begin` writes it, marke
 requeue was promised in its `end` and did not come about has a second `end`, without it: the later one counts.
 """
 
+import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
-from r1hpc.base.files import append_record, iter_records, read_records
+from r1hpc.base.errors import StateError
+from r1hpc.base.files import append_record
 from r1hpc.base.rundir import RunDir
 from r1hpc.config.schema import LimitsConfig
+from r1hpc.telemetry.metrics import steps_from
+from r1hpc.telemetry.summary_file import read_summary
+
+_MOST_LINES = 5
+_NO_LATER = 7_258_118_400.0
+"""2200-01-01: a number beyond it is no time of a run."""
 
 
 class Cause(StrEnum):
@@ -39,6 +46,9 @@ class Cause(StrEnum):
     refused = "refused"
     """The run refused to start: a bad dataset, no usable checkpoint, superseded. Trying again cannot help."""
     unknown = "unknown"
+
+
+_CAUSES = frozenset(cause.value for cause in Cause)
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,8 @@ class History:
 
     cancel_requested_at: float | None = None
     """When a person last asked for the run to be cancelled."""
+    notes: tuple[str, ...] = ()
+    """What of attempts.jsonl could not be read."""
 
     @property
     def last(self) -> Attempt | None:
@@ -110,24 +122,87 @@ def record(run: RunDir, event: str, **fields: Any) -> None:
 
 
 def read_history(run: RunDir) -> History:
-    """Fold attempts.jsonl and the steps found in metrics/train.jsonl into a History."""
-    events = read_records(run.attempts)
-    steps = steps_by_attempt(run.train_metrics)
-    begins = [e for e in events if e.get("event") == "begin"]
+    """Fold attempts.jsonl, and which steps each attempt took by metrics/train.jsonl, into a History.
+
+    Raises:
+        StateError: no line of attempts.jsonl can be read.
+    """
+    events, notes = read_run_events(run)
+    steps = _steps_by_attempt(run)
     ends = {e["attempt"]: e for e in events if e.get("event") == "end"}
-    attempts = tuple(_fold(b, ends.get(b["attempt"]), steps.get(b["attempt"])) for b in begins)
+    attempts = tuple(
+        _fold(e, ends.get(e["attempt"]), steps.get(e["attempt"])) for e in events if e.get("event") == "begin"
+    )
     submissions = tuple(e for e in events if e.get("event") == "submitted")
     cancels = [e["time"] for e in events if e.get("event") == "cancel_requested"]
-    return History(attempts, submissions, max(cancels, default=None))
+    return History(attempts, submissions, max(cancels, default=None), notes)
 
 
-def steps_by_attempt(train_metrics: Path) -> dict[int, _Steps]:
-    """First and last optimizer step that each attempt took."""
+def read_run_events(run: RunDir) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    """The events of attempts.jsonl, and a sentence on the lines that cannot be read, if there are any.
+
+    Raises:
+        StateError: none can be.
+    """
+    try:
+        lines = run.attempts.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return [], ()
+    torn = lines.pop()  # a line that is being written, or that a kill tore, has no end
+    events, bad = [], []
+    for number, line in enumerate(lines, start=1):
+        event = _event(line)
+        if event is not None:
+            events.append(event)
+        elif line.strip():
+            bad.append(str(number))
+    last = _event(torn)
+    if last is not None:
+        events.append(last)
+    if not bad:
+        return events, ()
+    some = ", ".join(bad[:_MOST_LINES]) + (" ..." if len(bad) > _MOST_LINES else "")
+    said = f"{run.attempts}: line {some} cannot be read"
+    if not events:
+        raise StateError(f"{said}, and there is no other: restore it or remove the run")
+    return events, (f"{said} and is left out: what it said of an attempt is missing",)
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    """An event as `record` writes it; None: the line is torn, or not ours."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(event, dict) or not _is_time(event.get("time", 0.0)):
+        return None
+    kind = event.get("event")
+    if kind not in ("begin", "end"):
+        return event
+    if not isinstance(event.get("attempt"), int) or "time" not in event:
+        return None
+    if kind == "end":
+        return event if str(event.get("cause")) in _CAUSES and _is_time(event.get("ended") or 0.0) else None
+    names, gpus = event.get("node_names") or [], event.get("gpus", 0)
+    return event if isinstance(names, list) and isinstance(gpus, int) and gpus >= 0 else None
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 <= value < _NO_LATER
+
+
+def _steps_by_attempt(run: RunDir) -> dict[int, _Steps]:
+    """First and last optimizer step that each attempt took: of ended ones as they were summed up."""
+    stored = read_summary(run)
+    offset = stored.train.offset(run.train_metrics) if stored else None
     found: dict[int, _Steps] = {}
-    for line in iter_records(train_metrics):
-        attempt, step = line.get("attempt"), line.get("global_step")
-        if isinstance(attempt, int) and isinstance(step, int):
-            found.setdefault(attempt, _Steps(step, step)).last = step
+    if stored is not None and offset is not None:
+        for each in stored.attempts:
+            if each.first_step is not None and each.last_step is not None:
+                found[each.attempt] = _Steps(each.first_step, each.last_step)
+    for _, step in steps_from(run, offset or 0):
+        if step is not None:
+            found.setdefault(step.attempt, _Steps(step.global_step, step.global_step)).last = step.global_step
     return found
 
 
@@ -157,8 +232,9 @@ def _fold(begin: dict[str, Any], end: dict[str, Any] | None, steps: _Steps | Non
 def reason_to_stop(attempts: Sequence[Attempt], limits: LimitsConfig) -> str | None:
     """Why the run must not be started again after its last attempt, or None when it may.
 
-    A finished, stopped, cancelled or refused run is over; every other cause has a limit of its own; and
-    whatever the causes, attempts in a row without a new checkpoint are a loop that only burns hours.
+    A finished, stopped, cancelled or refused run is over; every other cause has a limit of its own, which
+    counts from the last attempt that made progress on; and attempts in a row without a new checkpoint are a
+    loop that only burns hours.
     """
     if not attempts:
         return None
@@ -176,9 +252,10 @@ def reason_to_stop(attempts: Sequence[Attempt], limits: LimitsConfig) -> str | N
     }
     if last in limit_of:
         name, limit = limit_of[last]
-        count = sum(a.cause is last for a in attempts)
+        count = sum(a.cause is last for a in _since_progress(attempts))
         if 0 <= limit < count:
-            return f"{count} attempts ended by {last.value}, and limits.{name} is {limit}"
+            since = f"since the last progress, and limits.{name} is {limit}"
+            return f"{count} attempts ended by {last.value} {since}"
     idle = attempts_without_checkpoint(attempts)
     if idle >= limits.max_attempts_without_checkpoint:
         return (
@@ -209,14 +286,27 @@ def attempts_without_checkpoint(attempts: Iterable[Attempt]) -> int:
     """How many attempts at the end of the list left nothing that the one before them had not.
 
     That is a newer checkpoint, or more finished pieces (groups of a rollout, held-out answers) beyond the
-    same one. Attempts that a scheduler ended before they could take a step count too: they burn hours all
-    the same.
+    same one. Attempts that the cluster ended before their first step do not count: they say nothing of the
+    run, and one that waits for its turn on a busy cluster may meet many of them.
     """
     listed = list(attempts)
-    kept_before = [0, *(attempt.kept for attempt in listed)]
-    idle = 0
-    for attempt, kept in reversed(list(zip(listed, kept_before, strict=False))):
+    return sum(not _ended_in_startup(a) for a in listed[_end_of_progress(listed) :])
+
+
+def _ended_in_startup(attempt: Attempt) -> bool:
+    return attempt.cause in (Cause.preempted, Cause.node_fail) and attempt.first_step is None
+
+
+def _since_progress(attempts: Sequence[Attempt]) -> Sequence[Attempt]:
+    """The newest attempt that made progress, whose end came after it, and all later ones."""
+    return attempts[max(0, _end_of_progress(attempts) - 1) :]
+
+
+def _end_of_progress(attempts: Sequence[Attempt]) -> int:
+    """How many attempts there are up to the newest that made progress; 0 where none did."""
+    kept_before = [0, *(attempt.kept for attempt in attempts)]
+    for count in range(len(attempts), 0, -1):
+        attempt, kept = attempts[count - 1], kept_before[count - 1]
         if (attempt.last_committed_step or 0, attempt.kept) > (attempt.resumed_from or 0, kept):
-            break
-        idle += 1
-    return idle
+            return count
+    return 0

@@ -1,4 +1,4 @@
-"""MFU, NVML and step times of an attempt read together, in words with numbers.
+"""MFU, NVML and step times of an attempt read together, as sentences with numbers.
 
     diagnosis = diagnose(run, attempt, end=attempt.end)
     print("\n".join(as_lines(diagnosis)))
@@ -17,8 +17,6 @@ from r1hpc.telemetry.facts import Facts, gather
 from r1hpc.telemetry.findings import Finding
 from r1hpc.telemetry.health import as_mapping, health_warnings
 from r1hpc.telemetry.rules import RULES
-
-__all__ = ["Diagnosis", "as_lines", "diagnose", "health_warnings"]
 
 QUICK_BYTES = 8 * 2**20
 """Judged in half a second on one core, the start of Python included (measured: 0.45 s of 125 MiB)."""

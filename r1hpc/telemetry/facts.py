@@ -32,7 +32,6 @@ class GpuFacts:
     node: str
     uuid: str
     index: int | None
-    name: str | None
     memory_total_bytes: int | None
     power_limit_w: float | None
     working: dict[str, Any]
@@ -168,7 +167,6 @@ def _facts(node: str, uuid: str, watched: _Watched) -> GpuFacts:
         node=node,
         uuid=uuid,
         index=static.get("index"),
-        name=static.get("name"),
         memory_total_bytes=static.get("memory_total_bytes"),
         power_limit_w=static.get("power_limit_w"),
         working=working if working["ticks"] else {},

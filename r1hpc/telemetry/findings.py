@@ -21,7 +21,7 @@ class Finding:
     """One thing that stands out."""
 
     code: str
-    """A word for scripts, such as input_bound; it does not change."""
+    """A name for scripts, such as input_bound; it does not change."""
     severity: Severity
     sentence: str
     """One sentence with the figures it rests on."""

@@ -27,7 +27,7 @@ class GpuReading:
     memory_used_bytes: int | None
     """Without what the driver reserves, as nvidia-smi; drivers before 510 count that too."""
     power_w: float | None
-    """Of the whole card, should it be told for a MIG instance at all (slurm-job-exporter#55)."""
+    """The whole card's, also for a MIG instance, where NVML reports it at all (slurm-job-exporter#55)."""
     energy_j: float | None
     """Since the driver was loaded."""
     temperature_c: int | None

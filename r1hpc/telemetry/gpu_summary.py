@@ -9,9 +9,17 @@ from typing import Any
 
 from r1hpc.base.files import iter_records
 
+_SUMMED_UP = {
+    "gpu_utilization_percent": ("mean",),
+    "memory_utilization_percent": ("mean",),
+    "power_w": ("mean", "max"),
+    "memory_used_bytes": ("max",),
+    "temperature_c": ("max",),
+}
+"""Which readings are summed up, and by which attributes of _Series: mean_power_w, max_power_w, ..."""
 _BUSY_PERCENT = 99
 _LOW_POWER = 0.25
-"""Of the power limit. A collective that hangs reads 100 % at about 70 W of 400 W (NVIDIA/nccl#968)."""
+"""Share of the power limit. A collective that hangs reads 100 % at about 70 W of 400 W (NVIDIA/nccl#968)."""
 
 
 def summarise(path: Path, attempt: int | None = None) -> dict[str, Any]:
@@ -91,11 +99,7 @@ class GpuFold:
     def __init__(self) -> None:
         self._static: dict[str, Any] = {}
         self._ticks = 0
-        self._utilization = _Series()
-        self._memory_utilization = _Series()
-        self._memory = _Series()
-        self._power = _Series()
-        self._temperature = _Series()
+        self._series = {key: _Series() for key in _SUMMED_UP}
         self._energy = _Energy()
         self._busy_low_power = 0
         self._throttled: Counter[str] = Counter()
@@ -111,12 +115,9 @@ class GpuFold:
 
     def add(self, at: float, reading: dict[str, Any]) -> None:
         self._ticks += 1
+        for key, series in self._series.items():
+            series.add(reading.get(key))
         utilization, power = reading.get("gpu_utilization_percent"), reading.get("power_w")
-        self._utilization.add(utilization)
-        self._memory_utilization.add(reading.get("memory_utilization_percent"))
-        self._memory.add(reading.get("memory_used_bytes"))
-        self._power.add(power)
-        self._temperature.add(reading.get("temperature_c"))
         self._energy.add(at, reading.get("energy_j"), power)
         self._busy_low_power += self._looks_hung(utilization, power)
         self._add_events(reading)
@@ -144,12 +145,11 @@ class GpuFold:
         return {
             **static,
             "ticks": self._ticks,
-            "mean_gpu_utilization_percent": self._utilization.mean,
-            "mean_memory_utilization_percent": self._memory_utilization.mean,
-            "mean_power_w": self._power.mean,
-            "max_power_w": self._power.maximum,
-            "max_memory_used_bytes": self._memory.maximum,
-            "max_temperature_c": self._temperature.maximum,
+            **{
+                f"{kind}_{key}": getattr(self._series[key], kind)
+                for key, kinds in _SUMMED_UP.items()
+                for kind in kinds
+            },
             **self._energy.result(),
             "busy_low_power_fraction": self._busy_low_power / self._ticks if self._ticks else None,
             "throttle_fraction": {
@@ -166,13 +166,13 @@ class _Series:
     def __init__(self) -> None:
         self._sum = 0.0
         self._count = 0
-        self.maximum: float | None = None
+        self.max: float | None = None
 
     def add(self, value: float | None) -> None:
         if value is not None:
             self._sum += value
             self._count += 1
-            self.maximum = value if self.maximum is None else max(self.maximum, value)
+            self.max = value if self.max is None else max(self.max, value)
 
     @property
     def mean(self) -> float | None:

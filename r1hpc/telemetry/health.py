@@ -42,10 +42,10 @@ LOGPROB_DIFFERENCE = 0.05
 """Nats per token: a quarter of a clip range of 0.2 is used up before the first update."""
 
 NO_SIGNAL_SHARE = 0.8
-"""Of groups whose members all earn the same: four fifths of the rollouts buy no gradient."""
+"""Share of groups whose members all earn the same: four fifths of the rollouts buy no gradient."""
 
 TRUNCATED_SHARE = 0.3
-"""Of completions cut at the limit, whose rewards say nothing of the answer they would have given."""
+"""Share of completions cut at the limit, whose rewards say nothing of the answer they would have given."""
 
 
 def health_warnings(steps: Sequence[Mapping[str, Any]]) -> list[Finding]:

@@ -44,8 +44,9 @@ class Allocation:
 def fold_hours(allocations: Iterable[Allocation]) -> dict[str, Any]:
     """{total, node_hours, by_user, by_account, by_state, by_qos, by_partition, by_day}, in hours.
 
-    by_run and by_stage beside them where runs are known. by_day is keyed YYYY-MM-DD. All but node_hours are
-    GPU-hours. Whole seconds are summed exactly: they are divided once, at the end.
+    by_run and by_stage beside them where runs are known. by_day is keyed YYYY-MM-DD, and has the days on
+    which a GPU was held. All but node_hours are GPU-hours. Whole seconds are summed exactly: they are
+    divided once, at the end.
     """
     by: dict[str, dict[str, float]] = {key: defaultdict(float) for key in (*KEYS, "day", *RUN_KEYS)}
     total = node_seconds = 0.0
@@ -55,7 +56,8 @@ def fold_hours(allocations: Iterable[Allocation]) -> dict[str, Any]:
         node_seconds += allocation.nodes * allocation.seconds
         for key in (*KEYS, *RUN_KEYS):
             by[key][getattr(allocation, key) or UNKNOWN] += gpu_seconds
-        for day, seconds in split_days(allocation.start, allocation.end):
+        days = split_days(allocation.start, allocation.end) if allocation.gpus else ()
+        for day, seconds in days:
             by["day"][day] += allocation.gpus * seconds
     return in_hours(total, node_seconds, by)
 

@@ -22,7 +22,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -186,7 +186,21 @@ def read_events(run: RunDir) -> list[dict[str, Any]]:
 
 def read_steps(run: RunDir) -> Steps:
     """Fold metrics/train.jsonl. A missing file is a run without steps; torn lines are left out."""
-    effective, lost = _fold(_iter_steps(run.train_metrics))
+    return fold_steps(_iter_steps(run.train_metrics))
+
+
+def steps_from(run: RunDir, offset: int) -> Iterator[tuple[int, Step | None]]:
+    """(where its line ends, step) of each line of metrics/train.jsonl from byte `offset` on.
+
+    None is a line that holds no step: a kill tore it, or it is not ours.
+    """
+    for end, value in _iter_lines(run.train_metrics, offset):
+        yield end, _to_step(value) if isinstance(value, dict) else None
+
+
+def fold_steps(steps: Iterable[Step]) -> Steps:
+    """What lasted of steps that were written in this order, and what did not."""
+    effective, lost = _fold(steps)
     return Steps(effective, tuple(lost))
 
 
@@ -284,6 +298,7 @@ def format_ranges(ranges: Iterable[tuple[int, int]], limit: int = 4) -> str:
 
 
 _FOLLOW_BYTES = 2**22
+_NUMBER = (float, int, type(None))
 _FIELDS = frozenset(Step._fields) - {"extra"}
 _RecordT = TypeVar("_RecordT", Step, LedgerRecord)
 
@@ -298,34 +313,57 @@ def _iter_steps(path: Path) -> Iterator[Step]:
     return (step for record in _iter_fast(path) if (step := _to_step(record)) is not None)
 
 
-def _iter_fast(path: Path, batch: int = 256) -> Iterator[dict[str, Any]]:
-    """iter_records in half the time: one parse for many lines, line by line only around a torn one."""
+def _iter_fast(path: Path) -> Iterator[dict[str, Any]]:
+    return (value for _, value in _iter_lines(path) if isinstance(value, dict))
+
+
+def _iter_lines(path: Path, offset: int = 0, batch: int = 256) -> Iterator[tuple[int, Any]]:
+    """(where it ends, its value) of each line: one parse for many, line by line only around a torn one.
+
+    Takes half the time of iter_records. A line that is no JSON has the value None.
+    """
     try:
         file = path.open("rb")
     except FileNotFoundError:
         return
     with file:
+        file.seek(offset)
         while lines := list(islice(file, batch)):
-            try:
-                values = json.loads(b"[" + b",".join(lines) + b"]")
-            except ValueError:
-                values = [value for line in lines if (value := _parse(line)) is not None]
-            yield from (value for value in values if isinstance(value, dict))
+            ends = accumulate(map(len, lines), initial=offset)
+            next(ends)
+            yield from zip(ends, _parse_all(lines), strict=True)
+            offset += sum(map(len, lines))
+
+
+def _parse_all(lines: list[bytes]) -> list[Any]:
+    try:
+        values = json.loads(b"[" + b",".join(lines) + b"]")
+        if isinstance(values, list) and len(values) == len(lines):
+            return values
+    except (ValueError, RecursionError):
+        pass
+    return [_parse(line) for line in lines]
 
 
 def _parse(line: bytes) -> Any:
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
 def _to_step(record: dict[str, Any]) -> Step | None:
     if not isinstance(record.get("global_step"), int) or not isinstance(record.get("attempt"), int):
         return None
-    if "nonfinite" in record:
-        odd = record.pop("nonfinite")
-        record |= {key: float(text) for key, text in odd.items()}
+    try:
+        if "nonfinite" in record:
+            odd = record.pop("nonfinite")
+            record |= {key: float(text) for key, text in odd.items()}
+        # What the ledger adds up must be numbers, whatever else has come into the file.
+        if not all(isinstance(record.get(key), _NUMBER) for key in ("time", "step_time_s", "mfu")):
+            return None
+    except (AttributeError, TypeError, ValueError):
+        return None
     if _FIELDS.issuperset(record):
         return Step(**record)
     known = {key: record.pop(key) for key in list(record) if key in _FIELDS}

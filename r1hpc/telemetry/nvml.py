@@ -61,17 +61,18 @@ class NoDriverError(R1hpcError):
 
 
 _Record = dict[str, Any]
-_Take = Callable[[_Record], None]
+_Take = Callable[[], _Record]
 _Kind = type[c_uint] | type[c_ulonglong]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Call:
-    """One NVML call with its buffers, and how to take what it left in them."""
+    """One NVML call with its buffers."""
 
     function: Callable[..., int]
     arguments: tuple[Any, ...]
     take: _Take
+    """The readings that it left in its buffers."""
     otherwise: "_Call | None" = None
     """The call to make instead where this one never answers."""
 
@@ -135,7 +136,7 @@ class Device:
                 answered = answered.otherwise
                 code = answered.function(*answered.arguments)
             if code == 0:
-                answered.take(record)
+                record |= answered.take()
             elif code in _DEVICE_ERRORS:
                 record["error"] = _DEVICE_ERRORS[code]
                 break
@@ -266,14 +267,9 @@ class _CallMaker:
 
     def _number(self, key: str, name: str, *arguments: int, kind: _Kind = c_uint, scale: int = 0) -> _Call:
         box = kind()
-
-        def take(record: _Record) -> None:
-            record[key] = box.value
-
-        def take_scaled(record: _Record) -> None:
-            record[key] = box.value / scale
-
-        return self._call(name, *arguments, byref(box), take=take_scaled if scale else take)
+        return self._call(
+            name, *arguments, byref(box), take=lambda: {key: box.value / scale if scale else box.value}
+        )
 
     def _ecc(self, key: str, error_type: int) -> _Call:
         name = "nvmlDeviceGetTotalEccErrors"
@@ -281,41 +277,41 @@ class _CallMaker:
 
     def _utilization(self) -> _Call:
         rates = pynvml.c_nvmlUtilization_t()
-
-        def take(record: _Record) -> None:
-            record["gpu_utilization_percent"] = rates.gpu
-            record["memory_utilization_percent"] = rates.memory
-
-        return self._call("nvmlDeviceGetUtilizationRates", byref(rates), take=take)
+        return self._call(
+            "nvmlDeviceGetUtilizationRates",
+            byref(rates),
+            take=lambda: {
+                "gpu_utilization_percent": rates.gpu,
+                "memory_utilization_percent": rates.memory,
+            },
+        )
 
     def _memory(self) -> _Call:
         new, old = pynvml.c_nvmlMemory_v2_t(version=pynvml.nvmlMemory_v2), pynvml.c_nvmlMemory_t()
-
-        def taking(memory: Any) -> _Take:
-            def take(record: _Record) -> None:
-                record["memory_used_bytes"] = memory.used
-
-            return take
-
-        before_510 = self._call("nvmlDeviceGetMemoryInfo", byref(old), take=taking(old))
-        return self._call("nvmlDeviceGetMemoryInfo_v2", byref(new), take=taking(new), otherwise=before_510)
+        before_510 = self._call(
+            "nvmlDeviceGetMemoryInfo", byref(old), take=lambda: {"memory_used_bytes": old.used}
+        )
+        return self._call(
+            "nvmlDeviceGetMemoryInfo_v2",
+            byref(new),
+            take=lambda: {"memory_used_bytes": new.used},
+            otherwise=before_510,
+        )
 
     def _temperature(self) -> _Call:
         box = pynvml.c_nvmlTemperature_v1_t(version=pynvml.nvmlTemperature_v1)
-
-        def take(record: _Record) -> None:
-            record["temperature_c"] = box.temperature
-
         # nvml.h marks the old function for removal in CUDA 14.0; drivers before 560 have no other.
-        new = self._call("nvmlDeviceGetTemperatureV", byref(box), take=take)
+        new = self._call(
+            "nvmlDeviceGetTemperatureV", byref(box), take=lambda: {"temperature_c": box.temperature}
+        )
         old = self._number("temperature_c", "nvmlDeviceGetTemperature", pynvml.NVML_TEMPERATURE_GPU)
         return replace(old, otherwise=new)
 
     def _throttle_reasons(self) -> _Call:
         mask = c_ulonglong()
 
-        def take(record: _Record) -> None:
-            record["throttle_reasons"] = throttle_names(mask.value)
+        def take() -> _Record:
+            return {"throttle_reasons": throttle_names(mask.value)}
 
         old = self._call("nvmlDeviceGetCurrentClocksThrottleReasons", byref(mask), take=take)
         return self._call("nvmlDeviceGetCurrentClocksEventReasons", byref(mask), take=take, otherwise=old)
@@ -341,10 +337,7 @@ class _CallMaker:
                 count += active.value
             return 0 if links else int(pynvml.NVML_ERROR_NOT_SUPPORTED)
 
-        def take(record: _Record) -> None:
-            record["nvlink_links_active"] = count
-
-        return _Call(read, (), take)
+        return _Call(read, (), lambda: {"nvlink_links_active": count})
 
     def _nvlink_counters(self) -> _Call:
         values = (pynvml.c_nvmlFieldValue_t * 2)()
@@ -357,9 +350,8 @@ class _CallMaker:
             # Each value has a return code of its own beside the call's.
             return function(self._handle, 2, values) or values[0].nvmlReturn or values[1].nvmlReturn
 
-        def take(record: _Record) -> None:
-            record["nvlink_tx_kib"] = values[0].value.ullVal
-            record["nvlink_rx_kib"] = values[1].value.ullVal
+        def take() -> _Record:
+            return {"nvlink_tx_kib": values[0].value.ullVal, "nvlink_rx_kib": values[1].value.ullVal}
 
         return _Call(read, (), take)
 
@@ -387,10 +379,11 @@ class _ProcessList:
             self._make_room(2 * self._count.value + 8)
         return code
 
-    def take(self, record: _Record) -> None:
-        """Put the processes into `record`."""
-        record["processes"] = [
-            {"pid": each.pid, "used_memory_bytes": None if used == _UNKNOWN_MEMORY else used}
-            for each in self._processes[: self._count.value]
-            for used in (each.usedGpuMemory,)
-        ]
+    def take(self) -> _Record:
+        return {
+            "processes": [
+                {"pid": each.pid, "used_memory_bytes": None if used == _UNKNOWN_MEMORY else used}
+                for each in self._processes[: self._count.value]
+                for used in (each.usedGpuMemory,)
+            ]
+        }

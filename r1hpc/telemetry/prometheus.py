@@ -21,7 +21,7 @@ from r1hpc.telemetry.ranks import RankTimes, read_rank_times
 from r1hpc.telemetry.tail import read_tail
 
 _TAIL_BYTES = 2**17
-"""Of each file: some ticks of eight GPUs, and a few records of a thousand ranks."""
+"""Read from the end of each file: some ticks of eight GPUs, and a few records of a thousand ranks."""
 
 
 @dataclass(frozen=True)

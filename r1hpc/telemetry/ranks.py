@@ -21,7 +21,6 @@ rank that works longest and waits least.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from r1hpc.base.files import append_record
@@ -52,7 +51,7 @@ class RankTimeWriter:
     def __init__(
         self, run: RunDir, attempt: int, nodes: Sequence[str], gpu_uuids: Sequence[str | None] = ()
     ) -> None:
-        self._path = ranks_path(run)
+        self._path = run.ranks
         self._attempt = attempt
         head = {"event": "ranks", "time": time.time(), "attempt": attempt}
         append_record(self._path, {**head, "nodes": [*nodes], "gpu_uuids": [*gpu_uuids]}, durable=False)
@@ -66,17 +65,13 @@ class RankTimeWriter:
         append_record(self._path, {**head, **times}, durable=False)
 
 
-def ranks_path(run: RunDir) -> Path:
-    return run.metrics / "ranks.jsonl"
-
-
 def read_rank_times(run: RunDir, attempt: int, max_bytes: int = 2**22) -> RankTimes | None:
     """The newest records of an attempt, at most `max_bytes` of the file; None without any."""
     nodes: tuple[str, ...] = ()
     uuids: tuple[str | None, ...] = ()
     times: list[tuple[float, ...]] = []
     waits: list[tuple[float, ...]] = []
-    for record in read_tail(ranks_path(run), max_bytes).records:
+    for record in read_tail(run.ranks, max_bytes).records:
         if record.get("attempt") != attempt:
             continue
         if record.get("event") == "ranks":

@@ -25,12 +25,12 @@ HANG_AFTER_STEPS = 10
 HANG_AT_START_S = 600.0
 """Before the first step ranks wait for each other with good reason: loading, converting a checkpoint."""
 HANG_TICK_SHARE = 0.9
-"""Of the readings since, busy at low power: 100 % at under a quarter of the power limit. Seen: 44 of 250 W
-on V100 (NVIDIA/nccl#199), about 70 of 400 W on A100 (NVIDIA/nccl#968); a kernel that spins in a collective
-keeps a GPU "utilised" and does no arithmetic."""
+"""Share of the readings since, busy at low power: 100 % at under a quarter of the power limit. Seen: 44 of
+250 W on V100 (NVIDIA/nccl#199), about 70 of 400 W on A100 (NVIDIA/nccl#968); a kernel that spins in a
+collective keeps a GPU "utilised" and does no arithmetic."""
 
 DATA_SHARE = 0.15
-"""Of the step time spent waiting for data. The loader takes 1 % of the smoke job's: this is no noise."""
+"""Share of the step time spent waiting for data. The loader takes 1 % of the smoke job's: no noise."""
 INPUT_BOUND_UTILIZATION = 90
 """Percent. Above, the wait for data lies beside work of the GPU, not before it."""
 
@@ -40,17 +40,17 @@ LOW_MFU = 0.2
 """Nine in ten of 30 published A100 runs reach 0.236 over the whole run, restarts included: steps that stay
 below 0.2 wait for something."""
 MID_POWER = (0.25, 0.7)
-"""Of the power limit. Below lies a hang; matrix products at full speed draw nearly all of it."""
+"""Shares of the power limit. Below lies a hang; matrix products at full speed draw nearly all of it."""
 
 STRAGGLER_RATIO = 1.2
 """Own work of a rank against the median rank. NVIDIA's resiliency extension compares with the fastest one,
 which one lucky rank can move."""
 STRAGGLER_PERSISTENCE = 0.7
-"""Of the records. A garbage collection or a neighbour's job slows a rank down now and then."""
+"""Share of the records. A garbage collection or a neighbour's job slows a rank down now and then."""
 STRAGGLER_MIN_RECORDS = 3
 
 THROTTLE_SHARE = 0.05
-"""Of the readings. Any heat or power-brake slowdown is a defect, but one reading may be a start-up spike."""
+"""Share of the readings. Heat or power-brake slowdown is a defect; one reading may be a spike at start-up."""
 THROTTLE_REASONS = (
     "hw_slowdown",
     "sw_thermal_slowdown",
@@ -62,29 +62,29 @@ THROTTLE_REASONS = (
 """Not sw_power_cap, which is how a card at full load keeps to its limit, and not gpu_idle."""
 
 MEMORY_SHARE = 0.5
-"""Of the card at the peak: below it, the micro batch can be doubled wherever activations matter."""
+"""Share of the card at the peak: below it, the micro batch can be doubled wherever activations matter."""
 
 IDLE_UTILIZATION, OTHERS_UTILIZATION = 5, 50
 """Percent: a GPU that does nothing beside GPUs that work."""
 
 ROLLOUT_SHARE = 0.5
-"""Of the step. Rollouts take 57 to 72 % of RL steps where it was measured (huggingface/trl, volcengine/verl),
-so it is the low utilisation beside it that is worth a word."""
+"""Share of the step. Rollouts take 57 to 72 % of RL steps where it was measured (huggingface/trl,
+volcengine/verl), so it is the low utilisation beside it that is worth a finding."""
 ROLLOUT_UTILIZATION = 60
 REWARD_SHARE = 0.2
-"""Of the step spent on verifying answers, while the GPUs wait."""
+"""Share of the step spent on verifying answers, while the GPUs wait."""
 
 Rule = Callable[[Facts], Iterable[Finding]]
 
 
 def hang(facts: Facts) -> Iterable[Finding]:
     """Busy GPUs at the power of idle ones, and no steps."""
-    told = facts.attempt.cause is Cause.hang
-    if not told and facts.silence_s < _longest_silence_s(facts):
+    ended_as_hang = facts.attempt.cause is Cause.hang
+    if not ended_as_hang and facts.silence_s < _longest_silence_s(facts):
         return
     silent = [gpu for gpu in facts.gpus if gpu.silent.get("busy_low_power_fraction") is not None]
     spinning = [gpu for gpu in silent if gpu.silent["busy_low_power_fraction"] >= HANG_TICK_SHARE]
-    if not spinning and not told:
+    if not spinning and not ended_as_hang:
         return
     after = f"after step {facts.steps[-1].global_step}" if facts.steps else "since the attempt began"
     sentence = f"no step for {format_duration(facts.silence_s)} {after}"
@@ -136,11 +136,10 @@ def communication_bound(facts: Facts) -> Iterable[Finding]:
     """Kernels run all the time, arithmetic does not: what runs moves or awaits data."""
     utilization, power = facts.mean_gpu("mean_gpu_utilization_percent"), _power_share(facts)
     mfu = facts.mean_mfu
-    if len(facts.steps) < MIN_STEPS or len(facts.gpus) < 2 or None in (utilization, power, mfu):
+    if len(facts.steps) < MIN_STEPS or len(facts.gpus) < 2:
         return
-    assert utilization is not None, "checked above"
-    assert power is not None, "checked above"
-    assert mfu is not None, "checked above"
+    if utilization is None or power is None or mfu is None:
+        return
     if utilization < BUSY_UTILIZATION or mfu >= LOW_MFU or not MID_POWER[0] <= power <= MID_POWER[1]:
         return
     yield Finding(

@@ -1,22 +1,32 @@
 """A run in numbers, from its own folder: each attempt's time split into what was useful and what was not.
 
     summary = summarise_run(run, read_history(run), now=time.time(), running=False)
-    summary.total.lost_s
+    summary.attempts[-1].split.lost      # milliseconds
 
 An attempt that has not ended counts until `now` when it is known to run, and otherwise until its last sign
-of life, which is a lower bound.
+of life, which is a lower bound. What the attempts that are over came to is kept in summary.json: their steps
+are read once, and again only when they count otherwise, as when a later attempt took some of them again.
 """
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import astuple, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from r1hpc.base.rundir import RunDir
 from r1hpc.telemetry.attempts import Attempt, Cause, History
 from r1hpc.telemetry.hours import Allocation
-from r1hpc.telemetry.metrics import Step, Steps, read_events, read_steps
+from r1hpc.telemetry.metrics import Step, Steps, events_path, fold_steps, read_events, steps_from
+from r1hpc.telemetry.summary_file import (
+    Mark,
+    StoredAttempt,
+    StoredSummary,
+    mark_of,
+    read_summary,
+    write_summary,
+)
 from r1hpc.telemetry.timeline import Part, Span, Split, milliseconds, paint, spans_of
 
 _WITHOUT_STEPS = ("traces", "generate", "evaluate")
@@ -24,70 +34,43 @@ _WITHOUT_STEPS = ("traces", "generate", "evaluate")
 
 
 @dataclass(frozen=True)
-class TimeSplit:
-    """Wall seconds: `wall_s` is the sum of the others."""
-
-    wall_s: float = 0.0
-    startup_s: float = 0.0
-    """From the attempt's begin until its first step."""
-    useful_s: float = 0.0
-    """In steps that lasted."""
-    lost_s: float = 0.0
-    """In steps that were taken again, or will be."""
-    save_s: float = 0.0
-    other_s: float = 0.0
-    """The rest: leaving, waiting for a hang to be noticed, time without word."""
-
-    def to_json(self) -> dict[str, float]:
-        return dict(vars(self))
-
-
-@dataclass(frozen=True)
 class AttemptSummary:
-    """One attempt: what it was, when it really ended, and where its time went."""
+    """One attempt: what it was, when it really ended, and where its time went by the run's own clock."""
 
     attempt: Attempt
     end: float
     split: Split
-    num_steps: int
-    num_lost: int
-    useful: tuple[Step, ...] = ()
-    lost: tuple[Step, ...] = ()
-    events: tuple[dict[str, Any], ...] = ()
+    num_steps: int = 0
+    num_lost: int = 0
+    last_useful: int | None = None
+    """Its last step that lasted."""
+    mfu_s: float = 0.0
+    """MFU x seconds, summed over its useful steps that have it, and those seconds."""
+    mfu_time_s: float = 0.0
     has_steps: bool = True
     """False: its stage takes none."""
 
     @property
-    def time(self) -> TimeSplit:
-        return _in_seconds(self.split)
-
-    @property
-    def gpu_hours(self) -> float:
-        return self.attempt.gpus * self.split.allocated / 3_600_000
-
-    def spans(self, began: float | None = None) -> Iterable[Span]:
-        """See timeline.spans_of."""
-        if not self.has_steps:
-            return [Span(Part.useful, milliseconds(self.attempt.start), milliseconds(self.end))]
-        return spans_of(self.attempt, self.end, self.useful, self.lost, self.events, began)
+    def cause(self) -> str:
+        """What ended it; `running` while nothing has."""
+        return self.attempt.cause.value if self.attempt.cause else "running"
 
 
 @dataclass(frozen=True)
 class RunSummary:
     """All attempts."""
 
+    run: RunDir
+    history: History
     attempts: tuple[AttemptSummary, ...]
-    steps: Steps
-    run_id: str = ""
     stage: str = ""
+    job_name: str = ""
+    num_bad_lines: int = 0
+    """Lines of metrics/train.jsonl that hold no step."""
 
     @property
-    def total(self) -> TimeSplit:
-        return _in_seconds(sum((a.split for a in self.attempts), Split()))
-
-    @property
-    def gpu_hours(self) -> float:
-        return sum(a.gpu_hours for a in self.attempts)
+    def run_id(self) -> str:
+        return self.run.run_id
 
     @property
     def num_useful(self) -> int:
@@ -96,6 +79,45 @@ class RunSummary:
     @property
     def num_lost(self) -> int:
         return sum(a.num_lost for a in self.attempts)
+
+    @property
+    def last_step(self) -> int | None:
+        """The last step that the weights went through."""
+        return max((a.last_useful for a in self.attempts if a.last_useful is not None), default=None)
+
+    @property
+    def mfu(self) -> float | None:
+        """Mean over the steps that lasted, by their time."""
+        seconds = sum(a.mfu_time_s for a in self.attempts)
+        return sum(a.mfu_s for a in self.attempts) / seconds if seconds else None
+
+    @cached_property
+    def steps(self) -> Steps:
+        """Every step, read from the file: for what is drawn step by step."""
+        return fold_steps(step for _, step in steps_from(self.run, 0) if step is not None)
+
+    @cached_property
+    def _spans(self) -> dict[int, list[Span]]:
+        taken, events = _taken_by_attempt(self.history, self.steps), _events_by_attempt(self.run)
+        return {
+            each.attempt.attempt: list(_spans(each, *taken[each.attempt.attempt], events))
+            for each in self.attempts
+        }
+
+    def useful_steps(self) -> dict[int, list[Step]]:
+        """The steps of each attempt that lasted, read from the file."""
+        return {k: useful for k, (useful, _) in _taken_by_attempt(self.history, self.steps).items()}
+
+    def paint(self, inside: Sequence[AttemptSummary], start: float, begin: int, end: int) -> Split:
+        """The split of the time from `begin` to `end` (ms), which may cut through the attempts `inside` it.
+
+        Args:
+            start: when the first one's start-up began, Unix seconds.
+        """
+        spans = [span for each in inside for span in self._spans[each.attempt.attempt]]
+        if inside:
+            spans.append(Span(Part.startup, milliseconds(start), milliseconds(inside[0].attempt.start)))
+        return paint(spans, begin, end)
 
     def allocations(self, user: str) -> list[Allocation]:
         """The run's own account of what it held. Slurm's view is longer: see `sacct -D`."""
@@ -106,7 +128,7 @@ class RunSummary:
                 gpus=a.attempt.gpus,
                 nodes=a.attempt.nodes,
                 user=user,
-                state=a.attempt.cause.value if a.attempt.cause else "running",
+                state=a.cause,
                 run=self.run_id,
                 stage=self.stage,
             )
@@ -116,31 +138,108 @@ class RunSummary:
 
 def summarise_run(run: RunDir, history: History, now: float, running: bool) -> RunSummary:
     """Fold attempts, steps and events of a run. `running`: its last attempt is known to be alive."""
-    steps, stage = read_steps(run), stage_of(run)
-    events: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for event in read_events(run):
-        events[event.get("attempt", 0)].append(event)
-    effective, lost = _by_attempt(steps.effective.values()), _by_attempt(steps.lost)
+    alive = history.last if running else None
+    stored = read_summary(run)
+    if stored is not None and not _still_holds(run, stored, history, alive):
+        stored = None
+    lines = list(steps_from(run, stored.train.size if stored else 0))
+    if stored is not None and _count_otherwise(stored, [step for _, step in lines if step is not None]):
+        stored, lines = None, list(steps_from(run, 0))
+    known = {each.attempt: each for each in stored.attempts} if stored else {}
+    steps = fold_steps(step for _, step in lines if step is not None)
+    events = _events_by_attempt(run, len(known) < len(history.attempts))
+    taken = _taken_by_attempt(history, steps)
+    stage, job_name, config = _names(run, stored)
     attempts = []
     for attempt in history.attempts:
         k = attempt.attempt
-        alive = running and attempt is history.last
-        useful, undone = _kept(attempt, effective[k])
-        attempts.append(
-            _summarise(attempt, useful, lost[k] + undone, events[k], now if alive else None, stage)
-        )
-    return RunSummary(tuple(attempts), steps, run.run_id, stage)
+        until = now if attempt is alive else None
+        new = known.get(k) or _summarise(attempt, *taken[k], events, until, stage)
+        attempts.append(new if isinstance(new, AttemptSummary) else _restored(attempt, new))
+    num_bad = sum(step is None for _, step in lines) + (stored.num_bad_lines if stored else 0)
+    summary = RunSummary(run, history, tuple(attempts), stage, job_name, num_bad)
+    _store(summary, stored, alive, config, lines)
+    return summary
 
 
-def stage_of(run: RunDir) -> str:
-    """The stage of the run's configuration.
+def names_of(run: RunDir) -> tuple[str, str]:
+    """(stage, job name) of a run by its configuration; one that was spoilt is taken for the default."""
+    stage, job_name, _ = _names(run, read_summary(run))
+    return stage, job_name
 
-    Read by its line: the file is resolved YAML that we wrote, and a YAML parser takes longer to import than
-    a report may take. One that was spoilt since must not stop the report of the others.
+
+def split_seconds(split: Split) -> dict[str, float]:
+    """Wall seconds under the names of the JSON output: `wall_s` is the sum of the others."""
+    return {
+        "wall_s": split.allocated / 1000,
+        "startup_s": split.startup / 1000,
+        "useful_s": split.useful / 1000,
+        "lost_s": split.lost / 1000,
+        "save_s": split.save / 1000,
+        "other_s": split.idle / 1000,
+    }
+
+
+def keep_cut(summary: RunSummary, begin: int, end: int, split: Split) -> None:
+    """Store the split of a time that cuts through ended attempts: Slurm's clock and the run's own differ."""
+    stored = read_summary(summary.run)
+    if stored is not None:
+        cuts = {**stored.cuts, f"{begin}-{end}": astuple(split)}
+        write_summary(summary.run, replace(stored, cuts=cuts))
+
+
+def kept_cut(summary: RunSummary, begin: int, end: int) -> Split | None:
+    """What keep_cut stored, if it still holds."""
+    stored = read_summary(summary.run)
+    parts = stored.cuts.get(f"{begin}-{end}") if stored else None
+    return None if parts is None else Split(*parts)
+
+
+def _still_holds(run: RunDir, stored: StoredSummary, history: History, alive: Attempt | None) -> bool:
+    """Whether what is stored was made of the same beginnings and ends, and of files that only grew since."""
+    facts = {a.attempt: _facts(a) for a in history.attempts if a is not alive}
+    if any(facts.get(each.attempt) != each.facts for each in stored.attempts):
+        return False
+    events = events_path(run)
+    as_was = stored.events.offset(events) is not None if alive else stored.events == mark_of(events)
+    return as_was and stored.train.offset(run.train_metrics) is not None
+
+
+def _facts(attempt: Attempt) -> str:
+    cause = attempt.cause.value if attempt.cause else ""
+    return f"{attempt.start!r} {attempt.end!r} {cause} {attempt.last_committed_step} {attempt.resumed_from}"
+
+
+def _count_otherwise(stored: StoredSummary, newer: Sequence[Step]) -> bool:
+    """Whether newer steps belong to a known attempt, or take again what counted as useful in one."""
+    known = {each.attempt for each in stored.attempts}
+    last = max((each.last_useful or 0 for each in stored.attempts), default=0)
+    return any(step.attempt in known or step.global_step <= last for step in newer)
+
+
+def _names(run: RunDir, stored: StoredSummary | None) -> tuple[str, str, Mark]:
+    mark = mark_of(run.config) or Mark()
+    if stored is not None and stored.config == mark:
+        return stored.stage, stored.job_name, mark
+    # By its lines: the file is resolved YAML that we wrote, and one that was spoilt since must not stop the
+    # report of the others. Once: what was found is stored.
+    text = run.config.read_text(errors="replace") if mark.size else ""
+    stage = re.search(r"^stage: *(\w+)", text, re.M)
+    job_name = re.search(r"^  job_name: (?!null)['\"]?([^'\"\n]+)", text, re.M)
+    return stage[1] if stage else "pretrain", job_name[1] if job_name else run.run_id, mark
+
+
+def _taken_by_attempt(history: History, steps: Steps) -> dict[int, tuple[list[Step], list[Step]]]:
+    """(steps that lasted, steps that did not) of each attempt.
+
+    Those that ended with their attempt before a checkpoint had them are lost too.
     """
-    text = run.config.read_text(errors="replace") if run.config.is_file() else ""
-    found = re.search(r"^stage: *(\w+)", text, re.M)
-    return found[1] if found else "pretrain"
+    effective, lost = _by_attempt(steps.effective.values()), _by_attempt(steps.lost)
+    found = {}
+    for attempt in history.attempts:
+        kept, undone = _kept(attempt, effective[attempt.attempt])
+        found[attempt.attempt] = (kept, lost[attempt.attempt] + undone)
+    return found
 
 
 def _kept(attempt: Attempt, steps: list[Step]) -> tuple[list[Step], list[Step]]:
@@ -151,36 +250,6 @@ def _kept(attempt: Attempt, steps: list[Step]) -> tuple[list[Step], list[Step]]:
     return [s for s in steps if s.global_step <= last], [s for s in steps if s.global_step > last]
 
 
-def _summarise(
-    attempt: Attempt,
-    useful: list[Step],
-    lost: list[Step],
-    events: list[dict[str, Any]],
-    now: float | None,
-    stage: str,
-) -> AttemptSummary:
-    taken = sorted([*useful, *lost], key=lambda step: step.global_step)
-    end = attempt.end or now or _last_sign(attempt, taken, events)
-    summary = AttemptSummary(
-        attempt=attempt,
-        end=end,
-        split=Split(),
-        num_steps=len(taken),
-        num_lost=len(lost),
-        useful=tuple(useful),
-        lost=tuple(lost),
-        events=tuple(events),
-        has_steps=bool(taken) or stage not in _WITHOUT_STEPS,
-    )
-    begin = milliseconds(attempt.start)
-    return replace(summary, split=paint(summary.spans(), begin, max(begin, milliseconds(end))))
-
-
-def _last_sign(attempt: Attempt, taken: list[Step], events: list[dict[str, Any]]) -> float:
-    times = [step.time for step in taken[-1:]] + [event.get("time") for event in events[-1:]]
-    return max(attempt.start, *(float(time) for time in times if time is not None), 0.0)
-
-
 def _by_attempt(steps: Iterable[Step]) -> defaultdict[int, list[Step]]:
     found: defaultdict[int, list[Step]] = defaultdict(list)
     for step in steps:
@@ -188,12 +257,136 @@ def _by_attempt(steps: Iterable[Step]) -> defaultdict[int, list[Step]]:
     return found
 
 
-def _in_seconds(split: Split) -> TimeSplit:
-    return TimeSplit(
-        wall_s=split.allocated / 1000,
-        startup_s=split.startup / 1000,
-        useful_s=split.useful / 1000,
-        lost_s=split.lost / 1000,
-        save_s=split.save / 1000,
-        other_s=split.idle / 1000,
+def _events_by_attempt(run: RunDir, is_needed: bool = True) -> defaultdict[int, list[dict[str, Any]]]:
+    found: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
+    for event in read_events(run) if is_needed else ():
+        found[event.get("attempt", 0)].append(event)
+    return found
+
+
+def _summarise(
+    attempt: Attempt,
+    useful: list[Step],
+    lost: list[Step],
+    all_events: defaultdict[int, list[dict[str, Any]]],
+    now: float | None,
+    stage: str,
+) -> AttemptSummary:
+    taken = sorted([*useful, *lost], key=lambda step: step.global_step)
+    end = attempt.end or now or _last_sign(attempt, taken, all_events[attempt.attempt])
+    timed = [(s.mfu, s.step_time_s) for s in useful if s.mfu is not None and s.step_time_s]
+    summary = AttemptSummary(
+        attempt=attempt,
+        end=end,
+        split=Split(),
+        num_steps=len(taken),
+        num_lost=len(lost),
+        last_useful=max((s.global_step for s in useful), default=None),
+        mfu_s=sum(mfu * seconds for mfu, seconds in timed),
+        mfu_time_s=sum(seconds for _, seconds in timed),
+        has_steps=bool(taken) or stage not in _WITHOUT_STEPS,
+    )
+    begin = milliseconds(attempt.start)
+    spans = _spans(summary, useful, lost, all_events)
+    return replace(summary, split=paint(spans, begin, max(begin, milliseconds(end))))
+
+
+def _spans(
+    each: AttemptSummary,
+    useful: list[Step],
+    lost: list[Step],
+    all_events: defaultdict[int, list[dict[str, Any]]],
+) -> Iterable[Span]:
+    """See timeline.spans_of."""
+    if not each.has_steps:
+        return [Span(Part.useful, milliseconds(each.attempt.start), milliseconds(each.end))]
+    return spans_of(each.attempt, each.end, useful, lost, all_events[each.attempt.attempt])
+
+
+def _last_sign(attempt: Attempt, taken: list[Step], events: list[dict[str, Any]]) -> float:
+    times = [step.time for step in taken[-1:]] + [event.get("time") for event in events[-1:]]
+    return max(attempt.start, *(float(time) for time in times if time is not None), 0.0)
+
+
+def _restored(attempt: Attempt, stored: StoredAttempt) -> AttemptSummary:
+    return AttemptSummary(
+        attempt=attempt,
+        end=stored.end,
+        split=Split(*stored.split),
+        num_steps=stored.num_steps,
+        num_lost=stored.num_lost,
+        last_useful=stored.last_useful,
+        mfu_s=stored.mfu_s,
+        mfu_time_s=stored.mfu_time_s,
+        has_steps=stored.has_steps,
+    )
+
+
+def _store(
+    summary: RunSummary,
+    stored: StoredSummary | None,
+    alive: Attempt | None,
+    config: Mark,
+    lines: Sequence[tuple[int, Step | None]],
+) -> None:
+    """Write what is known of the attempts that are over, if that is more or other than is there."""
+    over = [each for each in summary.attempts if each.attempt is not alive]
+    numbers = {each.attempt.attempt for each in over}
+    if (
+        stored is not None
+        and numbers == {each.attempt for each in stored.attempts}
+        and stored.config == config
+    ):
+        return
+    size, num_bad = _read_until(numbers, lines)
+    train, events = (
+        mark_of(summary.run.train_metrics, size or (stored.train.size if stored else 0)),
+        mark_of(events_path(summary.run)),
+    )
+    if train is None or events is None:
+        return
+    fresh = StoredSummary(
+        stage=summary.stage,
+        job_name=summary.job_name,
+        config=config,
+        train=train,
+        events=events,
+        attempts=tuple(_to_stored(each) for each in over),
+        num_bad_lines=num_bad + (stored.num_bad_lines if stored else 0),
+        cuts=stored.cuts if stored else {},
+    )
+    write_summary(summary.run, fresh)
+
+
+def _read_until(numbers: Collection[int], lines: Sequence[tuple[int, Step | None]]) -> tuple[int, int]:
+    """Where the last step of these attempts ends that no step of another one precedes, and bad lines before.
+
+    From there on the file will be read again: a line that holds no step may be half written.
+    """
+    size = num_bad = bad_since = 0
+    for end, step in lines:
+        if step is None:
+            bad_since += 1
+        elif step.attempt not in numbers:
+            break
+        else:
+            size, num_bad, bad_since = end, num_bad + bad_since, 0
+    return size, num_bad
+
+
+def _to_stored(each: AttemptSummary) -> StoredAttempt:
+    attempt = each.attempt
+    return StoredAttempt(
+        attempt=attempt.attempt,
+        facts=_facts(attempt),
+        end=each.end,
+        split=astuple(each.split),
+        first_step=attempt.first_step,
+        last_step=attempt.last_step,
+        last_useful=each.last_useful,
+        num_steps=each.num_steps,
+        num_lost=each.num_lost,
+        mfu_s=each.mfu_s,
+        mfu_time_s=each.mfu_time_s,
+        has_steps=each.has_steps,
     )

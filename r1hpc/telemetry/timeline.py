@@ -28,7 +28,7 @@ class Part(IntEnum):
     startup = 3
     """Until the first step: imports, loading the checkpoint. All of an attempt that took none."""
     idle = 4
-    """The rest: leaving, waiting for a hang to be noticed, after the last step, without a word."""
+    """The rest: leaving, waiting for a hang to be noticed, after the last step, without a record."""
 
 
 class Span(NamedTuple):
@@ -93,14 +93,8 @@ def spans_of(
     useful: Sequence[Step],
     lost: Sequence[Step],
     events: Sequence[dict[str, Any]],
-    began: float | None = None,
 ) -> Iterator[Span]:
-    """What one attempt left behind.
-
-    Args:
-        end: when it ended, Unix seconds.
-        began: when its allocation did, which its start-up counts from; None: when the attempt did.
-    """
+    """What one attempt left behind; it ended at `end`, Unix seconds."""
     for part, steps in ((Part.useful, useful), (Part.lost, lost)):
         for step in steps:
             if step.time is not None:
@@ -109,7 +103,7 @@ def spans_of(
         if event.get("event") == "save" and "time" in event:
             yield _span(Part.save, event["time"] - event.get("seconds", 0.0), event["time"])
     begins = [s.time - (s.step_time_s or 0.0) for s in (*useful, *lost) if s.time is not None]
-    yield _span(Part.startup, attempt.start if began is None else began, min(begins, default=end))
+    yield _span(Part.startup, attempt.start, min(begins, default=end))
 
 
 def milliseconds(seconds: float) -> int:

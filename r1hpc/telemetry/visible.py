@@ -1,4 +1,4 @@
-"""Which of a node's GPUs CUDA_VISIBLE_DEVICES names, told by UUID.
+"""Which of a node's GPUs CUDA_VISIBLE_DEVICES names, by UUID.
 
 >>> select_visible(["GPU-aa", "GPU-bb"], "1")
 (('GPU-bb',), None)

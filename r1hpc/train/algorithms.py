@@ -20,10 +20,13 @@ _EPS = 1e-6
 def group_advantages(rewards: Floats, scale: bool) -> Floats:
     """(groups, members) rewards -> advantages: r - mean, divided by the group's standard deviation if asked.
 
-    A group whose members were all rewarded alike has advantage exactly 0: it teaches nothing.
+    With it GRPO's (2402.03300, section 4.1.2), without it Dr. GRPO's (2503.20783), for which dividing gives
+    more weight to questions that are almost always or almost never solved. A group whose members were all
+    rewarded alike has advantage exactly 0: it teaches nothing.
     """
     centred = rewards - rewards.mean(1, keepdims=True)
     spread = rewards.std(1, keepdims=True)
+    # Equal rewards can differ from their mean by rounding, and that divided by _EPS would be an advantage.
     alike = np.ptp(rewards, axis=1, keepdims=True) <= _EPS
     return np.where(alike, 0.0, centred / (spread + _EPS) if scale else centred)
 
@@ -33,13 +36,17 @@ def gae(
 ) -> tuple[Floats, Floats]:
     """(advantages, returns) per token of completions (n, longest); 0 beyond each one's length.
 
+    delta_t = r_t + gamma V_t+1 - V_t and A_t = delta_t + gamma lambda A_t+1 (1506.02438, eq. 16 as a
+    recursion); the critic is to learn the returns A_t + V_t. After the last token nothing follows: V and A
+    are 0 there, also where the completion was cut off.
+
     Args:
         rewards: (n,), given at the last token.
-        values: (n, longest), the critic's word before each token.
+        values: (n, longest), the critic's estimate before each token.
     """
     n, longest = values.shape
     advantages = np.zeros((n, longest))
-    running, after = np.zeros(n), np.zeros(n)
+    running, after = np.zeros(n), np.zeros(n)  # A and V of the token after t
     for t in range(longest - 1, -1, -1):
         is_last, inside = t == lengths - 1, t < lengths
         delta = np.where(is_last, rewards, 0.0) + gamma * np.where(is_last, 0.0, after) - values[:, t]
@@ -51,7 +58,10 @@ def gae(
 
 
 def whiten(values: Floats, mask: npt.NDArray[np.bool_]) -> Floats:
-    """Mean 0 and standard deviation 1 over the masked entries; 0 elsewhere."""
+    """Mean 0 and standard deviation 1 over the masked entries; 0 elsewhere.
+
+    Over the whole rollout, not per micro batch, so that it does not depend on how rows are dealt to ranks.
+    """
     inside = values[mask]
     return np.where(mask, (values - inside.mean()) / (inside.std() + 1e-8), 0.0)
 
@@ -60,6 +70,12 @@ def token_weights(
     lengths: npt.NDArray[np.int32], counts: npt.NDArray[np.bool_], level: str, max_completion_length: int
 ) -> Floats:
     """(n,): how much each token of a completion weighs in the loss, so that its sum is the mean wanted.
+
+    Over N completions that count, of L_i tokens each, a token of completion i weighs
+
+        sequence    1 / (N L_i)      GRPO, 2402.03300 eq. 3: each completion's mean, then their mean
+        token       1 / sum_j L_j    DAPO, 2503.14476 section 3.3: long completions weigh as their tokens do
+        constant    1 / (N L_max)    Dr. GRPO, 2503.20783: no length in it, so no reason to be long when wrong
 
     Args:
         counts: (n,), False for completions that are left out altogether.
@@ -93,10 +109,18 @@ def policy_terms(
     config: RlConfig,
     reference: torch.Tensor | None = None,
 ) -> Terms:
-    """The clipped surrogate loss of a micro batch. All arguments (rows, longest); `weights` 0 on padding."""
+    """The clipped surrogate loss of a micro batch. All arguments (rows, longest); `weights` 0 on padding.
+
+    - sum w min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) + kl_coef sum w k3, rho = pi / pi_old per
+    token: PPO, 1707.06347 eq. 7; two bounds after DAPO's clip-higher, 2503.14476 section 3.1; the KL inside
+    the loss as in GRPO, 2402.03300 eq. 3, and not inside the reward.
+    """
+    # Masked before the exponential: what stands on padding could overflow, and infinity x 0 is nan.
     ratio = torch.exp(torch.where(mask, logprobs - old, 0.0))
     bounded = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
     gain = torch.minimum(ratio * advantages, bounded * advantages)
+    # Where clipping took something away: only there the gradient is 0. A ratio beyond a bound on the other
+    # side of the advantage's sign still teaches.
     clipped = ((ratio * advantages > bounded * advantages) & mask).sum()
     loss = -(gain * weights).sum()
     kl = torch.zeros((), device=logprobs.device)
@@ -108,7 +132,10 @@ def policy_terms(
 
 
 def kl_k3(logprobs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """exp(d) - d - 1 with d = reference - policy: unbiased, never negative."""
+    """exp(d) - d - 1 with d = log reference - log policy, per token sampled from the policy.
+
+    Unbiased, never negative, and of less variance than -d (Schulman, "Approximating KL Divergence", k3).
+    """
     difference = reference - logprobs
     return torch.exp(difference) - difference - 1
 

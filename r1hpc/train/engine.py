@@ -32,7 +32,7 @@ def deepspeed_config(
     """The dictionary handed to deepspeed.initialize; `deepspeed.extra` is merged over it.
 
     An RL step has as many micro batches as its rollout left, so there the boundary is set by hand and
-    DeepSpeed is told of one.
+    DeepSpeed is given one.
     """
     train = config.train
     optimizer: dict[str, Any] = {

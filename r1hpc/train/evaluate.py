@@ -1,24 +1,39 @@
-"""Answer held-out items: greedily once, and several times at the rollout's temperature.
+"""Answers to held-out items: greedily once, and several times at the rollout's temperature.
 
-    answers = evaluator.answer(range(256), 8, should_stop)
+    answers = answer(judge, config, range(256), 8, should_stop)
     summary = summarise(answers)                        # greedy, pass@1, pass@k with their intervals
 
-Used by stage rl between updates, and by stage evaluate as a job of its own.
+Stage evaluate asks as a job of its own (train/generate.py). Stage rl asks between updates, in parts: a
+finished part survives a preemption, as a rollout's batches do.
+
+    held_out = HeldOut(job, judge, should_stop)
+    held_out.evaluate(network, step)                    # on every rank; False when a stop was requested
+
+Its answers lie in rollouts/evaluation-<step>/ with the name of the policy that gave them until the evaluation
+is on record; then in metrics/: a line in evaluation.jsonl, answers-<step>.jsonl and transcripts-<step>.txt.
 """
 
-from collections.abc import Callable, Sequence
+import json
+import shutil
+import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from r1hpc.base.errors import R1hpcError
 from r1hpc.base.failpoints import failpoint
+from r1hpc.base.files import append_record, read_json, write_atomic, write_json
 from r1hpc.config.schema import RunConfig
 from r1hpc.tasks.completion import take_apart
-from r1hpc.tasks.rewards import Completion, Score, Scorer
+from r1hpc.tasks.rewards import Completion, Score
 from r1hpc.tasks.statistics import mean_interval, pass_at_k, wilson
-from r1hpc.tasks.task import Item, Task
-from r1hpc.train.prompts import Prompts
-from r1hpc.train.rollout import Request, RolloutEngine, streams
-from r1hpc.train.scoring import Judged, judge_samples
+from r1hpc.tasks.task import Item
+from r1hpc.telemetry.evaluations import answers_path, evaluations_path, read_evaluations, sentence
+from r1hpc.train.judge import Judge, ShouldStop
+from r1hpc.train.loop import Job
 
 _EVALUATION_SEED = 0x5EED
 """The samples of an evaluation are the same for every run, whatever train.seed is."""
@@ -49,60 +64,20 @@ class Answer:
         return asdict(self)
 
 
-class Evaluator:
-    """Answers items with an engine that holds the weights to be judged."""
-
-    def __init__(
-        self, config: RunConfig, task: Task, prompts: Prompts, engine: RolloutEngine, scorer: Scorer
-    ) -> None:
-        self._config = config
-        self._task = task
-        self._prompts = prompts
-        self._engine = engine
-        self._scorer = scorer
-
-    def answer(
-        self, indices: Sequence[int], num_samples: int, should_stop: Callable[[], bool]
-    ) -> list[Answer] | None:
-        """Held-out items `indices`; None when asked to leave."""
-        items = [self._task.item(index, held_out=True) for index in indices]
-        failpoint("evaluate.batch")
-        greedy = self.complete(items, 1, 0.0, should_stop)
-        if greedy is None:
-            return None
-        sampled = self.complete(items, num_samples, self._config.rollout.temperature, should_stop)
-        if sampled is None:
-            return None
-        return [_answer(item, g[0], s) for item, g, s in zip(items, greedy, sampled, strict=True)]
-
-    def complete(
-        self,
-        items: Sequence[Item],
-        num: int,
-        temperature: float,
-        should_stop: Callable[[], bool],
-        seed: int = _EVALUATION_SEED,
-    ) -> list[Judged] | None:
-        """`num` judged completions of each item, prompts_per_batch items at a time; None: asked to leave."""
-        size = self._config.rollout.prompts_per_batch or max(1, len(items))
-        done: list[Judged] = []
-        for start in range(0, len(items), size):
-            batch = items[start : start + size]
-            request = Request(
-                prompts=[self._prompts.ids(item) for item in batch],
-                streams=streams(seed, [item.index for item in batch], num),
-                num_generations=num,
-                max_completion_length=self._config.rollout.max_completion_length,
-                temperature=temperature,
-            )
-            samples = self._engine.sample(request, should_stop)
-            if samples is None:
-                return None
-            judged = judge_samples(self._scorer, self._prompts, batch, samples, should_stop)
-            if judged is None:
-                return None
-            done += judged
-        return done
+def answer(
+    judge: Judge, config: RunConfig, indices: Sequence[int], num_samples: int, should_stop: ShouldStop
+) -> list[Answer] | None:
+    """Held-out items `indices`; None when a stop was requested."""
+    items = [judge.task.item(index, held_out=True) for index in indices]
+    failpoint("evaluate.batch")
+    greedy = judge.complete(items, 1, 0.0, _EVALUATION_SEED, should_stop)
+    if greedy is None:
+        return None
+    temperature = config.rollout.temperature
+    sampled = judge.complete(items, num_samples, temperature, _EVALUATION_SEED, should_stop)
+    if sampled is None:
+        return None
+    return [_answer(item, one[0], many) for item, one, many in zip(items, greedy, sampled, strict=True)]
 
 
 def _answer(
@@ -158,7 +133,7 @@ def summarise(answers: Sequence[Answer]) -> dict[str, Any]:
 
 
 def transcripts(answers: Sequence[Answer], most: int = 20) -> str:
-    """What the model was asked and what it said, for a person: the wrong ones first."""
+    """The questions and what the model said, for a person: the wrong ones first."""
     chosen = sorted(answers, key=lambda a: a.greedy_correct)[: most // 2]
     chosen += [a for a in answers if a.greedy_correct][: most - len(chosen)]
     blocks = []
@@ -174,3 +149,86 @@ def transcripts(answers: Sequence[Answer], most: int = 20) -> str:
 def _interval(values: Sequence[float]) -> dict[str, float]:
     value, low, high = mean_interval(values)
     return {"value": value, "low": low, "high": high}
+
+
+class HeldOut:
+    """Evaluates the policy of stage rl at chosen steps."""
+
+    def __init__(self, job: Job, judge: Judge, should_stop: ShouldStop) -> None:
+        self._job = job
+        self._judge = judge
+        self._should_stop = should_stop
+
+    def evaluate(self, network: torch.nn.Module, step: int) -> bool:
+        """Greedy and sampled answers to held-out items, on record once per step; False: stop requested."""
+        job, group = self._job, self._job.group
+        if group.broadcast(step in read_evaluations(job.run)):
+            return True
+        policy_id = self._judge.engine.sync_weights(network)
+        answers = self._answers(step, policy_id)
+        self._judge.engine.release()
+        if answers is None:
+            return False
+        if group.rank == 0:
+            self._put_on_record(step, answers)
+        return True
+
+    def num_kept(self, step: int) -> int:
+        """How many answers to the evaluation after `step` lie finished on disk."""
+        return sum(int(path.stem.rsplit("-", 1)[1]) for path in self._folder(step).glob("part-*.json"))
+
+    def _answers(self, step: int, policy_id: str) -> list[Answer] | None:
+        """Part by part, each by one rank; the same on every rank."""
+        group, setting = self._job.group, self._job.config.evaluate
+        done: dict[int, Answer] = group.broadcast(self._already_done(step, policy_id))
+        share = -(-setting.num_items // group.world_size)
+        size = min(self._job.config.rollout.prompts_per_batch or share, share)
+        cut = [
+            range(start, min(start + size, setting.num_items)) for start in range(0, setting.num_items, size)
+        ]
+        missing = [left for part in cut if (left := [index for index in part if index not in done])]
+        fresh: list[Answer] = []
+        stopped = False
+        for part in missing[group.rank :: group.world_size]:
+            made = answer(self._judge, self._job.config, part, setting.num_samples, self._should_stop)
+            if made is None:
+                stopped = True
+                break
+            self._folder(step).mkdir(mode=0o700, parents=True, exist_ok=True)
+            content = {"policy": policy_id, "answers": [one.to_json() for one in made]}
+            write_json(self._folder(step) / f"part-{part[0]:08d}-{len(part)}.json", content)
+            fresh += made
+        if group.all_sum([float(stopped)])[0]:
+            return None
+        for others in group.gather(fresh):
+            done |= {one.index: one for one in others}
+        return [done[index] for index in range(setting.num_items)]
+
+    def _already_done(self, step: int, policy_id: str) -> dict[int, Answer]:
+        """Answers that an earlier attempt had from this very policy; read by rank 0."""
+        if self._job.group.rank != 0:
+            return {}
+        found: dict[int, Answer] = {}
+        for path in sorted(self._folder(step).glob("part-*.json")):
+            try:
+                content = read_json(path)
+            except R1hpcError:
+                continue
+            if content["policy"] == policy_id:
+                found |= {line["index"]: Answer(**line) for line in content["answers"]}
+        if found:
+            print(f"evaluation of step {step}: {len(found)} answers were already there", flush=True)
+        return found
+
+    def _put_on_record(self, step: int, answers: list[Answer]) -> None:
+        job, summary = self._job, summarise(answers)
+        line: dict[str, Any] = {"global_step": step, "attempt": job.attempt, "time": time.time(), **summary}
+        lines = "".join(json.dumps(one.to_json()) + "\n" for one in answers)
+        write_atomic(answers_path(job.run, step), lines)
+        (job.run.metrics / f"transcripts-{step:06d}.txt").write_text(transcripts(answers))
+        append_record(evaluations_path(job.run), line)
+        shutil.rmtree(self._folder(step), ignore_errors=True)
+        print(f"step {step}: {sentence(summary)}", flush=True)
+
+    def _folder(self, step: int) -> Path:
+        return self._job.run.rollouts / f"evaluation-{step:08d}"

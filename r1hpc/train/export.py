@@ -79,7 +79,7 @@ def export_model(network: Any, group: Group, folder: Path, tokenizer: Tokenizer 
     staging = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
     parts = _split(weights_of(network))
     files = {_file_name(index, len(parts)): weights for index, weights in enumerate(parts)}
-    with _told(group, staging):
+    with _all_fail_with_rank_0(group, staging):
         _prepare(folder, staging, group.rank)
     for name, weights in files.items():
         tensors = {}
@@ -87,11 +87,11 @@ def export_model(network: Any, group: Group, folder: Path, tokenizer: Tokenizer 
             with weight.whole() as value:
                 if group.rank == 0:  # a copy: the values of a rank can share one memory
                     tensors[weight.name] = value.cpu().clone().contiguous()
-        with _told(group, staging):
+        with _all_fail_with_rank_0(group, staging):
             if group.rank == 0:
                 save_file(tensors, staging / name, metadata={"format": "pt"})
                 failpoint("export.file")
-    with _told(group, staging):
+    with _all_fail_with_rank_0(group, staging):
         if group.rank == 0:
             _write_small_files(network, tokenizer, staging, files)
             failpoint("export.small")
@@ -150,8 +150,8 @@ def _file_name(index: int, count: int) -> str:
 
 
 @contextmanager
-def _told(group: Group, staging: Path) -> Iterator[None]:
-    """When rank 0 fails in here, all ranks fail with its words, so that none waits in the next collective."""
+def _all_fail_with_rank_0(group: Group, staging: Path) -> Iterator[None]:
+    """When rank 0 fails in here, all ranks fail with its message, and none waits in the next collective."""
     failure = None
     try:
         yield

@@ -1,43 +1,115 @@
-"""Stage generate: the model's own completions, filtered by the verifier: rejection sampling.
+"""The stages without optimizer steps: traces, generate and evaluate. Each is cut into parts of items.
 
-    outcome = run(job)      # leaves traces.jsonl in the run folder
+    outcome = traces(job)      # demonstrations by the task itself -> traces.jsonl
+    outcome = generate(job)    # the model's completions, filtered -> traces.jsonl
+    outcome = evaluate(job)    # how good the model is             -> evaluation.json, transcripts.txt
 
-What is kept of an item: everything, what is correct, or the correct completion of the highest reward
-(generate.keep); nothing of an item that the model solves more often than generate.max_pass_rate.
+A part is one file, parts/part-<n>.jsonl, that appears whole. Every rank makes some, a finished one is kept,
+and the missing ones are made on resume. Which rank makes a part does not enter into what it holds, so the
+number of ranks may change.
 """
 
 import functools
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
+from r1hpc.base.files import iter_records, write_atomic, write_json
 from r1hpc.plan.parts import num_parts, part_items
+from r1hpc.tasks.registry import make_task
 from r1hpc.tasks.rewards import Completion, Score
-from r1hpc.tasks.task import Item, Task
-from r1hpc.train.evaluate import Evaluator
-from r1hpc.train.judge import judge
+from r1hpc.tasks.task import Draws, Item, Task
+from r1hpc.telemetry.evaluations import sentence
+from r1hpc.train import loop
+from r1hpc.train.evaluate import Answer, answer, summarise, transcripts
+from r1hpc.train.judge import Judge, Scored, open_judge
 from r1hpc.train.loop import Job, Outcome
-from r1hpc.train.parts import Lines, asked_to_stop, read_parts, run_parts, write_lines
+from r1hpc.train.model import build_model, cast_parameters
+from r1hpc.train.policy import DTYPES
+
+Lines = list[dict[str, Any]]
+_FINE = 10**6
+"""Steps in which generate.thinking_share is drawn."""
 
 
-def run(job: Job) -> Outcome:
-    """Make the parts and put them together."""
-    parts = num_parts(job.config)
-    with judge(job) as (task, evaluator):
-        outcome = run_parts(job, parts, functools.partial(_part, job, task, evaluator))
+def traces(job: Job) -> Outcome:
+    """Demonstrations, some with their thinking, for a cold start; only items of the training part are shown.
+
+    Needs no model and no GPU: the task itself knows the answers.
+    """
+    task = make_task(job.config.task)
+    outcome = _run_parts(job, functools.partial(_demonstrations, job, task))
     if outcome.finished and job.group.rank == 0:
-        count = write_lines(job.run.traces, read_parts(job, parts))
+        count = _write_lines(job.run.traces, _read_parts(job))
+        print(f"{count} traces of {task.name} in {job.run.traces}", flush=True)
+    return outcome
+
+
+def generate(job: Job) -> Outcome:
+    """Rejection sampling: what the verifier lets through of the model's own completions.
+
+    What is kept of an item: everything, what is correct, or the correct completion of the highest reward
+    (generate.keep); nothing of an item that the model solves more often than generate.max_pass_rate.
+    """
+    with _judge_of_model(job) as judge:
+        outcome = _run_parts(job, functools.partial(_completions, job, judge))
+    if outcome.finished and job.group.rank == 0:
+        count = _write_lines(job.run.traces, _read_parts(job))
         print(f"{count} traces kept of {job.config.generate.num_items} items in {job.run.traces}", flush=True)
     return outcome
 
 
-def _part(job: Job, task: Task, evaluator: Evaluator, number: int) -> Lines | None:
+def evaluate(job: Job) -> Outcome:
+    """Judge the model of `model.path` on held-out items, as a job of its own."""
+    with _judge_of_model(job) as judge:
+        outcome = _run_parts(job, functools.partial(_answers, job, judge))
+        task_id = judge.task.id
+    if outcome.finished and job.group.rank == 0:
+        answers = [Answer(**line) for line in _read_parts(job)]
+        summary = {"task": task_id, "model": job.config.model.path, **summarise(answers)}
+        write_json(job.run.evaluation, summary)
+        write_atomic(job.run.transcripts, transcripts(answers))
+        print(sentence(summary), flush=True)
+    return outcome
+
+
+@contextmanager
+def _judge_of_model(job: Job) -> Iterator[Judge]:
+    """A judge over the model of `model.path`, whole on every rank."""
     config = job.config
-    items = [task.item(i, config.generate.held_out) for i in part_items(config, number)]
-    completed = evaluator.complete(
+    loop.check_device(job)
+    with open_judge(job, zero_stage=0) as (judge, hf_config):
+        job.watchdog.beat("loading the model")
+        network = build_model(config.model, hf_config, config.train.seed)
+        cast_parameters(network, DTYPES[config.train.precision])
+        network.eval().to(job.group.device)
+        judge.engine.sync_weights(network)
+        yield judge
+
+
+def _demonstrations(job: Job, task: Task, number: int) -> Lines:
+    lines = []
+    for index in part_items(job.config, number):
+        item = task.item(index)
+        # Whether an item is shown with its thinking depends on the item alone.
+        draw = Draws("thinking", job.config.task.seed, index).below(_FINE)
+        thinking = draw < job.config.generate.thinking_share * _FINE
+        completion = task.demonstration(item, thinking)
+        lines.append({"prompt": item.prompt, "completion": completion, "item": index, "thinking": thinking})
+    return lines
+
+
+def _completions(job: Job, judge: Judge, number: int) -> Lines | None:
+    config = job.config
+    items = [judge.task.item(i, config.generate.held_out) for i in part_items(config, number)]
+    completed = judge.complete(
         items,
         config.generate.num_samples,
         config.rollout.temperature,
-        functools.partial(asked_to_stop, job),
-        seed=config.train.seed,
+        config.train.seed,
+        functools.partial(_stop_requested, job),
     )
     if completed is None:
         return None
@@ -49,7 +121,7 @@ def _part(job: Job, task: Task, evaluator: Evaluator, number: int) -> Lines | No
     return lines
 
 
-def kept(answers: Sequence[tuple[Completion, Score]], keep: str) -> list[tuple[Completion, Score]]:
+def kept(answers: Sequence[tuple[Completion, Score]], keep: str) -> Scored:
     """What rejection sampling keeps of one item's answers; the same text once, never one cut off."""
     different = {c.text: (c, s) for c, s in answers if not c.truncated and c.text}
     chosen = list(different.values())
@@ -71,3 +143,56 @@ def _line(item: Item, completion: Completion, score: Score, rate: float) -> dict
         "reward": score.reward,
         "pass_rate": rate,
     }
+
+
+def _answers(job: Job, judge: Judge, number: int) -> Lines | None:
+    items, setting = part_items(job.config, number), job.config.evaluate
+    answers = answer(judge, job.config, items, setting.num_samples, functools.partial(_stop_requested, job))
+    return None if answers is None else [one.to_json() for one in answers]
+
+
+def _run_parts(job: Job, make_part: Callable[[int], Lines | None]) -> Outcome:
+    """Make every part that is missing; FINISHED when none is. `make_part` gives None when it had to stop."""
+    group, parts = job.group, num_parts(job.config)
+    if group.rank == 0:
+        job.run.parts.mkdir(mode=0o700, exist_ok=True)
+    missing: list[int] = group.broadcast(
+        [number for number in range(parts) if not _part_path(job, number).exists()]
+    )
+    if group.rank == 0:
+        print(f"{parts - len(missing)} of {parts} parts are done", flush=True)
+    made: list[int] = []
+    for number in missing[group.rank :: group.world_size]:
+        job.watchdog.beat(f"part {number}")
+        lines = None if _stop_requested(job) else make_part(number)
+        if lines is None:
+            break
+        _write_lines(_part_path(job, number), lines)
+        made.append(number)
+    # The ranks report what they made: NFS remembers for a while that a file of another node was missing.
+    left = len(missing) - sum(map(len, group.gather(made)))
+    reason = next(filter(None, group.gather(job.requests.reason)), "")
+    return Outcome(left == 0, parts - left, parts - left or None, reason if left else "")
+
+
+def _read_parts(job: Job) -> Iterator[dict[str, Any]]:
+    """The lines of all parts, in order."""
+    for number in range(num_parts(job.config)):
+        yield from iter_records(_part_path(job, number))
+
+
+def _part_path(job: Job, number: int) -> Path:
+    return job.run.parts / f"part-{number:06d}.jsonl"
+
+
+def _write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> int:
+    """Write JSON lines atomically; how many."""
+    texts = [json.dumps(line) + "\n" for line in lines]
+    write_atomic(path, "".join(texts))
+    return len(texts)
+
+
+def _stop_requested(job: Job) -> bool:
+    """Whether this rank was asked to stop; also a sign of life for the watchdog."""
+    job.watchdog.beat("making a part")
+    return job.requests.poll()[0]

@@ -1,16 +1,16 @@
-"""The training loop every stage shares: take a step, agree, save, leave at a step edge, resume to the bit.
+"""The training loop every stage shares: take a step, agree, save, stop between two steps, resume to the bit.
 
     outcome = pretrain.run(job)          # or sft.run, rl.run: each builds a Stage and hands it to `train`
 
-A stage brings the network, the data and what one optimizer step is; the loop brings the engine, checkpoints,
-the agreement of all ranks and the records. Everything the loop decides, it decides from one sum over the
-ranks, so all of them decide alike.
+A stage brings the network, the data and the losses of a step; the loop brings the engine, the optimizer step
+(`optimizer_step`, which each stage calls from its `take_step`), checkpoints, the agreement of all ranks and
+the records. Everything the loop decides, it decides from one sum over the ranks, so all of them decide alike.
 """
 
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,17 +23,21 @@ from r1hpc.base.units import format_bytes, format_duration
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.schema import Precision, RunConfig
 from r1hpc.plan.batch import BatchPlan
+from r1hpc.plan.families import UnknownModelError
 from r1hpc.plan.hardware import peak_flops
-from r1hpc.plan.shape import UnknownModelError, flops_per_token, model_shape
+from r1hpc.plan.shape import flops_per_token, model_shape
 from r1hpc.telemetry.metrics import MetricWriter
 from r1hpc.telemetry.ranks import RankTimeWriter
 from r1hpc.train.distributed import Group
 from r1hpc.train.engine import (
     Parameters,
+    accumulate,
     build_engine,
     check_precision,
     deepspeed_config,
+    learning_rate,
     loss_scale,
+    set_learning_rate,
 )
 from r1hpc.train.errors import NonFiniteError
 from r1hpc.train.snapshot import Identity, Snapshots, seed_streams
@@ -73,20 +77,40 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Edge:
-    """What all ranks know after a step: sums over the ranks, so the same everywhere."""
+class Agreement:
+    """What all ranks know after they summed what each knew: the same everywhere."""
 
     loss: float
+    """The mean over the ranks; nan where one of them has none that is finite."""
     stop: bool
     save: bool
     failed_ranks: int
     sums: tuple[float, ...] = ()
-    """Whatever else the stage had summed, in its order."""
+    """Whatever else was summed, in the order given."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step. The same on every rank, but for forward_s."""
+
+    loss: float
+    grad_norm: float
+    """Before clipping."""
+    lr: float
+    skipped: bool
+    """fp16 overflowed, and DeepSpeed left the weights as they were."""
+    stop: bool
+    """Some rank was asked to stop; save, then leave."""
+    save: bool
+    sums: tuple[float, ...]
+    """What the stage had summed over the ranks, in its order."""
+    forward_s: float
+    """In this rank's own forward passes."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a stage tells the loop before anything is built."""
+    """What a stage hands to the loop before anything is built."""
 
     network: torch.nn.Module
     hf_config: dict[str, Any]
@@ -104,8 +128,11 @@ class Plan:
 class Stage(Protocol):
     """What pretraining, SFT and RL bring to the loop."""
 
-    def take_step(self, session: "Session", step: int) -> Edge | None:
-        """Take optimizer step `step` (from 1); None when asked to leave before it was taken."""
+    def begin(self, session: "Session") -> bool:
+        """Before the first step of the attempt; False when a stop was requested before it was done."""
+
+    def take_step(self, session: "Session", step: int) -> StepResult | None:
+        """Take optimizer step `step` (from 1); None when a stop was requested before it was taken."""
 
     def meta(self, step: int) -> dict[str, Any]:
         """What the manifest of a checkpoint after `step` says of the data."""
@@ -117,7 +144,7 @@ class Stage(Protocol):
         """Take them back from a committed checkpoint, perhaps of another number of ranks."""
 
     def finish(self, session: "Session") -> bool:
-        """After the last step is saved; False when asked to leave before it was done."""
+        """After the last step is saved; False when a stop was requested before it was done."""
 
     def kept(self, step: int) -> int:
         """Finished pieces of work after `step` that the next attempt will find on disk."""
@@ -200,7 +227,8 @@ def set_up(job: Job, stage: Stage, plan: Plan) -> Session:
     step = 0
     if checkpoint is not None:
         job.watchdog.beat("loading the checkpoint")
-        step = snapshots.load(engine, checkpoint)
+        checkpoint = snapshots.load(engine, checkpoint)
+        step = checkpoint.step
         stage.read_state(checkpoint.path, checkpoint.manifest.meta)
     metrics = MetricWriter(job.run, job.attempt)
     if group.rank == 0:
@@ -220,44 +248,77 @@ def set_up(job: Job, stage: Stage, plan: Plan) -> Session:
 
 
 def train(session: Session, stage: Stage) -> Outcome:
-    """Step until the last one or until asked to stop; then the stage's last words."""
+    """Step until the last one or until a stop is requested; then what the stage does at its end."""
     job, snapshots = session.job, session.snapshots
     last_step = job.config.train.num_steps
     step = session.first_step - 1
+    if not stage.begin(session):
+        _save(session, stage, step, hurry=True)
+        return _stopped(session, stage, step)
     stop = agree(session).stop
     while step < last_step and not stop:
-        edge = stage.take_step(session, step + 1)
-        if edge is None:
-            save(session, stage, step, hurry=True)
+        result = stage.take_step(session, step + 1)
+        if result is None:
+            _save(session, stage, step, hurry=True)
             stop = True
             break
-        step, stop = step + 1, edge.stop
+        step, stop = step + 1, result.stop
         due = step % job.config.checkpoint.save_every == 0 or step == last_step
-        if due or edge.save or edge.stop:
-            save(session, stage, step, hurry=edge.stop)
+        if due or result.save or result.stop:
+            _save(session, stage, step, hurry=result.stop)
     finished = step >= last_step and not stop and stage.finish(session)
-    return Outcome(True, step, snapshots.last_committed_step) if finished else stopped(session, stage, step)
+    return Outcome(True, step, snapshots.last_committed_step) if finished else _stopped(session, stage, step)
 
 
-def stopped(session: Session, stage: Stage, step: int) -> Outcome:
-    """The outcome of leaving after `step` because some rank was asked to."""
+def _stopped(session: Session, stage: Stage, step: int) -> Outcome:
+    """The outcome of stopping after `step` because some rank was asked to."""
     reason = next(filter(None, session.job.group.gather(session.job.requests.reason)), "")
     return Outcome(False, step, session.snapshots.last_committed_step, reason, stage.kept(step))
 
 
-def agree(session: Session, loss: float = 0.0, sums: Sequence[float] = ()) -> Edge:
+def optimizer_step(
+    session: Session,
+    step: int,
+    losses: Iterable[torch.Tensor],
+    sums: Callable[[], Sequence[float]],
+    *,
+    num_losses: int = 1,
+) -> StepResult:
+    """Forward and backward for each micro batch, DeepSpeed's step, and the agreement of all ranks on it.
+
+    Args:
+        losses: made one by one as they are asked for: a generator that runs the forward passes.
+        sums: gives what else to add up over the ranks; called when `losses` is used up.
+        num_losses: the loss on record is the sum over the micro batches divided by this.
+
+    Raises:
+        NonFiniteError: see `_check_finite`.
+    """
+    engine, rate = session.engine, learning_rate(session.job.config.train, step)
+    set_learning_rate(engine, rate)
+    skipped_before = engine.skipped_steps
+    total, norm, forward_s = accumulate(engine, losses)
+    loss = total / num_losses
+    skipped = engine.skipped_steps > skipped_before
+    agreed = agree(session, loss, sums())
+    _check_finite(session, step, agreed, loss, norm, skipped)
+    return StepResult(agreed.loss, norm, rate, skipped, agreed.stop, agreed.save, agreed.sums, forward_s)
+
+
+def agree(session: Session, loss: float = 0.0, sums: Sequence[float] = ()) -> Agreement:
     """Sum what every rank knows: the one collective of our own in a step.
 
     Args:
-        loss: this rank's; the edge has the mean over the ranks.
+        loss: this rank's.
         sums: more numbers to add up over the ranks, equally many on each.
     """
     job, group = session.job, session.job.group
     stop, save = job.requests.poll()
+    # Counted by a flag of its own: a sum that is nan would not say on how many ranks.
     bad = not math.isfinite(loss)
     mine = [0.0 if bad else loss, float(stop), float(save), float(bad), *sums]
     loss_sum, stops, saves, bads, *summed = group.all_sum(mine)
-    return Edge(
+    return Agreement(
         loss=loss_sum / group.world_size if not bads else math.nan,
         stop=stops > 0,
         save=saves > 0,
@@ -266,9 +327,12 @@ def agree(session: Session, loss: float = 0.0, sums: Sequence[float] = ()) -> Ed
     )
 
 
-def check_finite(session: Session, step: int, edge: Edge, loss: float, norm: float, skipped: bool) -> None:
+def _check_finite(
+    session: Session, step: int, agreed: Agreement, loss: float, norm: float, skipped: bool
+) -> None:
     """End the run on NaN, infinity or an exploded gradient: the last checkpoint is from before it."""
     train_, group = session.job.config.train, session.job.group
+    # DeepSpeed answers an fp16 overflow by skipping the step and halving the loss scale: a few are normal.
     fp16_overflow = train_.precision is Precision.fp16 and skipped
     session.skipped_in_a_row = session.skipped_in_a_row + 1 if fp16_overflow else 0
     if session.skipped_in_a_row > train_.max_skipped_steps:
@@ -276,17 +340,17 @@ def check_finite(session: Session, step: int, edge: Edge, loss: float, norm: flo
             f"step {step}: fp16 overflowed {session.skipped_in_a_row} times in a row "
             f"(train.max_skipped_steps={train_.max_skipped_steps}); use bf16, or lower train.lr"
         )
-    if edge.failed_ranks:
+    if agreed.failed_ranks:
         ranks = [rank for rank, bad in enumerate(group.gather(not math.isfinite(loss))) if bad]
         raise NonFiniteError(f"step {step}: the loss is not finite on rank {', '.join(map(str, ranks))}")
-    if not fp16_overflow and not norm <= train_.stop_grad_norm:
+    if not fp16_overflow and not norm <= train_.stop_grad_norm:  # `not <=` also catches nan
         raise NonFiniteError(
             f"step {step}: the gradient norm is {norm:g}, above train.stop_grad_norm="
             f"{train_.stop_grad_norm:g}: lower train.lr, or look at the data of this step"
         )
 
 
-def save(session: Session, stage: Stage, step: int, hurry: bool) -> None:
+def _save(session: Session, stage: Stage, step: int, hurry: bool) -> None:
     """Commit the state after `step`, with the metrics and the ledger up to it durable first."""
     job, snapshots = session.job, session.snapshots
     if snapshots.last_committed_step == step:
@@ -294,13 +358,12 @@ def save(session: Session, stage: Stage, step: int, hurry: bool) -> None:
     job.watchdog.beat(f"saving step {step}")
     if job.group.rank == 0:
         for path in (job.run.train_metrics, ledger_path(job)):
-            if path.exists():  # a run asked to leave before its first step has neither
+            if path.exists():  # a run that stops before its first step has neither
                 fsync_file(path)
     meta = {
         "global_step": step,
         "seed": job.config.train.seed,
         "num_nodes": job.config.resources.nodes,
-        "torch": torch.__version__,
         **stage.meta(step),
     }
     seconds = snapshots.save(session.engine, step, meta, hurry=hurry, write_more=stage.write_state)
@@ -314,23 +377,22 @@ def save(session: Session, stage: Stage, step: int, hurry: bool) -> None:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What is written of one optimizer step, on rank 0."""
+    """What the stage adds to the result of a step for its record, on rank 0."""
 
-    loss: float
-    grad_norm: float
-    lr: float
     tokens: int
     """Trained so far, over all ranks and steps."""
     step_tokens: int
     step_time_s: float
-    data_time_s: float
-    skipped: bool
+    used: dict[str, Any]
+    """Which samples, for the ledger."""
+    data_time_s: float = 0.0
     flops: float | None = None
     """Model FLOPs of this step over all ranks; None where they are not known."""
     extra: dict[str, Any] = field(default_factory=dict)
+    """More for train.jsonl."""
 
 
-def record(session: Session, step: int, what: StepRecord, used: dict[str, Any]) -> None:
+def record(session: Session, step: int, result: StepResult, what: StepRecord) -> None:
     """The step's lines in metrics/train.jsonl and ledger/, and now and then one for a person."""
     job, train_ = session.job, session.job.config.train
     tokens_per_second = what.step_tokens / what.step_time_s
@@ -339,23 +401,24 @@ def record(session: Session, step: int, what: StepRecord, used: dict[str, Any]) 
         mfu = what.flops / (what.step_time_s * session.peak_flops * job.group.world_size)
     session.metrics.step(
         global_step=step,
-        loss=what.loss,
-        grad_norm=what.grad_norm,
-        lr=what.lr,
+        loss=result.loss,
+        grad_norm=result.grad_norm,
+        lr=result.lr,
         tokens=what.tokens,
         step_time_s=what.step_time_s,
         data_time_s=what.data_time_s,
         tokens_per_second=tokens_per_second,
         mfu=mfu,
         loss_scale=loss_scale(session.engine, train_.precision),
-        skipped=what.skipped,
+        skipped=result.skipped,
         **what.extra,
     )
-    append_record(ledger_path(job), {"global_step": step, "attempt": job.attempt, **used}, durable=False)
+    used = {"global_step": step, "attempt": job.attempt, **what.used}
+    append_record(ledger_path(job), used, durable=False)
     if step % train_.print_every == 0 or step in (session.first_step, train_.num_steps):
         left = format_duration((train_.num_steps - step) * what.step_time_s)
-        line = f"step {step}/{train_.num_steps}  loss {what.loss:.4f}  grad {what.grad_norm:.3f}"
-        line += f"  lr {what.lr:.2e}"
+        line = f"step {step}/{train_.num_steps}  loss {result.loss:.4f}  grad {result.grad_norm:.3f}"
+        line += f"  lr {result.lr:.2e}"
         if "reward" in what.extra:
             line += f"  reward {what.extra['reward']:.3f}  accuracy {what.extra['accuracy']:.3f}"
         line += f"  {tokens_per_second:,.0f} tok/s" + (f"  MFU {mfu:.1%}" if mfu else "")

@@ -1,4 +1,12 @@
-"""Any Hugging Face causal language model, from a config or from local weights."""
+"""Any Hugging Face causal language model, from a config or from local weights, and its adapters.
+
+    network = build_model(config.model, hf_config, seed)
+    network = wrap_lora(network, config.model)          # model.lora_rank=8
+
+Low-rank adapters (Hu et al., arXiv 2106.09685) come through peft, the optional extra `lora`: the model stays,
+small matrices beside its layers are trained. DeepSpeed trains and saves the wrapped model like any other;
+train/export.py merges the adapters into the weights.
+"""
 
 import json
 from pathlib import Path
@@ -6,10 +14,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from r1hpc.base.errors import ConfigError
+from r1hpc.base.errors import ConfigError, R1hpcError
 from r1hpc.config.schema import ModelConfig
 from r1hpc.plan.weights import check_weights
 from r1hpc.train.attention import GATED, OURS, add_gates, check_implementation, load_gates
@@ -54,6 +64,35 @@ def cast_parameters(network: torch.nn.Module, dtype: torch.dtype) -> None:
     """
     for parameter in network.parameters():
         parameter.data = parameter.data.to(dtype)
+
+
+def wrap_lora(network: nn.Module, model: ModelConfig) -> Any:
+    """The network with adapters of rank `model.lora_rank` on `model.lora_targets`; only they are trainable.
+
+    Everything else is frozen, also gate_gamma. A wrapped network computes what the network computed: the
+    second matrix of each adapter starts at zero. The first is drawn from torch's stream: seed it alike on all
+    ranks (build_model just did).
+
+    Raises:
+        R1hpcError: peft is not installed.
+        ConfigError: lora_rank is 0, or no layer has a name of lora_targets.
+    """
+    if model.lora_rank < 1:
+        raise ConfigError("model.lora_rank is 0: give the rank of the adapters, for example 8")
+    peft = _import_peft()
+    config = peft.LoraConfig(
+        r=model.lora_rank,
+        lora_alpha=model.lora_alpha,
+        lora_dropout=0.0,
+        # peft's shorthand leaves the output head out, and counts GPT-2's Conv1D.
+        target_modules=list(model.lora_targets) or "all-linear",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in network.modules()),  # GPT-2's
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return peft.get_peft_model(network, config)
+    except ValueError as error:
+        raise ConfigError(f"model.lora_targets={model.lora_targets}: {error}") from None
 
 
 def next_token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -107,3 +146,11 @@ def _auto_config(hf_config: dict[str, Any]) -> Any:
         return AutoConfig.for_model(model_type, **values)
     except ValueError as error:
         raise ConfigError(f"model_type {json.dumps(model_type)}: {str(error).splitlines()[0]}") from None
+
+
+def _import_peft() -> Any:
+    try:
+        import peft
+    except ImportError:
+        raise R1hpcError("model.lora_rank needs peft: pip install 'r1hpc[lora]'") from None
+    return peft

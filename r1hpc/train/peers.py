@@ -2,20 +2,22 @@
 
     prepare(store, world_size)                  # rank 0, before the others can connect
     peers = Peers(store, rank, world_size, timeout_s)
-    peers.start(watchdog.sign)                  # a thread: tells of this rank, hears of the others
+    peers.start(watchdog.sign)                  # a thread: reports this rank, hears of the others
     peers.problem()                             # None, or why the ranks will not come together any more
 
-Rank 0 alone looks at all ranks and tells the others what it found, so each rank asks one question a second.
+Rank 0 alone looks at all ranks and reports what it found to the others, so each rank asks once a second.
+Waits are counted in time in which the rank that waits ran: a suspension stops all of them, and is no silence.
 """
 
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
+
+from r1hpc.train.running_time import RunningClock
 
 _VERDICT = "r1hpc/verdict"
 _LEFT = "left"
@@ -25,10 +27,10 @@ _UNSEEN = "0 0 start"
 
 @dataclass(frozen=True)
 class Sign:
-    """What a rank tells of itself."""
+    """What a rank reports of itself."""
 
     alive: int
-    """Grows with each beat, and while it waits with each exchange: a stopped process tells nothing new."""
+    """Grows with each beat, and while it waits with each exchange: a stopped process reports nothing new."""
     beats: int
     """Grows with its own progress only."""
     phase: str
@@ -95,10 +97,14 @@ class Peers:
         self._rank = rank
         self._timeout_s = timeout_s
         self._keys = [_key(other) for other in range(world_size)]
-        self._seen = _Seen(world_size, time.monotonic())
+        self._period_s = min(_PERIOD_S, timeout_s / 8)
+        self._seen = _Seen(world_size, 0.0)
         self._verdict = ""
         self._round = "0"
-        self._heard_at = time.monotonic()
+        # Of the thread that asks for `problem`: a server that is stopped blocks the exchange itself.
+        self._asking = RunningClock(_PERIOD_S, timeout_s)
+        self._known_round = self._round
+        self._heard_at = 0.0
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -118,10 +124,13 @@ class Peers:
         return not self._done.is_set()
 
     def problem(self) -> str | None:
-        """Why this rank need not wait any longer; None where the others go on."""
+        """Why this rank need not wait any longer; None where the others go on. To be asked every second."""
         if self._verdict:
             return self._verdict
-        idle_s = time.monotonic() - self._heard_at
+        now = self._asking.now()
+        if self._round != self._known_round:
+            self._known_round, self._heard_at = self._round, now
+        idle_s = now - self._heard_at
         if self.connected and idle_s > self._timeout_s:
             return (
                 f"no sign of life from rank 0 for {idle_s:.0f} s, through which the ranks hear of each other"
@@ -129,30 +138,27 @@ class Peers:
         return None
 
     def _exchange(self, sign: Callable[[], Sign]) -> None:
+        clock = RunningClock(self._period_s, self._timeout_s)
         try:
-            while not self._done.wait(min(_PERIOD_S, self._timeout_s / 8)):
+            while not self._done.wait(self._period_s):
                 self._store.set(self._keys[self._rank], str(sign()))
                 if self._rank == 0:
-                    self._judge()
+                    self._judge(clock.now())
                 else:
                     self._hear(self._store.get(_VERDICT).decode())
             self._store.set(self._keys[self._rank], _LEFT)
         except RuntimeError:  # torch's DistStoreError among them: the server left, with rank 0
             self._done.set()
 
-    def _judge(self) -> None:
-        now = time.monotonic()
+    def _judge(self, now: float) -> None:
         for rank, value in enumerate(self._store.multi_get(self._keys)):
             self._seen.hear(rank, value.decode(), now)
         self._verdict = self._seen.problem(now, self._timeout_s)
-        self._heard_at = now
         self._round = str(int(self._round) + 1)
         self._store.set(_VERDICT, f"{self._round} {self._verdict}")
 
-    def _hear(self, told: str) -> None:
-        number, _, self._verdict = told.partition(" ")
-        if number != self._round:
-            self._round, self._heard_at = number, time.monotonic()
+    def _hear(self, message: str) -> None:
+        self._round, _, self._verdict = message.partition(" ")
 
 
 def _key(rank: int) -> str:

@@ -1,283 +1,183 @@
-"""Sampling completions: one interface, two engines.
+"""A rollout as arrays: groups of completions with their log-probabilities and rewards, and how it is kept.
 
-    engine = TorchSampler(group, ids, zero_stage=3, replica=build)   # or vllm_engine.VllmSampler
-    policy_id = engine.take_over(network)                            # after each update
-    samples = engine.sample(request, should_stop)                    # None when asked to leave
+    groups = Groups.joined([batch_0, batch_1])
+    write_groups(path, groups, policy_id);  policy_id, groups = read_groups(path)
+    save_rollout(folder, rollout, values);  rollout = load_rollout(folder, num_items)     # in a checkpoint
 
-Every completion has a random stream of its own, keyed by (seed, item, number): which prompts it was decoded
-together with, on which rank, and what was interrupted before it, do not enter. `TorchSampler` decodes with
-the training model itself: below ZeRO 3 in place, under ZeRO 3 in a replica whose weights are gathered once
-per rollout instead of once per token (huggingface/trl#3858: the first step after an hour).
+Arrays only, no pickles. A group is the completions of one item, side by side; `n` is groups x members.
+train/collect.py makes a rollout, train/update.py trains on it.
 """
 
-import inspect
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+import secrets
+import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from transformers import DynamicCache
 
-from r1hpc.tasks.tokenizer import SpecialIds
-from r1hpc.train.distributed import Group
+from r1hpc.base.errors import StateError
 
-_GATHER_BYTES = 1 << 30
-_ROWS_AT_ONCE = 64
-"""Rows whose cumulative distribution is held in float64 at a time."""
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_TERM = "term_"
+_GROUPS = "stage_rank_0_window.npz"
+_VALUES = "stage_rank_0_values.npy"
 
 
 @dataclass(frozen=True)
-class Request:
-    """Prompts to be completed, `num_generations` times each."""
+class Groups:
+    """Finished groups in the order of their items."""
 
-    prompts: Sequence[Sequence[int]]
-    streams: npt.NDArray[np.uint64]
-    """(num_prompts x num_generations,): see `streams`."""
-    num_generations: int
-    max_completion_length: int
-    temperature: float
-    """0: greedy."""
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Completions, those of a prompt side by side. n = num_prompts x num_generations."""
-
+    items: npt.NDArray[np.int64]
+    """(groups,): indices of the task."""
     tokens: npt.NDArray[np.int32]
-    """(n, longest), padded with the pad id."""
+    """(n, longest), padded."""
     logprobs: npt.NDArray[np.float32]
-    """(n, longest): of each token under the policy at the request's temperature (greedy: at 1)."""
+    """(n, longest): by the policy that sampled them."""
     lengths: npt.NDArray[np.int32]
-    """(n,): tokens up to and with the end token."""
     ended: npt.NDArray[np.bool_]
     """(n,): False where max_completion_length cut it off."""
+    rewards: npt.NDArray[np.float64]
+    correct: npt.NDArray[np.bool_]
+    terms: dict[str, npt.NDArray[np.float64]]
+    """Each reward term by itself, unweighted, (n,)."""
 
+    @property
+    def num_members(self) -> int:
+        return len(self.lengths) // max(1, len(self.items))
 
-class RolloutEngine(Protocol):
-    """What samples completions from the policy."""
-
-    def take_over(self, network: torch.nn.Module) -> str:
-        """Take the weights of `network` as they are now, all ranks together; names them by their bits."""
-
-    def sample(self, request: Request, should_stop: Callable[[], bool]) -> Samples | None:
-        """This rank's completions; None when `should_stop` said so in between."""
-
-    def release(self) -> None:
-        """Give memory back that only sampling needs."""
-
-
-def streams(seed: int, items: Sequence[int], num_generations: int) -> npt.NDArray[np.uint64]:
-    """A key for each completion, from which its uniform random numbers follow (splitmix64).
-
-    Returns: (len(items) x num_generations,), the generations of an item side by side.
-    """
-    with np.errstate(over="ignore"):
-        base = _mix(_mix(np.uint64(seed) + _GOLDEN) ^ np.asarray(items, np.uint64))
-        numbers = np.arange(1, num_generations + 1, dtype=np.uint64) * _GOLDEN
-        keys: npt.NDArray[np.uint64] = _mix(base[:, None] ^ _mix(numbers)[None, :]).ravel()
-    return keys
-
-
-def uniforms(keys: npt.NDArray[np.uint64], position: int) -> npt.NDArray[np.float64]:
-    """The number in [0, 1) that decides token `position` of each completion."""
-    with np.errstate(over="ignore"):
-        mixed: npt.NDArray[np.uint64] = _mix(keys + _GOLDEN * np.uint64(position + 1))
-    numbers: npt.NDArray[np.float64] = (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    return numbers
-
-
-def _mix(x: Any) -> Any:
-    """The finaliser of splitmix64 (Steele, Lea, Flood 2014)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-class TorchSampler:
-    """A batched sampler with a KV cache over a Hugging Face causal language model."""
-
-    def __init__(
-        self,
-        group: Group,
-        ids: SpecialIds,
-        *,
-        zero_stage: int,
-        replica: Callable[[], torch.nn.Module],
-        poll_every: int = 16,
-    ) -> None:
-        """`replica` builds the architecture anew; it is called once, and only under ZeRO 3."""
-        self._group = group
-        self._ids = ids
-        self._zero_stage = zero_stage
-        self._build_replica = replica
-        self._replica: torch.nn.Module | None = None
-        self._network: Any = None
-        self._poll_every = poll_every
-
-    def take_over(self, network: torch.nn.Module) -> str:
-        self._network = self._gather(network) if self._zero_stage == 3 else network
-        return fingerprint(self._network)
-
-    def release(self) -> None:
-        """Under ZeRO 3 the replica's memory, which is a whole model's."""
-        self._network = None
-        if self._replica is not None:
-            for tensor in self._replica.parameters():
-                tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-
-    @torch.no_grad()
-    def sample(self, request: Request, should_stop: Callable[[], bool]) -> Samples | None:
-        training = self._network.training
-        self._network.eval()  # no dropout; gradient checkpointing would forbid the cache
-        try:
-            return self._decode(request, should_stop)
-        finally:
-            self._network.train(training)
-
-    def _decode(self, request: Request, should_stop: Callable[[], bool]) -> Samples | None:
-        device, num = self._group.device, request.num_generations
-        ids, mask = self._left_padded(request.prompts)
-        padded = not bool(mask.all())
-        cache, cache_name = DynamicCache(), _cache_argument(self._network)
-        out = self._network(
-            input_ids=ids,
-            attention_mask=mask if padded else None,
-            position_ids=(mask.cumsum(1) - 1).clamp_min(0),
-            use_cache=True,
-            logits_to_keep=1,
-            **{cache_name: cache},
+    def select(self, groups: Sequence[int] | npt.NDArray[np.integer[Any]]) -> "Groups":
+        """Only these groups, in this order."""
+        chosen = np.asarray(groups, np.int64)
+        rows = (chosen[:, None] * self.num_members + np.arange(self.num_members)).ravel()
+        return Groups(
+            items=self.items[chosen],
+            tokens=self.tokens[rows],
+            logprobs=self.logprobs[rows],
+            lengths=self.lengths[rows],
+            ended=self.ended[rows],
+            rewards=self.rewards[rows],
+            correct=self.correct[rows],
+            terms={name: values[rows] for name, values in self.terms.items()},
         )
-        # The prompt was read once for the whole group; from here on each completion has a row.
-        cache.batch_repeat_interleave(num)
-        logits = out.logits[:, -1].float().repeat_interleave(num, 0)
-        mask = mask.repeat_interleave(num, 0)
-        positions = mask.sum(1)
-        rows = np.arange(len(logits))
-        """Which completion each row of the cache is."""
-        tokens = np.full((len(rows), request.max_completion_length), self._ids.pad, np.int32)
-        logprobs = np.zeros((len(rows), request.max_completion_length), np.float32)
-        lengths = np.zeros(len(rows), np.int32)
-        ended = np.zeros(len(rows), np.bool_)
-        for t in range(request.max_completion_length):
-            if t % self._poll_every == 0 and should_stop():
-                return None
-            chosen, chosen_logprobs = choose(logits, request.temperature, request.streams[rows], t)
-            picked = chosen.cpu().numpy()
-            tokens[rows, t] = picked
-            logprobs[rows, t] = chosen_logprobs.cpu().numpy()
-            lengths[rows] = t + 1
-            over = picked == self._ids.eos
-            ended[rows[over]] = True
-            alive = np.flatnonzero(~ended[rows])
-            if len(alive) == 0 or t + 1 == request.max_completion_length:
-                break
-            if len(alive) <= 0.75 * len(rows):  # what has ended is carried along until it is worth a copy
-                keep = torch.from_numpy(alive).to(device)
-                cache.batch_select_indices(keep)
-                chosen, mask, positions = chosen[keep], mask[keep], positions[keep]
-                rows = rows[alive]
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-            out = self._network(
-                input_ids=chosen[:, None],
-                attention_mask=mask if padded else None,
-                position_ids=positions[:, None],
-                use_cache=True,
-                **{cache_name: cache},
-            )
-            logits, positions = out.logits[:, -1].float(), positions + 1
-        longest = int(lengths.max(initial=1))
-        # A row that had ended went on being decoded until the next copy: cut that off.
-        beyond = np.arange(longest)[None, :] >= _first_end(tokens[:, :longest], self._ids.eos)[:, None]
-        tokens[:, :longest][beyond], logprobs[:, :longest][beyond] = self._ids.pad, 0.0
-        lengths = np.minimum(lengths, _first_end(tokens, self._ids.eos)).astype(np.int32)
-        longest = int(lengths.max(initial=1))
-        return Samples(tokens[:, :longest], logprobs[:, :longest], lengths, ended)
 
-    def _left_padded(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        longest = max(map(len, prompts))
-        ids = torch.full((len(prompts), longest), self._ids.pad)
-        mask = torch.zeros((len(prompts), longest), dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-            mask[row, longest - len(prompt) :] = 1
-        return ids.to(self._group.device), mask.to(self._group.device)
+    @staticmethod
+    def joined(parts: Sequence["Groups"]) -> "Groups":
+        """One after the other, padded to the longest."""
+        longest = max(part.tokens.shape[1] for part in parts)
+        names = parts[0].terms
 
-    def _gather(self, network: torch.nn.Module) -> torch.nn.Module:
-        """Every partitioned parameter into the replica, a bounded number of bytes at a time."""
-        import deepspeed
+        def column(name: str) -> Any:
+            return np.concatenate([getattr(part, name) for part in parts])
 
-        if self._replica is None:
-            self._replica = self._build_replica().to(self._group.device)
-        theirs, ours = dict(network.named_parameters()), dict(self._replica.named_parameters())
-        for names in _portions(theirs):
-            with deepspeed.zero.GatheredParameters([theirs[name] for name in names]):
-                for name in names:
-                    ours[name].data = theirs[name].data.clone()
-        for name, buffer in network.named_buffers():
-            self._replica.get_buffer(name).data = buffer.data.clone()
-        return self._replica
+        def padded(name: str) -> Any:
+            arrays = [getattr(part, name) for part in parts]
+            return np.concatenate([np.pad(a, ((0, 0), (0, longest - a.shape[1]))) for a in arrays])
+
+        return Groups(
+            items=column("items"),
+            tokens=padded("tokens"),
+            logprobs=padded("logprobs"),
+            lengths=column("lengths"),
+            ended=column("ended"),
+            rewards=column("rewards"),
+            correct=column("correct"),
+            terms={name: np.concatenate([part.terms[name] for part in parts]) for name in names},
+        )
 
 
-def choose(
-    logits: torch.Tensor, temperature: float, keys: npt.NDArray[np.uint64], position: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(token, its log-probability) of each row of logits (rows, vocab), by inverting the distribution."""
-    if temperature == 0:
-        logprobs = logits.log_softmax(-1)
-        token = logits.argmax(-1)
-        return token, logprobs.gather(-1, token[:, None])[:, 0]
-    logprobs = (logits / temperature).log_softmax(-1)
-    draws = torch.from_numpy(uniforms(keys, position)).to(logits.device)
-    parts = []
-    for start in range(0, len(logits), _ROWS_AT_ONCE):
-        cumulative = logprobs[start : start + _ROWS_AT_ONCE].double().exp().cumsum(-1)
-        target = draws[start : start + _ROWS_AT_ONCE, None] * cumulative[:, -1:]
-        parts.append(torch.searchsorted(cumulative, target, right=True)[:, 0])
-    token = torch.cat(parts).clamp_max(logits.shape[-1] - 1)
-    return token, logprobs.gather(-1, token[:, None])[:, 0]
+@dataclass(frozen=True)
+class Rollout:
+    """What was sampled from one policy for several optimizer steps; the same on every rank, but for times."""
+
+    groups: Groups
+    policy_id: str
+    """Names the weights that sampled it."""
+    num_items: int
+    """Items used up, those of dropped groups included."""
+    rollout_time_s: float = 0.0
+    """On this rank, in this attempt; like the next."""
+    reward_time_s: float = 0.0
+    values: npt.NDArray[np.float64] | None = None
+    """(n, longest), after a resume under PPO: the critic's values from before the updates made since."""
+
+    def facts(self) -> dict[str, Any]:
+        """What train.jsonl says of it: rewards by term, lengths by outcome, what taught nothing."""
+        groups = self.groups
+        lengths, correct = groups.lengths.astype(np.float64), groups.correct
+        return {
+            "reward": float(groups.rewards.mean()),
+            "accuracy": float(correct.mean()),
+            **{f"reward_{name}": float(values.mean()) for name, values in groups.terms.items()},
+            "zero_variance_share": 1.0 - float(varied(groups).mean()),
+            "response_length": float(lengths.mean()),
+            "response_length_correct": float(lengths[correct].mean()) if correct.any() else None,
+            "response_length_wrong": float(lengths[~correct].mean()) if not correct.all() else None,
+            "truncated_share": 1.0 - float(groups.ended.mean()),
+            "num_groups": len(groups.items),
+            "num_items": self.num_items,
+        }
+
+    def checksum(self) -> int:
+        """Names items, completions and rewards: two runs that agree here trained on the same rollout."""
+        digest = hashlib.sha256(self.groups.items.tobytes())
+        for row, length in zip(self.groups.tokens, self.groups.lengths, strict=True):
+            digest.update(row[:length].tobytes())
+        digest.update(json.dumps([float(r).hex() for r in self.groups.rewards]).encode())
+        return int.from_bytes(digest.digest()[:6])
 
 
-def fingerprint(network: torch.nn.Module) -> str:
-    """Names the weights by their bits: the sum of each tensor's bit patterns, mixed in order.
+def varied(groups: Groups) -> npt.NDArray[np.bool_]:
+    """(groups,): whether the members were rewarded differently."""
+    rewards = groups.rewards.reshape(-1, groups.num_members)
+    return np.asarray(np.ptp(rewards, axis=1) > 1e-6)
 
-    Enough to tell one state of a training run from another; no defence against somebody who wants two
-    states to look alike.
+
+def write_groups(path: Path, groups: Groups, policy_id: str) -> None:
+    """Write so that a killed process leaves the whole file or none.
+
+    Not fsynced: what a power cut spoils fails its zip checksum, and is sampled again.
     """
-    total = 0
-    for parameter in network.parameters():
-        whole = {2: torch.int16, 4: torch.int32}[parameter.element_size()]
-        bits = int(parameter.detach().view(whole).sum(dtype=torch.int64))
-        total = (total * 0x100000001B3 + bits) % (1 << 64)
-    return f"{total:016x}"
+    arrays = {name: value for name, value in vars(groups).items() if name != "terms"}
+    arrays |= {f"{_TERM}{name}": values for name, values in groups.terms.items()}
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    with temporary.open("xb") as file:
+        np.savez(file, policy_id=np.array(policy_id), **arrays)
+    temporary.replace(path)
 
 
-def _cache_argument(network: Any) -> str:
-    """transformers renames past_key_values to cache, model by model."""
-    bare = network.get_base_model() if hasattr(network, "get_base_model") else network
-    # By the model's own body: the head's forward is wrapped by what translates the old name.
-    known = inspect.signature(inspect.unwrap(type(bare).forward)).parameters
-    return "cache" if "cache" in known else "past_key_values"
+def read_groups(path: Path) -> tuple[str, Groups]:
+    """What write_groups wrote.
+
+    Raises:
+        StateError: the file is not one of ours, or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        policy_id = str(arrays.pop("policy_id"))
+        terms = {
+            name.removeprefix(_TERM): arrays.pop(name) for name in list(arrays) if name.startswith(_TERM)
+        }
+        return policy_id, Groups(**arrays, terms=terms)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise StateError(f"{path} holds no rollout: {error}") from None
 
 
-def _first_end(tokens: npt.NDArray[np.int32], eos: int) -> npt.NDArray[np.int64]:
-    """How many tokens each row has up to and with its first end token; all where it has none."""
-    is_end = tokens == eos
-    lengths: npt.NDArray[np.int64] = np.where(is_end.any(1), is_end.argmax(1) + 1, tokens.shape[1])
-    return lengths
+def save_rollout(folder: Path, rollout: Rollout, values: npt.NDArray[np.float64] | None) -> None:
+    """Into a checkpoint being written, with the critic's values where there is one."""
+    write_groups(folder / _GROUPS, rollout.groups, rollout.policy_id)
+    if values is not None:
+        np.save(folder / _VALUES, values)
 
 
-def _portions(parameters: dict[str, Any]) -> list[list[str]]:
-    """Names in order, in lists whose tensors together take at most _GATHER_BYTES (or one tensor more)."""
-    portions: list[list[str]] = [[]]
-    filled = 0
-    for name, parameter in parameters.items():
-        size = getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
-        if filled and filled + size > _GATHER_BYTES:
-            portions.append([])
-            filled = 0
-        portions[-1].append(name)
-        filled += size
-    return portions
+def load_rollout(folder: Path, num_items: int) -> Rollout | None:
+    """What save_rollout left in a committed checkpoint; None where no rollout was under way."""
+    if not (folder / _GROUPS).exists():
+        return None
+    policy_id, groups = read_groups(folder / _GROUPS)
+    values = np.load(folder / _VALUES) if (folder / _VALUES).exists() else None
+    return Rollout(groups, policy_id, num_items, values=values)

@@ -1,6 +1,6 @@
-"""Save and resume, all ranks together: DeepSpeed writes, the checkpoint room commits.
+"""Save and resume, all ranks together: DeepSpeed writes, the checkpoint package commits.
 
-Every collective decision is made by rank 0 and told to all, so that no two ranks can disagree about which
+Every collective decision is made by rank 0 and sent to all, so that no two ranks can disagree about which
 checkpoint is good. DeepSpeed's own `latest` is never written: it names a checkpoint before the other
 ranks have finished theirs.
 """
@@ -14,6 +14,8 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +25,8 @@ import torch
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.units import format_bytes
-from r1hpc.checkpoint.errors import CheckpointWriteError
+from r1hpc.base.version import __version__
+from r1hpc.checkpoint.errors import CheckpointWriteError, NoUsableCheckpointError
 from r1hpc.checkpoint.store import Checkpoint, CheckpointStore
 from r1hpc.train.distributed import Group
 from r1hpc.train.errors import ResumeError, SaveError
@@ -98,7 +101,6 @@ class Snapshots:
         self._scratch = scratch
         self.last_committed_step: int | None = None
         self.last_bytes = 0
-        self._resumed_from: set[int] = set()
 
     def choose(self) -> Checkpoint | None:
         """The newest checkpoint that verifies, the same on all ranks; None for a fresh run.
@@ -111,18 +113,81 @@ class Snapshots:
         """
         checkpoint = self._store.newest_verified(self._group, lambda line: print(line, file=sys.stderr))
         if checkpoint is not None:
-            self._identity.check(checkpoint.manifest.meta)
-            self.last_committed_step = checkpoint.step
-            self.last_bytes = checkpoint.manifest.total_size
-            self._resumed_from = {checkpoint.step}
+            self._accept(checkpoint)
         return checkpoint
+
+    def _accept(self, checkpoint: Checkpoint) -> None:
+        """Take it for the one to resume from; raise ResumeError where it belongs to another configuration."""
+        self._identity.check(checkpoint.manifest.meta)
+        difference = describe_versions(checkpoint.manifest.meta)
+        if difference and self._group.rank == 0:
+            print(f"{checkpoint.path.name} {difference}", file=sys.stderr)
+        self.last_committed_step = checkpoint.step
+        self.last_bytes = checkpoint.manifest.total_size
 
     def needs_conversion(self, checkpoint: Checkpoint | None) -> bool:
         """Whether DeepSpeed must be built to load a universal checkpoint."""
         return checkpoint is not None and not self._identity.same_layout(checkpoint.manifest.meta)
 
-    def load(self, engine: Any, checkpoint: Checkpoint) -> int:
-        """Put the checkpoint into the engine and every random stream; returns its step."""
+    def load(self, engine: Any, checkpoint: Checkpoint) -> Checkpoint:
+        """Put the checkpoint into the engine and every random stream; returns it.
+
+        One that verifies and cannot be loaded is named on rank 0's log, and the next older good one is taken,
+        by all ranks alike; that one is returned.
+
+        Raises:
+            NoUsableCheckpointError: none can be loaded; names each.
+        """
+        needs_conversion, failed = self.needs_conversion(checkpoint), []
+        candidate: Checkpoint | None = checkpoint
+        while candidate is not None:
+            if self.needs_conversion(candidate) == needs_conversion:
+                problem = self._try_to_load(engine, candidate)
+            else:
+                problem = "is of another number of ranks or ZeRO stage than the newest"
+            if not problem:
+                if self._group.rank == 0:
+                    self._try_to_prune(partial(self._store.prune_surplus, candidate.step))
+                return candidate
+            failed.append(f"{candidate.path.name}: {problem}")
+            self._report(f"checkpoint cannot be loaded, trying an older one: {failed[-1]}")
+            try:
+                candidate = self._store.newest_verified(self._group, self._report, below=candidate.step)
+            except NoUsableCheckpointError as error:
+                failed.append(str(error))
+                break
+            if candidate is not None:
+                self._accept(candidate)
+        raise NoUsableCheckpointError(
+            f"no checkpoint can be loaded, of those in {self._store.root}: restore one, or move these "
+            "folders away to start from the beginning\n  " + "\n  ".join(failed)
+        )
+
+    def _try_to_load(self, engine: Any, checkpoint: Checkpoint) -> str:
+        """What went wrong on any rank, the same on all of them; empty when it is loaded everywhere.
+
+        A rank that fails alone can leave the others in a collective of DeepSpeed's: the watchdog ends that.
+        """
+        mine = ""
+        try:
+            self._load(engine, checkpoint)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except OSError as error:
+            # A read that failed may succeed in the next attempt; a file that is not there will not.
+            if not isinstance(error, FileNotFoundError):
+                raise
+            mine = f"{type(error).__name__}: {error}"
+        except Exception as error:  # DeepSpeed raises whatever its parts do, AssertionError among it
+            first = (str(error).splitlines() or [""])[0]
+            mine = f"{type(error).__name__}: {first}"
+        return next(filter(None, self._group.gather(mine)), "")
+
+    def _report(self, line: str) -> None:
+        if self._group.rank == 0:
+            print(line, file=sys.stderr, flush=True)
+
+    def _load(self, engine: Any, checkpoint: Checkpoint) -> None:
         if self.needs_conversion(checkpoint):
             folder = self._convert(checkpoint)
             path, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
@@ -135,7 +200,6 @@ class Snapshots:
             restore_streams(checkpoint.path / _streams_name(self._group.rank))
         if path is None:
             raise ResumeError(f"DeepSpeed found nothing to load in {checkpoint.path}")
-        return checkpoint.step
 
     def save(
         self,
@@ -150,7 +214,7 @@ class Snapshots:
 
         Args:
             write_more: puts the stage's own files of this rank, `stage_rank_<n>…`, into the folder.
-            hurry: somebody is about to kill us; older checkpoints are left for the next attempt to prune.
+            hurry: somebody is about to kill us; older checkpoints are removed as far as that takes no time.
 
         Raises:
             SaveError: disk full, I/O error, or this incarnation is superseded. The run's earlier
@@ -170,7 +234,7 @@ class Snapshots:
         except (R1hpcError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            if self._group.rank == 0:  # makes room on a full disk, also for the words to come
+            if self._group.rank == 0:  # makes room on a full disk, also for the message to come
                 self._store.abandon(step, self._attempt, self._token)
             raise SaveError(self._no_space(f"writing checkpoint step {step}", error)) from error
         failpoint("save.written")
@@ -190,14 +254,27 @@ class Snapshots:
             raise SaveError("; ".join(failures))
         records = [record for part in sealed for record in part]
         failpoint("save.sealed")
-        full = {**self._identity.to_meta(), **meta}
+        full = {**self._identity.to_meta(), **versions(), **meta}
         self._tell(lambda: self._store.commit(step, self._attempt, self._token, records, full))
         failpoint("save.committed")
         self.last_committed_step = step
         self.last_bytes = sum(record.size for record in records)
-        if not hurry:
-            self._tell(lambda: self._store.prune(protect={step, *self._resumed_from}))
+        self._prune(step, hurry)
         return time.monotonic() - started
+
+    def _prune(self, step: int, hurry: bool) -> None:
+        # Not what it resumed from: that is as good as any other once `keep` newer ones are committed.
+        if not hurry:
+            self._tell(lambda: self._store.prune([step], at=step))
+        elif self._group.rank == 0:
+            self._try_to_prune(partial(self._store.prune, [step], at=step, hurry=True))
+
+    def _try_to_prune(self, prune: Callable[[], object]) -> None:
+        """The state is safe, which is what counts: what cannot be removed now is said and left."""
+        try:
+            prune()
+        except R1hpcError as error:
+            print(f"older checkpoints are not removed: {error}", file=sys.stderr)
 
     def _open_staging(self, step: int) -> None:
         free = shutil.disk_usage(self._store.root).free
@@ -249,15 +326,15 @@ class Snapshots:
 
     def _tell(self, action: Callable[[], _T]) -> _T:
         """Do `action` on rank 0 and tell all; when it fails there, fail with the same words on all ranks."""
-        told: tuple[Any, tuple[str, str] | None] = (None, None)
+        answer: tuple[Any, tuple[str, str] | None] = (None, None)
         if self._group.rank == 0:
             try:
-                told = (action(), None)
+                answer = (action(), None)
             except R1hpcError as error:
-                told = (None, (type(error).__name__, str(error)))
+                answer = (None, (type(error).__name__, str(error)))
             except OSError as error:
-                told = (None, (SaveError.__name__, self._no_space("checkpoint", error)))
-        result, failure = self._group.broadcast(told)
+                answer = (None, (SaveError.__name__, self._no_space("checkpoint", error)))
+        result, failure = self._group.broadcast(answer)
         if failure is not None:
             raise (ResumeError if failure[0] == ResumeError.__name__ else SaveError)(failure[1])
         value: _T = result
@@ -267,6 +344,23 @@ class Snapshots:
         free = shutil.disk_usage(self._store.root).free
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         return f"{what} failed: {first} ({format_bytes(free)} free under {self._store.root})"
+
+
+def versions() -> dict[str, str]:
+    """What a checkpoint was written with, as its manifest holds it."""
+    return {"torch": torch.__version__, "deepspeed": version("deepspeed"), "r1hpc": __version__}
+
+
+def describe_versions(saved: dict[str, Any]) -> str:
+    """What of `versions` differs from those of a checkpoint's meta; empty where nothing does.
+
+    Never a reason to refuse. A version that was not stored is not compared.
+    """
+    pairs = [(name, saved.get(name), ours) for name, ours in versions().items()]
+    changed = [f"{name} {theirs} (now {ours})" for name, theirs, ours in pairs if theirs not in (None, ours)]
+    if not changed:
+        return ""
+    return f"was written with {', '.join(changed)}: results may differ in the last bits from here on"
 
 
 def seed_streams(seed: int, step: int, rank: int) -> None:

@@ -1,9 +1,9 @@
-"""Requests to save or to leave: a signal or a touched file sets a flag; the loop decides at a step edge.
+"""Requests to save or to stop: a signal or a touched file sets a flag; the loop decides between two steps.
 
     requests = StopRequests(run)
     requests.install()           # SIGTERM and SIGUSR2 mean the same: save, then leave
     ...
-    stop, save = requests.poll() # this rank's wish; the loop agrees over all ranks
+    stop, save = requests.poll() # of this rank; the loop agrees over all ranks
 
 Nothing is done inside the handler: a collective there would deadlock against the one that the signal
 interrupted (Lightning #21406). SIGUSR1 is left alone, NCCL uses it (submitit #1697).
@@ -25,7 +25,7 @@ OUT_OF_HOURS = "limits.max_gpu_hours"
 
 @dataclass(frozen=True)
 class Clock:
-    """What an attempt asks of itself, by time.monotonic(). None: nothing."""
+    """When an attempt asks itself to save or to stop, by time.monotonic(). None: never."""
 
     first_save_at: float | None = None
     """Half of the time limit: short slices make progress, whatever the save interval."""

@@ -6,9 +6,9 @@ LLM.apply_model, sleep, wake_up, reset_prefix_cache, and LLMEngine.add_request, 
 places vLLM in the same way (its "colocate" mode). The tests drive a stand-in that only records the calls.
 
     sampler = VllmSampler(job, ids)       # rollout.engine=vllm; the optional extra `vllm`
-    policy_id = sampler.take_over(network)
+    policy_id = sampler.sync_weights(network)
     samples = sampler.sample(request, should_stop)
-    sampler.release()                     # weights and cache leave the GPU until the next take_over
+    sampler.release()                     # weights and cache leave the GPU until the next sync_weights
 
 Each completion is a request with its own seed. That fixes its random numbers, not its logits: vLLM computes
 them in batches whose make-up it chooses, so a rollout sampled again after a preemption can differ in places
@@ -31,17 +31,17 @@ from r1hpc.tasks.tokenizer import SpecialIds
 from r1hpc.train.attention import OURS
 from r1hpc.train.export import exported_config, weights_of
 from r1hpc.train.loop import Job
-from r1hpc.train.rollout import Request, Samples, fingerprint
+from r1hpc.train.sampling import Request, Samples, fingerprint
 
 _MEMORY_SHARE = 0.3
-"""Of the GPU's memory for vLLM's weights and cache, beside the trainer's (TRL's default for colocation)."""
+"""Share of the GPU for vLLM's weights and cache, beside the trainer's (TRL's default for colocation)."""
 
 
 class VllmSampler:
-    """The RolloutEngine of train/rollout.py over vLLM."""
+    """The RolloutEngine of train/sampling.py over vLLM."""
 
     def __init__(self, job: Job, ids: SpecialIds) -> None:
-        """Loads nothing yet: vLLM starts at the first take_over, when it sees what memory is left.
+        """Loads nothing yet: vLLM starts at the first sync_weights, when it sees what memory is left.
 
         Raises:
             R1hpcError: vLLM is not installed, or this is a CPU run.
@@ -62,7 +62,7 @@ class VllmSampler:
         self._asleep = False
         self._num_calls = 0
 
-    def take_over(self, network: torch.nn.Module) -> str:
+    def sync_weights(self, network: torch.nn.Module) -> str:
         """Hand the weights over one by one, adapters merged, all ranks together; names them by their bits."""
         if self._llm is None:
             self._llm = self._start(network)
@@ -70,6 +70,7 @@ class VllmSampler:
             self._llm.wake_up(tags=["weights"])
         names = hashlib.sha256()
         for weight in weights_of(network):
+            # Tensor by tensor: a second whole copy would not fit beside two engines that share a GPU.
             with weight.whole() as value:
                 names.update(fingerprint(torch.nn.ParameterList([value])).encode())
                 pair = (weight.name, value)
@@ -82,7 +83,7 @@ class VllmSampler:
 
     def sample(self, request: Request, should_stop: Callable[[], bool]) -> Samples | None:
         """Polls after every `rollout.poll_every` steps of vLLM, each about one token of all completions."""
-        assert not self._asleep, "sample without take_over"
+        assert not self._asleep, "sample without sync_weights"
         engine = self._llm.llm_engine
         self._num_calls += 1
         rows = {f"{self._num_calls}-{row}": row for row in range(len(request.streams))}
@@ -100,7 +101,7 @@ class VllmSampler:
         return self._samples([finished[row] for row in range(len(rows))])
 
     def release(self) -> None:
-        """Level 2: the weights are dropped, not kept on the host; take_over brings newer ones anyway."""
+        """Level 2: the weights are dropped, not kept on the host; sync_weights brings newer ones anyway."""
         if self._llm is not None and not self._asleep:
             self._llm.sleep(level=2)
             self._asleep = True

@@ -4,49 +4,62 @@ Each rank watches itself, and hears of the others (train/peers.py). While it wai
 by its own silence: it goes on waiting as long as somebody makes progress and nobody is silent. When one hangs
 all of them leave; the one that cannot even run its watchdog (stopped, or a lock held in C) is ended by
 `srun --kill-on-bad-exit`, and named by the others, and by being the only rank without an outcome file.
+Time in which the ranks are suspended is no silence.
 """
 
 import faulthandler
 import os
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+from r1hpc.train import backstop
 from r1hpc.train.peers import Peers, Sign
+from r1hpc.train.running_time import RunningClock
 
 EXIT_HANG = 75
 """Exit status of a rank that found itself hanging."""
 WAITING = "waiting for the other ranks"
-_LAST_WORDS_S = 5.0
+_REPORT_S = 5.0
 """Enough for the others to hear of it."""
 _BACKSTOP_S = 15.0
-"""How much later than the Python thread the C thread acts: after the last words."""
+"""How much later than the Python thread the other process acts: after the others have heard."""
 
 
 class Watchdog:
     """`beat(phase)` at least every `timeout_s` outside `waiting()`, or the process ends with EXIT_HANG.
 
-    Two watchers: a Python thread, which can write why, and faulthandler's C thread a little later, which
-    needs no interpreter lock.
+    Two watchers: a Python thread, which can write why, and a little later a process (train/backstop.py),
+    which needs no interpreter lock.
     """
 
     def __init__(self, timeout_s: float, on_hang: Callable[[str], None]) -> None:
-        """`on_hang` is given what was found, in words."""
+        """`on_hang` is given a sentence that says what was found."""
         self._timeout_s = timeout_s
         self._on_hang = on_hang
         self._phase = "start"
-        self._last = time.monotonic()
         self._beats = 0
+        self._period_s = min(1.0, timeout_s / 4)
+        self._clock = RunningClock(self._period_s, timeout_s)
+        self._seen_beats = 0
+        self._seen_at = 0.0
         self._is_waiting = False
         self._looks = 0
         self._peers: Peers | None = None
+        self._backstop: subprocess.Popen[bytes] | None = None
         self._backstop_armed_at = 0.0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> None:
+        faulthandler.enable()
+        self._backstop = subprocess.Popen(
+            [sys.executable, "-I", "-S", backstop.__file__, str(self._timeout_s + _BACKSTOP_S)],
+            stdin=subprocess.PIPE,
+        )
         self.beat("start")
         self._thread.start()
 
@@ -57,13 +70,17 @@ class Watchdog:
 
     def stop(self) -> None:
         self._done.set()
-        faulthandler.cancel_dump_traceback_later()
+        if self._backstop is not None and self._backstop.stdin is not None:
+            self._backstop.kill()  # closing the pipe is not enough where a forked process holds it too
+            self._backstop.wait()
+            self._backstop.stdin.close()
+            self._backstop = None
         if self._peers is not None:
             self._peers.leave()
 
     def beat(self, phase: str) -> None:
         """Progress was made; `phase` is what comes next and is named if it hangs."""
-        self._phase, self._last = phase, time.monotonic()
+        self._phase = phase
         self._beats += 1
         self._arm_backstop()
 
@@ -80,35 +97,40 @@ class Watchdog:
             self._is_waiting = False
 
     def sign(self) -> Sign:
-        """What the others are told of this rank."""
+        """What this rank reports to the others."""
         self._looks += self._is_waiting
         return Sign(self._beats + self._looks, self._beats, self._phase)
 
     def _arm_backstop(self) -> None:
-        # Re-arming starts a thread each time, so the backstop moves only now and then.
         now = time.monotonic()
-        if now - self._backstop_armed_at > _BACKSTOP_S / 3:
-            self._backstop_armed_at = now
-            faulthandler.dump_traceback_later(self._timeout_s + _BACKSTOP_S, exit=True)
+        process = self._backstop
+        if process is None or process.stdin is None or now - self._backstop_armed_at < _BACKSTOP_S / 3:
+            return
+        self._backstop_armed_at = now
+        with suppress(OSError, ValueError):  # somebody killed it, or `stop` is closing it
+            os.write(process.stdin.fileno(), b".")
 
     def _watch(self) -> None:
-        while not self._done.wait(min(1.0, self._timeout_s / 4)):
+        while not self._done.wait(self._period_s):
             problem = self._problem()
             if problem is not None:
                 print(f"hang: {problem}: stacks follow", file=sys.stderr)
                 faulthandler.dump_traceback(all_threads=True)
                 self._on_hang(problem)
-                # The first to exit gets the others killed; they too should have left word by then.
-                time.sleep(_LAST_WORDS_S)
+                # The first to exit gets the others killed; they too should have reported by then.
+                time.sleep(_REPORT_S)
                 os._exit(EXIT_HANG)
 
     def _problem(self) -> str | None:
         """What hangs, here or elsewhere."""
+        now = self._clock.now()
         is_heard = self._peers is not None and self._peers.connected
         if self._is_waiting and is_heard:
             self._arm_backstop()
         else:  # looked at before the clock: whoever stops waiting has just beaten
-            idle_s = time.monotonic() - self._last
+            if self._beats != self._seen_beats:
+                self._seen_beats, self._seen_at = self._beats, now
+            idle_s = now - self._seen_at
             if idle_s > self._timeout_s:
                 return f"no progress for {idle_s:.0f} s in {self._phase}"
         return self._peers.problem() if self._peers is not None else None

@@ -95,7 +95,7 @@ STOPPED_BY_USR2 = [said(STOPPED, 0, "SIGUSR2"), said(STOPPED, 1)]
             Evidence(2, [said(FAILED, cause="crash")], 1, view("RUNNING")), Cause.crash, id="exception"
         ),
         pytest.param(Evidence(2, [], 139, view("RUNNING")), Cause.crash, id="segmentation fault"),
-        pytest.param(Evidence(2, [], 1), Cause.crash, id="no word at all"),
+        pytest.param(Evidence(2, [], 1), Cause.crash, id="nothing at all"),
         pytest.param(Evidence(2, [], 143), Cause.preempted, id="SIGTERM while Python was starting"),
     ],
 )
@@ -106,7 +106,7 @@ def test_the_cause_is_what_the_evidence_says(evidence: Evidence, cause: Cause) -
 def test_the_rank_that_was_stopped_is_named() -> None:
     hung = [said(HANG, 0, detail="9 s in step 4"), said(HANG, 2, detail="9 s in step 4")]
     _, detail = decide(Evidence(3, hung, 137))
-    assert "no word at all from rank 1" in detail
+    assert "nothing at all from rank 1" in detail
 
 
 def test_the_first_failure_is_named_and_not_its_echo() -> None:

@@ -1,20 +1,24 @@
 """The end of an attempt inside a job, with a scontrol that answers as a test wants it."""
 
+import os
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from r1hpc import launch
-from r1hpc.attempt.begin import MustNotGoOnError, begin
+from r1hpc.attempt.begin import MustNotGoOnError, begin, read_facts
 from r1hpc.attempt.end import CancelledError
 from r1hpc.attempt.state import State, look
 from r1hpc.base.files import read_records
+from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config import load
 from r1hpc.slurm.client import SlurmError
 from r1hpc.slurm.requeue import requeue
 from r1hpc.telemetry.attempts import Cause, read_history, record
+from tests.checkpoint.harness import save
 from tests.recorded import RecordedRun
 
 _SHOWN = (
@@ -62,14 +66,16 @@ class _Job:
 
 
 @pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Job:
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[_Job]:
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
     monkeypatch.setattr("r1hpc.attempt.end.print_diagnosis", lambda *_: None)
-    return _Job(tmp_path)
+    before = os.umask(0o077)  # launch keeps its files private, and would keep those of the tests after it
+    yield _Job(tmp_path)
+    os.umask(before)
 
 
 def test_a_requeue_that_never_came_about_is_taken_back(job: _Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("r1hpc.slurm.requeue.requeue", partial(requeue, patience_s=0))
+    monkeypatch.setattr("r1hpc.submission.next_job.requeue", partial(requeue, patience_s=0))
     (job.bin / "requeue").write_text("Unexpected message received for job 7")
     with pytest.raises(SlurmError, match="Unexpected message"):
         job.end()
@@ -131,3 +137,25 @@ def test_a_cancelled_run_begins_again_when_it_is_submitted_again(job: _Job) -> N
     assert begin(job.run, "slurm", "8", ("n1",), 1) == 2  # started before its submission is on record
     record(job.run, "submitted", executor="slurm", job_id="8")
     assert begin(job.run, "slurm", "8", ("n1",), 1) == 3
+
+
+def test_hard_preemptions_without_accounting_are_no_crashes(
+    job: _Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm kills everything at once and starts the job again; there is no sacct to ask why."""
+    load.save(load.load(None, ["stage=traces"]), job.run.config)
+    for restart in range(1, 11):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+        assert begin(job.run, "slurm", "7", ("n1",), 1) == restart + 1
+        token = read_facts(job.run, restart + 1).token
+        save(CheckpointStore(job.run.checkpoints), 10 * restart, restart + 1, token)
+    attempts = read_history(job.run).attempts
+    assert {a.cause for a in attempts[:-1]} == {Cause.node_fail}
+    assert "Slurm started the job again" in attempts[0].detail
+
+
+def test_an_attempt_killed_in_a_job_that_was_not_restarted_is_unknown(job: _Job) -> None:
+    load.save(load.load(None, ["stage=traces"]), job.run.config)
+    record(job.run, "submitted", executor="slurm", job_id="8")
+    assert begin(job.run, "slurm", "8", ("n1",), 1) == 2
+    assert read_history(job.run).attempts[0].cause is Cause.unknown

@@ -1,4 +1,4 @@
-"""The frame of every door: exit status, one clear error, one JSON object."""
+"""The frame of every command: exit status, one clear error, one JSON object."""
 
 import json
 import subprocess
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from r1hpc.base.cli import ArgumentParser, print_json, run_door
+from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import ConfigError, R1hpcError, StateError, UsageError
 
 
@@ -37,14 +37,14 @@ def test_errors_of_a_user(
     capfd: pytest.CaptureFixture[str], error: BaseException, status: int, line: str
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        run_door(_raising(error), [])
+        run_command(_raising(error), [])
     assert ended.value.code == status
     assert capfd.readouterr() == ("", line)
 
 
 def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
-        run_door(_raising(ZeroDivisionError()), [])
+        run_command(_raising(ZeroDivisionError()), [])
 
 
 def test_status_and_arguments_pass_through(capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,16 +53,16 @@ def test_status_and_arguments_pass_through(capsys: pytest.CaptureFixture[str]) -
         return 7
 
     with pytest.raises(SystemExit) as ended:
-        run_door(main, ["a", "--b"])
+        run_command(main, ["a", "--b"])
     assert ended.value.code == 7
     assert json.loads(capsys.readouterr().out) == {"argv": ["a", "--b"]}
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:
     code = (
-        "from r1hpc.base.cli import run_door\n"
+        "from r1hpc.base.cli import run_command\n"
         "def main(argv):\n    for n in range(10**6): print(n)\n    return 0\n"
-        "run_door(main, [])"
+        "run_command(main, [])"
     )
     command = f"{sys.executable} -c '{code}' | head -n 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)

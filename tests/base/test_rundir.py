@@ -41,8 +41,7 @@ def test_asking_for_a_path_creates_nothing(tmp_path: Path) -> None:
 
 
 def test_every_path_lies_in_the_folder(run: RunDir) -> None:
-    properties = [name for name, value in vars(RunDir).items() if isinstance(value, property)]
-    paths = [getattr(run, name) for name in properties if name != "run_id"]
+    paths = [path for name in vars(RunDir) if isinstance(path := getattr(run, name), Path)]
     assert len(paths) > 10
     assert all(path.is_relative_to(run.path) for path in paths)
     assert run.run_id == "first"

@@ -1,4 +1,4 @@
-"""Real saves in real processes, for the tests of the checkpoint room.
+"""Real saves in real processes, for the tests of the checkpoint package.
 
 A `Kill` happens by failpoint in a forked child, so nothing of the child's Python cleans up after it.
 """

@@ -29,6 +29,57 @@ def test_keep_and_protect(tmp_path: Path) -> None:
     assert verified_steps(CheckpointStore(tmp_path)) == [50, 40, 30, 10]
 
 
+def test_in_a_hurry_it_reads_nothing_and_removes_only_below_what_it_knows(tmp_path: Path) -> None:
+    history(tmp_path, 10, 20, 30)
+    later = CheckpointStore(tmp_path)
+    later.begin(1, "t")
+    save(later, 40, 1)
+    assert later.prune([], hurry=True) == []  # of 30 it knows nothing
+    save(later, 50, 1)
+    assert later.prune([20], hurry=True) == [10, 30]
+    assert verified_steps(later) == [50, 40, 20]
+    assert len(list(tmp_path.glob(".incarnation-1-t/*"))) == 3, "renamed away, not deleted"
+    CheckpointStore(tmp_path).begin(2, "t")
+    assert not list(tmp_path.glob(".incarnation-1-t/*"))
+
+
+def test_ten_preemptions_never_leave_more_than_keep_and_one(tmp_path: Path) -> None:
+    """Each attempt resumes, saves in a hurry and is gone, as in 7B runs that never reach a periodic save."""
+    for attempt in range(10):
+        store = CheckpointStore(tmp_path)
+        store.begin(attempt, "t")
+        resumed = store.newest_verified()
+        if resumed:
+            store.prune_surplus(resumed.step)
+        save(store, 10 + attempt, attempt)
+        assert len(list(store.survey())) <= store.keep + 1
+        store.prune([10 + attempt], at=10 + attempt, hurry=True)
+    assert verified_steps(store) == [19, 18]
+
+
+def test_ones_that_were_passed_over_neither_count_nor_go(tmp_path: Path) -> None:
+    """120 and 140 verify and could not be loaded: the attempt went on from 100, and was then killed."""
+    history(tmp_path, 80, 100, 120, 140)
+    store = CheckpointStore(tmp_path)
+    store.begin(1, "t")
+    assert store.prune_surplus(100) == []
+    save(store, 105, 1)
+    assert store.prune([105], at=105) == [80]
+    save(store, 110, 1)
+    assert CheckpointStore(tmp_path).prune_surplus(110) == [100]
+    assert verified_steps(store) == [140, 120, 110, 105]
+
+
+def test_what_killed_saves_left_goes_once_it_resumes_and_a_corrupt_one_does_not_count(tmp_path: Path) -> None:
+    history(tmp_path, 10, 20, 30, 40, 50)
+    (tmp_path / "step-00000050" / "mp_rank_00_model_states.pt").write_bytes(b"")
+    store = CheckpointStore(tmp_path)
+    store.begin(1, "t")
+    assert store.prune_surplus(40) == [10, 20]
+    assert store.prune_surplus(40) == []
+    assert verified_steps(store) == [40, 30]
+
+
 def test_a_corrupt_one_does_not_count_as_kept(tmp_path: Path) -> None:
     """The same store object committed them: what it remembers must not hide what happened since."""
     store = history(tmp_path, 10, 20, 30, 40)

@@ -2,7 +2,7 @@
 
 from tests.cluster.cluster import Cluster
 from tests.cluster.network import INTERFACE
-from tests.cluster.processes import ClusterError
+from tests.cluster.processes import ClusterBusyError, ClusterError
 from tests.cluster.state import STATE_FILE
 
-__all__ = ["INTERFACE", "STATE_FILE", "Cluster", "ClusterError"]
+__all__ = ["INTERFACE", "STATE_FILE", "Cluster", "ClusterBusyError", "ClusterError"]

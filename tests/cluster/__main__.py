@@ -16,7 +16,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from r1hpc.base.cli import ArgumentParser, run_door
+from r1hpc.base.cli import ArgumentParser, run_command
 from tests.cluster.cluster import Cluster
 from tests.cluster.network import INTERFACE
 from tests.cluster.state import STATE_FILE
@@ -84,4 +84,4 @@ def _use(cluster: Cluster, args: object) -> int:
 
 
 if __name__ == "__main__":
-    run_door(main, sys.argv[1:])
+    run_command(main, sys.argv[1:])

@@ -21,7 +21,17 @@ from typing import Self
 from tests.cluster import network, packages
 from tests.cluster.client import Client
 from tests.cluster.network import CONTROLLER, CONTROLLER_ADDRESS
-from tests.cluster.processes import ClusterError, alive, call, end, spawn, tail, this_process, until
+from tests.cluster.processes import (
+    ClusterBusyError,
+    ClusterError,
+    alive,
+    call,
+    end,
+    spawn,
+    tail,
+    this_process,
+    until,
+)
 from tests.cluster.state import STATE_FILE, State, only_one, remove
 
 _MUNGE_SOCKET = Path("/run/munge/munge.socket.2")
@@ -30,6 +40,15 @@ _DATABASE_PORT, _NODE_PORT, _DBD_PORT = 13306, 16818, 16819  # as in the two .co
 _USER_SIGNAL = "PreemptParameters=send_user_signal"
 _OTHER = f"use it with R1HPC_TEST_CLUSTER={STATE_FILE}, or end it: python -m tests.cluster down"
 GRACE_SECONDS = 10
+
+
+def in_use() -> str | None:
+    """Whose cluster runs on this host, and what to do about it; None when none does."""
+    state = State.load()
+    if state is None or not state.running():
+        return None
+    whose = f"process {state.owner[0]}" if state.owner else "python -m tests.cluster up"
+    return f"the cluster of {whose} runs already in {state.directory}: {_OTHER}"
 
 
 class Cluster(Client):
@@ -100,9 +119,7 @@ class Cluster(Client):
         with only_one():
             left = State.load()
             if left and left.running():
-                raise ClusterError(
-                    f"a cluster runs already in {left.directory}; python -m tests.cluster down"
-                )
+                raise ClusterBusyError(str(in_use()))
             if left:
                 remove(left)
             packages.install()

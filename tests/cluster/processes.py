@@ -20,6 +20,10 @@ class ClusterError(R1hpcError):
     """The test cluster could not do what was asked; the message ends with the log that explains it."""
 
 
+class ClusterBusyError(ClusterError):
+    """Another process has the one cluster that a host can hold."""
+
+
 def call(argv: Sequence[str], *, timeout: float = 60, text: str | None = None) -> str:
     """Run a set-up command and return its stdout; ClusterError with its output when it fails."""
     try:

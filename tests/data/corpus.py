@@ -1,4 +1,4 @@
-"""Small real datasets for the tests of this room."""
+"""Small real datasets for the tests of this package."""
 
 import hashlib
 from pathlib import Path

@@ -1,5 +1,7 @@
 """A build is all or nothing, the same bytes with any number of workers, and idempotent."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -17,12 +19,14 @@ import zarr
 from transformers import AutoTokenizer
 
 from r1hpc.base.errors import UsageError
-from r1hpc.data.build import build_dataset, divide, sample_texts
+from r1hpc.data.build import build_dataset
 from r1hpc.data.errors import ShardMissingError
 from r1hpc.data.manifest import read_manifest
 from r1hpc.data.reader import open_dataset
 from r1hpc.data.recipe import load_recipe
 from r1hpc.data.sources import Span, list_spans
+from r1hpc.data.stages import divide
+from r1hpc.data.tokenise import sample_texts
 from r1hpc.data.vocabulary import Encoder
 from tests.data.corpus import build, tree, write_recipe, write_texts
 
@@ -225,8 +229,14 @@ def names(folder: Path) -> set[str]:
     return {path.name.partition("-")[0] if path.name[0] == "." else path.name for path in folder.iterdir()}
 
 
+def done_units(folder: Path) -> dict[str, int]:
+    """The finished units below a folder, with the time of their record."""
+    found = folder.glob(".staging-*/units/*/*/done.json")
+    return {path.parent.name: path.stat().st_mtime_ns for path in found}
+
+
 @pytest.mark.parametrize("failpoint", ["data.build.span:kill9::5", "data.build.publish:kill9"])
-def test_killed_build_leaves_only_staging_and_the_next_removes_it(tmp_path: Path, failpoint: str) -> None:
+def test_killed_build_goes_on_with_what_is_done(tmp_path: Path, failpoint: str) -> None:
     reference = build(tmp_path / "a", tokenizer=BPE, part_bytes=900)
     write_texts(tmp_path / "b")
     recipe = write_recipe(tmp_path / "b", tokenizer=BPE, part_bytes=900)
@@ -234,8 +244,88 @@ def test_killed_build_leaves_only_staging_and_the_next_removes_it(tmp_path: Path
     process = start_build(recipe, out, failpoint=failpoint)
     assert process.wait(60) == -signal.SIGKILL
     assert names(out.parent) == {".staging"}
+    before = done_units(out.parent)
+    assert len(before) >= 2
+    # Killed again at the end, so that the units can be looked at: not one of them was made anew.
+    assert start_build(recipe, out, failpoint="data.build.publish:kill9").wait(60) == -signal.SIGKILL
+    assert before.items() <= done_units(out.parent).items()
     assert build_dataset(recipe, out).id == reference.id
     assert names(out.parent) == {"out"}
+
+
+def test_change_of_an_input_redoes_its_part_alone(tmp_path: Path) -> None:
+    write_texts(tmp_path)
+    recipe = write_recipe(tmp_path, part_bytes=900)
+    out = tmp_path / "data" / "out"
+    assert start_build(recipe, out, failpoint="data.build.publish:kill9").wait(60) == -signal.SIGKILL
+    before = done_units(out.parent)
+    content = (tmp_path / "docs/000.txt").read_text()
+    (tmp_path / "docs/000.txt").write_text(content.replace("fox", "cat"))  # of the same size
+    assert start_build(recipe, out, failpoint="data.build.publish:kill9").wait(60) == -signal.SIGKILL
+    assert len(done_units(out.parent)) == len(before) + 1
+    assert build_dataset(recipe, out).id == build_dataset(recipe, tmp_path / "fresh").id
+
+
+def test_damaged_unit_is_made_again(tmp_path: Path) -> None:
+    reference = build(tmp_path / "a", part_bytes=900)
+    write_texts(tmp_path / "b")
+    recipe = write_recipe(tmp_path / "b", part_bytes=900)
+    out = tmp_path / "data" / "out"
+    assert start_build(recipe, out, failpoint="data.build.publish:kill9").wait(60) == -signal.SIGKILL
+    shards = sorted(out.parent.glob(".staging-*/units/tokens/*/part/tokens/c/0"))
+    os.truncate(shards[0], 10)
+    shards[1].unlink()
+    assert build_dataset(recipe, out).id == reference.id
+    assert open_dataset(out).num_tokens == reference.num_tokens
+
+
+def test_unit_is_taken_over_from_another_host(tmp_path: Path) -> None:
+    """Neither the host's name nor the process enters a unit, so a requeued build goes on elsewhere."""
+    write_texts(tmp_path)
+    recipe = write_recipe(tmp_path, part_bytes=900)
+    out = tmp_path / "data" / "out"
+    assert start_build(recipe, out, failpoint="data.build.span:kill9::7").wait(60) == -signal.SIGKILL
+    owner = out.parent / ".staging-out/owner.json"
+    owner.write_text(json.dumps(json.loads(owner.read_text()) | {"host": "elsewhere"}))
+    before = done_units(out.parent)
+    assert before
+    assert start_build(recipe, out, failpoint="data.build.publish:kill9").wait(60) == -signal.SIGKILL
+    assert before.items() <= done_units(out.parent).items()
+    assert build_dataset(recipe, out).built
+    assert names(out.parent) == {"out"}
+
+
+def test_kill_after_the_dataset_has_its_name(tmp_path: Path) -> None:
+    write_texts(tmp_path)
+    recipe = write_recipe(tmp_path)
+    out = tmp_path / "data" / "out"
+    assert start_build(recipe, out, failpoint="data.build.published:kill9").wait(60) == -signal.SIGKILL
+    assert names(out.parent) == {"out", ".staging"}
+    assert not build_dataset(recipe, out).built
+    assert names(out.parent) == {"out"}
+
+
+def test_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lustre without -o flock answers ENOSYS: builds at once then do double work and agree all the same."""
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    write_texts(tmp_path)
+    recipe = write_recipe(tmp_path, part_bytes=900)
+    reports = []
+    threads = [
+        threading.Thread(target=lambda: reports.append(build_dataset(recipe, tmp_path / "out")))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(reports) == 3
+    assert len({report.id for report in reports}) == 1
+    assert names(tmp_path) == {"docs", "recipe.yaml", "out"}
 
 
 def test_killed_parent_takes_its_workers_along(tmp_path: Path) -> None:
@@ -256,14 +346,16 @@ def test_killed_parent_takes_its_workers_along(tmp_path: Path) -> None:
     assert names(tmp_path) == {"docs", "recipe.yaml", "beside", "out"}
 
 
-def test_killed_worker_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+def test_killed_worker_is_an_error_and_the_next_build_goes_on(tmp_path: Path) -> None:
     write_texts(tmp_path)
     recipe = write_recipe(tmp_path, part_bytes=900)
     process = start_build(recipe, tmp_path / "out", "--workers", "2", failpoint="data.build.span:kill9::2")
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
     assert b"a writer process died" in stderr
-    assert names(tmp_path) == {"docs", "recipe.yaml"}
+    assert names(tmp_path) - {".staging"} == {"docs", "recipe.yaml"}
+    assert build_dataset(recipe, tmp_path / "out").built
+    assert names(tmp_path) == {"docs", "recipe.yaml", "out"}
 
 
 def test_staging_of_another_host_is_left_alone(tmp_path: Path) -> None:
@@ -274,14 +366,19 @@ def test_staging_of_another_host_is_left_alone(tmp_path: Path) -> None:
     assert foreign.exists()
 
 
-def test_full_disk_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("failpoint", ["data.build.publish:enospc", "data.unit.publish:enospc"])
+def test_full_disk_is_an_error_and_the_next_build_goes_on(tmp_path: Path, failpoint: str) -> None:
     write_texts(tmp_path)
     recipe = write_recipe(tmp_path)
-    process = start_build(recipe, tmp_path / "out", failpoint="data.build.publish:enospc")
+    process = start_build(recipe, tmp_path / "out", failpoint=failpoint)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
     assert b"No space left" in stderr
-    assert names(tmp_path) == {"docs", "recipe.yaml"}
+    # What is done is kept; where nothing is, nothing is left.
+    left = {".staging"} if failpoint.startswith("data.build") else set()
+    assert names(tmp_path) == {"docs", "recipe.yaml"} | left
+    assert build_dataset(recipe, tmp_path / "out").built
+    assert names(tmp_path) == {"docs", "recipe.yaml", "out"}
 
 
 @pytest.mark.soak

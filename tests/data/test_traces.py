@@ -312,7 +312,7 @@ def test_roles_that_contradict_the_documents(
     assert f"BAD  {PART}/seg_role" in capsys.readouterr().out
 
 
-# --- the door -------------------------------------------------------------------------------------
+# --- the command -------------------------------------------------------------------------------------
 
 
 def test_inspect_shows_roles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Small datasets of traces for the tests of this room: bytes as tokens, so that ids can be read."""
+"""Small datasets of traces for the tests of this package: bytes as tokens, so that ids can be read."""
 
 import json
 from collections.abc import Sequence

@@ -5,7 +5,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1hpc.base.errors import ConfigError
-from r1hpc.plan.batch import BatchPlan, Topology, legal_topologies, solve_batch
+from r1hpc.config.load import load
+from r1hpc.plan.batch import (
+    BatchPlan,
+    Topology,
+    batch_of,
+    legal_topologies,
+    solve_batch,
+    updates_per_rollout,
+)
 
 _counts = st.integers(1, 24)
 
@@ -81,3 +89,39 @@ def test_topologies_that_cannot_be(fields: tuple[int, int, int]) -> None:
 def test_an_absurd_number_of_nodes_is_answered_at_once() -> None:
     with pytest.raises(ConfigError, match="24 nodes, micro batch 1"):
         solve_batch(24, 2, 10**15)
+
+
+def rl_run(batch: int, micro: int, iterations: int = 1) -> list[str]:
+    """A rollout of 32 prompts x 8 completions, trained on in steps of `batch`."""
+    return [
+        "stage=rl",
+        "rollout.num_prompts=32",
+        "rollout.num_generations=8",
+        f"train.global_batch_size={batch}",
+        f"train.micro_batch_size={micro}",
+        f"rl.num_iterations={iterations}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "ranks", "accumulation"),
+    [(256, 8, 4, 8), (256, 8, 1, 32), (128, 16, 8, 1), (64, 16, 8, 1), (256, 10, 4, 7)],
+)
+def test_an_rl_step_accumulates_until_every_completion_had_its_turn(
+    batch: int, micro: int, ranks: int, accumulation: int
+) -> None:
+    plan = batch_of(load(None, rl_run(batch, micro)), Topology(1, ranks, ranks))
+    assert plan == BatchPlan(batch, micro, accumulation)
+    assert (accumulation - 1) * ranks * micro < batch <= accumulation * ranks * micro
+
+
+@pytest.mark.parametrize(
+    ("batch", "iterations", "updates"), [(256, 1, 1), (64, 1, 4), (64, 3, 12), (128, 2, 4)]
+)
+def test_updates_of_a_rollout(batch: int, iterations: int, updates: int) -> None:
+    assert updates_per_rollout(load(None, rl_run(batch, 8, iterations))) == updates
+
+
+def test_a_step_that_splits_a_group_is_refused() -> None:
+    with pytest.raises(ConfigError, match="in whole groups; 256 makes one update a rollout"):
+        batch_of(load(None, rl_run(36, 4)), Topology(1, 1, 1))

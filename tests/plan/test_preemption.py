@@ -1,5 +1,6 @@
 """Sentences and numbers about Slurm's warning windows."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -8,26 +9,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1hpc.plan.preemption import (
+    PreemptionRules,
     choose_signal_lead_s,
     expected_save_time_s,
     judge_window,
     optimal_save_interval_s,
-    warning_window,
 )
 
-_CLUSTER: dict[str, Any] = {
-    "preempt_mode": "REQUEUE",
-    "grace_s": 120,
-    "kill_wait_s": 30,
-    "sends_user_signal": False,
-    "signal_lead_s": 120,
-    "requeue_allowed": True,
-    "max_batch_requeue": 5,
-}
+_CLUSTER = PreemptionRules(
+    mode="REQUEUE",
+    grace_s=120,
+    kill_wait_s=30,
+    sends_user_signal=False,
+    requeue_allowed=True,
+    max_batch_requeue=5,
+)
 
 
-def _judge(save_time_s: float, **change: Any) -> str:
-    return "\n".join(judge_window(save_time_s, **(_CLUSTER | change)))
+def _judge(
+    save_time_s: float | None, *, signal_lead_s: int = 120, save_every: int = 50, **change: Any
+) -> str:
+    rules = dataclasses.replace(_CLUSTER, **change)
+    return "\n".join(judge_window(save_time_s, rules, signal_lead_s, save_every))
 
 
 def test_a_save_that_fits() -> None:
@@ -58,24 +61,41 @@ def test_the_users_signal_takes_sigterms_place() -> None:
     assert "USR2 (send_user_signal), then GraceTime" in _judge(40, sends_user_signal=True)
 
 
-@pytest.mark.parametrize("mode", ["OFF", "SUSPEND,GANG", "off"])
+@pytest.mark.parametrize("mode", ["OFF", "SUSPEND,GANG"])
 def test_modes_that_do_not_end_a_run(mode: str) -> None:
-    text = _judge(1000, preempt_mode=mode, signal_lead_s=3000)
+    text = _judge(1000, mode=mode, signal_lead_s=3000)
     assert "NOT ENOUGH" not in text
     assert "requeue" not in text
-    assert (
-        warning_window(
-            preempt_mode=mode, grace_s=60, kill_wait_s=30, sends_user_signal=False, signal_lead_s=60
-        ).preemption_s
-        is None
-    )
+    assert dataclasses.replace(_CLUSTER, mode=mode).window_s is None
+
+
+def test_before_the_dataset_is_known_the_windows_are_named() -> None:
+    said = "time limit: USR2 120 s before it; preemption (REQUEUE): 120 s (SIGTERM, then GraceTime)"
+    unknown = "how long a save takes is not known before the dataset is"
+    assert _judge(None).splitlines() == [said, unknown]
+    assert "preemption (OFF): nobody preempts this run" in _judge(None, mode="OFF")
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        ("OFF", "preemption (OFF): nobody preempts this run"),
+        (
+            "SUSPEND,GANG",
+            "preemption (SUSPEND,GANG): the run is suspended and goes on later; nothing to save",
+        ),
+        ("GANG", "preemption (GANG): the run is suspended and goes on later; nothing to save"),
+    ],
+)
+def test_what_a_mode_without_a_window_means_for_the_run(mode: str, said: str) -> None:
+    assert said in _judge(1, mode=mode).splitlines()
 
 
 def test_who_requeues() -> None:
     assert "submit it again yourself" in _judge(1, requeue_allowed=False)
-    assert "held after 5 times" in _judge(1)
-    assert "the job asks for it within GraceTime" in _judge(1, preempt_mode="CANCEL")
-    assert "submit it again yourself" in _judge(1, preempt_mode="CANCEL", grace_s=0)
+    assert "held after 5 times (MaxBatchRequeue); this one asks for its requeue itself" in _judge(1)
+    assert "the job asks for it within GraceTime" in _judge(1, mode="CANCEL")
+    assert "submit it again yourself" in _judge(1, mode="CANCEL", grace_s=0)
     assert "requeue:" not in _judge(1, grace_s=0)
 
 
@@ -87,8 +107,7 @@ def test_never_ok_where_the_save_is_longer_than_the_window(save: float, window: 
 
 
 def test_save_time() -> None:
-    assert expected_save_time_s(20 * 2**30, 2.0, None) == pytest.approx(15)
-    assert expected_save_time_s(20 * 2**30, 2.0, 3.5) == 3.5
+    assert expected_save_time_s(20 * 2**30, 2.0) == pytest.approx(15)
 
 
 @settings(deadline=None)

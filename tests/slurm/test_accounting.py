@@ -3,7 +3,7 @@
 import pytest
 
 from r1hpc.base.errors import StateError
-from r1hpc.slurm.accounting import gpus_of, parse_records
+from r1hpc.slurm.sacct import gpus_of, parse_records
 
 # `sacct -D -X -P -n -o FIELDS` of Slurm 24.11.5 with SLURM_TIME_FORMAT=%s; the second name is hostile.
 LINES = [

@@ -169,7 +169,7 @@ def test_a_port_is_held_and_outside_the_ephemeral_range() -> None:
 def test_a_squatter_is_stepped_round(monkeypatch: pytest.MonkeyPatch) -> None:
     with choose_port() as squatter:
         taken = squatter.getsockname()[1]
-        monkeypatch.setattr("r1hpc.slurm.env._outside_ephemeral", lambda low: [taken])
+        monkeypatch.setattr("r1hpc.slurm.env._outside_ephemeral", lambda: [taken])
         with pytest.raises(R1hpcError, match="no free port"):
             choose_port()
 

@@ -49,7 +49,6 @@ def commands(tmp_path, monkeypatch):  # type: ignore[no-untyped-def]
 def test_the_facts_of_a_preemptible_qos(commands) -> None:  # type: ignore[no-untyped-def]
     facts = probe_cluster(qos="scavenger")
     assert (facts.preempt_mode, facts.grace_s, facts.kill_wait_s) == ("REQUEUE", 120, 30)
-    assert (facts.partition, facts.max_time_s, facts.default_time_s) == ("main", 172800, 1800)
     assert (facts.gpus_per_node, facts.gpu_type) == (8, "a100")
     assert (facts.job_requeue, facts.max_batch_requeue, facts.sends_user_signal) == (True, 5, False)
     assert (facts.version, facts.proctrack, facts.unknown) == ("24.11.5", "proctrack/cgroup", ())

@@ -50,8 +50,8 @@ def test_train_sh_is_generated_from_the_same_template() -> None:
     assert os.access(TRAIN, os.X_OK)
 
 
-def test_both_go_through_the_same_corridor() -> None:
-    def corridor(text: str) -> list[str]:
+def test_both_go_begin_run_and_end_alike() -> None:
+    def lines_of_the_attempt(text: str) -> list[str]:
         lines = text[text.index("# -- begin,") :].splitlines()
         return [
             line
@@ -59,7 +59,7 @@ def test_both_go_through_the_same_corridor() -> None:
             if not any(w in line.lower() for w in ("submitit", "payload", "launch rank"))
         ]
 
-    ours, theirs = corridor(golden_script()), corridor(train_script())
+    ours, theirs = lines_of_the_attempt(golden_script()), lines_of_the_attempt(train_script())
     gpus = ' ${SLURM_GPUS_ON_NODE:+--gpus-per-node="$SLURM_GPUS_ON_NODE"}'
     assert ours == [line.replace(gpus, "") for line in theirs]
 

@@ -30,6 +30,11 @@ def ended(*causes: Cause, progress: bool = True) -> list[Attempt]:
     ]
 
 
+def stuck(*causes: Cause, at: int) -> list[Attempt]:
+    """Attempts that resumed from step `at` and committed nothing."""
+    return [replace(a, resumed_from=at, last_committed_step=at) for a in ended(*causes)]
+
+
 def kept(attempts: list[Attempt], *numbers: int) -> list[Attempt]:
     """The attempts with so many finished pieces beyond their checkpoint."""
     return [replace(attempt, kept=number) for attempt, number in zip(attempts, numbers, strict=True)]
@@ -41,7 +46,24 @@ def kept(attempts: list[Attempt], *numbers: int) -> list[Attempt]:
         pytest.param([], LimitsConfig(), None, id="nothing yet"),
         pytest.param(ended(*[Cause.preempted] * 50), LimitsConfig(), None, id="preemptions have no limit"),
         pytest.param(ended(Cause.crash), LimitsConfig(), None, id="one crash is forgiven"),
-        pytest.param(ended(Cause.crash, Cause.crash), LimitsConfig(), "max_crashes", id="two are not"),
+        pytest.param(
+            ended(Cause.crash, Cause.crash, progress=False), LimitsConfig(), "max_crashes", id="two are not"
+        ),
+        pytest.param(
+            ended(*[Cause.crash] * 9), LimitsConfig(), None, id="with progress between them they are"
+        ),
+        pytest.param(
+            [*ended(Cause.crash), *stuck(Cause.crash, at=10)],
+            LimitsConfig(),
+            "max_crashes",
+            id="twice at the same place",
+        ),
+        pytest.param(
+            [*stuck(Cause.crash, at=0), *ended(Cause.preempted), *stuck(Cause.crash, at=10)],
+            LimitsConfig(),
+            None,
+            id="a crash before the last progress is forgotten",
+        ),
         pytest.param(
             ended(Cause.crash, Cause.preempted, Cause.preempted),
             LimitsConfig(),
@@ -50,7 +72,35 @@ def kept(attempts: list[Attempt], *numbers: int) -> list[Attempt]:
         ),
         pytest.param(ended(Cause.oom), LimitsConfig(), "max_ooms", id="memory does not grow by itself"),
         pytest.param(ended(Cause.oom), LimitsConfig(max_ooms=-1), None, id="unlimited"),
-        pytest.param(ended(*[Cause.node_fail] * 6), LimitsConfig(), "max_node_failures", id="node failures"),
+        pytest.param(ended(*[Cause.node_fail] * 50), LimitsConfig(), None, id="node failures with progress"),
+        pytest.param(
+            ended(*[Cause.node_fail] * 6, progress=False),
+            LimitsConfig(),
+            "max_node_failures",
+            id="node failures",
+        ),
+        pytest.param(
+            [replace(a, first_step=None) for a in ended(*[Cause.preempted] * 50, progress=False)],
+            LimitsConfig(),
+            None,
+            id="preempted in start-up",
+        ),
+        pytest.param(
+            [replace(a, first_step=None) for a in ended(*[Cause.hang] * 3, progress=False)],
+            LimitsConfig(),
+            "no new checkpoint",
+            id="not started, and not the cluster's fault",
+        ),
+        pytest.param(
+            [
+                *ended(*[Cause.preempted] * 2, progress=False),
+                *[replace(a, first_step=None) for a in ended(*[Cause.preempted] * 3, progress=False)],
+                *ended(Cause.preempted, progress=False),
+            ],
+            LimitsConfig(),
+            "in the last 3 attempts",
+            id="start-up between attempts without progress is passed over",
+        ),
         pytest.param(ended(Cause.cancelled), LimitsConfig(), "over", id="cancelled"),
         pytest.param(ended(Cause.stopped), LimitsConfig(), "over", id="stopped"),
         pytest.param(ended(Cause.refused), LimitsConfig(), "over", id="refused"),

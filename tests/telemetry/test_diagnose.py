@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 
-from r1hpc import diagnose as door
 from r1hpc.attempt import end
-from r1hpc.base.errors import UsageError
 from r1hpc.telemetry.attempts import read_history
 from r1hpc.telemetry.diagnose import QUICK_BYTES, Diagnosis, as_lines, diagnose
 from r1hpc.telemetry.findings import Finding, Severity
@@ -408,22 +406,6 @@ def test_eighty_hot_gpus_are_not_eighty_paragraphs(tmp_path: Path) -> None:
     assert as_lines(found)[-1] == "  and 13 more of throttled (--json lists all)"
 
 
-def test_the_door(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
-    path = str(scene.made.run.path)
-    scene.steps(data_time_s=0.4)
-    scene.made.end("preempted")
-    assert door.main([path]) == 0
-    text = capsys.readouterr().out
-    assert "warning: input_bound:" in text
-    assert max(map(len, text.splitlines())) <= 100
-    assert door.main([path, "--attempt", "1", "--quick", "--json"]) == 0
-    answer = json.loads(capsys.readouterr().out)
-    assert [finding["code"] for finding in answer["findings"]] == ["input_bound"]
-    assert answer["figures"]["num_steps"] == 30
-    with pytest.raises(UsageError, match="no attempt 7; it has had 1"):
-        door.main([path, "--attempt", "7"])
-
-
 # The end of an attempt
 
 
@@ -452,12 +434,6 @@ def test_a_file_system_that_hangs_does_not_hold_up_the_end(
     end.print_diagnosis(scene.made.run, 1)
     assert time.monotonic() - started < 3
     assert "no diagnosis of attempt 1" in capfd.readouterr().err
-
-
-def test_a_run_that_never_began_has_nothing_to_diagnose(tmp_path: Path) -> None:
-    made = RecordedRun(tmp_path / "run")
-    with pytest.raises(UsageError, match="begun no attempt"):
-        door.main([str(made.run.path)])
 
 
 def test_an_attempt_without_an_end_counts_until_its_last_sign_of_life(scene: Scene) -> None:

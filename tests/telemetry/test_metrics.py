@@ -217,5 +217,20 @@ def test_a_hundred_thousand_steps_are_read_in_seconds_at_most(recorded: Recorded
     assert time.process_time() - began < 0.2
 
 
+def test_follow_steps_gives_each_whole_line_once(tmp_path: Path) -> None:
+    made = RecordedRun(tmp_path / "demo")
+    newer = metrics.follow_steps(made.run)
+    assert newer() == []
+    made.begin()
+    made.steps(1, 3)
+    with made.run.train_metrics.open("a") as file:
+        file.write('{"global_step": 4, "att')
+    assert [step.global_step for step in newer()] == [1, 2, 3]
+    assert newer() == []
+    with made.run.train_metrics.open("a") as file:
+        file.write('empt": 1}\n')
+    assert [step.global_step for step in newer()] == [4]
+
+
 def _bits(value: float | None) -> str:
     return "None" if value is None else value.hex()

@@ -1,15 +1,13 @@
 """r1hpc.prom as node_exporter's textfile collector reads it."""
 
-import json
 import math
 import re
-import stat
 import threading
 from pathlib import Path
 
 import pytest
 
-from r1hpc import export as door
+from r1hpc import export_metrics as command
 from r1hpc.base.errors import UsageError
 from r1hpc.telemetry.metrics import MetricWriter
 from r1hpc.telemetry.prometheus import Metric, render, write_textfile
@@ -95,7 +93,7 @@ def test_stages_of_two_chains_have_files_and_labels_of_their_own(tmp_path: Path)
         (tmp_path / chain).mkdir()
         (tmp_path / chain / "chain.yaml").touch()
         made = RecordedRun(tmp_path / chain / "grpo")
-        assert door.main([str(made.run.path), "--to", "prometheus", "--out", str(out)]) == 0
+        assert command.main([str(made.run.path), "--to", "prometheus", "--out", str(out)]) == 0
     found = {path.name: list(parse(path.read_text())) for path in out.iterdir()}
     assert found == {
         f"r1hpc-{chain}+grpo.prom": [("r1hpc_written_timestamp_seconds", f'run="{chain}/grpo"')]
@@ -132,32 +130,16 @@ def test_a_reader_never_sees_half_a_file(made: RecordedRun) -> None:
     assert [each.name for each in path.parent.glob("*.prom*")] == ["r1hpc.prom"]
 
 
-def test_the_collectors_folder_gets_a_file_that_another_user_can_read(
-    made: RecordedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "textfile"
-    argv = [str(made.run.path), "--to", "prometheus", "--out", str(folder), "--json"]
-    with pytest.raises(UsageError, match="is no folder"):
-        door.main(argv)
-    folder.mkdir()
-    assert door.main(argv) == 0
-    file = Path(json.loads(capsys.readouterr().out)["file"])
-    assert file == folder / "r1hpc-demo.prom"
-    assert stat.S_IMODE(file.stat().st_mode) == 0o644
-    assert door.main([str(made.run.path), "--to", "prometheus"]) == 0
-    assert stat.S_IMODE((made.run.metrics / "r1hpc.prom").stat().st_mode) == 0o600
-
-
 def test_following_ends_with_the_run(made: RecordedRun) -> None:
     argv = [str(made.run.path), "--to", "prometheus", "--follow", "--every", "1"]
     finish = threading.Timer(0.5, _finish, [made])
     finish.start()
-    assert door.main(argv) == 0
+    assert command.main(argv) == 0
     finish.join()
     found = parse((made.run.metrics / "r1hpc.prom").read_text())
     assert found["r1hpc_global_step", 'run="demo"'] == 40, "written once more after the last step"
     with pytest.raises(UsageError, match="--every"):
-        door.main([*argv[:-1], "0"])
+        command.main([*argv[:-1], "0"])
 
 
 def _finish(made: RecordedRun) -> None:

@@ -5,6 +5,7 @@ pytest tests/train/test_disturbed.py           # about four minutes on two cores
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -62,12 +63,23 @@ def test_saved_signalled_killed_and_hung_it_is_the_same_run(root: Path, undistur
     kill_rank(run, 1, signal.SIGSTOP)
     attempts = wait_over(run, 240)
     assert [a.cause for a in attempts] == [Cause.preempted, Cause.crash, Cause.hang, Cause.finished]
-    assert "rank 1 left no word" in attempts[1].detail
-    assert "no word at all from rank 1" in attempts[2].detail
+    assert "rank 1 left no outcome" in attempts[1].detail
+    assert "nothing at all from rank 1" in attempts[2].detail
     assert "stacks follow" in run.rank_log(3, 0).read_text()
-    assert attempts[0].last_committed_step == attempts[0].last_step  # told in time: nothing lost
+    assert attempts[0].last_committed_step == attempts[0].last_step  # asked in time: nothing lost
     assert attempts[1].last_committed_step == 20  # killed: at most one save interval
     assert read_steps(run).lost
+    assert_same_run(run, undisturbed)
+
+
+def test_a_suspension_is_no_hang(root: Path, undisturbed: RunDir) -> None:
+    run = submit(root, "suspended", *_SIZE, "train.hang_timeout_s=20", env=slow(0.3)).run
+    wait_step(run, 13)
+    for number, seconds in ((signal.SIGSTOP, 45), (signal.SIGCONT, 0)):
+        for rank in (0, 1):
+            kill_rank(run, rank, number)
+        time.sleep(seconds)
+    assert [a.cause for a in wait_over(run)] == [Cause.finished]
     assert_same_run(run, undisturbed)
 
 

@@ -11,9 +11,9 @@ from r1hpc.config.schema import RunConfig
 from r1hpc.tasks.chain_sum import ChainSum
 from r1hpc.tasks.rewards import Scorer
 from r1hpc.tasks.tokenizer import character_tokenizer, encode
-from r1hpc.train.evaluate import Answer, Evaluator, summarise
-from r1hpc.train.prompts import Prompts
-from r1hpc.train.rollout import Request, Samples
+from r1hpc.train.evaluate import Answer, answer, summarise
+from r1hpc.train.judge import Judge
+from r1hpc.train.sampling import Request, Samples
 
 _LONGEST = 8
 
@@ -24,7 +24,7 @@ class Parrot:
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def take_over(self, network: Any) -> str:
+    def sync_weights(self, network: Any) -> str:
         return "parrot"
 
     def release(self) -> None: ...
@@ -53,11 +53,15 @@ def answers(
 ) -> tuple[Any, Parrot]:
     engine, looks = Parrot(), iter(range(1000))
     config = RunConfig(
-        rollout=RolloutConfig(max_completion_length=_LONGEST, prompts_per_batch=prompts_per_batch)
+        rollout=RolloutConfig(
+            max_prompt_length=16, max_completion_length=_LONGEST, prompts_per_batch=prompts_per_batch
+        )
     )
     with Scorer(RewardConfig(), task := ChainSum(0, {}), max_completion_length=_LONGEST) as scorer:
-        evaluator = Evaluator(config, task, Prompts(TOKENIZER, 16), engine, scorer)
-        found = evaluator.answer(indices, 4, lambda: stop_after is not None and next(looks) >= stop_after)
+        judge = Judge(config, task, TOKENIZER, engine, scorer)
+        found = answer(
+            judge, config, indices, 4, lambda: stop_after is not None and next(looks) >= stop_after
+        )
     return found, engine
 
 
@@ -82,10 +86,10 @@ def test_asked_to_stop_between_judgements_it_leaves(stop_after: int) -> None:
 
 def test_the_summary_counts_samples_and_items() -> None:
     found: list[Answer] = answers(range(40), 0)[0]
-    told = summarise(found)
-    assert told["num_items"] == 40
-    assert told["num_samples"] == 4
-    assert list(told["pass_at"]) == ["1", "2", "4"]
-    right = sum(answer.num_correct for answer in found)
-    assert told["pass_at"]["1"]["value"] == pytest.approx(right / 160)
-    assert told["thinking_share"] == 0
+    summary = summarise(found)
+    assert summary["num_items"] == 40
+    assert summary["num_samples"] == 4
+    assert list(summary["pass_at"]) == ["1", "2", "4"]
+    right = sum(one.num_correct for one in found)
+    assert summary["pass_at"]["1"]["value"] == pytest.approx(right / 160)
+    assert summary["thinking_share"] == 0

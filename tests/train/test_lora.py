@@ -13,8 +13,8 @@ from r1hpc.base.errors import ConfigError, R1hpcError
 from r1hpc.config.schema import ModelConfig, Precision
 from r1hpc.train.distributed import Group
 from r1hpc.train.export import export_model
-from r1hpc.train.lora import reference, wrap_lora
-from r1hpc.train.model import build_model
+from r1hpc.train.model import build_model, wrap_lora
+from r1hpc.train.policy import Reference
 from tests.train.two_ranks import engine_around, gathered, run_on_two_ranks, train
 
 IDS = torch.tensor([[1, 5, 2, 7, 3, 3, 9], [4, 4, 8, 1, 0, 6, 2]])
@@ -51,7 +51,7 @@ def train_all(group: Group, folder: Path) -> None:
         seen = {"before": gathered(engine.module), "logits_before": logits(engine)}
         train(engine, [IDS, IDS.flip(0)])
         engine.save_checkpoint(str(folder / f"{name}-state"), tag="t", save_latest=False)
-        with reference(engine.module):
+        with Reference(None, "the weights before").policy(engine):
             seen["logits_reference"] = logits(engine)
         train(engine, [IDS, IDS.flip(0)])
         seen["after"] = gathered(engine.module)

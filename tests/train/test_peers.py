@@ -123,6 +123,6 @@ def test_a_stopped_rank_is_found_while_another_works(tmp_path: Path, stopped: in
     assert time.monotonic() - since < _HANG_TIMEOUT_S + 5 + 15  # one batch, and the last words and the kill
     assert attempt.cause is Cause.hang
     assert f"no sign of life from rank {stopped} for" in attempt.detail
-    assert f"no word at all from rank {stopped}:" in attempt.detail
+    assert f"nothing at all from rank {stopped}:" in attempt.detail
     outcomes = read_outcomes(run, 1)
     assert {o.rank for o in outcomes if o.kind == HANG} == {0, 1, 2} - {stopped}

@@ -40,7 +40,7 @@ DISTURBANCES = (
     "evaluate.batch:term:1:1:8",  # between two updates of a rollout
     "evaluate.batch:kill9:0:1:9",
 )
-TOLD = {1, 2, 5, 7, 8}
+STOPPED = {1, 2, 5, 7, 8}
 """The attempts that were ended by SIGTERM."""
 
 
@@ -81,12 +81,12 @@ def assert_same_learning(disturbed: RunDir, undisturbed: RunDir) -> None:
     assert weights_of(disturbed) == weights_of(undisturbed)
 
 
-def assert_little_was_lost(run: RunDir, told: set[int], save_every: int) -> None:
-    """Told to leave, an attempt loses no update; killed, at most one interval."""
+def assert_little_was_lost(run: RunDir, stopped: set[int], save_every: int) -> None:
+    """Asked to stop, an attempt loses no update; killed, at most one interval."""
     steps = read_steps(run)
     by_attempt = steps.by_attempt()
     for attempt, taken in by_attempt.items():
-        assert taken.num_lost <= (0 if attempt in told else save_every), f"attempt {attempt}"
+        assert taken.num_lost <= (0 if attempt in stopped else save_every), f"attempt {attempt}"
 
 
 @pytest.mark.parametrize("algorithm", [pytest.param(GRPO, id="grpo"), pytest.param(PPO, id="ppo")])
@@ -94,9 +94,9 @@ def test_disturbed_in_every_phase_it_is_the_same_run(tmp_path: Path, algorithm: 
     quiet = follow_through(tmp_path, "quiet", *algorithm, disturbed=False)
     run = follow_through(tmp_path, "disturbed", *algorithm, disturbed=True)
     causes = [attempt.cause for attempt in read_history(run).attempts]
-    expected = [Cause.preempted if n in TOLD else Cause.crash for n in range(1, len(DISTURBANCES) + 1)]
+    expected = [Cause.preempted if n in STOPPED else Cause.crash for n in range(1, len(DISTURBANCES) + 1)]
     assert causes == [*expected, Cause.finished]
     assert_same_learning(run, quiet)
-    assert_little_was_lost(run, TOLD, save_every=4)
+    assert_little_was_lost(run, STOPPED, save_every=4)
     log = run.rank_log(3, 0).read_text()
     assert "groups were already done" in log, "what attempt 2 had sampled was not used again"

@@ -1,141 +1,96 @@
-"""The sampler against plain forwards of the same model, and the random streams it draws from."""
+"""A rollout on disk: a checkpoint gives back what was put in, and a damaged batch is refused, not used."""
 
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from r1hpc.tasks.tokenizer import SpecialIds
-from r1hpc.train.distributed import Group
-from r1hpc.train.rollout import Request, Samples, TorchSampler, choose, fingerprint, streams, uniforms
-
-IDS = SpecialIds(pad=0, eos=1)
-PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13]]
-CONFIGS: dict[str, dict[str, Any]] = {
-    "gpt2": {
-        "n_layer": 2,
-        "n_embd": 32,
-        "n_head": 4,
-        "n_positions": 64,
-        "resid_pdrop": 0.0,
-        "embd_pdrop": 0.0,
-        "attn_pdrop": 0.0,
-    },
-    "qwen2": {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-    },
-}
+from r1hpc.base.errors import StateError
+from r1hpc.train.rollout import (
+    Groups,
+    Rollout,
+    load_rollout,
+    read_groups,
+    save_rollout,
+    varied,
+    write_groups,
+)
 
 
-def network(family: str) -> Any:
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        family,
-        vocab_size=20,
-        initializer_range=0.3,
-        use_cache=False,
-        eos_token_id=1,
-        bos_token_id=None,
-        **CONFIGS[family],
+def groups(first_item: int, longest: int) -> Groups:
+    """Two items with two completions each; those of the second are rewarded alike."""
+    rng = np.random.default_rng(first_item)
+    lengths = np.array([longest, 1, 2, longest], np.int32)
+    inside = np.arange(longest)[None, :] < lengths[:, None]
+    return Groups(
+        items=np.array([first_item, first_item + 1]),
+        tokens=np.where(inside, rng.integers(2, 9, (4, longest)), 0).astype(np.int32),
+        logprobs=np.where(inside, rng.normal(-2, 1, (4, longest)), 0).astype(np.float32),
+        lengths=lengths,
+        ended=np.array([True, True, False, True]),
+        rewards=np.array([0.0, 1.0, 0.5, 0.5]),
+        correct=np.array([False, True, False, False]),
+        terms={"accuracy": np.array([0.0, 1.0, 0.0, 0.0])},
     )
-    return AutoModelForCausalLM.from_config(config)
 
 
-def sampler(model: Any, poll_every: int = 16) -> TorchSampler:
-    engine = TorchSampler(
-        Group(0, 0, 1, torch.device("cpu")), IDS, zero_stage=0, replica=lambda: model, poll_every=poll_every
-    )
-    engine.take_over(model)
-    return engine
+def assert_same(ours: Groups, theirs: Groups) -> None:
+    for name, value in vars(theirs).items():
+        if name == "terms":
+            assert ours.terms.keys() == theirs.terms.keys()
+            assert all((ours.terms[term] == value[term]).all() for term in value)
+        else:
+            np.testing.assert_array_equal(getattr(ours, name), value, err_msg=name)
+            assert getattr(ours, name).dtype == value.dtype, name
 
 
-def sample(model: Any, prompts: list[list[int]], num: int = 4, temperature: float = 1.0) -> Samples:
-    request = Request(prompts, streams(7, range(len(prompts)), num), num, 12, temperature)
-    samples = sampler(model).sample(request, lambda: False)
-    assert samples is not None
-    return samples
+@pytest.mark.parametrize("values", [None, np.linspace(0, 1, 20).reshape(4, 5)], ids=["GRPO", "PPO"])
+def test_a_checkpoint_gives_the_rollout_back(tmp_path: Path, values: np.ndarray | None) -> None:
+    rollout = Rollout(groups(3, 5), "policy", num_items=6, rollout_time_s=1.5)
+    assert load_rollout(tmp_path, 6) is None
+    save_rollout(tmp_path, rollout, values)
+    back = load_rollout(tmp_path, 6)
+    assert back is not None
+    assert_same(back.groups, rollout.groups)
+    assert (back.policy_id, back.num_items, back.rollout_time_s) == ("policy", 6, 0.0)
+    assert back.checksum() == rollout.checksum()
+    if values is None:
+        assert back.values is None
+    else:
+        np.testing.assert_array_equal(back.values, values)
 
 
-@pytest.mark.parametrize("family", CONFIGS)
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_log_probabilities_are_those_of_a_plain_forward(family: str, temperature: float) -> None:
-    model = network(family)
-    samples = sample(model, PROMPTS, temperature=temperature)
-    assert {bool(e) for e in samples.ended} == {True, False}, "both kinds of end are wanted here"
-    for row, length in enumerate(samples.lengths):
-        prompt, completion = PROMPTS[row // 4], samples.tokens[row, :length].tolist()
-        with torch.no_grad():
-            logits = model(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
-        plain = (logits / temperature).log_softmax(-1)[range(int(length)), completion]
-        assert samples.logprobs[row, :length] == pytest.approx(plain.numpy(), abs=2e-5)
-        assert (samples.tokens[row, length:] == IDS.pad).all()
-        assert samples.ended[row] == (completion[-1] == IDS.eos)
-        assert IDS.eos not in completion[:-1]
+def test_its_files_have_the_names_that_checkpoints_already_have(tmp_path: Path) -> None:
+    save_rollout(tmp_path, Rollout(groups(0, 3), "policy", 2), np.zeros((4, 3)))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "stage_rank_0_values.npy",
+        "stage_rank_0_window.npz",
+    ]
 
 
-@pytest.mark.parametrize("family", CONFIGS)
-def test_a_completion_does_not_depend_on_its_neighbours(family: str) -> None:
-    model = network(family)
-    together = sample(model, PROMPTS)
-    for index, prompt in enumerate(PROMPTS):
-        request = Request([prompt], streams(7, [index], 4), 4, 12, 1.0)
-        alone = sampler(model).sample(request, lambda: False)
-        assert alone is not None
-        for j in range(4):
-            length = alone.lengths[j]
-            assert length == together.lengths[index * 4 + j]
-            assert alone.tokens[j, :length].tolist() == together.tokens[index * 4 + j, :length].tolist()
+def test_batches_of_different_widths_are_joined_and_taken_apart_again() -> None:
+    narrow, wide = groups(0, 2), groups(2, 5)
+    joined = Groups.joined([narrow, wide])
+    assert joined.tokens.shape == (8, 5)
+    assert joined.items.tolist() == [0, 1, 2, 3]
+    assert_same(joined.select([2, 3]), wide)
+    assert (joined.select([0, 1]).tokens[:, :2] == narrow.tokens).all()
+    assert varied(joined).tolist() == [True, False, True, False]
 
 
-def test_greedy_takes_the_likeliest_token() -> None:
-    model = network("gpt2")
-    samples = sample(model, PROMPTS[:1], num=1, temperature=0)
-    ids = list(PROMPTS[0])
-    for token in samples.tokens[0, : samples.lengths[0]]:
-        with torch.no_grad():
-            assert int(token) == int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
-        ids.append(int(token))
+def test_the_checksum_sees_items_completions_and_rewards_and_no_padding() -> None:
+    one = Rollout(groups(0, 3), "policy", 2)
+    padded = Groups.joined([groups(0, 3), groups(2, 5)]).select([0, 1])
+    assert Rollout(padded, "another", 2).checksum() == one.checksum()
+    for name in ("items", "tokens", "rewards"):
+        changed = {**vars(one.groups), name: getattr(one.groups, name) + 1}
+        assert Rollout(Groups(**changed), "policy", 2).checksum() != one.checksum(), name
 
 
-def test_asked_to_stop_it_gives_nothing_and_leaves_the_model_in_training() -> None:
-    model = network("gpt2").train()
-    answers = iter([False, True])
-    request = Request(PROMPTS, streams(0, range(3), 4), 4, 12, 1.0)
-    assert sampler(model, poll_every=1).sample(request, lambda: next(answers)) is None
-    assert model.training
-
-
-def test_tokens_are_drawn_in_proportion_to_their_probability() -> None:
-    logits = torch.tensor([[0.0, 1.0, 2.0, -1e9]]).expand(20000, 4)
-    tokens, logprobs = choose(logits, 1.0, streams(3, range(20000), 1), 5)
-    shares = torch.bincount(tokens, minlength=4) / 20000
-    torch.testing.assert_close(shares, logits[0].softmax(-1), atol=0.012, rtol=0)
-    assert shares[3] == 0
-    torch.testing.assert_close(logprobs, logits[0].log_softmax(-1)[tokens])
-
-
-def test_random_streams_are_functions_of_seed_item_and_number() -> None:
-    keys = streams(1, [4, 5], 3)
-    assert keys.tolist() == [*streams(1, [4], 3).tolist(), *streams(1, [5], 3).tolist()]
-    assert len({*keys.tolist(), *streams(2, [4, 5], 3).tolist()}) == 12
-    draws = np.array([uniforms(streams(0, range(1000), 8), t) for t in range(8)])
-    assert draws.min() >= 0
-    assert draws.max() < 1
-    assert draws.mean() == pytest.approx(0.5, abs=0.01)
-    assert abs(np.corrcoef(draws[0], draws[1])[0, 1]) < 0.05
-
-
-def test_a_fingerprint_tells_one_bit() -> None:
-    model = network("gpt2")
-    before = fingerprint(model)
-    assert fingerprint(network("gpt2")) == before
-    with torch.no_grad():
-        next(model.parameters()).view(-1)[3] *= 1 + 2**-22
-    assert fingerprint(model) != before
+@pytest.mark.parametrize("size", [0, 40, 400])
+def test_a_batch_that_was_cut_off_is_refused(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "batch.npz"
+    write_groups(path, groups(0, 3), "policy")
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(StateError, match="holds no rollout"):
+        read_groups(path)

@@ -12,7 +12,7 @@ from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.schema import Precision
 from r1hpc.train.distributed import Group
 from r1hpc.train.errors import SaveError
-from r1hpc.train.snapshot import Identity, Snapshots
+from r1hpc.train.snapshot import Identity, Snapshots, describe_versions
 from tests.train.two_ranks import engine_around, run_on_two_ranks, train
 
 ZERO_STAGE = 1
@@ -51,6 +51,11 @@ def superseded_saves(group: Group, folder: Path) -> None:
         superseded_save(group, store, engine, attempt, moment, leaves_tombstone)
     save(snapshots(group, store, 9), engine)
     (found,) = store.list()
+    assert describe_versions(found.manifest.meta) == ""
+    assert describe_versions({"torch": "1.0"}) == (
+        f"was written with torch 1.0 (now {torch.__version__}): "
+        "results may differ in the last bits from here on"
+    )
     assert found.manifest.attempt == 9
     assert store.verify(found) == []
     endings = [record.name.rpartition("rank_00_")[2] for record in found.manifest.files]
@@ -79,6 +84,7 @@ def superseded_save(
     group.barrier()
     assert ours_folder(store, attempt).is_dir() != leaves_tombstone, "DeepSpeed makes folders no more"
     assert list(store.survey()) == []
+    group.barrier()  # the next case evicts the folder, which the other rank may not have looked at yet
 
 
 def ours_folder(store: CheckpointStore, attempt: int) -> Path:

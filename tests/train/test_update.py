@@ -12,8 +12,8 @@ from r1hpc.config.schema import Precision, RunConfig, TrainConfig
 from r1hpc.plan.batch import updates_per_rollout
 from r1hpc.train.algorithms import selected_logprobs
 from r1hpc.train.distributed import Group
-from r1hpc.train.update import Rollout, Tally, Updater, deal
-from r1hpc.train.window import Groups
+from r1hpc.train.rollout import Groups, Rollout
+from r1hpc.train.update import Experience, Tally, Updater, deal
 
 NUM_GROUPS, MEMBERS, LONGEST = 4, 4, 6
 PROMPTS = [(5, 6, 7), (8, 9), (10,), (11, 12, 13)]
@@ -79,18 +79,18 @@ def config(**rl: Any) -> RunConfig:
     )
 
 
-def plain_loss(model: Any, rollout: Rollout, settings: RlConfig) -> torch.Tensor:
+def plain_loss(model: Any, experience: Experience, settings: RlConfig) -> torch.Tensor:
     """Row by row, without padding: the mean over all tokens of the clipped loss."""
     total, tokens = torch.zeros(()), 0
-    for row, length in enumerate(rollout.groups.lengths):
-        if not rollout.counts[row]:
+    for row, length in enumerate(experience.groups.lengths):
+        if not experience.counts[row]:
             continue
-        prompt = rollout.prompt_of(row)
-        completion = rollout.groups.tokens[row, :length].tolist()
+        prompt = experience.prompt_of(row)
+        completion = experience.groups.tokens[row, :length].tolist()
         logits = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[:, len(prompt) - 1 : -1]
         logprobs = selected_logprobs(logits, torch.tensor([completion]), 1.0)[0]
-        old = torch.from_numpy(rollout.groups.logprobs[row, :length])
-        advantage = torch.from_numpy(rollout.advantages[row, :length])
+        old = torch.from_numpy(experience.groups.logprobs[row, :length])
+        advantage = torch.from_numpy(experience.advantages[row, :length])
         ratio = (logprobs - old).exp()
         bounded = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
         total = total - torch.minimum(ratio * advantage, bounded * advantage).sum()
@@ -109,16 +109,16 @@ def test_the_ranks_together_have_the_plain_loss_and_its_gradient(
     for rank in range(world_size):
         model = network()
         engine = PlainEngine(model)
-        updater = Updater(settings, Group(rank, rank, world_size, torch.device("cpu")), engine, 0, None)
-        rollout = updater.prepare(groups(), PROMPTS)
+        updater = Updater(settings, Group(rank, rank, world_size, torch.device("cpu")), 0, None)
+        experience = updater.prepare(engine, Rollout(groups(), "policy", NUM_GROUPS), PROMPTS)
         tally = Tally()
-        for loss in updater.losses(rollout, updater.rows_of(rollout, 0), True, tally):
+        for loss in updater.losses(engine, experience, updater.rows_of(experience, 0), True, tally):
             (loss / world_size).backward()  # type: ignore[no-untyped-call]
             found += float(loss.detach()) / world_size
         assert engine.boundaries == [False] * (len(engine.boundaries) - 1) + [True]
         mine = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
         gradients = mine if gradients is None else [a + b for a, b in zip(gradients, mine, strict=True)]
-    expected = plain_loss(plain, rollout, settings.rl)
+    expected = plain_loss(plain, experience, settings.rl)
     expected.backward()  # type: ignore[no-untyped-call]
     assert found == pytest.approx(float(expected), rel=1e-4)
     assert gradients is not None
@@ -129,14 +129,14 @@ def test_the_ranks_together_have_the_plain_loss_and_its_gradient(
 
 def test_a_group_that_teaches_nothing_costs_nothing() -> None:
     settings = config()
-    model = network()
-    updater = Updater(settings, Group(0, 0, 1, torch.device("cpu")), PlainEngine(model), 0, None)
-    rollout = updater.prepare(groups(), PROMPTS)
+    engine = PlainEngine(network())
+    updater = Updater(settings, Group(0, 0, 1, torch.device("cpu")), 0, None)
+    experience = updater.prepare(engine, Rollout(groups(), "policy", NUM_GROUPS), PROMPTS)
     tally = Tally()
-    list(updater.losses(rollout, updater.rows_of(rollout, 0), True, tally))
-    teaching = np.abs(rollout.advantages).max(1) > 0
+    list(updater.losses(engine, experience, updater.rows_of(experience, 0), True, tally))
+    teaching = np.abs(experience.advantages).max(1) > 0
     assert not teaching[:MEMBERS].any()
-    assert tally.tokens == rollout.groups.lengths[teaching].sum()
+    assert tally.tokens == experience.groups.lengths[teaching].sum()
 
 
 def test_every_row_is_dealt_once_and_every_rank_has_equally_many_micro_batches() -> None:
@@ -157,7 +157,7 @@ def test_updates_take_whole_groups_in_order_and_each_pass_takes_all() -> None:
         stage="rl", rollout=settings.rollout, rl=settings.rl, train=TrainConfig(global_batch_size=8)
     )
     assert updates_per_rollout(settings) == 4
-    updater = Updater(settings, Group(0, 0, 1, torch.device("cpu")), None, 0, None)
-    rollout = updater.prepare(groups(), PROMPTS)
-    taken = [updater.rows_of(rollout, update).tolist() for update in range(4)]
+    updater = Updater(settings, Group(0, 0, 1, torch.device("cpu")), 0, None)
+    experience = updater.prepare(None, Rollout(groups(), "policy", NUM_GROUPS), PROMPTS)
+    taken = [updater.rows_of(experience, update).tolist() for update in range(4)]
     assert taken[0] + taken[1] == taken[2] + taken[3] == list(range(NUM_GROUPS * MEMBERS))

@@ -18,9 +18,8 @@ from r1hpc.base.errors import ConfigError, R1hpcError
 from r1hpc.config.reasoning import RolloutConfig
 from r1hpc.config.schema import ModelConfig, TrainConfig
 from r1hpc.tasks.tokenizer import SpecialIds
-from r1hpc.train.lora import wrap_lora
-from r1hpc.train.model import build_model
-from r1hpc.train.rollout import Request, streams
+from r1hpc.train.model import build_model, wrap_lora
+from r1hpc.train.sampling import Request, streams
 from r1hpc.train.vllm_engine import VllmSampler
 
 IDS = SpecialIds(pad=0, eos=1)
@@ -137,7 +136,7 @@ def test_what_vllm_cannot_do_is_refused() -> None:
 def test_the_weights_are_handed_over_under_their_exported_names(mock_vllm: list[MockLLM]) -> None:
     sampler = VllmSampler(job(vllm_options={"gpu_memory_utilization": 0.5}), IDS)
     network = build_model(ModelConfig(), QWEN2, seed=1)
-    first = sampler.take_over(network)
+    first = sampler.sync_weights(network)
     (llm,) = mock_vllm
     assert llm.options["gpu_memory_utilization"] == 0.5
     assert llm.options["max_model_len"] == 128
@@ -147,10 +146,10 @@ def test_the_weights_are_handed_over_under_their_exported_names(mock_vllm: list[
     assert llm.loaded.keys() == expected.keys()
     assert all(torch.equal(llm.loaded[name], expected[name]) for name in expected)
     sampler.release()
-    assert sampler.take_over(network) == first
+    assert sampler.sync_weights(network) == first
     with torch.no_grad():
         network.get_parameter("model.norm.weight").add_(1)
-    assert sampler.take_over(network) != first
+    assert sampler.sync_weights(network) != first
     assert len(mock_vllm) == 1
     cleared = ("reset_prefix_cache",)
     woken = [("wake_up", "weights"), ("wake_up", "kv_cache"), cleared]
@@ -162,7 +161,7 @@ def test_adapters_are_merged(mock_vllm: list[MockLLM], tmp_path: Path) -> None:
     network = wrap_lora(build_model(settings, QWEN2, seed=1), settings)
     layer = network.get_base_model().model.layers[0].self_attn.q_proj
     torch.nn.init.ones_(layer.lora_B["default"].weight)
-    VllmSampler(job(), IDS).take_over(network)
+    VllmSampler(job(), IDS).sync_weights(network)
     loaded = mock_vllm[0].loaded
     assert not [name for name in loaded if "lora" in name or "base" in name]
     merged = layer.base_layer.weight + layer.get_delta_weight("default")
@@ -177,7 +176,7 @@ def request(num_prompts: int = 2, num_generations: int = 2) -> Request:
 
 def test_every_completion_is_a_request_with_its_own_seed(mock_vllm: list[MockLLM]) -> None:
     sampler = VllmSampler(job(), IDS)
-    sampler.take_over(build_model(ModelConfig(), QWEN2, seed=1))
+    sampler.sync_weights(build_model(ModelConfig(), QWEN2, seed=1))
     samples = sampler.sample(request(), lambda: False)
     added = [call for call in mock_vllm[0].calls if call[0] == "add"]
     assert [call[2] for call in added] == [[4, 9], [4, 9], [5, 9], [5, 9]]
@@ -200,7 +199,7 @@ def test_every_completion_is_a_request_with_its_own_seed(mock_vllm: list[MockLLM
 
 def test_asked_to_stop_it_aborts_what_is_unfinished(mock_vllm: list[MockLLM]) -> None:
     sampler = VllmSampler(job(), IDS)
-    sampler.take_over(build_model(ModelConfig(), QWEN2, seed=1))
+    sampler.sync_weights(build_model(ModelConfig(), QWEN2, seed=1))
     engine = mock_vllm[0].llm_engine
     assert sampler.sample(request(), lambda: engine.num_steps >= 2) is None
     assert mock_vllm[0].calls[-1] == ("abort", ["1-2", "1-3"])

@@ -1,7 +1,9 @@
 """A rank that hangs dumps its stacks, leaves word and exits with its own status; in a process of its own."""
 
+import signal
 import subprocess
 import sys
+import time
 
 from r1hpc.train.watchdog import EXIT_HANG
 
@@ -39,6 +41,50 @@ def test_a_hang_is_named_with_its_phase_and_its_stack() -> None:
     assert done.returncode == EXIT_HANG
     assert "in step 7" in done.stdout
     assert "stuck_here" in done.stderr
+
+
+_HOLDS_THE_LOCK = """
+import ctypes
+from r1hpc.train import watchdog
+watchdog._BACKSTOP_S = 1.0
+dog = watchdog.Watchdog(1.0, lambda problem: print(problem, flush=True))
+dog.start()
+def stuck_in_c(): ctypes.PyDLL(None).sleep(60)
+stuck_in_c()
+"""
+
+
+def test_a_lock_held_in_c_is_ended_by_the_other_process() -> None:
+    done = python(_HOLDS_THE_LOCK)
+    assert done.returncode == -signal.SIGABRT
+    assert "stuck_in_c" in done.stderr
+
+
+_SUSPENDED = """
+import sys, time
+from r1hpc.train import watchdog
+watchdog._BACKSTOP_S = 1.0
+dog = watchdog.Watchdog(2.0, lambda problem: print(problem, flush=True))
+dog.start()
+print("working", flush=True)
+end = time.monotonic() + 7.5
+time.sleep(1.0)
+dog.beat("after")
+while time.monotonic() < end: time.sleep(0.1)
+dog.stop()
+print("done", flush=True)
+"""
+
+
+def test_time_in_which_the_process_was_stopped_is_no_silence() -> None:
+    with subprocess.Popen([sys.executable, "-c", _SUSPENDED], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "working\n"
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(7.0)
+        process.send_signal(signal.SIGCONT)
+        assert process.stdout.read() == "done\n"
+    assert process.returncode == 0
 
 
 def test_progress_keeps_it_quiet_and_stop_ends_it() -> None:

@@ -67,6 +67,6 @@ while true; do
     [ "$(date +%s)" -lt "$((${SLURM_JOB_END_TIME:-99999999999} - 5))" ] || { sleep 2; kill -KILL "$SRUN"; }
 done
 
-# No rank is left to inherit this: the last words are not cut short by the TERM of a requeue.
+# No rank is left to inherit this: the last record is not cut short by the TERM of a requeue.
 trap '' TERM USR2
 "$PYTHON" -m r1hpc.launch end "$RUN_DIR" --attempt "$ATTEMPT" --status "$STATUS"

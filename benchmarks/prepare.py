@@ -1,0 +1,140 @@
+"""What preparing data costs: each stage by itself, and a build beside the tokenizer alone.
+
+    python -m benchmarks.prepare [--megabytes 32]
+
+Text is the running Python's standard library, repeated until there is enough. Prints CPU-seconds and ratios;
+the throughput of one machine is not the point. Set TOKENIZERS_PARALLELISM=false for one thread.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from r1hpc.data.build import build_dataset
+from r1hpc.data.cleaning import c4, fineweb, gopher, language, pii
+from r1hpc.data.cleaning.batch import TextBatch
+from r1hpc.data.cleaning.minhash import sign
+from r1hpc.data.cleaning.repair import repair
+from r1hpc.data.recipe import PYTHON_STDLIB, SourceRecipe, parse_recipe
+from r1hpc.data.recipe_stages import MinhashRecipe
+from r1hpc.data.sources import list_spans, read_span
+from r1hpc.data.vocabulary import Encoder
+
+_BATCH_CHARS = 2**20
+_VOCABULARY = 16_384
+
+
+def main() -> None:
+    """Print one line for each measurement."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--megabytes", type=int, default=32, help="text to work on (default 32)")
+    texts = collect_texts(parser.parse_args().megabytes * 10**6)
+    size = sum(map(len, texts)) / 1e6
+    print(f"{len(texts):,} documents, {size:.1f} million characters")
+    measure_stages(texts, size)
+    measure_build(texts)
+
+
+def collect_texts(num_chars: int) -> list[str]:
+    """Documents of the standard library, over and over, each time a little different."""
+    source = SourceRecipe(
+        name="python", kind="text", root=PYTHON_STDLIB, glob="**/*.py", on_invalid_utf8="skip"
+    )
+    content: dict[str, Any] = {"name": "x", "tokenizer": {"kind": "bytes"}, "sources": []}
+    recipe = parse_recipe(content | {"sources": [vars(source) | {"exclude": []}]}, Path())
+    found, total = [], 0
+    raws = [d.raw.decode("utf-8", "replace") for span in list_spans(recipe) for d in read_span(recipe, span)]
+    while total < num_chars:
+        for raw in raws:
+            found.append(f"{total}\n{raw}")
+            total += len(raw)
+            if total >= num_chars:
+                break
+    return found
+
+
+def measure_stages(texts: list[str], size: float) -> None:
+    """Each stage alone, on batches as a build makes them."""
+    batches = _batches(texts)
+    stages: dict[str, Callable[[list[str]], Any]] = {
+        "gopher (both)": _gopher,
+        "c4": c4.judge,
+        "fineweb": lambda batch: fineweb.judge(batch, TextBatch(batch)),
+        "repair": lambda batch: [repair(text) for text in batch],
+        "language": language.identify,
+        "personal data": lambda batch: [pii.mask(text) for text in batch],
+        "minhash": lambda batch: sign(TextBatch(batch, normal=True), MinhashRecipe()),
+    }
+    for name, stage in stages.items():
+        seconds = _cpu(lambda stage=stage: [stage(batch) for batch in batches])  # type: ignore[misc]
+        print(f"{name:14} {size / seconds:7.1f} MB a CPU-second")
+
+
+def measure_build(texts: list[str]) -> None:
+    """A build with a ready tokenizer, against the tokenizer's own encode_batch_fast on the same texts."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        (folder / "in.jsonl").write_text(lines)
+        train = _recipe(folder, {"kind": "byte_bpe", "vocab_size": _VOCABULARY})
+        first = build_dataset(train, folder / "trained").path / "tokenizer"
+        encoder = Encoder(first / "tokenizer.json", "<|endoftext|>")
+        alone = _cpu(lambda: [encoder._tokenizer.encode_batch_fast(batch) for batch in _batches(texts)])
+        plain = _recipe(folder, {"kind": "path", "path": str(first)})
+        built = _cpu(lambda: build_dataset(plain, folder / "plain"))
+        ready = yaml.safe_load(plain.read_text())["tokenizer"]
+        # No rules: code is not prose, and nothing would be left to tokenise.
+        stages = _recipe(folder, ready, clean={"pii": "mask"}, dedup={"minhash": {}})
+        prepared = _cpu(lambda: build_dataset(stages, folder / "prepared"))
+        print(f"encode_batch_fast alone {alone:.1f} CPU-s")
+        print(f"plain build    {built:.1f} CPU-s, {built / alone:.2f} x that")
+        print(f"prepared build {prepared:.1f} CPU-s, {prepared / alone:.2f} x that")
+
+
+def _recipe(folder: Path, tokenizer: dict[str, Any], **stages: Any) -> Path:
+    content = {
+        "name": "bench",
+        "tokenizer": tokenizer,
+        "sources": [{"name": "a", "kind": "jsonl", "root": ".", "glob": "*.jsonl"}],
+        "part_bytes": 64 * 2**20,
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content | stages))
+    return path
+
+
+def _gopher(texts: list[str]) -> None:
+    batch = TextBatch(texts)
+    gopher.quality(texts, batch, None)
+    gopher.repetition(batch)
+
+
+def _batches(texts: list[str]) -> list[list[str]]:
+    batches: list[list[str]] = [[]]
+    size = 0
+    for text in texts:
+        batches[-1].append(text)
+        size += len(text)
+        if size >= _BATCH_CHARS:
+            batches.append([])
+            size = 0
+    return [batch for batch in batches if batch]
+
+
+def _cpu(work: Callable[[], Any]) -> float:
+    """CPU-seconds of this process, all its threads."""
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+if __name__ == "__main__":
+    main()

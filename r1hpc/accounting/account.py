@@ -1,0 +1,100 @@
+"""GPU-hours of a user, an account or a cluster: from sacct, from a file of it, or from run folders alone.
+
+    hours = hours_of_file(Path("sacct.txt"), Selection(user="ada"))
+    hours = hours_from_sacct(Selection(account="lab", start=1790000000))
+    hours = hours_of_runs(ledgers, Selection(start=1790000000))
+
+Each is what telemetry.hours.fold_hours returns.
+"""
+
+import contextlib
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+from r1hpc.accounting.ledger import RunLedger
+from r1hpc.accounting.selection import Selection
+from r1hpc.attempt.slurm_records import to_allocation
+from r1hpc.attempt.state import all_slurm_jobs
+from r1hpc.base.choose_run import all_runs, full_name
+from r1hpc.base.errors import StateError
+from r1hpc.slurm.sacct import ask_sacct_file, pick_records
+from r1hpc.telemetry.hours import UNKNOWN, fold_hours
+from r1hpc.telemetry.summary import names_of
+
+_FEW_BYTES = 2**18
+"""Up to here a file is read before numpy and Arrow are imported."""
+
+
+def known_jobs(root: Path) -> dict[str, tuple[str, str]]:
+    """Job id -> (run, stage) of every run under a run root, stages of chains among them."""
+    found: dict[str, tuple[str, str]] = {}
+    for run in all_runs(root):
+        with contextlib.suppress(OSError, StateError):  # one that cannot be read is no reason to say nothing
+            stage, _ = names_of(run)
+            found |= dict.fromkeys(all_slurm_jobs(run), (full_name(run), stage))
+    return found
+
+
+def hours_of_file(path: Path, selection: Selection) -> dict[str, Any]:
+    """Totals of what sacct printed into a file or a pipe.
+
+    Raises:
+        StateError: the header or a line is not of its format; names the file, the line and the fix.
+    """
+    with _readable_twice(path) as file:
+        return hours_of_lines(file, str(path), selection)
+
+
+def hours_from_sacct(selection: Selection, timeout_s: float = 600.0) -> dict[str, Any]:
+    """Totals of what sacct says now; without a start of today, as is sacct's default.
+
+    Raises:
+        SlurmError: sacct or slurmdbd did not answer.
+    """
+    # As seconds: sacct knows fewer ways to write a time than --start does.
+    start = None if selection.start is None else f"uts{math.floor(selection.start)}"
+    end = None if selection.end is None else f"uts{math.ceil(selection.end)}"
+    # Whose jobs to print is asked of sacct, which also knows a user by number and several by commas.
+    answer = replace(selection, user=None, account=None)
+    with ask_sacct_file(start, end, selection.user, selection.account, timeout_s) as file:
+        return hours_of_lines(file, "sacct", answer)
+
+
+def hours_of_lines(file: IO[bytes], source: str, selection: Selection) -> dict[str, Any]:
+    """Totals of an open file, in memory that does not grow with it but for 16 bytes a record."""
+    if os.fstat(file.fileno()).st_size > _FEW_BYTES:
+        # Deferred: numpy and Arrow take a tenth of a second that a report of one run should not pay.
+        from r1hpc.accounting.totals import sum_dump
+
+        return sum_dump(file, source, selection)
+    allocations = []
+    for record in pick_records(file, source, also=selection.columns):
+        run, stage = selection.runs.get(record.job_id, (UNKNOWN, UNKNOWN))
+        allocations.append(replace(to_allocation(record), run=run, stage=stage))
+    return fold_hours(selection.clip(allocations))
+
+
+def hours_of_runs(ledgers: Sequence[RunLedger], selection: Selection) -> dict[str, Any]:
+    """Totals of what runs say themselves, where Slurm's accounting cannot be asked."""
+    held = [replace(each, run=ledger.run_id) for ledger in ledgers for each in ledger.allocations]
+    return fold_hours(selection.clip(held))
+
+
+@contextmanager
+def _readable_twice(path: Path) -> Iterator[IO[bytes]]:
+    """The file itself, or a copy of what came through a pipe."""
+    with path.open("rb") as file:
+        if file.seekable():
+            yield file
+            return
+        with tempfile.TemporaryFile() as copy:
+            shutil.copyfileobj(file, copy)
+            copy.seek(0)
+            yield copy

@@ -1,0 +1,358 @@
+"""The GPU-hours of a group: what was granted, what is left of it, and whether a run may still be submitted.
+
+    budget = load_budget(find_budget(run_root))     # None: there is none
+    asked = [Request(Spread(800, 1000, 1500))]
+    verdict = check_budget(budget, asked, spent=8123.4, committed=Spread(300, 400, 600), now=time.time())
+    if not verdict.allowed:
+        raise R1hpcError(verdict.sentence)
+
+A budget counts the hours spent since `start` and, beside them, what running and queued jobs will still use.
+Runs are refused when their P50 does not fit into the rest, and warned of when only their P90 does not.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from r1hpc.accounting import yaml_block
+from r1hpc.accounting.forecast import NOTHING, Spread, total
+from r1hpc.base.errors import ConfigError
+from r1hpc.plan.hardware import UnknownGpuError, find_gpu
+from r1hpc.slurm.limits import TresLimit
+
+OVERRIDE_FLAG = "--over-budget"
+_KEYS = (
+    "account",
+    "gpu_hours",
+    "start",
+    "end",
+    "warn_at",
+    "max_gpu_hours_per_run",
+    "override",
+    "campaign",
+)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """configs/budget.yaml, checked. Times are Unix seconds; hours are GPU-hours."""
+
+    path: Path
+    account: str | None = None
+    """Whose jobs are counted; None: the runs under the run root."""
+    gpu_hours: float | None = None
+    start: float | None = None
+    end: float | None = None
+    warn_at: tuple[float, ...] = (0.5, 0.8, 0.95)
+    max_gpu_hours_per_run: float | None = None
+    override: bool = True
+    campaign: str | None = None
+
+    @property
+    def until(self) -> str:
+        return "" if self.end is None else f" until {format_day(self.end - 1)}"
+
+    def passed(self, hours: float) -> list[float]:
+        """The warning marks that `hours` has reached."""
+        return [] if self.gpu_hours is None else [m for m in self.warn_at if hours >= m * self.gpu_hours]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A run that is to be submitted. Hours are GPU-hours."""
+
+    rest: Spread | None
+    """What it will still use by its estimate; None: nobody could estimate it."""
+    whole: float | None = None
+    """P50 of its estimate with what is done already; None: nothing is."""
+    ceiling: float | None = None
+    """GPUs x time limit, the most one attempt can take: what Slurm holds against its limits."""
+    gpu: str | None = None
+    """Its card, by any usual name; None: not known."""
+
+    @property
+    def counted(self) -> Spread:
+        """Its estimate, else its time limit; without either nothing."""
+        if self.rest is not None:
+            return self.rest
+        return NOTHING if self.ceiling is None else Spread(self.ceiling, self.ceiling, self.ceiling)
+
+    @property
+    def size(self) -> float:
+        """P50 of the whole run, however many submissions it is done in."""
+        return self.counted.p50 if self.whole is None else self.whole
+
+
+def needed(requests: Sequence[Request]) -> Spread:
+    """What runs will use together."""
+    return total([each.counted for each in requests])
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether runs may be submitted, and what their owner should know."""
+
+    allowed: bool
+    sentence: str
+    """With `allowed` what is left after it, else why not and the way around it. Empty: no budget."""
+    warnings: tuple[str, ...] = ()
+
+
+def find_budget(run_root: Path, given: Path | None = None) -> Path:
+    """The budget file: the one given, $R1HPC_BUDGET, RUN_ROOT/budget.yaml, else configs/budget.yaml.
+
+    Raises:
+        ConfigError: the one that was named does not exist.
+    """
+    named = given or (Path(os.environ["R1HPC_BUDGET"]) if os.environ.get("R1HPC_BUDGET") else None)
+    if named is not None:
+        if not named.is_file():
+            raise ConfigError(f"no budget file {named}: copy configs/budget.yaml there, or unset it")
+        return named
+    own = run_root / "budget.yaml"
+    if own.is_file():
+        return own
+    from r1hpc.config.load import assets  # takes a fifth of a second, for omegaconf
+
+    return assets("configs") / "budget.yaml"
+
+
+def load_budget(path: Path) -> Budget | None:
+    """The budget in a file; None where it sets nothing.
+
+    Raises:
+        ConfigError: an unknown key or a value that cannot be.
+    """
+    where = str(path)
+    if not path.is_file():
+        return None
+    values = yaml_block.read_block(path)
+    yaml_block.check_keys(values, _KEYS, where)
+    budget = Budget(
+        path=path,
+        account=yaml_block.text(values, "account", where),
+        gpu_hours=yaml_block.number(values, "gpu_hours", where),
+        start=yaml_block.day(values, "start", where),
+        end=yaml_block.day(values, "end", where, end=True),
+        warn_at=_marks(values.get("warn_at"), where),
+        max_gpu_hours_per_run=yaml_block.number(values, "max_gpu_hours_per_run", where),
+        override=_flag(values.get("override"), where),
+        campaign=yaml_block.text(values, "campaign", where),
+    )
+    if budget.start is not None and budget.end is not None and budget.start >= budget.end:
+        raise ConfigError(f"{where}: start must lie before end")
+    active = (budget.gpu_hours, budget.max_gpu_hours_per_run, budget.campaign)
+    return budget if any(value is not None for value in active) else None
+
+
+def check_budget(
+    budget: Budget | None,
+    requests: Sequence[Request],
+    *,
+    spent: float = 0.0,
+    committed: Spread = NOTHING,
+    limits: Sequence[TresLimit] = (),
+    over_budget: bool = False,
+    now: float | None = None,
+) -> Verdict:
+    """Whether these runs may be submitted now, all of them or none.
+
+    Args:
+        spent: GPU-hours of the period so far.
+        committed: what running and queued jobs will still use.
+        limits: Slurm's GrpTRESMins that apply to the runs.
+        over_budget: the user said --over-budget.
+    """
+    warnings = [] if budget is None else list(_warnings(budget, requests, spent, committed))
+    by_slurm = _over_slurm(limits, requests)
+    if by_slurm:
+        return Verdict(False, by_slurm, tuple(warnings))
+    warnings += _slurm_warnings(limits, requests)
+    refusal = None if budget is None else _refusal(budget, requests, spent, committed, now or time.time())
+    if refusal is None or budget is None:
+        return Verdict(True, _left(budget, requests, spent, committed), tuple(warnings))
+    if over_budget and budget.override:
+        return Verdict(True, f"over budget: {refusal.fact}", tuple(warnings))
+    flag = f", or submit with {OVERRIDE_FLAG} REASON" if budget.override else ""
+    words = f"{refusal.fact}; {refusal.less}change {refusal.key} in {budget.path}{flag}"
+    return Verdict(False, words, tuple(warnings))
+
+
+def format_hours(hours: float) -> str:
+    """GPU-hours for a person: 12,345  123.4  12.34  0.012."""
+    if hours == 0:
+        return "0"
+    if abs(hours) >= 1000:
+        return f"{hours:,.0f}"
+    if abs(hours) >= 100:
+        return f"{hours:.1f}"
+    return f"{hours:.2f}" if abs(hours) >= 0.1 else f"{hours:.2g}" if abs(hours) < 0.01 else f"{hours:.3f}"
+
+
+def format_day(moment: float) -> str:
+    return time.strftime("%Y-%m-%d", time.localtime(moment))
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    fact: str
+    key: str
+    """The key of the budget file that forbids it."""
+    less: str = "ask for less (train.num_steps, --nodes), "
+
+
+def _refusal(
+    budget: Budget, requests: Sequence[Request], spent: float, committed: Spread, now: float
+) -> _Refusal | None:
+    if budget.end is not None and now >= budget.end:
+        return _Refusal(f"the budget in {budget.path} ended on {format_day(budget.end - 1)}", "end", "")
+    most, largest = budget.max_gpu_hours_per_run, max((each.size for each in requests), default=0.0)
+    if most is not None and largest > most:
+        who = "this run" if len(requests) == 1 else "the largest of these runs"
+        fact = f"{who} needs about {format_hours(largest)} GPU-hours"
+        fact += f", and max_gpu_hours_per_run is {format_hours(most)}"
+        return _Refusal(fact, "max_gpu_hours_per_run")
+    if budget.gpu_hours is None:
+        return None
+    left = budget.gpu_hours - spent - committed.p50
+    if left > 0 and needed(requests).p50 <= left:
+        return None
+    return _Refusal(
+        f"{_needs(requests)}, and {_hours_or_none(left)} of {format_hours(budget.gpu_hours)} are left"
+        f"{budget.until} (spent {format_hours(spent)}, running and queued {format_hours(committed.p50)})",
+        "gpu_hours",
+    )
+
+
+def _who(requests: Sequence[Request]) -> str:
+    return "this run" if len(requests) == 1 else f"these {len(requests)} runs"
+
+
+def _needs(requests: Sequence[Request]) -> str:
+    hours, is_one = needed(requests).p50, len(requests) == 1
+    if not hours:
+        return f"{_who(requests)} {'has' if is_one else 'have'} no estimate"
+    verb, together = ("needs", "") if is_one else ("need", " together")
+    return f"{_who(requests)} {verb} about {format_hours(hours)} GPU-hours{together}"
+
+
+def _hours_or_none(left: float) -> str:
+    return format_hours(left) if left > 0 else "none"
+
+
+def _warnings(budget: Budget, requests: Sequence[Request], spent: float, committed: Spread) -> Iterator[str]:
+    """Marks that these runs would pass, a rest that their P90 does not fit into, and what was not known."""
+    if budget.gpu_hours is not None:
+        yield from _marks_passed(budget, budget.gpu_hours, requests, spent, committed)
+    guessed = [each for each in requests if each.rest is None]
+    for words, count in (
+        ("time limit was counted instead", sum(each.ceiling is not None for each in guessed)),
+        ("cost was not counted, for want of a time limit", sum(each.ceiling is None for each in guessed)),
+    ):
+        if count and len(requests) == 1:
+            yield f"the run has no estimate: its {words}"
+        elif count:
+            yield f"{count} of these {len(requests)} runs without an estimate: the {words}"
+
+
+def _marks_passed(
+    budget: Budget, granted: float, requests: Sequence[Request], spent: float, committed: Spread
+) -> Iterator[str]:
+    asked = needed(requests)
+    before, after = spent + committed.p50, spent + committed.p50 + asked.p50
+    new = [mark for mark in budget.passed(after) if mark not in budget.passed(before)]
+    of = f"of {format_hours(granted)} GPU-hours are spent or promised"
+    if new:
+        share = 100 * after / granted
+        yield f"with {_who(requests)} {share:.0f} % {of}: past the mark at {100 * max(new):.0f} %"
+    elif budget.passed(before):
+        yield f"{100 * before / granted:.0f} % {of}"
+    over = total([committed, asked]).p90 + spent - granted
+    if after <= granted and over > 0:
+        whose = "its" if len(requests) == 1 else "their"
+        yield (
+            f"at {whose} P90 ({format_hours(asked.p90)} GPU-hours) {_who(requests)} and those before exceed "
+            f"the budget by {format_hours(over)}"
+        )
+
+
+def _counted_by(limit: TresLimit, requests: Sequence[Request]) -> list[Request]:
+    """The runs that use this limit up; of a limit on one card those that are known to be on it.
+
+    There is no way around a refusal by Slurm's limit, and Slurm enforces it: what is not sure is left to it.
+    """
+    card = limit.card
+    return [r for r in requests if card is None or (r.gpu is not None and _family(r.gpu) == _family(card))]
+
+
+def _family(name: str) -> str:
+    """The family of a GPU, whatever it is called; one that is not in the table keeps its own name."""
+    try:
+        return find_gpu(name).family
+    except UnknownGpuError:
+        return name.lower()
+
+
+def _over_slurm(limits: Sequence[TresLimit], requests: Sequence[Request]) -> str:
+    """Why Slurm's own limit cannot hold the runs; no flag of ours goes around that."""
+    counted = [(limit, _counted_by(limit, requests)) for limit in limits]
+    tight = [(limit, runs) for limit, runs in counted if needed(runs).p50 > limit.unused]
+    if not tight:
+        return ""
+    limit, runs = min(tight, key=lambda pair: pair[0].unused)
+    return (
+        f"{_needs(runs)}, and Slurm's GrpTRESMins of {_owner(limit)} leaves {format_hours(limit.unused)} of "
+        f"{format_hours(limit.gpu_hours)} (used {format_hours(limit.used)}): it would "
+        "stay pending. Ask for less (train.num_steps, --nodes), "
+        "submit to another --account or --qos, or ask your site to raise it"
+    )
+
+
+def _slurm_warnings(limits: Sequence[TresLimit], requests: Sequence[Request]) -> Iterator[str]:
+    for limit in limits:
+        runs = _counted_by(limit, requests)
+        ceiling = max((r.ceiling for r in runs if r.ceiling is not None), default=0.0)
+        if ceiling > limit.unused:
+            yield (
+                f"Slurm holds GPUs x time limit ({format_hours(ceiling)} GPU-hours) against GrpTRESMins of "
+                f"{_owner(limit)}, which has {format_hours(limit.unused)} left: the job will stay pending; "
+                "ask for a shorter --time"
+            )
+        elif max(ceiling, needed(runs).p50) > limit.left:
+            yield (
+                f"Slurm holds {format_hours(limit.running)} GPU-hours of the GrpTRESMins of {_owner(limit)} "
+                f"for running jobs, and {format_hours(limit.left)} are left: {_who(runs)} will wait until "
+                "some of them end"
+            )
+
+
+def _owner(limit: TresLimit) -> str:
+    return limit.owner if limit.card is None else f"{limit.owner} ({limit.tres})"
+
+
+def _left(budget: Budget | None, requests: Sequence[Request], spent: float, committed: Spread) -> str:
+    if budget is None or budget.gpu_hours is None:
+        return ""
+    after = budget.gpu_hours - spent - total([committed, needed(requests)]).p50
+    return (
+        f"after {_who(requests)} about {_hours_or_none(after)} of {format_hours(budget.gpu_hours)} GPU-hours "
+        f"are left{budget.until}"
+    )
+
+
+def _marks(value: object, where: str) -> tuple[float, ...]:
+    if value is None:
+        return Budget.warn_at
+    if not isinstance(value, list) or not all(isinstance(m, int | float) and 0 < m <= 1 for m in value):
+        raise ConfigError(f"{where}: warn_at is {value!r}: it must be a list of shares, as in [0.5, 0.8]")
+    return tuple(sorted(float(mark) for mark in value))
+
+
+def _flag(value: object, where: str) -> bool:
+    if value is None:
+        return Budget.override
+    if not isinstance(value, bool):
+        raise ConfigError(f"{where}: override is {value!r}: it must be true or false")
+    return value

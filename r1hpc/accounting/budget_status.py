@@ -1,0 +1,214 @@
+"""Where a budget stands: what is spent, and what running and queued jobs will still use.
+
+    status = read_budget_status(budget, runs, time.time())
+    verdict = check_submission(run_root, [Request(Spread(800, 1200, 1800))])
+
+Slurm is asked where it can be: its accounting over all attempts for what an account has spent, squeue for the
+jobs that are no run of ours, and its own GrpTRESMins. Where it cannot, the run folders are counted, and
+`notes` says so.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from r1hpc.accounting.account import hours_from_sacct, hours_of_runs
+from r1hpc.accounting.budget import Budget, Request, Verdict, check_budget, find_budget, load_budget
+from r1hpc.accounting.forecast import Spread, total, until_limit
+from r1hpc.accounting.ledger import RunLedger
+from r1hpc.accounting.open_ledger import survey
+from r1hpc.accounting.selection import Selection
+from r1hpc.attempt.state import State
+from r1hpc.base.errors import StateError
+from r1hpc.slurm.client import SlurmError, without_advice
+from r1hpc.slurm.limits import TresLimit, gpu_limits
+from r1hpc.slurm.queue import QueuedJob, ask_squeue
+
+T = TypeVar("T")
+PACE_DAYS = 14
+"""Two weeks: what a group does on weekdays and weekends alike."""
+_LEAST_DAYS = 3
+"""A pace measured over less says nothing of the next months."""
+
+
+@dataclass(frozen=True)
+class BudgetStatus:
+    """Where a budget stands. Hours are GPU-hours."""
+
+    spent: float
+    by_day: dict[str, float]
+    """YYYY-MM-DD: GPU-hours."""
+    running: Spread
+    """Still to come of what runs."""
+    queued: Spread
+    num_running: int
+    num_queued: int
+    limits: tuple[TresLimit, ...]
+    source: str
+    """`sacct` or `run folders`: where `spent` is from."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def committed(self) -> Spread:
+        """Still to come of everything that runs or waits."""
+        return total([self.running, self.queued])
+
+    def lasts_until(self, left: float, now: float) -> float | None:
+        """When `left` will be spent at the pace of the last PACE_DAYS days; None: too little to say."""
+        since = now - PACE_DAYS * 86400
+        recent = {day: hours for day, hours in self.by_day.items() if _midnight(day) >= since}
+        if not recent or now - _midnight(min(self.by_day)) < _LEAST_DAYS * 86400 or left <= 0:
+            return None
+        begin = max(since, _midnight(min(self.by_day)))
+        return now + left * (now - begin) / sum(recent.values())
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "spent": self.spent,
+            "source": self.source,
+            "running": {**self.running.to_json(), "jobs": self.num_running},
+            "queued": {**self.queued.to_json(), "jobs": self.num_queued},
+            "by_day": self.by_day,
+            "slurm_limits": [{**vars(limit), "left": limit.left} for limit in self.limits],
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What Slurm said; None: it was not asked or did not answer."""
+
+    by_day: dict[str, float] | None = None
+    """GPU-hours of the account."""
+    jobs: tuple[QueuedJob, ...] = ()
+    limits: tuple[TresLimit, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+_NO_BUDGET = Budget(Path())
+
+
+def read_budget_status(
+    budget: Budget | None, runs: Sequence[RunLedger], now: float, ask_slurm: bool = True
+) -> BudgetStatus:
+    """What is spent of the budget's period, and what is promised."""
+    period = budget or _NO_BUDGET
+    said = _ask(period, now) if ask_slurm else _Said(notes=_uncounted(period, "this run is not Slurm's"))
+    by_day = said.by_day
+    if by_day is None:
+        by_day = hours_of_runs(runs, Selection(start=period.start, end=min(now, period.end or now)))["by_day"]
+    ours = {job for run in runs for job in run.jobs}
+    others = [job for job in said.jobs if job.job_id.split("_")[0] not in ours and job.gpus]
+    live = [run for run in runs if run.is_live and run.unit == "GPU-hours"]
+    running = [run.to_come for run in live if run.situation.state is State.running]
+    queued = [run.to_come for run in live if run.situation.state is not State.running]
+    running += [until_limit(job.most_left or 0.0) for job in others if not job.is_pending]
+    queued += [until_limit(job.most_left or 0.0) for job in others if job.is_pending]
+    return BudgetStatus(
+        spent=sum(by_day.values()),
+        by_day=by_day,
+        running=total(running),
+        queued=total(queued),
+        num_running=len(running),
+        num_queued=len(queued),
+        limits=said.limits,
+        source="run folders" if said.by_day is None else "sacct",
+        notes=said.notes,
+    )
+
+
+def check_submission(
+    run_root: Path,
+    requests: Sequence[Request],
+    *,
+    account: str | None = None,
+    qos: str | None = None,
+    over_budget: bool = False,
+    ask_slurm: bool = True,
+) -> Verdict:
+    """Whether runs may be submitted now: `check_budget` with everything looked up.
+
+    Without a budget and without Slurm's limits this costs one call to slurmctld and says yes. What could not
+    be counted is among the warnings.
+
+    Args:
+        account, qos: those the jobs will have; None: those of the budget.
+        ask_slurm: false for runs on this machine.
+    """
+    now = time.time()
+    budget = load_budget(find_budget(run_root))
+    limits: Sequence[TresLimit] = ()
+    if ask_slurm:
+        limits = _limits_of(account or (budget.account if budget else None), qos)
+    if budget is None:
+        return check_budget(None, requests, limits=limits)
+    runs, left_out = survey(run_root, now, ask=ask_slurm)
+    status = read_budget_status(budget, runs, now, ask_slurm)
+    verdict = check_budget(
+        budget,
+        requests,
+        spent=status.spent,
+        committed=status.committed,
+        limits=limits,
+        over_budget=over_budget,
+        now=now,
+    )
+    return replace(verdict, warnings=(*verdict.warnings, *status.notes, *left_out))
+
+
+def _ask(period: Budget, now: float) -> _Said:
+    """Each of Slurm's commands for itself: what one of them does not say, another still may."""
+    account = period.account
+    notes: list[str] = []
+    limits, why = _answer(lambda: tuple(gpu_limits(account)))
+    if limits is None:
+        notes.append(f"Slurm's own limits are not known: {why}")
+    if account is None:
+        return _Said(limits=limits or (), notes=tuple(notes))
+    hours, why = _answer(lambda: hours_from_sacct(_selection(period, now), timeout_s=60.0))
+    notes += _uncounted(period, why) if hours is None else ()
+    jobs, why = _answer(lambda: tuple(ask_squeue(account)))
+    if jobs is None:
+        notes.append(f"running and queued are of the runs under the run root alone: {why}")
+    return _Said(None if hours is None else hours["by_day"], jobs or (), limits or (), tuple(notes))
+
+
+def _answer(ask: Callable[[], T]) -> tuple[T | None, str]:
+    """What Slurm says; else None and why not."""
+    try:
+        return ask(), ""
+    except SlurmError as error:
+        return None, without_advice(error)
+    except StateError as error:
+        return None, str(error)
+
+
+def _selection(period: Budget, now: float) -> Selection:
+    """The account's records in the budget's period, until now."""
+    # Without a start sacct would begin with today; it refuses less than a million (Slurm, parse_time.c).
+    start = 1e6 if period.start is None else period.start
+    return Selection(account=period.account, start=start, end=min(now, period.end or now))
+
+
+def _uncounted(period: Budget, why: str) -> tuple[str, ...]:
+    """What is missing where Slurm's accounting was not asked."""
+    if period.account is None:
+        return ()
+    whose = f"not of all jobs of account {period.account}"
+    return (f"spent is of the runs under the run root, {whose}: {why}",)
+
+
+def _limits_of(account: str | None, qos: str | None) -> Sequence[TresLimit]:
+    if account is None and qos is None:
+        return ()
+    try:
+        return gpu_limits(account, qos)
+    except SlurmError:
+        return ()  # Slurm enforces them itself; a submission must not fail for the lack of a warning
+
+
+def _midnight(day: str) -> float:
+    return datetime.fromisoformat(day).timestamp()

@@ -1,0 +1,286 @@
+"""The finished runs under a run root, each with its estimate and with the hours it really took.
+
+    site = finished_runs(run_root)
+    site.of("A100-SXM4-80GB"), site.left_out
+    estimate, extra = corrected(found, "sft", site)      # of an Estimate; extra is for its JSON
+
+A finished run does not change: what was found is kept in RUN_ROOT/calibration.json, until more is learnt from
+Slurm. The file may be removed at any time.
+"""
+
+import contextlib
+import math
+import re
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from r1hpc.accounting.correction import CPU, FinishedRun, Planned, correction
+from r1hpc.accounting.forecast import Spread
+from r1hpc.accounting.ledger import RunLedger
+from r1hpc.accounting.open_ledger import open_ledgers
+from r1hpc.attempt.slurm_records import is_settled, kept_records
+from r1hpc.base.choose_run import all_runs, full_name, unreadable
+from r1hpc.base.errors import StateError
+from r1hpc.base.files import read_json, write_json
+from r1hpc.base.rundir import RunDir
+from r1hpc.estimator.cpu import CPU_PRIOR
+from r1hpc.estimator.estimate import Estimate
+from r1hpc.plan.hardware import UnknownGpuError, find_gpu
+from r1hpc.telemetry.tail import read_tail
+
+_VERSION = 5
+_CACHE = "calibration.json"
+_STUB = re.compile(rb'"source": ?"stub"')
+_CHUNK = 2**22
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a run root has to say."""
+
+    runs: tuple[FinishedRun, ...]
+    """Oldest first."""
+    left_out: Mapping[str, int]
+    """How many runs did not enter, by reason."""
+
+    @property
+    def resources(self) -> list[str]:
+        return sorted({run.resource for run in self.runs})
+
+    def of(self, resource: str) -> list[FinishedRun]:
+        return [run for run in self.runs if run.resource == resource]
+
+
+def corrected(found: Estimate, stage: str, site: Site) -> tuple[Estimate, dict[str, Any]]:
+    """The estimate with what the site's finished runs say of it; unchanged where they say nothing.
+
+    Returns:
+        The estimate, and for its JSON `uncorrected` and `correction`, where there was one.
+    """
+    key = "node_hours" if found.gpu_hours is None else "gpu_hours"
+    hours: Spread | None = getattr(found, key)
+    if hours is None:
+        return found, {}
+    result = correction(planned_run(found, stage, hours), site.runs)
+    if not result.num_runs:
+        return found, {}
+    now = result.corrected
+    wall = {n: now * (each.p50 / hours.p50) for n, each in found.wall_hours.items()}
+    changed: dict[str, Any] = {key: now, "wall_hours": wall}
+    return replace(found, **changed), {"uncorrected": {key: hours.to_json()}, "correction": result.to_json()}
+
+
+def planned_run(found: Estimate, stage: str, hours: Spread) -> Planned:
+    """What a correction needs to know of an estimate. The usual number of GPUs is not a known one."""
+    known = found.assumptions
+    return Planned(
+        resource=CPU if found.gpu_hours is None else resource_name(str(known.get("gpu"))),
+        stage=stage,
+        estimate=hours,
+        num_gpus=int(known.get("num_gpus") or 0) if known.get("num_gpus_given", True) else 0,
+        num_nodes=int(known.get("nodes") or 0),
+        params=known.get("params"),
+    )
+
+
+def resource_name(name: str) -> str:
+    """One name for each card, also where it is not in the table."""
+    if name == CPU:
+        return CPU
+    try:
+        return find_gpu(name).name
+    except UnknownGpuError:
+        return name
+
+
+def finished_runs(run_root: Path) -> Site:
+    """Every run under `run_root`, stages of chains among them; their hours are those of their ledgers."""
+    cache, now = _read_cache(run_root), time.time()
+    runs: list[FinishedRun] = []
+    left_out: Counter[str] = Counter()
+    fresh: list[RunDir] = []
+    kept: dict[str, Any] = {}
+    for run in all_runs(run_root):
+        known = cache.get(full_name(run))
+        if not _is_finished(run):
+            left_out["not finished"] += 1
+        elif known is not None and known["mark"] == _mark(run):
+            kept[full_name(run)] = known
+            _take(known, runs, left_out)
+        else:
+            fresh.append(run)
+    ledgers, _ = open_ledgers(fresh, now)
+    for ledger in ledgers:
+        entry, is_final = _judge(ledger, now)
+        _take(entry, runs, left_out)
+        if is_final:
+            kept[ledger.run_id] = entry
+    num_damaged = len(fresh) - len(ledgers) + len(unreadable(run_root))
+    if num_damaged:
+        left_out["damaged"] = num_damaged
+    if kept != cache:
+        # A run root of somebody else can be read and not written: then nothing is kept.
+        with contextlib.suppress(OSError):
+            write_json(run_root / _CACHE, {"version": _VERSION, "runs": kept})
+    return Site(tuple(sorted(runs, key=lambda run: run.finished_at)), dict(left_out))
+
+
+def _is_finished(run: RunDir) -> bool:
+    try:
+        return run.finished.exists()
+    except OSError:
+        return False
+
+
+def _mark(run: RunDir) -> list[int]:
+    """What must not have changed for a kept answer to hold."""
+    files = (run.finished, run.estimate, run.allocations)
+    return [path.stat().st_mtime_ns if path.exists() else 0 for path in files]
+
+
+class _LeftOutError(Exception):
+    """Why a run does not enter."""
+
+
+def _judge(ledger: RunLedger, now: float) -> tuple[dict[str, Any], bool]:
+    """The entry of a run for the cache, and whether it is final."""
+    run, mark = ledger.run, _mark(ledger.run)
+    try:
+        resource = _resource(ledger)
+        if _is_stub_fed(run):
+            raise _LeftOutError("GPU readings from the stub library")
+        estimate = _estimate(run, "node_hours" if resource == CPU else "gpu_hours")
+        if ledger.used <= 0:
+            raise _LeftOutError("no time on record")
+    except _LeftOutError as error:
+        return {"mark": mark, "left_out": str(error)}, True
+    finished = _finished_run(ledger, resource, estimate, mark[0] / 1e9)
+    # slurmdbd hears of the end a little after the run itself, and may know a part of the jobs only.
+    is_final = not ledger.jobs or is_settled(kept_records(run), ledger.jobs, ledger.summary.history, now)
+    return {"mark": mark, "run": asdict(finished)}, is_final
+
+
+def _take(entry: Mapping[str, Any], runs: list[FinishedRun], left_out: Counter[str]) -> None:
+    if "left_out" in entry:
+        left_out[entry["left_out"]] += 1
+    else:
+        runs.append(FinishedRun(**{**entry["run"], "estimate": Spread(**entry["run"]["estimate"])}))
+
+
+def _resource(ledger: RunLedger) -> str:
+    """What the run ran on, if that is what it was estimated for.
+
+    NVML's word comes first; without it that of the configuration. A card that was only assumed tells nothing.
+    """
+    run = ledger.run
+    if not any(each.attempt.gpus for each in ledger.summary.attempts):
+        return CPU
+    estimated, is_given = _gpu_estimated(_read(run.estimate))
+    found = _gpu_seen(run) or (estimated if is_given else None)
+    if found is None:
+        raise _LeftOutError("GPU not known")
+    if estimated is not None and resource_name(estimated) != resource_name(found):
+        raise _LeftOutError("estimated for another GPU than it ran on")
+    return resource_name(found)
+
+
+def _gpu_estimated(stored: Mapping[str, Any]) -> tuple[str | None, bool]:
+    """The card of an estimate, and whether the configuration gave it."""
+    known = _assumptions(stored)
+    name = known.get("gpu")
+    return str(name) if name else None, known.get("gpu_given") is True
+
+
+def _assumptions(stored: Mapping[str, Any]) -> dict[str, Any]:
+    found = stored.get("assumptions")
+    return found if isinstance(found, dict) else {}
+
+
+def _gpu_seen(run: RunDir) -> str | None:
+    for path in sorted(run.metrics.glob("gpu-*.jsonl")):
+        first = read_tail(path, 0).first or {}
+        for gpu in first.get("gpus", ()):
+            if gpu.get("name"):
+                return str(gpu["name"])
+    return None
+
+
+def _is_stub_fed(run: RunDir) -> bool:
+    """Whether any sampler of any attempt read the test library, wherever in the file."""
+    return any(_contains_stub(path) for path in run.metrics.glob("gpu-*.jsonl"))
+
+
+def _contains_stub(path: Path) -> bool:
+    rest = b""
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            if _STUB.search(rest + chunk):
+                return True
+            rest = chunk[-32:]
+    return False
+
+
+def _estimate(run: RunDir, key: str) -> Spread:
+    """The estimate stored at submission, before any correction."""
+    stored = _read(run.estimate)
+    value = stored.get("uncorrected", stored).get(key)
+    if value is None:
+        raise _LeftOutError("no estimate")
+    if key == "node_hours" and _assumptions(stored).get("cpu_prior") != CPU_PRIOR:
+        raise _LeftOutError("estimated by an earlier version")
+    try:
+        spread = Spread(*(float(value[name]) for name in ("p10", "p50", "p90")))
+    except (KeyError, TypeError, ValueError, AssertionError):
+        raise _LeftOutError("an estimate that cannot be read") from None
+    if not 0 < spread.p50 < math.inf:
+        raise _LeftOutError("an estimate of nothing")
+    return spread
+
+
+def _read_cache(run_root: Path) -> dict[str, Any]:
+    cache = _read(run_root / _CACHE)
+    runs = cache.get("runs")
+    if cache.get("version") != _VERSION or not isinstance(runs, dict):
+        return {}
+    return {name: entry for name, entry in runs.items() if _is_entry(entry)}
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether `_take` can take it: another program, or a hand, may have written there."""
+    try:
+        _take(entry, [], Counter())
+        return "mark" in entry
+    except (TypeError, KeyError, AttributeError, AssertionError):
+        return False
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is none."""
+    try:
+        value = read_json(path)
+    except (OSError, StateError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _finished_run(ledger: RunLedger, resource: str, estimate: Spread, finished_at: float) -> FinishedRun:
+    """What a correction needs to know of a run."""
+    last = ledger.summary.attempts[-1].attempt
+    params = _assumptions(_read(ledger.run.estimate)).get("params")
+    return FinishedRun(
+        run_id=ledger.run_id,
+        resource=resource,
+        stage=ledger.stage,
+        finished_at=finished_at,
+        estimate=estimate,
+        hours=ledger.used,
+        source=ledger.source,
+        useful_share=ledger.parts["useful"] / ledger.used,
+        num_gpus=last.gpus,
+        num_nodes=last.nodes,
+        params=float(params) if isinstance(params, int | float) and params > 0 else None,
+    )

@@ -1,0 +1,248 @@
+"""A campaign: stages with days and GPU-hours, and what happened to that plan.
+
+    campaign = load_campaign("hundred_days", gpu_hours=20000)
+    progress = follow(campaign, runs, now=time.time())
+    progress.forecast            # GPU-hours of the whole campaign: P10, P50, P90
+
+A run belongs to one stage: the first whose `runs` pattern matches its name or its Slurm job name, else the
+first whose `stages` lists its r1hpc stage, else the one in whose days it began.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Protocol
+
+from r1hpc.accounting import yaml_block
+from r1hpc.accounting.forecast import Spread, around, remaining, total
+from r1hpc.base.errors import ConfigError
+from r1hpc.base.names import nearest, printable
+
+_DAY = 86400.0
+_KEYS = ("name", "start", "gpu_hours", "stages")
+_STAGE_KEYS = ("name", "days", "share", "gpu_hours", "runs", "stages")
+
+
+class CampaignRun(Protocol):
+    """What a campaign must know of a run."""
+
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def job_name(self) -> str: ...
+    @property
+    def stage(self) -> str: ...
+    @property
+    def start(self) -> float: ...
+    @property
+    def used(self) -> float: ...
+    @property
+    def to_come(self) -> Spread: ...
+
+
+@dataclass(frozen=True)
+class CampaignStage:
+    """One stage as planned."""
+
+    name: str
+    days: float
+    gpu_hours: float
+    runs: tuple[str, ...] = ()
+    stages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """The whole plan."""
+
+    name: str
+    stages: tuple[CampaignStage, ...]
+    start: float | None = None
+    """Unix seconds; None: when the first run began."""
+
+    @property
+    def gpu_hours(self) -> float:
+        return sum(stage.gpu_hours for stage in self.stages)
+
+    @property
+    def days(self) -> float:
+        return sum(stage.days for stage in self.stages)
+
+
+@dataclass(frozen=True)
+class StageProgress:
+    """One stage, planned and as it went. Times are Unix seconds."""
+
+    stage: CampaignStage
+    start: float
+    end: float
+    used: float
+    num_runs: int
+    forecast: Spread
+    """Its GPU-hours in all: used, running, queued and, while its days last, what the plan still holds."""
+    first: float | None
+    """When its first run began."""
+    when: str
+    """past, now or ahead."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.stage.name,
+            "days": self.stage.days,
+            "start": self.start,
+            "end": self.end,
+            "when": self.when,
+            "planned_gpu_hours": self.stage.gpu_hours,
+            "used_gpu_hours": self.used,
+            "forecast_gpu_hours": self.forecast.to_json(),
+            "runs": self.num_runs,
+        }
+
+
+@dataclass(frozen=True)
+class CampaignProgress:
+    """The plan against what happened."""
+
+    campaign: Campaign
+    stages: tuple[StageProgress, ...]
+    elsewhere: float
+    """GPU-hours of runs that belong to no stage."""
+
+    @property
+    def used(self) -> float:
+        return sum(stage.used for stage in self.stages) + self.elsewhere
+
+    @property
+    def forecast(self) -> Spread:
+        """GPU-hours of the whole campaign at its end; what is spent is certain."""
+        rest = [
+            Spread(*(max(0.0, q - s.used) for q in (s.forecast.p10, s.forecast.p50, s.forecast.p90)))
+            for s in self.stages
+        ]
+        return total(rest) + self.used
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.campaign.name,
+            "days": self.campaign.days,
+            "planned_gpu_hours": self.campaign.gpu_hours,
+            "used_gpu_hours": self.used,
+            "elsewhere_gpu_hours": self.elsewhere,
+            "forecast_gpu_hours": self.forecast.to_json(),
+            "stages": [stage.to_json() for stage in self.stages],
+        }
+
+
+def load_campaign(name: str, gpu_hours: float | None = None) -> Campaign:
+    """The campaign at path `name`, or called so in configs/campaign/.
+
+    Args:
+        gpu_hours: what was granted; takes the place of the file's own. A stage's own `gpu_hours` stay.
+
+    Raises:
+        ConfigError: no such file, an unknown key, or a value that cannot be.
+    """
+    path = _find(name)
+    where = str(path)
+    values = yaml_block.read_block(path)
+    yaml_block.check_keys(values, _KEYS, where)
+    whole = gpu_hours or yaml_block.number(values, "gpu_hours", where)
+    blocks = values.get("stages")
+    if not isinstance(blocks, list) or not blocks or not all(isinstance(block, dict) for block in blocks):
+        raise ConfigError(f"{where}: stages must be a list of blocks, each with name, days and share")
+    return Campaign(
+        name=yaml_block.text(values, "name", where) or path.stem,
+        stages=tuple(_stage(block, whole, where) for block in blocks),
+        start=yaml_block.day(values, "start", where),
+    )
+
+
+def follow(campaign: Campaign, runs: Sequence[CampaignRun], now: float) -> CampaignProgress:
+    """Count each run to its stage and forecast the rest."""
+    began = campaign.start or min((run.start for run in runs), default=now)
+    ends = [began + _DAY * days for days in accumulate(stage.days for stage in campaign.stages)]
+    starts = [began, *ends[:-1]]
+    members: dict[int | None, list[CampaignRun]] = {}
+    for run in runs:
+        members.setdefault(_stage_of(run, campaign.stages, starts, ends), []).append(run)
+    stages = tuple(
+        _progress(stage, start, end, members.get(i, []), now)
+        for i, (stage, start, end) in enumerate(zip(campaign.stages, starts, ends, strict=True))
+    )
+    return CampaignProgress(campaign, stages, sum(run.used for run in members.get(None, [])))
+
+
+def _progress(
+    stage: CampaignStage, start: float, end: float, runs: Sequence[CampaignRun], now: float
+) -> StageProgress:
+    used = sum(run.used for run in runs)
+    known = total([run.to_come for run in runs])
+    if now >= end:  # what the plan had left over is not spent any more
+        rest = known
+    else:
+        planned = remaining(around(stage.gpu_hours), used)
+        rest = Spread(*(max(a, b) for a, b in zip(_quantiles(planned), _quantiles(known), strict=True)))
+    return StageProgress(
+        stage=stage,
+        start=start,
+        end=end,
+        used=used,
+        num_runs=len(runs),
+        forecast=rest + used,
+        first=min((run.start for run in runs), default=None),
+        when="ahead" if now < start else "past" if now >= end else "now",
+    )
+
+
+def _stage_of(
+    run: CampaignRun, stages: Sequence[CampaignStage], starts: Sequence[float], ends: Sequence[float]
+) -> int | None:
+    for i, stage in enumerate(stages):
+        if any(fnmatchcase(name, glob) for glob in stage.runs for name in (run.run_id, run.job_name)):
+            return i
+    for i, stage in enumerate(stages):
+        if run.stage in stage.stages:
+            return i
+    spans = enumerate(zip(starts, ends, strict=True))
+    return next((i for i, (start, end) in spans if start <= run.start < end), None)
+
+
+def _stage(block: dict[str, Any], whole: float | None, where: str) -> CampaignStage:
+    name = yaml_block.text(block, "name", where)
+    if not name:
+        raise ConfigError(f"{where}: each of stages needs a name")
+    place = f"{where}: stage {printable(name)}"
+    yaml_block.check_keys(block, _STAGE_KEYS, place)
+    days = yaml_block.number(block, "days", place)
+    own, share = (yaml_block.number(block, key, place) for key in ("gpu_hours", "share"))
+    if days is None:
+        raise ConfigError(f"{place}: days is missing")
+    if own is None and (share is None or whole is None):
+        raise ConfigError(f"{place}: give gpu_hours, or share here and gpu_hours for the campaign")
+    hours = own if own is not None else (share or 0.0) * (whole or 0.0)
+    return CampaignStage(
+        name,
+        days,
+        hours,
+        yaml_block.list_of_text(block, "runs", place),
+        yaml_block.list_of_text(block, "stages", place),
+    )
+
+
+def _find(name: str) -> Path:
+    from r1hpc.config.load import assets  # takes a fifth of a second, for omegaconf
+
+    folder = assets("configs") / "campaign"
+    for candidate in (folder / f"{name}.yaml", Path(name)):
+        if candidate.is_file():
+            return candidate
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    raise ConfigError(
+        f"no campaign {printable(name)!r}{nearest(name, known)}; configs/campaign/ has: {', '.join(known)}"
+    )
+
+
+def _quantiles(spread: Spread) -> tuple[float, float, float]:
+    return spread.p10, spread.p50, spread.p90

@@ -1,0 +1,315 @@
+"""The ledger of a run: what it cost, attempt by attempt, and how that time was spent. Every command asks it.
+
+    ledger = open_ledger(run, time.time())     # accounting.open_ledger
+    ledger.split().in_hours()                  # {useful, lost, startup, save, idle, allocated}, GPU-hours
+    ledger.used, ledger.unit                   # the same in GPU-hours, of a run without GPUs in node-hours
+    ledger.queue_s, ledger.source
+
+In integer milliseconds, so that
+
+    useful + lost + startup + save + idle == allocated
+
+to the last one. Waiting in the queue is no GPU-hour and stands beside them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from r1hpc.accounting.forecast import NOTHING, Spread, by_progress, remaining, until_limit
+from r1hpc.attempt.state import Situation, State
+from r1hpc.base.choose_run import full_name
+from r1hpc.base.rundir import RunDir
+from r1hpc.telemetry.hours import Allocation
+from r1hpc.telemetry.summary import AttemptSummary, RunSummary
+from r1hpc.telemetry.timeline import Split, milliseconds
+
+PARTS = {"useful": "useful", "lost": "lost", "start-up": "startup", "save": "save", "idle": "idle"}
+"""Where the hours of an attempt go, and the field of Split; they add up to all it held."""
+_HOUR_MS = 3_600_000
+_LEAST_PROGRESS = 0.05
+"""Below this share of its steps a run's own speed says less than its estimate."""
+WAITING = (State.queued, State.requeued)
+
+
+@dataclass(frozen=True)
+class AttemptCost:
+    """One allocation: who held what, and how its time was spent."""
+
+    allocation: Allocation
+    inside: tuple[AttemptSummary, ...]
+    """The attempts that began in it: one; none where Slurm took it away before one could."""
+    wall: Split
+    by_slurm: bool
+    width: int
+    """GPUs, or nodes of a run without any: what its wall time is multiplied by."""
+    wait_s: float | None
+    """In the queue before it."""
+
+    @property
+    def attempt(self) -> int:
+        """The attempt's number; 0: none began."""
+        return self.inside[0].attempt.attempt if self.inside else 0
+
+    @property
+    def cause(self) -> str:
+        """What ended it; `running` while nothing has."""
+        if not self.inside:
+            return self.allocation.state.lower()
+        return self.inside[-1].cause
+
+    @property
+    def start(self) -> float:
+        return self.allocation.start
+
+    @property
+    def end(self) -> float:
+        return self.allocation.end
+
+    @property
+    def hours(self) -> float:
+        """GPU-hours, or node-hours of a run without GPUs."""
+        return self.width * self.wall.allocated / _HOUR_MS
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """The hours by PARTS."""
+        return {part: self.width * getattr(self.wall, name) / _HOUR_MS for part, name in PARTS.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        held = self.allocation
+        return {
+            "start": held.start,
+            "end": held.end,
+            "gpus": held.gpus,
+            "nodes": held.nodes,
+            "state": held.state,
+            "attempts": [each.attempt.attempt for each in self.inside],
+            "split": (self.wall * held.gpus).in_hours(),
+        }
+
+
+@dataclass(frozen=True)
+class RunLedger:
+    """One run: planned, used, how, and still to come."""
+
+    run: RunDir
+    situation: Situation
+    summary: RunSummary
+    attempts: tuple[AttemptCost, ...]
+    """Oldest first."""
+    user: str
+    unit: str
+    """GPU-hours or node-hours."""
+    source: str
+    """`sacct`, `run` for the run's own record, or `sacct and run`."""
+    queue_s: float
+    """Seconds in the queue, of all attempts and of what waits now."""
+    planned: Spread | None = None
+    """The estimate stored at submission, in hours of the unit; None: there is none, or only a part of the
+    run's time is selected."""
+    num_steps: int | None = None
+    ceiling: float | None = None
+    """GPUs x time limit of one attempt, in hours of the unit."""
+    waiting_since: float | None = None
+    jobs: tuple[str, ...] = ()
+    """Every Slurm job id it has had."""
+    note: str = ""
+    """Why nothing, or not all, is by sacct."""
+
+    @property
+    def run_id(self) -> str:
+        """CHAIN/STAGE for a stage of a chain."""
+        return full_name(self.run)
+
+    @property
+    def stage(self) -> str:
+        return self.summary.stage
+
+    @property
+    def job_name(self) -> str:
+        return self.summary.job_name
+
+    @property
+    def state(self) -> str:
+        return self.situation.state.value
+
+    @property
+    def is_live(self) -> bool:
+        return self.situation.state in (State.running, *WAITING)
+
+    @property
+    def start(self) -> float:
+        """When its first attempt began; before that when it was submitted, or its folder was made."""
+        if self.attempts:
+            return self.attempts[0].start
+        return self.waiting_since or self.run.path.stat().st_mtime
+
+    @property
+    def end(self) -> float:
+        return self.attempts[-1].end if self.attempts else self.start
+
+    def split(self) -> Split:
+        """GPU-milliseconds."""
+        return sum((each.wall * each.allocation.gpus for each in self.attempts), Split())
+
+    def node_split(self) -> Split:
+        """Node-milliseconds: what a CPU run costs."""
+        return sum((each.wall * each.allocation.nodes for each in self.attempts), Split())
+
+    def wall(self) -> Split:
+        """Wall milliseconds of all attempts."""
+        return sum((each.wall for each in self.attempts), Split())
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.split().allocated / _HOUR_MS
+
+    @property
+    def used(self) -> float:
+        """Hours of the unit."""
+        return self._held.allocated / _HOUR_MS
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Hours of the unit by PARTS."""
+        return {part: getattr(self._held, name) / _HOUR_MS for part, name in PARTS.items()}
+
+    @property
+    def _held(self) -> Split:
+        return self.split() if self.unit == "GPU-hours" else self.node_split()
+
+    @property
+    def allocations(self) -> list[Allocation]:
+        return [each.allocation for each in self.attempts]
+
+    @property
+    def own(self) -> list[Allocation]:
+        """What the run itself says it held."""
+        return self.summary.allocations(self.user)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What of its folder could not be read."""
+        bad = self.summary.num_bad_lines
+        lines = (f"{self.run_id}: {bad} lines of {self.run.train_metrics} hold no step",) if bad else ()
+        return (*self.summary.history.notes, *lines)
+
+    @property
+    def share_done(self) -> float | None:
+        last = self.summary.last_step
+        return last / self.num_steps if last and self.num_steps else None
+
+    @property
+    def to_come(self) -> Spread:
+        """Hours that the run will still use."""
+        if not self.is_live:
+            return NOTHING
+        if self.share_done is not None and self.used > 0 and self.share_done >= _LEAST_PROGRESS:
+            return by_progress(self.used, min(1.0, self.share_done))
+        if self.planned is not None:
+            return remaining(self.planned, self.used)
+        return NOTHING if self.ceiling is None else until_limit(max(0.0, self.ceiling - self._used_now))
+
+    @property
+    def _used_now(self) -> float:
+        """By the attempt that runs: the time limit is of one."""
+        is_running = self.situation.state is State.running and self.attempts
+        return self.attempts[-1].hours if is_running else 0.0
+
+    @property
+    def ratio(self) -> float | None:
+        """Used over planned (P50), once the run finished."""
+        known = self.planned is not None and self.planned.p50 > 0 and self.used > 0
+        finished = self.situation.state is State.finished
+        return self.used / self.planned.p50 if finished and known and self.planned else None
+
+    @property
+    def mfu(self) -> float | None:
+        """Mean over the steps that lasted, by their time."""
+        return self.summary.mfu
+
+    @property
+    def gap(self) -> "Gap | None":
+        """Why Slurm's hours differ from the run's own; None: nothing is by Slurm."""
+        return None if self.source == "run" else _gap(self.attempts)
+
+    def split_of(self, each: AttemptSummary) -> Split:
+        """Wall milliseconds of one attempt; nothing where its time is not selected.
+
+        Those of its allocation; where several attempts shared one, those of its own record.
+        """
+        cost = next((cost for cost in self.attempts if each in cost.inside), None)
+        if cost is None:
+            return Split()
+        return cost.wall if len(cost.inside) == 1 else each.split
+
+    def cut(
+        self, start: float | None, end: float | None, user: str | None = None, account: str | None = None
+    ) -> "RunLedger":
+        """What was held between two times (Unix seconds), by this user and for this account."""
+        chosen = [
+            a
+            for a in self.attempts
+            if user in (None, a.allocation.user) and account in (None, a.allocation.account)
+        ]
+        if start is None and end is None:
+            return replace(self, attempts=tuple(chosen))
+        parts = [part for each in chosen if (part := _within(self.summary, each, start, end)) is not None]
+        return replace(self, attempts=tuple(parts), planned=None)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "planned": None if self.planned is None else self.planned.to_json(),
+            "split": {**self.split().in_hours(), "queue_s": self.queue_s},
+            "node_split": self.node_split().in_hours(),
+            "allocations": [each.to_json() for each in self.attempts],
+        }
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Why sacct's GPU-hours differ from the run's own, in GPU-hours."""
+
+    before: float = 0.0
+    """From the start of the allocation until the attempt began: prolog, imports, the batch script."""
+    after: float = 0.0
+    """From the attempt's end until the allocation's: the batch script's last lines, the epilog."""
+    without_attempt: float = 0.0
+    """Allocations in which no attempt began."""
+
+
+def clip(ledgers: Sequence[RunLedger], start: float | None, end: float | None) -> list[RunLedger]:
+    """What was held between two times; runs that held nothing then are left out."""
+    parts = [ledger.cut(start, end) for ledger in ledgers]
+    return [part for part in parts if part.attempts]
+
+
+def _within(
+    summary: RunSummary, cost: AttemptCost, start: float | None, end: float | None
+) -> AttemptCost | None:
+    """The part of it between two times; None: there is none."""
+    held = cost.allocation
+    first = held.start if start is None else max(held.start, start)
+    last = held.end if end is None else min(held.end, end)
+    if last <= first:
+        return None
+    if (first, last) == (held.start, held.end):
+        return cost
+    wall = summary.paint(cost.inside, held.start, milliseconds(first), milliseconds(last))
+    return replace(cost, allocation=replace(held, start=first, end=last), wall=wall)
+
+
+def _gap(costs: Sequence[AttemptCost]) -> Gap:
+    """What lies around the attempts in Slurm's allocations, added up."""
+    before = after = without = 0.0
+    for cost in costs:
+        held = cost.allocation
+        if not cost.by_slurm:
+            continue
+        if cost.inside:
+            before += held.gpus * (cost.inside[0].attempt.start - held.start) / 3600
+            after += held.gpus * (held.end - cost.inside[-1].end) / 3600
+        else:
+            without += held.gpus * held.hours
+    return Gap(before, after, without)

@@ -1,0 +1,271 @@
+"""Opens ledgers: Slurm's allocations of a run joined with the run's own record of what it did in them.
+
+    ledger = open_ledger(run, time.time())
+    ledgers, notes = survey(run_root, now)     # of all runs; those that cannot be read are left out, in words
+
+What was held is Slurm's to say, one allocation for each attempt (`sacct -D`), once any command has learnt it
+(attempt.slurm_records); what happened in it is the run's own record (telemetry.summary). Where Slurm does not
+know an attempt the run's record is all there is, and `source` says so: it begins when the attempt does, some
+seconds after the allocation.
+"""
+
+import pwd
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from r1hpc.accounting.forecast import Spread
+from r1hpc.accounting.ledger import WAITING, AttemptCost, RunLedger
+from r1hpc.attempt.slurm_records import (
+    SlurmRecords,
+    ask_slurm,
+    is_open,
+    kept_records,
+    learn,
+    own_records,
+    record_of,
+    to_allocation,
+)
+from r1hpc.attempt.state import State, all_slurm_jobs, look
+from r1hpc.base.choose_run import all_runs, full_name, unreadable
+from r1hpc.base.errors import R1hpcError, StateError
+from r1hpc.base.files import read_json
+from r1hpc.base.rundir import RunDir
+from r1hpc.slurm.sacct import JobRecord
+from r1hpc.telemetry.hours import Allocation
+from r1hpc.telemetry.summary import AttemptSummary, RunSummary, keep_cut, kept_cut, summarise_run
+from r1hpc.telemetry.timeline import Split, milliseconds
+
+
+def open_ledger(run: RunDir, now: float, records: Iterable[JobRecord] = (), note: str = "") -> RunLedger:
+    """The ledger of one run, by all that any command has learnt of it.
+
+    Args:
+        records: what sacct or a file of it says now; kept, for the other commands.
+        note: why sacct said nothing, if somebody asked it.
+
+    Raises:
+        StateError: the folder cannot be read; says what is wrong with it.
+    """
+    try:
+        return _open(run, now, records, note)
+    except R1hpcError:
+        raise
+    except OSError as error:
+        raise StateError(f"{run.path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise StateError(f"{run.path} is damaged: {type(error).__name__}: {error}") from None
+
+
+def open_ledgers(
+    runs: Sequence[RunDir], now: float, records: Sequence[JobRecord] = (), ask: bool = True
+) -> tuple[list[RunLedger], list[str]]:
+    """The ledgers of many runs, and a note on each that is left out or cannot be read whole.
+
+    Args:
+        ask: ask sacct, for a bounded time, of ended attempts that nobody has learnt of yet.
+    """
+    ledgers, notes = [], []
+    for run in runs:
+        try:
+            ledgers.append(open_ledger(run, now, records))
+        except R1hpcError as error:
+            notes.append(f"{full_name(run)} is left out: {error}")
+    if ask:
+        ledgers = completed(ledgers, now)
+    return ledgers, [*notes, *(note for ledger in ledgers for note in ledger.notes)]
+
+
+def survey(
+    run_root: Path, now: float, records: Sequence[JobRecord] = (), ask: bool = True
+) -> tuple[list[RunLedger], list[str]]:
+    """`open_ledgers` for all runs under a run root, the newest first, and notes on those left out."""
+    ledgers, notes = open_ledgers(all_runs(run_root), now, records, ask)
+    return ledgers, [*notes, *unreadable(run_root)]
+
+
+def completed(ledgers: Sequence[RunLedger], now: float, timeout_s: float = 10.0) -> list[RunLedger]:
+    """The same, once sacct was asked of ended attempts that nobody has learnt of yet."""
+    asked = [(each.run, each.jobs, each.summary.history) for each in ledgers if each.jobs]
+    found, _ = ask_slurm(asked, now, timeout_s)
+    jobs = {record.job_id for record in found}
+    return [open_ledger(each.run, now, found) if jobs & set(each.jobs) else each for each in ledgers]
+
+
+def owner(run: RunDir) -> str:
+    """The user whose folder it is."""
+    uid = run.path.stat().st_uid
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def read_estimate(path: Path, key: str = "gpu_hours") -> Spread | None:
+    """The hours stored at submission: {"gpu_hours": {"p10", "p50", "p90"}}; None where there are none.
+
+    Args:
+        key: gpu_hours, or node_hours of a CPU run.
+    """
+    found = _read(path).get(key)
+    try:
+        return Spread(*(float(found[key]) for key in ("p10", "p50", "p90"))) if found else None
+    except (KeyError, TypeError, ValueError, AssertionError):
+        return None
+
+
+def _open(run: RunDir, now: float, given: Iterable[JobRecord], note: str) -> RunLedger:
+    situation, user, jobs = look(run), owner(run), tuple(all_slurm_jobs(run))
+    history = situation.history
+    is_running = situation.state is State.running
+    summary = summarise_run(run, history, now, is_running)
+    mine = own_records(given, jobs, history)
+    kept = learn(run, mine, now) if mine else kept_records(run)
+    records = tuple(own_records(kept.records, jobs, history))
+    plan = _read(run.plan)
+    on_cpu = not any(a.attempt.gpus for a in summary.attempts)
+    on_cpu = on_cpu and (bool(summary.attempts) or plan.get("gpu_hours_ceiling") == 0)
+    costs = _costs(summary, replace(kept, records=records), now if is_running else None, user, on_cpu)
+    submitted = sorted(float(s["time"]) for s in history.submissions if "time" in s)
+    by_slurm = {each.by_slurm for each in costs}
+    ledger = RunLedger(
+        run=run,
+        situation=situation,
+        summary=summary,
+        attempts=costs,
+        user=user,
+        unit="node-hours" if on_cpu else "GPU-hours",
+        source="sacct and run" if len(by_slurm) == 2 else "sacct" if True in by_slurm else "run",
+        queue_s=0.0,
+        planned=read_estimate(run.estimate, "node_hours" if on_cpu else "gpu_hours"),
+        num_steps=_positive(plan.get("num_steps")),
+        ceiling=_positive(plan.get("node_hours_ceiling" if on_cpu else "gpu_hours_ceiling")),
+        waiting_since=submitted[-1] if submitted else None,
+        jobs=jobs,
+    )
+    waiting = [record for record in mine if record.start is None]
+    said = "its job has not started" if waiting and not note else note
+    return _with_waits(replace(ledger, note=_note(ledger, said)), records, waiting, submitted, now)
+
+
+def _costs(
+    summary: RunSummary, kept: SlurmRecords, now: float | None, user: str, on_cpu: bool
+) -> tuple[AttemptCost, ...]:
+    """Each allocation with the attempts that began in it; an attempt that Slurm does not know is its own."""
+    inside: dict[JobRecord, list[AttemptSummary]] = {record: [] for record in kept.records}
+    alone = []
+    for each, own in zip(summary.attempts, summary.allocations(user), strict=True):
+        record = record_of(kept.records, each.attempt.job_id, each.attempt.start, each.end)
+        if record is None:
+            alone.append((own, (each,), False))
+        else:
+            inside[record].append(each)
+    held = [
+        (_held(record, kept.seen, attempts, now, summary), tuple(attempts), True)
+        for record, attempts in inside.items()
+    ]
+    return tuple(
+        AttemptCost(
+            allocation=allocation,
+            inside=attempts,
+            wall=_wall(summary, attempts, allocation, by_slurm),
+            by_slurm=by_slurm,
+            width=allocation.nodes if on_cpu else allocation.gpus,
+            wait_s=None,
+        )
+        for allocation, attempts, by_slurm in sorted([*held, *alone], key=lambda one: one[0].start)
+    )
+
+
+def _held(
+    record: JobRecord, seen: float, inside: Sequence[AttemptSummary], now: float | None, summary: RunSummary
+) -> Allocation:
+    """A record as an allocation of the run. One that had not ended when it was seen has gone on since."""
+    held = replace(to_allocation(record), run=summary.run_id, stage=summary.stage)
+    if not is_open(record):
+        return held
+    is_alive = now is not None and bool(inside) and inside[-1] is summary.attempts[-1]
+    since = max(0.0, (now or seen) - seen) if is_alive else 0.0
+    ended = max((each.end for each in inside if each.attempt.cause is not None), default=0.0)
+    return replace(held, end=max(held.end + since, ended))
+
+
+def _wall(summary: RunSummary, inside: Sequence[AttemptSummary], held: Allocation, by_slurm: bool) -> Split:
+    """How the time of an allocation was spent: before its attempts start-up, after and between them idle."""
+    begin = milliseconds(held.start)
+    end = max(begin, milliseconds(held.end))
+    if not inside:
+        return Split(idle=end - begin)
+    own = sum((each.split for each in inside), Split())
+    first, last = milliseconds(inside[0].attempt.start), milliseconds(inside[-1].end)
+    if begin <= first and last <= end and own.allocated <= last - first:
+        idle = (end - begin) - (first - begin) - own.allocated
+        return own + Split(startup=first - begin, idle=idle)
+    # Two clocks that differ: the allocation ends, or begins, within an attempt.
+    kept = kept_cut(summary, begin, end)
+    if kept is not None:
+        return kept
+    split = summary.paint(inside, held.start, begin, end)
+    if by_slurm and all(each.attempt.cause is not None for each in inside):
+        keep_cut(summary, begin, end, split)
+    return split
+
+
+def _with_waits(
+    ledger: RunLedger,
+    records: Sequence[JobRecord],
+    waiting: Sequence[JobRecord],
+    submitted: Sequence[float],
+    now: float,
+) -> RunLedger:
+    """By sacct's Eligible and Start where they are known of every attempt, else by the run folder."""
+    eligible = {(r.job_id, r.start): r.eligible for r in records}
+    if ledger.source == "sacct" and all(value is not None for value in eligible.values()):
+        # Costs by Slurm are in the order of its records.
+        waits: list[float | None] = [max(0.0, (r.start or 0.0) - (r.eligible or 0.0)) for r in records]
+        rest = sum(max(0.0, (r.end or now) - r.eligible) for r in waiting if r.eligible is not None)
+    else:
+        waits, rest = _own_waits(ledger.attempts, submitted), 0.0
+        since = max([*submitted[-1:], *(each.end for each in ledger.attempts[-1:])], default=None)
+        if ledger.situation.state in WAITING and since is not None:
+            rest = max(0.0, now - since)
+    costs = tuple(replace(each, wait_s=wait) for each, wait in zip(ledger.attempts, waits, strict=True))
+    return replace(ledger, attempts=costs, queue_s=sum(wait or 0.0 for wait in waits) + rest)
+
+
+def _own_waits(costs: Sequence[AttemptCost], submitted: Sequence[float]) -> list[float | None]:
+    """Seconds before each attempt since it was asked for, by its submission or the end of the one before."""
+    waits: list[float | None] = []
+    before: list[float] = []
+    for cost in costs:
+        began = cost.inside[0].attempt.start if cost.inside else cost.start
+        since = max([*before, *(time for time in submitted if time <= began)], default=None)
+        waits.append(None if since is None else max(0.0, began - since))
+        before = [cost.inside[-1].end if cost.inside else cost.end]
+    return waits
+
+
+def _note(ledger: RunLedger, note: str) -> str:
+    """Which attempts Slurm has no record of, where it has some; why it has none."""
+    if ledger.source == "run":
+        return note if ledger.jobs or note else "no job of this run was Slurm's"
+    alone = [each for cost in ledger.attempts if not cost.by_slurm for each in cost.inside]
+    if not alone:
+        return ""
+    numbers = ", ".join(str(each.attempt.attempt) for each in alone)
+    jobs = ", ".join(dict.fromkeys(str(each.attempt.job_id) for each in alone))
+    return f"sacct has no record of attempt {numbers} (job {jobs}): the run's own record counts for it"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object of the run folder; empty where there is none, or another program's."""
+    try:
+        value = read_json(path)
+    except (FileNotFoundError, StateError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _positive(value: Any) -> Any:
+    return value if isinstance(value, int | float) and value > 0 else None

@@ -1,0 +1,334 @@
+"""r1hpc from Python: submit runs and chains, read their state, wait, cancel. Commands use the same.
+
+    from r1hpc import Run, submit
+
+    done = submit("jobs/smoke.yaml", nodes=2, overrides={"train.num_steps": 20}, run_root="runs")
+    done.plan.num_steps, done.estimate, done.job_id
+    done.run.wait()                       # State.finished
+
+    run = Run("runs/smoke-1")
+    run.state(), run.attempts, run.gpu_hours
+    [step.loss for step in run.metrics()]
+    run.resume(nodes=4, overrides={"train.num_steps": 40}).run.wait()
+
+What a user can cause is an R1hpcError, whose message says what to do. See docs/api.md.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from r1hpc.attempt.state import Situation, State, look
+from r1hpc.base.choose_run import choose_run, run_root_of
+from r1hpc.base.rundir import RunDir
+from r1hpc.submission.chain_folder import ChainDir, choose_chain
+from r1hpc.telemetry.attempts import Attempt, read_history
+from r1hpc.telemetry.metrics import Step, read_steps
+
+# Each call imports what it needs: the state of a run loads no estimator, and a submission no following.
+if TYPE_CHECKING:
+    from r1hpc.attempt.cancel import Cancellation
+    from r1hpc.plan.run import RunPlan
+    from r1hpc.submission.chain_state import ChainSituation
+    from r1hpc.submission.order import Order
+    from r1hpc.submission.plan_run import PlannedRun
+    from r1hpc.submission.submit_chain import SubmittedChain
+    from r1hpc.submission.submit_run import SubmittedRun
+
+Overrides = Mapping[str, Any] | Sequence[str]
+"""{"train.lr": 3e-5, "grpo:train.lr": 1e-6} or ["train.lr=3e-5"], as on the command line."""
+
+
+class Run:
+    """One run, by its folder or its name under the run root. Every answer is read anew."""
+
+    def __init__(self, path: str | Path, run_root: str | Path | None = None) -> None:
+        """Raises UsageError where there is no such run, StateError where others may write its folder."""
+        self.folder: RunDir = choose_run(str(path), None if run_root is None else str(run_root))
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @property
+    def path(self) -> Path:
+        return self.folder.path
+
+    @property
+    def run_id(self) -> str:
+        return self.folder.run_id
+
+    def state(self) -> State:
+        """queued, running, requeued, finished, stopped, cancelled, failed or unknown.
+
+        Slurm is asked for at most 5 seconds; without its answer this is what the run folder says.
+        """
+        return self.situation().state
+
+    def situation(self) -> Situation:
+        """The state with what it was judged by."""
+        return look(self.folder)
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """Every attempt so far: when and where it ran, its steps, and the cause of its end."""
+        return read_history(self.folder).attempts
+
+    @property
+    def gpu_hours(self) -> float:
+        """GPU-hours so far, the attempt under way included; by Slurm's accounting where it is known."""
+        from r1hpc.accounting.open_ledger import completed, open_ledger
+
+        now = time.time()
+        ledger = open_ledger(self.folder, now)
+        if ledger.situation.state.is_over:  # sacct is asked once, then it is on record
+            ledger = completed([ledger], now, timeout_s=5.0)[0]
+        return ledger.gpu_hours
+
+    def metrics(self) -> list[Step]:
+        """The optimizer steps that the weights went through, in their order."""
+        steps = read_steps(self.folder).effective
+        return [steps[number] for number in sorted(steps)]
+
+    def wait(self, timeout_s: float | None = None) -> State:
+        """Until the run is over and its last attempt's end is on record; how it ended.
+
+        Raises:
+            R1hpcError: it is not over after `timeout_s`.
+        """
+        from r1hpc.attempt.follow import wait
+
+        return wait(self.folder, timeout_s).state
+
+    def follow(self, out: TextIO = sys.stdout) -> int:
+        """Print progress until it is over; 0 finished, 1 ended otherwise, 130 interrupted by Ctrl-C."""
+        from r1hpc.attempt.follow import follow
+
+        job = self.situation().job
+        return follow(self.folder, job.job_id if job is not None else "", out)
+
+    def cancel(self, save_first: bool = False) -> "Cancellation":
+        """End its job, which is then not requeued; `save_first`: let it save and end by itself.
+
+        Raises:
+            StateError: there is no job, or it is not yours or not this run's.
+        """
+        from r1hpc.attempt.cancel import cancel
+
+        return cancel(self.folder, save_first)
+
+    def resume(self, *, nodes: int | None = None, overrides: Overrides = (), **options: Any) -> "Submission":
+        """Go on with the run, perhaps on other nodes or with more steps. Options as those of `submit`."""
+        where: dict[str, Any] = {"run_root": self.path.parent, "run_name": self.run_id, "resume": True}
+        done = submit(nodes=nodes, overrides=overrides, **where, **options)
+        assert isinstance(done, Submission), "a chain is not resumed but submitted again"
+        return done
+
+
+class Chain:
+    """A chain of stages; each is a run: chain["sft"].state()."""
+
+    def __init__(self, folder: ChainDir) -> None:
+        self.folder = folder
+
+    def __repr__(self) -> str:
+        return f"Chain({str(self.path)!r})"
+
+    def __getitem__(self, stage: str) -> Run:
+        return Run(self.folder.stage(stage).path)
+
+    def __iter__(self) -> Iterator[str]:
+        from r1hpc.submission.chain_file import open_definition
+
+        return (stage.name for stage in open_definition(self.folder).stages)
+
+    @property
+    def path(self) -> Path:
+        return self.folder.path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def state(self) -> State:
+        """finished: all stages are; at work while any is; else how the first unfinished one ended."""
+        return self.situation().state
+
+    def situation(self) -> "ChainSituation":
+        """The state with that of each stage."""
+        from r1hpc.submission.chain_state import look_at
+
+        return look_at(self.folder)
+
+    def cancel(self, save_first: bool = False) -> "dict[str, Cancellation]":
+        """End every stage that waits or runs, the last first."""
+        from r1hpc.submission.cancel_chain import cancel_chain
+
+        return cancel_chain(self.folder, save_first)
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A run after `submit`."""
+
+    submitted: "SubmittedRun"
+
+    @property
+    def planned(self) -> "PlannedRun":
+        return self.submitted.planned
+
+    @property
+    def run(self) -> Run:
+        """The run; of a dry run there is none, which is an error here."""
+        return Run(self.planned.run.path)
+
+    @property
+    def job_id(self) -> str | None:
+        """Slurm's, or local-PID; None after a dry run."""
+        return self.submitted.job_id
+
+    @property
+    def plan(self) -> "RunPlan":
+        return self.planned.plan
+
+    @property
+    def estimate(self) -> dict[str, Any] | None:
+        """As estimate.json holds it; None where it is not known."""
+        return self.planned.estimate
+
+    @property
+    def script(self) -> str:
+        """The text of the job script."""
+        from r1hpc.slurm.script import render
+
+        return render(self.planned.script)
+
+    def print(self, as_json: bool = False) -> None:
+        """What the command prints."""
+        from r1hpc.submission.run_text import print_run
+
+        print_run(self.planned, self.job_id, as_json)
+
+    def follow(self, out: TextIO = sys.stdout) -> int:
+        """As Run.follow."""
+        from r1hpc.attempt.follow import follow
+
+        return follow(self.planned.run, self.job_id or "", out)
+
+
+@dataclass(frozen=True)
+class ChainSubmission:
+    """A chain after `submit`."""
+
+    submitted: "SubmittedChain"
+
+    @property
+    def chain(self) -> Chain:
+        return Chain(self.submitted.chain)
+
+    @property
+    def job_ids(self) -> dict[str, str]:
+        """By stage, of those that are not finished; empty after a dry run."""
+        return dict(self.submitted.jobs)
+
+    @property
+    def planned(self) -> "dict[str, PlannedRun]":
+        """By stage, of those that get a job: plan, script and estimate."""
+        return {s.stage.name: s.planned for s in self.submitted.steps if s.planned is not None}
+
+    def print(self, as_json: bool = False) -> None:
+        """What the command prints."""
+        from r1hpc.submission.chain_text import print_chain
+
+        print_chain(self.submitted, as_json)
+
+    def follow(self, out: TextIO = sys.stdout) -> int:
+        """Print progress, stage after stage; 0 when the whole chain is finished."""
+        from r1hpc.submission.chain_state import follow_chain
+
+        return follow_chain(self.submitted.chain, self.submitted.jobs, out)
+
+
+def submit(
+    job: str | Path | None = None,
+    *,
+    nodes: int | None = None,
+    overrides: Overrides = (),
+    run_root: str | Path | None = None,
+    run_name: str | None = None,
+    resume: bool = False,
+    executor: str = "auto",
+    cluster: str | None = None,
+    over_budget: str | None = None,
+    dry_run: bool = False,
+    argv: Sequence[str] = (),
+) -> Submission | ChainSubmission:
+    """Check, plan, hold against the budget, freeze and start a run, or a chain of them.
+
+    Args:
+        job: a job or chain file, or its name in jobs/; None: jobs/train.yaml, or the run or chain of
+            `run_name` as it is frozen.
+        nodes: over what the job file says, as --nodes.
+        overrides: what else of the job is changed, by dotted keys.
+        run_root: where runs lie; None: $R1HPC_RUN_ROOT, else ./runs.
+        run_name: None: a new one, JOB-DATE-TIME-XXXX.
+        resume: go on with the run of `run_name`.
+        executor: slurm, local, or auto: Slurm where there is one.
+        cluster: a profile in configs/cluster/; None: $R1HPC_CLUSTER.
+        over_budget: why the budget may be exceeded.
+        dry_run: plan only; nothing is written.
+        argv: a command line, for the record in environment.json.
+
+    Returns:
+        A Submission, or for a chain a ChainSubmission.
+
+    Raises:
+        UsageError: it cannot be as it was asked for; says what to change.
+        R1hpcError: the budget does not hold it, or Slurm refuses or does not answer.
+    """
+    from r1hpc.submission.order import Order, Purpose
+
+    changes = [*_dotted(overrides), *([f"resources.nodes={nodes}"] if nodes is not None else [])]
+    order = Order(
+        purpose=Purpose.dry_run if dry_run else Purpose.start,
+        executor=executor,
+        argv=tuple(argv),
+        overrides=tuple(changes),
+        cluster=cluster,
+        run_root=run_root_of(run_root),
+        over_budget=over_budget,
+        job=None if job is None else str(job),
+        run_name=run_name,
+        resume=resume,
+    )
+    return _submit(order)
+
+
+def open_run_or_chain(given: str | None, run_root: str | None) -> Run | Chain:
+    """What a command is about: the one given by folder or name, else the newest under the run root."""
+    chain = choose_chain(given, run_root)
+    return Run(choose_run(given, run_root).path) if chain is None else Chain(chain)
+
+
+def _submit(order: "Order") -> Submission | ChainSubmission:
+    from r1hpc.submission.submit import submit as submit_order
+    from r1hpc.submission.submit_run import SubmittedRun
+
+    # Files of a run are the user's alone, whatever the umask of the calling program.
+    before = os.umask(0o077)
+    try:
+        done = submit_order(order)
+    finally:
+        os.umask(before)
+    return Submission(done) if isinstance(done, SubmittedRun) else ChainSubmission(done)
+
+
+def _dotted(overrides: Overrides) -> list[str]:
+    if isinstance(overrides, Mapping):
+        # As JSON, which YAML reads back as it was: 12:00:00 would be a number to base 60.
+        return [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+    return list(overrides)

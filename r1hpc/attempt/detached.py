@@ -1,0 +1,40 @@
+"""`r1hpc.launch` with the frozen code of a run, in a session of its own: it outlives whoever started it.
+
+process = start_detached(["local", str(run.path)], run, run.logs / "local.out")
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from r1hpc.base.rundir import RunDir
+from r1hpc.slurm.environment import without_foreign_ranks
+
+
+def start_detached(
+    arguments: Sequence[str], run: RunDir, log: Path, keep: Sequence[int] = ()
+) -> "subprocess.Popen[bytes]":
+    """Start `python -m r1hpc.launch ARGUMENTS`.
+
+    Args:
+        log: what it prints is appended there.
+        keep: descriptors it inherits.
+    """
+    environment = {
+        **without_foreign_ranks(os.environ),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(run.code), os.environ.get("PYTHONPATH")])),
+        "PYTHONSAFEPATH": "1",
+    }
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            [sys.executable, "-u", "-m", "r1hpc.launch", *arguments],
+            cwd=run.path,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=tuple(keep),
+        )

@@ -1,0 +1,67 @@
+"""Where each value of a configuration came from: the schema, a file, the cluster profile, or an override.
+
+for setting in resolved("jobs/train.yaml", ["train.lr=1e-4"]):
+    setting.key, setting.value, setting.source      # train.lr, 0.0001, "train.lr=1e-4"
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from r1hpc.config.load import as_layer, known_keys, load, named_layers, parse_override, profile_layer
+
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One key of the schema as a run would have it."""
+
+    key: str
+    """Dotted."""
+    value: Any
+    source: str
+    """`default`, the file that set it last, or the override as it was given. Of a key whose value is a
+    mapping that several of them wrote parts of, all of them, joined by ` + `."""
+
+
+def resolved(
+    job: Path | str | None = None, overrides: Sequence[str] = (), cluster: str | None = None
+) -> list[Setting]:
+    """Every key of the schema, in its order.
+
+    Raises:
+        ConfigError: as `load`.
+    """
+    values = as_layer(load(job, overrides, cluster))
+    layers = list(named_layers(job)) if job is not None else []
+    profile = profile_layer(cluster)
+    layers += [profile] if profile is not None else []
+    layers += [(item, parse_override(item)) for item in overrides]
+    return [Setting(key, _value_at(values, key), _source_of(key, layers)) for key in known_keys()]
+
+
+def _value_at(values: dict[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        values = values[part]
+    return values
+
+
+def _source_of(key: str, layers: Sequence[tuple[str, dict[str, Any]]]) -> str:
+    """Scalars and lists are replaced by the layer that sets them last, mappings are merged by all that do."""
+    found: list[str] = []
+    for name, layer in layers:
+        for value in _set_in(layer, key):
+            found = [*found, name] if isinstance(value, dict) and value else [name]
+    return " + ".join(dict.fromkeys(found)) or DEFAULT
+
+
+def _set_in(layer: dict[str, Any], key: str) -> Iterator[Any]:
+    """The value that `layer` gives `key`, where it gives one."""
+    at: Any = layer
+    for part in key.split("."):
+        if not isinstance(at, dict) or part not in at:
+            return
+        at = at[part]
+    yield at

@@ -1,0 +1,293 @@
+"""Many documents as one array of bytes: words, lines, paragraphs and their hashes without a Python loop.
+
+    batch = TextBatch(texts)
+    words = batch.words                 # Segments: start, stop, document of each word
+    batch.hashes(words)                 # uint64, equal for equal words
+    words.count()                       # words of each document
+
+A word is a run of bytes between white space; with `normal=True` a run of letters and digits of the
+lower-cased text. A CJK character is a word by itself. Only ASCII, Latin-1, general and CJK punctuation are
+known as such: other scripts' punctuation counts as letters.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+Hashes = npt.NDArray[np.uint64]
+Bools = npt.NDArray[np.bool_]
+
+_ODD = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd and so invertible modulo 2^64
+_INVERSE = pow(_ODD, -1, 2**64)
+_BYTES: Hashes = np.random.default_rng(20201).integers(1, 2**63, 256, dtype=np.uint64) * np.uint64(
+    2
+) + np.uint64(1)
+_SPACE: Bools = np.isin(np.arange(256), [9, 10, 11, 12, 13, 28, 29, 30, 31, 32])
+_LETTER: Bools = np.array([chr(b).isalnum() or chr(b) == "_" or b > 127 for b in range(256)])
+_ALNUM: Bools = np.array([chr(b).isalnum() or b > 127 for b in range(256)])
+_BEFORE: Bools = np.isin(np.arange(256), list(b"\\~/@^-|."))
+_AFTER: Bools = np.isin(np.arange(256), list(b"\\~/@^-|+=$"))
+_JOINED: Bools = np.isin(np.arange(256), list(b"\\~/@^-|.+$"))
+_DASH: Bools = np.isin(np.arange(256), list(b"-~,"))
+_COMPARE: Bools = np.isin(np.arange(256), list(b":<>=/"))
+_ALPHA: Bools = np.array([(b < 128 and chr(b).isalpha()) or b > 127 for b in range(256)])
+_powers: list[Hashes] = [np.ones(1, dtype=np.uint64), np.ones(1, dtype=np.uint64)]
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Pieces of the batch's bytes, in order."""
+
+    start: Ints
+    stop: Ints
+    document: Ints
+    num_documents: int
+
+    def count(self) -> Ints:
+        """How many each document has."""
+        return np.bincount(self.document, minlength=self.num_documents)
+
+    def total(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Sum of a value of each segment over each document."""
+        found = np.bincount(self.document, values.astype(np.float64), self.num_documents)
+        return found.astype(np.float64)
+
+    def where(self, chosen: Bools) -> "Segments":
+        return Segments(self.start[chosen], self.stop[chosen], self.document[chosen], self.num_documents)
+
+
+class TextBatch:
+    """Documents end to end, each closed by a newline that is not its own."""
+
+    def __init__(self, texts: Sequence[str], *, normal: bool = False) -> None:
+        raws = [(text.lower() if normal else text).encode("utf-8", "replace") for text in texts]
+        self.num_documents = len(raws)
+        self._normal = normal
+        self.bytes = np.frombuffer(b"\n".join([*raws, b""]), dtype=np.uint8)
+        lengths = np.array([len(raw) + 1 for raw in raws], dtype=np.int64)
+        self.stop: Ints = np.cumsum(lengths) - 1
+        self.start: Ints = self.stop - lengths + 1
+        self.num_chars = np.array([len(text) for text in texts], dtype=np.int64)
+
+    @cached_property
+    def words(self) -> Segments:
+        found, cjk = self._word_bytes()
+        starts_cjk = cjk & found
+        ends_cjk = np.zeros_like(found)
+        ends_cjk[3:] = starts_cjk[:-3]
+        before = np.concatenate([[False], found[:-1]])
+        begin = found & (~before | starts_cjk | ends_cjk)
+        start = np.flatnonzero(begin)
+        cuts = np.flatnonzero(begin | ~found)
+        stop = cuts[np.searchsorted(cuts, start, side="right")] if len(start) else start
+        return self._segments(start, stop)
+
+    @cached_property
+    def tokens(self) -> Segments:
+        """Words and signs by themselves, much as spaCy's English tokenizer divides a text.
+
+        Signs around a word are tokens; those inside belong to it (don't, 3.14, example.org, any address with
+        ://) but for a dash between letters and a slash, colon or comparison before one. Dots, dashes, slashes
+        and the like in a row are one token.
+        """
+        b, letter = self.bytes, self._letters
+        sign = ~letter & ~self._space & ((b & 0xC0) != 0x80)
+        joined = _JOINED[b]
+        run = sign & joined & np.concatenate([[False], (joined & sign)[:-1]])
+        cjk = self._word_bytes()[1] & letter
+        after_cjk = np.zeros_like(letter)
+        after_cjk[3:] = cjk[:-3]
+        before = np.concatenate([[False], letter[:-1]])
+        begin = (sign & ~run) | (letter & (~before | cjk | after_cjk))
+        start = np.flatnonzero(begin)
+        cuts = np.flatnonzero(begin | self._space)
+        stop = cuts[np.searchsorted(cuts, start, side="right")] if len(start) else start
+        return self._segments(start, stop)
+
+    def is_sign(self, tokens: Segments) -> Bools:
+        """Whether each token is a sign and no word."""
+        return ~self._letters[tokens.start]
+
+    @cached_property
+    def cjk_share(self) -> npt.NDArray[np.float64]:
+        """Share of the words of each document that are CJK characters."""
+        cjk = self._word_bytes()[1]
+        return self.words.total(cjk[self.words.start]) / np.maximum(self.words.count(), 1)
+
+    @cached_property
+    def lines(self) -> Segments:
+        """Lines that are not blank, without white space around them."""
+        return self._strip(self._all_lines)
+
+    @cached_property
+    def paragraphs(self) -> Segments:
+        """Runs of lines between blank ones."""
+        every = self._all_lines
+        blank = self._visible[every.stop] == self._visible[every.start]
+        first = np.concatenate([[True], every.document[1:] != every.document[:-1]])
+        begin = ~blank & (first | np.concatenate([[True], blank[:-1]]))
+        last = np.concatenate([first[1:], [True]])
+        end = ~blank & (last | np.concatenate([blank[1:], [True]]))
+        return self._strip(
+            Segments(every.start[begin], every.stop[end], every.document[begin], self.num_documents)
+        )
+
+    def chars(self, segments: Segments) -> Ints:
+        """Characters of each segment."""
+        return self._chars[segments.stop] - self._chars[segments.start]
+
+    def has_alpha(self, segments: Segments) -> Bools:
+        """Whether each segment holds a letter."""
+        total = np.concatenate([[0], np.cumsum(_ALPHA[self.bytes])])
+        return total[segments.stop] > total[segments.start]
+
+    def hashes(self, segments: Segments) -> Hashes:
+        """A 64-bit hash of the bytes of each segment: polynomial modulo 2^64, mixed."""
+        _, inverse = _power_table(len(self.bytes))
+        return mix((self._prefix[segments.stop] - self._prefix[segments.start]) * inverse[segments.start])
+
+    @cached_property
+    def _prefix(self) -> Hashes:
+        power, _ = _power_table(len(self.bytes))
+        return np.concatenate(
+            [np.zeros(1, np.uint64), np.cumsum(_BYTES[self.bytes] * power[: len(self.bytes)])]
+        )
+
+    @cached_property
+    def _chars(self) -> Ints:
+        return np.concatenate([[0], np.cumsum((self.bytes & 0xC0) != 0x80)])
+
+    @cached_property
+    def _space(self) -> Bools:
+        """Bytes that are white space: ASCII, and all bytes of a no-break, general or ideographic space."""
+        b = self.bytes
+        space = _SPACE[b]
+        one, two = np.append(b[1:], np.uint8(0)), np.append(b[2:], np.zeros(min(2, len(b)), np.uint8))
+        wide = (b == 0xE2) & (one == 0x80) & ((two <= 0x8A) | (two == 0xA8) | (two == 0xA9) | (two == 0xAF))
+        wide |= (b == 0xE3) & (one == 0x80) & (two == 0x80)
+        return space | _spread((b == 0xC2) & (one == 0xA0), 2) | _spread(wide, 3)
+
+    @cached_property
+    def _letters(self) -> Bools:
+        """Bytes of letters and digits, and of the signs between them and at their edges that are theirs."""
+        b, place = self.bytes, np.arange(len(self.bytes))
+        one = np.append(b[1:], np.uint8(0))
+        wide = _spread(self._wide_signs(one), 3) | _spread((b == 0xC2) & (one < 0xC0), 2)
+        letter = _ALNUM[b] & ~self._space & ~wide
+        chunk = np.cumsum(~self._space & np.concatenate([[True], self._space[:-1]])) - 1
+        count = int(chunk[-1]) + 1
+        first, last = np.full(count + 1, len(b)), np.full(count + 1, -1)
+        where = np.flatnonzero(letter)
+        last[chunk[where]] = where  # the last assignment to an index stays
+        first[chunk[where][::-1]] = where[::-1]
+        edge = np.maximum.accumulate(np.where(_BEFORE[b], -1, place))
+        begin = np.where(first < len(b), edge[np.minimum(np.maximum(first - 1, 0), len(b) - 1)] + 1, first)
+        begin = np.where(first == 0, 0, np.minimum(begin, first))
+        edge = np.minimum.accumulate(np.where(_AFTER[b], len(b), place)[::-1])[::-1]
+        end = np.where(last >= 0, edge[np.minimum(last + 1, len(b) - 1)], 0)
+        inside = ~self._space & (place >= begin[chunk]) & (place < end[chunk])
+        found: Bools = inside & ~self._splits(letter, wide, chunk, count)
+        return found
+
+    def _splits(self, letter: Bools, wide: Bools, chunk: Ints, count: int) -> Bools:
+        """Signs that divide the word they stand in, unless it is an address."""
+        b = self.bytes
+        one, two = np.append(b[1:], np.uint8(0)), np.append(b[2:], np.zeros(min(2, len(b)), np.uint8))
+        alpha = letter & _ALPHA[b]
+        before, after = np.concatenate([[False], letter[:-1]]), np.append(alpha[1:], False)
+        between = np.concatenate([[False], alpha[:-1]]) & after
+        divides = (_DASH[b] & between) | (_COMPARE[b] & before & after) | wide
+        address = np.zeros(count + 1, dtype=bool)
+        address[chunk[(b == 58) & (one == 47) & (two == 47)]] = True
+        found: Bools = divides & ~address[chunk]
+        return found
+
+    def _wide_signs(self, one: npt.NDArray[np.uint8]) -> Bools:
+        """Where general, CJK and full-width punctuation begins; `one` holds the byte after each."""
+        b = self.bytes
+        sign: Bools = (b == 0xE2) & ((one == 0x80) | (one == 0x81))
+        sign |= ((b == 0xE3) & (one == 0x80)) | ((b == 0xEF) & (one == 0xBC))
+        return sign
+
+    def _word_bytes(self) -> tuple[Bools, Bools]:
+        """Bytes that belong to words, and those a CJK character begins at."""
+        b = self.bytes
+        one = np.append(b[1:], np.uint8(0))
+        cjk = ((b >= 0xE4) & (b <= 0xE9)) | ((b == 0xE3) & (one >= 0x81))
+        if not self._normal:
+            return ~self._space, cjk
+        sign = self._wide_signs(one)
+        found = _LETTER[b] & ~_spread(sign, 3) & ~_spread((b == 0xC2) & (one < 0xC0), 2)
+        return found, cjk
+
+    @cached_property
+    def _visible(self) -> Ints:
+        return np.concatenate([[0], np.cumsum(~self._space)])
+
+    @cached_property
+    def _all_lines(self) -> Segments:
+        stop = np.flatnonzero(self.bytes == 10)
+        return self._segments(np.concatenate([[0], stop[:-1] + 1]), stop)
+
+    def _strip(self, segments: Segments) -> Segments:
+        """Without the white space at both ends; segments of nothing else are left out."""
+        visible = np.flatnonzero(~self._space)
+        first = np.searchsorted(visible, segments.start)
+        last = np.searchsorted(visible, segments.stop)
+        kept = segments.where(last > first)
+        chosen = last > first
+        return Segments(
+            visible[first[chosen]], visible[last[chosen] - 1] + 1, kept.document, self.num_documents
+        )
+
+    def _segments(self, start: Ints, stop: Ints) -> Segments:
+        document = np.searchsorted(self.start, start, side="right") - 1
+        return Segments(start, stop, document, self.num_documents)
+
+
+def ngrams(hashes: Hashes, document: Ints, size: int) -> tuple[Hashes, Ints]:
+    """Hashes of all runs of `size` words inside one document, and the word each begins at."""
+    if len(hashes) < size:
+        return np.empty(0, np.uint64), np.empty(0, np.int64)
+    count = len(hashes) - size + 1
+    found = np.zeros(count, dtype=np.uint64)
+    for offset in range(size):
+        found = found * np.uint64(_ODD) + hashes[offset : offset + count]
+    inside = np.flatnonzero(document[:count] == document[size - 1 :])
+    return mix(found[inside]), inside
+
+
+def mix(values: Hashes) -> Hashes:
+    """The output function of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def of_document(hashes: Hashes, document: Ints) -> Hashes:
+    """Hashes that are equal only within one document."""
+    return hashes ^ mix(document.astype(np.uint64) + np.uint64(1))
+
+
+def _spread(starts: Bools, width: int) -> Bools:
+    """The bytes of characters that begin at `starts`."""
+    found = starts.copy()
+    for offset in range(1, width):
+        found[offset:] |= starts[:-offset]
+    return found
+
+
+def _power_table(size: int) -> tuple[Hashes, Hashes]:
+    """Powers of the odd number and of its inverse, at least `size` of each."""
+    if len(_powers[0]) < size:
+        length = 1 << size.bit_length()
+        for number, base in enumerate((_ODD, _INVERSE)):
+            table = np.full(length, base, dtype=np.uint64)
+            table[0] = 1
+            _powers[number] = np.multiply.accumulate(table)
+    return _powers[0], _powers[1]

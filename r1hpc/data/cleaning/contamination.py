@@ -1,0 +1,123 @@
+"""Documents that hold a piece of an evaluation file: shared n-grams of words (Brown et al. 2020, appendix C).
+
+    index = build_index([Path("gsm8k-test.jsonl")], recipe)
+    index.find(batch)                   # for each document a file it shares an n-gram with, or -1
+
+Words are those of the lower-cased text without punctuation. An evaluation item of fewer than `ngram` words,
+but at least `min_words`, is searched as a whole.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from r1hpc.base.errors import UsageError
+from r1hpc.data.cleaning.batch import Hashes, Ints, TextBatch, ngrams
+from r1hpc.data.open_lines import open_file
+from r1hpc.data.recipe_stages import DecontaminateRecipe
+
+_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class NgramIndex:
+    """Hashes of the n-grams of all evaluation items, by length, with the file each came from."""
+
+    tables: dict[int, tuple[Hashes, Ints]]
+
+    def find(self, batch: TextBatch) -> Ints:
+        """The file that each document shares an n-gram with; -1 for none. `batch` is of normal text."""
+        found = np.full(batch.num_documents, -1, dtype=np.int64)
+        words = batch.words
+        hashes = batch.hashes(words)
+        for size, (known, files) in self.tables.items():
+            keys, first = ngrams(hashes, words.document, size)
+            place = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+            hit = np.flatnonzero(known[place] == keys)
+            found[words.document[first[hit]][::-1]] = files[place[hit]][::-1]  # the first hit stays
+        return found
+
+
+def build_index(paths: Sequence[Path], recipe: DecontaminateRecipe) -> NgramIndex:
+    """Read the evaluation files.
+
+    Raises:
+        UsageError: a file that is not there, cannot be read, or has no item of min_words words.
+    """
+    found: dict[int, list[tuple[Hashes, int]]] = {}
+    for number, path in enumerate(paths):
+        before = sum(map(len, found.values()))
+        for texts in _batches(_items(path)):
+            _add(TextBatch(texts, normal=True), number, recipe, found)
+        if sum(map(len, found.values())) == before:
+            raise UsageError(
+                f"decontaminate.against: {path} has no item of at least {recipe.min_words} words; "
+                "lower min_words"
+            )
+    return NgramIndex({size: _table(parts) for size, parts in sorted(found.items(), reverse=True)})
+
+
+def _add(
+    batch: TextBatch, number: int, recipe: DecontaminateRecipe, found: dict[int, list[tuple[Hashes, int]]]
+) -> None:
+    words, hashes = batch.words, batch.hashes(batch.words)
+    counts = words.count()
+    for size in range(recipe.min_words, recipe.ngram + 1):
+        chosen = counts >= size if size == recipe.ngram else counts == size
+        keys, first = ngrams(hashes, words.document, size)
+        keys = keys[chosen[words.document[first]]]
+        if len(keys):
+            found.setdefault(size, []).append((keys, number))
+
+
+def _table(parts: list[tuple[Hashes, int]]) -> tuple[Hashes, Ints]:
+    keys = np.concatenate([part for part, _ in parts])
+    files = np.concatenate([np.full(len(part), number) for part, number in parts])
+    known, first = np.unique(keys, return_index=True)
+    return known, files[first]
+
+
+def _batches(items: Iterator[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == _BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _items(path: Path) -> Iterator[str]:
+    """The items of an evaluation file: every string of a JSON line, or the paragraphs of a text."""
+    try:
+        with open_file(path) as file:
+            text = file.read().decode("utf-8")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UsageError(f"decontaminate.against: {path} cannot be read: {error}") from None
+    if ".jsonl" not in path.suffixes:
+        yield from re.split(r"\n\s*\n", text)
+        return
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield from _strings(_parse(path, number, line))
+
+
+def _parse(path: Path, number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"decontaminate.against: {path}:{number}: not JSON ({error})") from None
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)

@@ -1,0 +1,194 @@
+"""The rules of Gopher (Rae et al. 2021, "Scaling Language Models", appendix A.1.1), quality and repetition.
+
+Shares of words are shares of words and signs, as in datatrove, whose numbers FineWeb's were found with; signs
+alone are no words for their number and mean length. Length of words and English stop words are not asked of
+texts that are mostly CJK, and stop words only of English where the language is known.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from r1hpc.data.cleaning.batch import Bools, Hashes, Ints, Segments, TextBatch, ngrams, of_document
+from r1hpc.data.cleaning.verdict import Verdicts
+
+MIN_WORDS, MAX_WORDS = 50, 100_000
+MIN_WORD_LENGTH, MAX_WORD_LENGTH = 3, 10
+MAX_SYMBOLS_PER_WORD = 0.1
+MAX_BULLET_LINES = 0.9
+MAX_ELLIPSIS_LINES = 0.3
+MIN_ALPHA_WORDS = 0.8
+STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
+MIN_STOP_WORDS = 2
+
+# Table A1 of the paper.
+MAX_DUPLICATE_LINES = 0.30
+MAX_DUPLICATE_PARAGRAPHS = 0.30
+MAX_DUPLICATE_LINE_CHARS = 0.20
+MAX_DUPLICATE_PARAGRAPH_CHARS = 0.20
+MAX_TOP_NGRAM = {2: 0.20, 3: 0.18, 4: 0.16}
+MAX_DUPLICATE_NGRAMS = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
+
+_BULLETS = ("-", "\u2022")
+_MOSTLY = 0.5
+_Shares = npt.NDArray[np.float64]
+
+
+def quality(texts: Sequence[str], batch: TextBatch, languages: Sequence[str] | None) -> Verdicts:
+    """Judge by number and length of words, symbols, bullets, ellipses, letters and stop words."""
+    found = Verdicts(len(texts))
+    tokens = batch.tokens
+    every = np.maximum(tokens.count(), 1)
+    words = tokens.where(~batch.is_sign(tokens))
+    count = words.count()
+    length = words.total(batch.chars(words)) / np.maximum(count, 1)
+    spaced = batch.cjk_share < _MOSTLY
+    found.refuse((count < MIN_WORDS) | (count > MAX_WORDS), "gopher_quality.words", count)
+    odd = (length < MIN_WORD_LENGTH) | (length > MAX_WORD_LENGTH)
+    found.refuse(odd & spaced, "gopher_quality.word_length", length)
+    for name, share in _symbols(texts, every).items():
+        found.refuse(share > MAX_SYMBOLS_PER_WORD, f"gopher_quality.{name}", share)
+    bullets, ellipses = _line_shares(texts)
+    found.refuse(bullets > MAX_BULLET_LINES, "gopher_quality.bullet_lines", bullets)
+    found.refuse(ellipses > MAX_ELLIPSIS_LINES, "gopher_quality.ellipsis_lines", ellipses)
+    alpha = tokens.total(batch.has_alpha(tokens)) / every
+    found.refuse(alpha < MIN_ALPHA_WORDS, "gopher_quality.alpha_words", alpha)
+    english = spaced & np.array([language in ("", "en") for language in languages or [""] * len(texts)])
+    stops = _stop_words(batch)
+    found.refuse((stops < MIN_STOP_WORDS) & english, "gopher_quality.stop_words", stops)
+    return found
+
+
+def repetition(batch: TextBatch) -> Verdicts:
+    """Judge by repeated lines, paragraphs and n-grams of words."""
+    found = Verdicts(batch.num_documents)
+    chars = np.maximum(batch.num_chars, 1)
+    for segments, what, most, most_chars in (
+        (batch.paragraphs, "paragraph", MAX_DUPLICATE_PARAGRAPHS, MAX_DUPLICATE_PARAGRAPH_CHARS),
+        (batch.lines, "line", MAX_DUPLICATE_LINES, MAX_DUPLICATE_LINE_CHARS),
+    ):
+        repeated = _repeated(of_document(batch.hashes(segments), segments.document))
+        share = segments.total(repeated) / np.maximum(segments.count(), 1)
+        found.refuse(share > most, f"gopher_repetition.duplicate_{what}s", share)
+        share = segments.total(repeated * batch.chars(segments)) / chars
+        found.refuse(share > most_chars, f"gopher_repetition.duplicate_{what}_chars", share)
+    _judge_ngrams(batch, chars, found)
+    return found
+
+
+def _judge_ngrams(batch: TextBatch, chars: Ints, found: Verdicts) -> None:
+    words = batch.tokens
+    hashes, lengths = batch.hashes(words), batch.chars(words)
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    for size, most in MAX_TOP_NGRAM.items():
+        keys, first = ngrams(hashes, words.document, size)
+        spelled = ends[first + size] - ends[first] + size - 1
+        share = _top(of_document(keys, words.document[first]), spelled, words, first) / chars
+        found.refuse(share > most, f"gopher_repetition.top_{size}_gram", share)
+    for size, most in MAX_DUPLICATE_NGRAMS.items():
+        keys, first = ngrams(hashes, words.document, size)
+        covered = _covered(of_document(keys, words.document[first]), first, size, len(hashes))
+        share = words.total(covered * lengths) / chars
+        for number in np.flatnonzero(share > most).tolist():
+            mine = words.document[first] == number
+            share[number] = _counted_once(keys[mine], first[mine], ends, size) / chars[number]
+        found.refuse(share > most, f"gopher_repetition.duplicate_{size}_grams", share)
+
+
+def _counted_once(keys: Hashes, first: Ints, ends: Ints, size: int) -> int:
+    """Characters of one document's repeated n-grams, which do not overlap: one after another, as datatrove.
+
+    Never more than those of the words that lie in any repeated n-gram, which need no loop: only a document
+    that those condemn comes here.
+    """
+    seen: set[int] = set()
+    total = place = 0
+    listed = keys.tolist()
+    while place < len(listed):
+        if listed[place] in seen:
+            begin = first[place]
+            total += int(ends[begin + size] - ends[begin])
+            place += size
+        else:
+            seen.add(listed[place])
+            place += 1
+    return total
+
+
+def _repeated(keys: Hashes) -> Bools:
+    """True for all but one of equal keys."""
+    order = np.argsort(keys)
+    same = np.concatenate([[False], keys[order][1:] == keys[order][:-1]])
+    found = np.zeros(len(keys), dtype=bool)
+    found[order] = same
+    return found
+
+
+def _top(keys: Hashes, spelled: Ints, words: Segments, first: Ints) -> _Shares:
+    """Characters of the most frequent n-gram of each document, all its occurrences; 0 where none repeats."""
+    best = np.zeros(words.num_documents)
+    if not len(keys):
+        return best
+    order = np.argsort(keys)
+    ranked = keys[order]
+    begin = np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1]]))
+    count = np.diff(np.append(begin, len(ranked)))
+    example = order[begin]
+    document, size = words.document[first[example]], spelled[example]
+    often = np.zeros(words.num_documents, dtype=np.int64)
+    np.maximum.at(often, document, count)
+    chosen = (count == often[document]) & (count > 1)
+    np.maximum.at(best, document[chosen], (count * size)[chosen])
+    return best
+
+
+def _covered(keys: Hashes, first: Ints, size: int, num_words: int) -> Bools:
+    """Words that lie in an n-gram that has occurred before in the document."""
+    change = np.zeros(num_words + 1, dtype=np.int32)
+    if len(keys):
+        order = np.argsort(keys)
+        ranked = keys[order]
+        begin = np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1]]))
+        earliest = np.minimum.reduceat(order, begin)
+        again = np.ones(len(keys), dtype=bool)
+        again[earliest] = False
+        np.add.at(change, first[again], 1)
+        np.add.at(change, first[again] + size, -1)
+    return np.cumsum(change[:-1]) > 0
+
+
+def _symbols(texts: Sequence[str], tokens: Ints) -> dict[str, _Shares]:
+    hashes = np.array([text.count("#") for text in texts])
+    dots = np.array([text.count("...") + text.count("\u2026") for text in texts])
+    return {"hash_signs": hashes / tokens, "ellipses": dots / tokens}
+
+
+def _line_shares(texts: Sequence[str]) -> tuple[_Shares, _Shares]:
+    """Share of the lines of each text that begin with a bullet, and that end with an ellipsis."""
+    bullets, ellipses = np.zeros(len(texts)), np.zeros(len(texts))
+    for number, text in enumerate(texts):
+        lines = text.splitlines()
+        if lines:
+            bullets[number] = sum(line.lstrip().startswith(_BULLETS) for line in lines) / len(lines)
+            ends = sum(line.rstrip().endswith(("...", "\u2026")) for line in lines)
+            ellipses[number] = ends / len(lines)
+    return bullets, ellipses
+
+
+def _stop_words(batch: TextBatch) -> Ints:
+    """How many of the stop words occur in each document."""
+    short = batch.tokens.where(batch.tokens.stop - batch.tokens.start <= max(map(len, STOP_WORDS)))
+    hashes = batch.hashes(short)
+    found = np.zeros(batch.num_documents, dtype=np.int64)
+    for hashed in _STOP_HASHES:
+        found += np.bincount(short.document[hashes == hashed], minlength=batch.num_documents) > 0
+    return found
+
+
+def _stop_hashes() -> list[np.uint64]:
+    words = TextBatch(STOP_WORDS)
+    return list(words.hashes(words.tokens))
+
+
+_STOP_HASHES = _stop_hashes()

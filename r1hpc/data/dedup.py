@@ -1,0 +1,139 @@
+"""Stage `dedup`: of documents that say the same, or nearly, the first is kept, over all parts and sources.
+
+    record = DedupTask(recipe, cleaned).write(folder)       # `cleaned`: the folders of stage clean, in order
+
+    folder/<part>.parquet       row, rule, value, note of each document of that part that is dropped
+
+Exact: equal xxh3-128 of the cleaned text. Near: MinHash (see cleaning/minhash). Memory: the signatures of all
+documents, 4 bytes x bands x rows each (448 by default).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from r1hpc.data import decisions
+from r1hpc.data.clean import DOCUMENTS
+from r1hpc.data.cleaning.minhash import near_duplicates
+from r1hpc.data.recipe import Recipe
+from r1hpc.data.work import unit_record
+
+
+@dataclass(frozen=True)
+class _Drop:
+    """A document that another makes unnecessary, both by their number over all parts."""
+
+    document: int
+    other: int
+    rule: str
+    value: float
+
+
+@dataclass(frozen=True)
+class DedupTask:
+    """All parts at once: the only unit that sees more than its own."""
+
+    recipe: Recipe
+    cleaned: Sequence[Path]
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        table = _Table(self.recipe, self.cleaned)
+        drops = self._find(table)
+        for part in range(len(self.cleaned)):
+            chosen = [drop for drop in drops if table.part(drop.document) == part]
+            if chosen:
+                table.write(folder, part, chosen)
+        return {"dropped": decisions.dropped_by_rule([drop.rule for drop in drops])}
+
+    def _find(self, table: "_Table") -> list[_Drop]:
+        block = self.recipe.dedup
+        assert block is not None, "the stage is only planned for recipes with dedup"
+        exact = _exact(table.hashes) if block.exact else np.arange(len(table.hashes))
+        found = {
+            i: _Drop(i, int(first), decisions.EXACT, 1.0)
+            for i, first in enumerate(exact.tolist())
+            if first != i
+        }
+        if block.minhash is not None:
+            # Among the documents that are left, so that a copy is an exact duplicate and nothing else.
+            left = np.flatnonzero(exact == np.arange(len(exact)))
+            groups = near_duplicates(table.signatures[left], block.minhash)
+            for place in np.flatnonzero(groups.original != np.arange(len(left))).tolist():
+                document, other = int(left[place]), int(left[groups.nearest[place]])
+                found[document] = _Drop(document, other, decisions.NEAR, float(groups.similarity[place]))
+        return [found[document] for document in sorted(found)]
+
+
+class _Table:
+    """The hashes, places and signatures of all documents."""
+
+    def __init__(self, recipe: Recipe, cleaned: Sequence[Path]) -> None:
+        import pyarrow.parquet
+
+        self._recipe = recipe
+        self._records = [unit_record(path) for path in cleaned]
+        minhash = recipe.dedup.minhash if recipe.dedup is not None else None
+        names = ["input", "position", "text_hash", *(["signature"] if minhash else [])]
+        tables = [pyarrow.parquet.read_table(path / DOCUMENTS, columns=names) for path in cleaned]
+        self._first = np.concatenate([[0], np.cumsum([table.num_rows for table in tables])])
+        self._places = [(table["input"].to_numpy(), table["position"].to_numpy()) for table in tables]
+        self.hashes = _fixed([table["text_hash"] for table in tables], 16, "<u8")
+        self.signatures = np.empty((len(self.hashes), 0), np.uint32)
+        if minhash:
+            width = minhash.bands * minhash.rows * 4
+            self.signatures = _fixed([table["signature"] for table in tables], width, "<u4")
+
+    def part(self, document: int) -> int:
+        return int(np.searchsorted(self._first, document, side="right")) - 1
+
+    def name(self, document: int) -> str:
+        """Where a document came from, for people and for a trace."""
+        part = self.part(document)
+        inputs, positions = self._places[part]
+        row = document - int(self._first[part])
+        record = self._records[part]
+        source = self._recipe.sources[record["source"]].name
+        return json.dumps([source, record["inputs"][inputs[row]], int(positions[row])], ensure_ascii=False)
+
+    def write(self, folder: Path, part: int, drops: Sequence[_Drop]) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet
+
+        columns = {
+            "row": pa.array([drop.document - int(self._first[part]) for drop in drops], pa.uint32()),
+            "rule": pa.array([drop.rule for drop in drops], pa.string()),
+            "value": pa.array([drop.value for drop in drops], pa.float64()),
+            "note": pa.array([f"of {self.name(drop.other)}" for drop in drops], pa.string()),
+        }
+        pyarrow.parquet.write_table(pa.table(columns), folder / f"{part}.parquet")
+
+
+def _fixed(columns: Sequence[Any], width: int, dtype: str) -> npt.NDArray[Any]:
+    """Columns of fixed-size bytes as one array of rows."""
+    chunks = [chunk for column in columns for chunk in column.chunks if len(chunk)]
+    raw = [
+        np.frombuffer(chunk.buffers()[1], np.uint8)[
+            chunk.offset * width : (chunk.offset + len(chunk)) * width
+        ]
+        for chunk in chunks
+    ]
+    joined = np.concatenate([np.empty(0, np.uint8), *raw])
+    return joined.view(dtype).reshape(-1, width // np.dtype(dtype).itemsize)
+
+
+def _exact(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """For each document the first with the same hash."""
+    if not len(hashes):
+        return np.empty(0, np.int64)
+    order = np.lexsort((np.arange(len(hashes)), hashes[:, 1], hashes[:, 0]))
+    ranked = hashes[order]
+    begin = np.concatenate([[True], (ranked[1:] != ranked[:-1]).any(axis=1)])
+    first = np.maximum.accumulate(np.where(begin, np.arange(len(order)), 0))
+    found = np.empty(len(order), np.int64)
+    found[order] = order[first]
+    return found

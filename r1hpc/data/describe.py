@@ -1,0 +1,228 @@
+"""What a dataset holds, for a person to look at: its numbers, a document, the source of a training sample.
+
+described = describe(Path("data/stdlib"), document=12)
+found, documents = trace_sample(Path("data/stdlib"), 4711, SampleOrder(seq_len=256, seed=0))
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from r1hpc.base.errors import UsageError
+from r1hpc.data import decisions
+from r1hpc.data.documents import DocumentInfo
+from r1hpc.data.manifest import read_manifest
+from r1hpc.data.mixture import DocumentMixture, WindowMixture, open_plan, recipe_mix, shares
+from r1hpc.data.order import DocumentPlan, RankShare, SamplePlan
+from r1hpc.data.reader import TokenDataset, open_dataset
+from r1hpc.data.segments import has_roles
+from r1hpc.data.trace_loader import open_document_plan
+from r1hpc.data.traces import open_traces
+
+_SAMPLES = 2**16
+
+_CONTENT = (
+    *("name", "num_tokens", "num_documents", "vocab_size", "eos_id", "dtype", "sources", "parts"),
+    "recipe_hash",
+)
+
+
+def describe(path: Path, document: int | None = None) -> dict[str, Any]:
+    """The numbers of a dataset, and of one document with its text where `document` says which.
+
+    Raises:
+        UsageError: no such document.
+    """
+    dataset = open_dataset(path)
+    content = dataset.manifest.content
+    described: dict[str, Any] = {"id": dataset.id, "path": str(dataset.path)}
+    described |= {key: content[key] for key in _CONTENT}
+    described["tokenizer"] = content["recipe"]["tokenizer"]["kind"]
+    described["profile"] = content["recipe"]["profile"]
+    if has_roles(dataset.manifest):
+        described["roles"] = _roles(path)
+    if document is not None:
+        described["document"] = _document(dataset, document)
+        described["document"]["decisions"] = _decisions(dataset, document)
+    return described
+
+
+@dataclass(frozen=True)
+class SampleOrder:
+    """What a run says of the order of its samples."""
+
+    seq_len: int | None = None
+    """data.seq_len; not needed where a sample is a document."""
+    seed: int = 0
+    global_batch_size: int | None = None
+    """Needed for a mixture, whose shares are exact in every batch."""
+
+
+def trace_sample(path: Path, sample: int, order: SampleOrder) -> tuple[dict[str, Any], list[Any]]:
+    """Where the tokens of a training sample lie, and the documents that they come from.
+
+    Each document has the decisions about it, where the recipe had any to take.
+
+    Args:
+        sample: counted over all epochs.
+
+    Raises:
+        UsageError: something of the order is needed, or there can be no such sample.
+    """
+    if not 0 <= sample < 2**63:
+        raise UsageError(f"--sample must lie between 0 and 2^63 - 1, not {sample}")
+    dataset = open_dataset(path)
+    if recipe_mix(dataset.manifest) is not None and order.global_batch_size is None:
+        raise UsageError("--global-batch-size is needed: the shares of a mixture are those of a batch")
+    find = _find_document if has_roles(dataset.manifest) else _find_window
+    found, infos = find(dataset, sample, order)
+    documents = [asdict(info) | {"decisions": _decisions(dataset, info.number)} for info in infos]
+    return {"id": dataset.id, "sample": sample} | found, documents
+
+
+def trace_document(path: Path, number: int, order: SampleOrder, num_samples: int) -> dict[str, Any]:
+    """The samples below `num_samples` that hold tokens of a document: in which steps training saw it.
+
+    Raises:
+        UsageError: no such document, or a dataset of traces, whose samples are documents.
+    """
+    dataset = open_dataset(path)
+    if not 0 <= number < dataset.num_documents:
+        raise UsageError(f"--doc {number} is outside 0 to {dataset.num_documents - 1}")
+    info = dataset.documents[number]
+    seen = []
+    for first in range(0, num_samples, _SAMPLES):
+        ids = np.arange(first, min(num_samples, first + _SAMPLES), dtype=np.int64)
+        seen.extend(ids[_touches(dataset, ids, info, order)].tolist())
+    size = order.global_batch_size
+    steps = sorted({sample // size + 1 for sample in seen}) if size else None
+    described = asdict(info) | {"decisions": _decisions(dataset, number)}
+    return {"id": dataset.id, "document": described, "samples": seen, "steps": steps}
+
+
+def _touches(dataset: TokenDataset, ids: Any, info: DocumentInfo, order: SampleOrder) -> Any:
+    """Which samples hold tokens of a document."""
+    if has_roles(dataset.manifest):
+        return _document_plan(dataset, order).documents(ids) == info.number
+    plan = _window_plan(dataset, order)
+    starts = plan.window_starts(ids)
+    return (starts < info.token_stop) & (starts + plan.seq_len + 1 > info.token_start)
+
+
+def sample_of(step: int, row: int, share: RankShare) -> int:
+    """The sample that a rank saw as a row of its batch in a step, counted from 1 as in the metrics.
+
+    Rows are counted over the rank's micro batches in their order.
+
+    Raises:
+        UsageError: no such step or row.
+    """
+    ids = share.sample_ids(step - 1).ravel()
+    if step < 1 or not 0 <= row < len(ids):
+        raise UsageError(f"step {step}, row {row}: steps begin at 1, rows of a rank are 0 to {len(ids) - 1}")
+    return int(ids[row])
+
+
+def _window_plan(dataset: TokenDataset, order: SampleOrder) -> SamplePlan | WindowMixture:
+    if order.seq_len is None:
+        raise UsageError("--seq-len is needed: a sample of this dataset is a window of data.seq_len tokens")
+    return open_plan(dataset, order.seq_len, order.seed, order.global_batch_size or 1)
+
+
+def _document_plan(dataset: TokenDataset, order: SampleOrder) -> DocumentPlan | DocumentMixture:
+    return open_document_plan(open_traces(dataset.path), order.seed, order.global_batch_size or 1)
+
+
+def _find_window(
+    dataset: TokenDataset, sample: int, order: SampleOrder
+) -> tuple[dict[str, Any], list[DocumentInfo]]:
+    """Place and documents of one sample of pretraining."""
+    plan = _window_plan(dataset, order)
+    start = int(plan.window_starts(np.array([sample]))[0])
+    found: dict[str, Any] = {"plan_hash": plan.plan_hash}
+    if isinstance(plan, SamplePlan):
+        found["epoch"] = sample // plan.num_windows
+    window = {"token_start": start, "token_stop": start + plan.seq_len + 1}
+    return found | window, dataset.docs_of(start, plan.seq_len + 1)
+
+
+def _find_document(
+    dataset: TokenDataset, sample: int, order: SampleOrder
+) -> tuple[dict[str, Any], list[DocumentInfo]]:
+    """Place and document of one sample of traces."""
+    plan = _document_plan(dataset, order)
+    info = dataset.documents[int(plan.documents(np.array([sample]))[0])]
+    found: dict[str, Any] = {"plan_hash": plan.plan_hash}
+    if isinstance(plan, DocumentPlan):
+        found["epoch"] = sample // plan.num_documents
+    return found | {"token_start": info.token_start, "token_stop": info.token_stop}, [info]
+
+
+def _decisions(dataset: TokenDataset, number: int) -> dict[str, Any] | None:
+    part, row = dataset.documents.place(number)
+    return decisions.of_document(dataset.manifest, part, row)
+
+
+def audit(path: Path) -> dict[str, Any]:
+    """What became of every record of the inputs, over all and by source, and the tokens of each source."""
+    manifest = read_manifest(path)
+    content = manifest.content
+    tokens = {source["name"]: source["num_tokens"] for source in content["sources"]}
+    prepared = content.get("preparation") or _plain_preparation(content)
+    mix = recipe_mix(manifest)
+    found = {"id": manifest.id, "documents": prepared["documents"], "tokens": tokens}
+    found |= {"sources": prepared["sources"], "edits": prepared["edits"]}
+    if mix is not None:
+        of = "documents" if has_roles(manifest) else "tokens"
+        names = [source["name"] for source in content["sources"]]
+        found["mix"] = dict(zip(names, shares(mix, content["sources"], of=of), strict=True))
+    return found
+
+
+def _plain_preparation(content: dict[str, Any]) -> dict[str, Any]:
+    """The same of a plain recipe, which only leaves out what is no text or no trace."""
+    rule = "no_trace" if "roles" in content else decisions.NOT_UTF8
+    sources = [
+        {"name": source["name"], "edits": {}, "documents": _plain_documents([source], rule)}
+        for source in content["sources"]
+    ]
+    return {"documents": _plain_documents(content["sources"], rule), "sources": sources, "edits": {}}
+
+
+def _plain_documents(sources: list[dict[str, Any]], rule: str) -> dict[str, Any]:
+    kept = sum(source["num_documents"] for source in sources)
+    skipped = sum(source["num_skipped"] for source in sources)
+    return {"in": kept + skipped, "kept": kept, "dropped": {rule: skipped} if skipped else {}}
+
+
+def _roles(path: Path) -> dict[str, Any]:
+    """Tokens by role, and the longest document: what data.seq_len must hold."""
+    traces = open_traces(path)
+    num_prompt_tokens = int(traces.prompt_lengths.sum())
+    return {
+        "prompt": num_prompt_tokens,
+        "completion": traces.num_tokens - num_prompt_tokens,
+        "longest_document": int(traces.document_lengths.max()),
+    }
+
+
+def _document(dataset: Any, number: int) -> dict[str, Any]:
+    if not 0 <= number < dataset.num_documents:
+        raise UsageError(f"--doc {number} is outside 0 to {dataset.num_documents - 1}")
+    info = dataset.documents[number]
+    ids = dataset.read(info.token_start, info.token_stop - info.token_start)[:-1]
+    described = asdict(info) | {"text": _decode(dataset, ids)}
+    if has_roles(dataset.manifest):
+        end = open_traces(dataset.path).read_document(number)[1]
+        described |= {"prompt": _decode(dataset, ids[:end]), "completion": _decode(dataset, ids[end:])}
+    return described
+
+
+def _decode(dataset: Any, ids: Any) -> str:
+    if dataset.tokenizer_path is None:
+        return " ".join(str(token) for token in ids.tolist())
+    from r1hpc.data.vocabulary import TOKENIZER_FILE, Encoder  # the tokenizers library, for this alone
+
+    return Encoder(dataset.tokenizer_path / TOKENIZER_FILE, dataset.eos_id).decode(ids)

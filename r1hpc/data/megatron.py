@@ -1,0 +1,110 @@
+"""Megatron-LM's indexed datasets: ids in PREFIX.bin, where sequences and documents begin in PREFIX.idx.
+
+    count_documents(path)                       # of PREFIX.idx
+    export(dataset, Path("out/PREFIX"))         # a dataset of ours as .bin and .idx
+
+The format is that of megatron/core/datasets/indexed_dataset.py: magic, version 1, a code for the ids' type,
+numbers of sequences and of documents, then lengths (int32), byte offsets (int64) and each document's first
+sequence (int64).
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from r1hpc.base.errors import UsageError
+from r1hpc.data.reader import TokenDataset
+from r1hpc.data.values import Document, to_ids
+
+_MAGIC = b"MMIDIDX\x00\x00"
+_HEADER = struct.Struct("<9sQBQQ")
+_TYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
+_INT32, _UINT16 = 4, 8
+_EXPORT_DOCUMENTS = 4096
+
+
+@dataclass(frozen=True)
+class _Index:
+    dtype: "np.dtype[Any]"
+    lengths: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+    documents: npt.NDArray[np.int64]
+    """First sequence of each document, and the number of sequences."""
+
+
+def count_documents(path: Path) -> int:
+    """How many documents a PREFIX.idx names.
+
+    Raises:
+        UsageError: not such an index, or no PREFIX.bin beside it.
+    """
+    return len(_read_index(path).documents) - 1
+
+
+def read_documents(path: Path, start: int, stop: int) -> Iterator[Document]:
+    """Documents [start, stop); their position is their number."""
+    index = _read_index(path)
+    data = np.memmap(path.with_suffix(".bin"), dtype=np.uint8, mode="r")
+    size = index.dtype.itemsize
+    for number in range(start, stop):
+        begin, end = index.documents[number : number + 2]
+        rows = zip(index.offsets[begin:end].tolist(), index.lengths[begin:end].tolist(), strict=True)
+        pieces = [data[at : at + count * size].view(index.dtype) for at, count in rows]
+        try:
+            raw = to_ids(np.concatenate(pieces)) if pieces else b""
+        except ValueError as error:
+            yield Document(number, b"", fault=str(error))
+        else:
+            yield Document(number, raw, is_ids=True)
+
+
+def export(dataset: TokenDataset, prefix: Path) -> int:
+    """Write PREFIX.bin and PREFIX.idx, one sequence a document, its EOS id kept; return the documents.
+
+    Raises:
+        UsageError: PREFIX.idx is there already.
+    """
+    if prefix.with_suffix(".idx").exists():
+        raise UsageError(f"{prefix.with_suffix('.idx')} is there already; choose another name")
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    code, dtype = (_UINT16, "<u2") if dataset.dtype.itemsize == 2 else (_INT32, "<i4")
+    lengths: list[int] = []
+    with prefix.with_suffix(".bin").open("wb") as file:
+        for number in range(dataset.num_documents):
+            info = dataset.documents[number]
+            lengths.append(info.token_stop - info.token_start)
+            file.write(dataset.read(info.token_start, lengths[-1]).astype(dtype).tobytes())
+    sizes = np.array(lengths, dtype="<i4")
+    offsets = np.concatenate([[0], np.cumsum(sizes[:-1], dtype=np.int64)]) * np.dtype(dtype).itemsize
+    with prefix.with_suffix(".idx").open("wb") as file:
+        file.write(_HEADER.pack(_MAGIC, 1, code, len(sizes), len(sizes) + 1))
+        file.write(sizes.tobytes() + offsets.astype("<i8").tobytes())
+        file.write(np.arange(len(sizes) + 1, dtype="<i8").tobytes())
+    return len(sizes)
+
+
+def _read_index(path: Path) -> _Index:
+    raw = path.read_bytes()
+    if len(raw) < _HEADER.size or not raw.startswith(_MAGIC):
+        raise UsageError(f"{path} is not a Megatron index; glob must match the .idx files")
+    _, version, code, sequences, documents = _HEADER.unpack_from(raw)
+    if version != 1 or code not in _TYPES:
+        raise UsageError(f"{path}: version {version} with ids of type {code} is not known")
+    end = _HEADER.size + 12 * sequences + 8 * documents
+    if len(raw) < end or not path.with_suffix(".bin").is_file():
+        what = f"{path.with_suffix('.bin')} is not there" if len(raw) >= end else f"{path} ends early"
+        raise UsageError(f"{what}; a Megatron dataset is a pair of .bin and .idx")
+    at = _HEADER.size
+    lengths = np.frombuffer(raw, "<i4", sequences, at)
+    offsets = np.frombuffer(raw, "<i8", sequences, at + 4 * sequences)
+    first = np.frombuffer(raw, "<i8", documents, at + 12 * sequences)
+    dtype = np.dtype(_TYPES[code])
+    needed = int(offsets[-1]) + int(lengths[-1]) * dtype.itemsize if sequences else 0
+    if path.with_suffix(".bin").stat().st_size < needed:
+        raise UsageError(f"{path.with_suffix('.bin')} ends before the {needed} bytes that its index names")
+    return _Index(dtype, lengths, offsets, first)

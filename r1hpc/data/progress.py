@@ -1,0 +1,52 @@
+"""How far a build is, seen from outside: its work folder, or the dataset it has become.
+
+read_progress(Path("data/web"))     # {"state": "building", "stages": [{"stage": "clean", "done": 3, ...}]}
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.files import read_json
+from r1hpc.data.errors import DatasetMissingError
+from r1hpc.data.manifest import read_manifest
+from r1hpc.data.work import DONE, STAGES, is_held, work_folder
+
+
+def read_progress(out: Path) -> dict[str, Any]:
+    """State of the build for `out`, with units done, rate and time left for each stage.
+
+    The state is `done`, `building`, `stopped` (nobody whose lock we see is at it) or `none`. Rates count the
+    input bytes of units, over the time in which they were finished.
+    """
+    folder = work_folder(out.absolute())
+    if (folder / STAGES).is_file():
+        state = "building" if is_held(folder) else "stopped"
+        stages = [_stage(folder, name, units) for name, units in read_json(folder / STAGES).items()]
+        return {"state": state, "path": str(out), "work": str(folder), "stages": stages}
+    try:
+        manifest = read_manifest(out)
+    except DatasetMissingError:
+        return {"state": "none", "path": str(out), "stages": []}
+    return {"state": "done", "path": str(out), "id": manifest.id, "stages": []}
+
+
+def _stage(folder: Path, name: str, units: list[list[Any]]) -> dict[str, Any]:
+    times, done_bytes = [], 0
+    for key, num_bytes in units:
+        record = folder / "units" / name / key / DONE
+        if key and record.is_file():
+            times.append(record.stat().st_mtime)
+            done_bytes += num_bytes
+    span = max(times) - min(times) if len(times) > 1 else 0.0
+    # The first unit's own time is not in the span, nor are its bytes in the rate.
+    rate = done_bytes * (len(times) - 1) / len(times) / span if span > 0 else None
+    left = sum(size for _, size in units) - done_bytes
+    return {
+        "stage": name,
+        "units": len(units),
+        "done": len(times),
+        "bytes_per_second": rate,
+        "left_s": left / rate if rate and len(times) < len(units) else None,
+        "last_done_s_ago": max(0.0, time.time() - max(times)) if times else None,
+    }

@@ -1,0 +1,114 @@
+"""Columns of Parquet and Arrow files, of strings, bytes, messages or ids, plain, nested or
+dictionary-encoded."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.names import nearest
+from r1hpc.data.recipe import SourceRecipe
+from r1hpc.data.values import Document, FieldReader
+
+_BATCH_ROWS = 1024
+
+
+def open_parquet(source: SourceRecipe, path: Path) -> Any:
+    """The file, its column checked.
+
+    Raises:
+        UsageError: names a file that is none, a column that is not there or of numbers.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UsageError(f"{path} cannot be read as Parquet: {error}") from None
+    _check_column(source, path, file.schema_arrow)
+    return file
+
+
+def read_parquet(
+    source: SourceRecipe, path: Path, group: int, start: int, stop: int, fields: FieldReader
+) -> Iterator[Document]:
+    """Rows [start, stop), all in one row group that begins at `start`."""
+    import pyarrow
+
+    row = start
+    try:
+        file = open_parquet(source, path)
+        for batch in file.iter_batches(_BATCH_ROWS, [group], [source.field]):
+            yield from _documents(batch, row, stop, fields)
+            row += batch.num_rows
+    except (pyarrow.ArrowException, OSError) as error:
+        yield Document(row, b"", fault=f"cannot be read as Parquet ({error})")
+
+
+def read_arrow(source: SourceRecipe, path: Path, fields: FieldReader) -> Iterator[Document]:
+    """All rows of an Arrow file, stream or file format: what `datasets` writes with save_to_disk."""
+    import pyarrow
+
+    row = 0
+    try:
+        for batch in _open_arrow(source, path):
+            limit = row + batch.num_rows
+            if source.max_documents is not None:
+                limit = min(limit, source.max_documents)
+            yield from _documents(batch, row, limit, fields)
+            row += batch.num_rows
+            if row > limit:
+                return
+    except (pyarrow.ArrowException, OSError) as error:
+        yield Document(row, b"", fault=f"cannot be read as Arrow ({error})")
+
+
+def _open_arrow(source: SourceRecipe, path: Path) -> Iterator[Any]:
+    import pyarrow
+
+    with pyarrow.memory_map(str(path)) as mapped:
+        try:
+            stream = pyarrow.ipc.open_stream(mapped)
+            batches = iter(stream)
+        except pyarrow.ArrowInvalid:
+            stream = pyarrow.ipc.open_file(mapped)
+            batches = (stream.get_batch(number) for number in range(stream.num_record_batches))
+        _check_column(source, path, stream.schema)
+        yield from batches
+
+
+def _documents(batch: Any, row: int, stop: int, fields: FieldReader) -> Iterator[Document]:
+    for record in batch.to_pylist():
+        if row >= stop:
+            return
+        try:
+            value = fields.pick(record)
+        except ValueError as error:  # a struct that is null in this row
+            yield Document(row, b"", fault=str(error))
+        else:
+            yield fields.document(row, value)
+        row += 1
+
+
+def _check_column(source: SourceRecipe, path: Path, schema: Any) -> None:
+    import pyarrow
+
+    name = source.field
+    top, _, rest = (name, "", "") if name in schema.names else name.partition(".")
+    if top not in schema.names:
+        raise UsageError(f"{path}: no column {name!r}{nearest(name, schema.names)}")
+    kind = schema.field(top).type
+    for key in filter(None, rest.split(".")):
+        if not pyarrow.types.is_struct(kind) or kind.get_field_index(key) < 0:
+            known = [kind.field(i).name for i in range(kind.num_fields)] if kind.num_fields else []
+            raise UsageError(f"{path}: no field {name!r}{nearest(key, known)} in column {top!r}")
+        kind = kind.field(key).type
+    if pyarrow.types.is_dictionary(kind):
+        kind = kind.value_type
+    types = pyarrow.types
+    is_text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    is_bytes = types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)
+    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    if not (is_text or is_bytes or is_list):
+        raise UsageError(f"{path}: column {name!r} has type {kind}, expected string, binary, messages or ids")

@@ -1,0 +1,105 @@
+"""A field's value, whatever the file's format, into the bytes of a document.
+
+reader = FieldReader(recipe, source)
+reader.document(position, value)    # a string, bytes, messages, token ids or nothing
+"""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.names import nearest
+from r1hpc.data.chat import ChatTemplate, load_template
+from r1hpc.data.recipe import Recipe, SourceRecipe
+
+_MAX_ID = 2**32 - 2
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document as it lies in the input: its UTF-8 bytes, or its token ids as little-endian uint32."""
+
+    position: int
+    """Where in the file: byte of the line (jsonl; unpacked where compressed), row (tables, hdf5), 0
+    (text)."""
+    raw: bytes
+    is_ids: bool = False
+    is_stream: bool = False
+    """Ids of many documents in one row, divided by EOS ids; `position` then counts ids."""
+    prompt_bytes: int = 0
+    """Traces: how many bytes of `raw` are the prompt; the rest is the completion."""
+    fault: str = ""
+    """Why this record is none."""
+    is_null: bool = False
+    """The field is there and holds nothing."""
+    is_chat: bool = False
+    """Messages through a template: the special tokens it spells are meant."""
+    size: int = 0
+    """Bytes of the record in the file (unpacked), for kinds whose position counts bytes."""
+
+
+class FieldReader:
+    """Values of one source's field into documents."""
+
+    def __init__(self, recipe: Recipe, source: SourceRecipe) -> None:
+        self._recipe, self._source = recipe, source
+
+    def pick(self, record: Any) -> Any:
+        """The value of the field in a JSON object or a row; `a.b` goes inside. ValueError where there is
+        none."""
+        name = self._source.field
+        if isinstance(record, Mapping) and name in record:
+            return record[name]
+        value = record
+        for key in name.split("."):
+            if not isinstance(value, Mapping) or key not in value:
+                known = [str(item) for item in record] if isinstance(record, Mapping) else []
+                raise ValueError(f"no field {name!r}{nearest(name, known)}")
+            value = value[key]
+        return value
+
+    def document(self, position: int, value: Any, size: int = 0) -> Document:
+        """The document of a value; one that cannot be has a fault."""
+        try:
+            return self._document(position, value, size)
+        except ValueError as error:
+            return Document(position, b"", fault=str(error), size=size)
+
+    def _document(self, position: int, value: Any, size: int) -> Document:
+        if isinstance(value, str):
+            # JSON may escape half a surrogate pair; on_invalid_utf8 decides.
+            return Document(position, value.encode("utf-8", "surrogatepass"), size=size)
+        if isinstance(value, bytes):
+            return Document(position, value, size=size)
+        if value is None:
+            return Document(position, b"", is_null=True, size=size)
+        if isinstance(value, list | np.ndarray) and len(value):
+            if isinstance(value, list) and isinstance(value[0], Mapping):
+                return Document(position, self._template.render(value).encode(), is_chat=True, size=size)
+            return Document(position, to_ids(value), is_ids=True, size=size)
+        kind = type(value).__name__
+        raise ValueError(f"field {self._source.field!r} is {kind}, not a string")
+
+    @functools.cached_property
+    def _template(self) -> ChatTemplate:
+        path = self._source.chat_template or self._recipe.tokenizer.path
+        if path is None:
+            raise UsageError(
+                f"source {self._source.name}: field {self._source.field!r} holds messages; set "
+                "chat_template to a Jinja file or to the folder of a tokenizer that has one"
+            )
+        return load_template(self._recipe.resolve(path))
+
+
+def to_ids(values: Any) -> bytes:
+    """Token ids as little-endian uint32; ValueError where they are none."""
+    found = np.asarray(values)
+    if found.dtype.kind not in "iu" or found.ndim != 1:
+        raise ValueError(f"a list of {found.dtype}, not of token ids")
+    if len(found) and (found.min() < 0 or found.max() > _MAX_ID):
+        raise ValueError("token ids must lie between 0 and 2^32 - 2")
+    return found.astype("<u4").tobytes()

@@ -1,0 +1,91 @@
+"""What of a cluster would cost days, found before anything is spent.
+
+    python -m r1hpc.doctor                              # on a login node
+    python -m r1hpc.doctor jobs/train.yaml              # with the needs of a job
+    salloc -N 2 -t 10 python -m r1hpc.doctor --nodes 2  # on the nodes of an allocation, and between them
+    python -m r1hpc.doctor --write-profile configs/cluster/mine.yaml
+
+Versions, network, clocks, munge, shared memory, the run root (room, speed, locks, rename), ports, GPUs,
+time limits and preemption. Each finding is ok, warn, fail or unknown, and says what mends it. Exit
+status 0: nothing failed. It writes 64 MiB under the run root and removes them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from r1hpc.base.choose_run import add_run_root
+from r1hpc.base.cli import ArgumentParser, print_json, run_command
+from r1hpc.base.errors import UsageError
+from r1hpc.base.rundir import default_run_root
+from r1hpc.base.tables import wrap
+
+if TYPE_CHECKING:
+    from r1hpc.site.findings import Finding
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    if arguments.node_part is not None:
+        from r1hpc.site.nodes import node_part
+
+        print(node_part(arguments.node_part), flush=True)
+        return 0
+    if arguments.nodes is not None and arguments.nodes < 1:
+        raise UsageError(f"--nodes {arguments.nodes}: at least 1")
+    from r1hpc.site.examine import examine
+    from r1hpc.site.findings import healthy
+    from r1hpc.site.profile import write_profile
+
+    root = Path(arguments.run_root) if arguments.run_root else default_run_root()
+    found = examine(arguments.job, root, arguments.nodes, arguments.cluster)
+    if arguments.write_profile is not None:
+        write_profile(arguments.write_profile, found.profile)
+    if arguments.json:
+        print_json(_as_json(found.findings, healthy(found.findings), found.profile))
+    else:
+        print(as_text(found.findings))
+    return 0 if healthy(found.findings) else 1
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="python -m r1hpc.doctor", description=__doc__)
+    parser.add_argument(
+        "job", nargs="?", metavar="JOB.yaml", help="a job whose needs are held against the site"
+    )
+    parser.add_argument("-N", "--nodes", type=int, metavar="N", help="look at N nodes of this allocation")
+    parser.add_argument(
+        "--cluster", metavar="NAME", help="profile in configs/cluster/; default $R1HPC_CLUSTER"
+    )
+    parser.add_argument(
+        "--write-profile", type=Path, metavar="FILE", help="write what was found as a profile"
+    )
+    add_run_root(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument(
+        "--node-part", metavar="JSON", help=argparse.SUPPRESS
+    )  # what srun starts on each node
+    return parser
+
+
+def _as_json(findings: Sequence[Finding], passed: bool, profile: dict[str, Any]) -> dict[str, Any]:
+    return {"passed": passed, "findings": [finding.to_json() for finding in findings], "profile": profile}
+
+
+def as_text(findings: Sequence[Finding]) -> str:
+    """A line per finding, the fix below it, and a sum."""
+    lines = []
+    for finding in findings:
+        lines.append(wrap(f"{finding.state.value:8}{finding.check}: {finding.detail}", hanging=" " * 8))
+        if finding.fix:
+            lines.append(wrap(f"fix: {finding.fix}", indent=" " * 8, hanging=" " * 8))
+    states = [finding.state.value for finding in findings]
+    counts = [f"{states.count(name)} {name}" for name in ("ok", "warn", "fail", "unknown")]
+    return "\n".join([*lines, "", ", ".join(counts)])
+
+
+if __name__ == "__main__":
+    run_command(main)

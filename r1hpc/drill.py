@@ -1,0 +1,214 @@
+"""Prove on your own cluster that a preempted job loses nothing: the verdict is in the records of three runs.
+
+    python -m r1hpc.drill jobs/smoke.yaml                # on Slurm, or here where there is none
+    python -m r1hpc.drill jobs/smoke.yaml --out drill    # the page as drill/drill.md, and drill.json
+
+Submits the job shortened, three times: one run that nobody touches; one that is preempted, suspended,
+killed and requeued, as far as the site lets a user do it; one that is cancelled while it is being
+preempted. Then compares: loss and gradient norm to the last bit, every sample once, the causes on record,
+no attempt after the cancel. Exit status 0: passed. It costs the GPU-hours of three short runs.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from r1hpc.base.choose_run import add_run_root
+from r1hpc.base.cli import ArgumentParser, print_json, run_command
+from r1hpc.base.errors import R1hpcError, UsageError
+
+if TYPE_CHECKING:
+    from r1hpc.api import Run
+    from r1hpc.rehearsal.verdict import Check, Done
+
+_PATIENCE_S = 3600.0
+_AFTER_CANCEL_S = 5.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_intermixed_args(argv)
+    if arguments.steps < 20:
+        raise UsageError(
+            f"--steps {arguments.steps}: at least 20, so that each disturbance has steps around it"
+        )
+    name = f"drill-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    quiet = _submit(arguments, f"{name}-quiet")
+    quiet.wait(_PATIENCE_S)
+    disturbed = _submit(arguments, f"{name}-disturbed")
+    done = _disturb(disturbed, arguments.steps)
+    disturbed.wait(_PATIENCE_S)
+    cancelled = _submit(arguments, f"{name}-cancelled")
+    _preempt_and_cancel(cancelled)
+    checks = _judge(quiet, disturbed, cancelled, done, _save_every(arguments.steps))
+    passed = all(check.passed for check in checks)
+    value = {
+        "passed": passed,
+        "job": arguments.job,
+        "checks": [check.to_json() for check in checks],
+        "not_done": [{"what": each.name, "why": each.refused} for each in done if each.refused is not None],
+        "runs": [str(run.path) for run in (quiet, disturbed, cancelled)],
+    }
+    page = as_text(value)
+    if arguments.out is not None:
+        _write(arguments.out, value, page)
+    if arguments.json:
+        print_json(value)
+    else:
+        print(page)
+    return 0 if passed else 1
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="python -m r1hpc.drill", description=__doc__)
+    parser.add_argument("job", metavar="JOB.yaml", help="a job file, or its name in jobs/")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted overrides")
+    parser.add_argument("-N", "--nodes", type=int, metavar="N", help="over what the job file says")
+    parser.add_argument("--steps", type=int, default=60, metavar="K", help="optimizer steps of each run (60)")
+    parser.add_argument("--executor", choices=("auto", "slurm", "local"), default="auto")
+    parser.add_argument(
+        "--cluster", metavar="NAME", help="profile in configs/cluster/; default $R1HPC_CLUSTER"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write drill.md and drill.json there")
+    add_run_root(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    return parser
+
+
+def _save_every(steps: int) -> int:
+    return max(1, steps // 6)
+
+
+def _submit(arguments: Any, name: str) -> Run:
+    from r1hpc.api import Submission, submit
+
+    steps = arguments.steps
+    shortened = [f"train.num_steps={steps}", f"checkpoint.save_every={_save_every(steps)}"]
+    done = submit(
+        arguments.job,
+        nodes=arguments.nodes,
+        overrides=[*arguments.overrides, *shortened],
+        run_root=arguments.run_root,
+        run_name=name,
+        executor=arguments.executor,
+        cluster=arguments.cluster,
+    )
+    if not isinstance(done, Submission):
+        raise UsageError(f"{arguments.job} is a chain: give the job file of one of its stages")
+    return done.run
+
+
+def _disturb(run: Run, steps: int) -> list[Done]:
+    """Each disturbance at a step of its own, once the attempt before it has taken steps."""
+    from r1hpc.rehearsal.disturb import disturbances
+    from r1hpc.rehearsal.verdict import Done
+    from r1hpc.slurm.client import SlurmError, without_advice
+
+    done: list[Done] = []
+    plan = disturbances(_job(run))
+    for number, each in enumerate(plan, start=1):
+        _wait_step(run, number * steps // (len(plan) + 2))
+        last, step, refused = run.attempts[-1].attempt, _step(run), None
+        try:
+            each.apply(_job(run))
+        except SlurmError as error:
+            refused = without_advice(error)
+        except ProcessLookupError:
+            refused = "the run was over before: give more --steps"
+        done.append(Done(each.name, step, last, each.causes, each.may_lose_steps, refused))
+        if each.causes and refused is None:
+            _wait_attempt(run, last + 1)
+    return done
+
+
+def _preempt_and_cancel(run: Run) -> None:
+    """At once, so that the cancel meets an attempt that is about to come back."""
+    from r1hpc.rehearsal.disturb import preempt
+
+    _wait_step(run, 3)
+    preempt(_job(run))
+    run.cancel()
+    run.wait(_PATIENCE_S)
+    time.sleep(_AFTER_CANCEL_S)
+
+
+def _judge(quiet: Run, disturbed: Run, cancelled: Run, done: Sequence[Done], save_every: int) -> list[Check]:
+    from r1hpc.rehearsal.verdict import judge_attempts, judge_cancel, judge_records
+    from r1hpc.telemetry.attempts import read_history
+
+    return [
+        *judge_attempts(disturbed.attempts, done, save_every),
+        *judge_records(quiet.folder, disturbed.folder),
+        judge_cancel(read_history(cancelled.folder), cancelled.state().value),
+    ]
+
+
+def _job(run: Run) -> Any:
+    job = run.situation().job
+    if job is None:
+        raise R1hpcError(f"{run.run_id} names no job: nothing can be done to it")
+    return job
+
+
+def _step(run: Run) -> int:
+    from r1hpc.telemetry.metrics import last_steps
+
+    newest = last_steps(run.folder, 1)
+    return newest[-1].global_step if newest else 0
+
+
+def _wait_step(run: Run, step: int) -> None:
+    _wait(run, lambda: _step(run) >= step)
+
+
+def _wait_attempt(run: Run, attempt: int) -> None:
+    """Until that attempt has taken a step."""
+    from r1hpc.telemetry.metrics import last_steps
+
+    _wait(run, lambda: any(step.attempt >= attempt for step in last_steps(run.folder, 1)))
+
+
+def _wait(run: Run, reached: Callable[[], bool]) -> None:
+    """Until it is so, or the run is over: then the verdict says what came of it.
+
+    Raises:
+        R1hpcError: neither came within an hour.
+    """
+    deadline, asked = time.monotonic() + _PATIENCE_S, time.monotonic()
+    while not reached():
+        if time.monotonic() > deadline:
+            raise R1hpcError(
+                f"{run.run_id} waits since an hour; look at it: python -m r1hpc.status {run.path}"
+            )
+        if time.monotonic() - asked > 5.0:
+            asked = time.monotonic()
+            if run.state().is_over:
+                return
+        time.sleep(0.1)
+
+
+def as_text(value: dict[str, Any]) -> str:
+    """One page of Markdown."""
+    verdict = "passed: nothing was lost" if value["passed"] else "FAILED"
+    rows = [
+        f"| {'yes' if c['passed'] else '**NO**'} | {c['check']} | {c['detail']} |" for c in value["checks"]
+    ]
+    skipped = [f"- not done: {each['what']}: {each['why']}" for each in value["not_done"]]
+    runs = [f"- `{path}`" for path in value["runs"]]
+    head = [f"# Drill of {value['job']}: {verdict}", "", "| kept | promise | seen |", "|---|---|---|"]
+    return "\n".join([*head, *rows, "", *skipped, "The runs:", *runs])
+
+
+def _write(folder: Path, value: dict[str, Any], page: str) -> None:
+    from r1hpc.base.files import write_atomic, write_json
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "drill.md", page + "\n")
+    write_json(folder / "drill.json", value)
+
+
+if __name__ == "__main__":
+    run_command(main)

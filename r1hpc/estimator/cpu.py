@@ -1,0 +1,31 @@
+"""Node-hours of a run on CPU ranks, before it starts: for rehearsals, whose estimates would be in GPU-hours.
+
+    cpu_node_hours(plan)     # {"p10": 0.002, "p50": 0.006, "p90": 0.019}, or None where FLOPs are not known
+
+Nobody publishes such runs. The numbers are those of eleven runs of jobs/smoke.yaml and of the stages of
+jobs/r1.yaml: 0.1 to 0.4 M parameters and once 26 M, one core a rank, on two x86 cores that other work shared,
+with a local disk, November 2026. Other cores, more of them for a rank, larger models and network file systems
+may be several times off in either direction: the interval says so, and gives way to the site's first runs.
+"""
+
+from r1hpc.plan.run import RunPlan
+
+CPU_PRIOR = 2
+"""Counts the versions of the numbers below: ratios to estimates of another version correct nothing."""
+STARTUP_S = 10.0
+"""From the allocation to the first step, and from the last step to the end. Measured: 4 to 14 s, of which
+3 to 9 until the first step, importing torch for the most part."""
+FLOPS_PER_RANK = 4e10
+"""Model FLOPs a second of one rank. Measured with one core: 2.8e10 to 5.5e10 by the small
+models, 1.3e11 by the one of 26 M, whose matrices are large enough to be multiplied at speed."""
+SPREAD = 3.0
+"""P90/P50 and P50/P10. Those runs took 0.56 to 1.44 times the P50; the rest is for other machines."""
+
+
+def cpu_node_hours(plan: RunPlan) -> dict[str, float] | None:
+    """P10, P50 and P90 for all steps of the plan in one attempt."""
+    if plan.flops_per_token is None:
+        return None
+    work_s = plan.total_tokens * plan.flops_per_token / (plan.topology.world_size * FLOPS_PER_RANK)
+    hours = plan.topology.num_nodes * (STARTUP_S + work_s) / 3600
+    return {"p10": hours / SPREAD, "p50": hours, "p90": hours * SPREAD}

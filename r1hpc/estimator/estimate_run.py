@@ -1,0 +1,192 @@
+"""The estimate of a run as it is submitted, from everything in its configuration and plan.
+
+found = estimate_of_run(config, plan)       # None where nothing is known
+write_json(run.path / "estimate.json", found.to_json())
+"""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from r1hpc.base.errors import ConfigError
+from r1hpc.config.schema import RunConfig
+from r1hpc.estimator.baselines import baselines
+from r1hpc.estimator.cpu import CPU_PRIOR, cpu_node_hours
+from r1hpc.estimator.estimate import Estimate, estimate
+from r1hpc.estimator.estimate_rl import ONLY_SAMPLING, estimate_rl
+from r1hpc.estimator.goodput import FailureRates
+from r1hpc.estimator.memory_options import memory_options
+from r1hpc.estimator.rl_phase import RlWork
+from r1hpc.estimator.spread import Spread
+from r1hpc.estimator.workload import ASSUMED_GPU, Workload, guessed_cache_bytes
+from r1hpc.plan.batch import updates_per_rollout
+from r1hpc.plan.families import UnknownModelError
+from r1hpc.plan.hardware import Gpu, find_gpu
+from r1hpc.plan.model import load_model_config
+from r1hpc.plan.run import RunPlan
+from r1hpc.plan.shape import ModelShape, model_shape
+
+_STARTUP_S = 180.0
+"""From the allocation to the first step of an attempt. Assumed."""
+_MEAN_OF_LONGEST = 0.5
+"""Mean completion over the longest allowed. Assumed: it changes while a policy learns."""
+
+
+def estimate_of_run(config: RunConfig, plan: RunPlan, rates: FailureRates | None = None) -> Estimate | None:
+    """What a submission will cost; None where the plan knows neither parameters nor FLOPs.
+
+    Args:
+        rates: the site's own failures and preemptions; None takes published ones.
+
+    Raises:
+        UnknownGpuError: cluster.gpu_type is not in the table.
+    """
+    on_gpus = plan.topology.num_gpus > 0
+    found = _on_gpus(config, plan, rates) if on_gpus else _on_cpu(config, plan)
+    return None if found is None else found.assuming(stage=config.stage)
+
+
+def _on_gpus(config: RunConfig, plan: RunPlan, rates: FailureRates | None) -> Estimate | None:
+    if plan.num_parameters is None or plan.flops_per_token is None:
+        return None
+    gpu, shape = find_gpu(config.cluster.gpu_type or ASSUMED_GPU), shape_of_run(config, plan)
+    if config.stage in ("rl", *ONLY_SAMPLING):
+        found = estimate_rl(_rl_work(config, plan, gpu, shape), config.stage, rates, shape)
+    else:
+        found = _estimate_training(config, plan, _workload(config, plan, gpu, shape), shape, rates)
+    if config.cluster.gpu_type is None:
+        note = f"cluster.gpu_type is not set: {ASSUMED_GPU} is assumed"
+        found = replace(found, notes=(note, *found.notes))
+    return found.assuming(gpu_given=config.cluster.gpu_type is not None)
+
+
+def shape_of_run(config: RunConfig, plan: RunPlan) -> ModelShape | None:
+    """The model's shape; None where its folder is yet to be written, or its family not known.
+
+    The plan holds the number of parameters but not the vocabulary, which may be the dataset's: parameters
+    grow by the same number with each of its entries, so two counts give it.
+    """
+    try:
+        model = load_model_config(config, None)
+        if model.get("vocab_size") is not None:
+            return model_shape(model)
+        one, two = (model_shape({**model, "vocab_size": size}).num_parameters for size in (1, 2))
+        more, rest = divmod((plan.num_parameters or 0) - one, two - one)
+        return None if rest or more < 0 else model_shape({**model, "vocab_size": more + 1})
+    except (ConfigError, UnknownModelError):
+        return None
+
+
+def _on_cpu(config: RunConfig, plan: RunPlan) -> Estimate | None:
+    """Rules of thumb and memory are those of one A100 for each rank."""
+    hours = cpu_node_hours(plan)
+    if hours is None:
+        return None
+    gpu, shape = find_gpu(ASSUMED_GPU), shape_of_run(config, plan)
+    work = _workload(config, plan, gpu, shape)
+    return Estimate(
+        method="flops",
+        gpu_hours=None,
+        node_hours=Spread(**hours),
+        assumptions={
+            "gpu": None,
+            "cpu_prior": CPU_PRIOR,
+            "nodes": plan.topology.num_nodes,
+            "ranks": plan.topology.world_size,
+            "params": work.params,
+            "active_params": work.active_params,
+            "tokens": work.tokens,
+        },
+        notes=(
+            "on CPUs the estimate rests on a few small runs on two x86 cores: its interval is wide until "
+            "runs of this site are known",
+        ),
+        baselines=baselines(work),
+        memory=None if config.stage in ONLY_SAMPLING else memory_options(work, shape),
+    )
+
+
+def _precision(config: RunConfig, gpu: Gpu) -> str:
+    """As configured; on a card without bf16 fp16 in its place."""
+    asked = config.train.precision.value
+    return "fp16" if asked == "bf16" and not gpu.has_bf16 else asked
+
+
+def _workload(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape | None) -> Workload:
+    known: dict[str, Any] = {
+        "num_gpus": plan.topology.world_size,
+        "tokens_per_step": float(plan.tokens_per_step),
+        "micro_batch_size": float(plan.batch.micro_batch_size),
+        "precision": _precision(config, gpu),
+        "recompute": "full" if config.model.activation_checkpointing else "none",
+        "zero_stage": config.deepspeed.zero_stage,
+        "offload": "offload" in str(config.deepspeed.extra),
+    }
+    tokens, seq_len = float(plan.total_tokens), plan.seq_len
+    if shape is not None:
+        return Workload.of_shape(shape, tokens=tokens, seq_len=seq_len, gpu=gpu, **known)
+    params = float(plan.num_parameters or 0)
+    return Workload.of_counts(params=params, tokens=tokens, seq_len=seq_len, gpu=gpu, **known)
+
+
+def _estimate_training(
+    config: RunConfig, plan: RunPlan, work: Workload, shape: ModelShape | None, rates: FailureRates | None
+) -> Estimate:
+    """With the run's own save interval, and a start-up for each attempt that the time limit makes.
+
+    A run saves at its time limit too, and at its end, whatever checkpoint.save_every is.
+    """
+    first = estimate(work, shape=shape)
+    assert first.ideal_gpu_hours is not None
+    wall_s = first.ideal_gpu_hours.p50 / plan.topology.num_gpus * 3600
+    attempts = max(1, math.ceil(wall_s / plan.time_limit_s)) if plan.time_limit_s else 1
+    periodic_s = wall_s / plan.num_steps * config.checkpoint.save_every
+    return estimate(
+        work,
+        shape=shape,
+        rates=rates,
+        save_time_s=plan.save_time_s or 0.0,
+        save_interval_s=max(1.0, min(periodic_s, wall_s, plan.time_limit_s or math.inf)),
+        startup_gpu_hours=attempts * plan.topology.num_gpus * _STARTUP_S / 3600,
+    )
+
+
+def _rl_work(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape | None) -> RlWork:
+    rollout, params = config.rollout, float(plan.num_parameters or 0)
+    sequences = rollout.num_prompts * rollout.num_generations
+    active = params if shape is None else float(shape.num_active_parameters)
+    return RlWork(
+        params=params,
+        gpu=gpu,
+        num_gpus=plan.topology.num_gpus,
+        num_rollouts=_num_rollouts(config),
+        sequences_per_rollout=sequences if config.stage == "rl" else _sampled(config),
+        prompt_length=rollout.max_prompt_length,
+        completion_length=max(1.0, _MEAN_OF_LONGEST * rollout.max_completion_length),
+        max_completion_length=rollout.max_completion_length,
+        cache_bytes_per_token=_cache_bytes(shape, params),
+        active_params=active,
+        precision=_precision(config, gpu),
+        logprob_passes=2 if config.rl.kl_coef > 0 else 1,
+        num_iterations=config.rl.num_iterations,
+        critic_params=active if config.rl.algorithm == "ppo" else 0.0,
+        recompute=config.model.activation_checkpointing,
+    )
+
+
+def _num_rollouts(config: RunConfig) -> int:
+    if config.stage != "rl":
+        return 1
+    return math.ceil(config.train.num_steps / updates_per_rollout(config))
+
+
+def _sampled(config: RunConfig) -> int:
+    if config.stage == "evaluate":
+        return config.evaluate.num_items * config.evaluate.num_samples
+    return config.generate.num_items * config.generate.num_samples
+
+
+def _cache_bytes(shape: ModelShape | None, params: float) -> float:
+    if shape is None:
+        return guessed_cache_bytes(params)
+    return 2 * 2.0 * shape.num_layers * shape.num_key_value_heads * shape.head_dim

@@ -1,0 +1,208 @@
+"""An estimate from flags alone: model, data and hardware as numbers, without a job file.
+
+estimate_of_flags(arguments)        # of the parser that flags.add_flags filled
+"""
+
+import argparse
+import json
+from typing import Any
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.units import format_duration
+from r1hpc.estimator.baselines import BYTES_PER_TOKEN
+from r1hpc.estimator.estimate import Estimate, estimate, seed_estimate
+from r1hpc.estimator.estimate_rl import estimate_rl
+from r1hpc.estimator.goodput import SAVE_S, FailureRates
+from r1hpc.estimator.rl_phase import RlWork
+from r1hpc.estimator.workload import (
+    ASSUMED_GPU,
+    RECOMPUTATION,
+    Workload,
+    check_choice,
+    guessed_cache_bytes,
+    parse_count,
+)
+from r1hpc.plan.hardware import Gpu, find_gpu
+from r1hpc.plan.shape import ModelShape, model_shape
+
+_LEAST_GOODPUT = 0.01
+_ASSUMED_BANDWIDTH_TB_S = 2.0
+"""An A100's, for a card that is given by its peak alone."""
+_AS_GIVEN = ("num_gpus", "micro_batch_size", "zero_stage", "offload", "tensor_parallel", "pipeline_parallel")
+"""Flags that are fields of a Workload as they are."""
+_PRECISION_ALIASES = {
+    "bfloat16": "bf16",
+    "amp_bf16": "bf16",
+    "float16": "fp16",
+    "half": "fp16",
+    "amp_fp16": "fp16",
+    "amp_fp8": "fp8",
+    "float32": "fp32",
+}
+_RECOMPUTE_ALIASES = {"yes": "full", "true": "full", "no": "none", "false": "none"}
+
+
+def estimate_of_flags(arguments: argparse.Namespace) -> Estimate:
+    """The estimate of the run that the flags describe.
+
+    Raises:
+        UsageError: too little is given, or something that no run can have.
+    """
+    if arguments.params is None and arguments.model_config is None:
+        raise UsageError(
+            "what shall be estimated? Give a job file, or --params 7B --tokens 1T, with --gpu a100-80gb and "
+            "--num-gpus 64 where they are known"
+        )
+    if arguments.method == "seed":
+        return seed_estimate(_count(arguments, "params"), _gigabytes(arguments))
+    if arguments.rl_sequences is not None:
+        found = estimate_rl(_rl_work(arguments), rates=rates_of_flags(arguments))
+    else:
+        shape = _shape(arguments)
+        found = estimate(
+            _workload(arguments, shape),
+            shape=shape,
+            rates=rates_of_flags(arguments),
+            save_time_s=_positive("--save-s", arguments.save_s) or SAVE_S,
+            save_interval_s=_positive("--save-every-s", arguments.save_every_s),
+        )
+    return found.assuming(gpu_given=arguments.gpu is not None)
+
+
+def refuse_without_progress(found: Estimate, arguments: argparse.Namespace) -> None:
+    """Refuse an estimate for a site that fails faster than the run gets on.
+
+    Raises:
+        UsageError: naming the flags.
+    """
+    lost = found.goodput
+    if lost is not None and lost.goodput < _LEAST_GOODPUT:
+        raise UsageError(
+            f"an interruption every {format_duration(86400 / lost.interruptions_per_day)}, each with a "
+            f"restart of {format_duration(arguments.restart_s)}, leaves no time for progress: give fewer "
+            "--preemptions-per-day, more --gpu-hours-per-failure or a shorter --restart-s"
+        )
+
+
+def rates_of_flags(arguments: argparse.Namespace) -> FailureRates:
+    return FailureRates(arguments.gpu_hours_per_failure, arguments.preemptions_per_day, arguments.restart_s)
+
+
+def _workload(arguments: argparse.Namespace, shape: ModelShape | None) -> Workload:
+    gpu = _gpu(arguments)
+    known: dict[str, Any] = {
+        **{name: getattr(arguments, name) for name in _AS_GIVEN},
+        "tokens": _tokens(arguments),
+        "gpu": gpu,
+        "seq_len": 2048 if arguments.seq_len is None else arguments.seq_len,
+        "tokens_per_step": _optional_count(arguments, "global_batch_tokens"),
+        "precision": _precision(arguments.precision, gpu),
+        "recompute": _recompute(arguments.recompute),
+    }
+    if shape is not None:
+        return Workload.of_shape(shape, **known)
+    return Workload.of_counts(
+        params=_count(arguments, "params"),
+        active_params=_optional_count(arguments, "active_params"),
+        layers=arguments.layers,
+        hidden_size=arguments.hidden_size,
+        **known,
+    )
+
+
+def _shape(arguments: argparse.Namespace) -> ModelShape | None:
+    path = arguments.model_config
+    if path is None:
+        return None
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} must hold one JSON object: a model's config.json")
+    return model_shape(content)
+
+
+def _gpu(arguments: argparse.Namespace) -> Gpu:
+    """The card of the table, or one given by its numbers."""
+    if arguments.peak_tflops is None:
+        return find_gpu(arguments.gpu or ASSUMED_GPU)
+    for flag in ("peak_tflops", "gpu_memory_gib", "gpu_bandwidth_tb_s"):
+        _positive(f"--{flag.replace('_', '-')}", getattr(arguments, flag))
+    return Gpu(
+        arguments.gpu or "unnamed",
+        arguments.peak_tflops,
+        arguments.gpu_memory_gib or 80.0,
+        arguments.gpu_bandwidth_tb_s or _ASSUMED_BANDWIDTH_TB_S,
+        has_fp8=True,
+    )
+
+
+def _precision(given: str | None, gpu: Gpu) -> str:
+    if given is None:
+        return "bf16" if gpu.has_bf16 else "fp16"
+    return _PRECISION_ALIASES.get(given.lower(), given.lower())
+
+
+def _recompute(given: str | None) -> str | None:
+    found = None if given is None else _RECOMPUTE_ALIASES.get(given, given)
+    check_choice("--recompute", found, RECOMPUTATION)
+    return found
+
+
+def _tokens(arguments: argparse.Namespace) -> float:
+    if arguments.tokens is not None:
+        return _count(arguments, "tokens")
+    if arguments.data_gb is None:
+        raise UsageError("give --tokens, for example 1T, or --data-gb, the text in GB")
+    return _gigabytes(arguments) * 1e9 / BYTES_PER_TOKEN
+
+
+def _gigabytes(arguments: argparse.Namespace) -> float:
+    if arguments.data_gb is not None:
+        return _positive("--data-gb", arguments.data_gb) or 0.0
+    return BYTES_PER_TOKEN * _tokens(arguments) / 1e9
+
+
+def _count(arguments: argparse.Namespace, name: str) -> float:
+    given = getattr(arguments, name)
+    flag = f"--{name.replace('_', '-')}"
+    if given is None:
+        raise UsageError(f"give {flag}, for example {flag} 7B")
+    value = parse_count(given, flag)
+    return _positive(flag, value) or 0.0
+
+
+def _optional_count(arguments: argparse.Namespace, name: str) -> float | None:
+    return None if getattr(arguments, name) is None else _count(arguments, name)
+
+
+def _positive(flag: str, value: float | None) -> float | None:
+    if value is not None and not 0 < value < float("inf"):
+        raise UsageError(f"{flag} is {value:g}: it must be above 0")
+    return value
+
+
+def _rl_work(arguments: argparse.Namespace) -> RlWork:
+    if arguments.num_gpus is None:
+        raise UsageError("reinforcement learning needs --num-gpus: how completions are batched depends on it")
+    params, gpu = _count(arguments, "params"), _gpu(arguments)
+    sequences = max(1, round(_count(arguments, "rl_sequences")))
+    each = min(arguments.sequences_per_rollout, sequences)
+    longest = arguments.max_completion_length
+    return RlWork(
+        params=params,
+        gpu=gpu,
+        num_gpus=arguments.num_gpus,
+        num_rollouts=max(1, round(sequences / max(1, each))),
+        sequences_per_rollout=each,
+        prompt_length=arguments.prompt_length,
+        completion_length=arguments.completion_length,
+        max_completion_length=4 * arguments.completion_length if longest is None else longest,
+        cache_bytes_per_token=guessed_cache_bytes(params),
+        active_params=_optional_count(arguments, "active_params"),
+        precision=_precision(arguments.precision, gpu),
+        logprob_passes=arguments.logprob_passes,
+        critic_params=parse_count(arguments.critic_params, "--critic-params"),
+        recompute=_recompute(arguments.recompute) == "full",
+    )

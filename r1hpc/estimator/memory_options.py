@@ -1,0 +1,215 @@
+"""Which (ZeRO stage, micro batch, recomputation, offload) fit the card, and which is cheapest.
+
+    options = memory_options(work, shape)
+    options.best          # the configuration with the highest expected MFU among those that fit
+    options.fits          # all that fit, cheapest first
+
+States and activations as in memory.py; on top of them what DeepSpeed and CUDA hold: a bucket for gradients
+and, in ZeRO 3, gathered weights; a CUDA context; fragmentation. Offload keeps the optimizer's fp32 weights
+and moments in the host's memory. LoRA, tensor and pipeline parallelism are not in it: r1hpc trains with
+DeepSpeed's ZeRO.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from typing import Any
+
+from r1hpc.base.units import GIB
+from r1hpc.config.schema import Precision
+from r1hpc.estimator.features import num_gpus_of
+from r1hpc.estimator.mfu import mfu_belief
+from r1hpc.estimator.workload import Workload
+from r1hpc.plan.hardware import Gpu
+from r1hpc.plan.memory import memory_per_gpu
+from r1hpc.plan.shape import ModelShape, model_shape
+
+MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+_BUCKET_ELEMENTS = 5e8
+"""DeepSpeed's default reduce_bucket_size. Measured with 0.19.8: ZeRO 1 and 2 hold all of it during a backward
+pass and ZeRO 3 always, however small the model."""
+_LIVE_ELEMENTS = 1e9
+"""DeepSpeed's default stage3_max_live_parameters."""
+_CONTEXT_GIB = 1.0
+"""CUDA context, NCCL and cuBLAS workspaces; assumed."""
+_FRAGMENTATION = 0.95
+"""Part of the card that PyTorch's allocator can really use; assumed."""
+_VOCABULARY = 32000
+_HEAD_DIM = 128
+
+
+@dataclass(frozen=True)
+class Option:
+    """One configuration. GiB on one GPU; `host_gib` is what offload puts beside it."""
+
+    zero_stage: int
+    micro_batch_size: int
+    recompute: str
+    offload: bool
+    states_gib: float
+    activations_gib: float
+    """With the logits."""
+    buffers_gib: float
+    host_gib: float
+    expected_mfu: float
+
+    @property
+    def total_gib(self) -> float:
+        return self.states_gib + self.activations_gib + self.buffers_gib
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "total_gib": self.total_gib}
+
+    def __str__(self) -> str:
+        offload = ", optimizer offloaded" if self.offload else ""
+        return (
+            f"ZeRO {self.zero_stage}, micro batch {self.micro_batch_size}, recomputation {self.recompute}"
+            f"{offload}: {self.total_gib:.1f} GiB"
+        )
+
+
+@dataclass(frozen=True)
+class MemoryOptions:
+    """Every configuration that fits, cheapest first; `smallest` is the leanest of all, fitting or not."""
+
+    usable_gib: float
+    num_gpus: int
+    fits: tuple[Option, ...]
+    smallest: Option
+    least_gpus: int | None
+    """The fewest GPUs on which something fits without offload, where nothing fits on these; None: none do."""
+
+    @property
+    def best(self) -> Option | None:
+        return self.fits[0] if self.fits else None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "usable_gib": self.usable_gib,
+            "num_gpus": self.num_gpus,
+            "fits": bool(self.fits),
+            "best": self.best.to_json() if self.best else None,
+            "options": [option.to_json() for option in self.fits],
+            "smallest": self.smallest.to_json(),
+            "least_gpus": self.least_gpus,
+        }
+
+
+def memory_options(work: Workload, shape: ModelShape | None = None) -> MemoryOptions:
+    """All options for `work`; without a shape, of a Llama of its size.
+
+    Micro batches beyond the global batch are left out.
+    """
+    shape, num_gpus = shape or guessed_shape(work), num_gpus_of(work)
+    every = list(_every_option(shape, work, num_gpus))
+    usable = usable_gib(work.gpu)
+    fitting = [option for option in every if option.total_gib <= usable]
+    fitting.sort(key=lambda option: (-round(option.expected_mfu, 4), option.zero_stage, option.total_gib))
+    smallest = min(every, key=lambda option: option.total_gib)
+    least = None if fitting else _least_gpus(shape, work)
+    return MemoryOptions(usable, num_gpus, tuple(_undominated(fitting)), smallest, least)
+
+
+def usable_gib(gpu: Gpu) -> float:
+    return gpu.memory_gib * _FRAGMENTATION - _CONTEXT_GIB
+
+
+def guessed_shape(work: Workload) -> ModelShape:
+    """A Llama of the workload's size, for memory where only numbers are known."""
+    layers = max(1, round(work.layers))
+    hidden = max(_HEAD_DIM, round(work.hidden_size / _HEAD_DIM) * _HEAD_DIM)
+    llama = model_shape(
+        {
+            "model_type": "llama",
+            "hidden_size": hidden,
+            "intermediate_size": max(1, round(8 / 3 * hidden)),
+            "num_hidden_layers": layers,
+            "num_attention_heads": hidden // _HEAD_DIM,
+            "vocab_size": _VOCABULARY,
+            "max_position_embeddings": work.seq_len,
+        }
+    )
+    return replace(llama, num_parameters=round(work.params), num_active_parameters=round(work.active_params))
+
+
+def option_of(shape: ModelShape, work: Workload) -> Option:
+    """What `work` holds on each GPU in its own ZeRO configuration, and how fast it is expected to be."""
+    stage, micro, offload = work.zero_stage or 0, int(work.micro_batch_size or 1), work.offload
+    precision = {"fp16": Precision.fp16, "fp32": Precision.fp32, "tf32": Precision.fp32}
+    held = memory_per_gpu(
+        shape,
+        zero_stage=stage,
+        world_size=num_gpus_of(work),
+        precision=precision.get(work.precision, Precision.bf16),
+        micro_batch_size=micro,
+        seq_len=work.seq_len,
+        activation_checkpointing=work.recompute == "full",
+    )
+    return Option(
+        zero_stage=stage,
+        micro_batch_size=micro,
+        recompute=work.recompute or "none",
+        offload=offload,
+        states_gib=held.parameters_gib + held.gradients_gib + (0.0 if offload else held.optimizer_gib),
+        activations_gib=held.activations_gib + held.logits_gib,
+        buffers_gib=_buffers_gib(shape, stage),
+        host_gib=held.optimizer_gib if offload else 0.0,
+        expected_mfu=mfu_belief(work, 0.0).median,
+    )
+
+
+def _every_option(shape: ModelShape, work: Workload, num_gpus: int) -> Iterator[Option]:
+    stages = (0, 1, 2, 3) if num_gpus > 1 else (0, 3)
+    choices = product(stages, _micro_batches(work, num_gpus), ("none", "full"), (False, True))
+    for stage, micro, recompute, offload in choices:
+        if not offload or stage >= 2:
+            yield option_of(shape, _configured(work, num_gpus, stage, micro, recompute, offload))
+
+
+def _configured(
+    work: Workload, num_gpus: int, zero_stage: int, micro_batch_size: int, recompute: str, offload: bool
+) -> Workload:
+    """`work` by ZeRO alone, in this configuration."""
+    return replace(
+        work,
+        num_gpus=num_gpus,
+        zero_stage=zero_stage,
+        micro_batch_size=micro_batch_size,
+        recompute=recompute,
+        offload=offload,
+        tensor_parallel=None,
+        pipeline_parallel=None,
+    )
+
+
+def _micro_batches(work: Workload, num_gpus: int) -> list[int]:
+    if work.tokens_per_step is None:
+        return list(MICRO_BATCHES)
+    most = work.tokens_per_step / work.seq_len / num_gpus
+    return [micro for micro in MICRO_BATCHES if micro <= max(1.0, most)]
+
+
+def _buffers_gib(shape: ModelShape, zero_stage: int) -> float:
+    """16-bit: the bucket of gradients from ZeRO 1 on; in ZeRO 3 the weights gathered for layers at hand."""
+    if zero_stage == 0:
+        return 0.0
+    gathered = min(_LIVE_ELEMENTS, shape.num_parameters) if zero_stage == 3 else 0.0
+    return 2 * (_BUCKET_ELEMENTS + gathered) / GIB
+
+
+def _undominated(options: list[Option]) -> Iterator[Option]:
+    """The fastest micro batch alone of the options with the same stage, recomputation and offload."""
+    seen = set()
+    for option in options:
+        kind = (option.zero_stage, option.recompute, option.offload)
+        if kind not in seen:
+            seen.add(kind)
+            yield option
+
+
+def _least_gpus(shape: ModelShape, work: Workload) -> int | None:
+    for gpus in (1 << exponent for exponent in range(15)):
+        option = option_of(shape, _configured(work, gpus, 3, 1, "full", False))
+        if option.total_gib <= usable_gib(work.gpu):
+            return gpus
+    return None

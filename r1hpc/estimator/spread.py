@@ -1,0 +1,57 @@
+"""An amount that is not known exactly, by its P10, P50 and P90.
+
+    Spread.log_normal(100, 0.3) * 2 + 5
+
+It is log-normal with its own width on either side of the median.
+"""
+
+import math
+import statistics
+from dataclasses import asdict, dataclass
+
+NORMAL = statistics.NormalDist()
+Z90 = NORMAL.inv_cdf(0.9)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Quantiles, of GPU-hours for the most part."""
+
+    p10: float
+    p50: float
+    p90: float
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.p10 <= self.p50 <= self.p90 < math.inf, f"not a spread: {self}"
+
+    def __add__(self, amount: float) -> "Spread":
+        """With an amount that is certain on top."""
+        return Spread(self.p10 + amount, self.p50 + amount, self.p90 + amount)
+
+    def __mul__(self, factor: float) -> "Spread":
+        return Spread(self.p10 * factor, self.p50 * factor, self.p90 * factor)
+
+    def at(self, z: float) -> float:
+        """The value `z` standard deviations from the median."""
+        if self.p50 <= 0:
+            return self.p90 * max(0.0, z) / Z90
+        if z >= 0:
+            return float(self.p50 * (self.p90 / self.p50) ** (z / Z90))
+        return float(self.p50 * (max(self.p10, 1e-9 * self.p50) / self.p50) ** (-z / Z90))
+
+    def chance_below(self, amount: float) -> float:
+        """The probability that it is no more than `amount`."""
+        if amount <= 0 or self.p50 <= 0:
+            return 0.0 if amount < self.p50 else 1.0
+        side = self.p90 / self.p50 if amount >= self.p50 else self.p50 / max(self.p10, 1e-9 * self.p50)
+        if side <= 1:
+            return 1.0 if amount >= self.p50 else 0.0
+        return NORMAL.cdf(math.log(amount / self.p50) / math.log(side) * Z90)
+
+    def to_json(self) -> dict[str, float]:
+        return asdict(self)
+
+    @staticmethod
+    def log_normal(median: float, log_sd: float) -> "Spread":
+        """Of a median and a standard deviation of the logarithm."""
+        return Spread(median * math.exp(-Z90 * log_sd), median, median * math.exp(Z90 * log_sd))

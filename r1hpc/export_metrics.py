@@ -1,0 +1,134 @@
+"""A run's metrics for the tools a group already uses.
+
+    python -m r1hpc.export_metrics RUN --to tensorboard            # event files in RUN/report/tensorboard/
+    python -m r1hpc.export_metrics RUN --to tensorboard --follow   # and new steps, until the run is over
+    python -m r1hpc.export_metrics RUN --to prometheus            # RUN/metrics/r1hpc.prom
+    python -m r1hpc.export_metrics RUN --to prometheus --out /var/lib/node_exporter/textfile --follow
+    python -m r1hpc.export_metrics RUN --to wandb --project NAME   # offline: WANDB_MODE=offline
+
+TensorBoard and W&B are extras: pip install 'r1hpc[tensorboard]', 'r1hpc[wandb]'. For Prometheus
+--out is the folder that node_exporter's textfile collector reads, and the file in it is readable for all.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from r1hpc.base.choose_run import add_run, choose_run, flat_name, full_name
+from r1hpc.base.cli import ArgumentParser, print_json, run_command
+from r1hpc.base.errors import UsageError
+from r1hpc.base.rundir import RunDir
+
+if TYPE_CHECKING:  # --help must be quick
+    from r1hpc.telemetry.metrics import Step
+    from r1hpc.telemetry.tensorboard import TensorBoardWriter
+
+_LEAST_PERIOD_S = 1.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    if arguments.every < _LEAST_PERIOD_S:
+        raise UsageError(f"--every {arguments.every:g} is below {_LEAST_PERIOD_S:g} second")
+    if arguments.to == "wandb" and (arguments.follow or arguments.out):
+        raise UsageError("--to wandb takes neither --follow nor --out: export once the run has got somewhere")
+    run = choose_run(arguments.run_dir, arguments.run_root)
+    written = _TARGETS[arguments.to](run, arguments)
+    if arguments.json:
+        print_json({"run_id": full_name(run), "to": arguments.to, **written})
+    else:
+        print(", ".join(f"{key} {value}" for key, value in written.items()))
+    return 0
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="python -m r1hpc.export_metrics", description=__doc__)
+    add_run(parser)
+    parser.add_argument("--to", choices=tuple(_TARGETS), required=True)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write to")
+    parser.add_argument("--follow", action="store_true", help="go on until the run is over")
+    parser.add_argument("--every", type=float, default=15.0, metavar="S", help="--follow: seconds (15)")
+    parser.add_argument("--project", default="r1hpc", help="--to wandb: the project")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    return parser
+
+
+def _to_tensorboard(run: RunDir, arguments: Any) -> dict[str, Any]:
+    from r1hpc.telemetry.gpu_series import read_gpu_series
+    from r1hpc.telemetry.metrics import read_steps
+    from r1hpc.telemetry.tensorboard import TensorBoardWriter
+
+    folder = (arguments.out / flat_name(run)) if arguments.out else run.report / "tensorboard"
+    with TensorBoardWriter(folder) as writer:
+        if arguments.follow:
+            count = _stream(run, writer, arguments.every)
+        else:
+            count = writer.steps(read_steps(run).effective.values())
+        writer.gpus(read_gpu_series(sorted(run.metrics.glob("gpu-*.jsonl"))))
+    return {"steps": count, "folder": str(folder)}
+
+
+def _stream(run: RunDir, writer: "TensorBoardWriter", every_s: float) -> int:
+    """All steps in the order they were taken, and those to come."""
+    from r1hpc.telemetry.metrics import follow_steps
+
+    newer = follow_steps(run)
+    count = 0
+    for _ in _until_over(run, every_s):
+        count += writer.steps(_available(newer))
+        writer.flush()
+    return count
+
+
+def _available(newer: "Callable[[], list[Step]]") -> "Iterator[Step]":
+    while steps := newer():
+        yield from steps
+
+
+def _to_prometheus(run: RunDir, arguments: Any) -> dict[str, Any]:
+    from r1hpc.telemetry.prometheus import write_textfile
+
+    path = run.metrics / "r1hpc.prom"
+    if arguments.out is not None:
+        if not arguments.out.is_dir():
+            raise UsageError(f"--out {arguments.out} is no folder: name the textfile collector's own")
+        path = arguments.out / f"r1hpc-{flat_name(run)}.prom"
+    mode = 0o600 if arguments.out is None else 0o644
+    for _ in _until_over(run, arguments.every) if arguments.follow else (None,):
+        write_textfile(run, path, mode, full_name(run))
+    return {"file": str(path)}
+
+
+def _to_wandb(run: RunDir, arguments: Any) -> dict[str, Any]:
+    from r1hpc.telemetry.metrics import read_steps
+    from r1hpc.telemetry.wandb_export import export_steps
+
+    steps = read_steps(run).effective.values()
+    count = export_steps(run, steps, arguments.project, flat_name(run))
+    return {"steps": count, "project": arguments.project}
+
+
+def _until_over(run: RunDir, every_s: float) -> Iterator[None]:
+    """Now, every so often, and once after the run is over."""
+    from r1hpc.attempt.state import look
+
+    over = False
+    while True:
+        yield
+        if over:
+            return
+        over = look(run).state.is_over
+        if not over:
+            time.sleep(every_s)
+
+
+_TARGETS: dict[str, Callable[[RunDir, Any], dict[str, Any]]] = {
+    "tensorboard": _to_tensorboard,
+    "prometheus": _to_prometheus,
+    "wandb": _to_wandb,
+}
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,296 @@
+"""One chart, drawn by matplotlib: inlined in a page as SVG at two widths, or written as PNG for a slide.
+
+    chart = Chart("queue", "Queue waits", "hours in the queue", draw)   # draw(axes, width) does the drawing
+    html = inline(chart, FULL)            # for a page: follows its colours, its font and its width
+    save_png([chart], "one-run: queue", run.report / "queue.png")
+
+An SVG that merely scales has unreadable text on a telephone, so a chart that is wide on a desk is drawn twice
+and the style sheet shows one of them. Lengths are CSS pixels. matplotlib is imported when something is drawn.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from r1hpc.base.files import write_atomic
+from r1hpc.base.names import printable
+from r1hpc.reporting.html import keys, text
+from r1hpc.reporting.palette import colour, with_variables
+
+Axes = Any
+"""matplotlib.axes.Axes, which is not imported here."""
+NARROW, HALF, FULL = 360, 514, 1080
+"""Widths: of a telephone or a third of the page, of half the page, and of the whole page."""
+_FONT = 13
+_WIDE = 600
+"""From here on names stand beside their bars, and there are more ticks."""
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "r1hpc",
+    "font.size": _FONT,
+    "axes.titlesize": _FONT,
+    "axes.titlecolor": colour("muted"),
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.spines.bottom": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.labelcolor": colour("muted"),
+    "axes.xmargin": 0,
+    "grid.color": colour("grid"),
+    "grid.linewidth": 1,
+    "text.color": colour("ink"),
+    "text.parse_math": False,
+    "xtick.color": colour("grid"),
+    "xtick.labelcolor": colour("muted"),
+    "xtick.major.size": 0,
+    "xtick.major.pad": 6,
+    "xtick.minor.size": 0,
+    "ytick.color": colour("grid"),
+    "ytick.labelcolor": colour("muted"),
+    "ytick.major.size": 0,
+    "ytick.minor.size": 0,
+    "legend.frameon": False,
+    "legend.fontsize": _FONT,
+    "lines.linewidth": 1.8,
+    "lines.solid_joinstyle": "round",
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What to draw, not yet drawn."""
+
+    name: str
+    """Name of its file, without the ending."""
+    title: str
+    label: str
+    """For those who cannot see it: what it shows, and its numbers where they are few."""
+    draw: Callable[[Axes, int], None]
+    """Draws on empty axes that belong to a figure of this width."""
+    height: int = 210
+    num_rows: int = 0
+    """Rows of a chart of named bars, whose height follows from it."""
+    keys: Sequence[tuple[str, str]] = ()
+    """(colour of the palette, what it means)."""
+
+    def height_at(self, width: int) -> int:
+        return 46 + self.num_rows * (28 if width >= _WIDE else 43) if self.num_rows else self.height
+
+
+def inline(chart: Chart | None, width: int = NARROW) -> str:
+    """The chart as HTML, from `width` down to a telephone's; empty where there is none."""
+    if chart is None:
+        return ""
+    sizes = {NARROW: "narrow", width: "wide"} if width > NARROW else {NARROW: "any"}
+    drawn = "".join(_svg(chart, each, css) for each, css in sizes.items())
+    return f'{keys(chart.keys)}<div class="chart">{drawn}</div>'
+
+
+def save_png(charts: Sequence[Chart], title: str, path: Path) -> None:
+    """The charts under each other, whole or not at all."""
+    with _drawing():
+        figure = _figure(charts, FULL, sum(chart.height_at(FULL) for chart in charts) + 40)
+        figure.suptitle(
+            printable(title), x=0.01, ha="left", fontsize=16, fontweight="bold", color=colour("ink")
+        )
+        figure.get_layout_engine().set(w_pad=0.15, h_pad=0.1)
+        _legend(figure, [key for chart in charts for key in chart.keys])
+        written = io.BytesIO()
+        figure.savefig(written, format="png", dpi=110, facecolor=colour("card"), metadata={"Software": None})
+    write_atomic(path, written.getvalue())
+
+
+def tip(artist: Any, words: str) -> Any:
+    """Words that a page shows while the pointer is on the artist."""
+    artist.set_gid(f"tip {printable(words)}")
+    return artist
+
+
+def dot(axes: Axes, x: float, y: float, name: str, words: str, size: float = 8) -> None:
+    """A point: a line of next to no length with round ends, which is an eighth of a marker in the page."""
+    how = {"color": colour(name), "lw": size, "solid_capstyle": "round", "zorder": 5, "clip_on": False}
+    tip(axes.plot([x, x + 1e-11 * (1 + abs(x))], [y, y], **how)[0], words)
+
+
+def note(axes: Axes, x: float, y: float, words: str, name: str = "ink", **how: Any) -> None:
+    """Text at a point, on a patch of the background so that lines do not cross it."""
+    back = {"facecolor": colour("card"), "alpha": 0.75, "linewidth": 0, "pad": 1.0}
+    style: dict[str, Any] = {"color": colour(name), "ha": "center", "va": "bottom", "zorder": 6, "bbox": back}
+    axes.annotate(printable(words), (x, y), textcoords="offset points", **{"xytext": (0, 4), **style, **how})
+
+
+def time_axis(axes: Axes, begin: float, end: float, width: int) -> None:
+    """The x axis in Unix seconds / DAY, labelled in local time."""
+    from dateutil.tz import tzlocal
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+    zone = tzlocal()
+    fewest, most = (4, 10) if width > HALF else (2, 6)
+    locator = AutoDateLocator(tz=zone, minticks=fewest, maxticks=most)
+    day = "%-d %b"
+    formats = ["%Y", "%b", day, "%H:%M", "%H:%M", "%H:%M:%S" if width > HALF else ":%S"]
+    zeros = ["", "%b %Y", day, day, "%H:%M", "%H:%M"]
+    axes.set_xlim(begin / DAY, end / DAY)
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(
+        ConciseDateFormatter(locator, tz=zone, formats=formats, zero_formats=zeros, show_offset=False)
+    )
+    axes.grid(axis="x", visible=False)
+
+
+DAY = 86400.0
+
+
+def number_axis(axis: Any, low: float, high: float, count: int = 5) -> None:
+    """An axis of plain numbers from `low` to `high`: 0  0.25  40  12,000."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.axes.set(**{f"{axis.axis_name}lim": (low, high)})
+    axis.set_major_locator(MaxNLocator(count, steps=[1, 2, 5, 10]))
+    axis.set_major_formatter(lambda value, _: short(value))
+
+
+def log_axis(
+    axis: Any, low: float, high: float, values: Sequence[float] | None = None, unit: str = ""
+) -> None:
+    """A logarithmic axis with few labels: the powers of ten, else `values`."""
+    from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
+
+    axis.axes.set(**{f"{axis.axis_name}scale": "log", f"{axis.axis_name}lim": (low, high)})
+    axis.set_major_locator(LogLocator(numticks=6) if values is None else FixedLocator(values))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(lambda value, _: f"{short(value)}{unit}")
+
+
+def short(value: float) -> str:
+    """A tick label: 0  0.25  40  12,000."""
+    value = 0.0 if abs(value) < 1e-12 else value
+    if abs(value) >= 10 or value == round(value):
+        return f"{value:,.0f}"
+    return f"{value:.6f}".rstrip("0") if abs(value) >= 0.001 else f"{value:.0e}"
+
+
+def named_rows(axes: Axes, rows: Sequence[tuple[str, str, bool]], width: int) -> tuple[list[float], float]:
+    """Room for bars, each with its name, its value and whether both are bold: y of each, and how thick.
+
+    Names stand beside their bars where there is room, and above them on a telephone.
+    """
+    wide, ys = width >= _WIDE, [-float(i) for i in range(len(rows))]
+    axes.set_ylim(ys[-1] - 0.5, 0.5 if wide else 0.8)
+    axes.set_yticks(ys, [""] * len(ys))
+    axes.grid(axis="y", visible=False)
+    most = 36 if width == FULL else 22
+    for y, (name, value, strong) in zip(ys, rows, strict=True):
+        bold = {"fontweight": "bold", "color": colour("ink")} if strong else {}
+        named = {"transform": axes.get_yaxis_transform(), "clip_on": False, **bold}
+        if wide:
+            axes.text(-10 / width, y, _cut(name, most), ha="right", va="center", **named)
+            axes.text(1 + 10 / width, y, value, ha="left", va="center", **{"color": colour("muted"), **named})
+        else:
+            axes.text(0, y + 0.27, _cut(name, 49 - len(value)), ha="left", va="bottom", **named)
+            axes.text(1, y + 0.27, value, ha="right", va="bottom", **{"color": colour("muted"), **named})
+    return ys, 0.62 if wide else 0.4
+
+
+def _cut(name: str, most: int) -> str:
+    """Names of runs often differ at their ends, so what is left out is in the middle."""
+    name = printable(name)
+    return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most - most // 2) :]}"
+
+
+@contextmanager
+def _drawing() -> Iterator[None]:
+    import matplotlib
+
+    # A letter that a font lacks or a crowded layout is nothing that who asked for a report can mend.
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
+def _figure(charts: Sequence[Chart], width: int, height: int) -> Any:
+    """A figure of stacked charts; 1 point is 1 pixel, as in SVG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
+    heights = [chart.height_at(width) for chart in charts]
+    panels = figure.subplots(len(charts), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
+    for chart, axes in zip(charts, panels, strict=True):
+        chart.draw(axes, width)
+    return figure
+
+
+def _legend(figure: Any, meanings: Sequence[tuple[str, str]]) -> None:
+    """The keys of its charts, below; in a page they are HTML."""
+    from matplotlib.patches import Patch
+
+    if meanings:
+        patches = [Patch(color=colour(name), label=printable(words)) for name, words in meanings]
+        figure.legend(handles=patches, loc="outside lower left", ncols=len(patches), handlelength=1)
+
+
+def _svg(chart: Chart, width: int, css: str) -> str:
+    with _drawing():
+        written = io.StringIO()
+        height = chart.height_at(width)
+        nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        _figure([chart], width, height).savefig(written, format="svg", metadata=nothing)
+    root = ElementTree.fromstring(written.getvalue())
+    shapes = "".join(_plain(child) for child in root)
+    return (
+        f'<svg class="{css}" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{text(chart.label)}">{shapes}</svg>'
+    )
+
+
+_DROPPED = ("metadata", "clipPath", "style")
+_KEPT = ("d", "x", "y", "transform", "href", "style")
+_USUAL = re.compile(
+    rf"font-size: {_FONT}px;? ?|font-family: [^;]*;? ?|stroke-linejoin: \w+;? ?|stroke-linecap: [^r]\w+;? ?"
+    rf"|text-anchor: start;? ?|fill: {colour('ink')};? ?"
+)
+"""What the style sheet says, or is so anyway."""
+
+
+def _plain(node: ElementTree.Element) -> str:
+    """An element as a page needs it: no namespaces, no metadata, no clipping, no groups without a meaning."""
+    tag, name = _local(node.tag), node.get("id", "")
+    inner = "".join(_plain(child) for child in node)
+    if tag in _DROPPED or (tag in ("g", "defs") and not inner):
+        return ""
+    if tag == "g":
+        words = name.removeprefix("tip ")
+        return f"<g><title>{text(words)}</title>{inner}</g>" if words != name else inner
+    given = {_local(key): value for key, value in node.attrib.items()}
+    kept = {key: _tidy(key, given[key]) for key in _KEPT if key in given}
+    if kept.get("style") == "fill:none":
+        return ""
+    if name.startswith("m") and tag == "path":  # what a <use> refers to
+        kept["id"] = name
+    attributes = "".join(f' {key}="{text(value)}"' for key, value in kept.items() if value)
+    inner = f"{text(node.text or '')}{inner}" if tag == "text" else inner
+    return f"<{tag}{attributes}>{inner}</{tag}>" if inner else f"<{tag}{attributes}/>"
+
+
+def _local(name: str) -> str:
+    return name.rsplit("}", 1)[-1]
+
+
+def _tidy(key: str, value: str) -> str:
+    if key == "style":
+        return with_variables(_USUAL.sub("", value)).replace(": ", ":").replace("; ", ";").rstrip("; ")
+    if key == "transform" and re.match(r"rotate\(-?0 ", value):
+        return ""
+    value = re.sub(r"\d+\.\d+", lambda found: f"{float(found[0]):.1f}".removesuffix(".0"), value)
+    return re.sub(r"\s*([A-Za-z])\s*", r"\1", value) if key == "d" else value

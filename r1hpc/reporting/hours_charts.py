@@ -1,0 +1,464 @@
+"""The charts of GPU-hours: budget, campaign, planned against used, where they went, by day, queue waits.
+
+    chart = waste({"run-1": {"useful": 12.0, "lost": 0.5, ...}}, "GPU-hours")
+
+Each gives a Chart, or None where there is nothing to draw. Times are Unix seconds.
+"""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import TypeVar
+
+from r1hpc.accounting.budget import format_day, format_hours
+from r1hpc.accounting.campaign import StageProgress
+from r1hpc.accounting.forecast import Spread
+from r1hpc.base.units import format_duration
+from r1hpc.reporting.drawing import (
+    DAY,
+    FULL,
+    Axes,
+    Chart,
+    dot,
+    log_axis,
+    named_rows,
+    note,
+    number_axis,
+    time_axis,
+    tip,
+)
+from r1hpc.reporting.palette import colour
+from r1hpc.reporting.series import thin
+
+BAND = "P10 to P90"
+TIMES = "\N{MULTIPLICATION SIGN}"
+PARTS = ("useful", "lost", "start-up", "save", "idle", "other")
+"""In the order in which they are stacked; `other` is what no run folder explains."""
+_MOST_COLUMNS = 120
+_MOST_ROWS = 24
+_MOST_DOTS = 200
+"""Of so many runs each is a dot that says what it is."""
+Parts = Mapping[str, float]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class BurnDown:
+    """A budget over its period, in GPU-hours."""
+
+    granted: float
+    begin: float
+    end: float
+    now: float
+    curve: Sequence[tuple[float, float]]
+    """(time, spent until then)."""
+    spent: float
+    committed: Spread
+    """Still to come of what runs and waits."""
+    over: float
+    """When that should be over."""
+    warn_at: Sequence[float]
+    """Shares of the budget at which it warns."""
+    plan_name: str
+    plan: Sequence[tuple[float, float]]
+    """(time, what should be left then)."""
+
+    @property
+    def left(self) -> float:
+        return self.granted - self.spent
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run with its estimate, in hours."""
+
+    name: str
+    planned: Spread
+    used: float
+    end: float
+    is_live: bool
+    is_finished: bool
+
+    @property
+    def is_inside(self) -> bool:
+        return self.planned.p10 <= self.used <= self.planned.p90
+
+
+def burn_down(data: BurnDown) -> Chart:
+    """What is left of the budget, with the plan and the forecast."""
+    left, granted = data.left, data.granted
+
+    def draw(axes: Axes, width: int) -> None:
+        time_axis(axes, data.begin, data.end, width)
+        number_axis(axes.yaxis, min(0.0, left - data.committed.p90), granted * 1.04)
+        axes.set_title("GPU-hours left")
+        axes.axhline(0, color=colour("median"), lw=1)
+        for mark in data.warn_at:
+            axes.axhline(granted * (1 - mark), color=colour("start-up"), lw=1.2, ls=(0, (2, 3)))
+            where = (data.begin / DAY, granted * (1 - mark))
+            note(axes, *where, f"{100 * mark:.0f} % spent", "muted", ha="left", xytext=(4, 3))
+        _draw_plan(axes, data)
+        _draw_forecast(axes, data)
+        axes.axvline(data.now / DAY, color=colour("muted"), lw=1)
+        curve = [(x, granted - spent) for x, spent in data.curve]
+        points = [(data.begin, granted), *curve, (data.now, left)]
+        _draw_hours(axes, points, f"{format_hours(left)} left", data.now > (data.begin + data.end) / 2)
+
+    label = f"What is left of the budget over time: {format_hours(left)} of {format_hours(granted)}"
+    return Chart("spent", "Burn-down", label, draw, 300)
+
+
+def spending(curve: Sequence[tuple[float, float]], unit: str) -> Chart | None:
+    """Hours spent so far, where no budget is set; `curve` is (time, spent until then)."""
+    if len(curve) < 2 or curve[-1][1] <= 0:
+        return None
+    spent = f"{format_hours(curve[-1][1])} spent"
+
+    def draw(axes: Axes, width: int) -> None:
+        time_axis(axes, curve[0][0], curve[-1][0], width)
+        number_axis(axes.yaxis, 0, 1.15 * curve[-1][1])
+        axes.set_title(f"{unit} spent")
+        _draw_hours(axes, curve, spent, True)
+
+    return Chart("spent", "Spent so far", f"{unit} over time: {spent}", draw, 240)
+
+
+def _draw_hours(axes: Axes, points: Sequence[tuple[float, float]], words: str, on_the_left: bool) -> None:
+    """(time, hours) as a line over its area; `words` stand beside the last point."""
+    xs, ys = [x / DAY for x, _ in points], [y for _, y in points]
+    axes.fill_between(xs, ys, color=colour("useful"), alpha=0.14, lw=0)
+    axes.plot(xs, ys, color=colour("useful"), lw=2)
+    dot(axes, xs[-1], ys[-1], "useful", words)
+    side, gap = ("right", -8) if on_the_left else ("left", 8)
+    note(axes, xs[-1], ys[-1], words, fontweight="bold", ha=side, xytext=(gap, 6))
+
+
+def _draw_plan(axes: Axes, data: BurnDown) -> None:
+    """The part of the plan that falls into the period; named where a fifth of the budget is planned away."""
+    import numpy as np
+
+    times, left = zip(*data.plan, strict=True)
+    xs = np.linspace(data.begin, data.end, 201)
+    ys = np.interp(xs, times, left, left=np.nan, right=np.nan)
+    xs, ys = xs[ys >= 0] / DAY, ys[ys >= 0]
+    axes.plot(xs, ys, "--", color=colour("muted"), lw=1.5)
+    if (low := ys < 0.8 * data.granted).any():
+        note(axes, xs[low][0], ys[low][0], data.plan_name, "muted", ha="left", xytext=(8, 4))
+
+
+def _draw_forecast(axes: Axes, data: BurnDown) -> None:
+    """The fan from now until all jobs are over."""
+    left, taken = data.left, data.committed
+    until = min(data.end, max(data.over, data.now + 0.02 * (data.end - data.begin)))
+    if taken.p90 <= 0 or until <= data.now:
+        return
+    xs = [x / DAY for x in (data.now, until, data.end)]
+    low, middle, high = ([left, left - hours, left - hours] for hours in (taken.p90, taken.p50, taken.p10))
+    axes.fill_between(xs, low, high, color=colour("useful"), alpha=0.18, lw=0)
+    axes.plot(xs, middle, color=colour("useful"), lw=1.5, ls=(0, (3, 3)))
+    words = f"{format_hours(middle[-1])} when all jobs are over"
+    note(axes, xs[-1], middle[-1], words, "useful", ha="right", va="top", xytext=(-4, -5))
+
+
+def _mark(axes: Axes, x: float, y: float, height: float, words: str) -> None:
+    """An upright stroke on a bar."""
+    tip(axes.vlines(x, y - height / 2, y + height / 2, color=colour("median"), lw=2.5), words)
+
+
+def campaign(stages: Sequence[StageProgress]) -> Chart | None:
+    """Each stage: planned hours pale, used ones on top, the forecast of one that is not over as a line."""
+    ahead = [s.forecast.p90 for s in stages if s.when != "past"]
+    most = max([0.0, *ahead, *(max(s.stage.gpu_hours, s.used) for s in stages)])
+    names = [_stage_name(s) for s in stages]
+    values = [f"{format_hours(s.used)} of {format_hours(s.stage.gpu_hours)}" for s in stages]
+
+    def draw(axes: Axes, width: int) -> None:
+        number_axis(axes.xaxis, 0, most)
+        rows = [(name, value, s.when == "now") for name, value, s in zip(names, values, stages, strict=True)]
+        ys, height = named_rows(axes, rows, width)
+        for y, s in zip(ys, stages, strict=True):
+            planned = s.stage.gpu_hours
+            bar = axes.barh(y, planned, height, color=colour("planned"))[0]
+            tip(bar, f"planned {format_hours(planned)}")
+            name = "lost" if s.used > planned else "useful"
+            tip(axes.barh(y, s.used, height / 2, color=colour(name))[0], f"used {format_hours(s.used)}")
+            if s.when != "past" and s.forecast.p90 > s.used:
+                axes.plot([s.forecast.p10, s.forecast.p90], [y, y], color=colour("median"), lw=2)
+                words = f"forecast {format_hours(s.forecast.p50)} ({_range(s.forecast)})"
+                _mark(axes, s.forecast.p50, y, height, words)
+        axes.set_xlabel("GPU-hours", loc="right")
+
+    meanings = [("planned", "planned"), ("useful", "used"), ("median", f"forecast, {BAND}")]
+    label = _listed("campaign", [f"{name}: {value}" for name, value in zip(names, values, strict=True)])
+    return Chart("campaign", "Campaign", label, draw, num_rows=len(stages), keys=meanings) if most else None
+
+
+def _stage_name(each: StageProgress) -> str:
+    first, last = (_short_day(moment) for moment in (each.start, each.end - 1))
+    return f"{each.stage.name} \N{MIDDLE DOT} {each.stage.days:g} d \N{MIDDLE DOT} {first} to {last}"
+
+
+def _short_day(moment: float) -> str:
+    return datetime.fromtimestamp(moment).strftime("%d %b").lstrip("0")
+
+
+def planned_against_used(runs: Sequence[PlannedRun], unit: str) -> Chart | None:
+    """For each estimated run its P10 to P90, its P50, and what it used; the largest, where they are many."""
+    shown = _largest(runs, [max(run.planned.p50, run.used) for run in runs])
+    hours = [h for r in shown for h in (r.planned.p10, r.planned.p90, r.used) if h > 0]
+    if not hours:
+        return None
+    low, high = min(hours), max(hours)
+    is_log = high > 20 * low
+    values = [f"{format_hours(r.used)} of {format_hours(r.planned.p50)}" for r in shown]
+    values = [f"{v} so far" if r.is_live and r.used else v for v, r in zip(values, shown, strict=True)]
+
+    def draw(axes: Axes, width: int) -> None:
+        if is_log:
+            log_axis(axes.xaxis, low / 1.3, high * 1.3)
+        else:
+            number_axis(axes.xaxis, 0, high * 1.04)
+        least = low / 1.3 if is_log else 0.0
+        rows = [(run.name, value, False) for run, value in zip(shown, values, strict=True)]
+        ys, height = named_rows(axes, rows, width)
+        for y, run in zip(ys, shown, strict=True):
+            left = max(run.planned.p10, least)
+            bar = axes.barh(y, run.planned.p90 - left, height, left=left, color=colour("planned"))[0]
+            tip(bar, f"planned {_range(run.planned)}")
+            words = f"planned P50 {format_hours(run.planned.p50)}"
+            _mark(axes, max(run.planned.p50, least), y, height, words)
+            if run.used > 0:
+                name = "start-up" if run.is_live else "useful" if run.is_inside else "lost"
+                dot(axes, run.used, y, name, f"used {format_hours(run.used)}")
+        axes.set_xlabel(f"{unit}{', logarithmic' if is_log else ''}{_only(shown, runs)}", loc="right")
+
+    label = _listed(
+        "planned against used", [f"{r.name}: {value}" for r, value in zip(shown, values, strict=True)]
+    )
+    meanings = [("planned", f"{BAND} at submission"), ("useful", "used, inside"), ("lost", "used, outside")]
+    meanings.append(("start-up", "so far"))
+    return Chart("planned", "Planned against used", label, draw, num_rows=len(shown), keys=meanings)
+
+
+def estimate_errors(runs: Sequence[PlannedRun]) -> Chart | None:
+    """Used / planned of every finished run, oldest first, with the P10 to P90 it was given."""
+    shown = _finished(runs)[-_MOST_DOTS:]
+    if not shown:
+        return None
+    ratios = [run.used / run.planned.p50 for run in shown]
+    spans = [(run.planned.p10 / run.planned.p50, run.planned.p90 / run.planned.p50) for run in shown]
+    edges = [edge for low, high in spans for edge in (1 / max(low, 1e-3), high)]
+    widest = 1.2 * max([1.6, *edges, *ratios, *(1 / ratio for ratio in ratios)])
+    marks = [v for v in (0.1, 0.25, 0.5, 0.67, 1, 1.5, 2, 4, 10) if 1 / widest <= v <= widest]
+
+    def draw(axes: Axes, width: int) -> None:
+        log_axis(axes.yaxis, 1 / widest, widest, marks, TIMES)
+        axes.set(xlim=(-0.6, len(shown) - 0.4), xticks=[])
+        axes.set_title("used / planned (P50)")
+        axes.set_xlabel("finished runs, oldest first", loc="right")
+        axes.axhline(1, color=colour("median"), lw=1)
+        for i, (run, (low, high), ratio) in enumerate(zip(shown, spans, ratios, strict=True)):
+            bar = axes.bar(i, high - low, 0.32, bottom=low, color=colour("planned"))[0]
+            tip(bar, f"{run.name}: P10 to P90")
+            words = f"{run.name}: {ratio:.2f}{TIMES} of the estimate"
+            dot(axes, i, ratio, "useful" if run.is_inside else "lost", words)
+            if len(shown) <= 12:
+                note(axes, i, max(high, ratio), f"{ratio:.2f}")
+
+    return Chart(
+        "errors", "Error of the estimates so far", "Used over planned, for each finished run", draw, 300
+    )
+
+
+def error_words(runs: Sequence[PlannedRun]) -> str:
+    """The error of the estimates so far, in a sentence."""
+    shown = _finished(runs)
+    if not shown:
+        return "No run with a stored estimate has finished yet."
+    errors = [abs(run.planned.p50 / run.used - 1) for run in shown]
+    inside = sum(run.is_inside for run in shown)
+    bias = statistics.median(run.used / run.planned.p50 for run in shown)
+    return (
+        f"Median error {100 * statistics.median(errors):.0f} % over {len(shown)} finished "
+        f"run{'s' * (len(shown) > 1)}; the median run used {bias:.2f}{TIMES} its P50; {inside} of "
+        f"{len(shown)} lie between P10 and P90 (80 % should)."
+    )
+
+
+def waste(runs: Mapping[str, Parts], unit: str) -> Chart | None:
+    """Where the hours of each run went, as shares: of all, of the largest, and of the others together."""
+    shown = {name: parts for name, parts in runs.items() if sum(parts.values()) > 0}
+    if not shown:
+        return None
+    kept = _largest(list(shown), [sum(parts.values()) for parts in shown.values()])
+    rest = [parts for name, parts in shown.items() if name not in kept]
+    rows = [("all runs", _sum(shown.values()), True)] if len(shown) > 1 else []
+    rows += [(name, dict(shown[name]), False) for name in kept]
+    rows += [(f"{len(rest)} others", _sum(rest), False)] if rest else []
+    useful = [
+        f"{100 * p.get('useful', 0.0) / w:.1f} % of {format_hours(w)}"
+        for _, p, _ in rows
+        if (w := sum(p.values()))
+    ]
+
+    def draw(axes: Axes, width: int) -> None:
+        axes.set(xlim=(0, 100), xticks=range(0, 101, 25))
+        axes.xaxis.set_major_formatter("{x:.0f} %")
+        named = [(name, text, strong) for (name, _, strong), text in zip(rows, useful, strict=True)]
+        ys, height = named_rows(axes, named, width)
+        for y, (_, parts, _) in zip(ys, rows, strict=True):
+            whole, base = sum(parts.values()), 0.0
+            for part in PARTS:
+                share = 100 * parts.get(part, 0.0) / whole
+                if share > 0.05:
+                    bar = axes.barh(y, share, height, left=base, color=colour(part))[0]
+                    tip(bar, f"{part}: {format_hours(parts[part])} ({share:.1f} %)")
+                base += share
+        axes.set_xlabel(f"share of the {unit}, useful ones in numbers", loc="right")
+
+    label = _listed(
+        "where the hours went", [f"{row[0]}: {text}" for row, text in zip(rows, useful, strict=True)]
+    )
+    whole = _sum(shown.values())
+    return Chart("waste", "Where the hours went", label, draw, num_rows=len(rows), keys=_hours_of(whole))
+
+
+def lost_by_cause(hours: Mapping[str, float], unit: str) -> Chart | None:
+    """Lost and idle hours by what ended the attempt they were lost in."""
+    shown = sorted(((h, cause.replace("_", " ")) for cause, h in hours.items() if h > 0), reverse=True)
+    if not shown:
+        return None
+
+    def draw(axes: Axes, width: int) -> None:
+        number_axis(axes.xaxis, 0, shown[0][0], 4)
+        ys, height = named_rows(axes, [(cause, format_hours(h), False) for h, cause in shown], width)
+        axes.barh(ys, [h for h, _ in shown], height, color=colour("lost"))
+        axes.set_xlabel(unit, loc="right")
+
+    label = _listed("lost and idle hours by cause", [f"{cause}: {format_hours(h)}" for h, cause in shown])
+    return Chart("causes", "Lost and idle, by what ended the attempt", label, draw, num_rows=len(shown))
+
+
+def queue_waits(waits: Sequence[tuple[float, float, str]]) -> Chart | None:
+    """How long each attempt waited: (when it began, seconds, its run)."""
+    if not waits:
+        return None
+    longest = max(wait for _, wait, _ in waits)
+    units = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
+    unit, size = next((each for each in units if longest >= 2 * each[1]), units[-1])
+    first, last = min(waits)[0], max(waits)[0]
+    pad = 0.05 * (last - first) or 1800.0
+    median = statistics.median(wait for _, wait, _ in waits)
+
+    def draw(axes: Axes, width: int) -> None:
+        time_axis(axes, first - pad, last + pad, width)
+        number_axis(axes.yaxis, 0, 1.15 * max(longest, 1.0) / size, 4)
+        if len(waits) > _MOST_DOTS:
+            axes.set_title(f"{unit} in the queue, mean and range of neighbours")
+            _draw_many(axes, [(begin / DAY, wait / size) for begin, wait, _ in sorted(waits)])
+        else:
+            axes.set_title(f"{unit} in the queue")
+            for begin, wait, name in waits:
+                axes.vlines(begin / DAY, 0, wait / size, color=colour("save"), alpha=0.45, lw=1)
+                dot(axes, begin / DAY, wait / size, "save", f"{name}: {format_duration(wait)}", 6)
+        axes.axhline(median / size, color=colour("start-up"), lw=1.2, ls=(0, (2, 3)))
+        where = (axes.get_xlim()[1], median / size)
+        note(axes, *where, f"median {format_duration(median)}", "muted", ha="right", xytext=(-2, 3))
+
+    return Chart("queue", "Queue waits", "Queue wait of each attempt", draw)
+
+
+def _draw_many(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
+    curve = thin([x for x, _ in points], [y for _, y in points])
+    axes.fill_between(curve.xs, curve.least, curve.most, color=colour("save"), alpha=0.3, lw=0)
+    axes.plot(curve.xs, curve.ys, color=colour("save"))
+
+
+def by_day(days: Mapping[str, Parts], unit: str) -> Chart | None:
+    """Columns of hours by PARTS for each day (YYYY-MM-DD); of each week or 30 days where they are many."""
+    if len(days) < 2:
+        return None
+    columns, size = _columns(days)
+    per = {1: "day", 7: "week"}.get(size, f"{size} days")
+    most = max(sum(parts.values()) for parts in columns.values()) or 1.0
+
+    def draw(axes: Axes, width: int) -> None:
+        time_axis(axes, min(columns), max(columns) + size * DAY, width)
+        number_axis(axes.yaxis, 0, 1.04 * most, 4)
+        axes.set_title(f"{unit} per {per}")
+        middles, base = [start / DAY + size / 2 for start in columns], [0.0] * len(columns)
+        for part in PARTS:
+            hours = [parts[part] for parts in columns.values()]
+            bars = axes.bar(middles, hours, 0.8 * size, bottom=base, color=colour(part))
+            for bar, start, h in zip(bars, columns, hours, strict=True):
+                if h < 0.001 * most:
+                    bar.remove()
+                elif width == FULL:
+                    tip(bar, f"{format_day(start)}: {part} {format_hours(h)}")
+            base = [below + h for below, h in zip(base, hours, strict=True)]
+
+    whole = _sum(columns.values())
+    return Chart("days", f"By {per}", f"{unit} of each {per}", draw, 240, keys=_hours_of(whole))
+
+
+def _columns(days: Mapping[str, Parts]) -> tuple[dict[float, dict[str, float]], int]:
+    """Hours by the begin of each column, and how many days a column has."""
+    first, last = date.fromisoformat(min(days)), date.fromisoformat(max(days))
+    count = (last - first).days + 1
+    size = 1 if count <= _MOST_COLUMNS else 7 if count <= 7 * _MOST_COLUMNS else 30
+    starts = [
+        _midnight(first + timedelta(days=i)) for i in range(0, max(count, 7), size)
+    ]  # two would be huge
+    columns = {start: dict.fromkeys(PARTS, 0.0) for start in starts}
+    for text, parts in days.items():
+        column = columns[starts[(date.fromisoformat(text) - first).days // size]]
+        for part, hours in parts.items():
+            column[part] += hours
+    return columns, size
+
+
+def _hours_of(parts: Parts) -> list[tuple[str, str]]:
+    """Keys that are read as a table: each part with its hours and share."""
+    whole = sum(parts.values()) or 1.0
+    return [
+        (part, f"{part} {format_hours(parts[part])} ({100 * parts[part] / whole:.1f} %)")
+        for part in PARTS
+        if parts.get(part, 0.0) > 0.0005 * whole
+    ]
+
+
+def _largest(items: Sequence[T], sizes: Sequence[float]) -> list[T]:
+    """The largest, in the order they come in."""
+    ranked = sorted(range(len(items)), key=lambda i: -sizes[i])[:_MOST_ROWS]
+    return [items[i] for i in sorted(ranked)]
+
+
+def _only(shown: Sequence[object], runs: Sequence[object]) -> str:
+    return f"; the {len(shown)} largest of {len(runs)} runs" if len(shown) < len(runs) else ""
+
+
+def _finished(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    shown = (run for run in runs if run.is_finished and run.used > 0 and run.planned.p50 > 0)
+    return sorted(shown, key=lambda run: run.end)
+
+
+def _sum(many: Iterable[Parts]) -> dict[str, float]:
+    whole: dict[str, float] = defaultdict(float)
+    for parts in many:
+        for part, hours in parts.items():
+            whole[part] += hours
+    return dict(whole)
+
+
+def _listed(what: str, rows: Sequence[str]) -> str:
+    return f"{what}: {'; '.join(rows)}"
+
+
+def _range(spread: Spread) -> str:
+    return f"{format_hours(spread.p10)} to {format_hours(spread.p90)}"
+
+
+def _midnight(day: date) -> float:
+    return datetime(day.year, day.month, day.day).timestamp()

@@ -1,0 +1,366 @@
+"""The charts of one run: loss, reward, throughput and MFU, GPUs, with its attempts as bands that name causes.
+
+    charts = charts_of_run(data)                      # {"loss": Chart, ...}: what there is data for
+    paths = write_pngs("my-run", charts, folder)      # loss.png, throughput.png, reward.png, gpu.png
+
+reporting.run_card reads a RunData from a run folder.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from r1hpc.reporting.drawing import (
+    DAY,
+    HALF,
+    Axes,
+    Chart,
+    dot,
+    note,
+    number_axis,
+    save_png,
+    short,
+    time_axis,
+    tip,
+)
+from r1hpc.reporting.palette import LINES, colour
+from r1hpc.reporting.series import Curve, Range, gpu_range, thin
+from r1hpc.telemetry.gpu_series import GpuSeries
+from r1hpc.telemetry.metrics import Step
+from r1hpc.telemetry.summary import AttemptSummary
+
+_FILES = {
+    "loss": ("loss", "lr"),
+    "throughput": ("throughput",),
+    "reward": ("reward", "length", "learning"),
+    "gpu": ("utilisation", "power", "memory"),
+}
+"""Which charts share a PNG."""
+_REWARDS = ("reward", "reward_mean", "mean_reward")
+_MOST_READINGS = 1500
+_MOST_LINES = 8
+"""With more GPUs than this a wide chart has a line for each node, with the range of its GPUs."""
+STUB = "source=stub: a test library, these readings mean nothing"
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Everything about one run that is drawn."""
+
+    attempts: Sequence[AttemptSummary]
+    steps: Sequence[Step]
+    """Those that lasted, in order."""
+    lost: Sequence[Step]
+    """Those that were taken again, or will be."""
+    saves: Sequence[float] = ()
+    """When a checkpoint was saved."""
+    evaluations: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    """Greedy accuracy on held-out items by step: value, low and high of its 95 % interval."""
+    gpus: Sequence[GpuSeries] = ()
+
+    @property
+    def is_stub(self) -> bool:
+        return any(each.source == "stub" for each in self.gpus)
+
+    def column(self, key: str) -> list[float | None]:
+        return [step.value(key) for step in self.steps]
+
+
+def charts_of_run(data: RunData) -> dict[str, Chart]:
+    """Every chart that there is data for, by its name."""
+    reward = next((key for key in _REWARDS if _known(data.column(key))), "reward")
+    rewards = {"accuracy": ("useful", "accuracy"), reward: ("good", "mean reward")}
+    lengths = {"response_length_correct": ("good", "correct"), "response_length_wrong": ("lost", "wrong")}
+    useless = ("muted", "groups that teach nothing")
+    learning = {"zero_variance_share": useless, "entropy": ("useful", "entropy (nats)")}
+    drawn = [
+        _over_steps(data, "loss", "Loss", {"loss": ("useful", "loss")}, lost="loss", floor=None),
+        _over_steps(data, "lr", "Learning rate", {"lr": ("muted", "learning rate")}),
+        _over_steps(data, "reward", "Reward", rewards, held_out=True),
+        _over_steps(data, "length", "Length of the answers", lengths, "tokens"),
+        _over_steps(data, "learning", "Left to learn from", learning, "share, nats"),
+        _throughput(data),
+        _gpus(data, "utilisation", "utilization_percent", "% of time with a kernel running", 100.0),
+        _gpus(data, "power", "power_w", "watts a GPU", 0.0),
+        _gpus(data, "memory", "memory_gib", "GiB a GPU", 0.0),
+    ]
+    return {chart.name: chart for chart in drawn if chart is not None}
+
+
+def write_pngs(title: str, charts: Mapping[str, Chart], folder: Path, warning: str = "") -> list[Path]:
+    """The charts as files, a few under each other in one; their paths. `warning` is said of the GPUs'."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    paths = []
+    for name, members in _FILES.items():
+        drawn = [charts[member] for member in members if member in charts]
+        if drawn:
+            words = f"  ({warning})" if warning and name == "gpu" else ""
+            save_png(drawn, f"{title}: {'GPUs' if name == 'gpu' else name}{words}", folder / f"{name}.png")
+            paths.append(folder / f"{name}.png")
+    return paths
+
+
+def _over_steps(
+    data: RunData,
+    name: str,
+    title: str,
+    lines: Mapping[str, tuple[str, str]],
+    unit: str = "",
+    *,
+    lost: str = "",
+    floor: float | None = 0.0,
+    held_out: bool = False,
+) -> Chart | None:
+    """Lines {key of the step: (colour, meaning)} over the optimizer steps.
+
+    Args:
+        unit: what the y axis shows, where the meanings do not say it.
+        lost: draw this key of the lost steps too.
+        floor: where the y axis begins; None: near the least value.
+        held_out: draw the held-out evaluations too.
+    """
+    numbers = [float(step.global_step) for step in data.steps]
+    curves = {key: thin(numbers, data.column(key)) for key in lines if _known(data.column(key))}
+    tests = data.evaluations if held_out else {}
+    if not curves:
+        return None
+    is_named = bool(unit or tests or len(curves) > 1)
+    shown = unit or ", ".join(lines[key][1] for key in curves)
+    begin, end = min([numbers[0], 1.0, *tests]) - 0.5, max([numbers[-1], *tests]) + 0.5
+
+    def draw(axes: Axes, width: int) -> None:
+        low, high = _limits(curves.values(), floor, [test["high"] for test in tests.values()])
+        number_axis(axes.xaxis, begin, end)
+        number_axis(axes.yaxis, low, high, 4)
+        axes.set_title(shown)
+        axes.set_xlabel("optimizer step", loc="right")
+        _shade(axes, _step_bands(data.attempts), begin, end, width)
+        if lost:
+            _draw_lost(axes, data.lost, lost, (low, high), end)
+        for key, curve in curves.items():
+            _draw_curve(axes, curve, lines[key][0], (low, high), lines[key][1])
+        if tests:
+            _draw_tests(axes, tests)
+        if is_named:
+            axes.legend(loc="best", handlelength=1.2)
+        else:
+            _name_last(axes, curve, lines[key][0], (low, high))
+
+    last = ", ".join(f"{curve.last[1]:.3g}" for curve in curves.values())
+    return Chart(name, title, f"{shown} over the optimizer steps: {last} at last", draw)
+
+
+def _name_last(axes: Axes, curve: Curve, name: str, limits: tuple[float, float]) -> None:
+    """The last value: below a line that is high up, because the attempts are named above."""
+    (low, high), (x, value) = limits, curve.last
+    y = min(max(value, low), high)
+    dot(axes, x, y, name, f"{value:.4g}", 7)
+    place = {"va": "top", "xytext": (-2, -6)} if y > low + 0.7 * (high - low) else {"xytext": (-2, 6)}
+    note(axes, x, y, f"{value:.3g}", ha="right", fontweight="bold", **place)
+
+
+def _draw_curve(axes: Axes, curve: Curve, name: str, limits: tuple[float, float], label: str) -> None:
+    """The means, and pale behind them the range of the values that each stands for."""
+    low, high = limits
+    if curve.is_thinned:
+        least, most = ([min(max(y, low), high) for y in ys] for ys in (curve.least, curve.most))
+        axes.fill_between(curve.xs, least, most, color=colour(name), alpha=0.2, lw=0)
+    ys = [min(max(y, low), high) for y in curve.ys]  # a wild value goes to the edge, as if it were cut off
+    axes.plot(curve.xs, ys, color=colour(name), label=label or None, zorder=4)
+
+
+def _draw_lost(axes: Axes, lost: Sequence[Step], key: str, limits: tuple[float, float], end: float) -> None:
+    """Stretches of steps that were taken again: shaded, with what they were like the first time."""
+    for stretch in _stretches(lost):
+        xs, ys = [float(s.global_step) for s in stretch], [s.value(key) for s in stretch]
+        words = f"steps {xs[0]:g} to {xs[-1]:g} were taken again"
+        tip(axes.axvspan(xs[0] - 0.5, min(xs[-1] + 0.5, end), color=colour("lost"), alpha=0.14, lw=0), words)
+        curve = thin(xs, ys)
+        shown = [min(max(y, limits[0]), limits[1]) for y in curve.ys]
+        axes.plot(curve.xs, shown, color=colour("lost"), lw=5, alpha=0.4, solid_capstyle="butt", zorder=3)
+        note(axes, (xs[0] + min(xs[-1], end)) / 2, limits[0], "redone", "lost", xytext=(0, 2))
+
+
+def _draw_tests(axes: Axes, tests: Mapping[int, Mapping[str, float]]) -> None:
+    xs = sorted(tests)
+    values = [tests[x]["value"] for x in xs]
+    below = [max(0.0, tests[x]["value"] - tests[x]["low"]) for x in xs]
+    above = [max(0.0, tests[x]["high"] - tests[x]["value"]) for x in xs]
+    how = {"color": colour("save"), "ms": 6, "lw": 1.5, "zorder": 5, "label": "held-out, greedy"}
+    axes.errorbar(xs, values, yerr=[below, above], fmt="o", clip_on=False, **how)
+
+
+def _throughput(data: RunData) -> Chart | None:
+    """MFU over wall time where it is known, with tokens per second on the right; else these alone."""
+    has_mfu = _known(data.column("mfu"))
+    if not has_mfu and not _known(data.column("tokens_per_second")):
+        return None
+    unit = "% of dense bf16 peak, without recomputation" if has_mfu else "tokens per second"
+    key, factor = ("mfu", 100.0) if has_mfu else ("tokens_per_second", 1.0)
+    lines = [
+        (name, _by_time(steps, key, factor)) for name, steps in (("useful", data.steps), ("lost", data.lost))
+    ]
+    known = [factor * value for value in data.column(key) if value is not None and math.isfinite(value)]
+    mean = f"mean {short(round(statistics.fmean(known), 1))}"
+    ratios = [s.tokens_per_second / (100 * s.mfu) for s in data.steps if s.mfu and s.tokens_per_second]
+
+    def draw(axes: Axes, width: int) -> None:
+        begin, end = _times(data)
+        high = _limits(lines[0][1], 0.0, ())[1]
+        time_axis(axes, begin, end, width)
+        number_axis(axes.yaxis, 0, high, 4)
+        axes.set_title(unit)
+        _shade(axes, _time_bands(data.attempts), begin / DAY, end / DAY, width)
+        for name, curves in lines:
+            for curve in curves:
+                _draw_curve(axes, curve, name, (0.0, high), "")
+        if width > HALF and data.saves:
+            days = [time / DAY for time in data.saves]
+            axes.plot(days, [0] * len(days), "^", color=colour("good"), ms=6, mew=0, clip_on=False, zorder=5)
+            note(axes, days[0], 0, "checkpoints", "good", xytext=(0, 7))
+        if width > HALF and ratios:
+            _second_axis(axes, statistics.median(ratios))
+        note(axes, end / DAY, 0.02 * high, mean, ha="right", xytext=(-4, 2), fontweight="bold")
+
+    return Chart("throughput", "MFU" if has_mfu else "Throughput", f"{unit} over time: {mean}", draw)
+
+
+def _by_time(steps: Sequence[Step], key: str, factor: float) -> list[Curve]:
+    """Curves over days, one for each stretch of steps: a line would cross the time between attempts."""
+    stretches = _stretches([step for step in steps if step.time is not None])
+    found = []
+    for stretch in stretches:
+        values = [None if (value := step.value(key)) is None else factor * value for step in stretch]
+        found.append(thin([(step.time or 0.0) / DAY for step in stretch], values, len(steps)))
+    return found
+
+
+def _second_axis(axes: Axes, factor: float) -> None:
+    """Tokens per second are proportional to MFU: the same line, read on the right."""
+    right = axes.secondary_yaxis("right", functions=(lambda y: y * factor, lambda y: y / factor))
+    right.set_ylabel("tokens per second")
+    right.spines["right"].set_visible(False)
+    right.yaxis.set_major_formatter(lambda value, _: short(value))
+
+
+def _gpus(data: RunData, name: str, key: str, unit: str, top: float) -> Chart | None:
+    """One reading of all GPUs over wall time: a line for each where there is room, else median and range."""
+    series = [each for each in data.gpus if each.segments]
+    whole = gpu_range(series, key)
+    if not whole.parts:
+        return None
+    count = f"{len(series)} GPU{'s' * (len(series) != 1)}"
+    many = ": median and range" if len(series) > 1 else ""
+
+    def draw(axes: Axes, width: int) -> None:
+        begin, end = _times(data)
+        time_axis(axes, begin, end, width)
+        number_axis(axes.yaxis, 0, max(top, whole.top, 1.0) * 1.12, 4)
+        axes.set_title(unit)
+        _shade(axes, _time_bands(data.attempts), begin / DAY, end / DAY, width)
+        lines = _lines(series, key) if width > HALF and len(series) > 1 else {"": whole}
+        for i, (label, line) in enumerate(lines.items()):
+            _draw_range(
+                axes, line, LINES[i % len(LINES)] if label else "save", label, len(lines) == len(series)
+            )
+        if 1 < len(lines) <= _MOST_LINES:
+            axes.legend(loc="lower center", ncols=4)
+
+    return Chart(name, f"{name.capitalize()}, {count}{many}", f"{unit}, {count}{many}", draw)
+
+
+def _lines(series: Sequence[GpuSeries], key: str) -> dict[str, Range]:
+    if len(series) <= _MOST_LINES:
+        return {each.name: gpu_range([each], key, _MOST_READINGS) for each in series}
+    nodes = {
+        node: [each for each in series if each.node == node] for node in sorted({s.node for s in series})
+    }
+    return {f"{node} ({len(members)})": gpu_range(members, key) for node, members in nodes.items()}
+
+
+def _draw_range(axes: Axes, line: Range, name: str, label: str, is_single: bool) -> None:
+    for i, (xs, least, median, most) in enumerate(line.parts):
+        days = [x / DAY for x in xs]
+        if least != most and not is_single:
+            axes.fill_between(days, least, most, color=colour(name), alpha=0.2, lw=0)
+        axes.plot(
+            days, median, color=colour(name), lw=1.4, label=label if label and i == 0 else None, zorder=4
+        )
+
+
+Bands = Sequence[tuple[float, float, str]]
+
+
+def _shade(axes: Axes, bands: Bands, begin: float, end: float, width: int) -> None:
+    """The attempts by turns in two shades, named where there is room; gaps are time in the queue."""
+    if len(bands) < 2:
+        return
+    size = 0.86 * width / max(end - begin, 1e-9)
+    for i, (left, right, name) in enumerate(bands):
+        shade = axes.axvspan(
+            max(left, begin), min(right, end), color=colour(("band", "band2")[i % 2]), lw=0, zorder=0
+        )
+        tip(shade, name)
+        room = (right - left) * size / 6.8
+        number, _, cause = name.partition(" ")
+        words = next((words for words in (name, cause, number) if len(words) <= room), "")
+        if words:
+            how = {"xycoords": ("data", "axes fraction"), "va": "top", "xytext": (0, -3)}
+            note(axes, (left + right) / 2, 1.0, words, "muted", **how)
+
+
+def _step_bands(attempts: Sequence[AttemptSummary]) -> Bands:
+    """From an attempt's first step to that of the next one that took any."""
+    taken = [(each, each.attempt.first_step) for each in attempts if each.attempt.first_step is not None]
+    found = []
+    for i, (each, first) in enumerate(taken):
+        end = taken[i + 1][1] - 1 if i + 1 < len(taken) else each.attempt.last_step
+        if end is not None and end >= first:
+            found.append((first - 0.5, end + 0.5, _name(each)))
+    return found
+
+
+def _time_bands(attempts: Sequence[AttemptSummary]) -> Bands:
+    return [(each.attempt.start / DAY, each.end / DAY, _name(each)) for each in attempts]
+
+
+def _name(each: AttemptSummary) -> str:
+    return f"#{each.attempt.attempt} {each.cause.replace('_', ' ')}"
+
+
+def _times(data: RunData) -> tuple[float, float]:
+    """From the first begin to the last sign of life."""
+    moments = [t for a in data.attempts for t in (a.attempt.start, a.end)] + [
+        s.time for s in data.steps if s.time
+    ]
+    moments += [t for each in data.gpus if each.segments for t in (each.first_time, each.last_time)]
+    return min(moments), max(*moments, min(moments) + 1)
+
+
+def _limits(curves: Any, floor: float | None, others: Sequence[float]) -> tuple[float, float]:
+    """Limits of the y axis, with room above for the attempts' names; a few wild values do not widen it."""
+    known = sorted(y for curve in curves for y in curve.finite)
+    low, usual, high = known[0], known[int(0.99 * len(known))], known[-1]
+    high = max([high if high - low <= 5 * (usual - low) else usual, *others])
+    low = low if floor is None else min(floor, low)
+    size = (high - low) or max(abs(high), 1e-9)
+    return (low - 0.06 * size if floor is None else low), high + 0.2 * size
+
+
+def _stretches(steps: Sequence[Step]) -> list[list[Step]]:
+    """Steps in a row within one attempt."""
+    found: list[list[Step]] = []
+    for step in sorted(steps, key=lambda s: (s.attempt, s.global_step)):
+        last = found[-1][-1] if found else None
+        if last is not None and (last.attempt, last.global_step + 1) == (step.attempt, step.global_step):
+            found[-1].append(step)
+        else:
+            found.append([step])
+    return found
+
+
+def _known(values: Sequence[float | None]) -> bool:
+    return any(value is not None and math.isfinite(value) for value in values)

@@ -1,0 +1,281 @@
+"""What a page of the report is about: runs, the budget they are counted against, and where it stands.
+
+The charts and sections take plain numbers from here: beside reporting.run_card and reporting.publish this is
+the only place that knows how the accounting holds them.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from r1hpc.accounting.budget import Budget, find_budget, format_hours, load_budget
+from r1hpc.accounting.budget_status import BudgetStatus, read_budget_status
+from r1hpc.accounting.campaign import CampaignProgress, follow, load_campaign
+from r1hpc.accounting.forecast import Spread, total
+from r1hpc.accounting.ledger import RunLedger, clip
+from r1hpc.reporting.hours_charts import PARTS, BurnDown, PlannedRun
+from r1hpc.reporting.html import NONE
+from r1hpc.telemetry.hours import split_days
+
+_HELD = PARTS[:-1]
+"""Parts of the hours that a run folder explains."""
+_MOST_GROUPS = 40
+RUN_HEADINGS = (
+    "run",
+    "state",
+    "stage",
+    "user",
+    "attempts",
+    "planned",
+    "used",
+    "used / planned",
+    "useful",
+    "MFU",
+)
+
+
+@dataclass(frozen=True)
+class View:
+    """Everything on the page."""
+
+    run_root: Path
+    runs: tuple[RunLedger, ...]
+    """Newest first."""
+    status: BudgetStatus
+    now: float
+    budget: Budget | None = None
+    progress: CampaignProgress | None = None
+    groups: dict[str, dict[str, float]] | None = None
+    """Hours by user, account, partition ... as fold_hours gives them; None: from the runs."""
+    notes: tuple[str, ...] = ()
+    is_whole: bool = True
+    """All runs under a run root, of all time: a budget is counted against all or none."""
+    pictures: tuple[str, ...] = ()
+    """PNG files beside the page, relative to it."""
+
+    @property
+    def title(self) -> str:
+        if len(self.runs) == 1 and not self.is_whole:
+            return f"{self.runs[0].run_id}: {self.unit}"
+        account = self.budget.account if self.budget else None
+        whose = f"account {account}" if account else "all runs" if self.is_whole else "what was selected"
+        return f"{self.unit[:1].upper()}{self.unit[1:]} of {whose}"
+
+    @property
+    def unit(self) -> str:
+        held = any(run.unit == "GPU-hours" and run.used > 0 for run in self.runs)
+        return "GPU-hours" if held or self.status.spent > 0 or not self.runs else "node-hours"
+
+    @property
+    def spent(self) -> float:
+        """Hours of the page's unit."""
+        return self.status.spent if self.unit == "GPU-hours" else sum(self.parts.values())
+
+    @property
+    def committed(self) -> Spread:
+        """Still to come of what runs or waits, in the page's unit."""
+        if self.unit == "GPU-hours":
+            return self.status.committed
+        return total([run.to_come for run in self.counted])
+
+    @property
+    def planned(self) -> Spread:
+        """The estimates of all runs together."""
+        return total([run.planned for run in self.counted if run.planned])
+
+    @property
+    def counted(self) -> list[RunLedger]:
+        """Runs whose hours are of the page's unit."""
+        return [run for run in self.runs if run.unit == self.unit or not run.attempts]
+
+    @property
+    def begun(self) -> list[RunLedger]:
+        """Runs that have had an attempt, newest first."""
+        return [run for run in self.runs if run.attempts]
+
+    @property
+    def span(self) -> tuple[float, float] | None:
+        """When the first attempt began and the last one ended, in Unix seconds."""
+        attempts = [each for run in self.runs for each in run.attempts]
+        return (min(a.start for a in attempts), max(a.end for a in attempts)) if attempts else None
+
+    @property
+    def parts(self) -> dict[str, float]:
+        return {part: sum(run.parts[part] for run in self.counted) for part in _HELD}
+
+    @property
+    def parts_by_run(self) -> dict[str, dict[str, float]]:
+        return {run.run_id: run.parts for run in self.counted}
+
+    @property
+    def wasted_by_cause(self) -> dict[str, float]:
+        """Lost and idle hours by what ended the attempt."""
+        found: dict[str, float] = defaultdict(float)
+        for each in (attempt for run in self.counted for attempt in run.attempts):
+            found[each.cause] += each.parts["lost"] + each.parts["idle"]
+        return dict(found)
+
+    @property
+    def waits(self) -> list[tuple[float, float, str]]:
+        """(when it began, seconds in the queue, run) of each attempt."""
+        attempts = [(run, each) for run in self.counted for each in run.attempts]
+        return [(each.start, each.wait_s, run.run_id) for run, each in attempts if each.wait_s is not None]
+
+    @property
+    def curve(self) -> list[tuple[float, float]]:
+        """(time, hours spent until then), rising."""
+        if self.status.source != "run folders":
+            return _daily(self.status.by_day, self.now)
+        start, end = (self.budget.start, self.budget.end) if self.budget else (None, None)
+        return _exactly(clip(self.counted, start, end))
+
+    @property
+    def days(self) -> dict[str, dict[str, float]]:
+        """Hours by day (YYYY-MM-DD) and part; `other` is what only Slurm knows of."""
+        days: dict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(PARTS, 0.0))
+        for each in (attempt for run in self.counted for attempt in run.attempts):
+            held = max(each.end - each.start, 1e-9)
+            for day, seconds in split_days(each.start, each.end):
+                for part in _HELD:
+                    days[day][part] += each.parts[part] * seconds / held
+        for day, hours in (self.status.by_day if self.unit == "GPU-hours" else {}).items():
+            days[day]["other"] = max(0.0, hours - sum(days[day].values()))
+        return dict(sorted(days.items()))
+
+    @property
+    def planned_runs(self) -> list[PlannedRun]:
+        """Runs that have an estimate."""
+        return [
+            PlannedRun(run.run_id, run.planned, run.used, run.end, run.is_live, run.ratio is not None)
+            for run in self.counted
+            if run.planned is not None and run.planned.p90 > 0
+        ]
+
+    @property
+    def burn_down(self) -> BurnDown | None:
+        """None where no budget is set."""
+        budget = self.budget
+        if budget is None or budget.gpu_hours is None:
+            return None
+        curve, day = self.curve, 86400.0
+        begin = budget.start or (curve[0][0] if curve else self.now - day)
+        over = max((_over_at(run, self.now) for run in self.runs if run.is_live), default=self.now)
+        end = budget.end or max(over, self.now + (self.now - begin) / 3)
+        name, plan = "an even pace", [(begin, budget.gpu_hours), (end, 0.0)]
+        if self.progress is not None:
+            name, plan = "the campaign's plan", list(_plan_left(self.progress, budget.gpu_hours))
+        return BurnDown(
+            granted=budget.gpu_hours,
+            begin=begin,
+            end=end,
+            now=min(max(self.now, begin), end),
+            curve=curve,
+            spent=self.status.spent,
+            committed=self.status.committed,
+            over=over,
+            warn_at=budget.warn_at,
+            plan_name=name,
+            plan=plan,
+        )
+
+    @property
+    def grouped(self) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+        """(user, account ..., its rows): the largest, and one row for all others."""
+        groups = self.groups or {key: self._sums(key) for key in ("user", "stage")}
+        for name, hours in groups.items():
+            ranked = sorted(hours.items(), key=lambda item: -item[1])
+            rest = ranked[_MOST_GROUPS:]
+            others = [(f"{len(rest)} others", sum(hours for _, hours in rest))] if rest else []
+            yield name, [*ranked[:_MOST_GROUPS], *others]
+
+    @property
+    def table(self) -> list[list[str]]:
+        """A row of RUN_HEADINGS for each run."""
+        return [_row(run) for run in self.runs]
+
+    def _sums(self, key: str) -> dict[str, float]:
+        found: dict[str, float] = defaultdict(float)
+        for run in self.counted:
+            found[getattr(run, key)] += run.used
+        return dict(found)
+
+
+def make_view(
+    runs: Sequence[RunLedger],
+    run_root: Path,
+    now: float,
+    *,
+    notes: Sequence[str] = (),
+    whole: bool = True,
+) -> View:
+    """A view of some runs; of all (`whole`) with the budget and the campaign that apply to the run root."""
+    budget = load_budget(find_budget(run_root)) if whole else None
+    name = budget.campaign if budget else None
+    plan = load_campaign(name, budget.gpu_hours if budget else None) if name else None
+    on_gpus = [run for run in runs if run.unit == "GPU-hours"]
+    return View(
+        run_root=run_root,
+        runs=tuple(runs),
+        status=read_budget_status(budget, runs, now, ask_slurm=whole),
+        now=now,
+        budget=budget,
+        progress=follow(plan, on_gpus, now) if plan else None,
+        notes=tuple(notes),
+        is_whole=whole,
+    )
+
+
+def _exactly(runs: Sequence[RunLedger]) -> list[tuple[float, float]]:
+    """(time, hours so far) at each begin and end of an attempt."""
+    attempts = [a for run in runs for a in run.attempts]
+    edges = [(a.start, a.width) for a in attempts] + [(a.end, -a.width) for a in attempts]
+    points: list[tuple[float, float]] = []
+    spent, width, before = 0.0, 0, 0.0
+    for moment, change in sorted(edges):
+        spent += width * (moment - before) / 3600
+        points.append((moment, spent))
+        width, before = width + change, moment
+    return points
+
+
+def _daily(by_day: dict[str, float], now: float) -> list[tuple[float, float]]:
+    """The same from hours by day, as if each day's were spent evenly."""
+    points: list[tuple[float, float]] = []
+    spent = 0.0
+    for day, hours in by_day.items():
+        midnight = datetime.fromisoformat(day).timestamp()
+        points += [(midnight, spent), (max(midnight, min(midnight + 86400, now)), spent + hours)]
+        spent += hours
+    return points
+
+
+def _plan_left(progress: CampaignProgress, granted: float) -> Iterable[tuple[float, float]]:
+    """(time, what the plan leaves of the grant then), at each end of a stage."""
+    yield progress.stages[0].start, granted
+    for each in progress.stages:
+        granted -= each.stage.gpu_hours
+        yield each.end, granted
+
+
+def _over_at(run: RunLedger, now: float) -> float:
+    """When a live run should be over, by its P50 on the GPUs it has."""
+    width = run.attempts[-1].width if run.attempts else 0
+    return now + 3600 * run.to_come.p50 / width if width else now
+
+
+def _row(run: RunLedger) -> list[str]:
+    planned, used = run.planned, run.used
+    return [
+        run.run_id,
+        run.state,
+        run.stage,
+        run.user,
+        str(len(run.attempts)),
+        NONE if planned is None else format_hours(planned.p50),
+        format_hours(used),
+        NONE if planned is None or planned.p50 <= 0 else f"{used / planned.p50:.2f}",
+        f"{100 * run.parts['useful'] / used:.1f} %" if used else NONE,
+        NONE if run.mfu is None else f"{100 * run.mfu:.1f} %",
+    ]

@@ -1,0 +1,76 @@
+"""What a run would be given, and where each value came from.
+
+    python -m r1hpc.settings jobs/train.yaml                     # every key, its value and its source
+    python -m r1hpc.settings jobs/train.yaml train.lr=1e-4 --set # only what differs from the defaults
+    python -m r1hpc.settings --reference                         # every setting with its meaning, as Markdown
+
+A job file's includes come first, then its own keys, then the cluster profile, then KEY=VALUE; the later wins.
+"""
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from r1hpc.base.cli import ArgumentParser, file_and_overrides, print_json, run_command
+from r1hpc.base.names import printable
+
+# omegaconf is imported only once something is asked for: --help must be quick.
+if TYPE_CHECKING:
+    from r1hpc.config.sources import Setting
+
+_LONGEST_VALUE = 48
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the settings and return the exit status."""
+    arguments = _parser().parse_args(list(argv))
+    if arguments.reference:
+        from r1hpc.config.reference import reference
+
+        print(reference(), end="")
+        return 0
+    from r1hpc.config.sources import DEFAULT
+
+    settings = [each for each in _resolved(arguments) if not arguments.set or each.source != DEFAULT]
+    if arguments.json:
+        print_json({each.key: {"value": each.value, "source": each.source} for each in settings})
+    else:
+        print(_table(settings))
+    return 0
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="python -m r1hpc.settings", description=__doc__)
+    parser.add_argument("words", nargs="*", metavar="JOB.yaml | KEY=VALUE", help="job file, dotted overrides")
+    parser.add_argument("--set", action="store_true", help="only keys that some file or override sets")
+    parser.add_argument("--reference", action="store_true", help="docs/settings.md, from the schema")
+    parser.add_argument(
+        "--cluster", metavar="NAME", help="profile in configs/cluster/; default $R1HPC_CLUSTER"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    return parser
+
+
+def _resolved(arguments: argparse.Namespace) -> "list[Setting]":
+    from r1hpc.config.sources import resolved
+
+    return resolved(*file_and_overrides(arguments.words), arguments.cluster)
+
+
+def _table(settings: "Sequence[Setting]") -> str:
+    """One line a key: a terminal wraps a long source by itself, and a script can cut the columns."""
+    rows = [(each.key, _short(each.value), each.source) for each in settings]
+    key_width = max((len(key) for key, _, _ in rows), default=0)
+    value_width = max((len(value) for _, value, _ in rows), default=0)
+    return "\n".join(f"{key:{key_width}}  {value:{value_width}}  {source}" for key, value, source in rows)
+
+
+def _short(value: Any) -> str:
+    """As YAML would have it, cut where it is long."""
+    names = {None: "null", True: "true", False: "false"}
+    text = names[value] if value is None or isinstance(value, bool) else printable(str(value))
+    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,237 @@
+"""The nodes of an allocation, each looked at by itself, then compared.
+
+reports = ask_nodes(4, root=Path("runs"), interface=None, python=None)   # one task a node, by srun
+judge_nodes(reports, num_nodes=4, expected_gpus=8, uses_munge=True)
+"""
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.errors import UsageError
+from r1hpc.site.findings import Finding, State, fail, ok, unknown, warn
+from r1hpc.site.node import GpuFacts, NodeFacts, collect_node, judge_node
+from r1hpc.site.peers import PeerFacts, collect_peers
+from r1hpc.site.versions import VersionFacts
+from r1hpc.slurm.client import SlurmError, call
+from r1hpc.slurm.env import choose_port, expand_nodelist
+
+_MARK = "r1hpc-doctor "
+_TIMEOUT_S = 180.0
+_SKEW_WARN_S = 1.0
+_SKEW_FAIL_S = 30.0
+
+
+@dataclass(frozen=True)
+class NodeReport:
+    """What one node said."""
+
+    node: NodeFacts
+    peers: PeerFacts
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> "NodeReport":
+        node = dict(value["node"])
+        node["versions"] = VersionFacts(**{**node["versions"], "clashes": tuple(node["versions"]["clashes"])})
+        node["gpus"] = tuple(
+            GpuFacts(**{**gpu, "slowdowns": tuple(gpu["slowdowns"])}) for gpu in node["gpus"]
+        )
+        lists = {key: tuple(node[key]) for key in ("interfaces", "gpu_notes")}
+        return NodeReport(NodeFacts(**{**node, **lists}), PeerFacts(**value["peers"]))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The reports that came back, what srun complained of, and the files that nodes left in the run root."""
+
+    reports: tuple[NodeReport, ...]
+    complaint: str = ""
+    files: tuple[str, ...] = ()
+
+
+def ask_nodes(num_nodes: int, root: Path, interface: str | None, python: str | None) -> Answers:
+    """Run the node part on `num_nodes` nodes of this allocation.
+
+    Raises:
+        UsageError: this is no allocation, or a smaller one.
+    """
+    _check_allocation(num_nodes, os.environ)
+    with _shared_folder(root) as shared:
+        asked = {"interface": interface, "ports": _free_ports(), "shared": str(shared)}
+        step = ["srun", f"--nodes={num_nodes}", f"--ntasks={num_nodes}", "--ntasks-per-node=1", "--overlap"]
+        program = [python or sys.executable, "-m", "r1hpc.doctor", "--node-part", json.dumps(asked)]
+        try:
+            said, complaint = call([*step, "--kill-on-bad-exit=0", *program], _TIMEOUT_S), ""
+        except SlurmError as error:
+            said, complaint = error.stdout, error.stderr.strip() or str(error)
+        files = tuple(sorted(path.name.removeprefix("node-") for path in shared.glob("node-*")))
+    return Answers(tuple(read_reports(said)), complaint, files)
+
+
+def node_part(asked: str, environ: Mapping[str, str] = os.environ) -> str:
+    """What one task prints: a marked line of JSON."""
+    order = json.loads(asked)
+    names = expand_nodelist(environ.get("SLURM_STEP_NODELIST") or environ["SLURM_JOB_NODELIST"])
+    shared = Path(order["shared"]) if order["shared"] else None
+    peers = collect_peers(int(environ["SLURM_NODEID"]), names, order["ports"], shared)
+    report = NodeReport(collect_node(order["interface"], environ), peers)
+    return _MARK + json.dumps(asdict(report))
+
+
+def read_reports(text: str) -> Iterator[NodeReport]:
+    """The reports among whatever else the nodes' start-up files print."""
+    for line in text.splitlines():
+        _, mark, value = line.partition(_MARK)
+        if mark:
+            yield NodeReport.from_json(json.loads(value))
+
+
+def judge_nodes(
+    answers: Answers, num_nodes: int, expected_gpus: int | None, uses_munge: bool
+) -> list[Finding]:
+    """Every node by itself, merged where they agree, and the nodes against one another."""
+    reports = answers.reports
+    each = {r.node.name: judge_node(r.node, expected_gpus, uses_munge) for r in reports}
+    found = [_judge_answers(answers, num_nodes), *_merged(each)]
+    if not reports:
+        return found
+    return [*found, _judge_sameness(reports), *_judge_files(answers), *_judge_network(reports)]
+
+
+def _judge_answers(answers: Answers, num_nodes: int) -> Finding:
+    names = [report.node.name for report in answers.reports]
+    if len(names) < num_nodes:
+        said = " | ".join(answers.complaint.splitlines()[:3]) or "they printed nothing"
+        fix = "name a python that all nodes have (profile key `python`), and what it needs in `setup`"
+        return fail("nodes", f"{len(names)} of {num_nodes} nodes ran the check: {said}", fix)
+    return ok("nodes", f"{', '.join(names)} ran the check")
+
+
+def _judge_sameness(reports: Sequence[NodeReport]) -> Finding:
+    aspects: dict[str, Callable[[NodeReport], object]] = {
+        "python": lambda r: (r.node.versions.executable, r.node.versions.python),
+        "packages": lambda r: sorted(r.node.versions.packages.items()),
+        "driver": lambda r: r.node.driver,
+        "GPUs": lambda r: [gpu.name for gpu in r.node.gpus],
+    }
+    differing = []
+    for what, of in aspects.items():
+        kinds: dict[str, list[str]] = {}
+        for report in reports:
+            kinds.setdefault(str(of(report)), []).append(report.node.name)
+        if len(kinds) > 1:
+            odd = min(kinds.values(), key=len)
+            differing.append(f"{what} of {', '.join(odd)} differ from the other nodes'")
+    if differing:
+        fix = "use one environment on the shared file system, and exclude odd nodes (--exclude)"
+        return fail("sameness", "; ".join(differing), fix)
+    return ok("sameness", "python, packages, driver and GPUs are the same on every node")
+
+
+def _judge_files(answers: Answers) -> list[Finding]:
+    reports = answers.reports
+    blind = [r.node.name for r in reports if r.peers.sees_file is False]
+    unseen = [r.node.name for r in reports if r.node.name not in answers.files and r.node.name not in blind]
+    fix = "put runs on a file system that all nodes mount: --run-root DIR, or R1HPC_RUN_ROOT"
+    found = []
+    if blind:
+        found.append(
+            fail("shared run root", f"{', '.join(blind)} cannot see a file made by this machine", fix)
+        )
+    if unseen:
+        found.append(fail("shared run root", f"files made by {', '.join(unseen)} are not seen here", fix))
+    loose = [r.node.name for r in reports if r.peers.lock_respected is False]
+    if loose:
+        mend = "mount it with locks for the whole cluster (Lustre: flock, not localflock)"
+        found.append(warn("locks between nodes", f"{', '.join(loose)} took a lock that is held here", mend))
+    return found or [ok("shared run root", "files and locks are seen from every node")]
+
+
+def _judge_network(reports: Sequence[NodeReport]) -> list[Finding]:
+    if len(reports) < 2:
+        return []
+    lost = [(r.node.name, r.peers.unreachable) for r in reports if r.peers.unreachable]
+    found = []
+    if lost:
+        fix = "ask whether a firewall lies between the nodes, and whether their names resolve on them"
+        found.append(fail("nodes reach one another", "; ".join(f"{n}: {why}" for n, why in lost), fix))
+    else:
+        routes = sorted({r.peers.interface or "?" for r in reports})
+        found.append(ok("nodes reach one another", f"by {', '.join(routes)}"))
+    loops = [r.node.name for r in reports if "lo" in r.node.named_interfaces.values()]
+    if loops:
+        fix = "name the interface that leads to the other nodes, or none"
+        found.append(fail("network interface", f"lo is named, which leads out of no node: {loops[0]}", fix))
+    return [*found, *judge_clocks({r.node.name: r.peers for r in reports})]
+
+
+def judge_clocks(peers: Mapping[str, PeerFacts]) -> list[Finding]:
+    """Clocks against the first node's. What lies inside the round trip is not known, so not judged."""
+    offsets = {
+        name: max(0.0, abs(peer.clock_offset_s) - (peer.round_trip_s or 0.0) / 2)
+        for name, peer in peers.items()
+        if peer.clock_offset_s is not None
+    }
+    if not offsets:
+        return [unknown("clocks", "no node could ask another for the time")]
+    odd = {name: offset for name, offset in offsets.items() if offset > _SKEW_WARN_S}
+    if not odd:
+        return [ok("clocks", f"within {max(offsets.values()):.3f} s of one another")]
+    detail = ", ".join(f"{name} is {offset:.1f} s from the first node" for name, offset in odd.items())
+    judge = fail if max(odd.values()) > _SKEW_FAIL_S else warn
+    return [judge("clocks", detail, "ask the administrators for NTP there (chronyc tracking)")]
+
+
+def _merged(by_node: Mapping[str, Sequence[Finding]]) -> list[Finding]:
+    """One finding where nodes agree, with their names where some do not."""
+    who: dict[Finding, list[str]] = {}
+    for name, findings in by_node.items():
+        for finding in findings:
+            key = finding if finding.state is not State.ok else Finding(finding.check, State.ok, "")
+            who.setdefault(key, []).append(name)
+    details = {f.check: f.detail for findings in by_node.values() for f in findings if f.state is State.ok}
+    return [
+        Finding(f.check, f.state, f"{', '.join(names)}: {f.detail or details[f.check]}", f.fix)
+        for f, names in who.items()
+    ]
+
+
+def _check_allocation(num_nodes: int, environ: Mapping[str, str]) -> None:
+    if "SLURM_JOB_ID" not in environ:
+        raise UsageError(
+            f"--nodes looks at the nodes of an allocation, and this is none: "
+            f"salloc --nodes={num_nodes} --time=10 python -m r1hpc.doctor --nodes {num_nodes}"
+        )
+    has = int(environ.get("SLURM_JOB_NUM_NODES") or num_nodes)
+    if num_nodes > has:
+        raise UsageError(f"--nodes {num_nodes}: job {environ['SLURM_JOB_ID']} has {has}")
+
+
+@contextmanager
+def _shared_folder(root: Path) -> Iterator[Path]:
+    """A folder under the run root with a file that is locked as long as the nodes look."""
+    folder = root.absolute() / f".doctor-{secrets.token_hex(4)}"
+    folder.mkdir(mode=0o700, parents=True)
+    try:
+        with (folder / "held").open("w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _free_ports(count: int = 4) -> list[int]:
+    """Free here, and likely so on the first node; several, because likely is not certain."""
+    listeners = [choose_port() for _ in range(count)]
+    ports = [int(listener.getsockname()[1]) for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    return ports

@@ -1,0 +1,45 @@
+"""A cluster profile (configs/cluster/NAME.yaml) of what was found; what was not is left to be probed."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.errors import UsageError
+from r1hpc.config.load import write_yaml
+from r1hpc.plan.hardware import find_gpu
+from r1hpc.site.nodes import NodeReport
+from r1hpc.slurm.probe import ClusterFacts
+
+
+def profile_of(
+    name: str, facts: ClusterFacts, reports: Sequence[NodeReport], account: str | None = None
+) -> dict[str, Any]:
+    """Keys of config.schema.ClusterConfig. The interface is named only where all nodes take the same."""
+    gpus = [gpu for report in reports for gpu in report.node.gpus]
+    routes = {report.peers.interface for report in reports if report.peers.interface}
+    found = {
+        "name": name,
+        "partition": facts.partition,
+        "account": account,
+        "qos": facts.qos,
+        "gpus_per_node": max((len(r.node.gpus) for r in reports if r.node.gpus), default=facts.gpus_per_node),
+        "gpu_type": _gpu_type(gpus[0].name if gpus else facts.gpu_type),
+        "network_interface": routes.pop() if len(routes) == 1 else None,
+        "python": sys.executable,
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def write_profile(path: Path, profile: dict[str, Any]) -> None:
+    """Raises UsageError where there is a file already: it may hold what a person wrote."""
+    if path.exists():
+        raise UsageError(f"{path} exists: remove it, or name another file with --write-profile")
+    write_yaml(path, profile)
+
+
+def _gpu_type(name: str | None) -> str | None:
+    try:
+        return find_gpu(name).name.lower() if name else None
+    except UsageError:
+        return None

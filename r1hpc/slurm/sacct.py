@@ -1,0 +1,399 @@
+"""What Slurm charged, read from sacct: the question, and the one rule for each column of an answer.
+
+    records = sacct_records("4711")                          # every attempt of a job
+    with ask_sacct_file(start="2026-05-01", account="lab") as file:
+        records = pick_records(file, "sacct")                # of everybody in it; a file of yours likewise
+
+A file is what `sacct -D -X -P -o ...` prints, header included, its columns in any order; needed are JobID,
+Start, AllocTRES and one of ElapsedRaw, Elapsed, End. Without -D sacct hides the earlier attempts of a
+requeued job, and nothing in a file tells that they are missing. sacct does not escape the separator where a
+job name holds it. Times are Unix seconds, or local times as sacct prints them to people.
+
+accounting.columns reads millions of rows a column at a time. It asks the same rules, and gives a row that is
+not as usual back to `read_rows`.
+"""
+
+import re
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import IO
+
+from r1hpc.base.errors import StateError, UsageError
+from r1hpc.base.units import parse_time
+from r1hpc.slurm.client import call, call_into
+
+# JobName is last: it may hold the separator.
+FIELDS = (
+    "JobID,State,Start,End,ElapsedRaw,AllocTRES,NNodes,NodeList,ExitCode,Restarts,"
+    "User,Account,Partition,QOS,Submit,Eligible,JobName"
+)
+PRINTED_BY = f"sacct -D -X -P -o {FIELDS}"
+NEVER = frozenset(("", "Unknown", "None", "0"))
+"""What stands for a time that has not come."""
+NO_LATER = 7_258_118_400
+"""2200-01-01: a number beyond it is no time of a job."""
+LONGEST_S = 10 * 366 * 86400
+MOST = 2**31 - 1
+"""No job has more GPUs, nodes or restarts."""
+_BOM = "\ufeff"
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """One line of `sacct -D -X`: one attempt. Times are Unix seconds."""
+
+    job_id: str
+    state: str
+    """Slurm's name of it alone: CANCELLED, not "CANCELLED by 1000"."""
+    start: float | None
+    """None: it never started."""
+    end: float | None
+    """None: it still runs."""
+    elapsed_s: int
+    gpus: int
+    nodes: int
+    node_list: str
+    exit_code: str
+    restarts: int
+    user: str
+    account: str
+    partition: str
+    qos: str
+    job_name: str
+    eligible: float | None = None
+    """When it could have started, had there been room: what it waited for since then is the queue."""
+
+
+def sacct_records(job_id: str, since: float | None = None, timeout_s: float = 30.0) -> list[JobRecord]:
+    """Every record of a job, or of several separated by commas, oldest first; waiting ones too.
+
+    Args:
+        since: Unix seconds; records that ended before are left out. None: from the job's start.
+
+    Raises:
+        SlurmError: sacct or slurmdbd did not answer.
+        StateError: sacct printed something else.
+    """
+    argv = ["sacct", "-D", "-X", "-P", "-n", "-j", job_id, "-o", FIELDS]
+    if since is not None:
+        argv += ["-S", f"uts{int(since)}"]
+    return parse_records(call(argv, timeout_s).split("\n"))
+
+
+def parse_records(lines: Sequence[str]) -> list[JobRecord]:
+    """The records in what sacct printed without a header, its columns being FIELDS.
+
+    Raises:
+        StateError: a line has other columns.
+    """
+    columns = read_header(FIELDS.replace(",", "|").encode(), "sacct")
+    return list(read_rows((line.encode() for line in lines), columns, "sacct", first=1, waiting=True))
+
+
+@contextmanager
+def ask_sacct_file(
+    start: str | None = None,
+    end: str | None = None,
+    user: str | None = None,
+    account: str | None = None,
+    timeout_s: float = 600.0,
+) -> Iterator[IO[bytes]]:
+    """Records of all jobs of a user or an account, of this user where neither is given, in a nameless file.
+
+    Args:
+        start, end: as sacct takes them, for example 2026-05-01; sacct's own default is today.
+
+    Raises:
+        SlurmError: sacct or slurmdbd did not answer.
+    """
+    with tempfile.TemporaryFile() as file:
+        call_into(file, _question(start, end, user, account), timeout_s)
+        file.seek(0)
+        yield file
+
+
+def _question(start: str | None, end: str | None, user: str | None, account: str | None) -> list[str]:
+    argv = ["sacct", "-D", "-X", "-P", "-o", FIELDS]
+    options = {"-S": start, "-E": end, "-u": user, "-A": account}
+    argv += [f"{flag}{value}" for flag, value in options.items() if value is not None]
+    if account is not None and user is None:
+        argv.append("--allusers")
+    return argv
+
+
+def pick_records(
+    lines: Iterable[bytes],
+    source: str,
+    job_ids: Collection[str] | None = None,
+    waiting: bool = False,
+    also: Sequence[str] = (),
+) -> list[JobRecord]:
+    """The records in what sacct printed, each once, in its order.
+
+    Steps are left out, and jobs that have not started.
+
+    Args:
+        lines: with their ends or without, and not from splitlines(), which also splits at what a job name may
+            hold; they need not fit in memory.
+        job_ids: of these jobs alone.
+        waiting: also those that have not started.
+        also: columns that are needed, see read_header.
+
+    Raises:
+        StateError: the header or a line is not of this format; names `source`, line and fix.
+    """
+    rest = iter(lines)
+    columns = read_header(next(rest, b""), source, also)
+    found: dict[tuple[str, float | None], JobRecord] = {}
+    for record in read_rows(rest, columns, source, job_ids=job_ids, waiting=waiting):
+        key = record.job_id, record.start  # one attempt of a job starts once
+        if key not in found or found[key].elapsed_s <= record.elapsed_s:
+            found[key] = record
+    return list(found.values())
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The header of an answer."""
+
+    names: tuple[str, ...]
+    """In lower case."""
+    line: str
+
+    def at(self, name: str) -> int | None:
+        """Where the column stands, 0 for the first; None where there is none."""
+        return self.names.index(name) if name in self.names else None
+
+    def split(self, line: str) -> list[str]:
+        """The cells of a row. Only a job name explains more of them than the header has.
+
+        Raises:
+            RowError: there are fewer, or more and no column JobName.
+        """
+        cells, count = line.split("|"), len(self.names)
+        surplus = len(cells) - count
+        if not surplus:
+            return cells
+        at = self.at("jobname")
+        if surplus < 0 or at is None:
+            raise RowError(f"has {len(cells)} fields and its header {count}: torn or not from sacct -P")
+        end = at + surplus + 1
+        return [*cells[:at], "|".join(cells[at:end]), *cells[end:]]
+
+    def row(self, line: str) -> dict[str, str]:
+        """The same by name; of two columns with one name the first, as `at` has it."""
+        return dict(zip(self.names[::-1], self.split(line)[::-1], strict=True))
+
+
+class RowError(ValueError):
+    """A line that is no row of its header."""
+
+
+def read_header(line: bytes, source: str, also: Sequence[str] = ()) -> Columns:
+    """The columns that the first line names.
+
+    Args:
+        also: columns that are needed beside those that always are, as sacct spells them.
+
+    Raises:
+        StateError: one that is needed is missing; names it, `source` and the fix.
+    """
+    text = _text(line)
+    names = tuple(name.strip().lower() for name in text.split("|"))
+    missing = [name for name in ("JobID", "Start", "AllocTRES", *also) if name.lower() not in names]
+    if not {"elapsedraw", "elapsed", "end"} & set(names):
+        missing.append("ElapsedRaw")
+    if missing:
+        raise StateError(
+            f"{source} has no column {', '.join(missing)} in its first line; make it with: {PRINTED_BY}"
+        )
+    return Columns(names, text)
+
+
+def read_rows(
+    lines: Iterable[bytes],
+    columns: Columns,
+    source: str,
+    first: int = 2,
+    job_ids: Collection[str] | None = None,
+    waiting: bool = False,
+) -> Iterator[JobRecord]:
+    """Each row as a record, but for steps, blank lines, repeated headers and jobs that never started.
+
+    Args:
+        first: the number of the first of `lines` in `source`.
+        job_ids, waiting: see pick_records.
+
+    Raises:
+        StateError: a line cannot be read.
+    """
+    wanted = None if job_ids is None else {job_id.encode() for job_id in job_ids}
+    for number, line in enumerate(lines, first):
+        # Seen at a glance: a dump of a cluster is long, and a run has few jobs.
+        if wanted is not None and not any(job_id in line for job_id in wanted):
+            continue
+        text = _text(line)
+        if not text.strip() or text == columns.line:  # files that were put one after the other
+            continue
+        try:
+            row = columns.row(text)
+            counts = is_job(row["jobid"]) and (waiting or row["start"] not in NEVER)
+            record = to_record(row) if counts and (job_ids is None or row["jobid"] in job_ids) else None
+        except ValueError as error:
+            raise line_error(source, number, error) from None
+        if record is not None:
+            yield record
+
+
+def _text(line: bytes) -> str:
+    return line.rstrip(b"\r\n").decode("utf-8", "replace").removeprefix(_BOM)
+
+
+def line_error(source: str, number: int, error: ValueError) -> StateError:
+    """What to say of a line that cannot be read."""
+    between = " " if isinstance(error, RowError) else ": "
+    return StateError(f"{source}:{number}{between}{error}; make it again with: {PRINTED_BY}")
+
+
+def to_record(row: dict[str, str]) -> JobRecord:
+    """One row, its cells by the names of their columns in lower case.
+
+    Raises:
+        ValueError: a cell holds no number, or no time.
+    """
+    cell = row.get
+    start, end = row["start"], cell("end", "")
+    elapsed_s = elapsed_of(cell("elapsedraw", ""), cell("elapsed", ""), start, end)
+    return JobRecord(
+        job_id=row["jobid"],
+        state=state_of(cell("state", "unknown")),
+        start=start_of(start, end, elapsed_s),
+        end=parse_when(end),
+        elapsed_s=elapsed_s,
+        gpus=gpus_of(row["alloctres"]),
+        nodes=nodes_of(cell("nnodes", ""), row["alloctres"]),
+        node_list=cell("nodelist", ""),
+        exit_code=cell("exitcode", ""),
+        restarts=_whole(cell("restarts") or "0", "Restarts"),
+        user=cell("user", ""),
+        account=cell("account", ""),
+        partition=cell("partition", ""),
+        qos=cell("qos", ""),
+        job_name=cell("jobname", ""),
+        eligible=parse_when(cell("eligible", "")) or parse_when(cell("submit", "")),
+    )
+
+
+def is_job(job_id: str) -> bool:
+    """Whether it is a job, a task of an array or a part of a heterogeneous job; else it is a step of one."""
+    return job_id != "" and "." not in job_id
+
+
+def state_of(text: str) -> str:
+    """CANCELLED of "CANCELLED by 1000"."""
+    return text.split(" ")[0] or "unknown"
+
+
+def gpus_of(alloc_tres: str) -> int:
+    """GPUs in an AllocTRES such as "billing=4,cpu=4,gres/gpu:a100=8,gres/gpu=8,node=4", each counted once.
+
+    Slurm lists the total and, beside it, the same GPUs by type; some sites configure only one of them.
+
+    Raises:
+        ValueError: more than any job has.
+    """
+    total = re.search(r"(?:^|,)gres/gpu=(\d+)", alloc_tres)
+    typed = re.findall(r"(?:^|,)gres/gpu:[^=,]+=(\d+)", alloc_tres)
+    return _at_most(int(total[1]) if total else sum(map(int, typed)), "AllocTRES", alloc_tres)
+
+
+def nodes_of(num_nodes: str, alloc_tres: str) -> int:
+    """Nodes, from NNodes where it is there, else from AllocTRES.
+
+    Raises:
+        ValueError: no number of nodes.
+    """
+    if num_nodes:
+        return _whole(num_nodes, "NNodes")
+    found = re.search(r"(?:^|,)node=(\d+)", alloc_tres)
+    return _at_most(int(found[1]) if found else 0, "AllocTRES", alloc_tres)
+
+
+def elapsed_of(raw: str, elapsed: str, start: str, end: str) -> int:
+    """Seconds a record ran, from ElapsedRaw, or Elapsed, or End - Start; empty where there is no column.
+
+    Raises:
+        ValueError: no number, or no time that a job ran; or it runs still, and only the end would have said.
+    """
+    if raw:
+        seconds = _integer(raw, "ElapsedRaw")
+    elif elapsed:
+        seconds = parse_time(elapsed)
+    else:
+        first, last = parse_when(start), parse_when(end)
+        if first is not None and last is None:
+            raise ValueError("it has no End yet, and there is no ElapsedRaw to tell how long it has run")
+        seconds = 0 if first is None or last is None else round(last - first)
+    if not 0 <= seconds <= LONGEST_S:
+        raise ValueError(f"{seconds} s is no time that a job ran")
+    return seconds
+
+
+def _whole(text: str, column: str) -> int:
+    return _at_most(_integer(text, column), column, text)
+
+
+def _integer(text: str, column: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{column} is {text!r}, which is no whole number") from None
+
+
+def _at_most(count: int, column: str, text: str) -> int:
+    if not 0 <= count <= MOST:
+        raise ValueError(f"{column} is {text!r}, and no job has so many")
+    return count
+
+
+def start_of(start: str, end: str, elapsed_s: int) -> float | None:
+    """`parse_when` of a start. In the hour that a clock change repeats, the end tells which one is meant.
+
+    Args:
+        end: the End column; empty where there is none.
+    """
+    first = parse_when(start)
+    if first is None or end in NEVER or end.isdecimal() or start.isdecimal():
+        return first
+    begins = _both(start)
+    if len(begins) == 1:
+        return first
+    ends = _both(end)
+    # Pauses of a suspended job make the elapsed time shorter, never longer. Of two that fit, the first.
+    return min(begins, key=lambda begin: min(abs(over - begin - elapsed_s) for over in ends))
+
+
+def _both(text: str) -> list[float]:
+    """The moments at which a clock shows this: two in an hour that is repeated."""
+    shown = datetime.fromisoformat(text)
+    return sorted({shown.replace(fold=fold).timestamp() for fold in (0, 1)})
+
+
+def parse_when(text: str) -> float | None:
+    """Unix seconds of a time as sacct prints it: 2026-05-01T10:00:00 (local), or seconds; None if unset.
+
+    Raises:
+        UsageError: neither.
+    """
+    if text in NEVER:
+        return None
+    try:
+        seconds = float(text) if text.isdecimal() else datetime.fromisoformat(text).timestamp()
+        if seconds < NO_LATER:
+            return seconds
+    except (ValueError, OverflowError):
+        pass
+    raise UsageError(f"{text!r} is not a time: write 2026-05-01 or 2026-05-01T10:00:00")

@@ -1,0 +1,67 @@
+"""Whether the budget allows what is about to be submitted.
+
+notes = check_budget([planned], run_root)       # raises where it does not fit
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from r1hpc.accounting.budget import Request
+from r1hpc.accounting.budget_status import check_submission
+from r1hpc.accounting.forecast import Spread
+from r1hpc.base.errors import R1hpcError
+from r1hpc.submission.plan_run import PlannedRun
+from r1hpc.telemetry.attempts import read_history
+
+
+class OverBudgetError(R1hpcError):
+    """The budget does not hold it; the message says what would help."""
+
+
+def check_budget(
+    planned: Sequence[PlannedRun], run_root: Path, over_budget: str | None = None
+) -> tuple[str, ...]:
+    """Sentences on what the budget says to these runs together.
+
+    Args:
+        over_budget: the reason given for going over it.
+
+    Raises:
+        OverBudgetError: they do not fit, and nobody said that they shall go over it.
+    """
+    on_gpus = [each for each in planned if each.plan.topology.num_gpus]
+    if not on_gpus:
+        return ()
+    config = on_gpus[0].config
+    verdict = check_submission(
+        run_root,
+        [_request(each) for each in on_gpus],
+        account=config.resources.account or config.cluster.account,
+        qos=config.resources.qos or config.cluster.qos,
+        over_budget=over_budget is not None,
+        ask_slurm=on_gpus[0].executor == "slurm",
+    )
+    if not verdict.allowed:
+        raise OverBudgetError(verdict.sentence)
+    said = [verdict.sentence] if verdict.sentence else []
+    return tuple(f"budget: {sentence}" for sentence in (*said, *verdict.warnings))
+
+
+def _request(planned: PlannedRun) -> Request:
+    hours = (planned.estimate or {}).get("gpu_hours")
+    share = 1.0 - _share_done(planned)
+    return Request(
+        rest=None if hours is None else Spread(*(hours[key] * share for key in ("p10", "p50", "p90"))),
+        whole=None if hours is None else hours["p50"],
+        ceiling=planned.plan.gpu_hours_ceiling,
+        gpu=planned.config.cluster.gpu_type,
+    )
+
+
+def _share_done(planned: PlannedRun) -> float:
+    """How much of its steps a run to be resumed has in a checkpoint."""
+    if planned.is_new:
+        return 0.0
+    last = read_history(planned.run).last
+    done = (last.last_committed_step or 0) if last is not None else 0
+    return min(1.0, done / max(1, planned.plan.num_steps))

@@ -1,0 +1,120 @@
+"""The state of a chain: that of each stage, and what follows from them for the whole.
+
+now = look_at(chain)
+now.state, now.detail, [stage.state for stage in now.stages]
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TextIO
+
+from r1hpc.attempt.follow import follow
+from r1hpc.attempt.state import Situation, State, look
+from r1hpc.base.rundir import RunDir
+from r1hpc.submission.chain_file import Stage, open_definition
+from r1hpc.submission.chain_folder import ChainDir
+
+WAITING = "waiting"
+"""The state of a stage that has not begun because one that it needs is not finished."""
+
+
+@dataclass(frozen=True)
+class StageSituation:
+    """One stage of a chain."""
+
+    stage: Stage
+    run: RunDir
+    situation: Situation | None
+    """None: it was never submitted."""
+    unfinished_needs: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.stage.name
+
+    @property
+    def has_begun(self) -> bool:
+        return self.situation is not None and bool(self.situation.history.attempts)
+
+    @property
+    def is_at_work(self) -> bool:
+        return self.situation is not None and self.situation.state.is_at_work
+
+    @property
+    def state(self) -> str:
+        """A run's state, or `waiting`."""
+        if self.situation is not None and (self.has_begun or self.situation.state is State.finished):
+            return self.situation.state.value
+        if self.unfinished_needs:
+            return WAITING
+        return State.unknown.value if self.situation is None else self.situation.state.value
+
+    @property
+    def detail(self) -> str:
+        if self.state == WAITING:
+            again = "" if self.is_at_work else "; submit the chain again"
+            return f"for {', '.join(self.unfinished_needs)}{again}"
+        return self.situation.detail if self.situation is not None else "never submitted"
+
+
+@dataclass(frozen=True)
+class ChainSituation:
+    """A chain and its stages at one moment."""
+
+    chain: ChainDir
+    stages: tuple[StageSituation, ...]
+
+    @property
+    def state(self) -> State:
+        """finished: all are; at work while any stage is; else how the first unfinished one ended."""
+        states = [stage.situation.state for stage in self.stages if stage.situation is not None]
+        if all(stage.state == State.finished for stage in self.stages):
+            return State.finished
+        for alive in (State.running, State.requeued, State.queued):
+            if alive in states:
+                return alive
+        return next((s for s in states if s is not State.finished), State.unknown)
+
+    @property
+    def num_finished(self) -> int:
+        return sum(stage.state == State.finished for stage in self.stages)
+
+    @property
+    def detail(self) -> str:
+        ended = [f"{s.name} {s.state}" for s in self.stages if s.has_begun and not s.is_at_work]
+        bad = [each for each in ended if not each.endswith(State.finished.value)]
+        return ", ".join([f"{self.num_finished} of {len(self.stages)} stages finished", *bad])
+
+    @property
+    def current(self) -> StageSituation:
+        """The stage that a person means by the chain: the first at work, else the last that was."""
+        at_work = [s for s in self.stages if s.is_at_work and s.has_begun]
+        begun = [s for s in self.stages if s.has_begun]
+        return (at_work or begun[-1:] or list(self.stages))[0]
+
+
+def look_at(chain: ChainDir, timeout_s: float = 5.0) -> ChainSituation:
+    """The situation of a chain. Slurm is asked about each open stage for at most `timeout_s`."""
+    stages = open_definition(chain).stages
+    finished = {stage.name for stage in stages if chain.stage(stage.name).finished.exists()}
+    return ChainSituation(chain, tuple(_look(chain, stage, finished, timeout_s) for stage in stages))
+
+
+def follow_chain(chain: ChainDir, jobs: dict[str, str], out: TextIO) -> int:
+    """Follow the stages that have a job, in order; 0 when the whole chain is finished, as attempt.follow."""
+    for stage in open_definition(chain).stages:
+        if stage.name in jobs:
+            print(f"== {stage.name} ==", file=out, flush=True)
+            status = follow(chain.stage(stage.name), jobs[stage.name], out)
+            if status:
+                return status
+    now = look_at(chain)
+    print(f"{chain.name}: {now.state} ({now.detail})", file=out, flush=True)
+    return 0 if now.state is State.finished else 1
+
+
+def _look(chain: ChainDir, stage: Stage, finished: Collection[str], timeout_s: float) -> StageSituation:
+    run = chain.stage(stage.name)
+    known = run.config.is_file() or run.attempts.is_file()
+    unfinished = tuple(name for name in stage.needs if name not in finished)
+    return StageSituation(stage, run, look(run, timeout_s) if known else None, unfinished)

@@ -1,0 +1,247 @@
+"""Submit a chain, and submit it again: what each stage needs next, and doing it.
+
+    steps = plan_steps(chain, definition, order)     # every stage checked, nothing written
+    carry_out_on_slurm(chain, steps, order)          # -> job ids by stage
+
+Nothing is done twice. A finished stage is left out, one at work left alone, one that was stopped, cancelled
+or failed is resumed, the others are submitted; each job waits by `afterok` for those of the stages it needs.
+A kill between sbatch and the record of its answer leaves a job that `jobs_by_folder` finds: it is adopted.
+"""
+
+import functools
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from r1hpc.attempt.state import Situation, State, all_slurm_jobs, look
+from r1hpc.base.errors import R1hpcError, UsageError
+from r1hpc.base.failpoints import failpoint
+from r1hpc.base.files import read_json
+from r1hpc.base.rundir import RunDir
+from r1hpc.plan.model import load_model_config
+from r1hpc.slurm import decide, dependency
+from r1hpc.slurm.client import call
+from r1hpc.slurm.probe import ClusterFacts
+from r1hpc.submission import start_run
+from r1hpc.submission.chain_file import Definition, Stage, overrides_of
+from r1hpc.submission.chain_folder import ChainDir
+from r1hpc.submission.order import Order
+from r1hpc.submission.plan_run import PlannedRun, plan_run, reconfigured, vocab_size
+from r1hpc.telemetry.attempts import record
+
+AskCluster = Callable[..., ClusterFacts]
+
+
+class Action(StrEnum):
+    """What a submission of the chain does with a stage."""
+
+    skip = "finished"
+    leave = "at work"
+    adopt = "found again"
+    """A job of it is there that nobody wrote down."""
+    submit = "submitted"
+    resume = "resumed"
+    renew = "submitted again"
+    """It waits for a job that is over: its own job, which never began, is cancelled for a new one."""
+
+    @property
+    def makes_a_job(self) -> bool:
+        return self in (Action.submit, Action.resume, Action.renew)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage and what is done with it."""
+
+    stage: Stage
+    run: RunDir
+    action: Action
+    planned: PlannedRun | None = None
+    """Where the stage gets a job."""
+    job_id: str | None = None
+    """Where the stage has one."""
+
+
+def plan_steps(chain: ChainDir, definition: Definition, order: Order) -> tuple[Step, ...]:
+    """What is to be done with each stage, in their order; every check that needs no job is made here.
+
+    Raises:
+        UsageError: a stage cannot be submitted as it is described, or is at work where it should not be.
+        SlurmError: Slurm must be asked for jobs nobody wrote down, and does not answer.
+    """
+    unrecorded = _unrecorded(chain, definition, order)
+    ask = functools.cache(decide.ask_cluster)  # once for all stages that go to the same place
+    models: dict[str, dict[str, Any]] = {}
+    steps: dict[str, Step] = {}
+    for stage in definition.stages:
+        try:
+            expected = _expected_model(stage, chain, models)
+            if stage.config.stage != "traces":
+                models[stage.name] = load_model_config(stage.config, vocab_size(stage.config), expected)
+            step = _choose(chain.stage(stage.name), stage, unrecorded, steps, order)
+            if step.action.makes_a_job:
+                step = replace(step, planned=_plan(step, chain, definition, order, ask, expected))
+        except UsageError as error:
+            raise UsageError(f"stage {stage.name}: {error}") from None
+        steps[stage.name] = step
+    return tuple(steps.values())
+
+
+def carry_out_on_slurm(chain: ChainDir, steps: Sequence[Step], order: Order) -> dict[str, str]:
+    """Submit what is to be submitted, each stage tied to those it needs; job ids of the unfinished stages.
+
+    Raises:
+        R1hpcError: Slurm refused a stage; those before it are submitted, and the message says so.
+    """
+    jobs: dict[str, str] = {}
+    for step in steps:
+        name = step.stage.name
+        if step.action is Action.adopt:
+            _adopt(chain, step)
+        if step.job_id is not None and not step.action.makes_a_job:
+            jobs[name] = step.job_id
+        elif step.action.makes_a_job:
+            try:
+                jobs[name] = _submit(chain, step, jobs, order)
+            except R1hpcError as error:
+                raise _interrupted(error, name, jobs) from None
+    return jobs
+
+
+def write_stages(steps: Sequence[Step], order: Order) -> None:
+    """For the local supervisor: every folder it will need, whole, before it starts."""
+    for step in steps:
+        if step.planned is not None:
+            _clear(step)
+            if step.planned.is_new:
+                start_run.create(step.run)
+            start_run.write(step.planned, order)
+            failpoint("chain.written")
+
+
+def record_jobs(chain: ChainDir, steps: Sequence[Step], order: Order, job_id: str, asked_at: float) -> None:
+    """Put the one job of the local supervisor on record in every stage it will run."""
+    for step in steps:
+        if step.planned is not None:
+            start_run.record_submission(step.planned, order, job_id, asked_at)
+            chain.record("submitted", stage=step.stage.name, job_id=job_id, executor="local")
+
+
+def _unrecorded(chain: ChainDir, definition: Definition, order: Order) -> Mapping[Path, list[str]]:
+    """Jobs of this user by their folders, where a stage may have one that nobody wrote down."""
+    begun = any(chain.stage(name).config.is_file() for name in definition.names)
+    if order.executor != "slurm" or order.is_dry_run or not begun:
+        return {}
+    return dependency.jobs_by_folder()
+
+
+def _choose(
+    run: RunDir,
+    stage: Stage,
+    unrecorded: Mapping[Path, list[str]],
+    steps: Mapping[str, Step],
+    order: Order,
+) -> Step:
+    if not run.config.is_file():
+        return Step(stage, run, Action.submit)
+    situation = look(run)
+    if situation.state is State.finished:
+        return Step(stage, run, Action.skip)
+    if situation.state.is_at_work and situation.job is not None:
+        _refuse_two_places(situation, order)
+        waits_in_vain = any(steps[name].action.makes_a_job for name in stage.needs)
+        pending = order.executor == "slurm" and situation.state is State.queued
+        action = Action.renew if pending and waits_in_vain else Action.leave
+        return Step(stage, run, action, job_id=situation.job.job_id)
+    lost = [job for job in unrecorded.get(run.path, ()) if job not in all_slurm_jobs(run)]
+    if lost:
+        return Step(stage, run, Action.adopt, job_id=lost[-1])
+    return Step(stage, run, Action.resume)
+
+
+def _refuse_two_places(situation: Situation, order: Order) -> None:
+    assert situation.job is not None
+    if situation.job.is_slurm != (order.executor == "slurm"):
+        where = "in Slurm" if situation.job.is_slurm else "on a machine of its own"
+        raise UsageError(
+            f"it is {situation.state} {where} as {situation.job.job_id}: go on with the executor "
+            "it was submitted with, or cancel the chain first"
+        )
+
+
+def _plan(
+    step: Step,
+    chain: ChainDir,
+    definition: Definition,
+    order: Order,
+    ask: AskCluster,
+    expected_model: Mapping[str, Any] | None,
+) -> PlannedRun:
+    stage, run, is_new = step.stage, step.run, step.action is Action.submit
+    order = replace(
+        order, overrides=tuple(overrides_of(stage.name, order.overrides, definition.names, chain))
+    )
+    config = stage.config if is_new else reconfigured(run, order)
+    facts = ask(order.executor, *decide.place_in_cluster(config))
+    planned = plan_run(run, config, order, facts=facts, expected_model=expected_model, is_new=is_new)
+    named = planned.config.resources.job_name or f"{chain.name}.{stage.name}"
+    return replace(planned, needs=stage.needs, script=planned.script.with_options({"job-name": named[:64]}))
+
+
+def _expected_model(
+    stage: Stage, chain: ChainDir, models: Mapping[str, dict[str, Any]]
+) -> dict[str, Any] | None:
+    """The config.json of the stage that will write this one's model.path, where it is one of the chain."""
+    path = stage.config.model.path
+    if path is None:
+        return None
+    return next((models[name] for name in models if Path(path).is_relative_to(chain.stage(name).path)), None)
+
+
+def _submit(chain: ChainDir, step: Step, jobs: Mapping[str, str], order: Order) -> str:
+    name, planned = step.stage.name, step.planned
+    assert planned is not None, "plan_steps plans what gets a job"
+    if step.action is Action.renew and step.job_id is not None:
+        call(["scancel", "--state=PENDING", step.job_id], 20.0)
+    _clear(step)
+    waited_for = [jobs[need] for need in step.stage.needs if need in jobs]
+    tied = dependency.after_all_ok(waited_for, planned.config.resources.dependency)
+    chain.record("submitting", stage=name)
+    failpoint("chain.submitting")
+    job_id = start_run.start(replace(planned, script=planned.script.with_options(tied)), order)
+    chain.record("submitted", stage=name, job_id=job_id, executor="slurm")
+    failpoint("chain.submitted")
+    return job_id
+
+
+def _clear(step: Step) -> None:
+    """Away with a folder that a kill left without its config.yaml: no job can have come of it."""
+    if step.action is Action.submit and step.run.path.is_dir():
+        shutil.rmtree(step.run.path)
+
+
+def _adopt(chain: ChainDir, step: Step) -> None:
+    from r1hpc.slurm.submission import adopt  # submitit, which --help need not wait for
+
+    assert step.job_id is not None
+    limit_s = read_json(step.run.plan).get("time_limit_s") if step.run.plan.is_file() else None
+    adopt(step.run, step.job_id)
+    record(
+        step.run,
+        "submitted",
+        executor="slurm",
+        job_id=step.job_id,
+        script=str(step.run.script),
+        time_limit_s=limit_s,
+    )
+    chain.record("submitted", stage=step.stage.name, job_id=step.job_id, executor="slurm", adopted=True)
+
+
+def _interrupted(error: R1hpcError, name: str, jobs: Mapping[str, str]) -> R1hpcError:
+    before = ", ".join(f"{stage} as job {job}" for stage, job in jobs.items())
+    hint = f"\nsubmitted before it: {before}. Submit the chain again to go on" if before else ""
+    kind = type(error) if type(error) in (R1hpcError, UsageError) else R1hpcError
+    return kind(f"stage {name}: {error}{hint}")

@@ -1,0 +1,84 @@
+"""What a job file would cost, without a cluster: as `submit` would see it, on the number of GPUs asked for.
+
+estimate_job("train", overrides=["train.num_steps=20000"], gpu="h100", num_gpus=16)
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.names import printable
+from r1hpc.base.units import parse_time
+from r1hpc.config import load
+from r1hpc.config.schema import RunConfig
+from r1hpc.data.preview import preview_vocab_size
+from r1hpc.estimator.baselines import text_gigabytes
+from r1hpc.estimator.estimate import Estimate, seed_estimate
+from r1hpc.estimator.estimate_run import estimate_of_run
+from r1hpc.estimator.goodput import FailureRates
+from r1hpc.plan.hardware import find_gpu
+from r1hpc.plan.run import RunPlan, make_plan
+from r1hpc.submission.plan_run import ASSUMED_GPUS_PER_NODE
+
+
+def estimate_job(
+    job: str,
+    overrides: Sequence[str] = (),
+    *,
+    cluster: str | None = None,
+    gpu: str | None = None,
+    num_gpus: int | None = None,
+    rates: FailureRates | None = None,
+    by_article: bool = False,
+) -> Estimate:
+    """The estimate of one run.
+
+    Args:
+        cluster: name of a profile.
+        gpu, num_gpus: elsewhere than the job says.
+        rates: the site's own failures and preemptions; None takes published ones.
+        by_article: by the article's formula instead.
+
+    Raises:
+        ConfigError, UsageError: it cannot be as described, or its size is not known yet.
+    """
+    config = load.load(job, overrides, cluster)
+    if gpu is not None:
+        config = replace(config, cluster=replace(config.cluster, gpu_type=find_gpu(gpu).name))
+    plan = _plan(config, num_gpus)
+    found = estimate_of_run(config, plan, rates)
+    if found is None:
+        raise UsageError(
+            f"{printable(job)}: the model's parameters are not known before it is built; give "
+            "--params and --tokens in its place"
+        )
+    if by_article:
+        return seed_estimate(float(plan.num_parameters or 0), text_gigabytes(plan.total_tokens))
+    return found
+
+
+def _plan(config: RunConfig, num_gpus: int | None) -> RunPlan:
+    asked, nodes = config.resources.gpus_per_node, config.resources.nodes
+    per_node = config.cluster.gpus_per_node if asked is None else asked
+    per_node = ASSUMED_GPUS_PER_NODE if per_node is None else per_node
+    if num_gpus is not None and per_node:
+        per_node, nodes = _spread(num_gpus, per_node)
+    limit = config.resources.time
+    return make_plan(
+        config,
+        gpus_per_node=per_node,
+        num_nodes=nodes,
+        vocab_size=preview_vocab_size(config.data.path, config.data.recipe),
+        time_limit_s=None if limit is None else parse_time(limit),
+    )
+
+
+def _spread(num_gpus: int, per_node: int) -> tuple[int, int]:
+    """(GPUs per node, nodes) that make num_gpus."""
+    if num_gpus < 1:
+        raise UsageError(f"--num-gpus is {num_gpus}: it must be at least 1")
+    if num_gpus <= per_node:
+        return num_gpus, 1
+    if num_gpus % per_node:
+        raise UsageError(f"--num-gpus {num_gpus} is not a multiple of the {per_node} GPUs of a node")
+    return per_node, num_gpus // per_node

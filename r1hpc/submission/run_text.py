@@ -1,0 +1,110 @@
+"""What a submission prints: for a person, or as the one JSON object of --json.
+
+print_run(planned, job_id, as_json=False)
+"""
+
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.cli import print_json
+from r1hpc.base.rundir import RunDir
+from r1hpc.base.units import format_duration
+from r1hpc.estimator.estimate_text import amount
+from r1hpc.slurm.script import render
+from r1hpc.submission.plan_run import PlannedRun
+
+
+def print_run(planned: PlannedRun, job_id: str | None, as_json: bool) -> None:
+    """Print a submission. `job_id` None: a dry run, nothing was submitted."""
+    if as_json:
+        print_json(as_object(planned, job_id))
+    else:
+        print(as_text(planned, job_id))
+
+
+def as_object(planned: PlannedRun, job_id: str | None) -> dict[str, Any]:
+    """The object of --json. `script` is the file that runs; in a dry run, which writes none, its text."""
+    run = planned.run
+    return {
+        "run_id": run.run_id,
+        "run_dir": str(run.path),
+        "executor": planned.executor,
+        "job_id": job_id,
+        **script_keys(planned, dry_run=job_id is None),
+        "plan": planned.plan.to_json(),
+        "estimate": planned.estimate,
+        "log": str(log_path(run, planned.executor, job_id)),
+        "notes": list(planned.notes),
+        "dry_run": job_id is None,
+    }
+
+
+def script_keys(planned: PlannedRun, dry_run: bool) -> dict[str, str]:
+    """`script`: the file of a submission, or the text of a dry run, which has `script_text` too.
+
+    The folder of a local run holds the same script, for the day on which it goes on in Slurm.
+    """
+    if not dry_run:
+        return {"script": str(planned.run.script)}
+    text = render(planned.script)
+    return {"script": text, "script_text": text}
+
+
+def as_text(planned: PlannedRun, job_id: str | None) -> str:
+    """Plan and notes, before them the script in a dry run, after them how to come back to the run."""
+    run, executor = planned.run, planned.executor
+    dry_run = job_id is None
+    lines = [("run", str(run.path) + (" (not written: a dry run)" if dry_run else "")), *plan_lines(planned)]
+    lines += [("note", note) for note in planned.notes]
+    if job_id is not None:
+        lines += _handles(run, executor, job_id)
+    texts = [render(planned.script)] if dry_run and executor == "slurm" else []
+    return "\n".join([*texts, *(f"{name:8} {text}" for name, text in lines)])
+
+
+def plan_lines(planned: PlannedRun) -> list[tuple[str, str]]:
+    """Nodes, batch, estimate and ceiling of a run, as (name, text)."""
+    plan = planned.plan
+    where, batch = plan.topology, plan.batch
+    ranks = "GPUs" if where.num_gpus else "CPU ranks"
+    per_node = where.world_size // where.num_nodes
+    lines = [
+        ("nodes", f"{where.num_nodes} x {per_node} {ranks}"),
+        (
+            "batch",
+            f"{batch.global_batch_size} sequences of {plan.seq_len} tokens = {batch.micro_batch_size} per "
+            f"rank x {batch.gradient_accumulation_steps} accumulated x {where.world_size} ranks; "
+            f"{plan.num_steps} steps",
+        ),
+    ]
+    # What a CPU run costs is its nodes.
+    what, count = ("GPU", where.num_gpus) if where.num_gpus else ("node", where.num_nodes)
+    expected = (planned.estimate or {}).get(f"{what.lower()}_hours")
+    if expected is not None:
+        p10, p50, p90 = (amount(expected[name]) for name in ("p10", "p50", "p90"))
+        lines.append(("estimate", f"{p50} {what}-hours (P10 {p10}, P90 {p90})"))
+    hours = plan.gpu_hours_ceiling if where.num_gpus else plan.node_hours_ceiling
+    if hours is not None and plan.time_limit_s is not None:
+        limit = f"{count} {what}{'s' if count > 1 else ''} x {format_duration(plan.time_limit_s)}"
+        lines.append(("ceiling", f"{hours:,.1f} {what}-hours per attempt ({limit})"))
+    return lines
+
+
+def _handles(run: RunDir, executor: str, job_id: str) -> list[tuple[str, str]]:
+    cancel = f"python -m r1hpc.cancel {run.path}" if executor == "local" else f"scancel {job_id}"
+    script = [("script", str(run.script))] if executor == "slurm" else []
+    return [
+        ("job", f"{job_id} ({executor})"),
+        *script,
+        ("log", f"{log_path(run, executor, job_id)}"),
+        ("ranks", f"{run.logs}/latest/"),
+        ("follow", f"python -m r1hpc.logs {run.path} -f"),
+        ("status", f"python -m r1hpc.status {run.path}"),
+        ("stop", f"touch {run.stop} (saves first)"),
+        ("cancel", cancel),
+    ]
+
+
+def log_path(run: RunDir, executor: str, job_id: str | None) -> Path:
+    """What the batch script, or the local supervisor, prints."""
+    return run.logs / ("local.out" if executor == "local" else f"slurm-{job_id or '%j'}.out")

@@ -1,0 +1,138 @@
+"""Freeze a planned run into its folder and start it: on Slurm, or under a supervisor on this machine.
+
+    job_id = start(planned, order)
+
+Each step may be cut off by a kill: a folder without config.yaml was never whole and is made again; a job that
+sbatch took and nobody wrote down is found by its folder (slurm.dependency).
+"""
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from r1hpc.attempt.detached import start_detached
+from r1hpc.attempt.needs import write_needs
+from r1hpc.base.errors import R1hpcError, UsageError
+from r1hpc.base.failpoints import failpoint
+from r1hpc.base.files import write_atomic, write_json
+from r1hpc.base.rundir import RunDir
+from r1hpc.config import freeze, load
+from r1hpc.config.redact import redact
+from r1hpc.slurm import fields, script
+from r1hpc.slurm.client import SlurmError
+from r1hpc.submission.order import Order
+from r1hpc.submission.plan_run import PlannedRun
+from r1hpc.telemetry.attempts import record
+
+
+def start(planned: PlannedRun, order: Order) -> str:
+    """Write the run folder and start the run; its job id. A new folder does not survive a refusal.
+
+    Raises:
+        R1hpcError: the folder cannot be made, or Slurm refuses.
+    """
+    with written(planned, order):
+        failpoint("submit.written")
+        asked_at = time.time()
+        job_id = _hand_over(planned)
+    failpoint("submit.asked")
+    record_submission(planned, order, job_id, asked_at)
+    return job_id
+
+
+@contextmanager
+def written(planned: PlannedRun, order: Order) -> Iterator[None]:
+    """The run folder with everything the job will read. A new folder does not survive an error inside."""
+    run = planned.run
+    if planned.is_new:
+        create(run)
+    try:
+        write(planned, order)
+        yield
+    except (R1hpcError, OSError) as error:
+        # An sbatch that did not answer may have submitted all the same: then the job needs its folder.
+        if isinstance(error, SlurmError) and error.timed_out:
+            raise R1hpcError(
+                f"{error}\n{run.path} is kept: look with squeue whether the job is there"
+            ) from None
+        if planned.is_new:
+            shutil.rmtree(run.path)
+        raise
+
+
+def create(run: RunDir) -> None:
+    """Make the run's folders.
+
+    Raises:
+        UsageError: they exist.
+        R1hpcError: the run root cannot be written, or anybody could put another folder in their place.
+    """
+    create_parent(run)
+    try:
+        run.create()
+    except FileExistsError:
+        raise UsageError(f"another submission has just taken the name {run.run_id}: choose another") from None
+    except OSError as error:
+        raise _no_folder(run.path, error) from None
+
+
+def create_parent(run: RunDir) -> None:
+    """Make the run root.
+
+    Raises:
+        R1hpcError: it cannot be made, or anybody could put another folder in its place.
+    """
+    try:
+        run.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise _no_folder(run.path.parent, error) from None
+    fields.check_parents(run.path)
+
+
+def write(planned: PlannedRun, order: Order) -> None:
+    """Everything the job will read. Of a resumed run the code stays; configuration and plan are renewed."""
+    run = planned.run
+    if planned.is_new:
+        freeze.freeze(run, planned.config, order.argv, order.overrides)
+    else:
+        load.save(planned.config, run.config)
+    if planned.needs is not None:
+        write_needs(run, planned.needs)
+    write_json(run.plan, planned.plan.to_json())
+    if planned.estimate is not None:
+        write_json(run.estimate, planned.estimate)
+    write_atomic(run.script, script.render(planned.script))
+    for switch in (run.stop, run.save, run.finished):  # asking for the run again takes them back
+        switch.unlink(missing_ok=True)
+
+
+def record_submission(planned: PlannedRun, order: Order, job_id: str, asked_at: float) -> None:
+    """Put the submission on record, dated before the start: the attempt that follows belongs to it."""
+    record(
+        planned.run,
+        "submitted",
+        time=asked_at,
+        executor=planned.executor,
+        job_id=job_id,
+        script=str(planned.run.script),
+        time_limit_s=planned.plan.time_limit_s,
+        overrides=[redact(item) for item in order.overrides],
+        **({"over_budget": redact(order.over_budget)} if order.over_budget is not None else {}),
+    )
+
+
+def _hand_over(planned: PlannedRun) -> str:
+    """To Slurm, or to a supervisor here; the job id."""
+    run = planned.run
+    if planned.executor == "local":
+        process = start_detached(["local", str(run.path)], run, run.logs / "local.out")
+        return f"local-{process.pid}"
+    from r1hpc.slurm.submission import submit  # submitit, which a dry run need not wait for
+
+    return submit(run, planned.plan.topology.world_size)
+
+
+def _no_folder(path: Path, error: OSError) -> R1hpcError:
+    return R1hpcError(f"cannot make the folder {path} ({error.strerror}): choose another --run-root")

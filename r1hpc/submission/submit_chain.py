@@ -1,0 +1,231 @@
+"""What `submit` does with a chain file, or with the name of a chain that is there already.
+
+done = submit_chain(chain, Path("jobs/r1.yaml"), order)
+done.steps, done.jobs
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from r1hpc.attempt.detached import start_detached
+from r1hpc.attempt.state import newest_job
+from r1hpc.base.errors import R1hpcError, UsageError
+from r1hpc.base.failpoints import failpoint
+from r1hpc.base.files import read_records
+from r1hpc.base.names import printable
+from r1hpc.base.rundir import RunDir
+from r1hpc.slurm import decide
+from r1hpc.submission import start_run
+from r1hpc.submission.budget_check import check_budget
+from r1hpc.submission.chain_file import (
+    Definition,
+    digest_of,
+    open_definition,
+    override,
+    read_definition,
+    save_definition,
+)
+from r1hpc.submission.chain_folder import SUBMISSION, ChainDir, held, supervisor_pid
+from r1hpc.submission.chain_steps import (
+    Action,
+    Step,
+    carry_out_on_slurm,
+    plan_steps,
+    record_jobs,
+    write_stages,
+)
+from r1hpc.submission.order import Order, Purpose
+from r1hpc.submission.plan_run import forbidden_changes
+from r1hpc.telemetry.attempts import record
+
+
+@dataclass(frozen=True)
+class SubmittedChain:
+    """A chain after one submission of it."""
+
+    chain: ChainDir
+    executor: str
+    steps: tuple[Step, ...]
+    jobs: dict[str, str]
+    """Job ids of the stages that are not finished. Empty after a dry run."""
+    notes: tuple[str, ...]
+    is_dry_run: bool = False
+
+
+def submit_chain(chain: ChainDir, source: Path | None, order: Order) -> SubmittedChain:
+    """Begin a chain, or go on with one that is there.
+
+    Args:
+        source: the chain file; None goes on with what is frozen.
+
+    Raises:
+        UsageError: there is none, or it is another one, or a stage of it cannot be as described.
+        R1hpcError: Slurm refused, or does not answer.
+    """
+    asked = order.executor if order.executor != "auto" else _last_executor(chain) or "auto"
+    executor, notes = decide.choose_executor(asked, will_submit=order.purpose is Purpose.start)
+    order = replace(order, executor=executor)
+    if chain.definition.is_file():
+        return _go_on(chain, source, order, notes)
+    if source is None:
+        raise UsageError(f"there is no chain called {chain.name} in {chain.path.parent}")
+    return _begin(chain, source, order, notes)
+
+
+def _last_executor(chain: ChainDir) -> str | None:
+    """Where the chain was submitted last: it goes on there unless somebody says otherwise."""
+    submitted = [event for event in read_records(chain.events) if event.get("event") == "submitted"]
+    return str(submitted[-1]["executor"]) if submitted else None
+
+
+def _begin(chain: ChainDir, source: Path, order: Order, notes: Sequence[str]) -> SubmittedChain:
+    if os.path.lexists(chain.path) and not _is_empty(chain):
+        raise UsageError(
+            f"there is a run called {chain.name} in {chain.path.parent} that is no chain: "
+            "choose another --run-name"
+        )
+    definition = read_definition(source, chain, order.overrides, order.cluster)
+    steps, said = _plan(chain, definition, order)
+    if order.is_dry_run:
+        return SubmittedChain(chain, order.executor, steps, {}, (*notes, *said), is_dry_run=True)
+    start_run.create_parent(RunDir(chain.path))
+    chain.path.mkdir(mode=0o700, exist_ok=True)
+    with held(chain, SUBMISSION) as lock:
+        if chain.definition.is_file():
+            raise UsageError(f"another submission has just begun {chain.name}: submit it again to go on")
+        save_definition(definition, chain)
+        failpoint("chain.frozen")
+        try:
+            jobs = _carry_out(chain, steps, order, lock)
+        except (R1hpcError, OSError):
+            if not any(chain.stage(name).path.exists() for name in definition.names):
+                shutil.rmtree(chain.path)  # nothing came of it
+            raise
+    return SubmittedChain(chain, order.executor, steps, jobs, (*notes, *said))
+
+
+def _go_on(chain: ChainDir, source: Path | None, order: Order, notes: Sequence[str]) -> SubmittedChain:
+    frozen = open_definition(chain)
+    notes = [*notes, *_changed_since(frozen, source, chain)]
+    definition = override(frozen, order.overrides, chain, order.cluster)
+    if order.is_dry_run:
+        steps, said = _plan(chain, definition, order, frozen)
+        return SubmittedChain(chain, order.executor, steps, {}, (*notes, *said), is_dry_run=True)
+    pid = supervisor_pid(chain)
+    if pid is not None:
+        return _supervised(chain, frozen, order, pid, notes)
+    with held(chain, SUBMISSION) as lock:
+        steps, said = _plan(chain, definition, order, frozen)
+        if definition != frozen:
+            save_definition(definition, chain)
+        jobs = _carry_out(chain, steps, order, lock)
+    return SubmittedChain(chain, order.executor, steps, jobs, (*notes, *said))
+
+
+def _plan(
+    chain: ChainDir, definition: Definition, order: Order, frozen: Definition | None = None
+) -> tuple[tuple[Step, ...], tuple[str, ...]]:
+    """What is done with each stage, within the budget of all together; and what there is to say of it.
+
+    Args:
+        frozen: what the chain was, where it is there already.
+    """
+    steps = plan_steps(chain, definition, order)
+    if frozen is not None:
+        _refuse_changes(frozen, steps)
+    planned = [step.planned for step in steps if step.planned is not None]
+    said = check_budget(planned, order.run_root, order.over_budget)
+    return steps, (*said, *_merged_notes(steps))
+
+
+def _carry_out(chain: ChainDir, steps: Sequence[Step], order: Order, lock: int) -> dict[str, str]:
+    if order.executor == "slurm":
+        return carry_out_on_slurm(chain, steps, order)
+    open_steps = [step for step in steps if step.action is not Action.skip]
+    at_work = {step.stage.name: step.job_id for step in open_steps if step.job_id is not None}
+    if not any(step.action.makes_a_job for step in open_steps):
+        return at_work
+    asked_at = time.time()
+    write_stages(steps, order)
+    folders = [str(step.run.path) for step in open_steps]
+    arguments = ["chain", str(chain.path), "--lock-fd", str(lock), "--stages", *folders]
+    process = start_detached(arguments, open_steps[0].run, chain.log, keep=(lock,))
+    job_id = f"local-{process.pid}"
+    failpoint("chain.supervising")
+    record_jobs(chain, steps, order, job_id, asked_at)
+    return {step.stage.name: step.job_id or job_id for step in open_steps}
+
+
+def _supervised(
+    chain: ChainDir, definition: Definition, order: Order, pid: int, notes: Sequence[str]
+) -> SubmittedChain:
+    """A supervisor is at work: nothing to do but to complete the record that a kill may have cut off."""
+    if order.overrides:
+        raise UsageError(
+            f"{chain.name} is at work (process {pid}): cancel it first, then submit it with other settings"
+        )
+    begun = [event for event in read_records(chain.events) if event.get("event") == "supervising"]
+    steps = []
+    for stage in definition.stages:
+        run = chain.stage(stage.name)
+        if run.finished.exists():
+            steps.append(Step(stage, run, Action.skip))
+            continue
+        job = newest_job(run)
+        if job is None or (begun and job.time < begun[-1]["time"] and job.job_id != f"local-{pid}"):
+            record(run, "submitted", executor="local", job_id=f"local-{pid}", script=str(run.script))
+            job = newest_job(run)
+        steps.append(Step(stage, run, Action.leave, job_id=job.job_id if job is not None else None))
+    jobs = {step.stage.name: step.job_id for step in steps if step.job_id is not None}
+    return SubmittedChain(chain, "local", tuple(steps), jobs, tuple(notes))
+
+
+def _changed_since(frozen: Definition, source: Path | None, chain: ChainDir) -> list[str]:
+    """A note about a chain file that is not what was frozen; an error where it is another chain's."""
+    if source is None or digest_of(source) == frozen.digest:
+        return []
+    if str(source.absolute()) != frozen.source:
+        raise UsageError(
+            f"{chain.name} is a chain of {printable(frozen.source)}, not of {printable(str(source))}: "
+            "choose another --run-name"
+        )
+    return [
+        f"{source} has changed since {chain.name} was begun: it goes on as frozen in {chain.definition}; "
+        "for the new file take another --run-name"
+    ]
+
+
+def _refuse_changes(frozen: Definition, steps: Sequence[Step]) -> None:
+    """What is finished or at work cannot become something else."""
+    for step in steps:
+        before = frozen.stage(step.stage.name).config
+        wrong = forbidden_changes(before, step.stage.config)
+        if step.action is Action.skip and before.train.num_steps != step.stage.config.train.num_steps:
+            wrong.append("train.num_steps")
+        if wrong and not step.action.makes_a_job:
+            raise UsageError(
+                f"stage {step.stage.name} is {step.action}: {', '.join(wrong)} cannot change any more. "
+                "Give what is meant for one stage as STAGE:KEY=VALUE, or take another --run-name"
+            )
+
+
+def _is_empty(chain: ChainDir) -> bool:
+    """A folder that was killed before its chain.yaml was written."""
+    return chain.path.is_dir() and {path.name for path in chain.path.iterdir()} <= {chain.lock.name}
+
+
+def _merged_notes(steps: Sequence[Step]) -> list[str]:
+    """Each sentence once, with the stages it is about where it is not about all."""
+    planned = [(step.stage.name, step.planned) for step in steps if step.planned is not None]
+    stages: dict[str, list[str]] = {}
+    for name, each in planned:
+        for note in each.notes:
+            stages.setdefault(note, []).append(name)
+    return [
+        note if len(names) == len(planned) else f"{note} ({', '.join(names)})"
+        for note, names in stages.items()
+    ]

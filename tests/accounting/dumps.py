@@ -1,0 +1,178 @@
+"""What `sacct -D -X -P` prints on a busy cluster, made from a seed, and what it adds up to by construction.
+
+    truth = write_dump(path, num_records=1_000_000, seed=1)
+    truth.gpu_seconds, truth.by["user"]["u017"]        # integers
+
+Requeued jobs, arrays, heterogeneous jobs, names that hold the separator, jobs without GPUs, jobs that run,
+wait or never started, GPUs listed by type, in total or both, records that stand there twice. Times are local,
+as sacct prints them. The sums are made here, record by record, without anything of r1hpc.
+"""
+
+import random
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+COLUMNS = (
+    "JobID",
+    "JobName",
+    "User",
+    "Account",
+    "Partition",
+    "QOS",
+    "State",
+    "Submit",
+    "Start",
+    "End",
+    "ElapsedRaw",
+    "NNodes",
+    "AllocTRES",
+    "ExitCode",
+    "NodeList",
+)
+NAMES = ("train", "bash", "sweep|lr=3e-4|x", "a|b", "|", "eval|", "grpo-7b", "übung", "")
+ENDED = ("COMPLETED", "COMPLETED", "COMPLETED", "FAILED", "TIMEOUT", "OUT_OF_MEMORY")
+REQUEUED = ("PREEMPTED", "NODE_FAIL", "REQUEUED")
+
+
+@dataclass
+class Truth:
+    """Seconds x GPUs, by key; `node_seconds` likewise."""
+
+    gpu_seconds: int = 0
+    node_seconds: int = 0
+    by: dict[str, dict[str, int]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(int)))
+    num_records: int = 0
+    """Different ones that started."""
+
+    def count(self, row: dict[str, str], start: int, elapsed: int, gpus: int, nodes: int) -> None:
+        self.num_records += 1
+        self.gpu_seconds += gpus * elapsed
+        self.node_seconds += nodes * elapsed
+        state = row["State"].split(" ")[0]
+        for key, value in (("user", row["User"]), ("account", row["Account"]), ("state", state)):
+            self.by[key][value] += gpus * elapsed
+        for key, value in (("qos", row["QOS"]), ("partition", row["Partition"])):
+            self.by[key][value] += gpus * elapsed
+        if gpus:
+            for day, seconds in _days(start, start + elapsed):
+                self.by["day"][day] += gpus * seconds
+
+
+def write_dump(
+    path: Path, num_records: int, seed: int, columns: Sequence[str] = COLUMNS, every_s: int = 40
+) -> Truth:
+    """About `num_records` lines, the oldest first but for those that stand there twice.
+
+    Args:
+        every_s: a job begins at most so long after the one before.
+    """
+    choose, truth = random.Random(seed), Truth()
+    again: list[str] = []
+    with path.open("w") as file:
+        file.write("|".join(columns) + "\n")
+        lines = 0
+        for text, once in _lines(choose, truth, columns, every_s):
+            file.write(text)
+            lines += 1
+            if not once:
+                again.append(text)
+            if len(again) > 50 or lines >= num_records:
+                file.writelines(again)
+                lines += len(again)
+                again.clear()
+            if lines >= num_records:
+                break
+    return truth
+
+
+def _lines(
+    choose: random.Random, truth: Truth, columns: Sequence[str], every_s: int
+) -> Iterator[tuple[str, bool]]:
+    """(line, False where it shall be repeated later)."""
+    clock, job = 1_735_000_000, 4_000_000
+    users = [(f"u{i:03d}", f"lab{i % 37}") for i in range(240)]
+    while True:
+        job += choose.randint(1, 3)
+        user, account = users[int(choose.triangular(0, 239, 0))]
+        row = {
+            "User": user,
+            "Account": account,
+            "Partition": choose.choice(("gpu", "gpu", "long", "scavenger", "cpu")),
+            "QOS": choose.choice(("normal", "normal", "high", "scavenger")),
+            "JobName": choose.choice(NAMES),
+            "ExitCode": "0:0",
+        }
+        for job_id in _job_ids(choose, job):
+            clock += choose.randint(0, every_s)
+            yield from _attempts(choose, truth, columns, {**row, "JobID": job_id}, clock)
+
+
+def _job_ids(choose: random.Random, job: int) -> list[str]:
+    kind = choose.random()
+    if kind < 0.04:
+        return [f"{job}_{task}" for task in range(choose.randint(2, 60))]
+    if kind < 0.06:
+        return [f"{job}+0", f"{job}+1"]
+    return [f"{job}"]
+
+
+def _attempts(
+    choose: random.Random, truth: Truth, columns: Sequence[str], row: dict[str, str], clock: int
+) -> Iterator[tuple[str, bool]]:
+    gpus = choose.choice((0, 0, 1, 1, 2, 4, 8, 8, 64)) if row["Partition"] != "cpu" else 0
+    nodes = max(1, gpus // 8)
+    row |= {"NNodes": str(nodes), "NodeList": f"gpu[{100 + choose.randint(0, 800)}]"}
+    kind = choose.random()
+    if kind < 0.03:
+        never = {"State": choose.choice(("PENDING", f"CANCELLED by {choose.randint(1000, 1400)}"))}
+        row |= {"Start": choose.choice(("Unknown", "None")), "End": "Unknown", "ElapsedRaw": "0"}
+        yield _line(row | never | {"AllocTRES": "", "Submit": _local(clock)}, columns), choose.random() > 0.01
+        return
+    requeues = choose.choice((1, 1, 2, 5)) if kind < 0.08 else 0
+    for attempt in range(requeues + 1):
+        clock += choose.randint(1, 9000)
+        elapsed = min(int(choose.lognormvariate(7.5, 2.0)), 10 * 86400)
+        row["State"] = REQUEUED[attempt % 3] if attempt < requeues else choose.choice(ENDED)
+        if kind > 0.99:
+            row["State"] = f"CANCELLED by {choose.randint(1000, 1400)}"
+        row |= {"Submit": _local(clock - 60), "Start": _local(clock), "End": _local(clock + elapsed)}
+        row |= {"ElapsedRaw": str(elapsed), "AllocTRES": _tres(choose, gpus, nodes)}
+        truth.count(row, clock, elapsed, gpus, nodes)
+        is_clear = not _is_repeated_hour(clock)
+        if choose.random() < 0.005 and is_clear:  # seen while it ran, and again when it was over
+            young = {"State": "RUNNING", "End": "Unknown", "ElapsedRaw": str(elapsed // 2)}
+            yield _line(row | young, columns), True
+        yield _line(row, columns), choose.random() > 0.01
+        clock += elapsed
+
+
+def _tres(choose: random.Random, gpus: int, nodes: int) -> str:
+    parts = [f"billing={8 * gpus + 4}", f"cpu={8 * gpus + 4}"]
+    if gpus:
+        typed, total = f"gres/gpu:a100={gpus}", f"gres/gpu={gpus}"
+        parts += choose.choice(([typed, total], [typed, total], [typed], [total]))
+    return ",".join([*parts, f"mem={choose.choice((16, 64, 250, 500))}G", f"node={nodes}"])
+
+
+def _line(row: dict[str, str], columns: Sequence[str]) -> str:
+    return "|".join([row[name] for name in columns]) + "\n"
+
+
+def _local(moment: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(moment))
+
+
+def _is_repeated_hour(moment: int) -> bool:
+    """Whether the clock shows this time twice: then a record without its end does not tell which."""
+    return _local(moment + 3600) == _local(moment) or _local(moment - 3600) == _local(moment)
+
+
+def _days(start: int, end: int) -> Iterator[tuple[str, int]]:
+    while start < end:
+        now = time.localtime(start)
+        midnight = int(time.mktime((now.tm_year, now.tm_mon, now.tm_mday + 1, 0, 0, 0, 0, 0, -1)))
+        yield time.strftime("%Y-%m-%d", now), min(end, midnight) - start
+        start = midnight

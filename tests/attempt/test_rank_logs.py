@@ -1,0 +1,62 @@
+"""Logs of ranks: their end, what follows over all attempts, and nothing that drives a terminal."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from r1hpc.attempt import rank_logs
+from tests.recorded import RecordedRun
+
+
+@pytest.mark.parametrize(
+    ("raw", "shown"),
+    [
+        (b"\x1b[31mred\x1b[0m", "red"),
+        (b"\x1b]0;title\x07text", "text"),
+        (b"10%\r50%\r100%\r", "100%"),
+        (b"a\x00b\x08c\x9b", "abc\N{REPLACEMENT CHARACTER}"),
+        (b"tab\tstays", "tab\tstays"),
+        ("bidi\u202etxt".encode(), "biditxt"),
+        (b"\x1b", ""),
+    ],
+)
+def test_a_log_cannot_drive_the_terminal(raw: bytes, shown: str) -> None:
+    assert rank_logs.clean(raw) == shown
+
+
+def test_a_long_log_is_read_from_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "rank_0.out"
+    path.write_bytes(b"".join(b"line %d\n" % n for n in range(50_000)) + b"unfinished")
+    assert rank_logs.tail(path, 2) == [b"line 49999", b"unfinished"]
+    assert len(rank_logs.tail(path, 30_000)) == 30_000
+
+
+def test_follow_goes_on_with_the_next_attempt_until_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no Slurm
+    made = RecordedRun(tmp_path / "demo")
+    made.submit("4711", "slurm")
+    made.begin()
+    made.log("one")
+    made.log("two")
+    seen: list[str] = []
+    reader = threading.Thread(target=lambda: seen.extend(rank_logs.follow(made.run, 0, None, 1)))
+    reader.start()
+    time.sleep(0.5)
+    made.log("three")
+    made.end("preempted")
+    made.begin()
+    made.log("four")
+    time.sleep(0.8)
+    with made.run.rank_log(2, 0).open("a") as file:
+        file.write("fi")
+        file.flush()
+        time.sleep(0.5)
+        file.write("ve\nunfinished")
+    made.end("finished", 2)
+    reader.join(15)
+    assert not reader.is_alive()
+    assert seen == ["two", "three", "==> attempt 2, rank 0 <==", "four", "five", "unfinished"]

@@ -1,0 +1,59 @@
+"""What all commands that open a run folder have in common."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from r1hpc import status
+from r1hpc.base.errors import StateError, UsageError
+from tests.commands.commands import as_json
+from tests.recorded import RecordedRun
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "cancel", "report"])
+def test_a_command_is_light_and_answers_a_wrong_flag_with_the_right_one(command: str, tmp_path: Path) -> None:
+    heavy = "'torch', 'deepspeed', 'transformers', 'zarr', 'matplotlib', 'submitit'"
+    code = f"import sys, r1hpc.{command}; print([m for m in ({heavy}) if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    argv = [sys.executable, "-m", f"r1hpc.{command}", "--run-rot", str(tmp_path)]
+    wrong = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2
+    assert "--run-root" in wrong.stderr
+    nothing = subprocess.run(
+        [*argv[:3], "--run-root", str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert (nothing.returncode, nothing.stdout) == (2, "")
+    assert "R1HPC_RUN_ROOT" in nothing.stderr
+    assert "Traceback" not in nothing.stderr
+
+
+def test_without_a_run_dir_the_newest_run_is_meant(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for age, name in ((20, "old"), (10, "new")):
+        made = RecordedRun(root / name)
+        os.utime(made.run.config, (time.time() - age, time.time() - age))
+    assert as_json(status, [], capsys)["run_id"] == "new"
+    assert as_json(status, ["old"], capsys)["run_id"] == "old"
+    assert as_json(status, ["old", "--run-root", str(root)], capsys)["run_id"] == "old"
+    assert [r["run_id"] for r in as_json(status, ["--all"], capsys)["runs"]] == ["new", "old"]
+    with pytest.raises(UsageError, match="no run at"):
+        status.main(["nowhere"])
+
+
+def test_a_folder_of_the_same_name_here_does_not_hide_the_run(
+    finished: RecordedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here" / "demo").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    given = ["demo", "--run-root", str(finished.run.path.parent)]
+    assert as_json(status, given, capsys)["run_dir"] == str(finished.run.path)
+
+
+def test_a_run_folder_that_others_may_write_is_refused(finished: RecordedRun) -> None:
+    finished.run.path.chmod(0o777)
+    with pytest.raises(StateError, match="chmod go-w"):
+        status.main(["demo"])

@@ -1,0 +1,65 @@
+"""budget: what is left, in words and as JSON."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from r1hpc import budget as command
+from tests.accounting.history import DAY, make_history
+
+
+def budget_file(folder: Path, text: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "budget.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A group's run root, in a place without Slurm."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("R1HPC_BUDGET", raising=False)
+    return make_history(tmp_path / "runs", time.time())
+
+
+def test_the_command(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = time.strftime("%Y-%m-%d", time.localtime(time.time() - 60 * DAY))
+    budget_file(root, f"gpu_hours: 9000\nstart: {first}\ncampaign: hundred_days\n")
+    assert command.main(["--run-root", str(root), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["left"] == pytest.approx(9000 - told["spent"])
+    assert told["running"]["jobs"] == told["queued"]["jobs"] == 1
+    assert told["running"]["p10"] < told["running"]["p50"] < told["running"]["p90"]
+    assert [stage["days"] for stage in told["campaign"]["stages"]] == [7, 15, 25, 40, 13]
+    assert command.main(["--run-root", str(root)]) == 0
+    text = capsys.readouterr().out
+    for words in (
+        "Budget of the runs",
+        "spent",
+        "P10 to P90",
+        "Campaign a hundred days",
+        "exceeds the budget",
+    ):
+        assert words in text
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_the_command_without_a_budget_says_how_to_make_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert command.main(["--run-root", str(tmp_path)]) == 0
+    assert "No budget is set: give gpu_hours in" in " ".join(capsys.readouterr().out.split())
+    assert command.main(["--run-root", str(tmp_path / "nosuch")]) == 0
+    assert "so no run is counted" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_command_says_that_it_could_not_count_an_account(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    budget_file(root, "gpu_hours: 9000\naccount: lab\n")
+    assert command.main(["--run-root", str(root)]) == 0
+    assert "not of all jobs of account lab" in " ".join(capsys.readouterr().out.split())

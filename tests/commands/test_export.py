@@ -1,0 +1,88 @@
+"""The export command: the model of a run as a folder that transformers reads."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from r1hpc import export
+from r1hpc.base.errors import StateError, UsageError
+from tests.recorded import RecordedRun
+from tests.runs import command_output, run_environment, submit, wait_over
+
+
+def exported(run: Path, out: Path, *words: str) -> dict[str, Any]:
+    """The JSON object of an export that must succeed."""
+    answer: dict[str, Any] = json.loads(
+        command_output(
+            ["-m", "r1hpc.export", str(run), "--out", str(out), "--json", *words], run_environment()
+        )
+    )
+    return answer
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("rl.algorithm=ppo",), ("deepspeed.zero_stage=3", "model.lora_rank=4")],
+    ids=["critic", "shards"],
+)
+def test_a_checkpoint_is_the_model_that_the_run_ends_with(tmp_path: Path, words: tuple[str, ...]) -> None:
+    """Bit by bit: with a critic beside it, and with adapters in the shards of ZeRO 3."""
+    run = submit(tmp_path / "runs", "a", "train.num_steps=2", *words, job="jobs/rl_smoke.yaml").run
+    wait_over(run)
+    from_checkpoint = exported(run.path, tmp_path / "converted", "--step", "2")
+    copied = exported(run.path, tmp_path / "copied")
+    assert (from_checkpoint["step"], copied["step"]) == (2, None)
+    names = sorted(path.name for path in run.model.iterdir())
+    assert "model.safetensors" in names
+    for folder in (tmp_path / "converted", tmp_path / "copied"):
+        assert sorted(path.name for path in folder.iterdir()) == names
+        for name in names:
+            assert (folder / name).read_bytes() == (run.model / name).read_bytes(), f"{folder.name}/{name}"
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_pretraining_leaves_its_newest_checkpoint_and_the_tokenizer_of_its_data(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run = submit(tmp_path / "runs", "a", "train.num_steps=4", "checkpoint.save_every=2").run
+    wait_over(run)
+    out = tmp_path / "model"
+    assert exported(run.path, out)["step"] == 4
+    network = AutoModelForCausalLM.from_pretrained(out, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(out, local_files_only=True)
+    assert network.config.vocab_size == len(tokenizer)
+    assert tokenizer.decode(tokenizer.encode("def f(x):")) == "def f(x):"
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> RecordedRun:
+    made = RecordedRun(tmp_path / "runs" / "demo")
+    made.submit("4711", "slurm")
+    made.attempt(1, 20, "crash", committed=10)
+    return made
+
+
+def test_what_cannot_be_exported_is_named(recorded: RecordedRun, tmp_path: Path) -> None:
+    run, out = str(recorded.run.path), str(tmp_path / "out")
+    with pytest.raises(UsageError, match="Give --out DIR"):
+        export.main([run])
+    with pytest.raises(StateError, match="has committed no checkpoint yet"):
+        export.main([run, "--out", out])
+    with pytest.raises(UsageError, match="no checkpoint of step 7: there is none"):
+        export.main([run, "--out", out, "--step", "7"])
+    recorded.checkpoint(10)
+    with pytest.raises(UsageError, match="no checkpoint of step 7: there are 10"):
+        export.main([run, "--out", out, "--step", "7"])
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    with pytest.raises(UsageError, match="is there already"):
+        export.main([run, "--out", str(tmp_path / "full")])
+    assert not Path(out).exists()
+
+
+@pytest.mark.parametrize("tool", ["tensorboard", "prometheus", "wandb"])
+def test_metrics_have_a_command_of_their_own(recorded: RecordedRun, tool: str) -> None:
+    with pytest.raises(UsageError, match=rf"r1hpc\.export_metrics RUN --to {tool}"):
+        export.main([str(recorded.run.path), "--to", tool])

@@ -1,0 +1,150 @@
+"""Event files as TensorBoard itself reads them, and W&B as far as it goes without a network."""
+
+import json
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from r1hpc import export_metrics as command
+from r1hpc.base.errors import R1hpcError, UsageError
+from r1hpc.telemetry.metrics import MetricWriter
+from tests.recorded import RecordedRun, loss_of
+
+accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
+
+def read_events(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """tag -> [(step, value)], by TensorBoard's own reader."""
+    reader = accumulator.EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    reader.Reload()
+    return {tag: [(e.step, e.value) for e in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]}
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> RecordedRun:
+    """25 steps, of which the last ten are lost, then 16 to 40."""
+    made = RecordedRun(tmp_path / "runs" / "demo", gpus=2)
+    made.submit("local-1")
+    start = made.clock
+    made.attempt(1, 25, "node_fail", committed=15)
+    made.attempt(16, 40, "finished", committed=40)
+    made.gpu_ticks(start, 60)
+    return made
+
+
+def test_the_steps_that_lasted_and_the_gpus(made: RecordedRun, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main([str(made.run.path), "--to", "tensorboard", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["steps"] == 40
+    found = read_events(Path(answer["folder"]))
+    steps, losses = zip(*found["train/loss"], strict=True)
+    assert steps == tuple(range(1, 41))
+    assert losses == pytest.approx([loss_of(step) for step in steps])
+    assert {"train/lr", "train/mfu", "train/step_time_s", "train/tokens_per_second"} <= found.keys()
+    assert "train/attempt" not in found
+    assert found["gpu_power_w/n1 GPU 1"][0] == (0, 62.0)
+    assert len(found["gpu_memory_gib/n1 GPU 0"]) == 60
+
+
+def test_exporting_again_replaces_what_was_there(made: RecordedRun) -> None:
+    folder = made.run.report / "tensorboard"
+    for _ in range(2):
+        command.main([str(made.run.path), "--to", "tensorboard"])
+    assert len(list(folder.iterdir())) == 1
+    assert len(read_events(folder)["train/loss"]) == 40
+
+
+def test_rewards_lie_under_rl(made: RecordedRun, tmp_path: Path) -> None:
+    MetricWriter(made.run, 2).step(global_step=41, loss=float("nan"), reward=0.5, kl=None, note="x")
+    command.main([str(made.run.path), "--to", "tensorboard", "--out", str(tmp_path / "tb")])
+    found = read_events(tmp_path / "tb" / "demo")
+    assert found["rl/reward"] == [(41, 0.5)]
+    assert len(found["train/loss"]) == 40, "TensorBoard draws no nan"
+    assert not {"rl/kl", "rl/note"} & found.keys()
+
+
+def test_following_streams_new_steps_and_hides_what_is_taken_again(tmp_path: Path) -> None:
+    made = RecordedRun(tmp_path / "demo")
+    sleeper = [sys.executable, "-c", "import time; time.sleep(60)", str(made.run.path)]
+    with subprocess.Popen(sleeper) as supervisor:
+        made.submit(f"local-{supervisor.pid}")
+        made.attempt(1, 25, "node_fail", committed=15)
+        later = threading.Timer(0.7, made.attempt, [16, 40, "finished", 40])
+        later.start()
+        assert command.main([str(made.run.path), "--to", "tensorboard", "--follow", "--every", "1"]) == 0
+        later.join()
+        supervisor.kill()
+    found = read_events(made.run.report / "tensorboard")
+    assert [step for step, _ in found["train/loss"]] == list(range(1, 41))
+
+
+def test_stages_of_two_chains_keep_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = []
+
+    class Settings:
+        def __init__(self, **_: object) -> None: ...
+
+    def init(**asked: object) -> SimpleNamespace:
+        ids.append((asked["id"], asked["name"]))
+        return SimpleNamespace(log=lambda *_, **__: None, finish=lambda **_: None)
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Settings=Settings, init=init))
+    for chain in ("one", "two"):
+        (tmp_path / chain).mkdir()
+        (tmp_path / chain / "chain.yaml").touch()
+        run = str(RecordedRun(tmp_path / chain / "grpo").run.path)
+        assert command.main([run, "--to", "wandb"]) == 0
+        assert command.main([run, "--to", "tensorboard", "--out", str(tmp_path / "tb")]) == 0
+    assert ids == [("one+grpo", "one+grpo"), ("two+grpo", "two+grpo")]
+    assert sorted(path.name for path in (tmp_path / "tb").iterdir()) == ["one+grpo", "two+grpo"]
+
+
+@pytest.mark.parametrize("package", ["tensorboard", "wandb"])
+def test_without_the_extra_the_command_says_what_to_install(
+    made: RecordedRun, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (package, f"{package}.summary.writer.event_file_writer"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(R1hpcError, match=f"pip install 'r1hpc\\[{package}\\]'"):
+        command.main([str(made.run.path), "--to", package])
+
+
+def test_wandb_is_not_followed(made: RecordedRun) -> None:
+    with pytest.raises(UsageError, match="neither --follow"):
+        command.main([str(made.run.path), "--to", "wandb", "--follow"])
+
+
+def test_wandb_offline_leaves_a_folder_to_sync(made: RecordedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What W&B's servers make of it is not tested: that needs a network and an account."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert command.main([str(made.run.path), "--to", "wandb"]) == 0
+    assert list((made.run.report / "wandb").glob("offline-run-*/run-demo.wandb"))
+
+
+def test_the_command_loads_neither_torch_nor_the_extras() -> None:
+    heavy = "{'torch', 'tensorboard', 'wandb', 'numpy'}"
+    code = f"import sys, r1hpc.export_metrics; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_the_collectors_folder_gets_a_file_that_another_user_can_read(
+    made: RecordedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "textfile"
+    argv = [str(made.run.path), "--to", "prometheus", "--out", str(folder), "--json"]
+    with pytest.raises(UsageError, match="is no folder"):
+        command.main(argv)
+    folder.mkdir()
+    assert command.main(argv) == 0
+    file = Path(json.loads(capsys.readouterr().out)["file"])
+    assert file == folder / "r1hpc-demo.prom"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o644
+    assert command.main([str(made.run.path), "--to", "prometheus"]) == 0
+    assert stat.S_IMODE((made.run.metrics / "r1hpc.prom").stat().st_mode) == 0o600

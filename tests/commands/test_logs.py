@@ -1,0 +1,39 @@
+"""logs: the end of a rank's log, and what follows it."""
+
+from pathlib import Path
+
+import pytest
+
+from r1hpc import logs
+from r1hpc.base.errors import StateError, UsageError
+from tests.commands.commands import as_json, as_text
+from tests.recorded import RecordedRun
+
+
+def test_logs_shows_the_end_of_the_last_attempt(
+    finished: RecordedRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert as_text(logs, ["demo", "-n", "2"], capsys) == "step 39\nstep 40\n"
+    assert as_text(logs, ["demo", "--attempt", "1", "-n", "1"], capsys) == "step 25\n"
+    assert len(as_json(logs, ["demo"], capsys)["lines"]) == 25
+    assert logs.main(["demo", "-n", "0"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_attempts_are_numbered_from_1(finished: RecordedRun) -> None:
+    with pytest.raises(UsageError, match="numbered from 1"):
+        logs.main(["demo", "--attempt", "0"])
+
+
+def test_a_missing_log_names_those_that_there_are(finished: RecordedRun) -> None:
+    with pytest.raises(StateError, match=r"there are ranks 0$"):
+        logs.main(["demo", "--rank", "3"])
+    with pytest.raises(StateError, match="logs of attempts 1, 2"):
+        logs.main(["demo", "--attempt", "9"])
+
+
+def test_logs_before_the_first_attempt_points_at_the_supervisor(root: Path) -> None:
+    made = RecordedRun(root / "demo")
+    (made.run.logs / "local.out").write_text("building the dataset\n")
+    with pytest.raises(StateError, match=r"logs/local\.out"):
+        logs.main([])

@@ -1,0 +1,231 @@
+"""report: GPU-hours of runs and of what sacct printed, and two runs compared."""
+
+import csv
+import io
+import json
+import os
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from r1hpc import report, status
+from r1hpc.base.errors import StateError, UsageError
+from tests.cluster import Cluster
+from tests.commands.commands import as_json, as_text, submit_recorded, wait_until
+from tests.recorded import EPOCH, RecordedRun
+
+HEADER = "JobID|User|Account|Partition|QOS|State|Start|End|ElapsedRaw|AllocTRES|JobName"
+
+
+def test_report_of_a_finished_run(finished: RecordedRun, capsys: pytest.CaptureFixture[str]) -> None:
+    start = EPOCH + 5
+    finished.gpu_ticks(start, 40, source="stub")
+    shown = as_json(report, ["demo", "--plots"], capsys)
+    (run,) = shown["runs"]
+    assert run["steps"] == {"useful": 40, "lost": 10, "last": 40}
+    assert run["data"]["exactly_once"] is True
+    time_of = run["time"]
+    assert (time_of["startup_s"], time_of["useful_s"], time_of["lost_s"]) == (20.0, 40.0, 10.0)
+    assert time_of["save_s"] == 5.0
+    assert sum(time_of[key] for key in time_of if key != "wall_s") == pytest.approx(time_of["wall_s"])
+    hours = shown["gpu_hours"]
+    assert hours["source"] == "run"
+    assert hours["total"] == pytest.approx(4 * time_of["wall_s"] / 3600)
+    assert hours["by_account"] == {"unknown": pytest.approx(hours["total"])}
+    assert set(hours["by_state"]) == {"node_fail", "finished"}
+    for group in ("by_user", "by_state", "by_day"):
+        assert sum(hours[group].values()) == pytest.approx(hours["total"])
+    assert sorted(Path(path).name for path in run["plots"]) == ["gpu.png", "loss.png", "throughput.png"]
+    assert all(Path(path).read_bytes().startswith(b"\x89PNG") for path in run["plots"])
+    text = as_text(report, ["demo", "--no-plots"], capsys)
+    assert "source=stub" in text
+    assert "40 useful, 10 lost" in text
+    assert "each exactly once" in text
+    assert "\x1b" not in text
+
+
+def test_report_of_a_cpu_run_without_a_driver(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = RecordedRun(root / "demo")
+    made.submit("local-1")
+    made.attempt(1, 5, "finished", committed=5)
+    made.no_driver("no NVIDIA driver here")
+    text = as_text(report, [], capsys)
+    assert "A CPU run" in text
+    assert "no readings: no NVIDIA driver here" in text
+    shown = as_json(report, ["--no-plots"], capsys)
+    assert shown["gpu_hours"]["total"] == 0
+    assert shown["gpu_hours"]["node_hours"] == pytest.approx(17 / 3600)
+
+
+def test_report_of_a_run_that_has_not_begun(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    RecordedRun(root / "demo").submit("4711", "slurm")
+    text = as_text(report, [], capsys)
+    assert "No attempt has begun" in text
+    assert "no ledger yet" in text
+    assert "A CPU run" not in text, "nobody knows that yet"
+
+
+def test_an_attempt_without_an_end_counts_until_its_last_word(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = RecordedRun(root / "demo", gpus=8)
+    made.submit(f"local-{os.getpid()}")
+    made.begin(host=socket.gethostname())
+    made.steps(1, 20)
+    shown = as_json(report, ["--no-plots"], capsys)
+    assert shown["runs"][0]["state"] == "failed"
+    assert shown["gpu_hours"]["total"] == pytest.approx(8 * 30 / 3600)
+
+
+def test_a_ledger_with_a_gap_is_reported(finished: RecordedRun, capsys: pytest.CaptureFixture[str]) -> None:
+    finished.consume(44)
+    text = as_text(report, ["--no-plots"], capsys)
+    assert "NOT exactly once: steps missing from the ledger: 41-43" in text
+
+
+def test_sacct_beside_the_runs_own_record(
+    finished: RecordedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = as_json(report, ["--no-plots"], capsys)["runs"][0]["attempts"]
+    tres = "billing=4,cpu=4,gres/gpu:a100=4,gres/gpu=4,node=2"
+    lasted = [round(each["end"] - each["start"]) for each in own]
+    began = [round(each["start"]) - 3 for each in own]
+    rows = [
+        f"4711|ada|lab|gpu|normal|NODE_FAIL|{began[0]}|Unknown|{lasted[0] + 3}|{tres}|demo",
+        f"4711|ada|lab|gpu|normal|COMPLETED|{began[1]}|Unknown|{lasted[1] + 5}|{tres}|demo",
+        f"9999|eve|lab|gpu|normal|COMPLETED|{began[0]}|Unknown|3600|{tres}|demo",
+    ]
+    file = _sacct_file(tmp_path, *rows)
+    sacct = ["demo", "--no-plots", "--sacct-file", file]
+    shown = as_json(report, sacct, capsys)
+    run = shown["runs"][0]
+    assert run["gpu_hours"]["source"] == "sacct"
+    assert shown["gpu_hours"]["by_user"].keys() == {"ada"}
+    gap = run["gap_gpu_hours"]
+    assert gap["before"] == pytest.approx(4 * 6 / 3600, abs=0.002)
+    assert sum(gap.values()) == pytest.approx(run["gpu_hours"]["total"] - run["own_gpu_hours"]["total"])
+    assert "before the attempts began" in as_text(report, sacct, capsys)
+
+
+def _sacct_file(folder: Path, *rows: str, header: str = HEADER) -> str:
+    file = folder / "records.txt"
+    file.write_text("\n".join([header, *rows]) + "\n")
+    return str(file)
+
+
+def test_hours_of_a_file_are_split_at_midnight_and_by_every_key(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = _sacct_file(
+        tmp_path,
+        # Two attempts of one job: without both the first one's hours are missing.
+        "7|ada|lab|gpu|normal|PREEMPTED|2026-05-01T22:00:00|2026-05-02T01:00:00|10800|gres/gpu:a100=8,gres/gpu=8|a",
+        "7|ada|lab|gpu|normal|COMPLETED|2026-05-02T02:00:00|2026-05-02T03:00:00|3600|gres/gpu=8|a",
+        "8|bob|lab|gpu|high|RUNNING|2026-05-02T02:00:00|Unknown|1800|gres/gpu:h100=2|na|me",
+        "9|bob|phy|cpu|high|CANCELLED by 1000|2026-05-02T02:00:00|2026-05-02T02:30:00|1800|cpu=8|x",
+        "10|bob|phy|gpu|high|PENDING|Unknown|Unknown|0||x",
+        "7.batch|||||COMPLETED|2026-05-02T02:00:00|2026-05-02T03:00:00|3600|gres/gpu=8|batch",
+        HEADER,
+        "7|ada|lab|gpu|normal|COMPLETED|2026-05-02T02:00:00|2026-05-02T03:00:00|3600|gres/gpu=8|a",
+    )
+    hours = as_json(report, ["--sacct-file", file], capsys)["gpu_hours"]
+    assert hours["total"] == pytest.approx(33)
+    assert hours["by_day"] == {"2026-05-01": pytest.approx(16), "2026-05-02": pytest.approx(17)}
+    assert hours["by_user"] == {"ada": pytest.approx(32), "bob": pytest.approx(1)}
+    assert hours["by_state"] == {"CANCELLED": 0, "COMPLETED": 8, "PREEMPTED": 24, "RUNNING": 1}
+    assert hours["by_qos"] == {"high": 1, "normal": 32}
+    assert hours["by_partition"] == {"cpu": 0, "gpu": 33}
+    assert hours["by_account"] == {"lab": 33, "phy": 0}
+    one = as_json(report, ["--sacct-file", file, "--user", "bob"], capsys)["gpu_hours"]
+    assert one["total"] == pytest.approx(1)
+    window = ["--start", "2026-05-02", "--end", "2026-05-02T02:30:00"]
+    assert as_json(report, ["--sacct-file", file, *window], capsys)["gpu_hours"]["total"] == pytest.approx(13)
+    assert "2026-05-01" in as_text(report, ["--sacct-file", file], capsys)
+    assert report.main(["--sacct-file", file, "--format", "csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert {"group": "user", "key": "ada", "gpu_hours": "32.0"} in rows
+
+
+def test_columns_may_come_in_any_order_and_form(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    header = "AllocTRES|JobName|Elapsed|State|Start|JobID"
+    row = "gres/gpu=4|a|b|1-00:30:00|COMPLETED|2026-05-01T00:00:00|7_3"
+    file = _sacct_file(tmp_path, row, header=header)
+    assert as_json(report, ["--sacct-file", file], capsys)["gpu_hours"]["total"] == pytest.approx(98)
+    file = _sacct_file(tmp_path, row + "|", header=header.replace("JobName|", "") + "|")
+    with pytest.raises(StateError, match="has 8 fields and its header 6"):
+        report.main(["--sacct-file", file])
+    # A separator in the name, and the last column empty.
+    row = "7|a|b|2026-05-01T00:00:00|gres/gpu=4|3600|"
+    file = _sacct_file(tmp_path, row, header="\ufeffJobID|JobName|Start|AllocTRES|ElapsedRaw|QOS")
+    assert as_json(report, ["--sacct-file", file], capsys)["gpu_hours"]["total"] == pytest.approx(4)
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "reason"),
+    [
+        ("JobID|Start|ElapsedRaw", "7|2026-05-01T00:00:00|1", "no column AllocTRES"),
+        (HEADER, "7|ada|lab", r"records.txt:2 has 3 fields"),
+        ("JobID|Start|ElapsedRaw|AllocTRES", "7|yesterday|1|", r"records.txt:2: 'yesterday' is not a time"),
+        ("JobID|Start|ElapsedRaw|AllocTRES", "7|2026-05-01|many|", r"records.txt:2: ElapsedRaw is 'many'"),
+        ("JobID|Start|ElapsedRaw|AllocTRES", "7|9999999999999999|1|", "is not a time"),
+        ("JobID|Start|Elapsed|AllocTRES", "7|2026-05-01|99999999-00:00:00|", "no time that a job ran"),
+        ("JobID|Start|ElapsedRaw|AllocTRES", "7|2026-05-01|-5|", "no time that a job ran"),
+        ("", "", "no column JobID"),
+    ],
+)
+def test_a_file_that_sacct_did_not_print_is_refused(
+    root: Path, tmp_path: Path, header: str, row: str, reason: str
+) -> None:
+    with pytest.raises(StateError, match=reason):
+        report.main(["--sacct-file", _sacct_file(tmp_path, row, header=header)])
+
+
+def test_compare_is_a_command(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = RecordedRun(root / "a"), RecordedRun(root / "b")
+    a.attempt(1, 20, "finished", committed=20)
+    b.attempt(1, 12, "crash", committed=10)
+    b.attempt(11, 20, "finished", committed=20)
+    assert "the same to the bit" in as_text(report, ["--compare", "a", "b"], capsys)
+    b.begin()
+    b.steps(21, 21)
+    assert report.main(["--compare", "a", "b", "--json"]) == 1
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["differences"] == [{"global_step": 21, "key": "global_step", "a": "-", "b": "attempt 3"}]
+    assert report.main(["--compare", "a", "b", "--format", "csv"]) == 1
+    assert capsys.readouterr().out == "global_step,key,a,b\n21,global_step,-,attempt 3\n"
+    with pytest.raises(UsageError, match="leave RUN_DIR out"):
+        report.main(["a", "--user", "ada"])
+    for odd in ("\N{SUPERSCRIPT TWO}", "9" * 30):
+        with pytest.raises(UsageError, match="is not a time"):
+            report.main(["--start", odd])
+    with pytest.raises(UsageError, match="two run folders"):
+        report.main(["--compare", "a"])
+
+
+@pytest.mark.slurm
+def test_a_requeued_job_is_requeued_and_every_attempt_is_charged(
+    on_cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = RecordedRun(tmp_path / "runs" / "demo")
+    job_id = submit_recorded(on_cluster, made, "--gres=gpu:2")
+    on_cluster.wait_job(job_id, {"RUNNING"})
+    made.begin()
+    time.sleep(2)  # Slurm counts whole seconds: an attempt shorter than one is charged nothing
+    on_cluster.run(["scontrol", "requeue", str(job_id)])
+    on_cluster.wait_job(job_id, {"PENDING"})
+    assert as_json(status, [], capsys)["state"] == "requeued"
+    on_cluster.wait_restarts(job_id, 1)
+    on_cluster.wait_job(job_id, {"RUNNING"})
+    on_cluster.cancel(job_id)
+    on_cluster.wait_job(job_id)
+    wait_until(lambda: len(on_cluster.sacct(job_id)) == 2)
+    shown = as_json(report, ["--no-plots"], capsys)
+    assert shown["gpu_hours"]["source"] == "sacct"
+    assert set(shown["gpu_hours"]["by_state"]) >= {"REQUEUED"}
+    assert shown["gpu_hours"]["total"] > 0
+    live = as_json(report, ["--start", "2026-01-01"], capsys)
+    assert live["gpu_hours"]["total"] >= shown["gpu_hours"]["total"]

@@ -1,0 +1,134 @@
+"""The command: one JSON object on stdout, one clear line on stderr, 0, 1 or 2."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from r1hpc.data.order import SamplePlan
+from r1hpc.data.reader import open_dataset
+from r1hpc.shard import main
+from tests.data.corpus import build, write_recipe, write_texts
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "r1hpc.shard", *(str(argument) for argument in arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_build_verify_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = write_texts(tmp_path)
+    recipe, out = str(write_recipe(tmp_path)), str(tmp_path / "out")
+    found = []
+    for arguments in (
+        ["build", recipe, "--out", out, "--json"],
+        ["build", recipe, "--out", out, "--json"],
+        ["verify", out, "--json"],
+        ["inspect", out, "--json", "--doc", "3"],
+    ):
+        assert main(arguments) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    built, again, verified, inspected = found
+    assert (built["built"], again["built"]) == (True, False)
+    assert len({value["id"] for value in found}) == 1
+    assert (verified["ok"], verified["problems"], verified["unlisted"]) == (True, [], [])
+    assert inspected["sources"][0]["license"] == "CC0-1.0"
+    assert inspected["document"]["text"] == texts["docs/003.txt"]
+
+
+def test_trace_leads_from_a_sample_to_its_documents(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(build(tmp_path).path)
+    dataset = open_dataset(path)
+    plan = SamplePlan(dataset.id, dataset.num_tokens, 600, 9)
+    sample = 3 * plan.num_windows + 1
+    assert main(["trace", path, "--seq-len", "600", "--seed", "9", "--sample", str(sample), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["epoch"], found["plan_hash"]) == (3, plan.plan_hash)
+    tokens = dataset.read(found["token_start"], 601)
+    joined = b"".join(_closed(tmp_path / info["path"]) for info in found["documents"])
+    at = found["token_start"] - found["documents"][0]["token_start"]
+    assert bytes(min(token, 255) for token in tokens.tolist()) == joined[at : at + 601]
+    assert len(found["documents"]) > 1
+
+
+def _closed(path: Path) -> bytes:
+    """A document as the test above compares it: its bytes, and 255, which is not in UTF-8, for the EOS id."""
+    return path.read_bytes() + b"\xff"
+
+
+def test_inspect_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = build(tmp_path).path
+    assert main(["inspect", str(path), "--doc", "0"]) == 0
+    shown = capsys.readouterr().out
+    for part in ("tiny", "CC0-1.0", "docs/000.txt", (tmp_path / "docs/000.txt").read_text()[:30]):
+        assert part in shown
+
+
+def test_control_characters_of_a_document_do_not_reach_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/a.txt").write_text("red \x1b[31m alert")
+    main(["inspect", str(build(tmp_path).path), "--doc", "0"])
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_verify_names_each_bad_file_and_chunk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = build(tmp_path).path
+    shard = path / "parts/part-00000/tokens/c/0"
+    raw = bytearray(shard.read_bytes())
+    raw[2 * (64 * 2 + 4)] ^= 1
+    shard.write_bytes(raw)
+    (path / "parts/part-00000/doc_source/c/0").unlink()
+    (path / "stray").touch()
+    assert main(["verify", str(path)]) == 1
+    shown = capsys.readouterr().out
+    assert "BAD  parts/part-00000/tokens/c/0: sha256 differs from the manifest; bad chunks: 2\n" in shown
+    assert "BAD  parts/part-00000/doc_source/c/0: is missing\n" in shown
+    assert "note stray" in shown
+    assert "2 of " in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["build", "smok", "--out", "x"], 2, "did you mean 'smoke'?"),
+        (["build", "smoke", "--out", "x", "--worker", "2"], 2, "did you mean '--workers'?"),
+        (["build", "smoke", "--out", "x", "--workers", "0"], 2, "--workers must be at least 1"),
+        (["build", "smoke"], 2, "--out"),
+        (["verify", "nowhere"], 1, "r1hpc.shard build"),
+        (["inspect", "nowhere"], 1, "r1hpc.shard build"),
+        (["trace", ".", "--seq-len", "8", "--sample", "9" * 20], 2, "--sample must lie between"),
+        (["frobnicate"], 2, "frobnicate"),
+        ([], 2, "required"),
+    ],
+)
+def test_asked_wrongly(arguments: list[str], status: int, message: str) -> None:
+    found = run(*arguments)
+    assert (found.returncode, found.stdout) == (status, "")
+    assert message in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_document_that_does_not_exist(tmp_path: Path) -> None:
+    found = run("inspect", build(tmp_path).path, "--doc", "12")
+    assert found.returncode == 2
+    assert "--doc 12 is outside 0 to 11" in found.stderr
+
+
+def test_trace_of_a_window_needs_its_length(tmp_path: Path) -> None:
+    found = run("trace", build(tmp_path).path, "--sample", "3")
+    assert found.returncode == 2
+    assert "--seq-len is needed" in found.stderr
+
+
+def test_smoke_recipe_builds(tmp_path: Path) -> None:
+    found = run("build", "smoke", "--out", tmp_path / "smoke", "--json")
+    assert found.returncode == 0, found.stderr
+    report = json.loads(found.stdout)
+    assert 200_000 < report["num_tokens"] < 2_000_000
+    assert report["vocab_size"] == 512

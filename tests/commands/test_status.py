@@ -1,0 +1,147 @@
+"""status: where a run is, by its folder, its supervisor or Slurm."""
+
+from pathlib import Path
+
+import pytest
+
+from r1hpc import cancel, status
+from r1hpc.attempt.state import State, look
+from r1hpc.base.errors import StateError, UsageError
+from r1hpc.base.files import read_records
+from tests.cluster import Cluster
+from tests.commands.commands import Supervised, as_json, as_text, submit_recorded
+from tests.recorded import RecordedRun
+
+STATUS_KEYS = {"attempt", "cause", "start", "end", "nodes", "gpus", "first_step", "last_step"}
+
+
+def test_status_of_a_finished_run(finished: RecordedRun, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = as_json(status, ["demo"], capsys)
+    assert shown["state"] == "finished"
+    assert (shown["attempt"], shown["global_step"], shown["num_steps"]) == (2, 40, 40)
+    assert (shown["last_committed_step"], shown["job_id"], shown["executor"]) == (40, "4711", "slurm")
+    assert shown["tokens_per_second"] == 128.0
+    assert shown["eta_s"] is None
+    assert [a["cause"] for a in shown["attempts"]] == ["node_fail", "finished"]
+    assert STATUS_KEYS | {"last_committed_step"} <= set(shown["attempts"][0])
+    seconds = sum(a["end"] - a["start"] for a in shown["attempts"])
+    assert shown["gpu_hours"] == pytest.approx(4 * seconds / 3600)
+    text = as_text(status, ["demo"], capsys)
+    assert "demo: finished" in text
+    assert "\x1b" not in text
+
+
+def test_status_before_the_first_attempt(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = RecordedRun(root / "demo")
+    assert as_json(status, [], capsys)["state"] == "unknown"
+    made.submit("4711", "slurm")
+    shown = as_json(status, [], capsys)
+    assert (shown["state"], shown["attempt"], shown["attempts"]) == ("queued", None, [])
+    assert "as of the run folder" in shown["detail"]
+    assert "no checkpoint yet" in as_text(status, [], capsys)
+
+
+@pytest.mark.parametrize(
+    ("cause", "requeued", "state"),
+    [
+        ("preempted", True, "requeued"),
+        ("preempted", False, "failed"),
+        ("crash", False, "failed"),
+        ("stopped", False, "stopped"),
+        ("cancelled", False, "cancelled"),
+        ("refused", False, "failed"),
+    ],
+)
+def test_state_after_an_attempt(root: Path, cause: str, requeued: bool, state: str) -> None:
+    made = RecordedRun(root / "demo")
+    made.submit("4711", "slurm")
+    made.begin()
+    made.steps(1, 3)
+    made.end(cause, 3, requeued=requeued)
+    assert look(made.run).state == state
+
+
+def test_a_new_submission_after_the_end_is_queued_although_its_line_came_late(root: Path) -> None:
+    made = RecordedRun(root / "demo")
+    made.submit("4711", "slurm")
+    made.attempt(1, 3, "crash")
+    made.submit("4712", "slurm")
+    assert look(made.run).state is State.queued
+    submitted_at = made.clock - 5
+    made.job_id = "4713"
+    made.begin()
+    made.clock = submitted_at
+    made.submit("4713", "slurm")  # written after its begin, dated before it
+    assert look(made.run).state is State.running
+
+
+def test_a_resumed_attempt_stands_where_it_resumed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = RecordedRun(root / "demo")
+    made.submit("4711", "slurm")
+    made.attempt(1, 20, "crash", committed=15)
+    made.begin(resumed_from=15)
+    assert as_json(status, [], capsys)["global_step"] == 15
+
+
+def test_a_torn_last_line_and_a_foreign_config_do_not_stop_status(
+    finished: RecordedRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with finished.run.train_metrics.open("ab") as file:
+        file.write(b'{"global_step": 41, "attempt": 2, "lo')
+    with finished.run.attempts.open("ab") as file:
+        file.write(b'{"event": "beg')
+    finished.run.config.write_text("of: another\nversion: 9\n")
+    shown = as_json(status, [], capsys)
+    assert (shown["global_step"], shown["num_steps"], shown["state"]) == (40, None, "finished")
+
+
+def test_watch_ends_with_the_run(finished: RecordedRun, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status.main(["--watch"]) == 0
+    assert capsys.readouterr().out.count("demo: finished") == 1
+    with pytest.raises(UsageError, match="leave --json"):
+        status.main(["--watch", "--json"])
+
+
+@pytest.mark.parametrize("every", ["0", "-1", "inf", "nan"])
+def test_watch_refuses_a_period_that_is_none(finished: RecordedRun, every: str) -> None:
+    with pytest.raises(UsageError, match="--every"):
+        status.main(["demo", "--watch", "--every", every])
+
+
+def test_a_living_supervisor_is_running_and_a_dead_one_has_failed(
+    supervised: Supervised, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, process = supervised
+    shown = as_json(status, [], capsys)
+    assert (shown["state"], shown["eta_s"]) == ("running", 20.0)
+    process.kill()
+    process.wait()
+    shown = as_json(status, [], capsys)
+    assert (shown["state"], shown["eta_s"]) == ("failed", None)
+    assert str(process.pid) in shown["detail"]
+
+
+@pytest.mark.slurm
+def test_a_job_is_followed_by_its_states_and_cancelled(
+    on_cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = RecordedRun(tmp_path / "runs" / "demo")
+    job_id = submit_recorded(on_cluster, made, "--hold")
+    shown = as_json(status, [], capsys)
+    assert (shown["state"], shown["job_id"]) == ("queued", str(job_id))
+    assert "PENDING (JobHeldUser)" in shown["detail"]
+    on_cluster.run(["scontrol", "release", str(job_id)])
+    on_cluster.wait_job(job_id, {"RUNNING"})
+    made.begin()
+    assert as_json(status, [], capsys)["state"] == "running"
+
+    other = RecordedRun(tmp_path / "runs" / "other")
+    other.submit(str(job_id), "slurm")
+    with pytest.raises(StateError, match="does not name other"):
+        cancel.main(["other"])
+    assert on_cluster.state(job_id) == "RUNNING"
+
+    assert as_json(cancel, ["demo"], capsys)["action"] == "scancel"
+    assert on_cluster.wait_job(job_id) == "CANCELLED"
+    assert as_json(status, ["demo"], capsys)["state"] == "cancelled"
+    assert read_records(made.run.attempts)[-1]["event"] == "cancel_requested"

@@ -1,0 +1,401 @@
+"""Each rule by its number, words and hashes against plain Python, personal data against a list."""
+
+import random
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from r1hpc.base.errors import UsageError
+from r1hpc.data.cleaning import c4, fineweb, gopher, language, pii
+from r1hpc.data.cleaning.batch import TextBatch, ngrams
+from r1hpc.data.cleaning.contamination import build_index
+from r1hpc.data.cleaning.minhash import near_duplicates, sign
+from r1hpc.data.cleaning.repair import repair
+from r1hpc.data.recipe_stages import DecontaminateRecipe, MinhashRecipe
+from tests.data.test_prepare import prose
+
+GOOD = prose(1, 20)
+
+# --- batches --------------------------------------------------------------------------------------
+
+_TEXTS = st.lists(
+    st.text(alphabet="ab Z.\n\t\u00e9\u3000\u96e8\u201c9_", max_size=60), min_size=1, max_size=6
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(_TEXTS)
+def test_words_are_those_of_split(texts: list[str]) -> None:
+    batch = TextBatch(texts)
+    found = [
+        batch.bytes[start:stop].tobytes().decode()
+        for start, stop in zip(batch.words.start.tolist(), batch.words.stop.tolist(), strict=True)
+    ]
+    expected = [re.findall("\u96e8|[^\\s\u96e8]+", text) for text in texts]
+    assert found == [word for words in expected for word in words]
+    assert batch.words.count().tolist() == [len(words) for words in expected]
+    assert batch.chars(batch.words).tolist() == [len(word) for word in found]
+    hashes = batch.hashes(batch.words).tolist()
+    assert len(set(hashes)) == len(set(found))
+    assert Counter(Counter(hashes).values()) == Counter(Counter(found).values())
+
+
+@settings(max_examples=200, deadline=None)
+@given(_TEXTS)
+def test_normal_words_are_lower_case_letters_and_digits(texts: list[str]) -> None:
+    batch = TextBatch(texts, normal=True)
+    found = [
+        batch.bytes[start:stop].tobytes().decode()
+        for start, stop in zip(batch.words.start.tolist(), batch.words.stop.tolist(), strict=True)
+    ]
+    expected = [re.findall("\u96e8|[^\\W\u96e8]+", text.lower()) for text in texts]
+    assert found == [word for words in expected for word in words]
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("a ==== b ---- c .... d", "a = = = = b ---- c .... d"),
+        ("don't snake_case c-d x:y (a) 3.14 foo()", "don't snake_case c - d x : y ( a ) 3.14 foo ( )"),
+        ("1,000 --flag -a https://a.org/b-c, C++", "1,000 --flag -a https://a.org/b-c , C++"),
+        ("and\u2014well, \u201cq\u201d \u96e8\u843d", "and \u2014 well , \u201c q \u201d \u96e8 \u843d"),
+    ],
+)  # fmt: skip
+def test_tokens_are_words_and_signs(text: str, tokens: str) -> None:
+    batch = TextBatch([text])
+    found = zip(batch.tokens.start.tolist(), batch.tokens.stop.tolist(), strict=True)
+    assert [batch.bytes[start:stop].tobytes().decode() for start, stop in found] == tokens.split()
+
+
+@settings(max_examples=200, deadline=None)
+@given(_TEXTS)
+def test_lines_and_paragraphs(texts: list[str]) -> None:
+    batch = TextBatch(texts)
+    assert batch.lines.count().tolist() == [sum(bool(s.strip()) for s in t.split("\n")) for t in texts]
+    expected = [len([p for p in re.split(r"\n(?:[^\S\n]*\n)+", text) if p.strip()]) for text in texts]
+    assert batch.paragraphs.count().tolist() == expected
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 3), max_size=12), min_size=1, max_size=4), st.integers(1, 5))
+def test_ngrams_stay_inside_their_document(documents: list[list[int]], size: int) -> None:
+    words = np.array([word for words in documents for word in words], dtype=np.uint64)
+    document = np.repeat(np.arange(len(documents)), [len(words) for words in documents])
+    keys, first = ngrams(words, document, size)
+    spelled = [tuple(words[place : place + size].tolist()) for place in first.tolist()]
+    assert len(spelled) == sum(max(0, len(item) - size + 1) for item in documents)
+    assert len({*zip(spelled, keys.tolist(), strict=True)}) == len(set(spelled)) == len(set(keys.tolist()))
+
+
+# --- rules ----------------------------------------------------------------------------------------
+
+
+def quality(text: str, languages: list[str] | None = None) -> tuple[str, float]:
+    found = gopher.quality([text, GOOD], TextBatch([text, GOOD]), languages)
+    assert found.rule[1] == ""
+    return found.rule[0].removeprefix("gopher_quality."), float(found.value[0])
+
+
+_ENDINGS = ["the water have with that\u2026", "the others have with it here now", "more of the rest of it"]
+
+
+@pytest.mark.parametrize(
+    ("text", "rule", "value"),
+    [
+        (GOOD, "", None),
+        ("the of and # " * 16, "words", 48),
+        ("the of to be " * 30_000, "words", 120_000),
+        ("a b " * 50, "word_length", 1),
+        ("the incomprehensibilities andantewise " * 30, "word_length", None),
+        ("the have with #tag " * 30, "hash_signs", 0.2),
+        ("the have with this... " * 30, "ellipses", 0.2),
+        ("\n".join(["- the have with this and that"] * 20), "bullet_lines", 1.0),
+        ("\n".join(_ENDINGS * 20), "ellipsis_lines", 1 / 3),
+        ("the have with 1234 5678 " * 20, "alpha_words", 0.6),
+        ("rain falls upon roofs while nobody minds " * 12, "stop_words", 0),
+    ],
+)
+def test_gopher_quality(text: str, rule: str, value: float | None) -> None:
+    found, number = quality(text)
+    assert found == rule
+    if value is not None:
+        assert number == pytest.approx(value)
+
+
+def test_english_words_are_not_asked_of_other_languages() -> None:
+    german = "Regen fällt auf Dächer, während niemand achtet darauf und alle schlafen weiter. " * 8
+    assert quality(german)[0] == "stop_words"
+    assert quality(german, ["de", "en"])[0] == ""
+    chinese = "雨水落在屋顶上没有人注意到这件事情大家都在睡觉而河水继续流向大海。" * 5
+    assert quality(chinese)[0] == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        (GOOD, ""),
+        ("\n".join([GOOD, *["The same line of this text."] * 20]), "duplicate_lines"),
+        ("\n\n".join([GOOD, *["One paragraph.\nIn two lines."] * 20]), "duplicate_paragraphs"),
+        ("\n".join([prose(3), prose(4, 40), prose(4, 40), prose(5)]), "duplicate_line_chars"),
+        (" ".join(["river bank", *GOOD.split()[:40]] * 1 + ["river bank"] * 30), "top_2_gram"),
+        (f"{prose(8, 9)} {prose(9, 6)} {prose(9, 6)}", "duplicate_5_grams"),
+    ],
+)
+def test_gopher_repetition(text: str, rule: str) -> None:
+    found = gopher.repetition(TextBatch([GOOD, text]))
+    assert found.rule[0] == ""
+    assert found.rule[1].removeprefix("gopher_repetition.").startswith(rule)
+    assert bool(found.rule[1]) == bool(rule)
+
+
+def _share_in_repeated_ngrams(text: str, size: int) -> float:
+    """datatrove's find_all_duplicate, word by word."""
+    words = text.split()
+    seen: set[tuple[str, ...]] = set()
+    repeated = place = 0
+    while place < len(words) - size + 1:
+        gram = tuple(words[place : place + size])
+        if gram in seen:
+            repeated += sum(map(len, gram))
+            place += size
+        else:
+            seen.add(gram)
+            place += 1
+    return repeated / len(text)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_repetition_values_are_those_of_the_definition(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random(seed)
+    text = " ".join(draw.choice(["aa", "bbb", "cccc", "d", "ee"]) for _ in range(300))
+    for size in (2, 5, 10):
+        expected = _share_in_repeated_ngrams(text, size)
+        monkeypatch.setattr(gopher, "MAX_TOP_NGRAM", {})
+        monkeypatch.setattr(gopher, "MAX_DUPLICATE_NGRAMS", {size: expected - 1e-9})
+        found = gopher.repetition(TextBatch([GOOD, text]))
+        if expected:
+            assert found.rule == ["", f"gopher_repetition.duplicate_{size}_grams"]
+            assert found.value[1] == pytest.approx(expected)
+        monkeypatch.setattr(gopher, "MAX_DUPLICATE_NGRAMS", {size: expected})
+        assert gopher.repetition(TextBatch([GOOD, text])).rule == ["", ""]
+
+
+_NOISE = [
+    "Home | About | Contact",
+    "Please enable Javascript to read this.",
+    "Read our privacy policy.",
+    "Too short.",
+    "It ends in...",
+]
+
+
+def test_c4_takes_lines_out_and_judges_the_rest() -> None:
+    sentences = [f"This is sentence number {n} of the text." for n in range(6)]
+    bad = ["\n".join(sentences[:4]), "{" + sentences[0], "Lorem ipsum dolor sit."]
+    found, texts = c4.judge(["\n".join([*sentences, *_NOISE]), *bad])
+    assert found.rule == ["", "c4.sentences", "c4.curly_bracket", "c4.lorem_ipsum"]
+    assert texts[0].split("\n") == sentences
+    assert found.value[1] == 4
+    cited, changed = c4.judge(["\n".join(f"{line[:-1]}[{n}]." for n, line in enumerate(sentences))])
+    assert (cited.rule, changed[0].split("\n")) == ([""], sentences)
+
+
+_LONG = [f"Incomprehensibilitiesnotwithstanding{n}." for n in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        (GOOD, ""),
+        (
+            "\n".join(f"item {n} of a list that goes on and on without end" for n in range(20)),
+            "punctuated_lines",
+        ),
+        ("\n".join(f"Line {n} is short." for n in range(20)), "short_lines"),
+        ("\n".join([GOOD, GOOD, prose(2)]), "duplicate_line_chars"),
+        ("\n".join(_LONG), "lines_per_word"),
+    ],
+)
+def test_fineweb(text: str, rule: str) -> None:
+    assert fineweb.judge([text], TextBatch([text])).rule[0].removeprefix("fineweb.") == rule
+
+
+@pytest.mark.parametrize(
+    ("text", "repaired"),
+    [
+        ("plain text, nothing wrong with it: $5 & more\n", "plain text, nothing wrong with it: $5 & more\n"),
+        ("sch\u00c3\u00b6n", "sch\u00f6n"),
+        ("It\u00e2\u20ac\u2122s broken", "It\u2019s broken"),
+        ("a &lt;b&gt; c", "a <b> c"),
+        ("cafe\u0301", "caf\u00e9"),
+        ("line\r\nend\x00 \ufeff", "line\nend "),
+        ("\u201cquotes\u201d stay, \ufb01 too", "\u201cquotes\u201d stay, \ufb01 too"),
+    ],
+)
+def test_repair(text: str, repaired: str) -> None:
+    assert repair(text) == repaired
+
+
+def test_language() -> None:
+    texts = [
+        "Guten Tag, wie geht es Ihnen heute?",
+        "The rain falls on the roofs.\nOf the town.",
+        "我们今天早上去市场买了很多新鲜的蔬菜和水果。",
+    ]
+    assert [code for code, _ in language.identify(texts)] == ["de", "en", "zh"]
+    assert 0 <= language.identify([""])[0][1] <= 1
+
+
+# --- personal data --------------------------------------------------------------------------------
+
+FOUND = [
+    ("EMAIL", "jane.doe+tag@mail.example.co.uk"),
+    ("EMAIL", "o'neil_99@example.org"),
+    ("IP", "8.8.8.8"),
+    ("IP", "2001:4860:4860::8888"),
+    ("PHONE", "+49 30 901820"),
+    ("PHONE", "+1 (212) 555-0199"),
+    ("PHONE", "(212) 555-0199"),
+    ("PHONE", "212-555-0199"),
+    ("PHONE", "+44 20 7946 0958"),
+    ("CARD", "4111 1111 1111 1111"),
+    ("CARD", "5500-0000-0000-0004"),
+    ("CARD", "378282246310005"),
+    ("IBAN", "DE89 3704 0044 0532 0130 00"),
+    ("IBAN", "GB29NWBK60161331926819"),
+    ("SSN", "078-05-1120"),
+]
+KEPT = [
+    "127.0.0.1",
+    "192.168.0.17",
+    "at 10:30:45",
+    "4111 1111 1111 1112",
+    "DE00 3704 0044 0532 0130 00",
+    "000-12-3456",
+    "ISBN 978-3-16-148410-0",
+    "1234567890",
+    "2024-11-26",
+    "user@localhost",
+    "std::vector<int>",
+    "3.14159265358979",
+    "1,000,000 of 2,000,000",
+    "pages 100-200-300",
+]
+MISSED = [
+    "030 901820",
+    "jane dot doe at example dot org",
+    "12 Main Street, Springfield",
+    "Jane Doe",
+    "jane@exämple.org",
+]
+"""What the patterns do not find, so that nobody believes they do."""
+
+
+@pytest.mark.parametrize(("kind", "value"), FOUND)
+@pytest.mark.parametrize("around", ["{}", "Call {} now.", "({})", "a,{},b", "at {}."])
+def test_personal_data_is_masked(kind: str, value: str, around: str) -> None:
+    masked, count = pii.mask(around.format(value))
+    assert count == 1
+    # An apostrophe ends a word: of o'neil@... the o stays, as in most such patterns.
+    assert masked == around.format(f"o'<{kind}>" if value.startswith("o'") else f"<{kind}>")
+
+
+@pytest.mark.parametrize("text", KEPT)
+def test_what_only_looks_like_it_is_kept(text: str) -> None:
+    assert pii.mask(f"It says {text} here.") == (f"It says {text} here.", 0)
+
+
+def test_a_version_of_four_numbers_is_a_known_false_alarm() -> None:
+    assert pii.mask("version 1.2.3.4") == ("version <IP>", 1)
+
+
+@pytest.mark.parametrize("text", MISSED)
+def test_what_is_known_to_be_missed(text: str) -> None:
+    assert pii.mask(text)[1] == 0
+
+
+# --- near duplicates and contamination ------------------------------------------------------------
+
+
+def edited(text: str, words: int, seed: int) -> str:
+    """A copy in which some words are others."""
+    draw, found = random.Random(seed), text.split()
+    for place in draw.sample(range(len(found)), words):
+        found[place] = f"x{draw.randrange(10**6)}"
+    return " ".join(found)
+
+
+def jaccard(a: str, b: str, size: int = 5) -> float:
+    grams = []
+    for text in (a, b):
+        words = re.findall(r"\w+", text.lower())
+        grams.append({tuple(words[n : n + size]) for n in range(len(words) - size + 1)})
+    return len(grams[0] & grams[1]) / len(grams[0] | grams[1])
+
+
+def test_near_duplicates_recall_and_precision() -> None:
+    recipe = MinhashRecipe()
+    originals = [prose(n, 25) for n in range(300)]
+    copies = [edited(text, 1 + n % 12, n) for n, text in enumerate(originals)]
+    similarity = [jaccard(a, b) for a, b in zip(originals, copies, strict=True)]
+    groups = near_duplicates(sign(TextBatch(originals + copies, normal=True), recipe), recipe)
+    found = groups.original[300:] == np.arange(300)
+    close = np.array(similarity) >= 0.8
+    assert close.sum() > 50
+    assert found[close].mean() >= 0.95
+    dropped = np.flatnonzero(groups.original != np.arange(600))
+    true = [
+        (d >= 300 and groups.original[d] == d - 300 and similarity[d - 300] >= 0.5) for d in dropped.tolist()
+    ]
+    assert np.mean(true) >= 0.98
+    error = np.abs(groups.similarity[300:] - similarity)[found]
+    assert error.mean() < 0.05
+
+
+def test_near_duplicates_do_not_depend_on_the_batch() -> None:
+    recipe = MinhashRecipe(ngram=3, bands=4, rows=4)
+    texts = [prose(n) for n in range(20)] + ["", "one", "one two", "雨 落"]
+    whole = sign(TextBatch(texts, normal=True), recipe)
+    for number, text in enumerate(texts):
+        assert np.array_equal(sign(TextBatch([text], normal=True), recipe)[0], whole[number])
+    groups = near_duplicates(np.concatenate([whole, whole]), recipe)
+    assert groups.original.tolist() == [*range(24), *range(20), 44, *range(21, 24)]
+
+
+def test_planted_contamination_is_found(tmp_path: Path) -> None:
+    items = [prose(n, 4) for n in range(100, 140)]
+    path = tmp_path / "test.jsonl"
+    path.write_text(
+        "".join(f'{{"q": {{"text": "{item}"}}, "answer": ["{n}"]}}\n' for n, item in enumerate(items))
+    )
+    recipe = DecontaminateRecipe(against=("test.jsonl",))
+    index = build_index([path], recipe)
+    draw = random.Random(0)
+    dirty = []
+    for n, item in enumerate(items):
+        words = item.split()
+        place = draw.randrange(len(words) - 13)
+        piece = " ".join(words[place : place + 13]).upper().replace(".", " --")
+        dirty.append(f"{prose(n)} {piece} {prose(n + 50)}")
+    clean = [prose(n) for n in range(200, 240)]
+    found = index.find(TextBatch(dirty + clean, normal=True))
+    assert (found[:40] == 0).all()
+    assert (found[40:] == -1).all()
+
+
+def test_short_items_are_searched_whole(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("What is nine times seven minus three plus one?\n\nToo short\n")
+    index = build_index([tmp_path / "a.txt"], DecontaminateRecipe(against=("a.txt",)))
+    texts = [
+        "Well: what is nine times seven, minus three, plus one? 61.",
+        "What is nine times seven minus three?",
+    ]
+    assert index.find(TextBatch(texts, normal=True)).tolist() == [0, -1]
+    (tmp_path / "b.txt").write_text("Too short")
+    with pytest.raises(UsageError, match=r"b\.txt has no item of at least 8 words"):
+        build_index([tmp_path / "b.txt"], DecontaminateRecipe(against=("b.txt",)))

@@ -1,0 +1,108 @@
+"""`drill` passes on a job that loses nothing, and fails, saying why, where resuming was broken on purpose."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from r1hpc.rehearsal.verdict import Done, judge_attempts, judge_cancel
+from r1hpc.telemetry.attempts import Attempt, Cause, History
+from tests.cluster import Cluster
+from tests.runs import CHECKOUT, run_environment
+
+_PROMISES = {
+    "loss and gradient norm equal to the bit",
+    "the same data in every step",
+    "every sample exactly once",
+    "no attempt after a cancel",
+}
+
+
+def drill(root: Path, *words: str, cwd: Path = CHECKOUT, env: dict[str, str] | None = None) -> dict[str, Any]:
+    command = [
+        sys.executable,
+        "-m",
+        "r1hpc.drill",
+        "jobs/smoke.yaml",
+        "--run-root",
+        str(root),
+        "--json",
+        *words,
+    ]
+    done = subprocess.run(
+        command, cwd=cwd, env=run_environment(env), capture_output=True, text=True, timeout=580, check=False
+    )
+    assert done.stdout, done.stderr
+    value: dict[str, Any] = json.loads(done.stdout)
+    assert done.returncode == (0 if value["passed"] else 1)
+    return value
+
+
+def failed(value: dict[str, Any]) -> set[str]:
+    return {each["check"] for each in value["checks"] if not each["passed"]}
+
+
+@pytest.mark.timeout(600)
+def test_it_passes_on_the_smallest_job(tmp_path: Path) -> None:
+    value = drill(tmp_path / "runs", "--executor", "local", "--out", str(tmp_path / "out"))
+    assert failed(value) == set()
+    assert value["not_done"] == []
+    assert {each["check"] for each in value["checks"]} > _PROMISES
+    assert "passed: nothing was lost" in (tmp_path / "out" / "drill.md").read_text()
+    assert json.loads((tmp_path / "out" / "drill.json").read_text()) == value
+
+
+@pytest.mark.timeout(600)
+def test_it_fails_where_the_optimizer_is_not_resumed(tmp_path: Path) -> None:
+    """A copy of the package whose load leaves out the optimizer's states."""
+    for folder in ("r1hpc", "jobs", "configs", "shards", "sbatch"):
+        shutil.copytree(CHECKOUT / folder, tmp_path / "broken" / folder)
+    snapshot = tmp_path / "broken" / "r1hpc" / "train" / "snapshot.py"
+    whole = "engine.load_checkpoint(str(checkpoint.path), tag=_TAG"
+    assert whole in snapshot.read_text()
+    snapshot.write_text(snapshot.read_text().replace(whole, f"{whole}, load_optimizer_states=False"))
+    value = drill(tmp_path / "runs", "--executor", "local", cwd=tmp_path / "broken")
+    assert failed(value) == {"loss and gradient norm equal to the bit"}
+    said = next(each["detail"] for each in value["checks"] if not each["passed"])
+    assert "differ, first step" in said
+
+
+@pytest.mark.slurm
+@pytest.mark.timeout(600)
+def test_on_a_real_cluster(idle_cluster: Cluster, tmp_path: Path) -> None:
+    environment = idle_cluster.env(**{**os.environ, "R1HPC_FAILPOINT": "step.begin:sleep=0.2::*"})
+    value = drill(tmp_path / "runs", "--executor", "slurm", "--nodes", "2", "--steps", "60", env=environment)
+    assert failed(value) == set(), value
+    assert value["not_done"] == []  # the tests are root, who may suspend too
+
+
+def attempt(number: int, cause: Cause, last: int, resumed: int | None = None) -> Attempt:
+    return Attempt(
+        number, cause, 100.0 * number, 100.0 * number + 50, 1, 0, 1, last, last, resumed_from=resumed
+    )
+
+
+def test_lost_steps_and_wrong_causes_are_counted() -> None:
+    done = [Done("preemption", 10, 1, (Cause.preempted,))]
+    finished = attempt(2, Cause.finished, 40, resumed=12)
+    assert all(c.passed for c in judge_attempts([attempt(1, Cause.preempted, 12), finished], done, 10))
+    lossy = judge_attempts([attempt(1, Cause.preempted, 15), finished], done, 10)
+    assert [c.check for c in lossy if not c.passed] == ["preemption"]
+    assert not all(c.passed for c in judge_attempts([attempt(1, Cause.crash, 12), finished], done, 10))
+    assert not all(c.passed for c in judge_attempts([attempt(1, Cause.preempted, 12)], done, 10))
+
+
+def test_a_drill_that_could_do_nothing_proves_nothing() -> None:
+    refused = [Done("preemption", 10, 1, (Cause.preempted,), refused="not allowed")]
+    assert not all(c.passed for c in judge_attempts([attempt(1, Cause.finished, 40)], refused, 10))
+
+
+def test_an_attempt_after_a_cancel_is_seen() -> None:
+    before = attempt(1, Cause.cancelled, 12)
+    assert judge_cancel(History((before,), (), 140.0), "cancelled").passed
+    assert not judge_cancel(History((before, attempt(2, Cause.finished, 40)), (), 140.0), "finished").passed

@@ -1,0 +1,312 @@
+"""`doctor` finds each fault that is planted, with real parts where they can be had, and invents none."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from r1hpc.site.cluster import judge_cluster
+from r1hpc.site.findings import State
+from r1hpc.site.node import NodeFacts, judge_node
+from r1hpc.site.nodes import Answers, NodeReport, judge_nodes, read_reports
+from r1hpc.site.peers import PeerFacts
+from r1hpc.site.storage import StorageFacts, judge_storage
+from r1hpc.site.versions import VersionFacts, judge_versions
+from r1hpc.slurm.probe import ClusterFacts
+from tests import nvml_stub
+from tests.cluster import Cluster
+
+ROOT = Path(__file__).resolve().parents[2]
+Findings = dict[str, dict[str, str]]
+
+
+def doctor(root: Path, *words: str, status: int = 0, **env: Any) -> Findings:
+    """The findings of the command by check; those that are not ok win over those that are."""
+    done = subprocess.run(
+        [sys.executable, "-m", "r1hpc.doctor", "--run-root", str(root), "--json", *words],
+        cwd=ROOT,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    found = json.loads(done.stdout)["findings"]
+    assert all(set(each) == {"check", "state", "detail", "fix"} for each in found)
+    assert all(each["fix"] for each in found if each["state"] in ("warn", "fail"))
+    return {each["check"]: each for each in sorted(found, key=lambda each: str(each["state"] != "ok"))}
+
+
+def bad(found: Findings) -> dict[str, str]:
+    return {name: each["state"] for name, each in found.items() if each["state"] in ("warn", "fail")}
+
+
+@pytest.fixture(scope="session")
+def faults(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The library to preload."""
+    library = tmp_path_factory.mktemp("faults") / "faults.so"
+    source = Path(__file__).with_name("faults.c")
+    subprocess.run(["gcc", "-O2", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    return str(library)
+
+
+def test_a_healthy_machine_has_no_fault(tmp_path: Path) -> None:
+    found = doctor(tmp_path, "jobs/smoke.yaml")
+    assert bad(found) == {}
+    assert {"packages", "run root space", "file locks", "atomic rename", "/dev/shm", "ports"} <= set(found)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_idle_gpus_are_well(tmp_path: Path) -> None:
+    """A CPU build of torch beside GPUs is what this machine's environment really is."""
+    env = nvml_stub.environment("gpus=2;profile=idle")
+    found = doctor(tmp_path, status=1, **env)
+    assert "CPU build" in found["torch and driver"]["detail"]
+    assert "GPU health" not in found
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], capture_output=True)
+    if made.returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_run_root(small_disk: Path) -> None:
+    found = doctor(small_disk, status=1)
+    assert found["run root space"]["state"] == "fail"
+    assert "No space left" in found["run root space"]["detail"]
+    assert set(bad(found)) == {"run root space"}
+
+
+def test_a_run_root_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert bad(doctor(tmp_path / "file", status=1)) == {"run root": "fail"}
+
+
+def test_no_locks(tmp_path: Path, faults: str) -> None:
+    found = doctor(tmp_path, status=1, LD_PRELOAD=faults, R1HPC_TEST_NO_LOCKS="1")
+    assert bad(found) == {"file locks": "fail"}
+    assert "No locks available" in found["file locks"]["detail"]
+
+
+def test_a_clock_that_is_ahead_of_the_file_server(tmp_path: Path, faults: str) -> None:
+    found = doctor(tmp_path, LD_PRELOAD=faults, R1HPC_TEST_SKEW_S="90")
+    assert bad(found) == {"file server clock": "warn"}
+
+
+@pytest.mark.parametrize("variable", ["NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"])
+def test_an_interface_that_is_not_there(tmp_path: Path, variable: str) -> None:
+    found = doctor(tmp_path, status=1, **{variable: "ib7"})
+    assert bad(found) == {"network interface": "fail"}
+    assert "ib7" in found["network interface"]["detail"]
+    assert bad(doctor(tmp_path, status=0, **{variable: "lo"})) == {}
+
+
+def test_an_interface_of_the_profile_that_is_not_there(tmp_path: Path) -> None:
+    profile = tmp_path / "site.yaml"
+    profile.write_text("name: mine\nnetwork_interface: ib7\n")
+    assert bad(doctor(tmp_path, "--cluster", str(profile), status=1)) == {"network interface": "fail"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "check", "words"),
+    [
+        ("gpus=4;2.profile=busy;2.processes=3", "GPUs busy", "GPU 2: 3 processes"),
+        ("gpus=4;1.ecc_uncorrected=5", "GPU health", "GPU 1: 5 uncorrected memory errors"),
+        ("gpus=4;3.lost_after=1", "GPU health", "gpu is lost"),
+        ("gpus=2;0.throttle=0x40", "GPU health", "slowed by hw_thermal_slowdown"),
+    ],
+)
+def test_busy_and_sick_gpus(tmp_path: Path, settings: str, check: str, words: str) -> None:
+    found = doctor(tmp_path, status=1, **nvml_stub.environment(f"profile=idle;{settings}"))
+    assert words in found[check]["detail"]
+
+
+def test_packages_that_clash(tmp_path: Path) -> None:
+    """A transformers that wants a tokenizers of long ago, found before the real one."""
+    info = tmp_path / "site" / "transformers-9.9.dist-info"
+    info.mkdir(parents=True)
+    text = "Metadata-Version: 2.1\nName: transformers\nVersion: 9.9\nRequires-Dist: tokenizers<0.1\n"
+    (info / "METADATA").write_text(text)
+    found = doctor(tmp_path, status=1, PYTHONPATH=f"{info.parent}:{os.environ.get('PYTHONPATH', '')}")
+    assert bad(found) == {"packages": "fail"}
+    assert "transformers needs tokenizers<0.1" in found["packages"]["detail"]
+
+
+@pytest.mark.skipif(shutil.which("munge") is None, reason="munge is not installed")
+def test_a_dead_munge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real client, led to a socket where nobody listens."""
+    from r1hpc.site.node import collect_node
+
+    program = tmp_path / "munge"
+    program.write_text(f'#!/bin/sh\nexec {shutil.which("munge")} --socket={tmp_path}/none "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    found = {each.check: each for each in judge_node(collect_node(), None)}
+    assert found["munge"].state is State.fail
+    assert "none" in found["munge"].detail
+    assert "munge" not in {each.check for each in judge_node(collect_node(), None, uses_munge=False)}
+
+
+def test_little_shared_memory() -> None:
+    facts = NodeFacts("n1", VersionFacts("3.11", "python"), shm_bytes=64 * 2**20, shm_free_bytes=64 * 2**20)
+    states = {each.check: each.state for each in judge_node(facts, None)}
+    assert states["/dev/shm"] is State.fail
+
+
+@pytest.mark.parametrize(
+    ("cuda", "driver", "state"),
+    [
+        ("13.0", "550.54.15", "fail"),
+        ("12.4", "550.54.15", "ok"),
+        ("12.8", "525.60.13", "ok"),
+        ("12.4", "470.1", "fail"),
+    ],
+)
+def test_a_driver_too_old_for_torch(cuda: str, driver: str, state: str) -> None:
+    facts = VersionFacts("3.11", "python", {"torch": "2.9"}, torch_cuda=cuda)
+    found = {each.check: each.state.value for each in judge_versions(facts, driver, 8)}
+    assert found["torch and driver"] == state
+
+
+def test_checkpoints_that_do_not_fit_and_a_slow_disk() -> None:
+    facts = StorageFacts("/runs", free_bytes=50 * 2**30, written_bytes=2**26, write_s=4.0)
+    states = {each.check: each.state for each in judge_storage(facts, needed_bytes=60 * 2**30)}
+    assert states["run root space"] is State.fail
+    assert states["run root speed"] is State.warn
+
+
+def test_slurm_settings() -> None:
+    facts = ClusterFacts(
+        version="24.11", partition="p", preempt_type="preempt/qos", preempt_mode="REQUEUE", grace_s=10,
+        kill_wait_s=30, job_requeue=False, max_time_s=600,
+    )  # fmt: skip
+    states = {each.check: each.state.value for each in judge_cluster(facts, True)}
+    assert states == {"Slurm": "ok", "time limit": "warn", "preemption": "warn", "requeue": "warn"}
+    assert judge_cluster(ClusterFacts(unknown=("config: no answer",)), True)[0].state is State.fail
+    assert judge_cluster(ClusterFacts(), False)[0].state is State.unknown
+
+
+def played_step(count: int, ports: list[int], shared: Path, **of_last: str) -> Answers:
+    """The node part in one process a node, as srun starts it; the nodes are addresses of this machine."""
+    names = [f"127.0.0.{number + 1}" for number in range(count)]
+    order = json.dumps({"interface": None, "ports": ports, "shared": str(shared)})
+    processes = []
+    for rank, name in enumerate(names):
+        mine = {"SLURM_STEP_NODELIST": ",".join(names), "SLURM_NODEID": str(rank), "SLURMD_NODENAME": name}
+        env = {**os.environ, **mine, **(of_last if rank == count - 1 else {})}
+        command = [sys.executable, "-m", "r1hpc.doctor", "--node-part", order]
+        processes.append(subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True))
+    said = "".join(process.communicate(timeout=60)[0] for process in processes)
+    files = tuple(path.name.removeprefix("node-") for path in shared.glob("node-*"))
+    return Answers(tuple(read_reports(said)), "", files)
+
+
+def judged(answers: Answers, count: int) -> dict[str, str]:
+    findings = judge_nodes(answers, count, None, uses_munge=False)
+    order = ("ok", "unknown", "warn", "fail")
+    return {
+        each.check: each.state.value for each in sorted(findings, key=lambda each: order.index(each.state))
+    }
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Iterator[Path]:
+    """A run root's folder with a file that is locked, as the caller of the nodes keeps it."""
+    import fcntl
+
+    with (tmp_path / "held").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield tmp_path
+
+
+def test_nodes_that_agree(shared: Path) -> None:
+    from r1hpc.site.nodes import _free_ports
+
+    found = judged(played_step(3, _free_ports(), shared), 3)
+    assert {name: state for name, state in found.items() if state in ("warn", "fail")} == {}
+    assert found["clocks"] == found["shared run root"] == found["nodes reach one another"] == "ok"
+
+
+def test_a_node_with_a_skewed_clock(shared: Path, faults: str) -> None:
+    from r1hpc.site.nodes import _free_ports
+
+    answers = played_step(3, _free_ports(), shared, LD_PRELOAD=faults, R1HPC_TEST_SKEW_S="90")
+    found = judged(answers, 3)
+    assert {name: state for name, state in found.items() if state in ("warn", "fail")} == {"clocks": "fail"}
+    assert answers.reports[-1].peers.clock_offset_s == pytest.approx(-90, abs=1)
+
+
+def reports(**second: Any) -> Answers:
+    versions = VersionFacts("3.11", "python", {"torch": "2.9"})
+    nodes = [NodeFacts(name, versions, shm_bytes=2**34, shm_free_bytes=2**34) for name in ("n1", "n2")]
+    peers = [
+        PeerFacts("n2", "eth0", sees_file=True),
+        PeerFacts(**{"peer": "n1", "interface": "eth0", **second}),
+    ]
+    return Answers(tuple(map(NodeReport, nodes, peers)), "", ("n1", "n2"))
+
+
+def test_nodes_that_do_not_meet() -> None:
+    assert judged(reports(sees_file=False), 2)["shared run root"] == "fail"
+    assert judged(reports(unreachable="no route"), 2)["nodes reach one another"] == "fail"
+    assert judged(reports(lock_respected=False), 2)["locks between nodes"] == "warn"
+    assert judged(Answers((), "execve(): python: No such file or directory"), 2)["nodes"] == "fail"
+
+
+def test_nodes_outside_an_allocation_are_refused(tmp_path: Path) -> None:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    command = [sys.executable, "-m", "r1hpc.doctor", "--nodes", "2", "--run-root", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "salloc --nodes=2" in done.stderr
+
+
+def test_a_profile_is_written_once_and_read_back(tmp_path: Path) -> None:
+    from r1hpc.config.load import load
+
+    path = tmp_path / "mine.yaml"
+    doctor(tmp_path / "runs", "--write-profile", str(path))
+    assert load("jobs/smoke.yaml", cluster=str(path)).cluster.python == sys.executable
+    command = [
+        sys.executable,
+        "-m",
+        "r1hpc.doctor",
+        "--write-profile",
+        str(path),
+        "--run-root",
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, "exists" in done.stderr) == (2, True)
+
+
+@pytest.mark.slurm
+def test_on_a_real_cluster(idle_cluster: Cluster, tmp_path: Path) -> None:
+    """None invented on four healthy nodes, and a wrong interface found on each of them."""
+    command = f"{sys.executable} -m r1hpc.doctor --nodes 4 --json --run-root {tmp_path}"
+    found = {}
+    for name, setting in (("healthy", "true"), ("wrong", "export GLOO_SOCKET_IFNAME=ib7")):
+        out = tmp_path / name
+        script = f"cd {ROOT}; {setting}; {command} > {out}"
+        job = idle_cluster.submit(script, "-N4", "--time=5", "--output=/dev/null")
+        idle_cluster.wait_job(job, timeout=120)
+        found[name] = json.loads(out.read_text())
+    bad_checks = [each for each in found["healthy"]["findings"] if each["state"] == "fail"]
+    assert bad_checks == []
+    assert found["healthy"]["profile"]["network_interface"] == "eth0"
+    states = {each["check"]: each["state"] for each in found["healthy"]["findings"]}
+    assert states["clocks"] == states["shared run root"] == states["munge"] == states["sameness"] == "ok"
+    assert [e["check"] for e in found["wrong"]["findings"] if e["state"] == "fail"] == ["network interface"]

@@ -1,0 +1,150 @@
+"""A chain file: what each stage is, what it needs, and the errors of a file that cannot be."""
+
+from pathlib import Path
+
+import pytest
+
+from r1hpc.base.errors import UsageError
+from r1hpc.submission.chain_file import (
+    Definition,
+    digest_of,
+    open_definition,
+    override,
+    read_definition,
+    save_definition,
+)
+from r1hpc.submission.chain_folder import ChainDir
+from tests.submission.chains import COMMON, write_chain
+
+
+def read(root: Path, stages: str, *overrides: str) -> Definition:
+    return read_definition(write_chain(root, stages), ChainDir(root / "runs" / "c"), overrides)
+
+
+def test_a_stage_needs_the_one_before_it_or_those_it_names(tmp_path: Path) -> None:
+    chain = read(
+        tmp_path,
+        """
+  - name: a
+  - name: b
+  - name: c
+    needs: []
+  - name: d
+    needs: [b]
+    model: {path: "${stage:a}/model"}
+  - name: e
+    model: {path: "${stage:c}/model"}
+""",
+    )
+    needs = {stage.name: stage.needs for stage in chain.stages}
+    assert needs == {"a": (), "b": ("a",), "c": (), "d": ("b", "a"), "e": ("c",)}
+
+
+def test_a_reference_is_the_folder_of_the_stage(tmp_path: Path) -> None:
+    stages = """
+  - name: a
+  - name: b
+    model: {path: "${stage:a}/model"}
+    data: {traces: ["${stage:a}/traces.jsonl", "x"]}
+"""
+    config = read(tmp_path, stages, "b:task.options.path=${stage:a}/q.jsonl").stage("b").config
+    folder = f"{tmp_path}/runs/c/a"
+    assert config.model.path == f"{folder}/model"
+    assert config.data.traces == [f"{folder}/traces.jsonl", "x"]
+    assert config.task.options["path"] == f"{folder}/q.jsonl"
+
+
+def test_later_layers_win_and_overrides_reach_all_stages_or_one(tmp_path: Path) -> None:
+    stages = """
+  - name: a
+    include: [deepspeed/zero3]
+  - name: b
+    train: {lr: 5e-4}
+"""
+    chain = read(tmp_path, stages, "train.num_steps=9", "b:train.seed=3", "a:train.num_steps=11")
+    a, b = chain.stage("a").config, chain.stage("b").config
+    assert (a.deepspeed.zero_stage, b.deepspeed.zero_stage) == (3, 1)
+    assert (a.train.lr, b.train.lr) == (3e-3, 5e-4)
+    assert (a.train.num_steps, b.train.num_steps) == (11, 9)
+    assert (a.train.seed, b.train.seed) == (0, 3)
+
+
+def test_what_is_frozen_comes_back_and_takes_overrides(tmp_path: Path) -> None:
+    chain = ChainDir(tmp_path / "runs" / "c")
+    stages = "  - name: a\n  - name: b\n    cluster: {setup: ['export X=${Y:-1}']}\n"
+    definition = read(tmp_path, stages)
+    chain.path.mkdir(parents=True)
+    save_definition(definition, chain)
+    assert open_definition(chain) == definition
+    changed = override(definition, ["b:resources.nodes=4"], chain)
+    assert [stage.config.resources.nodes for stage in changed.stages] == [1, 4]
+    assert changed.stage("b").config.cluster.setup == ["export X=${Y:-1}"]
+
+
+def test_the_digest_sees_every_change_of_the_file(tmp_path: Path) -> None:
+    path = write_chain(tmp_path, "  - name: a\n")
+    before = digest_of(path)
+    assert digest_of(path) == before == read(tmp_path, "  - name: a\n", "train.lr=1").digest
+    write_chain(tmp_path, "  - name: a\n    train: {lr: 1}\n")
+    assert digest_of(path) != before
+
+
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [
+        (
+            "  - name: a\n    needs: [c]\n  - name: b\n    needs: [a]\n  - name: c\n",
+            "a needs c needs b needs a",
+        ),
+        ("  - name: a\n    needs: [a]\n", "a needs a: a circle"),
+        ("  - name: a\n    needs: [b]\n  - name: b\n    needs: []\n", "comes after it: write b first"),
+        ("  - name: sft\n  - name: b\n    needs: [stf]\n", "no stage 'stf' (did you mean 'sft'?)"),
+        ("  - name: a\n    model: {path: '${stage:q}/model'}\n", "no stage 'q'; there are: a"),
+        ("  - name: a\n  - name: a\n", "two stages are called 'a'"),
+        ("  - stage: sft\n", "a stage has no name"),
+        ("  - name: datasets\n", "a stage cannot be called 'datasets'"),
+        ("  - name: ../x\n", "not a usable name"),
+        ("  - name: a\n    needs: b\n", "must be a list of stages"),
+        ("  - name: a\n    trian: {}\n", "stage a: unknown key 'trian' (did you mean 'train."),
+        ("  - name: a\n    train: {lr: -1}\n", "stage a: train.lr is -1"),
+        ("  a: 1\n", "`stages` must be a list of stages"),
+        ("  []\n", "`stages` must be a list of stages"),
+    ],
+)
+def test_a_file_that_cannot_be_gets_one_clear_error(tmp_path: Path, stages: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        read(tmp_path, stages)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [
+        ("x:train.lr=1", "there is no stage 'x'"),
+        ("b:model.path=${stage:q}/m", "there is no stage 'q'"),
+        ("b:model.path=${stage:c}/m", "which b does not need"),
+        ("train.lrr=1", "did you mean 'train.lr'"),
+    ],
+)
+def test_an_override_that_cannot_be_gets_one_too(tmp_path: Path, item: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        read(tmp_path, "  - name: a\n  - name: b\n  - name: c\n", item)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("job", ["r1", "r1_a100"])
+def test_the_chains_that_come_with_it_can_be_read(tmp_path: Path, job: str) -> None:
+    path = Path(__file__).parents[2] / "jobs" / f"{job}.yaml"
+    chain = read_definition(path, ChainDir(tmp_path / job))
+    assert chain.names[:6] == ("traces", "sft", "grpo", "reject", "sft2", "distil")
+    kinds = [stage.config.stage for stage in chain.stages]
+    assert kinds[:6] == ["traces", "sft", "rl", "generate", "sft", "sft"]
+    assert set(kinds[6:]) == {"evaluate"}
+    assert "sft" in chain.stage("grpo").needs
+
+
+def test_common_keys_need_a_stage(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(COMMON + "  -\n")
+    with pytest.raises(UsageError, match="`stages` must be a list"):
+        read_definition(tmp_path / "x.yaml", ChainDir(tmp_path / "x"))

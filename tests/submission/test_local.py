@@ -1,0 +1,129 @@
+"""Chains on this machine: killed at every stage and submitted again. The same stage thrice, so that what was
+disturbed can be compared, bit by bit, with what was not."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from r1hpc.attempt.state import newest_job
+from r1hpc.base.files import read_records
+from r1hpc.base.rundir import RunDir
+from r1hpc.submission.chain_folder import ChainDir, supervisor_pid
+from r1hpc.submission.chain_state import look_at
+from r1hpc.telemetry.attempts import Cause, read_history
+from tests.runs import assert_same_run, command_output, rank_pids, wait_step, wait_until
+from tests.submission.chains import actions_of, jobs_of, submit, submitted, write_chain
+
+_THRICE = "  - name: one\n  - name: two\n  - name: three\n"
+_SLOW = "step.begin:sleep=1::*"
+
+
+class Place:
+    """A chain under a run root of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.file = write_chain(root, _THRICE)
+        self.chain = ChainDir(root / "runs" / "small")
+        self.one, self.two, self.three = map(self.chain.stage, ("one", "two", "three"))
+
+    def words(self) -> list[str]:
+        return [str(self.file), "--executor", "local", "train.num_steps=8"]
+
+    def submit(self, failpoint: str = _SLOW) -> dict[str, Any]:
+        return submitted(self.root, *self.words(), env={**os.environ, "R1HPC_FAILPOINT": failpoint})
+
+    def supervisor(self) -> int:
+        pid = supervisor_pid(self.chain)
+        assert pid is not None
+        return pid
+
+    def wait_alone(self) -> None:
+        wait_until("end of the supervisor", lambda: supervisor_pid(self.chain) is None, 120)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    place = Place(tmp_path)
+    yield place
+    for run in (place.one, place.two, place.three):
+        kill(run)
+    pid = supervisor_pid(place.chain)
+    if pid is not None:
+        os.kill(pid, signal.SIGKILL)
+
+
+def kill(run: RunDir) -> None:
+    """SIGKILL to the supervisor of a stage and to its ranks."""
+    job = newest_job(run)
+    for pid in [*([job.pid] if job is not None and job.pid else []), *rank_pids(run).values()]:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def test_a_chain_killed_at_every_stage_finishes_and_does_nothing_twice(place: Place) -> None:
+    # The submission dies when the supervisor is there and nobody has written so down.
+    dying = {**os.environ, "R1HPC_FAILPOINT": f"chain.supervising:kill9,{_SLOW}"}
+    assert submit(place.root, *place.words(), env=dying).returncode == -9
+    wait_until("the supervisor", lambda: supervisor_pid(place.chain) is not None, 60)
+    first = place.supervisor()
+    again = submitted(place.root, str(place.file), "--executor", "local")
+    assert actions_of(again) == ["at work"] * 3
+    assert jobs_of(again)[1:] == [f"local-{first}"] * 2
+    assert place.supervisor() == first
+
+    # The supervisor dies, its stage lives: the next one waits for it.
+    wait_step(place.one, 2)
+    os.kill(first, signal.SIGKILL)
+    place.wait_alone()
+    first_action, *others = actions_of(place.submit())
+    assert first_action in ("at work", "finished")  # on a busy machine it may end before it is looked at
+    assert others == ["resumed"] * 2
+
+    # Everything dies.
+    wait_step(place.two, 5)
+    os.kill(place.supervisor(), signal.SIGKILL)
+    kill(place.two)
+    place.wait_alone()
+    assert actions_of(place.submit()) == ["finished", "resumed", "resumed"]
+
+    # A person cancels.
+    wait_step(place.three, 3)
+    said = command_output(["-m", "r1hpc.cancel", str(place.chain.path)])
+    assert "three saves and ends for good" in said
+    place.wait_alone()
+    assert look_at(place.chain).state.value == "cancelled"
+    done = submit(place.root, "--run-name", "small", "--follow")  # where it was, and without its file
+    assert done.returncode == 0, done.stderr
+
+    causes = [[attempt.cause for attempt in read_history(run).attempts] for run in (place.one, place.two)]
+    assert causes == [[Cause.finished], [Cause.unknown, Cause.finished]]
+    assert [a.cause for a in read_history(place.three).attempts] == [Cause.cancelled, Cause.finished]
+    assert_same_run(place.two, place.one)
+    assert_same_run(place.three, place.one)
+    before = place.one.attempts.read_bytes()
+    assert actions_of(submitted(place.root, str(place.file), "--executor", "local")) == ["finished"] * 3
+    assert place.one.attempts.read_bytes() == before
+    shown = command_output(["-m", "r1hpc.status", str(place.chain.path)])
+    assert "small: finished  (3 of 3 stages finished)" in shown
+
+
+@pytest.mark.soak
+def test_a_stopped_stage_ends_the_chain(place: Place) -> None:
+    place.submit()
+    wait_step(place.one, 2)
+    place.one.stop.touch()
+    place.wait_alone()
+    assert [a.cause for a in read_history(place.one).attempts] == [Cause.stopped]
+    assert not read_history(place.two).attempts
+    now = look_at(place.chain)
+    assert [stage.state for stage in now.stages] == ["stopped", "waiting", "waiting"]
+    assert now.state.value == "stopped"
+    assert submit(place.root, str(place.file), "--executor", "local", "--follow").returncode == 0
+    assert len([e for e in read_records(place.one.attempts) if e["event"] == "begin"]) == 2
