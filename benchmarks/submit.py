@@ -1,4 +1,4 @@
-"""What submitting costs: against a minimal submitit script, and `--help` against `import submitit`.
+"""What submitting costs beside a minimal submitit script, and each command's --help beside `import submitit`.
 
     python benchmarks/submit.py [--rounds 15]
 
@@ -8,13 +8,17 @@ configured; elsewhere an sbatch that answers at once takes its place for both si
 
 import argparse
 import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+
+from r1hpc.__main__ import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 _PEER = """
@@ -33,12 +37,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ours, peer = _alternate(
-        rounds,
-        lambda _: _run([sys.executable, "-m", "r1hpc.submit", "--help"], environ),
-        lambda _: _run([sys.executable, "-c", "import submitit"], environ),
+    modules = [f"r1hpc.{name.replace('-', '_')}" for name in COMMANDS]
+    argvs = [["-c", "import submitit"], *(["-m", module, "--help"] for module in modules)]
+    peer, *helps = _alternate(
+        rounds, *(partial(_run_python, argv, environ) for argv in argvs), clock=_cpu_of_children
     )
-    _print("submit --help", ours, "import submitit", peer, 1.0)
+    for module, ours in zip(modules, helps, strict=True):
+        _print(f"{module} --help, CPU", ours, "import submitit", peer, 1.0)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # cancelled jobs still write
         place = Path(folder)
         environ, where = _with_sbatch(environ, place)
@@ -52,14 +57,25 @@ def main() -> None:
         _cancel(environ)
 
 
-def _alternate(rounds: int, *sides: Callable[[int], None]) -> list[float]:
-    """The median seconds of each side, run in turns after one unmeasured round."""
+def _run_python(argv: list[str], environ: Mapping[str, str], number: int) -> None:
+    _run([sys.executable, *argv], environ)
+
+
+def _cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)  # os.times() counts in steps of 10 ms
+    return used.ru_utime + used.ru_stime
+
+
+def _alternate(
+    rounds: int, *sides: Callable[[int], None], clock: Callable[[], float] = time.perf_counter
+) -> list[float]:
+    """The median seconds of each side by `clock`, run in turns after one unmeasured round."""
     times: list[list[float]] = [[] for _ in sides]
     for number in range(rounds + 1):
         for side, taken in zip(sides, times, strict=True):
-            begin = time.perf_counter()
+            begin = clock()
             side(number)
-            taken.append(time.perf_counter() - begin)
+            taken.append(clock() - begin)
     return [statistics.median(taken[1:]) for taken in times]
 
 
