@@ -2,10 +2,14 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
+from r1hpc.base.cli import offer
 from r1hpc.base.errors import UsageError
 from r1hpc.base.rundir import RunDir, default_run_root, open_run
 
+RUN_NAMES = f"{__name__}:run_names"
+"""For base.cli.offer."""
 _CHAIN = "chain.yaml"
 """In the folder of a chain, whose stages are runs."""
 
@@ -17,8 +21,20 @@ def add_run_root(parser: argparse.ArgumentParser) -> None:
 
 def add_run(parser: argparse.ArgumentParser, what: str = "a run: its folder or its name") -> None:
     """The run a command is about, and where runs lie."""
-    parser.add_argument("run_dir", nargs="?", metavar="RUN_DIR", help=f"{what}; default the newest")
+    offer(
+        parser.add_argument("run_dir", nargs="?", metavar="RUN_DIR", help=f"{what}; default the newest"),
+        RUN_NAMES,
+    )
     add_run_root(parser)
+
+
+def run_names(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
+    """What TAB offers for a run: those under the run root, the stages of a chain once it is named."""
+    chain, slash, _name = prefix.rpartition("/")
+    folder = run_root_of(getattr(parsed_args, "run_root", None)) / chain
+    marks = ("config.yaml", "attempts.jsonl", _CHAIN)
+    found = [path.name for path in _folders(folder) if any((path / mark).is_file() for mark in marks)]
+    return [f"{chain}{slash}{name}" for name in found]
 
 
 def run_root_of(given: str | Path | None) -> Path:

@@ -4,14 +4,19 @@ Exit status 0 did it, 1 could not, 2 was asked wrongly. With --json one JSON obj
 """
 
 import argparse
+import importlib
+import io
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.names import nearest, printable
+
+_MOST = 1000
+"""Characters of a line of an error message."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -24,10 +29,12 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse, but an unknown flag is answered with the nearest known one."""
+        answer_tab(self)
         return self._known(*self.parse_known_args(args, namespace))
 
     def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
         """The same, with positional arguments and flags in any order, as people type them."""
+        answer_tab(self)
         return self._known(*self.parse_known_intermixed_args(args, namespace))
 
     def _known(self, namespace: Any, unknown: Sequence[str]) -> Any:
@@ -38,17 +45,46 @@ class ArgumentParser(argparse.ArgumentParser):
         return namespace
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {printable(message)}\n(see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {_short(printable(message))}\n(see {self.prog} --help)\n")
+
+
+def offer(action: argparse.Action, completer: str) -> None:
+    """What TAB offers for an argument, where neither its choices nor files do.
+
+    Args:
+        completer: "module:function", called as function(prefix=..., **_); imported when somebody asks.
+    """
+    module, _, name = completer.partition(":")
+
+    def answer(**asked: Any) -> Iterable[str]:
+        found: Iterable[str] = getattr(importlib.import_module(module), name)(**asked)
+        return found
+
+    action.completer = answer  # type: ignore[attr-defined]  # where argcomplete looks
+
+
+def answer_tab(parser: argparse.ArgumentParser) -> None:
+    """Where a shell asks what TAB could add to the line: answer, and end. See r1hpc.completion."""
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete  # for this question only
+
+        argcomplete.autocomplete(parser, always_complete_options=False)
 
 
 def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> NoReturn:
     """Run `main(argv)` and exit with its status; an R1hpcError becomes its message on stderr."""
+    _write_whatever_comes()
     try:
         status = main(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
     except R1hpcError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        print(f"error: {_short(printable(str(error)))}", file=sys.stderr)
         status = error.exit_status
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "r1hpc":
+            raise
+        print(f"error: {_missing(error.name)}", file=sys.stderr)
+        status = 1
     except BrokenPipeError:  # `... | head` closed our stdout: not an error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
@@ -58,6 +94,28 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
     except KeyboardInterrupt:
         status = 130
     sys.exit(status)
+
+
+def _missing(module: str) -> str:
+    return (
+        f"{sys.executable} has no Python module {printable(module)}, which r1hpc needs: activate the "
+        "environment that r1hpc was installed into (`make setup` in its clone makes one: "
+        f"`. .venv/bin/activate`), or install it into this one: {sys.executable} -m pip install -e CLONE"
+    )
+
+
+def _write_whatever_comes() -> None:
+    """Output that is closed (`>&-`) or cannot hold a character (LANG=C) is no reason to fail."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  (for as long as the process lives)
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _short(message: str) -> str:
+    """A message whose lines are no longer than a person reads; the end, which names the fix, is kept."""
+    lines = message.splitlines()
+    return "\n".join(each if len(each) <= _MOST else f"{each[:600]} … {each[-300:]}" for each in lines)
 
 
 def file_and_overrides(arguments: Sequence[str]) -> tuple[str | None, list[str]]:

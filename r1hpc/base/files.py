@@ -2,7 +2,11 @@
 
 write_atomic(path, "text")          # whole old file or whole new file, never half
 append_record(path, {"step": 1})    # one line, one write; a torn last line is ignored by readers
-read_records(path)                  # -> list of dicts
+read_records(path, Begin)           # -> list of dicts that look so; other lines are left out
+read_json(path, RunPlan)            # -> what is in there; StateError that says what is wrong with which file
+
+Every record of a run is read through here, since anything may have come into its folder: a file that is none,
+half a line, text where a number was. What a record must look like is said by a shape, see base.shapes.
 """
 
 import contextlib
@@ -11,10 +15,12 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from r1hpc.base.errors import StateError
+from r1hpc.base.shapes import mistake
 
 
 def fsync_dir(path: Path) -> None:
@@ -58,12 +64,62 @@ def write_json(path: Path, value: Any, mode: int = 0o600) -> None:
     write_atomic(path, json.dumps(value, indent=2) + "\n", mode)
 
 
-def read_json(path: Path) -> Any:
-    """Parse a JSON file; raise StateError that names it when it is not JSON."""
+def open_plain(path: Path) -> BinaryIO:
+    """Open a file for reading, bytes; waits on no pipe.
+
+    Raises:
+        FileNotFoundError: there is none.
+        StateError: a folder, a pipe or a device has its name, or it cannot be read.
+    """
     try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"{path} is missing") from None
+    except OSError as error:
+        raise StateError(f"{path} cannot be read: {error.strerror}") from None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise StateError(f"{path} is not a plain file; remove it")
+    return os.fdopen(fd, "rb")
+
+
+def read_json(path: Path, shape: Any = Any) -> Any:
+    """The value in a JSON file.
+
+    Args:
+        shape: what it must look like, see base.shapes.
+
+    Raises:
+        FileNotFoundError: there is none.
+        StateError: it is no JSON, or of another shape; names the file and what is wrong.
+    """
+    with open_plain(path) as file:
+        raw = file.read()
+    try:
+        value = parse_json(raw)
+    except ValueError as error:
         raise StateError(f"{path} is not valid JSON ({error}); restore or remove it") from None
+    wrong = mistake(value, shape)
+    if wrong is not None:
+        raise StateError(f"{path}: {wrong}; restore or remove it")
+    return value
+
+
+def parse_json(raw: str | bytes) -> Any:
+    """json.loads whose every refusal is a ValueError: of lists in lists in lists it is none."""
+    try:
+        return json.loads(raw)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read_object(path: Path, shape: Any = dict[str, Any]) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is no such file, or it holds something else."""
+    try:
+        value = read_json(path, shape)
+    except (FileNotFoundError, StateError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def append_record(path: Path, record: dict[str, Any], durable: bool = True) -> None:
@@ -81,24 +137,60 @@ def append_record(path: Path, record: dict[str, Any], durable: bool = True) -> N
         os.close(fd)
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """All whole JSON objects of a file of lines. Missing file: empty. Torn lines are left out."""
-    return list(iter_records(path))
+def read_records(path: Path, shape: Any = Any) -> list[dict[str, Any]]:
+    """All whole JSON objects of that shape in a file of lines. Missing file: empty. Torn lines are left out.
+
+    Raises:
+        StateError: it is no plain file, or cannot be read.
+    """
+    return list(iter_records(path, shape))
 
 
-def iter_records(path: Path) -> Iterator[dict[str, Any]]:
+def iter_records(path: Path, shape: Any = Any) -> Iterator[dict[str, Any]]:
     """Stream what read_records lists."""
     try:
-        file = path.open("rb")
+        file = open_plain(path)
     except FileNotFoundError:
         return
     with file:
-        for line in file:
-            # A kill during an append can leave part of a line; the next append starts a new one.
-            with contextlib.suppress(json.JSONDecodeError, UnicodeDecodeError):
-                value = json.loads(line)
-                if isinstance(value, dict):
-                    yield value
+        # A kill during an append can leave part of a line; the next append starts a new one.
+        yield from (value for line in file if (value := parse_object(line, shape)) is not None)
+
+
+def parse_object(line: bytes, shape: Any = Any) -> dict[str, Any] | None:
+    """The JSON object in a line; None: it is torn, none, or of another shape."""
+    try:
+        value = parse_json(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) and mistake(value, shape) is None else None
+
+
+@dataclass
+class GrowingFile:
+    """A file of lines that another process appends to: what is new at each call."""
+
+    path: Path
+    position: int = 0
+    """Where the next line begins."""
+
+    def lines(self, most_bytes: int = -1) -> list[bytes]:
+        """Whole lines added since the last call, none where there is no file yet."""
+        whole, end, _ = self._read(most_bytes).rpartition(b"\n")
+        self.position += len(whole) + len(end)
+        return whole.split(b"\n") if end else []
+
+    def rest(self) -> bytes:
+        """What follows the last whole line."""
+        return self._read(-1)
+
+    def _read(self, most_bytes: int) -> bytes:
+        try:
+            with open_plain(self.path) as file:
+                file.seek(self.position)
+                return file.read(most_bytes)
+        except FileNotFoundError:
+            return b""
 
 
 def check_owned(path: Path) -> None:

@@ -29,6 +29,25 @@ def printable(text: str) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` for the closest known word, or an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    """` (did you mean 'x'?)` for the known word that `word` is a slip of, or an empty string.
+
+    Dashes and a common section do not count: `--gres` is not near `--resume`, nor train.foo near train.lr.
+    """
+    best, most = "", 0.7
+    for other in known:
+        mine, theirs = _own_parts(word, other)
+        likeness = difflib.SequenceMatcher(None, mine, theirs).ratio()
+        # resources.gpus for resources.gpus_per_node; two letters exchanged
+        if (len(mine) >= 3 and theirs.startswith(f"{mine}_")) or sorted(mine) == sorted(theirs):
+            likeness = max(likeness, 0.75)
+        if likeness > most:
+            best, most = other, likeness
+    return f" (did you mean {best!r}?)" if best else ""
+
+
+def _own_parts(word: str, other: str) -> tuple[str, str]:
+    """Two words without what they share before the last dot, and without the dashes of a flag."""
+    section, _, name = word.rpartition(".")
+    if section and other.startswith(f"{section}."):
+        return name, other.removeprefix(f"{section}.")
+    return word.lstrip("-").replace("-", "_"), other.lstrip("-").replace("-", "_")

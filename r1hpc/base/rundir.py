@@ -42,6 +42,7 @@ class RunDir:
     ledger = _Inside("ledger")  # attempt_<k>.jsonl: what data each step consumed
     checkpoints = _Inside("checkpoints")  # step-<n>/, see checkpoint
     report = _Inside("report")  # plots
+    trackers = _Inside("trackers")  # what W&B, TensorBoard and Prometheus are given, see tracking
 
     # Stage rl: window-<w>/batch-<b>.npz, finished groups of the rollout under way, and
     # evaluation-<step>/part-<n>.json, answers of an evaluation under way.
@@ -52,10 +53,19 @@ class RunDir:
     evaluation = _Inside("evaluation.json")
     transcripts = _Inside("transcripts.txt")
 
+    # Stage serve, see serving.address.
+    server = _Inside("server")
+    server_key = _Inside("server/key")
+    server_address = _Inside("server/address.json")  # there while it answers
+
     model = _Inside("model")  # what was trained, as a Hugging Face folder
     finished = _Inside("FINISHED")  # the run is over; started again it exits 0
     stop = _Inside("STOP")  # touch it: stop after a save
     save = _Inside("SAVE")  # touch it: save now
+
+    # One process at a time, see base.lock: who submits the run, and which job begins an attempt of it.
+    submission_lock = _Inside("submission.lock")
+    begin_lock = _Inside("begin.lock")
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path).absolute()
@@ -81,6 +91,11 @@ class RunDir:
 
     def gpu_metrics(self, node: str) -> Path:
         return self.metrics / f"gpu-{check_name(node, 'node name')}.jsonl"
+
+    @property
+    def all_gpu_metrics(self) -> list[Path]:
+        """What each node's GPUs read, as far as any node has written it."""
+        return sorted(self.metrics.glob("gpu-*.jsonl"))
 
     def create(self) -> None:
         """Make the folders, private to the user: pickles and logs live here."""

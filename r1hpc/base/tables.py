@@ -6,38 +6,66 @@
 12  finished
 """
 
+import os
+import shutil
+import sys
 import textwrap
 from collections.abc import Collection, Sequence
 
 from r1hpc.base.names import printable
 
-WIDTH = 100
-_BAR_WIDTH = 30
+_WIDTH = 100
+"""Where there is no terminal: a log, a mail."""
+_NARROWEST, _WIDEST_TEXT = 40, 120
+"""Below that nothing is readable; beyond it a paragraph is not."""
+_LONGEST_BAR, _BESIDE_BAR = 30, 50
+"""Characters of a bar, and of what stands beside it."""
+_PAIR = "\N{NO-BREAK SPACE}"
+
+
+def terminal_width() -> int:
+    """Columns of the terminal that stdout is; elsewhere $COLUMNS, else 100."""
+    if sys.stdout is not None and sys.stdout.isatty():
+        columns = shutil.get_terminal_size((_WIDTH, 24)).columns
+    else:
+        given = os.environ.get("COLUMNS", "")
+        columns = int(given) if given.isdecimal() and given.isascii() and len(given) < 5 else _WIDTH
+    return max(_NARROWEST, columns)
+
+
+def text_width() -> int:
+    """Columns of a paragraph."""
+    return min(terminal_width(), _WIDEST_TEXT)
 
 
 def format_table(
     headings: Sequence[str],
     rows: Sequence[Sequence[str]],
     right: Collection[int] = (),
-    width: int = WIDTH,
+    width: int | None = None,
     indent: str = "",
 ) -> str:
     """Aligned columns two spaces apart; columns in `right` are right-aligned.
 
-    The last column is cut to fit `width`, the others never are. Control characters are replaced.
+    The last column is cut to fit `width` (default: the terminal's), the others never are: where there is no
+    room for them each row becomes a paragraph. Control characters are replaced.
     """
+    width = terminal_width() if width is None else width
     lines = [[printable(cell).replace("\n", " ") for cell in row] for row in (headings, *rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(headings))]
     room = max(8, width - len(indent) - sum(widths[:-1]) - 2 * (len(widths) - 1))
+    needed = len(indent) + sum(widths[:-1]) + min(8, widths[-1]) + 2 * (len(widths) - 1)
+    if needed > width and width < _WIDTH:
+        return "\n".join(_paragraph(lines[0], line, width, indent) for line in lines[1:])
     widths[-1] = min(widths[-1], room)
     return "\n".join(indent + _line(line, widths, right) for line in lines)
 
 
 def wrap(text: str, indent: str = "", hanging: str = "      ") -> str:
-    """`text` in lines of at most WIDTH columns; only a word longer than that, a path, stands out."""
+    """`text` in lines as wide as the terminal, 120 columns at most; only a longer word stands out."""
     return textwrap.fill(
         printable(text),
-        WIDTH,
+        text_width(),
         initial_indent=indent,
         subsequent_indent=hanging,
         break_long_words=False,
@@ -52,7 +80,18 @@ def share(part: float, whole: float) -> str:
 
 def bar(part: float, whole: float) -> str:
     """A bar whose length is that share."""
-    return "#" * round(_BAR_WIDTH * part / whole) if whole else ""
+    longest = max(8, min(_LONGEST_BAR, terminal_width() - _BESIDE_BAR))
+    return "#" * round(longest * part / whole) if whole else ""
+
+
+def _paragraph(headings: Sequence[str], cells: Sequence[str], width: int, indent: str) -> str:
+    """`heading value` pairs, none of them broken."""
+    pairs = [f"{heading} {cell}".strip() for heading, cell in zip(headings, cells, strict=True) if cell]
+    text = "  ".join(pair.replace(" ", _PAIR) for pair in pairs)
+    lines = textwrap.wrap(
+        text, width, initial_indent=indent, subsequent_indent=indent + "    ", break_on_hyphens=False
+    )
+    return "\n".join(lines).replace(_PAIR, " ")
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], right: Collection[int]) -> str:

@@ -13,6 +13,7 @@ import re
 from r1hpc.base.errors import UsageError
 
 GIB = 2**30
+_MEMORY_UNITS = {"K": 1 / 2**20, "M": 1 / 2**10, "G": 1.0, "T": 2.0**10}
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
 
@@ -55,6 +56,21 @@ def format_duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {m:02d} min"
     return f"{minutes} min {s:02d} s" if minutes else f"{s} s"
+
+
+def parse_memory_gib(text: str) -> float:
+    """Slurm's --mem in GiB: 64G, 500000 (MiB), 1T. ValueError where it is none."""
+    unit = text[-1:].upper()
+    number = text[:-1] if unit in _MEMORY_UNITS else text
+    return float(number) * _MEMORY_UNITS.get(unit, _MEMORY_UNITS["M"])
+
+
+def format_parameters(count: int) -> str:
+    """494032768 -> `494 M parameters`; 7615616512 -> `7.62 B parameters`."""
+    if count < 1e6:
+        return f"{count:,} parameters"
+    size, unit = (1e9, "B") if count >= 1e9 else (1e6, "M")
+    return f"{count / size:.3g} {unit} parameters"
 
 
 def format_bytes(count: float) -> str:

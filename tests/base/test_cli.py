@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +46,20 @@ def test_errors_of_a_user(
 def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         run_command(_raising(ZeroDivisionError()), [])
+
+
+def test_a_python_without_our_packages_is_told_so() -> None:
+    without_site_packages = "-S"
+    argv = [sys.executable, without_site_packages, "-m", "r1hpc.submit", "jobs/smoke.yaml", "--dry-run"]
+    done = subprocess.run(argv, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"error: {sys.executable} has no Python module ")
+    assert ". .venv/bin/activate" in done.stderr
+
+
+def test_a_module_of_ours_that_is_missing_is_a_bug() -> None:
+    with pytest.raises(ModuleNotFoundError):
+        run_command(_raising(ModuleNotFoundError("No module named 'r1hpc.x'", name="r1hpc.x")), [])
 
 
 def test_status_and_arguments_pass_through(capsys: pytest.CaptureFixture[str]) -> None:

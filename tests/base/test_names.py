@@ -51,3 +51,9 @@ def test_nearest() -> None:
     assert nearest("nmu_steps", ["lr", "num_steps"]) == " (did you mean 'num_steps'?)"
     assert nearest("zzz", ["lr", "num_steps"]) == ""
     assert nearest("x", []) == ""
+    assert nearest("--gres", ["--resume", "--follow"]) == ""
+    assert nearest("train.foo", ["train.lr", "train.seed", "train.eps"]) == ""
+    assert nearest("train.beta", ["train.beta1"]) == " (did you mean 'train.beta1'?)"
+    assert nearest("resources.gpus", ["resources.gpus_per_node"]) == (
+        " (did you mean 'resources.gpus_per_node'?)"
+    )

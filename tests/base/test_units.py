@@ -1,12 +1,9 @@
 """Slurm's notations read and written, and numbers for people."""
 
-import doctest
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1hpc.base import units
 from r1hpc.base.errors import UsageError
 from r1hpc.base.units import format_bytes, format_duration, format_time, gpu_hours, parse_time
 
@@ -76,7 +73,3 @@ def test_format_bytes(count: float, text: str) -> None:
 
 def test_gpu_hours() -> None:
     assert gpu_hours(32, 5400) == 48
-
-
-def test_the_examples_in_the_docstrings() -> None:
-    assert doctest.testmod(units).failed == 0

@@ -1,0 +1,106 @@
+"""One process at a time, by a lock on a file; the kernel takes it back when its holder dies.
+
+with held(path, "r1", "a submission"):     # an error that names the holder where somebody else has it
+    ...
+fd = hold(path, "job 7", wait_s=45)        # the same by hand; None: somebody else has it
+
+Where a file system has no locks (Lustre mounted without them) everybody gets one: `doctor` warns of that.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.files import parse_object
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+_POLL_S = 0.2
+
+
+@contextlib.contextmanager
+def held(path: Path, name: str, role: str) -> Iterator[int]:
+    """Hold the lock; the descriptor, which a child process may inherit and hold on.
+
+    Args:
+        name: what is locked, for the message.
+        role: who holds it, for the message to others.
+
+    Raises:
+        UsageError: another process holds it; the message says which.
+    """
+    fd = hold(path, role)
+    if fd is None:
+        raise UsageError(f"{name} is locked: {holder(path)} holds {path}")
+    try:
+        yield fd
+    finally:
+        os.close(fd)  # the lock itself lives on where a child has inherited the descriptor
+
+
+def hold(path: Path, role: str, wait_s: float = 0.0) -> int | None:
+    """Take the lock and keep it until the descriptor is closed; None where it is not free in `wait_s`."""
+    deadline = time.monotonic() + wait_s
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        while not _lock(fd):
+            if time.monotonic() >= deadline:
+                os.close(fd)
+                return None
+            time.sleep(_POLL_S)
+        say_holder(fd, role)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def is_free(path: Path) -> bool:
+    """Whether nobody holds the lock at this moment."""
+    try:
+        fd = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return True
+    try:
+        return _lock(fd)
+    finally:
+        os.close(fd)
+
+
+def say_holder(fd: int, role: str) -> None:
+    """Write into the lock file who holds it."""
+    record = json.dumps({"role": role, "pid": os.getpid(), "host": socket.gethostname()}).encode()
+    os.pwrite(fd, record.ljust(256), 0)
+
+
+def holder(path: Path) -> str:
+    """Who holds the lock, as a message names it."""
+    record = read_holder(path)
+    if not {"role", "pid", "host"} <= record.keys():
+        return "another process"
+    return f"{record['role']}, process {record['pid']} on {record['host']},"
+
+
+def read_holder(path: Path) -> dict[str, Any]:
+    """What the lock file says of its last holder: role, pid, host; {} where it is torn."""
+    with contextlib.suppress(OSError):
+        return parse_object(path.read_bytes()) or {}
+    return {}
+
+
+def _lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return True
