@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.cli import ArgumentParser, file_and_overrides, print_json, run_command
+from r1hpc.base.cli import ArgumentParser, file_and_overrides, offer, print_json, run_command
 from r1hpc.base.names import printable
 
 # omegaconf is imported only once something is asked for: --help must be quick.
@@ -41,12 +41,16 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m r1hpc.settings", description=__doc__)
-    parser.add_argument("words", nargs="*", metavar="JOB.yaml | KEY=VALUE", help="job file, dotted overrides")
+    words = parser.add_argument(
+        "words", nargs="*", metavar="JOB.yaml | KEY=VALUE", help="job file, dotted overrides"
+    )
+    offer(words, "r1hpc.config.completion:job_words")
     parser.add_argument("--set", action="store_true", help="only keys that some file or override sets")
     parser.add_argument("--reference", action="store_true", help="docs/settings.md, from the schema")
-    parser.add_argument(
+    cluster = parser.add_argument(
         "--cluster", metavar="NAME", help="profile in configs/cluster/; default $R1HPC_CLUSTER"
     )
+    offer(cluster, "r1hpc.config.completion:cluster_profiles")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     return parser
 

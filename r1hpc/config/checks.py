@@ -1,25 +1,111 @@
-"""Range checks of the schema: each raises a ConfigError that names the key and what it may be."""
+"""Ranges of the schema: written beside each field, checked when a configuration is loaded, shown in the docs.
 
+    lr: float = ranged(3e-4, above=0)
+
+`check_ranges(config)` holds every setting against its range, and names the key and what it may be. A frozen
+configuration is read without it: a run of before stays readable when a range is narrowed.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from r1hpc.base.errors import ConfigError
+from r1hpc.base.names import nearest
+
+_MOST_INTEGER = 2**63 - 1
+"""What the arrays and records that hold our integers can hold."""
 
 
-def at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ConfigError(f"{name} is {value}: it must be at least {least}")
+@dataclass(frozen=True)
+class Range:
+    """What a number, or each number of a mapping, may be. Not a number and infinity are in none."""
+
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+    choices: tuple[Any, ...] = ()
+
+    def holds(self, value: Any) -> bool:
+        if self.choices:
+            return value in self.choices
+        return (
+            (self.least is None or value >= self.least)
+            and (self.above is None or value > self.above)
+            and (self.most is None or value <= self.most)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        if self.choices:
+            return f"one of {', '.join(map(str, self.choices))}"
+        bounds = (
+            *(("at least", self.least), ("above", self.above)),
+            *(("at most", self.most), ("below", self.below)),
+        )
+        return " and ".join(f"{words} {bound}" for words, bound in bounds if bound is not None)
 
 
-def seed(name: str, value: int) -> None:
-    if not 0 <= value < 2**63:
-        raise ConfigError(f"{name} is {value}: it must lie between 0 and 2^63 - 1")
+def ranged(
+    default: Any = dataclasses.MISSING, *, factory: Callable[[], Any] | None = None, **bounds: Any
+) -> Any:
+    """A field of the schema with a Range: `least`, `above`, `most`, `below`, or `choices`."""
+    metadata = {"range": Range(**bounds)}
+    if factory is not None:
+        return dataclasses.field(default_factory=factory, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
-def positive(name: str, value: float) -> None:
-    if not 0 < value < float("inf"):
-        raise ConfigError(f"{name} is {value}: it must be a positive number")
+def range_of(field: "dataclasses.Field[Any]") -> Range | None:
+    """The range of a setting, where it has one."""
+    found: Range | None = field.metadata.get("range")
+    return found
 
 
-def one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{name} is {value!r}: it must be one of {', '.join(map(str, allowed))}")
+def check_ranges(config: Any, prefix: str = "") -> None:
+    """Hold every setting of a section and of those in it against its range.
+
+    Raises:
+        ConfigError: the first that is out of it, or that no file can hold.
+    """
+    for field in dataclasses.fields(config):
+        value, key = getattr(config, field.name), f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(value):
+            check_ranges(value, f"{key}.")
+            continue
+        for name, leaf in _leaves(value, key):
+            _check(name, leaf, range_of(field) or Range())
+
+
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Every plain value in a mapping or a list, with its key."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _check_text(f"a name in {key}", str(name))
+            yield from _leaves(item, f"{key}.{name}")
+    elif isinstance(value, list):
+        for item in value:
+            yield from _leaves(item, key)
+    else:
+        yield key, value
+
+
+def _check(name: str, value: Any, allowed: Range) -> None:
+    if isinstance(value, str):
+        _check_text(name, value)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name} is {value}: it must be a finite number")
+    elif isinstance(value, int) and abs(value) > _MOST_INTEGER:
+        raise ConfigError(f"{name} is out of range: it must lie between -2^63 and 2^63 - 1")
+    if value is not None and not allowed.holds(value):
+        hint = nearest(str(value), map(str, allowed.choices))
+        raise ConfigError(f"{name} is {value!r}: it must be {allowed}{hint}")
+
+
+def _check_text(name: str, value: str) -> None:
+    """Refuse what neither a path nor a file of UTF-8 can hold."""
+    if "\0" in value or (not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value)):
+        raise ConfigError(f"{name} holds a character that no file can hold (NUL, or half of a pair)")

@@ -23,8 +23,16 @@ from r1hpc.base.errors import ConfigError
 from r1hpc.base.files import write_atomic, write_json
 from r1hpc.base.names import printable
 from r1hpc.base.rundir import RunDir
-from r1hpc.config import load
-from r1hpc.config.redact import find_secret, is_secret_key, is_secret_name, redact, secret_values
+from r1hpc.config import load, plugins
+from r1hpc.config.hub import is_hub_name, local_folder
+from r1hpc.config.redact import (
+    find_secret,
+    find_written_out,
+    is_secret_key,
+    is_secret_name,
+    redact,
+    secret_values,
+)
 from r1hpc.config.schema import RunConfig
 
 _ASSETS = ("jobs", "configs", "shards", "sbatch")
@@ -34,11 +42,13 @@ _RECORDED = (
     ("HOME", "PATH", "USER", "LANG", "VIRTUAL_ENV", "CONDA_PREFIX", "LD_LIBRARY_PATH", "PYTHONPATH"),
     ("R1HPC_", "OMP_", "NCCL_", "GLOO_", "CUDA_", "DS_", "TORCH_", "PYTORCH_", "HF_HOME", "LOADEDMODULES"),
 )
+_BLOCK = 4096
 _SKIPPED = shutil.ignore_patterns("__pycache__", "*.pyc", "*.so", ".*", "*~")
 
 
 def freeze(run: RunDir, config: RunConfig, argv: Sequence[str], overrides: Sequence[str]) -> None:
-    """Write config.yaml, code/ and environment.json into a run folder that exists.
+    """Write config.yaml, code/ (in code/plugins/ what is the user's own) and environment.json into a run
+    folder that exists.
 
     Args:
         argv: the command line as given, recorded redacted.
@@ -48,14 +58,25 @@ def freeze(run: RunDir, config: RunConfig, argv: Sequence[str], overrides: Seque
         ConfigError: an override, a value of the configuration or a file of the code holds a secret.
     """
     known = secret_values(os.environ)
-    _copy_code(run.code)
-    _refuse_secrets_in_code(run.code, known)
-    checkout = load.assets("jobs").parent
-    git, diff = _describe_git(checkout, known)
+    with ThreadPoolExecutor(1) as pool:  # git answers while the code is copied
+        answer = pool.submit(_describe_git, load.assets("jobs").parent, known)
+        _copy_code(run.code, plugins.names_in(config), known)
+    git, diff = answer.result()
     if diff:
         write_atomic(run.code / "diff.patch", diff)
+    plugins.freeze_files(plugins.files_in(config), run.code)
     write_json(run.environment, {**_describe_process(argv, overrides, known), "git": git})
     load.save(config, run.config)  # last: a folder with a configuration is a whole one
+
+
+def size_of_copy() -> int:
+    """Bytes that the frozen code takes at least, in blocks of 4 KiB as on most file systems."""
+    package = Path(load.__file__).resolve().parent.parent
+    folders = [package, *(folder for folder in map(load.assets, _ASSETS) if package not in folder.parents)]
+    walks = (os.walk(folder) for folder in folders)
+    files = ((Path(top), names) for walk in walks for top, _, names in walk)
+    kept = (top / name for top, names in files for name in set(names) - _SKIPPED(str(top), names))
+    return sum(-(-path.stat().st_size // _BLOCK) * _BLOCK for path in kept)
 
 
 def refuse_secrets(config: RunConfig, overrides: Sequence[str]) -> None:
@@ -76,6 +97,12 @@ def refuse_secrets(config: RunConfig, overrides: Sequence[str]) -> None:
         kind = find_secret(value, known)
         if kind:
             raise ConfigError(f"the value of {printable(key)} looks like {kind}: a run folder must hold none")
+    for line in config.cluster.setup:
+        if begun := find_written_out(line):
+            raise ConfigError(
+                f"a line of cluster.setup writes out a secret, {printable(begun)}…: read it from a file, "
+                'as in export NAME="$(cat ~/.secrets/name)"'
+            )
     _refuse_in(dataclasses.asdict(config), "", known)
 
 
@@ -84,12 +111,8 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
 
     A recipe, a tokenizer and a task's file may also be names: they are paths where such a file exists.
     """
-    data, model, task = config.data, config.model, config.task
+    data, model, evaluate, monitor = config.data, config.model, config.evaluate, config.monitor
     recipe = data.recipe if data.recipe is None or not Path(data.recipe).is_file() else _absolute(data.recipe)
-    options = {
-        **task.options,
-        **({"path": _absolute(task.options["path"])} if "path" in task.options else {}),
-    }
     return dataclasses.replace(
         config,
         data=dataclasses.replace(
@@ -100,11 +123,56 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         ),
         model=dataclasses.replace(
             model,
-            path=model.path and str(Path(model.path).absolute()),
-            tokenizer=_absolute(model.tokenizer),
+            path=_folder_of(model.path),
+            tokenizer=_absolute(model.tokenizer and local_folder(model.tokenizer)),
+            chat_template=plugins.absolute_template(model),
         ),
-        task=dataclasses.replace(task, options=options),
+        task=dataclasses.replace(
+            config.task,
+            name=plugins.absolute(config.task.name),
+            options=_task_paths(config.task.options),
+            mix={label: _task_paths(part) for label, part in config.task.mix.items()},
+        ),
+        reward=dataclasses.replace(
+            config.reward,
+            terms={plugins.absolute(name): weight for name, weight in config.reward.terms.items()},
+        ),
+        rl=dataclasses.replace(config.rl, teacher=_folder_of(config.rl.teacher)),
+        serve=dataclasses.replace(config.serve, python=_absolute_words(config.serve.python)),
+        evaluate=dataclasses.replace(
+            evaluate,
+            path=evaluate.path and str(Path(evaluate.path).absolute()),
+            sets={label: {**part, "path": _absolute(part["path"])} for label, part in evaluate.sets.items()},
+            trained_on=[str(Path(path).absolute()) for path in evaluate.trained_on],
+        ),
+        monitor=dataclasses.replace(
+            monitor, prometheus_dir=monitor.prometheus_dir and str(Path(monitor.prometheus_dir).absolute())
+        ),
     )
+
+
+def _task_paths(part: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's options, or an entry of task.mix, with absolute paths of its file and its own code."""
+    paths: dict[str, Any] = {}
+    if "path" in part:
+        paths["path"] = _absolute(part["path"])
+    if "name" in part:
+        paths["name"] = plugins.absolute(part["name"])
+    if isinstance(part.get("options"), Mapping):
+        paths["options"] = _task_paths(part["options"])
+    return {**part, **paths}
+
+
+def _folder_of(name: str | None) -> str | None:
+    """The absolute path of a model; a name on the Hub that is not in the cache is left for a refusal."""
+    found = name and local_folder(name)
+    return found if not found or is_hub_name(found) else str(Path(found).absolute())
+
+
+def _absolute_words(words: str | None) -> str | None:
+    """Words that start an interpreter, the first of them with its folder; a name without one stays."""
+    first, *rest = (words or "").split() or [""]
+    return " ".join([str(Path(first).absolute()), *rest]) if "/" in first else words
 
 
 def _absolute(name: Any) -> Any:
@@ -120,7 +188,7 @@ def _refuse_in(value: Any, key: str, known: Sequence[str]) -> None:
     elif isinstance(value, list | tuple):
         for item in value:
             _refuse_in(item, key, known)
-    elif isinstance(value, str) and value and (kind := _kind(key, value, known)):
+    elif isinstance(value, str | int) and value and (kind := _kind(key, str(value), known)):
         raise ConfigError(f"the value of {printable(key)} looks like {kind}: a run folder must hold none")
 
 
@@ -128,40 +196,46 @@ def _kind(key: str, value: str, known: Sequence[str]) -> str | None:
     return "a secret, by its name" if is_secret_key(key) else find_secret(value, known)
 
 
-def _copy_code(target: Path) -> None:
-    """Copy the package and the declarative folders it reads. No links: later edits must not reach the run."""
+def _copy_code(target: Path, own: Sequence[str], known: Sequence[str]) -> None:
+    """Copy the package, the declarative folders it reads, and the `own` code of the user.
+
+    No links: later edits must not reach the run.
+    """
+
+    def copy(source: str, place: str) -> None:
+        content = Path(source).read_bytes()
+        text = content.decode(errors="replace")
+        kind = find_secret(text, known)
+        if kind is None and (name := find_written_out(text, is_code=source.endswith(".py"))):
+            kind = f"a secret ({printable(name)} …)"
+        if kind:
+            raise ConfigError(
+                f"{Path(place).relative_to(target)} holds what looks like {kind}: it would be copied into "
+                "the run folder. Take it out of the code, then submit again"
+            )
+        with open(place, "xb", opener=_private) as file:
+            file.write(content)
+
     package = Path(load.__file__).resolve().parent.parent
-    shutil.copytree(package, target / "r1hpc", ignore=_SKIPPED, copy_function=_copy_private)
+    shutil.copytree(package, target / "r1hpc", ignore=_SKIPPED, copy_function=copy)
     for name in _ASSETS:
         folder = load.assets(name)
         if folder.is_dir() and package not in folder.parents:  # installed, they lie inside the package
-            shutil.copytree(folder, target / name, ignore=_SKIPPED, copy_function=_copy_private)
-    for folder in (target, *target.rglob("*/")):
-        folder.chmod(0o700)
+            shutil.copytree(folder, target / name, ignore=_SKIPPED, copy_function=copy)
+    plugins.freeze_plugins(own, target, copy)
+    for path, _, _ in os.walk(target):
+        Path(path).chmod(0o700)
 
 
-def _copy_private(source: str, target: str) -> str:
-    shutil.copyfile(source, target)
-    Path(target).chmod(0o600)
-    return target
-
-
-def _refuse_secrets_in_code(code: Path, known: Sequence[str]) -> None:
-    for path in sorted(code.rglob("*")):
-        if path.is_file() and (kind := find_secret(path.read_text(errors="replace"), known)):
-            raise ConfigError(
-                f"{path.relative_to(code)} holds what looks like {kind}: it would be copied into the run "
-                "folder. Take it out of the code, then submit again"
-            )
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _describe_git(checkout: Path, known: Sequence[str]) -> tuple[dict[str, Any] | None, str]:
     """Commit, branch, remote and the redacted difference to the commit; None outside a repository."""
     questions = {
-        "commit": ("rev-parse", "HEAD"),
-        "branch": ("rev-parse", "--abbrev-ref", "HEAD"),
+        "status": ("status", "--porcelain=v2", "--branch", "--untracked-files=normal"),
         "remote": ("remote", "get-url", "origin"),
-        "status": ("status", "--porcelain", "--untracked-files=normal"),
         "diff": ("diff", "--no-color", "--no-ext-diff", "--no-textconv", "HEAD", "--"),
     }
     with ThreadPoolExecutor(len(questions)) as pool:
@@ -170,12 +244,16 @@ def _describe_git(checkout: Path, known: Sequence[str]) -> tuple[dict[str, Any] 
     if said["status"] is None or not (checkout / "r1hpc").is_dir():
         return None, ""
     status, diff = said["status"].splitlines(), said["diff"] or ""
+    branch = dict(line.removeprefix("# ").split(" ", 1) for line in status if line.startswith("#"))
+    changed = [line for line in status if not line.startswith("#")]
     if len(diff) > _MAX_DIFF_BYTES:
         diff = f"{diff[:_MAX_DIFF_BYTES]}\n(cut after {_MAX_DIFF_BYTES} bytes)\n"
     about = {
-        **{name: redact((said[name] or "").strip(), known) for name in ("commit", "branch", "remote")},
-        "dirty": bool(status),
-        "untracked": [redact(line[3:], known) for line in status if line.startswith("??")],
+        "commit": branch["branch.oid"],
+        "branch": redact(branch["branch.head"], known),
+        "remote": redact((said["remote"] or "").strip(), known),
+        "dirty": bool(changed),
+        "untracked": [redact(line.removeprefix("? "), known) for line in changed if line.startswith("?")],
     }
     return about, redact(diff, known)
 
@@ -209,7 +287,7 @@ def _describe_process(argv: Sequence[str], overrides: Sequence[str], known: Sequ
         "argv": [redact(argument, known) for argument in argv],
         "overrides": [redact(item, known) for item in overrides],
         "python": {"version": platform.python_version(), "executable": sys.executable},
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",  # platform() runs uname
         "packages": _packages(),
         "environment": environment,
     }

@@ -3,36 +3,35 @@
     load("jobs/smoke.yaml", ["train.num_steps=20", "resources.nodes=4"])
 
 Later wins: schema defaults, then each file of the job's `include:` list in order, then the job file,
-then the cluster profile (section `cluster` only), then the overrides. An unknown key is refused with
-the nearest known one. YAML is read by a safe loader: no tags, no aliases, and the scalars of YAML 1.2.
-`${key}` is OmegaConf's interpolation, but in the section `cluster` it is left to the shell it is meant for.
+then the cluster profile (section `cluster` only), then the overrides. Mappings of two files are merged,
+unless the later one says `!replace`; on the command line `=` replaces (config/layers.py). An unknown key is
+refused with the nearest known one. YAML is read by a safe loader (config/yaml_loader.py). `${key}` is
+OmegaConf's interpolation, without its resolvers (`${oc.env:NAME}`); in the section `cluster`
+it is left to the shell.
 """
 
 import dataclasses
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args, get_origin
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.base.files import write_atomic
 from r1hpc.base.names import nearest, printable
+from r1hpc.config.assets import assets as assets
+from r1hpc.config.checks import check_ranges
+from r1hpc.config.layers import REPLACE, merged, over_presets
+from r1hpc.config.other_names import name_here
 from r1hpc.config.schema import RunConfig, section_of
-
-_MAX_YAML_BYTES = 1 << 20
-
-
-def assets(folder: str) -> Path:
-    """The folder `jobs`, `configs`, `shards` or `sbatch`: of the checkout, or as installed in the wheel."""
-    package = Path(__file__).resolve().parent.parent
-    installed = package / "_assets" / folder
-    return installed if installed.is_dir() else package.parent / folder
+from r1hpc.config.yaml_loader import Dumper, KeyTwiceError, Loader
+from r1hpc.config.yaml_loader import read_yaml as read_yaml
 
 
 def find_job(name: str) -> Path:
@@ -43,12 +42,23 @@ def find_job(name: str) -> Path:
     """
     jobs = assets("jobs")
     # jobs/smoke.yaml works from any folder; another folder's name must not end in a job of ours.
-    for candidate in (Path(name), jobs / name, jobs / f"{name}.yaml", jobs.parent / name):
+    return find_named("job", name, (Path(name), jobs / name, jobs / f"{name}.yaml", jobs.parent / name), jobs)
+
+
+def find_named(what: str, name: str, candidates: Iterable[Path], folder: Path) -> Path:
+    """The first of the candidates that is a file.
+
+    Raises:
+        ConfigError: none is; says which YAML files `folder` has.
+    """
+    for candidate in candidates:
         if candidate.is_file():
             return candidate
-    known = sorted(path.stem for path in jobs.glob("*.yaml"))
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    hint = nearest(Path(name).stem, known)
+    where = "" if Path(name).is_absolute() else f", and no such file in {printable(str(Path.cwd()))}"
     raise ConfigError(
-        f"no job {printable(name)!r}{nearest(Path(name).stem, known)}; there are: {', '.join(known)}"
+        f"no {what} {printable(name)!r}{hint}{where}; in {folder.name}/ there are: {', '.join(known)}"
     )
 
 
@@ -87,10 +97,8 @@ def named_layers(job: Path | str) -> list[tuple[str, dict[str, Any]]]:
 
 def layers_of(content: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
     """The files that `content`, read from `path`, includes, in order, and then its own keys."""
-    return [
-        *map(read_yaml, _included(content, path)),
-        {key: value for key, value in content.items() if key != "include"},
-    ]
+    own = {key: value for key, value in content.items() if key != "include"}
+    return [*over_presets([read_yaml(file) for file in _included(content, path)], [own]), own]
 
 
 def profile_layer(cluster: str | None = None) -> tuple[str, dict[str, Any]] | None:
@@ -121,12 +129,37 @@ def merge_layers(
     profile = profile_layer(cluster)
     if profile is not None:
         layers = [*layers, profile[1]]
-    return _to_config(_merge([_shell_is_literal(layer) for layer in layers], overrides))
+    changes = [parse_override(item) for item in overrides]
+    for layer in layers:
+        _check_keys(layer, RunConfig, "")
+    content = merged(layers, changes)
+    _refuse_resolvers(content)
+    config = _to_config(_shell_is_literal(content))
+    check_ranges(config)
+    return config
 
 
 def save(config: RunConfig, path: Path) -> None:
     """Write the resolved configuration; `read` gives the same object back."""
     write_yaml(path, as_layer(config))
+
+
+def renew(config: RunConfig, path: Path) -> None:
+    """Write the configuration of a run that goes on, in the keys that its frozen code knows.
+
+    That code may be older than this one: a key that it lacks, and that has its default here, is left out.
+    """
+    write_yaml(path, _known_keys_only(as_layer(config), read_yaml(path), as_layer(RunConfig())))
+
+
+def _known_keys_only(new: Any, old: Any, default: Any) -> Any:
+    if not (isinstance(new, dict) and isinstance(old, dict) and isinstance(default, dict)):
+        return new
+    return {
+        key: _known_keys_only(value, old.get(key), default.get(key))
+        for key, value in new.items()
+        if key in old or value != default.get(key)
+    }
 
 
 def as_layer(config: RunConfig) -> dict[str, Any]:
@@ -138,7 +171,7 @@ def as_layer(config: RunConfig) -> dict[str, Any]:
 def write_yaml(path: Path, content: dict[str, Any]) -> None:
     """Write keys and values so that `read_yaml` gives them back, durably."""
     # Not OmegaConf.to_yaml: it would take a `${` of a shell line for an interpolation of its own.
-    write_atomic(path, yaml.dump(content, Dumper=_Dumper, sort_keys=False))
+    write_atomic(path, yaml.dump(content, Dumper=Dumper, sort_keys=False))
 
 
 def read(path: Path) -> RunConfig:
@@ -148,30 +181,35 @@ def read(path: Path) -> RunConfig:
 
 def restore(layer: dict[str, Any]) -> RunConfig:
     """The configuration that `as_layer` made plain."""
-    return _to_config(_merge([_literal(layer)], ()))
+    _check_keys(layer, RunConfig, "")
+    return _to_config(_literal(layer))
 
 
-def _merge(layers: Sequence[dict[str, Any]], overrides: Sequence[str]) -> DictConfig:
-    merged = OmegaConf.structured(RunConfig)
+def _to_config(content: dict[str, Any]) -> RunConfig:
+    schema = OmegaConf.structured(RunConfig)
+    # The default is the first layer of `merged` already; OmegaConf would merge it into any other.
+    with read_write(schema.reward):
+        schema.reward.terms = {}
     try:
-        for layer in layers:
-            _check_keys(layer, RunConfig, "")
-            merged = OmegaConf.merge(merged, layer)
-        for item in overrides:
-            merged = OmegaConf.merge(merged, _shell_is_literal(parse_override(item)))
-    except TypeError:
-        given = f" in {printable(' '.join(overrides))}" if overrides else ""
-        raise ConfigError(f"a list stands where NAME: VALUE belongs, or the other way round{given}") from None
+        return cast(RunConfig, OmegaConf.to_object(OmegaConf.unsafe_merge(schema, content)))
     except OmegaConfBaseException as error:
         raise ConfigError(_explain(error)) from None
-    return cast(DictConfig, merged)
 
 
-def _to_config(merged: DictConfig) -> RunConfig:
-    try:
-        return cast(RunConfig, OmegaConf.to_object(merged))
-    except OmegaConfBaseException as error:
-        raise ConfigError(_explain(error)) from None
+def _refuse_resolvers(value: Any, key: str = "") -> None:
+    """Refuse `${oc.env:NAME}` and the like, which would bring in what the user has not written down."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if key or name != "cluster":  # its lines are the shell's
+                _refuse_resolvers(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_resolvers(item, key)
+    elif isinstance(value, str) and (found := re.search(r"\$\{\s*[\w.]+\s*:", value)):
+        raise ConfigError(
+            f"{printable(key)} holds {printable(found[0])}…}}: only other keys can be referred to, as in "
+            "${train.seed}; write the value itself"
+        )
 
 
 def _plain(value: Any) -> Any:
@@ -203,28 +241,69 @@ def _explain(error: OmegaConfBaseException) -> str:
 
 
 def parse_override(item: str) -> dict[str, Any]:
-    """`section.key=value` as nested keys; refuses what is no KEY=VALUE, no YAML or no key of the schema."""
-    key, sign, value = item.partition("=")
+    """`section.key=value` as nested keys; a mapping is marked, since `=` replaces the earlier one.
+
+    Raises:
+        ConfigError: no KEY=VALUE, no YAML, or no key of the schema.
+    """
+    key, sign, text = item.partition("=")
     if not sign or not key:
         raise ConfigError(f"override {printable(item)!r} is not KEY=VALUE, for example train.num_steps=100")
     try:
-        content: Any = yaml.load(value, _Loader) if value else None
-    except (yaml.YAMLError, RecursionError):
-        raise ConfigError(f"override {printable(item)!r}: the value is not valid YAML; quote it") from None
-    for part in reversed(key.split(".")):
+        value: Any = yaml.load(text, Loader) if text else None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        why = f": {error.problem}" if isinstance(error, KeyTwiceError) else "; quote it"
+        raise ConfigError(f"override {printable(item)!r}: the value is not valid YAML{why}") from None
+    path, section = _path(key)
+    content = _marked(value, section)
+    for part in reversed(path):
         content = {part: content}
     assert isinstance(content, dict)
     _check_keys(content, RunConfig, "")
     return content
 
 
+def _path(key: str) -> tuple[list[str], type | None]:
+    """The parts of a dotted key, and the section it names, if it does.
+
+    What follows a mapping of numbers or texts is one name, dots and all: `reward.terms.rewards.py:brevity`.
+    """
+    parts, section = key.split("."), RunConfig
+    for index, part in enumerate(parts):
+        field = section.__dataclass_fields__.get(part)
+        inner = section_of(field) if field is not None else None
+        if field is None or inner is None:
+            is_flat = field is not None and field.type in (dict[str, float], dict[str, str])
+            rest = parts[index + 1 :]
+            return [*parts[: index + 1], *([".".join(rest)] if rest and is_flat else rest)], None
+        section = cast(type[RunConfig], inner)
+    return parts, section
+
+
+def _marked(value: Any, section: type | None) -> Any:
+    """The value of an override, its mappings marked as replacing; those that are sections are not."""
+    if not isinstance(value, dict):
+        return value
+    if section is None:
+        return {REPLACE: True, **value}
+    fields = {f.name: f for f in dataclasses.fields(section)}
+    return {
+        key: _marked(item, section_of(fields[key])) if key in fields else item for key, item in value.items()
+    }
+
+
 def _check_keys(values: dict[str, Any], schema: type, prefix: str) -> None:
     """Refuse keys the schema lacks, naming the nearest; free-form dictionaries are not looked into."""
     fields = {f.name: f for f in dataclasses.fields(schema)}
     for key, value in values.items():
+        if key == REPLACE:
+            raise ConfigError(
+                f"{REPLACE} is for a mapping such as reward.terms, not for "
+                f"{prefix.removesuffix('.') or 'the whole'}, whose keys are set one by one"
+            )
         if key not in fields:
             full = f"{prefix}{printable(str(key))}"
-            raise ConfigError(f"unknown key {full!r}{nearest(full, known_keys())}")
+            raise ConfigError(f"unknown key {full!r}{_instead(full, prefix, fields)}")
         section = section_of(fields[key])
         if section is not None:
             if not isinstance(value, dict):
@@ -232,6 +311,34 @@ def _check_keys(values: dict[str, Any], schema: type, prefix: str) -> None:
                     f"{prefix}{key} is a section: give its keys, as in {prefix}{key}.NAME=VALUE"
                 )
             _check_keys(value, section, f"{prefix}{key}.")
+        elif value is not None:
+            _check_shape(f"{prefix}{key}", value, fields[key].type)
+
+
+def _instead(key: str, prefix: str, fields: Iterable[str]) -> str:
+    """What the key is called here, else the nearest, else where all stand."""
+    if (here := name_here(key)) is not None:
+        return f": here it is {here}"
+    near = nearest(key, [*(f"{prefix}{name}" for name in fields), *known_keys()])
+    return near or "; python -m r1hpc.settings lists all"
+
+
+def _check_shape(key: str, value: Any, annotation: Any) -> None:
+    """Refuse a list where a mapping belongs, a plain value where a list does, and so on."""
+    wanted = get_origin(annotation) or str
+    if wanted is dict and not isinstance(value, dict):
+        raise ConfigError(f"{key} is a mapping: write {key}={{NAME: VALUE}}, or {key}.NAME=VALUE")
+    if wanted is dict and annotation != dict[str, Any]:
+        for name, item in value.items():
+            if name != REPLACE:
+                _check_shape(f"{key}.{name}", item, get_args(annotation)[1])
+    if wanted is list and not isinstance(value, list):
+        raise ConfigError(f"{key} is a list: write {key}=[VALUE, VALUE]")
+    if wanted is list:
+        for index, item in enumerate(value):
+            _check_shape(f"{key}[{index}]", item, get_args(annotation)[0])
+    if wanted not in (dict, list) and isinstance(value, dict | list):
+        raise ConfigError(f"{key} is one value, not a {'mapping' if isinstance(value, dict) else 'list'}")
 
 
 def known_keys(schema: type = RunConfig, prefix: str = "") -> list[str]:
@@ -241,62 +348,6 @@ def known_keys(schema: type = RunConfig, prefix: str = "") -> list[str]:
         section = section_of(f)
         keys += known_keys(section, f"{prefix}{f.name}.") if section else [f"{prefix}{f.name}"]
     return keys
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without aliases (a bomb of them fills memory), with the plain scalars of YAML 1.2.
-
-    YAML 1.1, which PyYAML reads, makes 43200 of 12:00:00, true of `on`, 83 of 0123, a date of 2026-01-01 and
-    a string of 1e-4. A time limit of 43200 minutes is thirty days.
-    """
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases are not allowed")
-        return super().compose_node(parent, index)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes what either version of YAML would not read as the string it is."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-_Loader.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in (
-    ("null", r"(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
-    ("bool", r"(true|True|TRUE|false|False|FALSE)$", list("tTfF")),
-    ("int", r"[-+]?(0|[1-9][0-9]*)$", list("-+0123456789")),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?$", list("-+0123456789.")),
-    ("float", r"[-+]?[0-9]+[eE][-+]?[0-9]+$", list("-+0123456789")),
-    ("float", r"([-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$", list("-+.")),
-):
-    for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file.
-
-    Raises:
-        ConfigError: unreadable, too large, not valid, or not keys and values.
-    """
-    try:
-        if path.stat().st_size > _MAX_YAML_BYTES:
-            raise ConfigError(f"{path} is larger than 1 MiB: that is no configuration")
-        content = yaml.load(path.read_text(), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {printable(str(error))}") from None
-    except RecursionError:
-        raise ConfigError(f"{path} is nested too deeply: that is no configuration") from None
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} must hold keys and values, not a {type(content).__name__}")
-    return content
 
 
 def _included(content: Mapping[str, Any], job: Path) -> list[Path]:
@@ -319,9 +370,4 @@ def _find_include(name: str, job: Path) -> Path:
 
 def _find_profile(name: str) -> Path:
     folder = assets("configs") / "cluster"
-    for candidate in (folder / f"{name}.yaml", Path(name)):
-        if candidate.is_file():
-            return candidate
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
-    hint = nearest(name, known)
-    raise ConfigError(f"no cluster profile {printable(name)!r}{hint}; there are: {', '.join(known)}")
+    return find_named("cluster profile", name, (folder / f"{name}.yaml", Path(name)), folder)

@@ -11,19 +11,31 @@ import re
 from collections.abc import Iterable, Mapping
 
 REDACTED = "[redacted]"
-_NAME = r"(?:token|key|secret|passw(?:or)?d|pwd|cookie|credential|auth|bearer|private)"
+_NAME = r"(?:token|key|secret|passw(?:or)?d|pass_?phrase|pwd|cookie|credential|auth|bearer|private)"
 _SECRET_NAME = re.compile(rf"(?i)(?:^|[_.-]|\b){_NAME}s?(?:$|[_.-]|\b)|(?i:api_?key|access_?key)")
 
-# Keys of a configuration; HF's own `eos_token` and `num_key_value_heads` are none.
-_SECRET_KEY = re.compile(
-    r"(?i)(^|[_.-])(api_?key|access_?key|private_?key|(auth|access|hf|api)_?token|secret|passw(or)?d|cookie|"
-    r"credentials?)($|[_.-])"
+# Keys of a configuration and names in code; HF's own `eos_token` and `num_key_value_heads` are none.
+_SURE_NAME = (
+    r"(?:(?:api|access|private)_?key|(?:auth|access|hf|api)_?token|secret|passw(?:or)?d|pass_?phrase|cookie|"
+    r"credential)s?"
+)
+_SECRET_KEY = re.compile(rf"(?i)(^|[_.-]){_SURE_NAME}($|[_.-])|(^|\.)(token|auth|bearer|pwd)$")
+_SURE_LETTERS = (
+    *("api_key", "apikey", "access_key", "accesskey", "private_key", "privatekey", "secret", "cookie"),
+    *("auth_token", "authtoken", "access_token", "accesstoken", "hf_token", "api_token", "apitoken"),
+    *("passwd", "password", "passphrase", "pass_phrase", "credential"),
+)
+# Such a name with its value: in quotes, and outside of code without; no reference such as $VAR or <yours>.
+_WRITTEN_OUT = re.compile(
+    rf"(?im){_SURE_NAME}[\w-]*['\"]?[ \t]*[:=][ \t]*"
+    r"(?:(?P<q>['\"])(?P<quoted>[^'\"\n${}<>%]{4,})(?P=q)|"
+    r"(?P<plain>[^\s,;'\"(){}\[\]$<>%|`]{4,})[ \t]*(?:#.*)?$)"
 )
 
 # What leaked tokens look like, as their issuers document them: kind, letters it must hold, pattern. Letters
 # are looked for first, since a search for a short literal is a hundred times faster than one for a pattern.
 _LOOKS: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = (
-    ("a Hugging Face token", ("hf_",), re.compile(r"\bhf_[A-Za-z0-9]{8,}")),
+    ("a Hugging Face token", ("hf_",), re.compile(r"\bhf_[A-Za-z0-9]{20,}")),
     ("an API key", ("sk-",), re.compile(r"\bsk-[A-Za-z0-9_-]{12,}")),
     ("an AWS access key", ("AKIA", "ASIA"), re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}")),
     (
@@ -42,6 +54,11 @@ _LOOKS: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = (
         "a private key",
         ("PRIVATE KEY",),
         re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*-----|\Z)"),
+    ),
+    (
+        "a line of a .netrc",
+        ("machine ",),
+        re.compile(r"\bmachine[ \t]+\S+\s+(?:(?:login|account)\s+\S+\s+)*password\s+\S+"),
     ),
 )
 _PASSWORD_IN_URL = re.compile(r"\b[A-Za-z][A-Za-z0-9+.-]*://[^/\s@'\"]*:[^/\s@'\"]+@")
@@ -84,6 +101,22 @@ def find_secret(text: str, known: Iterable[str] = ()) -> str | None:
         return "a URL with a password"
     likely = ((kind, look) for kind, letters, look in _LOOKS if any(part in text for part in letters))
     return next((kind for kind, look in likely if look.search(text)), None)
+
+
+def find_written_out(text: str, is_code: bool = False) -> str | None:
+    """The text up to the value that is given to a name such as `password`; None where there is none.
+
+    Args:
+        is_code: only what stands in quotes is a value; the rest are variables.
+    """
+    lowered = text.lower()
+    if not any(word in lowered for word in _SURE_LETTERS):
+        return None
+    for found in _WRITTEN_OUT.finditer(text):
+        value = found["quoted"] or ("" if is_code else found["plain"])
+        if value and not _PLAIN.fullmatch(value):
+            return found[0][: found[0].index(value)].rstrip("'\"").strip()
+    return None
 
 
 def redact(text: str, known: Iterable[str] = ()) -> str:

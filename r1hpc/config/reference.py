@@ -13,6 +13,7 @@ from enum import Enum
 from types import NoneType
 from typing import Any, get_args, get_origin
 
+from r1hpc.config.checks import range_of
 from r1hpc.config.schema import RunConfig, section_of
 
 _HEAD = """# Settings
@@ -54,7 +55,7 @@ def _section(schema: type, prefix: str) -> str:
     title = f"`{prefix.removesuffix('.')}`" if prefix else "The run"
     purpose = " ".join(inspect.cleandoc(schema.__doc__ or "").split())
     rows = [
-        f"| `{prefix}{each.name}` | {_type(each.type)} | {_default(each)} | {meanings.get(each.name, '')} |"
+        f"| `{prefix}{each.name}` | {_kind(each)} | {_default(each)} | {meanings.get(each.name, '')} |"
         for each in dataclasses.fields(schema)
         if section_of(each) is None
     ]
@@ -73,6 +74,16 @@ def _meanings(schema: type) -> dict[str, str]:
         if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
             found[field.target.id] = _cell(" ".join(str(below.value.value).split()))
     return found
+
+
+def _kind(field: "dataclasses.Field[Any]") -> str:
+    """The type, with the range where there is one."""
+    allowed = range_of(field)
+    if allowed is None:
+        return _type(field.type)
+    if allowed.choices and field.type is str:
+        return ", ".join(f"`{each}`" for each in allowed.choices)
+    return f"{_type(field.type)}, {allowed}"
 
 
 def _type(annotation: Any) -> str:

@@ -1,7 +1,8 @@
 """Every setting of a run, as frozen dataclasses. Units are in the names; `None` means "derived".
 
-Each section is checked on its own by `__post_init__`; what needs the whole (batch arithmetic, memory)
-is checked by `plan`. The YAML files in `configs/` and `jobs/` hold the same names.
+A range stands beside its field and is checked on loading (config/checks.py); what two settings of a section
+say to each other is checked by `__post_init__`; what needs the whole (batch arithmetic, memory) by `plan`.
+The YAML files in `configs/` and `jobs/` hold the same names.
 """
 
 from dataclasses import Field, dataclass, field, is_dataclass
@@ -10,7 +11,8 @@ from typing import Any
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.base.units import parse_time
-from r1hpc.config.checks import at_least, one_of, positive, seed
+from r1hpc.config.checks import ranged
+from r1hpc.config.mixing import MixConfig
 from r1hpc.config.reasoning import (
     EvaluateConfig,
     GenerateConfig,
@@ -19,6 +21,20 @@ from r1hpc.config.reasoning import (
     RolloutConfig,
     TaskConfig,
 )
+from r1hpc.config.serving import ServeConfig
+
+STAGES = ("pretrain", "traces", "sft", "rl", "generate", "evaluate", "serve")
+TRAINED_STAGES = ("pretrain", "sft", "rl")
+"""With optimizer steps, checkpoints and a model. Of the others serve answers until it is ended, and the rest
+are done part by part, no part twice."""
+OWN_ATTENTIONS = ("gate", "gate_norm", "sigmoid_bias")
+"""Of train/attention.py: weights trained with one are wrong under any other."""
+ATTENTIONS = (
+    *("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention"),
+    *("softmax", *OWN_ATTENTIONS),
+)
+"""transformers' own (modeling_utils.AttentionInterface), then ours."""
+TRACKERS = ("tensorboard", "wandb", "prometheus")
 
 
 class Precision(StrEnum):
@@ -27,6 +43,7 @@ class Precision(StrEnum):
     bf16 = "bf16"
     fp16 = "fp16"
     fp32 = "fp32"
+    fp8 = "fp8"
 
 
 @dataclass(frozen=True)
@@ -44,21 +61,28 @@ class ModelConfig:
     tokenizer: str | None = None
     """A tokenizer.json or the folder that holds one; `characters`: the small built-in vocabulary of the
     arithmetic tasks. None: the one in `path`. Pretraining needs none, its shards hold ids."""
+    chat_template: str = "auto"
+    """How prompts are put to the model. auto: by the tokenizer's chat template, where it has one; none: as
+    they are; else a Jinja file. Without a template a prompt follows the token that begins a text, where the
+    tokenizer has one."""
+    system_prompt: str | None = None
+    """The system message before each prompt. None: what the template says without one."""
+    open_thinking: bool = False
+    """`<think>` ends every prompt, so that every completion begins with its thinking. A chat template that
+    ends so needs no setting."""
     activation_checkpointing: bool = False
     """Activations are computed again in the backward pass: less memory, about a third more arithmetic."""
-    attn_implementation: str = "sdpa"
+    attn_implementation: str = ranged("sdpa", choices=ATTENTIONS)
     """What transformers calls it: eager, sdpa, flash_attention_2; or gate, gate_norm, sigmoid_bias, the
     article's dynamic attention gate and its relatives (train/attention.py). softmax is sdpa."""
-    lora_rank: int = 0
+    lora_rank: int = ranged(0, least=0)
     """0: all weights are trained. Else adapters of this rank, through peft."""
-    lora_alpha: float = 16.0
+    lora_alpha: float = ranged(16.0, above=0)
     """The adapters are scaled by lora_alpha / lora_rank."""
     lora_targets: list[str] = field(default_factory=list)
     """Names of the linear layers that get adapters; empty: all linear layers but the head."""
 
     def __post_init__(self) -> None:
-        at_least("model.lora_rank", self.lora_rank, 0)
-        positive("model.lora_alpha", self.lora_alpha)
         if self.path is None and self.config and "model_type" not in self.config:
             raise ConfigError("model.config needs model_type (for example qwen2), or give model.path")
 
@@ -70,21 +94,25 @@ class DataConfig:
     path: str | None = None
     """Folder of the dataset. None: it is built from `traces`, else from `recipe`, beside the runs."""
     recipe: str | None = "smoke"
-    """Name in shards/ or a file; used only where `path` is not given."""
+    """Name in shards/ or a file; used only where neither `path` nor `traces` is given."""
     traces: list[str] = field(default_factory=list)
     """Stage sft: JSONL files of {"prompt", "completion"}, or folders of them; built into shards with roles
-    on first use, where `path` is not given."""
-    seq_len: int = 256
+    on first use. Not beside `path`."""
+    seq_len: int = ranged(256, least=2)
     """Tokens of a sample; a longer trace is refused."""
-    seed: int = 0
+    packing: bool = False
+    """Stage sft: several documents in a row of at most `seq_len` tokens, each with positions and attention of
+    its own. A step trains on the same documents with the same loss, with less padding."""
+    validation_documents: int = ranged(0, least=0)
+    """Stage sft: so many documents, of each source its share, are not trained on; the loss on them is
+    reported every `train.validate_every` steps."""
+    seed: int = ranged(0, least=0)
     """Keys the order of samples; independent of train.seed."""
-    verify: str = "once"
+    verify: str = ranged("once", choices=("once", "every"))
     """`once`: each chunk's checksum on first touch; `every`: on every read."""
+    mix: MixConfig = field(default_factory=MixConfig)
 
     def __post_init__(self) -> None:
-        at_least("data.seq_len", self.seq_len, 2)
-        seed("data.seed", self.seed)
-        one_of("data.verify", self.verify, ("once", "every"))
         if self.path is None and self.recipe is None and not self.traces:
             raise ConfigError("give data.path=DIR (made by `r1hpc shard build`) or data.recipe=NAME")
 
@@ -93,100 +121,121 @@ class DataConfig:
 class TrainConfig:
     """The optimisation. global_batch_size never changes with the number of nodes; accumulation does."""
 
-    num_steps: int = 100
+    num_steps: int = ranged(100, least=1)
     """Optimizer steps of the whole run, over all attempts."""
-    global_batch_size: int = 32
+    global_batch_size: int = ranged(32, least=1)
     """Sequences per optimizer step, over all ranks."""
-    micro_batch_size: int = 4
+    micro_batch_size: int = ranged(4, least=1)
     """Sequences per rank and forward pass."""
-    gradient_accumulation_steps: int | None = None
+    gradient_accumulation_steps: int | None = ranged(None, least=1)
     """Derived from the batch and the world size; when given it must agree."""
-    lr: float = 3e-4
+    lr: float = ranged(3e-4, above=0)
     """The peak, reached after warmup_steps."""
-    min_lr_fraction: float = 0.1
+    min_lr_fraction: float = ranged(0.1, least=0, most=1)
     """The cosine ends at lr x this."""
-    warmup_steps: int = 10
+    warmup_steps: int = ranged(10, least=0)
     """A run shorter than this ends while it warms up."""
-    weight_decay: float = 0.1
+    weight_decay: float = ranged(0.1, least=0)
     """AdamW's, on every parameter."""
-    beta1: float = 0.9
+    beta1: float = ranged(0.9, least=0, below=1)
     """Adam's decay of the first moment."""
-    beta2: float = 0.95
+    beta2: float = ranged(0.95, least=0, below=1)
     """Adam's decay of the second moment."""
-    eps: float = 1e-8
+    eps: float = ranged(1e-8, above=0)
     """Adam's, in the denominator."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = ranged(1.0, above=0)
     """Gradients are clipped to this global norm."""
-    stop_grad_norm: float = 1e4
+    stop_grad_norm: float = ranged(1e4, above=0)
     """A gradient norm above this (before clipping), or one that is not finite, ends the run."""
-    max_skipped_steps: int = 20
+    max_skipped_steps: int = ranged(20, least=1)
     """fp16: this many overflows in a row (the loss scale has found no floor) end the run."""
     precision: Precision = Precision.bf16
-    """Arithmetic of forward and backward; master weights and moments stay fp32."""
-    seed: int = 0
+    """Arithmetic of forward and backward; master weights and moments stay fp32. fp8: the matrix products of
+    the layers, the rest is bf16; stages pretrain and sft, on Ada, Hopper and later cards."""
+    fp8_recipe: str = ranged("rowwise", choices=("rowwise", "tensorwise"))
+    """One scale for each row of a matrix, or one for all of it: coarser, and faster on some cards."""
+    fp8_emulate: bool = False
+    """The same rounding on hardware without FP8, slower than bf16: to see what it does to a loss."""
+    validate_every: int = ranged(50, least=1)
+    """Steps between two losses on `data.validation_documents`."""
+    early_stopping: int = ranged(0, least=0)
+    """Stage sft: after so many of them in a row without a new lowest, the run is finished. What it leaves is
+    the model of the lowest. 0: it goes on to its last step, and leaves that."""
+    logits_chunk_tokens: int | None = ranged(None, least=0)
+    """Tokens per rank whose logits are held at once; beyond, the output head goes through them in chunks, and
+    computes each again in the backward pass. None: as many as take 256 MiB in fp32; 0: all."""
+    seed: int = ranged(0, least=0)
     """Weights and dropout. Every rank has its own stream derived from it."""
-    hang_timeout_s: float = 1800.0
+    deterministic: bool = False
+    """On GPUs: kernels that add up in one order, so that two runs are the same to the bit. Slower. An
+    operation without such a kernel warns in the log of its rank, and then they may differ. Without this,
+    samples and rates are the same and losses may differ in their last digits, also after a resume."""
+    hang_timeout_s: float = ranged(1800.0, above=0)
     """No progress for this long: stacks are dumped, the attempt ends and is requeued."""
-    print_every: int = 10
+    print_every: int = ranged(10, least=1)
     """Steps between two lines in the log of rank 0."""
-
-    def __post_init__(self) -> None:
-        counts = ("num_steps", "global_batch_size", "micro_batch_size", "print_every", "max_skipped_steps")
-        for name in counts:
-            at_least(f"train.{name}", getattr(self, name), 1)
-        if self.gradient_accumulation_steps is not None:
-            at_least("train.gradient_accumulation_steps", self.gradient_accumulation_steps, 1)
-        at_least("train.warmup_steps", self.warmup_steps, 0)
-        seed("train.seed", self.seed)
-        for name in ("lr", "max_grad_norm", "stop_grad_norm", "hang_timeout_s", "eps"):
-            positive(f"train.{name}", getattr(self, name))
-        if not 0 <= self.min_lr_fraction <= 1:
-            raise ConfigError(f"train.min_lr_fraction is {self.min_lr_fraction}: it must lie in 0..1")
 
 
 @dataclass(frozen=True)
 class DeepspeedConfig:
     """Settings of DeepSpeed. The batch sizes, precision and schedule come from `train`."""
 
-    zero_stage: int = 1
+    zero_stage: int = ranged(1, choices=(0, 1, 2, 3))
     """0: nothing is sharded over ranks; 1: optimizer states; 2: and gradients; 3: and weights."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Merged into DeepSpeed's own config, under DeepSpeed's names; wins over what r1hpc sets."""
-
-    def __post_init__(self) -> None:
-        one_of("deepspeed.zero_stage", self.zero_stage, (0, 1, 2, 3))
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
     """When to save and how much to keep."""
 
-    save_every: int = 500
+    save_every: int = ranged(500, least=1)
     """Steps between periodic saves. This is what a crash can cost."""
-    keep: int = 2
-    """Verified checkpoints kept; never fewer than 2, since the last may be the bad one."""
-    assumed_bandwidth_gib_s: float = 1.0
-    """File system bandwidth per run, for the save time printed before anything was measured."""
+    keep: int = ranged(2, least=2)
+    """Verified checkpoints kept: 2 at least, since the last may be the bad one."""
+    asynchronous: bool = True
+    """Training waits for a copy to host memory only, and goes on while that is written. Where the host has no
+    room for the copy, and with false, training waits for the file system."""
+    assumed_bandwidth_gib_s: float | None = ranged(None, above=0)
+    """File system bandwidth per run, for the save time that is planned with. Default: as earlier saves in the
+    same run root were measured, else 1."""
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    """Weights & Biases, where `monitor.trackers` names it. The key is the one in ~/.netrc (`wandb login`)."""
+
+    mode: str = ranged("offline", choices=("offline", "online"))
+    """offline: a folder in the run's own, for `wandb sync` where there is a network. online: live, from nodes
+    that reach the server."""
+    project: str = "r1hpc"
+    """The project that the run appears in."""
+    entity: str | None = None
+    """The team or user. None: the default of whoever's key it is."""
 
     def __post_init__(self) -> None:
-        at_least("checkpoint.save_every", self.save_every, 1)
-        if self.keep < 2:
-            raise ConfigError(f"checkpoint.keep is {self.keep}: keep at least 2, the last may be the bad one")
-        positive("checkpoint.assumed_bandwidth_gib_s", self.assumed_bandwidth_gib_s)
+        if not 0 < len(self.project) <= 128 or set(self.project) & set("/\\#?%:"):
+            raise ConfigError(
+                f"monitor.wandb.project is {self.project[:140]!r}: W&B takes 1 to 128 characters, "
+                "none of / \\ # ? % :"
+            )
 
 
 @dataclass(frozen=True)
 class MonitorConfig:
-    """NVML sampling on every node."""
+    """What is watched of a run while it goes on: NVML on every node, and trackers fed from its metrics."""
 
     enabled: bool = True
     """False: nothing is read of the GPUs."""
-    period_s: float = 5.0
+    period_s: float = ranged(5.0, least=0.5)
     """At least 0.5: NVML renews its power reading about twice a second. Eight GPUs write 4 kB a sample."""
-
-    def __post_init__(self) -> None:
-        if self.period_s < 0.5:
-            raise ConfigError(f"monitor.period_s is {self.period_s}: NVML has nothing new below 0.5 s")
+    trackers: list[str] = ranged(factory=list, choices=TRACKERS)  # noqa: RUF009  (a field())
+    """Fed live from the run's records by a process of their own on the first node, which training neither
+    waits for nor hears of: tensorboard, wandb, prometheus. Stages pretrain, sft and rl."""
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    prometheus_dir: str | None = None
+    """The folder that node_exporter's textfile collector reads, on the node. None: in the run's own."""
 
 
 @dataclass(frozen=True)
@@ -196,37 +245,36 @@ class LimitsConfig:
     Counted since the last new checkpoint: a run that gets on is not ended by what it met long ago.
     """
 
-    max_preemptions: int = -1
+    max_preemptions: int = ranged(-1, least=-1)
     """Attempts that Slurm ended for another job."""
-    max_timeouts: int = -1
+    max_timeouts: int = ranged(-1, least=-1)
     """Attempts that reached the time limit."""
-    max_node_failures: int = 5
+    max_node_failures: int = ranged(5, least=-1)
     """Attempts that lost a node."""
-    max_crashes: int = 1
+    max_crashes: int = ranged(1, least=-1)
     """Attempts that failed by themselves."""
-    max_ooms: int = 0
+    max_ooms: int = ranged(0, least=-1)
     """Attempts that ran out of GPU or host memory."""
-    max_hangs: int = 3
+    max_hangs: int = ranged(3, least=-1)
     """Attempts without progress for train.hang_timeout_s."""
-    max_attempts_without_checkpoint: int = 3
+    max_attempts_without_checkpoint: int = ranged(3, least=1)
     """Attempts in a row that made no new checkpoint; then the run stops, whatever the cause. Those that were
     preempted or lost a node before their first step do not count."""
-    max_gpu_hours: float | None = None
+    max_gpu_hours: float | None = ranged(None, above=0)
     """GPU-hours of all attempts together; when they are used up the run saves and stops for good."""
-
-    def __post_init__(self) -> None:
-        at_least("limits.max_attempts_without_checkpoint", self.max_attempts_without_checkpoint, 1)
 
 
 @dataclass(frozen=True)
 class ResourcesConfig:
     """What is asked of Slurm, under sbatch's own names. `None` is left to the cluster profile."""
 
-    nodes: int = 1
+    nodes: int = ranged(1, least=1)
     """sbatch --nodes."""
-    gpus_per_node: int | None = None
+    gpus_per_node: int | None = ranged(None, least=0)
     """GPUs, and so ranks, per node. 0: a CPU run with `ranks_per_node`. None: the profile's, then probed."""
-    ranks_per_node: int = 1
+    gpu_type: str | None = None
+    """What Slurm calls the GPUs to be had (sinfo -o %G), as in sbatch --gpus-per-node=a100:4. None: any."""
+    ranks_per_node: int = ranged(1, least=1)
     """Ranks per node of a CPU run."""
     time: str | None = None
     """Slurm's notation, D-HH:MM:SS. None: the partition's limit."""
@@ -238,7 +286,7 @@ class ResourcesConfig:
     """sbatch --account."""
     qos: str | None = None
     """sbatch --qos."""
-    cpus_per_task: int | None = None
+    cpus_per_task: int | None = ranged(None, least=1)
     """sbatch --cpus-per-task: cores of a rank."""
     mem: str | None = None
     """sbatch --mem, of a node; 0: all of it."""
@@ -260,20 +308,30 @@ class ResourcesConfig:
     """sbatch --mail-user."""
     exclusive: bool = False
     """sbatch --exclusive: whole nodes."""
-    signal_lead_s: int | None = None
+    signal_lead_s: int | None = ranged(None, least=1)
     """Seconds before the time limit at which the run is warned. None: from the expected save time."""
     sbatch: dict[str, str] = field(default_factory=dict)
     """Any other sbatch option, by its long name without dashes; an empty value is a bare flag."""
 
     def __post_init__(self) -> None:
-        at_least("resources.nodes", self.nodes, 1)
-        at_least("resources.ranks_per_node", self.ranks_per_node, 1)
-        if self.gpus_per_node is not None:
-            at_least("resources.gpus_per_node", self.gpus_per_node, 0)
-        if self.cpus_per_task is not None:
-            at_least("resources.cpus_per_task", self.cpus_per_task, 1)
         if self.time is not None and parse_time(self.time) == 0:
             raise ConfigError("resources.time is 0: give a time limit such as 12:00:00")
+
+
+@dataclass(frozen=True)
+class ContainerConfig:
+    """The image the ranks run in. The job itself begins and ends on the host, where Slurm's commands are."""
+
+    image: str | None = None
+    """A .sif file, or what the runtime takes: docker://…; with pyxis nvcr.io#nvidia/pytorch:25.01-py3."""
+    runtime: str = ranged("apptainer", choices=("apptainer", "singularity", "pyxis"))
+    """What starts it. On GPUs the first two are given --nv."""
+    python: str = "python3"
+    """The interpreter in the image, with the packages of r1hpc; its code is the run's own."""
+    binds: list[str] = field(default_factory=list)
+    """Folders beside the run root, data.path and model.path that the ranks see: DIR or FROM:TO."""
+    options: list[str] = field(default_factory=list)
+    """Further words for `apptainer exec`, or for srun with pyxis."""
 
 
 @dataclass(frozen=True)
@@ -288,11 +346,11 @@ class ClusterConfig:
     """Where resources.account is not given."""
     qos: str | None = None
     """Where resources.qos is not given."""
-    gpus_per_node: int | None = None
+    gpus_per_node: int | None = ranged(None, least=0)
     """Where resources.gpus_per_node is not given."""
     gpu_type: str | None = None
     """For the estimate and MFU, for example a100-80gb. None: asked of the GPU itself."""
-    cpus_per_task: int | None = None
+    cpus_per_task: int | None = ranged(None, least=1)
     """Where resources.cpus_per_task is not given."""
     mem: str | None = None
     """Where resources.mem is not given."""
@@ -302,7 +360,10 @@ class ClusterConfig:
     """Shell lines run before anything else in the job: `module load …`, `source …/activate`.
     They are shell on purpose and come only from a profile file you wrote, never from a flag."""
     python: str | None = None
-    """The interpreter on the nodes. None: the one that submits."""
+    """The interpreter on the nodes, or words that start one (uv run python). None: the one that submits."""
+    container: ContainerConfig = field(default_factory=ContainerConfig)
+    cpu_bind: str | None = None
+    """srun --cpu-bind: cores, sockets, none … None: Slurm's own."""
     environment: dict[str, str] = field(default_factory=dict)
     """Variables exported to the job."""
 
@@ -311,9 +372,9 @@ class ClusterConfig:
 class RunConfig:
     """One run, whole."""
 
-    stage: str = "pretrain"
+    stage: str = ranged("pretrain", choices=STAGES)
     """pretrain; traces: demonstrations of a task; sft: on completions; rl: GRPO or PPO; generate: the model's
-    own completions, filtered (rejection sampling); evaluate."""
+    own completions, filtered (rejection sampling); evaluate; serve: answers over HTTP, by `r1hpc serve`."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -323,6 +384,7 @@ class RunConfig:
     rl: RlConfig = field(default_factory=RlConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
     deepspeed: DeepspeedConfig = field(default_factory=DeepspeedConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
@@ -331,13 +393,46 @@ class RunConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
-        one_of("stage", self.stage, STAGES)
         if self.stage == "pretrain" and self.model.lora_rank:
             raise ConfigError(
                 "model.lora_rank has no use in stage pretrain, which trains all weights: remove it"
             )
+        for key, value in (
+            ("packing", self.data.packing),
+            ("validation_documents", self.data.validation_documents),
+        ):
+            if value and self.stage != "sft":
+                raise ConfigError(
+                    f"data.{key} is of stage sft and has no use in stage {self.stage}: remove it"
+                )
+        if self.data.mix.is_used and self.stage not in ("pretrain", "sft"):
+            raise ConfigError(
+                f"data.mix is of stages pretrain and sft and has no use in stage {self.stage}: remove it"
+            )
+        if self.data.mix.is_online and self.data.mix.every % self.checkpoint.save_every:
+            raise ConfigError(
+                f"data.mix.every={self.data.mix.every} is no multiple of checkpoint.save_every="
+                f"{self.checkpoint.save_every}, and weights change at checkpoints: change one of the two"
+            )
+        if self.train.early_stopping and not self.data.validation_documents:
+            raise ConfigError(
+                "train.early_stopping needs documents to validate on: set data.validation_documents"
+            )
         if self.stage == "rl":
             self._check_rl()
+        if self.stage == "serve":
+            self._check_serve()
+
+    def _check_serve(self) -> None:
+        if self.model.from_scratch or self.model.lora_rank:
+            raise ConfigError(
+                "stage serve answers with the weights in model.path as they are: model.from_scratch and "
+                "model.lora_rank have no use in it"
+            )
+        if self.resources.nodes != 1 or self.resources.ranks_per_node != 1:
+            raise ConfigError(
+                "stage serve has one server on one node: leave resources.nodes and ranks_per_node at 1"
+            )
 
     def _check_rl(self) -> None:
         num = self.rollout.num_generations
@@ -346,10 +441,23 @@ class RunConfig:
                 f"rollout.num_generations is {num}: GRPO compares the completions of a prompt with each "
                 "other, and needs 2 at least"
             )
+        if self.rl.algorithm == "distill" and self.rl.teacher is None:
+            raise ConfigError(
+                "rl.algorithm=distill needs rl.teacher=DIR, the model whose distribution is learnt"
+            )
         if self.rl.algorithm == "ppo" and self.model.lora_rank:
             raise ConfigError(
                 "rl.algorithm=ppo trains a critic with all its weights, which model.lora_rank is to avoid: "
                 "take rl.algorithm=grpo, or model.lora_rank=0"
+            )
+        if self.rl.objective == "cispo" and self.rl.dual_clip is not None:
+            raise ConfigError(
+                "rl.dual_clip has no use with rl.objective=cispo, which clips no gain: remove it"
+            )
+        if (self.rollout.top_p, self.rollout.top_k, self.rollout.min_p) != (1.0, 0, 0.0):
+            raise ConfigError(
+                "rollout.top_p, top_k and min_p have no use in stage rl: its loss needs the "
+                "log-probabilities of the whole distribution; for its evaluations set evaluate.top_p ..."
             )
         if self.train.gradient_accumulation_steps is not None:
             raise ConfigError(
@@ -362,6 +470,3 @@ def section_of(setting: "Field[Any]") -> type | None:
     """The dataclass of a field that is a section of its own; None: it is a setting."""
     factory = setting.default_factory
     return factory if isinstance(factory, type) and is_dataclass(factory) else None
-
-
-STAGES = ("pretrain", "traces", "sft", "rl", "generate", "evaluate")

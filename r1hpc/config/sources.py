@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from r1hpc.config.layers import effective
 from r1hpc.config.load import as_layer, known_keys, load, named_layers, parse_override, profile_layer
 
 DEFAULT = "default"
@@ -38,8 +39,10 @@ def resolved(
     layers = list(named_layers(job)) if job is not None else []
     profile = profile_layer(cluster)
     layers += [profile] if profile is not None else []
-    layers += [(item, parse_override(item)) for item in overrides]
-    return [Setting(key, _value_at(values, key), _source_of(key, layers)) for key in known_keys()]
+    names = [*(name for name, _ in layers), *overrides]
+    effects = effective([layer for _, layer in layers], [parse_override(item) for item in overrides])
+    named = list(zip(names, effects, strict=True))
+    return [Setting(key, _value_at(values, key), _source_of(key, named)) for key in known_keys()]
 
 
 def _value_at(values: dict[str, Any], key: str) -> Any:

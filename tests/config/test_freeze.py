@@ -15,8 +15,8 @@ from r1hpc.base.rundir import RunDir
 from r1hpc.config import load
 from r1hpc.config.freeze import freeze, refuse_secrets, with_absolute_paths
 from r1hpc.config.reasoning import TaskConfig
-from r1hpc.config.redact import find_secret, redact, secret_values
-from r1hpc.config.schema import ClusterConfig, DataConfig, ModelConfig, RunConfig
+from r1hpc.config.redact import find_secret, find_written_out, is_secret_key, redact, secret_values
+from r1hpc.config.schema import ClusterConfig, DataConfig, DeepspeedConfig, ModelConfig, RunConfig
 
 # Ten secrets, none of them real, each spelled in two parts so that this file holds none.
 TOKEN = "hf" + "_AbCdEfGhIjKlMnOpQrStUvWx"
@@ -120,6 +120,7 @@ def _freeze_in(checkout: Path, run: RunDir) -> "subprocess.CompletedProcess[str]
 
 
 def test_secrets_of_a_diff_and_a_remote_are_in_no_file(run: RunDir, checkout: Path) -> None:
+    (checkout / "new.txt").touch()
     done = _freeze_in(checkout, run)
     assert done.returncode == 0, done.stderr
     diff = (run.code / "diff.patch").read_text()
@@ -127,7 +128,9 @@ def test_secrets_of_a_diff_and_a_remote_are_in_no_file(run: RunDir, checkout: Pa
     about = read_json(run.environment)["git"]
     assert about["dirty"] is True
     assert about["remote"] == "https://[redacted]@github.example/x.git"
-    assert len(about["commit"]) == 40
+    asked = ["git", "-C", str(checkout), "rev-parse", "HEAD", "--abbrev-ref", "HEAD"]
+    assert subprocess.check_output(asked, text=True).split() == [about["commit"], about["branch"]]
+    assert "new.txt" in about["untracked"]
     written = _everything(run.path)
     assert [s for s in (TOKEN, "swordfish-9", SECRETS["GITHUB_TOKEN"], JWT) if s in written] == []
 
@@ -198,6 +201,7 @@ def test_traces_tokenizers_and_files_of_tasks_are_paths_where_they_exist(
         "pad_token = None",
         "PWD",
         "task-sk-learn",
+        "hf_overrides=x",
         "def key():",
     ],
 )
@@ -217,3 +221,62 @@ def test_modes_do_not_depend_on_the_umask(run: RunDir) -> None:
     finally:
         os.umask(0o022)
     assert not [p for p in run.path.rglob("*") if stat.S_IMODE(p.lstat().st_mode) & 0o077]
+
+
+NETRC = "machine host.example\n  login me\n  password swordfish-9"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_code", "name"),
+    [
+        ('DB_PASSWORD = "swordfish-9"', True, "PASSWORD ="),
+        ("config = {'api_key': 'abcdef'}", True, "api_key':"),
+        ("password: swordfish-9  # mine", False, "password:"),
+        ("export WANDB_API_KEY=0123456789abcdef", False, "API_KEY="),
+        ("passphrase='correct horse battery'", True, "passphrase="),
+        ("password = read_password(path)", True, None),
+        ("password = value", True, None),
+        ('export HF_TOKEN="$(cat ~/.token)"', False, None),
+        ("api_key: <yours>", False, None),
+        ("password: null", False, None),
+        ("eos_token: abcdef", False, None),
+    ],
+)
+def test_a_secret_that_is_written_out(text: str, is_code: bool, name: str | None) -> None:
+    assert find_written_out(text, is_code) == name
+
+
+def test_a_netrc_line_and_a_pass_phrase() -> None:
+    assert find_secret(NETRC) == "a line of a .netrc"
+    assert "swordfish" not in redact(NETRC) + redact("KEY_PASSPHRASE=swordfish")
+    assert secret_values({"OMP_PASSPHRASE": "swordfish"}) == ["swordfish"]
+    assert is_secret_key("deepspeed.extra.token")
+    assert not is_secret_key("model.config.eos_token")
+
+
+@pytest.mark.parametrize("line", ['PASSWORD = "swordfish-9"', f"NOTE = '''{NETRC}'''"])
+def test_code_with_a_secret_in_it_is_not_frozen(checkout: Path, run: RunDir, line: str) -> None:
+    module = checkout / "r1hpc" / "base" / "units.py"
+    module.write_text(f"{module.read_text()}\n{line}\n")
+    done = _freeze_in(checkout, run)
+    assert done.returncode == 1
+    assert "base/units.py holds what looks like a" in done.stderr
+    assert "swordfish" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        (RunConfig(deepspeed=DeepspeedConfig(extra={"token": "swordfish"})), "deepspeed.extra.token"),
+        (
+            RunConfig(deepspeed=DeepspeedConfig(extra={"a": [{"password": 123456}]})),
+            "deepspeed.extra.a.password",
+        ),
+        (RunConfig(cluster=ClusterConfig(environment={"OMP_PASSPHRASE": "x"})), "OMP_PASSPHRASE"),
+        (RunConfig(cluster=ClusterConfig(setup=["export WANDB_API_KEY=0123456789abcdef"])), "cluster.setup"),
+    ],
+)
+def test_a_configuration_with_a_secret_is_refused(config: RunConfig, named: str) -> None:
+    with pytest.raises(ConfigError, match=named) as caught:
+        refuse_secrets(config, [])
+    assert "swordfish" not in str(caught.value)

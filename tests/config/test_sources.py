@@ -40,6 +40,12 @@ def test_a_mapping_names_all_that_wrote_into_it(job: Path) -> None:
     )
 
 
+def test_what_was_replaced_is_no_source(job: Path) -> None:
+    found = of(resolved(job, ["deepspeed.extra={b: 2}"]))
+    assert found["deepspeed.extra"] == ({"b": 2}, "deepspeed.extra={b: 2}")
+    assert of(resolved("smoke", ["model.path=mine"]))["model.config"] == ({}, DEFAULT)
+
+
 def test_the_cluster_profile_wins_over_the_job(job: Path, tmp_path: Path) -> None:
     profile = tmp_path / "site.yaml"
     profile.write_text("partition: gpu\n")

@@ -1,0 +1,318 @@
+"""A user's own code (`FILE.py:NAME` or `package.module:NAME`) and chat template (a path): found, copied, and
+named by content.
+
+    plugin = find("my_task.py:MyTask")                  # the files it consists of; nothing is imported
+    freeze_plugins(names_in(config), run.code, copy)    # into a run that is being frozen
+    plugin = locate("/home/me/my_task.py:MyTask")       # the frozen copy where there is one, else the file
+
+A file is frozen with the modules beside it that it imports, a package whole, a template alone. Own code is
+imported only in a process that can be killed (tasks/own_code.py), never here.
+"""
+
+import ast
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+from r1hpc.base.errors import ConfigError
+from r1hpc.base.files import read_json, write_json
+from r1hpc.base.names import printable
+from r1hpc.config.schema import ModelConfig, RunConfig
+
+FOLDER = "plugins"
+"""In a run's frozen code, beside the package."""
+_INDEX = "plugins.json"
+_FILES = "files.json"
+_MAX_BYTES = 16 << 20
+_GENERATED = (".pyc", ".pyo", "~")
+_NOT_OURS = ("reasoning_gym:",)
+_CODE = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One name of own code or of a template, and the files it stands for."""
+
+    spec: str
+    """As the configuration has it."""
+    root: Path
+    """The folder from which `module` is imported."""
+    module: str
+    """Empty: it is a template."""
+    files: tuple[str, ...]
+    """Relative to `root`, sorted."""
+
+    @property
+    def name(self) -> str:
+        """What is taken from the module."""
+        return self.spec.rpartition(":")[2]
+
+    @property
+    def digest(self) -> str:
+        """Names the content of all files, wherever they lie."""
+        total = hashlib.sha256()
+        for name in self.files:
+            content = hashlib.sha256((self.root / name).read_bytes()).hexdigest()
+            total.update(f"{name}\0{content}\n".encode())
+        return total.hexdigest()[:16]
+
+
+def is_own(name: str) -> bool:
+    """Whether a task or a reward term is named as own code."""
+    return ":" in name and not name.startswith(_NOT_OURS)
+
+
+def names_in(config: RunConfig) -> list[str]:
+    """Every name of own code in a configuration, and its own chat template, once."""
+    tasks = [config.task.name, *(str(part.get("name", "")) for part in config.task.mix.values())]
+    found = list(filter(is_own, [*tasks, *config.reward.terms]))
+    if has_own_template(config.model):
+        found.append(config.model.chat_template)
+    return list(dict.fromkeys(found))
+
+
+def has_own_template(model: ModelConfig) -> bool:
+    """Whether the chat template is a file of the user's."""
+    return model.chat_template not in ("auto", "none")
+
+
+def absolute_template(model: ModelConfig) -> str:
+    """model.chat_template with the whole path of the file, if it is one."""
+    return str(Path(model.chat_template).absolute()) if has_own_template(model) else model.chat_template
+
+
+def template_file(model: ModelConfig, code: Path | None = None) -> Path:
+    """The own chat template: the run's copy where there is one, as `locate` has it."""
+    plugin = locate(model.chat_template, code)
+    return plugin.root / plugin.files[0]
+
+
+def absolute(name: Any) -> Any:
+    """`FILE.py:NAME` with the whole path of the file where it is here; any other name as it is."""
+    if not isinstance(name, str) or not is_own(name):
+        return name
+    target, _, attribute = name.rpartition(":")
+    return f"{Path(target).absolute()}:{attribute}" if target.endswith(".py") else name
+
+
+def find(spec: str) -> Plugin:
+    """The files of a name as they are now.
+
+    Raises:
+        ConfigError: no such file or module, or a name that cannot be imported.
+    """
+    target, _, attribute = spec.rpartition(":")
+    if not is_own(spec) or (Path(spec).is_absolute() and not target.endswith(".py")):
+        return _find_template(spec)
+    if not attribute.isidentifier():
+        raise ConfigError(f"{printable(spec)}: what stands after the colon is no name of Python")
+    if target.endswith(".py"):
+        path = Path(target).absolute()
+        if not path.is_file():
+            raise ConfigError(f"{printable(spec)}: there is no file {printable(str(path))}")
+        return _checked(Plugin(spec, path.parent, path.stem, _with_imports(path.parent, path.name)))
+    if not all(part.isidentifier() for part in target.split(".")):
+        raise ConfigError(
+            f"{printable(spec)} is neither FILE.py:NAME nor package.module:NAME: mend the name of the code"
+        )
+    return _checked(_find_module(spec, target))
+
+
+def locate(spec: str, code: Path | None = None) -> Plugin:
+    """The frozen copy in `code`/plugins, verified; where nothing is frozen, the files as they are.
+
+    Args:
+        code: a run's frozen code; None: where this package lies, which in a job is just that.
+
+    Raises:
+        ConfigError: as `find`, or the copy is not what was frozen.
+    """
+    folder = (code or _CODE) / FOLDER
+    entry = _index(folder).get(spec)
+    if entry is None:
+        return find(spec)
+    plugin = Plugin(spec, folder / entry["digest"], entry["module"], tuple(entry["files"]))
+    if not all((plugin.root / name).is_file() for name in plugin.files) or plugin.digest != entry["digest"]:
+        raise ConfigError(
+            f"{printable(spec)}: the run's own copy in {plugin.root} is not what it was frozen as: put it "
+            "back, or begin a new run (--run-name)"
+        )
+    return plugin
+
+
+def freeze_plugins(specs: Iterable[str], code: Path, copy: Callable[[str, str], object]) -> None:
+    """Copy the files of each name into `code`/plugins/<digest>/, with an index by name."""
+    index: dict[str, Any] = {}
+    for plugin in map(find, specs):
+        digest = plugin.digest
+        for name in plugin.files:
+            target = code / FOLDER / digest / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not target.exists():  # a task and a reward of one file
+                copy(str(plugin.root / name), str(target))
+        index[plugin.spec] = {"module": plugin.module, "digest": digest, "files": list(plugin.files)}
+    if index:
+        write_json(code / FOLDER / _INDEX, index)
+
+
+def refuse_changes(specs: Iterable[str], code: Path) -> None:
+    """Refuse to go on with a run whose own code has become other code since it was frozen.
+
+    Raises:
+        ConfigError: says which, and how to go on.
+    """
+    for spec in specs:
+        entry = _index(code / FOLDER).get(spec)
+        if entry is None:
+            continue
+        frozen = locate(spec, code)
+        try:
+            now = find(spec)
+        except ConfigError:  # moved away: the run has all it needs
+            continue
+        if now.digest != frozen.digest:
+            changed = ", ".join(_differences(frozen, now))
+            raise ConfigError(
+                f"{printable(spec)} has changed since this run began with it ({changed} in {now.root}): "
+                "with another content it is another run. Begin one with a new --run-name; or, to go on with "
+                f"this one, put the old files back, of which the run has a copy in {frozen.root}"
+            )
+
+
+def files_in(config: RunConfig) -> list[str]:
+    """Every file that the options of a task name, and that is there; once."""
+    options = [config.task.options, *(part.get("options") for part in config.task.mix.values())]
+    named = [value for each in options if isinstance(each, Mapping) for value in each.values()]
+    # os.path: a text, a template for example, may be longer than a path, and Path raises on that.
+    paths = (value for value in named if isinstance(value, str) and os.path.isfile(value))  # noqa: PTH113
+    return list(dict.fromkeys(str(Path(path).absolute()) for path in paths))
+
+
+def freeze_files(paths: Iterable[str], code: Path) -> None:
+    """Note the content of the files that tasks read. They are not copied: they may be large."""
+    found = {path: _digest_of(path) for path in paths}
+    if found:
+        (code / FOLDER).mkdir(mode=0o700, exist_ok=True)
+        write_json(code / FOLDER / _FILES, found)
+
+
+def refuse_changed_files(code: Path) -> None:
+    """Refuse to go on with a run whose tasks' files have become others since it was frozen.
+
+    Raises:
+        ConfigError: says which, and how to go on.
+    """
+    record = code / FOLDER / _FILES
+    for path, digest in (read_json(record) if record.is_file() else {}).items():
+        if Path(path).is_file() and _digest_of(path) != digest:
+            raise ConfigError(
+                f"{printable(path)} has changed since this run began with it: other questions are another "
+                "run. Begin one with a new --run-name; or, to go on with this one, put the old file back"
+            )
+
+
+def _digest_of(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _differences(frozen: Plugin, now: Plugin) -> Iterator[str]:
+    for name in sorted({*frozen.files, *now.files}):
+        both = name in frozen.files and name in now.files
+        if not both or (frozen.root / name).read_bytes() != (now.root / name).read_bytes():
+            yield name
+
+
+class _Entry(TypedDict):
+    module: str
+    digest: str
+    files: list[str]
+
+
+def _index(folder: Path) -> Mapping[str, Any]:
+    path = folder / _INDEX
+    return read_json(path, dict[str, _Entry]) if path.is_file() else {}
+
+
+def _find_template(spec: str) -> Plugin:
+    path = Path(spec).absolute()
+    if not path.is_file():
+        raise ConfigError(
+            f"model.chat_template: there is no file {printable(str(path))}; give a Jinja file, auto or none"
+        )
+    return Plugin(spec, path.parent, "", (path.name,))
+
+
+def _checked(plugin: Plugin) -> Plugin:
+    top = plugin.module.split(".")[0]
+    if not top.isidentifier():
+        raise ConfigError(f"{plugin.spec}: {top!r} is no name of a module: rename the file")
+    if top in sys.stdlib_module_names or top == "r1hpc":
+        raise ConfigError(f"{plugin.spec}: {top} is a module of Python's or ours: rename the file")
+    size = sum((plugin.root / name).stat().st_size for name in plugin.files)
+    if size > _MAX_BYTES:
+        raise ConfigError(
+            f"{plugin.spec} comes with {size >> 20} MiB of files, too many to freeze with a run (at most "
+            f"{_MAX_BYTES >> 20}): put what you need of it into a FILE.py that imports the rest"
+        )
+    return plugin
+
+
+def _find_module(spec: str, module: str) -> Plugin:
+    """By the files alone: to import a parent package would run it here."""
+    top, *inner = module.split(".")
+    for root in dict.fromkeys([Path.cwd(), *map(Path, filter(None, sys.path))]):
+        place = root.joinpath(top, *inner)
+        if not any(path.is_file() for path in (place.with_suffix(".py"), place / "__init__.py")):
+            continue
+        if inner or (place / "__init__.py").is_file():
+            return Plugin(spec, root, module, _below(root, root / top))
+        return Plugin(spec, root, module, _with_imports(root, f"{top}.py"))
+    raise ConfigError(
+        f"{printable(spec)}: no module {module} in this folder or on Python's path; a file is named "
+        "FILE.py:NAME"
+    )
+
+
+def _with_imports(root: Path, name: str) -> tuple[str, ...]:
+    """A file and what of the modules and packages beside it is imported, by it or by one another."""
+    found, open_ = {name}, [name]
+    while open_:
+        for top in _imported(root / open_.pop()):
+            more = [f"{top}.py"] if (root / f"{top}.py").is_file() else []
+            if (root / top / "__init__.py").is_file():
+                more = list(_below(root, root / top))
+            fresh = [each for each in more if each not in found]
+            found.update(fresh)
+            open_ += [each for each in fresh if each.endswith(".py")]
+    return tuple(sorted(found))
+
+
+def _imported(path: Path) -> set[str]:
+    """Top-level names that a file imports; none where it cannot be parsed, which its import will say."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return set()
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def _below(root: Path, folder: Path) -> tuple[str, ...]:
+    """The files of a package, but for what is hidden or made from others."""
+    paths = (path.relative_to(root) for path in folder.rglob("*") if path.is_file())
+    return tuple(sorted(str(path) for path in paths if _is_written_by_hand(path)))
+
+
+def _is_written_by_hand(path: Path) -> bool:
+    is_hidden = any(part.startswith((".", "__pycache__")) for part in path.parts)
+    return not is_hidden and not path.name.endswith(_GENERATED)

@@ -1,0 +1,37 @@
+"""Optional packages, looked for in the interpreter that will train."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from r1hpc.base.errors import UsageError
+from r1hpc.config import load
+from r1hpc.config.packages import check_packages
+
+_LORA = ("stage=sft", "model.lora_rank=8")
+
+
+def bare_python(folder: Path) -> Path:
+    """An interpreter without any package."""
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
+    python.chmod(0o700)
+    return python
+
+
+def test_a_package_that_the_nodes_lack_is_named_with_its_extra(tmp_path: Path) -> None:
+    config = load.load(None, [*_LORA, f"cluster.python={bare_python(tmp_path)}"])
+    with pytest.raises(UsageError, match=r"model.lora_rank needs the package peft .*'r1hpc\[lora\]'"):
+        check_packages(config, "slurm")
+    fp8 = load.load(None, ["train.precision=fp8", f"cluster.python={bare_python(tmp_path)}"])
+    with pytest.raises(UsageError, match=r"train.precision=fp8 needs the package torchao .*'r1hpc\[fp8\]'"):
+        check_packages(fp8, "slurm")
+
+
+def test_what_is_there_or_cannot_be_known_passes(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    check_packages(load.load(None, _LORA), "local")
+    check_packages(load.load(None, [*_LORA, f"cluster.python={sys.executable}"]), "slurm")
+    check_packages(load.load(None, [*_LORA, "cluster.python=python3"]), "slurm")
+    check_packages(load.load(None, ["stage=evaluate", "cluster.python=/nowhere"]), "slurm")
