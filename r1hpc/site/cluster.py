@@ -4,14 +4,14 @@ judge_cluster(probe_cluster(partition="gpu"), slurm_is_here=True)
 """
 
 from r1hpc.base.units import format_duration, format_time
-from r1hpc.site.findings import Finding, fail, ok, unknown, warn
+from r1hpc.site.findings import SiteFinding, fail, ok, unknown, warn
 from r1hpc.slurm.probe import ClusterFacts
 
 _SHORT_S = 3600
 _SHORT_WARNING_S = 30
 
 
-def judge_cluster(facts: ClusterFacts, slurm_is_here: bool) -> list[Finding]:
+def judge_cluster(facts: ClusterFacts, slurm_is_here: bool) -> list[SiteFinding]:
     """Whether Slurm answers, the time limit of the partition, preemption, requeue."""
     if not slurm_is_here:
         return [unknown("Slurm", "this machine belongs to no cluster", "run it on a login node of one")]
@@ -27,7 +27,7 @@ def judge_cluster(facts: ClusterFacts, slurm_is_here: bool) -> list[Finding]:
     ]
 
 
-def _judge_time(facts: ClusterFacts) -> Finding:
+def _judge_time(facts: ClusterFacts) -> SiteFinding:
     if facts.max_time_s is None:
         return ok("time limit", f"partition {facts.partition} has none, or does not say")
     detail = f"partition {facts.partition} allows {format_time(facts.max_time_s)}"
@@ -39,7 +39,7 @@ def _judge_time(facts: ClusterFacts) -> Finding:
     return ok("time limit", detail)
 
 
-def _judge_preemption(facts: ClusterFacts) -> Finding:
+def _judge_preemption(facts: ClusterFacts) -> SiteFinding:
     mode = facts.preempt_mode
     if mode is None:
         return unknown("preemption", "Slurm does not say how this partition and QOS preempt")
@@ -54,7 +54,7 @@ def _judge_preemption(facts: ClusterFacts) -> Finding:
     return ok("preemption", detail)
 
 
-def _judge_requeue(facts: ClusterFacts) -> Finding:
+def _judge_requeue(facts: ClusterFacts) -> SiteFinding:
     if facts.job_requeue is False:
         fix = "none needed: r1hpc submits with --requeue, or a follow-up job where that is refused"
         return warn("requeue", "JobRequeue=0: Slurm requeues no job that does not ask for it", fix)

@@ -12,7 +12,7 @@ from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.config.load import load
 from r1hpc.config.schema import RunConfig
 from r1hpc.site.cluster import judge_cluster
-from r1hpc.site.findings import Finding, fail, ok
+from r1hpc.site.findings import SiteFinding, fail, ok
 from r1hpc.site.node import collect_node, judge_node
 from r1hpc.site.nodes import Answers, ask_nodes, judge_nodes
 from r1hpc.site.profile import profile_of
@@ -25,7 +25,7 @@ from r1hpc.slurm.probe import ClusterFacts, probe_cluster
 class Examination:
     """The findings, and a profile of what was found."""
 
-    findings: tuple[Finding, ...]
+    findings: tuple[SiteFinding, ...]
     profile: dict[str, Any]
 
 
@@ -54,14 +54,14 @@ def examine(job: str | None, root: Path, num_nodes: int | None, cluster: str | N
     return Examination(tuple(found), profile_of(name, facts, answers.reports, config.cluster.account))
 
 
-def _ask_slurm(config: RunConfig) -> tuple[ClusterFacts, list[Finding]]:
+def _ask_slurm(config: RunConfig) -> tuple[ClusterFacts, list[SiteFinding]]:
     try:
         return probe_cluster(*place_in_cluster(config)), []
     except UsageError as error:
         return ClusterFacts(), [fail("Slurm", str(error), "name another one: --partition, or in the profile")]
 
 
-def _needs(config: RunConfig, facts: ClusterFacts, here: bool) -> tuple[int | None, list[Finding]]:
+def _needs(config: RunConfig, facts: ClusterFacts, here: bool) -> tuple[int | None, list[SiteFinding]]:
     """(bytes of the checkpoints it keeps, what the plan says of it)."""
     try:
         decision = decide(config, "slurm" if here else "local", assumed_gpus_per_node=0, facts=facts)

@@ -1,6 +1,6 @@
 """One thing that was looked at: how it is, what was seen, and what mends it.
 
-Finding("munge", State.fail, "munged does not answer", "ask the administrators to start munged")
+SiteFinding("munge", CheckState.fail, "munged does not answer", "ask the administrators to start munged")
 """
 
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 
 
-class State(StrEnum):
+class CheckState(StrEnum):
     """How a check came out. unknown: it could not be looked at, which is no fault."""
 
     ok = "ok"
@@ -18,11 +18,11 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True)
-class Finding:
+class SiteFinding:
     """The outcome of one check; `fix` is empty where there is nothing to mend."""
 
     check: str
-    state: State
+    state: CheckState
     detail: str
     fix: str = ""
 
@@ -30,22 +30,22 @@ class Finding:
         return asdict(self)
 
 
-def ok(check: str, detail: str) -> Finding:
-    return Finding(check, State.ok, detail)
+def ok(check: str, detail: str) -> SiteFinding:
+    return SiteFinding(check, CheckState.ok, detail)
 
 
-def warn(check: str, detail: str, fix: str) -> Finding:
-    return Finding(check, State.warn, detail, fix)
+def warn(check: str, detail: str, fix: str) -> SiteFinding:
+    return SiteFinding(check, CheckState.warn, detail, fix)
 
 
-def fail(check: str, detail: str, fix: str) -> Finding:
-    return Finding(check, State.fail, detail, fix)
+def fail(check: str, detail: str, fix: str) -> SiteFinding:
+    return SiteFinding(check, CheckState.fail, detail, fix)
 
 
-def unknown(check: str, detail: str, fix: str = "") -> Finding:
-    return Finding(check, State.unknown, detail, fix)
+def unknown(check: str, detail: str, fix: str = "") -> SiteFinding:
+    return SiteFinding(check, CheckState.unknown, detail, fix)
 
 
-def healthy(findings: Iterable[Finding]) -> bool:
+def healthy(findings: Iterable[SiteFinding]) -> bool:
     """Whether nothing failed; warnings and unknowns do not count."""
-    return all(finding.state is not State.fail for finding in findings)
+    return all(finding.state is not CheckState.fail for finding in findings)

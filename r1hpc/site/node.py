@@ -14,9 +14,10 @@ from typing import Any
 
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.units import GIB, format_bytes
-from r1hpc.site.findings import Finding, fail, ok, unknown, warn
+from r1hpc.site.findings import SiteFinding, fail, ok, unknown, warn
 from r1hpc.site.versions import VersionFacts, collect_versions, judge_versions
 from r1hpc.slurm.env import choose_port
+from r1hpc.telemetry.gpu_reading import GpuReading
 
 _MIB = 2**20
 _BUSY_BYTES = GIB
@@ -26,22 +27,6 @@ _HOT_C = 90
 _SICK_SLOWDOWNS = ("hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown")
 _SHM_PER_RANK = 64 * _MIB
 """What Docker gives a container by default is too little for two ranks."""
-
-
-@dataclass(frozen=True)
-class GpuFacts:
-    """One GPU as NVML reads it."""
-
-    index: int | None
-    name: str | None
-    memory_used_bytes: int | None = None
-    utilization_percent: int | None = None
-    num_processes: int | None = None
-    temperature_c: int | None = None
-    ecc_uncorrected: int | None = None
-    slowdowns: tuple[str, ...] = ()
-    links_active: int | None = None
-    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +43,7 @@ class NodeFacts:
     driver: str | None = None
     no_driver: str | None = None
     """Why NVML does not open."""
-    gpus: tuple[GpuFacts, ...] = ()
+    gpus: tuple[GpuReading, ...] = ()
     gpu_notes: tuple[str, ...] = ()
     munge: str | None = None
     """None: it answers, or is not installed; else what it said."""
@@ -67,15 +52,14 @@ class NodeFacts:
     """None: a port to listen on was found; else why not."""
 
 
-def collect_node(
-    asked_interface: str | None = None, environ: Mapping[str, str] = os.environ, shm: Path = Path("/dev/shm")
-) -> NodeFacts:
+def collect_node(asked_interface: str | None = None) -> NodeFacts:
     """Look at this machine. Starts one process (munge) and opens one port for a moment."""
-    total, free = _room_of(shm)
+    environ = os.environ
+    total, free = _space_of(Path("/dev/shm"))
     munge, has_munge = _ask_munge()
     return NodeFacts(
         name=environ.get("SLURMD_NODENAME") or socket.gethostname().split(".")[0],
-        versions=collect_versions(dict(environ)),
+        versions=collect_versions(environ),
         interfaces=tuple(name for _, name in socket.if_nameindex()),
         named_interfaces=_named_interfaces(asked_interface, environ),
         shm_bytes=total,
@@ -87,7 +71,7 @@ def collect_node(
     )
 
 
-def judge_node(facts: NodeFacts, expected_gpus: int | None, uses_munge: bool = True) -> list[Finding]:
+def judge_node(facts: NodeFacts, expected_gpus: int | None, uses_munge: bool = True) -> list[SiteFinding]:
     """What is wrong with a node by itself.
 
     Args:
@@ -105,7 +89,7 @@ def judge_node(facts: NodeFacts, expected_gpus: int | None, uses_munge: bool = T
     ]
 
 
-def _judge_interfaces(facts: NodeFacts) -> list[Finding]:
+def _judge_interfaces(facts: NodeFacts) -> list[SiteFinding]:
     """NCCL takes `name` as a prefix, `=name` exactly, `^name` as all but it; several by commas."""
     found = []
     for who, value in facts.named_interfaces.items():
@@ -128,7 +112,7 @@ def _judge_interfaces(facts: NodeFacts) -> list[Finding]:
     return found
 
 
-def _judge_shm(facts: NodeFacts, expected_gpus: int | None) -> Finding:
+def _judge_shm(facts: NodeFacts, expected_gpus: int | None) -> SiteFinding:
     needed = _SHM_PER_RANK * max(2, expected_gpus or 0)
     if facts.shm_bytes is None:
         return fail(
@@ -142,7 +126,7 @@ def _judge_shm(facts: NodeFacts, expected_gpus: int | None) -> Finding:
     return ok("/dev/shm", detail)
 
 
-def _judge_munge(facts: NodeFacts, uses_munge: bool) -> list[Finding]:
+def _judge_munge(facts: NodeFacts, uses_munge: bool) -> list[SiteFinding]:
     if not uses_munge:
         return []
     if not facts.has_munge:
@@ -153,20 +137,20 @@ def _judge_munge(facts: NodeFacts, uses_munge: bool) -> list[Finding]:
     return [ok("munge", "a credential is made and read")]
 
 
-def _judge_port(facts: NodeFacts) -> Finding:
+def _judge_port(facts: NodeFacts) -> SiteFinding:
     if facts.port is not None:
         return fail("ports", facts.port, "end what listens there (ss -ltn), or take another node")
     return ok("ports", "there is a free one outside the range of outgoing connections")
 
 
-def _judge_gpus(facts: NodeFacts, expected: int | None) -> list[Finding]:
+def _judge_gpus(facts: NodeFacts, expected: int | None) -> list[SiteFinding]:
     if facts.driver is None:
         if expected:
             fix = "ask for GPUs (--gres=gpu:N), or report the node to the administrators"
             return [fail("GPUs", f"{expected} expected: {facts.no_driver}", fix)]
         return [unknown("GPUs", facts.no_driver or "not looked at")]
-    sick = [_illness(gpu) for gpu in facts.gpus]
-    busy = [_business(gpu) for gpu in facts.gpus]
+    sick = [_faults_of(gpu) for gpu in facts.gpus]
+    busy = [_use_of(gpu) for gpu in facts.gpus]
     found = []
     if any(sick) or facts.gpu_notes:
         words = "; ".join(filter(None, [*sick, *facts.gpu_notes]))
@@ -179,7 +163,7 @@ def _judge_gpus(facts: NodeFacts, expected: int | None) -> list[Finding]:
     if expected is not None and len(facts.gpus) < expected:
         fix = "ask for that many (--gpus-per-node), and look at CUDA_VISIBLE_DEVICES"
         found.append(fail("GPUs", f"{len(facts.gpus)} are seen, {expected} expected", fix))
-    links = {gpu.links_active for gpu in facts.gpus if gpu.links_active is not None}
+    links = {gpu.nvlink_links_active for gpu in facts.gpus if gpu.nvlink_links_active is not None}
     if len(links) > 1:
         fix = "exclude the node (--exclude NODE) and report it: its collectives run at the slowest link"
         found.append(warn("NVLink", f"GPUs of one node have {sorted(links)} active links", fix))
@@ -189,22 +173,22 @@ def _judge_gpus(facts: NodeFacts, expected: int | None) -> list[Finding]:
     ]
 
 
-def _illness(gpu: GpuFacts) -> str | None:
+def _faults_of(gpu: GpuReading) -> str | None:
     words = [gpu.error] if gpu.error else []
-    if gpu.ecc_uncorrected:
-        words.append(f"{gpu.ecc_uncorrected} uncorrected memory errors since the driver was loaded")
-    words += [f"slowed by {reason}" for reason in gpu.slowdowns if reason in _SICK_SLOWDOWNS]
+    if gpu.ecc_uncorrected_volatile:
+        words.append(f"{gpu.ecc_uncorrected_volatile} uncorrected memory errors since the driver was loaded")
+    words += [f"slowed by {reason}" for reason in gpu.throttle_reasons or () if reason in _SICK_SLOWDOWNS]
     if gpu.temperature_c is not None and gpu.temperature_c >= _HOT_C:
         words.append(f"{gpu.temperature_c} C")
     return f"GPU {gpu.index}: {', '.join(words)}" if words else None
 
 
-def _business(gpu: GpuFacts) -> str | None:
-    words = [f"{gpu.num_processes} processes"] if gpu.num_processes else []
+def _use_of(gpu: GpuReading) -> str | None:
+    words = [f"{len(gpu.processes)} processes"] if gpu.processes else []
     if (gpu.memory_used_bytes or 0) > _BUSY_BYTES:
         words.append(f"{format_bytes(gpu.memory_used_bytes or 0)} taken")
-    if (gpu.utilization_percent or 0) > _BUSY_PERCENT:
-        words.append(f"{gpu.utilization_percent} % busy")
+    if (gpu.gpu_utilization_percent or 0) > _BUSY_PERCENT:
+        words.append(f"{gpu.gpu_utilization_percent} % busy")
     return f"GPU {gpu.index}: {', '.join(words)}" if words else None
 
 
@@ -215,24 +199,9 @@ def _collect_gpus() -> dict[str, Any]:
         nvml = open_nvml()
     except NoDriverError as error:
         return {"no_driver": str(error).split(";")[0]}
-    readings = [device.read() for device in nvml.devices]
+    readings = tuple(device.read() for device in nvml.devices)
     nvml.close()
-    gpus = tuple(
-        GpuFacts(
-            index=reading.index,
-            name=reading.name,
-            memory_used_bytes=reading.memory_used_bytes,
-            utilization_percent=reading.gpu_utilization_percent,
-            num_processes=None if reading.processes is None else len(reading.processes),
-            temperature_c=reading.temperature_c,
-            ecc_uncorrected=reading.ecc_uncorrected_volatile,
-            slowdowns=tuple(reading.throttle_reasons or ()),
-            links_active=reading.nvlink_links_active,
-            error=reading.error,
-        )
-        for reading in readings
-    )
-    return {"driver": nvml.driver, "gpus": gpus, "gpu_notes": tuple(nvml.notes)}
+    return {"driver": nvml.driver, "gpus": readings, "gpu_notes": tuple(nvml.notes)}
 
 
 def _named_interfaces(asked: str | None, environ: Mapping[str, str]) -> dict[str, str]:
@@ -241,7 +210,7 @@ def _named_interfaces(asked: str | None, environ: Mapping[str, str]) -> dict[str
     return {**named, **{name: value for name, value in variables.items() if value}}
 
 
-def _room_of(path: Path) -> tuple[int | None, int | None]:
+def _space_of(path: Path) -> tuple[int | None, int | None]:
     try:
         space = os.statvfs(path)
     except OSError:

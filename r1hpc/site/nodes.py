@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.base.errors import UsageError
-from r1hpc.site.findings import Finding, State, fail, ok, unknown, warn
-from r1hpc.site.node import GpuFacts, NodeFacts, collect_node, judge_node
+from r1hpc.site.findings import CheckState, SiteFinding, fail, ok, unknown, warn
+from r1hpc.site.node import NodeFacts, collect_node, judge_node
 from r1hpc.site.peers import PeerFacts, collect_peers
 from r1hpc.site.versions import VersionFacts
 from r1hpc.slurm.client import SlurmError, call
 from r1hpc.slurm.env import choose_port, expand_nodelist
+from r1hpc.telemetry.gpu_reading import GpuReading
 
 _MARK = "r1hpc-doctor "
 _TIMEOUT_S = 180.0
@@ -41,9 +42,7 @@ class NodeReport:
     def from_json(value: Mapping[str, Any]) -> "NodeReport":
         node = dict(value["node"])
         node["versions"] = VersionFacts(**{**node["versions"], "clashes": tuple(node["versions"]["clashes"])})
-        node["gpus"] = tuple(
-            GpuFacts(**{**gpu, "slowdowns": tuple(gpu["slowdowns"])}) for gpu in node["gpus"]
-        )
+        node["gpus"] = tuple(map(GpuReading.of_record, node["gpus"]))
         lists = {key: tuple(node[key]) for key in ("interfaces", "gpu_notes")}
         return NodeReport(NodeFacts(**{**node, **lists}), PeerFacts(**value["peers"]))
 
@@ -67,7 +66,13 @@ def ask_nodes(num_nodes: int, root: Path, interface: str | None, python: str | N
     with _shared_folder(root) as shared:
         asked = {"interface": interface, "ports": _free_ports(), "shared": str(shared)}
         step = ["srun", f"--nodes={num_nodes}", f"--ntasks={num_nodes}", "--ntasks-per-node=1", "--overlap"]
-        program = [python or sys.executable, "-m", "r1hpc.doctor", "--node-part", json.dumps(asked)]
+        program = [
+            *(python.split() if python else [sys.executable]),
+            "-m",
+            "r1hpc.doctor",
+            "--node-part",
+            json.dumps(asked),
+        ]
         try:
             said, complaint = call([*step, "--kill-on-bad-exit=0", *program], _TIMEOUT_S), ""
         except SlurmError as error:
@@ -76,13 +81,13 @@ def ask_nodes(num_nodes: int, root: Path, interface: str | None, python: str | N
     return Answers(tuple(read_reports(said)), complaint, files)
 
 
-def node_part(asked: str, environ: Mapping[str, str] = os.environ) -> str:
+def node_part(asked: str) -> str:
     """What one task prints: a marked line of JSON."""
-    order = json.loads(asked)
+    order, environ = json.loads(asked), os.environ
     names = expand_nodelist(environ.get("SLURM_STEP_NODELIST") or environ["SLURM_JOB_NODELIST"])
     shared = Path(order["shared"]) if order["shared"] else None
     peers = collect_peers(int(environ["SLURM_NODEID"]), names, order["ports"], shared)
-    report = NodeReport(collect_node(order["interface"], environ), peers)
+    report = NodeReport(collect_node(order["interface"]), peers)
     return _MARK + json.dumps(asdict(report))
 
 
@@ -96,7 +101,7 @@ def read_reports(text: str) -> Iterator[NodeReport]:
 
 def judge_nodes(
     answers: Answers, num_nodes: int, expected_gpus: int | None, uses_munge: bool
-) -> list[Finding]:
+) -> list[SiteFinding]:
     """Every node by itself, merged where they agree, and the nodes against one another."""
     reports = answers.reports
     each = {r.node.name: judge_node(r.node, expected_gpus, uses_munge) for r in reports}
@@ -106,7 +111,7 @@ def judge_nodes(
     return [*found, _judge_sameness(reports), *_judge_files(answers), *_judge_network(reports)]
 
 
-def _judge_answers(answers: Answers, num_nodes: int) -> Finding:
+def _judge_answers(answers: Answers, num_nodes: int) -> SiteFinding:
     names = [report.node.name for report in answers.reports]
     if len(names) < num_nodes:
         said = " | ".join(answers.complaint.splitlines()[:3]) or "they printed nothing"
@@ -115,7 +120,7 @@ def _judge_answers(answers: Answers, num_nodes: int) -> Finding:
     return ok("nodes", f"{', '.join(names)} ran the check")
 
 
-def _judge_sameness(reports: Sequence[NodeReport]) -> Finding:
+def _judge_sameness(reports: Sequence[NodeReport]) -> SiteFinding:
     aspects: dict[str, Callable[[NodeReport], object]] = {
         "python": lambda r: (r.node.versions.executable, r.node.versions.python),
         "packages": lambda r: sorted(r.node.versions.packages.items()),
@@ -136,7 +141,7 @@ def _judge_sameness(reports: Sequence[NodeReport]) -> Finding:
     return ok("sameness", "python, packages, driver and GPUs are the same on every node")
 
 
-def _judge_files(answers: Answers) -> list[Finding]:
+def _judge_files(answers: Answers) -> list[SiteFinding]:
     reports = answers.reports
     blind = [r.node.name for r in reports if r.peers.sees_file is False]
     unseen = [r.node.name for r in reports if r.node.name not in answers.files and r.node.name not in blind]
@@ -155,7 +160,7 @@ def _judge_files(answers: Answers) -> list[Finding]:
     return found or [ok("shared run root", "files and locks are seen from every node")]
 
 
-def _judge_network(reports: Sequence[NodeReport]) -> list[Finding]:
+def _judge_network(reports: Sequence[NodeReport]) -> list[SiteFinding]:
     if len(reports) < 2:
         return []
     lost = [(r.node.name, r.peers.unreachable) for r in reports if r.peers.unreachable]
@@ -173,7 +178,7 @@ def _judge_network(reports: Sequence[NodeReport]) -> list[Finding]:
     return [*found, *judge_clocks({r.node.name: r.peers for r in reports})]
 
 
-def judge_clocks(peers: Mapping[str, PeerFacts]) -> list[Finding]:
+def judge_clocks(peers: Mapping[str, PeerFacts]) -> list[SiteFinding]:
     """Clocks against the first node's. What lies inside the round trip is not known, so not judged."""
     offsets = {
         name: max(0.0, abs(peer.clock_offset_s) - (peer.round_trip_s or 0.0) / 2)
@@ -190,16 +195,22 @@ def judge_clocks(peers: Mapping[str, PeerFacts]) -> list[Finding]:
     return [judge("clocks", detail, "ask the administrators for NTP there (chronyc tracking)")]
 
 
-def _merged(by_node: Mapping[str, Sequence[Finding]]) -> list[Finding]:
+def _merged(by_node: Mapping[str, Sequence[SiteFinding]]) -> list[SiteFinding]:
     """One finding where nodes agree, with their names where some do not."""
-    who: dict[Finding, list[str]] = {}
+    who: dict[SiteFinding, list[str]] = {}
     for name, findings in by_node.items():
         for finding in findings:
-            key = finding if finding.state is not State.ok else Finding(finding.check, State.ok, "")
+            key = (
+                finding
+                if finding.state is not CheckState.ok
+                else SiteFinding(finding.check, CheckState.ok, "")
+            )
             who.setdefault(key, []).append(name)
-    details = {f.check: f.detail for findings in by_node.values() for f in findings if f.state is State.ok}
+    details = {
+        f.check: f.detail for findings in by_node.values() for f in findings if f.state is CheckState.ok
+    }
     return [
-        Finding(f.check, f.state, f"{', '.join(names)}: {f.detail or details[f.check]}", f.fix)
+        SiteFinding(f.check, f.state, f"{', '.join(names)}: {f.detail or details[f.check]}", f.fix)
         for f, names in who.items()
     ]
 
@@ -228,9 +239,9 @@ def _shared_folder(root: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _free_ports(count: int = 4) -> list[int]:
+def _free_ports() -> list[int]:
     """Free here, and likely so on the first node; several, because likely is not certain."""
-    listeners = [choose_port() for _ in range(count)]
+    listeners = [choose_port() for _ in range(4)]
     ports = [int(listener.getsockname()[1]) for listener in listeners]
     for listener in listeners:
         listener.close()

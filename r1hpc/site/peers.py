@@ -41,13 +41,7 @@ class PeerFacts:
     """The caller holds a flock on it, and this node cannot take it."""
 
 
-def collect_peers(
-    rank: int,
-    names: Sequence[str],
-    ports: Sequence[int],
-    shared: Path | None,
-    patience_s: float = _PATIENCE_S,
-) -> PeerFacts:
+def collect_peers(rank: int, names: Sequence[str], ports: Sequence[int], shared: Path | None) -> PeerFacts:
     """The node part of node `rank` of `names`; all of them run it at the same time, with the same `ports`.
 
     Args:
@@ -61,9 +55,9 @@ def collect_peers(
     interface, unreachable = _route(peer)
     offset = trip = None
     if rank == 0:
-        _serve(ports, len(names) - 1, patience_s)
+        _serve(ports, len(names) - 1)
     elif unreachable is None:
-        offset, trip, unreachable = _ask_time(peer, ports, patience_s)
+        offset, trip, unreachable = _ask_time(peer, ports)
     return PeerFacts(peer, interface, unreachable, offset, trip, sees, respected)
 
 
@@ -91,12 +85,12 @@ def _look_at_shared(shared: Path, name: str) -> tuple[bool, bool | None]:
         return False, None
 
 
-def _serve(ports: Sequence[int], visitors: int, patience_s: float) -> None:
+def _serve(ports: Sequence[int], visitors: int) -> None:
     """Answer every line with the time, until all visitors have been here or time is up."""
     listener = _listen(ports)
     if listener is None:
         return
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + _PATIENCE_S
     threads: list[threading.Thread] = []
     with listener:
         while len(threads) < visitors and (left := deadline - time.monotonic()) > 0:
@@ -126,11 +120,9 @@ def _answer(visitor: socket.socket) -> None:
             lines.flush()
 
 
-def _ask_time(
-    host: str, ports: Sequence[int], patience_s: float
-) -> tuple[float | None, float | None, str | None]:
+def _ask_time(host: str, ports: Sequence[int]) -> tuple[float | None, float | None, str | None]:
     """(offset, round trip, why not)."""
-    deadline, why = time.monotonic() + patience_s, "nobody listens"
+    deadline, why = time.monotonic() + _PATIENCE_S, "nobody listens"
     while time.monotonic() < deadline:
         for port in ports:
             try:
@@ -144,13 +136,13 @@ def _ask_time(
 
 
 def _one_question(lines: TextIO) -> tuple[float, float]:
-    """(round trip, offset). A stranger on that port does not answer with our word: ValueError."""
+    """(round trip, offset). A stranger on that port does not answer as we do: ValueError."""
     asked = time.time()
     began = time.perf_counter()
     lines.write("time?\n")
     lines.flush()
-    word, _, said = lines.readline().partition(" ")
+    name, _, said = lines.readline().partition(" ")
     trip = time.perf_counter() - began
-    if word != "r1hpc":
+    if name != "r1hpc":
         raise ValueError("somebody else listens there")
     return trip, float(said) - (asked + trip / 2)

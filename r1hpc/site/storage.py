@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from r1hpc.base.units import GIB, format_bytes, format_duration
-from r1hpc.site.findings import Finding, fail, ok, unknown, warn
+from r1hpc.site.findings import SiteFinding, fail, ok, unknown, warn
 
 _MIB = 2**20
 _WRITE_BYTES = 64 * _MIB
@@ -51,7 +51,7 @@ class StorageFacts:
     """What `quota -q` prints."""
 
 
-def collect_storage(root: Path, write_bytes: int = _WRITE_BYTES) -> StorageFacts:
+def collect_storage(root: Path) -> StorageFacts:
     """Probe `root` in a folder of its own, which is removed. Takes at most some 10 s."""
     folder = root / f".doctor-{secrets.token_hex(4)}"
     try:
@@ -60,7 +60,7 @@ def collect_storage(root: Path, write_bytes: int = _WRITE_BYTES) -> StorageFacts
         return StorageFacts(str(root), error=_words(error))
     try:
         space = os.statvfs(folder)
-        written, seconds, write_error = _timed_write(folder / "bandwidth", write_bytes)
+        written, seconds, write_error = _timed_write(folder / "bandwidth", _WRITE_BYTES)
         return StorageFacts(
             path=str(root),
             free_bytes=space.f_bavail * space.f_frsize,
@@ -77,7 +77,7 @@ def collect_storage(root: Path, write_bytes: int = _WRITE_BYTES) -> StorageFacts
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def judge_storage(facts: StorageFacts, needed_bytes: int | None = None) -> list[Finding]:
+def judge_storage(facts: StorageFacts, needed_bytes: int | None = None) -> list[SiteFinding]:
     """Room, speed, locks, rename and clock of a run root.
 
     Args:
@@ -95,7 +95,7 @@ def judge_storage(facts: StorageFacts, needed_bytes: int | None = None) -> list[
     ]
 
 
-def _judge_room(facts: StorageFacts, needed: int | None) -> Finding:
+def _judge_room(facts: StorageFacts, needed: int | None) -> SiteFinding:
     fix = "remove old runs, ask for quota, or take another file system: --run-root DIR"
     if facts.write_error is not None:
         return fail("run root space", f"{facts.path}: {facts.write_error}", fix)
@@ -112,7 +112,7 @@ def _judge_room(facts: StorageFacts, needed: int | None) -> Finding:
     return ok("run root space", detail)
 
 
-def _judge_speed(facts: StorageFacts, needed: int | None) -> Finding:
+def _judge_speed(facts: StorageFacts, needed: int | None) -> SiteFinding:
     if not facts.write_s or not facts.written_bytes:
         return unknown("run root speed", "nothing could be written, so nothing was timed")
     rate = facts.written_bytes / facts.write_s
@@ -126,21 +126,21 @@ def _judge_speed(facts: StorageFacts, needed: int | None) -> Finding:
     return ok("run root speed", f"{detail}; as checkpoint.assumed_bandwidth_gib_s: {rate / GIB:.2g}")
 
 
-def _judge_locks(facts: StorageFacts) -> Finding:
+def _judge_locks(facts: StorageFacts) -> SiteFinding:
     if facts.locks is not None:
         fix = "mount it with locks (Lustre: -o flock; NFS: without nolock), or take another file system"
         return fail("file locks", f"{facts.path}: {facts.locks}", fix)
     return ok("file locks", "flock holds")
 
 
-def _judge_rename(facts: StorageFacts) -> Finding:
+def _judge_rename(facts: StorageFacts) -> SiteFinding:
     if facts.rename is not None:
         fix = "checkpoints are committed by rename: take a POSIX file system, not an object store's mount"
         return fail("atomic rename", f"{facts.path}: {facts.rename}", fix)
     return ok("atomic rename", "rename replaces files, and refuses a folder that is not empty")
 
 
-def _judge_clock(facts: StorageFacts) -> list[Finding]:
+def _judge_clock(facts: StorageFacts) -> list[SiteFinding]:
     offset = facts.clock_offset_s
     if offset is None:
         return []

@@ -9,10 +9,11 @@ import importlib.util
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from r1hpc.site.findings import Finding, fail, ok, unknown, warn
+from r1hpc.site.findings import SiteFinding, fail, ok, unknown, warn
 
 _WATCHED = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "peft", "vllm", "r1hpc")
 _REQUIRED = ("torch", "deepspeed", "transformers", "submitit", "omegaconf", "zarr")
@@ -40,7 +41,7 @@ class VersionFacts:
     """A libnccl that is loaded before torch's own."""
 
 
-def collect_versions(environ: "os._Environ[str] | dict[str, str]" = os.environ) -> VersionFacts:
+def collect_versions(environ: Mapping[str, str] = os.environ) -> VersionFacts:
     """Look at the packages of this interpreter, and at CUDA_HOME, LD_PRELOAD and LD_LIBRARY_PATH."""
     import platform
     import sys
@@ -57,7 +58,7 @@ def collect_versions(environ: "os._Environ[str] | dict[str, str]" = os.environ) 
     )
 
 
-def judge_versions(facts: VersionFacts, driver: str | None, num_gpus: int | None) -> list[Finding]:
+def judge_versions(facts: VersionFacts, driver: str | None, num_gpus: int | None) -> list[SiteFinding]:
     """Packages against one another, torch's CUDA against the driver and the toolkit, NCCL.
 
     Args:
@@ -72,7 +73,7 @@ def judge_versions(facts: VersionFacts, driver: str | None, num_gpus: int | None
     ]
 
 
-def _judge_packages(facts: VersionFacts) -> Finding:
+def _judge_packages(facts: VersionFacts) -> SiteFinding:
     missing = [name for name in _REQUIRED if name not in facts.packages]
     if missing:
         names = ", ".join(missing)
@@ -87,7 +88,7 @@ def _judge_packages(facts: VersionFacts) -> Finding:
     return ok("packages", f"python {facts.python}, {shown}: requirements are met")
 
 
-def _judge_cuda(facts: VersionFacts, driver: str | None, num_gpus: int | None) -> Finding:
+def _judge_cuda(facts: VersionFacts, driver: str | None, num_gpus: int | None) -> SiteFinding:
     if facts.torch_cuda is None:
         if num_gpus:
             return fail(
@@ -114,7 +115,7 @@ def _judge_cuda(facts: VersionFacts, driver: str | None, num_gpus: int | None) -
     return ok("torch and driver", f"driver {driver} serves torch's CUDA {facts.torch_cuda}")
 
 
-def _judge_toolkit(facts: VersionFacts) -> list[Finding]:
+def _judge_toolkit(facts: VersionFacts) -> list[SiteFinding]:
     """DeepSpeed refuses to compile operators where the major versions differ (op_builder/builder.py)."""
     if facts.toolkit_cuda is None or facts.torch_cuda is None:
         return []
@@ -126,7 +127,7 @@ def _judge_toolkit(facts: VersionFacts) -> list[Finding]:
     return [ok("CUDA toolkit", detail)]
 
 
-def _judge_nccl(facts: VersionFacts) -> list[Finding]:
+def _judge_nccl(facts: VersionFacts) -> list[SiteFinding]:
     if facts.foreign_nccl is None:
         return []
     return [
@@ -179,7 +180,7 @@ def _cuda_of_torch() -> str | None:
     return found[1] if found else None
 
 
-def _cuda_of_toolkit(environ: "os._Environ[str] | dict[str, str]") -> str | None:
+def _cuda_of_toolkit(environ: Mapping[str, str]) -> str | None:
     home = environ.get("CUDA_HOME") or environ.get("CUDA_PATH")
     if not home:
         return None
@@ -190,7 +191,7 @@ def _cuda_of_toolkit(environ: "os._Environ[str] | dict[str, str]") -> str | None
         return None
 
 
-def _foreign_nccl(environ: "os._Environ[str] | dict[str, str]") -> str | None:
+def _foreign_nccl(environ: Mapping[str, str]) -> str | None:
     preloaded = re.findall(r"[^\s:]*libnccl[^\s:]*", environ.get("LD_PRELOAD", ""))
     folders = [Path(part) for part in environ.get("LD_LIBRARY_PATH", "").split(":") if part]
     in_path = [str(folder / "libnccl.so.2") for folder in folders if (folder / "libnccl.so.2").exists()]

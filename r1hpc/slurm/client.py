@@ -9,7 +9,9 @@ Times come back as Unix seconds: SLURM_TIME_FORMAT=%s, which squeue, sinfo, scon
 import os
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, repeat
 from typing import IO
 
 from r1hpc.base.errors import R1hpcError
@@ -44,6 +46,11 @@ class SlurmError(R1hpcError):
         """True when the request certainly was not carried out: a submission may be repeated."""
         return not self.timed_out and any(words in self.stderr for words in _NOT_ARRIVED)
 
+    @property
+    def may_have_arrived(self) -> bool:
+        """True when slurmctld may have carried out the request, and only its answer was lost."""
+        return self.timed_out or any(words in self.stderr for words in _MAYBE_ARRIVED)
+
 
 NO_CONFIGURATION = "Could not establish a configuration source"
 """Slurm's commands are installed, and this machine belongs to no cluster."""
@@ -55,11 +62,18 @@ _NOT_ARRIVED = (
     "Communication connection failure",
     "Slurm backup controller in standby mode",
 )
+_BACK_OFF_S = (1.0, 2.0, 4.0, 8.0, 15.0)
+_LONGEST_PAUSE_S = 30.0
 _MAYBE_ARRIVED = (
     "Socket timed out",
     "Connection timed out",
     "Zero Bytes were transmitted",
     "Transport endpoint is not connected",
+    "Connection reset by peer",
+    "Message receive failure",
+    "Message send failure",
+    "Header lengths are longer than data received",
+    "Unexpected message received",
 )
 
 
@@ -84,6 +98,27 @@ def call_into(file: IO[bytes], argv: Sequence[str], timeout_s: float = 30.0) -> 
         SlurmError: as `call`.
     """
     _run(argv, timeout_s, None, file)
+
+
+def retry(
+    action: Callable[[], object],
+    is_final: Callable[[SlurmError], bool],
+    patience_s: float,
+    sleep: Callable[[float], None],
+    clock: Callable[[], float],
+) -> SlurmError | None:
+    """Run `action` until it succeeds, fails for good or time is up; the error it ended with, or None."""
+    deadline = clock() + patience_s
+    for pause in chain(_BACK_OFF_S, repeat(_LONGEST_PAUSE_S)):
+        try:
+            action()
+            return None
+        except SlurmError as error:
+            if is_final(error) or clock() + pause > deadline:
+                return error
+            print(f"{' '.join(str(error).split())}: trying again in {pause:g} s", file=sys.stderr, flush=True)
+        sleep(pause)
+    raise AssertionError("the pauses never end")
 
 
 def without_advice(error: SlurmError) -> str:

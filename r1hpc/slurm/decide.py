@@ -5,17 +5,26 @@ decision = decide(config, "slurm")      # asks Slurm; every answer that was assu
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.units import format_time, parse_time
 from r1hpc.config.schema import RunConfig
-from r1hpc.plan.preemption import PreemptionRules, judge_window, signal_lead_s
-from r1hpc.plan.run import RunPlan, make_plan
+from r1hpc.plan.preemption import (
+    SERVER_LEAVES_S,
+    PreemptionRules,
+    SaveSpeed,
+    judge_server,
+    judge_window,
+    signal_lead_s,
+)
+from r1hpc.plan.run import RunPlan, describe_save, make_plan
 from r1hpc.slurm.client import NO_CONFIGURATION, SlurmError, call
 from r1hpc.slurm.probe import ClusterFacts, probe_cluster
 from r1hpc.slurm.script import DEFAULT_SIGNAL_LEAD_S
@@ -69,6 +78,8 @@ def decide(
     assumed_gpus_per_node: int | None = None,
     facts: ClusterFacts | None = None,
     expected_model: Mapping[str, Any] | None = None,
+    expected_teacher: Mapping[str, Any] | None = None,
+    save_speed: SaveSpeed | None = None,
 ) -> Decision:
     """Settle what `config` leaves open.
 
@@ -77,6 +88,8 @@ def decide(
         assumed_gpus_per_node: taken where nobody knows; None refuses instead.
         facts: what the cluster said; None asks it now, where the executor is slurm and Slurm is here.
         expected_model: the config.json that an earlier stage will leave in model.path.
+        expected_teacher: the same of rl.teacher.
+        save_speed: as measured in the run root; None: not yet.
 
     Raises:
         UsageError: nobody says how many GPUs a node has, no such partition, or more time than it allows.
@@ -85,6 +98,8 @@ def decide(
     facts = facts or ask_cluster(executor, *place_in_cluster(config))
     gpus, notes = _gpus_per_node(config, facts, executor, assumed_gpus_per_node)
     time, time_notes = _time(config, facts, executor)
+    if config.stage == "serve" and config.resources.gpus_per_node is None:
+        gpus = min(gpus, 1)
     settled = dataclasses.replace(config.resources, gpus_per_node=gpus, time=time)
     config = dataclasses.replace(config, resources=settled)
     limit_s = parse_time(time) if time else None
@@ -94,10 +109,15 @@ def decide(
         vocab_size=vocab_size,
         time_limit_s=limit_s,
         expected_model=expected_model,
+        expected_teacher=expected_teacher,
+        save_speed=save_speed,
     )
-    lead_s = signal_lead_s(settled.signal_lead_s, plan.save_time_s, limit_s)
+    leaving_s = SERVER_LEAVES_S if config.stage == "serve" else plan.save_time_s
+    lead_s = signal_lead_s(settled.signal_lead_s, leaving_s, limit_s)
     config = dataclasses.replace(config, resources=dataclasses.replace(settled, signal_lead_s=lead_s))
-    warning = _warning(config, plan, facts, lead_s) if executor == "slurm" else []
+    rules = _rules(facts)
+    plan = dataclasses.replace(plan, warning_window_s=rules.window_s if rules else None)
+    warning = _warning(config, plan, rules, lead_s) if executor == "slurm" else []
     # One command that fails is worth a note; a cluster that does not answer says the same five times.
     failures = facts.unknown if facts.reachable else facts.unknown[:1]
     unknown = [f"not learnt from the cluster: {failure}" for failure in failures]
@@ -134,7 +154,7 @@ def place_in_cluster(config: RunConfig) -> tuple[str | None, str | None, str | N
 
 def ask_cluster(executor: str, partition: str | None, qos: str | None, account: str | None) -> ClusterFacts:
     """What Slurm says of a partition, a QOS and an account; nothing where there is no Slurm."""
-    if executor != "slurm" or not slurm_is_here():
+    if executor != "slurm" or shutil.which("sbatch") is None:
         return ClusterFacts()
     return probe_cluster(partition, qos, account)
 
@@ -142,11 +162,11 @@ def ask_cluster(executor: str, partition: str | None, qos: str | None, account: 
 def _gpus_per_node(
     config: RunConfig, facts: ClusterFacts, executor: str, assumed: int | None
 ) -> tuple[int, list[str]]:
-    if config.resources.gpus_per_node is not None:
-        return config.resources.gpus_per_node, []
+    asked = config.resources.gpus_per_node
     if executor == "local":
-        found = len(list(Path("/dev").glob("nvidia[0-9]*")))
-        return found, [] if found else ["no GPU on this machine: a CPU run"]
+        return _gpus_of_this_machine(asked, config.resources.nodes, is_dry_run=assumed is not None), []
+    if asked is not None:
+        return asked, []
     if config.cluster.gpus_per_node is not None:
         return config.cluster.gpus_per_node, []
     if facts.gpus_per_node is not None:
@@ -156,6 +176,34 @@ def _gpus_per_node(
     if assumed is not None:
         return assumed, [f"GPUs per node: assumed {assumed}, there is no cluster to ask (--gpus-per-node N)"]
     raise UsageError("nobody says how many GPUs a node has: give --gpus-per-node N (0 for a CPU run)")
+
+
+def _gpus_of_this_machine(asked: int | None, nodes: int, is_dry_run: bool) -> int:
+    """GPUs a local run has; a job for GPUs is not started on CPUs unless it says `gpus_per_node: 0`."""
+    found = num_visible_gpus(len(list(Path("/dev").glob("nvidia[0-9]*"))), os.environ)
+    per_node = found // nodes if asked is None else asked
+    is_enough = per_node > 0 if asked is None else nodes * asked <= found
+    if is_enough or is_dry_run:
+        return per_node
+    raise UsageError(
+        f"this job is for GPUs, and this machine has {found or 'none'}: submit it on a login node of a "
+        "cluster, look at it with --dry-run, or start it on CPUs here with --gpus-per-node 0"
+    )
+
+
+def num_visible_gpus(num_there: int, environ: Mapping[str, str]) -> int:
+    """How many of this machine's GPUs CUDA_VISIBLE_DEVICES leaves: up to the first entry that names none."""
+    listed = environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is None:
+        return num_there
+    named = takewhile(lambda entry: _names_one(entry, num_there), map(str.strip, listed.split(",")))
+    return min(num_there, len(set(named)))
+
+
+def _names_one(entry: str, num_there: int) -> bool:
+    if entry.isascii() and entry.isdecimal() and len(entry) < 5:
+        return int(entry) < num_there
+    return entry.startswith(("GPU-", "MIG-"))
 
 
 def _time(config: RunConfig, facts: ClusterFacts, executor: str) -> tuple[str | None, list[str]]:
@@ -174,10 +222,10 @@ def _time(config: RunConfig, facts: ClusterFacts, executor: str) -> tuple[str | 
     return None, ["time: left to the partition's default, so the ceiling is not known (--time D-HH:MM:SS)"]
 
 
-def _warning(config: RunConfig, plan: RunPlan, facts: ClusterFacts, lead_s: int) -> list[str]:
+def _rules(facts: ClusterFacts) -> PreemptionRules | None:
     if facts.preempt_mode is None or facts.kill_wait_s is None or facts.grace_s is None:
-        return [f"time limit: USR2 {lead_s} s before it", "preemption: not known, the cluster did not say"]
-    rules = PreemptionRules(
+        return None
+    return PreemptionRules(
         mode=facts.preempt_mode.upper(),
         grace_s=facts.grace_s,
         kill_wait_s=facts.kill_wait_s,
@@ -185,4 +233,13 @@ def _warning(config: RunConfig, plan: RunPlan, facts: ClusterFacts, lead_s: int)
         requeue_allowed=facts.job_requeue is not False,
         max_batch_requeue=facts.max_batch_requeue or 5,
     )
-    return judge_window(plan.save_time_s, rules, lead_s, config.checkpoint.save_every)
+
+
+def _warning(config: RunConfig, plan: RunPlan, rules: PreemptionRules | None, lead_s: int) -> list[str]:
+    if rules is None:
+        said = [f"time limit: USR2 {lead_s} s before it", "preemption: not known, the cluster did not say"]
+    elif config.stage == "serve":
+        said = judge_server(rules, lead_s)
+    else:
+        said = judge_window(plan.save_time_s, rules, lead_s, config.checkpoint.save_every)
+    return [*said, *describe_save(plan)]

@@ -42,17 +42,21 @@ def move(job_id: str, after: Sequence[str], also: str | None = None) -> None:
     call(["scontrol", "update", f"JobId={job_id}", f"Dependency={options['dependency']}"], 20.0)
 
 
-def jobs_by_folder() -> dict[Path, list[str]]:
+def jobs_by_folder(all_states: bool = False) -> dict[Path, list[str]]:
     """The folder each of the caller's waiting and running jobs starts in, and its jobs' ids.
 
     Every job of a run starts in the run's folder, so this finds a job whose submission was cut off before its
     id could be written down.
 
+    Args:
+        all_states: also jobs that have ended, as long as slurmctld remembers them (MinJobAge).
+
     Raises:
         SlurmError: slurmctld did not answer.
     """
     # The folder last: it may hold spaces.
-    lines = call(["squeue", "--me", "-h", "-o", "%A %Z"], 20.0).splitlines()
+    states = ["-t", "all"] if all_states else []
+    lines = call(["squeue", "--me", "-h", "-o", "%A %Z", *states], 20.0).splitlines()
     found: dict[Path, list[str]] = {}
     for line in lines:
         job_id, _, folder = line.strip().partition(" ")

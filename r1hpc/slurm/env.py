@@ -5,6 +5,7 @@ shell or from a job that submitted this one, they belong to another world.
 """
 
 import fcntl
+import ipaddress
 import random
 import re
 import socket
@@ -199,6 +200,27 @@ def choose_port() -> socket.socket:
     )
 
 
+def own_address(environ: Mapping[str, str], name: str) -> str:
+    """The address of this node, called `name`, by which others reach it.
+
+    The one on the way to where the job was submitted; where that is this node itself, what its name stands
+    for. A Debian node may know its own name as 127.0.1.1 only.
+
+    Raises:
+        R1hpcError: every way leads to a loopback address.
+    """
+    for host in filter(None, (environ.get("SLURM_SUBMIT_HOST"), name, socket.getfqdn())):
+        try:
+            _, address = _source_address(host)
+        except OSError:
+            continue
+        if not ipaddress.ip_address(address.split("%")[0]).is_loopback:
+            return address
+    raise R1hpcError(
+        f"{name} finds no address of its own that other nodes reach: name one by serve.host=ADDRESS"
+    )
+
+
 def network_interface_to(host: str) -> str | None:
     """The interface by which this node reaches `host`, for GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME.
 
@@ -209,16 +231,21 @@ def network_interface_to(host: str) -> str | None:
         R1hpcError: `host` does not resolve, or there is no route to it.
     """
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.connect(address)
-            source = str(probe.getsockname()[0])
+        family, source = _source_address(host)
     except OSError as error:
         raise R1hpcError(
             f"this node cannot reach {host}: {error}; check that its name resolves here"
         ) from None
     find = _interface_of_ipv4 if family == socket.AF_INET else _interface_of_ipv6
     return find(source)
+
+
+def _source_address(host: str) -> tuple[int, str]:
+    """(family, address) that the routing table has this node send from to `host`."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(address)
+        return family, str(probe.getsockname()[0])
 
 
 def _outside_ephemeral() -> list[int]:

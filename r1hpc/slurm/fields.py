@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r1hpc.base.errors import StateError, UsageError
-from r1hpc.base.names import printable
+from r1hpc.base.names import nearest, printable
 from r1hpc.base.units import parse_time
 
 if TYPE_CHECKING:  # the flags of `submit --help` are checked here, and need no schema
-    from r1hpc.config.schema import ClusterConfig, ResourcesConfig
+    from r1hpc.config.schema import ClusterConfig, ContainerConfig, ResourcesConfig
 
 _WORD = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"
 _WORDS = rf"{_WORD}(,{_WORD})*"
@@ -53,7 +53,13 @@ _OTHER_VALUE = (
     "letters, digits, spaces and . , : = + / @ % * [ ] _ -",
 )
 _OTHER_KEY = r"[a-z][a-z0-9-]*"
-_INTERPRETER = (r"[A-Za-z0-9_./][A-Za-z0-9_./+@-]*", "the path of a python, without spaces")
+_INTERPRETER = (
+    r"[A-Za-z0-9_./][A-Za-z0-9_./+@-]*( [A-Za-z0-9_./+@=:,-]+)*",
+    "the path of a python, or a command that starts one such as `uv run python`",
+)
+_GPU_TYPE = r"[A-Za-z_][A-Za-z0-9_.-]*|[0-9]+g\.[A-Za-z0-9_.+-]*"
+_CONTAINER_WORD = (r"[A-Za-z0-9_./:#@+=,~-]+", "letters, digits and . / : # @ + = , ~ _ -")
+_NO_ENVIRONMENT = {"-e", "--cleanenv", "-c", "--contain", "-C", "--containall", "--no-env"}
 _VARIABLE_NAME = (r"[A-Za-z_][A-Za-z0-9_]*", "letters, digits and _")
 _VARIABLE_VALUE = (
     r"[A-Za-z0-9_ ./,:=+@%^~*\[\]-]*",
@@ -78,7 +84,7 @@ _OWNED: dict[str, str] = {
     "ntasks": "there is one task per GPU",
     "ntasks-per-node": "there is one task per GPU",
     "ntasks-per-gpu": "there is one task per GPU",
-    "gres": "use --gpus-per-node; Slurm refuses two forms of it",
+    "gres": "use the flag --gres, or resources.gpus_per_node and resources.gpu_type",
     "gpus": "use --gpus-per-node; Slurm refuses two forms of it",
     "gpus-per-task": "use --gpus-per-node; ranks of a node must see each other's GPUs",
     "array": "a run is one job",
@@ -90,6 +96,18 @@ _OWNED: dict[str, str] = {
     "uid": "jobs are submitted as yourself",
     "gid": "jobs are submitted as yourself",
 }
+# The long options of sbatch(1) of Slurm 24.11 that are neither a flag here nor owned.
+_OPTIONS = frozenset(
+    """
+    acctg-freq batch bb bbf begin cluster-constraint container container-id contiguous core-spec cores-
+    per-socket cpu-freq cpus-per-gpu deadline delay-boot distribution extra extra-node-info gpu-bind gpu-
+    freq gpus-per-socket gres-flags hint ignore-pbs input kill-on-invalid-dep licenses mcs-label mem-bind
+    mem-per-cpu mem-per-gpu mincpus network nice no-kill nodefile ntasks-per-core ntasks-per-socket oom-
+    kill-step overcommit oversubscribe prefer priority profile propagate quiet reboot resv-ports segment
+    sockets-per-node spread-job stepmgr switches thread-spec threads-per-core time-min tmp tres-bind tres-
+    per-task use-min-nodes verbose wait-all-nodes wckey
+    """.split()  # noqa: SIM905  # a list of 60 quoted words hides them
+)
 
 
 def check(option: str, value: str, shown_as: str | None = None) -> str:
@@ -121,6 +139,8 @@ def check_extra(options: Mapping[str, str]) -> dict[str, str]:
             raise UsageError(f"--sbatch {key}: not possible, {_OWNED[key]}")
         if key in _HAVE_A_FLAG:
             raise UsageError(f"--sbatch {key}: use the flag --{key} itself")
+        if key not in _OPTIONS:
+            raise UsageError(f"--sbatch {key}: sbatch has no such option{nearest(key, _OPTIONS)}")
         if value:
             check(key, value, f"--sbatch {key}")
     return dict(options)
@@ -157,7 +177,47 @@ def check_resources(resources: "ResourcesConfig") -> None:
         value = getattr(resources, option.replace("-", "_"))
         if value is not None:
             check(option, value)
-    check_extra(resources.sbatch)
+    check_extra({key: value for key, value in resources.sbatch.items() if key != "gres"})
+    if "gres" in resources.sbatch and read_gres(resources.sbatch["gres"], "resources.sbatch.gres")[0]:
+        raise UsageError("resources.sbatch.gres names GPUs: write resources.gpus_per_node and .gpu_type")
+    if resources.gpu_type is not None:
+        _match(
+            _GPU_TYPE,
+            "a type such as a100, as sinfo -o %G shows it",
+            resources.gpu_type,
+            "resources.gpu_type",
+        )
+
+
+def read_gres(text: str, shown_as: str) -> tuple[str, str]:
+    """The GPUs of a sbatch --gres as `[TYPE:]N`, and its other resources, either perhaps empty.
+
+    Raises:
+        UsageError: it is none, or names two kinds of GPU.
+    """
+    check("gres", text, shown_as)
+    parts = text.split(",")
+    gpus = [part for part in parts if part.partition(":")[0] == "gpu"]
+    if len(gpus) > 1:
+        raise UsageError(f"{shown_as} {printable(text)!r} names two kinds of GPU: a run has one")
+    others = ",".join(part for part in parts if part not in gpus)
+    return (gpus[0].partition(":")[2] or "1" if gpus else ""), others
+
+
+def read_gpus(text: str, shown_as: str) -> tuple[int, str | None]:
+    """`4` or `a100:4` as the number and the type.
+
+    Raises:
+        UsageError: neither.
+    """
+    kind, colon, count = text.rpartition(":")
+    if not (count.isascii() and count.isdigit()):
+        count, kind = ("1", text) if shown_as == "--gres" and re.fullmatch(_GPU_TYPE, text) else ("", kind)
+    if not count or (colon and not re.fullmatch(_GPU_TYPE, kind)):
+        raise UsageError(
+            f"{shown_as} {printable(text)!r} is not a whole number, nor TYPE:NUMBER such as a100:4"
+        )
+    return int(count), kind or None
 
 
 def check_cluster(cluster: "ClusterConfig") -> None:
@@ -168,6 +228,14 @@ def check_cluster(cluster: "ClusterConfig") -> None:
             check(option, value, f"cluster.{option}")
     if cluster.python is not None:
         _match(*_INTERPRETER, cluster.python, "cluster.python")
+        if Path(cluster.python.split()[0]).name in ("apptainer", "singularity", "docker", "podman", "enroot"):
+            raise UsageError(
+                "cluster.python starts a container, which has no scontrol to requeue a job: name the image "
+                "as cluster.container.image, in which the ranks run"
+            )
+    if cluster.cpu_bind is not None:
+        _match(r"[a-z_]+(:[A-Za-z0-9_,*]+)?", "a word such as cores", cluster.cpu_bind, "cluster.cpu_bind")
+    _check_container(cluster.container)
     if cluster.network_interface is not None:
         _match(_WORD, "an interface name such as ib0", cluster.network_interface, "cluster.network_interface")
     for name, value in cluster.environment.items():
@@ -176,6 +244,25 @@ def check_cluster(cluster: "ClusterConfig") -> None:
     for line in cluster.setup:
         if "\0" in line:
             raise UsageError("a line of cluster.setup holds a NUL character")
+
+
+def _check_container(container: "ContainerConfig") -> None:
+    words = [("image", container.image), ("python", container.python)]
+    words += [("binds", word) for word in container.binds] + [("options", word) for word in container.options]
+    for name, word in words:
+        if word is not None:
+            _match(*_CONTAINER_WORD, word, f"cluster.container.{name}")
+            if word in _NO_ENVIRONMENT:
+                raise UsageError(
+                    f"cluster.container.options {word}: ranks need the variables that Slurm sets"
+                )
+    image = Path(container.image or "/")
+    if (
+        container.runtime != "pyxis"
+        and "://" not in str(container.image)
+        and not (image.is_absolute() and image.exists())
+    ):
+        raise UsageError(f"cluster.container.image {image} is not the absolute path of an image that exists")
 
 
 def refuse_shell_overrides(overrides: Sequence[str]) -> None:

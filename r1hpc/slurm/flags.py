@@ -5,7 +5,7 @@ Precedence, as with sbatch: flags, then SBATCH_* variables, then what the job fi
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from r1hpc.base.errors import UsageError
@@ -35,7 +35,13 @@ class _Flag:
 
 FLAGS = (
     _Flag(("-N", "--nodes"), "nodes", None, True),
-    _Flag(("--gpus-per-node",), "GPUs, and so ranks, per node; 0 is a CPU run", "SBATCH_GPUS_PER_NODE", True),
+    _Flag(
+        ("--gpus-per-node",),
+        "GPUs, and so ranks, per node, 4 or a100:4; 0: a CPU run",
+        "SBATCH_GPUS_PER_NODE",
+        True,
+    ),
+    _Flag(("--gres",), "the same as gpu:a100:4, and other resources of a node"),
     _Flag(("-c", "--cpus-per-task"), "cores per rank", None, True),
     _Flag(("-t", "--time"), "time limit, D-HH:MM:SS; default: the partition's", "SBATCH_TIMELIMIT"),
     _Flag(("-p", "--partition"), "partition", "SBATCH_PARTITION"),
@@ -54,10 +60,13 @@ FLAGS = (
 )
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Give the parser sbatch's flags."""
+def add_flags(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) -> None:
+    """Give the parser sbatch's flags, but for those (by long name) that mean nothing to the command."""
     group = parser.add_argument_group("resources (sbatch's own flags)")
+    parser.set_defaults(**{flag.key: None for flag in FLAGS})
     for flag in FLAGS:
+        if flag.names[-1] in leave_out:
+            continue
         group.add_argument(*flag.names, dest=flag.key, help=flag.help, metavar=flag.metavar)
     group.add_argument("--exclusive", action="store_true", help="whole nodes")
     words = "any other sbatch option, by its long name; may be repeated"
@@ -71,11 +80,14 @@ def overrides_from_flags(arguments: argparse.Namespace) -> list[str]:
         UsageError: a value its field may not hold.
     """
     given = [(flag, getattr(arguments, flag.key)) for flag in FLAGS]
-    found = [_override(flag, value, flag.names[-1]) for flag, value in given if value is not None]
+    found = [each for flag, value in given if value is not None for each in _overrides(flag, value)]
     if arguments.exclusive:
         found.append("resources.exclusive=true")
     for item in arguments.sbatch:
         key, _, value = item.partition("=")
+        if key == "gres":
+            found += _gres(value, "--gres")
+            continue
         fields.check_extra({key: value})
         found.append(f"resources.sbatch.{key}={json.dumps(value)}")
     return found
@@ -90,7 +102,7 @@ def overrides_from_environment(environ: Mapping[str, str]) -> list[str]:
     chosen = [
         (flag, environ[flag.variable]) for flag in FLAGS if flag.variable and environ.get(flag.variable)
     ]
-    found = [_override(flag, value, str(flag.variable)) for flag, value in chosen]
+    found = [each for flag, value in chosen for each in _overrides(flag, value, flag.variable)]
     if "SBATCH_EXCLUSIVE" in environ:
         found.append("resources.exclusive=true")
     if environ.get("SBATCH_WCKEY"):
@@ -105,10 +117,27 @@ def ignored_variables(environ: Mapping[str, str]) -> Sequence[str]:
     return sorted(name for name in environ if name.startswith("SBATCH_") and name not in known)
 
 
-def _override(flag: _Flag, value: str, shown_as: str) -> str:
+def _overrides(flag: _Flag, value: str, variable: str | None = None) -> list[str]:
+    shown_as = variable or flag.names[-1]
+    if flag.key == "gres":
+        return _gres(value, shown_as)
+    if flag.key == "gpus_per_node":
+        return _gpus(value, shown_as)
     if not flag.is_count:
         # As JSON, which YAML reads as a string: 12:00:00 would be a number to base 60.
-        return f"resources.{flag.key}={json.dumps(fields.check(flag.option, value, shown_as))}"
+        return [f"resources.{flag.key}={json.dumps(fields.check(flag.option, value, shown_as))}"]
     if not (value.isascii() and value.isdigit()):
         raise UsageError(f"{shown_as} {printable(value)!r} is not a whole number")
-    return f"resources.{flag.key}={value}"
+    return [f"resources.{flag.key}={value}"]
+
+
+def _gpus(value: str, shown_as: str) -> list[str]:
+    """Number and type; without a type any will do, whatever the job file says."""
+    count, kind = fields.read_gpus(value, shown_as)
+    return [f"resources.gpus_per_node={count}", f"resources.gpu_type={json.dumps(kind)}"]
+
+
+def _gres(value: str, shown_as: str) -> list[str]:
+    gpus, others = fields.read_gres(value, shown_as)
+    found = _gpus(gpus, "--gres") if gpus else []
+    return [*found, *([f"resources.sbatch.gres={json.dumps(others)}"] if others else [])]

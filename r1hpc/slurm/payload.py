@@ -1,6 +1,6 @@
 """What submitit unpickles on each rank: a reference to one function and one path, kept from strangers.
 
-    python -m r1hpc.slurm.payload RUN_DIR      # in the job, before srun: exit 1 unless it is safe to load
+    python -m r1hpc.slurm.payload RUN_DIR      # in the job, before srun: exit 3 unless it is safe to load
 
 The pickle is written by submitit's own DelayedSubmission and is a few hundred bytes: the function by its
 name (its code is the frozen code/ of the run) and the run folder as a string.
@@ -17,6 +17,7 @@ from r1hpc.base.cli import run_command
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import check_owned
 from r1hpc.slurm import env
+from r1hpc.slurm.contract import OVER
 
 FOLDER = "submitit"
 _SUFFIX = "_submitted.pkl"
@@ -36,7 +37,7 @@ def check(run: Path, job_id: str, patience_s: float = 60.0) -> None:
     """Wait for the payload of a job, then refuse it unless nobody else can have written it.
 
     The job can start before the submitting process, which learns the job id from sbatch, has given the
-    payload its name.
+    payload its name. A job that another one's script has submitted has none: it takes the run's newest.
 
     Raises:
         StateError: not there in time, a symbolic link, of another user, or open to other writers; the same
@@ -45,6 +46,8 @@ def check(run: Path, job_id: str, patience_s: float = 60.0) -> None:
     path = path_of(run, job_id)
     deadline = time.monotonic() + patience_s
     while not os.path.lexists(path):
+        if time.monotonic() > deadline - patience_s / 2:
+            carry_over(run, job_id)
         if time.monotonic() > deadline:
             raise StateError(
                 f"{path} did not appear within {patience_s:g} s: was the submission interrupted?"
@@ -72,7 +75,11 @@ def _main(argv: Sequence[str]) -> int:
     if len(argv) != 1 or job_id is None:
         print("usage: python -m r1hpc.slurm.payload RUN_DIR, inside a job", file=sys.stderr)
         return 2
-    check(Path(argv[0]), job_id)
+    try:
+        check(Path(argv[0]), job_id)
+    except StateError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return OVER
     return 0
 
 

@@ -6,18 +6,15 @@ Slurm requeues anyway is answered with "job is pending": that is success.
 """
 
 import re
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain, repeat
 from pathlib import Path
 
-from r1hpc.base.errors import StateError
 from r1hpc.base.units import limit_s
 from r1hpc.slurm import payload
-from r1hpc.slurm.client import SlurmError, call
-from r1hpc.slurm.environment import exported
+from r1hpc.slurm.client import SlurmError, call, retry
+from r1hpc.slurm.sbatch import LostSubmissionError, sbatch
 
 # squeue(1), "JOB STATE CODES".
 PENDING_STATES = frozenset(
@@ -28,8 +25,6 @@ LIVE_STATES = PENDING_STATES | frozenset(
 )
 REQUEUE_PATIENCE_S = 600.0
 """A controller that restarts, or switches to its backup, must not cost a run its next attempt."""
-_BACK_OFF_S = (1.0, 2.0, 4.0, 8.0, 15.0)
-_LONGEST_PAUSE_S = 30.0
 # What slurmctld answers to a requeue for good: _job_requeue_op() in src/slurmctld/job_mgr.c, in the words of
 # slurm_errno.c.
 _ALREADY_PENDING = "job is pending execution"
@@ -57,6 +52,8 @@ class JobState:
     requeue: bool = True
     """The job may be requeued."""
     time_limit_s: int | None = None
+    excluded: str = ""
+    """Nodes that it may not have, as --exclude takes them."""
 
     @property
     def live(self) -> bool:
@@ -100,6 +97,7 @@ def parse_job(text: str) -> JobState:
         restarts=int(_field(fields, "Restarts") or 0),
         requeue=_field(fields, "Requeue") == "1",
         time_limit_s=limit_s(_field(fields, "TimeLimit")),
+        excluded=_field(fields, "ExcNodeList").replace("(null)", ""),
     )
 
 
@@ -130,7 +128,7 @@ def requeue(
         before()
         call(["scontrol", "requeue", job_id], 20.0)
 
-    error = _retry(ask, _is_final, patience_s, sleep, clock)
+    error = retry(ask, _is_final, patience_s, sleep, clock)
     if error is None or _ALREADY_PENDING in _said(error):
         return True
     if _says(error, _FORBIDDEN):
@@ -141,7 +139,8 @@ def requeue(
 def resubmit(
     script: Path,
     after: str | None = None,
-    patience_s: float = 60.0,
+    exclude: str = "",
+    patience_s: float = REQUEUE_PATIENCE_S,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> str:
@@ -150,46 +149,27 @@ def resubmit(
     Args:
         script: job.sh in a run folder; its submitit payload is copied for the new id.
         after: job that must have ended first (the one that calls this).
+        exclude: nodes that the new job may not have.
 
     Raises:
-        StateError: the script was planted by somebody else.
+        StateError: the payload was planted by somebody else, or sbatch answered with no job id.
         SlurmError: sbatch refused, or slurmctld did not answer for `patience_s` seconds.
     """
-    argv = ["sbatch", "--parsable", *([f"--dependency=afterany:{after}"] if after else []), str(script)]
+    options = [f"--dependency=afterany:{after}"] if after else []
+    options += [f"--exclude={exclude}"] if exclude else []
     answer: list[str] = []
-    error = _retry(
-        lambda: answer.append(call(argv, 60.0, exported())),
-        lambda error: not error.never_arrived,  # not after a time-out: it may have been submitted
+    error = retry(
+        lambda: answer.append(sbatch(script, script.parent, options, sleep=sleep, clock=clock)),
+        lambda error: not error.unreachable or isinstance(error, LostSubmissionError),
         patience_s,
         sleep,
         clock,
     )
     if error is not None:
         raise error
-    new_id = read_job_id(answer[0])
+    new_id = answer[0]
     payload.carry_over(script.parent, new_id)
     return new_id
-
-
-def _retry(
-    action: Callable[[], object],
-    is_final: Callable[[SlurmError], bool],
-    patience_s: float,
-    sleep: Callable[[float], None],
-    clock: Callable[[], float],
-) -> SlurmError | None:
-    """Run `action` until it succeeds, fails for good or time is up; the error it ended with, or None."""
-    deadline = clock() + patience_s
-    for pause in chain(_BACK_OFF_S, repeat(_LONGEST_PAUSE_S)):
-        try:
-            action()
-            return None
-        except SlurmError as error:
-            if is_final(error) or clock() + pause > deadline:
-                return error
-            print(f"{' '.join(str(error).split())}: trying again in {pause:g} s", file=sys.stderr, flush=True)
-        sleep(pause)
-    raise AssertionError("the pauses never end")
 
 
 def _is_final(error: SlurmError) -> bool:
@@ -213,17 +193,3 @@ def _field(fields: str, name: str) -> str:
 
 def _time(text: str) -> float | None:
     return float(text) if re.fullmatch(r"[1-9]\d*", text) else None
-
-
-def read_job_id(answer: str) -> str:
-    """The id in the output of `sbatch --parsable`: ID or ID;CLUSTER, after whatever a site's filter prints.
-
-    Raises:
-        StateError: there is none.
-    """
-    found = re.fullmatch(r"(\d+)(;\S+)?", (answer.strip().splitlines() or [""])[-1])
-    if not found:
-        raise StateError(
-            f"sbatch answered {answer.strip()!r} instead of a job id; look for the job with squeue"
-        )
-    return found[1]

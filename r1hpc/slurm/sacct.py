@@ -19,9 +19,10 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import IO
+from typing import IO, Annotated
 
 from r1hpc.base.errors import StateError, UsageError
+from r1hpc.base.shapes import Between, Time
 from r1hpc.base.units import parse_time
 from r1hpc.slurm.client import call, call_into
 
@@ -48,13 +49,13 @@ class JobRecord:
     job_id: str
     state: str
     """Slurm's name of it alone: CANCELLED, not "CANCELLED by 1000"."""
-    start: float | None
+    start: Time | None
     """None: it never started."""
-    end: float | None
+    end: Time | None
     """None: it still runs."""
-    elapsed_s: int
-    gpus: int
-    nodes: int
+    elapsed_s: Annotated[int, Between(0, LONGEST_S)]
+    gpus: Annotated[int, Between(0, MOST)]
+    nodes: Annotated[int, Between(0, MOST)]
     node_list: str
     exit_code: str
     restarts: int
@@ -63,7 +64,7 @@ class JobRecord:
     partition: str
     qos: str
     job_name: str
-    eligible: float | None = None
+    eligible: Time | None = None
     """When it could have started, had there been room: what it waited for since then is the queue."""
 
 

@@ -3,7 +3,7 @@
     render(script)       the text `python -m r1hpc.submit` hands to sbatch
     train_script()       sbatch/train.sh; rewrite it with: python -m r1hpc.slurm.script > sbatch/train.sh
 
-Both end in the same lines, `_ATTEMPT`: begin, one srun task per rank, end. Pure text, no Slurm needed.
+Pure text, no Slurm needed; the shell itself is in r1hpc/slurm/script_text.py.
 """
 
 import dataclasses
@@ -16,126 +16,14 @@ from pathlib import Path
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.rundir import RunDir
-from r1hpc.config.schema import RunConfig
-from r1hpc.slurm import fields
+from r1hpc.config.schema import ClusterConfig, RunConfig
+from r1hpc.plan.batch import ranks_per_node
+from r1hpc.slurm import container, contract, fields, script_text
+from r1hpc.slurm.env import expand_nodelist
 
 DEFAULT_SIGNAL_LEAD_S = 300
-
-_RENDERED = """\
-#!/bin/bash
-@DIRECTIVES@
-# Written by `python -m r1hpc.submit`; sbatch/train.sh is the same job without Python rendering.
-
-trap : TERM USR2
-umask 077
-
-# -- the site, from the cluster profile --
-@SITE@
-# -- the run, frozen before submission --
-RUN_DIR=@RUN_DIR@
-PYTHON=@PYTHON@
-RANKS_PER_NODE=@RANKS_PER_NODE@
-@ATTEMPT@"""
-
-_TRAIN = """\
-#!/bin/bash
-@DIRECTIVES@
-# Train as a Slurm job:
-#   sbatch [SBATCH OPTIONS] sbatch/train.sh [JOB.yaml] [KEY=VALUE ...] [--run-name NAME] [--run-root DIR]
-#   sbatch --nodes=8 --gpus-per-node=8 sbatch/train.sh jobs/train.yaml train.lr=1e-4
-# What sbatch is given for nodes, GPUs and time wins over the job file; the global batch size stays.
-# The run folder is made on the first start, and found again after a preemption.
-# Generated from the template in r1hpc/slurm/script.py, like every script `python -m r1hpc.submit` writes.
-
-if [ -z "${SLURM_JOB_ID:-}" ]; then
-    echo "train.sh is a Slurm job: start it with \\`sbatch sbatch/train.sh\\`." >&2
-    echo "Without Slurm: \\`python -m r1hpc.submit --executor local jobs/smoke.yaml --follow\\`." >&2
-    exit 2
-fi
-
-trap : TERM USR2
-umask 077
-
-# -- the site: your `module load` lines, or a profile in configs/cluster/ named by $R1HPC_CLUSTER --
-
-# -- where the code and the interpreter are, on the first start --
-CHECKOUT=${SLURM_SUBMIT_DIR:-$PWD}
-[ -f "$CHECKOUT/r1hpc/submit.py" ] || CHECKOUT=$(dirname "$CHECKOUT")
-for PYTHON in "${R1HPC_PYTHON:-}" "${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}" "$CHECKOUT/.venv/bin/python"; do
-    [ -x "$PYTHON" ] && break
-done
-[ -x "$PYTHON" ] || PYTHON=$(command -v python3) || { echo "no python: set R1HPC_PYTHON" >&2; exit 1; }
-
-# -- the run folder, named after the job so that a requeued job finds it --
-RUN_ROOT=${R1HPC_RUN_ROOT:-${SLURM_SUBMIT_DIR:-$PWD}/runs}
-RUN_NAME=${SLURM_JOB_NAME//[!A-Za-z0-9._-]/_}
-RUN_NAME=${RUN_NAME:0:40}-$SLURM_JOB_ID
-for ((i = 1; i <= $#; i++)); do
-    next=$((i + 1))
-    case "${!i}" in
-        --run-root=*) RUN_ROOT=${!i#*=} ;;
-        --run-name=*) RUN_NAME=${!i#*=} ;;
-        --run-root) RUN_ROOT=${!next:-} ;;
-        --run-name) RUN_NAME=${!next:-} ;;
-    esac
-done
-# A requeued job runs the code frozen on its first start, whatever has become of the checkout.
-CODE=$CHECKOUT
-[ -f "$RUN_ROOT/$RUN_NAME/config.yaml" ] && CODE=$RUN_ROOT/$RUN_NAME/code
-[ -f "$CODE/r1hpc/submit.py" ] && export PYTHONSAFEPATH=1 PYTHONPATH="$CODE${PYTHONPATH:+:$PYTHONPATH}"
-set -- "$@" --run-root "$RUN_ROOT" --run-name "$RUN_NAME"
-PREPARED=$("$PYTHON" -m r1hpc.submit --prepare-only "$@") || exit
-read -r RANKS_PER_NODE RUN_DIR <<< "$PREPARED"
-. "$RUN_DIR/site.sh"
-@ATTEMPT@"""
-
-_ATTEMPT = """
-# -- begin, one srun task per rank, end --
-# The shell outlives the warning: a handler (an ignored signal would be inherited by the ranks) lets bash
-# wait for srun to end, and then act. Started again after a preemption, it comes back to this line.
-cd "$RUN_DIR" || exit 1
-[ -e FINISHED ] && { echo "$RUN_DIR is finished: nothing to do"; exit 0; }
-export PYTHONSAFEPATH=1 PYTHONPATH="$RUN_DIR/code${PYTHONPATH:+:$PYTHONPATH}"
-@GUARD@# begin counts the ranks; an exclusive job's own number of tasks is not that of its ranks.
-TASKS="$RANKS_PER_NODE(x$SLURM_JOB_NUM_NODES)"
-ATTEMPT=$(SLURM_TASKS_PER_NODE=$TASKS "$PYTHON" -m r1hpc.launch begin "$RUN_DIR") || exit
-[ -n "$ATTEMPT" ] || exit 0
-export R1HPC_ATTEMPT=$ATTEMPT
-
-CPUS=${SLURM_CPUS_PER_TASK:-$((${SLURM_CPUS_ON_NODE:-1} / RANKS_PER_NODE))}
-[ "$CPUS" -ge 1 ] || CPUS=1
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$CPUS}
-@EXPORTS@
-# srun takes --cpus-per-task from nobody since Slurm 22.05. --wait: ranks that saved leave one by one while
-# rank 0 commits; one that is left alone does not hold the nodes until the time limit.
-srun --unbuffered --kill-on-bad-exit=1 --wait=600 --distribution=block \\
-    --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$((SLURM_JOB_NUM_NODES * RANKS_PER_NODE))" \\
-    --ntasks-per-node="$RANKS_PER_NODE" --cpus-per-task="$CPUS"@SRUN_FLAGS@ \\
-    --output="$RUN_DIR/logs/attempt_$ATTEMPT/rank_%t.out" \\
-    @COMMAND@ &
-SRUN=$!
-# In the background, so that TERM at the time limit is heard: whoever is still busy then is left behind, since
-# Slurm does not start a job again that ran into its limit, and KILL follows. Any other TERM is the ranks'.
-while true; do
-    wait "$SRUN"
-    STATUS=$?
-    kill -0 "$SRUN" 2> /dev/null || break
-    [ "$(date +%s)" -lt "$((${SLURM_JOB_END_TIME:-99999999999} - 5))" ] || { sleep 2; kill -KILL "$SRUN"; }
-done
-
-# No rank is left to inherit this: the last record is not cut short by the TERM of a requeue.
-trap '' TERM USR2
-"$PYTHON" -m r1hpc.launch end "$RUN_DIR" --attempt "$ATTEMPT" --status "$STATUS"
-"""
-
-_GUARD = """\
-# submitit unpickles its payload: refused here unless it is a plain file that only you can write.
-"$PYTHON" -m r1hpc.slurm.payload "$RUN_DIR" || exit
-"""
-_BY_SUBMITIT = '"$PYTHON" -u -m submitit.core._submit "$RUN_DIR/submitit"'
-_BY_LAUNCH = '"$PYTHON" -u -m r1hpc.launch rank "$RUN_DIR"'
-# A step is not given the GPUs that a job holds only because it is exclusive (srun(1), --gres).
-_IMPLICIT_GPUS = ' ${SLURM_GPUS_ON_NODE:+--gpus-per-node="$SLURM_GPUS_ON_NODE"}'
+_MOST_EXCLUDED = 4
+"""Nodes on which a job could not begin, before it gives up: then it is not the nodes."""
 
 
 @dataclass(frozen=True)
@@ -143,18 +31,27 @@ class Script:
     """All that the text of a job script depends on. Checked at birth, field by field."""
 
     run_dir: Path
-    python: str
+    python: tuple[str, ...]
+    """The words that start an interpreter on the host."""
     ranks_per_node: int
     options: Mapping[str, str]
     """sbatch long options in the order they are written; an empty value is a bare flag."""
     setup: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    num_excluded: int = 0
+    """Nodes that the user has excluded."""
+    rank: Sequence[str] = ()
+    """The words that start an interpreter for a rank, in a container; empty: as on the host."""
+    step: Sequence[str] = ()
+    """Further options of srun."""
     by_submitit: bool = True
-    """Ranks are started through submitit; else by `r1hpc.launch rank` directly."""
+    """Ranks are started through submitit; else by `r1hpc.launch rank` directly, as all in a container are."""
+    contract: int = contract.CURRENT
+    """What the run's frozen code means by its exit statuses, see slurm/contract.py."""
 
     def __post_init__(self) -> None:
         fields.check_path(self.run_dir, "the run folder")
-        fields.check_path(Path(self.python), "the interpreter (cluster.python)")
+        fields.check_path(Path(self.python[0]).absolute(), "the interpreter (cluster.python)")
         if self.ranks_per_node < 1:
             raise UsageError(f"{self.ranks_per_node} ranks per node: at least one is needed")
 
@@ -177,20 +74,60 @@ def make_script(
         signal_lead_s: USR2 comes this long before the time limit.
 
     Raises:
-        UsageError: a field holds what it may not.
+        UsageError: a field holds what it may not, or the run's frozen code is newer than this one.
     """
     resources, cluster = config.resources, config.cluster
     fields.check_resources(resources)
     fields.check_cluster(cluster)
     ranks = ranks_per_node(config, gpus_per_node)
+    binds = container.binds_of(config, run.path.parent)
     chosen: dict[str, str | int | None] = {
         "job-name": resources.job_name or run.run_id[:64],
+        "nodes": resources.nodes,
+        "ntasks-per-node": ranks,
+        "gpus-per-node": gpus(resources.gpu_type, gpus_per_node) if gpus_per_node else None,
+        "dependency": resources.dependency,
+        **asked_options(config),
+        "requeue": "",
+        "signal": f"USR2@{signal_lead_s}",
+        "chdir": str(run.path),
+        "output": "/dev/null",
+    }
+    return Script(
+        run_dir=run.path,
+        python=interpreter(cluster),
+        ranks_per_node=ranks,
+        options={name: str(value) for name, value in chosen.items() if value is not None},
+        setup=tuple(cluster.setup),
+        environment=dict(cluster.environment),
+        num_excluded=len(expand_nodelist(resources.exclude)) if resources.exclude else 0,
+        rank=container.rank_words(cluster.container, binds, gpus_per_node > 0),
+        step=[
+            *([f"--cpu-bind={cluster.cpu_bind}"] if cluster.cpu_bind else []),
+            *container.step_words(cluster.container, binds),
+        ],
+        by_submitit=cluster.container.image is None,
+        contract=contract.of_frozen(run.code),
+    )
+
+
+def interpreter(cluster: ClusterConfig) -> tuple[str, ...]:
+    """The words that start python on the nodes' host system."""
+    return tuple(cluster.python.split()) if cluster.python else (sys.executable,)
+
+
+def gpus(kind: str | None, count: int) -> str:
+    """GPUs as sbatch's --gpus-per-node takes them: 4, or a100:4."""
+    return f"{kind or ''}:{count}".lstrip(":")
+
+
+def asked_options(config: RunConfig) -> dict[str, str | int | None]:
+    """Where and how a job shall run, by sbatch's names: what a person or the profile says; None: nothing."""
+    resources, cluster = config.resources, config.cluster
+    return {
         "partition": resources.partition or cluster.partition,
         "account": resources.account or cluster.account,
         "qos": resources.qos or cluster.qos,
-        "nodes": resources.nodes,
-        "ntasks-per-node": ranks,
-        "gpus-per-node": gpus_per_node or None,
         "cpus-per-task": resources.cpus_per_task or cluster.cpus_per_task,
         "mem": resources.mem or cluster.mem,
         "time": resources.time,
@@ -198,49 +135,33 @@ def make_script(
         "nodelist": resources.nodelist,
         "exclude": resources.exclude,
         "reservation": resources.reservation,
-        "dependency": resources.dependency,
         "comment": resources.comment,
         "mail-type": resources.mail_type,
         "mail-user": resources.mail_user,
         "exclusive": "" if resources.exclusive else None,
         **resources.sbatch,
-        "requeue": "",
-        "open-mode": "append",
-        "signal": f"USR2@{signal_lead_s}",
-        "chdir": str(run.path),
-        "output": str(run.logs / "slurm-%j.out"),
     }
-    return Script(
-        run_dir=run.path,
-        python=cluster.python or sys.executable,
-        ranks_per_node=ranks,
-        options={name: str(value) for name, value in chosen.items() if value is not None},
-        setup=tuple(cluster.setup),
-        environment=dict(cluster.environment),
-    )
-
-
-def ranks_per_node(config: RunConfig, gpus_per_node: int) -> int:
-    """One rank per GPU; a CPU run says how many itself."""
-    return gpus_per_node or config.resources.ranks_per_node
 
 
 def render(script: Script) -> str:
     """The whole job script."""
     site = site_lines(script.setup, script.environment)
     return _fill(
-        _RENDERED,
-        DIRECTIVES="\n".join(_directive(name, value) for name, value in script.options.items()),
+        script_text.RENDERED,
+        DIRECTIVES=directives(script.options),
         SITE=site or "# (nothing)\n",
         RUN_DIR=shlex.quote(str(script.run_dir)),
-        PYTHON=shlex.quote(script.python),
+        PYTHON=_words(script.python) if len(script.python) > 1 else shlex.quote(script.python[0]),
+        RANK_LINES=rank_lines(script) if script.rank or script.step or not script.by_submitit else "",
         RANKS_PER_NODE=str(script.ranks_per_node),
+        CONTRACT=str(script.contract),
+        LIFE=_fill(script_text.LIFE, MOST_EXCLUDED=str(_MOST_EXCLUDED + script.num_excluded)),
         ATTEMPT=_fill(
-            _ATTEMPT,
-            GUARD=_GUARD if script.by_submitit else "",
+            script_text.ATTEMPT,
+            GUARD=script_text.GUARD if script.by_submitit else "",
             EXPORTS="export SUBMITIT_EXECUTOR=slurm\n" if script.by_submitit else "",
-            SRUN_FLAGS="",
-            COMMAND=_BY_SUBMITIT if script.by_submitit else _BY_LAUNCH,
+            SRUN_FLAGS=script_text.STEP if script.step else "",
+            COMMAND=script_text.BY_SUBMITIT if script.by_submitit else script_text.BY_LAUNCH,
         ),
     )
 
@@ -256,12 +177,19 @@ def train_script() -> str:
         "requeue": "",
         "open-mode": "append",
         "signal": f"USR2@{DEFAULT_SIGNAL_LEAD_S}",
-        "output": "slurm-%j.out",
+        "output": "/dev/null",
     }
     return _fill(
-        _TRAIN,
-        DIRECTIVES="\n".join(_directive(name, value) for name, value in options.items()),
-        ATTEMPT=_fill(_ATTEMPT, GUARD="", EXPORTS="", SRUN_FLAGS=_IMPLICIT_GPUS, COMMAND=_BY_LAUNCH),
+        script_text.TRAIN,
+        DIRECTIVES=directives(options),
+        LIFE=_fill(script_text.LIFE, MOST_EXCLUDED=str(_MOST_EXCLUDED)),
+        ATTEMPT=_fill(
+            script_text.ATTEMPT,
+            GUARD="",
+            EXPORTS="",
+            SRUN_FLAGS=script_text.IMPLICIT_GPUS + script_text.STEP,
+            COMMAND=script_text.BY_LAUNCH,
+        ),
     )
 
 
@@ -271,8 +199,27 @@ def site_lines(setup: Sequence[str], environment: Mapping[str, str]) -> str:
     return "".join(f"{line}\n" for line in [*setup, *exports])
 
 
-def _directive(name: str, value: str) -> str:
-    return f"#SBATCH --{name}={shlex.quote(value)}" if value else f"#SBATCH --{name}"
+def rank_lines(script: Script) -> str:
+    """How ranks are started: the arrays that both scripts give to srun."""
+    return f"RANK={_words(script.rank or script.python)}\nSTEP={_words(script.step)}\n"
+
+
+def site_file(script: Script) -> str:
+    """What sbatch/train.sh reads, once the run folder is made."""
+    contract_line = f"CONTRACT={script.contract}\n"
+    return site_lines(script.setup, script.environment) + rank_lines(script) + contract_line
+
+
+def _words(words: Sequence[str]) -> str:
+    return f"({shlex.join(words)})"
+
+
+def directives(options: Mapping[str, str]) -> str:
+    """The lines that sbatch reads; an empty value is a bare flag."""
+    return "\n".join(
+        f"#SBATCH --{name}={shlex.quote(value)}" if value else f"#SBATCH --{name}"
+        for name, value in options.items()
+    )
 
 
 def _fill(template: str, **values: str) -> str:

@@ -10,7 +10,7 @@ executor below writes the script of `slurm.script` and keeps submitit's payload,
 import os
 import pkgutil
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,36 +20,39 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.rundir import RunDir
 from r1hpc.slurm import payload
-from r1hpc.slurm.client import call
-from r1hpc.slurm.environment import exported
-from r1hpc.slurm.requeue import read_job_id
+from r1hpc.slurm.sbatch import sbatch
 
 ENTRY_POINT = "r1hpc.launch.run_rank"
-_TIMEOUT_S = 120.0
 
 
-def submit(run: RunDir, num_tasks: int = 1, entry_point: str = ENTRY_POINT) -> str:
+def submit(
+    run: RunDir,
+    num_tasks: int = 1,
+    entry_point: str = ENTRY_POINT,
+    known: Collection[str] | None = None,
+) -> str:
     """Submit the job.sh of a run and leave the payload for its ranks; the job id.
 
     Args:
         num_tasks: over all nodes; submitit only counts its result files by it.
         entry_point: the function each rank calls with the run folder's path.
+        known: the run's jobs that are on record, see `slurm.sbatch`.
 
     Raises:
         UsageError: there is no Slurm client here.
-        SlurmError: sbatch refused; its own message is in ours.
+        SlurmError, LostSubmissionError, StateError: see `slurm.sbatch`.
     """
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise UsageError(
             "sbatch is not on PATH: run this on a login node, or take --executor local or --dry-run"
         )
-    return _leave_payload(_Executor(run, num_tasks), run, entry_point)
+    return _leave_payload(_Executor(run, num_tasks, known=known), run, entry_point)
 
 
 def adopt(run: RunDir, job_id: str, num_tasks: int = 1, entry_point: str = ENTRY_POINT) -> None:
     """Leave the payload for a job that sbatch took before its submission was cut off; it waits for it."""
     if not payload.path_of(run.path, job_id).exists():
-        _leave_payload(_Executor(run, num_tasks, job_id), run, entry_point)
+        _leave_payload(_Executor(run, num_tasks, job_id=job_id), run, entry_point)
 
 
 def _leave_payload(executor: "_Executor", run: RunDir, entry_point: str) -> str:
@@ -62,9 +65,16 @@ def _leave_payload(executor: "_Executor", run: RunDir, entry_point: str) -> str:
 class _Executor(SlurmExecutor):  # type: ignore[misc]  # submitit has no types we follow
     """submitit's Slurm executor with the script of the run in place of its own."""
 
-    def __init__(self, run: RunDir, num_tasks: int, job_id: str | None = None) -> None:
+    def __init__(
+        self,
+        run: RunDir,
+        num_tasks: int,
+        job_id: str | None = None,
+        known: Collection[str] | None = None,
+    ) -> None:
         super().__init__(folder=payload.folder_of(run.path))
-        self._script = run.script
+        self._run = run
+        self._known = known
         self._tasks = num_tasks
         self._job_id = job_id
 
@@ -73,9 +83,7 @@ class _Executor(SlurmExecutor):  # type: ignore[misc]  # submitit has no types w
 
     def _submit_command(self, command: str) -> Any:
         """Called by submitit once the payload lies in its folder under a temporary name."""
-        job_id = self._job_id or read_job_id(
-            call(["sbatch", "--parsable", str(self._script)], _TIMEOUT_S, exported())
-        )
+        job_id = self._job_id or sbatch(self._run.script, self._run.path, known=self._known)
         failpoint("sbatch.answered")
         return SlurmJob(folder=self.folder, job_id=job_id, tasks=list(range(self._tasks)))
 

@@ -13,7 +13,9 @@ import signal
 import socket
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from string import Template
 from typing import Self
@@ -368,8 +370,29 @@ class Cluster(Client):
         self._wait_controller()
 
     def restart_controller(self) -> None:
+        """As an administrator does, and wait until the nodes have registered.
+
+        A job that starts before is taken for lost when a node that has not heard of it yet registers.
+        """
         self.stop_controller()
         self.start_controller()
+        until("registration of the nodes", lambda: "unknown" not in self.nodes().values(), 60)
+
+    def clear(self, timeout: float = 90) -> None:
+        self.revive()
+        super().clear(timeout)
+
+    def revive(self) -> None:
+        """Start again the daemons that ended behind a test's back, and warn with the last lines of each log.
+
+        Otherwise one controller that crashed fails every test after it, and nobody sees which one began it.
+        """
+        starts = {"slurmctld": self.start_controller}
+        starts |= {f"slurmd.{node}": partial(self._start_node, node) for node in self.node_names}
+        for name, start in starts.items():
+            if not alive(self.state_record.processes[name]):
+                warnings.warn(f"{name} had ended\n{tail(self._log(name))}", stacklevel=2)
+                start()
 
     def stop_accounting(self) -> None:
         """End slurmdbd: sacct and sacctmgr fail, jobs go on."""

@@ -1,8 +1,11 @@
 """Whether this machine can hold the cluster, and the Debian packages it needs."""
 
+import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
+from pathlib import Path
 
 from tests.cluster.processes import ClusterError, call
 
@@ -32,9 +35,13 @@ def unavailable() -> str | None:
 
 def install() -> None:
     """Install what is missing, with apt-get; raise ClusterError when that is not possible."""
-    missing = _missing()
-    if not missing:
-        return
+    with Path(tempfile.gettempdir(), "r1hpc-install.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of two pytest workers the second finds all installed
+        if missing := _missing():
+            _install(missing)
+
+
+def _install(missing: list[str]) -> None:
     if not shutil.which("apt-get"):
         raise ClusterError(f"these packages are missing and there is no apt-get: {' '.join(missing)}")
     quiet = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-y", "--no-install-recommends"]

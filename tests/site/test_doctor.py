@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from r1hpc.site.cluster import judge_cluster
-from r1hpc.site.findings import State
+from r1hpc.site.findings import CheckState
 from r1hpc.site.node import NodeFacts, judge_node
 from r1hpc.site.nodes import Answers, NodeReport, judge_nodes, read_reports
 from r1hpc.site.peers import PeerFacts
@@ -44,7 +44,9 @@ def doctor(root: Path, *words: str, status: int = 0, **env: Any) -> Findings:
 
 
 def bad(found: Findings) -> dict[str, str]:
-    return {name: each["state"] for name, each in found.items() if each["state"] in ("warn", "fail")}
+    """What is not well; the disk of a busy machine may be slow, which is judged by itself below."""
+    states = {name: each["state"] for name, each in found.items() if name != "run root speed"}
+    return {name: state for name, state in states.items() if state in ("warn", "fail")}
 
 
 @pytest.fixture(scope="session")
@@ -155,7 +157,7 @@ def test_a_dead_munge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     found = {each.check: each for each in judge_node(collect_node(), None)}
-    assert found["munge"].state is State.fail
+    assert found["munge"].state is CheckState.fail
     assert "none" in found["munge"].detail
     assert "munge" not in {each.check for each in judge_node(collect_node(), None, uses_munge=False)}
 
@@ -163,7 +165,7 @@ def test_a_dead_munge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_little_shared_memory() -> None:
     facts = NodeFacts("n1", VersionFacts("3.11", "python"), shm_bytes=64 * 2**20, shm_free_bytes=64 * 2**20)
     states = {each.check: each.state for each in judge_node(facts, None)}
-    assert states["/dev/shm"] is State.fail
+    assert states["/dev/shm"] is CheckState.fail
 
 
 @pytest.mark.parametrize(
@@ -184,8 +186,8 @@ def test_a_driver_too_old_for_torch(cuda: str, driver: str, state: str) -> None:
 def test_checkpoints_that_do_not_fit_and_a_slow_disk() -> None:
     facts = StorageFacts("/runs", free_bytes=50 * 2**30, written_bytes=2**26, write_s=4.0)
     states = {each.check: each.state for each in judge_storage(facts, needed_bytes=60 * 2**30)}
-    assert states["run root space"] is State.fail
-    assert states["run root speed"] is State.warn
+    assert states["run root space"] is CheckState.fail
+    assert states["run root speed"] is CheckState.warn
 
 
 def test_slurm_settings() -> None:
@@ -195,8 +197,8 @@ def test_slurm_settings() -> None:
     )  # fmt: skip
     states = {each.check: each.state.value for each in judge_cluster(facts, True)}
     assert states == {"Slurm": "ok", "time limit": "warn", "preemption": "warn", "requeue": "warn"}
-    assert judge_cluster(ClusterFacts(unknown=("config: no answer",)), True)[0].state is State.fail
-    assert judge_cluster(ClusterFacts(), False)[0].state is State.unknown
+    assert judge_cluster(ClusterFacts(unknown=("config: no answer",)), True)[0].state is CheckState.fail
+    assert judge_cluster(ClusterFacts(), False)[0].state is CheckState.unknown
 
 
 def played_step(count: int, ports: list[int], shared: Path, **of_last: str) -> Answers:

@@ -7,7 +7,7 @@ import pytest
 from r1hpc.base.errors import UsageError
 from r1hpc.config import load
 from r1hpc.config.schema import RunConfig
-from r1hpc.slurm.decide import choose_executor, decide
+from r1hpc.slurm.decide import choose_executor, decide, num_visible_gpus
 from r1hpc.slurm.probe import ClusterFacts
 
 FACTS = ClusterFacts(
@@ -93,3 +93,12 @@ def test_a_client_without_a_cluster_is_no_slurm(
     sbatch.chmod(0o700)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     assert choose_executor("auto", will_submit=True)[0] == executor
+
+
+@pytest.mark.parametrize(
+    ("listed", "num"),
+    [(None, 4), ("", 0), ("1,3", 2), ("0,0", 1), ("0,9,1", 1), ("-1", 0), ("GPU-aa,MIG-1", 2), ("x", 0)],
+)
+def test_only_visible_gpus_of_this_machine_count(listed: str | None, num: int) -> None:
+    environ = {} if listed is None else {"CUDA_VISIBLE_DEVICES": listed}
+    assert num_visible_gpus(4, environ) == num

@@ -9,6 +9,7 @@ SECRETS = {
     "WANDB_API_KEY": "1",
     "AWS_SECRET_ACCESS_KEY": "1",
     "NCCL_PASSWORD": "1",
+    "VLLM_API_KEY": "1",
     "R1HPC_TOKEN": "1",
     "GITHUB_TOKEN": "1",
     "OMP_SECRET": "1",
@@ -34,8 +35,12 @@ def test_a_job_gets_what_it_needs_and_no_more() -> None:
         "HOME": "/h",
         "PATH": "/bin",
         "NCCL_DEBUG": "INFO",
+        "VLLM_ATTENTION_BACKEND": "FLASH_ATTN",
         "HF_HOME": "/c",
         "TOKENIZERS_PARALLELISM": "0",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "FLASH_ATTENTION_DETERMINISTIC": "1",
+        "TORCH_DISTRIBUTED_DEBUG": "DETAIL",
     }
     needed |= {"BASH_FUNC_module%%": "() { :; }", "SLURM_CONF": "/etc/slurm.conf"}
     # The login node's device, which is not the job's.

@@ -1,5 +1,6 @@
 """No field of a job can end a line, open a quote, start an option or be expanded by a shell."""
 
+import argparse
 import subprocess
 from pathlib import Path
 
@@ -8,8 +9,8 @@ import pytest
 from r1hpc.base.errors import UsageError
 from r1hpc.base.rundir import RunDir
 from r1hpc.config import load
-from r1hpc.config.schema import ClusterConfig, ResourcesConfig, RunConfig
-from r1hpc.slurm import fields
+from r1hpc.config.schema import ClusterConfig, ContainerConfig, ResourcesConfig, RunConfig
+from r1hpc.slurm import fields, flags
 from r1hpc.slurm.script import make_script, render
 
 HOSTILE = {
@@ -105,10 +106,17 @@ def test_paths_that_slurm_or_python_would_read_otherwise(part: str) -> None:
         fields.check_path(Path("/scratch") / part, "--run-root")
 
 
-@pytest.mark.parametrize("key", ["output", "export", "wrap", "gres", "requeue", "array", "signal"])
+@pytest.mark.parametrize("key", ["output", "export", "wrap", "gpus", "requeue", "array", "signal"])
 def test_options_that_are_ours_are_refused_with_the_reason(key: str) -> None:
     with pytest.raises(UsageError, match=f"--sbatch {key}: not possible"):
         fields.check_extra({key: "x"})
+
+
+def test_what_sbatch_does_not_know_is_refused_here() -> None:
+    with pytest.raises(UsageError, match="sbatch has no such option"):
+        fields.check_extra({"hetjob": "1"})
+    with pytest.raises(UsageError, match="did you mean 'licenses'"):
+        fields.check_extra({"license": "x"})
 
 
 def test_options_that_have_a_flag_name_it() -> None:
@@ -165,3 +173,83 @@ def test_the_jobs_that_come_along_pass(tmp_path: Path) -> None:
     for job in ("smoke", "train"):
         config = load.load(job, cluster="example_a100")
         subprocess.run(["bash", "-n"], input=_script(config, tmp_path), text=True, check=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--gpus-per-node", "4"], (4, None, {})),
+        (["--gpus-per-node", "a100:4"], (4, "a100", {})),
+        (["--gpus-per-node", "1g.10gb:7"], (7, "1g.10gb", {})),
+        (["--gres", "gpu:a100:4"], (4, "a100", {})),
+        (["--gres=gpu:2"], (2, None, {})),
+        (["--gres=gpu:h100"], (1, "h100", {})),
+        (["--sbatch", "gres=lscratch:100,gpu:a100:4"], (4, "a100", {"gres": "lscratch:100"})),
+    ],
+)
+def test_gpus_by_number_and_type(words: list[str], expected: object) -> None:
+    parser = argparse.ArgumentParser()
+    flags.add_flags(parser)
+    resources = load.load(None, flags.overrides_from_flags(parser.parse_args(words))).resources
+    assert (resources.gpus_per_node, resources.gpu_type, resources.sbatch) == expected
+    fields.check_resources(resources)
+
+
+@pytest.mark.parametrize(
+    "text", ["a100", "a100:", ":4", "4:a100", "a100:\u0667", "a b:4", "-1", "a100:4:2", ""]
+)
+def test_gpus_that_are_none(text: str) -> None:
+    with pytest.raises(UsageError, match="--gpus-per-node"):
+        fields.read_gpus(text, "--gpus-per-node")
+    with pytest.raises(UsageError, match="two kinds of GPU"):
+        fields.read_gres("gpu:a100:1,gpu:h100:1", "--gres")
+
+
+def test_gpus_are_not_asked_for_twice() -> None:
+    with pytest.raises(UsageError, match=r"resources\.sbatch\.gres names GPUs"):
+        fields.check_resources(ResourcesConfig(sbatch={"gres": "gpu:4"}))
+
+
+@pytest.mark.parametrize(
+    ("container", "said"),
+    [
+        (ContainerConfig(image="x.sif"), "absolute path of an image that exists"),
+        (ContainerConfig(image="/no/such.sif"), "absolute path of an image that exists"),
+        (ContainerConfig(image="docker://x;y"), "container.image .* because of ';'"),
+        (ContainerConfig(image="docker://x", options=["--cleanenv"]), "variables that Slurm sets"),
+        (ContainerConfig(image="docker://x", binds=["/a b"]), r"container\.binds"),
+    ],
+)
+def test_containers_that_cannot_be(container: ContainerConfig, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        fields.check_cluster(ClusterConfig(container=container))
+
+
+def test_an_interpreter_in_an_image_is_pointed_to_the_container_section() -> None:
+    with pytest.raises(UsageError, match=r"cluster\.container\.image"):
+        fields.check_cluster(ClusterConfig(python="apptainer exec --nv image.sif python"))
+    fields.check_cluster(ClusterConfig(python="conda run -n env --no-capture-output python"))
+
+
+def test_ranks_in_a_container(tmp_path: Path) -> None:
+    image = tmp_path / "x.sif"
+    image.touch()
+    inside = ContainerConfig(image=str(image), binds=["/scratch"], options=["--writable-tmpfs"])
+    cluster = ClusterConfig(container=inside, python="uv run python", cpu_bind="cores")
+    text = _script(RunConfig(cluster=cluster, resources=ResourcesConfig(gpu_type="a100")), tmp_path)
+    lines = text.splitlines()
+    assert "#SBATCH --gpus-per-node=a100:8" in lines
+    assert "PYTHON=(uv run python)" in lines
+    assert f"RANK=(apptainer exec --nv --bind {tmp_path},/scratch --writable-tmpfs {image} python3)" in lines
+    assert "STEP=(--cpu-bind=cores)" in lines
+    assert "submitit" not in text
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+def test_ranks_by_pyxis(tmp_path: Path) -> None:
+    """Pyxis is a plugin that is not here: the words are those of its README, not run."""
+    inside = ContainerConfig(image="nvcr.io#nvidia/pytorch:25.01-py3", runtime="pyxis", binds=["/a:/b"])
+    lines = _script(RunConfig(cluster=ClusterConfig(container=inside)), tmp_path).splitlines()
+    assert "RANK=(python3)" in lines
+    mounts = f"--container-mounts={tmp_path}:{tmp_path},/a:/b"
+    assert f"STEP=('--container-image=nvcr.io#nvidia/pytorch:25.01-py3' {mounts})" in lines

@@ -57,7 +57,7 @@ def test_a_symbolic_link_is_refused(run: RunDir, tmp_path: Path) -> None:
     path.rename(tmp_path / "elsewhere")
     path.symlink_to(tmp_path / "elsewhere")
     done = _guard(run)
-    assert (done.returncode, "symbolic link" in done.stderr) == (1, True)
+    assert (done.returncode, "symbolic link" in done.stderr) == (3, True)
     assert not (tmp_path / "canary").exists()
 
 
@@ -82,6 +82,12 @@ def test_a_payload_that_never_comes(run: RunDir) -> None:
         payload.check(run.path, "9", patience_s=0.3)
 
 
+def test_a_job_that_a_job_script_submitted_takes_the_newest(run: RunDir, tmp_path: Path) -> None:
+    _plant(run, tmp_path)
+    payload.check(run.path, "10", patience_s=0.5)
+    assert payload.path_of(run.path, "10").read_bytes() == payload.path_of(run.path, "9").read_bytes()
+
+
 def test_a_submission_leaves_a_tiny_private_payload(
     run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +95,8 @@ def test_a_submission_leaves_a_tiny_private_payload(
     for name in ("sbatch", "srun"):
         (tmp_path / "bin" / name).write_text(f"#!/bin/bash\nenv > {tmp_path}/env\necho '41;alpha'\n")
         (tmp_path / "bin" / name).chmod(0o700)
+    (tmp_path / "bin" / "squeue").write_text("#!/bin/bash\n")
+    (tmp_path / "bin" / "squeue").chmod(0o700)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
     for name in ("SLURM_JOB_ID", "MASTER_ADDR", "RANK", "HF_TOKEN", "SBATCH_PARTITION"):
         monkeypatch.setenv(name, "foreign")

@@ -49,6 +49,7 @@ def test_a_submission_runs_one_task_per_rank(
 ) -> None:
     run = RunDir(tmp_path / "run")
     run.create()
+    run.config.touch()  # by which the job script knows that it sees the run folder
     run.code.mkdir(mode=0o700)
     # In place of the frozen code: this checkout, and a launcher that needs no training package.
     root = Path(__file__).parents[2]

@@ -10,6 +10,7 @@ import pytest
 
 from r1hpc.base.rundir import RunDir
 from r1hpc.config.schema import ClusterConfig, ResourcesConfig, RunConfig
+from r1hpc.slurm.contract import CURRENT
 from r1hpc.slurm.script import Script, make_script, render, train_script
 
 GOLDEN = Path(__file__).parent / "golden" / "job.sh"
@@ -61,7 +62,7 @@ def test_both_go_begin_run_and_end_alike() -> None:
 
     ours, theirs = lines_of_the_attempt(golden_script()), lines_of_the_attempt(train_script())
     gpus = ' ${SLURM_GPUS_ON_NODE:+--gpus-per-node="$SLURM_GPUS_ON_NODE"}'
-    assert ours == [line.replace(gpus, "") for line in theirs]
+    assert ours == [line.replace(gpus, "").replace(' "${STEP[@]}"', "") for line in theirs]
 
 
 @pytest.mark.parametrize("text", [golden_script(), train_script()], ids=["submit", "train.sh"])
@@ -85,13 +86,14 @@ def test_without_slurm_train_sh_says_what_to_do() -> None:
 @pytest.fixture
 def stage(tmp_path: Path) -> Path:
     """A PATH where `srun` takes half a second and ends with 7, and an interpreter that notes its words."""
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "logs").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").touch()
     _program(tmp_path / "srun", f'echo "srun $OMP_NUM_THREADS $*" >> {tmp_path}/calls\nsleep 0.5\nexit 7\n')
     _program(
         tmp_path / "python",
         f'echo "python $*" >> {tmp_path}/calls\n'
         f'if [ "$3" = begin ]; then exec cat {tmp_path}/attempt; fi\n'
-        "exit 5\n",
+        "exit 3\n",
     )
     return tmp_path
 
@@ -101,8 +103,9 @@ def _program(path: Path, body: str) -> None:
     path.chmod(0o700)
 
 
-def _start(stage: Path) -> "subprocess.Popen[str]":
-    script = Script(stage / "run", str(stage / "python"), 4, {"nodes": "2"}, by_submitit=False)
+def _start(stage: Path, contract: int = CURRENT) -> "subprocess.Popen[str]":
+    python = (str(stage / "python"),)
+    script = Script(stage / "run", python, 4, {"nodes": "2"}, by_submitit=False, contract=contract)
     (stage / "job.sh").write_text(render(script))
     environ = {
         "PATH": f"{stage}:/usr/bin:/bin",
@@ -124,7 +127,7 @@ def test_the_shell_outlives_sigterm_and_reports_the_status_of_srun(stage: Path) 
         time.sleep(0.02)
     shell.send_signal(signal.SIGTERM)
     shell.send_signal(signal.SIGUSR2)
-    assert shell.wait(timeout=10) == 5, shell.stderr and shell.stderr.read()
+    assert shell.wait(timeout=30) == 1, (stage / "run" / "logs" / "slurm-9.out").read_text()
     begin, srun, end = _calls(stage)
     assert begin == f"python -m r1hpc.launch begin {stage}/run"
     assert end == f"python -m r1hpc.launch end {stage}/run --attempt 3 --status 7"
@@ -135,13 +138,73 @@ def test_the_shell_outlives_sigterm_and_reports_the_status_of_srun(stage: Path) 
 
 def test_a_run_that_is_over_starts_nothing(stage: Path) -> None:
     (stage / "attempt").write_text("")
-    assert _start(stage).wait(timeout=10) == 0
+    assert _start(stage).wait(timeout=30) == 0
     assert _calls(stage) == [f"python -m r1hpc.launch begin {stage}/run"]
 
 
-def test_a_begin_that_fails_starts_nothing(stage: Path) -> None:
-    assert _start(stage).wait(timeout=10) == 1  # the interpreter cannot print an attempt
+@pytest.mark.parametrize("status", [2, 3])
+def test_a_begin_that_may_not_go_on_starts_nothing(stage: Path, status: int) -> None:
+    _program(stage / "python", f"echo python >> {stage}/calls; exit {status}")
+    assert _start(stage).wait(timeout=30) == 1
     assert len(_calls(stage)) == 1
+
+
+def test_code_of_before_says_with_one_status_that_it_is_over(stage: Path) -> None:
+    """A run of 0.1.0 that was resumed by this version: `begin` refuses, or `end` finds the run over."""
+    _program(stage / "scontrol", f"echo scontrol $* >> {stage}/calls")
+    _program(stage / "python", f"echo python $* >> {stage}/calls; exit 1")
+    assert _start(stage, contract=1).wait(timeout=30) == 1
+    assert _calls(stage) == [f"python -m r1hpc.launch begin {stage}/run"]
+    (stage / "calls").unlink()
+    (stage / "attempt").write_text("3\n")
+    old_end = "[ $# = 8 ] || exit 2\nexit 1\n"  # it knows no --hurry
+    _program(
+        stage / "python",
+        f"echo python $* >> {stage}/calls\n[ $3 = begin ] && exec cat {stage}/attempt\n{old_end}",
+    )
+    assert _start(stage, contract=1).wait(timeout=30) == 1
+    assert [call.split()[0] for call in _calls(stage)] == ["python", "srun", "python"]
+
+
+def test_a_begin_that_fails_is_tried_again(stage: Path) -> None:
+    (stage / "attempt").write_text("3\n")
+    _program(
+        stage / "python",
+        f"echo python $* >> {stage}/calls\n"
+        f"[ $3 = end ] && exit 3\n[ $(wc -l < {stage}/calls) -ge 2 ] && cat {stage}/attempt",
+    )
+    assert _start(stage).wait(timeout=30) == 1
+    assert [call.split()[0] for call in _calls(stage)] == ["python", "python", "srun", "python"]
+    assert "begin failed with status 1: again in 2 s" in (stage / "run/logs/slurm-9.out").read_text()
+
+
+_SHOWN = "JobId=9 JobName=x UserId=me(1) JobState={} Restarts={} EndTime=9 Deadline=N/A PreemptTime={} End=9"
+
+
+@pytest.mark.parametrize(
+    ("shown", "asked"),
+    [
+        (_SHOWN.format("RUNNING", 0, "None"), True),
+        (_SHOWN.format("RUNNING", 0, "5"), True),
+        (_SHOWN.format("COMPLETING", 0, "9"), True),  # the end of a grace time
+        ("", True),  # no answer
+        (_SHOWN.format("COMPLETING", 0, "5"), False),  # scancel in the grace time
+        (_SHOWN.format("COMPLETING", 0, "None"), False),  # scancel
+        (_SHOWN.format("CANCELLED", 0, "None"), False),
+        (_SHOWN.format("COMPLETING", 1, "None"), False),  # Slurm has requeued it
+        (_SHOWN.format("PENDING", 1, "None"), False),
+    ],
+)
+@pytest.mark.parametrize("killed", ["kill -KILL $$", "exit 1"])
+def test_the_shell_asks_for_the_next_attempt_where_python_cannot(
+    stage: Path, killed: str, shown: str, asked: bool
+) -> None:
+    (stage / "attempt").write_text("3\n")
+    _program(stage / "srun", "exit 0")
+    _program(stage / "python", f"[ $3 = begin ] && exec cat {stage}/attempt\n{killed}")
+    _program(stage / "scontrol", f"echo scontrol $* >> {stage}/calls\n[ $1 != show ] || echo '{shown}'")
+    assert _start(stage).wait(timeout=30) == 1
+    assert ("scontrol requeue 9" in _calls(stage)) is asked
 
 
 if __name__ == "__main__":

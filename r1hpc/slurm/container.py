@@ -1,0 +1,49 @@
+"""How ranks are started inside a container: by Apptainer or Singularity, or by Pyxis, a plugin of srun.
+
+    rank_words(container, binds=["/scratch/runs"], has_gpus=True)
+        # ["apptainer", "exec", "--nv", "--bind", "/scratch/runs", "image.sif", "python3"]
+    step_words(container, binds=["/scratch/runs"])       # Pyxis: --container-image=... for srun
+
+Only the ranks run in it. The begin and the end of an attempt call scontrol and sacct, which an image does not
+have: they run on the host, with cluster.python or the python that submits.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from r1hpc.config.schema import ContainerConfig, RunConfig
+
+
+def rank_words(container: ContainerConfig, binds: Sequence[str], has_gpus: bool) -> list[str]:
+    """What stands before `-m r1hpc.launch rank`; empty where ranks run on the host."""
+    if container.image is None:
+        return []
+    if container.runtime == "pyxis":
+        return [container.python]
+    gpus = ["--nv"] if has_gpus else []
+    bind = ["--bind", ",".join(binds)]
+    return [
+        *(container.runtime, "exec", *gpus, *bind, *container.options),
+        *(container.image, container.python),
+    ]
+
+
+def step_words(container: ContainerConfig, binds: Sequence[str]) -> list[str]:
+    """Options of srun that Pyxis reads; empty without it."""
+    if container.image is None or container.runtime != "pyxis":
+        return []
+    mounts = ",".join(bind if ":" in bind else f"{bind}:{bind}" for bind in binds)
+    return [f"--container-image={container.image}", f"--container-mounts={mounts}", *container.options]
+
+
+def binds_of(config: RunConfig, run_root: Path) -> list[str]:
+    """The folders the ranks need, then those of the profile: run root (with its datasets), data, models."""
+    needed: Iterable[str | None] = (
+        str(run_root),
+        config.data.path,
+        config.model.path,
+        config.model.tokenizer,
+        config.rl.teacher,
+    )
+    folders = [name for name in needed if name is not None and name.startswith("/")]
+    return list(dict.fromkeys([*folders, *config.cluster.container.binds]))

@@ -1,0 +1,249 @@
+"""The shell of the job script: text with places to fill in, which r1hpc/slurm/script.py does.
+
+RENDERED, TRAIN: the head of job.sh and of sbatch/train.sh; both hold LIFE and end with ATTEMPT
+LIFE: what the shell does by itself where Python cannot
+ATTEMPT: begin, one srun task per rank, end
+"""
+
+RENDERED = """\
+#!/bin/bash
+@DIRECTIVES@
+# Written by `python -m r1hpc.submit`; sbatch/train.sh is the same job without Python rendering.
+
+trap : TERM USR2
+umask 077
+
+# -- the run, frozen before submission --
+RUN_DIR=@RUN_DIR@
+PYTHON=@PYTHON@
+@RANK_LINES@RANKS_PER_NODE=@RANKS_PER_NODE@
+CONTRACT=@CONTRACT@ # what the frozen code means by its exit statuses, see r1hpc/slurm/contract.py
+@LIFE@
+# Slurm fails a job whose log it cannot open, before any line of it runs: on a node that does not see the run
+# folder it must begin, to ask for another node. So the log is opened here.
+open_log() { cd "$RUN_DIR" && [ -e config.yaml ] && exec >> "logs/slurm-$SLURM_JOB_ID.out" 2>&1; }
+patiently open_log
+
+# -- the site, from the cluster profile --
+@SITE@@ATTEMPT@"""
+
+TRAIN = """\
+#!/bin/bash
+@DIRECTIVES@
+# Train as a Slurm job:
+#   sbatch [SBATCH OPTIONS] sbatch/train.sh [JOB.yaml] [KEY=VALUE ...] [--run-name NAME] [--run-root DIR]
+#   sbatch --nodes=8 --gpus-per-node=8 sbatch/train.sh jobs/train.yaml train.lr=1e-4
+# What sbatch is given for nodes, GPUs and time wins over the job file; the global batch size stays.
+# The run folder is made on the first start, and found again after a preemption.
+# Generated from the template in r1hpc/slurm/script_text.py, as is what `r1hpc.submit` writes.
+
+if [ -z "${SLURM_JOB_ID:-}" ]; then
+    echo "train.sh is a Slurm job: start it with \\`sbatch sbatch/train.sh\\`." >&2
+    echo "Without Slurm: \\`python -m r1hpc.submit --executor local jobs/smoke.yaml --follow\\`." >&2
+    exit 2
+fi
+
+trap : TERM USR2
+umask 077
+@LIFE@
+# Slurm fails a job whose log it cannot open, before any line of it runs: on a node that does not see this
+# folder it must begin, to ask for another node. So the log is opened here, unless sbatch was given one.
+open_log() {
+    cd "${SLURM_SUBMIT_DIR:-$PWD}" || return
+    [ ! /dev/stdout -ef /dev/null ] || exec >> "slurm-$SLURM_JOB_ID.out" 2>&1
+}
+patiently open_log
+
+# -- the site: your `module load` lines, or a profile in configs/cluster/ named by $R1HPC_CLUSTER --
+
+# -- the run folder, named after the job so that a requeued job finds it --
+RUN_ROOT=${R1HPC_RUN_ROOT:-${SLURM_SUBMIT_DIR:-$PWD}/runs}
+RUN_NAME=${SLURM_JOB_NAME//[!A-Za-z0-9._-]/_}
+RUN_NAME=${RUN_NAME:0:40}-$SLURM_JOB_ID
+for ((i = 1; i <= $#; i++)); do
+    next=$((i + 1))
+    case "${!i}" in
+        --run-root=*) RUN_ROOT=${!i#*=} ;;
+        --run-name=*) RUN_NAME=${!i#*=} ;;
+        --run-root) RUN_ROOT=${!next:-} ;;
+        --run-name) RUN_NAME=${!next:-} ;;
+    esac
+done
+WORDS=("$@" --run-root "$RUN_ROOT" --run-name "$RUN_NAME")
+
+# Make the run folder, or find it again, with the code and the interpreter that are there on the first start.
+prepare() {
+    local checkout=${SLURM_SUBMIT_DIR:-$PWD} code
+    [ -f "$checkout/r1hpc/submit.py" ] || checkout=$(dirname "$checkout")
+    for PYTHON in "${R1HPC_PYTHON:-}" "${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}" "$checkout/.venv/bin/python"
+    do
+        [ -x "$PYTHON" ] && break
+    done
+    [ -x "$PYTHON" ] || PYTHON=$(command -v python3) || { echo "no python: set R1HPC_PYTHON"; return 1; }
+    # A requeued job runs the code frozen on its first start, whatever has become of the checkout.
+    code=$checkout
+    [ -f "$RUN_ROOT/$RUN_NAME/config.yaml" ] && code=$RUN_ROOT/$RUN_NAME/code
+    [ -f "$code/r1hpc/submit.py" ] && export PYTHONSAFEPATH=1 PYTHONPATH="$code${SITE_PATH:+:$SITE_PATH}"
+    PREPARED=$("$PYTHON" -m r1hpc.submit --prepare-only "${WORDS[@]}")
+}
+SITE_PATH=${PYTHONPATH:-}
+patiently prepare
+read -r RANKS_PER_NODE RUN_DIR <<< "$PREPARED"
+RANK=("$PYTHON") STEP=() CONTRACT=1
+. "$RUN_DIR/site.sh"
+cd "$RUN_DIR" || exit 1
+@ATTEMPT@"""
+
+LIFE = """
+# -- what this shell does where Python cannot --
+# Why Slurm ends the job: cancel, grace, limit, requeue; nothing where it does not, or does not answer. All of
+# them are shown as COMPLETING. The end of a grace time moves PreemptTime to the end of the job.
+why_ending() {
+    local said
+    said=$(scontrol show job -o "$SLURM_JOB_ID" 2> /dev/null)
+    said=${said#* UserId=}
+    [[ $said =~ \\ JobState=(COMPLETING|CANCELLED|PREEMPTED|PENDING)\\  ]] || return
+    if [[ $said =~ \\ Restarts=([0-9]+) ]] && ((BASH_REMATCH[1] > ${SLURM_RESTART_COUNT:-0})); then
+        echo requeue
+    elif [[ $said =~ \\ EndTime=([^ ]+)\\ .*\\ PreemptTime=([^ ]+) ]] &&
+        [ "${BASH_REMATCH[1]}" = "${BASH_REMATCH[2]}" ]; then
+        echo grace
+    elif at_limit; then
+        echo limit
+    else
+        echo cancel
+    fi
+}
+at_limit() { [ "$(date +%s)" -ge "$((${SLURM_JOB_END_TIME:-99999999999} - 5))" ]; }
+
+# Have the job run again, without the nodes $1 if any: asked for ten minutes, unless somebody cancelled it.
+run_again() {
+    local said pause script=$RUN_DIR/job.sh
+    trap '' TERM USR2
+    [ -r "$script" ] || script=$0
+    for pause in 1 2 4 8 $(printf '15 %.0s' {1..39}); do
+        case $(why_ending) in
+            cancel) echo "job $SLURM_JOB_ID was cancelled: not run again"; exit 1 ;;
+            requeue) break ;;
+        esac
+        said=$(scontrol requeue "$SLURM_JOB_ID" 2>&1) && break
+        case ${said,,} in
+            *"pending execution"*) break ;;
+            *"not found"*) exit 1 ;;
+            *"presently disabled"* | *"invalid job id"* | *"already completing or completed"*)
+                said=$(env -u R1HPC_ATTEMPT -u SLURM_RESTART_COUNT sbatch --parsable \\
+                    --dependency="afterany:$SLURM_JOB_ID" ${1:+--exclude="$1"} "$script" 2>&1) && exit 1 ;;
+        esac
+        echo "$said: asking again in $pause s"
+        sleep "$pause"
+    done
+    # It starts again once this script has ended. Without the exclusion it might come back here for ever.
+    [ -z "$1" ] || scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$1" || scancel "$SLURM_JOB_ID"
+    exit 1
+}
+
+# Have the job run on other nodes, because of $1, as long as few were excluded.
+run_elsewhere() {
+    local list
+    list=$(scontrol show job -o "$SLURM_JOB_ID" | sed -n 's/.* ExcNodeList=\\([^ ]*\\).*/\\1/p')
+    list=${list/#(null)/}
+    list=${list:+$list,}$SLURMD_NODENAME
+    echo "$1: this job goes on without $SLURMD_NODENAME"
+    if [ "$(scontrol show hostnames "$list" | wc -l)" -gt @MOST_EXCLUDED@ ]; then
+        echo "not again: $list are excluded already"
+        exit 1
+    fi
+    [ -z "$RUN_DIR" ] || echo "$1" > "$RUN_DIR/logs/excluded-$SLURMD_NODENAME.txt"
+    run_again "$list"
+}
+
+# Run the function $1 until it succeeds, for two minutes. Status 2 and 3 are final.
+patiently() {
+    local pause status
+    for pause in 2 5 10 20 30 30 30; do
+        "$1" && return
+        status=$?
+        case $status in 2 | 3) exit 1 ;; esac
+        case $(why_ending) in
+            cancel | requeue) exit 1 ;;
+            grace | limit) run_again ;;
+        esac
+        echo "$1 failed with status $status: again in $pause s"
+        sleep "$pause" & wait $!
+    done
+    run_elsewhere "$1 failed with status $status, see slurm-$SLURM_JOB_ID.out"
+}
+"""
+
+ATTEMPT = """
+# -- begin, one srun task per rank, end --
+# The shell outlives the warning: a handler (an ignored signal would be inherited by the ranks) lets bash
+# wait for srun to end, and then act. Started again after a preemption, it comes back to this line.
+[ -e FINISHED ] && { echo "$RUN_DIR is finished: nothing to do"; exit 0; }
+export PYTHONSAFEPATH=1 PYTHONPATH="$RUN_DIR/code${PYTHONPATH:+:$PYTHONPATH}"
+# begin counts the ranks; an exclusive job's own number of tasks is not that of its ranks.
+TASKS="$RANKS_PER_NODE(x$SLURM_JOB_NUM_NODES)"
+try_begin() {
+@GUARD@    ATTEMPT=$(SLURM_TASKS_PER_NODE=$TASKS "${PYTHON[@]}" -m r1hpc.launch begin "$RUN_DIR")
+}
+begin() {
+    local status
+    try_begin
+    status=$?
+    # Code of 0.1.0 has no other status for what is final.
+    [ "$status" != 1 ] || [ "$CONTRACT" -ge 2 ] || status=3
+    return "$status"
+}
+patiently begin
+[ -n "$ATTEMPT" ] || exit 0
+export R1HPC_ATTEMPT=$ATTEMPT
+
+CPUS=${SLURM_CPUS_PER_TASK:-$((${SLURM_CPUS_ON_NODE:-1} / RANKS_PER_NODE))}
+[ "$CPUS" -ge 1 ] || CPUS=1
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$CPUS}
+@EXPORTS@
+# srun takes --cpus-per-task from nobody since Slurm 22.05. --wait: ranks that saved leave one by one while
+# rank 0 commits; one that is left alone does not hold the nodes until the time limit.
+srun --unbuffered --kill-on-bad-exit=1 --wait=600 --distribution=block \\
+    --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$((SLURM_JOB_NUM_NODES * RANKS_PER_NODE))" \\
+    --ntasks-per-node="$RANKS_PER_NODE" --cpus-per-task="$CPUS"@SRUN_FLAGS@ \\
+    --output="$RUN_DIR/logs/attempt_$ATTEMPT/rank_%t.out" \\
+    @COMMAND@ &
+SRUN=$!
+# In the background, so that TERM is heard. At the end of the time limit, and of the grace time where
+# PreemptMode is CANCEL, KILL follows after KillWait and Slurm does not start the job again: whoever is still
+# busy 15 s before that is left behind. Any other TERM is the ranks'.
+while true; do
+    wait "$SRUN"
+    STATUS=$?
+    kill -0 "$SRUN" 2> /dev/null || break
+    if at_limit || [ "$(why_ending)" = grace ]; then
+        HURRY=--hurry
+        KILL_WAIT=$(scontrol show config | sed -n 's/^KillWait *= *\\([0-9]*\\).*/\\1/p')
+        timeout "$((KILL_WAIT > 17 ? KILL_WAIT - 15 : 2))" tail --pid="$SRUN" -f /dev/null
+        kill -KILL "$SRUN" 2> /dev/null
+    fi
+done
+
+# No rank is left to inherit this: the last record is not cut short by the TERM of a requeue.
+trap '' TERM USR2
+[ "$CONTRACT" -ge 2 ] || HURRY=
+"${PYTHON[@]}" -m r1hpc.launch end "$RUN_DIR" --attempt "$ATTEMPT" --status "$STATUS" $HURRY
+case $? in
+    0) exit 0 ;;
+    3) exit 1 ;; # over, and on record
+    1) [ "$CONTRACT" -ge 2 ] || exit 1 ;;
+esac
+echo "attempt $ATTEMPT could not be judged: the next one will do it"
+run_again
+"""
+
+GUARD = """\
+    # submitit unpickles its payload: refused here unless it is a plain file that only you can write.
+    "${PYTHON[@]}" -m r1hpc.slurm.payload "$RUN_DIR" || return
+"""
+BY_SUBMITIT = '"${PYTHON[@]}" -u -m submitit.core._submit "$RUN_DIR/submitit"'
+BY_LAUNCH = '"${RANK[@]}" -u -m r1hpc.launch rank "$RUN_DIR"'
+# A step is not given the GPUs that a job holds only because it is exclusive (srun(1), --gres).
+STEP = ' "${STEP[@]}"'
+IMPLICIT_GPUS = ' ${SLURM_GPUS_ON_NODE:+--gpus-per-node="$SLURM_GPUS_ON_NODE"}'

@@ -1,0 +1,40 @@
+"""The job script acts by what the run's frozen code means, which may be older than the script."""
+
+from pathlib import Path
+
+import pytest
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.rundir import RunDir
+from r1hpc.config.schema import RunConfig
+from r1hpc.slurm import contract
+from r1hpc.slurm.script import make_script, render, site_file
+
+
+def frozen(folder: Path, text: str | None) -> RunDir:
+    run = RunDir(folder / "demo")
+    (run.code / "r1hpc" / "slurm").mkdir(parents=True)
+    if text is not None:
+        (run.code / "r1hpc" / "slurm" / "contract.py").write_text(text)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [(None, 1), (Path(contract.__file__).read_text(), contract.CURRENT)],
+    ids=["0.1.0", "this version"],
+)
+def test_the_script_says_what_the_frozen_code_means(tmp_path: Path, text: str | None, number: int) -> None:
+    script = make_script(frozen(tmp_path, text), RunConfig(), gpus_per_node=0)
+    assert f"\nCONTRACT={number} #" in render(script)
+    assert f"CONTRACT={number}\n" in site_file(script)
+
+
+def test_a_run_that_has_no_code_yet_gets_this_versions(tmp_path: Path) -> None:
+    assert contract.of_frozen(RunDir(tmp_path / "new").code) == contract.CURRENT
+
+
+def test_code_that_is_newer_than_the_script_is_refused(tmp_path: Path) -> None:
+    run = frozen(tmp_path, f"CURRENT = {contract.CURRENT + 1}\n")
+    with pytest.raises(UsageError, match="is newer than this r1hpc: resume the run with"):
+        make_script(run, RunConfig(), gpus_per_node=0)
