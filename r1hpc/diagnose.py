@@ -26,8 +26,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     from r1hpc.telemetry.attempts import read_history
     from r1hpc.telemetry.diagnose import QUICK_BYTES, THOROUGH_BYTES, as_lines, diagnose
+    from r1hpc.telemetry.summary import names_of
 
     run = choose_run(arguments.run_dir, arguments.run_root)
+    if names_of(run)[0] == "serve":
+        raise UsageError(
+            f"{run.run_id} is a server, and steps are what is judged here: what it answers is in "
+            "`python -m r1hpc.status`, what it printed in `python -m r1hpc.logs`"
+        )
     history = read_history(run)
     attempt = _choose(run, history, arguments.attempt)
     budget = QUICK_BYTES if arguments.quick else THOROUGH_BYTES
@@ -61,11 +67,11 @@ def _choose(run: RunDir, history: History, number: int | None) -> Attempt:
 
 def _end(run: RunDir, history: History, attempt: Attempt) -> float | None:
     """When the attempt ended; now, if it is known to run."""
-    from r1hpc.attempt.state import State, look
+    from r1hpc.attempt.state import State, read_situation
 
     if attempt.end is not None or attempt is not history.last:
         return attempt.end
-    return time.time() if look(run).state is State.running else None
+    return time.time() if read_situation(run).state is State.running else None
 
 
 if __name__ == "__main__":

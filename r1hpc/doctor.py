@@ -15,16 +15,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from r1hpc.base.choose_run import add_run_root
-from r1hpc.base.cli import ArgumentParser, print_json, run_command
+from r1hpc.base.cli import ArgumentParser, offer, print_json, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.rundir import default_run_root
 from r1hpc.base.tables import wrap
 
 if TYPE_CHECKING:
-    from r1hpc.site.findings import Finding
+    from r1hpc.site.findings import SiteFinding
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,11 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = examine(arguments.job, root, arguments.nodes, arguments.cluster)
     if arguments.write_profile is not None:
         write_profile(arguments.write_profile, found.profile)
+    passed = healthy(found.findings)
     if arguments.json:
-        print_json(_as_json(found.findings, healthy(found.findings), found.profile))
+        findings = [finding.to_json() for finding in found.findings]
+        print_json({"passed": passed, "findings": findings, "profile": found.profile})
     else:
         print(as_text(found.findings))
-    return 0 if healthy(found.findings) else 1
+    return 0 if passed else 1
 
 
 def _parser() -> ArgumentParser:
@@ -57,9 +59,10 @@ def _parser() -> ArgumentParser:
         "job", nargs="?", metavar="JOB.yaml", help="a job whose needs are held against the site"
     )
     parser.add_argument("-N", "--nodes", type=int, metavar="N", help="look at N nodes of this allocation")
-    parser.add_argument(
+    cluster = parser.add_argument(
         "--cluster", metavar="NAME", help="profile in configs/cluster/; default $R1HPC_CLUSTER"
     )
+    offer(cluster, "r1hpc.config.completion:cluster_profiles")
     parser.add_argument(
         "--write-profile", type=Path, metavar="FILE", help="write what was found as a profile"
     )
@@ -71,11 +74,7 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _as_json(findings: Sequence[Finding], passed: bool, profile: dict[str, Any]) -> dict[str, Any]:
-    return {"passed": passed, "findings": [finding.to_json() for finding in findings], "profile": profile}
-
-
-def as_text(findings: Sequence[Finding]) -> str:
+def as_text(findings: Sequence[SiteFinding]) -> str:
     """A line per finding, the fix below it, and a sum."""
     lines = []
     for finding in findings:

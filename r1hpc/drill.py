@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r1hpc.base.choose_run import add_run_root
-from r1hpc.base.cli import ArgumentParser, print_json, run_command
+from r1hpc.base.cli import ArgumentParser, offer, print_json, run_command
 from r1hpc.base.errors import R1hpcError, UsageError
 
 if TYPE_CHECKING:
@@ -64,14 +64,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m r1hpc.drill", description=__doc__)
-    parser.add_argument("job", metavar="JOB.yaml", help="a job file, or its name in jobs/")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted overrides")
+    job = parser.add_argument("job", metavar="JOB.yaml", help="a job file, or its name in jobs/")
+    overrides = parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted overrides")
+    for words in (job, overrides):
+        offer(words, "r1hpc.config.completion:job_words")
     parser.add_argument("-N", "--nodes", type=int, metavar="N", help="over what the job file says")
     parser.add_argument("--steps", type=int, default=60, metavar="K", help="optimizer steps of each run (60)")
     parser.add_argument("--executor", choices=("auto", "slurm", "local"), default="auto")
-    parser.add_argument(
+    cluster = parser.add_argument(
         "--cluster", metavar="NAME", help="profile in configs/cluster/; default $R1HPC_CLUSTER"
     )
+    offer(cluster, "r1hpc.config.completion:cluster_profiles")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write drill.md and drill.json there")
     add_run_root(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")

@@ -4,27 +4,30 @@
     srun … python -m r1hpc.launch rank RUN_DIR                # R1HPC_ATTEMPT=<number>
     python -m r1hpc.launch end RUN_DIR --attempt K --status S # names the cause, requeues when needed
     python -m r1hpc.launch local RUN_DIR                      # all of it, here, until the run is over
+    python -m r1hpc.launch track RUN_DIR --attempt K          # feeds W&B and the like; begin starts it
     python -m r1hpc.launch chain CHAIN_DIR --stages RUN_DIR … # one run after the other, here
 
 Called by the job's script (job.sh in the run folder); by hand only to debug.
 """
 
 import os
+import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from r1hpc.base.cli import ArgumentParser, run_command
-from r1hpc.base.errors import UsageError
-from r1hpc.base.files import read_records
+from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.rundir import RunDir, open_run
 
 
 def main(argv: Sequence[str]) -> int:
     parser = ArgumentParser(prog="python -m r1hpc.launch", description=__doc__)
-    parser.add_argument("step", choices=("begin", "rank", "end", "local", "chain"))
+    parser.add_argument("step", choices=("begin", "rank", "end", "local", "track", "chain"))
     parser.add_argument("run_dir")
-    parser.add_argument("--attempt", type=int, help="end: the number that begin printed")
+    parser.add_argument("--attempt", type=int, help="end, track: the number that begin printed")
+    parser.add_argument("--tracker", help="track: feed this one, until stdin ends")
     parser.add_argument("--status", type=int, default=0, help="end: what srun exited with")
+    parser.add_argument("--hurry", action="store_true", help="end: no diagnosis; KILL is near")
     parser.add_argument("--stages", nargs="+", default=[], metavar="RUN_DIR", help="chain: what to run")
     parser.add_argument("--lock-fd", type=int, help="chain: the lock, inherited from the submission")
     arguments = parser.parse_args(argv)
@@ -34,10 +37,12 @@ def main(argv: Sequence[str]) -> int:
     run = open_run(arguments.run_dir)
     if arguments.step == "begin":
         return _begin(run)
+    if arguments.step in ("end", "track") and arguments.attempt is None:
+        parser.error(f"{arguments.step} needs --attempt")
+    if arguments.step == "track":
+        return _track(run, arguments.attempt, arguments.tracker)
     if arguments.step == "end":
-        if arguments.attempt is None:
-            parser.error("end needs --attempt")
-        return _end(run, arguments.attempt, arguments.status)
+        return _end(run, arguments.attempt, arguments.status, arguments.hurry)
     if arguments.step == "rank":
         run_rank(str(run.path))
     from r1hpc.attempt.local import Supervisor
@@ -64,6 +69,19 @@ def _chain(chain_dir: str, stages: Sequence[str], lock_fd: int | None) -> int:
         return ChainSupervisor(chain, runs, lock).supervise()
 
 
+def _track(run: RunDir, attempt: int, tracker: str | None) -> int:
+    if tracker is None:
+        from r1hpc.attempt.trackers import track
+
+        track(run, attempt)
+    else:
+        from r1hpc.config.load import read
+        from r1hpc.tracking.feeder import feed
+
+        feed(run, read(run.config), attempt, tracker)
+    return 0
+
+
 def _begin(run: RunDir) -> int:
     from r1hpc.attempt.begin import begin
     from r1hpc.slurm.env import expand_counts, expand_nodelist, job_id
@@ -78,13 +96,20 @@ def _begin(run: RunDir) -> int:
     return 0
 
 
-def _end(run: RunDir, attempt: int, status: int) -> int:
+def _end(run: RunDir, attempt: int, status: int, hurry: bool) -> int:
+    """0: the job is done or goes on; OVER: it is over, and that is on record. Anything else: not judged."""
+    from r1hpc.slurm.contract import OVER
     from r1hpc.submission.next_job import end_and_go_on
+    from r1hpc.telemetry.attempts import read_run_events
 
-    begun = [event.get("attempt") for event in read_records(run.attempts) if event.get("event") == "begin"]
+    begun = [event["attempt"] for event in read_run_events(run)[0] if event["event"] == "begin"]
     if attempt not in begun:
         raise UsageError(f"{run.run_id} has begun no attempt {attempt}: give the number begin printed")
-    return end_and_go_on(run, attempt, status)
+    try:
+        return OVER if end_and_go_on(run, attempt, status, diagnose=not hurry) else 0
+    except R1hpcError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return OVER
 
 
 if __name__ == "__main__":

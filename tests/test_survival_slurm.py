@@ -5,6 +5,9 @@
 Every run here goes in through `python -m r1hpc.submit` and trains with DeepSpeed over gloo, one rank a node.
 """
 
+import contextlib
+import os
+import signal
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -29,8 +32,8 @@ from tests.runs import (
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
-_STEPS = 160
-_SAVE_EVERY = 20
+_STEPS = 60
+_SAVE_EVERY = 8
 _SIZE = (f"train.num_steps={_STEPS}", f"checkpoint.save_every={_SAVE_EVERY}")
 
 
@@ -49,11 +52,15 @@ def undisturbed(root: Path, cluster: Cluster) -> RunDir:
     return quiet.run
 
 
-def start(cluster: Cluster, root: Path, name: str, *words: str, slow_s: float = 0) -> Submitted:
-    """Submit to the scavenger queue, whose jobs get preempted; each step takes `slow_s` longer."""
-    slow = {"R1HPC_FAILPOINT": f"step.begin:sleep={slow_s}::*"} if slow_s else {}
-    environment = cluster.env(**slow)
+def start(cluster: Cluster, root: Path, name: str, *words: str, slow: str = "") -> Submitted:
+    """Submit to the scavenger queue, whose jobs get preempted; `slow` as by `slower`."""
+    environment = cluster.env(**({"R1HPC_FAILPOINT": slow} if slow else {}))
     return submit(root, name, "--executor", "slurm", "--qos", "scavenger", *words, env=environment)
+
+
+def slower(seconds: float, attempt: int | str = "") -> str:
+    """A failpoint: each step of the attempt, or of all, takes so much longer."""
+    return f"step.begin:sleep={seconds}::*:{attempt}"
 
 
 def test_three_preemptions_a_time_limit_and_a_node_failure_change_nothing(
@@ -61,18 +68,20 @@ def test_three_preemptions_a_time_limit_and_a_node_failure_change_nothing(
 ) -> None:
     """The proof: float-hex equal loss, gradient norm and learning rate; each sample once; losses bounded."""
     cluster.clear()
-    # Slurm warns up to 30 s early (seen), so 45 to 75 s into an attempt: the last leg takes longer than that.
-    limit = ("-t", "2", "resources.signal_lead_s=45")
-    job = start(cluster, root, "disturbed", "--nodes", "4", *limit, *_SIZE, slow_s=0.6)
+    # Slurm warns up to 30 s early (seen), so 105 to 135 s into an attempt: what is left after four of them,
+    # 41 steps or more, takes the fifth longer than that.
+    limit = ("-t", "3", "resources.signal_lead_s=45")
+    slow = ",".join(slower(3.6 if attempt == 5 else 0.6, attempt) for attempt in range(1, 10))
+    job = start(cluster, root, "disturbed", "--nodes", "4", *limit, *_SIZE, slow=slow)
     run, job_id = job.run, int(job.job_id)
-    steps = iter((12, 31, 47, 52, 57))
+    steps = iter((3, 7, 11, 14, 17))
     while sum(a.cause is Cause.preempted for a in read_history(run).attempts) < 3:
         wait_step(run, next(steps))
         wait_until("the job to run", lambda: cluster.state(job_id) == "RUNNING", 60, run)
         begun = len(read_history(run).attempts)
         cluster.preempt(job_id)
         wait_attempt(run, begun + 1)
-    wait_step(run, _SAVE_EVERY * 3 + 5)
+    wait_step(run, _SAVE_EVERY * 2 + 3)
     wait_until("the job to run", lambda: cluster.state(job_id) == "RUNNING", 60, run)
     cluster.fail_node(cluster.node_list(job_id)[-1], declare=True)
     try:
@@ -91,33 +100,33 @@ def test_three_preemptions_a_time_limit_and_a_node_failure_change_nothing(
     assert_same_run(run, undisturbed)
 
 
-def test_eight_preemptions_in_a_row_without_a_hold(root: Path, cluster: Cluster) -> None:
+def test_six_preemptions_in_a_row_without_a_hold(root: Path, cluster: Cluster) -> None:
     """Leaving cleanly inside the grace time is held at the fifth time; asking for the requeue is not."""
     cluster.clear()
     size = ("train.num_steps=60", "checkpoint.save_every=1000", "train.global_batch_size=4")
-    job = start(cluster, root, "eight", "--nodes", "1", "-t", "20", *size, slow_s=0.2)
+    job = start(cluster, root, "six", "--nodes", "1", "-t", "20", *size, slow=slower(0.2))
     run, job_id = job.run, int(job.job_id)
-    for attempt in range(1, 9):
+    for attempt in range(1, 7):
         wait_attempt(run, attempt)
         before = current_step(run)
         wait_step(run, before + 2)
         cluster.preempt(job_id)
     attempts = wait_over(run, 120)
-    assert [a.cause for a in attempts] == [Cause.preempted] * 8 + [Cause.finished]
+    assert [a.cause for a in attempts] == [Cause.preempted] * 6 + [Cause.finished]
     assert all(a.last_step == a.last_committed_step for a in attempts)
     assert not read_steps(run).lost
 
     # Slurm may start a finished run once more; so may a person.
     again = cluster.run(["sbatch", "--parsable", str(run.script)], cwd=root).stdout.strip()
     assert cluster.wait_job(int(again)) == "COMPLETED"
-    assert len(wait_over(run)) == 9
+    assert len(wait_over(run)) == 7
 
 
 def test_on_four_then_two_then_three_nodes(root: Path, cluster: Cluster, undisturbed: RunDir) -> None:
     """Identical global batches on any number of nodes; the loss within 1e-3 of the undisturbed run."""
     cluster.clear()
     job = start(cluster, root, "elastic", "--nodes", "4", "-t", "20", *_SIZE)
-    for step, nodes in ((30, "2"), (70, "3")):
+    for step, nodes in ((12, "2"), (28, "3")):
         wait_step(job.run, step)
         job.run.stop.touch()
         assert wait_over(job.run)[-1].cause is Cause.stopped
@@ -135,7 +144,7 @@ def test_the_older_of_two_incarnations_is_refused(root: Path, cluster: Cluster) 
     """slurmd dies and its tasks live on, while Slurm starts the job elsewhere under the same id."""
     cluster.clear()
     size = ("train.num_steps=60", "checkpoint.save_every=10", "train.global_batch_size=4")
-    job = start(cluster, root, "twice", "--nodes", "1", "-t", "20", *size, slow_s=1.0)
+    job = start(cluster, root, "twice", "--nodes", "1", "-t", "20", *size, slow=slower(1.0))
     run, job_id = job.run, int(job.job_id)
     wait_step(run, 12)
     lonely = cluster.node_list(job_id)[0]
@@ -153,8 +162,8 @@ def test_the_older_of_two_incarnations_is_refused(root: Path, cluster: Cluster) 
     wait_until("COMPLETED by sacct", lambda: cluster.sacct(job_id)[-1]["State"] == "COMPLETED", 60, run)
 
 
-_HELD = {"R1HPC_FAILPOINT": "step.begin:sleep=0.2::*,end.requeue:sleep=4:::1"}
-"""Between the verdict on attempt 1, which is on record then, and its requeue there are four seconds."""
+_HELD = {"R1HPC_FAILPOINT": "step.begin:sleep=0.2::*,end.requeue:stop:::1"}
+"""`launch end` halts between the verdict on attempt 1, which is on record then, and its requeue."""
 
 
 def preempt_held(root: Path, cluster: Cluster, name: str) -> Submitted:
@@ -166,7 +175,32 @@ def preempt_held(root: Path, cluster: Cluster, name: str) -> Submitted:
     cluster.preempt(int(job.job_id))
     wait_until("verdict", lambda: read_history(job.run).attempts[0].cause is not None, 60, job.run)
     assert read_history(job.run).attempts[0].requeued
+    wait_until("the end to halt", lambda: is_halted(job.run), 60, job.run)
     return job
+
+
+def ends_of(run: RunDir) -> list[Path]:
+    """/proc of each `launch end` of the run."""
+    words = f"r1hpc.launch\0end\0{run.path}\0"
+    return [path.parent for path in Path("/proc").glob("[0-9]*/cmdline") if words in read_text(path)]
+
+
+def is_halted(run: RunDir) -> bool:
+    return any("State:\tT" in read_text(process / "status") for process in ends_of(run))
+
+
+def go_on(run: RunDir) -> None:
+    """Wake the `launch end` that has halted, where scancel has not: it sends SIGCONT first."""
+    for process in ends_of(run):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(process.name), signal.SIGCONT)
+
+
+def read_text(path: Path) -> str:
+    """Of a process that may have ended meanwhile."""
+    with contextlib.suppress(OSError):
+        return path.read_text(errors="replace")
+    return ""
 
 
 def test_a_crash_of_slurmctld_does_not_cost_the_requeue(root: Path, cluster: Cluster) -> None:
@@ -175,8 +209,11 @@ def test_a_crash_of_slurmctld_does_not_cost_the_requeue(root: Path, cluster: Clu
     job = preempt_held(root, cluster, "crashed-controller")
     run, log = job.run, job.run.logs / f"slurm-{job.job_id}.out"
     cluster.kill_controller()
-    wait_until("second try", lambda: log.read_text().count("trying again") == 2, 90, run)
-    cluster.start_controller()
+    try:
+        go_on(run)
+        wait_until("second try", lambda: log.read_text().count("trying again") == 2, 90, run)
+    finally:
+        cluster.start_controller()
     attempts = wait_over(run, 180)
     assert [a.cause for a in attempts] == [Cause.preempted, Cause.finished]
     assert not read_steps(run).lost
@@ -187,6 +224,7 @@ def test_a_cancel_between_verdict_and_requeue_is_not_undone(root: Path, cluster:
     cluster.clear()
     job = preempt_held(root, cluster, "late-cancel")
     cluster.cancel(int(job.job_id))
+    go_on(job.run)
     attempts = wait_over(job.run, 60)
     assert [(a.cause, a.requeued) for a in attempts] == [(Cause.cancelled, False)]
     assert cluster.wait_job(int(job.job_id)) == "CANCELLED"
@@ -210,7 +248,9 @@ def test_a_step_longer_than_the_warning_is_requeued_all_the_same(root: Path, clu
 def test_a_cancelled_run_stays_cancelled(root: Path, cluster: Cluster) -> None:
     """scancel from outside: the ranks save, and the script does not bring the job back."""
     cluster.clear()
-    job = start(cluster, root, "cancelled", "--nodes", "1", "-t", "20", "train.num_steps=400", slow_s=0.2)
+    job = start(
+        cluster, root, "cancelled", "--nodes", "1", "-t", "20", "train.num_steps=400", slow=slower(0.2)
+    )
     wait_step(job.run, 3)
     cluster.cancel(int(job.job_id))
     attempts = wait_over(job.run, 90)

@@ -8,13 +8,15 @@ The id comes from the run folder, and is used once it is known that the job is y
 `scancel --name` would hit other runs, and a job id can be another job's on another cluster.
 """
 
+import contextlib
 import os
 import re
 import signal
 import socket
 from dataclasses import dataclass
 
-from r1hpc.attempt.state import JobRef, Situation, State, is_supervisor, look
+from r1hpc.attempt.processes import is_of_run, ranks_of
+from r1hpc.attempt.state import JobRef, Situation, State, read_situation
 from r1hpc.base.errors import StateError
 from r1hpc.base.names import printable
 from r1hpc.base.rundir import RunDir
@@ -39,7 +41,7 @@ def cancel(run: RunDir, save_first: bool = False) -> Cancellation:
         StateError: there is no job, or it is not this run's, or not yours, or on another host.
         SlurmError: Slurm did not answer.
     """
-    situation = look(run)
+    situation = read_situation(run)
     if situation.state.is_over:
         text = f"{run.run_id} is {situation.state.value} already: nothing to cancel"
         return Cancellation("none", text, situation.job.job_id if situation.job else None)
@@ -107,8 +109,8 @@ def check_is_ours(run: RunDir, job: JobRef, shown: str) -> None:
 def _end_supervisor(run: RunDir, job: JobRef, pid: int) -> str:
     if job.host not in (None, socket.gethostname()):
         raise StateError(f"{run.run_id} runs on {job.host}: cancel it there, or touch {run.stop}")
-    if not is_supervisor(pid, run.path):
-        raise StateError(f"process {pid} is gone or not {run.run_id}'s: nothing was cancelled")
+    if not is_of_run(pid, run.path):
+        return _end_ranks(run, job, pid)
     _record(run)
     # The supervisor passes it on to its ranks, which save and end. Where it leads its own process group,
     # what it has started besides (the building of a dataset) gets it too.
@@ -117,6 +119,18 @@ def _end_supervisor(run: RunDir, job: JobRef, pid: int) -> str:
     else:
         os.kill(pid, signal.SIGTERM)
     return f"process {pid} got SIGTERM: {run.run_id} saves and ends for good"
+
+
+def _end_ranks(run: RunDir, job: JobRef, pid: int) -> str:
+    """The supervisor was killed, and its ranks go on."""
+    ranks = ranks_of(run.path, job.job_id)
+    if not ranks:
+        raise StateError(f"process {pid} is gone or not {run.run_id}'s: nothing was cancelled")
+    _record(run)
+    for rank in ranks:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(rank, signal.SIGTERM)
+    return f"process {pid} is gone; its ranks got SIGTERM: {run.run_id} saves and ends for good"
 
 
 def _record(run: RunDir) -> None:

@@ -7,7 +7,8 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from r1hpc.attempt.outcome import FAILED, FINISHED, HANG, STOPPED, RankOutcome
+from r1hpc.attempt.outcome import FAILED, FINISHED, HANG, LEFT_ALONE, STOPPED, RankOutcome
+from r1hpc.plan.preemption import EARLY_S
 from r1hpc.telemetry.attempts import Cause
 from r1hpc.train.stop import OUT_OF_HOURS
 
@@ -37,18 +38,16 @@ class Evidence:
     scheduler: SchedulerView = SchedulerView()
     cancel_requested: bool = False
     signal_lead_s: float = 0.0
-
-
-# Slurm may send the warning signal up to 60 s early (sbatch(1), --signal).
-_EARLY_S = 60.0
+    is_finished: bool = False
+    """Rank 0 has left FINISHED in the run folder."""
 
 
 def decide(evidence: Evidence) -> tuple[Cause, str]:
     """(cause, detail for a person)."""
     outcomes = evidence.outcomes
     kinds = {outcome.kind for outcome in outcomes}
-    if FINISHED in kinds:
-        return Cause.finished, ""
+    if evidence.is_finished or FINISHED in kinds:
+        return Cause.finished, next((o.reason for o in outcomes if o.kind == FINISHED), "")
     failed = [outcome for outcome in outcomes if outcome.kind == FAILED]
     from_slurm = _by_scheduler(evidence)
     if STOPPED in kinds and not failed:
@@ -66,6 +65,9 @@ def decide(evidence: Evidence) -> tuple[Cause, str]:
     culprits = [o for o in failed if "onnection" not in o.detail]
     if culprits:
         return Cause.crash, f"rank {culprits[0].rank} on {culprits[0].node}: {culprits[0].detail}"
+    echoes = [o for o in outcomes if o.kind == LEFT_ALONE]
+    if echoes:  # of one that could not write its own
+        return Cause.crash, echoes[0].detail
     if evidence.scheduler.restarted:  # which Slurm does for no job that failed by itself
         return Cause.node_fail, "Slurm started the job again: a node failed, or it was preempted unwarned"
     if evidence.status == 128 + signal.SIGTERM and not outcomes:
@@ -102,7 +104,7 @@ def _why_stopped(
     left = evidence.scheduler.seconds_left
     # Before a time limit Slurm sends what --signal asks for, which is SIGUSR2; SIGTERM comes with the limit
     # itself, or from a preemption.
-    if left is not None and left <= (evidence.signal_lead_s + _EARLY_S if outcome.reason == "SIGUSR2" else 0):
+    if left is not None and left <= (evidence.signal_lead_s + EARLY_S if outcome.reason == "SIGUSR2" else 0):
         return Cause.timeout, f"{outcome.reason} with {max(0, round(left))} s left of the time limit"
     return Cause.preempted, f"stopped by {outcome.reason or 'a signal'}"
 

@@ -13,19 +13,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from r1hpc.attempt.begin import newest_step
 from r1hpc.attempt.cause import Evidence, SchedulerView, decide
 from r1hpc.attempt.outcome import FINISHED, STOPPED, read_outcomes
+from r1hpc.attempt.trackers import await_trackers
+from r1hpc.attempt.unended import steps_for_the_end
 from r1hpc.base.errors import R1hpcError, StateError
-from r1hpc.base.files import read_records
+from r1hpc.base.failpoints import failpoint
 from r1hpc.base.rundir import RunDir
-from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.load import read
 from r1hpc.config.schema import RunConfig
 from r1hpc.plan.preemption import choose_signal_lead_s
 from r1hpc.slurm.client import SlurmError
 from r1hpc.slurm.requeue import JobState, job_state
-from r1hpc.telemetry.attempts import Attempt, Cause, read_history, reason_to_stop, record
+from r1hpc.telemetry.attempts import Attempt, Cause, read_history, read_run_events, reason_to_stop, record
 
 _DIAGNOSIS_TIMEOUT_S = 5.0
 """It takes half a second; a grace time may be 30 s long, and the requeue comes after it."""
@@ -49,6 +49,8 @@ class Ended:
     attempt: Attempt
     next: Next
     reason: str
+    preempt_time: float | None = None
+    """Slurm's PreemptTime of the job while it was running still."""
 
     @property
     def exit_status(self) -> int:
@@ -61,8 +63,13 @@ class CancelledError(R1hpcError):
     """Somebody has cancelled the run after its attempt was judged."""
 
 
-def end(run: RunDir, attempt: int, status: int) -> Ended:
-    """Judge the attempt whose ranks have left with `status`, and write it down."""
+def end(run: RunDir, attempt: int, status: int, diagnose: bool = True) -> Ended:
+    """Judge the attempt whose ranks have left with `status`, and write it down.
+
+    Args:
+        diagnose: print what stands out of it.
+    """
+    failpoint("end")
     config = read(run.config)
     history = read_history(run)
     this = next(a for a in history.attempts if a.attempt == attempt)
@@ -89,14 +96,16 @@ def end(run: RunDir, attempt: int, status: int) -> Ended:
         scheduler=_view(state),
         cancel_requested=(history.cancel_requested_at or 0) > this.start,
         signal_lead_s=lead_s if lead_s is not None else choose_signal_lead_s(60, None),
+        is_finished=run.finished.exists(),
     )
     cause, detail = decide(evidence)
-    store = CheckpointStore(run.checkpoints, keep=config.checkpoint.keep)
+    steps = steps_for_the_end(run, config, attempt, cause)
     judged = replace(
         this,
         cause=cause,
         detail=detail,
-        last_committed_step=newest_step(run, store),
+        last_committed_step=steps["last_committed_step"],
+        resumed_from=steps.get("resumed_from", this.resumed_from),
         kept=max((outcome.kept for outcome in outcomes), default=0),
     )
     earlier = [a for a in history.since_submission if a.attempt < attempt]
@@ -109,7 +118,7 @@ def end(run: RunDir, attempt: int, status: int) -> Ended:
             cause=cause.value,
             detail=detail,
             exit_status=status,
-            last_committed_step=judged.last_committed_step,
+            **steps,
             kept=judged.kept,
             requeued=follows is not Next.over,
         )
@@ -120,18 +129,25 @@ def end(run: RunDir, attempt: int, status: int) -> Ended:
     print(line + (f" ({detail})" if detail else ""), flush=True)
     if reason:
         print(f"{run.run_id}: {reason}", flush=True)
-    print_diagnosis(run, attempt)
-    return Ended(judged, follows, reason)
+    if diagnose and config.stage != "serve":  # it judges steps
+        print_diagnosis(run, attempt)
+    if follows is Next.over:
+        await_trackers(run)
+    warned = None if state is None or "COMPLETING" in state.states else state.preempt_time
+    return Ended(judged, follows, reason, warned)
 
 
-def refuse_cancelled(run: RunDir, job_id: str) -> None:
+def refuse_cancelled(run: RunDir, job_id: str, warned: float | None) -> None:
     """Look whether the job has been cancelled since its attempt was judged; Slurm would requeue it even so.
+
+    Args:
+        warned: the job's PreemptTime when it was still running.
 
     Raises:
         CancelledError: it has been, by scancel or `r1hpc cancel`.
         SlurmError: slurmctld did not answer.
     """
-    if read_history(run).is_cancelled or "CANCELLED" in _view(job_state(job_id)).states:
+    if read_history(run).is_cancelled or "CANCELLED" in _view(job_state(job_id), warned).states:
         raise CancelledError(f"{run.run_id} is not requeued: it was cancelled")
 
 
@@ -141,7 +157,7 @@ def take_back(run: RunDir, attempt: int, why: str, cause: Cause | None = None) -
     Args:
         cause: in place of the one on record.
     """
-    ends = [e for e in read_records(run.attempts) if (e.get("event"), e.get("attempt")) == ("end", attempt)]
+    ends = [e for e in read_run_events(run)[0] if (e.get("event"), e.get("attempt")) == ("end", attempt)]
     if not ends:
         return  # the disk was full
     fields = {name: value for name, value in ends[-1].items() if name not in ("event", "time")}
@@ -183,7 +199,7 @@ def _ask_slurm(job_id: str | None) -> JobState | None:
         return None
 
 
-def _view(state: JobState | None) -> SchedulerView:
+def _view(state: JobState | None, warned: float | None = None) -> SchedulerView:
     if state is None:
         return SchedulerView()
     left = None
@@ -194,8 +210,9 @@ def _view(state: JobState | None) -> SchedulerView:
     if "COMPLETING" in states and not _is_requeued(state):
         # scontrol shows this state instead of what made the job complete. It is not a requeue, and the batch
         # script, which is us, has not ended: so the limit was reached, or it was preempted where PreemptMode
-        # is CANCEL, which moves PreemptTime to the end (seen with Slurm 24.11), or somebody cancelled it.
-        is_preempted = state.preempt_time is not None and state.preempt_time == state.end_time
+        # is CANCEL, which moves PreemptTime to the end (seen with Slurm 24.11), or somebody cancelled it,
+        # perhaps in the very second of the warning.
+        is_preempted = state.preempt_time is not None and state.preempt_time == state.end_time != warned
         other = "PREEMPTED" if is_preempted else "CANCELLED"
         states = states | {"TIMEOUT" if left is not None and left <= 0 else other}
     return SchedulerView(states, state.preempt_time is not None, left)

@@ -4,17 +4,17 @@ wait(run, timeout_s=3600)            # -> Situation
 follow(run, "1234", sys.stdout)      # -> 0 finished, 1 ended otherwise, 130 interrupted by Ctrl-C
 """
 
-import json
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TextIO
+from dataclasses import dataclass
+from typing import Any, TextIO
 
-from r1hpc.attempt.state import Situation, State, look
+from r1hpc.attempt.state import Situation, State, read_situation
 from r1hpc.base.errors import R1hpcError
+from r1hpc.base.files import GrowingFile
 from r1hpc.base.rundir import RunDir
 from r1hpc.base.units import format_duration
-from r1hpc.telemetry.attempts import read_history
+from r1hpc.telemetry.attempts import parse_event, read_history
+from r1hpc.telemetry.metrics import Step, follow_steps
 
 _POLL_S = 0.5
 # slurmctld serves everybody: it is asked seldom, and only where the run folder says nothing new.
@@ -24,43 +24,22 @@ _PATIENCE_S = 15.0
 
 
 @dataclass
-class _Tail:
-    """The whole JSON lines added to a growing file."""
-
-    path: Path
-    _position: int = 0
-    _rest: bytes = b""
-
-    def new(self) -> list[dict[str, object]]:
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self._position)
-                raw = self._rest + file.read()
-                self._position = file.tell()
-        except FileNotFoundError:
-            return []
-        *lines, self._rest = raw.split(b"\n")
-        return [value for line in lines if isinstance(value := _parse(line), dict)]
-
-
-@dataclass
 class _Follower:
     run: RunDir
     out: TextIO
-    steps: _Tail = field(init=False)
-    events: _Tail = field(init=False)
     since: float
     """When the submission was made: a resumed run's earlier attempts are no news."""
-    latest: dict[str, object] | None = None
+    latest: Step | None = None
     """The newest step that is not printed yet."""
     last_print: float = 0.0
 
     def __post_init__(self) -> None:
-        self.steps, self.events = _Tail(self.run.train_metrics), _Tail(self.run.attempts)
+        self.new_steps, self.events = follow_steps(self.run), GrowingFile(self.run.attempts)
 
     def print_news(self) -> bool:
         """Print what is new; True when an attempt began or ended."""
-        events, steps = self._since(self.events.new()), self._since(self.steps.new())
+        events = self._new_events()
+        steps = [step for step in self.new_steps() if (step.time or 0.0) >= self.since]
         self.latest = steps[-1] if steps else self.latest
         if self.latest is not None and (events or time.monotonic() - self.last_print >= 1.0):
             self._print(_step_line(self.latest))
@@ -74,10 +53,13 @@ class _Follower:
                 again = ", goes on by itself" if event.get("requeued") else ""
                 detail = f": {event['detail']}" if event.get("detail") else ""
                 self._print(f"attempt {event['attempt']} ended: {event['cause']}{detail}{again}")
+            elif event.get("event") == "not_begun":
+                self._print(f"no attempt begins: {event.get('cause')}: {event.get('detail')}")
         return bool(events)
 
-    def _since(self, records: list[dict[str, object]]) -> list[dict[str, object]]:
-        return [record for record in records if _time(record) >= self.since]
+    def _new_events(self) -> list[dict[str, Any]]:
+        found = filter(None, map(parse_event, self.events.lines()))
+        return [event for event in found if event["time"] >= self.since]
 
     def _print(self, line: str) -> None:
         print(line, file=self.out, flush=True)
@@ -91,7 +73,7 @@ def wait(run: RunDir, timeout_s: float | None = None) -> Situation:
     """
     ending, began = _Ending(), time.monotonic()
     while True:
-        situation = look(run)
+        situation = read_situation(run)
         if ending.is_here(situation):
             return situation
         if timeout_s is not None and time.monotonic() - began >= timeout_s:
@@ -108,7 +90,7 @@ def follow(run: RunDir, job_id: str, out: TextIO) -> int:
             news = follower.print_news()
             if news or time.monotonic() - asked >= _ask_every(job_id):
                 asked = time.monotonic()
-                situation = look(run)
+                situation = read_situation(run)
                 if ending.is_here(situation):
                     follower.print_news()
                     return _report_end(run, situation, out)
@@ -155,32 +137,20 @@ def _report_end(run: RunDir, situation: Situation, out: TextIO) -> int:
     return 0 if finished else 1
 
 
-def _step_line(record: dict[str, object]) -> str:
+def _step_line(step: Step) -> str:
     # The loss of a policy gradient is about zero whatever happens; its reward is what to watch.
-    names = ("reward", "accuracy", "entropy") if "reward" in record else ("loss", "lr")
-    parts = [f"step {record.get('global_step')}"]
-    parts += [f"{name} {value:.4g}" for name in names if isinstance(value := record.get(name), float)]
-    if isinstance(seconds := record.get("step_time_s"), float):
+    names = ("loss", "lr") if step.number("reward") is None else ("reward", "accuracy", "entropy")
+    parts = [f"step {step.global_step}"]
+    parts += [f"{name} {value:.4g}" for name in names if (value := step.number(name)) is not None]
+    if (seconds := step.step_time_s) is not None:
         parts.append(f"{format_duration(seconds) if seconds >= 10 else f'{seconds:.2g} s'} a step")
     return "  ".join(parts)
 
 
 def _submitted_at(run: RunDir) -> float:
-    return max((_time(s) for s in read_history(run).submissions), default=0.0)
-
-
-def _time(record: dict[str, object]) -> float:
-    time_ = record.get("time")
-    return time_ if isinstance(time_, float) else 0.0
+    return max((s["time"] for s in read_history(run).submissions), default=0.0)
 
 
 def _names(event: dict[str, object]) -> list[str]:
     names = event.get("node_names")
     return [str(name) for name in names] if isinstance(names, list) else []
-
-
-def _parse(line: bytes) -> object:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None

@@ -9,13 +9,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from types import FrameType
 
 from r1hpc.attempt.begin import begin
 from r1hpc.attempt.end import Next, end
 from r1hpc.base.rundir import RunDir
 from r1hpc.config.load import read
-from r1hpc.config.schema import RunConfig
+from r1hpc.config.schema import ResourcesConfig, RunConfig
+from r1hpc.plan.batch import ranks_per_node
 from r1hpc.slurm.env import played_nodes
 
 # As srun --kill-on-bad-exit, but the others get a moment to write their own outcome.
@@ -72,6 +74,7 @@ class Supervisor:
             "R1HPC_LOCAL_WORLD_SIZE": str(world_size),
             "R1HPC_LOCAL_NODE_COUNT": str(resources.nodes),
             "R1HPC_LOCAL_JOB_ID": self._job_id,
+            **gpus_of_played_node(resources, rank, os.environ),
         }
         # Two ranks of several threads each on a small machine slow one another down 7 to 27 times.
         environment.setdefault("OMP_NUM_THREADS", str(resources.cpus_per_task or 1))
@@ -88,7 +91,18 @@ class Supervisor:
                 rank.send_signal(signal.SIGTERM)
 
 
+def gpus_of_played_node(resources: ResourcesConfig, rank: int, environ: Mapping[str, str]) -> dict[str, str]:
+    """CUDA_VISIBLE_DEVICES of a rank: several nodes on one machine have each their own of its GPUs."""
+    per_node = resources.gpus_per_node
+    if not per_node or resources.nodes == 1:
+        return {}
+    listed = environ.get("CUDA_VISIBLE_DEVICES")
+    all_of_them = listed.split(",") if listed else [str(i) for i in range(resources.nodes * per_node)]
+    first = rank // per_node * per_node
+    return {"CUDA_VISIBLE_DEVICES": ",".join(all_of_them[first : first + per_node])}
+
+
 def local_world_size(config: RunConfig) -> int:
     """Ranks of a run played on this machine: all its nodes."""
     resources = config.resources
-    return resources.nodes * (resources.gpus_per_node or resources.ranks_per_node)
+    return resources.nodes * ranks_per_node(config, resources.gpus_per_node or 0)

@@ -9,11 +9,16 @@ requeueing goes on in another job than the one that was waited for.
 
 import os
 from collections.abc import Sequence
+from typing import TypedDict
 
 from r1hpc.base.files import read_json, write_json
 from r1hpc.base.rundir import RunDir
 
 _FILE = "needs.json"
+
+
+class _Needs(TypedDict):
+    needs: list[str]
 
 
 def write_needs(run: RunDir, names: Sequence[str]) -> None:
@@ -30,7 +35,7 @@ def unmet(run: RunDir) -> list[str]:
     """The names of the runs that are needed and not finished."""
     if not is_stage(run):
         return []
-    names: list[str] = read_json(run.path / _FILE)["needs"]
+    names: list[str] = read_json(run.path / _FILE, _Needs)["needs"]
     return [name for name in names if not _is_finished(RunDir(run.path.parent / name))]
 
 

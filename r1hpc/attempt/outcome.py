@@ -1,16 +1,16 @@
 """What each rank leaves behind about its end, in attempts/<k>/rank_<n>.json, for `end` to read."""
 
-import json
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
 
-from r1hpc.base.files import write_json
+from r1hpc.base.files import read_object, write_json
 from r1hpc.base.rundir import RunDir
 
 FINISHED = "finished"
 STOPPED = "stopped"
 FAILED = "failed"
 HANG = "hang"
+LEFT_ALONE = "left alone"
+"""It left because another rank failed."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,11 @@ def write_outcome(run: RunDir, attempt: int, outcome: RankOutcome) -> None:
 
 
 def read_outcomes(run: RunDir, attempt: int) -> list[RankOutcome]:
-    """Those ranks that could still write, in rank order."""
+    """Those ranks that could still write, in rank order; a file that is damaged is one that is not there."""
     found = []
     for path in run.attempt_dir(attempt).glob("rank_*.json"):
-        value: Any = json.loads(path.read_text())
-        found.append(RankOutcome(**value))
+        value = read_object(path, RankOutcome)
+        if value:
+            known = {each.name for each in fields(RankOutcome)} & value.keys()
+            found.append(RankOutcome(**{name: value[name] for name in known}))
     return sorted(found, key=lambda outcome: outcome.rank)

@@ -9,17 +9,20 @@ import os
 import sys
 import time
 import traceback
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypedDict
 
 from r1hpc.attempt.begin import read_facts
-from r1hpc.attempt.outcome import FAILED, FINISHED, HANG, STOPPED, RankOutcome, write_outcome
+from r1hpc.attempt.outcome import FAILED, FINISHED, HANG, LEFT_ALONE, STOPPED, RankOutcome, write_outcome
+from r1hpc.attempt.serve import serve
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.files import check_owned, read_json, write_json
 from r1hpc.base.rundir import RunDir, open_run
 from r1hpc.config.load import read
 from r1hpc.config.schema import RunConfig
 from r1hpc.data.errors import DatasetMismatchError
+from r1hpc.plan.facts import PlanFacts
 from r1hpc.slurm.env import RankContext, choose_port, current, job_end_time, network_interface_to
 from r1hpc.telemetry.attempts import Cause, read_history, seconds_left
 from r1hpc.telemetry.sampler import GpuSampler
@@ -31,7 +34,7 @@ from r1hpc.train.watchdog import Watchdog
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
-    from r1hpc.train.loop import Outcome
+    from r1hpc.train.session import Outcome
 
 _RENDEZVOUS_TIMEOUT_S = 600.0
 _FILE_SYSTEM_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -50,18 +53,19 @@ def run_rank(run_dir: str) -> NoReturn:
     config = read(run.config)
     requests = StopRequests(run, context.rank, _clock(run, config))
     requests.install()
-    watchdog = Watchdog(
-        config.train.hang_timeout_s,
-        lambda problem: _leave_outcome(
-            run, context, RankOutcome(context.rank, HANG, context.node_name, detail=problem)
-        ),
-    )
-    watchdog.start()
-    sampler = _start_sampler(run, config, context)
+
+    def leave(kind: str, detail: str) -> None:
+        _leave_outcome(run, context, RankOutcome(context.rank, kind, context.node_name, detail=detail))
+
+    watchdog = Watchdog(config.train.hang_timeout_s, partial(leave, HANG), partial(leave, LEFT_ALONE))
+    sampler = None
     try:
-        outcome = _train(run, config, context, requests, watchdog)
+        watchdog.start()  # a process: a node at its limit of those refuses it
+        sampler = _start_sampler(run, config, context)
+        outcome = _work(run, config, context, requests, watchdog)
     except BaseException as error:
-        _leave_outcome(run, context, _failure(context, error))
+        failure = _failure(context, error)
+        _leave_outcome(run, context, failure)
         if isinstance(error, R1hpcError):
             print(f"error: {error}", file=sys.stderr)
         elif isinstance(error, OSError) and error.errno in _FILE_SYSTEM_REFUSES:
@@ -70,6 +74,7 @@ def run_rank(run_dir: str) -> NoReturn:
             traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
+        watchdog.fail(f"rank {context.rank} on {context.node_name} failed: {failure.detail}")
         # Not by unwinding: destructors of a broken process group can wait for dead peers.
         os._exit(1)
     finally:
@@ -88,7 +93,26 @@ def _clock(run: RunDir, config: RunConfig) -> Clock:
     end = job_end_time(os.environ)
     first = None if end is None else now + max(0.0, end - wall) / 2
     left = seconds_left(read_history(run), config.limits.max_gpu_hours, wall)
-    return Clock(first_save_at=first, stop_at=None if left is None else now + left)
+    return Clock(
+        first_save_at=first,
+        stop_at=None if left is None else now + left,
+        ends_at=None if end is None else now + end - wall,
+        grace_s=read_json(run.plan, PlanFacts).get("warning_window_s") if run.plan.exists() else None,
+    )
+
+
+def _work(
+    run: RunDir, config: RunConfig, context: RankContext, requests: StopRequests, watchdog: Watchdog
+) -> RankOutcome:
+    """Do what this rank is there for; how it ended."""
+    if config.stage == "serve":
+        ended = serve(run, config, context, requests, watchdog)
+        kind = FINISHED if ended.is_finished else STOPPED
+        return RankOutcome(context.rank, kind, context.node_name, reason=ended.reason)
+    outcome = _train(run, config, context, requests, watchdog)
+    kind = FINISHED if outcome.finished else STOPPED
+    step, kept = outcome.global_step, outcome.kept
+    return RankOutcome(context.rank, kind, context.node_name, step, outcome.reason, kept=kept)
 
 
 def _train(
@@ -102,7 +126,12 @@ def _train(
     from r1hpc.train import distributed
 
     distributed.choose_accelerator(use_gpu)  # before `loop` imports DeepSpeed
-    from r1hpc.train import loop, stages
+    if config.train.deterministic:
+        distributed.be_deterministic()
+    if config.rollout.engine != "vllm":
+        distributed.let_memory_grow()
+    from r1hpc.train import stages
+    from r1hpc.train.session import Job
 
     watchdog.beat("joining the other ranks")
     group = distributed.join(
@@ -113,7 +142,7 @@ def _train(
         use_gpu=use_gpu,
         waits=watchdog.waiting,
     )
-    job = loop.Job(
+    job = Job(
         config=config,
         run=run,
         group=group,
@@ -153,7 +182,7 @@ def _rendezvous(
         host = "localhost"
     else:
         meeting = _wait_for(place, token, watchdog)
-        host, port = meeting["host"], int(meeting["port"])
+        host, port = meeting["host"], meeting["port"]
         store = make_store(host, port, context.world_size, listener=None)
         if store.get("r1hpc/token") != token.encode():
             raise R1hpcError(f"{host}:{port} answers, but not for this attempt; it belongs to another run")
@@ -178,12 +207,20 @@ def _name_interface(config: RunConfig, context: RankContext) -> None:
             os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # "=": not eth10 for eth1
 
 
-def _wait_for(place: Path, token: str, watchdog: Watchdog) -> dict[str, str]:
+class _Meeting(TypedDict):
+    """rendezvous.json: where rank 0 serves the store, and for which attempt."""
+
+    host: str
+    port: int
+    token: str
+
+
+def _wait_for(place: Path, token: str, watchdog: Watchdog) -> _Meeting:
     deadline = time.monotonic() + _RENDEZVOUS_TIMEOUT_S
     while time.monotonic() < deadline:
         watchdog.beat("waiting for rank 0")  # not a hang: the deadline ends it, with a message of its own
         if place.exists():
-            meeting: dict[str, str] = read_json(place)
+            meeting: _Meeting = read_json(place, _Meeting)
             if meeting["token"] == token:
                 return meeting
         time.sleep(0.1)
@@ -203,18 +240,24 @@ def _start_sampler(run: RunDir, config: RunConfig, context: RankContext) -> GpuS
     return sampler
 
 
-def _report(run: RunDir, context: RankContext, outcome: "Outcome") -> None:
-    kind = FINISHED if outcome.finished else STOPPED
-    left = RankOutcome(
-        context.rank, kind, context.node_name, outcome.global_step, outcome.reason, kept=outcome.kept
-    )
+def _report(run: RunDir, context: RankContext, left: RankOutcome) -> None:
+    is_finished = left.kind == FINISHED
+    if context.rank == 0 and is_finished:  # first: where it is killed in between, FINISHED is enough
+        _leave_finished(run, left.global_step)
     _leave_outcome(run, context, left)
     if context.rank != 0:
         return
-    if outcome.finished:
-        write_json(run.finished, {"global_step": outcome.global_step, "time": time.time()})
-    what = "finished" if outcome.finished else f"stopped by {outcome.reason or 'another rank'}"
-    print(f"{what} after step {outcome.global_step}", flush=True)
+    what = "finished" if is_finished else f"stopped by {left.reason or 'another rank'}"
+    when = f" after step {left.global_step}" if left.global_step is not None else ""
+    print(f"{what}{when}", flush=True)
+
+
+def _leave_finished(run: RunDir, global_step: int | None) -> None:
+    step = {} if global_step is None else {"global_step": global_step}
+    try:
+        write_json(run.finished, {**step, "time": time.time()})
+    except OSError as error:  # the outcome says it too
+        print(f"could not write {run.finished}: {error}", file=sys.stderr)
 
 
 def _leave_outcome(run: RunDir, context: RankContext, outcome: RankOutcome) -> None:

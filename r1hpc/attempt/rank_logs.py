@@ -11,8 +11,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from r1hpc.attempt.state import look
+from r1hpc.attempt.state import read_situation
 from r1hpc.base.errors import StateError
+from r1hpc.base.files import GrowingFile
 from r1hpc.base.rundir import RunDir
 
 _POLL_S = 0.3
@@ -71,51 +72,31 @@ def follow(run: RunDir, rank: int, attempt: int | None, lines: int) -> Iterator[
     current = attempt if attempt is not None else last_attempt(run)
     if only:
         find_log(run, current, rank)
-    reader = _Reader(run.rank_log(current, rank), lines) if current is not None else None
+    log = _from_last(run.rank_log(current, rank), lines) if current is not None else None
     asked = 0.0
     while True:
-        if reader is not None:
-            yield from reader.new()
+        if log is not None:
+            yield from map(clean, log.lines())
         newest = current if only else last_attempt(run)
         if newest is not None and newest != current:
             yield f"==> attempt {newest}, rank {rank} <=="
-            current, reader = newest, _Reader(run.rank_log(newest, rank), None)
+            current, log = newest, GrowingFile(run.rank_log(newest, rank))
             continue
         if time.monotonic() - asked >= _ASK_EVERY_S or run.finished.exists():
             asked = time.monotonic()
             if _is_over(run, current if only else None):
-                if reader is not None:
-                    yield from reader.new(rest=True)
+                if log is not None:  # an unfinished line too, because nothing more will come
+                    yield from map(clean, [*log.lines(), *filter(None, [log.rest()])])
                 return
         time.sleep(_POLL_S)
 
 
-class _Reader:
-    """The lines added to a growing file, from its last `lines` on; None: from its beginning."""
-
-    def __init__(self, path: Path, lines: int | None) -> None:
-        self._path = path
-        self._position = 0
-        self._rest = b""
-        if lines is not None and path.is_file():
-            shown = b"\n".join(tail(path, lines))
-            size = path.stat().st_size
-            self._position = max(0, size - len(shown) - 1) if shown else size
-
-    def new(self, rest: bool = False) -> Iterator[str]:
-        """Whole lines since the last call; `rest`: and an unfinished one, because nothing more will come."""
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._position)
-                raw = file.read()
-        except FileNotFoundError:  # srun opens it a moment after the attempt began
-            raw = b""
-        self._position += len(raw)
-        *whole, self._rest = (self._rest + raw).split(b"\n")
-        yield from map(clean, whole)
-        if rest and self._rest:
-            yield clean(self._rest)
-            self._rest = b""
+def _from_last(path: Path, lines: int) -> GrowingFile:
+    """The file from its last `lines` on."""
+    if not path.is_file():  # srun opens it a moment after the attempt began
+        return GrowingFile(path)
+    shown, size = b"\n".join(tail(path, lines)), path.stat().st_size
+    return GrowingFile(path, max(0, size - len(shown) - 1) if shown else size)
 
 
 def wait_until_it_begins(run: RunDir) -> None:
@@ -124,13 +105,13 @@ def wait_until_it_begins(run: RunDir) -> None:
     while not _attempts(run):
         if time.monotonic() - asked >= _ASK_EVERY_S:
             asked = time.monotonic()
-            if look(run).state.is_over:
+            if read_situation(run).state.is_over:
                 return
         time.sleep(_POLL_S)
 
 
 def _is_over(run: RunDir, attempt: int | None) -> bool:
-    situation = look(run)
+    situation = read_situation(run)
     if attempt is not None:
         return all(a.cause is not None for a in situation.history.attempts if a.attempt == attempt)
     return situation.state.is_over

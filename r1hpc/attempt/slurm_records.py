@@ -13,12 +13,12 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from r1hpc.base.errors import StateError
-from r1hpc.base.files import read_json, write_json
+from r1hpc.base.files import read_object, write_json
 from r1hpc.base.rundir import RunDir
+from r1hpc.base.shapes import Time
 from r1hpc.slurm.client import SlurmError
 from r1hpc.slurm.sacct import JobRecord, sacct_records
 from r1hpc.telemetry.attempts import History
-from r1hpc.telemetry.hours import UNKNOWN, Allocation
 
 DAY = 86400.0
 _VERSION = 1
@@ -44,24 +44,24 @@ class SlurmRecords:
 
     records: tuple[JobRecord, ...] = ()
     """Records of allocations that began, oldest first, each once."""
-    seen: float = 0.0
+    seen: Time = 0.0
     """When the newest of them was learnt, Unix seconds: how long one that had not ended had run."""
-    asked: float = 0.0
+    asked: Time = 0.0
     """When sacct answered last."""
 
 
 def kept_records(run: RunDir) -> SlurmRecords:
     """What was learnt of a run; nothing where there is no such file, or it is damaged."""
-    try:
-        value = read_json(run.allocations)
-        if value["version"] != _VERSION:
-            return SlurmRecords()
-        records = tuple(JobRecord(**each) for each in value["records"])
-        if not all(_is_sound(record) for record in records):
-            return SlurmRecords()
-        return SlurmRecords(records, float(value["seen"]), float(value["asked"]))
-    except (OSError, StateError, KeyError, TypeError, ValueError, RecursionError):
+    value = read_object(run.allocations, SlurmRecords)
+    if value.get("version") != _VERSION:
         return SlurmRecords()
+    try:
+        records = tuple(JobRecord(**each) for each in value["records"])
+    except TypeError:  # with more fields, by a later version
+        return SlurmRecords()
+    if any(record.start is None for record in records):
+        return SlurmRecords()
+    return SlurmRecords(records, value["seen"], value["asked"])
 
 
 def learn(run: RunDir, records: Iterable[JobRecord], now: float, asked: float = 0.0) -> SlurmRecords:
@@ -94,22 +94,6 @@ def _is_newer(record: JobRecord, known: JobRecord | None) -> bool:
     return is_open(known) and record.elapsed_s > known.elapsed_s
 
 
-def to_allocation(record: JobRecord) -> Allocation:
-    """A record of sacct; one that still runs counts its elapsed time, a suspended one not its pauses."""
-    start = record.start or 0.0
-    return Allocation(
-        start=start,
-        end=start + record.elapsed_s,
-        gpus=record.gpus,
-        nodes=record.nodes,
-        user=record.user or UNKNOWN,
-        account=record.account or UNKNOWN,
-        state=record.state or UNKNOWN,
-        qos=record.qos or UNKNOWN,
-        partition=record.partition or UNKNOWN,
-    )
-
-
 def is_open(record: JobRecord) -> bool:
     """Whether it had not ended when it was seen. A file may lack the column End: then its state tells."""
     return record.end is None and record.state in _NOT_OVER
@@ -117,7 +101,7 @@ def is_open(record: JobRecord) -> bool:
 
 def submitted_at(history: History) -> float:
     """A day before the run was first submitted, for clocks that differ: what began earlier is not its own."""
-    return min((float(s["time"]) for s in history.submissions if "time" in s), default=0.0) - DAY
+    return min((float(s["time"]) for s in history.submissions), default=0.0) - DAY
 
 
 def record_of(
@@ -193,8 +177,3 @@ def _why(error: SlurmError | StateError) -> str:
     if error.exit_code is None and not error.timed_out:
         return "there is no sacct here"
     return f"it could not be asked: {(error.stderr.strip() or str(error)).splitlines()[-1]}"
-
-
-def _is_sound(record: JobRecord) -> bool:
-    numbers = (record.start, record.elapsed_s, record.gpus, record.nodes)
-    return isinstance(record.job_id, str) and all(isinstance(n, int | float) and n >= 0 for n in numbers)

@@ -1,23 +1,24 @@
 """What a run is doing now: from its folder, and from Slurm or the local supervisor where they can be asked.
 
-    situation = look(run)
+    situation = read_situation(run)
     situation.state, situation.detail
 
 Loads no torch. Without an answer of Slurm's it is what the run folder says, and `detail` says so.
 """
 
-import os
 import re
 import socket
+import time
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
+from r1hpc.attempt.processes import is_of_run, ranks_of
+from r1hpc.base.files import read_object
 from r1hpc.base.rundir import RunDir
 from r1hpc.slurm.client import SlurmError
 from r1hpc.slurm.requeue import JobState, job_state
-from r1hpc.telemetry.attempts import Cause, History, read_history, read_run_events
+from r1hpc.telemetry.attempts import Cause, History, NotBegun, read_history, read_run_events
 
 
 class State(StrEnum):
@@ -76,44 +77,83 @@ class Situation:
 
 
 @dataclass(frozen=True)
-class Word:
-    """What was said of the newest job. `alive` None: nobody could be asked."""
+class JobReport:
+    """What Slurm or a look at the process says of the newest job. `alive` None: nobody could be asked."""
 
     alive: bool | None = None
     pending: bool = False
     cancelled: bool = False
-    said: str = ""
+    detail: str = ""
+    leaving: bool = False
+    """It is on its way out."""
 
 
-def look(run: RunDir, timeout_s: float = 5.0) -> Situation:
+WITHOUT_SUPERVISOR = "its ranks finished; whoever should have written that down was gone"
+_END_PATIENCE_S = 600.0
+"""An end follows FINISHED within seconds: this long where nobody can be asked whether it still may."""
+
+
+def read_situation(run: RunDir, timeout_s: float = 5.0) -> Situation:
     """The situation of a run. Asks Slurm for at most `timeout_s`, and only when the folder leaves it open."""
-    history = read_history(run)
+    # In this order: an attempt that begins in between is in the history, not the job of an attempt before it.
     job = newest_job(run)
+    history = read_history(run)
     if run.finished.exists():
-        return Situation(State.finished, "", history, job)
-    state, detail = judge(history, job, Word())
+        return Situation(State.finished, "", _with_its_end(run, job, history, timeout_s), job)
+    state, detail = judge(history, job, JobReport())
     if state in (State.queued, State.running, State.requeued):
-        state, detail = judge(history, job, ask(run, job, timeout_s))
+        report = ask(run, job, timeout_s)
+        if report.alive is False:
+            history = read_history(run)  # what it wrote down just before it was gone
+        state, detail = judge(history, job, report)
     return Situation(state, detail, history, job)
 
 
-def judge(history: History, job: JobRef | None, word: Word) -> tuple[State, str]:
+def _with_its_end(run: RunDir, job: JobRef | None, history: History, timeout_s: float) -> History:
+    """The history of a finished run; an attempt whose supervisor was killed before its `end` has one too."""
+    if history.last is None or history.last.cause is not None:
+        return history
+    said = read_object(run.finished)
+    at = said.get("time")
+    ended = float(at) if isinstance(at, int | float) else run.finished.stat().st_mtime
+    alive = ask(run, job, timeout_s).alive
+    history = read_history(run)  # what it wrote down just before it was gone
+    last = history.last
+    if last is None or last.cause is not None:
+        return history
+    if alive or (alive is None and time.time() - ended < _END_PATIENCE_S):
+        return history
+    last = replace(
+        last,
+        cause=Cause.finished,
+        end=max(ended, last.start),
+        last_committed_step=said.get("global_step", last.last_committed_step),
+        detail=WITHOUT_SUPERVISOR,
+        inferred=True,
+    )
+    return replace(history, attempts=(*history.attempts[:-1], last))
+
+
+def judge(history: History, job: JobRef | None, report: JobReport) -> tuple[State, str]:
     """State and detail of a run that has no FINISHED file."""
     last = history.last
     if job is not None and (history.cancel_requested_at or 0.0) > job.time:
-        word = replace(word, cancelled=True)
+        report = replace(report, cancelled=True)
     if job is None and last is None:
         return State.unknown, "never submitted"
+    refusal = history.not_begun
+    if job is not None and refusal is not None and refusal.time > job.time:
+        return _of_refusal(refusal)
     between = State.requeued if last else State.queued
     if job is not None and job.event != "begin":
-        return _of_job(word, State.queued if job.event == "submitted" else between, last is None)
+        return _of_job(report, State.queued if job.event == "submitted" else between, last is None)
     assert last is not None, "a begin made the job reference"
     if last.cause is None:
-        return _of_attempt(word)
+        return _of_attempt(report)
     if last.cause in (Cause.finished, Cause.stopped, Cause.cancelled):
         return State(last.cause.value), last.detail
     if last.requeued:
-        return _of_job(word, between, False)
+        return _of_job(report, between, False)
     return State.failed, f"{last.cause.value}: {last.detail}" if last.detail else last.cause.value
 
 
@@ -134,35 +174,25 @@ def all_slurm_jobs(run: RunDir) -> list[str]:
     return list(dict.fromkeys(job.job_id for job in map(_job_ref, _naming_events(run)) if job.is_slurm))
 
 
-def ask(run: RunDir, job: JobRef | None, timeout_s: float) -> Word:
+def ask(run: RunDir, job: JobRef | None, timeout_s: float) -> JobReport:
     """What Slurm says of the job, or whether the local supervisor lives."""
     if job is None:
-        return Word()
+        return JobReport()
     if job.pid is not None:
         if job.host not in (None, socket.gethostname()):
-            return Word(said=f"it runs on {job.host}: ask there")
-        alive = is_supervisor(job.pid, run.path)
-        return Word(alive, said="" if alive else f"its process {job.pid} is gone")
+            return JobReport(detail=f"it runs on {job.host}: ask there")
+        if is_of_run(job.pid, run.path):
+            return JobReport(True)
+        gone = f"its process {job.pid} is gone"
+        if ranks_of(run.path, job.job_id):
+            return JobReport(True, detail=f"{gone}, its ranks go on")
+        return JobReport(False, detail=gone)
     if not job.is_slurm:
-        return Word()
+        return JobReport()
     try:
-        return _word_of(job, job_state(job.job_id, timeout_s))
+        return _report_of(job, job_state(job.job_id, timeout_s))
     except SlurmError as error:
-        return Word(said="Slurm did not answer" if error.unreachable else "Slurm is not here")
-
-
-def is_supervisor(pid: int, run_dir: Path) -> bool:
-    """Whether `pid` is a process of this user that was started with this run folder as an argument."""
-    process = Path(f"/proc/{pid}")
-    try:
-        if process.stat().st_uid != os.getuid():
-            return False
-        folder = (process / "cwd").readlink()
-        arguments = (process / "cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return False
-    paths = (Path(os.fsdecode(argument)) for argument in arguments)
-    return any((folder / p).resolve() == run_dir.resolve() for p in paths if p.name == run_dir.name)
+        return JobReport(detail="Slurm did not answer" if error.unreachable else "Slurm is not here")
 
 
 _NAMING = ("submitted", "resubmitted", "begin")
@@ -183,37 +213,53 @@ def _job_ref(event: dict[str, Any]) -> JobRef:
     )
 
 
-def _word_of(job: JobRef, state: JobState) -> Word:
+def _report_of(job: JobRef, state: JobState) -> JobReport:
     if not state.states:
-        return Word(False, said=f"Slurm no longer knows job {job.job_id}")
-    said = f"job {job.job_id} is {'+'.join(sorted(state.states))}"
+        return JobReport(False, detail=f"Slurm no longer knows job {job.job_id}")
+    detail = f"job {job.job_id} is {'+'.join(sorted(state.states))}"
     reason = f" ({state.reason})" if state.pending and state.reason not in ("", "None") else ""
-    return Word(state.live, state.pending, "CANCELLED" in state.states, said + reason)
+    return JobReport(
+        alive=state.live,
+        pending=state.pending,
+        cancelled="CANCELLED" in state.states,
+        detail=detail + reason,
+        leaving="COMPLETING" in state.states,
+    )
 
 
-def _of_job(word: Word, waiting: State, never_began: bool) -> tuple[State, str]:
+def _of_refusal(refusal: NotBegun) -> tuple[State, str]:
+    """`begin` has put on record that no attempt follows."""
+    if refusal.cause in (Cause.stopped, Cause.cancelled):
+        return State(refusal.cause.value), refusal.detail
+    return State.failed, f"{refusal.cause.value}: {refusal.detail}"
+
+
+def _of_job(report: JobReport, waiting: State, never_began: bool) -> tuple[State, str]:
     """A job that has been asked for and has not begun an attempt since."""
-    if word.alive is None:
-        return waiting, _as_of_folder(word)
-    if word.alive:
-        return waiting, word.said
-    if word.cancelled:
-        return State.cancelled, word.said
-    return State.failed, word.said + ("; it never began" if never_began else "; the next attempt never began")
+    if report.alive is None:
+        return waiting, _as_of_folder(report)
+    if report.alive:
+        begins = ", ".join(filter(None, (report.detail, "its attempt begins")))
+        return waiting, report.detail if report.pending else begins
+    if report.cancelled:
+        return State.cancelled, report.detail
+    return State.failed, report.detail + (
+        "; it never began" if never_began else "; the next attempt never began"
+    )
 
 
-def _of_attempt(word: Word) -> tuple[State, str]:
+def _of_attempt(report: JobReport) -> tuple[State, str]:
     """An attempt without an end on record."""
-    if word.alive is None:
-        return State.running, _as_of_folder(word)
-    if word.pending:
-        return State.requeued, word.said
-    if word.alive:
-        return State.running, word.said
-    if word.cancelled:
-        return State.cancelled, word.said
-    return State.failed, f"ended without a word: {word.said}"
+    if report.alive is None:
+        return State.running, _as_of_folder(report)
+    if report.pending:
+        return State.requeued, report.detail
+    if report.alive:
+        return State.running, report.detail
+    if report.cancelled:
+        return State.cancelled, report.detail
+    return State.failed, f"ended without a record: {report.detail}"
 
 
-def _as_of_folder(word: Word) -> str:
-    return "as of the run folder" + (f" ({word.said})" if word.said else "")
+def _as_of_folder(report: JobReport) -> str:
+    return "as of the run folder" + (f" ({report.detail})" if report.detail else "")

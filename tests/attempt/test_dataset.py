@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from r1hpc.attempt.begin import ensure_dataset
+from r1hpc.attempt.refusal import MayPassError
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.rundir import RunDir
 from r1hpc.config.schema import DataConfig, ModelConfig, RunConfig
 from r1hpc.data.traces import open_traces
-from r1hpc.tasks.tokenizer import character_tokenizer, encode, special_ids
+from r1hpc.tasks.tokenizer import character_tokenizer, encode, form_of, load_tokenizer, special_ids
+from tests.tasks.tokenizers_of_others import llama3_like
 
 TRACES = [(f"{n}+{n}=", f"<think>{n}*2</think><answer>{2 * n}</answer>") for n in range(30)]
 
@@ -94,7 +96,7 @@ def test_a_resumed_run_outlives_its_files_but_not_other_ones(tmp_path: Path) -> 
         ensure_dataset(run, config(path))
     path.unlink()
     assert ensure_dataset(run, config(path)) == dataset
-    with pytest.raises(UsageError, match=r"t\.jsonl is not there"):
+    with pytest.raises(MayPassError, match=r"t\.jsonl is not there"):
         ensure_dataset(new_run(tmp_path, "two"), config(path))
 
 
@@ -111,6 +113,23 @@ def test_another_tokenizer_is_another_dataset(tmp_path: Path) -> None:
         assert other != one
         assert open_traces(other).eos_id == 0
         assert (other / "tokenizer" / "tokenizer_config.json").is_file()
+
+
+def test_a_model_with_a_chat_template_is_taught_what_it_will_be_asked(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.jsonl", TRACES[:3])
+    model: dict[str, Any] = {"tokenizer": None, "path": str(llama3_like(tmp_path / "model"))}
+    dataset = ensure_dataset(new_run(tmp_path), config(path, **model))
+    tokenizer = load_tokenizer(ModelConfig(**model))
+    for (tokens, num_prompt), (prompt, completion) in zip(texts(dataset), TRACES, strict=False):
+        asked = form_of(tokenizer, ModelConfig(**model)).prompt(prompt)
+        assert tokens[:num_prompt] == encode(tokenizer, asked)
+        assert tokenizer.decode(tokens[num_prompt:], skip_special_tokens=False) == f"{completion}<|eot_id|>"
+    plain = ensure_dataset(new_run(tmp_path, "plain"), config(path, chat_template="none", **model))
+    assert plain != dataset
+    assert tokenizer.decode(texts(plain)[0][0][:1], skip_special_tokens=False) == "<|begin_of_text|>"
+    write(path, [*TRACES[:2], ("1<|eot_id|>", "2")])
+    with pytest.raises(UsageError, match=r"t\.jsonl:3: a message spells the special token"):
+        ensure_dataset(new_run(tmp_path, "forged"), config(path, **model))
 
 
 def test_bad_line_is_told_with_file_and_line(tmp_path: Path) -> None:

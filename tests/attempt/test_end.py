@@ -5,19 +5,25 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 
 from r1hpc import launch
-from r1hpc.attempt.begin import MustNotGoOnError, begin, read_facts
+from r1hpc.attempt.begin import begin, read_facts
 from r1hpc.attempt.end import CancelledError
-from r1hpc.attempt.state import State, look
+from r1hpc.attempt.refusal import MustNotGoOnError
+from r1hpc.attempt.state import JobRef, State, read_situation
 from r1hpc.base.files import read_records
+from r1hpc.base.lock import hold
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config import load
 from r1hpc.slurm.client import SlurmError
+from r1hpc.slurm.contract import OVER
 from r1hpc.slurm.requeue import requeue
+from r1hpc.submission.next_job import end_and_go_on
 from r1hpc.telemetry.attempts import Cause, read_history, record
+from r1hpc.telemetry.metrics import MetricWriter
 from tests.checkpoint.harness import save
 from tests.recorded import RecordedRun
 
@@ -62,7 +68,7 @@ class _Job:
 
     def end(self) -> int:
         """As the job script does after ranks that SIGTERM ended before they could listen."""
-        return launch.main(["end", str(self.run.path), "--attempt", "1", "--status", "143"])
+        return end_and_go_on(self.run, 1, 143)
 
 
 @pytest.fixture
@@ -86,7 +92,41 @@ def test_a_requeue_that_never_came_about_is_taken_back(job: _Job, monkeypatch: p
     (attempt,) = read_history(job.run).attempts
     assert (attempt.cause, attempt.requeued, attempt.end) == (Cause.preempted, False, promised["time"])
     assert "not requeued: `scontrol requeue 7` failed" in attempt.detail
-    assert look(job.run).state is State.failed
+    assert read_situation(job.run).state is State.failed
+
+
+def test_the_job_script_can_tell_a_run_that_is_over_from_a_python_that_failed(job: _Job) -> None:
+    job.slurm_says(_RUNNING, _CANCELLED)
+    words = ["end", str(job.run.path), "--attempt", "1", "--status", "143", "--hurry"]
+    assert launch.main(words) == OVER == 3
+
+
+def test_a_successor_counts_though_its_stages_could_not_be_moved(job: _Job) -> None:
+    """Requeueing is forbidden, and the file of the chain it belongs to cannot be read."""
+    (job.bin / "requeue").write_text("Requested operation is presently disabled for job 7")
+    for name, says in (("sbatch", "12"), ("squeue", "")):
+        (job.bin / name).write_text(f"#!/bin/bash\necho {says}\n")
+        (job.bin / name).chmod(0o700)
+    (job.run.path.parent / "chain.yaml").write_text("stages: [")
+    assert job.end() == 0
+    assert read_situation(job.run).job == JobRef("12", "slurm", "resubmitted", time=ANY)
+    (attempt,) = read_history(job.run).attempts
+    assert (attempt.cause, attempt.requeued) == (Cause.preempted, True)
+
+
+def test_progress_after_a_checkpoint_that_could_not_be_loaded_is_seen(job: _Job) -> None:
+    """step-100 is there and cannot be loaded; the attempt went on from step-80 and committed step-90."""
+    token = "t" * 16
+    store = CheckpointStore(job.run.checkpoints)
+    store.begin(0, token)
+    save(store, 80, 0, token)
+    save(store, 100, 0, token)
+    store.begin(1, token)
+    MetricWriter(job.run, 1).event("resume", global_step=80)
+    save(store, 90, 1, token)
+    job.end()
+    (attempt,) = read_history(job.run).attempts
+    assert (attempt.resumed_from, attempt.last_committed_step) == (80, 90)
 
 
 def test_an_accepted_requeue_stays_on_record(job: _Job) -> None:
@@ -102,7 +142,7 @@ def assert_cancelled(job: _Job) -> None:
     assert not job.was_requeued
     (attempt,) = read_history(job.run).attempts
     assert (attempt.cause, attempt.requeued) == (Cause.cancelled, False)
-    assert look(job.run).state is State.cancelled
+    assert read_situation(job.run).state is State.cancelled
     with pytest.raises(MustNotGoOnError, match="the run is over: cancelled"):
         begin(job.run, "slurm", "7", ("n1",), 1)
 
@@ -110,6 +150,12 @@ def assert_cancelled(job: _Job) -> None:
 @pytest.mark.parametrize("shown", [_CANCELLED, _CANCELLED_IN_GRACE])
 def test_a_scancel_after_the_verdict_is_not_undone(job: _Job, shown: str) -> None:
     job.slurm_says(_RUNNING, shown)
+    assert_cancelled(job)
+
+
+def test_a_scancel_in_the_second_of_the_warning_is_not_undone(job: _Job) -> None:
+    """Then PreemptTime is the end as well, but it was so while the job was running."""
+    job.slurm_says(_SHOWN.format(state="RUNNING", end=900, preempted="500"), _END_OF_GRACE)
     assert_cancelled(job)
 
 
@@ -139,6 +185,25 @@ def test_a_cancelled_run_begins_again_when_it_is_submitted_again(job: _Job) -> N
     assert begin(job.run, "slurm", "8", ("n1",), 1) == 3
 
 
+def test_of_two_jobs_that_begin_at_once_the_second_sees_the_first(
+    job: _Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither is on record yet when the second begins; the first is still in there."""
+    load.save(load.load(None, ["stage=traces"]), job.run.config)
+    monkeypatch.setattr("r1hpc.attempt.rivals._LEAVING_S", 0.0)
+    job.recorded.end("preempted")
+    for count in range(1, 9):
+        (job.bin / f"show{count}").write_text(_RUNNING)
+    held = hold(job.run.begin_lock, "job 8")
+    assert held is not None
+    with pytest.raises(MustNotGoOnError, match="job 8 begins an attempt of demo"):
+        begin(job.run, "slurm", "9", ("n1",), 1)
+    begin(job.run, "slurm", "8", ("n1",), 1)  # its own older self, on a node that Slurm lost
+    os.close(held)
+    with pytest.raises(MustNotGoOnError, match="is at work already, as job 8"):
+        begin(job.run, "slurm", "9", ("n1",), 1)
+
+
 def test_hard_preemptions_without_accounting_are_no_crashes(
     job: _Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,8 +219,23 @@ def test_hard_preemptions_without_accounting_are_no_crashes(
     assert "Slurm started the job again" in attempts[0].detail
 
 
+def test_killed_in_the_second_of_its_begin_it_is_what_accounting_says(
+    job: _Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sacct prints whole seconds: the job ended at 210, the attempt had begun at 210.24."""
+    load.save(load.load(None, ["stage=traces"]), job.run.config)
+    began = read_history(job.run).attempts[0].start
+    row = f"7|PREEMPTED|{int(began) - 1}|{int(began)}|1||1|n1|0:15|0|me|lab|gpu|normal|||demo"
+    (job.bin / "sacct").write_text(f"#!/bin/bash\necho '{row}'\n")
+    (job.bin / "sacct").chmod(0o700)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert begin(job.run, "slurm", "7", ("n1",), 1) == 2
+    assert read_history(job.run).attempts[0].cause is Cause.preempted
+
+
 def test_an_attempt_killed_in_a_job_that_was_not_restarted_is_unknown(job: _Job) -> None:
     load.save(load.load(None, ["stage=traces"]), job.run.config)
+    job.slurm_says("", "")  # it knows job 7 no more
     record(job.run, "submitted", executor="slurm", job_id="8")
     assert begin(job.run, "slurm", "8", ("n1",), 1) == 2
     assert read_history(job.run).attempts[0].cause is Cause.unknown

@@ -1,13 +1,15 @@
 """A stage of a chain begins when what it needs is finished, and not before."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from r1hpc.attempt.begin import MustNotGoOnError, begin
+from r1hpc.attempt.begin import begin
 from r1hpc.attempt.needs import is_stage, unmet, write_needs
+from r1hpc.attempt.refusal import MustNotGoOnError
 from r1hpc.base.rundir import RunDir
 from r1hpc.config import load
 from r1hpc.telemetry.attempts import read_history
@@ -50,10 +52,8 @@ def test_an_ordinary_run_needs_nothing(tmp_path: Path) -> None:
     assert unmet(alone) == []
 
 
-def test_a_second_job_of_a_run_at_work_leaves(
-    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("r1hpc.attempt.begin._LEAVING_S", 0.2)
+@pytest.mark.timeout(30)  # it leaves at once: one that is on its way out is waited for, for 45 s
+def test_a_second_job_of_a_run_at_work_leaves(run: RunDir, tmp_path: Path) -> None:
     write_needs(run, [])
     first = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", str(run.path)])
     try:
@@ -65,3 +65,16 @@ def test_a_second_job_of_a_run_at_work_leaves(
         first.kill()
         first.wait()
     assert begin(run, "local", "local-1", ("n1",), 1) == 3
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount something that is in the way")
+def test_a_conversion_that_cannot_be_removed_does_not_hinder(run: RunDir) -> None:
+    """As where the process that converts outlives its rank and writes on: then the folder is never empty."""
+    write_needs(run, [])
+    busy = run.path / "universal-1" / "busy"
+    busy.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "none", str(busy)], check=True)
+    try:
+        assert begin(run, "slurm", "7", ("n1",), 1) == 1
+    finally:
+        subprocess.run(["umount", str(busy)], check=True)

@@ -1,0 +1,76 @@
+"""Two jobs of one run at once: the later one leaves, and whoever is leaving is waited for.
+
+with alone(run, job_id):             # one begins an attempt, another one waits
+    refuse_a_second_job(run, job_id) # and then sees it at work
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from r1hpc.attempt.refusal import MustNotGoOnError
+from r1hpc.attempt.state import ask, job_named
+from r1hpc.base.lock import hold, read_holder
+from r1hpc.base.rundir import RunDir
+from r1hpc.slurm.client import SlurmError
+from r1hpc.slurm.requeue import job_state
+from r1hpc.telemetry.attempts import read_history
+
+# A job that was cancelled may still be saving: KillWait is 30 s unless a site says otherwise.
+_LEAVING_S = 45.0
+
+
+@contextmanager
+def alone(run: RunDir, job_id: str) -> Iterator[None]:
+    """While one job begins an attempt, another one of the run waits, and then sees it at work.
+
+    Raises:
+        MustNotGoOnError: the other one has not done so for long: it builds a dataset, perhaps.
+    """
+    lock = hold(run.begin_lock, f"job {job_id}", _LEAVING_S)
+    if lock is None:
+        other = str(read_holder(run.begin_lock).get("role", "")).removeprefix("job ")
+        # Its own, or a dead one's: held by processes on a node that Slurm lost. The fence deals with those.
+        if other != job_id and _is_alive(other):
+            raise MustNotGoOnError(
+                f"job {other} begins an attempt of {run.run_id}: this job leaves it alone", cause=None
+            )
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def refuse_a_second_job(run: RunDir, job_id: str) -> None:
+    """Two jobs in one folder: the later one leaves. Where nobody can be asked the fence has to do.
+
+    At once, unless the other one is on its way out.
+
+    Raises:
+        MustNotGoOnError: the other one is at work.
+    """
+    history = read_history(run)
+    last = history.last
+    if last is None or last.cause is not None or last.job_id in (None, job_id):
+        return
+    is_cancelled = (history.cancel_requested_at or 0.0) > last.start
+    deadline = time.monotonic() + _LEAVING_S
+    while (other := ask(run, job_named(run, last.job_id), timeout_s=10.0)).alive:
+        if not (is_cancelled or other.leaving) or time.monotonic() > deadline:
+            raise MustNotGoOnError(
+                f"{run.run_id} is at work already, as job {last.job_id} in attempt {last.attempt}: "
+                "this job leaves it alone",
+                cause=None,
+            )
+        time.sleep(2.0)
+
+
+def _is_alive(job_id: str) -> bool:
+    if not job_id.isdigit():
+        return True  # a local supervisor
+    try:
+        return job_state(job_id).live
+    except SlurmError:
+        return True

@@ -1,0 +1,113 @@
+"""An attempt's trackers: a process of their own on the batch host, from `begin` until the attempt is over.
+
+    start_trackers(run, config, attempt)      # at the end of `begin`
+    track(run, attempt)                       # what that process does
+    await_trackers(run)                       # where nothing follows: the job ends, and they with it
+
+Training neither starts nor waits for them. What they were not given because a requeue was quicker they are
+given in the next attempt.
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from r1hpc.attempt.detached import start_detached
+from r1hpc.attempt.processes import is_of_run
+from r1hpc.attempt.state import ask, job_named
+from r1hpc.base.errors import R1hpcError
+from r1hpc.base.files import GrowingFile, parse_object, write_atomic
+from r1hpc.base.lock import hold
+from r1hpc.base.rundir import RunDir
+from r1hpc.config.load import read
+from r1hpc.config.schema import TRAINED_STAGES, RunConfig
+from r1hpc.telemetry.attempts import read_history
+from r1hpc.tracking.keeper import Keeper, step_back
+
+_AWAIT_S = 20.0
+"""Nodes wait meanwhile. What they do not get done then, `export-metrics` does."""
+_EARLIER_S = 70.0
+"""For the trackers of the attempt before to leave."""
+_ASK_EVERY_S = 120.0
+"""Seconds between two questions whether the job still lives: its end is usually on record."""
+
+
+def start_trackers(run: RunDir, config: RunConfig, attempt: int) -> None:
+    """Start the process that keeps the trackers fed. That it cannot be started is no reason not to train."""
+    if not config.monitor.trackers or config.stage not in TRAINED_STAGES:
+        return
+    try:
+        run.trackers.mkdir(mode=0o700, exist_ok=True)
+        words = ["track", str(run.path), "--attempt", str(attempt)]
+        process = start_detached(words, run, run.trackers / "trackers.out")
+        write_atomic(_pid_of(run), str(process.pid))
+    except OSError as error:
+        print(f"no trackers in attempt {attempt}: {error}", file=sys.stderr)
+
+
+def track(run: RunDir, attempt: int) -> None:
+    """Keep the trackers fed until the attempt is over."""
+    step_back()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # a warning to the job is for the ranks
+    config = read(run.config)
+    run.trackers.mkdir(mode=0o700, exist_ok=True)
+    lock = hold(_lock_of(run), f"trackers of attempt {attempt}", _EARLIER_S)
+    try:
+        word = [sys.executable, "-u", "-m", "r1hpc.launch", "track", str(run.path), "--attempt", str(attempt)]
+        commands = {name: [*word, "--tracker", name] for name in dict.fromkeys(config.monitor.trackers)}
+        Keeper(commands).keep(_AttemptIsOver(run, attempt))
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def await_trackers(run: RunDir) -> None:
+    """Until the trackers have been given the last steps, for a while."""
+    pid, deadline = _pid_of(run), time.monotonic() + _AWAIT_S
+    if not pid.is_file():
+        return
+    process = int(pid.read_text())
+    while is_of_run(process, run.path) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+class _AttemptIsOver:
+    """Whether the end of an attempt is on record, or a newer one has begun, or its job is gone."""
+
+    def __init__(self, run: RunDir, attempt: int) -> None:
+        self._run, self._attempt = run, attempt
+        self._events = GrowingFile(run.attempts)
+        self._ask_at = time.monotonic() + _ASK_EVERY_S
+
+    def __call__(self) -> bool:
+        try:
+            events = filter(None, map(parse_object, self._events.lines()))
+            return any(map(self._ends, events)) or self._job_is_gone()
+        except (R1hpcError, OSError):  # a file system that hiccups costs no tracker: asked again in a moment
+            return False
+
+    def _ends(self, event: dict[str, Any]) -> bool:
+        what, attempt = event.get("event"), event.get("attempt")
+        if not isinstance(attempt, int):
+            return False
+        return (what == "end" and attempt >= self._attempt) or (what == "begin" and attempt > self._attempt)
+
+    def _job_is_gone(self) -> bool:
+        if time.monotonic() < self._ask_at:
+            return False
+        self._ask_at = time.monotonic() + _ASK_EVERY_S
+        last = read_history(self._run).last
+        job = job_named(self._run, last.job_id) if last is not None else None
+        return job is not None and ask(self._run, job, timeout_s=10.0).alive is False
+
+
+def _pid_of(run: RunDir) -> Path:
+    return run.trackers / "trackers.pid"
+
+
+def _lock_of(run: RunDir) -> Path:
+    return run.trackers / "trackers.lock"

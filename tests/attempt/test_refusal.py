@@ -1,0 +1,105 @@
+"""Why no attempt begins: what a person must change is final and on record, what a node did is tried again."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from r1hpc.attempt.begin import begin
+from r1hpc.attempt.refusal import MustNotGoOnError
+from r1hpc.attempt.state import State, read_situation
+from r1hpc.base.errors import R1hpcError
+from r1hpc.base.files import read_records
+from r1hpc.base.rundir import RunDir
+from r1hpc.config import load
+from r1hpc.slurm.contract import OVER
+from r1hpc.telemetry.attempts import Cause, read_history, record
+
+_RECIPE = """\
+name: own
+tokenizer: {kind: bytes}
+sources: [{name: own, kind: jsonl, root: own, glob: "*.jsonl"}]
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """A run on a recipe of its own, submitted, with no attempt yet."""
+    made = RunDir(tmp_path / "runs" / "demo")
+    made.create()
+    with_source(made, ["no JSON"])
+    record(made, "submitted", executor="local", job_id="local-1")
+    return made
+
+
+def with_source(run: RunDir, lines: list[str]) -> None:
+    folder = run.path.parent.parent
+    (folder / "own").mkdir(exist_ok=True)
+    (folder / "own" / "own.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    (folder / "own.yaml").write_text(_RECIPE)
+    words = ["stage=pretrain", "resources.gpus_per_node=0", f"data.recipe={folder}/own.yaml"]
+    load.save(load.load(None, words), run.config)
+
+
+def start(run: RunDir) -> int | None:
+    return begin(run, "local", "local-1", ("n1",), 1)
+
+
+def test_data_that_cannot_be_used_ends_the_run_at_once(run: RunDir) -> None:
+    with pytest.raises(MustNotGoOnError, match="the dataset could not be built from") as refused:
+        start(run)
+    assert refused.value.exit_status == OVER
+    (event,) = [e for e in read_records(run.attempts) if e["event"] == "not_begun"]
+    assert event["cause"] == "refused"
+    situation = read_situation(run)
+    assert situation.state is State.failed
+    assert situation.detail.startswith("refused: the dataset could not be built from")
+    with_source(run, [json.dumps({"text": "one document " * 40})] * 20)
+    record(run, "submitted", executor="local", job_id="local-1")
+    assert start(run) == 1  # asked for again
+
+
+@pytest.fixture
+def full(run: RunDir) -> Iterator[Path]:
+    """The folder of the datasets is a file system that is nearly full."""
+    folder = run.path.parent / "datasets"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "none", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a file system that is small")
+def test_a_full_disk_is_not_the_users_fault(run: RunDir, full: Path) -> None:
+    with_source(run, [json.dumps({"text": f"document {n} " * 400}) for n in range(200)])
+    with pytest.raises(R1hpcError, match="No space left on device") as refused:
+        start(run)
+    assert refused.value.exit_status == 1
+    assert not [e for e in read_records(run.attempts) if e["event"] == "not_begun"]
+
+
+def test_traces_that_this_node_does_not_see_may_be_seen_by_another(run: RunDir) -> None:
+    words = ["stage=sft", "resources.gpus_per_node=0", "data.traces=[/nowhere/traces.jsonl]"]
+    load.save(load.load(None, words), run.config)
+    with pytest.raises(R1hpcError, match=r"/nowhere/traces\.jsonl") as refused:
+        start(run)
+    assert refused.value.exit_status == 1
+
+
+def test_stopped_between_two_attempts_it_stays_stopped(run: RunDir) -> None:
+    load.save(load.load(None, ["stage=traces", "resources.gpus_per_node=0"]), run.config)
+    assert start(run) == 1
+    record(run, "end", attempt=1, cause="preempted", detail="", requeued=True)
+    run.stop.touch()
+    assert start(run) is None
+    situation = read_situation(run)
+    assert (situation.state, situation.state.is_over) == (State.stopped, True)
+    assert "before its next attempt began" in situation.detail
+    assert read_history(run).attempts[0].cause is Cause.preempted
+    run.stop.unlink()
+    record(run, "submitted", executor="local", job_id="local-1")
+    assert read_situation(run).state is not State.stopped
+    assert start(run) == 2

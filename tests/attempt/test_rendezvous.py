@@ -1,0 +1,30 @@
+"""Ranks that look for rank 0 and find somebody else's store."""
+
+from pathlib import Path
+
+import pytest
+
+from r1hpc.attempt.rank import _rendezvous
+from r1hpc.base.errors import R1hpcError
+from r1hpc.base.files import write_json
+from r1hpc.base.rundir import RunDir
+from r1hpc.config.schema import RunConfig
+from r1hpc.slurm.env import RankContext, choose_port
+from r1hpc.train.distributed import make_store
+from r1hpc.train.watchdog import Watchdog
+
+
+def test_a_store_of_another_attempt_is_refused(tmp_path: Path) -> None:
+    """A stranger serves the port that rank 0 of this attempt had: real stores on both ends."""
+    run = RunDir(tmp_path / "run")
+    run.create()
+    run.attempt_dir(2).mkdir(parents=True)
+    listener = choose_port()
+    port = listener.getsockname()[1]
+    stranger = make_store("localhost", port, 2, listener=listener)
+    stranger.set("r1hpc/token", "of attempt 1")
+    place = run.attempt_dir(2) / "rendezvous.json"
+    write_json(place, {"host": "localhost", "port": port, "token": "of attempt 2"})
+    context = RankContext(1, 1, 2, 2, 0, 1, "here", ("here",), attempt=2)
+    with pytest.raises(R1hpcError, match=f"localhost:{port} answers, but not for this attempt"):
+        _rendezvous(run, RunConfig(), context, "of attempt 2", Watchdog(300, print))

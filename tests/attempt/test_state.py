@@ -1,0 +1,106 @@
+"""A run's state while it changes: what is read in two pieces is never put together wrongly."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from r1hpc.attempt import state
+from r1hpc.attempt.cancel import cancel
+from r1hpc.attempt.state import State, read_situation
+from r1hpc.base.rundir import RunDir
+from r1hpc.telemetry.attempts import record
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """Finished once in attempt 1."""
+    run = RunDir(tmp_path / "run")
+    run.create()
+    record(run, "submitted", time=1.0, executor="local", job_id="local-1")
+    record(run, "begin", time=2.0, attempt=1, executor="local", job_id="local-1")
+    record(run, "end", time=3.0, attempt=1, cause="finished", exit_status=0)
+    return run
+
+
+@pytest.fixture
+def supervisor(run: RunDir) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that looks like the run's, of a new submission."""
+    command = [sys.executable, "-c", "import sys; sys.stdin.read()", str(run.path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        record(run, "submitted", time=4.0, executor="local", job_id=f"local-{process.pid}")
+        yield process
+        process.kill()
+
+
+def after_the_first(
+    monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...], change: Callable[[], None]
+) -> None:
+    """Have `change` happen once, as soon as one of these functions of `state` has answered."""
+    pending = [change]
+
+    def watched(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            answer = original(*arguments)
+            if pending:
+                pending.pop()()
+            return answer
+
+        return call
+
+    for name in names:
+        monkeypatch.setattr(state, name, watched(getattr(state, name)))
+
+
+def test_an_attempt_that_begins_meanwhile_is_no_finished_run(
+    run: RunDir, supervisor: "subprocess.Popen[bytes]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin() -> None:
+        record(run, "begin", time=5.0, attempt=2, executor="local", job_id=f"local-{supervisor.pid}")
+
+    after_the_first(monkeypatch, ("read_history", "newest_job"), begin)
+    assert not read_situation(run).state.is_over
+    assert read_situation(run).state is State.running
+
+
+def test_an_end_that_is_written_meanwhile_counts(
+    run: RunDir, supervisor: "subprocess.Popen[bytes]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record(run, "begin", time=5.0, attempt=2, executor="local", job_id=f"local-{supervisor.pid}")
+
+    def end() -> None:
+        record(run, "end", time=6.0, attempt=2, cause="stopped", exit_status=0)
+        supervisor.kill()
+        supervisor.wait()
+
+    after_the_first(monkeypatch, ("read_history",), end)
+    assert read_situation(run).state is State.stopped
+
+
+def test_ranks_that_outlive_their_supervisor_are_seen_and_cancelled(run: RunDir) -> None:
+    supervisor = subprocess.Popen([sys.executable, "-c", ""])
+    supervisor.wait()
+    job = f"local-{supervisor.pid}"
+    record(run, "submitted", time=4.0, executor="local", job_id=job)
+    record(run, "begin", time=5.0, attempt=2, executor="local", job_id=job)
+    assert read_situation(run).state is State.failed
+    command = [sys.executable, "-c", "print('up', flush=True); input()", str(run.path)]
+    environment = {**os.environ, "R1HPC_LOCAL_JOB_ID": job}
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as rank:
+        assert rank.stdout is not None
+        assert rank.stdout.readline() == "up\n"
+        situation = read_situation(run)
+        assert (situation.state, situation.detail) == (
+            State.running,
+            f"its process {supervisor.pid} is gone, its ranks go on",
+        )
+        assert "its ranks got SIGTERM" in cancel(run).text
+        assert rank.wait() == -signal.SIGTERM
+    assert read_situation(run).state is State.cancelled

@@ -1,0 +1,474 @@
+"""Begin, end and what lies between them on a Slurm that misbehaves: each fault is made by the real part.
+
+    pytest tests/test_life_slurm.py
+
+The ranks only wait (tests/light_runs.py); runs that train are in test_survival_slurm.py.
+"""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from r1hpc.attempt.state import State, newest_job, read_situation
+from r1hpc.base.files import read_records
+from r1hpc.base.rundir import RunDir
+from r1hpc.slurm.requeue import resubmit
+from r1hpc.telemetry.attempts import Cause, read_history
+from tests.cluster import Cluster
+from tests.cluster.cluster import GRACE_SECONDS
+from tests.light_runs import LightRun
+from tests.runs import CHECKOUT, run_environment, submit, wait_over, wait_until
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+
+_SCAVENGER = "--qos=scavenger"
+
+
+@pytest.fixture
+def on_cluster(idle_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    for name, value in idle_cluster.env().items():
+        monkeypatch.setenv(name, value)  # read_situation() and sbatch() ask this cluster
+    return idle_cluster
+
+
+@contextmanager
+def frozen_controller(cluster: Cluster, seconds: float) -> Iterator[None]:
+    """slurmctld stopped as by a long pause of its host, and going on after so long."""
+    pid = cluster.state_record.processes["slurmctld"][0]
+    os.kill(pid, signal.SIGSTOP)
+    thaw = threading.Timer(seconds, os.kill, (pid, signal.SIGCONT))
+    thaw.start()
+    try:
+        yield
+    finally:
+        thaw.join()
+
+
+def jobs_of(cluster: Cluster, run: RunDir) -> list[str]:
+    """Ids of all jobs there were of a run, oldest first."""
+    lines = cluster.run(["squeue", "-h", "-t", "all", "-S", "i", "-o", "%A %Z"]).stdout.splitlines()
+    return [line.split()[0] for line in lines if line.split()[1] == str(run.path)]
+
+
+# -- an answer that was lost ----------------------------------------------------------------------------
+
+
+def test_a_resubmission_whose_answer_was_lost_is_one_job(on_cluster: Cluster, tmp_path: Path) -> None:
+    """slurmctld is frozen while sbatch asks: it times out, and the job is there all the same."""
+    run = LightRun(tmp_path, "lost", on_cluster)
+    with frozen_controller(on_cluster, 8), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("R1HPC_LIGHT_LAST", "1")
+        job = resubmit(run.run.script)
+    assert jobs_of(on_cluster, run.run) == [job]
+    run.wait_over()
+    assert [a.cause for a in run.attempts] == [Cause.finished]
+
+
+def test_a_submission_whose_answer_was_lost_keeps_its_folder_and_is_one_job(
+    on_cluster: Cluster, tmp_path: Path
+) -> None:
+    """The whole command, frozen out between the writing of the folder and sbatch."""
+    command = [sys.executable, "-m", "r1hpc.submit", "jobs/smoke.yaml", "--executor", "slurm", "--json"]
+    place = ["--run-root", str(tmp_path), "--run-name", "lost", "--nodes", "1", "-t", "5"]
+    environment = run_environment(on_cluster.env(R1HPC_FAILPOINT="submit.written:sleep=2"))
+    submission = subprocess.Popen(
+        [*command, *place, "train.num_steps=2"],
+        cwd=CHECKOUT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    run = RunDir(tmp_path / "lost")
+    wait_until("the folder", run.script.is_file, 60)
+    with frozen_controller(on_cluster, 9):
+        said, _ = submission.communicate(timeout=60)
+    assert submission.returncode == 0
+    (job,) = jobs_of(on_cluster, run)
+    assert json.loads(said)["job_id"] == job
+    assert [a.cause for a in wait_over(run, 120)] == [Cause.finished]
+
+
+# -- two at once ----------------------------------------------------------------------------------------
+
+
+def resume_twice(cluster: Cluster, run: RunDir) -> tuple[str, str]:
+    """Resume a run twice at the same time: the job of the winner, and what the loser was told."""
+    words = ["--resume", "--run-root", str(run.path.parent), "--run-name", run.run_id, "--executor", "slurm"]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-m", "r1hpc.submit", *words, "--json"],
+            cwd=CHECKOUT,
+            env=run_environment(cluster.env()),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    said = [one.communicate(timeout=120) for one in both]
+    codes = [one.returncode for one in both]
+    assert sorted(codes) == [0, 2], said
+    return json.loads(said[codes.index(0)][0])["job_id"], said[codes.index(2)][1]
+
+
+def resume_at_once(cluster: Cluster, root: Path, times: int) -> None:
+    words = ("--executor", "slurm", "-t", "5", "train.num_steps=400", "--nodes", "1")
+    run = submit(root, "twice", *words, env=cluster.env(R1HPC_FAILPOINT="step.begin:sleep=9")).run
+    for count in range(1, times + 1):
+        newest = newest_job(run)
+        assert newest is not None
+        cluster.cancel(int(newest.job_id))
+        wait_until("its end", lambda: read_situation(run).state.is_over, 60, run)
+        before = jobs_of(cluster, run)
+        job, told = resume_twice(cluster, run)
+        assert jobs_of(cluster, run) == [*before, job], count
+        assert re.search(r"another submission|is locked: |is queued as job|is running as job", told), told
+
+
+def test_of_two_resumes_at_once_one_wins_and_the_other_is_told(on_cluster: Cluster, tmp_path: Path) -> None:
+    resume_at_once(on_cluster, tmp_path, 1)
+
+
+@pytest.mark.soak
+def test_twenty_times_two_resumes_at_once(on_cluster: Cluster, tmp_path: Path) -> None:
+    resume_at_once(on_cluster, tmp_path, 20)
+
+
+@pytest.mark.soak
+def test_of_two_jobs_that_begin_at_once_one_leaves(on_cluster: Cluster, tmp_path: Path) -> None:
+    """Submitted by hand, twice: both begin while neither is on record."""
+    run = LightRun(tmp_path, "rivals", on_cluster)
+    for _ in range(2):
+        run.submit(R1HPC_FAILPOINT="begin:sleep=3", R1HPC_LIGHT_LAST="1", R1HPC_LIGHT_STARTED_S="60")
+    run.wait_log("leaves it alone")
+    assert len(run.attempts) == 1
+    assert on_cluster.state(run.job if run.attempts[0].job_id != str(run.job) else run.job - 1) == "FAILED"
+
+
+# -- a begin that fails ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def blind(cluster: Cluster, node: str, folder: Path) -> Iterator[None]:
+    """The node sees an empty folder that cannot be written, as where a file system is not mounted."""
+    pid = cluster.state_record.processes[f"slurmd.{node}"][0]
+    inside = ["nsenter", "-t", str(pid), "-m"]
+    subprocess.run([*inside, "mount", "-t", "tmpfs", "-o", "ro", "none", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*inside, "umount", "-l", str(folder)], check=True)
+
+
+def test_a_node_that_does_not_see_the_run_is_excluded_and_the_run_finishes_elsewhere(
+    on_cluster: Cluster, tmp_path: Path
+) -> None:
+    root = tmp_path / "runs"
+    run = LightRun(root, "blind", on_cluster, patience="1 1")
+    first = on_cluster.node_names[0]
+    with blind(on_cluster, first, root):
+        job = run.submit(_SCAVENGER, R1HPC_LIGHT_LAST="1")
+        run.wait_over()
+    assert [a.cause for a in run.attempts] == [Cause.finished]
+    assert first not in run.attempts[0].node_names
+    assert on_cluster.job(job)["ExcNodeList"] == first
+    (excluded,) = [e for e in read_records(run.run.attempts) if e["event"] == "excluded"]
+    assert (excluded["node"], excluded["job_id"]) == (first, str(job))
+    assert "could not write into the run folder" in excluded["reason"]
+
+
+def test_train_sh_on_a_node_that_sees_nothing_runs_elsewhere(on_cluster: Cluster, tmp_path: Path) -> None:
+    """The node sees neither the folder that sbatch was called in nor the run root below it."""
+    place, first = tmp_path / "place", on_cluster.node_names[0]
+    place.mkdir()
+    script = tmp_path / "train.sh"
+    script.write_text((CHECKOUT / "sbatch" / "train.sh").read_text().replace("2 5 10 20 30 30 30", "1 1"))
+    words = ["--nodes=1", "--time=5", "--mem=1000", str(script), str(CHECKOUT / "jobs" / "smoke.yaml")]
+    words += ["train.num_steps=2", "--run-name", "blind"]
+    environment = run_environment(
+        on_cluster.env(R1HPC_PYTHON=sys.executable, PYTHONPATH=str(CHECKOUT), R1HPC_RUN_ROOT="")
+    )
+    with blind(on_cluster, first, place):
+        done = subprocess.run(
+            ["sbatch", "--parsable", *words],
+            cwd=place,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        job = int(done.stdout)
+        wait_until("another node", lambda: on_cluster.job(job)["ExcNodeList"] == first, 60)
+        run = RunDir(place / "runs" / "blind")
+        wait_until("its folder", run.attempts.is_file, 60)
+        assert [a.cause for a in wait_over(run, 180)] == [Cause.finished]
+    assert read_history(run).attempts[0].node_names != (first,)
+    assert "ended: finished" in (place / f"slurm-{job}.out").read_text()
+
+
+def test_a_node_on_which_begin_fails_is_excluded_with_the_reason(on_cluster: Cluster, tmp_path: Path) -> None:
+    """An interpreter that this node cannot start."""
+    run = LightRun(tmp_path, "broken", on_cluster, patience="1 1")
+    first = on_cluster.node_names[0]
+    with blind(on_cluster, first, Path(sys.prefix)):
+        run.submit(R1HPC_LIGHT_LAST="1")
+        run.wait_over()
+    assert [a.cause for a in run.attempts] == [Cause.finished]
+    (excluded,) = [e for e in read_records(run.run.attempts) if e["event"] == "excluded"]
+    assert excluded["node"] == first
+    assert excluded["reason"].startswith("begin failed with status 127")
+
+
+def test_a_disk_that_is_full_for_a_moment_does_not_cost_the_run(on_cluster: Cluster, tmp_path: Path) -> None:
+    """On one node, in whose mount namespace the run root is a small file system."""
+    run = LightRun(tmp_path / "small", "full", on_cluster, patience="1 1 1 1 1 1 1 1 1 1 1 1")
+    shutil.copytree(tmp_path / "small", tmp_path / "origin", symlinks=True)
+    node = on_cluster.node_names[0]
+    pid = on_cluster.state_record.processes[f"slurmd.{node}"][0]
+
+    def inside(*argv: str) -> int:
+        return subprocess.run(["nsenter", "-t", str(pid), "-m", *argv], stderr=subprocess.DEVNULL).returncode
+
+    small, seen = tmp_path / "small", RunDir(Path(f"/proc/{pid}/root{tmp_path}/small/full"))
+    assert inside("mount", "-t", "tmpfs", "-o", "size=1m", "none", str(small)) == 0
+    try:
+        assert inside("cp", "-a", f"{tmp_path}/origin/full", str(small)) == 0
+        assert inside("cp", "/dev/zero", f"{small}/ballast") == 1  # no room
+        job = run.submit(f"--nodelist={node}", R1HPC_LIGHT_LAST="1")
+        on_cluster.wait_job(job, {"RUNNING"})
+        time.sleep(5)
+        assert on_cluster.state(job) == "RUNNING"
+        assert not read_history(seen).attempts
+        assert inside("rm", f"{small}/ballast") == 0
+        wait_until("its end", seen.finished.exists, 60)
+        assert on_cluster.wait_job(job) == "COMPLETED"
+        assert [a.cause for a in read_history(seen).attempts] == [Cause.finished]
+    finally:
+        inside("umount", "-l", str(small))
+
+
+# -- an end that cannot run -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["kill9", "enospc"])
+def test_where_end_dies_the_shell_asks_for_the_requeue(
+    on_cluster: Cluster, tmp_path: Path, fault: str
+) -> None:
+    run = LightRun(tmp_path, "killed", on_cluster)
+    run.submit(_SCAVENGER, R1HPC_FAILPOINT=f"end:{fault}:::1")
+    run.wait_rank(1)
+    on_cluster.run(["scancel", "--signal=USR2", str(run.job)])
+    run.wait_over()
+    assert [a.cause for a in run.attempts] == [Cause.preempted, Cause.finished]
+    assert "could not be judged" in run.log
+
+
+# -- a batch script that dies ---------------------------------------------------------------------------
+
+
+def test_a_batch_script_that_is_killed_while_its_rank_finishes(on_cluster: Cluster, tmp_path: Path) -> None:
+    """SIGKILL to the shell: nobody runs `end`, and the rank does what it was at."""
+    run = LightRun(tmp_path, "killed", on_cluster)
+    run.submit(R1HPC_LIGHT_LAST="1", R1HPC_LIGHT_STARTED_S="4", R1HPC_LIGHT_DEAF="1")
+    run.wait_rank(1)
+    (shell,) = processes_with(f"/job{run.job:05d}/slurm_script")
+    os.kill(shell, signal.SIGKILL)
+    wait_until("its end", lambda: run.run.finished.is_file(), 30, run.run)
+    assert on_cluster.wait_job(run.job) == "FAILED"
+    situation = read_situation(run.run)
+    (attempt,) = situation.history.attempts
+    assert (situation.state, attempt.cause, attempt.inferred) == (State.finished, Cause.finished, True)
+    assert "its ranks finished" in attempt.detail
+
+
+def processes_with(words: str) -> list[int]:
+    """Processes whose command line holds these words."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if words.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
+
+
+# -- STOP between two attempts --------------------------------------------------------------------------
+
+
+def test_stop_that_is_touched_between_two_attempts_is_seen(on_cluster: Cluster, tmp_path: Path) -> None:
+    run = LightRun(tmp_path, "stopped", on_cluster)
+    run.submit(_SCAVENGER, R1HPC_FAILPOINT="end.requeue:sleep=2")
+    run.wait_rank(1)
+    on_cluster.run(["scancel", "--signal=USR2", str(run.job)])
+    run.wait_log("ended: preempted")
+    run.run.stop.touch()
+    wait_until("the answer", lambda: read_situation(run.run).state is State.stopped, 60, run.run)
+    assert on_cluster.wait_job(run.job) == "COMPLETED"
+    assert [a.cause for a in run.attempts] == [Cause.preempted]
+
+
+# -- a mistake of the user's ----------------------------------------------------------------------------
+
+
+def test_data_that_cannot_be_used_costs_no_node(on_cluster: Cluster, tmp_path: Path) -> None:
+    """A recipe whose source is no JSON: one try, on one node."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "own.jsonl").write_text("no JSON\n")
+    source = "{name: own, kind: jsonl, root: own, glob: '*.jsonl'}"
+    (tmp_path / "own.yaml").write_text(f"name: own\ntokenizer: {{kind: bytes}}\nsources: [{source}]\n")
+    settings = ("stage=pretrain", f"data.recipe={tmp_path}/own.yaml")
+    run = LightRun(tmp_path / "runs", "mistaken", on_cluster, settings=settings)
+    run.submit()
+    assert on_cluster.wait_job(run.job) == "FAILED"
+    assert "again in" not in run.log
+    assert on_cluster.job(run.job)["ExcNodeList"] == "(null)"
+    situation = read_situation(run.run)
+    assert situation.state is State.failed
+    assert situation.detail.startswith("refused: the dataset could not be built from")
+
+
+# -- no grace at all ------------------------------------------------------------------------------------
+
+
+def test_without_any_grace_it_comes_back_as_after_a_kill(on_cluster: Cluster, tmp_path: Path) -> None:
+    """GraceTime 0, and a rank that needs longer than KillWait: Slurm kills it and starts the job again."""
+    run = LightRun(tmp_path, "graceless", on_cluster)
+    on_cluster.set_grace(0)
+    try:
+        run.submit(_SCAVENGER, R1HPC_LIGHT_SAVE_S="60")
+        run.wait_rank(1)
+        on_cluster.preempt(run.job)
+        run.wait_over()
+    finally:
+        on_cluster.set_grace(GRACE_SECONDS)
+    said = [(a.cause, a.detail) for a in run.attempts]
+    assert [cause for cause, _ in said] == [Cause.preempted, Cause.finished], (said, run.log)
+    assert on_cluster.job(run.job)["Restarts"] == "1"
+
+
+# -- PreemptMode=CANCEL ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def preempt_mode(cluster: Cluster, mode: str) -> Iterator[None]:
+    set_mode = ["sacctmgr", "-i", "modify", "qos", "scavenger", "set"]
+    cluster.run([*set_mode, f"preemptmode={mode}"])
+    try:
+        yield
+    finally:
+        cluster.run([*set_mode, "preemptmode=requeue"])
+
+
+def test_a_step_of_three_times_the_grace_where_slurm_cancels(on_cluster: Cluster, tmp_path: Path) -> None:
+    """Two runs at once: the job of one may be requeued, that of the other must be submitted again."""
+    runs = [LightRun(tmp_path, name, on_cluster) for name in ("requeue", "resubmit")]
+    with preempt_mode(on_cluster, "cancel"):
+        for run in runs:
+            run.submit(_SCAVENGER, "--exclusive", R1HPC_LIGHT_SAVE_S="30")
+        on_cluster.run(["scontrol", "update", f"JobId={runs[1].job}", "Requeue=0"])
+        for run in runs:
+            run.wait_rank(1)
+            on_cluster.preempt(run.job)
+        for run in runs:
+            run.wait_over()
+    for run in runs:
+        assert [a.cause for a in run.attempts] == [Cause.preempted, Cause.finished], run.log
+        assert not run.attempts[0].inferred
+    assert [len(jobs_of(on_cluster, run.run)) for run in runs] == [1, 2]
+
+
+# -- a controller that is away --------------------------------------------------------------------------
+
+_PHASES = {
+    "before the verdict": "end:sleep=20:::1",
+    "between verdict and requeue": "end.requeue:sleep=20:::1",
+}
+
+
+def lose_the_controller(cluster: Cluster, root: Path, away_s: float) -> None:
+    """Killed at every phase of the end of three runs, one phase each; all of them come back once."""
+    phases = [*_PHASES, "during the requeue"]
+    runs = {phase: LightRun(root, phase.replace(" ", "-"), cluster) for phase in phases}
+    for phase, run in runs.items():
+        run.submit(_SCAVENGER, R1HPC_FAILPOINT=_PHASES.get(phase, ""))
+    for run in runs.values():
+        run.wait_rank(1)
+    time.sleep(6)  # slurmctld saves a new job within five seconds, and forgets it otherwise
+    held = [run for phase, run in runs.items() if phase in _PHASES]
+    cluster.run(["scancel", "--signal=USR2", *(str(run.job) for run in held)])
+    held[1].wait_log("ended: preempted")
+    last = runs["during the requeue"]
+    cluster.run(["scancel", "--signal=USR2", str(last.job)])
+    last.wait_log("ended: preempted")
+    cluster.kill_controller()
+    last.wait_log("trying again")
+    time.sleep(away_s)
+    cluster.start_controller()
+    for phase, run in runs.items():
+        assert [a.cause for a in run.wait_over(away_s + 200)] == [Cause.preempted, Cause.finished], phase
+        assert cluster.job(run.job)["Restarts"] == "1", phase
+
+
+def test_a_controller_that_is_killed_and_away_for_twelve_seconds(on_cluster: Cluster, tmp_path: Path) -> None:
+    lose_the_controller(on_cluster, tmp_path, 12)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("away_s", [60, 300])
+def test_a_controller_that_is_away_for_long(on_cluster: Cluster, tmp_path: Path, away_s: float) -> None:
+    lose_the_controller(on_cluster, tmp_path, away_s)
+
+
+# -- a user's scancel -----------------------------------------------------------------------------------
+
+
+def cancel_at(cluster: Cluster, root: Path, moments: Sequence[float]) -> None:
+    """Each run is preempted, and cancelled so many seconds later: it never comes back.
+
+    In attempt 1 its rank takes a second to leave. Where the cancel comes after the requeue there may be an
+    attempt 2, which lasts until then.
+    """
+    runs = [LightRun(root, f"at-{moment:.2f}", cluster) for moment in moments]
+    for run in runs:
+        run.submit(_SCAVENGER, R1HPC_LIGHT_SAVE_S="1", R1HPC_LIGHT_STARTED_S="600")
+    for run in runs:
+        run.wait_rank(1)
+    start = time.monotonic()
+    cluster.run(["scancel", "--signal=USR2", *(str(run.job) for run in runs)])
+    begun_before = {}
+    for moment, run in sorted(zip(moments, runs, strict=True), key=lambda pair: pair[0]):
+        time.sleep(max(0.0, start + moment - time.monotonic()))
+        begun_before[run.job] = len(run.attempts)
+        cluster.cancel(run.job)
+    time.sleep(15)  # longer than a requeue takes here
+    for moment, run in zip(moments, runs, strict=True):
+        at = f"cancelled {moment:.2f} s after the signal\n{run.log}"
+        assert cluster.state(run.job) == "CANCELLED", at
+        assert len(run.attempts) == begun_before[run.job], at
+        assert read_situation(run.run).state is State.cancelled, at
+
+
+def test_a_cancel_at_any_moment_holds(on_cluster: Cluster, tmp_path: Path) -> None:
+    cancel_at(on_cluster, tmp_path, [0.5, 1.2, 2.0, 3.0])
+
+
+@pytest.mark.soak
+def test_fifty_cancels_from_the_signal_to_thirty_seconds_after_the_end(
+    on_cluster: Cluster, tmp_path: Path
+) -> None:
+    seed = int(os.environ.get("R1HPC_SEED", time.time_ns() % 10**6))
+    print(f"R1HPC_SEED={seed}")
+    chance = random.Random(seed)
+    for count in range(5):
+        cancel_at(on_cluster, tmp_path / str(count), [chance.uniform(0, 35) for _ in range(10)])
