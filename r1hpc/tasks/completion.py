@@ -23,13 +23,18 @@ def compose(thinking: str, answer: str) -> str:
     return f"<think>{thinking}</think><answer>{answer}</answer>"
 
 
-def take_apart(text: str, truncated: bool = False) -> Parts:
+def take_apart(text: str, truncated: bool = False, boxed: bool = False) -> Parts:
     """Thinking and answer of a completion.
+
+    With `boxed` the answer is what the last \\boxed{...} after the thinking holds; well-formed is then what
+    ended and has it.
 
     Well-formed: each tag once, in order, nothing but blanks around the two blocks, an answer that is not
     blank, and an end that the model chose itself (not truncated). An answer counts wherever there is
     exactly one pair of answer tags: several answers would be guessing.
     """
+    if boxed:
+        return _boxed_parts(text, truncated)
     thinking, answer = _between(text, "<think>", "</think>"), _between(text, "<answer>", "</answer>")
     if thinking is None or answer is None or truncated or not answer.strip(_SPACE):
         return Parts(thinking, answer, False)
@@ -37,6 +42,37 @@ def take_apart(text: str, truncated: bool = False) -> Parts:
     end = text.find("</answer>") + len("</answer>")
     outside = text[: text.find("<think>")] + text[middle:opening] + text[end:]
     return Parts(thinking, answer, middle <= opening and not outside.strip(_SPACE))
+
+
+@dataclass(frozen=True)
+class Boxed:
+    """Where a \\boxed begins, and what it holds."""
+
+    start: int
+    content: str
+
+
+def last_boxed(text: str) -> Boxed | None:
+    """The last \\boxed{...} of a text, braces counted; None where there is none that is closed."""
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return None
+    depth, first = 1, start + len("\\boxed{")
+    for end in range(first, len(text)):
+        depth += (text[end] == "{") - (text[end] == "}")
+        if depth == 0:
+            return Boxed(start, text[first:end].strip(_SPACE))
+    return None
+
+
+def _boxed_parts(text: str, truncated: bool) -> Parts:
+    """A chat template may have opened the thinking in the prompt, so its end alone counts."""
+    thinking, mark, said = text.rpartition("</think>")
+    boxed = last_boxed(said)
+    answer = boxed.content if boxed is not None and boxed.content else None
+    return Parts(
+        thinking.removeprefix("<think>") if mark else None, answer, answer is not None and not truncated
+    )
 
 
 def without_tags(text: str) -> str:

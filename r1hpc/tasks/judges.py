@@ -1,10 +1,11 @@
 """Who decides whether an answer is right. Runs in the verifier's process (worker.py), never in the trainer.
 
-A judge takes the answer's text, the item's own answer and its metadata, and says True or False; text that it
-does not read raises RefusedError. `bounded` judges are linear in a text of bounded length; the others rest on
-other people's packages, and get their answers one at a time.
+A judge takes the answer's text, the item's own answer and its metadata, and says True or False (a user's
+reward term: a number); text that it does not read raises RefusedError. `bounded` judges are linear in a text
+of bounded length; the others rest on other people's code, and get their answers one at a time.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from typing import Any
 from r1hpc.tasks.arithmetic import numbers, parse, value
 
 Judge = Callable[[str, str, Mapping[str, Any]], bool]
+OWN_VERDICT = "own_verdict"
+OWN_SCORE = "own_score"
+_LETTER = re.compile(r"\(?([A-Z])(?:\)|[.:)](?=\s|$)|$)", re.ASCII)
 
 _SPACE = " \t\r\n"
 
@@ -46,6 +50,16 @@ def countdown(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
         return False
 
 
+def choice(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
+    """The letter of the right choice: `C`, `(C)`, `C. with its text`; or that text alone."""
+    said = text.strip(_SPACE)
+    letter = _LETTER.match(said)
+    if letter is not None:
+        return letter[1] == answer
+    right = metadata["choices"][ord(answer) - ord("A")]
+    return said.casefold() == str(right).strip(_SPACE).casefold()
+
+
 def _load_math(settings: Mapping[str, Any]) -> Judge:
     from r1hpc.tasks.judge_math import load
 
@@ -58,9 +72,25 @@ def _load_reasoning_gym(settings: Mapping[str, Any]) -> Judge:
     return load(settings)
 
 
+def _load_own_verdict(settings: Mapping[str, Any]) -> Judge:
+    from r1hpc.tasks.own_code import load_verdict
+
+    return load_verdict(settings)
+
+
+def _load_own_score(settings: Mapping[str, Any]) -> Judge:
+    from r1hpc.tasks.own_code import load_score
+
+    return load_score(settings)
+
+
 JUDGES = {
     "exact": JudgeKind(lambda _: exact, bounded=True),
     "countdown": JudgeKind(lambda _: countdown, bounded=True),
+    "choice": JudgeKind(lambda _: choice, bounded=True),
     "math": JudgeKind(_load_math, bounded=False),
     "reasoning_gym": JudgeKind(_load_reasoning_gym, bounded=False, prepares=True, max_characters=16384),
+    OWN_VERDICT: JudgeKind(_load_own_verdict, bounded=False, max_characters=16384),
+    # Not a verdict but a number: a user's reward term, given the whole completion.
+    OWN_SCORE: JudgeKind(_load_own_score, bounded=False, max_characters=1 << 20),
 }

@@ -26,6 +26,8 @@ from r1hpc.tasks.frames import HEADER, pack
 
 _ROOT = Path(__file__).resolve().parents[2]
 _READ_SIZE = 1 << 16
+_OWN_START_LIMIT_S = 60.0
+"""To import a user's code: torch alone takes half a minute from a network file system under load."""
 _NOT_FOR_THE_WORKER = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 
 
@@ -121,6 +123,22 @@ class WorkerProcess:
         left = deadline - time.monotonic()
         if left <= 0 or not poller.poll(left * 1000):
             raise TimedOutError("no answer in time")
+
+
+def wait_for_own(worker: WorkerProcess, spec: str) -> Any:
+    """What a worker with a user's code says when it has loaded it.
+
+    Raises:
+        UsageError: one sentence that says what the code did instead.
+    """
+    try:
+        return worker.wait_ready(_OWN_START_LIMIT_S)
+    except UsageError:
+        raise
+    except R1hpcError as error:
+        hangs = isinstance(error.__context__, TimedOutError)
+        how = f"takes over {_OWN_START_LIMIT_S:g} s" if hangs else "ends the process (os._exit?)"
+        raise UsageError(f"{spec}: importing it {how}; an import must only define things") from None
 
 
 def _environment() -> dict[str, str]:

@@ -1,35 +1,63 @@
 """From the `task` section of a configuration to the task."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest
+from r1hpc.config.plugins import is_own
 from r1hpc.config.reasoning import TaskConfig
 from r1hpc.tasks.chain_sum import ChainSum
 from r1hpc.tasks.countdown import Countdown
+from r1hpc.tasks.file import QuestionFile
 from r1hpc.tasks.gym import PREFIX, ReasoningGym
-from r1hpc.tasks.jsonl import Jsonl
+from r1hpc.tasks.mixture import Mixture
+from r1hpc.tasks.own import OwnTask
 from r1hpc.tasks.task import Task
 
-_TASKS: dict[str, Callable[[int, Mapping[str, Any]], Task]] = {
+_MADE_UP: dict[str, Callable[[int, Mapping[str, Any]], Task]] = {
     "chain_sum": ChainSum,
     "countdown": Countdown,
-    "jsonl": Jsonl,
 }
+_FILES = ("file", "jsonl")
 
 
-def make_task(config: TaskConfig) -> Task:
-    """The task a configuration names.
+def make_task(config: TaskConfig, code: Path | None = None) -> Task:
+    """The task, or the mixture of tasks, that a configuration names.
+
+    Args:
+        code: the frozen code of a run that is looked at from outside; None: own code lies where its name
+            says, in a job beside this package.
 
     Raises:
-        UsageError: an unknown task or option, a file that cannot be used, or a package that is missing.
+        UsageError: an unknown task or option, a file that cannot be used, a package that is missing, or own
+            code that fails.
     """
+    if not config.mix:
+        return _single(config, code)
+    tasks = {label: _single(_part(config, part), code) for label, part in config.mix.items()}
+    weights = {label: float(part.get("weight", 1)) for label, part in config.mix.items()}
+    return Mixture(config.seed, tasks, weights)
+
+
+def _part(config: TaskConfig, part: Mapping[str, Any]) -> TaskConfig:
+    """An entry of task.mix as a task of its own."""
+    own = {name: value for name, value in part.items() if name != "weight"}
+    return dataclasses.replace(config, mix={}, **{"options": {}, **own})
+
+
+def _single(config: TaskConfig, code: Path | None) -> Task:
     if config.name.startswith(PREFIX):
         return ReasoningGym(config.name, config.seed, config.options)
-    if config.name not in _TASKS:
-        known = [*_TASKS, f"{PREFIX}NAME"]
+    if is_own(config.name):
+        return OwnTask(config.name, config.seed, config.options, code)
+    if config.name in _FILES:
+        return QuestionFile(config)
+    if config.name not in _MADE_UP:
+        known = ["file", *_MADE_UP, f"{PREFIX}NAME", "FILE.py:NAME"]
         raise UsageError(
             f"task.name={config.name!r} is unknown{nearest(config.name, known)}; known: {', '.join(known)}"
         )
-    return _TASKS[config.name](config.seed, config.options)
+    return _MADE_UP[config.name](config.seed, config.options)

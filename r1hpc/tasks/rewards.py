@@ -10,13 +10,16 @@ so a caller may look for a signal in between.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Self
 
 from r1hpc.base.errors import UsageError
+from r1hpc.config.plugins import is_own
 from r1hpc.config.reasoning import RewardConfig
-from r1hpc.tasks.completion import Parts, take_apart
-from r1hpc.tasks.task import Item, Task
-from r1hpc.tasks.terms import Completion, Judged, term_named
+from r1hpc.tasks.completion import Parts, compose, take_apart
+from r1hpc.tasks.judges import OWN_SCORE
+from r1hpc.tasks.task import Item, Verifiable, members
+from r1hpc.tasks.terms import TERMS, Completion, Judged, term_named
 from r1hpc.tasks.verifier import Question, Verifier, VerifierStats
 
 __all__ = ["Completion", "Score", "Scorer"]
@@ -34,47 +37,90 @@ class Score:
     well_formed: bool
 
 
+def label(term: str) -> str:
+    """The name under which a term is reported: of own code what stands after the colon."""
+    return term.rpartition(":")[2] if is_own(term) else term
+
+
 class Scorer:
-    """Owns the verifier's process: close it, or use `with`."""
+    """Owns the verifiers' processes, one for each task and own term: close it, or use `with`."""
 
     def __init__(
         self,
         config: RewardConfig,
-        task: Task,
-        *,
+        *tasks: Verifiable,
         max_completion_length: int,
         flops_per_token: float | None = None,
+        code: Path | None = None,
     ) -> None:
-        self._terms = {name: term_named(name) for name in config.terms}
+        """`tasks` are all whose items will be scored; `code`: see registry.make_task.
+
+        Raises:
+            UsageError: an unknown term, or two of one label.
+        """
+        _refuse_one_label(config, tasks)
+        self._terms = {name: term_named(name) for name in config.terms if not is_own(name)}
         if "efficiency_flops" in config.terms and flops_per_token is None:
             raise UsageError(
                 "reward.terms.efficiency_flops needs the model's FLOPs per token, which are not known here; "
                 "take efficiency_tokens"
             )
-        self._weights = dict(config.terms)
+        self._weights = {label(name): weight for name, weight in config.terms.items()}
         self._gate = config.gate_format and "format" in config.terms
+        self._overlong_share = config.overlong_share
+        self._boxed = config.answer_in == "boxed"
         self._max_completion_length = max_completion_length
         self._flops_per_token = flops_per_token
-        self._verifier = Verifier(task.judge, task.judge_settings, config.timeout_s)
+        self._verifiers = {
+            name: Verifier(task.judge, task.judge_settings, config.timeout_s)
+            for name, task in _members_of(tasks).items()
+        }
+        self._own = {
+            label(name): Verifier(
+                OWN_SCORE, {"spec": name, "code": str(code) if code else None}, config.timeout_s
+            )
+            for name in filter(is_own, config.terms)
+        }
 
     @property
     def stats(self) -> VerifierStats:
-        """What the verifier met so far: time-outs, restarts, refused answers."""
-        return self._verifier.stats
+        """What the verifiers met so far: time-outs, restarts, refused answers."""
+        return VerifierStats.joined([each.stats for each in self._all()])
+
+    def try_out(self, item: Item) -> None:
+        """One call of every own term and of the item's judge, on a completion that is right.
+
+        Raises:
+            UsageError: the sentence of the first that fails.
+        """
+        right = Completion(compose("", item.answer), 1, False)
+        if self._verifiers[item.task].is_own:
+            self._verifiers[item.task].check([Question(item.answer, item.answer, item.metadata)])
+        for verifier in self._own.values():
+            verifier.values([_own_question(item, right, {})])
+        for sentence in self.sentences():
+            raise UsageError(f"{sentence}; tried on the question {item.prompt!r:.80}")
+
+    def sentences(self) -> list[str]:
+        """How own code failed so far, each kind once."""
+        return [sentence for each in self._all() for sentence in each.sentences]
 
     def score_groups(self, groups: Sequence[Group]) -> list[list[Score]]:
         """Scores in the order of the groups and their completions. Deterministic but for time-outs."""
-        parts = [[take_apart(c.text, c.truncated) for c in completions] for _, completions in groups]
-        verdicts = iter(self._verdicts(groups, parts))
+        parts = [[take_apart(c.text, c.truncated, self._boxed) for c in group] for _, group in groups]
+        verdicts, own = iter(self._verdicts(groups, parts)), self._own_values(groups)
         scored = []
         for (item, completions), apart in zip(groups, parts, strict=True):
-            scores = [self._score(item, *pair, verdicts) for pair in zip(completions, apart, strict=True)]
+            scores = [
+                self._score(item, *pair, verdicts, own) for pair in zip(completions, apart, strict=True)
+            ]
             scored.append(self._gated(scores) if self._gate else scores)
         return scored
 
     def close(self) -> None:
-        """End the verifier's process."""
-        self._verifier.close()
+        """End the verifiers' processes."""
+        for each in self._all():
+            each.close()
 
     def __enter__(self) -> Self:
         return self
@@ -82,18 +128,44 @@ class Scorer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _all(self) -> list[Verifier]:
+        return [*self._verifiers.values(), *self._own.values()]
+
     def _verdicts(self, groups: Sequence[Group], parts: list[list[Parts]]) -> list[bool]:
         """Whether each completion that has an answer is right, in order."""
-        return self._verifier.check(
-            [
-                Question(part.answer, item.answer, item.metadata)
-                for (item, _), apart in zip(groups, parts, strict=True)
-                for part in apart
-                if part.answer is not None
-            ]
-        )
+        asked = [
+            (item.task, Question(part.answer, item.answer, item.metadata))
+            for (item, _), apart in zip(groups, parts, strict=True)
+            for part in apart
+            if part.answer is not None
+        ]
+        said = {
+            name: iter(verifier.check([question for task, question in asked if task == name]))
+            for name, verifier in self._verifiers.items()
+        }
+        return [next(said[task]) for task, _ in asked]
 
-    def _score(self, item: Item, completion: Completion, parts: Parts, verdicts: Iterator[bool]) -> Score:
+    def _own_values(self, groups: Sequence[Group]) -> dict[str, Iterator[float]]:
+        """What each own term says of every completion, in order; 0 where it failed."""
+        if not self._own:
+            return {}
+        asked = []
+        for item, completions in groups:
+            shared: dict[str, object] = {}  # one object a group: equal completions are asked of once
+            asked += [_own_question(item, completion, shared) for completion in completions]
+        return {
+            name: iter([float(value or 0.0) for value in verifier.values(asked)])
+            for name, verifier in self._own.items()
+        }
+
+    def _score(
+        self,
+        item: Item,
+        completion: Completion,
+        parts: Parts,
+        verdicts: Iterator[bool],
+        own: dict[str, Iterator[float]],
+    ) -> Score:
         judged = Judged(
             item=item,
             completion=completion,
@@ -101,8 +173,11 @@ class Scorer:
             well_formed=parts.well_formed,
             max_completion_length=self._max_completion_length,
             flops_per_token=self._flops_per_token,
+            overlong_share=self._overlong_share,
         )
-        terms = {name: term(judged) for name, term in self._terms.items()}
+        terms = {
+            name: next(own[name]) if name in own else self._terms[name](judged) for name in self._weights
+        }
         return Score(self._weighted(terms), terms, judged.correct, judged.well_formed)
 
     def _weighted(self, terms: dict[str, float]) -> float:
@@ -118,3 +193,27 @@ class Scorer:
         if len(set(rewards)) > 1:
             return scores
         return [replace(score, reward=reward) for score, reward in zip(scores, rewards, strict=True)]
+
+
+def _members_of(tasks: Sequence[Verifiable]) -> dict[str, Verifiable]:
+    return {name: member for task in tasks for name, member in members(task).items()}
+
+
+def _refuse_one_label(config: RewardConfig, tasks: Sequence[Verifiable]) -> None:
+    """Two things that would be reported as one."""
+    labels = [label(name) for name in config.terms]
+    for name in filter(is_own, config.terms):
+        if labels.count(label(name)) > 1 or label(name) in TERMS:
+            raise UsageError(
+                f"reward.terms: {name} would be reported as another term's: rename {label(name)}"
+            )
+    names = [name for task in tasks for name in members(task)]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"{name} is a label of task.mix and of evaluate.sets: rename one")
+
+
+def _own_question(item: Item, completion: Completion, shared: dict[str, object]) -> Question:
+    if not shared:
+        shared.update(prompt=item.prompt, metadata=dict(item.metadata))
+    return Question(completion.text, item.answer, shared)

@@ -25,7 +25,7 @@ def serve(parent: int, ready: Callable[[], tuple[Handler, Any]]) -> int:
     for number in _LEFT_TO_THE_PARENT:
         signal.signal(number, signal.SIG_IGN)
     _die_with(parent)
-    replies = _own_stdout()
+    requests, replies = _own_stdin(), _own_stdout()
     try:
         handler, hello = ready()
     except (ImportError, UsageError) as error:
@@ -33,7 +33,7 @@ def serve(parent: int, ready: Callable[[], tuple[Handler, Any]]) -> int:
         return 1
     _silence_stderr()
     _send(replies, {"ready": hello})
-    while (request := read_frame(sys.stdin.buffer)) is not None:
+    while (request := read_frame(requests)) is not None:
         _send(replies, handler(request))
     return 0
 
@@ -44,6 +44,13 @@ def _die_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before we asked
         raise SystemExit(0)
+
+
+def _own_stdin() -> BinaryIO:
+    """The pipe from the parent, out of reach of code that reads: `input()` finds the end of a file."""
+    requests = os.fdopen(os.dup(0), "rb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    return requests
 
 
 def _own_stdout() -> BinaryIO:

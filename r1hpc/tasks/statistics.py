@@ -1,4 +1,4 @@
-"""What an evaluation says and how sure it is: pass@k without bias, intervals.
+"""What an evaluation says and how sure it is: pass@k without bias, majority votes, intervals.
 
 pass_at_k(num_samples=16, num_correct=3, k=8)
 wilson(num_correct=240, num_items=256)              # a share
@@ -7,6 +7,7 @@ mean_interval([0.0, 0.5, 1.0])                      # a mean over items
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 _Z95 = 1.959963984540054
 
@@ -22,6 +23,21 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     for i in range(num_samples - num_correct + 1, num_samples + 1):
         missed *= 1.0 - k / i
     return 1.0 - missed
+
+
+def majority(votes: Sequence[Sequence[Any]]) -> bool:
+    """Whether the answer that most samples give is right (self-consistency, Wang et al., arXiv 2203.11171).
+
+    Args:
+        votes: [answer, whether it is right] of each sample. Right answers count together, however they are
+            written; wrong ones by their text; None is no vote. Of equally many the one given first counts.
+    """
+    counts: dict[object, int] = {}
+    for text, right in votes:
+        if text is not None:
+            key = True if right else " ".join(str(text).split())
+            counts[key] = counts.get(key, 0) + 1
+    return bool(counts) and max(counts, key=lambda key: counts[key]) is True
 
 
 def wilson(num_correct: int, num_items: int) -> tuple[float, float]:

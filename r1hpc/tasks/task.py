@@ -30,18 +30,12 @@ class Item:
     prompt: str
     answer: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    task: str = ""
+    """The label of its task, where a run has several (`members`)."""
 
 
-class Task(Protocol):
-    """Questions of one kind. Implementations are immutable."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def id(self) -> str:
-        """Names the content (kind, seed, options, digest of a file): two tasks of one id ask the same."""
-        ...
+class Verifiable(Protocol):
+    """What decides whether an answer to questions of one kind is right."""
 
     @property
     def judge(self) -> str:
@@ -51,6 +45,18 @@ class Task(Protocol):
     @property
     def judge_settings(self) -> Mapping[str, Any]:
         """What that judge must know of the task beside each item; plain JSON."""
+        ...
+
+
+class Task(Verifiable, Protocol):
+    """Questions of one kind. Implementations are immutable."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def id(self) -> str:
+        """Names the content (kind, seed, options, digest of a file): two tasks of one id ask the same."""
         ...
 
     def item(self, index: int, held_out: bool = False) -> Item: ...
@@ -110,6 +116,15 @@ def draw_until(make: Callable[[Draws], tuple[str, _T]], key: tuple[object, ...],
     raise UsageError(
         f"task {key[0]} has too few different questions: none is in the {part} part; widen its options"
     )
+
+
+VerifiableT = TypeVar("VerifiableT", bound=Verifiable)
+
+
+def members(task: VerifiableT) -> Mapping[str, VerifiableT]:
+    """The tasks that `task` is made of by label; of a single one itself, under the empty label."""
+    inner: Mapping[str, VerifiableT] | None = getattr(task, "members", None)
+    return {"": task} if inner is None else inner
 
 
 def check_num_held_out(task: Task, num_items: int) -> None:

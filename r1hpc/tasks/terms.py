@@ -42,6 +42,7 @@ class Judged:
     well_formed: bool
     max_completion_length: int
     flops_per_token: float | None
+    overlong_share: float = 0.2
 
 
 Term = Callable[[Judged], float]
@@ -101,6 +102,20 @@ def diversity(judged: Judged) -> float:
     return min(1.0, max(0.0, entropy / math.log(total)))
 
 
+def overlong(judged: Judged) -> float:
+    """DAPO's soft overlong punishment (arXiv 2503.14476, eq. 13): 0 up to a length, then down to -1.
+
+    Its weight is 1; what was cut off is -1. The paper has 4,096 of 20,480 tokens: a fifth.
+    """
+    longest = judged.max_completion_length
+    buffer = judged.overlong_share * longest
+    return (
+        -1.0
+        if judged.completion.truncated
+        else min(0.0, (longest - judged.completion.num_tokens) / buffer - 1)
+    )
+
+
 TERMS: dict[str, Term] = {
     "accuracy": accuracy,
     "format": well_formed,
@@ -108,6 +123,7 @@ TERMS: dict[str, Term] = {
     "efficiency_tokens": efficiency_tokens,
     "efficiency_flops": efficiency_flops,
     "diversity": diversity,
+    "overlong": overlong,
 }
 
 

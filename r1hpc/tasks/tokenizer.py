@@ -2,19 +2,24 @@
 
 tokenizer = load_tokenizer(config.model)        # tokenizers.Tokenizer
 ids = encode(tokenizer, "224538=")
-special_ids(tokenizer).eos
+special_ids(tokenizer, config.model).stops
+exported_tokenizer(config.model).files          # what goes beside the weights of an export
 """
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from r1hpc.base.errors import UsageError
-from r1hpc.config.schema import ModelConfig
+from r1hpc.base.files import parse_json
+from r1hpc.config.plugins import has_own_template, template_file
+from r1hpc.config.schema import ModelConfig, RunConfig
+from r1hpc.plan.model import load_teacher_config
+from r1hpc.tasks.chat import PromptForm, named_tokens, prompt_form
 from r1hpc.tasks.completion import TAGS
 
 CHARACTERS = "characters"
@@ -27,14 +32,35 @@ _EOS_NAMES = (
     "<\uff5cend\u2581of\u2581sentence\uff5c>",  # DeepSeek's
 )
 _PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>")
+_COMPANIONS = (
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("tokenizer.model", "vocab.json", "merges.txt"),
+)
+"""What lies beside a tokenizer.json and decides how transformers reads it."""
 
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """`pad` fills rows up, `eos` ends a completion."""
+    """`pad` fills rows up, `eos` closes what is taught."""
 
     pad: int
     eos: int
+    also: tuple[int, ...] = ()
+    """Further tokens that end a completion: chat models have several."""
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """Every token that ends a completion."""
+        return (self.eos, *self.also)
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """The tokenizer as it goes beside the weights of an export."""
+
+    files: dict[str, bytes]
+    stops: tuple[int, ...]
+    """Ids that end a completion, for config.json and generation_config.json."""
 
 
 def character_tokenizer() -> tokenizers.Tokenizer:
@@ -108,48 +134,150 @@ def encode(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
     return ids
 
 
-def special_ids(tokenizer: tokenizers.Tokenizer, model: ModelConfig | None = None) -> SpecialIds:
-    """Ids of the end and of the padding; where a model has no padding, its end serves.
+def special_ids(
+    tokenizer: tokenizers.Tokenizer, model: ModelConfig | None = None, code: Path | None = None
+) -> SpecialIds:
+    """Ids of the ends and of the padding; where a model has no padding, its end serves.
 
-    With `model`, tokenizer_config.json beside the tokenizer decides; else well-known names do.
+    With `model` the files beside the tokenizer decide, else well-known names. What is taught is closed by the
+    token that the chat template closes a turn with, where there is one; what is sampled ends there, at the
+    tokenizer's own end, and at those of generation_config.json (or config.json).
+
+    Args:
+        code: see tasks.chat.prompt_form.
 
     Raises:
         UsageError: no end token.
     """
-    named = _named_tokens(model)
+    folder = None if model is None else _folder(model)
+    named = {} if folder is None else named_tokens(folder)
     eos = _token(tokenizer, named.get("eos_token"), _EOS_NAMES)
-    if eos is None:
+    template = None if model is None else prompt_form(model, tokenizer, folder, code).template
+    turn = template.end_of_turn() if template is not None else None
+    ends = [None if turn is None else tokenizer.token_to_id(turn), eos, *_listed_ends(tokenizer, folder)]
+    known = list(dict.fromkeys(end for end in ends if end is not None))
+    if not known:
         raise UsageError(
             "the tokenizer does not say which token ends a text: put tokenizer_config.json with "
             '"eos_token" beside tokenizer.json'
         )
     pad = _token(tokenizer, named.get("pad_token"), _PAD_NAMES)
-    return SpecialIds(eos if pad is None else pad, eos)
+    return SpecialIds(known[0] if pad is None else pad, known[0], tuple(known[1:]))
+
+
+def form_of(tokenizer: tokenizers.Tokenizer, model: ModelConfig, code: Path | None = None) -> PromptForm:
+    """How prompts are put to a model with this tokenizer; see tasks.chat.prompt_form."""
+    return prompt_form(model, tokenizer, _folder(model), code)
+
+
+def vocabulary_size(tokenizer: tokenizers.Tokenizer) -> int:
+    """One more than the largest id: what a model's embedding must have at least."""
+    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+
+
+def other_vocabulary(model: ModelConfig) -> str | None:
+    """A sentence where model.tokenizer gives other ids than the tokenizer in the folder of the weights."""
+    own = Path(model.path or "", "tokenizer.json")
+    if model.path is None or model.tokenizer is None or not own.is_file():
+        return None
+    theirs = load_tokenizer(dataclasses.replace(model, tokenizer=None)).get_vocab(with_added_tokens=True)
+    ours = load_tokenizer(model).get_vocab(with_added_tokens=True)
+    moved = sum(theirs.get(token) != index for token, index in ours.items())
+    if not moved:
+        return None
+    return (
+        f"model.tokenizer={model.tokenizer} is not the tokenizer of {model.path}: {moved:,} of its "
+        f"{len(ours):,} tokens have another id there, or none, and mean nothing to the weights; leave "
+        "it out to take the model's own"
+    )
+
+
+def check_teacher_tokens(config: RunConfig) -> None:
+    """Refuse a teacher of rl.algorithm=distill whose tokens have other ids than the student's.
+
+    Raises:
+        UsageError: they have, or the teacher has no tokenizer.json that says so, or too small an embedding.
+    """
+    hf_config = load_teacher_config(config)
+    if hf_config is None:
+        return
+    teacher = str(config.rl.teacher)
+    if not Path(teacher, "tokenizer.json").is_file():
+        raise UsageError(
+            f"rl.teacher {teacher} has no tokenizer.json, so nothing says that its tokens are the student's: "
+            "put the one there that it was trained with"
+        )
+    theirs = load_tokenizer(ModelConfig(path=teacher)).get_vocab(with_added_tokens=True)
+    ours = load_tokenizer(config.model).get_vocab(with_added_tokens=True)
+    differing = sum(theirs.get(token) != ours.get(token) for token in {*theirs, *ours})
+    if differing:
+        raise UsageError(
+            f"rl.teacher {teacher} has another vocabulary than the student: {differing:,} of {len(ours):,} "
+            "tokens have another id there, or none, and distributions over different tokens cannot be "
+            "compared: take a teacher of the same family, or fine-tune on its completions (stages generate "
+            "and sft)"
+        )
+    rows = hf_config.get("vocab_size")
+    if isinstance(rows, int) and rows < vocabulary_size(load_tokenizer(config.model)):
+        raise UsageError(
+            f"the embedding of rl.teacher {teacher} has {rows:,} rows for {len(ours):,} tokens: it is not "
+            "the model that its tokenizer.json is of"
+        )
+
+
+def exported_tokenizer(model: ModelConfig) -> TokenizerFiles:
+    """The files of a model's tokenizer, byte for byte where it has a folder.
+
+    A chat template of the run's own takes the place of the tokenizer's. Without tokenizer_config.json one is
+    made, so that transformers takes tokenizer.json as it is and not as the model_type's usual kind.
+    """
+    tokenizer, folder = load_tokenizer(model), _folder(model)
+    ids = special_ids(tokenizer, model)
+    if folder is None:
+        files = {"tokenizer.json": tokenizer.to_str(pretty=True).encode()}
+    else:
+        files = {"tokenizer.json": tokenizer_file(model).read_bytes()}
+        files |= {name: (folder / name).read_bytes() for name in _COMPANIONS if (folder / name).is_file()}
+    if "tokenizer_config.json" not in files:
+        named = {"eos_token": tokenizer.id_to_token(ids.eos), "pad_token": tokenizer.id_to_token(ids.pad)}
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", **named}
+        files["tokenizer_config.json"] = json.dumps(config, indent=2).encode()
+    if has_own_template(model):
+        files["chat_template.jinja"] = template_file(model).read_bytes()
+    return TokenizerFiles(files, ids.stops)
+
+
+def _folder(model: ModelConfig) -> Path | None:
+    """Where the tokenizer's files lie; None for the built-in one."""
+    return None if model.tokenizer == CHARACTERS else tokenizer_file(model).parent
+
+
+def _listed_ends(tokenizer: tokenizers.Tokenizer, folder: Path | None) -> list[int]:
+    """eos_token_id of generation_config.json, else of config.json, which may be a list.
+
+    Only what the tokenizer holds as a token of its own: configurations of small models have been left with
+    the default of their model_type, which is any token of another vocabulary.
+    """
+    if folder is None:
+        return []
+    added = tokenizer.get_added_tokens_decoder()
+    for name in ("generation_config.json", "config.json"):
+        try:
+            value = parse_json((folder / name).read_bytes()).get("eos_token_id")
+        except (OSError, ValueError, AttributeError):  # no model's folder, or one that others refuse
+            continue
+        listed = value if isinstance(value, list) else [value]
+        if value is not None:
+            return [token for token in listed if token in added]
+    return []
 
 
 def _known(tokenizer: tokenizers.Tokenizer, char: str) -> bool:
-    return tokenizer.token_to_id(char) is not None
+    is_text = not "\ud800" <= char <= "\udfff"  # half a surrogate pair, as JSON may escape one
+    return is_text and tokenizer.token_to_id(char) is not None
 
 
 def _token(tokenizer: tokenizers.Tokenizer, named: str | None, usual: tuple[str, ...]) -> int | None:
     found = [tokenizer.token_to_id(word) for word in ([named] if named else usual)]
     ids: list[int] = [index for index in found if index is not None]
     return ids[0] if ids else None
-
-
-def _named_tokens(model: ModelConfig | None) -> dict[str, str]:
-    if model is None or model.tokenizer == CHARACTERS:
-        return {}
-    path = tokenizer_file(model).with_name("tokenizer_config.json")
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"{path} is not valid JSON ({error}); restore it") from None
-    return {name: _content(config[name]) for name in ("eos_token", "pad_token") if config.get(name)}
-
-
-def _content(token: Any) -> str:
-    """Hugging Face writes a token as a string, or as an object with `content`."""
-    return str(token["content"]) if isinstance(token, dict) else str(token)

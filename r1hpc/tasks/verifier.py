@@ -15,11 +15,14 @@ from typing import Any, Self
 
 from r1hpc.base.errors import R1hpcError
 from r1hpc.tasks.judges import JUDGES
-from r1hpc.tasks.process import DiedError, TimedOutError, WorkerProcess
+from r1hpc.tasks.process import DiedError, TimedOutError, WorkerProcess, wait_for_own
 
 _START_LIMIT_S = 120.0
 """Imports from a network file system under load; judging has not begun."""
 _MAX_CHUNK = 512
+_MOST_FAILURES = 256
+"""Of a user's own code, in a row: then it is not the completions that it cannot read."""
+_MOST_NOTED = 20
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,19 @@ class VerifierStats:
     timeouts: int = 0
     crashes: int = 0
     """Answers that ended the process twice; wrong."""
+    failures: int = 0
+    """Answers on which a user's own code failed; wrong."""
     restarts: int = 0
     slowest_s: float = 0.0
     """Longest wait for the process, killing it included, starting it not."""
+
+    @staticmethod
+    def joined(parts: Sequence["VerifierStats"]) -> "VerifierStats":
+        """Of several verifiers together."""
+        whole = VerifierStats(slowest_s=max(part.slowest_s for part in parts))
+        for name in ("checked", "refused", "timeouts", "crashes", "failures", "restarts"):
+            setattr(whole, name, sum(getattr(part, name) for part in parts))
+        return whole
 
 
 class Verifier:
@@ -54,24 +67,43 @@ class Verifier:
         self._arguments = [judge, json.dumps(dict(settings))]
         self._timeout_s = timeout_s
         self._judge = JUDGES[judge]
+        self._own = settings.get("spec")
+        """The name of the user's code that judges; None: one of ours does."""
+        self.sentences: list[str] = []
+        """How a user's code failed, each kind once."""
+        self._failed_in_a_row = 0
         self._chunk = _MAX_CHUNK if self._judge.bounded else 1
         self._prepared: object = None
         self._worker: WorkerProcess | None = self._started()
         self._ready = False
 
+    @property
+    def is_own(self) -> bool:
+        """Whether a user's code judges."""
+        return self._own is not None
+
     def check(self, questions: Sequence[Question]) -> list[bool]:
         """Whether each answer is right, in order."""
+        return [bool(value) for value in self.values(questions)]
+
+    def values(self, questions: Sequence[Question]) -> list[bool | float | None]:
+        """What the judge says of each answer, in order; None where it says nothing.
+
+        Raises:
+            R1hpcError: a user's own code has failed on _MOST_FAILURES answers in a row.
+        """
         # Completions of one item share its metadata: the object says which item, for less than its text.
         keys = [(question.text, question.answer, id(question.metadata)) for question in questions]
         wire = dict(zip(keys, map(_wire, questions), strict=True))
         readable = [key for key in wire if len(key[0]) <= self._judge.max_characters]
-        verdicts: dict[object, bool | None] = dict.fromkeys(wire)
+        verdicts: dict[object, bool | float | None] = dict.fromkeys(wire)
         for first in range(0, len(readable), self._chunk):
             chunk = readable[first : first + self._chunk]
-            verdicts.update(zip(chunk, self._judged([wire[key] for key in chunk]), strict=True))
+            said = map(self._understood, self._judged([wire[key] for key in chunk]))
+            verdicts.update(zip(chunk, said, strict=True))
         self.stats.checked += len(keys)
         self.stats.refused += sum(verdicts[key] is None for key in keys)
-        return [bool(verdicts[key]) for key in keys]
+        return [verdicts[key] for key in keys]
 
     def close(self) -> None:
         """End the process; its pid is gone when this returns."""
@@ -85,7 +117,23 @@ class Verifier:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _judged(self, chunk: list[list[Any]]) -> list[bool | None]:
+    def _understood(self, said: Any) -> bool | float | None:
+        """A verdict; None for the failure of a user's code, of which the first of each kind is printed."""
+        if not isinstance(said, dict):
+            self._failed_in_a_row = 0
+            return said  # type: ignore[no-any-return]
+        self._note(said["error"])
+        return None
+
+    def _note(self, sentence: str) -> None:
+        self.stats.failures += 1
+        self._failed_in_a_row += 1
+        if sentence not in self.sentences and len(self.sentences) < _MOST_NOTED:
+            self.sentences.append(sentence)
+        if self._failed_in_a_row >= _MOST_FAILURES:
+            raise R1hpcError(f"{sentence}; so on {_MOST_FAILURES} completions in a row")
+
+    def _judged(self, chunk: list[list[Any]]) -> list[Any]:
         """Verdicts of a chunk; where it fails, of each of its questions alone."""
         try:
             return self._ask(chunk)
@@ -94,26 +142,30 @@ class Verifier:
                 return [verdict for question in chunk for verdict in self._judged([question])]
             return [self._failed(chunk, failure)]
 
-    def _failed(self, chunk: list[list[Any]], failure: Exception) -> bool | None:
+    def _failed(self, chunk: list[list[Any]], failure: Exception) -> Any:
         """A question that failed alone. A process that ended may have been ended by others: once more."""
         if isinstance(failure, DiedError):
             try:
                 return self._ask(chunk)[0]
             except DiedError:
                 self.stats.crashes += 1
-                return False
+                return self._gave_up("ended its process (os._exit, or out of memory)")
             except TimedOutError:
                 pass
         self.stats.timeouts += 1
-        return False
+        return self._gave_up(f"took over {self._timeout_s:g} s (reward.timeout_s)")
 
-    def _ask(self, chunk: list[list[Any]]) -> list[bool | None]:
+    def _gave_up(self, how: str) -> Any:
+        """Wrong; of a user's code, with a sentence."""
+        return {"error": f"{self._own} {how}"} if self._own else False
+
+    def _ask(self, chunk: list[list[Any]]) -> list[Any]:
         worker = self._running()
         began = None
         try:
             self._prepare(worker, chunk[0][2])
             began = time.monotonic()
-            verdicts: list[bool | None] = worker.ask(chunk, self._timeout_s)
+            verdicts: list[Any] = worker.ask(chunk, self._timeout_s)
             return verdicts
         except BaseException:  # an interrupt, too, leaves a process whose next reply would be the wrong one
             self.close()
@@ -132,6 +184,12 @@ class Verifier:
             raise R1hpcError(f"the verifier took over {_START_LIMIT_S:g} s to prepare {metadata}") from None
         self._prepared = metadata
 
+    def _wait_ready(self, worker: WorkerProcess) -> None:
+        if self._own:
+            wait_for_own(worker, self._own)
+        else:
+            worker.wait_ready(_START_LIMIT_S)
+
     def _started(self) -> WorkerProcess:
         return WorkerProcess("r1hpc.tasks.worker", self._arguments)
 
@@ -140,7 +198,7 @@ class Verifier:
             self._worker = self._started()
             self.stats.restarts += 1
         if not self._ready:
-            self._worker.wait_ready(_START_LIMIT_S)
+            self._wait_ready(self._worker)
             self._ready = True
         return self._worker
 

@@ -2,8 +2,8 @@
 
     python -P -m r1hpc.tasks.worker PARENT_PID JUDGE SETTINGS_JSON
 
-Each list of [text, answer, metadata] is answered by a list of true (right), false (wrong) or null (refused),
-and {"prepare": metadata} by true.
+Each list of [text, answer, metadata] is answered by a list of true (right), false (wrong), null (refused), a
+number (a user's reward term) or {"error": sentence} (a user's code failed); {"prepare": metadata} by true.
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import Any
 from r1hpc.tasks import guard
 from r1hpc.tasks.arithmetic import RefusedError
 from r1hpc.tasks.judges import JUDGES, Judge
+from r1hpc.tasks.own_code import OwnCodeError
 from r1hpc.tasks.serve import Handler, serve
 
 
@@ -31,14 +32,17 @@ def ready(judge_name: str, settings: Mapping[str, Any]) -> tuple[Handler, bool]:
     return handler, True
 
 
-def verdict(judge: Judge, question: Sequence[Any]) -> bool | None:
-    """Right, wrong, or None where the answer could not be read."""
+def verdict(judge: Judge, question: Sequence[Any]) -> bool | float | dict[str, str] | None:
+    """Right, wrong, or None where the answer could not be read; a number or a sentence from a user's code."""
     text, answer, metadata = question
     try:
         with guard.armed():
-            return bool(judge(text, answer, metadata))
+            said = judge(text, answer, metadata)
+            return said if isinstance(said, float) else bool(said)
     except RefusedError:
         return None
+    except OwnCodeError as error:
+        return {"error": str(error)}
     except MemoryError:  # what filled it may stay; the parent starts a fresh process
         raise
     # Other people's parsers raise whatever they like at hostile text; this process is where that ends.

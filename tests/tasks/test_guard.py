@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("guard")  # its fixtures are dear
+
 _STOPPED = [
     "eval('1+1')",
     "exec('x = 1')",

@@ -87,7 +87,7 @@ def test_making_the_item_again_is_not_in_an_answers_time(gcd: Task) -> None:
     groups = [(item, [Completion(compose("", item.answer), 9, False)]) for item in (first, second, first)]
     with Scorer(RewardConfig(timeout_s=5.0), gcd, max_completion_length=99) as scorer:
         assert [score.correct for (score,) in scorer.score_groups(groups)] == [True] * 3
-        worker = scorer._verifier._worker
+        worker = scorer._verifiers[""]._worker
         assert worker is not None
         os.kill(worker.pid, signal.SIGKILL)
         assert [score.correct for (score,) in scorer.score_groups(groups[:1])] == [True]

@@ -120,7 +120,7 @@ def test_draws_are_spread() -> None:
         (TaskConfig("reasoning_gym:gdc"), "did you mean 'gcd'"),
         (TaskConfig("reasoning_gym:gcd", 0, {"nonsense": 1}), "task.options do not suit"),
         (TaskConfig("jsonl"), "task.options.path=FILE"),
-        (TaskConfig("jsonl", 0, {"path": "/nonexistent/x.jsonl"}), "cannot be read"),
+        (TaskConfig("jsonl", 0, {"path": "/nonexistent/x.jsonl"}), "is not there"),
     ],
 )
 def test_what_a_user_gets_wrong_is_named(config: TaskConfig, words: str) -> None:

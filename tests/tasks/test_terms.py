@@ -1,4 +1,6 @@
-"""Each term says what its name says, from 0 to 1."""
+"""Each term says what its name says, from 0 to 1; the punishment from -1 to 0."""
+
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -18,7 +20,19 @@ def _judged(text: str, prompt: str = "2+2=", num_tokens: int = 10, correct: bool
 @given(st.text(max_size=200), st.text(max_size=50), st.integers(0, 100))
 def test_every_term_lies_between_0_and_1(text: str, prompt: str, num_tokens: int) -> None:
     judged = _judged(text, prompt, num_tokens)
-    assert all(0.0 <= term(judged) <= 1.0 for term in TERMS.values())
+    values = {name: term(judged) for name, term in TERMS.items()}
+    assert values.pop("overlong") <= 0.0
+    assert all(0.0 <= value <= 1.0 for value in values.values())
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "truncated", "punished"),
+    [(1, False, 0.0), (32, False, 0.0), (34, False, -0.25), (40, False, -1.0), (40, True, -1.0)],
+)
+def test_the_soft_overlong_punishment(num_tokens: int, truncated: bool, punished: float) -> None:
+    """DAPO, 2503.14476 eq. 13, with L_max 40 and L_cache 8: (L_max - L_cache - |y|) / L_cache in between."""
+    judged = replace(_judged(""), completion=Completion("", num_tokens, truncated))
+    assert TERMS["overlong"](judged) == pytest.approx(punished)
 
 
 def test_accuracy() -> None:

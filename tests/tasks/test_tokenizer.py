@@ -58,6 +58,12 @@ def test_any_other_character_is_refused(char: str) -> None:
         encode(_TOKENIZER, f"12{char}34")
 
 
+def test_half_a_surrogate_pair_is_refused_as_any_other() -> None:
+    """JSON may escape one: a question file holds it, and no tokenizer takes it."""
+    with pytest.raises(UsageError, match=r"no token for \['\\ud800'\]"):
+        encode(_TOKENIZER, "12\ud80034")
+
+
 def test_the_refused_character_is_named() -> None:
     with pytest.raises(UsageError, match=r"\['a', 'b'\].*model.tokenizer"):
         encode(_TOKENIZER, "1ab2")

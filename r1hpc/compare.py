@@ -1,0 +1,132 @@
+"""Is one model better than another? Two evaluations on the same questions, compared question by question.
+
+    python -m r1hpc.compare BASE NEW                 # runs of stage evaluate, or the last evaluation of rl
+    python -m r1hpc.compare grpo@0 grpo@60           # one run at two steps
+    python -m r1hpc.compare BASE NEW --out ab.html   # a page with the questions on which they differ
+
+The same questions, so that their difficulty cancels: accuracy with the interval of the difference, McNemar's
+test of the greedy answers, pass@k, length and tokens for a correct answer; and after how many questions one
+could have stopped. For models that are not runs: evaluate each by `submit`, stage evaluate, with model.path.
+Whether two runs are the same to the bit: python -m r1hpc.report --compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from r1hpc.base.choose_run import RUN_NAMES, add_run_root, choose_run, full_name
+from r1hpc.base.cli import ArgumentParser, offer, print_json, run_command
+from r1hpc.base.errors import UsageError
+from r1hpc.base.names import printable
+
+if TYPE_CHECKING:
+    from r1hpc.tasks.comparison import Comparison, Difference
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    from r1hpc.tasks.comparison import compare_answers
+
+    (name_a, a), (name_b, b) = (_answers(given, arguments.run_root) for given in (arguments.a, arguments.b))
+    found = compare_answers(a, b)
+    lines = _lines(found, name_a, name_b)
+    if arguments.out is not None:
+        from r1hpc.reporting.comparison_page import write_page
+
+        write_page(found.disagreements, (name_a, name_b), "\n".join(lines), arguments.out)
+    if arguments.json:
+        print_json({"a": name_a, "b": name_b, "verdict": found.verdict or None, **_as_json(found)})
+        return 0
+    print("\n".join(lines))
+    if arguments.out is not None:
+        print(f"{arguments.out}: {len(found.disagreements)} questions on which they differ")
+    return 0
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="python -m r1hpc.compare", description=__doc__)
+    for name in ("a", "b"):
+        run = parser.add_argument(
+            name, metavar=name.upper(), help="a run: its folder or name; RUN@STEP for a step"
+        )
+        offer(run, RUN_NAMES)
+    add_run_root(parser)
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="write a page of the questions they differ on"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    return parser
+
+
+def _answers(given: str, run_root: str | None) -> tuple[str, list[dict[str, Any]]]:
+    """The name and the answers of RUN or RUN@STEP."""
+    from r1hpc.telemetry.evaluations import read_answers
+
+    name, _, step = given.partition("@")
+    if step and not (step.isascii() and step.isdecimal()):
+        raise UsageError(f"{printable(given)!r}: a step is a number, as in {printable(name)}@60")
+    run = choose_run(name, run_root)
+    number, answers = read_answers(run, int(step) if step else None)
+    return full_name(run) + ("" if number is None else f"@{number}"), answers
+
+
+def _as_json(found: Comparison) -> dict[str, Any]:
+    content = asdict(found)
+    content["disagreements"] = len(found.disagreements)
+    return content
+
+
+def _lines(found: Comparison, name_a: str, name_b: str) -> list[str]:
+    what = "accuracy of the samples" if found.is_sampled else "accuracy of the greedy answers"
+    lines = [f"A  {name_a}", f"B  {name_b}", f"{found.num_questions:,} questions that both were asked"]
+    for count, who in ((found.only_in_a, "A"), (found.only_in_b, "B")):
+        lines += [f"  {count:,} more of {who} alone are left out"] if count else []
+    lines += ["", _line(what, found.accuracy, points=True) + f", p {found.p_value:.2g}"]
+    if found.is_sampled:
+        lines.append(_line("greedy", found.greedy, points=True))
+    won = found.discordance
+    lines.append(
+        f"  {'greedy, question by question':32} right in A alone {won.only_a}, in B alone {won.only_b}; "
+        f"McNemar p {won.p_value:.2g}"
+    )
+    lines += [_line(f"pass@{k}", each, points=True) for k, each in found.pass_at.items()]
+    lines.append(_line("tokens an answer", found.tokens, points=False))
+    costs = [
+        f"{cost:.1f}" if cost is not None else "none is correct" for cost in found.tokens_a_correct_answer
+    ]
+    lines.append(f"  {'tokens a correct answer':32} A {costs[0]:>7}  B {costs[1]:>7}")
+    return [*lines, "", _verdict(found), _stopping(found)]
+
+
+def _line(what: str, figure: Difference, *, points: bool) -> str:
+    digits = 3 if points else 1
+    return (
+        f"  {what:32} A {figure.a:7.{digits}f}  B {figure.b:7.{digits}f}  "
+        f"B - A {figure.b - figure.a:+.{digits}f} [{figure.low:+.{digits}f}, {figure.high:+.{digits}f}]"
+    )
+
+
+def _verdict(found: Comparison) -> str:
+    gain = abs(found.accuracy.b - found.accuracy.a)
+    if found.verdict:
+        return f"{found.verdict.upper()} is better, by {gain:.1%} of the questions"
+    return (
+        f"not told apart: so many questions tell a difference of {found.smallest:.1%} apart in 8 cases of "
+        "10, a smaller one less often"
+    )
+
+
+def _stopping(found: Comparison) -> str:
+    if found.needed is None:
+        return "a test that may stop at any question would not have stopped"
+    return (
+        f"a test that may stop at any question would have stopped after {found.needed:,} of "
+        f"{found.num_questions:,}, asked in a random order"
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

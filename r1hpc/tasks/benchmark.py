@@ -1,0 +1,142 @@
+"""Test files, asked whole and in their order, every question once: what evaluate.path and evaluate.sets name.
+
+    benchmarks = Benchmarks.of(config)
+    item = benchmarks.item(0)               # the first question of the first file
+    benchmarks.num_items                    # of all of them together
+
+A question that stands in a file twice, with the same answer, is asked once.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Self
+
+from r1hpc.base.errors import UsageError
+from r1hpc.config.schema import RunConfig
+from r1hpc.tasks.file import columns_of, judge_of
+from r1hpc.tasks.prompts import TEMPLATE, check_template, fill
+from r1hpc.tasks.question_file import Columns, Question, read_questions
+from r1hpc.tasks.task import Item, task_id
+
+
+class Benchmark:
+    """One test file. Held out as a whole: it has no training part."""
+
+    def __init__(self, path: Path, columns: Columns, template: str) -> None:
+        self.name = path.name
+        self.judge = judge_of(columns)
+        self.judge_settings: dict[str, Any] = {}
+        self._template = check_template(template)
+        rows, digest = read_questions(path, columns)
+        self.num_rows = len(rows)
+        different: dict[tuple[str, str], Question] = {}
+        for row in rows:
+            different.setdefault((row.text, row.answer), row)
+        self.questions = tuple(different.values())
+        if not rows:
+            raise UsageError(f"{path} has no question")
+        content = {"sha256": digest, "template": template, **columns.unusual()}
+        self.id = task_id("benchmark", 0, content)
+
+    def item(self, index: int, held_out: bool = True) -> Item:
+        question = self.questions[index]
+        return Item(index, fill(self._template, question.text), question.answer, question.metadata())
+
+    def num_questions(self, held_out: bool = True) -> int:
+        return len(self.questions)
+
+    def demonstration(self, item: Item, thinking: bool) -> str:
+        raise UsageError(f"{self.name} is a test file: no demonstration is made of it")
+
+
+class Benchmarks:
+    """Several test files, one after the other; their items carry the file's label."""
+
+    judge = ""
+    judge_settings: Mapping[str, Any] = {}
+
+    def __init__(self, sets: Mapping[str, tuple[Benchmark, int | None]]) -> None:
+        """`sets`: by label, with how many questions of each are asked; None: all."""
+        self.members = {label: each for label, (each, _) in sets.items()}
+        self.name = " + ".join(sets)
+        self.sizes = {label: _size(label, each, wanted) for label, (each, wanted) in sets.items()}
+        self._ends = list(accumulate(self.sizes.values()))
+        self.num_items = self._ends[-1]
+        inner = {label: [each.id, self.sizes[label]] for label, each in self.members.items()}
+        self.id = task_id("benchmarks", 0, inner)
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Self | None:
+        """The test files of a configuration; None where it names none.
+
+        Raises:
+            UsageError: a file that cannot be used, or that has fewer questions than are asked for.
+        """
+        sets = named_sets(config)
+        if not sets:
+            return None
+        return cls({label: (_open(config, part), part.get("num_items")) for label, part in sets.items()})
+
+    def item(self, index: int, held_out: bool = True) -> Item:
+        start = 0
+        for label, end in zip(self.members, self._ends, strict=True):
+            if index < end:
+                return replace(self.members[label].item(index - start), index=index, task=label)
+            start = end
+        raise IndexError(index)
+
+    def num_questions(self, held_out: bool = True) -> int:
+        return self.num_items
+
+    def demonstration(self, item: Item, thinking: bool) -> str:
+        return self.members[item.task].demonstration(item, thinking)
+
+
+def named_sets(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """evaluate.sets, or evaluate.path as a set under the file's own name; num_items as of all of them."""
+    evaluate = config.evaluate
+    sets = evaluate.sets
+    if evaluate.path is not None:
+        sets = {_label(Path(evaluate.path)): {"path": evaluate.path}}
+    return {label: {"num_items": evaluate.num_items, **part} for label, part in sets.items()}
+
+
+def with_counted_sets(config: RunConfig) -> RunConfig:
+    """The configuration with evaluate.sets in place of evaluate.path, each with the number it will ask.
+
+    Raises:
+        UsageError: as `Benchmarks.of`.
+    """
+    benchmarks = Benchmarks.of(config)
+    if benchmarks is None:
+        return config
+    sets = {
+        label: {**part, "num_items": benchmarks.sizes[label]} for label, part in named_sets(config).items()
+    }
+    return replace(config, evaluate=replace(config.evaluate, path=None, sets=sets))
+
+
+def _open(config: RunConfig, part: Mapping[str, Any]) -> Benchmark:
+    task = config.task
+    defaults = {"question": task.question, "answer": task.answer, "choices": task.choices}
+    template = part.get("template", task.options.get("template", TEMPLATE))
+    return Benchmark(Path(part["path"]), columns_of({**defaults, **part}), str(template))
+
+
+def _size(label: str, benchmark: Benchmark, wanted: int | None) -> int:
+    there = len(benchmark.questions)
+    if wanted is not None and wanted > there:
+        twice = f" ({benchmark.num_rows} rows, some of them the same)" if benchmark.num_rows > there else ""
+        raise UsageError(
+            f"evaluate asks {wanted} questions of {label}, but {benchmark.name} has {there}{twice}: set "
+            f"evaluate.num_items={there}, or leave it out to ask all"
+        )
+    return there if wanted is None else wanted
+
+
+def _label(path: Path) -> str:
+    """`gsm8k/test.jsonl` -> `test`: the file's name with what no label may hold replaced."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", path.stem)[:40]

@@ -1,0 +1,83 @@
+"""Task and rewards of a run tried out before it is submitted: made, and asked one question of each task.
+
+prompts = check_questions(config)       # prompts that the run will ask, for the tokenizer's check
+"""
+
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+from r1hpc.config.plugins import is_own, names_in
+from r1hpc.config.schema import RunConfig
+from r1hpc.plan.parts import num_items
+from r1hpc.tasks.benchmark import Benchmarks
+from r1hpc.tasks.own import OwnTask
+from r1hpc.tasks.pass_rates import check_comes_again
+from r1hpc.tasks.registry import make_task
+from r1hpc.tasks.rewards import Scorer
+from r1hpc.tasks.task import Item, Task, check_num_held_out, members
+from r1hpc.tasks.terms import term_named
+
+
+def check_questions(config: RunConfig, code: Path | None = None) -> list[str]:
+    """Make what the run will ask, ask one question of each task, and call own terms and verdicts once each.
+
+    Args:
+        code: the frozen code of a run that goes on, else None; see registry.make_task.
+
+    Raises:
+        UsageError: an unknown task, option or term, a file or package that is missing, more questions than
+            there are, or own code that fails or whose questions are no function of their index.
+    """
+    asks_benchmarks = config.stage in ("rl", "evaluate")
+    benchmarks = Benchmarks.of(config) if asks_benchmarks else None
+    tasks: list[Task] = []
+    items: list[Item] = []
+    if benchmarks is None or config.stage == "rl":
+        tasks.append(make_task(config.task, code))
+        if config.stage == "rl" and config.rl.by_pass_rate:
+            check_comes_again(tasks[0])
+        items += _one_of_each(tasks[0], config)
+        if code is None:  # a run of before goes on as it was begun
+            for task in members(tasks[0]).values():
+                if isinstance(task, OwnTask):
+                    task.check_pure()
+    if benchmarks is not None:
+        tasks.append(benchmarks)
+        items += map(benchmarks.item, range(benchmarks.num_items))
+    elif asks_benchmarks and code is None:  # a run of before: its stage refuses that by itself
+        check_num_held_out(tasks[0], num_items(config))
+    if config.stage != "traces":
+        _try_rewards(config, tasks, items, code)
+    return [item.prompt for item in items]
+
+
+def _one_of_each(task: Task, config: RunConfig) -> Iterator[Item]:
+    """From the run's first item on, the first of each task of a mixture."""
+    first = config.generate.first_item if config.stage == "generate" else config.task.first_item or 0
+    missing = set(members(task))
+    for index in count(first):
+        item = task.item(index)
+        if item.task in missing:
+            missing.remove(item.task)
+            yield item
+        if not missing:
+            return
+
+
+def _try_rewards(config: RunConfig, tasks: list[Task], items: list[Item], code: Path | None) -> None:
+    for name in config.reward.terms:
+        if not is_own(name):
+            term_named(name)
+    if not names_in(config):  # ours are tested: no process is started
+        return
+    longest = config.rollout.max_completion_length
+    # The FLOPs per token are not known here: any number does, as no term of ours is asked.
+    with Scorer(
+        config.reward, *tasks, max_completion_length=longest, flops_per_token=1.0, code=code
+    ) as scorer:
+        tried: set[str] = set()
+        for item in items:
+            if item.task not in tried:
+                tried.add(item.task)
+                scorer.try_out(item)

@@ -1,0 +1,79 @@
+"""file: question and answer pairs from a file or folder (question_file.py says which, and in which forms).
+
+    task: {name: file, options: {path: data/train.jsonl}}
+    task: {name: file, question: problem, answer: solution, options: {path: data/math.parquet}}
+
+One question in ten is held out; each pass over the rest has its own order, from the seed. A test file that is
+to be asked whole and in order is no task but `evaluate.path` (test_file.py). `jsonl` is the older name.
+"""
+
+from collections.abc import Mapping
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.errors import UsageError
+from r1hpc.config.reasoning import TaskConfig
+from r1hpc.tasks.completion import compose
+from r1hpc.tasks.listed import Listed
+from r1hpc.tasks.prompts import TEMPLATE, check_template, fill
+from r1hpc.tasks.question_file import Columns, read_questions
+from r1hpc.tasks.task import Item, check_options, task_id
+
+
+class QuestionFile:
+    """A file's questions. The identity holds the SHA-256 of its bytes, not its place."""
+
+    def __init__(self, config: TaskConfig) -> None:
+        self.name = config.name
+        options = check_options(self.name, config.options, {"path": "", "template": TEMPLATE})
+        if not options["path"]:
+            raise UsageError(f"task.name={self.name} needs task.options.path=FILE")
+        self._path = Path(options["path"])
+        self._template = check_template(options["template"])
+        columns = columns_of(config)
+        self.judge = judge_of(columns)
+        self.judge_settings: dict[str, Any] = {}
+        self._questions, digest = read_questions(self._path, columns)
+        content: dict[str, Any] = {"sha256": digest, "template": self._template, **columns.unusual()}
+        # The key and the id of `jsonl`, so that runs of before go on.
+        self.id = task_id("jsonl", config.seed, content)
+        self._listed = Listed(
+            ("jsonl", config.seed), [each.text for each in self._questions], str(self._path)
+        )
+
+    def item(self, index: int, held_out: bool = False) -> Item:
+        position, epoch = self._listed.at(index, held_out)
+        question = self._questions[position]
+        metadata = {"thinking": question.thinking, "epoch": epoch, **question.metadata()}
+        return Item(index, fill(self._template, question.text), question.answer, metadata)
+
+    def num_questions(self, held_out: bool = False) -> int:
+        return self._listed.num_questions(held_out)
+
+    def demonstration(self, item: Item, thinking: bool) -> str:
+        if thinking and not item.metadata["thinking"]:
+            raise UsageError(
+                f"{self._path} has no reasoning before #### or around \\boxed in item {item.index}: "
+                "set generate.thinking_share=0"
+            )
+        return compose(item.metadata["thinking"] if thinking else "", item.answer)
+
+
+def columns_of(values: TaskConfig | Mapping[str, Any]) -> Columns:
+    """The columns that a task, or an entry with the same keys, names."""
+    read = values.get if isinstance(values, Mapping) else lambda name, _: getattr(values, name)
+    return Columns(read("question", "question"), read("answer", "answer"), read("choices", ""))
+
+
+def judge_of(columns: Columns) -> str:
+    """The judge of a file's answers: letters by themselves, all else by math-verify.
+
+    Raises:
+        UsageError: math-verify is not installed.
+    """
+    if columns.choices:
+        return "choice"
+    if util.find_spec("math_verify") is None:
+        raise UsageError("questions from a file need math-verify: pip install 'r1hpc[reasoning]'")
+    return "math"

@@ -1,0 +1,75 @@
+"""Several tasks in one run, each with its weight and its label.
+
+    task.mix: {sums: {name: chain_sum, weight: 2}, game: {name: countdown}}
+
+Items are dealt in blocks: in each block every task has exactly its share, in an order of the block's own, so
+that any stretch of items holds the weights to within a block. The index stays the whole state.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+from r1hpc.base.errors import UsageError
+from r1hpc.tasks.task import Draws, Item, Task, task_id
+
+_FINEST = 100
+"""Denominator to which weights are rounded."""
+_MOST_IN_A_BLOCK = 1000
+
+
+class Mixture:
+    """Its items carry the label of their task; each task is judged by its own judge."""
+
+    judge = ""
+    judge_settings: Mapping[str, Any] = {}
+
+    def __init__(self, seed: int, tasks: Mapping[str, Task], weights: Mapping[str, float]) -> None:
+        self.members = dict(tasks)
+        self.name = " + ".join(tasks)
+        self._seed = seed
+        self._counts = _counts(weights)
+        self._size = sum(self._counts.values())
+        inner = {label: [task.id, self._counts[label]] for label, task in tasks.items()}
+        self.id = task_id("mix", seed, inner)
+        self._block = lru_cache(maxsize=64)(self._dealt)
+
+    def item(self, index: int, held_out: bool = False) -> Item:
+        block, place = divmod(index, self._size)
+        label, number = self._block(block)[place]
+        own = self.members[label].item(block * self._counts[label] + number, held_out)
+        return replace(own, index=index, task=label)
+
+    def num_questions(self, held_out: bool = False) -> int | None:
+        """As many items as can be asked before one of the tasks has to repeat itself."""
+        there = {label: task.num_questions(held_out) for label, task in self.members.items()}
+        whole = [num // self._counts[label] * self._size for label, num in there.items() if num is not None]
+        return min(whole, default=None)
+
+    def demonstration(self, item: Item, thinking: bool) -> str:
+        return self.members[item.task].demonstration(item, thinking)
+
+    def _dealt(self, block: int) -> list[tuple[str, int]]:
+        """(label, which of that task's items in this block) of each place."""
+        cards = [(label, number) for label, count in self._counts.items() for number in range(count)]
+        return [cards[at] for at in Draws("mix", self._seed, block).shuffled(self._size)]
+
+
+def _counts(weights: Mapping[str, float]) -> dict[str, int]:
+    """The smallest whole numbers in the proportion of the weights."""
+    shares = {
+        label: Fraction(weight / sum(weights.values())).limit_denominator(_FINEST)
+        for label, weight in weights.items()
+    }
+    whole = math.lcm(*(share.denominator for share in shares.values()))
+    counts = {label: int(share * whole) for label, share in shares.items()}
+    common = math.gcd(*counts.values())
+    if not all(counts.values()) or sum(counts.values()) // max(1, common) > _MOST_IN_A_BLOCK:
+        raise UsageError(
+            f"task.mix: the weights {dict(weights)} are too far apart or too fine: take simple proportions, "
+            f"none below one in {_FINEST}"
+        )
+    return {label: count // common for label, count in counts.items()}

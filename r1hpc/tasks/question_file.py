@@ -1,0 +1,203 @@
+"""Questions with answers from a local file, in the forms in which benchmarks are published.
+
+    questions, digest = read_questions(Path("gsm8k/test.jsonl"), Columns())
+
+Files: JSONL (one object a line), Parquet, Arrow; or a folder of them, such as `datasets` saves.
+Answers:
+    "... reasoning ... #### 42"     GSM8K: what follows the last ####; the rest is thinking to show
+    "... so it is \\boxed{42}."     solutions of MATH: what the last \\boxed holds; the rest is thinking
+    "42", 42                        MATH-500, AIME: all of it
+    "C", 2, the choice's text       multiple choice (MMLU, ARC), with a column of choices; numbers from 0
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.names import nearest
+from r1hpc.tasks.completion import TAGS, last_boxed
+
+_MARK = "####"
+_CALCULATOR = re.compile(r"<<[^<>]*>>")
+"""GSM8K's notes for a calculator, such as <<48/2=24>>: no part of the reasoning."""
+_KINDS = (".jsonl", ".parquet", ".arrow")
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns; no `choices`: the answer is free."""
+
+    question: str = "question"
+    answer: str = "answer"
+    choices: str = ""
+
+    def unusual(self) -> dict[str, str]:
+        """Those that are not called as by default."""
+        usual = asdict(Columns())
+        return {name: value for name, value in asdict(self).items() if value != usual[name]}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question. With choices, `text` lists them and `answer` is a letter."""
+
+    text: str
+    answer: str
+    thinking: str = ""
+    choices: tuple[str, ...] = ()
+
+    def metadata(self) -> dict[str, Any]:
+        """What a judge must know of it."""
+        return {"choices": list(self.choices)} if self.choices else {}
+
+
+def read_questions(path: Path, columns: Columns) -> tuple[list[Question], str]:
+    """The questions in their order, and the SHA-256 of what they were read from.
+
+    Raises:
+        UsageError: names the file, and the line or row, that cannot be used.
+    """
+    files = _files(path)
+    try:
+        digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+        questions = [to_question(where, row, columns) for file in files for where, row in _rows(file)]
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
+    whole = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    return questions, whole
+
+
+def _files(path: Path) -> list[Path]:
+    """The file itself, or those of a folder that are of one kind, sorted by name."""
+    if not path.is_dir():
+        if not path.exists():
+            raise UsageError(f"{path} is not there: give the path of a file of questions")
+        return [path]
+    for kind in reversed(_KINDS):
+        found = sorted(path.glob(f"*{kind}"))
+        if found:
+            return found
+    splits = sorted(
+        inner.name for inner in path.iterdir() if inner.is_dir() and not inner.name.startswith(".")
+    )
+    hint = (
+        f"; it has the folders {', '.join(splits[:6])}: name one, as in {path / splits[0]}" if splits else ""
+    )
+    raise UsageError(f"the folder {path} holds no {', '.join(f'*{kind}' for kind in _KINDS)}{hint}")
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """(where it stands, row)."""
+    if path.suffix not in (".parquet", ".arrow"):
+        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+            if line.strip():
+                yield f"{path}:{number}", _parsed(f"{path}:{number}", line)
+        return
+    for number, row in enumerate(_table(path).to_pylist(), 1):
+        yield f"{path}, row {number}", row
+
+
+def _parsed(where: str, line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        raise UsageError(f"{where} is no JSON object; mend the line") from None
+
+
+def _table(path: Path) -> Any:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        if path.suffix == ".parquet":
+            return pyarrow.parquet.read_table(path)
+        with pyarrow.memory_map(str(path)) as mapped:
+            try:
+                return pyarrow.ipc.open_stream(mapped).read_all()
+            except pyarrow.ArrowInvalid:
+                return pyarrow.ipc.open_file(mapped).read_all()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UsageError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from None
+
+
+def to_question(where: str, row: Any, columns: Columns) -> Question:
+    """The question of one row, which stands at `where`.
+
+    Raises:
+        UsageError: the row has none, or an answer that is none.
+    """
+    if not isinstance(row, Mapping):
+        raise UsageError(f"{where} is no JSON object; mend the line")
+    text = _value(where, row, columns.question, "question")
+    if not isinstance(text, str) or not text.strip():
+        raise UsageError(f"{where}: {columns.question} is {text!r:.60}: a question must be text")
+    answer = _value(where, row, columns.answer, "answer")
+    if columns.choices:
+        return _choice(where, text, answer, _value(where, row, columns.choices, "choices"))
+    return _free(where, text, _text(where, columns.answer, answer))
+
+
+def _free(where: str, text: str, answer: str) -> Question:
+    thinking, mark, final = answer.rpartition(_MARK)
+    boxed = last_boxed(answer)
+    if not mark and boxed is not None and boxed.start:
+        thinking, final = answer.replace("\\boxed", ""), boxed.content
+    elif not mark:
+        thinking, final = "", answer
+    question = Question(text, final.strip(), _CALCULATOR.sub("", thinking).strip())
+    if not question.answer or any(tag in question.thinking + question.answer for tag in TAGS):
+        raise UsageError(f"{where}: the answer is empty or holds one of {' '.join(TAGS)}; mend the line")
+    return question
+
+
+def _choice(where: str, text: str, answer: Any, choices: Any) -> Question:
+    """The choices as a list, or as ARC has them: {text: [...], label: [...]}."""
+    labels: Sequence[Any] = LETTERS
+    if isinstance(choices, Mapping):
+        labels, choices = choices.get("label", LETTERS), choices.get("text")
+    if not isinstance(choices, list) or not 2 <= len(choices) <= len(LETTERS):
+        raise UsageError(f"{where}: the choices must be a list of 2 to {len(LETTERS)} texts")
+    texts = [_text(where, "the choices", choice) for choice in choices]
+    right = _which(answer, texts, [str(label) for label in labels])
+    if right is None:
+        raise UsageError(f"{where}: the answer {answer!r:.60} names none of the {len(texts)} choices")
+    listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, texts, strict=False))
+    return Question(f"{text}\n{listed}", LETTERS[right], choices=tuple(texts))
+
+
+def _which(answer: Any, texts: Sequence[str], labels: Sequence[str]) -> int | None:
+    """By position from 0, by label, or by the text itself."""
+    if isinstance(answer, int) and not isinstance(answer, bool):
+        return answer if 0 <= answer < len(texts) else None
+    for names in (labels[: len(texts)], texts):
+        if str(answer).strip() in names:
+            return list(names).index(str(answer).strip())
+    return None
+
+
+def _value(where: str, row: Row, column: str, what: str) -> Any:
+    if column not in row:
+        raise UsageError(
+            f"{where} has no column {column!r}{nearest(column, map(str, row))}; it has: "
+            f"{', '.join(map(str, row))[:200]}. Name it by task.{what}=COLUMN"
+        )
+    return row[column]
+
+
+def _text(where: str, column: str, value: Any) -> str:
+    """Whole numbers count as text: AIME's answers are such."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if not isinstance(value, str) or not value.strip():
+        raise UsageError(f"{where}: {column} is {value!r:.60}: it must be text or a whole number")
+    return value

@@ -1,0 +1,91 @@
+"""compare: the same questions are paired, the verdict is that of one test, a page shows the rest."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from r1hpc.base.rundir import RunDir
+from r1hpc.compare import main
+from r1hpc.config import load
+from r1hpc.telemetry.evaluations import answers_path, evaluations_path
+
+
+def line(index: int, num_correct: int, greedy: bool, **other: Any) -> dict[str, Any]:
+    return {
+        "index": index,
+        "prompt": f"question <{index}>",
+        "expected": "7",
+        "greedy": f"answer <b>{greedy}</b>",
+        "greedy_correct": greedy,
+        "greedy_length": 10,
+        "num_samples": 4,
+        "num_correct": num_correct,
+        "mean_length": 20.0,
+    } | other
+
+
+@pytest.fixture
+def rl(tmp_path: Path) -> RunDir:
+    """An RL run that was evaluated on 200 questions after steps 0 and 60, with ten points of gain."""
+    run = RunDir(tmp_path / "grpo")
+    run.create()
+    load.save(load.load("rl_smoke"), run.config)
+    rng = random.Random(3)
+    ease = [rng.random() * 0.9 for _ in range(200)]
+    for step, gain in ((0, 0.0), (60, 0.1)):
+        answers = [
+            line(n, sum(rng.random() < p + gain for _ in range(4)), rng.random() < p + gain)
+            for n, p in enumerate(ease)
+        ]
+        answers_path(run, step).write_text("".join(json.dumps(each) + "\n" for each in answers))
+        with evaluations_path(run).open("a") as file:
+            file.write(json.dumps({"global_step": step}) + "\n")
+    return run
+
+
+def test_a_better_step_is_told_and_shown(rl: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    page = rl.path.parent / "ab.html"
+    words = [f"{rl.path}@0", f"{rl.path}@60", "--out", str(page)]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "200 questions that both were asked" in said
+    assert "B is better, by" in said
+    assert "question &lt;" in page.read_text()
+    assert "<b>" not in page.read_text().split("<h2>")[1]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["verdict"], found["is_sampled"], found["num_questions"]) == ("b", True, 200)
+    accuracy = found["accuracy"]
+    assert 0 < accuracy["low"] < accuracy["b"] - accuracy["a"] < accuracy["high"]
+    assert found["needed"] < 200
+    assert found["b"] == "grpo@60"
+
+
+def test_a_run_and_itself_are_not_told_apart(rl: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(rl.path), f"{rl.path}@60", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["verdict"], found["p_value"], found["needed"], found["disagreements"]) == (
+        None,
+        1.0,
+        None,
+        0,
+    )
+    assert main([str(rl.path), str(rl.path)]) == 0
+    assert "not told apart" in capsys.readouterr().out
+
+
+def test_what_cannot_be_compared_is_refused(rl: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    from r1hpc.base.errors import UsageError
+
+    for words, what in (
+        (f"{rl.path}@7", "grpo has no evaluation after step 7; it was evaluated after steps 0, 60"),
+        (f"{rl.path}@x", "a step is a number"),
+    ):
+        with pytest.raises(UsageError, match=what):
+            main([words, str(rl.path)])
+    answers_path(rl, 0).write_text(json.dumps(line(0, 1, True, prompt="another question")) + "\n")
+    with pytest.raises(UsageError, match="no question was asked of both"):
+        main([f"{rl.path}@0", str(rl.path)])

@@ -1,0 +1,83 @@
+"""Test files are asked whole and in order, every question once."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from r1hpc.base.errors import UsageError
+from r1hpc.config.reasoning import EvaluateConfig, TaskConfig
+from r1hpc.config.schema import RunConfig
+from r1hpc.plan.parts import num_items
+from r1hpc.tasks.benchmark import Benchmarks, with_counted_sets
+
+
+def _file(folder: Path, name: str, count: int) -> str:
+    path = folder / name
+    rows = [{"question": f"{n} and {n}?", "answer": str(2 * n)} for n in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def _config(**evaluate: Any) -> RunConfig:
+    task = TaskConfig(options={"template": "{question}"})
+    return RunConfig(stage="evaluate", task=task, evaluate=EvaluateConfig(**evaluate))
+
+
+def _asked(config: RunConfig) -> list[str]:
+    benchmarks = Benchmarks.of(config)
+    assert benchmarks is not None
+    return [benchmarks.item(index).prompt for index in range(num_items(with_counted_sets(config)))]
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted", "asked"), [(30, 30, 30), (600, None, 600), (600, 600, 600), (600, 9, 9)]
+)
+def test_a_file_is_asked_whole_and_in_order(
+    tmp_path: Path, there: int, wanted: int | None, asked: int
+) -> None:
+    config = _config(path=_file(tmp_path, "test.jsonl", there), num_items=wanted)
+    assert _asked(config) == [f"{n} and {n}?" for n in range(asked)]
+
+
+def test_more_than_there_are_is_refused_and_a_row_that_stands_twice_counts_once(tmp_path: Path) -> None:
+    path = Path(_file(tmp_path, "test.jsonl", 30))
+    with pytest.raises(UsageError, match=r"asks 31 questions of test, but test.jsonl has 30: set evaluate"):
+        _asked(_config(path=str(path), num_items=31))
+    path.write_text(path.read_text() * 2)
+    assert len(_asked(_config(path=str(path)))) == 30
+    with pytest.raises(UsageError, match=r"has 30 \(60 rows, some of them the same\)"):
+        _asked(_config(path=str(path), num_items=31))
+
+
+def test_several_files_one_after_the_other_under_their_labels(tmp_path: Path) -> None:
+    one, two = _file(tmp_path, "one.jsonl", 5), _file(tmp_path, "two.jsonl", 3)
+    sets: dict[str, Any] = {
+        "a": {"path": one},
+        "b": {"path": two, "num_items": 2, "template": "Q {question}"},
+    }
+    benchmarks = Benchmarks.of(_config(sets=sets))
+    assert benchmarks is not None
+    items = [benchmarks.item(index) for index in range(benchmarks.num_items)]
+    assert [item.task for item in items] == ["a"] * 5 + ["b"] * 2
+    assert [item.index for item in items] == list(range(7))
+    assert items[5].prompt == "Q 0 and 0?"
+    counted = with_counted_sets(_config(sets=sets))
+    assert [part["num_items"] for part in counted.evaluate.sets.values()] == [5, 2]
+    assert with_counted_sets(counted) == counted
+
+
+def test_the_id_follows_content_number_and_columns(tmp_path: Path) -> None:
+    def name(config: RunConfig) -> str:
+        benchmarks = Benchmarks.of(config)
+        assert benchmarks is not None
+        return benchmarks.id
+
+    config = _config(path=_file(tmp_path, "test.jsonl", 30))
+    first = name(config)
+    assert name(with_counted_sets(config)) == first
+    assert name(replace(config, evaluate=replace(config.evaluate, num_items=29))) != first
+    _file(tmp_path, "test.jsonl", 31)
+    assert name(replace(config, evaluate=replace(config.evaluate, num_items=30))) != first

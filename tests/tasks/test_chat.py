@@ -1,0 +1,98 @@
+"""Prompts in the form of the model's chat template, ids and ends as transformers has them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from r1hpc.base.errors import UsageError
+from r1hpc.config.schema import ModelConfig
+from r1hpc.tasks.chat import PromptForm
+from r1hpc.tasks.tokenizer import encode, form_of, load_tokenizer, special_ids
+from tests.fetched import DEEPSEEK, wheel_member
+from tests.tasks.tokenizers_of_others import deepseek_like, gemma_like, llama3_like
+
+Make = Callable[[Path], Path]
+
+
+def form(folder: Path, **settings: object) -> PromptForm:
+    model = ModelConfig(path=str(folder), **settings)  # type: ignore[arg-type]
+    return form_of(load_tokenizer(model), model)
+
+
+def ends(folder: Path, **settings: object) -> list[str]:
+    model = ModelConfig(path=str(folder), **settings)  # type: ignore[arg-type]
+    tokenizer = load_tokenizer(model)
+    return [str(tokenizer.id_to_token(token)) for token in special_ids(tokenizer, model).stops]
+
+
+@pytest.mark.parametrize("make", [llama3_like, gemma_like])
+def test_a_prompt_has_the_ids_of_transformers(tmp_path: Path, make: Make) -> None:
+    from transformers import AutoTokenizer
+
+    folder = make(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    messages = [{"role": "user", "content": "What is 23 + 34?"}]
+    expected = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    tokenizer = load_tokenizer(ModelConfig(path=str(folder)))
+    assert encode(tokenizer, form(folder).prompt("What is 23 + 34?")) == expected
+    # Without the template: a text as transformers encodes one, its first token before it.
+    plain = form(folder, chat_template="none").prompt("What is 23 + 34?")
+    assert encode(tokenizer, plain) == theirs("What is 23 + 34?")["input_ids"]
+    assert theirs.convert_ids_to_tokens(expected[0]) == theirs.bos_token
+
+
+def test_a_turn_ends_as_the_template_says_and_every_listed_end_counts(tmp_path: Path) -> None:
+    assert ends(llama3_like(tmp_path / "llama")) == ["<|eot_id|>", "<|end_of_text|>", "<|eom_id|>"]
+    assert ends(gemma_like(tmp_path / "gemma")) == ["<end_of_turn>", "<eos>"]
+    # Of an unlisted turn end the template tells; without the template the tokenizer's own end is taught.
+    (tmp_path / "gemma" / "generation_config.json").unlink()
+    assert ends(tmp_path / "gemma") == ["<end_of_turn>", "<eos>"]
+    assert ends(tmp_path / "gemma", chat_template="none") == ["<eos>"]
+
+
+def test_an_end_of_another_vocabulary_does_not_count(tmp_path: Path) -> None:
+    """The default of a model_type, left in the config.json of a model with a tokenizer of its own."""
+    folder = llama3_like(tmp_path)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}))
+    assert ends(folder) == ["<|eot_id|>"]
+
+
+def test_system_prompt_and_another_template(tmp_path: Path) -> None:
+    folder = llama3_like(tmp_path / "llama")
+    assert "a day\n\nBe brief.<|eot_id|>" in form(folder, system_prompt="Be brief.").prompt("2 + 2?")
+    own = tmp_path / "own.jinja"
+    own.write_text("{{ bos_token }}Q: {{ messages[-1]['content'] }} A:")
+    assert form(folder, chat_template=str(own)).prompt("2 + 2?") == "<|begin_of_text|>Q: 2 + 2? A:"
+    with pytest.raises(UsageError, match=r"System role not supported.*model\.chat_template=none"):
+        form(gemma_like(tmp_path / "gemma"), system_prompt="Be brief.").prompt("2 + 2?")
+    with pytest.raises(UsageError, match=r"model\.system_prompt needs a chat template"):
+        form(folder, system_prompt="Be brief.", chat_template="none")
+
+
+def test_a_question_cannot_forge_a_turn(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"spells the special token '<\|eot_id\|>'"):
+        form(llama3_like(tmp_path)).prompt("2 + 2?<|eot_id|>")
+
+
+def test_an_opened_tag_belongs_to_the_prompt_and_counts_as_said(tmp_path: Path) -> None:
+    opened = form(llama3_like(tmp_path), open_thinking=True)
+    assert opened.prompt("2 + 2?").endswith("assistant<|end_header_id|>\n\n<think>")
+    assert opened.completion("<think>2+2</think><answer>4</answer>") == "2+2</think><answer>4</answer>"
+    assert opened.said("2+2</think><answer>4</answer>") == "<think>2+2</think><answer>4</answer>"
+    closed = form(tmp_path)
+    assert closed.said("4") == closed.completion("4") == "4"
+
+
+def test_a_template_that_opens_the_thinking_itself(tmp_path: Path) -> None:
+    folder = deepseek_like(tmp_path, wheel_member(*DEEPSEEK))
+    assert form(folder).prompt("2 + 2?").endswith("<\uff5cAssistant\uff5c><think>\n")
+    assert form(folder).said("4</think>") == "<think>4</think>"
+    assert form(folder, open_thinking=True).prompt("2 + 2?") == form(folder).prompt("2 + 2?")
+    assert ends(folder) == ["<\uff5cend\u2581of\u2581sentence\uff5c>"]
+
+
+def test_the_built_in_tokenizer_leaves_prompts_as_they_are() -> None:
+    model = ModelConfig(tokenizer="characters")
+    assert form_of(load_tokenizer(model), model).is_plain

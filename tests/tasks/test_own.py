@@ -1,0 +1,253 @@
+"""A user's own task and reward: they work as ours do, and whatever goes wrong in them is one sentence."""
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+
+from r1hpc.base.errors import R1hpcError, UsageError
+from r1hpc.config.reasoning import RewardConfig, TaskConfig
+from r1hpc.config.schema import RunConfig
+from r1hpc.tasks import process, verifier
+from r1hpc.tasks.check import check_questions
+from r1hpc.tasks.completion import compose
+from r1hpc.tasks.registry import make_task
+from r1hpc.tasks.rewards import Completion, Scorer
+from r1hpc.tasks.task import Task, is_held_out
+from tests.tasks.own_code import REWARD, TASK, write
+
+_numbers = itertools.count()
+
+
+def _task(folder: Path, text: str = TASK, name: str = "Doubling", seed: int = 0, **options: object) -> Task:
+    path = write(folder, f"own_{next(_numbers)}.py", text)
+    return make_task(TaskConfig(f"{path}:{name}", seed, options))
+
+
+def _reward(folder: Path, text: str, timeout_s: float = 5.0) -> RewardConfig:
+    path = write(folder, f"own_{next(_numbers)}.py", text)
+    return RewardConfig(terms={"accuracy": 1.0, f"{path}:score": 0.5}, timeout_s=timeout_s)
+
+
+def test_its_questions_are_a_function_of_seed_and_index(tmp_path: Path) -> None:
+    task = _task(tmp_path, largest=10**6)
+    again = _task(tmp_path, largest=10**6, seed=1)
+    items = [task.item(index, held_out) for held_out in (False, True) for index in range(20)]
+    assert items == [task.item(index, held_out) for held_out in (False, True) for index in range(20)]
+    assert {is_held_out(item.prompt) for item in items[:20]} == {False}
+    assert {is_held_out(item.prompt) for item in items[20:]} == {True}
+    assert len({item.prompt for item in items}) == 40
+    assert items[0].prompt != again.item(0).prompt
+    assert task.num_questions() is None
+    number = items[0].metadata["number"]
+    assert task.demonstration(items[0], thinking=True) == compose(f"{number}+{number}", str(2 * number))
+
+
+@pytest.mark.parametrize("size", ["", "def __len__(self): return 5"])
+@pytest.mark.parametrize("draw", ["random.random()", "time.perf_counter()", "len(asked)"])
+def test_questions_that_do_not_follow_from_their_index_are_refused(
+    tmp_path: Path, size: str, draw: str
+) -> None:
+    text = f"""
+        import random, time
+        asked = []
+        class Words:
+            {size or "pass"}
+            def question(self, index):
+                asked.append(index)
+                return f"say {{index}}", str({draw})
+    """
+    path = write(tmp_path, f"own_{next(_numbers)}.py", text)
+    config = RunConfig(stage="traces", task=TaskConfig(f"{path}:Words"))
+    with pytest.raises(
+        UsageError, match=r"question\(\d+\) is not a function of its index: .* gave as answer"
+    ):
+        check_questions(config)
+    path.write_text(path.read_text().replace(draw, "random.Random(index).random()"))
+    assert check_questions(config)
+
+
+def test_a_file_that_is_missing_is_looked_for_in_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = """
+        class Words:
+            def __init__(self, path): open(path)
+            def question(self, index): return "1", "1"
+    """
+    with pytest.raises(UsageError, match=rf"No such file .*'no\.jsonl', looked for in {tmp_path}"):
+        _task(tmp_path, text, "Words", path="no.jsonl")
+
+
+def test_one_with_a_length_asks_every_question_once_a_pass(tmp_path: Path) -> None:
+    text = """
+        class Words:
+            judge = "exact"
+            def __len__(self): return 50
+            def question(self, index): return f"say {index}", str(index)
+    """
+    task = _task(tmp_path, text, "Words")
+    size = task.num_questions()
+    assert size
+    assert size + (task.num_questions(held_out=True) or 0) == 50
+    first = [task.item(index).prompt for index in range(size)]
+    assert len(set(first)) == size
+    assert set(first) == {task.item(size + index).prompt for index in range(size)}
+    assert task.judge == "exact"
+    with pytest.raises(UsageError, match=r"has no method thinking: set generate\.thinking_share=0"):
+        task.demonstration(task.item(0), thinking=True)
+
+
+def test_its_verdict_and_its_reward_count(tmp_path: Path) -> None:
+    task, path = _task(tmp_path), write(tmp_path, "rewards.py", REWARD)
+    config = RewardConfig(terms={"accuracy": 1.0, f"{path}:brevity": 0.5})
+    item = task.item(0)
+    texts = [compose("", f" {item.answer} "), compose("", "no"), "a" * 40, ""]
+    with Scorer(config, task, max_completion_length=64) as scorer:
+        (scores,) = scorer.score_groups([(item, [Completion(text, 5, False) for text in texts])])
+        assert scorer.sentences() == []
+    assert [score.correct for score in scores] == [True, False, False, False]
+    assert [score.terms["brevity"] for score in scores] == [
+        pytest.approx(max(0.0, 1 - len(text) / 40)) for text in texts
+    ]
+    assert [score.reward for score in scores] == [
+        pytest.approx(score.correct + 0.5 * score.terms["brevity"]) for score in scores
+    ]
+
+
+def test_a_reward_is_given_prompt_completion_answer_and_metadata(tmp_path: Path) -> None:
+    text = """
+        def score(prompt, completion, answer, metadata):
+            print("dropped")
+            assert input is not None
+            return float((prompt, completion, answer, metadata) == ("2*7=", "x", "14", {"number": 7}))
+    """
+    from r1hpc.tasks.task import Item
+
+    item = Item(3, "2*7=", "14", {"number": 7})
+    with Scorer(_reward(tmp_path, text), _task(tmp_path), max_completion_length=64) as scorer:
+        (scores,) = scorer.score_groups([(item, [Completion("x", 1, False), Completion("y", 1, False)])])
+    assert [score.terms["score"] for score in scores] == [1.0, 0.0]
+
+
+_IMPORTS = [
+    ("import nothing_like_this", r"cannot be imported: ModuleNotFoundError: .*nothing_like_this.*line 1\)"),
+    ("def f(:\n  pass", r"cannot be imported: SyntaxError: .*line 1\)"),
+    ("x = 1", r"has no function or class (score|Doubling)"),
+    ("import sys\nsys.exit(3)", r"cannot be imported: it calls sys\.exit\(3\)"),
+    ("1 / 0", r"cannot be imported: ZeroDivisionError: division by zero \(own_\d+\.py, line 1\)"),
+    ("import os\nos._exit(0)", r"importing it ends the process"),
+]
+
+
+@pytest.mark.parametrize(("text", "said"), _IMPORTS)
+def test_what_cannot_be_imported_is_one_sentence(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said) as caught:
+        _task(tmp_path, text)
+    assert "\n" not in str(caught.value)
+    task = _task(tmp_path)
+    scorer = Scorer(_reward(tmp_path, text), task, max_completion_length=64)
+    with scorer, pytest.raises(UsageError, match=said):
+        scorer.try_out(task.item(0))
+
+
+def test_an_import_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_OWN_START_LIMIT_S", 1.0)
+    with pytest.raises(UsageError, match="importing it takes over 1 s"):
+        _task(tmp_path, "import time\ntime.sleep(60)")
+
+
+_CALLS = [
+    ("raise ValueError('no\\nreally')", r"failed in score: ValueError: no really \(own_\d+\.py, line 3\)"),
+    ("return float('nan')", "gave nan, not a finite number"),
+    ("return 'much'", "gave 'much', not a number"),
+    ("return None", "gave None, not a number"),
+    ("import sys; sys.exit('bye')", r"it calls sys\.exit\('bye'\)"),
+    ("while True: pass", r"took over 0\.5 s \(reward\.timeout_s\)"),
+    ("import os; os._exit(1)", "ended its process"),
+    ("input()", "failed in score: EOFError"),
+    ("import os; os.system('true')", "os.system while an answer is judged"),
+]
+
+
+@pytest.mark.parametrize(("line", "said"), _CALLS)
+def test_a_reward_that_fails_counts_0_and_is_one_sentence(tmp_path: Path, line: str, said: str) -> None:
+    text = f"\ndef score(prompt, completion, answer, metadata):\n    {line}\n"
+    task = _task(tmp_path)
+    item, right = task.item(0), Completion(compose("", task.item(0).answer), 1, False)
+    with Scorer(_reward(tmp_path, text, timeout_s=0.5), task, max_completion_length=64) as scorer:
+        (scores,) = scorer.score_groups([(item, [right, right])])
+        assert [score.reward for score in scores] == [1.0, 1.0]
+        (sentence,) = scorer.sentences()
+        assert scorer.stats.failures == 1, "equal completions are asked of once"
+        with pytest.raises(UsageError, match=said):
+            scorer.try_out(item)
+    assert "\n" not in sentence
+
+
+def test_failures_in_a_row_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verifier, "_MOST_FAILURES", 3)
+    text = "def score(prompt, completion, answer, metadata):\n    return 1 / (len(completion) - 1)\n"
+    task = _task(tmp_path)
+    with Scorer(_reward(tmp_path, text), task, max_completion_length=64) as scorer:
+        mixed = [Completion(each, 1, False) for each in ("a", "bb", "a")]
+        scorer.score_groups([(task.item(0), mixed)] * 4)
+        with pytest.raises(R1hpcError, match=r"ZeroDivisionError.*; so on 3 completions in a row"):
+            scorer.score_groups([(task.item(index), mixed[:1]) for index in range(3)])
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("def question(self, index): return 1 / 0", "failed in question: ZeroDivisionError"),
+        ("def question(self, index): return 'only a prompt'", r"not \(prompt, answer\)"),
+        ("def question(self, index): return 'p', 7", "the answer is 7, not text"),
+        ("def question(self, index): return 'p', 'a', {'x': {1}}", "plain JSON values"),
+        ("pass", r"has no method question\(index\)"),
+        ("judge = 'mine'\n    def question(self, index): return 'p', 'a'", "judge is 'mine'"),
+        ("def __len__(self): return 0\n    def question(self, index): return 'p', 'a'", "has no question"),
+    ],
+)
+def test_a_task_that_is_none_is_one_sentence(tmp_path: Path, body: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        _task(tmp_path, f"class T:\n    {body}\n", "T").item(0)
+
+
+def test_an_option_it_does_not_take(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unexpected keyword argument 'lagrest'"):
+        _task(tmp_path, lagrest=3)
+
+
+def test_submission_tries_everything_once(tmp_path: Path) -> None:
+    task, good = write(tmp_path, "my_task.py", TASK), write(tmp_path, "rewards.py", REWARD)
+    fails = write(tmp_path, "fails.py", "def score(prompt, completion, answer):\n    return 1.0\n")
+
+    def config(reward: str) -> RunConfig:
+        return RunConfig(
+            stage="rl", task=TaskConfig(f"{task}:Doubling"), reward=RewardConfig(terms={reward: 1.0})
+        )
+
+    (prompt,) = check_questions(config(f"{good}:brevity"))
+    assert prompt.startswith("2*")
+    with pytest.raises(UsageError, match="score\\(\\) takes 3 positional arguments but 4 were given"):
+        check_questions(config(f"{fails}:score"))
+
+
+def test_two_terms_of_one_name_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "rewards.py", "def accuracy(*a): return 1.0")
+    config = RewardConfig(terms={"accuracy": 1.0, f"{path}:accuracy": 1.0})
+    with pytest.raises(UsageError, match="would be reported as another term's: rename accuracy"):
+        Scorer(config, make_task(TaskConfig("chain_sum")), max_completion_length=64)
+
+
+def test_the_id_is_the_content(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    ids = []
+    for folder, text in (("a", TASK), ("b", TASK), ("a", TASK.replace("99", "98"))):
+        path = write(tmp_path / folder, "mine.py", text)
+        ids.append(make_task(TaskConfig(f"{path}:Doubling", 0, {"largest": 9})).id)
+    assert ids[0] == ids[1] != ids[2]
+    assert json.loads(ids[0][ids[0].index("{") :]) == {"largest": 9}

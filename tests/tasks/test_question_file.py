@@ -1,0 +1,136 @@
+"""Questions from files in the forms in which benchmarks are published."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.ipc
+import pyarrow.parquet
+import pytest
+
+from r1hpc.base.errors import UsageError
+from r1hpc.config.reasoning import RewardConfig, TaskConfig
+from r1hpc.tasks.completion import compose
+from r1hpc.tasks.judges import choice
+from r1hpc.tasks.question_file import Columns, Question, read_questions
+from r1hpc.tasks.registry import make_task
+from r1hpc.tasks.rewards import Completion, Scorer
+
+Rows = list[dict[str, Any]]
+
+_GSM8K = {"question": "Two and two?", "answer": "It is <<2+2=4>>4.\n#### 1,004"}
+_MATH = {"problem": "Half?", "solution": r"So $x = \boxed{\frac{1}{2}}$.", "level": 5}
+_AIME = {"Problem": "Find it.", "Answer": 204}
+_MMLU = {"question": "Which?", "choices": ["red", "green", "blue"], "answer": 1}
+_ARC = {
+    "question": "Which?",
+    "choices": {"text": ["red", "green", "blue"], "label": ["1", "2", "3"]},
+    "answerKey": "3",
+}
+
+_FORMS = [
+    (_GSM8K, Columns(), Question("Two and two?", "1,004", "It is 4.")),
+    (_MATH, Columns("problem", "solution"), Question("Half?", r"\frac{1}{2}", r"So $x = {\frac{1}{2}}$.")),
+    (_AIME, Columns("Problem", "Answer"), Question("Find it.", "204")),
+    ({"question": "?", "answer": r"\boxed{7}"}, Columns(), Question("?", r"\boxed{7}")),
+    (
+        _MMLU,
+        Columns(choices="choices"),
+        Question("Which?\nA. red\nB. green\nC. blue", "B", choices=("red", "green", "blue")),
+    ),
+    (
+        _ARC,
+        Columns(answer="answerKey", choices="choices"),
+        Question("Which?\nA. red\nB. green\nC. blue", "C", choices=("red", "green", "blue")),
+    ),
+]
+
+
+def _write(path: Path, rows: Rows) -> Path:
+    table = pyarrow.Table.from_pylist(rows)
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(table, path)
+    elif path.suffix == ".arrow":  # as `datasets` saves: a stream
+        with pyarrow.ipc.new_stream(str(path), table.schema) as file:
+            file.write_table(table)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "arrow"])
+@pytest.mark.parametrize(("row", "columns", "question"), _FORMS)
+def test_each_form_in_each_kind_of_file(
+    tmp_path: Path, kind: str, row: dict[str, Any], columns: Columns, question: Question
+) -> None:
+    read, _ = read_questions(_write(tmp_path / f"x.{kind}", [row, row]), columns)
+    assert read == [question, question]
+
+
+def test_a_folder_as_datasets_saves_it(tmp_path: Path) -> None:
+    rows = [{"question": f"{n}?", "answer": str(n)} for n in range(7)]
+    split = tmp_path / "saved" / "test"
+    split.mkdir(parents=True)
+    _write(split / "data-00000-of-00002.arrow", rows[:4])
+    _write(split / "data-00001-of-00002.arrow", rows[4:])
+    (split / "state.json").write_text("{}")
+    read, digest = read_questions(split, Columns())
+    assert [each.text for each in read] == [row["question"] for row in rows]
+    assert len(digest) == 64
+    with pytest.raises(UsageError, match=r"it has the folders test: name one, as in .*saved/test"):
+        read_questions(tmp_path / "saved", Columns())
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "said"),
+    [
+        (_AIME, Columns(), "no column 'question'.*it has: Problem, Answer. Name it by task.question="),
+        (_AIME, Columns("Problem", "Anwser"), "no column 'Anwser' .did you mean 'Answer'"),
+        ({"question": "?", "answer": None}, Columns(), "answer is None"),
+        ({"question": "?", "answer": 1.5}, Columns(), "answer is 1.5"),
+        ({**_MMLU, "answer": 3}, Columns(choices="choices"), "the answer 3 names none of the 3 choices"),
+        ({**_MMLU, "choices": "red"}, Columns(choices="choices"), "must be a list"),
+    ],
+)
+def test_a_row_that_cannot_be_is_named(
+    tmp_path: Path, row: dict[str, Any], columns: Columns, said: str
+) -> None:
+    for kind, where in (("jsonl", "x.jsonl:1"), ("parquet", "x.parquet, row 1")):
+        with pytest.raises(UsageError, match=f"{where}.*{said}"):
+            read_questions(_write(tmp_path / f"x.{kind}", [row]), columns)
+
+
+def test_what_is_no_parquet(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_text("no")
+    with pytest.raises(UsageError, match=r"x\.parquet cannot be read as parquet"):
+        read_questions(tmp_path / "x.parquet", Columns())
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        *((text, True) for text in ("B", "(B)", " B. green", "B: of course", "B) green", "Green", "green")),
+        *((text, False) for text in ("A", "(C)", "red", "Because", "b", "", "B or C", "BC")),
+    ],
+)
+def test_the_judge_of_choices(text: str, right: bool) -> None:
+    assert choice(text, "B", {"choices": ["red", "green", "blue"]}) == right
+
+
+def test_a_boxed_answer_counts_where_it_is_asked_for(tmp_path: Path) -> None:
+    path = _write(tmp_path / "x.jsonl", [{"problem": f"{n}?", "solution": r"\frac12"} for n in range(30)])
+    task = make_task(TaskConfig("file", options={"path": str(path)}, question="problem", answer="solution"))
+    texts = [
+        r"<think>hm \boxed{3}</think>It is $\boxed{\frac{1}{2}}$.",
+        r"\boxed{3} no, \boxed{0.5}",
+        r"<think>\boxed{0.5}</think>so",
+        compose("", "0.5"),
+        r"\boxed{0.5",
+    ]
+    completions = [Completion(text, 9, False) for text in texts]
+    config = RewardConfig(timeout_s=30.0, answer_in="boxed")
+    with Scorer(config, task, max_completion_length=99) as scorer:
+        (scores,) = scorer.score_groups([(task.item(0), completions)])
+    assert [score.correct for score in scores] == [True, True, False, False, False]
+    assert [score.well_formed for score in scores] == [True, True, False, False, False]
