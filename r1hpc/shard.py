@@ -1,6 +1,8 @@
 """Datasets of tokens: build one from a recipe, audit every byte of it, look inside.
 
     python -m r1hpc.shard build stdlib --out data/stdlib --workers 4
+    python -m r1hpc.shard build web.yaml --out data/web --engine slurm --jobs 16 -p cpu -c 8 -t 4:00:00
+    python -m r1hpc.shard build web.yaml --out data/web --engine dask --scheduler tcp://head:8786
     python -m r1hpc.shard verify data/stdlib
     python -m r1hpc.shard inspect data/stdlib --doc 12
     python -m r1hpc.shard trace data/stdlib --seq-len 256 --seed 0 --sample 4711
@@ -11,18 +13,25 @@ already is does nothing. A build that is killed leaves a .staging- folder, with 
 for the same DIR goes on; it is gone when the dataset is there.
 """
 
+import argparse
+import os
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.cli import ArgumentParser, print_json, run_command
+from r1hpc.base.cli import ArgumentParser, offer, print_json, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import printable
 from r1hpc.base.units import format_bytes, format_duration
+from r1hpc.slurm.flags import add_flags
+
+if TYPE_CHECKING:
+    from r1hpc.data.units import WorkOff
 
 _EXAMPLES = """examples:
   python -m r1hpc.shard build smoke --out data/smoke
@@ -38,39 +47,52 @@ def main(argv: Sequence[str]) -> int:
         parser.parse_args(list(argv))
     # The subcommand's own parser, because only it knows which of its flags is nearest to an unknown one.
     arguments = subcommands[argv[0]].parse_args(list(argv[1:]))
-    run = {
-        "build": _build,
-        "plan": _plan,
-        "status": _status,
-        "audit": _audit,
-        "verify": _verify,
-        "inspect": _inspect,
-        "trace": _trace,
-    }
-    return run[argv[0]](arguments)
+    run, _ = _SUBCOMMANDS[argv[0]]
+    return run(arguments)
 
 
 def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     parser = ArgumentParser(prog="python -m r1hpc.shard", description=__doc__, epilog=_EXAMPLES)
-    subcommands = parser.add_subparsers(
-        dest="subcommand", required=True, metavar="build|plan|status|audit|verify|inspect|trace"
-    )
-    build = subcommands.add_parser("build", help="make a dataset from a recipe")
-    build.add_argument("recipe", metavar="RECIPE", help="recipe file, or its name in shards/")
+    added = parser.add_subparsers(dest="subcommand", required=True, metavar="|".join(_SUBCOMMANDS))
+    found: dict[str, ArgumentParser] = {
+        name: added.add_parser(name, help=purpose) for name, (_, purpose) in _SUBCOMMANDS.items()
+    }
+    for name, each in found.items():
+        if name in ("build", "plan"):
+            recipe = each.add_argument("recipe", metavar="RECIPE", help="recipe file, or its name in shards/")
+            offer(recipe, "r1hpc.config.completion:recipes")
+        else:
+            each.add_argument("dir", metavar="DIR", type=Path)
+        each.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    _add_build_flags(found["build"])
+    found["inspect"].add_argument("--doc", metavar="N", type=int, help="also print document N, decoded")
+    _add_trace_flags(found["trace"])
+    return parser, found
+
+
+def _add_build_flags(build: ArgumentParser) -> None:
     build.add_argument("--out", metavar="DIR", type=Path, required=True, help="where the dataset will be")
     build.add_argument("--workers", metavar="N", type=int, default=1, help="writer processes (default 1)")
     build.add_argument(
-        "--engine", choices=["local"], default="local", help="where the parts are made (default local)"
+        "--engine",
+        choices=["local", "slurm", "dask"],
+        default="local",
+        help="where the parts are made (default local)",
     )
-    plan = subcommands.add_parser("plan", help="what a build would read, and in how many parts")
-    plan.add_argument("recipe", metavar="RECIPE", help="recipe file, or its name in shards/")
-    status = subcommands.add_parser("status", help="how far a build is, from another shell")
-    audit = subcommands.add_parser(
-        "audit", help="what was kept of the inputs, and what dropped by which rule"
+    build.add_argument(
+        "--scheduler", metavar="ADDRESS", help="with dask: tcp://HOST:8786, or the scheduler's file"
     )
-    verify = subcommands.add_parser("verify", help="audit every byte; exit status 1 names each bad file")
-    inspect = subcommands.add_parser("inspect", help="what a dataset holds")
-    trace = subcommands.add_parser("trace", help="which documents one training sample was made of")
+    build.add_argument(
+        "--jobs", metavar="N", type=int, help="with slurm: jobs that each stage is dealt to (default 4)"
+    )
+    build.add_argument("--cluster", metavar="NAME", help="with slurm: profile; default $R1HPC_CLUSTER")
+    add_flags(build, leave_out=("--nodes", "--job-name"))
+    # What the jobs of --engine slurm run.
+    build.add_argument("--stage", help=argparse.SUPPRESS)
+    build.add_argument("--share", help=argparse.SUPPRESS)
+
+
+def _add_trace_flags(trace: ArgumentParser) -> None:
     trace.add_argument(
         "--run", metavar="RUN", help="the run whose sample it is: no other flag about it is needed"
     )
@@ -88,30 +110,22 @@ def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     )
     trace.add_argument("--micro-batch-size", metavar="N", type=int, help="of the run (default 1)")
     trace.add_argument("--world-size", metavar="N", type=int, help="ranks of the run (default 1)")
-    for subcommand in (status, audit, verify, inspect, trace):
-        subcommand.add_argument("dir", metavar="DIR", type=Path)
-    inspect.add_argument("--doc", metavar="N", type=int, help="also print document N, decoded")
-    for subcommand in (build, plan, status, audit, verify, inspect, trace):
-        subcommand.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    return parser, {
-        "build": build,
-        "plan": plan,
-        "status": status,
-        "audit": audit,
-        "verify": verify,
-        "inspect": inspect,
-        "trace": trace,
-    }
 
 
 def _build(arguments: Namespace) -> int:
     from r1hpc.data.build import build_dataset
     from r1hpc.data.recipe import find_recipe
+    from r1hpc.train.teach import TeachTask
 
+    if arguments.engine == "slurm":
+        return _build_on_slurm(arguments)
+    if arguments.stage is not None:
+        return _build_share(arguments)
     began = time.monotonic()
-    report = build_dataset(
-        find_recipe(arguments.recipe), arguments.out, workers=arguments.workers, report=_tell
-    )
+    recipe = find_recipe(arguments.recipe)
+    with _engine(arguments) as work_off:
+        how = {"workers": arguments.workers, "report": _tell, "teach": TeachTask, "work_off": work_off}
+        report = build_dataset(recipe, arguments.out, **how)
     if arguments.json:
         print_json(asdict(report) | {"path": str(report.path)})
         return 0
@@ -122,6 +136,56 @@ def _build(arguments: Namespace) -> int:
     print(f"  vocabulary {report.vocab_size:,}")
     if report.note:
         print(f"  note       {report.note}")
+    return 0
+
+
+def _engine(arguments: Namespace) -> "AbstractContextManager[WorkOff | None]":
+    """What makes the units; None: processes of this machine."""
+    if (arguments.scheduler is not None) != (arguments.engine == "dask"):
+        raise UsageError("--engine dask and --scheduler ADDRESS (or FILE) go together")
+    if arguments.scheduler is None:
+        return nullcontext()
+    from r1hpc.data.dask_pool import dask_pool
+
+    return dask_pool(arguments.scheduler, _tell)
+
+
+def _build_on_slurm(arguments: Namespace) -> int:
+    from r1hpc.data.build import find_dataset
+    from r1hpc.data.recipe import find_recipe, load_recipe
+    from r1hpc.slurm import flags
+    from r1hpc.submission.dataset_jobs import DatasetOrder, submit_dataset
+
+    recipe = find_recipe(arguments.recipe)
+    if arguments.gpus_per_node is not None and not load_recipe(recipe).generated:
+        raise UsageError("--gpus-per-node: GPUs are for teachers, and no source of this recipe has generate")
+    existing = find_dataset(recipe, arguments.out)
+    overrides = (*flags.overrides_from_environment(os.environ), *flags.overrides_from_flags(arguments))
+    order = DatasetOrder(recipe, arguments.out, arguments.jobs or 4, overrides, arguments.cluster)
+    jobs = submit_dataset(order) if existing is None else {}
+    if arguments.json:
+        print_json({"path": str(arguments.out), "built": False, "jobs": jobs})
+    elif existing is not None:
+        print(f"{existing.path}: already there, nothing to do")
+    else:
+        print(f"{arguments.out}: jobs {', '.join(f'{job} ({stage})' for stage, job in jobs.items())}")
+        print(f"  how far it is: python -m r1hpc.shard status {arguments.out}")
+    return 0
+
+
+def _build_share(arguments: Namespace) -> int:
+    """What a job of `--engine slurm` runs: --stage STAGE --share INDEX/COUNT."""
+    from r1hpc.data.build import build_share
+    from r1hpc.data.recipe import find_recipe
+    from r1hpc.data.stages import Share
+    from r1hpc.train.teach import TeachTask
+
+    index, _, count = (arguments.share or "").partition("/")
+    if not (index.isdecimal() and count.isdecimal()):
+        raise UsageError(f"--share {printable(arguments.share or '')!r} is not INDEX/COUNT, as in 2/8")
+    share, recipe = Share(arguments.stage, int(index), int(count)), find_recipe(arguments.recipe)
+    how = {"workers": arguments.workers, "report": _tell, "teach": TeachTask}
+    build_share(recipe, arguments.out, share, **how)
     return 0
 
 
@@ -165,7 +229,12 @@ def _status(arguments: Namespace) -> int:
     for stage in found["stages"]:
         rate = f", {format_bytes(stage['bytes_per_second'])}/s" if stage["bytes_per_second"] else ""
         left = f", about {format_duration(stage['left_s'])} left" if stage["left_s"] else ""
-        print(f"  {stage['stage']}: {stage['done']} of {stage['units']}{rate}{left}")
+        memory = stage["peak_memory_bytes"]
+        held = f", at most {format_bytes(memory)} a process" if memory else ""
+        print(f"  {stage['stage']}: {stage['done']} of {stage['units']}{rate}{left}{held}")
+    cpu_s = sum(stage["cpu_s"] for stage in found["stages"])
+    if cpu_s:
+        print(f"  {cpu_s / 3600:.2f} CPU-hours so far")
     return 0
 
 
@@ -189,11 +258,13 @@ def _audit(arguments: Namespace) -> int:
 def _verify(arguments: Namespace) -> int:
     from r1hpc.data.audit import audit_dataset, unlisted_files
     from r1hpc.data.manifest import read_manifest
+    from r1hpc.reporting.bar import progress_bar
 
     manifest = read_manifest(arguments.dir)
-    problems = list(audit_dataset(manifest))
-    unlisted = unlisted_files(manifest)
     num_bytes = sum(entry["size"] for entry in manifest.files.values())
+    with progress_bar("verifying", num_bytes) as advance:
+        problems = list(audit_dataset(manifest, advance))
+    unlisted = unlisted_files(manifest)
     if arguments.json:
         result = {"id": manifest.id, "ok": not problems, "num_files": len(manifest.files)}
         print_json(result | {"problems": [asdict(problem) for problem in problems], "unlisted": unlisted})
@@ -222,9 +293,8 @@ def _inspect(arguments: Namespace) -> int:
 def _trace(arguments: Namespace) -> int:
     from r1hpc.data.describe import SampleOrder, trace_sample
 
-    if arguments.run is not None:
-        _fill_in(arguments)
-    order = SampleOrder(arguments.seq_len, arguments.seed or 0, arguments.global_batch_size)
+    of_run = _fill_in(arguments) if arguments.run is not None else {}
+    order = SampleOrder(arguments.seq_len, arguments.seed or 0, arguments.global_batch_size, **of_run)
     if arguments.doc is not None:
         return _trace_document(arguments, order)
     sample = arguments.sample if arguments.step is None else _sample_of(arguments)
@@ -239,14 +309,18 @@ def _trace(arguments: Namespace) -> int:
     return 0
 
 
-def _fill_in(arguments: Namespace) -> None:
-    """What a run's plan says, where no flag says otherwise (an attempt on fewer nodes has other ranks)."""
+def _fill_in(arguments: Namespace) -> dict[str, Any]:
+    """What a run's plan says, where no flag says otherwise (an attempt on fewer nodes has other ranks).
+
+    Returns what else a SampleOrder holds.
+    """
     from r1hpc.base.files import read_json
     from r1hpc.base.rundir import open_run
     from r1hpc.config.load import read
+    from r1hpc.plan.run import PlanBatch
 
     run = open_run(arguments.run)
-    data, plan = read(run.config).data, read_json(run.plan)
+    data, plan = read(run.config).data, read_json(run.plan, PlanBatch)
     topology, batch = plan["topology"], plan["batch"]
     known = {
         "seq_len": data.seq_len,
@@ -258,6 +332,22 @@ def _fill_in(arguments: Namespace) -> None:
     for name, value in known.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
+    found = {"mix": data.mix, "validation_documents": data.validation_documents}
+    return found | (_appended(run, data.mix.every, arguments.global_batch_size) if data.mix.is_online else {})
+
+
+def _appended(run: Any, every: int, global_batch_size: int) -> dict[str, Any]:
+    """The changes of weights that a run has appended, as its newest checkpoint holds them."""
+    from r1hpc.checkpoint.store import CheckpointStore
+    from r1hpc.data.mixture import Change
+
+    newest = next(iter(CheckpointStore(run.checkpoints).list()), None)
+    step = newest.step if newest else 0
+    changes = newest.manifest.meta["mix"]["changes"] if newest else []
+    return {
+        "changes": [Change(first, tuple(weights)) for first, weights in changes],
+        "known_samples": (step // every + 1) * every * global_batch_size,
+    }
 
 
 def _sample_of(arguments: Namespace) -> int:
@@ -304,6 +394,21 @@ def _print_document(document: dict[str, Any]) -> None:
         said.insert(0, f"language {decided['language']} {decided['score']:.2f}")
     if decided:
         print(f"    decided: kept{''.join(f', {item}' for item in said)}")
+    if "origin" in document:
+        _print_origin(document["origin"])
+
+
+def _print_origin(origin: dict[str, Any]) -> None:
+    """Who wrote a document, and asked what."""
+    settings = origin["settings"]
+    drawn = {name: settings[name] for name in ("seed", "temperature", "top_p", "top_k", "min_p")}
+    print(f"    teacher: {printable(settings['teacher'])}, sha256 {origin['teacher']}")
+    prompts = f"prompt {origin['item']} of {printable(settings['prompts'])}, completion {origin['sample']}"
+    print(f"    asked: {prompts}, {', '.join(f'{name} {value}' for name, value in drawn.items())}")
+    print(f"    prompt: {printable(origin['prompt'])!r:.200}")
+    if origin["pass_rate"] is not None:
+        verdict = "correct" if origin["correct"] else "wrong"
+        print(f"    verified: {verdict}, reward {origin['reward']:g}, pass rate {origin['pass_rate']:.2f}")
 
 
 def _print_description(described: dict[str, Any]) -> None:
@@ -328,11 +433,25 @@ def _print_description(described: dict[str, Any]) -> None:
     if "document" in described:
         document = described["document"]
         print(f"  document {document['number']}: {printable(document['path'])} at {document['position']}")
-        print(f"  xxh3-128 {document['xxh3_128']}\n")
+        print(f"  xxh3-128 {document['xxh3_128']}")
+        if "origin" in document:
+            _print_origin(document["origin"])
+        print()
         for role in ("prompt", "completion") if "prompt" in document else ():
             print(f"  {role}: {printable(document[role])}")
         if "prompt" not in document:
             print(printable(document["text"]))
+
+
+_SUBCOMMANDS: dict[str, tuple[Callable[[Namespace], int], str]] = {
+    "build": (_build, "make a dataset from a recipe"),
+    "plan": (_plan, "what a build would read, and in how many parts"),
+    "status": (_status, "how far a build is, from another shell"),
+    "audit": (_audit, "what was kept of the inputs, and what dropped by which rule"),
+    "verify": (_verify, "audit every byte; exit status 1 names each bad file"),
+    "inspect": (_inspect, "what a dataset holds"),
+    "trace": (_trace, "which documents one training sample was made of"),
+}
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Generic, TypeVar
 
 _Batch = TypeVar("_Batch")
@@ -28,6 +28,12 @@ class ReadAhead(Generic[_Batch]):
             return self._read(step) if future is None else future.result()
         finally:
             self._start(step + 1)
+
+    def forget(self) -> None:
+        """What is being read ahead is not wanted; it has ended when this returns."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == os.getpid():
+            wait([ahead[2]])
 
     def _take_future(self, step: int) -> "Future[_Batch] | None":
         """What was read ahead, if it is this step's and was read by this process, not by a fork's parent."""

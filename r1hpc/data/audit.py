@@ -4,18 +4,15 @@ for problem in audit_dataset(manifest):
     print(problem)
 """
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from r1hpc.data.errors import DataError
 from r1hpc.data.layout import ARRAYS, PARTS, ROLE_ARRAYS, SEGMENT_ROLES
-from r1hpc.data.manifest import DATASET_ID, MANIFEST, Manifest
+from r1hpc.data.manifest import DATASET_ID, MANIFEST, DatasetManifest, file_digest
 from r1hpc.data.segments import has_roles, read_lengths
 from r1hpc.data.shardfile import ArrayLayout, ShardFile, parse_layout
-
-_READ_BYTES = 2**22
 
 
 @dataclass(frozen=True)
@@ -30,10 +27,15 @@ class Problem:
         return f"{self.file}: {self.what}"
 
 
-def audit_dataset(manifest: Manifest) -> Iterator[Problem]:
+def audit_dataset(
+    manifest: DatasetManifest, advance: Callable[[int], None] = lambda _: None
+) -> Iterator[Problem]:
     """Every problem, file by file: missing, another size, another sha256, chunks that fail their crc32c.
 
     For traces also roles that contradict the documents.
+
+    Args:
+        advance: told of the bytes of each file that is done.
     """
     shards = _shards(manifest)
     bad: set[str] = set()
@@ -42,11 +44,12 @@ def audit_dataset(manifest: Manifest) -> Iterator[Problem]:
         if problem is not None:
             bad.add(name)
             yield _locate(problem, shards.get(name), entry["size"])
+        advance(entry["size"])
     if has_roles(manifest):
         yield from _audit_roles(manifest, bad)
 
 
-def unlisted_files(manifest: Manifest) -> list[str]:
+def unlisted_files(manifest: DatasetManifest) -> list[str]:
     """Files in the folder that the manifest does not name: harmless to readers, foreign to the dataset."""
     known = set(manifest.files) | {MANIFEST, DATASET_ID}
     found = (path for path in manifest.path.rglob("*") if path.is_file())
@@ -58,7 +61,7 @@ def _audit_file(path: Path, name: str, size: int, sha256: str) -> Problem | None
         found = path.stat().st_size
         if found != size:
             return Problem(name, f"has {found} bytes, the manifest says {size}")
-        if _sha256(path) != sha256:
+        if file_digest(path)["sha256"] != sha256:
             return Problem(name, "sha256 differs from the manifest")
     except (FileNotFoundError, NotADirectoryError):
         return Problem(name, "is missing")
@@ -67,7 +70,7 @@ def _audit_file(path: Path, name: str, size: int, sha256: str) -> Problem | None
     return None
 
 
-def _audit_roles(manifest: Manifest, bad: set[str]) -> Iterator[Problem]:
+def _audit_roles(manifest: DatasetManifest, bad: set[str]) -> Iterator[Problem]:
     """Parts whose files are sound, but whose roles do not fit their documents: a faulty writer."""
     for part in manifest.parts:
         folder = f"{PARTS}/{part.name}"
@@ -80,15 +83,7 @@ def _audit_roles(manifest: Manifest, bad: set[str]) -> Iterator[Problem]:
             yield Problem(f"{folder}/{SEGMENT_ROLES}", str(error))
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _shards(manifest: Manifest) -> dict[str, tuple[ArrayLayout, int]]:
+def _shards(manifest: DatasetManifest) -> dict[str, tuple[ArrayLayout, int]]:
     """Layout and shard number of every shard whose array metadata can be read."""
     shards: dict[str, tuple[ArrayLayout, int]] = {}
     for part in manifest.parts:

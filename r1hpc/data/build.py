@@ -3,27 +3,29 @@
     report = build_dataset(find_recipe("stdlib"), Path("data/stdlib"), workers=2)
 
 The inputs are listed and divided into parts; every stage makes one unit of a part (see work): clean -> dedup
--> tokenizer -> tokens, or the last two alone for a plain recipe. At the end the parts are gathered, the
+-> tokenizer -> tokens, or the last two alone for a plain recipe; before them teachers write the sources that
+are generated. At the end the parts are gathered, the
 manifest is written and the whole gets its name by one rename. Nothing is visible under the destination's name
 before. The same recipe over the same inputs gives the same bytes with any number of workers, however often it
 was killed.
 """
 
 import contextlib
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.failpoints import failpoint
+from r1hpc.data.decisions import left_out_rule
 from r1hpc.data.encode import SourceCount, Vocabulary
 from r1hpc.data.errors import DataError, DatasetMissingError
+from r1hpc.data.generated import ORIGINS, Teach, left_out, origin_file
 from r1hpc.data.layout import PARTS, TOKENIZER, part_name
 from r1hpc.data.manifest import (
     FORMAT,
     MANIFEST,
-    Manifest,
+    DatasetManifest,
     census,
     digest,
     file_digest,
@@ -32,16 +34,18 @@ from r1hpc.data.manifest import (
 )
 from r1hpc.data.recipe import Recipe, load_recipe
 from r1hpc.data.segments import Role
-from r1hpc.data.sources import Span, list_spans
-from r1hpc.data.stages import Report, run_stages
+from r1hpc.data.sources import SourceSpan, list_spans
+from r1hpc.data.stages import How, Made, Report, Share, run_share, run_stages
 from r1hpc.data.tokenise import PART
+from r1hpc.data.units import WorkOff, local_pool
 from r1hpc.data.work import (
     DONE,
     Work,
+    join_work,
+    link_file,
     link_tree,
     open_work,
     publish,
-    remove_abandoned,
     remove_leftover,
     unit_record,
 )
@@ -84,13 +88,21 @@ class BuildReport:
 
 
 def build_dataset(
-    recipe_path: Path, out: Path, *, workers: int = 1, report: Report | None = None
+    recipe_path: Path,
+    out: Path,
+    *,
+    workers: int = 1,
+    report: Report | None = None,
+    teach: Teach | None = None,
+    work_off: WorkOff | None = None,
 ) -> BuildReport:
     """Build the dataset of a recipe file at `out`, unless it is there.
 
     Args:
         workers: writer processes; changes how long it takes and nothing else.
         report: is called with a line for people now and then.
+        teach: what writes the documents of generated sources (r1hpc.train.teach).
+        work_off: makes the units instead of `workers` processes.
 
     Raises:
         UsageError: a recipe or an input that cannot be used; `out` holds something else.
@@ -105,9 +117,8 @@ def build_dataset(
         remove_leftover(out)
         return existing
     spans = list_spans(recipe)
-    remove_abandoned(out.parent)
     try:
-        return _build(recipe, spans, out, workers, report)
+        return _build(recipe, spans, out, How(work_off or local_pool(workers), report, teach))
     except FileNotFoundError:
         if not out.exists():
             raise
@@ -115,19 +126,50 @@ def build_dataset(
         return _lost_race(recipe, out)
 
 
-def _build(recipe: Recipe, spans: list[Span], out: Path, workers: int, report: Report | None) -> BuildReport:
+def find_dataset(recipe_path: Path, out: Path) -> BuildReport | None:
+    """The dataset of this recipe if it is at `out`; None if there is nothing.
+
+    Raises:
+        UsageError: there is something else.
+    """
+    return _find_existing(load_recipe(recipe_path), out.absolute())
+
+
+def build_share(
+    recipe_path: Path,
+    out: Path,
+    share: Share,
+    *,
+    workers: int = 1,
+    report: Report | None = None,
+    teach: Teach | None = None,
+) -> None:
+    """One share of the units of a dataset at `out`, for one of several jobs; `build_dataset` gathers them.
+
+    Raises:
+        UsageError: a recipe or an input that cannot be used; a stage that the recipe lacks.
+    """
+    recipe, out = load_recipe(recipe_path), out.absolute()
+    if _find_existing(recipe, out) is None:
+        with join_work(out) as work:
+            run_share(recipe, list_spans(recipe), work, share, How(local_pool(workers), report, teach))
+
+
+def _build(recipe: Recipe, spans: list[SourceSpan], out: Path, how: How) -> BuildReport:
     with open_work(out) as work:
         existing = _find_existing(recipe, out)  # made while we waited for the work folder
         if existing:
             return existing
-        vocabulary, tokenizer, parts = run_stages(recipe, spans, work, workers, report)
-        content = _gather(work, tokenizer, parts)
-        results = [PartResult.from_record(unit_record(path)) for path in parts]
+        made = run_stages(recipe, spans, work, how)
+        content = _gather(recipe, work, made)
+        results = [PartResult.from_record(unit_record(path)) for path in made.parts]
         if not sum(result.num_tokens for result in results):
-            raise UsageError("the inputs are empty: every document has no text, or was left out")
-        manifest = _manifest(recipe, spans, content, vocabulary, results)
+            said = _left_out_said(made)
+            raise UsageError(f"the inputs are empty: every document has no text, or was left out{said}")
+        manifest = _manifest(recipe, spans, content, made.vocabulary, results) | _teachers(recipe, made)
+        manifest["files"] |= _origin_files(recipe, content, made)
         _check_mixture(recipe, manifest["sources"])
-        manifest |= _preparation(recipe, parts)
+        manifest |= _preparation(recipe, made, results)
         dataset_id = write_manifest(content, manifest)
         failpoint("data.build.publish")
         published = publish(work, content)
@@ -135,6 +177,13 @@ def _build(recipe: Recipe, spans: list[Span], out: Path, workers: int, report: R
     if not published:
         return _lost_race(recipe, out)
     return _report(read_manifest(out), dataset_id, built=True)
+
+
+def _left_out_said(made: Made) -> str:
+    """Why what teachers wrote was left out by stage generate, for an error."""
+    counts = left_out(made.generated).values()
+    rules = [f"{count:,} {rule}" for each in counts for rule, count in each.items()]
+    return f"; of what teachers wrote {', '.join(rules)}" if rules else ""
 
 
 def _check_mixture(recipe: Recipe, sources: list[dict[str, Any]]) -> None:
@@ -147,23 +196,36 @@ def _check_mixture(recipe: Recipe, sources: list[dict[str, Any]]) -> None:
         )
 
 
-def _gather(work: Work, tokenizer: Path | None, parts: Sequence[Path]) -> Path:
+def _gather(recipe: Recipe, work: Work, made: Made) -> Path:
     """The content of the dataset in a folder of its own; the units stay whole until it has its name."""
     import zarr
 
     content = work.private()
     zarr.create_group(content)
     zarr.create_group(content / PARTS)
-    if tokenizer is not None:
-        link_tree(tokenizer, content / TOKENIZER)
+    if made.tokenizer is not None:
+        link_tree(made.tokenizer, content / TOKENIZER)
         (content / TOKENIZER / DONE).unlink()
-    for number, path in enumerate(parts):
+    for number, path in enumerate(made.parts):
         link_tree(path / PART, content / PARTS / part_name(number))
+    for (source, name), path in made.generated.items():
+        link_file(path / ORIGINS, content / origin_file(recipe.sources[source].name, name))
     return content
 
 
+def _teachers(recipe: Recipe, made: Made) -> dict[str, Any]:
+    """The hash of the teacher of each generated source; nothing where there is none."""
+    found = {recipe.sources[number].name: sha256 for number, sha256 in made.teachers.items()}
+    return {"teachers": found} if found else {}
+
+
+def _origin_files(recipe: Recipe, content: Path, made: Made) -> dict[str, Any]:
+    names = [origin_file(recipe.sources[source].name, name) for source, name in made.generated]
+    return {name: file_digest(content / name) for name in names}
+
+
 def _manifest(
-    recipe: Recipe, spans: list[Span], root: Path, vocabulary: Vocabulary, results: list[PartResult]
+    recipe: Recipe, spans: list[SourceSpan], root: Path, vocabulary: Vocabulary, results: list[PartResult]
 ) -> dict[str, Any]:
     files = {f"{PARTS}/zarr.json": file_digest(root / PARTS / "zarr.json")}
     files |= {"zarr.json": file_digest(root / "zarr.json")}
@@ -195,15 +257,22 @@ def _manifest(
     }
 
 
-def _preparation(recipe: Recipe, parts: Sequence[Path]) -> dict[str, Any]:
+def _preparation(recipe: Recipe, made: Made, results: list[PartResult]) -> dict[str, Any]:
     """What became of the records, over all and by source; nothing for a plain recipe."""
-    if not recipe.is_prepared:
+    if not recipe.is_prepared and not recipe.generated:
         return {}
     totals = [Preparation() for _ in recipe.sources]
-    for path in parts:
-        record = unit_record(path)
-        (source,) = record["sources"]
-        totals[int(source)].add(record["prepared"], record["num_documents"])
+    if recipe.is_prepared:
+        for record in map(unit_record, made.parts):
+            (source,) = record["sources"]
+            totals[int(source)].add(record["prepared"], record["num_documents"])
+    else:
+        for total, count in zip(totals, _totals(recipe, results), strict=True):
+            dropped = {left_out_rule(recipe.is_traces): count.num_skipped} if count.num_skipped else {}
+            num_in = count.num_documents + count.num_skipped
+            total.add({"in": num_in, "dropped": dropped, "edits": {}}, count.num_documents)
+    for number, dropped in left_out(made.generated).items():
+        totals[number].add({"in": sum(dropped.values()), "dropped": dropped, "edits": {}}, 0)
     every = Preparation()
     for total in totals:
         every.add({"in": total.num_in, "dropped": total.dropped, "edits": total.edits}, total.num_kept)
@@ -230,9 +299,11 @@ def _totals(recipe: Recipe, results: list[PartResult]) -> list[SourceCount]:
     return totals
 
 
-def _inputs_hash(spans: list[Span]) -> str:
+def _inputs_hash(spans: list[SourceSpan]) -> str:
     """Names and sizes of the inputs, to notice cheaply that they have changed since a build."""
-    return digest([[span.source, span.path, span.start, span.stop, span.num_bytes] for span in spans])
+    prompts = [[span.source, span.digest] for span in spans if span.digest]
+    places = [[span.source, span.path, span.start, span.stop, span.num_bytes] for span in spans]
+    return digest([*places, *prompts])
 
 
 def _find_existing(recipe: Recipe, out: Path) -> BuildReport | None:
@@ -254,7 +325,7 @@ def _find_existing(recipe: Recipe, out: Path) -> BuildReport | None:
     return _report(manifest, manifest.id, built=False, note=_staleness(recipe, manifest))
 
 
-def _staleness(recipe: Recipe, manifest: Manifest) -> str:
+def _staleness(recipe: Recipe, manifest: DatasetManifest) -> str:
     with contextlib.suppress(UsageError):  # inputs that are gone do not harm a dataset that is there
         if _inputs_hash(list_spans(recipe)) == manifest.content["inputs_hash"]:
             return ""
@@ -268,7 +339,7 @@ def _lost_race(recipe: Recipe, out: Path) -> BuildReport:
     return existing
 
 
-def _report(manifest: Manifest, dataset_id: str, *, built: bool, note: str = "") -> BuildReport:
+def _report(manifest: DatasetManifest, dataset_id: str, *, built: bool, note: str = "") -> BuildReport:
     content = manifest.content
     return BuildReport(
         dataset_id,

@@ -27,14 +27,14 @@ from r1hpc.data.cleaning.contamination import NgramIndex, build_index
 from r1hpc.data.cleaning.minhash import sign
 from r1hpc.data.cleaning.repair import repair
 from r1hpc.data.cleaning.verdict import Verdicts
-from r1hpc.data.decisions import Decision, dropped_by_rule
+from r1hpc.data.decisions import RecordDecision, dropped_by_rule
+from r1hpc.data.layout import DECISIONS
 from r1hpc.data.recipe import Recipe
-from r1hpc.data.sources import Span, read_records
-from r1hpc.data.values import Document
+from r1hpc.data.sources import SourceSpan, read_records
+from r1hpc.data.values import Document, batched
 
 DOCUMENTS = "documents.parquet"
 INDEX = "ngrams.npz"
-_BATCH_BYTES = 2**20
 _MAX_EXAMPLES = 3
 _LOW = 2**64 - 1
 
@@ -43,7 +43,7 @@ _LOW = 2**64 - 1
 class _Item:
     """A record between the stages."""
 
-    decision: Decision
+    decision: RecordDecision
     document: Document
     text: str = ""
 
@@ -76,7 +76,7 @@ class CleanTask:
     """One part of the inputs, all of one source."""
 
     recipe: Recipe
-    spans: Sequence[Span]
+    spans: Sequence[SourceSpan]
     evaluation: Path | None
     """Folder of the finished stage `evaluation`."""
 
@@ -92,17 +92,9 @@ class CleanTask:
         return {"inputs": inputs, "source": self.spans[0].source} | output.record
 
 
-def _batches(recipe: Recipe, span: Span, place: int) -> Iterator[list[_Item]]:
-    batch: list[_Item] = []
-    size = 0
-    for document in read_records(recipe, span):
-        batch.append(_Item(Decision(place, document.position, document.size), document))
-        size += len(document.raw)
-        if size >= _BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+def _batches(recipe: Recipe, span: SourceSpan, place: int) -> Iterator[list[_Item]]:
+    items = (_Item(RecordDecision(place, d.position, d.size), d) for d in read_records(recipe, span))
+    return batched(items, lambda item: len(item.document.raw))
 
 
 class _Cleaner:
@@ -256,7 +248,7 @@ class _Output:
         self._schema = _document_schema(size)
         self._documents = pyarrow.parquet.ParquetWriter(folder / DOCUMENTS, self._schema, compression="zstd")
         self._decisions = pyarrow.parquet.ParquetWriter(
-            folder / "decisions.parquet", decisions.schema(), compression="zstd"
+            folder / DECISIONS, decisions.schema(), compression="zstd"
         )
         self.record: dict[str, Any] = {
             "in": 0, "kept": 0, "text_bytes": 0, "repaired": 0, "masked": 0, "lines_removed": 0,

@@ -12,11 +12,10 @@ parts/part-00000/decisions.parquet has one row for each record of the part, in t
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from r1hpc.data.layout import DECISIONS, PARTS
-from r1hpc.data.manifest import Manifest
+from r1hpc.data.manifest import DatasetManifest
 
 UNREADABLE = "unreadable"
 NOT_UTF8 = "not_utf8"
@@ -30,7 +29,7 @@ TOKENIZER = "tokenizer"
 
 
 @dataclass
-class Decision:
+class RecordDecision:
     """One record on its way. `text` is what it says now; it is dropped once `rule` is set."""
 
     input: int
@@ -70,7 +69,7 @@ def schema() -> Any:
     )
 
 
-def to_batch(decisions: Sequence[Decision]) -> Any:
+def to_batch(decisions: Sequence[RecordDecision]) -> Any:
     """Decisions as one Arrow record batch."""
     import pyarrow as pa
 
@@ -79,12 +78,17 @@ def to_batch(decisions: Sequence[Decision]) -> Any:
     return pa.record_batch(columns, schema=fields)
 
 
+def left_out_rule(is_traces: bool) -> str:
+    """What a plain recipe, whose documents pass no stage, leaves a record out for."""
+    return "no_trace" if is_traces else NOT_UTF8
+
+
 def dropped_by_rule(rules: Sequence[str]) -> dict[str, int]:
     """How many records each rule dropped."""
     return dict(sorted((rule, count) for rule, count in Counter(rules).items() if rule))
 
 
-def of_document(manifest: Manifest, part: int, row: int) -> dict[str, Any] | None:
+def of_document(manifest: DatasetManifest, part: int, row: int) -> dict[str, Any] | None:
     """What was decided about document `row` of a part; None where the dataset has no such record.
 
     Raises:
@@ -100,11 +104,3 @@ def of_document(manifest: Manifest, part: int, row: int) -> dict[str, Any] | Non
     table = pyarrow.parquet.read_table(io.BytesIO(manifest.read_file(name)), filters=[("document", "=", row)])
     found: dict[str, Any] = table.to_pylist()[0]
     return found
-
-
-def read_rules(path: Path) -> list[str]:
-    """The rule of each record of a file of decisions."""
-    import pyarrow.parquet
-
-    rules: list[str] = pyarrow.parquet.read_table(path, columns=["rule"]).column(0).to_pylist()
-    return rules

@@ -4,6 +4,7 @@ described = describe(Path("data/stdlib"), document=12)
 found, documents = trace_sample(Path("data/stdlib"), 4711, SampleOrder(seq_len=256, seed=0))
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,21 @@ from typing import Any
 import numpy as np
 
 from r1hpc.base.errors import UsageError
+from r1hpc.config.mixing import MixConfig
 from r1hpc.data import decisions
 from r1hpc.data.documents import DocumentInfo
+from r1hpc.data.generated import origin_of
 from r1hpc.data.manifest import read_manifest
-from r1hpc.data.mixture import DocumentMixture, WindowMixture, open_plan, recipe_mix, shares
+from r1hpc.data.mixed_order import DocumentMixture, WindowMixture, open_plan, recipe_mix, shares
+from r1hpc.data.mixture import Change
 from r1hpc.data.order import DocumentPlan, RankShare, SamplePlan
 from r1hpc.data.reader import TokenDataset, open_dataset
 from r1hpc.data.segments import has_roles
-from r1hpc.data.trace_loader import open_document_plan
+from r1hpc.data.trace_loader import document_order_id, open_document_plan
 from r1hpc.data.traces import open_traces
+from r1hpc.data.validation import hold_out
 
+_AS_THE_RECIPE_SAYS = MixConfig()
 _SAMPLES = 2**16
 
 _CONTENT = (
@@ -45,7 +51,7 @@ def describe(path: Path, document: int | None = None) -> dict[str, Any]:
         described["roles"] = _roles(path)
     if document is not None:
         described["document"] = _document(dataset, document)
-        described["document"]["decisions"] = _decisions(dataset, document)
+        described["document"] |= _on_record(dataset, dataset.documents[document])
     return described
 
 
@@ -58,6 +64,23 @@ class SampleOrder:
     seed: int = 0
     global_batch_size: int | None = None
     """Needed for a mixture, whose shares are exact in every batch."""
+    mix: MixConfig = _AS_THE_RECIPE_SAYS
+    """How the run changes the weights of the sources."""
+    validation_documents: int = 0
+    """Of a run on traces: so many are held out."""
+    changes: Sequence[Change] | None = None
+    """Of weights that a run has appended so far; None: it appends none."""
+    known_samples: int | None = None
+    """From here on the weights are not known yet."""
+
+    def check_known(self, num_samples: int) -> None:
+        """Raise UsageError unless the first `num_samples` samples are decided."""
+        if self.known_samples is not None and num_samples > self.known_samples:
+            size = self.global_batch_size or 1
+            raise UsageError(
+                "the run chooses its weights as it goes on, and its checkpoints know them up to step "
+                f"{self.known_samples // size}: ask for that or less"
+            )
 
 
 def trace_sample(path: Path, sample: int, order: SampleOrder) -> tuple[dict[str, Any], list[Any]]:
@@ -73,12 +96,14 @@ def trace_sample(path: Path, sample: int, order: SampleOrder) -> tuple[dict[str,
     """
     if not 0 <= sample < 2**63:
         raise UsageError(f"--sample must lie between 0 and 2^63 - 1, not {sample}")
+    order.check_known(sample + 1)
     dataset = open_dataset(path)
-    if recipe_mix(dataset.manifest) is not None and order.global_batch_size is None:
+    is_mixed = recipe_mix(dataset.manifest) is not None or order.mix.is_used
+    if is_mixed and order.global_batch_size is None:
         raise UsageError("--global-batch-size is needed: the shares of a mixture are those of a batch")
     find = _find_document if has_roles(dataset.manifest) else _find_window
     found, infos = find(dataset, sample, order)
-    documents = [asdict(info) | {"decisions": _decisions(dataset, info.number)} for info in infos]
+    documents = [_on_record(dataset, info) for info in infos]
     return {"id": dataset.id, "sample": sample} | found, documents
 
 
@@ -88,6 +113,7 @@ def trace_document(path: Path, number: int, order: SampleOrder, num_samples: int
     Raises:
         UsageError: no such document, or a dataset of traces, whose samples are documents.
     """
+    order.check_known(num_samples)
     dataset = open_dataset(path)
     if not 0 <= number < dataset.num_documents:
         raise UsageError(f"--doc {number} is outside 0 to {dataset.num_documents - 1}")
@@ -98,14 +124,13 @@ def trace_document(path: Path, number: int, order: SampleOrder, num_samples: int
         seen.extend(ids[_touches(dataset, ids, info, order)].tolist())
     size = order.global_batch_size
     steps = sorted({sample // size + 1 for sample in seen}) if size else None
-    described = asdict(info) | {"decisions": _decisions(dataset, number)}
-    return {"id": dataset.id, "document": described, "samples": seen, "steps": steps}
+    return {"id": dataset.id, "document": _on_record(dataset, info), "samples": seen, "steps": steps}
 
 
 def _touches(dataset: TokenDataset, ids: Any, info: DocumentInfo, order: SampleOrder) -> Any:
     """Which samples hold tokens of a document."""
     if has_roles(dataset.manifest):
-        return _document_plan(dataset, order).documents(ids) == info.number
+        return _documents(dataset, order)[-1](ids) == info.number
     plan = _window_plan(dataset, order)
     starts = plan.window_starts(ids)
     return (starts < info.token_stop) & (starts + plan.seq_len + 1 > info.token_start)
@@ -128,11 +153,25 @@ def sample_of(step: int, row: int, share: RankShare) -> int:
 def _window_plan(dataset: TokenDataset, order: SampleOrder) -> SamplePlan | WindowMixture:
     if order.seq_len is None:
         raise UsageError("--seq-len is needed: a sample of this dataset is a window of data.seq_len tokens")
-    return open_plan(dataset, order.seq_len, order.seed, order.global_batch_size or 1)
+    plan = open_plan(dataset, order.seq_len, order.seed, order.global_batch_size or 1, mix=order.mix)
+    if order.changes is not None and isinstance(plan, WindowMixture):
+        return plan.with_changes(order.changes)
+    return plan
 
 
-def _document_plan(dataset: TokenDataset, order: SampleOrder) -> DocumentPlan | DocumentMixture:
-    return open_document_plan(open_traces(dataset.path), order.seed, order.global_batch_size or 1)
+def _documents(
+    dataset: TokenDataset, order: SampleOrder
+) -> tuple[DocumentPlan | DocumentMixture, str, Callable[[Any], Any]]:
+    """The plan of a run on traces, what names its order, and what gives the document of each sample."""
+    traces, held = open_traces(dataset.path), order.validation_documents
+    parting = hold_out(traces, held, order.seed) if held else None
+    size = order.global_batch_size or 1
+    plan = open_document_plan(traces, order.seed, size, parting=parting, mix=order.mix)
+    if order.changes is not None and isinstance(plan, DocumentMixture):
+        plan = plan.with_changes(order.changes)
+    if parting is None:
+        return plan, plan.plan_hash, plan.documents
+    return plan, document_order_id(plan, parting), lambda ids: parting.training(plan.documents(ids))
 
 
 def _find_window(
@@ -152,17 +191,20 @@ def _find_document(
     dataset: TokenDataset, sample: int, order: SampleOrder
 ) -> tuple[dict[str, Any], list[DocumentInfo]]:
     """Place and document of one sample of traces."""
-    plan = _document_plan(dataset, order)
-    info = dataset.documents[int(plan.documents(np.array([sample]))[0])]
-    found: dict[str, Any] = {"plan_hash": plan.plan_hash}
+    plan, order_id, documents = _documents(dataset, order)
+    info = dataset.documents[int(documents(np.array([sample]))[0])]
+    found: dict[str, Any] = {"plan_hash": order_id}
     if isinstance(plan, DocumentPlan):
         found["epoch"] = sample // plan.num_documents
     return found | {"token_start": info.token_start, "token_stop": info.token_stop}, [info]
 
 
-def _decisions(dataset: TokenDataset, number: int) -> dict[str, Any] | None:
-    part, row = dataset.documents.place(number)
-    return decisions.of_document(dataset.manifest, part, row)
+def _on_record(dataset: TokenDataset, info: DocumentInfo) -> dict[str, Any]:
+    """Where a document comes from, what was decided about it, and who wrote it where a teacher did."""
+    part, row = dataset.documents.place(info.number)
+    decided = decisions.of_document(dataset.manifest, part, row)
+    origin = origin_of(dataset.manifest, info)
+    return asdict(info) | {"decisions": decided} | ({"origin": origin} if origin else {})
 
 
 def audit(path: Path) -> dict[str, Any]:
@@ -183,7 +225,7 @@ def audit(path: Path) -> dict[str, Any]:
 
 def _plain_preparation(content: dict[str, Any]) -> dict[str, Any]:
     """The same of a plain recipe, which only leaves out what is no text or no trace."""
-    rule = "no_trace" if "roles" in content else decisions.NOT_UTF8
+    rule = decisions.left_out_rule("roles" in content)
     sources = [
         {"name": source["name"], "edits": {}, "documents": _plain_documents([source], rule)}
         for source in content["sources"]

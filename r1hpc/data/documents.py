@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from r1hpc.data.layout import INPUTS, PARTS
-from r1hpc.data.manifest import Manifest
+from r1hpc.data.manifest import DatasetManifest
 from r1hpc.data.shardfile import ShardFile, parse_layout
 
 
@@ -35,7 +35,7 @@ class DocumentInfo:
 class DocumentTable:
     """The per-document arrays of all parts, read and verified part by part when first asked for."""
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: DatasetManifest) -> None:
         self._manifest = manifest
         self._first_token = list(accumulate((part.num_tokens for part in manifest.parts), initial=0))
         self._first_document = list(accumulate((part.num_documents for part in manifest.parts), initial=0))
@@ -87,7 +87,7 @@ class DocumentTable:
         return table
 
 
-def read_array(manifest: Manifest, name: str) -> npt.NDArray[Any]:
+def read_array(manifest: DatasetManifest, name: str) -> npt.NDArray[Any]:
     """A whole small array, its files verified by sha256 and its chunks by crc32c.
 
     Raises:

@@ -13,12 +13,11 @@ import numpy.typing as npt
 import xxhash
 
 from r1hpc.base.errors import UsageError
+from r1hpc.data.open_lines import line_number
 from r1hpc.data.recipe import Recipe
-from r1hpc.data.sources import Span, line_number, read_span
-from r1hpc.data.values import Document
+from r1hpc.data.sources import SourceSpan, read_span
+from r1hpc.data.values import BATCH_BYTES, Document, batched
 from r1hpc.data.vocabulary import Encoder
-
-_BATCH_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ _Ids = npt.NDArray[np.uint32] | str
 
 
 def encode_span(
-    recipe: Recipe, span: Span, vocabulary: Vocabulary, encoder: Encoder | None, count: SourceCount
+    recipe: Recipe, span: SourceSpan, vocabulary: Vocabulary, encoder: Encoder | None, count: SourceCount
 ) -> Iterator[Encoded]:
     """The documents of a span as ids; those that the recipe leaves out are counted in `count`.
 
@@ -90,7 +89,7 @@ def encode_span(
 
 
 def _encode_documents(
-    recipe: Recipe, span: Span, vocabulary: Vocabulary, encoder: Encoder | None, count: SourceCount
+    recipe: Recipe, span: SourceSpan, vocabulary: Vocabulary, encoder: Encoder | None, count: SourceCount
 ) -> Iterator[Encoded]:
     batch: list[tuple[Document, str]] = []
     size = 0
@@ -110,14 +109,14 @@ def _encode_documents(
             continue
         batch.append((document, text))
         size += len(document.raw)
-        if size >= _BATCH_BYTES:
+        if size >= BATCH_BYTES:
             yield from _encode_batch(batch, vocabulary, encoder)
             batch, size = [], 0
     yield from stream.close()
     yield from _encode_batch(batch, vocabulary, encoder)
 
 
-def _unreadable(recipe: Recipe, span: Span, document: Document) -> UsageError:
+def _unreadable(recipe: Recipe, span: SourceSpan, document: Document) -> UsageError:
     source = recipe.sources[span.source]
     path = recipe.resolve(source.root) / span.path
     what = "line at byte" if source.kind == "jsonl" else "record"
@@ -186,7 +185,7 @@ class _IdStream:
             )
 
 
-def _text(recipe: Recipe, span: Span, document: Document) -> str | None:
+def _text(recipe: Recipe, span: SourceSpan, document: Document) -> str | None:
     source = recipe.sources[span.source]
     try:
         return document.raw.decode("utf-8", "replace" if source.on_invalid_utf8 == "replace" else "strict")
@@ -200,34 +199,31 @@ def _text(recipe: Recipe, span: Span, document: Document) -> str | None:
         ) from None
 
 
-def _encode_traces(recipe: Recipe, span: Span, encoder: Encoder, count: SourceCount) -> Iterator[Encoded]:
+def _encode_traces(
+    recipe: Recipe, span: SourceSpan, encoder: Encoder, count: SourceCount
+) -> Iterator[Encoded]:
     """Prompt and completion are encoded apart, so that the prompt's ids are those a sampler will see."""
-    source = recipe.sources[span.source]
-    batch: list[Document] = []
-    size = 0
-    for document in read_span(recipe, span):
-        batch.append(document)
-        size += len(document.raw)
-        if size >= _BATCH_BYTES:
-            yield from _sound(recipe, span, _encode_trace_batch(batch, encoder), source.on_invalid, count)
-            batch, size = [], 0
-    yield from _sound(recipe, span, _encode_trace_batch(batch, encoder), source.on_invalid, count)
+    for batch in batched(read_span(recipe, span), lambda document: len(document.raw)):
+        yield from _sound(recipe, span, _encode_trace_batch(batch, encoder), count)
 
 
 def _sound(
-    recipe: Recipe, span: Span, found: Iterator[Encoded | _Fault], on_invalid: str, count: SourceCount
+    recipe: Recipe, span: SourceSpan, found: Iterator[Encoded | _Fault], count: SourceCount
 ) -> Iterator[Encoded]:
     """What is a trace; the rest is counted or raised, as the source says."""
+    source = recipe.sources[span.source]
     for item in found:
         if isinstance(item, Encoded):
             yield item
             continue
-        if on_invalid == "error":
-            source = recipe.sources[span.source]
+        if source.on_invalid == "error":
             path = recipe.resolve(source.root) / span.path
+            number = line_number(path, item.position)
+            if path.is_symlink():  # a run's own recipe links to the files of data.traces
+                raise UsageError(f"{path.resolve()}:{number}: {item.what}; correct the line, or leave it out")
             raise UsageError(
-                f"{path}:{line_number(path, item.position)}: {item.what}; correct the line, or set "
-                f"on_invalid: skip for source {source.name}"
+                f"{path}:{number}: {item.what}; correct the line, or set on_invalid: skip for source "
+                f"{source.name}"
             )
         count.num_skipped += 1
 

@@ -6,6 +6,8 @@ CHECKSUMS = "tokens.crc32c"
 INPUTS = "inputs.json"
 TOKENIZER = "tokenizer"
 DECISIONS = "decisions.parquet"
+GENERATED = "generated"
+"""Where the documents of a generated source come from: generated/<source>/<name of the span>.parquet."""
 SEGMENT_OFFSETS = "seg_offsets"
 SEGMENT_ROLES = "seg_role"
 ARRAYS = (TOKENS, "doc_offsets", "doc_source", "doc_hash", "doc_input", "doc_position")

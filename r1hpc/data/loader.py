@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from r1hpc.base.errors import UsageError
 from r1hpc.data.ahead import ReadAhead
-from r1hpc.data.mixture import WindowPlan
+from r1hpc.data.mixed_order import WindowPlan
 from r1hpc.data.order import RankShare
 from r1hpc.data.reader import TokenDataset
 
@@ -58,20 +58,22 @@ class BatchLoader:
         self.share = RankShare(global_batch_size, micro_batch_size, rank, world_size)
         self._ahead = ReadAhead(self._read) if prefetch else None
 
-    @property
-    def gradient_accumulation_steps(self) -> int:
-        return self.share.gradient_accumulation_steps
-
-    def rank_samples(self, global_step: int) -> npt.NDArray[np.int64]:
-        """Sample ids of this rank, shape (gradient_accumulation_steps, micro_batch_size)."""
-        return self.share.sample_ids(global_step)
-
     def batch(self, global_step: int) -> StepBatch:
         """The batch of one step. An error of the reading thread is raised here, at its own step."""
         return self._ahead.take(global_step) if self._ahead else self._read(global_step)
 
+    def follow(self, plan: WindowPlan) -> None:
+        """From the next batch on, the order of another plan of the same dataset."""
+        if self._ahead:
+            self._ahead.forget()
+        self.plan = plan
+
+    def order_id(self, plan: WindowPlan) -> str:
+        """Names the order that the loader has with this plan."""
+        return plan.plan_hash
+
     def _read(self, global_step: int) -> StepBatch:
-        ids = self.rank_samples(global_step)
+        ids = self.share.sample_ids(global_step)
         length = self.plan.seq_len + 1
         tokens = np.empty((*ids.shape, length), dtype=np.int64)
         rows = tokens.reshape(-1, length)

@@ -23,7 +23,7 @@ FORMAT = "r1hpc-tokens/1"
 
 
 @dataclass(frozen=True)
-class Part:
+class DatasetPart:
     """One writer's contiguous run of documents."""
 
     name: str
@@ -32,7 +32,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class DatasetManifest:
     """A parsed manifest.json together with the folder it describes."""
 
     path: Path
@@ -45,8 +45,8 @@ class Manifest:
         return dict(self.content["files"])
 
     @cached_property
-    def parts(self) -> tuple[Part, ...]:
-        return tuple(Part(**part) for part in self.content["parts"])
+    def parts(self) -> tuple[DatasetPart, ...]:
+        return tuple(DatasetPart(**part) for part in self.content["parts"])
 
     def file_entry(self, name: str) -> dict[str, Any]:
         """Size and digest of one file.
@@ -122,7 +122,7 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> str:
     return dataset_id
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> DatasetManifest:
     """Parse and verify DIR/manifest.json.
 
     Raises:
@@ -144,7 +144,7 @@ def read_manifest(folder: Path) -> Manifest:
     content = json.loads(raw)
     if content.get("format") != FORMAT:
         raise DataError(f"{folder} has format {content.get('format')!r}, this version reads {FORMAT!r}")
-    return Manifest(folder, dataset_id, content)
+    return DatasetManifest(folder, dataset_id, content)
 
 
 def _read_raw(folder: Path) -> bytes:

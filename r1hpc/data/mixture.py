@@ -1,7 +1,7 @@
 """Several sources in given shares, exact in every batch, as a pure function of the sample number.
 
-    plan = open_plan(dataset, seq_len=2048, seed=0, global_batch_size=256)     # SamplePlan, or WindowMixture
-    plan.window_starts(np.arange(step * 256, (step + 1) * 256))
+    mixture = Mixture(sizes=(70, 9_000), weights=(0.3, 0.7), batch=256, seed=0)
+    sources, items = mixture.locate(np.arange(step * 256, (step + 1) * 256))
 
 A batch of G samples holds of each source the share's number of samples, rounded down or up; which of the two
 is chosen so that the sum over batches follows the shares. The numbers of a batch come from a table of some
@@ -11,8 +11,10 @@ order): a source of few items and much weight begins its next epoch sooner.
 
 A source that would exceed max_epochs is left out from the batch in which it would, and the others keep their
 shares among themselves: a segment of the plan. A change of weights begins a segment as well, at the edge of a
-batch. All of this enters the plan's hash, and none of it depends on ranks, on how far a run has come, or on
-the past.
+batch; what rounding still owed to each source is carried over it, so that the sum follows the weights however
+often they change. Changes are known from the start (data.mix.schedule) or appended while a run goes on
+(train/mixing.py): what was drawn before them stays what it was. All of this enters the plan's hash, and none
+of it depends on ranks, on how far a run has come, or on the past.
 """
 
 import hashlib
@@ -20,17 +22,15 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import accumulate, pairwise
-from typing import Any, Protocol
+from functools import cached_property, lru_cache
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from r1hpc.base.errors import UsageError
-from r1hpc.data.manifest import Manifest, digest
-from r1hpc.data.order import ORDER_VERSION, SamplePlan, check_seed, visit
-from r1hpc.data.recipe_stages import MixRecipe
+from r1hpc.data.order import ORDER_VERSION, check_seed, visit
 
 Ints = npt.NDArray[np.int64]
 _TABLE_SAMPLES = 65_536
@@ -39,37 +39,12 @@ _ROUNDING = 1e-9
 _RESOLUTION = 10**12
 
 
-class WindowPlan(Protocol):
-    """What a loader wants of an order of windows."""
-
-    @property
-    def dataset_id(self) -> str: ...
-
-    @property
-    def num_tokens(self) -> int: ...
-
-    @property
-    def seq_len(self) -> int: ...
-
-    @property
-    def plan_hash(self) -> str: ...
-
-    def window_starts(self, sample_ids: Ints) -> Ints: ...
-
-
-class _Dataset(Protocol):
-    id: str
-    num_tokens: int
-    manifest: Manifest
-
-
 @dataclass(frozen=True)
 class Change:
-    """New weights from a sample on, which begins a batch."""
+    """New weights from a sample on, which begins a batch. A source of weight 0 rests."""
 
     first_sample: int
     weights: tuple[float, ...]
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,7 +55,11 @@ class _Segment:
     before: Ints
     """Samples of each source in all segments before."""
     counts: Ints
-    """Samples of each source in each batch of the period."""
+    """Samples of each source in each batch of the period, or until the weights change, if that is sooner."""
+    shares: npt.NDArray[np.float64]
+    """Samples of each source in a batch, not rounded."""
+    lag: npt.NDArray[np.float64]
+    """Samples that each source is owed, or was given too many of, when the segment begins."""
 
     @cached_property
     def until(self) -> Ints:
@@ -96,6 +75,12 @@ class _Segment:
         """Samples of each source in the first `batches` batches of the segment."""
         rounds, rest = np.divmod(batches, self.period)
         return np.asarray(rounds)[..., None] * self.until[-1] + self.until[rest]  # type: ignore[no-any-return]
+
+    def lag_after(self, batches: int) -> npt.NDArray[np.float64]:
+        """What each source is owed after the first `batches` > 0 batches, counted from the period's begin."""
+        rows = (batches - 1) % self.period + 1
+        owed: npt.NDArray[np.float64] = self.lag + self.shares * rows - self.until[rows]
+        return owed
 
     def batches_within(self, source: int, limit: int) -> float:
         """The most batches in which a source has no more than `limit` samples."""
@@ -164,8 +149,8 @@ class Mixture:
         """Raise UsageError unless the first `num_samples` samples exist."""
         if num_samples > self.num_samples:
             raise UsageError(
-                f"the mixture ends after {self.num_samples:,.0f} samples, when every source was seen "
-                f"max_epochs ({self.max_epochs:g}) times, but {num_samples:,} are wanted; raise "
+                f"the mixture ends after {self.num_samples:,.0f} samples, when every source with a weight "
+                f"was seen max_epochs ({self.max_epochs:g}) times, but {num_samples:,} are wanted; raise "
                 "mix.max_epochs or train less"
             )
 
@@ -173,6 +158,12 @@ class Mixture:
     def num_samples(self) -> float:
         """How many samples there are; infinite without max_epochs."""
         return self._segments[1] * self.batch
+
+    def weights_of(self, batch: int) -> tuple[float, ...]:
+        """The shares that are in force in a batch, summing to 1; those of a source that ended too."""
+        begun = [change.weights for change in self.changes if change.first_sample <= batch * self.batch]
+        weights = (self.weights, *begun)[-1]
+        return tuple(weight / math.fsum(weights) for weight in weights)
 
     @cached_property
     def described(self) -> dict[str, Any]:
@@ -204,21 +195,26 @@ class Mixture:
         weights, alive = np.array(self.weights), np.ones(len(self.sizes), dtype=bool)
         found: list[_Segment] = []
         first, before = 0, np.zeros(len(self.sizes), np.int64)
-        while alive.any():
-            segment = _Segment(first, before, _table(np.where(alive, weights, 0.0), self.batch))
+        lag = np.zeros(len(self.sizes))
+        while (alive & (weights > 0)).any():
+            change = changes[0].first_sample // self.batch - first if changes else math.inf
+            shares = np.where(alive, weights, 0.0)
+            shares = shares / shares.sum() * self.batch
+            segment = _Segment(first, before, _table(shares, self.batch, lag, change), shares, lag)
             lasts = [
                 segment.batches_within(number, int(limit - before[number])) if limit < math.inf else math.inf
                 for number, limit in enumerate(limits)
             ]
-            change = changes[0].first_sample // self.batch - first if changes else math.inf
             length = min(*lasts, change)
             if length:
                 found.append(segment)
             if length == math.inf:
                 return found, math.inf
             alive &= ~(np.array(lasts) == length)
+            lag = np.zeros_like(lag)
             if length == change:
                 weights = np.array(changes.pop(0).weights)
+                lag = segment.lag_after(int(length)) if length else segment.lag
             before = before + segment.taken(int(length))
             first += int(length)
         return found, first
@@ -226,116 +222,13 @@ class Mixture:
     def _check_weights(self, weights: Sequence[float]) -> None:
         if len(weights) != len(self.sizes):
             raise UsageError(f"{len(weights)} weights for {len(self.sizes)} sources")
-        if not all(0 < weight < math.inf for weight in weights):
-            raise UsageError(f"weights of a mixture must be positive numbers, not {list(weights)}")
+        if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+            raise UsageError(
+                f"weights of a mixture must be positive numbers, or 0 for some of them, not {list(weights)}"
+            )
 
     def _name(self, number: int) -> str:
         return self.names[number] if self.names else str(number)
-
-
-@dataclass(frozen=True)
-class WindowMixture:
-    """Windows of seq_len + 1 tokens, each inside one source, in the shares of a mixture."""
-
-    dataset_id: str
-    num_tokens: int
-    seq_len: int
-    first_tokens: tuple[int, ...]
-    """Where each source begins."""
-    mixture: Mixture
-
-    @cached_property
-    def plan_hash(self) -> str:
-        """Names everything the order depends on. Two runs with this hash see the same samples."""
-        return digest(
-            self.mixture.described
-            | {"dataset_id": self.dataset_id, "seq_len": self.seq_len, "first_tokens": self.first_tokens}
-        )
-
-    def window_starts(self, sample_ids: Ints) -> Ints:
-        """First token of the window of each sample; the same shape as `sample_ids`, which are >= 0."""
-        sources, items = self.mixture.locate(sample_ids)
-        return np.array(self.first_tokens, dtype=np.int64)[sources] + items * self.seq_len
-
-
-@dataclass(frozen=True)
-class DocumentMixture:
-    """Whole documents in the shares of a mixture. Source j is the j-th run of documents of the dataset."""
-
-    dataset_id: str
-    mixture: Mixture
-
-    @cached_property
-    def plan_hash(self) -> str:
-        """Names everything the order depends on. Two runs with this hash see the same documents."""
-        return digest(self.mixture.described | {"dataset_id": self.dataset_id})
-
-    def documents(self, sample_ids: Ints) -> Ints:
-        """The document of each sample; the same shape as `sample_ids`, which are >= 0."""
-        sources, items = self.mixture.locate(sample_ids)
-        firsts = np.array([0, *accumulate(self.mixture.sizes)], dtype=np.int64)
-        return firsts[sources] + items
-
-
-def open_plan(
-    dataset: _Dataset,
-    seq_len: int,
-    seed: int,
-    global_batch_size: int,
-    *,
-    num_samples: int = 0,
-    changes: Sequence[Change] = (),
-) -> SamplePlan | WindowMixture:
-    """The order of windows of a dataset: the mixture its recipe asks for, or all windows alike.
-
-    Args:
-        num_samples: of the whole run; a mixture that ends before is refused.
-
-    Raises:
-        UsageError: a source without a single window, or a mixture that ends too early.
-    """
-    mix = recipe_mix(dataset.manifest)
-    if mix is None:
-        return SamplePlan(dataset.id, dataset.num_tokens, seq_len, seed)
-    SamplePlan(dataset.id, dataset.num_tokens, seq_len, seed)  # for its checks of seed and seq_len
-    sources = dataset.manifest.content["sources"]
-    tokens = [source["num_tokens"] for source in sources]
-    mixture = Mixture(
-        sizes=tuple(max(0, (count - 1) // seq_len) for count in tokens),
-        weights=shares(mix, sources, of="tokens"),
-        batch=global_batch_size,
-        seed=seed,
-        max_epochs=mix.max_epochs,
-        changes=tuple(changes),
-        names=tuple(source["name"] for source in sources),
-    )
-    mixture.check_reaches(num_samples)
-    first_tokens = tuple(accumulate(tokens[:-1], initial=0))
-    return WindowMixture(dataset.id, dataset.num_tokens, seq_len, first_tokens, mixture)
-
-
-def recipe_mix(manifest: Manifest) -> MixRecipe | None:
-    """The mixture that the recipe of a dataset asked for."""
-    block = manifest.content["recipe"].get("mix")
-    return None if block is None else MixRecipe(**block)
-
-
-def shares(mix: MixRecipe, sources: Sequence[dict[str, Any]], *, of: str) -> tuple[float, ...]:
-    """Share of each source, summing to 1, in samples that are windows (`of` tokens) or documents.
-
-    Weights by the other unit are converted by the mean length of the source's documents. Without weights a
-    source's own size counts: temperature alone then gives multinomial sampling (Conneau & Lample 2019).
-    """
-    sizes = [source[f"num_{mix.by}"] for source in sources]
-    base = [mix.weights[source["name"]] for source in sources] if mix.weights else sizes
-    powers = [float(weight) ** (1 / mix.temperature) for weight in base]
-    if mix.by != of:
-        powers = [
-            power * source[f"num_{of}"] / max(1, source[f"num_{mix.by}"])
-            for power, source in zip(powers, sources, strict=True)
-        ]
-    total = math.fsum(powers)
-    return tuple(power / total for power in powers)
 
 
 def divide(total: int, weights: Sequence[float]) -> tuple[int, ...]:
@@ -352,23 +245,33 @@ def divide(total: int, weights: Sequence[float]) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _table(weights: npt.NDArray[np.float64], batch: int) -> Ints:
+def _table(shares: npt.NDArray[np.float64], batch: int, lag: npt.NDArray[np.float64], most: float) -> Ints:
     """Samples of each source in each batch of a period: the share rounded down or up, following the sum.
 
     The places that rounding down leaves go to the sources that lag most behind their share so far (the quota
-    method of Balinski & Young 1975, batch by batch).
+    method of Balinski & Young 1975, batch by batch), of those whose share is no whole number.
+
+    Args:
+        lag: what each source is owed at the begin.
+        most: batches that are asked for; the table ends there where that is within the period.
     """
-    shares = weights / weights.sum() * batch
+    rows = int(min(-(-_TABLE_SAMPLES // batch), max(1, most)))
+    return _dealt(tuple(shares.tolist()), batch, tuple(lag.tolist()), rows)
+
+
+@lru_cache(maxsize=1024)  # a plan to which a change is appended keeps the segments that it has
+def _dealt(exact: tuple[float, ...], batch: int, owed: tuple[float, ...], rows: int) -> Ints:
+    shares, lag = np.array(exact), np.array(owed)
     least = np.floor(shares + _ROUNDING).astype(np.int64)
     left = batch - int(least.sum())
-    counts = np.tile(least, (-(-_TABLE_SAMPLES // batch), 1))
+    counts = np.tile(least, (rows, 1))
     if not left:
         return counts[:1]
-    lag = np.zeros(len(weights))
-    part = np.where(weights > 0, np.maximum(shares - least, 0.0), -np.inf)
+    part = np.maximum(shares - least, 0.0)
+    is_whole = part <= _ROUNDING
     for row in counts:
         lag += part
-        chosen = np.argsort(-lag, kind="stable")[:left]
+        chosen = np.argsort(np.where(is_whole, np.inf, -lag), kind="stable")[:left]
         row[chosen] += 1
         lag[chosen] -= 1
     return counts

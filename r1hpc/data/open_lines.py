@@ -69,6 +69,16 @@ def iter_lines(path: Path, start: int, stop: int | None) -> Iterator[Line]:
         yield Line(position, b"", fault=what)
 
 
+def line_number(path: Path, position: int) -> int:
+    """The number, from 1, of the line that begins at byte `position` (unpacked, for .gz)."""
+    number = 1
+    with open_file(path) as file:
+        while position > 0 and (block := file.read(min(position, _BLOCK))):
+            number += block.count(b"\n")
+            position -= len(block)
+    return number
+
+
 def _read_line(file: IO[bytes], position: int) -> Line:
     raw = file.readline(MAX_RECORD_BYTES)
     size = len(raw)

@@ -14,7 +14,7 @@ from r1hpc.data.work import DONE, STAGES, is_held, work_folder
 
 
 def read_progress(out: Path) -> dict[str, Any]:
-    """State of the build for `out`, with units done, rate and time left for each stage.
+    """State of the build for `out`, with units done, CPU seconds, memory, rate and time left for each stage.
 
     The state is `done`, `building`, `stopped` (nobody whose lock we see is at it) or `none`. Rates count the
     input bytes of units, over the time in which they were finished.
@@ -32,12 +32,15 @@ def read_progress(out: Path) -> dict[str, Any]:
 
 
 def _stage(folder: Path, name: str, units: list[list[Any]]) -> dict[str, Any]:
-    times, done_bytes = [], 0
+    times, done_bytes, cpu_s, memory = [], 0, 0.0, 0
     for key, num_bytes in units:
         record = folder / "units" / name / key / DONE
         if key and record.is_file():
             times.append(record.stat().st_mtime)
             done_bytes += num_bytes
+            found = read_json(record)
+            cpu_s += found.get("cpu_s", 0.0)
+            memory = max(memory, found.get("peak_memory_bytes", 0))
     span = max(times) - min(times) if len(times) > 1 else 0.0
     # The first unit's own time is not in the span, nor are its bytes in the rate.
     rate = done_bytes * (len(times) - 1) / len(times) / span if span > 0 else None
@@ -46,6 +49,8 @@ def _stage(folder: Path, name: str, units: list[list[Any]]) -> dict[str, Any]:
         "stage": name,
         "units": len(units),
         "done": len(times),
+        "cpu_s": cpu_s,
+        "peak_memory_bytes": memory or None,
         "bytes_per_second": rate,
         "left_s": left / rate if rate and len(times) < len(units) else None,
         "last_done_s_ago": max(0.0, time.time() - max(times)) if times else None,

@@ -24,7 +24,7 @@ from r1hpc.base.errors import UsageError
 from r1hpc.data.documents import DocumentInfo, DocumentTable
 from r1hpc.data.errors import DatasetMismatchError, InvalidTokenError, ShardCorruptError
 from r1hpc.data.layout import CHECKSUMS, PARTS, TOKENIZER, TOKENS
-from r1hpc.data.manifest import Manifest, read_manifest
+from r1hpc.data.manifest import DatasetManifest, read_manifest
 from r1hpc.data.shardfile import ArrayLayout, ShardFile, parse_layout
 
 MAX_OPEN_FILES = 512
@@ -60,7 +60,7 @@ def open_dataset(path: Path | str, expected_id: str | None = None, *, verify: st
 class TokenDataset:
     """All tokens of a dataset as one row, over all its parts. Made by open_dataset."""
 
-    def __init__(self, manifest: Manifest, verify: str = "once") -> None:
+    def __init__(self, manifest: DatasetManifest, verify: str = "once") -> None:
         content = manifest.content
         self.manifest = manifest
         self.path = manifest.path
@@ -190,7 +190,7 @@ def _reopen(path: Path, dataset_id: str, verify: str) -> TokenDataset:
     return open_dataset(path, dataset_id, verify=verify)
 
 
-def _list_shards(manifest: Manifest) -> list[ShardFile]:
+def _list_shards(manifest: DatasetManifest) -> list[ShardFile]:
     shards: list[ShardFile] = []
     first = 0
     for part in manifest.parts:
@@ -207,7 +207,7 @@ def _list_shards(manifest: Manifest) -> list[ShardFile]:
     return shards
 
 
-def _read_checksums(manifest: Manifest, part: str, layout: ArrayLayout) -> npt.NDArray[np.uint32]:
+def _read_checksums(manifest: DatasetManifest, part: str, layout: ArrayLayout) -> npt.NDArray[np.uint32]:
     name = f"{PARTS}/{part}/{CHECKSUMS}"
     values = np.frombuffer(manifest.read_file(name), dtype="<u4")
     if len(values) != layout.num_shards * layout.chunks_per_shard:

@@ -13,20 +13,24 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_type_hints
 
-import yaml
-
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import check_name, nearest, printable
+from r1hpc.config.yaml_loader import UniqueKeyLoader, read_yaml
 from r1hpc.data.manifest import digest
+from r1hpc.data.recipe_generate import GenerateRecipe
 from r1hpc.data.recipe_stages import CleanRecipe, DecontaminateRecipe, DedupRecipe, MixRecipe, one_of
 
 PYTHON_STDLIB = "python-stdlib"
 EOS_TOKEN = "<|endoftext|>"
 TRACES = "traces"
 KINDS = ("text", "jsonl", "parquet", "hdf5", "arrow", "megatron", TRACES)
+GENERATED_KINDS = ("jsonl", TRACES)
+_FILE_KEYS = (
+    *("root", "glob", "exclude", "field", "max_bytes", "max_documents", "on_invalid_utf8", "on_invalid"),
+    *("prompt_field", "completion_field", "chat_template"),
+)
 _STAGE_KEYS = ("clean", "dedup", "decontaminate", "mix", "max_unreadable")
 _TRACE_KEYS = ("prompt_field", "completion_field", "on_invalid")
-_MAX_RECIPE_BYTES = 1 << 20
 _Block = TypeVar("_Block")
 
 
@@ -104,6 +108,8 @@ class SourceRecipe:
     """traces: error, or skip a line that is no trace."""
     chat_template: str | None = None
     """For a field of messages: a Jinja file, or a folder of a tokenizer; null: tokenizer.path's own."""
+    generate: GenerateRecipe | None = None
+    """Instead of root: the documents are written by a teacher. kind is jsonl (texts) or traces."""
 
     def __post_init__(self) -> None:
         check_name(self.name, "source name")
@@ -111,6 +117,8 @@ class SourceRecipe:
         one_of(f"source {self.name}: on_invalid_utf8", self.on_invalid_utf8, ("error", "skip", "replace"))
         one_of(f"source {self.name}: on_invalid", self.on_invalid, ("error", "skip"))
         self._refuse_foreign_keys()
+        if self.generate is not None:
+            self._refuse_keys_of_files()
         if self.kind == "text" and self.max_documents is not None:
             raise UsageError(f"source {self.name}: max_documents is not for kind: text; use max_bytes")
         for name in ("max_bytes", "max_documents"):
@@ -127,6 +135,16 @@ class SourceRecipe:
                 raise UsageError(
                     f"source {self.name}: {name} is not for kind: {self.kind}; traces have {known}, "
                     "the other kinds field and on_invalid_utf8"
+                )
+
+    def _refuse_keys_of_files(self) -> None:
+        """A source that is generated has no files to choose from or to read in one of several ways."""
+        one_of(f"source {self.name}: kind", self.kind, GENERATED_KINDS)
+        for field in fields(self):
+            if field.name in _FILE_KEYS and getattr(self, field.name) not in (field.default, ""):
+                raise UsageError(
+                    f"source {self.name}: {field.name} says which files are read, or how; a source with "
+                    "generate has none"
                 )
 
 
@@ -185,6 +203,9 @@ class Recipe:
         if asked and (self.is_traces or self.tokenizer.kind == "ids"):
             what = "traces" if self.is_traces else "token ids"
             raise UsageError(f"{asked[0]} works on texts, not on {what}; leave it out")
+        if self.tokenizer.kind == "ids" and self.generated:
+            name = self.sources[self.generated[0]].name
+            raise UsageError(f"source {name}: a teacher writes text; tokenizer.kind must not be ids")
         if self.is_traces and self.max_unreadable:
             raise UsageError("max_unreadable is not for traces, whose sources have on_invalid: skip")
 
@@ -200,14 +221,20 @@ class Recipe:
             if source["kind"] != TRACES:  # which those keys do not concern, nor change the id of
                 for key in _TRACE_KEYS:
                     del source[key]
-            if source["chat_template"] is None:
-                del source["chat_template"]
+            for key in ("chat_template", "generate"):
+                if source[key] is None:
+                    del source[key]
         return content
 
     @property
     def is_traces(self) -> bool:
         """Whether documents have roles."""
         return self.sources[0].kind == TRACES
+
+    @property
+    def generated(self) -> tuple[int, ...]:
+        """The numbers of the sources that a teacher writes."""
+        return tuple(number for number, source in enumerate(self.sources) if source.generate is not None)
 
     @property
     def is_prepared(self) -> bool:
@@ -230,18 +257,12 @@ def find_recipe(name: str | Path) -> Path:
     """The recipe file at path `name`, or called so in shards/ (with or without .yaml).
 
     Raises:
-        UsageError: neither exists; names the nearest recipe there is.
+        ConfigError: neither exists; names the nearest recipe there is.
     """
-    from r1hpc.config.load import assets  # omegaconf is not needed once the path is known
+    from r1hpc.config.load import assets, find_named  # omegaconf is not needed once the path is known
 
     shards = assets("shards")
-    for candidate in (Path(name), shards / name, shards / f"{name}.yaml"):
-        if candidate.is_file():
-            return candidate
-    known = sorted(path.stem for path in shards.glob("*.yaml"))
-    raise UsageError(
-        f"no recipe {printable(str(name))!r}{nearest(str(name), known)}; shards/ has: {', '.join(known)}"
-    )
+    return find_named("recipe", str(name), (Path(name), shards / name, shards / f"{name}.yaml"), shards)
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -250,14 +271,7 @@ def load_recipe(path: Path) -> Recipe:
     Raises:
         UsageError: unreadable, not YAML, an unknown key (names the nearest), a wrong type or value.
     """
-    try:
-        if path.stat().st_size > _MAX_RECIPE_BYTES:
-            raise UsageError(f"{path} is larger than {_MAX_RECIPE_BYTES} bytes; is it a recipe?")
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"recipe {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from None
+    content = read_yaml(path, UniqueKeyLoader)
     try:
         return parse_recipe(content, path.absolute().parent)
     except UsageError as error:
@@ -271,9 +285,17 @@ def parse_recipe(content: Any, folder: Path) -> Recipe:
     values["tokenizer"] = _block(TokenizerRecipe, values.get("tokenizer"), "tokenizer")
     sources = values.get("sources")
     if not isinstance(sources, list):
-        raise UsageError("sources must be a list of blocks, each with name, kind and root")
-    values["sources"] = tuple(_block(SourceRecipe, item, f"sources[{i}]") for i, item in enumerate(sources))
+        raise UsageError("sources must be a list of blocks, each with name, kind and root (or generate)")
+    values["sources"] = tuple(_source(item, f"sources[{i}]") for i, item in enumerate(sources))
     return _block(Recipe, {**values, "folder": folder}, "recipe")
+
+
+def _source(content: Any, where: str) -> SourceRecipe:
+    """A source; one that is generated need say neither kind nor root."""
+    values = dict(_mapping(content, where))
+    if values.get("generate") is not None:
+        values = {"kind": "jsonl", "root": "", **values}
+    return _block(SourceRecipe, values, where)
 
 
 def _block(cls: type[_Block], content: Any, where: str) -> _Block:

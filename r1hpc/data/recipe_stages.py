@@ -5,10 +5,12 @@ uses them (see cleaning/ and mixture).
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest
+from r1hpc.config.mixing import MixConfig
 
 RULES = ("gopher_quality", "gopher_repetition", "c4", "fineweb")
 _GROUPS = {"gopher": ("gopher_quality", "gopher_repetition")}
@@ -128,8 +130,20 @@ class MixRecipe:
 
     def check_sources(self, names: tuple[str, ...]) -> None:
         """Raise UsageError unless the weights, where there are any, name exactly the sources."""
-        for name in self.weights:
-            if name not in names:
-                raise UsageError(f"mix.weights names no source {name!r}{nearest(name, names)}")
-        if self.weights and (missing := [name for name in names if name not in self.weights]):
-            raise UsageError(f"mix.weights says nothing of source {missing[0]!r}; give each source its share")
+        if self.weights:
+            check_weighted("mix.weights", self.weights, names)
+
+
+def check_weighted(where: str, weights: Mapping[str, float], names: Sequence[str]) -> None:
+    """Raise UsageError unless the weights name exactly the sources."""
+    for name in weights:
+        if name not in names:
+            raise UsageError(f"{where} names no source {name!r}{nearest(name, names)}")
+    if missing := [name for name in names if name not in weights]:
+        raise UsageError(f"{where} says nothing of source {missing[0]!r}; give each source its share")
+
+
+def check_schedule(mix: MixConfig, names: Sequence[str]) -> None:
+    """Raise UsageError unless each change of weights of a run names exactly the sources of its dataset."""
+    for number, entry in enumerate(mix.schedule):
+        check_weighted(f"data.mix.schedule[{number}].weights", entry["weights"], names)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from r1hpc.data.documents import read_array
 from r1hpc.data.errors import DataError, ShardCorruptError
 from r1hpc.data.layout import PARTS, SEGMENT_OFFSETS, SEGMENT_ROLES
-from r1hpc.data.manifest import Manifest, Part
+from r1hpc.data.manifest import DatasetManifest, DatasetPart
 
 _PER_DOCUMENT = 2
 
@@ -28,7 +28,7 @@ class Role(IntEnum):
     """Learnt, the EOS id that closes it included."""
 
 
-def has_roles(manifest: Manifest) -> bool:
+def has_roles(manifest: DatasetManifest) -> bool:
     """Whether the documents of this dataset carry roles."""
     return "roles" in manifest.content
 
@@ -46,7 +46,9 @@ def segment_arrays(
     return {SEGMENT_OFFSETS: offsets, SEGMENT_ROLES: roles}
 
 
-def read_lengths(manifest: Manifest, part: Part) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def read_lengths(
+    manifest: DatasetManifest, part: DatasetPart
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Tokens of each document of a part, and of each one's prompt, verified and checked.
 
     Raises:
@@ -65,7 +67,7 @@ def read_lengths(manifest: Manifest, part: Part) -> tuple[npt.NDArray[np.int64],
     return np.diff(documents), offsets[1::2] - offsets[:-1:2]
 
 
-def _check(where: Any, part: Part, documents: Any, offsets: Any, roles: Any) -> None:
+def _check(where: Any, part: DatasetPart, documents: Any, offsets: Any, roles: Any) -> None:
     expected = np.tile([Role.prompt, Role.completion], part.num_documents)
     fits = (
         len(documents) == part.num_documents + 1

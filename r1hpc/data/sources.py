@@ -22,8 +22,12 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest
 from r1hpc.base.units import format_bytes
 from r1hpc.data import megatron, tables
-from r1hpc.data.open_lines import MAX_RECORD_BYTES, is_compressed, iter_lines, open_file
+from r1hpc.data.open_lines import MAX_RECORD_BYTES, is_compressed, iter_lines
+from r1hpc.data.prompts import prompt_ranges
 from r1hpc.data.recipe import PYTHON_STDLIB, TRACES, Recipe, SourceRecipe
+from r1hpc.data.recipe_generate import GenerateRecipe
+from r1hpc.data.teacher import teacher_folder
+from r1hpc.data.trace_line import parse_trace
 from r1hpc.data.values import Document, FieldReader, to_ids
 
 _SPAN_BYTES = 4 * 2**20
@@ -34,7 +38,7 @@ _STDLIB_EXCLUDE = ("site-packages", "dist-packages", "test", "tests", "idle_test
 
 
 @dataclass(frozen=True)
-class Span:
+class SourceSpan:
     """A piece of one input file. `start` and `stop` count bytes (text, jsonl) or rows (parquet, hdf5)."""
 
     source: int
@@ -48,16 +52,23 @@ class Span:
     """Parquet: the row group."""
     fault: str = ""
     """Why the file cannot be opened at all."""
+    digest: str = ""
+    """Generated: of the prompts. `start` and `stop` then count prompts, `path` is a name made of them."""
+    written: Path | None = None
+    """Generated, once it is: where the file lies. `start` and `stop` then count its bytes."""
 
 
-def list_spans(recipe: Recipe) -> list[Span]:
+def list_spans(recipe: Recipe) -> list[SourceSpan]:
     """All spans of a recipe, in the order in which their documents are stored.
 
     Raises:
         UsageError: a root that is not there, a glob that matches nothing, a column that does not exist.
     """
-    spans: list[Span] = []
+    spans: list[SourceSpan] = []
     for index, source in enumerate(recipe.sources):
+        if source.generate is not None:
+            spans.extend(_generated_spans(recipe, index, source.generate))
+            continue
         root = recipe.resolve(source.root)
         for name, size in _list_files(source, root):
             spans.extend(_spans_or_aside(recipe, index, root, name, size))
@@ -66,7 +77,7 @@ def list_spans(recipe: Recipe) -> list[Span]:
     return spans
 
 
-def read_span(recipe: Recipe, span: Span) -> Iterator[Document]:
+def read_span(recipe: Recipe, span: SourceSpan) -> Iterator[Document]:
     """The documents of one span, empty ones left out."""
     # Rows of null in tables were never counted, and datasets have their ids from that; lines of null are.
     counts_null = recipe.sources[span.source].kind == "jsonl"
@@ -75,24 +86,37 @@ def read_span(recipe: Recipe, span: Span) -> Iterator[Document]:
             yield document
 
 
-def read_records(recipe: Recipe, span: Span) -> Iterator[Document]:
+def read_records(recipe: Recipe, span: SourceSpan) -> Iterator[Document]:
     """Every record of one span: documents, empty ones, and those that cannot be read."""
     source = recipe.sources[span.source]
-    path = recipe.resolve(source.root) / span.path
+    path = span.written or recipe.resolve(source.root) / span.path
     fields = FieldReader(recipe, source)
     if span.fault:
         return iter([Document(0, b"", fault=span.fault)])
     return _READERS[source.kind](source, path, span, fields)
 
 
-def _spans_or_aside(recipe: Recipe, index: int, root: Path, name: str, size: int) -> Iterator[Span]:
+def _generated_spans(recipe: Recipe, index: int, generate: GenerateRecipe) -> Iterator[SourceSpan]:
+    """The prompts that each unit of stage generate puts to the teacher, which must be there."""
+    path = recipe.resolve(generate.prompts)
+    try:
+        teacher_folder(recipe, generate)
+        for part in prompt_ranges(path, generate):
+            size = generate.most_bytes(part.stop - part.start)
+            name = f"{part.start:08d}-{part.stop - 1:08d}.jsonl"
+            yield SourceSpan(index, name, part.start, part.stop, size, digest=part.digest)
+    except UsageError as error:
+        raise UsageError(f"source {recipe.sources[index].name}: {error}") from None
+
+
+def _spans_or_aside(recipe: Recipe, index: int, root: Path, name: str, size: int) -> Iterator[SourceSpan]:
     """The spans of a file; where unreadable records may be put aside, a file that cannot be opened is one."""
     try:
         yield from _file_spans(recipe.sources[index], index, root, name, size)
     except UsageError as error:
         if not recipe.max_unreadable:
             raise
-        yield Span(index, name, 0, 1, size, fault=str(error))
+        yield SourceSpan(index, name, 0, 1, size, fault=str(error))
 
 
 def _list_files(source: SourceRecipe, root: Path) -> list[tuple[str, int]]:
@@ -135,20 +159,20 @@ def _limit(files: list[tuple[str, int]], source: SourceRecipe) -> list[tuple[str
     return kept
 
 
-def _file_spans(source: SourceRecipe, index: int, root: Path, name: str, size: int) -> Iterator[Span]:
+def _file_spans(source: SourceRecipe, index: int, root: Path, name: str, size: int) -> Iterator[SourceSpan]:
     is_lines = source.kind in ("jsonl", TRACES)
     if source.kind == "text" or (is_lines and (is_compressed(name) or source.max_documents)):
         if size:
-            yield Span(index, name, 0, size, size)
+            yield SourceSpan(index, name, 0, size, size)
     elif is_lines:
         for start in range(0, size, _SPAN_BYTES):
             stop = min(start + _SPAN_BYTES, size)
-            yield Span(index, name, start, stop, stop - start)
+            yield SourceSpan(index, name, start, stop, stop - start)
     elif source.kind == "parquet":
         yield from _parquet_spans(source, index, root / name, name)
     elif source.kind == "arrow":
         if size:
-            yield Span(index, name, 0, source.max_documents or 2**62, size)
+            yield SourceSpan(index, name, 0, source.max_documents or 2**62, size)
     elif source.kind == "megatron":
         yield from _megatron_spans(source, index, root / name, name)
     else:
@@ -158,7 +182,7 @@ def _file_spans(source: SourceRecipe, index: int, root: Path, name: str, size: i
 # --- text -----------------------------------------------------------------------------------------
 
 
-def _read_text(source: SourceRecipe, path: Path, span: Span, fields: FieldReader) -> Iterator[Document]:
+def _read_text(source: SourceRecipe, path: Path, span: SourceSpan, fields: FieldReader) -> Iterator[Document]:
     if span.stop > MAX_RECORD_BYTES:
         most = format_bytes(MAX_RECORD_BYTES)
         yield Document(
@@ -172,7 +196,9 @@ def _read_text(source: SourceRecipe, path: Path, span: Span, fields: FieldReader
 # --- JSONL ----------------------------------------------------------------------------------------
 
 
-def _read_jsonl(source: SourceRecipe, path: Path, span: Span, fields: FieldReader) -> Iterator[Document]:
+def _read_jsonl(
+    source: SourceRecipe, path: Path, span: SourceSpan, fields: FieldReader
+) -> Iterator[Document]:
     for position, line, fault in _read_lines(source, path, span):
         if fault:
             yield Document(position, b"", fault=fault, size=len(line))
@@ -192,7 +218,7 @@ def _parse_json(line: bytes) -> Any:
         raise ValueError(f"not JSON ({error}); kind: jsonl needs one JSON object a line") from None
 
 
-def _read_lines(source: SourceRecipe, path: Path, span: Span) -> Iterator[tuple[int, bytes, str]]:
+def _read_lines(source: SourceRecipe, path: Path, span: SourceSpan) -> Iterator[tuple[int, bytes, str]]:
     """The lines that begin inside the span, each with the byte it begins at and what is wrong with it."""
     stop = None if is_compressed(path.name) else span.stop
     for taken, line in enumerate(iter_lines(path, span.start, stop)):
@@ -204,60 +230,25 @@ def _read_lines(source: SourceRecipe, path: Path, span: Span) -> Iterator[tuple[
 # --- Traces ---------------------------------------------------------------------------------------
 
 
-def line_number(path: Path, position: int) -> int:
-    """The number, from 1, of the line that begins at byte `position` (unpacked, for .gz)."""
-    number = 1
-    with open_file(path) as file:
-        while position > 0 and (block := file.read(min(position, _SPAN_BYTES))):
-            number += block.count(b"\n")
-            position -= len(block)
-    return number
-
-
-def _read_traces(source: SourceRecipe, path: Path, span: Span, fields: FieldReader) -> Iterator[Document]:
+def _read_traces(
+    source: SourceRecipe, path: Path, span: SourceSpan, fields: FieldReader
+) -> Iterator[Document]:
     for position, line, fault in _read_lines(source, path, span):
         if fault:
             yield Document(position, b"", fault=fault)
             continue
         try:
-            prompt, completion = _parse_trace(source, line)
+            prompt, completion = parse_trace(line, source.prompt_field, source.completion_field)
         except ValueError as error:
             yield Document(position, b"", fault=str(error))
         else:
             yield Document(position, prompt + completion, prompt_bytes=len(prompt))
 
 
-def _parse_trace(source: SourceRecipe, line: bytes) -> tuple[bytes, bytes]:
-    """Prompt and completion as UTF-8; ValueError says what is wrong with the line."""
-    try:
-        value = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 ({error.reason} at byte {error.start} of the line)") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"a JSON {type(value).__name__}, not an object with {source.prompt_field!r}")
-    return _trace_field(value, source.prompt_field), _trace_field(value, source.completion_field)
-
-
-def _trace_field(value: dict[str, Any], name: str) -> bytes:
-    if name not in value:
-        raise ValueError(f"no field {name!r}{nearest(name, value)}")
-    text = value[name]
-    if not isinstance(text, str):
-        raise ValueError(f"field {name!r} is {type(text).__name__}, not a string")
-    if not text:
-        raise ValueError(f"field {name!r} is empty")
-    try:
-        return text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(f"field {name!r} is not UTF-8 (half a surrogate pair at {error.start})") from None
-
-
 # --- Parquet, Arrow, Megatron ---------------------------------------------------------------------
 
 
-def _parquet_spans(source: SourceRecipe, index: int, path: Path, name: str) -> Iterator[Span]:
+def _parquet_spans(source: SourceRecipe, index: int, path: Path, name: str) -> Iterator[SourceSpan]:
     metadata = tables.open_parquet(source, path).metadata
     row = 0
     for group in range(metadata.num_row_groups):
@@ -268,29 +259,35 @@ def _parquet_spans(source: SourceRecipe, index: int, path: Path, name: str) -> I
             else min(row + info.num_rows, source.max_documents)
         )
         if row < stop:
-            yield Span(index, name, row, stop, info.total_byte_size, group)
+            yield SourceSpan(index, name, row, stop, info.total_byte_size, group)
         row += info.num_rows
 
 
-def _read_parquet(source: SourceRecipe, path: Path, span: Span, fields: FieldReader) -> Iterator[Document]:
+def _read_parquet(
+    source: SourceRecipe, path: Path, span: SourceSpan, fields: FieldReader
+) -> Iterator[Document]:
     return tables.read_parquet(source, path, span.group, span.start, span.stop, fields)
 
 
-def _read_arrow(source: SourceRecipe, path: Path, span: Span, fields: FieldReader) -> Iterator[Document]:
+def _read_arrow(
+    source: SourceRecipe, path: Path, span: SourceSpan, fields: FieldReader
+) -> Iterator[Document]:
     return tables.read_arrow(source, path, fields)
 
 
-def _megatron_spans(source: SourceRecipe, index: int, path: Path, name: str) -> Iterator[Span]:
+def _megatron_spans(source: SourceRecipe, index: int, path: Path, name: str) -> Iterator[SourceSpan]:
     count = megatron.count_documents(path)
     if source.max_documents is not None:
         count = min(count, source.max_documents)
     share = path.with_suffix(".bin").stat().st_size / max(1, count)
     for start in range(0, count, _SPAN_ROWS):
         stop = min(start + _SPAN_ROWS, count)
-        yield Span(index, name, start, stop, max(1, round(share * (stop - start))))
+        yield SourceSpan(index, name, start, stop, max(1, round(share * (stop - start))))
 
 
-def _read_megatron(source: SourceRecipe, path: Path, span: Span, fields: FieldReader) -> Iterator[Document]:
+def _read_megatron(
+    source: SourceRecipe, path: Path, span: SourceSpan, fields: FieldReader
+) -> Iterator[Document]:
     return megatron.read_documents(path, span.start, span.stop)
 
 
@@ -327,7 +324,7 @@ def _open_hdf5(path: Path) -> Any:
         raise UsageError(f"{path} cannot be read as HDF5: {error}") from None
 
 
-def _hdf5_spans(source: SourceRecipe, index: int, path: Path, name: str, size: int) -> Iterator[Span]:
+def _hdf5_spans(source: SourceRecipe, index: int, path: Path, name: str, size: int) -> Iterator[SourceSpan]:
     import h5py
 
     with _open_hdf5(path) as file:
@@ -338,16 +335,16 @@ def _hdf5_spans(source: SourceRecipe, index: int, path: Path, name: str, size: i
         )
     if flat:
         # One long stream of ids: only its EOS ids say where documents end, so one reader takes it whole.
-        yield Span(index, name, 0, num_rows, size)
+        yield SourceSpan(index, name, 0, num_rows, size)
         return
     if source.max_documents is not None:
         num_rows = min(num_rows, source.max_documents)
     for start in range(0, num_rows, _SPAN_ROWS):
         stop = min(start + _SPAN_ROWS, num_rows)
-        yield Span(index, name, start, stop, max(1, size * (stop - start) // max(1, num_rows)))
+        yield SourceSpan(index, name, start, stop, max(1, size * (stop - start) // max(1, num_rows)))
 
 
-def _read_hdf5(source: SourceRecipe, path: Path, span: Span, fields: FieldReader) -> Iterator[Document]:
+def _read_hdf5(source: SourceRecipe, path: Path, span: SourceSpan, fields: FieldReader) -> Iterator[Document]:
     """h5py is done and its file closed before the first document of a block leaves.
 
     A half-read HDF5 file beside zarr's own thread can deadlock: the garbage collector may close h5py

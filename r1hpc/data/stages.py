@@ -1,14 +1,16 @@
 """Which stages a recipe has, which units each of them, and in which order.
 
-    vocabulary, tokenizer, parts = run_stages(recipe, spans, work, workers=4)
+    made = run_stages(recipe, spans, work, How(local_pool(4)))      # made.vocabulary, made.parts, ...
     plan_stages(recipe, spans)          # {"clean": 12, "dedup": 1, ...}: how many units, before any is done
+    run_share(recipe, spans, work, Share("clean", 2, 8), How())     # one of eight jobs that clean together
 
 A stage's keys follow from those of the stage before, so a change of one setting redoes only what depends on
 it.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +18,84 @@ from r1hpc.base.errors import UsageError
 from r1hpc.data.clean import CleanTask, IndexTask
 from r1hpc.data.dedup import DedupTask
 from r1hpc.data.encode import Vocabulary
-from r1hpc.data.manifest import file_digest
+from r1hpc.data.generated import Teach, TeachTask, written
+from r1hpc.data.manifest import digest, file_digest
 from r1hpc.data.recipe import Recipe
-from r1hpc.data.sources import Span
+from r1hpc.data.sources import SourceSpan
+from r1hpc.data.teacher import TeacherTask, teacher_folder, teacher_state
 from r1hpc.data.tokenise import SpansTask, TextsTask, TokenizerTask
-from r1hpc.data.units import Unit, records, run_units, unit_key
+from r1hpc.data.units import KEY_DIGITS, Unit, WorkOff, local_pool, records, run_units, unit_key
 from r1hpc.data.vocabulary import existing_files
 from r1hpc.data.work import Work
 
 Report = Callable[[str], None]
 
 
-def divide(spans: Sequence[Span], part_bytes: int, *, by_source: bool = False) -> list[list[Span]]:
+@dataclass(frozen=True)
+class Share:
+    """Every `count`-th unit of a stage, from number `index` on: what one of `count` jobs makes."""
+
+    stage: str
+    index: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise UsageError(f"share {self.index}/{self.count}: the number lies from 0 to {self.count - 1}")
+
+
+@dataclass(frozen=True)
+class How:
+    """Who makes the units; nothing of it changes what they hold."""
+
+    work_off: WorkOff = field(default_factory=local_pool)
+    report: Report | None = None
+    """Is called with a line for people now and then."""
+    teach: Teach | None = None
+    """Makes the task of a unit of stage generate."""
+
+    def teach_task(self, recipe: Recipe, span: SourceSpan) -> TeachTask:
+        """The task of a span of a generated source.
+
+        Raises:
+            UsageError: nobody is there to teach.
+        """
+        if self.teach is None:
+            raise UsageError(
+                f"source {recipe.sources[span.source].name} is generated: build it by `python -m r1hpc.shard "
+                "build`, or give build_dataset a teach"
+            )
+        return self.teach(recipe, span)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the stages leave."""
+
+    vocabulary: Vocabulary
+    tokenizer: Path | None
+    """Its folder; None for ids."""
+    parts: list[Path]
+    """The folder of every part."""
+    generated: dict[tuple[int, str], Path] = field(default_factory=dict)
+    """The unit that wrote each span of a generated source, by source and name of the span."""
+    teachers: dict[int, str] = field(default_factory=dict)
+    """The hash of the teacher of each generated source."""
+
+
+class _ShareMade(Exception):  # noqa: N818  # no error
+    """The stage of the share has been reached and its units are there."""
+
+
+def divide(
+    spans: Sequence[SourceSpan], part_bytes: int, *, by_source: bool = False
+) -> list[list[SourceSpan]]:
     """Consecutive spans in parts of at least `part_bytes` input bytes (the last may have less).
 
     Args:
         by_source: no part holds two sources, so that each source is one run of tokens.
     """
-    parts: list[list[Span]] = [[]]
+    parts: list[list[SourceSpan]] = [[]]
     size = 0
     for span in spans:
         new_source = by_source and bool(parts[-1]) and parts[-1][-1].source != span.source
@@ -45,14 +107,16 @@ def divide(spans: Sequence[Span], part_bytes: int, *, by_source: bool = False) -
     return parts
 
 
-def parts_of(recipe: Recipe, spans: Sequence[Span]) -> list[list[Span]]:
+def parts_of(recipe: Recipe, spans: Sequence[SourceSpan]) -> list[list[SourceSpan]]:
     """The inputs in parts, as this recipe asks for."""
     return divide(spans, recipe.part_bytes, by_source=recipe.is_prepared or recipe.mix is not None)
 
 
-def plan_stages(recipe: Recipe, spans: Sequence[Span]) -> dict[str, int]:
+def plan_stages(recipe: Recipe, spans: Sequence[SourceSpan]) -> dict[str, int]:
     """Units of each stage."""
     count = len(parts_of(recipe, spans))
+    num_written = sum(span.source in recipe.generated for span in spans)
+    before = {"teacher": len(recipe.generated), "generate": num_written} if num_written else {}
     found = {"tokenizer": 1} if recipe.tokenizer.kind != "ids" else {}
     if recipe.is_prepared:
         found = (
@@ -61,45 +125,119 @@ def plan_stages(recipe: Recipe, spans: Sequence[Span]) -> dict[str, int]:
             | ({"dedup": 1} if recipe.dedup else {})
             | found
         )
-    return found | {"tokens": count}
+    return before | found | {"tokens": count}
 
 
-def run_stages(
-    recipe: Recipe, spans: Sequence[Span], work: Work, workers: int, report: Report | None = None
-) -> tuple[Vocabulary, Path | None, list[Path]]:
-    """All stages: the vocabulary, the tokenizer's folder (None for ids), and the folder of every part."""
-    return _Stages(recipe, spans, work, workers, report).run()
+def run_stages(recipe: Recipe, spans: Sequence[SourceSpan], work: Work, how: How) -> Made:
+    """All stages, each unit that is not there yet made by `how`."""
+    return _Stages(recipe, spans, work, how).run()
+
+
+def run_share(
+    recipe: Recipe,
+    spans: Sequence[SourceSpan],
+    work: Work,
+    share: Share,
+    how: How,
+) -> None:
+    """The units of a share, and those of the stages before it that are not there yet.
+
+    Raises:
+        UsageError: the recipe has no such stage.
+    """
+    stages = plan_stages(recipe, spans)
+    if share.stage not in stages:
+        raise UsageError(f"{recipe.name} has no stage {share.stage}; it has {', '.join(stages)}")
+    with contextlib.suppress(_ShareMade):
+        _Stages(recipe, spans, work, how, share).run()
 
 
 class _Stages:
     def __init__(
-        self, recipe: Recipe, spans: Sequence[Span], work: Work, workers: int, report: Report | None
+        self,
+        recipe: Recipe,
+        spans: Sequence[SourceSpan],
+        work: Work,
+        how: How,
+        share: Share | None = None,
     ) -> None:
-        self._recipe, self._work, self._workers, self._report = recipe, work, workers, report
-        self._spans = spans
+        self._recipe, self._work, self._how = recipe, work, how
+        self._share = share
+        self._spans = list(spans)
         self._parts = parts_of(recipe, spans)
+        self._generated: dict[tuple[int, str], Path] = {}
+        self._teachers: dict[int, str] = {}
         self._content = recipe.content
         self._sizes = [sum(span.num_bytes for span in part) for part in self._parts]
         self._stages: dict[str, list[list[Any]]] = {
             name: [["", 0]] * count for name, count in plan_stages(recipe, spans).items()
         }
 
-    def run(self) -> tuple[Vocabulary, Path | None, list[Path]]:
-        if not self._recipe.is_prepared:
-            keys = [unit_key("inputs", self._inputs_key(part)) for part in self._parts]
-            vocabulary, tokenizer = self._tokenizer(keys, [])
-            return vocabulary, tokenizer, self._tokens_of_spans(keys, vocabulary, tokenizer)
+    def run(self) -> Made:
+        if self._recipe.generated:
+            self._generate()
+        made = self._prepared() if self._recipe.is_prepared else self._plain()
+        return replace(made, generated=self._generated, teachers=self._teachers)
+
+    def _plain(self) -> Made:
+        keys = [unit_key("inputs", self._inputs_key(part)) for part in self._parts]
+        vocabulary, tokenizer = self._tokenizer(keys, [])
+        return Made(vocabulary, tokenizer, self._tokens_of_spans(keys, vocabulary, tokenizer))
+
+    def _prepared(self) -> Made:
         cleaned = self._clean()
         dedup = self._dedup(cleaned)
         keys = [path.name for path in (*cleaned, *([dedup] if dedup else []))]
         vocabulary, tokenizer = self._tokenizer(keys, cleaned)
         assert tokenizer is not None, "the recipe refuses stages on ids"
-        return vocabulary, tokenizer, self._tokens_of_texts(cleaned, dedup, vocabulary, tokenizer)
+        return Made(vocabulary, tokenizer, self._tokens_of_texts(cleaned, dedup, vocabulary, tokenizer))
+
+    def _generate(self) -> None:
+        """Have the teachers write their sources; from here on those are files like any other."""
+        self._teachers = self._hash_teachers()
+        planned = [span for span in self._spans if span.source in self._teachers]
+        paths = self._run([self._generate_unit(span) for span in planned])
+        there = {span: written(span, path) for span, path in zip(planned, paths, strict=True)}
+        self._generated = {(span.source, span.path): path for span, path in zip(planned, paths, strict=True)}
+        self._spans = [there.get(span, span) for span in self._spans]
+        self._parts = [[there.get(span, span) for span in part] for part in self._parts]
+        self._sizes = [sum(span.num_bytes for span in part) for part in self._parts]
+
+    def _hash_teachers(self) -> dict[int, str]:
+        units = []
+        for number in self._recipe.generated:
+            generate = self._recipe.sources[number].generate
+            assert generate is not None, "the recipe counts it among the generated"
+            state = teacher_state(folder := teacher_folder(self._recipe, generate))
+            size = sum(each[1] for each in state)
+            units.append(Unit("teacher", unit_key("teacher", state), TeacherTask(folder), size))
+        found = records(self._run(units))
+        return {
+            number: str(each["sha256"]) for number, each in zip(self._recipe.generated, found, strict=True)
+        }
+
+    def _generate_unit(self, span: SourceSpan) -> Unit:
+        """Named by teacher, prompts, settings, and the code that samples.
+
+        Not by this package's own code, as other units are: it does not write a word of it, and nothing is
+        dearer to make again.
+        """
+        source = self._recipe.sources[span.source]
+        assert source.generate is not None, "the recipe counts it among the generated"
+        task = self._how.teach_task(self._recipe, span)
+        settings = source.generate.meaning(asdict(source.generate))
+        made_of = [self._teachers[span.source], span.start, span.stop, span.digest, settings, source.kind]
+        key = digest(["generate", *made_of, task.made_by])[:KEY_DIGITS]
+        return Unit("generate", key, task, span.num_bytes)
 
     def _run(self, units: list[Unit]) -> list[Path]:
         self._stages[units[0].stage] = [[unit.key, unit.num_bytes] for unit in units]
         self._work.write_stages(self._stages)
-        return run_units(self._work, units, self._workers, self._report)
+        if self._share is not None and self._share.stage == units[0].stage:
+            mine = units[self._share.index :: self._share.count]
+            run_units(self._work, mine, self._how.work_off, self._how.report)
+            raise _ShareMade
+        return run_units(self._work, units, self._how.work_off, self._how.report)
 
     def _clean(self) -> list[Path]:
         evaluation = self._evaluation() if self._recipe.decontaminate else None
@@ -192,28 +330,30 @@ class _Stages:
     def _layout(self) -> dict[str, Any]:
         return {name: self._content[name] for name in ("profile", "chunk_tokens", "shard_tokens")}
 
-    def _inputs_key(self, part: Sequence[Span]) -> list[Any]:
+    def _inputs_key(self, part: Sequence[SourceSpan]) -> list[Any]:
         """A part's spans, how its sources are read, and the state of its files."""
         sources = sorted({span.source for span in part})
         files = sorted({(span.source, span.path) for span in part})
         return [
             [[number, self._content["sources"][number]] for number in sources],
-            [asdict(span) for span in part],
+            [asdict(replace(span, written=None)) for span in part],
             [self._file_state(source, path) for source, path in files],
         ]
 
     def _file_state(self, source: int, name: str) -> list[Any]:
+        if (source, name) in self._generated:
+            return [self._generated[source, name].name]
         path = self._recipe.resolve(self._recipe.sources[source].root) / name
         status = path.stat()
         return [str(path.absolute()), status.st_size, status.st_mtime_ns]
 
 
-def describe(recipe: Recipe, spans: Sequence[Span]) -> dict[str, Any]:
+def describe(recipe: Recipe, spans: Sequence[SourceSpan]) -> dict[str, Any]:
     """What a build will read and how it is divided: for `shard plan`."""
     sources = []
     for number, source in enumerate(recipe.sources):
         mine = [span for span in spans if span.source == number]
         size = sum(span.num_bytes for span in mine)
-        files = len({span.path for span in mine})
+        files = 1 if source.generate else len({span.path for span in mine})
         sources.append({"name": source.name, "kind": source.kind, "files": files, "bytes": size})
     return {"name": recipe.name, "sources": sources, "stages": plan_stages(recipe, spans)}

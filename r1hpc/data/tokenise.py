@@ -18,13 +18,13 @@ from r1hpc.data.encode import Encoded, Vocabulary
 from r1hpc.data.layout import DECISIONS
 from r1hpc.data.manifest import file_digest
 from r1hpc.data.recipe import Recipe
-from r1hpc.data.sources import Span, read_span
+from r1hpc.data.sources import SourceSpan, read_span
+from r1hpc.data.values import batched
 from r1hpc.data.vocabulary import TOKENIZER_FILE, Encoder, tokenizer_files
 from r1hpc.data.work import unit_record
 from r1hpc.data.writer import Placed, write_part, write_spans
 
 PART = "part"
-_BATCH_BYTES = 2**20
 _BATCH_ROWS = 1024
 
 
@@ -33,7 +33,7 @@ class TokenizerTask:
     """The tokenizer of a dataset, trained on a sample of the spans or of the cleaned texts."""
 
     recipe: Recipe
-    spans: Sequence[Span]
+    spans: Sequence[SourceSpan]
     cleaned: Sequence[Path] = ()
 
     def write(self, folder: Path) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class SpansTask:
     """A part straight from the inputs."""
 
     recipe: Recipe
-    spans: Sequence[Span]
+    spans: Sequence[SourceSpan]
     vocabulary: Vocabulary
     tokenizer: Path | None
 
@@ -80,33 +80,33 @@ class TextsTask:
         record = unit_record(self.cleaned)
         source = record["source"]
         inputs = [(source, path) for path in record["inputs"]]
-        rows = _Fates(self.dedup)
-        items = self._items(source, rows)
+        outcomes = _Outcomes(self.dedup)
+        items = self._items(source, outcomes)
         result = write_part(self.recipe, items, inputs, folder / PART, self.vocabulary, fit=True)
-        dropped = rows.write_decisions(self.cleaned / DECISIONS, folder / PART / DECISIONS)
+        dropped = outcomes.write_decisions(self.cleaned / DECISIONS, folder / PART / DECISIONS)
         result.files[DECISIONS] = file_digest(folder / PART / DECISIONS)
         edits = {name: record[name] for name in ("repaired", "masked", "lines_removed")}
         return result.record | {"prepared": {"in": record["in"], "dropped": dropped, "edits": edits}}
 
-    def _items(self, source: int, fates: "_Fates") -> Iterator[Placed]:
+    def _items(self, source: int, outcomes: "_Outcomes") -> Iterator[Placed]:
         encoder = _encoder(self.tokenizer, self.recipe)
         for rows in _text_batches(self.cleaned):
             failpoint("data.build.texts")
-            chosen = [row for row in rows if row["row"] not in fates.dropped]
+            chosen = [row for row in rows if row["row"] not in outcomes.dropped]
             ids = encoder.encode_known([row["text"] for row in chosen], [row["is_chat"] for row in chosen])
             for row, found in zip(chosen, ids, strict=True):
                 if isinstance(found, str) or not len(found):
-                    fates.drop(
+                    outcomes.drop(
                         row["row"], decisions.TOKENIZER, found if isinstance(found, str) else "no tokens"
                     )
                     continue
-                fates.keep(row["row"])
+                outcomes.keep(row["row"])
                 number = row["raw_high"] << 64 | row["raw_low"]
                 closed = np.append(found, np.uint32(self.vocabulary.eos_id))
                 yield source, row["input"], Encoded(row["position"], number, closed, row["num_bytes"])
 
 
-class _Fates:
+class _Outcomes:
     """What becomes of each document of stage clean: dropped after all, or a number in the part."""
 
     def __init__(self, dedup: Path | None) -> None:
@@ -147,7 +147,7 @@ class _Fates:
         return decisions.dropped_by_rule(rules)
 
 
-def sample_texts(recipe: Recipe, spans: Sequence[Span], sample_bytes: int) -> Iterator[str]:
+def sample_texts(recipe: Recipe, spans: Sequence[SourceSpan], sample_bytes: int) -> Iterator[str]:
     """Text of about `sample_bytes`, from spans spread evenly over all inputs: the same on every call."""
     total = sum(span.num_bytes for span in spans)
     taken = seen = 0
@@ -190,18 +190,10 @@ def _text_batches(cleaned: Path) -> Iterator[list[dict[str, Any]]]:
     import pyarrow.parquet
 
     names = ["input", "position", "num_bytes", "raw_high", "raw_low", "is_chat", "text"]
-    rows: list[dict[str, Any]] = []
-    size = number = 0
-    for batch in pyarrow.parquet.ParquetFile(cleaned / DOCUMENTS).iter_batches(_BATCH_ROWS, columns=names):
-        for row in batch.to_pylist():
-            rows.append(row | {"row": number})
-            number += 1
-            size += len(row["text"])
-            if size >= _BATCH_BYTES:
-                yield rows
-                rows, size = [], 0
-    if rows:
-        yield rows
+    read = pyarrow.parquet.ParquetFile(cleaned / DOCUMENTS).iter_batches(_BATCH_ROWS, columns=names)
+    rows = (row for batch in read for row in batch.to_pylist())
+    numbered = (row | {"row": number} for number, row in enumerate(rows))
+    return batched(numbered, lambda row: len(row["text"]))
 
 
 @functools.lru_cache(maxsize=2)

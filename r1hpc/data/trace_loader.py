@@ -1,5 +1,7 @@
 """Batches of traces for one rank: whole documents, padded, with a mask of the tokens that are learnt.
 
+A row holds one document here, several in packed_loader.
+
     loader = TraceLoader(open_traces(path), global_batch_size=32, micro_batch_size=4, rank=1, world_size=4,
                          seed=0, pad_id=0, seq_len=256)
     batch = loader.batch(global_step)           # any step, in any order; no state to save
@@ -9,20 +11,27 @@ permute(s mod n, n, key(seed, s div n)) of n: every document once per epoch, the
 any number of ranks (see order).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from r1hpc.base.errors import UsageError
+from r1hpc.config.mixing import MixConfig
 from r1hpc.data.ahead import ReadAhead
 from r1hpc.data.loader import window_checksum
-from r1hpc.data.mixture import DocumentMixture, Mixture, recipe_mix, shares
+from r1hpc.data.manifest import digest
+from r1hpc.data.mixed_order import DocumentMixture, open_mixture, recipe_mix
 from r1hpc.data.order import DocumentPlan, RankShare
+from r1hpc.data.recipe_stages import MixRecipe
 from r1hpc.data.traces import TraceDataset
+from r1hpc.data.validation import Parting
 
 _LENGTH_MULTIPLE = 8
+_AS_THE_RECIPE_SAYS = MixConfig()
 
 
 @dataclass(frozen=True)
@@ -48,9 +57,45 @@ class TraceBatch:
     """
     num_loss_tokens: int
     """Completion tokens of the global batch, over all ranks: the denominator of a token-mean loss."""
+    num_tokens: int
+    """Tokens of its documents, over all ranks."""
+    world_size: int
+
+    @property
+    def micro_batches(self) -> tuple["Rows", ...]:
+        samples = np.broadcast_to(self.sample_ids[..., None], self.tokens.shape)
+        return tuple(
+            Rows(tokens, mask, samples=ids)
+            for tokens, mask, ids in zip(self.tokens, self.loss_mask, samples, strict=True)
+        )
+
+    @property
+    def num_positions(self) -> int:
+        """Of the global batch, padding included: what is computed."""
+        return self.world_size * self.tokens.size
+
+    @property
+    def attended(self) -> int:
+        """Positions that one attends to, of which the scores are computed."""
+        return int(self.tokens.shape[-1])
 
 
-class TraceLoader:
+@dataclass(frozen=True)
+class Rows:
+    """A micro batch; arrays of shape (rows, T)."""
+
+    tokens: npt.NDArray[np.int64]
+    loss_mask: npt.NDArray[np.bool_]
+    positions: npt.NDArray[np.int64] | None = None
+    """From 0 in each document, and in the padding at a row's end; None: a row is one document."""
+    samples: npt.NDArray[np.int64] | None = None
+    """Which sample each token is of, padding not counted; None: of none that is trained on."""
+
+
+BatchT = TypeVar("BatchT")
+
+
+class DocumentLoader(ABC, Generic[BatchT]):
     """The batches of one rank. One background thread reads one step ahead unless `prefetch` is off."""
 
     def __init__(
@@ -66,31 +111,42 @@ class TraceLoader:
         seq_len: int,
         prefetch: bool = True,
         weights: Sequence[float] | None = None,
+        parting: Parting | None = None,
+        mix: MixConfig = _AS_THE_RECIPE_SAYS,
     ) -> None:
         """Raise UsageError when the batch does not divide, or a document is longer than seq_len.
 
         Args:
             weights: share of each source of the dataset in the samples (see mixture); None: as the recipe
                 says, or all documents alike.
+            parting: leaves documents out of the training; None: none.
+            mix: how the run changes the weights.
         """
         if pad_id < 0:
             raise UsageError(f"pad_id must be a token id, not {pad_id}")
         _check_lengths(dataset, seq_len)
         self.dataset, self.seq_len, self.pad_id = dataset, seq_len, pad_id
         self.share = RankShare(global_batch_size, micro_batch_size, rank, world_size)
-        self.plan = open_document_plan(dataset, seed, global_batch_size, weights)
+        self.plan = open_document_plan(dataset, seed, global_batch_size, weights, parting, mix)
+        self._parting = parting
         self._ahead = ReadAhead(self._read) if prefetch else None
 
     @property
     def plan_hash(self) -> str:
-        """Names the order: dataset id, seed, weights and the version of the algorithm."""
-        return self.plan.plan_hash
+        """Names the order: dataset id, seed, weights, what is held out and the version of the algorithm."""
+        return self.order_id(self.plan)
 
-    @property
-    def gradient_accumulation_steps(self) -> int:
-        return self.share.gradient_accumulation_steps
+    def order_id(self, plan: DocumentPlan | DocumentMixture) -> str:
+        """Names the order that the loader has with this plan."""
+        return document_order_id(plan, self._parting)
 
-    def batch(self, global_step: int) -> TraceBatch:
+    def follow(self, plan: DocumentPlan | DocumentMixture) -> None:
+        """From the next batch on, the order of another plan of the same documents."""
+        if self._ahead:
+            self._ahead.forget()
+        self.plan = plan
+
+    def batch(self, global_step: int) -> BatchT:
         """The batch of one step, counted from 0. An error of the reading thread is raised at its own step.
 
         Raises:
@@ -98,9 +154,22 @@ class TraceLoader:
         """
         return self._ahead.take(global_step) if self._ahead else self._read(global_step)
 
+    def documents_of(self, global_step: int) -> npt.NDArray[np.int64]:
+        """Of the global batch, in the order of its samples."""
+        first = global_step * self.share.global_batch_size
+        found = self.plan.documents(np.arange(first, first + self.share.global_batch_size, dtype=np.int64))
+        return found if self._parting is None else self._parting.training(found)
+
+    @abstractmethod
+    def _read(self, global_step: int) -> BatchT: ...
+
+
+class TraceLoader(DocumentLoader[TraceBatch]):
+    """A document in each row."""
+
     def _read(self, global_step: int) -> TraceBatch:
         first = global_step * self.share.global_batch_size
-        every = self.plan.documents(np.arange(first, first + self.share.global_batch_size, dtype=np.int64))
+        every = self.documents_of(global_step)
         ids = self.share.sample_ids(global_step)
         documents = every[ids - first]
         tokens = np.full((*ids.shape, self._padded_length(every)), self.pad_id, dtype=np.int64)
@@ -118,35 +187,56 @@ class TraceLoader:
             document_ids=documents,
             checksum=checksum,
             num_loss_tokens=int((lengths[every] - prompts[every]).sum()),
+            num_tokens=int(lengths[every].sum()),
+            world_size=self.share.world_size,
         )
 
     def _padded_length(self, documents: npt.NDArray[np.int64]) -> int:
-        longest = int(self.dataset.document_lengths[documents].max())
-        return min(-(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE, self.seq_len)
+        return row_length(int(self.dataset.document_lengths[documents].max()), self.seq_len)
+
+
+def document_order_id(plan: DocumentPlan | DocumentMixture, parting: Parting | None) -> str:
+    """Names the order of the documents that are trained on."""
+    return plan.plan_hash if parting is None else digest({"plan": plan.plan_hash, **asdict(parting)})
+
+
+def row_length(longest: int, seq_len: int) -> int:
+    """Of a row that holds `longest` tokens: a multiple of 8, for the GPU's sake, but at most seq_len."""
+    return min(-(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE, seq_len)
 
 
 def open_document_plan(
-    dataset: TraceDataset, seed: int, global_batch_size: int, weights: Sequence[float] | None = None
+    dataset: TraceDataset,
+    seed: int,
+    global_batch_size: int,
+    weights: Sequence[float] | None = None,
+    parting: Parting | None = None,
+    mix: MixConfig = _AS_THE_RECIPE_SAYS,
 ) -> DocumentPlan | DocumentMixture:
-    """The order of a dataset's documents: by weights, by the mixture of its recipe, or all alike."""
-    mix = recipe_mix(dataset.tokens.manifest)
-    if weights is None and mix is None:
-        return DocumentPlan(dataset.id, dataset.num_documents, seed)
+    """The order of a dataset's documents: by weights, by the mixture of its recipe or run, or all alike.
+
+    With a parting, of those that are trained on, by their place among these.
+
+    Raises:
+        UsageError: the run's schedule names other sources than there are.
+    """
+    sizes = dataset.source_documents if parting is None else parting.sizes
+    recipe = recipe_mix(dataset.tokens.manifest)
+    if weights is None and recipe is None and not mix.is_used:
+        return DocumentPlan(dataset.id, sum(sizes), seed)
     sources = dataset.tokens.manifest.content["sources"]
-    if weights is None:
-        assert mix is not None, "the case of neither has been seen"
-        weights = shares(mix, sources, of="documents")
-    return DocumentMixture(
-        dataset.id,
-        Mixture(
-            sizes=dataset.source_documents,
-            weights=tuple(weights),
-            batch=global_batch_size,
-            seed=seed,
-            max_epochs=mix.max_epochs if mix is not None else None,
-            names=tuple(source["name"] for source in sources),
-        ),
+    mixture = open_mixture(
+        recipe or MixRecipe(by="documents"),
+        sources,
+        mix,
+        of="documents",
+        sizes=sizes,
+        batch=global_batch_size,
+        seed=seed,
     )
+    if weights is not None:
+        mixture = replace(mixture, weights=tuple(weights))
+    return DocumentMixture(dataset.id, mixture)
 
 
 def _check_lengths(dataset: TraceDataset, seq_len: int) -> None:

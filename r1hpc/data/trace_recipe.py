@@ -9,7 +9,7 @@ that neither the recipe nor the dataset made from it depends on where the files 
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,12 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.files import write_atomic
 from r1hpc.data.layout import TOKENIZER
 from r1hpc.data.manifest import digest, file_digest
+from r1hpc.data.open_lines import is_compressed
 from r1hpc.data.recipe import TRACES
-from r1hpc.data.vocabulary import existing_files
 
 RECIPE = "recipe.yaml"
+REWRITTEN = ".jsonl"
+"""After the name of an input that was compressed: what is rewritten is not."""
 _MIN_SHARD, _MAX_SHARD = 2**13, 2**24
 _CHUNK = 2**15
 _PART_BYTES = 2**26
@@ -41,13 +43,16 @@ class TraceInput:
         return tuple(f"{number:05d}-{path.name}" for number, path in enumerate(self.files))
 
 
-def list_inputs(paths: Sequence[str]) -> list[TraceInput]:
+def list_inputs(paths: Sequence[str], key: str = "data.traces") -> list[TraceInput]:
     """Each path's files: a file by itself, a folder's *.jsonl sorted by name (not those below it).
+
+    Args:
+        key: the setting that names them, for errors.
 
     Raises:
         UsageError: names the path that is not there, or the folder without any.
     """
-    return [_list_input(Path(path).absolute()) for path in paths]
+    return [_list_input(Path(path).absolute(), key) for path in paths]
 
 
 def inputs_hash(inputs: Sequence[TraceInput], tokenizer: Path, eos_id: int) -> str:
@@ -56,18 +61,32 @@ def inputs_hash(inputs: Sequence[TraceInput], tokenizer: Path, eos_id: int) -> s
     return digest({"recipe": _recipe(inputs, eos_id), "files": files, "tokenizer": file_digest(tokenizer)})
 
 
-def write_trace_recipe(inputs: Sequence[TraceInput], tokenizer: Path, eos_id: int, folder: Path) -> Path:
+def write_trace_recipe(
+    inputs: Sequence[TraceInput],
+    tokenizer: Path,
+    eos_id: int,
+    folder: Path,
+    rewrite: Callable[[Path, Path], None] | None = None,
+) -> Path:
     """Make `folder` anew and return the recipe in it, for build_dataset.
+
+    Args:
+        rewrite: writes (from a file, to another) the traces as the model is to see them; None: as they are.
 
     Raises:
         UsageError: `tokenizer` is not there.
     """
+    from r1hpc.data.vocabulary import existing_files  # numpy, which a submission lists its inputs without
+
     shutil.rmtree(folder, ignore_errors=True)
     for number, item in enumerate(inputs):
         links = folder / _root(number)
         links.mkdir(parents=True)
         for name, path in zip(item.names, item.files, strict=True):
-            (links / name).symlink_to(path)
+            if rewrite is None:
+                (links / name).symlink_to(path)
+            else:
+                rewrite(path, links / f"{name}{REWRITTEN if is_compressed(name) else ''}")
     (folder / TOKENIZER).mkdir()
     for name, raw in existing_files(tokenizer).items():
         (folder / TOKENIZER / name).write_bytes(raw)
@@ -75,15 +94,20 @@ def write_trace_recipe(inputs: Sequence[TraceInput], tokenizer: Path, eos_id: in
     return folder / RECIPE
 
 
-def _list_input(path: Path) -> TraceInput:
+def _list_input(path: Path, key: str) -> TraceInput:
     if path.is_file():
         return TraceInput((path,))
     if not path.is_dir():
-        raise UsageError(f"data.traces: {path} is not there; name JSONL files or folders of them")
+        raise UsageError(f"{key}: {path} is not there; name JSONL files or folders of them")
     files = tuple(sorted(item for item in path.glob("*.jsonl") if item.is_file()))
     if not files:
-        raise UsageError(f"data.traces: the folder {path} holds no *.jsonl")
+        raise UsageError(f"{key}: the folder {path} holds no *.jsonl")
     return TraceInput(files)
+
+
+def source_names(num_inputs: int) -> list[str]:
+    """What the entries of data.traces are called as sources of the dataset."""
+    return [f"traces-{number}" for number in range(num_inputs)]
 
 
 def _root(number: int) -> str:
@@ -98,8 +122,8 @@ def _recipe(inputs: Sequence[TraceInput], eos_id: int) -> dict[str, Any]:
         "name": "traces",
         "tokenizer": {"kind": "path", "path": TOKENIZER, "eos_id": eos_id},
         "sources": [
-            {"name": f"traces-{number}", "kind": TRACES, "root": _root(number), "glob": "*"}
-            for number in range(len(inputs))
+            {"name": name, "kind": TRACES, "root": _root(number), "glob": "*"}
+            for number, name in enumerate(source_names(len(inputs)))
         ],
         "chunk_tokens": min(_CHUNK, shard),
         "shard_tokens": shard,

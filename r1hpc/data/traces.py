@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from r1hpc.data.errors import DataError
-from r1hpc.data.manifest import Manifest
+from r1hpc.data.manifest import DatasetManifest
 from r1hpc.data.reader import TokenDataset, open_dataset
 from r1hpc.data.segments import has_roles, read_lengths
 
@@ -74,7 +74,7 @@ class TraceDataset:
         return self.tokens.read(0, self.num_tokens)
 
 
-def _all_lengths(manifest: Manifest) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _all_lengths(manifest: DatasetManifest) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Tokens of each document, and of each prompt, over all parts."""
     if not has_roles(manifest):
         raise DataError(

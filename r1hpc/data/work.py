@@ -11,6 +11,9 @@
         units/<stage>/<key>/done.json   a finished unit: what it made, from what
         tmp/<uuid>/                     what somebody is writing
 
+Whoever holds the lock alone clears tmp/ and publishes; jobs that each make a share of the units (`join_work`)
+hold it together.
+
 A unit's key is the digest of its input, its settings and the code (see units), so a unit that is there is the
 right one whoever made it, on whatever node. A kill leaves the units that are done; the next build for the
 same destination goes on with them and removes the folder at the end. The lock only saves double work: where
@@ -41,7 +44,6 @@ _PREFIX = ".staging-"
 _OWNER = "owner.json"
 _UNITS = "units"
 _TMP = "tmp"
-_EMPTY_AGE_S = 60.0
 _POLL_S = 0.1
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -80,11 +82,7 @@ def open_work(destination: Path) -> Iterator[Work]:
     Removed at the end, unless units are done that the next build can use.
     """
     folder = work_folder(destination)
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        lock, is_alone = _acquire(folder, destination)
-    except (FileExistsError, NotADirectoryError):
-        raise UsageError(f"{destination.parent} is not a folder; choose another --out") from None
+    lock, is_alone = _acquire(folder, destination, fcntl.LOCK_EX)
     work = Work(folder, destination)
     try:
         if is_alone:
@@ -94,6 +92,17 @@ def open_work(destination: Path) -> Iterator[Work]:
     finally:
         if destination.exists() or not any((folder / _UNITS).glob(f"*/*/{DONE}")):
             shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+@contextlib.contextmanager
+def join_work(destination: Path) -> Iterator[Work]:
+    """The work folder for one of several jobs that make units of it at once; it stays as it is at the end."""
+    folder = work_folder(destination)
+    lock, _ = _acquire(folder, destination, fcntl.LOCK_SH)
+    try:
+        yield Work(folder, destination)
+    finally:
         os.close(lock)
 
 
@@ -124,13 +133,28 @@ def publish_unit(folder: Path, stage: str, key: str, write: Callable[[Path], dic
         return found
     private = folder / _TMP / uuid.uuid4().hex
     private.mkdir(parents=True)
+    before = time.process_time()
     record = write(private)
+    cpu_s = time.process_time() - before
     files = {p.relative_to(private).as_posix(): p.stat().st_size for p in private.rglob("*") if p.is_file()}
-    (private / DONE).write_text(json.dumps({"stage": stage, "key": key, "record": record, "files": files}))
+    done = {"stage": stage, "key": key, "record": record, "files": files, "cpu_s": cpu_s}
+    done["peak_memory_bytes"] = _peak_memory()
+    (private / DONE).write_text(json.dumps(done))
     fsync_tree(private)
     failpoint("data.unit.publish")
     _rename_unit(private, folder / _UNITS / stage / key, lambda: find_unit(folder, stage, key) is not None)
     return folder / _UNITS / stage / key
+
+
+def _peak_memory() -> int:
+    """The most that this process has held so far; 0 where there is no /proc.
+
+    Not by getrusage: there a child begins with what its parent held.
+    """
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    return 0
 
 
 def _rename_unit(private: Path, target: Path, is_whole: Callable[[], bool]) -> None:
@@ -167,14 +191,19 @@ def link_tree(source: Path, target: Path) -> None:
         there = target / path.relative_to(source)
         if path.is_dir():
             there.mkdir(parents=True, exist_ok=True)
-            continue
-        there.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(path, there)
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOSPC):
-                raise
-            shutil.copy2(path, there)
+        else:
+            link_file(path, there)
+
+
+def link_file(source: Path, target: Path) -> None:
+    """The same for one file."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOSPC):
+            raise
+        shutil.copy2(source, target)
 
 
 def remove_leftover(destination: Path) -> None:
@@ -184,28 +213,19 @@ def remove_leftover(destination: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_abandoned(folder: Path) -> list[Path]:
-    """Remove what builds of earlier versions left in `folder`; return it.
-
-    They had a folder of their own for each try, of no use to the next. Gone means: begun on this host, and
-    its lock is free. The kernel frees the lock with the process, so a reused process id cannot be mistaken
-    for the owner. Folders of other hosts are left alone: not every shared filesystem shows us their locks.
-    """
-    removed = [path for path in sorted(folder.glob(f"{_PREFIX}*")) if path.is_dir() and _is_abandoned(path)]
-    for path in removed:
-        shutil.rmtree(path, ignore_errors=True)
-    return removed
-
-
-def _acquire(folder: Path, destination: Path) -> tuple[int, bool]:
+def _acquire(folder: Path, destination: Path, how: int) -> tuple[int, bool]:
     """An open descriptor of owner.json, and whether it is locked: not every file system can."""
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(f"{destination.parent} is not a folder; choose another --out") from None
     while True:
         folder.mkdir(exist_ok=True)
         try:
             lock = os.open(folder / _OWNER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except FileNotFoundError:  # the build before us removed it in between
             continue
-        locked = _lock(lock)
+        locked = _lock(lock, how)
         if locked is not False and _is_current(lock, folder / _OWNER):
             break
         os.close(lock)
@@ -216,10 +236,10 @@ def _acquire(folder: Path, destination: Path) -> tuple[int, bool]:
     return lock, bool(locked)
 
 
-def _lock(descriptor: int) -> bool | None:
+def _lock(descriptor: int, how: int = fcntl.LOCK_EX) -> bool | None:
     """True: ours now; False: somebody else's; None: this file system has no locks."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
@@ -246,29 +266,6 @@ def is_held(folder: Path) -> bool:
         return _lock(descriptor) is False
     finally:
         os.close(descriptor)
-
-
-def _is_abandoned(folder: Path) -> bool:
-    if (folder / _UNITS).exists() or (folder / _TMP).exists():
-        return False  # units that the next build for its destination goes on with
-    try:
-        lock = os.open(folder / _OWNER, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return _is_old_and_empty(folder)
-    except PermissionError:  # another user's
-        return False
-    try:
-        owner = json.loads(os.read(lock, 2**16) or b"{}") if _lock(lock) else {}
-    except json.JSONDecodeError:
-        return False
-    finally:
-        os.close(lock)
-    return bool(owner.get("host") == socket.gethostname())
-
-
-def _is_old_and_empty(folder: Path) -> bool:
-    """Killed between making the folder and its owner file."""
-    return not any(folder.iterdir()) and time.time() - folder.stat().st_mtime > _EMPTY_AGE_S
 
 
 def fsync_tree(folder: Path) -> None:

@@ -23,7 +23,7 @@ from r1hpc.data.manifest import canonical_json, census
 from r1hpc.data.recipe import Recipe
 from r1hpc.data.segments import segment_arrays
 from r1hpc.data.shardfile import ShardFile, parse_layout
-from r1hpc.data.sources import Span
+from r1hpc.data.sources import SourceSpan
 from r1hpc.data.vocabulary import Encoder
 
 _ROW_CHUNK = 2**16
@@ -130,7 +130,7 @@ def write_part(
 
 
 def write_spans(
-    recipe: Recipe, spans: Sequence[Span], folder: Path, vocabulary: Vocabulary, encoder: Encoder | None
+    recipe: Recipe, spans: Sequence[SourceSpan], folder: Path, vocabulary: Vocabulary, encoder: Encoder | None
 ) -> PartResult:
     """A part straight from the inputs, without stages in between."""
     inputs = sorted({(span.source, span.path) for span in spans})

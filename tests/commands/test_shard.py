@@ -1,6 +1,8 @@
 """The command: one JSON object on stdout, one clear line on stderr, 0, 1 or 2."""
 
 import json
+import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -132,3 +134,16 @@ def test_smoke_recipe_builds(tmp_path: Path) -> None:
     report = json.loads(found.stdout)
     assert 200_000 < report["num_tokens"] < 2_000_000
     assert report["vocab_size"] == 512
+
+
+def test_verify_says_how_far_it_is_where_a_person_looks(tmp_path: Path) -> None:
+    path = build(tmp_path).path
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "r1hpc.shard", "verify", str(path), "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=slave, timeout=120, check=True)
+    os.close(slave)
+    drawn = os.read(master, 65536)
+    os.close(master)
+    assert json.loads(done.stdout)["ok"]
+    assert b"verifying" in drawn
+    assert b"verifying" not in run("verify", path).stderr.encode()

@@ -24,7 +24,7 @@ from r1hpc.data.errors import ShardMissingError
 from r1hpc.data.manifest import read_manifest
 from r1hpc.data.reader import open_dataset
 from r1hpc.data.recipe import load_recipe
-from r1hpc.data.sources import Span, list_spans
+from r1hpc.data.sources import SourceSpan, list_spans
 from r1hpc.data.stages import divide
 from r1hpc.data.tokenise import sample_texts
 from r1hpc.data.vocabulary import Encoder
@@ -198,7 +198,7 @@ def test_builds_at_once_agree(tmp_path: Path) -> None:
 
 
 def test_divide_depends_on_bytes_alone() -> None:
-    spans = [Span(0, str(i), 0, n, n) for i, n in enumerate([5, 5, 1, 20, 3, 4])]
+    spans = [SourceSpan(0, str(i), 0, n, n) for i, n in enumerate([5, 5, 1, 20, 3, 4])]
     parts = divide(spans, 10)
     assert [[span.num_bytes for span in part] for part in parts] == [[5, 5], [1, 20], [3, 4]]
 
@@ -356,14 +356,6 @@ def test_killed_worker_is_an_error_and_the_next_build_goes_on(tmp_path: Path) ->
     assert names(tmp_path) - {".staging"} == {"docs", "recipe.yaml"}
     assert build_dataset(recipe, tmp_path / "out").built
     assert names(tmp_path) == {"docs", "recipe.yaml", "out"}
-
-
-def test_staging_of_another_host_is_left_alone(tmp_path: Path) -> None:
-    foreign = tmp_path / ".staging-0123"
-    foreign.mkdir()
-    (foreign / "owner.json").write_text('{"host": "elsewhere", "pid": 1}\n')
-    build(tmp_path)
-    assert foreign.exists()
 
 
 @pytest.mark.parametrize("failpoint", ["data.build.publish:enospc", "data.unit.publish:enospc"])

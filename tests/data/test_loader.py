@@ -92,7 +92,7 @@ def test_prefetch_changes_nothing(dataset: TokenDataset, plan: SamplePlan) -> No
 
 def test_error_is_raised_at_its_own_step(dataset: TokenDataset, plan: SamplePlan, tmp_path: Path) -> None:
     one = loader(dataset, plan, global_batch_size=2, micro_batch_size=2)
-    first, second = (plan.window_starts(one.rank_samples(step)).ravel().tolist() for step in (0, 1))
+    first, second = (plan.window_starts(one.share.sample_ids(step)).ravel().tolist() for step in (0, 1))
     broken = open_dataset(Path(shutil.copytree(dataset.path, tmp_path / "copy")))
     shard = next(s for s in reversed(broken._shards) if s.first <= second[0])
     chunk = (second[0] - shard.first) // CHUNK

@@ -2,12 +2,8 @@
 
 import itertools
 import json
-import os
 import pickle
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +23,7 @@ from r1hpc.data.recipe import parse_recipe
 from r1hpc.data.trace_loader import TraceLoader
 from r1hpc.data.traces import TraceDataset, open_traces
 from r1hpc.shard import main
-from tests.data.corpus import build, tree, write_recipe
+from tests.data.corpus import build, write_recipe
 from tests.data.tracefiles import Pair, build_traces, expected_ids, pairs, trace_source, write_traces
 
 PART = "parts/part-00000"
@@ -77,15 +73,6 @@ def test_parts_and_workers_change_no_document(
     info = dataset.tokens.documents[9]
     line = (tmp_path / info.path).read_bytes()[info.position :].split(b"\n")[0]
     assert (info.path, json.loads(line)["completion"]) == ("b.jsonl", traces[9][1])
-
-
-def test_workers_change_no_byte(tmp_path: Path) -> None:
-    for name in "abc":
-        write_traces(tmp_path / f"{name}.jsonl", pairs(30, ord(name)))
-    recipe = write_recipe(tmp_path, sources=[trace_source()], part_bytes=1)
-    one, two = (build_dataset(recipe, tmp_path / f"out{n}", workers=n) for n in (1, 2))
-    assert one.id == two.id
-    assert tree(one.path) == tree(two.path)
 
 
 def test_zarr_reads_the_roles(tmp_path: Path) -> None:
@@ -346,20 +333,3 @@ def test_trace_leads_from_a_sample_to_its_line(tmp_path: Path, capsys: pytest.Ca
     assert json.loads(line)["prompt"] == traces[info["number"]][0]
     assert main(["trace", str(dataset.path), "--sample", "35"]) == 0
     assert "a.jsonl at" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("failpoint", ["data.build.span:kill9::2", "data.build.publish:kill9"])
-def test_killed_build_leaves_nothing_that_could_be_read(tmp_path: Path, failpoint: str) -> None:
-    for name in "abc":
-        write_traces(tmp_path / f"{name}.jsonl", pairs(30, ord(name)))
-    recipe = write_recipe(tmp_path, sources=[trace_source()], part_bytes=1)
-    out = tmp_path / "data/out"
-    command = [sys.executable, "-m", "r1hpc.shard", "build", str(recipe), "--out", str(out)]
-    environment = os.environ | {"R1HPC_FAILPOINT": failpoint, "PYTHONPATH": os.pathsep.join(sys.path)}
-    killed = subprocess.run(command, env=environment, capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL
-    assert [path.name[:9] for path in out.parent.iterdir()] == [".staging-"]
-    report = build_dataset(recipe, out)
-    assert [path.name for path in out.parent.iterdir()] == ["out"]
-    expected = [expected_ids(trace) for name in "abc" for trace in pairs(30, ord(name))]
-    assert documents(open_traces(report.path)) == expected

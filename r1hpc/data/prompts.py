@@ -1,0 +1,111 @@
+"""The prompts of a generated source, read from their file in ranges.
+
+    for part in prompt_ranges(path, generate): part.start, part.stop, part.digest
+    rows = read_prompts(path, generate, start, stop)      # [("questions.jsonl:12", {"prompt": ...}), ...]
+
+A range is what one unit of stage `generate` puts to the teacher. Its digest is that of the columns that are
+read, so that a prompt which changes redoes its own unit, and one that is appended none before it.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.names import nearest
+from r1hpc.data.open_lines import iter_lines, line_number
+from r1hpc.data.recipe_generate import GenerateRecipe
+
+_DIGEST_DIGITS = 32
+
+Row = tuple[str, dict[str, Any]]
+"""Where a prompt stands, and its columns."""
+
+
+@dataclass(frozen=True)
+class PromptRange:
+    """Prompts `start` to `stop` of a file, counted from 0, and the digest of what they say."""
+
+    start: int
+    stop: int
+    digest: str
+
+
+def prompt_ranges(path: Path, generate: GenerateRecipe) -> Iterator[PromptRange]:
+    """All prompts of a file in the ranges of its units.
+
+    Raises:
+        UsageError: the file cannot be read, or a line has no prompt: names it.
+    """
+    if not path.is_file():
+        raise UsageError(f"generate.prompts: {path} is not there; give a file of prompts")
+    rows, start = _rows(path, generate), 0
+    while part := [row for _, row in islice(rows, generate.prompts_per_unit)]:
+        said = json.dumps(part, sort_keys=True, default=str).encode()
+        yield PromptRange(start, start + len(part), hashlib.sha256(said).hexdigest()[:_DIGEST_DIGITS])
+        start += len(part)
+    if not start:
+        raise UsageError(f"generate.prompts: {path} holds no prompt")
+
+
+def read_prompts(path: Path, generate: GenerateRecipe, start: int, stop: int) -> list[Row]:
+    """The prompts of one range."""
+    return list(islice(_rows(path, generate), start, stop))
+
+
+def _rows(path: Path, generate: GenerateRecipe) -> Iterator[Row]:
+    found = _parquet_rows(path, generate) if path.suffix == ".parquet" else _line_rows(path)
+    for where, row in islice(found, generate.num_prompts):
+        yield where, _checked(where, row, generate)
+
+
+def _line_rows(path: Path) -> Iterator[Row]:
+    for line in iter_lines(path, 0, None):
+        try:
+            if line.fault:
+                raise ValueError(line.fault)
+            row = json.loads(line.raw)
+        except (ValueError, RecursionError) as error:
+            where = f"{path}:{line_number(path, line.position)}"
+            raise UsageError(f"{where}: not JSON ({error}); prompts are one JSON object a line") from None
+        yield f"{path} at {line.position}", row
+
+
+def _parquet_rows(path: Path, generate: GenerateRecipe) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        names = [name for name in generate.columns if name in file.schema_arrow.names]
+        batches = file.iter_batches(1024, columns=names)
+        rows = (row for batch in batches for row in batch.to_pylist())
+        yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UsageError(f"{path} cannot be read as Parquet: {error}") from None
+
+
+def _checked(where: str, row: Any, generate: GenerateRecipe) -> dict[str, Any]:
+    """The columns that are read, all of them there and the prompt a text."""
+    if not isinstance(row, dict):
+        raise UsageError(f"{where}: a JSON {type(row).__name__}, not an object with {generate.prompt!r}")
+    for name in generate.columns:
+        if name not in row:
+            raise UsageError(
+                f"{where}: no column {name!r}{nearest(name, map(str, row))}; name it by generate.prompt, "
+                "generate.answer or generate.choices"
+            )
+    text = row[generate.prompt]
+    if not isinstance(text, str) or not text.strip():
+        raise UsageError(f"{where}: {generate.prompt} is {text!r:.60}: a prompt must be text")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"{where}: {generate.prompt} holds half a surrogate pair, which is no text"
+        ) from None
+    return {name: row[name] for name in generate.columns}

@@ -1,0 +1,91 @@
+"""Held-out documents: of each source its share, never trained on, the rest once per epoch."""
+
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from r1hpc.base.errors import UsageError
+from r1hpc.data.describe import SampleOrder, trace_document, trace_sample
+from r1hpc.data.packed_loader import rows_of
+from r1hpc.data.trace_loader import TraceLoader
+from r1hpc.data.traces import open_traces
+from r1hpc.data.validation import Parting, hold_out
+from tests.data.tracefiles import build_traces, expected_ids, pairs
+
+TRACES = pairs(30)
+
+
+@given(
+    parts=st.lists(st.tuples(st.integers(1, 50), st.integers(0, 20)), min_size=1, max_size=4),
+    seed=st.integers(0, 2**40),
+)
+def test_a_document_is_trained_on_or_held_out(parts: list[tuple[int, int]], seed: int) -> None:
+    parting = Parting(tuple(a + b for a, b in parts), tuple(b for _, b in parts), seed)
+    held = parting.held_out.tolist()
+    trained = parting.training(np.arange(sum(parting.sizes))).tolist()
+    assert sorted([*held, *trained]) == list(range(sum(parting.all_sizes)))
+    begin = 0
+    for size, num in zip(parting.all_sizes, parting.num_held, strict=True):
+        assert sum(begin <= document < begin + size for document in held) == num
+        begin += size
+
+
+def test_an_epoch_of_the_loader_is_the_rest(tmp_path: Path) -> None:
+    dataset = open_traces(build_traces(tmp_path, TRACES).path)
+    parting = hold_out(dataset, 6, seed=3)
+    sizes: dict[str, Any] = {"global_batch_size": 8, "micro_batch_size": 2, "rank": 0, "world_size": 1}
+    plain, parted = (
+        TraceLoader(dataset, **sizes, seed=0, pad_id=300, seq_len=64, parting=each)
+        for each in (None, parting)
+    )
+    seen = [document for step in range(3) for document in parted.batch(step).document_ids.flat]
+    assert sorted([*seen, *parting.held_out]) == list(range(30))
+    assert plain.plan_hash != parted.plan_hash
+    with pytest.raises(UsageError, match="validation_documents is 30"):
+        hold_out(dataset, 30, seed=3)
+
+
+def test_a_trace_knows_what_is_held_out(tmp_path: Path) -> None:
+    dataset = open_traces(build_traces(tmp_path, TRACES).path)
+    sizes: dict[str, Any] = {"global_batch_size": 8, "micro_batch_size": 8, "rank": 0, "world_size": 1}
+    parting = hold_out(dataset, 6, seed=3)
+    loader = TraceLoader(dataset, **sizes, seed=3, pad_id=300, seq_len=64, parting=parting)
+    order = SampleOrder(seed=3, global_batch_size=8, validation_documents=6)
+    for sample, document in enumerate(loader.batch(0).document_ids.flat):
+        found, (traced,) = trace_sample(dataset.path, sample, order)
+        assert (traced["number"], found["plan_hash"]) == (document, loader.plan_hash)
+    assert trace_document(dataset.path, int(parting.held_out[0]), order, 48)["samples"] == []
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_every_held_out_document_once_over_the_ranks(tmp_path: Path, packing: bool, world_size: int) -> None:
+    dataset = open_traces(build_traces(tmp_path, TRACES).path)
+    held = hold_out(dataset, 7, seed=3).held_out
+    ranks = [
+        rows_of(
+            dataset,
+            held,
+            packing=packing,
+            rank=rank,
+            world_size=world_size,
+            micro_batch_size=2,
+            seq_len=64,
+            pad_id=300,
+        )
+        for rank in range(world_size)
+    ]
+    assert len({tuple(len(rows.tokens) for rows in batches) for batches in ranks}) == 1
+    found = [
+        ids[mask].tolist()
+        for batches in ranks
+        for rows in batches
+        for ids, mask in zip(rows.tokens, rows.loss_mask, strict=True)
+    ]
+    expected = [ids[begin:] for ids, begin in (expected_ids(TRACES[number]) for number in held)]
+    assert sorted(chain.from_iterable(found)) == sorted(chain.from_iterable(expected))
