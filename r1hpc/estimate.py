@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r1hpc.base.choose_run import add_run_root, run_root_of
-from r1hpc.base.cli import ArgumentParser, file_and_overrides, print_json, run_command
+from r1hpc.base.cli import ArgumentParser, file_and_overrides, offer, print_json, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import printable
 
@@ -59,17 +59,20 @@ def _read(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _parser() -> ArgumentParser:
-    from r1hpc.estimator.estimate import METHODS
-    from r1hpc.estimator.flags import add_flags
+    from r1hpc.estimator.flags import METHODS, add_flags
 
     parser = ArgumentParser(prog="python -m r1hpc.estimate", description=__doc__)
-    parser.add_argument("words", nargs="*", metavar="JOB.yaml | KEY=VALUE", help="a job file, or flags alone")
+    words = parser.add_argument(
+        "words", nargs="*", metavar="JOB.yaml | KEY=VALUE", help="a job file, or flags alone"
+    )
+    offer(words, "r1hpc.config.completion:job_words")
     parser.add_argument("--method", choices=METHODS, default="flops", help="default: flops")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     add_run_root(parser)
-    parser.add_argument(
+    cluster = parser.add_argument(
         "--cluster", metavar="NAME", help="profile in configs/cluster/; default $R1HPC_CLUSTER"
     )
+    offer(cluster, "r1hpc.config.completion:cluster_profiles")
     add_flags(parser)
     return parser
 

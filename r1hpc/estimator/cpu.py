@@ -1,6 +1,6 @@
 """Node-hours of a run on CPU ranks, before it starts: for rehearsals, whose estimates would be in GPU-hours.
 
-    cpu_node_hours(plan)     # {"p10": 0.002, "p50": 0.006, "p90": 0.019}, or None where FLOPs are not known
+    cpu_node_hours(plan)     # Spread(0.002, 0.006, 0.019), or None where FLOPs are not known
 
 Nobody publishes such runs. The numbers are those of eleven runs of jobs/smoke.yaml and of the stages of
 jobs/r1.yaml: 0.1 to 0.4 M parameters and once 26 M, one core a rank, on two x86 cores that other work shared,
@@ -8,6 +8,7 @@ with a local disk, November 2026. Other cores, more of them for a rank, larger m
 may be several times off in either direction: the interval says so, and gives way to the site's first runs.
 """
 
+from r1hpc.estimator.spread import Spread
 from r1hpc.plan.run import RunPlan
 
 CPU_PRIOR = 2
@@ -22,10 +23,10 @@ SPREAD = 3.0
 """P90/P50 and P50/P10. Those runs took 0.56 to 1.44 times the P50; the rest is for other machines."""
 
 
-def cpu_node_hours(plan: RunPlan) -> dict[str, float] | None:
-    """P10, P50 and P90 for all steps of the plan in one attempt."""
+def cpu_node_hours(plan: RunPlan) -> Spread | None:
+    """For all steps of the plan in one attempt."""
     if plan.flops_per_token is None:
         return None
     work_s = plan.total_tokens * plan.flops_per_token / (plan.topology.world_size * FLOPS_PER_RANK)
     hours = plan.topology.num_nodes * (STARTUP_S + work_s) / 3600
-    return {"p10": hours / SPREAD, "p50": hours, "p90": hours * SPREAD}
+    return Spread(hours / SPREAD, hours, hours * SPREAD)

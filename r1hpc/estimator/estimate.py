@@ -26,7 +26,6 @@ from r1hpc.estimator.workload import ASSUMED_GPU, Workload
 from r1hpc.plan.hardware import find_gpu
 from r1hpc.plan.shape import ModelShape
 
-METHODS = ("flops", "seed", "measured")
 CONVENTION = (
     "MFU without recomputation, the full square of attention scores (PaLM), against the dense bf16 peak; "
     "`causal` counts half the scores (Megatron-LM)"
@@ -111,11 +110,12 @@ def estimate(
     useful = max(lost.goodput, LEAST_GOODPUT)
     hours = Spread.log_normal(work.gpu_hours_at(belief.median) / useful, belief.log_sd) + startup_gpu_hours
     options = memory_options(work, shape)
+    counts = (work.num_gpus,) if work.num_gpus else _WALL_EXAMPLES
     return Estimate(
         method="flops",
         gpu_hours=hours,
         ideal_gpu_hours=Spread.log_normal(work.gpu_hours_at(ideal.median), ideal.log_sd),
-        wall_hours={n: hours * (1 / n) for n in _wall_counts(work)},
+        wall_hours={n: hours * (1 / n) for n in counts},
         mfu=Spread.log_normal(ideal.median, ideal.log_sd),
         flops=flops_of(work),
         goodput=lost,
@@ -187,10 +187,6 @@ def memory_notes(options: MemoryOptions, work: Workload) -> list[str]:
 
 def _json(value: Spread | None) -> dict[str, float] | None:
     return value.to_json() if value else None
-
-
-def _wall_counts(work: Workload) -> tuple[int, ...]:
-    return (work.num_gpus,) if work.num_gpus else _WALL_EXAMPLES
 
 
 def _assumptions(

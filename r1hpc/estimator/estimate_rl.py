@@ -15,7 +15,7 @@ from typing import Any
 from r1hpc.estimator.baselines import baselines
 from r1hpc.estimator.estimate import LEAST_GOODPUT, Estimate, shares_of
 from r1hpc.estimator.goodput import FailureRates, overhead
-from r1hpc.estimator.memory_options import memory_options
+from r1hpc.estimator.memory_options import Beside, memory_options
 from r1hpc.estimator.mfu import coefficients
 from r1hpc.estimator.rl_phase import RlRates, RlWork, rl_phases
 from r1hpc.estimator.spread import Spread
@@ -31,13 +31,18 @@ _STEP = 1.1
 
 
 def estimate_rl(
-    work: RlWork, stage: str = "rl", rates: FailureRates | None = None, shape: ModelShape | None = None
+    work: RlWork,
+    stage: str = "rl",
+    rates: FailureRates | None = None,
+    shape: ModelShape | None = None,
+    beside: Beside | None = None,
 ) -> Estimate:
     """The phases of a run that samples; of `generate` and `evaluate` only its sampling.
 
     Args:
         rates: the site's own failures and preemptions; None takes published ones.
         shape: the model's, for the memory plan of the updates; None guesses a Llama of that size.
+        beside: what the updates find in memory beside the training states; None: nothing.
     """
     phases = _phases(work, stage)
     total = math.fsum(phases.values())
@@ -57,7 +62,7 @@ def estimate_rl(
         assumptions=_assumptions(work),
         notes=("completions are assumed to have the mean length named: decoding and update grow with it",),
         baselines=baselines(trained),
-        memory=None if stage in ONLY_SAMPLING else memory_options(trained, shape),
+        memory=None if stage in ONLY_SAMPLING else memory_options(trained, shape, beside),
     )
 
 

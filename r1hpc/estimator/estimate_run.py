@@ -15,15 +15,16 @@ from r1hpc.estimator.cpu import CPU_PRIOR, cpu_node_hours
 from r1hpc.estimator.estimate import Estimate, estimate
 from r1hpc.estimator.estimate_rl import ONLY_SAMPLING, estimate_rl
 from r1hpc.estimator.goodput import FailureRates
-from r1hpc.estimator.memory_options import memory_options
+from r1hpc.estimator.memory_options import Beside, memory_options
 from r1hpc.estimator.rl_phase import RlWork
-from r1hpc.estimator.spread import Spread
 from r1hpc.estimator.workload import ASSUMED_GPU, Workload, guessed_cache_bytes
-from r1hpc.plan.batch import updates_per_rollout
+from r1hpc.plan.batch import Topology, updates_per_rollout
 from r1hpc.plan.families import UnknownModelError
 from r1hpc.plan.hardware import Gpu, find_gpu
 from r1hpc.plan.model import load_model_config
+from r1hpc.plan.parts import num_items
 from r1hpc.plan.run import RunPlan
+from r1hpc.plan.run_memory import memory_of_run
 from r1hpc.plan.shape import ModelShape, model_shape
 
 _STARTUP_S = 180.0
@@ -35,12 +36,16 @@ _MEAN_OF_LONGEST = 0.5
 def estimate_of_run(config: RunConfig, plan: RunPlan, rates: FailureRates | None = None) -> Estimate | None:
     """What a submission will cost; None where the plan knows neither parameters nor FLOPs.
 
+    A server's hours are its users': what it can cost at most is its time limit.
+
     Args:
         rates: the site's own failures and preemptions; None takes published ones.
 
     Raises:
         UnknownGpuError: cluster.gpu_type is not in the table.
     """
+    if config.stage == "serve":
+        return None
     on_gpus = plan.topology.num_gpus > 0
     found = _on_gpus(config, plan, rates) if on_gpus else _on_cpu(config, plan)
     return None if found is None else found.assuming(stage=config.stage)
@@ -51,7 +56,8 @@ def _on_gpus(config: RunConfig, plan: RunPlan, rates: FailureRates | None) -> Es
         return None
     gpu, shape = find_gpu(config.cluster.gpu_type or ASSUMED_GPU), shape_of_run(config, plan)
     if config.stage in ("rl", *ONLY_SAMPLING):
-        found = estimate_rl(_rl_work(config, plan, gpu, shape), config.stage, rates, shape)
+        beside = _beside(config, plan, gpu, shape) if shape and config.stage == "rl" else None
+        found = estimate_rl(_rl_work(config, plan, gpu, shape), config.stage, rates, shape, beside)
     else:
         found = _estimate_training(config, plan, _workload(config, plan, gpu, shape), shape, rates)
     if config.cluster.gpu_type is None:
@@ -87,7 +93,7 @@ def _on_cpu(config: RunConfig, plan: RunPlan) -> Estimate | None:
     return Estimate(
         method="flops",
         gpu_hours=None,
-        node_hours=Spread(**hours),
+        node_hours=hours,
         assumptions={
             "gpu": None,
             "cpu_prior": CPU_PRIOR,
@@ -106,9 +112,21 @@ def _on_cpu(config: RunConfig, plan: RunPlan) -> Estimate | None:
     )
 
 
+def _beside(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape) -> Beside:
+    """Reference and sampler of the run's own settings, under any ZeRO stage and on any number of GPUs."""
+
+    def found(zero_stage: int, num_gpus: int) -> tuple[float, float]:
+        asked = replace(config, deepspeed=replace(config.deepspeed, zero_stage=zero_stage))
+        where = Topology(num_gpus, 1, 1)
+        held = memory_of_run(asked, shape, where, plan.seq_len, gpu.memory_gib, plan.teacher_parameters)
+        return held.reference_gib, held.sampler_gib
+
+    return found
+
+
 def _precision(config: RunConfig, gpu: Gpu) -> str:
-    """As configured; on a card without bf16 fp16 in its place."""
-    asked = config.train.precision.value
+    """As configured; emulated FP8 computes in bf16, and a card without bf16 in fp16."""
+    asked = "bf16" if config.train.fp8_emulate else config.train.precision.value
     return "fp16" if asked == "bf16" and not gpu.has_bf16 else asked
 
 
@@ -145,7 +163,7 @@ def _estimate_training(
         work,
         shape=shape,
         rates=rates,
-        save_time_s=plan.save_time_s or 0.0,
+        save_time_s=plan.save_wait_s or 0.0,
         save_interval_s=max(1.0, min(periodic_s, wall_s, plan.time_limit_s or math.inf)),
         startup_gpu_hours=attempts * plan.topology.num_gpus * _STARTUP_S / 3600,
     )
@@ -168,6 +186,7 @@ def _rl_work(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape | Non
         active_params=active,
         precision=_precision(config, gpu),
         logprob_passes=2 if config.rl.kl_coef > 0 else 1,
+        teacher_params=float(plan.teacher_parameters or 0),
         num_iterations=config.rl.num_iterations,
         critic_params=active if config.rl.algorithm == "ppo" else 0.0,
         recompute=config.model.activation_checkpointing,
@@ -182,7 +201,7 @@ def _num_rollouts(config: RunConfig) -> int:
 
 def _sampled(config: RunConfig) -> int:
     if config.stage == "evaluate":
-        return config.evaluate.num_items * config.evaluate.num_samples
+        return num_items(config) * config.evaluate.num_samples
     return config.generate.num_items * config.generate.num_samples
 
 

@@ -27,6 +27,7 @@ _SHOWN_ASSUMPTIONS = (
     "useful_part",
 )
 _MOST_OPTIONS = 5
+_HANGING = " " * 11
 
 
 def estimate_text(found: Estimate) -> str:
@@ -62,24 +63,29 @@ def summary_line(found: Estimate) -> str:
 
 
 def _hours(found: Estimate) -> Iterator[str]:
-    yield f"estimate   {summary_line(found)}"
+    yield wrap(f"estimate   {summary_line(found)}", hanging=_HANGING)
     if found.ideal_gpu_hours:
-        yield f"ideal      {hours_text(found.ideal_gpu_hours)} GPU-hours if nothing went wrong"
+        line = f"ideal      {hours_text(found.ideal_gpu_hours)} GPU-hours if nothing went wrong"
+        yield wrap(line, hanging=_HANGING)
     for gpus, wall in found.wall_hours.items():
         p10, p50, p90 = (format_duration(3600 * hours) for hours in (wall.p10, wall.p50, wall.p90))
-        yield f"wall       {p50} on {gpus} GPU{'s' if gpus > 1 else ''} ({p10} to {p90})"
+        yield wrap(
+            f"wall       {p50} on {gpus} GPU{'s' if gpus > 1 else ''} ({p10} to {p90})", hanging=_HANGING
+        )
 
 
 def _reasons(found: Estimate) -> Iterator[str]:
     if found.mfu:
         mfu = found.mfu
-        yield f"MFU        {mfu.p50:.1%} expected in a step, between {mfu.p10:.1%} and {mfu.p90:.1%}"
+        line = f"MFU        {mfu.p50:.1%} expected in a step, between {mfu.p10:.1%} and {mfu.p90:.1%}"
+        yield wrap(line, hanging=_HANGING)
     if found.flops:
         flops = found.flops
-        yield (
+        line = (
             f"FLOPs      {flops['total']:.3g} (full square of attention), {flops['total_causal']:.3g} "
             f"(causal), {flops['hardware']:.3g} with recomputation"
         )
+        yield wrap(line, hanging=_HANGING)
     if lost := found.goodput:
         daly, young = format_duration(lost.optimal_interval_s), format_duration(lost.young_interval_s)
         warned = round(lost.interruptions_per_day - 86400 / lost.mtbf_s, 6)
@@ -88,21 +94,21 @@ def _reasons(found: Estimate) -> Iterator[str]:
             f"goodput    {lost.goodput:.1%}; a failure every {format_duration(lost.mtbf_s)}{preempted}; "
             f"save every {daly} (Daly), {young} (Young)"
         )
-        yield wrap(line, hanging=" " * 11)
+        yield wrap(line, hanging=_HANGING)
     if found.phases:
         total = sum(found.phases.values())
         parts = (f"{name} {hours / total:.0%}" for name, hours in found.phases.items() if hours > 0)
-        yield f"phases     {', '.join(parts)}"
+        yield wrap(f"phases     {', '.join(parts)}", hanging=_HANGING)
     if found.drivers:
         parts = (f"{name} {part:.0%}" for name, part in found.drivers.items())
-        yield wrap(f"width      {', '.join(parts)}", hanging=" " * 11)
+        yield wrap(f"width      {', '.join(parts)}", hanging=_HANGING)
     assumed = found.assumptions
     shown = {name: assumed[name] for name in _SHOWN_ASSUMPTIONS if assumed.get(name) is not None}
     if shown.get("active_params") == shown.get("params"):
         shown.pop("active_params", None)
     if shown:
         parts = (f"{name} {_value(value)}" for name, value in shown.items())
-        yield wrap(f"assumed    {', '.join(parts)}", hanging=" " * 11)
+        yield wrap(f"assumed    {', '.join(parts)}", hanging=_HANGING)
 
 
 def _value(value: object) -> str:
@@ -139,15 +145,15 @@ def _memory(found: Estimate) -> Iterator[str]:
         for o in options.fits[:_MOST_OPTIONS]
     ]
     heads = ("ZeRO", "micro", "recompute", "offload", "states", "activations", "GiB", "MFU")
-    yield format_table(heads, rows, right={0, 1, 4, 5, 6}, indent=" " * 11)
+    yield format_table(heads, rows, right={0, 1, 4, 5, 6}, indent=_HANGING)
 
 
 def _baselines(found: Estimate) -> Iterator[str]:
     if found.baselines and _is_about_gpus(found):
         parts = (f"{name} {amount(hours)}" for name, hours in found.baselines.items())
-        yield wrap(f"baselines  {', '.join(parts)}", hanging=" " * 11)
+        yield wrap(f"baselines  {', '.join(parts)}", hanging=_HANGING)
 
 
 def _notes(found: Estimate) -> Iterator[str]:
     for note in found.notes:
-        yield wrap(f"note       {note}", hanging=" " * 11)
+        yield wrap(f"note       {note}", hanging=_HANGING)

@@ -16,6 +16,7 @@ from r1hpc.base.names import printable
 from r1hpc.estimator.goodput import GPU_HOURS_PER_FAILURE, RESTART_S, SAVE_S
 from r1hpc.estimator.workload import ASSUMED_GPU, PRECISIONS, RECOMPUTATION
 
+METHODS = ("flops", "seed", "measured")
 _FLAGS_ALONE = "leave the file out, or change the file"
 SETTLED_BY_JOB = {
     "params": "leave the file out, or give model.path=DIR",

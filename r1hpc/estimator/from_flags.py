@@ -4,10 +4,11 @@ estimate_of_flags(arguments)        # of the parser that flags.add_flags filled
 """
 
 import argparse
-import json
+import dataclasses
 from typing import Any
 
 from r1hpc.base.errors import UsageError
+from r1hpc.base.files import parse_json
 from r1hpc.base.units import format_duration
 from r1hpc.estimator.baselines import BYTES_PER_TOKEN
 from r1hpc.estimator.estimate import Estimate, estimate, seed_estimate
@@ -115,8 +116,8 @@ def _shape(arguments: argparse.Namespace) -> ModelShape | None:
     if path is None:
         return None
     try:
-        content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = parse_json(path.read_bytes())
+    except ValueError as error:
         raise UsageError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path} must hold one JSON object: a model's config.json")
@@ -124,16 +125,23 @@ def _shape(arguments: argparse.Namespace) -> ModelShape | None:
 
 
 def _gpu(arguments: argparse.Namespace) -> Gpu:
-    """The card of the table, or one given by its numbers."""
-    if arguments.peak_tflops is None:
-        return find_gpu(arguments.gpu or ASSUMED_GPU)
-    for flag in ("peak_tflops", "gpu_memory_gib", "gpu_bandwidth_tb_s"):
-        _positive(f"--{flag.replace('_', '-')}", getattr(arguments, flag))
+    """The card of the table with the numbers that are given, or one that is not in it, by its numbers."""
+    flags = ("peak_tflops", "gpu_memory_gib", "gpu_bandwidth_tb_s")
+    peak, memory, bandwidth = (
+        _positive(f"--{flag.replace('_', '-')}", getattr(arguments, flag)) for flag in flags
+    )
+    if peak is None:
+        known = find_gpu(arguments.gpu or ASSUMED_GPU)
+        return dataclasses.replace(
+            known,
+            memory_gib=memory or known.memory_gib,
+            bandwidth_tb_s=bandwidth or known.bandwidth_tb_s,
+        )
     return Gpu(
         arguments.gpu or "unnamed",
-        arguments.peak_tflops,
-        arguments.gpu_memory_gib or 80.0,
-        arguments.gpu_bandwidth_tb_s or _ASSUMED_BANDWIDTH_TB_S,
+        peak,
+        memory or 80.0,
+        bandwidth or _ASSUMED_BANDWIDTH_TB_S,
         has_fp8=True,
     )
 

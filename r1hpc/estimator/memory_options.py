@@ -4,13 +4,13 @@
     options.best          # the configuration with the highest expected MFU among those that fit
     options.fits          # all that fit, cheapest first
 
-States and activations as in memory.py; on top of them what DeepSpeed and CUDA hold: a bucket for gradients
-and, in ZeRO 3, gathered weights; a CUDA context; fragmentation. Offload keeps the optimizer's fp32 weights
-and moments in the host's memory. LoRA, tensor and pipeline parallelism are not in it: r1hpc trains with
-DeepSpeed's ZeRO.
+States, activations and DeepSpeed's buffers as in plan/memory.py, and for RL the reference and the sampler as
+in plan/run_memory.py; on top of them a CUDA context and fragmentation. Offload keeps the optimizer's fp32
+weights and moments in the host's memory. LoRA, tensor and pipeline parallelism are not in it: r1hpc trains
+with DeepSpeed's ZeRO.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
@@ -21,21 +21,17 @@ from r1hpc.estimator.features import num_gpus_of
 from r1hpc.estimator.mfu import mfu_belief
 from r1hpc.estimator.workload import Workload
 from r1hpc.plan.hardware import Gpu
-from r1hpc.plan.memory import memory_per_gpu
+from r1hpc.plan.memory import WEIGHT_BYTES, buffer_bytes, memory_per_gpu
+from r1hpc.plan.run_memory import usable_gib as usable_of
 from r1hpc.plan.shape import ModelShape, model_shape
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64)
-_BUCKET_ELEMENTS = 5e8
-"""DeepSpeed's default reduce_bucket_size. Measured with 0.19.8: ZeRO 1 and 2 hold all of it during a backward
-pass and ZeRO 3 always, however small the model."""
-_LIVE_ELEMENTS = 1e9
-"""DeepSpeed's default stage3_max_live_parameters."""
-_CONTEXT_GIB = 1.0
-"""CUDA context, NCCL and cuBLAS workspaces; assumed."""
-_FRAGMENTATION = 0.95
-"""Part of the card that PyTorch's allocator can really use; assumed."""
 _VOCABULARY = 32000
 _HEAD_DIM = 128
+
+Beside = Callable[[int, int], tuple[float, float]]
+"""(ZeRO stage, GPUs) -> GiB on a GPU of RL's reference, and of the sampler while the update's activations are
+not there."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +48,12 @@ class Option:
     buffers_gib: float
     host_gib: float
     expected_mfu: float
+    beside_gib: float = 0.0
+    """RL: the reference, and by how much the sampler takes more than the activations."""
 
     @property
     def total_gib(self) -> float:
-        return self.states_gib + self.activations_gib + self.buffers_gib
+        return self.states_gib + self.activations_gib + self.buffers_gib + self.beside_gib
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "total_gib": self.total_gib}
@@ -95,23 +93,25 @@ class MemoryOptions:
         }
 
 
-def memory_options(work: Workload, shape: ModelShape | None = None) -> MemoryOptions:
+def memory_options(
+    work: Workload, shape: ModelShape | None = None, beside: Beside | None = None
+) -> MemoryOptions:
     """All options for `work`; without a shape, of a Llama of its size.
 
     Micro batches beyond the global batch are left out.
     """
     shape, num_gpus = shape or guessed_shape(work), num_gpus_of(work)
-    every = list(_every_option(shape, work, num_gpus))
+    every = list(_every_option(shape, work, num_gpus, beside))
     usable = usable_gib(work.gpu)
     fitting = [option for option in every if option.total_gib <= usable]
     fitting.sort(key=lambda option: (-round(option.expected_mfu, 4), option.zero_stage, option.total_gib))
     smallest = min(every, key=lambda option: option.total_gib)
-    least = None if fitting else _least_gpus(shape, work)
+    least = None if fitting else _least_gpus(shape, work, beside)
     return MemoryOptions(usable, num_gpus, tuple(_undominated(fitting)), smallest, least)
 
 
 def usable_gib(gpu: Gpu) -> float:
-    return gpu.memory_gib * _FRAGMENTATION - _CONTEXT_GIB
+    return usable_of(gpu.memory_gib)
 
 
 def guessed_shape(work: Workload) -> ModelShape:
@@ -132,38 +132,54 @@ def guessed_shape(work: Workload) -> ModelShape:
     return replace(llama, num_parameters=round(work.params), num_active_parameters=round(work.active_params))
 
 
-def option_of(shape: ModelShape, work: Workload) -> Option:
-    """What `work` holds on each GPU in its own ZeRO configuration, and how fast it is expected to be."""
+def option_of(
+    shape: ModelShape,
+    work: Workload,
+    beside: Beside | None = None,
+    logits_chunk_tokens: int | None = None,
+) -> Option:
+    """What `work` holds on each GPU in its own ZeRO configuration, and how fast it is expected to be.
+
+    Args:
+        logits_chunk_tokens: train.logits_chunk_tokens.
+    """
     stage, micro, offload = work.zero_stage or 0, int(work.micro_batch_size or 1), work.offload
-    precision = {"fp16": Precision.fp16, "fp32": Precision.fp32, "tf32": Precision.fp32}
+    known = {"fp16": Precision.fp16, "fp32": Precision.fp32, "tf32": Precision.fp32}
+    precision = known.get(work.precision, Precision.bf16)
     held = memory_per_gpu(
         shape,
         zero_stage=stage,
         world_size=num_gpus_of(work),
-        precision=precision.get(work.precision, Precision.bf16),
+        precision=precision,
         micro_batch_size=micro,
         seq_len=work.seq_len,
         activation_checkpointing=work.recompute == "full",
+        logits_chunk_tokens=logits_chunk_tokens,
     )
+    training = held.activations_gib + held.logits_gib
+    reference, sampler = beside(stage, num_gpus_of(work)) if beside else (0.0, 0.0)
     return Option(
         zero_stage=stage,
         micro_batch_size=micro,
         recompute=work.recompute or "none",
         offload=offload,
         states_gib=held.parameters_gib + held.gradients_gib + (0.0 if offload else held.optimizer_gib),
-        activations_gib=held.activations_gib + held.logits_gib,
-        buffers_gib=_buffers_gib(shape, stage),
+        activations_gib=training,
+        buffers_gib=buffer_bytes(shape.num_parameters, stage, WEIGHT_BYTES[precision]) / GIB,
         host_gib=held.optimizer_gib if offload else 0.0,
         expected_mfu=mfu_belief(work, 0.0).median,
+        beside_gib=reference + max(0.0, sampler - training),
     )
 
 
-def _every_option(shape: ModelShape, work: Workload, num_gpus: int) -> Iterator[Option]:
+def _every_option(
+    shape: ModelShape, work: Workload, num_gpus: int, beside: Beside | None
+) -> Iterator[Option]:
     stages = (0, 1, 2, 3) if num_gpus > 1 else (0, 3)
     choices = product(stages, _micro_batches(work, num_gpus), ("none", "full"), (False, True))
     for stage, micro, recompute, offload in choices:
         if not offload or stage >= 2:
-            yield option_of(shape, _configured(work, num_gpus, stage, micro, recompute, offload))
+            yield option_of(shape, _configured(work, num_gpus, stage, micro, recompute, offload), beside)
 
 
 def _configured(
@@ -189,14 +205,6 @@ def _micro_batches(work: Workload, num_gpus: int) -> list[int]:
     return [micro for micro in MICRO_BATCHES if micro <= max(1.0, most)]
 
 
-def _buffers_gib(shape: ModelShape, zero_stage: int) -> float:
-    """16-bit: the bucket of gradients from ZeRO 1 on; in ZeRO 3 the weights gathered for layers at hand."""
-    if zero_stage == 0:
-        return 0.0
-    gathered = min(_LIVE_ELEMENTS, shape.num_parameters) if zero_stage == 3 else 0.0
-    return 2 * (_BUCKET_ELEMENTS + gathered) / GIB
-
-
 def _undominated(options: list[Option]) -> Iterator[Option]:
     """The fastest micro batch alone of the options with the same stage, recomputation and offload."""
     seen = set()
@@ -207,9 +215,9 @@ def _undominated(options: list[Option]) -> Iterator[Option]:
             yield option
 
 
-def _least_gpus(shape: ModelShape, work: Workload) -> int | None:
+def _least_gpus(shape: ModelShape, work: Workload, beside: Beside | None) -> int | None:
     for gpus in (1 << exponent for exponent in range(15)):
-        option = option_of(shape, _configured(work, gpus, 3, 1, "full", False))
+        option = option_of(shape, _configured(work, gpus, 3, 1, "full", False), beside)
         if option.total_gib <= usable_gib(work.gpu):
             return gpus
     return None

@@ -5,7 +5,7 @@
     prefill      2N FLOPs a prompt token, at the rate of large matrices; N is what one token meets
     decode       every step reads all weights and the cache of every sequence: bound by memory bandwidth
                  unless many sequences decode together; a batch runs until its longest completion ends
-    logprobs     2N FLOPs a token for each pass of the old policy and the reference
+    logprobs     2N FLOPs a token for each pass of the old policy, the reference or a teacher
     reward       a reward model's forward passes; what GPUs wait for verifiers is not in it
     update       6N FLOPs a token (8N with recomputation), once for each pass over the rollout; so a critic
     hand_over    after each rollout the new weights go to whoever decodes
@@ -52,6 +52,7 @@ _LIMITS = {
     "num_iterations": ("the number of passes over a rollout", 1, 10**6),
     "critic_params": ("--critic-params", 0, 1e14),
     "reward_params": ("the parameters of the reward model", 0, 1e14),
+    "teacher_params": ("the parameters of the teacher", 0, 1e14),
 }
 """By field of RlWork: what a person knows it by, the least and the most it may be. A nan lies in no range."""
 
@@ -80,6 +81,8 @@ class RlWork:
     critic_params: float = 0.0
     """Those one token meets."""
     reward_params: float = 0.0
+    teacher_params: float = 0.0
+    """Of on-policy distillation: a forward pass over each token."""
     recompute: bool = False
 
     def __post_init__(self) -> None:
@@ -157,11 +160,12 @@ def rl_phases(work: RlWork, rates: RlRates) -> dict[str, float]:
     matrix_s = _gathering(work) / (work.peak_flops * rates.arithmetic)
     backward = (8 if work.recompute else 6) * work.num_iterations
     met = work.params_met
-    handed_over = work.num_rollouts * work.value_bytes * work.params * _replicas(work)
+    replicas = work.num_gpus / _gpus_per_replica(work)
+    handed_over = work.num_rollouts * work.value_bytes * work.params * replicas
     seconds = {
         "prefill": 2 * met * work.num_sequences * work.prompt_length * matrix_s,
         "decode": _decode_s(work, rates),
-        "logprobs": 2 * work.logprob_passes * met * work.tokens * matrix_s,
+        "logprobs": 2 * (work.logprob_passes * met + work.teacher_params) * work.tokens * matrix_s,
         "reward": 2 * work.reward_params * work.tokens * matrix_s,
         "update": backward * (met + work.critic_params) * work.tokens * matrix_s * _offloading(work),
         "hand_over": handed_over / _NETWORK_BYTES_S,
@@ -220,10 +224,6 @@ def _offloading(work: RlWork) -> float:
 
 def _slower(floor: float, tokens: float, work: RlWork) -> float:
     return math.pow(1 + floor * work.gpu.peak_tflops / 312 / tokens, _SEEN)
-
-
-def _replicas(work: RlWork) -> float:
-    return work.num_gpus / _gpus_per_replica(work)
 
 
 def _gpus_per_replica(work: RlWork) -> int:

@@ -7,7 +7,11 @@ It is log-normal with its own width on either side of the median.
 
 import math
 import statistics
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
+
+from r1hpc.base.shapes import mistake
 
 NORMAL = statistics.NormalDist()
 Z90 = NORMAL.inv_cdf(0.9)
@@ -50,6 +54,19 @@ class Spread:
 
     def to_json(self) -> dict[str, float]:
         return asdict(self)
+
+    @staticmethod
+    def of_json(value: Mapping[str, Any]) -> "Spread":
+        """What `to_json` gave. Raises KeyError, TypeError, ValueError or AssertionError for anything else."""
+        return Spread(*(float(value[name]) for name in ("p10", "p50", "p90")))
+
+    @staticmethod
+    def read(value: Any) -> "Spread | None":
+        """What `to_json` gave, out of a file; None: it is something else."""
+        try:
+            return Spread.of_json(value) if mistake(value, Spread) is None else None
+        except AssertionError:
+            return None
 
     @staticmethod
     def log_normal(median: float, log_sd: float) -> "Spread":

@@ -198,7 +198,7 @@ def parse_count(text: str, what: str) -> float:
     plain = text.strip().replace(",", "").replace("_", "").upper()
     number, unit = (plain[:-1].strip(), plain[-1:]) if plain[-1:] in set("KMBGT") else (plain, "")
     try:
-        value = float(number) * units[unit]
+        value = float(number.encode("ascii")) * units[unit]  # float() reads the digits of any script
     except ValueError:
         raise UsageError(f"{what} {text!r} is not a number such as 7B, 350M or 1.5e9") from None
     if not math.isfinite(value):

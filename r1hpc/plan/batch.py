@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from r1hpc.base.errors import ConfigError
-from r1hpc.config.schema import RunConfig
+from r1hpc.config.schema import TRAINED_STAGES, RunConfig
 
 _CHOICES_SHOWN = 8
 _MOST_NODES = 10_000
@@ -18,7 +18,10 @@ _MOST_NODES = 10_000
 
 @dataclass(frozen=True)
 class Topology:
-    """Where the ranks run: one per GPU, or `ranks_per_node` on the CPUs where gpus_per_node is 0."""
+    """Where the ranks run: one per GPU, or `ranks_per_node` on the CPUs where gpus_per_node is 0.
+
+    A server is one rank that has all GPUs of its node.
+    """
 
     num_nodes: int
     ranks_per_node: int
@@ -28,7 +31,7 @@ class Topology:
     def __post_init__(self) -> None:
         if self.num_nodes < 1 or self.ranks_per_node < 1 or self.gpus_per_node < 0:
             raise ConfigError(f"no such topology: {self.num_nodes} nodes of {self.ranks_per_node} ranks")
-        if self.gpus_per_node not in (0, self.ranks_per_node):
+        if self.gpus_per_node not in (0, self.ranks_per_node) and self.ranks_per_node != 1:
             raise ConfigError(
                 f"{self.ranks_per_node} ranks on {self.gpus_per_node} GPUs a node: "
                 "a GPU run has one rank per GPU"
@@ -83,6 +86,11 @@ def solve_batch(
     raise ConfigError(f"train.global_batch_size is {global_batch_size}, but {asked} {relation}. {choices}")
 
 
+def ranks_per_node(config: RunConfig, gpus_per_node: int) -> int:
+    """One rank per GPU; a CPU run says how many itself; a server is one."""
+    return 1 if config.stage == "serve" else gpus_per_node or config.resources.ranks_per_node
+
+
 def batch_of(config: RunConfig, topology: Topology) -> BatchPlan:
     """The batch of a run, by its stage.
 
@@ -94,7 +102,9 @@ def batch_of(config: RunConfig, topology: Topology) -> BatchPlan:
         ConfigError: it does not come out.
     """
     train, rollout = config.train, config.rollout
-    if config.stage in ("traces", "generate", "evaluate"):
+    if config.stage == "serve":
+        return BatchPlan(1, 1, 1)  # vLLM batches what is asked at the moment
+    if config.stage not in TRAINED_STAGES:
         return BatchPlan(config.generate.items_per_part, config.generate.items_per_part, 1)
     if config.stage != "rl":
         return solve_batch(
@@ -123,12 +133,9 @@ def updates_per_rollout(config: RunConfig) -> int:
 
 
 def legal_topologies(
-    global_batch_size: int, ranks_per_node: int, max_nodes: int, micro_batch_size: int | None = None
+    global_batch_size: int, ranks_per_node: int, max_nodes: int
 ) -> list[tuple[int, int, int]]:
     """Every (nodes, micro batch, accumulation) up to `max_nodes` that gives exactly this global batch.
-
-    Args:
-        micro_batch_size: only spreads with this one; None lists all.
 
     Returns:
         Sorted by nodes, then micro batch. Empty where `ranks_per_node` does not divide the global batch.
@@ -136,11 +143,8 @@ def legal_topologies(
     found = []
     for nodes in range(1, max_nodes + 1):
         per_rank, rest = divmod(global_batch_size, nodes * ranks_per_node)
-        if rest:
-            continue
-        for micro in _divisors(per_rank) if micro_batch_size is None else [micro_batch_size]:
-            if micro and per_rank and per_rank % micro == 0:
-                found.append((nodes, micro, per_rank // micro))
+        if not rest and per_rank:
+            found += [(nodes, micro, per_rank // micro) for micro in _divisors(per_rank)]
     return found
 
 

@@ -126,7 +126,16 @@ FAMILIES: dict[str, Family] = {
     ),
     "gemma2": Family(
         _defaults(
-            256000, 2304, 9216, 26, 8, 8192, num_key_value_heads=4, head_dim=256, tie_word_embeddings=True
+            256000,
+            2304,
+            9216,
+            26,
+            8,
+            8192,
+            num_key_value_heads=4,
+            head_dim=256,
+            tie_word_embeddings=True,
+            final_logit_softcapping=30.0,
         ),
         norm_vectors=4,
         qkv_bias="attention_bias",

@@ -1,4 +1,4 @@
-"""GPU memory of a training step, and the bytes of a checkpoint.
+"""GPU memory of a training step, the bytes of a checkpoint, and the host memory of its copy.
 
 States after ZeRO (Rajbhandari et al., arXiv 1910.02054, section 3.1 and figure 1). Activations by the method
 of Korthikanti et al. (arXiv 2205.05198, section 4): every tensor that a layer keeps for its backward pass.
@@ -8,17 +8,35 @@ autograd saves it is within 6 % (OLMo 2 in bf16: 12 % low; Gemma 2 attends witho
 on top). Not counted: the CUDA context, communication buckets, fragmentation.
 """
 
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 from r1hpc.base.units import GIB
-from r1hpc.config.schema import Precision
+from r1hpc.config.schema import Precision, RunConfig
 from r1hpc.plan.shape import ModelShape
 
-_WEIGHT_BYTES = {Precision.bf16: 2, Precision.fp16: 2, Precision.fp32: 4}
+WEIGHT_BYTES = {Precision.bf16: 2, Precision.fp16: 2, Precision.fp32: 4, Precision.fp8: 2}
 _MOMENT_BYTES = 8
 """Adam's two moments, fp32."""
 _MASTER_BYTES = 4
 """The fp32 copy of the weights."""
+_BUCKET_ELEMENTS = 5e8
+"""DeepSpeed's default reduce_bucket_size."""
+_LIVE_ELEMENTS = 1e9
+"""DeepSpeed's default stage3_max_live_parameters."""
+LOSS_TENSORS = 3
+"""As large as the logits, in fp32, in the backward pass of cross-entropy: log-softmax, the gradient that
+comes in and the one that goes out."""
+_ENTROPY_TENSORS = 2
+"""More, where the loss is told the entropy; like the next two measured (tests/plan/test_logits_peak.py), of
+whole logits in bf16: of a chunk's it is one less."""
+_DIVERGENCE_TENSORS, _MIXTURE_TENSORS = 3, 7
+"""More for the divergence to a teacher, pure or mixed."""
+_LOGITS_BYTES = 256 * 2**20
+"""Of a chunk of fp32 logits, where nobody says otherwise: large enough to keep a GPU busy."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +48,21 @@ class MemoryPlan:
     optimizer_gib: float
     activations_gib: float
     logits_gib: float
+    buffers_gib: float = 0.0
+    """DeepSpeed's: a bucket to reduce gradients in, and under ZeRO 3 the weights gathered at a time."""
+    reference_gib: float = 0.0
+    """Stage rl: the reference of the KL, as rl.reference lays it."""
+    sampler_gib: float = 0.0
+    """While completions are sampled: the cache and, under ZeRO 3, a whole policy; or vLLM's share."""
+    host_gib: float = 0.0
+    """Of a node's memory, not the GPU's: its ranks, and what is copied or offloaded there."""
 
     @property
     def total_gib(self) -> float:
+        """Sampling and training take turns; the states and the reference stay."""
         states = self.parameters_gib + self.gradients_gib + self.optimizer_gib
-        return states + self.activations_gib + self.logits_gib
+        training = self.activations_gib + self.logits_gib
+        return states + self.buffers_gib + self.reference_gib + max(training, self.sampler_gib)
 
 
 def memory_per_gpu(
@@ -46,9 +74,10 @@ def memory_per_gpu(
     micro_batch_size: int,
     seq_len: int,
     activation_checkpointing: bool,
+    logits_chunk_tokens: int | None = None,
 ) -> MemoryPlan:
     """What one GPU holds at the peak of a step with Adam, in GiB."""
-    width = _WEIGHT_BYTES[precision]
+    width = WEIGHT_BYTES[precision]
     tokens = micro_batch_size * seq_len
     parameters, gradients, optimizer = state_bytes(shape.num_parameters, zero_stage, world_size, precision)
     return MemoryPlan(
@@ -56,17 +85,68 @@ def memory_per_gpu(
         gradients_gib=gradients / GIB,
         optimizer_gib=optimizer / GIB,
         activations_gib=tokens * _activation_bytes(shape, width, activation_checkpointing) / GIB,
-        # In the backward pass of the fp32 loss three such tensors are alive: log-softmax, the gradient
-        # that comes in and the one that goes out.
-        logits_gib=tokens * shape.vocab_size * 3 * 4 / GIB,
+        logits_gib=logits_bytes(shape, tokens, logits_chunk_tokens, LOSS_TENSORS) / GIB,
     )
+
+
+def logits_bytes(shape: ModelShape, tokens: int, chunk_tokens: int | None, tensors: int) -> float:
+    """At the peak of a loss over `tokens`, of which those of a chunk are held at once.
+
+    Args:
+        tensors: fp32 tensors of the logits' size that are alive together.
+    """
+    if shape.changes_logits:  # what the loss is told of them comes after the cap, whose result is kept too
+        return 4.0 * tokens * shape.vocab_size * (tensors + 1)
+    return 4.0 * min(tokens, logits_at_once(chunk_tokens, shape.vocab_size)) * shape.vocab_size * tensors
+
+
+def logits_at_once(chunk_tokens: int | None, vocab_size: int) -> int:
+    """Tokens whose logits are held together, of train.logits_chunk_tokens (None: 256 MiB; 0: all)."""
+    if chunk_tokens is None:
+        return max(1, _LOGITS_BYTES // (4 * vocab_size))
+    return chunk_tokens or sys.maxsize
+
+
+def rl_tensors(config: RunConfig) -> int:
+    """What logits_bytes takes as `tensors` in an update of stage rl."""
+    tensors = LOSS_TENSORS + _ENTROPY_TENSORS
+    if config.rl.teacher is None:
+        return tensors
+    return tensors + (_DIVERGENCE_TENSORS if config.rl.jsd_beta in (0, 1) else _MIXTURE_TENSORS)
+
+
+def buffer_bytes(
+    num_parameters: int, zero_stage: int, width: int, options: Mapping[str, Any] = MappingProxyType({})
+) -> float:
+    """What DeepSpeed holds beside the states on one rank. `options` are its zero_optimization.
+
+    Measured with 0.19.8: ZeRO 1 and 2 hold the whole bucket during a backward pass, ZeRO 3 always, however
+    small the model; with overlap_comm two below ZeRO 3. ZeRO 3 keeps what it gathered as long as it may.
+    """
+    if zero_stage == 0:
+        return 0.0
+    bucket = float(options.get("reduce_bucket_size", _BUCKET_ELEMENTS))
+    if zero_stage < 3:
+        return width * bucket * (2 if options.get("overlap_comm") else 1)
+    most = float(options.get("stage3_max_live_parameters", _LIVE_ELEMENTS))
+    return width * (bucket + min(most, num_parameters))
+
+
+def reference_place(config: RunConfig) -> str:
+    """Where the reference, or a teacher, lies: none, whole, divided or host (rl.reference)."""
+    is_own = config.rl.teacher is None
+    if config.stage != "rl" or (is_own and (config.rl.kl_coef == 0 or config.model.lora_rank)):
+        return "none"
+    if config.rl.reference != "auto":
+        return config.rl.reference
+    return "divided" if config.deepspeed.zero_stage == 3 else "whole"
 
 
 def state_bytes(
     num_parameters: int, zero_stage: int, world_size: int, precision: Precision
 ) -> tuple[float, float, float]:
     """Bytes of (parameters, gradients, optimizer states) on one rank. ZeRO paper, figure 1."""
-    width = _WEIGHT_BYTES[precision]
+    width = WEIGHT_BYTES[precision]
     optimizer = _optimizer_bytes(precision, zero_stage)
     return (
         num_parameters * width / (world_size if zero_stage >= 3 else 1),
@@ -75,15 +155,30 @@ def state_bytes(
     )
 
 
-def checkpoint_bytes(shape: ModelShape, precision: Precision, zero_stage: int) -> int:
-    """Bytes DeepSpeed writes, over all ranks: optimizer states, and the weights below ZeRO 3.
+def checkpoint_bytes(num_trained: int, precision: Precision, zero_stage: int, num_frozen: int = 0) -> int:
+    """Bytes DeepSpeed writes, over all ranks: optimizer states, the weights below ZeRO 3, and those that
+    adapters are trained on.
 
     Per parameter 14 for bf16 and fp16, 12 with ZeRO 3 (its weights come back from the fp32 copy); for fp32
     12 without ZeRO or with ZeRO 3, 16 with ZeRO 1 and 2. Measured with DeepSpeed 0.19.8, one rank, 5.3 M
     parameters: 14.01, 12.01, 12.01 and 16.01 (fp16 not measured: DeepSpeed refuses it on a CPU).
     """
-    weights = 0 if zero_stage == 3 else _WEIGHT_BYTES[precision]
-    return shape.num_parameters * (weights + _optimizer_bytes(precision, zero_stage))
+    weights = 0 if zero_stage == 3 else WEIGHT_BYTES[precision]
+    trained = num_trained * (weights + _optimizer_bytes(precision, zero_stage))
+    return trained + num_frozen * WEIGHT_BYTES[precision]
+
+
+def copy_bytes(checkpoint: int, zero_stage: int, world_size: int, ranks_per_node: int) -> tuple[int, int]:
+    """Host memory that an asynchronous save of `checkpoint` bytes takes, (of one rank, of one node).
+
+    Each rank copies what it writes: an equal part, but without ZeRO rank 0 nearly all of it, the optimizer's
+    state, and is counted with all. On a GPU the copies are in pinned memory, which torch hands out in powers
+    of two: that can take up to twice as much.
+    """
+    if zero_stage == 0:
+        return checkpoint, checkpoint
+    rank = -(-checkpoint // world_size)
+    return rank, rank * ranks_per_node
 
 
 def _optimizer_bytes(precision: Precision, zero_stage: int) -> int:

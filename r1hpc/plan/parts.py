@@ -2,10 +2,13 @@
 
 from r1hpc.config.schema import RunConfig
 
+DEFAULT_NUM_HELD_OUT = 256
+"""Where evaluate.num_items is not given; of a test file all are asked."""
+
 
 def num_parts(config: RunConfig) -> int:
     """Parts of at most generate.items_per_part items."""
-    return -(-_num_items(config) // config.generate.items_per_part)
+    return -(-num_items(config) // config.generate.items_per_part)
 
 
 def part_items(config: RunConfig, number: int) -> range:
@@ -13,8 +16,18 @@ def part_items(config: RunConfig, number: int) -> range:
     first = config.generate.first_item if config.stage != "evaluate" else 0
     size = config.generate.items_per_part
     start = first + number * size
-    return range(start, min(start + size, first + _num_items(config)))
+    return range(start, min(start + size, first + num_items(config)))
 
 
-def _num_items(config: RunConfig) -> int:
-    return config.evaluate.num_items if config.stage == "evaluate" else config.generate.num_items
+def num_items(config: RunConfig) -> int:
+    """Items of a stage without optimizer steps, or of an evaluation of stage rl.
+
+    Test files are counted by the submission, which writes how many each has into evaluate.sets.
+    """
+    if config.stage in ("traces", "generate"):
+        return config.generate.num_items
+    evaluate = config.evaluate
+    whole = evaluate.num_items or DEFAULT_NUM_HELD_OUT
+    if evaluate.sets:
+        return sum(int(part.get("num_items") or whole) for part in evaluate.sets.values())
+    return whole

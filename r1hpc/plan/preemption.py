@@ -20,8 +20,24 @@ _MARGIN = 2.0
 _LEAST_LEAD_S = 60
 _MOST_LEAD_S = 65535
 """sbatch(1), --signal: the largest it takes."""
+EARLY_S = 60.0
+"""Slurm may send the warning signal so much earlier (sbatch(1), --signal)."""
+SERVER_LEAVES_S = 15.0
+"""What a server needs from a signal to its end: answers under way get ten seconds."""
 _UNKNOWN_SAVE_S = 135.0
 """Where the model's size is not known yet; makes the usual warning of 300 s."""
+
+
+@dataclass(frozen=True)
+class SaveSpeed:
+    """At how many GiB/s all ranks together write a checkpoint."""
+
+    gib_s: float
+    source: str
+    """Where that is known from, as printed."""
+
+
+ASSUMED_SPEED = SaveSpeed(1.0, "assumed: no run in this run root has saved 256 MiB or more yet")
 
 
 @dataclass(frozen=True)
@@ -57,6 +73,14 @@ class PreemptionRules:
 def expected_save_time_s(checkpoint_bytes: int, bandwidth_gib_s: float) -> float:
     """Seconds a save takes: size over bandwidth plus a fixed part."""
     return _FIXED_SAVE_S + checkpoint_bytes / GIB / bandwidth_gib_s
+
+
+def expected_copy_time_s(rank_bytes: int, *, on_gpu: bool) -> float:
+    """Seconds in which training waits for the copy of `rank_bytes` on each rank to host memory.
+
+    Assumed, not measured: 10 GiB/s from a GPU over PCIe, 1 GiB/s within a host's memory shared by its ranks.
+    """
+    return rank_bytes / GIB / (10.0 if on_gpu else 1.0)
 
 
 def judge_window(
@@ -114,6 +138,18 @@ def choose_signal_lead_s(save_time_s: float, time_limit_s: int | None) -> int:
     return max(1, min(wanted, most))
 
 
+def judge_server(rules: PreemptionRules, signal_lead_s: int) -> list[str]:
+    """What a person should know at submit time about the end of a server, one sentence per line."""
+    if rules.window_s is None:
+        preempted = _unharmed(rules.mode).replace("; nothing to save", "")
+    else:
+        preempted = f"{_until_the_end(rules)}; then it comes back, perhaps on another node, with the same key"
+    return [
+        f"time limit: the server ends {signal_lead_s} s before it, for good",
+        f"preemption ({rules.mode}): {preempted}",
+    ]
+
+
 def optimal_save_interval_s(save_time_s: float, mtbf_s: float) -> float:
     """Seconds of work between saves that lose least: sqrt(2 x save x MTBF), at most the MTBF.
 
@@ -145,11 +181,9 @@ def _verdict(save_time_s: float, window_s: int, loss: str) -> str:
 
 def _requeue_lines(rules: PreemptionRules) -> list[str]:
     if not rules.requeue_allowed:
-        return ["requeue: not allowed (JobRequeue=0 or --no-requeue): submit it again yourself"]
+        return ["requeue: not allowed (JobRequeue=0 or --no-requeue): the job submits its successor instead"]
     if "REQUEUE" not in rules.mode:
-        if rules.grace_s <= 0:
-            return ["requeue: not by Slurm (PreemptMode=CANCEL): submit it again yourself"]
-        return ["requeue: not by Slurm (PreemptMode=CANCEL): the job asks for it within GraceTime"]
+        return ["requeue: not by Slurm (PreemptMode=CANCEL): the job asks for it itself before it is killed"]
     if rules.grace_s <= 0:
         return []
     return [

@@ -5,19 +5,29 @@ write_json(run.plan, plan.to_json());  RunPlan.from_json(read_json(run.plan)) ==
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any, TypedDict
 
 from r1hpc.base.errors import ConfigError, StateError
-from r1hpc.base.units import gpu_hours
-from r1hpc.config.schema import RunConfig
-from r1hpc.plan.batch import BatchPlan, Topology, batch_of
+from r1hpc.base.shapes import mistake
+from r1hpc.base.units import format_bytes, format_duration, gpu_hours
+from r1hpc.config.schema import TRAINED_STAGES, RunConfig
+from r1hpc.plan.batch import BatchPlan, Topology, batch_of, ranks_per_node
 from r1hpc.plan.families import UnknownModelError
-from r1hpc.plan.memory import MemoryPlan, checkpoint_bytes, memory_per_gpu
-from r1hpc.plan.model import load_model_config
+from r1hpc.plan.hardware import UnknownGpuError, find_gpu
+from r1hpc.plan.memory import MemoryPlan, copy_bytes
+from r1hpc.plan.model import check_model_type, load_model_config, load_teacher_config
 from r1hpc.plan.parts import num_parts
-from r1hpc.plan.preemption import expected_save_time_s
+from r1hpc.plan.preemption import ASSUMED_SPEED, SaveSpeed, expected_copy_time_s, expected_save_time_s
+from r1hpc.plan.run_memory import COMMON_CARD_GIB, memory_of_run, saved_bytes
 from r1hpc.plan.shape import ModelShape, canonical, check_heads, flops_per_token, model_shape
+
+
+class PlanBatch(TypedDict):
+    """What of plan.json says which ranks read which samples."""
+
+    topology: Topology
+    batch: BatchPlan
 
 
 @dataclass(frozen=True)
@@ -36,11 +46,23 @@ class RunPlan:
     memory: MemoryPlan | None
     checkpoint_bytes: int | None
     save_time_s: float | None
-    """Expected, from checkpoint.assumed_bandwidth_gib_s."""
+    """Expected, from the start of a save to its commit."""
     time_limit_s: int | None
     gpu_hours_ceiling: float | None
     """GPUs x time limit: the most one attempt can cost. 0 for a CPU run."""
     node_hours_ceiling: float | None
+    save_speed: SaveSpeed | None = None
+    """What save_time_s follows from."""
+    save_wait_s: float | None = None
+    """Of that, in which training waits; all of it where saves are not asynchronous."""
+    copy_rank_bytes: int | None = None
+    """Host memory that the copy of an asynchronous save takes on each rank; 0: saves are synchronous."""
+    copy_node_bytes: int | None = None
+    """The same on a node."""
+    teacher_parameters: int | None = None
+    """Of rl.teacher, where there is one and its family is known."""
+    warning_window_s: int | None = None
+    """From the first signal of a preemption to the end; None: not known, or nobody preempts."""
 
     def to_json(self) -> dict[str, Any]:
         value = asdict(self)
@@ -53,18 +75,18 @@ class RunPlan:
         """What to_json gave. Keys this version does not know are left out.
 
         Raises:
-            StateError: a key is missing or of another shape.
+            StateError: a key is missing or of another shape; says which.
         """
-        try:
-            known = _known(RunPlan, value)
-            known["topology"] = Topology(**_known(Topology, value["topology"]))
-            known["batch"] = BatchPlan(**_known(BatchPlan, value["batch"]))
-            if value["memory"] is not None:
-                known["memory"] = MemoryPlan(**_known(MemoryPlan, value["memory"]))
-        except (KeyError, TypeError) as error:
-            raise StateError(
-                f"plan.json is from another version of r1hpc ({error!r}); submit again"
-            ) from None
+        wrong = mistake(value, RunPlan)
+        if wrong is not None:
+            raise StateError(f"plan.json is of another version of r1hpc, or damaged: {wrong}; submit again")
+        known = _known(RunPlan, value)
+        known["topology"] = Topology(**_known(Topology, value["topology"]))
+        known["batch"] = BatchPlan(**_known(BatchPlan, value["batch"]))
+        if known.get("save_speed") is not None:
+            known["save_speed"] = SaveSpeed(**_known(SaveSpeed, known["save_speed"]))
+        if value["memory"] is not None:
+            known["memory"] = MemoryPlan(**_known(MemoryPlan, value["memory"]))
         return RunPlan(**known)
 
 
@@ -76,6 +98,8 @@ def make_plan(
     time_limit_s: int | None = None,
     num_nodes: int | None = None,
     expected_model: Mapping[str, Any] | None = None,
+    expected_teacher: Mapping[str, Any] | None = None,
+    save_speed: SaveSpeed | None = None,
 ) -> RunPlan:
     """The plan of `config` on `num_nodes` (None: resources.nodes) of `gpus_per_node` (0: a CPU run).
 
@@ -83,31 +107,34 @@ def make_plan(
         vocab_size: the dataset's, for a model whose config leaves it out. None where that is not known
             yet: then nothing that depends on the number of parameters is.
         expected_model: the config.json that an earlier stage will leave in model.path.
+        expected_teacher: the same of rl.teacher.
+        save_speed: as measured; checkpoint.assumed_bandwidth_gib_s goes before it.
 
     Raises:
         ConfigError: what cannot be: a batch that does not divide, a sequence longer than the model's
             positions, heads that do not divide.
     """
-    ranks = gpus_per_node or config.resources.ranks_per_node
+    ranks = ranks_per_node(config, gpus_per_node)
     topology = Topology(num_nodes or config.resources.nodes, ranks, gpus_per_node)
-    train, steps = config.train, num_steps(config)
+    steps = num_steps(config)
     seq_len, _ = _longest_sequence(config)
     batch = batch_of(config, topology)
     shape = _shape(config, vocab_size, expected_model)
     flops = flops_per_token(shape, seq_len) if shape else None
+    teacher = _teacher_parameters(config, expected_teacher)
     memory = None
-    if shape:
-        memory = memory_per_gpu(
-            shape,
-            zero_stage=config.deepspeed.zero_stage,
-            world_size=topology.world_size,
-            precision=train.precision,
-            micro_batch_size=train.micro_batch_size,
-            seq_len=seq_len,
-            activation_checkpointing=config.model.activation_checkpointing,
-        )
-    size = checkpoint_bytes(shape, train.precision, config.deepspeed.zero_stage) if shape else None
-    bandwidth = config.checkpoint.assumed_bandwidth_gib_s
+    if shape and (teacher or config.stage != "rl" or config.rl.teacher is None):
+        memory = memory_of_run(config, shape, topology, seq_len, _card_gib(config), teacher)
+    size = saved_bytes(config, shape) if shape and config.stage != "serve" else None
+    if config.checkpoint.assumed_bandwidth_gib_s is not None:
+        given = config.checkpoint.assumed_bandwidth_gib_s
+        save_speed = SaveSpeed(given, "given: checkpoint.assumed_bandwidth_gib_s")
+    save_speed = save_speed or ASSUMED_SPEED
+    save_s = None if size is None else expected_save_time_s(size, save_speed.gib_s)
+    wait_s, copies = save_s, (0, 0) if size is not None else (None, None)
+    if size is not None and config.checkpoint.asynchronous:
+        copies = copy_bytes(size, config.deepspeed.zero_stage, topology.world_size, ranks)
+        wait_s = expected_copy_time_s(copies[0], on_gpu=bool(gpus_per_node))
     tokens = batch.global_batch_size * seq_len
     return RunPlan(
         topology=topology,
@@ -120,11 +147,38 @@ def make_plan(
         flops_per_token=flops,
         memory=memory,
         checkpoint_bytes=size,
-        save_time_s=None if size is None else expected_save_time_s(size, bandwidth),
+        save_time_s=save_s,
         time_limit_s=time_limit_s,
         gpu_hours_ceiling=None if time_limit_s is None else gpu_hours(topology.num_gpus, time_limit_s),
         node_hours_ceiling=None if time_limit_s is None else topology.num_nodes * time_limit_s / 3600,
+        save_speed=save_speed,
+        save_wait_s=wait_s,
+        copy_rank_bytes=copies[0],
+        copy_node_bytes=copies[1],
+        teacher_parameters=teacher,
     )
+
+
+def describe_save(plan: RunPlan) -> list[str]:
+    """How long a save takes, and why, in sentences; none where the size of the model is not known."""
+    if plan.save_time_s is None or plan.checkpoint_bytes is None or plan.save_speed is None:
+        return []
+    speed = f"{plan.save_speed.gib_s:.2g} GiB/s ({plan.save_speed.source})"
+    lines = [f"save: {format_bytes(plan.checkpoint_bytes)} at {speed}"]
+    if plan.copy_node_bytes and plan.copy_rank_bytes and plan.save_wait_s is not None:
+        lines.append(
+            f"training waits {format_duration(plan.save_wait_s)} of a save, for a copy in host memory: "
+            f"{format_bytes(plan.copy_node_bytes)} on a node, {format_bytes(plan.copy_rank_bytes)} a rank"
+        )
+    return lines
+
+
+def _card_gib(config: RunConfig) -> float:
+    """Memory of a GPU of the cluster; of the commonest where its type is not known."""
+    try:
+        return find_gpu(config.cluster.gpu_type).memory_gib if config.cluster.gpu_type else COMMON_CARD_GIB
+    except UnknownGpuError:
+        return COMMON_CARD_GIB
 
 
 def _longest_sequence(config: RunConfig) -> tuple[int, str]:
@@ -132,19 +186,37 @@ def _longest_sequence(config: RunConfig) -> tuple[int, str]:
     if config.stage in ("rl", "generate", "evaluate"):
         length = config.rollout.max_prompt_length + config.rollout.max_completion_length
         return length, "rollout.max_prompt_length + rollout.max_completion_length"
+    if config.stage == "serve":
+        return config.serve.max_model_len or 1, "serve.max_model_len"
     return config.data.seq_len, "data.seq_len"
 
 
 def num_steps(config: RunConfig) -> int:
-    """Optimizer steps, or parts where there are none."""
-    if config.stage in ("traces", "generate", "evaluate"):
+    """Optimizer steps, or parts where there are none; a server has no last one."""
+    if config.stage == "serve":
+        return 0
+    if config.stage not in TRAINED_STAGES:
         return num_parts(config)
     return config.train.num_steps
 
 
 def _known(schema: type, value: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a dataclass out of a JSON object; KeyError where one is missing."""
-    return {field.name: value[field.name] for field in fields(schema)}
+    """The fields of a dataclass out of a JSON object that has those without a default."""
+    return {f.name: value[f.name] for f in fields(schema) if f.default is MISSING or f.name in value}
+
+
+def _teacher_parameters(config: RunConfig, expected: Mapping[str, Any] | None) -> int | None:
+    """Of rl.teacher; None: there is none, or its family is not known."""
+    model = load_teacher_config(config, expected)
+    if model is None:
+        return None
+    values = canonical(model)
+    _check_positions(config, values.get("max_position_embeddings"), "rl.teacher")
+    try:
+        return model_shape(model).num_parameters
+    except UnknownModelError:
+        check_model_type(model["model_type"])
+        return None
 
 
 def _shape(
@@ -159,12 +231,14 @@ def _shape(
     try:
         shape = model_shape(model)
     except UnknownModelError:
+        check_model_type(model["model_type"])
         shape = None
     positions = shape.max_position_embeddings if shape else values.get("max_position_embeddings")
+    _check_positions(config, positions, "the model", ", or raise model.config.max_position_embeddings")
+    return shape if model.get("vocab_size") is not None else None
+
+
+def _check_positions(config: RunConfig, positions: Any, whose: str, hint: str = "") -> None:
     seq_len, settings = _longest_sequence(config)
     if isinstance(positions, int) and seq_len > positions:
-        raise ConfigError(
-            f"{settings} is {seq_len}, but the model has {positions} positions: lower it, "
-            "or raise model.config.max_position_embeddings"
-        )
-    return shape if model.get("vocab_size") is not None else None
+        raise ConfigError(f"{settings} is {seq_len}, but {whose} has {positions} positions: lower it{hint}")

@@ -31,6 +31,8 @@ class ModelShape:
     model_type: str
     num_parameters: int
     """All of them; a tied head is counted once."""
+    num_body_parameters: int
+    """Those without an output head of its own."""
     num_active_parameters: int
     """Those one token meets: for a mixture of experts the router's choice only, else all."""
     num_matmul_parameters: int
@@ -46,6 +48,8 @@ class ModelShape:
     """Values a layer keeps per token for its backward pass in the model's precision, averaged over layers."""
     saved_fp32_values: int
     """Values it keeps in fp32 whatever the precision: transformers' RMSNorms upcast their input."""
+    changes_logits: bool
+    """Something is done to the logits after the output head, so a loss has to take them whole."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def model_shape(config: Mapping[str, Any]) -> ModelShape:
         UnknownModelError: a model_type whose parameters are not known here; names those that are.
         ConfigError: a shape no model can have.
     """
-    family, values = _resolve(config)
+    family, values = resolve(config)
     heads, head_dim = values["num_attention_heads"], values["head_dim"]
     hidden, vocab, layers = values["hidden_size"], values["vocab_size"], values["num_hidden_layers"]
     body = _attention(family, values) * layers
@@ -83,6 +87,7 @@ def model_shape(config: Mapping[str, Any]) -> ModelShape:
     return ModelShape(
         model_type=values["model_type"],
         num_parameters=body.total + table + head.total,
+        num_body_parameters=body.total + table,
         num_active_parameters=body.active + table + head.total,
         num_matmul_parameters=body.matmul + head.matmul,
         num_layers=layers,
@@ -94,6 +99,7 @@ def model_shape(config: Mapping[str, Any]) -> ModelShape:
         max_position_embeddings=values["max_position_embeddings"],
         saved_values=sum(_saved_values(family, values, index) for index in range(layers)) // layers,
         saved_fp32_values=_saved_fp32_values(family, values),
+        changes_logits=bool(values.get("final_logit_softcapping")),
     )
 
 
@@ -109,14 +115,12 @@ def flops_per_token(shape: ModelShape, seq_len: int, causal: bool = False) -> fl
     return float(6 * shape.num_matmul_parameters + (attention / 2 if causal else attention))
 
 
-def hardware_flops_per_token(
-    shape: ModelShape, seq_len: int, activation_checkpointing: bool, causal: bool = False
-) -> float:
+def hardware_flops_per_token(shape: ModelShape, seq_len: int, activation_checkpointing: bool) -> float:
     """As flops_per_token, with the layers' second forward pass of full recomputation: what HFU divides.
 
     Backward is twice a forward, so a second forward adds a third. The output head is not recomputed.
     """
-    model = flops_per_token(shape, seq_len, causal)
+    model = flops_per_token(shape, seq_len)
     if not activation_checkpointing:
         return model
     return model + (model - 6 * shape.vocab_size * shape.hidden_size) / 3
@@ -149,8 +153,13 @@ def canonical(config: Mapping[str, Any]) -> dict[str, Any]:
     return {aliases.get(key, key): value for key, value in config.items()}
 
 
-def _resolve(config: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
-    """The family and every value it needs: its defaults, then the config, then what follows from them."""
+def resolve(config: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
+    """The family and every value it needs: its defaults, then the config, then what follows from them.
+
+    Raises:
+        UnknownModelError: a model_type whose parameters are not known here; names those that are.
+        ConfigError: a shape no model can have.
+    """
     model_type = config.get("model_type")
     family = FAMILIES.get(str(model_type))
     if family is None:
@@ -194,14 +203,14 @@ def _vector(size: int) -> _Count:
 
 
 def _attention(family: Family, values: Mapping[str, Any]) -> _Count:
-    queries, keys = _widths(values)
+    queries, keys = widths(values)
     hidden = values["hidden_size"]
     qkv_bias, out_bias = family.attention_biases(values)
     count = _linear(hidden, queries + 2 * keys, qkv_bias) + _linear(queries, hidden, out_bias)
     return count + _vector(family.qk_norm_size(queries, keys, values["head_dim"]))
 
 
-def _widths(values: Mapping[str, Any]) -> tuple[int, int]:
+def widths(values: Mapping[str, Any]) -> tuple[int, int]:
     """Width of the queries and of the keys (and of the values)."""
     head_dim = values["head_dim"]
     return values["num_attention_heads"] * head_dim, values["num_key_value_heads"] * head_dim
@@ -227,7 +236,7 @@ def _block(hidden: int, width: int, gated: bool, bias: bool) -> _Count:
 
 def _saved_values(family: Family, values: Mapping[str, Any], index: int) -> int:
     """Q, K, V and the output of fused attention; the inputs of QKV and MLP; the norms; the MLP's inside."""
-    queries, keys = _widths(values)
+    queries, keys = widths(values)
     hidden = values["hidden_size"]
     saved = 2 * hidden + 2 * queries + 2 * keys + family.num_norms * hidden
     saved += (queries + keys) * (bool(family.qk_norm) + family.fused_rotary_qkv)
@@ -241,7 +250,7 @@ def _saved_values(family: Family, values: Mapping[str, Any], index: int) -> int:
 
 def _saved_fp32_values(family: Family, values: Mapping[str, Any]) -> int:
     """The upcast inputs of RMSNorms, and one statistic for each norm and head."""
-    queries, keys = _widths(values)
+    queries, keys = widths(values)
     upcast = 0 if family.norm_width == 2 else family.num_norms * values["hidden_size"]
     if family.qk_norm:
         upcast += queries + keys

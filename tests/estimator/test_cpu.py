@@ -32,8 +32,8 @@ def plan_of(num_steps: int, nodes: int) -> RunPlan:
 def p50(num_steps: int, nodes: int) -> float:
     found = cpu_node_hours(plan_of(num_steps, nodes))
     assert found is not None
-    assert found["p10"] < found["p50"] < found["p90"]
-    return found["p50"]
+    assert found.p10 < found.p50 < found.p90
+    return found.p50
 
 
 def test_start_up_is_paid_on_every_node_and_work_once() -> None:
@@ -68,8 +68,8 @@ def test_measured_runs_lie_well_inside(name: str) -> None:
     )
     found = cpu_node_hours(planned)
     assert found is not None
-    assert 0.5 < seconds / 3600 / found["p50"] < 1.5
-    assert found["p10"] < seconds / 3600 < found["p90"]
+    assert 0.5 < seconds / 3600 / found.p50 < 1.5
+    assert found.p10 < seconds / 3600 < found.p90
 
 
 def test_an_unknown_model_has_no_estimate() -> None:

@@ -79,7 +79,11 @@ def test_a_faster_card_costs_less() -> None:
 
 
 @pytest.mark.parametrize(
-    "model", ["{model_type: gpt2}", "{model_type: llama, num_attention_heads: 7, num_key_value_heads: 7}"]
+    "model",
+    [
+        "{model_type: gpt2}",
+        "{model_type: llama, hidden_size: 448, num_attention_heads: 7, num_key_value_heads: 7}",
+    ],
 )
 def test_the_dataset_s_vocabulary_is_found_again(model: str) -> None:
     config, plan = _run(f"model.config={model}", "data.seq_len=512")

@@ -68,7 +68,10 @@ def test_no_zero_takes_most(precision: Precision) -> None:
 def test_activations_grow_with_tokens_and_shrink_with_checkpointing() -> None:
     plan = _plan()
     assert _plan(micro_batch_size=4).activations_gib == 2 * plan.activations_gib
-    assert _plan(seq_len=4096).logits_gib == 2 * plan.logits_gib
+    whole = _plan(logits_chunk_tokens=0)
+    assert _plan(seq_len=4096, logits_chunk_tokens=0).logits_gib == 2 * whole.logits_gib
+    assert _plan(seq_len=4096).logits_gib == plan.logits_gib < whole.logits_gib
+    assert _plan(logits_chunk_tokens=64).logits_gib == whole.logits_gib / 64
     assert _plan(activation_checkpointing=True).activations_gib < plan.activations_gib / 8
     assert plan.total_gib == pytest.approx(
         plan.parameters_gib + plan.gradients_gib + plan.optimizer_gib + plan.activations_gib + plan.logits_gib
@@ -143,4 +146,7 @@ def test_checkpoint_bytes_as_deepspeed_wrote_them(
     precision: Precision, zero_stage: int, bytes_per_parameter: int
 ) -> None:
     """The numbers were measured once on files of DeepSpeed 0.19.8 (see checkpoint_bytes)."""
-    assert checkpoint_bytes(_LLAMA, precision, zero_stage) == bytes_per_parameter * _LLAMA.num_parameters
+    assert (
+        checkpoint_bytes(_LLAMA.num_parameters, precision, zero_stage)
+        == bytes_per_parameter * _LLAMA.num_parameters
+    )

@@ -92,10 +92,10 @@ def test_what_a_mode_without_a_window_means_for_the_run(mode: str, said: str) ->
 
 
 def test_who_requeues() -> None:
-    assert "submit it again yourself" in _judge(1, requeue_allowed=False)
+    assert "the job submits its successor" in _judge(1, requeue_allowed=False)
     assert "held after 5 times (MaxBatchRequeue); this one asks for its requeue itself" in _judge(1)
-    assert "the job asks for it within GraceTime" in _judge(1, mode="CANCEL")
-    assert "submit it again yourself" in _judge(1, mode="CANCEL", grace_s=0)
+    assert "the job asks for it itself" in _judge(1, mode="CANCEL")
+    assert "asks for it itself" in _judge(1, mode="CANCEL", grace_s=0)
     assert "requeue:" not in _judge(1, grace_s=0)
 
 

@@ -173,7 +173,7 @@ class TestLoadModelConfig:
 
     def test_a_vocabulary_smaller_than_the_dataset(self) -> None:
         config = RunConfig(model=ModelConfig(config={"model_type": "llama", "vocab_size": 50}))
-        with pytest.raises(ConfigError, match=r"vocab_size is 50, but the dataset's .* 77"):
+        with pytest.raises(ConfigError, match=r"vocab_size is 50, but the tokenizer has 77"):
             load_model_config(config, 77)
 
     def test_no_model(self) -> None:

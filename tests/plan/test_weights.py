@@ -7,7 +7,7 @@ import pytest
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.config.schema import ModelConfig
-from r1hpc.plan.weights import check_weights
+from r1hpc.plan.weights import check_weights, weight_files
 
 _INDEX = "model.safetensors.index.json"
 
@@ -22,7 +22,7 @@ def folder_with(folder: Path, *names: str) -> ModelConfig:
     ("names", "advice"),
     [
         ((), "copy them there, or set model.from_scratch=true"),
-        (("pytorch_model.bin", "tokenizer.json"), "it holds pytorch_model.bin; transformers'"),
+        (("consolidated.00.pth", "tokenizer.json"), "it holds consolidated.00.pth; transformers'"),
         (("adapter_model.safetensors",), "it holds adapter_model.safetensors"),
         (("model-00001-of-00002.safetensors",), "it holds model-00001-of-00002.safetensors"),
         ((_INDEX,), "restore it"),
@@ -47,5 +47,10 @@ def test_every_file_of_an_index_must_be_there(tmp_path: Path) -> None:
 
 
 def test_one_file_is_enough_and_a_model_by_its_config_needs_none(tmp_path: Path) -> None:
-    check_weights(folder_with(tmp_path, "model.safetensors"))
+    check_weights(folder_with(tmp_path, "pytorch_model.bin"))
+    assert [path.name for path in weight_files(tmp_path)] == ["pytorch_model.bin"]
+    check_weights(
+        folder_with(tmp_path, "model.safetensors")
+    )  # as transformers, which takes it before the other
+    assert [path.name for path in weight_files(tmp_path)] == ["model.safetensors"]
     check_weights(ModelConfig(config={"model_type": "llama"}))

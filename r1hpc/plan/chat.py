@@ -1,0 +1,145 @@
+"""Messages into text by a chat template, as transformers renders them: Jinja in a sandbox.
+
+template = load_template(Path("models/base"))
+template.render([{"role": "user", "content": "2 + 2?"}], for_answer=True)
+
+What a message says cannot become a special token: a message that spells one is refused.
+"""
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.files import parse_json
+
+_FILE = "chat_template.jinja"
+_CONFIG = "tokenizer_config.json"
+_TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A compiled template and the tokens it may use by name.
+
+    `strftime_now` is not defined: a prompt with today's date would be another one after a resume.
+    """
+
+    source: str
+    template: Any
+    variables: Mapping[str, str]
+    special: tuple[str, ...]
+
+    def render(self, messages: Sequence[Mapping[str, Any]], *, for_answer: bool = False) -> str:
+        """The conversation as one text; `for_answer`: up to where the assistant begins to speak.
+
+        Raises:
+            ValueError: a message that is none, spells a special token, or that the template refuses.
+        """
+        for message in messages:
+            self._check(message)
+        try:
+            return str(
+                self.template.render(messages=messages, add_generation_prompt=for_answer, **self.variables)
+            )
+        except Exception as error:  # whatever a template raises, it is this record's fault
+            raise ValueError(f"the chat template refuses the messages ({error})") from None
+
+    def end_of_turn(self) -> str | None:
+        """The special token that the template puts after what the assistant said; None: it puts none."""
+        said = "answer"
+        try:
+            text = self.render([{"role": "user", "content": "?"}, {"role": "assistant", "content": said}])
+        except ValueError:
+            return None
+        after = text[text.rfind(said) + len(said) :].lstrip()
+        ends = [token for token in self.special if after.startswith(token)]
+        return max(ends, key=len, default=None)
+
+    def _check(self, message: Mapping[str, Any]) -> None:
+        if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
+            raise ValueError("a message without role and content")
+        text = json.dumps(message["content"], ensure_ascii=False)
+        for token in self.special:
+            if token in text:
+                raise ValueError(f"a message spells the special token {token!r}")
+
+
+@functools.lru_cache(maxsize=8)
+def load_template(path: Path, tokenizer: Path | None = None) -> ChatTemplate:
+    """The template of a Jinja file, or of a tokenizer's folder (or its tokenizer.json).
+
+    Args:
+        tokenizer: the folder of the tokenizer whose tokens a Jinja file uses; None: the file's own.
+
+    Raises:
+        UsageError: there is none, or it does not compile.
+    """
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    is_file = path.is_file() and path.name != _TOKENIZER
+    folder = tokenizer or (path if path.is_dir() else path.parent)
+    config = _read_json(folder / _CONFIG)
+    text = path.read_text(encoding="utf-8") if is_file else _find(folder, config)
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals["raise_exception"] = _refuse
+    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+    try:
+        compiled = environment.from_string(text)
+    except TemplateError as error:
+        raise UsageError(f"chat template of {path} does not compile: {error}") from None
+    return ChatTemplate(text, compiled, _variables(config), _special(_read_json(folder / _TOKENIZER)))
+
+
+def has_template(folder: Path) -> bool:
+    """Whether the folder of a tokenizer holds a chat template."""
+    return _text_of(folder, _read_json(folder / _CONFIG)) is not None
+
+
+def _find(folder: Path, config: Mapping[str, Any]) -> str:
+    text = _text_of(folder, config)
+    if text is None:
+        raise UsageError(f"{folder} has no chat template ({_FILE}, or chat_template in {_CONFIG})")
+    return text
+
+
+def _text_of(folder: Path, config: Mapping[str, Any]) -> str | None:
+    if (folder / _FILE).is_file():
+        return (folder / _FILE).read_text(encoding="utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several by name
+        named = {item.get("name"): item.get("template") for item in template}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _variables(config: Mapping[str, Any]) -> dict[str, str]:
+    """bos_token, eos_token and the like, as strings."""
+    found = {name: value for name, value in config.items() if name.endswith("_token")}
+    texts = {name: v.get("content") if isinstance(v, Mapping) else v for name, v in found.items()}
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+def _special(tokenizer: Mapping[str, Any]) -> tuple[str, ...]:
+    added = tokenizer.get("added_tokens", [])
+    return tuple(token["content"] for token in added if token.get("special"))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise UsageError(f"{path} is not JSON: {error}") from None
+    return value if isinstance(value, dict) else {}
+
+
+def _refuse(message: str) -> None:
+    raise ValueError(message)

@@ -1,0 +1,64 @@
+"""Whether train.precision suits the stage, the other settings and the card, before anything is queued."""
+
+from r1hpc.base.errors import UsageError
+from r1hpc.config.schema import TRAINED_STAGES, Precision, RunConfig
+from r1hpc.plan.hardware import UnknownGpuError, find_gpu
+
+_FP8_STAGES = ("pretrain", "sft")
+
+
+def check_precision(config: RunConfig) -> None:
+    """Refuse a precision that the run cannot have; of resources, gpus_per_node is decided.
+
+    Raises:
+        UsageError: what does not go together, and what to take instead.
+    """
+    precision, on_gpus = config.train.precision, bool(config.resources.gpus_per_node)
+    if config.stage in TRAINED_STAGES and not on_gpus and precision is Precision.fp16:
+        raise UsageError(
+            "train.precision=fp16 trains on GPUs only, and resources.gpus_per_node is 0: take "
+            "train.precision=bf16 or fp32"
+        )
+    if precision is Precision.fp8:
+        _check_settings(config)
+        if not config.train.fp8_emulate:
+            _check_card(config)
+
+
+def _check_settings(config: RunConfig) -> None:
+    if config.stage not in _FP8_STAGES:
+        raise UsageError(
+            f"train.precision=fp8 is for the stages {' and '.join(_FP8_STAGES)}: a model samples in bf16, "
+            f"and {config.stage} would compare one with the other; take train.precision=bf16"
+        )
+    if config.model.lora_rank:
+        raise UsageError(
+            "train.precision=fp8 trains whole weights, and model.lora_rank asks for adapters: take "
+            "train.precision=bf16 with them, or model.lora_rank=0"
+        )
+    if config.deepspeed.zero_stage == 3 and not config.model.activation_checkpointing:
+        # Seen in torchao 0.18: each Float8Linear saves the gathered weight for its backward pass.
+        raise UsageError(
+            "train.precision=fp8 under deepspeed.zero_stage=3 would keep every layer's whole weights on each "
+            "GPU until the backward pass: add model.activation_checkpointing=true, or take zero_stage=2"
+        )
+
+
+def _check_card(config: RunConfig) -> None:
+    instead = (
+        "take train.precision=bf16, or train.fp8_emulate=true to see what FP8's rounding does to the loss "
+        "(slower than bf16)"
+    )
+    if not config.resources.gpus_per_node:
+        raise UsageError(f"train.precision=fp8 computes on GPUs, and resources.gpus_per_node is 0: {instead}")
+    if config.cluster.gpu_type is None:
+        raise UsageError(
+            "train.precision=fp8: not every card has it (it begins with Ada and Hopper, an A100 has none); "
+            "say which there are, for example cluster.gpu_type=h100"
+        )
+    try:
+        card = find_gpu(config.cluster.gpu_type)
+    except UnknownGpuError:
+        return  # the node looks
+    if not card.has_fp8:
+        raise UsageError(f"{card.name} has no FP8 arithmetic (that begins with Ada and Hopper): {instead}")

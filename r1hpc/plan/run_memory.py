@@ -1,0 +1,279 @@
+"""What a run holds at its fullest moment, on each GPU and in the memory of each node, part by part.
+
+    plan = memory_of_run(config, shape, topology)
+    plan.total_gib, plan.host_gib
+    misfits(plan, gpu_gib=80, host_gib=1000)       # sentences; none where it fits
+
+A step of stage rl has two moments: sampling, with the cache and what is sampled with, and the update, with
+activations and logits. Training states and the reference are there in both. Adapters (LoRA) are trained on
+weights that have neither gradients nor moments.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from r1hpc.base.units import GIB
+from r1hpc.config.schema import RunConfig
+from r1hpc.plan.batch import Topology
+from r1hpc.plan.memory import (
+    WEIGHT_BYTES,
+    MemoryPlan,
+    buffer_bytes,
+    checkpoint_bytes,
+    copy_bytes,
+    logits_bytes,
+    memory_per_gpu,
+    reference_place,
+    rl_tensors,
+    state_bytes,
+)
+from r1hpc.plan.shape import ModelShape
+
+USABLE = 0.95
+"""Part of a card that PyTorch's allocator can really use; assumed."""
+CONTEXT_GIB = 1.0
+"""CUDA context, NCCL and cuBLAS workspaces; assumed."""
+_PROCESS_GIB = 3.0
+"""A rank's own in the host's memory: Python, torch, CUDA. Assumed for a GPU; 0.6 was measured on a CPU."""
+_VLLM_SHARE = 0.3
+"""Of the card: the gpu_memory_utilization that r1hpc gives vLLM."""
+
+
+COMMON_CARD_GIB = 80.0
+"""Of an A100 or H100, where the type of the GPUs is not known."""
+
+
+def memory_of_run(
+    config: RunConfig,
+    shape: ModelShape,
+    topology: Topology,
+    seq_len: int,
+    card_gib: float = COMMON_CARD_GIB,
+    teacher_parameters: int | None = None,
+) -> MemoryPlan:
+    """At the peak, in GiB.
+
+    Args:
+        seq_len: of the longest sequence.
+        card_gib: memory of a GPU, of which vLLM takes a share.
+        teacher_parameters: of rl.teacher, where there is one.
+    """
+    train, width = config.train, WEIGHT_BYTES[config.train.precision]
+    stage, world = config.deepspeed.zero_stage, topology.world_size
+    if config.stage in ("generate", "evaluate"):
+        return _only_sampling(config, shape, topology, card_gib)
+    if config.stage == "serve":
+        return _served(config, shape, topology)
+    base = memory_per_gpu(
+        shape,
+        zero_stage=stage,
+        world_size=world,
+        precision=train.precision,
+        micro_batch_size=train.micro_batch_size,
+        seq_len=seq_len,
+        activation_checkpointing=config.model.activation_checkpointing,
+        logits_chunk_tokens=train.logits_chunk_tokens,
+    )
+    trained, frozen = num_trained(config, shape), num_frozen(config, shape)
+    parameters, gradients, optimizer = state_bytes(trained, stage, world, train.precision)
+    zero = _zero_options(config)
+    offloaded = _is_on_host(zero, "offload_optimizer")
+    plan = replace(
+        base,
+        parameters_gib=(parameters + frozen * width / (world if stage == 3 else 1)) / GIB,
+        gradients_gib=gradients / GIB,
+        optimizer_gib=0.0 if offloaded else optimizer / GIB,
+        buffers_gib=buffer_bytes(trained + frozen, stage, width, zero) / GIB,
+        activations_gib=base.activations_gib * (2 if _has_critic(config) else 1),
+    )
+    if config.stage == "rl":
+        reference, _ = _reference(config, shape, world, teacher_parameters)
+        plan = replace(
+            plan,
+            logits_gib=_rl_logits_bytes(config, shape) / GIB,
+            reference_gib=reference / GIB,
+            sampler_gib=_sampler_gib(config, shape, topology, card_gib),
+        )
+    _, reference = _reference(config, shape, world, teacher_parameters)
+    host = _host_gib(config, shape, topology, reference + (optimizer if offloaded else 0.0))
+    if not topology.num_gpus:
+        host += topology.ranks_per_node * plan.total_gib
+    return replace(plan, host_gib=host)
+
+
+def misfits(plan: MemoryPlan, *, gpu_gib: float | None, host_gib: float | None) -> Iterator[str]:
+    """What does not fit, and what takes the room, in sentences. None: that memory is not known."""
+    if gpu_gib is not None and plan.total_gib > usable_gib(gpu_gib):
+        yield (
+            f"does not fit: each GPU would hold {plan.total_gib:.0f} GiB ({described(plan)}), and a card of "
+            f"{gpu_gib:.0f} GiB has {usable_gib(gpu_gib):.0f}"
+        )
+    if host_gib is not None and plan.host_gib > host_gib:
+        yield (
+            f"does not fit: a node would hold {plan.host_gib:.0f} GiB in its own memory, and the job asks "
+            f"for {host_gib:.0f}: raise resources.mem"
+        )
+
+
+def usable_gib(card_gib: float) -> float:
+    """What of a card's memory a run can have."""
+    return card_gib * USABLE - CONTEXT_GIB
+
+
+def described(plan: MemoryPlan) -> str:
+    """The parts that there are, largest first."""
+    parts = {
+        "weights, gradients and moments": plan.parameters_gib + plan.gradients_gib + plan.optimizer_gib,
+        "reference": plan.reference_gib,
+        "sampler": plan.sampler_gib,
+        "activations and logits": plan.activations_gib + plan.logits_gib,
+        "DeepSpeed's buffers": plan.buffers_gib,
+    }
+    return ", ".join(
+        f"{name} {gib:.1f}" for name, gib in sorted(parts.items(), key=lambda part: -part[1]) if gib >= 0.05
+    )
+
+
+def _only_sampling(config: RunConfig, shape: ModelShape, topology: Topology, card_gib: float) -> MemoryPlan:
+    """A whole model on each rank, and what it samples with."""
+    weights = shape.num_parameters * WEIGHT_BYTES[config.train.precision] / GIB
+    plan = MemoryPlan(weights, gradients_gib=0.0, optimizer_gib=0.0, activations_gib=0.0, logits_gib=0.0)
+    num = config.generate.num_samples if config.stage == "generate" else config.evaluate.num_samples
+    sampler = _vllm_gib(config, shape, card_gib)
+    if sampler is None:
+        share = -(-config.generate.items_per_part // topology.world_size)
+        sampler = _cache_gib(config, shape, min(config.rollout.prompts_per_batch or share, share) * num)
+    host = topology.ranks_per_node * _PROCESS_GIB
+    return replace(plan, sampler_gib=sampler, host_gib=host)
+
+
+def _served(config: RunConfig, shape: ModelShape, topology: Topology) -> MemoryPlan:
+    """The weights, divided over the GPUs; vLLM's cache takes what they leave."""
+    width = 4 if config.serve.dtype == "float32" else 2
+    weights = shape.num_parameters * width / GIB
+    plan = MemoryPlan(
+        weights / max(1, topology.num_gpus),
+        gradients_gib=0.0,
+        optimizer_gib=0.0,
+        activations_gib=0.0,
+        logits_gib=0.0,
+    )
+    host = topology.num_gpus * _PROCESS_GIB if topology.num_gpus else _PROCESS_GIB + weights
+    return replace(plan, host_gib=host)
+
+
+def num_trained(config: RunConfig, shape: ModelShape) -> int:
+    """All parameters, and under PPO the critic's body and its value head; with LoRA the adapters of all
+    linear layers."""
+    if config.model.lora_rank:
+        return config.model.lora_rank * _adapter_widths(shape)
+    if _has_critic(config):
+        return shape.num_parameters + shape.num_body_parameters + shape.hidden_size + 1
+    return shape.num_parameters
+
+
+def _has_critic(config: RunConfig) -> bool:
+    return config.stage == "rl" and config.rl.algorithm == "ppo"
+
+
+def num_frozen(config: RunConfig, shape: ModelShape) -> int:
+    """Parameters that adapters are trained on."""
+    return shape.num_parameters if config.model.lora_rank else 0
+
+
+def saved_bytes(config: RunConfig, shape: ModelShape) -> int:
+    """Of a checkpoint, over all ranks."""
+    return checkpoint_bytes(
+        num_trained(config, shape),
+        config.train.precision,
+        config.deepspeed.zero_stage,
+        num_frozen(config, shape),
+    )
+
+
+def _rl_logits_bytes(config: RunConfig, shape: ModelShape) -> float:
+    """Of an update: completions are scored, and a teacher's logits of them lie there whole."""
+    tokens = config.train.micro_batch_size * config.rollout.max_completion_length
+    told = (
+        0 if config.rl.teacher is None else tokens * shape.vocab_size * WEIGHT_BYTES[config.train.precision]
+    )
+    return told + logits_bytes(shape, tokens, config.train.logits_chunk_tokens, rl_tensors(config))
+
+
+def _adapter_widths(shape: ModelShape) -> int:
+    """Inputs and outputs of the linear layers together, of a gated MLP as wide as the parameters say."""
+    heads, shared = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
+    hidden = shape.hidden_size
+    attention = 2 * hidden * (heads + shared)
+    rest = (shape.num_matmul_parameters - shape.vocab_size * hidden) // shape.num_layers - attention
+    mlp = 3 * (hidden + max(0, rest) // (3 * hidden))
+    return shape.num_layers * (2 * (hidden + heads) + 2 * (hidden + shared) + mlp)
+
+
+def _reference(
+    config: RunConfig, shape: ModelShape, world_size: int, teacher_parameters: int | None
+) -> tuple[float, float]:
+    """Bytes of the reference, or the teacher, on a rank's device and in its host memory."""
+    whole = (teacher_parameters or shape.num_parameters) * WEIGHT_BYTES[config.train.precision]
+    where = reference_place(config)
+    if where == "whole":
+        return whole, 0.0
+    # Gathered layers of the reference and of the policy are not there at the same time.
+    part = whole / world_size
+    return (
+        (part if where == "divided" else 0.0, part if where == "host" else 0.0)
+        if where != "none"
+        else (0.0, 0.0)
+    )
+
+
+def _sampler_gib(config: RunConfig, shape: ModelShape, topology: Topology, card_gib: float) -> float:
+    vllm = _vllm_gib(config, shape, card_gib)
+    if vllm is not None:
+        return vllm
+    rollout = config.rollout
+    share = -(-rollout.num_prompts // topology.world_size)
+    rows = min(rollout.prompts_per_batch or share, share) * rollout.num_generations
+    width = WEIGHT_BYTES[config.train.precision]
+    replica = shape.num_parameters * width / GIB if config.deepspeed.zero_stage == 3 else 0.0
+    return replica + _cache_gib(config, shape, rows)
+
+
+def _vllm_gib(config: RunConfig, shape: ModelShape, card_gib: float) -> float | None:
+    """Its share of the card, or more: the weights must lie in it, whole. None: another samples."""
+    if config.rollout.engine != "vllm":
+        return None
+    share = card_gib * float(config.rollout.vllm_options.get("gpu_memory_utilization", _VLLM_SHARE))
+    return max(share, shape.num_parameters * WEIGHT_BYTES[config.train.precision] / GIB)
+
+
+def _cache_gib(config: RunConfig, shape: ModelShape, rows: int) -> float:
+    """Keys and values of `rows` sequences of full length, and one layer's twice, while it grows; logits."""
+    width = WEIGHT_BYTES[config.train.precision]
+    length = config.rollout.max_prompt_length + config.rollout.max_completion_length
+    layer = 2 * shape.num_key_value_heads * shape.head_dim * width * length
+    # fp32 logits of the next token, their probabilities and the running sums that a token is chosen by.
+    return rows * (layer * (shape.num_layers + 1) + 3 * 4 * shape.vocab_size) / GIB
+
+
+def _host_gib(config: RunConfig, shape: ModelShape, topology: Topology, offloaded: float) -> float:
+    """On a node: its ranks, a whole tensor each while a model is built, a save's copy, and `offloaded` bytes
+    of each rank."""
+    precision, ranks = config.train.precision, topology.ranks_per_node
+    largest = shape.vocab_size * shape.hidden_size * (4 + WEIGHT_BYTES[precision])
+    saved = 0
+    if config.checkpoint.asynchronous:
+        stage, world = config.deepspeed.zero_stage, topology.world_size
+        _, saved = copy_bytes(saved_bytes(config, shape), stage, world, ranks)
+    return ranks * _PROCESS_GIB + (ranks * (largest + offloaded) + saved) / GIB
+
+
+def _zero_options(config: RunConfig) -> dict[str, Any]:
+    found = config.deepspeed.extra.get("zero_optimization", {})
+    return found if isinstance(found, dict) else {}
+
+
+def _is_on_host(zero: dict[str, Any], what: str) -> bool:
+    part = zero.get(what)
+    return isinstance(part, dict) and part.get("device") in ("cpu", "nvme")
