@@ -4,7 +4,7 @@
     hours = hours_from_sacct(Selection(account="lab", start=1790000000))
     hours = hours_of_runs(ledgers, Selection(start=1790000000))
 
-Each is what telemetry.hours.fold_hours returns.
+Each is what accounting.hours.fold_hours returns.
 """
 
 import contextlib
@@ -18,14 +18,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
+from r1hpc.accounting.hours import UNKNOWN, fold_hours, to_allocation
 from r1hpc.accounting.ledger import RunLedger
 from r1hpc.accounting.selection import Selection
-from r1hpc.attempt.slurm_records import to_allocation
 from r1hpc.attempt.state import all_slurm_jobs
 from r1hpc.base.choose_run import all_runs, full_name
 from r1hpc.base.errors import StateError
 from r1hpc.slurm.sacct import ask_sacct_file, pick_records
-from r1hpc.telemetry.hours import UNKNOWN, fold_hours
 from r1hpc.telemetry.summary import names_of
 
 _FEW_BYTES = 2**18

@@ -1,7 +1,7 @@
 """The GPU-hours of a group: what was granted, what is left of it, and whether a run may still be submitted.
 
     budget = load_budget(find_budget(run_root))     # None: there is none
-    asked = [Request(Spread(800, 1000, 1500))]
+    asked = [RunRequest(Spread(800, 1000, 1500))]
     verdict = check_budget(budget, asked, spent=8123.4, committed=Spread(300, 400, 600), now=time.time())
     if not verdict.allowed:
         raise R1hpcError(verdict.sentence)
@@ -19,6 +19,7 @@ from pathlib import Path
 from r1hpc.accounting import yaml_block
 from r1hpc.accounting.forecast import NOTHING, Spread, total
 from r1hpc.base.errors import ConfigError
+from r1hpc.config.yaml_loader import UniqueKeyLoader, read_yaml
 from r1hpc.plan.hardware import UnknownGpuError, find_gpu
 from r1hpc.slurm.limits import TresLimit
 
@@ -60,7 +61,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Request:
+class RunRequest:
     """A run that is to be submitted. Hours are GPU-hours."""
 
     rest: Spread | None
@@ -85,7 +86,7 @@ class Request:
         return self.counted.p50 if self.whole is None else self.whole
 
 
-def needed(requests: Sequence[Request]) -> Spread:
+def needed(requests: Sequence[RunRequest]) -> Spread:
     """What runs will use together."""
     return total([each.counted for each in requests])
 
@@ -128,7 +129,7 @@ def load_budget(path: Path) -> Budget | None:
     where = str(path)
     if not path.is_file():
         return None
-    values = yaml_block.read_block(path)
+    values = read_yaml(path, UniqueKeyLoader)
     yaml_block.check_keys(values, _KEYS, where)
     budget = Budget(
         path=path,
@@ -149,7 +150,7 @@ def load_budget(path: Path) -> Budget | None:
 
 def check_budget(
     budget: Budget | None,
-    requests: Sequence[Request],
+    requests: Sequence[RunRequest],
     *,
     spent: float = 0.0,
     committed: Spread = NOTHING,
@@ -191,6 +192,11 @@ def format_hours(hours: float) -> str:
     return f"{hours:.2f}" if abs(hours) >= 0.1 else f"{hours:.2g}" if abs(hours) < 0.01 else f"{hours:.3f}"
 
 
+def format_range(hours: Spread) -> str:
+    """`80 to 150`: P10 and P90."""
+    return f"{format_hours(hours.p10)} to {format_hours(hours.p90)}"
+
+
 def format_day(moment: float) -> str:
     return time.strftime("%Y-%m-%d", time.localtime(moment))
 
@@ -204,7 +210,7 @@ class _Refusal:
 
 
 def _refusal(
-    budget: Budget, requests: Sequence[Request], spent: float, committed: Spread, now: float
+    budget: Budget, requests: Sequence[RunRequest], spent: float, committed: Spread, now: float
 ) -> _Refusal | None:
     if budget.end is not None and now >= budget.end:
         return _Refusal(f"the budget in {budget.path} ended on {format_day(budget.end - 1)}", "end", "")
@@ -226,11 +232,11 @@ def _refusal(
     )
 
 
-def _who(requests: Sequence[Request]) -> str:
+def _who(requests: Sequence[RunRequest]) -> str:
     return "this run" if len(requests) == 1 else f"these {len(requests)} runs"
 
 
-def _needs(requests: Sequence[Request]) -> str:
+def _needs(requests: Sequence[RunRequest]) -> str:
     hours, is_one = needed(requests).p50, len(requests) == 1
     if not hours:
         return f"{_who(requests)} {'has' if is_one else 'have'} no estimate"
@@ -242,7 +248,9 @@ def _hours_or_none(left: float) -> str:
     return format_hours(left) if left > 0 else "none"
 
 
-def _warnings(budget: Budget, requests: Sequence[Request], spent: float, committed: Spread) -> Iterator[str]:
+def _warnings(
+    budget: Budget, requests: Sequence[RunRequest], spent: float, committed: Spread
+) -> Iterator[str]:
     """Marks that these runs would pass, a rest that their P90 does not fit into, and what was not known."""
     if budget.gpu_hours is not None:
         yield from _marks_passed(budget, budget.gpu_hours, requests, spent, committed)
@@ -258,7 +266,7 @@ def _warnings(budget: Budget, requests: Sequence[Request], spent: float, committ
 
 
 def _marks_passed(
-    budget: Budget, granted: float, requests: Sequence[Request], spent: float, committed: Spread
+    budget: Budget, granted: float, requests: Sequence[RunRequest], spent: float, committed: Spread
 ) -> Iterator[str]:
     asked = needed(requests)
     before, after = spent + committed.p50, spent + committed.p50 + asked.p50
@@ -278,7 +286,7 @@ def _marks_passed(
         )
 
 
-def _counted_by(limit: TresLimit, requests: Sequence[Request]) -> list[Request]:
+def _counted_by(limit: TresLimit, requests: Sequence[RunRequest]) -> list[RunRequest]:
     """The runs that use this limit up; of a limit on one card those that are known to be on it.
 
     There is no way around a refusal by Slurm's limit, and Slurm enforces it: what is not sure is left to it.
@@ -295,7 +303,7 @@ def _family(name: str) -> str:
         return name.lower()
 
 
-def _over_slurm(limits: Sequence[TresLimit], requests: Sequence[Request]) -> str:
+def _over_slurm(limits: Sequence[TresLimit], requests: Sequence[RunRequest]) -> str:
     """Why Slurm's own limit cannot hold the runs; no flag of ours goes around that."""
     counted = [(limit, _counted_by(limit, requests)) for limit in limits]
     tight = [(limit, runs) for limit, runs in counted if needed(runs).p50 > limit.unused]
@@ -310,7 +318,7 @@ def _over_slurm(limits: Sequence[TresLimit], requests: Sequence[Request]) -> str
     )
 
 
-def _slurm_warnings(limits: Sequence[TresLimit], requests: Sequence[Request]) -> Iterator[str]:
+def _slurm_warnings(limits: Sequence[TresLimit], requests: Sequence[RunRequest]) -> Iterator[str]:
     for limit in limits:
         runs = _counted_by(limit, requests)
         ceiling = max((r.ceiling for r in runs if r.ceiling is not None), default=0.0)
@@ -332,7 +340,7 @@ def _owner(limit: TresLimit) -> str:
     return limit.owner if limit.card is None else f"{limit.owner} ({limit.tres})"
 
 
-def _left(budget: Budget | None, requests: Sequence[Request], spent: float, committed: Spread) -> str:
+def _left(budget: Budget | None, requests: Sequence[RunRequest], spent: float, committed: Spread) -> str:
     if budget is None or budget.gpu_hours is None:
         return ""
     after = budget.gpu_hours - spent - total([committed, needed(requests)]).p50

@@ -1,7 +1,7 @@
 """Where a budget stands: what is spent, and what running and queued jobs will still use.
 
     status = read_budget_status(budget, runs, time.time())
-    verdict = check_submission(run_root, [Request(Spread(800, 1200, 1800))])
+    verdict = check_submission(run_root, [RunRequest(Spread(800, 1200, 1800))])
 
 Slurm is asked where it can be: its accounting over all attempts for what an account has spent, squeue for the
 jobs that are no run of ours, and its own GrpTRESMins. Where it cannot, the run folders are counted, and
@@ -9,14 +9,22 @@ jobs that are no run of ours, and its own GrpTRESMins. Where it cannot, the run 
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from r1hpc.accounting.account import hours_from_sacct, hours_of_runs
-from r1hpc.accounting.budget import Budget, Request, Verdict, check_budget, find_budget, load_budget
+from r1hpc.accounting.budget import (
+    Budget,
+    RunRequest,
+    Verdict,
+    check_budget,
+    find_budget,
+    format_hours,
+    load_budget,
+)
 from r1hpc.accounting.forecast import Spread, total, until_limit
 from r1hpc.accounting.ledger import RunLedger
 from r1hpc.accounting.open_ledger import survey
@@ -65,6 +73,21 @@ class BudgetStatus:
         begin = max(since, _midnight(min(self.by_day)))
         return now + left * (now - begin) / sum(recent.values())
 
+    def warnings(self, budget: Budget | None) -> Iterator[str]:
+        """Marks that are passed or will be, and a budget that is promised away; none without gpu_hours."""
+        if budget is None or budget.gpu_hours is None:
+            return
+        granted, after = budget.gpu_hours, self.spent + self.committed.p50
+        spent, promised = budget.passed(self.spent), budget.passed(after)
+        if spent:
+            share = 100 * self.spent / granted
+            yield f"{share:.0f} % are spent: the mark at {100 * max(spent):.0f} % is passed"
+        if promised and promised != spent:
+            yield f"with what runs and waits the mark at {100 * max(promised):.0f} % will be passed"
+        if after > granted:
+            over = format_hours(after - granted)
+            yield f"what runs and waits exceeds the budget by {over} GPU-hours: new submissions are refused"
+
     def to_json(self) -> dict[str, Any]:
         return {
             "spent": self.spent,
@@ -78,7 +101,7 @@ class BudgetStatus:
 
 
 @dataclass(frozen=True)
-class _Said:
+class _SlurmAnswers:
     """What Slurm said; None: it was not asked or did not answer."""
 
     by_day: dict[str, float] | None = None
@@ -96,7 +119,9 @@ def read_budget_status(
 ) -> BudgetStatus:
     """What is spent of the budget's period, and what is promised."""
     period = budget or _NO_BUDGET
-    said = _ask(period, now) if ask_slurm else _Said(notes=_uncounted(period, "this run is not Slurm's"))
+    said = (
+        _ask(period, now) if ask_slurm else _SlurmAnswers(notes=_uncounted(period, "this run is not Slurm's"))
+    )
     by_day = said.by_day
     if by_day is None:
         by_day = hours_of_runs(runs, Selection(start=period.start, end=min(now, period.end or now)))["by_day"]
@@ -122,7 +147,7 @@ def read_budget_status(
 
 def check_submission(
     run_root: Path,
-    requests: Sequence[Request],
+    requests: Sequence[RunRequest],
     *,
     account: str | None = None,
     qos: str | None = None,
@@ -159,7 +184,7 @@ def check_submission(
     return replace(verdict, warnings=(*verdict.warnings, *status.notes, *left_out))
 
 
-def _ask(period: Budget, now: float) -> _Said:
+def _ask(period: Budget, now: float) -> _SlurmAnswers:
     """Each of Slurm's commands for itself: what one of them does not say, another still may."""
     account = period.account
     notes: list[str] = []
@@ -167,13 +192,13 @@ def _ask(period: Budget, now: float) -> _Said:
     if limits is None:
         notes.append(f"Slurm's own limits are not known: {why}")
     if account is None:
-        return _Said(limits=limits or (), notes=tuple(notes))
+        return _SlurmAnswers(limits=limits or (), notes=tuple(notes))
     hours, why = _answer(lambda: hours_from_sacct(_selection(period, now), timeout_s=60.0))
     notes += _uncounted(period, why) if hours is None else ()
     jobs, why = _answer(lambda: tuple(ask_squeue(account)))
     if jobs is None:
         notes.append(f"running and queued are of the runs under the run root alone: {why}")
-    return _Said(None if hours is None else hours["by_day"], jobs or (), limits or (), tuple(notes))
+    return _SlurmAnswers(None if hours is None else hours["by_day"], jobs or (), limits or (), tuple(notes))
 
 
 def _answer(ask: Callable[[], T]) -> tuple[T | None, str]:

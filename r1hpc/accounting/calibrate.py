@@ -14,9 +14,9 @@ import re
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from r1hpc.accounting.correction import CPU, FinishedRun, Planned, correction
 from r1hpc.accounting.forecast import Spread
@@ -24,12 +24,13 @@ from r1hpc.accounting.ledger import RunLedger
 from r1hpc.accounting.open_ledger import open_ledgers
 from r1hpc.attempt.slurm_records import is_settled, kept_records
 from r1hpc.base.choose_run import all_runs, full_name, unreadable
-from r1hpc.base.errors import StateError
-from r1hpc.base.files import read_json, write_json
+from r1hpc.base.files import open_plain, read_object, write_json
 from r1hpc.base.rundir import RunDir
+from r1hpc.base.shapes import mistake
 from r1hpc.estimator.cpu import CPU_PRIOR
 from r1hpc.estimator.estimate import Estimate
 from r1hpc.plan.hardware import UnknownGpuError, find_gpu
+from r1hpc.telemetry.lines import Devices
 from r1hpc.telemetry.tail import read_tail
 
 _VERSION = 5
@@ -142,6 +143,14 @@ def _mark(run: RunDir) -> list[int]:
     return [path.stat().st_mtime_ns if path.exists() else 0 for path in files]
 
 
+class _Entry(TypedDict):
+    """What is kept of a run."""
+
+    mark: list[int]
+    run: NotRequired[FinishedRun]
+    left_out: NotRequired[str]
+
+
 class _LeftOutError(Exception):
     """Why a run does not enter."""
 
@@ -168,18 +177,18 @@ def _take(entry: Mapping[str, Any], runs: list[FinishedRun], left_out: Counter[s
     if "left_out" in entry:
         left_out[entry["left_out"]] += 1
     else:
-        runs.append(FinishedRun(**{**entry["run"], "estimate": Spread(**entry["run"]["estimate"])}))
+        runs.append(FinishedRun(**{**entry["run"], "estimate": Spread.of_json(entry["run"]["estimate"])}))
 
 
 def _resource(ledger: RunLedger) -> str:
     """What the run ran on, if that is what it was estimated for.
 
-    NVML's word comes first; without it that of the configuration. A card that was only assumed tells nothing.
+    What NVML read comes first, then the configuration. A card that was only assumed says nothing.
     """
     run = ledger.run
     if not any(each.attempt.gpus for each in ledger.summary.attempts):
         return CPU
-    estimated, is_given = _gpu_estimated(_read(run.estimate))
+    estimated, is_given = _gpu_estimated(read_object(run.estimate))
     found = _gpu_seen(run) or (estimated if is_given else None)
     if found is None:
         raise _LeftOutError("GPU not known")
@@ -201,9 +210,9 @@ def _assumptions(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _gpu_seen(run: RunDir) -> str | None:
-    for path in sorted(run.metrics.glob("gpu-*.jsonl")):
-        first = read_tail(path, 0).first or {}
-        for gpu in first.get("gpus", ()):
+    for path in run.all_gpu_metrics:
+        first = read_tail(path, 0).first
+        for gpu in first["gpus"] if first is not None and mistake(first, Devices) is None else ():
             if gpu.get("name"):
                 return str(gpu["name"])
     return None
@@ -211,12 +220,12 @@ def _gpu_seen(run: RunDir) -> str | None:
 
 def _is_stub_fed(run: RunDir) -> bool:
     """Whether any sampler of any attempt read the test library, wherever in the file."""
-    return any(_contains_stub(path) for path in run.metrics.glob("gpu-*.jsonl"))
+    return any(_contains_stub(path) for path in run.all_gpu_metrics)
 
 
 def _contains_stub(path: Path) -> bool:
     rest = b""
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         while chunk := file.read(_CHUNK):
             if _STUB.search(rest + chunk):
                 return True
@@ -226,23 +235,23 @@ def _contains_stub(path: Path) -> bool:
 
 def _estimate(run: RunDir, key: str) -> Spread:
     """The estimate stored at submission, before any correction."""
-    stored = _read(run.estimate)
-    value = stored.get("uncorrected", stored).get(key)
+    stored = read_object(run.estimate)
+    before = stored.get("uncorrected", stored)
+    value = before.get(key) if isinstance(before, dict) else before
     if value is None:
         raise _LeftOutError("no estimate")
     if key == "node_hours" and _assumptions(stored).get("cpu_prior") != CPU_PRIOR:
         raise _LeftOutError("estimated by an earlier version")
-    try:
-        spread = Spread(*(float(value[name]) for name in ("p10", "p50", "p90")))
-    except (KeyError, TypeError, ValueError, AssertionError):
-        raise _LeftOutError("an estimate that cannot be read") from None
+    spread = Spread.read(value)
+    if spread is None:
+        raise _LeftOutError("an estimate that cannot be read")
     if not 0 < spread.p50 < math.inf:
         raise _LeftOutError("an estimate of nothing")
     return spread
 
 
 def _read_cache(run_root: Path) -> dict[str, Any]:
-    cache = _read(run_root / _CACHE)
+    cache = read_object(run_root / _CACHE)
     runs = cache.get("runs")
     if cache.get("version") != _VERSION or not isinstance(runs, dict):
         return {}
@@ -251,26 +260,17 @@ def _read_cache(run_root: Path) -> dict[str, Any]:
 
 def _is_entry(entry: Any) -> bool:
     """Whether `_take` can take it: another program, or a hand, may have written there."""
-    try:
-        _take(entry, [], Counter())
-        return "mark" in entry
-    except (TypeError, KeyError, AttributeError, AssertionError):
+    if mistake(entry, _Entry) is not None or ("run" in entry) == ("left_out" in entry):
         return False
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none."""
-    try:
-        value = read_json(path)
-    except (OSError, StateError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    run = entry.get("run")
+    known = {each.name for each in fields(FinishedRun)}
+    return run is None or (run.keys() <= known and Spread.read(run["estimate"]) is not None)
 
 
 def _finished_run(ledger: RunLedger, resource: str, estimate: Spread, finished_at: float) -> FinishedRun:
     """What a correction needs to know of a run."""
     last = ledger.summary.attempts[-1].attempt
-    params = _assumptions(_read(ledger.run.estimate)).get("params")
+    params = _assumptions(read_object(ledger.run.estimate)).get("params")
     return FinishedRun(
         run_id=ledger.run_id,
         resource=resource,

@@ -9,16 +9,19 @@ first whose `stages` lists its r1hpc stage, else the one in whose days it began.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from fnmatch import fnmatchcase
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
 from r1hpc.accounting import yaml_block
+from r1hpc.accounting.budget import Budget
 from r1hpc.accounting.forecast import Spread, around, remaining, total
+from r1hpc.accounting.ledger import RunLedger
 from r1hpc.base.errors import ConfigError
-from r1hpc.base.names import nearest, printable
+from r1hpc.base.names import printable
+from r1hpc.config.yaml_loader import UniqueKeyLoader, read_yaml
 
 _DAY = 86400.0
 _KEYS = ("name", "start", "gpu_hours", "stages")
@@ -117,10 +120,7 @@ class CampaignProgress:
     @property
     def forecast(self) -> Spread:
         """GPU-hours of the whole campaign at its end; what is spent is certain."""
-        rest = [
-            Spread(*(max(0.0, q - s.used) for q in (s.forecast.p10, s.forecast.p50, s.forecast.p90)))
-            for s in self.stages
-        ]
+        rest = [Spread(*(max(0.0, q - s.used) for q in astuple(s.forecast))) for s in self.stages]
         return total(rest) + self.used
 
     def to_json(self) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def load_campaign(name: str, gpu_hours: float | None = None) -> Campaign:
     """
     path = _find(name)
     where = str(path)
-    values = yaml_block.read_block(path)
+    values = read_yaml(path, UniqueKeyLoader)
     yaml_block.check_keys(values, _KEYS, where)
     whole = gpu_hours or yaml_block.number(values, "gpu_hours", where)
     blocks = values.get("stages")
@@ -174,6 +174,21 @@ def follow(campaign: Campaign, runs: Sequence[CampaignRun], now: float) -> Campa
     return CampaignProgress(campaign, stages, sum(run.used for run in members.get(None, [])))
 
 
+def follow_campaign(
+    budget: Budget | None, runs: Sequence[RunLedger], now: float, name: str | None = None
+) -> CampaignProgress | None:
+    """Follow the campaign `name`, else the budget's, by its runs on GPUs; None: there is none.
+
+    Raises:
+        ConfigError: as load_campaign.
+    """
+    name = name or (budget.campaign if budget else None)
+    if name is None:
+        return None
+    plan = load_campaign(name, budget.gpu_hours if budget else None)
+    return follow(plan, [run for run in runs if run.unit == "GPU-hours"], now)
+
+
 def _progress(
     stage: CampaignStage, start: float, end: float, runs: Sequence[CampaignRun], now: float
 ) -> StageProgress:
@@ -183,7 +198,7 @@ def _progress(
         rest = known
     else:
         planned = remaining(around(stage.gpu_hours), used)
-        rest = Spread(*(max(a, b) for a, b in zip(_quantiles(planned), _quantiles(known), strict=True)))
+        rest = Spread(*(max(a, b) for a, b in zip(astuple(planned), astuple(known), strict=True)))
     return StageProgress(
         stage=stage,
         start=start,
@@ -232,17 +247,7 @@ def _stage(block: dict[str, Any], whole: float | None, where: str) -> CampaignSt
 
 
 def _find(name: str) -> Path:
-    from r1hpc.config.load import assets  # takes a fifth of a second, for omegaconf
+    from r1hpc.config.load import assets, find_named  # takes a fifth of a second, for omegaconf
 
     folder = assets("configs") / "campaign"
-    for candidate in (folder / f"{name}.yaml", Path(name)):
-        if candidate.is_file():
-            return candidate
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
-    raise ConfigError(
-        f"no campaign {printable(name)!r}{nearest(name, known)}; configs/campaign/ has: {', '.join(known)}"
-    )
-
-
-def _quantiles(spread: Spread) -> tuple[float, float, float]:
-    return spread.p10, spread.p50, spread.p90
+    return find_named("campaign", name, (folder / f"{name}.yaml", Path(name)), folder)

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from r1hpc.accounting.hours import KEYS, UNKNOWN
 from r1hpc.base.units import parse_time
 from r1hpc.slurm.sacct import (
     LONGEST_S,
@@ -34,7 +35,6 @@ from r1hpc.slurm.sacct import (
     read_rows,
     state_of,
 )
-from r1hpc.telemetry.hours import KEYS, UNKNOWN
 
 Ints = npt.NDArray[np.integer[Any]]
 Bools = npt.NDArray[np.bool_]

@@ -27,9 +27,10 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from r1hpc.accounting.forecast import TYPICAL_FACTOR
+from r1hpc.base.shapes import Amount, Between, Count, Time
 from r1hpc.estimator.spread import Z90, Spread
 
 CPU = "cpu"
@@ -91,18 +92,18 @@ class FinishedRun:
     run_id: str
     resource: str
     stage: str
-    finished_at: float
+    finished_at: Time
     estimate: Spread
     """As the estimator said, before any correction."""
-    hours: float
+    hours: Annotated[float, Between(1e-12, 1e12)]
     """All attempts together."""
     source: str
     """sacct, or run: the run's own record."""
-    useful_share: float
+    useful_share: Amount
     """Part of the hours in steps that lasted, 0 to 1."""
-    num_gpus: int = 0
-    num_nodes: int = 1
-    params: float | None = None
+    num_gpus: Count = 0
+    num_nodes: Count = 1
+    params: Amount | None = None
     """None: not known."""
 
     @property

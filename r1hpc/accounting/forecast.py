@@ -63,13 +63,13 @@ def _overrun(estimate: Spread, used: float) -> Spread:
     return Spread(*(used * ((1 - share) ** (-1 / index) - 1) for share in (0.1, 0.5, 0.9)))
 
 
-def by_progress(used: float, share_done: float, factor: float = TYPICAL_FACTOR) -> Spread:
+def by_progress(used: float, share_done: float) -> Spread:
     """What is still to come of a run by the share of its steps that it has done, waste included.
 
-    The width shrinks with what is left to be uncertain of: factor^(1 - share_done).
+    The width shrinks with what is left to be uncertain of: TYPICAL_FACTOR^(1 - share_done).
     """
     rest = used * (1 - share_done) / share_done
-    return around(rest, factor ** (1 - share_done))
+    return around(rest, TYPICAL_FACTOR ** (1 - share_done))
 
 
 def total(spreads: Sequence[Spread], correlation: float = CORRELATION) -> Spread:

@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from r1hpc.accounting.forecast import NOTHING, Spread, by_progress, remaining, until_limit
+from r1hpc.accounting.hours import Allocation, own_allocations
 from r1hpc.attempt.state import Situation, State
 from r1hpc.base.choose_run import full_name
 from r1hpc.base.rundir import RunDir
-from r1hpc.telemetry.hours import Allocation
 from r1hpc.telemetry.summary import AttemptSummary, RunSummary
 from r1hpc.telemetry.timeline import Split, milliseconds
 
@@ -116,6 +116,8 @@ class RunLedger:
     """Every Slurm job id it has had."""
     note: str = ""
     """Why nothing, or not all, is by sacct."""
+    spoilt: tuple[str, ...] = ()
+    """Sentences on its plan or estimate, where one cannot be read."""
 
     @property
     def run_id(self) -> str:
@@ -186,14 +188,14 @@ class RunLedger:
     @property
     def own(self) -> list[Allocation]:
         """What the run itself says it held."""
-        return self.summary.allocations(self.user)
+        return own_allocations(self.summary, self.user)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What of its folder could not be read."""
         bad = self.summary.num_bad_lines
         lines = (f"{self.run_id}: {bad} lines of {self.run.train_metrics} hold no step",) if bad else ()
-        return (*self.summary.history.notes, *lines)
+        return (*self.summary.history.notes, *lines, *self.spoilt)
 
     @property
     def share_done(self) -> float | None:
@@ -244,7 +246,7 @@ class RunLedger:
             return Split()
         return cost.wall if len(cost.inside) == 1 else each.split
 
-    def cut(
+    def selected(
         self, start: float | None, end: float | None, user: str | None = None, account: str | None = None
     ) -> "RunLedger":
         """What was held between two times (Unix seconds), by this user and for this account."""
@@ -281,7 +283,7 @@ class Gap:
 
 def clip(ledgers: Sequence[RunLedger], start: float | None, end: float | None) -> list[RunLedger]:
     """What was held between two times; runs that held nothing then are left out."""
-    parts = [ledger.cut(start, end) for ledger in ledgers]
+    parts = [ledger.selected(start, end) for ledger in ledgers]
     return [part for part in parts if part.attempts]
 
 
@@ -296,7 +298,7 @@ def _within(
         return None
     if (first, last) == (held.start, held.end):
         return cost
-    wall = summary.paint(cost.inside, held.start, milliseconds(first), milliseconds(last))
+    wall = summary.split_between(cost.inside, held.start, milliseconds(first), milliseconds(last))
     return replace(cost, allocation=replace(held, start=first, end=last), wall=wall)
 
 

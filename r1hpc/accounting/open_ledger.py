@@ -13,9 +13,10 @@ import pwd
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from r1hpc.accounting.forecast import Spread
+from r1hpc.accounting.hours import Allocation, own_allocations, to_allocation
 from r1hpc.accounting.ledger import WAITING, AttemptCost, RunLedger
 from r1hpc.attempt.slurm_records import (
     SlurmRecords,
@@ -25,16 +26,15 @@ from r1hpc.attempt.slurm_records import (
     learn,
     own_records,
     record_of,
-    to_allocation,
 )
-from r1hpc.attempt.state import State, all_slurm_jobs, look
+from r1hpc.attempt.state import State, all_slurm_jobs, read_situation
 from r1hpc.base.choose_run import all_runs, full_name, unreadable
 from r1hpc.base.errors import R1hpcError, StateError
 from r1hpc.base.files import read_json
 from r1hpc.base.rundir import RunDir
+from r1hpc.plan.facts import PlanFacts
 from r1hpc.slurm.sacct import JobRecord
-from r1hpc.telemetry.hours import Allocation
-from r1hpc.telemetry.summary import AttemptSummary, RunSummary, keep_cut, kept_cut, summarise_run
+from r1hpc.telemetry.summary import AttemptSummary, RunSummary, store_split, stored_split, summarise_run
 from r1hpc.telemetry.timeline import Split, milliseconds
 
 
@@ -93,6 +93,12 @@ def completed(ledgers: Sequence[RunLedger], now: float, timeout_s: float = 10.0)
     return [open_ledger(each.run, now, found) if jobs & set(each.jobs) else each for each in ledgers]
 
 
+def settled_ledger(run: RunDir, now: float) -> RunLedger:
+    """As open_ledger; of a run that is over sacct is asked once, for up to 5 s, what it held."""
+    ledger = open_ledger(run, now)
+    return completed([ledger], now, timeout_s=5.0)[0] if ledger.situation.state.is_over else ledger
+
+
 def owner(run: RunDir) -> str:
     """The user whose folder it is."""
     uid = run.path.stat().st_uid
@@ -102,32 +108,40 @@ def owner(run: RunDir) -> str:
         return str(uid)
 
 
-def read_estimate(path: Path, key: str = "gpu_hours") -> Spread | None:
-    """The hours stored at submission: {"gpu_hours": {"p10", "p50", "p90"}}; None where there are none.
+class _Estimate(TypedDict, total=False):
+    """What of estimate.json is asked of runs of every version."""
 
-    Args:
-        key: gpu_hours, or node_hours of a CPU run.
-    """
-    found = _read(path).get(key)
+    gpu_hours: Spread | None
+    node_hours: Spread | None
+
+
+def _planned(path: Path, shape: Any, spoilt: list[str]) -> dict[str, Any]:
+    """plan.json or estimate.json; one that is spoilt costs the run no hour, but is put down in `spoilt`."""
     try:
-        return Spread(*(float(found[key]) for key in ("p10", "p50", "p90"))) if found else None
-    except (KeyError, TypeError, ValueError, AssertionError):
-        return None
+        found: dict[str, Any] = read_json(path, shape)
+    except FileNotFoundError:
+        return {}
+    except StateError as error:
+        spoilt.append(f"{error}: until then nobody knows what was planned of the run")
+        return {}
+    return found
 
 
 def _open(run: RunDir, now: float, given: Iterable[JobRecord], note: str) -> RunLedger:
-    situation, user, jobs = look(run), owner(run), tuple(all_slurm_jobs(run))
+    situation, user, jobs = read_situation(run), owner(run), tuple(all_slurm_jobs(run))
     history = situation.history
     is_running = situation.state is State.running
     summary = summarise_run(run, history, now, is_running)
     mine = own_records(given, jobs, history)
     kept = learn(run, mine, now) if mine else kept_records(run)
     records = tuple(own_records(kept.records, jobs, history))
-    plan = _read(run.plan)
+    spoilt: list[str] = []
+    plan = _planned(run.plan, PlanFacts, spoilt)
+    estimate = _planned(run.estimate, _Estimate, spoilt)
     on_cpu = not any(a.attempt.gpus for a in summary.attempts)
     on_cpu = on_cpu and (bool(summary.attempts) or plan.get("gpu_hours_ceiling") == 0)
     costs = _costs(summary, replace(kept, records=records), now if is_running else None, user, on_cpu)
-    submitted = sorted(float(s["time"]) for s in history.submissions if "time" in s)
+    submitted = sorted(float(s["time"]) for s in history.submissions)
     by_slurm = {each.by_slurm for each in costs}
     ledger = RunLedger(
         run=run,
@@ -138,7 +152,8 @@ def _open(run: RunDir, now: float, given: Iterable[JobRecord], note: str) -> Run
         unit="node-hours" if on_cpu else "GPU-hours",
         source="sacct and run" if len(by_slurm) == 2 else "sacct" if True in by_slurm else "run",
         queue_s=0.0,
-        planned=read_estimate(run.estimate, "node_hours" if on_cpu else "gpu_hours"),
+        planned=Spread.read(estimate.get("node_hours" if on_cpu else "gpu_hours")),
+        spoilt=tuple(spoilt),
         num_steps=_positive(plan.get("num_steps")),
         ceiling=_positive(plan.get("node_hours_ceiling" if on_cpu else "gpu_hours_ceiling")),
         waiting_since=submitted[-1] if submitted else None,
@@ -155,7 +170,7 @@ def _costs(
     """Each allocation with the attempts that began in it; an attempt that Slurm does not know is its own."""
     inside: dict[JobRecord, list[AttemptSummary]] = {record: [] for record in kept.records}
     alone = []
-    for each, own in zip(summary.attempts, summary.allocations(user), strict=True):
+    for each, own in zip(summary.attempts, own_allocations(summary, user), strict=True):
         record = record_of(kept.records, each.attempt.job_id, each.attempt.start, each.end)
         if record is None:
             alone.append((own, (each,), False))
@@ -203,12 +218,12 @@ def _wall(summary: RunSummary, inside: Sequence[AttemptSummary], held: Allocatio
         idle = (end - begin) - (first - begin) - own.allocated
         return own + Split(startup=first - begin, idle=idle)
     # Two clocks that differ: the allocation ends, or begins, within an attempt.
-    kept = kept_cut(summary, begin, end)
+    kept = stored_split(summary, begin, end)
     if kept is not None:
         return kept
-    split = summary.paint(inside, held.start, begin, end)
+    split = summary.split_between(inside, held.start, begin, end)
     if by_slurm and all(each.attempt.cause is not None for each in inside):
-        keep_cut(summary, begin, end, split)
+        store_split(summary, begin, end, split)
     return split
 
 
@@ -256,15 +271,6 @@ def _note(ledger: RunLedger, note: str) -> str:
     numbers = ", ".join(str(each.attempt.attempt) for each in alone)
     jobs = ", ".join(dict.fromkeys(str(each.attempt.job_id) for each in alone))
     return f"sacct has no record of attempt {numbers} (job {jobs}): the run's own record counts for it"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object of the run folder; empty where there is none, or another program's."""
-    try:
-        value = read_json(path)
-    except (FileNotFoundError, StateError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _positive(value: Any) -> Any:

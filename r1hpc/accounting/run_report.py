@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from r1hpc.accounting.hours import fold_hours
 from r1hpc.accounting.ledger import RunLedger
 from r1hpc.accounting.open_ledger import open_ledger
 from r1hpc.attempt.slurm_records import ask_slurm
-from r1hpc.attempt.state import all_slurm_jobs, look
+from r1hpc.attempt.state import all_slurm_jobs, read_situation
 from r1hpc.base.rundir import RunDir
 from r1hpc.slurm.sacct import JobRecord
 from r1hpc.telemetry.gpu_summary import summarise
-from r1hpc.telemetry.hours import fold_hours
 from r1hpc.telemetry.metrics import Audit, audit_ledger
 from r1hpc.telemetry.summary import AttemptSummary, split_seconds
 
@@ -75,7 +75,7 @@ def report_run(run: RunDir, now: float, records: Sequence[JobRecord] | None = No
     note = ""
     jobs = all_slurm_jobs(run)
     if records is None:
-        found, note = ask_slurm([(run, jobs, look(run).history)] if jobs else [], now, again=True)
+        found, note = ask_slurm([(run, jobs, read_situation(run).history)] if jobs else [], now, again=True)
     else:
         found = [record for record in records if record.job_id in jobs]
     if jobs and not found and not note:
@@ -84,5 +84,5 @@ def report_run(run: RunDir, now: float, records: Sequence[JobRecord] | None = No
     return RunReport(
         ledger=open_ledger(run, now, found, note),
         audit=audit_ledger(run),
-        gpus=tuple(summarise(path) for path in sorted(run.metrics.glob("gpu-*.jsonl"))),
+        gpus=tuple(summarise(path) for path in run.all_gpu_metrics),
     )

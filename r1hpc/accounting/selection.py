@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from r1hpc.telemetry.hours import Allocation
+from r1hpc.accounting.hours import Allocation
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ from typing import IO, Any
 import numpy as np
 
 from r1hpc.accounting.columns import LONGEST_LINE, Block, Bools, ColumnReader, Ints, blocks_of_lines
+from r1hpc.accounting.hours import KEYS, RUN_KEYS, UNKNOWN, fold_hours, in_hours, midnight_before
 from r1hpc.accounting.selection import Selection
 from r1hpc.slurm.sacct import read_header
-from r1hpc.telemetry.hours import KEYS, RUN_KEYS, UNKNOWN, fold_hours, in_hours, midnight_before
 
 
 def sum_dump(file: IO[bytes], source: str, selection: Selection) -> dict[str, Any]:
-    """As telemetry.hours.fold_hours, of what sacct printed into a file.
+    """As accounting.hours.fold_hours, of what sacct printed into a file.
 
     Raises:
         StateError: the header or a line is not of this format; names `source`, line and fix.

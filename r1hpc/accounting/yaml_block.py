@@ -1,35 +1,11 @@
-"""Small YAML files of a group, read with errors that name the file, the key and the nearest right one."""
+"""Values of a group's small YAML files, with errors that name the file, the key and the nearest right one."""
 
 from collections.abc import Iterable, Mapping
 from datetime import date, datetime, timedelta
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.base.names import nearest, printable
-
-_MOST_BYTES = 1 << 20
-
-
-def read_block(path: Path) -> dict[str, Any]:
-    """The keys and values of a file.
-
-    Raises:
-        ConfigError: it cannot be read, or holds something else.
-    """
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise ConfigError(f"{path} is larger than 1 MiB: that is no configuration")
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {printable(str(error))}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} must hold `key: value` lines")
-    return {str(key): value for key, value in content.items()}
 
 
 def check_keys(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
@@ -37,7 +13,7 @@ def check_keys(values: Mapping[str, Any], known: Iterable[str], where: str) -> N
     names = list(known)
     for key in values:
         if key not in names:
-            raise ConfigError(f"{where}: unknown key {printable(key)!r}{nearest(key, names)}")
+            raise ConfigError(f"{where}: unknown key {printable(str(key))!r}{nearest(str(key), names)}")
 
 
 def number(values: Mapping[str, Any], key: str, where: str) -> float | None:

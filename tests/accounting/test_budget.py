@@ -10,7 +10,7 @@ import pytest
 
 from r1hpc.accounting.budget import (
     Budget,
-    Request,
+    RunRequest,
     Verdict,
     check_budget,
     find_budget,
@@ -94,7 +94,7 @@ def test_a_budget_is_read(tmp_path: Path) -> None:
         ("gpu_hours: 5\nwarn_at: [80]", "a list of shares"),
         ("gpu_hours: 5\noverride: perhaps", "true or false"),
         ("account: 5\ngpu_hours: 5", "must be text"),
-        ("[1, 2]", "must hold `key: value` lines"),
+        ("[1, 2]", "must hold keys and values, not a list"),
         ("a: [", "not valid YAML"),
     ],
 )
@@ -121,9 +121,9 @@ def test_where_a_budget_is_looked_for(tmp_path: Path, monkeypatch: pytest.Monkey
 GRANTED = Budget(Path("budget.yaml"), gpu_hours=1000, end=NOW + 30 * DAY)
 
 
-def run_of(p50: float | None, p90: float | None = None, **known: Any) -> Request:
+def run_of(p50: float | None, p90: float | None = None, **known: Any) -> RunRequest:
     """One run by its P50 and P90."""
-    return Request(None if p50 is None else Spread(p50, p50, p90 or p50), **known)
+    return RunRequest(None if p50 is None else Spread(p50, p50, p90 or p50), **known)
 
 
 def judge(

@@ -420,8 +420,8 @@ def test_what_is_kept_is_used_until_the_run_or_its_estimate_changes(tmp_path: Pa
     assert finished_runs(tmp_path) == first, "attempts.jsonl is not read again"
     store(made, {"node_hours": hours(2.0)})
     assert finished_runs(tmp_path).left_out == {"no time on record": 1}
-    spoilt = {"version": 5, "runs": {"run": 3, "other": {"mark": [], "run": {"estimate": 1}}}}
-    for text in ("not ours", json.dumps(spoilt)):
+    damaged = {"version": 5, "runs": {"run": 3, "other": {"mark": [], "run": {"estimate": 1}}}}
+    for text in ("not ours", json.dumps(damaged)):
         (tmp_path / "calibration.json").write_text(text)
         assert finished_runs(tmp_path).left_out == {"no time on record": 1}
 
@@ -491,24 +491,3 @@ def test_where_sacct_does_not_answer_the_runs_own_record_counts_for_now(
     assert run.hours == pytest.approx(2.0, rel=1e-3)
     fake_sacct(tmp_path / "bin", line("11", 7200, start=began))
     assert finished_runs(tmp_path / "runs").runs[0].source == "sacct"
-
-
-def test_an_attempt_that_sacct_does_not_know_counts_by_the_runs_own_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first job's record is not there; it comes later."""
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
-    made = RecordedRun(tmp_path / "runs" / "run", nodes=1)
-    made.clock = began = round(time.time()) - 9000.0
-    for job, first, last, cause in (("11", 1, 20, "preempted"), ("12", 21, 40, "finished")):
-        made.submit(job, "slurm")
-        made.attempt(first, last, cause, committed=last, step_s=(3600 - 12) / 20)
-    store(made, {"node_hours": hours(1.0)})
-    second = line("12", 3600, start=began + 3610)
-    fake_sacct(tmp_path / "bin", second)
-    (run,) = finished_runs(tmp_path / "runs").runs
-    assert run.hours == pytest.approx(3.0, rel=1e-3), "2 nodes by sacct, 1 by the run itself"
-    assert run.source == "sacct and run"
-    fake_sacct(tmp_path / "bin", line("11", 3600, start=began), second)
-    (run,) = finished_runs(tmp_path / "runs").runs
-    assert (run.hours, run.source) == (4.0, "sacct"), "what was not known was asked again"

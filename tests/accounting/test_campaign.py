@@ -78,9 +78,9 @@ def test_stages_ahead_are_forecast_by_their_plan_and_those_behind_by_what_they_t
     assert third.when == "ahead"
     assert third.forecast.p50 == pytest.approx(50)
     assert progress.forecast.p10 < 20 + 600 + 50 < progress.forecast.p90
-    told = progress.to_json()
-    assert told["planned_gpu_hours"] == 450
-    assert told["stages"][1]["used_gpu_hours"] == 200
+    answer = progress.to_json()
+    assert answer["planned_gpu_hours"] == 450
+    assert answer["stages"][1]["used_gpu_hours"] == 200
 
 
 def test_without_a_start_it_began_with_its_first_run() -> None:

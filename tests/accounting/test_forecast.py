@@ -43,14 +43,14 @@ def test_its_own_quantiles_come_back(spread: Spread) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(spreads, min_size=2, max_size=5))
-def test_a_sum_lies_between_independence_and_lockstep(told: list[Spread]) -> None:
-    lockstep = total(told, correlation=1.0)
+def test_a_sum_lies_between_independence_and_lockstep(answer: list[Spread]) -> None:
+    lockstep = total(answer, correlation=1.0)
     for level in ("p10", "p50", "p90"):
-        assert getattr(lockstep, level) == pytest.approx(sum(getattr(s, level) for s in told), rel=0.02)
-    half, none = total(told), total(told, correlation=0.0)
+        assert getattr(lockstep, level) == pytest.approx(sum(getattr(s, level) for s in answer), rel=0.02)
+    half, none = total(answer), total(answer, correlation=0.0)
     assert half.p90 - half.p10 <= (lockstep.p90 - lockstep.p10) * 1.05
     assert none.p90 - none.p10 <= (half.p90 - half.p10) * 1.10
-    assert total(told) == half, "the same jobs give the same forecast"
+    assert total(answer) == half, "the same jobs give the same forecast"
 
 
 def test_ten_equal_stages_are_known_better_than_one() -> None:

@@ -85,8 +85,8 @@ def test_a_file_of_sacct_counts_everywhere(
     assert one(everywhere(capsys, made), OWN_HOURS), "nobody has asked Slurm yet"
     which = ["demo"] if names_the_run else []
     asked = [*which, *root, "--sacct-file", str(dump)]
-    told = json.loads(said(capsys, report, *asked, "--json"))
-    assert told["gpu_hours"]["total"] == pytest.approx(HOURS)
+    answer = json.loads(said(capsys, report, *asked, "--json"))
+    assert answer["gpu_hours"]["total"] == pytest.approx(HOURS)
     lines = csv.reader(io.StringIO(said(capsys, report, *asked, "--format", "csv")))
     table = {row[0]: row[2] for row in lines}
     assert float(table["total"]) == pytest.approx(HOURS)
@@ -104,8 +104,8 @@ def test_a_file_of_sacct_counts_everywhere(
 def test_how_the_hours_were_spent_is_one_answer_too(
     made: RecordedRun, dump: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = json.loads(said(capsys, report, str(made.run.path), "--sacct-file", str(dump), "--json"))
-    split, (run,) = told["split"], told["runs"]
+    answer = json.loads(said(capsys, report, str(made.run.path), "--sacct-file", str(dump), "--json"))
+    split, (run,) = answer["split"], answer["runs"]
     useful = split["useful"] / split["allocated"]
     assert run["split"]["useful"] == split["useful"]
     assert run["time"]["useful_s"] / run["time"]["wall_s"] == pytest.approx(useful)
@@ -136,8 +136,8 @@ def test_an_older_file_takes_nothing_back(
     rows += [f"77|RUNNING|{EPOCH + 102:.0f}|Unknown|40|gres/gpu={GPUS}"]
     rows += [f"77|COMPLETED|{EPOCH - 30 * 86400:.0f}|{EPOCH - 29 * 86400:.0f}|86400|gres/gpu={GPUS}"]
     old.write_text("\n".join(rows) + "\n")
-    told = json.loads(said(capsys, report, str(made.run.path), "--sacct-file", str(old), "--json"))
-    assert told["gpu_hours"]["total"] == pytest.approx(HOURS)
+    answer = json.loads(said(capsys, report, str(made.run.path), "--sacct-file", str(old), "--json"))
+    assert answer["gpu_hours"]["total"] == pytest.approx(HOURS)
     assert one(everywhere(capsys, made), HOURS)
 
 
@@ -153,8 +153,8 @@ def test_a_run_at_work_counts_on_from_what_slurm_said(
     dump = tmp_path / "sacct.txt"
     row = f"78|RUNNING|{time.time() - 1200:.0f}|Unknown|1200|gres/gpu={GPUS}"
     dump.write_text(f"JobID|State|Start|End|ElapsedRaw|AllocTRES\n{row}\n")
-    told = json.loads(said(capsys, report, str(live.run.path), "--sacct-file", str(dump), "--json"))
-    assert told["gpu_hours"]["total"] == pytest.approx(GPUS * 1200 / 3600)
+    answer = json.loads(said(capsys, report, str(live.run.path), "--sacct-file", str(dump), "--json"))
+    assert answer["gpu_hours"]["total"] == pytest.approx(GPUS * 1200 / 3600)
     shown = json.loads(said(capsys, status, str(live.run.path), "--json"))
-    assert shown["gpu_hours"] == pytest.approx(told["gpu_hours"]["total"], abs=GPUS * 30 / 3600)
-    assert shown["gpu_hours"] >= told["gpu_hours"]["total"]
+    assert shown["gpu_hours"] == pytest.approx(answer["gpu_hours"]["total"], abs=GPUS * 30 / 3600)
+    assert shown["gpu_hours"] >= answer["gpu_hours"]["total"]

@@ -29,11 +29,11 @@ def test_the_command(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = time.strftime("%Y-%m-%d", time.localtime(time.time() - 60 * DAY))
     budget_file(root, f"gpu_hours: 9000\nstart: {first}\ncampaign: hundred_days\n")
     assert command.main(["--run-root", str(root), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["left"] == pytest.approx(9000 - told["spent"])
-    assert told["running"]["jobs"] == told["queued"]["jobs"] == 1
-    assert told["running"]["p10"] < told["running"]["p50"] < told["running"]["p90"]
-    assert [stage["days"] for stage in told["campaign"]["stages"]] == [7, 15, 25, 40, 13]
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["left"] == pytest.approx(9000 - answer["spent"])
+    assert answer["running"]["jobs"] == answer["queued"]["jobs"] == 1
+    assert answer["running"]["p10"] < answer["running"]["p50"] < answer["running"]["p90"]
+    assert [stage["days"] for stage in answer["campaign"]["stages"]] == [7, 15, 25, 40, 13]
     assert command.main(["--run-root", str(root)]) == 0
     text = capsys.readouterr().out
     for words in (

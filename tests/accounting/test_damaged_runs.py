@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from r1hpc import budget, calibrate, report, status
-from r1hpc.accounting.budget import Request
+from r1hpc.accounting.budget import RunRequest
 from r1hpc.accounting.budget_status import check_submission
 from r1hpc.accounting.forecast import Spread
 from r1hpc.accounting.open_ledger import open_ledger, survey
@@ -53,11 +53,6 @@ def _values_of_another_kind(run: RunDir) -> None:
     run.attempts.write_text("".join(lines))
 
 
-def _no_plan_file(run: RunDir) -> None:
-    run.plan.unlink(missing_ok=True)
-    run.plan.mkdir()
-
-
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -68,10 +63,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-@pytest.mark.parametrize(
-    "spoil", [_rubbish_attempts, _no_attempts_file, _no_config, _values_of_another_kind, _no_plan_file]
-)
-def test_a_spoilt_run_is_left_out_in_words(
+@pytest.mark.parametrize("spoil", [_rubbish_attempts, _no_attempts_file, _no_config, _values_of_another_kind])
+def test_a_damaged_run_is_left_out_in_words(
     root: Path, spoil: Callable[[RunDir], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = ["--run-root", str(root)]
@@ -84,7 +77,7 @@ def test_a_spoilt_run_is_left_out_in_words(
     after = json.loads(capsys.readouterr().out)
     assert after["spent"] == before["spent"] > 0
     assert any("bad is left out" in note for note in after["notes"])
-    warned = check_submission(root, [Request(Spread(1, 2, 3))], ask_slurm=False)
+    warned = check_submission(root, [RunRequest(Spread(1, 2, 3))], ask_slurm=False)
     assert warned.allowed
     assert any("bad is left out" in warning for warning in warned.warnings)
     assert status.main([*where, "--all", "--json"]) == 0
@@ -100,6 +93,22 @@ def test_a_spoilt_run_is_left_out_in_words(
     assert calibrate.main([*where, "--json"]) == 0
     site = json.loads(capsys.readouterr().out)
     assert (site["num_runs"], site["left_out"]) == (1, {"damaged": 1})
+
+
+def test_a_spoilt_plan_or_estimate_is_named_and_the_hours_count(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = made_in(root, "bad").run
+    assert budget.main(["--run-root", str(root), "--json"]) == 0
+    before = json.loads(capsys.readouterr().out)
+    bad.plan.mkdir()
+    bad.estimate.write_text('{"gpu_hours": {"p10": "some"}}')
+    assert budget.main(["--run-root", str(root), "--json"]) == 0
+    after = json.loads(capsys.readouterr().out)
+    assert after["spent"] == before["spent"] > 0
+    said = " ".join(after["notes"])
+    assert f"{bad.plan} is not a plain file" in said
+    assert f"{bad.estimate}: gpu_hours.p10 is 'some', not a number" in said
 
 
 def test_one_that_is_asked_for_by_name_is_refused_in_a_line(root: Path) -> None:
@@ -174,11 +183,11 @@ def test_rubbish_among_the_steps_is_said_and_the_hours_stay(root: Path) -> None:
     clean = open_ledger(made.run, 0.0)
     whole = made.run.train_metrics.read_bytes()
     made.run.train_metrics.write_bytes(whole[:700] + os.urandom(200).replace(b"\n", b"x") + whole[700:])
-    spoilt = open_ledger(made.run, 0.0)
-    assert spoilt.used == clean.used
-    assert spoilt.parts["useful"] < clean.parts["useful"]
-    assert "1 lines of" in spoilt.notes[0]
-    assert "hold no step" in spoilt.notes[0]
+    damaged = open_ledger(made.run, 0.0)
+    assert damaged.used == clean.used
+    assert damaged.parts["useful"] < clean.parts["useful"]
+    assert "1 lines of" in damaged.notes[0]
+    assert "hold no step" in damaged.notes[0]
 
 
 def test_a_line_that_is_being_written_is_no_damage(root: Path) -> None:

@@ -1,0 +1,121 @@
+"""GPU-hours by user, account, state, QOS, partition, day, run and stage, from any list of allocations.
+
+gpu_hours = GPUs x allocated wall hours, busy or idle. An allocation that runs over midnight is split
+between its days; days are local ones, as in sacct. One that still runs counts until now.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from r1hpc.slurm.sacct import JobRecord
+from r1hpc.telemetry.summary import RunSummary
+
+UNKNOWN = "unknown"
+KEYS = ("user", "account", "state", "qos", "partition")
+RUN_KEYS = ("run", "stage")
+"""Known to run folders only: grouped by where at least one allocation has them."""
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """GPUs held from `start` to `end` (Unix seconds), and who held them."""
+
+    start: float
+    end: float
+    gpus: int
+    nodes: int = 0
+    user: str = UNKNOWN
+    account: str = UNKNOWN
+    state: str = UNKNOWN
+    qos: str = UNKNOWN
+    partition: str = UNKNOWN
+    run: str = UNKNOWN
+    stage: str = UNKNOWN
+
+    @property
+    def seconds(self) -> float:
+        return max(0.0, self.end - self.start)
+
+    @property
+    def hours(self) -> float:
+        return self.seconds / 3600
+
+
+def to_allocation(record: JobRecord) -> Allocation:
+    """A record of sacct; one that still runs counts its elapsed time, a suspended one not its pauses."""
+    start = record.start or 0.0
+    return Allocation(
+        start=start,
+        end=start + record.elapsed_s,
+        gpus=record.gpus,
+        nodes=record.nodes,
+        **{key: getattr(record, key) or UNKNOWN for key in KEYS},
+    )
+
+
+def own_allocations(summary: RunSummary, user: str) -> list[Allocation]:
+    """What a run's own record says it held. Slurm's view is longer: see `sacct -D`."""
+    return [
+        Allocation(
+            start=a.attempt.start,
+            end=a.end,
+            gpus=a.attempt.gpus,
+            nodes=a.attempt.nodes,
+            user=user,
+            state=a.cause,
+            run=summary.run_id,
+            stage=summary.stage,
+        )
+        for a in summary.attempts
+    ]
+
+
+def fold_hours(allocations: Iterable[Allocation]) -> dict[str, Any]:
+    """{total, node_hours, by_user, by_account, by_state, by_qos, by_partition, by_day}, in hours.
+
+    by_run and by_stage beside them where runs are known. by_day is keyed YYYY-MM-DD, and has the days on
+    which a GPU was held. All but node_hours are GPU-hours. Whole seconds are summed exactly: they are
+    divided once, at the end.
+    """
+    by: dict[str, dict[str, float]] = {key: defaultdict(float) for key in (*KEYS, "day", *RUN_KEYS)}
+    total = node_seconds = 0.0
+    for allocation in allocations:
+        gpu_seconds = allocation.gpus * allocation.seconds
+        total += gpu_seconds
+        node_seconds += allocation.nodes * allocation.seconds
+        for key in (*KEYS, *RUN_KEYS):
+            by[key][getattr(allocation, key) or UNKNOWN] += gpu_seconds
+        days = split_days(allocation.start, allocation.end) if allocation.gpus else ()
+        for day, seconds in days:
+            by["day"][day] += allocation.gpus * seconds
+    return in_hours(total, node_seconds, by)
+
+
+def in_hours(
+    gpu_seconds: float, node_seconds: float, by: dict[str, dict[str, float]] | dict[str, dict[str, int]]
+) -> dict[str, Any]:
+    """The dict of `fold_hours` from sums in seconds, by key."""
+    groups = {
+        f"by_{key}": {name: seconds / 3600 for name, seconds in sorted(sums.items())}
+        for key, sums in by.items()
+        if key not in RUN_KEYS or set(sums) - {UNKNOWN}
+    }
+    return {"total": gpu_seconds / 3600, "node_hours": node_seconds / 3600, **groups}
+
+
+def split_days(start: float, end: float) -> Iterator[tuple[str, float]]:
+    """(YYYY-MM-DD, seconds in that local day) from `start` to `end`; a day may have 23 or 25 hours."""
+    while start < end:
+        day = datetime.fromtimestamp(start).date()
+        midnight = midnight_before(start, 1)
+        yield day.isoformat(), min(end, midnight) - start
+        start = midnight
+
+
+def midnight_before(moment: float, days: int = 0) -> int:
+    """Unix seconds of the local midnight before `moment`, or of the midnight so many days later."""
+    day = datetime.fromtimestamp(moment).date() + timedelta(days=days)
+    return int(datetime.combine(day, datetime.min.time()).timestamp())
