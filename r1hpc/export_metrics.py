@@ -22,7 +22,7 @@ from r1hpc.base.rundir import RunDir
 
 if TYPE_CHECKING:  # --help must be quick
     from r1hpc.telemetry.metrics import Step
-    from r1hpc.telemetry.tensorboard import TensorBoardWriter
+    from r1hpc.tracking.tensorboard import TensorBoardWriter
 
 _LEAST_PERIOD_S = 1.0
 
@@ -57,7 +57,7 @@ def _parser() -> ArgumentParser:
 def _to_tensorboard(run: RunDir, arguments: Any) -> dict[str, Any]:
     from r1hpc.telemetry.gpu_series import read_gpu_series
     from r1hpc.telemetry.metrics import read_steps
-    from r1hpc.telemetry.tensorboard import TensorBoardWriter
+    from r1hpc.tracking.tensorboard import TensorBoardWriter
 
     folder = (arguments.out / flat_name(run)) if arguments.out else run.report / "tensorboard"
     with TensorBoardWriter(folder) as writer:
@@ -65,7 +65,7 @@ def _to_tensorboard(run: RunDir, arguments: Any) -> dict[str, Any]:
             count = _stream(run, writer, arguments.every)
         else:
             count = writer.steps(read_steps(run).effective.values())
-        writer.gpus(read_gpu_series(sorted(run.metrics.glob("gpu-*.jsonl"))))
+        writer.gpus(read_gpu_series(run.all_gpu_metrics))
     return {"steps": count, "folder": str(folder)}
 
 
@@ -87,13 +87,11 @@ def _available(newer: "Callable[[], list[Step]]") -> "Iterator[Step]":
 
 
 def _to_prometheus(run: RunDir, arguments: Any) -> dict[str, Any]:
-    from r1hpc.telemetry.prometheus import write_textfile
+    from r1hpc.tracking.prometheus import textfile_of, write_textfile
 
-    path = run.metrics / "r1hpc.prom"
-    if arguments.out is not None:
-        if not arguments.out.is_dir():
-            raise UsageError(f"--out {arguments.out} is no folder: name the textfile collector's own")
-        path = arguments.out / f"r1hpc-{flat_name(run)}.prom"
+    if arguments.out is not None and not arguments.out.is_dir():
+        raise UsageError(f"--out {arguments.out} is no folder: name the textfile collector's own")
+    path = textfile_of(run, arguments.out)
     mode = 0o600 if arguments.out is None else 0o644
     for _ in _until_over(run, arguments.every) if arguments.follow else (None,):
         write_textfile(run, path, mode, full_name(run))
@@ -102,23 +100,23 @@ def _to_prometheus(run: RunDir, arguments: Any) -> dict[str, Any]:
 
 def _to_wandb(run: RunDir, arguments: Any) -> dict[str, Any]:
     from r1hpc.telemetry.metrics import read_steps
-    from r1hpc.telemetry.wandb_export import export_steps
+    from r1hpc.tracking.wandb import WandbWriter
 
-    steps = read_steps(run).effective.values()
-    count = export_steps(run, steps, arguments.project, flat_name(run))
+    with WandbWriter(run, run.report, project=arguments.project) as writer:
+        count = writer.steps(read_steps(run).effective.values())
     return {"steps": count, "project": arguments.project}
 
 
 def _until_over(run: RunDir, every_s: float) -> Iterator[None]:
     """Now, every so often, and once after the run is over."""
-    from r1hpc.attempt.state import look
+    from r1hpc.attempt.state import read_situation
 
     over = False
     while True:
         yield
         if over:
             return
-        over = look(run).state.is_over
+        over = read_situation(run).state.is_over
         if not over:
             time.sleep(every_s)
 

@@ -25,8 +25,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.choose_run import add_run_root, all_runs, choose_run, existing_run_root, run_root_of
-from r1hpc.base.cli import ArgumentParser, print_json, run_command
+from r1hpc.base.choose_run import (
+    RUN_NAMES,
+    add_run_root,
+    all_runs,
+    choose_run,
+    existing_run_root,
+    run_root_of,
+)
+from r1hpc.base.cli import ArgumentParser, offer, print_json, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.rundir import RunDir
 from r1hpc.base.tables import wrap
@@ -49,8 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     form = "json" if arguments.json else arguments.format
     if arguments.compare:
         return _compare(arguments, form)
-    if arguments.sacct_file is not None and not _is_readable(arguments.sacct_file):
-        raise UsageError(f"--sacct-file: there is no file {arguments.sacct_file}; make it with: {PRINTED_BY}")
+    file = arguments.sacct_file  # or a pipe
+    if file is not None and (file.is_dir() or not file.exists()):
+        raise UsageError(f"--sacct-file: there is no file {file}; make it with: {PRINTED_BY}")
     if arguments.run_dirs and arguments.sacct_file is None and (arguments.user or arguments.account):
         raise UsageError("--user and --account choose among Slurm's records: leave RUN_DIR out")
     selection = _selection(arguments)
@@ -75,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m r1hpc.report", description=__doc__)
-    parser.add_argument("run_dirs", nargs="*", metavar="RUN_DIR", help="run folders, or names of runs")
+    runs = parser.add_argument("run_dirs", nargs="*", metavar="RUN_DIR", help="run folders, or names of runs")
+    offer(runs, RUN_NAMES)
     parser.add_argument("--compare", action="store_true", help="compare two runs step by step, by their bits")
     parser.add_argument("--sacct-file", type=Path, metavar="FILE", help="take Slurm's records from FILE")
     parser.add_argument(
@@ -94,11 +103,6 @@ def _parser() -> ArgumentParser:
     )
     add_run_root(parser)
     return parser
-
-
-def _is_readable(path: Path) -> bool:
-    """Whether it is a file or a pipe."""
-    return path.exists() and not path.is_dir()
 
 
 def _runs(given: str | None, run_root: str | None) -> list[RunDir]:
@@ -179,7 +183,9 @@ def _records_of(
 
 def _select(found: RunReport, selection: Selection) -> RunReport:
     chosen = (selection.start, selection.end, selection.user, selection.account)
-    return replace(found, ledger=found.ledger.cut(*chosen)) if any(c is not None for c in chosen) else found
+    return (
+        replace(found, ledger=found.ledger.selected(*chosen)) if any(c is not None for c in chosen) else found
+    )
 
 
 def _write_page(arguments: Any, selection: Selection, everything: bool) -> int:
@@ -234,8 +240,8 @@ def _print_hours(hours: dict[str, Any], source: str, note: str, form: str) -> in
 def _print_reports(
     reports: Sequence[RunReport], plots: dict[Path, list[Path]], selection: Selection, form: str
 ) -> None:
+    from r1hpc.accounting.hours import fold_hours
     from r1hpc.reporting.report_text import as_text, hours_text
-    from r1hpc.telemetry.hours import fold_hours
     from r1hpc.telemetry.timeline import Split
 
     hours = fold_hours(held for each in reports for held in each.ledger.allocations)

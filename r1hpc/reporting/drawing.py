@@ -27,6 +27,8 @@ Axes = Any
 """matplotlib.axes.Axes, which is not imported here."""
 NARROW, HALF, FULL = 360, 514, 1080
 """Widths: of a telephone or a third of the page, of half the page, and of the whole page."""
+BAND = "P10 to P90"
+"""What charts call the range of an estimate."""
 _FONT = 13
 _WIDE = 600
 """From here on names stand beside their bars, and there are more ticks."""
@@ -117,6 +119,11 @@ def tip(artist: Any, words: str) -> Any:
     return artist
 
 
+def mark(axes: Axes, x: float, y: float, height: float, words: str) -> None:
+    """An upright stroke on a bar."""
+    tip(axes.vlines(x, y - height / 2, y + height / 2, color=colour("median"), lw=2.5), words)
+
+
 def dot(axes: Axes, x: float, y: float, name: str, words: str, size: float = 8) -> None:
     """A point: a line of next to no length with round ends, which is an eighth of a marker in the page."""
     how = {"color": colour(name), "lw": size, "solid_capstyle": "round", "zorder": 5, "clip_on": False}
@@ -201,6 +208,11 @@ def named_rows(axes: Axes, rows: Sequence[tuple[str, str, bool]], width: int) ->
             axes.text(0, y + 0.27, _cut(name, 49 - len(value)), ha="left", va="bottom", **named)
             axes.text(1, y + 0.27, value, ha="right", va="bottom", **{"color": colour("muted"), **named})
     return ys, 0.62 if wide else 0.4
+
+
+def listed(what: str, rows: Sequence[str]) -> str:
+    """A chart's label, for who cannot see it."""
+    return f"{what}: {'; '.join(rows)}"
 
 
 def _cut(name: str, most: int) -> str:

@@ -1,4 +1,4 @@
-"""The charts of GPU-hours: budget, campaign, planned against used, where they went, by day, queue waits.
+"""The charts of GPU-hours that were used: planned against used, where they went, by day, queue waits.
 
     chart = waste({"run-1": {"useful": 12.0, "lost": 0.5, ...}}, "GPU-hours")
 
@@ -12,17 +12,19 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import TypeVar
 
-from r1hpc.accounting.budget import format_day, format_hours
-from r1hpc.accounting.campaign import StageProgress
+from r1hpc.accounting.budget import format_day, format_hours, format_range
 from r1hpc.accounting.forecast import Spread
 from r1hpc.base.units import format_duration
 from r1hpc.reporting.drawing import (
+    BAND,
     DAY,
     FULL,
     Axes,
     Chart,
     dot,
+    listed,
     log_axis,
+    mark,
     named_rows,
     note,
     number_axis,
@@ -32,7 +34,6 @@ from r1hpc.reporting.drawing import (
 from r1hpc.reporting.palette import colour
 from r1hpc.reporting.series import thin
 
-BAND = "P10 to P90"
 TIMES = "\N{MULTIPLICATION SIGN}"
 PARTS = ("useful", "lost", "start-up", "save", "idle", "other")
 """In the order in which they are stacked; `other` is what no run folder explains."""
@@ -45,33 +46,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class BurnDown:
-    """A budget over its period, in GPU-hours."""
-
-    granted: float
-    begin: float
-    end: float
-    now: float
-    curve: Sequence[tuple[float, float]]
-    """(time, spent until then)."""
-    spent: float
-    committed: Spread
-    """Still to come of what runs and waits."""
-    over: float
-    """When that should be over."""
-    warn_at: Sequence[float]
-    """Shares of the budget at which it warns."""
-    plan_name: str
-    plan: Sequence[tuple[float, float]]
-    """(time, what should be left then)."""
-
-    @property
-    def left(self) -> float:
-        return self.granted - self.spent
-
-
-@dataclass(frozen=True)
-class PlannedRun:
+class EstimatedRun:
     """One run with its estimate, in hours."""
 
     name: str
@@ -86,125 +61,7 @@ class PlannedRun:
         return self.planned.p10 <= self.used <= self.planned.p90
 
 
-def burn_down(data: BurnDown) -> Chart:
-    """What is left of the budget, with the plan and the forecast."""
-    left, granted = data.left, data.granted
-
-    def draw(axes: Axes, width: int) -> None:
-        time_axis(axes, data.begin, data.end, width)
-        number_axis(axes.yaxis, min(0.0, left - data.committed.p90), granted * 1.04)
-        axes.set_title("GPU-hours left")
-        axes.axhline(0, color=colour("median"), lw=1)
-        for mark in data.warn_at:
-            axes.axhline(granted * (1 - mark), color=colour("start-up"), lw=1.2, ls=(0, (2, 3)))
-            where = (data.begin / DAY, granted * (1 - mark))
-            note(axes, *where, f"{100 * mark:.0f} % spent", "muted", ha="left", xytext=(4, 3))
-        _draw_plan(axes, data)
-        _draw_forecast(axes, data)
-        axes.axvline(data.now / DAY, color=colour("muted"), lw=1)
-        curve = [(x, granted - spent) for x, spent in data.curve]
-        points = [(data.begin, granted), *curve, (data.now, left)]
-        _draw_hours(axes, points, f"{format_hours(left)} left", data.now > (data.begin + data.end) / 2)
-
-    label = f"What is left of the budget over time: {format_hours(left)} of {format_hours(granted)}"
-    return Chart("spent", "Burn-down", label, draw, 300)
-
-
-def spending(curve: Sequence[tuple[float, float]], unit: str) -> Chart | None:
-    """Hours spent so far, where no budget is set; `curve` is (time, spent until then)."""
-    if len(curve) < 2 or curve[-1][1] <= 0:
-        return None
-    spent = f"{format_hours(curve[-1][1])} spent"
-
-    def draw(axes: Axes, width: int) -> None:
-        time_axis(axes, curve[0][0], curve[-1][0], width)
-        number_axis(axes.yaxis, 0, 1.15 * curve[-1][1])
-        axes.set_title(f"{unit} spent")
-        _draw_hours(axes, curve, spent, True)
-
-    return Chart("spent", "Spent so far", f"{unit} over time: {spent}", draw, 240)
-
-
-def _draw_hours(axes: Axes, points: Sequence[tuple[float, float]], words: str, on_the_left: bool) -> None:
-    """(time, hours) as a line over its area; `words` stand beside the last point."""
-    xs, ys = [x / DAY for x, _ in points], [y for _, y in points]
-    axes.fill_between(xs, ys, color=colour("useful"), alpha=0.14, lw=0)
-    axes.plot(xs, ys, color=colour("useful"), lw=2)
-    dot(axes, xs[-1], ys[-1], "useful", words)
-    side, gap = ("right", -8) if on_the_left else ("left", 8)
-    note(axes, xs[-1], ys[-1], words, fontweight="bold", ha=side, xytext=(gap, 6))
-
-
-def _draw_plan(axes: Axes, data: BurnDown) -> None:
-    """The part of the plan that falls into the period; named where a fifth of the budget is planned away."""
-    import numpy as np
-
-    times, left = zip(*data.plan, strict=True)
-    xs = np.linspace(data.begin, data.end, 201)
-    ys = np.interp(xs, times, left, left=np.nan, right=np.nan)
-    xs, ys = xs[ys >= 0] / DAY, ys[ys >= 0]
-    axes.plot(xs, ys, "--", color=colour("muted"), lw=1.5)
-    if (low := ys < 0.8 * data.granted).any():
-        note(axes, xs[low][0], ys[low][0], data.plan_name, "muted", ha="left", xytext=(8, 4))
-
-
-def _draw_forecast(axes: Axes, data: BurnDown) -> None:
-    """The fan from now until all jobs are over."""
-    left, taken = data.left, data.committed
-    until = min(data.end, max(data.over, data.now + 0.02 * (data.end - data.begin)))
-    if taken.p90 <= 0 or until <= data.now:
-        return
-    xs = [x / DAY for x in (data.now, until, data.end)]
-    low, middle, high = ([left, left - hours, left - hours] for hours in (taken.p90, taken.p50, taken.p10))
-    axes.fill_between(xs, low, high, color=colour("useful"), alpha=0.18, lw=0)
-    axes.plot(xs, middle, color=colour("useful"), lw=1.5, ls=(0, (3, 3)))
-    words = f"{format_hours(middle[-1])} when all jobs are over"
-    note(axes, xs[-1], middle[-1], words, "useful", ha="right", va="top", xytext=(-4, -5))
-
-
-def _mark(axes: Axes, x: float, y: float, height: float, words: str) -> None:
-    """An upright stroke on a bar."""
-    tip(axes.vlines(x, y - height / 2, y + height / 2, color=colour("median"), lw=2.5), words)
-
-
-def campaign(stages: Sequence[StageProgress]) -> Chart | None:
-    """Each stage: planned hours pale, used ones on top, the forecast of one that is not over as a line."""
-    ahead = [s.forecast.p90 for s in stages if s.when != "past"]
-    most = max([0.0, *ahead, *(max(s.stage.gpu_hours, s.used) for s in stages)])
-    names = [_stage_name(s) for s in stages]
-    values = [f"{format_hours(s.used)} of {format_hours(s.stage.gpu_hours)}" for s in stages]
-
-    def draw(axes: Axes, width: int) -> None:
-        number_axis(axes.xaxis, 0, most)
-        rows = [(name, value, s.when == "now") for name, value, s in zip(names, values, stages, strict=True)]
-        ys, height = named_rows(axes, rows, width)
-        for y, s in zip(ys, stages, strict=True):
-            planned = s.stage.gpu_hours
-            bar = axes.barh(y, planned, height, color=colour("planned"))[0]
-            tip(bar, f"planned {format_hours(planned)}")
-            name = "lost" if s.used > planned else "useful"
-            tip(axes.barh(y, s.used, height / 2, color=colour(name))[0], f"used {format_hours(s.used)}")
-            if s.when != "past" and s.forecast.p90 > s.used:
-                axes.plot([s.forecast.p10, s.forecast.p90], [y, y], color=colour("median"), lw=2)
-                words = f"forecast {format_hours(s.forecast.p50)} ({_range(s.forecast)})"
-                _mark(axes, s.forecast.p50, y, height, words)
-        axes.set_xlabel("GPU-hours", loc="right")
-
-    meanings = [("planned", "planned"), ("useful", "used"), ("median", f"forecast, {BAND}")]
-    label = _listed("campaign", [f"{name}: {value}" for name, value in zip(names, values, strict=True)])
-    return Chart("campaign", "Campaign", label, draw, num_rows=len(stages), keys=meanings) if most else None
-
-
-def _stage_name(each: StageProgress) -> str:
-    first, last = (_short_day(moment) for moment in (each.start, each.end - 1))
-    return f"{each.stage.name} \N{MIDDLE DOT} {each.stage.days:g} d \N{MIDDLE DOT} {first} to {last}"
-
-
-def _short_day(moment: float) -> str:
-    return datetime.fromtimestamp(moment).strftime("%d %b").lstrip("0")
-
-
-def planned_against_used(runs: Sequence[PlannedRun], unit: str) -> Chart | None:
+def planned_against_used(runs: Sequence[EstimatedRun], unit: str) -> Chart | None:
     """For each estimated run its P10 to P90, its P50, and what it used; the largest, where they are many."""
     shown = _largest(runs, [max(run.planned.p50, run.used) for run in runs])
     hours = [h for r in shown for h in (r.planned.p10, r.planned.p90, r.used) if h > 0]
@@ -226,15 +83,15 @@ def planned_against_used(runs: Sequence[PlannedRun], unit: str) -> Chart | None:
         for y, run in zip(ys, shown, strict=True):
             left = max(run.planned.p10, least)
             bar = axes.barh(y, run.planned.p90 - left, height, left=left, color=colour("planned"))[0]
-            tip(bar, f"planned {_range(run.planned)}")
+            tip(bar, f"planned {format_range(run.planned)}")
             words = f"planned P50 {format_hours(run.planned.p50)}"
-            _mark(axes, max(run.planned.p50, least), y, height, words)
+            mark(axes, max(run.planned.p50, least), y, height, words)
             if run.used > 0:
                 name = "start-up" if run.is_live else "useful" if run.is_inside else "lost"
                 dot(axes, run.used, y, name, f"used {format_hours(run.used)}")
         axes.set_xlabel(f"{unit}{', logarithmic' if is_log else ''}{_only(shown, runs)}", loc="right")
 
-    label = _listed(
+    label = listed(
         "planned against used", [f"{r.name}: {value}" for r, value in zip(shown, values, strict=True)]
     )
     meanings = [("planned", f"{BAND} at submission"), ("useful", "used, inside"), ("lost", "used, outside")]
@@ -242,7 +99,7 @@ def planned_against_used(runs: Sequence[PlannedRun], unit: str) -> Chart | None:
     return Chart("planned", "Planned against used", label, draw, num_rows=len(shown), keys=meanings)
 
 
-def estimate_errors(runs: Sequence[PlannedRun]) -> Chart | None:
+def estimate_errors(runs: Sequence[EstimatedRun]) -> Chart | None:
     """Used / planned of every finished run, oldest first, with the P10 to P90 it was given."""
     shown = _finished(runs)[-_MOST_DOTS:]
     if not shown:
@@ -272,7 +129,7 @@ def estimate_errors(runs: Sequence[PlannedRun]) -> Chart | None:
     )
 
 
-def error_words(runs: Sequence[PlannedRun]) -> str:
+def error_words(runs: Sequence[EstimatedRun]) -> str:
     """The error of the estimates so far, in a sentence."""
     shown = _finished(runs)
     if not shown:
@@ -318,7 +175,7 @@ def waste(runs: Mapping[str, Parts], unit: str) -> Chart | None:
                 base += share
         axes.set_xlabel(f"share of the {unit}, useful ones in numbers", loc="right")
 
-    label = _listed(
+    label = listed(
         "where the hours went", [f"{row[0]}: {text}" for row, text in zip(rows, useful, strict=True)]
     )
     whole = _sum(shown.values())
@@ -337,7 +194,7 @@ def lost_by_cause(hours: Mapping[str, float], unit: str) -> Chart | None:
         axes.barh(ys, [h for h, _ in shown], height, color=colour("lost"))
         axes.set_xlabel(unit, loc="right")
 
-    label = _listed("lost and idle hours by cause", [f"{cause}: {format_hours(h)}" for h, cause in shown])
+    label = listed("lost and idle hours by cause", [f"{cause}: {format_hours(h)}" for h, cause in shown])
     return Chart("causes", "Lost and idle, by what ended the attempt", label, draw, num_rows=len(shown))
 
 
@@ -408,9 +265,8 @@ def _columns(days: Mapping[str, Parts]) -> tuple[dict[float, dict[str, float]], 
     first, last = date.fromisoformat(min(days)), date.fromisoformat(max(days))
     count = (last - first).days + 1
     size = 1 if count <= _MOST_COLUMNS else 7 if count <= 7 * _MOST_COLUMNS else 30
-    starts = [
-        _midnight(first + timedelta(days=i)) for i in range(0, max(count, 7), size)
-    ]  # two would be huge
+    begins = (first + timedelta(days=i) for i in range(0, max(count, 7), size))  # two would be huge
+    starts = [datetime.combine(day, datetime.min.time()).timestamp() for day in begins]
     columns = {start: dict.fromkeys(PARTS, 0.0) for start in starts}
     for text, parts in days.items():
         column = columns[starts[(date.fromisoformat(text) - first).days // size]]
@@ -439,7 +295,7 @@ def _only(shown: Sequence[object], runs: Sequence[object]) -> str:
     return f"; the {len(shown)} largest of {len(runs)} runs" if len(shown) < len(runs) else ""
 
 
-def _finished(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+def _finished(runs: Sequence[EstimatedRun]) -> list[EstimatedRun]:
     shown = (run for run in runs if run.is_finished and run.used > 0 and run.planned.p50 > 0)
     return sorted(shown, key=lambda run: run.end)
 
@@ -450,15 +306,3 @@ def _sum(many: Iterable[Parts]) -> dict[str, float]:
         for part, hours in parts.items():
             whole[part] += hours
     return dict(whole)
-
-
-def _listed(what: str, rows: Sequence[str]) -> str:
-    return f"{what}: {'; '.join(rows)}"
-
-
-def _range(spread: Spread) -> str:
-    return f"{format_hours(spread.p10)} to {format_hours(spread.p90)}"
-
-
-def _midnight(day: date) -> float:
-    return datetime(day.year, day.month, day.day).timestamp()

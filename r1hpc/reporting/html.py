@@ -1,17 +1,37 @@
 """Pieces of the page: cards, keys, tables. All text is escaped here."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
+from pathlib import Path
 
 from r1hpc.base.names import printable
+from r1hpc.reporting.palette import as_css
 
 NONE = "\N{EN DASH}"
 """In a cell that has no value."""
 
 
+def document(title: str, blocks: Iterable[str]) -> str:
+    """A whole page of these blocks; empty ones are left out."""
+    style = as_css() + Path(__file__).with_name("page.css").read_text()
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
+        f"<title>{text(title)}</title><style>{style}</style></head>\n<body><main>\n"
+        + "\n".join(block for block in blocks if block)
+        + "\n</main></body></html>\n"
+    )
+
+
 def text(value: str) -> str:
     """Any text, a stranger's too, as HTML."""
     return escape(printable(value))
+
+
+def lines(value: str) -> str:
+    """Any text, its line breaks kept."""
+    return f"<pre>{chr(10).join(text(line) for line in value.splitlines())}</pre>"
 
 
 def card(title: str, body: str, words: str = "") -> str:

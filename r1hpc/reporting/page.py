@@ -12,8 +12,7 @@ from pathlib import Path
 
 from r1hpc.base.files import write_atomic
 from r1hpc.reporting import sections
-from r1hpc.reporting.html import text
-from r1hpc.reporting.palette import as_css
+from r1hpc.reporting.html import document
 from r1hpc.reporting.run_card import run_card
 from r1hpc.reporting.view import View
 
@@ -29,24 +28,13 @@ def write_page(view: View, path: Path) -> None:
 
 def page(view: View) -> str:
     """The page as text."""
-    parts = [sections.budget(view), sections.estimates(view), sections.hours(view)]
+    charts = sections.charts_of_hours(view)
+    parts = [draw(view, charts) for draw in (sections.budget, sections.estimates, sections.hours)]
     parts = [*parts, _cards(view)] if len(view.runs) > 1 else [_cards(view), *parts]
     bodies = [block for part in parts for block in part]
     top = [sections.head(view), sections.tiles(view), *sections.warnings(view)]
     blocks = [*top, *bodies, *sections.tables(view), sections.notes(view)]
-    title = text(view.title)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
-        f"<title>{title}</title><style>{_style()}</style></head>\n<body><main>\n"
-        + "\n".join(block for block in blocks if block)
-        + "\n</main></body></html>\n"
-    )
-
-
-def _style() -> str:
-    return as_css() + Path(__file__).with_name("page.css").read_text()
+    return document(view.title, blocks)
 
 
 def _cards(view: View) -> Iterator[str]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from r1hpc.accounting.hours import fold_hours
 from r1hpc.accounting.ledger import RunLedger, clip
 from r1hpc.accounting.open_ledger import open_ledgers, survey
 from r1hpc.base.rundir import RunDir
@@ -18,7 +19,6 @@ from r1hpc.reporting.run_card import draw_pngs
 from r1hpc.reporting.sections import charts_of_hours
 from r1hpc.reporting.view import View, make_view
 from r1hpc.slurm.sacct import JobRecord
-from r1hpc.telemetry.hours import fold_hours
 
 _SELECTED = "Only what was selected is counted here, so this page says nothing of the budget."
 _GROUPS = ("user", "account", "stage", "partition", "state", "qos")

@@ -1,4 +1,4 @@
-"""The report of a run as lines for a terminal, 100 columns wide, without colour."""
+"""The report of a run as lines for a terminal, as wide as it is, without colour."""
 
 import textwrap
 import time
@@ -10,7 +10,7 @@ from r1hpc.accounting.forecast import Spread
 from r1hpc.accounting.ledger import Gap, RunLedger
 from r1hpc.accounting.run_report import RunReport
 from r1hpc.base.names import printable
-from r1hpc.base.tables import WIDTH, bar, format_table, share, wrap
+from r1hpc.base.tables import bar, format_table, share, text_width, wrap
 from r1hpc.base.units import format_bytes, format_duration
 from r1hpc.telemetry.attempts import Attempt
 from r1hpc.telemetry.evaluations import held_out_lines
@@ -33,6 +33,7 @@ _PARTS = (
     ("save", "saves"),
     ("idle", "idle, no step"),
 )
+_PARTS_OF_SERVER = (("useful", "answering"), ("startup", "start-up"), ("idle", "idle, no request"))
 
 
 def as_text(found: RunReport, plots: Sequence[Path] = ()) -> str:
@@ -61,14 +62,16 @@ def ledger_text(ledger: RunLedger) -> str:
     if not split.allocated:
         return "\n".join(_against_plan(ledger.planned, 0.0, "hours"))
     rows = []
-    for part, words in _PARTS:
+    for part, words in _PARTS_OF_SERVER if ledger.stage == "serve" else _PARTS:
         spent = getattr(split, part)
         columns = (share(spent, split.allocated), bar(spent, split.allocated))
         rows.append((words, f"{spent / 3_600_000:,.3f}", *columns))
     table = format_table(("spent on", unit, "share", ""), rows, right={1, 2}, indent="  ")
     heading = f"{split.allocated / 3_600_000:,.3f} {unit} by {_WHOSE[ledger.source]}"
     heading += f"; {format_duration(ledger.queue_s)} in the queue"
-    return "\n".join([heading, *_against_plan(ledger.planned, split.allocated / 3_600_000, unit), table])
+    return "\n".join(
+        [wrap(heading), *_against_plan(ledger.planned, split.allocated / 3_600_000, unit), table]
+    )
 
 
 def _against_plan(planned: Spread | None, used: float, unit: str) -> list[str]:
@@ -76,7 +79,8 @@ def _against_plan(planned: Spread | None, used: float, unit: str) -> list[str]:
     if planned is None or planned.p50 <= 0:
         return []
     hours, low, high = (f"{value:,.4g}" for value in (planned.p50, planned.p10, planned.p90))
-    return [f"planned {hours} {unit} (P10 {low}, P90 {high}); {100 * used / planned.p50:.0f} % of that used"]
+    used_up = f"{100 * used / planned.p50:.0f} % of that used"
+    return [wrap(f"planned {hours} {unit} (P10 {low}, P90 {high}); {used_up}")]
 
 
 def hours_text(hours: dict[str, Any]) -> str:
@@ -157,15 +161,15 @@ def _hours(ledger: RunLedger) -> str:
         lines.append(f"  {ledger.gpu_hours:10,.3f}  by sacct -D, {count} allocation(s)")
         if ledger.note:
             lines.append(_noted("", printable(ledger.note)))
-        lines.append(f"  {ledger.gpu_hours - own:+10,.3f}  difference{_why(ledger.gap)}")
+        lines.append(_noted(f"{ledger.gpu_hours - own:+10,.3f}", f"difference{_why(ledger.gap)}"))
     if ledger.own and not any(a.gpus for a in ledger.own):
-        lines.append("  A CPU run: it held no GPU, so what it cost is its node-hours.")
+        lines.append(wrap("A CPU run: it held no GPU, so what it cost is its node-hours.", "  ", "  "))
     return "\n".join(lines)
 
 
 def _noted(number: str, words: str) -> str:
     note = f"  {number:>10}  {words}"
-    return textwrap.fill(note, WIDTH, subsequent_indent=" " * 14, drop_whitespace=True)
+    return textwrap.fill(note, text_width(), subsequent_indent=" " * 14, drop_whitespace=True)
 
 
 def _why(gap: Gap) -> str:
@@ -221,7 +225,8 @@ def _gpus(nodes: Sequence[dict[str, Any]]) -> list[str]:
             "notes",
         )
         blocks.append(
-            "GPUs  (hung: share of readings at 100 % and under a quarter of the power limit)\n"
+            wrap("GPUs  (hung: share of readings at 100 % and under a quarter of the power limit)")
+            + "\n"
             + format_table(headings, rows, right={1, 3, 4, 5, 6, 7, 8}, indent="  ")
         )
     if any(node["source"] == "stub" for node in nodes):
@@ -229,7 +234,7 @@ def _gpus(nodes: Sequence[dict[str, Any]]) -> list[str]:
     notes = {node["message"] for node in nodes if node["message"] and not node["gpus"]}
     if notes:
         text = "GPUs  no readings: " + "; ".join(map(printable, sorted(notes)))
-        blocks.append(textwrap.fill(text, WIDTH, subsequent_indent=" " * 6))
+        blocks.append(textwrap.fill(text, text_width(), subsequent_indent=" " * 6))
     return blocks
 
 

@@ -57,7 +57,7 @@ def read_run_data(run: RunDir, summary: RunSummary) -> RunData:
         lost=summary.steps.lost,
         saves=[event["time"] for event in events if event.get("event") == "save" and "time" in event],
         evaluations={step: found["greedy"] for step, found in read_evaluations(run).items()},
-        gpus=read_gpu_series(sorted(run.metrics.glob("gpu-*.jsonl"))),
+        gpus=read_gpu_series(run.all_gpu_metrics),
     )
 
 
@@ -77,8 +77,8 @@ def _facts(run: RunLedger) -> list[str]:
 
 
 def _newest_findings(run: RunLedger) -> Sequence[Finding]:
-    """What stands out in the newest attempt."""
-    if not run.summary.attempts:
+    """What stands out in the newest attempt; steps are judged, of which a server has none."""
+    if not run.summary.attempts or run.stage == "serve":
         return ()
     newest = run.summary.attempts[-1]
     return diagnose(run.run, newest.attempt, end=newest.end, max_bytes=QUICK_BYTES).findings

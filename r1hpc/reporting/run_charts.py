@@ -27,7 +27,7 @@ from r1hpc.reporting.drawing import (
     tip,
 )
 from r1hpc.reporting.palette import LINES, colour
-from r1hpc.reporting.series import Curve, Range, gpu_range, thin
+from r1hpc.reporting.series import Curve, GpuRange, gpu_range, thin
 from r1hpc.telemetry.gpu_series import GpuSeries
 from r1hpc.telemetry.metrics import Step
 from r1hpc.telemetry.summary import AttemptSummary
@@ -66,7 +66,7 @@ class RunData:
         return any(each.source == "stub" for each in self.gpus)
 
     def column(self, key: str) -> list[float | None]:
-        return [step.value(key) for step in self.steps]
+        return [step.number(key) for step in self.steps]
 
 
 def charts_of_run(data: RunData) -> dict[str, Chart]:
@@ -175,7 +175,7 @@ def _draw_curve(axes: Axes, curve: Curve, name: str, limits: tuple[float, float]
 def _draw_lost(axes: Axes, lost: Sequence[Step], key: str, limits: tuple[float, float], end: float) -> None:
     """Stretches of steps that were taken again: shaded, with what they were like the first time."""
     for stretch in _stretches(lost):
-        xs, ys = [float(s.global_step) for s in stretch], [s.value(key) for s in stretch]
+        xs, ys = [float(s.global_step) for s in stretch], [s.number(key) for s in stretch]
         words = f"steps {xs[0]:g} to {xs[-1]:g} were taken again"
         tip(axes.axvspan(xs[0] - 0.5, min(xs[-1] + 0.5, end), color=colour("lost"), alpha=0.14, lw=0), words)
         curve = thin(xs, ys)
@@ -233,7 +233,7 @@ def _by_time(steps: Sequence[Step], key: str, factor: float) -> list[Curve]:
     stretches = _stretches([step for step in steps if step.time is not None])
     found = []
     for stretch in stretches:
-        values = [None if (value := step.value(key)) is None else factor * value for step in stretch]
+        values = [None if (value := step.number(key)) is None else factor * value for step in stretch]
         found.append(thin([(step.time or 0.0) / DAY for step in stretch], values, len(steps)))
     return found
 
@@ -272,7 +272,7 @@ def _gpus(data: RunData, name: str, key: str, unit: str, top: float) -> Chart | 
     return Chart(name, f"{name.capitalize()}, {count}{many}", f"{unit}, {count}{many}", draw)
 
 
-def _lines(series: Sequence[GpuSeries], key: str) -> dict[str, Range]:
+def _lines(series: Sequence[GpuSeries], key: str) -> dict[str, GpuRange]:
     if len(series) <= _MOST_LINES:
         return {each.name: gpu_range([each], key, _MOST_READINGS) for each in series}
     nodes = {
@@ -281,7 +281,7 @@ def _lines(series: Sequence[GpuSeries], key: str) -> dict[str, Range]:
     return {f"{node} ({len(members)})": gpu_range(members, key) for node, members in nodes.items()}
 
 
-def _draw_range(axes: Axes, line: Range, name: str, label: str, is_single: bool) -> None:
+def _draw_range(axes: Axes, line: GpuRange, name: str, label: str, is_single: bool) -> None:
     for i, (xs, least, median, most) in enumerate(line.parts):
         days = [x / DAY for x in xs]
         if least != most and not is_single:

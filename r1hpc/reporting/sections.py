@@ -3,16 +3,18 @@
 import time
 from collections.abc import Iterator
 
-from r1hpc.accounting.budget import format_day, format_hours
+from r1hpc.accounting.budget import format_day, format_hours, format_range
 from r1hpc.accounting.budget_status import PACE_DAYS, BudgetStatus
 from r1hpc.accounting.campaign import CampaignProgress
 from r1hpc.accounting.forecast import Spread
-from r1hpc.reporting import hours_charts as draw
-from r1hpc.reporting.drawing import FULL, HALF, Chart, inline
-from r1hpc.reporting.hours_charts import BAND, error_words
+from r1hpc.reporting import budget_charts, hours_charts
+from r1hpc.reporting.drawing import BAND, FULL, HALF, Chart, inline
+from r1hpc.reporting.hours_charts import error_words
 from r1hpc.reporting.html import NONE, card, side_by_side, table, text
 from r1hpc.reporting.view import RUN_HEADINGS, View
 
+Charts = dict[str, Chart | None]
+"""By name; None: there is nothing to hours_charts."""
 _MOST_TABLE = 500
 _SOURCES = {"sacct": "Slurm's accounting over all attempts", "run folders": "the run folders"}
 
@@ -70,31 +72,17 @@ def _planned(view: View) -> tuple[str, str, str]:
 def _band(spread: Spread) -> str:
     if spread.p10 == spread.p90:
         return "nothing runs or waits"
-    return f"{BAND} {format_hours(spread.p10)} to {format_hours(spread.p90)}"
+    return f"{BAND} {format_range(spread)}"
 
 
 def warnings(view: View) -> Iterator[str]:
-    budget, status = view.budget, view.status
-    if budget is None or budget.gpu_hours is None:
-        return
-    after = status.spent + status.committed.p50
-    passed = budget.passed(status.spent)
-    if passed:
-        yield _warning(f"The warning mark at {100 * max(passed):.0f} % of the budget is passed.")
-    if after > budget.gpu_hours:
-        yield _warning(
-            f"What runs and waits exceeds the budget by {format_hours(after - budget.gpu_hours)} GPU-hours: "
-            f"new submissions are refused."
-        )
+    for words in view.status.warnings(view.budget):
+        yield f'<div class="warn">{text(words)}</div>'
 
 
-def _warning(words: str) -> str:
-    return f'<div class="warn">{text(words)}</div>'
-
-
-def budget(view: View) -> Iterator[str]:
+def budget(view: View, charts: Charts) -> Iterator[str]:
     """Burn-down and campaign; without a budget what was spent so far."""
-    status, charts = view.status, charts_of_hours(view)
+    status = view.status
     if view.burn_down is not None:
         left = view.burn_down.left
         words = (
@@ -106,29 +94,26 @@ def budget(view: View) -> Iterator[str]:
             words += f" At the pace of the last {PACE_DAYS} days the rest lasts until {format_day(until)}."
         yield "<h2>Budget</h2>" + _card(charts["spent"], FULL, words)
     else:
-        yield _card(
-            charts["spent"],
-            FULL,
-            "Set gpu_hours in budget.yaml to see what is left." if view.is_whole else "",
-        )
+        words = "Set gpu_hours in budget.yaml to see what is left." if view.is_whole else ""
+        yield _card(charts["spent"], FULL, words)
     if view.progress is not None:
         yield _campaign(view.progress, charts["campaign"])
     if status.limits:
         yield _limits(status)
 
 
-def charts_of_hours(view: View) -> dict[str, Chart | None]:
-    """Every chart of the page but those of single runs, by its name; None: there is nothing to draw."""
+def charts_of_hours(view: View) -> Charts:
+    """Every chart of the page but those of single runs, by its name."""
     down, unit = view.burn_down, view.unit
     return {
-        "spent": draw.burn_down(down) if down else draw.spending(view.curve, unit),
-        "campaign": draw.campaign(view.progress.stages if view.progress else ()),
-        "planned": draw.planned_against_used(view.planned_runs, unit),
-        "errors": draw.estimate_errors(view.planned_runs),
-        "waste": draw.waste(view.parts_by_run, unit),
-        "days": draw.by_day(view.days, unit),
-        "causes": draw.lost_by_cause(view.wasted_by_cause, unit),
-        "queue": draw.queue_waits(view.waits),
+        "spent": budget_charts.burn_down(down) if down else budget_charts.spending(view.curve, unit),
+        "campaign": budget_charts.campaign(view.progress.stages if view.progress else ()),
+        "planned": hours_charts.planned_against_used(view.planned_runs, unit),
+        "errors": hours_charts.estimate_errors(view.planned_runs),
+        "waste": hours_charts.waste(view.parts_by_run, unit),
+        "days": hours_charts.by_day(view.days, unit),
+        "causes": hours_charts.lost_by_cause(view.wasted_by_cause, unit),
+        "queue": hours_charts.queue_waits(view.waits),
     }
 
 
@@ -157,12 +142,12 @@ def _limits(status: BudgetStatus) -> str:
     )
 
 
-def estimates(view: View) -> Iterator[str]:
+def estimates(view: View, charts: Charts) -> Iterator[str]:
     """Planned against used, and how wrong the estimates were."""
-    charts, errors = charts_of_hours(view), error_words(view.planned_runs)
     planned, so_far = charts["planned"], charts["errors"]
     if planned is None:
         return
+    errors = error_words(view.planned_runs)
     yield "<h2>Planned against used</h2>"
     if len(view.runs) == 1:
         yield _card(planned, FULL, errors, "Estimate")
@@ -171,9 +156,8 @@ def estimates(view: View) -> Iterator[str]:
         yield side_by_side([_card(planned, HALF, words, "Each run"), _card(so_far, HALF, errors)])
 
 
-def hours(view: View) -> Iterator[str]:
+def hours(view: View, charts: Charts) -> Iterator[str]:
     """What they went into, by run, by day and by cause; and the time in the queue."""
-    charts = charts_of_hours(view)
     if charts["waste"] is not None:
         yield "<h2>Where the hours went</h2>"
         yield _card(charts["waste"], FULL, f"Shares of the {view.unit} each run held.", "By run")
@@ -200,7 +184,8 @@ def notes(view: View) -> str:
         "GPU-hours: GPUs x allocated wall hours, busy or idle, over all attempts; node-hours for a run "
         "without GPUs.",
         "useful: steps that lasted. lost: steps taken again. start-up: until the first step. save: "
-        "checkpoints. idle: the rest of what was allocated.",
+        "checkpoints. idle: the rest of what was allocated. Of a server, useful is the time in which it "
+        "answered.",
         "MFU leaves recomputation out; peaks are dense bf16. Utilisation is the share of time in which any "
         "kernel ran: 100 % is not busy.",
         "Forecasts are P50 with P10 and P90: by its own pace once a run has done 5 % of its steps, else by "

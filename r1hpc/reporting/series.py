@@ -34,7 +34,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Range:
+class GpuRange:
     """Median and range over many lines, in stretches without a gap."""
 
     parts: list[tuple[list[float], list[float], list[float], list[float]]]
@@ -58,11 +58,11 @@ def thin(xs: Sequence[float], ys: Sequence[float | None], num_all: int = 0) -> C
     return curve if width > 1 else replace(curve, least=curve.ys, most=curve.ys)
 
 
-def gpu_range(series: Sequence[GpuSeries], field: str, most: int = _MOST_POINTS) -> Range:
+def gpu_range(series: Sequence[GpuSeries], field: str, most: int = _MOST_POINTS) -> GpuRange:
     """One field of telemetry.gpu_series.Point over all GPUs, at about `most` times, by stretches of time."""
     points = [p for each in series for segment in each.segments for p in segment]
     if not points:
-        return Range([])
+        return GpuRange([])
     begin, end = min(p.time for p in points), max(p.time for p in points)
     segments = [segment for each in series for segment in each.segments if len(segment) > 1]
     periods = [(segment[-1].time - segment[0].time) / (len(segment) - 1) for segment in segments]
@@ -82,4 +82,4 @@ def gpu_range(series: Sequence[GpuSeries], field: str, most: int = _MOST_POINTS)
         row = (begin + (cell + 0.5) * step, min(values), statistics.median(values), max(values))
         for column, value in zip(parts[-1], row, strict=True):
             column.append(value)
-    return Range(parts)
+    return GpuRange(parts)

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from r1hpc.accounting.budget import Budget, find_budget, format_hours, load_budget
 from r1hpc.accounting.budget_status import BudgetStatus, read_budget_status
-from r1hpc.accounting.campaign import CampaignProgress, follow, load_campaign
+from r1hpc.accounting.campaign import CampaignProgress, follow_campaign
 from r1hpc.accounting.forecast import Spread, total
+from r1hpc.accounting.hours import split_days
 from r1hpc.accounting.ledger import RunLedger, clip
-from r1hpc.reporting.hours_charts import PARTS, BurnDown, PlannedRun
+from r1hpc.reporting.budget_charts import BurnDown
+from r1hpc.reporting.hours_charts import PARTS, EstimatedRun
 from r1hpc.reporting.html import NONE
-from r1hpc.telemetry.hours import split_days
 
 _HELD = PARTS[:-1]
 """Parts of the hours that a run folder explains."""
@@ -145,10 +146,10 @@ class View:
         return dict(sorted(days.items()))
 
     @property
-    def planned_runs(self) -> list[PlannedRun]:
+    def planned_runs(self) -> list[EstimatedRun]:
         """Runs that have an estimate."""
         return [
-            PlannedRun(run.run_id, run.planned, run.used, run.end, run.is_live, run.ratio is not None)
+            EstimatedRun(run.run_id, run.planned, run.used, run.end, run.is_live, run.ratio is not None)
             for run in self.counted
             if run.planned is not None and run.planned.p90 > 0
         ]
@@ -212,16 +213,13 @@ def make_view(
 ) -> View:
     """A view of some runs; of all (`whole`) with the budget and the campaign that apply to the run root."""
     budget = load_budget(find_budget(run_root)) if whole else None
-    name = budget.campaign if budget else None
-    plan = load_campaign(name, budget.gpu_hours if budget else None) if name else None
-    on_gpus = [run for run in runs if run.unit == "GPU-hours"]
     return View(
         run_root=run_root,
         runs=tuple(runs),
         status=read_budget_status(budget, runs, now, ask_slurm=whole),
         now=now,
         budget=budget,
-        progress=follow(plan, on_gpus, now) if plan else None,
+        progress=follow_campaign(budget, runs, now),
         notes=tuple(notes),
         is_whole=whole,
     )

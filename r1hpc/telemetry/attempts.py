@@ -4,30 +4,34 @@ Events, one JSON line each, appended in order and never changed:
 
     submitted  time executor job_id script time_limit_s
     begin      time attempt token job_id executor host node_names gpus ranks resumed_from
-    end        time attempt cause detail exit_status last_committed_step kept requeued inferred
+    end        time attempt cause detail exit_status last_committed_step kept requeued inferred resumed_from
     cancel_requested  time by
+    excluded   time node reason job_id
+    not_begun  time job_id cause detail
 
-An attempt killed without a word has no `end`; the next `begin` writes it, marked `inferred`. An attempt whose
+`resumed_from` in `begin` is the newest checkpoint there is, in `end` the one that could be loaded.
+
+An attempt that was killed has no `end`; the next `begin` writes it, marked `inferred`. An attempt whose
 requeue was promised in its `end` and did not come about has a second `end`, without it: the later one counts.
+`not_begun` says why no attempt follows: STOP was there, a limit is reached, the data cannot be used.
 """
 
-import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from r1hpc.base.errors import StateError
-from r1hpc.base.files import append_record
+from r1hpc.base.files import append_record, open_plain, parse_object
 from r1hpc.base.rundir import RunDir
+from r1hpc.base.shapes import Count, Time, mistake
 from r1hpc.config.schema import LimitsConfig
 from r1hpc.telemetry.metrics import steps_from
 from r1hpc.telemetry.summary_file import read_summary
 
 _MOST_LINES = 5
-_NO_LATER = 7_258_118_400.0
-"""2200-01-01: a number beyond it is no time of a run."""
+_LONGEST_STARTUP_S = 3600.0
 
 
 class Cause(StrEnum):
@@ -47,8 +51,49 @@ class Cause(StrEnum):
     """The run refused to start: a bad dataset, no usable checkpoint, superseded. Trying again cannot help."""
     unknown = "unknown"
 
+    @property
+    def is_final(self) -> bool:
+        """The run is over after it, whatever its limits."""
+        return self in (Cause.finished, Cause.stopped, Cause.cancelled, Cause.refused)
 
-_CAUSES = frozenset(cause.value for cause in Cause)
+
+class _Event(TypedDict):
+    """Any event: what is asked of one that is not named below."""
+
+    event: str
+    time: Time
+    job_id: NotRequired[str | int | None]
+    executor: NotRequired[str | None]
+    host: NotRequired[str | None]
+
+
+class _Begin(_Event):
+    attempt: Count
+    node_names: NotRequired[list[str] | None]
+    gpus: NotRequired[Count]
+    ranks: NotRequired[Count]
+    resumed_from: NotRequired[Count | None]
+
+
+class _End(_Event):
+    attempt: Count
+    cause: Cause
+    ended: NotRequired[Time | None]
+    detail: NotRequired[str]
+    last_committed_step: NotRequired[Count | None]
+    resumed_from: NotRequired[Count | None]
+    kept: NotRequired[Count]
+
+
+class _NotBegun(_Event):
+    cause: Cause
+
+
+class _Excluded(_Event):
+    node: str
+
+
+_SHAPES = {"begin": _Begin, "end": _End, "not_begun": _NotBegun, "excluded": _Excluded}
 
 
 @dataclass(frozen=True)
@@ -79,6 +124,15 @@ class Attempt:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class NotBegun:
+    """Why a job of the run began no attempt, and none follows."""
+
+    time: float
+    cause: Cause
+    detail: str
+
+
 @dataclass
 class _Steps:
     first: int
@@ -96,6 +150,8 @@ class History:
     """When a person last asked for the run to be cancelled."""
     notes: tuple[str, ...] = ()
     """What of attempts.jsonl could not be read."""
+    not_begun: NotBegun | None = None
+    """The newest."""
 
     @property
     def last(self) -> Attempt | None:
@@ -135,7 +191,13 @@ def read_history(run: RunDir) -> History:
     )
     submissions = tuple(e for e in events if e.get("event") == "submitted")
     cancels = [e["time"] for e in events if e.get("event") == "cancel_requested"]
-    return History(attempts, submissions, max(cancels, default=None), notes)
+    refusals = [
+        NotBegun(e["time"], Cause(e["cause"]), str(e.get("detail", "")))
+        for e in events
+        if e.get("event") == "not_begun"
+    ]
+    refusal = refusals[-1] if refusals else None
+    return History(attempts, submissions, max(cancels, default=None), notes, refusal)
 
 
 def read_run_events(run: RunDir) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
@@ -145,20 +207,23 @@ def read_run_events(run: RunDir) -> tuple[list[dict[str, Any]], tuple[str, ...]]
         StateError: none can be.
     """
     try:
-        lines = run.attempts.read_bytes().split(b"\n")
+        with open_plain(run.attempts) as file:
+            lines = file.read().split(b"\n")
     except FileNotFoundError:
         return [], ()
     torn = lines.pop()  # a line that is being written, or that a kill tore, has no end
     events, bad = [], []
     for number, line in enumerate(lines, start=1):
-        event = _event(line)
+        event = parse_event(line)
         if event is not None:
             events.append(event)
         elif line.strip():
             bad.append(str(number))
-    last = _event(torn)
+    last = parse_event(torn)
     if last is not None:
         events.append(last)
+    elif b"\0" in torn:  # what a power cut leaves, and no kill
+        bad.append(str(len(lines) + 1))
     if not bad:
         return events, ()
     some = ", ".join(bad[:_MOST_LINES]) + (" ..." if len(bad) > _MOST_LINES else "")
@@ -168,27 +233,12 @@ def read_run_events(run: RunDir) -> tuple[list[dict[str, Any]], tuple[str, ...]]
     return events, (f"{said} and is left out: what it said of an attempt is missing",)
 
 
-def _event(line: bytes) -> dict[str, Any] | None:
+def parse_event(line: bytes) -> dict[str, Any] | None:
     """An event as `record` writes it; None: the line is torn, or not ours."""
-    try:
-        event = json.loads(line)
-    except (ValueError, RecursionError):
+    event = parse_object(line)
+    if event is None or mistake(event, _SHAPES.get(str(event.get("event")), _Event)) is not None:
         return None
-    if not isinstance(event, dict) or not _is_time(event.get("time", 0.0)):
-        return None
-    kind = event.get("event")
-    if kind not in ("begin", "end"):
-        return event
-    if not isinstance(event.get("attempt"), int) or "time" not in event:
-        return None
-    if kind == "end":
-        return event if str(event.get("cause")) in _CAUSES and _is_time(event.get("ended") or 0.0) else None
-    names, gpus = event.get("node_names") or [], event.get("gpus", 0)
-    return event if isinstance(names, list) and isinstance(gpus, int) and gpus >= 0 else None
-
-
-def _is_time(value: Any) -> bool:
-    return isinstance(value, int | float) and 0 <= value < _NO_LATER
+    return event
 
 
 def _steps_by_attempt(run: RunDir) -> dict[int, _Steps]:
@@ -224,7 +274,7 @@ def _fold(begin: dict[str, Any], end: dict[str, Any] | None, steps: _Steps | Non
         detail=end.get("detail", "") if end else "",
         requeued=bool(end and end.get("requeued")),
         inferred=bool(end and end.get("inferred")),
-        resumed_from=begin.get("resumed_from"),
+        resumed_from=(end or {}).get("resumed_from", begin.get("resumed_from")),
         kept=end.get("kept", 0) if end else 0,
     )
 
@@ -239,7 +289,7 @@ def reason_to_stop(attempts: Sequence[Attempt], limits: LimitsConfig) -> str | N
     if not attempts:
         return None
     last = attempts[-1].cause
-    if last in (Cause.finished, Cause.stopped, Cause.cancelled, Cause.refused):
+    if last is not None and last.is_final:
         return f"the run is over: {last.value}"
     limit_of = {
         Cause.preempted: ("max_preemptions", limits.max_preemptions),
@@ -287,14 +337,16 @@ def attempts_without_checkpoint(attempts: Iterable[Attempt]) -> int:
 
     That is a newer checkpoint, or more finished pieces (groups of a rollout, held-out answers) beyond the
     same one. Attempts that the cluster ended before their first step do not count: they say nothing of the
-    run, and one that waits for its turn on a busy cluster may meet many of them.
+    run, and one that waits for its turn on a busy cluster may meet many of them. They do where they lasted
+    longer than any start-up: such a one was at its first rollout, and none of its groups was finished.
     """
     listed = list(attempts)
     return sum(not _ended_in_startup(a) for a in listed[_end_of_progress(listed) :])
 
 
 def _ended_in_startup(attempt: Attempt) -> bool:
-    return attempt.cause in (Cause.preempted, Cause.node_fail) and attempt.first_step is None
+    is_clusters = attempt.cause in (Cause.preempted, Cause.node_fail) and attempt.first_step is None
+    return is_clusters and (attempt.end or attempt.start) - attempt.start < _LONGEST_STARTUP_S
 
 
 def _since_progress(attempts: Sequence[Attempt]) -> Sequence[Attempt]:

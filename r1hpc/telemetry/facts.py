@@ -6,6 +6,7 @@ At most `max_bytes` are read over all files together, the newest part of each: t
 weeks on many nodes is looked at within a second.
 """
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.base.rundir import RunDir
+from r1hpc.base.shapes import mistake
 from r1hpc.telemetry.attempts import Attempt
 from r1hpc.telemetry.gpu_summary import GpuFold
-from r1hpc.telemetry.metrics import Step, events_path, last_steps
+from r1hpc.telemetry.lines import MetricEvent, gpu_line
+from r1hpc.telemetry.metrics import Step, events_path, is_number, last_steps
 from r1hpc.telemetry.ranks import RankTimes, read_rank_times
 from r1hpc.telemetry.tail import Tail, read_tail
 
@@ -80,12 +83,12 @@ class Facts:
     def share(self, key: str) -> float | None:
         """What part of the step time `key` (seconds) is; None where it was not recorded."""
         pairs = [(s.value(key), s.step_time_s) for s in self.steps]
-        known = [(part, whole) for part, whole in pairs if _is_number(part) and _is_number(whole)]
+        known = [(part, whole) for part, whole in pairs if _is_known(part) and _is_known(whole)]
         total = sum(whole for _, whole in known if whole)
         return sum(part for part, _ in known) / total if total else None
 
     def values(self, key: str) -> list[float]:
-        return [value for step in self.steps if _is_number(value := step.value(key))]
+        return [value for step in self.steps if _is_known(value := step.value(key))]
 
     def mean_gpu(self, key: str) -> float | None:
         """Mean over the GPUs of a number of GpuFacts.working."""
@@ -101,8 +104,8 @@ def gather(run: RunDir, attempt: Attempt, *, end: float | None, max_bytes: int) 
     steps = tuple(step for step in newest if step.attempt == k)
     saves = _times(read_tail(events_path(run), max_bytes // 16).records, k, "save")
     progress = max([attempt.start, *(s.time for s in steps if s.time is not None), *saves])
-    paths = sorted(run.metrics.glob("gpu-*.jsonl"))
-    tails = [read_tail(path, gpu_budget // len(paths)) for path in paths]
+    paths = run.all_gpu_metrics
+    tails = [_sound(read_tail(path, gpu_budget // len(paths))) for path in paths]
     begun = _first_step_begins(steps, attempt.start)
     gpus = [
         gpu for tail, path in zip(tails, paths, strict=True) for gpu in _gpus(tail, path, k, begun, progress)
@@ -184,6 +187,16 @@ def _period(record: dict[str, Any] | None) -> float:
     return float((record or {}).get("period_s") or 1.0)
 
 
+def _sound(tail: Tail) -> Tail:
+    """Its records that are what a sampler writes."""
+    first = tail.first if tail.first is not None and _is_sound(tail.first) else None
+    return Tail(tuple(filter(_is_sound, tail.records)), first, tail.is_whole)
+
+
+def _is_sound(record: dict[str, Any]) -> bool:
+    return mistake(record, gpu_line(record)) is None
+
+
 def _first_step_begins(steps: Sequence[Step], otherwise: float) -> float:
     if not steps or steps[0].time is None:
         return otherwise
@@ -192,7 +205,7 @@ def _first_step_begins(steps: Sequence[Step], otherwise: float) -> float:
 
 def _times(records: Iterable[dict[str, Any]], attempt: int, event: str) -> list[float]:
     mine = (r for r in records if r.get("attempt") == attempt and r.get("event") == event)
-    return [float(r["time"]) for r in mine if "time" in r]
+    return [float(r["time"]) for r in mine if mistake(r, MetricEvent) is None]
 
 
 def _last_tick(tails: Sequence[Tail], attempt: int, otherwise: float) -> float:
@@ -201,8 +214,8 @@ def _last_tick(tails: Sequence[Tail], attempt: int, otherwise: float) -> float:
 
 
 def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+    return path.stat().st_size if path.is_file() else 0
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+def _is_known(value: Any) -> bool:
+    return is_number(value) and not math.isnan(value)

@@ -1,7 +1,9 @@
 """What is read of a GPU: the fields of a sample, their units and what they are worth."""
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,18 @@ class GpuReading:
     """The energy counter fell since the last reading: the driver was loaded anew."""
     error: str | None = None
     """Why the readings stop here, such as "gpu is lost"."""
+
+    @staticmethod
+    def of_record(record: Mapping[str, Any]) -> "GpuReading":
+        """From plain values: what `asdict` gave, or a device's record with what does not change."""
+        processes, reasons = record["processes"], record["throttle_reasons"]
+        return GpuReading(
+            **{
+                **record,
+                "processes": None if processes is None else tuple(GpuProcess(**each) for each in processes),
+                "throttle_reasons": None if reasons is None else tuple(reasons),
+            }
+        )
 
 
 STATIC = ("uuid", "index", "name", "pci_bus_id", "memory_total_bytes", "power_limit_w")

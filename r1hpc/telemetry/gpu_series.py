@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from r1hpc.base.files import iter_records
+from r1hpc.base.shapes import mistake
 from r1hpc.base.units import GIB
+from r1hpc.telemetry.lines import gpu_line
 
 _MOST_POINTS = 1500
 
@@ -51,7 +53,9 @@ class GpuSeries:
             self.segments[-1].append(_mean(self._pending))
             self._pending = []
         if sum(map(len, self.segments)) > max(_MOST_POINTS, 4 * len(self.segments)):
-            self.segments = [_halved(segment) for segment in self.segments]
+            self.segments = [
+                [_mean(segment[i : i + 2]) for i in range(0, len(segment), 2)] for segment in self.segments
+            ]
             self._stride *= 2
 
 
@@ -61,6 +65,8 @@ def read_gpu_series(paths: Iterable[Path]) -> list[GpuSeries]:
     for path in paths:
         index: dict[str, Any] = {}
         for record in iter_records(path):
+            if mistake(record, gpu_line(record)) is not None:
+                continue
             node = str(record.get("node", path.stem.removeprefix("gpu-")))
             if record.get("event") == "devices":
                 index |= {gpu["uuid"]: gpu.get("index") for gpu in record.get("gpus", [])}
@@ -86,10 +92,6 @@ def _add_tick(
             memory_gib=math.nan if memory is None else memory / GIB,
         )
         series.add(record.get("attempt"), point)
-
-
-def _halved(points: Sequence[Point]) -> list[Point]:
-    return [_mean(points[i : i + 2]) for i in range(0, len(points), 2)]
 
 
 def _mean(points: Sequence[Point]) -> Point:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.base.files import iter_records
+from r1hpc.base.shapes import mistake
+from r1hpc.telemetry.lines import gpu_line
 
 _SUMMED_UP = {
     "gpu_utilization_percent": ("mean",),
@@ -22,8 +24,8 @@ _LOW_POWER = 0.25
 """Share of the power limit. A collective that hangs reads 100 % at about 70 W of 400 W (NVIDIA/nccl#968)."""
 
 
-def summarise(path: Path, attempt: int | None = None) -> dict[str, Any]:
-    """Means, maxima and energy of each GPU over all ticks, or those of one attempt. Memory does not grow.
+def summarise(path: Path) -> dict[str, Any]:
+    """Means, maxima and energy of each GPU over all ticks. Memory does not grow.
 
     Returns:
         {node, source, driver, attempts, starts, ticks, first_time, last_time, message, gpus: {uuid: {...}}}.
@@ -37,7 +39,7 @@ def summarise(path: Path, attempt: int | None = None) -> dict[str, Any]:
     """
     summary = _Summary()
     for record in iter_records(path):
-        if attempt is None or record.get("attempt") == attempt:
+        if mistake(record, gpu_line(record)) is None:
             summary.add(record)
     return summary.result()
 
@@ -68,7 +70,7 @@ class _Summary:
         if self._about["source"] != "stub":
             self._about["source"] = record.get("source")
         for static in record["gpus"]:
-            self._gpu(static["uuid"]).start(static, record["period_s"])
+            self._gpu(static["uuid"]).start(static, record.get("period_s") or 1.0)
 
     def _tick(self, record: dict[str, Any]) -> None:
         self._ticks += 1

@@ -193,6 +193,22 @@ def _no_signal(window: _Window) -> Iterable[Finding]:
     )
 
 
+def _nothing_right(window: _Window) -> Iterable[Finding]:
+    """Form alone can pay, so that the groups do differ and nothing else is said."""
+    if window.best("accuracy") != 0:
+        return
+    form = window.last("reward_format")
+    well_formed = "" if form is None else f"; {form:.0%} of them were well formed at last"
+    yield Finding(
+        "nothing_right",
+        Severity.warning,
+        f"not one completion of these steps was right{well_formed}",
+        "read metrics/transcripts-*.txt: do they answer in the form that the verifier reads, and within "
+        "rollout.max_completion_length? Then easier items, or a longer cold start",
+        {"accuracy": 0.0, "format": form},
+    )
+
+
 def _truncation(window: _Window) -> Iterable[Finding]:
     share = window.last("truncated_share")
     if share is None or share < TRUNCATED_SHARE:
@@ -213,6 +229,7 @@ _RULES = (
     _entropy_collapse,
     _sampler_mismatch,
     _no_signal,
+    _nothing_right,
     _truncation,
 )
 

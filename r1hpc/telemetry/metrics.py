@@ -18,7 +18,6 @@ saw it. Every other line is lost work.
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -26,8 +25,10 @@ from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from r1hpc.base.files import append_record, iter_records
+from r1hpc.base.files import GrowingFile, append_record, iter_records, open_plain, parse_object
 from r1hpc.base.rundir import RunDir
+from r1hpc.telemetry.lines import MetricEvent
+from r1hpc.telemetry.tail import read_tail
 
 
 class Step(NamedTuple):
@@ -52,6 +53,11 @@ class Step(NamedTuple):
     def value(self, key: str) -> Any:
         """A field by its name in the file; None where the line does not have it."""
         return getattr(self, key) if key in _FIELDS else (self.extra or {}).get(key)
+
+    def number(self, key: str) -> float | None:
+        """The same where it is a number, nan and infinities among them; None where it is none."""
+        value = self.value(key)
+        return value if value.__class__ is float or _is_small(value) else None
 
 
 class LedgerRecord(NamedTuple):
@@ -79,15 +85,6 @@ class LedgerRecord(NamedTuple):
         return self.sample_sum is None or self.sample_sum == n * self.first_sample + n * (n - 1) // 2
 
 
-class AttemptSteps(NamedTuple):
-    """The steps one attempt took, of which `num_lost` did not last."""
-
-    first: int
-    last: int
-    num_steps: int
-    num_lost: int
-
-
 @dataclass(frozen=True)
 class Steps:
     """metrics/train.jsonl, folded."""
@@ -104,16 +101,6 @@ class Steps:
     def column(self, key: str) -> list[Any]:
         """One field of the effective steps, in their order."""
         return [step.value(key) for step in self.effective.values()]
-
-    def by_attempt(self) -> dict[int, AttemptSteps]:
-        """First and last step of each attempt, lost ones included."""
-        found: dict[int, AttemptSteps] = {}
-        for lost, steps in ((0, self.effective.values()), (1, self.lost)):
-            for step in steps:
-                k, n = step.attempt, step.global_step
-                a = found.get(k, AttemptSteps(n, n, 0, 0))
-                found[k] = AttemptSteps(min(a.first, n), max(a.last, n), a.num_steps + 1, a.num_lost + lost)
-        return dict(sorted(found.items()))
 
 
 class Difference(NamedTuple):
@@ -181,12 +168,18 @@ def events_path(run: RunDir) -> Path:
 
 def read_events(run: RunDir) -> list[dict[str, Any]]:
     """The events of all attempts, in the order they were written."""
-    return list(iter_records(events_path(run)))
+    return list(iter_records(events_path(run), MetricEvent))
+
+
+def loaded_step(run: RunDir, attempt: int) -> int | None:
+    """The checkpoint that an attempt went on from; None where it loaded none, or none yet."""
+    events = (e for e in read_events(run) if (e.get("event"), e.get("attempt")) == ("resume", attempt))
+    return max((event["global_step"] for event in events if "global_step" in event), default=None)
 
 
 def read_steps(run: RunDir) -> Steps:
     """Fold metrics/train.jsonl. A missing file is a run without steps; torn lines are left out."""
-    return fold_steps(_iter_steps(run.train_metrics))
+    return fold_steps(step for _, step in steps_from(run, 0) if step is not None)
 
 
 def steps_from(run: RunDir, offset: int) -> Iterator[tuple[int, Step | None]]:
@@ -194,8 +187,8 @@ def steps_from(run: RunDir, offset: int) -> Iterator[tuple[int, Step | None]]:
 
     None is a line that holds no step: a kill tore it, or it is not ours.
     """
-    for end, value in _iter_lines(run.train_metrics, offset):
-        yield end, _to_step(value) if isinstance(value, dict) else None
+    for end, record in _iter_objects(run.train_metrics, offset):
+        yield end, None if record is None else _to_step(record)
 
 
 def fold_steps(steps: Iterable[Step]) -> Steps:
@@ -206,32 +199,16 @@ def fold_steps(steps: Iterable[Step]) -> Steps:
 
 def last_steps(run: RunDir, count: int, tail_bytes: int = 65536) -> list[Step]:
     """The newest lines, without reading the whole file: where the run is now, and how fast."""
-    try:
-        with run.train_metrics.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - tail_bytes))
-            lines = file.read().splitlines()
-    except FileNotFoundError:
-        return []
-    whole = lines if size <= tail_bytes else lines[1:]  # the first may be half a line
-    records = [value for line in whole if isinstance(value := _parse(line), dict)]
+    records = read_tail(run.train_metrics, tail_bytes).records
     return [step for record in records if (step := _to_step(record)) is not None][-count:]
 
 
 def follow_steps(run: RunDir) -> Callable[[], list[Step]]:
     """A function that returns the steps written since it was called last, in the order they were taken."""
-    offset = 0
+    file = GrowingFile(run.train_metrics)
 
     def newer() -> list[Step]:
-        nonlocal offset
-        if not run.train_metrics.exists():
-            return []
-        with run.train_metrics.open("rb") as file:
-            file.seek(offset)
-            lines = file.read(_FOLLOW_BYTES)
-        whole = lines[: lines.rfind(b"\n") + 1]
-        offset += len(whole)
-        records = [value for line in whole.splitlines() if isinstance(value := _parse(line), dict)]
+        records = filter(None, map(parse_object, file.lines(_FOLLOW_BYTES)))
         return [step for record in records if (step := _to_step(record)) is not None]
 
     return newer
@@ -290,15 +267,25 @@ def audit_ledger(run: RunDir) -> Audit:
     )
 
 
-def format_ranges(ranges: Iterable[tuple[int, int]], limit: int = 4) -> str:
-    """`3-5, 9` for a person; what is beyond `limit` ranges becomes `and 7 more`."""
+def format_ranges(ranges: Iterable[tuple[int, int]]) -> str:
+    """`3-5, 9` for a person; beyond four ranges `and 7 more`."""
     texts = [str(first) if first == last else f"{first}-{last}" for first, last in ranges]
-    more = f" and {len(texts) - limit} more" if len(texts) > limit else ""
-    return ", ".join(texts[:limit]) + more
+    more = f" and {len(texts) - _MOST_RANGES} more" if len(texts) > _MOST_RANGES else ""
+    return ", ".join(texts[:_MOST_RANGES]) + more
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is an int or a float, nan among them; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 _FOLLOW_BYTES = 2**22
-_NUMBER = (float, int, type(None))
+_BATCH_LINES = 256
+_MOST_RANGES = 4
+_LARGEST = 2**63
+_NO_LATER = 7_258_118_400.0
+"""2200-01-01, Unix seconds."""
+_NUMBERS = tuple(key for key in Step._fields if key not in ("global_step", "attempt", "skipped", "extra"))
 _FIELDS = frozenset(Step._fields) - {"extra"}
 _RecordT = TypeVar("_RecordT", Step, LedgerRecord)
 
@@ -309,60 +296,44 @@ def _finite(record: dict[str, Any]) -> dict[str, Any]:
     return {**record, **dict.fromkeys(odd), "nonfinite": odd} if odd else record
 
 
-def _iter_steps(path: Path) -> Iterator[Step]:
-    return (step for record in _iter_fast(path) if (step := _to_step(record)) is not None)
+def _iter_objects(path: Path, offset: int = 0) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """(where it ends, its object) of each line: one parse for many, line by line only around a torn one.
 
-
-def _iter_fast(path: Path) -> Iterator[dict[str, Any]]:
-    return (value for _, value in _iter_lines(path) if isinstance(value, dict))
-
-
-def _iter_lines(path: Path, offset: int = 0, batch: int = 256) -> Iterator[tuple[int, Any]]:
-    """(where it ends, its value) of each line: one parse for many, line by line only around a torn one.
-
-    Takes half the time of iter_records. A line that is no JSON has the value None.
+    Takes half the time of iter_records. None: the line is no JSON object.
     """
     try:
-        file = path.open("rb")
+        file = open_plain(path)
     except FileNotFoundError:
         return
     with file:
         file.seek(offset)
-        while lines := list(islice(file, batch)):
+        while lines := list(islice(file, _BATCH_LINES)):
             ends = accumulate(map(len, lines), initial=offset)
             next(ends)
             yield from zip(ends, _parse_all(lines), strict=True)
             offset += sum(map(len, lines))
 
 
-def _parse_all(lines: list[bytes]) -> list[Any]:
+def _parse_all(lines: list[bytes]) -> list[dict[str, Any] | None]:
     try:
         values = json.loads(b"[" + b",".join(lines) + b"]")
         if isinstance(values, list) and len(values) == len(lines):
-            return values
+            return [value if isinstance(value, dict) else None for value in values]
     except (ValueError, RecursionError):
         pass
-    return [_parse(line) for line in lines]
-
-
-def _parse(line: bytes) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
+    return [parse_object(line) for line in lines]
 
 
 def _to_step(record: dict[str, Any]) -> Step | None:
-    if not isinstance(record.get("global_step"), int) or not isinstance(record.get("attempt"), int):
+    if not _is_index(record.get("global_step")) or not _is_index(record.get("attempt")):
         return None
     try:
         if "nonfinite" in record:
             odd = record.pop("nonfinite")
             record |= {key: float(text) for key, text in odd.items()}
-        # What the ledger adds up must be numbers, whatever else has come into the file.
-        if not all(isinstance(record.get(key), _NUMBER) for key in ("time", "step_time_s", "mfu")):
-            return None
     except (AttributeError, TypeError, ValueError):
+        return None
+    if not _has_numbers(record):
         return None
     if _FIELDS.issuperset(record):
         return Step(**record)
@@ -370,12 +341,37 @@ def _to_step(record: dict[str, Any]) -> Step | None:
     return Step(**known, extra=record)
 
 
+def _has_numbers(record: dict[str, Any]) -> bool:
+    """Whether what is added up and drawn are numbers, whatever else has come into the file.
+
+    By hand, not by a shape: there is a line for every step of years.
+    """
+    for key in _NUMBERS:
+        value = record.get(key)
+        if value.__class__ is not float and value is not None and not _is_small(value):
+            return False
+    time, seconds, mfu = record.get("time"), record.get("step_time_s"), record.get("mfu")
+    is_time = time is None or 0 <= time < _NO_LATER
+    return is_time and (seconds is None or 0 <= seconds < _NO_LATER) and (mfu is None or abs(mfu) < _LARGEST)
+
+
+def _is_small(value: Any) -> bool:
+    """Whether it is a whole number that a float can be made of."""
+    return value.__class__ is int and -_LARGEST <= value < _LARGEST
+
+
+def _is_index(value: Any) -> bool:
+    return _is_small(value) and value >= 0
+
+
 def _iter_ledger(run: RunDir) -> Iterator[LedgerRecord]:
     # attempt_10 after attempt_9: the fold wants attempt after attempt.
     for path in sorted(run.ledger.glob("attempt_*.jsonl"), key=lambda path: (len(path.name), path.name)):
-        for record in _iter_fast(path):
+        for record in (found for _, found in _iter_objects(path) if found is not None):
             known: dict[str, Any] = {key: record.get(key) for key in LedgerRecord._fields}
-            if all(isinstance(value, int) for value in list(known.values())[:4]):
+            if all(map(_is_index, list(known.values())[:4])) and (
+                known["sample_sum"] is None or _is_index(known["sample_sum"])
+            ):
                 yield LedgerRecord(**known)
 
 

@@ -1,4 +1,4 @@
-"""The one gate to NVML: which GPUs this process may watch, and what they read.
+"""The only place that asks NVML: which GPUs this process may watch, and what they read.
 
     nvml = open_nvml()                  # NoDriverError where there is none
     for device in nvml.devices:         # known by UUID
@@ -24,7 +24,7 @@ from typing import Any, cast
 import pynvml
 
 from r1hpc.base.errors import R1hpcError
-from r1hpc.telemetry.gpu_reading import CHANGING, LINKS, STATIC, GpuProcess, GpuReading, throttle_names
+from r1hpc.telemetry.gpu_reading import CHANGING, LINKS, STATIC, GpuReading, throttle_names
 from r1hpc.telemetry.visible import select_visible
 
 _ALL_LINKS = 0xFFFFFFFF
@@ -116,13 +116,7 @@ class Device:
 
     def read(self, links: bool = True) -> GpuReading:
         """Everything as a GpuReading. `links` costs 40 ms on real hardware (see pcie_tx_kib_s)."""
-        record = self.sample(links)
-        processes, reasons = record.pop("processes"), record.pop("throttle_reasons")
-        return GpuReading(
-            **{**self.static(), **record},
-            processes=None if processes is None else tuple(GpuProcess(**each) for each in processes),
-            throttle_reasons=None if reasons is None else tuple(reasons),
-        )
+        return GpuReading.of_record({**self.static(), **self.sample(links)})
 
     def _make_calls(self, calls: list[_Call], record: _Record) -> list[_Call]:
         """Fill `record`; return the calls to make next time."""

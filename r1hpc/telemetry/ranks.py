@@ -25,6 +25,8 @@ from typing import Any
 
 from r1hpc.base.files import append_record
 from r1hpc.base.rundir import RunDir
+from r1hpc.base.shapes import mistake
+from r1hpc.telemetry.lines import RankHead, RankMeans
 from r1hpc.telemetry.tail import read_tail
 
 
@@ -74,7 +76,7 @@ def read_rank_times(run: RunDir, attempt: int, max_bytes: int = 2**22) -> RankTi
     for record in read_tail(run.ranks, max_bytes).records:
         if record.get("attempt") != attempt:
             continue
-        if record.get("event") == "ranks":
+        if record.get("event") == "ranks" and mistake(record, RankHead) is None:
             nodes, uuids = tuple(record.get("nodes", ())), tuple(record.get("gpu_uuids", ()))
         elif _is_record(record):
             times.append(tuple(record["step_time_s"]))
@@ -83,5 +85,6 @@ def read_rank_times(run: RunDir, attempt: int, max_bytes: int = 2**22) -> RankTi
 
 
 def _is_record(record: dict[str, Any]) -> bool:
-    lists = record.get("step_time_s"), record.get("wait_s")
-    return all(isinstance(each, list) for each in lists) and len(set(map(len, filter(None, lists)))) == 1
+    if mistake(record, RankMeans) is not None:
+        return False
+    return 0 < len(record["step_time_s"]) == len(record["wait_s"])

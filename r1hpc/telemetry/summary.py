@@ -16,9 +16,9 @@ from functools import cached_property
 from typing import Any
 
 from r1hpc.base.rundir import RunDir
+from r1hpc.config.schema import TRAINED_STAGES
 from r1hpc.telemetry.attempts import Attempt, Cause, History
-from r1hpc.telemetry.hours import Allocation
-from r1hpc.telemetry.metrics import Step, Steps, events_path, fold_steps, read_events, steps_from
+from r1hpc.telemetry.metrics import Step, Steps, events_path, fold_steps, read_events, read_steps, steps_from
 from r1hpc.telemetry.summary_file import (
     Mark,
     StoredAttempt,
@@ -27,10 +27,7 @@ from r1hpc.telemetry.summary_file import (
     read_summary,
     write_summary,
 )
-from r1hpc.telemetry.timeline import Part, Span, Split, milliseconds, paint, spans_of
-
-_WITHOUT_STEPS = ("traces", "generate", "evaluate")
-"""Stages that keep what they have done part by part: nothing of it is done again."""
+from r1hpc.telemetry.timeline import Part, Span, Split, milliseconds, spans_of, split_time
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ class RunSummary:
     @cached_property
     def steps(self) -> Steps:
         """Every step, read from the file: for what is drawn step by step."""
-        return fold_steps(step for _, step in steps_from(self.run, 0) if step is not None)
+        return read_steps(self.run)
 
     @cached_property
     def _spans(self) -> dict[int, list[Span]]:
@@ -108,7 +105,7 @@ class RunSummary:
         """The steps of each attempt that lasted, read from the file."""
         return {k: useful for k, (useful, _) in _taken_by_attempt(self.history, self.steps).items()}
 
-    def paint(self, inside: Sequence[AttemptSummary], start: float, begin: int, end: int) -> Split:
+    def split_between(self, inside: Sequence[AttemptSummary], start: float, begin: int, end: int) -> Split:
         """The split of the time from `begin` to `end` (ms), which may cut through the attempts `inside` it.
 
         Args:
@@ -117,23 +114,7 @@ class RunSummary:
         spans = [span for each in inside for span in self._spans[each.attempt.attempt]]
         if inside:
             spans.append(Span(Part.startup, milliseconds(start), milliseconds(inside[0].attempt.start)))
-        return paint(spans, begin, end)
-
-    def allocations(self, user: str) -> list[Allocation]:
-        """The run's own account of what it held. Slurm's view is longer: see `sacct -D`."""
-        return [
-            Allocation(
-                start=a.attempt.start,
-                end=a.end,
-                gpus=a.attempt.gpus,
-                nodes=a.attempt.nodes,
-                user=user,
-                state=a.cause,
-                run=self.run_id,
-                stage=self.stage,
-            )
-            for a in self.attempts
-        ]
+        return split_time(spans, begin, end)
 
 
 def summarise_run(run: RunDir, history: History, now: float, running: bool) -> RunSummary:
@@ -163,7 +144,7 @@ def summarise_run(run: RunDir, history: History, now: float, running: bool) -> R
 
 
 def names_of(run: RunDir) -> tuple[str, str]:
-    """(stage, job name) of a run by its configuration; one that was spoilt is taken for the default."""
+    """(stage, job name) of a run by its configuration; one that was damaged is taken for the default."""
     stage, job_name, _ = _names(run, read_summary(run))
     return stage, job_name
 
@@ -180,7 +161,7 @@ def split_seconds(split: Split) -> dict[str, float]:
     }
 
 
-def keep_cut(summary: RunSummary, begin: int, end: int, split: Split) -> None:
+def store_split(summary: RunSummary, begin: int, end: int, split: Split) -> None:
     """Store the split of a time that cuts through ended attempts: Slurm's clock and the run's own differ."""
     stored = read_summary(summary.run)
     if stored is not None:
@@ -188,8 +169,8 @@ def keep_cut(summary: RunSummary, begin: int, end: int, split: Split) -> None:
         write_summary(summary.run, replace(stored, cuts=cuts))
 
 
-def kept_cut(summary: RunSummary, begin: int, end: int) -> Split | None:
-    """What keep_cut stored, if it still holds."""
+def stored_split(summary: RunSummary, begin: int, end: int) -> Split | None:
+    """What store_split stored, if it still holds."""
     stored = read_summary(summary.run)
     parts = stored.cuts.get(f"{begin}-{end}") if stored else None
     return None if parts is None else Split(*parts)
@@ -221,7 +202,7 @@ def _names(run: RunDir, stored: StoredSummary | None) -> tuple[str, str, Mark]:
     mark = mark_of(run.config) or Mark()
     if stored is not None and stored.config == mark:
         return stored.stage, stored.job_name, mark
-    # By its lines: the file is resolved YAML that we wrote, and one that was spoilt since must not stop the
+    # By its lines: the file is resolved YAML that we wrote, and one that was damaged since must not stop the
     # report of the others. Once: what was found is stored.
     text = run.config.read_text(errors="replace") if mark.size else ""
     stage = re.search(r"^stage: *(\w+)", text, re.M)
@@ -284,11 +265,11 @@ def _summarise(
         last_useful=max((s.global_step for s in useful), default=None),
         mfu_s=sum(mfu * seconds for mfu, seconds in timed),
         mfu_time_s=sum(seconds for _, seconds in timed),
-        has_steps=bool(taken) or stage not in _WITHOUT_STEPS,
+        has_steps=bool(taken) or stage in (*TRAINED_STAGES, "serve"),
     )
     begin = milliseconds(attempt.start)
     spans = _spans(summary, useful, lost, all_events)
-    return replace(summary, split=paint(spans, begin, max(begin, milliseconds(end))))
+    return replace(summary, split=split_time(spans, begin, max(begin, milliseconds(end))))
 
 
 def _spans(
@@ -309,17 +290,7 @@ def _last_sign(attempt: Attempt, taken: list[Step], events: list[dict[str, Any]]
 
 
 def _restored(attempt: Attempt, stored: StoredAttempt) -> AttemptSummary:
-    return AttemptSummary(
-        attempt=attempt,
-        end=stored.end,
-        split=Split(*stored.split),
-        num_steps=stored.num_steps,
-        num_lost=stored.num_lost,
-        last_useful=stored.last_useful,
-        mfu_s=stored.mfu_s,
-        mfu_time_s=stored.mfu_time_s,
-        has_steps=stored.has_steps,
-    )
+    return AttemptSummary(attempt=attempt, split=Split(*stored.split), **_shared(stored))
 
 
 def _store(
@@ -332,17 +303,12 @@ def _store(
     """Write what is known of the attempts that are over, if that is more or other than is there."""
     over = [each for each in summary.attempts if each.attempt is not alive]
     numbers = {each.attempt.attempt for each in over}
-    if (
-        stored is not None
-        and numbers == {each.attempt for each in stored.attempts}
-        and stored.config == config
-    ):
+    known = {each.attempt for each in stored.attempts} if stored else set()
+    if stored is not None and known == numbers and stored.config == config:
         return
     size, num_bad = _read_until(numbers, lines)
-    train, events = (
-        mark_of(summary.run.train_metrics, size or (stored.train.size if stored else 0)),
-        mark_of(events_path(summary.run)),
-    )
+    train = mark_of(summary.run.train_metrics, size or (stored.train.size if stored else 0))
+    events = mark_of(events_path(summary.run))
     if train is None or events is None:
         return
     fresh = StoredSummary(
@@ -379,14 +345,14 @@ def _to_stored(each: AttemptSummary) -> StoredAttempt:
     return StoredAttempt(
         attempt=attempt.attempt,
         facts=_facts(attempt),
-        end=each.end,
         split=astuple(each.split),
         first_step=attempt.first_step,
         last_step=attempt.last_step,
-        last_useful=each.last_useful,
-        num_steps=each.num_steps,
-        num_lost=each.num_lost,
-        mfu_s=each.mfu_s,
-        mfu_time_s=each.mfu_time_s,
-        has_steps=each.has_steps,
+        **_shared(each),
     )
+
+
+def _shared(each: AttemptSummary | StoredAttempt) -> dict[str, Any]:
+    """What is stored of an attempt as it is."""
+    names = ("end", "num_steps", "num_lost", "last_useful", "mfu_s", "mfu_time_s", "has_steps")
+    return {name: getattr(each, name) for name in names}

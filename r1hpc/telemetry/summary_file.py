@@ -17,17 +17,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from r1hpc.base.files import write_atomic
+from r1hpc.base.errors import StateError
+from r1hpc.base.files import open_plain, read_json, write_atomic
 from r1hpc.base.rundir import RunDir
+from r1hpc.base.shapes import Amount, Count, Finite, Time
 
 VERSION = 1
 _TAIL_BYTES = 4096
+_PARTS = 5
+"""Fields of telemetry.timeline.Split."""
 
 
 class Mark(NamedTuple):
     """How far a file of lines was read."""
 
-    size: int = 0
+    size: Count = 0
     mtime_ns: int = 0
     """Of the whole file; tells where nothing was appended since."""
     tail: str = ""
@@ -45,7 +49,7 @@ class Mark(NamedTuple):
 def mark_of(path: Path, size: int | None = None) -> Mark | None:
     """The mark at byte `size`, by default the end; None: the file is shorter. A missing file is empty."""
     try:
-        file = path.open("rb")
+        file = open_plain(path)
     except FileNotFoundError:
         return None if size else Mark()
     with file:
@@ -65,17 +69,17 @@ class StoredAttempt:
     attempt: int
     facts: str
     """What attempts.jsonl said of it: with another beginning or end its steps count otherwise."""
-    end: float
-    split: tuple[int, ...]
+    end: Time
+    split: tuple[Count, ...]
     """As telemetry.timeline.Split has them."""
-    first_step: int | None
-    last_step: int | None
-    last_useful: int | None
-    num_steps: int
-    num_lost: int
-    mfu_s: float
+    first_step: Count | None
+    last_step: Count | None
+    last_useful: Count | None
+    num_steps: Count
+    num_lost: Count
+    mfu_s: Finite
     """MFU x seconds, summed over the useful steps that have it, and those seconds."""
-    mfu_time_s: float
+    mfu_time_s: Amount
     has_steps: bool
 
 
@@ -89,29 +93,31 @@ class StoredSummary:
     train: Mark
     events: Mark
     attempts: tuple[StoredAttempt, ...] = ()
-    num_bad_lines: int = 0
+    num_bad_lines: Count = 0
     """Lines of the part of train.jsonl that was read which hold no step."""
-    cuts: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    cuts: Mapping[str, Sequence[Count]] = field(default_factory=dict)
     """BEGIN-END, milliseconds since 1970: the split of a time that cuts through attempts."""
 
 
 def read_summary(run: RunDir) -> StoredSummary | None:
     """What is stored; None where there is nothing, or what is there cannot be used."""
     try:
-        value = json.loads(run.summary.read_bytes())
-        if value.pop("version") != VERSION:
+        value = read_json(run.summary, StoredSummary)
+        if value.pop("version", None) != VERSION:
             return None
         value |= {key: Mark(*value[key]) for key in ("config", "train", "events")}
         value["attempts"] = tuple(_attempt(each) for each in value["attempts"])
+        if any(len(split) != _PARTS for split in value["cuts"].values()):
+            return None
         return StoredSummary(**value)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (FileNotFoundError, StateError, TypeError, KeyError):
         return None
 
 
 def _attempt(value: dict[str, Any]) -> StoredAttempt:
     stored = StoredAttempt(**{**value, "split": tuple(value["split"])})
-    if len(stored.split) != 5 or not all(isinstance(part, int) for part in stored.split):
-        raise ValueError("not a split")
+    if len(stored.split) != _PARTS:
+        raise TypeError("not a split")
     return stored
 
 

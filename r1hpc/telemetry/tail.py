@@ -1,10 +1,11 @@
 """The newest records of a file of lines, without reading all of a long one."""
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from r1hpc.base.files import open_plain, parse_object
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class Tail:
 def read_tail(path: Path, max_bytes: int) -> Tail:
     """The records in the last `max_bytes` of a file. Missing file: none. Torn lines are left out."""
     try:
-        with path.open("rb") as file:
-            first = _parse(file.readline())
+        with open_plain(path) as file:
+            first = parse_object(file.readline())
             size = file.seek(0, os.SEEK_END)
             start = max(0, size - max_bytes)
             file.seek(start)
@@ -29,12 +30,4 @@ def read_tail(path: Path, max_bytes: int) -> Tail:
     except FileNotFoundError:
         return Tail()
     whole = lines[1:] if start else lines  # the first may be half a line
-    return Tail(tuple(r for line in whole if (r := _parse(line)) is not None), first, start == 0)
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
+    return Tail(tuple(r for line in whole if (r := parse_object(line)) is not None), first, start == 0)

@@ -1,6 +1,6 @@
 """Where the time of an attempt went: every millisecond in one part, and all parts together the whole.
 
-    split = paint(spans_of(attempt, effective, lost, events), start_ms, end_ms)
+    split = split_time(spans_of(attempt, effective, lost, events), start_ms, end_ms)
     split.useful + split.lost + split.startup + split.save + split.idle == end_ms - start_ms
 
 What a run writes are spans: a step ends at its `time` and took `step_time_s`, a save likewise, start-up ends
@@ -65,7 +65,7 @@ class Split:
         return {**parts, "allocated": self.allocated / 3_600_000}
 
 
-def paint(spans: Iterable[Span], begin: int, end: int) -> Split:
+def split_time(spans: Iterable[Span], begin: int, end: int) -> Split:
     """The split of the time from `begin` to `end`, in milliseconds."""
     edges: list[tuple[int, int, int]] = []
     for part, first, last in spans:
@@ -100,10 +100,20 @@ def spans_of(
             if step.time is not None:
                 yield _span(part, step.time - (step.step_time_s or 0.0), step.time)
     for event in events:
-        if event.get("event") == "save" and "time" in event:
-            yield _span(Part.save, event["time"] - event.get("seconds", 0.0), event["time"])
+        if event["event"] == "save":
+            yield from _waits(event)
     begins = [s.time - (s.step_time_s or 0.0) for s in (*useful, *lost) if s.time is not None]
     yield _span(Part.startup, attempt.start, min(begins, default=end))
+
+
+def _waits(event: dict[str, Any]) -> Iterator[Span]:
+    """When training waited for a save: while its state was copied, and (all of it, formerly) at the end."""
+    seconds, end = event.get("seconds", 0.0), event["time"]
+    waited_s = event.get("waited_s")
+    waited_s = seconds if waited_s is None else waited_s
+    yield _span(Part.save, end - waited_s, end)
+    if event.get("copied_at") is not None:
+        yield _span(Part.save, event["copied_at"] - (seconds - waited_s), event["copied_at"])
 
 
 def milliseconds(seconds: float) -> int:

@@ -13,7 +13,9 @@ import pytest
 from r1hpc import export_metrics as command
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.telemetry.metrics import MetricWriter
+from r1hpc.tracking.wandb import wandb_id
 from tests.recorded import RecordedRun, loss_of
+from tests.tracking.wandb_file import read_offline, run_ids
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
@@ -53,9 +55,14 @@ def test_the_steps_that_lasted_and_the_gpus(made: RecordedRun, capsys: pytest.Ca
 
 def test_exporting_again_replaces_what_was_there(made: RecordedRun) -> None:
     folder = made.run.report / "tensorboard"
-    for _ in range(2):
+    for _ in range(4):
         command.main([str(made.run.path), "--to", "tensorboard"])
-    assert len(list(folder.iterdir())) == 1
+        newest = max(folder.iterdir(), key=lambda path: path.name)
+        # As if it were of another second; the last one that was written is of this one.
+        newest.rename(newest.with_name(newest.name.replace(newest.name.split(".")[3], "1000000000")))
+        assert len(read_events(folder)["train/loss"]) == 40
+    command.main([str(made.run.path), "--to", "tensorboard"])
+    assert len(list(folder.iterdir())) == 2, "the newest before stays, for a TensorBoard that reads it"
     assert len(read_events(folder)["train/loss"]) == 40
 
 
@@ -84,23 +91,25 @@ def test_following_streams_new_steps_and_hides_what_is_taken_again(tmp_path: Pat
 
 
 def test_stages_of_two_chains_keep_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ids = []
+    opened = []
 
     class Settings:
         def __init__(self, **_: object) -> None: ...
 
     def init(**asked: object) -> SimpleNamespace:
-        ids.append((asked["id"], asked["name"]))
-        return SimpleNamespace(log=lambda *_, **__: None, finish=lambda **_: None)
+        opened.append((asked["id"], asked["name"]))
+        return SimpleNamespace(log=lambda *_, **__: None, finish=lambda **_: None, resumed=False)
 
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Settings=Settings, init=init))
+    monkeypatch.setitem(
+        sys.modules, "wandb", SimpleNamespace(Settings=Settings, init=init, teardown=lambda: None)
+    )
     for chain in ("one", "two"):
         (tmp_path / chain).mkdir()
         (tmp_path / chain / "chain.yaml").touch()
         run = str(RecordedRun(tmp_path / chain / "grpo").run.path)
         assert command.main([run, "--to", "wandb"]) == 0
         assert command.main([run, "--to", "tensorboard", "--out", str(tmp_path / "tb")]) == 0
-    assert ids == [("one+grpo", "one+grpo"), ("two+grpo", "two+grpo")]
+    assert opened == [("one+grpo", "one/grpo"), ("two+grpo", "two/grpo")]
     assert sorted(path.name for path in (tmp_path / "tb").iterdir()) == ["one+grpo", "two+grpo"]
 
 
@@ -124,7 +133,14 @@ def test_wandb_offline_leaves_a_folder_to_sync(made: RecordedRun, monkeypatch: p
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert command.main([str(made.run.path), "--to", "wandb"]) == 0
-    assert list((made.run.report / "wandb").glob("offline-run-*/run-demo.wandb"))
+    assert list(read_offline(made.run.report / "wandb")) == list(range(1, 41))
+    (first,) = run_ids(made.run.report / "wandb")
+    assert first.startswith("demo-")
+    other = RecordedRun(made.run.path.parent.parent / "others" / "demo")
+    other.clock += 1
+    other.submit("local-2")
+    assert wandb_id(made.run) == first
+    assert wandb_id(other.run) != first, "two runs of one name are two"
 
 
 def test_the_command_loads_neither_torch_nor_the_extras() -> None:

@@ -81,7 +81,7 @@ def test_a_recording_whose_disk_fills_up_ends_with_status_1(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "answer"),
     [
         (["--period", "0.1"], "--period 0.1 is not between 0.5 and 3600 seconds"),
         (["--period", "nan"], "--period nan is not between"),
@@ -89,8 +89,8 @@ def test_a_recording_whose_disk_fills_up_ends_with_status_1(tmp_path: Path) -> N
         (["--perod", "1"], "did you mean '--period'?"),
     ],
 )
-def test_asked_wrongly(arguments: list[str], told: str) -> None:
+def test_asked_wrongly(arguments: list[str], answer: str) -> None:
     result = run_python(*MONITOR, *arguments)
     assert result.returncode == 2
-    assert told in result.stderr
+    assert answer in result.stderr
     assert "Traceback" not in result.stderr

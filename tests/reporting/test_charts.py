@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from r1hpc.accounting.forecast import Spread
-from r1hpc.reporting import hours_charts, palette
+from r1hpc.reporting import budget_charts, hours_charts, palette
 from r1hpc.reporting.drawing import FULL, HALF, NARROW, Axes, Chart, inline, note, save_png, short, time_axis
 from r1hpc.reporting.run_charts import RunData, charts_of_run, write_pngs
 from r1hpc.reporting.series import gpu_range
@@ -35,8 +35,8 @@ def texts(html: str) -> list[str]:
     return [node.text or "" for svg in svgs(html) for node in svg.iter("text")]
 
 
-def planned(name: str, used: float) -> hours_charts.PlannedRun:
-    return hours_charts.PlannedRun(name, Spread(80, 100, 150), used, NOW, False, True)
+def planned(name: str, used: float) -> hours_charts.EstimatedRun:
+    return hours_charts.EstimatedRun(name, Spread(80, 100, 150), used, NOW, False, True)
 
 
 def attempt_of(
@@ -182,8 +182,8 @@ def test_where_there_is_nothing_there_is_no_chart() -> None:
     nothing = [hours_charts.waste({}, "h"), hours_charts.by_day({}, "h"), hours_charts.queue_waits([])]
     nothing += [hours_charts.planned_against_used([], "h"), hours_charts.estimate_errors([])]
     nothing += [
-        hours_charts.campaign([]),
-        hours_charts.spending([], "h"),
+        budget_charts.campaign([]),
+        budget_charts.spending([], "h"),
         hours_charts.lost_by_cause({}, "h"),
     ]
     assert nothing == [None] * 8

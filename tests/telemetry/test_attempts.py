@@ -173,3 +173,22 @@ def test_asking_again_gives_fresh_limits(tmp_path: Path) -> None:
     assert reason_to_stop(read_history(run).since_submission, LimitsConfig()) is not None
     record(run, "submitted", job_id="2")
     assert reason_to_stop(read_history(run).since_submission, LimitsConfig()) is None
+
+
+def test_an_attempt_that_lasted_longer_than_any_start_up_counts_without_a_step() -> None:
+    """A first rollout that is preempted for ever, before one of its groups is finished."""
+    early = [replace(a, first_step=None) for a in stuck(*[Cause.preempted] * 5, at=0)]
+    assert reason_to_stop(early, LimitsConfig()) is None
+    late = [replace(a, end=a.start + 7200) for a in early]
+    assert "no new checkpoint in the last 5 attempts" in (reason_to_stop(late, LimitsConfig()) or "")
+    assert reason_to_stop(kept(late, 1, 2, 3, 4, 5), LimitsConfig()) is None
+
+
+def test_what_was_loaded_counts_and_not_the_newest_folder(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.create()
+    record(run, "begin", attempt=1, resumed_from=100)
+    record(run, "end", attempt=1, cause="crash", resumed_from=80, last_committed_step=90)
+    (attempt,) = read_history(run).attempts
+    assert (attempt.resumed_from, attempt.last_committed_step) == (80, 90)
+    assert reason_to_stop([attempt], LimitsConfig(max_attempts_without_checkpoint=1)) is None

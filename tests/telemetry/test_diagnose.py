@@ -1,7 +1,7 @@
 """Each rule fires on an attempt made for it, and keeps quiet on one that is nearly so."""
 
 import json
-import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -121,51 +121,163 @@ def test_a_healthy_attempt_gets_one_line_of_figures(scene: Scene) -> None:
     )
 
 
-def test_a_hang_is_told_by_busy_gpus_at_the_power_of_idle_ones(scene: Scene) -> None:
-    scene.steps()
-    scene.silence(300)
-    scene.gpus({}, {"gpu_utilization_percent": 100, "power_w": 70.0})
-    found = only(scene.end("timeout"))
-    assert (found.code, found.severity) == ("hang", Severity.error)
-    assert "no step for 5 min 00 s after step 30" in found.sentence
-    assert "all 4 GPUs read 100 % busy at 70 W of 400 W" in found.sentence
+SPINNING = {"gpu_utilization_percent": 100, "power_w": 70.0}
+"""In a collective that never completes."""
+MOVING = {"gpu_utilization_percent": 99, "power_w": 190.0}
 
 
-def test_the_gpu_that_does_not_wait_with_the_others_is_named(scene: Scene) -> None:
-    scene.steps()
-    scene.silence(300)
-    scene.gpus({}, {"gpu_utilization_percent": 100, "power_w": 70.0}, odd={"power_w": 330.0})
-    found = only(scene.end("hang"))
-    assert "3 of 4 GPUs" in found.sentence
-    assert "n2 GPU 1" in found.advice
+def played(
+    scene: Scene,
+    *,
+    steps: dict[str, Any] | None = None,
+    silence: float = 0.0,
+    gpus: dict[str, Any] | None = None,
+    after: dict[str, Any] | None = None,
+    odd: dict[str, Any] | None = None,
+    ranks: list[list[float]] | None = None,
+    cause: str = "preempted",
+    detail: str = "",
+) -> Diagnosis:
+    """Steps (None: none were taken), then silence, the readings of all that time, and how it ended."""
+    if steps is not None:
+        scene.steps(**steps)
+    scene.silence(silence)
+    if gpus is not None:
+        scene.gpus(gpus, after, odd=odd)
+    if ranks is not None:
+        scene.ranks(ranks)
+    return scene.end(cause, detail)
 
 
-@pytest.mark.parametrize(
-    "after",
-    [
-        {"gpu_utilization_percent": 100, "power_w": 300.0},  # works: an evaluation, a compilation
-        {"gpu_utilization_percent": 0, "power_w": 60.0},  # idles: the host saves or waits for a disk
-    ],
-)
-def test_silence_with_gpus_that_work_or_idle_is_no_hang(scene: Scene, after: dict[str, Any]) -> None:
-    scene.steps()
-    scene.silence(300)
-    scene.gpus({}, after)
-    assert codes(scene.end("timeout")) == []
+FOUND: dict[str, tuple[dict[str, Any], str, list[str]]] = {
+    "busy GPUs at the power of idle ones": (
+        {"steps": {}, "silence": 300, "gpus": {}, "after": SPINNING, "cause": "timeout"},
+        "error: hang",
+        ["no step for 5 min 00 s after step 30", "all 4 GPUs read 100 % busy at 70 W of 400 W"],
+    ),
+    "a GPU that does not wait with the others": (
+        {
+            "steps": {},
+            "silence": 300,
+            "gpus": {},
+            "after": SPINNING,
+            "odd": {"power_w": 330.0},
+            "cause": "hang",
+        },
+        "error: hang",
+        ["3 of 4 GPUs", "Look first at n2 GPU 1"],
+    ),
+    "a start without end": (
+        {"silence": 700, "gpus": SPINNING, "cause": "timeout"},
+        "error: hang",
+        ["since the attempt began"],
+    ),
+    "a hang that the watchdog ended, without readings": (
+        {"steps": {}, "silence": 30, "cause": "hang", "detail": "rank 1: 30 s in step 31"},
+        "error: hang",
+        ["no step for 30 s after step 30"],
+    ),
+    "waiting for data": (
+        {"steps": {"data_time_s": 0.4}, "gpus": {"gpu_utilization_percent": 58}},
+        "warning: input_bound",
+        ["40% of each step is spent waiting for data, and the GPUs are busy only 58 %"],
+    ),
+    "moving data": (
+        {"steps": {"mfu": 0.08}, "gpus": MOVING},
+        "warning: communication_bound",
+        ["99 % busy, but at 48% of their power limit and with an MFU of 8.0%"],
+    ),
+    "a straggler": (
+        {"steps": {}, "ranks": [[0.5, 0.51, 0.9, 0.5]] * 8 + [[0.5, 0.5, 0.5, 0.5]]},
+        "warning: straggler",
+        ["rank 2 on n2: 0.856 s of own work a step where the median rank needs 0.5", "--exclude n2"],
+    ),
+    "heat": (
+        {
+            "steps": {},
+            "gpus": {},
+            "odd": {"throttle_reasons": ["hw_thermal_slowdown"], "temperature_c": 91},
+        },
+        "warning: throttled",
+        ["n2 GPU 1 is slowed down: hw_thermal_slowdown 100% of the time, at up to 91 C"],
+    ),
+    "empty cards": (
+        {"steps": {}, "gpus": {"memory_used_bytes": 20 * 2**30}},
+        "info: memory_headroom",
+        ["20.0 GiB of 80.0 GiB, 25%"],
+    ),
+    "an idle GPU among busy ones": (
+        {"steps": {}, "gpus": {}, "odd": {"gpu_utilization_percent": 0}},
+        "warning: idle_gpu",
+        ["n2 GPU 1 did nothing, while the busiest GPU was busy 97 %"],
+    ),
+    "rollouts that leave the GPUs idle": (
+        {"steps": {"rollout_time_s": 0.7}, "gpus": {"gpu_utilization_percent": 35}},
+        "warning: rollout_idle",
+        ["70% of each step goes into rollouts, and the GPUs are busy 35 %"],
+    ),
+    "rewards that hold up the GPUs": ({"steps": {"reward_time_s": 0.25}}, "warning: reward_bound", ["25%"]),
+    "a lost GPU": (
+        {"steps": {}, "gpus": {}, "odd": {"error": "gpu is lost"}, "cause": "crash"},
+        "error: gpu_lost",
+        ["n2 GPU 1 stopped answering: gpu is lost ("],
+    ),
+    "a rank that ended on a GPU fault": (
+        {"steps": {}, "cause": "crash", "detail": "rank 3: CUDA error: uncorrectable ECC error encountered"},
+        "error: xid",
+        ["uncorrectable ECC error"],
+    ),
+}
 
 
-def test_a_short_silence_is_no_hang(scene: Scene) -> None:
-    scene.steps()
-    scene.silence(50)
-    scene.gpus({}, {"gpu_utilization_percent": 100, "power_w": 70.0})
-    assert codes(scene.end()) == []
+@pytest.mark.parametrize("case", FOUND)
+def test_what_is_wrong_is_found_with_its_figures(scene: Scene, case: str) -> None:
+    played_so, found_as, fragments = FOUND[case]
+    found = only(played(scene, **played_so))
+    assert f"{found.severity.value}: {found.code}" == found_as
+    for fragment in fragments:
+        assert fragment in f"{found.sentence} {found.advice}"
 
 
-@pytest.mark.parametrize(("seconds", "expected"), [(500, []), (700, ["hang"])])
-def test_a_start_may_take_its_time(scene: Scene, seconds: float, expected: list[str]) -> None:
-    scene.silence(seconds)
-    scene.gpus({"gpu_utilization_percent": 100, "power_w": 70.0})
-    assert codes(scene.end("timeout")) == expected
+FINE: dict[str, dict[str, Any]] = {
+    "GPUs that work: an evaluation, a compilation": {
+        "steps": {}, "silence": 300, "gpus": {}, "after": {"gpu_utilization_percent": 100, "power_w": 300.0},
+        "cause": "timeout",
+    },
+    "GPUs that idle: the host saves or waits for a disk": {
+        "steps": {}, "silence": 300, "gpus": {}, "after": {"gpu_utilization_percent": 0, "power_w": 60.0},
+        "cause": "timeout",
+    },
+    "a short silence": {"steps": {}, "silence": 50, "gpus": {}, "after": SPINNING},
+    "a start that takes its time": {"silence": 500, "gpus": SPINNING, "cause": "timeout"},
+    "a little waiting": {"steps": {"data_time_s": 0.14}, "gpus": {"gpu_utilization_percent": 58}},
+    "waiting beside busy GPUs": {"steps": {"data_time_s": 0.4}, "gpus": {"gpu_utilization_percent": 96}},
+    "good MFU": {"steps": {"mfu": 0.35}, "gpus": MOVING},
+    "full power": {"steps": {"mfu": 0.08}, "gpus": MOVING | {"power_w": 350.0}},
+    "GPUs that pause": {"steps": {"mfu": 0.08}, "gpus": MOVING | {"gpu_utilization_percent": 60}},
+    "a rank that is a little slower": {"steps": {}, "ranks": [[0.5, 0.5, 0.59, 0.5]] * 8},
+    "a rank that is slow now and then": {
+        "steps": {}, "ranks": [[0.5, 0.5, 0.9, 0.5]] * 5 + [[0.5, 0.5, 0.5, 0.5]] * 5
+    },
+    "two records of ranks": {"steps": {}, "ranks": [[0.5, 0.5, 0.9, 0.5]] * 2},
+    "the power cap of a card at full load": {
+        "steps": {}, "gpus": {"throttle_reasons": ["sw_power_cap", "gpu_idle", "applications_clocks_setting"]}
+    },
+    "one full GPU": {
+        "steps": {}, "gpus": {"memory_used_bytes": 20 * 2**30}, "odd": {"memory_used_bytes": 41 * 2**30}
+    },
+    "GPUs that are all idle": {"steps": {}, "gpus": {"gpu_utilization_percent": 3}},
+    "short rollouts": {"steps": {"rollout_time_s": 0.4}, "gpus": {"gpu_utilization_percent": 35}},
+    "rollouts on busy GPUs": {"steps": {"rollout_time_s": 0.7}, "gpus": {"gpu_utilization_percent": 80}},
+    "quick rewards": {"steps": {"reward_time_s": 0.15}},
+    "a fault of the program": {"steps": {}, "cause": "crash", "detail": "rank 3: shapes do not match"},
+    "warm-up": {"steps": {"count": 9, "data_time_s": 0.9, "mfu": 0.01}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FINE)
+def test_what_is_nearly_wrong_is_not_told(scene: Scene, case: str) -> None:
+    assert codes(played(scene, **FINE[case])) == []
 
 
 def test_silence_is_counted_from_the_last_save(scene: Scene) -> None:
@@ -177,65 +289,10 @@ def test_silence_is_counted_from_the_last_save(scene: Scene) -> None:
     assert codes(scene.end()) == []
 
 
-def test_a_hang_that_the_watchdog_ended_needs_no_gpu_readings(scene: Scene) -> None:
-    scene.steps()
-    scene.silence(30)
-    found = only(scene.end("hang", detail="rank 1: 30 s in step 31"))
-    assert found.sentence == "no step for 30 s after step 30"
-
-
-def test_input_bound(scene: Scene) -> None:
-    scene.steps(data_time_s=0.4)
-    scene.gpus({"gpu_utilization_percent": 58})
-    found = only(scene.end())
-    assert found.code == "input_bound"
-    assert "40% of each step is spent waiting for data, and the GPUs are busy only 58 %" in found.sentence
-
-
 def test_input_bound_on_cpu_ranks(tmp_path: Path) -> None:
     scene = Scene(tmp_path, num_gpus=0)
     scene.steps(mfu=None, data_time_s=0.2)
     assert codes(scene.end()) == ["input_bound"]
-
-
-@pytest.mark.parametrize(("data_s", "utilization"), [(0.14, 58), (0.4, 96)])
-def test_a_little_waiting_or_busy_gpus_are_not_input_bound(
-    scene: Scene, data_s: float, utilization: int
-) -> None:
-    scene.steps(data_time_s=data_s)
-    scene.gpus({"gpu_utilization_percent": utilization})
-    assert codes(scene.end()) == []
-
-
-def test_communication_bound(scene: Scene) -> None:
-    scene.steps(mfu=0.08)
-    scene.gpus({"gpu_utilization_percent": 99, "power_w": 190.0})
-    found = only(scene.end())
-    assert found.code == "communication_bound"
-    assert "99 % busy, but at 48% of their power limit and with an MFU of 8.0%" in found.sentence
-
-
-@pytest.mark.parametrize(
-    ("mfu", "power_w", "utilization"), [(0.35, 190.0, 99), (0.08, 350.0, 99), (0.08, 190.0, 60)]
-)
-def test_good_mfu_full_power_or_idle_gpus_are_not_communication_bound(
-    scene: Scene, mfu: float, power_w: float, utilization: int
-) -> None:
-    scene.steps(mfu=mfu)
-    scene.gpus({"gpu_utilization_percent": utilization, "power_w": power_w})
-    assert codes(scene.end()) == []
-
-
-def test_a_straggler_is_named_with_its_node_and_its_cost(scene: Scene) -> None:
-    scene.steps()
-    scene.ranks([[0.5, 0.51, 0.9, 0.5]] * 8 + [[0.5, 0.5, 0.5, 0.5]])
-    found = only(scene.end())
-    assert found.code == "straggler"
-    assert found.sentence.startswith(
-        "rank 2 on n2: 0.856 s of own work a step where the median rank needs 0.5"
-    )
-    assert "--exclude n2" in found.advice
-    assert found.evidence["ranks"] == [2]
 
 
 def test_a_slow_node_is_one_finding(tmp_path: Path) -> None:
@@ -248,20 +305,6 @@ def test_a_slow_node_is_one_finding(tmp_path: Path) -> None:
     assert only(scene.end()).sentence.startswith("all ranks of n2: 0.9 s of own work")
 
 
-@pytest.mark.parametrize(
-    "busy_s",
-    [
-        [[0.5, 0.5, 0.59, 0.5]] * 8,  # a little slower
-        [[0.5, 0.5, 0.9, 0.5]] * 5 + [[0.5, 0.5, 0.5, 0.5]] * 5,  # slow now and then
-        [[0.5, 0.5, 0.9, 0.5]] * 2,  # two records
-    ],
-)
-def test_a_rank_that_is_slow_now_and_then_is_no_straggler(scene: Scene, busy_s: list[list[float]]) -> None:
-    scene.steps()
-    scene.ranks(busy_s)
-    assert codes(scene.end()) == []
-
-
 def test_records_of_another_attempt_or_of_another_length_are_left_out(scene: Scene) -> None:
     scene.ranks([[0.5, 0.5, 0.9, 0.5]])
     with (scene.made.run.metrics / "ranks.jsonl").open("a") as file:
@@ -271,69 +314,6 @@ def test_records_of_another_attempt_or_of_another_length_are_left_out(scene: Sce
     assert times.nodes == ("n1", "n1", "n2", "n2")
     assert times.busy_s == [pytest.approx((0.5, 0.5, 0.9, 0.5))]
     assert read_rank_times(scene.made.run, 2) is None
-
-
-def test_throttled(scene: Scene) -> None:
-    scene.steps()
-    scene.gpus({}, odd={"throttle_reasons": ["hw_thermal_slowdown"], "temperature_c": 91})
-    found = only(scene.end())
-    assert found.code == "throttled"
-    assert found.sentence.startswith(
-        "n2 GPU 1 is slowed down: hw_thermal_slowdown 100% of the time, at up to 91 C"
-    )
-
-
-def test_the_power_cap_of_a_card_at_full_load_is_not_throttling(scene: Scene) -> None:
-    scene.steps()
-    scene.gpus({"throttle_reasons": ["sw_power_cap", "gpu_idle", "applications_clocks_setting"]})
-    assert codes(scene.end()) == []
-
-
-def test_memory_headroom(scene: Scene) -> None:
-    scene.steps()
-    scene.gpus({"memory_used_bytes": 20 * 2**30})
-    found = only(scene.end())
-    assert (found.code, found.severity) == ("memory_headroom", Severity.info)
-    assert "20.0 GiB of 80.0 GiB, 25%" in found.sentence
-
-
-def test_one_full_gpu_is_no_headroom(scene: Scene) -> None:
-    scene.steps()
-    scene.gpus({"memory_used_bytes": 20 * 2**30}, odd={"memory_used_bytes": 41 * 2**30})
-    assert codes(scene.end()) == []
-
-
-def test_an_idle_gpu_among_busy_ones(scene: Scene) -> None:
-    scene.steps()
-    scene.gpus({}, odd={"gpu_utilization_percent": 0})
-    assert only(scene.end()).sentence.startswith("n2 GPU 1 did nothing, while the busiest GPU was busy 97 %")
-
-
-def test_gpus_that_are_all_idle_are_not_told_one_by_one(scene: Scene) -> None:
-    scene.steps()
-    scene.gpus({"gpu_utilization_percent": 3})
-    assert codes(scene.end()) == []
-
-
-def test_rollouts_that_leave_the_gpus_idle(scene: Scene) -> None:
-    scene.steps(rollout_time_s=0.7)
-    scene.gpus({"gpu_utilization_percent": 35})
-    found = only(scene.end())
-    assert found.code == "rollout_idle"
-    assert "70% of each step goes into rollouts, and the GPUs are busy 35 %" in found.sentence
-
-
-@pytest.mark.parametrize(("rollout_s", "utilization"), [(0.4, 35), (0.7, 80)])
-def test_short_rollouts_or_busy_gpus_are_fine(scene: Scene, rollout_s: float, utilization: int) -> None:
-    scene.steps(rollout_time_s=rollout_s)
-    scene.gpus({"gpu_utilization_percent": utilization})
-    assert codes(scene.end()) == []
-
-
-@pytest.mark.parametrize(("reward_s", "expected"), [(0.25, ["reward_bound"]), (0.15, [])])
-def test_rewards_that_hold_up_the_gpus(scene: Scene, reward_s: float, expected: list[str]) -> None:
-    scene.steps(reward_time_s=reward_s)
-    assert codes(scene.end()) == expected
 
 
 def test_ecc_errors_count_from_the_attempts_begin(scene: Scene) -> None:
@@ -349,29 +329,6 @@ def test_ecc_errors_count_from_the_attempts_begin(scene: Scene) -> None:
     assert (found.code, found.severity) == ("ecc", Severity.error)
     assert found.sentence.startswith("n2 GPU 1 had 2 memory errors")
     assert "--exclude n2" in found.advice
-
-
-def test_a_gpu_that_is_lost(scene: Scene) -> None:
-    scene.steps()
-    scene.gpus({}, odd={"error": "gpu is lost"})
-    assert only(scene.end("crash")).sentence.startswith("n2 GPU 1 stopped answering: gpu is lost (")
-
-
-@pytest.mark.parametrize(
-    ("detail", "expected"),
-    [
-        ("rank 3: RuntimeError: CUDA error: uncorrectable ECC error encountered", ["xid"]),
-        ("rank 3: RuntimeError: shapes do not match", []),
-    ],
-)
-def test_a_rank_that_ended_on_a_gpu_fault(scene: Scene, detail: str, expected: list[str]) -> None:
-    scene.steps()
-    assert codes(scene.end("crash", detail)) == expected
-
-
-def test_warm_up_is_not_judged(scene: Scene) -> None:
-    scene.steps(count=9, data_time_s=0.9, mfu=0.01)
-    assert codes(scene.end()) == []
 
 
 def test_the_stub_is_named(scene: Scene) -> None:
@@ -420,7 +377,7 @@ def test_the_batch_log_gets_it(scene: Scene, capfd: pytest.CaptureFixture[str]) 
 
 def test_records_that_break_it_do_not_break_the_end(scene: Scene, capfd: pytest.CaptureFixture[str]) -> None:
     scene.steps()
-    scene.made.run.gpu_metrics("n1").write_text('{"time": 1, "attempt": 1, "gpus": [7]}\n')
+    scene.made.run.gpu_metrics("n1").mkdir()
     end.print_diagnosis(scene.made.run, 1)
     assert "diagnosis of attempt 1 failed: " in capfd.readouterr().out
 
@@ -429,7 +386,10 @@ def test_a_file_system_that_hangs_does_not_hold_up_the_end(
     scene: Scene, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(end, "_DIAGNOSIS_TIMEOUT_S", 1.0)
-    os.mkfifo(scene.made.run.train_metrics)
+    stuck = scene.made.run.path / "python"
+    stuck.write_text("#!/bin/sh\nexec sleep 60\n")
+    stuck.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(stuck))
     started = time.monotonic()
     end.print_diagnosis(scene.made.run, 1)
     assert time.monotonic() - started < 3

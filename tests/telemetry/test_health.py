@@ -58,6 +58,11 @@ def test_a_healthy_window_says_nothing() -> None:
         (window(entropy=(0.8, -0.06)), "entropy_collapse", "at an accuracy of 0.50"),
         (window(logprob_difference=(0.08, 0.08)), "sampler_mismatch", "differ by 0.080 nats per token"),
         (window(zero_variance_share=(0.9, 0.9)), "no_signal", "in 90% of the groups"),
+        (
+            window(reward_format=(0.6, 1.0), accuracy=(0.0, 0.0)),
+            "nothing_right",
+            "not one completion of these steps was right; 95% of them were well formed",
+        ),
         (window(truncated_share=(0.1, 0.5)), "truncation", "45% of the completions are cut off"),
     ],
 )
@@ -75,7 +80,6 @@ def test_what_goes_wrong_is_named_with_its_figures(
     [
         window(reward_format=(0.9, 0.55)),
         window(reward_format=(0.2, 0.02)),  # never learnt
-        window(reward_format=(0.6, 1.0), accuracy=(0.0, 0.0)),  # nothing was there to lose
         window(response_length=(100, 125)),
         window(response_length=(100, 200), reward=(0.3, 0.7), accuracy=(0.2, 0.6)),  # longer, and better
         window(response_length=(100, 20), reward=(0.6, 0.9), accuracy=(0.5, 0.6)),  # shorter, and better

@@ -157,8 +157,8 @@ def test_a_write_that_fails_once_is_not_tried_again(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
     path = tmp_path / "missing" / "gpu.jsonl"
-    told = run(RUN, path)
-    assert told == f"cannot write {path} (No such file or directory); GPU metrics are off, training goes on"
+    answer = run(RUN, path)
+    assert answer == f"cannot write {path} (No such file or directory); GPU metrics are off, training goes on"
 
 
 def test_the_sampler_does_not_keep_the_process_alive(tmp_path: Path) -> None:
@@ -169,11 +169,13 @@ def test_the_sampler_does_not_keep_the_process_alive(tmp_path: Path) -> None:
 
 ON_SIGNAL = """
 import signal
-signal.signal(signal.SIGTERM, lambda *_: print("got it", flush=True))
+got = []
+signal.signal(signal.SIGTERM, lambda *_: got.append(print("got it", flush=True)))
 print(sampler.start(), flush=True)
 time.sleep(0.2)
 print("ready", flush=True)
-signal.pause()
+while not got:  # not pause(): the signal may come ahead of it
+    time.sleep(0.01)
 begun = time.monotonic()
 sampler.stop(timeout_s=0.3)
 print(time.monotonic() - begun, flush=True)

@@ -31,9 +31,9 @@ def tick(at: float, attempt: int = 0, **reading: Any) -> dict[str, Any]:
     }
 
 
-def summary(path: Path, *lines: dict[str, Any], attempt: int | None = None) -> dict[str, Any]:
+def summary(path: Path, *lines: dict[str, Any]) -> dict[str, Any]:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return summarise(path, attempt)
+    return summarise(path)
 
 
 @pytest.fixture
@@ -106,12 +106,6 @@ def test_energy_is_never_negative_and_exact_for_a_growing_counter(
     assert found["energy_resets"] == falls
     if not falls:
         assert found["energy_j"] == pytest.approx(counters[-1] - counters[0], abs=1e-3)
-
-
-def test_one_attempt_alone(path: Path) -> None:
-    lines = [header(0), tick(1, power_w=100.0), header(1), tick(9, 1, power_w=300.0)]
-    found = summary(path, *lines, attempt=1)
-    assert (found["attempts"], found["ticks"], found["gpus"][UUID]["mean_power_w"]) == ([1], 1, 300)
 
 
 def test_one_stub_start_marks_the_whole_file(path: Path) -> None:

@@ -90,7 +90,7 @@ def test_of_a_run_at_work_only_the_newest_attempt_is_read(
 
 
 def test_steps_that_a_later_attempt_takes_again_are_lost_from_then_on(made: RecordedRun) -> None:
-    """Its checkpoint of step 15 was spoilt: the next attempt begins from step 10."""
+    """Its checkpoint of step 15 was damaged: the next attempt begins from step 10."""
     assert summary_of(made.run).num_lost == 5
     made.begin(resumed_from=10)
     assert summary_of(made.run, made.clock, running=True).num_lost == 5

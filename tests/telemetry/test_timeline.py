@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1hpc.telemetry.timeline import Part, Span, Split, paint
+from r1hpc.telemetry.timeline import Part, Span, Split, split_time
 
 MOMENTS = st.integers(-50, 150)
 SPANS = st.lists(st.builds(Span, st.sampled_from(list(Part)), MOMENTS, MOMENTS), max_size=12)
@@ -16,7 +16,7 @@ def test_the_parts_are_what_each_millisecond_says(spans: list[Span]) -> None:
     counts = dict.fromkeys(Part, 0)
     for moment in range(100):
         counts[min((s.part for s in spans if s.begin <= moment < s.end), default=Part.idle)] += 1
-    split = paint(spans, 0, 100)
+    split = split_time(spans, 0, 100)
     assert split == Split(**{part.name: count for part, count in counts.items()})
     assert split.allocated == 100
 
@@ -31,7 +31,7 @@ def test_the_parts_are_what_each_millisecond_says(spans: list[Span]) -> None:
     ],
 )
 def test_overlaps_and_ends(spans: list[Span], expected: Split) -> None:
-    assert paint(spans, 0, 10) == expected
+    assert split_time(spans, 0, 10) == expected
 
 
 def test_a_split_in_hours_of_its_gpus() -> None:

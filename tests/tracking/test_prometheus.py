@@ -10,8 +10,8 @@ import pytest
 from r1hpc import export_metrics as command
 from r1hpc.base.errors import UsageError
 from r1hpc.telemetry.metrics import MetricWriter
-from r1hpc.telemetry.prometheus import Metric, render, write_textfile
 from r1hpc.telemetry.ranks import RankTimeWriter
+from r1hpc.tracking.prometheus import Metric, render, write_textfile
 from tests.recorded import EPOCH, RecordedRun
 
 _SAMPLE = re.compile(r'([a-z0-9_:]+)\{((?:[a-z]+="(?:[^"\\]|\\.)*",?)*)\} (\S+)')

@@ -13,20 +13,24 @@ is taken again after a loss hides those that TensorBoard has from there on.
 
 import math
 import os
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from r1hpc.base.errors import R1hpcError
 from r1hpc.telemetry.gpu_series import GpuSeries
-from r1hpc.telemetry.metrics import Step
+from r1hpc.telemetry.metrics import Step, is_number
 
 SUFFIX = ".r1hpc"
 _NOT_SCALARS = frozenset({"global_step", "attempt", "time", "extra"})
 
 
 class TensorBoardWriter:
-    """Writes one event file into `folder`, in place of those that an earlier call left there."""
+    """Writes one event file into `folder`, in place of those that an earlier call left there.
+
+    The newest of them stays, hidden by the new one: a TensorBoard that is reading it would stumble.
+    """
 
     def __init__(self, folder: Path) -> None:
         """
@@ -41,16 +45,21 @@ class TensorBoardWriter:
                 "the tensorboard package is not installed; run: pip install 'r1hpc[tensorboard]'"
             ) from None
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for old in folder.glob(f"events.out.tfevents.*{SUFFIX}"):
+        before = sorted(folder.glob(f"events.out.tfevents.*{SUFFIX}"))
+        is_kept = bool(before) and _began(before[-1]) < int(time.time())
+        for old in before[:-1] if is_kept else before:
             old.unlink()
         self._writer = EventFileWriter(os.fspath(folder), filename_suffix=SUFFIX)
         self._last_step = 0
+        # TensorBoard's plugin_event_accumulator.py takes the first of these as the begin of all, and hides
+        # what is older at each later one: so every file has one.
+        self._hide_from(0)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._writer.close()
+        self.close()
 
     def steps(self, steps: Iterable[Step]) -> int:
         """The scalars of each step; how many steps there were."""
@@ -78,6 +87,9 @@ class TensorBoardWriter:
     def flush(self) -> None:
         self._writer.flush()
 
+    def close(self) -> None:
+        self._writer.close()
+
     def _add(self, step: int, at: float | None, values: dict[str, float]) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -92,12 +104,13 @@ class TensorBoardWriter:
         self._writer.add_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
 
 
+def _began(file: Path) -> int:
+    """Unix seconds in its name, by which TensorBoard orders the files."""
+    return int(file.name.split(".")[3])
+
+
 def scalars(step: Step) -> dict[str, float]:
     """Every number of a step under its tag: what a stage wrote beyond the fields of Step is `rl/`."""
     known = {f"train/{key}": value for key, value in step._asdict().items() if key not in _NOT_SCALARS}
     extra = {f"rl/{key}": value for key, value in (step.extra or {}).items()}
-    return {tag: float(value) for tag, value in {**known, **extra}.items() if _is_number(value)}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return {tag: float(value) for tag, value in {**known, **extra}.items() if is_number(value)}

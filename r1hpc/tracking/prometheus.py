@@ -12,11 +12,13 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from r1hpc.base.choose_run import flat_name
 from r1hpc.base.files import write_atomic
 from r1hpc.base.rundir import RunDir
-from r1hpc.telemetry.metrics import last_steps
+from r1hpc.base.shapes import mistake
+from r1hpc.telemetry.lines import Tick
+from r1hpc.telemetry.metrics import is_number, last_steps
 from r1hpc.telemetry.ranks import RankTimes, read_rank_times
 from r1hpc.telemetry.tail import read_tail
 
@@ -82,6 +84,11 @@ def write_textfile(run: RunDir, path: Path, mode: int = 0o600, name: str | None 
     write_atomic(path, render(collect(run, name or run.run_id)), mode)
 
 
+def textfile_of(run: RunDir, folder: str | Path | None) -> Path:
+    """The run's file: in `folder`, the collector's own, or in the run's."""
+    return run.metrics / "r1hpc.prom" if folder is None else Path(folder) / f"r1hpc-{flat_name(run)}.prom"
+
+
 def collect(run: RunDir, name: str) -> list[Sample]:
     """The newest values of the run's records."""
     labels = {"run": name}
@@ -89,11 +96,12 @@ def collect(run: RunDir, name: str) -> list[Sample]:
     newest = last_steps(run, 1)
     attempt = newest[-1].attempt if newest else None
     for step in newest:
-        samples += [(metric, labels, value) for key, metric in _STEP if _is_number(value := step.value(key))]
+        known = [(metric, step.number(key)) for key, metric in _STEP]
+        samples += [(metric, labels, value) for metric, value in known if value is not None]
     times = None if attempt is None else read_rank_times(run, attempt, _TAIL_BYTES)
     samples += _of_ranks(times, labels)
     ranks = _rank_of_uuid(times)
-    for path in sorted(run.metrics.glob("gpu-*.jsonl")):
+    for path in run.all_gpu_metrics:
         samples += _of_gpus(path, labels, ranks)
     return samples
 
@@ -131,7 +139,8 @@ def _rank_of_uuid(times: RankTimes | None) -> dict[str, str]:
 
 def _of_gpus(path: Path, labels: dict[str, str], ranks: dict[str, str]) -> Iterator[Sample]:
     """The newest tick of a node. `source` is there only to say "stub"."""
-    ticks = [r for r in read_tail(path, _TAIL_BYTES).records if "gpus" in r and "event" not in r]
+    records = read_tail(path, _TAIL_BYTES).records
+    ticks = [r for r in records if "event" not in r and mistake(r, Tick) is None]
     if not ticks:
         return
     newest = ticks[-1]
@@ -141,7 +150,7 @@ def _of_gpus(path: Path, labels: dict[str, str], ranks: dict[str, str]) -> Itera
         rank = {"rank": ranks[uuid]} if uuid in ranks else {}
         own = {**labels, "node": str(newest.get("node")), "gpu": uuid, **rank, **stub}
         for key, scale, metric in _GPU:
-            if _is_number(gpu.get(key)):
+            if is_number(gpu.get(key)):
                 yield metric, own, gpu[key] * scale
 
 
@@ -153,7 +162,3 @@ def _number(value: float) -> str:
     if math.isnan(value):
         return "NaN"
     return ("+Inf" if value > 0 else "-Inf") if math.isinf(value) else repr(value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,43 @@
+"""One self-contained page of two models compared: the figures, and the questions on which they differ.
+
+write_page(pairs, ("base", "new"), figures, Path("ab.html"))
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.files import write_atomic
+from r1hpc.reporting.html import card, document, lines, text
+
+_MOST_SHOWN = 200
+Line = Mapping[str, Any]
+
+
+def write_page(pairs: Sequence[tuple[Line, Line]], names: tuple[str, str], figures: str, path: Path) -> None:
+    """Write it whole or not at all.
+
+    Args:
+        pairs: what each model answered to a question on which they differ; the first 200 are shown.
+        figures: text that stands above them.
+    """
+    title = f"{names[0]} and {names[1]}"
+    shown = pairs[:_MOST_SHOWN]
+    more = f": {len(shown)} of {len(pairs)}" if len(shown) < len(pairs) else ""
+    head = [f"<h1>{text(title)}</h1>", card("Figures", lines(figures))]
+    heading = f"<h2>Questions on which they differ{more}</h2>"
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_atomic(path, document(title, [*head, heading, *(_question(pair, names) for pair in shown)]))
+
+
+def _question(pair: tuple[Line, Line], names: tuple[str, str]) -> str:
+    question = pair[0]
+    body = lines(str(question["prompt"]))
+    for name, line in zip(names, pair, strict=True):
+        body += f'<p class="sub">{text(name)}: {_result(line)}</p>{lines(str(line["greedy"]))}'
+    return card(f"expected {question['expected']}", body)
+
+
+def _result(line: Line) -> str:
+    verdict = "right" if line["greedy_correct"] else "wrong"
+    return f"greedy answer {verdict}, {line['num_correct']} of {line['num_samples']} samples right"

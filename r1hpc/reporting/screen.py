@@ -1,0 +1,265 @@
+"""One run on one screen, drawn by rich: redrawn in place on a terminal, line by line anywhere else.
+
+    follow_screen(shown_now, 2.0, stopping)   # until the run is over
+    print(screen_text(shown_now()))           # once, without colour or cursor movements
+
+Plain ASCII where the terminal's encoding holds no more; as wide as the terminal.
+"""
+
+import io
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.live import Live
+from rich.measure import Measurement
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from r1hpc.base.names import printable
+from r1hpc.base.tables import terminal_width
+from r1hpc.base.units import format_bytes, format_duration
+from r1hpc.reporting.watched import GpuNow, Shown
+
+_GPU_HEADINGS = ("node", "GPU", "busy", "memory", "power", "temp")
+_MOST_GPU_ROWS = 16
+"""More GPUs are shown as one row for each node."""
+_BARS, _ASCII_BARS = "▁▂▃▄▅▆▇█", "_.-~=+*#"
+_CURVE_WIDTH = 40
+_NOISE = 1e-9
+"""A relative difference that is the arithmetic's, not the run's."""
+_STYLES = {"running": "green", "finished": "bold green", "failed": "bold red", "cancelled": "red"}
+_NAMES = {"grad_norm": "gradient norm", "lr": "learning rate", "tokens_per_second": "tokens/s", "mfu": "MFU"}
+_FORMS = {"grad_norm": ".3g", "lr": ".3g", "tokens_per_second": ",.0f", "mfu": ".1%"}
+
+
+def follow_screen(now: Callable[[], Shown], every_s: float, stopping: threading.Event) -> None:
+    """Show the run again and again until it is over, or `stopping` is set.
+
+    On a terminal in its alternate screen, which a narrower window does not spoil; the last state stays. Ends
+    by an event, not an exception, which could come while rich takes the terminal over.
+    """
+    if not sys.stdout.isatty() or Console().is_dumb_terminal:
+        _print_on(now, every_s, stopping)
+        return
+    console = Console(highlight=False)
+    shown = now()
+    try:
+        with Live(_Screen(shown), console=console, screen=True, auto_refresh=False) as live:
+            while not (shown.is_over or stopping.wait(every_s)):
+                shown = now()
+                live.update(_Screen(shown), refresh=True)
+    finally:
+        console.print(_Screen(shown))
+
+
+def screen_text(shown: Shown) -> str:
+    """The same as lines of text, as wide as the terminal or 100 columns."""
+    file = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding or "utf-8", errors="replace")
+    console = Console(
+        file=file, width=terminal_width(), color_system=None, highlight=False, force_terminal=False
+    )
+    console.print(_Screen(shown))
+    file.flush()
+    file.seek(0)
+    return "\n".join(line.rstrip() for line in file.read().splitlines())
+
+
+def _print_on(now: Callable[[], Shown], every_s: float, stopping: threading.Event) -> None:
+    while True:
+        shown = now()
+        print(screen_text(shown), flush=True)
+        if shown.is_over or stopping.wait(every_s):
+            return
+        print()
+
+
+class _Screen:
+    """All of it, for whatever width the terminal has when it is drawn."""
+
+    def __init__(self, shown: Shown) -> None:
+        self._shown = shown
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        shown = self._shown
+        if shown.chain:
+            yield Text(printable(shown.chain))
+        yield from (_title(shown), _bar(shown), Text(), _curves(shown), Text(), _facts(shown))
+        yield from _notes(shown)
+        yield from _gpus(shown, options.max_width)  # last, where a low terminal cuts
+
+
+def _title(shown: Shown) -> Text:
+    ledger, state = shown.ledger, shown.ledger.state
+    text = Text(printable(ledger.run_id), style="bold")
+    text.append(f": {state}", style=_STYLES.get(state, "yellow"))
+    if ledger.situation.detail:
+        text.append(f"  ({printable(ledger.situation.detail)})", style="not bold")
+    return text
+
+
+def _bar(shown: Shown) -> RenderableType:
+    if shown.ledger.stage == "serve":
+        spells = shown.progress.recent
+        return Text(f"{(spells[-1].number('requests') if spells else None) or 0:,.0f} requests answered")
+    step, of = shown.progress.global_step or 0, shown.progress.num_steps
+    if not of:
+        return Text(f"step {step:,}")
+    row = Table.grid(padding=(0, 1), expand=True)
+    row.add_column(no_wrap=True)
+    row.add_column(ratio=1)
+    row.add_column(no_wrap=True)
+    share = 1.0 if step >= of else step / of
+    row.add_row(
+        f"{share:4.0%}",
+        ProgressBar(total=of, completed=min(step, of)),
+        f"step {step:,} of {of:,}",
+    )
+    return row
+
+
+def _curves(shown: Shown) -> RenderableType:
+    """The newest value of each quantity, and its course over the recent steps."""
+    rows: list[tuple[str, str, RenderableType]] = [
+        (_NAMES.get(key, key), f"{values[-1]:{_FORMS.get(key, '.4f')}}", _Curve(values))
+        for key, values in shown.curves.items()
+        if values
+    ]
+    if shown.held_out is not None:
+        step, accuracy = shown.held_out
+        rows.append(("held out", f"{accuracy:.3f}", f"greedy, after step {step:,}"))
+    if not rows:
+        return Text("no step yet")
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, min_width=max(len(name) for name, _, _ in rows))
+    table.add_column(no_wrap=True, min_width=max(len(value) for _, value, _ in rows), justify="right")
+    table.add_column(no_wrap=True, overflow="crop")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+class _Curve:
+    """Values as a line of bars, each the mean of some in a row."""
+
+    def __init__(self, values: Sequence[float]) -> None:
+        self._values = [value for value in values if abs(value) < float("inf")]  # not nan either
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(1, min(_CURVE_WIDTH, len(self._values)))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        bars = _ASCII_BARS if options.ascii_only else _BARS
+        means = list(_means(self._values, min(_CURVE_WIDTH, options.max_width)))
+        low, high = min(means, default=0.0), max(means, default=0.0)
+        is_flat = high - low <= _NOISE * max(abs(high), abs(low))
+        scale = 0.0 if is_flat else (len(bars) - 1) / (high - low)
+        yield Text("".join(bars[round((each - low) * scale)] for each in means), style="cyan", no_wrap=True)
+
+
+def _means(values: Sequence[float], most: int) -> Iterator[float]:
+    """At most so many means of neighbours, over all values."""
+    count = min(most, len(values))
+    for i in range(count):
+        part = values[i * len(values) // count : (i + 1) * len(values) // count]
+        yield sum(part) / len(part)
+
+
+def _gpus(shown: Shown, width: int) -> list[RenderableType]:
+    if not shown.gpus:
+        return []
+    rows = [_GPU_HEADINGS, *_gpu_rows(shown.gpus)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    while sum(widths) + 2 * len(widths) > width and len(widths) > 3:
+        del widths[-1]  # what matters least stands last
+    table = Table.grid(padding=(0, 2))
+    for i in range(len(widths)):
+        table.add_column(no_wrap=True, overflow="crop", justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*row[: len(widths)])
+    stub = [Text("These readings come from the stub library: they mean nothing.", style="yellow")]
+    return [Text(), table, *(stub if any(gpu.is_stub for gpu in shown.gpus) else [])]
+
+
+def _gpu_rows(gpus: Sequence[GpuNow]) -> Iterator[tuple[str, ...]]:
+    if len(gpus) <= _MOST_GPU_ROWS:
+        for gpu in gpus:
+            yield _gpu_row(gpu.node, "-" if gpu.index is None else str(gpu.index), [gpu])
+        return
+    for node in dict.fromkeys(gpu.node for gpu in gpus):
+        of_node = [gpu for gpu in gpus if gpu.node == node]
+        yield _gpu_row(node, f"all {len(of_node)}", of_node)
+
+
+def _gpu_row(node: str, number: str, gpus: Sequence[GpuNow]) -> tuple[str, ...]:
+    """Means, and the hottest; `-` where none of them says."""
+    used = _mean([gpu.memory_used_bytes for gpu in gpus])
+    total = _mean([gpu.memory_total_bytes for gpu in gpus])
+    of = "" if total is None else f" of {format_bytes(int(total))}"
+    temperatures = [gpu.temperature_c for gpu in gpus if gpu.temperature_c is not None]
+    return (
+        printable(node),
+        number,
+        _cell(_mean([gpu.utilization_percent for gpu in gpus]), " %"),
+        "-" if used is None else f"{format_bytes(int(used))}{of}",
+        _cell(_mean([gpu.power_w for gpu in gpus]), " W"),
+        _cell(max(temperatures, default=None), " C"),
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _cell(value: float | None, unit: str) -> str:
+    return "-" if value is None else f"{value:.0f}{unit}"
+
+
+def _facts(shown: Shown) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _fact_rows(shown):
+        table.add_row(name, Text(value))
+    return table
+
+
+def _fact_rows(shown: Shown) -> Iterator[tuple[str, str]]:
+    ledger = shown.ledger
+    wall_s = ledger.wall().allocated / 1000
+    left = "" if shown.progress.eta_s is None else f", {format_duration(shown.progress.eta_s)} left"
+    limit = shown.job_ends_at
+    until = "" if limit is None else f"; the time limit is in {format_duration(max(0.0, limit - shown.time))}"
+    yield "time", f"{format_duration(wall_s)} at work{left}{until}"
+    yield ledger.unit, ", ".join(_hours(shown))
+    if shown.saved is not None:
+        step, at = shown.saved
+        yield "saved", f"step {step:,}, {format_duration(max(0.0, shown.time - at))} ago"
+    attempts = ledger.situation.history.attempts
+    if attempts:
+        yield "attempt", _attempts(shown)
+
+
+def _hours(shown: Shown) -> Iterator[str]:
+    yield f"{shown.ledger.used:,.2f} used"
+    if shown.to_come is not None:
+        rest = shown.to_come
+        yield f"{rest.p50:,.2f} to come (P10 {rest.p10:,.2f}, P90 {rest.p90:,.2f})"
+    if shown.ledger.planned is not None:
+        yield f"{shown.ledger.planned.p50:,.2f} planned"
+
+
+def _attempts(shown: Shown) -> str:
+    attempts = shown.ledger.situation.history.attempts
+    last, causes = attempts[-1], [a.cause.value for a in attempts[:-1] if a.cause is not None]
+    before = ", ".join(f"{causes.count(cause)} {cause}" for cause in dict.fromkeys(causes))
+    nodes = f"{last.nodes} node{'s' if last.nodes != 1 else ''}"
+    gpus = f", {last.gpus} GPU{'s' if last.gpus != 1 else ''}" if last.gpus else ""
+    return f"{last.attempt} on {nodes}{gpus}" + (f"; before: {before}" if before else "")
+
+
+def _notes(shown: Shown) -> list[Text]:
+    return [Text(f"note: {printable(note)}", style="yellow") for note in shown.ledger.notes]

@@ -1,0 +1,166 @@
+"""Keeps the trackers of an attempt fed: one feeder each, started again when it dies or hangs.
+
+    Keeper({"wandb": ["python", …], …}).keep(is_over=lambda: …)
+
+Nothing here raises for what a tracker does, and nothing waits for one longer than `_FINISH_S`.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+_POLL_S = 1.0
+_PATIENCE_S = 150.0
+"""Without a sign of life before a feeder is killed. W&B asks a server that is not there for 90 s (seen)."""
+_FINISH_S = 60.0
+"""For the last steps, after an attempt; where Slurm ends the job before, it ends them too."""
+_NICE = 5
+"""Enough to yield to the ranks, little enough to get on beside them on a full machine."""
+_PAUSES_S = (2.0, 10.0, 60.0, 300.0)
+"""Before a feeder is started again; the last one for ever."""
+
+
+class Keeper:
+    """All feeders of one attempt."""
+
+    def __init__(
+        self,
+        commands: Mapping[str, Sequence[str]],
+        patience_s: float = _PATIENCE_S,
+        finish_s: float = _FINISH_S,
+    ) -> None:
+        """
+        Args:
+            commands: tracker -> its feeder's command line.
+        """
+        self._feeders = [_Feeder(name, command, patience_s) for name, command in commands.items()]
+        self._finish_s = finish_s
+
+    def keep(self, is_over: Callable[[], bool]) -> None:
+        """Until the attempt is over."""
+        while not is_over():
+            for feeder in self._feeders:
+                feeder.look_after()
+            self._listen(_POLL_S)
+        self._finish()
+
+    def _listen(self, seconds: float) -> None:
+        """Until then, or until a feeder has said something."""
+        pipes = {feeder.pipe: feeder for feeder in self._feeders if feeder.pipe is not None}
+        for pipe in select.select(pipes, [], [], seconds)[0]:
+            pipes[pipe].hear()
+        if not pipes:
+            time.sleep(seconds)
+
+    def _finish(self) -> None:
+        for feeder in self._feeders:
+            feeder.ask_to_finish()
+        deadline = time.monotonic() + self._finish_s
+        while time.monotonic() < deadline and any(feeder.is_alive for feeder in self._feeders):
+            time.sleep(0.1)
+        for feeder in self._feeders:
+            if feeder.is_alive:
+                feeder.kill(f"did not finish in {self._finish_s:.0f} s")
+
+
+class _Feeder:
+    """One feeder, over all its lives."""
+
+    def __init__(self, name: str, command: Sequence[str], patience_s: float) -> None:
+        self.name = name
+        self._command, self._patience_s = command, patience_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._num_starts = 0
+        self._start_at = 0.0
+        self._heard_at = 0.0
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pipe(self) -> int | None:
+        """Its signs of life; None where it does not live, or has closed it."""
+        found = self._process.stdout if self._process is not None else None
+        return None if found is None or found.closed else found.fileno()
+
+    def look_after(self) -> None:
+        """Start it when it is time, and kill it when it hangs."""
+        now = time.monotonic()
+        if self._process is None:
+            if now >= self._start_at:
+                self._start()
+        elif not self.is_alive:
+            self._bury(f"ended with status {self._process.returncode}")
+        elif now - self._heard_at > self._patience_s:
+            self.kill(f"gave no sign of life for {self._patience_s:.0f} s")
+
+    def hear(self) -> None:
+        """It has written to its pipe, or closed it."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        if os.read(self._process.stdout.fileno(), 65536):
+            self._heard_at = time.monotonic()
+        else:
+            self._process.stdout.close()
+
+    def ask_to_finish(self) -> None:
+        """One that has died is started a last time, since it is fed from the first step on."""
+        if not self.is_alive:
+            self._start()
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+
+    def kill(self, why: str) -> None:
+        """With all that it started: W&B's own process has a session of its own."""
+        assert self._process is not None
+        for pid in [self._process.pid, *_descendants(self._process.pid)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait()
+        self._bury(why)
+
+    def _start(self) -> None:
+        self._num_starts += 1
+        self._heard_at = time.monotonic()
+        try:
+            self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        except OSError as error:  # no memory, no process left
+            self._bury(f"could not be started: {error.strerror}")
+
+    def _bury(self, why: str) -> None:
+        pause_s = _PAUSES_S[min(self._num_starts, len(_PAUSES_S)) - 1]
+        with contextlib.suppress(OSError):  # the disk is full
+            when = time.strftime("%Y-%m-%d %H:%M:%S")
+            print(f"{when} {self.name} {why}", file=sys.stderr, flush=True)
+        if self._process is not None:
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe is not None:
+                    pipe.close()
+        self._process, self._start_at = None, time.monotonic() + pause_s
+
+
+def step_back() -> None:
+    """Whoever needs the processor or the memory gets it before this process and its children."""
+    os.nice(_NICE)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def _descendants(pid: int) -> list[int]:
+    """Children and theirs."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(stat.parent.name))
+    found = list(children.get(pid, []))
+    for each in found:  # grows while it is read
+        found += children.get(each, [])
+    return found
