@@ -2,11 +2,17 @@
 
     python -m r1hpc.export RUN --out DIR             # what the run finished with, else its newest checkpoint
     python -m r1hpc.export RUN --out DIR --step 500  # the model of one checkpoint
+    python -m r1hpc.export MODEL.gguf --out DIR      # a model in GGUF, to start a run from
+    python -m r1hpc.export RUN --out DIR --quantize int8 --calibrate           # integers, for vLLM
+    python -m r1hpc.export FOLDER --out DIR --quantize w4a16 --task-of RUN     # of any model folder
 
     AutoModelForCausalLM.from_pretrained(DIR)
 
 A checkpoint is verified first, and converted on this machine's CPU: in the precision of the training,
 adapters merged. Metrics for TensorBoard, Prometheus or W&B: python -m r1hpc.export_metrics.
+
+A quantised export is read back and asked the run's held-out questions, as its original is. The exit status is
+1 where it is not shown to be no worse than its original; the folder stays.
 """
 
 import contextlib
@@ -14,55 +20,255 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from r1hpc.base.choose_run import add_run, choose_run, full_name
-from r1hpc.base.cli import ArgumentParser, print_json, run_command
+from r1hpc.base.choose_run import RUN_NAMES, add_run, choose_run, full_name
+from r1hpc.base.cli import ArgumentParser, offer, print_json, run_command
 from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.rundir import RunDir
 
 if TYPE_CHECKING:
     from r1hpc.checkpoint.store import Checkpoint
+    from r1hpc.train.export_quantized import Report
 
-_TRAINED = ("pretrain", "sft", "rl")
+_Made = TypeVar("_Made")
+_SCHEMES = ("int8", "w4a16")
+_NUM_TEXTS = 128
+_MARGIN = 0.02
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
+    _check_flags(arguments)
+    source, out = _source(arguments), arguments.out.absolute()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {arguments.out} is there already: name a new folder, or an empty one")
+    if arguments.quantize is not None:
+        return _quantized(source, out, arguments)
+    done = _export(source, out, arguments.step) if isinstance(source, RunDir) else _from_gguf(source, out)
+    if arguments.json:
+        print_json(_as_json(source, out, done))
+    else:
+        print(_made(source, arguments.out, done))
+    return 0
+
+
+def _source(arguments: Any) -> RunDir | Path:
+    """A run; or a model in GGUF, or one to be quantised, in a folder."""
+    given = Path(arguments.run_dir or "")
+    if given.suffix == ".gguf":
+        if arguments.quantize is not None:
+            raise UsageError(f"make a folder of it first, by export {given} --out FOLDER; then quantise that")
+        return given
+    if arguments.quantize is not None and arguments.run_dir and (given / "config.json").is_file():
+        return given
+    return choose_run(arguments.run_dir, arguments.run_root)
+
+
+def _as_json(source: RunDir | Path, out: Path, done: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "run_id": full_name(source) if isinstance(source, RunDir) else None,
+        "folder": str(out),
+        **done,
+    }
+
+
+def _made(source: RunDir | Path, out: Path, done: dict[str, Any]) -> str:
+    name = full_name(source) if isinstance(source, RunDir) else str(source)
+    step = "" if done["step"] is None else f", step {done['step']}"
+    return f"{out}: the model of {name}{step}"
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="python -m r1hpc.export", description=__doc__)
+    add_run(parser, "a run, a model in GGUF, or with --quantize a Hugging Face folder")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the folder to make")
+    parser.add_argument("--step", type=int, metavar="N", help="of this checkpoint; default the newest")
+    parser.add_argument("--to", metavar="TOOL", help="metrics: see python -m r1hpc.export_metrics")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    integers = parser.add_argument_group("integers")
+    integers.add_argument(
+        "--quantize", choices=_SCHEMES, help="weights and activations of 8 bits, or weights of 4 alone"
+    )
+    integers.add_argument(
+        "--calibrate",
+        type=int,
+        nargs="?",
+        const=_NUM_TEXTS,
+        metavar="N",
+        help=f"on N texts of the run's task ({_NUM_TEXTS}): SmoothQuant for int8, GPTQ for w4a16",
+    )
+    of = integers.add_argument("--task-of", metavar="RUN", help="the run whose questions are asked")
+    offer(of, RUN_NAMES)
+    integers.add_argument("--num-questions", type=int, metavar="N", help="default evaluate.num_items, or 256")
+    integers.add_argument(
+        "--margin",
+        type=float,
+        metavar="SHARE",
+        help=f"the loss of accuracy that is to be excluded ({_MARGIN})",
+    )
+    integers.add_argument("--accept-worse", action="store_true", help="exit status 0 also where it is worse")
+    integers.add_argument("--unmeasured", action="store_true", help="ask nothing, and say nothing of it")
+    return parser
+
+
+def _check_flags(arguments: Any) -> None:
+    """Refuse no --out, flags of --quantize without it, and values out of range."""
     if arguments.to is not None:
         raise UsageError(
             f"metrics have a command of their own: python -m r1hpc.export_metrics RUN --to {arguments.to}"
         )
     if arguments.out is None:
         raise UsageError("where shall the model go? Give --out DIR")
-    run = choose_run(arguments.run_dir, arguments.run_root)
-    if arguments.out.exists() and (not arguments.out.is_dir() or any(arguments.out.iterdir())):
-        raise UsageError(f"--out {arguments.out} is there already: name a new folder, or an empty one")
-    done = _export(run, arguments.out.absolute(), arguments.step)
+    asked = {
+        "--calibrate": arguments.calibrate,
+        "--task-of": arguments.task_of,
+        "--num-questions": arguments.num_questions,
+        "--margin": arguments.margin,
+        "--accept-worse": arguments.accept_worse or None,
+    }
+    given = [flag for flag, value in asked.items() if value is not None]
+    if arguments.quantize is None and (given or arguments.unmeasured):
+        raise UsageError(
+            f"{(given or ['--unmeasured'])[0]} is of a quantised export: give --quantize int8 too"
+        )
+    if arguments.unmeasured and given:
+        raise UsageError(f"{given[0]} needs the questions of a run, which --unmeasured leaves out")
+    for flag in ("--calibrate", "--num-questions"):
+        if asked[flag] is not None and asked[flag] < 1:
+            raise UsageError(f"{flag} {asked[flag]}: give 1 or more")
+    if arguments.margin is not None and not 0 < arguments.margin < 1:
+        raise UsageError(f"--margin {arguments.margin}: give a share of the questions, between 0 and 1")
+
+
+def _quantized(source: RunDir | Path, out: Path, arguments: Any) -> int:
+    """Make the quantised folder, print what it is worth; the exit status."""
+    task = None if arguments.unmeasured else _task_of(source, arguments)
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ["TQDM_DISABLE"] = "1"  # the libraries' bars
+    from r1hpc.train.quantize import check_installed, check_source
+
+    check_installed()
+    report = None
+    with _original(source, out, arguments.step) as (original, done):
+        check_source(original, calibrated=arguments.calibrate is not None)
+        if task is None:
+            _appear(out, lambda staging: _unmeasured(original, staging, arguments.quantize))
+        else:
+            report = _appear(out, lambda staging: _measured(task, original, staging, arguments))
     if arguments.json:
-        print_json({"run_id": full_name(run), "folder": str(arguments.out.absolute()), **done})
+        found = report.to_json() if report else {"scheme": arguments.quantize}
+        print_json({**_as_json(source, out, done), "quantization": found})
     else:
-        step = "" if done["step"] is None else f", step {done['step']}"
-        print(f"{arguments.out}: the model of {full_name(run)}{step}")
-    return 0
+        lines = _report_lines(report) if report else ["not measured: nothing is known of what it lost"]
+        print("\n".join([f"{_made(source, arguments.out, done)}, {arguments.quantize}", *lines]))
+    return 0 if report is None or report.verdict.no_worse or arguments.accept_worse else 1
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="python -m r1hpc.export", description=__doc__)
-    add_run(parser)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="the folder to make")
-    parser.add_argument("--step", type=int, metavar="N", help="of this checkpoint; default the newest")
-    parser.add_argument("--to", metavar="TOOL", help="metrics: see python -m r1hpc.export_metrics")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    return parser
+def _task_of(source: RunDir | Path, arguments: Any) -> RunDir:
+    """The run whose questions are asked.
+
+    Raises:
+        UsageError: there is none, or its stage has no task.
+    """
+    from r1hpc.config.load import read
+
+    chosen = choose_run(arguments.task_of, arguments.run_root) if arguments.task_of else source
+    if not isinstance(chosen, RunDir):
+        raise UsageError(
+            "a quantised export is measured on the questions of a run: name one by --task-of RUN, or take "
+            "--unmeasured"
+        )
+    if read(chosen.config).stage == "pretrain":
+        raise UsageError(
+            f"{chosen.run_id} is of stage pretrain, which has no task to measure on: name a run that has by "
+            "--task-of RUN, or take --unmeasured"
+        )
+    return chosen
+
+
+@contextlib.contextmanager
+def _original(source: RunDir | Path, out: Path, step: int | None) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The folder that is quantised, while it is; and as _export."""
+    if not isinstance(source, RunDir):
+        yield source, {"source": str(source), "step": None}
+    elif step is None and source.finished.exists() and source.model.is_dir():
+        yield source.model, {"source": str(source.model), "step": None}
+    else:
+        made = out.with_name(f".{out.name}.{secrets.token_hex(4)}.original")
+        try:
+            yield made, _export(source, made, step)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+def _unmeasured(source: Path, staging: Path, scheme: str) -> None:
+    from r1hpc.train.quantize import quantize
+
+    staging.mkdir()
+    quantize(source, staging, scheme, None)
+
+
+def _measured(task: RunDir, source: Path, staging: Path, arguments: Any) -> "Report":
+    from r1hpc.config.load import read
+    from r1hpc.train.export_quantized import Asked, export_measured
+
+    asked = Asked(
+        scheme=arguments.quantize,
+        num_texts=arguments.calibrate or 0,
+        num_questions=arguments.num_questions,
+        margin=_MARGIN if arguments.margin is None else arguments.margin,
+    )
+    staging.mkdir()
+    code = task.code if task.code.is_dir() else None
+    with contextlib.redirect_stdout(sys.stderr):
+        return export_measured(read(task.config), source, staging, asked, code)
+
+
+def _report_lines(report: "Report") -> list[str]:
+    before, after, found = report.before, report.after, report.comparison
+    accuracy = found.accuracy
+    rows = [
+        ("", "original", report.asked.scheme, ""),
+        ("size, MB", f"{before.num_bytes / 1e6:.1f}", f"{after.num_bytes / 1e6:.1f}", _share(report)),
+        (
+            "perplexity",
+            f"{before.perplexity:.3f}",
+            f"{after.perplexity:.3f}",
+            f"of {before.num_tokens:,} held-out tokens",
+        ),
+        (
+            "accuracy",
+            f"{accuracy.a:.3f}",
+            f"{accuracy.b:.3f}",
+            f"{accuracy.b - accuracy.a:+.3f} [{accuracy.low:+.3f}, {accuracy.high:+.3f}], McNemar p "
+            f"{found.p_value:.2g}; {found.num_questions:,} held-out questions, greedy",
+        ),
+        (
+            "tokens a second",
+            f"{before.tokens_per_second:.1f}",
+            f"{after.tokens_per_second:.1f}",
+            f"by transformers on {after.device}, without kernels for integers: vLLM has them",
+        ),
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    table = [
+        f"  {a:{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {rest}".rstrip() for a, b, c, rest in rows
+    ]
+    return [*table, report.verdict.text]
+
+
+def _share(report: "Report") -> str:
+    made = report.quantized
+    return f"{made.num_quantized / made.num_parameters:.0%} of the parameters are integers"
 
 
 def _export(run: RunDir, out: Path, step: int | None) -> dict[str, Any]:
     """Make the folder; {"source": what it was made from, "step": of the checkpoint}."""
     if step is None and run.finished.exists() and run.model.is_dir():
-        _copy(run.model, out)
+        _appear(out, lambda staging: shutil.copytree(run.model, staging))
         return {"source": str(run.model), "step": None}
     checkpoint = _checkpoint(run, step)
     with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed says how far it is
@@ -70,14 +276,26 @@ def _export(run: RunDir, out: Path, step: int | None) -> dict[str, Any]:
     return {"source": str(checkpoint.path), "step": checkpoint.step}
 
 
-def _copy(model: Path, out: Path) -> None:
-    """A copy that appears whole or not at all."""
+def _from_gguf(file: Path, out: Path) -> dict[str, Any]:
+    """As _export."""
+    if not file.is_file():
+        raise UsageError(f"{file} is not there")
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    from r1hpc.train.gguf import convert_gguf
+
+    _appear(out, lambda staging: convert_gguf(file, staging))
+    return {"source": str(file), "step": None}
+
+
+def _appear(out: Path, make: Callable[[Path], _Made]) -> _Made:
+    """`make` a folder that appears whole or not at all; what `make` returns."""
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = out.with_name(f".{out.name}.{secrets.token_hex(4)}.partial")
     try:
-        shutil.copytree(model, staging)
+        made = make(staging)
         staging.rename(out)  # also over an empty folder
-    except OSError:
+        return made
+    except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
 
@@ -109,27 +327,25 @@ def _checkpoint(run: RunDir, step: int | None) -> "Checkpoint":
 
 def _convert(run: RunDir, checkpoint: "Checkpoint", out: Path) -> None:
     from r1hpc.config.load import read
+    from r1hpc.config.schema import TRAINED_STAGES
 
     config = read(run.config)
-    if config.stage not in _TRAINED:
+    if config.stage not in TRAINED_STAGES:
         raise UsageError(f"{run.run_id} is of stage {config.stage}, which trains no model")
     os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed looks for a card otherwise
-    from tokenizers import Tokenizer
-
-    from r1hpc.tasks.tokenizer import load_tokenizer
+    from r1hpc.tasks.tokenizer import exported_tokenizer, load_tokenizer, vocabulary_size
     from r1hpc.train.export_checkpoint import export_checkpoint
 
     if config.stage != "pretrain":
-        own = load_tokenizer(config.model)
-        export_checkpoint(config, checkpoint, out, own, own.get_vocab_size())
+        own = vocabulary_size(load_tokenizer(config.model))
+        export_checkpoint(config, checkpoint, out, exported_tokenizer(config.model), own)
         return
     from r1hpc.attempt.begin import read_facts
     from r1hpc.data.reader import open_dataset
+    from r1hpc.train.pretrain import tokenizer_of_data
 
     dataset = open_dataset(read_facts(run, checkpoint.manifest.attempt).dataset_path)
-    file = dataset.tokenizer_path and dataset.tokenizer_path / "tokenizer.json"
-    tokenizer = Tokenizer.from_file(str(file)) if file and file.is_file() else None
-    export_checkpoint(config, checkpoint, out, tokenizer, dataset.vocab_size)
+    export_checkpoint(config, checkpoint, out, tokenizer_of_data(dataset.tokenizer_path), dataset.vocab_size)
 
 
 if __name__ == "__main__":

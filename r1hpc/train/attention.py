@@ -29,10 +29,11 @@ from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from r1hpc.base.errors import ConfigError
+from r1hpc.config.schema import OWN_ATTENTIONS
 
 GATED = ("gate", "gate_norm")
 """Implementations with a gamma."""
-OURS = (*GATED, "sigmoid_bias")
+OURS = OWN_ATTENTIONS
 """Implementations whose weights are wrong under any other."""
 GAMMA = "gate_gamma"
 INITIAL_GAMMA = 0.5

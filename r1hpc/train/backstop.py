@@ -8,6 +8,7 @@ Imports nothing but the standard library: it is started without the packages.
 """
 
 import os
+import resource
 import select
 import signal
 import sys
@@ -29,6 +30,8 @@ def watch(patience_s: float) -> None:
         if os.getppid() != parent:  # it is gone, and something that it forked holds the pipe
             return
         if silent_s > patience_s:
+            # The stacks are what is wanted, not the memory of the whole process on a shared file system.
+            resource.prlimit(parent, resource.RLIMIT_CORE, (0, 0))
             os.kill(parent, signal.SIGABRT)
             return
 

@@ -10,23 +10,29 @@ every completion has a random stream of its own, the rollout is the one an undis
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from r1hpc.base.errors import StateError
 from r1hpc.base.failpoints import failpoint
-from r1hpc.tasks.task import Item
+from r1hpc.base.files import read_json, write_json
+from r1hpc.tasks.pass_rates import PassRates
+from r1hpc.tasks.task import Item, members
 from r1hpc.train import loop
 from r1hpc.train.judge import Judge
-from r1hpc.train.loop import Job, Session
 from r1hpc.train.policy import policy_of
 from r1hpc.train.rollout import Groups, Rollout, read_groups, varied, write_groups
 from r1hpc.train.sampling import Samples
+from r1hpc.train.session import Job, Session
 
 _IN_CHECKPOINT = "stage_rank_0_"
 """Before the name of a batch that a checkpoint holds."""
+_RATES = f"{_IN_CHECKPOINT}pass_rates.json"
 
 
 class Collector:
@@ -35,6 +41,8 @@ class Collector:
     def __init__(self, job: Job, judge: Judge) -> None:
         self._job = job
         self._judge = judge
+        self.rates = PassRates(job.config.task.seed) if job.config.rl.by_pass_rate else None
+        """How often each question was solved; None: items are asked one after the other."""
         self._rollout_s = self._reward_s = 0.0
 
     def collect(self, session: Session, rollout_index: int, first_item: int) -> Rollout | None:
@@ -54,14 +62,49 @@ class Collector:
         """The tokens of each group's prompt."""
         return [self._judge.prompt(self._judge.task.item(int(item))) for item in groups.items]
 
+    def labels(self, groups: Groups) -> list[str]:
+        """The label of each group's task; none where the run has one task."""
+        task = self._judge.task
+        if not members(task).keys() - {""}:
+            return []
+        return [task.item(int(item)).task for item in groups.items]
+
+    def learn(self, groups: Groups) -> None:
+        """Remember how often the questions of a rollout that is used up were solved."""
+        if self.rates is not None:
+            for item, correct in zip(
+                groups.items, groups.correct.reshape(-1, groups.num_members), strict=True
+            ):
+                self.rates.add(self._judge.task.item(int(item)).prompt, float(correct.mean()))
+
     def num_kept(self, rollout_index: int) -> int:
         """How many groups of a rollout lie finished on disk, as far as their files' names tell."""
         return sum(int(path.stem.rsplit("-", 1)[1]) for path in self._batches(rollout_index))
 
-    def save_batches(self, rollout_index: int, folder: Path) -> None:
-        """Copy what is finished of a rollout into a checkpoint being written. Rank 0, like the next two."""
-        for batch in self._batches(rollout_index):
-            shutil.copyfile(batch, folder / f"{_IN_CHECKPOINT}{batch.name}")
+    def batches_writer(self, rollout_index: int) -> Callable[[Path], None]:
+        """What copies the batches of a rollout that are finished by now into a checkpoint's folder.
+
+        On rank 0, like the next two. There are some only where a stop was asked for during sampling.
+        """
+        return partial(_copy_into, self._batches(rollout_index))
+
+    def facts(self) -> dict[str, Any]:
+        """For train.jsonl: of how many questions a pass rate is known, and their mean."""
+        return (
+            {} if self.rates is None else {"known_questions": len(self.rates), "pass_rate": self.rates.mean}
+        )
+
+    def rates_writer(self) -> Callable[[Path], None]:
+        """What puts the pass rates, as of now, into a checkpoint's folder; likewise on rank 0."""
+        if self.rates is None:
+            return lambda folder: None
+        state = self.rates.state()
+        return lambda folder: write_json(folder / _RATES, state)
+
+    def restore_rates(self, folder: Path) -> None:
+        """Go on with the pass rates of a checkpoint; on every rank."""
+        if self.rates is not None:
+            self.rates.restore(read_json(folder / _RATES, dict[str, Any]))
 
     def restore_batches(self, rollout_index: int, folder: Path) -> None:
         """Put the batches that a checkpoint holds back beside those written after it."""
@@ -96,8 +139,9 @@ class Collector:
         config = self._job.config
         self._rollout_s = self._reward_s = 0.0
         wanted, rounds = config.rollout.num_prompts, []
-        for number in range(1 + config.rl.max_resamples):
-            items = range(first_item + number * wanted, first_item + (number + 1) * wanted)
+        chosen = count(first_item) if self.rates is None else self.rates.chosen(self._judge.task, first_item)
+        for _ in range(1 + config.rl.max_resamples):
+            items = list(islice(chosen, wanted))
             done = self._round(session, rollout_index, items, policy_id)
             if done is None:
                 return None
@@ -109,9 +153,18 @@ class Collector:
         if config.rl.max_resamples:
             # Those that teach first, each kind in the order of its items.
             groups = groups.select(np.sort(np.argsort(~teaching, kind="stable")[:wanted]))
-        return Rollout(groups, policy_id, len(rounds) * wanted, self._rollout_s, self._reward_s)
+        return Rollout(
+            groups,
+            policy_id,
+            items[-1] + 1 - first_item,
+            self._rollout_s,
+            self._reward_s,
+            engine_facts=self._judge.engine.facts(),
+        )
 
-    def _round(self, session: Session, rollout_index: int, items: range, policy_id: str) -> Groups | None:
+    def _round(
+        self, session: Session, rollout_index: int, items: Sequence[int], policy_id: str
+    ) -> Groups | None:
         """Batch by batch, each by one rank, until all of `items` are done."""
         job, group = self._job, self._job.group
         done: dict[int, Groups] = group.broadcast(self._already_done(rollout_index, items, policy_id))
@@ -135,13 +188,13 @@ class Collector:
             done |= _by_item(part)
         return Groups.joined([done[item] for item in items])
 
-    def _shares(self, items: range) -> list[range]:
+    def _shares(self, items: Sequence[int]) -> list[Sequence[int]]:
         """The items cut into what one rank decodes together, so that every rank has some."""
         share = -(-len(items) // self._job.group.world_size)
         size = min(self._job.config.rollout.prompts_per_batch or share, share)
         return [items[start : start + size] for start in range(0, len(items), size)]
 
-    def _already_done(self, rollout_index: int, items: range, policy_id: str) -> dict[int, Groups]:
+    def _already_done(self, rollout_index: int, items: Sequence[int], policy_id: str) -> dict[int, Groups]:
         """Groups that an earlier attempt finished with this very policy, perhaps on another number of ranks.
 
         Rank 0 reads them for all.
@@ -203,3 +256,8 @@ class Collector:
 def _by_item(parts: Sequence[Groups]) -> dict[int, Groups]:
     """Each group by itself, as wide as its batch was."""
     return {int(item): part.select([at]) for part in parts for at, item in enumerate(part.items)}
+
+
+def _copy_into(batches: Sequence[Path], folder: Path) -> None:
+    for batch in batches:
+        shutil.copyfile(batch, folder / f"{_IN_CHECKPOINT}{batch.name}")

@@ -35,6 +35,8 @@ class Group:
     device: torch.device
     waits: Callable[[], AbstractContextManager[None]] = nullcontext
     """The watchdog's `waiting`."""
+    store: Store | None = None
+    """Where the ranks met; None: there is one rank."""
 
     def all_sum(self, values: Sequence[float]) -> list[float]:
         """Element-wise sum over the ranks, in float64 (exact for integers below 2^53)."""
@@ -95,19 +97,20 @@ def join(
             "(nvidia-smi), or exclude the node with -x; a CPU run has resources.gpus_per_node=0"
         )
     choose_accelerator(use_gpu)
-    index = _device_index(local_rank) if use_gpu else local_rank
+    index = device_index(local_rank, torch.cuda.device_count()) if use_gpu else local_rank
     # DeepSpeed reads these when it builds its engine, and takes LOCAL_RANK for the device.
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(index), WORLD_SIZE=str(world_size))
     device = torch.device("cuda", index) if use_gpu else torch.device("cpu")
     if use_gpu:
         torch.cuda.set_device(device)
     backend = "nccl" if use_gpu else "gloo"
+    _let_groups_wait()
     with waits():
         dist.init_process_group(
             backend, store=store, rank=rank, world_size=world_size, timeout=_COLLECTIVE_TIMEOUT
         )
     _join_deepspeed(backend, device)
-    return Group(rank, local_rank, world_size, device, waits)
+    return Group(rank, local_rank, world_size, device, waits, store)
 
 
 def choose_accelerator(use_gpu: bool) -> None:
@@ -117,6 +120,35 @@ def choose_accelerator(use_gpu: bool) -> None:
     the shell that submitted is of another machine: it would put the weights on the wrong device.
     """
     os.environ["DS_ACCELERATOR"] = "cuda" if use_gpu else "cpu"
+
+
+def be_deterministic() -> None:
+    """Have torch, cuBLAS and flash attention take kernels that add up in one order, where they have such.
+
+    Before the GPU is first used: cuBLAS reads its variable once (docs.nvidia.com/cuda/cublas, "Results
+    reproducibility"). An operation without such a kernel warns in the rank's log and goes on. NCCL's order is
+    its own: the same for the same ranks, algorithm and protocol, which are named here.
+    """
+    chosen = {
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "FLASH_ATTENTION_DETERMINISTIC": "1",
+        "NCCL_ALGO": "Ring",
+        "NCCL_PROTO": "Simple",
+    }
+    for name, value in chosen.items():
+        os.environ.setdefault(name, value)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+
+
+def let_memory_grow() -> None:
+    """Have torch's allocator grow its segments in place, unless the environment says how it works.
+
+    Sequences that grow token by token leave holes that no later one fits: simulated for a 7B, 24 GiB were
+    reserved for caches of 2.6. Not with vLLM, whose sleep mode has an allocator of its own.
+    """
+    if "PYTORCH_ALLOC_CONF" not in os.environ:  # its newer name; torch reads the older one first
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 
 def make_store(host: str, port: int, world_size: int, listener: socket.socket | None) -> Store:
@@ -143,10 +175,32 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def _device_index(local_rank: int) -> int:
-    """The visible GPU of this rank: Slurm shows a task all GPUs of the node, or (--gpus-per-task) one."""
-    visible = torch.cuda.device_count()
-    return local_rank if local_rank < visible else local_rank % visible
+def device_index(local_rank: int, num_visible: int) -> int:
+    """The visible GPU of this rank: Slurm shows a task all GPUs of the node, or (--gpus-per-task) its own.
+
+    Raises:
+        R1hpcError: it sees several, and fewer than there are ranks on the node.
+    """
+    if local_rank < num_visible:
+        return local_rank
+    if num_visible == 1:  # its own, or NCCL says "Duplicate GPU detected"
+        return 0
+    raise R1hpcError(
+        f"rank {local_rank} of {socket.gethostname()} sees only {num_visible} GPUs, and two ranks must not "
+        "share one: ask for as many GPUs as ranks a node, and look at CUDA_VISIBLE_DEVICES there"
+    )
+
+
+def _let_groups_wait() -> None:
+    """Groups that are made without a timeout, as DeepSpeed makes its own, wait as long as ours.
+
+    torch's default for NCCL is 10 minutes: it would abort the ranks before the watchdog can say which hangs.
+    There is no argument for it: DeepSpeed 0.19 passes none on.
+    """
+    c10d = dist.distributed_c10d
+    for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
+        if isinstance(getattr(c10d, name, None), datetime.timedelta):  # None: built without NCCL
+            setattr(c10d, name, _COLLECTIVE_TIMEOUT)
 
 
 def _join_deepspeed(backend: str, device: torch.device) -> None:

@@ -9,7 +9,6 @@ import deepspeed
 import torch
 
 from r1hpc.config.schema import Precision, RunConfig, TrainConfig
-from r1hpc.plan.batch import BatchPlan
 from r1hpc.train.errors import TrainError
 
 Parameters = list[dict[str, Any]]
@@ -27,12 +26,12 @@ def learning_rate(train: TrainConfig, step: int) -> float:
 
 
 def deepspeed_config(
-    config: RunConfig, batch: BatchPlan, *, world_size: int, on_gpu: bool, load_universal: bool
+    config: RunConfig, *, world_size: int, on_gpu: bool, load_universal: bool
 ) -> dict[str, Any]:
     """The dictionary handed to deepspeed.initialize; `deepspeed.extra` is merged over it.
 
-    An RL step has as many micro batches as its rollout left, so there the boundary is set by hand and
-    DeepSpeed is given one.
+    DeepSpeed is told of one micro batch a step, and of each whether it is the last: how many there are
+    depends on what a rollout left to train on, or on how documents were packed.
     """
     train = config.train
     optimizer: dict[str, Any] = {
@@ -45,41 +44,72 @@ def deepspeed_config(
     }
     if on_gpu:
         optimizer["fused"] = True
-    accumulation = 1 if config.stage == "rl" else batch.gradient_accumulation_steps
     made: dict[str, Any] = {
-        "train_batch_size": batch.micro_batch_size * accumulation * world_size,
-        "train_micro_batch_size_per_gpu": batch.micro_batch_size,
-        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": train.micro_batch_size * world_size,
+        "train_micro_batch_size_per_gpu": train.micro_batch_size,
+        "gradient_accumulation_steps": 1,
         "gradient_clipping": train.max_grad_norm,
         "steps_per_print": 10**12,
         "optimizer": {"type": "AdamW", "params": optimizer},
         "zero_optimization": {"stage": config.deepspeed.zero_stage},
-        "bf16": {"enabled": train.precision is Precision.bf16},
+        "bf16": {"enabled": train.precision in (Precision.bf16, Precision.fp8)},
         "fp16": {"enabled": train.precision is Precision.fp16, "initial_scale_power": 16},
         "zero_allow_untested_optimizer": True,
+        # It waits for the GPU twice in each micro batch, to print what r1hpc measures without waiting.
+        "timers": {"throughput": {"enabled": False}},
     }
-    if load_universal:
-        made["checkpoint"] = {"load_universal": True}
+    # The tag is always the same: comparing it over the ranks costs each save two collectives.
+    made["checkpoint"] = {"tag_validation": "Ignore", "load_universal": load_universal}
     return _merged(made, config.deepspeed.extra)
 
 
-def check_precision(precision: Precision) -> None:
+def inference_config(config: RunConfig, *, world_size: int, on_host: bool) -> dict[str, Any]:
+    """For a model that is only asked: weights divided over the ranks, on their devices or on the host."""
+    train = config.train
+    zero: dict[str, Any] = {"stage": 3}
+    if on_host:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    return {
+        "train_batch_size": train.micro_batch_size * world_size,
+        "train_micro_batch_size_per_gpu": train.micro_batch_size,
+        "gradient_accumulation_steps": 1,
+        "steps_per_print": 10**12,
+        "zero_optimization": zero,
+        "bf16": {"enabled": train.precision is Precision.bf16},
+        "fp16": {"enabled": train.precision is Precision.fp16},
+    }
+
+
+def build_inference_engine(network: torch.nn.Module, ds_config: dict[str, Any]) -> Any:
+    """The DeepSpeedEngine around a model that is not trained."""
+    engine, *_ = deepspeed.initialize(model=network, config=ds_config, dist_init_required=False)
+    engine.eval()
+    return engine
+
+
+def check_precision(train: TrainConfig) -> None:
     """Refuse a precision the device lacks, before anything is built.
 
     Raises:
-        TrainError: fp16 or bf16 without hardware for it.
+        TrainError: fp8, fp16 or bf16 without hardware for it.
     """
-    device = deepspeed.accelerator.get_accelerator()
+    precision, device = train.precision, deepspeed.accelerator.get_accelerator()
     supported = {
         Precision.fp32: True,
         Precision.bf16: device.is_bf16_supported(),
         Precision.fp16: device.is_fp16_supported(),
+        Precision.fp8: train.fp8_emulate or has_fp8(),
     }
     if not supported[precision]:
         raise TrainError(
             f"train.precision={precision.value} is not supported by {device.device_name()} on this node; "
             f"supported: {', '.join(p.value for p, yes in supported.items() if yes)}"
         )
+
+
+def has_fp8() -> bool:
+    """Whether this rank's GPU multiplies FP8: Ada (8.9), Hopper (9.0) and later."""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
 
 
 def build_engine(

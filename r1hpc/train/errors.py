@@ -1,4 +1,4 @@
-"""How a training attempt can fail by itself. `launch` turns each into the attempt's cause."""
+"""How a training attempt can fail by itself; `attempt.rank` makes a cause of each."""
 
 from r1hpc.base.errors import R1hpcError
 

@@ -1,7 +1,7 @@
-"""Answers to held-out items: greedily once, and several times at the rollout's temperature.
+"""Answers to held-out items or test files: greedily once, and several times at a temperature.
 
     answers = answer(judge, config, range(256), 8, should_stop)
-    summary = summarise(answers)                        # greedy, pass@1, pass@k with their intervals
+    summary = summarise(answers)                        # greedy, pass@k, maj@k with their intervals
 
 Stage evaluate asks as a job of its own (train/generate.py). Stage rl asks between updates, in parts: a
 finished part survives a preemption, as a rollout's batches do.
@@ -17,7 +17,7 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,15 @@ from r1hpc.base.errors import R1hpcError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.files import append_record, read_json, write_atomic, write_json
 from r1hpc.config.schema import RunConfig
+from r1hpc.plan.parts import num_items
 from r1hpc.tasks.completion import take_apart
 from r1hpc.tasks.rewards import Completion, Score
-from r1hpc.tasks.statistics import mean_interval, pass_at_k, wilson
+from r1hpc.tasks.statistics import majority, mean_interval, pass_at_k, wilson
 from r1hpc.tasks.task import Item
-from r1hpc.telemetry.evaluations import answers_path, evaluations_path, read_evaluations, sentence
+from r1hpc.telemetry.evaluations import answers_path, evaluated_steps, evaluations_path, sentence
 from r1hpc.train.judge import Judge, ShouldStop
-from r1hpc.train.loop import Job
+from r1hpc.train.sampling import Cut
+from r1hpc.train.session import Job
 
 _EVALUATION_SEED = 0x5EED
 """The samples of an evaluation are the same for every run, whatever train.seed is."""
@@ -59,6 +61,10 @@ class Answer:
     num_thinking: int = 0
     """Samples whose thinking is not blank, and how many of those are correct."""
     num_thinking_correct: int = 0
+    task: str = ""
+    """The label of its task or test file, where there are several."""
+    votes: list[list[Any]] = field(default_factory=list)
+    """[what it answers, whether that is right] of each sample, for maj@k; null where it answers nothing."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -67,25 +73,42 @@ class Answer:
 def answer(
     judge: Judge, config: RunConfig, indices: Sequence[int], num_samples: int, should_stop: ShouldStop
 ) -> list[Answer] | None:
-    """Held-out items `indices`; None when a stop was requested."""
-    items = [judge.task.item(index, held_out=True) for index in indices]
+    """Held-out items, or questions of the test files, `indices`; None when a stop was requested."""
+    items = [judge.evaluated.item(index, held_out=True) for index in indices]
     failpoint("evaluate.batch")
     greedy = judge.complete(items, 1, 0.0, _EVALUATION_SEED, should_stop)
     if greedy is None:
         return None
-    temperature = config.rollout.temperature
-    sampled = judge.complete(items, num_samples, temperature, _EVALUATION_SEED, should_stop)
+    temperature, cut = _decoding(config)
+    sampled = judge.complete(items, num_samples, temperature, _EVALUATION_SEED, should_stop, cut)
     if sampled is None:
         return None
-    return [_answer(item, one[0], many) for item, one, many in zip(items, greedy, sampled, strict=True)]
+    boxed = config.reward.answer_in == "boxed"
+    return [
+        _answer(item, one[0], many, boxed) for item, one, many in zip(items, greedy, sampled, strict=True)
+    ]
+
+
+def _decoding(config: RunConfig) -> tuple[float, Cut]:
+    """Temperature and cut of an evaluation's samples: evaluate's own, else the rollout's."""
+    own, rollout = config.evaluate, config.rollout
+
+    def chosen(name: str) -> Any:
+        value = getattr(own, name)
+        return getattr(rollout, name) if value is None else value
+
+    return chosen("temperature"), Cut(chosen("top_p"), chosen("top_k"), chosen("min_p"))
 
 
 def _answer(
-    item: Item, greedy: tuple[Completion, Score], sampled: Sequence[tuple[Completion, Score]]
+    item: Item,
+    greedy: tuple[Completion, Score],
+    sampled: Sequence[tuple[Completion, Score]],
+    boxed: bool,
 ) -> Answer:
-    thinking = [
-        score for completion, score in sampled if (take_apart(completion.text).thinking or "").strip()
-    ]
+    taken = [take_apart(completion.text, boxed=boxed) for completion, _ in sampled]
+    verdicts = [score.correct for _, score in sampled]
+    thinking = [right for parts, right in zip(taken, verdicts, strict=True) if (parts.thinking or "").strip()]
     return Answer(
         index=item.index,
         prompt=item.prompt,
@@ -95,33 +118,47 @@ def _answer(
         greedy_length=greedy[0].num_tokens,
         well_formed=greedy[1].well_formed,
         num_samples=len(sampled),
-        num_correct=sum(score.correct for _, score in sampled),
+        num_correct=sum(verdicts),
         sample=sampled[0][0].text,
         mean_length=sum(completion.num_tokens for completion, _ in sampled) / len(sampled),
         truncated=sum(completion.truncated for completion, _ in sampled),
         num_thinking=len(thinking),
-        num_thinking_correct=sum(score.correct for score in thinking),
+        num_thinking_correct=sum(thinking),
+        task=item.task,
+        votes=[[parts.answer, right] for parts, right in zip(taken, verdicts, strict=True)],
     )
 
 
 def summarise(answers: Sequence[Answer]) -> dict[str, Any]:
-    """Shares and means over the items, each with its 95 % interval.
+    """Shares and means over the questions, each with its 95 % interval; of each task or test file apart too.
 
-    Returns: {num_items, num_samples, greedy: {value, low, high}, pass_at: {"1": {...}, "2": ...},
-    well_formed, response_length, truncated_share, thinking_share, accuracy_given_thinking (None: no sample
-    thinks)}; the last two are over all samples
+    Returns: {num_items, num_questions (different ones), num_samples, greedy: {value, low, high}, pass_at:
+    {"1": {...}, "2": ...}, maj_at: likewise (None: answers of before), well_formed, response_length,
+    truncated_share, thinking_share, accuracy_given_thinking (None: no sample thinks), tasks: {label: the
+    same} where there are labels}; shares of thinking are over all samples
     """
+    summary = _summary_of(answers)
+    labels = list(dict.fromkeys(a.task for a in answers if a.task))
+    if labels:
+        summary["tasks"] = {label: _summary_of([a for a in answers if a.task == label]) for label in labels}
+    return summary
+
+
+def _summary_of(answers: Sequence[Answer]) -> dict[str, Any]:
     num, correct = len(answers), sum(a.greedy_correct for a in answers)
     num_samples = answers[0].num_samples
     ks = [2**e for e in range(num_samples.bit_length()) if 2**e <= num_samples]
     low, high = wilson(correct, num)
     thinking = sum(a.num_thinking for a in answers)
     pass_at = {str(k): _interval([pass_at_k(a.num_samples, a.num_correct, k) for a in answers]) for k in ks}
+    voted = all(a.votes for a in answers)
     return {
         "num_items": num,
+        "num_questions": len({a.prompt for a in answers}),
         "num_samples": num_samples,
         "greedy": {"value": correct / num, "low": low, "high": high},
         "pass_at": pass_at,
+        "maj_at": {str(k): _share([majority(a.votes[:k]) for a in answers]) for k in ks} if voted else None,
         "well_formed": sum(a.well_formed for a in answers) / num,
         "response_length": sum(a.mean_length for a in answers) / num,
         "truncated_share": sum(a.truncated for a in answers) / (num * num_samples),
@@ -151,6 +188,11 @@ def _interval(values: Sequence[float]) -> dict[str, float]:
     return {"value": value, "low": low, "high": high}
 
 
+def _share(right: Sequence[bool]) -> dict[str, float]:
+    low, high = wilson(sum(right), len(right))
+    return {"value": sum(right) / len(right), "low": low, "high": high}
+
+
 class HeldOut:
     """Evaluates the policy of stage rl at chosen steps."""
 
@@ -162,7 +204,7 @@ class HeldOut:
     def evaluate(self, network: torch.nn.Module, step: int) -> bool:
         """Greedy and sampled answers to held-out items, on record once per step; False: stop requested."""
         job, group = self._job, self._job.group
-        if group.broadcast(step in read_evaluations(job.run)):
+        if group.broadcast(step in evaluated_steps(job.run)):
             return True
         policy_id = self._judge.engine.sync_weights(network)
         answers = self._answers(step, policy_id)
@@ -181,11 +223,10 @@ class HeldOut:
         """Part by part, each by one rank; the same on every rank."""
         group, setting = self._job.group, self._job.config.evaluate
         done: dict[int, Answer] = group.broadcast(self._already_done(step, policy_id))
-        share = -(-setting.num_items // group.world_size)
+        total = num_items(self._job.config)
+        share = -(-total // group.world_size)
         size = min(self._job.config.rollout.prompts_per_batch or share, share)
-        cut = [
-            range(start, min(start + size, setting.num_items)) for start in range(0, setting.num_items, size)
-        ]
+        cut = [range(start, min(start + size, total)) for start in range(0, total, size)]
         missing = [left for part in cut if (left := [index for index in part if index not in done])]
         fresh: list[Answer] = []
         stopped = False
@@ -202,7 +243,7 @@ class HeldOut:
             return None
         for others in group.gather(fresh):
             done |= {one.index: one for one in others}
-        return [done[index] for index in range(setting.num_items)]
+        return [done[index] for index in range(total)]
 
     def _already_done(self, step: int, policy_id: str) -> dict[int, Answer]:
         """Answers that an earlier attempt had from this very policy; read by rank 0."""

@@ -23,10 +23,10 @@ import torch
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
 
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.files import fsync_dir, fsync_file, write_atomic, write_json
+from r1hpc.tasks.tokenizer import TokenizerFiles
 from r1hpc.train.attention import OURS
 from r1hpc.train.distributed import Group
 from r1hpc.train.errors import SaveError
@@ -63,10 +63,12 @@ class Weight:
             yield value
 
 
-def export_model(network: Any, group: Group, folder: Path, tokenizer: Tokenizer | None) -> None:
+def export_model(network: Any, group: Group, folder: Path, tokenizer: TokenizerFiles | None) -> None:
     """Write config.json, safetensors, generation_config.json and the tokenizer into `folder`. Collective.
 
-    The weights are in the precision the module has: bf16 where DeepSpeed trains bf16. Adapters are merged. A
+    The weights are in the precision the module has: bf16 where DeepSpeed trains bf16. Adapters are merged.
+    The tokenizer's files are those the run began with, and both configurations name every token that ends a
+    completion: a stage that starts from the folder asks and stops as one that starts from the original. A
     folder of the same content is left alone; another one is moved aside, replaced and removed: between two
     renames there is no folder, never a part of one.
 
@@ -98,15 +100,21 @@ def export_model(network: Any, group: Group, folder: Path, tokenizer: Tokenizer 
             _publish(staging, folder)
 
 
-def weights_of(network: Any) -> list[Weight]:
-    """Every tensor of the folder once, in the order of the state; a tied one under its first name."""
+def weights_of(network: Any, *, every_name: bool = False) -> list[Weight]:
+    """Every tensor of the folder in the order of the state, once: a tied one under its first name.
+
+    Args:
+        every_name: a tied one under each of its names.
+    """
     base = _base(network)
     adapters = {name: module for name, module in base.named_modules() if hasattr(module, "get_delta_weight")}
     seen: set[int] = set()
     weights = []
     for key, tensor in base.state_dict(keep_vars=True).items():
         owner, wrapped, rest = key.partition(".base_layer.")
-        if id(tensor) in seen or any(part.startswith("lora_") for part in key.split(".")):
+        if (id(tensor) in seen and not every_name) or any(
+            part.startswith("lora_") for part in key.split(".")
+        ):
             continue
         seen.add(id(tensor))
         adapter = adapters.get(owner) if wrapped and rest == "weight" else None
@@ -164,31 +172,31 @@ def _all_fail_with_rank_0(group: Group, staging: Path) -> Iterator[None]:
 
 
 def _write_small_files(
-    network: Any, tokenizer: Tokenizer | None, staging: Path, files: dict[str, list[Weight]]
+    network: Any, tokenizer: TokenizerFiles | None, staging: Path, files: dict[str, list[Weight]]
 ) -> None:
-    base, values = _base(network), exported_config(network)
-    _write(staging / "config.json", values)
-    generation = copy.deepcopy(getattr(base, "generation_config", None))
+    values = exported_config(network)
+    generation = copy.deepcopy(getattr(_base(network), "generation_config", None))
     if generation is not None:
         generation.use_cache = True
-        _write(staging / "generation_config.json", json.loads(generation.to_json_string()))
+        said = json.loads(generation.to_json_string())
+        _write(staging / "generation_config.json", _with_ends(said, tokenizer))
+    _write(staging / "config.json", _with_ends(values, tokenizer))
     if len(files) > 1:
         sizes = [weight.num_bytes for weights in files.values() for weight in weights]
         weight_map = {weight.name: name for name, weights in files.items() for weight in weights}
         index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
         _write(staging / "model.safetensors.index.json", index)
-    if tokenizer is not None:
-        # Not tokenizer.save: a full disk makes it raise a bare Exception.
-        write_atomic(staging / "tokenizer.json", tokenizer.to_str(pretty=True), mode=0o666)
-        _write(staging / "tokenizer_config.json", _tokenizer_config(tokenizer, values))
+    for name, content in (tokenizer.files if tokenizer is not None else {}).items():
+        write_atomic(staging / name, content, mode=0o666)
 
 
-def _tokenizer_config(tokenizer: Tokenizer, config: dict[str, Any]) -> dict[str, str]:
-    """Tells transformers to take tokenizer.json as it is, not as the model_type's usual kind."""
-    special = {f"{kind}_token": config.get(f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
-    tokens = {name: tokenizer.id_to_token(i) for name, i in special.items() if isinstance(i, int)}
-    known = {name: token for name, token in tokens.items() if token is not None}
-    return {"tokenizer_class": "PreTrainedTokenizerFast", **known}
+def _with_ends(values: dict[str, Any], tokenizer: TokenizerFiles | None) -> dict[str, Any]:
+    """A configuration that names the tokens that end a completion; unchanged where it names them already."""
+    named = values.get("eos_token_id")
+    if tokenizer is None or {*(named if isinstance(named, list) else [named])} == {*tokenizer.stops}:
+        return values
+    stops = tokenizer.stops
+    return {**values, "eos_token_id": stops[0] if len(stops) == 1 else list(stops)}
 
 
 def _write(path: Path, value: Any) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-from tokenizers import Tokenizer
 
 from r1hpc.checkpoint.store import Checkpoint
 from r1hpc.config.schema import RunConfig
 from r1hpc.plan.model import load_model_config
+from r1hpc.tasks.tokenizer import TokenizerFiles
+from r1hpc.train.checkpoint_files import load_file
 from r1hpc.train.distributed import Group
 from r1hpc.train.errors import ResumeError
 from r1hpc.train.export import export_model
@@ -38,7 +39,7 @@ def export_checkpoint(
     config: RunConfig,
     checkpoint: Checkpoint,
     folder: Path,
-    tokenizer: Tokenizer | None,
+    tokenizer: TokenizerFiles | None,
     vocab_size: int | None = None,
 ) -> None:
     """Write the model of a verified checkpoint into `folder`, as train.export.export_model does.
@@ -70,7 +71,7 @@ def _weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     if checkpoint.manifest.meta["zero_stage"] == 3:  # no rank holds a whole one
         found: dict[str, torch.Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.path), _TAG)
         return found
-    # A pickle, as DeepSpeed writes it: the folder is the user's alone and every byte as it was committed.
-    path = checkpoint.path / _TAG / "mp_rank_00_model_states.pt"
-    module: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=False)["module"]
+    module: dict[str, torch.Tensor] = load_file(checkpoint.path / _TAG / "mp_rank_00_model_states.pt")[
+        "module"
+    ]
     return module

@@ -16,18 +16,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from r1hpc.base.files import iter_records, write_atomic, write_json
+from r1hpc.base.errors import UsageError
+from r1hpc.base.files import iter_records, read_json, write_atomic, write_json
 from r1hpc.plan.parts import num_parts, part_items
 from r1hpc.tasks.registry import make_task
 from r1hpc.tasks.rewards import Completion, Score
 from r1hpc.tasks.task import Draws, Item, Task
-from r1hpc.telemetry.evaluations import sentence
+from r1hpc.telemetry.evaluations import table
 from r1hpc.train import loop
+from r1hpc.train.contamination import check_training_files, contamination
 from r1hpc.train.evaluate import Answer, answer, summarise, transcripts
 from r1hpc.train.judge import Judge, Scored, open_judge
-from r1hpc.train.loop import Job, Outcome
-from r1hpc.train.model import build_model, cast_parameters
-from r1hpc.train.policy import DTYPES
+from r1hpc.train.model import build_model
+from r1hpc.train.policy import placement
+from r1hpc.train.sampling import Cut
+from r1hpc.train.session import Job, Outcome
 
 Lines = list[dict[str, Any]]
 _FINE = 10**6
@@ -40,6 +43,7 @@ def traces(job: Job) -> Outcome:
     Needs no model and no GPU: the task itself knows the answers.
     """
     task = make_task(job.config.task)
+    _refuse_other_questions(job, task.id)
     outcome = _run_parts(job, functools.partial(_demonstrations, job, task))
     if outcome.finished and job.group.rank == 0:
         count = _write_lines(job.run.traces, _read_parts(job))
@@ -54,6 +58,7 @@ def generate(job: Job) -> Outcome:
     (generate.keep); nothing of an item that the model solves more often than generate.max_pass_rate.
     """
     with _judge_of_model(job) as judge:
+        _refuse_other_questions(job, judge.task.id)
         outcome = _run_parts(job, functools.partial(_completions, job, judge))
     if outcome.finished and job.group.rank == 0:
         count = _write_lines(job.run.traces, _read_parts(job))
@@ -62,16 +67,21 @@ def generate(job: Job) -> Outcome:
 
 
 def evaluate(job: Job) -> Outcome:
-    """Judge the model of `model.path` on held-out items, as a job of its own."""
+    """Judge the model of `model.path` on held-out items or test files, as a job of its own."""
+    check_training_files(job.config)
     with _judge_of_model(job) as judge:
+        task_id = judge.evaluated.id
+        _refuse_other_questions(job, task_id)
         outcome = _run_parts(job, functools.partial(_answers, job, judge))
-        task_id = judge.task.id
     if outcome.finished and job.group.rank == 0:
         answers = [Answer(**line) for line in _read_parts(job)]
         summary = {"task": task_id, "model": job.config.model.path, **summarise(answers)}
+        overlap = contamination(job.config)
+        if overlap is not None:
+            summary["contamination"] = overlap
         write_json(job.run.evaluation, summary)
         write_atomic(job.run.transcripts, transcripts(answers))
-        print(sentence(summary), flush=True)
+        print("\n".join(table(summary)), flush=True)
     return outcome
 
 
@@ -82,9 +92,8 @@ def _judge_of_model(job: Job) -> Iterator[Judge]:
     loop.check_device(job)
     with open_judge(job, zero_stage=0) as (judge, hf_config):
         job.watchdog.beat("loading the model")
-        network = build_model(config.model, hf_config, config.train.seed)
-        cast_parameters(network, DTYPES[config.train.precision])
-        network.eval().to(job.group.device)
+        lie = placement(config, job.group, divided=False)
+        network = build_model(config.model, hf_config, config.train.seed, lie).eval()
         judge.engine.sync_weights(network)
         yield judge
 
@@ -110,6 +119,7 @@ def _completions(job: Job, judge: Judge, number: int) -> Lines | None:
         config.rollout.temperature,
         config.train.seed,
         functools.partial(_stop_requested, job),
+        Cut(config.rollout.top_p, config.rollout.top_k, config.rollout.min_p),
     )
     if completed is None:
         return None
@@ -149,6 +159,24 @@ def _answers(job: Job, judge: Judge, number: int) -> Lines | None:
     items, setting = part_items(job.config, number), job.config.evaluate
     answers = answer(judge, job.config, items, setting.num_samples, functools.partial(_stop_requested, job))
     return None if answers is None else [one.to_json() for one in answers]
+
+
+def _refuse_other_questions(job: Job, task_id: str) -> None:
+    """Parts are kept over attempts: the next ones must be of the same questions.
+
+    Raises:
+        UsageError: a test file, or the code of a task, has changed since the first part.
+    """
+    path = job.run.parts / "questions.json"
+    if job.group.rank == 0 and not path.exists():
+        job.run.parts.mkdir(mode=0o700, exist_ok=True)
+        write_json(path, {"task": task_id})
+    asked = job.group.broadcast(read_json(path)["task"] if job.group.rank == 0 else None)
+    if asked != task_id:
+        raise UsageError(
+            f"the questions have changed since the first part was made, from {asked} to {task_id}: put the "
+            "file back, or begin a new run (--run-name)"
+        )
 
 
 def _run_parts(job: Job, make_part: Callable[[int], Lines | None]) -> Outcome:

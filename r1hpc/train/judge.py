@@ -12,21 +12,32 @@ that was asked to stop does so within seconds.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from r1hpc.base.errors import ConfigError
+from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.config.schema import RunConfig
 from r1hpc.plan.model import load_model_config
+from r1hpc.plan.parts import num_items
+from r1hpc.tasks.benchmark import Benchmarks
+from r1hpc.tasks.chat import PromptForm
 from r1hpc.tasks.registry import make_task
 from r1hpc.tasks.rewards import Completion, Score, Scorer
 from r1hpc.tasks.task import Item, Task, check_num_held_out
-from r1hpc.tasks.tokenizer import encode, load_tokenizer, special_ids
-from r1hpc.train import loop
-from r1hpc.train.loop import Job
+from r1hpc.tasks.tokenizer import (
+    SpecialIds,
+    encode,
+    form_of,
+    load_tokenizer,
+    special_ids,
+    vocabulary_size,
+)
+from r1hpc.train import step_records
 from r1hpc.train.policy import build_rollout_engine
-from r1hpc.train.sampling import Request, RolloutEngine, Samples, streams
+from r1hpc.train.sampling import WHOLE, Cut, Request, RolloutEngine, Samples, streams
+from r1hpc.train.session import Job
 
 _GROUPS_AT_ONCE = 16
 """Groups scored between two looks at should_stop."""
@@ -36,35 +47,43 @@ Scored = list[tuple[Completion, Score]]
 ShouldStop = Callable[[], bool]
 
 
-class Judge:
+class Asker:
     """Asks the model whose weights the engine holds, and scores what it says."""
 
     def __init__(
         self,
         config: RunConfig,
-        task: Task,
         tokenizer: tokenizers.Tokenizer,
+        form: PromptForm,
         engine: RolloutEngine,
-        scorer: Scorer,
+        scorer: Scorer | None,
     ) -> None:
-        self.task = task
+        """`scorer` None: completions are sampled, and nothing can be scored."""
         self.tokenizer = tokenizer
+        self._form = form
         self.engine = engine
         self._config = config
         self._scorer = scorer
+        self._said: set[str] = set()
         self._encode = lru_cache(maxsize=4096)(self._encoded)
 
     def prompt(self, item: Item) -> tuple[int, ...]:
-        """The prompt's tokens.
+        """The tokens of the prompt in the form that the model is asked in.
 
         Raises:
             ConfigError: longer than rollout.max_prompt_length.
-            UsageError: a character that the vocabulary lacks.
+            UsageError: a character that the vocabulary lacks, or a prompt that the chat template refuses.
         """
         return self._encode(item.prompt)
 
     def sample(
-        self, items: Sequence[Item], num: int, temperature: float, seed: int, should_stop: ShouldStop
+        self,
+        items: Sequence[Item],
+        num: int,
+        temperature: float,
+        seed: int,
+        should_stop: ShouldStop,
+        cut: Cut = WHOLE,
     ) -> Samples | None:
         """`num` completions of each item, all decoded together; None when a stop was requested."""
         request = Request(
@@ -73,20 +92,14 @@ class Judge:
             num_generations=num,
             max_completion_length=self._config.rollout.max_completion_length,
             temperature=temperature,
+            cut=cut,
         )
         return self.engine.sample(request, should_stop)
 
     def score(self, items: Sequence[Item], samples: Samples, should_stop: ShouldStop) -> list[Scored] | None:
         """The completions of each item with their scores; None when a stop was requested."""
-        num = len(samples.lengths) // len(items)
-        rows = [row[:n].tolist() for row, n in zip(samples.tokens, samples.lengths, strict=True)]
-        completions = [
-            Completion(text, int(length), not bool(ended))
-            for text, length, ended in zip(
-                self.tokenizer.decode_batch(rows), samples.lengths, samples.ended, strict=True
-            )
-        ]
-        groups = [(item, completions[i * num : (i + 1) * num]) for i, item in enumerate(items)]
+        assert self._scorer is not None, "without a scorer it only samples"
+        groups = list(zip(items, self.read(samples, len(items)), strict=True))
         scored: list[Scored] = []
         for start in range(0, len(groups), _GROUPS_AT_ONCE):
             if should_stop():
@@ -94,28 +107,89 @@ class Judge:
             part = groups[start : start + _GROUPS_AT_ONCE]
             for (_, answers), scores in zip(part, self._scorer.score_groups(part), strict=True):
                 scored.append(list(zip(answers, scores, strict=True)))
+        self._say_failures()
         return scored
 
+    def read(self, samples: Samples, num_items: int) -> list[list[Completion]]:
+        """The completions of each item as text."""
+        num = len(samples.lengths) // num_items
+        rows = [row[:n].tolist() for row, n in zip(samples.tokens, samples.lengths, strict=True)]
+        completions = [
+            Completion(self._form.said(text), int(length), not bool(ended))
+            for text, length, ended in zip(
+                self.tokenizer.decode_batch(rows), samples.lengths, samples.ended, strict=True
+            )
+        ]
+        return [completions[i * num : (i + 1) * num] for i in range(num_items)]
+
     def complete(
-        self, items: Sequence[Item], num: int, temperature: float, seed: int, should_stop: ShouldStop
+        self,
+        items: Sequence[Item],
+        num: int,
+        temperature: float,
+        seed: int,
+        should_stop: ShouldStop,
+        cut: Cut = WHOLE,
     ) -> list[Scored] | None:
         """`num` scored completions of each item, rollout.prompts_per_batch items at a time."""
         size = self._config.rollout.prompts_per_batch or max(1, len(items))
         done: list[Scored] = []
         for start in range(0, len(items), size):
             batch = items[start : start + size]
-            samples = self.sample(batch, num, temperature, seed, should_stop)
+            samples = self.sample(batch, num, temperature, seed, should_stop, cut)
             scored = None if samples is None else self.score(batch, samples, should_stop)
             if scored is None:
                 return None
             done += scored
         return done
 
+    def _say_failures(self) -> None:
+        """How a user's own code failed, each kind once; the completion counts as wrong."""
+        assert self._scorer is not None, "what was scored has a scorer"
+        for sentence in self._scorer.sentences():
+            if sentence not in self._said:
+                self._said.add(sentence)
+                print(f"warning: {sentence}; the completion counts as wrong", flush=True)
+
     def _encoded(self, text: str) -> tuple[int, ...]:
-        ids, most = tuple(encode(self.tokenizer, text)), self._config.rollout.max_prompt_length
+        most = self._config.rollout.max_prompt_length
+        ids = tuple(encode(self.tokenizer, self._form.prompt(text)))
         if len(ids) > most:
             raise ConfigError(f"a prompt has {len(ids)} tokens: raise rollout.max_prompt_length, now {most}")
         return ids
+
+
+class Judge(Asker):
+    """Asks the questions of a run's task."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        task: Task,
+        tokenizer: tokenizers.Tokenizer,
+        form: PromptForm,
+        engine: RolloutEngine,
+        scorer: Scorer,
+        benchmarks: Benchmarks | None = None,
+    ) -> None:
+        super().__init__(config, tokenizer, form, engine, scorer)
+        self.task = task
+        self.evaluated: Task = benchmarks or task
+        """What an evaluation asks: the test files, or the task's held-out part."""
+
+    def demonstrated(self, task: Task, item: Item) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Tokens of a task's question and of a correct completion, with its thinking where there is some.
+
+        The completion is empty where the task shows none.
+        """
+        for thinking in (True, False):
+            try:
+                shown = task.demonstration(item, thinking)
+            except UsageError:
+                continue
+            end = special_ids(self.tokenizer, self._config.model).eos
+            return self.prompt(item), (*encode(self.tokenizer, self._form.completion(shown)), end)
+        return self.prompt(item), ()
 
 
 @contextmanager
@@ -128,14 +202,37 @@ def open_judge(job: Job, zero_stage: int) -> Iterator[tuple[Judge, dict[str, Any
     Raises:
         ConfigError: more held-out items are to be asked than the task has.
     """
-    config = job.config
+
+    def engine(hf_config: dict[str, Any], ids: SpecialIds) -> RolloutEngine:
+        return build_rollout_engine(job, hf_config, ids, zero_stage)
+
+    with judge_with(job.config, engine) as opened:
+        yield opened
+
+
+@contextmanager
+def judge_with(
+    config: RunConfig,
+    build_engine: Callable[[dict[str, Any], SpecialIds], RolloutEngine],
+    code: Path | None = None,
+) -> Iterator[tuple[Judge, dict[str, Any]]]:
+    """As open_judge, with the engine that `build_engine` makes of config.json and the special tokens.
+
+    Args:
+        code: see tasks.registry.make_task.
+    """
     tokenizer = load_tokenizer(config.model)
-    task = make_task(config.task)
-    if config.stage in ("rl", "evaluate"):
-        check_num_held_out(task, config.evaluate.num_items)
-    hf_config = load_model_config(config, tokenizer.get_vocab_size())
-    engine = build_rollout_engine(job, hf_config, special_ids(tokenizer, config.model), zero_stage)
+    benchmarks = Benchmarks.of(config) if config.stage in ("rl", "evaluate") else None
+    task: Task = make_task(config.task, code) if benchmarks is None or config.stage == "rl" else benchmarks
+    if benchmarks is None and config.stage in ("rl", "evaluate"):
+        check_num_held_out(task, num_items(config))
+    hf_config = load_model_config(config, vocabulary_size(tokenizer))
+    engine = build_engine(hf_config, special_ids(tokenizer, config.model))
     longest = config.rollout.max_completion_length
-    flops = loop.model_flops_per_token(hf_config, longest)
-    with Scorer(config.reward, task, max_completion_length=longest, flops_per_token=flops) as scorer:
-        yield Judge(config, task, tokenizer, engine, scorer), hf_config
+    flops = step_records.model_flops_per_token(hf_config, longest)
+    tasks = [task] if benchmarks in (None, task) else [task, benchmarks]
+    with Scorer(
+        config.reward, *tasks, max_completion_length=longest, flops_per_token=flops, code=code
+    ) as scorer:
+        form = form_of(tokenizer, config.model, code)
+        yield Judge(config, task, tokenizer, form, engine, scorer, benchmarks), hf_config

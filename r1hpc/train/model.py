@@ -9,34 +9,40 @@ train/export.py merges the adapters into the weights.
 """
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (torch's own convention)
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from r1hpc.base.errors import ConfigError, R1hpcError
+from r1hpc.base.errors import ConfigError
 from r1hpc.config.schema import ModelConfig
-from r1hpc.plan.weights import check_weights
-from r1hpc.train.attention import GATED, OURS, add_gates, check_implementation, load_gates
+from r1hpc.plan.weights import check_weights, first_of, refuse_misshapen
+from r1hpc.train.attention import GAMMA, OURS, add_gates, check_implementation, load_gates
+from r1hpc.train.placement import Placement
 
 
-def build_model(model: ModelConfig, hf_config: dict[str, Any], seed: int) -> PreTrainedModel:
-    """The model on CPU in fp32, the same on every rank for the same seed.
+def build_model(
+    model: ModelConfig, hf_config: dict[str, Any], seed: int, lie: Placement | None = None
+) -> PreTrainedModel:
+    """The model, the same on every rank for the same seed.
 
     Dropout is what hf_config says; where it says nothing it is transformers' default (GPT-2's is 0.1).
 
     Args:
         hf_config: a config.json as a dictionary, vocabulary included (plan.shape.load_model_config).
+        lie: how its parameters are to lie; None: whole, in fp32, on the CPU.
 
     Raises:
         ConfigError: an unknown model_type or attention, a model.path without weights (and not
-            from_scratch), weights that do not fit the config, or weights trained with another attention
-            than model.attn_implementation.
+            from_scratch), weights that are missing or of another shape, each by its name, or weights
+            trained with another attention than model.attn_implementation.
     """
     check_implementation(model.attn_implementation)
     _check_same_attention(model, hf_config)
@@ -45,12 +51,15 @@ def build_model(model: ModelConfig, hf_config: dict[str, Any], seed: int) -> Pre
     config.use_cache = False
     if model.path is not None and not model.from_scratch:
         check_weights(model)
-        network = _from_weights(Path(model.path), config, model.attn_implementation)
+        network = _from_weights(Path(model.path), config, model.attn_implementation, lie)
     else:
-        network = AutoModelForCausalLM.from_config(
-            config, attn_implementation=model.attn_implementation, dtype=torch.float32
-        )
+        with lie.each_made() if lie else nullcontext():
+            network = AutoModelForCausalLM.from_config(
+                config, attn_implementation=model.attn_implementation, dtype=torch.float32
+            )
         add_gates(network, model.attn_implementation)
+    if lie:
+        lie.put_rest(network)
     if model.activation_checkpointing:
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     network.train()
@@ -74,8 +83,7 @@ def wrap_lora(network: nn.Module, model: ModelConfig) -> Any:
     ranks (build_model just did).
 
     Raises:
-        R1hpcError: peft is not installed.
-        ConfigError: lora_rank is 0, or no layer has a name of lora_targets.
+        ConfigError: peft is not installed, lora_rank is 0, or no layer has a name of lora_targets.
     """
     if model.lora_rank < 1:
         raise ConfigError("model.lora_rank is 0: give the rank of the adapters, for example 8")
@@ -95,38 +103,49 @@ def wrap_lora(network: nn.Module, model: ModelConfig) -> Any:
         raise ConfigError(f"model.lora_targets={model.lora_targets}: {error}") from None
 
 
-def next_token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy in fp32 of logits (batch, seq_len, vocab) and labels (batch, seq_len)."""
-    return F.cross_entropy(logits.float().view(-1, logits.shape[-1]), labels.reshape(-1))
-
-
-def _from_weights(folder: Path, config: Any, implementation: str) -> PreTrainedModel:
+def _from_weights(folder: Path, config: Any, implementation: str, lie: Placement | None) -> PreTrainedModel:
     said = logging.get_verbosity()
-    if implementation in GATED:  # transformers does not expect the gammas, and says they can be ignored
-        logging.set_verbosity_error()
+    logging.set_verbosity_error()  # what transformers only warns of is refused or said below
     try:
-        network, loaded = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            attn_implementation=implementation,
-            dtype=torch.float32,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except RuntimeError as error:  # tensors of other shapes
-        raise ConfigError(f"the weights in {folder} do not fit its config: {error}") from None
+        with lie.each_loaded() if lie else nullcontext():
+            network, loaded = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                attn_implementation=implementation,
+                dtype=torch.float32,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except (OSError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        raise ConfigError(f"the weights in {folder} cannot be loaded: {error}") from None
     finally:
         logging.set_verbosity(said)
-    missing = sorted(loaded["missing_keys"])
-    if missing:  # transformers only warns, and goes on with random ones
-        raise ConfigError(
-            f"the weights in {folder} lack {len(missing)} tensors of a {type(network).__name__}: "
-            f"{', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}"
-        )
+    _check_loaded(loaded, f"the weights in {folder}", type(network).__name__)
     add_gates(network, implementation)
     load_gates(network, folder)
     return network
+
+
+def _check_loaded(loaded: dict[str, Any], weights: str, model_class: str) -> None:
+    """Refuse what transformers would start at random, and name what it leaves out.
+
+    Tied heads and buffers that the model computes are in neither list: transformers knows them.
+    """
+    refuse_misshapen(weights, loaded["mismatched_keys"])
+    missing = sorted(loaded["missing_keys"])
+    if missing:
+        raise ConfigError(
+            f"{weights} lack {len(missing)} tensors of a {model_class}: {first_of(missing)}. Copy the whole "
+            "model there, or set model.from_scratch=true for random weights"
+        )
+    unexpected = sorted(name for name in loaded["unexpected_keys"] if not name.endswith(f".{GAMMA}"))
+    if unexpected:
+        print(
+            f"note: {weights} hold {len(unexpected)} tensors that a {model_class} of this config does not "
+            f"have: {first_of(unexpected)}; they are left out, also of what is exported",
+            flush=True,
+        )
 
 
 def _check_same_attention(model: ModelConfig, hf_config: dict[str, Any]) -> None:
@@ -152,5 +171,5 @@ def _import_peft() -> Any:
     try:
         import peft
     except ImportError:
-        raise R1hpcError("model.lora_rank needs peft: pip install 'r1hpc[lora]'") from None
+        raise ConfigError("model.lora_rank needs peft: pip install 'r1hpc[lora]'") from None
     return peft

@@ -4,13 +4,17 @@
     peers = Peers(store, rank, world_size, timeout_s)
     peers.start(watchdog.sign)                  # a thread: reports this rank, hears of the others
     peers.problem()                             # None, or why the ranks will not come together any more
+    peers.tell("rank 3 failed: ...")            # the others need not wait for this one
+    peers.failure                               # on the others: what was told
 
 Rank 0 alone looks at all ranks and reports what it found to the others, so each rank asks once a second.
 Waits are counted in time in which the rank that waits ran: a suspension stops all of them, and is no silence.
 """
 
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 from r1hpc.train.running_time import RunningClock
 
 _VERDICT = "r1hpc/verdict"
+_FAILED = "r1hpc/failed"
 _LEFT = "left"
 _PERIOD_S = 1.0
 _UNSEEN = "0 0 start"
@@ -86,6 +91,7 @@ def prepare(store: "Store", world_size: int) -> None:
     for rank in range(world_size):
         store.set(_key(rank), _UNSEEN)
     store.set(_VERDICT, "0 ")
+    store.set(_FAILED, "")
 
 
 class Peers:
@@ -101,6 +107,8 @@ class Peers:
         self._seen = _Seen(world_size, 0.0)
         self._verdict = ""
         self._round = "0"
+        self.failure = ""
+        """What a rank said that failed; empty while none did."""
         # Of the thread that asks for `problem`: a server that is stopped blocks the exchange itself.
         self._asking = RunningClock(_PERIOD_S, timeout_s)
         self._known_round = self._round
@@ -117,6 +125,18 @@ class Peers:
         self._done.set()
         if self._thread is not None:
             self._thread.join(2 * _PERIOD_S)  # not for ever: the store's server may be gone
+
+    def tell(self, failure: str) -> None:
+        """This rank fails: the others hear of it within two seconds, which rank 0, who serves them, waits."""
+        teller = threading.Thread(target=self._tell, args=(failure,), daemon=True)
+        teller.start()
+        teller.join(_PERIOD_S)  # not for ever: the server may be stopped
+        if self._rank == 0:
+            time.sleep(2 * self._period_s)
+
+    def _tell(self, failure: str) -> None:
+        with suppress(RuntimeError):  # the server is gone
+            self._store.set(_FAILED, failure)
 
     @property
     def connected(self) -> bool:
@@ -145,20 +165,23 @@ class Peers:
                 if self._rank == 0:
                     self._judge(clock.now())
                 else:
-                    self._hear(self._store.get(_VERDICT).decode())
+                    self._hear(*(value.decode() for value in self._store.multi_get([_VERDICT, _FAILED])))
             self._store.set(self._keys[self._rank], _LEFT)
         except RuntimeError:  # torch's DistStoreError among them: the server left, with rank 0
             self._done.set()
 
     def _judge(self, now: float) -> None:
-        for rank, value in enumerate(self._store.multi_get(self._keys)):
-            self._seen.hear(rank, value.decode(), now)
+        *signs, failed = (value.decode() for value in self._store.multi_get([*self._keys, _FAILED]))
+        for rank, sign in enumerate(signs):
+            self._seen.hear(rank, sign, now)
+        self.failure = failed
         self._verdict = self._seen.problem(now, self._timeout_s)
         self._round = str(int(self._round) + 1)
         self._store.set(_VERDICT, f"{self._round} {self._verdict}")
 
-    def _hear(self, message: str) -> None:
+    def _hear(self, message: str, failed: str) -> None:
         self._round, _, self._verdict = message.partition(" ")
+        self.failure = failed
 
 
 def _key(rank: int) -> str:

@@ -1,10 +1,9 @@
 """The networks of an RL run: policy, PPO's critic, the reference for the KL, and the engine that samples."""
 
-import copy
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,24 @@ import torch
 from torch import nn
 
 from r1hpc.config.schema import Precision, RunConfig
+from r1hpc.plan.memory import reference_place
+from r1hpc.plan.model import load_teacher_config, teacher_of
+from r1hpc.plan.weights import weight_files
 from r1hpc.tasks.tokenizer import SpecialIds
-from r1hpc.train.engine import Parameters
-from r1hpc.train.loop import Job
-from r1hpc.train.model import build_model, cast_parameters, wrap_lora
+from r1hpc.train.distributed import Group
+from r1hpc.train.engine import Parameters, build_inference_engine, deepspeed_config, inference_config
+from r1hpc.train.model import build_model, wrap_lora
+from r1hpc.train.placement import Placement
 from r1hpc.train.sampling import RolloutEngine, TorchSampler
+from r1hpc.train.session import Job
 
-DTYPES = {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16, Precision.fp32: torch.float32}
+DTYPES = {
+    Precision.bf16: torch.bfloat16,
+    Precision.fp16: torch.float16,
+    Precision.fp32: torch.float32,
+    Precision.fp8: torch.bfloat16,
+}
+"""Of the weights: FP8 is made of them for each matrix product."""
 
 
 class ActorCritic(nn.Module):
@@ -27,11 +37,12 @@ class ActorCritic(nn.Module):
     In one engine, so one checkpoint holds both and their optimizer states.
     """
 
-    def __init__(self, policy: Any) -> None:
+    def __init__(self, policy: Any, critic: nn.Module) -> None:
+        """`critic` is another one of the policy's body: one that it shared would be pulled at by a loss of
+        another scale."""
         super().__init__()
         self.policy = policy
-        # A copy: a critic that shares the policy's body pulls at it with a loss of another scale.
-        self.critic = copy.deepcopy(policy.base_model)
+        self.critic = critic
         self.value_head = nn.Linear(policy.config.get_text_config().hidden_size, 1)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
@@ -51,26 +62,55 @@ class ActorCritic(nn.Module):
         ]
 
 
-def build_policy(config: RunConfig, hf_config: dict[str, Any]) -> Any:
-    """The network that is trained, with adapters where they are asked for."""
-    policy = build_model(config.model, hf_config, config.train.seed)
-    return wrap_lora(policy, config.model) if config.model.lora_rank else policy
+def build_policy(config: RunConfig, hf_config: dict[str, Any], lie: Placement | None = None) -> Any:
+    """The network that is trained, with adapters where they are asked for; `lie` as for build_model."""
+    policy: Any = build_model(config.model, hf_config, config.train.seed, lie)
+    if config.model.lora_rank:
+        policy = wrap_lora(policy, config.model)
+        if lie:
+            lie.put_rest(policy)
+    if config.train.precision is Precision.fp8:
+        from r1hpc.train.fp8 import compute_in_fp8
+
+        policy = compute_in_fp8(policy, config.train)
+    return policy
+
+
+def build_actor_critic(config: RunConfig, hf_config: dict[str, Any], lie: Placement) -> ActorCritic:
+    """The policy, and a critic that begins with the same weights. They are read or drawn twice: what is
+    divided over the ranks cannot be copied."""
+    policy = build_policy(config, hf_config, lie)
+    network = ActorCritic(policy, build_policy(config, hf_config, lie).base_model)
+    lie.put_rest(network)
+    return network
+
+
+def placement(config: RunConfig, group: Group, *, divided: bool) -> Placement:
+    """How weights are to lie on this rank; `divided` over the ranks where that is how they are trained."""
+    sharding = None
+    if divided and config.deepspeed.zero_stage == 3:
+        sharding = deepspeed_config(
+            config, world_size=group.world_size, on_gpu=group.device.type == "cuda", load_universal=False
+        )
+    return Placement(DTYPES[config.train.precision], group.device, sharding)
 
 
 def policy_of(engine: Any) -> Any:
-    """The language model inside the engine."""
-    return engine.module.policy if isinstance(engine.module, ActorCritic) else engine.module
+    """The language model inside an engine; itself, where there is none around it."""
+    network = getattr(engine, "module", engine)
+    return network.policy if isinstance(network, ActorCritic) else network
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The policy that the KL is taken to: the weights the run starts from.
+    """The policy that the trained one is pulled to: a teacher, or the weights the run starts from.
 
-    With LoRA they are the policy's own without its adapters; otherwise a frozen copy is held.
+    With LoRA the latter are the policy's own without its adapters; otherwise a frozen model is held, as
+    rl.reference says.
     """
 
-    network: nn.Module | None
-    """None with LoRA."""
+    network: Any
+    """A model, or DeepSpeed's engine around a divided one; None with LoRA."""
     id: str
     """Names its weights."""
 
@@ -86,17 +126,27 @@ class Reference:
 
 
 def build_reference(job: Job, hf_config: dict[str, Any]) -> Reference | None:
-    """None where rl.kl_coef is 0."""
-    config = job.config
-    if config.rl.kl_coef == 0:
+    """The teacher of rl.algorithm=distill, or the reference of rl.kl_coef; None where neither is asked for.
+
+    Args:
+        hf_config: of the model that is trained.
+    """
+    config, where = job.config, reference_place(job.config)
+    teacher = load_teacher_config(config)
+    if teacher is not None:
+        config, hf_config = replace(config, model=teacher_of(config, teacher)), teacher
+    elif config.rl.kl_coef == 0:
         return None
-    if config.model.lora_rank:
+    elif where == "none":
         return Reference(None, _weights_id(config))
-    network = build_model(config.model, hf_config, config.train.seed)
-    # Not .to(dtype): that would round the rotary frequencies too, which the engine keeps in fp32.
-    cast_parameters(network, DTYPES[config.train.precision])
-    network.requires_grad_(False).eval().to(job.group.device)
-    return Reference(network, _weights_id(config))
+    lie = placement(config, job.group, divided=False)
+    if where != "whole":
+        asked = inference_config(config, world_size=job.group.world_size, on_host=where == "host")
+        lie = replace(lie, sharding=asked)
+    network = build_model(config.model, hf_config, config.train.seed, lie).requires_grad_(False).eval()
+    if lie.sharding is None:
+        return Reference(network, _weights_id(config))
+    return Reference(build_inference_engine(network, lie.sharding), _weights_id(config))
 
 
 def build_rollout_engine(
@@ -112,7 +162,7 @@ def build_rollout_engine(
     def replica() -> Any:
         # Building seeds torch's stream; dropout must go on from where it was.
         with torch.random.fork_rng():
-            return build_policy(config, hf_config).to(DTYPES[config.train.precision])
+            return build_policy(config, hf_config, placement(config, job.group, divided=False))
 
     return TorchSampler(
         job.group,
@@ -129,7 +179,7 @@ def _weights_id(config: RunConfig) -> str:
     if model.path is None or model.from_scratch:
         return f"from scratch, seed {config.train.seed}"
     digest = hashlib.sha256()
-    for path in sorted(Path(model.path).glob("*.safetensors")):
+    for path in sorted(weight_files(Path(model.path))):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:32]

@@ -6,19 +6,22 @@ One optimizer step (train/supervised.py) is: read the rank's windows, forward an
 batch, DeepSpeed's step, and one small all-reduce that also proves which samples were used.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from r1hpc.config.schema import ModelConfig
 from r1hpc.data.loader import BatchLoader, StepBatch
-from r1hpc.data.mixture import open_plan
+from r1hpc.data.mixed_order import open_plan
 from r1hpc.data.reader import open_dataset
 from r1hpc.plan.model import load_model_config
+from r1hpc.tasks.tokenizer import TokenizerFiles, exported_tokenizer
 from r1hpc.train import loop
-from r1hpc.train.loop import Job, Outcome
-from r1hpc.train.model import build_model, next_token_loss
+from r1hpc.train.mixing import Mixing
+from r1hpc.train.policy import build_policy, placement
+from r1hpc.train.session import Job, Outcome, Plan
 from r1hpc.train.supervised import SupervisedStage, batch_plan
 
 
@@ -34,6 +37,7 @@ def run(job: Job) -> Outcome:
         config.data.seed,
         batch.global_batch_size,
         num_samples=config.train.num_steps * batch.global_batch_size,
+        mix=config.data.mix,
     )
     hf_config = load_model_config(config, dataset.vocab_size)
     job.watchdog.beat("building the model")
@@ -45,31 +49,50 @@ def run(job: Job) -> Outcome:
         rank=group.rank,
         world_size=group.world_size,
     )
-    stage = Pretraining(job, loader.batch)
-    plan = loop.Plan(
-        network=build_model(config.model, hf_config, config.train.seed),
+    mixing = Mixing(loader, config)
+    stage = Pretraining(job, loader.batch, mixing, dataset.tokenizer_path)
+    plan = Plan(
+        network=build_policy(config, hf_config, placement(config, group, divided=True)),
         hf_config=hf_config,
         batch=batch,
         data_id=dataset.id,
-        order_id=order.plan_hash,
+        order_id=mixing.base_id,
     )
     return loop.train(loop.set_up(job, stage, plan), stage)
+
+
+def tokenizer_of_data(folder: Path | None) -> TokenizerFiles | None:
+    """The tokenizer that a dataset was made with; None for a dataset of ids."""
+    return None if folder is None else exported_tokenizer(ModelConfig(tokenizer=str(folder)))
 
 
 class Pretraining(SupervisedStage[StepBatch]):
     """The stage: every position of every window has a loss."""
 
+    def __init__(
+        self, job: Job, batch_of: Callable[[int], StepBatch], mixing: Mixing, tokenizer: Path | None
+    ) -> None:
+        """`tokenizer` is the folder of what the data was made with; None: there is none."""
+        super().__init__(job, batch_of, mixing)
+        self._tokenizer = tokenizer
+
     def losses(self, engine: Any, batch: StepBatch) -> Iterator[torch.Tensor]:
-        for micro_batch in torch.from_numpy(batch.tokens).to(self._job.group.device):
-            logits = engine(input_ids=micro_batch[:, :-1]).logits
-            yield next_token_loss(logits, micro_batch[:, 1:])
+        micro_batches = torch.from_numpy(batch.tokens).to(self._job.group.device)
+        num_targets = micro_batches[..., 1:].numel()
+        for number, micro_batch in enumerate(self.last_marked(engine, micro_batches)):
+            inputs, targets = micro_batch[:, :-1], micro_batch[:, 1:]
+            samples = batch.sample_ids[number].repeat(targets.shape[1])
+            yield self.cross_entropy(engine, inputs, targets, samples=samples) / num_targets
 
     def num_tokens(self, batch: StepBatch) -> int:
         train = self._job.config.train
-        return train.global_batch_size * self.seq_len(batch)
+        return train.global_batch_size * self._job.config.data.seq_len
 
-    def seq_len(self, batch: StepBatch) -> int:
-        return self._job.config.data.seq_len
+    def computed(self, batch: StepBatch) -> tuple[int, int]:
+        return self.num_tokens(batch), self._job.config.data.seq_len
 
-    def read_state(self, folder: Path, meta: dict[str, Any]) -> None:
-        self._tokens = int(meta["next_sample"]) * self._job.config.data.seq_len
+    def tokenizer_files(self) -> TokenizerFiles | None:
+        return tokenizer_of_data(self._tokenizer)
+
+    def tokens_in(self, meta: dict[str, Any]) -> int:
+        return int(meta["next_sample"]) * self._job.config.data.seq_len

@@ -1,4 +1,4 @@
-"""Reinforcement learning with verifiable rewards: GRPO or PPO, rollout by rollout.
+"""GRPO and PPO on verifiable rewards, and on-policy distillation, rollout by rollout.
 
     outcome = run(job)      # on every rank
 
@@ -11,24 +11,39 @@ was finished of it is used after the resume.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from r1hpc.base.failpoints import failpoint
+from r1hpc.config.plugins import is_own, locate
+from r1hpc.config.schema import RunConfig
 from r1hpc.plan.batch import BatchPlan, updates_per_rollout
-from r1hpc.tasks.tokenizer import special_ids
+from r1hpc.tasks.rewards import label
+from r1hpc.tasks.tokenizer import check_teacher_tokens, exported_tokenizer, special_ids
 from r1hpc.telemetry.health import health_warnings
-from r1hpc.train import loop
+from r1hpc.train import loop, step_records
 from r1hpc.train.collect import Collector
 from r1hpc.train.errors import TrainError
 from r1hpc.train.evaluate import HeldOut
 from r1hpc.train.export import export_model
 from r1hpc.train.judge import open_judge
-from r1hpc.train.loop import Job, Outcome, Session, StepResult
-from r1hpc.train.policy import ActorCritic, build_policy, build_reference, policy_of
+from r1hpc.train.micro_batches import Experience
+from r1hpc.train.policy import (
+    ActorCritic,
+    build_actor_critic,
+    build_policy,
+    build_reference,
+    placement,
+    policy_of,
+)
 from r1hpc.train.rollout import Rollout, load_rollout, save_rollout
-from r1hpc.train.update import Experience, Tally, Updater
+from r1hpc.train.sampling import logprob_limit
+from r1hpc.train.session import Job, Outcome, Plan, Session, StepResult
+from r1hpc.train.tally import Sums, Tally
+from r1hpc.train.update import Updater
 
 _HEALTH_STEPS = 20
 """Steps that the health warnings look back on, and steps between two looks."""
@@ -39,43 +54,51 @@ def run(job: Job) -> Outcome:
     loop.check_device(job)
     config = job.config
     with open_judge(job, config.deepspeed.zero_stage) as (judge, hf_config):
+        check_teacher_tokens(config)
         job.watchdog.beat("building the model")
-        policy = build_policy(config, hf_config)
-        network = ActorCritic(policy) if config.rl.algorithm == "ppo" else policy
+        build = build_actor_critic if config.rl.algorithm == "ppo" else build_policy
+        network = build(config, hf_config, placement(config, job.group, divided=True))
         reference = build_reference(job, hf_config)
         collector = Collector(job, judge)
+        order = "by pass rate" if config.rl.by_pass_rate else "in order"
         stage = RlStage(
             job,
             collector,
             Updater(config, job.group, special_ids(judge.tokenizer, config.model).pad, reference),
             HeldOut(job, judge, collector.stop_requested),
-            judge.tokenizer,
         )
-        plan = loop.Plan(
+        plan = Plan(
             network=network,
             hf_config=hf_config,
             batch=BatchPlan(config.train.global_batch_size, config.train.micro_batch_size, 1),
             data_id=judge.task.id,
-            order_id=f"items in order, {config.rollout.num_prompts} x {config.rollout.num_generations}",
+            order_id=f"items {order}, {config.rollout.num_prompts} x {config.rollout.num_generations}",
             parameters=network.parameter_groups(config) if isinstance(network, ActorCritic) else None,
-            facts={"reference": reference.id if reference else None, "algorithm": config.rl.algorithm},
+            facts={
+                "reference": reference.id if reference else None,
+                "algorithm": config.rl.algorithm,
+                **_own_rewards(config),
+            },
         )
         return loop.train(loop.set_up(job, stage, plan), stage)
+
+
+def _own_rewards(config: RunConfig) -> dict[str, Any]:
+    """The digests of a user's own reward terms: a checkpoint is of the rewards that made it."""
+    digests = {label(name): locate(name).digest for name in filter(is_own, config.reward.terms)}
+    return {"own_rewards": digests} if digests else {}
 
 
 class RlStage:
     """The stage. State: which rollout, which item comes next, how many updates were made on the rollout."""
 
-    def __init__(
-        self, job: Job, collector: Collector, updater: Updater, held_out: HeldOut, tokenizer: Any
-    ) -> None:
+    def __init__(self, job: Job, collector: Collector, updater: Updater, held_out: HeldOut) -> None:
         self._job = job
         self._collector = collector
         self._updater = updater
         self._held_out = held_out
-        self._tokenizer = tokenizer
         self._rollout_index = 0
-        self._next_item = 0
+        self._next_item = job.config.task.first_item or 0
         self._update = 0
         self._tokens = 0
         self._rollout: Rollout | None = None
@@ -107,7 +130,7 @@ class RlStage:
         rows = self._updater.rows_of(self._experience, self._update)
         losses = self._updater.losses(engine, self._experience, rows, is_first, tally)
         result = loop.optimizer_step(session, step, losses, tally.numbers)
-        sums = Tally(*result.sums)
+        sums = Sums(*result.sums)
         self._check_sampler(sums, is_first)
         now = time.monotonic()
         sampling_s = self._rollout.rollout_time_s + self._rollout.reward_time_s if is_first else 0.0
@@ -116,14 +139,14 @@ class RlStage:
         self._tokens += num_tokens
         if job.group.rank == 0:
             facts = self._facts(self._rollout, sums, now - updating)
-            done = loop.StepRecord(
+            done = step_records.StepRecord(
                 tokens=self._tokens,
                 step_tokens=num_tokens,
                 step_time_s=now - started,
                 used=self._used(self._rollout),
                 extra=facts,
             )
-            loop.record(session, step, result, done)
+            step_records.record(session, step, result, done)
             self._watch_health(session, step, facts)
         self._advance(self._rollout)
         return self._evaluated(session, step, result)
@@ -137,22 +160,38 @@ class RlStage:
             "num_items": self._rollout.num_items if self._rollout else 0,
         }
 
-    def write_state(self, folder: Path) -> None:
-        """Rank 0: the rollout whose updates are under way, or the finished batches of one being sampled."""
+    def state_writer(self) -> Callable[[Path], None]:
+        """Rank 0: the rollout whose updates are under way, or the finished batches of one being sampled; and
+        how often each question was solved."""
         if self._job.group.rank != 0:
-            return
+            return lambda folder: None
+        rates, rollout = self._collector.rates_writer(), self._rollout_writer()
+
+        def write(folder: Path) -> None:
+            rates(folder)
+            rollout(folder)
+
+        return write
+
+    def _rollout_writer(self) -> Callable[[Path], None]:
         if self._rollout is None:
-            self._collector.save_batches(self._rollout_index, folder)
-            return
-        values = self._experience.values if self._experience else self._rollout.values
-        save_rollout(folder, self._rollout, values)
+            return self._collector.batches_writer(self._rollout_index)
+        kept, made = self._rollout, self._experience
+        if made is not None:
+            kept = replace(kept, values=made.values, old_logprobs=made.old_logprobs)
+        return partial(save_rollout, rollout=kept)  # nobody changes their arrays
 
     def read_state(self, folder: Path, meta: dict[str, Any]) -> None:
         self._rollout_index, self._next_item = int(meta["window"]), int(meta["next_item"])
         self._update, self._tokens = int(meta["update"]), int(meta["tokens"])
         self._rollout = load_rollout(folder, int(meta["num_items"]))
+        self._collector.restore_rates(folder)
         if self._job.group.rank == 0:
             self._collector.restore_batches(self._rollout_index, folder)
+
+    @property
+    def is_done(self) -> bool:
+        return False
 
     def finish(self, session: Session) -> bool:
         """Evaluate the trained policy, and leave it as a Hugging Face folder."""
@@ -160,7 +199,8 @@ class RlStage:
         if not self._evaluate(session, job.config.train.num_steps):
             return False
         job.watchdog.beat("exporting the model")
-        export_model(policy_of(session.engine), job.group, job.run.model, self._tokenizer)
+        files = exported_tokenizer(job.config.model)
+        export_model(policy_of(session.engine), job.group, job.run.model, files)
         return True
 
     def kept(self, step: int) -> int:
@@ -181,6 +221,7 @@ class RlStage:
         self._update += 1
         if self._update < updates_per_rollout(self._job.config):
             return
+        self._collector.learn(rollout.groups)
         self._next_item += rollout.num_items
         self._rollout_index, self._update = self._rollout_index + 1, 0
         self._rollout = self._experience = None
@@ -188,32 +229,45 @@ class RlStage:
             # The last rollout's batches stay: without a save since, a killed run comes back to them.
             self._collector.forget_before(self._rollout_index - 1)
 
-    def _check_sampler(self, sums: Tally, is_first: bool) -> None:
-        most = self._job.config.rollout.max_logprob_difference
+    def _check_sampler(self, sums: Sums, is_first: bool) -> None:
+        most = logprob_limit(self._job.config)
         difference = sums.per_token(sums.difference)
         if is_first and difference is not None and difference > most:
             raise TrainError(
                 f"the sampler's log-probabilities are {difference:.3g} nats off the trainer's on average, "
                 f"and rollout.max_logprob_difference is {most:g}: the two do not run the same policy "
-                "(another attention, precision or template?)"
+                "(another attention, precision or template, or dropout in the model's config.json?)"
             )
 
-    def _facts(self, rollout: Rollout, sums: Tally, update_time_s: float) -> dict[str, Any]:
+    def _facts(self, rollout: Rollout, sums: Sums, update_time_s: float) -> dict[str, Any]:
         """What train.jsonl says of a step beside loss and rate. What belongs to the rollout, at its first."""
         is_first = self._update == 0
         return {
-            **rollout.facts(),
+            **rollout.facts(self._collector.labels(rollout.groups)),
+            **self._collector.facts(),
             # Over the rows that were trained on: those of groups without variance are not even computed.
             "kl": sums.per_token(sums.kl),
             "entropy": sums.per_token(sums.entropy),
             "clip_fraction": sums.per_token(sums.clipped),
             "logprob_difference": sums.per_token(sums.difference) if is_first else None,
+            **self._importance(sums),
             "rollout_time_s": rollout.rollout_time_s if is_first else 0.0,
             "reward_time_s": rollout.reward_time_s if is_first else 0.0,
             "update_time_s": update_time_s,
             "window": self._rollout_index,
             "update": self._update,
             "value_loss": sums.value_loss,
+            **(rollout.engine_facts if is_first else {}),
+        }
+
+    def _importance(self, sums: Sums) -> dict[str, Any]:
+        """The weights of truncated importance sampling, where they are taken."""
+        if not self._updater.corrects_importance:
+            return {}
+        return {
+            "importance_weight": sums.per_token(sums.importance),
+            "importance_capped_share": sums.per_token(sums.importance_capped),
+            "importance_effective_share": sums.effective_share(),
         }
 
     def _used(self, rollout: Rollout) -> dict[str, Any]:

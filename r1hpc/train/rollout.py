@@ -2,7 +2,7 @@
 
     groups = Groups.joined([batch_0, batch_1])
     write_groups(path, groups, policy_id);  policy_id, groups = read_groups(path)
-    save_rollout(folder, rollout, values);  rollout = load_rollout(folder, num_items)     # in a checkpoint
+    save_rollout(folder, rollout);  rollout = load_rollout(folder, num_items)     # in a checkpoint
 
 Arrays only, no pickles. A group is the completions of one item, side by side; `n` is groups x members.
 train/collect.py makes a rollout, train/update.py trains on it.
@@ -13,7 +13,7 @@ import json
 import secrets
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from r1hpc.base.errors import StateError
 _TERM = "term_"
 _GROUPS = "stage_rank_0_window.npz"
 _VALUES = "stage_rank_0_values.npy"
+_OLD_LOGPROBS = "stage_rank_0_old_logprobs.npy"
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,18 @@ class Rollout:
     reward_time_s: float = 0.0
     values: npt.NDArray[np.float64] | None = None
     """(n, longest), after a resume under PPO: the critic's values from before the updates made since."""
+    old_logprobs: npt.NDArray[np.float64] | None = None
+    """Likewise, where importance is corrected: the trainer's own log-probabilities, by the policy that
+    sampled."""
+    engine_facts: dict[str, float] = field(default_factory=dict)
+    """What train.jsonl says of the hand-over of weights before it, on this rank."""
 
-    def facts(self) -> dict[str, Any]:
-        """What train.jsonl says of it: rewards by term, lengths by outcome, what taught nothing."""
+    def facts(self, labels: Sequence[str] = ()) -> dict[str, Any]:
+        """What train.jsonl says of it: rewards by term, lengths by outcome, what taught nothing.
+
+        Args:
+            labels: of each group's task, where there are several: each is then reported apart.
+        """
         groups = self.groups
         lengths, correct = groups.lengths.astype(np.float64), groups.correct
         return {
@@ -119,6 +129,7 @@ class Rollout:
             "truncated_share": 1.0 - float(groups.ended.mean()),
             "num_groups": len(groups.items),
             "num_items": self.num_items,
+            **_by_task(groups, labels),
         }
 
     def checksum(self) -> int:
@@ -128,6 +139,20 @@ class Rollout:
             digest.update(row[:length].tobytes())
         digest.update(json.dumps([float(r).hex() for r in self.groups.rewards]).encode())
         return int.from_bytes(digest.digest()[:6])
+
+
+def _by_task(groups: Groups, labels: Sequence[str]) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    for label in sorted(set(labels)):
+        own = groups.select([at for at, each in enumerate(labels) if each == label])
+        facts |= {
+            f"task_{label}_reward": float(own.rewards.mean()),
+            f"task_{label}_accuracy": float(own.correct.mean()),
+            f"task_{label}_zero_variance_share": 1.0 - float(varied(own).mean()),
+            f"task_{label}_response_length": float(own.lengths.mean()),
+            f"task_{label}_num_groups": len(own.items),
+        }
+    return facts
 
 
 def varied(groups: Groups) -> npt.NDArray[np.bool_]:
@@ -167,11 +192,12 @@ def read_groups(path: Path) -> tuple[str, Groups]:
         raise StateError(f"{path} holds no rollout: {error}") from None
 
 
-def save_rollout(folder: Path, rollout: Rollout, values: npt.NDArray[np.float64] | None) -> None:
-    """Into a checkpoint being written, with the critic's values where there is one."""
+def save_rollout(folder: Path, rollout: Rollout) -> None:
+    """Into a checkpoint being written, with what is kept of the networks from before its updates."""
     write_groups(folder / _GROUPS, rollout.groups, rollout.policy_id)
-    if values is not None:
-        np.save(folder / _VALUES, values)
+    for name, kept in ((_VALUES, rollout.values), (_OLD_LOGPROBS, rollout.old_logprobs)):
+        if kept is not None:
+            np.save(folder / name, kept)
 
 
 def load_rollout(folder: Path, num_items: int) -> Rollout | None:
@@ -179,5 +205,7 @@ def load_rollout(folder: Path, num_items: int) -> Rollout | None:
     if not (folder / _GROUPS).exists():
         return None
     policy_id, groups = read_groups(folder / _GROUPS)
-    values = np.load(folder / _VALUES) if (folder / _VALUES).exists() else None
-    return Rollout(groups, policy_id, num_items, values=values)
+    values, old_logprobs = (
+        np.load(folder / name) if (folder / name).exists() else None for name in (_VALUES, _OLD_LOGPROBS)
+    )
+    return Rollout(groups, policy_id, num_items, values=values, old_logprobs=old_logprobs)

@@ -11,6 +11,7 @@ per rollout instead of once per token (huggingface/trl#3858: the first step afte
 """
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ import numpy.typing as npt
 import torch
 from transformers import DynamicCache
 
+from r1hpc.config.schema import Precision, RunConfig
 from r1hpc.tasks.tokenizer import SpecialIds
 from r1hpc.train.distributed import Group
 
@@ -27,6 +29,20 @@ _GATHER_BYTES = 1 << 30
 _ROWS_AT_ONCE = 64
 """Rows whose cumulative distribution is held in float64 at a time."""
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What is sampled of the distribution at the temperature: top_k keeps so many of the likeliest, min_p of
+    those the ones at least so many times as likely as the first, top_p of those the fewest that reach it."""
+
+    top_p: float = 1.0
+    top_k: int = 0
+    """0: all."""
+    min_p: float = 0.0
+
+
+WHOLE = Cut()
 
 
 @dataclass(frozen=True)
@@ -40,6 +56,7 @@ class Request:
     max_completion_length: int
     temperature: float
     """0: greedy."""
+    cut: Cut = WHOLE
 
 
 @dataclass(frozen=True)
@@ -49,7 +66,7 @@ class Samples:
     tokens: npt.NDArray[np.int32]
     """(n, longest), padded with the pad id."""
     logprobs: npt.NDArray[np.float32]
-    """(n, longest): of each token under the policy at the request's temperature (greedy: at 1)."""
+    """(n, longest): of each token under the distribution it was drawn from (greedy: the policy's own)."""
     lengths: npt.NDArray[np.int32]
     """(n,): tokens up to and with the end token."""
     ended: npt.NDArray[np.bool_]
@@ -67,6 +84,21 @@ class RolloutEngine(Protocol):
 
     def release(self) -> None:
         """Give memory back that only sampling needs."""
+
+    def facts(self) -> dict[str, float]:
+        """What train.jsonl says of the last hand-over of weights, on this rank."""
+
+
+def logprob_limit(config: RunConfig) -> float:
+    """rollout.max_logprob_difference, or what two programs that run the same weights may differ by, in nats.
+
+    Measured on a CPU, vLLM beside transformers: fp32 9e-6 (SmolLM2-135M) and 2e-6 (a tiny Qwen2), where an
+    output head that is one step of 1e-5 old makes 2e-4; bf16 0.024 (the tiny one, with large weights).
+    """
+    given = config.rollout.max_logprob_difference
+    if given is not None:
+        return given
+    return 1e-4 if config.train.precision is Precision.fp32 else 0.05
 
 
 def streams(seed: int, items: Sequence[int], num_generations: int) -> npt.NDArray[np.uint64]:
@@ -125,6 +157,9 @@ class TorchSampler:
         self._network = self._gather(network) if self._zero_stage == 3 else network
         return fingerprint(self._network)
 
+    def facts(self) -> dict[str, float]:
+        return {}
+
     def release(self) -> None:
         """Under ZeRO 3 the replica's memory, which is a whole model's."""
         self._network = None
@@ -146,7 +181,7 @@ class TorchSampler:
         device, num = self._group.device, request.num_generations
         ids, mask = self._left_padded(request.prompts)
         padded = not bool(mask.all())  # without padding no mask is needed, and kernels without one are faster
-        cache, cache_name = DynamicCache(), _cache_argument(self._network)
+        cache, cache_name = DynamicCache(), cache_argument(self._network)
         out = self._network(
             input_ids=ids,
             attention_mask=mask if padded else None,
@@ -169,12 +204,14 @@ class TorchSampler:
         for t in range(request.max_completion_length):
             if t % self._poll_every == 0 and should_stop():
                 return None
-            chosen, chosen_logprobs = choose(logits, request.temperature, request.streams[rows], t)
+            chosen, chosen_logprobs = choose(
+                logits, request.temperature, request.streams[rows], t, request.cut
+            )
             picked = chosen.cpu().numpy()
             tokens[rows, t] = picked
             logprobs[rows, t] = chosen_logprobs.cpu().numpy()
             lengths[rows] = t + 1
-            over = picked == self._ids.eos
+            over = np.isin(picked, self._ids.stops)
             ended[rows[over]] = True
             alive = np.flatnonzero(~ended[rows])
             if len(alive) == 0 or t + 1 == request.max_completion_length:
@@ -195,9 +232,9 @@ class TorchSampler:
             logits, positions = out.logits[:, -1].float(), positions + 1
         longest = int(lengths.max(initial=1))
         # A row that had ended went on being decoded until the next copy: cut that off.
-        beyond = np.arange(longest)[None, :] >= _first_end(tokens[:, :longest], self._ids.eos)[:, None]
+        beyond = np.arange(longest)[None, :] >= _first_end(tokens[:, :longest], self._ids.stops)[:, None]
         tokens[:, :longest][beyond], logprobs[:, :longest][beyond] = self._ids.pad, 0.0
-        lengths = np.minimum(lengths, _first_end(tokens, self._ids.eos)).astype(np.int32)
+        lengths = np.minimum(lengths, _first_end(tokens, self._ids.stops)).astype(np.int32)
         longest = int(lengths.max(initial=1))
         return Samples(tokens[:, :longest], logprobs[:, :longest], lengths, ended)
 
@@ -232,7 +269,11 @@ class TorchSampler:
 
 
 def choose(
-    logits: torch.Tensor, temperature: float, keys: npt.NDArray[np.uint64], position: int
+    logits: torch.Tensor,
+    temperature: float,
+    keys: npt.NDArray[np.uint64],
+    position: int,
+    cut: Cut = WHOLE,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(token, its log-probability) of each row of logits (rows, vocab), by inverting the distribution.
 
@@ -244,6 +285,8 @@ def choose(
         token = logits.argmax(-1)
         return token, logprobs.gather(-1, token[:, None])[:, 0]
     logprobs = (logits / temperature).log_softmax(-1)
+    if cut != WHOLE:
+        logprobs = truncated(logprobs, cut)
     draws = torch.from_numpy(uniforms(keys, position)).to(logits.device)
     # float64: over a vocabulary of 10^5, sums in fp32 would lose the tail.
     parts = []
@@ -256,6 +299,25 @@ def choose(
     return token, logprobs.gather(-1, token[:, None])[:, 0]
 
 
+def truncated(logprobs: torch.Tensor, cut: Cut) -> torch.Tensor:
+    """Log-probabilities (rows, vocab) of what top-k, min-p and top-p leave, normalised anew; -inf elsewhere.
+
+    Top-p (Holtzman et al., arXiv 1904.09751) keeps the token that crosses the mark, so one at least is kept;
+    of equally likely ones the lower id comes first. Min-p: arXiv 2407.01082.
+    """
+    ranked, order = logprobs.sort(stable=True, dim=-1, descending=True)
+    keep = torch.ones_like(ranked, dtype=torch.bool)
+    if cut.top_k:
+        keep[:, cut.top_k :] = False
+    if cut.min_p:
+        keep &= ranked >= ranked[:, :1] + math.log(cut.min_p)
+    if cut.top_p < 1:
+        left = torch.where(keep, ranked, -torch.inf).log_softmax(-1).double().exp()
+        keep &= left.cumsum(-1) - left < cut.top_p
+    kept = torch.where(keep, ranked, -torch.inf).log_softmax(-1)
+    return torch.empty_like(kept).scatter_(-1, order, kept)
+
+
 def fingerprint(network: torch.nn.Module) -> str:
     """Names the weights by their bits: the sum of each tensor's bit patterns, mixed in order.
 
@@ -264,13 +326,13 @@ def fingerprint(network: torch.nn.Module) -> str:
     """
     total = 0
     for parameter in network.parameters():
-        whole = {2: torch.int16, 4: torch.int32}[parameter.element_size()]
+        whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[parameter.element_size()]
         bits = int(parameter.detach().view(whole).sum(dtype=torch.int64))
         total = (total * 0x100000001B3 + bits) % (1 << 64)
     return f"{total:016x}"
 
 
-def _cache_argument(network: Any) -> str:
+def cache_argument(network: Any) -> str:
     """transformers renames past_key_values to cache, model by model."""
     bare = network.get_base_model() if hasattr(network, "get_base_model") else network
     # By the model's own body: the head's forward is wrapped by what translates the old name.
@@ -278,9 +340,9 @@ def _cache_argument(network: Any) -> str:
     return "cache" if "cache" in known else "past_key_values"
 
 
-def _first_end(tokens: npt.NDArray[np.int32], eos: int) -> npt.NDArray[np.int64]:
+def _first_end(tokens: npt.NDArray[np.int32], stops: Sequence[int]) -> npt.NDArray[np.int64]:
     """How many tokens each row has up to and with its first end token; all where it has none."""
-    is_end = tokens == eos
+    is_end = np.isin(tokens, stops)
     lengths: npt.NDArray[np.int64] = np.where(is_end.any(1), is_end.argmax(1) + 1, tokens.shape[1])
     return lengths
 

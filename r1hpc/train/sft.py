@@ -6,21 +6,30 @@ The roles stored in the shards say which tokens are a completion; only those hav
 all completion tokens of the global batch, so it does not depend on how rows were spread over ranks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 
-from r1hpc.data.trace_loader import TraceBatch, TraceLoader
+from r1hpc.data.packed_loader import PackedBatch, PackedLoader, rows_of
+from r1hpc.data.trace_loader import Rows, TraceBatch, TraceLoader
 from r1hpc.data.traces import open_traces
+from r1hpc.data.validation import hold_out
 from r1hpc.plan.model import load_model_config
-from r1hpc.tasks.tokenizer import load_tokenizer, special_ids
+from r1hpc.tasks.tokenizer import (
+    TokenizerFiles,
+    exported_tokenizer,
+    load_tokenizer,
+    special_ids,
+    vocabulary_size,
+)
 from r1hpc.train import loop
-from r1hpc.train.export import export_model
-from r1hpc.train.loop import Job, Outcome, Session
-from r1hpc.train.policy import build_policy
+from r1hpc.train.mixing import Mixing
+from r1hpc.train.packing import check_apart, packed_form
+from r1hpc.train.policy import build_policy, placement
+from r1hpc.train.session import Job, Outcome, Plan, Session
 from r1hpc.train.supervised import SupervisedStage, batch_plan
 
 
@@ -31,63 +40,146 @@ def run(job: Job) -> Outcome:
     assert job.dataset_path is not None, "begin sees to the dataset"
     tokenizer = load_tokenizer(config.model)
     dataset = open_traces(job.dataset_path, verify=config.data.verify)
-    loader = TraceLoader(
+    make = PackedLoader if config.data.packing else TraceLoader
+    held = config.data.validation_documents
+    parting = hold_out(dataset, held, config.data.seed) if held else None
+    pad = special_ids(tokenizer, config.model).pad
+    loader = make(
         dataset,
         global_batch_size=batch.global_batch_size,
         micro_batch_size=batch.micro_batch_size,
         rank=group.rank,
         world_size=group.world_size,
         seed=config.data.seed,
-        pad_id=special_ids(tokenizer, config.model).pad,
+        pad_id=pad,
         seq_len=config.data.seq_len,
+        parting=parting,
+        mix=config.data.mix,
     )
-    hf_config = load_model_config(config, tokenizer.get_vocab_size())
+    rows = []
+    if parting is not None:
+        rows = rows_of(
+            dataset,
+            parting.held_out,
+            packing=config.data.packing,
+            rank=group.rank,
+            world_size=group.world_size,
+            micro_batch_size=config.train.micro_batch_size,
+            seq_len=config.data.seq_len,
+            pad_id=pad,
+        )
+    hf_config = load_model_config(config, vocabulary_size(tokenizer))
     job.watchdog.beat("building the model")
-    stage = FineTuning(job, loader.batch)
-    plan = loop.Plan(
-        network=build_policy(config, hf_config),
+    mixing = Mixing(loader, config)
+    stage = FineTuning(job, loader.batch, mixing, rows)
+    plan = Plan(
+        network=build_policy(config, hf_config, placement(config, group, divided=True)),
         hf_config=hf_config,
         batch=batch,
         data_id=dataset.id,
-        order_id=loader.plan_hash,
+        order_id=mixing.base_id,
     )
     return loop.train(loop.set_up(job, stage, plan), stage)
 
 
-class FineTuning(SupervisedStage[TraceBatch]):
+class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
     """The stage: the tokens of the completions have a loss."""
 
-    def losses(self, engine: Any, batch: TraceBatch) -> Iterator[torch.Tensor]:
-        group = self._job.group
-        # DeepSpeed takes the mean over micro batches and ranks; here the sum over both is the mean wanted.
-        weight = len(batch.tokens) * group.world_size / batch.num_loss_tokens
-        micro_batches = zip(
-            torch.from_numpy(batch.tokens).to(group.device),
-            torch.from_numpy(batch.loss_mask).to(group.device),
-            strict=True,
-        )
-        for tokens, mask in micro_batches:
-            logits = engine(input_ids=tokens[:, :-1]).logits
-            chosen = mask[:, 1:]
-            total = F.cross_entropy(logits[chosen].float(), tokens[:, 1:][chosen], reduction="sum")
-            yield total * weight
+    def __init__(
+        self,
+        job: Job,
+        batch_of: Callable[[int], TraceBatch | PackedBatch],
+        mixing: Mixing,
+        validation: Sequence[Rows] = (),
+    ) -> None:
+        """`validation` are this rank's micro batches of what is held out; equally many on every rank."""
+        super().__init__(job, batch_of, mixing)
+        self._validation = validation
+        self._lowest: float | None = None
+        self._since = 0
+        """Validations since the lowest."""
 
-    def num_tokens(self, batch: TraceBatch) -> int:
+    def begin(self, session: Session) -> bool:
+        if self._job.config.data.packing:
+            check_apart(session.engine, self._job.config.model.attn_implementation)
+        return super().begin(session)
+
+    def losses(self, engine: Any, batch: TraceBatch | PackedBatch) -> Iterator[torch.Tensor]:
+        # DeepSpeed takes the mean over the ranks; here the sum over them is the mean wanted.
+        weight = self._job.group.world_size / batch.num_loss_tokens
+        for rows in self.last_marked(engine, batch.micro_batches):
+            yield self._loss(engine, rows) * weight
+
+    def after_update(self, session: Session, step: int) -> dict[str, Any]:
+        """The loss on what is held out, where it is due; with early stopping a new lowest is exported."""
+        train = self._job.config.train
+        if not self._validation or (step % train.validate_every and step < train.num_steps):
+            return {}
+        loss = self._validate(session.engine)
+        if self._lowest is None or loss < self._lowest:
+            self._lowest, self._since = loss, 0
+            if train.early_stopping:
+                self.export(session)
+        else:
+            self._since += 1
+        return {"validation_loss": loss}
+
+    @property
+    def is_done(self) -> bool:
+        patience = self._job.config.train.early_stopping
+        return patience > 0 and self._since >= patience
+
+    def finish(self, session: Session) -> bool:
+        """With early stopping the model of the lowest loss is there already."""
+        return bool(self._job.config.train.early_stopping) or super().finish(session)
+
+    @torch.no_grad()
+    def _validate(self, engine: Any) -> float:
+        """The mean over all completion tokens of the held-out documents."""
+        job = self._job
+        engine.eval()
+        total, num = 0.0, 0
+        for rows in self._validation:
+            job.watchdog.beat("the loss on held-out documents")
+            total += float(self._loss(engine, rows))
+            num += int(rows.loss_mask.sum())
+        engine.train()
+        summed, tokens = job.group.all_sum([total, num])
+        return summed / tokens
+
+    def _loss(self, engine: Any, rows: Rows) -> torch.Tensor:
+        """Summed over the completion tokens of a micro batch."""
+        device, attention = self._job.group.device, self._job.config.model.attn_implementation
+        tokens = torch.from_numpy(rows.tokens).to(device)
+        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        places = np.flatnonzero(rows.loss_mask[:, 1:])
+        chosen = torch.from_numpy(places).to(device)
+        samples = None if rows.samples is None else rows.samples[:, 1:].reshape(-1)[places]
+        if rows.positions is None or not self._job.config.data.packing:
+            return self.cross_entropy(engine, inputs, targets, chosen, samples)
+        positions = torch.from_numpy(rows.positions).to(device)[:, :-1]
+        inputs, targets, positions = map(packed_form(attention), (inputs, targets, positions))
+        return self.cross_entropy(engine, inputs, targets, chosen, samples, position_ids=positions)
+
+    def num_tokens(self, batch: TraceBatch | PackedBatch) -> int:
         return batch.num_loss_tokens
 
-    def seq_len(self, batch: TraceBatch) -> int:
-        return int(batch.tokens.shape[-1])
+    def computed(self, batch: TraceBatch | PackedBatch) -> tuple[int, int]:
+        return batch.num_positions, batch.attended
+
+    def facts(self, batch: TraceBatch | PackedBatch) -> dict[str, Any]:
+        return {"useful_share": batch.num_tokens / batch.num_positions}
 
     def meta(self, step: int) -> dict[str, Any]:
         # How many tokens a batch of completions has does not follow from the step.
-        return {**super().meta(step), "tokens": self._tokens}
+        return {**super().meta(step), "tokens": self._tokens, "validation": [self._lowest, self._since]}
 
     def read_state(self, folder: Path, meta: dict[str, Any]) -> None:
-        self._tokens = int(meta["tokens"])
+        super().read_state(folder, meta)
+        self._lowest, self._since = meta.get("validation", (None, 0))  # not in those of before
 
-    def finish(self, session: Session) -> bool:
-        """Leave the model as a Hugging Face folder, for the stages that follow."""
-        job = self._job
-        job.watchdog.beat("exporting the model")
-        export_model(session.engine.module, job.group, job.run.model, load_tokenizer(job.config.model))
-        return True
+    def tokens_in(self, meta: dict[str, Any]) -> int:
+        return int(meta["tokens"])
+
+    def tokenizer_files(self) -> TokenizerFiles:
+        return exported_tokenizer(self._job.config.model)

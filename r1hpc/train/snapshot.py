@@ -5,80 +5,53 @@ checkpoint is good. DeepSpeed's own `latest` is never written: it names a checkp
 ranks have finished theirs.
 """
 
-import json
-import os
-import random
 import shutil
-import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.units import format_bytes
-from r1hpc.base.version import __version__
 from r1hpc.checkpoint.errors import CheckpointWriteError, NoUsableCheckpointError
 from r1hpc.checkpoint.store import Checkpoint, CheckpointStore
+from r1hpc.train.background import Exchange, Records, Report, Write, records_of
+from r1hpc.train.checkpoint_files import AbandonedError, CheckpointFiles, File, write_file
 from r1hpc.train.distributed import Group
 from r1hpc.train.errors import ResumeError, SaveError
+from r1hpc.train.identity import Identity, describe_versions, versions
+from r1hpc.train.streams import restore_streams, seed_streams, streams
+from r1hpc.train.universal import convert
+from r1hpc.train.weight_parts import PREFIX as WEIGHTS
+from r1hpc.train.weight_parts import part_name
 
 _TAG = "deepspeed"
+_SETTLE_S = 30.0
+"""For a write under way when its rank fails: srun ends the others soon after the first has left."""
 _T = TypeVar("_T")
-# Facts that must be the same at resume: they decide which numbers the run computes.
-_IDENTITY = ("dataset_id", "plan_hash", "global_batch_size", "model", "precision")
 
 
 @dataclass(frozen=True)
-class Identity:
-    """What a checkpoint belongs to. `world_size` and `zero_stage` may change, the rest may not."""
+class Saved:
+    """A checkpoint that was committed, and what it cost."""
 
-    dataset_id: str
-    plan_hash: str
-    global_batch_size: int
-    model: str
-    precision: str
-    zero_stage: int
-    world_size: int
-    facts: dict[str, Any] = field(default_factory=dict)
-    """More that may not change, under names of the stage's own."""
-
-    def check(self, saved: dict[str, Any]) -> None:
-        """Raise ResumeError when a checkpoint's meta tells of another run."""
-        ours = {name: getattr(self, name) for name in _IDENTITY} | self.facts
-        for name, value in ours.items():
-            if saved.get(name) != value:
-                raise ResumeError(
-                    f"the checkpoint was made with {name}={saved.get(name)}, this run has {name}={value}: "
-                    "go back to the old setting, or start a run of another name"
-                )
-        if saved.get("zero_stage") != self.zero_stage and {saved.get("zero_stage"), self.zero_stage} != {
-            1,
-            2,
-        }:
-            raise ResumeError(
-                f"the checkpoint is of ZeRO {saved.get('zero_stage')}, this run has deepspeed.zero_stage="
-                f"{self.zero_stage}: DeepSpeed converts only between 1 and 2; go back to the old stage"
-            )
-
-    def to_meta(self) -> dict[str, Any]:
-        """As a checkpoint's manifest holds it."""
-        own = {k: v for k, v in self.__dict__.items() if k != "facts"}
-        return {**own, **self.facts}
-
-    def same_layout(self, saved: dict[str, Any]) -> bool:
-        """Whether DeepSpeed's files fit as they are, without conversion."""
-        if saved.get("zero_stage") == self.zero_stage == 0:
-            return True  # every rank holds everything
-        return (saved.get("world_size"), saved.get("zero_stage")) == (self.world_size, self.zero_stage)
+    step: int
+    bytes: int
+    copy_s: float
+    """In which training waited, until everything was copied to host memory (or written, where it was not)."""
+    copied_at: float
+    """Unix time of the end of that."""
+    write_s: float
+    """From then to the commit."""
+    waited_s: float
+    """Of that, in which training waited too, at the end."""
 
 
 class Snapshots:
@@ -92,6 +65,9 @@ class Snapshots:
         token: str,
         identity: Identity,
         scratch: Path,
+        *,
+        asynchronous: bool = False,
+        ranks_per_node: int = 1,
     ) -> None:
         self._store = store
         self._group = group
@@ -99,6 +75,18 @@ class Snapshots:
         self._token = token
         self._identity = identity
         self._scratch = scratch
+        self._files = CheckpointFiles(
+            group, identity.zero_stage, asynchronous=asynchronous, ranks_per_node=ranks_per_node
+        )
+        self._exchange = Exchange(group)
+        self._num_writes = 0
+        self._write: Write | None = None
+        self._is_hurried = False
+        self._is_abandoned = False
+        self._copy_s = 0.0
+        self._copied_at = 0.0
+        self._usual_s: float | None = None
+        """Of a whole save, as the last one took."""
         self.last_committed_step: int | None = None
         self.last_bytes = 0
 
@@ -138,6 +126,7 @@ class Snapshots:
         Raises:
             NoUsableCheckpointError: none can be loaded; names each.
         """
+        self._files.attach(engine)
         needs_conversion, failed = self.needs_conversion(checkpoint), []
         candidate: Checkpoint | None = checkpoint
         while candidate is not None:
@@ -189,17 +178,28 @@ class Snapshots:
 
     def _load(self, engine: Any, checkpoint: Checkpoint) -> None:
         if self.needs_conversion(checkpoint):
-            folder = self._convert(checkpoint)
+            folder = self._scratch / f"universal-{self._attempt}" / f"step-{checkpoint.step}"
+            meta = checkpoint.manifest.meta
+            self._tell(lambda: convert(checkpoint.path / _TAG, folder, meta["zero_stage"]))
             path, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
             self._group.barrier()
             if self._group.rank == 0:
                 shutil.rmtree(folder.parent)
-            seed_streams(checkpoint.manifest.meta["seed"], checkpoint.step, self._group.rank)
+            seed_streams(meta["seed"], checkpoint.step, self._group.rank)
         else:
             path, _ = engine.load_checkpoint(str(checkpoint.path), tag=_TAG)
             restore_streams(checkpoint.path / _streams_name(self._group.rank))
         if path is None:
             raise ResumeError(f"DeepSpeed found nothing to load in {checkpoint.path}")
+
+    @property
+    def step_being_written(self) -> int | None:
+        return self._write.step if self._write else None
+
+    @property
+    def is_over(self) -> bool:
+        """This rank knows that the write under way is done or failed: then all ranks must `finish`."""
+        return self._write is not None and self._write.is_over
 
     def save(
         self,
@@ -209,65 +209,170 @@ class Snapshots:
         *,
         hurry: bool,
         write_more: Callable[[Path], None],
-    ) -> float:
-        """Write and commit the state after `step` optimizer steps; returns the seconds it took.
+        make_durable: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Copy the state after `step` optimizer steps, and begin to write it. Collective.
+
+        The write before this one must be finished. Until `finish` returns this one it is not committed.
 
         Args:
-            write_more: puts the stage's own files of this rank, `stage_rank_<n>…`, into the folder.
+            write_more: puts the stage's own files of this rank, `stage_rank_<n>…`, into the folder, in the
+                thread of the write.
+            make_durable: on rank 0, ahead of the commit: what must not be missing once it exists.
             hurry: somebody is about to kill us; older checkpoints are removed as far as that takes no time.
 
         Raises:
             SaveError: disk full, I/O error, or this incarnation is superseded. The run's earlier
                 checkpoints are untouched.
         """
+        assert self._write is None, "one write at a time"
         started = time.monotonic()
         staging = self._store.staging(step, self._attempt, self._token)
         self._tell(lambda: self._open_staging(step))
         failpoint("save.begin")
+        self._files.attach(engine)
         try:
             # A rank that fails in here leaves the others in a barrier of DeepSpeed's; they are ended with it
             # (srun --kill-on-bad-exit). What they leave is removed when the next attempt begins.
             with self._store.writing(staging):
                 engine.save_checkpoint(str(staging), tag=_TAG, save_latest=False)
-                save_streams(staging / _streams_name(self._group.rank))
-                write_more(staging)
         except (R1hpcError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             if self._group.rank == 0:  # makes room on a full disk, also for the message to come
                 self._store.abandon(step, self._attempt, self._token)
             raise SaveError(self._no_space(f"writing checkpoint step {step}", error)) from error
-        failpoint("save.written")
-        self._group.barrier()
+        files = [*self._files.take(), (staging / _streams_name(self._group.rank), streams())]
+        full = {**self._identity.to_meta(), **versions(), **meta}
+        failpoint("save.copied")
+        self._copy_s, self._copied_at = time.monotonic() - started, time.time()
+        self._num_writes += 1
+        self._is_hurried, self._is_abandoned = hurry, False
+        self._write = Write(
+            step,
+            self._num_writes,
+            self._exchange,
+            partial(self._write_own, step, staging, files, write_more),
+            partial(self._commit, step, full, make_durable),
+            partial(self._prune, step, hurry),
+        )
+
+    def finish(self, *, hurry: bool = False) -> Saved | None:
+        """Wait until the write under way is committed. Collective.
+
+        Returns None where there is none, or where `make_way` had it abandoned.
+
+        Args:
+            hurry: do not wait for the removal of older checkpoints.
+
+        Raises:
+            SaveError: it failed, on whichever rank, with all of them alike.
+        """
+        write, started = self._write, time.monotonic()
+        if write is None:
+            return None
+        write.wait_for_own()
+        with self._group.waits():
+            write.wait(hurry=hurry and not self._is_hurried)
+        self._write = None
+        outcomes = self._group.gather((write.problem, write.committed_bytes, write.seconds))
+        if write.error is not None:
+            raise write.error
+        problems = [problem for problem, _, _ in outcomes if problem]
+        _, num_bytes, write_s = outcomes[0]
+        if num_bytes is None:
+            if self._is_abandoned:
+                return None
+            raise SaveError(problems[0])
+        self.last_committed_step, self.last_bytes = write.step, num_bytes
+        self._usual_s = self._copy_s + write_s
+        if problems:
+            raise SaveError(problems[0])
+        waited_s = time.monotonic() - started
+        return Saved(write.step, num_bytes, self._copy_s, self._copied_at, write_s, waited_s)
+
+    def settle(self) -> None:
+        """On the way out with an error: let the write under way come to its end. Not collective.
+
+        It is committed, or it fails and what it wrote is removed: a full disk would hide why the run ended.
+        Two threads may wait at once, the one that failed and the watchdog's: neither leaves before the end.
+        """
+        write = self._write
+        if write is not None:
+            with self._group.waits():
+                write.settle(_SETTLE_S)
+
+    def make_way(self, seconds_left: float | None) -> None:
+        """A newer state is to be saved in `seconds_left` (rank 0's count; None: not known). Collective.
+
+        Where only that one fits, the write under way is abandoned. Where both do, or not even that one, it is
+        not: what is nearly written is worth more than what may never be.
+        """
+        write = self._write
+        if write is None:
+            return
+        self._is_abandoned = self._group.broadcast(self._only_newer_fits(write, seconds_left))
+        if self._is_abandoned:
+            self._report(f"the write of step {write.step} is abandoned for a newer one")
+            write.abandon()
+
+    def _only_newer_fits(self, write: Write, seconds_left: float | None) -> bool:
+        if seconds_left is None or self._usual_s is None:
+            return False
+        rest_s = max(0.0, self._usual_s - (time.monotonic() - write.started_at))
+        return self._usual_s <= seconds_left < rest_s + self._usual_s
+
+    def _write_own(
+        self,
+        step: int,
+        staging: Path,
+        files: list[File],
+        write_more: Callable[[Path], None],
+        stop: threading.Event,
+    ) -> Records:
+        """In the thread of the write: put the files where they belong, and seal all that this rank wrote."""
         try:
             with self._store.writing(staging):
+                failpoint("save.writing")
+                for path, state in files:
+                    write_file(path, state, stop)
+                write_more(staging)
+                failpoint("save.written")
+                if stop.is_set():
+                    raise AbandonedError("abandoned")
                 names = self._own_files(staging)
                 self._check_whole(staging, names)
-            mine: Any = self._store.seal(staging, names)
-        except R1hpcError as error:
-            mine = str(error)
-        sealed = self._group.gather(mine)
-        failures = [s for s in sealed if isinstance(s, str)]
-        if failures:
-            if self._group.rank == 0:
-                self._store.abandon(step, self._attempt, self._token)
-            raise SaveError("; ".join(failures))
-        records = [record for part in sealed for record in part]
+        except AbandonedError:
+            raise
+        except (R1hpcError, RuntimeError) as error:
+            raise SaveError(self._no_space(f"writing checkpoint step {step}", error)) from error
+        records = self._store.seal(staging, names)
         failpoint("save.sealed")
-        full = {**self._identity.to_meta(), **versions(), **meta}
-        self._tell(lambda: self._store.commit(step, self._attempt, self._token, records, full))
+        return records
+
+    def _commit(
+        self, step: int, meta: dict[str, Any], make_durable: Callable[[], None], reports: list[Report]
+    ) -> int:
+        """In rank 0's thread of the write; the bytes that were committed."""
+        try:
+            records = records_of(reports)
+            make_durable()
+            self._store.commit(step, self._attempt, self._token, records, meta)
+        except (R1hpcError, OSError) as error:
+            self._store.abandon(step, self._attempt, self._token)  # also makes room on a full disk
+            if isinstance(error, OSError):
+                raise SaveError(self._no_space(f"checkpoint step {step}", error)) from error
+            raise
         failpoint("save.committed")
-        self.last_committed_step = step
-        self.last_bytes = sum(record.size for record in records)
-        self._prune(step, hurry)
-        return time.monotonic() - started
+        return sum(record.size for record in records)
 
     def _prune(self, step: int, hurry: bool) -> None:
         # Not what it resumed from: that is as good as any other once `keep` newer ones are committed.
-        if not hurry:
-            self._tell(lambda: self._store.prune([step], at=step))
-        elif self._group.rank == 0:
-            self._try_to_prune(partial(self._store.prune, [step], at=step, hurry=True))
+        prune = partial(self._store.prune, [step], at=step, hurry=hurry)
+        if hurry:
+            self._try_to_prune(prune)
+        else:
+            prune()
 
     def _try_to_prune(self, prune: Callable[[], object]) -> None:
         """The state is safe, which is what counts: what cannot be removed now is said and left."""
@@ -287,42 +392,23 @@ class Snapshots:
 
     def _own_files(self, staging: Path) -> list[str]:
         """The files this rank wrote: those that carry its number; rank 0 also all that carry none."""
-        files = (p.relative_to(staging).as_posix() for p in staging.rglob("*") if p.is_file())
-        return sorted(name for name in files if _owner(name, self._group.world_size) == self._group.rank)
+        rank, world_size = self._group.rank, self._group.world_size
+        mine = (p for p in staging.rglob("*") if _owner(p.name, world_size) == rank and p.is_file())
+        return sorted(path.relative_to(staging).as_posix() for path in mine)
 
     def _check_whole(self, staging: Path, names: list[str]) -> None:
         """Raise CheckpointWriteError unless this rank wrote what no load can do without."""
         rank, zero_stage = self._group.rank, self._identity.zero_stage
         due = {
             _streams_name(rank): True,
-            # Of the weights rank 0 writes all, or each rank its part.
+            # Without weights in parts, rank 0 writes all of them below ZeRO 3, and each rank its own there.
             "_model_states.pt": rank == 0 or zero_stage == 3,
             "_optim_states.pt": zero_stage > 0,
+            part_name(rank): self._files.in_parts,
         }
         for ending, wanted in due.items():
             if wanted and not any(name.endswith(ending) for name in names):
                 raise CheckpointWriteError(f"rank {rank} finds no file *{ending} of its own in {staging}")
-
-    def _convert(self, checkpoint: Checkpoint) -> Path:
-        """DeepSpeed's universal form of the checkpoint, in a scratch folder; the original stays as it is."""
-        target = self._scratch / f"universal-{self._attempt}" / f"step-{checkpoint.step}"
-
-        def convert() -> None:
-            for leftover in self._scratch.glob("universal-*"):  # of a conversion that was killed
-                shutil.rmtree(leftover)
-            target.parent.mkdir(mode=0o700)
-            command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
-            command += ["--input_folder", str(checkpoint.path / _TAG), "--output_folder", str(target)]
-            command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
-            if checkpoint.manifest.meta["zero_stage"] < 3:
-                command += ["--inject_missing_state"]
-            clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-            done = subprocess.run(command, capture_output=True, text=True, env=clean, check=False)
-            if done.returncode:
-                raise ResumeError(f"DeepSpeed could not convert {checkpoint.path}:\n{done.stderr[-2000:]}")
-
-        self._tell(convert)
-        return target
 
     def _tell(self, action: Callable[[], _T]) -> _T:
         """Do `action` on rank 0 and tell all; when it fails there, fail with the same words on all ranks."""
@@ -346,72 +432,14 @@ class Snapshots:
         return f"{what} failed: {first} ({format_bytes(free)} free under {self._store.root})"
 
 
-def versions() -> dict[str, str]:
-    """What a checkpoint was written with, as its manifest holds it."""
-    return {"torch": torch.__version__, "deepspeed": version("deepspeed"), "r1hpc": __version__}
-
-
-def describe_versions(saved: dict[str, Any]) -> str:
-    """What of `versions` differs from those of a checkpoint's meta; empty where nothing does.
-
-    Never a reason to refuse. A version that was not stored is not compared.
-    """
-    pairs = [(name, saved.get(name), ours) for name, ours in versions().items()]
-    changed = [f"{name} {theirs} (now {ours})" for name, theirs, ours in pairs if theirs not in (None, ours)]
-    if not changed:
-        return ""
-    return f"was written with {', '.join(changed)}: results may differ in the last bits from here on"
-
-
-def seed_streams(seed: int, step: int, rank: int) -> None:
-    """Fresh random streams, different for every (seed, step, rank)."""
-    mixed = np.random.SeedSequence([seed, step, rank]).generate_state(2, np.uint32)
-    torch.manual_seed(int(mixed[0]) << 16 ^ int(mixed[1]))
-    np.random.seed(int(mixed[1]))
-    random.seed(int(mixed[0]))
-
-
-def save_streams(path: Path) -> None:
-    """Write every random stream of this rank. DeepSpeed saves none.
-
-    CUDA's only where this process uses a GPU: a CPU run must not take memory of one that is there.
-    """
-    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    version, internal, gauss_next = random.getstate()
-    streams = {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if _uses_gpu() else None,
-        "numpy": json.dumps([str(name), [int(k) for k in keys], int(position), int(has_gauss), float(gauss)]),
-        "python": json.dumps([version, list(internal), gauss_next]),
-    }
-    torch.save(streams, path)
-
-
-def restore_streams(path: Path) -> None:
-    """Read back what save_streams wrote."""
-    streams = torch.load(path, weights_only=True)
-    torch.set_rng_state(streams["torch"])
-    if streams["cuda"] is not None and _uses_gpu():
-        torch.cuda.set_rng_state(streams["cuda"])
-    name, keys, position, has_gauss, gauss = json.loads(streams["numpy"])
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
-    version, internal, gauss_next = json.loads(streams["python"])
-    random.setstate((version, tuple(internal), gauss_next))
-
-
-def _uses_gpu() -> bool:
-    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
-
-
 def _streams_name(rank: int) -> str:
     return f"streams_rank_{rank}.pt"
 
 
 def _owner(name: str, world_size: int) -> int:
     """The rank that wrote a file, by DeepSpeed's naming (`zero_pp_rank_3_mp_rank_00…`) and ours."""
-    stem = name.rsplit("/", 1)[-1]
-    for marker in ("zero_pp_rank_", "streams_rank_", "stage_rank_"):
-        _, found, tail = stem.partition(marker)
+    for marker in ("zero_pp_rank_", "streams_rank_", "stage_rank_", WEIGHTS):
+        _, found, tail = name.partition(marker)
         if found:
             rank = int(tail.replace(".", "_").split("_")[0])
             return rank if rank < world_size else 0

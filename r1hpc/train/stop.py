@@ -31,6 +31,10 @@ class Clock:
     """Half of the time limit: short slices make progress, whatever the save interval."""
     stop_at: float | None = None
     """When the run's own limit of GPU-hours is used up."""
+    ends_at: float | None = None
+    """When the time limit ends the job."""
+    grace_s: float | None = None
+    """From the first signal of a preemption to the end."""
 
 
 class StopRequests:
@@ -41,12 +45,14 @@ class StopRequests:
         self._watch_files = rank == 0
         self._clock = clock if rank == 0 else Clock()
         self._saved = False
+        self._answering = False
+        self._answers_file = False
         self._next_file_poll = 0.0
         self._stop = False
         self._save = False
         self.reason = ""
         """What asked for the stop first: a signal's name or `STOP file`."""
-        self.signalled_at: float | None = None
+        self._signalled_at: float | None = None
 
     def install(self) -> None:
         """Take over SIGTERM and SIGUSR2, and whatever handlers a launcher put there before."""
@@ -56,7 +62,10 @@ class StopRequests:
         signal.signal(signal.SIGCONT, signal.SIG_DFL)
 
     def poll(self) -> tuple[bool, bool]:
-        """(stop, save) as this rank knows it now. A SAVE file is consumed by `saved`."""
+        """(stop, save) as this rank knows it now. A SAVE file is consumed by `saved`.
+
+        A request that a save under way answers is not reported again.
+        """
         now = time.monotonic()
         if self._clock.stop_at is not None and now >= self._clock.stop_at:
             self._ask_to_stop(OUT_OF_HOURS)
@@ -66,19 +75,30 @@ class StopRequests:
                 self._ask_to_stop("STOP file")
             self._save = self._run.save.exists()
         late = self._clock.first_save_at is not None and not self._saved and now >= self._clock.first_save_at
-        return self._stop, self._save or late
+        return self._stop, (self._save or late) and not self._answering
+
+    def saving(self) -> None:
+        """The state was taken for a checkpoint, which answers what was requested until now."""
+        self._answers_file, self._answering = self._save, True
 
     def saved(self) -> None:
-        """A checkpoint was committed: the SAVE request is answered."""
-        self._saved = True
-        if self._watch_files and self._save:
+        """The checkpoint of the last `saving` was committed: the SAVE request is answered."""
+        self._saved, self._answering = True, False
+        if self._watch_files and self._answers_file:
             self._run.save.unlink(missing_ok=True)
-            self._save = False
+            self._save = self._answers_file = False
+
+    def seconds_left(self) -> float | None:
+        """Until this job is killed, as far as that is known."""
+        now, ends = time.monotonic(), [self._clock.ends_at]
+        if self._signalled_at is not None and self._clock.grace_s is not None:
+            ends.append(self._signalled_at + self._clock.grace_s)
+        return min((end - now for end in ends if end is not None), default=None)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # A second signal changes nothing: the save is under way, and Slurm sends SIGTERM twice.
-        if self.signalled_at is None:
-            self.signalled_at = time.time()
+        if self._signalled_at is None:
+            self._signalled_at = time.monotonic()
         self._ask_to_stop(signal.Signals(number).name)
 
     def _ask_to_stop(self, reason: str) -> None:

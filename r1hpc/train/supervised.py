@@ -7,7 +7,7 @@ The samples of a step follow from its number, so a resumed run reads on where it
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -17,15 +17,17 @@ import torch
 
 from r1hpc.base.failpoints import failpoint
 from r1hpc.plan.batch import BatchPlan, solve_batch
-from r1hpc.train import loop
-from r1hpc.train.loop import Job, Session, StepResult
+from r1hpc.tasks.tokenizer import TokenizerFiles
+from r1hpc.train import loop, step_records
+from r1hpc.train.export import export_model
+from r1hpc.train.logits import OutputHead
+from r1hpc.train.mixing import Mixing
+from r1hpc.train.session import Job, Session, StepResult
 
 
 class Batch(Protocol):
-    """What one rank consumes in one optimizer step; (gradient_accumulation_steps, micro_batch_size, ...)."""
+    """What one rank consumes in one optimizer step."""
 
-    @property
-    def tokens(self) -> npt.NDArray[np.int64]: ...
     @property
     def sample_ids(self) -> npt.NDArray[np.int64]: ...
     @property
@@ -49,25 +51,63 @@ def batch_plan(job: Job) -> BatchPlan:
 class SupervisedStage(ABC, Generic[BatchT]):
     """The stage. State: the step, and the tokens trained on so far."""
 
-    def __init__(self, job: Job, batch_of: Callable[[int], BatchT]) -> None:
+    def __init__(self, job: Job, batch_of: Callable[[int], BatchT], mixing: Mixing) -> None:
         """`batch_of` gives this rank's part of the global batch of a step, counted from 0."""
         self._job = job
         self._batch_of = batch_of
+        self._mixing = mixing
         self._tokens = 0
+        self._head: OutputHead | None = None
+
+    def cross_entropy(
+        self,
+        engine: Any,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        chosen: torch.Tensor | None = None,
+        samples: npt.NDArray[np.int64] | None = None,
+        **more: torch.Tensor,
+    ) -> torch.Tensor:
+        """Sum over the targets (rows, T) at the flat positions `chosen`, or all; `more` goes to the model.
+
+        `samples` is which sample each target that counts is of, (num_chosen,); None: of none trained on.
+        """
+        if self._head is None:
+            self._head = OutputHead(engine.module, self._job.config.train.logits_chunk_tokens)
+        scores = self._head.scores(lambda: engine(input_ids=inputs, **more).logits, targets, chosen)
+        if samples is not None and self._mixing.wants_losses:
+            self._mixing.see(-scores.logprobs, samples)
+        return -scores.logprobs.sum()
+
+    def last_marked(self, engine: Any, micro_batches: Sequence[Any] | torch.Tensor) -> Iterator[Any]:
+        """Each micro batch; the engine is told at which one the gradients are complete."""
+        for number, micro_batch in enumerate(micro_batches):
+            engine.set_gradient_accumulation_boundary(number + 1 == len(micro_batches))
+            yield micro_batch
 
     @abstractmethod
     def losses(self, engine: Any, batch: BatchT) -> Iterator[torch.Tensor]:
-        """The loss of each micro batch; the mean over them and over the ranks is what is trained on."""
+        """The loss of each micro batch; the mean over the ranks of their sum is what is trained on."""
 
     @abstractmethod
     def num_tokens(self, batch: BatchT) -> int:
         """How many tokens of the global batch have a loss."""
 
     @abstractmethod
-    def seq_len(self, batch: BatchT) -> int:
-        """Positions of a row that are computed, for MFU."""
+    def computed(self, batch: BatchT) -> tuple[int, int]:
+        """Positions of the global batch that are computed, and to how many each attends; for MFU."""
+
+    def facts(self, batch: BatchT) -> dict[str, Any]:
+        """More for train.jsonl."""
+        return {}
+
+    def after_update(self, session: Session, step: int) -> dict[str, Any]:
+        """What is to be done after step `step`, on all ranks; and more for train.jsonl."""
+        return {}
 
     def begin(self, session: Session) -> bool:
+        if self._job.group.rank == 0:
+            self._mixing.announce(session, session.first_step - 1)
         return True
 
     def take_step(self, session: Session, step: int) -> StepResult:
@@ -80,43 +120,67 @@ class SupervisedStage(ABC, Generic[BatchT]):
         failpoint("step.begin")
         # Summed over the ranks these name the global batch, whatever the number of ranks.
         proof = [float(v) for v in (batch.sample_ids.size, batch.sample_ids.sum(), batch.checksum)]
-        result = loop.optimizer_step(
-            session, step, self.losses(session.engine, batch), lambda: proof, num_losses=len(batch.tokens)
-        )
+        losses = self.losses(session.engine, batch)
+        result = loop.optimizer_step(session, step, losses, lambda: [*proof, *self._mixing.sums()])
+        mix = self._mixing.after_step(step, result.sums[len(proof) :])
         num_tokens = self.num_tokens(batch)
         self._tokens += num_tokens
         step_time_s = time.monotonic() - started
+        more = self.after_update(session, step)
         session.rank_times.step(step, step_time_s, data_time_s + result.forward_s)
         if job.group.rank == 0:
-            done = loop.StepRecord(
+            done = step_records.StepRecord(
                 tokens=self._tokens,
                 step_tokens=num_tokens,
                 step_time_s=step_time_s,
                 used=self._used(step, result),
                 data_time_s=data_time_s,
-                flops=_flops(session, self.seq_len(batch)),
+                flops=_flops(session, *self.computed(batch)),
+                extra=self.facts(batch) | mix | more,
             )
-            loop.record(session, step, result, done)
+            step_records.record(session, step, result, done)
+            self._mixing.announce(session, step)
         return result
 
     def meta(self, step: int) -> dict[str, Any]:
-        return {"next_sample": step * self._job.config.train.global_batch_size}
+        return {"next_sample": step * self._job.config.train.global_batch_size, **self._mixing.meta(step)}
 
-    def write_state(self, folder: Path) -> None:
+    def state_writer(self) -> Callable[[Path], None]:
         """Nothing: the order of the data is a function of the step."""
+        return lambda folder: None
+
+    def read_state(self, folder: Path, meta: dict[str, Any]) -> None:
+        """The changes of weights and the count of tokens: the loader is asked by step."""
+        self._mixing.read(meta)
+        self._tokens = self.tokens_in(meta)
 
     @abstractmethod
-    def read_state(self, folder: Path, meta: dict[str, Any]) -> None:
-        """Only the count of tokens: the loader is asked by step."""
+    def tokens_in(self, meta: dict[str, Any]) -> int:
+        """Trained on until a checkpoint."""
+
+    @abstractmethod
+    def tokenizer_files(self) -> TokenizerFiles | None:
+        """What goes beside the weights of the export; None: the data are ids, and nobody knows of what."""
+
+    @property
+    def is_done(self) -> bool:
+        return False
 
     def finish(self, session: Session) -> bool:
+        """Leave the model as a Hugging Face folder, for the stages that follow."""
+        self.export(session)
         return True
+
+    def export(self, session: Session) -> None:
+        job = self._job
+        job.watchdog.beat("exporting the model")
+        export_model(session.engine.module, job.group, job.run.model, self.tokenizer_files())
 
     def kept(self, step: int) -> int:
         return 0
 
     def _used(self, step: int, result: StepResult) -> dict[str, Any]:
-        num_samples, sample_sum, checksum = map(int, result.sums)
+        num_samples, sample_sum, checksum = map(int, result.sums[:3])
         return {
             "first_sample": (step - 1) * self._job.config.train.global_batch_size,
             "num_samples": num_samples,
@@ -125,7 +189,7 @@ class SupervisedStage(ABC, Generic[BatchT]):
         }
 
 
-def _flops(session: Session, seq_len: int) -> float | None:
-    """Model FLOPs of a global batch whose rows have `seq_len` positions; None: not known for the model."""
-    per_token = loop.model_flops_per_token(session.hf_config, seq_len)
-    return None if per_token is None else per_token * (session.batch.global_batch_size * seq_len)
+def _flops(session: Session, num_positions: int, attended: int) -> float | None:
+    """Model FLOPs of a global batch; None: not known for the model."""
+    per_token = step_records.model_flops_per_token(session.hf_config, attended)
+    return None if per_token is None else per_token * num_positions

@@ -1,4 +1,5 @@
-"""One update by GRPO or PPO on the completions of a rollout: advantages, and the losses of its micro batches.
+"""One update on the completions of a rollout: advantages, and the losses of its micro batches, by GRPO, PPO
+or the distance to a teacher (distillation).
 
     experience = updater.prepare(engine, rollout, prompts)           # once per rollout
     rows = updater.rows_of(experience, update)                       # updates_per_rollout times
@@ -9,8 +10,8 @@ nothing are left out, the rest is sorted by length and dealt, so that a micro ba
 and all ranks have equally many micro batches.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,147 +22,36 @@ from r1hpc.config.schema import RunConfig
 from r1hpc.plan.batch import updates_per_rollout
 from r1hpc.train.algorithms import (
     Floats,
-    entropy_sum,
     gae,
     group_advantages,
+    importance_weights,
     policy_terms,
-    selected_logprobs,
     token_weights,
     value_loss,
     whiten,
 )
 from r1hpc.train.distributed import Group
-from r1hpc.train.policy import Reference
-from r1hpc.train.rollout import Groups, Rollout
-
-Rows = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Experience:
-    """A rollout with everything its updates need, the same on every rank. n completions."""
-
-    groups: Groups
-    prompts: tuple[tuple[int, ...], ...]
-    """Tokens of each group's prompt."""
-    advantages: Floats
-    """(n, longest); 0 beyond each completion."""
-    counts: npt.NDArray[np.bool_]
-    """(n,): completions that are part of the loss at all."""
-    returns: Floats | None = None
-    """(n, longest): what the critic is to learn; PPO only."""
-    values: Floats | None = None
-    """(n, longest): the critic's values before the first update; PPO only."""
-
-    def prompt_of(self, row: int) -> tuple[int, ...]:
-        return self.prompts[row // self.groups.num_members]
-
-    def total_lengths(self) -> Rows:
-        prompts = np.repeat([len(prompt) for prompt in self.prompts], self.groups.num_members)
-        return np.asarray(prompts + self.groups.lengths, np.int64)
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Rows of one forward pass, right-padded. k = seq_len - first position that predicts a completion."""
-
-    input_ids: torch.Tensor
-    """(rows, seq_len)."""
-    targets: torch.Tensor
-    """(rows, k)."""
-    mask: torch.Tensor
-    """(rows, k): where a target is a token of the completion."""
-    columns: npt.NDArray[np.bool_]
-    rows: Rows
-    lengths: npt.NDArray[np.int32]
-
-    @property
-    def num_kept(self) -> int:
-        return int(self.targets.shape[1])
-
-    def spread(self, values: npt.NDArray[Any], dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """Values per completion token (n, longest) of the rollout, laid out as `targets`."""
-        placed = np.zeros(self.columns.shape, np.float64)
-        inside = np.arange(values.shape[1])[None, :] < self.lengths[:, None]
-        placed[self.columns] = values[self.rows][inside]
-        return torch.from_numpy(placed).to(self.targets.device, dtype)
-
-    def gathered(self, values: torch.Tensor, longest: int) -> Floats:
-        """The inverse: (rows, k) as (rows, longest) per completion token."""
-        placed = np.zeros((len(self.rows), longest))
-        inside = np.arange(longest)[None, :] < self.lengths[:, None]
-        placed[inside] = values.double().cpu().numpy()[self.columns]
-        return placed
-
-
-@dataclass
-class Tally:
-    """Sums over this rank's tokens of one update, to be added up over the ranks."""
-
-    tokens: float = 0.0
-    entropy: float = 0.0
-    clipped: float = 0.0
-    kl: float = 0.0
-    difference: float = 0.0
-    """|log-probability by the trainer - by the sampler|; only while the policy is the one that sampled."""
-    value_loss: float = 0.0
-
-    def numbers(self) -> list[float]:
-        """In the order in which `Tally(*numbers)` takes them back."""
-        return list(vars(self).values())
-
-    def per_token(self, total: float) -> float | None:
-        """A sum as a mean over the tokens that were trained on; None where there was none."""
-        return total / self.tokens if self.tokens else None
-
-
-def deal(lengths: Rows, rows: Rows, group: Group, micro_batch_size: int) -> list[Rows]:
-    """This rank's rows of each micro batch; every rank gets equally many lists, the last may be empty."""
-    ordered = rows[np.argsort(-lengths[rows], kind="stable")]
-    at_once = group.world_size * micro_batch_size
-    starts = range(0, max(1, len(ordered)), at_once)
-    return [ordered[start : start + at_once][group.rank :: group.world_size] for start in starts]
-
-
-def lay_out(experience: Experience, rows: Rows, pad: int, device: torch.device) -> MicroBatch:
-    """Prompt and completion of each row side by side, padded to the longest."""
-    groups = experience.groups
-    prompts = [experience.prompt_of(int(row)) for row in rows]
-    lengths = groups.lengths[rows]
-    longest = max(len(p) + int(n) for p, n in zip(prompts, lengths, strict=True))
-    ids = np.full((len(rows), longest), pad, np.int64)
-    is_completion = np.zeros((len(rows), longest), np.bool_)
-    for line, (row, prompt, length) in enumerate(zip(rows, prompts, lengths, strict=True)):
-        end = len(prompt) + int(length)
-        ids[line, : len(prompt)] = prompt
-        ids[line, len(prompt) : end] = groups.tokens[row, :length]
-        is_completion[line, len(prompt) : end] = True
-    # The logits at position t are of token t + 1: no column before the shortest prompt's last one is needed.
-    first = min(map(len, prompts))
-    columns = is_completion[:, first:]
-    tensor = torch.from_numpy(ids).to(device)
-    return MicroBatch(
-        input_ids=tensor[:, :-1],
-        targets=tensor[:, first:],
-        mask=torch.from_numpy(columns).to(device),
-        columns=columns,
-        rows=rows,
-        lengths=lengths,
-    )
+from r1hpc.train.logits import OutputHead, Teacher
+from r1hpc.train.micro_batches import Experience, MicroBatch, Rows, deal, lay_out
+from r1hpc.train.policy import Reference, policy_of
+from r1hpc.train.rollout import Rollout
+from r1hpc.train.tally import Tally
 
 
 @dataclass(frozen=True)
 class Forward:
     """What the networks say of a micro batch; each (rows, k)."""
 
-    logits: torch.Tensor
-    """(rows, k, vocab)."""
     logprobs: torch.Tensor
-    """By the policy that is trained, of the targets."""
+    """By the policy that is trained, of the targets; this and the next 0 where there is none."""
+    entropies: torch.Tensor
+    """Of that policy in nats, with its gradient where rl.entropy_coef asks for it."""
     values: torch.Tensor | None
     """By the critic; PPO only."""
     reference: torch.Tensor | None
     """Log-probabilities by the reference, where the KL is taken."""
+    divergences: torch.Tensor
+    """To the teacher; 0 without one."""
 
     def nothing(self) -> torch.Tensor:
         """A loss of 0 that reaches every parameter."""
@@ -177,27 +67,43 @@ class Updater:
         self._pad = pad
         self._reference = reference
         self._is_ppo = config.rl.algorithm == "ppo"
+        self._distills = config.rl.algorithm == "distill"
+        self.corrects_importance = config.rl.importance_sampling == "truncated" or (
+            config.rl.importance_sampling == "auto" and config.rollout.engine == "vllm" and not self._distills
+        )
+        self._heads: dict[int, OutputHead] = {}
 
     def prepare(self, engine: Any, rollout: Rollout, prompts: Sequence[tuple[int, ...]]) -> Experience:
-        """Advantages of a rollout; under PPO the critic's values too, worked out by all ranks together."""
+        """Advantages of a rollout, and what must be known of the networks as they are before its updates: the
+        critic's values under PPO, the old log-probabilities where importance is corrected. Collective."""
         rl, groups = self._config.rl, rollout.groups
         longest = groups.tokens.shape[1]
         # Overlong filtering (DAPO, arXiv 2503.14476, section 3.4): a completion that was cut off says nothing
         # of how its reasoning would have ended.
         counts = groups.ended if rl.mask_truncated else np.ones(len(groups.lengths), np.bool_)
         inside = np.arange(longest)[None, :] < groups.lengths[:, None]
+        bare = Experience(groups, tuple(prompts), np.zeros(inside.shape), counts)
+        old_logprobs = rollout.old_logprobs
+        if old_logprobs is None and self.corrects_importance and self._num_updates > 1:
+            old_logprobs = self._worked_out(engine, bare, self._logprobs)
+        if self._distills:
+            return bare
         if not self._is_ppo:
             # GRPO: the reward is of the whole completion, so each of its tokens has the same advantage.
             advantages = group_advantages(
-                groups.rewards.reshape(len(groups.items), -1), rl.scale_advantage
+                groups.rewards.reshape(len(groups.items), -1),
+                rl.scale_advantage,
+                rl.baseline == "leave_one_out",
             ).ravel()
-            return Experience(groups, tuple(prompts), np.where(inside, advantages[:, None], 0.0), counts)
-        bare = Experience(groups, tuple(prompts), np.zeros(inside.shape), counts)
+            spread = np.where(inside, advantages[:, None], 0.0)
+            return replace(bare, advantages=spread, old_logprobs=old_logprobs)
         # After a resume between two updates the critic is not the one that GAE was worked out with any more.
-        values = self._values(engine, bare) if rollout.values is None else rollout.values
+        values = rollout.values
+        if values is None:
+            values = self._worked_out(engine, bare, self._critic_values)
         advantages, returns = gae(groups.rewards, values, groups.lengths, rl.gamma, rl.gae_lambda)
         whitened = whiten(advantages, inside & counts[:, None])
-        return Experience(groups, tuple(prompts), whitened, counts, returns, values)
+        return Experience(groups, tuple(prompts), whitened, counts, returns, values, old_logprobs)
 
     def losses(
         self, engine: Any, experience: Experience, rows: Rows, is_first: bool, tally: Tally
@@ -256,7 +162,8 @@ class Updater:
     def _teaches(self, experience: Experience, rows: Rows, weights: Floats) -> npt.NDArray[np.bool_]:
         """Not: rows without weight, and those without advantage where nothing else pulls at them."""
         teaches: npt.NDArray[np.bool_] = weights[rows] > 0
-        if not self._is_ppo and self._config.rl.kl_coef == 0:
+        rl = self._config.rl
+        if rl.algorithm == "grpo" and rl.kl_coef == 0 and rl.entropy_coef == 0:
             teaches &= np.abs(experience.advantages[rows]).max(1) > 0
         return teaches
 
@@ -269,69 +176,171 @@ class Updater:
         is_first: bool,
         tally: Tally,
     ) -> torch.Tensor:
-        """This micro batch's part of the clipped policy loss, its KL term and the critic's loss."""
-        rl, logprobs, temperature = self._config.rl, forward.logprobs, self._config.rollout.temperature
+        """This micro batch's part of the loss."""
+        rl, logprobs = self._config.rl, forward.logprobs
         sampled = batch.spread(experience.groups.logprobs)
         per_token = batch.mask * torch.from_numpy(weights).to(logprobs)[:, None]
+        tally.add(tokens=batch.mask.sum(), entropy=forward.entropies.sum())
+        if is_first:
+            tally.add(difference=((logprobs.detach() - sampled).abs() * batch.mask).sum())
+        if self._distills:
+            tally.add(kl=forward.divergences.sum())
+            loss = (forward.divergences * per_token).sum()
+        else:
+            loss = self._policy_loss(experience, batch, forward, per_token, sampled, is_first, tally)
+            loss = loss + self._critic_loss(experience, batch, forward, per_token, tally)
+        if rl.entropy_coef:
+            loss = loss - rl.entropy_coef * (forward.entropies * per_token).sum()
+        return loss
+
+    def _policy_loss(
+        self,
+        experience: Experience,
+        batch: MicroBatch,
+        forward: Forward,
+        per_token: torch.Tensor,
+        sampled: torch.Tensor,
+        is_first: bool,
+        tally: Tally,
+    ) -> torch.Tensor:
+        """The clipped loss of the policy, and its KL term."""
+        rl, logprobs = self._config.rl, forward.logprobs
         # With a single update per rollout the old policy is the policy: the ratio is 1 and its gradient that
         # of log pi. The trainer's own values keep the sampler's rounding (bf16, other kernels) out of it.
         on_policy = is_first and self._num_updates == 1
+        old = logprobs.detach() if on_policy else sampled
+        if experience.old_logprobs is not None:
+            old = batch.spread(experience.old_logprobs)
+        importance = None
+        if self.corrects_importance:
+            importance = importance_weights(old, sampled, batch.mask, rl.importance_cap)
+            tally.add(
+                importance=importance.sum(),
+                importance_squared=(importance**2).sum(),
+                importance_capped=(importance >= rl.importance_cap).sum(),
+            )
         terms = policy_terms(
             logprobs,
-            logprobs.detach() if on_policy else sampled,
+            old,
             batch.spread(experience.advantages),
             per_token,
             batch.mask,
             rl,
             forward.reference,
+            importance,
         )
-        loss = terms.loss
-        tally.tokens += float(batch.mask.sum())
-        tally.entropy += float(entropy_sum(forward.logits, batch.mask, temperature))
-        tally.clipped += float(terms.clipped)
-        tally.kl += float(terms.kl)
-        if is_first:
-            tally.difference += float(((logprobs.detach() - sampled).abs() * batch.mask).sum())
-        if forward.values is not None and experience.values is not None and experience.returns is not None:
-            critic = value_loss(
-                forward.values.float(),
-                batch.spread(experience.values),
-                batch.spread(experience.returns),
-                per_token,
-                rl.value_clip,
-            )
-            tally.value_loss += float(critic.detach())
-            loss = loss + rl.value_coef * critic
-        return loss
+        tally.add(clipped=terms.clipped, kl=terms.kl)
+        return terms.loss
+
+    def _critic_loss(
+        self,
+        experience: Experience,
+        batch: MicroBatch,
+        forward: Forward,
+        per_token: torch.Tensor,
+        tally: Tally,
+    ) -> torch.Tensor | float:
+        """Of PPO's critic; 0 where there is none."""
+        if forward.values is None or experience.values is None or experience.returns is None:
+            return 0.0
+        critic = value_loss(
+            forward.values.float(),
+            batch.spread(experience.values),
+            batch.spread(experience.returns),
+            per_token,
+            self._config.rl.value_clip,
+        )
+        tally.add(value_loss=critic)
+        return self._config.rl.value_coef * critic
 
     def _forward(self, engine: Any, batch: MicroBatch) -> Forward:
-        logits, values = self._logits_and_values(engine, batch)
-        logprobs = selected_logprobs(logits, batch.targets, self._config.rollout.temperature)
-        return Forward(logits, logprobs, values, self._reference_logprobs(engine, batch))
+        values: list[torch.Tensor] = []
+        teacher = self._teacher(engine, batch)
+
+        def run() -> torch.Tensor:
+            logits, found = self._logits_and_values(engine, batch)
+            values[:] = [] if found is None else [found]
+            return logits
+
+        scores = self._head(policy_of(engine)).scores(
+            run,
+            batch.targets,
+            batch.positions,
+            temperature=self._config.rollout.temperature,
+            with_entropies=True,
+            differentiate_entropies=self._config.rl.entropy_coef > 0,
+            teacher=teacher,
+        )
+        return Forward(
+            batch.placed(scores.logprobs),
+            batch.placed(scores.entropies),
+            values[0] if values else None,
+            self._reference_logprobs(engine, batch),
+            batch.placed(scores.divergences),
+        )
 
     def _logits_and_values(self, engine: Any, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
         out = engine(input_ids=batch.input_ids, logits_to_keep=batch.num_kept)
         return out if self._is_ppo else (out.logits, None)
 
-    def _reference_logprobs(self, engine: Any, batch: MicroBatch) -> torch.Tensor | None:
-        if self._reference is None:
+    def _teacher(self, engine: Any, batch: MicroBatch) -> Teacher | None:
+        """What the teacher says of each token of the completions; None: nobody teaches."""
+        if self._reference is None or not self._distills:
             return None
         with torch.no_grad(), self._reference.policy(engine) as network:
-            logits = network(input_ids=batch.input_ids, logits_to_keep=batch.num_kept).logits
-            return selected_logprobs(logits, batch.targets, self._config.rollout.temperature)
+            logits = self._head(policy_of(network)).logits(
+                lambda: network(input_ids=batch.input_ids, logits_to_keep=batch.num_kept).logits,
+                batch.targets,
+                batch.positions,
+            )
+        return Teacher(logits, self._config.rl.jsd_beta)
+
+    def _reference_logprobs(self, engine: Any, batch: MicroBatch) -> torch.Tensor | None:
+        if self._reference is None or self._distills:
+            return None
+        with torch.no_grad(), self._reference.policy(engine) as network:
+            scores = self._head(policy_of(network)).scores(
+                lambda: network(input_ids=batch.input_ids, logits_to_keep=batch.num_kept).logits,
+                batch.targets,
+                batch.positions,
+                temperature=self._config.rollout.temperature,
+            )
+            return batch.placed(scores.logprobs)
+
+    def _head(self, network: Any) -> OutputHead:
+        """Of the policy or the reference; made once, for what it has found out of the network."""
+        if id(network) not in self._heads:
+            self._heads[id(network)] = OutputHead(network, self._config.train.logits_chunk_tokens)
+        return self._heads[id(network)]
+
+    def _critic_values(self, engine: Any, batch: MicroBatch) -> torch.Tensor:
+        _, values = self._logits_and_values(engine, batch)
+        assert values is not None, "PPO has a critic"
+        return values
+
+    def _logprobs(self, engine: Any, batch: MicroBatch) -> torch.Tensor:
+        scores = self._head(policy_of(engine)).scores(
+            lambda: self._logits_and_values(engine, batch)[0],
+            batch.targets,
+            batch.positions,
+            temperature=self._config.rollout.temperature,
+        )
+        return batch.placed(scores.logprobs)
 
     @torch.no_grad()
-    def _values(self, engine: Any, experience: Experience) -> Floats:
-        """(n, longest): each rank works out its share, and the sum over the ranks is the whole."""
+    def _worked_out(
+        self, engine: Any, experience: Experience, of: Callable[[Any, MicroBatch], torch.Tensor]
+    ) -> Floats:
+        """(n, longest): `of` each micro batch; each rank works out its share, and the sum over the ranks is
+        the whole."""
         groups = experience.groups
-        values = np.zeros(groups.tokens.shape)
+        found = np.zeros(groups.tokens.shape)
         everything = np.arange(len(groups.lengths))
         size = self._config.train.micro_batch_size
         for mine in deal(experience.total_lengths(), everything, self._group, size):
             rows = mine if len(mine) else everything[:1]  # as in losses: no rank may stay away
             batch = lay_out(experience, rows, self._pad, self._group.device)
-            _, found = self._logits_and_values(engine, batch)
-            assert found is not None, "PPO has a critic"
+            values = of(engine, batch)
             if len(mine):
-                values[mine] = batch.gathered(found, groups.tokens.shape[1])
-        return self._group.sum_array(values)
+                found[mine] = batch.gathered(values, groups.tokens.shape[1])
+        return self._group.sum_array(found)

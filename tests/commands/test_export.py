@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from r1hpc import export
-from r1hpc.base.errors import StateError, UsageError
+from r1hpc.base.errors import R1hpcError, StateError, UsageError
 from tests.recorded import RecordedRun
 from tests.runs import command_output, run_environment, submit, wait_over
 
@@ -43,13 +43,18 @@ def test_a_checkpoint_is_the_model_that_the_run_ends_with(tmp_path: Path, words:
     assert not list(tmp_path.glob(".*.partial"))
 
 
-def test_pretraining_leaves_its_newest_checkpoint_and_the_tokenizer_of_its_data(tmp_path: Path) -> None:
+def test_pretraining_leaves_its_model_and_the_tokenizer_of_its_data(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     run = submit(tmp_path / "runs", "a", "train.num_steps=4", "checkpoint.save_every=2").run
     wait_over(run)
     out = tmp_path / "model"
-    assert exported(run.path, out)["step"] == 4
+    assert exported(run.path, out)["step"] is None
+    again = tmp_path / "again"
+    assert exported(run.path, again, "--step", "4")["step"] == 4
+    assert {p.name: p.read_bytes() for p in again.iterdir()} == {
+        p.name: p.read_bytes() for p in out.iterdir()
+    }
     network = AutoModelForCausalLM.from_pretrained(out, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(out, local_files_only=True)
     assert network.config.vocab_size == len(tokenizer)
@@ -80,6 +85,19 @@ def test_what_cannot_be_exported_is_named(recorded: RecordedRun, tmp_path: Path)
     with pytest.raises(UsageError, match="is there already"):
         export.main([run, "--out", str(tmp_path / "full")])
     assert not Path(out).exists()
+
+
+def test_gguf_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    """A whole one is converted in tests/train/test_tokenizers_travel.py."""
+    torn, out = tmp_path / "torn.gguf", tmp_path / "out"
+    with pytest.raises(UsageError, match=r"torn\.gguf is not there"):
+        export.main([str(torn), "--out", str(out)])
+    torn.write_bytes(b"GGUF\x03\x00\x00\x00")
+    with pytest.raises(
+        R1hpcError, match=r"transformers cannot read .*torn\.gguf|pip install 'r1hpc\[gguf\]'"
+    ):
+        export.main([str(torn), "--out", str(out)])
+    assert [path.name for path in tmp_path.iterdir()] == ["torn.gguf"]
 
 
 @pytest.mark.parametrize("tool", ["tensorboard", "prometheus", "wandb"])

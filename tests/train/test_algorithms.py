@@ -1,21 +1,23 @@
 """GRPO and PPO against their formulas, computed the slow way."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from r1hpc.config.load import assets
 from r1hpc.config.reasoning import RlConfig
 from r1hpc.train.algorithms import (
-    entropy_sum,
     gae,
     group_advantages,
+    importance_weights,
     kl_k3,
     policy_terms,
-    selected_logprobs,
     token_weights,
     value_loss,
     whiten,
@@ -128,13 +130,109 @@ def test_the_critics_loss_takes_the_worse_of_clipped_and_unclipped() -> None:
     assert float(loss) == pytest.approx(0.5 * 0.8**2)
 
 
-def test_log_probabilities_and_entropy_at_a_temperature() -> None:
-    torch.manual_seed(1)
-    logits = torch.randn(2, 3, 7)
-    tokens = torch.randint(7, (2, 3))
-    expected = (logits / 0.7).log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
-    torch.testing.assert_close(selected_logprobs(logits, tokens, 0.7), expected)
-    mask = torch.tensor([[True, True, False], [True, False, False]])
-    probabilities = (logits / 0.7).softmax(-1)
-    slow = -(probabilities * probabilities.log()).sum(-1)[mask].sum()
-    assert float(entropy_sum(logits, mask, 0.7)) == pytest.approx(float(slow), rel=1e-5)
+class _Case:
+    """Random completions, and each algorithm's loss by its paper, token by token in Python."""
+
+    def __init__(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.lengths = [1, 3, 7, 4]
+        shape = (4, 7)
+        self.mask = torch.tensor([[t < length for t in range(7)] for length in self.lengths])
+        self.old = torch.from_numpy(rng.normal(-2, 1, shape))
+        self.logprobs = (self.old + torch.from_numpy(rng.normal(0, 0.6, shape))).requires_grad_()
+        self.advantages = torch.from_numpy(np.array([1.3, -0.7, 0.4, -2.0]))[:, None].expand(4, 7)
+
+    def ratio(self, row: int, t: int) -> torch.Tensor:
+        return torch.exp(self.logprobs[row, t] - self.old[row, t])
+
+    def check(self, config: RlConfig, expected: torch.Tensor, importance: torch.Tensor | None = None) -> None:
+        """Loss and gradient of ours against `expected`, to 1e-6."""
+        (slow,) = torch.autograd.grad(expected, self.logprobs)
+        weights = token_weights(np.array(self.lengths, np.int32), np.ones(4, bool), config.loss_level, 9)
+        per_token = torch.from_numpy(weights)[:, None] * self.mask
+        ours = policy_terms(
+            self.logprobs, self.old, self.advantages, per_token, self.mask, config, importance=importance
+        ).loss
+        (grad,) = torch.autograd.grad(ours, self.logprobs)
+        assert slow.abs().max() > 1e-3
+        assert float((ours - expected).detach().abs()) <= 1e-6
+        assert float((grad - slow).abs().max()) <= 1e-6
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gspo(seed: int) -> None:
+    """2507.18071 eq. 5 and 7: mean of min(s A, clip(s) A) over sequences, s = (pi(y) / pi_old(y))^(1/|y|)."""
+    case, total = _Case(seed), torch.zeros((), dtype=torch.float64)
+    for row, length in enumerate(case.lengths):
+        likelihood = torch.ones((), dtype=torch.float64)
+        for t in range(length):
+            likelihood = likelihood * case.ratio(row, t)
+        s, a = likelihood ** (1 / length), case.advantages[row, 0]
+        total = total + torch.minimum(s * a, s.clamp(1 - 0.2, 1 + 0.3) * a)
+    case.check(RlConfig(ratio="sequence", loss_level="sequence", clip_low=0.2, clip_high=0.3), -total / 4)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_cispo(seed: int) -> None:
+    """2506.13585 eq. 4: the clipped ratio, without a gradient, weighs A log pi; the mean over all tokens."""
+    case, total = _Case(seed), torch.zeros((), dtype=torch.float64)
+    for row, length in enumerate(case.lengths):
+        for t in range(length):
+            weight = min(float(case.ratio(row, t).detach()), 1.28)
+            total = total + weight * case.advantages[row, t] * case.logprobs[row, t]
+    case.check(RlConfig(objective="cispo", clip_high=0.28), -total / sum(case.lengths))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_dual_clip(seed: int) -> None:
+    """1912.09729: for A < 0 max(min(r A, clip(r) A), c A), else PPO's."""
+    case, total, bound = _Case(seed), torch.zeros((), dtype=torch.float64), 1.4
+    reached = 0
+    for row, length in enumerate(case.lengths):
+        for t in range(length):
+            r, a = case.ratio(row, t), case.advantages[row, t]
+            gain = torch.minimum(r * a, r.clamp(0.8, 1.2) * a)
+            if a < 0 and gain < bound * a:
+                gain, reached = bound * a, reached + 1
+            total = total + gain
+    assert reached
+    case.check(RlConfig(dual_clip=bound), -total / sum(case.lengths))
+
+
+@pytest.mark.parametrize("objective", ["clip", "cispo"])
+@pytest.mark.parametrize("seed", range(3))
+def test_truncated_importance_sampling(seed: int, objective: str) -> None:
+    """Yao et al. 2025: min(pi_trainer_old / pi_sampler_old, C) times each token's clipped gain; C = 2."""
+    case, total = _Case(seed), torch.zeros((), dtype=torch.float64)
+    sampler = case.old + torch.from_numpy(np.random.default_rng(seed).normal(0, 0.8, (4, 7)))
+    capped = 0
+    for row, length in enumerate(case.lengths):
+        for t in range(length):
+            weight = math.exp(float(case.old[row, t])) / math.exp(float(sampler[row, t]))
+            capped += weight > 2
+            r, a = case.ratio(row, t), case.advantages[row, t]
+            gain = torch.minimum(r * a, r.clamp(0.8, 1.2) * a)
+            if objective == "cispo":
+                gain = min(float(r.detach()), 1.2) * a * case.logprobs[row, t]
+            total = total + min(weight, 2.0) * gain
+    assert capped
+    importance = importance_weights(case.old, sampler, case.mask, 2.0)
+    assert (importance[~case.mask] == 0).all()
+    case.check(RlConfig(objective=objective), -total / sum(case.lengths), importance)
+
+
+def test_rloo() -> None:
+    """2402.14740 section 2.2: R_i - 1/(k-1) sum over j != i of R_j."""
+    rewards = np.random.default_rng(0).normal(size=(5, 7))
+    slow = [[own - (sum(group) - own) / (len(group) - 1) for own in group] for group in rewards.tolist()]
+    assert group_advantages(rewards, scale=False, leave_one_out=True) == pytest.approx(
+        np.array(slow), abs=1e-12
+    )
+    assert (group_advantages(np.ones((2, 4)), False, leave_one_out=True) == 0).all()
+
+
+@pytest.mark.parametrize(
+    "path", sorted((assets("configs") / "rl").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_preset_names_settings_there_are(path: Path) -> None:
+    RlConfig(**yaml.safe_load(path.read_text())["rl"])

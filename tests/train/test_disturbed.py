@@ -25,7 +25,7 @@ from tests.runs import (
     wait_until,
 )
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("disturbed")]  # its fixture is a whole run
 
 _SIZE = ("--nodes", "2", "train.num_steps=48", "checkpoint.save_every=10", "train.global_batch_size=8")
 
@@ -72,10 +72,29 @@ def test_saved_signalled_killed_and_hung_it_is_the_same_run(root: Path, undistur
     assert_same_run(run, undisturbed)
 
 
+@pytest.mark.soak
+def test_stopped_in_every_part_of_a_save_written_behind_training(root: Path, undisturbed: RunDir) -> None:
+    """The second save of each attempt: in the copy, in the write, between write and commit, and after it."""
+    slow_write = "save.written:sleep=1:*:*"  # longer than a step, so the signal finds it under way
+    kills = ("save.copied:kill9:1:2:1", "save.written:kill9:0:2:2", "save.sealed:kill9:1:2:3")
+    ends = ("save.copied:term:0:2:4", "save.written:term:1:2:5", "save.committed:kill9:0:2:6")
+    env = {**os.environ, "R1HPC_FAILPOINT": ",".join((*kills, *ends, slow_write, "step.begin:sleep=0.2::*"))}
+    size = ("checkpoint.save_every=4", "limits.max_crashes=9")
+    run = submit(root, "parts", *_SIZE, *size, env=env).run
+    attempts = wait_over(run, 560)
+    crash, preempted = Cause.crash, Cause.preempted
+    assert [a.cause for a in attempts] == [crash, crash, crash, preempted, preempted, crash, Cause.finished]
+    for attempt in attempts[:3]:  # the one under way is lost, and no more
+        assert attempt.last_committed_step == (attempt.resumed_from or 0) + 4
+    for attempt in attempts[3:5]:
+        assert attempt.last_committed_step == attempt.last_step
+    assert_same_run(run, undisturbed)
+
+
 def test_a_suspension_is_no_hang(root: Path, undisturbed: RunDir) -> None:
     run = submit(root, "suspended", *_SIZE, "train.hang_timeout_s=20", env=slow(0.3)).run
     wait_step(run, 13)
-    for number, seconds in ((signal.SIGSTOP, 45), (signal.SIGCONT, 0)):
+    for number, seconds in ((signal.SIGSTOP, 30), (signal.SIGCONT, 0)):
         for rank in (0, 1):
             kill_rank(run, rank, number)
         time.sleep(seconds)

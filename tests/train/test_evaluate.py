@@ -1,6 +1,7 @@
 """Held-out answers: the same however the items are batched, and none where nothing is asked."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 from r1hpc.config.reasoning import RewardConfig, RolloutConfig
 from r1hpc.config.schema import RunConfig
 from r1hpc.tasks.chain_sum import ChainSum
+from r1hpc.tasks.chat import PromptForm
 from r1hpc.tasks.rewards import Scorer
 from r1hpc.tasks.tokenizer import character_tokenizer, encode
+from r1hpc.telemetry.evaluations import table
 from r1hpc.train.evaluate import Answer, answer, summarise
 from r1hpc.train.judge import Judge
 from r1hpc.train.sampling import Request, Samples
@@ -28,6 +31,9 @@ class Parrot:
         return "parrot"
 
     def release(self) -> None: ...
+
+    def facts(self) -> dict[str, float]:
+        return {}
 
     def sample(self, request: Request, should_stop: Any) -> Samples | None:
         assert request.prompts, "nothing was asked"
@@ -58,7 +64,7 @@ def answers(
         )
     )
     with Scorer(RewardConfig(), task := ChainSum(0, {}), max_completion_length=_LONGEST) as scorer:
-        judge = Judge(config, task, TOKENIZER, engine, scorer)
+        judge = Judge(config, task, TOKENIZER, PromptForm(), engine, scorer)
         found = answer(
             judge, config, indices, 4, lambda: stop_after is not None and next(looks) >= stop_after
         )
@@ -93,3 +99,51 @@ def test_the_summary_counts_samples_and_items() -> None:
     right = sum(one.num_correct for one in found)
     assert summary["pass_at"]["1"]["value"] == pytest.approx(right / 160)
     assert summary["thinking_share"] == 0
+
+
+def _said(index: int, votes: list[tuple[str | None, bool]], task: str = "") -> Answer:
+    return Answer(
+        index=index,
+        prompt=f"{index}?",
+        expected="1",
+        greedy="",
+        greedy_correct=votes[0][1],
+        greedy_length=1,
+        well_formed=True,
+        num_samples=len(votes),
+        num_correct=sum(right for _, right in votes),
+        sample="",
+        mean_length=1.0,
+        truncated=0,
+        task=task,
+        votes=[list(vote) for vote in votes],
+    )
+
+
+def test_the_majority_of_the_first_k_samples() -> None:
+    one, half, two, none = ("1", True), ("1.0", True), ("2", False), (None, False)
+    found = [
+        _said(0, [two, one, half, two]),  # right answers count together; a tie goes to what came first
+        _said(1, [one, two, two, half]),
+        _said(2, [none, none, one, none]),  # who says nothing has no vote
+        _said(3, [none, none, none, none]),
+    ]
+    values = {k: share["value"] for k, share in summarise(found)["maj_at"].items()}
+    assert values == {"1": 0.25, "2": 0.25, "4": 0.5}
+    assert summarise([replace(found[0], votes=[])])["maj_at"] is None
+
+
+def test_each_task_is_summed_up_apart_with_intervals_over_questions() -> None:
+    right, wrong = ("1", True), ("2", False)
+    answers = [_said(i, [right] * 8, "a") for i in range(10)] + [_said(i, [wrong] * 8, "b") for i in range(5)]
+    summary = summarise(answers)
+    assert list(summary["tasks"]) == ["a", "b"]
+    assert [part["num_questions"] for part in summary["tasks"].values()] == [10, 5]
+    assert [part["greedy"]["value"] for part in summary["tasks"].values()] == [1.0, 0.0]
+    # Of 10 questions, not of 80 samples (Wilson: 1 / (1 + z^2 / n)).
+    assert summary["tasks"]["a"]["greedy"]["low"] == pytest.approx(1 / (1 + 1.959964**2 / 10))
+    # A question that was asked again is no other one.
+    assert summarise([*answers[:10], *answers[:10]])["num_questions"] == 10
+    rows = table(summary)
+    assert len({len(row) for row in rows}) == 1
+    assert rows[1].split()[:3] == ["a", "10", "1.000"]

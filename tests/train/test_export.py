@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.config.schema import ModelConfig, Precision
+from r1hpc.tasks.tokenizer import TokenizerFiles
 from r1hpc.train import export
 from r1hpc.train.attention import add_gates, load_gates
 from r1hpc.train.distributed import Group, join, leave
@@ -23,6 +24,8 @@ from r1hpc.train.errors import SaveError
 from r1hpc.train.export import export_model
 from r1hpc.train.model import build_model, cast_parameters
 from tests.train.two_ranks import engine_around, gathered, run_on_two_ranks, train
+
+pytestmark = pytest.mark.xdist_group("export")  # its fixtures are dear
 
 IDS = torch.tensor([[1, 5, 2, 7, 3, 3, 9], [4, 4, 8, 1, 0, 6, 2]])
 GPT2: dict[str, Any] = {
@@ -56,10 +59,12 @@ def model(hf_config: dict[str, Any], attention: str = "sdpa", path: Path | None 
     return build_model(settings, hf_config, seed=3)
 
 
-def tokenizer() -> Tokenizer:
+def tokenizer() -> TokenizerFiles:
     made = Tokenizer(WordLevel({"<unk>": 0, "<eos>": 1, "x": 2}, unk_token="<unk>"))
     made.pre_tokenizer = WhitespaceSplit()
-    return made
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>"}
+    files = {"tokenizer.json": made.to_str().encode(), "tokenizer_config.json": json.dumps(config).encode()}
+    return TokenizerFiles(files, stops=(1,))
 
 
 @torch.no_grad()
@@ -194,32 +199,4 @@ def test_ended_anywhere_the_next_export_succeeds(
     export_model(network, alone, folder, None)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     loaded = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
-    torch.testing.assert_close(logits(loaded), logits(network), rtol=0, atol=0)
-
-
-def test_weights_that_lack_tensors_are_refused(alone: Group, tmp_path: Path) -> None:
-    export_model(model(QWEN2), alone, tmp_path / "model", None)
-    settings = ModelConfig(path=str(tmp_path / "model"), config={"num_hidden_layers": 3})
-    with pytest.raises(ConfigError, match="lack 12 tensors"):
-        build_model(settings, {**QWEN2, "num_hidden_layers": 3}, seed=3)
-    with pytest.raises(ConfigError, match="do not fit"):
-        build_model(settings, {**QWEN2, "hidden_size": 16}, seed=3)
-
-
-def test_a_folder_without_safetensors_is_refused_or_begun_from_scratch_when_asked(tmp_path: Path) -> None:
-    network = model(QWEN2)
-    network.config.save_pretrained(tmp_path)
-    torch.save(network.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(ConfigError, match=r"it holds pytorch_model\.bin.*model\.from_scratch=true"):
-        model(QWEN2, path=tmp_path)
-    begun = build_model(ModelConfig(path=str(tmp_path), from_scratch=True), QWEN2, seed=3)
-    torch.testing.assert_close(logits(begun), logits(network), rtol=0, atol=0)  # of the same seed
-
-
-def test_the_conversion_that_the_refusal_names_works(tmp_path: Path) -> None:
-    network = model(QWEN2)
-    network.config.save_pretrained(tmp_path)
-    torch.save(network.state_dict(), tmp_path / "pytorch_model.bin")
-    AutoModelForCausalLM.from_pretrained(tmp_path, local_files_only=True).save_pretrained(tmp_path)
-    loaded = model(QWEN2, path=tmp_path)
     torch.testing.assert_close(logits(loaded), logits(network), rtol=0, atol=0)

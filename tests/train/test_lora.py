@@ -17,6 +17,8 @@ from r1hpc.train.model import build_model, wrap_lora
 from r1hpc.train.policy import Reference
 from tests.train.two_ranks import engine_around, gathered, run_on_two_ranks, train
 
+pytestmark = pytest.mark.xdist_group("lora")  # its fixtures are dear
+
 IDS = torch.tensor([[1, 5, 2, 7, 3, 3, 9], [4, 4, 8, 1, 0, 6, 2]])
 GPT2 = {"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 32, "vocab_size": 24}
 GPT2 |= {"bos_token_id": 1, "eos_token_id": 1, "attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.attempt.outcome import HANG, read_outcomes
+from r1hpc.attempt.outcome import HANG, LEFT_ALONE, read_outcomes
 from r1hpc.base.rundir import RunDir
 from r1hpc.slurm.env import choose_port
 from r1hpc.telemetry.attempts import Cause
@@ -82,6 +82,30 @@ def test_all_waiting_for_each_other_is_a_hang() -> None:
         for problem in problems_after(2 * _TIMEOUT_S, ranks, []):
             assert problem is not None
             assert problem.startswith("no rank makes progress for")
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_failure_is_told_to_all(failing: int) -> None:
+    with three_ranks() as ranks:
+        others = [rank.peers for rank in ranks if rank is not ranks[failing]]
+        ranks[failing].peers.tell("no memory")
+        wait_until("the others", lambda: all(each.failure for each in others), 10)
+        assert {each.failure for each in others} == {"no memory"}
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_when_one_rank_fails_the_other_leaves_at_once(tmp_path: Path, failing: int) -> None:
+    """It is where nothing tells it, as in a collective of NCCL."""
+    other = 1 - failing
+    faults = f"step.begin:raise:{failing}:3,step.begin:sleep=300:{other}:3"
+    words = ("--nodes", "2", "train.num_steps=8", "limits.max_crashes=0")
+    run = submit(tmp_path, "alone", *words, env={**os.environ, "R1HPC_FAILPOINT": faults}).run
+    (attempt,) = wait_over(run)
+    assert attempt.cause is Cause.crash
+    assert attempt.detail.startswith(f"rank {failing} on ")
+    outcomes = {outcome.rank: outcome for outcome in read_outcomes(run, 1)}
+    assert outcomes[other].kind == LEFT_ALONE
+    assert "failed: RuntimeError: failpoint step.begin" in outcomes[other].detail
 
 
 def test_a_rank_that_has_left_is_not_missed() -> None:

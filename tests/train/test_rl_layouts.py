@@ -46,6 +46,10 @@ def test_on_another_number_of_ranks_the_prompts_and_groups_are_the_same(tmp_path
         pytest.param(
             ("deepspeed.zero_stage=3", "train.precision=bf16", "rl.max_resamples=2"), id="ZeRO 3 bf16"
         ),
+        pytest.param(
+            ("deepspeed.zero_stage=3", "rl.kl_coef=0.05", "train.logits_chunk_tokens=64"),
+            id="ZeRO 3, reference divided, logits in chunks",
+        ),
         pytest.param(("deepspeed.zero_stage=2", "model.lora_rank=4", "rl.kl_coef=0.05"), id="LoRA ZeRO 2"),
         # An odd number of rows over two ranks, one at a time: at last one rank has none, and the other still
         # needs it to gather the reference's parameters.

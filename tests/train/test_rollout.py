@@ -1,6 +1,7 @@
 """A rollout on disk: a checkpoint gives back what was put in, and a damaged batch is refused, not used."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,24 +45,27 @@ def assert_same(ours: Groups, theirs: Groups) -> None:
             assert getattr(ours, name).dtype == value.dtype, name
 
 
-@pytest.mark.parametrize("values", [None, np.linspace(0, 1, 20).reshape(4, 5)], ids=["GRPO", "PPO"])
-def test_a_checkpoint_gives_the_rollout_back(tmp_path: Path, values: np.ndarray | None) -> None:
-    rollout = Rollout(groups(3, 5), "policy", num_items=6, rollout_time_s=1.5)
+NUMBERS = np.linspace(0, 1, 20).reshape(4, 5)
+
+
+@pytest.mark.parametrize("kept", [{}, {"values": NUMBERS}, {"old_logprobs": -NUMBERS}], ids=str)
+def test_a_checkpoint_gives_the_rollout_back(tmp_path: Path, kept: dict[str, Any]) -> None:
+    rollout = Rollout(groups(3, 5), "policy", num_items=6, rollout_time_s=1.5, **kept)
     assert load_rollout(tmp_path, 6) is None
-    save_rollout(tmp_path, rollout, values)
+    save_rollout(tmp_path, rollout)
     back = load_rollout(tmp_path, 6)
     assert back is not None
     assert_same(back.groups, rollout.groups)
     assert (back.policy_id, back.num_items, back.rollout_time_s) == ("policy", 6, 0.0)
     assert back.checksum() == rollout.checksum()
-    if values is None:
-        assert back.values is None
-    else:
-        np.testing.assert_array_equal(back.values, values)
+    for name in ("values", "old_logprobs"):
+        found = getattr(back, name)
+        assert (found is None) == (name not in kept)
+        assert name not in kept or (found == kept[name]).all()
 
 
 def test_its_files_have_the_names_that_checkpoints_already_have(tmp_path: Path) -> None:
-    save_rollout(tmp_path, Rollout(groups(0, 3), "policy", 2), np.zeros((4, 3)))
+    save_rollout(tmp_path, Rollout(groups(0, 3), "policy", 2, values=np.zeros((4, 3))))
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "stage_rank_0_values.npy",
         "stage_rank_0_window.npz",

@@ -2,13 +2,14 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from r1hpc.base.rundir import RunDir
-from r1hpc.train.stop import StopRequests
+from r1hpc.train.stop import Clock, StopRequests
 
 
 @pytest.fixture
@@ -34,7 +35,6 @@ def test_both_signals_mean_save_and_leave(requests: StopRequests, number: signal
     os.kill(os.getpid(), number)
     assert requests.poll() == (True, False)
     assert requests.reason == number.name
-    assert requests.signalled_at is not None
 
 
 def test_the_first_reason_stays(requests: StopRequests) -> None:
@@ -46,9 +46,32 @@ def test_the_first_reason_stays(requests: StopRequests) -> None:
 def test_save_is_answered_once(run: RunDir, requests: StopRequests) -> None:
     run.save.touch()
     assert requests.poll() == (False, True)
+    requests.saving()
+    assert requests.poll() == (False, False)
     requests.saved()
     assert not run.save.exists()
     assert requests.poll() == (False, False)
+
+
+def test_save_that_comes_after_the_state_was_taken_needs_another(run: RunDir, requests: StopRequests) -> None:
+    requests.poll()
+    requests.saving()
+    run.save.touch()
+    requests.saved()
+    time.sleep(1.1)  # the file is looked for once a second
+    assert run.save.exists()
+    assert requests.poll() == (False, True)
+
+
+def test_time_is_left_until_the_limit_or_the_end_of_the_grace(run: RunDir) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    requests = StopRequests(run, 0, Clock(ends_at=time.monotonic() + 500, grace_s=30))
+    assert requests.seconds_left() == pytest.approx(500, abs=5)
+    requests.install()
+    os.kill(os.getpid(), signal.SIGTERM)
+    signal.signal(signal.SIGTERM, before)
+    assert requests.seconds_left() == pytest.approx(30, abs=5)
+    assert StopRequests(run, 0).seconds_left() is None
 
 
 def test_stop_file_is_seen_by_rank_0_only(run: RunDir) -> None:

@@ -1,5 +1,7 @@
 """A rank that was superseded in the middle of a real DeepSpeed save, which makes folders it misses."""
 
+import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,12 @@ from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.schema import Precision
 from r1hpc.train.distributed import Group
 from r1hpc.train.errors import SaveError
-from r1hpc.train.snapshot import Identity, Snapshots, describe_versions
+from r1hpc.train.identity import Identity, describe_versions
+from r1hpc.train.snapshot import Snapshots
 from tests.train.two_ranks import engine_around, run_on_two_ranks, train
 
 ZERO_STAGE = 1
+SEED = int(os.environ.get("R1HPC_SEED", "20240229"))
 CASES = (
     # DeepSpeed makes its folder anew from the start.
     (1, "save_checkpoint", False),
@@ -33,20 +37,24 @@ def test_it_commits_nothing(tmp_path: Path) -> None:
     run_on_two_ranks(superseded_saves, tmp_path)
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_a_thousand_commit_nothing(tmp_path: Path) -> None:
+    run_on_two_ranks(a_thousand_superseded_saves, tmp_path, timeout_s=3500)
+
+
+def a_thousand_superseded_saves(group: Group, folder: Path) -> None:
+    store, engine = CheckpointStore(folder / "checkpoints"), small_engine()
+    chance = random.Random(SEED)  # the same on both ranks
+    for number in range(1000):
+        _, moment, leaves_tombstone = chance.choice(CASES)
+        # With its tombstone there, rank 0 would fail alone in a save that is only copied.
+        behind = not leaves_tombstone and chance.random() < 0.5
+        superseded_save(group, store, engine, 2 * number + 1, moment, leaves_tombstone, behind)
+
+
 def superseded_saves(group: Group, folder: Path) -> None:
-    store = CheckpointStore(folder / "checkpoints")
-    network = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(
-            "llama",
-            vocab_size=64,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-        )
-    )
-    engine = engine_around(network, ZERO_STAGE, Precision.fp32)
-    train(engine, [torch.zeros(2, 8, dtype=torch.long)])
+    store, engine = CheckpointStore(folder / "checkpoints"), small_engine()
     for attempt, moment, leaves_tombstone in CASES:
         superseded_save(group, store, engine, attempt, moment, leaves_tombstone)
     save(snapshots(group, store, 9), engine)
@@ -63,11 +71,34 @@ def superseded_saves(group: Group, folder: Path) -> None:
     assert endings.count("optim_states.pt") == 2
 
 
+def small_engine() -> Any:
+    """A tiny model under DeepSpeed that has taken a step."""
+    network = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(
+            "llama",
+            vocab_size=64,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+        )
+    )
+    engine = engine_around(network, ZERO_STAGE, Precision.fp32)
+    train(engine, [torch.zeros(2, 8, dtype=torch.long)])
+    return engine
+
+
 def superseded_save(
-    group: Group, store: CheckpointStore, engine: Any, attempt: int, moment: str, leaves_tombstone: bool
+    group: Group,
+    store: CheckpointStore,
+    engine: Any,
+    attempt: int,
+    moment: str,
+    leaves_tombstone: bool,
+    asynchronous: bool = False,
 ) -> None:
     """`attempt` saves, and the next one begins at `moment`, killed before its tombstone or not."""
-    ours = snapshots(group, store, attempt)
+    ours = snapshots(group, store, attempt, asynchronous)
 
     def supersede() -> None:
         group.barrier()
@@ -99,13 +130,14 @@ def after(first: Callable[[], None], then: Callable[..., Any]) -> Callable[..., 
     return both
 
 
-def snapshots(group: Group, store: CheckpointStore, attempt: int) -> Snapshots:
+def snapshots(group: Group, store: CheckpointStore, attempt: int, asynchronous: bool = False) -> Snapshots:
     if group.rank == 0:
         CheckpointStore(store.root).begin(attempt, "t")
     group.barrier()
     identity = Identity("data", "plan", 4, "model", "fp32", ZERO_STAGE, group.world_size)
-    return Snapshots(store, group, attempt, "t", identity, store.root)
+    return Snapshots(store, group, attempt, "t", identity, store.root, asynchronous=asynchronous)
 
 
 def save(ours: Snapshots, engine: Any) -> None:
     ours.save(engine, 1, {"seed": 0}, hurry=True, write_more=lambda folder: None)
+    ours.finish()

@@ -10,7 +10,8 @@ from r1hpc.checkpoint.errors import NoUsableCheckpointError
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.schema import Precision
 from r1hpc.train.distributed import Group
-from r1hpc.train.snapshot import Identity, Snapshots
+from r1hpc.train.identity import Identity
+from r1hpc.train.snapshot import Snapshots
 from tests.train.two_ranks import engine_around, run_on_two_ranks, train
 
 
@@ -32,6 +33,7 @@ def falls_back(group: Group, folder: Path) -> None:
     group.barrier()
     ours = Snapshots(store, group, 1, "t", identity, store.root)
     ours.save(engine, 1, {"seed": 0}, hurry=False, write_more=lambda folder: None)
+    ours.finish()
     if group.rank == 0:
         commit_without_model_states(store, identity)
     group.barrier()

@@ -10,10 +10,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from r1hpc.config.reasoning import RlConfig, RolloutConfig
 from r1hpc.config.schema import Precision, RunConfig, TrainConfig
 from r1hpc.plan.batch import updates_per_rollout
-from r1hpc.train.algorithms import selected_logprobs
 from r1hpc.train.distributed import Group
+from r1hpc.train.micro_batches import Experience, deal
 from r1hpc.train.rollout import Groups, Rollout
-from r1hpc.train.update import Experience, Tally, Updater, deal
+from r1hpc.train.tally import Sums, Tally
+from r1hpc.train.update import Updater
 
 NUM_GROUPS, MEMBERS, LONGEST = 4, 4, 6
 PROMPTS = [(5, 6, 7), (8, 9), (10,), (11, 12, 13)]
@@ -79,8 +80,12 @@ def config(**rl: Any) -> RunConfig:
     )
 
 
-def plain_loss(model: Any, experience: Experience, settings: RlConfig) -> torch.Tensor:
-    """Row by row, without padding: the mean over all tokens of the clipped loss."""
+def plain_loss(model: Any, experience: Experience, settings: RlConfig, old_model: Any = None) -> torch.Tensor:
+    """Row by row, without padding: the mean over all tokens of the clipped loss.
+
+    With `old_model` the ratio is to it, and a token weighs its probability by it over the sampler's, at
+    most 2.
+    """
     total, tokens = torch.zeros(()), 0
     for row, length in enumerate(experience.groups.lengths):
         if not experience.counts[row]:
@@ -88,12 +93,19 @@ def plain_loss(model: Any, experience: Experience, settings: RlConfig) -> torch.
         prompt = experience.prompt_of(row)
         completion = experience.groups.tokens[row, :length].tolist()
         logits = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[:, len(prompt) - 1 : -1]
-        logprobs = selected_logprobs(logits, torch.tensor([completion]), 1.0)[0]
-        old = torch.from_numpy(experience.groups.logprobs[row, :length])
+        chosen = torch.tensor(completion)[:, None]
+        logprobs = logits[0].log_softmax(-1).gather(-1, chosen)[:, 0]
+        sampled = torch.from_numpy(experience.groups.logprobs[row, :length])
+        old, importance = sampled, torch.ones(())
+        if old_model is not None:
+            with torch.no_grad():
+                logits = old_model(input_ids=torch.tensor([[*prompt, *completion]])).logits
+            old = logits[0, len(prompt) - 1 : -1].log_softmax(-1).gather(-1, chosen)[:, 0]
+            importance = (old - sampled).exp().clamp(max=2.0)
         advantage = torch.from_numpy(experience.advantages[row, :length])
         ratio = (logprobs - old).exp()
         bounded = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
-        total = total - torch.minimum(ratio * advantage, bounded * advantage).sum()
+        total = total - (importance * torch.minimum(ratio * advantage, bounded * advantage)).sum()
         tokens += int(length)
     return total / tokens
 
@@ -127,6 +139,60 @@ def test_the_ranks_together_have_the_plain_loss_and_its_gradient(
         torch.testing.assert_close(ours, parameter.grad.float(), rtol=1e-3, atol=1e-6)
 
 
+def moved(model: Any) -> Any:
+    """The model after some update."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.01 * torch.randn_like(parameter)
+    return model
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_importance_is_the_trainers_own_old_policy_over_the_samplers(resumed: bool) -> None:
+    """At the second update, when the trainer's policy is no longer the one that sampled."""
+    settings = config(importance_sampling="truncated")
+    updater = Updater(settings, Group(0, 0, 1, torch.device("cpu")), 0, None)
+    rollout = Rollout(groups(), "policy", NUM_GROUPS)
+    experience = updater.prepare(PlainEngine(network()), rollout, PROMPTS)
+    assert experience.old_logprobs is not None
+    new = PlainEngine(moved(network()))
+    if resumed:  # between the two: the networks of before are gone
+        kept = Rollout(groups(), "policy", NUM_GROUPS, old_logprobs=experience.old_logprobs)
+        experience = updater.prepare(new, kept, PROMPTS)
+    tally = Tally()
+    found = sum(
+        float(loss.detach())
+        for loss in updater.losses(new, experience, updater.rows_of(experience, 1), False, tally)
+    )
+    expected = plain_loss(new.module, experience, settings.rl, old_model=network())
+    assert found == pytest.approx(float(expected.detach()), abs=1e-6)
+    sums = Sums(*tally.numbers())
+    share = sums.effective_share()
+    assert sums.importance_capped > 0
+    assert share is not None
+    assert 0 < share < 1
+
+
+@pytest.mark.parametrize(
+    ("engine", "wanted", "corrects"),
+    [
+        ("sampler", "auto", False),
+        ("vllm", "auto", True),
+        ("sampler", "truncated", True),
+        ("vllm", "none", False),
+    ],
+)
+def test_importance_is_corrected_where_vllm_samples_or_it_is_asked_for(
+    engine: str, wanted: str, corrects: bool
+) -> None:
+    settings = RunConfig(
+        stage="rl", rollout=RolloutConfig(engine=engine), rl=RlConfig(importance_sampling=wanted)
+    )
+    updater = Updater(settings, Group(0, 0, 1, torch.device("cpu")), 0, None)
+    assert updater.corrects_importance is corrects
+
+
 def test_a_group_that_teaches_nothing_costs_nothing() -> None:
     settings = config()
     engine = PlainEngine(network())
@@ -136,7 +202,7 @@ def test_a_group_that_teaches_nothing_costs_nothing() -> None:
     list(updater.losses(engine, experience, updater.rows_of(experience, 0), True, tally))
     teaching = np.abs(experience.advantages).max(1) > 0
     assert not teaching[:MEMBERS].any()
-    assert tally.tokens == experience.groups.lengths[teaching].sum()
+    assert Sums(*tally.numbers()).tokens == experience.groups.lengths[teaching].sum()
 
 
 def test_every_row_is_dealt_once_and_every_rank_has_equally_many_micro_batches() -> None:

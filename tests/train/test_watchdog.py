@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from r1hpc.train.watchdog import EXIT_HANG
 
@@ -54,10 +55,13 @@ stuck_in_c()
 """
 
 
-def test_a_lock_held_in_c_is_ended_by_the_other_process() -> None:
-    done = python(_HOLDS_THE_LOCK)
+def test_a_lock_held_in_c_is_ended_by_the_other_process(tmp_path: Path) -> None:
+    allowed = f"import os, resource\nos.chdir({str(tmp_path)!r})\n"
+    allowed += "resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY,) * 2)\n"
+    done = python(allowed + _HOLDS_THE_LOCK)
     assert done.returncode == -signal.SIGABRT
     assert "stuck_in_c" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 _SUSPENDED = """

@@ -7,6 +7,7 @@ import importlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -24,22 +25,26 @@ Body = Callable[[Group, Path], None]
 def run_on_two_ranks(body: Body, folder: Path, timeout_s: float = 120) -> None:
     """Both ranks leave with status 0, or the assertion shows what they wrote."""
     command = [sys.executable, "-m", "tests.train.two_ranks", body.__module__, body.__name__, str(folder)]
+    # Into files: a rank that nobody reads stands still when its pipe is full.
+    logs = [folder / f"rank_{rank}.out" for rank in (0, 1)]
     ranks = [
         subprocess.Popen(
             [*command, str(rank)],
             cwd=CHECKOUT,
             env=run_environment(),
-            stdout=subprocess.PIPE,
+            stdout=log.open("w"),
             stderr=subprocess.STDOUT,
-            text=True,
         )
-        for rank in (0, 1)
+        for rank, log in enumerate(logs)
     ]
+    deadline = time.monotonic() + timeout_s
     try:
-        said = [rank.communicate(timeout=timeout_s)[0] for rank in ranks]
+        for rank in ranks:
+            rank.wait(deadline - time.monotonic())
     finally:
         for rank in ranks:
             rank.kill()
+    said = [log.read_text() for log in logs]
     assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(said)
 
 

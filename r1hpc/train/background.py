@@ -1,0 +1,163 @@
+"""One checkpoint on its way from memory to the file system, in a thread of each rank, while training goes on.
+
+    write = Write(step, number, exchange, write_own, commit, clean_up)      # on every rank
+    write.is_over                            # to be asked at step edges: it is committed, or it failed
+    write.wait(hurry=False)
+
+Each rank writes and digests its files and reports that through the attempt's key-value store; rank 0's thread
+waits for all reports and commits. No collective: those of the training are under way at the same time.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from r1hpc.base.errors import R1hpcError
+from r1hpc.checkpoint.manifest import FileRecord
+from r1hpc.train.distributed import Group
+from r1hpc.train.errors import SaveError
+
+Records = list[FileRecord]
+Report = dict[str, Any]
+"""Of a rank: {"records": [...]}, or {"problem": "..."}."""
+_POLL_S = 0.05
+
+
+class Exchange:
+    """How the ranks' threads hear of each other: a connection of their own to the attempt's store."""
+
+    def __init__(self, group: Group) -> None:
+        assert group.world_size == 1 or group.store is not None, "several ranks need a store"
+        self.rank = group.rank
+        self.world_size = group.world_size
+        # torch's type stubs do not know clone().
+        self._store: Any = group.store.clone() if group.world_size > 1 else None  # type: ignore[union-attr]
+
+    def report(self, number: int, part: Report) -> None:
+        """Tell rank 0 how this rank's part of write `number` went."""
+        if self._store is not None:
+            self._store.set(_key(number, self.rank), json.dumps(part))
+
+    def collect(self, number: int, own: Report) -> list[Report]:
+        """On rank 0: all ranks' reports, once they are there."""
+        if self._store is None:
+            return [own]
+        keys = [_key(number, rank) for rank in range(self.world_size)]
+        while not self._store.check(keys):
+            time.sleep(_POLL_S)
+        reports = [json.loads(self._store.get(key)) for key in keys]
+        for key in keys:
+            self._store.delete_key(key)
+        return reports
+
+
+class Write:
+    """This rank's part of the write of one checkpoint, and on rank 0 its commit."""
+
+    def __init__(
+        self,
+        step: int,
+        number: int,
+        exchange: Exchange,
+        write_own: Callable[[threading.Event], Records],
+        commit: Callable[[list[Report]], int],
+        clean_up: Callable[[], None],
+    ) -> None:
+        """
+        Args:
+            number: of this write among those of the attempt, the same on all ranks.
+            write_own: writes and seals this rank's files; gives up once the event is set.
+            commit: on rank 0, with all ranks' reports, good or bad; returns the bytes that it committed.
+            clean_up: on rank 0, what follows a commit and may take its time.
+        """
+        self.step = step
+        self.problem = ""
+        """What went wrong, here or (on rank 0) anywhere; empty while nothing did."""
+        self.error: BaseException | None = None
+        """One that is no failed save, a lack of memory for example: for this rank to raise."""
+        self.committed_bytes: int | None = None
+        """Known on rank 0, once it is committed."""
+        self.started_at = time.monotonic()
+        self.seconds = 0.0
+        """Until it was committed, on rank 0."""
+        self._number = number
+        self._exchange = exchange
+        self._stop = threading.Event()
+        self._own_done = threading.Event()
+        self._decided = threading.Event()
+        self._actions = write_own, commit, clean_up
+        self._thread = threading.Thread(target=self._run, name=f"save step {step}", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_over(self) -> bool:
+        """On rank 0: it is committed, or failed on some rank. On another: it failed here."""
+        return not self._thread.is_alive() and (self._exchange.rank == 0 or bool(self.problem))
+
+    def abandon(self) -> None:
+        """Give it up, unless it is too late for that. `wait` for the outcome."""
+        self._stop.set()
+
+    def wait_for_own(self) -> None:
+        """Until this rank's files are written, or will not be."""
+        self._own_done.wait()
+
+    def settle(self, timeout_s: float) -> None:
+        """Give it so long to be committed or to fail, then abandon it. Not collective."""
+        if not self._decided.wait(timeout_s):
+            self.abandon()
+            self._decided.wait(timeout_s)
+
+    def wait(self, *, hurry: bool) -> None:
+        """Until there is nothing left to do; in a hurry, until it is committed or failed."""
+        if hurry:
+            self._decided.wait()
+        else:
+            self._thread.join()
+
+    def _run(self) -> None:
+        write_own, commit, clean_up = self._actions
+        try:
+            own = self._write(write_own)
+            self._own_done.set()
+            self._exchange.report(self._number, own)
+            if self._exchange.rank == 0:
+                self.committed_bytes = commit(self._exchange.collect(self._number, own))
+                self.seconds = time.monotonic() - self.started_at
+                self._decided.set()
+                clean_up()
+        except (R1hpcError, RuntimeError) as error:  # RuntimeError: the store is gone, with rank 0
+            self.problem = str(error)
+        except BaseException as error:
+            self.error, self.problem = error, repr(error)
+        finally:
+            self._own_done.set()
+            self._decided.set()
+
+    def _write(self, write_own: Callable[[threading.Event], Records]) -> Report:
+        try:
+            return {"records": [asdict(record) for record in write_own(self._stop)]}
+        except R1hpcError as error:
+            self.problem = str(error)
+        except BaseException as error:
+            self.error, self.problem = error, repr(error)
+        return {"problem": self.problem}
+
+
+def records_of(reports: list[Report]) -> Records:
+    """All ranks' records.
+
+    Raises:
+        SaveError: a rank failed.
+    """
+    problems = dict.fromkeys(report["problem"] for report in reports if "problem" in report)
+    if problems:
+        raise SaveError("; ".join(problems))
+    return [FileRecord(**record) for report in reports for record in report["records"]]
+
+
+def _key(number: int, rank: int) -> str:
+    return f"r1hpc/save/{number}/{rank}"

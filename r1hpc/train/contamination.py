@@ -1,0 +1,71 @@
+"""How much of an evaluation's test files stands in what the model was trained on (evaluate.trained_on).
+
+Test files are read by `tasks`, training text by `data`, which know nothing of one another: they meet here.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from r1hpc.config.schema import RunConfig
+from r1hpc.data.open_lines import iter_lines
+from r1hpc.data.overlap import NGRAM, overlap
+from r1hpc.data.trace_recipe import list_inputs
+from r1hpc.tasks.benchmark import Benchmarks
+
+
+def check_training_files(config: RunConfig) -> None:
+    """Before hours are spent.
+
+    Raises:
+        UsageError: names the file or folder that is not there.
+    """
+    list_inputs(config.evaluate.trained_on, "evaluate.trained_on")
+
+
+def contamination(config: RunConfig) -> dict[str, Any] | None:
+    """By test file, of the questions that are long enough to be looked for: {num_questions, num_found, share,
+    ngram, num_too_short}; None where nothing is known to compare with."""
+    benchmarks = Benchmarks.of(config)
+    if benchmarks is None or not config.evaluate.trained_on:
+        return None
+    questions = {
+        label: [each.text for each in benchmark.questions[: benchmarks.sizes[label]]]
+        for label, benchmark in benchmarks.members.items()
+    }
+    found = iter(overlap([text for texts in questions.values() for text in texts], _texts(config)))
+    report = {}
+    for label, texts in questions.items():
+        hits = [hit for hit in islice(found, len(texts)) if hit is not None]
+        report[label] = {
+            "num_questions": len(hits),
+            "num_found": sum(hits),
+            "share": sum(hits) / len(hits) if hits else None,
+            "ngram": NGRAM,
+            "num_too_short": len(texts) - len(hits),
+        }
+    return report
+
+
+def _texts(config: RunConfig) -> Iterator[str]:
+    """Every record of the training files, all of its strings as one text."""
+    for each in list_inputs(config.evaluate.trained_on):
+        for path in each.files:
+            for line in iter_lines(path, 0, None):
+                yield "\n".join(_strings(_parsed(line.raw)))
+
+
+def _parsed(raw: bytes) -> Any:
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        return raw.decode("utf-8", "replace")
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | Sequence):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _strings(inner)

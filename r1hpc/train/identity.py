@@ -1,0 +1,86 @@
+"""What a checkpoint belongs to: a run of the same data, batch and model; and what it was written with.
+
+identity.check(checkpoint.manifest.meta)     # ResumeError where it is another run's
+describe_versions(checkpoint.manifest.meta)  # what differs, for the log; never a reason to refuse
+"""
+
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from r1hpc.base.version import __version__
+from r1hpc.config.schema import Precision, TrainConfig
+from r1hpc.train.errors import ResumeError
+
+# Facts that must be the same at resume: they decide which numbers the run computes.
+_IDENTITY = ("dataset_id", "plan_hash", "global_batch_size", "model", "precision")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint belongs to. `world_size` and `zero_stage` may change, the rest may not."""
+
+    dataset_id: str
+    plan_hash: str
+    global_batch_size: int
+    model: str
+    precision: str
+    zero_stage: int
+    world_size: int
+    facts: dict[str, Any] = field(default_factory=dict)
+    """More that may not change, under names of the stage's own."""
+
+    def check(self, saved: dict[str, Any]) -> None:
+        """Raise ResumeError when a checkpoint's meta tells of another run."""
+        ours = {name: getattr(self, name) for name in _IDENTITY} | self.facts
+        for name, value in ours.items():
+            if saved.get(name) != value:
+                raise ResumeError(
+                    f"the checkpoint was made with {name}={saved.get(name)}, this run has {name}={value}: "
+                    "go back to the old setting, or start a run of another name"
+                )
+        if saved.get("zero_stage") != self.zero_stage and {saved.get("zero_stage"), self.zero_stage} != {
+            1,
+            2,
+        }:
+            raise ResumeError(
+                f"the checkpoint is of ZeRO {saved.get('zero_stage')}, this run has deepspeed.zero_stage="
+                f"{self.zero_stage}: DeepSpeed converts only between 1 and 2; go back to the old stage"
+            )
+
+    def to_meta(self) -> dict[str, Any]:
+        """As a checkpoint's manifest holds it."""
+        own = {k: v for k, v in self.__dict__.items() if k != "facts"}
+        return {**own, **self.facts}
+
+    def same_layout(self, saved: dict[str, Any]) -> bool:
+        """Whether DeepSpeed's files fit as they are, without conversion."""
+        if saved.get("zero_stage") == self.zero_stage == 0:
+            return True  # every rank holds everything
+        return (saved.get("world_size"), saved.get("zero_stage")) == (self.world_size, self.zero_stage)
+
+
+def precision_of(train: TrainConfig) -> str:
+    """As the identity names it: with another recipe, FP8 computes other numbers."""
+    return f"fp8 {train.fp8_recipe}" if train.precision is Precision.fp8 else train.precision.value
+
+
+@cache
+def versions() -> dict[str, str]:
+    """What a checkpoint was written with, as its manifest holds it. Looked up once: that reads files."""
+    return {"torch": torch.__version__, "deepspeed": version("deepspeed"), "r1hpc": __version__}
+
+
+def describe_versions(saved: dict[str, Any]) -> str:
+    """What of `versions` differs from those of a checkpoint's meta; empty where nothing does.
+
+    Never a reason to refuse. A version that was not stored is not compared.
+    """
+    pairs = [(name, saved.get(name), ours) for name, ours in versions().items()]
+    changed = [f"{name} {theirs} (now {ours})" for name, theirs, ours in pairs if theirs not in (None, ours)]
+    if not changed:
+        return ""
+    return f"was written with {', '.join(changed)}: results may differ in the last bits from here on"
