@@ -1,0 +1,205 @@
+"""Serve a model over HTTP, with OpenAI's interface, as a job of its own.
+
+    python -m r1hpc.serve RUN                        # what a run has trained; CHAIN/STAGE is a run
+    python -m r1hpc.serve DIR --gpus 2 -t 08:00:00   # any Hugging Face folder
+    python -m r1hpc.serve DIR --idle 60 --python ~/vllm/bin/python
+    python -m r1hpc.serve SERVER                     # the address of one that is there
+
+vLLM's server on a node, behind a key that only you can read. Waits until it answers, then prints its
+address, the file with its key, and how to reach it from elsewhere. Ctrl-C ends the waiting, not the server.
+It ends when nobody has asked for --idle minutes, at its time limit, or by `python -m r1hpc.cancel SERVER`;
+preempted, it comes back with the same key. See docs/serving.md.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from r1hpc.base.choose_run import RUN_NAMES, add_run_root, choose_run
+from r1hpc.base.cli import ArgumentParser, offer, print_json, run_command
+from r1hpc.base.errors import StateError, UsageError
+from r1hpc.base.rundir import RunDir
+
+if TYPE_CHECKING:
+    from r1hpc.serving.address import Address
+
+_JOB = "serve"
+
+
+def main(argv: Sequence[str]) -> int:
+    arguments = _parser().parse_intermixed_args(list(argv))
+    os.umask(0o077)
+    out = sys.stderr if arguments.json else sys.stdout  # stdout is the JSON object's
+    run = _server_there(arguments.model, arguments.run_root)
+    if run is None:
+        run = _submit(arguments, argv, out)
+        if run is None or arguments.no_wait:
+            return 0
+    elif arguments.dry_run or arguments.no_wait or arguments.words:
+        raise UsageError(
+            f"{run.run_id} is a server already: without --dry-run, --no-wait and KEY=VALUE its address is "
+            "told; to begin another one, name the model"
+        )
+    from r1hpc.attempt.await_server import await_server
+
+    try:
+        address = await_server(run, out)
+    except KeyboardInterrupt:
+        print(f"\nno longer waiting; for its address: python -m r1hpc.serve {run.path}", file=sys.stderr)
+        return 130
+    if arguments.json:
+        print_json(_as_object(run, address))
+    else:
+        print(_as_text(run, address))
+    return 0
+
+
+def _parser() -> ArgumentParser:
+    from r1hpc.slurm.flags import add_flags
+
+    parser = ArgumentParser(prog="python -m r1hpc.serve", description=__doc__)
+    model = parser.add_argument("model", metavar="RUN|DIR", help="a run, a Hugging Face folder, or a server")
+    offer(model, RUN_NAMES)
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="dotted overrides")
+    parser.add_argument("--gpus", metavar="N", type=int, help="GPUs the model is divided over (1); 0: CPU")
+    parser.add_argument("--idle", metavar="MIN", type=float, help="end after so long without a request (30)")
+    parser.add_argument("--python", metavar="PYTHON", help="the interpreter that has vLLM")
+    parser.add_argument("--no-wait", action="store_true", help="submit, and do not wait until it answers")
+    parser.add_argument("--executor", choices=("auto", "slurm", "local"), default="auto")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and the script; write nothing")
+    add_run_root(parser)
+    parser.add_argument("--run-name", metavar="NAME", help="of the server; default serve-DATE-TIME-XXXX")
+    cluster = parser.add_argument("--cluster", metavar="NAME", help="profile in configs/cluster/")
+    offer(cluster, "r1hpc.config.completion:cluster_profiles")
+    parser.add_argument("--over-budget", metavar="REASON", help="go over the budget, and say why")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    add_flags(parser, leave_out=("--nodes", "--gpus-per-node"))
+    return parser
+
+
+def _server_there(given: str, run_root: str | None) -> RunDir | None:
+    """The server of that name; None where it names something to be served."""
+    run = _run_named(given, run_root)
+    if run is None:
+        return None
+    from r1hpc.config.load import read
+
+    return run if read(run.config).stage == "serve" else None
+
+
+def _run_named(given: str, run_root: str | None) -> RunDir | None:
+    if (Path(given) / "config.json").is_file():
+        return None
+    return choose_run(given, run_root)
+
+
+def _model(given: str, run_root: str | None) -> tuple[Path, str]:
+    """The folder to be served, and the name that clients ask for."""
+    run = _run_named(given, run_root)
+    if run is None:
+        folder = Path(given).absolute()
+        return folder, folder.name
+    if not (run.model / "config.json").is_file():
+        raise StateError(
+            f"{run.run_id} has left no model yet: `python -m r1hpc.export {run.path} --out DIR` makes one of "
+            "its newest checkpoint; then serve DIR"
+        )
+    return run.model, run.run_id
+
+
+def _submit(arguments: argparse.Namespace, argv: Sequence[str], out: Any) -> RunDir | None:
+    """Submit the server, print how; None after a dry run."""
+    from r1hpc import api
+
+    done = api.submit(
+        _JOB,
+        overrides=_overrides(arguments),
+        run_root=arguments.run_root,
+        run_name=arguments.run_name,
+        executor=arguments.executor,
+        cluster=arguments.cluster,
+        over_budget=arguments.over_budget,
+        dry_run=arguments.dry_run,
+        argv=argv,
+    )
+    assert isinstance(done, api.Submission), "jobs/serve.yaml is no chain"
+    if arguments.json and (arguments.dry_run or arguments.no_wait):
+        done.print(as_json=True)
+    else:
+        from r1hpc.submission.run_text import as_text
+
+        print(as_text(done.planned, done.job_id), file=out, flush=True)
+    return None if arguments.dry_run else done.planned.run
+
+
+def _overrides(arguments: argparse.Namespace) -> list[str]:
+    """The last one wins: SBATCH_* variables, what this command has flags for, KEY=VALUE, sbatch's flags."""
+    import json
+
+    from r1hpc.slurm import flags
+
+    bare = [word for word in arguments.words if "=" not in word]
+    if bare:
+        raise UsageError(f"one model is served, and {bare[0]} is another: leave it out")
+    folder, name = _model(arguments.model, arguments.run_root)
+    chosen = {
+        "model.path": str(folder),
+        "serve.model_name": name,
+        "resources.gpus_per_node": arguments.gpus,
+        "serve.idle_minutes": arguments.idle,
+        "serve.python": arguments.python,
+    }
+    return [
+        *flags.overrides_from_environment(os.environ),
+        *(f"{key}={json.dumps(value)}" for key, value in chosen.items() if value is not None),
+        *arguments.words,
+        *flags.overrides_from_flags(arguments),
+    ]
+
+
+def _as_object(run: RunDir, address: "Address") -> dict[str, Any]:
+    """The object of --json. The key itself is never printed."""
+    return {
+        "run_id": run.run_id,
+        "run_dir": str(run.path),
+        "url": address.place.url,
+        "model": address.model,
+        "key_file": str(run.server_key),
+        "node": address.place.node,
+        "attempt": address.attempt,
+        "ssh": _ssh(address),
+    }
+
+
+def _as_text(run: RunDir, address: "Address") -> str:
+    url = f"{address.place.url}/v1"
+    # On curl's command line every user of the login node would read it.
+    header = f"sed 's/^/Authorization: Bearer /' {shlex.quote(str(run.server_key))}"
+    return "\n".join(
+        [
+            f"{address.model} answers at {url}",
+            f"key      {run.server_key} (for you alone)",
+            f"ask      {header} | curl -H @- {url}/models",
+            f"laptop   {_ssh(address)}",
+            f"         then http://127.0.0.1:{address.place.port}/v1 there",
+            f"status   python -m r1hpc.status {run.path}",
+            f"end      python -m r1hpc.cancel {run.path}",
+        ]
+    )
+
+
+def _ssh(address: "Address") -> str:
+    """What brings the server's port to another machine, by way of this one."""
+    import getpass
+    import socket
+
+    place = address.place
+    return f"ssh -N -L {place.port}:{place.host}:{place.port} {getpass.getuser()}@{socket.getfqdn()}"
+
+
+if __name__ == "__main__":
+    run_command(main)

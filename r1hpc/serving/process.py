@@ -1,0 +1,183 @@
+"""The server as a child process: its command, its environment, what it is asked, its end.
+
+with started(command_of(...), environment_of(...)) as server:
+    server.ask("/health", key)      # the HTTP status; None: it does not answer
+    server.news()                   # answers begun and ended since the last call
+"""
+
+import hmac
+import http.client
+import os
+import secrets
+import signal
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from r1hpc.base.errors import UsageError
+from r1hpc.config.schema import RunConfig
+from r1hpc.serving.address import Place
+from r1hpc.serving.gate import ACTIVITY, BEGIN, CHALLENGE, END, KEY_FILE, PROOF, proof
+
+_SERVER, _GATE = "r1hpc.serving.vllm_server", "r1hpc.serving.gate.Gate"
+_TO_LEAVE_S = 10.0
+"""From TERM to KILL, for answers under way; shorter than any KillWait."""
+_ANSWER_S = 10.0
+_PIPE_BYTES = 65536
+_DEFAULTS = {
+    "VLLM_NO_USAGE_STATS": "1",
+    # Of the build for CPUs: a GiB for the cache, threads as OMP_NUM_THREADS says.
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+"""Set where they are not."""
+
+
+@dataclass
+class Server:
+    """The running process, and the pipe on which its gate counts."""
+
+    process: "subprocess.Popen[bytes]"
+    url: str
+    _activity: int
+    _opener: urllib.request.OpenerDirector = field(
+        default_factory=lambda: urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    )
+    """A site's HTTP proxy leads out of the cluster, not into it."""
+
+    def status(self) -> int | None:
+        """Its exit status; None while it lives."""
+        return self.process.poll()
+
+    def ask(self, path: str, key: str | None) -> int | None:
+        """The HTTP status of a GET; None: no answer. The key goes to nobody who has not proven to have it."""
+        if key is None:
+            return self._get(path, {})[0]
+        if not self.is_ours(key):
+            return None
+        return self._get(path, {"Authorization": f"Bearer {key}"})[0]
+
+    def is_ours(self, key: str) -> bool | None:
+        """Whether who listens has the key; None: nobody does.
+
+        Others on the node see the port on the command line, and could take it first.
+        """
+        challenge = secrets.token_hex(16)
+        status, said = self._get("/health", {CHALLENGE: challenge})
+        right = proof(key.encode(), challenge.encode())
+        return None if status is None else hmac.compare_digest(said.encode(), right.encode())
+
+    def _get(self, path: str, headers: dict[str, str]) -> tuple[int | None, str]:
+        """(HTTP status, what the answer proves)."""
+        request = urllib.request.Request(self.url + path, headers=headers)
+        try:
+            with self._opener.open(request, timeout=_ANSWER_S) as answer:
+                return int(answer.status), answer.headers.get(PROOF, "")
+        except urllib.error.HTTPError as error:
+            return error.code, error.headers.get(PROOF, "")
+        except (OSError, http.client.HTTPException, ValueError):  # nobody, or no HTTP
+            return None, ""
+
+    def news(self) -> tuple[int, int]:
+        """(answers begun, answers ended) since the last call."""
+        told = b""
+        with suppress(BlockingIOError):
+            while part := os.read(self._activity, _PIPE_BYTES):
+                told += part
+        return told.count(BEGIN), told.count(END)
+
+    def end(self) -> None:
+        """Have it leave, with its engine and workers; those that do not are killed."""
+        self._signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(_TO_LEAVE_S)
+        self._signal(signal.SIGKILL)
+        self.process.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+
+@contextmanager
+def started(command: Sequence[str], environment: Mapping[str, str], place: Place) -> Iterator[Server]:
+    """The server, in a process group of its own, which has ended afterwards. It prints where this prints.
+
+    Raises:
+        UsageError: its interpreter cannot be started.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    try:
+        process = subprocess.Popen(
+            command,
+            env={**environment, ACTIVITY: str(writing)},
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
+            pass_fds=(writing,),
+            start_new_session=True,
+        )
+    except OSError as error:
+        os.close(reading)
+        raise UsageError(
+            f"cannot start {command[0]} ({error.strerror}): name a python that has vLLM by serve.python"
+        ) from None
+    finally:
+        os.close(writing)
+    server = Server(process, place.url, reading)
+    try:
+        yield server
+    finally:
+        server.end()
+        os.close(reading)
+
+
+def command_of(config: RunConfig, python: Sequence[str], place: Place, model_name: str) -> list[str]:
+    """The words that start vLLM's server.
+
+    Args:
+        python: those that start an interpreter, where serve.python does not say.
+    """
+    serve, path = config.serve, config.model.path
+    assert path is not None, "the schema refuses a server without"
+    length = [f"--max-model-len={serve.max_model_len}"] if serve.max_model_len is not None else []
+    # On a CPU compiling would warm up for minutes.
+    eager = [] if config.resources.gpus_per_node else ["--enforce-eager"]
+    return [
+        *(serve.python.split() if serve.python else python),
+        *("-u", "-m", _SERVER, "--model", path, "--served-model-name", model_name),
+        *(
+            "--host",
+            place.host,
+            "--port",
+            str(place.port),
+            "--middleware",
+            _GATE,
+            "--disable-uvicorn-access-log",
+        ),
+        *("--tensor-parallel-size", str(config.resources.gpus_per_node or 1), "--dtype", serve.dtype),
+        *eager,
+        *length,
+        *serve.options,
+    ]
+
+
+def environment_of(environ: Mapping[str, str], code: Path, key_file: Path) -> dict[str, str]:
+    """The environment of the server: the rank's, with the run's frozen code, without what opens routes.
+
+    Nor with what tells this rank who it is: vLLM has ranks of its own.
+    """
+    foreign = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "VLLM_API_KEY")
+    kept = {name: value for name, value in environ.items() if name not in foreign}
+    paths = [str(code), *filter(None, [environ.get("PYTHONPATH")])]
+    return {
+        **_DEFAULTS,
+        **kept,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "VLLM_SERVER_DEV_MODE": "0",
+        KEY_FILE: str(key_file),
+    }

@@ -1,0 +1,41 @@
+"""vLLM's OpenAI server, started by the interpreter that has vLLM, without its control routes.
+
+    PYTHON -m r1hpc.serving.vllm_server --model DIR --host ADDRESS …        # vLLM's own words
+
+Standard library alone, until vLLM begins.
+"""
+
+import ctypes
+import os
+import runpy
+import signal
+import sys
+from importlib.util import find_spec
+
+NO_VLLM = 78
+"""Exit status where the interpreter has no vLLM: EX_CONFIG of sysexits.h."""
+_SERVER = "vllm.entrypoints.openai.api_server"
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def main() -> None:
+    """Become the server."""
+    if find_spec("vllm") is None:
+        print(
+            f"error: {sys.executable} has no vLLM: name one that has by serve.python=PYTHON", file=sys.stderr
+        )
+        sys.exit(NO_VLLM)
+    _end_with_parent()
+    os.environ["VLLM_SERVER_DEV_MODE"] = "0"
+    runpy.run_module(_SERVER, run_name="__main__", alter_sys=True)
+
+
+def _end_with_parent() -> None:
+    """A rank that is killed must not leave a server behind that holds its GPUs (prctl(2))."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() == 1:  # it has been killed already
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
