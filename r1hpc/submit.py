@@ -23,8 +23,8 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from r1hpc.base.choose_run import add_run_root, run_root_of
-from r1hpc.base.cli import ArgumentParser, file_and_overrides, run_command
+from r1hpc.base.choose_run import RUN_NAMES, add_run_root, run_root_of
+from r1hpc.base.cli import ArgumentParser, file_and_overrides, offer, run_command
 
 
 def main(argv: Sequence[str]) -> int:
@@ -59,16 +59,21 @@ def _parser() -> ArgumentParser:
     from r1hpc.slurm.flags import add_flags
 
     parser = ArgumentParser(prog="python -m r1hpc.submit", description=__doc__)
-    parser.add_argument("words", nargs="*", metavar="JOB.yaml | KEY=VALUE", help="job file, dotted overrides")
+    words = parser.add_argument(
+        "words", nargs="*", metavar="JOB.yaml | KEY=VALUE", help="job file, dotted overrides"
+    )
+    offer(words, "r1hpc.config.completion:job_words")
     parser.add_argument("--executor", choices=("auto", "slurm", "local"), default="auto")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and the script; write nothing")
     parser.add_argument("--follow", action="store_true", help="print progress until the run is over")
     add_run_root(parser)
-    parser.add_argument("--run-name", metavar="NAME", help="default JOB-DATE-TIME-XXXX")
+    name = parser.add_argument("--run-name", metavar="NAME", help="default JOB-DATE-TIME-XXXX")
+    offer(name, RUN_NAMES)
     parser.add_argument("--resume", action="store_true", help="go on with the run called --run-name")
-    parser.add_argument(
+    cluster = parser.add_argument(
         "--cluster", metavar="NAME", help="profile in configs/cluster/; default $R1HPC_CLUSTER"
     )
+    offer(cluster, "r1hpc.config.completion:cluster_profiles")
     parser.add_argument("--over-budget", metavar="REASON", help="go over the budget, and say why")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--prepare-only", action="store_true", help=argparse.SUPPRESS)  # sbatch/train.sh
@@ -90,7 +95,13 @@ def _overrides(given: Sequence[str], arguments: argparse.Namespace) -> list[str]
 def _prepare_inside_job(
     job: str | None, overrides: Sequence[str], arguments: argparse.Namespace, argv: Sequence[str]
 ) -> int:
-    """For sbatch/train.sh: print this job's ranks per node and the path of its run folder."""
+    """For sbatch/train.sh: print this job's ranks per node and the path of its run folder.
+
+    Raises:
+        MustNotGoOnError: with its own exit status, which the script does not take for the node's fault.
+    """
+    from r1hpc.attempt.refusal import MustNotGoOnError, is_final
+    from r1hpc.base.errors import R1hpcError
     from r1hpc.submission.order import Order, Purpose
     from r1hpc.submission.submit_run import prepare_inside_job
 
@@ -105,7 +116,12 @@ def _prepare_inside_job(
         run_name=arguments.run_name,
         resume=arguments.resume,
     )
-    ranks, run, notes = prepare_inside_job(order)
+    try:
+        ranks, run, notes = prepare_inside_job(order)
+    except R1hpcError as error:
+        if error.exit_status == 1 and is_final(error):
+            raise MustNotGoOnError(str(error)) from error
+        raise
     for note in notes:
         print(note, file=sys.stderr)
     print(ranks, run.path)

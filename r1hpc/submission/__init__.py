@@ -2,13 +2,13 @@
 
 order              what was asked for
 submit             a run or a chain: which, and hand on
-submit_run         the story of a run: plan, budget, start
+submit_run         a run from order to job: plan, budget, start
 plan_run           check, ask the cluster, plan, script; with run_estimate: what it will cost
 budget_check       whether the budget allows it
 start_run          freeze into the run folder, hand to Slurm or to a supervisor here
 run_text           what is printed of it
 
-submit_chain       the story of a chain, which may be submitted again
+submit_chain       a chain from order to jobs; it may be submitted again
 chain_file         its stages, what each needs, the references between them
 chain_folder       its paths under the run root, and its lock
 chain_steps        what each stage needs next, and doing it by plan_run and start_run

@@ -1,12 +1,16 @@
 """Whether the budget allows what is about to be submitted.
 
-notes = check_budget([planned], run_root)       # raises where it does not fit
+with budget_held(run_root):
+    notes = check_budget([planned], run_root)       # raises where it does not fit
 """
 
-from collections.abc import Sequence
+import fcntl
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from r1hpc.accounting.budget import Request
+from r1hpc.accounting.budget import RunRequest, find_budget, load_budget
 from r1hpc.accounting.budget_status import check_submission
 from r1hpc.accounting.forecast import Spread
 from r1hpc.base.errors import R1hpcError
@@ -16,6 +20,41 @@ from r1hpc.telemetry.attempts import read_history
 
 class OverBudgetError(R1hpcError):
     """The budget does not hold it; the message says what would help."""
+
+
+_PATIENCE_S = 300.0
+"""Longer than sbatch is waited for."""
+
+
+@contextmanager
+def budget_held(run_root: Path) -> Iterator[None]:
+    """From the check to the job on record nobody else submits within this budget; without one nobody waits.
+
+    A file system without locks is no reason not to submit.
+
+    Raises:
+        OverBudgetError: another submission has held it for minutes.
+    """
+    path = find_budget(run_root)
+    if load_budget(path) is None:
+        yield
+        return
+    with path.open(encoding="utf-8") as file:
+        deadline = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise OverBudgetError(
+                        f"another submission holds the budget {path} for {_PATIENCE_S:.0f} s now: try again"
+                    ) from None
+                time.sleep(0.2)
+                continue
+            except OSError:
+                pass
+            break
+        yield
 
 
 def check_budget(
@@ -47,11 +86,11 @@ def check_budget(
     return tuple(f"budget: {sentence}" for sentence in (*said, *verdict.warnings))
 
 
-def _request(planned: PlannedRun) -> Request:
+def _request(planned: PlannedRun) -> RunRequest:
     hours = (planned.estimate or {}).get("gpu_hours")
     share = 1.0 - _share_done(planned)
-    return Request(
-        rest=None if hours is None else Spread(*(hours[key] * share for key in ("p10", "p50", "p90"))),
+    return RunRequest(
+        rest=None if hours is None else Spread.of_json(hours) * share,
         whole=None if hours is None else hours["p50"],
         ceiling=planned.plan.gpu_hours_ceiling,
         gpu=planned.config.cluster.gpu_type,

@@ -6,7 +6,7 @@ done = cancel_chain(chain)      # {"grpo": Cancellation(…), "sft": …}
 from r1hpc.attempt.cancel import Cancellation, cancel_job, touch_stop
 from r1hpc.attempt.state import Situation, State
 from r1hpc.submission.chain_folder import ChainDir
-from r1hpc.submission.chain_state import StageSituation, look_at
+from r1hpc.submission.chain_state import StageSituation, read_chain_situation
 
 
 def cancel_chain(chain: ChainDir, save_first: bool = False) -> dict[str, Cancellation]:
@@ -16,7 +16,7 @@ def cancel_chain(chain: ChainDir, save_first: bool = False) -> dict[str, Cancell
         StateError: a stage's job is not its own, or not yours, or on another host.
         SlurmError: Slurm did not answer.
     """
-    open_stages = [stage for stage in look_at(chain).stages if stage.is_at_work]
+    open_stages = [stage for stage in read_chain_situation(chain).stages if stage.is_at_work]
     return {stage.name: _cancel_stage(stage, save_first) for stage in reversed(open_stages)}
 
 

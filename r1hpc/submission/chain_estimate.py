@@ -17,7 +17,7 @@ from r1hpc.base.units import format_duration
 from r1hpc.estimator.estimate_text import amount
 from r1hpc.submission.chain_file import read_definition
 from r1hpc.submission.chain_folder import ChainDir
-from r1hpc.submission.chain_steps import Step, plan_steps
+from r1hpc.submission.chain_steps import StageStep, plan_steps
 from r1hpc.submission.order import Order
 
 _UNITS = ("GPU-hours", "node-hours")
@@ -132,7 +132,7 @@ def estimate_chain(job: Path, order: Order) -> ChainCost:
     return ChainCost(tuple(_cost(step) for step in steps), tuple(notes))
 
 
-def _cost(step: Step) -> StageCost:
+def _cost(step: StageStep) -> StageCost:
     assert step.planned is not None, "a stage that has no folder is planned"
     plan = step.planned.plan
     where = plan.topology
@@ -144,7 +144,7 @@ def _cost(step: Step) -> StageCost:
         kind=step.stage.config.stage,
         width=where.num_gpus or where.num_nodes,
         unit=unit,
-        hours=None if hours is None else Spread(hours["p10"], hours["p50"], hours["p90"]),
+        hours=None if hours is None else Spread.of_json(hours),
         time_limit_s=plan.time_limit_s,
         estimate=estimate,
     )

@@ -29,6 +29,7 @@ from r1hpc.base.names import check_name, nearest, printable
 from r1hpc.config import load
 from r1hpc.config.schema import RunConfig
 from r1hpc.submission.chain_folder import TAKEN_NAMES, ChainDir
+from r1hpc.submission.chain_items import connected
 
 _REFERENCE = re.compile(r"\$\{stage:([^}]*)\}")
 _OF_STAGE = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.-]*):([^=]+=.*)", re.DOTALL)
@@ -91,10 +92,8 @@ def read_definition(
     needs = _all_needs(entries, path)
     _check_order(needs, path)
     of_stage = split_overrides(overrides, list(needs))
-    stages = tuple(
-        Stage(entry.name, needs[entry.name], _config(entry, of_stage[entry.name], chain, needs, cluster))
-        for entry in entries
-    )
+    configs = {entry.name: _config(entry, of_stage[entry.name], chain, needs, cluster) for entry in entries}
+    stages = tuple(Stage(name, needs[name], config) for name, config in connected(configs, needs).items())
     return Definition(str(path.absolute()), _digest(entries), stages)
 
 

@@ -9,24 +9,28 @@
     datasets/           built by the stages on first use
 """
 
-import contextlib
-import fcntl
-import json
-import os
 import socket
 import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
+from r1hpc.base import lock
 from r1hpc.base.choose_run import list_runs, run_root_of
-from r1hpc.base.errors import StateError, UsageError
-from r1hpc.base.files import append_record, check_owned
+from r1hpc.base.errors import StateError
+from r1hpc.base.files import append_record, check_owned, read_records
 from r1hpc.base.names import check_name
 from r1hpc.base.rundir import RunDir
+from r1hpc.base.shapes import Time
 
 TAKEN_NAMES = ("chain.yaml", "chain.jsonl", "chain.lock", "supervisor.out", "datasets", "report")
 """Names in the folder that no stage may have."""
+
+
+class _ChainEvent(TypedDict):
+    event: str
+    time: Time
+    executor: NotRequired[str]
 
 
 class ChainDir:
@@ -64,6 +68,10 @@ class ChainDir:
     def record(self, event: str, **fields: Any) -> None:
         """Append one event, durably, with the time."""
         append_record(self.events, {"event": event, "time": time.time(), **fields})
+
+    def recorded(self, event: str) -> list[dict[str, Any]]:
+        """The events of that name, oldest first; torn lines are left out."""
+        return [each for each in read_records(self.events, _ChainEvent) if each["event"] == event]
 
 
 def find_chain(given: str | Path, run_root: str | None = None) -> ChainDir | None:
@@ -107,52 +115,16 @@ def _last_touched(chain: ChainDir) -> float:
     return max(path.stat().st_mtime for path in (chain.definition, chain.events) if path.is_file())
 
 
-@contextlib.contextmanager
-def held(chain: ChainDir, role: str) -> Iterator[int]:
-    """Hold the chain's lock; the descriptor, which a child process may inherit and hold on.
-
-    Raises:
-        UsageError: another process holds it; the message says which.
-    """
-    fd = os.open(chain.lock, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"{chain.name} is in other hands: {holder(chain)} holds {chain.lock}") from None
-        say_holder(fd, role)
-        yield fd
-    finally:
-        os.close(fd)  # the lock itself lives on where a child has inherited the descriptor
-
-
-def say_holder(fd: int, role: str) -> None:
-    """Write into the lock file who holds it."""
-    record = json.dumps({"role": role, "pid": os.getpid(), "host": socket.gethostname()}).encode()
-    os.pwrite(fd, record.ljust(256), 0)
-
-
-def holder(chain: ChainDir) -> str:
-    """Who holds the lock, as a message names it."""
-    record = _read_holder(chain)
-    if not {"role", "pid", "host"} <= record.keys():
-        return "another process"
-    return f"{record['role']}, process {record['pid']} on {record['host']},"
+def held(chain: ChainDir, role: str) -> AbstractContextManager[int]:
+    """The chain's lock, see `base.lock.held`."""
+    return lock.held(chain.lock, chain.name, role)
 
 
 def supervisor_pid(chain: ChainDir) -> int | None:
     """The local supervisor that works on the chain at this moment, or None."""
-    try:
-        fd = os.open(chain.lock, os.O_RDWR)
-    except FileNotFoundError:
+    if lock.is_free(chain.lock):
         return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return None
-    except BlockingIOError:
-        record = _read_holder(chain)
-    finally:
-        os.close(fd)
+    record = lock.read_holder(chain.lock)
     if record.get("role") != SUPERVISOR:
         return None
     if record.get("host") != socket.gethostname():
@@ -162,12 +134,3 @@ def supervisor_pid(chain: ChainDir) -> int | None:
 
 SUPERVISOR = "the local supervisor"
 SUBMISSION = "a submission"
-
-
-def _read_holder(chain: ChainDir) -> dict[str, Any]:
-    """What the lock file says; {} where it is torn."""
-    try:
-        value = json.loads(chain.lock.read_text())
-    except (ValueError, OSError):
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -1,6 +1,6 @@
 """The state of a chain: that of each stage, and what follows from them for the whole.
 
-now = look_at(chain)
+now = read_chain_situation(chain)
 now.state, now.detail, [stage.state for stage in now.stages]
 """
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from r1hpc.attempt.follow import follow
-from r1hpc.attempt.state import Situation, State, look
+from r1hpc.attempt.state import Situation, State, read_situation
 from r1hpc.base.rundir import RunDir
 from r1hpc.submission.chain_file import Stage, open_definition
 from r1hpc.submission.chain_folder import ChainDir
@@ -93,11 +93,11 @@ class ChainSituation:
         return (at_work or begun[-1:] or list(self.stages))[0]
 
 
-def look_at(chain: ChainDir, timeout_s: float = 5.0) -> ChainSituation:
-    """The situation of a chain. Slurm is asked about each open stage for at most `timeout_s`."""
+def read_chain_situation(chain: ChainDir) -> ChainSituation:
+    """The situation of a chain; each open stage may be a question to Slurm."""
     stages = open_definition(chain).stages
     finished = {stage.name for stage in stages if chain.stage(stage.name).finished.exists()}
-    return ChainSituation(chain, tuple(_look(chain, stage, finished, timeout_s) for stage in stages))
+    return ChainSituation(chain, tuple(_stage_situation(chain, stage, finished) for stage in stages))
 
 
 def follow_chain(chain: ChainDir, jobs: dict[str, str], out: TextIO) -> int:
@@ -108,13 +108,13 @@ def follow_chain(chain: ChainDir, jobs: dict[str, str], out: TextIO) -> int:
             status = follow(chain.stage(stage.name), jobs[stage.name], out)
             if status:
                 return status
-    now = look_at(chain)
+    now = read_chain_situation(chain)
     print(f"{chain.name}: {now.state} ({now.detail})", file=out, flush=True)
     return 0 if now.state is State.finished else 1
 
 
-def _look(chain: ChainDir, stage: Stage, finished: Collection[str], timeout_s: float) -> StageSituation:
+def _stage_situation(chain: ChainDir, stage: Stage, finished: Collection[str]) -> StageSituation:
     run = chain.stage(stage.name)
     known = run.config.is_file() or run.attempts.is_file()
     unfinished = tuple(name for name in stage.needs if name not in finished)
-    return StageSituation(stage, run, look(run, timeout_s) if known else None, unfinished)
+    return StageSituation(stage, run, read_situation(run) if known else None, unfinished)

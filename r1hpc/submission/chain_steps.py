@@ -16,11 +16,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from r1hpc.attempt.state import Situation, State, all_slurm_jobs, look
+from r1hpc.attempt.state import Situation, State, all_slurm_jobs, read_situation
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.files import read_json
 from r1hpc.base.rundir import RunDir
+from r1hpc.plan.facts import PlanFacts
 from r1hpc.plan.model import load_model_config
 from r1hpc.slurm import decide, dependency
 from r1hpc.slurm.client import call
@@ -53,7 +54,7 @@ class Action(StrEnum):
 
 
 @dataclass(frozen=True)
-class Step:
+class StageStep:
     """One stage and what is done with it."""
 
     stage: Stage
@@ -65,7 +66,7 @@ class Step:
     """Where the stage has one."""
 
 
-def plan_steps(chain: ChainDir, definition: Definition, order: Order) -> tuple[Step, ...]:
+def plan_steps(chain: ChainDir, definition: Definition, order: Order) -> tuple[StageStep, ...]:
     """What is to be done with each stage, in their order; every check that needs no job is made here.
 
     Raises:
@@ -75,22 +76,23 @@ def plan_steps(chain: ChainDir, definition: Definition, order: Order) -> tuple[S
     unrecorded = _unrecorded(chain, definition, order)
     ask = functools.cache(decide.ask_cluster)  # once for all stages that go to the same place
     models: dict[str, dict[str, Any]] = {}
-    steps: dict[str, Step] = {}
+    steps: dict[str, StageStep] = {}
     for stage in definition.stages:
         try:
-            expected = _expected_model(stage, chain, models)
+            expected = _expected(stage.config.model.path, chain, models)
+            teacher = _expected(stage.config.rl.teacher, chain, models)
             if stage.config.stage != "traces":
                 models[stage.name] = load_model_config(stage.config, vocab_size(stage.config), expected)
             step = _choose(chain.stage(stage.name), stage, unrecorded, steps, order)
             if step.action.makes_a_job:
-                step = replace(step, planned=_plan(step, chain, definition, order, ask, expected))
+                step = replace(step, planned=_plan(step, chain, definition, order, ask, expected, teacher))
         except UsageError as error:
             raise UsageError(f"stage {stage.name}: {error}") from None
         steps[stage.name] = step
     return tuple(steps.values())
 
 
-def carry_out_on_slurm(chain: ChainDir, steps: Sequence[Step], order: Order) -> dict[str, str]:
+def carry_out_on_slurm(chain: ChainDir, steps: Sequence[StageStep], order: Order) -> dict[str, str]:
     """Submit what is to be submitted, each stage tied to those it needs; job ids of the unfinished stages.
 
     Raises:
@@ -111,7 +113,7 @@ def carry_out_on_slurm(chain: ChainDir, steps: Sequence[Step], order: Order) -> 
     return jobs
 
 
-def write_stages(steps: Sequence[Step], order: Order) -> None:
+def write_stages(steps: Sequence[StageStep], order: Order) -> None:
     """For the local supervisor: every folder it will need, whole, before it starts."""
     for step in steps:
         if step.planned is not None:
@@ -122,7 +124,9 @@ def write_stages(steps: Sequence[Step], order: Order) -> None:
             failpoint("chain.written")
 
 
-def record_jobs(chain: ChainDir, steps: Sequence[Step], order: Order, job_id: str, asked_at: float) -> None:
+def record_jobs(
+    chain: ChainDir, steps: Sequence[StageStep], order: Order, job_id: str, asked_at: float
+) -> None:
     """Put the one job of the local supervisor on record in every stage it will run."""
     for step in steps:
         if step.planned is not None:
@@ -142,24 +146,24 @@ def _choose(
     run: RunDir,
     stage: Stage,
     unrecorded: Mapping[Path, list[str]],
-    steps: Mapping[str, Step],
+    steps: Mapping[str, StageStep],
     order: Order,
-) -> Step:
+) -> StageStep:
     if not run.config.is_file():
-        return Step(stage, run, Action.submit)
-    situation = look(run)
+        return StageStep(stage, run, Action.submit)
+    situation = read_situation(run)
     if situation.state is State.finished:
-        return Step(stage, run, Action.skip)
+        return StageStep(stage, run, Action.skip)
     if situation.state.is_at_work and situation.job is not None:
         _refuse_two_places(situation, order)
         waits_in_vain = any(steps[name].action.makes_a_job for name in stage.needs)
         pending = order.executor == "slurm" and situation.state is State.queued
         action = Action.renew if pending and waits_in_vain else Action.leave
-        return Step(stage, run, action, job_id=situation.job.job_id)
+        return StageStep(stage, run, action, job_id=situation.job.job_id)
     lost = [job for job in unrecorded.get(run.path, ()) if job not in all_slurm_jobs(run)]
     if lost:
-        return Step(stage, run, Action.adopt, job_id=lost[-1])
-    return Step(stage, run, Action.resume)
+        return StageStep(stage, run, Action.adopt, job_id=lost[-1])
+    return StageStep(stage, run, Action.resume)
 
 
 def _refuse_two_places(situation: Situation, order: Order) -> None:
@@ -173,12 +177,13 @@ def _refuse_two_places(situation: Situation, order: Order) -> None:
 
 
 def _plan(
-    step: Step,
+    step: StageStep,
     chain: ChainDir,
     definition: Definition,
     order: Order,
     ask: AskCluster,
     expected_model: Mapping[str, Any] | None,
+    expected_teacher: Mapping[str, Any] | None,
 ) -> PlannedRun:
     stage, run, is_new = step.stage, step.run, step.action is Action.submit
     order = replace(
@@ -186,22 +191,31 @@ def _plan(
     )
     config = stage.config if is_new else reconfigured(run, order)
     facts = ask(order.executor, *decide.place_in_cluster(config))
-    planned = plan_run(run, config, order, facts=facts, expected_model=expected_model, is_new=is_new)
+    others = tuple(chain.stage(name).path for name in definition.names if name != stage.name)
+    planned = plan_run(
+        run,
+        config,
+        order,
+        facts=facts,
+        expected_model=expected_model,
+        expected_teacher=expected_teacher,
+        to_come=others,
+        is_new=is_new,
+    )
     named = planned.config.resources.job_name or f"{chain.name}.{stage.name}"
     return replace(planned, needs=stage.needs, script=planned.script.with_options({"job-name": named[:64]}))
 
 
-def _expected_model(
-    stage: Stage, chain: ChainDir, models: Mapping[str, dict[str, Any]]
+def _expected(
+    path: str | None, chain: ChainDir, models: Mapping[str, dict[str, Any]]
 ) -> dict[str, Any] | None:
-    """The config.json of the stage that will write this one's model.path, where it is one of the chain."""
-    path = stage.config.model.path
+    """The config.json that a stage of the chain will write at `path` or above, where one will."""
     if path is None:
         return None
     return next((models[name] for name in models if Path(path).is_relative_to(chain.stage(name).path)), None)
 
 
-def _submit(chain: ChainDir, step: Step, jobs: Mapping[str, str], order: Order) -> str:
+def _submit(chain: ChainDir, step: StageStep, jobs: Mapping[str, str], order: Order) -> str:
     name, planned = step.stage.name, step.planned
     assert planned is not None, "plan_steps plans what gets a job"
     if step.action is Action.renew and step.job_id is not None:
@@ -217,17 +231,17 @@ def _submit(chain: ChainDir, step: Step, jobs: Mapping[str, str], order: Order) 
     return job_id
 
 
-def _clear(step: Step) -> None:
+def _clear(step: StageStep) -> None:
     """Away with a folder that a kill left without its config.yaml: no job can have come of it."""
     if step.action is Action.submit and step.run.path.is_dir():
         shutil.rmtree(step.run.path)
 
 
-def _adopt(chain: ChainDir, step: Step) -> None:
+def _adopt(chain: ChainDir, step: StageStep) -> None:
     from r1hpc.slurm.submission import adopt  # submitit, which --help need not wait for
 
     assert step.job_id is not None
-    limit_s = read_json(step.run.plan).get("time_limit_s") if step.run.plan.is_file() else None
+    limit_s = read_json(step.run.plan, PlanFacts).get("time_limit_s") if step.run.plan.is_file() else None
     adopt(step.run, step.job_id)
     record(
         step.run,

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from types import FrameType
 
 from r1hpc.attempt.detached import start_detached
-from r1hpc.attempt.state import look
+from r1hpc.attempt.state import read_situation
+from r1hpc.base.lock import say_holder
 from r1hpc.base.rundir import RunDir
-from r1hpc.submission.chain_folder import SUPERVISOR, ChainDir, say_holder
+from r1hpc.submission.chain_folder import SUPERVISOR, ChainDir
 
 _POLL_S = 0.5
 
@@ -57,7 +58,7 @@ class ChainSupervisor:
     def _wait_for_another(self, run: RunDir) -> None:
         """A stage that an earlier supervisor started, or a person, is left to end by itself."""
         while not self._stopping:
-            situation = look(run)
+            situation = read_situation(run)
             pid = situation.job.pid if situation.job is not None else None
             if not situation.state.is_at_work or pid in (None, os.getpid()):
                 return

@@ -6,7 +6,7 @@ from typing import Any
 from r1hpc.base.cli import print_json
 from r1hpc.base.files import read_json
 from r1hpc.base.tables import format_table
-from r1hpc.submission.chain_steps import Action, Step
+from r1hpc.submission.chain_steps import Action, StageStep
 from r1hpc.submission.run_text import log_path, plan_lines, script_keys
 from r1hpc.submission.submit_chain import SubmittedChain
 
@@ -57,7 +57,7 @@ def as_text(done: SubmittedChain) -> str:
     return "\n\n".join(texts)
 
 
-def _stage_object(step: Step, done: SubmittedChain) -> dict[str, Any]:
+def _stage_object(step: StageStep, done: SubmittedChain) -> dict[str, Any]:
     planned, run = step.planned, step.run
     job_id = done.jobs.get(step.stage.name)
     return {
@@ -76,10 +76,10 @@ def _stage_object(step: Step, done: SubmittedChain) -> dict[str, Any]:
 
 
 def _stored(path: Path) -> Any:
-    return read_json(path) if path.is_file() else None
+    return read_json(path, dict[str, Any]) if path.is_file() else None
 
 
-def _plan_text(step: Step) -> str:
+def _plan_text(step: StageStep) -> str:
     needs = f"after {', '.join(step.stage.needs)}" if step.stage.needs else "at once"
     already = "" if step.action is Action.submit else f" ({step.action})"
     lines = [f"{step.stage.name}: {step.stage.config.stage}, {needs}{already}"]

@@ -9,16 +9,15 @@ from dataclasses import replace
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import printable
 from r1hpc.base.units import parse_time
-from r1hpc.config import load
+from r1hpc.config import freeze, load
 from r1hpc.config.schema import RunConfig
-from r1hpc.data.preview import preview_vocab_size
 from r1hpc.estimator.baselines import text_gigabytes
 from r1hpc.estimator.estimate import Estimate, seed_estimate
 from r1hpc.estimator.estimate_run import estimate_of_run
 from r1hpc.estimator.goodput import FailureRates
 from r1hpc.plan.hardware import find_gpu
 from r1hpc.plan.run import RunPlan, make_plan
-from r1hpc.submission.plan_run import ASSUMED_GPUS_PER_NODE
+from r1hpc.submission.plan_run import ASSUMED_GPUS_PER_NODE, vocab_size
 
 
 def estimate_job(
@@ -42,9 +41,13 @@ def estimate_job(
     Raises:
         ConfigError, UsageError: it cannot be as described, or its size is not known yet.
     """
-    config = load.load(job, overrides, cluster)
+    config = freeze.with_absolute_paths(load.load(job, overrides, cluster))
     if gpu is not None:
         config = replace(config, cluster=replace(config.cluster, gpu_type=find_gpu(gpu).name))
+    if config.stage == "serve":
+        raise UsageError(
+            f"{printable(job)} is a server, and costs what it is kept for: at most its GPUs x time limit"
+        )
     plan = _plan(config, num_gpus)
     found = estimate_of_run(config, plan, rates)
     if found is None:
@@ -68,7 +71,7 @@ def _plan(config: RunConfig, num_gpus: int | None) -> RunPlan:
         config,
         gpus_per_node=per_node,
         num_nodes=nodes,
-        vocab_size=preview_vocab_size(config.data.path, config.data.recipe),
+        vocab_size=vocab_size(config),
         time_limit_s=None if limit is None else parse_time(limit),
     )
 

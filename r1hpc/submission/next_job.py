@@ -12,35 +12,36 @@ from functools import partial
 
 from r1hpc.attempt.end import CancelledError, Next, end, refuse_cancelled, take_back
 from r1hpc.attempt.needs import is_stage
-from r1hpc.attempt.state import State, look
+from r1hpc.attempt.state import State, read_situation
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.rundir import RunDir
 from r1hpc.config import load
 from r1hpc.slurm import dependency
 from r1hpc.slurm.client import SlurmError
-from r1hpc.slurm.requeue import requeue, resubmit
+from r1hpc.slurm.requeue import job_state, requeue, resubmit
 from r1hpc.submission.chain_file import open_definition
 from r1hpc.submission.chain_folder import ChainDir
 from r1hpc.telemetry.attempts import Cause, record
 
 
-def end_and_go_on(run: RunDir, attempt: int, status: int) -> int:
+def end_and_go_on(run: RunDir, attempt: int, status: int, diagnose: bool = True) -> int:
     """Name the cause of an attempt's end, go on where there is a next one; the job's exit status.
 
     Args:
         status: what srun exited with.
+        diagnose: print what stands out of the attempt, which takes seconds.
 
     Raises:
         CancelledError: a user has cancelled the run meanwhile, and it does not go on.
         R1hpcError: it should go on, and Slurm does not let it; the attempt's end says so.
     """
-    ended = end(run, attempt, status)
+    ended = end(run, attempt, status, diagnose)
     job = ended.attempt.job_id
     if ended.next is Next.requeue and job is not None:
         failpoint("end.requeue")
         try:
-            _go_on(run, job)
+            _go_on(run, job, ended.preempt_time)
         except CancelledError:
             take_back(run, attempt, "cancelled by a user before it was requeued", Cause.cancelled)
             raise
@@ -52,18 +53,28 @@ def end_and_go_on(run: RunDir, attempt: int, status: int) -> int:
     return ended.exit_status
 
 
-def _go_on(run: RunDir, job: str) -> None:
+def _go_on(run: RunDir, job: str, warned: float | None) -> None:
     """Requeue the job, or submit the run again where the cluster forbids that."""
-    if requeue(job, before=partial(refuse_cancelled, run, job)):
+    if requeue(job, before=partial(refuse_cancelled, run, job, warned)):
         return
     print("the cluster does not requeue this job: submitting it again", file=sys.stderr)
-    new_job = resubmit(run.script, after=job)
-    record(run, "resubmitted", job_id=new_job, executor="slurm")
+    new_job = resubmit(run.script, after=job, exclude=_excluded(job))
     try:
+        record(run, "resubmitted", job_id=new_job, executor="slurm")
         for job_id in move_dependents(run, new_job):
             print(f"job {job_id} waits for job {new_job} now", file=sys.stderr)
-    except SlurmError as error:  # then the next stage begins too early, refuses, and says so
-        print(f"a stage that waits for this one still waits for the old job: {error}", file=sys.stderr)
+    except (R1hpcError, OSError) as error:
+        # The run goes on all the same. A stage that still waits for the old job begins too early, refuses,
+        # and says so.
+        print(f"job {new_job} goes on, but a stage may still wait for job {job}: {error}", file=sys.stderr)
+
+
+def _excluded(job: str) -> str:
+    """Nodes on which the job could not begin; its successor should not try them either."""
+    try:
+        return job_state(job).excluded
+    except SlurmError:
+        return ""
 
 
 def move_dependents(run: RunDir, new_job: str) -> list[str]:
@@ -75,10 +86,10 @@ def move_dependents(run: RunDir, new_job: str) -> list[str]:
     for stage in open_definition(chain).stages:
         if run.run_id not in stage.needs:
             continue
-        situation = look(chain.stage(stage.name))
+        situation = read_situation(chain.stage(stage.name))
         if situation.state is State.queued and situation.job is not None and situation.job.is_slurm:
             needed = [chain.stage(name) for name in stage.needs if name != run.run_id]
-            others = [look(sister) for sister in needed if not sister.finished.exists()]
+            others = [read_situation(sister) for sister in needed if not sister.finished.exists()]
             ids = [other.job.job_id for other in others if other.job is not None and other.state.is_at_work]
             asked = load.read(chain.stage(stage.name).config).resources.dependency
             dependency.move(situation.job.job_id, [new_job, *ids], asked)

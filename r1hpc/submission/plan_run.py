@@ -8,30 +8,45 @@ planned.plan, planned.script, planned.estimate
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from r1hpc.attempt.state import look
-from r1hpc.base.errors import UsageError
+from r1hpc.attempt.state import read_situation
+from r1hpc.base.errors import ConfigError, UsageError
+from r1hpc.base.files import read_object
 from r1hpc.base.rundir import RunDir, open_run
-from r1hpc.config import freeze, load
-from r1hpc.config.schema import RunConfig
+from r1hpc.base.units import parse_memory_gib
+from r1hpc.config import freeze, load, plugins
+from r1hpc.config.packages import check_packages
+from r1hpc.config.schema import TRAINED_STAGES, RunConfig
 from r1hpc.data.preview import preview_vocab_size
+from r1hpc.estimator.workload import ASSUMED_GPU
+from r1hpc.plan.hardware import UnknownGpuError, find_gpu
+from r1hpc.plan.model import load_model_config, load_teacher_config, teacher_of
+from r1hpc.plan.precision import check_precision
 from r1hpc.plan.run import RunPlan
+from r1hpc.plan.run_memory import misfits
+from r1hpc.plan.tensors import check_tensors
 from r1hpc.plan.weights import check_weights
 from r1hpc.slurm import decide, fields, flags, script
 from r1hpc.slurm.probe import ClusterFacts
+from r1hpc.submission.missing_dataset import refuse_long_build
 from r1hpc.submission.order import DEFAULT_JOB, Order, Purpose
 from r1hpc.submission.run_estimate import estimate_for
+from r1hpc.submission.served_model import check_named, check_served
+from r1hpc.submission.training_data import check_mix_goes_on, check_sources, check_training_data
+from r1hpc.telemetry.save_speed import measured_save_speed
+from r1hpc.tracking.check import check_trackers
 
 ASSUMED_GPUS_PER_NODE = 8
 """Where nothing says how many a node has, and no cluster is asked."""
 _MAY_CHANGE_SECTIONS = ("resources.", "cluster.", "limits.", "monitor.", "checkpoint.")
 _MAY_CHANGE_KEYS = (
     *("train.num_steps", "train.print_every", "train.hang_timeout_s", "deepspeed.zero_stage"),
-    *("rollout.max_prompt_length", "rollout.prompts_per_batch"),
+    *("rollout.max_prompt_length", "rollout.prompts_per_batch", "rl.reference", "train.logits_chunk_tokens"),
+    "data.mix.schedule",  # what has begun is held against the checkpoint
 )
 
 
@@ -79,17 +94,37 @@ def plan_resumed_run(order: Order) -> PlannedRun:
         UsageError: it is at work, or finished, or the overrides would make another run of it.
     """
     run = open_run(order.resumed_run().path)
-    now = look(run)
+    now = read_situation(run)
     if now.state.is_at_work:
         job = now.job.job_id if now.job else "?"
         raise UsageError(f"{run.run_id} is {now.state} as job {job}: cancel it first, or touch {run.stop}")
     config = reconfigured(run, order)
     frozen = load.read(run.config)
+    if run.finished.exists() and config.stage == "serve":
+        raise UsageError(
+            f"{run.run_id} has ended as a server does, at its time limit or idle: begin another one by "
+            f"`python -m r1hpc.serve {config.model.path}`"
+        )
+    if run.finished.exists() and _was_stopped_early(run, frozen):
+        raise UsageError(
+            f"{run.run_id} was ended by train.early_stopping, and its model is {run.model}: to train on, "
+            f"begin another run from it, model.path={run.model}"
+        )
     if run.finished.exists() and config.train.num_steps <= frozen.train.num_steps:
         raise UsageError(
             f"{run.run_id} is finished; to train on, give train.num_steps={frozen.train.num_steps * 2}"
         )
+    check_mix_goes_on(frozen, config)
     return plan_run(run, config, order, is_new=False)
+
+
+def _was_stopped_early(run: RunDir, config: RunConfig) -> bool:
+    last_step = read_object(run.finished).get("global_step")
+    return (
+        bool(config.train.early_stopping)
+        and isinstance(last_step, int)
+        and last_step < config.train.num_steps
+    )
 
 
 def plan_run(
@@ -99,6 +134,8 @@ def plan_run(
     *,
     facts: ClusterFacts | None = None,
     expected_model: Mapping[str, Any] | None = None,
+    expected_teacher: Mapping[str, Any] | None = None,
+    to_come: Sequence[Path] = (),
     is_new: bool = True,
 ) -> PlannedRun:
     """Check the configuration, ask the cluster, plan, write the script's text, and estimate.
@@ -106,16 +143,28 @@ def plan_run(
     Args:
         facts: of the cluster, where they are known already.
         expected_model: the config.json that an earlier stage will leave in model.path.
+        expected_teacher: the same of rl.teacher.
+        to_come: folders of other stages, which will write what is named there.
     """
     fields.check_cluster(config.cluster)
     fields.check_resources(config.resources)
     config = freeze.with_absolute_paths(config)
     freeze.refuse_secrets(config, order.overrides)
+    if config.stage == "serve":
+        check_named(config)
     if is_new:  # a run of before goes on as it was begun, from its checkpoints
         _check_weights(config, expected_model)
-    _check_questions(config, expected_model, is_new=is_new)
+        _check_teacher(config, expected_teacher, tokenizer_to_come=_tokenizer_to_come(config, expected_model))
+        check_training_data(config, to_come, tokenizer_to_come=_tokenizer_to_come(config, expected_model))
+        config = _with_counted_questions(config)
+    else:
+        check_sources(config)
+        plugins.refuse_changes(plugins.names_in(config), run.code)
+        plugins.refuse_changed_files(run.code)
+    _check_questions(config, expected_model, code=None if is_new else run.code)
     vocabulary = vocab_size(config)
     executor, notes = decide.choose_executor(order.executor, will_submit=order.purpose is Purpose.start)
+    check_trackers(config, executor)
     decision = decide.decide(
         config,
         executor,
@@ -123,70 +172,155 @@ def plan_run(
         assumed_gpus_per_node=ASSUMED_GPUS_PER_NODE if order.is_dry_run else None,
         facts=facts,
         expected_model=expected_model,
+        expected_teacher=expected_teacher,
+        save_speed=measured_save_speed(order.run_root, config.resources.nodes),
     )
+    check_precision(decision.config)
+    check_packages(decision.config, executor)
+    if config.stage == "serve" and expected_model is None:
+        check_served(decision.config, decision.gpus_per_node, executor)
+    if executor == "slurm" and decision.gpus_per_node and is_new:
+        refuse_long_build(run, decision.config)
     text = script.make_script(
         run, decision.config, gpus_per_node=decision.gpus_per_node, signal_lead_s=decision.signal_lead_s
     )
     estimate, no_estimate = estimate_for(order.run_root, decision.config, decision.plan)
     ignored = ", ".join(flags.ignored_variables(os.environ))
     notes += [f"not used from the environment: {ignored}"] if ignored else []
-    notes = [*notes, *decision.notes, *no_estimate]
+    notes += [*decision.notes, *no_estimate, *_memory_notes(decision.config, decision.plan)]
+    notes += _other_tokenizer(config)
     return PlannedRun(run, executor, decision.config, decision.plan, text, tuple(notes), is_new, estimate)
 
 
+def _memory_notes(config: RunConfig, plan: RunPlan) -> list[str]:
+    """What does not fit the cards, or the memory that is asked of a node."""
+    if plan.memory is None or not plan.topology.num_gpus:
+        return []
+    try:
+        card = find_gpu(config.cluster.gpu_type or ASSUMED_GPU).memory_gib
+    except UnknownGpuError:  # the estimate has said so
+        card = None
+    asked = config.resources.mem or config.cluster.mem
+    try:
+        host = parse_memory_gib(asked) if asked else None
+    except ValueError:  # sbatch's to refuse
+        host = None
+    return list(misfits(plan.memory, gpu_gib=card, host_gib=host or None))
+
+
 def _check_weights(config: RunConfig, expected_model: Mapping[str, Any] | None) -> None:
-    """Refuse a model.path without weights, but for one that an earlier stage has yet to write."""
+    """Refuse a model.path without weights that fit, but for one that an earlier stage has yet to write."""
     model = config.model
     is_to_come = expected_model is not None and not Path(model.path or "", "config.json").is_file()
     if config.stage != "traces" and not is_to_come:  # demonstrations are computed: no model is loaded
+        hf_config = load_model_config(config, None)  # says first that there is no such folder
         check_weights(model)
+        _refuse_integers(config, hf_config)
+        check_tensors(model, hf_config)
+
+
+def _refuse_integers(config: RunConfig, hf_config: Mapping[str, Any]) -> None:
+    """Quantised weights answer, and cannot be trained."""
+    is_trained = config.stage in TRAINED_STAGES and not config.model.from_scratch
+    if is_trained and hf_config.get("quantization_config"):
+        raise ConfigError(
+            f"model.path {config.model.path} holds integer weights, which cannot be trained: give the "
+            "folder that they were made from"
+        )
+
+
+def _check_teacher(config: RunConfig, expected: Mapping[str, Any] | None, *, tokenizer_to_come: bool) -> None:
+    """Refuse a teacher that cannot be loaded, or whose tokens are not the student's; what an earlier stage
+    has yet to write is left to the ranks."""
+    hf_config = load_teacher_config(config, expected)
+    if hf_config is None or not Path(config.rl.teacher or "", "config.json").is_file():
+        return
+    teacher = teacher_of(config, hf_config)
+    try:
+        check_weights(teacher)
+        check_tensors(teacher, hf_config)
+    except ConfigError as error:
+        raise ConfigError(f"rl.teacher, as a model.path of its own: {error}") from None
+    if not tokenizer_to_come:
+        from r1hpc.tasks.tokenizer import check_teacher_tokens  # the tokenizers library
+
+        check_teacher_tokens(config)
+
+
+def _tokenizer_to_come(config: RunConfig, expected_model: Mapping[str, Any] | None) -> bool:
+    """Whether an earlier stage has yet to write the tokenizer."""
+    return expected_model is not None and config.model.tokenizer is None
+
+
+def _other_tokenizer(config: RunConfig) -> list[str]:
+    """A note where the tokenizer is not the one that the weights were trained with."""
+    if config.stage in ("pretrain", "traces") or config.model.tokenizer is None or config.model.from_scratch:
+        return []
+    from r1hpc.tasks.tokenizer import other_vocabulary
+
+    said = other_vocabulary(config.model)
+    return [said] if said else []
+
+
+def _with_counted_questions(config: RunConfig) -> RunConfig:
+    """With the number of questions of each test file, where a stage asks any."""
+    if config.stage not in ("rl", "evaluate") or not (config.evaluate.path or config.evaluate.sets):
+        return config
+    from r1hpc.tasks.benchmark import with_counted_sets  # pyarrow, for these runs only
+
+    return with_counted_sets(config)
 
 
 def _check_questions(
-    config: RunConfig, expected_model: Mapping[str, Any] | None = None, *, is_new: bool = True
+    config: RunConfig, expected_model: Mapping[str, Any] | None = None, *, code: Path | None = None
 ) -> None:
-    """Task, rewards and tokenizer of a stage that asks questions: what it would only meet on the nodes.
+    """Task, rewards and tokenizer of a stage that needs them: what it would only meet on the nodes.
 
     Args:
         expected_model: as in `plan_run`; the tokenizer is then the earlier stage's to leave.
-        is_new: False for a run of before, which goes on as it was begun.
+        code: the frozen code of a run of before, which goes on as it was begun.
 
     Raises:
         UsageError: an unknown task, option or reward term, a file or package that is missing, more held-out
-            questions than there are, or a prompt that the tokenizer cannot read or that is too long.
+            questions than there are, own code that fails, or a prompt that the tokenizer cannot read or that
+            is too long.
     """
+    to_come = _tokenizer_to_come(config, expected_model)
+    if config.stage == "sft" and not to_come:
+        from r1hpc.tasks import tokenizer
+
+        tokenizer.special_ids(tokenizer.load_tokenizer(config.model), config.model, code)
     if config.stage not in ("traces", "rl", "generate", "evaluate"):
         return
-    from r1hpc.tasks import registry, terms, tokenizer  # the tokenizers library, for these runs only
-    from r1hpc.tasks.task import check_num_held_out
+    from r1hpc.tasks.check import check_questions  # the tokenizers library, for these runs only
 
-    task = registry.make_task(config.task)
-    if is_new and config.stage in ("rl", "evaluate"):
-        check_num_held_out(task, config.evaluate.num_items)
-    item = task.item(config.generate.first_item if config.stage == "generate" else 0)
-    if config.stage == "traces":
+    prompts = check_questions(config, code)
+    if config.stage == "traces" or to_come:
         return
-    for name in config.reward.terms:
-        terms.term_named(name)
-    if expected_model is None or config.model.tokenizer is not None:
-        num = len(tokenizer.encode(tokenizer.load_tokenizer(config.model), item.prompt))
-        if num > config.rollout.max_prompt_length:
-            raise UsageError(
-                f"the first prompt has {num} tokens: raise rollout.max_prompt_length, now "
-                f"{config.rollout.max_prompt_length}"
-            )
+    from r1hpc.tasks import tokenizer
+
+    own = tokenizer.load_tokenizer(config.model)
+    form = tokenizer.form_of(own, config.model, code)
+    num = max(len(tokenizer.encode(own, form.prompt(prompt))) for prompt in prompts)
+    if num > config.rollout.max_prompt_length:
+        raise UsageError(
+            f"a prompt has {num} tokens: raise rollout.max_prompt_length, now "
+            f"{config.rollout.max_prompt_length}"
+        )
 
 
 def vocab_size(config: RunConfig) -> int | None:
     """The vocabulary a run's model must have at least; None where nobody knows it before the run begins."""
     if config.stage == "pretrain":
         return preview_vocab_size(config.data.path, config.data.recipe)
-    if config.model.tokenizer != "characters":
+    if config.stage == "traces":
         return None
-    from r1hpc.tasks.tokenizer import character_tokenizer  # the tokenizers library, for these runs only
+    from r1hpc.tasks.tokenizer import load_tokenizer, vocabulary_size  # the tokenizers library
 
-    size: int = character_tokenizer().get_vocab_size()
-    return size
+    try:
+        return vocabulary_size(load_tokenizer(config.model))
+    except UsageError:  # an earlier stage's to leave, or refused where it is asked for
+        return None
 
 
 def reconfigured(run: RunDir, order: Order) -> RunConfig:
@@ -202,7 +336,8 @@ def reconfigured(run: RunDir, order: Order) -> RunConfig:
     if wrong:
         raise UsageError(
             f"--resume cannot change {', '.join(wrong)}: that would be another run. It may change resources, "
-            "limits, checkpoint.*, monitor.* and train.num_steps; for the rest take a new --run-name"
+            f"limits, checkpoint, monitor, cluster, {', '.join(_MAY_CHANGE_KEYS)}; for the rest take a new "
+            "--run-name"
         )
     return config
 

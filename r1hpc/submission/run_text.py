@@ -8,8 +8,10 @@ from typing import Any
 
 from r1hpc.base.cli import print_json
 from r1hpc.base.rundir import RunDir
-from r1hpc.base.units import format_duration
+from r1hpc.base.units import format_duration, format_parameters
 from r1hpc.estimator.estimate_text import amount
+from r1hpc.plan.run import RunPlan
+from r1hpc.plan.run_memory import described
 from r1hpc.slurm.script import render
 from r1hpc.submission.plan_run import PlannedRun
 
@@ -57,7 +59,7 @@ def as_text(planned: PlannedRun, job_id: str | None) -> str:
     lines = [("run", str(run.path) + (" (not written: a dry run)" if dry_run else "")), *plan_lines(planned)]
     lines += [("note", note) for note in planned.notes]
     if job_id is not None:
-        lines += _handles(run, executor, job_id)
+        lines += _handles(planned, job_id)
     texts = [render(planned.script)] if dry_run and executor == "slurm" else []
     return "\n".join([*texts, *(f"{name:8} {text}" for name, text in lines)])
 
@@ -65,18 +67,17 @@ def as_text(planned: PlannedRun, job_id: str | None) -> str:
 def plan_lines(planned: PlannedRun) -> list[tuple[str, str]]:
     """Nodes, batch, estimate and ceiling of a run, as (name, text)."""
     plan = planned.plan
-    where, batch = plan.topology, plan.batch
+    where = plan.topology
     ranks = "GPUs" if where.num_gpus else "CPU ranks"
-    per_node = where.world_size // where.num_nodes
+    per_node = where.gpus_per_node or where.ranks_per_node
     lines = [
+        *_model_line(planned),
         ("nodes", f"{where.num_nodes} x {per_node} {ranks}"),
-        (
-            "batch",
-            f"{batch.global_batch_size} sequences of {plan.seq_len} tokens = {batch.micro_batch_size} per "
-            f"rank x {batch.gradient_accumulation_steps} accumulated x {where.world_size} ranks; "
-            f"{plan.num_steps} steps",
-        ),
+        _served_line(planned) if planned.config.stage == "serve" else _batch_line(plan),
     ]
+    if plan.memory is not None and where.num_gpus:
+        held = f"{plan.memory.total_gib:.1f} GiB on each GPU ({described(plan.memory)})"
+        lines.append(("memory", f"{held}; {plan.memory.host_gib:.0f} GiB of a node's own"))
     # What a CPU run costs is its nodes.
     what, count = ("GPU", where.num_gpus) if where.num_gpus else ("node", where.num_nodes)
     expected = (planned.estimate or {}).get(f"{what.lower()}_hours")
@@ -90,7 +91,39 @@ def plan_lines(planned: PlannedRun) -> list[tuple[str, str]]:
     return lines
 
 
-def _handles(run: RunDir, executor: str, job_id: str) -> list[tuple[str, str]]:
+def _batch_line(plan: RunPlan) -> tuple[str, str]:
+    batch = plan.batch
+    return (
+        "batch",
+        f"{batch.global_batch_size} sequences of {plan.seq_len} tokens = {batch.micro_batch_size} per "
+        f"rank x {batch.gradient_accumulation_steps} accumulated x {plan.topology.world_size} ranks; "
+        f"{plan.num_steps} steps",
+    )
+
+
+def _served_line(planned: PlannedRun) -> tuple[str, str]:
+    idle = planned.config.serve.idle_minutes
+    when = f"without a request for {format_duration(60 * idle)}, or " if idle else ""
+    return "ends", f"{when}at its time limit"
+
+
+def _model_line(planned: PlannedRun) -> list[tuple[str, str]]:
+    """Where the weights come from: random ones are announced."""
+    model, count = planned.config.model, planned.plan.num_parameters
+    if planned.config.stage == "traces":
+        return []
+    origin = "from scratch" if model.path is None or model.from_scratch else model.path
+    lines = [("model", origin, count)]
+    if planned.config.stage == "rl" and planned.config.rl.teacher is not None:
+        lines.append(("teacher", planned.config.rl.teacher, planned.plan.teacher_parameters))
+    return [
+        (name, whence if size is None else f"{whence}: {format_parameters(size)}")
+        for name, whence, size in lines
+    ]
+
+
+def _handles(planned: PlannedRun, job_id: str) -> list[tuple[str, str]]:
+    run, executor = planned.run, planned.executor
     cancel = f"python -m r1hpc.cancel {run.path}" if executor == "local" else f"scancel {job_id}"
     script = [("script", str(run.script))] if executor == "slurm" else []
     return [
@@ -100,7 +133,7 @@ def _handles(run: RunDir, executor: str, job_id: str) -> list[tuple[str, str]]:
         ("ranks", f"{run.logs}/latest/"),
         ("follow", f"python -m r1hpc.logs {run.path} -f"),
         ("status", f"python -m r1hpc.status {run.path}"),
-        ("stop", f"touch {run.stop} (saves first)"),
+        ("stop", f"touch {run.stop}" + (" (saves first)" if planned.config.stage != "serve" else "")),
         ("cancel", cancel),
     ]
 

@@ -6,22 +6,27 @@ Each step may be cut off by a kill: a folder without config.yaml was never whole
 sbatch took and nobody wrote down is found by its folder (slurm.dependency).
 """
 
+import errno
+import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from r1hpc.attempt.detached import start_detached
 from r1hpc.attempt.needs import write_needs
+from r1hpc.attempt.state import all_slurm_jobs
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.files import write_atomic, write_json
+from r1hpc.base.lock import held
 from r1hpc.base.rundir import RunDir
+from r1hpc.base.units import format_bytes
 from r1hpc.config import freeze, load
 from r1hpc.config.redact import redact
 from r1hpc.slurm import fields, script
-from r1hpc.slurm.client import SlurmError
+from r1hpc.slurm.sbatch import LostSubmissionError
 from r1hpc.submission.order import Order
 from r1hpc.submission.plan_run import PlannedRun
 from r1hpc.telemetry.attempts import record
@@ -44,22 +49,32 @@ def start(planned: PlannedRun, order: Order) -> str:
 
 @contextmanager
 def written(planned: PlannedRun, order: Order) -> Iterator[None]:
-    """The run folder with everything the job will read. A new folder does not survive an error inside."""
+    """The run folder with everything the job will read. A new folder does not survive an error inside.
+
+    Nobody else submits a new run meanwhile; who resumes one holds its lock already.
+    """
     run = planned.run
     if planned.is_new:
         create(run)
     try:
-        write(planned, order)
-        yield
-    except (R1hpcError, OSError) as error:
-        # An sbatch that did not answer may have submitted all the same: then the job needs its folder.
-        if isinstance(error, SlurmError) and error.timed_out:
-            raise R1hpcError(
-                f"{error}\n{run.path} is kept: look with squeue whether the job is there"
-            ) from None
+        with alone(run) if planned.is_new else nullcontext():
+            write(planned, order)
+            yield
+    except LostSubmissionError as error:  # the job, if there is one, needs its folder
+        raise R1hpcError(f"{error}\n{run.path} is kept: look with squeue whether the job is there") from None
+    except (R1hpcError, OSError):
         if planned.is_new:
             shutil.rmtree(run.path)
         raise
+
+
+def alone(run: RunDir) -> AbstractContextManager[int]:
+    """Held while a run is submitted: of two that do so at once, one is refused.
+
+    Raises:
+        UsageError: somebody else submits it.
+    """
+    return held(run.submission_lock, run.run_id, "a submission")
 
 
 def create(run: RunDir) -> None:
@@ -92,12 +107,24 @@ def create_parent(run: RunDir) -> None:
 
 
 def write(planned: PlannedRun, order: Order) -> None:
-    """Everything the job will read. Of a resumed run the code stays; configuration and plan are renewed."""
+    """Everything the job will read. Of a resumed run the code stays; configuration and plan are renewed.
+
+    Raises:
+        R1hpcError: the disk is full, or a file cannot be copied.
+    """
+    free = shutil.disk_usage(planned.run.path).free
+    try:
+        _write(planned, order)
+    except OSError as error:
+        raise _not_written(planned.run.path, error, free) from error
+
+
+def _write(planned: PlannedRun, order: Order) -> None:
     run = planned.run
     if planned.is_new:
         freeze.freeze(run, planned.config, order.argv, order.overrides)
     else:
-        load.save(planned.config, run.config)
+        load.renew(planned.config, run.config)
     if planned.needs is not None:
         write_needs(run, planned.needs)
     write_json(run.plan, planned.plan.to_json())
@@ -131,7 +158,23 @@ def _hand_over(planned: PlannedRun) -> str:
         return f"local-{process.pid}"
     from r1hpc.slurm.submission import submit  # submitit, which a dry run need not wait for
 
-    return submit(run, planned.plan.topology.world_size)
+    return submit(run, planned.plan.topology.world_size, known=all_slurm_jobs(run))
+
+
+def _not_written(path: Path, error: OSError, free: int) -> Exception:
+    """The error in one sentence; copytree collects one of each file, as text."""
+    if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
+        return R1hpcError(
+            f"{path.parent} is full, or your quota there is: {format_bytes(free)} are free, and a run's "
+            f"folder needs {format_bytes(freeze.size_of_copy())} before its first checkpoint; make room, or "
+            "choose another --run-root"
+        )
+    if isinstance(error, shutil.Error):
+        source, _, why = error.args[0][0]
+        return R1hpcError(f"cannot copy {source} into the run folder: {why}")
+    return R1hpcError(
+        f"the run folder could not be written: {error.strerror or error} {error.filename or ''}".rstrip()
+    )
 
 
 def _no_folder(path: Path, error: OSError) -> R1hpcError:

@@ -3,10 +3,12 @@
 done = submit(Order(job="jobs/r1.yaml"))       # a SubmittedRun or a SubmittedChain
 """
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from r1hpc.base.names import check_name
 from r1hpc.config.load import find_job
+from r1hpc.submission.budget_check import budget_held
 from r1hpc.submission.chain_file import is_chain_file
 from r1hpc.submission.chain_folder import ChainDir, find_chain
 from r1hpc.submission.order import Order
@@ -23,6 +25,11 @@ def submit(order: Order) -> "SubmittedRun | SubmittedChain":
         UsageError: it cannot be as it was asked for.
         R1hpcError: the budget does not hold it, or Slurm refuses or does not answer.
     """
+    with nullcontext() if order.is_dry_run else budget_held(order.run_root):
+        return _submit(order)
+
+
+def _submit(order: Order) -> "SubmittedRun | SubmittedChain":
     chain = _chain(order)
     if chain is None:
         from r1hpc.submission.submit_run import submit_run

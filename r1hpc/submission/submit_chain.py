@@ -15,7 +15,6 @@ from r1hpc.attempt.detached import start_detached
 from r1hpc.attempt.state import newest_job
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.failpoints import failpoint
-from r1hpc.base.files import read_records
 from r1hpc.base.names import printable
 from r1hpc.base.rundir import RunDir
 from r1hpc.slurm import decide
@@ -32,7 +31,7 @@ from r1hpc.submission.chain_file import (
 from r1hpc.submission.chain_folder import SUBMISSION, ChainDir, held, supervisor_pid
 from r1hpc.submission.chain_steps import (
     Action,
-    Step,
+    StageStep,
     carry_out_on_slurm,
     plan_steps,
     record_jobs,
@@ -49,7 +48,7 @@ class SubmittedChain:
 
     chain: ChainDir
     executor: str
-    steps: tuple[Step, ...]
+    steps: tuple[StageStep, ...]
     jobs: dict[str, str]
     """Job ids of the stages that are not finished. Empty after a dry run."""
     notes: tuple[str, ...]
@@ -78,8 +77,8 @@ def submit_chain(chain: ChainDir, source: Path | None, order: Order) -> Submitte
 
 def _last_executor(chain: ChainDir) -> str | None:
     """Where the chain was submitted last: it goes on there unless somebody says otherwise."""
-    submitted = [event for event in read_records(chain.events) if event.get("event") == "submitted"]
-    return str(submitted[-1]["executor"]) if submitted else None
+    executors = [event["executor"] for event in chain.recorded("submitted") if "executor" in event]
+    return str(executors[-1]) if executors else None
 
 
 def _begin(chain: ChainDir, source: Path, order: Order, notes: Sequence[str]) -> SubmittedChain:
@@ -128,7 +127,7 @@ def _go_on(chain: ChainDir, source: Path | None, order: Order, notes: Sequence[s
 
 def _plan(
     chain: ChainDir, definition: Definition, order: Order, frozen: Definition | None = None
-) -> tuple[tuple[Step, ...], tuple[str, ...]]:
+) -> tuple[tuple[StageStep, ...], tuple[str, ...]]:
     """What is done with each stage, within the budget of all together; and what there is to say of it.
 
     Args:
@@ -142,7 +141,7 @@ def _plan(
     return steps, (*said, *_merged_notes(steps))
 
 
-def _carry_out(chain: ChainDir, steps: Sequence[Step], order: Order, lock: int) -> dict[str, str]:
+def _carry_out(chain: ChainDir, steps: Sequence[StageStep], order: Order, lock: int) -> dict[str, str]:
     if order.executor == "slurm":
         return carry_out_on_slurm(chain, steps, order)
     open_steps = [step for step in steps if step.action is not Action.skip]
@@ -168,18 +167,18 @@ def _supervised(
         raise UsageError(
             f"{chain.name} is at work (process {pid}): cancel it first, then submit it with other settings"
         )
-    begun = [event for event in read_records(chain.events) if event.get("event") == "supervising"]
+    begun = chain.recorded("supervising")
     steps = []
     for stage in definition.stages:
         run = chain.stage(stage.name)
         if run.finished.exists():
-            steps.append(Step(stage, run, Action.skip))
+            steps.append(StageStep(stage, run, Action.skip))
             continue
         job = newest_job(run)
         if job is None or (begun and job.time < begun[-1]["time"] and job.job_id != f"local-{pid}"):
             record(run, "submitted", executor="local", job_id=f"local-{pid}", script=str(run.script))
             job = newest_job(run)
-        steps.append(Step(stage, run, Action.leave, job_id=job.job_id if job is not None else None))
+        steps.append(StageStep(stage, run, Action.leave, job_id=job.job_id if job is not None else None))
     jobs = {step.stage.name: step.job_id for step in steps if step.job_id is not None}
     return SubmittedChain(chain, "local", tuple(steps), jobs, tuple(notes))
 
@@ -199,7 +198,7 @@ def _changed_since(frozen: Definition, source: Path | None, chain: ChainDir) -> 
     ]
 
 
-def _refuse_changes(frozen: Definition, steps: Sequence[Step]) -> None:
+def _refuse_changes(frozen: Definition, steps: Sequence[StageStep]) -> None:
     """What is finished or at work cannot become something else."""
     for step in steps:
         before = frozen.stage(step.stage.name).config
@@ -218,7 +217,7 @@ def _is_empty(chain: ChainDir) -> bool:
     return chain.path.is_dir() and {path.name for path in chain.path.iterdir()} <= {chain.lock.name}
 
 
-def _merged_notes(steps: Sequence[Step]) -> list[str]:
+def _merged_notes(steps: Sequence[StageStep]) -> list[str]:
     """Each sentence once, with the stages it is about where it is not about all."""
     planned = [(step.stage.name, step.planned) for step in steps if step.planned is not None]
     stages: dict[str, list[str]] = {}

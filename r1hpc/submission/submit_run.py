@@ -1,4 +1,4 @@
-"""The story of one submission: read the job, plan it, hold it against the budget, freeze it, start it.
+"""One submission: read the job, plan it, hold it against the budget, freeze it, start it.
 
 done = submit_run(Order(job="jobs/smoke.yaml", executor="local"))
 done.planned.run.path, done.job_id
@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import write_atomic
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.rundir import RunDir, open_run
 from r1hpc.config import load
+from r1hpc.plan.batch import ranks_per_node
 from r1hpc.slurm import decide, env, script
 from r1hpc.submission import start_run
-from r1hpc.submission.budget_check import check_budget
+from r1hpc.submission.budget_check import budget_held, check_budget
 from r1hpc.submission.order import DEFAULT_JOB, Order
 from r1hpc.submission.plan_run import PlannedRun, plan_new_run, plan_resumed_run
 from r1hpc.telemetry.attempts import read_history
@@ -38,6 +39,13 @@ def submit_run(order: Order) -> SubmittedRun:
         UsageError: it cannot be as it was asked for.
         R1hpcError: the budget does not hold it, or Slurm refuses.
     """
+    if order.resume and not order.is_dry_run:
+        with start_run.alone(open_run(order.resumed_run().path)):
+            return _start(order)
+    return _start(order)
+
+
+def _start(order: Order) -> SubmittedRun:
     planned = plan_within_budget(order)
     return SubmittedRun(planned, None if order.is_dry_run else start_run.start(planned, order))
 
@@ -61,16 +69,16 @@ def prepare_inside_job(order: Order) -> tuple[int, RunDir, tuple[str, ...]]:
     run = order.folder(order.run_name)
     if run.config.is_file() and any(s.get("job_id") == job_id for s in read_history(run).submissions):
         config = load.read(run.config)  # a requeued job: nothing is decided again
-        return script.ranks_per_node(config, config.resources.gpus_per_node or 0), run, ()
+        return ranks_per_node(config, config.resources.gpus_per_node or 0), run, ()
     order = _as_allocated(order, run)
     if _is_half_made(run):
         shutil.rmtree(run.path)  # this job was preempted while it made it
-    planned = plan_within_budget(order)
-    planned = dataclasses.replace(planned, script=dataclasses.replace(planned.script, by_submitit=False))
-    with start_run.written(planned, order):
-        site = script.site_lines(planned.script.setup, planned.script.environment)
-        write_atomic(run.path / "site.sh", site)
-    start_run.record_submission(planned, order, job_id, time.time())
+    with budget_held(order.run_root):
+        planned = plan_within_budget(order)
+        planned = dataclasses.replace(planned, script=dataclasses.replace(planned.script, by_submitit=False))
+        with start_run.written(planned, order):
+            write_atomic(run.path / "site.sh", script.site_file(planned.script))
+        start_run.record_submission(planned, order, job_id, time.time())
     return planned.script.ranks_per_node, run, planned.notes
 
 

@@ -1,17 +1,24 @@
 """The submit command: what it prints, writes and refuses. Slurm is not needed, and not on PATH."""
 
 import json
+import os
+import re
+import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from r1hpc.base.files import read_json
+from r1hpc.base.files import read_json, write_json
 from r1hpc.config import load
+from r1hpc.config.load import read
 from r1hpc.tasks.prompts import held_out_key
 from r1hpc.tasks.task import is_held_out
+from tests.plan.tensorfiles import write_header
+from tests.recorded import RecordedRun
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,6 +42,8 @@ def fake_sbatch(place: Path, body: str = "echo 41") -> None:
         path = place / "bin" / name
         path.write_text(f'#!/bin/bash\n[ "$1" != --version ] || exit 0\nexport -p > {place}/env\n{body}\n')
         path.chmod(0o700)
+    (place / "bin" / "squeue").write_text("#!/bin/bash\n")
+    (place / "bin" / "squeue").chmod(0o700)
 
 
 def answer(done: "subprocess.CompletedProcess[str]") -> dict[str, Any]:
@@ -51,6 +60,15 @@ def test_a_dry_run_prints_plan_and_script_and_writes_nothing(place: Path) -> Non
     assert "GPUs per node: assumed 8" in done.stdout
     assert "384.0 GPU-hours per attempt (32 GPUs x 12 h 00 min)" in done.stdout
     assert not (place / "runs").exists()
+
+
+def test_it_loads_only_what_a_submission_needs(place: Path) -> None:
+    words = ["jobs/smoke.yaml", "--executor", "slurm", "--dry-run", "--run-root", str(place)]
+    code = f"import sys; from r1hpc.submit import main; main({words}); print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[0] for name in done.stderr.split()}
+    assert not {"torch", "deepspeed", "transformers", "numpy", "zarr", "h5py", "matplotlib"} & loaded
+    assert "omegaconf" in loaded
 
 
 def test_json_is_one_object_with_the_agreed_keys(place: Path) -> None:
@@ -131,11 +149,11 @@ def test_a_model_without_weights_is_refused_and_begun_from_scratch_when_asked(pl
     words = ("jobs/smoke.yaml", "--executor", "slurm", "--dry-run", "--json", "model.path=model")
     done = submit(place, *words)
     assert done.returncode == 2
-    assert f"model.path {model} has no model.safetensors" in done.stderr
+    assert f"model.path {model} has neither model.safetensors" in done.stderr
     assert "set model.from_scratch=true" in done.stderr
     assert "Traceback" not in done.stderr
     assert answer(submit(place, *words, "model.from_scratch=true"))["plan"]["num_parameters"]
-    (model / "model.safetensors").touch()
+    write_header(model / "model.safetensors", {"model.embed_tokens.weight": (512, shape["hidden_size"])})
     assert submit(place, *words).returncode == 0
 
 
@@ -197,6 +215,32 @@ def test_a_refused_submission_leaves_no_folder(place: Path) -> None:
     assert not (place / "runs" / "a").exists()
 
 
+def test_a_run_that_stopped_early_is_not_queued_for_nothing(place: Path) -> None:
+    made = RecordedRun(place / "runs" / "a", num_steps=40)
+    early = replace(read(made.run.config), stage="sft")
+    early = replace(early, data=replace(early.data, validation_documents=8))
+    load.save(replace(early, train=replace(early.train, early_stopping=2)), made.run.config)
+    made.submit("local-1")
+    made.begin()
+    made.steps(1, 20)
+    write_json(made.run.finished, {"global_step": 20, "time": made.clock})
+    made.end("finished", 20)
+    done = submit(place, "--run-name", "a", "--resume", "train.num_steps=80")
+    assert done.returncode == 2
+    assert f"a was ended by train.early_stopping, and its model is {made.run.model}" in done.stderr
+
+
+@pytest.mark.parametrize("step", [1, 30])
+def test_a_run_does_not_become_a_mixture_in_its_middle(place: Path, step: int) -> None:
+    made = RecordedRun(place / "runs" / "a", num_steps=40)
+    made.submit("local-1")
+    made.attempt(1, 20, "stopped", committed=20)
+    schedule = f"data.mix.schedule=[{{from_step: {step}, weights: {{text: 1}}}}]"
+    done = submit(place, "--run-name", "a", "--resume", schedule)
+    assert done.returncode == 2
+    assert "a run is a mixture from its first step on or not at all" in done.stderr
+
+
 def test_a_name_is_taken_once_and_resumed_when_asked(place: Path) -> None:
     fake_sbatch(place)
     assert submit(place, "jobs/smoke.yaml", "--run-name", "a").returncode == 0
@@ -229,6 +273,45 @@ def test_a_resume_does_not_become_another_run(place: Path, item: str) -> None:
     assert done.returncode == 2
     assert f"--resume cannot change {item.partition('=')[0]}" in done.stderr
     assert (place / "runs" / "a" / "config.yaml").read_text() == before
+
+
+def test_a_resume_with_other_questions_is_refused(place: Path) -> None:
+    fake_sbatch(place)
+    pairs = [{"question": f"{n}+{n}=?", "answer": str(2 * n)} for n in range(30)]
+    (place / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    words = ("stage=traces", "task.name=jsonl", "task.options={path: pairs.jsonl, template: '{question}'}")
+    sizes = ("generate.num_items=4", "generate.items_per_part=2", "--gpus-per-node", "0")
+    done = submit(place, "jobs/smoke.yaml", "--run-name", "a", *words, *sizes)
+    assert done.returncode == 0, done.stderr
+    (place / "runs" / "a" / "attempts.jsonl").write_text(
+        '{"event": "begin", "time": 2, "attempt": 1, "job_id": "41", "node_names": ["n"], "ranks": 1}\n'
+        '{"event": "end", "time": 3, "attempt": 1, "cause": "crash", "requeued": false}\n'
+    )
+    resume = ("--run-name", "a", "--resume", "--dry-run")
+    assert submit(place, *resume).returncode == 0
+    with (place / "pairs.jsonl").open("a") as file:
+        file.write('{"question": "1", "answer": "1"}\n')
+    done = submit(place, *resume)
+    assert done.returncode == 2
+    assert f"{place}/pairs.jsonl has changed since this run began with it" in done.stderr
+    assert "put the old file back" in done.stderr
+
+
+def test_a_full_disk_is_one_sentence_with_what_is_needed(place: Path) -> None:
+    (place / "runs").mkdir()
+    argv = [sys.executable, "-m", "r1hpc.submit", "jobs/smoke.yaml", "--executor", "local"]
+    command = shlex.join([*argv, "--run-root", str(place / "runs")])
+    script = f"mount -t tmpfs -o size=1m none {place}/runs && touch {place}/mounted && {command}"
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", script], env=environ, capture_output=True, text=True)
+    if not (place / "mounted").exists():
+        pytest.skip(f"no file system of its own here: {done.stderr}")
+    assert done.returncode == 1
+    assert re.fullmatch(
+        rf"error: {place}/runs is full, or your quota there is: [\d.]+ [KM]iB are free, and a run's folder "
+        r"needs [\d.]+ MiB before its first checkpoint; make room, or choose another --run-root\n",
+        done.stderr,
+    ), done.stderr
 
 
 def test_prepare_only_belongs_into_a_job(place: Path) -> None:

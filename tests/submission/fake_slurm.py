@@ -85,9 +85,10 @@ def _sbatch(jobs: Path, words: list[str]) -> int:
 
 def _squeue(jobs: Path, words: list[str]) -> int:
     assert words[:4] == ["--me", "-h", "-o", "%A %Z"], words
+    shown = None if "all" in words else ("PENDING", "RUNNING")
     for path in jobs.glob("*.json"):
         job = json.loads(path.read_text())
-        if job["state"] in ("PENDING", "RUNNING"):
+        if shown is None or job["state"] in shown:
             print(job["job_id"], job["folder"])
     return 0
 

@@ -1,6 +1,7 @@
 """The estimate that a submission leaves in the run folder, and the budget that refuses it."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,20 @@ def test_a_run_over_the_budget_is_refused_until_somebody_says_why(tmp_path: Path
     assert any(note.startswith("budget: over budget") for note in answer["notes"])
     event = read_records(tmp_path / "runs" / "a" / "attempts.jsonl")[0]
     assert event["over_budget"] == "the deadline"
+
+
+def test_of_two_submissions_at_once_the_budget_holds_one(tmp_path: Path) -> None:
+    """Each would fit alone: the second counts the first, which is on record before it looks."""
+    env = environment(FakeSlurm(tmp_path))
+    size = ("train.num_steps=300", "jobs/train.yaml", *_GPUS)
+    plan = submitted(tmp_path, *size, "--dry-run", "--executor", "slurm", env=env)
+    (tmp_path / "runs").mkdir()
+    budget = f"gpu_hours: {1.5 * plan['estimate']['gpu_hours']['p50']}\nstart: 2026-01-01\n"
+    (tmp_path / "runs" / "budget.yaml").write_text(budget)
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda name: submit(tmp_path, *size, "--run-name", name, env=env), ("a", "b")))
+    assert sorted(each.returncode for each in done) == [0, 1]
+    assert "--over-budget REASON" in "".join(each.stderr for each in done)
 
 
 def test_the_stages_of_a_chain_are_held_against_it_together(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_the_digest_sees_every_change_of_the_file(tmp_path: Path) -> None:
         ("  - name: datasets\n", "a stage cannot be called 'datasets'"),
         ("  - name: ../x\n", "not a usable name"),
         ("  - name: a\n    needs: b\n", "must be a list of stages"),
-        ("  - name: a\n    trian: {}\n", "stage a: unknown key 'trian' (did you mean 'train."),
+        ("  - name: a\n    trian: {}\n", "stage a: unknown key 'trian' (did you mean 'train'?)"),
         ("  - name: a\n    train: {lr: -1}\n", "stage a: train.lr is -1"),
         ("  a: 1\n", "`stages` must be a list of stages"),
         ("  []\n", "`stages` must be a list of stages"),

@@ -13,7 +13,7 @@ from r1hpc.attempt.state import newest_job
 from r1hpc.base.files import read_records
 from r1hpc.base.rundir import RunDir
 from r1hpc.submission.chain_folder import ChainDir, supervisor_pid
-from r1hpc.submission.chain_state import look_at
+from r1hpc.submission.chain_state import read_chain_situation
 from r1hpc.telemetry.attempts import Cause, read_history
 from tests.runs import assert_same_run, command_output, rank_pids, wait_step, wait_until
 from tests.submission.chains import actions_of, jobs_of, submit, submitted, write_chain
@@ -98,7 +98,7 @@ def test_a_chain_killed_at_every_stage_finishes_and_does_nothing_twice(place: Pl
     said = command_output(["-m", "r1hpc.cancel", str(place.chain.path)])
     assert "three saves and ends for good" in said
     place.wait_alone()
-    assert look_at(place.chain).state.value == "cancelled"
+    assert read_chain_situation(place.chain).state.value == "cancelled"
     done = submit(place.root, "--run-name", "small", "--follow")  # where it was, and without its file
     assert done.returncode == 0, done.stderr
 
@@ -122,7 +122,7 @@ def test_a_stopped_stage_ends_the_chain(place: Place) -> None:
     place.wait_alone()
     assert [a.cause for a in read_history(place.one).attempts] == [Cause.stopped]
     assert not read_history(place.two).attempts
-    now = look_at(place.chain)
+    now = read_chain_situation(place.chain)
     assert [stage.state for stage in now.stages] == ["stopped", "waiting", "waiting"]
     assert now.state.value == "stopped"
     assert submit(place.root, str(place.file), "--executor", "local", "--follow").returncode == 0

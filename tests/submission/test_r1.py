@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.attempt.state import look
+from r1hpc.attempt.state import read_situation
 from r1hpc.base.rundir import RunDir
 from r1hpc.submission.chain_file import open_definition
 from r1hpc.submission.chain_folder import ChainDir, supervisor_pid
@@ -58,7 +58,7 @@ def parts(run: RunDir) -> dict[str, int]:
 
 
 def is_over(run: RunDir) -> bool:
-    return look(run).state.is_over
+    return read_situation(run).state.is_over
 
 
 def wait_busy(run: RunDir) -> None:

@@ -11,7 +11,7 @@ import pytest
 from r1hpc.attempt.state import newest_job
 from r1hpc.base.rundir import RunDir
 from r1hpc.submission.chain_folder import ChainDir
-from r1hpc.submission.chain_state import look_at
+from r1hpc.submission.chain_state import read_chain_situation
 from r1hpc.telemetry.attempts import Cause, read_history
 from tests.cluster import Cluster
 from tests.runs import assert_same_run, wait_attempt, wait_over, wait_step, wait_until
@@ -45,7 +45,7 @@ class Place:
 @pytest.fixture
 def place(tmp_path: Path, idle_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Place:
     for name, value in idle_cluster.env().items():
-        monkeypatch.setenv(name, value)  # look() asks this cluster
+        monkeypatch.setenv(name, value)  # read_situation() asks this cluster
     return Place(tmp_path, idle_cluster)
 
 
@@ -79,7 +79,7 @@ def test_preempted_killed_failed_and_stopped_the_chain_finishes_and_nothing_is_d
     place.runs[1].stop.touch()
     assert [a.cause for a in wait_over(place.runs[1])] == [Cause.stopped]
     assert place.wait_state(three, "CANCELLED") == "CANCELLED"
-    assert look_at(place.chain).state.value == "stopped"
+    assert read_chain_situation(place.chain).state.value == "stopped"
     again = place.submit()
     assert actions_of(again) == ["finished", "resumed", "resumed"]
 
@@ -89,7 +89,9 @@ def test_preempted_killed_failed_and_stopped_the_chain_finishes_and_nothing_is_d
     wait_step(place.runs[2], 3)
     subprocess.run(["scancel", str(jobs_of(again)[2])], check=True, env=place.cluster.env())
     assert [a.cause for a in wait_over(place.runs[2])] == [Cause.cancelled]
-    wait_until("the cancelled job's end", lambda: not look_at(place.chain).stages[2].is_at_work, 60)
+    wait_until(
+        "the cancelled job's end", lambda: not read_chain_situation(place.chain).stages[2].is_at_work, 60
+    )
     last = place.submit()
     assert actions_of(last) == ["finished", "finished", "resumed"]
     wait_over(place.runs[2], 200)
@@ -126,7 +128,7 @@ def test_a_stage_that_fails_takes_those_that_wait_with_it(place: Place) -> None:
     one, two, three = jobs_of(answer)
     assert place.wait_state(one, "FAILED") == "FAILED"
     assert {place.wait_state(two, "CANCELLED"), place.wait_state(three, "CANCELLED")} == {"CANCELLED"}
-    now = look_at(place.chain)
+    now = read_chain_situation(place.chain)
     assert [stage.state for stage in now.stages] == ["failed", "waiting", "waiting"]
     assert "submit the chain again" in now.stages[1].detail
     done = submit(place.root, *place.words("--follow"), env=place.cluster.env())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -150,12 +151,13 @@ def test_those_that_wait_follow_a_stage_into_its_next_job(
 
 
 def test_two_submissions_at_once_are_one(place: Place) -> None:
-    slow = place.environment(R1HPC_FAILPOINT="submit.asked:sleep=4::1")
+    halted = place.environment(R1HPC_FAILPOINT="submit.asked:stop::1")
     argv = [sys.executable, "-m", "r1hpc.submit", str(place.file), "--run-root", str(place.root / "runs")]
-    first = subprocess.Popen(argv, cwd=CHECKOUT, env=run_environment(slow), stdout=subprocess.DEVNULL)
+    first = subprocess.Popen(argv, cwd=CHECKOUT, env=run_environment(halted), stdout=subprocess.DEVNULL)
     while not place.slurm.jobs():
         assert first.poll() is None
-    assert "is in other hands: a submission, process" in place.refused(str(place.file))
+    assert "is locked: a submission, process" in place.refused(str(place.file))
+    first.send_signal(signal.SIGCONT)
     assert first.wait() == 0
     assert len(place.slurm.jobs()) == 3
 

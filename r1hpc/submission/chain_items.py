@@ -1,0 +1,67 @@
+"""What the stages of a chain know of each other's questions.
+
+Stage rl begins with the item after those that the stages before it have shown, unless task.first_item says
+another; an evaluation of test files is told what those stages trained on, for its report of contamination.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from r1hpc.config.schema import RunConfig
+from r1hpc.plan.batch import updates_per_rollout
+from r1hpc.tasks.pass_rates import MOST_PASSED_OVER
+
+
+def connected(configs: Mapping[str, RunConfig], needs: Mapping[str, Sequence[str]]) -> dict[str, RunConfig]:
+    """The configurations of a chain's stages, in their order, with what earlier stages decide filled in."""
+    done: dict[str, RunConfig] = {}
+    for name, config in configs.items():
+        earlier = [done[each] for each in _all_before(name, needs)]
+        done[name] = _with_training_files(_with_first_item(config, earlier), earlier)
+    return done
+
+
+def _all_before(name: str, needs: Mapping[str, Sequence[str]]) -> list[str]:
+    """The stages it needs, and those that they need; each once."""
+    found: list[str] = []
+    open_ = list(needs[name])
+    while open_:
+        each = open_.pop(0)
+        if each not in found:
+            found.append(each)
+            open_ += needs[each]
+    return found
+
+
+def _with_first_item(config: RunConfig, earlier: Sequence[RunConfig]) -> RunConfig:
+    if config.stage != "rl" or config.task.first_item is not None:
+        return config
+    same = [each for each in earlier if _questions(each) == _questions(config)]
+    first = max(map(_end_of_items, same), default=0)
+    return replace(config, task=replace(config.task, first_item=first)) if first else config
+
+
+def _questions(config: RunConfig) -> object:
+    return replace(config.task, first_item=None)
+
+
+def _end_of_items(config: RunConfig) -> int:
+    """One more than the last training item that a stage may show; 0: it shows none."""
+    if config.stage in ("traces", "generate") and not config.generate.held_out:
+        return config.generate.first_item + config.generate.num_items
+    if config.stage == "rl":
+        rollouts = -(-config.train.num_steps // updates_per_rollout(config))
+        most = config.rollout.num_prompts * (1 + config.rl.max_resamples)
+        most *= 1 + MOST_PASSED_OVER if config.rl.by_pass_rate else 1
+        return (config.task.first_item or 0) + rollouts * most
+    return 0
+
+
+def _with_training_files(config: RunConfig, earlier: Sequence[RunConfig]) -> RunConfig:
+    evaluate = config.evaluate
+    if config.stage != "evaluate" or evaluate.trained_on or not (evaluate.path or evaluate.sets):
+        return config
+    traces = [path for each in earlier if each.stage == "sft" for path in each.data.traces]
+    asked = [str(each.task.options.get("path", "")) for each in earlier if each.stage == "rl"]
+    files = dict.fromkeys([*traces, *(path for path in asked if path.endswith(".jsonl"))])
+    return replace(config, evaluate=replace(evaluate, trained_on=list(files)))

@@ -1,0 +1,211 @@
+"""What a run will train on, looked at before it waits in a queue: its dataset, or its traces line by line.
+
+check_training_data(config)         # of a new run
+
+The ranks read all of it; here it is a few MiB, and the manifest of a dataset.
+"""
+
+import heapq
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from r1hpc.base.errors import UsageError
+from r1hpc.config.schema import DataConfig, RunConfig
+from r1hpc.data.manifest import MANIFEST, read_manifest
+from r1hpc.data.open_lines import iter_lines, line_number
+from r1hpc.data.recipe import find_recipe, load_recipe
+from r1hpc.data.recipe_stages import check_schedule
+from r1hpc.data.trace_line import parse_trace
+from r1hpc.data.trace_recipe import list_inputs, source_names
+
+_READ_BYTES = 8 << 20
+"""Of all traces, in their order: a tenth of a second."""
+_ENCODED_BYTES = 512 << 10
+_ENCODED_TRACES = 64
+"""The longest of those that were read."""
+_FORM = '{"prompt": "…", "completion": "…"}'
+
+
+@dataclass(frozen=True)
+class _Trace:
+    path: Path
+    position: int
+    """The byte at which its line begins."""
+    prompt: str
+    completion: str
+
+    @property
+    def place(self) -> str:
+        return f"{self.path}:{line_number(self.path, self.position)}"
+
+    @property
+    def size(self) -> int:
+        """Characters."""
+        return len(self.prompt) + len(self.completion)
+
+
+def check_training_data(
+    config: RunConfig, to_come: Sequence[Path] = (), *, tokenizer_to_come: bool = False
+) -> None:
+    """Refuse data that the nodes would only find missing, of another form or too long.
+
+    Args:
+        to_come: folders that other runs have yet to fill: what lies below them is not looked for.
+        tokenizer_to_come: the same of the tokenizer: how many tokens a trace has is not known.
+
+    Raises:
+        UsageError: no such dataset or file, data.path beside data.traces, documents without roles in stage
+            sft, a line that is no trace, or a trace longer than data.seq_len.
+    """
+    data = config.data
+    if config.stage not in ("pretrain", "sft"):
+        return
+    if data.path is not None and data.traces:
+        raise UsageError(
+            f"data.path={data.path} and data.traces={data.traces} name two datasets: leave one of them out"
+        )
+    if data.path is not None:
+        if not _is_below(data.path, to_come):
+            _check_dataset(Path(data.path), config.stage)
+    elif config.stage == "sft" and data.traces:
+        traces = [path for path in data.traces if not _is_below(path, to_come)]
+        _check_traces(traces, None if tokenizer_to_come else config)
+    elif config.stage == "sft":
+        _check_recipe(data)
+    check_sources(config, to_come)
+
+
+def check_sources(config: RunConfig, to_come: Sequence[Path] = ()) -> None:
+    """Refuse a schedule of weights that names other sources than the dataset will have.
+
+    Raises:
+        UsageError: names the entry, and the nearest source.
+    """
+    data = config.data
+    if not data.mix.schedule or (data.path is not None and _is_below(data.path, to_come)):
+        return
+    if data.path is not None:
+        names = [source["name"] for source in read_manifest(Path(data.path)).content["sources"]]
+    elif data.traces and config.stage == "sft":
+        names = source_names(len(data.traces))
+    else:
+        assert data.recipe is not None, "the configuration sees to it"
+        names = [source.name for source in load_recipe(find_recipe(data.recipe)).sources]
+    check_schedule(data.mix, names)
+
+
+def check_mix_goes_on(frozen: RunConfig, config: RunConfig) -> None:
+    """Refuse, at a resume, what would make another order of what the run has seen already.
+
+    Raises:
+        UsageError: says what of data.mix may change.
+    """
+    schedules = (frozen.data.mix.schedule, config.data.mix.schedule)
+    begins = [[entry for entry in schedule if entry["from_step"] == 1] for schedule in schedules]
+    becomes_one = frozen.data.mix.is_used != config.data.mix.is_used and not _is_mixed(config)
+    if begins[0] != begins[1] or becomes_one:
+        raise UsageError(
+            "data.mix: a run is a mixture from its first step on or not at all, and its first weights stay; "
+            "what a resume may change is what has not begun of a schedule, or of a recipe with mix. "
+            "Leave data.mix as it was, or begin another run"
+        )
+
+
+def _is_mixed(config: RunConfig) -> bool:
+    """Whether the data's own recipe is a mixture."""
+    data = config.data
+    if data.path is not None:
+        return read_manifest(Path(data.path)).content["recipe"].get("mix") is not None
+    if data.recipe is None or data.traces:
+        return False
+    return load_recipe(find_recipe(data.recipe)).mix is not None
+
+
+def _is_below(path: str, folders: Sequence[Path]) -> bool:
+    return any(Path(path).is_relative_to(folder) for folder in folders)
+
+
+def _check_dataset(folder: Path, stage: str) -> None:
+    if folder.is_file():
+        raise UsageError(
+            f"data.path {folder} is a file: give the folder of a dataset, made by `python -m r1hpc.shard "
+            f"build`; a file of traces is named by data.traces=[{folder}]"
+        )
+    if folder.is_dir() and not (folder / MANIFEST).is_file():
+        raise UsageError(
+            f"data.path {folder} has no {MANIFEST}: give the folder of a dataset, made by `python -m "
+            "r1hpc.shard build`; a folder of traces (*.jsonl) is named by data.traces=[DIR]"
+        )
+    if stage == "sft" and "roles" not in read_manifest(folder).content:
+        raise _no_roles(f"data.path {folder} holds")
+
+
+def _check_recipe(data: DataConfig) -> None:
+    if data.recipe is not None and not load_recipe(find_recipe(data.recipe)).is_traces:
+        raise _no_roles(f"data.recipe={data.recipe} makes")
+
+
+def _no_roles(what: str) -> UsageError:
+    return UsageError(
+        f"stage sft learns from prompts and completions, and {what} documents without roles: give "
+        f"data.traces=[FILE.jsonl] of lines {_FORM}, or a dataset whose sources have kind: traces"
+    )
+
+
+def _check_traces(paths: Sequence[str], config: RunConfig | None) -> None:
+    files = [file for item in list_inputs(paths) for file in item.files]
+    longest = heapq.nlargest(_ENCODED_TRACES, _read(files), key=lambda trace: trace.size)
+    if paths and not longest:
+        raise UsageError(f"data.traces: {', '.join(map(str, files))} holds no line; give lines {_FORM}")
+    if config is not None:
+        _check_lengths(longest, config)
+
+
+def _read(files: Iterable[Path]) -> Iterator[_Trace]:
+    """The traces of the first MiB.
+
+    Raises:
+        UsageError: names file and number of a line that is none.
+    """
+    left = _READ_BYTES
+    for path in files:
+        if left <= 0:
+            return
+        for line in iter_lines(path, 0, left):
+            left -= line.size
+            try:
+                if line.fault:
+                    raise ValueError(line.fault)
+                prompt, completion = (text.decode() for text in parse_trace(line.raw))
+            except ValueError as error:
+                raise UsageError(
+                    f"{path}:{line_number(path, line.position)}: {error}. A line of data.traces is {_FORM}: "
+                    "correct it, or leave it out"
+                ) from None
+            yield _Trace(path, line.position, prompt, completion)
+
+
+def _check_lengths(traces: Sequence[_Trace], config: RunConfig) -> None:
+    """Refuse a trace that is too long, as the ranks do (data.trace_loader), or that cannot be spelled."""
+    from r1hpc.tasks.tokenizer import encode, form_of, load_tokenizer  # the tokenizers library
+
+    tokenizer = load_tokenizer(config.model)
+    form = form_of(tokenizer, config.model)
+    left, most, longest = _ENCODED_BYTES, 0, None
+    for trace in traces:
+        try:
+            texts = form.prompt(trace.prompt), form.completion(trace.completion)
+            length = sum(len(encode(tokenizer, text)) for text in texts) + 1
+        except UsageError as error:
+            raise UsageError(f"{trace.place}: {error}") from None
+        left -= sum(map(len, texts))
+        if length > most:
+            most, longest = length, trace
+        if left <= 0:
+            break
+    if longest is not None and most > config.data.seq_len:
+        raise UsageError(
+            f"data.seq_len is {config.data.seq_len}, but the trace of {longest.place} has {most:,} tokens "
+            f"with its EOS: set data.seq_len={most} or more, or leave long ones out of the traces"
+        )

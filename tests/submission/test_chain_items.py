@@ -1,0 +1,75 @@
+"""Reinforcement learning begins where the stages before it ended, and an evaluation knows what they saw."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from r1hpc.config.reasoning import EvaluateConfig, TaskConfig
+from r1hpc.submission.chain_file import (
+    Definition,
+    open_definition,
+    override,
+    read_definition,
+    save_definition,
+)
+from r1hpc.submission.chain_folder import ChainDir
+from r1hpc.submission.chain_items import connected
+from tests.submission.chains import write_chain
+
+_R1 = Path(__file__).resolve().parents[2] / "jobs" / "r1.yaml"
+_SMALL = """
+  - {name: traces, stage: traces, generate: {num_items: 70, first_item: 5}}
+  - {name: sft, stage: sft}
+  - {name: grpo, stage: rl}
+"""
+
+
+@pytest.fixture(scope="module")
+def r1(tmp_path_factory: pytest.TempPathFactory) -> Definition:
+    """The chain that comes with the toolkit."""
+    return read_definition(_R1, ChainDir(tmp_path_factory.mktemp("r1") / "c"))
+
+
+def _first_item(root: Path, *overrides: str) -> int | None:
+    chain = read_definition(write_chain(root, _SMALL), ChainDir(root / "c"), overrides)
+    return chain.stage("grpo").config.task.first_item
+
+
+def test_rl_asks_none_of_the_items_that_the_cold_start_showed(r1: Definition, tmp_path: Path) -> None:
+    traces = r1.stage("traces").config.generate
+    assert r1.stage("grpo").config.task.first_item == traces.first_item + traces.num_items == 60000
+    assert r1.stage("sft").config.task.first_item is None
+    assert _first_item(tmp_path) == 75
+    assert _first_item(tmp_path, "grpo:task.first_item=3") == 3
+    assert _first_item(tmp_path, "grpo:task.seed=1") is None, "other questions are nobody's"
+
+
+def test_a_second_rl_stage_goes_on_after_the_first(r1: Definition) -> None:
+    first, traces = r1.stage("grpo").config, r1.stage("traces").config
+    again = replace(first, task=replace(first.task, first_item=None))
+    needs = {"traces": (), "grpo": ("traces",), "more": ("grpo",)}
+    done = connected({"traces": traces, "grpo": first, "more": again}, needs)
+    assert done["more"].task.first_item == 60000 + 60 * 32
+
+
+def test_what_was_frozen_before_there_was_such_a_setting_begins_where_it_did(tmp_path: Path) -> None:
+    chain = ChainDir(tmp_path / "c")
+    chain.path.mkdir()
+    save_definition(read_definition(write_chain(tmp_path, _SMALL), chain), chain)
+    text = chain.definition.read_text()
+    assert "first_item: 75\n" in text
+    chain.definition.write_text(text.replace("      first_item: 75\n", ""))
+    definition = override(open_definition(chain), ["grpo:resources.nodes=2"], chain)
+    assert definition.stage("grpo").config.task.first_item is None
+
+
+def test_an_evaluation_of_test_files_is_told_what_was_trained_on(r1: Definition) -> None:
+    config, sft = r1.stage("evaluate_sft").config, r1.stage("sft").config
+    questions = TaskConfig("file", options={"path": "/data/train.jsonl"})
+    asking = replace(config, evaluate=EvaluateConfig(path="/data/test.jsonl"))
+    rl = replace(r1.stage("grpo").config, task=questions)
+    needs = {"sft": (), "rl": ("sft",), "held_out": ("rl",), "asking": ("rl",)}
+    done = connected({"sft": sft, "rl": rl, "held_out": config, "asking": asking}, needs)
+    assert done["asking"].evaluate.trained_on == [*sft.data.traces, "/data/train.jsonl"]
+    assert done["held_out"].evaluate.trained_on == []

@@ -1,0 +1,128 @@
+"""The teacher of on-policy distillation at submission: what cannot teach is refused in words, what can is
+counted, and in a chain it may be a stage that has not run yet."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from r1hpc.base.errors import UsageError
+from r1hpc.config.freeze import with_absolute_paths
+from r1hpc.config.reasoning import RlConfig
+from r1hpc.config.schema import RunConfig
+from r1hpc.slurm.container import binds_of
+from r1hpc.submit import main as submit
+from tests.teachers import DISTILL, NUM_PARAMETERS, write_teacher
+
+_HERE = ("--executor", "local", "--dry-run", "--json")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_teacher(tmp_path_factory.mktemp("models") / "teacher")
+
+
+def planned(capsys: pytest.CaptureFixture[str], root: Path, *words: str) -> dict[str, Any]:
+    assert submit(["jobs/rl_smoke.yaml", *_HERE, "--run-root", str(root), *words]) == 0
+    answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return answer
+
+
+def test_a_teacher_is_counted(teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = planned(capsys, tmp_path, *DISTILL, f"rl.teacher={teacher}")["plan"]
+    assert made["teacher_parameters"] == NUM_PARAMETERS
+    assert made["memory"]["reference_gib"] * 2**30 == pytest.approx(4 * NUM_PARAMETERS)
+    without = planned(capsys, tmp_path)["plan"]
+    assert without["teacher_parameters"] is None
+    assert made["memory"]["logits_gib"] > without["memory"]["logits_gib"]
+
+
+def test_adapters_of_the_student_leave_the_teacher_where_it_is(
+    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (*DISTILL, f"rl.teacher={teacher}", "model.lora_rank=4")
+    made = planned(capsys, tmp_path, *words)["plan"]
+    assert made["memory"]["reference_gib"] * 2**30 == pytest.approx(4 * NUM_PARAMETERS)
+
+
+def _edit(name: str, change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        content = json.loads((folder / name).read_text())
+        change(content)
+        (folder / name).write_text(json.dumps(content))
+
+    return edit
+
+
+def _swap_two_digits(tokenizer: dict[str, Any]) -> None:
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["1"], vocabulary["2"] = vocabulary["2"], vocabulary["1"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (_edit("tokenizer.json", _swap_two_digits), r"another vocabulary than the student: 2 of 27 tokens"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "rl.teacher, as a model.path of its own"),
+        (lambda folder: (folder / "config.json").unlink(), "rl.teacher must be a folder in Hugging Face"),
+        (_edit("config.json", lambda config: config.update(n_embd=96)), "do not fit its config"),
+    ],
+    ids=["other tokens", "no tokens", "no weights", "no config", "misshapen"],
+)
+def test_what_cannot_teach_is_refused(spoil: Callable[[Path], None], said: str, tmp_path: Path) -> None:
+    folder = write_teacher(tmp_path / "teacher")
+    spoil(folder)
+    with pytest.raises(UsageError, match=said):
+        submit(["jobs/rl_smoke.yaml", *_HERE, *DISTILL, f"rl.teacher={folder}"])
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [({"vocab_size": 20}, "20 rows for 27 tokens"), ({"n_positions": 8}, "rl.teacher has 8 positions")],
+)
+def test_a_teacher_too_small_for_its_tokens_is_refused(
+    shape: dict[str, int], said: str, tmp_path: Path
+) -> None:
+    folder = write_teacher(tmp_path / "teacher", **shape)
+    with pytest.raises(UsageError, match=said):
+        submit(["jobs/rl_smoke.yaml", *_HERE, *DISTILL, f"rl.teacher={folder}"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (DISTILL, "needs rl.teacher=DIR"),
+        (("rl.teacher=somewhere",), "no use with rl.algorithm=grpo"),
+        ((*DISTILL, "rl.teacher=nowhere"), "rl.teacher .*nowhere is not a folder"),
+        ((*DISTILL, "rl.teacher=Qwen/Nowhere-7B"), "rl.teacher Qwen/Nowhere-7B: .*hf download"),
+        ((*DISTILL, "rl.teacher=x", "rl.kl_coef=0.1"), "rl.kl_coef=0.1 has no use"),
+        ((*DISTILL, "rl.teacher=x", "rl.max_resamples=1"), "rl.max_resamples=1 has no use"),
+        ((*DISTILL, "rl.teacher=x", "rl.importance_sampling=truncated"), "importance_sampling=truncated"),
+        ((*DISTILL, "rl.teacher=x", "rl.jsd_beta=1.5"), "rl.jsd_beta"),
+    ],
+)
+def test_settings_that_say_nothing_are_refused(words: tuple[str, ...], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        submit(["jobs/rl_smoke.yaml", *_HERE, *words])
+
+
+def test_the_nodes_find_it(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an absolute path, in a container too."""
+    monkeypatch.chdir(teacher.parent)
+    made = with_absolute_paths(RunConfig(stage="rl", rl=RlConfig(algorithm="distill", teacher="teacher")))
+    assert made.rl.teacher == str(teacher)
+    assert str(teacher) in binds_of(made, Path("/runs"))
+
+
+def test_in_a_chain_the_teacher_may_be_yet_to_come(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert submit(["jobs/distill.yaml", *_HERE, "--run-root", str(tmp_path)]) == 0
+    stages = {each["stage"]: each for each in json.loads(capsys.readouterr().out)["stages"]}
+    teacher, student = stages["teacher"]["plan"], stages["distilled"]["plan"]
+    assert student["teacher_parameters"] == teacher["num_parameters"]
+    assert student["num_parameters"] < teacher["num_parameters"]
+    assert {"student", "teacher"} == set(stages["distilled"]["needs"])
