@@ -3,11 +3,14 @@
 r1hpc submit --nodes 4
 """
 
+import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from r1hpc.base.cli import run_command
+from r1hpc.base.cli import answer_tab, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest, printable
 from r1hpc.base.version import __version__
@@ -15,6 +18,7 @@ from r1hpc.base.version import __version__
 COMMANDS = {
     "submit": "start a run on Slurm or on this machine",
     "status": "state of a run and of its attempts",
+    "watch": "a run on one screen, redrawn as it goes on",
     "logs": "what the ranks print",
     "cancel": "end a run",
     "estimate": "GPU-hours before they are spent",
@@ -26,11 +30,16 @@ COMMANDS = {
     "shard": "build, verify and inspect datasets",
     "monitor": "GPU readings of this node",
     "diagnose": "why it is slow, stuck or learning nothing",
+    "chat": "talk to what was trained",
+    "serve": "a model behind OpenAI's interface, as a job of its own",
+    "compare": "is one model better than another, on the same questions",
     "export": "the trained model as a Hugging Face folder",
     "export-metrics": "metrics for TensorBoard, Prometheus or W&B",
     "calibrate": "what this site's own runs say of the estimates",
+    "completion": "what TAB completes, for your shell",
     "launch": "what runs inside a job; called by its script",
 }
+_LONGEST_LINE = 10_000
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -39,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _dispatch(argv: Sequence[str]) -> int:
+    if "_ARGCOMPLETE" in os.environ:
+        return _answer_tab(os.environ["COMP_LINE"][: int(os.environ["COMP_POINT"])])
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_help())
         return 0
@@ -47,7 +58,38 @@ def _dispatch(argv: Sequence[str]) -> int:
         return 0
     if argv[0] not in COMMANDS:
         raise UsageError(f"no command {printable(argv[0])!r}{nearest(argv[0], COMMANDS)}; see r1hpc --help")
-    return int(importlib.import_module(f"r1hpc.{argv[0].replace('-', '_')}").main(argv[1:]))
+    return _run(argv[0], argv[1:])
+
+
+def _answer_tab(line: str) -> int:
+    """Answer what TAB can add to a line of `r1hpc COMMAND ...` or `python -m r1hpc.COMMAND ...`."""
+    words = line[:_LONGEST_LINE].split()
+    done = words if line[-1:].isspace() else words[:-1]
+    if Path(words[0]).name.startswith("python"):
+        if done[1:2] != ["-m"]:
+            return 0
+        place, start = 2, "r1hpc."
+    else:
+        place, start = 1, ""
+    if len(done) <= place:
+        return _answer_with([f"{start}{name}" for name in COMMANDS], place)
+    name = done[place].removeprefix(start).replace("_", "-")
+    if name not in COMMANDS:
+        return 0
+    os.environ["_ARGCOMPLETE"] = str(place + 1)  # argcomplete's: which word of the line is the program
+    return _run(name, [])
+
+
+def _answer_with(names: Sequence[str], place: int) -> int:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("command", choices=names)
+    os.environ["_ARGCOMPLETE"] = str(place)
+    answer_tab(parser)
+    return 0
+
+
+def _run(name: str, argv: Sequence[str]) -> int:
+    return int(importlib.import_module(f"r1hpc.{name.replace('-', '_')}").main(argv))
 
 
 def _help() -> str:

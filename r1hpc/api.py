@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from r1hpc.attempt.state import Situation, State, look
+from r1hpc.attempt.state import Situation, State, read_situation
 from r1hpc.base.choose_run import choose_run, run_root_of
 from r1hpc.base.rundir import RunDir
 from r1hpc.submission.chain_folder import ChainDir, choose_chain
-from r1hpc.telemetry.attempts import Attempt, read_history
+from r1hpc.telemetry.attempts import Attempt
 from r1hpc.telemetry.metrics import Step, read_steps
 
 # Each call imports what it needs: the state of a run loads no estimator, and a submission no following.
@@ -71,23 +71,19 @@ class Run:
 
     def situation(self) -> Situation:
         """The state with what it was judged by."""
-        return look(self.folder)
+        return read_situation(self.folder)
 
     @property
     def attempts(self) -> tuple[Attempt, ...]:
         """Every attempt so far: when and where it ran, its steps, and the cause of its end."""
-        return read_history(self.folder).attempts
+        return self.situation().history.attempts
 
     @property
     def gpu_hours(self) -> float:
         """GPU-hours so far, the attempt under way included; by Slurm's accounting where it is known."""
-        from r1hpc.accounting.open_ledger import completed, open_ledger
+        from r1hpc.accounting.open_ledger import settled_ledger
 
-        now = time.time()
-        ledger = open_ledger(self.folder, now)
-        if ledger.situation.state.is_over:  # sacct is asked once, then it is on record
-            ledger = completed([ledger], now, timeout_s=5.0)[0]
-        return ledger.gpu_hours
+        return settled_ledger(self.folder, time.time()).gpu_hours
 
     def metrics(self) -> list[Step]:
         """The optimizer steps that the weights went through, in their order."""
@@ -160,9 +156,9 @@ class Chain:
 
     def situation(self) -> "ChainSituation":
         """The state with that of each stage."""
-        from r1hpc.submission.chain_state import look_at
+        from r1hpc.submission.chain_state import read_chain_situation
 
-        return look_at(self.folder)
+        return read_chain_situation(self.folder)
 
     def cancel(self, save_first: bool = False) -> "dict[str, Cancellation]":
         """End every stage that waits or runs, the last first."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from r1hpc.base.choose_run import add_run, choose_run, list_runs, run_root_of, unreadable
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
-from r1hpc.base.errors import R1hpcError, UsageError
+from r1hpc.base.errors import UsageError
 from r1hpc.base.names import printable
 from r1hpc.base.rundir import RunDir
 from r1hpc.base.tables import format_table, wrap
@@ -29,16 +29,14 @@ from r1hpc.base.units import format_duration
 
 if TYPE_CHECKING:  # at run time what only an answer needs is imported for it: --help must be quick
     from r1hpc.accounting.ledger import RunLedger
-    from r1hpc.attempt.state import State
+    from r1hpc.attempt.state import Situation, State
     from r1hpc.submission.chain_folder import ChainDir
     from r1hpc.submission.chain_state import ChainSituation
     from r1hpc.telemetry.attempts import Attempt
-    from r1hpc.telemetry.metrics import Step
 
-_RECENT_STEPS = 20
-"""The speed is averaged over these."""
 _MOST_RUNS = 50
 """--all shows the newest; each open one may be a question to Slurm."""
+_MOST_OF_A_LINE = 300
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,53 +50,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.all:
         return _show_all(arguments)
     chain = choose_chain(arguments.run_dir, arguments.run_root)
-    if chain is not None:
-        return _show_chain(chain, arguments)
-    run = choose_run(arguments.run_dir, arguments.run_root)
-    if arguments.watch:
-        return _watch(partial(_look_at_run, run), arguments.every)
-    now = time.time()
-    ledger = _ledger_of(run, now)
-    if arguments.json:
-        print_json(as_json(ledger, now))
+    if chain is None:
+        show = partial(_run_now, choose_run(arguments.run_dir, arguments.run_root))
     else:
-        print(as_text(ledger, now))
+        show = partial(_chain_now, chain)
+    if arguments.watch:
+        return _watch(show, arguments.every)
+    shown, text, _ = show()
+    if arguments.json:
+        print_json(shown)
+    else:
+        print(text)
     return 0
 
 
-def _ledger_of(run: RunDir, now: float) -> RunLedger:
-    """The run's ledger; of a run that is over sacct is asked, once, what it held."""
-    from r1hpc.accounting.open_ledger import completed, open_ledger
-
-    ledger = open_ledger(run, now)
-    return completed([ledger], now, timeout_s=5.0)[0] if ledger.situation.state.is_over else ledger
-
-
-def _look_at_run(run: RunDir) -> tuple[str, bool]:
-    from r1hpc.accounting.open_ledger import open_ledger
+def _run_now(run: RunDir) -> tuple[dict[str, Any], str, bool]:
+    """The object of --json, the text, and whether it is over."""
+    from r1hpc.accounting.open_ledger import settled_ledger
 
     now = time.time()
-    ledger = open_ledger(run, now)
-    return as_text(ledger, now), ledger.situation.state.is_over
+    ledger = settled_ledger(run, now)
+    shown = as_json(ledger)
+    return shown, as_text(ledger, shown, now), ledger.situation.state.is_over
 
 
-def _show_chain(chain: ChainDir, arguments: Any) -> int:
-    from r1hpc.submission.chain_state import look_at
+def _chain_now(chain: ChainDir) -> tuple[dict[str, Any], str, bool]:
+    """The same of a chain."""
+    from r1hpc.submission.chain_state import read_chain_situation
 
-    if arguments.watch:
-        return _watch(partial(_look_at_chain, chain), arguments.every)
-    if arguments.json:
-        print_json(chain_as_json(look_at(chain), time.time()))
-    else:
-        print(chain_as_text(look_at(chain), time.time()))
-    return 0
-
-
-def _look_at_chain(chain: ChainDir) -> tuple[str, bool]:
-    from r1hpc.submission.chain_state import look_at
-
-    now = look_at(chain)
-    return chain_as_text(now, time.time()), now.state.is_over
+    now = read_chain_situation(chain)
+    shown = chain_as_json(now, time.time())
+    return shown, chain_as_text(shown), now.state.is_over
 
 
 def chain_as_json(now: ChainSituation, moment: float) -> dict[str, Any]:
@@ -107,7 +89,7 @@ def chain_as_json(now: ChainSituation, moment: float) -> dict[str, Any]:
 
     stages = []
     for each in now.stages:
-        run = {} if each.situation is None else as_json(open_ledger(each.run, moment), moment)
+        run = {} if each.situation is None else as_json(open_ledger(each.run, moment))
         about = {"stage": each.name, "needs": list(each.stage.needs), "run_dir": str(each.run.path)}
         stages.append({**run, **about, "state": each.state, "detail": each.detail})
     return {
@@ -120,9 +102,8 @@ def chain_as_json(now: ChainSituation, moment: float) -> dict[str, Any]:
     }
 
 
-def chain_as_text(now: ChainSituation, moment: float) -> str:
+def chain_as_text(shown: dict[str, Any]) -> str:
     """One line for the chain and one per stage."""
-    shown = chain_as_json(now, moment)
     rows = [
         (
             stage["stage"],
@@ -161,49 +142,55 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def as_json(ledger: RunLedger, now: float) -> dict[str, Any]:
+def as_json(ledger: RunLedger) -> dict[str, Any]:
     """Everything the text shows, under stable names. Times are Unix seconds, None where unknown."""
     from r1hpc.attempt.state import State
-    from r1hpc.telemetry.metrics import last_steps
+    from r1hpc.reporting.progress import read_progress
+    from r1hpc.serving.address import read_address
 
     run, situation = ledger.run, ledger.situation
     history, job = situation.history, situation.job
-    recent = last_steps(run, _RECENT_STEPS)
-    step = _global_step(history.last, recent)
-    num_steps = _num_steps(ledger)
-    running = situation.state is State.running
+    now = read_progress(ledger)
+    address = read_address(run) if situation.state is State.running else None
+    last_facts = (now.recent[-1].extra or {}) if now.recent else {}
     return {
         "run_id": run.run_id,
         "run_dir": str(run.path),
         "state": situation.state.value,
         "detail": situation.detail,
         "attempt": history.last.attempt if history.last else None,
-        "global_step": step,
-        "num_steps": num_steps,
-        "loss": recent[-1].loss if recent else None,
-        "tokens_per_second": _tokens_per_second(recent),
-        "eta_s": _eta_s(recent, step, num_steps) if running else None,
+        "global_step": now.global_step,
+        "num_steps": now.num_steps,
+        "loss": now.recent[-1].loss if now.recent else None,
+        "reward": last_facts.get("reward"),
+        "accuracy": last_facts.get("accuracy"),
+        "requests": last_facts.get("requests", 0) if ledger.stage == "serve" else None,
+        "url": None if address is None else address.place.url,
+        "tokens_per_second": now.tokens_per_second,
+        "eta_s": now.eta_s,
         "last_committed_step": _last_committed_step(run),
         "job_id": job.job_id if job else None,
         "executor": job.executor if job else None,
         "wall_s": ledger.wall().allocated / 1000,
         "gpu_hours": ledger.gpu_hours,
+        "used": ledger.used,
+        "unit": ledger.unit,
         "source": ledger.source,
         "notes": list(ledger.notes),
         "attempts": [attempt.to_json() for attempt in history.attempts],
     }
 
 
-def as_text(ledger: RunLedger, now: float) -> str:
-    """A few lines for a person, at most 100 columns wide but for paths."""
+def as_text(ledger: RunLedger, shown: dict[str, Any], now: float) -> str:
+    """A few lines for a person, as wide as the terminal but for paths."""
     from r1hpc.reporting.report_text import details_text
 
     run, situation = ledger.run, ledger.situation
-    shown = as_json(ledger, now)
     detail = f"  ({situation.detail})" if situation.detail else ""
     lines = [wrap(f"{run.run_id}: {situation.state.value}{detail}"), f"  {run.path}"]
     if shown["job_id"]:
         lines.append(f"  job {printable(shown['job_id'])} ({printable(shown['executor'] or '?')})")
+    lines += _of_its_log(run, situation)
     lines += [f"  {_progress(shown)}", f"  {_kept(shown)}"]
     if situation.history.attempts:
         rows = [_row(attempt, now, situation.state) for attempt in situation.history.attempts]
@@ -211,6 +198,21 @@ def as_text(ledger: RunLedger, now: float) -> str:
         lines += ["", table, *details_text(situation.history.attempts)]
     lines += [wrap(f"note: {note}", hanging="  ") for note in ledger.notes]
     return "\n".join(lines)
+
+
+def _of_its_log(run: RunDir, situation: Situation) -> list[str]:
+    """What the batch script said last, while no attempt is at work: one that cannot begin says why there."""
+    from r1hpc.attempt.rank_logs import clean, tail
+    from r1hpc.attempt.state import State
+
+    if situation.job is None or situation.state not in (State.queued, State.requeued):
+        return []
+    log = run.logs / f"slurm-{situation.job.job_id}.out"
+    try:
+        said = [clean(line) for line in tail(log, 3) if line.strip()]
+    except OSError:
+        return []
+    return [wrap(f"{log.name} ends: {said[-1][:_MOST_OF_A_LINE]}", "  ", "    ")] if said else []
 
 
 _HEADINGS = ("#", "cause", "start", "duration", "nodes", "GPUs", "steps", "committed")
@@ -234,9 +236,15 @@ def _row(attempt: Attempt, now: float, state: State) -> tuple[str, ...]:
 
 
 def _progress(shown: dict[str, Any]) -> str:
+    if shown["requests"] is not None:
+        where = f" at {shown['url']}" if shown["url"] else ""
+        return f"{shown['requests']} requests answered{where}"
     step, of = shown["global_step"], shown["num_steps"]
     parts = [f"step {step if step is not None else 0}" + (f" of {of}" if of is not None else "")]
-    if shown["loss"] is not None:
+    if shown["reward"] is not None:  # the loss of RL says nothing of how good the policy is
+        parts.append(f"reward {shown['reward']:.3f}")
+        parts += [] if shown["accuracy"] is None else [f"accuracy {shown['accuracy']:.3f}"]
+    elif shown["loss"] is not None:
         parts.append(f"loss {shown['loss']:.4f}")
     if shown["tokens_per_second"] is not None:
         parts.append(f"{shown['tokens_per_second']:,.0f} tokens/s")
@@ -246,15 +254,17 @@ def _progress(shown: dict[str, Any]) -> str:
 
 
 def _kept(shown: dict[str, Any]) -> str:
-    step = shown["last_committed_step"]
+    step, used = shown["last_committed_step"], f"{shown['used']:.2f} {shown['unit']} so far"
+    if shown["requests"] is not None:
+        return used
     kept = f"checkpoint of step {step} is committed" if step is not None else "no checkpoint yet"
-    return f"{kept}; {shown['gpu_hours']:.2f} GPU-hours so far"
+    return f"{kept}; {used}"
 
 
 def _show_all(arguments: Any) -> int:
     from r1hpc.accounting.open_ledger import open_ledgers
     from r1hpc.submission.chain_folder import list_chains
-    from r1hpc.submission.chain_state import look_at
+    from r1hpc.submission.chain_state import read_chain_situation
 
     if arguments.run_dir is not None:
         raise UsageError("--all shows every run: leave RUN_DIR out, or give --run-root DIR")
@@ -262,8 +272,8 @@ def _show_all(arguments: Any) -> int:
     now = time.time()
     ledgers, notes = open_ledgers(list_runs(root)[:_MOST_RUNS], now, ask=False)
     notes += unreadable(root)
-    shown = [as_json(ledger, now) for ledger in ledgers]
-    chains = [chain_as_json(look_at(chain), now) for chain in list_chains(root)[:_MOST_RUNS]]
+    shown = [as_json(ledger) for ledger in ledgers]
+    chains = [chain_as_json(read_chain_situation(chain), now) for chain in list_chains(root)[:_MOST_RUNS]]
     if arguments.json:
         print_json({"run_root": str(root.absolute()), "runs": shown, "chains": chains, "notes": notes})
         return 0
@@ -296,10 +306,10 @@ def _run_row(shown: dict[str, Any]) -> tuple[str, ...]:
     return (shown["run_id"], shown["state"], *numbers, loss, f"{shown['gpu_hours']:.2f}")
 
 
-def _watch(show: Callable[[], tuple[str, bool]], every_s: float) -> int:
+def _watch(show: Callable[[], tuple[dict[str, Any], str, bool]], every_s: float) -> int:
     clear = "\x1b[H\x1b[J" if sys.stdout.isatty() else ""
     while True:
-        text, is_over = show()
+        _, text, is_over = show()
         print(clear + text, flush=True)
         if is_over:
             return 0
@@ -307,47 +317,11 @@ def _watch(show: Callable[[], tuple[str, bool]], every_s: float) -> int:
         print()
 
 
-def _global_step(last: Attempt | None, recent: list[Step]) -> int | None:
-    """Where the weights are: after its resume an attempt stands before the steps its predecessor took."""
-    if last is not None and (not recent or recent[-1].attempt < last.attempt):
-        return last.resumed_from
-    return recent[-1].global_step if recent else None
-
-
-def _tokens_per_second(recent: list[Step]) -> float | None:
-    timed = [
-        (step.tokens_per_second, step.step_time_s)
-        for step in recent
-        if step.attempt == recent[-1].attempt and step.tokens_per_second and step.step_time_s
-    ]
-    seconds = sum(s for _, s in timed if s is not None)
-    return sum(rate * s for rate, s in timed if rate and s) / seconds if seconds else None
-
-
-def _eta_s(recent: list[Step], step: int | None, num_steps: int | None) -> float | None:
-    """By wall time over the recent steps, so that saves and waits count; None before the second step."""
-    times = [s.time for s in recent if s.attempt == recent[-1].attempt and s.time is not None]
-    if num_steps is None or step is None or len(times) < 2:
-        return None
-    return max(0, num_steps - step) * (times[-1] - times[0]) / (len(times) - 1)
-
-
 def _last_committed_step(run: RunDir) -> int | None:
     from r1hpc.checkpoint.store import CheckpointStore
 
     found = CheckpointStore(run.checkpoints).list()
     return found[0].step if found else None
-
-
-def _num_steps(ledger: RunLedger) -> int | None:
-    from r1hpc.config import load
-
-    if ledger.num_steps is not None:
-        return ledger.num_steps
-    try:
-        return load.read(ledger.run.config).train.num_steps
-    except R1hpcError:  # a run of another version is still worth showing
-        return None
 
 
 if __name__ == "__main__":

@@ -4,11 +4,14 @@ The cluster needs root on Debian and starts once per run of pytest, in about thr
 R1HPC_TEST_CLUSTER set to what `python -m tests.cluster up` printed, that cluster is used and left running;
 its jobs are cancelled by the tests. Where there can be no cluster, or another one runs,
 those tests are skipped and the last line says so; under CI=true they fail instead.
+
+Under `pytest -n 2 --dist loadgroup` one worker runs all of them, first, while the other does the rest.
 """
 
 import atexit
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,7 +22,10 @@ from tests.cluster.cluster import in_use
 from tests.cluster.packages import install, unavailable
 
 _WHY_NOT = pytest.StashKey[str | None]()
-_SKIPPED = pytest.StashKey[int]()
+_NO_CLUSTER = "no Slurm cluster: "
+
+
+os.environ.pop("COLUMNS", None)  # texts are as wide as in a log, wherever the tests are started from
 
 
 @pytest.fixture(scope="session")
@@ -35,11 +41,19 @@ def cluster() -> Iterator[Cluster]:
         try:
             own.start()
         except ClusterBusyError as error:  # started by another pytest since this one looked
-            _refuse(f"no Slurm cluster: {error}")
+            _refuse(str(error))
         yield own
     finally:
         own.stop()
         atexit.unregister(own.stop)
+
+
+@pytest.fixture(autouse=True)
+def usual_umask() -> Iterator[None]:
+    """Some commands set their process's; here many run in one."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
 
 
 @pytest.fixture
@@ -51,37 +65,50 @@ def idle_cluster(cluster: Cluster) -> Iterator[Cluster]:
     cluster.clear()
 
 
+@pytest.hookimpl(tryfirst=True)  # ahead of xdist's own, which reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One cluster, one worker."""
+    for item in items:
+        if item.get_closest_marker("slurm") is not None:
+            item.add_marker(pytest.mark.xdist_group("slurm"))
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Once, before any test's clock runs: can there be a cluster? Install its packages."""
-    session.config.stash[_SKIPPED] = 0
     wanted = any(item.get_closest_marker("slurm") for item in session.items)
     collect_only = session.config.option.collectonly
     session.config.stash[_WHY_NOT] = _why_no_cluster() if wanted and not collect_only else None
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a Slurm test where there is no cluster; under CI=true that is a failure."""
+    """Skip a Slurm test where there is no cluster; under CI=true that is a failure.
+
+    vLLM wants an environment of its own: its tests are skipped in any other.
+    """
+    if item.get_closest_marker("vllm") is not None and find_spec("vllm") is None:
+        pytest.skip("vLLM is not in this environment: make test-vllm")
     why_not = item.config.stash[_WHY_NOT]
     if why_not is None or item.get_closest_marker("slurm") is None:
         return
-    if os.environ.get("CI") != "true":
-        item.config.stash[_SKIPPED] += 1
-    _refuse(f"no Slurm cluster: {why_not}")
+    _refuse(why_not)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Say last what was not tested."""
-    count = config.stash.get(_SKIPPED, 0)
     reporter = config.pluginmanager.get_plugin("terminalreporter")
-    if count and reporter is not None:
-        tests = "1 Slurm test was" if count == 1 else f"{count} Slurm tests were"
-        reporter.write_line(f"{tests} SKIPPED: {config.stash[_WHY_NOT]}")
+    if reporter is None:  # a worker of xdist
+        return
+    reasons = [str(report.longrepr[2]) for report in reporter.stats.get("skipped", ())]
+    missed = [reason.partition(_NO_CLUSTER)[2] for reason in reasons if _NO_CLUSTER in reason]
+    if missed:
+        tests = "1 Slurm test was" if len(missed) == 1 else f"{len(missed)} Slurm tests were"
+        reporter.write_line(f"{tests} SKIPPED: {missed[0]}")
 
 
 def _refuse(why: str) -> NoReturn:
     if os.environ.get("CI") == "true":
-        pytest.fail(why, pytrace=False)
-    pytest.skip(why)
+        pytest.fail(_NO_CLUSTER + why, pytrace=False)
+    pytest.skip(_NO_CLUSTER + why)
 
 
 def _why_no_cluster() -> str | None:

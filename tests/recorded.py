@@ -71,9 +71,15 @@ class RecordedRun:
         return self.attempts
 
     def steps(
-        self, first: int, last: int, step_s: float = 1.0, startup_s: float = 10.0, save_every: int = 0
+        self,
+        first: int,
+        last: int,
+        step_s: float = 1.0,
+        startup_s: float = 10.0,
+        save_every: int = 0,
+        **extra: float,
     ) -> None:
-        """Metrics, ledger and log of the steps of the attempt that has begun."""
+        """Metrics, ledger and log of steps of the attempt that has begun; `extra` as a stage adds it."""
         writer = MetricWriter(self.run, self.attempts)
         self.clock += startup_s
         for step in range(first, last + 1):
@@ -91,6 +97,7 @@ class RecordedRun:
                 mfu=0.4 / step_s if self.gpus else None,
                 loss_scale=None,
                 skipped=False,
+                **extra,
             )
             self.consume(step)
             if save_every and step % save_every == 0:

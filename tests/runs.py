@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from r1hpc.attempt.state import look
+from r1hpc.attempt.state import read_situation
 from r1hpc.base.rundir import RunDir
 from r1hpc.telemetry.attempts import Attempt, read_history
 from r1hpc.telemetry.metrics import audit_ledger, compare, last_steps, read_ledger
@@ -90,12 +90,12 @@ def wait_over(run: RunDir, timeout_s: float = 180) -> list[Attempt]:
     """Until the run is over and its last attempt's end is on record; its attempts."""
 
     def over() -> bool:
-        situation = look(run)
+        situation = read_situation(run)
         last = situation.history.last
         return situation.state.is_over and (last is None or last.cause is not None)
 
     wait_until("end of the run", over, timeout_s, run)
-    return list(read_history(run).attempts)
+    return list(read_situation(run).history.attempts)
 
 
 def wait_attempt(run: RunDir, attempt: int, timeout_s: float = 120) -> None:
@@ -103,8 +103,8 @@ def wait_attempt(run: RunDir, attempt: int, timeout_s: float = 120) -> None:
     wait_until(f"attempt {attempt}", lambda: len(read_history(run).attempts) >= attempt, timeout_s, run)
 
 
-def rank_pids(run: RunDir) -> dict[int, int]:
-    """rank -> pid of the live rank processes of a local run."""
+def rank_pids(run: RunDir, attempt: int | None = None) -> dict[int, int]:
+    """rank -> pid of the live rank processes of a local run, of any attempt unless one is named."""
     found = {}
     for process in Path("/proc").iterdir():
         if not process.name.isdigit():
@@ -113,6 +113,8 @@ def rank_pids(run: RunDir) -> dict[int, int]:
             command = (process / "cmdline").read_bytes().split(b"\0")
             environment = (process / "environ").read_bytes().split(b"\0")
         except OSError:
+            continue
+        if attempt is not None and f"R1HPC_ATTEMPT={attempt}".encode() not in environment:
             continue
         if b"rank" in command and str(run.path).encode() in command:
             rank = next((v[17:] for v in environment if v.startswith(b"R1HPC_LOCAL_RANK=")), None)

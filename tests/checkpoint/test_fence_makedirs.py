@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,6 @@ from tests.checkpoint.harness import (
 )
 
 SEED = int(os.environ.get("R1HPC_SEED", "20240229"))
-NUM_GHOSTS = 300
 
 
 def save_with_makedirs(root: Path, step: int) -> None:
@@ -92,10 +92,24 @@ def interleave(root: Path, rng: random.Random, older: list[str], newer: list[str
 
 
 def test_it_commits_whole_before_the_newer_one_looks_or_not_at_all(memory_path: Path) -> None:
+    ends = meet_ghosts(memory_path, 300)
+    assert min(ends.values()) > 300 // 20
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_a_thousand_that_came_too_late_are_all_refused(memory_path: Path) -> None:
+    ends = meet_ghosts(memory_path, 1500)
+    print(ends)
+    assert ends[SUPERSEDED] >= 1000
+
+
+def meet_ghosts(memory_path: Path, num_ghosts: int) -> Counter[int]:
+    """How many older ones committed in time (DONE), and how many were refused (SUPERSEDED)."""
     older, newer = points_of(memory_path / "recorded")
     history(memory_path / "prepared", 10)
-    ends = []
-    for number in range(NUM_GHOSTS):
+    ends: Counter[int] = Counter()
+    for number in range(num_ghosts):
         rng = random.Random(f"{SEED}/{number}")
         note = f"seed {SEED}, ghost {number}"
         step = rng.choice([20, 30])
@@ -109,9 +123,9 @@ def test_it_commits_whole_before_the_newer_one_looks_or_not_at_all(memory_path: 
         assert all(holds_what_was_written(checkpoint) for checkpoint in found), note
         assert found[0].manifest.attempt == 1, note
         assert {found.step for found in CheckpointStore(root).survey()} <= {10, saw, step}, note
-        ends.append(status)
+        ends[status] += 1
         shutil.rmtree(root.parent)
-    assert min(ends.count(DONE), ends.count(SUPERSEDED)) > NUM_GHOSTS // 20
+    return ends
 
 
 def test_made_again_in_the_gap_before_the_tombstone(memory_path: Path) -> None:

@@ -1,8 +1,10 @@
 """What the store promises when nothing goes wrong, and what it refuses."""
 
+import ctypes
 import json
 import os
 import stat
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +16,17 @@ from r1hpc.checkpoint.errors import CheckpointWriteError, NoUsableCheckpointErro
 from r1hpc.checkpoint.fence import BEGUN
 from r1hpc.checkpoint.store import Checkpoint, CheckpointStore
 from r1hpc.checkpoint.verification import find_layout_problems
-from tests.checkpoint.harness import FILES, content, history, holds_what_was_written, save, verified_steps
+from tests.checkpoint.harness import (
+    DONE,
+    FILES,
+    content,
+    end_of,
+    history,
+    holds_what_was_written,
+    save,
+    start_child,
+    verified_steps,
+)
 from tests.checkpoint.two_ranks import PipeRanks
 
 
@@ -301,3 +313,34 @@ def test_the_manifest_is_readable_json(tmp_path: Path) -> None:
     store = history(tmp_path, 10)
     body = json.loads((store.root / "step-00000010" / "manifest.json").read_text())
     assert set(body) == {"digest", "format", "step", "attempt", "created", "files", "meta"}
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can show a process another directory")
+@pytest.mark.parametrize("blind", [0, 1])
+def test_ranks_agree_though_one_does_not_see_the_newest_yet(tmp_path: Path, blind: int) -> None:
+    """As with an old listing of a network file system: that rank has a mount namespace of its own."""
+    history(tmp_path / "checkpoints", 10, 20)
+    (tmp_path / "empty").mkdir(mode=0o700)
+    pipes = [os.pipe(), os.pipe()]
+
+    def choose(rank: int) -> None:
+        os.close(pipes[1 - rank][1])  # else the other rank's end would never be noticed
+        if rank == blind:
+            hide(tmp_path / "checkpoints" / "step-00000020", tmp_path / "empty")
+        ranks = PipeRanks(rank, pipes[rank][1], os.fdopen(pipes[1 - rank][0]))
+        chosen = CheckpointStore(tmp_path / "checkpoints").newest_verified(ranks)
+        (tmp_path / f"chosen-by-{rank}").write_text(str(chosen and chosen.step))
+
+    pids = [start_child(lambda rank=rank: choose(rank)) for rank in (0, 1)]  # type: ignore[misc]
+    for end in (*pipes[0], *pipes[1]):
+        os.close(end)
+    assert [end_of(pid) for pid in pids] == [DONE, DONE]
+    assert [(tmp_path / f"chosen-by-{rank}").read_text() for rank in (0, 1)] == ["10", "10"]
+
+
+def hide(folder: Path, behind: Path) -> None:
+    """Show this process `behind` in the place of `folder`."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.unshare(0x00020000) == 0  # CLONE_NEWNS
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    subprocess.run(["mount", "--bind", str(behind), str(folder)], check=True)

@@ -1,6 +1,6 @@
 """Two ranks saving as fast as they can, SIGKILLed at random moments: nothing committed is ever lost.
 
-R1HPC_SEED repeats the seed that a failure printed.
+R1HPC_SEED repeats the seed that a failure printed, R1HPC_KILLS sets how many the long test takes.
 """
 
 import os
@@ -12,6 +12,7 @@ import pytest
 from tests.checkpoint.two_ranks import kill_and_check, supersede_and_check, time_of_commits
 
 SEED = int(os.environ.get("R1HPC_SEED", "20240229"))
+NUM_KILLS = int(os.environ.get("R1HPC_KILLS", "10000"))
 
 
 def run(root: Path, num_kills: int) -> Counter[str]:
@@ -38,9 +39,10 @@ def test_random_kills_lose_nothing(memory_path: Path) -> None:
 
 
 @pytest.mark.soak
-def test_a_thousand_random_kills_lose_nothing(memory_path: Path, tmp_path: Path) -> None:
-    seen = run(memory_path / "checkpoints", 500)
-    seen += run(tmp_path / "checkpoints", 500)
+@pytest.mark.timeout(3 * 3600)
+def test_ten_thousand_random_kills_lose_nothing(memory_path: Path, tmp_path: Path) -> None:
+    seen = run(memory_path / "checkpoints", NUM_KILLS // 2)
+    seen += run(tmp_path / "checkpoints", NUM_KILLS // 2)
     print(dict(seen))
     for kind in ("half_written", "half_removed", "commits_not_acknowledged", "superseded"):
         assert seen[kind] > 0, f"no kill hit that moment: {seen}"

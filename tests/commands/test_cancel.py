@@ -8,7 +8,7 @@ import pytest
 
 from r1hpc import cancel
 from r1hpc.attempt.cancel import cancel_job, check_is_ours
-from r1hpc.attempt.state import State, look
+from r1hpc.attempt.state import State, read_situation
 from r1hpc.base.errors import R1hpcError, StateError
 from r1hpc.base.files import read_records
 from tests.commands.commands import Supervised, as_json, as_text
@@ -19,16 +19,16 @@ def test_a_reused_pid_is_not_the_supervisor(root: Path) -> None:
     made = RecordedRun(root / "demo")
     made.submit(f"local-{os.getpid()}")
     made.begin(host=socket.gethostname())
-    assert look(made.run).state is State.failed
+    assert read_situation(made.run).state is State.failed
     with pytest.raises(StateError, match="not demo's"):
-        cancel_job(made.run, look(made.run))
+        cancel_job(made.run, read_situation(made.run))
 
 
 def test_a_run_on_another_host_is_left_to_that_host(root: Path) -> None:
     made = RecordedRun(root / "demo")
     made.submit("local-1")
     made.begin(host="elsewhere")
-    situation = look(made.run)
+    situation = read_situation(made.run)
     assert situation.state is State.running
     assert "elsewhere" in situation.detail
     with pytest.raises(StateError, match="cancel it there"):
@@ -42,7 +42,7 @@ def test_cancel_terminates_the_supervisor_and_leaves_word(
     assert as_json(cancel, [], capsys)["action"] == "sigterm"
     assert process.wait(10) == 7
     assert read_records(made.run.attempts)[-1]["event"] == "cancel_requested"
-    assert look(made.run).state is State.cancelled
+    assert read_situation(made.run).state is State.cancelled
     assert as_json(cancel, [], capsys)["action"] == "none"
 
 
@@ -51,7 +51,7 @@ def test_save_first_only_touches_stop(supervised: Supervised, capsys: pytest.Cap
     assert "saves after the step under way" in as_text(cancel, ["--save-first"], capsys)
     assert made.run.stop.exists()
     assert process.poll() is None
-    assert look(made.run).state is State.running
+    assert read_situation(made.run).state is State.running
 
 
 def test_a_finished_run_is_not_cancelled(finished: RecordedRun, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,7 +71,7 @@ def test_a_finished_run_is_not_cancelled(finished: RecordedRun, capsys: pytest.C
 def test_a_job_of_another_user_or_run_is_never_cancelled(root: Path, shown: str, reason: str) -> None:
     made = RecordedRun(root / "demo")
     made.submit("7", "slurm")
-    job = look(made.run).job
+    job = read_situation(made.run).job
     assert job is not None
     with pytest.raises(StateError, match=reason):
         check_is_ours(made.run, job, shown.format(uid=os.getuid()))

@@ -160,6 +160,12 @@ def test_a_card_by_its_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     assert value["memory"]["usable_gib"] < 24
 
 
+def test_a_number_given_wins_over_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    known = ["--params", "7B", "--tokens", "1T", "--gpu", "a100-80gb", "--num-gpus", "64"]
+    value = _json(capsys, *known, "--gpu-memory-gib", "30")
+    assert value["memory"]["usable_gib"] < 30 < _json(capsys, *known)["memory"]["usable_gib"]
+
+
 def test_a_7b_on_one_16_gb_card(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--params", "7B", "--tokens", "25B", "--gpu", "v100-16gb", "--num-gpus", "1"]) == 0
     said = " ".join(capsys.readouterr().out.split())
@@ -173,6 +179,8 @@ def test_a_7b_on_one_16_gb_card(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("", "Give a job file, or --params 7B --tokens 1T"),
         ("--params 7B", "give --tokens"),
+        ("--params ٧B --tokens 1T", "is not a number such as 7B"),  # noqa: RUF001
+        ("--params 7B --tokens 1T --gpu-memory-gib -1", "--gpu-memory-gib is -1: it must be above 0"),
         ("--tokens 1T --params -7B", "--params is -7e"),
         ("--params 7B --tokens -5", "--tokens is -5"),
         ("--params 7B --tokens 1T --num-gpus 0", "--num-gpus is 0"),
@@ -226,13 +234,12 @@ def test_answers_that_help(words: str, message: str) -> None:
     assert not done.stdout
 
 
-def test_it_is_quick_and_loads_nothing_heavy() -> None:
+def test_it_loads_nothing_heavy() -> None:
     code = (
         "import sys; from r1hpc.estimate import main; "
         "main(['--params', '7B', '--tokens', '1T', '--num-gpus', '64', '--json']); "
         "print(*sorted({m.split('.')[0] for m in sys.modules}), file=sys.stderr)"
     )
-    before = os.times()
     done = subprocess.run(
         [sys.executable, "-S", "-c", code],  # -S: no site-packages at all
         cwd=_CHECKOUT,
@@ -241,7 +248,4 @@ def test_it_is_quick_and_loads_nothing_heavy() -> None:
         text=True,
         check=True,
     )
-    after = os.times()
     assert not {"torch", "numpy", "omegaconf", "yaml"} & set(done.stderr.split())
-    # Processor time: a busy machine may let anything wait. 0.2 s on an idle one.
-    assert after.children_user + after.children_system - before.children_user - before.children_system < 1.0

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from r1hpc import cancel, status
-from r1hpc.attempt.state import State, look
+from r1hpc.attempt.state import State, read_situation
 from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.files import read_records
 from tests.cluster import Cluster
@@ -41,6 +41,35 @@ def test_status_before_the_first_attempt(root: Path, capsys: pytest.CaptureFixtu
     assert "no checkpoint yet" in as_text(status, [], capsys)
 
 
+def test_what_keeps_an_attempt_from_beginning_is_shown(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = RecordedRun(root / "demo")
+    made.submit("4711", "slurm")
+    log = made.run.logs / "slurm-4711.out"
+    log.parent.mkdir(exist_ok=True)
+    log.write_text("r1hpc.launch: /scratch is full\nbegin failed with status 1: trying again in 30 s\n\n")
+    shown = as_text(status, [], capsys)
+    assert "slurm-4711.out ends: begin failed with status 1: trying again in 30 s" in shown
+    made.attempt(1, 3, "finished")
+    assert "ends:" not in as_text(status, [], capsys)
+
+
+def test_of_reinforcement_learning_the_reward_is_shown(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = RecordedRun(root / "demo")
+    made.submit("4711", "slurm")
+    made.begin()
+    made.steps(1, 3, reward=0.25, accuracy=0.125)
+    shown = as_json(status, [], capsys)
+    assert (shown["reward"], shown["accuracy"], shown["unit"]) == (0.25, 0.125, "node-hours")
+    text = as_text(status, [], capsys)
+    assert "reward 0.250, accuracy 0.125" in text
+    assert "loss" not in text
+    assert "node-hours so far" in text
+
+
 @pytest.mark.parametrize(
     ("cause", "requeued", "state"),
     [
@@ -58,7 +87,7 @@ def test_state_after_an_attempt(root: Path, cause: str, requeued: bool, state: s
     made.begin()
     made.steps(1, 3)
     made.end(cause, 3, requeued=requeued)
-    assert look(made.run).state == state
+    assert read_situation(made.run).state == state
 
 
 def test_a_new_submission_after_the_end_is_queued_although_its_line_came_late(root: Path) -> None:
@@ -66,13 +95,13 @@ def test_a_new_submission_after_the_end_is_queued_although_its_line_came_late(ro
     made.submit("4711", "slurm")
     made.attempt(1, 3, "crash")
     made.submit("4712", "slurm")
-    assert look(made.run).state is State.queued
+    assert read_situation(made.run).state is State.queued
     submitted_at = made.clock - 5
     made.job_id = "4713"
     made.begin()
     made.clock = submitted_at
     made.submit("4713", "slurm")  # written after its begin, dated before it
-    assert look(made.run).state is State.running
+    assert read_situation(made.run).state is State.running
 
 
 def test_a_resumed_attempt_stands_where_it_resumed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,8 +91,8 @@ def test_the_arms_of_the_algorithms_are_the_presets() -> None:
     for stage in chain_stages(study, 0):
         if stage["stage"] == "rl":
             preset = load.read_yaml(load.assets("configs") / "rl" / f"{presets[stage['name']]}.yaml")["rl"]
-            told = {key: preset[key] for key in preset if key not in ("kl_coef", "critic_lr")}
-            assert {key: stage["rl"][key] for key in told} == told
+            answer = {key: preset[key] for key in preset if key not in ("kl_coef", "critic_lr")}
+            assert {key: stage["rl"][key] for key in answer} == answer
 
 
 def test_weights_that_are_given_need_no_cold_start(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from research.estimator.published_rows import Published, read_published, read_ta
 from research.estimator.rl import halves
 from research.estimator.scoring import Fitted, fit_and_score, is_a100, leave_one_out
 
+pytestmark = pytest.mark.xdist_group("fit")  # its fixtures are dear
+
 
 @pytest.fixture(scope="module")
 def rows() -> list[Published]:
