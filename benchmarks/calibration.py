@@ -120,7 +120,7 @@ def cpu_runs() -> list[tuple[Spread, int]]:
         plan = make_plan(config, gpus_per_node=0, num_nodes=nodes, vocab_size=4096)
         hours = cpu_node_hours(plan)
         assert hours is not None, "the model of jobs/smoke.yaml is known"
-        found.append((Spread(**hours), nodes))
+        found.append((hours, nodes))
     return found
 
 

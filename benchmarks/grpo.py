@@ -2,8 +2,11 @@
 
     pip install trl
     python benchmarks/grpo.py [--rounds 3] [--steps 40] [--model DIR]
+    make models/SmolLM2-135M-Instruct && python benchmarks/grpo.py --job smollm2 --rounds 1 --steps 8
 
 The recipe is the stage grpo of jobs/r1.yaml: 32 prompts x 8 samples on a model of 0.34 M parameters in fp32.
+With --job smollm2 it is that of jobs/smollm2.yaml with 16 prompts x 8 in fp32, on two cores and without
+greedy decoding; what is compared beside the speed is the mean reward of the second half of the steps.
 Arms, one after the other in each round, on one core and on two: r1hpc, with a rank on each core; TRL at its
 best (no gradient checkpointing, no logging, fused AdamW; two cores as two threads and as two processes) and
 TRL as it comes. A step is all that lies between the ends of two steps without an evaluation between them; its
@@ -60,67 +63,114 @@ ARMS = {
     "TRL default, 2 threads": Arm(1, 2, {}),
 }
 
-Told = tuple[float, int | None]
-"""Median seconds a step, and the first step at the goal."""
+
+@dataclass(frozen=True)
+class Recipe:
+    """What both train."""
+
+    overrides: tuple[str, ...]
+    """Over the stage rl of its job."""
+    arms: tuple[str, ...]
+    evaluate_every: int
+    """Steps between two evaluations; 0: none is made."""
+
+    def stages(self, job: str) -> dict[str, dict[str, Any]]:
+        from r1hpc.config import load
+        from research.ablation.study import base_stages
+
+        return base_stages(load.find_job(job), [f"rl:{override}" for override in self.overrides])
+
+
+RECIPES = {
+    "r1": Recipe(("train.micro_batch_size=256",), tuple(ARMS), EVALUATE_EVERY),
+    "smollm2": Recipe(
+        (
+            *("train.precision=fp32", "train.global_batch_size=128", "train.micro_batch_size=32"),
+            *("rollout.num_prompts=16", "task.first_item=0"),
+        ),
+        ("r1hpc, 2 ranks", "TRL best, 2 threads", "TRL best, 2 processes"),
+        0,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Told:
+    """What an arm did."""
+
+    step_s: float
+    """Median."""
+    goal_step: int | None
+    """The first at the goal."""
+    reward: float
+    """Mean over the second half of the steps."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--job", choices=RECIPES, default="r1", help="whose recipe")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--model", type=Path, help="model folder to start from; default: a new cold start")
     parser.add_argument("--trl", nargs=2, metavar=("ARM", "OUT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.trl:
-        train_with_trl(options.model, options.steps, ARMS[options.trl[0]], Path(options.trl[1]))
+        train_with_trl(options.job, options.model, options.steps, ARMS[options.trl[0]], Path(options.trl[1]))
         return
-    found: dict[str, list[Told]] = {arm: [] for arm in ARMS}
+    arms = RECIPES[options.job].arms
+    found: dict[str, list[Told]] = {arm: [] for arm in arms}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        start = options.model or cold_start(folder)
+        start = options.model.absolute() if options.model else cold_start(options.job, folder)
         for round_ in range(options.rounds):
             for name in found:
-                told = run_arm(name, folder / f"{round_}", start, options.steps)
+                told = run_arm(options.job, name, folder / f"{round_}", start, options.steps)
                 found[name].append(told)
-                print(f"round {round_ + 1}: {name:<22} {told[0] * 1e3:6.1f} ms/step, ", end="")
-                print(f"held-out {GOAL} at step {told[1] or '-'}", flush=True)
-    ours = {arm.num_cores: name for name, arm in ARMS.items() if arm.settings is None}
-    for name, arm in ARMS.items():
-        if arm.settings is not None:
-            mine = ours[arm.num_cores]
+                print(f"round {round_ + 1}: {name:<22} {told.step_s * 1e3:6.1f} ms/step, ", end="")
+                print(
+                    f"held-out {GOAL} at step {told.goal_step or '-'}, reward {told.reward:.3f}", flush=True
+                )
+    ours = {ARMS[name].num_cores: name for name in arms if ARMS[name].settings is None}
+    for name in arms:
+        if ARMS[name].settings is not None:
+            mine = ours[ARMS[name].num_cores]
             print(f"samples/s, {mine} / {name}: {ratio_of(found[mine], found[name])}")
-    print(f"samples/s, {ours[2]} / {ours[1]}: {ratio_of(found[ours[2]], found[ours[1]])}")
+    if len(ours) > 1:
+        print(f"samples/s, {ours[2]} / {ours[1]}: {ratio_of(found[ours[2]], found[ours[1]])}")
 
 
 def ratio_of(ours: list[Told], theirs: list[Told]) -> str:
     """Ours over theirs in speed, round by round."""
-    ratios = [b[0] / a[0] for a, b in zip(ours, theirs, strict=True)]
+    ratios = [b.step_s / a.step_s for a, b in zip(ours, theirs, strict=True)]
     return f"{statistics.median(ratios):.2f} (min {min(ratios):.2f}, max {max(ratios):.2f})"
 
 
-def run_arm(name: str, folder: Path, start: Path, steps: int) -> Told:
+def run_arm(job: str, name: str, folder: Path, start: Path, steps: int) -> Told:
     folder.mkdir(exist_ok=True)
     arm = ARMS[name]
     if arm.settings is None:
-        return run_ours(folder, start, steps, arm)
+        return run_ours(job, folder, start, steps, arm)
     out = folder / "trl.json"
     launcher = [sys.executable]
     if arm.processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={arm.processes}"]
-    command = [*launcher, __file__, "--model", str(start), "--steps", str(steps), "--trl", name, str(out)]
-    subprocess.run(command, env=environment(arm.threads), check=True, capture_output=True)
+    command = [*launcher, __file__, "--job", job, "--model", str(start), "--steps", str(steps)]
+    command += ["--trl", name, str(out)]
+    done = subprocess.run(command, env=environment(arm.threads), capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
     told = json.loads(out.read_text())
-    return median_step(told["times"]), first_at_goal(told["greedy"])
+    evaluated = RECIPES[job].evaluate_every
+    return Told(median_step(told["times"], evaluated), first_at_goal(told["greedy"]), told["reward"])
 
 
-def cold_start(folder: Path) -> Path:
-    """The stages traces and sft of jobs/r1.yaml: a model that thinks in 3 answers of 10."""
+def cold_start(job: str, folder: Path) -> Path:
+    """The stages traces and sft of the job; of r1 a model that thinks in 3 answers of 10."""
     from r1hpc.config import load
-    from research.ablation.study import base_stages
 
-    base = base_stages(load.find_job("r1"), [])
+    base = RECIPES[job].stages(job)
     base["sft"]["data"] |= {"traces": ["${stage:traces}/traces.jsonl"], "path": None}
     stages = [
         {"name": "traces", "needs": [], **base["traces"]},
@@ -131,30 +181,29 @@ def cold_start(folder: Path) -> Path:
     return folder / "start" / "sft" / "model"
 
 
-def run_ours(folder: Path, start: Path, steps: int, arm: Arm) -> Told:
+def run_ours(job: str, folder: Path, start: Path, steps: int, arm: Arm) -> Told:
     from r1hpc.config import load
-    from research.ablation.study import base_stages
 
-    job, name = folder / "grpo.yaml", f"ranks{arm.processes}"
-    load.write_yaml(job, base_stages(load.find_job("r1"), [])["rl"])
+    recipe, file, name = RECIPES[job], folder / "grpo.yaml", f"ranks{arm.processes}"
+    load.write_yaml(file, recipe.stages(job)["rl"])
     overrides = [
         f"model.path={start}",
         f"train.num_steps={steps}",
-        "train.micro_batch_size=256",
         f"resources.ranks_per_node={arm.processes}",
         f"resources.cpus_per_task={arm.threads}",
-        f"evaluate.every={EVALUATE_EVERY}",
-        f"evaluate.num_items={HELD_OUT}",
+        f"evaluate.every={recipe.evaluate_every}",
+        f"evaluate.num_items={HELD_OUT if recipe.evaluate_every else 1}",
         "evaluate.num_samples=1",
         "checkpoint.save_every=100000",
     ]
-    submit(folder, job, name, overrides, arm.threads)
+    submit(folder, file, name, overrides, arm.threads)
     run = folder / name / "metrics"
     lines = [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
     greedy = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
-    return (
-        median_step({line["global_step"]: line["time"] for line in lines}),
+    return Told(
+        median_step({line["global_step"]: line["time"] for line in lines}, recipe.evaluate_every),
         first_at_goal({line["global_step"]: line["greedy"]["value"] for line in greedy}),
+        second_half([line["reward"] for line in lines]),
     )
 
 
@@ -164,8 +213,8 @@ def submit(root: Path, job: Path, name: str, overrides: list[str], threads: int)
     subprocess.run(command, cwd=CHECKOUT, env=environment(threads), check=True, stdout=subprocess.DEVNULL)
 
 
-def train_with_trl(start: Path, steps: int, arm: Arm, out: Path) -> None:
-    """The same recipe in TRL, scored by the same Scorer."""
+def train_with_trl(job: str, start: Path, steps: int, arm: Arm, out: Path) -> None:
+    """The same recipe in TRL, asked in the same form and scored by the same Scorer."""
     import datasets
     import torch
     import transformers
@@ -174,28 +223,35 @@ def train_with_trl(start: Path, steps: int, arm: Arm, out: Path) -> None:
     from r1hpc.config import load
     from r1hpc.tasks.registry import make_task
     from r1hpc.tasks.rewards import Completion, Scorer
-    from research.ablation.study import base_stages
+    from r1hpc.tasks.tokenizer import form_of, load_tokenizer, special_ids
 
-    config = load.merge_layers([base_stages(load.find_job("r1"), [])["rl"]], [])
+    recipe = RECIPES[job]
+    config = load.merge_layers([recipe.stages(job)["rl"]], [f"model.path={start}"])
     task, rollout, train = make_task(config.task), config.rollout, config.train
+    own = load_tokenizer(config.model)
+    form, ids = form_of(own, config.model), special_ids(own, config.model)
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_file=str(start / "tokenizer.json"),
-        pad_token="<pad>",
-        eos_token="<eos>",
+        pad_token=own.id_to_token(ids.pad),
+        eos_token=own.id_to_token(ids.eos),
         padding_side="left",
     )
+    micro = min(train.micro_batch_size, train.global_batch_size // arm.processes)
+    rewards: list[float] = []
     items = [task.item(index) for index in range(rollout.num_prompts * steps)]
     held_out = [task.item(index, held_out=True) for index in range(HELD_OUT)]
     scorer = Scorer(config.reward, task, max_completion_length=rollout.max_completion_length)
 
     def reward(completion_ids: list[list[int]], index: list[int], **_: Any) -> list[float]:
         made = [
-            Completion(tokenizer.decode(ids), len(ids), ids[-1] != tokenizer.eos_token_id)
+            Completion(form.said(own.decode(ids)), len(ids), ids[-1] != tokenizer.eos_token_id)
             for ids in completion_ids
         ]
         size = rollout.num_generations
         groups = [(items[index[g]], made[g : g + size]) for g in range(0, len(made), size)]
-        return [score.reward for group in scorer.score_groups(groups) for score in group]
+        found = [score.reward for group in scorer.score_groups(groups) for score in group]
+        rewards.append(statistics.fmean(found))
+        return found
 
     class Watch(transformers.TrainerCallback):  # type: ignore[misc]
         """The end of each step, and now and then the accuracy of greedy decoding."""
@@ -206,11 +262,12 @@ def train_with_trl(start: Path, steps: int, arm: Arm, out: Path) -> None:
 
         def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
             self.times[state.global_step] = time.time()
-            if state.global_step % EVALUATE_EVERY == 0:
+            if recipe.evaluate_every and state.global_step % recipe.evaluate_every == 0:
                 self.greedy[state.global_step] = self.evaluate(model)
 
         def evaluate(self, model: Any) -> float:
-            asked = tokenizer([item.prompt for item in held_out], return_tensors="pt", padding=True)
+            prompts = [form.prompt(item.prompt) for item in held_out]
+            asked = tokenizer(prompts, return_tensors="pt", padding=True)
             with torch.no_grad():
                 found = model.generate(
                     input_ids=asked["input_ids"],
@@ -232,7 +289,8 @@ def train_with_trl(start: Path, steps: int, arm: Arm, out: Path) -> None:
         use_cpu=True,
         bf16=False,
         max_steps=steps,
-        per_device_train_batch_size=train.global_batch_size // arm.processes,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=train.global_batch_size // micro // arm.processes,
         num_generations=rollout.num_generations,
         max_completion_length=rollout.max_completion_length,
         temperature=rollout.temperature,
@@ -256,7 +314,7 @@ def train_with_trl(start: Path, steps: int, arm: Arm, out: Path) -> None:
     )
     watch = Watch()
     data = datasets.Dataset.from_dict(
-        {"prompt": [item.prompt for item in items], "index": list(range(len(items)))}
+        {"prompt": [form.prompt(item.prompt) for item in items], "index": list(range(len(items)))}
     )
     model = transformers.AutoModelForCausalLM.from_pretrained(start, attn_implementation="sdpa")
     with scorer:
@@ -270,16 +328,21 @@ def train_with_trl(start: Path, steps: int, arm: Arm, out: Path) -> None:
         )
         trainer.train()
     if trainer.is_world_process_zero():
-        out.write_text(json.dumps({"times": watch.times, "greedy": watch.greedy}))
+        told = {"times": watch.times, "greedy": watch.greedy, "reward": second_half(rewards)}
+        out.write_text(json.dumps(told))
 
 
-def median_step(times: dict[Any, float]) -> float:
+def second_half(rewards: list[float]) -> float:
+    return statistics.fmean(rewards[len(rewards) // 2 :])
+
+
+def median_step(times: dict[Any, float], evaluate_every: int) -> float:
     """Seconds between the ends of steps, but for those after an evaluation and the first few."""
     ordered = sorted((int(step), at) for step, at in times.items())
     gaps = [
         after - before
         for (step, before), (_, after) in itertools.pairwise(ordered)
-        if step >= WARM_UP_STEPS and step % EVALUATE_EVERY
+        if step >= WARM_UP_STEPS and not (evaluate_every and step % evaluate_every == 0)
     ]
     return statistics.median(gaps)
 
