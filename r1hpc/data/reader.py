@@ -8,12 +8,14 @@ recorded when the dataset was built, so a flipped bit, a stale shard and a shard
 raise. With verify="once" a chunk is checked when it is first touched, and later windows of it are one
 pread of the exact bytes; with verify="every" each read checks anew.
 
-Safe after fork (pread has no shared position) and picklable for spawn (reopened by path and id).
+Safe after fork (pread has no shared position). Pickled, it takes along what opening found out, so that one
+process opens a dataset for many: a copy asks the file system for nothing until it reads.
 """
 
 import os
 from bisect import bisect_right
 from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from r1hpc.base.errors import UsageError
 from r1hpc.data.documents import DocumentInfo, DocumentTable
 from r1hpc.data.errors import DatasetMismatchError, InvalidTokenError, ShardCorruptError
 from r1hpc.data.layout import CHECKSUMS, PARTS, TOKENIZER, TOKENS
-from r1hpc.data.manifest import DatasetManifest, read_manifest
+from r1hpc.data.manifest import DatasetManifest, DatasetPart, read_manifest
 from r1hpc.data.shardfile import ArrayLayout, ShardFile, parse_layout
 
 MAX_OPEN_FILES = 512
@@ -54,13 +56,22 @@ def open_dataset(path: Path | str, expected_id: str | None = None, *, verify: st
             "point data.path at the dataset the run began with, or begin a new run"
         )
     manifest.check_census()
-    return TokenDataset(manifest, verify)
+    return TokenDataset(manifest, [_read_part(manifest, part) for part in manifest.parts], verify)
+
+
+@dataclass(frozen=True)
+class TokenArray:
+    """The tokens of one part, as its zarr.json and its list of checksums describe them."""
+
+    layout: ArrayLayout
+    checksums: npt.NDArray[np.uint32]
+    """crc32c of each chunk; shape (num_shards, chunks_per_shard)."""
 
 
 class TokenDataset:
     """All tokens of a dataset as one row, over all its parts. Made by open_dataset."""
 
-    def __init__(self, manifest: DatasetManifest, verify: str = "once") -> None:
+    def __init__(self, manifest: DatasetManifest, arrays: list[TokenArray], verify: str = "once") -> None:
         content = manifest.content
         self.manifest = manifest
         self.path = manifest.path
@@ -73,7 +84,8 @@ class TokenDataset:
         self.verify = verify
         self.documents = DocumentTable(manifest)
         self._itemsize = self.dtype.itemsize
-        self._shards = _list_shards(manifest)
+        self.arrays = arrays
+        self._shards = _list_shards(manifest, arrays)
         self._starts = [shard.first for shard in self._shards]
         self._chunk = self._shards[0].layout.chunk_rows
         self._once_raw = verify == "once" and not self._shards[0].layout.compressed
@@ -84,7 +96,7 @@ class TokenDataset:
         return f"TokenDataset({str(self.path)!r}, id={self.id[:12]}, num_tokens={self.num_tokens})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.path, self.id, self.verify)
+        return TokenDataset, (self.manifest, self.arrays, self.verify)
 
     @property
     def tokenizer_path(self) -> Path | None:
@@ -186,24 +198,24 @@ class TokenDataset:
             self._opened.popleft().handle = None
 
 
-def _reopen(path: Path, dataset_id: str, verify: str) -> TokenDataset:
-    return open_dataset(path, dataset_id, verify=verify)
+def _read_part(manifest: DatasetManifest, part: DatasetPart) -> TokenArray:
+    folder = f"{PARTS}/{part.name}/{TOKENS}"
+    layout = parse_layout(manifest.path / folder, manifest.read_file(f"{folder}/zarr.json"))
+    if (layout.num_rows, layout.dtype) != (part.num_tokens, np.dtype(manifest.content["dtype"])):
+        raise ShardCorruptError(f"{layout.folder}: shape or dtype is not what the manifest says")
+    return TokenArray(layout, _read_checksums(manifest, part.name, layout))
 
 
-def _list_shards(manifest: DatasetManifest) -> list[ShardFile]:
+def _list_shards(manifest: DatasetManifest, arrays: list[TokenArray]) -> list[ShardFile]:
     shards: list[ShardFile] = []
     first = 0
-    for part in manifest.parts:
-        folder = f"{PARTS}/{part.name}/{TOKENS}"
-        layout = parse_layout(manifest.path / folder, manifest.read_file(f"{folder}/zarr.json"))
-        if (layout.num_rows, layout.dtype) != (part.num_tokens, np.dtype(manifest.content["dtype"])):
-            raise ShardCorruptError(f"{layout.folder}: shape or dtype is not what the manifest says")
-        checksums = _read_checksums(manifest, part.name, layout)
-        for number in range(layout.num_shards):
-            size = manifest.file_entry(f"{folder}/c/{number}")["size"]
-            shard = ShardFile(layout, number, size, checksums[number], first + number * layout.shard_rows)
-            shards.append(shard)
-        first += part.num_tokens
+    for array in arrays:
+        for number in range(array.layout.num_shards):
+            path = array.layout.shard_path(number).relative_to(manifest.path).as_posix()
+            size = manifest.file_entry(path)["size"]
+            start = first + number * array.layout.shard_rows
+            shards.append(ShardFile(array.layout, number, size, array.checksums[number], start))
+        first += array.layout.num_rows
     return shards
 
 

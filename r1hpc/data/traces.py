@@ -31,21 +31,32 @@ def open_traces(path: Path | str, expected_id: str | None = None, *, verify: str
         DataError: its documents have no roles.
         ShardCorruptError: the roles or offsets are damaged, or do not fit one another.
     """
-    return TraceDataset(open_dataset(path, expected_id, verify=verify))
+    tokens = open_dataset(path, expected_id, verify=verify)
+    return TraceDataset(tokens, *_all_lengths(tokens.manifest))
 
 
 class TraceDataset:
-    """Documents of prompt and completion, source after source. Made by open_traces."""
+    """Documents of prompt and completion, source after source. Made by open_traces.
 
-    def __init__(self, tokens: TokenDataset) -> None:
-        self.tokens = tokens
+    Pickled as TokenDataset is: a copy has the lengths, and reads no file before it is asked for a document.
+    """
+
+    def __init__(
+        self,
+        tokens: TokenDataset,
+        document_lengths: npt.NDArray[np.int64],
+        prompt_lengths: npt.NDArray[np.int64],
+    ) -> None:
+        """`document_lengths` counts the tokens of each document, `prompt_lengths` those of its prompt."""
+        self.tokens, self.manifest = tokens, tokens.manifest
         self.path, self.id = tokens.path, tokens.id
         self.num_documents, self.num_tokens = tokens.num_documents, tokens.num_tokens
         self.vocab_size, self.eos_id = tokens.vocab_size, tokens.eos_id
         self.source_documents: tuple[int, ...] = tuple(
             source["num_documents"] for source in tokens.manifest.content["sources"]
         )
-        self.document_lengths, self.prompt_lengths = _all_lengths(tokens.manifest)
+        self.document_lengths, self.prompt_lengths = document_lengths, prompt_lengths
+        document_lengths.flags.writeable = prompt_lengths.flags.writeable = False
         self._starts = np.concatenate([[0], np.cumsum(self.document_lengths)])
         self._keeps = tokens.verify == "once" and tokens.num_tokens * tokens.dtype.itemsize <= KEPT_BYTES
 
@@ -53,7 +64,7 @@ class TraceDataset:
         return f"TraceDataset({str(self.path)!r}, id={self.id[:12]}, num_documents={self.num_documents})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_traces, (self.path, self.id), {"verify": self.tokens.verify}
+        return TraceDataset, (self.tokens, self.document_lengths, self.prompt_lengths)
 
     def read_document(self, number: int) -> tuple[npt.NDArray[np.uint32], int]:
         """The tokens of a document, EOS id included, and how many of them are the prompt.
@@ -83,5 +94,4 @@ def _all_lengths(manifest: DatasetManifest) -> tuple[npt.NDArray[np.int64], npt.
         )
     found = [read_lengths(manifest, part) for part in manifest.parts]
     documents, prompts = (np.concatenate(column) for column in zip(*found, strict=True))
-    documents.flags.writeable = prompts.flags.writeable = False
     return documents, prompts

@@ -22,15 +22,16 @@ from r1hpc.train import loop
 from r1hpc.train.mixing import Mixing
 from r1hpc.train.policy import build_policy, placement
 from r1hpc.train.session import Job, Outcome, Plan
-from r1hpc.train.supervised import SupervisedStage, batch_plan
+from r1hpc.train.supervised import SupervisedStage, batch_plan, open_once
 
 
 def run(job: Job) -> Outcome:
     """Train until the last step or until a stop is requested."""
     loop.check_device(job)
     config, group, batch = job.config, job.group, batch_plan(job)
-    assert job.dataset_path is not None, "begin sees to the dataset"
-    dataset = open_dataset(job.dataset_path, verify=config.data.verify)
+    dataset_path = job.dataset_path
+    assert dataset_path is not None, "begin sees to the dataset"
+    dataset = open_once(group, lambda: open_dataset(dataset_path, verify=config.data.verify))
     order = open_plan(
         dataset,
         config.data.seq_len,

@@ -30,16 +30,17 @@ from r1hpc.train.mixing import Mixing
 from r1hpc.train.packing import check_apart, packed_form
 from r1hpc.train.policy import build_policy, placement
 from r1hpc.train.session import Job, Outcome, Plan, Session
-from r1hpc.train.supervised import SupervisedStage, batch_plan
+from r1hpc.train.supervised import SupervisedStage, batch_plan, open_once
 
 
 def run(job: Job) -> Outcome:
     """Train until the last step or until a stop is requested."""
     loop.check_device(job)
     config, group, batch = job.config, job.group, batch_plan(job)
-    assert job.dataset_path is not None, "begin sees to the dataset"
+    dataset_path = job.dataset_path
+    assert dataset_path is not None, "begin sees to the dataset"
     tokenizer = load_tokenizer(config.model)
-    dataset = open_traces(job.dataset_path, verify=config.data.verify)
+    dataset = open_once(group, lambda: open_traces(dataset_path, verify=config.data.verify))
     make = PackedLoader if config.data.packing else TraceLoader
     held = config.data.validation_documents
     parting = hold_out(dataset, held, config.data.seed) if held else None

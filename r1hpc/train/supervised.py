@@ -15,10 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from r1hpc.base.errors import R1hpcError
 from r1hpc.base.failpoints import failpoint
+from r1hpc.data.manifest import DatasetManifest
 from r1hpc.plan.batch import BatchPlan, solve_batch
 from r1hpc.tasks.tokenizer import TokenizerFiles
 from r1hpc.train import loop, step_records
+from r1hpc.train.distributed import Group
 from r1hpc.train.export import export_model
 from r1hpc.train.logits import OutputHead
 from r1hpc.train.mixing import Mixing
@@ -34,7 +37,14 @@ class Batch(Protocol):
     def checksum(self) -> int: ...
 
 
+class OnFiles(Protocol):
+    """A dataset that was opened."""
+
+    manifest: DatasetManifest
+
+
 BatchT = TypeVar("BatchT", bound=Batch)
+DatasetT = TypeVar("DatasetT", bound=OnFiles)
 
 
 def batch_plan(job: Job) -> BatchPlan:
@@ -46,6 +56,29 @@ def batch_plan(job: Job) -> BatchPlan:
         job.group.world_size,
         train.gradient_accumulation_steps,
     )
+
+
+def open_once(group: Group, open_it: Callable[[], DatasetT]) -> DatasetT:
+    """The dataset that rank 0 opens, on every rank; on each other node one rank asks for its files.
+
+    A dataset has thousands of files, and a metadata server notices when every rank asks for each of them.
+
+    Raises:
+        R1hpcError: what rank 0 met, on every rank; or a file that this node does not see.
+    """
+    found: DatasetT | R1hpcError | None = None
+    if group.rank == 0:
+        try:
+            found = open_it()
+        except R1hpcError as error:
+            found = error
+    found = group.broadcast(found)
+    if isinstance(found, R1hpcError):
+        raise found
+    assert found is not None, "rank 0 has a dataset or an error"
+    if group.local_rank == 0 and group.rank != 0:
+        found.manifest.check_census()
+    return found
 
 
 class SupervisedStage(ABC, Generic[BatchT]):

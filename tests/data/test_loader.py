@@ -121,7 +121,7 @@ class _Recording(TokenDataset):
 
 
 def test_reading_thread_takes_no_signals(dataset: TokenDataset, plan: SamplePlan) -> None:
-    recording = _Recording(dataset.manifest)
+    recording = _Recording(dataset.manifest, dataset.arrays)
     reading = loader(recording, plan)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     reading.batch(0)

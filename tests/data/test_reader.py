@@ -150,6 +150,17 @@ def test_pickle_pins_the_dataset(path: Path) -> None:
     assert (dataset.id, dataset.verify) == (open_dataset(path).id, "every")
 
 
+def test_a_pickled_copy_asks_for_no_file_before_it_reads(path: Path, expected: Any) -> None:
+    sent = pickle.dumps(open_dataset(path))
+    away = path.with_name("away")
+    path.rename(away)
+    try:
+        copy = pickle.loads(sent)
+    finally:
+        away.rename(path)
+    assert (copy.read(0, copy.num_tokens) == expected).all()
+
+
 def test_reading_imports_neither_zarr_nor_torch(path: Path) -> None:
     code = (
         "import sys; import r1hpc.shard, r1hpc.data.loader; from r1hpc.data.reader import open_dataset;"

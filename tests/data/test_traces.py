@@ -222,9 +222,16 @@ def test_dataset_without_roles_is_refused(tmp_path: Path) -> None:
         open_traces(build(tmp_path).path)
 
 
+def test_a_pickled_copy_has_the_same_documents(tmp_path: Path) -> None:
+    dataset = open_traces(build_traces(tmp_path, pairs(20)).path, verify="every")
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert (copy.id, copy.tokens.verify) == (dataset.id, "every")
+    assert documents(copy) == documents(dataset)
+    assert not copy.document_lengths.flags.writeable
+
+
 def test_another_dataset_is_refused(tmp_path: Path) -> None:
     dataset = open_traces(build_traces(tmp_path, pairs(5)).path)
-    assert pickle.loads(pickle.dumps(dataset)).id == dataset.id
     with pytest.raises(DatasetMismatchError):
         open_traces(dataset.path, expected_id="0" * 64)
 
