@@ -42,7 +42,9 @@ _MARGIN = 0.02
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     _check_flags(arguments)
-    source, out = _source(arguments), arguments.out.absolute()
+    source, out = _source(arguments), arguments.out.resolve()
+    if arguments.step is not None and not isinstance(source, RunDir):
+        raise UsageError(f"--step is of a run's checkpoints, and {source} is no run: leave it out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {arguments.out} is there already: name a new folder, or an empty one")
     if arguments.quantize is not None:
@@ -171,9 +173,10 @@ def _task_of(source: RunDir | Path, arguments: Any) -> RunDir:
     """The run whose questions are asked.
 
     Raises:
-        UsageError: there is none, or its stage has no task.
+        UsageError: there is none, or it has no task.
     """
     from r1hpc.config.load import read
+    from r1hpc.config.reasoning import TaskConfig
 
     chosen = choose_run(arguments.task_of, arguments.run_root) if arguments.task_of else source
     if not isinstance(chosen, RunDir):
@@ -181,10 +184,12 @@ def _task_of(source: RunDir | Path, arguments: Any) -> RunDir:
             "a quantised export is measured on the questions of a run: name one by --task-of RUN, or take "
             "--unmeasured"
         )
-    if read(chosen.config).stage == "pretrain":
+    config = read(chosen.config)
+    own_data = config.data.traces or config.data.path  # beside which the task that nobody chose means nothing
+    if config.stage == "pretrain" or (config.stage == "sft" and own_data and config.task == TaskConfig()):
         raise UsageError(
-            f"{chosen.run_id} is of stage pretrain, which has no task to measure on: name a run that has by "
-            "--task-of RUN, or take --unmeasured"
+            f"{chosen.run_id} is of stage {config.stage} and has no task to measure on: name a run that has "
+            "one by --task-of RUN, or take --unmeasured"
         )
     return chosen
 
@@ -244,7 +249,7 @@ def _report_lines(report: "Report") -> list[str]:
             f"{accuracy.a:.3f}",
             f"{accuracy.b:.3f}",
             f"{accuracy.b - accuracy.a:+.3f} [{accuracy.low:+.3f}, {accuracy.high:+.3f}], McNemar p "
-            f"{found.p_value:.2g}; {found.num_questions:,} held-out questions, greedy",
+            f"{found.p_value:.2g}; {found.num_questions:,} questions of {report.questions}, greedy",
         ),
         (
             "tokens a second",

@@ -39,6 +39,8 @@ class Report:
     """Original and export, side by side."""
 
     asked: Asked
+    questions: str
+    """The task or the test files that they are of."""
     quantized: Quantized
     before: Measured
     after: Measured
@@ -53,6 +55,7 @@ class Report:
             **asdict(self.quantized),
             "original": _figures(self.before),
             "export": _figures(self.after),
+            "questions": self.questions,
             "num_questions": found.num_questions,
             "accuracy": asdict(found.accuracy),
             "p_value": found.p_value,
@@ -86,7 +89,7 @@ def export_measured(
         after = bench.measure(folder)
     comparison = compare_answers(before.answers, after.answers)
     verdict = judge_loss(comparison, asked.margin)
-    report = Report(asked, quantized, before, after, comparison, verdict)
+    report = Report(asked, bench.questions, quantized, before, after, comparison, verdict)
     write_json(folder / RECORD, report.to_json())
     return report
 

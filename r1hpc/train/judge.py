@@ -9,6 +9,7 @@ What rollouts, evaluations and rejection sampling share. `should_stop` is looked
 that was asked to stop does so within seconds.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -65,6 +66,8 @@ class Asker:
         self._config = config
         self._scorer = scorer
         self._said: set[str] = set()
+        self.sampling_s = 0.0
+        """Spent in sampling until now, without the scoring."""
         self._encode = lru_cache(maxsize=4096)(self._encoded)
 
     def prompt(self, item: Item) -> tuple[int, ...]:
@@ -94,7 +97,10 @@ class Asker:
             temperature=temperature,
             cut=cut,
         )
-        return self.engine.sample(request, should_stop)
+        began = time.monotonic()
+        samples = self.engine.sample(request, should_stop)
+        self.sampling_s += time.monotonic() - began
+        return samples
 
     def score(self, items: Sequence[Item], samples: Samples, should_stop: ShouldStop) -> list[Scored] | None:
         """The completions of each item with their scores; None when a stop was requested."""

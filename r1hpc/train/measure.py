@@ -10,7 +10,6 @@ calibration ones of the training part.
 """
 
 import math
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -60,6 +59,8 @@ class Bench:
     def __init__(self, config: RunConfig, judge: Judge, task: Task, device: torch.device) -> None:
         self._judge = judge
         self._task = task
+        self.questions = ", ".join(named_sets(config)) or task.name
+        """What is asked: the test files, or the task."""
         self.device = device
         self._num_items = num_items(config)
 
@@ -73,12 +74,18 @@ class Bench:
         network = load_folder(folder, self.device, "auto" if on_gpu else torch.float32)
         perplexity, num_tokens = self._perplexity(network)
         self._judge.engine.sync_weights(network)
+        try:
+            return self._asked(folder, perplexity, num_tokens)
+        finally:
+            self._judge.engine.release()  # or it would lie beside the next
+
+    def _asked(self, folder: Path, perplexity: float, num_tokens: int) -> Measured:
         items = [self._judge.evaluated.item(index, held_out=True) for index in range(self._num_items)]
-        began = time.monotonic()
+        before_s = self._judge.sampling_s
         scored = self._judge.complete(items, 1, 0.0, _SEED, should_stop=lambda: False)
         assert scored is not None, "nobody asks it to stop"
         answers = [_line(item, *one[0]) for item, one in zip(items, scored, strict=True)]
-        speed = sum(line["greedy_length"] for line in answers) / (time.monotonic() - began)
+        speed = sum(line["greedy_length"] for line in answers) / (self._judge.sampling_s - before_s)
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         return Measured(size, perplexity, num_tokens, speed, self.device.type, answers)
 

@@ -32,7 +32,7 @@ SCHEMES = {"int8": "W8A8", "w4a16": "W4A16"}
 _GROUP_SIZES = (128, 64, 32)
 """Inputs that share a scale at four bits: those that vLLM's kernels have, the fewest bits first."""
 _CPU = torch.device("cpu")
-_WEIGHTS = ("*.safetensors", "*.bin", "*.index.json", "config.json")
+_WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
 Texts = Sequence[Sequence[int]]
 
 
@@ -193,7 +193,7 @@ def _write(network: Any, dtype: torch.dtype, source: Path, folder: Path) -> None
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)  # smoothing by powers of two left them exact in it
     network.save_pretrained(folder)
-    left = {path for form in _WEIGHTS for path in source.glob(form)} - {source / "config.json"}
+    left = {path for form in _WEIGHTS for path in source.glob(form)}
     for path in source.iterdir():
         if path.is_file() and path not in left:
             shutil.copyfile(path, folder / path.name)

@@ -87,6 +87,22 @@ def test_what_cannot_be_exported_is_named(recorded: RecordedRun, tmp_path: Path)
     assert not Path(out).exists()
 
 
+def test_a_link_to_an_empty_folder_is_followed(recorded: RecordedRun, tmp_path: Path) -> None:
+    (recorded.run.path / "model").mkdir()
+    (recorded.run.path / "model" / "config.json").write_text("{}")
+    recorded.run.finished.touch()
+    (tmp_path / "scratch" / "out").mkdir(parents=True)
+    (tmp_path / "out").symlink_to(tmp_path / "scratch" / "out")
+    assert export.main([str(recorded.run.path), "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out").is_symlink()
+    assert (tmp_path / "scratch" / "out" / "config.json").read_text() == "{}"
+
+
+def test_a_step_is_of_a_runs_checkpoints(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--step is of a run's checkpoints"):
+        export.main([str(tmp_path / "a.gguf"), "--out", str(tmp_path / "out"), "--step", "7"])
+
+
 def test_gguf_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     """A whole one is converted in tests/train/test_tokenizers_travel.py."""
     torn, out = tmp_path / "torn.gguf", tmp_path / "out"

@@ -210,7 +210,10 @@ def test_what_is_asked_wrongly_is_named(run: RunDir, tmp_path: Path, monkeypatch
     pretrained = RunDir(tmp_path / "pretrained")
     pretrained.create()
     load.save(RunConfig(), pretrained.config)
-    with pytest.raises(UsageError, match="of stage pretrain, which has no task to measure on"):
+    with pytest.raises(UsageError, match="of stage pretrain and has no task to measure on"):
+        export.main([str(run.model), *out, "--quantize", "int8", "--task-of", str(pretrained.path)])
+    load.save(load.load(None, ["stage=sft", "data.traces=[mine.jsonl]"]), pretrained.config)
+    with pytest.raises(UsageError, match="of stage sft and has no task to measure on"):
         export.main([str(run.model), *out, "--quantize", "int8", "--task-of", str(pretrained.path)])
     with pytest.raises(UsageError, match=r"make a folder of it first, by export .*a\.gguf"):
         export.main([str(tmp_path / "a.gguf"), *out, "--quantize", "int8"])
