@@ -39,11 +39,8 @@ def main(argv: Sequence[str]) -> int:
         run = _submit(arguments, argv, out)
         if run is None or arguments.no_wait:
             return 0
-    elif arguments.dry_run or arguments.no_wait or arguments.words:
-        raise UsageError(
-            f"{run.run_id} is a server already: without --dry-run, --no-wait and KEY=VALUE its address is "
-            "told; to begin another one, name the model"
-        )
+    else:
+        _refuse_changes(run, arguments)
     from r1hpc.attempt.await_server import await_server
 
     try:
@@ -89,6 +86,17 @@ def _server_there(given: str, run_root: str | None) -> RunDir | None:
     from r1hpc.config.load import read
 
     return run if read(run.config).stage == "serve" else None
+
+
+def _refuse_changes(run: RunDir, arguments: argparse.Namespace) -> None:
+    """A server that is there is as it was submitted: of that one only the address is told."""
+    plain = vars(_parser().parse_intermixed_args([arguments.model]))
+    told = ("run_root", "json")
+    if any(getattr(arguments, name) != value for name, value in plain.items() if name not in told):
+        raise UsageError(
+            f"{run.run_id} is a server already, which other flags and settings would not change: leave them "
+            "out to be told its address; to begin another one, name the model"
+        )
 
 
 def _run_named(given: str, run_root: str | None) -> RunDir | None:
@@ -198,7 +206,8 @@ def _ssh(address: "Address") -> str:
     import socket
 
     place = address.place
-    return f"ssh -N -L {place.port}:{place.host}:{place.port} {getpass.getuser()}@{socket.getfqdn()}"
+    host = f"[{place.host}]" if ":" in place.host else place.host
+    return f"ssh -N -L {place.port}:{host}:{place.port} {getpass.getuser()}@{socket.getfqdn()}"
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ _GAP_S = 10.0
 """Requests that follow each other sooner are one spell: a client that asks, reads and asks again."""
 _LONGEST_S = 60.0
 """A longer spell is written in parts, so that a kill costs no more of the record."""
+STOOD_STILL_S = 60.0
+"""Who has not looked for so long was suspended: a look and what lies between two take some 20 s at most."""
 
 
 class Activity:
@@ -48,6 +50,10 @@ class Activity:
         """So many answers began and ended since the last call, from when on they count."""
         now, before = self._clock(), self._last_look
         self._last_look = now
+        if now - before > STOOD_STILL_S:  # nobody could ask, and nothing was answered
+            self.close()
+            self._last_busy += now - before
+            before = now
         if (begun or self._in_flight) and self._busy_since is None:
             self._busy_since = before
         if begun or self._in_flight:

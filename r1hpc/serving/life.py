@@ -19,7 +19,7 @@ from r1hpc.base.rundir import RunDir
 from r1hpc.base.units import format_duration
 from r1hpc.config.schema import RunConfig
 from r1hpc.plan.preemption import EARLY_S
-from r1hpc.serving.activity import Activity
+from r1hpc.serving.activity import STOOD_STILL_S, Activity
 from r1hpc.serving.address import Address, Place, forget_address, read_key, write_address
 from r1hpc.serving.process import Server, started
 from r1hpc.serving.vllm_server import NO_VLLM
@@ -115,6 +115,7 @@ class Life:
         try:
             return self._until_the_end(server, activity)
         finally:
+            server.end()  # answers under way end within its grace, and count
             activity.hear(*server.news())
             activity.close()
 
@@ -182,6 +183,8 @@ class _Health:
         now = time.monotonic()
         if now - self.asked < _ASK_EVERY_S:
             return
+        if now - self.asked > STOOD_STILL_S:  # suspended, and the server with it
+            self.answered = now
         self.asked = now
         if self.server.ask("/health", self.key) == 200:
             self.answered = time.monotonic()

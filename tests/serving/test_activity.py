@@ -88,3 +88,18 @@ def test_a_long_answer_is_written_in_parts_and_loses_no_second(run: RunDir, cloc
     assert found[-1][2] == 1150
     assert all(a[2] == b[1] for a, b in pairwise(found))
     assert last_steps(run, 1)[0].number("requests") == 7
+
+
+def test_a_suspension_is_neither_idleness_nor_an_answer(run: RunDir, clock: Clock) -> None:
+    activity = begin(run, clock)
+    clock.now = 1005
+    activity.hear(1, 1)
+    clock.now = 3005
+    activity.hear(0, 0)
+    assert activity.idle_s() == 0
+    clock.now = 3010
+    activity.hear(1, 0)
+    clock.now = 5010
+    activity.hear(0, 1)
+    activity.close()
+    assert spells(run)[1:] == [(2, 1000, 1005), (3, 3005, 3010), (4, 5010, 5010)]
