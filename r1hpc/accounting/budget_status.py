@@ -26,6 +26,7 @@ from r1hpc.accounting.budget import (
     load_budget,
 )
 from r1hpc.accounting.forecast import Spread, total, until_limit
+from r1hpc.accounting.hours import midnight_before
 from r1hpc.accounting.ledger import RunLedger
 from r1hpc.accounting.open_ledger import survey
 from r1hpc.accounting.selection import Selection
@@ -66,7 +67,7 @@ class BudgetStatus:
 
     def lasts_until(self, left: float, now: float) -> float | None:
         """When `left` will be spent at the pace of the last PACE_DAYS days; None: too little to say."""
-        since = now - PACE_DAYS * 86400
+        since = midnight_before(now, -PACE_DAYS)
         recent = {day: hours for day, hours in self.by_day.items() if _midnight(day) >= since}
         if not recent or now - _midnight(min(self.by_day)) < _LEAST_DAYS * 86400 or left <= 0:
             return None

@@ -186,7 +186,10 @@ def follow_campaign(
     if name is None:
         return None
     plan = load_campaign(name, budget.gpu_hours if budget else None)
-    return follow(plan, [run for run in runs if run.unit == "GPU-hours"], now)
+    counted = [run for run in runs if run.unit == "GPU-hours"]
+    if plan.start is not None:  # an earlier campaign's runs have the same stages
+        counted = [run for run in counted if run.is_live or run.end > plan.start]
+    return follow(plan, counted, now)
 
 
 def _progress(

@@ -66,6 +66,8 @@ class View:
 
     @property
     def unit(self) -> str:
+        if self.budget is not None and self.budget.gpu_hours is not None:
+            return "GPU-hours"
         held = any(run.unit == "GPU-hours" and run.used > 0 for run in self.runs)
         return "GPU-hours" if held or self.status.spent > 0 or not self.runs else "node-hours"
 

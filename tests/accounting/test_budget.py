@@ -20,6 +20,7 @@ from r1hpc.accounting.budget import (
 )
 from r1hpc.accounting.budget_status import check_submission, read_budget_status
 from r1hpc.accounting.forecast import Spread, around, until_limit
+from r1hpc.accounting.hours import midnight_before
 from r1hpc.accounting.ledger import clip
 from r1hpc.accounting.open_ledger import survey
 from r1hpc.base.errors import ConfigError
@@ -333,7 +334,8 @@ def test_how_long_the_rest_lasts(root: Path) -> None:
     now = time.time()
     days = {format_day(now - 40 * DAY): 9999.0, format_day(now - DAY): 140.0}
     status = replace(read_budget_status(None, [], now, ask_slurm=False), by_day=days)
-    assert status.lasts_until(100, now) == pytest.approx(now + 10 * DAY)
+    days_counted = (now - midnight_before(now, -14)) / DAY
+    assert status.lasts_until(100, now) == pytest.approx(now + days_counted * 10 / 14 * DAY, abs=1)
     assert status.lasts_until(0, now) is None
     assert replace(status, by_day={format_day(now - 20 * DAY): 140.0}).lasts_until(100, now) is None
     assert replace(status, by_day={format_day(now - DAY): 140.0}).lasts_until(100, now) is None

@@ -1,14 +1,18 @@
 """A campaign against what happened: which run belongs to which stage, and what is still to come."""
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from r1hpc.accounting.campaign import Campaign, CampaignStage, follow, load_campaign
+from r1hpc.accounting.budget import format_day
+from r1hpc.accounting.campaign import Campaign, CampaignStage, follow, follow_campaign, load_campaign
 from r1hpc.accounting.forecast import NOTHING, Spread
+from r1hpc.accounting.open_ledger import survey
 from r1hpc.base.errors import ConfigError
 from r1hpc.config.schema import STAGES
+from tests.accounting.history import make_history
 
 DAY = 86400.0
 START = 1_795_000_000.0
@@ -49,6 +53,18 @@ def test_the_template_is_the_articles_hundred_days() -> None:
     assert plan.gpu_hours == pytest.approx(20000)
     assert {name for stage in plan.stages for name in stage.stages} <= set(STAGES)
     assert load_campaign("hundred_days", 500).gpu_hours == pytest.approx(500), "what was granted"
+
+
+def test_runs_of_an_earlier_campaign_are_not_counted(tmp_path: Path) -> None:
+    runs = survey(make_history(tmp_path / "runs", time.time()), time.time())[0]
+    file = tmp_path / "next.yaml"
+    stages = "stages: [{name: all, days: 10, gpu_hours: 100, stages: [pretrain, sft, rl]}]\n"
+    file.write_text(f"start: {format_day(time.time() + DAY)}\n{stages}")
+    found = follow_campaign(None, runs, time.time(), str(file))
+    assert found is not None
+    live = [run for run in runs if run.is_live and run.unit == "GPU-hours"]
+    assert found.used == pytest.approx(sum(run.used for run in live))
+    assert found.used < sum(run.used for run in runs)
 
 
 def test_a_run_belongs_to_its_name_then_its_stage_then_its_days() -> None:

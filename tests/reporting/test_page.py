@@ -234,6 +234,15 @@ def test_a_run_without_gpus_is_told_in_node_hours(tmp_path: Path) -> None:
     assert "where the hours went: cpu: " in " ".join(labels(page))
 
 
+def test_node_hours_are_not_taken_off_a_budget_of_gpu_hours(tmp_path: Path) -> None:
+    made = RecordedRun(tmp_path / "runs" / "cpu", gpus=0, nodes=2)
+    made.submit("local-1")
+    made.attempt(1, 40, "finished", committed=40)
+    (tmp_path / "runs" / "budget.yaml").write_text("gpu_hours: 100\n")
+    view = make_view(survey(tmp_path / "runs", time.time())[0], tmp_path / "runs", time.time())
+    assert (view.unit, view.spent) == ("GPU-hours", 0)
+
+
 def test_an_empty_run_root_still_makes_a_page(tmp_path: Path) -> None:
     page = page_of(tmp_path)
     assert "0 runs" in page
