@@ -10,6 +10,7 @@ from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.files import read_json
 from r1hpc.base.rundir import RunDir
 from r1hpc.config.load import read
+from r1hpc.config.schema import TRAINED_STAGES
 from r1hpc.estimator.estimate import Estimate
 from r1hpc.estimator.estimate_run import estimate_of_run
 from r1hpc.estimator.measured import measured_estimate
@@ -22,10 +23,15 @@ def measured_run(run: RunDir, now: float) -> Estimate:
     """What is spent by the run's ledger, and the rest at the speed so far.
 
     Raises:
-        UsageError: no attempt, or too few steps to say anything.
+        UsageError: a stage without steps, no attempt, or too few steps to say anything.
         StateError: its plan is of another version.
     """
     plan, config = _plan(run), read(run.config)
+    if config.stage not in TRAINED_STAGES:
+        raise UsageError(
+            f"{run.run_id} is of stage {config.stage}, which takes no steps to measure: "
+            f"python -m r1hpc.report {run.path} has its hours so far"
+        )
     ledger = open_ledger(run, now)
     last = ledger.summary.history.last
     if last is None:

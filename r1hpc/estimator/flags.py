@@ -54,6 +54,11 @@ SETTLED_BY_JOB = {
     ),
 }
 """Flags whose value a job file settles, and what to do instead."""
+SETTLED_BY_RUN = dict.fromkeys(
+    ("gpu", "num_gpus", "cluster", "gpu_hours_per_failure", "preemptions_per_day", "restart_s"),
+    "what the run itself has shown is taken; leave it out, or take --method flops",
+)
+"""Flags that --method measured has no use for, and what to do instead."""
 SETTLED_BY_RL = {
     "tokens": "--rl-sequences says how much is trained on",
     "data_gb": "--rl-sequences says how much is trained on",
@@ -91,6 +96,11 @@ def refuse_settled(parser: ArgumentParser, arguments: argparse.Namespace) -> Non
     if arguments.target is not None:
         by = f"{printable(arguments.target)}, which settles it"
         _refuse(parser, arguments, SETTLED_BY_JOB, by)
+        if arguments.method == "measured":
+            _refuse(parser, arguments, SETTLED_BY_RUN, "--method measured")
+            if arguments.overrides:
+                word = printable(arguments.overrides[0])
+                raise UsageError(f"--method measured is of a run as it is: leave {word} out")
     elif arguments.rl_sequences is not None:
         if arguments.method == "seed":
             raise UsageError("the article's formula knows no --rl-sequences: leave one of the two out")

@@ -194,6 +194,8 @@ def test_a_7b_on_one_16_gb_card(capsys: pytest.CaptureFixture[str]) -> None:
         ("--params 7B --tokens 1T --preemptions-per-day -1", "preemptions per day"),
         ("--params 7B --rl-sequences 10k", "needs --num-gpus"),
         ("--method measured", "needs a run"),
+        ("runs/x --method measured train.num_steps=9", "is of a run as it is: leave train.num_steps=9 out"),
+        ("runs/x --method measured --gpu h100", "--gpu does not go with --method measured"),
         ("train.num_steps=5 --params 7B --tokens 1T", "changes a job file"),
         ("a.yaml b.yaml", "two files"),
         ("nosuchjob", "no job 'nosuchjob'"),
