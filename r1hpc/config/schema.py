@@ -176,6 +176,18 @@ class TrainConfig:
     """Steps between two lines in the log of rank 0."""
 
 
+_OWN_OF_DEEPSPEED = {
+    "zero_optimization.stage": "deepspeed.zero_stage",
+    "train_batch_size": "train.global_batch_size",
+    "train_micro_batch_size_per_gpu": "train.micro_batch_size",
+    "gradient_accumulation_steps": "train.gradient_accumulation_steps",
+    "bf16.enabled": "train.precision",
+    "fp16.enabled": "train.precision",
+    "checkpoint.load_universal": "the number of ranks that a checkpoint is of",
+}
+"""Keys of DeepSpeed's config by which placement, plan, loss and checkpoints go: each has one place."""
+
+
 @dataclass(frozen=True)
 class DeepspeedConfig:
     """Settings of DeepSpeed. The batch sizes, precision and schedule come from `train`."""
@@ -183,7 +195,16 @@ class DeepspeedConfig:
     zero_stage: int = ranged(1, choices=(0, 1, 2, 3))
     """0: nothing is sharded over ranks; 1: optimizer states; 2: and gradients; 3: and weights."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """Merged into DeepSpeed's own config, under DeepSpeed's names; wins over what r1hpc sets."""
+    """Merged into DeepSpeed's own config, under DeepSpeed's names; wins over what r1hpc sets. Keys with a
+    setting of their own here are refused."""
+
+    def __post_init__(self) -> None:
+        for path, ours in _OWN_OF_DEEPSPEED.items():
+            value: Any = self.extra
+            for name in path.split("."):
+                value = value.get(name) if isinstance(value, dict) else None
+            if value is not None:
+                raise ConfigError(f"deepspeed.extra: {path} is set by {ours}: leave it out of extra")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ train/export.py merges the adapters into the weights.
 """
 
 import json
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -53,7 +54,7 @@ def build_model(
         check_weights(model)
         network = _from_weights(Path(model.path), config, model.attn_implementation, lie)
     else:
-        with lie.each_made() if lie else nullcontext():
+        with lie.each_made() if lie else nullcontext(), _refused(model.attn_implementation):
             network = AutoModelForCausalLM.from_config(
                 config, attn_implementation=model.attn_implementation, dtype=torch.float32
             )
@@ -107,7 +108,7 @@ def _from_weights(folder: Path, config: Any, implementation: str, lie: Placement
     said = logging.get_verbosity()
     logging.set_verbosity_error()  # what transformers only warns of is refused or said below
     try:
-        with lie.each_loaded() if lie else nullcontext():
+        with lie.each_loaded() if lie else nullcontext(), _refused(implementation):
             network, loaded = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
@@ -125,6 +126,18 @@ def _from_weights(folder: Path, config: Any, implementation: str, lie: Placement
     add_gates(network, implementation)
     load_gates(network, folder)
     return network
+
+
+@contextmanager
+def _refused(implementation: str) -> Iterator[None]:
+    """An attention whose package is not there, or that the model does not have, is the user's to change."""
+    try:
+        yield
+    except (ImportError, ValueError) as error:
+        if implementation in ("eager", "sdpa"):
+            raise
+        why = str(error).strip().splitlines()[0]
+        raise ConfigError(f"model.attn_implementation={implementation}: {why} Take sdpa") from None
 
 
 def _check_loaded(loaded: dict[str, Any], weights: str, model_class: str) -> None:

@@ -539,3 +539,17 @@ def test_a_job_that_is_not_there_and_one_that_is_no_yaml_are_named(
     with pytest.raises(ConfigError, match=r"mine\.yaml is not valid YAML") as refused:
         load("mine.yaml")
     assert 'in "mine.yaml", line 2' in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("extra", "setting"),
+    [
+        ("{zero_optimization: {stage: 3}}", "zero_optimization.stage is set by deepspeed.zero_stage"),
+        ("{train_batch_size: 8}", "train_batch_size is set by train.global_batch_size"),
+        ("{bf16: {enabled: true}}", "bf16.enabled is set by train.precision"),
+    ],
+)
+def test_a_deepspeed_key_that_has_a_setting_here_is_refused(extra: str, setting: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(setting)):
+        load("smoke", [f"deepspeed.extra={extra}"])
+    assert load("smoke", ["deepspeed.extra={zero_optimization: {overlap_comm: true}}"]).deepspeed.extra

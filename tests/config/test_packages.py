@@ -35,3 +35,8 @@ def test_what_is_there_or_cannot_be_known_passes(tmp_path: Path) -> None:
     check_packages(load.load(None, [*_LORA, f"cluster.python={sys.executable}"]), "slurm")
     check_packages(load.load(None, [*_LORA, "cluster.python=python3"]), "slurm")
     check_packages(load.load(None, ["stage=evaluate", "cluster.python=/nowhere"]), "slurm")
+
+
+def test_nobody_here_can_look_into_an_image(tmp_path: Path) -> None:
+    image = (f"cluster.python={bare_python(tmp_path)}", "cluster.container.image=train.sif")
+    check_packages(load.load(None, [*_LORA, *image]), "slurm")
