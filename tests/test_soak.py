@@ -96,6 +96,8 @@ def kill_until_over(job: Submitted, chance: random.Random, env: dict[str, str]) 
             victims = chance.choice(["rank 0", "rank 1", "ranks", "all", "supervisor"])
             kill(rank_pids(run, attempt), supervisor, victims)
             seen += Counter({"kills": 1, moment: 1, victims: 1})
+            if victims == "supervisor":
+                end_orphans(run, attempt, chance)
             if victims in ("all", "supervisor") and not run.finished.exists():
                 supervisor = pid_of(submit(run.path.parent, run.run_id, "--resume", env=env))
     wait_until("the supervisor's end", lambda: not Path(f"/proc/{supervisor}").exists(), 120, run)
@@ -114,8 +116,23 @@ def has_stepped(run: RunDir, attempt: int) -> bool:
     return any(step.attempt >= attempt for step in last_steps(run, 1))
 
 
-def kill(ranks: dict[int, int], supervisor: int, victims: str) -> None:
-    """SIGKILL. With the supervisor alone its ranks live on as ghosts, while the next attempt begins."""
+def end_orphans(run: RunDir, attempt: int, chance: random.Random) -> None:
+    """Ranks that outlive their supervisor train on, and are the run still: another attempt is refused."""
+    time.sleep(chance.uniform(0, 2))
+    ranks = rank_pids(run, attempt)
+    if len(ranks) == 2 and all(map(is_alive, ranks.values())) and not run.finished.exists():
+        with pytest.raises(AssertionError, match=r"is running as job|is finished"):
+            submit(run.path.parent, run.run_id, "--resume")
+    kill(ranks, None, "ranks")
+    wait_until("the orphans' end", lambda: not any(map(is_alive, ranks.values())), 30, run)
+
+
+def is_alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def kill(ranks: dict[int, int], supervisor: int | None, victims: str) -> None:
+    """SIGKILL. With the supervisor alone its ranks live on."""
     chosen: dict[str, list[int | None]] = {
         "rank 0": [ranks.get(0)],
         "rank 1": [ranks.get(1)],

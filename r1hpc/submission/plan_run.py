@@ -46,6 +46,9 @@ _MAY_CHANGE_SECTIONS = ("resources.", "cluster.", "limits.", "monitor.", "checkp
 _MAY_CHANGE_KEYS = (
     *("train.num_steps", "train.print_every", "train.hang_timeout_s", "deepspeed.zero_stage"),
     *("rollout.max_prompt_length", "rollout.prompts_per_batch", "rl.reference", "train.logits_chunk_tokens"),
+    # Limits and checks, which change no number.
+    *("rollout.max_logprob_difference", "rollout.prove_every"),
+    *("train.max_skipped_steps", "train.stop_grad_norm"),
     "data.mix.schedule",  # what has begun is held against the checkpoint
 )
 

@@ -102,10 +102,16 @@ class CheckpointFiles(CheckpointEngine):  # type: ignore[misc]
 
 
 def write_file(path: Path, state: Any, stop: threading.Event | None = None) -> None:
-    """torch.save; raises AbandonedError soon after `stop` is set."""
+    """torch.save; raises AbandonedError soon after `stop` is set, and the OSError of a write that fails."""
     # Through a Python file, not by its path: torch then lets go of the interpreter lock while it writes.
     with open(path, "wb") as file:
-        torch.save(state, _Pieces(file, stop or threading.Event()))  # type: ignore[arg-type]
+        pieces = _Pieces(file, stop or threading.Event())
+        try:
+            torch.save(state, pieces)  # type: ignore[arg-type]
+        except RuntimeError:
+            if pieces.failure is not None:  # torch then writes its end, and complains of where that would lie
+                raise pieces.failure from None
+            raise
 
 
 def load_file(path: Path, map_location: Any = "cpu") -> Any:
@@ -121,13 +127,19 @@ class _Pieces:
     def __init__(self, file: BinaryIO, stop: threading.Event) -> None:
         self._file = file
         self._stop = stop
+        self.failure: AbandonedError | OSError | None = None
+        """Why a write failed."""
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
-        for start in range(0, len(view), _PIECE_BYTES):
-            if self._stop.is_set():
-                raise AbandonedError("abandoned")
-            self._file.write(view[start : start + _PIECE_BYTES])
+        try:
+            for start in range(0, len(view), _PIECE_BYTES):
+                if self._stop.is_set():
+                    raise AbandonedError("abandoned")
+                self._file.write(view[start : start + _PIECE_BYTES])
+        except (AbandonedError, OSError) as error:
+            self.failure = self.failure or error
+            raise
         return len(view)
 
     def flush(self) -> None:

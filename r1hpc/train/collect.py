@@ -4,13 +4,16 @@
 
 A batch is the prompts that one rank decodes together. Finished and rewarded, it is written to
 rollouts/window-<rollout index>/batch-<first item>-<groups>.npz with the name of the policy that sampled it;
-started again after a preemption, on any number of ranks, only the groups are made that are missing, and since
-every completion has a random stream of its own, the rollout is the one an undisturbed run would have had.
+started again after a preemption, on any number of ranks, only the groups are made that are missing. Every
+completion has a random stream of its own: decoded in the same batches (on as many ranks, or with
+rollout.prompts_per_batch) the rollout is to the bit the one an undisturbed run would have had; in others, of
+another width, a token that was nearly another one may become it.
 """
 
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
@@ -260,4 +263,6 @@ def _by_item(parts: Sequence[Groups]) -> dict[int, Groups]:
 
 def _copy_into(batches: Sequence[Path], folder: Path) -> None:
     for batch in batches:
-        shutil.copyfile(batch, folder / f"{_IN_CHECKPOINT}{batch.name}")
+        # Gone where training is two rollouts on by now: the state of this checkpoint does not need it.
+        with suppress(FileNotFoundError):
+            shutil.copyfile(batch, folder / f"{_IN_CHECKPOINT}{batch.name}")

@@ -15,5 +15,9 @@ class ResumeError(TrainError):
     """A checkpoint exists but does not belong to this configuration."""
 
 
+class ConversionError(R1hpcError):
+    """A checkpoint could not be made fit for another layout; for lack of room or memory, most likely."""
+
+
 class SaveError(R1hpcError):
     """A checkpoint could not be written; the previous ones are untouched."""

@@ -92,8 +92,8 @@ def check(difference: Difference, limit: float, group: Group) -> None:
         f"after the hand-over vLLM does not compute what the trainer does: on rank {rank} the "
         f"log-probabilities of the same tokens are {means[rank]:.3g} nats apart on average, and "
         f"rollout.max_logprob_difference is {limit:g}. It samples from other weights, or this model needs "
-        "another precision or vLLM: use rollout.engine=sampler, or raise the limit where the difference is "
-        "rounding"
+        "another precision or vLLM: begin a run with rollout.engine=sampler from an export of this one; or, "
+        "where the difference is rounding, raise the limit and resume"
     )
 
 

@@ -62,6 +62,7 @@ def set_up(job: Job, stage: Stage, plan: Plan) -> Session:
         job.run.path,
         asynchronous=config.checkpoint.asynchronous,
         ranks_per_node=max(1, group.world_size // config.resources.nodes),
+        beat=job.watchdog.beat,
     )
     job.watchdog.before_leaving = snapshots.settle
     job.watchdog.beat("verifying checkpoints")

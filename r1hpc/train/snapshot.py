@@ -25,7 +25,7 @@ from r1hpc.checkpoint.store import Checkpoint, CheckpointStore
 from r1hpc.train.background import Exchange, Records, Report, Write, records_of
 from r1hpc.train.checkpoint_files import AbandonedError, CheckpointFiles, File, write_file
 from r1hpc.train.distributed import Group
-from r1hpc.train.errors import ResumeError, SaveError
+from r1hpc.train.errors import ConversionError, ResumeError, SaveError
 from r1hpc.train.identity import Identity, describe_versions, versions
 from r1hpc.train.streams import restore_streams, seed_streams, streams
 from r1hpc.train.universal import convert
@@ -68,8 +68,11 @@ class Snapshots:
         *,
         asynchronous: bool = False,
         ranks_per_node: int = 1,
+        beat: Callable[[str], None] = lambda phase: None,
     ) -> None:
+        """`beat` tells the watchdog that something long goes on."""
         self._store = store
+        self._beat = beat
         self._group = group
         self._attempt = attempt
         self._token = token
@@ -160,8 +163,8 @@ class Snapshots:
         mine = ""
         try:
             self._load(engine, checkpoint)
-        except (torch.OutOfMemoryError, MemoryError):
-            raise
+        except (torch.OutOfMemoryError, MemoryError, ConversionError, SaveError):
+            raise  # this machine's, not the checkpoint's: an older one would fare no better
         except OSError as error:
             # A read that failed may succeed in the next attempt; a file that is not there will not.
             if not isinstance(error, FileNotFoundError):
@@ -177,10 +180,10 @@ class Snapshots:
             print(line, file=sys.stderr, flush=True)
 
     def _load(self, engine: Any, checkpoint: Checkpoint) -> None:
+        meta = checkpoint.manifest.meta
         if self.needs_conversion(checkpoint):
             folder = self._scratch / f"universal-{self._attempt}" / f"step-{checkpoint.step}"
-            meta = checkpoint.manifest.meta
-            self._tell(lambda: convert(checkpoint.path / _TAG, folder, meta["zero_stage"]))
+            self._tell(lambda: convert(checkpoint.path / _TAG, folder, meta["zero_stage"], self._beat))
             path, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
             self._group.barrier()
             if self._group.rank == 0:
@@ -188,7 +191,10 @@ class Snapshots:
             seed_streams(meta["seed"], checkpoint.step, self._group.rank)
         else:
             path, _ = engine.load_checkpoint(str(checkpoint.path), tag=_TAG)
-            restore_streams(checkpoint.path / _streams_name(self._group.rank))
+            if meta["world_size"] == self._group.world_size:
+                restore_streams(checkpoint.path / _streams_name(self._group.rank))
+            else:  # ZeRO 0, whose files fit any number of ranks
+                seed_streams(meta["seed"], checkpoint.step, self._group.rank)
         if path is None:
             raise ResumeError(f"DeepSpeed found nothing to load in {checkpoint.path}")
 
@@ -418,11 +424,12 @@ class Snapshots:
                 answer = (action(), None)
             except R1hpcError as error:
                 answer = (None, (type(error).__name__, str(error)))
-            except OSError as error:
+            except Exception as error:  # whatever it is, the others wait to be told
                 answer = (None, (SaveError.__name__, self._no_space("checkpoint", error)))
         result, failure = self._group.broadcast(answer)
         if failure is not None:
-            raise (ResumeError if failure[0] == ResumeError.__name__ else SaveError)(failure[1])
+            kinds = {kind.__name__: kind for kind in (ResumeError, ConversionError)}
+            raise kinds.get(failure[0], SaveError)(failure[1])
         value: _T = result
         return value
 

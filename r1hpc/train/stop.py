@@ -11,6 +11,7 @@ interrupted (Lightning #21406). SIGUSR1 is left alone, NCCL uses it (submitit #1
 
 import signal
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
 
@@ -46,7 +47,8 @@ class StopRequests:
         self._clock = clock if rank == 0 else Clock()
         self._saved = False
         self._answering = False
-        self._answers_file = False
+        self._answers_file: int | None = None
+        """The request that a save under way answers, as `_asked_at`."""
         self._next_file_poll = 0.0
         self._stop = False
         self._save = False
@@ -79,14 +81,22 @@ class StopRequests:
 
     def saving(self) -> None:
         """The state was taken for a checkpoint, which answers what was requested until now."""
-        self._answers_file, self._answering = self._save, True
+        self._answers_file, self._answering = self._asked_at() if self._save else None, True
 
     def saved(self) -> None:
         """The checkpoint of the last `saving` was committed: the SAVE request is answered."""
         self._saved, self._answering = True, False
-        if self._watch_files and self._answers_file:
-            self._run.save.unlink(missing_ok=True)
-            self._save = self._answers_file = False
+        if self._answers_file is not None:
+            if self._asked_at() == self._answers_file:  # touched since, it asks for a newer state
+                self._run.save.unlink(missing_ok=True)
+            self._save, self._answers_file = False, None
+            self._next_file_poll = 0.0
+
+    def _asked_at(self) -> int | None:
+        """When the file SAVE was last touched, in Unix nanoseconds; None: it is not there."""
+        with suppress(OSError):
+            return self._run.save.stat().st_mtime_ns
+        return None
 
     def seconds_left(self) -> float | None:
         """Until this job is killed, as far as that is known."""

@@ -121,6 +121,7 @@ def test_stopped_and_resumed_under_zero(root: Path, zero_stage: int) -> None:
     ("before", "after"),
     [
         pytest.param("0", ("--nodes", "1"), id="ZeRO 0 on one rank"),
+        pytest.param("0", ("--nodes", "4"), id="ZeRO 0 on four ranks"),
         pytest.param("3", ("--nodes", "1"), id="ZeRO 3 on one rank"),
         pytest.param("1", ("deepspeed.zero_stage=2",), id="ZeRO 1 to 2"),
     ],

@@ -63,6 +63,18 @@ def test_save_that_comes_after_the_state_was_taken_needs_another(run: RunDir, re
     assert requests.poll() == (False, True)
 
 
+def test_save_asked_again_while_the_first_is_written_stays(run: RunDir, requests: StopRequests) -> None:
+    run.save.touch()
+    assert requests.poll() == (False, True)
+    requests.saving()
+    os.utime(run.save, ns=(1, 1))  # touched again
+    requests.saved()
+    assert requests.poll() == (False, True)
+    requests.saving()
+    requests.saved()
+    assert not run.save.exists()
+
+
 def test_time_is_left_until_the_limit_or_the_end_of_the_grace(run: RunDir) -> None:
     before = signal.getsignal(signal.SIGTERM)
     requests = StopRequests(run, 0, Clock(ends_at=time.monotonic() + 500, grace_s=30))
