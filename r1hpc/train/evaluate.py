@@ -171,7 +171,7 @@ def _summary_of(answers: Sequence[Answer]) -> dict[str, Any]:
 
 def transcripts(answers: Sequence[Answer], most: int = 20) -> str:
     """The questions and what the model said, for a person: the wrong ones first."""
-    chosen = sorted(answers, key=lambda a: a.greedy_correct)[: most // 2]
+    chosen = [a for a in answers if not a.greedy_correct][: most // 2]
     chosen += [a for a in answers if a.greedy_correct][: most - len(chosen)]
     blocks = []
     for a in chosen:

@@ -25,12 +25,14 @@ from r1hpc.data.teacher import teacher_folder
 if TYPE_CHECKING:
     from r1hpc.train.teacher import Said
 
-_LIBRARIES = ("torch", "transformers", "tokenizers", "math-verify")
+_LIBRARIES = ("torch", "transformers", "tokenizers", "jinja2", "math-verify", "sympy")
 _CODE = (
     *("train/teach.py", "train/teacher.py", "train/judge.py", "train/sampling.py", "train/model.py"),
     *("train/generate.py", "data/recipe_generate.py", "data/prompts.py"),
-    *("tasks/chat.py", "tasks/completion.py", "tasks/judges.py", "tasks/judge_math.py", "tasks/rewards.py"),
-    *("tasks/prompts.py", "tasks/question_file.py", "tasks/tokenizer.py"),
+    *("plan/chat.py", "tasks/chat.py", "tasks/completion.py", "tasks/prompts.py", "tasks/tokenizer.py"),
+    *("tasks/judges.py", "tasks/judge_math.py", "tasks/arithmetic.py", "tasks/algebra.py"),
+    *("tasks/file.py", "tasks/question_file.py", "tasks/rewards.py", "tasks/terms.py"),
+    *("tasks/verifier.py", "tasks/worker.py"),
 )
 """What decides a word or a verdict."""
 

@@ -9,7 +9,7 @@ fixed by the recipe. On a CPU one thread computes, as everywhere in a build, so 
 machine of one kind. On GPUs the weights are as the folder has them, and two runs may differ in a word.
 """
 
-import functools
+import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -201,9 +201,18 @@ def load_teacher(folder: Path, generate: GenerateRecipe) -> Teacher:
     return _loaded(folder, tuple(map(tuple, teacher_state(folder))), generate)
 
 
-@functools.lru_cache(maxsize=1)
-def _loaded(folder: Path, state: tuple[Any, ...], generate: GenerateRecipe) -> Teacher:
-    return Teacher(folder, generate)
+_kept: tuple[Any, Teacher] | None = None
+"""The last teacher of this process, and what it was loaded for."""
+
+
+def _loaded(*key: Any) -> Teacher:
+    global _kept
+    if _kept is None or _kept[0] != key:
+        _kept = None  # before the next one is there: two may not fit
+        gc.collect()  # a teacher refers to itself
+        folder, _, generate = key
+        _kept = key, Teacher(folder, generate)
+    return _kept[1]
 
 
 def _engine(config: RunConfig, hf_config: dict[str, Any], ids: SpecialIds) -> TorchSampler:
