@@ -60,10 +60,24 @@ def _on_gpus(config: RunConfig, plan: RunPlan, rates: FailureRates | None) -> Es
         found = estimate_rl(_rl_work(config, plan, gpu, shape), config.stage, rates, shape, beside)
     else:
         found = _estimate_training(config, plan, _workload(config, plan, gpu, shape), shape, rates)
+    if config.model.lora_rank:
+        found = _of_adapters(found)
     if config.cluster.gpu_type is None:
         note = f"cluster.gpu_type is not set: {ASSUMED_GPU} is assumed"
         found = replace(found, notes=(note, *found.notes))
     return found.assuming(gpu_given=config.cluster.gpu_type is not None)
+
+
+_ADAPTERS = (
+    "with adapters about a third of the FLOPs counted here, the gradients of the frozen weights, is not "
+    "computed: the estimate is high until runs of this site correct it"
+)
+
+
+def _of_adapters(found: Estimate) -> Estimate:
+    """Without the memory of full training, which `plan` counts for adapters, and with what is not counted."""
+    notes = tuple(note for note in found.notes if not note.startswith("nothing fits"))
+    return replace(found, memory=None, notes=(_ADAPTERS, *notes))
 
 
 def shape_of_run(config: RunConfig, plan: RunPlan) -> ModelShape | None:

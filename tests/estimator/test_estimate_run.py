@@ -47,6 +47,15 @@ def test_a_training_run() -> None:
     json.dumps(found.to_json(), allow_nan=False)
 
 
+def test_adapters_are_not_told_that_full_training_does_not_fit() -> None:
+    big = ("model.config.hidden_size=7168", "model.config.num_hidden_layers=60", "resources.nodes=1")
+    full, adapters = (_estimate(*big, *more, gpus_per_node=1) for more in ((), ("model.lora_rank=8",)))
+    assert any("nothing fits" in note for note in full.notes)
+    assert adapters.memory is None
+    assert not any("nothing fits" in note for note in adapters.notes)
+    assert any("frozen weights" in note for note in adapters.notes)
+
+
 def test_an_unset_gpu_is_said_to_be_assumed() -> None:
     assumed = _estimate()
     assert "gpu_type is not set" in assumed.notes[0]
