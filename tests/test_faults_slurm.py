@@ -10,6 +10,7 @@ import pytest
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.slurm.payload import folder_of
 from r1hpc.telemetry.attempts import Cause
+from r1hpc.telemetry.metrics import last_steps
 from tests.cluster import Cluster
 from tests.runs import assert_same_run, submit, wait_attempt, wait_over, wait_step, wait_until
 
@@ -36,7 +37,8 @@ def test_a_save_longer_than_the_grace_then_the_users_signal(tmp_path: Path, idle
     idle_cluster.preempt(job_id)
     wait_attempt(run, 2)
     assert [found.step for found in CheckpointStore(run.checkpoints).list()] == [10]
-    wait_step(run, 14)
+    # Not before it trains: what changes Slurm's settings would meet srun as it starts the ranks.
+    wait_until("its first step", lambda: last_steps(run, 1)[-1].attempt == 2, 120, run)
     idle_cluster.set_user_signal(True)
     try:
         wait_until("the job to run", lambda: idle_cluster.state(job_id) == "RUNNING", 60, run)

@@ -195,7 +195,7 @@ def test_train_sh_on_a_node_that_sees_nothing_runs_elsewhere(on_cluster: Cluster
     place.mkdir()
     script = tmp_path / "train.sh"
     script.write_text((CHECKOUT / "sbatch" / "train.sh").read_text().replace("2 5 10 20 30 30 30", "1 1"))
-    words = ["--nodes=1", "--time=5", "--mem=1000", str(script), str(CHECKOUT / "jobs" / "smoke.yaml")]
+    words = ["--nodes=1", "--time=15", "--mem=1000", str(script), str(CHECKOUT / "jobs" / "smoke.yaml")]
     words += ["train.num_steps=2", "--run-name", "blind"]
     environment = run_environment(
         on_cluster.env(R1HPC_PYTHON=sys.executable, PYTHONPATH=str(CHECKOUT), R1HPC_RUN_ROOT="")

@@ -48,8 +48,9 @@ def test_a_training_run() -> None:
 
 
 def test_adapters_are_not_told_that_full_training_does_not_fit() -> None:
-    big = ("model.config.hidden_size=7168", "model.config.num_hidden_layers=60", "resources.nodes=1")
-    full, adapters = (_estimate(*big, *more, gpus_per_node=1) for more in ((), ("model.lora_rank=8",)))
+    big = ("model.config.hidden_size=7168", "model.config.num_hidden_layers=200")
+    words = ("stage=sft", "resources.nodes=1", *big)
+    full, adapters = (_estimate(*words, *more, gpus_per_node=1) for more in ((), ("model.lora_rank=8",)))
     assert any("nothing fits" in note for note in full.notes)
     assert adapters.memory is None
     assert not any("nothing fits" in note for note in adapters.notes)
