@@ -130,8 +130,9 @@ def test_another_layout_sees_the_same_data_and_nearly_the_same_loss(
     root: Path, before: str, after: tuple[str, ...]
 ) -> None:
     size = (*_SIZE, f"deepspeed.zero_stage={before}", "checkpoint.save_every=5")
-    quiet = submit(root, f"quiet-layout-{before}", *size, "train.num_steps=10").run
-    run = submit(root, f"layout-{before}", *size, "train.num_steps=5").run
+    name = f"layout-{before}-{after[-1][-1]}"
+    quiet = submit(root, f"quiet-{name}", *size, "train.num_steps=10").run
+    run = submit(root, name, *size, "train.num_steps=5").run
     for each in (quiet, run):
         wait_over(each)
     submit(root, run.run_id, "--resume", *after, "train.num_steps=10")
