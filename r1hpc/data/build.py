@@ -35,12 +35,14 @@ from r1hpc.data.manifest import (
 from r1hpc.data.recipe import Recipe, load_recipe
 from r1hpc.data.segments import Role
 from r1hpc.data.sources import SourceSpan, list_spans
-from r1hpc.data.stages import How, Made, Report, Share, run_share, run_stages
+from r1hpc.data.stages import How, Made, Share, run_share, run_stages
 from r1hpc.data.tokenise import PART
 from r1hpc.data.units import WorkOff, local_pool
 from r1hpc.data.work import (
     DONE,
+    Report,
     Work,
+    destination_of,
     join_work,
     link_file,
     link_tree,
@@ -111,7 +113,7 @@ def build_dataset(
     if workers < 1:
         raise UsageError(f"--workers must be at least 1, not {workers}")
     recipe = load_recipe(recipe_path)
-    out = out.absolute()
+    out = destination_of(out)
     existing = _find_existing(recipe, out)
     if existing:
         remove_leftover(out)
@@ -120,7 +122,7 @@ def build_dataset(
     try:
         return _build(recipe, spans, out, How(work_off or local_pool(workers), report, teach))
     except FileNotFoundError:
-        if not out.exists():
+        if not (out / MANIFEST).is_file():
             raise
         # Without locks another build can finish first, and take the work folder along.
         return _lost_race(recipe, out)
@@ -132,7 +134,7 @@ def find_dataset(recipe_path: Path, out: Path) -> BuildReport | None:
     Raises:
         UsageError: there is something else.
     """
-    return _find_existing(load_recipe(recipe_path), out.absolute())
+    return _find_existing(load_recipe(recipe_path), destination_of(out))
 
 
 def build_share(
@@ -149,14 +151,14 @@ def build_share(
     Raises:
         UsageError: a recipe or an input that cannot be used; a stage that the recipe lacks.
     """
-    recipe, out = load_recipe(recipe_path), out.absolute()
+    recipe, out = load_recipe(recipe_path), destination_of(out)
     if _find_existing(recipe, out) is None:
-        with join_work(out) as work:
+        with join_work(out, report) as work:
             run_share(recipe, list_spans(recipe), work, share, How(local_pool(workers), report, teach))
 
 
 def _build(recipe: Recipe, spans: list[SourceSpan], out: Path, how: How) -> BuildReport:
-    with open_work(out) as work:
+    with open_work(out, how.report) as work:
         existing = _find_existing(recipe, out)  # made while we waited for the work folder
         if existing:
             return existing

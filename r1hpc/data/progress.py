@@ -10,7 +10,7 @@ from typing import Any
 from r1hpc.base.files import read_json
 from r1hpc.data.errors import DatasetMissingError
 from r1hpc.data.manifest import read_manifest
-from r1hpc.data.work import DONE, STAGES, is_held, work_folder
+from r1hpc.data.work import DONE, STAGES, destination_of, is_held, work_folder
 
 
 def read_progress(out: Path) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def read_progress(out: Path) -> dict[str, Any]:
     The state is `done`, `building`, `stopped` (nobody whose lock we see is at it) or `none`. Rates count the
     input bytes of units, over the time in which they were finished.
     """
-    folder = work_folder(out.absolute())
+    folder = work_folder(destination_of(out))
     if (folder / STAGES).is_file():
         state = "building" if is_held(folder) else "stopped"
         stages = [_stage(folder, name, units) for name, units in read_json(folder / STAGES).items()]

@@ -9,7 +9,7 @@ it.
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,7 @@ from r1hpc.data.teacher import TeacherTask, teacher_folder, teacher_state
 from r1hpc.data.tokenise import SpansTask, TextsTask, TokenizerTask
 from r1hpc.data.units import KEY_DIGITS, Unit, WorkOff, local_pool, records, run_units, unit_key
 from r1hpc.data.vocabulary import existing_files
-from r1hpc.data.work import Work
-
-Report = Callable[[str], None]
+from r1hpc.data.work import Report, Work
 
 
 @dataclass(frozen=True)

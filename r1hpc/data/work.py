@@ -37,6 +37,7 @@ from typing import Any
 from r1hpc.base.errors import UsageError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.files import fsync_dir, fsync_file, write_atomic
+from r1hpc.data.manifest import MANIFEST
 
 DONE = "done.json"
 STAGES = "stages.json"
@@ -45,6 +46,7 @@ _OWNER = "owner.json"
 _UNITS = "units"
 _TMP = "tmp"
 _POLL_S = 0.1
+Report = Callable[[str], None]
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -70,19 +72,27 @@ class Work:
         write_atomic(self.folder / STAGES, json.dumps(stages), mode=0o644)
 
 
+def destination_of(out: Path) -> Path:
+    """The whole path of --out; of a link what it names, for a rename would not replace the link."""
+    return out.resolve() if out.is_symlink() else out.absolute()
+
+
 def work_folder(destination: Path) -> Path:
     """Where the work for a destination lies: beside it, hidden."""
     return destination.parent / f"{_PREFIX}{destination.name}"
 
 
 @contextlib.contextmanager
-def open_work(destination: Path) -> Iterator[Work]:
+def open_work(destination: Path, report: Report | None = None) -> Iterator[Work]:
     """The work folder of a destination, made or taken over; waits while another build holds it.
 
     Removed at the end, unless units are done that the next build can use.
+
+    Args:
+        report: is told, once, who it waits for.
     """
     folder = work_folder(destination)
-    lock, is_alone = _acquire(folder, destination, fcntl.LOCK_EX)
+    lock, is_alone = _acquire(folder, destination, fcntl.LOCK_EX, report)
     work = Work(folder, destination)
     try:
         if is_alone:
@@ -90,16 +100,17 @@ def open_work(destination: Path) -> Iterator[Work]:
         work.tmp.mkdir(exist_ok=True)
         yield work
     finally:
-        if destination.exists() or not any((folder / _UNITS).glob(f"*/*/{DONE}")):
+        is_built = (destination / MANIFEST).is_file()  # not exists(): somebody may have made an empty folder
+        if is_built or (is_alone and not any((folder / _UNITS).glob(f"*/*/{DONE}"))):
             shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
 
 
 @contextlib.contextmanager
-def join_work(destination: Path) -> Iterator[Work]:
+def join_work(destination: Path, report: Report | None = None) -> Iterator[Work]:
     """The work folder for one of several jobs that make units of it at once; it stays as it is at the end."""
     folder = work_folder(destination)
-    lock, _ = _acquire(folder, destination, fcntl.LOCK_SH)
+    lock, _ = _acquire(folder, destination, fcntl.LOCK_SH, report)
     try:
         yield Work(folder, destination)
     finally:
@@ -213,8 +224,9 @@ def remove_leftover(destination: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _acquire(folder: Path, destination: Path, how: int) -> tuple[int, bool]:
+def _acquire(folder: Path, destination: Path, how: int, report: Report | None) -> tuple[int, bool]:
     """An open descriptor of owner.json, and whether it is locked: not every file system can."""
+    is_waiting = False
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -229,11 +241,23 @@ def _acquire(folder: Path, destination: Path, how: int) -> tuple[int, bool]:
         if locked is not False and _is_current(lock, folder / _OWNER):
             break
         os.close(lock)
+        if report is not None and locked is False and not is_waiting:
+            report(f"waiting for {_owner_said(folder)}, which builds {destination}")
+            is_waiting = True
         time.sleep(_POLL_S)
     owner = {"host": socket.gethostname(), "pid": os.getpid(), "destination": str(destination)}
     os.ftruncate(lock, 0)
     os.pwrite(lock, json.dumps(owner).encode() + b"\n", 0)
     return lock, bool(locked)
+
+
+def _owner_said(folder: Path) -> str:
+    """Who drives the work in a folder, as far as it is known."""
+    try:
+        owner = json.loads((folder / _OWNER).read_text())
+        return f"process {owner['pid']} on {owner['host']}"
+    except (OSError, ValueError, KeyError, TypeError):  # it has not said so yet
+        return "another process"
 
 
 def _lock(descriptor: int, how: int = fcntl.LOCK_EX) -> bool | None:

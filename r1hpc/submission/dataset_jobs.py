@@ -23,7 +23,7 @@ from r1hpc.config.schema import RunConfig
 from r1hpc.data.recipe import load_recipe
 from r1hpc.data.sources import list_spans
 from r1hpc.data.stages import plan_stages
-from r1hpc.data.work import work_folder
+from r1hpc.data.work import destination_of, work_folder
 from r1hpc.slurm import fields
 from r1hpc.slurm.client import SlurmError, call
 from r1hpc.slurm.dependency import after_all_ok, jobs_by_folder
@@ -77,7 +77,7 @@ def submit_dataset(order: DatasetOrder) -> dict[str, str]:
     config = merge_layers([], order.overrides, order.cluster)
     fields.check_cluster(config.cluster)
     fields.check_resources(config.resources)
-    folder = work_folder(order.out.absolute()) / JOBS
+    folder = work_folder(destination_of(order.out)) / JOBS
     fields.check_path(folder, "the folder of --out")
     at_work = jobs_by_folder().get(folder)
     if at_work:
@@ -120,7 +120,7 @@ def _scripts(
 
 def _script(order: DatasetOrder, config: RunConfig, folder: Path, name: str, share: str) -> str:
     command = [*interpreter(config.cluster), "-m", "r1hpc.shard", "build"]
-    command += [str(order.recipe.absolute()), "--out", str(order.out.absolute())]
+    command += [str(order.recipe.absolute()), "--out", str(destination_of(order.out))]
     return _SCRIPT.format(
         directives=directives(_options(config, folder, name)),
         site=site_lines(config.cluster.setup, config.cluster.environment),

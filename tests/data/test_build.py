@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -28,6 +29,7 @@ from r1hpc.data.sources import SourceSpan, list_spans
 from r1hpc.data.stages import divide
 from r1hpc.data.tokenise import sample_texts
 from r1hpc.data.vocabulary import Encoder
+from r1hpc.data.work import open_work
 from tests.data.corpus import build, tree, write_recipe, write_texts
 
 BPE = {"kind": "byte_bpe", "vocab_size": 300}
@@ -303,6 +305,46 @@ def test_kill_after_the_dataset_has_its_name(tmp_path: Path) -> None:
     assert names(out.parent) == {"out", ".staging"}
     assert not build_dataset(recipe, out).built
     assert names(out.parent) == {"out"}
+
+
+def test_a_folder_made_before_costs_a_failed_build_nothing(tmp_path: Path) -> None:
+    """`mkdir DIR` first, and a build that ends with an error: what is done stays."""
+    write_texts(tmp_path)
+    recipe = write_recipe(tmp_path, part_bytes=900)
+    out = tmp_path / "data" / "out"
+    out.mkdir(parents=True)
+    assert start_build(recipe, out, failpoint="data.build.publish:enospc").wait(60) == 1
+    before = done_units(out.parent)
+    assert before
+    assert start_build(recipe, out, failpoint="data.build.publish:kill9").wait(60) == -signal.SIGKILL
+    assert done_units(out.parent) == before
+    assert build_dataset(recipe, out).built
+    assert names(out.parent) == {"out"}
+
+
+def test_a_link_to_a_folder_is_a_destination(tmp_path: Path) -> None:
+    (tmp_path / "scratch" / "set").mkdir(parents=True)
+    (tmp_path / "out").symlink_to(tmp_path / "scratch" / "set")
+    built = build(tmp_path, "out")
+    assert built.path == tmp_path / "scratch" / "set"
+    assert open_dataset(tmp_path / "out").id == built.id
+    assert not build(tmp_path, "out").built
+    assert names(tmp_path / "scratch") == {"set"}
+
+
+def test_a_build_that_waits_says_for_whom(tmp_path: Path) -> None:
+    write_texts(tmp_path)
+    recipe = write_recipe(tmp_path)
+    out = tmp_path / "data" / "out"
+    said: list[str] = []
+    with open_work(out):
+        thread = threading.Thread(target=build_dataset, args=(recipe, out), kwargs={"report": said.append})
+        thread.start()
+        while not said:
+            time.sleep(0.01)
+    thread.join()
+    assert said[0] == f"waiting for process {os.getpid()} on {socket.gethostname()}, which builds {out}"
+    assert not any("waiting" in line for line in said[1:])
 
 
 def test_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
