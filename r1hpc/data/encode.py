@@ -110,31 +110,43 @@ def _encode_documents(
         batch.append((document, text))
         size += len(document.raw)
         if size >= BATCH_BYTES:
-            yield from _encode_batch(batch, vocabulary, encoder)
+            yield from _encode_batch(recipe, span, batch, vocabulary, encoder)
             batch, size = [], 0
     yield from stream.close()
-    yield from _encode_batch(batch, vocabulary, encoder)
+    yield from _encode_batch(recipe, span, batch, vocabulary, encoder)
 
 
 def _unreadable(recipe: Recipe, span: SourceSpan, document: Document) -> UsageError:
-    source = recipe.sources[span.source]
-    path = recipe.resolve(source.root) / span.path
-    what = "line at byte" if source.kind == "jsonl" else "record"
     return UsageError(
-        f"{path}, {what} {document.position}: {document.fault}; correct it, or set max_unreadable to "
+        f"{_place(recipe, span, document)}: {document.fault}; correct it, or set max_unreadable to "
         "the share of the records that may be put aside"
     )
 
 
+def _place(recipe: Recipe, span: SourceSpan, document: Document) -> str:
+    source = recipe.sources[span.source]
+    what = "line at byte" if source.kind == "jsonl" else "record"
+    return f"{span.written or recipe.resolve(source.root) / span.path}, {what} {document.position}"
+
+
 def _encode_batch(
-    batch: list[tuple[Document, str]], vocabulary: Vocabulary, encoder: Encoder | None
+    recipe: Recipe,
+    span: SourceSpan,
+    batch: list[tuple[Document, str]],
+    vocabulary: Vocabulary,
+    encoder: Encoder | None,
 ) -> Iterator[Encoded]:
     if not batch:
         return
     if encoder is None:
         raise UsageError("the inputs are text, but tokenizer.kind is ids; take byte_bpe, bytes or path")
     chats = [document.is_chat for document, _ in batch]
-    for (document, _), ids in zip(batch, encoder.encode_mixed([t for _, t in batch], chats), strict=True):
+    for (document, _), ids in zip(batch, encoder.encode_known([t for _, t in batch], chats), strict=True):
+        if isinstance(ids, str):
+            raise UsageError(
+                f"{_place(recipe, span, document)}: the vocabulary cannot spell it ({ids}); take a tokenizer "
+                "that knows every character, or set clean: {}, which leaves such documents out"
+            )
         closed = np.append(ids, np.uint32(vocabulary.eos_id))
         yield Encoded(document.position, xxhash.xxh3_128_intdigest(document.raw), closed, len(document.raw))
 
@@ -216,7 +228,8 @@ def _sound(
         if isinstance(item, Encoded):
             yield item
             continue
-        if source.on_invalid == "error":
+        # What a teacher wrote has no lines that anybody could correct.
+        if source.on_invalid == "error" and source.generate is None:
             path = recipe.resolve(source.root) / span.path
             number = line_number(path, item.position)
             if path.is_symlink():  # a run's own recipe links to the files of data.traces

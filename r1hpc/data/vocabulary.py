@@ -110,7 +110,10 @@ class Encoder:
         from tokenizers import Tokenizer
 
         _check_shape(path)
-        self._tokenizer = Tokenizer.from_file(str(path))
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception for a file of a newer one
+            raise UsageError(f"{path} cannot be read as {TOKENIZER_FILE}: {error}") from None
         self._parse_special = parse_special
         self._tokenizer.encode_special_tokens = not parse_special
         self._tokenizer.no_truncation()

@@ -30,6 +30,7 @@ from r1hpc.data.stages import divide
 from r1hpc.data.tokenise import sample_texts
 from r1hpc.data.vocabulary import Encoder
 from r1hpc.data.work import open_work
+from r1hpc.tasks.tokenizer import character_tokenizer
 from tests.data.corpus import build, tree, write_recipe, write_texts
 
 BPE = {"kind": "byte_bpe", "vocab_size": 300}
@@ -133,6 +134,7 @@ def test_existing_tokenizer_is_kept_byte_for_byte(tmp_path: Path) -> None:
         ("nothing.json", None, "is not there"),
         ("tokenizer.json", "{}", "is not a tokenizer.json"),
         ("tokenizer.json", "not json", "cannot be read"),
+        ("tokenizer.json", '{"model": {"type": "of tomorrow"}}', "cannot be read"),
     ],
 )
 def test_unusable_tokenizer(tmp_path: Path, name: str, content: str | None, message: str) -> None:
@@ -140,6 +142,17 @@ def test_unusable_tokenizer(tmp_path: Path, name: str, content: str | None, mess
         (tmp_path / name).write_text(content)
     with pytest.raises(UsageError, match=message):
         build(tmp_path, tokenizer={"kind": "path", "path": name})
+
+
+def test_text_that_the_vocabulary_cannot_spell_is_named_or_left_out(tmp_path: Path) -> None:
+    character_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "docs").mkdir()
+    for name, content in (("a.txt", "1+1=2"), ("b.txt", "three")):
+        (tmp_path / "docs" / name).write_text(content)
+    tokenizer = {"kind": "path", "path": "tokenizer.json", "eos_id": 1}
+    with pytest.raises(UsageError, match=r"b\.txt, record 0: the vocabulary cannot spell it .*set clean: \{\}"):
+        build(tmp_path, tokenizer=tokenizer)
+    assert build(tmp_path, tokenizer=tokenizer, clean={}).num_documents == 1
 
 
 def test_unknown_eos_token_names_the_nearest(tmp_path: Path) -> None:

@@ -175,6 +175,16 @@ def test_traces_keep_prompt_and_completion_apart(folder: Path) -> None:
     assert prompt_tokens == len(document["origin"]["prompt"])  # one id a byte
 
 
+def test_a_completion_that_makes_no_trace_is_counted(folder: Path) -> None:
+    """The dataset's tokenizer ends with what the teacher says for 3: nobody can correct the line."""
+    tokenizer = {"kind": "path", "path": "teacher", "eos_token": "3"}
+    source = {"name": "sums", "kind": "traces", "generate": GENERATE}
+    path = build(write_recipe(folder, sources=[source], tokenizer=tokenizer))
+    documents = audit(path)["documents"]
+    assert documents["dropped"]["no_trace"] > 0
+    assert documents["in"] == len(SUMS) * 6 == documents["kept"] + sum(documents["dropped"].values())
+
+
 def test_what_a_teacher_wrote_is_cleaned_and_mixed_like_any_source(folder: Path) -> None:
     """Answers without their prompts are few: the second of each is a duplicate."""
     (folder / "web.jsonl").write_text('{"text": "Rain falls on the roofs of the town."}\n')
