@@ -55,7 +55,7 @@ def ensure_traces(run: RunDir, config: RunConfig) -> Path:
     """
     # Deferred: only a run on traces pays for numpy and tokenizers on the batch host.
     from r1hpc.data.manifest import digest
-    from r1hpc.data.trace_recipe import inputs_hash, list_inputs, write_trace_recipe
+    from r1hpc.data.trace_recipe import in_terms_of_inputs, inputs_hash, list_inputs, write_trace_recipe
     from r1hpc.tasks.tokenizer import form_of, load_tokenizer, special_ids
 
     record = run.path / "dataset.json"
@@ -82,7 +82,10 @@ def ensure_traces(run: RunDir, config: RunConfig) -> Path:
             )
         rewrite = None if form.is_plain else partial(_rewrite, form)
         recipe = write_trace_recipe(inputs, tokenizer, eos_id, run.path / "dataset", rewrite)
-    build(recipe, target)
+    try:
+        build(recipe, target)
+    except R1hpcError as error:
+        raise type(error)(in_terms_of_inputs(str(error), inputs, recipe.parent)) from None
     write_json(record, {"path": str(target)})
     return target
 

@@ -8,6 +8,7 @@
 that neither the recipe nor the dataset made from it depends on where the files lie.
 """
 
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -86,12 +87,25 @@ def write_trace_recipe(
             if rewrite is None:
                 (links / name).symlink_to(path)
             else:
-                rewrite(path, links / f"{name}{REWRITTEN if is_compressed(name) else ''}")
+                rewrite(path, links / _rewritten(name))
     (folder / TOKENIZER).mkdir()
     for name, raw in existing_files(tokenizer).items():
         (folder / TOKENIZER / name).write_bytes(raw)
     write_atomic(folder / RECIPE, yaml.safe_dump(_recipe(inputs, eos_id), sort_keys=False))
     return folder / RECIPE
+
+
+def in_terms_of_inputs(said: str, inputs: Sequence[TraceInput], folder: Path) -> str:
+    """What a build said of the recipe in `folder`, of the files that the user has: what was rewritten has
+    the same lines, and on_invalid is no setting of a run."""
+    for number, item in enumerate(inputs):
+        for name, path in zip(item.names, item.files, strict=True):
+            said = said.replace(f"{folder.absolute() / _root(number) / _rewritten(name)}:", f"{path}:")
+    return re.sub(r"set on_invalid: skip for source traces-\d+", "leave it out", said)
+
+
+def _rewritten(name: str) -> str:
+    return f"{name}{REWRITTEN if is_compressed(name) else ''}"
 
 
 def _list_input(path: Path, key: str) -> TraceInput:

@@ -187,18 +187,25 @@ def _read(files: Iterable[Path]) -> Iterator[_Trace]:
 
 
 def _check_lengths(traces: Sequence[_Trace], config: RunConfig) -> None:
-    """Refuse a trace that is too long, as the ranks do (data.trace_loader), or that cannot be spelled."""
-    from r1hpc.tasks.tokenizer import encode, form_of, load_tokenizer  # the tokenizers library
+    """Refuse a trace that the build or the ranks do: too long, not to be spelled, or ended by itself."""
+    from r1hpc.tasks.tokenizer import encode, form_of, load_tokenizer, special_ids  # the tokenizers library
 
     tokenizer = load_tokenizer(config.model)
-    form = form_of(tokenizer, config.model)
+    form, eos_id = form_of(tokenizer, config.model), special_ids(tokenizer, config.model).eos
     left, most, longest = _ENCODED_BYTES, 0, None
     for trace in traces:
         try:
             texts = form.prompt(trace.prompt), form.completion(trace.completion)
-            length = sum(len(encode(tokenizer, text)) for text in texts) + 1
+            prompt, completion = (encode(tokenizer, text) for text in texts)
         except UsageError as error:
             raise UsageError(f"{trace.place}: {error}") from None
+        if eos_id in completion:
+            end = tokenizer.id_to_token(eos_id)
+            raise UsageError(
+                f"{trace.place}: the completion holds {end}, which is put after every completion by itself: "
+                "take it out of the line, or leave the line out"
+            )
+        length = len(prompt) + len(completion) + 1
         left -= sum(map(len, texts))
         if length > most:
             most, longest = length, trace

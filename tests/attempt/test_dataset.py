@@ -138,6 +138,17 @@ def test_bad_line_is_told_with_file_and_line(tmp_path: Path) -> None:
         ensure_dataset(new_run(tmp_path), config(path))
 
 
+def test_a_line_in_the_model_s_form_is_told_with_file_and_line(tmp_path: Path) -> None:
+    """The build sees copies of the files; the user has not."""
+    path = write(tmp_path / "t.jsonl", [*TRACES[:2], ("1+1=", "2<|eot_id|>")])
+    model: dict[str, Any] = {"tokenizer": None, "path": str(llama3_like(tmp_path / "model"))}
+    with pytest.raises(R1hpcError, match="holds the EOS token") as error:
+        ensure_dataset(new_run(tmp_path), config(path, **model))
+    assert f"error: {path}:3: " in str(error.value)
+    assert "inputs/0" not in str(error.value)
+    assert "on_invalid" not in str(error.value)
+
+
 def test_data_path_wins(tmp_path: Path) -> None:
     data = DataConfig(path=str(tmp_path / "there"), traces=["nowhere"])
     assert ensure_dataset(new_run(tmp_path), RunConfig(data=data)) == tmp_path / "there"

@@ -98,6 +98,7 @@ def test_documents_without_roles_are_refused_and_a_recipe_of_traces_is_not(tmp_p
         ('{"messages": []}', "no field 'prompt': write what the user says in 'messages' as 'prompt'"),
         ('{"a": 1, "b": 2}', "no field 'prompt'; it has 'a', 'b'"),
         ('{"prompt": "1", "completion": ""}', "field 'completion' is empty"),
+        ('{"prompt": "1", "completion": "2<eos>"}', "the completion holds <eos>, which is put after"),
         ('{"prompt": "one", "completion": "2"}', "the tokenizer has no token for ['e', 'n', 'o']"),
     ],
 )
