@@ -94,18 +94,34 @@ def _batches(items: Iterator[str]) -> Iterator[list[str]]:
 
 
 def _items(path: Path) -> Iterator[str]:
-    """The items of an evaluation file: every string of a JSON line, or the paragraphs of a text."""
+    """The items of an evaluation file: every string of its JSON, whole or line by line, or the paragraphs of
+    a text. What it is shows in its first characters: many a file of JSON lines is called .json."""
     try:
         with open_file(path) as file:
             text = file.read().decode("utf-8")
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise UsageError(f"decontaminate.against: {path} cannot be read: {error}") from None
-    if ".jsonl" not in path.suffixes:
+    if (whole := _json(text)) is not None:
+        yield from _strings(whole)
+    elif ".jsonl" in path.suffixes or _json(text.strip().partition("\n")[0]) is not None:
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                yield from _strings(_parse(path, number, line))
+    elif ".json" in path.suffixes:
+        raise UsageError(f"decontaminate.against: {path} holds neither one JSON value nor an object a line")
+    else:
         yield from re.split(r"\n\s*\n", text)
-        return
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield from _strings(_parse(path, number, line))
+
+
+def _json(text: str) -> Any:
+    """The value of a JSON object or list of more than numbers; None: it is none (prose may begin `[1]`)."""
+    if not text.lstrip().startswith(("{", "[")):
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if next(_strings(value), None) is not None else None
 
 
 def _parse(path: Path, number: int, line: str) -> Any:
