@@ -310,6 +310,32 @@ def test_what_only_looks_like_it_is_kept(text: str) -> None:
     assert pii.mask(f"It says {text} here.") == (f"It says {text} here.", 0)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("4111 1111 1111 1111 12/27 123", "<CARD> 12/27 123"),
+        ("Visa 4111111111111111 123", "Visa <CARD> 123"),
+        ("2023 4111 1111 1111 1111", "2023 <CARD>"),
+        ("2023 4111 1111 1111 1111 12/27 123", "2023 <CARD> 12/27 123"),
+        ("4111 1111 1111 1111 5500 0000 0000 0004", "<CARD> <CARD>"),
+        ("3782 822463 10005 1234", "<CARD> 1234"),
+        ("IBAN ES91 2100 0418 4502 0005 1332 BIC CAIXESBB", "IBAN <IBAN> BIC CAIXESBB"),
+        ("DE89 3704 0044 0532 0130 00 DE89 3704 0044 0532 0130 00", "<IBAN> <IBAN>"),
+    ],
+)
+def test_a_number_beside_it_hides_nothing(text: str, expected: str) -> None:
+    assert pii.mask(text)[0] == expected
+
+
+def test_plain_numbers_seldom_pass_for_cards() -> None:
+    draw = random.Random(0)
+    tables = [" ".join(str(draw.randrange(1000, 10_000)) for _ in range(8)) for _ in range(300)]
+    years = " ".join(map(str, range(1990, 2030)))
+    assert pii.mask(years) == (years, 0)
+    assert sum(pii.mask(table)[1] > 0 for table in tables) < 100
+    assert sum(pii.mask(table.replace(" ", ""))[1] for table in tables) == 0
+
+
 def test_a_version_of_four_numbers_is_a_known_false_alarm() -> None:
     assert pii.mask("version 1.2.3.4") == ("version <IP>", 1)
 
@@ -386,6 +412,28 @@ def test_planted_contamination_is_found(tmp_path: Path) -> None:
     found = index.find(TextBatch(dirty + clean, normal=True))
     assert (found[:40] == 0).all()
     assert (found[40:] == -1).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", '{{"q": "{0}"}}\n{{"q": "{1}"}}\n'),
+        ("a.test", '{{"q": "{0}"}}\n{{"q": "{1}"}}\n'),
+        ("a.json", '[\n  {{"q": "{0}"}},\n  {{"q": "{1}"}}\n]'),
+        ("a.txt", "[1]\n\n{0}\n\n{1}\n"),
+    ],
+)
+def test_evaluation_files_are_read_by_what_they_hold(tmp_path: Path, name: str, content: str) -> None:
+    questions = ["Tell me what nine times seven minus three is.", "How many legs have seven spiders and a dog?"]
+    (tmp_path / name).write_text(content.format(*questions))
+    index = build_index([tmp_path / name], DecontaminateRecipe(against=(name,)))
+    assert index.find(TextBatch(questions, normal=True)).tolist() == [0, 0]
+
+
+def test_an_evaluation_file_of_broken_json_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('[{"q": "What is nine times seven minus three plus one?"')
+    with pytest.raises(UsageError, match="neither one JSON value nor an object a line"):
+        build_index([tmp_path / "a.json"], DecontaminateRecipe(against=("a.json",)))
 
 
 def test_short_items_are_searched_whole(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ what is spelled out are not found. docs/data.md lists what a test against a list
 
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 
@@ -18,6 +18,8 @@ class _Kind(NamedTuple):
     """A character without which there is none: spares most texts the search."""
     pattern: re.Pattern[str]
     check: Callable[[str], bool]
+    inside: Callable[[str], Iterable[tuple[int, int]]] = lambda found: ()
+    """Where in a finding that fails the check another may stand: the pattern takes neighbours along."""
 
 
 def _always(found: str) -> bool:
@@ -44,6 +46,24 @@ def is_iban(found: str) -> bool:
     return 15 <= len(plain) <= 34 and int("".join(str(int(char, 36)) for char in rotated)) % 97 == 1
 
 
+_CARD_FORM = re.compile(
+    r"(?<!\d)(?=(?:2[2-7]|[3-6])\d)"  # the issuers of ISO/IEC 7812
+    r"(?=(?P<card>\d{13,16}|\d{4}([ \-])\d{4}\2\d{4}\2\d{4}|\d{4}([ \-])\d{6}\3\d{4,5})(?!\d))"
+)
+
+
+def _cards_inside(found: str) -> Iterator[tuple[int, int]]:
+    """Pieces in the forms in which cards are written: on any digits one in ten would pass for one."""
+    for match in _CARD_FORM.finditer(found):
+        yield match.span("card")
+
+
+def _beginnings(found: str) -> Iterator[tuple[int, int]]:
+    """All that end before a blank, the longest first."""
+    for match in reversed(list(re.finditer(" ", found))):
+        yield 0, match.start()
+
+
 def _is_public(found: str) -> bool:
     """An address of one host on the internet: not private, loopback or documentation of no one."""
     try:
@@ -68,8 +88,11 @@ _KINDS = (
         "",
         re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"),
         is_iban,
+        _beginnings,
     ),
-    _Kind("CARD", "", re.compile(r"(?<![\d.\-])\d(?:[ \-]?\d){12,18}(?![\d\-])"), is_card),
+    _Kind(
+        "CARD", "", re.compile(r"(?<![\d.\-])\d(?:[ \-]?\d){12,}(?![\d\-])"), is_card, _cards_inside
+    ),
     _Kind(
         "SSN",
         "-",
@@ -98,12 +121,22 @@ def mask(text: str) -> tuple[str, int]:
     for kind in _KINDS:
         if kind.hint and kind.hint not in text:
             continue
-
-        def replace(match: re.Match[str], kind: _Kind = kind) -> str:
-            return f"<{kind.name}>" if kind.check(match.group()) else match.group()
-
-        masked = kind.pattern.sub(replace, text)
+        masked = _mask(kind, text)
         if masked != text:
             total += masked.count(f"<{kind.name}>") - text.count(f"<{kind.name}>")
             text = masked
     return text, total
+
+
+def _mask(kind: _Kind, text: str) -> str:
+    return kind.pattern.sub(lambda match: _hide(kind, match.group()), text)
+
+
+def _hide(kind: _Kind, found: str) -> str:
+    """What has the form, masked if it passes the check: whole, or else the first piece of it that does."""
+    if kind.check(found):
+        return f"<{kind.name}>"
+    for start, stop in kind.inside(found):
+        if kind.check(found[start:stop]):
+            return f"{found[:start]}<{kind.name}>{_mask(kind, found[stop:])}"
+    return found
