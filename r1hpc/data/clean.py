@@ -82,11 +82,12 @@ class CleanTask:
 
     def write(self, folder: Path) -> dict[str, Any]:
         inputs = sorted({span.path for span in self.spans})
+        place = {path: number for number, path in enumerate(inputs)}
         cleaner = _Cleaner(self.recipe, self.spans[0].source, self.evaluation)
         with _Output(folder, self.recipe) as output:
             for span in self.spans:
                 failpoint("data.build.span")
-                for batch in _batches(self.recipe, span, inputs.index(span.path)):
+                for batch in _batches(self.recipe, span, place[span.path]):
                     cleaner.judge(batch, inputs)
                     output.append(batch)
         return {"inputs": inputs, "source": self.spans[0].source} | output.record

@@ -8,6 +8,7 @@ Exact: equal xxh3-128 of the cleaned text. Near: MinHash (see cleaning/minhash).
 documents, 4 bytes x bands x rows each (448 by default).
 """
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,10 +45,8 @@ class DedupTask:
     def write(self, folder: Path) -> dict[str, Any]:
         table = _Table(self.recipe, self.cleaned)
         drops = self._find(table)
-        for part in range(len(self.cleaned)):
-            chosen = [drop for drop in drops if table.part(drop.document) == part]
-            if chosen:
-                table.write(folder, part, chosen)
+        for part, chosen in itertools.groupby(drops, lambda drop: table.part(drop.document)):  # sorted
+            table.write(folder, part, list(chosen))
         return {"dropped": decisions.dropped_by_rule([drop.rule for drop in drops])}
 
     def _find(self, table: "_Table") -> list[_Drop]:

@@ -8,6 +8,7 @@ numbers of sequences and of documents, then lengths (int32), byte offsets (int64
 sequence (int64).
 """
 
+import functools
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -89,6 +90,12 @@ def export(dataset: TokenDataset, prefix: Path) -> int:
 
 
 def _read_index(path: Path) -> _Index:
+    status = path.stat()
+    return _parsed_index(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1)  # every span of some thousand documents asks for the same
+def _parsed_index(path: Path, size: int, mtime_ns: int) -> _Index:
     raw = path.read_bytes()
     if len(raw) < _HEADER.size or not raw.startswith(_MAGIC):
         raise UsageError(f"{path} is not a Megatron index; glob must match the .idx files")
