@@ -124,6 +124,8 @@ def _list_files(source: SourceRecipe, root: Path) -> list[tuple[str, int]]:
         raise UsageError(f"source {source.name}: root {root} is not a folder")
     excluded = source.exclude + (_STDLIB_EXCLUDE if source.root == PYTHON_STDLIB else ())
     names = sorted(_walk(root, source.glob, excluded))
+    if source.kind == "arrow":  # `datasets` leaves what map() and filter() made beside the data
+        names = [name for name in names if not Path(name).name.startswith("cache-")]
     if not names:
         raise UsageError(f"source {source.name}: no file under {root} matches {source.glob!r}")
     return _limit([(name, (root / name).stat().st_size) for name in names], source)

@@ -75,7 +75,7 @@ def compare_answers(a: Sequence[Line], b: Sequence[Line]) -> Comparison:
     Raises:
         UsageError: there is no such question.
     """
-    asked_of_a, asked_of_b = ({_question(line): line for line in lines} for lines in (a, b))
+    asked_of_a, asked_of_b = _asked(a, b)
     pairs = [(line, asked_of_b[question]) for question, line in asked_of_a.items() if question in asked_of_b]
     if not pairs:
         raise UsageError("no question was asked of both: evaluate them on the same task, test file and seed")
@@ -110,6 +110,19 @@ def compare_answers(a: Sequence[Line], b: Sequence[Line]) -> Comparison:
         ),
         disagreements=_disagreements(pairs, differences),
     )
+
+
+def _asked(a: Sequence[Line], b: Sequence[Line]) -> list[dict[tuple[str, ...], Line]]:
+    """Each side's lines by their question; without the task's label where by that none is of both.
+
+    evaluate.path and evaluate.sets give one file two labels.
+    """
+    asked: list[dict[tuple[str, ...], Line]] = [{_question(line): line for line in lines} for lines in (a, b)]
+    if asked[0].keys() & asked[1].keys():
+        return asked
+    unlabelled = [{question[:2]: line for question, line in each.items()} for each in asked]
+    is_unique = all(len(each) == len(bare) for each, bare in zip(asked, unlabelled, strict=True))
+    return unlabelled if is_unique else asked
 
 
 def _question(line: Line) -> tuple[str, str, str]:

@@ -53,11 +53,13 @@ def countdown(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
 def choice(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
     """The letter of the right choice: `C`, `(C)`, `C. with its text`; or that text alone."""
     said = text.strip(_SPACE)
+    texts = [str(choice).strip(_SPACE).casefold() for choice in metadata["choices"]]
+    if len(said) > 1 and said.casefold() in texts:  # before the letter: a text may begin as `C. elegans` does
+        return said.casefold() == texts[ord(answer) - ord("A")]
     letter = _LETTER.match(said)
     if letter is not None:
         return letter[1] == answer
-    right = metadata["choices"][ord(answer) - ord("A")]
-    return said.casefold() == str(right).strip(_SPACE).casefold()
+    return said.casefold() == texts[ord(answer) - ord("A")]
 
 
 def _load_math(settings: Mapping[str, Any]) -> Judge:

@@ -82,7 +82,8 @@ def _files(path: Path) -> list[Path]:
             raise UsageError(f"{path} is not there: give the path of a file of questions")
         return [path]
     for kind in reversed(_KINDS):
-        found = sorted(path.glob(f"*{kind}"))
+        # `datasets` leaves what map() and filter() made beside the data.
+        found = sorted(file for file in path.glob(f"*{kind}") if not file.name.startswith("cache-"))
         if found:
             return found
     splits = sorted(
@@ -96,8 +97,13 @@ def _files(path: Path) -> list[Path]:
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     """(where it stands, row)."""
+    if path.suffix in (".gz", ".zst", ".bz2", ".xz", ".zip"):
+        raise UsageError(f"{path} is compressed: unpack it")
     if path.suffix not in (".parquet", ".arrow"):
-        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        raw = path.read_bytes()
+        if raw.lstrip().startswith(b"["):
+            raise UsageError(f"{path} holds a JSON list: write one object a line (jq -c '.[]')")
+        for number, line in enumerate(raw.split(b"\n"), 1):
             if line.strip():
                 yield f"{path}:{number}", _parsed(f"{path}:{number}", line)
         return

@@ -3,6 +3,9 @@
 import random
 from typing import Any
 
+import pytest
+
+from r1hpc.base.errors import UsageError
 from r1hpc.tasks.comparison import compare_answers
 from r1hpc.tasks.no_worse import Verdict, judge_loss
 
@@ -32,6 +35,15 @@ def test_what_the_questions_tell_apart_is_worse() -> None:
     found = verdict([True] * 240 + [False] * 160, [True] * 200 + [False] * 200)
     assert not found.no_worse
     assert found.text == "worse by 10.0% of the questions [7.0%, 12.9%]"
+
+
+def test_one_file_under_two_labels_is_one_file() -> None:
+    """evaluate.path and evaluate.sets name it differently."""
+    a, b = ([each | {"task": label} for each in answers([True] * 9)] for label in ("test", "gsm8k"))
+    assert compare_answers(a, b).num_questions == 9
+    doubled = [*b, *({**each, "task": "other"} for each in b)]
+    with pytest.raises(UsageError, match="no question was asked of both"):
+        compare_answers(a, doubled)
 
 
 def test_few_questions_show_nothing_and_more_are_asked_for() -> None:

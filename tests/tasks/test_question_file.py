@@ -74,6 +74,7 @@ def test_a_folder_as_datasets_saves_it(tmp_path: Path) -> None:
     split.mkdir(parents=True)
     _write(split / "data-00000-of-00002.arrow", rows[:4])
     _write(split / "data-00001-of-00002.arrow", rows[4:])
+    _write(split / "cache-0123456789abcdef.arrow", rows)  # as map() leaves it there
     (split / "state.json").write_text("{}")
     read, digest = read_questions(split, Columns())
     assert [each.text for each in read] == [row["question"] for row in rows]
@@ -101,6 +102,15 @@ def test_a_row_that_cannot_be_is_named(
             read_questions(_write(tmp_path / f"x.{kind}", [row]), columns)
 
 
+def test_files_that_are_nearly_of_a_known_kind_are_told_how_to_become_so(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(UsageError, match=r"x\.jsonl\.gz is compressed: unpack it"):
+        read_questions(tmp_path / "x.jsonl.gz", Columns())
+    (tmp_path / "x.json").write_text('[\n{"question": "?", "answer": "1"}]')
+    with pytest.raises(UsageError, match=r"x\.json holds a JSON list: write one object a line"):
+        read_questions(tmp_path / "x.json", Columns())
+
+
 def test_what_is_no_parquet(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_text("no")
     with pytest.raises(UsageError, match=r"x\.parquet cannot be read as parquet"):
@@ -116,6 +126,14 @@ def test_what_is_no_parquet(tmp_path: Path) -> None:
 )
 def test_the_judge_of_choices(text: str, right: bool) -> None:
     assert choice(text, "B", {"choices": ["red", "green", "blue"]}) == right
+
+
+@pytest.mark.parametrize(("answer", "right"), [("A", True), ("C", False)])
+def test_a_choice_whose_text_begins_like_a_letter(answer: str, right: bool) -> None:
+    metadata = {"choices": ["C. elegans", "E. coli", "yeast"]}
+    assert choice("C. elegans", answer, metadata) == right
+    assert choice("C", answer, metadata) != right
+    assert choice("C. yeast", answer, metadata) != right
 
 
 def test_a_boxed_answer_counts_where_it_is_asked_for(tmp_path: Path) -> None:
