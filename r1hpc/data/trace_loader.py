@@ -113,21 +113,24 @@ class DocumentLoader(ABC, Generic[BatchT]):
         weights: Sequence[float] | None = None,
         parting: Parting | None = None,
         mix: MixConfig = _AS_THE_RECIPE_SAYS,
+        num_samples: int = 0,
     ) -> None:
-        """Raise UsageError when the batch does not divide, or a document is longer than seq_len.
+        """Raise UsageError when the batch does not divide, a document is longer than seq_len, or a mixture
+        ends too early.
 
         Args:
             weights: share of each source of the dataset in the samples (see mixture); None: as the recipe
                 says, or all documents alike.
             parting: leaves documents out of the training; None: none.
             mix: how the run changes the weights.
+            num_samples: of the whole run.
         """
         if pad_id < 0:
             raise UsageError(f"pad_id must be a token id, not {pad_id}")
         _check_lengths(dataset, seq_len)
         self.dataset, self.seq_len, self.pad_id = dataset, seq_len, pad_id
         self.share = RankShare(global_batch_size, micro_batch_size, rank, world_size)
-        self.plan = open_document_plan(dataset, seed, global_batch_size, weights, parting, mix)
+        self.plan = open_document_plan(dataset, seed, global_batch_size, weights, parting, mix, num_samples)
         self._parting = parting
         self._ahead = ReadAhead(self._read) if prefetch else None
 
@@ -212,13 +215,17 @@ def open_document_plan(
     weights: Sequence[float] | None = None,
     parting: Parting | None = None,
     mix: MixConfig = _AS_THE_RECIPE_SAYS,
+    num_samples: int = 0,
 ) -> DocumentPlan | DocumentMixture:
     """The order of a dataset's documents: by weights, by the mixture of its recipe or run, or all alike.
 
     With a parting, of those that are trained on, by their place among these.
 
+    Args:
+        num_samples: of the whole run; a mixture that ends before is refused.
+
     Raises:
-        UsageError: the run's schedule names other sources than there are.
+        UsageError: the run's schedule names other sources than there are, or the mixture ends too early.
     """
     sizes = dataset.source_documents if parting is None else parting.sizes
     recipe = recipe_mix(dataset.tokens.manifest)
@@ -236,6 +243,7 @@ def open_document_plan(
     )
     if weights is not None:
         mixture = replace(mixture, weights=tuple(weights))
+    mixture.check_reaches(num_samples)
     return DocumentMixture(dataset.id, mixture)
 
 

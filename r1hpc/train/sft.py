@@ -56,6 +56,7 @@ def run(job: Job) -> Outcome:
         seq_len=config.data.seq_len,
         parting=parting,
         mix=config.data.mix,
+        num_samples=config.train.num_steps * batch.global_batch_size,
     )
     rows = []
     if parting is not None:

@@ -107,6 +107,13 @@ def test_epochs_of_the_loader(dataset: TraceDataset) -> None:
     assert Counter(seen) == dict.fromkeys(range(50), 3)
 
 
+def test_a_run_longer_than_the_mixture_is_refused_before_it_begins(tmp_path: Path) -> None:
+    mixed = open_traces(build_traces(tmp_path, TRACES, mix={"max_epochs": 2}).path)
+    assert loader(mixed, num_samples=2 * len(TRACES) // GBS * GBS).batch(0).num_tokens
+    with pytest.raises(UsageError, match="the mixture ends after .* train less"):
+        loader(mixed, num_samples=2 * len(TRACES) + GBS)
+
+
 def test_any_order_of_steps_with_and_without_prefetch(dataset: TraceDataset) -> None:
     ahead, direct = loader(dataset), loader(dataset, prefetch=False)
     for step in [0, 1, 2, 2, 9, 10, 0, 1]:
