@@ -11,6 +11,7 @@ was killed.
 """
 
 import contextlib
+import hashlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ from r1hpc.data.sources import SourceSpan, list_spans
 from r1hpc.data.stages import How, Made, Share, run_share, run_stages
 from r1hpc.data.tokenise import PART
 from r1hpc.data.units import WorkOff, local_pool
+from r1hpc.data.values import template_digest
+from r1hpc.data.vocabulary import existing_files
 from r1hpc.data.work import (
     DONE,
     Report,
@@ -170,6 +173,7 @@ def _build(recipe: Recipe, spans: list[SourceSpan], out: Path, how: How) -> Buil
             raise UsageError(f"the inputs are empty: every document has no text, or was left out{said}")
         manifest = _manifest(recipe, spans, content, made.vocabulary, results) | _teachers(recipe, made)
         manifest["files"] |= _origin_files(recipe, content, made)
+        manifest |= {"made_with": beside} if (beside := _files_beside(recipe)) else {}
         _check_mixture(recipe, manifest["sources"])
         manifest |= _preparation(recipe, made, results)
         dataset_id = write_manifest(content, manifest)
@@ -328,10 +332,31 @@ def _find_existing(recipe: Recipe, out: Path) -> BuildReport | None:
 
 
 def _staleness(recipe: Recipe, manifest: DatasetManifest) -> str:
-    with contextlib.suppress(UsageError):  # inputs that are gone do not harm a dataset that is there
-        if _inputs_hash(list_spans(recipe)) == manifest.content["inputs_hash"]:
+    content = manifest.content
+    with contextlib.suppress(UsageError, OSError):  # inputs that are gone do not harm a dataset that is there
+        is_same = _inputs_hash(list_spans(recipe)) == content["inputs_hash"]
+        beside = _files_beside(recipe)
+        if is_same and content.get("made_with", beside) == beside and _has_tokenizer_of(recipe, manifest):
             return ""
     return "the inputs have changed since; build into a new folder to take them in"
+
+
+def _files_beside(recipe: Recipe) -> dict[str, str]:
+    """Digests of the files beside the inputs that decide what is kept and how it is written, by their names
+    in the recipe; the tokenizer's lie in the dataset."""
+    against = recipe.decontaminate.against if recipe.decontaminate else ()
+    found = {name: str(file_digest(recipe.resolve(name))["sha256"]) for name in against}
+    named = {source.chat_template: source for source in recipe.sources if source.chat_template}
+    return found | {name: template_digest(recipe, source) for name, source in named.items()}
+
+
+def _has_tokenizer_of(recipe: Recipe, manifest: DatasetManifest) -> bool:
+    if recipe.tokenizer.path is None:
+        return True
+    files = existing_files(recipe.resolve(recipe.tokenizer.path))
+    now = {f"{TOKENIZER}/{name}": hashlib.sha256(raw).hexdigest() for name, raw in files.items()}
+    then = {name: entry["sha256"] for name, entry in manifest.files.items()}
+    return now == {name: sha256 for name, sha256 in then.items() if name.startswith(f"{TOKENIZER}/")}
 
 
 def _lost_race(recipe: Recipe, out: Path) -> BuildReport:

@@ -13,6 +13,7 @@ import numpy as np
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest
+from r1hpc.data.manifest import digest
 from r1hpc.data.recipe import Recipe, SourceRecipe
 from r1hpc.plan.chat import ChatTemplate, load_template
 
@@ -102,13 +103,24 @@ class FieldReader:
 
     @functools.cached_property
     def _template(self) -> ChatTemplate:
-        path = self._source.chat_template or self._recipe.tokenizer.path
-        if path is None:
-            raise UsageError(
-                f"source {self._source.name}: field {self._source.field!r} holds messages; set "
-                "chat_template to a Jinja file or to the folder of a tokenizer that has one"
-            )
-        return load_template(self._recipe.resolve(path))
+        return template_of(self._recipe, self._source)
+
+
+def template_of(recipe: Recipe, source: SourceRecipe) -> ChatTemplate:
+    """What messages of a source are rendered by; UsageError where there is none."""
+    path = source.chat_template or recipe.tokenizer.path
+    if path is None:
+        raise UsageError(
+            f"source {source.name}: field {source.field!r} holds messages; set "
+            "chat_template to a Jinja file or to the folder of a tokenizer that has one"
+        )
+    return load_template(recipe.resolve(path))
+
+
+def template_digest(recipe: Recipe, source: SourceRecipe) -> str:
+    """Names what a rendering depends on: the template, and the tokens that it uses or refuses."""
+    template = template_of(recipe, source)
+    return digest([template.source, dict(template.variables), template.special])
 
 
 def to_ids(values: Any) -> bytes:

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from r1hpc.data.describe import audit
 from r1hpc.data.megatron import export
 from r1hpc.data.reader import TokenDataset, open_dataset
 from r1hpc.data.vocabulary import Encoder, train_byte_bpe
+from r1hpc.plan.chat import load_template
 from tests.data.corpus import text, write_recipe
+from tests.data.test_build import start_build
 from tests.data.test_prepare import prose
 from tests.data.test_sources import documents
 
@@ -278,6 +281,32 @@ def test_a_message_cannot_forge_a_special_token(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, sources=[source], tokenizer=tokenizer, max_unreadable=0.8)
     found = audit(build_dataset(recipe, tmp_path / "out").path)
     assert found["documents"] == {"in": 4, "kept": 1, "dropped": {"unreadable": 3}}
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("own", [False, True])
+def test_a_mended_template_renders_again(tmp_path: Path, own: bool, prepared: bool) -> None:
+    """Units that are done, and a dataset that is there, are of the template that was."""
+    chat_tokenizer(tmp_path / "model")
+    config = tmp_path / "model" / "tokenizer_config.json"
+    (tmp_path / "t.jinja").write_text(TEMPLATE)
+    (tmp_path / "in.jsonl").write_text(json.dumps({"messages": messages(1)}) + "\n")
+    source = {"name": "a", "kind": "jsonl", "root": ".", "glob": "in.jsonl", "field": "messages"}
+    source |= {"chat_template": "t.jinja"} if own else {}
+    changes: dict[str, Any] = {"clean": {"pii": "mask"}} if prepared else {}
+    tokenizer = {"kind": "path", "path": "model", "eos_token": "</s>"}
+    recipe = write_recipe(tmp_path, sources=[source], tokenizer=tokenizer, **changes)
+    out = tmp_path / "data" / "out"
+    assert start_build(recipe, out, failpoint="data.build.publish:kill9").wait(60) == -signal.SIGKILL
+    path = tmp_path / "t.jinja" if own else config
+    path.write_text(path.read_text().replace("{{ m.role }}", "{{ m.role }}!"))
+    load_template.cache_clear()
+    built = build_dataset(recipe, out)
+    assert built.id == build_dataset(recipe, tmp_path / "fresh").id
+    assert not build_dataset(recipe, out).note
+    path.write_text(path.read_text().replace("!", "?"))
+    load_template.cache_clear()
+    assert "inputs have changed" in build_dataset(recipe, out).note
 
 
 def test_messages_need_a_template(tmp_path: Path) -> None:

@@ -161,6 +161,18 @@ def test_change_of_the_mixture_redoes_nothing(planted: Path) -> None:
     assert done_units(out.parent) == before
 
 
+def test_a_held_out_file_that_has_grown_is_noticed(tmp_path: Path) -> None:
+    write_lines(tmp_path / "in.jsonl", [prose(1), prose(2)])
+    write_lines(tmp_path / "held.jsonl", [prose(3)])
+    source = {"name": "a", "kind": "jsonl", "root": ".", "glob": "in.jsonl"}
+    changes: dict[str, Any] = {"sources": [source], "decontaminate": {"against": ["held.jsonl"]}}
+    recipe, out = write_recipe(tmp_path, **changes), tmp_path / "out"
+    assert build_dataset(recipe, out).num_documents == 2
+    assert not build_dataset(recipe, out).note
+    write_lines(tmp_path / "held.jsonl", [prose(3), prose(2)])
+    assert "inputs have changed" in build_dataset(recipe, out).note
+
+
 def test_too_many_unreadable_records_stop_the_build(planted: Path) -> None:
     recipe = write_recipe(
         planted.parent, sources=[source("a"), source("b")], **(STAGES | {"max_unreadable": 0.001})
