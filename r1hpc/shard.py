@@ -320,7 +320,11 @@ def _fill_in(arguments: Namespace) -> dict[str, Any]:
     from r1hpc.plan.run import PlanBatch
 
     run = open_run(arguments.run)
-    data, plan = read(run.config).data, read_json(run.plan, PlanBatch)
+    config, plan = read(run.config), read_json(run.plan, PlanBatch)
+    data = config.data
+    _check_dataset_of(run, data.path, arguments.dir)
+    if config.stage == "sft" and data.packing and arguments.step is not None:
+        raise UsageError("data.packing puts documents of any rank into a row: take --sample or --doc")
     topology, batch = plan["topology"], plan["batch"]
     known = {
         "seq_len": data.seq_len,
@@ -334,6 +338,24 @@ def _fill_in(arguments: Namespace) -> dict[str, Any]:
             setattr(arguments, name, value)
     found = {"mix": data.mix, "validation_documents": data.validation_documents}
     return found | (_appended(run, data.mix.every, arguments.global_batch_size) if data.mix.is_online else {})
+
+
+def _check_dataset_of(run: Any, path: str | None, folder: Path) -> None:
+    """Raise UsageError where a run is known to have been trained on another dataset than that in `folder`."""
+    from r1hpc.checkpoint.store import CheckpointStore
+    from r1hpc.data.manifest import MANIFEST, read_manifest
+
+    newest = next(iter(CheckpointStore(run.checkpoints).list()), None)
+    if newest is not None:
+        known = newest.manifest.meta.get("dataset_id")
+    else:
+        known = read_manifest(Path(path)).id if path and Path(path, MANIFEST).is_file() else None
+    found = read_manifest(folder).id
+    if known not in (None, found):
+        raise UsageError(
+            f"{folder} holds dataset {found[:12]}, and {run.run_id} was trained on {str(known)[:12]}: give "
+            "its folder (`inspect DIR` shows the id)"
+        )
 
 
 def _appended(run: Any, every: int, global_batch_size: int) -> dict[str, Any]:

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from r1hpc.base.errors import UsageError
+from r1hpc.base.rundir import RunDir
+from r1hpc.config import load
+from r1hpc.config.schema import DataConfig, RunConfig
 from r1hpc.data.order import SamplePlan
 from r1hpc.data.reader import open_dataset
 from r1hpc.shard import main
@@ -55,6 +59,22 @@ def test_trace_leads_from_a_sample_to_its_documents(
     at = found["token_start"] - found["documents"][0]["token_start"]
     assert bytes(min(token, 255) for token in tokens.tolist()) == joined[at : at + 601]
     assert len(found["documents"]) > 1
+
+
+def test_a_run_s_sample_is_looked_for_in_its_own_data_and_where_it_lies(tmp_path: Path) -> None:
+    mine, other = (build(tmp_path, name, part_bytes=size).path for name, size in (("a", 900), ("b", 800)))
+    traced = RunDir(tmp_path / "run")
+    traced.create()
+    data = DataConfig(path=str(mine), packing=True)
+    load.save(RunConfig(stage="sft", data=data), traced.config)
+    topology = {"num_nodes": 1, "ranks_per_node": 2, "gpus_per_node": 0}
+    batch = {"global_batch_size": 8, "micro_batch_size": 2, "gradient_accumulation_steps": 2}
+    traced.plan.write_text(json.dumps({"topology": topology, "batch": batch}))
+    with pytest.raises(UsageError, match=r"b holds dataset .*, and run was trained on"):
+        main(["trace", str(other), "--run", str(traced.path), "--sample", "1"])
+    with pytest.raises(UsageError, match=r"data\.packing puts documents of any rank into a row"):
+        main(["trace", str(mine), "--run", str(traced.path), "--step", "1"])
+    assert main(["trace", str(mine), "--run", str(traced.path), "--sample", "1", "--seq-len", "8"]) == 0
 
 
 def _closed(path: Path) -> bytes:
