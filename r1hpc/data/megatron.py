@@ -70,19 +70,20 @@ def export(dataset: TokenDataset, prefix: Path) -> int:
     Raises:
         UsageError: PREFIX.idx is there already.
     """
-    if prefix.with_suffix(".idx").exists():
-        raise UsageError(f"{prefix.with_suffix('.idx')} is there already; choose another name")
+    binary, index = (prefix.with_name(f"{prefix.name}.{end}") for end in ("bin", "idx"))  # web.v1.idx
+    if index.exists():
+        raise UsageError(f"{index} is there already; choose another name")
     prefix.parent.mkdir(parents=True, exist_ok=True)
     code, dtype = (_UINT16, "<u2") if dataset.dtype.itemsize == 2 else (_INT32, "<i4")
     lengths: list[int] = []
-    with prefix.with_suffix(".bin").open("wb") as file:
+    with binary.open("wb") as file:
         for number in range(dataset.num_documents):
             info = dataset.documents[number]
             lengths.append(info.token_stop - info.token_start)
             file.write(dataset.read(info.token_start, lengths[-1]).astype(dtype).tobytes())
     sizes = np.array(lengths, dtype="<i4")
     offsets = np.concatenate([[0], np.cumsum(sizes[:-1], dtype=np.int64)]) * np.dtype(dtype).itemsize
-    with prefix.with_suffix(".idx").open("wb") as file:
+    with index.open("wb") as file:
         file.write(_HEADER.pack(_MAGIC, 1, code, len(sizes), len(sizes) + 1))
         file.write(sizes.tobytes() + offsets.astype("<i8").tobytes())
         file.write(np.arange(len(sizes) + 1, dtype="<i8").tobytes())

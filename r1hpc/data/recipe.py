@@ -31,6 +31,12 @@ _FILE_KEYS = (
 )
 _STAGE_KEYS = ("clean", "dedup", "decontaminate", "mix", "max_unreadable")
 _TRACE_KEYS = ("prompt_field", "completion_field", "on_invalid")
+_FOREIGN_KEYS = {
+    TRACES: ("field", "on_invalid_utf8", "chat_template"),
+    "text": (*_TRACE_KEYS, "field", "chat_template"),
+    "megatron": (*_TRACE_KEYS, "field", "chat_template", "on_invalid_utf8"),
+}
+"""Of the kinds not named here those of traces."""
 _Block = TypeVar("_Block")
 
 
@@ -127,14 +133,14 @@ class SourceRecipe:
 
     def _refuse_foreign_keys(self) -> None:
         """A key that this kind would ignore is a mistake."""
-        foreign = ("field", "on_invalid_utf8") if self.kind == TRACES else _TRACE_KEYS
+        foreign = _FOREIGN_KEYS.get(self.kind, _TRACE_KEYS)
         defaults = {field.name: field.default for field in fields(self)}
         for name in foreign:
             if getattr(self, name) != defaults[name]:
                 known = "prompt_field, completion_field and on_invalid"
                 raise UsageError(
                     f"source {self.name}: {name} is not for kind: {self.kind}; traces have {known}, "
-                    "the other kinds field and on_invalid_utf8"
+                    "texts on_invalid_utf8, and those in lines or rows field and chat_template"
                 )
 
     def _refuse_keys_of_files(self) -> None:

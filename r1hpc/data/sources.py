@@ -32,6 +32,7 @@ from r1hpc.data.values import Document, FieldReader, to_ids
 
 _SPAN_BYTES = 4 * 2**20
 _SPAN_ROWS = 4096
+_UNREADABLE = -1
 _STREAM_IDS = 2**22
 """Ids of one long row that are in memory at once."""
 _STDLIB_EXCLUDE = ("site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__")
@@ -128,7 +129,15 @@ def _list_files(source: SourceRecipe, root: Path) -> list[tuple[str, int]]:
         names = [name for name in names if not Path(name).name.startswith("cache-")]
     if not names:
         raise UsageError(f"source {source.name}: no file under {root} matches {source.glob!r}")
-    return _limit([(name, (root / name).stat().st_size) for name in names], source)
+    return _limit([(name, _size(root / name)) for name in names], source)
+
+
+def _size(path: Path) -> int:
+    """Bytes; _UNREADABLE of a link that leads nowhere, and the like."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return _UNREADABLE
 
 
 def _walk(root: Path, pattern: str, excluded: tuple[str, ...]) -> Iterator[str]:
@@ -162,6 +171,8 @@ def _limit(files: list[tuple[str, int]], source: SourceRecipe) -> list[tuple[str
 
 
 def _file_spans(source: SourceRecipe, index: int, root: Path, name: str, size: int) -> Iterator[SourceSpan]:
+    if size == _UNREADABLE:
+        raise UsageError(f"{root / name} cannot be read: it is gone, or a link that leads nowhere")
     is_lines = source.kind in ("jsonl", TRACES)
     if source.kind == "text" or (is_lines and (is_compressed(name) or source.max_documents)):
         if size:
@@ -191,7 +202,11 @@ def _read_text(source: SourceRecipe, path: Path, span: SourceSpan, fields: Field
             0, b"", fault=f"a document of {format_bytes(span.stop)}; at most {most}", size=span.stop
         )
         return
-    raw = path.read_bytes()
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        yield Document(0, b"", fault=f"cannot be read ({error.strerror})", size=span.stop)
+        return
     yield Document(0, raw, size=len(raw))
 
 
@@ -334,6 +349,11 @@ def _hdf5_spans(source: SourceRecipe, index: int, path: Path, name: str, size: i
         num_rows = len(dataset)
         flat = (
             dataset.ndim == 1 and dataset.dtype.kind in "iu" and h5py.check_vlen_dtype(dataset.dtype) is None
+        )
+    if flat and source.max_documents is not None:
+        raise UsageError(
+            f"{path}: dataset {source.field!r} is one row of ids, which max_documents cannot cut; "
+            "leave it out"
         )
     if flat:
         # One long stream of ids: only its EOS ids say where documents end, so one reader takes it whole.

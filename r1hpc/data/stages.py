@@ -365,7 +365,10 @@ class _Stages:
         if (source, name) in self._generated:
             return [self._generated[source, name].name]
         path = self._recipe.resolve(self._recipe.sources[source].root) / name
-        status = path.stat()
+        try:
+            status = path.stat()
+        except OSError:  # its span has the fault
+            return [str(path.absolute())]
         return [str(path.absolute()), status.st_size, status.st_mtime_ns]
 
 

@@ -65,7 +65,7 @@ def hold_out(dataset: TraceDataset, num: int, seed: int) -> Parting:
     """
     sizes = dataset.source_documents
     held = divide(num, sizes)
-    if any(size <= part for size, part in zip(sizes, held, strict=True)):
+    if any(0 < size <= part for size, part in zip(sizes, held, strict=True)):
         raise UsageError(
             f"data.validation_documents is {num}, but {dataset.path} has {dataset.num_documents} documents, "
             "and some of every source must be left to train on: lower it"

@@ -4,7 +4,7 @@
     task: {name: file, question: problem, answer: solution, options: {path: data/math.parquet}}
 
 One question in ten is held out; each pass over the rest has its own order, from the seed. A test file that is
-to be asked whole and in order is no task but `evaluate.path` (test_file.py). `jsonl` is the older name.
+to be asked whole and in order is no task but `evaluate.path` (benchmark.py). `jsonl` is the older name.
 """
 
 from collections.abc import Mapping

@@ -18,6 +18,8 @@ from r1hpc.tasks.task import Draws, Item, Task, task_id
 
 _FINEST = 100
 """Denominator to which weights are rounded."""
+_TOLERANCE = 0.01
+"""By how much of itself a weight may be changed so."""
 _MOST_IN_A_BLOCK = 1000
 
 
@@ -60,14 +62,13 @@ class Mixture:
 
 def _counts(weights: Mapping[str, float]) -> dict[str, int]:
     """The smallest whole numbers in the proportion of the weights."""
-    shares = {
-        label: Fraction(weight / sum(weights.values())).limit_denominator(_FINEST)
-        for label, weight in weights.items()
-    }
+    exact = {label: weight / sum(weights.values()) for label, weight in weights.items()}
+    shares = {label: Fraction(share).limit_denominator(_FINEST) for label, share in exact.items()}
+    is_true = all(abs(shares[label] - share) <= _TOLERANCE * share for label, share in exact.items())
     whole = math.lcm(*(share.denominator for share in shares.values()))
     counts = {label: int(share * whole) for label, share in shares.items()}
     common = math.gcd(*counts.values())
-    if not all(counts.values()) or sum(counts.values()) // max(1, common) > _MOST_IN_A_BLOCK:
+    if not is_true or sum(counts.values()) // max(1, common) > _MOST_IN_A_BLOCK:
         raise UsageError(
             f"task.mix: the weights {dict(weights)} are too far apart or too fine: take simple proportions, "
             f"none below one in {_FINEST}"

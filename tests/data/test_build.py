@@ -150,7 +150,9 @@ def test_text_that_the_vocabulary_cannot_spell_is_named_or_left_out(tmp_path: Pa
     for name, content in (("a.txt", "1+1=2"), ("b.txt", "three")):
         (tmp_path / "docs" / name).write_text(content)
     tokenizer = {"kind": "path", "path": "tokenizer.json", "eos_id": 1}
-    with pytest.raises(UsageError, match=r"b\.txt, record 0: the vocabulary cannot spell it .*set clean: \{\}"):
+    with pytest.raises(
+        UsageError, match=r"b\.txt, record 0: the vocabulary cannot spell it .*set clean: \{\}"
+    ):
         build(tmp_path, tokenizer=tokenizer)
     assert build(tmp_path, tokenizer=tokenizer, clean={}).num_documents == 1
 

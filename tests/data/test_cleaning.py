@@ -424,7 +424,10 @@ def test_planted_contamination_is_found(tmp_path: Path) -> None:
     ],
 )
 def test_evaluation_files_are_read_by_what_they_hold(tmp_path: Path, name: str, content: str) -> None:
-    questions = ["Tell me what nine times seven minus three is.", "How many legs have seven spiders and a dog?"]
+    questions = [
+        "Tell me what nine times seven minus three is.",
+        "How many legs have seven spiders and a dog?",
+    ]
     (tmp_path / name).write_text(content.format(*questions))
     index = build_index([tmp_path / name], DecontaminateRecipe(against=(name,)))
     assert index.find(TextBatch(questions, normal=True)).tolist() == [0, 0]

@@ -21,6 +21,7 @@ from r1hpc.data.build import build_dataset
 from r1hpc.data.describe import audit
 from r1hpc.data.megatron import export
 from r1hpc.data.reader import TokenDataset, open_dataset
+from r1hpc.data.recipe import load_recipe
 from r1hpc.data.vocabulary import Encoder, train_byte_bpe
 from r1hpc.plan.chat import load_template
 from tests.data.corpus import text, write_recipe
@@ -399,3 +400,33 @@ def test_null_lines_are_counted(tmp_path: Path) -> None:
     source = {"name": "a", "kind": "jsonl", "root": ".", "glob": "*.jsonl"}
     found = audit(build_dataset(write_recipe(tmp_path, sources=[source]), tmp_path / "out").path)
     assert (found["documents"]["in"], found["documents"]["kept"]) == (2, 1)
+
+
+def test_a_link_that_leads_nowhere_is_put_aside(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "good.txt").write_text(prose(1))
+    (tmp_path / "in" / "bad.txt").symlink_to(tmp_path / "gone")
+    source = {"name": "a", "kind": "text", "root": "in", "glob": "*.txt"}
+    with pytest.raises(UsageError, match=r"bad\.txt cannot be read: it is gone, or a link"):
+        build_dataset(write_recipe(tmp_path, sources=[source]), tmp_path / "out")
+    path = build_dataset(write_recipe(tmp_path, sources=[source], max_unreadable=0.5), tmp_path / "out").path
+    assert audit(path)["documents"] == {"in": 2, "kept": 1, "dropped": {"unreadable": 1}}
+
+
+def test_a_row_of_ids_cannot_be_cut_by_documents(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "in.h5", "w") as file:
+        file["ids"] = np.arange(1, 9)
+    source = {"name": "a", "kind": "hdf5", "root": ".", "glob": "*.h5", "field": "ids", "max_documents": 1}
+    tokenizer = {"kind": "ids", "vocab_size": 100, "eos_id": 0}
+    with pytest.raises(UsageError, match="one row of ids, which max_documents cannot cut"):
+        build_dataset(write_recipe(tmp_path, sources=[source], tokenizer=tokenizer), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [("text", "field"), ("text", "chat_template"), ("megatron", "field"), ("traces", "chat_template")],
+)
+def test_a_key_that_the_kind_would_ignore_is_refused(tmp_path: Path, kind: str, key: str) -> None:
+    source = {"name": "a", "kind": kind, "root": ".", key: "x"}
+    with pytest.raises(UsageError, match=f"{key} is not for kind: {kind}"):
+        load_recipe(write_recipe(tmp_path, sources=[source]))

@@ -110,7 +110,7 @@ def test_epochs_of_the_loader(dataset: TraceDataset) -> None:
 def test_a_run_longer_than_the_mixture_is_refused_before_it_begins(tmp_path: Path) -> None:
     mixed = open_traces(build_traces(tmp_path, TRACES, mix={"max_epochs": 2}).path)
     assert loader(mixed, num_samples=2 * len(TRACES) // GBS * GBS).batch(0).num_tokens
-    with pytest.raises(UsageError, match="the mixture ends after .* train less"):
+    with pytest.raises(UsageError, match=r"the mixture ends after .* train less"):
         loader(mixed, num_samples=2 * len(TRACES) + GBS)
 
 

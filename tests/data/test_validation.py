@@ -15,7 +15,7 @@ from r1hpc.data.packed_loader import rows_of
 from r1hpc.data.trace_loader import TraceLoader
 from r1hpc.data.traces import open_traces
 from r1hpc.data.validation import Parting, hold_out
-from tests.data.tracefiles import build_traces, expected_ids, pairs
+from tests.data.tracefiles import build_traces, expected_ids, pairs, trace_source
 
 TRACES = pairs(30)
 
@@ -33,6 +33,17 @@ def test_a_document_is_trained_on_or_held_out(parts: list[tuple[int, int]], seed
     for size, num in zip(parting.all_sizes, parting.num_held, strict=True):
         assert sum(begin <= document < begin + size for document in held) == num
         begin += size
+
+
+def test_a_source_without_documents_gives_none(tmp_path: Path) -> None:
+    """All of its lines were left out: nothing of it can be held out, or be trained on."""
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "b.jsonl").write_text("no trace\n")
+    sources = [trace_source(glob="a.jsonl"), trace_source(name="b", root="bad", on_invalid="skip")]
+    dataset = open_traces(build_traces(tmp_path, TRACES, sources=sources).path)
+    parting = hold_out(dataset, 6, seed=3)
+    assert (parting.sizes, len(parting.held_out)) == ((24, 0), 6)
+    assert len({*parting.training(np.arange(24)).tolist(), *parting.held_out.tolist()}) == 30
 
 
 def test_an_epoch_of_the_loader_is_the_rest(tmp_path: Path) -> None:

@@ -56,3 +56,6 @@ def test_the_id_names_tasks_and_weights() -> None:
 def test_weights_that_are_too_far_apart() -> None:
     with pytest.raises(UsageError, match="too far apart or too fine"):
         _mix(sums=1, game=1e-6)
+    with pytest.raises(UsageError, match="none below one in 100"):
+        _mix(sums=150, game=1)
+    assert _mix(sums=99, game=1)

@@ -90,9 +90,7 @@ _KINDS = (
         is_iban,
         _beginnings,
     ),
-    _Kind(
-        "CARD", "", re.compile(r"(?<![\d.\-])\d(?:[ \-]?\d){12,}(?![\d\-])"), is_card, _cards_inside
-    ),
+    _Kind("CARD", "", re.compile(r"(?<![\d.\-])\d(?:[ \-]?\d){12,}(?![\d\-])"), is_card, _cards_inside),
     _Kind(
         "SSN",
         "-",
