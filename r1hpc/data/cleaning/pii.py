@@ -33,10 +33,12 @@ def _digits(found: str) -> str:
 def is_card(found: str) -> bool:
     """Luhn's check digit (ISO/IEC 7812-1), and not one digit repeated."""
     digits = [int(digit) for digit in _digits(found)]
+    if not 13 <= len(digits) <= 19:
+        return False
     doubled = [
         digit if i % 2 == 0 else sum(divmod(2 * digit, 10)) for i, digit in enumerate(reversed(digits))
     ]
-    return 13 <= len(digits) <= 19 and len(set(digits)) > 1 and sum(doubled) % 10 == 0
+    return len(set(digits)) > 1 and sum(doubled) % 10 == 0
 
 
 def is_iban(found: str) -> bool:
@@ -127,14 +129,25 @@ def mask(text: str) -> tuple[str, int]:
 
 
 def _mask(kind: _Kind, text: str) -> str:
-    return kind.pattern.sub(lambda match: _hide(kind, match.group()), text)
+    shown, at = [], 0
+    while match := kind.pattern.search(text, at):
+        spans = list(_personal(kind, match.group()))
+        for start, stop in spans:
+            shown += [text[at : match.start() + start], f"<{kind.name}>"]
+            at = match.start() + stop
+        if not spans:
+            shown.append(text[at : match.end()])
+            at = match.end()
+    return "".join([*shown, text[at:]])
 
 
-def _hide(kind: _Kind, found: str) -> str:
-    """What has the form, masked if it passes the check: whole, or else the first piece of it that does."""
+def _personal(kind: _Kind, found: str) -> Iterator[tuple[int, int]]:
+    """Where in what has the form something passes the check: all of it, or pieces one after the other."""
     if kind.check(found):
-        return f"<{kind.name}>"
+        yield 0, len(found)
+        return
+    end = 0
     for start, stop in kind.inside(found):
-        if kind.check(found[start:stop]):
-            return f"{found[:start]}<{kind.name}>{_mask(kind, found[stop:])}"
-    return found
+        if start >= end and kind.check(found[start:stop]):
+            yield start, stop
+            end = stop
