@@ -26,9 +26,10 @@ from r1hpc.base.shapes import Between, Time
 from r1hpc.base.units import parse_time
 from r1hpc.slurm.client import call, call_into
 
+# Columns of every sacct since 20.02: one that it does not know is an error (Restarts came with 24.11).
 # JobName is last: it may hold the separator.
 FIELDS = (
-    "JobID,State,Start,End,ElapsedRaw,AllocTRES,NNodes,NodeList,ExitCode,Restarts,"
+    "JobID,State,Start,End,ElapsedRaw,AllocTRES,NNodes,NodeList,ExitCode,"
     "User,Account,Partition,QOS,Submit,Eligible,JobName"
 )
 PRINTED_BY = f"sacct -D -X -P -o {FIELDS}"
@@ -59,6 +60,7 @@ class JobRecord:
     node_list: str
     exit_code: str
     restarts: int
+    """0 where it is not said: we do not ask for it."""
     user: str
     account: str
     partition: str

@@ -225,7 +225,7 @@ def test_killed_in_the_second_of_its_begin_it_is_what_accounting_says(
     """sacct prints whole seconds: the job ended at 210, the attempt had begun at 210.24."""
     load.save(load.load(None, ["stage=traces"]), job.run.config)
     began = read_history(job.run).attempts[0].start
-    row = f"7|PREEMPTED|{int(began) - 1}|{int(began)}|1||1|n1|0:15|0|me|lab|gpu|normal|||demo"
+    row = f"7|PREEMPTED|{int(began) - 1}|{int(began)}|1||1|n1|0:15|me|lab|gpu|normal|||demo"
     (job.bin / "sacct").write_text(f"#!/bin/bash\necho '{row}'\n")
     (job.bin / "sacct").chmod(0o700)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")

@@ -7,19 +7,19 @@ from r1hpc.slurm.sacct import gpus_of, parse_records
 
 # `sacct -D -X -P -n -o FIELDS` of Slurm 24.11.5 with SLURM_TIME_FORMAT=%s; the second name is hostile.
 LINES = [
-    "1|REQUEUED|1795568611|1795568614|3|billing=2,cpu=2,gres/gpu:a100=8,gres/gpu=8,node=2|2|r1n[1-2]|0:0|0"
+    "1|REQUEUED|1795568611|1795568614|3|billing=2,cpu=2,gres/gpu:a100=8,gres/gpu=8,node=2|2|r1n[1-2]|0:0"
     "|root|research|main|scavenger|1795568600|1795568601|a1",
-    "1|CANCELLED by 0|1795568620|Unknown|2|cpu=2,node=2|2|r1n[1-2]|1:0|1|root|research|main|scavenger"
+    "1|CANCELLED by 0|1795568620|Unknown|2|cpu=2,node=2|2|r1n[1-2]|1:0|root|research|main|scavenger"
     "|1795568614|Unknown|a|b|c",
-    "2|PENDING|Unknown|Unknown|0||2|None assigned|0:0|0|root|research|main|scavenger|1795568614|1795568619|x",
+    "2|PENDING|Unknown|Unknown|0||2|None assigned|0:0|root|research|main|scavenger|1795568614|1795568619|x",
 ]
 
 
 def test_each_attempt_is_a_record() -> None:
     first, second, waiting = parse_records(LINES)
     assert (first.state, first.gpus, first.elapsed_s, first.nodes) == ("REQUEUED", 8, 3, 2)
-    assert (first.start, first.end, first.restarts) == (1795568611, 1795568614, 0)
-    assert (second.state, second.end, second.restarts) == ("CANCELLED", None, 1)
+    assert (first.start, first.end) == (1795568611, 1795568614)
+    assert (second.state, second.end) == ("CANCELLED", None)
     assert (waiting.start, waiting.gpus) == (None, 0)
     assert [r.eligible for r in (first, second, waiting)] == [1795568601, 1795568614, 1795568619]
 
