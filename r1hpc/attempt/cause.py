@@ -12,6 +12,8 @@ from r1hpc.plan.preemption import EARLY_S
 from r1hpc.telemetry.attempts import Cause
 from r1hpc.train.stop import OUT_OF_HOURS
 
+_WARNED = (128 + signal.SIGTERM, 128 + signal.SIGUSR2)
+
 
 @dataclass(frozen=True)
 class SchedulerView:
@@ -46,7 +48,8 @@ def decide(evidence: Evidence) -> tuple[Cause, str]:
     """(cause, detail for a person)."""
     outcomes = evidence.outcomes
     kinds = {outcome.kind for outcome in outcomes}
-    if evidence.is_finished or FINISHED in kinds:
+    # Rank 0 writes what a run leaves: without it nothing is finished, whatever the others say.
+    if evidence.is_finished or any(o.kind == FINISHED and o.rank == 0 for o in outcomes):
         return Cause.finished, next((o.reason for o in outcomes if o.kind == FINISHED), "")
     failed = [outcome for outcome in outcomes if outcome.kind == FAILED]
     from_slurm = _by_scheduler(evidence)
@@ -59,10 +62,12 @@ def decide(evidence: Evidence) -> tuple[Cause, str]:
             return Cause(outcome.cause), f"rank {outcome.rank} on {outcome.node}: {outcome.detail}"
     if HANG in kinds:
         return Cause.hang, _describe_hang(evidence)
-    if from_slurm is not None:
-        return from_slurm
     # A rank whose peer died reports a broken connection: that is an echo, not the cause.
     culprits = [o for o in failed if "onnection" not in o.detail]
+    # Our own shell asks for the requeue where nobody could judge the attempt: that explains no exception.
+    asked_by_us = "REQUEUED" in evidence.scheduler.states and culprits
+    if from_slurm is not None and not asked_by_us:
+        return from_slurm
     if culprits:
         return Cause.crash, f"rank {culprits[0].rank} on {culprits[0].node}: {culprits[0].detail}"
     echoes = [o for o in outcomes if o.kind == LEFT_ALONE]
@@ -70,8 +75,9 @@ def decide(evidence: Evidence) -> tuple[Cause, str]:
         return Cause.crash, echoes[0].detail
     if evidence.scheduler.restarted:  # which Slurm does for no job that failed by itself
         return Cause.node_fail, "Slurm started the job again: a node failed, or it was preempted unwarned"
-    if evidence.status == 128 + signal.SIGTERM and not outcomes:
-        return Cause.preempted, "stopped by SIGTERM before the ranks could listen"
+    if evidence.status in _WARNED and not outcomes:
+        name = signal.Signals(evidence.status - 128).name
+        return Cause.preempted, f"stopped by {name} before the ranks could listen"
     return Cause.crash, _describe_status(evidence)
 
 

@@ -45,9 +45,10 @@ def traces(job: Job) -> Outcome:
     task = make_task(job.config.task)
     _refuse_other_questions(job, task.id)
     outcome = _run_parts(job, functools.partial(_demonstrations, job, task))
-    if outcome.finished and job.group.rank == 0:
-        count = _write_lines(job.run.traces, _read_parts(job))
-        print(f"{count} traces of {task.name} in {job.run.traces}", flush=True)
+    with _last_by_rank_0(job, outcome) as is_mine:
+        if is_mine:
+            count = _write_lines(job.run.traces, _read_parts(job))
+            print(f"{count} traces of {task.name} in {job.run.traces}", flush=True)
     return outcome
 
 
@@ -60,9 +61,10 @@ def generate(job: Job) -> Outcome:
     with _judge_of_model(job) as judge:
         _refuse_other_questions(job, judge.task.id)
         outcome = _run_parts(job, functools.partial(_completions, job, judge))
-    if outcome.finished and job.group.rank == 0:
-        count = _write_lines(job.run.traces, _read_parts(job))
-        print(f"{count} traces kept of {job.config.generate.num_items} items in {job.run.traces}", flush=True)
+    with _last_by_rank_0(job, outcome) as is_mine:
+        if is_mine:
+            count, asked = _write_lines(job.run.traces, _read_parts(job)), job.config.generate.num_items
+            print(f"{count} traces kept of {asked} items in {job.run.traces}", flush=True)
     return outcome
 
 
@@ -73,16 +75,32 @@ def evaluate(job: Job) -> Outcome:
         task_id = judge.evaluated.id
         _refuse_other_questions(job, task_id)
         outcome = _run_parts(job, functools.partial(_answers, job, judge))
-    if outcome.finished and job.group.rank == 0:
-        answers = [Answer(**line) for line in _read_parts(job)]
-        summary = {"task": task_id, "model": job.config.model.path, **summarise(answers)}
-        overlap = contamination(job.config)
-        if overlap is not None:
-            summary["contamination"] = overlap
-        write_json(job.run.evaluation, summary)
-        write_atomic(job.run.transcripts, transcripts(answers))
-        print("\n".join(table(summary)), flush=True)
+    with _last_by_rank_0(job, outcome) as is_mine:
+        if is_mine:
+            _sum_up(job, task_id)
     return outcome
+
+
+def _sum_up(job: Job, task_id: str) -> None:
+    """Leave what the answers of all parts come to."""
+    answers = [Answer(**line) for line in _read_parts(job)]
+    summary = {"task": task_id, "model": job.config.model.path, **summarise(answers)}
+    overlap = contamination(job.config)
+    if overlap is not None:
+        summary["contamination"] = overlap
+    write_json(job.run.evaluation, summary)
+    write_atomic(job.run.transcripts, transcripts(answers))
+    print("\n".join(table(summary)), flush=True)
+
+
+@contextmanager
+def _last_by_rank_0(job: Job, outcome: Outcome) -> Iterator[bool]:
+    """Whether the last work of a stage is this rank's. The others wait for it: srun gives a rank that is left
+    alone ten minutes, and the stage is not finished without it.
+    """
+    yield outcome.finished and job.group.rank == 0
+    if outcome.finished:
+        job.group.barrier()
 
 
 @contextmanager

@@ -32,6 +32,16 @@ STOPPED_BY_USR2 = [said(STOPPED, 0, "SIGUSR2"), said(STOPPED, 1)]
             Cause.finished,
             id="one fell over on its way out",
         ),
+        pytest.param(
+            Evidence(2, [said(FAILED, detail="OSError: disk full"), said(FINISHED, 1)], 1),
+            Cause.crash,
+            id="rank 0 could not write what the run leaves",
+        ),
+        pytest.param(
+            Evidence(2, [said(FINISHED, 1)], 137, view("PREEMPTED")),
+            Cause.preempted,
+            id="rank 0 was killed before it wrote what the run leaves",
+        ),
         pytest.param(Evidence(2, [said(STOPPED, reason="STOP file")], 0), Cause.stopped, id="STOP file"),
         pytest.param(
             Evidence(2, STOPPED_BY_TERM, 0, view("RUNNING")), Cause.preempted, id="SIGTERM in the grace time"
@@ -96,7 +106,18 @@ STOPPED_BY_USR2 = [said(STOPPED, 0, "SIGUSR2"), said(STOPPED, 1)]
         ),
         pytest.param(Evidence(2, [], 139, view("RUNNING")), Cause.crash, id="segmentation fault"),
         pytest.param(Evidence(2, [], 1), Cause.crash, id="nothing at all"),
+        pytest.param(
+            Evidence(2, [said(FAILED, cause="crash", detail="ValueError: bad")], 0, view("REQUEUED")),
+            Cause.crash,
+            id="our shell asked for the requeue after an exception",
+        ),
+        pytest.param(
+            Evidence(2, [said(FAILED, cause="crash", detail="Connection closed")], 0, view("REQUEUED")),
+            Cause.preempted,
+            id="requeued from outside",
+        ),
         pytest.param(Evidence(2, [], 143), Cause.preempted, id="SIGTERM while Python was starting"),
+        pytest.param(Evidence(2, [], 140), Cause.preempted, id="SIGUSR2 while Python was starting"),
     ],
 )
 def test_the_cause_is_what_the_evidence_says(evidence: Evidence, cause: Cause) -> None:
