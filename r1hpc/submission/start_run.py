@@ -9,8 +9,9 @@ sbatch took and nobody wrote down is found by its folder (slurm.dependency).
 import errno
 import os
 import shutil
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from r1hpc.telemetry.attempts import record
 
 
 def start(planned: PlannedRun, order: Order) -> str:
-    """Write the run folder and start the run; its job id. A new folder does not survive a refusal.
+    """Write the run folder and start the run; its job id. A refusal leaves everything as it was.
 
     Raises:
         R1hpcError: the folder cannot be made, or Slurm refuses.
@@ -49,11 +50,13 @@ def start(planned: PlannedRun, order: Order) -> str:
 
 @contextmanager
 def written(planned: PlannedRun, order: Order) -> Iterator[None]:
-    """The run folder with everything the job will read. A new folder does not survive an error inside.
+    """The run folder with everything the job will read. After an error inside, all is as it was before: a new
+    folder is gone, and one that is resumed says what it said.
 
     Nobody else submits a new run meanwhile; who resumes one holds its lock already.
     """
     run = planned.run
+    before = {} if planned.is_new else {path: _content(path) for path in _renewed(run)}
     if planned.is_new:
         create(run)
     try:
@@ -65,6 +68,7 @@ def written(planned: PlannedRun, order: Order) -> Iterator[None]:
     except (R1hpcError, OSError):
         if planned.is_new:
             shutil.rmtree(run.path)
+        _put_back(before)
         raise
 
 
@@ -131,8 +135,37 @@ def _write(planned: PlannedRun, order: Order) -> None:
     if planned.estimate is not None:
         write_json(run.estimate, planned.estimate)
     write_atomic(run.script, script.render(planned.script))
-    for switch in (run.stop, run.save, run.finished):  # asking for the run again takes them back
+    for switch in _switches(run):  # asking for the run again takes them back
         switch.unlink(missing_ok=True)
+
+
+def _switches(run: RunDir) -> tuple[Path, ...]:
+    return run.stop, run.save, run.finished
+
+
+def _renewed(run: RunDir) -> tuple[Path, ...]:
+    """What a resume writes anew, or takes away."""
+    return run.config, run.plan, run.estimate, run.script, *_switches(run)
+
+
+def _content(path: Path) -> bytes | None:
+    """None: there is no such file."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _put_back(before: Mapping[Path, bytes | None]) -> None:
+    """Every file as it was. Those that have not changed are left alone: the disk may be full."""
+    for path, content in before.items():
+        try:
+            if content is None:
+                path.unlink(missing_ok=True)
+            elif content != _content(path):
+                write_atomic(path, content)
+        except OSError as error:
+            print(f"{path} could not be put back as it was: {error.strerror}", file=sys.stderr)
 
 
 def record_submission(planned: PlannedRun, order: Order, job_id: str, asked_at: float) -> None:

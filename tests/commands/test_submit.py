@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from r1hpc.base.files import read_json, write_json
+from r1hpc.base.rundir import RunDir
 from r1hpc.config import load
 from r1hpc.config.load import read
 from r1hpc.tasks.prompts import held_out_key
@@ -213,6 +214,25 @@ def test_a_refused_submission_leaves_no_folder(place: Path) -> None:
     assert done.returncode == 1
     assert "Invalid account" in done.stderr
     assert not (place / "runs" / "a").exists()
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(place: Path) -> None:
+    fake_sbatch(place)
+    assert submit(place, "jobs/smoke.yaml", "--run-name", "a").returncode == 0
+    run = RunDir(place / "runs" / "a")
+    run.attempts.write_text(
+        '{"event": "submitted", "time": 1, "executor": "slurm", "job_id": "41"}\n'
+        '{"event": "begin", "time": 2, "attempt": 1, "job_id": "41", "node_names": ["n"], "ranks": 1}\n'
+        '{"event": "end", "time": 3, "attempt": 1, "cause": "finished", "requeued": false}\n'
+    )
+    write_json(run.finished, {"global_step": 40, "time": 3})
+    run.save.touch()
+    kept = [path for path in run.path.iterdir() if path.is_file() and path != run.submission_lock]
+    before = {path.name: path.read_bytes() for path in kept}
+    fake_sbatch(place, "echo 'sbatch: error: Invalid account' >&2; exit 1")
+    done = submit(place, "--run-name", "a", "--resume", "--account", "typo", "train.num_steps=9000")
+    assert (done.returncode, "Invalid account" in done.stderr) == (1, True), done.stderr
+    assert {path.name: path.read_bytes() for path in kept} == before
 
 
 def test_a_run_that_stopped_early_is_not_queued_for_nothing(place: Path) -> None:

@@ -13,7 +13,7 @@ from r1hpc.train.stop import StopRequests
 
 
 class _Rank:
-    """The group of a rank that is alone, and its watchdog; notes what lies in the run when it meets others."""
+    """The group of a rank that is alone, and its watchdog; notes at each meeting whether traces are there."""
 
     rank, world_size = 0, 1
 
