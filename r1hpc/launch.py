@@ -83,7 +83,10 @@ def _track(run: RunDir, attempt: int, tracker: str | None) -> int:
 
 
 def _begin(run: RunDir) -> int:
+    """0: an attempt begins, or none has to; OVER: none, and jobs that wait for this one must not begin."""
     from r1hpc.attempt.begin import begin
+    from r1hpc.attempt.needs import is_stage
+    from r1hpc.slurm.contract import OVER
     from r1hpc.slurm.env import expand_counts, expand_nodelist, job_id
 
     if not {"SLURM_JOB_NODELIST", "SLURM_TASKS_PER_NODE"} <= os.environ.keys():
@@ -93,6 +96,8 @@ def _begin(run: RunDir) -> int:
     attempt = begin(run, "slurm", job_id(os.environ) or "", names, ranks)
     if attempt is not None:
         print(attempt)
+    elif is_stage(run) and not run.finished.exists():
+        return OVER
     return 0
 
 

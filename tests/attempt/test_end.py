@@ -12,6 +12,7 @@ import pytest
 from r1hpc import launch
 from r1hpc.attempt.begin import begin, read_facts
 from r1hpc.attempt.end import CancelledError
+from r1hpc.attempt.needs import write_needs
 from r1hpc.attempt.refusal import MustNotGoOnError
 from r1hpc.attempt.state import JobRef, State, read_situation
 from r1hpc.base.files import read_records
@@ -99,6 +100,19 @@ def test_the_job_script_can_tell_a_run_that_is_over_from_a_python_that_failed(jo
     job.slurm_says(_RUNNING, _CANCELLED)
     words = ["end", str(job.run.path), "--attempt", "1", "--status", "143", "--hurry"]
     assert launch.main(words) == OVER == 3
+
+
+@pytest.mark.parametrize(("of_a_chain", "status"), [(True, OVER), (False, 0)])
+def test_a_stop_between_two_attempts_fails_the_job_that_others_wait_for(
+    job: _Job, monkeypatch: pytest.MonkeyPatch, of_a_chain: bool, status: int
+) -> None:
+    for name, value in (("JOB_ID", "7"), ("JOB_NODELIST", "n1"), ("TASKS_PER_NODE", "1")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    if of_a_chain:
+        write_needs(job.run, [])
+    job.end()
+    job.run.stop.touch()
+    assert launch.main(["begin", str(job.run.path)]) == status
 
 
 def test_a_successor_counts_though_its_stages_could_not_be_moved(job: _Job) -> None:
