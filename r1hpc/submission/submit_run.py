@@ -20,7 +20,7 @@ from r1hpc.submission import start_run
 from r1hpc.submission.budget_check import budget_held, check_budget
 from r1hpc.submission.order import DEFAULT_JOB, Order
 from r1hpc.submission.plan_run import PlannedRun, plan_new_run, plan_resumed_run
-from r1hpc.telemetry.attempts import read_history
+from r1hpc.telemetry.attempts import read_history, read_run_events
 
 
 @dataclass(frozen=True)
@@ -93,4 +93,4 @@ def _as_allocated(order: Order, run: RunDir) -> Order:
 def _is_half_made(run: RunDir) -> bool:
     """Whether the folder is one of ours that was never submitted: no event, no checkpoint."""
     ours = run.logs.is_dir() and run.checkpoints.is_dir() and run.ledger.is_dir()
-    return ours and not run.attempts.exists() and not any(run.checkpoints.iterdir())
+    return ours and not read_run_events(run)[0] and not any(run.checkpoints.iterdir())

@@ -359,3 +359,18 @@ def test_a_requeued_train_sh_finds_its_run_again(place: Path) -> None:
     assert submit(place, *words, **job).stdout == first.stdout
     other = submit(place, *words, **{**job, "SLURM_JOB_ID": "78"})
     assert (other.returncode, "--resume" in other.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("recorded", [None, "", '{"event": "subm'])
+def test_a_train_sh_that_was_cut_off_makes_its_run_anew(place: Path, recorded: str | None) -> None:
+    """Killed, or its disk was full, after the configuration was frozen and before it was on record."""
+    words = ("jobs/smoke.yaml", "--prepare-only", "--run-name", "smoke-77")
+    job = {"SLURM_JOB_ID": "77", "SLURM_JOB_NUM_NODES": "1"}
+    assert submit(place, *words, **job).returncode == 0
+    record = place / "runs" / "smoke-77" / "attempts.jsonl"
+    record.unlink()
+    if recorded is not None:
+        record.write_text(recorded)
+    again = submit(place, *words, **job)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(record.read_text())["job_id"] == "77"
