@@ -23,6 +23,7 @@ fi
 
 trap : TERM USR2
 umask 077
+RUN_DIR= WHOLE= # not those that sbatch has brought along from its caller's environment
 
 # -- what this shell does where Python cannot --
 # Why Slurm ends the job: cancel, grace, limit, requeue; nothing where it does not, or does not answer. All of
@@ -49,7 +50,7 @@ at_limit() { [ "$(date +%s)" -ge "$((${SLURM_JOB_END_TIME:-99999999999} - 5))" ]
 run_again() {
     local said pause script=$RUN_DIR/job.sh
     trap '' TERM USR2
-    [ -r "$script" ] || script=$0
+    [ -r "$script" ] || script=$WHOLE
     for pause in 1 2 4 8 $(printf '15 %.0s' {1..39}); do
         case $(why_ending) in
             cancel) echo "job $SLURM_JOB_ID was cancelled: not run again"; exit 1 ;;
@@ -60,6 +61,7 @@ run_again() {
             *"pending execution"*) break ;;
             *"not found"*) exit 1 ;;
             *"presently disabled"* | *"invalid job id"* | *"already completing or completed"*)
+                [ -n "$script" ] || { echo "$said: submit it again yourself, as you did"; exit 1; }
                 said=$(env -u R1HPC_ATTEMPT -u SLURM_RESTART_COUNT sbatch --parsable \
                     --dependency="afterany:$SLURM_JOB_ID" ${1:+--exclude="$1"} "$script" 2>&1) && exit 1 ;;
         esac
@@ -73,8 +75,14 @@ run_again() {
 
 # Have the job run on other nodes, because of $1, as long as few were excluded.
 run_elsewhere() {
-    local list
-    list=$(scontrol show job -o "$SLURM_JOB_ID" | sed -n 's/.* ExcNodeList=\([^ ]*\).*/\1/p')
+    local list pause said
+    # Asked until it is said: the new list takes the place of the old one, which may be the user's own.
+    for pause in 1 2 4 8 15 30 60; do
+        said=$(scontrol show job -o "$SLURM_JOB_ID" 2>&1)
+        [[ $said == *" ExcNodeList="* ]] && break
+        sleep "$pause"
+    done
+    list=$(sed -n 's/.* ExcNodeList=\([^ ]*\).*/\1/p' <<< "$said")
     list=${list/#(null)/}
     list=${list:+$list,}$SLURMD_NODENAME
     echo "$1: this job goes on without $SLURMD_NODENAME"
@@ -86,13 +94,14 @@ run_elsewhere() {
     run_again "$list"
 }
 
-# Run the function $1 until it succeeds, for two minutes. Status 2 and 3 are final.
+# Run the function $1 until it succeeds, for two minutes. Status 3 is final; 2 only of a python started by its
+# path: `uv run python` leaves with 2 where uv itself fails.
 patiently() {
     local pause status
     for pause in 2 5 10 20 30 30 30; do
         "$1" && return
         status=$?
-        case $status in 2 | 3) exit 1 ;; esac
+        case $1/$status in */3 | prepare/2) exit 1 ;; esac
         case $(why_ending) in
             cancel | requeue) exit 1 ;;
             grace | limit) run_again ;;
@@ -137,9 +146,10 @@ prepare() {
         [ -x "$PYTHON" ] && break
     done
     [ -x "$PYTHON" ] || PYTHON=$(command -v python3) || { echo "no python: set R1HPC_PYTHON"; return 1; }
-    # A requeued job runs the code frozen on its first start, whatever has become of the checkout.
+    # A requeued job runs the code frozen on its first start, whatever has become of the checkout; a folder
+    # without a whole line on record is half made, and is made anew from the checkout.
     code=$checkout
-    [ -f "$RUN_ROOT/$RUN_NAME/config.yaml" ] && code=$RUN_ROOT/$RUN_NAME/code
+    grep -qs '}$' "$RUN_ROOT/$RUN_NAME/attempts.jsonl" && code=$RUN_ROOT/$RUN_NAME/code
     [ -f "$code/r1hpc/submit.py" ] && export PYTHONSAFEPATH=1 PYTHONPATH="$code${SITE_PATH:+:$SITE_PATH}"
     PREPARED=$("$PYTHON" -m r1hpc.submit --prepare-only "${WORDS[@]}")
 }
@@ -153,6 +163,7 @@ cd "$RUN_DIR" || exit 1
 # -- begin, one srun task per rank, end --
 # The shell outlives the warning: a handler (an ignored signal would be inherited by the ranks) lets bash
 # wait for srun to end, and then act. Started again after a preemption, it comes back to this line.
+HURRY=
 [ -e FINISHED ] && { echo "$RUN_DIR is finished: nothing to do"; exit 0; }
 export PYTHONSAFEPATH=1 PYTHONPATH="$RUN_DIR/code${PYTHONPATH:+:$PYTHONPATH}"
 # begin counts the ranks; an exclusive job's own number of tasks is not that of its ranks.
@@ -165,7 +176,7 @@ begin() {
     try_begin
     status=$?
     # Code of 0.1.0 has no other status for what is final.
-    [ "$status" != 1 ] || [ "$CONTRACT" -ge 2 ] || status=3
+    case $status in 1 | 2) [ "$CONTRACT" -ge 2 ] || status=3 ;; esac
     return "$status"
 }
 patiently begin

@@ -4,8 +4,8 @@ A run keeps the code of its first submission, while `submit --resume` writes a n
 frozen code `of_frozen` tells which contract it knows; the script holds that number and acts by it:
 
     1   r1hpc 0.1.0: any failure of `launch begin` and `launch end` is final
-    2   only statuses 2 (asked wrongly) and OVER are: after any other one `begin` is tried again, and after an
-        `end` the shell asks for the requeue; `end` knows --hurry
+    2   only OVER is: after any other one `begin` is tried again, and after an `end` the shell asks for the
+        requeue; `end` knows --hurry
 """
 
 import re

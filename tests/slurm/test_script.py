@@ -112,6 +112,7 @@ def _start(stage: Path, contract: int = CURRENT) -> "subprocess.Popen[str]":
         "SLURM_JOB_ID": "9",
         "SLURM_JOB_NUM_NODES": "2",
         "SLURM_CPUS_ON_NODE": "32",
+        "SLURMD_NODENAME": "n1",
     }
     return subprocess.Popen(["bash", str(stage / "job.sh")], env=environ, text=True, stderr=subprocess.PIPE)
 
@@ -142,10 +143,10 @@ def test_a_run_that_is_over_starts_nothing(stage: Path) -> None:
     assert _calls(stage) == [f"python -m r1hpc.launch begin {stage}/run"]
 
 
-@pytest.mark.parametrize("status", [2, 3])
-def test_a_begin_that_may_not_go_on_starts_nothing(stage: Path, status: int) -> None:
+@pytest.mark.parametrize(("status", "contract"), [(3, CURRENT), (2, 1), (1, 1)])
+def test_a_begin_that_may_not_go_on_starts_nothing(stage: Path, status: int, contract: int) -> None:
     _program(stage / "python", f"echo python >> {stage}/calls; exit {status}")
-    assert _start(stage).wait(timeout=30) == 1
+    assert _start(stage, contract).wait(timeout=30) == 1
     assert len(_calls(stage)) == 1
 
 
@@ -166,16 +167,77 @@ def test_code_of_before_says_with_one_status_that_it_is_over(stage: Path) -> Non
     assert [call.split()[0] for call in _calls(stage)] == ["python", "srun", "python"]
 
 
-def test_a_begin_that_fails_is_tried_again(stage: Path) -> None:
+@pytest.mark.parametrize("status", [1, 2])  # 2: `uv run python` where uv itself fails
+def test_a_begin_that_fails_is_tried_again(stage: Path, status: int) -> None:
     (stage / "attempt").write_text("3\n")
     _program(
         stage / "python",
         f"echo python $* >> {stage}/calls\n"
-        f"[ $3 = end ] && exit 3\n[ $(wc -l < {stage}/calls) -ge 2 ] && cat {stage}/attempt",
+        f"[ $3 = end ] && exit 3\n[ $(wc -l < {stage}/calls) -ge 2 ] || exit {status}\ncat {stage}/attempt",
     )
     assert _start(stage).wait(timeout=30) == 1
     assert [call.split()[0] for call in _calls(stage)] == ["python", "python", "srun", "python"]
-    assert "begin failed with status 1: again in 2 s" in (stage / "run/logs/slurm-9.out").read_text()
+    assert f"begin failed with status {status}: again in 2 s" in (stage / "run/logs/slurm-9.out").read_text()
+
+
+def test_nodes_that_the_user_excluded_stay_excluded(stage: Path) -> None:
+    """Slurm is silent when the shell first asks which ones they are."""
+    _program(stage / "python", "exit 1")
+    _program(stage / "sleep", "")
+    shown = (
+        "JobId=9 UserId=me(1) JobState=RUNNING Restarts=0 ReqNodeList=(null) ExcNodeList=n7 Features=(null)"
+    )
+    _program(
+        stage / "scontrol",
+        f"echo scontrol $* >> {stage}/calls\n"
+        f"[ $1-$2 != show-job ] || [ $(grep -c 'show job' {stage}/calls) -lt 9 ] || echo '{shown}'",
+    )
+    assert _start(stage).wait(timeout=30) == 1
+    assert "scontrol requeue 9" in _calls(stage)
+    assert _calls(stage)[-1] == "scontrol update JobId=9 ExcNodeList=n7,n1"
+
+
+def _start_train(stage: Path, **variables: str) -> str:
+    """What sbatch/train.sh says, submitted in a checkout."""
+    (stage / "r1hpc").mkdir()
+    (stage / "r1hpc" / "submit.py").touch()
+    environ = {
+        "PATH": f"{stage}:/usr/bin:/bin",
+        "SLURM_JOB_ID": "9",
+        "SLURM_JOB_NAME": "train",
+        "SLURM_SUBMIT_DIR": str(stage),
+        "SLURMD_NODENAME": "n1",
+        "R1HPC_PYTHON": str(stage / "python"),
+        **variables,
+    }
+    done = subprocess.run(["bash", str(TRAIN)], env=environ, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1
+    return done.stdout
+
+
+@pytest.mark.parametrize(("recorded", "code"), [("", "."), ('{"event":', "."), ("{}\n", "runs/train-9/code")])
+def test_a_half_made_run_is_made_anew_by_the_code_of_the_checkout(
+    stage: Path, recorded: str, code: str
+) -> None:
+    frozen = stage / "runs" / "train-9" / "code" / "r1hpc"
+    frozen.mkdir(parents=True)
+    (frozen / "submit.py").touch()
+    (frozen.parents[1] / "config.yaml").touch()
+    (frozen.parents[1] / "attempts.jsonl").write_text(recorded)
+    _program(stage / "python", f"echo $PYTHONPATH >> {stage}/calls; exit 2")
+    _start_train(stage)
+    assert _calls(stage) == [str(stage / code)]
+
+
+def test_train_sh_has_no_successor_before_its_run_is_there(stage: Path) -> None:
+    """It would be one without the job's arguments, or of a foreign RUN_DIR."""
+    (stage / "run" / "job.sh").touch()
+    _program(stage / "python", "exit 1")
+    _program(stage / "sleep", "")
+    _program(stage / "sbatch", f"echo sbatch >> {stage}/calls")
+    _program(stage / "scontrol", "[ $1 != requeue ] || { echo 'presently disabled'; exit 1; }")
+    assert "submit it again yourself" in _start_train(stage, RUN_DIR=str(stage / "run"))
+    assert not (stage / "calls").exists()
 
 
 _SHOWN = "JobId=9 JobName=x UserId=me(1) JobState={} Restarts={} EndTime=9 Deadline=N/A PreemptTime={} End=9"

@@ -23,6 +23,7 @@ umask 077
 
 # -- the run, frozen before submission --
 RUN_DIR=/scratch/runs/train-1
+WHOLE=$0 # a copy of this script, which takes no arguments
 PYTHON=/opt/venv/bin/python
 RANKS_PER_NODE=8
 CONTRACT=2 # what the frozen code means by its exit statuses, see r1hpc/slurm/contract.py
@@ -52,7 +53,7 @@ at_limit() { [ "$(date +%s)" -ge "$((${SLURM_JOB_END_TIME:-99999999999} - 5))" ]
 run_again() {
     local said pause script=$RUN_DIR/job.sh
     trap '' TERM USR2
-    [ -r "$script" ] || script=$0
+    [ -r "$script" ] || script=$WHOLE
     for pause in 1 2 4 8 $(printf '15 %.0s' {1..39}); do
         case $(why_ending) in
             cancel) echo "job $SLURM_JOB_ID was cancelled: not run again"; exit 1 ;;
@@ -63,6 +64,7 @@ run_again() {
             *"pending execution"*) break ;;
             *"not found"*) exit 1 ;;
             *"presently disabled"* | *"invalid job id"* | *"already completing or completed"*)
+                [ -n "$script" ] || { echo "$said: submit it again yourself, as you did"; exit 1; }
                 said=$(env -u R1HPC_ATTEMPT -u SLURM_RESTART_COUNT sbatch --parsable \
                     --dependency="afterany:$SLURM_JOB_ID" ${1:+--exclude="$1"} "$script" 2>&1) && exit 1 ;;
         esac
@@ -76,8 +78,14 @@ run_again() {
 
 # Have the job run on other nodes, because of $1, as long as few were excluded.
 run_elsewhere() {
-    local list
-    list=$(scontrol show job -o "$SLURM_JOB_ID" | sed -n 's/.* ExcNodeList=\([^ ]*\).*/\1/p')
+    local list pause said
+    # Asked until it is said: the new list takes the place of the old one, which may be the user's own.
+    for pause in 1 2 4 8 15 30 60; do
+        said=$(scontrol show job -o "$SLURM_JOB_ID" 2>&1)
+        [[ $said == *" ExcNodeList="* ]] && break
+        sleep "$pause"
+    done
+    list=$(sed -n 's/.* ExcNodeList=\([^ ]*\).*/\1/p' <<< "$said")
     list=${list/#(null)/}
     list=${list:+$list,}$SLURMD_NODENAME
     echo "$1: this job goes on without $SLURMD_NODENAME"
@@ -89,13 +97,14 @@ run_elsewhere() {
     run_again "$list"
 }
 
-# Run the function $1 until it succeeds, for two minutes. Status 2 and 3 are final.
+# Run the function $1 until it succeeds, for two minutes. Status 3 is final; 2 only of a python started by its
+# path: `uv run python` leaves with 2 where uv itself fails.
 patiently() {
     local pause status
     for pause in 2 5 10 20 30 30 30; do
         "$1" && return
         status=$?
-        case $status in 2 | 3) exit 1 ;; esac
+        case $1/$status in */3 | prepare/2) exit 1 ;; esac
         case $(why_ending) in
             cancel | requeue) exit 1 ;;
             grace | limit) run_again ;;
@@ -118,6 +127,7 @@ export NCCL_IB_HCA=mlx5_0,mlx5_1
 # -- begin, one srun task per rank, end --
 # The shell outlives the warning: a handler (an ignored signal would be inherited by the ranks) lets bash
 # wait for srun to end, and then act. Started again after a preemption, it comes back to this line.
+HURRY=
 [ -e FINISHED ] && { echo "$RUN_DIR is finished: nothing to do"; exit 0; }
 export PYTHONSAFEPATH=1 PYTHONPATH="$RUN_DIR/code${PYTHONPATH:+:$PYTHONPATH}"
 # begin counts the ranks; an exclusive job's own number of tasks is not that of its ranks.
@@ -132,7 +142,7 @@ begin() {
     try_begin
     status=$?
     # Code of 0.1.0 has no other status for what is final.
-    [ "$status" != 1 ] || [ "$CONTRACT" -ge 2 ] || status=3
+    case $status in 1 | 2) [ "$CONTRACT" -ge 2 ] || status=3 ;; esac
     return "$status"
 }
 patiently begin
