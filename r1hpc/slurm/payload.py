@@ -21,6 +21,8 @@ from r1hpc.slurm.contract import OVER
 
 FOLDER = "submitit"
 _SUFFIX = "_submitted.pkl"
+_UNNAMED = "[0-9a-f]" * 32 + ".pkl"
+"""As submitit calls it until sbatch has said the job's id."""
 
 
 def folder_of(run: Path) -> Path:
@@ -37,7 +39,8 @@ def check(run: Path, job_id: str, patience_s: float = 60.0) -> None:
     """Wait for the payload of a job, then refuse it unless nobody else can have written it.
 
     The job can start before the submitting process, which learns the job id from sbatch, has given the
-    payload its name. A job that another one's script has submitted has none: it takes the run's newest.
+    payload its name. A job that another one's script has submitted has none, nor one whose submission was cut
+    off before: it takes the run's newest.
 
     Raises:
         StateError: not there in time, a symbolic link, of another user, or open to other writers; the same
@@ -45,7 +48,7 @@ def check(run: Path, job_id: str, patience_s: float = 60.0) -> None:
     """
     path = path_of(run, job_id)
     deadline = time.monotonic() + patience_s
-    while not os.path.lexists(path):
+    while not _is_there(path):
         if time.monotonic() > deadline - patience_s / 2:
             carry_over(run, job_id)
         if time.monotonic() > deadline:
@@ -57,17 +60,27 @@ def check(run: Path, job_id: str, patience_s: float = 60.0) -> None:
         check_owned(part)
 
 
+def _is_there(path: Path) -> bool:
+    # By listing, not by name: NFS remembers for up to a minute that a name was missing.
+    return path.parent.is_dir() and path.name in os.listdir(path.parent)  # noqa: PTH208
+
+
 def carry_over(run: Path, new_id: str) -> None:
     """Give a new job of the same run the newest payload there is; nothing where the run has none."""
-    earlier = sorted(folder_of(run).glob(f"*{_SUFFIX}"), key=lambda path: path.lstat().st_mtime)
-    if not earlier:
+    earlier = _newest(run, f"*{_SUFFIX}") or _newest(run, _UNNAMED)
+    if earlier is None:
         return
-    check_owned(earlier[-1])
+    check_owned(earlier)
     # Renamed into place: submitit loads the file as soon as its name exists.
     temporary = folder_of(run) / f".{new_id}.tmp"
-    shutil.copyfile(earlier[-1], temporary)
+    shutil.copyfile(earlier, temporary)
     temporary.chmod(0o600)
     temporary.rename(path_of(run, new_id))
+
+
+def _newest(run: Path, pattern: str) -> Path | None:
+    found = folder_of(run).glob(pattern)
+    return max(found, key=lambda path: path.lstat().st_mtime, default=None)
 
 
 def _main(argv: Sequence[str]) -> int:

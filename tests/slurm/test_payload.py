@@ -88,6 +88,12 @@ def test_a_job_that_a_job_script_submitted_takes_the_newest(run: RunDir, tmp_pat
     assert payload.path_of(run.path, "10").read_bytes() == payload.path_of(run.path, "9").read_bytes()
 
 
+def test_a_job_whose_submission_was_cut_off_takes_what_it_left(run: RunDir, tmp_path: Path) -> None:
+    left = _plant(run, tmp_path).rename(payload.folder_of(run.path) / f"{'0123456789abcdef' * 2}.pkl")
+    payload.check(run.path, "10", patience_s=0.5)
+    assert payload.path_of(run.path, "10").read_bytes() == left.read_bytes()
+
+
 def test_a_submission_leaves_a_tiny_private_payload(
     run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
