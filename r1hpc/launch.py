@@ -11,6 +11,7 @@ Called by the job's script (job.sh in the run folder); by hand only to debug.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -52,6 +53,10 @@ def main(argv: Sequence[str]) -> int:
 
 def run_rank(run_dir: str) -> NoReturn:
     """Run one rank. The function that submitit pickles, by this name; all ways of starting end here."""
+    from r1hpc.train.stop import SIGNALS
+
+    # Kept until StopRequests.install: submitit's own handlers drop a SIGTERM, and fail at a SIGUSR2.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     from r1hpc.attempt.rank import run_rank as run_one
 
     os.umask(0o077)

@@ -1,7 +1,8 @@
 """One rank of an attempt: meet the others, train, and leave a record of how it ended.
 
 `run_rank(run_dir)` is where every way of starting ends: submitit's pickle, `srun python -m r1hpc.launch
-rank`, the local supervisor. torch is imported only after the signal handlers stand.
+rank`, the local supervisor. torch is imported only after the signal handlers stand; what comes before them
+is kept (launch.run_rank).
 """
 
 import errno
@@ -92,7 +93,8 @@ def _clock(run: RunDir, config: RunConfig) -> Clock:
     now, wall = time.monotonic(), time.time()
     end = job_end_time(os.environ)
     first = None if end is None else now + max(0.0, end - wall) / 2
-    left = seconds_left(read_history(run), config.limits.max_gpu_hours, wall)
+    most = config.limits.max_gpu_hours
+    left = None if most is None else seconds_left(read_history(run), most, wall)
     return Clock(
         first_save_at=first,
         stop_at=None if left is None else now + left,

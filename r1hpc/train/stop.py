@@ -17,6 +17,8 @@ from types import FrameType
 
 from r1hpc.base.rundir import RunDir
 
+SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+"""What asks a rank to save and to leave."""
 _FILE_POLL_S = 1.0
 
 
@@ -57,9 +59,10 @@ class StopRequests:
         self._signalled_at: float | None = None
 
     def install(self) -> None:
-        """Take over SIGTERM and SIGUSR2, and whatever handlers a launcher put there before."""
-        for number in (signal.SIGTERM, signal.SIGUSR2):
+        """Take over SIGTERM and SIGUSR2 from the handlers of a launcher, and hear what was kept till now."""
+        for number in SIGNALS:
             signal.signal(number, self._on_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         # Slurm sends SIGCONT before SIGTERM; it means nothing here.
         signal.signal(signal.SIGCONT, signal.SIG_DFL)
 
