@@ -16,6 +16,7 @@ from typing import Any
 from r1hpc.attempt.state import read_situation
 from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.base.files import read_object
+from r1hpc.base.lock import is_free
 from r1hpc.base.rundir import RunDir, open_run
 from r1hpc.base.units import parse_memory_gib
 from r1hpc.config import freeze, load, plugins
@@ -82,12 +83,18 @@ def plan_new_run(order: Order) -> PlannedRun:
     """
     config = load.load(order.job or DEFAULT_JOB, order.overrides, order.cluster)
     run = order.new_run()
-    if os.path.lexists(run.path):
+    if os.path.lexists(run.path) and not is_leftover(run):
         raise UsageError(
             f"there is a run called {run.run_id} in {run.path.parent}: go on with it by --resume, "
             "or choose another --run-name"
         )
     return plan_run(run, config, order)
+
+
+def is_leftover(run: RunDir) -> bool:
+    """Whether a submission that was cut off while it froze the run left the folder: no job came of it."""
+    is_whole = run.config.exists() or run.attempts.exists()
+    return not is_whole and run.submission_lock.is_file() and is_free(run.submission_lock)
 
 
 def plan_resumed_run(order: Order) -> PlannedRun:
@@ -108,6 +115,8 @@ def plan_resumed_run(order: Order) -> PlannedRun:
             f"{run.run_id} has ended as a server does, at its time limit or idle: begin another one by "
             f"`python -m r1hpc.serve {config.model.path}`"
         )
+    if run.finished.exists() and config.stage not in TRAINED_STAGES:
+        raise UsageError(f"{run.run_id} is finished, and there is nothing to add to it: begin another run")
     if run.finished.exists() and _was_stopped_early(run, frozen):
         raise UsageError(
             f"{run.run_id} was ended by train.early_stopping, and its model is {run.model}: to train on, "

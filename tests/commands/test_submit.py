@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from r1hpc.base.files import read_json, write_json
+from r1hpc.base.lock import held
 from r1hpc.base.rundir import RunDir
 from r1hpc.config import load
 from r1hpc.config.load import read
@@ -233,6 +234,32 @@ def test_a_refused_resume_leaves_the_run_as_it_was(place: Path) -> None:
     done = submit(place, "--run-name", "a", "--resume", "--account", "typo", "train.num_steps=9000")
     assert (done.returncode, "Invalid account" in done.stderr) == (1, True), done.stderr
     assert {path.name: path.read_bytes() for path in kept} == before
+
+
+def test_what_a_submission_left_that_was_cut_off_is_in_nobodys_way(place: Path) -> None:
+    fake_sbatch(place)
+    run = RunDir(place / "runs" / "a")
+    run.create()
+    run.code.mkdir()
+    words = ("jobs/smoke.yaml", "--run-name", "a")
+    with held(run.submission_lock, "a", "a submission"):
+        assert submit(place, *words).returncode == 2
+    assert submit(place, *words, "--dry-run").returncode == 0
+    assert run.code.is_dir()
+    assert submit(place, *words).returncode == 0
+    assert run.config.is_file()
+
+
+def test_a_finished_evaluation_is_not_trained_on(place: Path) -> None:
+    made = RecordedRun(place / "runs" / "a", num_steps=40)
+    load.save(replace(read(made.run.config), stage="evaluate"), made.run.config)
+    made.submit("local-1")
+    made.attempt(1, 1, "finished")
+    write_json(made.run.finished, {"time": made.clock})
+    done = submit(place, "--run-name", "a", "--resume")
+    assert (done.returncode, "train.num_steps" in done.stderr) == (2, False)
+    assert "a is finished" in done.stderr
+    assert "begin another run" in done.stderr
 
 
 def test_a_run_that_stopped_early_is_not_queued_for_nothing(place: Path) -> None:
