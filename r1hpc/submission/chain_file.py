@@ -59,6 +59,14 @@ class Definition:
     def names(self) -> tuple[str, ...]:
         return tuple(stage.name for stage in self.stages)
 
+    @property
+    def configs(self) -> dict[str, RunConfig]:
+        return {stage.name: stage.config for stage in self.stages}
+
+    @property
+    def needs(self) -> dict[str, tuple[str, ...]]:
+        return {stage.name: stage.needs for stage in self.stages}
+
     def stage(self, name: str) -> Stage:
         return next(stage for stage in self.stages if stage.name == name)
 
@@ -148,14 +156,25 @@ def split_overrides(overrides: Sequence[str], names: Sequence[str]) -> dict[str,
     Raises:
         UsageError: an override for a stage that is not there.
     """
-    common = [item for item in overrides if not _OF_STAGE.fullmatch(item)]
+    found_in = {item: _for_one_stage(item, names) for item in overrides}
+    common = [item for item in overrides if not found_in[item]]
     split = {name: list(common) for name in names}
     for item in overrides:
-        if found := _OF_STAGE.fullmatch(item):
+        if found := found_in[item]:
             if found[1] not in split:
                 raise UsageError(f"{printable(item)!r}: {_no_stage(found[1], names)}")
             split[found[1]].append(found[2])
     return split
+
+
+def _for_one_stage(item: str, names: Sequence[str]) -> re.Match[str] | None:
+    """The stage that an override is for, and the rest of it; None: it is for all of them."""
+    found = _OF_STAGE.fullmatch(item)
+    if found and found[1] not in names:
+        section, dot, _ = found[1].partition(".")
+        if dot and section in RunConfig.__dataclass_fields__:
+            return None  # a key that holds a colon: reward.terms.rewards.py:brevity
+    return found
 
 
 def without_stage(item: str) -> str:

@@ -4,9 +4,10 @@ Stage rl begins with the item after those that the stages before it have shown, 
 another; an evaluation of test files is told what those stages trained on, for its report of contamination.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
+from r1hpc.base.errors import UsageError
 from r1hpc.config.schema import RunConfig
 from r1hpc.plan.batch import updates_per_rollout
 from r1hpc.tasks.pass_rates import MOST_PASSED_OVER
@@ -36,9 +37,45 @@ def _all_before(name: str, needs: Mapping[str, Sequence[str]]) -> list[str]:
 def _with_first_item(config: RunConfig, earlier: Sequence[RunConfig]) -> RunConfig:
     if config.stage != "rl" or config.task.first_item is not None:
         return config
-    same = [each for each in earlier if _questions(each) == _questions(config)]
-    first = max(map(_end_of_items, same), default=0)
+    first = _end_of_shown(config, earlier)
     return replace(config, task=replace(config.task, first_item=first)) if first else config
+
+
+def refuse_shown_again(
+    before: Mapping[str, RunConfig],
+    after: Mapping[str, RunConfig],
+    needs: Mapping[str, Sequence[str]],
+    begun: Collection[str],
+) -> None:
+    """Refuse a change of a chain by which stage rl comes upon items that a stage before it shows now.
+
+    Args:
+        begun: stages whose items cannot change any more.
+
+    Raises:
+        UsageError: names the item to begin with. Who chose to show items twice is not asked again.
+    """
+    for name in (each for each in after if after[each].stage == "rl" and each not in begun):
+        earlier = _all_before(name, needs)
+        (_, was_apart), (end, is_apart) = (
+            _apart(configs[name], [configs[each] for each in earlier]) for configs in (before, after)
+        )
+        if was_apart and not is_apart:
+            raise UsageError(
+                f"stage {name} would begin with item {after[name].task.first_item or 0} of its task, and the "
+                f"stages before it show all up to {end - 1} now: give {name}:task.first_item={end} as well"
+            )
+
+
+def _apart(config: RunConfig, earlier: Sequence[RunConfig]) -> tuple[int, bool]:
+    """One more than the last of its items that earlier stages show, and whether it begins beyond."""
+    end = _end_of_shown(config, earlier)
+    return end, (config.task.first_item or 0) >= end
+
+
+def _end_of_shown(config: RunConfig, earlier: Sequence[RunConfig]) -> int:
+    same = [each for each in earlier if _questions(each) == _questions(config)]
+    return max(map(_end_of_items, same), default=0)
 
 
 def _questions(config: RunConfig) -> object:

@@ -38,6 +38,7 @@ from r1hpc.submission.order import DEFAULT_JOB, Order, Purpose
 from r1hpc.submission.run_estimate import estimate_for
 from r1hpc.submission.served_model import check_named, check_served
 from r1hpc.submission.training_data import check_mix_goes_on, check_sources, check_training_data
+from r1hpc.telemetry.attempts import read_history
 from r1hpc.telemetry.save_speed import measured_save_speed
 from r1hpc.tracking.check import check_trackers
 
@@ -345,6 +346,8 @@ def reconfigured(run: RunDir, order: Order) -> RunConfig:
     overrides = ["resources.signal_lead_s=null", *order.overrides]
     config = load.load(run.config, overrides, order.cluster)
     wrong = forbidden_changes(load.read(run.config), config)
+    if "task.first_item" in wrong and not read_history(run).attempts:
+        wrong.remove("task.first_item")  # of a chain's stage that waits still: no item was shown
     if wrong:
         raise UsageError(
             f"--resume cannot change {', '.join(wrong)}: that would be another run. It may change resources, "

@@ -29,6 +29,7 @@ from r1hpc.submission.chain_file import (
     save_definition,
 )
 from r1hpc.submission.chain_folder import SUBMISSION, ChainDir, held, supervisor_pid
+from r1hpc.submission.chain_items import refuse_shown_again
 from r1hpc.submission.chain_steps import (
     Action,
     StageStep,
@@ -39,7 +40,7 @@ from r1hpc.submission.chain_steps import (
 )
 from r1hpc.submission.order import Order, Purpose
 from r1hpc.submission.plan_run import forbidden_changes
-from r1hpc.telemetry.attempts import record
+from r1hpc.telemetry.attempts import read_history, record
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,8 @@ def _plan(
     steps = plan_steps(chain, definition, order)
     if frozen is not None:
         _refuse_changes(frozen, steps)
+        begun = [step.stage.name for step in steps if read_history(step.run).attempts]
+        refuse_shown_again(frozen.configs, definition.configs, definition.needs, begun)
     planned = [step.planned for step in steps if step.planned is not None]
     said = check_budget(planned, order.run_root, order.over_budget)
     return steps, (*said, *_merged_notes(steps))

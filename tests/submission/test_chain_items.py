@@ -1,10 +1,13 @@
 """Reinforcement learning begins where the stages before it ended, and an evaluation knows what they saw."""
 
+import re
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from r1hpc.base.errors import UsageError
 from r1hpc.config.reasoning import EvaluateConfig, TaskConfig
 from r1hpc.submission.chain_file import (
     Definition,
@@ -14,7 +17,10 @@ from r1hpc.submission.chain_file import (
     save_definition,
 )
 from r1hpc.submission.chain_folder import ChainDir
-from r1hpc.submission.chain_items import connected
+from r1hpc.submission.chain_items import connected, refuse_shown_again
+from r1hpc.submission.order import Order
+from r1hpc.submission.plan_run import reconfigured
+from tests.recorded import RecordedRun
 from tests.submission.chains import write_chain
 
 _R1 = Path(__file__).resolve().parents[2] / "jobs" / "r1.yaml"
@@ -51,6 +57,39 @@ def test_a_second_rl_stage_goes_on_after_the_first(r1: Definition) -> None:
     needs = {"traces": (), "grpo": ("traces",), "more": ("grpo",)}
     done = connected({"traces": traces, "grpo": first, "more": again}, needs)
     assert done["more"].task.first_item == 60000 + 60 * 32
+
+
+def test_a_change_by_which_items_would_be_shown_again_is_refused(tmp_path: Path) -> None:
+    chain = ChainDir(tmp_path / "c")
+    stages = _SMALL + "  - {name: more, stage: rl}\n"
+    frozen = read_definition(write_chain(tmp_path, stages), chain)
+    first = frozen.stage("more").config.task.first_item
+    assert first is not None
+
+    def change(*overrides: str, begun: Collection[str] = ()) -> None:
+        changed = override(frozen, overrides, chain)
+        refuse_shown_again(frozen.configs, changed.configs, frozen.needs, begun)
+
+    change("grpo:resources.nodes=2")
+    change("grpo:train.num_steps=5000", begun=["more"])
+    with pytest.raises(
+        UsageError, match=rf"begin with item {first} .* more:task.first_item=(\d+) "
+    ) as caught:
+        change("grpo:train.num_steps=5000")
+    enough = re.search(r"more:task.first_item=\d+", str(caught.value))
+    assert enough is not None
+    change("grpo:train.num_steps=5000", enough[0])
+    change("more:resources.nodes=2")
+
+
+def test_the_first_item_may_change_until_one_was_shown(tmp_path: Path) -> None:
+    made = RecordedRun(tmp_path / "a")
+    order = Order(overrides=("task.first_item=7",), run_root=tmp_path, run_name="a", resume=True)
+    assert reconfigured(made.run, order).task.first_item == 7
+    made.submit("local-1")
+    made.begin()
+    with pytest.raises(UsageError, match=r"cannot change task\.first_item"):
+        reconfigured(made.run, order)
 
 
 def test_what_was_frozen_before_there_was_such_a_setting_begins_where_it_did(tmp_path: Path) -> None:

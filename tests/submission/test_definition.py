@@ -12,6 +12,7 @@ from r1hpc.submission.chain_file import (
     override,
     read_definition,
     save_definition,
+    split_overrides,
 )
 from r1hpc.submission.chain_folder import ChainDir
 from tests.submission.chains import COMMON, write_chain
@@ -67,6 +68,14 @@ def test_later_layers_win_and_overrides_reach_all_stages_or_one(tmp_path: Path) 
     assert (a.train.lr, b.train.lr) == (3e-3, 5e-4)
     assert (a.train.num_steps, b.train.num_steps) == (11, 9)
     assert (a.train.seed, b.train.seed) == (0, 3)
+
+
+@pytest.mark.parametrize("term", ["rewards.py:brevity", "my.rewards:brevity"])
+def test_a_reward_of_ones_own_is_no_stage(term: str) -> None:
+    item = f"reward.terms.{term}=0.5"
+    assert split_overrides([item, f"b:{item}"], ["a", "b"]) == {"a": [item], "b": [item, item]}
+    with pytest.raises(UsageError, match="there is no stage 'c'"):
+        split_overrides([f"c:{item}"], ["a", "b"])
 
 
 def test_what_is_frozen_comes_back_and_takes_overrides(tmp_path: Path) -> None:
