@@ -212,7 +212,7 @@ class CheckpointConfig:
     """When to save and how much to keep."""
 
     save_every: int = ranged(500, least=1)
-    """Steps between periodic saves. This is what a crash can cost."""
+    """Steps between periodic saves: what a crash can cost, and as much again while one is being written."""
     keep: int = ranged(2, least=2)
     """Verified checkpoints kept: 2 at least, since the last may be the bad one."""
     asynchronous: bool = True

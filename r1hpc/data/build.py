@@ -16,13 +16,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from r1hpc.base.errors import UsageError
+from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.failpoints import failpoint
+from r1hpc.base.files import read_json, write_json
 from r1hpc.data.decisions import left_out_rule
 from r1hpc.data.encode import SourceCount, Vocabulary
 from r1hpc.data.errors import DataError, DatasetMissingError
 from r1hpc.data.generated import ORIGINS, Teach, left_out, origin_file
-from r1hpc.data.layout import PARTS, TOKENIZER, part_name
+from r1hpc.data.layout import MADE_WITH, PARTS, TOKENIZER, part_name
 from r1hpc.data.manifest import (
     FORMAT,
     MANIFEST,
@@ -173,10 +174,11 @@ def _build(recipe: Recipe, spans: list[SourceSpan], out: Path, how: How) -> Buil
             raise UsageError(f"the inputs are empty: every document has no text, or was left out{said}")
         manifest = _manifest(recipe, spans, content, made.vocabulary, results) | _teachers(recipe, made)
         manifest["files"] |= _origin_files(recipe, content, made)
-        manifest |= {"made_with": beside} if (beside := _files_beside(recipe)) else {}
         _check_mixture(recipe, manifest["sources"])
         manifest |= _preparation(recipe, made, results)
         dataset_id = write_manifest(content, manifest)
+        if beside := _files_beside(recipe):
+            write_json(content / MADE_WITH, beside)
         failpoint("data.build.publish")
         published = publish(work, content)
         failpoint("data.build.published")
@@ -333,10 +335,13 @@ def _find_existing(recipe: Recipe, out: Path) -> BuildReport | None:
 
 def _staleness(recipe: Recipe, manifest: DatasetManifest) -> str:
     content = manifest.content
-    with contextlib.suppress(UsageError, OSError):  # inputs that are gone do not harm a dataset that is there
+    # Inputs that are gone do not harm a dataset that is there.
+    with contextlib.suppress(UsageError, StateError, OSError):
         is_same = _inputs_hash(list_spans(recipe)) == content["inputs_hash"]
         beside = _files_beside(recipe)
-        if is_same and content.get("made_with", beside) == beside and _has_tokenizer_of(recipe, manifest):
+        record = manifest.path / MADE_WITH
+        was = read_json(record) if record.is_file() else beside  # made by a version that kept none
+        if is_same and was == beside and _has_tokenizer_of(recipe, manifest):
             return ""
     return "the inputs have changed since; build into a new folder to take them in"
 
@@ -351,7 +356,7 @@ def _files_beside(recipe: Recipe) -> dict[str, str]:
 
 
 def _has_tokenizer_of(recipe: Recipe, manifest: DatasetManifest) -> bool:
-    if recipe.tokenizer.path is None:
+    if recipe.tokenizer.kind != "path" or recipe.tokenizer.path is None:
         return True
     files = existing_files(recipe.resolve(recipe.tokenizer.path))
     now = {f"{TOKENIZER}/{name}": hashlib.sha256(raw).hexdigest() for name, raw in files.items()}

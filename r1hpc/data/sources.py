@@ -117,7 +117,7 @@ def _spans_or_aside(recipe: Recipe, index: int, root: Path, name: str, size: int
     except UsageError as error:
         if not recipe.max_unreadable:
             raise
-        yield SourceSpan(index, name, 0, 1, size, fault=str(error))
+        yield SourceSpan(index, name, 0, 1, max(0, size), fault=str(error))
 
 
 def _list_files(source: SourceRecipe, root: Path) -> list[tuple[str, int]]:
@@ -125,7 +125,8 @@ def _list_files(source: SourceRecipe, root: Path) -> list[tuple[str, int]]:
         raise UsageError(f"source {source.name}: root {root} is not a folder")
     excluded = source.exclude + (_STDLIB_EXCLUDE if source.root == PYTHON_STDLIB else ())
     names = sorted(_walk(root, source.glob, excluded))
-    if source.kind == "arrow":  # `datasets` leaves what map() and filter() made beside the data
+    # `datasets` leaves what map() and filter() made beside the data.
+    if source.kind == "arrow" and not Path(source.glob).name.startswith("cache-"):
         names = [name for name in names if not Path(name).name.startswith("cache-")]
     if not names:
         raise UsageError(f"source {source.name}: no file under {root} matches {source.glob!r}")
@@ -162,9 +163,9 @@ def _limit(files: list[tuple[str, int]], source: SourceRecipe) -> list[tuple[str
         return files
     kept, total = [], 0
     for name, size in files:
-        if total + size <= source.max_bytes:
+        if total + max(0, size) <= source.max_bytes:
             kept.append((name, size))
-            total += size
+            total += max(0, size)
     if not kept:
         raise UsageError(f"source {source.name}: max_bytes {source.max_bytes} is smaller than every file")
     return kept

@@ -10,9 +10,9 @@ it.
 
 import contextlib
 import functools
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,13 @@ from r1hpc.data.encode import Vocabulary
 from r1hpc.data.generated import Teach, TeachTask, written
 from r1hpc.data.manifest import digest, file_digest
 from r1hpc.data.recipe import Recipe
-from r1hpc.data.sources import SourceSpan, read_records
+from r1hpc.data.sources import SourceSpan
 from r1hpc.data.teacher import TeacherTask, teacher_folder, teacher_state
 from r1hpc.data.tokenise import SpansTask, TextsTask, TokenizerTask
 from r1hpc.data.units import KEY_DIGITS, Unit, WorkOff, local_pool, records, run_units, unit_key
 from r1hpc.data.values import template_digest
 from r1hpc.data.vocabulary import existing_files
 from r1hpc.data.work import Report, Work
-
-_LOOKED_AT = 16
-"""Records of a source, to see whether they are messages."""
 
 
 @dataclass(frozen=True)
@@ -347,19 +344,13 @@ class _Stages:
 
     @functools.cached_property
     def _templates(self) -> dict[int, str]:
-        """Digests of what renders the messages of each source that has such."""
-        return {
-            number: template_digest(self._recipe, source)
-            for number, source in enumerate(self._recipe.sources)
-            if source.generate is None and (source.chat_template or self._begins_with_messages(number))
-        }
-
-    def _begins_with_messages(self, source: int) -> bool:
-        first = next((span for span in self._spans if span.source == source), None)
-        is_table = self._recipe.sources[source].kind in ("jsonl", "parquet", "arrow")
-        if first is None or self._recipe.tokenizer.path is None or not is_table:
-            return False
-        return any(item.is_chat for item in islice(read_records(self._recipe, first), _LOOKED_AT))
+        """Digests of what would render messages, of each source that can hold such and has a template."""
+        found = {}
+        for number, source in enumerate(self._recipe.sources):
+            if source.generate is None and source.kind in ("jsonl", "parquet", "arrow"):
+                with contextlib.suppress(UsageError):  # without a template; a record of messages says so
+                    found[number] = template_digest(self._recipe, source)
+        return found
 
     def _file_state(self, source: int, name: str) -> list[Any]:
         if (source, name) in self._generated:
@@ -369,7 +360,8 @@ class _Stages:
             status = path.stat()
         except OSError:  # its span has the fault
             return [str(path.absolute())]
-        return [str(path.absolute()), status.st_size, status.st_mtime_ns]
+        state = [str(path.absolute()), status.st_size, status.st_mtime_ns]
+        return state if os.access(path, os.R_OK) else [*state, "unreadable"]
 
 
 def describe(recipe: Recipe, spans: Sequence[SourceSpan]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from r1hpc.config.plugins import is_own, names_in
 from r1hpc.config.schema import RunConfig
 from r1hpc.plan.parts import num_items
 from r1hpc.tasks.benchmark import Benchmarks
+from r1hpc.tasks.mixture import Mixture, check_weights
 from r1hpc.tasks.own import OwnTask
 from r1hpc.tasks.pass_rates import check_comes_again
 from r1hpc.tasks.registry import make_task
@@ -39,6 +40,8 @@ def check_questions(config: RunConfig, code: Path | None = None) -> list[str]:
             check_comes_again(tasks[0])
         items += _one_of_each(tasks[0], config)
         if code is None:  # a run of before goes on as it was begun
+            if isinstance(tasks[0], Mixture):
+                check_weights(tasks[0].weights)
             for task in members(tasks[0]).values():
                 if isinstance(task, OwnTask):
                     task.check_pure()

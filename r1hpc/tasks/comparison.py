@@ -78,7 +78,12 @@ def compare_answers(a: Sequence[Line], b: Sequence[Line]) -> Comparison:
     asked_of_a, asked_of_b = _asked(a, b)
     pairs = [(line, asked_of_b[question]) for question, line in asked_of_a.items() if question in asked_of_b]
     if not pairs:
-        raise UsageError("no question was asked of both: evaluate them on the same task, test file and seed")
+        every = (*asked_of_a, *asked_of_b)
+        labels = " and ".join(sorted({question[2] for question in every if question[2:]}))
+        of = f" (theirs are of {labels})" if labels else ""
+        raise UsageError(
+            f"no question was asked of both{of}: evaluate them on the same task, test file and seed"
+        )
     is_sampled = all(min(x["num_samples"], y["num_samples"]) > 1 for x, y in pairs)
     differences = [_share(y, is_sampled) - _share(x, is_sampled) for x, y in pairs]
     counts = [(bool(x["greedy_correct"]), bool(y["greedy_correct"])) for x, y in pairs]

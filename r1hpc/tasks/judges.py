@@ -54,7 +54,8 @@ def choice(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
     """The letter of the right choice: `C`, `(C)`, `C. with its text`; or that text alone."""
     said = text.strip(_SPACE)
     texts = [str(choice).strip(_SPACE).casefold() for choice in metadata["choices"]]
-    if len(said) > 1 and said.casefold() in texts:  # before the letter: a text may begin as `C. elegans` does
+    is_bare = re.fullmatch(r"\(?[A-Z][).:]?", said, re.ASCII)
+    if not is_bare and said.casefold() in texts:  # before the letter: a text may begin as `C. elegans` does
         return said.casefold() == texts[ord(answer) - ord("A")]
     letter = _LETTER.match(said)
     if letter is not None:

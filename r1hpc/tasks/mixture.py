@@ -32,6 +32,7 @@ class Mixture:
     def __init__(self, seed: int, tasks: Mapping[str, Task], weights: Mapping[str, float]) -> None:
         self.members = dict(tasks)
         self.name = " + ".join(tasks)
+        self.weights = dict(weights)
         self._seed = seed
         self._counts = _counts(weights)
         self._size = sum(self._counts.values())
@@ -62,15 +63,33 @@ class Mixture:
 
 def _counts(weights: Mapping[str, float]) -> dict[str, int]:
     """The smallest whole numbers in the proportion of the weights."""
-    exact = {label: weight / sum(weights.values()) for label, weight in weights.items()}
-    shares = {label: Fraction(share).limit_denominator(_FINEST) for label, share in exact.items()}
-    is_true = all(abs(shares[label] - share) <= _TOLERANCE * share for label, share in exact.items())
+    shares = {
+        label: Fraction(weight / sum(weights.values())).limit_denominator(_FINEST)
+        for label, weight in weights.items()
+    }
     whole = math.lcm(*(share.denominator for share in shares.values()))
     counts = {label: int(share * whole) for label, share in shares.items()}
     common = math.gcd(*counts.values())
-    if not is_true or sum(counts.values()) // max(1, common) > _MOST_IN_A_BLOCK:
+    if not all(counts.values()) or sum(counts.values()) // max(1, common) > _MOST_IN_A_BLOCK:
         raise UsageError(
             f"task.mix: the weights {dict(weights)} are too far apart or too fine: take simple proportions, "
             f"none below one in {_FINEST}"
         )
     return {label: count // common for label, count in counts.items()}
+
+
+def check_weights(weights: Mapping[str, float]) -> None:
+    """Refuse weights of a new run that rounding would change; a run of before goes on with what they became.
+
+    Raises:
+        UsageError: names what they would become.
+    """
+    counts = _counts(weights)
+    for label, weight in weights.items():
+        exact = weight / sum(weights.values())
+        if abs(counts[label] / sum(counts.values()) - exact) > _TOLERANCE * exact:
+            proportion = ", ".join(f"{label}: {count}" for label, count in counts.items())
+            raise UsageError(
+                f"task.mix: the weights {dict(weights)} are too fine, and would become {proportion}: give "
+                f"these, or others of which none is below one in {_FINEST}"
+            )

@@ -82,8 +82,9 @@ def _files(path: Path) -> list[Path]:
             raise UsageError(f"{path} is not there: give the path of a file of questions")
         return [path]
     for kind in reversed(_KINDS):
-        # `datasets` leaves what map() and filter() made beside the data.
-        found = sorted(file for file in path.glob(f"*{kind}") if not file.name.startswith("cache-"))
+        found = sorted(path.glob(f"*{kind}"))
+        if kind == ".arrow":  # `datasets` leaves what map() and filter() made beside the data
+            found = [file for file in found if not file.name.startswith("cache-")]
         if found:
             return found
     splits = sorted(

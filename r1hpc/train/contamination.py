@@ -4,7 +4,7 @@ Test files are read by `tasks`, training text by `data`, which know nothing of o
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -13,6 +13,8 @@ from r1hpc.data.open_lines import iter_lines
 from r1hpc.data.overlap import NGRAM, overlap
 from r1hpc.data.trace_recipe import list_inputs
 from r1hpc.tasks.benchmark import Benchmarks
+
+_LINES_A_BEAT = 1000
 
 
 def check_training_files(config: RunConfig) -> None:
@@ -24,9 +26,12 @@ def check_training_files(config: RunConfig) -> None:
     list_inputs(config.evaluate.trained_on, "evaluate.trained_on")
 
 
-def contamination(config: RunConfig) -> dict[str, Any] | None:
+def contamination(config: RunConfig, beat: Callable[[], None] = lambda: None) -> dict[str, Any] | None:
     """By test file, of the questions that are long enough to be looked for: {num_questions, num_found, share,
-    ngram, num_too_short}; None where nothing is known to compare with."""
+    ngram, num_too_short}; None where nothing is known to compare with.
+
+    `beat` is called while it reads, which may take hours.
+    """
     benchmarks = Benchmarks.of(config)
     if benchmarks is None or not config.evaluate.trained_on:
         return None
@@ -34,7 +39,7 @@ def contamination(config: RunConfig) -> dict[str, Any] | None:
         label: [each.text for each in benchmark.questions[: benchmarks.sizes[label]]]
         for label, benchmark in benchmarks.members.items()
     }
-    found = iter(overlap([text for texts in questions.values() for text in texts], _texts(config)))
+    found = iter(overlap([text for texts in questions.values() for text in texts], _texts(config, beat)))
     report = {}
     for label, texts in questions.items():
         hits = [hit for hit in islice(found, len(texts)) if hit is not None]
@@ -48,11 +53,13 @@ def contamination(config: RunConfig) -> dict[str, Any] | None:
     return report
 
 
-def _texts(config: RunConfig) -> Iterator[str]:
+def _texts(config: RunConfig, beat: Callable[[], None]) -> Iterator[str]:
     """Every record of the training files, all of its strings as one text."""
     for each in list_inputs(config.evaluate.trained_on):
         for path in each.files:
-            for line in iter_lines(path, 0, None):
+            for number, line in enumerate(iter_lines(path, 0, None)):
+                if number % _LINES_A_BEAT == 0:
+                    beat()
                 yield "\n".join(_strings(_parsed(line.raw)))
 
 

@@ -16,7 +16,7 @@ class ResumeError(TrainError):
 
 
 class ConversionError(R1hpcError):
-    """A checkpoint could not be made fit for another layout; for lack of room or memory, most likely."""
+    """A checkpoint could not be made fit for another layout on this machine: no room, no memory, killed."""
 
 
 class SaveError(R1hpcError):

@@ -85,7 +85,7 @@ def _sum_up(job: Job, task_id: str) -> None:
     """Leave what the answers of all parts come to."""
     answers = [Answer(**line) for line in _read_parts(job)]
     summary = {"task": task_id, "model": job.config.model.path, **summarise(answers)}
-    overlap = contamination(job.config)
+    overlap = contamination(job.config, lambda: job.watchdog.beat("reading what it was trained on"))
     if overlap is not None:
         summary["contamination"] = overlap
     write_json(job.run.evaluation, summary)

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from r1hpc.base.errors import ConfigError
+from r1hpc.base.errors import ConfigError, R1hpcError
 from r1hpc.config.schema import ModelConfig
 from r1hpc.plan.weights import check_weights, first_of, refuse_misshapen
 from r1hpc.train.attention import GAMMA, OURS, add_gates, check_implementation, load_gates
@@ -133,10 +133,12 @@ def _refused(implementation: str) -> Iterator[None]:
     """An attention whose package is not there, or that the model does not have, is the user's to change."""
     try:
         yield
+    except R1hpcError:
+        raise
     except (ImportError, ValueError) as error:
-        if implementation in ("eager", "sdpa"):
+        why = (str(error).strip().splitlines() or [""])[0]
+        if implementation in ("eager", "sdpa") or "ttention" not in why:
             raise
-        why = str(error).strip().splitlines()[0]
         raise ConfigError(f"model.attn_implementation={implementation}: {why} Take sdpa") from None
 
 

@@ -3,6 +3,7 @@
 convert(checkpoint.path / "deepspeed", target, zero_stage=1, beat=watchdog.beat)     # the original stays
 """
 
+import errno
 import os
 import shutil
 import subprocess
@@ -12,10 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from r1hpc.train.checkpoint_files import load_file, write_file
-from r1hpc.train.errors import ConversionError
+from r1hpc.train.errors import ConversionError, ResumeError
 from r1hpc.train.weight_parts import PREFIX, part_name
 
 _POLL_S = 0.2
+_NO_ROOM = ("MemoryError", *map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EIO)))
 _PHASE = "converting the checkpoint for another number of ranks"
 
 
@@ -25,7 +27,9 @@ def convert(source: Path, target: Path, zero_stage: int, beat: Callable[[str], N
     Of a large model it takes longer than a rank may be silent: `beat` is called all the while.
 
     Raises:
-        ConversionError: DeepSpeed could not; what it said is on stderr, its end in the message.
+        ConversionError: DeepSpeed was killed, or had no room or memory; what it said is on stderr, its end in
+            the message.
+        ResumeError: the same, where it could not make anything of the checkpoint.
         OSError: no room for the scratch folder.
     """
     for leftover in target.parent.parent.glob("universal-*"):  # of a conversion that was killed
@@ -59,7 +63,9 @@ def _convert(source: Path, target: Path, zero_stage: int, beat: Callable[[str], 
         said = log.read_text(errors="replace")
         print(said, file=sys.stderr, flush=True)
         how = f"status {process.returncode}" if process.returncode > 0 else f"signal {-process.returncode}"
-        raise ConversionError(f"DeepSpeed could not convert {source.parent} ({how}):\n{said[-2000:]}")
+        is_of_the_machine = process.returncode < 0 or any(words in said for words in _NO_ROOM)
+        kind = ConversionError if is_of_the_machine else ResumeError
+        raise kind(f"DeepSpeed could not convert {source.parent} ({how}):\n{said[-2000:]}")
 
 
 def _joined(folder: Path, scratch: Path, beat: Callable[[str], None]) -> Path:

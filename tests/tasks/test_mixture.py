@@ -8,6 +8,7 @@ import pytest
 from r1hpc.base.errors import UsageError
 from r1hpc.config.reasoning import RewardConfig, TaskConfig
 from r1hpc.tasks.completion import compose
+from r1hpc.tasks.mixture import check_weights
 from r1hpc.tasks.registry import make_task
 from r1hpc.tasks.rewards import Completion, Scorer
 from r1hpc.tasks.task import Task
@@ -56,6 +57,8 @@ def test_the_id_names_tasks_and_weights() -> None:
 def test_weights_that_are_too_far_apart() -> None:
     with pytest.raises(UsageError, match="too far apart or too fine"):
         _mix(sums=1, game=1e-6)
-    with pytest.raises(UsageError, match="none below one in 100"):
-        _mix(sums=150, game=1)
-    assert _mix(sums=99, game=1)
+    assert _mix(sums=150, game=1), "a run of before goes on, as 99 to 1"
+    with pytest.raises(UsageError, match="would become sums: 99, game: 1"):
+        check_weights({"sums": 150, "game": 1})
+    check_weights({"sums": 99, "game": 1})
+    check_weights({"sums": 0.7, "game": 0.3})

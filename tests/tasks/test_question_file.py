@@ -136,6 +136,12 @@ def test_a_choice_whose_text_begins_like_a_letter(answer: str, right: bool) -> N
     assert choice("C. yeast", answer, metadata) != right
 
 
+def test_a_letter_form_is_a_letter_also_among_such_texts() -> None:
+    metadata = {"choices": ["(B)", "(A)"]}
+    assert choice("(B)", "B", metadata)
+    assert not choice("(B)", "A", metadata)
+
+
 def test_a_boxed_answer_counts_where_it_is_asked_for(tmp_path: Path) -> None:
     path = _write(tmp_path / "x.jsonl", [{"problem": f"{n}?", "solution": r"\frac12"} for n in range(30)])
     task = make_task(TaskConfig("file", options={"path": str(path)}, question="problem", answer="solution"))

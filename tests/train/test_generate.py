@@ -4,21 +4,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
+
 from r1hpc.base.rundir import RunDir
 from r1hpc.config.reasoning import GenerateConfig
 from r1hpc.config.schema import RunConfig
-from r1hpc.train.generate import traces
-from r1hpc.train.session import Job
+from r1hpc.train.generate import _last_by_rank_0, traces
+from r1hpc.train.session import Job, Outcome
 from r1hpc.train.stop import StopRequests
 
 
 class _Rank:
-    """The group of a rank that is alone, and its watchdog; notes at each meeting whether traces are there."""
+    """The group of a rank as if alone, and its watchdog; notes at each meeting whether traces are there."""
 
-    rank, world_size = 0, 1
+    world_size = 1
 
-    def __init__(self, run: RunDir) -> None:
-        self._run = run
+    def __init__(self, run: RunDir, rank: int) -> None:
+        self._run, self.rank = run, rank
         self.met_with_traces: list[bool] = []
 
     def broadcast(self, value: Any) -> Any:
@@ -34,12 +36,25 @@ class _Rank:
         pass
 
 
-def test_the_ranks_meet_once_rank_0_has_written_what_the_stage_leaves(tmp_path: Path) -> None:
-    run = RunDir(tmp_path / "run")
+def job_of(rank: _Rank, run: RunDir) -> Job:
     run.create()
     config = replace(RunConfig(), stage="traces", generate=GenerateConfig(num_items=3))
-    rank = _Rank(run)
     group, watchdog = cast("Any", rank), cast("Any", rank)
-    job = Job(config, run, group, 1, "token", "n0", None, StopRequests(run, 0), watchdog)
-    assert traces(job).finished
+    return Job(config, run, group, 1, "token", "n0", None, StopRequests(run, 0), watchdog)
+
+
+def test_rank_0_meets_the_others_once_it_has_written_what_the_stage_leaves(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    rank = _Rank(run, 0)
+    assert traces(job_of(rank, run)).finished
     assert rank.met_with_traces == [True]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_the_others_wait_for_it_and_write_nothing(tmp_path: Path, finished: bool) -> None:
+    run = RunDir(tmp_path / "run")
+    rank = _Rank(run, 1)
+    with _last_by_rank_0(job_of(rank, run), Outcome(finished, 0, None)) as is_mine:
+        assert not is_mine
+        assert not rank.met_with_traces
+    assert rank.met_with_traces == [False] * finished

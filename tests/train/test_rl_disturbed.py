@@ -83,9 +83,9 @@ def assert_same_learning(disturbed: RunDir, undisturbed: RunDir) -> None:
 
 
 def assert_little_was_lost(run: RunDir, stopped: set[int], save_every: int) -> None:
-    """Asked to stop, an attempt loses no update; killed, at most one interval."""
+    """Asked to stop, an attempt loses no update; killed, an interval, and one that is being written."""
     for attempt, num_lost in Counter(step.attempt for step in read_steps(run).lost).items():
-        assert num_lost <= (0 if attempt in stopped else save_every), f"attempt {attempt}"
+        assert num_lost <= (0 if attempt in stopped else 2 * save_every), f"attempt {attempt}"
 
 
 @pytest.mark.soak  # GRPO goes through the same on Slurm: tests/test_reasoning_slurm.py

@@ -98,7 +98,7 @@ def _items(path: Path) -> Iterator[str]:
     a text. What it is shows in its first characters: many a file of JSON lines is called .json."""
     try:
         with open_file(path) as file:
-            text = file.read().decode("utf-8")
+            text = file.read().decode("utf-8-sig")
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise UsageError(f"decontaminate.against: {path} cannot be read: {error}") from None
     if (whole := _json(text)) is not None:
