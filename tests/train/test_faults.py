@@ -112,9 +112,9 @@ def test_ranks_that_outlive_their_supervisor_finish_the_run(tmp_path: Path) -> N
     run = submit(tmp_path, "orphans", *size, env=slow(1.0)).run
     wait_step(run, 2)
     os.kill(int(str(read_history(run).attempts[0].job_id).removeprefix("local-")), signal.SIGKILL)
-    situation = read_situation(run)
-    assert situation.state is State.running
-    assert situation.detail.endswith("is gone, its ranks go on")
+    gone = "is gone, its ranks go on"
+    wait_until("its supervisor's end", lambda: read_situation(run).detail.endswith(gone), 10, run)
+    assert read_situation(run).state is State.running
     again = [sys.executable, "-m", "r1hpc.submit", "--resume", "--run-root", str(tmp_path)]
     again += ["--run-name", "orphans", "--executor", "local"]
     refused = subprocess.run(again, cwd=CHECKOUT, capture_output=True, text=True)
