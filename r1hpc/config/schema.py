@@ -198,7 +198,12 @@ class DeepspeedConfig:
     """Merged into DeepSpeed's own config, under DeepSpeed's names; wins over what r1hpc sets. Keys with a
     setting of their own here are refused."""
 
-    def __post_init__(self) -> None:
+    def check_new(self) -> None:
+        """Refuse keys of `extra` that have a setting here; a run of before that has some goes on.
+
+        Raises:
+            ConfigError: names the setting.
+        """
         for path, ours in _OWN_OF_DEEPSPEED.items():
             value: Any = self.extra
             for name in path.split("."):

@@ -115,6 +115,7 @@ class Life:
         try:
             return self._until_the_end(server, activity)
         finally:
+            forget_address(self.run)
             server.end()  # answers under way end within its grace, and count
             activity.hear(*server.news())
             activity.close()

@@ -84,7 +84,12 @@ def plan_new_run(order: Order) -> PlannedRun:
     """
     config = load.load(order.job or DEFAULT_JOB, order.overrides, order.cluster)
     run = order.new_run()
-    if os.path.lexists(run.path) and not is_leftover(run):
+    if is_leftover(run):
+        raise UsageError(
+            f"a submission that was cut off has left {run.path}, without submitting anything: remove it, "
+            "or choose another --run-name"
+        )
+    if os.path.lexists(run.path):
         raise UsageError(
             f"there is a run called {run.run_id} in {run.path.parent}: go on with it by --resume, "
             "or choose another --run-name"
@@ -94,8 +99,11 @@ def plan_new_run(order: Order) -> PlannedRun:
 
 def is_leftover(run: RunDir) -> bool:
     """Whether a submission that was cut off while it froze the run left the folder: no job came of it."""
-    is_whole = run.config.exists() or run.attempts.exists()
-    return not is_whole and run.submission_lock.is_file() and is_free(run.submission_lock)
+    try:
+        is_whole = run.config.exists() or run.attempts.exists()
+        return not is_whole and run.submission_lock.is_file() and is_free(run.submission_lock)
+    except OSError:  # somebody else's
+        return False
 
 
 def plan_resumed_run(order: Order) -> PlannedRun:
@@ -161,6 +169,8 @@ def plan_run(
     """
     fields.check_cluster(config.cluster)
     fields.check_resources(config.resources)
+    if is_new:
+        config.deepspeed.check_new()
     config = freeze.with_absolute_paths(config)
     freeze.refuse_secrets(config, order.overrides)
     if config.stage == "serve":

@@ -29,7 +29,7 @@ from r1hpc.config.redact import redact
 from r1hpc.slurm import fields, script
 from r1hpc.slurm.sbatch import LostSubmissionError
 from r1hpc.submission.order import Order
-from r1hpc.submission.plan_run import PlannedRun, is_leftover
+from r1hpc.submission.plan_run import PlannedRun
 from r1hpc.telemetry.attempts import record
 
 
@@ -82,15 +82,13 @@ def alone(run: RunDir) -> AbstractContextManager[int]:
 
 
 def create(run: RunDir) -> None:
-    """Make the run's folders, in place of those that a submission left which was cut off.
+    """Make the run's folders.
 
     Raises:
         UsageError: they exist.
         R1hpcError: the run root cannot be written, or anybody could put another folder in their place.
     """
     create_parent(run)
-    if is_leftover(run):
-        shutil.rmtree(run.path)
     try:
         run.create()
     except FileExistsError:
