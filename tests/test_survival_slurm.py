@@ -122,10 +122,18 @@ def test_six_preemptions_in_a_row_without_a_hold(root: Path, cluster: Cluster) -
     assert len(wait_over(run)) == 7
 
 
-def test_on_four_then_two_then_three_nodes(root: Path, cluster: Cluster, undisturbed: RunDir) -> None:
-    """Identical global batches on any number of nodes; the loss within 1e-3 of the undisturbed run."""
+def test_on_four_then_two_then_three_nodes(root: Path, cluster: Cluster) -> None:
+    """Identical global batches on any number of nodes; the loss of the undisturbed run but for rounding.
+
+    In float32, in which another order of summation moves the last of seven digits (1.0e-7 seen). Bfloat16
+    rounds at the third: 1.2e-3 seen at step 56 with the same stops.
+    """
     cluster.clear()
-    job = start(cluster, root, "elastic", "--nodes", "4", "-t", "20", *_SIZE)
+    exact = "train.precision=fp32"
+    words = ("--executor", "local", "resources.ranks_per_node=4", *_SIZE, exact)
+    undisturbed = submit(root, "exact", *words).run
+    wait_over(undisturbed, 240)
+    job = start(cluster, root, "elastic", "--nodes", "4", "-t", "20", *_SIZE, exact)
     for step, nodes in ((12, "2"), (28, "3")):
         wait_step(job.run, step)
         job.run.stop.touch()
@@ -137,7 +145,7 @@ def test_on_four_then_two_then_three_nodes(root: Path, cluster: Cluster, undistu
     assert_same_data(job.run, undisturbed)
     theirs = read_steps(undisturbed).column("loss")
     ours = read_steps(job.run).column("loss")
-    assert max(abs(a - b) / b for a, b in zip(ours, theirs, strict=True)) < 1e-3
+    assert max(abs(a - b) / b for a, b in zip(ours, theirs, strict=True)) < 1e-5
 
 
 def test_the_older_of_two_incarnations_is_refused(root: Path, cluster: Cluster) -> None:
