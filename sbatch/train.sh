@@ -26,11 +26,19 @@ umask 077
 RUN_DIR= WHOLE= # not those that sbatch has brought along from its caller's environment
 
 # -- what this shell does where Python cannot --
+JOB=$SLURM_JOB_ID # of an array's task that may be the whole array's
+[ -z "${SLURM_ARRAY_TASK_ID:-}" ] || JOB=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+# Slurm 23.02 and newer tell a job when its time limit ends.
+if [ -z "${SLURM_JOB_END_TIME:-}" ]; then
+    ENDS=$(squeue --noheader --jobs="$JOB" --format=%e 2> /dev/null)
+    [ -z "$ENDS" ] || export SLURM_JOB_END_TIME=$(date -d "$ENDS" +%s 2> /dev/null)
+fi
+
 # Why Slurm ends the job: cancel, grace, limit, requeue; nothing where it does not, or does not answer. All of
 # them are shown as COMPLETING. The end of a grace time moves PreemptTime to the end of the job.
 why_ending() {
     local said
-    said=$(scontrol show job -o "$SLURM_JOB_ID" 2> /dev/null)
+    said=$(scontrol show job -o "$JOB" 2> /dev/null)
     said=${said#* UserId=}
     [[ $said =~ \ JobState=(COMPLETING|CANCELLED|PREEMPTED|PENDING)\  ]] || return
     if [[ $said =~ \ Restarts=([0-9]+) ]] && ((BASH_REMATCH[1] > ${SLURM_RESTART_COUNT:-0})); then
@@ -53,23 +61,23 @@ run_again() {
     [ -r "$script" ] || script=$WHOLE
     for pause in 1 2 4 8 $(printf '15 %.0s' {1..39}); do
         case $(why_ending) in
-            cancel) echo "job $SLURM_JOB_ID was cancelled: not run again"; exit 1 ;;
+            cancel) echo "job $JOB was cancelled: not run again"; exit 1 ;;
             requeue) break ;;
         esac
-        said=$(scontrol requeue "$SLURM_JOB_ID" 2>&1) && break
+        said=$(scontrol requeue "$JOB" 2>&1) && break
         case ${said,,} in
             *"pending execution"*) break ;;
             *"not found"*) exit 1 ;;
             *"presently disabled"* | *"invalid job id"* | *"already completing or completed"*)
                 [ -n "$script" ] || { echo "$said: submit it again yourself, as you did"; exit 1; }
                 said=$(env -u R1HPC_ATTEMPT -u SLURM_RESTART_COUNT sbatch --parsable \
-                    --dependency="afterany:$SLURM_JOB_ID" ${1:+--exclude="$1"} "$script" 2>&1) && exit 1 ;;
+                    --dependency="afterany:$JOB" ${1:+--exclude="$1"} "$script" 2>&1) && exit 1 ;;
         esac
         echo "$said: asking again in $pause s"
         sleep "$pause"
     done
     # It starts again once this script has ended. Without the exclusion it might come back here for ever.
-    [ -z "$1" ] || scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$1" || scancel "$SLURM_JOB_ID"
+    [ -z "$1" ] || scontrol update JobId="$JOB" ExcNodeList="$1" || scancel "$JOB"
     exit 1
 }
 
@@ -77,12 +85,13 @@ run_again() {
 run_elsewhere() {
     local list pause said
     # Asked until it is said: the new list takes the place of the old one, which may be the user's own.
-    for pause in 1 2 4 8 15 30 60; do
-        said=$(scontrol show job -o "$SLURM_JOB_ID" 2>&1)
-        [[ $said == *" ExcNodeList="* ]] && break
-        sleep "$pause"
+    for pause in 1 2 4 8 15 30 30; do
+        said=$(scontrol show job -o "$JOB" 2> /dev/null)
+        [[ ${said#* UserId=} =~ \ ExcNodeList=([^ ]*) ]] && break
+        sleep "$pause" & wait $!
     done
-    list=$(sed -n 's/.* ExcNodeList=\([^ ]*\).*/\1/p' <<< "$said")
+    list=${BASH_REMATCH[1]:-}
+    [ -n "$list" ] || { echo "$1: this job runs again, where Slurm chooses"; run_again; }
     list=${list/#(null)/}
     list=${list:+$list,}$SLURMD_NODENAME
     echo "$1: this job goes on without $SLURMD_NODENAME"

@@ -77,7 +77,10 @@ def decide(evidence: Evidence) -> tuple[Cause, str]:
         return Cause.node_fail, "Slurm started the job again: a node failed, or it was preempted unwarned"
     if evidence.status in _WARNED and not outcomes:
         name = signal.Signals(evidence.status - 128).name
-        return Cause.preempted, f"stopped by {name} before the ranks could listen"
+        return _by_time_left(evidence, name) or (
+            Cause.preempted,
+            f"stopped by {name} before the ranks could listen",
+        )
     return Cause.crash, _describe_status(evidence)
 
 
@@ -107,12 +110,20 @@ def _why_stopped(
         return Cause.stopped, f"its GPU-hours are used up ({OUT_OF_HOURS})"
     if from_slurm is not None:
         return from_slurm
+    return _by_time_left(evidence, outcome.reason) or (
+        Cause.preempted,
+        f"stopped by {outcome.reason or 'a signal'}",
+    )
+
+
+def _by_time_left(evidence: Evidence, name: str) -> tuple[Cause, str] | None:
+    """Whether the signal of that name was the time limit's."""
     left = evidence.scheduler.seconds_left
     # Before a time limit Slurm sends what --signal asks for, which is SIGUSR2; SIGTERM comes with the limit
     # itself, or from a preemption.
-    if left is not None and left <= (evidence.signal_lead_s + EARLY_S if outcome.reason == "SIGUSR2" else 0):
-        return Cause.timeout, f"{outcome.reason} with {max(0, round(left))} s left of the time limit"
-    return Cause.preempted, f"stopped by {outcome.reason or 'a signal'}"
+    if left is None or left > (evidence.signal_lead_s + EARLY_S if name == "SIGUSR2" else 0):
+        return None
+    return Cause.timeout, f"{name} with {max(0, round(left))} s left of the time limit"
 
 
 def _describe_hang(evidence: Evidence) -> str:

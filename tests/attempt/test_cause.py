@@ -118,6 +118,11 @@ STOPPED_BY_USR2 = [said(STOPPED, 0, "SIGUSR2"), said(STOPPED, 1)]
         ),
         pytest.param(Evidence(2, [], 143), Cause.preempted, id="SIGTERM while Python was starting"),
         pytest.param(Evidence(2, [], 140), Cause.preempted, id="SIGUSR2 while Python was starting"),
+        pytest.param(
+            Evidence(2, [], 140, SchedulerView(seconds_left=200), signal_lead_s=180),
+            Cause.timeout,
+            id="SIGUSR2 while Python was starting, near the time limit",
+        ),
     ],
 )
 def test_the_cause_is_what_the_evidence_says(evidence: Evidence, cause: Cause) -> None:

@@ -103,7 +103,7 @@ def _program(path: Path, body: str) -> None:
     path.chmod(0o700)
 
 
-def _start(stage: Path, contract: int = CURRENT) -> "subprocess.Popen[str]":
+def _start(stage: Path, contract: int = CURRENT, **variables: str) -> "subprocess.Popen[str]":
     python = (str(stage / "python"),)
     script = Script(stage / "run", python, 4, {"nodes": "2"}, by_submitit=False, contract=contract)
     (stage / "job.sh").write_text(render(script))
@@ -113,6 +113,8 @@ def _start(stage: Path, contract: int = CURRENT) -> "subprocess.Popen[str]":
         "SLURM_JOB_NUM_NODES": "2",
         "SLURM_CPUS_ON_NODE": "32",
         "SLURMD_NODENAME": "n1",
+        "SLURM_JOB_END_TIME": "99999999999",
+        **variables,
     }
     return subprocess.Popen(["bash", str(stage / "job.sh")], env=environ, text=True, stderr=subprocess.PIPE)
 
@@ -197,6 +199,32 @@ def test_nodes_that_the_user_excluded_stay_excluded(stage: Path) -> None:
     assert _calls(stage)[-1] == "scontrol update JobId=9 ExcNodeList=n7,n1"
 
 
+def test_where_slurm_never_says_which_nodes_are_excluded_none_is_added(stage: Path) -> None:
+    _program(stage / "python", "exit 1")
+    _program(stage / "sleep", "")
+    _program(stage / "scontrol", f"echo scontrol $* >> {stage}/calls\n[ $1 != show ]")
+    assert _start(stage).wait(timeout=30) == 1
+    assert _calls(stage)[-1] == "scontrol requeue 9"
+    assert "this job runs again, where Slurm chooses" in (stage / "run/logs/slurm-9.out").read_text()
+
+
+def test_the_task_of_an_array_asks_for_itself_alone(stage: Path) -> None:
+    _program(stage / "python", "exit 1")
+    _program(stage / "sleep", "")
+    _program(stage / "scontrol", f"echo scontrol $* >> {stage}/calls\n[ $1 != show ]")
+    assert _start(stage, SLURM_ARRAY_JOB_ID="9", SLURM_ARRAY_TASK_ID="4").wait(timeout=30) == 1
+    assert set(_calls(stage)) == {"scontrol show job -o 9_4", "scontrol requeue 9_4"}
+
+
+@pytest.mark.parametrize(("said", "known"), [("2026-11-01T12:00:00", "1793534400"), ("", ""), ("N/A", "")])
+def test_an_older_slurm_is_asked_when_the_limit_ends(stage: Path, said: str, known: str) -> None:
+    (stage / "attempt").write_text("3\n")
+    _program(stage / "squeue", f"echo {said}")
+    _program(stage / "srun", f'echo "$SLURM_JOB_END_TIME" > {stage}/known')
+    assert _start(stage, SLURM_JOB_END_TIME="", TZ="UTC").wait(timeout=30) == 1
+    assert (stage / "known").read_text().strip() == known
+
+
 def _start_train(stage: Path, **variables: str) -> str:
     """What sbatch/train.sh says, submitted in a checkout."""
     (stage / "r1hpc").mkdir()
@@ -207,6 +235,7 @@ def _start_train(stage: Path, **variables: str) -> str:
         "SLURM_JOB_NAME": "train",
         "SLURM_SUBMIT_DIR": str(stage),
         "SLURMD_NODENAME": "n1",
+        "SLURM_JOB_END_TIME": "99999999999",
         "R1HPC_PYTHON": str(stage / "python"),
         **variables,
     }
