@@ -26,7 +26,7 @@ _LOOKS, _PAUSE_S = 5, 3.0
 
 
 class LostSubmissionError(SlurmError):
-    """sbatch may have made a job, and Slurm does not say."""
+    """sbatch may have made a job, and Slurm does not say; or it has, and the disk took no note of it."""
 
 
 def sbatch(
@@ -121,7 +121,8 @@ def _find_again(
         except SlurmError as error:
             if clock() > deadline:
                 raise LostSubmissionError(
-                    f"{lost}\nSlurm has been silent for {PATIENCE_S:.0f} s since, so there may be a job of it"
+                    f"{lost}\nSlurm has been silent for {PATIENCE_S:.0f} s since, so there may be a job of it: "
+                    "look with squeue"
                 ) from error
         else:
             if new:

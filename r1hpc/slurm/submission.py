@@ -20,7 +20,7 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.rundir import RunDir
 from r1hpc.slurm import payload
-from r1hpc.slurm.sbatch import sbatch
+from r1hpc.slurm.sbatch import LostSubmissionError, sbatch
 
 ENTRY_POINT = "r1hpc.launch.run_rank"
 
@@ -58,7 +58,15 @@ def adopt(run: RunDir, job_id: str, num_tasks: int = 1, entry_point: str = ENTRY
 def _leave_payload(executor: "_Executor", run: RunDir, entry_point: str) -> str:
     with _private_files():
         payload.folder_of(run.path).mkdir(mode=0o700, exist_ok=True)
-        job = executor.submit(pkgutil.resolve_name(entry_point), str(run.path))
+        try:
+            job = executor.submit(pkgutil.resolve_name(entry_point), str(run.path))
+        except OSError as error:
+            if executor.job_id is None:
+                raise
+            raise LostSubmissionError(
+                f"job {executor.job_id} is in the queue, and what its ranks read could not be written "
+                f"({error.strerror}): submit again once that is mended"
+            ) from error
     return str(job.job_id)
 
 
@@ -76,16 +84,17 @@ class _Executor(SlurmExecutor):  # type: ignore[misc]  # submitit has no types w
         self._run = run
         self._known = known
         self._tasks = num_tasks
-        self._job_id = job_id
+        self.job_id = job_id
+        """None until there is a job."""
 
     def _num_tasks(self) -> int:
         return self._tasks
 
     def _submit_command(self, command: str) -> Any:
         """Called by submitit once the payload lies in its folder under a temporary name."""
-        job_id = self._job_id or sbatch(self._run.script, self._run.path, known=self._known)
+        self.job_id = self.job_id or sbatch(self._run.script, self._run.path, known=self._known)
         failpoint("sbatch.answered")
-        return SlurmJob(folder=self.folder, job_id=job_id, tasks=list(range(self._tasks)))
+        return SlurmJob(folder=self.folder, job_id=self.job_id, tasks=list(range(self._tasks)))
 
 
 @contextmanager

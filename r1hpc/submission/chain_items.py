@@ -46,24 +46,30 @@ def refuse_shown_again(
     after: Mapping[str, RunConfig],
     needs: Mapping[str, Sequence[str]],
     begun: Collection[str],
+    queued: Collection[str],
 ) -> None:
     """Refuse a change of a chain by which stage rl comes upon items that a stage before it shows now.
 
     Args:
         begun: stages whose items cannot change any more.
+        queued: stages whose job is there, which must be cancelled ahead of a change.
 
     Raises:
-        UsageError: names the item to begin with. Who chose to show items twice is not asked again.
+        UsageError: names the item to begin with. Who gives the stage another first item knows what that one
+            shows, and who shows items twice already is not asked again.
     """
     for name in (each for each in after if after[each].stage == "rl" and each not in begun):
+        if after[name].task.first_item != before[name].task.first_item:
+            continue
         earlier = _all_before(name, needs)
         (_, was_apart), (end, is_apart) = (
             _apart(configs[name], [configs[each] for each in earlier]) for configs in (before, after)
         )
         if was_apart and not is_apart:
+            first = f"cancel {name}, then " if name in queued else ""
             raise UsageError(
                 f"stage {name} would begin with item {after[name].task.first_item or 0} of its task, and the "
-                f"stages before it show all up to {end - 1} now: give {name}:task.first_item={end} as well"
+                f"stages before it show all up to {end - 1} now: {first}give {name}:task.first_item={end} as well"
             )
 
 

@@ -64,7 +64,7 @@ def written(planned: PlannedRun, order: Order) -> Iterator[None]:
             write(planned, order)
             yield
     except LostSubmissionError as error:  # the job, if there is one, needs its folder
-        raise R1hpcError(f"{error}\n{run.path} is kept: look with squeue whether the job is there") from None
+        raise R1hpcError(f"{error}\n{run.path} is kept for it") from None
     except (R1hpcError, OSError):
         if planned.is_new:
             shutil.rmtree(run.path)

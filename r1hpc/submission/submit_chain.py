@@ -138,7 +138,8 @@ def _plan(
     if frozen is not None:
         _refuse_changes(frozen, steps)
         begun = [step.stage.name for step in steps if read_history(step.run).attempts]
-        refuse_shown_again(frozen.configs, definition.configs, definition.needs, begun)
+        queued = [step.stage.name for step in steps if not step.action.makes_a_job]
+        refuse_shown_again(frozen.configs, definition.configs, definition.needs, begun, queued)
     planned = [step.planned for step in steps if step.planned is not None]
     said = check_budget(planned, order.run_root, order.over_budget)
     return steps, (*said, *_merged_notes(steps))
@@ -206,9 +207,11 @@ def _refuse_changes(frozen: Definition, steps: Sequence[StageStep]) -> None:
     for step in steps:
         before = frozen.stage(step.stage.name).config
         wrong = forbidden_changes(before, step.stage.config)
-        if step.action is Action.skip and before.train.num_steps != step.stage.config.train.num_steps:
+        if step.action.makes_a_job:
+            continue
+        if before.train.num_steps != step.stage.config.train.num_steps:
             wrong.append("train.num_steps")
-        if wrong and not step.action.makes_a_job:
+        if wrong:
             raise UsageError(
                 f"stage {step.stage.name} is {step.action}: {', '.join(wrong)} cannot change any more. "
                 "Give what is meant for one stage as STAGE:KEY=VALUE, or take another --run-name"

@@ -66,9 +66,9 @@ def test_a_change_by_which_items_would_be_shown_again_is_refused(tmp_path: Path)
     first = frozen.stage("more").config.task.first_item
     assert first is not None
 
-    def change(*overrides: str, begun: Collection[str] = ()) -> None:
+    def change(*overrides: str, begun: Collection[str] = (), queued: Collection[str] = ()) -> None:
         changed = override(frozen, overrides, chain)
-        refuse_shown_again(frozen.configs, changed.configs, frozen.needs, begun)
+        refuse_shown_again(frozen.configs, changed.configs, frozen.needs, begun, queued)
 
     change("grpo:resources.nodes=2")
     change("grpo:train.num_steps=5000", begun=["more"])
@@ -80,6 +80,9 @@ def test_a_change_by_which_items_would_be_shown_again_is_refused(tmp_path: Path)
     assert enough is not None
     change("grpo:train.num_steps=5000", enough[0])
     change("more:resources.nodes=2")
+    change("more:task.first_item=0")
+    with pytest.raises(UsageError, match="cancel more, then give more:task.first_item="):
+        change("grpo:train.num_steps=5000", queued=["more"])
 
 
 def test_the_first_item_may_change_until_one_was_shown(tmp_path: Path) -> None:

@@ -140,6 +140,21 @@ def test_a_kill_at_any_point_of_the_submission_does_nothing_twice(place: Place) 
     assert actions_of(place.submit()) == ["at work"] * 3
 
 
+def test_a_job_whose_payload_could_not_be_written_keeps_its_folder_and_is_adopted(place: Place) -> None:
+    sbatch = place.slurm.bin / "sbatch"
+    whole = sbatch.read_text()
+    away = 'for last; do :; done\n[ "$1" = --version ] || rm -r "${last%/*}/submitit"\n'
+    sbatch.write_text(whole.replace("exec ", "") + away)
+    failed = submit(place.root, str(place.file), env=place.environment())
+    assert failed.returncode == 1
+    assert "job 1 is in the queue, and what its ranks read could not be written" in failed.stderr
+    run = place.chain.stage("one")
+    assert f"{run.path} is kept for it" in failed.stderr
+    sbatch.write_text(whole)
+    assert jobs_of(place.submit()) == ["1", "2", "3"]
+    assert (run.path / "submitit" / "1_submitted.pkl").is_file()
+
+
 def test_those_that_wait_follow_a_stage_into_its_next_job(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
