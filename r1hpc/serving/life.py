@@ -116,6 +116,9 @@ class Life:
             return self._until_the_end(server, activity)
         finally:
             forget_address(self.run)
+            # On record ahead of its end, which takes up to ten seconds that nobody may have left.
+            activity.hear(*server.news())
+            activity.close()
             server.end()  # answers under way end within its grace, and count
             activity.hear(*server.news())
             activity.close()

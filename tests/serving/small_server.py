@@ -8,6 +8,7 @@ long.
     SMALL_SERVER=open       with the middleware in front of /health alone
     SMALL_SERVER=stranger   without the middleware: it has no key
     SMALL_SERVER=silent     it never listens
+    SMALL_SERVER=stubborn   it leaves by SIGKILL only
 """
 
 import argparse
@@ -15,6 +16,7 @@ import asyncio
 import importlib
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import MutableMapping
@@ -85,6 +87,8 @@ def main(argv: list[str]) -> None:
     if mode == "dies":
         print("RuntimeError: the small server cannot load its weights", flush=True)
         sys.exit(3)
+    if mode == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     while mode == "silent":
         time.sleep(60)
     if mode != "stranger":

@@ -6,7 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -14,8 +15,8 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.rundir import RunDir
 from r1hpc.config.load import load
 from r1hpc.serving.address import Address, Place, make_key, read_address
-from r1hpc.serving.life import TIME_LIMIT, Ended, Life, ServerError
-from r1hpc.serving.process import command_of, environment_of
+from r1hpc.serving.life import TIME_LIMIT, Ended, Life, ServerError, _Health
+from r1hpc.serving.process import Server, command_of, environment_of
 from r1hpc.slurm.env import choose_port
 from r1hpc.telemetry.metrics import last_steps
 from tests.runs import CHECKOUT, wait_until
@@ -115,6 +116,24 @@ def test_it_answers_a_hundred_requests_to_its_key_and_none_without(serve: Serve)
     assert (ready.step_time_s, ready.number("requests")) == (0, 0)
     assert spell.number("requests") == 100
     assert spell.step_time_s
+
+
+def test_what_it_has_answered_is_on_record_before_it_has_ended(serve: Serve) -> None:
+    server = serve(SMALL_SERVER="stubborn").begin()
+    assert ask(server.address().place.url, "/v1/completions", key_of(server.run), {}) == 200
+    server.stop = "SIGTERM"
+    wait_until("its spell", lambda: last_steps(server.run, 1)[-1].number("requests") == 1, 5)
+    assert server.ended is None
+    assert server.end() == Ended(False, "SIGTERM")
+
+
+def test_who_was_suspended_has_not_been_silent() -> None:
+    health = _Health(cast(Server, SimpleNamespace(ask=lambda path, key: None)), "key")
+    health.asked = health.answered = time.monotonic() - 1000
+    health.look()
+    health.asked, health.answered = time.monotonic() - 11, time.monotonic() - 121
+    with pytest.raises(ServerError, match="has not answered for 121 s"):
+        health.look()
 
 
 def test_it_ends_when_nobody_has_asked_for_long_and_not_while_it_answers(serve: Serve) -> None:
