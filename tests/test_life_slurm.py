@@ -154,7 +154,8 @@ def test_of_two_jobs_that_begin_at_once_one_leaves(on_cluster: Cluster, tmp_path
         run.submit(R1HPC_FAILPOINT="begin:sleep=3", R1HPC_LIGHT_LAST="1", R1HPC_LIGHT_STARTED_S="60")
     run.wait_log("leaves it alone")
     assert len(run.attempts) == 1
-    assert on_cluster.state(run.job if run.attempts[0].job_id != str(run.job) else run.job - 1) == "FAILED"
+    left = run.job if run.attempts[0].job_id != str(run.job) else run.job - 1
+    wait_until("its end", lambda: on_cluster.state(left) == "FAILED", 60, run.run)
 
 
 # -- a begin that fails ---------------------------------------------------------------------------------
