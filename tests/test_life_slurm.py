@@ -219,12 +219,15 @@ def test_train_sh_on_a_node_that_sees_nothing_runs_elsewhere(on_cluster: Cluster
     assert "ended: finished" in (place / f"slurm-{job}.out").read_text()
 
 
-def test_a_node_on_which_begin_fails_is_excluded_with_the_reason(on_cluster: Cluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [(), ("--array=3",)], ids=["job", "task of an array"])
+def test_a_node_on_which_begin_fails_is_excluded_with_the_reason(
+    on_cluster: Cluster, tmp_path: Path, options: tuple[str, ...]
+) -> None:
     """An interpreter that this node cannot start."""
     run = LightRun(tmp_path, "broken", on_cluster, patience="1 1")
     first = on_cluster.node_names[0]
     with blind(on_cluster, first, Path(sys.prefix)):
-        run.submit(R1HPC_LIGHT_LAST="1")
+        run.submit(*options, R1HPC_LIGHT_LAST="1")
         run.wait_over()
     assert [a.cause for a in run.attempts] == [Cause.finished]
     (excluded,) = [e for e in read_records(run.run.attempts) if e["event"] == "excluded"]
