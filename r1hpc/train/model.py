@@ -9,6 +9,7 @@ train/export.py merges the adapters into the weights.
 """
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -107,6 +108,8 @@ def wrap_lora(network: nn.Module, model: ModelConfig) -> Any:
 def _from_weights(folder: Path, config: Any, implementation: str, lie: Placement | None) -> PreTrainedModel:
     said = logging.get_verbosity()
     logging.set_verbosity_error()  # what transformers only warns of is refused or said below
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()  # hundreds of lines in a rank's log
     try:
         with lie.each_loaded() if lie else nullcontext(), _refused(implementation):
             network, loaded = AutoModelForCausalLM.from_pretrained(
