@@ -4,7 +4,7 @@
     python -m r1hpc.chat RUN                   # a run's; CHAIN/STAGE is a run
     python -m r1hpc.chat DIR                   # any Hugging Face folder
     python -m r1hpc.chat RUN --ask "17 + 25"   # one question; --json for a script
-    echo "17 + 25" | python -m r1hpc.chat RUN  # a line is a question
+    echo "17 + 25" | python -m r1hpc.chat RUN  # lines are a conversation; /new begins another
 
 A run is asked as it was trained: with its chat template, its system prompt and, where its task puts questions
 into a template, in that (--as-typed: as they are). Thinking is shown apart from the answer. Without a chat
@@ -176,8 +176,8 @@ def _show(pieces: Iterator[str]) -> str:
             (at for at in range(len(rest)) if any(t.startswith(rest[at:]) for t in _LABELS)), len(rest)
         )
         last, held = _print(rest[:cut], label, last), rest[cut:]
-    _print(held, label, last)
-    print()
+    last = _print(held, label, last)
+    print("" if last else "says> (nothing)")
     return text
 
 

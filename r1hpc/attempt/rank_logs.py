@@ -40,6 +40,8 @@ def find_log(run: RunDir, attempt: int | None, rank: int) -> Path:
     ranks = sorted(int(found[1]) for p in run.attempt_logs(attempt).glob("*") if (found := _rank_of(p)))
     if ranks:
         raise StateError(f"no log of rank {rank} in attempt {attempt}: there are ranks {_span(ranks)}")
+    if run.attempt_logs(attempt).is_dir():
+        raise StateError(f"no rank of attempt {attempt} has printed anything yet{_other(run)}")
     attempts = _attempts(run)
     there = (
         f"there are logs of attempts {_span(attempts)}" if attempts else f"no attempt has logs{_other(run)}"

@@ -178,7 +178,8 @@ def refuse_changes(specs: Iterable[str], code: Path) -> None:
             changed = ", ".join(_differences(frozen, now))
             raise ConfigError(
                 f"{printable(spec)} has changed since this run began with it ({changed} in {now.root}): "
-                "with another content it is another run. Begin one with a new --run-name; or, to go on with "
+                "with another content it is another run. Begin one with a new --run-name (model.path="
+                "CHAIN/STAGE/model starts it from what an earlier stage left); or, to go on with "
                 f"this one, put the old files back, of which the run has a copy in {frozen.root}"
             )
 

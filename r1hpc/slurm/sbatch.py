@@ -121,8 +121,8 @@ def _find_again(
         except SlurmError as error:
             if clock() > deadline:
                 raise LostSubmissionError(
-                    f"{lost}\nSlurm has been silent for {PATIENCE_S:.0f} s since, so there may be a job of it: "
-                    "look with squeue"
+                    f"{lost}\nSlurm has been silent for {PATIENCE_S:.0f} s since, so there may be a job of it"
+                    ": look with squeue"
                 ) from error
         else:
             if new:

@@ -69,7 +69,8 @@ def refuse_shown_again(
             first = f"cancel {name}, then " if name in queued else ""
             raise UsageError(
                 f"stage {name} would begin with item {after[name].task.first_item or 0} of its task, and the "
-                f"stages before it show all up to {end - 1} now: {first}give {name}:task.first_item={end} as well"
+                f"stages before it show all up to {end - 1} now: {first}give {name}:task.first_item={end} "
+                "as well"
             )
 
 

@@ -1,4 +1,4 @@
-"""The judge of mathematical answers: plain numbers by themselves, everything else by math-verify.
+"""The judge of answers from files: plain numbers and words by themselves, all else by math-verify.
 
 Imported only in the verifier's process. math-verify's own limits are signals and off here: the process is
 what gets killed. It reads plain expressions with sympy.parse_expr, which evaluates; ours replaces that.
@@ -18,6 +18,8 @@ from r1hpc.tasks.algebra import replace_parse_expr
 from r1hpc.tasks.arithmetic import RefusedError
 
 _PLAIN = re.compile(r"\$?(-?)\$?(\d{1,30}|\d{1,3}(?:,\d{3}){1,9})(\.\d{0,30})?\.?", re.ASCII)
+_WORDS = re.compile(r"[^\W\d_]{2,}(?:[ ,.'\u2019-]+[^\W\d_]{2,})*\.?")
+_TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox)\s*\{([^{}]*)\}")
 _COSTLY = re.compile(
     r"\\(?:int|iint|oint|sum|prod|lim)(?![a-z])"
     r"|\d{31}|\d{4}\s*\}?\s*!"
@@ -43,9 +45,15 @@ def load(settings: Mapping[str, Any]) -> Callable[[str, str, Mapping[str, Any]],
 
 
 def judge(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
-    """Equal in value. `1,234.00` is `1234`, `\\frac12` is `0.5`, `x^2+2x+1` is `(x+1)^2`."""
+    """Equal in value. `1,234.00` is `1234`, `\\frac12` is `0.5`, `x^2+2x+1` is `(x+1)^2`.
+
+    Of words only their case may differ: math-verify would read each letter as a factor, and `tac` as `cat`.
+    """
     if text.strip(_SPACE) == answer:
         return True
+    said, right = words(text), words(answer)
+    if said and right:
+        return said == right
     given, wanted = plain_number(text), plain_number(answer)
     if given is not None and wanted is not None:
         return given == wanted
@@ -72,6 +80,12 @@ def plain_number(text: str) -> Fraction | None:
         return None
     sign, whole, decimals = match.groups()
     return Fraction(f"{sign}{whole.replace(',', '')}{(decimals or '').rstrip('.')}")
+
+
+def words(text: str) -> list[str]:
+    """Of a text that is nothing but words of two letters or more, in lower case; empty for any other."""
+    bare = _TEXT.sub(r"\1", text).strip("$" + _SPACE)
+    return re.findall(r"[^\W\d_]+", bare.casefold()) if _WORDS.fullmatch(bare) else []
 
 
 @lru_cache(maxsize=64)

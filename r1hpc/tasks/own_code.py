@@ -7,6 +7,7 @@ Runs only in processes that can be killed: worker.py judges, own_source.py makes
 """
 
 import importlib
+import inspect
 import math
 import sys
 import traceback
@@ -92,6 +93,7 @@ def load_score(settings: Mapping[str, Any]) -> Judge:
     """A user's reward term. It is asked as a judge whose metadata is {prompt, metadata}."""
     spec = settings["spec"]
     function = load(spec, settings["code"])
+    _check_takes_four(spec, function)
 
     def judge(text: str, answer: str, metadata: Mapping[str, Any]) -> float:
         value = call(spec, function, metadata["prompt"], text, answer, metadata["metadata"])
@@ -104,6 +106,21 @@ def load_score(settings: Mapping[str, Any]) -> Judge:
         return number
 
     return judge
+
+
+def _check_takes_four(spec: str, function: Callable[..., Any]) -> None:
+    """Refuse a reward term that cannot be called as one, such as TRL's, which takes lists by name."""
+    try:
+        takes = inspect.signature(function)
+    except (TypeError, ValueError):  # of something compiled, which does not say
+        return
+    try:
+        takes.bind("", "", "", {})
+    except TypeError:
+        raise OwnCodeError(
+            f"{spec} takes {takes}, and a reward term is called with four arguments, score(prompt, "
+            "completion, answer, metadata), once for each completion: see docs/tasks.md"
+        ) from None
 
 
 def _imported(plugin: Plugin) -> Any:

@@ -194,7 +194,7 @@ def _value(where: str, row: Row, column: str, what: str) -> Any:
     if column not in row:
         raise UsageError(
             f"{where} has no column {column!r}{nearest(column, map(str, row))}; it has: "
-            f"{', '.join(map(str, row))[:200]}. Name it by task.{what}=COLUMN"
+            f"{', '.join(map(str, row))[:200]}. Name it by task.{what}=COLUMN; every line must have it"
         )
     return row[column]
 

@@ -81,7 +81,7 @@ def test_a_change_by_which_items_would_be_shown_again_is_refused(tmp_path: Path)
     change("grpo:train.num_steps=5000", enough[0])
     change("more:resources.nodes=2")
     change("more:task.first_item=0")
-    with pytest.raises(UsageError, match="cancel more, then give more:task.first_item="):
+    with pytest.raises(UsageError, match=r"cancel more, then give more:task\.first_item="):
         change("grpo:train.num_steps=5000", queued=["more"])
 
 

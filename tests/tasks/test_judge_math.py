@@ -1,4 +1,4 @@
-"""What the judge of mathematical answers does before math-verify does anything."""
+"""The judge of answers from files: numbers, words, and what it refuses before math-verify does anything."""
 
 from fractions import Fraction
 
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1hpc.tasks.arithmetic import RefusedError
-from r1hpc.tasks.judge_math import plain_number, refuse_costly
+from r1hpc.tasks.judge_math import judge, plain_number, refuse_costly
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,27 @@ from r1hpc.tasks.judge_math import plain_number, refuse_costly
 )
 def test_plain_numbers(text: str, number: Fraction | None) -> None:
     assert plain_number(text) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "is_right"),
+    [
+        ("tac", "cat", False),
+        ("Cat", "cat", True),
+        (r"\text{east}", "east", True),
+        ("East.", r"\text{east}", True),
+        ("new  york", "New York", True),
+        ("York New", "New York", False),
+        ("stop", "pots", False),
+        ("Öl", "öl", True),
+        (r"x \cdot y", "xy", True),
+        ("y*x", "xy", True),
+        ("b + a", "a + b", True),
+        ("2x", "x2", True),
+    ],
+)
+def test_words_are_no_products(text: str, answer: str, is_right: bool) -> None:
+    assert judge(text, answer, {}) is is_right
 
 
 @settings(deadline=None)
