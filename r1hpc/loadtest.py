@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from r1hpc.serving.stream import Target
 
 _FIRST_ANSWER_S = 60.0
-_FIRST_TOKENS = 8
 _MOST_S = 7 * 24 * 3600.0
 _MOST_TOKENS = 1 << 20
 
@@ -46,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run, url, model, key = _server(arguments)
     target = _target(arguments, run, url, model, key)
     prompts = _prompts(arguments, target, given)
-    _try_once(target, prompts)
+    _try_once(target, prompts, max(_FIRST_ANSWER_S, arguments.seconds + arguments.drain))
     return _measure(arguments, run, target, prompts)
 
 
@@ -295,17 +294,18 @@ def _prompts(
     return prompts
 
 
-def _try_once(target: "Target", prompts: "Prompts") -> None:
+def _try_once(target: "Target", prompts: "Prompts", most_s: float) -> None:
     """One answer, so that what every request would fail of is one sentence."""
     import asyncio
-    from dataclasses import replace
 
     from r1hpc.serving.load import ask_once
 
-    few = replace(prompts, max_tokens=min(prompts.max_tokens, _FIRST_TOKENS))
-    answer = asyncio.run(ask_once(target, few, _FIRST_ANSWER_S))
+    answer = asyncio.run(ask_once(target, prompts, most_s))
     if answer is None:
-        raise StateError(f"{target.url} has not answered one request within {_FIRST_ANSWER_S:.0f} s")
+        raise StateError(
+            f"{target.url} has not finished one request within {most_s:.0f} s: if its answers take so long, "
+            "give a longer --drain or fewer --max-tokens"
+        )
     if answer.failure:
         said = f": {answer.detail}" if answer.detail else ""
         raise StateError(f"{target.url} does not answer a request ({answer.failure}){said}")

@@ -82,7 +82,8 @@ class LoadReport:
         about = self.about
         head = [
             f"{about.model} at {about.url}",
-            f"{about.prompts}, {about.max_tokens} tokens an answer, {format_duration(about.seconds)} a level",
+            f"{about.prompts}{self._counted()}, {about.max_tokens} tokens an answer, "
+            f"{format_duration(about.seconds)} a level",
             "TTFT: time to the first token, gap: between two tokens, both in ms",
             "",
         ]
@@ -90,10 +91,19 @@ class LoadReport:
 
     def findings(self) -> list[str]:
         """Sentences: saturation, failures, memory, and what is to be doubted."""
-        said = [self._saturation(), *(_failures(level) for level in self.levels if not level.is_clean)]
+        bad = self.bad
+        said = [self._saturation()]
+        said += [_failures(level, level in bad) for level in self.levels if not level.is_clean]
         said += [self._memory(level) for level in self.levels if level.kind == "soak"]
         said += self._doubts()
         return [*said, f"ended ahead of its plan: {self.ended}"] if self.ended else said
+
+    def _counted(self) -> str:
+        """The length of the prompts, where the server says it."""
+        tokens, finished = (
+            sum(getattr(each, name) for each in self.levels) for name in ("prompt_tokens", "finished")
+        )
+        return f" ({tokens / finished:.0f} as the server counts)" if tokens else ""
 
     def _saturation(self) -> str:
         best = self.best
@@ -192,12 +202,13 @@ def _ms(times: Distribution) -> list[str]:
     return [_NONE if value is None else f"{1000 * value:.{1 if value < 0.1 else 0}f}" for value in values]
 
 
-def _failures(level: Level) -> str:
+def _failures(level: Level, is_below: bool) -> str:
     told = [f"{count} {kind}{_said(level.said.get(kind))}" for kind, count in level.failures.most_common()]
     told += [f"{level.unfinished} unfinished"] if level.unfinished else []
     if not level.begun:
         return f"{name_of(level)}: no request was sent, the level is too short for this rate"
-    return f"{name_of(level)}: of {level.begun} requests {', '.join(told)}"
+    though = ", at a load that it should bear" if is_below else ""
+    return f"{name_of(level)}: of {level.begun} requests {', '.join(told)}{though}"
 
 
 def _said(detail: str | None) -> str:

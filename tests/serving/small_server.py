@@ -21,6 +21,7 @@ each until its max_tokens are out: slots / (first_s + (max_tokens - 1) * token_s
 
 import argparse
 import asyncio
+import heapq
 import importlib
 import json
 import math
@@ -39,8 +40,9 @@ STREAM = {
 }
 """How it streams."""
 EVENTS = b"text/event-stream"
-_slots = threading.Semaphore(int(STREAM.get("slots", 1000)))
-_count_lock = threading.Lock()
+_free_at = [0.0] * int(STREAM.get("slots", 1000))
+"""When each slot is free. They are booked by the clock, so that a busy machine costs no capacity."""
+_lock = threading.Lock()
 _count = 0
 """Streams that were asked for."""
 
@@ -73,7 +75,7 @@ async def whole(send: Any, said: dict[str, Any], status: int = 200) -> None:
 async def stream(asked: dict[str, Any], send: Any) -> None:
     """The tokens one by one, once a slot is free. Each request has a thread of its own, which may sleep."""
     global _count
-    with _count_lock:
+    with _lock:
         _count += 1
         number = _count
     while number > STREAM.get("hang_after", math.inf):
@@ -81,21 +83,19 @@ async def stream(asked: dict[str, Any], send: Any) -> None:
     if number % STREAM.get("fail_every", math.inf) == 0:
         await whole(send, {"error": {"message": "planted"}}, 500)
         return
-    with _slots:
-        await _tokens(asked, send, number % STREAM.get("break_every", math.inf) == 0)
-
-
-async def _tokens(asked: dict[str, Any], send: Any, breaks: bool) -> None:
-    num, due = asked.get("max_tokens", 4), time.monotonic() + STREAM.get("first_s", 0.0)
+    num, token_s = asked.get("max_tokens", 4), STREAM.get("token_s", 0.0)
+    with _lock:
+        due = max(time.monotonic(), heapq.heappop(_free_at)) + STREAM.get("first_s", 0.0)
+        heapq.heappush(_free_at, due + (num - 1) * token_s)
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", EVENTS)]})
     if "messages" in asked:
         await _event(send, {"choices": [{"delta": {"role": "assistant", "content": ""}}]})
     for i in range(num):
         time.sleep(max(0.0, due - time.monotonic()))
-        due += STREAM.get("token_s", 0.0)
+        due += token_s
         piece = {"delta": {"content": " a"}} if "messages" in asked else {"text": " a"}
         await _event(send, {"choices": [{**piece, "finish_reason": "length" if i == num - 1 else None}]})
-        if breaks:
+        if number % STREAM.get("break_every", math.inf) == 0:
             raise ConnectionAbortedError
     if asked.get("stream_options", {}).get("include_usage"):
         prompt = len(str(asked.get("prompt", "")).split())
