@@ -32,6 +32,7 @@ COMMANDS = {
     "diagnose": "why it is slow, stuck or learning nothing",
     "chat": "talk to what was trained",
     "serve": "a model behind OpenAI's interface, as a job of its own",
+    "loadtest": "how much a server does, and how long its answers take then",
     "compare": "is one model better than another, on the same questions",
     "export": "the trained model as a Hugging Face folder",
     "export-metrics": "metrics for TensorBoard, Prometheus or W&B",

@@ -32,7 +32,7 @@ _MAY_IMPORT = {
     "site": (*_SHARED, "slurm", "telemetry"),
     "accounting": (*_SHARED, "slurm", "telemetry", "estimator", "attempt"),
     "rehearsal": (*_SHARED, "slurm", "telemetry", "attempt"),
-    "reporting": (*_SHARED, "slurm", "telemetry", "attempt", "accounting"),
+    "reporting": (*_SHARED, "slurm", "telemetry", "serving", "attempt", "accounting"),
     "submission": (
         *(*_SHARED, "slurm", "data", "telemetry", "tracking", "tasks", "estimator", "attempt", "accounting"),
     ),

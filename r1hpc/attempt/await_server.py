@@ -1,6 +1,7 @@
 """Wait until a server answers, with a line of progress now and then.
 
 address = await_server(run, sys.stdout)
+address = address_now(run)          # of one that answers already
 """
 
 import time
@@ -8,9 +9,10 @@ from typing import TextIO
 
 from r1hpc.attempt.rank_logs import clean, tail
 from r1hpc.attempt.state import Situation, State, read_situation
-from r1hpc.base.errors import R1hpcError
+from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.rundir import RunDir
 from r1hpc.base.units import format_duration
+from r1hpc.config.load import read
 from r1hpc.serving.address import Address, read_address
 
 _POLL_S = 0.5
@@ -42,6 +44,28 @@ def await_server(run: RunDir, out: TextIO) -> Address:
             print(f"{format_duration(time.monotonic() - began):>8}  {line}", file=out, flush=True)
             said = line
         _wait_for_news(run, situation, address)
+
+
+def address_now(run: RunDir) -> Address:
+    """The address of a server that answers now.
+
+    Raises:
+        UsageError: the run is no server.
+        NoServerError: it does not answer yet, or any more.
+    """
+    if read(run.config).stage != "serve":
+        raise UsageError(
+            f"{run.run_id} is no server: python -m r1hpc.serve {run.path} begins one for its model"
+        )
+    address, situation = read_address(run), read_situation(run)
+    if address is not None and _is_of_now(address, situation):
+        return address
+    if situation.state.is_over or situation.job is None:
+        raise NoServerError(_why_over(run, situation))
+    raise NoServerError(
+        f"{run.run_id} does not answer yet ({_progress(run, situation)}): python -m r1hpc.serve {run.path} "
+        "waits until it does"
+    )
 
 
 def _is_of_now(address: Address, situation: Situation) -> bool:

@@ -57,6 +57,7 @@ class RunDir:
     server = _Inside("server")
     server_key = _Inside("server/key")
     server_address = _Inside("server/address.json")  # there while it answers
+    loadtests = _Inside("loadtest")  # <time>.json, .png, .html of each load test
 
     model = _Inside("model")  # what was trained, as a Hugging Face folder
     finished = _Inside("FINISHED")  # the run is over; started again it exits 0

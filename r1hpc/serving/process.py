@@ -5,28 +5,23 @@ with started(command_of(...), environment_of(...)) as server:
     server.news()                   # answers begun and ended since the last call
 """
 
-import hmac
-import http.client
 import os
-import secrets
 import signal
 import subprocess
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from r1hpc.base.errors import UsageError
 from r1hpc.config.schema import RunConfig
 from r1hpc.serving.address import Place
-from r1hpc.serving.gate import ACTIVITY, BEGIN, CHALLENGE, END, KEY_FILE, PROOF, proof
+from r1hpc.serving.client import Client
+from r1hpc.serving.gate import ACTIVITY, BEGIN, END, KEY_FILE
 
 _SERVER, _GATE = "r1hpc.serving.vllm_server", "r1hpc.serving.gate.Gate"
 _TO_LEAVE_S = 10.0
 """From TERM to KILL, for answers under way; shorter than any KillWait."""
-_ANSWER_S = 10.0
 _PIPE_BYTES = 65536
 _DEFAULTS = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -38,49 +33,15 @@ _DEFAULTS = {
 
 
 @dataclass
-class Server:
+class Server(Client):
     """The running process, and the pipe on which its gate counts."""
 
     process: "subprocess.Popen[bytes]"
-    url: str
     _activity: int
-    _opener: urllib.request.OpenerDirector = field(
-        default_factory=lambda: urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    )
-    """A site's HTTP proxy leads out of the cluster, not into it."""
 
     def status(self) -> int | None:
         """Its exit status; None while it lives."""
         return self.process.poll()
-
-    def ask(self, path: str, key: str | None) -> int | None:
-        """The HTTP status of a GET; None: no answer. The key goes to nobody who has not proven to have it."""
-        if key is None:
-            return self._get(path, {})[0]
-        if not self.is_ours(key):
-            return None
-        return self._get(path, {"Authorization": f"Bearer {key}"})[0]
-
-    def is_ours(self, key: str) -> bool | None:
-        """Whether who listens has the key; None: nobody does.
-
-        Others on the node see the port on the command line, and could take it first.
-        """
-        challenge = secrets.token_hex(16)
-        status, said = self._get("/health", {CHALLENGE: challenge})
-        right = proof(key.encode(), challenge.encode())
-        return None if status is None else hmac.compare_digest(said.encode(), right.encode())
-
-    def _get(self, path: str, headers: dict[str, str]) -> tuple[int | None, str]:
-        """(HTTP status, what the answer proves)."""
-        request = urllib.request.Request(self.url + path, headers=headers)
-        try:
-            with self._opener.open(request, timeout=_ANSWER_S) as answer:
-                return int(answer.status), answer.headers.get(PROOF, "")
-        except urllib.error.HTTPError as error:
-            return error.code, error.headers.get(PROOF, "")
-        except (OSError, http.client.HTTPException, ValueError):  # nobody, or no HTTP
-            return None, ""
 
     def news(self) -> tuple[int, int]:
         """(answers begun, answers ended) since the last call."""
@@ -128,7 +89,7 @@ def started(command: Sequence[str], environment: Mapping[str, str], place: Place
         ) from None
     finally:
         os.close(writing)
-    server = Server(process, place.url, reading)
+    server = Server(place.url, process, reading)
     try:
         yield server
     finally:
