@@ -89,6 +89,7 @@ def loaded(server: Small, out: Path, *words: str) -> tuple[int, dict[str, Any], 
     return done.returncode, json.loads(done.stdout or "{}"), done.stderr
 
 
+@pytest.mark.soak  # its bounds are of time
 def test_the_planted_capacity_and_times_are_found(small: Start, tmp_path: Path) -> None:
     """2 slots, each 300 ms to the first and 40 ms to each of 5 more tokens: 4 requests/s.
 
