@@ -28,6 +28,8 @@ def check_packages(config: RunConfig, executor: str) -> None:
         return
     if config.model.lora_rank:
         require("model.lora_rank", ["peft"], "lora", config, executor)
+    if config.model.base_quantization == "nf4":
+        require("model.base_quantization=nf4", ["bitsandbytes"], "qlora", config, executor)
     if config.train.precision is Precision.fp8:
         require("train.precision=fp8", ["torchao"], "fp8", config, executor)
 
