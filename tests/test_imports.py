@@ -49,6 +49,7 @@ _ONLY_IN = {
     "deepspeed": ("train",),
     "transformers": ("train",),
     "peft": ("train",),
+    "bitsandbytes": ("train",),
     "compressed_tensors": ("train",),
     "vllm": ("train",),
     "zarr": ("data",),

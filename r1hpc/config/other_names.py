@@ -38,6 +38,8 @@ _HERE = {
     "lora_alpha": "model.lora_alpha",
     "lora_target_modules": "model.lora_targets",
     "target_modules": "model.lora_targets",
+    "load_in_4bit": "model.base_quantization=nf4",
+    "bnb_4bit_quant_type": "model.base_quantization",
     "max_length": "data.seq_len (stage sft), rollout.max_completion_length (stage rl)",
     "max_seq_length": "data.seq_len",
     "dataset_name": "data.traces (stage sft), task.options.path (stage rl)",

@@ -26,6 +26,8 @@ def check_packages(config: RunConfig, executor: str) -> None:
     in_image = executor == "slurm" and config.cluster.container.image is not None
     if config.stage not in TRAINED_STAGES or in_image:  # nobody here can look into an image
         return
+    if config.model.base_quantization == "nf4":
+        require("model.base_quantization=nf4", ["bitsandbytes", "peft"], "qlora", config, executor)
     if config.model.lora_rank:
         require("model.lora_rank", ["peft"], "lora", config, executor)
     if config.train.precision is Precision.fp8:

@@ -81,10 +81,28 @@ class ModelConfig:
     """The adapters are scaled by lora_alpha / lora_rank."""
     lora_targets: list[str] = field(default_factory=list)
     """Names of the linear layers that get adapters; empty: all linear layers but the head."""
+    base_quantization: str = ranged("none", choices=("none", "nf4"))
+    """nf4: the weights under the adapters lie in memory in 4 bits (QLoRA, by bitsandbytes), the head and the
+    embeddings as they are; checkpoints hold the adapters alone."""
 
     def __post_init__(self) -> None:
         if self.path is None and self.config and "model_type" not in self.config:
             raise ConfigError("model.config needs model_type (for example qwen2), or give model.path")
+        if self.base_quantization != "none":
+            self._check_base()
+
+    def _check_base(self) -> None:
+        quantized = f"model.base_quantization={self.base_quantization}"
+        if not self.lora_rank:
+            raise ConfigError(
+                f"{quantized} freezes the weights, and model.lora_rank is 0: give the rank of the adapters "
+                "that are trained on them, for example 16"
+            )
+        if self.path is None or self.from_scratch:
+            raise ConfigError(
+                f"{quantized} rounds the weights of a trained model: give model.path, without "
+                "model.from_scratch"
+            )
 
 
 @dataclass(frozen=True)
@@ -422,6 +440,11 @@ class RunConfig:
         if self.stage == "pretrain" and self.model.lora_rank:
             raise ConfigError(
                 "model.lora_rank has no use in stage pretrain, which trains all weights: remove it"
+            )
+        if self.model.base_quantization != "none" and self.stage not in ("sft", "rl"):
+            raise ConfigError(
+                f"model.base_quantization={self.model.base_quantization} is of stages sft and rl, which "
+                f"train adapters, and has no use in stage {self.stage}: remove it"
             )
         for key, value in (
             ("packing", self.data.packing),

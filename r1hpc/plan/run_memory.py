@@ -6,7 +6,7 @@
 
 A step of stage rl has two moments: sampling, with the cache and what is sampled with, and the update, with
 activations and logits. Training states and the reference are there in both. Adapters (LoRA) are trained on
-weights that have neither gradients nor moments.
+weights that have neither gradients nor moments, and may lie in 4 bits.
 """
 
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ from typing import Any
 from r1hpc.base.units import GIB
 from r1hpc.config.schema import RunConfig
 from r1hpc.plan.batch import Topology
+from r1hpc.plan.frozen import frozen_bytes, is_quantized
 from r1hpc.plan.memory import (
     WEIGHT_BYTES,
     MemoryPlan,
@@ -75,16 +76,17 @@ def memory_of_run(
         activation_checkpointing=config.model.activation_checkpointing,
         logits_chunk_tokens=train.logits_chunk_tokens,
     )
-    trained, frozen = num_trained(config, shape), num_frozen(config, shape)
+    trained, whole = num_trained(config, shape), frozen_bytes(config, shape)
+    frozen = frozen_bytes(config, shape, world) if stage == 3 else whole
     parameters, gradients, optimizer = state_bytes(trained, stage, world, train.precision)
     zero = _zero_options(config)
     offloaded = _is_on_host(zero, "offload_optimizer")
     plan = replace(
         base,
-        parameters_gib=(parameters + frozen * width / (world if stage == 3 else 1)) / GIB,
+        parameters_gib=(parameters + frozen) / GIB,
         gradients_gib=gradients / GIB,
         optimizer_gib=0.0 if offloaded else optimizer / GIB,
-        buffers_gib=buffer_bytes(trained + frozen, stage, width, zero) / GIB,
+        buffers_gib=buffer_bytes(trained + int(whole / width), stage, width, zero) / GIB,
         activations_gib=base.activations_gib * (2 if _has_critic(config) else 1),
     )
     if config.stage == "rl":
@@ -177,18 +179,13 @@ def _has_critic(config: RunConfig) -> bool:
     return config.stage == "rl" and config.rl.algorithm == "ppo"
 
 
-def num_frozen(config: RunConfig, shape: ModelShape) -> int:
-    """Parameters that adapters are trained on."""
-    return shape.num_parameters if config.model.lora_rank else 0
-
-
 def saved_bytes(config: RunConfig, shape: ModelShape) -> int:
     """Of a checkpoint, over all ranks."""
     return checkpoint_bytes(
         num_trained(config, shape),
         config.train.precision,
         config.deepspeed.zero_stage,
-        num_frozen(config, shape),
+        0 if is_quantized(config) or not config.model.lora_rank else shape.num_parameters,
     )
 
 
@@ -235,8 +232,8 @@ def _sampler_gib(config: RunConfig, shape: ModelShape, topology: Topology, card_
     rollout = config.rollout
     share = -(-rollout.num_prompts // topology.world_size)
     rows = min(rollout.prompts_per_batch or share, share) * rollout.num_generations
-    width = WEIGHT_BYTES[config.train.precision]
-    replica = shape.num_parameters * width / GIB if config.deepspeed.zero_stage == 3 else 0.0
+    weights = frozen_bytes(config, shape) or shape.num_parameters * WEIGHT_BYTES[config.train.precision]
+    replica = weights / GIB if config.deepspeed.zero_stage == 3 else 0.0
     return replica + _cache_gib(config, shape, rows)
 
 

@@ -11,6 +11,7 @@ by transformers alone, which would compute something else with its weights.
 import copy
 import filecmp
 import json
+import math
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from r1hpc.tasks.tokenizer import TokenizerFiles
 from r1hpc.train.attention import OURS
 from r1hpc.train.distributed import Group
 from r1hpc.train.errors import SaveError
+from r1hpc.train.nf4 import dequantized, is_nf4, is_turned, whole_size
 
 MAX_FILE_SIZE = 4 * 2**30
 """Bytes of weights in one file, as long as no single tensor is larger."""
@@ -43,9 +45,13 @@ class Weight:
     tensor: torch.Tensor
     adapter: Any = None
     """peft's layer around it, whose matrices are merged into it."""
+    is_turned: bool = False
+    """It lies transposed in four bits."""
 
     @property
     def num_bytes(self) -> int:
+        if is_nf4(self.tensor):
+            return math.prod(whole_size(self.tensor))
         # Under ZeRO 3 the tensor of a rank is empty, and DeepSpeed notes the whole one's size beside it.
         numel: int = getattr(self.tensor, "ds_numel", self.tensor.numel())
         return numel * self.tensor.element_size()
@@ -57,10 +63,10 @@ class Weight:
         if self.adapter is not None:
             parts += [p for name, p in self.adapter.named_parameters() if name.startswith("lora_")]
         with GatheredParameters(parts), torch.no_grad():
-            value = self.tensor.detach()
+            value = dequantized(self.tensor) if is_nf4(self.tensor) else self.tensor.detach()
             for name in self.adapter.active_adapters if self.adapter is not None else ():
                 value = (value.float() + self.adapter.get_delta_weight(name).float()).to(value.dtype)
-            yield value
+            yield value.T if self.is_turned else value
 
 
 def export_model(network: Any, group: Group, folder: Path, tokenizer: TokenizerFiles | None) -> None:
@@ -108,6 +114,7 @@ def weights_of(network: Any, *, every_name: bool = False) -> list[Weight]:
     """
     base = _base(network)
     adapters = {name: module for name, module in base.named_modules() if hasattr(module, "get_delta_weight")}
+    turned = {f"{name}.weight" for name, module in base.named_modules() if is_turned(module)}
     seen: set[int] = set()
     weights = []
     for key, tensor in base.state_dict(keep_vars=True).items():
@@ -118,7 +125,7 @@ def weights_of(network: Any, *, every_name: bool = False) -> list[Weight]:
             continue
         seen.add(id(tensor))
         adapter = adapters.get(owner) if wrapped and rest == "weight" else None
-        weights.append(Weight(f"{owner}.{rest}" if wrapped else key, tensor, adapter))
+        weights.append(Weight(f"{owner}.{rest}" if wrapped else key, tensor, adapter, key in turned))
     return weights
 
 

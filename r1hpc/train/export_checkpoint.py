@@ -20,7 +20,8 @@ from r1hpc.train.checkpoint_files import load_file
 from r1hpc.train.distributed import Group
 from r1hpc.train.errors import ResumeError
 from r1hpc.train.export import export_model
-from r1hpc.train.model import cast_parameters
+from r1hpc.train.nf4 import holds_nf4, load_adapters
+from r1hpc.train.placement import Placement
 from r1hpc.train.policy import DTYPES, build_policy
 
 _TAG = "deepspeed"
@@ -57,11 +58,14 @@ def export_checkpoint(
         weights = {
             key.removeprefix("policy."): value for key, value in weights.items() if key.startswith("policy.")
         }
-    network = build_policy(config, load_model_config(config, vocab_size))
-    cast_parameters(network, DTYPES[config.train.precision])
+    lie = Placement(DTYPES[config.train.precision], torch.device("cpu"))
+    network = build_policy(config, load_model_config(config, vocab_size), lie)
     try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
+        if holds_nf4(network):
+            load_adapters(weights, network)
+        else:
+            network.load_state_dict(weights)
+    except (RuntimeError, ResumeError) as error:
         raise ResumeError(f"{checkpoint.path} does not hold the run's model: {error}") from None
     export_model(network, _Alone(0, 0, 1, torch.device("cpu")), folder, tokenizer)
 

@@ -63,8 +63,11 @@ class Identity:
         return (saved.get("world_size"), saved.get("zero_stage")) == (self.world_size, self.zero_stage)
 
 
-def precision_of(train: TrainConfig) -> str:
-    """As the identity names it: with another recipe, FP8 computes other numbers."""
+def precision_of(train: TrainConfig, base: str = "none") -> str:
+    """As the identity names it: with another recipe, FP8 computes other numbers, and so do adapters on
+    another base (model.base_quantization)."""
+    if base != "none":
+        return f"{train.precision.value} on {base}"
     return f"fp8 {train.fp8_recipe}" if train.precision is Precision.fp8 else train.precision.value
 
 

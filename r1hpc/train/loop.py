@@ -32,6 +32,7 @@ from r1hpc.train.engine import (
 )
 from r1hpc.train.errors import NonFiniteError
 from r1hpc.train.identity import Identity, precision_of
+from r1hpc.train.policy import base_facts
 from r1hpc.train.rank_times import RankTimes
 from r1hpc.train.session import Agreement, Job, Outcome, Plan, Session, Stage, StepResult
 from r1hpc.train.snapshot import Snapshots
@@ -47,10 +48,10 @@ def set_up(job: Job, stage: Stage, plan: Plan) -> Session:
         plan_hash=plan.order_id,
         global_batch_size=plan.batch.global_batch_size,
         model=hashlib.sha256(json.dumps(plan.hf_config, sort_keys=True).encode()).hexdigest()[:16],
-        precision=precision_of(config.train),
+        precision=precision_of(config.train, config.model.base_quantization),
         zero_stage=config.deepspeed.zero_stage,
         world_size=group.world_size,
-        facts=plan.facts,
+        facts={**plan.facts, **base_facts(config, group)},
     )
     store = CheckpointStore(job.run.checkpoints, keep=config.checkpoint.keep)
     snapshots = Snapshots(
@@ -293,7 +294,8 @@ def _opening_line(job: Job, plan: Plan, step: int) -> str:
     start = f"resuming after step {step}" if step else "starting"
     return (
         f"attempt {job.attempt}: {start} on {group.world_size} rank(s), {group.device.type}, "
-        f"ZeRO {job.config.deepspeed.zero_stage}, {precision_of(job.config.train)}, "
+        f"ZeRO {job.config.deepspeed.zero_stage}, "
+        f"{precision_of(job.config.train, job.config.model.base_quantization)}, "
         f"accumulation {plan.batch.gradient_accumulation_steps}, data {plan.data_id[:24]}"
     )
 

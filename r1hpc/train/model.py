@@ -27,6 +27,7 @@ from r1hpc.base.errors import ConfigError, R1hpcError
 from r1hpc.config.schema import ModelConfig
 from r1hpc.plan.weights import check_weights, first_of, refuse_misshapen
 from r1hpc.train.attention import GAMMA, OURS, add_gates, check_implementation, load_gates
+from r1hpc.train.nf4 import finish, four_bits
 from r1hpc.train.placement import Placement
 
 
@@ -53,7 +54,7 @@ def build_model(
     config.use_cache = False
     if model.path is not None and not model.from_scratch:
         check_weights(model)
-        network = _from_weights(Path(model.path), config, model.attn_implementation, lie)
+        network = _from_weights(Path(model.path), config, model, lie)
     else:
         with lie.each_made() if lie else nullcontext(), _refused(model.attn_implementation):
             network = AutoModelForCausalLM.from_config(
@@ -105,8 +106,11 @@ def wrap_lora(network: nn.Module, model: ModelConfig) -> Any:
         raise ConfigError(f"model.lora_targets={model.lora_targets}: {error}") from None
 
 
-def _from_weights(folder: Path, config: Any, implementation: str, lie: Placement | None) -> PreTrainedModel:
-    said = logging.get_verbosity()
+def _from_weights(folder: Path, config: Any, model: ModelConfig, lie: Placement | None) -> PreTrainedModel:
+    said, implementation, loading = logging.get_verbosity(), model.attn_implementation, {}
+    if model.base_quantization == "nf4":
+        lie = lie or Placement(torch.float32, torch.device("cpu"))
+        loading = four_bits(lie)
     logging.set_verbosity_error()  # what transformers only warns of is refused or said below
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # hundreds of lines in a rank's log
@@ -120,6 +124,7 @@ def _from_weights(folder: Path, config: Any, implementation: str, lie: Placement
                 local_files_only=True,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
+                **loading,
             )
     except (OSError, RuntimeError, SafetensorError, UnpicklingError) as error:
         raise ConfigError(f"the weights in {folder} cannot be loaded: {error}") from None
@@ -128,6 +133,8 @@ def _from_weights(folder: Path, config: Any, implementation: str, lie: Placement
     _check_loaded(loaded, f"the weights in {folder}", type(network).__name__)
     add_gates(network, implementation)
     load_gates(network, folder)
+    if lie and loading:
+        finish(network, lie.dtype)
     return network
 
 

@@ -173,6 +173,13 @@ def build_rollout_engine(
     )
 
 
+def base_facts(config: RunConfig, group: Group) -> dict[str, str]:
+    """What a checkpoint without the frozen weights says of them: others would be taken for them unseen."""
+    if config.model.base_quantization == "none":
+        return {}
+    return {"base_weights": group.broadcast(_weights_id(config) if group.rank == 0 else "")}
+
+
 def _weights_id(config: RunConfig) -> str:
     """Names the starting weights by their content; a model from scratch by its seed."""
     model = config.model

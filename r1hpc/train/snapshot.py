@@ -27,6 +27,7 @@ from r1hpc.train.checkpoint_files import AbandonedError, CheckpointFiles, File, 
 from r1hpc.train.distributed import Group
 from r1hpc.train.errors import ConversionError, ResumeError, SaveError
 from r1hpc.train.identity import Identity, describe_versions, versions
+from r1hpc.train.nf4 import holds_nf4, load_adapters
 from r1hpc.train.streams import restore_streams, seed_streams, streams
 from r1hpc.train.universal import convert
 from r1hpc.train.weight_parts import PREFIX as WEIGHTS
@@ -190,7 +191,8 @@ class Snapshots:
                 shutil.rmtree(folder.parent)
             seed_streams(meta["seed"], checkpoint.step, self._group.rank)
         else:
-            path, _ = engine.load_checkpoint(str(checkpoint.path), tag=_TAG)
+            custom = load_adapters if holds_nf4(engine.module) else None
+            path, _ = engine.load_checkpoint(str(checkpoint.path), tag=_TAG, custom_load_fn=custom)
             if meta["world_size"] == self._group.world_size:
                 restore_streams(checkpoint.path / _streams_name(self._group.rank))
             else:  # ZeRO 0, whose files fit any number of ranks
@@ -241,7 +243,12 @@ class Snapshots:
             # A rank that fails in here leaves the others in a barrier of DeepSpeed's; they are ended with it
             # (srun --kill-on-bad-exit). What they leave is removed when the next attempt begins.
             with self._store.writing(staging):
-                engine.save_checkpoint(str(staging), tag=_TAG, save_latest=False)
+                engine.save_checkpoint(
+                    str(staging),
+                    tag=_TAG,
+                    save_latest=False,
+                    exclude_frozen_parameters=holds_nf4(engine.module),
+                )
         except (R1hpcError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
             if isinstance(error, torch.OutOfMemoryError):
                 raise

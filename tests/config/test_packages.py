@@ -27,6 +27,9 @@ def test_a_package_that_the_nodes_lack_is_named_with_its_extra(tmp_path: Path) -
     fp8 = load.load(None, ["train.precision=fp8", f"cluster.python={bare_python(tmp_path)}"])
     with pytest.raises(UsageError, match=r"train.precision=fp8 needs the package torchao .*'r1hpc\[fp8\]'"):
         check_packages(fp8, "slurm")
+    quantized = ("model.path=x", "model.base_quantization=nf4", f"cluster.python={bare_python(tmp_path)}")
+    with pytest.raises(UsageError, match=r"the package bitsandbytes and peft .*'r1hpc\[qlora\]'"):
+        check_packages(load.load(None, [*_LORA, *quantized]), "slurm")
 
 
 def test_what_is_there_or_cannot_be_known_passes(tmp_path: Path) -> None:

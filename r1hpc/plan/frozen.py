@@ -1,0 +1,74 @@
+"""The weights that adapters are trained on: what they take in memory, and whether they can lie in 4 bits.
+
+frozen_bytes(config, shape, world_size=8)      # on one rank; 0 without adapters
+check_base(config)                             # at submission
+check_base_shape(config, hf_config)
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from r1hpc.base.errors import ConfigError, UsageError
+from r1hpc.config.schema import RunConfig
+from r1hpc.plan.memory import WEIGHT_BYTES
+from r1hpc.plan.shape import ModelShape, UnknownModelError, model_shape
+
+_NF4_BYTES = 0.5
+_SCALE_BYTES = 4 / 64
+"""Of a weight in NF4: an fp32 number for each block of 64. Under ZeRO 3 every rank has all of them."""
+
+
+def is_quantized(config: RunConfig) -> bool:
+    """Whether the frozen weights lie in 4 bits, and are in no checkpoint."""
+    return config.model.base_quantization == "nf4"
+
+
+def frozen_bytes(config: RunConfig, shape: ModelShape, world_size: int = 1) -> float:
+    """On each of `world_size` ranks that they are divided over; 0 without adapters."""
+    if not config.model.lora_rank:
+        return 0.0
+    width = WEIGHT_BYTES[config.train.precision]
+    if not is_quantized(config):
+        return shape.num_parameters * width / world_size
+    layers = shape.num_matmul_parameters - shape.vocab_size * shape.hidden_size
+    rest = shape.num_parameters - layers
+    return (layers * _NF4_BYTES + rest * width) / world_size + layers * _SCALE_BYTES
+
+
+def check_base(config: RunConfig) -> None:
+    """Refuse what a base in 4 bits does not go together with.
+
+    Raises:
+        UsageError: says what to take instead.
+    """
+    if not is_quantized(config):
+        return
+    if config.deepspeed.zero_stage == 3 and not config.model.activation_checkpointing:
+        # Seen in bitsandbytes 0.50.2: MatMul4Bit keeps the gathered weight for its backward pass.
+        raise UsageError(
+            "model.base_quantization=nf4 under deepspeed.zero_stage=3 would keep every layer's whole weights "
+            "on each GPU until the backward pass: add model.activation_checkpointing=true, or take "
+            "zero_stage=2, which divides the adapters' states and leaves the weights whole"
+        )
+
+
+def check_base_shape(config: RunConfig, hf_config: Mapping[str, Any]) -> None:
+    """Refuse a model most of which would stay as it is.
+
+    Args:
+        hf_config: its config.json as a dictionary.
+
+    Raises:
+        ConfigError: a mixture of experts.
+    """
+    if not is_quantized(config):
+        return
+    try:
+        shape = model_shape(hf_config)
+    except UnknownModelError:
+        return
+    if shape.num_active_parameters < shape.num_parameters:
+        raise ConfigError(
+            f"model.base_quantization=nf4 rounds linear layers, and the experts of a {shape.model_type} are "
+            "none: transformers holds those of a layer in one tensor; take model.base_quantization=none"
+        )
