@@ -24,7 +24,6 @@ _OF_ALL_REDUCE = (
 )
 """Keys of DeepSpeed's config that say how it averages gradients, which it then does not."""
 _QUANTIZED = ("zero_quantized_weights", "zero_quantized_gradients")
-_OFF = (None, False, 1)
 
 
 def check_compression(config: RunConfig) -> None:
@@ -64,7 +63,9 @@ def check_compression(config: RunConfig) -> None:
 
 
 def _check_zero_plus_plus(config: RunConfig) -> None:
-    asked = [key for key in ("zero_hpz_partition_size", *_QUANTIZED) if _zero(config).get(key) not in _OFF]
+    near = _zero(config).get("zero_hpz_partition_size")
+    asked = ["zero_hpz_partition_size"] if isinstance(near, int) and near > 1 else []
+    asked += [key for key in _QUANTIZED if _zero(config).get(key)]
     if not asked:
         return
     names = ", ".join(f"deepspeed.extra.zero_optimization.{key}" for key in asked)
@@ -75,9 +76,9 @@ def _check_zero_plus_plus(config: RunConfig) -> None:
             f"deepspeed.extra.zero_optimization.{quantized[0]}: DeepSpeed has CUDA kernels for it only, and "
             "resources.gpus_per_node is 0: remove it; zero_hpz_partition_size works on CPUs too"
         )
-    resources, near = config.resources, _zero(config).get("zero_hpz_partition_size", 1)
+    resources = config.resources
     ranks = resources.nodes * (resources.gpus_per_node or resources.ranks_per_node)
-    if isinstance(near, int) and near and ranks % near:
+    if isinstance(near, int) and near > 1 and ranks % near:
         raise UsageError(
             f"deepspeed.extra.zero_optimization.zero_hpz_partition_size: the run has {ranks} ranks, which "
             f"{near} does not divide: take the number of ranks on a node"
@@ -138,7 +139,9 @@ def describe_gradients(config: RunConfig, sent: Mapping[str, float] | None) -> l
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.2g} s" if seconds >= 1 else f"{1000 * seconds:.2g} ms"
+    if seconds >= 1:
+        return f"{seconds:.1f} s"
+    return f"{1000 * seconds:.0f} ms" if seconds >= 0.01 else f"{1000 * seconds:.2g} ms"
 
 
 def _zero(config: RunConfig) -> Mapping[str, Any]:

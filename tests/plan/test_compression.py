@@ -104,7 +104,7 @@ def test_parts_from_each_rank_to_each_cross_a_nodes_links_often() -> None:
 def test_the_plan_says_whether_it_pays() -> None:
     sent = {"none": 1.25e9, "int8": 6e8, "powersgd": 2.5e7}
     (said,) = describe_gradients(compressed("cluster.network_gbit_s=10"), sent)
-    assert said.startswith("gradients between nodes at 10 Gbit/s, a step: none 1 s (1.2 GiB), int8 480 ms")
+    assert said.startswith("gradients between nodes at 10 Gbit/s, a step: none 1.0 s (1.2 GiB), int8 480 ms")
     assert said.endswith("int8 saves 520 ms of a step, less what its own arithmetic takes")
     (said,) = describe_gradients(
         compressed("cluster.network_gbit_s=10", "train.gradient_compression=none"), sent

@@ -10,12 +10,14 @@ import torch.distributed as dist
 from torch import nn
 
 from r1hpc.base.rundir import RunDir
+from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.schema import Precision, TrainConfig
 from r1hpc.telemetry.attempts import Cause
 from r1hpc.telemetry.metrics import read_steps
 from r1hpc.train.compression import Compressor, Exchange, compression_name, exchange_of
 from r1hpc.train.distributed import Group
 from r1hpc.train.identity import Identity, compression_of
+from r1hpc.train.snapshot import Snapshots
 from tests.runs import assert_same_run, submit, wait_over, wait_step
 from tests.train.two_ranks import engine_around, run_on_two_ranks
 
@@ -69,7 +71,7 @@ def test_on_two_ranks(tmp_path: Path) -> None:
 
 
 def each_in_turn(group: Group, folder: Path) -> None:
-    for body in (adds_up, sends, low_rank_arrives_whole, divides_errors):
+    for body in (adds_up, sends, low_rank_arrives_whole, divides_errors, goes_on_to_the_bit):
         print(body.__name__, flush=True)
         body(group, folder)
 
@@ -150,6 +152,40 @@ def divides_errors(group: Group, folder: Path) -> None:
             for name, mean in mean_error(exchange).items():
                 torch.testing.assert_close(mean, expected[name])
             assert all((factor == saved_by).all() for factor in exchange.factors.values())
+
+
+def goes_on_to_the_bit(group: Group, folder: Path) -> None:
+    """From a checkpoint with the state of each rank, after steps that changed what is in memory."""
+    for method in METHODS:
+        engine, exchange = started(method, group)
+        store = CheckpointStore(folder / method)
+        if group.rank == 0:
+            store.begin(1, "t")
+        group.barrier()
+        identity = Identity("data", "plan", 4, "model", "fp32", 0, group.world_size)
+        for asynchronous in (True, False):
+            ours = Snapshots(store, group, 1, "t", identity, store.root, asynchronous=asynchronous)
+            ours.carry(exchange)
+            first = 0 if asynchronous else 10
+            trained(engine, group, range(first, first + 3))
+            ours.save(engine, first + 3, {"seed": 0}, hurry=False, write_more=lambda folder: None)
+            undisturbed = trained(engine, group, range(first + 3, first + 6))
+            ours.finish()
+            newest = ours.choose()
+            assert newest is not None
+            assert all((newest.path / compression_name(rank)).exists() for rank in (0, 1))
+            ours.load(engine, newest)
+            assert trained(engine, group, range(first + 3, first + 6)) == undisturbed
+
+
+def trained(engine: Any, group: Group, steps: range) -> list[str]:
+    """The sum of the weights after each step, to the last bit."""
+    found = []
+    for step in steps:
+        averaged(engine, group, step)
+        engine.step()
+        found.append(sum(p.detach().double().sum().item() for p in engine.module.parameters()).hex())
+    return found
 
 
 def test_a_checkpoint_is_of_its_compression() -> None:
