@@ -174,6 +174,12 @@ class TrainConfig:
     """One scale for each row of a matrix, or one for all of it: coarser, and faster on some cards."""
     fp8_emulate: bool = False
     """The same rounding on hardware without FP8, slower than bf16: to see what it does to a loss."""
+    gradient_compression: str = ranged("none", choices=("none", "int8", "powersgd"))
+    """How gradients are averaged over the ranks, for slow links; with deepspeed.zero_stage=0. int8: in blocks
+    of 8-bit integers; powersgd: matrices by two of `compression_rank` columns. What a step leaves out is
+    added to the next."""
+    compression_rank: int = ranged(4, least=1)
+    """PowerSGD's: more columns, more bytes, less left to the next step."""
     validate_every: int = ranged(50, least=1)
     """Steps between two losses on `data.validation_documents`."""
     early_stopping: int = ranged(0, least=0)
@@ -400,6 +406,9 @@ class ClusterConfig:
     """Where resources.mem is not given."""
     network_interface: str | None = None
     """For NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME. None: the interface that leads to rank 0."""
+    network_gbit_s: float | None = ranged(None, above=0)
+    """Of a node's links to the other nodes, together: the plan then says what a step's gradients take on
+    them, and whether train.gradient_compression pays. None: not known."""
     setup: list[str] = field(default_factory=list)
     """Shell lines run before anything else in the job: `module load …`, `source …/activate`.
     They are shell on purpose and come only from a profile file you wrote, never from a flag."""

@@ -129,7 +129,10 @@ def buffer_bytes(
     if zero_stage < 3:
         return width * bucket * (2 if options.get("overlap_comm") else 1)
     most = float(options.get("stage3_max_live_parameters", _LIVE_ELEMENTS))
-    return width * (bucket + min(most, num_parameters))
+    # ZeRO++'s hpZ: the weights once more, divided over a few ranks.
+    near = int(options.get("zero_hpz_partition_size") or 1)
+    second = num_parameters / near if near > 1 else 0
+    return width * (bucket + min(most, num_parameters) + second)
 
 
 def reference_place(config: RunConfig) -> str:

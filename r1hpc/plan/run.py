@@ -13,13 +13,14 @@ from r1hpc.base.shapes import mistake
 from r1hpc.base.units import format_bytes, format_duration, gpu_hours
 from r1hpc.config.schema import TRAINED_STAGES, RunConfig
 from r1hpc.plan.batch import BatchPlan, Topology, batch_of, ranks_per_node
+from r1hpc.plan.compression import bytes_between_nodes
 from r1hpc.plan.families import UnknownModelError
 from r1hpc.plan.hardware import UnknownGpuError, find_gpu
-from r1hpc.plan.memory import MemoryPlan, copy_bytes
+from r1hpc.plan.memory import MemoryPlan
 from r1hpc.plan.model import check_model_type, load_model_config, load_teacher_config
 from r1hpc.plan.parts import num_parts
 from r1hpc.plan.preemption import ASSUMED_SPEED, SaveSpeed, expected_copy_time_s, expected_save_time_s
-from r1hpc.plan.run_memory import COMMON_CARD_GIB, memory_of_run, saved_bytes
+from r1hpc.plan.run_memory import COMMON_CARD_GIB, copied_bytes, memory_of_run, saved_bytes
 from r1hpc.plan.shape import ModelShape, canonical, check_heads, flops_per_token, model_shape
 
 
@@ -61,6 +62,8 @@ class RunPlan:
     """The same on a node."""
     teacher_parameters: int | None = None
     """Of rl.teacher, where there is one and its family is known."""
+    gradient_bytes: dict[str, float] | None = None
+    """What leaves each node for the gradients of a step, by train.gradient_compression."""
     warning_window_s: int | None = None
     """From the first signal of a preemption to the end; None: not known, or nobody preempts."""
 
@@ -125,15 +128,15 @@ def make_plan(
     memory = None
     if shape and (teacher or config.stage != "rl" or config.rl.teacher is None):
         memory = memory_of_run(config, shape, topology, seq_len, _card_gib(config), teacher)
-    size = saved_bytes(config, shape) if shape and config.stage != "serve" else None
+    size = saved_bytes(config, shape, topology.world_size) if shape and config.stage != "serve" else None
     if config.checkpoint.assumed_bandwidth_gib_s is not None:
         given = config.checkpoint.assumed_bandwidth_gib_s
         save_speed = SaveSpeed(given, "given: checkpoint.assumed_bandwidth_gib_s")
     save_speed = save_speed or ASSUMED_SPEED
     save_s = None if size is None else expected_save_time_s(size, save_speed.gib_s)
     wait_s, copies = save_s, (0, 0) if size is not None else (None, None)
-    if size is not None and config.checkpoint.asynchronous:
-        copies = copy_bytes(size, config.deepspeed.zero_stage, topology.world_size, ranks)
+    if shape and size is not None and config.checkpoint.asynchronous:
+        copies = copied_bytes(config, shape, topology)
         wait_s = expected_copy_time_s(copies[0], on_gpu=bool(gpus_per_node))
     tokens = batch.global_batch_size * seq_len
     return RunPlan(
@@ -156,6 +159,7 @@ def make_plan(
         copy_rank_bytes=copies[0],
         copy_node_bytes=copies[1],
         teacher_parameters=teacher,
+        gradient_bytes=bytes_between_nodes(config, shape, topology) if shape else None,
     )
 
 

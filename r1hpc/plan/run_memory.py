@@ -84,7 +84,7 @@ def memory_of_run(
     plan = replace(
         base,
         parameters_gib=(parameters + frozen) / GIB,
-        gradients_gib=gradients / GIB,
+        gradients_gib=(gradients + error_bytes(config, shape)) / GIB,
         optimizer_gib=0.0 if offloaded else optimizer / GIB,
         buffers_gib=buffer_bytes(trained + int(whole / width), stage, width, zero) / GIB,
         activations_gib=base.activations_gib * (2 if _has_critic(config) else 1),
@@ -169,7 +169,7 @@ def num_trained(config: RunConfig, shape: ModelShape) -> int:
     """All parameters, and under PPO the critic's body and its value head; with LoRA the adapters of all
     linear layers."""
     if config.model.lora_rank:
-        return config.model.lora_rank * _adapter_widths(shape)
+        return config.model.lora_rank * adapter_widths(shape)
     if _has_critic(config):
         return shape.num_parameters + shape.num_body_parameters + shape.hidden_size + 1
     return shape.num_parameters
@@ -179,14 +179,28 @@ def _has_critic(config: RunConfig) -> bool:
     return config.stage == "rl" and config.rl.algorithm == "ppo"
 
 
-def saved_bytes(config: RunConfig, shape: ModelShape) -> int:
+def error_bytes(config: RunConfig, shape: ModelShape) -> int:
+    """What a rank holds, and saves, of what train.gradient_compression left to the next step: fp32."""
+    return 0 if config.train.gradient_compression == "none" else 4 * num_trained(config, shape)
+
+
+def saved_bytes(config: RunConfig, shape: ModelShape, world_size: int) -> int:
     """Of a checkpoint, over all ranks."""
-    return checkpoint_bytes(
+    return world_size * error_bytes(config, shape) + checkpoint_bytes(
         num_trained(config, shape),
         config.train.precision,
         config.deepspeed.zero_stage,
         0 if is_quantized(config) or not config.model.lora_rank else shape.num_parameters,
     )
+
+
+def copied_bytes(config: RunConfig, shape: ModelShape, topology: Topology) -> tuple[int, int]:
+    """Host memory that the copy of an asynchronous save takes, (of one rank, of one node)."""
+    stage, world = config.deepspeed.zero_stage, topology.world_size
+    errors = error_bytes(config, shape)
+    rest = saved_bytes(config, shape, world) - world * errors
+    rank, node = copy_bytes(rest, stage, world, topology.ranks_per_node)
+    return rank + errors, node + topology.ranks_per_node * errors
 
 
 def _rl_logits_bytes(config: RunConfig, shape: ModelShape) -> float:
@@ -198,7 +212,7 @@ def _rl_logits_bytes(config: RunConfig, shape: ModelShape) -> float:
     return told + logits_bytes(shape, tokens, config.train.logits_chunk_tokens, rl_tensors(config))
 
 
-def _adapter_widths(shape: ModelShape) -> int:
+def adapter_widths(shape: ModelShape) -> int:
     """Inputs and outputs of the linear layers together, of a gated MLP as wide as the parameters say."""
     heads, shared = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
     hidden = shape.hidden_size
@@ -261,8 +275,7 @@ def _host_gib(config: RunConfig, shape: ModelShape, topology: Topology, offloade
     largest = shape.vocab_size * shape.hidden_size * (4 + WEIGHT_BYTES[precision])
     saved = 0
     if config.checkpoint.asynchronous:
-        stage, world = config.deepspeed.zero_stage, topology.world_size
-        _, saved = copy_bytes(saved_bytes(config, shape), stage, world, ranks)
+        _, saved = copied_bytes(config, shape, topology)
     return ranks * _PROCESS_GIB + (ranks * (largest + offloaded) + saved) / GIB
 
 

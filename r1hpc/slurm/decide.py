@@ -16,6 +16,7 @@ from typing import Any
 from r1hpc.base.errors import UsageError
 from r1hpc.base.units import format_time, parse_time
 from r1hpc.config.schema import RunConfig
+from r1hpc.plan.compression import describe_gradients
 from r1hpc.plan.preemption import (
     SERVER_LEAVES_S,
     PreemptionRules,
@@ -242,4 +243,4 @@ def _warning(config: RunConfig, plan: RunPlan, rules: PreemptionRules | None, le
         said = judge_server(rules, lead_s)
     else:
         said = judge_window(plan.save_time_s, rules, lead_s, config.checkpoint.save_every)
-    return [*said, *describe_save(plan)]
+    return [*said, *describe_save(plan), *describe_gradients(config, plan.gradient_bytes)]

@@ -24,6 +24,7 @@ from r1hpc.config.packages import check_packages
 from r1hpc.config.schema import TRAINED_STAGES, RunConfig
 from r1hpc.data.preview import preview_vocab_size
 from r1hpc.estimator.workload import ASSUMED_GPU
+from r1hpc.plan.compression import check_compression
 from r1hpc.plan.frozen import check_base, check_base_shape
 from r1hpc.plan.hardware import UnknownGpuError, find_gpu
 from r1hpc.plan.model import load_model_config, load_teacher_config, teacher_of
@@ -201,6 +202,7 @@ def plan_run(
     )
     check_precision(decision.config)
     check_base(decision.config)
+    check_compression(decision.config)
     check_packages(decision.config, executor)
     if config.stage == "serve" and expected_model is None:
         check_served(decision.config, decision.gpus_per_node, executor)

@@ -72,15 +72,16 @@ class CheckpointFiles(CheckpointEngine):  # type: ignore[misc]
         if self.in_parts and file.name.startswith("mp_rank_"):
             state_dict, weights = take_weights(state_dict)
             pieces = pieces_of(weights, self._group.rank, self._group.world_size)
-            self._keep(file.with_name(part_name(self._group.rank)), pieces, are_views=True)
+            self.keep(file.with_name(part_name(self._group.rank)), pieces, are_views=True)
             if self._group.rank != 0:
                 return
-        self._keep(file, state_dict)
+        self.keep(file, state_dict)
 
     def load(self, path: str, map_location: Any = None) -> Any:
         return load_file(Path(path), map_location)
 
-    def _keep(self, path: Path, state: Any, *, are_views: bool = False) -> None:
+    def keep(self, path: Path, state: Any, *, are_views: bool = False) -> None:
+        """Copy `state` as it is now, for `take`; or write it at once. `are_views`: of larger tensors."""
         if self._copies is not None and self._has_room(path.name, state):
             self._waiting.append((path, self._copies.copy(path.name, state)))
         else:

@@ -71,6 +71,13 @@ def precision_of(train: TrainConfig, base: str = "none") -> str:
     return f"fp8 {train.fp8_recipe}" if train.precision is Precision.fp8 else train.precision.value
 
 
+def compression_of(train: TrainConfig) -> str | None:
+    """As the identity names it; None, as in checkpoints of before, where gradients are averaged whole."""
+    if train.gradient_compression == "powersgd":
+        return f"powersgd rank {train.compression_rank}"
+    return None if train.gradient_compression == "none" else train.gradient_compression
+
+
 @cache
 def versions() -> dict[str, str]:
     """What a checkpoint was written with, as its manifest holds it. Looked up once: that reads files."""

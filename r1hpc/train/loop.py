@@ -21,6 +21,7 @@ from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.schema import Precision
 from r1hpc.plan.hardware import peak_flops
 from r1hpc.telemetry.metrics import MetricWriter
+from r1hpc.train.compression import Compressor, exchange_of
 from r1hpc.train.distributed import Group
 from r1hpc.train.engine import (
     accumulate,
@@ -31,7 +32,7 @@ from r1hpc.train.engine import (
     set_learning_rate,
 )
 from r1hpc.train.errors import NonFiniteError
-from r1hpc.train.identity import Identity, precision_of
+from r1hpc.train.identity import Identity, compression_of, precision_of
 from r1hpc.train.policy import base_facts
 from r1hpc.train.rank_times import RankTimes
 from r1hpc.train.session import Agreement, Job, Outcome, Plan, Session, Stage, StepResult
@@ -51,7 +52,11 @@ def set_up(job: Job, stage: Stage, plan: Plan) -> Session:
         precision=precision_of(config.train, config.model.base_quantization),
         zero_stage=config.deepspeed.zero_stage,
         world_size=group.world_size,
-        facts={**plan.facts, **base_facts(config, group)},
+        facts={
+            **plan.facts,
+            **base_facts(config, group),
+            "gradient_compression": compression_of(config.train),
+        },
     )
     store = CheckpointStore(job.run.checkpoints, keep=config.checkpoint.keep)
     snapshots = Snapshots(
@@ -76,6 +81,9 @@ def set_up(job: Job, stage: Stage, plan: Plan) -> Session:
         load_universal=snapshots.needs_conversion(checkpoint),
     )
     engine = build_engine(plan.network, ds_config, plan.parameters)
+    exchange = exchange_of(config.train, engine, group)
+    if isinstance(exchange, Compressor):
+        snapshots.carry(exchange)
     seed_streams(config.train.seed, 0, group.rank)
     step = 0
     if checkpoint is not None:
@@ -97,6 +105,7 @@ def set_up(job: Job, stage: Stage, plan: Plan) -> Session:
         hf_config=plan.hf_config,
         peak_flops=_peak_flops(group),
         rank_times=RankTimes(job.run, job.attempt, job.node, group),
+        exchange=exchange,
     )
 
 

@@ -14,6 +14,7 @@ from r1hpc.base.rundir import RunDir
 from r1hpc.config.schema import RunConfig
 from r1hpc.plan.batch import BatchPlan
 from r1hpc.telemetry.metrics import MetricWriter
+from r1hpc.train.compression import Exchange
 from r1hpc.train.distributed import Group
 from r1hpc.train.engine import Parameters
 from r1hpc.train.rank_times import RankTimes
@@ -112,6 +113,8 @@ class Session:
     hf_config: dict[str, Any]
     peak_flops: float | None
     rank_times: RankTimes
+    exchange: Exchange | None = None
+    """Of gradients; None under ZeRO, where nobody counts its bytes."""
     skipped_in_a_row: int = 0
 
 

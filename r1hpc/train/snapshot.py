@@ -24,6 +24,8 @@ from r1hpc.checkpoint.errors import CheckpointWriteError, NoUsableCheckpointErro
 from r1hpc.checkpoint.store import Checkpoint, CheckpointStore
 from r1hpc.train.background import Exchange, Records, Report, Write, records_of
 from r1hpc.train.checkpoint_files import AbandonedError, CheckpointFiles, File, write_file
+from r1hpc.train.compression import PREFIX as COMPRESSION
+from r1hpc.train.compression import Compressor, compression_name
 from r1hpc.train.distributed import Group
 from r1hpc.train.errors import ConversionError, ResumeError, SaveError
 from r1hpc.train.identity import Identity, describe_versions, versions
@@ -83,6 +85,7 @@ class Snapshots:
             group, identity.zero_stage, asynchronous=asynchronous, ranks_per_node=ranks_per_node
         )
         self._exchange = Exchange(group)
+        self._compressor: Compressor | None = None
         self._num_writes = 0
         self._write: Write | None = None
         self._is_hurried = False
@@ -93,6 +96,10 @@ class Snapshots:
         """Of a whole save, as the last one took."""
         self.last_committed_step: int | None = None
         self.last_bytes = 0
+
+    def carry(self, compressor: Compressor) -> None:
+        """From now on every rank's state of it is saved and loaded too."""
+        self._compressor = compressor
 
     def choose(self) -> Checkpoint | None:
         """The newest checkpoint that verifies, the same on all ranks; None for a fresh run.
@@ -197,6 +204,8 @@ class Snapshots:
                 restore_streams(checkpoint.path / _streams_name(self._group.rank))
             else:  # ZeRO 0, whose files fit any number of ranks
                 seed_streams(meta["seed"], checkpoint.step, self._group.rank)
+        if self._compressor is not None:
+            self._compressor.load(checkpoint.path, meta["world_size"])
         if path is None:
             raise ResumeError(f"DeepSpeed found nothing to load in {checkpoint.path}")
 
@@ -249,6 +258,9 @@ class Snapshots:
                     save_latest=False,
                     exclude_frozen_parameters=holds_nf4(engine.module),
                 )
+                if self._compressor is not None:
+                    own = staging / compression_name(self._group.rank)
+                    self._files.keep(own, self._compressor.state())
         except (R1hpcError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
             if isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -418,6 +430,7 @@ class Snapshots:
             "_model_states.pt": rank == 0 or zero_stage == 3,
             "_optim_states.pt": zero_stage > 0,
             part_name(rank): self._files.in_parts,
+            compression_name(rank): self._compressor is not None,
         }
         for ending, wanted in due.items():
             if wanted and not any(name.endswith(ending) for name in names):
@@ -452,7 +465,7 @@ def _streams_name(rank: int) -> str:
 
 def _owner(name: str, world_size: int) -> int:
     """The rank that wrote a file, by DeepSpeed's naming (`zero_pp_rank_3_mp_rank_00…`) and ours."""
-    for marker in ("zero_pp_rank_", "streams_rank_", "stage_rank_", WEIGHTS):
+    for marker in ("zero_pp_rank_", "streams_rank_", "stage_rank_", WEIGHTS, COMPRESSION):
         _, found, tail = name.partition(marker)
         if found:
             rank = int(tail.replace(".", "_").split("_")[0])

@@ -52,6 +52,7 @@ def record(session: Session, step: int, result: StepResult, what: StepRecord) ->
         loss_scale=loss_scale(session.engine, train_.precision),
         skipped=result.skipped,
         **what.extra,
+        **({} if session.exchange is None else {"gradient_bytes": session.exchange.take_bytes()}),
     )
     used = {"global_step": step, "attempt": job.attempt, **what.used}
     append_record(ledger_path(job), used, durable=False)

@@ -134,15 +134,15 @@ def test_a_save_copies_what_is_trained_and_what_it_stands_on() -> None:
     config = grpo(deepspeed=DeepspeedConfig(zero_stage=2), rl=RlConfig())
     adapters = replace(config, model=replace(config.model, lora_rank=16))
     shape = model_shape(QWEN_7B)
-    assert saved_bytes(config, shape) == 14 * shape.num_parameters
-    trained = saved_bytes(adapters, shape) - 2 * shape.num_parameters
-    assert 0 < trained < 0.01 * saved_bytes(config, shape)
+    assert saved_bytes(config, shape, 8) == 14 * shape.num_parameters
+    trained = saved_bytes(adapters, shape, 8) - 2 * shape.num_parameters
+    assert 0 < trained < 0.01 * saved_bytes(config, shape, 8)
     assert (plan(config, QWEN_7B).host_gib - plan(adapters, QWEN_7B).host_gib) * 4 == pytest.approx(
-        (saved_bytes(config, shape) - saved_bytes(adapters, shape)) / 2**30
+        (saved_bytes(config, shape, 8) - saved_bytes(adapters, shape, 8)) / 2**30
     )
     ppo = replace(config, rl=RlConfig(algorithm="ppo"))
     critic = shape.num_parameters - shape.vocab_size * shape.hidden_size  # its head is the value's alone
-    assert saved_bytes(ppo, shape) == 14 * (shape.num_parameters + critic + shape.hidden_size + 1)
+    assert saved_bytes(ppo, shape, 8) == 14 * (shape.num_parameters + critic + shape.hidden_size + 1)
     assert plan(ppo, QWEN_7B).activations_gib == 2 * plan(config, QWEN_7B).activations_gib
 
 
