@@ -149,7 +149,7 @@ class Compressor(Exchange):
         dist.all_reduce(flat)
         self._count(2, flat.nbytes)
         flat.div_(self._group.world_size)
-        parts = flat.split([tensor.numel() for tensor in tensors])
+        parts = torch.split(flat, [tensor.numel() for tensor in tensors])
         return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
     def _swap(self, parts: torch.Tensor) -> torch.Tensor:
@@ -183,7 +183,7 @@ class Int8(Compressor):
         sizes = [self._parameters[name].numel() for name in names]
         unit = _BLOCK * self._group.world_size
         row = torch.zeros(-(-sum(sizes) // unit) * unit, device=self._group.device)
-        for name, part in zip(names, row[: sum(sizes)].split(sizes), strict=True):
+        for name, part in zip(names, torch.split(row[: sum(sizes)], sizes), strict=True):
             self.errors[name] = part.view(self._parameters[name].shape)
         return names, row
 

@@ -244,6 +244,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
     assert "the errors of 2 rank(s) are divided among 1, their mean as it was" in said
 
 
+@pytest.mark.soak
 def test_the_weights_divided_once_more_compute_the_same(tmp_path: Path) -> None:
     """ZeRO++'s hpZ: each two of four ranks keep all weights between them."""
     words = ("deepspeed.zero_stage=3", "resources.ranks_per_node=4", "train.num_steps=6")
