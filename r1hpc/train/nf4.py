@@ -20,6 +20,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from r1hpc.base.errors import ConfigError
+from r1hpc.plan.frozen import NF4_BLOCK, refused_width
 from r1hpc.train.errors import ResumeError
 from r1hpc.train.placement import Placement
 
@@ -54,7 +55,7 @@ def finish(network: Any, dtype: torch.dtype) -> None:
     its state holds each weight under one name.
 
     Raises:
-        ConfigError: no layer was rounded.
+        ConfigError: no layer was rounded, or one whose blocks would be read wrongly.
     """
     layers = [module for module in network.modules() if is_nf4(getattr(module, "weight", None))]
     if not layers:
@@ -62,6 +63,9 @@ def finish(network: Any, dtype: torch.dtype) -> None:
             f"model.base_quantization=nf4: {type(network).__name__} has no linear layer beside its head; "
             "take model.base_quantization=none"
         )
+    odd = next((layer.in_features for layer in layers if layer.in_features % NF4_BLOCK), None)
+    if odd is not None:
+        raise ConfigError(refused_width(odd))
     for layer in layers:
         layer.weight.quant_state.dtype = dtype
         # On a CPU with AVX512-BF16 a layer asked in eval mode would repack its weight for a kernel that has

@@ -36,7 +36,7 @@ def base(folder: Path) -> tuple[str, ...]:
     """Words that put a run on a small model of random weights, in 4 bits."""
     path = folder / "base"
     if not path.exists():
-        config = load.load(Path("jobs/rl_smoke.yaml"), [])
+        config = load.load("rl_smoke", ["model.config.n_embd=64"])
         shape = load_model_config(config, vocabulary_size(load_tokenizer(config.model)))
         torch.manual_seed(0)
         AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape)).save_pretrained(path)
