@@ -108,8 +108,9 @@ def is_turned(layer: Any) -> bool:
 
 def held_bytes(network: nn.Module) -> int:
     """Of all parameters, with the scales of those in four bits."""
-    scales = (p.quant_state.absmax.nbytes for p in network.parameters() if is_nf4(p))
-    return sum(p.nbytes for p in network.parameters()) + sum(scales)
+    parameters: list[Any] = list(network.parameters())
+    scales = sum(p.quant_state.absmax.nbytes for p in parameters if is_nf4(p))
+    return int(sum(p.nbytes for p in parameters) + scales)
 
 
 def load_adapters(src: Mapping[str, torch.Tensor], dst: nn.Module) -> None:

@@ -65,7 +65,7 @@ class Alone(Group):
 
 
 IDS = torch.tensor([[1, 5, 2, 7, 3, 3, 9, 60], [4, 4, 8, 1, 0, 6, 2, 33]])
-STAGES = (0, 1, 2, 3)
+STAGES = (0, 2, 3)
 
 
 def model_folder(folder: Path, family: str = "llama") -> Path:
@@ -232,9 +232,9 @@ def test_merged_it_computes_what_the_adapters_did(trained: Path, stage: int) -> 
     assert "quantization_config" not in values
     assert values["dtype"] == "bfloat16"
     merged = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
-    moved = (seen["trained"] - seen["before"]).norm()
-    assert (logits(merged) - seen["trained"]).norm() < 0.05 * moved
-    torch.testing.assert_close(logits(merged), seen["trained"], rtol=2e-2, atol=2e-2)
+    difference = logits(merged) - seen["trained"]
+    assert difference.norm() < 0.05 * (seen["trained"] - seen["before"]).norm(), "of what was learnt"
+    assert difference.abs().max() < 2**-5 * seen["trained"].abs().max(), "four steps of bf16"
 
 
 @pytest.mark.parametrize("stage", STAGES)

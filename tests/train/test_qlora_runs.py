@@ -73,6 +73,7 @@ def test_stopped_fine_tuning_goes_on_to_the_bit_and_is_exported_as_it_ended(tmp_
     assert all((out / name).read_bytes() == (undisturbed.model / name).read_bytes() for name in names)
 
 
+@pytest.mark.soak
 def test_killed_reinforcement_learning_goes_on_to_the_bit(tmp_path: Path) -> None:
     words = (*RL, "deepspeed.zero_stage=2", *base(tmp_path))
     undisturbed = finished(submit(tmp_path, "undisturbed", *words, job="jobs/rl_smoke.yaml").run)
