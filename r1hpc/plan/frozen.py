@@ -10,12 +10,15 @@ from typing import Any
 
 from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.config.schema import RunConfig
+from r1hpc.plan.families import UnknownModelError
 from r1hpc.plan.memory import WEIGHT_BYTES
-from r1hpc.plan.shape import ModelShape, UnknownModelError, model_shape
+from r1hpc.plan.shape import ModelShape, model_shape, resolve, widths
 
 _NF4_BYTES = 0.5
-_SCALE_BYTES = 4 / 64
-"""Of a weight in NF4: an fp32 number for each block of 64. Under ZeRO 3 every rank has all of them."""
+NF4_BLOCK = 64
+"""Weights with one scale."""
+_SCALE_BYTES = 4 / NF4_BLOCK
+"""Of a weight in NF4: an fp32 number for each block. Under ZeRO 3 every rank has all of them."""
 
 
 def is_quantized(config: RunConfig) -> bool:
@@ -59,7 +62,7 @@ def check_base_shape(config: RunConfig, hf_config: Mapping[str, Any]) -> None:
         hf_config: its config.json as a dictionary.
 
     Raises:
-        ConfigError: a mixture of experts.
+        ConfigError: a mixture of experts, or widths that are no multiples of 64.
     """
     if not is_quantized(config):
         return
@@ -72,3 +75,17 @@ def check_base_shape(config: RunConfig, hf_config: Mapping[str, Any]) -> None:
             f"model.base_quantization=nf4 rounds linear layers, and the experts of a {shape.model_type} are "
             "none: transformers holds those of a layer in one tensor; take model.base_quantization=none"
         )
+    _, values = resolve(hf_config)
+    for width in (shape.hidden_size, widths(values)[0], values["intermediate_size"]):
+        if width % NF4_BLOCK:
+            raise ConfigError(refused_width(width))
+
+
+def refused_width(width: int) -> str:
+    """Why a linear layer of so many inputs cannot lie in 4 bits."""
+    # bitsandbytes 0.50.2 makes other weights of it on a CPU, without a word: the wrong block's scale.
+    return (
+        f"model.base_quantization=nf4 rounds rows in blocks of {NF4_BLOCK}, and the model has linear layers "
+        f"of {width} inputs: bitsandbytes reads such rows wrongly on a CPU, where exports are made; take "
+        "model.base_quantization=none"
+    )

@@ -20,6 +20,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from r1hpc.base.errors import ConfigError
+from r1hpc.plan.frozen import NF4_BLOCK, refused_width
 from r1hpc.train.errors import ResumeError
 from r1hpc.train.placement import Placement
 
@@ -54,7 +55,7 @@ def finish(network: Any, dtype: torch.dtype) -> None:
     its state holds each weight under one name.
 
     Raises:
-        ConfigError: no layer was rounded.
+        ConfigError: no layer was rounded, or one whose blocks would be read wrongly.
     """
     layers = [module for module in network.modules() if is_nf4(getattr(module, "weight", None))]
     if not layers:
@@ -62,6 +63,9 @@ def finish(network: Any, dtype: torch.dtype) -> None:
             f"model.base_quantization=nf4: {type(network).__name__} has no linear layer beside its head; "
             "take model.base_quantization=none"
         )
+    odd = next((layer.in_features for layer in layers if layer.in_features % NF4_BLOCK), None)
+    if odd is not None:
+        raise ConfigError(refused_width(odd))
     for layer in layers:
         layer.weight.quant_state.dtype = dtype
         # On a CPU with AVX512-BF16 a layer asked in eval mode would repack its weight for a kernel that has
@@ -104,8 +108,9 @@ def is_turned(layer: Any) -> bool:
 
 def held_bytes(network: nn.Module) -> int:
     """Of all parameters, with the scales of those in four bits."""
-    scales = (p.quant_state.absmax.nbytes for p in network.parameters() if is_nf4(p))
-    return sum(p.nbytes for p in network.parameters()) + sum(scales)
+    parameters: list[Any] = list(network.parameters())
+    scales = sum(p.quant_state.absmax.nbytes for p in parameters if is_nf4(p))
+    return int(sum(p.nbytes for p in parameters) + scales)
 
 
 def load_adapters(src: Mapping[str, torch.Tensor], dst: nn.Module) -> None:

@@ -40,12 +40,17 @@ def test_zero_3_needs_activation_checkpointing() -> None:
 
 def test_a_mixture_of_experts_stays_in_16_bits() -> None:
     config = load.load(None, _NF4)
-    experts = {**_LLAMA, "model_type": "mixtral"}
+    experts = {**_LLAMA, "model_type": "mixtral", "num_key_value_heads": 2}
     with pytest.raises(ConfigError, match=r"the experts of a mixtral are none"):
         check_base_shape(config, experts)
     check_base_shape(load.load(None, _NF4[:3]), experts)
     check_base_shape(config, _LLAMA)
     check_base_shape(config, {"model_type": "not known here"})
+
+
+def test_rows_of_whole_blocks_only() -> None:
+    with pytest.raises(ConfigError, match=r"in blocks of 64, and the model has linear layers of 96 inputs"):
+        check_base_shape(load.load(None, _NF4), {**_LLAMA, "intermediate_size": 96})
 
 
 def test_only_adapters_stand_on_frozen_weights() -> None:

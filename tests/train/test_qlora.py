@@ -35,7 +35,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "model_type": "llama",
         "vocab_size": 64,
         "hidden_size": 64,
-        "intermediate_size": 96,
+        "intermediate_size": 128,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
@@ -44,7 +44,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": {
         "model_type": "gpt2",
         "vocab_size": 64,
-        "n_embd": 32,
+        "n_embd": 64,
         "n_layer": 1,
         "n_head": 2,
         "n_positions": 32,
@@ -65,7 +65,7 @@ class Alone(Group):
 
 
 IDS = torch.tensor([[1, 5, 2, 7, 3, 3, 9, 60], [4, 4, 8, 1, 0, 6, 2, 33]])
-STAGES = (0, 1, 2, 3)
+STAGES = (0, 2, 3)
 
 
 def model_folder(folder: Path, family: str = "llama") -> Path:
@@ -232,9 +232,9 @@ def test_merged_it_computes_what_the_adapters_did(trained: Path, stage: int) -> 
     assert "quantization_config" not in values
     assert values["dtype"] == "bfloat16"
     merged = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
-    moved = (seen["trained"] - seen["before"]).norm()
-    assert (logits(merged) - seen["trained"]).norm() < 0.05 * moved
-    torch.testing.assert_close(logits(merged), seen["trained"], rtol=2e-2, atol=2e-2)
+    difference = logits(merged) - seen["trained"]
+    assert difference.norm() < 0.05 * (seen["trained"] - seen["before"]).norm(), "of what was learnt"
+    assert difference.abs().max() < 2**-5 * seen["trained"].abs().max(), "four steps of bf16"
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -278,6 +278,13 @@ def test_a_weight_is_the_nearest_of_16_in_its_block(tmp_path: Path, family: str)
         scale = theirs.abs().amax(1, keepdim=True)
         nearest = code[(theirs[..., None] / scale[..., None] - code).abs().argmin(-1)] * scale
         torch.testing.assert_close(ours, nearest, rtol=1e-6, atol=0)
+
+
+def test_a_row_of_broken_blocks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes 0.50.2 dequantises it with the scales of other blocks on a CPU."""
+    monkeypatch.setitem(SHAPES["llama"], "intermediate_size", 96)
+    with pytest.raises(ConfigError, match=r"linear layers of 96 inputs"):
+        alone(configured(model_folder(tmp_path / "model")))
 
 
 def test_it_is_held_in_9_sixteenths_of_a_byte_a_weight(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def base(folder: Path) -> tuple[str, ...]:
     """Words that put a run on a small model of random weights, in 4 bits."""
     path = folder / "base"
     if not path.exists():
-        config = load.load(Path("jobs/rl_smoke.yaml"), [])
+        config = load.load("rl_smoke", ["model.config.n_embd=64"])
         shape = load_model_config(config, vocabulary_size(load_tokenizer(config.model)))
         torch.manual_seed(0)
         AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape)).save_pretrained(path)
@@ -73,6 +73,7 @@ def test_stopped_fine_tuning_goes_on_to_the_bit_and_is_exported_as_it_ended(tmp_
     assert all((out / name).read_bytes() == (undisturbed.model / name).read_bytes() for name in names)
 
 
+@pytest.mark.soak
 def test_killed_reinforcement_learning_goes_on_to_the_bit(tmp_path: Path) -> None:
     words = (*RL, "deepspeed.zero_stage=2", *base(tmp_path))
     undisturbed = finished(submit(tmp_path, "undisturbed", *words, job="jobs/rl_smoke.yaml").run)
