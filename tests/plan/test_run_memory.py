@@ -111,7 +111,7 @@ def test_a_base_in_4_bits_takes_9_sixteenths_of_a_byte_and_no_room_in_checkpoint
     layers = shape.num_parameters - 2 * shape.vocab_size * shape.hidden_size
     saved = (plan(adapters, QWEN_7B).parameters_gib - plan(four_bits, QWEN_7B).parameters_gib) * 2**30
     assert saved == pytest.approx(layers * (2 - 0.5 - 4 / 64), rel=1e-3)
-    assert saved_bytes(adapters, shape) - saved_bytes(four_bits, shape) == 2 * shape.num_parameters
+    assert saved_bytes(adapters, shape, 1) - saved_bytes(four_bits, shape, 1) == 2 * shape.num_parameters
     divided = replace(four_bits, deepspeed=DeepspeedConfig(zero_stage=3))
     held = plan(divided, QWEN_7B).parameters_gib * 2**30
     assert layers * 4 / 64 < held < layers * (4 / 64 + 2 / 32), "each rank has all scales"
