@@ -85,11 +85,12 @@ class Pretraining(SupervisedStage[StepBatch]):
         self._tokenizer = tokenizer
 
     def losses(self, engine: Any, batch: StepBatch) -> Iterator[torch.Tensor]:
+        part = self._sequence.part
         micro_batches = torch.from_numpy(batch.tokens).to(self._job.group.device)
         # Equally many on every rank, so that the mean over the ranks is that over all targets.
-        num_targets = self._sequence.part(micro_batches[..., 1:]).numel()
+        num_targets = part(micro_batches[..., 1:]).numel()
         for number, micro_batch in enumerate(self.last_marked(engine, micro_batches)):
-            inputs, targets = map(self._sequence.part, (micro_batch[:, :-1], micro_batch[:, 1:]))
+            inputs, targets = part(micro_batch[:, :-1]), part(micro_batch[:, 1:])
             samples = batch.sample_ids[number].repeat(targets.shape[1])
             yield self.cross_entropy(engine, inputs, targets, samples=samples) / num_targets
 

@@ -22,12 +22,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from r1hpc.base.errors import ConfigError
+from r1hpc.train.attention import exchangeable
 from r1hpc.train.distributed import Group
 
 PREFIX = "ulysses_"
@@ -36,7 +37,7 @@ _REFUSED = ("s_aux", "position_bias")
 """What some models ask of their attention head by head."""
 _TRIED = 8
 """Tokens on each rank of the sequence that is tried."""
-_MOST = 0.05
+_MOST, _MOST_FP32 = 0.05, 1e-3
 """Of the spread of the logits: what rounding may change them by, as a root mean square."""
 
 Ints = npt.NDArray[np.int64]
@@ -83,7 +84,7 @@ class SequenceGroup:
         if self.size == 1:
             return
         network = _causal_lm(engine.module)
-        if "position_ids" not in inspect.signature(network.forward).parameters:
+        if not _only_attends(network):
             raise _refused(network, implementation)
         vocabulary = network.config.get_text_config().vocab_size
         draws = torch.Generator().manual_seed(0)
@@ -93,7 +94,8 @@ class SequenceGroup:
         network.set_attn_implementation(PREFIX + implementation)
         mine = self.part(ids)
         difference = _logits(engine, mine, self.positions(mine)) - whole
-        unlike = difference.square().mean().sqrt() > _MOST * whole.std()
+        most = _MOST_FP32 if next(network.parameters()).dtype == torch.float32 else _MOST
+        unlike = ~(difference.square().mean().sqrt() <= most * whole.std())
         dist.all_reduce(failed := unlike.double())
         if failed:
             raise _refused(network, implementation)
@@ -184,6 +186,19 @@ def _logits(engine: Any, ids: Tensor, positions: Tensor) -> Tensor:
     logits: Tensor = engine(input_ids=ids, position_ids=positions).logits.float()
     engine.train(was_training)
     return logits
+
+
+def _only_attends(network: Any) -> bool:
+    """Whether each layer attends by what can be exchanged, at positions that are given, and none convolves.
+
+    With random weights a state along the sequence can be too faint for the trial.
+    """
+    layers = network.config.get_text_config().num_hidden_layers
+    return (
+        "position_ids" in inspect.signature(network.forward).parameters
+        and sum(1 for _ in exchangeable(network)) >= layers
+        and not any(isinstance(module, nn.Conv1d) for module in network.modules())
+    )
 
 
 def _causal_lm(network: Any) -> Any:

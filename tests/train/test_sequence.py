@@ -1,7 +1,7 @@
 """Ranks that share their sequences compute what one rank does: losses, gradient norms and weights."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,8 +16,10 @@ from r1hpc.config import load
 from r1hpc.data.loader import StepBatch
 from r1hpc.data.order import RankShare
 from r1hpc.data.trace_loader import TraceBatch
+from r1hpc.train.attention import OURS
 from r1hpc.train.distributed import Group
 from r1hpc.train.engine import accumulate, build_engine, deepspeed_config
+from r1hpc.train.export import exported_config
 from r1hpc.train.policy import build_policy, placement
 from r1hpc.train.pretrain import Pretraining
 from r1hpc.train.sequence import SequenceGroup, share_sequences
@@ -75,7 +77,10 @@ def trained(case: Case, group: Group, size: int, zero_stage: int) -> dict[str, A
     network = build_policy(config, shape(case), placement(config, group, divided=True))
     asked = deepspeed_config(config, world_size=group.world_size, on_gpu=False, load_universal=False)
     engine = build_engine(network, asked)
-    sequence.attend(engine, config.model.attn_implementation)
+    attention = config.model.attn_implementation
+    sequence.attend(engine, attention)
+    exported = exported_config(engine.module).get("attn_implementation")
+    assert exported == (attention if attention in OURS else None), "what its weights are right under"
     stage = stage_of(config, group, sequence)
     found: dict[str, Any] = {"losses": [], "norms": []}
     for step in range(_STEPS):
@@ -95,9 +100,10 @@ def shape(case: Case) -> dict[str, Any]:
 def stage_of(config: Any, group: Group, sequence: SequenceGroup) -> Any:
     job: Any = SimpleNamespace(config=config, group=group)
     mixing: Any = SimpleNamespace(wants_losses=False)
+    loader: Any = None
     if config.stage == "sft":
-        return FineTuning(job, lambda step: None, mixing, sequence)  # type: ignore[arg-type, return-value]
-    return Pretraining(job, lambda step: None, mixing, sequence, None)  # type: ignore[arg-type, return-value]
+        return FineTuning(job, loader, mixing, sequence)
+    return Pretraining(job, loader, mixing, sequence, None)
 
 
 def batch_of(stage: str, step: int, sequence: SequenceGroup) -> Any:
@@ -143,11 +149,12 @@ def differences(case: Case, group: Group, size: int, zero_stage: int, folder: Pa
     }
 
 
-def put_down(group: Group, folder: Path, cases: Iterator[tuple[Case, int, int]] | list[Any]) -> None:
-    lines = [differences(case, group, size, stage, folder) for case, size, stage in cases]
-    if group.rank == 0:
-        with (folder / "differences.jsonl").open("a") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+def put_down(group: Group, folder: Path, cases: Iterable[tuple[Case, int, int]]) -> None:
+    for case, size, stage in cases:
+        line = json.dumps(differences(case, group, size, stage, folder))
+        if group.rank == 0:
+            with (folder / "differences.jsonl").open("a") as file:
+                file.write(line + "\n")
 
 
 def few_on_two(group: Group, folder: Path) -> None:
@@ -191,7 +198,7 @@ def refuses(group: Group, folder: Path) -> None:
     for more, words in (
         ({"model_type": "mamba"}, "MambaForCausalLM .* on parts of a sequence"),
         ({"model_type": "qwen3_5_text", **of_linear}, "on parts of a sequence"),
-        ({"model_type": "gpt_oss", "num_local_experts": 2, "num_experts_per_tok": 1}, "asks for s_aux"),
+        ({"model_type": "bloom"}, "BloomForCausalLM .* on parts of a sequence"),
         ({"model_type": "llama", **odd}, "3 heads"),
     ):
         config = load.load(None, ["train.sequence_parallel=2", "train.precision=fp32"])
@@ -206,10 +213,10 @@ def test_models_that_carry_more_along_a_sequence_are_refused(tmp_path: Path) -> 
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(4000)
 def test_under_every_zero_stage_on_two_three_and_four_ranks(tmp_path: Path) -> None:
     run_on_ranks(all_alone, tmp_path, 1)
     for number, body in ((2, all_on_two), (3, all_on_three), (4, all_on_four)):
         (tmp_path / "store").unlink()
-        run_on_ranks(body, tmp_path, number, timeout_s=600)
+        run_on_ranks(body, tmp_path, number, timeout_s=1200)
     check(tmp_path)
