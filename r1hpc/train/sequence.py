@@ -155,7 +155,7 @@ def _shared(attention: Callable[..., Any], sequence: SequenceGroup) -> Callable[
 
 def _exchanged(values: Tensor, sequence: SequenceGroup) -> Tensor:
     """(batch, size x a, b, width) -> (batch, a, size x b, width): a part of one axis for all of the other."""
-    split = values.unflatten(1, (sequence.size, -1)).movedim(1, 0)
+    split = values.unflatten(1, (sequence.size, -1)).movedim(1, 0)  # type: ignore[no-untyped-call]
     received: Tensor = _Exchange.apply(split, sequence.ranks)  # type: ignore[no-untyped-call]
     return received.movedim(0, 2).flatten(2, 3)
 

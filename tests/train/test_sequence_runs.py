@@ -62,7 +62,7 @@ def test_stopped_and_resumed_it_is_the_same_run_to_the_bit(tmp_path: Path) -> No
 def test_fine_tuning_goes_on_with_another_sharing(tmp_path: Path, stage: int) -> None:
     """The loss on held-out documents too, and a model is left."""
     data = f'data.traces=["{traces(tmp_path)}"]'
-    words = (data, "stage=sft", "model.tokenizer=characters", "data.seq_len=256")
+    words: tuple[str, ...] = (data, "stage=sft", "model.tokenizer=characters", "data.seq_len=256")
     words += ("data.validation_documents=10", "train.validate_every=4", f"deepspeed.zero_stage={stage}")
     alone = begun(tmp_path, "alone", *words)
     moved = stopped(tmp_path, "moved", *words, *SHARED)
