@@ -325,13 +325,15 @@ def _fill_in(arguments: Namespace) -> dict[str, Any]:
     _check_dataset_of(run, data.path, arguments.dir)
     if config.stage == "sft" and data.packing and arguments.step is not None:
         raise UsageError("data.packing puts documents of any rank into a row: take --sample or --doc")
-    topology, batch = plan["topology"], plan["batch"]
+    topology, batch, shared = plan["topology"], plan["batch"], config.train.sequence_parallel
+    if arguments.world_size is None:
+        arguments.rank //= shared  # ranks that share their sequences read as one
     known = {
         "seq_len": data.seq_len,
         "seed": data.seed,
         "global_batch_size": batch["global_batch_size"],
         "micro_batch_size": batch["micro_batch_size"],
-        "world_size": topology["num_nodes"] * topology["ranks_per_node"],
+        "world_size": topology["num_nodes"] * topology["ranks_per_node"] // shared,
     }
     for name, value in known.items():
         if getattr(arguments, name) is None:

@@ -188,6 +188,10 @@ class TrainConfig:
     logits_chunk_tokens: int | None = ranged(None, least=0)
     """Tokens per rank whose logits are held at once; beyond, the output head goes through them in chunks, and
     computes each again in the backward pass. None: as many as take 256 MiB in fp32; 0: all."""
+    sequence_parallel: int = ranged(1, least=1)
+    """Stages pretrain and sft: so many ranks of a node share every sequence, each with a part of its tokens
+    and of the attention's heads (Ulysses), and of activations and logits a part as small. It divides the
+    ranks of a node, the heads and data.seq_len; the batch counts groups of ranks."""
     seed: int = ranged(0, least=0)
     """Weights and dropout. Every rank has its own stream derived from it."""
     deterministic: bool = False
@@ -207,6 +211,7 @@ _OWN_OF_DEEPSPEED = {
     "gradient_accumulation_steps": "train.gradient_accumulation_steps",
     "bf16.enabled": "train.precision",
     "fp16.enabled": "train.precision",
+    "sequence_parallel_size": "train.sequence_parallel",
     "checkpoint.load_universal": "the number of ranks that a checkpoint is of",
 }
 """Keys of DeepSpeed's config by which placement, plan, loss and checkpoints go: each has one place."""

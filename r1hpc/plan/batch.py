@@ -2,7 +2,8 @@
 
     global_batch_size = num_nodes x ranks_per_node x micro_batch_size x gradient_accumulation_steps
 
-The global batch is part of the training and never changes; nodes, micro batch and accumulation may.
+Ranks that share their sequences (train.sequence_parallel) count as one. The global batch is part of the
+training and never changes; nodes, micro batch and accumulation may.
 """
 
 import math
@@ -61,27 +62,35 @@ def solve_batch(
     world_size: int,
     gradient_accumulation_steps: int | None = None,
     ranks_per_node: int = 1,
+    sequence_parallel: int = 1,
 ) -> BatchPlan:
     """The accumulation that makes the global batch come out exactly.
 
     Args:
         gradient_accumulation_steps: derived when None; checked when given.
         ranks_per_node: only for the choices an error lists.
+        sequence_parallel: ranks that share their sequences; divides the ranks.
 
     Raises:
         ConfigError: it does not come out; lists the legal spreads nearest to the asked one.
     """
-    per_pass = world_size * micro_batch_size
+    groups, groups_per_node = world_size // sequence_parallel, max(1, ranks_per_node // sequence_parallel)
+    per_pass = groups * micro_batch_size
     steps, rest = divmod(global_batch_size, per_pass)
     if not rest and steps and gradient_accumulation_steps in (None, steps):
         return BatchPlan(global_batch_size, micro_batch_size, steps)
-    asked = f"{world_size} ranks x train.micro_batch_size {micro_batch_size}"
+    shared = f" / train.sequence_parallel {sequence_parallel}" if sequence_parallel > 1 else ""
+    asked = f"{world_size} ranks{shared} x train.micro_batch_size {micro_batch_size}"
     if gradient_accumulation_steps is not None:
         asked += f" x train.gradient_accumulation_steps {gradient_accumulation_steps}"
         per_pass *= gradient_accumulation_steps
     relation = f"is {per_pass}" if gradient_accumulation_steps else f"= {per_pass} does not divide it"
     choices = _nearest_choices(
-        global_batch_size, micro_batch_size, world_size // ranks_per_node, ranks_per_node
+        global_batch_size,
+        micro_batch_size,
+        world_size // ranks_per_node,
+        groups_per_node,
+        sequence_parallel,
     )
     raise ConfigError(f"train.global_batch_size is {global_batch_size}, but {asked} {relation}. {choices}")
 
@@ -113,6 +122,7 @@ def batch_of(config: RunConfig, topology: Topology) -> BatchPlan:
             topology.world_size,
             train.gradient_accumulation_steps,
             topology.ranks_per_node,
+            train.sequence_parallel,
         )
     completions = rollout.num_prompts * rollout.num_generations
     if completions % train.global_batch_size or train.global_batch_size % rollout.num_generations:
@@ -153,14 +163,18 @@ def _divisors(number: int) -> list[int]:
     return small + [number // d for d in reversed(small) if d * d != number]
 
 
-def _nearest_choices(global_batch_size: int, micro_batch_size: int, nodes: int, ranks_per_node: int) -> str:
+def _nearest_choices(
+    global_batch_size: int, micro_batch_size: int, nodes: int, groups_per_node: int, sequence_parallel: int
+) -> str:
     """A sentence that lists what would be legal, the least changed first."""
-    most = min(max(2 * nodes, nodes + 4), global_batch_size // ranks_per_node, _MOST_NODES)
-    legal = legal_topologies(global_batch_size, ranks_per_node, most)
+    ranks = f"{groups_per_node * sequence_parallel}"
+    shared = f", {sequence_parallel} to a sequence" if sequence_parallel > 1 else ""
+    most = min(max(2 * nodes, nodes + 4), global_batch_size // groups_per_node, _MOST_NODES)
+    legal = legal_topologies(global_batch_size, groups_per_node, most)
     if not legal:
         return (
-            f"No number of nodes with {ranks_per_node} ranks each divides it: take a multiple of "
-            f"{ranks_per_node} (this changes the training) or other ranks per node."
+            f"No number of nodes with {ranks} ranks each divides it: take a multiple of "
+            f"{groups_per_node} (this changes the training) or other ranks per node."
         )
 
     def distance(choice: tuple[int, int, int]) -> tuple[float, tuple[int, int, int]]:
@@ -170,4 +184,4 @@ def _nearest_choices(global_batch_size: int, micro_batch_size: int, nodes: int, 
     listed = "; ".join(
         f"{n} node{'s' if n > 1 else ''}, micro batch {m}, accumulation {a}" for n, m, a in nearest
     )
-    return f"Legal (ranks per node: {ranks_per_node}) are: {listed}"
+    return f"Legal (ranks per node: {ranks}{shared}) are: {listed}"

@@ -21,6 +21,7 @@ from r1hpc.plan.model import check_model_type, load_model_config, load_teacher_c
 from r1hpc.plan.parts import num_parts
 from r1hpc.plan.preemption import ASSUMED_SPEED, SaveSpeed, expected_copy_time_s, expected_save_time_s
 from r1hpc.plan.run_memory import COMMON_CARD_GIB, copied_bytes, memory_of_run, saved_bytes
+from r1hpc.plan.sequence import check_model_divides, check_sequence_parallel
 from r1hpc.plan.shape import ModelShape, canonical, check_heads, flops_per_token, model_shape
 
 
@@ -115,12 +116,13 @@ def make_plan(
 
     Raises:
         ConfigError: what cannot be: a batch that does not divide, a sequence longer than the model's
-            positions, heads that do not divide.
+            positions, heads that do not divide, ranks that cannot share a sequence.
     """
     ranks = ranks_per_node(config, gpus_per_node)
     topology = Topology(num_nodes or config.resources.nodes, ranks, gpus_per_node)
     steps = num_steps(config)
     seq_len, _ = _longest_sequence(config)
+    check_sequence_parallel(config, ranks)
     batch = batch_of(config, topology)
     shape = _shape(config, vocab_size, expected_model)
     flops = flops_per_token(shape, seq_len) if shape else None
@@ -232,6 +234,7 @@ def _shape(
     model = load_model_config(config, vocab_size, expected)
     values = canonical(model)
     check_heads(values)
+    check_model_divides(config, values)
     try:
         shape = model_shape(model)
     except UnknownModelError:

@@ -72,7 +72,7 @@ def memory_of_run(
         world_size=world,
         precision=train.precision,
         micro_batch_size=train.micro_batch_size,
-        seq_len=seq_len,
+        seq_len=-(-seq_len // train.sequence_parallel),
         activation_checkpointing=config.model.activation_checkpointing,
         logits_chunk_tokens=train.logits_chunk_tokens,
     )

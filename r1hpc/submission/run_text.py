@@ -10,7 +10,6 @@ from r1hpc.base.cli import print_json
 from r1hpc.base.rundir import RunDir
 from r1hpc.base.units import format_duration, format_parameters
 from r1hpc.estimator.estimate_text import amount
-from r1hpc.plan.run import RunPlan
 from r1hpc.plan.run_memory import described
 from r1hpc.slurm.script import render
 from r1hpc.submission.plan_run import PlannedRun
@@ -73,7 +72,7 @@ def plan_lines(planned: PlannedRun) -> list[tuple[str, str]]:
     lines = [
         *_model_line(planned),
         ("nodes", f"{where.num_nodes} x {per_node} {ranks}"),
-        _served_line(planned) if planned.config.stage == "serve" else _batch_line(plan),
+        _served_line(planned) if planned.config.stage == "serve" else _batch_line(planned),
     ]
     if plan.memory is not None and where.num_gpus:
         held = f"{plan.memory.total_gib:.1f} GiB on each GPU ({described(plan.memory)})"
@@ -91,12 +90,16 @@ def plan_lines(planned: PlannedRun) -> list[tuple[str, str]]:
     return lines
 
 
-def _batch_line(plan: RunPlan) -> tuple[str, str]:
-    batch = plan.batch
+def _batch_line(planned: PlannedRun) -> tuple[str, str]:
+    plan, shared = planned.plan, planned.config.train.sequence_parallel
+    batch, world = plan.batch, plan.topology.world_size
+    reader, readers = "rank", f"{world} ranks"
+    if shared > 1:
+        reader, readers = "group", f"{world // shared} groups of {shared} ranks that share sequences"
     return (
         "batch",
         f"{batch.global_batch_size} sequences of {plan.seq_len} tokens = {batch.micro_batch_size} per "
-        f"rank x {batch.gradient_accumulation_steps} accumulated x {plan.topology.world_size} ranks; "
+        f"{reader} x {batch.gradient_accumulation_steps} accumulated x {readers}; "
         f"{plan.num_steps} steps",
     )
 

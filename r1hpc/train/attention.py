@@ -57,7 +57,7 @@ def add_gates(network: nn.Module, implementation: str) -> None:
     """
     if implementation not in OURS:
         return
-    layers = list(_exchangeable(network))
+    layers = list(exchangeable(network))
     if not layers:
         raise ConfigError(
             f"model.attn_implementation={implementation}: {type(network).__name__} does not take its "
@@ -81,7 +81,7 @@ def load_gates(network: nn.Module, folder: Path) -> None:
                 gammas[name].data.copy_(file.get_tensor(name))
 
 
-def _exchangeable(network: nn.Module) -> Iterator[nn.Module]:
+def exchangeable(network: nn.Module) -> Iterator[nn.Module]:
     """Modules whose forward looks its attention up. transformers marks them by nothing but the look-up."""
     found: dict[type, bool] = {}
     for module in network.modules():

@@ -140,7 +140,8 @@ class Accumulated(NamedTuple):
     grad_norm: float
     """Over all ranks, before clipping."""
     forward_s: float
-    """In this rank's own forward passes, where it waits for nobody (but for weights under ZeRO 3)."""
+    """In this rank's own forward passes, where it waits for nobody (but for weights under ZeRO 3, and for the
+    ranks that it shares its sequences with)."""
 
 
 def accumulate(engine: Any, losses: Iterable[torch.Tensor]) -> Accumulated:

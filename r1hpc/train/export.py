@@ -32,6 +32,7 @@ from r1hpc.train.attention import OURS
 from r1hpc.train.distributed import Group
 from r1hpc.train.errors import SaveError
 from r1hpc.train.nf4 import dequantized, is_nf4, is_turned, whole_size
+from r1hpc.train.sequence import own_name
 
 MAX_FILE_SIZE = 4 * 2**30
 """Bytes of weights in one file, as long as no single tensor is larger."""
@@ -142,8 +143,9 @@ def exported_config(network: Any) -> dict[str, Any]:
     config.dtype = next(p.dtype for p in base.parameters() if p.is_floating_point())
     config.architectures = [type(base).__name__]
     values: dict[str, Any] = json.loads(config.to_json_string())
-    if config._attn_implementation in OURS:
-        values["attn_implementation"] = config._attn_implementation
+    attention = own_name(config._attn_implementation)
+    if attention in OURS:
+        values["attn_implementation"] = attention
     return values
 
 

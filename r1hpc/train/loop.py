@@ -301,8 +301,10 @@ def _peak_flops(group: Group) -> float | None:
 def _opening_line(job: Job, plan: Plan, step: int) -> str:
     group = job.group
     start = f"resuming after step {step}" if step else "starting"
+    shared = job.config.train.sequence_parallel
+    sharing = f", {shared} of them to a sequence" if shared > 1 else ""
     return (
-        f"attempt {job.attempt}: {start} on {group.world_size} rank(s), {group.device.type}, "
+        f"attempt {job.attempt}: {start} on {group.world_size} rank(s){sharing}, {group.device.type}, "
         f"ZeRO {job.config.deepspeed.zero_stage}, "
         f"{precision_of(job.config.train, job.config.model.base_quantization)}, "
         f"accumulation {plan.batch.gradient_accumulation_steps}, data {plan.data_id[:24]}"

@@ -21,6 +21,7 @@ from r1hpc.tasks.tokenizer import TokenizerFiles, exported_tokenizer
 from r1hpc.train import loop
 from r1hpc.train.mixing import Mixing
 from r1hpc.train.policy import build_policy, placement
+from r1hpc.train.sequence import SequenceGroup, share_sequences
 from r1hpc.train.session import Job, Outcome, Plan
 from r1hpc.train.supervised import SupervisedStage, batch_plan, open_once
 
@@ -42,16 +43,17 @@ def run(job: Job) -> Outcome:
     )
     hf_config = load_model_config(config, dataset.vocab_size)
     job.watchdog.beat("building the model")
+    sequence = share_sequences(group, config.train.sequence_parallel)
     loader = BatchLoader(
         dataset,
         order,
         global_batch_size=batch.global_batch_size,
         micro_batch_size=batch.micro_batch_size,
-        rank=group.rank,
-        world_size=group.world_size,
+        rank=sequence.data_rank,
+        world_size=sequence.data_world_size,
     )
     mixing = Mixing(loader, config)
-    stage = Pretraining(job, loader.batch, mixing, dataset.tokenizer_path)
+    stage = Pretraining(job, loader.batch, mixing, sequence, dataset.tokenizer_path)
     plan = Plan(
         network=build_policy(config, hf_config, placement(config, group, divided=True)),
         hf_config=hf_config,
@@ -71,17 +73,24 @@ class Pretraining(SupervisedStage[StepBatch]):
     """The stage: every position of every window has a loss."""
 
     def __init__(
-        self, job: Job, batch_of: Callable[[int], StepBatch], mixing: Mixing, tokenizer: Path | None
+        self,
+        job: Job,
+        batch_of: Callable[[int], StepBatch],
+        mixing: Mixing,
+        sequence: SequenceGroup,
+        tokenizer: Path | None,
     ) -> None:
         """`tokenizer` is the folder of what the data was made with; None: there is none."""
-        super().__init__(job, batch_of, mixing)
+        super().__init__(job, batch_of, mixing, sequence)
         self._tokenizer = tokenizer
 
     def losses(self, engine: Any, batch: StepBatch) -> Iterator[torch.Tensor]:
+        part = self._sequence.part
         micro_batches = torch.from_numpy(batch.tokens).to(self._job.group.device)
-        num_targets = micro_batches[..., 1:].numel()
+        # Equally many on every rank, so that the mean over the ranks is that over all targets.
+        num_targets = part(micro_batches[..., 1:]).numel()
         for number, micro_batch in enumerate(self.last_marked(engine, micro_batches)):
-            inputs, targets = micro_batch[:, :-1], micro_batch[:, 1:]
+            inputs, targets = part(micro_batch[:, :-1]), part(micro_batch[:, 1:])
             samples = batch.sample_ids[number].repeat(targets.shape[1])
             yield self.cross_entropy(engine, inputs, targets, samples=samples) / num_targets
 

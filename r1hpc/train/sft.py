@@ -29,6 +29,7 @@ from r1hpc.train import loop
 from r1hpc.train.mixing import Mixing
 from r1hpc.train.packing import check_apart, packed_form
 from r1hpc.train.policy import build_policy, placement
+from r1hpc.train.sequence import SequenceGroup, share_sequences
 from r1hpc.train.session import Job, Outcome, Plan, Session
 from r1hpc.train.supervised import SupervisedStage, batch_plan, open_once
 
@@ -45,12 +46,13 @@ def run(job: Job) -> Outcome:
     held = config.data.validation_documents
     parting = hold_out(dataset, held, config.data.seed) if held else None
     pad = special_ids(tokenizer, config.model).pad
+    sequence = share_sequences(group, config.train.sequence_parallel)
     loader = make(
         dataset,
         global_batch_size=batch.global_batch_size,
         micro_batch_size=batch.micro_batch_size,
-        rank=group.rank,
-        world_size=group.world_size,
+        rank=sequence.data_rank,
+        world_size=sequence.data_world_size,
         seed=config.data.seed,
         pad_id=pad,
         seq_len=config.data.seq_len,
@@ -64,8 +66,8 @@ def run(job: Job) -> Outcome:
             dataset,
             parting.held_out,
             packing=config.data.packing,
-            rank=group.rank,
-            world_size=group.world_size,
+            rank=sequence.data_rank,
+            world_size=sequence.data_world_size,
             micro_batch_size=config.train.micro_batch_size,
             seq_len=config.data.seq_len,
             pad_id=pad,
@@ -73,7 +75,7 @@ def run(job: Job) -> Outcome:
     hf_config = load_model_config(config, vocabulary_size(tokenizer))
     job.watchdog.beat("building the model")
     mixing = Mixing(loader, config)
-    stage = FineTuning(job, loader.batch, mixing, rows)
+    stage = FineTuning(job, loader.batch, mixing, sequence, rows)
     plan = Plan(
         network=build_policy(config, hf_config, placement(config, group, divided=True)),
         hf_config=hf_config,
@@ -92,10 +94,11 @@ class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
         job: Job,
         batch_of: Callable[[int], TraceBatch | PackedBatch],
         mixing: Mixing,
+        sequence: SequenceGroup,
         validation: Sequence[Rows] = (),
     ) -> None:
         """`validation` are this rank's micro batches of what is held out; equally many on every rank."""
-        super().__init__(job, batch_of, mixing)
+        super().__init__(job, batch_of, mixing, sequence)
         self._validation = validation
         self._lowest: float | None = None
         self._since = 0
@@ -144,19 +147,21 @@ class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
         for rows in self._validation:
             job.watchdog.beat("the loss on held-out documents")
             total += float(self._loss(engine, rows))
-            num += int(rows.loss_mask.sum())
+            if self._sequence.index == 0:  # the others have the same documents
+                num += int(rows.loss_mask.sum())
         engine.train()
         summed, tokens = job.group.all_sum([total, num])
         return summed / tokens
 
     def _loss(self, engine: Any, rows: Rows) -> torch.Tensor:
-        """Summed over the completion tokens of a micro batch."""
+        """Summed over the completion tokens of a micro batch, of this rank's part of its rows."""
         device, attention = self._job.group.device, self._job.config.model.attn_implementation
-        tokens = torch.from_numpy(rows.tokens).to(device)
-        inputs, targets = tokens[:, :-1], tokens[:, 1:]
-        places = np.flatnonzero(rows.loss_mask[:, 1:])
+        part, padded = self._sequence.part, self._sequence.padded
+        tokens = torch.from_numpy(padded(rows.tokens)).to(device)
+        inputs, targets = part(tokens[:, :-1]), part(tokens[:, 1:])
+        places = np.flatnonzero(part(padded(rows.loss_mask)[:, 1:]))
         chosen = torch.from_numpy(places).to(device)
-        samples = None if rows.samples is None else rows.samples[:, 1:].reshape(-1)[places]
+        samples = None if rows.samples is None else part(padded(rows.samples)[:, 1:]).reshape(-1)[places]
         if rows.positions is None or not self._job.config.data.packing:
             return self.cross_entropy(engine, inputs, targets, chosen, samples)
         positions = torch.from_numpy(rows.positions).to(device)[:, :-1]

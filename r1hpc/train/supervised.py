@@ -25,6 +25,7 @@ from r1hpc.train.distributed import Group
 from r1hpc.train.export import export_model
 from r1hpc.train.logits import OutputHead
 from r1hpc.train.mixing import Mixing
+from r1hpc.train.sequence import SequenceGroup
 from r1hpc.train.session import Job, Session, StepResult
 
 
@@ -55,6 +56,7 @@ def batch_plan(job: Job) -> BatchPlan:
         train.micro_batch_size,
         job.group.world_size,
         train.gradient_accumulation_steps,
+        sequence_parallel=train.sequence_parallel,
     )
 
 
@@ -84,11 +86,14 @@ def open_once(group: Group, open_it: Callable[[], DatasetT]) -> DatasetT:
 class SupervisedStage(ABC, Generic[BatchT]):
     """The stage. State: the step, and the tokens trained on so far."""
 
-    def __init__(self, job: Job, batch_of: Callable[[int], BatchT], mixing: Mixing) -> None:
-        """`batch_of` gives this rank's part of the global batch of a step, counted from 0."""
+    def __init__(
+        self, job: Job, batch_of: Callable[[int], BatchT], mixing: Mixing, sequence: SequenceGroup
+    ) -> None:
+        """`batch_of` gives what the ranks of `sequence` have of a step's global batch, counted from 0."""
         self._job = job
         self._batch_of = batch_of
         self._mixing = mixing
+        self._sequence = sequence
         self._tokens = 0
         self._head: OutputHead | None = None
 
@@ -103,8 +108,12 @@ class SupervisedStage(ABC, Generic[BatchT]):
     ) -> torch.Tensor:
         """Sum over the targets (rows, T) at the flat positions `chosen`, or all; `more` goes to the model.
 
+        Where ranks share a sequence, all of it is of this rank's part.
+
         `samples` is which sample each target that counts is of, (num_chosen,); None: of none trained on.
         """
+        if self._sequence.size > 1:
+            more = {**more, "position_ids": self._sequence.positions(inputs)}
         if self._head is None:
             self._head = OutputHead(engine.module, self._job.config.train.logits_chunk_tokens)
         scores = self._head.scores(lambda: engine(input_ids=inputs, **more).logits, targets, chosen)
@@ -139,6 +148,7 @@ class SupervisedStage(ABC, Generic[BatchT]):
         return {}
 
     def begin(self, session: Session) -> bool:
+        self._sequence.attend(session.engine, self._job.config.model.attn_implementation)
         if self._job.group.rank == 0:
             self._mixing.announce(session, session.first_step - 1)
         return True
@@ -153,6 +163,8 @@ class SupervisedStage(ABC, Generic[BatchT]):
         failpoint("step.begin")
         # Summed over the ranks these name the global batch, whatever the number of ranks.
         proof = [float(v) for v in (batch.sample_ids.size, batch.sample_ids.sum(), batch.checksum)]
+        if self._sequence.index:  # its samples are told of by the first rank that shares them
+            proof = [0.0] * len(proof)
         losses = self.losses(session.engine, batch)
         result = loop.optimizer_step(session, step, losses, lambda: [*proof, *self._mixing.sums()])
         mix = self._mixing.after_step(step, result.sums[len(proof) :])

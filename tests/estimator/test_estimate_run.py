@@ -57,6 +57,14 @@ def test_adapters_are_not_told_that_full_training_does_not_fit() -> None:
     assert any("frozen weights" in note for note in adapters.notes)
 
 
+def test_ranks_that_share_sequences_are_said_to_exchange() -> None:
+    words = ("resources.nodes=1", "data.seq_len=2048", "train.micro_batch_size=1")
+    found = _estimate(*words, "train.sequence_parallel=2")
+    assert found.memory is None, "the table of options is of whole sequences"
+    assert any("the exchange between the ranks" in note for note in found.notes)
+    assert found.ideal_gpu_hours is not None
+
+
 def test_an_unset_gpu_is_said_to_be_assumed() -> None:
     assumed = _estimate()
     assert "gpu_type is not set" in assumed.notes[0]

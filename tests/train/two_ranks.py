@@ -1,6 +1,7 @@
-"""A function of a test module on two ranks of real DeepSpeed over gloo, each in its own process.
+"""A function of a test module on ranks of real DeepSpeed over gloo, each in its own process.
 
 run_on_two_ranks(body, tmp_path)         # body(group, folder) at module level; its failure fails the test
+run_on_ranks(body, tmp_path, 3)
 """
 
 import importlib
@@ -24,9 +25,15 @@ Body = Callable[[Group, Path], None]
 
 def run_on_two_ranks(body: Body, folder: Path, timeout_s: float = 120) -> None:
     """Both ranks leave with status 0, or the assertion shows what they wrote."""
-    command = [sys.executable, "-m", "tests.train.two_ranks", body.__module__, body.__name__, str(folder)]
+    run_on_ranks(body, folder, 2, timeout_s)
+
+
+def run_on_ranks(body: Body, folder: Path, num_ranks: int, timeout_s: float = 120) -> None:
+    """As run_on_two_ranks, on any number of them."""
+    command = [sys.executable, "-m", "tests.train.two_ranks", body.__module__, body.__name__]
+    command += [str(folder), str(num_ranks)]
     # Into files: a rank that nobody reads stands still when its pipe is full.
-    logs = [folder / f"rank_{rank}.out" for rank in (0, 1)]
+    logs = [folder / f"rank_{rank}.out" for rank in range(num_ranks)]
     ranks = [
         subprocess.Popen(
             [*command, str(rank)],
@@ -45,7 +52,7 @@ def run_on_two_ranks(body: Body, folder: Path, timeout_s: float = 120) -> None:
         for rank in ranks:
             rank.kill()
     said = [log.read_text() for log in logs]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(said)
+    assert [rank.returncode for rank in ranks] == [0] * num_ranks, "\n".join(said)
 
 
 def engine_around(network: nn.Module, zero_stage: int, precision: Precision) -> Any:
@@ -86,9 +93,9 @@ def gathered(network: nn.Module) -> dict[str, Tensor]:
     return whole
 
 
-def _main(module: str, function: str, folder: str, rank: str) -> None:
-    store = FileStore(f"{folder}/store", 2)
-    group = join(int(rank), int(rank), 2, store, use_gpu=False)
+def _main(module: str, function: str, folder: str, num_ranks: str, rank: str) -> None:
+    store = FileStore(f"{folder}/store", int(num_ranks))
+    group = join(int(rank), int(rank), int(num_ranks), store, use_gpu=False)
     body: Body = getattr(importlib.import_module(module), function)
     body(group, Path(folder))
     leave()
