@@ -173,7 +173,9 @@ def vocabulary(manifest: Path) -> int:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)}
+    """Bytecode is kept, as on a user's machine: the frozen code has none when its first attempt begins."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHECKOUT)}
 
 
 if __name__ == "__main__":
