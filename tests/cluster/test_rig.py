@@ -56,8 +56,9 @@ def test_an_urgent_job_evicts_a_scavenger_that_is_requeued(idle_cluster: Cluster
     preemptor = idle_cluster.preempt(victim)
     idle_cluster.wait_restarts(victim, 1, timeout=60)
     assert idle_cluster.wait_job(preemptor) == "COMPLETED"
-    assert idle_cluster.sacct(victim)[0]["State"] == "PREEMPTED"
-    assert "run 1" in (tmp_path / "out").read_text()
+    # slurmdbd and the job's first line may come a moment after slurmctld's word.
+    until("PREEMPTED by sacct", lambda: idle_cluster.sacct(victim)[0]["State"] == "PREEMPTED", 40)
+    _wait_text(tmp_path / "out", "run 1", count=1)
 
 
 def test_send_user_signal_delivers_the_users_signal_instead_of_sigterm(
