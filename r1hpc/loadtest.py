@@ -16,6 +16,7 @@ import argparse
 import math
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,8 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     run, url, model, key = _server(arguments)
     target = _target(arguments, run, url, model, key)
     prompts = _prompts(arguments, target, given)
+    folder = _folder(arguments, run)
     _try_once(target, prompts, max(_FIRST_ANSWER_S, arguments.seconds + arguments.drain))
-    return _measure(arguments, run, target, prompts)
+    return _measure(arguments, run, target, prompts, folder)
 
 
 def _parser() -> ArgumentParser:
@@ -157,12 +159,12 @@ def _prompts_of(path: Path) -> list[Mapping[str, Any]]:
 
     found: list[Mapping[str, Any]] = []
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise UsageError(f"--prompts {path}: not UTF-8") from None
     except OSError as error:
         raise UsageError(f"--prompts {path}: {error.strerror}") from None
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -311,7 +313,9 @@ def _try_once(target: "Target", prompts: "Prompts", most_s: float) -> None:
         raise StateError(f"{target.url} does not answer a request ({answer.failure}){said}")
 
 
-def _measure(arguments: argparse.Namespace, run: RunDir | None, target: "Target", prompts: "Prompts") -> int:
+def _measure(
+    arguments: argparse.Namespace, run: RunDir | None, target: "Target", prompts: "Prompts", folder: Path
+) -> int:
     from r1hpc.serving.client import Client
     from r1hpc.serving.load import LoadTest, Plan
     from r1hpc.serving.load_memory import memory_source, watching
@@ -338,7 +342,7 @@ def _measure(arguments: argparse.Namespace, run: RunDir | None, target: "Target"
     about = _about(arguments, run, target, prompts, source.words if source else "")
     interrupted = _run(test)
     report = LoadReport(about, test.levels, test.ended)
-    _leave(report, arguments, run)
+    _leave(report, folder, arguments.json)
     if interrupted:
         return 130
     if test.ended and not test.levels:
@@ -384,26 +388,36 @@ def _about(
     )
 
 
-def _leave(report: "LoadReport", arguments: argparse.Namespace, run: RunDir | None) -> None:
+def _folder(arguments: argparse.Namespace, run: RunDir | None) -> Path:
+    """Where the results go; it can be written."""
+    folder: Path = arguments.out or (run.loadtests if run is not None else Path("loadtest"))
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"the results cannot go to {folder} ({error.strerror}): give --out DIR") from None
+    return folder
+
+
+def _leave(report: "LoadReport", folder: Path, as_json: bool) -> None:
     """Print it, and write the files; the JSON first, which needs nothing to draw with."""
     from r1hpc.base.files import write_json
 
     if not report.levels:
         return
-    folder = arguments.out or (run.loadtests if run is not None else Path("loadtest"))
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = folder / report.about.begun.replace(":", "").replace("T", "-")
     content = report.as_json()
-    write_json(path.with_suffix(".json"), content)
-    if arguments.json:
+    if as_json:
         print_json({**content, "file": str(path.with_suffix(".json"))})
     else:
-        print("\n".join(report.lines()))
+        print("\n".join(report.lines()), flush=True)
+    write_json(path.with_suffix(".json"), content)
     from r1hpc.reporting.load_page import save_picture, write_page
 
     save_picture(report, path.with_suffix(".png"))
     write_page(report, path.with_suffix(".html"))
-    print(f"{path}.json, .png, .html", file=sys.stderr if arguments.json else sys.stdout)
+    print(f"{path}.json, .png, .html", file=sys.stderr if as_json else sys.stdout)
 
 
 def _allow_connections() -> None:

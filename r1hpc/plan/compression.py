@@ -12,6 +12,7 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.units import format_bytes
 from r1hpc.config.schema import TRAINED_STAGES, Precision, RunConfig
 from r1hpc.plan.batch import Topology
+from r1hpc.plan.frozen import QUANTIZED_WEIGHTS
 from r1hpc.plan.memory import WEIGHT_BYTES
 from r1hpc.plan.run_memory import adapter_widths, num_trained
 from r1hpc.plan.shape import ModelShape
@@ -23,7 +24,7 @@ _OF_ALL_REDUCE = (
     *("gradient_allreduce_op", "data_types", "torch_autocast"),
 )
 """Keys of DeepSpeed's config that say how it averages gradients, which it then does not."""
-_QUANTIZED = ("zero_quantized_weights", "zero_quantized_gradients")
+_QUANTIZED = (*QUANTIZED_WEIGHTS, "zero_quantized_gradients")
 
 
 def check_compression(config: RunConfig) -> None:
@@ -126,15 +127,13 @@ def describe_gradients(config: RunConfig, sent: Mapping[str, float] | None) -> l
         ]
     seconds = {name: num_bytes * 8e-9 / speed for name, num_bytes in sent.items()}
     words = [f"{name} {_duration(seconds[name])} ({format_bytes(round(sent[name]))})" for name in sent]
-    others = {name: value for name, value in seconds.items() if name != "none"}
-    best = min(others, key=lambda name: others[name])
-    used = asked if asked != "none" else best
-    saved = seconds["none"] - seconds[used]
-    advice = (
-        f"{used} saves {_duration(saved)} of a step, less what its own arithmetic takes"
-        if saved > 0
-        else f"{used} does not pay here: it sends more than no compression"
-    )
+    saved = seconds["none"] - seconds[asked]
+    if asked == "none":
+        advice = "what each does to the loss: docs/compression.md"
+    elif saved > 0:
+        advice = f"{asked} saves {_duration(saved)} of a step, less what its own arithmetic takes"
+    else:
+        advice = f"{asked} does not pay here: it sends more than no compression"
     return [f"gradients between nodes at {speed:g} Gbit/s, a step: {', '.join(words)}; {advice}"]
 
 

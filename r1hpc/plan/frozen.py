@@ -14,6 +14,8 @@ from r1hpc.plan.families import UnknownModelError
 from r1hpc.plan.memory import WEIGHT_BYTES
 from r1hpc.plan.shape import ModelShape, model_shape, resolve, widths
 
+QUANTIZED_WEIGHTS = ("zero_quantized_weights", "zero_quantized_nontrainable_weights")
+"""ZeRO++'s keys by which weights go over the wire in 8 bits."""
 _NF4_BYTES = 0.5
 NF4_BLOCK = 64
 """Weights with one scale."""
@@ -46,6 +48,13 @@ def check_base(config: RunConfig) -> None:
     """
     if not is_quantized(config):
         return
+    zero = config.deepspeed.extra.get("zero_optimization")
+    for key in QUANTIZED_WEIGHTS:
+        if isinstance(zero, Mapping) and zero.get(key):
+            raise UsageError(
+                f"deepspeed.extra.zero_optimization.{key} would round what model.base_quantization=nf4 has "
+                "packed into 4 bits: leave one out"
+            )
     if config.deepspeed.zero_stage == 3 and not config.model.activation_checkpointing:
         # Seen in bitsandbytes 0.50.2: MatMul4Bit keeps the gathered weight for its backward pass.
         raise UsageError(

@@ -86,7 +86,10 @@ def memory_of_run(
         parameters_gib=(parameters + frozen) / GIB,
         gradients_gib=(gradients + error_bytes(config, shape)) / GIB,
         optimizer_gib=0.0 if offloaded else optimizer / GIB,
-        buffers_gib=buffer_bytes(trained + int(whole / width), stage, width, zero) / GIB,
+        buffers_gib=(
+            buffer_bytes(trained + int(whole / width), stage, width, zero) + exchange_bytes(config, shape)
+        )
+        / GIB,
         activations_gib=base.activations_gib * (2 if _has_critic(config) else 1),
     )
     if config.stage == "rl":
@@ -182,6 +185,15 @@ def _has_critic(config: RunConfig) -> bool:
 def error_bytes(config: RunConfig, shape: ModelShape) -> int:
     """What a rank holds, and saves, of what train.gradient_compression left to the next step: fp32."""
     return 0 if config.train.gradient_compression == "none" else 4 * num_trained(config, shape)
+
+
+def exchange_bytes(config: RunConfig, shape: ModelShape) -> int:
+    """What a rank holds while gradients are compressed, read off train/compression.py: of int8's largest
+    bucket, which a larger tensor is by itself, some 6 bytes a value; of powersgd the largest matrix."""
+    largest = shape.vocab_size * shape.hidden_size
+    if config.train.gradient_compression == "int8":
+        return 6 * min(num_trained(config, shape), max(1 << 25, largest))
+    return 4 * largest if config.train.gradient_compression == "powersgd" else 0
 
 
 def saved_bytes(config: RunConfig, shape: ModelShape, world_size: int) -> int:

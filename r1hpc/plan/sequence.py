@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from r1hpc.base.errors import ConfigError
-from r1hpc.config.schema import OWN_ATTENTIONS, RunConfig
+from r1hpc.config.schema import OWN_ATTENTIONS, Precision, RunConfig
 
 _STAGES = ("pretrain", "sft")
 _ATTENTIONS = ("sdpa", "softmax", *OWN_ATTENTIONS)
 """Those that are called with whole heads and a mask."""
-_LENGTH_BOUND_ROPE = ("dynamic", "longrope")
-"""Rotary frequencies that follow from the longest position at hand, which differs between the ranks."""
+_LENGTH_BOUND_ROPE = ("dynamic", "longrope", "su")
+"""Rotary frequencies that follow from the longest position at hand, which differs between the ranks; `su` is
+an older name for longrope."""
 
 
 def check_sequence_parallel(config: RunConfig, ranks_per_node: int) -> None:
@@ -36,6 +37,11 @@ def check_sequence_parallel(config: RunConfig, ranks_per_node: int) -> None:
     if config.data.seq_len % size:
         up = -(-config.data.seq_len // size) * size
         raise ConfigError(f"{asked} must divide data.seq_len={config.data.seq_len}: take data.seq_len={up}")
+    if config.train.precision is Precision.fp8 and config.train.fp8_recipe == "tensorwise":
+        raise ConfigError(
+            f"{asked} does not go with train.fp8_recipe=tensorwise, whose scales are of the tokens that a "
+            "rank holds: take train.fp8_recipe=rowwise"
+        )
     if config.data.packing:
         raise ConfigError(f"{asked} does not go with data.packing: set data.packing=false, or {asked[:-1]}1")
     if config.model.attn_implementation not in _ATTENTIONS:

@@ -19,7 +19,16 @@ from r1hpc.serving.gate import CHALLENGE, PROOF, proof
 
 _ANSWER_S = 10.0
 _MOST_BYTES = 4 << 20
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Who sends on to another server has not answered: that one would be given the key, or prove for this."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
 """A site's HTTP proxy leads out of the cluster, not into it."""
 
 

@@ -32,6 +32,8 @@ _REFUSED = 5
 """Connections refused one after another: nobody listens any more."""
 _PAUSE_S = 0.2
 """Of a client that has failed, which would else ask a server that refuses it thousands of times."""
+_PATIENCE_S = (2,)
+"""Between questions whether the server is there."""
 _TICK_S = 0.02
 _SOAK_SHARE = 0.7
 _WORDS = (
@@ -151,12 +153,16 @@ class LoadTest:
             clients, before = 2 * clients, rate
 
     def _is_gone(self) -> bool:
-        known = self.is_there()
+        for pause_s in (0, *_PATIENCE_S):  # just overloaded, it may be slow to answer
+            time.sleep(pause_s)
+            known = self.is_there()
+            if known:
+                return False
         if known is None:
             self.ended = "the server is gone: nobody answers"
-        elif not known:
+        else:
             self.ended = "who answers now has not the server's key"
-        return not known
+        return True
 
 
 def _run(test: LoadTest, level: Level) -> None:

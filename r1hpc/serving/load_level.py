@@ -185,7 +185,7 @@ def failed_below(levels: Sequence[Level], best: Level | None) -> list[Level]:
             return closed is None or level.asked <= closed.asked
         return level.offered_per_s <= best.finished_per_s
 
-    return [level for level in levels if not level.is_clean and is_below(level)]
+    return [level for level in levels if level.begun and not level.is_clean and is_below(level)]
 
 
 def slope_per_hour(samples: Sequence[tuple[float, float]]) -> float | None:

@@ -7,18 +7,21 @@ Each request has a connection of its own, which its time to the first token incl
 """
 
 import asyncio
+import errno
 import json
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from r1hpc.base.names import printable
 from r1hpc.serving.client import authorization
 
+NumT = TypeVar("NumT", int, int | None)
 _MOST_DETAIL = 200
 NO_CONNECTION = "no connection"
+NO_DESCRIPTOR = "no file descriptor left here"
 BROKEN = "connection broken"
 
 
@@ -59,7 +62,7 @@ class Answer:
         if error := event.get("error"):
             self.failure, self.detail = "error in the stream", _said(error)
         usage = event.get("usage") or {}
-        self.prompt_tokens = usage.get("prompt_tokens", self.prompt_tokens)
+        self.prompt_tokens = _count(usage.get("prompt_tokens"), self.prompt_tokens)
         choices = event.get("choices") or []
         if any(choice.get("finish_reason") for choice in choices):
             self._is_done = True
@@ -70,7 +73,7 @@ class Answer:
             else:
                 self.gaps_s.append(now - self._last)
             self._last = now
-        self.num_tokens = usage.get("completion_tokens", self.num_tokens)
+        self.num_tokens = _count(usage.get("completion_tokens"), self.num_tokens)
 
     def close(self) -> None:
         """The stream is over."""
@@ -91,7 +94,9 @@ async def complete(target: Target, path: str, body: Mapping[str, Any], due: floa
                 where.hostname, port, ssl=where.scheme == "https" or None
             )
         except OSError as error:
-            answer.failure, answer.detail = NO_CONNECTION, error.strerror or str(error)
+            is_ours = error.errno in (errno.EMFILE, errno.ENFILE)
+            answer.failure = NO_DESCRIPTOR if is_ours else NO_CONNECTION
+            answer.detail = error.strerror or str(error)
             return answer
         writer.write(_request(target, where.path + path, where.netloc, body))
         await _read(reader, answer)
@@ -174,6 +179,11 @@ async def _events(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> A
             data = b"".join(line[5:].strip() for line in event.split(b"\n") if line.startswith(b"data:"))
             if data and data != b"[DONE]":
                 yield json.loads(data)
+
+
+def _count(value: Any, known: NumT) -> int | NumT:
+    """What the server counts, where it gives a number."""
+    return value if isinstance(value, int) else known
 
 
 def _has_token(choice: Mapping[str, Any]) -> bool:

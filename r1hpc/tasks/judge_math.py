@@ -18,7 +18,9 @@ from r1hpc.tasks.algebra import replace_parse_expr
 from r1hpc.tasks.arithmetic import RefusedError
 
 _PLAIN = re.compile(r"\$?(-?)\$?(\d{1,30}|\d{1,3}(?:,\d{3}){1,9})(\.\d{0,30})?\.?", re.ASCII)
-_WORDS = re.compile(r"[^\W\d_]{2,}(?:[ ,.'\u2019-]+[^\W\d_]{2,})*\.?")
+_WORD = r"[^\W\d_]{2,}(?:['\u2019-][^\W\d_]+)*"
+_WORDS = re.compile(rf"{_WORD}(?:[ ,.]+{_WORD})*\.?")
+_LIST = re.compile(r"\s*,\s*(?:and\s+)?|\s+and\s+")
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox)\s*\{([^{}]*)\}")
 _COSTLY = re.compile(
     r"\\(?:int|iint|oint|sum|prod|lim)(?![a-z])"
@@ -47,7 +49,8 @@ def load(settings: Mapping[str, Any]) -> Callable[[str, str, Mapping[str, Any]],
 def judge(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
     """Equal in value. `1,234.00` is `1234`, `\\frac12` is `0.5`, `x^2+2x+1` is `(x+1)^2`.
 
-    Of words only their case may differ: math-verify would read each letter as a factor, and `tac` as `cat`.
+    Of words only their case may differ, and the order of a list: math-verify would read each letter as a
+    factor, and `tac` as `cat`.
     """
     if text.strip(_SPACE) == answer:
         return True
@@ -83,9 +86,14 @@ def plain_number(text: str) -> Fraction | None:
 
 
 def words(text: str) -> list[str]:
-    """Of a text that is nothing but words of two letters or more, in lower case; empty for any other."""
-    bare = _TEXT.sub(r"\1", text).strip("$" + _SPACE)
-    return re.findall(r"[^\W\d_]+", bare.casefold()) if _WORDS.fullmatch(bare) else []
+    """The items of a list of words, or the one there is, in lower case and in order; empty for others.
+
+    Letters alone may also be factors, as in `xy`: one of the words has three or more.
+    """
+    bare = " ".join(_TEXT.sub(r"\1", text).strip("$" + _SPACE).casefold().split())
+    if not _WORDS.fullmatch(bare) or not re.search(r"[^\W\d_]{3}", bare):
+        return []
+    return sorted(_LIST.split(bare.removesuffix(".")))
 
 
 @lru_cache(maxsize=64)

@@ -73,6 +73,10 @@ def finish(network: Any, dtype: torch.dtype) -> None:
         layer.support_avx512bf16_for_cpu = False
         # The scales come from the weights again, like the weight itself.
         layer.register_state_dict_post_hook(_without_scales)
+    head = network.get_output_embeddings()
+    if head is not None and head.weight is network.get_input_embeddings().weight:
+        # DeepSpeed leaves frozen weights out by their first name; this is the second.
+        head.register_state_dict_post_hook(_without_weight)
     del network.config.quantization_config  # of this process: an export is whole
 
 
@@ -120,7 +124,8 @@ def load_adapters(src: Mapping[str, torch.Tensor], dst: nn.Module) -> None:
         ResumeError: there are others in it, or a trained one is missing.
     """
     missing, unexpected = dst.load_state_dict(src, strict=False)
-    frozen = {name for name, parameter in dst.named_parameters() if not parameter.requires_grad}
+    named = dst.named_parameters(remove_duplicate=False)
+    frozen = {name for name, parameter in named if not parameter.requires_grad}
     lacking = sorted({*missing} - frozen)
     if lacking or unexpected:
         name = (lacking or sorted(unexpected))[0]
@@ -132,3 +137,7 @@ def load_adapters(src: Mapping[str, torch.Tensor], dst: nn.Module) -> None:
 def _without_scales(layer: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
     for name in [name for name in state if name.startswith(f"{prefix}weight.")]:
         del state[name]
+
+
+def _without_weight(layer: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    state.pop(f"{prefix}weight", None)

@@ -33,8 +33,8 @@ from r1hpc.train.distributed import Group
 
 PREFIX = "ulysses_"
 """Before the name of an attention: the same one, with the ranks of a group sharing its heads."""
-_REFUSED = ("s_aux", "position_bias")
-"""What some models ask of their attention head by head."""
+_REFUSED = ("s_aux", "position_bias", "indices")
+"""What some models ask of their attention head by head, or of some tokens only."""
 _TRIED = 8
 """Tokens on each rank of the sequence that is tried."""
 _MOST, _MOST_FP32 = 0.05, 1e-3
@@ -191,11 +191,14 @@ def _logits(engine: Any, ids: Tensor, positions: Tensor) -> Tensor:
 def _only_attends(network: Any) -> bool:
     """Whether each layer attends by what can be exchanged, at positions that are given, and none convolves.
 
-    With random weights a state along the sequence can be too faint for the trial.
+    With random weights a state along the sequence can be too faint for the trial, which is also too short for
+    queries that are scaled by their own count of tokens (Llama 4).
     """
-    layers = network.config.get_text_config().num_hidden_layers
+    config = network.config.get_text_config()
+    layers = config.num_hidden_layers
     return (
-        "position_ids" in inspect.signature(network.forward).parameters
+        not getattr(config, "attn_temperature_tuning", False)
+        and "position_ids" in inspect.signature(network.forward).parameters
         and sum(1 for _ in exchangeable(network)) >= layers
         and not any(isinstance(module, nn.Conv1d) for module in network.modules())
     )

@@ -50,6 +50,7 @@ def test_a_rank_holds_activations_and_logits_of_its_part() -> None:
         ((_TWO, "model.attn_implementation=flash_attention_2"), "=flash_attention_2: take one of sdpa"),
         ((_TWO, "model.config.rope_scaling={rope_type: dynamic, factor: 2}"), r"frequencies \(dynamic\)"),
         ((_TWO, "model.config.rope_parameters={full: {rope_type: longrope}}"), r"frequencies \(longrope\)"),
+        ((_TWO, "model.config.rope_scaling={type: su}"), r"frequencies \(su\)"),
         ((_TWO, "stage=evaluate"), "pretraining and fine-tuning only"),
     ],
 )

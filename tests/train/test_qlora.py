@@ -253,6 +253,16 @@ def test_a_checkpoint_holds_adapters_alone(trained: Path, stage: int) -> None:
     assert 12 * num_trained < tensors
 
 
+def test_of_a_tied_head_nothing_is_left_either(tmp_path: Path) -> None:
+    """DeepSpeed leaves a frozen weight out by the first of its names (exclude_frozen_parameters)."""
+    network = alone(configured(model_folder(tmp_path / "model", "gpt2")))
+    left_out = {name for name, p in network.named_parameters() if not p.requires_grad}
+    saved = {name: value for name, value in network.state_dict().items() if name not in left_out}
+    assert saved
+    assert not [name for name in saved if ".lora_" not in name]
+    load_adapters(saved, network)
+
+
 @pytest.mark.parametrize("family", SHAPES)
 def test_every_linear_layer_but_the_head_lies_in_4_bits(tmp_path: Path, family: str) -> None:
     network = alone(configured(model_folder(tmp_path / "model", family)))

@@ -33,7 +33,7 @@ JOB=$SLURM_JOB_ID # of an array's task that may be the whole array's
 [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || JOB=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 # Slurm 23.02 and newer tell a job when its time limit ends.
 if [ -z "${SLURM_JOB_END_TIME:-}" ]; then
-    ENDS=$(squeue --noheader --jobs="$JOB" --format=%e 2> /dev/null)
+    ENDS=$(SLURM_TIME_FORMAT=standard squeue --noheader --jobs="$JOB" --format=%e 2> /dev/null)
     [ -z "$ENDS" ] || export SLURM_JOB_END_TIME=$(date -d "$ENDS" +%s 2> /dev/null)
 fi
 
@@ -73,7 +73,8 @@ run_again() {
             *"not found"*) exit 1 ;;
             *"presently disabled"* | *"invalid job id"* | *"already completing or completed"*)
                 [ -n "$script" ] || { echo "$said: submit it again yourself, as you did"; exit 1; }
-                said=$(env -u R1HPC_ATTEMPT -u SLURM_RESTART_COUNT sbatch --parsable \
+                said=$(env -u R1HPC_ATTEMPT -u SLURM_RESTART_COUNT -u SLURM_JOB_END_TIME \
+                    -u SLURM_ARRAY_JOB_ID -u SLURM_ARRAY_TASK_ID sbatch --parsable \
                     --dependency="afterany:$JOB" ${1:+--exclude="$1"} "$script" 2>&1) && exit 1 ;;
         esac
         echo "$said: asking again in $pause s"
