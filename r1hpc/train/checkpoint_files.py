@@ -20,6 +20,7 @@ from r1hpc.base.errors import R1hpcError
 from r1hpc.base.units import format_bytes
 from r1hpc.train.distributed import Group
 from r1hpc.train.host_copy import HostCopies, num_bytes, room_for_copies
+from r1hpc.train.nf4 import holds_nf4, unsaved
 from r1hpc.train.weight_parts import join_weights, part_name, pieces_of, take_weights
 
 _PIECE_BYTES = 64 << 20
@@ -48,10 +49,12 @@ class CheckpointFiles(CheckpointEngine):  # type: ignore[misc]
         self._copies = HostCopies() if asynchronous else None
         self._ranks_per_node = ranks_per_node
         self._waiting: list[File] = []
+        self._left_out: set[str] = set()
 
     def attach(self, engine: Any) -> None:
         """From now on `engine` saves and loads through this."""
         engine.checkpoint_engine = self
+        self._left_out = unsaved(engine.module) if holds_nf4(engine.module) else set()
         if self.in_parts:
             engine.save_non_zero_checkpoint = True  # every rank is asked to save the model state
 
@@ -69,6 +72,8 @@ class CheckpointFiles(CheckpointEngine):  # type: ignore[misc]
 
     def save(self, state_dict: dict[str, Any], path: str) -> None:
         file = Path(path)
+        for name in self._left_out & (state_dict.get("module") or {}).keys():
+            del state_dict["module"][name]
         if self.in_parts and file.name.startswith("mp_rank_"):
             state_dict, weights = take_weights(state_dict)
             pieces = pieces_of(weights, self._group.rank, self._group.world_size)

@@ -73,10 +73,6 @@ def finish(network: Any, dtype: torch.dtype) -> None:
         layer.support_avx512bf16_for_cpu = False
         # The scales come from the weights again, like the weight itself.
         layer.register_state_dict_post_hook(_without_scales)
-    head = network.get_output_embeddings()
-    if head is not None and head.weight is network.get_input_embeddings().weight:
-        # DeepSpeed leaves frozen weights out by their first name; this is the second.
-        head.register_state_dict_post_hook(_without_weight)
     del network.config.quantization_config  # of this process: an export is whole
 
 
@@ -88,6 +84,12 @@ def is_nf4(tensor: Any) -> bool:
 def holds_nf4(network: nn.Module) -> bool:
     """Whether its frozen weights are made anew by each attempt, and are in no checkpoint."""
     return any(map(is_nf4, network.parameters()))
+
+
+def unsaved(network: nn.Module) -> set[str]:
+    """Every name of a frozen weight; exclude_frozen_parameters forgets the second of a tied one."""
+    named = network.named_parameters(remove_duplicate=False)
+    return {name for name, parameter in named if not parameter.requires_grad}
 
 
 def dequantized(tensor: Any) -> torch.Tensor:
@@ -124,9 +126,7 @@ def load_adapters(src: Mapping[str, torch.Tensor], dst: nn.Module) -> None:
         ResumeError: there are others in it, or a trained one is missing.
     """
     missing, unexpected = dst.load_state_dict(src, strict=False)
-    named = dst.named_parameters(remove_duplicate=False)
-    frozen = {name for name, parameter in named if not parameter.requires_grad}
-    lacking = sorted({*missing} - frozen)
+    lacking = sorted({*missing} - unsaved(dst))
     if lacking or unexpected:
         name = (lacking or sorted(unexpected))[0]
         raise ResumeError(
@@ -137,7 +137,3 @@ def load_adapters(src: Mapping[str, torch.Tensor], dst: nn.Module) -> None:
 def _without_scales(layer: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
     for name in [name for name in state if name.startswith(f"{prefix}weight.")]:
         del state[name]
-
-
-def _without_weight(layer: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    state.pop(f"{prefix}weight", None)

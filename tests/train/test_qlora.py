@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config import load
 from r1hpc.config.schema import RunConfig
 from r1hpc.tasks.tokenizer import SpecialIds
+from r1hpc.train.checkpoint_files import CheckpointFiles
 from r1hpc.train.distributed import Group
 from r1hpc.train.engine import build_engine, deepspeed_config
 from r1hpc.train.errors import ResumeError
@@ -256,8 +258,14 @@ def test_a_checkpoint_holds_adapters_alone(trained: Path, stage: int) -> None:
 def test_of_a_tied_head_nothing_is_left_either(tmp_path: Path) -> None:
     """DeepSpeed leaves a frozen weight out by the first of its names (exclude_frozen_parameters)."""
     network = alone(configured(model_folder(tmp_path / "model", "gpt2")))
+    engine = SimpleNamespace(module=network)
+    files = CheckpointFiles(Alone(0, 0, 1, torch.device("cpu")), 1, asynchronous=False, ranks_per_node=1)
+    files.attach(engine)
     left_out = {name for name, p in network.named_parameters() if not p.requires_grad}
-    saved = {name: value for name, value in network.state_dict().items() if name not in left_out}
+    given = {name: value for name, value in network.state_dict().items() if name not in left_out}
+    assert [name for name in given if ".lora_" not in name], "the second name of the embedding"
+    files.save({"module": given}, str(tmp_path / "mp_rank_00_model_states.pt"))
+    saved = torch.load(tmp_path / "mp_rank_00_model_states.pt", weights_only=False)["module"]
     assert saved
     assert not [name for name in saved if ".lora_" not in name]
     load_adapters(saved, network)
