@@ -20,6 +20,8 @@ from r1hpc.tasks.arithmetic import RefusedError
 _PLAIN = re.compile(r"\$?(-?)\$?(\d{1,30}|\d{1,3}(?:,\d{3}){1,9})(\.\d{0,30})?\.?", re.ASCII)
 _WORD = r"[^\W\d_]{2,}(?:['\u2019-][^\W\d_]+)*"
 _WORDS = re.compile(rf"{_WORD}(?:[ ,.]+{_WORD})*\.?")
+_FORMULA = re.compile(r"[\d\\*+/^=(){}]")
+"""Without any of these a text is no formula, whatever its letters would multiply to."""
 _LIST = re.compile(r"\s*,\s*(?:and\s+)?|\s+and\s+")
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox)\s*\{([^{}]*)\}")
 _COSTLY = re.compile(
@@ -54,9 +56,9 @@ def judge(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
     """
     if text.strip(_SPACE) == answer:
         return True
-    said, right = words(text), words(answer)
-    if said and right:
-        return said == right
+    right = words(answer)
+    if right and not _FORMULA.search(_TEXT.sub(r"\1", text)):
+        return words(text) == right
     given, wanted = plain_number(text), plain_number(answer)
     if given is not None and wanted is not None:
         return given == wanted

@@ -15,6 +15,7 @@ buffered_allreduce_fallback); what it does afterwards, clipping and the optimize
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def compression_name(rank: int) -> str:
     return f"{PREFIX}{rank}.pt"
 
 
-def exchange_of(train: TrainConfig, engine: Any, group: Group) -> "Exchange | None":
+def exchange_of(train: TrainConfig, engine: Any, group: Group) -> "GradientExchange | None":
     """What averages an engine's gradients from now on; None under ZeRO, where DeepSpeed does it unseen."""
     if engine.zero_optimization_stage() > 0:
         return None
@@ -51,7 +52,7 @@ def exchange_of(train: TrainConfig, engine: Any, group: Group) -> "Exchange | No
     return PowerSgd(engine, group, parameters, train.compression_rank, train.seed)
 
 
-class Exchange:
+class GradientExchange:
     """What averages the gradients, and counts what this rank sends for it.
 
     Counted are the tensors that go into collectives, each as the algorithms that need fewest bytes send it:
@@ -74,7 +75,7 @@ class Exchange:
         self._bytes += times * (world_size - 1) * num_bytes // world_size
 
 
-class Whole(Exchange):
+class Whole(GradientExchange):
     """DeepSpeed's own all-reduce."""
 
     def __init__(self, engine: Any, group: Group) -> None:
@@ -88,7 +89,7 @@ class Whole(Exchange):
         return self._reduce_bucket(bucket, *more, **named)
 
 
-class Compressor(Exchange):
+class Compressor(GradientExchange, ABC):
     """What int8 and PowerSGD share: the errors, their place in a checkpoint, the collectives."""
 
     def __init__(self, engine: Any, group: Group, parameters: Mapping[str, torch.nn.Parameter]) -> None:
@@ -129,9 +130,9 @@ class Compressor(Exchange):
                 flush=True,
             )
 
+    @abstractmethod
     def reduce(self, gradients: Tensors) -> None:
         """Put the mean over the ranks, as far as it fits on the wire, in the place of each gradient."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def _reduce(self, grads: Any = None, elements_per_buffer: int = 0) -> None:

@@ -14,7 +14,7 @@ from r1hpc.base.rundir import RunDir
 from r1hpc.config.schema import RunConfig
 from r1hpc.plan.batch import BatchPlan
 from r1hpc.telemetry.metrics import MetricWriter
-from r1hpc.train.compression import Exchange
+from r1hpc.train.compression import GradientExchange
 from r1hpc.train.distributed import Group
 from r1hpc.train.engine import Parameters
 from r1hpc.train.rank_times import RankTimes
@@ -113,7 +113,7 @@ class Session:
     hf_config: dict[str, Any]
     peak_flops: float | None
     rank_times: RankTimes
-    exchange: Exchange | None = None
+    exchange: GradientExchange | None = None
     """Of gradients; None under ZeRO, where nobody counts its bytes."""
     skipped_in_a_row: int = 0
 

@@ -38,6 +38,7 @@ def test_plain_numbers(text: str, number: Fraction | None) -> None:
     ("text", "answer", "is_right"),
     [
         ("tac", "cat", False),
+        ("t a c", "cat", False),
         ("Cat", "cat", True),
         (r"\text{east}", "east", True),
         ("East.", r"\text{east}", True),

@@ -14,7 +14,7 @@ from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.schema import Precision, TrainConfig
 from r1hpc.telemetry.attempts import Cause
 from r1hpc.telemetry.metrics import read_steps
-from r1hpc.train.compression import Compressor, Exchange, compression_name, exchange_of
+from r1hpc.train.compression import Compressor, GradientExchange, compression_name, exchange_of
 from r1hpc.train.distributed import Group
 from r1hpc.train.identity import Identity, compression_of
 from r1hpc.train.snapshot import Snapshots
@@ -110,7 +110,7 @@ def sends(group: Group, folder: Path) -> None:
         for method in ("none", *METHODS):
             engine, exchange = started(method, group, precision)
             averaged(engine, group, 0)
-            assert isinstance(exchange, Exchange)
+            assert isinstance(exchange, GradientExchange)
             sent[precision, method] = exchange.take_bytes()
             assert exchange.take_bytes() == 0
     assert sent[Precision.fp32, "none"] == 4 * NUM_VALUES

@@ -1,7 +1,6 @@
 """FP8 with the hardware emulated: the same casts and scales, multiplied in higher precision."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from r1hpc.train.identity import Identity, precision_of
 from r1hpc.train.policy import build_policy, placement
 from r1hpc.train.snapshot import Snapshots
 from tests.fetched import TORCHAO, wheel
-from tests.train.two_ranks import run_on_two_ranks
+from tests.train.two_ranks import run_on_two_ranks, take_step
 
 _SHAPE = {
     "model_type": "llama",
@@ -121,14 +120,3 @@ def saved_and_loaded(group: Group, folder: Path, stage: int) -> None:
     ours.load(engine, newest)
     assert [take_step(engine, number, group) for number in range(3, 6)] == undisturbed
     assert len({*before, *undisturbed}) == 6
-
-
-def take_step(engine: Any, number: int, group: Group) -> str:
-    """The loss of a step of its own batch, to the last bit."""
-    draws = torch.Generator().manual_seed(10 * number + group.rank)
-    ids = torch.randint(64, (2, 16), generator=draws)
-    engine.set_gradient_accumulation_boundary(True)
-    loss = engine(input_ids=ids, labels=ids).loss
-    engine.backward(loss)
-    engine.step()
-    return float(loss.detach()).hex()

@@ -27,7 +27,7 @@ from r1hpc.train.nf4 import held_bytes, is_nf4, load_adapters
 from r1hpc.train.policy import Reference, base_facts, build_policy, placement
 from r1hpc.train.sampling import TorchSampler
 from r1hpc.train.snapshot import Snapshots
-from tests.train.two_ranks import gathered, run_on_two_ranks
+from tests.train.two_ranks import gathered, run_on_two_ranks, take_step
 
 pytest.importorskip("bitsandbytes")
 pytestmark = pytest.mark.xdist_group("qlora")  # its fixtures are dear
@@ -116,17 +116,6 @@ def digest(network: Any) -> str:
             bits.update(value.view(torch.uint8).numpy().tobytes())
             bits.update(network.get_parameter(name).quant_state.absmax.numpy().tobytes())
     return bits.hexdigest()
-
-
-def take_step(engine: Any, number: int, group: Group) -> str:
-    """The loss of a step of its own batch, to the last bit."""
-    draws = torch.Generator().manual_seed(10 * number + group.rank)
-    ids = torch.randint(64, (2, 16), generator=draws)
-    engine.set_gradient_accumulation_boundary(True)
-    loss = engine(input_ids=ids, labels=ids).loss
-    engine.backward(loss)
-    engine.step()
-    return float(loss.detach()).hex()
 
 
 def built(group: Group, folder: Path, stage: int) -> tuple[Any, Snapshots]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch._C._distributed_c10d import FileStore  # torch.distributed hides it from type checkers
 
@@ -21,6 +22,17 @@ from r1hpc.train.distributed import Group, join, leave
 from tests.runs import CHECKOUT, run_environment
 
 Body = Callable[[Group, Path], None]
+
+
+def take_step(engine: Any, number: int, group: Group) -> str:
+    """The loss of a step on a batch of random tokens below 64, to the last bit."""
+    draws = torch.Generator().manual_seed(10 * number + group.rank)
+    ids = torch.randint(64, (2, 16), generator=draws)
+    engine.set_gradient_accumulation_boundary(True)
+    loss = engine(input_ids=ids, labels=ids).loss
+    engine.backward(loss)
+    engine.step()
+    return float(loss.detach()).hex()
 
 
 def run_on_two_ranks(body: Body, folder: Path, timeout_s: float = 120) -> None:
