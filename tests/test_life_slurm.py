@@ -408,7 +408,7 @@ def lose_the_controller(cluster: Cluster, root: Path, away_s: float) -> None:
         run.submit(_SCAVENGER, R1HPC_FAILPOINT=_PHASES.get(phase, ""))
     for run in runs.values():
         run.wait_rank(1)
-    time.sleep(6)  # slurmctld saves a new job within five seconds, and forgets it otherwise
+    cluster.wait_saved([int(run.job) for run in runs.values()])
     held = [run for phase, run in runs.items() if phase in _PHASES]
     cluster.run(["scancel", "--signal=USR2", *(str(run.job) for run in held)])
     held[1].wait_log("ended: preempted")

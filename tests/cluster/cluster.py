@@ -14,7 +14,7 @@ import socket
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from string import Template
@@ -363,6 +363,22 @@ class Cluster(Client):
     def kill_controller(self) -> None:
         """End slurmctld as a crash does: it loses what it has not saved in its last seconds; jobs go on."""
         end(self.state_record.processes["slurmctld"], signal.SIGKILL)
+
+    def wait_saved(self, jobs: Collection[int], timeout: float = 60) -> None:
+        """Wait until slurmctld has written down that these jobs run; after a crash before that they pend.
+
+        It writes its state some seconds after a change, many on a busy machine.
+        """
+        for job in jobs:
+            self.wait_job(job, {"RUNNING"})
+            self.run(["scontrol", "update", f"jobid={job}", f"admincomment=seen-running-{job}."])
+        saved = self.directory / "ctld" / "job_state"
+        marks = [f"seen-running-{job}.".encode() for job in jobs]
+        until(
+            "the saved state of running jobs",
+            lambda: saved.exists() and all(mark in saved.read_bytes() for mark in marks),
+            timeout,
+        )
 
     def start_controller(self) -> None:
         """Start slurmctld from its saved state."""

@@ -107,8 +107,7 @@ def test_a_requeue_outlives_a_crash_of_slurmctld(
     on_cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = on_cluster.submit("sleep 100", "--time=5", "--output=/dev/null")
-    on_cluster.wait_job(job, {"RUNNING"})
-    time.sleep(8)  # slurmctld saves a new job within five seconds, and forgets it otherwise
+    on_cluster.wait_saved([job])
     on_cluster.kill_controller()
     back = threading.Timer(6, on_cluster.start_controller)
     back.start()
