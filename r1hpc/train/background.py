@@ -24,6 +24,8 @@ Records = list[FileRecord]
 Report = dict[str, Any]
 """Of a rank: {"records": [...]}, or {"problem": "..."}."""
 _POLL_S = 0.05
+_HEAD_START_S = 0.005
+"""Of the training's thread: Python takes the lock from a thread that holds it only after so long."""
 
 
 class Exchange:
@@ -120,6 +122,7 @@ class Write:
 
     def _run(self) -> None:
         write_own, commit, clean_up = self._actions
+        time.sleep(_HEAD_START_S)
         try:
             own = self._write(write_own)
             self._own_done.set()

@@ -49,12 +49,17 @@ class CheckpointFiles(CheckpointEngine):  # type: ignore[misc]
         self._copies = HostCopies() if asynchronous else None
         self._ranks_per_node = ranks_per_node
         self._waiting: list[File] = []
+        self.leaves_frozen_out = False
+        """The engine's frozen weights are in four bits, and in no checkpoint."""
         self._left_out: set[str] = set()
 
     def attach(self, engine: Any) -> None:
         """From now on `engine` saves and loads through this."""
+        if engine.checkpoint_engine is self:
+            return
         engine.checkpoint_engine = self
-        self._left_out = unsaved(engine.module) if holds_nf4(engine.module) else set()
+        self.leaves_frozen_out = holds_nf4(engine.module)
+        self._left_out = unsaved(engine.module) if self.leaves_frozen_out else set()
         if self.in_parts:
             engine.save_non_zero_checkpoint = True  # every rank is asked to save the model state
 

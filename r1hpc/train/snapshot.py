@@ -29,7 +29,7 @@ from r1hpc.train.compression import Compressor, compression_name
 from r1hpc.train.distributed import Group
 from r1hpc.train.errors import ConversionError, ResumeError, SaveError
 from r1hpc.train.identity import Identity, describe_versions, versions
-from r1hpc.train.nf4 import holds_nf4, load_adapters
+from r1hpc.train.nf4 import load_adapters
 from r1hpc.train.streams import restore_streams, seed_streams, streams
 from r1hpc.train.universal import convert
 from r1hpc.train.weight_parts import PREFIX as WEIGHTS
@@ -198,7 +198,7 @@ class Snapshots:
                 shutil.rmtree(folder.parent)
             seed_streams(meta["seed"], checkpoint.step, self._group.rank)
         else:
-            custom = load_adapters if holds_nf4(engine.module) else None
+            custom = load_adapters if self._files.leaves_frozen_out else None
             path, _ = engine.load_checkpoint(str(checkpoint.path), tag=_TAG, custom_load_fn=custom)
             if meta["world_size"] == self._group.world_size:
                 restore_streams(checkpoint.path / _streams_name(self._group.rank))
@@ -256,7 +256,7 @@ class Snapshots:
                     str(staging),
                     tag=_TAG,
                     save_latest=False,
-                    exclude_frozen_parameters=holds_nf4(engine.module),
+                    exclude_frozen_parameters=self._files.leaves_frozen_out,
                 )
                 if self._compressor is not None:
                     own = staging / compression_name(self._group.rank)
