@@ -63,6 +63,7 @@ def solve_batch(
     gradient_accumulation_steps: int | None = None,
     ranks_per_node: int = 1,
     sequence_parallel: int = 1,
+    max_nodes: int | None = None,
 ) -> BatchPlan:
     """The accumulation that makes the global batch come out exactly.
 
@@ -70,6 +71,7 @@ def solve_batch(
         gradient_accumulation_steps: derived when None; checked when given.
         ranks_per_node: only for the choices an error lists.
         sequence_parallel: ranks that share their sequences; divides the ranks.
+        max_nodes: what there is to choose from, for an error; None: not known.
 
     Raises:
         ConfigError: it does not come out; lists the legal spreads nearest to the asked one.
@@ -91,6 +93,7 @@ def solve_batch(
         world_size // ranks_per_node,
         groups_per_node,
         sequence_parallel,
+        max_nodes or _MOST_NODES,
     )
     raise ConfigError(f"train.global_batch_size is {global_batch_size}, but {asked} {relation}. {choices}")
 
@@ -100,12 +103,15 @@ def ranks_per_node(config: RunConfig, gpus_per_node: int) -> int:
     return 1 if config.stage == "serve" else gpus_per_node or config.resources.ranks_per_node
 
 
-def batch_of(config: RunConfig, topology: Topology) -> BatchPlan:
+def batch_of(config: RunConfig, topology: Topology, max_nodes: int | None = None) -> BatchPlan:
     """The batch of a run, by its stage.
 
     An RL step trains on completions, of which a rollout yields num_prompts x num_generations; its micro
     batches follow from what the rollout left, so they need not divide anything. The stages without
     optimizer steps have parts.
+
+    Args:
+        max_nodes: as in `solve_batch`.
 
     Raises:
         ConfigError: it does not come out.
@@ -123,6 +129,7 @@ def batch_of(config: RunConfig, topology: Topology) -> BatchPlan:
             train.gradient_accumulation_steps,
             topology.ranks_per_node,
             train.sequence_parallel,
+            max_nodes,
         )
     completions = rollout.num_prompts * rollout.num_generations
     if completions % train.global_batch_size or train.global_batch_size % rollout.num_generations:
@@ -164,12 +171,17 @@ def _divisors(number: int) -> list[int]:
 
 
 def _nearest_choices(
-    global_batch_size: int, micro_batch_size: int, nodes: int, groups_per_node: int, sequence_parallel: int
+    global_batch_size: int,
+    micro_batch_size: int,
+    nodes: int,
+    groups_per_node: int,
+    sequence_parallel: int,
+    max_nodes: int,
 ) -> str:
     """A sentence that lists what would be legal, the least changed first."""
     ranks = f"{groups_per_node * sequence_parallel}"
     shared = f", {sequence_parallel} to a sequence" if sequence_parallel > 1 else ""
-    most = min(max(2 * nodes, nodes + 4), global_batch_size // groups_per_node, _MOST_NODES)
+    most = min(max(2 * nodes, nodes + 4), global_batch_size // groups_per_node, max_nodes)
     legal = legal_topologies(global_batch_size, groups_per_node, most)
     if not legal:
         return (

@@ -101,6 +101,7 @@ def make_plan(
     vocab_size: int | None = None,
     time_limit_s: int | None = None,
     num_nodes: int | None = None,
+    max_nodes: int | None = None,
     expected_model: Mapping[str, Any] | None = None,
     expected_teacher: Mapping[str, Any] | None = None,
     save_speed: SaveSpeed | None = None,
@@ -110,6 +111,7 @@ def make_plan(
     Args:
         vocab_size: the dataset's, for a model whose config leaves it out. None where that is not known
             yet: then nothing that depends on the number of parameters is.
+        max_nodes: that a job may have here, for an error that lists what would be legal. None: not known.
         expected_model: the config.json that an earlier stage will leave in model.path.
         expected_teacher: the same of rl.teacher.
         save_speed: as measured; checkpoint.assumed_bandwidth_gib_s goes before it.
@@ -123,7 +125,7 @@ def make_plan(
     steps = num_steps(config)
     seq_len, _ = _longest_sequence(config)
     check_sequence_parallel(config, ranks)
-    batch = batch_of(config, topology)
+    batch = batch_of(config, topology, max_nodes)
     shape = _shape(config, vocab_size, expected_model)
     flops = flops_per_token(shape, seq_len) if shape else None
     teacher = _teacher_parameters(config, expected_teacher)

@@ -91,6 +91,17 @@ def call(argv: Sequence[str], timeout_s: float = 30.0, env: Mapping[str, str] | 
     return _run(argv, timeout_s, env, subprocess.PIPE).stdout
 
 
+def call_for_stderr(
+    argv: Sequence[str], timeout_s: float = 30.0, env: Mapping[str, str] | None = None
+) -> str:
+    """As `call`; what the command wrote to stderr, where `sbatch --test-only` answers.
+
+    Raises:
+        SlurmError: as `call`.
+    """
+    return _run(argv, timeout_s, env, subprocess.PIPE).stderr
+
+
 def call_into(file: IO[bytes], argv: Sequence[str], timeout_s: float = 30.0) -> None:
     """As `call`, with stdout written into an open file: for answers too long to hold.
 

@@ -93,10 +93,12 @@ def decide(
         save_speed: as measured in the run root; None: not yet.
 
     Raises:
-        UsageError: nobody says how many GPUs a node has, no such partition, or more time than it allows.
+        UsageError: nobody says how many GPUs a node has, no such partition, or more nodes or time than it
+            allows.
         ConfigError: what the plan refuses.
     """
     facts = facts or ask_cluster(executor, *place_in_cluster(config))
+    _refuse_too_many_nodes(config, facts)
     gpus, notes = _gpus_per_node(config, facts, executor, assumed_gpus_per_node)
     time, time_notes = _time(config, facts, executor)
     if config.stage == "serve" and config.resources.gpus_per_node is None:
@@ -109,6 +111,7 @@ def decide(
         gpus_per_node=gpus,
         vocab_size=vocab_size,
         time_limit_s=limit_s,
+        max_nodes=facts.num_nodes,
         expected_model=expected_model,
         expected_teacher=expected_teacher,
         save_speed=save_speed,
@@ -158,6 +161,15 @@ def ask_cluster(executor: str, partition: str | None, qos: str | None, account: 
     if executor != "slurm" or shutil.which("sbatch") is None:
         return ClusterFacts()
     return probe_cluster(partition, qos, account)
+
+
+def _refuse_too_many_nodes(config: RunConfig, facts: ClusterFacts) -> None:
+    # Not MaxNodes: there are QOS that may have more (sacctmgr(1), PartitionMaxNodes).
+    if facts.num_nodes and config.resources.nodes > facts.num_nodes:
+        raise UsageError(
+            f"--nodes {config.resources.nodes} is more than the {facts.num_nodes} of partition "
+            f"{facts.partition}"
+        )
 
 
 def _gpus_per_node(

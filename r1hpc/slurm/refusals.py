@@ -25,6 +25,12 @@ def with_choices(error: SlurmError) -> SlurmError:
     return error
 
 
+def is_for_good(error: SlurmError) -> bool:
+    """Whether sbatch would refuse a job that `sbatch --test-only` refused so."""
+    said = error.stderr.casefold()
+    return any(words in said for words in _CHOICES if words not in _OF_THE_MOMENT)
+
+
 def _or_nothing(ask: Callable[[], str]) -> str:
     try:
         return ask()
@@ -88,3 +94,5 @@ _CHOICES: dict[str, Callable[[], str]] = {
     "requested time limit is invalid": _partitions,
     "invalid feature": _features,
 }
+_OF_THE_MOMENT = ("node configuration is not available",)
+"""Of these, what a test also says while nodes are down or drained: a job that is submitted waits for them."""

@@ -8,15 +8,16 @@ job of a run starts in the run's folder: one that was not there before sbatch wa
 
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from r1hpc.base.errors import StateError
-from r1hpc.slurm.client import SlurmError, call, retry
+from r1hpc.slurm.client import SlurmError, call, call_for_stderr, retry, without_advice
 from r1hpc.slurm.dependency import jobs_by_folder
 from r1hpc.slurm.environment import exported
-from r1hpc.slurm.refusals import with_choices
+from r1hpc.slurm.refusals import is_for_good, with_choices
 
 PATIENCE_S = 600.0
 """How long Slurm may be silent ahead of a submission, and after one whose answer was lost."""
@@ -63,6 +64,32 @@ def sbatch(
         raise lost
     print(f"the job is there: {found}", file=sys.stderr)
     return found
+
+
+def try_out(text: str) -> str:
+    """What Slurm says of a script, in a sentence: when and where it would start, or why not now.
+
+    No job is made.
+
+    Raises:
+        SlurmError: it would refuse the job.
+    """
+    with tempfile.NamedTemporaryFile("w", prefix="r1hpc-", suffix=".sh") as script:
+        script.write(text)
+        script.flush()
+        try:
+            answer = call_for_stderr(["sbatch", "--test-only", script.name], _TIMEOUT_S, exported())
+        except SlurmError as error:
+            if is_for_good(error):
+                raise with_choices(error) from None
+            said = " ".join(error.stderr.split()) or without_advice(error)
+            return f"Slurm does not say when this could start: {said}"
+    found = re.search(r"to start at (\S+) .*\bon nodes? (\S+)", answer)
+    return (
+        f"as its queue stands, Slurm would start this at {found[1]} on {found[2]}"
+        if found
+        else answer.strip()
+    )
 
 
 def _jobs_in(folder: Path, sleep: Callable[[float], None], clock: Callable[[], float]) -> list[str]:

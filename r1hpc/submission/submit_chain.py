@@ -18,6 +18,7 @@ from r1hpc.base.failpoints import failpoint
 from r1hpc.base.names import printable
 from r1hpc.base.rundir import RunDir
 from r1hpc.slurm import decide
+from r1hpc.slurm.client import SlurmError
 from r1hpc.submission import start_run
 from r1hpc.submission.budget_check import check_budget
 from r1hpc.submission.chain_file import (
@@ -40,6 +41,7 @@ from r1hpc.submission.chain_steps import (
 )
 from r1hpc.submission.order import Order, Purpose
 from r1hpc.submission.plan_run import forbidden_changes
+from r1hpc.submission.trial import slurm_says
 from r1hpc.telemetry.attempts import read_history, record
 
 
@@ -142,7 +144,22 @@ def _plan(
         refuse_shown_again(frozen.configs, definition.configs, definition.needs, begun, queued)
     planned = [step.planned for step in steps if step.planned is not None]
     said = check_budget(planned, order.run_root, order.over_budget)
-    return steps, (*said, *_merged_notes(steps))
+    heard = _slurm_says(steps) if order.is_dry_run else []
+    return steps, (*said, *_merged_notes(steps), *heard)
+
+
+def _slurm_says(steps: Sequence[StageStep]) -> list[str]:
+    """Of every stage whether sbatch would take it; when it would start, of those that wait for no other."""
+    notes = []
+    for step in steps:
+        if step.planned is None:
+            continue
+        try:
+            said = slurm_says(step.planned)
+        except SlurmError as error:
+            raise R1hpcError(f"stage {step.stage.name}: {error}") from None
+        notes += [] if step.stage.needs else [f"{note} ({step.stage.name})" for note in said]
+    return notes
 
 
 def _carry_out(chain: ChainDir, steps: Sequence[StageStep], order: Order, lock: int) -> dict[str, str]:

@@ -4,11 +4,10 @@ done = submit_run(Order(job="jobs/smoke.yaml", executor="local"))
 done.planned.run.path, done.job_id
 """
 
-import dataclasses
 import os
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import write_atomic
@@ -20,6 +19,7 @@ from r1hpc.submission import start_run
 from r1hpc.submission.budget_check import budget_held, check_budget
 from r1hpc.submission.order import DEFAULT_JOB, Order
 from r1hpc.submission.plan_run import PlannedRun, plan_new_run, plan_resumed_run
+from r1hpc.submission.trial import slurm_says
 from r1hpc.telemetry.attempts import read_history, read_run_events
 
 
@@ -47,14 +47,16 @@ def submit_run(order: Order) -> SubmittedRun:
 
 def _start(order: Order) -> SubmittedRun:
     planned = plan_within_budget(order)
-    return SubmittedRun(planned, None if order.is_dry_run else start_run.start(planned, order))
+    if order.is_dry_run:
+        return SubmittedRun(replace(planned, notes=(*planned.notes, *slurm_says(planned))), None)
+    return SubmittedRun(planned, start_run.start(planned, order))
 
 
 def plan_within_budget(order: Order) -> PlannedRun:
     """The plan, with what the budget says to it; an error where it does not fit."""
     planned = plan_resumed_run(order) if order.resume else plan_new_run(order)
     said = check_budget([planned], order.run_root, order.over_budget)
-    return dataclasses.replace(planned, notes=(*planned.notes, *said))
+    return replace(planned, notes=(*planned.notes, *said))
 
 
 def prepare_inside_job(order: Order) -> tuple[int, RunDir, tuple[str, ...]]:
@@ -75,7 +77,7 @@ def prepare_inside_job(order: Order) -> tuple[int, RunDir, tuple[str, ...]]:
         shutil.rmtree(run.path)  # this job was preempted while it made it
     with budget_held(order.run_root):
         planned = plan_within_budget(order)
-        planned = dataclasses.replace(planned, script=dataclasses.replace(planned.script, by_submitit=False))
+        planned = replace(planned, script=replace(planned.script, by_submitit=False))
         with start_run.written(planned, order):
             write_atomic(run.path / "site.sh", script.site_file(planned.script))
         start_run.record_submission(planned, order, job_id, time.time())
@@ -87,7 +89,7 @@ def _as_allocated(order: Order, run: RunDir) -> Order:
     source = run.config if order.resume else order.job or DEFAULT_JOB
     is_cpu_run = load.load(source, order.overrides, order.cluster).resources.gpus_per_node == 0
     actual = decide.overrides_of_allocation(os.environ, is_cpu_run)
-    return dataclasses.replace(order, executor="slurm", overrides=(*order.overrides, *actual))
+    return replace(order, executor="slurm", overrides=(*order.overrides, *actual))
 
 
 def _is_half_made(run: RunDir) -> bool:

@@ -71,6 +71,13 @@ def test_no_number_of_nodes_fits() -> None:
         solve_batch(20, 1, 16, None, 8)
 
 
+def test_no_more_nodes_are_offered_than_there_are() -> None:
+    with pytest.raises(ConfigError) as caught:
+        solve_batch(512, 8, 24, None, 8, max_nodes=3)
+    assert "are: 2 nodes" in str(caught.value)
+    assert "4 nodes" not in str(caught.value)
+
+
 def test_topology_counts() -> None:
     assert Topology(4, 8, 8).world_size == Topology(4, 8, 8).num_gpus == 32
     cpu = Topology(3, 2, 0)

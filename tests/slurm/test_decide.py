@@ -1,10 +1,11 @@
 """What a run leaves open is settled from the profile, the cluster or a stated assumption."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from r1hpc.base.errors import UsageError
+from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.config import load
 from r1hpc.config.schema import RunConfig
 from r1hpc.slurm.decide import choose_executor, decide, num_visible_gpus
@@ -60,6 +61,15 @@ def test_nobody_knows_how_many_gpus() -> None:
 def test_more_time_than_the_partition_has_is_refused() -> None:
     with pytest.raises(UsageError, match="more than partition gpu allows"):
         decide(train('resources.time="2-00:00:00"'), "slurm", facts=FACTS)
+
+
+def test_more_nodes_than_the_partition_has_are_refused() -> None:
+    facts = dataclasses.replace(FACTS, num_nodes=3)
+    with pytest.raises(UsageError, match="--nodes 4 is more than the 3 of partition gpu"):
+        decide(train("resources.nodes=4"), "slurm", facts=facts)
+    with pytest.raises(ConfigError, match=r"Legal .* are: 2 nodes") as refused:
+        decide(train("resources.nodes=3"), "slurm", facts=facts)
+    assert "4 nodes" not in str(refused.value)
 
 
 @pytest.mark.parametrize("lead", [0, 3600])

@@ -16,7 +16,8 @@ ProctrackType           = proctrack/cgroup
 SLURM_VERSION           = 24.11.5
 """
 PARTITIONS = (
-    "PartitionName=main Default=YES DefaultTime=00:30:00 GraceTime=0 MaxTime=2-00:00:00 PreemptMode=REQUEUE\n"
+    "PartitionName=main Default=YES DefaultTime=00:30:00 GraceTime=0 MaxTime=2-00:00:00 PreemptMode=REQUEUE"
+    " TotalCPUs=768 TotalNodes=6\n"
     "PartitionName=debug Default=NO DefaultTime=NONE GraceTime=90 MaxTime=UNLIMITED PreemptMode=CANCEL\n"
 )
 QOS = "normal|00:00:00|cluster|\nscavenger|00:02:00|requeue|\nurgent|00:00:00|cluster|scavenger\n"
@@ -49,7 +50,8 @@ def commands(tmp_path, monkeypatch):  # type: ignore[no-untyped-def]
 def test_the_facts_of_a_preemptible_qos(commands) -> None:  # type: ignore[no-untyped-def]
     facts = probe_cluster(qos="scavenger")
     assert (facts.preempt_mode, facts.grace_s, facts.kill_wait_s) == ("REQUEUE", 120, 30)
-    assert (facts.gpus_per_node, facts.gpu_type) == (8, "a100")
+    assert (facts.gpus_per_node, facts.gpu_type, facts.num_nodes) == (8, "a100", 6)
+    assert probe_cluster(partition="main,debug").num_nodes is None
     assert (facts.job_requeue, facts.max_batch_requeue, facts.sends_user_signal) == (True, 5, False)
     assert (facts.version, facts.proctrack, facts.unknown) == ("24.11.5", "proctrack/cgroup", ())
 

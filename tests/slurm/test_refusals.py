@@ -7,7 +7,8 @@ import pytest
 
 from r1hpc.slurm.client import SlurmError
 from r1hpc.slurm.refusals import with_choices
-from r1hpc.slurm.sbatch import sbatch
+from r1hpc.slurm.sbatch import sbatch, try_out
+from r1hpc.submit import main
 from tests.cluster import Cluster
 
 
@@ -34,6 +35,59 @@ def test_a_refusal_says_what_there_is(
         sbatch(script, tmp_path, flags)
     assert re.search(offered, str(refused.value)), str(refused.value)
     assert not refused.value.may_have_arrived
+    trial = f"#!/bin/sh\n#SBATCH {flags[0]}\ntrue\n"
+    if flags == [
+        "--nodes=900"
+    ]:  # to a trial Slurm says the same as while nodes are down: `decide` counts them
+        assert try_out(trial).startswith("Slurm does not say when")
+        return
+    with pytest.raises(SlurmError) as tried:
+        try_out(trial)
+    assert re.search(offered, str(tried.value)), str(tried.value)
+
+
+@pytest.mark.slurm
+def test_a_trial_says_when_and_where_and_makes_no_job(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in cluster.env().items():
+        monkeypatch.setenv(name, value)
+    before = cluster.run(["squeue", "-h", "-t", "all", "-o", "%i"]).stdout
+    said = try_out("#!/bin/sh\n#SBATCH --nodes=2 --time=5\ntrue\n")
+    assert re.fullmatch(
+        r"as its queue stands, Slurm would start this at \d{4}-\S+T\S+ on \S+\[1-2\]", said
+    ), said
+    assert cluster.run(["squeue", "-h", "-t", "all", "-o", "%i"]).stdout == before
+
+
+@pytest.mark.slurm
+def test_a_dry_run_is_refused_as_the_submission_would_be(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in cluster.env().items():
+        monkeypatch.setenv(name, value)
+    wanted = ["jobs/smoke.yaml", "--executor", "slurm", "--dry-run", "--run-root", str(tmp_path)]
+    with pytest.raises(SlurmError, match=r"Invalid qos(.|\n)*your QOS: "):
+        main([*wanted, "--qos", "gold"])
+    assert main(wanted) == 0
+    assert "as its queue stands, Slurm would start this at" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slurm
+def test_what_only_a_drained_node_forbids_is_no_refusal(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sbatch takes the job, which waits for the node; `--test-only` says that there is no such node."""
+    for name, value in cluster.env().items():
+        monkeypatch.setenv(name, value)
+    nodes = sorted(cluster.nodes())
+    cluster.run(["scontrol", "update", f"nodename={nodes[0]}", "state=drain", "reason=test"])
+    try:
+        said = try_out(f"#!/bin/sh\n#SBATCH --nodes={len(nodes)} --time=5\ntrue\n")
+    finally:
+        cluster.run(["scontrol", "update", f"nodename={nodes[0]}", "state=resume"])
+    assert said.startswith("Slurm does not say when this could start: "), said
 
 
 def test_where_nobody_can_be_asked_the_refusal_stands_alone(monkeypatch: pytest.MonkeyPatch) -> None:
