@@ -276,7 +276,7 @@ def submit(
         executor: slurm, local, or auto: Slurm where there is one.
         cluster: a profile in configs/cluster/; None: $R1HPC_CLUSTER.
         over_budget: why the budget may be exceeded.
-        dry_run: plan only; nothing is written.
+        dry_run: plan only; nothing is written. Slurm, where there is one, says whether it would take the job.
         argv: a command line, for the record in environment.json.
 
     Returns:

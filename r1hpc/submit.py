@@ -2,7 +2,7 @@
 
     python -m r1hpc.submit --nodes 4                   # jobs/train.yaml
     python -m r1hpc.submit jobs/smoke.yaml train.num_steps=20 --follow
-    python -m r1hpc.submit --nodes 4 --dry-run         # the plan and the script, no Slurm needed
+    python -m r1hpc.submit --nodes 4 --dry-run         # plan, script, and what Slurm, if there is one, says
     python -m r1hpc.submit --run-name NAME --resume    # go on with a run, perhaps on other nodes
 
     python -m r1hpc.submit jobs/r1.yaml                # a chain: each stage a job, tied by dependencies

@@ -88,6 +88,7 @@ class JobReport:
     """It is on its way out."""
 
 
+NEVER_BEGAN = "never began"
 WITHOUT_SUPERVISOR = "its ranks finished; whoever should have written that down was gone"
 _END_PATIENCE_S = 600.0
 """An end follows FINISHED within seconds: this long where nobody can be asked whether it still may."""
@@ -243,9 +244,8 @@ def _of_job(report: JobReport, waiting: State, never_began: bool) -> tuple[State
         return waiting, report.detail if report.pending else begins
     if report.cancelled:
         return State.cancelled, report.detail
-    return State.failed, report.detail + (
-        "; it never began" if never_began else "; the next attempt never began"
-    )
+    subject = "it" if never_began else "the next attempt"
+    return State.failed, f"{report.detail}; {subject} {NEVER_BEGAN}"
 
 
 def _of_attempt(report: JobReport) -> tuple[State, str]:

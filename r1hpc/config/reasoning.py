@@ -9,7 +9,7 @@ from r1hpc.base.names import nearest
 from r1hpc.config.checks import ranged
 
 MIX_KEYS = ("name", "weight", "seed", "options", "question", "answer", "choices")
-SET_KEYS = ("path", "num_items", "question", "answer", "choices", "template")
+SET_KEYS = ("path", "num_items", "question", "answer", "choices", "template", "judge")
 _ONE_GPU = (
     *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"),
     *("prefill_context_parallel_size", "decode_context_parallel_size"),
@@ -45,7 +45,7 @@ class TaskConfig:
     seed: int = ranged(0, least=0)
     """Another seed asks other questions."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Settings of the task itself, for example num_terms; `path` and `template` for file."""
+    """Settings of the task itself, for example num_terms; `path`, `template` and `judge` for file."""
     question: str = "question"
     """Files: the column of the question."""
     answer: str = "answer"
@@ -267,8 +267,8 @@ class EvaluateConfig:
     """A test file: JSONL, Parquet, or a folder of them or of `datasets`, with the columns named in `task`. It
     is asked whole and in its order, every question once. None: the task's held-out part is asked."""
     sets: dict[str, Any] = field(default_factory=dict)
-    """Several test files: LABEL: {path, num_items, question, answer, choices, template}, reported by label.
-    What an entry leaves out is as in `task`."""
+    """Several test files: LABEL: {path, num_items, question, answer, choices, template, judge}, reported by
+    label. What an entry leaves out is as in `task`."""
     num_items: int | None = ranged(None, least=1)
     """Questions, of each test file or of the held-out part; refused where there are fewer. None: all of a
     test file, 256 held-out questions."""

@@ -138,7 +138,7 @@ def _attempt_row(each: AttemptSummary, held: Split) -> tuple[str, ...]:
     committed = attempt.last_committed_step
     return (
         str(attempt.attempt),
-        attempt.cause.value if attempt.cause else "no end yet",
+        attempt.cause.value if attempt.cause else "no end on record",
         time.strftime("%Y-%m-%d %H:%M", time.localtime(attempt.start)),
         format_duration(held.allocated / 1000),
         str(attempt.nodes),

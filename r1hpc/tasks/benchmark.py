@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from r1hpc.base.errors import UsageError
 from r1hpc.config.schema import RunConfig
-from r1hpc.tasks.file import columns_of, judge_of
+from r1hpc.tasks.file import columns_of, judge_of, named_judge
 from r1hpc.tasks.prompts import TEMPLATE, check_template, fill
 from r1hpc.tasks.question_file import Columns, Question, read_questions
 from r1hpc.tasks.task import Item, task_id
@@ -25,9 +25,9 @@ from r1hpc.tasks.task import Item, task_id
 class Benchmark:
     """One test file. Held out as a whole: it has no training part."""
 
-    def __init__(self, path: Path, columns: Columns, template: str) -> None:
+    def __init__(self, path: Path, columns: Columns, template: str, judge: str = "") -> None:
         self.name = path.name
-        self.judge = judge_of(columns)
+        self.judge = judge_of(columns, judge, "judge")
         self.judge_settings: dict[str, Any] = {}
         self._template = check_template(template)
         rows, digest = read_questions(path, columns)
@@ -38,7 +38,7 @@ class Benchmark:
         self.questions = tuple(different.values())
         if not rows:
             raise UsageError(f"{path} has no question")
-        content = {"sha256": digest, "template": template, **columns.unusual()}
+        content = {"sha256": digest, "template": template, **columns.unusual(), **named_judge(judge)}
         self.id = task_id("benchmark", 0, content)
 
     def item(self, index: int, held_out: bool = True) -> Item:
@@ -123,7 +123,10 @@ def _open(config: RunConfig, part: Mapping[str, Any]) -> Benchmark:
     task = config.task
     defaults = {"question": task.question, "answer": task.answer, "choices": task.choices}
     template = part.get("template", task.options.get("template", TEMPLATE))
-    return Benchmark(Path(part["path"]), columns_of({**defaults, **part}), str(template))
+    columns = columns_of({**defaults, **part})
+    # The task's own file may hold other answers than a set of multiple choice does.
+    judge = part.get("judge", "" if columns.choices else task.options.get("judge", ""))
+    return Benchmark(Path(part["path"]), columns, str(template), str(judge))
 
 
 def _size(label: str, benchmark: Benchmark, wanted: int | None) -> int:

@@ -20,22 +20,25 @@ from r1hpc.tasks.prompts import TEMPLATE, check_template, fill
 from r1hpc.tasks.question_file import Columns, read_questions
 from r1hpc.tasks.task import Item, check_options, task_id
 
+_JUDGES = ("math", "exact")
+
 
 class QuestionFile:
     """A file's questions. The identity holds the SHA-256 of its bytes, not its place."""
 
     def __init__(self, config: TaskConfig) -> None:
         self.name = config.name
-        options = check_options(self.name, config.options, {"path": "", "template": TEMPLATE})
+        options = check_options(self.name, config.options, {"path": "", "template": TEMPLATE, "judge": ""})
         if not options["path"]:
             raise UsageError(f"task.name={self.name} needs task.options.path=FILE")
         self._path = Path(options["path"])
         self._template = check_template(options["template"])
         columns = columns_of(config)
-        self.judge = judge_of(columns)
+        self.judge = judge_of(columns, options["judge"], "task.options.judge")
         self.judge_settings: dict[str, Any] = {}
         self._questions, digest = read_questions(self._path, columns)
         content: dict[str, Any] = {"sha256": digest, "template": self._template, **columns.unusual()}
+        content |= named_judge(options["judge"])
         # The key and the id of `jsonl`, so that runs of before go on.
         self.id = task_id("jsonl", config.seed, content)
         self._listed = Listed(
@@ -66,14 +69,33 @@ def columns_of(values: TaskConfig | Mapping[str, Any]) -> Columns:
     return Columns(read("question", "question"), read("answer", "answer"), read("choices", ""))
 
 
-def judge_of(columns: Columns) -> str:
-    """The judge of a file's answers: letters by themselves, all else by math-verify.
+def judge_of(columns: Columns, asked: str, key: str) -> str:
+    """The judge of a file's answers: letters by themselves, else the one asked for, else math-verify.
+
+    Args:
+        key: of `asked`, for an error.
 
     Raises:
-        UsageError: math-verify is not installed.
+        UsageError: no such judge, one for the answers of multiple choice, or math-verify is not installed.
     """
+    if asked not in ("", *_JUDGES):
+        raise UsageError(f"{key} is {asked!r}: it must be {' or '.join(_JUDGES)}")
     if columns.choices:
+        if asked:
+            raise UsageError(
+                f"{key}={asked}: with `choices` the letter of the choice is judged, leave it out"
+            )
         return "choice"
+    if asked == "exact":
+        return asked
     if util.find_spec("math_verify") is None:
-        raise UsageError("questions from a file need math-verify: pip install 'r1hpc[reasoning]'")
+        raise UsageError(
+            "questions from a file need math-verify: pip install 'r1hpc[reasoning]', or have answers "
+            f"compared character by character, {key}=exact"
+        )
     return "math"
+
+
+def named_judge(asked: str) -> dict[str, str]:
+    """What a judge that was asked for adds to the identity of its questions."""
+    return {"judge": asked} if asked else {}

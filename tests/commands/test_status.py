@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 from r1hpc import cancel, status
+from r1hpc.attempt import state as attempt_state
 from r1hpc.attempt.state import State, read_situation
 from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.files import read_records
+from r1hpc.slurm.requeue import JobState
 from tests.cluster import Cluster
 from tests.commands.commands import Supervised, as_json, as_text, submit_recorded
 from tests.recorded import RecordedRun
@@ -53,6 +55,20 @@ def test_what_keeps_an_attempt_from_beginning_is_shown(
     assert "slurm-4711.out ends: begin failed with status 1: trying again in 30 s" in shown
     made.attempt(1, 3, "finished")
     assert "ends:" not in as_text(status, [], capsys)
+
+
+def test_why_a_job_ended_before_its_attempt_began_is_shown(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempt_state, "job_state", lambda *_: JobState(frozenset({"FAILED"})))
+    made = RecordedRun(root / "demo")
+    made.submit("4711", "slurm")
+    log = made.run.logs / "slurm-4711.out"
+    log.parent.mkdir(exist_ok=True)
+    log.write_text("error: submitit/4711_submitted.pkl did not appear within 60 s\n")
+    shown = as_text(status, [], capsys)
+    assert "failed  (job 4711 is FAILED; it never began)" in shown
+    assert "slurm-4711.out ends: error: submitit/4711_submitted.pkl did not appear within 60 s" in shown
 
 
 def test_of_reinforcement_learning_the_reward_is_shown(

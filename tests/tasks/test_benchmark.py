@@ -52,6 +52,16 @@ def test_more_than_there_are_is_refused_and_a_row_that_stands_twice_counts_once(
         _asked(_config(path=str(path), num_items=31))
 
 
+def test_each_set_may_have_a_judge_of_its_own(tmp_path: Path) -> None:
+    one, two = _file(tmp_path, "one.jsonl", 5), _file(tmp_path, "two.jsonl", 3)
+    config = _config(sets={"a": {"path": one, "judge": "exact"}, "b": {"path": two}})
+    benchmarks = Benchmarks.of(config)
+    assert benchmarks is not None
+    assert [each.judge for each in benchmarks.members.values()] == ["exact", "math"]
+    with pytest.raises(UsageError, match="judge is 'near'"):
+        Benchmarks.of(_config(sets={"a": {"path": one, "judge": "near"}}))
+
+
 def test_several_files_one_after_the_other_under_their_labels(tmp_path: Path) -> None:
     one, two = _file(tmp_path, "one.jsonl", 5), _file(tmp_path, "two.jsonl", 3)
     sets: dict[str, Any] = {

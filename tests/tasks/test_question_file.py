@@ -1,6 +1,7 @@
 """Questions from files in the forms in which benchmarks are published."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,31 @@ def test_a_letter_form_is_a_letter_also_among_such_texts() -> None:
     metadata = {"choices": ["(B)", "(A)"]}
     assert choice("(B)", "B", metadata)
     assert not choice("(B)", "A", metadata)
+
+
+def test_identifiers_are_compared_character_by_character_where_that_is_asked(tmp_path: Path) -> None:
+    path = _write(tmp_path / "x.jsonl", [{"question": f"{n}?", "answer": "os.Path"} for n in range(30)])
+    options = {"path": str(path), "judge": "exact"}
+    task = make_task(TaskConfig("file", options=options))
+    texts = ["os.Path", " os.Path ", "os.path", "os. Path", "ospath"]
+    completions = [Completion(compose("", text), 9, False) for text in texts]
+    with Scorer(RewardConfig(), task, max_completion_length=99) as scorer:
+        (scores,) = scorer.score_groups([(task.item(0), completions)])
+    assert [score.correct for score in scores] == [True, True, False, False, False]
+    assert task.id != make_task(TaskConfig("file", options={"path": str(path)})).id
+
+
+@pytest.mark.parametrize(
+    ("asked", "choices", "said"),
+    [
+        ("close", "", "task.options.judge is 'close': it must be math or exact"),
+        ("exact", "of", "leave it out"),
+    ],
+)
+def test_a_judge_that_cannot_be_is_refused(tmp_path: Path, asked: str, choices: str, said: str) -> None:
+    path = _write(tmp_path / "x.jsonl", [{"question": "1?", "answer": "1"}])
+    with pytest.raises(UsageError, match=re.escape(said)):
+        make_task(TaskConfig("file", options={"path": str(path), "judge": asked}, choices=choices))
 
 
 def test_a_boxed_answer_counts_where_it_is_asked_for(tmp_path: Path) -> None:
