@@ -6,8 +6,8 @@
     r1hpc submit smo<TAB>                        # jobs by name, then KEY= of settings and their values
     python -m r1hpc.status <TAB>                 # runs under the run root; .venv/bin/python likewise
 
-The lines name the `r1hpc` that printed them. In bash and zsh they also stand for python and python3, where
-all that does not begin with `-m r1hpc` is completed by files.
+The lines name the `r1hpc` that printed them. In bash and zsh they also stand for python and python3: what
+does not begin with `-m r1hpc` is completed by files in bash, in zsh as it was before.
 """
 
 import shutil
@@ -19,6 +19,29 @@ from r1hpc.base.cli import ArgumentParser, run_command
 from r1hpc.base.errors import R1hpcError
 
 _PYTHONS = ("python", "python3")
+# zsh completes nothing else of a command that has a function, so the function of before is called.
+_ZSH_PYTHON = (
+    """
+_r1hpc_python() {
+    if [[ $words[2] == -m && -n $words[3] && ( $words[3] == r1hpc* || r1hpc == $words[3]* ) ]]; then
+        $_comps[r1hpc]
+    else
+        ${_r1hpc_before[$words[1]:t]:-_default}
+    fi
+}
+typeset -gA _r1hpc_before
+() {
+    local name
+    for name in """
+    + " ".join(_PYTHONS)
+    + """; do
+        [[ $_comps[$name] == _r1hpc_python ]] && continue
+        _r1hpc_before[$name]=$_comps[$name]
+        compdef _r1hpc_python $name
+    done
+}
+"""
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,8 +51,10 @@ def main(argv: Sequence[str]) -> int:
     shell = parser.parse_args(list(argv)).shell
     from argcomplete.shell_integration import shellcode  # here, not above: --help must be quick
 
-    names = ["r1hpc"] if shell == "fish" else ["r1hpc", *_PYTHONS]
+    names = ["r1hpc", *_PYTHONS] if shell == "bash" else ["r1hpc"]
     print(shellcode(names, shell=shell, argcomplete_script=str(_script())))
+    if shell == "zsh":
+        print(_ZSH_PYTHON)
     return 0
 
 

@@ -122,6 +122,26 @@ def test_six_preemptions_in_a_row_without_a_hold(root: Path, cluster: Cluster) -
     assert len(wait_over(run)) == 7
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_ranks_that_share_their_sequences_are_preempted_and_lose_nothing(
+    root: Path, cluster: Cluster, zero_stage: int
+) -> None:
+    cluster.clear()
+    shared = ("train.sequence_parallel=2", f"deepspeed.zero_stage={zero_stage}")
+    words = ("--nodes", "2", "-t", "20", "resources.ranks_per_node=2", *shared, *_SIZE)
+    quiet = start(cluster, root, f"shared-{zero_stage}", *words)
+    assert [a.cause for a in wait_over(quiet.run, 300)] == [Cause.finished]
+    job = start(cluster, root, f"shared-{zero_stage}-preempted", *words, slow=slower(0.3))
+    for attempt, step in enumerate((5, 19, 33), start=1):
+        wait_step(job.run, step)
+        cluster.preempt(int(job.job_id))
+        wait_attempt(job.run, attempt + 1)
+    attempts = wait_over(job.run, 300)
+    assert [a.cause for a in attempts] == [Cause.preempted] * 3 + [Cause.finished]
+    assert_same_run(job.run, quiet.run)
+
+
 def test_on_four_then_two_then_three_nodes(root: Path, cluster: Cluster) -> None:
     """Identical global batches on any number of nodes; the loss of the undisturbed run but for rounding.
 

@@ -4,10 +4,12 @@ import os
 import pty
 import select
 import shlex
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -96,13 +98,13 @@ def test_every_command_is_offered_and_answers(
         assert "--help" in offered(f"r1hpc {name} --he", shell_code, environment, place), name
 
 
-@pytest.fixture
-def terminal(environment: dict[str, str], place: Path) -> Iterator[int]:
-    """A bash that a person sits at: its end of the terminal."""
+@contextmanager
+def terminal(words: list[str], environment: dict[str, str], place: Path) -> Iterator[int]:
+    """A shell that a person sits at: its end of the terminal."""
     pid, fd = pty.fork()
     if pid == 0:
         os.chdir(place)
-        os.execve("/bin/bash", ["bash", "--norc", "--noprofile", "-i"], environment)
+        os.execve(words[0], words, environment)
     yield fd
     os.close(fd)
     os.waitpid(pid, 0)
@@ -117,12 +119,43 @@ def read_until(fd: int, text: str, timeout_s: float = 30) -> str:
     return seen
 
 
-def test_the_key_completes_the_line(terminal: int, shell_code: str, place: Path) -> None:
+def test_the_key_completes_the_line(shell_code: str, environment: dict[str, str], place: Path) -> None:
     (place / "completion.sh").write_text(shell_code)
-    os.write(terminal, b". ./completion.sh; echo rea''dy\n")
-    read_until(terminal, "ready\r\n")
-    os.write(terminal, b"r1hpc submit smok\t train.prec\tbf\t")
-    read_until(terminal, "r1hpc submit smoke  train.precision=bf16")
+    with terminal(["/bin/bash", "--norc", "--noprofile", "-i"], environment, place) as fd:
+        os.write(fd, b". ./completion.sh; echo rea''dy\n")
+        read_until(fd, "ready\r\n")
+        os.write(fd, b"r1hpc submit smok\t train.prec\tbf\t")
+        read_until(fd, "r1hpc submit smoke  train.precision=bf16")
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="there is no zsh here")
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        ("r1hpc submit smok\t", "r1hpc submit smoke "),
+        ("python -m r1hpc.sta\t", "python -m r1hpc.status "),
+        ("python own-scr\t", "python own-script.py "),
+    ],
+    ids=["command", "module", "file"],
+)
+def test_in_zsh_python_completes_what_it_did_before(
+    environment: dict[str, str],
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+    typed: str,
+    line: str,
+) -> None:
+    assert completion.main(["zsh"]) == 0
+    (place / "own-script.py").touch()
+    (place / "completion.zsh").write_text(capsys.readouterr().out)
+    zsh = str(shutil.which("zsh"))
+    with terminal([zsh, "-f", "-i"], {**environment, "TERM": "dumb"}, place) as fd:
+        os.write(fd, b"autoload -Uz compinit && compinit -u -D\n")
+        # Twice, as a shell in a shell does.
+        os.write(fd, b". ./completion.zsh; . ./completion.zsh; echo rea''dy\n")
+        read_until(fd, "ready\r\n")
+        os.write(fd, typed.encode())
+        read_until(fd, line)
 
 
 def test_other_shells_have_lines_of_their_own(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
