@@ -32,7 +32,7 @@ from r1hpc.data.work import DONE
 
 _FILE_BYTES = 16 * 2**20
 _NUM_WORDS = 20_000
-_RECIPE: dict[str, Any] = {
+RECIPE: dict[str, Any] = {
     "name": "corpus",
     "tokenizer": {"kind": "byte_bpe", "vocab_size": 16_384},
     "sources": [{"name": "made-up", "kind": "jsonl", "root": ".", "glob": "*.jsonl"}],
@@ -74,7 +74,7 @@ def write_corpus(folder: Path, num_bytes: int) -> int:
 def measure(folder: Path, num_bytes: int, workers: int) -> None:
     """Build, and say what it took."""
     recipe = folder / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(_RECIPE))
+    recipe.write_text(yaml.safe_dump(RECIPE))
     done: dict[str, list[dict[str, Any]]] = {}
     began = time.monotonic()
     report = build_dataset(recipe, folder / "out", work_off=functools.partial(_noted, done, workers))

@@ -115,8 +115,8 @@ class _Unpickler(pickle.Unpickler):
 
 def _memory_for(data: torch.Tensor) -> torch.Tensor:
     """Host memory for a copy: pinned for a GPU's, else in huge pages, into which it takes 7 % less time."""
-    if data.is_cuda:
-        return torch.empty(data.shape, dtype=data.dtype, pin_memory=True)
+    if data.is_cuda or not data.numel():
+        return torch.empty(data.shape, dtype=data.dtype, pin_memory=data.is_cuda)
     # Of the two only numpy asks Linux for huge pages (madvise).
     raw = torch.from_numpy(np.empty(data.nbytes, dtype=np.uint8))
     return raw.view(data.dtype).view(data.shape)

@@ -1,8 +1,10 @@
 """Copies in host memory: the state as it was, whatever becomes of it afterwards."""
 
+import math
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from r1hpc.base.units import GIB
@@ -36,6 +38,17 @@ def test_training_goes_on_and_the_copy_stays() -> None:
     assert copy["parameter"].tolist() == [1, 1, 1]
     assert copy["rows"][1]["scaler"].scale == 2.0
     assert copy["rows"][1]["shape"] == torch.Size([3, 4])
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.bool, torch.int64]
+)
+@pytest.mark.parametrize("shape", [(0,), (), (3, 0), (2, 3), (1 << 20,)], ids=str)
+def test_every_kind_and_shape_is_copied(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    original = torch.arange(2).repeat(1 << 19).to(dtype)[: math.prod(shape)].view(shape)
+    copy = HostCopies().copy("a", {"tensor": original})["tensor"]
+    assert (copy.dtype, copy.shape, copy.stride()) == (dtype, original.shape, original.stride())
+    assert copy.float().equal(original.float())
 
 
 def test_the_memory_is_used_again_where_it_fits() -> None:
