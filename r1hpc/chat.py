@@ -107,7 +107,7 @@ def _template(config: "RunConfig") -> str | None:
     from r1hpc.tasks.prompts import TEMPLATE
 
     own = config.task.options.get("template")
-    has_one = config.task.name == "jsonl" or config.task.name.startswith("reasoning_gym:")
+    has_one = config.task.name in ("file", "jsonl") or config.task.name.startswith("reasoning_gym:")
     return None if config.stage == "pretrain" else str(own) if own else TEMPLATE if has_one else None
 
 

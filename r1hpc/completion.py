@@ -24,19 +24,20 @@ _ZSH_PYTHON = (
     """
 _r1hpc_python() {
     if [[ $words[2] == -m && -n $words[3] && ( $words[3] == r1hpc* || r1hpc == $words[3]* ) ]]; then
-        $_comps[r1hpc]
+        eval "$_comps[r1hpc]"
     else
-        ${_r1hpc_before[$words[1]:t]:-_default}
+        eval "${_r1hpc_before[$words[1]:t]:-_default}"
     fi
 }
 typeset -gA _r1hpc_before
 () {
+    setopt localoptions extendedglob
     local name
     for name in """
     + " ".join(_PYTHONS)
     + """; do
         [[ $_comps[$name] == _r1hpc_python ]] && continue
-        _r1hpc_before[$name]=$_comps[$name]
+        _r1hpc_before[$name]=${_comps[$name]:-${_postpatcomps[(K)$name]}}
         compdef _r1hpc_python $name
     done
 }

@@ -97,7 +97,7 @@ def _print_chain(job: Path, arguments: argparse.Namespace) -> int:
     refuse_settled_by_chain(arguments, job)
     card = [f"cluster.gpu_type={find_gpu(arguments.gpu).name}"] if arguments.gpu else []
     order = Order(
-        Purpose.dry_run,
+        Purpose.estimate,
         "slurm",
         overrides=(*arguments.overrides, *card),
         cluster=arguments.cluster,

@@ -67,7 +67,9 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--python", metavar="PYTHON", help="the interpreter that has vLLM")
     parser.add_argument("--no-wait", action="store_true", help="submit, and do not wait until it answers")
     parser.add_argument("--executor", choices=("auto", "slurm", "local"), default="auto")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and the script; write nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print plan, script and what Slurm says to it; write nothing"
+    )
     add_run_root(parser)
     parser.add_argument("--run-name", metavar="NAME", help="of the server; default serve-DATE-TIME-XXXX")
     cluster = parser.add_argument("--cluster", metavar="NAME", help="profile in configs/cluster/")

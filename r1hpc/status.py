@@ -203,10 +203,10 @@ def as_text(ledger: RunLedger, shown: dict[str, Any], now: float) -> str:
 def _of_its_log(run: RunDir, situation: Situation) -> list[str]:
     """What the batch script said last, while no attempt is at work: one that cannot begin says why there."""
     from r1hpc.attempt.rank_logs import clean, tail
-    from r1hpc.attempt.state import NEVER_BEGAN, State
+    from r1hpc.attempt.state import State
 
     is_open = situation.state in (State.queued, State.requeued)
-    if situation.job is None or not (is_open or NEVER_BEGAN in situation.detail):
+    if situation.job is None or not (is_open or situation.never_began):
         return []
     log = run.logs / f"slurm-{situation.job.job_id}.out"
     try:

@@ -64,7 +64,9 @@ def _parser() -> ArgumentParser:
     )
     offer(words, "r1hpc.config.completion:job_words")
     parser.add_argument("--executor", choices=("auto", "slurm", "local"), default="auto")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and the script; write nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print plan, script and what Slurm says to it; write nothing"
+    )
     parser.add_argument("--follow", action="store_true", help="print progress until the run is over")
     add_run_root(parser)
     name = parser.add_argument("--run-name", metavar="NAME", help="default JOB-DATE-TIME-XXXX")

@@ -75,6 +75,14 @@ class Situation:
     history: History
     job: JobRef | None
 
+    @property
+    def never_began(self) -> bool:
+        """The newest job has ended, its attempt did not begin, and nothing on record says why."""
+        refusal = self.history.not_begun
+        if self.state is not State.failed or self.job is None or self.job.event == "begin":
+            return False
+        return refusal is None or refusal.time <= self.job.time
+
 
 @dataclass(frozen=True)
 class JobReport:
@@ -88,7 +96,6 @@ class JobReport:
     """It is on its way out."""
 
 
-NEVER_BEGAN = "never began"
 WITHOUT_SUPERVISOR = "its ranks finished; whoever should have written that down was gone"
 _END_PATIENCE_S = 600.0
 """An end follows FINISHED within seconds: this long where nobody can be asked whether it still may."""
@@ -244,8 +251,9 @@ def _of_job(report: JobReport, waiting: State, never_began: bool) -> tuple[State
         return waiting, report.detail if report.pending else begins
     if report.cancelled:
         return State.cancelled, report.detail
-    subject = "it" if never_began else "the next attempt"
-    return State.failed, f"{report.detail}; {subject} {NEVER_BEGAN}"
+    return State.failed, report.detail + (
+        "; it never began" if never_began else "; the next attempt never began"
+    )
 
 
 def _of_attempt(report: JobReport) -> tuple[State, str]:

@@ -93,7 +93,7 @@ def solve_batch(
         world_size // ranks_per_node,
         groups_per_node,
         sequence_parallel,
-        max_nodes or _MOST_NODES,
+        min(max_nodes or _MOST_NODES, _MOST_NODES),
     )
     raise ConfigError(f"train.global_batch_size is {global_batch_size}, but {asked} {relation}. {choices}")
 

@@ -92,14 +92,14 @@ def call(argv: Sequence[str], timeout_s: float = 30.0, env: Mapping[str, str] | 
 
 
 def call_for_stderr(
-    argv: Sequence[str], timeout_s: float = 30.0, env: Mapping[str, str] | None = None
+    argv: Sequence[str], text: str, timeout_s: float = 30.0, env: Mapping[str, str] | None = None
 ) -> str:
-    """As `call`; what the command wrote to stderr, where `sbatch --test-only` answers.
+    """As `call` with `text` on stdin; what the command wrote to stderr, where `sbatch --test-only` answers.
 
     Raises:
         SlurmError: as `call`.
     """
-    return _run(argv, timeout_s, env, subprocess.PIPE).stderr
+    return _run(argv, timeout_s, env, subprocess.PIPE, text).stderr
 
 
 def call_into(file: IO[bytes], argv: Sequence[str], timeout_s: float = 30.0) -> None:
@@ -138,17 +138,21 @@ def without_advice(error: SlurmError) -> str:
 
 
 def _run(
-    argv: Sequence[str], timeout_s: float, env: Mapping[str, str] | None, stdout: "int | IO[bytes]"
+    argv: Sequence[str],
+    timeout_s: float,
+    env: Mapping[str, str] | None,
+    stdout: "int | IO[bytes]",
+    text: str = "",
 ) -> "subprocess.CompletedProcess[str]":
     shown = shlex.join(argv)
     environment = _readable_environment() if env is None else dict(env)
     try:
         done = subprocess.run(
             argv,
-            stdin=subprocess.DEVNULL,
+            input=text,
             stdout=stdout,
             stderr=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             timeout=timeout_s,
             env=environment,

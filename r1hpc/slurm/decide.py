@@ -40,6 +40,19 @@ class Decision:
     plan: RunPlan
     signal_lead_s: int
     notes: tuple[str, ...]
+    num_nodes: int | None = None
+    """Of the partition that was asked for; None: not known."""
+
+    def refuse_missing_nodes(self) -> None:
+        """Not by MaxNodes: there are QOS that may have more (sacctmgr(1), PartitionMaxNodes).
+
+        Raises:
+            UsageError: more nodes are asked for than there are.
+        """
+        asked = self.config.resources.nodes
+        if self.num_nodes and asked > self.num_nodes:
+            partition = place_in_cluster(self.config)[0]
+            raise UsageError(f"--nodes {asked} is more than the {self.num_nodes} of partition {partition}")
 
 
 def choose_executor(requested: str, will_submit: bool) -> tuple[str, list[str]]:
@@ -93,12 +106,10 @@ def decide(
         save_speed: as measured in the run root; None: not yet.
 
     Raises:
-        UsageError: nobody says how many GPUs a node has, no such partition, or more nodes or time than it
-            allows.
+        UsageError: nobody says how many GPUs a node has, no such partition, or more time than it allows.
         ConfigError: what the plan refuses.
     """
     facts = facts or ask_cluster(executor, *place_in_cluster(config))
-    _refuse_too_many_nodes(config, facts)
     gpus, notes = _gpus_per_node(config, facts, executor, assumed_gpus_per_node)
     time, time_notes = _time(config, facts, executor)
     if config.stage == "serve" and config.resources.gpus_per_node is None:
@@ -125,7 +136,7 @@ def decide(
     # One command that fails is worth a note; a cluster that does not answer says the same five times.
     failures = facts.unknown if facts.reachable else facts.unknown[:1]
     unknown = [f"not learnt from the cluster: {failure}" for failure in failures]
-    return Decision(config, gpus, plan, lead_s, (*notes, *time_notes, *unknown, *warning))
+    return Decision(config, gpus, plan, lead_s, (*notes, *time_notes, *unknown, *warning), facts.num_nodes)
 
 
 def overrides_of_allocation(environ: Mapping[str, str], is_cpu_run: bool) -> list[str]:
@@ -161,15 +172,6 @@ def ask_cluster(executor: str, partition: str | None, qos: str | None, account: 
     if executor != "slurm" or shutil.which("sbatch") is None:
         return ClusterFacts()
     return probe_cluster(partition, qos, account)
-
-
-def _refuse_too_many_nodes(config: RunConfig, facts: ClusterFacts) -> None:
-    # Not MaxNodes: there are QOS that may have more (sacctmgr(1), PartitionMaxNodes).
-    if facts.num_nodes and config.resources.nodes > facts.num_nodes:
-        raise UsageError(
-            f"--nodes {config.resources.nodes} is more than the {facts.num_nodes} of partition "
-            f"{facts.partition}"
-        )
 
 
 def _gpus_per_node(

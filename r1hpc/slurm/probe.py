@@ -39,7 +39,8 @@ class ClusterFacts:
     max_time_s: int | None = None
     """None also where the partition has no limit."""
     num_nodes: int | None = None
-    """Of the partition, whatever their state; None also where a job may choose among several partitions."""
+    """Of the one partition that was asked for, whatever their state. The default one's do not count: a site's
+    job_submit plugin may choose another."""
     gpus_per_node: int | None = None
     """0: its nodes have none."""
     gpu_type: str | None = None
@@ -92,7 +93,7 @@ def probe_cluster(
         job_requeue=config["JobRequeue"] == "1" if "JobRequeue" in config else None,
         max_batch_requeue=_count(config.get("MaxBatchRequeue")),
         max_time_s=limit_s(fields.get("MaxTime")),
-        num_nodes=None if partition and "," in partition else _count(fields.get("TotalNodes")),
+        num_nodes=_count(fields.get("TotalNodes")) if partition and "," not in partition else None,
         gpus_per_node=gpus,
         gpu_type=gpu_type,
         proctrack=config.get("ProctrackType"),

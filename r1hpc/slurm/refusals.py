@@ -26,9 +26,9 @@ def with_choices(error: SlurmError) -> SlurmError:
 
 
 def is_for_good(error: SlurmError) -> bool:
-    """Whether sbatch would refuse a job that `sbatch --test-only` refused so."""
+    """Whether sbatch would refuse, now and later, a job that `sbatch --test-only` refused so."""
     said = error.stderr.casefold()
-    return any(words in said for words in _CHOICES if words not in _OF_THE_MOMENT)
+    return not error.unreachable and not any(words in said for words in _OF_THE_MOMENT)
 
 
 def _or_nothing(ask: Callable[[], str]) -> str:
@@ -94,5 +94,10 @@ _CHOICES: dict[str, Callable[[], str]] = {
     "requested time limit is invalid": _partitions,
     "invalid feature": _features,
 }
-_OF_THE_MOMENT = ("node configuration is not available",)
-"""Of these, what a test also says while nodes are down or drained: a job that is submitted waits for them."""
+_OF_THE_MOMENT = (
+    "node configuration is not available",
+    "partition configuration not available now",
+    "requested nodes are busy",
+    "required node not available",
+)
+"""What a test also says while nodes are down, drained or reserved: a job that is submitted waits for them."""

@@ -8,9 +8,9 @@ job of a run starts in the run's folder: one that was not there before sbatch wa
 
 import re
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from r1hpc.base.errors import StateError
@@ -22,6 +22,7 @@ from r1hpc.slurm.refusals import is_for_good, with_choices
 PATIENCE_S = 600.0
 """How long Slurm may be silent ahead of a submission, and after one whose answer was lost."""
 _TIMEOUT_S = 120.0
+_TRIAL_S = 15.0
 _LOOKS, _PAUSE_S = 5, 3.0
 """A request that waited for a controller that was frozen is served within a moment of its return."""
 
@@ -66,30 +67,37 @@ def sbatch(
     return found
 
 
-def try_out(text: str) -> str:
-    """What Slurm says of a script, in a sentence: when and where it would start, or why not now.
+@dataclass(frozen=True)
+class Trial:
+    """What Slurm says of a job that is not submitted."""
 
-    No job is made.
+    sentence: str
+    starts: bool = False
+    """It says when and where the job would start."""
+    was_heard: bool = True
+
+
+def try_out(text: str) -> Trial:
+    """Show a script to Slurm. No job is made.
 
     Raises:
         SlurmError: it would refuse the job.
     """
-    with tempfile.NamedTemporaryFile("w", prefix="r1hpc-", suffix=".sh") as script:
-        script.write(text)
-        script.flush()
-        try:
-            answer = call_for_stderr(["sbatch", "--test-only", script.name], _TIMEOUT_S, exported())
-        except SlurmError as error:
-            if is_for_good(error):
-                raise with_choices(error) from None
-            said = " ".join(error.stderr.split()) or without_advice(error)
-            return f"Slurm does not say when this could start: {said}"
+    try:
+        answer = call_for_stderr(["sbatch", "--test-only"], text, _TRIAL_S, exported())
+    except SlurmError as error:
+        if is_for_good(error):
+            raise with_choices(error) from None
+        if error.unreachable:
+            return Trial(
+                f"Slurm was not asked whether it would take this: {without_advice(error)}", False, False
+            )
+        said = " ".join(error.stderr.split())
+        return Trial(f"Slurm refuses this, unless that is for nodes that are down at the moment: {said}")
     found = re.search(r"to start at (\S+) .*\bon nodes? (\S+)", answer)
-    return (
-        f"as its queue stands, Slurm would start this at {found[1]} on {found[2]}"
-        if found
-        else answer.strip()
-    )
+    if found:
+        return Trial(f"as its queue stands, Slurm would start this at {found[1]} on {found[2]}", starts=True)
+    return Trial(" ".join(answer.split()) or "Slurm would take this")
 
 
 def _jobs_in(folder: Path, sleep: Callable[[float], None], clock: Callable[[], float]) -> list[str]:

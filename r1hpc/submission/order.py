@@ -25,6 +25,8 @@ class Purpose(StrEnum):
     start = "start"
     dry_run = "dry run"
     """Nothing is written, and what only a cluster knows is assumed."""
+    estimate = "estimate"
+    """A dry run, perhaps on more nodes than there are."""
     inside_job = "inside job"
     """sbatch/train.sh: the job is there, and asks for its folder."""
 
@@ -58,7 +60,7 @@ class Order:
 
     @property
     def is_dry_run(self) -> bool:
-        return self.purpose is Purpose.dry_run
+        return self.purpose in (Purpose.dry_run, Purpose.estimate)
 
     def folder(self, name: str) -> RunDir:
         """The folder of a run or of a chain under the run root.

@@ -201,6 +201,8 @@ def plan_run(
         expected_teacher=expected_teacher,
         save_speed=measured_save_speed(order.run_root, config.resources.nodes),
     )
+    if executor == "slurm" and order.purpose is not Purpose.estimate:
+        decision.refuse_missing_nodes()
     check_precision(decision.config)
     check_base(decision.config)
     check_compression(decision.config)

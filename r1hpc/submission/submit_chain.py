@@ -41,7 +41,7 @@ from r1hpc.submission.chain_steps import (
 )
 from r1hpc.submission.order import Order, Purpose
 from r1hpc.submission.plan_run import forbidden_changes
-from r1hpc.submission.trial import slurm_says
+from r1hpc.submission.trial import show_to_slurm
 from r1hpc.telemetry.attempts import read_history, record
 
 
@@ -149,16 +149,20 @@ def _plan(
 
 
 def _slurm_says(steps: Sequence[StageStep]) -> list[str]:
-    """Of every stage whether sbatch would take it; when it would start, of those that wait for no other."""
+    """What Slurm says to each stage that gets a job; when it would start only where it waits for no other."""
     notes = []
+    awaited = {step.stage.name for step in steps if step.action is not Action.skip}
     for step in steps:
         if step.planned is None:
             continue
         try:
-            said = slurm_says(step.planned)
+            said = show_to_slurm(step.planned)
         except SlurmError as error:
             raise R1hpcError(f"stage {step.stage.name}: {error}") from None
-        notes += [] if step.stage.needs else [f"{note} ({step.stage.name})" for note in said]
+        if said is None or not said.was_heard:
+            return [said.sentence] if said else []
+        if not (said.starts and awaited & set(step.stage.needs)):
+            notes.append(f"{said.sentence} ({step.stage.name})")
     return notes
 
 

@@ -19,7 +19,7 @@ from r1hpc.submission import start_run
 from r1hpc.submission.budget_check import budget_held, check_budget
 from r1hpc.submission.order import DEFAULT_JOB, Order
 from r1hpc.submission.plan_run import PlannedRun, plan_new_run, plan_resumed_run
-from r1hpc.submission.trial import slurm_says
+from r1hpc.submission.trial import show_to_slurm
 from r1hpc.telemetry.attempts import read_history, read_run_events
 
 
@@ -48,7 +48,9 @@ def submit_run(order: Order) -> SubmittedRun:
 def _start(order: Order) -> SubmittedRun:
     planned = plan_within_budget(order)
     if order.is_dry_run:
-        return SubmittedRun(replace(planned, notes=(*planned.notes, *slurm_says(planned))), None)
+        said = show_to_slurm(planned)
+        notes = (*planned.notes, said.sentence) if said else planned.notes
+        return SubmittedRun(replace(planned, notes=notes), None)
     return SubmittedRun(planned, start_run.start(planned, order))
 
 

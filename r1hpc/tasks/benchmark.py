@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from r1hpc.base.errors import UsageError
 from r1hpc.config.schema import RunConfig
-from r1hpc.tasks.file import columns_of, judge_of, named_judge
+from r1hpc.tasks.file import FILES, columns_of, judge_of, named_judge
 from r1hpc.tasks.prompts import TEMPLATE, check_template, fill
 from r1hpc.tasks.question_file import Columns, Question, read_questions
 from r1hpc.tasks.task import Item, task_id
@@ -25,9 +25,9 @@ from r1hpc.tasks.task import Item, task_id
 class Benchmark:
     """One test file. Held out as a whole: it has no training part."""
 
-    def __init__(self, path: Path, columns: Columns, template: str, judge: str = "") -> None:
+    def __init__(self, path: Path, columns: Columns, template: str, judge: str, judge_key: str) -> None:
         self.name = path.name
-        self.judge = judge_of(columns, judge, "judge")
+        self.judge = judge_of(columns, judge, judge_key)
         self.judge_settings: dict[str, Any] = {}
         self._template = check_template(template)
         rows, digest = read_questions(path, columns)
@@ -78,7 +78,9 @@ class Benchmarks:
         sets = named_sets(config)
         if not sets:
             return None
-        return cls({label: (_open(config, part), part.get("num_items")) for label, part in sets.items()})
+        return cls(
+            {label: (_open(config, label, part), part.get("num_items")) for label, part in sets.items()}
+        )
 
     def item(self, index: int, held_out: bool = True) -> Item:
         start = 0
@@ -119,14 +121,16 @@ def with_counted_sets(config: RunConfig) -> RunConfig:
     return replace(config, evaluate=replace(config.evaluate, path=None, sets=sets))
 
 
-def _open(config: RunConfig, part: Mapping[str, Any]) -> Benchmark:
+def _open(config: RunConfig, label: str, part: Mapping[str, Any]) -> Benchmark:
     task = config.task
     defaults = {"question": task.question, "answer": task.answer, "choices": task.choices}
     template = part.get("template", task.options.get("template", TEMPLATE))
     columns = columns_of({**defaults, **part})
-    # The task's own file may hold other answers than a set of multiple choice does.
-    judge = part.get("judge", "" if columns.choices else task.options.get("judge", ""))
-    return Benchmark(Path(part["path"]), columns, str(template), str(judge))
+    judge, key = part.get("judge"), f"evaluate.sets.{label}.judge"
+    # What the task's own file says of its answers holds here too, but for sets of multiple choice.
+    if judge is None and task.name in FILES and not columns.choices and task.options.get("judge"):
+        judge, key = task.options["judge"], "task.options.judge"
+    return Benchmark(Path(part["path"]), columns, str(template), str(judge or ""), key)
 
 
 def _size(label: str, benchmark: Benchmark, wanted: int | None) -> int:

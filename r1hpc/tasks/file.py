@@ -20,6 +20,8 @@ from r1hpc.tasks.prompts import TEMPLATE, check_template, fill
 from r1hpc.tasks.question_file import Columns, read_questions
 from r1hpc.tasks.task import Item, check_options, task_id
 
+FILES = ("file", "jsonl")
+"""Names of this task."""
 _JUDGES = ("math", "exact")
 
 
@@ -69,11 +71,11 @@ def columns_of(values: TaskConfig | Mapping[str, Any]) -> Columns:
     return Columns(read("question", "question"), read("answer", "answer"), read("choices", ""))
 
 
-def judge_of(columns: Columns, asked: str, key: str) -> str:
+def judge_of(columns: Columns, asked: str = "", key: str = "") -> str:
     """The judge of a file's answers: letters by themselves, else the one asked for, else math-verify.
 
     Args:
-        key: of `asked`, for an error.
+        key: of `asked`, for an error; empty: there is none.
 
     Raises:
         UsageError: no such judge, one for the answers of multiple choice, or math-verify is not installed.
@@ -89,10 +91,8 @@ def judge_of(columns: Columns, asked: str, key: str) -> str:
     if asked == "exact":
         return asked
     if util.find_spec("math_verify") is None:
-        raise UsageError(
-            "questions from a file need math-verify: pip install 'r1hpc[reasoning]', or have answers "
-            f"compared character by character, {key}=exact"
-        )
+        way_on = f", or have answers compared character by character, {key}=exact" if key else ""
+        raise UsageError(f"questions from a file need math-verify: pip install 'r1hpc[reasoning]'{way_on}")
     return "math"
 
 

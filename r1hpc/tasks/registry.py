@@ -11,7 +11,7 @@ from r1hpc.config.plugins import is_own
 from r1hpc.config.reasoning import TaskConfig
 from r1hpc.tasks.chain_sum import ChainSum
 from r1hpc.tasks.countdown import Countdown
-from r1hpc.tasks.file import QuestionFile
+from r1hpc.tasks.file import FILES, QuestionFile
 from r1hpc.tasks.gym import PREFIX, ReasoningGym
 from r1hpc.tasks.mixture import Mixture
 from r1hpc.tasks.own import OwnTask
@@ -21,7 +21,6 @@ _MADE_UP: dict[str, Callable[[int, Mapping[str, Any]], Task]] = {
     "chain_sum": ChainSum,
     "countdown": Countdown,
 }
-_FILES = ("file", "jsonl")
 
 
 def make_task(config: TaskConfig, code: Path | None = None) -> Task:
@@ -53,7 +52,7 @@ def _single(config: TaskConfig, code: Path | None) -> Task:
         return ReasoningGym(config.name, config.seed, config.options)
     if is_own(config.name):
         return OwnTask(config.name, config.seed, config.options, code)
-    if config.name in _FILES:
+    if config.name in FILES:
         return QuestionFile(config)
     if config.name not in _MADE_UP:
         known = ["file", *_MADE_UP, f"{PREFIX}NAME", "FILE.py:NAME"]

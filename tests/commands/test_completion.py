@@ -135,8 +135,9 @@ def test_the_key_completes_the_line(shell_code: str, environment: dict[str, str]
         ("r1hpc submit smok\t", "r1hpc submit smoke "),
         ("python -m r1hpc.sta\t", "python -m r1hpc.status "),
         ("python own-scr\t", "python own-script.py "),
+        ("python --check\t", "python --check-hash-based-pycs"),
     ],
-    ids=["command", "module", "file"],
+    ids=["command", "module", "file", "flag of python"],
 )
 def test_in_zsh_python_completes_what_it_did_before(
     environment: dict[str, str],
@@ -147,6 +148,9 @@ def test_in_zsh_python_completes_what_it_did_before(
 ) -> None:
     assert completion.main(["zsh"]) == 0
     (place / "own-script.py").touch()
+    python = place / "bin" / "python"
+    python.unlink()
+    python.symlink_to(sys.executable)  # zsh asks it for its flags
     (place / "completion.zsh").write_text(capsys.readouterr().out)
     zsh = str(shutil.which("zsh"))
     with terminal([zsh, "-f", "-i"], {**environment, "TERM": "dumb"}, place) as fd:

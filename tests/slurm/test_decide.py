@@ -65,8 +65,10 @@ def test_more_time_than_the_partition_has_is_refused() -> None:
 
 def test_more_nodes_than_the_partition_has_are_refused() -> None:
     facts = dataclasses.replace(FACTS, num_nodes=3)
+    asked = decide(train("resources.nodes=4", "resources.partition=gpu"), "slurm", facts=facts)
     with pytest.raises(UsageError, match="--nodes 4 is more than the 3 of partition gpu"):
-        decide(train("resources.nodes=4"), "slurm", facts=facts)
+        asked.refuse_missing_nodes()
+    decide(train("resources.nodes=2"), "slurm", facts=facts).refuse_missing_nodes()
     with pytest.raises(ConfigError, match=r"Legal .* are: 2 nodes") as refused:
         decide(train("resources.nodes=3"), "slurm", facts=facts)
     assert "4 nodes" not in str(refused.value)

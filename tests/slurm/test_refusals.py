@@ -1,5 +1,6 @@
 """What a real sbatch refuses, and what a user is offered instead."""
 
+import os
 import re
 from pathlib import Path
 
@@ -36,10 +37,11 @@ def test_a_refusal_says_what_there_is(
     assert re.search(offered, str(refused.value)), str(refused.value)
     assert not refused.value.may_have_arrived
     trial = f"#!/bin/sh\n#SBATCH {flags[0]}\ntrue\n"
-    if flags == [
-        "--nodes=900"
-    ]:  # to a trial Slurm says the same as while nodes are down: `decide` counts them
-        assert try_out(trial).startswith("Slurm does not say when")
+    # To a trial Slurm says the same as while nodes are down; `decide` counts the nodes.
+    if flags == ["--nodes=900"]:
+        assert try_out(trial).sentence.startswith(
+            "Slurm refuses this, unless that is for nodes that are down"
+        )
         return
     with pytest.raises(SlurmError) as tried:
         try_out(trial)
@@ -53,7 +55,7 @@ def test_a_trial_says_when_and_where_and_makes_no_job(
     for name, value in cluster.env().items():
         monkeypatch.setenv(name, value)
     before = cluster.run(["squeue", "-h", "-t", "all", "-o", "%i"]).stdout
-    said = try_out("#!/bin/sh\n#SBATCH --nodes=2 --time=5\ntrue\n")
+    said = try_out("#!/bin/sh\n#SBATCH --nodes=2 --time=5\ntrue\n").sentence
     assert re.fullmatch(
         r"as its queue stands, Slurm would start this at \d{4}-\S+T\S+ on \S+\[1-2\]", said
     ), said
@@ -84,10 +86,50 @@ def test_what_only_a_drained_node_forbids_is_no_refusal(
     nodes = sorted(cluster.nodes())
     cluster.run(["scontrol", "update", f"nodename={nodes[0]}", "state=drain", "reason=test"])
     try:
-        said = try_out(f"#!/bin/sh\n#SBATCH --nodes={len(nodes)} --time=5\ntrue\n")
+        said = try_out(f"#!/bin/sh\n#SBATCH --nodes={len(nodes)} --time=5\ntrue\n").sentence
     finally:
         cluster.run(["scontrol", "update", f"nodename={nodes[0]}", "state=resume"])
-    assert said.startswith("Slurm does not say when this could start: "), said
+    assert said.startswith("Slurm refuses this, unless that is for nodes that are down at the moment: "), said
+
+
+@pytest.mark.parametrize(
+    ("said", "starts"),
+    [
+        (
+            "sbatch: Job 7 to start at 2026-01-02T03:04:05 using 8 processors on nodes n[1-2] in gpu",
+            True,
+        ),
+        ("", False),
+    ],
+)
+def test_an_accepted_trial_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, starts: bool
+) -> None:
+    fake_sbatch(tmp_path, monkeypatch, said, 0)
+    expected = (
+        "Slurm would start this at 2026-01-02T03:04:05 on n[1-2]" if starts else "Slurm would take this"
+    )
+    trial = try_out("#!/bin/sh\n")
+    assert (trial.sentence.removeprefix("as its queue stands, "), trial.starts) == (expected, starts)
+
+
+def test_what_slurm_will_never_take_is_refused_and_silence_is_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_sbatch(tmp_path, monkeypatch, "allocation failure: Job violates accounting/QOS policy", 1)
+    with pytest.raises(SlurmError, match="violates accounting"):
+        try_out("#!/bin/sh\n")
+    fake_sbatch(tmp_path, monkeypatch, "Unable to contact slurm controller (connect failure)", 1)
+    trial = try_out("#!/bin/sh\n")
+    assert (trial.starts, trial.was_heard) == (False, False)
+    assert trial.sentence.startswith("Slurm was not asked whether it would take this: ")
+
+
+def fake_sbatch(folder: Path, monkeypatch: pytest.MonkeyPatch, said: str, status: int) -> None:
+    """An sbatch in place of the real one: these words cannot all be had from one Slurm."""
+    (folder / "sbatch").write_text(f"#!/bin/sh\ncat > /dev/null\necho '{said}' >&2\nexit {status}\n")
+    (folder / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
 
 def test_where_nobody_can_be_asked_the_refusal_stands_alone(monkeypatch: pytest.MonkeyPatch) -> None:

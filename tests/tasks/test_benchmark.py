@@ -58,7 +58,7 @@ def test_each_set_may_have_a_judge_of_its_own(tmp_path: Path) -> None:
     benchmarks = Benchmarks.of(config)
     assert benchmarks is not None
     assert [each.judge for each in benchmarks.members.values()] == ["exact", "math"]
-    with pytest.raises(UsageError, match="judge is 'near'"):
+    with pytest.raises(UsageError, match=r"evaluate.sets.a.judge is 'near'"):
         Benchmarks.of(_config(sets={"a": {"path": one, "judge": "near"}}))
 
 
