@@ -37,15 +37,21 @@ def test_a_preempted_build_on_three_nodes_is_the_local_one(
 ) -> None:
     out = tmp_path / "data" / "out"
     words = (str(recipe), "--out", str(out), "--jobs", "3", "--qos", "scavenger", "-t", "10")
-    done = build(idle_cluster, *words, failpoint="data.unit.publish:sleep=2::*")
+    done = build(idle_cluster, *words, failpoint="data.unit.publish:sleep=5::*")
     assert done.returncode == 0, done.stderr
     jobs = json.loads(done.stdout)["jobs"]
     assert list(jobs) == ["evaluation", "clean", "tokenizer", "tokens", "publish"]
     again = build(idle_cluster, *words)
     assert (again.returncode, "is being built by job" in again.stderr) == (1, True)
     running = ["squeue", "-h", "-j", jobs["clean"], "-t", "RUNNING", "-o", "%A"]
-    until("an element of clean runs", lambda: bool(idle_cluster.run(running).stdout.split()), 120)
-    victim = int(idle_cluster.run(running).stdout.split()[0])
+    elements: list[str] = []
+
+    def is_one_running() -> bool:
+        elements[:] = idle_cluster.run(running).stdout.split()
+        return bool(elements)
+
+    until("an element of clean runs", is_one_running, 120)
+    victim = int(elements[0])
     idle_cluster.preempt(victim)
     idle_cluster.wait_restarts(victim, 1, timeout=120)
     idle_cluster.wait_job(int(jobs["publish"]), {"COMPLETED"}, timeout=200)

@@ -22,7 +22,8 @@ _SIZE = ("--nodes", "1", "train.num_steps=30", "checkpoint.save_every=10", "trai
 def test_a_save_longer_than_the_grace_then_the_users_signal(tmp_path: Path, idle_cluster: Cluster) -> None:
     quiet = submit(tmp_path, "quiet", *_SIZE).run
     wait_over(quiet)
-    faults = "step.begin:sleep=0.3::*,save.begin:sleep=120:*:2:1"  # the second save of the first attempt
+    # The second save of the first attempt; time to change Slurm's settings in the second.
+    faults = "step.begin:sleep=0.3::*,save.begin:sleep=120:*:2:1,step.begin:sleep=1::*:2"
     where = ("--executor", "slurm", "--qos", "scavenger", "-t", "20")
     job = submit(tmp_path, "run", *_SIZE, *where, env=idle_cluster.env(R1HPC_FAILPOINT=faults))
     run, job_id = job.run, int(job.job_id)

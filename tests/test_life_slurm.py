@@ -216,7 +216,8 @@ def test_train_sh_on_a_node_that_sees_nothing_runs_elsewhere(on_cluster: Cluster
         wait_until("its folder", run.attempts.is_file, 60)
         assert [a.cause for a in wait_over(run, 180)] == [Cause.finished]
     assert read_history(run).attempts[0].node_names != (first,)
-    assert "ended: finished" in (place / f"slurm-{job}.out").read_text()
+    log = place / f"slurm-{job}.out"  # written after the record that `wait_over` looks at
+    wait_until("the log's last word", lambda: "ended: finished" in log.read_text(), 60)
 
 
 @pytest.mark.parametrize("options", [(), ("--array=3",)], ids=["job", "task of an array"])
@@ -405,7 +406,8 @@ def lose_the_controller(cluster: Cluster, root: Path, away_s: float) -> None:
     phases = [*_PHASES, "during the requeue"]
     runs = {phase: LightRun(root, phase.replace(" ", "-"), cluster) for phase in phases}
     for phase, run in runs.items():
-        run.submit(_SCAVENGER, R1HPC_FAILPOINT=_PHASES.get(phase, ""))
+        # The last one too has yet to ask for its requeue when the controller is killed.
+        run.submit(_SCAVENGER, R1HPC_FAILPOINT=_PHASES.get(phase, "end.requeue:sleep=4:::1"))
     for run in runs.values():
         run.wait_rank(1)
     cluster.wait_saved([int(run.job) for run in runs.values()])

@@ -104,7 +104,8 @@ def test_six_preemptions_in_a_row_without_a_hold(root: Path, cluster: Cluster) -
     """Leaving cleanly inside the grace time is held at the fifth time; asking for the requeue is not."""
     cluster.clear()
     size = ("train.num_steps=60", "checkpoint.save_every=1000", "train.global_batch_size=4")
-    job = start(cluster, root, "six", "--nodes", "1", "-t", "20", *size, slow=slower(0.2))
+    slow = ",".join(slower(0.6, attempt) for attempt in range(1, 7))
+    job = start(cluster, root, "six", "--nodes", "1", "-t", "20", *size, slow=slow)
     run, job_id = job.run, int(job.job_id)
     for attempt in range(1, 7):
         wait_attempt(run, attempt)
@@ -153,12 +154,14 @@ def test_on_four_then_two_then_three_nodes(root: Path, cluster: Cluster) -> None
     words = ("--executor", "local", "resources.ranks_per_node=4", *_SIZE, exact)
     undisturbed = submit(root, "exact", *words).run
     wait_over(undisturbed, 240)
-    job = start(cluster, root, "elastic", "--nodes", "4", "-t", "20", *_SIZE, exact)
-    for step, nodes in ((12, "2"), (28, "3")):
+    slow = f"{slower(0.5, 1)},{slower(0.5, 2)}"
+    job = start(cluster, root, "elastic", "--nodes", "4", "-t", "20", *_SIZE, exact, slow=slow)
+    for attempt, (step, nodes) in enumerate(((12, "2"), (28, "3")), start=1):
+        wait_attempt(job.run, attempt)
         wait_step(job.run, step)
         job.run.stop.touch()
         assert wait_over(job.run)[-1].cause is Cause.stopped
-        job = start(cluster, root, "elastic", "--resume", "--nodes", nodes)
+        job = start(cluster, root, "elastic", "--resume", "--nodes", nodes, slow=slow)
     attempts = wait_over(job.run, 240)
     assert [a.nodes for a in attempts] == [4, 2, 3]
     assert attempts[-1].cause is Cause.finished
@@ -172,7 +175,7 @@ def test_the_older_of_two_incarnations_is_refused(root: Path, cluster: Cluster) 
     """slurmd dies and its tasks live on, while Slurm starts the job elsewhere under the same id."""
     cluster.clear()
     size = ("train.num_steps=60", "checkpoint.save_every=10", "train.global_batch_size=4")
-    job = start(cluster, root, "twice", "--nodes", "1", "-t", "20", *size, slow=slower(1.0))
+    job = start(cluster, root, "twice", "--nodes", "1", "-t", "20", *size, slow=slower(2.0, 1))
     run, job_id = job.run, int(job.job_id)
     wait_step(run, 12)
     lonely = cluster.node_list(job_id)[0]
@@ -239,7 +242,7 @@ def test_a_crash_of_slurmctld_does_not_cost_the_requeue(root: Path, cluster: Clu
     cluster.kill_controller()
     try:
         go_on(run)
-        wait_until("second try", lambda: log.read_text().count("trying again") == 2, 90, run)
+        wait_until("second try", lambda: log.read_text().count("trying again") >= 2, 90, run)
     finally:
         cluster.start_controller()
     attempts = wait_over(run, 180)

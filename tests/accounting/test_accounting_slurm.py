@@ -21,7 +21,7 @@ from r1hpc.telemetry.attempts import Cause
 from tests.cluster import Cluster
 from tests.runs import Submitted, submit, wait_attempt, wait_over, wait_step, wait_until
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 _STARTUP_S = 20
 """From the begin of an allocation to that of the attempt in it: the batch script starts Python. Two cores."""

@@ -46,6 +46,7 @@ def test_a_task_sees_the_gpus_it_asked_for_and_no_more(idle_cluster: Cluster) ->
 def test_accounting_counts_the_gpus_of_all_nodes(idle_cluster: Cluster) -> None:
     job = idle_cluster.submit("true", "-N4", "--gres=gpu:4", "--output=/dev/null")
     assert idle_cluster.wait_job(job) == "COMPLETED"
+    until("COMPLETED by sacct", lambda: idle_cluster.sacct(job)[0]["State"] == "COMPLETED", 40)
     (record,) = idle_cluster.sacct(job)
     assert "gres/gpu=16" in record["AllocTRES"].split(",")
     assert (record["State"], record["QOS"], record["Account"]) == ("COMPLETED", "normal", "research")
@@ -86,7 +87,9 @@ def test_a_crashed_node_is_recorded_as_node_fail_and_the_job_restarts(
     idle_cluster.fail_node(lost)
     try:
         idle_cluster.wait_restarts(job, 1, timeout=80)
-        assert [record["State"] for record in idle_cluster.sacct(job)] == ["NODE_FAIL", "RUNNING"]
+        # slurmdbd may hear of it a moment after slurmctld's word.
+        wanted = ["NODE_FAIL", "RUNNING"]
+        until("both by sacct", lambda: [r["State"] for r in idle_cluster.sacct(job)] == wanted, 40)
         assert lost not in idle_cluster.node_list(job)
     finally:
         idle_cluster.restore_node(lost)

@@ -222,7 +222,7 @@ def test_a_requeued_job_is_requeued_and_every_attempt_is_charged(
     on_cluster.wait_job(job_id, {"RUNNING"})
     on_cluster.cancel(job_id)
     on_cluster.wait_job(job_id)
-    wait_until(lambda: len(on_cluster.sacct(job_id)) == 2)
+    wait_until(lambda: len(on_cluster.sacct(job_id)) == 2, 60)
     shown = as_json(report, ["--no-plots"], capsys)
     assert shown["gpu_hours"]["source"] == "sacct"
     assert set(shown["gpu_hours"]["by_state"]) >= {"REQUEUED"}

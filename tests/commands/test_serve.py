@@ -67,7 +67,7 @@ def served(*words: str) -> tuple[RunDir, str]:
 def test_a_folder_is_served_until_it_is_idle_and_its_hours_are_on_record(
     model: Path, here: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = run_serve(str(model), *here, "--run-name", "s", "--idle", "0.1")
+    done = run_serve(str(model), *here, "--run-name", "s", "--idle", "0.3")
     assert done.returncode == 0, done.stdout + done.stderr
     run = RunDir(Path(here[-1]) / "s")
     url = f"http://127.0.0.1:{json.loads(run.server_address.read_text())['place']['port']}"

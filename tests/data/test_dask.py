@@ -34,7 +34,7 @@ def dask() -> Iterator[Any]:
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0", "memory_limit": 0}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-        patch.setenv("R1HPC_FAILPOINT", "data.unit.publish:sleep=0.2::*")
+        patch.setenv("R1HPC_FAILPOINT", "data.unit.publish:sleep=0.5::*")
         with distributed.LocalCluster(**options) as cluster:
             patch.undo()
             yield cluster
@@ -97,8 +97,14 @@ def test_a_killed_worker_costs_the_unit_it_was_at(dask: Any, recipe: Path, tmp_p
         )
         build.start()
         until("a unit is done", lambda: bool(done_units(out.parent)), 60)
-        until("a worker is at another", lambda: bool(at_work(client)), 60)
-        (victim,) = client.run(os.getpid, workers=at_work(client)[:1]).values()
+        busy: list[str] = []
+
+        def is_one_busy() -> bool:
+            busy[:] = at_work(client)
+            return bool(busy)
+
+        until("a worker is at another", is_one_busy, 60)
+        (victim,) = client.run(os.getpid, workers=busy[:1]).values()
         os.kill(victim, signal.SIGKILL)
         until("the others are done", lambda: not build.is_alive(), 60)
     assert built == [reference.id]

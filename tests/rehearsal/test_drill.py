@@ -85,7 +85,8 @@ def test_it_fails_where_the_optimizer_is_not_resumed(tmp_path: Path) -> None:
 @pytest.mark.slurm
 @pytest.mark.timeout(600)
 def test_on_a_real_cluster(idle_cluster: Cluster, tmp_path: Path) -> None:
-    environment = idle_cluster.env(**{**os.environ, "R1HPC_FAILPOINT": "step.begin:sleep=0.2::*"})
+    faults = "step.begin:sleep=0.2::*,step.begin:sleep=3::8:2"
+    environment = idle_cluster.env(**{**os.environ, "R1HPC_FAILPOINT": faults})
     words = ("--executor", "slurm", "--steps", "28", "--out", str(tmp_path / "out"))
     value = drill(tmp_path / "runs", *words, env=environment)
     assert_passed(value)

@@ -137,16 +137,16 @@ def test_who_was_suspended_has_not_been_silent() -> None:
 
 
 def test_it_ends_when_nobody_has_asked_for_long_and_not_while_it_answers(serve: Serve) -> None:
-    server = serve("serve.idle_minutes=0.02").begin()
+    server = serve("serve.idle_minutes=0.1").begin()
     url, key = server.address().place.url, key_of(server.run)
-    assert ask(url, "/v1/completions", key, {"delay_s": 3}) == 200  # longer than it may be idle
+    assert ask(url, "/v1/completions", key, {"delay_s": 8}) == 200  # longer than it may be idle
     ended = server.wait_end()
     assert ended.is_finished
     assert "no request" in ended.reason
 
 
 def test_asking_for_its_health_or_with_a_wrong_key_does_not_keep_it_alive(serve: Serve) -> None:
-    server = serve("serve.idle_minutes=0.05").begin()
+    server = serve("serve.idle_minutes=0.15").begin()
     url, key = server.address().place.url, key_of(server.run)
     while server.ended is None:
         try:

@@ -15,6 +15,7 @@ from r1hpc.slurm.requeue import job_state, requeue
 from r1hpc.slurm.sacct import sacct_records
 from r1hpc.slurm.script import make_script, render
 from tests.cluster import Cluster
+from tests.cluster.processes import until
 
 pytestmark = pytest.mark.slurm
 
@@ -96,8 +97,8 @@ def test_a_requeue_is_accepted_once_and_again_and_accounted(on_cluster: Cluster)
     on_cluster.cancel(job)
     on_cluster.wait_job(job, {"CANCELLED"})
     assert job_state(str(job)).live is False
+    until("REQUEUED by sacct", lambda: sacct_records(str(job))[0].state == "REQUEUED", 40)
     records = sacct_records(str(job))
-    assert records[0].state == "REQUEUED"
     assert records[0].gpus == 1
     assert records[0].start is not None
     assert abs(records[0].start - time.time()) < 120

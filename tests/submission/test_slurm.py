@@ -23,6 +23,10 @@ _THRICE = "  - name: one\n  - name: two\n  - name: three\n"
 _NAMES = ("one", "two", "three")
 
 
+_SLOW = "step.begin:sleep=1.5::*:1,step.begin:sleep=1::*:2"
+"""The attempts that are disturbed, so that none is over before that."""
+
+
 class Place:
     """A chain of three equal stages in the scavenger queue of the cluster."""
 
@@ -35,7 +39,7 @@ class Place:
     def words(self, *words: str) -> list[str]:
         return [str(self.file), "--executor", "slurm", "--qos", "scavenger", "train.num_steps=12", *words]
 
-    def submit(self, *words: str, failpoint: str = "step.begin:sleep=0.3::*") -> dict[str, Any]:
+    def submit(self, *words: str, failpoint: str = _SLOW) -> dict[str, Any]:
         return submitted(self.root, *self.words(*words), env=self.cluster.env(R1HPC_FAILPOINT=failpoint))
 
     def wait_state(self, job_id: str | None, *states: str) -> str:
@@ -57,7 +61,7 @@ def test_preempted_killed_failed_and_stopped_the_chain_finishes_and_nothing_is_d
     place: Place,
 ) -> None:
     # The submission dies with the second stage's job unrecorded; the first is in the queue.
-    dying = place.cluster.env(R1HPC_FAILPOINT="sbatch.answered:kill9::2,step.begin:sleep=0.3::*")
+    dying = place.cluster.env(R1HPC_FAILPOINT=f"sbatch.answered:kill9::2,{_SLOW}")
     assert submit(place.root, *place.words(), env=dying).returncode == -signal.SIGKILL
     answer = place.submit()
     assert actions_of(answer) == ["at work", "found again", "submitted"]

@@ -77,10 +77,10 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     ],
 )
 def test_refused(text: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(RefusedError):
         parse(text)
-    assert time.perf_counter() - started < 0.1
+    assert time.process_time() - started < 0.1
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,8 @@ def test_a_header_and_a_line_per_tick(tmp_path: Path) -> None:
     assert header["event"] == "devices"
     assert (header["driver"], header["period_s"], header["notes"]) == ("stub-550.54", 0.5, [])
     assert [sorted(gpu) for gpu in header["gpus"]] == [sorted(STATIC)] * 2
-    assert 2 <= len(ticks) <= 3
+    spent_s = ticks[-1]["time"] - ticks[0]["time"]  # more than asked for on a machine that is busy
+    assert 2 <= len(ticks) <= 1 + round(spent_s / 0.5)
     assert {*ticks[0]["gpus"][1]} == {"uuid", *CHANGING}
     assert {(line["node"], line["attempt"]) for line in (header, *ticks)} == {("node-1", 4)}
     assert ticks[1]["time"] - ticks[0]["time"] > 0.4

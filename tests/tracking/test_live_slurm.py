@@ -23,7 +23,7 @@ def test_one_curve_through_two_preemptions_of_a_job(tmp_path: Path, idle_cluster
         "tracked",
         *("--executor", "slurm", "--qos", "scavenger", "--nodes", "1", "-t", "20"),
         *(*size, "monitor.trackers=[wandb,tensorboard]"),
-        env=idle_cluster.env(R1HPC_FAILPOINT="step.begin:sleep=0.3::*"),
+        env=idle_cluster.env(R1HPC_FAILPOINT="step.begin:sleep=1::*:1,step.begin:sleep=1::*:2"),
     )
     run = job.run
     for attempt in (1, 2):

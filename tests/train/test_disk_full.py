@@ -42,7 +42,7 @@ def used(disk: Path) -> int:
 
 
 def test_a_write_that_fails_half_way_is_named(small_disk: Path) -> None:
-    slow = {**os.environ, "R1HPC_FAILPOINT": "step.begin:sleep=0.5::*"}
+    slow = {**os.environ, "R1HPC_FAILPOINT": "step.begin:sleep=0.5::*,step.begin:sleep=6::5:1"}
     run = submit(small_disk, "half", *_SIZE, env=slow).run
     wait_step(run, 3)
     resize(small_disk, used(small_disk) + (2 << 20))

@@ -49,7 +49,8 @@ def slow(seconds: float) -> dict[str, str]:
 
 def test_saved_signalled_killed_and_hung_it_is_the_same_run(root: Path, undisturbed: RunDir) -> None:
     limits = ("limits.max_crashes=1", "limits.max_hangs=1", "train.hang_timeout_s=25")
-    run = submit(root, "disturbed", *_SIZE, *limits, env=slow(0.3)).run
+    held = {**os.environ, "R1HPC_FAILPOINT": "step.begin:sleep=0.3::*,step.begin:sleep=6::12:2"}
+    run = submit(root, "disturbed", *_SIZE, *limits, env=held).run
     wait_step(run, 3)
     run.save.touch()
     wait_until("an answer to SAVE", lambda: not run.save.exists(), 30, run)
@@ -57,6 +58,8 @@ def test_saved_signalled_killed_and_hung_it_is_the_same_run(root: Path, undistur
     kill_rank(run, 1, signal.SIGTERM)
     wait_attempt(run, 2)
     wait_step(run, 24)
+    committed = CheckpointStore(run.checkpoints)
+    wait_until("step 20 committed", lambda: any(c.step == 20 for c in committed.list()), 60, run)
     kill_rank(run, 1, signal.SIGKILL)
     wait_attempt(run, 3)
     wait_step(run, 33)
@@ -107,7 +110,8 @@ def test_stopped_and_resumed_under_zero(root: Path, zero_stage: int) -> None:
     size = (*_SIZE, f"deepspeed.zero_stage={zero_stage}", "train.num_steps=16")
     quiet = submit(root, f"quiet-{zero_stage}", *size).run
     wait_over(quiet)
-    run = submit(root, f"stopped-{zero_stage}", *size, env=slow(0.3)).run
+    held = {**os.environ, "R1HPC_FAILPOINT": "step.begin:sleep=0.3::*,step.begin:sleep=10::11:1"}
+    run = submit(root, f"stopped-{zero_stage}", *size, env=held).run
     wait_step(run, 7)
     run.stop.touch()
     assert [a.cause for a in wait_over(run)] == [Cause.stopped]

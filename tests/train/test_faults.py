@@ -69,8 +69,10 @@ def test_a_conversion_that_was_killed_is_done_again(tmp_path: Path) -> None:
     """All of a run dies at once, its supervisor too; it goes on with one rank, which dies converting."""
     size = (*_SIZE, "train.num_steps=16")
     quiet = submit(tmp_path, "quiet", *size).run
-    run = submit(tmp_path, "converted", *size, env=slow(0.2)).run
+    held = {**os.environ, "R1HPC_FAILPOINT": "step.begin:sleep=0.2::*,step.begin:sleep=10::9:1"}
+    run = submit(tmp_path, "converted", *size, env=held).run
     wait_step(run, 7)
+    wait_until("a checkpoint", lambda: bool(CheckpointStore(run.checkpoints).list()), 60, run)
     supervisor = int(str(read_history(run).attempts[0].job_id).removeprefix("local-"))
     for pid in (supervisor, *rank_pids(run).values()):
         os.kill(pid, signal.SIGKILL)

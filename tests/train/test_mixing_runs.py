@@ -131,7 +131,8 @@ def test_killed_around_a_change_it_is_the_same_run(root: Path, scheduled: RunDir
 
 
 def test_what_has_not_begun_can_be_changed_at_a_resume_and_what_has_cannot(root: Path) -> None:
-    run = begin(root, "changed", SCHEDULE % LATER, env=SLOW)
+    held = {**SLOW, "R1HPC_FAILPOINT": f"{SLOW['R1HPC_FAILPOINT']},step.begin:sleep=6::6:1"}
+    run = begin(root, "changed", SCHEDULE % LATER, env=held)
     wait_step(run, 5)
     run.stop.touch()
     wait_over(run)

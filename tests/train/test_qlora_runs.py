@@ -27,7 +27,7 @@ from tests.runs import (
 
 pytest.importorskip("bitsandbytes")
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("qlora")]
-SLOW = {**os.environ, "R1HPC_FAILPOINT": "step.begin:sleep=0.5::*"}
+SLOW = {**os.environ, "R1HPC_FAILPOINT": "step.begin:sleep=0.5::*,step.begin:sleep=10::6:1"}
 """So that there is a moment to stop it."""
 RL = ("rl.kl_coef=0.05", "train.num_steps=6", "evaluate.every=0", "checkpoint.save_every=2")
 

@@ -23,7 +23,7 @@ def run(root: Path, name: str, *words: str) -> RunDir:
 
 def test_on_another_number_of_ranks_the_prompts_and_groups_are_the_same(tmp_path: Path) -> None:
     two = run(tmp_path, "two", *SIZE)
-    slow = {**os.environ, "R1HPC_FAILPOINT": "step.begin:sleep=0.5::*"}
+    slow = {**os.environ, "R1HPC_FAILPOINT": "step.begin:sleep=0.5::*,step.begin:sleep=10::6:1"}
     moved = submit(tmp_path, "moved", *SIZE, job="jobs/rl_smoke.yaml", env=slow).run
     wait_step(moved, 3)
     moved.stop.touch()

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("sequence-runs")
 SIZE: tuple[str, ...] = ("train.num_steps=8", "train.global_batch_size=4", "train.micro_batch_size=2")
 SIZE += ("train.precision=fp32", "data.seq_len=64", "train.warmup_steps=1", "train.eps=1e-6")
 SHARED = ("resources.ranks_per_node=2", "train.sequence_parallel=2")
-SLOW = {**os.environ, "R1HPC_FAILPOINT": "step.begin:sleep=0.5::*"}
+SLOW = {**os.environ, "R1HPC_FAILPOINT": "step.begin:sleep=0.5::*,step.begin:sleep=10::6:1"}
 """So that there is a moment to stop it."""
 
 

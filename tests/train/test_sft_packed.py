@@ -68,7 +68,8 @@ def test_stopped_and_resumed_it_is_the_same_run_to_the_bit(tmp_path: Path) -> No
     packing = ("data.packing=true", "deepspeed.zero_stage=2", "train.precision=bf16")
     undisturbed = run(tmp_path, "undisturbed", *packing)
     assert wait_over(undisturbed)[-1].cause is Cause.finished
-    stopped = run(tmp_path, "stopped", *packing, env=SLOW)
+    held = {**SLOW, "R1HPC_FAILPOINT": f"{SLOW['R1HPC_FAILPOINT']},step.begin:sleep=10::6:1"}
+    stopped = run(tmp_path, "stopped", *packing, env=held)
     wait_step(stopped, 3)
     stopped.stop.touch()
     assert wait_over(stopped)[-1].cause is Cause.stopped
