@@ -247,7 +247,7 @@ def test_a_checkpoint_holds_adapters_alone(trained: Path, stage: int) -> None:
 def test_of_a_tied_head_nothing_is_left_either(tmp_path: Path) -> None:
     """DeepSpeed leaves a frozen weight out by the first of its names (exclude_frozen_parameters)."""
     network = alone(configured(model_folder(tmp_path / "model", "gpt2")))
-    engine = SimpleNamespace(module=network)
+    engine = SimpleNamespace(module=network, checkpoint_engine=None)
     files = CheckpointFiles(Alone(0, 0, 1, torch.device("cpu")), 1, asynchronous=False, ranks_per_node=1)
     files.attach(engine)
     left_out = {name for name, p in network.named_parameters() if not p.requires_grad}
