@@ -56,9 +56,7 @@ def test_a_trial_says_when_and_where_and_makes_no_job(
         monkeypatch.setenv(name, value)
     before = cluster.run(["squeue", "-h", "-t", "all", "-o", "%i"]).stdout
     said = try_out("#!/bin/sh\n#SBATCH --nodes=2 --time=5\ntrue\n").sentence
-    assert re.fullmatch(
-        r"as its queue stands, Slurm would start this at \d{4}-\S+T\S+ on \S+\[1-2\]", said
-    ), said
+    assert re.fullmatch(r"as its queue stands, Slurm would start this at \d{4}-\S+T\S+ on \S+", said), said
     assert cluster.run(["squeue", "-h", "-t", "all", "-o", "%i"]).stdout == before
 
 
