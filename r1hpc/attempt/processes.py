@@ -5,7 +5,10 @@ ranks_of(run.path, "local-4711")         # -> pids
 """
 
 import os
+import time
 from pathlib import Path
+
+_LOOKS, _PAUSE_S = 100, 0.02
 
 
 def is_of_run(pid: int, run_dir: Path) -> bool:
@@ -15,7 +18,7 @@ def is_of_run(pid: int, run_dir: Path) -> bool:
         if process.stat().st_uid != os.getuid():
             return False
         folder = (process / "cwd").readlink()
-        arguments = (process / "cmdline").read_bytes().split(b"\0")
+        arguments = _arguments(process)
     except OSError:
         return False
     paths = (Path(os.fsdecode(argument)) for argument in arguments)
@@ -26,7 +29,22 @@ def ranks_of(run_dir: Path, job_id: str) -> list[int]:
     """The live ranks that the local supervisor of this job id has started."""
     mark = f"R1HPC_LOCAL_JOB_ID={job_id}".encode()
     pids = [int(process.name) for process in Path("/proc").iterdir() if process.name.isdigit()]
-    return [pid for pid in pids if is_of_run(pid, run_dir) and mark in _environment(pid)]
+    return [pid for pid in pids if mark in _environment(pid) and is_of_run(pid, run_dir)]
+
+
+def _arguments(process: Path) -> list[bytes]:
+    """Of a process that is being started Linux shows none for a moment (longer where no core is free).
+
+    Raises:
+        OSError: it has none: a zombie, or a thread of the kernel's own.
+    """
+    for _ in range(_LOOKS):
+        found = (process / "cmdline").read_bytes()
+        if found:
+            return found.split(b"\0")
+        (process / "exe").readlink()
+        time.sleep(_PAUSE_S)
+    return []
 
 
 def _environment(pid: int) -> list[bytes]:

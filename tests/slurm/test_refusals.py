@@ -50,21 +50,21 @@ def test_a_refusal_says_what_there_is(
 
 @pytest.mark.slurm
 def test_a_trial_says_when_and_where_and_makes_no_job(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    idle_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in cluster.env().items():
+    for name, value in idle_cluster.env().items():
         monkeypatch.setenv(name, value)
-    before = cluster.run(["squeue", "-h", "-t", "all", "-o", "%i"]).stdout
+    before = idle_cluster.run(["squeue", "-h", "-t", "all", "-o", "%i"]).stdout
     said = try_out("#!/bin/sh\n#SBATCH --nodes=2 --time=5\ntrue\n").sentence
     assert re.fullmatch(r"as its queue stands, Slurm would start this at \d{4}-\S+T\S+ on \S+", said), said
-    assert cluster.run(["squeue", "-h", "-t", "all", "-o", "%i"]).stdout == before
+    assert idle_cluster.run(["squeue", "-h", "-t", "all", "-o", "%i"]).stdout == before
 
 
 @pytest.mark.slurm
 def test_a_dry_run_is_refused_as_the_submission_would_be(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    idle_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, value in cluster.env().items():
+    for name, value in idle_cluster.env().items():
         monkeypatch.setenv(name, value)
     wanted = ["jobs/smoke.yaml", "--executor", "slurm", "--dry-run", "--run-root", str(tmp_path)]
     with pytest.raises(SlurmError, match=r"Invalid qos(.|\n)*your QOS: "):
@@ -76,17 +76,17 @@ def test_a_dry_run_is_refused_as_the_submission_would_be(
 
 @pytest.mark.slurm
 def test_what_only_a_drained_node_forbids_is_no_refusal(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    idle_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """sbatch takes the job, which waits for the node; `--test-only` says that there is no such node."""
-    for name, value in cluster.env().items():
+    for name, value in idle_cluster.env().items():
         monkeypatch.setenv(name, value)
-    nodes = sorted(cluster.nodes())
-    cluster.run(["scontrol", "update", f"nodename={nodes[0]}", "state=drain", "reason=test"])
+    nodes = sorted(idle_cluster.nodes())
+    idle_cluster.run(["scontrol", "update", f"nodename={nodes[0]}", "state=drain", "reason=test"])
     try:
         said = try_out(f"#!/bin/sh\n#SBATCH --nodes={len(nodes)} --time=5\ntrue\n").sentence
     finally:
-        cluster.run(["scontrol", "update", f"nodename={nodes[0]}", "state=resume"])
+        idle_cluster.run(["scontrol", "update", f"nodename={nodes[0]}", "state=resume"])
     assert said.startswith("Slurm refuses this, unless that is for nodes that are down at the moment: "), said
 
 
