@@ -43,14 +43,22 @@ def test_status_before_the_first_attempt(root: Path, capsys: pytest.CaptureFixtu
     assert "no checkpoint yet" in as_text(status, [], capsys)
 
 
-def test_what_keeps_an_attempt_from_beginning_is_shown(
-    root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def submitted_and_said(root: Path, text: str) -> RecordedRun:
+    """A run in Slurm's queue whose job script has printed this."""
     made = RecordedRun(root / "demo")
     made.submit("4711", "slurm")
     log = made.run.logs / "slurm-4711.out"
     log.parent.mkdir(exist_ok=True)
-    log.write_text("r1hpc.launch: /scratch is full\nbegin failed with status 1: trying again in 30 s\n\n")
+    log.write_text(text)
+    return made
+
+
+def test_what_keeps_an_attempt_from_beginning_is_shown(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = submitted_and_said(
+        root, "r1hpc.launch: /scratch is full\nbegin failed with status 1: trying again in 30 s\n\n"
+    )
     shown = as_text(status, [], capsys)
     assert "slurm-4711.out ends: begin failed with status 1: trying again in 30 s" in shown
     made.attempt(1, 3, "finished")
@@ -61,11 +69,7 @@ def test_why_a_job_ended_before_its_attempt_began_is_shown(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attempt_state, "job_state", lambda *_: JobState(frozenset({"FAILED"})))
-    made = RecordedRun(root / "demo")
-    made.submit("4711", "slurm")
-    log = made.run.logs / "slurm-4711.out"
-    log.parent.mkdir(exist_ok=True)
-    log.write_text("error: submitit/4711_submitted.pkl did not appear within 60 s\n")
+    submitted_and_said(root, "error: submitit/4711_submitted.pkl did not appear within 60 s\n")
     shown = as_text(status, [], capsys)
     assert "failed  (job 4711 is FAILED; it never began)" in shown
     assert "slurm-4711.out ends: error: submitit/4711_submitted.pkl did not appear within 60 s" in shown

@@ -13,6 +13,14 @@ from r1hpc.submit import main
 from tests.cluster import Cluster
 
 
+@pytest.fixture
+def on_cluster(idle_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """Slurm's commands of this process ask the cluster, all of whose nodes are up."""
+    for name, value in idle_cluster.env().items():
+        monkeypatch.setenv(name, value)
+    return idle_cluster
+
+
 @pytest.mark.slurm
 @pytest.mark.parametrize(
     ("flags", "offered"),
@@ -26,10 +34,8 @@ from tests.cluster import Cluster
     ids=["account", "qos", "partition", "nodes", "feature"],
 )
 def test_a_refusal_says_what_there_is(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], offered: str
+    on_cluster: Cluster, tmp_path: Path, flags: list[str], offered: str
 ) -> None:
-    for name, value in cluster.env().items():
-        monkeypatch.setenv(name, value)
     script = tmp_path / "job.sh"
     script.write_text("#!/bin/sh\ntrue\n")
     with pytest.raises(SlurmError) as refused:
@@ -50,22 +56,18 @@ def test_a_refusal_says_what_there_is(
 
 @pytest.mark.slurm
 def test_a_trial_says_when_and_where_and_makes_no_job(
-    idle_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    on_cluster: Cluster,
 ) -> None:
-    for name, value in idle_cluster.env().items():
-        monkeypatch.setenv(name, value)
-    before = idle_cluster.run(["squeue", "-h", "-t", "all", "-o", "%i"]).stdout
+    before = on_cluster.run(["squeue", "-h", "-t", "all", "-o", "%i"]).stdout
     said = try_out("#!/bin/sh\n#SBATCH --nodes=2 --time=5\ntrue\n").sentence
     assert re.fullmatch(r"as its queue stands, Slurm would start this at \d{4}-\S+T\S+ on \S+", said), said
-    assert idle_cluster.run(["squeue", "-h", "-t", "all", "-o", "%i"]).stdout == before
+    assert on_cluster.run(["squeue", "-h", "-t", "all", "-o", "%i"]).stdout == before
 
 
 @pytest.mark.slurm
 def test_a_dry_run_is_refused_as_the_submission_would_be(
-    idle_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    on_cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, value in idle_cluster.env().items():
-        monkeypatch.setenv(name, value)
     wanted = ["jobs/smoke.yaml", "--executor", "slurm", "--dry-run", "--run-root", str(tmp_path)]
     with pytest.raises(SlurmError, match=r"Invalid qos(.|\n)*your QOS: "):
         main([*wanted, "--qos", "gold"])
@@ -76,17 +78,15 @@ def test_a_dry_run_is_refused_as_the_submission_would_be(
 
 @pytest.mark.slurm
 def test_what_only_a_drained_node_forbids_is_no_refusal(
-    idle_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    on_cluster: Cluster,
 ) -> None:
     """sbatch takes the job, which waits for the node; `--test-only` says that there is no such node."""
-    for name, value in idle_cluster.env().items():
-        monkeypatch.setenv(name, value)
-    nodes = sorted(idle_cluster.nodes())
-    idle_cluster.run(["scontrol", "update", f"nodename={nodes[0]}", "state=drain", "reason=test"])
+    nodes = sorted(on_cluster.nodes())
+    on_cluster.run(["scontrol", "update", f"nodename={nodes[0]}", "state=drain", "reason=test"])
     try:
         said = try_out(f"#!/bin/sh\n#SBATCH --nodes={len(nodes)} --time=5\ntrue\n").sentence
     finally:
-        idle_cluster.run(["scontrol", "update", f"nodename={nodes[0]}", "state=resume"])
+        on_cluster.run(["scontrol", "update", f"nodename={nodes[0]}", "state=resume"])
     assert said.startswith("Slurm refuses this, unless that is for nodes that are down at the moment: "), said
 
 
