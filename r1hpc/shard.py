@@ -198,60 +198,38 @@ def _plan(arguments: Namespace) -> int:
     from r1hpc.data.recipe import find_recipe, load_recipe
     from r1hpc.data.sources import list_spans
     from r1hpc.data.stages import describe
+    from r1hpc.reporting.dataset_text import print_plan
 
     recipe = load_recipe(find_recipe(arguments.recipe))
     found = describe(recipe, list_spans(recipe))
     if arguments.json:
         print_json(found)
         return 0
-    for source in found["sources"]:
-        size = format_bytes(source["bytes"])
-        print(f"source {source['name']}: {source['files']:,} files of {source['kind']}, {size}")
-    for stage, count in found["stages"].items():
-        print(f"stage {stage}: {count:,} {'unit' if count == 1 else 'units'}")
+    print_plan(found)
     return 0
 
 
 def _status(arguments: Namespace) -> int:
     from r1hpc.data.progress import read_progress
+    from r1hpc.reporting.dataset_text import print_progress
 
     found = read_progress(arguments.dir)
     if arguments.json:
         print_json(found)
         return 0
-    state = {
-        "done": f"done, dataset {found.get('id', '')[:12]}",
-        "building": "being built",
-        "stopped": "stopped: build again to go on",
-        "none": "no build and no dataset there",
-    }[found["state"]]
-    print(f"{arguments.dir}: {state}")
-    for stage in found["stages"]:
-        rate = f", {format_bytes(stage['bytes_per_second'])}/s" if stage["bytes_per_second"] else ""
-        left = f", about {format_duration(stage['left_s'])} left" if stage["left_s"] else ""
-        memory = stage["peak_memory_bytes"]
-        held = f", at most {format_bytes(memory)} a process" if memory else ""
-        print(f"  {stage['stage']}: {stage['done']} of {stage['units']}{rate}{left}{held}")
-    cpu_s = sum(stage["cpu_s"] for stage in found["stages"])
-    if cpu_s:
-        print(f"  {cpu_s / 3600:.2f} CPU-hours so far")
+    print_progress(arguments.dir, found)
     return 0
 
 
 def _audit(arguments: Namespace) -> int:
     from r1hpc.data.describe import audit
+    from r1hpc.reporting.dataset_text import print_audit
 
     found = audit(arguments.dir)
     if arguments.json:
         print_json(found)
         return 0
-    for source in found["sources"]:
-        documents = source["documents"]
-        print(f"{source['name']}: {documents['kept']:,} of {documents['in']:,} records kept")
-        for rule, count in sorted(documents["dropped"].items(), key=lambda item: -item[1]):
-            print(f"  {count:>10,} {rule}")
-        share = f", {found['mix'][source['name']]:.1%} of the mixture" if "mix" in found else ""
-        print(f"  {found['tokens'][source['name']]:>10,} tokens{share}")
+    print_audit(found)
     return 0
 
 
@@ -281,17 +259,19 @@ def _verify(arguments: Namespace) -> int:
 
 def _inspect(arguments: Namespace) -> int:
     from r1hpc.data.describe import describe
+    from r1hpc.reporting.dataset_text import print_description
 
     described = describe(arguments.dir, arguments.doc)
     if arguments.json:
         print_json(described)
     else:
-        _print_description(described)
+        print_description(described)
     return 0
 
 
 def _trace(arguments: Namespace) -> int:
     from r1hpc.data.describe import SampleOrder, trace_sample
+    from r1hpc.reporting.dataset_text import print_document
 
     of_run = _fill_in(arguments) if arguments.run is not None else {}
     order = SampleOrder(arguments.seq_len, arguments.seed or 0, arguments.global_batch_size, **of_run)
@@ -305,7 +285,7 @@ def _trace(arguments: Namespace) -> int:
     place = f"tokens {found['token_start']} to {found['token_stop'] - 1}"
     print(f"sample {sample}: {place} of {arguments.dir.absolute()}")
     for document in documents:
-        _print_document(document)
+        print_document(document)
     return 0
 
 
@@ -391,6 +371,7 @@ def _sample_of(arguments: Namespace) -> int:
 
 def _trace_document(arguments: Namespace, order: Any) -> int:
     from r1hpc.data.describe import trace_document
+    from r1hpc.reporting.dataset_text import print_document
 
     if arguments.steps is None or arguments.global_batch_size is None:
         raise UsageError("--steps and --global-batch-size are needed with --doc")
@@ -399,72 +380,10 @@ def _trace_document(arguments: Namespace, order: Any) -> int:
     if arguments.json:
         print_json(found)
         return 0
-    _print_document(found["document"])
+    print_document(found["document"])
     steps = ", ".join(str(step) for step in found["steps"])
     print(f"  seen in {len(found['samples']):,} samples of {arguments.steps:,} steps: {steps or 'none'}")
     return 0
-
-
-def _print_document(document: dict[str, Any]) -> None:
-    """Where a document comes from, and what was decided about it."""
-    decided = document["decisions"] or {}
-    size = f", {decided['size']:,} bytes" if decided.get("size") else ""
-    place = f"{printable(document['path'])} at {document['position']}{size}"
-    print(f"  document {document['number']}: {document['source']}, {place}")
-    print(f"    licence: {printable(document['license'])}")
-    edits = {name: decided.get(name) for name in ("repaired", "masked", "lines_removed")}
-    said = [f"{name} {value}" for name, value in edits.items() if value]
-    if decided.get("language"):
-        said.insert(0, f"language {decided['language']} {decided['score']:.2f}")
-    if decided:
-        print(f"    decided: kept{''.join(f', {item}' for item in said)}")
-    if "origin" in document:
-        _print_origin(document["origin"])
-
-
-def _print_origin(origin: dict[str, Any]) -> None:
-    """Who wrote a document, and asked what."""
-    settings = origin["settings"]
-    drawn = {name: settings[name] for name in ("seed", "temperature", "top_p", "top_k", "min_p")}
-    print(f"    teacher: {printable(settings['teacher'])}, sha256 {origin['teacher']}")
-    prompts = f"prompt {origin['item']} of {printable(settings['prompts'])}, completion {origin['sample']}"
-    print(f"    asked: {prompts}, {', '.join(f'{name} {value}' for name, value in drawn.items())}")
-    print(f"    prompt: {printable(origin['prompt'])!r:.200}")
-    if origin["pass_rate"] is not None:
-        verdict = "correct" if origin["correct"] else "wrong"
-        print(f"    verified: {verdict}, reward {origin['reward']:g}, pass rate {origin['pass_rate']:.2f}")
-
-
-def _print_description(described: dict[str, Any]) -> None:
-    print(f"{described['name']}  {described['path']}")
-    print(f"  id         {described['id']}")
-    print(f"  tokens     {described['num_tokens']:,} in {described['num_documents']:,} documents")
-    print(f"  vocabulary {described['vocab_size']:,} ({described['tokenizer']}, {described['dtype']})")
-    print(f"  parts      {len(described['parts'])}, profile {described['profile']}")
-    for source in described["sources"]:
-        counts = f"{source['num_tokens']:,} tokens, {source['num_documents']:,} documents"
-        print(f"  source     {source['name']}: {counts}")
-        print(f"             licence: {printable(source['license'])}")
-        if source["num_skipped"]:
-            why = "no traces" if "roles" in described else "not UTF-8"
-            print(f"             {source['num_skipped']:,} documents left out: {why}")
-    if "roles" in described:
-        roles = described["roles"]
-        print(
-            f"  roles      {roles['prompt']:,} prompt tokens, {roles['completion']:,} of completions (learnt)"
-        )
-        print(f"  longest    {roles['longest_document']:,} tokens with its EOS; data.seq_len must hold it")
-    if "document" in described:
-        document = described["document"]
-        print(f"  document {document['number']}: {printable(document['path'])} at {document['position']}")
-        print(f"  xxh3-128 {document['xxh3_128']}")
-        if "origin" in document:
-            _print_origin(document["origin"])
-        print()
-        for role in ("prompt", "completion") if "prompt" in document else ():
-            print(f"  {role}: {printable(document[role])}")
-        if "prompt" not in document:
-            print(printable(document["text"]))
 
 
 _SUBCOMMANDS: dict[str, tuple[Callable[[Namespace], int], str]] = {

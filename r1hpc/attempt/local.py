@@ -15,8 +15,9 @@ from types import FrameType
 from r1hpc.attempt.begin import begin
 from r1hpc.attempt.end import Next, end
 from r1hpc.base.rundir import RunDir
+from r1hpc.config.cluster import ResourcesConfig
 from r1hpc.config.load import read
-from r1hpc.config.schema import ResourcesConfig, RunConfig
+from r1hpc.config.schema import RunConfig
 from r1hpc.plan.batch import ranks_per_node
 from r1hpc.slurm.env import played_nodes
 

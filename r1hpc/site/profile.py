@@ -15,7 +15,7 @@ from r1hpc.slurm.probe import ClusterFacts
 def profile_of(
     name: str, facts: ClusterFacts, reports: Sequence[NodeReport], account: str | None = None
 ) -> dict[str, Any]:
-    """Keys of config.schema.ClusterConfig. The interface is named only where all nodes take the same."""
+    """Keys of config.cluster.ClusterConfig. The interface is named only where all nodes take the same."""
     gpus = [gpu for report in reports for gpu in report.node.gpus]
     routes = {report.peers.interface for report in reports if report.peers.interface}
     found = {

@@ -11,7 +11,8 @@ have: they run on the host, with cluster.python or the python that submits.
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from r1hpc.config.schema import ContainerConfig, RunConfig
+from r1hpc.config.cluster import ContainerConfig
+from r1hpc.config.schema import RunConfig
 
 
 def rank_words(container: ContainerConfig, binds: Sequence[str], has_gpus: bool) -> list[str]:

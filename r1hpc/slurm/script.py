@@ -16,7 +16,8 @@ from pathlib import Path
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.rundir import RunDir
-from r1hpc.config.schema import ClusterConfig, RunConfig
+from r1hpc.config.cluster import ClusterConfig
+from r1hpc.config.schema import RunConfig
 from r1hpc.plan.batch import ranks_per_node
 from r1hpc.slurm import container, contract, fields, script_text
 from r1hpc.slurm.env import expand_nodelist

@@ -20,19 +20,18 @@ import torch
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.units import format_bytes
-from r1hpc.checkpoint.errors import CheckpointWriteError, NoUsableCheckpointError
+from r1hpc.checkpoint.errors import NoUsableCheckpointError
 from r1hpc.checkpoint.store import Checkpoint, CheckpointStore
 from r1hpc.train.background import Exchange, Records, Report, Write, records_of
 from r1hpc.train.checkpoint_files import AbandonedError, CheckpointFiles, File, write_file
-from r1hpc.train.compression import PREFIX as COMPRESSION
 from r1hpc.train.compression import Compressor, compression_name
 from r1hpc.train.distributed import Group
 from r1hpc.train.errors import ConversionError, ResumeError, SaveError
 from r1hpc.train.identity import Identity, describe_versions, versions
 from r1hpc.train.nf4 import load_adapters
+from r1hpc.train.rank_files import check_whole, own_files, streams_name
 from r1hpc.train.streams import restore_streams, seed_streams, streams
 from r1hpc.train.universal import convert
-from r1hpc.train.weight_parts import PREFIX as WEIGHTS
 from r1hpc.train.weight_parts import part_name
 
 _TAG = "deepspeed"
@@ -201,7 +200,7 @@ class Snapshots:
             custom = load_adapters if self._files.leaves_frozen_out else None
             path, _ = engine.load_checkpoint(str(checkpoint.path), tag=_TAG, custom_load_fn=custom)
             if meta["world_size"] == self._group.world_size:
-                restore_streams(checkpoint.path / _streams_name(self._group.rank))
+                restore_streams(checkpoint.path / streams_name(self._group.rank))
             else:  # ZeRO 0, whose files fit any number of ranks
                 seed_streams(meta["seed"], checkpoint.step, self._group.rank)
         if self._compressor is not None:
@@ -267,7 +266,7 @@ class Snapshots:
             if self._group.rank == 0:  # makes room on a full disk, also for the message to come
                 self._store.abandon(step, self._attempt, self._token)
             raise SaveError(self._no_space(f"writing checkpoint step {step}", error)) from error
-        files = [*self._files.take(), (staging / _streams_name(self._group.rank), streams())]
+        files = [*self._files.take(), (staging / streams_name(self._group.rank), streams())]
         full = {**self._identity.to_meta(), **versions(), **meta}
         failpoint("save.copied")
         self._copy_s, self._copied_at = time.monotonic() - started, time.time()
@@ -365,8 +364,8 @@ class Snapshots:
                 failpoint("save.written")
                 if stop.is_set():
                     raise AbandonedError("abandoned")
-                names = self._own_files(staging)
-                self._check_whole(staging, names)
+                names = own_files(staging, self._group)
+                check_whole(staging, names, self._due_files(), self._group.rank)
         except AbandonedError:
             raise
         except (R1hpcError, RuntimeError) as error:
@@ -415,26 +414,18 @@ class Snapshots:
             )
         self._store.open_staging(step, self._attempt, self._token)
 
-    def _own_files(self, staging: Path) -> list[str]:
-        """The files this rank wrote: those that carry its number; rank 0 also all that carry none."""
-        rank, world_size = self._group.rank, self._group.world_size
-        mine = (p for p in staging.rglob("*") if _owner(p.name, world_size) == rank and p.is_file())
-        return sorted(path.relative_to(staging).as_posix() for path in mine)
-
-    def _check_whole(self, staging: Path, names: list[str]) -> None:
-        """Raise CheckpointWriteError unless this rank wrote what no load can do without."""
+    def _due_files(self) -> list[str]:
+        """Endings of the files without which nothing loads, of those that this rank writes."""
         rank, zero_stage = self._group.rank, self._identity.zero_stage
         due = {
-            _streams_name(rank): True,
+            streams_name(rank): True,
             # Without weights in parts, rank 0 writes all of them below ZeRO 3, and each rank its own there.
             "_model_states.pt": rank == 0 or zero_stage == 3,
             "_optim_states.pt": zero_stage > 0,
             part_name(rank): self._files.in_parts,
             compression_name(rank): self._compressor is not None,
         }
-        for ending, wanted in due.items():
-            if wanted and not any(name.endswith(ending) for name in names):
-                raise CheckpointWriteError(f"rank {rank} finds no file *{ending} of its own in {staging}")
+        return [ending for ending, is_due in due.items() if is_due]
 
     def _tell(self, action: Callable[[], _T]) -> _T:
         """Do `action` on rank 0 and tell all; when it fails there, fail with the same words on all ranks."""
@@ -457,17 +448,3 @@ class Snapshots:
         free = shutil.disk_usage(self._store.root).free
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         return f"{what} failed: {first} ({format_bytes(free)} free under {self._store.root})"
-
-
-def _streams_name(rank: int) -> str:
-    return f"streams_rank_{rank}.pt"
-
-
-def _owner(name: str, world_size: int) -> int:
-    """The rank that wrote a file, by DeepSpeed's naming (`zero_pp_rank_3_mp_rank_00…`) and ours."""
-    for marker in ("zero_pp_rank_", "streams_rank_", "stage_rank_", WEIGHTS, COMPRESSION):
-        _, found, tail = name.partition(marker)
-        if found:
-            rank = int(tail.replace(".", "_").split("_")[0])
-            return rank if rank < world_size else 0
-    return 0

@@ -1,6 +1,6 @@
 """GPU-hours of a real Slurm with every way a job can end, against `sacct -D` added up by hand.
 
-    pytest tests/hours/test_accounting_slurm.py       # two minutes, of which one is a time limit
+    pytest tests/accounting/test_accounting_slurm.py       # two minutes, of which one is a time limit
 
 The cluster's nodes have four GPUs each as far as Slurm knows. The run trains on CPU ranks inside an
 allocation of GPUs, which costs what it holds, used or not.

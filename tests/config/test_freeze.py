@@ -13,10 +13,11 @@ from r1hpc.base.errors import ConfigError
 from r1hpc.base.files import read_json
 from r1hpc.base.rundir import RunDir
 from r1hpc.config import load
+from r1hpc.config.cluster import ClusterConfig
 from r1hpc.config.freeze import freeze, refuse_secrets, with_absolute_paths
 from r1hpc.config.reasoning import TaskConfig
 from r1hpc.config.redact import find_secret, find_written_out, is_secret_key, redact, secret_values
-from r1hpc.config.schema import ClusterConfig, DataConfig, DeepspeedConfig, ModelConfig, RunConfig
+from r1hpc.config.schema import DataConfig, DeepspeedConfig, ModelConfig, RunConfig
 
 # Ten secrets, none of them real, each spelled in two parts so that this file holds none.
 TOKEN = "hf" + "_AbCdEfGhIjKlMnOpQrStUvWx"

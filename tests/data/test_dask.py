@@ -18,9 +18,9 @@ from r1hpc.data.errors import DataError
 from r1hpc.shard import main
 from r1hpc.train.teach import TeachTask
 from tests.cluster.processes import until
+from tests.data.builds import done_units, names
 from tests.data.corpus import tree, write_recipe
 from tests.data.teachers import write_teacher
-from tests.data.test_build import done_units, names
 from tests.data.test_generated import GENERATE, SUMS, write_prompts
 from tests.data.test_prepare import STAGES, prose, source, write_lines
 

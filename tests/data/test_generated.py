@@ -21,9 +21,9 @@ from r1hpc.data.traces import open_traces
 from r1hpc.data.vocabulary import Encoder
 from r1hpc.shard import main
 from r1hpc.train.teach import TeachTask
+from tests.data.builds import done_units, names, start_build
 from tests.data.corpus import tree, write_recipe
 from tests.data.teachers import write_teacher
-from tests.data.test_build import done_units, names, start_build
 
 pytestmark = pytest.mark.xdist_group("teacher")
 

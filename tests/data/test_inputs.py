@@ -24,8 +24,8 @@ from r1hpc.data.reader import TokenDataset, open_dataset
 from r1hpc.data.recipe import load_recipe
 from r1hpc.data.vocabulary import Encoder, train_byte_bpe
 from r1hpc.plan.chat import load_template
+from tests.data.builds import start_build
 from tests.data.corpus import text, write_recipe
-from tests.data.test_build import start_build
 from tests.data.test_prepare import prose
 from tests.data.test_sources import documents
 

@@ -19,8 +19,8 @@ from r1hpc.data.progress import read_progress
 from r1hpc.data.reader import open_dataset
 from r1hpc.data.vocabulary import Encoder
 from r1hpc.shard import main
+from tests.data.builds import done_units, names, start_build
 from tests.data.corpus import tree, write_recipe
-from tests.data.test_build import done_units, names, start_build
 
 _WORDS = (
     "the be to of and that have with rain river mountain people town water light history number system under "

@@ -9,10 +9,8 @@ from r1hpc.base.errors import UsageError
 from r1hpc.data.build import build_dataset, build_share, find_dataset
 from r1hpc.data.progress import read_progress
 from r1hpc.data.stages import Share
+from tests.data.builds import BPE, done_units, names, start_build
 from tests.data.corpus import write_recipe, write_texts
-from tests.data.test_build import done_units, names, start_build
-
-BPE = {"kind": "byte_bpe", "vocab_size": 300}
 
 
 @pytest.fixture

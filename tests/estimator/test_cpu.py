@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from r1hpc.config.schema import DataConfig, ModelConfig, ResourcesConfig, RunConfig, TrainConfig
+from r1hpc.config.cluster import ResourcesConfig
+from r1hpc.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
 from r1hpc.estimator.cpu import FLOPS_PER_RANK, STARTUP_S, cpu_node_hours
 from r1hpc.plan.run import RunPlan, make_plan
 

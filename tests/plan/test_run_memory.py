@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from r1hpc.config import load
+from r1hpc.config.cluster import ResourcesConfig
 from r1hpc.config.reasoning import RlConfig, RolloutConfig
-from r1hpc.config.schema import DeepspeedConfig, ModelConfig, ResourcesConfig, RunConfig, TrainConfig
+from r1hpc.config.schema import DeepspeedConfig, ModelConfig, RunConfig, TrainConfig
 from r1hpc.plan.batch import Topology
 from r1hpc.plan.memory import reference_place
 from r1hpc.plan.run import make_plan

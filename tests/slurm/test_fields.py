@@ -9,7 +9,8 @@ import pytest
 from r1hpc.base.errors import UsageError
 from r1hpc.base.rundir import RunDir
 from r1hpc.config import load
-from r1hpc.config.schema import ClusterConfig, ContainerConfig, ResourcesConfig, RunConfig
+from r1hpc.config.cluster import ClusterConfig, ContainerConfig, ResourcesConfig
+from r1hpc.config.schema import RunConfig
 from r1hpc.slurm import fields, flags
 from r1hpc.slurm.script import make_script, render
 

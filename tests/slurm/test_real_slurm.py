@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from r1hpc.base.rundir import RunDir
-from r1hpc.config.schema import ResourcesConfig, RunConfig
+from r1hpc.config.cluster import ResourcesConfig
+from r1hpc.config.schema import RunConfig
 from r1hpc.slurm import payload, submission
 from r1hpc.slurm.probe import probe_cluster
 from r1hpc.slurm.requeue import job_state, requeue

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from r1hpc.base.rundir import RunDir
-from r1hpc.config.schema import ClusterConfig, ResourcesConfig, RunConfig
+from r1hpc.config.cluster import ClusterConfig, ResourcesConfig
+from r1hpc.config.schema import RunConfig
 from r1hpc.slurm.contract import CURRENT
 from r1hpc.slurm.script import Script, make_script, render, train_script
 

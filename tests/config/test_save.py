@@ -1,0 +1,95 @@
+"""What is saved is read again as the same configuration, also where the schema has changed since."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from r1hpc.base.errors import ConfigError
+from r1hpc.config.load import as_layer, load, read, read_yaml, renew, save, write_yaml
+from r1hpc.config.schema import Precision, RunConfig, TrainConfig
+
+
+def test_a_schedule_of_weights_is_frozen_as_it_is(tmp_path: Path) -> None:
+    config = load(None, ["data.mix.schedule=[{from_step: 7, weights: {web: 0.25, math: 1}}]"])
+    save(config, tmp_path / "config.yaml")
+    assert read(tmp_path / "config.yaml") == config
+    assert config.data.mix.schedule == [{"from_step": 7, "weights": {"web": 0.25, "math": 1}}]
+    with pytest.raises(ConfigError, match="has no use in stage rl: remove it"):
+        load(None, ["stage=rl", "data.mix.schedule=[{from_step: 7, weights: {web: 1}}]"])
+
+
+def test_a_range_that_was_narrowed_keeps_an_old_run_readable(tmp_path: Path) -> None:
+    save(dataclasses.replace(RunConfig(), train=TrainConfig(beta1=2.0)), tmp_path / "config.yaml")
+    assert read(tmp_path / "config.yaml").train.beta1 == 2.0
+    with pytest.raises(ConfigError, match="beta1 is 2"):
+        load(tmp_path / "config.yaml")
+
+
+_TEXT = st.text(max_size=20).filter(lambda text: "\x00" not in text)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    steps=st.integers(1, 10**9),
+    lr=st.floats(1e-300, 1e300),
+    precision=st.sampled_from(Precision),
+    path=st.one_of(st.none(), _TEXT),
+    environment=st.dictionaries(st.from_regex(r"[A-Z_]{1,8}", fullmatch=True), _TEXT, max_size=3),
+    setup=st.lists(_TEXT | st.text("\\\\${}:a'\"# ", max_size=8), max_size=3),
+)
+def test_save_and_read_give_the_same_object(
+    tmp_path_factory: pytest.TempPathFactory,
+    steps: int,
+    lr: float,
+    precision: Precision,
+    path: str | None,
+    environment: dict[str, str],
+    setup: list[str],
+) -> None:
+    base = RunConfig()
+    config = dataclasses.replace(
+        base,
+        train=dataclasses.replace(base.train, num_steps=steps, lr=lr, precision=precision),
+        data=dataclasses.replace(base.data, path=path),
+        cluster=dataclasses.replace(base.cluster, environment=environment, setup=setup),
+    )
+    file = tmp_path_factory.mktemp("run") / "config.yaml"
+    save(config, file)
+    assert read(file) == config
+    assert file.stat().st_mode & 0o077 == 0
+
+
+def test_the_saved_file_is_plain_yaml(tmp_path: Path) -> None:
+    save(load("smoke", ["train.lr=1e-5"]), tmp_path / "config.yaml")
+    content = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert sorted(content) == sorted(field.name for field in dataclasses.fields(RunConfig))
+    assert content["train"]["precision"] == "bf16"
+
+
+def test_a_configuration_is_frozen() -> None:
+    config = load("smoke")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.train.lr = 1.0  # type: ignore[misc]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.stage = "sft"  # type: ignore[misc]
+    assert type(config) is RunConfig
+    assert type(config.model.config) is dict
+
+
+def test_a_run_that_goes_on_keeps_to_the_keys_its_frozen_code_knows(tmp_path: Path) -> None:
+    """Its code may be of an earlier version, which refuses a key that it lacks."""
+    path, config = tmp_path / "config.yaml", load("rl_smoke")
+    older = as_layer(config)
+    del older["task"]["first_item"], older["checkpoint"]["keep"], older["evaluate"]
+    write_yaml(path, older)
+    changed = load("rl_smoke", ["checkpoint.keep=5", "train.num_steps=99"])
+    renew(changed, path)
+    written = read_yaml(path)
+    assert "first_item" not in written["task"]
+    assert written["checkpoint"]["keep"] == 5, "what was asked for is not left out in silence"
+    assert written["train"]["num_steps"] == 99
+    assert read(path) == changed
