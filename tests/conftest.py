@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.cluster import Cluster, ClusterBusyError, ClusterError
 from tests.cluster.cluster import in_use
@@ -25,6 +26,9 @@ _WHY_NOT = pytest.StashKey[str | None]()
 _NO_CLUSTER = "no Slurm cluster: "
 
 
+# A machine that others use too is slow now and then.
+settings.register_profile("r1hpc", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("r1hpc")
 os.environ.pop("COLUMNS", None)  # texts are as wide as in a log, wherever the tests are started from
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,9 +76,33 @@ def wait_until(what: str, done: Callable[[], bool], timeout_s: float, run: RunDi
         time.sleep(0.1)
 
 
-def wait_step(run: RunDir, step: int, timeout_s: float = 120) -> None:
-    """Until optimizer step `step` is on record."""
-    wait_until(f"step {step}", lambda: current_step(run) >= step, timeout_s, run)
+def held(file: Path, step: int, *, rank: int | str = "*", attempt: int = 1) -> str:
+    """A failpoint: before the `step`th step of an attempt, `rank` waits until `file` is there.
+
+    So that what is done to a run meets it in that step, however late it is done.
+    """
+    return f"step.begin:until={file}:{rank}:{step}:{attempt}"
+
+
+def at(*failpoints: str) -> dict[str, str]:
+    """Environment with these failpoints."""
+    return {**os.environ, "R1HPC_FAILPOINT": ",".join(failpoints)}
+
+
+def until_stopped(run: Path, step: int) -> dict[str, str]:
+    """Environment of a run that waits for its STOP file before this step of its first attempt, and stops."""
+    look = f"step.begin:sleep=1.1:*:{step}:1"  # it looks once a second
+    return at(held(RunDir(run).stop, step), look)
+
+
+def wait_step(run: RunDir, step: int, timeout_s: float = 120, attempt: int = 1) -> None:
+    """Until optimizer step `step` is on record, of this attempt or a later one."""
+
+    def is_there() -> bool:
+        newest = last_steps(run, 1)
+        return bool(newest) and newest[-1].global_step >= step and newest[-1].attempt >= attempt
+
+    wait_until(f"step {step}", is_there, timeout_s, run)
 
 
 def current_step(run: RunDir) -> int:
@@ -126,6 +151,30 @@ def rank_pids(run: RunDir, attempt: int | None = None) -> dict[int, int]:
 def kill_rank(run: RunDir, rank: int, number: signal.Signals) -> None:
     """Send a signal to one rank of a local run."""
     os.kill(rank_pids(run)[rank], number)
+
+
+def ends_of(run: RunDir) -> list[Path]:
+    """/proc of each `launch end` of the run."""
+    words = f"r1hpc.launch\0end\0{run.path}\0"
+    return [path.parent for path in Path("/proc").glob("[0-9]*/cmdline") if words in read_text(path)]
+
+
+def is_halted(run: RunDir) -> bool:
+    return any("State:\tT" in read_text(process / "status") for process in ends_of(run))
+
+
+def go_on(run: RunDir) -> None:
+    """Wake the `launch end` that has halted, where scancel has not: it sends SIGCONT first."""
+    for process in ends_of(run):
+        with suppress(ProcessLookupError):
+            os.kill(int(process.name), signal.SIGCONT)
+
+
+def read_text(path: Path) -> str:
+    """Of a process that may have ended meanwhile."""
+    with suppress(OSError):
+        return path.read_text(errors="replace")
+    return ""
 
 
 def assert_same_run(disturbed: RunDir, undisturbed: RunDir) -> None:

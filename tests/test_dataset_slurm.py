@@ -37,7 +37,7 @@ def test_a_preempted_build_on_three_nodes_is_the_local_one(
 ) -> None:
     out = tmp_path / "data" / "out"
     words = (str(recipe), "--out", str(out), "--jobs", "3", "--qos", "scavenger", "-t", "10")
-    done = build(idle_cluster, *words, failpoint="data.unit.publish:sleep=5::*")
+    done = build(idle_cluster, *words, failpoint="data.build.span:sleep=15::1")
     assert done.returncode == 0, done.stderr
     jobs = json.loads(done.stdout)["jobs"]
     assert list(jobs) == ["evaluation", "clean", "tokenizer", "tokens", "publish"]

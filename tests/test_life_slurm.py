@@ -29,7 +29,7 @@ from r1hpc.telemetry.attempts import Cause, read_history
 from tests.cluster import Cluster
 from tests.cluster.cluster import GRACE_SECONDS
 from tests.light_runs import LightRun
-from tests.runs import CHECKOUT, run_environment, submit, wait_over, wait_until
+from tests.runs import CHECKOUT, go_on, is_halted, run_environment, submit, wait_over, wait_until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
@@ -286,7 +286,7 @@ def test_where_end_dies_the_shell_asks_for_the_requeue(
 def test_a_batch_script_that_is_killed_while_its_rank_finishes(on_cluster: Cluster, tmp_path: Path) -> None:
     """SIGKILL to the shell: nobody runs `end`, and the rank does what it was at."""
     run = LightRun(tmp_path, "killed", on_cluster)
-    run.submit(R1HPC_LIGHT_LAST="1", R1HPC_LIGHT_STARTED_S="4", R1HPC_LIGHT_DEAF="1")
+    run.submit(R1HPC_LIGHT_LAST="1", R1HPC_LIGHT_STARTED_S="10", R1HPC_LIGHT_DEAF="1")
     run.wait_rank(1)
     (shell,) = processes_with(f"/job{run.job:05d}/slurm_script")
     os.kill(shell, signal.SIGKILL)
@@ -406,8 +406,8 @@ def lose_the_controller(cluster: Cluster, root: Path, away_s: float) -> None:
     phases = [*_PHASES, "during the requeue"]
     runs = {phase: LightRun(root, phase.replace(" ", "-"), cluster) for phase in phases}
     for phase, run in runs.items():
-        # The last one too has yet to ask for its requeue when the controller is killed.
-        run.submit(_SCAVENGER, R1HPC_FAILPOINT=_PHASES.get(phase, "end.requeue:sleep=4:::1"))
+        # The last one halts: it has yet to ask for its requeue when the controller is killed.
+        run.submit(_SCAVENGER, R1HPC_FAILPOINT=_PHASES.get(phase, "end.requeue:stop:::1"))
     for run in runs.values():
         run.wait_rank(1)
     cluster.wait_saved([int(run.job) for run in runs.values()])
@@ -416,8 +416,9 @@ def lose_the_controller(cluster: Cluster, root: Path, away_s: float) -> None:
     held[1].wait_log("ended: preempted")
     last = runs["during the requeue"]
     cluster.run(["scancel", "--signal=USR2", str(last.job)])
-    last.wait_log("ended: preempted")
+    wait_until("the end to halt", lambda: is_halted(last.run), 60, last.run)
     cluster.kill_controller()
+    go_on(last.run)
     last.wait_log("trying again")
     time.sleep(away_s)
     cluster.start_controller()

@@ -5,10 +5,8 @@
 Every run here goes in through `python -m r1hpc.submit` and trains with DeepSpeed over gloo, one rank a node.
 """
 
-import contextlib
-import os
-import signal
 from collections import Counter
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,11 +16,14 @@ from r1hpc.base.rundir import RunDir
 from r1hpc.telemetry.attempts import Cause, read_history
 from r1hpc.telemetry.metrics import read_steps
 from tests.cluster import Cluster
+from tests.cluster.cluster import GRACE_SECONDS
 from tests.runs import (
     Submitted,
     assert_same_data,
     assert_same_run,
     current_step,
+    go_on,
+    is_halted,
     submit,
     wait_attempt,
     wait_over,
@@ -210,33 +211,18 @@ def preempt_held(root: Path, cluster: Cluster, name: str) -> Submitted:
     return job
 
 
-def ends_of(run: RunDir) -> list[Path]:
-    """/proc of each `launch end` of the run."""
-    words = f"r1hpc.launch\0end\0{run.path}\0"
-    return [path.parent for path in Path("/proc").glob("[0-9]*/cmdline") if words in read_text(path)]
-
-
-def is_halted(run: RunDir) -> bool:
-    return any("State:\tT" in read_text(process / "status") for process in ends_of(run))
-
-
-def go_on(run: RunDir) -> None:
-    """Wake the `launch end` that has halted, where scancel has not: it sends SIGCONT first."""
-    for process in ends_of(run):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(process.name), signal.SIGCONT)
-
-
-def read_text(path: Path) -> str:
-    """Of a process that may have ended meanwhile."""
-    with contextlib.suppress(OSError):
-        return path.read_text(errors="replace")
-    return ""
-
-
-def test_a_crash_of_slurmctld_does_not_cost_the_requeue(root: Path, cluster: Cluster) -> None:
-    """Killed when the run is about to ask, and back when it has asked twice: neither answer is final."""
+@pytest.fixture
+def patient_cluster(cluster: Cluster) -> Iterator[Cluster]:
+    """Whose grace is long enough for a test to act in."""
     cluster.clear()
+    cluster.set_grace(120)
+    yield cluster
+    cluster.set_grace(GRACE_SECONDS)
+
+
+def test_a_crash_of_slurmctld_does_not_cost_the_requeue(root: Path, patient_cluster: Cluster) -> None:
+    """Killed when the run is about to ask, and back when it has asked twice: neither answer is final."""
+    cluster = patient_cluster
     job = preempt_held(root, cluster, "crashed-controller")
     run, log = job.run, job.run.logs / f"slurm-{job.job_id}.out"
     cluster.kill_controller()
@@ -250,9 +236,9 @@ def test_a_crash_of_slurmctld_does_not_cost_the_requeue(root: Path, cluster: Clu
     assert not read_steps(run).lost
 
 
-def test_a_cancel_between_verdict_and_requeue_is_not_undone(root: Path, cluster: Cluster) -> None:
+def test_a_cancel_between_verdict_and_requeue_is_not_undone(root: Path, patient_cluster: Cluster) -> None:
     """Slurm would requeue a job that is being cancelled."""
-    cluster.clear()
+    cluster = patient_cluster
     job = preempt_held(root, cluster, "late-cancel")
     cluster.cancel(int(job.job_id))
     go_on(job.run)

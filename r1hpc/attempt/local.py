@@ -21,8 +21,8 @@ from r1hpc.config.schema import RunConfig
 from r1hpc.plan.batch import ranks_per_node
 from r1hpc.slurm.env import played_nodes
 
-# As srun --kill-on-bad-exit, but the others get a moment to write their own outcome.
-_AFTER_BAD_EXIT_S = 5.0
+# As srun --kill-on-bad-exit, but the others have time to commit what they write and to say how they ended.
+_AFTER_BAD_EXIT_S = 15.0
 
 
 class Supervisor:

@@ -29,7 +29,7 @@ def ranks_of(run_dir: Path, job_id: str) -> list[int]:
     """The live ranks that the local supervisor of this job id has started."""
     mark = f"R1HPC_LOCAL_JOB_ID={job_id}".encode()
     pids = [int(process.name) for process in Path("/proc").iterdir() if process.name.isdigit()]
-    return [pid for pid in pids if mark in _environment(pid) and is_of_run(pid, run_dir)]
+    return [pid for pid in pids if is_of_run(pid, run_dir) and mark in _environment(pid)]
 
 
 def _arguments(process: Path) -> list[bytes]:

@@ -128,6 +128,7 @@ def _train(
     from r1hpc.train import distributed
 
     distributed.choose_accelerator(use_gpu)  # before `loop` imports DeepSpeed
+    watchdog.beat("loading DeepSpeed")
     if config.train.deterministic:
         distributed.be_deterministic()
     if config.rollout.engine != "vllm":

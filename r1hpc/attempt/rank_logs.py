@@ -81,6 +81,8 @@ def follow(run: RunDir, rank: int, attempt: int | None, lines: int) -> Iterator[
             yield from map(clean, log.lines())
         newest = current if only else last_attempt(run)
         if newest is not None and newest != current:
+            if log is not None:  # what came since it was read
+                yield from map(clean, [*log.lines(), *filter(None, [log.rest()])])
             yield f"==> attempt {newest}, rank {rank} <=="
             current, log = newest, GrowingFile(run.rank_log(newest, rank))
             continue

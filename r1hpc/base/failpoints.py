@@ -1,15 +1,18 @@
 """Faults on request, for tests and drills: R1HPC_FAILPOINT=name:action[:rank][:nth][:attempt][,...].
 
-Actions: term, kill9, exit, raise, enospc, eio, stop, sleep=SECONDS. `rank` may be * or empty for any; `nth`
-counts calls from 1 (default 1), * is every call; with `attempt` it happens in that one only. Unset, a
-failpoint costs one dictionary lookup.
+Actions: term, kill9, exit, raise, enospc, eio, stop, sleep=SECONDS, until=FILE (wait until it is there).
+`rank` may be * or empty for any; `nth` counts calls from 1 (default 1), * is every call; with `attempt` it
+happens in that one only. Unset, a failpoint costs one dictionary lookup.
 """
 
 import errno
 import os
 import signal
 import time
+from pathlib import Path
 
+_UNTIL_S = 120.0
+"""After which whoever should have made the file is given up."""
 _calls: dict[str, int] = {}
 
 
@@ -32,6 +35,8 @@ def failpoint(name: str) -> None:
 def _act(name: str, action: str) -> None:
     if action.startswith("sleep="):
         time.sleep(float(action.removeprefix("sleep=")))
+    elif action.startswith("until="):
+        _wait_for(action.removeprefix("until="), name)
     elif action == "kill9":
         os.kill(os.getpid(), signal.SIGKILL)
     elif action == "term":
@@ -47,3 +52,11 @@ def _act(name: str, action: str) -> None:
         raise RuntimeError(f"failpoint {name}")
     else:
         raise ValueError(f"R1HPC_FAILPOINT: unknown action {action!r}")
+
+
+def _wait_for(path: str, name: str) -> None:
+    deadline = time.monotonic() + _UNTIL_S
+    while not Path(path).exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"failpoint {name}: no {path} in {_UNTIL_S:.0f} s")
+        time.sleep(0.05)

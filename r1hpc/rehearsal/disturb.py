@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,8 +94,15 @@ def _ranks(job: JobRef) -> list[int]:
     Raises:
         ProcessLookupError: there is none.
     """
-    children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
-    pids = [int(pid) for pid in children if b"\0rank\0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    children = _proc(f"{job.pid}/task/{job.pid}/children").split()
+    pids = [int(pid) for pid in children if b"\0rank\0" in _proc(f"{int(pid)}/cmdline")]
     if not pids:
         raise ProcessLookupError(f"process {job.pid} has no ranks")
     return pids
+
+
+def _proc(name: str) -> bytes:
+    """What Linux says of a process; nothing of one that is gone."""
+    with suppress(OSError):
+        return Path("/proc", name).read_bytes()
+    return b""

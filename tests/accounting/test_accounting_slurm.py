@@ -79,7 +79,7 @@ def _start_plain_jobs(cluster: Cluster) -> dict[str, int]:
         "cancelled": cluster.submit("sleep 300", "--time=5", "--gres=gpu:1", *quiet),
         "no_gpu": cluster.submit("sleep 3", *quiet),
         "hetero": cluster.submit(hetero, "--output=/dev/null", "--time=5"),
-        "node_fail": cluster.submit("sleep 12", "--time=5", "--nodes=1", "--gres=gpu:2", *own),
+        "node_fail": cluster.submit("sleep 30", "--time=5", "--nodes=1", "--gres=gpu:2", *own),
         "waiting": cluster.submit("sleep 300", "--begin=now+2hours", "--gres=gpu:4", *quiet),
     }
 
@@ -97,7 +97,7 @@ def _preempt_twice(cluster: Cluster, root: Path) -> Submitted:
         "resources.nodelist=r1n[1-2]",
     )
     size = ("train.num_steps=40", "checkpoint.save_every=15", "resources.exclusive=true")
-    slow = cluster.env(R1HPC_FAILPOINT="step.begin:sleep=0.3::*")
+    slow = cluster.env(R1HPC_FAILPOINT="step.begin:sleep=1::*:1,step.begin:sleep=1::*:2")
     job = submit(root, "demo", *words, *size, env=slow)
     for attempt, step in ((1, 5), (2, 12)):
         wait_attempt(job.run, attempt)

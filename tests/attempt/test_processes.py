@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from r1hpc.attempt import processes
 from r1hpc.attempt.processes import _arguments, is_of_run, ranks_of
 
 
@@ -22,10 +23,13 @@ def test_a_process_is_the_runs_that_its_arguments_name(tmp_path: Path) -> None:
         assert not is_of_run(process.pid, run)
 
 
-def test_one_that_is_just_being_started_is_waited_for(tmp_path: Path) -> None:
+def test_one_that_is_just_being_started_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Linux closes what exec closes, which tells the parent that all went well, before it has arguments."""
     (tmp_path / "cmdline").write_bytes(b"")
     (tmp_path / "exe").symlink_to(sys.executable)
+    monkeypatch.setattr(processes, "_LOOKS", 1000)
     later = threading.Timer(0.3, (tmp_path / "cmdline").write_bytes, [b"python\0/run\0"])
     later.start()
     assert _arguments(tmp_path) == [b"python", b"/run", b""]

@@ -8,6 +8,7 @@ import pytest
 
 from r1hpc.attempt import rank_logs
 from tests.recorded import RecordedRun
+from tests.runs import wait_until
 
 
 @pytest.mark.parametrize(
@@ -45,18 +46,18 @@ def test_follow_goes_on_with_the_next_attempt_until_the_end(
     seen: list[str] = []
     reader = threading.Thread(target=lambda: seen.extend(rank_logs.follow(made.run, 0, None, 1)))
     reader.start()
-    time.sleep(0.5)
+    wait_until("the last line", lambda: seen == ["two"], 60)
     made.log("three")
     made.end("preempted")
     made.begin()
     made.log("four")
-    time.sleep(0.8)
+    wait_until("the next attempt's", lambda: seen[-1] == "four", 60)
     with made.run.rank_log(2, 0).open("a") as file:
         file.write("fi")
         file.flush()
-        time.sleep(0.5)
+        time.sleep(0.5)  # it is read, and not taken for a line
         file.write("ve\nunfinished")
     made.end("finished", 2)
-    reader.join(15)
+    reader.join(60)
     assert not reader.is_alive()
     assert seen == ["two", "three", "==> attempt 2, rank 0 <==", "four", "five", "unfinished"]

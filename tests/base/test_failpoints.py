@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -65,6 +66,17 @@ def test_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
     before = time.monotonic()
     failpoint("save")
     assert time.monotonic() - before >= 0.05
+
+
+def test_until_a_file_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    _ask(monkeypatch, f"save:until={go}")
+    monkeypatch.setattr(failpoints, "_UNTIL_S", 0.1)
+    with pytest.raises(TimeoutError, match=f"failpoint save: no {go} in"):
+        failpoint("save")
+    go.touch()
+    _ask(monkeypatch, f"save:until={go}::2")
+    failpoint("save")
 
 
 def test_an_unknown_action(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,7 @@ class Client:
 
     def job(self, job_id: int) -> dict[str, str]:
         """`scontrol show job` as a dict: JobState, Restarts, Reason, NodeList, StartTime, ..."""
-        text = self.run(["scontrol", "--oneliner", "show", "job", str(job_id)]).stdout
+        text = self._ask(["scontrol", "--oneliner", "show", "job", str(job_id)]).stdout
         return dict(re.findall(r"(\S+?)=(\S*)", text))
 
     def state(self, job_id: int) -> str:
@@ -71,19 +71,19 @@ class Client:
 
     def nodes(self) -> dict[str, str]:
         """Node name -> state as sinfo says it, e.g. {'r1n1': 'idle', 'r1n2': 'down*'}."""
-        text = self.run(["sinfo", "--noheader", "-N", "-o", "%N %T", "-p", "main"]).stdout
+        text = self._ask(["sinfo", "--noheader", "-N", "-o", "%N %T", "-p", "main"]).stdout
         return dict(line.split() for line in text.splitlines())
 
     def node_list(self, job_id: int) -> list[str]:
         """Names of the nodes a job has."""
-        names = self.run(["scontrol", "show", "hostnames", self.job(job_id)["NodeList"]]).stdout
+        names = self._ask(["scontrol", "show", "hostnames", self.job(job_id)["NodeList"]]).stdout
         return names.split()
 
     def sacct(self, job_id: int, *, steps: bool = False) -> list[dict[str, str]]:
         """Every accounting record of a job, each attempt of it (-D), oldest first; steps only when asked."""
         argv = ["sacct", "-D", "-P", "-n", "-j", str(job_id), "-o", _SACCT_FIELDS, *([] if steps else ["-X"])]
         names = _SACCT_FIELDS.split(",")
-        lines = self.run(argv).stdout.splitlines()
+        lines = self._ask(argv).stdout.splitlines()
         return [dict(zip(names, line.split("|"), strict=True)) for line in lines]
 
     def wait_job(self, job_id: int, states: Collection[str] = DONE, timeout: float = 60) -> str:
@@ -138,12 +138,21 @@ class Client:
         """
 
         def empty() -> bool:
-            queue = self.run(["squeue", "--noheader", "--states=PD,R,CG,S,CF", "--format=%A"]).stdout.split()
+            queue = self._ask(["squeue", "--noheader", "--states=PD,R,CG,S,CF", "--format=%A"]).stdout.split()
             if queue:
                 self.cancel(*map(int, queue))
             return not queue
 
         until("an empty queue", empty, timeout)
+
+    def _ask(self, argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        """Run a command that only reads, again where a daemon was too slow to answer."""
+        while True:
+            done = self.run(argv, check=False)
+            if done.returncode == 0:
+                return done
+            if "Socket timed out" not in done.stderr:
+                raise ClusterError(f"{' '.join(argv)} exited {done.returncode}\n{done.stdout}{done.stderr}")
 
     def _run(
         self,

@@ -73,7 +73,7 @@ class Cluster(Client):
         directory: Path | None = None,
         detached: bool = False,
         send_user_signal: bool = False,
-        kill_wait: int = 5,
+        kill_wait: int = 17,
         message_timeout: int = 5,
         slurmd_timeout: int = 15,
     ) -> None:

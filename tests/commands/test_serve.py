@@ -149,7 +149,7 @@ def test_a_killed_rank_takes_its_server_along_and_one_crash_is_forgiven(model: P
 
 
 def test_the_local_time_limit_ends_it(model: Path, here: list[str]) -> None:
-    run, _ = served(str(model), *here, "--time", "00:00:12")
+    run, _ = served(str(model), *here, "--time", "00:00:30")
     (attempt,) = wait_over(run)
     assert (attempt.cause, attempt.detail) == (Cause.finished, "its time limit")
 

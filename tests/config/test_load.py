@@ -195,7 +195,7 @@ _NOT_OF_RUNS = ("budget", "campaign")
 _CONFIGS = [
     path
     for path in sorted(assets("configs").rglob("*.yaml"))
-    if path.relative_to(assets("configs")).with_suffix("").parts[0] not in _NOT_OF_RUNS  # see tests/accounting
+    if path.relative_to(assets("configs")).with_suffix("").parts[0] not in _NOT_OF_RUNS
 ]
 
 

@@ -74,7 +74,8 @@ def test_it_fails_where_the_optimizer_is_not_resumed(tmp_path: Path) -> None:
     whole = "engine.load_checkpoint(str(checkpoint.path), tag=_TAG"
     assert whole in snapshot.read_text()
     snapshot.write_text(snapshot.read_text().replace(whole, f"{whole}, load_optimizer_states=False"))
-    slow = {**os.environ, "R1HPC_FAILPOINT": "step.begin:sleep=0.2::*"}
+    faults = "step.begin:sleep=0.5::*:1,step.begin:sleep=1::*:2"
+    slow = {**os.environ, "R1HPC_FAILPOINT": faults}
     words = ("--executor", "local", "--steps", "24")
     value = drill(tmp_path / "runs", *words, cwd=tmp_path / "broken", env=slow)
     assert failed(value) == {"loss and gradient norm equal to the bit"}
@@ -85,8 +86,8 @@ def test_it_fails_where_the_optimizer_is_not_resumed(tmp_path: Path) -> None:
 @pytest.mark.slurm
 @pytest.mark.timeout(600)
 def test_on_a_real_cluster(idle_cluster: Cluster, tmp_path: Path) -> None:
-    faults = "step.begin:sleep=0.2::*,step.begin:sleep=3::8:2"
-    environment = idle_cluster.env(**{**os.environ, "R1HPC_FAILPOINT": faults})
+    slow = "step.begin:sleep=0.5::*:1,step.begin:sleep=1::*:2,step.begin:sleep=1::*:3"
+    environment = idle_cluster.env(R1HPC_FAILPOINT=f"{slow},step.begin:sleep=3::8:2")
     words = ("--executor", "slurm", "--steps", "28", "--out", str(tmp_path / "out"))
     value = drill(tmp_path / "runs", *words, env=environment)
     assert_passed(value)

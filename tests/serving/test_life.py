@@ -14,6 +14,7 @@ import pytest
 from r1hpc.base.errors import UsageError
 from r1hpc.base.rundir import RunDir
 from r1hpc.config.load import load
+from r1hpc.serving import life
 from r1hpc.serving.address import Address, Place, make_key, read_address
 from r1hpc.serving.life import TIME_LIMIT, Ended, Life, ServerError, _Health
 from r1hpc.serving.process import Server, command_of, environment_of
@@ -122,7 +123,7 @@ def test_what_it_has_answered_is_on_record_before_it_has_ended(serve: Serve) -> 
     server = serve(SMALL_SERVER="stubborn").begin()
     assert ask(server.address().place.url, "/v1/completions", key_of(server.run), {}) == 200
     server.stop = "SIGTERM"
-    wait_until("its spell", lambda: last_steps(server.run, 1)[-1].number("requests") == 1, 5)
+    wait_until("its spell", lambda: last_steps(server.run, 1)[-1].number("requests") == 1, 60)
     assert server.ended is None
     assert server.end() == Ended(False, "SIGTERM")
 
@@ -191,8 +192,11 @@ def test_one_that_is_killed_while_it_serves_says_so(serve: Serve) -> None:
     assert "signal 9" in str(ended)
 
 
-def test_one_that_slurm_ends_together_with_its_rank_has_not_failed(serve: Serve) -> None:
+def test_one_that_slurm_ends_together_with_its_rank_has_not_failed(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Slurm signals every process of a step, and the server may be the quicker one."""
+    monkeypatch.setattr(life, "_SIGNAL_PATIENCE_S", 60.0)
     server = serve().begin()
     server.address()
     (pid,) = pids_of(server.url)

@@ -166,7 +166,7 @@ def test_it_ends_though_the_server_hangs(small: Start, tmp_path: Path) -> None:
 
 def test_it_ends_though_the_server_stands_still_altogether(small: Start, tmp_path: Path) -> None:
     server = small("slots=4 first_s=0.02")
-    running = _begun(server, tmp_path / "out", "--seconds", "1", "--drain", "2", "--levels", "2,4,8")
+    running = _begun(server, tmp_path / "out", "--seconds", "1", "--drain", "2", "--levels", "2" + ",4" * 12)
     _first_level(running)
     os.killpg(server.process.pid, signal.SIGSTOP)
     out, _ = running.communicate(timeout=100)

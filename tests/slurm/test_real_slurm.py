@@ -98,7 +98,7 @@ def test_a_requeue_is_accepted_once_and_again_and_accounted(on_cluster: Cluster)
     on_cluster.cancel(job)
     on_cluster.wait_job(job, {"CANCELLED"})
     assert job_state(str(job)).live is False
-    until("REQUEUED by sacct", lambda: sacct_records(str(job))[0].state == "REQUEUED", 40)
+    until("REQUEUED by sacct", lambda: [r.state for r in sacct_records(str(job))][:1] == ["REQUEUED"], 60)
     records = sacct_records(str(job))
     assert records[0].gpus == 1
     assert records[0].start is not None

@@ -19,7 +19,7 @@ from tests.runs import assert_same_run, command_output, rank_pids, wait_step, wa
 from tests.submission.chains import actions_of, jobs_of, submit, submitted, write_chain
 
 _THRICE = "  - name: one\n  - name: two\n  - name: three\n"
-_SLOW = "step.begin:sleep=1::*"
+_SLOW = "step.begin:sleep=3::*:1"
 
 
 class Place:
@@ -87,7 +87,7 @@ def test_a_chain_killed_at_every_stage_finishes_and_does_nothing_twice(place: Pl
     assert others == ["resumed"] * 2
 
     # Everything dies.
-    wait_step(place.two, 5)
+    wait_step(place.two, 3)
     os.kill(place.supervisor(), signal.SIGKILL)
     kill(place.two)
     place.wait_alone()

@@ -37,7 +37,7 @@ class Place:
         self.runs = [self.chain.stage(name) for name in _NAMES]
 
     def words(self, *words: str) -> list[str]:
-        return [str(self.file), "--executor", "slurm", "--qos", "scavenger", "train.num_steps=12", *words]
+        return [str(self.file), "--executor", "slurm", "--qos", "scavenger", "train.num_steps=24", *words]
 
     def submit(self, *words: str, failpoint: str = _SLOW) -> dict[str, Any]:
         return submitted(self.root, *self.words(*words), env=self.cluster.env(R1HPC_FAILPOINT=failpoint))

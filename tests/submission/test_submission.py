@@ -172,6 +172,8 @@ def test_two_submissions_at_once_are_one(place: Place) -> None:
     while not place.slurm.jobs():
         assert first.poll() is None
     assert "is locked: a submission, process" in place.refused(str(place.file))
+    _, status = os.waitpid(first.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
     first.send_signal(signal.SIGCONT)
     assert first.wait() == 0
     assert len(place.slurm.jobs()) == 3

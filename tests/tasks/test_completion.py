@@ -66,6 +66,6 @@ def test_a_truncated_completion_is_not_well_formed_but_its_answer_counts() -> No
 
 def test_megabytes_take_milliseconds() -> None:
     for text in ("<think>" * 10**6, "<" * 10**7, "<answer>" + "x" * 10**7, compose("a" * 10**7, "1")):
-        started = time.perf_counter()
+        started = time.process_time()
         take_apart(text)
-        assert time.perf_counter() - started < 1.0
+        assert time.process_time() - started < 1.0

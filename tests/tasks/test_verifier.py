@@ -56,17 +56,17 @@ def test_equal_texts_of_different_items_are_judged_apart() -> None:
 
 
 def test_a_slow_answer_is_wrong_and_the_next_is_judged() -> None:
-    with Verifier("math", {}, 2.0) as verifier:
+    with Verifier("math", {}, 6.0) as verifier:
         verifier.check(_questions("4"))
         started = time.monotonic()
         assert verifier.check(_questions(_SLOW)) == [False]
-        assert time.monotonic() - started < 10.0
+        assert time.monotonic() - started < 20.0
         assert verifier.check(_questions("4", r"\frac{8}{2}")) == [True, True]
         assert (verifier.stats.timeouts, verifier.stats.restarts) == (1, 1)
 
 
 def test_a_stopped_process_is_replaced() -> None:
-    with Verifier("exact", {}, 2.0) as verifier:
+    with Verifier("exact", {}, 6.0) as verifier:
         verifier.check(_questions("4"))
         os.kill(_pid(verifier), signal.SIGSTOP)
         assert verifier.check(_questions("4", "5")) == [True, False], (

@@ -392,7 +392,7 @@ def test_a_file_system_that_hangs_does_not_hold_up_the_end(
     monkeypatch.setattr(sys, "executable", str(stuck))
     started = time.monotonic()
     end.print_diagnosis(scene.made.run, 1)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 30
     assert "no diagnosis of attempt 1" in capfd.readouterr().err
 
 

@@ -24,11 +24,23 @@ from r1hpc.telemetry.sampler import GpuSampler
 sampler = GpuSampler(Path(sys.argv[1]), "node-1", attempt=4, period_s=0.5)
 """
 
-RUN = PROLOGUE + "print(sampler.start(), flush=True); time.sleep(float(sys.argv[2])); sampler.stop()\n"
+RUN = (
+    PROLOGUE
+    + """
+print(sampler.start(), flush=True)
+path, lines, end = Path(sys.argv[1]), int(sys.argv[2]), time.monotonic() + 60
+while lines and time.monotonic() < end and sampler._thread.is_alive():
+    if path.read_bytes().count(b"\\n") >= lines:
+        break
+    time.sleep(0.01)
+sampler.stop()
+"""
+)
+"""Sampling until the file has so many lines, or the thread has ended."""
 TICKS = PROLOGUE + "sampler.open()\nfor _ in range(int(sys.argv[2])): sampler.tick()\nsampler.close()\n"
 
 
-def run(script: str, path: Path, argument: float = 0, settings: str = "", failpoint: str = "") -> str:
+def run(script: str, path: Path, argument: int = 0, settings: str = "", failpoint: str = "") -> str:
     """Run it to its end; returns what it printed."""
     result = run_python("-c", script, str(path), str(argument), settings=settings, R1HPC_FAILPOINT=failpoint)
     assert result.returncode == 0, result.stderr
@@ -42,17 +54,20 @@ def write_ticks(path: Path, count: int, settings: str = "gpus=8") -> list[dict[s
 
 def test_a_header_and_a_line_per_tick(tmp_path: Path) -> None:
     path = tmp_path / "gpu.jsonl"
-    assert run(RUN, path, 1.2, "gpus=2") == "None"
+    assert run(RUN, path, 6, "gpus=2") == "None"
     header, *ticks = read_records(path)
     assert header["event"] == "devices"
     assert (header["driver"], header["period_s"], header["notes"]) == ("stub-550.54", 0.5, [])
     assert [sorted(gpu) for gpu in header["gpus"]] == [sorted(STATIC)] * 2
-    spent_s = ticks[-1]["time"] - ticks[0]["time"]  # more than asked for on a machine that is busy
-    assert 2 <= len(ticks) <= 1 + round(spent_s / 0.5)
+    assert mean_period_s(ticks) > 0.3  # the first may be late on a machine that is busy
     assert {*ticks[0]["gpus"][1]} == {"uuid", *CHANGING}
     assert {(line["node"], line["attempt"]) for line in (header, *ticks)} == {("node-1", 4)}
-    assert ticks[1]["time"] - ticks[0]["time"] > 0.4
     assert abs(time.time() - ticks[1]["time"]) < 30
+
+
+def mean_period_s(ticks: list[dict[str, Any]]) -> float:
+    spent_s: float = ticks[-1]["time"] - ticks[0]["time"]
+    return spent_s / (len(ticks) - 1)
 
 
 def test_every_line_says_that_it_comes_from_a_stub(tmp_path: Path) -> None:
@@ -83,8 +98,8 @@ def test_the_period_is_clamped_to_what_nvml_renews(tmp_path: Path, asked: float,
 
 def test_a_clamped_period_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "gpu.jsonl"
-    run(RUN.replace("period_s=0.5", "period_s=0.01"), path, 0.8, "gpus=1")
-    assert 1 + 1 <= len(read_records(path)) <= 1 + 2
+    run(RUN.replace("period_s=0.5", "period_s=0.01"), path, 6, "gpus=1")
+    assert mean_period_s(read_records(path)[1:]) > 0.3
 
 
 def test_a_second_start_appends_after_a_torn_line(tmp_path: Path) -> None:
@@ -139,7 +154,7 @@ def test_a_disk_that_fills_up_turns_sampling_off_once(tmp_path: Path) -> None:
     path = tmp_path / "gpu.jsonl"
     after = "assert not sampler._thread.is_alive(), 'the thread ends itself'; print(sampler.message)\n"
     script = LIMITED + RUN.replace("sampler.stop()", after.strip() + "; sampler.stop()")
-    result = run_python("-c", script, str(path), "1.8", settings="gpus=4")
+    result = run_python("-c", script, str(path), "1000", settings="gpus=4")
     sentence = f"cannot write {path} (File too large); GPU metrics are off, training goes on"
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == ["None", sentence]
@@ -152,7 +167,7 @@ def test_a_disk_that_fills_up_turns_sampling_off_once(tmp_path: Path) -> None:
 
 def test_a_write_that_fails_once_is_not_tried_again(tmp_path: Path) -> None:
     path = tmp_path / "gpu.jsonl"
-    run(RUN, path, 1.2, failpoint="gpu_metrics.write:enospc::2")
+    run(RUN, path, 1000, failpoint="gpu_metrics.write:enospc::2")
     assert [line.get("event") for line in read_records(path)] == ["devices"]
 
 
@@ -163,9 +178,8 @@ def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 
 def test_the_sampler_does_not_keep_the_process_alive(tmp_path: Path) -> None:
-    begun = time.monotonic()
-    run(PROLOGUE + "sampler.start()\n", tmp_path / "gpu.jsonl", settings="slow=nvmlDeviceGetPowerUsage:30000")
-    assert time.monotonic() - begun < 10
+    hangs = "slow=nvmlDeviceGetPowerUsage:300000"  # longer than run_python waits
+    run(PROLOGUE + "sampler.start()\n", tmp_path / "gpu.jsonl", settings=hangs)
 
 
 ON_SIGNAL = """
@@ -173,7 +187,7 @@ import signal
 got = []
 signal.signal(signal.SIGTERM, lambda *_: got.append(print("got it", flush=True)))
 print(sampler.start(), flush=True)
-time.sleep(0.2)
+time.sleep(2)
 print("ready", flush=True)
 while not got:  # not pause(): the signal may come ahead of it
     time.sleep(0.01)
@@ -185,7 +199,7 @@ print(time.monotonic() - begun, flush=True)
 
 def test_sigterm_is_handled_at_once_while_the_driver_hangs(tmp_path: Path) -> None:
     command = [sys.executable, "-c", PROLOGUE + ON_SIGNAL, str(tmp_path / "gpu.jsonl")]
-    env = environment("gpus=2;slow=nvmlDeviceGetPowerUsage:30000")
+    env = environment("gpus=2;slow=nvmlDeviceGetPowerUsage:300000")
     with subprocess.Popen(
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -195,9 +209,9 @@ def test_sigterm_is_handled_at_once_while_the_driver_hangs(tmp_path: Path) -> No
         sent = time.monotonic()
         process.send_signal(signal.SIGTERM)
         assert process.stdout.readline().strip() == "got it"
-        assert time.monotonic() - sent < 5
-        assert float(process.stdout.readline()) < 5
-        assert process.wait(10) == 0
+        assert time.monotonic() - sent < 60
+        assert float(process.stdout.readline()) < 60
+        assert process.wait(60) == 0
         assert "hangs in a call of the NVIDIA driver" in process.stderr.read()
 
 
@@ -206,9 +220,11 @@ def test_signals_of_training_are_not_for_the_sampler_thread(tmp_path: Path) -> N
         PROLOGUE
         + """
 sampler.start()
-time.sleep(0.2)
-status = Path(f"/proc/self/task/{sampler._thread.native_id}/status").read_text()
-print(next(line.split()[1] for line in status.splitlines() if line.startswith("SigBlk")))
+status = Path(f"/proc/self/task/{sampler._thread.native_id}/status").read_text
+end = time.monotonic() + 60
+while not (blocked := int(status().partition("SigBlk:")[2].split()[0], 16)) and time.monotonic() < end:
+    time.sleep(0.05)
+print(f"{blocked:x}")
 sampler.stop()
 """
     )
@@ -219,9 +235,9 @@ sampler.stop()
 
 def test_a_slow_driver_delays_ticks_and_does_not_pile_them_up(tmp_path: Path) -> None:
     path = tmp_path / "gpu.jsonl"
-    run(RUN, path, 2.0, "gpus=1;slow=nvmlDeviceGetPowerUsage:700")
+    run(RUN, path, 4, "gpus=1;slow=nvmlDeviceGetPowerUsage:700")
     times = [line["time"] for line in read_records(path)[1:]]
-    assert 2 <= len(times) <= 3
+    assert len(times) >= 3
     assert all(later - earlier > 0.65 for earlier, later in itertools.pairwise(times))
 
 

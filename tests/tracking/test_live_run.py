@@ -16,7 +16,6 @@ from tests.commands.test_export_metrics import read_events
 from tests.runs import (
     Submitted,
     assert_same_run,
-    kill_rank,
     submit,
     wait_attempt,
     wait_over,
@@ -46,19 +45,17 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     return run
 
 
-def tracked(root: Path) -> Submitted:
+def tracked(root: Path, faults: str) -> Submitted:
     """A run slow enough to be met at work, with a key in its environment."""
-    slow = {**os.environ, "R1HPC_FAILPOINT": "step.begin:sleep=0.5::*", "WANDB_API_KEY": _KEY}
+    slow = {**os.environ, "R1HPC_FAILPOINT": faults, "WANDB_API_KEY": _KEY}
     return submit(root, "tracked", *_WORDS, *_TRACKED, env=slow)
 
 
 def test_one_curve_through_two_preemptions_and_a_killed_wandb(tmp_path: Path, quiet: RunDir) -> None:
-    job = tracked(tmp_path)
+    job = tracked(tmp_path, "step.begin:kill9:0:7:1,step.begin:sleep=2::*:2")
     run = job.run
-    wait_step(run, 6)
-    kill_rank(run, 0, signal.SIGKILL)  # without a warning: steps 5 and 6 are taken again
-    wait_attempt(run, 2)
-    wait_step(run, 10)
+    wait_attempt(run, 2)  # rank 0 was killed without a warning: steps 5 and 6 are taken again
+    wait_step(run, 10, attempt=2)
     (core,) = wait_processes(run, "wandb-core")
     os.kill(core, signal.SIGKILL)
     os.kill(int(job.job_id.removeprefix("local-")), signal.SIGUSR2)  # with one
@@ -85,7 +82,7 @@ def test_one_curve_through_two_preemptions_and_a_killed_wandb(tmp_path: Path, qu
 def test_a_hung_wandb_is_not_noticed_and_its_curve_can_be_made_again(
     tmp_path: Path, quiet: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = tracked(tmp_path)
+    job = tracked(tmp_path, "step.begin:sleep=0.5::*")
     run = job.run
     wait_step(run, 6)
     stopped = [*wait_processes(run, "wandb-core"), *wait_processes(run, "--tracker wandb")]

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
 
 
 def test_one_curve_through_two_preemptions_of_a_job(tmp_path: Path, idle_cluster: Cluster) -> None:
-    size = ("train.num_steps=16", "checkpoint.save_every=1000", "train.global_batch_size=4")
+    size = ("train.num_steps=40", "checkpoint.save_every=1000", "train.global_batch_size=4")
     job = submit(
         tmp_path,
         "tracked",
@@ -35,6 +35,6 @@ def test_one_curve_through_two_preemptions_of_a_job(tmp_path: Path, idle_cluster
     assert idle_cluster.wait_job(int(job.job_id)) == "COMPLETED"
     # Slurm has killed by now whatever was left of the job.
     expected = {step.global_step: step.loss for step in read_steps(run).effective.values()}
-    assert list(expected) == list(range(1, 17))
+    assert list(expected) == list(range(1, 41))
     assert {n: values["train/loss"] for n, values in read_offline(run.trackers / "wandb").items()} == expected
     assert [step for step, _ in read_events(run.trackers / "tensorboard")["train/loss"]] == list(expected)

@@ -5,6 +5,7 @@ All cases share two processes and one engine, since starting those takes longer 
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,15 +79,19 @@ def training_goes_on_behind_it(group: Group, ours: Snapshots, engine: Any) -> No
     direct = begin(group, CheckpointStore(ours._store.root.parent / "direct"), 1, asynchronous=False)
     save(direct, engine, 1)
     assert direct.finish() is not None
-    with failpoint("save.writing:sleep=2::*"):
+    go = ours._store.root.parent / f"go-{group.rank}"
+    with failpoint(f"save.writing:until={go}"):
         save(ours, engine, 1)
+        began = time.monotonic()
         assert not ours.is_over
         train(engine, [BATCH])
         assert ours.last_committed_step is None
         assert not torch.equal(weights(engine), at_save)
+        held_s = time.monotonic() - began
+        go.touch()
         saved = ours.finish()
     assert saved is not None
-    assert saved.write_s > 2
+    assert saved.write_s >= held_s
     for snapshots in (ours, direct):
         train(engine, [BATCH])
         checkpoint = snapshots.choose()
@@ -146,9 +151,11 @@ def one_is_abandoned_for_a_newer_one(
 ) -> None:
     ours._usual_s = 30.0
     for step, seconds_left in ((3, None), (4, 10.0), (5, 100.0), (6, 40.0)):
-        with failpoint(f"save.writing:sleep={2 if step == 6 else 0}::*"):
+        go = store.root.parent / f"made-way-{step}-{group.rank}"
+        with failpoint(f"save.writing:until={go}::*"):
             save(ours, engine, step)
             ours.make_way(seconds_left if group.rank == 0 else None)
+            go.touch()
             saved = ours.finish(hurry=True)
         ours._usual_s = 30.0
         # Only with 40 s there is time for one of 30 s, and not for what is left of this one too.
@@ -184,11 +191,13 @@ def a_checkpoint_of_deepspeeds_own_layout_is_loaded(
 def nothing_is_committed_by_a_superseded_attempt(
     group: Group, store: CheckpointStore, ours: Snapshots, engine: Any
 ) -> None:
-    with failpoint("save.written:sleep=3::*"):
+    go = store.root.parent / "superseded"
+    with failpoint(f"save.written:until={go}::*"):
         save(ours, engine, 9)
         group.barrier()
         if group.rank == 0:
             CheckpointStore(store.root).begin(2, "newer")
+            go.touch()
         with pytest.raises(SaveError, match="has taken over"):
             ours.finish()
     assert store.list()[0].step == 8

@@ -1,6 +1,5 @@
 """Gradients in fewer bytes on real ranks: what is left out comes later, and is in the checkpoint."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from r1hpc.train.compression import Compressor, GradientExchange, compression_na
 from r1hpc.train.distributed import Group
 from r1hpc.train.identity import Identity, compression_of
 from r1hpc.train.snapshot import Snapshots
-from tests.runs import assert_same_run, submit, wait_over, wait_step
+from tests.runs import assert_same_run, submit, until_stopped, wait_over, wait_step
 from tests.train.two_ranks import engine_around, run_on_two_ranks
 
 pytestmark = pytest.mark.timeout(600)
@@ -210,8 +209,8 @@ def run(root: Path, name: str, *words: str) -> RunDir:
 def stopped_and_resumed(
     root: Path, name: str, after: int, *words: str, resumed: tuple[str, ...] = ()
 ) -> RunDir:
-    slow = {**os.environ, "R1HPC_FAILPOINT": "step.begin:sleep=0.5::*"}
-    disturbed = submit(root, name, *WORDS, *SIZE, *words, env=slow).run
+    held = until_stopped(root / name, after + 1)
+    disturbed = submit(root, name, *WORDS, *SIZE, *words, env=held).run
     wait_step(disturbed, after)
     disturbed.stop.touch()
     assert [a.cause for a in wait_over(disturbed)] == [Cause.stopped]

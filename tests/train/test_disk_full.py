@@ -12,7 +12,7 @@ import pytest
 
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.telemetry.attempts import Cause
-from tests.runs import assert_same_run, submit, wait_over, wait_step
+from tests.runs import assert_same_run, at, held, submit, wait_over, wait_step
 
 pytestmark = [
     pytest.mark.timeout(300),
@@ -42,10 +42,11 @@ def used(disk: Path) -> int:
 
 
 def test_a_write_that_fails_half_way_is_named(small_disk: Path) -> None:
-    slow = {**os.environ, "R1HPC_FAILPOINT": "step.begin:sleep=0.5::*,step.begin:sleep=6::5:1"}
-    run = submit(small_disk, "half", *_SIZE, env=slow).run
+    resized = small_disk / "resized"
+    run = submit(small_disk, "half", *_SIZE, env=at(held(resized, 4))).run
     wait_step(run, 3)
     resize(small_disk, used(small_disk) + (2 << 20))
+    resized.touch()
     attempts = wait_over(run)
     assert attempts[-1].cause is Cause.crash
     assert "writing checkpoint step 6 failed" in attempts[-1].detail

@@ -17,9 +17,11 @@ from r1hpc.telemetry.metrics import read_steps
 from tests.runs import (
     assert_same_data,
     assert_same_run,
+    at,
+    held,
     kill_rank,
     submit,
-    wait_attempt,
+    until_stopped,
     wait_over,
     wait_step,
     wait_until,
@@ -49,21 +51,28 @@ def slow(seconds: float) -> dict[str, str]:
 
 def test_saved_signalled_killed_and_hung_it_is_the_same_run(root: Path, undisturbed: RunDir) -> None:
     limits = ("limits.max_crashes=1", "limits.max_hangs=1", "train.hang_timeout_s=25")
-    held = {**os.environ, "R1HPC_FAILPOINT": "step.begin:sleep=0.3::*,step.begin:sleep=6::12:2"}
-    run = submit(root, "disturbed", *_SIZE, *limits, env=held).run
+    # Rank 0 waits where rank 1 is to be met: before step 14, before step 25 or 26, and before step 34.
+    signalled, killed, hung = (root / f"{what}" for what in ("signalled", "killed", "hung"))
+    waits = (
+        held(signalled, 14, rank=0),
+        held(killed, 11, rank=0, attempt=2),
+        held(hung, 14, rank=0, attempt=3),
+    )
+    run = submit(root, "disturbed", *_SIZE, *limits, env=at("step.begin:sleep=0.3::*:1", *waits)).run
     wait_step(run, 3)
     run.save.touch()
-    wait_until("an answer to SAVE", lambda: not run.save.exists(), 30, run)
+    wait_until("an answer to SAVE", lambda: not run.save.exists(), 60, run)
     wait_step(run, 13)
     kill_rank(run, 1, signal.SIGTERM)
-    wait_attempt(run, 2)
-    wait_step(run, 24)
+    signalled.touch()
+    wait_step(run, 24, attempt=2)
     committed = CheckpointStore(run.checkpoints)
     wait_until("step 20 committed", lambda: any(c.step == 20 for c in committed.list()), 60, run)
     kill_rank(run, 1, signal.SIGKILL)
-    wait_attempt(run, 3)
-    wait_step(run, 33)
+    killed.touch()
+    wait_step(run, 33, attempt=3)
     kill_rank(run, 1, signal.SIGSTOP)
+    hung.touch()
     attempts = wait_over(run, 240)
     assert [a.cause for a in attempts] == [Cause.preempted, Cause.crash, Cause.hang, Cause.finished]
     assert "rank 1 left no outcome" in attempts[1].detail
@@ -110,8 +119,8 @@ def test_stopped_and_resumed_under_zero(root: Path, zero_stage: int) -> None:
     size = (*_SIZE, f"deepspeed.zero_stage={zero_stage}", "train.num_steps=16")
     quiet = submit(root, f"quiet-{zero_stage}", *size).run
     wait_over(quiet)
-    held = {**os.environ, "R1HPC_FAILPOINT": "step.begin:sleep=0.3::*,step.begin:sleep=10::11:1"}
-    run = submit(root, f"stopped-{zero_stage}", *size, env=held).run
+    name = f"stopped-{zero_stage}"
+    run = submit(root, name, *size, env=until_stopped(root / name, 8)).run
     wait_step(run, 7)
     run.stop.touch()
     assert [a.cause for a in wait_over(run)] == [Cause.stopped]
@@ -147,7 +156,7 @@ def test_another_layout_sees_the_same_data_and_nearly_the_same_loss(
 
 
 def test_a_flipped_byte_costs_one_interval_and_nothing_else(root: Path, undisturbed: RunDir) -> None:
-    run = submit(root, "flipped", *_SIZE, env=slow(0.2)).run
+    run = submit(root, "flipped", *_SIZE, env=until_stopped(root / "flipped", 25)).run
     wait_step(run, 24)
     run.stop.touch()
     wait_over(run)

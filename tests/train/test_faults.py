@@ -24,8 +24,10 @@ from tests.runs import (
     CHECKOUT,
     assert_same_data,
     assert_same_run,
+    at,
     command_output,
     current_step,
+    held,
     kill_rank,
     rank_pids,
     submit,
@@ -69,8 +71,7 @@ def test_a_conversion_that_was_killed_is_done_again(tmp_path: Path) -> None:
     """All of a run dies at once, its supervisor too; it goes on with one rank, which dies converting."""
     size = (*_SIZE, "train.num_steps=16")
     quiet = submit(tmp_path, "quiet", *size).run
-    held = {**os.environ, "R1HPC_FAILPOINT": "step.begin:sleep=0.2::*,step.begin:sleep=10::9:1"}
-    run = submit(tmp_path, "converted", *size, env=held).run
+    run = submit(tmp_path, "converted", *size, env=at(held(tmp_path / "never", 8))).run
     wait_step(run, 7)
     wait_until("a checkpoint", lambda: bool(CheckpointStore(run.checkpoints).list()), 60, run)
     supervisor = int(str(read_history(run).attempts[0].job_id).removeprefix("local-"))
@@ -111,17 +112,19 @@ def test_killed_for_memory_twice_without_progress_it_is_left_alone_until_asked(t
 def test_ranks_that_outlive_their_supervisor_finish_the_run(tmp_path: Path) -> None:
     """Killed by SIGKILL, it writes no end: the ranks' own record is enough, and nothing is trained again."""
     size = (*_SIZE, "--nodes", "1", "train.num_steps=12")
-    run = submit(tmp_path, "orphans", *size, env=slow(1.0)).run
+    go = tmp_path / "go"
+    run = submit(tmp_path, "orphans", *size, env=at(held(go, 3))).run
     wait_step(run, 2)
     os.kill(int(str(read_history(run).attempts[0].job_id).removeprefix("local-")), signal.SIGKILL)
     gone = "is gone, its ranks go on"
-    wait_until("its supervisor's end", lambda: read_situation(run).detail.endswith(gone), 10, run)
+    wait_until("its supervisor's end", lambda: read_situation(run).detail.endswith(gone), 60, run)
     assert read_situation(run).state is State.running
     again = [sys.executable, "-m", "r1hpc.submit", "--resume", "--run-root", str(tmp_path)]
     again += ["--run-name", "orphans", "--executor", "local"]
     refused = subprocess.run(again, cwd=CHECKOUT, capture_output=True, text=True)
     assert refused.returncode == 2
     assert "orphans is running as job local-" in refused.stderr
+    go.touch()
     (attempt,) = wait_over(run)
     assert (attempt.cause, attempt.inferred, attempt.last_committed_step) == (Cause.finished, True, 12)
     words = "its ranks finished; whoever should have written that down was gone"

@@ -1,7 +1,6 @@
 """Whole runs whose sources' weights change: killed around a change they resume to the bit, and are traced."""
 
 import json
-import os
 import signal
 from collections import Counter
 from pathlib import Path
@@ -20,7 +19,7 @@ from r1hpc.shard import main as shard
 from r1hpc.telemetry.attempts import Cause
 from r1hpc.telemetry.metrics import read_steps
 from tests.data.corpus import text, write_recipe
-from tests.runs import assert_same_run, kill_rank, submit, wait_attempt, wait_over, wait_step
+from tests.runs import assert_same_run, at, held, kill_rank, submit, until_stopped, wait_over, wait_step
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("mixing")]
 
@@ -32,8 +31,6 @@ SIZE: tuple[str, ...] = (
     "train.global_batch_size=8",
 )
 SIZE += ("data.seq_len=32", "train.warmup_steps=2", "train.precision=fp32")
-SLOW = {**os.environ, "R1HPC_FAILPOINT": "step.begin:sleep=0.4::*"}
-"""So that there is a moment to disturb it."""
 SCHEDULE = "data.mix.schedule=[{from_step: 5, weights: {easy: 0, hard: 1}}, {from_step: 8, weights: %s}]"
 LATER = "{easy: 0.75, hard: 0.25}"
 
@@ -118,12 +115,16 @@ def test_a_document_leads_back_to_the_steps_that_saw_it(
 
 
 def test_killed_around_a_change_it_is_the_same_run(root: Path, scheduled: RunDir) -> None:
-    run = begin(root, "killed", SCHEDULE % LATER, "limits.max_crashes=2", env=SLOW)
+    # Attempt 1 waits before step 7, and attempt 2, which goes on at 5, before step 10.
+    killed, signalled = root / "killed-1", root / "signalled-2"
+    env = at(held(killed, 7, rank=0), held(signalled, 6, rank=1, attempt=2))
+    run = begin(root, "killed", SCHEDULE % LATER, "limits.max_crashes=2", env=env)
     wait_step(run, 6)
     kill_rank(run, 1, signal.SIGKILL)  # back to step 4, in front of the first change
-    wait_attempt(run, 2)
-    wait_step(run, 9)
+    killed.touch()
+    wait_step(run, 9, attempt=2)
     kill_rank(run, 0, signal.SIGTERM)  # behind the second
+    signalled.touch()
     attempts = wait_over(run)
     assert [a.cause for a in attempts] == [Cause.crash, Cause.preempted, Cause.finished]
     assert_same_run(run, scheduled)
@@ -131,8 +132,7 @@ def test_killed_around_a_change_it_is_the_same_run(root: Path, scheduled: RunDir
 
 
 def test_what_has_not_begun_can_be_changed_at_a_resume_and_what_has_cannot(root: Path) -> None:
-    held = {**SLOW, "R1HPC_FAILPOINT": f"{SLOW['R1HPC_FAILPOINT']},step.begin:sleep=6::6:1"}
-    run = begin(root, "changed", SCHEDULE % LATER, env=held)
+    run = begin(root, "changed", SCHEDULE % LATER, env=until_stopped(root / "changed", 6))
     wait_step(run, 5)
     run.stop.touch()
     wait_over(run)
@@ -199,13 +199,16 @@ def test_online_its_segments_are_in_the_checkpoint_and_traced(
 
 
 def test_online_killed_around_its_changes_it_is_the_same_run(root: Path, online: RunDir) -> None:
-    slow = {**os.environ, "R1HPC_FAILPOINT": "step.begin:sleep=0.3::*"}
-    run = begin(root, "online-killed", *ONLINE, "limits.max_crashes=2", env=slow)
+    # Attempt 1 waits before step 8, and attempt 2, which goes on at 5, before step 14.
+    killed, signalled = root / "online-killed-1", root / "online-signalled-2"
+    env = at(held(killed, 8, rank=1), held(signalled, 10, rank=0, attempt=2))
+    run = begin(root, "online-killed", *ONLINE, "limits.max_crashes=2", env=env)
     wait_step(run, 7)
     kill_rank(run, 0, signal.SIGKILL)
-    wait_attempt(run, 2)
-    wait_step(run, 13)
+    killed.touch()
+    wait_step(run, 13, attempt=2)
     kill_rank(run, 1, signal.SIGTERM)
+    signalled.touch()
     attempts = wait_over(run)
     assert [a.cause for a in attempts] == [Cause.crash, Cause.preempted, Cause.finished]
     assert_same_run(run, online)

@@ -12,6 +12,8 @@ from r1hpc.telemetry.attempts import Cause
 from tests.runs import (
     CHECKOUT,
     assert_same_run,
+    at,
+    held,
     kill_rank,
     run_environment,
     submit,
@@ -42,8 +44,8 @@ def _job(folder: Path) -> str:
 def test_killed_and_resumed_it_is_the_same_and_an_edit_reaches_it_in_no_way(tmp_path: Path) -> None:
     job = _job(tmp_path)
     quiet = submit(tmp_path / "runs", "quiet", job=job).run
-    slow = run_environment() | {"R1HPC_FAILPOINT": "step.begin:sleep=1::*"}
-    disturbed = submit(tmp_path / "runs", "disturbed", job=job, env=slow).run
+    never = at(held(tmp_path / "never", 4))
+    disturbed = submit(tmp_path / "runs", "disturbed", job=job, env=never).run
     for name in ("my_task.py", "rewards.py"):
         write(tmp_path, name, "raise RuntimeError('edited')\n")
     wait_step(disturbed, 3)

@@ -50,6 +50,18 @@ def three_ranks() -> Iterator[list[Rank]]:
             rank.peers.leave()
 
 
+def problems_found(ranks: list[Rank], working: list[Rank]) -> list[str]:
+    """What each rank knows as soon as all of them know of a problem, while `working` make progress."""
+
+    def all_know() -> bool:
+        for rank in working:
+            rank.beats += 1
+        return all(rank.peers.problem() for rank in ranks)
+
+    wait_until("a problem", all_know, 60)
+    return [rank.peers.problem() or "" for rank in ranks]
+
+
 def problems_after(seconds: float, ranks: list[Rank], working: list[Rank]) -> list[str | None]:
     """What each rank knows after some seconds in which `working` made progress."""
     end = time.monotonic() + seconds
@@ -69,8 +81,7 @@ def test_those_that_wait_are_left_alone_as_long_as_one_works() -> None:
 def test_a_silent_rank_is_named_to_all_while_others_work() -> None:
     with three_ranks() as ranks:
         ranks[0].is_waiting = True
-        for problem in problems_after(2 * _TIMEOUT_S, ranks, [ranks[2]]):
-            assert problem is not None
+        for problem in problems_found(ranks, [ranks[2]]):
             assert problem.startswith("no sign of life from rank 1 for")
             assert problem.endswith("last in sampling")
 
@@ -79,8 +90,7 @@ def test_all_waiting_for_each_other_is_a_hang() -> None:
     with three_ranks() as ranks:
         for rank in ranks:
             rank.is_waiting = True
-        for problem in problems_after(2 * _TIMEOUT_S, ranks, []):
-            assert problem is not None
+        for problem in problems_found(ranks, []):
             assert problem.startswith("no rank makes progress for")
 
 
@@ -89,7 +99,7 @@ def test_a_failure_is_told_to_all(failing: int) -> None:
     with three_ranks() as ranks:
         others = [rank.peers for rank in ranks if rank is not ranks[failing]]
         ranks[failing].peers.tell("no memory")
-        wait_until("the others", lambda: all(each.failure for each in others), 10)
+        wait_until("the others", lambda: all(each.failure for each in others), 60)
         assert {each.failure for each in others} == {"no memory"}
 
 
@@ -144,7 +154,7 @@ def test_a_stopped_rank_is_found_while_another_works(tmp_path: Path, stopped: in
     since = time.monotonic()
     kill_rank(run, stopped, signal.SIGSTOP)
     [attempt] = wait_over(run)
-    assert time.monotonic() - since < _HANG_TIMEOUT_S + 5 + 15  # one batch, and the last words and the kill
+    assert time.monotonic() - since < _HANG_TIMEOUT_S + 5 + 35  # one batch, and the last words and the kill
     assert attempt.cause is Cause.hang
     assert f"no sign of life from rank {stopped} for" in attempt.detail
     assert f"nothing at all from rank {stopped}:" in attempt.detail

@@ -1,7 +1,6 @@
 """Whole runs on a base in 4 bits, submitted as a user submits them: interrupted they are the same runs."""
 
 import json
-import os
 import signal
 from pathlib import Path
 
@@ -17,9 +16,12 @@ from r1hpc.telemetry.attempts import Cause
 from r1hpc.telemetry.metrics import read_steps
 from tests.runs import (
     assert_same_run,
+    at,
     command_output,
+    held,
     kill_rank,
     submit,
+    until_stopped,
     wait_attempt,
     wait_over,
     wait_step,
@@ -27,8 +29,6 @@ from tests.runs import (
 
 pytest.importorskip("bitsandbytes")
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("qlora")]
-SLOW = {**os.environ, "R1HPC_FAILPOINT": "step.begin:sleep=0.5::*,step.begin:sleep=10::6:1"}
-"""So that there is a moment to stop it."""
 RL = ("rl.kl_coef=0.05", "train.num_steps=6", "evaluate.every=0", "checkpoint.save_every=2")
 
 
@@ -60,7 +60,7 @@ def sft(root: Path, name: str, *words: str, env: dict[str, str] | None = None) -
 
 def test_stopped_fine_tuning_goes_on_to_the_bit_and_is_exported_as_it_ended(tmp_path: Path) -> None:
     undisturbed = finished(sft(tmp_path, "undisturbed"))
-    stopped = sft(tmp_path, "stopped", env=SLOW)
+    stopped = sft(tmp_path, "stopped", env=until_stopped(tmp_path / "stopped", 4))
     wait_step(stopped, 3)
     stopped.stop.touch()
     assert wait_over(stopped)[-1].cause is Cause.stopped
@@ -77,9 +77,11 @@ def test_stopped_fine_tuning_goes_on_to_the_bit_and_is_exported_as_it_ended(tmp_
 def test_killed_reinforcement_learning_goes_on_to_the_bit(tmp_path: Path) -> None:
     words = (*RL, "deepspeed.zero_stage=2", *base(tmp_path))
     undisturbed = finished(submit(tmp_path, "undisturbed", *words, job="jobs/rl_smoke.yaml").run)
-    killed = submit(tmp_path, "killed", *words, job="jobs/rl_smoke.yaml", env=SLOW).run
+    go = tmp_path / "go"
+    killed = submit(tmp_path, "killed", *words, job="jobs/rl_smoke.yaml", env=at(held(go, 4, rank=0))).run
     wait_step(killed, 3)
     kill_rank(killed, 1, signal.SIGKILL)
+    go.touch()
     wait_attempt(killed, 2)
     assert_same_run(finished(killed), undisturbed)
     steps = read_steps(killed).effective.values()

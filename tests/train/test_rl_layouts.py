@@ -1,6 +1,5 @@
 """A run on another number of ranks, under other ZeRO stages, with adapters: what must stay the same."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,7 @@ import pytest
 from r1hpc.base.rundir import RunDir
 from r1hpc.telemetry.attempts import Cause
 from r1hpc.telemetry.metrics import read_ledger, read_steps
-from tests.runs import submit, wait_over, wait_step
+from tests.runs import submit, until_stopped, wait_over, wait_step
 
 pytestmark = pytest.mark.timeout(600)
 SIZE = ("rl.kl_coef=0", "train.num_steps=8", "evaluate.every=0", "deepspeed.zero_stage=0")
@@ -23,8 +22,8 @@ def run(root: Path, name: str, *words: str) -> RunDir:
 
 def test_on_another_number_of_ranks_the_prompts_and_groups_are_the_same(tmp_path: Path) -> None:
     two = run(tmp_path, "two", *SIZE)
-    slow = {**os.environ, "R1HPC_FAILPOINT": "step.begin:sleep=0.5::*,step.begin:sleep=10::6:1"}
-    moved = submit(tmp_path, "moved", *SIZE, job="jobs/rl_smoke.yaml", env=slow).run
+    held = until_stopped(tmp_path / "moved", 4)
+    moved = submit(tmp_path, "moved", *SIZE, job="jobs/rl_smoke.yaml", env=held).run
     wait_step(moved, 3)
     moved.stop.touch()
     assert [a.cause for a in wait_over(moved)] == [Cause.stopped]

@@ -1,6 +1,5 @@
 """Whole runs whose ranks share their sequences: as on one rank, and resumed to the bit."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +8,13 @@ import pytest
 from r1hpc.base.rundir import RunDir
 from r1hpc.telemetry.attempts import Cause
 from r1hpc.telemetry.metrics import read_steps
-from tests.runs import assert_same_data, assert_same_run, submit, wait_over, wait_step
+from tests.runs import assert_same_data, assert_same_run, submit, until_stopped, wait_over, wait_step
 from tests.train.test_sft_packed import traces
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("sequence-runs")]
 SIZE: tuple[str, ...] = ("train.num_steps=8", "train.global_batch_size=4", "train.micro_batch_size=2")
 SIZE += ("train.precision=fp32", "data.seq_len=64", "train.warmup_steps=1", "train.eps=1e-6")
 SHARED = ("resources.ranks_per_node=2", "train.sequence_parallel=2")
-SLOW = {**os.environ, "R1HPC_FAILPOINT": "step.begin:sleep=0.5::*,step.begin:sleep=10::6:1"}
-"""So that there is a moment to stop it."""
 
 
 def begun(root: Path, name: str, *words: str, env: Any = None) -> RunDir:
@@ -30,7 +27,7 @@ def finished(run: RunDir) -> RunDir:
 
 
 def stopped(root: Path, name: str, *words: str) -> RunDir:
-    run = begun(root, name, *words, env=SLOW)
+    run = begun(root, name, *words, env=until_stopped(root / name, 4))
     wait_step(run, 3)
     run.stop.touch()
     assert wait_over(run)[-1].cause is Cause.stopped

@@ -1,7 +1,6 @@
 """Whole runs of stage sft on two ranks: packed it trains as padded, and a resume is to the bit."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from r1hpc.data.traces import TraceDataset, open_traces
 from r1hpc.data.validation import hold_out
 from r1hpc.telemetry.attempts import Cause
 from r1hpc.telemetry.metrics import read_steps
-from tests.runs import assert_same_run, submit, wait_over, wait_step
+from tests.runs import assert_same_run, submit, until_stopped, wait_over, wait_step
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("sft-packed")]
 SIZE: tuple[str, ...] = (
@@ -26,9 +25,6 @@ SIZE: tuple[str, ...] = (
     "checkpoint.save_every=5",
 )
 SIZE += ("resources.ranks_per_node=2", "train.micro_batch_size=2", "train.precision=fp32", "train.lr=1e-3")
-
-SLOW = {**os.environ, "R1HPC_FAILPOINT": "step.begin:sleep=0.5::*"}
-"""So that there is a moment to stop it."""
 
 
 def traces(folder: Path) -> Path:
@@ -68,8 +64,7 @@ def test_stopped_and_resumed_it_is_the_same_run_to_the_bit(tmp_path: Path) -> No
     packing = ("data.packing=true", "deepspeed.zero_stage=2", "train.precision=bf16")
     undisturbed = run(tmp_path, "undisturbed", *packing)
     assert wait_over(undisturbed)[-1].cause is Cause.finished
-    held = {**SLOW, "R1HPC_FAILPOINT": f"{SLOW['R1HPC_FAILPOINT']},step.begin:sleep=10::6:1"}
-    stopped = run(tmp_path, "stopped", *packing, env=held)
+    stopped = run(tmp_path, "stopped", *packing, env=until_stopped(tmp_path / "stopped", 4))
     wait_step(stopped, 3)
     stopped.stop.touch()
     assert wait_over(stopped)[-1].cause is Cause.stopped
@@ -86,7 +81,7 @@ def test_early_stopping_leaves_the_model_of_the_lowest_loss(tmp_path: Path) -> N
     )
     # A rate at which it soon learns the few traces by heart.
     words += ("train.lr=3e-2", "train.warmup_steps=1", "train.num_steps=200", "train.global_batch_size=8")
-    done = run(tmp_path, "early", *words, "data.packing=true", env=SLOW)
+    done = run(tmp_path, "early", *words, "data.packing=true", env=until_stopped(tmp_path / "early", 4))
     wait_step(done, 3)
     done.stop.touch()
     assert wait_over(done)[-1].cause is Cause.stopped

@@ -12,7 +12,7 @@ from r1hpc.train.watchdog import EXIT_HANG
 _HANGS = """
 import sys, time
 from r1hpc.train.watchdog import Watchdog
-dog = Watchdog(0.5, lambda problem: print(problem, flush=True))
+dog = Watchdog(3.0, lambda problem: print(problem, flush=True))
 dog.start()
 dog.beat("step 7")
 def stuck_here(): time.sleep(60)
@@ -21,13 +21,13 @@ stuck_here()
 _WORKS = """
 import time
 from r1hpc.train.watchdog import Watchdog
-dog = Watchdog(0.5, lambda problem: print("hung"))
+dog = Watchdog(3.0, lambda problem: print("hung"))
 dog.start()
-for step in range(12):
+for step in range(10):
     dog.beat(f"step {step}")
-    time.sleep(0.1)
+    time.sleep(0.4)
 dog.stop()
-time.sleep(0.8)
+time.sleep(4.0)
 print("done")
 """
 
@@ -50,8 +50,9 @@ import ctypes
 from r1hpc.train import watchdog
 watchdog._BACKSTOP_S = 1.0
 dog = watchdog.Watchdog(1.0, lambda problem: print(problem, flush=True))
-dog.start()
-def stuck_in_c(): ctypes.PyDLL(None).sleep(60)
+def stuck_in_c():
+    dog.start()
+    ctypes.PyDLL(None).sleep(60)
 stuck_in_c()
 """
 
@@ -68,7 +69,7 @@ def test_a_lock_held_in_c_is_ended_by_the_other_process(tmp_path: Path) -> None:
 _SUSPENDED = """
 import os, signal, time
 from r1hpc.train import watchdog
-watchdog._BACKSTOP_S = 1.0
+watchdog._BACKSTOP_S = 4.0
 dog = watchdog.Watchdog(6.0, lambda problem: print(problem, flush=True))
 dog.start()
 time.sleep(1.5)  # both watchers have looked
@@ -83,7 +84,7 @@ def test_time_in_which_the_process_was_stopped_is_no_silence() -> None:
     with subprocess.Popen([sys.executable, "-c", _SUSPENDED], stdout=subprocess.PIPE, text=True) as process:
         _, status = os.waitpid(process.pid, os.WUNTRACED)
         assert os.WIFSTOPPED(status)
-        time.sleep(9.0)
+        time.sleep(13.0)
         process.send_signal(signal.SIGCONT)
         assert process.communicate() == ("done\n", None)
     assert process.returncode == 0
