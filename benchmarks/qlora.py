@@ -52,6 +52,8 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=96)
     parser.add_argument("--root", type=Path, help="where the runs are kept")
     options = parser.parse_args()
+    if not (options.model / "config.json").exists():
+        raise SystemExit(f"{options.model} is no model folder: make models/SmolLM2-135M-Instruct")
     with tempfile.TemporaryDirectory() as folder:
         root = options.root or Path(folder)
         root.mkdir(exist_ok=True)
