@@ -23,9 +23,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-
-import psutil
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 NUM_FUNCTIONS = 4000
@@ -68,8 +67,9 @@ def main() -> None:
         for name in ("lora", "nf4", "resumed"):
             print(name, json.dumps(read(root / name)), flush=True)
         names = sorted(path.name for path in (root / "nf4" / "model").iterdir())
-        left = [root / name / "model" for name in ("nf4", "resumed")]
-        _, other, missing = filecmp.cmpfiles(*left, names, shallow=False)
+        _, other, missing = filecmp.cmpfiles(
+            root / "nf4" / "model", root / "resumed" / "model", names, shallow=False
+        )
         print("the resumed run left the same model" if not other + missing else f"differ: {other + missing}")
 
 
@@ -101,22 +101,16 @@ def train(root: Path, name: str, options: argparse.Namespace, stop_at: int | Non
         *(f"train.num_steps={options.steps}", f"train.validate_every={options.steps // 2}"),
         *(() if name == "lora" else ("model.base_quantization=nf4",)),
     ]
-    command = [
-        sys.executable,
-        "-m",
-        "r1hpc.submit",
-        str(root / "job.yaml"),
-        "--executor",
-        "local",
-        "--follow",
-    ]
-    command += ["--run-root", str(root), "--run-name", name]
+    submit = [sys.executable, "-m", "r1hpc.submit", "--run-name", name, "--run-root", str(root)]
+    submit += ["--executor", "local", "--follow"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    run = {"cwd": CHECKOUT, "env": environment, "stdout": subprocess.DEVNULL}
-    with subprocess.Popen([*command, *words], **run) as process:
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(
+        [*submit, str(root / "job.yaml"), *words], cwd=CHECKOUT, env=environment, stdout=quiet
+    ) as process:
         watch(root / name, process, stop_at)
     if stop_at is not None:
-        subprocess.run([*command, "--resume"], check=True, **run)
+        subprocess.run([*submit, "--resume"], cwd=CHECKOUT, env=environment, stdout=quiet, check=True)
 
 
 def watch(run: Path, process: "subprocess.Popen[bytes]", stop_at: int | None) -> None:
@@ -132,9 +126,12 @@ def watch(run: Path, process: "subprocess.Popen[bytes]", stop_at: int | None) ->
 
 
 def resident(run: Path) -> Iterator[int]:
-    for process in psutil.process_iter(["cmdline", "memory_info"]):
-        if str(run) in " ".join(process.info["cmdline"] or []) and process.info["memory_info"]:
-            yield process.info["memory_info"].rss
+    """Bytes that each process of the run has held at most until now."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, StopIteration):
+            if str(run) in (process / "cmdline").read_text():
+                lines = (process / "status").read_text().splitlines()
+                yield next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def steps(run: Path) -> list[dict[str, float]]:
