@@ -20,9 +20,9 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -52,17 +52,15 @@ def main() -> None:
     parser.add_argument("--root", type=Path, help="where the runs are kept")
     options = parser.parse_args()
     if not (options.model / "config.json").exists():
-        raise SystemExit(f"{options.model} is no model folder: make models/SmolLM2-135M-Instruct")
+        print(f"not run: {options.model} is no model folder: make models/SmolLM2-135M-Instruct")
+        return
     with tempfile.TemporaryDirectory() as folder:
-        root = options.root or Path(folder)
+        root = (options.root or Path(folder)).absolute()
         root.mkdir(exist_ok=True)
         (root / "job.yaml").write_text(JOB)
         write_functions(root / "functions.jsonl", options)
-        threads = [threading.Thread(target=train, args=(root, name, options)) for name in ("lora", "nf4")]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda name: train(root, name, options), ("lora", "nf4")))
         train(root, "resumed", options, stop_at=options.steps // 2)
         for name in ("lora", "nf4", "resumed"):
             print(name, json.dumps(read(root / name)), flush=True)
@@ -70,7 +68,9 @@ def main() -> None:
         _, other, missing = filecmp.cmpfiles(
             root / "nf4" / "model", root / "resumed" / "model", names, shallow=False
         )
-        print("the resumed run left the same model" if not other + missing else f"differ: {other + missing}")
+        if other + missing:
+            raise SystemExit(f"the resumed run left another model: {', '.join(other + missing)} differ")
+        print("the resumed run left the same model")
 
 
 def write_functions(path: Path, options: argparse.Namespace) -> None:
@@ -78,9 +78,7 @@ def write_functions(path: Path, options: argparse.Namespace) -> None:
     lines = []
     for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         for prompt, completion in functions(file.read_text(errors="replace")):
-            if (
-                len(prompt) + len(completion) < 2.2 * options.seq_len
-            ):  # characters a token of code has, at least
+            if len(prompt) + len(completion) < CHARACTERS * options.seq_len:
                 lines.append(json.dumps({"prompt": prompt, "completion": completion}) + "\n")
     path.write_text("".join(lines[:NUM_FUNCTIONS]))
 
@@ -104,32 +102,39 @@ def train(root: Path, name: str, options: argparse.Namespace, stop_at: int | Non
     submit = [sys.executable, "-m", "r1hpc.submit", "--run-name", name, "--run-root", str(root)]
     submit += ["--executor", "local", "--follow"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    quiet = subprocess.DEVNULL
-    with subprocess.Popen(
-        [*submit, str(root / "job.yaml"), *words], cwd=CHECKOUT, env=environment, stdout=quiet
-    ) as process:
-        watch(root / name, process, stop_at)
+
+    def follow(*more: str, stop_at: int | None = None) -> int:
+        with subprocess.Popen(
+            [*submit, *more], cwd=CHECKOUT, env=environment, stdout=subprocess.DEVNULL
+        ) as process:
+            watch(root / name, process, stop_at)
+        return process.returncode
+
+    status = follow(str(root / "job.yaml"), *words, stop_at=stop_at)
     if stop_at is not None:
-        subprocess.run([*submit, "--resume"], cwd=CHECKOUT, env=environment, stdout=quiet, check=True)
+        status = follow("--resume")
+    if status:
+        raise SystemExit(f"run {name} ended with status {status}: python -m r1hpc.status {root / name}")
 
 
 def watch(run: Path, process: "subprocess.Popen[bytes]", stop_at: int | None) -> None:
-    """Keep the largest memory of the run's processes in peak.json; ask it to stop after a step."""
-    peak = 0
+    """Keep the largest memory of the run's processes in a file beside it; ask it to stop after a step."""
+    file = run.with_suffix(".peak")
+    peak = json.loads(file.read_text()) if file.exists() else 0
     while process.poll() is None:
         peak = max([peak, *resident(run)])
         if stop_at is not None and len(steps(run)) >= stop_at:
             (run / "STOP").touch()
             stop_at = None
         time.sleep(1.0)
-    (run / "peak.json").write_text(json.dumps(peak))
+    file.write_text(json.dumps(peak))
 
 
 def resident(run: Path) -> Iterator[int]:
     """Bytes that each process of the run has held at most until now."""
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, StopIteration):
-            if str(run) in (process / "cmdline").read_text():
+            if str(run) in (process / "cmdline").read_text(errors="replace"):
                 lines = (process / "status").read_text().splitlines()
                 yield next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
@@ -147,7 +152,7 @@ def read(run: Path) -> dict[str, object]:
         "loss of the last 50": round(statistics.mean(step["loss"] for step in found[-50:]), 4),
         "held out": [round(loss, 4) for loss in held_out],
         "seconds a step": round(statistics.median(step["step_time_s"] for step in found), 2),
-        "peak MiB": json.loads((run / "peak.json").read_text()) // 2**20,
+        "peak MiB": json.loads(run.with_suffix(".peak").read_text()) // 2**20,
     }
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from r1hpc.attempt.state import read_situation
 from r1hpc.base.rundir import RunDir
+from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.telemetry.attempts import Attempt, read_history
 from r1hpc.telemetry.metrics import audit_ledger, compare, last_steps, read_ledger
 
@@ -103,6 +104,12 @@ def wait_step(run: RunDir, step: int, timeout_s: float = 120, attempt: int = 1) 
         return bool(newest) and newest[-1].global_step >= step and newest[-1].attempt >= attempt
 
     wait_until(f"step {step}", is_there, timeout_s, run)
+
+
+def wait_committed(run: RunDir, step: int, timeout_s: float = 60) -> None:
+    """Until the checkpoint of step `step` is there."""
+    store = CheckpointStore(run.checkpoints)
+    wait_until(f"commit of step {step}", lambda: any(c.step == step for c in store.list()), timeout_s, run)
 
 
 def current_step(run: RunDir) -> int:

@@ -375,12 +375,14 @@ def preempt_mode(cluster: Cluster, mode: str) -> Iterator[None]:
         cluster.run([*set_mode, "preemptmode=requeue"])
 
 
-def test_a_step_of_three_times_the_grace_where_slurm_cancels(on_cluster: Cluster, tmp_path: Path) -> None:
+def test_a_step_longer_than_grace_and_kill_wait_where_slurm_cancels(
+    on_cluster: Cluster, tmp_path: Path
+) -> None:
     """Two runs at once: the job of one may be requeued, that of the other must be submitted again."""
     runs = [LightRun(tmp_path, name, on_cluster) for name in ("requeue", "resubmit")]
     with preempt_mode(on_cluster, "cancel"):
         for run in runs:
-            run.submit(_SCAVENGER, "--exclusive", R1HPC_LIGHT_SAVE_S="30")
+            run.submit(_SCAVENGER, "--exclusive", R1HPC_LIGHT_SAVE_S="90")
         on_cluster.run(["scontrol", "update", f"JobId={runs[1].job}", "Requeue=0"])
         for run in runs:
             run.wait_rank(1)
@@ -411,12 +413,12 @@ def lose_the_controller(cluster: Cluster, root: Path, away_s: float) -> None:
     for run in runs.values():
         run.wait_rank(1)
     cluster.wait_saved([int(run.job) for run in runs.values()])
-    held = [run for phase, run in runs.items() if phase in _PHASES]
-    cluster.run(["scancel", "--signal=USR2", *(str(run.job) for run in held)])
-    held[1].wait_log("ended: preempted")
     last = runs["during the requeue"]
     cluster.run(["scancel", "--signal=USR2", str(last.job)])
     wait_until("the end to halt", lambda: is_halted(last.run), 60, last.run)
+    held = [run for phase, run in runs.items() if phase in _PHASES]
+    cluster.run(["scancel", "--signal=USR2", *(str(run.job) for run in held)])
+    held[1].wait_log("ended: preempted")
     cluster.kill_controller()
     go_on(last.run)
     last.wait_log("trying again")
@@ -460,8 +462,8 @@ def cancel_at(cluster: Cluster, root: Path, moments: Sequence[float]) -> None:
         cluster.cancel(run.job)
     time.sleep(15)  # longer than a requeue takes here
     for moment, run in zip(moments, runs, strict=True):
+        cluster.wait_job(run.job, {"CANCELLED"})
         at = f"cancelled {moment:.2f} s after the signal\n{run.log}"
-        assert cluster.state(run.job) == "CANCELLED", at
         assert len(run.attempts) == begun_before[run.job], at
         assert read_situation(run.run).state is State.cancelled, at
 

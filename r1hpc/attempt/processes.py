@@ -29,6 +29,7 @@ def ranks_of(run_dir: Path, job_id: str) -> list[int]:
     """The live ranks that the local supervisor of this job id has started."""
     mark = f"R1HPC_LOCAL_JOB_ID={job_id}".encode()
     pids = [int(process.name) for process in Path("/proc").iterdir() if process.name.isdigit()]
+    # is_of_run first, which waits until a process has been started: before that it has no environment either.
     return [pid for pid in pids if is_of_run(pid, run_dir) and mark in _environment(pid)]
 
 

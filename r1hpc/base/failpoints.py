@@ -1,8 +1,8 @@
 """Faults on request, for tests and drills: R1HPC_FAILPOINT=name:action[:rank][:nth][:attempt][,...].
 
-Actions: term, kill9, exit, raise, enospc, eio, stop, sleep=SECONDS, until=FILE (wait until it is there).
-`rank` may be * or empty for any; `nth` counts calls from 1 (default 1), * is every call; with `attempt` it
-happens in that one only. Unset, a failpoint costs one dictionary lookup.
+Actions: term, kill9, exit, raise, enospc, eio, stop, sleep=SECONDS, until=FILE (wait until it is there;
+no colon or comma in its path). `rank` may be * or empty for any; `nth` counts calls from 1 (default 1), * is
+every call; with `attempt` it happens in that one only. Unset, a failpoint costs one dictionary lookup.
 """
 
 import errno

@@ -79,13 +79,14 @@ def _kill_a_rank(job: JobRef) -> None:
 
 def _stop_and_continue(job: JobRef) -> None:
     pids = _ranks(job)
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
     try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
         time.sleep(_SUSPENDED_S)
     finally:
         for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):  # the others must go on all the same
+                os.kill(pid, signal.SIGCONT)
 
 
 def _ranks(job: JobRef) -> list[int]:

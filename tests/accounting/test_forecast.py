@@ -41,7 +41,7 @@ def test_its_own_quantiles_come_back(spread: Spread) -> None:
     assert remaining(spread, 0.0).p90 == pytest.approx(spread.p90)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(spreads, min_size=2, max_size=5))
 def test_a_sum_lies_between_independence_and_lockstep(answer: list[Spread]) -> None:
     lockstep = total(answer, correlation=1.0)

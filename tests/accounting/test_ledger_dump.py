@@ -291,7 +291,7 @@ def check_that_both_agree(content: bytes, zone: str, size: int, selected: dict[s
         assert outcome(by_columns, content, **selected) == outcome(by_rows, content, **selected)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     st.lists(ROWS.filter(lambda line: line.count("|") == HEADER.count("|")), max_size=12),
     ENDS,
@@ -315,7 +315,7 @@ def test_columns_and_rows_agree_whatever_columns_there_are(
     check_that_both_agree(end.join(line.encode() for line in lines), zone, size, selected)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.lists(LINES, max_size=12), ENDS, st.sampled_from(ZONES), SIZES, SELECTIONS)
 def test_columns_and_rows_agree_on_lines_that_were_damaged(
     lines: list[bytes], end: bytes, zone: str, size: int, selected: dict[str, Any]

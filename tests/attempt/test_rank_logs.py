@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from r1hpc.attempt import rank_logs
+from r1hpc.base.rundir import RunDir
 from tests.recorded import RecordedRun
 from tests.runs import wait_until
 
@@ -32,6 +33,32 @@ def test_a_long_log_is_read_from_its_end(tmp_path: Path) -> None:
     path.write_bytes(b"".join(b"line %d\n" % n for n in range(50_000)) + b"unfinished")
     assert rank_logs.tail(path, 2) == [b"line 49999", b"unfinished"]
     assert len(rank_logs.tail(path, 30_000)) == 30_000
+
+
+def test_what_came_while_the_next_attempt_began_is_followed_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no Slurm
+    made = RecordedRun(tmp_path / "demo")
+    made.submit("4711", "slurm")
+    made.begin()
+    made.log("one")
+
+    def begins_meanwhile(run: RunDir) -> int | None:
+        monkeypatch.setattr(rank_logs, "last_attempt", newest)
+        with run.rank_log(1, 0).open("a") as file:
+            file.write("two\nunfinished")
+        made.end("preempted")
+        made.begin()
+        made.log("three")
+        return newest(run)
+
+    newest = rank_logs.last_attempt
+    lines = rank_logs.follow(made.run, 0, None, 1)
+    seen = [next(lines)]
+    monkeypatch.setattr(rank_logs, "last_attempt", begins_meanwhile)
+    seen += [next(lines) for _ in range(4)]
+    assert seen == ["one", "two", "unfinished", "==> attempt 2, rank 0 <==", "three"]
 
 
 def test_follow_goes_on_with_the_next_attempt_until_the_end(

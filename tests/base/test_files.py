@@ -26,7 +26,7 @@ from r1hpc.base.files import (
 _RECORDS = st.lists(st.dictionaries(st.text(max_size=4), st.integers() | st.text(max_size=4), max_size=3))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(records=_RECORDS, cut=st.integers(0, 200), later=_RECORDS)
 def test_a_torn_line_costs_only_itself(
     tmp_path_factory: pytest.TempPathFactory, records: list[Any], cut: int, later: list[Any]

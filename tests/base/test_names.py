@@ -1,7 +1,7 @@
 """Names that may become a path, and text that may reach a terminal."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from r1hpc.base.errors import UsageError
@@ -38,7 +38,6 @@ def test_bad_names(name: str) -> None:
         check_name(name, "run name")
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_printable_text_has_no_control_characters(text: str) -> None:
     shown = printable(text)

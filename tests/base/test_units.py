@@ -1,7 +1,7 @@
 """Slurm's notations read and written, and numbers for people."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from r1hpc.base.errors import UsageError
@@ -34,7 +34,6 @@ def test_what_is_no_time(text: str) -> None:
         parse_time(text)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**9))
 def test_format_time_is_read_back(seconds: int) -> None:
     assert parse_time(format_time(seconds)) == seconds

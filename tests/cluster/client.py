@@ -147,12 +147,14 @@ class Client:
 
     def _ask(self, argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
         """Run a command that only reads, again where a daemon was too slow to answer."""
-        while True:
+        for _ in range(4):
             done = self.run(argv, check=False)
-            if done.returncode == 0:
-                return done
-            if "Socket timed out" not in done.stderr:
-                raise ClusterError(f"{' '.join(argv)} exited {done.returncode}\n{done.stdout}{done.stderr}")
+            if done.returncode and "Socket timed out" in done.stderr:
+                continue
+            break
+        if done.returncode:
+            raise ClusterError(f"{' '.join(argv)} exited {done.returncode}\n{done.stdout}{done.stderr}")
+        return done
 
     def _run(
         self,

@@ -42,6 +42,7 @@ _DATABASE_PORT, _NODE_PORT, _DBD_PORT = 13306, 16818, 16819  # as in the two .co
 _USER_SIGNAL = "PreemptParameters=send_user_signal"
 _OTHER = f"use it with R1HPC_TEST_CLUSTER={STATE_FILE}, or end it: python -m tests.cluster down"
 GRACE_SECONDS = 10
+"""In effect at least kill_wait + message_timeout; see Cluster."""
 
 
 def in_use() -> str | None:
@@ -63,7 +64,8 @@ class Cluster(Client):
         kill_wait, message_timeout, slurmd_timeout: seconds, as in slurm.conf(5). slurmctld looks at the end
             of a victim's GraceTime only kill_wait + message_timeout seconds after it chose it, and then at
             each scheduler pass (2 s): a shorter grace is longer than it says (measured on 24.11.5, and
-            select_nodes() of src/slurmctld/node_scheduler.c).
+            select_nodes() of src/slurmctld/node_scheduler.c). Of KillWait job.sh leaves 15 s to the end of an
+            attempt, which on a busy machine needs them.
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class Cluster(Client):
         directory: Path | None = None,
         detached: bool = False,
         send_user_signal: bool = False,
-        kill_wait: int = 17,
+        kill_wait: int = 20,
         message_timeout: int = 5,
         slurmd_timeout: int = 15,
     ) -> None:

@@ -59,7 +59,7 @@ def test_accounting_counts_the_gpus_of_all_nodes(idle_cluster: Cluster) -> None:
 def test_an_urgent_job_evicts_a_scavenger_that_is_requeued(idle_cluster: Cluster, tmp_path: Path) -> None:
     victim = _scavenger(idle_cluster, tmp_path, "echo run $SLURM_RESTART_COUNT; srun sleep 600")
     preemptor = idle_cluster.preempt(victim)
-    idle_cluster.wait_restarts(victim, 1, timeout=60)
+    idle_cluster.wait_restarts(victim, 1)
     assert idle_cluster.wait_job(preemptor) == "COMPLETED"
     # slurmdbd and the job's first line may come a moment after slurmctld's word.
     until("PREEMPTED by sacct", lambda: states_by_sacct(idle_cluster, victim)[:1] == ["PREEMPTED"], 60)
@@ -80,7 +80,7 @@ def test_send_user_signal_delivers_the_users_signal_instead_of_sigterm(
         for life in range(1, 4):
             _wait_text(tmp_path / "out", "armed", count=2 * life)
             idle_cluster.preempt(victim)
-            idle_cluster.wait_restarts(victim, life, timeout=60)
+            idle_cluster.wait_restarts(victim, life)
             said.append((tmp_path / "out").read_text().removeprefix("".join(said)))
             if said[-1].count("got USR2") == 2:
                 break

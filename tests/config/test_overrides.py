@@ -194,7 +194,7 @@ def test_known_keys_are_those_of_the_schema() -> None:
         _value(config, key)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seconds=st.integers(60, 10**7))
 def test_a_time_limit_may_be_given_in_any_notation(seconds: int) -> None:
     minutes, rest = divmod(seconds, 60)

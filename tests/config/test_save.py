@@ -32,7 +32,7 @@ def test_a_range_that_was_narrowed_keeps_an_old_run_readable(tmp_path: Path) -> 
 _TEXT = st.text(max_size=20).filter(lambda text: "\x00" not in text)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     steps=st.integers(1, 10**9),
     lr=st.floats(1e-300, 1e300),

@@ -23,7 +23,7 @@ _TEXTS = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(_TEXTS)
 def test_words_are_those_of_split(texts: list[str]) -> None:
     batch = TextBatch(texts)
@@ -40,7 +40,7 @@ def test_words_are_those_of_split(texts: list[str]) -> None:
     assert Counter(Counter(hashes).values()) == Counter(Counter(found).values())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(_TEXTS)
 def test_normal_words_are_lower_case_letters_and_digits(texts: list[str]) -> None:
     batch = TextBatch(texts, normal=True)
@@ -67,7 +67,7 @@ def test_tokens_are_words_and_signs(text: str, tokens: str) -> None:
     assert [batch.bytes[start:stop].tobytes().decode() for start, stop in found] == tokens.split()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(_TEXTS)
 def test_lines_and_paragraphs(texts: list[str]) -> None:
     batch = TextBatch(texts)
@@ -76,7 +76,7 @@ def test_lines_and_paragraphs(texts: list[str]) -> None:
     assert batch.paragraphs.count().tolist() == expected
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.lists(st.integers(0, 3), max_size=12), min_size=1, max_size=4), st.integers(1, 5))
 def test_ngrams_stay_inside_their_document(documents: list[list[int]], size: int) -> None:
     words = np.array([word for words in documents for word in words], dtype=np.uint64)

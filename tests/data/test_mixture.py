@@ -48,7 +48,7 @@ def test_every_batch_holds_each_source_to_a_sample(first: int) -> None:
     assert 1 + sum(a != b for a, b in pairwise(sources)) > BATCH // 3, "sources lie mixed, not in runs"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.floats(0.01, 100), min_size=1, max_size=9),
     st.integers(1, 300),
@@ -81,7 +81,7 @@ def test_each_source_visits_every_item_equally_often() -> None:
     assert max(seen[1, item] for item in range(10_000)) == 1
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 10**15), min_size=1, max_size=30), st.integers(0, 2**63 - 1))
 def test_a_sample_does_not_depend_on_its_batch(ids: list[int], seed: int) -> None:
     mixed = mixture(seed=seed)
@@ -139,7 +139,6 @@ def test_hash_names_everything_the_order_depends_on() -> None:
     assert DocumentMixture("x", same).plan_hash == DocumentMixture("x", plans[0]).plan_hash
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=9), st.integers(1, 2000))
 def test_divide(weights: list[float], total: int) -> None:
     found = divide(total, weights)

@@ -4,21 +4,19 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from r1hpc.base.errors import UsageError
 from r1hpc.data.order import MAX_DOMAIN, ORDER_VERSION, SamplePlan, epoch_key, permute
 
 
-@settings(deadline=None)
 @given(st.integers(1, 3000), st.integers(0, 2**63 - 1), st.integers(0, 2**40))
 def test_every_window_once_per_epoch(size: int, seed: int, epoch: int) -> None:
     image = permute(np.arange(size), size, epoch_key(seed, epoch))
     assert np.array_equal(np.sort(image), np.arange(size))
 
 
-@settings(deadline=None)
 @given(st.integers(2**31, MAX_DOMAIN), st.integers(0, 2**63 - 1), st.data())
 def test_large_domains_stay_inside_and_collide_nowhere(size: int, seed: int, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, size - 1000))
@@ -28,7 +26,6 @@ def test_large_domains_stay_inside_and_collide_nowhere(size: int, seed: int, dat
     assert len(np.unique(image)) == 1000
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 10**12), min_size=1, max_size=50))
 def test_a_sample_does_not_depend_on_its_batch(ids: list[int]) -> None:
     plan = SamplePlan("d", 1_000_003, 7, seed=3)
@@ -52,7 +49,6 @@ def _scalar_permute(position: int, size: int, key: bytes) -> int:
             return position
 
 
-@settings(deadline=None)
 @given(st.integers(1, MAX_DOMAIN), st.integers(0, 2**63 - 1), st.data())
 def test_vectorised_equals_scalar(size: int, seed: int, data: st.DataObject) -> None:
     positions = data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=5))

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from r1hpc.data.packed_loader import PackedLoader, deal, pack
@@ -87,7 +87,6 @@ def test_every_token_that_is_learnt_names_its_sample(dataset: TraceDataset, make
     assert not found
 
 
-@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(2, 100), min_size=12, max_size=80),
     multiple=st.integers(1, 12),

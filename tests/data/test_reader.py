@@ -37,7 +37,7 @@ def expected(path: Path) -> Any:
 
 
 @pytest.mark.parametrize("verify", ["once", "every"])
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_window_equals_zarr(path: Path, expected: Any, verify: str, data: st.DataObject) -> None:
     dataset = open_dataset(path, verify=verify)

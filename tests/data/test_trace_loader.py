@@ -80,7 +80,7 @@ def test_global_batches_do_not_depend_on_the_world(
         assert {batch.num_loss_tokens for batch in batches} == {int(whole.loss_mask.sum())}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     num_documents=st.integers(1, 300),
     gbs=st.integers(1, 40),

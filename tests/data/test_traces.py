@@ -50,7 +50,7 @@ def test_round_trip(tmp_path: Path, profile: str, verify: str) -> None:
             dataset.read_document(bad)
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(traces=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=20), part_bytes=st.integers(1, 200))
 def test_any_text_survives(tmp_path: Path, traces: list[Pair], part_bytes: int) -> None:
     shutil.rmtree(tmp_path / "dataset", ignore_errors=True)

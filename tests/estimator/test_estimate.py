@@ -29,7 +29,7 @@ def _hours(found: Estimate) -> Spread:
     return found.gpu_hours
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     params=st.floats(1e7, 1e12),
     tokens=st.floats(1e6, 1e14),

@@ -34,7 +34,7 @@ def test_the_usual_number_of_gpus_holds_whole_copies_of_the_layout() -> None:
     assert num_gpus_of(_work(num_gpus=24, tensor_parallel=8)) == 24
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     params=st.floats(1e8, 3e11),
     gpus=st.sampled_from([1, 8, 64, 512]),

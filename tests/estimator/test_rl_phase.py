@@ -83,7 +83,7 @@ def test_a_batch_waits_for_its_longest() -> None:
     assert decoding(work).steps == pytest.approx(1024 * tail(work, decoding(work).batch))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     params=st.floats(5e8, 2e11),
     gpus=st.sampled_from([1, 8, 64]),

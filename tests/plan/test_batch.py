@@ -1,7 +1,7 @@
 """The global batch comes out exactly, or the error says what would."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from r1hpc.base.errors import ConfigError
@@ -18,7 +18,6 @@ from r1hpc.plan.batch import (
 _counts = st.integers(1, 24)
 
 
-@settings(deadline=None)
 @given(nodes=_counts, ranks=st.integers(1, 8), micro=_counts, accumulation=_counts)
 def test_a_product_is_solved_back(nodes: int, ranks: int, micro: int, accumulation: int) -> None:
     batch = nodes * ranks * micro * accumulation
@@ -27,7 +26,6 @@ def test_a_product_is_solved_back(nodes: int, ranks: int, micro: int, accumulati
     assert solve_batch(batch, micro, nodes * ranks, accumulation, ranks) == expected
 
 
-@settings(deadline=None)
 @given(batch=st.integers(1, 600), nodes=_counts, ranks=st.integers(1, 8), micro=_counts)
 def test_solved_or_refused_with_legal_choices(batch: int, nodes: int, ranks: int, micro: int) -> None:
     try:
@@ -43,7 +41,6 @@ def test_solved_or_refused_with_legal_choices(batch: int, nodes: int, ranks: int
         assert nodes * ranks * plan.micro_batch_size * plan.gradient_accumulation_steps == batch
 
 
-@settings(deadline=None)
 @given(batch=st.integers(1, 200), ranks=st.integers(1, 8), max_nodes=st.integers(1, 12))
 def test_legal_topologies_are_all_and_only_the_legal_ones(batch: int, ranks: int, max_nodes: int) -> None:
     expected = [

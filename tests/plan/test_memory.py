@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -34,7 +34,6 @@ def test_zero_paper_figure_1(zero_stage: int, gigabytes: float) -> None:
     assert total == pytest.approx(gigabytes, abs=0.05)
 
 
-@settings(deadline=None)
 @given(
     world_size=st.integers(1, 512),
     precision=st.sampled_from(Precision),

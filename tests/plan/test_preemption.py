@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from r1hpc.plan.preemption import (
@@ -99,7 +99,6 @@ def test_who_requeues() -> None:
     assert "requeue:" not in _judge(1, grace_s=0)
 
 
-@settings(deadline=None)
 @given(save=st.floats(0, 1e4), window=st.integers(1, 10_000))
 def test_never_ok_where_the_save_is_longer_than_the_window(save: float, window: int) -> None:
     text = _judge(save, grace_s=window, signal_lead_s=window)
@@ -110,7 +109,6 @@ def test_save_time() -> None:
     assert expected_save_time_s(20 * 2**30, 2.0) == pytest.approx(15)
 
 
-@settings(deadline=None)
 @given(save=st.floats(0, 1e5), limit=st.integers(1, 10**7))
 def test_signal_lead(save: float, limit: int) -> None:
     lead = choose_signal_lead_s(save, limit)
@@ -139,7 +137,6 @@ def test_optimal_interval_against_the_waste_it_minimises() -> None:
     assert best == pytest.approx(1.93 * 3600, rel=0.01)
 
 
-@settings(deadline=None)
 @given(save=st.floats(0.1, 1e5), mtbf=st.floats(1, 1e7))
 def test_optimal_interval_never_exceeds_the_mtbf(save: float, mtbf: float) -> None:
     assert 0 < optimal_save_interval_s(save, mtbf) <= mtbf

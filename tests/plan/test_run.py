@@ -80,7 +80,7 @@ def test_positions_a_family_has_by_default_count_too() -> None:
         make_plan(load(None, ["model.config={model_type: gpt2}", "data.seq_len=1025"]), gpus_per_node=0)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     nodes=st.sampled_from([1, 2, 3, 4, 6, 12]),
     vocab_size=st.one_of(st.none(), st.integers(1, 10**6)),

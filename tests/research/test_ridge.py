@@ -31,7 +31,7 @@ def _dense(rows: list[Row], prior: list[tuple[float, float]]) -> tuple[np.ndarra
     return covariance @ (x.T @ np.linalg.solve(v, y) + mean / sd**2), covariance
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), families=st.integers(1, 8), size=st.integers(1, 5))
 def test_it_is_the_dense_solution(seed: int, families: int, size: int) -> None:
     rows = _rows(random.Random(seed), families, size)

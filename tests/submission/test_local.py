@@ -19,6 +19,7 @@ from tests.runs import assert_same_run, command_output, rank_pids, wait_step, wa
 from tests.submission.chains import actions_of, jobs_of, submit, submitted, write_chain
 
 _THRICE = "  - name: one\n  - name: two\n  - name: three\n"
+pytestmark = pytest.mark.timeout(600)
 _SLOW = "step.begin:sleep=3::*:1"
 
 

@@ -4,7 +4,7 @@ import time
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from r1hpc.tasks.arithmetic import MAX_DEPTH, RefusedError, numbers, parse, value
@@ -20,7 +20,6 @@ _EXPRESSION = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(_EXPRESSION)
 def test_a_value_is_what_python_says(text: str) -> None:
     """eval is safe here: the text is ours. Fractions, so that division is exact."""
@@ -40,7 +39,6 @@ def _split(text: str) -> list[str]:
     return text.split()
 
 
-@settings(deadline=None)
 @given(_EXPRESSION)
 def test_numbers_counts_each_integer(text: str) -> None:
     assert sorted(numbers(parse(text)).elements()) == sorted(
@@ -48,7 +46,6 @@ def test_numbers_counts_each_integer(text: str) -> None:
     )
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:

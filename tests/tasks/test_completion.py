@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from r1hpc.tasks.completion import TAGS, compose, take_apart
@@ -11,7 +11,6 @@ from r1hpc.tasks.completion import TAGS, compose, take_apart
 _PLAIN = st.text(st.characters(blacklist_characters="<>"))
 
 
-@settings(deadline=None)
 @given(_PLAIN, _PLAIN)
 def test_composed_comes_apart(thinking: str, answer: str) -> None:
     parts = take_apart(compose(thinking, answer))
@@ -19,7 +18,6 @@ def test_composed_comes_apart(thinking: str, answer: str) -> None:
     assert parts.well_formed == bool(answer.strip(" \t\r\n"))
 
 
-@settings(deadline=None)
 @given(st.lists(st.one_of(st.sampled_from([*TAGS, "1", " "]), _PLAIN), max_size=12).map("".join))
 def test_well_formed_is_each_tag_once_in_order(text: str) -> None:
     parts = take_apart(text)

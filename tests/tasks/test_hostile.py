@@ -23,7 +23,7 @@ from tests.tasks.conftest import children
 from tests.tasks.hostile import hostile
 
 _TIMEOUT_S = 0.5
-_SLACK_S = 15.0
+_SLACK_S = 6.0
 """To kill a process and to be scheduled again, on a machine with more work than cores."""
 _GROUP = 50
 _FEW = {"chain_sum": 400, "countdown": 400, "jsonl": 60, "reasoning_gym:countdown": 40}

@@ -3,7 +3,7 @@
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from r1hpc.tasks.arithmetic import RefusedError
@@ -60,7 +60,6 @@ def test_words_are_no_products(text: str, answer: str, is_right: bool) -> None:
     assert judge(text, answer, {}) is is_right
 
 
-@settings(deadline=None)
 @given(st.decimals(-(10**12), 10**12, places=4))
 def test_a_written_number_is_read_back(number: object) -> None:
     assert plain_number(f"{number}") == Fraction(f"{number}")

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from r1hpc.base.errors import UsageError
@@ -21,7 +21,6 @@ def _task(name: str, seed: int = 0, **options: object) -> Task:
 
 
 @pytest.mark.parametrize("name", _TASKS)
-@settings(deadline=None)
 @given(index=_INDEX, seed=st.integers(0, 2**31), held_out=st.booleans())
 def test_an_item_depends_on_seed_and_index_alone(name: str, index: int, seed: int, held_out: bool) -> None:
     assert _task(name, seed).item(index, held_out) == _task(name, seed).item(index, held_out)
@@ -57,7 +56,6 @@ def test_held_out_questions_are_not_in_training(name: str) -> None:
     assert len(asked) > 2000
 
 
-@settings(deadline=None)
 @given(index=_INDEX)
 def test_chain_sum_holds_out_by_its_prompt(index: int) -> None:
     task = _task("chain_sum")
@@ -94,7 +92,6 @@ def test_the_id_names_the_options() -> None:
     assert _task("chain_sum", num_terms=6).id == _task("chain_sum").id
 
 
-@settings(deadline=None)
 @given(st.integers(1, 200), st.integers(0, 10))
 def test_shuffled_is_a_permutation(count: int, key: int) -> None:
     assert sorted(Draws(key).shuffled(count)) == list(range(count))

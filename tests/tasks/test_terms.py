@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from r1hpc.base.errors import UsageError
@@ -16,7 +16,6 @@ def _judged(text: str, prompt: str = "2+2=", num_tokens: int = 10, correct: bool
     return Judged(item, completion, correct, False, max_completion_length=40, flops_per_token=3e9)
 
 
-@settings(deadline=None)
 @given(st.text(max_size=200), st.text(max_size=50), st.integers(0, 100))
 def test_every_term_lies_between_0_and_1(text: str, prompt: str, num_tokens: int) -> None:
     judged = _judged(text, prompt, num_tokens)

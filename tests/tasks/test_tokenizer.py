@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from r1hpc.base.errors import UsageError
@@ -34,13 +34,11 @@ def test_the_ids_are_pinned() -> None:
     assert special_ids(_TOKENIZER) == SpecialIds(pad=0, eos=1)
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(_PIECES)).map("".join))
 def test_text_comes_back(text: str) -> None:
     assert _TOKENIZER.decode(encode(_TOKENIZER, text), skip_special_tokens=False) == text
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 26)))
 def test_ids_come_back(ids: list[int]) -> None:
     assert encode(_TOKENIZER, _TOKENIZER.decode(ids, skip_special_tokens=False)) == ids
@@ -51,7 +49,6 @@ def test_tags_stay_where_special_tokens_go() -> None:
     assert _TOKENIZER.decode(ids, skip_special_tokens=True) == "<think>1</think><answer>1</answer>"
 
 
-@settings(deadline=None)
 @given(st.characters().filter(lambda char: char not in ALPHABET))
 def test_any_other_character_is_refused(char: str) -> None:
     with pytest.raises(UsageError, match="no token for"):

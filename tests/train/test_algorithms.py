@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from r1hpc.config.load import assets
@@ -32,7 +32,6 @@ def test_advantages_are_the_distance_from_the_groups_mean_in_its_own_spread() ->
 
 
 @given(reward=st.floats(-5, 5), members=st.integers(1, 16), scale=st.booleans())
-@settings(deadline=None)
 def test_a_group_rewarded_alike_teaches_exactly_nothing(reward: float, members: int, scale: bool) -> None:
     assert (group_advantages(np.full((3, members), reward), scale) == 0).all()
 
@@ -55,7 +54,6 @@ def _slow_gae(reward: float, values: list[float], gamma: float, lam: float) -> l
     gamma=st.floats(0, 1),
     lam=st.floats(0, 1),
 )
-@settings(deadline=None)
 def test_gae_is_the_discounted_sum_of_errors(rows: list[list[float]], gamma: float, lam: float) -> None:
     longest = max(map(len, rows))
     values = np.array([row + [9.0] * (longest - len(row)) for row in rows])

@@ -87,11 +87,12 @@ def training_goes_on_behind_it(group: Group, ours: Snapshots, engine: Any) -> No
         train(engine, [BATCH])
         assert ours.last_committed_step is None
         assert not torch.equal(weights(engine), at_save)
+        time.sleep(0.5)
         held_s = time.monotonic() - began
         go.touch()
         saved = ours.finish()
     assert saved is not None
-    assert saved.write_s >= held_s
+    assert group.rank > 0 or saved.write_s >= held_s
     for snapshots in (ours, direct):
         train(engine, [BATCH])
         checkpoint = snapshots.choose()

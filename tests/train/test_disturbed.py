@@ -22,6 +22,7 @@ from tests.runs import (
     kill_rank,
     submit,
     until_stopped,
+    wait_committed,
     wait_over,
     wait_step,
     wait_until,
@@ -66,8 +67,7 @@ def test_saved_signalled_killed_and_hung_it_is_the_same_run(root: Path, undistur
     kill_rank(run, 1, signal.SIGTERM)
     signalled.touch()
     wait_step(run, 24, attempt=2)
-    committed = CheckpointStore(run.checkpoints)
-    wait_until("step 20 committed", lambda: any(c.step == 20 for c in committed.list()), 60, run)
+    wait_committed(run, 20)
     kill_rank(run, 1, signal.SIGKILL)
     killed.touch()
     wait_step(run, 33, attempt=3)

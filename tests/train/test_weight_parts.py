@@ -19,7 +19,7 @@ def made(shapes: list[tuple[int, int]]) -> Weights:
 
 
 @given(SHAPES, st.integers(1, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_parts_of_all_ranks_are_the_whole(
     tmp_path_factory: pytest.TempPathFactory, shapes: list[tuple[int, int]], world_size: int
 ) -> None:
