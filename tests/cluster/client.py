@@ -128,7 +128,7 @@ class Client:
 
     def cancel(self, *job_ids: int) -> None:
         """scancel; a job that has ended already is fine."""
-        self.run(["scancel", *map(str, job_ids)], check=False)
+        self._patiently(["scancel", *map(str, job_ids)])
 
     def clear(self, timeout: float = 90) -> None:
         """Cancel every job of the cluster and wait until none is left, not even completing.
@@ -146,14 +146,19 @@ class Client:
         until("an empty queue", empty, timeout)
 
     def _ask(self, argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
-        """Run a command that only reads, again where a daemon was too slow to answer."""
-        for _ in range(4):
-            done = self.run(argv, check=False)
-            if done.returncode and "Socket timed out" in done.stderr:
-                continue
-            break
+        """The answer of a command that only reads."""
+        done = self._patiently(argv)
         if done.returncode:
             raise ClusterError(f"{' '.join(argv)} exited {done.returncode}\n{done.stdout}{done.stderr}")
+        return done
+
+    def _patiently(self, argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        """Run a command that may be run twice, again where a daemon was too slow to answer."""
+        done = self.run(argv, check=False)
+        for _ in range(3):
+            if "Socket timed out" not in done.stderr:
+                break
+            done = self.run(argv, check=False)
         return done
 
     def _run(
