@@ -251,9 +251,15 @@ def _check_weights(config: RunConfig, expected_model: Mapping[str, Any] | None) 
 
 
 def _refuse_integers(config: RunConfig, hf_config: Mapping[str, Any]) -> None:
-    """Quantised weights answer, and cannot be trained."""
-    is_trained = config.stage in TRAINED_STAGES and not config.model.from_scratch
-    if is_trained and hf_config.get("quantization_config"):
+    """Quantised weights answer, and cannot be trained, nor be handed over to an engine."""
+    if config.model.from_scratch or not hf_config.get("quantization_config"):
+        return
+    if config.stage in ("generate", "evaluate") and config.rollout.engine == "vllm":
+        raise ConfigError(
+            f"model.path {config.model.path} holds integer weights, which rollout.engine=vllm is not handed: "
+            "take rollout.engine=sampler, or let vLLM read the folder itself (r1hpc.serve)"
+        )
+    if config.stage in TRAINED_STAGES:
         raise ConfigError(
             f"model.path {config.model.path} holds integer weights, which cannot be trained: give the "
             "folder that they were made from"

@@ -169,6 +169,9 @@ def test_it_is_talked_to_and_evaluated_but_not_trained(
     with pytest.raises(ConfigError, match="holds integer weights, which cannot be trained"):
         submit(["jobs/rl_smoke.yaml", *own, "--dry-run", "--run-root", str(tmp_path / "runs")])
     of_stage = ["stage=evaluate", "evaluate.num_items=8", "resources.ranks_per_node=1"]
+    by_vllm = [*own, *of_stage, "rollout.engine=vllm"]
+    with pytest.raises(ConfigError, match=r"take rollout.engine=sampler, or let vLLM read the folder itself"):
+        submit(["jobs/rl_smoke.yaml", *by_vllm, "--dry-run", "--run-root", str(tmp_path / "runs")])
     asked = runs.submit(tmp_path / "runs", "asked", *own, *of_stage, job="jobs/rl_smoke.yaml").run
     runs.wait_over(asked)
     assert json.loads(asked.evaluation.read_text())["num_items"] == 8
