@@ -35,15 +35,20 @@ def test_a_long_log_is_read_from_its_end(tmp_path: Path) -> None:
     assert len(rank_logs.tail(path, 30_000)) == 30_000
 
 
-def test_what_came_while_the_next_attempt_began_is_followed_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RecordedRun:
+    """A run at work in its first attempt, which has logged a line."""
     monkeypatch.setenv("PATH", str(tmp_path))  # no Slurm
-    made = RecordedRun(tmp_path / "demo")
-    made.submit("4711", "slurm")
-    made.begin()
-    made.log("one")
+    run = RecordedRun(tmp_path / "demo")
+    run.submit("4711", "slurm")
+    run.begin()
+    run.log("one")
+    return run
 
+
+def test_what_came_while_the_next_attempt_began_is_followed_too(
+    made: RecordedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def begins_meanwhile(run: RunDir) -> int | None:
         monkeypatch.setattr(rank_logs, "last_attempt", newest)
         with run.rank_log(1, 0).open("a") as file:
@@ -61,14 +66,7 @@ def test_what_came_while_the_next_attempt_began_is_followed_too(
     assert seen == ["one", "two", "unfinished", "==> attempt 2, rank 0 <==", "three"]
 
 
-def test_follow_goes_on_with_the_next_attempt_until_the_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))  # no Slurm
-    made = RecordedRun(tmp_path / "demo")
-    made.submit("4711", "slurm")
-    made.begin()
-    made.log("one")
+def test_follow_goes_on_with_the_next_attempt_until_the_end(made: RecordedRun) -> None:
     made.log("two")
     seen: list[str] = []
     reader = threading.Thread(target=lambda: seen.extend(rank_logs.follow(made.run, 0, None, 1)))
