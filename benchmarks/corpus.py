@@ -11,6 +11,7 @@ and the largest memory of a process after any of them. --gigabytes 10 takes some
 import argparse
 import functools
 import json
+import multiprocessing
 import random
 import re
 import sysconfig
@@ -52,23 +53,26 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where it all lies meanwhile (default: the system's)")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=chosen.folder) as name:
-        num_bytes = write_corpus(Path(name), round(chosen.gigabytes * 1e9))
+        num_bytes = write_corpus(Path(name), round(chosen.gigabytes * 1e9), chosen.workers)
         measure(Path(name), num_bytes, chosen.workers)
 
 
-def write_corpus(folder: Path, num_bytes: int) -> int:
+def write_corpus(folder: Path, num_bytes: int, workers: int) -> int:
     """JSON lines in files of a part each; how many bytes of text."""
-    documents, written, number = _documents(random.Random(0)), 0, 0
-    while written < num_bytes:
-        most = min(_FILE_BYTES, num_bytes - written)
-        size = 0
-        with (folder / f"{number:05d}.jsonl").open("w") as file:
-            while size < most:
-                text = next(documents)
-                file.write(json.dumps({"text": text}) + "\n")
-                size += len(text)
-        written, number = written + size, number + 1
-    return written
+    sizes = [min(_FILE_BYTES, num_bytes - begin) for begin in range(0, num_bytes, _FILE_BYTES)]
+    paths = [folder / f"{number:05d}.jsonl" for number in range(len(sizes))]
+    with multiprocessing.Pool(workers) as pool:
+        return sum(pool.starmap(_write_file, zip(paths, sizes, range(len(sizes)), strict=True)))
+
+
+def _write_file(path: Path, num_bytes: int, seed: int) -> int:
+    documents, size = _documents(random.Random(seed)), 0
+    with path.open("w") as file:
+        while size < num_bytes:
+            text = next(documents)
+            file.write(json.dumps({"text": text}) + "\n")
+            size += len(text)
+    return size
 
 
 def measure(folder: Path, num_bytes: int, workers: int) -> None:
@@ -137,6 +141,7 @@ def _sentence(draw: random.Random, words: list[str], shares: list[float]) -> str
     return f"{' '.join(drawn).capitalize()}."
 
 
+@functools.cache
 def _words() -> tuple[list[str], list[float]]:
     """The commonest words of the standard library's sources, and their cumulated shares by Zipf's law."""
     counts: Counter[str] = Counter()

@@ -60,7 +60,7 @@ def main() -> int:
 def corpus(folder: Path, gigabytes: float) -> Path:
     """A recipe, and beside it the files that it names."""
     folder.mkdir()
-    write_corpus(folder, round(gigabytes * 1e9))
+    write_corpus(folder, round(gigabytes * 1e9), workers=2)
     recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(RECIPE))
     return recipe

@@ -257,9 +257,14 @@ def ngrams(hashes: Hashes, document: Ints, size: int) -> tuple[Hashes, Ints]:
     count = len(hashes) - size + 1
     found = np.zeros(count, dtype=np.uint64)
     for offset in range(size):
-        found = found * np.uint64(_ODD) + hashes[offset : offset + count]
+        found = longer_ngrams(found, hashes[offset : offset + count])
     inside = np.flatnonzero(document[:count] == document[size - 1 :])
     return mix(found[inside]), inside
+
+
+def longer_ngrams(rolled: Hashes, words: Hashes) -> Hashes:
+    """Hashes, not mixed yet, of n-grams with one more word at the end; 0 stands for no word."""
+    return rolled * np.uint64(_ODD) + words
 
 
 def mix(values: Hashes) -> Hashes:

@@ -5,12 +5,22 @@ alone are no words for their number and mean length. Length of words and English
 texts that are mostly CJK, and stop words only of English where the language is known.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from r1hpc.data.cleaning.batch import Bools, Hashes, Ints, Segments, TextBatch, ngrams, of_document
+from r1hpc.data.cleaning.batch import (
+    Bools,
+    Hashes,
+    Ints,
+    Segments,
+    TextBatch,
+    longer_ngrams,
+    mix,
+    of_document,
+)
 from r1hpc.data.cleaning.verdict import Verdicts
 
 MIN_WORDS, MAX_WORDS = 50, 100_000
@@ -79,40 +89,81 @@ def repetition(batch: TextBatch) -> Verdicts:
 
 def _judge_ngrams(batch: TextBatch, chars: Ints, found: Verdicts) -> None:
     words = batch.tokens
-    hashes, lengths = batch.hashes(words), batch.chars(words)
+    lengths = batch.chars(words)
     ends = np.concatenate([[0], np.cumsum(lengths)])
-    for size, most in MAX_TOP_NGRAM.items():
-        keys, first = ngrams(hashes, words.document, size)
-        spelled = ends[first + size] - ends[first] + size - 1
-        share = _top(of_document(keys, words.document[first]), spelled, words, first) / chars
-        found.refuse(share > most, f"gopher_repetition.top_{size}_gram", share)
-    for size, most in MAX_DUPLICATE_NGRAMS.items():
-        keys, first = ngrams(hashes, words.document, size)
-        covered = _covered(of_document(keys, words.document[first]), first, size, len(hashes))
-        share = words.total(covered * lengths) / chars
-        for number in np.flatnonzero(share > most).tolist():
-            mine = words.document[first] == number
-            share[number] = _counted_once(keys[mine], first[mine], ends, size) / chars[number]
-        found.refuse(share > most, f"gopher_repetition.duplicate_{size}_grams", share)
+    for size, repeats in _repeated_ngrams(batch.hashes(words), words.document):
+        if size in MAX_TOP_NGRAM:
+            share = _top(repeats, size, ends, words) / chars
+            found.refuse(share > MAX_TOP_NGRAM[size], f"gopher_repetition.top_{size}_gram", share)
+        if size in MAX_DUPLICATE_NGRAMS:
+            most = MAX_DUPLICATE_NGRAMS[size]
+            share = words.total(_covered(repeats, size, len(lengths)) * lengths) / chars
+            for number in np.flatnonzero((share > most) & found.unrefused).tolist():
+                mine = words.document[repeats.first] == number
+                share[number] = _counted_once(repeats.where(mine), size, ends) / chars[number]
+            found.refuse(share > most, f"gopher_repetition.duplicate_{size}_grams", share)
 
 
-def _counted_once(keys: Hashes, first: Ints, ends: Ints, size: int) -> int:
+@dataclass(frozen=True)
+class _Repeats:
+    """The n-grams of one size that their document has more than once, equal ones one after another."""
+
+    first: Ints
+    """The word that each begins at."""
+    group: Ints
+    """The same number for equal ones."""
+
+    def where(self, chosen: Bools) -> "_Repeats":
+        return _Repeats(self.first[chosen], self.group[chosen])
+
+    @property
+    def begin(self) -> Ints:
+        """Where each group begins."""
+        return np.flatnonzero(np.diff(self.group, prepend=-1))
+
+
+def _repeated_ngrams(hashes: Hashes, document: Ints) -> Iterator[tuple[int, _Repeats]]:
+    """Those of each size from 2 to the largest that a limit is on, with the size.
+
+    Both n-grams of size - 1 in a repeated one are repeated too: of ordinary text few are left to sort.
+    """
+    first, rolled = np.arange(len(hashes)), hashes  # n-grams that may be repeated, and their hashes unmixed
+    for size in range(2, max(MAX_DUPLICATE_NGRAMS) + 1):
+        longer = np.flatnonzero(first[1:] == first[:-1] + 1)
+        first, rolled = first[longer], longer_ngrams(rolled[longer], hashes[first[longer] + size - 1])
+        inside = document[first] == document[first + size - 1]
+        first, rolled = first[inside], rolled[inside]
+        keys = of_document(mix(rolled), document[first])
+        order = np.argsort(keys)
+        begin, end = _edges(keys[order])
+        repeated = order[~(begin & end)]
+        yield size, _Repeats(first[repeated], np.cumsum(begin, dtype=np.int64)[~(begin & end)])
+        repeated.sort()
+        first, rolled = first[repeated], rolled[repeated]
+
+
+def _edges(ranked: Hashes) -> tuple[Bools, Bools]:
+    """Where runs of equal keys begin and end."""
+    begin, end = np.ones(len(ranked), dtype=bool), np.ones(len(ranked), dtype=bool)
+    begin[1:] = end[:-1] = ranked[1:] != ranked[:-1]
+    return begin, end
+
+
+def _counted_once(repeats: _Repeats, size: int, ends: Ints) -> int:
     """Characters of one document's repeated n-grams, which do not overlap: one after another, as datatrove.
 
     Never more than those of the words that lie in any repeated n-gram, which need no loop: only a document
     that those condemn comes here.
     """
     seen: set[int] = set()
-    total = place = 0
-    listed = keys.tolist()
-    while place < len(listed):
-        if listed[place] in seen:
-            begin = first[place]
-            total += int(ends[begin + size] - ends[begin])
-            place += size
-        else:
-            seen.add(listed[place])
-            place += 1
+    total = end = 0
+    for first, group in sorted(zip(repeats.first.tolist(), repeats.group.tolist(), strict=True)):
+        if first < end:
+            continue
+        if group in seen:
+            end = first + size
+            total += int(ends[end] - ends[first])
+        seen.add(group)
     return total
 
 
@@ -125,36 +176,29 @@ def _repeated(keys: Hashes) -> Bools:
     return found
 
 
-def _top(keys: Hashes, spelled: Ints, words: Segments, first: Ints) -> _Shares:
+def _top(repeats: _Repeats, size: int, ends: Ints, words: Segments) -> _Shares:
     """Characters of the most frequent n-gram of each document, all its occurrences; 0 where none repeats."""
     best = np.zeros(words.num_documents)
-    if not len(keys):
-        return best
-    order = np.argsort(keys)
-    ranked = keys[order]
-    begin = np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1]]))
-    count = np.diff(np.append(begin, len(ranked)))
-    example = order[begin]
-    document, size = words.document[first[example]], spelled[example]
+    begin = repeats.begin
+    count = np.diff(begin, append=len(repeats.first))
+    first = repeats.first[begin]
+    spelled = ends[first + size] - ends[first] + size - 1
+    document = words.document[first]
     often = np.zeros(words.num_documents, dtype=np.int64)
     np.maximum.at(often, document, count)
-    chosen = (count == often[document]) & (count > 1)
-    np.maximum.at(best, document[chosen], (count * size)[chosen])
+    chosen = count == often[document]
+    np.maximum.at(best, document[chosen], (count * spelled)[chosen])
     return best
 
 
-def _covered(keys: Hashes, first: Ints, size: int, num_words: int) -> Bools:
+def _covered(repeats: _Repeats, size: int, num_words: int) -> Bools:
     """Words that lie in an n-gram that has occurred before in the document."""
-    change = np.zeros(num_words + 1, dtype=np.int32)
-    if len(keys):
-        order = np.argsort(keys)
-        ranked = keys[order]
-        begin = np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1]]))
-        earliest = np.minimum.reduceat(order, begin)
-        again = np.ones(len(keys), dtype=bool)
-        again[earliest] = False
-        np.add.at(change, first[again], 1)
-        np.add.at(change, first[again] + size, -1)
+    if not len(repeats.first):
+        return np.zeros(num_words, dtype=bool)
+    begin = repeats.begin
+    earliest = np.repeat(np.minimum.reduceat(repeats.first, begin), np.diff(begin, append=len(repeats.first)))
+    again = repeats.first[repeats.first != earliest]
+    change = np.bincount(again, minlength=num_words + 1) - np.bincount(again + size, minlength=num_words + 1)
     return np.cumsum(change[:-1]) > 0
 
 

@@ -78,6 +78,8 @@ def _is_phone(found: str) -> bool:
     return 9 <= len(_digits(found)) <= 15
 
 
+# A pattern that begins with a set of characters is tried only where re, in C, finds one of them; one that
+# begins with a lookbehind is tried everywhere. So what may not stand before a finding follows its first one.
 _KINDS = (
     _Kind(
         "EMAIL",
@@ -88,27 +90,34 @@ _KINDS = (
     _Kind(
         "IBAN",
         "",
-        re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"),
+        re.compile(r"[A-Z](?<!\w[A-Z])[A-Z]\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"),
         is_iban,
         _beginnings,
     ),
-    _Kind("CARD", "", re.compile(r"(?<![\d.\-])\d(?:[ \-]?\d){12,}(?![\d\-])"), is_card, _cards_inside),
+    _Kind("CARD", "", re.compile(r"\d(?<![\d.\-]\d)(?:[ \-]?\d){12,}(?![\d\-])"), is_card, _cards_inside),
     _Kind(
         "SSN",
         "-",
-        re.compile(r"(?<![\d\-])(?!000|666|9\d\d)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\d\-])"),
+        re.compile(r"\d(?<![\d\-]\d)(?<!9)(?!(?<=0)00|(?<=6)66)\d{2}-(?!00)\d{2}-(?!0000)\d{4}(?![\d\-])"),
         _always,
     ),
-    _Kind("IP", ".", re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d]|\.\d)"), _is_public),
+    _Kind("IP", ".", re.compile(r"\d(?<![\d.]\d)\d{0,2}\.(?:\d{1,3}\.){2}\d{1,3}(?!\d|\.\d)"), _is_public),
     _Kind(
-        "IP", ":", re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])"), _is_public
+        "IP",
+        ":",
+        re.compile(
+            r"[0-9A-Fa-f:](?<![\w:.][0-9A-Fa-f:])(?:(?<=:)|(?<!:)[0-9A-Fa-f]{0,3}:)"
+            r"(?:[0-9A-Fa-f]{0,4}:){1,6}[0-9A-Fa-f]{0,4}(?![\w:])"
+        ),
+        _is_public,
     ),
     _Kind(
         "PHONE",
         "",
         re.compile(
-            r"(?<![\w.+\-/])(?:\+\d{1,3}[ .\-]?(?:\(0\)[ .\-]?)?(?:\(?\d{1,4}\)?[ .\-/]?){2,5}\d{2,4}"
-            r"|\(\d{3}\) ?\d{3}[ .\-]\d{4}|\d{3}[.\-]\d{3}[.\-]\d{4})(?![\w\-]|\.\d)"
+            r"[+(\d](?<![\w.+\-/][+(\d])"
+            r"(?:(?<=\+)\d{1,3}[ .\-]?(?:\(0\)[ .\-]?)?(?:\(?\d{1,4}\)?[ .\-/]?){2,5}\d{2,4}"
+            r"|(?<=\()\d{3}\) ?\d{3}[ .\-]\d{4}|(?<=\d)\d{2}[.\-]\d{3}[.\-]\d{4})(?![\w\-]|\.\d)"
         ),
         _is_phone,
     ),

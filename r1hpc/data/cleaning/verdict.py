@@ -19,6 +19,11 @@ class Verdicts:
         self.rule = [""] * self.num_documents
         self.value = np.full(self.num_documents, np.nan)
 
+    @property
+    def unrefused(self) -> npt.NDArray[np.bool_]:
+        """Documents that have failed nothing so far."""
+        return np.array([not rule for rule in self.rule], dtype=bool)
+
     def refuse(self, failed: npt.NDArray[np.bool_], rule: str, value: npt.NDArray[Any]) -> None:
         """Note the documents that fail here and failed nothing before."""
         for number in np.flatnonzero(failed).tolist():
