@@ -180,6 +180,27 @@ def test_repetition_values_are_those_of_the_definition(seed: int, monkeypatch: p
         assert gopher.repetition(TextBatch([GOOD, text])).rule == ["", ""]
 
 
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_the_most_frequent_ngram_is_that_of_the_definition(
+    size: int, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = random.Random(seed)
+    words = [draw.choice(["aa", "bbb", "cccc", "d", "ee"]) for _ in range(draw.choice([3, 40, 300]))]
+    counts = Counter(zip(*(words[at:] for at in range(size)), strict=False))
+    often = max(counts.values(), default=0)
+    longest = max((len(" ".join(gram)) for gram, count in counts.items() if count == often), default=0)
+    expected = often * longest / len(" ".join(words)) if often > 1 else 0.0
+    monkeypatch.setattr(gopher, "MAX_DUPLICATE_NGRAMS", {10: 1.0})
+    monkeypatch.setattr(gopher, "MAX_TOP_NGRAM", {size: expected - 1e-9})
+    found = gopher.repetition(TextBatch([GOOD, " ".join(words)]))
+    if expected:
+        assert found.rule[1] == f"gopher_repetition.top_{size}_gram"
+        assert found.value[1] == pytest.approx(expected)
+    monkeypatch.setattr(gopher, "MAX_TOP_NGRAM", {size: expected})
+    assert gopher.repetition(TextBatch([" ".join(words)])).rule == [""]
+
+
 _NOISE = [
     "Home | About | Contact",
     "Please enable Javascript to read this.",
