@@ -74,7 +74,10 @@ def list_spans(recipe: Recipe) -> list[SourceSpan]:
         for name, size in _list_files(source, root):
             spans.extend(_spans_or_aside(recipe, index, root, name, size))
     if not spans:
-        raise UsageError("the inputs are empty: no documents in any source")
+        places = ", ".join(
+            f"{source.name}: {source.glob} in {recipe.resolve(source.root)}" for source in recipe.sources
+        )
+        raise UsageError(f"the inputs are empty: no documents in any source ({places})")
     return spans
 
 

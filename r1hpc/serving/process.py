@@ -23,6 +23,8 @@ _SERVER, _GATE = "r1hpc.serving.vllm_server", "r1hpc.serving.gate.Gate"
 _TO_LEAVE_S = 10.0
 """From TERM to KILL, for answers under way; shorter than any KillWait."""
 _PIPE_BYTES = 65536
+_ON_CPU = ("--enforce-eager", "--no-enable-chunked-prefill")
+"""As for rollouts (train/vllm_engine.py): no minutes of compiling, no end by a seeded prompt read in two."""
 _DEFAULTS = {
     "VLLM_NO_USAGE_STATS": "1",
     # Of the build for CPUs: a GiB for the cache, threads as OMP_NUM_THREADS says.
@@ -106,8 +108,7 @@ def command_of(config: RunConfig, python: Sequence[str], place: Place, model_nam
     serve, path = config.serve, config.model.path
     assert path is not None, "the schema refuses a server without"
     length = [f"--max-model-len={serve.max_model_len}"] if serve.max_model_len is not None else []
-    # On a CPU compiling would warm up for minutes.
-    eager = [] if config.resources.gpus_per_node else ["--enforce-eager"]
+    on_cpu = () if config.resources.gpus_per_node else _ON_CPU
     return [
         *(serve.python.split() if serve.python else python),
         *("-u", "-m", _SERVER, "--model", path, "--served-model-name", model_name),
@@ -121,7 +122,7 @@ def command_of(config: RunConfig, python: Sequence[str], place: Place, model_nam
             "--disable-uvicorn-access-log",
         ),
         *("--tensor-parallel-size", str(config.resources.gpus_per_node or 1), "--dtype", serve.dtype),
-        *eager,
+        *on_cpu,
         *length,
         *serve.options,
     ]

@@ -39,16 +39,17 @@ from r1hpc.base.errors import ConfigError, R1hpcError
 from r1hpc.tasks.tokenizer import SpecialIds
 from r1hpc.train.attention import OURS
 from r1hpc.train.distributed import Group
-from r1hpc.train.handover import check, measure, served_config, served_weights
-from r1hpc.train.sampling import Request, Samples, fingerprint, logprob_limit
+from r1hpc.train.handover import check, handover_limit, measure, served_config, served_weights
+from r1hpc.train.sampling import Request, Samples, fingerprint
 from r1hpc.train.session import Job
 
 VERSIONS = ">=0.32,<0.34"
 """Of vLLM, as in the extras of pyproject.toml: in others the roads taken here may be other ones."""
 _ON_GPU = {"enable_sleep_mode": True, "gpu_memory_utilization": 0.3}
 """The share is of the GPU, for weights and cache beside the trainer's (TRL's default for colocation)."""
-_ON_CPU = {"enforce_eager": True, "kv_cache_memory_bytes": 2**30}
-"""Compiling would warm up for minutes; sleeping is refused."""
+_ON_CPU = {"enforce_eager": True, "kv_cache_memory_bytes": 2**30, "enable_chunked_prefill": False}
+"""Compiling would warm up for minutes; sleeping is refused; of a prompt read in two steps vLLM 0.32 winds the
+generator back, which a CPU's cannot be."""
 _ENVIRONMENT = {
     # The engine must live in this process, or the weights would have to be sent to another one.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -164,7 +165,7 @@ class VllmSampler:
             "handover_logprob_difference": difference.mean,
             "handover_largest_logprob_difference": difference.largest,
         }
-        check(difference, logprob_limit(self._config), self._group)
+        check(difference, handover_limit(self._config), self._group)
 
     def _complete(self, request: Request, should_stop: Callable[[], bool]) -> list[Any] | None:
         """vLLM's completion of each row; None when `should_stop` said so in between."""

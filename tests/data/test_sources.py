@@ -160,7 +160,7 @@ def test_file_of_another_format(tmp_path: Path, kind: str, message: str) -> None
         ({"root": "nowhere"}, "is not a folder"),
         ({"glob": "*.none"}, "matches"),
         ({"max_bytes": 1}, "smaller than every file"),
-        ({"glob": "empty.txt"}, "inputs are empty"),
+        ({"glob": "empty.txt"}, r"inputs are empty: no documents in any source \(.*: empty.txt in /"),
     ],
 )
 def test_empty_inputs(tmp_path: Path, source: dict[str, Any], message: str) -> None:

@@ -19,7 +19,7 @@ from r1hpc.config.schema import ModelConfig, Precision, RunConfig, TrainConfig
 from r1hpc.tasks.tokenizer import SpecialIds
 from r1hpc.train import vllm_engine
 from r1hpc.train.distributed import Group
-from r1hpc.train.handover import served_config, served_weights
+from r1hpc.train.handover import handover_limit, served_config, served_weights
 from r1hpc.train.model import build_model, wrap_lora
 from r1hpc.train.sampling import logprob_limit
 from r1hpc.train.vllm_engine import VERSIONS, VllmSampler
@@ -103,13 +103,13 @@ def test_options_that_would_break_the_hand_over_are_refused(options: dict[str, A
 
 
 def test_the_limit_is_as_tight_as_the_precision_allows() -> None:
-    def limit(precision: Precision, **rollout: Any) -> float:
-        train = TrainConfig(precision=precision)
-        return logprob_limit(RunConfig(train=train, rollout=RolloutConfig(**rollout)))
+    def limits(precision: Precision, **rollout: Any) -> tuple[float, float]:
+        config = RunConfig(train=TrainConfig(precision=precision), rollout=RolloutConfig(**rollout))
+        return logprob_limit(config), handover_limit(config)
 
-    assert limit(Precision.fp32) == 0.0001
-    assert limit(Precision.bf16) == 0.05
-    assert limit(Precision.bf16, max_logprob_difference=0.2) == 0.2
+    assert limits(Precision.fp32) == (0.0001, 0.0001)
+    assert limits(Precision.bf16) == pytest.approx((0.05, 0.15))
+    assert limits(Precision.bf16, max_logprob_difference=0.2) == (0.2, 0.2)
 
 
 def test_a_tied_head_is_served_as_a_tensor_of_its_own() -> None:

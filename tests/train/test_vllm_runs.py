@@ -32,7 +32,9 @@ TIED, UNTIED = QWEN2 | {"tie_word_embeddings": True}, QWEN2 | {"tie_word_embeddi
 BATCH = torch.randint(48, (2, 12), generator=torch.Generator().manual_seed(0))
 
 
-def job(group: Group, precision: Precision = Precision.fp32, **rollout: Any) -> Any:
+def job(
+    group: Group, precision: Precision = Precision.fp32, options: dict[str, Any] | None = None, **rollout: Any
+) -> Any:
     config = RunConfig(
         stage="rl",
         train=TrainConfig(precision=precision, seed=7),
@@ -41,7 +43,7 @@ def job(group: Group, precision: Precision = Precision.fp32, **rollout: Any) -> 
             poll_every=2,
             max_prompt_length=24,
             max_completion_length=24,
-            vllm_options={"kv_cache_memory_bytes": 2**26},
+            vllm_options={"kv_cache_memory_bytes": 2**26, **(options or {})},
             **rollout,
         ),
     )
@@ -100,6 +102,11 @@ def half_precision(group: Group, folder: Path) -> None:
         train(engine, [BATCH] * steps)
         sampler.sync_weights(engine.module)
         print(sampler.facts(), flush=True)
+    for what in ("stale head", "missing layer"):  # what was never handed over shows in half precision too
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(vllm_engine, "served_weights", partial(serve, SPOILED[what], None))
+            with pytest.raises(TrainError, match="vLLM does not compute what the trainer does"):
+                VllmSampler(job(group, Precision.bf16), IDS).sync_weights(engine.module)
 
 
 def planted(group: Group, folder: Path) -> None:
@@ -164,6 +171,17 @@ def sampling(group: Group, folder: Path) -> None:
     assert "handover_logprob_difference" in sampler.facts()
 
 
+def more_prompts_than_a_step_takes(group: Group, folder: Path) -> None:
+    """12 prompts of 20 tokens, 48 a step: read in two, one has its generator wound back, which no CPU can."""
+    network = build_model(ModelConfig(), UNTIED, seed=3)
+    sampler = VllmSampler(job(group, options={"max_num_batched_tokens": 48, "max_num_seqs": 16}), IDS)
+    sampler.sync_weights(network)
+    asked = Request([[4 + i, 9] * 10 for i in range(3)], streams(7, range(3), 4), 4, 12, 0.8)
+    samples = sampler.sample(asked, lambda: False)
+    assert samples is not None
+    assert (samples.lengths > 0).all()
+
+
 def refused(group: Group, folder: Path) -> None:
     """A head dimension that the CPU's kernels lack, a context that the model has not."""
     narrow = build_model(ModelConfig(), UNTIED | {"hidden_size": 48}, seed=3)
@@ -188,7 +206,15 @@ def serve(spoiled: Callable[[Any, Pairs], Pairs], before: Any, network: Any) -> 
     return spoiled(before, ORIGINAL(network))
 
 
-BODIES = (every_stage, planted, tied_in_vllm, half_precision, sampling, refused)
+BODIES = (
+    every_stage,
+    planted,
+    tied_in_vllm,
+    half_precision,
+    sampling,
+    more_prompts_than_a_step_takes,
+    refused,
+)
 
 
 def in_turn(group: Group, folder: Path) -> None:
