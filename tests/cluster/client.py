@@ -10,7 +10,8 @@ cluster.wait_restarts(job, 1)
 import os
 import re
 import subprocess
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.cluster.packages import PATH
@@ -125,6 +126,16 @@ class Client:
             f"--nodelist={','.join(nodes)}",
             "--gres=gpu:4",
         )
+
+    @contextmanager
+    def drained(self, node: str) -> Iterator[None]:
+        """No job begins on a node meanwhile; one that runs there goes on."""
+        name = f"nodename={node}"
+        self.run(["scontrol", "update", name, "state=drain", "reason=test"])
+        try:
+            yield
+        finally:
+            self.run(["scontrol", "update", name, "state=resume"])
 
     def cancel(self, *job_ids: int) -> None:
         """scancel; a job that has ended already is fine."""

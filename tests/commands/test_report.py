@@ -211,13 +211,15 @@ def test_a_requeued_job_is_requeued_and_every_attempt_is_charged(
     on_cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = RecordedRun(tmp_path / "runs" / "demo")
-    job_id = submit_recorded(on_cluster, made, "--gres=gpu:2")
+    node = on_cluster.node_names[0]
+    job_id = submit_recorded(on_cluster, made, "--gres=gpu:2", f"--nodelist={node}")
     on_cluster.wait_job(job_id, {"RUNNING"})
     made.begin()
     time.sleep(2)  # Slurm counts whole seconds: an attempt shorter than one is charged nothing
-    on_cluster.run(["scontrol", "requeue", str(job_id)])
-    on_cluster.wait_job(job_id, {"PENDING"})
-    assert as_json(status, [], capsys)["state"] == "requeued"
+    with on_cluster.drained(node):  # it cannot begin again before it was looked at
+        on_cluster.run(["scontrol", "requeue", str(job_id)])
+        on_cluster.wait_job(job_id, {"PENDING"})
+        assert as_json(status, [], capsys)["state"] == "requeued"
     on_cluster.wait_restarts(job_id, 1)
     on_cluster.wait_job(job_id, {"RUNNING"})
     on_cluster.cancel(job_id)

@@ -85,17 +85,20 @@ def test_a_submission_runs_one_task_per_rank(
 
 
 def test_a_requeue_is_accepted_once_and_again_and_accounted(on_cluster: Cluster) -> None:
-    job = on_cluster.submit("sleep 100", "--time=5", "--nodes=1", "--gres=gpu:1", "--output=/dev/null")
+    node = on_cluster.node_names[0]
+    options = ("--time=5", f"--nodelist={node}", "--gres=gpu:1", "--output=/dev/null")
+    job = on_cluster.submit("sleep 100", *options)
     on_cluster.wait_job(job, {"RUNNING"})
     state = job_state(str(job))
     assert (state.live, state.restarts, state.time_limit_s) == (True, 0, 300)
     assert state.end_time is not None
     assert abs(state.end_time - time.time() - 300) < 30
-    assert requeue(str(job)) is True
-    on_cluster.wait_job(job, {"PENDING"})
-    assert requeue(str(job)) is True  # "Job is pending execution"
-    assert job_state(str(job)).restarts == 1
-    on_cluster.cancel(job)
+    with on_cluster.drained(node):  # it cannot begin again before it was looked at
+        assert requeue(str(job)) is True
+        on_cluster.wait_job(job, {"PENDING"})
+        assert requeue(str(job)) is True  # "Job is pending execution"
+        assert job_state(str(job)).restarts == 1
+        on_cluster.cancel(job)
     on_cluster.wait_job(job, {"CANCELLED"})
     assert job_state(str(job)).live is False
     until("REQUEUED by sacct", lambda: [r.state for r in sacct_records(str(job))][:1] == ["REQUEUED"], 60)

@@ -82,11 +82,8 @@ def test_what_only_a_drained_node_forbids_is_no_refusal(
 ) -> None:
     """sbatch takes the job, which waits for the node; `--test-only` says that there is no such node."""
     nodes = sorted(on_cluster.nodes())
-    on_cluster.run(["scontrol", "update", f"nodename={nodes[0]}", "state=drain", "reason=test"])
-    try:
+    with on_cluster.drained(nodes[0]):
         said = try_out(f"#!/bin/sh\n#SBATCH --nodes={len(nodes)} --time=5\ntrue\n").sentence
-    finally:
-        on_cluster.run(["scontrol", "update", f"nodename={nodes[0]}", "state=resume"])
     assert said.startswith("Slurm refuses this, unless that is for nodes that are down at the moment: "), said
 
 
