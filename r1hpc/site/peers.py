@@ -55,9 +55,9 @@ def collect_peers(rank: int, names: Sequence[str], ports: Sequence[int], shared:
     interface, unreachable = _route(peer)
     offset = trip = None
     if rank == 0:
-        _serve(ports, len(names) - 1)
+        _serve(ports, set(names[1:]))
     elif unreachable is None:
-        offset, trip, unreachable = _ask_time(peer, ports)
+        offset, trip, unreachable = _ask_time(names[rank], peer, ports)
     return PeerFacts(peer, interface, unreachable, offset, trip, sees, respected)
 
 
@@ -85,22 +85,23 @@ def _look_at_shared(shared: Path, name: str) -> tuple[bool, bool | None]:
         return False, None
 
 
-def _serve(ports: Sequence[int], visitors: int) -> None:
-    """Answer every line with the time, until all visitors have been here or time is up."""
+def _serve(ports: Sequence[int], awaited: set[str]) -> None:
+    """Answer every line with the time, until all who are awaited have asked or time is up.
+
+    One whose connection was too slow comes again, and a stranger may knock: visitors are told by their names.
+    """
     listener = _listen(ports)
     if listener is None:
         return
     deadline = time.monotonic() + _PATIENCE_S
     threads: list[threading.Thread] = []
     with listener:
-        while len(threads) < visitors and (left := deadline - time.monotonic()) > 0:
-            listener.settimeout(left)
-            try:
+        listener.settimeout(0.1)
+        while awaited and time.monotonic() < deadline:
+            with contextlib.suppress(TimeoutError):
                 visitor, _ = listener.accept()
-            except TimeoutError:
-                break
-            threads.append(threading.Thread(target=_answer, args=(visitor,), daemon=True))
-            threads[-1].start()
+                threads.append(threading.Thread(target=_answer, args=(visitor, awaited), daemon=True))
+                threads[-1].start()
         for thread in threads:
             thread.join(5.0)
 
@@ -112,22 +113,23 @@ def _listen(ports: Sequence[int]) -> socket.socket | None:
     return None
 
 
-def _answer(visitor: socket.socket) -> None:
+def _answer(visitor: socket.socket, awaited: set[str]) -> None:
     visitor.settimeout(5.0)
     with contextlib.suppress(OSError), visitor, visitor.makefile("rw") as lines:
-        for _ in lines:
+        for name in lines:
             lines.write(f"r1hpc {time.time()!r}\n")
             lines.flush()
+            awaited.discard(name.strip())
 
 
-def _ask_time(host: str, ports: Sequence[int]) -> tuple[float | None, float | None, str | None]:
+def _ask_time(name: str, host: str, ports: Sequence[int]) -> tuple[float | None, float | None, str | None]:
     """(offset, round trip, why not)."""
     deadline, why = time.monotonic() + _PATIENCE_S, "nobody listens"
     while time.monotonic() < deadline:
         for port in ports:
             try:
                 with socket.create_connection((host, port), 2.0) as link, link.makefile("rw") as lines:
-                    trip, offset = min(_one_question(lines) for _ in range(_QUESTIONS))
+                    trip, offset = min(_one_question(name, lines) for _ in range(_QUESTIONS))
                     return offset, trip, None
             except (OSError, ValueError) as error:
                 why = getattr(error, "strerror", None) or str(error)
@@ -135,14 +137,14 @@ def _ask_time(host: str, ports: Sequence[int]) -> tuple[float | None, float | No
     return None, None, f"no connection to {host}, ports {', '.join(map(str, ports))}: {why}"
 
 
-def _one_question(lines: TextIO) -> tuple[float, float]:
+def _one_question(name: str, lines: TextIO) -> tuple[float, float]:
     """(round trip, offset). A stranger on that port does not answer as we do: ValueError."""
     asked = time.time()
     began = time.perf_counter()
-    lines.write("time?\n")
+    lines.write(f"{name}\n")
     lines.flush()
-    name, _, said = lines.readline().partition(" ")
+    who, _, said = lines.readline().partition(" ")
     trip = time.perf_counter() - began
-    if name != "r1hpc":
+    if who != "r1hpc":
         raise ValueError("somebody else listens there")
     return trip, float(said) - (asked + trip / 2)
