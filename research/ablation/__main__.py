@@ -4,6 +4,7 @@
     python -m research.ablation attention --seeds 2 rl:train.num_steps=40
     python -m research.ablation precision --dry-run         # what would be run, and what not and why
     python -m research.ablation algorithm --arms grpo,dapo --out dapo.json
+    python -m research.ablation algorithm countdown --every 5 --mark 0.4    # steps to a pass@1 of 0.4
 
 Ablations: attention, reward, precision, algorithm. KEY=VALUE reaches every stage, traces:KEY=VALUE,
 sft:KEY=VALUE or rl:KEY=VALUE those of a kind. The runs lie in RUN_ROOT/ablate-NAME, one chain per
@@ -67,9 +68,9 @@ def main(argv: Sequence[str]) -> int:
     if arguments.out:
         write_json(Path(arguments.out), results.to_json(), mode=0o644)
     if arguments.json:
-        print_json({"study": str(study.path), **as_object(results)})
+        print_json({"study": str(study.path), **as_object(results, arguments.mark)})
     else:
-        print(as_text(results))
+        print(as_text(results, arguments.mark))
         if results.num_finished < results.num_wanted:
             print(f"\nruns in {study.path}; the same command again goes on, and shows what is finished then")
     return 1 if failed else 0
@@ -80,6 +81,10 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("words", nargs="*", metavar="ABLATION | JOB.yaml | KEY=VALUE")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N-1; default 3")
     parser.add_argument("--arms", metavar="A,B", help="only these, and the baseline")
+    parser.add_argument(
+        "--every", type=int, default=0, metavar="N", help="evaluate after each N steps too, for --mark"
+    )
+    parser.add_argument("--mark", type=float, metavar="P", help="also compare the steps to a pass@1 of P")
     parser.add_argument("--executor", choices=("auto", "slurm", "local"), default="auto")
     parser.add_argument("--dry-run", action="store_true", help="list what would be run; write nothing")
     parser.add_argument("--follow", action="store_true", help="on Slurm: wait for the end")
@@ -95,6 +100,10 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     arguments: argparse.Namespace = parser.parse_intermixed_args(list(argv))
     if arguments.seeds < 1:
         parser.error(f"--seeds is {arguments.seeds}: at least 1, and an interval needs 2")
+    if arguments.every < 0:
+        parser.error(f"--every is {arguments.every}: steps between evaluations, at least 1")
+    if arguments.mark is not None and not (0 < arguments.mark < 1 and arguments.every):
+        parser.error("--mark is a share between 0 and 1, and needs --every N: evaluations on the way to it")
     return arguments
 
 
@@ -125,7 +134,9 @@ def _study(arguments: argparse.Namespace, argv: Sequence[str]) -> "tuple[Study, 
     folder = Order(run_root=root).folder(arguments.run_name or f"ablate-{ablation.name}")
     arms = arguments.arms.split(",") if arguments.arms else None
     job = find_job(words[1] if words[1:] else _JOB)
-    study = open_study(folder.path, ablation.name, job, trained, arms, places, arguments.cluster)
+    study = open_study(
+        folder.path, ablation.name, job, trained, arms, places, arguments.cluster, arguments.every
+    )
     purpose = Purpose.dry_run if arguments.dry_run else Purpose.start
     order = Order(
         purpose,

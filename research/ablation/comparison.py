@@ -66,6 +66,12 @@ def difference_of(results: Results, arm: ArmResult, key: str) -> Difference | No
     return compare([(ours[seed], theirs[seed]) for seed in results.seeds if seed in ours and seed in theirs])
 
 
+def difference_to(results: Results, arm: ArmResult, mark: float) -> Difference | None:
+    """Arm against baseline in steps to the mark, over the seeds in which both reached it."""
+    ours, theirs = arm.steps_to(mark), results.arms[0].steps_to(mark)
+    return compare([(ours[seed], theirs[seed]) for seed in results.seeds if seed in ours and seed in theirs])
+
+
 def mean_of(arm: ArmResult, key: str) -> float | None:
     """Over the seeds that have it."""
     values = list(arm.values(key).values())
@@ -92,8 +98,8 @@ def compared(results: Results) -> dict[str, str]:
     return {**_COMPARED, **(_AFTER_SFT if any(others) else {})}
 
 
-def as_object(results: Results) -> dict[str, Any]:
-    """The one object of --json: the results, with means and differences."""
+def as_object(results: Results, mark: float | None = None) -> dict[str, Any]:
+    """The one object of --json: the results, with means and differences; with steps to a mark of pass@1."""
     keys = [key for key, _ in _MEASURES] + ["num_completions", "step_time_s", "wall_s", "cold_start_s"]
     arms = [
         {
@@ -105,27 +111,37 @@ def as_object(results: Results) -> dict[str, Any]:
     ]
     baseline = results.arms[0].name
     complete = results.num_finished == results.num_wanted
-    return {**results.to_json(), "baseline": baseline, "complete": complete, "arms": arms}
+    found = {**results.to_json(), "baseline": baseline, "complete": complete, "arms": arms}
+    if mark is not None:
+        steps = {
+            arm.name: {"by_seed": arm.steps_to(mark), "difference": _json(difference_to(results, arm, mark))}
+            for arm in results.arms
+        }
+        found |= {"mark": mark, "steps_to_mark": steps}
+    return found
 
 
-def as_text(results: Results) -> str:
-    """The comparison for a terminal."""
+def as_text(results: Results, mark: float | None = None) -> str:
+    """The comparison for a terminal, with steps to a mark of pass@1."""
     baseline, n = results.arms[0].name, len(results.seeds)
     head = f"{results.ablation}: {results.question}"
     finished = f"{results.num_finished} of {results.num_wanted} arms are finished ({n} seeds)"
     parts = [head, finished, format_table(*_means(results)), format_table(*_differences(results))]
     parts.append(format_table(*_seeds(results)))
+    if mark is not None:
+        parts.append(format_table(*_marks(results, mark)))
     parts.append(wrap(_LEGEND.format(baseline=baseline), hanging=""))
     parts += [wrap(f"not run: {name}: {reason}") for name, reason in results.refused.items()]
     return "\n\n".join(parts)
 
 
-def format_difference(difference: Difference | None) -> str:
+def format_difference(difference: Difference | None, digits: int = 3) -> str:
     """`+0.012 [-0.004, +0.028]`."""
     if difference is None:
         return "-"
-    interval = "" if difference.low is None else f" [{difference.low:+.3f}, {difference.high:+.3f}]"
-    return f"{difference.mean:+.3f}{interval}"
+    low, high = difference.low, difference.high
+    interval = "" if low is None else f" [{low:+.{digits}f}, {high:+.{digits}f}]"
+    return f"{difference.mean:+.{digits}f}{interval}"
 
 
 def format_number(value: float | None, digits: int = 3) -> str:
@@ -178,6 +194,21 @@ def _seeds(results: Results) -> _Table:
         (arm.name, *(format_number(arm.values("pass_at_1").get(seed)) for seed in results.seeds))
         for arm in results.arms
     ]
+    return headings, rows, range(1, len(headings))
+
+
+def _marks(results: Results, mark: float) -> _Table:
+    baseline = results.arms[0].name
+    seeds = [f"seed {seed}" for seed in results.seeds]
+    headings = (f"steps to T=1 of {mark:g}", "reached", *seeds, "mean", f"minus {baseline}")
+    rows: list[Sequence[str]] = []
+    for arm in results.arms:
+        steps = arm.steps_to(mark)
+        mean = math.fsum(steps.values()) / len(steps) if steps else None
+        difference = difference_to(results, arm, mark) if arm.name != baseline else None
+        each = (format_number(steps.get(seed), 1) for seed in results.seeds)
+        reached = f"{len(steps)} of {len(arm.outcomes)}"
+        rows.append((arm.name, reached, *each, format_number(mean, 1), format_difference(difference, 1)))
     return headings, rows, range(1, len(headings))
 
 

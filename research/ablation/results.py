@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from typing import Any
 
 from r1hpc.base.errors import StateError
@@ -56,6 +57,17 @@ class Outcome:
     """All attempts of the arm's own stage, with start, evaluations and saves."""
     cold_start_s: float | None
     """Its cold start, which other arms may share. None: not known here."""
+    curve: tuple[tuple[int, float], ...] = ()
+    """pass@1 of the held-out items by step, the cold start's first. Empty: of an older version."""
+
+    def steps_to(self, mark: float) -> float | None:
+        """Steps until pass@1 was `mark`, on the line between two evaluations; None: it never was."""
+        if self.curve and self.curve[0][1] >= mark:
+            return 0.0
+        for (before, low), (after, high) in pairwise(self.curve):
+            if high >= mark:
+                return before + (after - before) * (mark - low) / (high - low)
+        return None
 
 
 @dataclass(frozen=True)
@@ -70,6 +82,11 @@ class ArmResult:
         """By seed, where there is a value."""
         found = {outcome.seed: getattr(outcome, key) for outcome in self.outcomes}
         return {seed: float(value) for seed, value in found.items() if value is not None}
+
+    def steps_to(self, mark: float) -> dict[int, float]:
+        """By seed, where the mark was reached."""
+        found = {outcome.seed: outcome.steps_to(mark) for outcome in self.outcomes}
+        return {seed: steps for seed, steps in found.items() if steps is not None}
 
 
 @dataclass(frozen=True)
@@ -109,12 +126,16 @@ class Results:
         """
         try:
             arms = tuple(
-                ArmResult(arm["name"], arm["words"], tuple(Outcome(**item) for item in arm["outcomes"]))
+                ArmResult(arm["name"], arm["words"], tuple(map(_outcome, arm["outcomes"])))
                 for arm in value["arms"]
             )
             return Results(**{**value, "arms": arms, "seeds": tuple(value["seeds"])})
         except (KeyError, TypeError) as error:
             raise StateError(f"results of an ablation by another version of r1hpc ({error!r})") from None
+
+
+def _outcome(value: Mapping[str, Any]) -> Outcome:
+    return Outcome(**{**value, "curve": tuple((step, share) for step, share in value.get("curve", ()))})
 
 
 def read_results(study: Study, seeds: Sequence[int], places: Sequence[str] = ()) -> Results:
@@ -172,6 +193,7 @@ def read_outcome(study: Study, arm: Arm, seed: int) -> Outcome | None:
         step_time_s=statistics.median(steps.column("step_time_s")),
         wall_s=_wall_s(run),
         cold_start_s=_wall_s(start) if start.finished.exists() else None,
+        curve=tuple((step, line["pass_at"]["1"]["value"]) for step, line in sorted(evaluations.items())),
     )
 
 

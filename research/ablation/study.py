@@ -91,6 +91,7 @@ def open_study(
     arms: Sequence[str] | None,
     places: Sequence[str] = (),
     cluster: str | None = None,
+    every: int = 0,
 ) -> Study:
     """The study of a folder, which need not exist: as its study.json says, else as asked.
 
@@ -99,12 +100,13 @@ def open_study(
         arms: names; None: all that the hardware can run.
         places: overrides about resources: what hardware that is.
         cluster: name of a profile.
+        every: steps between evaluations; 0: only before the first and after the last.
 
     Raises:
         UsageError: it is there with another ablation, other arms or other overrides.
     """
     ablation = ABLATIONS[name]
-    base = base_stages(job, overrides)
+    base = base_stages(job, overrides, every)
     hardware = load.merge_layers([base["rl"]], overrides_of_kind("rl", places), cluster)
     choice = choose_arms(ablation, arms, hardware)
     study = Study(path, ablation, choice.arms, choice.refused, base, tuple(overrides))
@@ -127,7 +129,7 @@ def open_study(
     return replace(study, base=known["base"], notes=(note,))
 
 
-def base_stages(job: Path, overrides: Sequence[str]) -> dict[str, Layer]:
+def base_stages(job: Path, overrides: Sequence[str], every: int = 0) -> dict[str, Layer]:
     """By kind, the first stage of it in a chain file, with the overrides, untied from other stages.
 
     Raises:
@@ -143,7 +145,7 @@ def base_stages(job: Path, overrides: Sequence[str]) -> dict[str, Layer]:
         if kind in KINDS and kind not in found:
             layers = [_without_references(layer) for layer in (*common, *load.layers_of(own, job))]
             config = load.merge_layers(layers, overrides_of_kind(kind, overrides))
-            found[kind] = load.as_layer(replace(config, evaluate=replace(config.evaluate, every=0)))
+            found[kind] = load.as_layer(replace(config, evaluate=replace(config.evaluate, every=every)))
     missing = [kind for kind in KINDS if kind not in found]
     if missing:
         raise ConfigError(f"{job} has no stage of kind {', '.join(missing)}: an ablation needs all three")

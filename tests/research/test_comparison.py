@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from research.ablation.comparison import as_object, as_text, compare, difference_of, mean_of, t95
+from research.ablation.comparison import (
+    as_object,
+    as_text,
+    compare,
+    difference_of,
+    difference_to,
+    mean_of,
+    t95,
+)
 from research.ablation.results import ArmResult, Outcome, Results
 
 OUTCOME = Outcome(
@@ -135,3 +143,29 @@ def test_the_object_says_whether_it_is_complete() -> None:
 def test_results_survive_json() -> None:
     made = results(BASELINE, arm("x", s0=0.95))
     assert Results.from_json(json.loads(json.dumps(made.to_json()))) == made
+
+
+def on_the_way(name: str, *curves: tuple[tuple[int, float], ...]) -> ArmResult:
+    outcomes = (dataclasses.replace(OUTCOME, seed=n, curve=curve) for n, curve in enumerate(curves))
+    return ArmResult(name, name, tuple(outcomes))
+
+
+def test_steps_to_a_mark_lie_between_two_evaluations_and_are_paired_by_seed() -> None:
+    slow = on_the_way("slow", ((0, 0.4), (10, 0.6), (20, 0.8)), ((0, 0.4), (10, 0.5), (20, 0.9)))
+    quick = on_the_way("quick", ((0, 0.4), (10, 0.8), (20, 0.7)), ((0, 0.8), (10, 0.9), (20, 0.9)))
+    never = on_the_way("never", ((0, 0.4), (20, 0.6)), ())
+    assert slow.steps_to(0.7) == pytest.approx({0: 15.0, 1: 15.0})
+    assert quick.steps_to(0.7) == pytest.approx({0: 7.5, 1: 0.0})
+    assert never.steps_to(0.7) == {}
+    found = results(slow, quick, never, seeds=(0, 1))
+    difference = difference_to(found, quick, 0.7)
+    assert difference is not None
+    assert difference.n == 2
+    assert difference.mean == pytest.approx(-11.25)
+    assert difference_to(found, never, 0.7) is None
+    text = as_text(found, 0.7)
+    assert "steps to T=1 of 0.7" in text
+    assert "0 of 2" in text
+    assert "steps to" not in as_text(found)
+    assert as_object(found, 0.7)["steps_to_mark"]["slow"]["by_seed"] == pytest.approx({0: 15.0, 1: 15.0})
+    assert Results.from_json(json.loads(json.dumps(found.to_json()))) == found
