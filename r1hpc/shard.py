@@ -90,6 +90,7 @@ def _add_build_flags(build: ArgumentParser) -> None:
     # What the jobs of --engine slurm run.
     build.add_argument("--stage", help=argparse.SUPPRESS)
     build.add_argument("--share", help=argparse.SUPPRESS)
+    build.add_argument("--recipe-hash", help=argparse.SUPPRESS)
 
 
 def _add_trace_flags(trace: ArgumentParser) -> None:
@@ -114,7 +115,6 @@ def _add_trace_flags(trace: ArgumentParser) -> None:
 
 def _build(arguments: Namespace) -> int:
     from r1hpc.data.build import build_dataset
-    from r1hpc.data.recipe import find_recipe
     from r1hpc.train.teach import TeachTask
 
     if arguments.engine == "slurm":
@@ -122,7 +122,7 @@ def _build(arguments: Namespace) -> int:
     if arguments.stage is not None:
         return _build_share(arguments)
     began = time.monotonic()
-    recipe = find_recipe(arguments.recipe)
+    recipe = _recipe_as_submitted(arguments)
     with _engine(arguments) as work_off:
         how = {"workers": arguments.workers, "report": _tell, "teach": TeachTask, "work_off": work_off}
         report = build_dataset(recipe, arguments.out, **how)
@@ -173,17 +173,29 @@ def _build_on_slurm(arguments: Namespace) -> int:
     return 0
 
 
+def _recipe_as_submitted(arguments: Namespace) -> Path:
+    """The recipe's file, which must still say what it said when the jobs of a build were submitted."""
+    from r1hpc.data.recipe import find_recipe, load_recipe
+
+    path = find_recipe(arguments.recipe)
+    if arguments.recipe_hash is not None and load_recipe(path).hash != arguments.recipe_hash:
+        raise UsageError(
+            f"{path} has changed since the jobs of this build were submitted: cancel those that wait, and "
+            "submit again (or bring it back as it was; parts that are done are kept)"
+        )
+    return path
+
+
 def _build_share(arguments: Namespace) -> int:
     """What a job of `--engine slurm` runs: --stage STAGE --share INDEX/COUNT."""
     from r1hpc.data.build import build_share
-    from r1hpc.data.recipe import find_recipe
     from r1hpc.data.stages import Share
     from r1hpc.train.teach import TeachTask
 
     index, _, count = (arguments.share or "").partition("/")
     if not (index.isdecimal() and count.isdecimal()):
         raise UsageError(f"--share {printable(arguments.share or '')!r} is not INDEX/COUNT, as in 2/8")
-    share, recipe = Share(arguments.stage, int(index), int(count)), find_recipe(arguments.recipe)
+    share, recipe = Share(arguments.stage, int(index), int(count)), _recipe_as_submitted(arguments)
     how = {"workers": arguments.workers, "report": _tell, "teach": TeachTask}
     build_share(recipe, arguments.out, share, **how)
     return 0

@@ -31,10 +31,12 @@ from r1hpc.data.decisions import RecordDecision, dropped_by_rule
 from r1hpc.data.layout import DECISIONS
 from r1hpc.data.recipe import Recipe
 from r1hpc.data.sources import SourceSpan, read_records
-from r1hpc.data.values import Document, batched
+from r1hpc.data.values import Document, batched, template_of
 
 DOCUMENTS = "documents.parquet"
 INDEX = "ngrams.npz"
+MAX_TEXT_CHARS = 2**24
+"""Of a text whose words are looked at: rules, MinHash and contamination take some 60 bytes a byte of it."""
 _MAX_EXAMPLES = 3
 _LOW = 2**64 - 1
 
@@ -111,16 +113,28 @@ class _Cleaner:
         clean = self._recipe.clean
         if clean is not None:
             if clean.repair:
-                _repair(_kept(batch))
+                has_chats = any(item.document.is_chat for item in batch)
+                special = template_of(self._recipe, self._source).special if has_chats else ()
+                _repair(_kept(batch), special)
             _drop_empty(batch)
             if clean.lang:
                 self._identify(_kept(batch))
+            if clean.single_rules:
+                _drop_too_long(_kept(batch))
             _apply_rules(clean.single_rules, batch, bool(clean.lang))
             if clean.pii != "keep":
                 _hide_personal_data(_kept(batch), clean.pii)
         _drop_empty(batch)
+        if self._looks_at_words:
+            _drop_too_long(_kept(batch))
         if self._evaluation is not None:
             self._decontaminate(_kept(batch))
+
+    @property
+    def _looks_at_words(self) -> bool:
+        """Whether stages after the rules have arrays with numbers for each byte of a text."""
+        dedup = self._recipe.dedup
+        return self._evaluation is not None or (dedup is not None and dedup.minhash is not None)
 
     def _decode(self, item: _Item, inputs: Sequence[str]) -> None:
         document = item.document
@@ -184,9 +198,18 @@ def _drop_empty(batch: list[_Item]) -> None:
             item.decision.drop(decisions.EMPTY)
 
 
-def _repair(kept: list[_Item]) -> None:
+def _drop_too_long(kept: list[_Item]) -> None:
+    for item in kept:
+        if len(item.text) > MAX_TEXT_CHARS:
+            item.decision.drop(decisions.TOO_LONG, float(len(item.text)), "divide it, or take the stage out")
+
+
+def _repair(kept: list[_Item], special: Sequence[str]) -> None:
+    """Texts as they were meant; one that would then spell other special tokens stays as it is."""
     for item in kept:
         repaired = repair(item.text)
+        if item.document.is_chat and any(repaired.count(t) != item.text.count(t) for t in special):
+            continue
         item.decision.repaired = repaired != item.text
         item.text = repaired
 
@@ -225,7 +248,7 @@ def _take_lines(kept: list[_Item]) -> Verdicts:
     verdicts, changed = c4.judge([item.text for item in kept])
     for item, name, text in zip(kept, verdicts.rule, changed, strict=True):
         if not name:
-            item.decision.lines_removed = item.text.count("\n") - text.count("\n")
+            item.decision.lines_removed = len(item.text.splitlines()) - len(text.splitlines())
             item.text = text
     return verdicts
 

@@ -20,6 +20,7 @@ from r1hpc.data.manifest import DatasetManifest
 UNREADABLE = "unreadable"
 NOT_UTF8 = "not_utf8"
 EMPTY = "empty"
+TOO_LONG = "too_long"
 LANGUAGE = "language"
 PII = "pii"
 CONTAMINATED = "contaminated"

@@ -1,6 +1,12 @@
 """What can be wrong with a dataset. Each message names the file and what to do."""
 
+import errno
+from pathlib import Path
+
 from r1hpc.base.errors import R1hpcError
+
+_LASTING = (None, errno.EACCES, errno.EPERM)
+"""None: of a decoder, about what stands in the file."""
 
 
 class DataError(R1hpcError):
@@ -25,3 +31,18 @@ class ShardMissingError(ShardCorruptError):
 
 class InvalidTokenError(ShardCorruptError):
     """A token id that the vocabulary does not have: a hole, or another tokenizer's data."""
+
+
+def refuse_passing(error: Exception, path: Path) -> None:
+    """Raise where reading failed for what may be otherwise next time: a disk, a network, a file that is gone.
+
+    What is wrong with the content of a file is put aside and counted; this must not be, for a finished unit
+    is not made again.
+
+    Raises:
+        DataError: names the file.
+    """
+    if isinstance(error, OSError) and error.errno not in _LASTING:
+        raise DataError(
+            f"{path} cannot be read ({error.strerror}): nothing of it was put aside; build again once it can"
+        ) from None

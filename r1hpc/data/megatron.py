@@ -97,9 +97,11 @@ def _read_index(path: Path) -> _Index:
 
 @functools.lru_cache(maxsize=1)  # every span of some thousand documents asks for the same
 def _parsed_index(path: Path, size: int, mtime_ns: int) -> _Index:
-    raw = path.read_bytes()
-    if len(raw) < _HEADER.size or not raw.startswith(_MAGIC):
-        raise UsageError(f"{path} is not a Megatron index; glob must match the .idx files")
+    with path.open("rb") as file:
+        raw = file.read(_HEADER.size)
+        if len(raw) < _HEADER.size or not raw.startswith(_MAGIC):  # the .bin, perhaps, of any size
+            raise UsageError(f"{path} is not a Megatron index; glob must match the .idx files")
+        raw += file.read()
     _, version, code, sequences, documents = _HEADER.unpack_from(raw)
     if version != 1 or code not in _TYPES:
         raise UsageError(f"{path}: version {version} with ids of type {code} is not known")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from r1hpc.base.units import format_bytes
+from r1hpc.data.errors import refuse_passing
 
 COMPRESSED = (".gz", ".zst", ".bz2")
 MAX_RECORD_BYTES = 2**30
@@ -52,6 +53,9 @@ def iter_lines(path: Path, start: int, stop: int | None) -> Iterator[Line]:
     """The lines that begin in [start, stop), so that neighbours share no line and leave none out.
 
     A file that is damaged or ends early gives one faulty line, its last. Blank lines are left out.
+
+    Raises:
+        DataError: the file system does not give it.
     """
     position = start
     try:
@@ -65,6 +69,7 @@ def iter_lines(path: Path, start: int, stop: int | None) -> Iterator[Line]:
                     yield line
                 position += line.size
     except _DAMAGE as error:
+        refuse_passing(error, path)
         what = f"the file is damaged or ends early ({error or type(error).__name__})"
         yield Line(position, b"", fault=what)
 

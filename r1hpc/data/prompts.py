@@ -1,7 +1,7 @@
 """The prompts of a generated source, read from their file in ranges.
 
     for part in prompt_ranges(path, generate): part.start, part.stop, part.digest
-    rows = read_prompts(path, generate, start, stop)      # [("questions.jsonl:12", {"prompt": ...}), ...]
+    rows = read_prompts(path, generate, prompt_range)     # [("questions.jsonl:12", {"prompt": ...}), ...]
 
 A range is what one unit of stage `generate` puts to the teacher. Its digest is that of the columns that are
 read, so that a prompt which changes redoes its own unit, and one that is appended none before it.
@@ -45,16 +45,27 @@ def prompt_ranges(path: Path, generate: GenerateRecipe) -> Iterator[PromptRange]
         raise UsageError(f"generate.prompts: {path} is not there; give a file of prompts")
     rows, start = _rows(path, generate), 0
     while part := [row for _, row in islice(rows, generate.prompts_per_unit)]:
-        said = json.dumps(part, sort_keys=True, default=str).encode()
-        yield PromptRange(start, start + len(part), hashlib.sha256(said).hexdigest()[:_DIGEST_DIGITS])
+        yield PromptRange(start, start + len(part), _digest(part))
         start += len(part)
     if not start:
         raise UsageError(f"generate.prompts: {path} holds no prompt")
 
 
-def read_prompts(path: Path, generate: GenerateRecipe, start: int, stop: int) -> list[Row]:
-    """The prompts of one range."""
-    return list(islice(_rows(path, generate), start, stop))
+def read_prompts(path: Path, generate: GenerateRecipe, part: PromptRange) -> list[Row]:
+    """The prompts of one range.
+
+    Raises:
+        UsageError: they are not those that the range was made of.
+    """
+    found = list(islice(_rows(path, generate), part.start, part.stop))
+    if _digest([row for _, row in found]) != part.digest:
+        raise UsageError(f"generate.prompts: {path} has changed since this build began: build again")
+    return found
+
+
+def _digest(rows: list[dict[str, Any]]) -> str:
+    said = json.dumps(rows, sort_keys=True, default=str).encode()
+    return hashlib.sha256(said).hexdigest()[:_DIGEST_DIGITS]
 
 
 def _rows(path: Path, generate: GenerateRecipe) -> Iterator[Row]:

@@ -19,9 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from r1hpc.base.errors import UsageError
-from r1hpc.base.names import nearest
+from r1hpc.base.names import nearest, printable
 from r1hpc.base.units import format_bytes
 from r1hpc.data import megatron, tables
+from r1hpc.data.errors import refuse_passing
 from r1hpc.data.open_lines import MAX_RECORD_BYTES, is_compressed, iter_lines
 from r1hpc.data.prompts import prompt_ranges
 from r1hpc.data.recipe import PYTHON_STDLIB, TRACES, Recipe, SourceRecipe
@@ -120,7 +121,9 @@ def _spans_or_aside(recipe: Recipe, index: int, root: Path, name: str, size: int
     except UsageError as error:
         if not recipe.max_unreadable:
             raise
-        yield SourceSpan(index, name, 0, 1, max(0, size), fault=str(error))
+        # What is put aside is part of the dataset, whose id must not depend on where inputs lie.
+        fault = str(error).replace(str(root / name), name)
+        yield SourceSpan(index, name, 0, 1, max(0, size), fault=fault)
 
 
 def _list_files(source: SourceRecipe, root: Path) -> list[tuple[str, int]]:
@@ -133,6 +136,11 @@ def _list_files(source: SourceRecipe, root: Path) -> list[tuple[str, int]]:
         names = [name for name in names if not Path(name).name.startswith("cache-")]
     if not names:
         raise UsageError(f"source {source.name}: no file under {root} matches {source.glob!r}")
+    for name in names:
+        if not name.isascii() and name.encode("utf-8", "replace").decode() != name:
+            raise UsageError(
+                f"the name of {printable(str(root / name))} is not UTF-8: rename it, or exclude it"
+            )
     return _limit([(name, _size(root / name)) for name in names], source)
 
 
@@ -145,13 +153,24 @@ def _size(path: Path) -> int:
 
 
 def _walk(root: Path, pattern: str, excluded: tuple[str, ...]) -> Iterator[str]:
-    """Relative POSIX paths. Links to folders are not followed, so a loop of links ends."""
-    for folder, subfolders, files in os.walk(root):
+    """Relative POSIX paths. Links to folders are not followed, so a loop of links ends.
+
+    Raises:
+        UsageError: a folder cannot be listed; what lies in it would be left out without a word.
+    """
+    for folder, subfolders, files in os.walk(root, onerror=_refuse_unlistable):
         subfolders[:] = [name for name in subfolders if name not in excluded and not name.startswith(".")]
         for name in files:
             relative = (Path(folder) / name).relative_to(root).as_posix()
             if name not in excluded and not name.startswith(".") and _matches(relative, pattern):
                 yield relative
+
+
+def _refuse_unlistable(error: OSError) -> None:
+    raise UsageError(
+        f"{error.filename} cannot be listed ({error.strerror}): make it readable, or name it in the source's "
+        "exclude"
+    )
 
 
 def _matches(relative: str, pattern: str) -> bool:
@@ -209,6 +228,7 @@ def _read_text(source: SourceRecipe, path: Path, span: SourceSpan, fields: Field
     try:
         raw = path.read_bytes()
     except OSError as error:
+        refuse_passing(error, path)
         yield Document(0, b"", fault=f"cannot be read ({error.strerror})", size=span.stop)
         return
     yield Document(0, raw, size=len(raw))
@@ -234,7 +254,10 @@ def _read_jsonl(
 
 def _parse_json(line: bytes) -> Any:
     try:
-        return json.loads(line)
+        try:
+            return json.loads(line)
+        except UnicodeDecodeError:  # on_invalid_utf8 decides, of the field alone
+            return json.loads(line.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON ({error}); kind: jsonl needs one JSON object a line") from None
 
@@ -381,6 +404,7 @@ def _read_hdf5(source: SourceRecipe, path: Path, span: SourceSpan, fields: Field
             with _open_hdf5(path) as file:
                 rows = _hdf5_dataset(source, path, file)[start : min(span.stop, start + _STREAM_IDS)]
         except OSError as error:
+            refuse_passing(error, path)
             yield Document(start, b"", fault=f"cannot be read as HDF5 ({error})")
             return
         if rows.dtype.kind in "iu" and rows.ndim == 1:

@@ -20,6 +20,7 @@ from r1hpc.base.errors import UsageError
 from r1hpc.data.clean import CleanTask, IndexTask
 from r1hpc.data.dedup import DedupTask
 from r1hpc.data.encode import Vocabulary
+from r1hpc.data.errors import DataError
 from r1hpc.data.generated import Teach, TeachTask, written
 from r1hpc.data.manifest import digest, file_digest
 from r1hpc.data.recipe import Recipe
@@ -168,6 +169,8 @@ class _Stages:
         self._parts = parts_of(recipe, spans)
         self._generated: dict[tuple[int, str], Path] = {}
         self._teachers: dict[int, str] = {}
+        self._inputs: list[list[Any]] = []
+        """Of each part, what its units are named by: taken before they are made."""
         self._content = recipe.content
         self._sizes = [sum(span.num_bytes for span in part) for part in self._parts]
         self._stages: dict[str, list[list[Any]]] = {
@@ -181,7 +184,8 @@ class _Stages:
         return replace(made, generated=self._generated, teachers=self._teachers)
 
     def _plain(self) -> Made:
-        keys = [unit_key("inputs", self._inputs_key(part)) for part in self._parts]
+        self._inputs = [self._inputs_key(part) for part in self._parts]
+        keys = [unit_key("inputs", key) for key in self._inputs]
         vocabulary, tokenizer = self._tokenizer(keys, [])
         return Made(vocabulary, tokenizer, self._tokens_of_spans(keys, vocabulary, tokenizer))
 
@@ -237,21 +241,35 @@ class _Stages:
         if self._share is not None and self._share.stage == units[0].stage:
             mine = units[self._share.index :: self._share.count]
             run_units(self._work, mine, self._how.work_off, self._how.report)
+            self._check_inputs()
             raise _ShareMade
-        return run_units(self._work, units, self._how.work_off, self._how.report)
+        made = run_units(self._work, units, self._how.work_off, self._how.report)
+        self._check_inputs()
+        return made
+
+    def _check_inputs(self) -> None:
+        """Units are named by what their files were; one that changed since may be in them half and half."""
+        for part, before in zip(self._parts, self._inputs, strict=False):  # none before they are named
+            if self._inputs_key(part) != before:
+                names = ", ".join(sorted({span.path for span in part})[:3])
+                raise DataError(
+                    f"inputs changed while they were read (among {names}): build again; parts of other files "
+                    "are kept"
+                )
 
     def _clean(self) -> list[Path]:
         evaluation = self._evaluation() if self._recipe.decontaminate else None
         settings = {name: self._content.get(name) for name in ("clean", "max_unreadable")}
         settings["minhash"] = (self._content.get("dedup") or {}).get("minhash")
+        self._inputs = [self._inputs_key(part) for part in self._parts]
         units = [
             Unit(
                 "clean",
-                unit_key("clean", settings, self._inputs_key(part), evaluation.name if evaluation else None),
+                unit_key("clean", settings, inputs, evaluation.name if evaluation else None),
                 CleanTask(self._recipe, part, evaluation),
                 size,
             )
-            for part, size in zip(self._parts, self._sizes, strict=True)
+            for part, inputs, size in zip(self._parts, self._inputs, self._sizes, strict=True)
         ]
         paths = self._run(units)
         self._check_unreadable(records(paths))
@@ -361,6 +379,10 @@ class _Stages:
         except OSError:  # its span has the fault
             return [str(path.absolute())]
         state = [str(path.absolute()), status.st_size, status.st_mtime_ns]
+        if self._recipe.sources[source].kind == "megatron":  # the index names the file with the ids
+            with contextlib.suppress(OSError):
+                ids = path.with_suffix(".bin").stat()
+                state += [ids.st_size, ids.st_mtime_ns]
         return state if os.access(path, os.R_OK) else [*state, "unreadable"]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest
+from r1hpc.data.errors import refuse_passing
 from r1hpc.data.recipe import SourceRecipe
 from r1hpc.data.values import Document, FieldReader
 
@@ -43,6 +44,7 @@ def read_parquet(
             yield from _documents(batch, row, stop, fields)
             row += batch.num_rows
     except (pyarrow.ArrowException, OSError) as error:
+        refuse_passing(error, path)
         yield Document(row, b"", fault=f"cannot be read as Parquet ({error})")
 
 
@@ -61,6 +63,7 @@ def read_arrow(source: SourceRecipe, path: Path, fields: FieldReader) -> Iterato
             if row > limit:
                 return
     except (pyarrow.ArrowException, OSError) as error:
+        refuse_passing(error, path)
         yield Document(row, b"", fault=f"cannot be read as Arrow ({error})")
 
 
@@ -79,7 +82,7 @@ def _open_arrow(source: SourceRecipe, path: Path) -> Iterator[Any]:
 
 
 def _documents(batch: Any, row: int, stop: int, fields: FieldReader) -> Iterator[Document]:
-    for record in batch.to_pylist():
+    for record in _records(batch):
         if row >= stop:
             return
         try:
@@ -89,6 +92,40 @@ def _documents(batch: Any, row: int, stop: int, fields: FieldReader) -> Iterator
         else:
             yield fields.document(row, value)
         row += 1
+
+
+def _records(batch: Any) -> Iterator[dict[str, Any]]:
+    """The rows; one with a string that is no UTF-8 has bytes for strings, and on_invalid_utf8 decides."""
+    try:
+        yield from batch.to_pylist()
+        return
+    except UnicodeDecodeError:
+        pass
+    import pyarrow
+
+    schema = pyarrow.schema([(field.name, _with_bytes(field.type)) for field in batch.schema])
+    as_bytes = batch.cast(schema)
+    for number in range(batch.num_rows):
+        try:
+            (record,) = batch.slice(number, 1).to_pylist()
+        except UnicodeDecodeError:
+            (record,) = as_bytes.slice(number, 1).to_pylist()
+        yield record
+
+
+def _with_bytes(kind: Any) -> Any:
+    """The type with bytes for strings, also inside structs; dictionaries are decoded."""
+    import pyarrow
+
+    types = pyarrow.types
+    if types.is_dictionary(kind):
+        return _with_bytes(kind.value_type)
+    if types.is_struct(kind):
+        inner = [kind.field(number) for number in range(kind.num_fields)]
+        return pyarrow.struct([(field.name, _with_bytes(field.type)) for field in inner])
+    if types.is_string(kind) or types.is_string_view(kind):
+        return pyarrow.binary()
+    return pyarrow.large_binary() if types.is_large_string(kind) else kind
 
 
 def _check_column(source: SourceRecipe, path: Path, schema: Any) -> None:

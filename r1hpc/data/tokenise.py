@@ -25,6 +25,8 @@ from r1hpc.data.work import unit_record
 from r1hpc.data.writer import Placed, write_part, write_spans
 
 PART = "part"
+_SAMPLED_SPANS = 512
+"""Of a source, for a tokenizer: each is a file to open."""
 _BATCH_ROWS = 1024
 
 
@@ -148,15 +150,24 @@ class _Outcomes:
 
 
 def sample_texts(recipe: Recipe, spans: Sequence[SourceSpan], sample_bytes: int) -> Iterator[str]:
-    """Text of about `sample_bytes`, from spans spread evenly over all inputs: the same on every call."""
-    total = sum(span.num_bytes for span in spans)
+    """Text of about `sample_bytes`, from every source the same share if it has so much; always the same."""
+    sources = sorted({span.source for span in spans})
+    for source in sources:
+        mine = [span for span in spans if span.source == source]
+        yield from _sample_spans(recipe, mine, sample_bytes // len(sources))
+
+
+def _sample_spans(recipe: Recipe, spans: Sequence[SourceSpan], most: int) -> Iterator[str]:
+    """The beginnings of spans spread evenly over a source; all of a source that has no more than `most`."""
+    if sum(span.num_bytes for span in spans) > most:
+        spans = spans[:: -(-len(spans) // _SAMPLED_SPANS)]
+    total = max(1, sum(span.num_bytes for span in spans))
     taken = seen = 0
     for span in spans:
-        # Take this span when the running share of what was taken lags behind the share of what was seen.
         seen += span.num_bytes
-        if taken * total > sample_bytes * (seen - span.num_bytes):
-            continue
         for document in read_span(recipe, span):
+            if taken * total >= most * seen:
+                break
             if document.raw and not document.is_ids:
                 taken += len(document.raw)
                 yield document.raw.decode("utf-8", "replace")

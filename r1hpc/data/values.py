@@ -4,9 +4,11 @@ reader = FieldReader(recipe, source)
 reader.document(position, value)    # a string, bytes, messages, token ids or nothing
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,21 +17,22 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest
 from r1hpc.data.manifest import digest
 from r1hpc.data.recipe import Recipe, SourceRecipe
-from r1hpc.plan.chat import ChatTemplate, load_template
+from r1hpc.plan.chat import TOKENIZER_FILE, ChatTemplate, load_template, special_tokens
 
 _T = TypeVar("_T")
 _MAX_ID = 2**32 - 2
 BATCH_BYTES = 2**20
+_BATCH_ITEMS = 2**15
 
 
 def batched(items: Iterable[_T], size_of: Callable[[_T], int]) -> Iterator[list[_T]]:
-    """Consecutive items in lists of about a megabyte."""
+    """Consecutive items in lists of about a megabyte, and of so many that even empty ones have an end."""
     batch: list[_T] = []
     size = 0
     for item in items:
         batch.append(item)
         size += size_of(item)
-        if size >= BATCH_BYTES:
+        if size >= BATCH_BYTES or len(batch) == _BATCH_ITEMS:
             yield batch
             batch, size = [], 0
     if batch:
@@ -88,8 +91,7 @@ class FieldReader:
 
     def _document(self, position: int, value: Any, size: int) -> Document:
         if isinstance(value, str):
-            # JSON may escape half a surrogate pair; on_invalid_utf8 decides.
-            return Document(position, value.encode("utf-8", "surrogatepass"), size=size)
+            return Document(position, _to_bytes(value), size=size)
         if isinstance(value, bytes):
             return Document(position, value, size=size)
         if value is None:
@@ -106,6 +108,14 @@ class FieldReader:
         return template_of(self._recipe, self._source)
 
 
+def _to_bytes(text: str) -> bytes:
+    """UTF-8; of what is none (bytes of the file, half a surrogate pair of JSON) on_invalid_utf8 decides."""
+    for policy in ("strict", "surrogateescape"):
+        with contextlib.suppress(UnicodeEncodeError):
+            return text.encode("utf-8", policy)
+    return text.encode("utf-8", "surrogatepass")
+
+
 def template_of(recipe: Recipe, source: SourceRecipe) -> ChatTemplate:
     """What messages of a source are rendered by; UsageError where there is none."""
     path = source.chat_template or recipe.tokenizer.path
@@ -114,7 +124,19 @@ def template_of(recipe: Recipe, source: SourceRecipe) -> ChatTemplate:
             f"source {source.name}: field {source.field!r} holds messages; set "
             "chat_template to a Jinja file or to the folder of a tokenizer that has one"
         )
-    return load_template(recipe.resolve(path))
+    own, folder = recipe.resolve(path), _tokenizer_folder(recipe)
+    template = load_template(own, folder if own.is_file() and own.name != TOKENIZER_FILE else None)
+    # What a message may not spell is what the tokenizer would read, wherever the template comes from.
+    read = (recipe.tokenizer.eos_token,) if folder is None else special_tokens(folder)
+    return replace(template, special=tuple(dict.fromkeys((*template.special, *read))))
+
+
+def _tokenizer_folder(recipe: Recipe) -> Path | None:
+    """Of the tokenizer that makes the ids; None: it is made here, and has no special token but EOS."""
+    if recipe.tokenizer.path is None:
+        return None
+    path = recipe.resolve(recipe.tokenizer.path)
+    return path if path.is_dir() else path.parent
 
 
 def template_digest(recipe: Recipe, source: SourceRecipe) -> str:

@@ -16,8 +16,9 @@ hold it together.
 
 A unit's key is the digest of its input, its settings and the code (see units), so a unit that is there is the
 right one whoever made it, on whatever node. A kill leaves the units that are done; the next build for the
-same destination goes on with them and removes the folder at the end. The lock only saves double work: where
-the file system has none (Lustre without -o flock), two builds at once publish the same units and one dataset.
+same destination goes on with them and removes the folder at the end. The lock saves double work: where the
+file system has none (Lustre without -o flock), two builds at once publish the same units and one dataset.
+Whoever is cleared away by a build that could not see them says so and publishes nothing.
 """
 
 import contextlib
@@ -37,6 +38,7 @@ from typing import Any
 from r1hpc.base.errors import UsageError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.files import fsync_dir, fsync_file, write_atomic
+from r1hpc.data.errors import DataError
 from r1hpc.data.manifest import MANIFEST
 
 DONE = "done.json"
@@ -45,6 +47,7 @@ _PREFIX = ".staging-"
 _OWNER = "owner.json"
 _UNITS = "units"
 _TMP = "tmp"
+_WRITING = ".writing"
 _POLL_S = 0.1
 Report = Callable[[str], None]
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
@@ -63,9 +66,7 @@ class Work:
 
     def private(self) -> Path:
         """A new folder that is nobody else's."""
-        folder = self.tmp / uuid.uuid4().hex
-        folder.mkdir(parents=True)
-        return folder
+        return _private(self.tmp)
 
     def write_stages(self, stages: dict[str, list[list[Any]]]) -> None:
         """Record the units of each stage as [key, input bytes]."""
@@ -142,11 +143,16 @@ def publish_unit(folder: Path, stage: str, key: str, write: Callable[[Path], dic
     found = find_unit(folder, stage, key)
     if found is not None:
         return found
-    private = folder / _TMP / uuid.uuid4().hex
-    private.mkdir(parents=True)
+    private = _private(folder / _TMP)
     before = time.process_time()
-    record = write(private)
+    try:
+        record = write(private)
+    except FileNotFoundError:
+        _check_private(private)
+        raise
     cpu_s = time.process_time() - before
+    _check_private(private)
+    (private / _WRITING).unlink()
     files = {p.relative_to(private).as_posix(): p.stat().st_size for p in private.rglob("*") if p.is_file()}
     done = {"stage": stage, "key": key, "record": record, "files": files, "cpu_s": cpu_s}
     done["peak_memory_bytes"] = _peak_memory()
@@ -155,6 +161,27 @@ def publish_unit(folder: Path, stage: str, key: str, write: Callable[[Path], dic
     failpoint("data.unit.publish")
     _rename_unit(private, folder / _UNITS / stage / key, lambda: find_unit(folder, stage, key) is not None)
     return folder / _UNITS / stage / key
+
+
+def _private(tmp: Path) -> Path:
+    """A new folder below tmp/, with a mark: whoever clears tmp/ takes the mark along."""
+    folder = tmp / uuid.uuid4().hex
+    folder.mkdir(parents=True)
+    (folder / _WRITING).touch()
+    return folder
+
+
+def _check_private(folder: Path) -> None:
+    """What was written since the folder was cleared is only a part, and must not pass for the whole.
+
+    Raises:
+        DataError: another build of the same dataset cleared it, which believed that nobody was at work.
+    """
+    if not (folder / _WRITING).is_file():
+        raise DataError(
+            f"another build of this dataset cleared {folder} while it was written (a driver that was started "
+            "again, or hosts that do not see one another's locks): what is done is kept, build again"
+        )
 
 
 def _peak_memory() -> int:
@@ -184,7 +211,13 @@ def _rename_unit(private: Path, target: Path, is_whole: Callable[[], bool]) -> N
 
 
 def publish(work: Work, content: Path) -> bool:
-    """Make the content durable, then rename it to the destination. False: somebody else was first."""
+    """Make the content durable, then rename it to the destination. False: somebody else was first.
+
+    Raises:
+        DataError: it was cleared while it was gathered.
+    """
+    _check_private(content)
+    (content / _WRITING).unlink()
     fsync_tree(content)
     try:
         content.rename(work.destination)

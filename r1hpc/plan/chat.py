@@ -18,7 +18,7 @@ from r1hpc.base.files import parse_json
 
 _FILE = "chat_template.jinja"
 _CONFIG = "tokenizer_config.json"
-_TOKENIZER = "tokenizer.json"
+TOKENIZER_FILE = "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def load_template(path: Path, tokenizer: Path | None = None) -> ChatTemplate:
     from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    is_file = path.is_file() and path.name != _TOKENIZER
+    is_file = path.is_file() and path.name != TOKENIZER_FILE
     folder = tokenizer or (path if path.is_dir() else path.parent)
     config = _read_json(folder / _CONFIG)
     text = path.read_text(encoding="utf-8") if is_file else _find(folder, config)
@@ -94,7 +94,7 @@ def load_template(path: Path, tokenizer: Path | None = None) -> ChatTemplate:
         compiled = environment.from_string(text)
     except TemplateError as error:
         raise UsageError(f"chat template of {path} does not compile: {error}") from None
-    return ChatTemplate(text, compiled, _variables(config), _special(_read_json(folder / _TOKENIZER)))
+    return ChatTemplate(text, compiled, _variables(config), special_tokens(folder))
 
 
 def has_template(folder: Path) -> bool:
@@ -126,8 +126,9 @@ def _variables(config: Mapping[str, Any]) -> dict[str, str]:
     return {name: text for name, text in texts.items() if isinstance(text, str)}
 
 
-def _special(tokenizer: Mapping[str, Any]) -> tuple[str, ...]:
-    added = tokenizer.get("added_tokens", [])
+def special_tokens(folder: Path) -> tuple[str, ...]:
+    """Those of the tokenizer.json in a folder; none where there is no such file."""
+    added = _read_json(folder / TOKENIZER_FILE).get("added_tokens", [])
     return tuple(token["content"] for token in added if token.get("special"))
 
 

@@ -25,6 +25,8 @@ _POINTER = b"version https://git-lfs.github.com/"
 _MOST_HEADER_BYTES = 100_000_000
 """What safetensors itself reads at most."""
 _LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2")
+_ENDS = ("lm_head", "embed_tokens", "wte")
+"""Embeddings and output heads of the families."""
 _KNOWN = (*_LLAMA_LIKE, "gpt2")
 
 
@@ -152,6 +154,12 @@ def _check_lora_targets(model: ModelConfig, tensors: Mapping[str, Shape]) -> Non
     """As peft does: a module is a target whose name is one, or ends in one after a dot."""
     matrices = (name for name, shape in tensors.items() if len(shape) == 2)
     modules = [name.removesuffix(".weight") for name in matrices]
+    is_tied = not any(module.endswith("lm_head") for module in modules)
+    if is_tied and (hit := [target for target in model.lora_targets if target in _ENDS]):
+        raise ConfigError(
+            f"model.lora_targets names {', '.join(hit)}, and the embedding and output head of {model.path} "
+            "share their weights: leave it out, for an export cannot hold an adapter on one of them"
+        )
     if not model.lora_targets or any(f".{m}".endswith(f".{t}") for m in modules for t in model.lora_targets):
         return
     raise ConfigError(

@@ -115,6 +115,7 @@ def _scripts(
         if name != PUBLISH:
             share = f' --stage {name} --share "${{SLURM_ARRAY_TASK_ID:-0}}/{count}"'
         array = {"array": f"0-{count - 1}"} if count > 1 else {}
+        share += f" --recipe-hash {recipe.hash}"
         yield name, {**array, **dependency}, _script(order, config, folder, name, share)
 
 

@@ -7,6 +7,7 @@ planned.plan, planned.script, planned.estimate
 """
 
 import dataclasses
+import heapq
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ from r1hpc.tracking.check import check_trackers
 
 ASSUMED_GPUS_PER_NODE = 8
 """Where nothing says how many a node has, and no cluster is asked."""
+_MOST_ENCODED = 5000
+"""Prompts, the longest of those that are known: a second or two."""
 _MAY_CHANGE_SECTIONS = ("resources.", "cluster.", "limits.", "monitor.", "checkpoint.")
 _MAY_CHANGE_KEYS = (
     *("train.num_steps", "train.print_every", "train.hang_timeout_s", "deepspeed.zero_stage"),
@@ -338,12 +341,14 @@ def _check_questions(
 
     own = tokenizer.load_tokenizer(config.model)
     form = tokenizer.form_of(own, config.model, code)
-    num = max(len(tokenizer.encode(own, form.prompt(prompt))) for prompt in prompts)
-    if num > config.rollout.max_prompt_length:
-        raise UsageError(
-            f"a prompt has {num} tokens: raise rollout.max_prompt_length, now "
-            f"{config.rollout.max_prompt_length}"
-        )
+    # Characters are not tokens: not the longest alone.
+    for prompt in heapq.nlargest(_MOST_ENCODED, dict.fromkeys(prompts), key=len):
+        num = len(tokenizer.encode(own, form.prompt(prompt)))
+        if num > config.rollout.max_prompt_length:
+            raise UsageError(
+                f"a prompt has {num} tokens: raise rollout.max_prompt_length, now "
+                f"{config.rollout.max_prompt_length} ({prompt!r:.80})"
+            )
 
 
 def vocab_size(config: RunConfig) -> int | None:

@@ -1,6 +1,7 @@
 """Task and rewards of a run tried out before it is submitted: made, and asked one question of each task.
 
-prompts = check_questions(config)       # prompts that the run will ask, for the tokenizer's check
+prompts = check_questions(config)       # prompts that the run will ask, as far as they are listed, for the
+                                        # tokenizer's check
 """
 
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from r1hpc.config.plugins import is_own, names_in
 from r1hpc.config.schema import RunConfig
+from r1hpc.plan.batch import updates_per_rollout
 from r1hpc.plan.parts import num_items
 from r1hpc.tasks.benchmark import Benchmarks
 from r1hpc.tasks.mixture import Mixture, check_weights
@@ -18,6 +20,8 @@ from r1hpc.tasks.registry import make_task
 from r1hpc.tasks.rewards import Scorer
 from r1hpc.tasks.task import Item, Task, check_num_held_out, members
 from r1hpc.tasks.terms import term_named
+
+_MOST_ASKED = 20_000
 
 
 def check_questions(config: RunConfig, code: Path | None = None) -> list[str]:
@@ -39,6 +43,7 @@ def check_questions(config: RunConfig, code: Path | None = None) -> list[str]:
         if config.stage == "rl" and config.rl.by_pass_rate:
             check_comes_again(tasks[0])
         items += _one_of_each(tasks[0], config)
+        items += _asked(tasks[0], config)
         if code is None:  # a run of before goes on as it was begun
             if isinstance(tasks[0], Mixture):
                 check_weights(tasks[0].weights)
@@ -55,11 +60,27 @@ def check_questions(config: RunConfig, code: Path | None = None) -> list[str]:
     return [item.prompt for item in items]
 
 
+def _asked(task: Task, config: RunConfig) -> Iterator[Item]:
+    """What the run will ask, where questions come from a list, in which one may be like no other."""
+    known = task.num_questions()
+    if known is None or config.stage not in ("rl", "generate"):
+        return
+    num = config.generate.num_items
+    if config.stage == "rl":
+        rollouts = -(-config.train.num_steps // updates_per_rollout(config))
+        num = rollouts * config.rollout.num_prompts * (1 + config.rl.max_resamples)
+    first = _first_item(config)
+    yield from map(task.item, range(first, first + min(num, known, _MOST_ASKED)))
+
+
+def _first_item(config: RunConfig) -> int:
+    return config.generate.first_item if config.stage == "generate" else config.task.first_item or 0
+
+
 def _one_of_each(task: Task, config: RunConfig) -> Iterator[Item]:
     """From the run's first item on, the first of each task of a mixture."""
-    first = config.generate.first_item if config.stage == "generate" else config.task.first_item or 0
     missing = set(members(task))
-    for index in count(first):
+    for index in count(_first_item(config)):
         item = task.item(index)
         if item.task in missing:
             missing.remove(item.task)
@@ -79,8 +100,9 @@ def _try_rewards(config: RunConfig, tasks: list[Task], items: list[Item], code: 
     with Scorer(
         config.reward, *tasks, max_completion_length=longest, flops_per_token=1.0, code=code
     ) as scorer:
+        own = {label for task in tasks for label, each in members(task).items() if isinstance(each, OwnTask)}
         tried: set[str] = set()
         for item in items:
             if item.task not in tried:
                 tried.add(item.task)
-                scorer.try_out(item)
+                scorer.try_out(item, of_own_task=item.task in own)

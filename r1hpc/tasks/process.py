@@ -120,8 +120,9 @@ class WorkerProcess:
     def _wait(self, fd: int, event: int, deadline: float) -> None:
         poller = select.poll()
         poller.register(fd, event)
-        left = deadline - time.monotonic()
-        if left <= 0 or not poller.poll(left * 1000):
+        # Suspended meanwhile, we may look late at an answer that came in time.
+        left = max(0.0, deadline - time.monotonic())
+        if not poller.poll(left * 1000):
             raise TimedOutError("no answer in time")
 
 

@@ -20,7 +20,7 @@ from r1hpc.tasks.completion import Parts, compose, take_apart
 from r1hpc.tasks.judges import OWN_SCORE
 from r1hpc.tasks.task import Item, Verifiable, members
 from r1hpc.tasks.terms import TERMS, Completion, Judged, term_named
-from r1hpc.tasks.verifier import Question, Verifier, VerifierStats
+from r1hpc.tasks.verifier import Question, ShouldStop, Verifier, VerifierStats, never
 
 __all__ = ["Completion", "Score", "Scorer"]
 
@@ -87,28 +87,40 @@ class Scorer:
         """What the verifiers met so far: time-outs, restarts, refused answers."""
         return VerifierStats.joined([each.stats for each in self._all()])
 
-    def try_out(self, item: Item) -> None:
-        """One call of every own term and of the item's judge, on a completion that is right.
+    def try_out(self, item: Item, *, of_own_task: bool = False) -> None:
+        """One call of every own term, and of a judge that is the user's or judges his task, on the answer.
 
         Raises:
-            UsageError: the sentence of the first that fails.
+            UsageError: the sentence of the first that fails; or a judge of ours calls the answer wrong. The
+                user's own may: what he calls the answer need not be one, but what it is judged by.
         """
         right = Completion(compose("", item.answer), 1, False)
-        if self._verifiers[item.task].is_own:
-            self._verifiers[item.task].check([Question(item.answer, item.answer, item.metadata)])
+        verifier, is_right = self._verifiers[item.task], True
+        if verifier.is_own or of_own_task:
+            (is_right,) = verifier.check([Question(item.answer, item.answer, item.metadata)])
         for verifier in self._own.values():
             verifier.values([_own_question(item, right, {})])
         for sentence in self.sentences():
             raise UsageError(f"{sentence}; tried on the question {item.prompt!r:.80}")
+        if not is_right and not verifier.is_own:
+            raise UsageError(
+                f"the task's judge calls the task's own answer {item.answer!r:.40} wrong, to the question "
+                f"{item.prompt!r:.80}: no reward could be earned (does the judge need metadata?)"
+            )
 
     def sentences(self) -> list[str]:
         """How own code failed so far, each kind once."""
         return [sentence for each in self._all() for sentence in each.sentences]
 
-    def score_groups(self, groups: Sequence[Group]) -> list[list[Score]]:
-        """Scores in the order of the groups and their completions. Deterministic but for time-outs."""
+    def score_groups(self, groups: Sequence[Group], should_stop: ShouldStop = never) -> list[list[Score]]:
+        """Scores in the order of the groups and their completions. Deterministic but for time-outs.
+
+        Raises:
+            StopAsked: should_stop said so, which is asked between answers where the judge is slow.
+        """
         parts = [[take_apart(c.text, c.truncated, self._boxed) for c in group] for _, group in groups]
-        verdicts, own = iter(self._verdicts(groups, parts)), self._own_values(groups)
+        verdicts = iter(self._verdicts(groups, parts, should_stop))
+        own = self._own_values(groups, should_stop)
         scored = []
         for (item, completions), apart in zip(groups, parts, strict=True):
             scores = [
@@ -131,7 +143,9 @@ class Scorer:
     def _all(self) -> list[Verifier]:
         return [*self._verifiers.values(), *self._own.values()]
 
-    def _verdicts(self, groups: Sequence[Group], parts: list[list[Parts]]) -> list[bool]:
+    def _verdicts(
+        self, groups: Sequence[Group], parts: list[list[Parts]], should_stop: ShouldStop
+    ) -> list[bool]:
         """Whether each completion that has an answer is right, in order."""
         asked = [
             (item.task, Question(part.answer, item.answer, item.metadata))
@@ -140,12 +154,12 @@ class Scorer:
             if part.answer is not None
         ]
         said = {
-            name: iter(verifier.check([question for task, question in asked if task == name]))
+            name: iter(verifier.check([question for task, question in asked if task == name], should_stop))
             for name, verifier in self._verifiers.items()
         }
         return [next(said[task]) for task, _ in asked]
 
-    def _own_values(self, groups: Sequence[Group]) -> dict[str, Iterator[float]]:
+    def _own_values(self, groups: Sequence[Group], should_stop: ShouldStop) -> dict[str, Iterator[float]]:
         """What each own term says of every completion, in order; 0 where it failed."""
         if not self._own:
             return {}
@@ -154,7 +168,7 @@ class Scorer:
             shared: dict[str, object] = {}  # one object a group: equal completions are asked of once
             asked += [_own_question(item, completion, shared) for completion in completions]
         return {
-            name: iter([float(value or 0.0) for value in verifier.values(asked)])
+            name: iter([float(value or 0.0) for value in verifier.values(asked, should_stop)])
             for name, verifier in self._own.items()
         }
 
@@ -190,7 +204,7 @@ class Scorer:
         (open-instruct issue 659: the policy collapses to form without content).
         """
         rewards = [self._weighted({**score.terms, "format": 0.0}) for score in scores]
-        if len(set(rewards)) > 1:
+        if len(scores) == 1 or len(set(rewards)) > 1:  # alone it is not held against anybody
             return scores
         return [replace(score, reward=reward) for score, reward in zip(scores, rewards, strict=True)]
 

@@ -2,7 +2,7 @@
 
 pass_at_k(num_samples=16, num_correct=3, k=8)
 wilson(num_correct=240, num_items=256)              # a share
-mean_interval([0.0, 0.5, 1.0])                      # a mean over items
+share_interval([0.0, 0.5, 1.0])                     # a mean over items, of shares
 """
 
 import math
@@ -42,15 +42,11 @@ def majority(votes: Sequence[Sequence[Any]]) -> bool:
 
 def wilson(num_correct: int, num_items: int) -> tuple[float, float]:
     """95 % interval of a share (Wilson 1927); sensible at 0 and 1, where the normal one has no width."""
-    n, p, z = num_items, num_correct / num_items, _Z95
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    # At 0 and 1 the share is the interval's own end; rounding must not put it outside.
-    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
+    return _wilson(num_correct / num_items, num_items)
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """(mean, low, high): 95 %, normal, over items. Samples of one item are not independent, items are."""
+    """(mean, low, high): 95 %, normal, over items: of differences, or lengths. One item has no width."""
     n = len(values)
     mean = math.fsum(values) / n
     if n < 2:
@@ -58,3 +54,23 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
     half = _Z95 * deviation / math.sqrt(n)
     return mean, mean - half, mean + half
+
+
+def share_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """(mean, low, high): 95 %, over items, of shares of each one's samples, which are not independent.
+
+    Wilson's, of as many independent samples as would vary as the items do: n p (1 - p) / s^2 (the design
+    effect of Kish 1965). Where all items are alike, which says nothing of how they vary, of one each.
+    """
+    n = len(values)
+    mean = math.fsum(values) / n
+    variance = math.fsum((v - mean) ** 2 for v in values) / (n - 1) if n > 1 else 0.0
+    return mean, *_wilson(mean, n * mean * (1 - mean) / variance if variance else n)
+
+
+def _wilson(p: float, n: float) -> tuple[float, float]:
+    z = _Z95
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    # At 0 and 1 the share is the interval's own end; rounding must not put it outside.
+    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))

@@ -9,12 +9,12 @@ is killed and replaced. Equal questions of one call are judged once.
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 from r1hpc.base.errors import R1hpcError
-from r1hpc.tasks.judges import JUDGES
+from r1hpc.tasks.judges import JUDGES, OWN_SCORE, OWN_VERDICT
 from r1hpc.tasks.process import DiedError, TimedOutError, WorkerProcess, wait_for_own
 
 _START_LIMIT_S = 120.0
@@ -59,6 +59,18 @@ class VerifierStats:
         return whole
 
 
+ShouldStop = Callable[[], bool]
+
+
+class StopAsked(Exception):  # noqa: N818 - nothing went wrong
+    """A stop was requested while answers were judged."""
+
+
+def never() -> bool:
+    """Nobody asks to stop."""
+    return False
+
+
 class Verifier:
     """See the module. Not thread-safe: one per thread."""
 
@@ -67,7 +79,7 @@ class Verifier:
         self._arguments = [judge, json.dumps(dict(settings))]
         self._timeout_s = timeout_s
         self._judge = JUDGES[judge]
-        self._own = settings.get("spec")
+        self._own = settings.get("spec") if judge in (OWN_VERDICT, OWN_SCORE) else None
         """The name of the user's code that judges; None: one of ours does."""
         self.sentences: list[str] = []
         """How a user's code failed, each kind once."""
@@ -82,14 +94,20 @@ class Verifier:
         """Whether a user's code judges."""
         return self._own is not None
 
-    def check(self, questions: Sequence[Question]) -> list[bool]:
-        """Whether each answer is right, in order."""
-        return [bool(value) for value in self.values(questions)]
+    def check(self, questions: Sequence[Question], should_stop: ShouldStop = never) -> list[bool]:
+        """Whether each answer is right, in order. Raises as `values` does."""
+        return [bool(value) for value in self.values(questions, should_stop)]
 
-    def values(self, questions: Sequence[Question]) -> list[bool | float | None]:
+    def values(
+        self, questions: Sequence[Question], should_stop: ShouldStop = never
+    ) -> list[bool | float | None]:
         """What the judge says of each answer, in order; None where it says nothing.
 
+        Args:
+            should_stop: asked before each question to the process, of which a slow judge has one an answer.
+
         Raises:
+            StopAsked: should_stop said so.
             R1hpcError: a user's own code has failed on _MOST_FAILURES answers in a row.
         """
         # Completions of one item share its metadata: the object says which item, for less than its text.
@@ -98,6 +116,8 @@ class Verifier:
         readable = [key for key in wire if len(key[0]) <= self._judge.max_characters]
         verdicts: dict[object, bool | float | None] = dict.fromkeys(wire)
         for first in range(0, len(readable), self._chunk):
+            if should_stop():
+                raise StopAsked
             chunk = readable[first : first + self._chunk]
             said = map(self._understood, self._judged([wire[key] for key in chunk]))
             verdicts.update(zip(chunk, said, strict=True))

@@ -40,6 +40,16 @@ def evaluated_steps(run: RunDir) -> list[int]:
     return sorted({line["global_step"] for line in iter_records(evaluations_path(run), EvaluatedStep)})
 
 
+OF_BEFORE = ""
+"""In place of a policy: the line of a version that did not note it."""
+
+
+def evaluated_policies(run: RunDir) -> dict[int, str]:
+    """The name of the weights of the newest evaluation after each step."""
+    lines = iter_records(evaluations_path(run), EvaluatedStep)
+    return {line["global_step"]: line.get("policy", OF_BEFORE) for line in lines}
+
+
 def read_answers(run: RunDir, step: int | None = None) -> tuple[int | None, list[dict[str, Any]]]:
     """The answers of a run of stage evaluate, or of an RL run after `step` (default: the last one evaluated).
 

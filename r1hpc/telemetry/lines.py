@@ -136,9 +136,10 @@ class EvaluationSummary(TypedDict):
 
 
 class EvaluatedStep(TypedDict):
-    """Of a line of metrics/evaluation.jsonl: that there was an evaluation."""
+    """Of a line of metrics/evaluation.jsonl: that there was an evaluation, and of which weights."""
 
     global_step: Count
+    policy: NotRequired[str]
 
 
 class EvaluationLine(EvaluationSummary, EvaluatedStep):

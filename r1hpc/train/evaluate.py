@@ -30,9 +30,15 @@ from r1hpc.config.schema import RunConfig
 from r1hpc.plan.parts import num_items
 from r1hpc.tasks.completion import take_apart
 from r1hpc.tasks.rewards import Completion, Score
-from r1hpc.tasks.statistics import majority, mean_interval, pass_at_k, wilson
+from r1hpc.tasks.statistics import majority, pass_at_k, share_interval, wilson
 from r1hpc.tasks.task import Item
-from r1hpc.telemetry.evaluations import answers_path, evaluated_steps, evaluations_path, sentence
+from r1hpc.telemetry.evaluations import (
+    OF_BEFORE,
+    answers_path,
+    evaluated_policies,
+    evaluations_path,
+    sentence,
+)
 from r1hpc.train.judge import Judge, ShouldStop
 from r1hpc.train.sampling import Cut
 from r1hpc.train.session import Job
@@ -184,7 +190,7 @@ def transcripts(answers: Sequence[Answer], most: int = 20) -> str:
 
 
 def _interval(values: Sequence[float]) -> dict[str, float]:
-    value, low, high = mean_interval(values)
+    value, low, high = share_interval(values)
     return {"value": value, "low": low, "high": high}
 
 
@@ -202,17 +208,25 @@ class HeldOut:
         self._should_stop = should_stop
 
     def evaluate(self, network: torch.nn.Module, step: int) -> bool:
-        """Greedy and sampled answers to held-out items, on record once per step; False: stop requested."""
+        """Greedy and sampled answers to held-out items, on record once per step; False: stop requested.
+
+        What is on record of other weights (a crash after it lost them, and they did not come out the same) is
+        done again: the newest line counts.
+        """
         job, group = self._job, self._job.group
-        if group.broadcast(step in evaluated_steps(job.run)):
+        known = group.broadcast(evaluated_policies(job.run).get(step))
+        if known == OF_BEFORE:
             return True
         policy_id = self._judge.engine.sync_weights(network)
+        if known == policy_id:
+            self._judge.engine.release()
+            return True
         answers = self._answers(step, policy_id)
         self._judge.engine.release()
         if answers is None:
             return False
         if group.rank == 0:
-            self._put_on_record(step, answers)
+            self._put_on_record(step, policy_id, answers)
         return True
 
     def num_kept(self, step: int) -> int:
@@ -261,9 +275,10 @@ class HeldOut:
             print(f"evaluation of step {step}: {len(found)} answers were already there", flush=True)
         return found
 
-    def _put_on_record(self, step: int, answers: list[Answer]) -> None:
+    def _put_on_record(self, step: int, policy_id: str, answers: list[Answer]) -> None:
         job, summary = self._job, summarise(answers)
-        line: dict[str, Any] = {"global_step": step, "attempt": job.attempt, "time": time.time(), **summary}
+        line: dict[str, Any] = {"global_step": step, "attempt": job.attempt, "time": time.time()}
+        line |= {"policy": policy_id, **summary}
         lines = "".join(json.dumps(one.to_json()) + "\n" for one in answers)
         write_atomic(answers_path(job.run, step), lines)
         (job.run.metrics / f"transcripts-{step:06d}.txt").write_text(transcripts(answers))

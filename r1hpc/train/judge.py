@@ -35,6 +35,7 @@ from r1hpc.tasks.tokenizer import (
     special_ids,
     vocabulary_size,
 )
+from r1hpc.tasks.verifier import StopAsked
 from r1hpc.train import step_records
 from r1hpc.train.policy import build_rollout_engine
 from r1hpc.train.sampling import WHOLE, Cut, Request, RolloutEngine, Samples, streams
@@ -111,7 +112,11 @@ class Asker:
             if should_stop():
                 return None
             part = groups[start : start + _GROUPS_AT_ONCE]
-            for (_, answers), scores in zip(part, self._scorer.score_groups(part), strict=True):
+            try:
+                found = self._scorer.score_groups(part, should_stop)
+            except StopAsked:
+                return None
+            for (_, answers), scores in zip(part, found, strict=True):
                 scored.append(list(zip(answers, scores, strict=True)))
         self._say_failures()
         return scored
@@ -161,7 +166,9 @@ class Asker:
         most = self._config.rollout.max_prompt_length
         ids = tuple(encode(self.tokenizer, self._form.prompt(text)))
         if len(ids) > most:
-            raise ConfigError(f"a prompt has {len(ids)} tokens: raise rollout.max_prompt_length, now {most}")
+            raise ConfigError(
+                f"a prompt has {len(ids)} tokens: raise rollout.max_prompt_length, now {most} ({text!r:.80})"
+            )
         return ids
 
 

@@ -10,7 +10,7 @@ the records. Everything the loop decides, it decides from one sum over the ranks
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -167,11 +167,18 @@ def optimizer_step(
     engine, rate = session.engine, learning_rate(session.job.config.train, step)
     set_learning_rate(engine, rate)
     skipped_before = engine.skipped_steps
-    loss, norm, forward_s = accumulate(engine, losses)
+    loss, norm, forward_s = accumulate(engine, _alive(session, step, losses))
     skipped = engine.skipped_steps > skipped_before
     agreed = agree(session, loss, sums())
     _check_finite(session, step, agreed, loss, norm, skipped)
     return StepResult(agreed.loss, norm, rate, skipped, agreed.stop, agreed.save, agreed.sums, forward_s)
+
+
+def _alive(session: Session, step: int, losses: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """A sign of life with each: an update of long completions may take longer than a hang is given."""
+    for loss in losses:
+        session.job.watchdog.beat(f"update of step {step}")
+        yield loss
 
 
 def agree(session: Session, loss: float = 0.0, sums: Sequence[float] = ()) -> Agreement:

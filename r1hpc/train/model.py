@@ -90,6 +90,7 @@ def wrap_lora(network: nn.Module, model: ModelConfig) -> Any:
     """
     if model.lora_rank < 1:
         raise ConfigError("model.lora_rank is 0: give the rank of the adapters, for example 8")
+    _refuse_tied_targets(network, model)
     peft = _import_peft()
     config = peft.LoraConfig(
         r=model.lora_rank,
@@ -104,6 +105,20 @@ def wrap_lora(network: nn.Module, model: ModelConfig) -> Any:
         return peft.get_peft_model(network, config)
     except ValueError as error:
         raise ConfigError(f"model.lora_targets={model.lora_targets}: {error}") from None
+
+
+def _refuse_tied_targets(network: nn.Module, model: ModelConfig) -> None:
+    """An adapter on one of two modules that share a tensor: merged into it, the export would change both."""
+    ends = network.get_input_embeddings(), network.get_output_embeddings()  # type: ignore[operator]
+    if None in ends or ends[0].weight is not ends[1].weight:
+        return
+    names = [name for name, module in network.named_modules() if any(module is end for end in ends)]
+    hit = [target for target in model.lora_targets if any(f".{n}".endswith(f".{target}") for n in names)]
+    if hit:
+        raise ConfigError(
+            f"model.lora_targets names {', '.join(hit)}, and this model's embedding and output head share "
+            "their weights: leave it out, for an export cannot hold an adapter on one of them"
+        )
 
 
 def _from_weights(folder: Path, config: Any, model: ModelConfig, lie: Placement | None) -> PreTrainedModel:

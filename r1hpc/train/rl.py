@@ -6,8 +6,9 @@ A step, in the order of its files: a rollout is collected (collect.py: judge.py 
 verifier scores), laid out with its advantages (update.py, the formulas in algorithms.py), and followed by
 updates_per_rollout optimizer steps (loop.optimizer_step). Every one of them is a step of the loop: it can be
 saved after any, also in the middle of a rollout's updates (where TRL generates anew from the newer policy,
-huggingface/trl grpo_trainer.py). When a stop is requested inside a rollout, the ranks stop at once, and what
-was finished of it is used after the resume.
+huggingface/trl grpo_trainer.py). When a signal asks for a stop inside a rollout, the ranks stop at once, and
+what was finished of it is used after the resume. The file STOP and the limit of GPU-hours are seen by rank 0:
+the others finish their share of the rollout first.
 """
 
 import time

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from transformers import DynamicCache
 
+from r1hpc.base.errors import ConfigError
 from r1hpc.config.schema import Precision, RunConfig
 from r1hpc.tasks.tokenizer import SpecialIds
 from r1hpc.train.distributed import Group
@@ -154,6 +155,7 @@ class TorchSampler:
         self._poll_every = poll_every
 
     def sync_weights(self, network: torch.nn.Module) -> str:
+        _refuse_stateful(network)
         self._network = self._gather(network) if self._zero_stage == 3 else network
         return fingerprint(self._network)
 
@@ -330,6 +332,16 @@ def fingerprint(network: torch.nn.Module) -> str:
         bits = int(parameter.detach().view(whole).sum(dtype=torch.int64))
         total = (total * 0x100000001B3 + bits) % (1 << 64)
     return f"{total:016x}"
+
+
+def _refuse_stateful(network: Any) -> None:
+    """The cache here is of keys and values."""
+    base = network.get_base_model() if hasattr(network, "get_base_model") else network
+    if getattr(base, "_is_stateful", False):  # transformers' mark of state-space and linear-attention models
+        raise ConfigError(
+            f"a model of type {base.config.model_type} keeps a state that is no cache of keys and values: "
+            "rollout.engine=sampler cannot decode it, rollout.engine=vllm may"
+        )
 
 
 def cache_argument(network: Any) -> str:

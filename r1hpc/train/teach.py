@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from r1hpc.base.failpoints import failpoint
 from r1hpc.data.generated import DOCUMENTS, ORIGINS, origin_schema
-from r1hpc.data.prompts import Row, read_prompts
+from r1hpc.data.prompts import PromptRange, Row, read_prompts
 from r1hpc.data.recipe import TRACES, Recipe
 from r1hpc.data.recipe_generate import GenerateRecipe
 from r1hpc.data.sources import SourceSpan
@@ -65,7 +65,8 @@ class TeachTask:
         from r1hpc.train.teacher import load_teacher
 
         generate, span = self._generate, self.span
-        rows = read_prompts(self.recipe.resolve(generate.prompts), generate, span.start, span.stop)
+        prompts = PromptRange(span.start, span.stop, span.digest)
+        rows = read_prompts(self.recipe.resolve(generate.prompts), generate, prompts)
         teacher = load_teacher(teacher_folder(self.recipe, generate), generate)
         is_traces = self.recipe.sources[span.source].kind == TRACES
         with _Output(folder, is_traces, generate) as output:

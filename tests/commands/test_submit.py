@@ -143,6 +143,22 @@ def test_what_is_asked_wrongly_is_named_and_leaves_nothing(
     assert not list((place / "runs").glob("*"))
 
 
+def test_a_question_that_is_too_long_is_found_wherever_it_stands(place: Path) -> None:
+    """It would end the run when its turn comes."""
+    rows = [{"question": f"1 + {n}", "answer": f"{n + 1}"} for n in range(40)]
+    rows[33]["question"] = "1 + " * 20 + "1"
+    (place / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["jobs/rl_smoke.yaml", "task.name=jsonl"]
+    words += [
+        f"task.options={{path: {place}/sums.jsonl, template: '{{question}}'}}",
+        "evaluate.num_items=1",
+        "train.num_steps=200",
+    ]
+    done = submit(place, *words, "rollout.max_prompt_length=16")
+    assert done.returncode == 2, done.stdout
+    assert "a prompt has 81 tokens: raise rollout.max_prompt_length, now 16 ('1 + 1 + " in done.stderr
+
+
 def test_a_model_without_weights_is_refused_and_begun_from_scratch_when_asked(place: Path) -> None:
     model = place / "model"
     model.mkdir()

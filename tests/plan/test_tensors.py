@@ -89,3 +89,9 @@ def test_lora_targets_are_names_of_modules(tmp_path: Path) -> None:
     for targets in ([], ["q_proj"], ["c_attn", "self_attn.q_proj"]):
         check_tensors(ModelConfig(**model, lora_targets=targets), _hf_config("llama"))
     check_tensors(ModelConfig(**model, lora_targets=["c_attn"]), {"model_type": "of_nobody"})
+    tied = ModelConfig(**model, lora_targets=["q_proj", "lm_head"])
+    with pytest.raises(ConfigError, match=r"names lm_head, and the embedding and output head of .* share"):
+        check_tensors(tied, _hf_config("llama"))
+    write_header(tmp_path / "model.safetensors", shapes | {"lm_head.weight": (16, 16)})
+    with pytest.raises(ConfigError, match=r"lm_head\.weight"):  # of another shape; tied it is not
+        check_tensors(tied, _hf_config("llama"))

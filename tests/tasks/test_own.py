@@ -153,6 +153,27 @@ def test_what_cannot_be_imported_is_one_sentence(tmp_path: Path, text: str, said
         scorer.try_out(task.item(0))
 
 
+def test_a_judge_of_ours_that_cannot_judge_the_task_is_named(tmp_path: Path) -> None:
+    """`choice` looks the choices up in the metadata: without them every answer would be wrong."""
+    text = """
+        class Letters:
+            judge = "choice"
+            def question(self, index):
+                return f"{index}: A) yes B) no?", "A", METADATA
+    """
+    for metadata, said in (
+        ("{}", "calls the task's own answer 'A' wrong"),
+        ('{"choices": ["yes", "no"]}', ""),
+    ):
+        path = write(tmp_path, f"own_{next(_numbers)}.py", text.replace("METADATA", metadata))
+        config = RunConfig(stage="rl", task=TaskConfig(f"{path}:Letters"))
+        if said:
+            with pytest.raises(UsageError, match=said):
+                check_questions(config)
+        else:
+            assert check_questions(config)
+
+
 def test_an_import_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "_OWN_START_LIMIT_S", 1.0)
     with pytest.raises(UsageError, match="importing it takes over 1 s"):

@@ -53,6 +53,12 @@ def test_the_gate_takes_format_from_a_group_that_differs_only_there(texts: list[
     assert [score.well_formed for score in gated] == [score.well_formed for score in ungated]
 
 
+def test_the_gate_leaves_one_that_is_alone() -> None:
+    """PPO's groups may have one member, which is normalised by nobody."""
+    (alone,) = _scores([_WRONG])
+    assert alone.reward == pytest.approx(0.1)
+
+
 def test_the_gate_leaves_a_group_that_differs_elsewhere() -> None:
     assert [score.reward for score in _scores([_RIGHT, _BARE_WRONG])] == pytest.approx([1.1, 0.0])
 

@@ -12,7 +12,7 @@ import pytest
 
 from r1hpc.base.errors import R1hpcError
 from r1hpc.tasks.process import WorkerProcess
-from r1hpc.tasks.verifier import Question, Verifier
+from r1hpc.tasks.verifier import Question, StopAsked, Verifier
 
 pytestmark = pytest.mark.usefixtures("no_process_left")
 
@@ -53,6 +53,14 @@ def test_equal_texts_of_different_items_are_judged_apart() -> None:
     with Verifier("countdown", {}, 5.0) as verifier:
         first, second = {"numbers": [1, 2], "target": 3}, {"numbers": [1, 2], "target": 4}
         assert verifier.check([Question("1+2", "", first), Question("1+2", "", second)]) == [True, False]
+
+
+def test_asked_to_stop_a_slow_judge_is_left_between_two_answers() -> None:
+    answers = iter([False, False, True])
+    with Verifier("math", {}, 6.0) as verifier:
+        with pytest.raises(StopAsked):
+            verifier.check(_questions("4", "5", "6", "7"), lambda: next(answers))
+        assert verifier.check(_questions("4")) == [True]
 
 
 def test_a_slow_answer_is_wrong_and_the_next_is_judged() -> None:

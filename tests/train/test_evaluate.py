@@ -1,20 +1,25 @@
 """Held-out answers: the same however the items are batched, and none where nothing is asked."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from r1hpc.config.reasoning import RewardConfig, RolloutConfig
+from r1hpc.base.rundir import RunDir
+from r1hpc.config.reasoning import EvaluateConfig, RewardConfig, RolloutConfig
 from r1hpc.config.schema import RunConfig
 from r1hpc.tasks.chain_sum import ChainSum
 from r1hpc.tasks.chat import PromptForm
 from r1hpc.tasks.rewards import Scorer
 from r1hpc.tasks.tokenizer import character_tokenizer, encode
-from r1hpc.telemetry.evaluations import table
-from r1hpc.train.evaluate import Answer, answer, summarise
+from r1hpc.telemetry.evaluations import evaluations_path, read_evaluations, table
+from r1hpc.train.evaluate import Answer, HeldOut, answer, summarise
 from r1hpc.train.judge import Judge
 from r1hpc.train.sampling import Request, Samples
 
@@ -26,9 +31,10 @@ class Parrot:
 
     def __init__(self) -> None:
         self.batches: list[int] = []
+        self.weights = "parrot"
 
     def sync_weights(self, network: Any) -> str:
-        return "parrot"
+        return self.weights
 
     def release(self) -> None: ...
 
@@ -147,3 +153,32 @@ def test_each_task_is_summed_up_apart_with_intervals_over_questions() -> None:
     rows = table(summary)
     assert len({len(row) for row in rows}) == 1
     assert rows[1].split()[:3] == ["a", "10", "1.000"]
+
+
+def test_what_is_on_record_of_other_weights_is_done_again(tmp_path: Path) -> None:
+    """A crash may lose the weights that were evaluated, and they need not come out the same again."""
+    run = RunDir(tmp_path)
+    run.metrics.mkdir()
+    engine = Parrot()
+    config = RunConfig(
+        stage="rl",
+        rollout=RolloutConfig(max_prompt_length=16, max_completion_length=_LONGEST),
+        evaluate=EvaluateConfig(num_items=3, num_samples=1),
+    )
+    group = SimpleNamespace(
+        rank=0, world_size=1, broadcast=lambda value: value, gather=lambda value: [value], all_sum=list
+    )
+    job: Any = SimpleNamespace(config=config, group=group, run=run, attempt=1)
+    with Scorer(RewardConfig(), task := ChainSum(0, {}), max_completion_length=_LONGEST) as scorer:
+        held_out = HeldOut(job, Judge(config, task, TOKENIZER, PromptForm(), engine, scorer), lambda: False)
+        for weights, asked in (("first", 2), ("first", 2), ("second", 4), ("second", 4)):
+            engine.weights = weights
+            assert held_out.evaluate(torch.nn.Module(), 7)
+            assert len(engine.batches) == asked
+    assert read_evaluations(run)[7]["policy"] == "second"
+    line = json.loads(evaluations_path(run).read_text().splitlines()[0])
+    del line["policy"]  # of an older version: left as it is
+    evaluations_path(run).write_text(json.dumps(line) + "\n")
+    engine.weights = "third"
+    assert held_out.evaluate(torch.nn.Module(), 7)
+    assert len(engine.batches) == 4

@@ -129,6 +129,15 @@ def test_a_target_that_does_not_exist_is_refused() -> None:
         wrapped(QWEN2, ModelConfig(lora_rank=2, lora_targets=["qproj"]))
 
 
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_an_adapter_on_one_of_two_tied_modules_is_refused(target: str) -> None:
+    """The export has one tensor for both: it would lose the adapter, or put it on the other one too."""
+    settings = ModelConfig(lora_rank=2, lora_targets=["q_proj", target])
+    with pytest.raises(ConfigError, match=f"names {target}, and .* share their weights: leave it out"):
+        wrapped(QWEN2 | {"tie_word_embeddings": True}, settings)
+    wrapped(QWEN2 | {"tie_word_embeddings": False}, settings)
+
+
 def test_without_peft_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(R1hpcError, match=r"r1hpc\[lora\]"):
