@@ -21,7 +21,7 @@ from r1hpc.base.failpoints import failpoint
 from r1hpc.base.files import read_json, write_json
 from r1hpc.data.decisions import left_out_rule
 from r1hpc.data.encode import SourceCount, Vocabulary
-from r1hpc.data.errors import DataError, DatasetMissingError
+from r1hpc.data.errors import ClearedError, DataError, DatasetMissingError
 from r1hpc.data.generated import ORIGINS, Teach, left_out, origin_file
 from r1hpc.data.layout import MADE_WITH, PARTS, TOKENIZER, part_name
 from r1hpc.data.manifest import (
@@ -125,7 +125,7 @@ def build_dataset(
     spans = list_spans(recipe)
     try:
         return _build(recipe, spans, out, How(work_off or local_pool(workers), report, teach))
-    except FileNotFoundError:
+    except (FileNotFoundError, ClearedError):
         if not (out / MANIFEST).is_file():
             raise
         # Without locks another build can finish first, and take the work folder along.

@@ -36,7 +36,8 @@ from r1hpc.data.values import Document, batched, template_of
 DOCUMENTS = "documents.parquet"
 INDEX = "ngrams.npz"
 MAX_TEXT_CHARS = 2**24
-"""Of a text whose words are looked at: rules, MinHash and contamination take some 60 bytes a byte of it."""
+"""Of a text whose words are looked at: rules, MinHash and contamination take some 60 bytes for each byte,
+a gigabyte of ASCII, three of CJK."""
 _MAX_EXAMPLES = 3
 _LOW = 2**64 - 1
 

@@ -13,6 +13,10 @@ class DataError(R1hpcError):
     """A dataset that cannot be used as asked."""
 
 
+class ClearedError(DataError):
+    """Another build cleared what this one wrote: it had finished, or thought that nobody was at work."""
+
+
 class DatasetMissingError(DataError):
     """There is no dataset in this folder."""
 
@@ -46,3 +50,9 @@ def refuse_passing(error: Exception, path: Path) -> None:
         raise DataError(
             f"{path} cannot be read ({error.strerror}): nothing of it was put aside; build again once it can"
         ) from None
+
+
+def reason(error: Exception, path: Path) -> str:
+    """What it says, without where the file lies: that becomes part of a dataset, and so of its id."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return said.replace(str(path), path.name)

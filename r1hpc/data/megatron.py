@@ -98,10 +98,11 @@ def _read_index(path: Path) -> _Index:
 @functools.lru_cache(maxsize=1)  # every span of some thousand documents asks for the same
 def _parsed_index(path: Path, size: int, mtime_ns: int) -> _Index:
     with path.open("rb") as file:
-        raw = file.read(_HEADER.size)
-        if len(raw) < _HEADER.size or not raw.startswith(_MAGIC):  # the .bin, perhaps, of any size
+        if len(head := file.read(_HEADER.size)) < _HEADER.size or not head.startswith(_MAGIC):
+            # The .bin, perhaps, of any size: not to be read whole.
             raise UsageError(f"{path} is not a Megatron index; glob must match the .idx files")
-        raw += file.read()
+        file.seek(0)
+        raw = file.read()
     _, version, code, sequences, documents = _HEADER.unpack_from(raw)
     if version != 1 or code not in _TYPES:
         raise UsageError(f"{path}: version {version} with ids of type {code} is not known")

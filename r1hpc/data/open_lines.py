@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from r1hpc.base.units import format_bytes
-from r1hpc.data.errors import refuse_passing
+from r1hpc.data.errors import reason, refuse_passing
 
 COMPRESSED = (".gz", ".zst", ".bz2")
 MAX_RECORD_BYTES = 2**30
@@ -70,7 +70,7 @@ def iter_lines(path: Path, start: int, stop: int | None) -> Iterator[Line]:
                 position += line.size
     except _DAMAGE as error:
         refuse_passing(error, path)
-        what = f"the file is damaged or ends early ({error or type(error).__name__})"
+        what = f"the file is damaged or ends early ({reason(error, path) or type(error).__name__})"
         yield Line(position, b"", fault=what)
 
 

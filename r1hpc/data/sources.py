@@ -7,6 +7,7 @@ A span is the smallest piece a writer takes: a whole text file, some megabytes o
 row group, some rows of HDF5. Spans depend on the inputs alone, never on who reads them.
 """
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest, printable
 from r1hpc.base.units import format_bytes
 from r1hpc.data import megatron, tables
-from r1hpc.data.errors import refuse_passing
+from r1hpc.data.errors import reason, refuse_passing
 from r1hpc.data.open_lines import MAX_RECORD_BYTES, is_compressed, iter_lines
 from r1hpc.data.prompts import prompt_ranges
 from r1hpc.data.recipe import PYTHON_STDLIB, TRACES, Recipe, SourceRecipe
@@ -148,7 +149,9 @@ def _size(path: Path) -> int:
     """Bytes; _UNREADABLE of a link that leads nowhere, and the like."""
     try:
         return path.stat().st_size
-    except OSError:
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            refuse_passing(error, path)
         return _UNREADABLE
 
 
@@ -158,7 +161,10 @@ def _walk(root: Path, pattern: str, excluded: tuple[str, ...]) -> Iterator[str]:
     Raises:
         UsageError: a folder cannot be listed; what lies in it would be left out without a word.
     """
+    deepest = None if "**" in pattern else pattern.count("/")
     for folder, subfolders, files in os.walk(root, onerror=_refuse_unlistable):
+        if deepest is not None and len(Path(folder).relative_to(root).parts) >= deepest:
+            subfolders.clear()  # nothing down there could match
         subfolders[:] = [name for name in subfolders if name not in excluded and not name.startswith(".")]
         for name in files:
             relative = (Path(folder) / name).relative_to(root).as_posix()
@@ -365,6 +371,7 @@ def _open_hdf5(path: Path) -> Any:
     try:
         return h5py.File(path, "r")
     except OSError as error:
+        refuse_passing(error, path)
         raise UsageError(f"{path} cannot be read as HDF5: {error}") from None
 
 
@@ -405,7 +412,7 @@ def _read_hdf5(source: SourceRecipe, path: Path, span: SourceSpan, fields: Field
                 rows = _hdf5_dataset(source, path, file)[start : min(span.stop, start + _STREAM_IDS)]
         except OSError as error:
             refuse_passing(error, path)
-            yield Document(start, b"", fault=f"cannot be read as HDF5 ({error})")
+            yield Document(start, b"", fault=f"cannot be read as HDF5 ({reason(error, path)})")
             return
         if rows.dtype.kind in "iu" and rows.ndim == 1:
             yield Document(start, _ids(rows, path, start), is_ids=True, is_stream=True)

@@ -235,21 +235,26 @@ class _Stages:
         key = digest(["generate", *made_of, task.made_by])[:KEY_DIGITS]
         return Unit("generate", key, task, span.num_bytes)
 
-    def _run(self, units: list[Unit]) -> list[Path]:
+    def _run(self, units: list[Unit], *, read_inputs: bool = False) -> list[Path]:
+        """The folders of a stage's units; of a share of it none.
+
+        Args:
+            read_inputs: unit by unit they read the parts of the inputs.
+        """
         self._stages[units[0].stage] = [[unit.key, unit.num_bytes] for unit in units]
         self._work.write_stages(self._stages)
-        if self._share is not None and self._share.stage == units[0].stage:
-            mine = units[self._share.index :: self._share.count]
-            run_units(self._work, mine, self._how.work_off, self._how.report)
-            self._check_inputs()
+        is_share = self._share is not None and self._share.stage == units[0].stage
+        mine = slice(self._share.index, None, self._share.count) if self._share and is_share else slice(None)
+        made = run_units(self._work, units[mine], self._how.work_off, self._how.report)
+        if read_inputs:
+            self._check_inputs(mine)
+        if is_share:
             raise _ShareMade
-        made = run_units(self._work, units, self._how.work_off, self._how.report)
-        self._check_inputs()
         return made
 
-    def _check_inputs(self) -> None:
+    def _check_inputs(self, mine: slice) -> None:
         """Units are named by what their files were; one that changed since may be in them half and half."""
-        for part, before in zip(self._parts, self._inputs, strict=False):  # none before they are named
+        for part, before in zip(self._parts[mine], self._inputs[mine], strict=True):
             if self._inputs_key(part) != before:
                 names = ", ".join(sorted({span.path for span in part})[:3])
                 raise DataError(
@@ -271,7 +276,7 @@ class _Stages:
             )
             for part, inputs, size in zip(self._parts, self._inputs, self._sizes, strict=True)
         ]
-        paths = self._run(units)
+        paths = self._run(units, read_inputs=True)
         self._check_unreadable(records(paths))
         return paths
 
@@ -331,7 +336,7 @@ class _Stages:
             )
             for key, part, size in zip(keys, self._parts, self._sizes, strict=True)
         ]
-        return self._run(units)
+        return self._run(units, read_inputs=True)
 
     def _tokens_of_texts(
         self, cleaned: list[Path], dedup: Path | None, vocabulary: Vocabulary, tokenizer: Path

@@ -1,13 +1,14 @@
 """Columns of Parquet and Arrow files, of strings, bytes, messages or ids, plain, nested or
 dictionary-encoded."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest
-from r1hpc.data.errors import refuse_passing
+from r1hpc.data.errors import reason, refuse_passing
 from r1hpc.data.recipe import SourceRecipe
 from r1hpc.data.values import Document, FieldReader
 
@@ -26,6 +27,7 @@ def open_parquet(source: SourceRecipe, path: Path) -> Any:
     try:
         file = pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
+        refuse_passing(error, path)
         raise UsageError(f"{path} cannot be read as Parquet: {error}") from None
     _check_column(source, path, file.schema_arrow)
     return file
@@ -45,7 +47,7 @@ def read_parquet(
             row += batch.num_rows
     except (pyarrow.ArrowException, OSError) as error:
         refuse_passing(error, path)
-        yield Document(row, b"", fault=f"cannot be read as Parquet ({error})")
+        yield Document(row, b"", fault=f"cannot be read as Parquet ({reason(error, path)})")
 
 
 def read_arrow(source: SourceRecipe, path: Path, fields: FieldReader) -> Iterator[Document]:
@@ -64,7 +66,7 @@ def read_arrow(source: SourceRecipe, path: Path, fields: FieldReader) -> Iterato
                 return
     except (pyarrow.ArrowException, OSError) as error:
         refuse_passing(error, path)
-        yield Document(row, b"", fault=f"cannot be read as Arrow ({error})")
+        yield Document(row, b"", fault=f"cannot be read as Arrow ({reason(error, path)})")
 
 
 def _open_arrow(source: SourceRecipe, path: Path) -> Iterator[Any]:
@@ -86,6 +88,8 @@ def _documents(batch: Any, row: int, stop: int, fields: FieldReader) -> Iterator
         if row >= stop:
             return
         try:
+            if record is None:
+                raise ValueError("holds a string that is not UTF-8")
             value = fields.pick(record)
         except ValueError as error:  # a struct that is null in this row
             yield Document(row, b"", fault=str(error))
@@ -94,8 +98,11 @@ def _documents(batch: Any, row: int, stop: int, fields: FieldReader) -> Iterator
         row += 1
 
 
-def _records(batch: Any) -> Iterator[dict[str, Any]]:
-    """The rows; one with a string that is no UTF-8 has bytes for strings, and on_invalid_utf8 decides."""
+def _records(batch: Any) -> Iterator[dict[str, Any] | None]:
+    """The rows; one with a string that is no UTF-8 has bytes for strings, and on_invalid_utf8 decides.
+
+    None where such a string stands inside a list, as in messages.
+    """
     try:
         yield from batch.to_pylist()
         return
@@ -106,10 +113,12 @@ def _records(batch: Any) -> Iterator[dict[str, Any]]:
     schema = pyarrow.schema([(field.name, _with_bytes(field.type)) for field in batch.schema])
     as_bytes = batch.cast(schema)
     for number in range(batch.num_rows):
+        record = None
         try:
             (record,) = batch.slice(number, 1).to_pylist()
         except UnicodeDecodeError:
-            (record,) = as_bytes.slice(number, 1).to_pylist()
+            with contextlib.suppress(UnicodeDecodeError):
+                (record,) = as_bytes.slice(number, 1).to_pylist()
         yield record
 
 

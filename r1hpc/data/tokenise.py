@@ -159,8 +159,9 @@ def sample_texts(recipe: Recipe, spans: Sequence[SourceSpan], sample_bytes: int)
 
 def _sample_spans(recipe: Recipe, spans: Sequence[SourceSpan], most: int) -> Iterator[str]:
     """The beginnings of spans spread evenly over a source; all of a source that has no more than `most`."""
-    if sum(span.num_bytes for span in spans) > most:
-        spans = spans[:: -(-len(spans) // _SAMPLED_SPANS)]
+    size = sum(span.num_bytes for span in spans)
+    if size > most:  # so few as hold it still, where they are small
+        spans = spans[:: max(1, min(-(-len(spans) // _SAMPLED_SPANS), size // max(1, most)))]
     total = max(1, sum(span.num_bytes for span in spans))
     taken = seen = 0
     for span in spans:

@@ -34,7 +34,7 @@ class UnitTask(Protocol):
     """What a unit does."""
 
     def write(self, folder: Path) -> dict[str, Any]:
-        """Fill an empty folder; return counts and whatever the next stage wants to know."""
+        """Fill a folder that holds a mark alone; return counts and whatever the next stage wants to know."""
 
 
 @dataclass(frozen=True)

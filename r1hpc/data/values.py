@@ -124,19 +124,20 @@ def template_of(recipe: Recipe, source: SourceRecipe) -> ChatTemplate:
             f"source {source.name}: field {source.field!r} holds messages; set "
             "chat_template to a Jinja file or to the folder of a tokenizer that has one"
         )
-    own, folder = recipe.resolve(path), _tokenizer_folder(recipe)
-    template = load_template(own, folder if own.is_file() and own.name != TOKENIZER_FILE else None)
+    own, file = recipe.resolve(path), _tokenizer_file(recipe)
+    is_jinja = own.is_file() and own.name != TOKENIZER_FILE
+    template = load_template(own, file.parent if file is not None and is_jinja else None)
     # What a message may not spell is what the tokenizer would read, wherever the template comes from.
-    read = (recipe.tokenizer.eos_token,) if folder is None else special_tokens(folder)
+    read = special_tokens(file) if file is not None else (recipe.tokenizer.eos_token,)
     return replace(template, special=tuple(dict.fromkeys((*template.special, *read))))
 
 
-def _tokenizer_folder(recipe: Recipe) -> Path | None:
+def _tokenizer_file(recipe: Recipe) -> Path | None:
     """Of the tokenizer that makes the ids; None: it is made here, and has no special token but EOS."""
     if recipe.tokenizer.path is None:
         return None
     path = recipe.resolve(recipe.tokenizer.path)
-    return path if path.is_dir() else path.parent
+    return path / TOKENIZER_FILE if path.is_dir() else path
 
 
 def template_digest(recipe: Recipe, source: SourceRecipe) -> str:

@@ -38,7 +38,7 @@ from typing import Any
 from r1hpc.base.errors import UsageError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.files import fsync_dir, fsync_file, write_atomic
-from r1hpc.data.errors import DataError
+from r1hpc.data.errors import ClearedError
 from r1hpc.data.manifest import MANIFEST
 
 DONE = "done.json"
@@ -151,13 +151,13 @@ def publish_unit(folder: Path, stage: str, key: str, write: Callable[[Path], dic
         _check_private(private)
         raise
     cpu_s = time.process_time() - before
-    _check_private(private)
-    (private / _WRITING).unlink()
     files = {p.relative_to(private).as_posix(): p.stat().st_size for p in private.rglob("*") if p.is_file()}
+    files.pop(_WRITING, None)
     done = {"stage": stage, "key": key, "record": record, "files": files, "cpu_s": cpu_s}
     done["peak_memory_bytes"] = _peak_memory()
     (private / DONE).write_text(json.dumps(done))
     fsync_tree(private)
+    _release(private)
     failpoint("data.unit.publish")
     _rename_unit(private, folder / _UNITS / stage / key, lambda: find_unit(folder, stage, key) is not None)
     return folder / _UNITS / stage / key
@@ -175,13 +175,20 @@ def _check_private(folder: Path) -> None:
     """What was written since the folder was cleared is only a part, and must not pass for the whole.
 
     Raises:
-        DataError: another build of the same dataset cleared it, which believed that nobody was at work.
+        ClearedError: another build of the same dataset cleared it.
     """
     if not (folder / _WRITING).is_file():
-        raise DataError(
+        raise ClearedError(
             f"another build of this dataset cleared {folder} while it was written (a driver that was started "
             "again, or hosts that do not see one another's locks): what is done is kept, build again"
         )
+
+
+def _release(folder: Path) -> None:
+    """Take the mark off what is whole, right before it gets its name. Raises as _check_private."""
+    _check_private(folder)
+    (folder / _WRITING).unlink()
+    fsync_dir(folder)
 
 
 def _peak_memory() -> int:
@@ -214,11 +221,10 @@ def publish(work: Work, content: Path) -> bool:
     """Make the content durable, then rename it to the destination. False: somebody else was first.
 
     Raises:
-        DataError: it was cleared while it was gathered.
+        ClearedError: it was cleared while it was gathered.
     """
-    _check_private(content)
-    (content / _WRITING).unlink()
     fsync_tree(content)
+    _release(content)
     try:
         content.rename(work.destination)
     except OSError as error:

@@ -94,7 +94,7 @@ def load_template(path: Path, tokenizer: Path | None = None) -> ChatTemplate:
         compiled = environment.from_string(text)
     except TemplateError as error:
         raise UsageError(f"chat template of {path} does not compile: {error}") from None
-    return ChatTemplate(text, compiled, _variables(config), special_tokens(folder))
+    return ChatTemplate(text, compiled, _variables(config), special_tokens(folder / TOKENIZER_FILE))
 
 
 def has_template(folder: Path) -> bool:
@@ -126,9 +126,17 @@ def _variables(config: Mapping[str, Any]) -> dict[str, str]:
     return {name: text for name, text in texts.items() if isinstance(text, str)}
 
 
-def special_tokens(folder: Path) -> tuple[str, ...]:
-    """Those of the tokenizer.json in a folder; none where there is no such file."""
-    added = _read_json(folder / TOKENIZER_FILE).get("added_tokens", [])
+def special_tokens(file: Path) -> tuple[str, ...]:
+    """Those of a tokenizer.json; none where there is no such file."""
+    if not file.is_file():
+        return ()
+    status = file.stat()
+    return _special_tokens(file, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=8)  # of tens of megabytes, and asked for with each batch of documents
+def _special_tokens(file: Path, size: int, mtime_ns: int) -> tuple[str, ...]:
+    added = _read_json(file).get("added_tokens", [])
     return tuple(token["content"] for token in added if token.get("special"))
 
 

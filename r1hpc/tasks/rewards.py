@@ -98,8 +98,8 @@ class Scorer:
         verifier, is_right = self._verifiers[item.task], True
         if verifier.is_own or of_own_task:
             (is_right,) = verifier.check([Question(item.answer, item.answer, item.metadata)])
-        for verifier in self._own.values():
-            verifier.values([_own_question(item, right, {})])
+        for term in self._own.values():
+            term.values([_own_question(item, right, {})])
         for sentence in self.sentences():
             raise UsageError(f"{sentence}; tried on the question {item.prompt!r:.80}")
         if not is_right and not verifier.is_own:

@@ -2,7 +2,7 @@
 
 pass_at_k(num_samples=16, num_correct=3, k=8)
 wilson(num_correct=240, num_items=256)              # a share
-share_interval([0.0, 0.5, 1.0])                     # a mean over items, of shares
+share_interval([0.0, 0.5, 1.0], num_samples=2)      # a mean over items, of shares
 """
 
 import math
@@ -56,16 +56,21 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def share_interval(values: Sequence[float]) -> tuple[float, float, float]:
+def share_interval(values: Sequence[float], num_samples: int) -> tuple[float, float, float]:
     """(mean, low, high): 95 %, over items, of shares of each one's samples, which are not independent.
 
     Wilson's, of as many independent samples as would vary as the items do: n p (1 - p) / s^2 (the design
-    effect of Kish 1965). Where all items are alike, which says nothing of how they vary, of one each.
+    effect of Kish 1965), and no more than there are. Where all items are alike, which says nothing of how
+    they vary, of one each.
+
+    Args:
+        num_samples: of each item.
     """
     n = len(values)
     mean = math.fsum(values) / n
     variance = math.fsum((v - mean) ** 2 for v in values) / (n - 1) if n > 1 else 0.0
-    return mean, *_wilson(mean, n * mean * (1 - mean) / variance if variance else n)
+    alike = variance < 1e-12  # but for rounding
+    return mean, *_wilson(mean, n if alike else min(n * mean * (1 - mean) / variance, n * num_samples))
 
 
 def _wilson(p: float, n: float) -> tuple[float, float]:

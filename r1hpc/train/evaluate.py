@@ -156,7 +156,10 @@ def _summary_of(answers: Sequence[Answer]) -> dict[str, Any]:
     ks = [2**e for e in range(num_samples.bit_length()) if 2**e <= num_samples]
     low, high = wilson(correct, num)
     thinking = sum(a.num_thinking for a in answers)
-    pass_at = {str(k): _interval([pass_at_k(a.num_samples, a.num_correct, k) for a in answers]) for k in ks}
+    pass_at = {
+        str(k): _interval([pass_at_k(a.num_samples, a.num_correct, k) for a in answers], num_samples)
+        for k in ks
+    }
     voted = all(a.votes for a in answers)
     return {
         "num_items": num,
@@ -189,8 +192,8 @@ def transcripts(answers: Sequence[Answer], most: int = 20) -> str:
     return "\n".join(blocks)
 
 
-def _interval(values: Sequence[float]) -> dict[str, float]:
-    value, low, high = share_interval(values)
+def _interval(values: Sequence[float], num_samples: int) -> dict[str, float]:
+    value, low, high = share_interval(values, num_samples)
     return {"value": value, "low": low, "high": high}
 
 

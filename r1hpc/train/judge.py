@@ -42,7 +42,7 @@ from r1hpc.train.sampling import WHOLE, Cut, Request, RolloutEngine, Samples, st
 from r1hpc.train.session import Job
 
 _GROUPS_AT_ONCE = 16
-"""Groups scored between two looks at should_stop."""
+"""Groups whose answers go to the verifier together."""
 
 Scored = list[tuple[Completion, Score]]
 """The completions of one item with their scores."""

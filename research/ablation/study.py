@@ -125,6 +125,10 @@ def open_study(
             )
     if known.get("base") == asked["base"]:
         return study
+    if (before := known.get("every", 0)) != every:
+        raise UsageError(
+            f"{path} was begun with --every {before}: ask for it as it was, or take another --run-name"
+        )
     note = f"{job} has changed since {path.name} was begun: it goes on as it was"
     return replace(study, base=known["base"], notes=(note,))
 
@@ -282,6 +286,7 @@ def _as_record(study: Study) -> dict[str, Any]:
         "ablation": study.ablation.name,
         "arms": [arm.name for arm in study.arms],
         "overrides": list(study.overrides),
+        "every": study.base["rl"]["evaluate"]["every"],
         "base": json.loads(json.dumps(study.base)),
     }
 

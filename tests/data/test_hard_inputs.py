@@ -14,6 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from r1hpc.base.errors import R1hpcError, UsageError
+from r1hpc.data import build as build_module
 from r1hpc.data import clean, open_lines, stages, units
 from r1hpc.data.build import build_dataset
 from r1hpc.data.describe import audit
@@ -67,6 +68,10 @@ def test_a_folder_that_cannot_be_listed_is_named() -> None:
         recipe = load_recipe(write_recipe(folder, sources=[source]))
         with nobody(), pytest.raises(UsageError, match=r"closed cannot be listed .*exclude"):
             list_spans(recipe)
+        # In a folder that the glob cannot reach nothing is missed.
+        recipe = load_recipe(write_recipe(folder, sources=[source | {"glob": "*.txt"}]))
+        with nobody():
+            assert [span.path for span in list_spans(recipe)] == ["a.txt"]
     finally:
         (folder / "in" / "closed").chmod(0o755)
         shutil.rmtree(folder)
@@ -130,6 +135,32 @@ def test_a_unit_whose_folder_was_cleared_is_not_published(tmp_path: Path) -> Non
         assert publish_unit(work.folder, "tokens", "key", lambda _: {}).is_dir()
 
 
+def test_a_build_that_was_overtaken_and_cleared_takes_the_dataset_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without locks the build that ends first takes the work folder along."""
+    write_lines(tmp_path / "in.jsonl", [text(1, 20)])
+    recipe = write_recipe(tmp_path, sources=[JSONL], tokenizer={"kind": "bytes"})
+    original = build_module._gather
+
+    def gather_while_another_ends(*given: Any) -> Path:
+        content = original(*given)
+        twin = build_dataset(recipe, tmp_path / "elsewhere")
+        shutil.copytree(twin.path, tmp_path / "out")
+        shutil.rmtree(tmp_path / ".staging-out")
+        return content
+
+    monkeypatch.setattr(build_module, "_gather", _only_once(gather_while_another_ends, original))
+    found = build_dataset(recipe, tmp_path / "out")
+    assert not found.built
+    assert found.id == build_dataset(recipe, tmp_path / "elsewhere").id
+
+
+def _only_once(first: Any, then: Any) -> Any:
+    left = [first]
+    return lambda *given: (left.pop() if left else then)(*given)
+
+
 @pytest.mark.parametrize("prepared", [False, True])
 def test_a_bad_byte_in_a_line_is_what_the_policy_is_for(tmp_path: Path, prepared: bool) -> None:
     good, bad = json.dumps({"text": prose(1)}).encode(), b'{"text": "caf\xe9 au lait"}'
@@ -159,6 +190,22 @@ def test_a_bad_byte_in_a_column_is_what_the_policy_is_for(tmp_path: Path, nested
         build(tmp_path, source)
     dataset = open_dataset(build(tmp_path, source | {"on_invalid_utf8": "replace"}))
     assert documents(dataset) == [b"one", "\ufffdt\ufffd".encode(), b"two"]
+
+
+def test_a_bad_byte_in_messages_is_put_aside(tmp_path: Path) -> None:
+    raw = b"hi\xe9\xe9"
+    offsets = pyarrow.array([0, 2, 4], pyarrow.int32()).buffers()[1]
+    said = pyarrow.Array.from_buffers(pyarrow.string(), 2, [None, offsets, pyarrow.py_buffer(raw)])
+    message = pyarrow.StructArray.from_arrays([pyarrow.array(["user"] * 2), said], ["role", "content"])
+    chats = pyarrow.ListArray.from_arrays(pyarrow.array([0, 1, 2], pyarrow.int32()), message)
+    pyarrow.parquet.write_table(pyarrow.table({"messages": chats}), tmp_path / "in.parquet")
+    chat_tokenizer(tmp_path / "chat")
+    source = {"name": "a", "kind": "parquet", "root": ".", "glob": "*.parquet", "field": "messages"}
+    tokenizer = {"kind": "path", "path": "chat", "eos_token": "</s>"}
+    with pytest.raises(UsageError, match=r"in\.parquet.*holds a string that is not UTF-8"):
+        build(tmp_path, source, tokenizer=tokenizer)
+    found = audit(build(tmp_path, source, tokenizer=tokenizer, max_unreadable=0.5))
+    assert found["documents"] == {"in": 2, "kept": 1, "dropped": {"unreadable": 1}}
 
 
 def test_c4_counts_the_lines_that_it_divides(tmp_path: Path) -> None:
@@ -222,6 +269,17 @@ def test_a_sample_is_the_same_share_of_every_source_and_no_more(tmp_path: Path) 
     assert sizes["b"] == pytest.approx(10_000, rel=0.05)
 
 
+def test_a_source_of_small_files_fills_its_share(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(2000):
+        (tmp_path / "in" / f"{number:04}.txt").write_text(f"{number} " * 20)
+    source = {"name": "a", "kind": "text", "root": "in", "glob": "*.txt"}
+    recipe = load_recipe(write_recipe(tmp_path, sources=[source]))
+    sample = list(sample_texts(recipe, list_spans(recipe), 100_000))
+    assert sum(map(len, sample)) == pytest.approx(100_000, rel=0.02)
+    assert sample[-1].startswith("19")
+
+
 def test_records_of_nothing_are_gathered_in_batches() -> None:
     sizes = [len(batch) for batch in batched(range(100_000), lambda _: 0)]
     assert sum(sizes) == 100_000
@@ -254,7 +312,7 @@ def test_the_id_does_not_depend_on_where_the_inputs_lie(tmp_path: Path) -> None:
     assert len(ids) == 1
 
 
-def test_a_large_file_that_is_no_index_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_file_that_is_no_index_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "in.bin").open("wb") as file:
         file.truncate(2**36)  # a hole: to read it all would take the memory
     source = {"name": "a", "kind": "megatron", "root": ".", "glob": "in.bin"}

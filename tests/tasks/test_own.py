@@ -166,7 +166,8 @@ def test_a_judge_of_ours_that_cannot_judge_the_task_is_named(tmp_path: Path) -> 
         ('{"choices": ["yes", "no"]}', ""),
     ):
         path = write(tmp_path, f"own_{next(_numbers)}.py", text.replace("METADATA", metadata))
-        config = RunConfig(stage="rl", task=TaskConfig(f"{path}:Letters"))
+        reward = _reward(tmp_path, "def score(prompt, completion, answer, metadata):\n    return 0.5\n")
+        config = RunConfig(stage="rl", task=TaskConfig(f"{path}:Letters"), reward=reward)
         if said:
             with pytest.raises(UsageError, match=said):
                 check_questions(config)

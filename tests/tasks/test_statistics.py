@@ -32,18 +32,20 @@ def test_the_interval_of_a_mean() -> None:
 
 def test_the_interval_of_shares_is_wilsons_by_the_spread_of_the_items() -> None:
     # As many independent samples as items, where each item's share is 0 or 1 ...
-    mean, low, high = share_interval([1.0] * 8 + [0.0] * 2)
+    mean, low, high = share_interval([1.0] * 8 + [0.0] * 2, 8)
     assert mean == pytest.approx(0.8)
     assert (low, high) == pytest.approx(wilson(8, 10), abs=0.03)  # n - 1 in the variance
     # ... and more, where every item is solved in part.
-    assert share_interval([0.7, 0.9] * 5)[1] > low
+    assert share_interval([0.7, 0.9] * 5, 10)[1] > low
     # The normal one for many.
     many = [0.2, 0.4, 0.9] * 400
-    assert share_interval(many) == pytest.approx(mean_interval(many), abs=1e-3)
+    assert share_interval(many, 10) == pytest.approx(mean_interval(many), abs=1e-3)
 
 
-@pytest.mark.parametrize("values", [[1.0], [0.0], [0.5], [1.0] * 3, [0.0] * 3, [0.5] * 3, [0.0, 1.0]])
+@pytest.mark.parametrize(
+    "values", [[1.0], [0.0], [0.5], [1.0] * 3, [0.0] * 3, [0.5] * 3, [0.7] * 3, [0.0, 1.0]]
+)
 def test_few_items_or_items_alike_make_no_certainty(values: list[float]) -> None:
-    mean, low, high = share_interval(values)
+    mean, low, high = share_interval(values, 1)
     assert 0.0 <= low <= mean <= high <= 1.0
     assert high - low > 0.3
