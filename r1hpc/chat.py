@@ -99,8 +99,10 @@ def _model(arguments: Any) -> "tuple[ModelConfig, str | None]":
 def _attention(folder: Path) -> str:
     """The attention that the folder's weights were trained with, where it is one of ours."""
     from r1hpc.base.files import read_json
+    from r1hpc.config.schema import OWN_ATTENTIONS
 
-    return str(read_json(folder / "config.json").get("attn_implementation", "sdpa"))
+    named = read_json(folder / "config.json").get("attn_implementation")
+    return named if named in OWN_ATTENTIONS else "sdpa"
 
 
 def _template(config: "RunConfig") -> str | None:

@@ -350,7 +350,7 @@ def _convert(run: RunDir, checkpoint: "Checkpoint", out: Path) -> None:
     from r1hpc.train.pretrain import tokenizer_of_data
 
     dataset = open_dataset(read_facts(run, checkpoint.manifest.attempt).dataset_path)
-    export_checkpoint(config, checkpoint, out, tokenizer_of_data(dataset.tokenizer_path), dataset.vocab_size)
+    export_checkpoint(config, checkpoint, out, tokenizer_of_data(dataset), dataset.vocab_size)
 
 
 if __name__ == "__main__":

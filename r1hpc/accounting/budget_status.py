@@ -127,7 +127,8 @@ def read_budget_status(
     if by_day is None:
         by_day = hours_of_runs(runs, Selection(start=period.start, end=min(now, period.end or now)))["by_day"]
     ours = {job for run in runs for job in run.jobs}
-    others = [job for job in said.jobs if job.job_id.split("_")[0] not in ours and job.gpus]
+    # A run that is a task of an array is on record as `4711_3`, one that became an array as `4711`.
+    others = [job for job in said.jobs if not {job.job_id, job.job_id.split("_")[0]} & ours and job.gpus]
     live = [run for run in runs if run.is_live and run.unit == "GPU-hours"]
     running = [run.to_come for run in live if run.situation.state is State.running]
     queued = [run.to_come for run in live if run.situation.state is not State.running]

@@ -201,7 +201,8 @@ def _held(
     if not is_open(record):
         return held
     is_alive = now is not None and bool(inside) and inside[-1] is summary.attempts[-1]
-    since = max(0.0, (now or seen) - seen) if is_alive else 0.0
+    is_suspended = record.state in ("SUSPENDED", "STOPPED")  # what it holds then is not counted, as in sacct
+    since = max(0.0, (now or seen) - seen) if is_alive and not is_suspended else 0.0
     ended = max((each.end for each in inside if each.attempt.cause is not None), default=0.0)
     return replace(held, end=max(held.end + since, ended))
 

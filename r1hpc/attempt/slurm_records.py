@@ -38,6 +38,10 @@ _LEARNT_BY = 7 * DAY
 """slurmdbd has heard of an end by then, or never will."""
 
 
+_JUST_PRINTED_S = 60.0
+"""Whole seconds, and clocks that differ."""
+
+
 @dataclass(frozen=True)
 class SlurmRecords:
     """Slurm's records of one run."""
@@ -80,7 +84,10 @@ def learn(run: RunDir, records: Iterable[JobRecord], now: float, asked: float = 
             joined[key] = record
     ordered = tuple(sorted(joined.values(), key=lambda r: r.start or 0.0))
     is_new = ordered != before.records
-    fresh = SlurmRecords(ordered, now if is_new else before.seen, max(asked, before.asked))
+    # A file is of the moment in which what had not ended had run so long; sacct itself speaks of now.
+    printed = max((r.start + r.elapsed_s for r in ordered if r.start and is_open(r)), default=now)
+    seen = now if asked or now - printed < _JUST_PRINTED_S else printed
+    fresh = SlurmRecords(ordered, seen if is_new else before.seen, max(asked, before.asked))
     if is_new or asked > before.asked + _HOUR:
         with contextlib.suppress(OSError):
             write_json(run.allocations, {"version": _VERSION, **asdict(fresh)})
@@ -101,7 +108,8 @@ def is_open(record: JobRecord) -> bool:
 
 def submitted_at(history: History) -> float:
     """A day before the run was first submitted, for clocks that differ: what began earlier is not its own."""
-    return min((float(s["time"]) for s in history.submissions), default=0.0) - DAY
+    asked = [float(s["time"]) for s in history.submissions]
+    return min(asked or [attempt.start for attempt in history.attempts], default=0.0) - DAY
 
 
 def record_of(
@@ -156,7 +164,8 @@ def ask_slurm(
     for i in range(0, len(wanted), _JOBS_PER_CALL):
         some = wanted[i : i + _JOBS_PER_CALL]
         try:
-            found += sacct_records(",".join(some), max(0.0, min(since[job] for job in some)), timeout_s)
+            # It refuses less than a million seconds (Slurm, parse_time.c).
+            found += sacct_records(",".join(some), max(1e6, min(since[job] for job in some)), timeout_s)
         except (SlurmError, StateError) as error:
             return [], _why(error)
     for run, jobs, history in asked:

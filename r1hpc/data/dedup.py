@@ -4,12 +4,13 @@
 
     folder/<part>.parquet       row, rule, value, note of each document of that part that is dropped
 
-Exact: equal xxh3-128 of the cleaned text. Near: MinHash (see cleaning/minhash). Memory: the signatures of all
-documents, 4 bytes x bands x rows each (448 by default).
+Exact: equal xxh3-128 of the cleaned text. Near: MinHash (see cleaning/minhash); signatures lie band by band
+in a file without a name. Memory: some 250 bytes for each document (measured on 3.2 million).
 """
 
 import itertools
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +44,8 @@ class DedupTask:
     cleaned: Sequence[Path]
 
     def write(self, folder: Path) -> dict[str, Any]:
-        table = _Table(self.recipe, self.cleaned)
-        drops = self._find(table)
+        with _Table(self.recipe, self.cleaned, folder) as table:
+            drops = self._find(table)
         for part, chosen in itertools.groupby(drops, lambda drop: table.part(drop.document)):  # sorted
             table.write(folder, part, list(chosen))
         return {"dropped": decisions.dropped_by_rule([drop.rule for drop in drops])}
@@ -61,7 +62,7 @@ class DedupTask:
         if block.minhash is not None:
             # Among the documents that are left, so that a copy is an exact duplicate and nothing else.
             left = np.flatnonzero(exact == np.arange(len(exact)))
-            groups = near_duplicates(table.signatures[left], block.minhash)
+            groups = near_duplicates(lambda band: table.band(band)[left], len(left), block.minhash)
             for place in np.flatnonzero(groups.original != np.arange(len(left))).tolist():
                 document, other = int(left[place]), int(left[groups.nearest[place]])
                 found[document] = _Drop(document, other, decisions.NEAR, float(groups.similarity[place]))
@@ -69,23 +70,51 @@ class DedupTask:
 
 
 class _Table:
-    """The hashes, places and signatures of all documents."""
+    """The hashes and places of all documents; their signatures as long as it is open."""
 
-    def __init__(self, recipe: Recipe, cleaned: Sequence[Path]) -> None:
+    def __init__(self, recipe: Recipe, cleaned: Sequence[Path], folder: Path) -> None:
+        """`folder` is on a file system with room for the signatures."""
         import pyarrow.parquet
 
         self._recipe = recipe
         self._records = [unit_record(path) for path in cleaned]
-        minhash = recipe.dedup.minhash if recipe.dedup is not None else None
-        names = ["input", "position", "text_hash", *(["signature"] if minhash else [])]
-        tables = [pyarrow.parquet.read_table(path / DOCUMENTS, columns=names) for path in cleaned]
-        self._first = np.concatenate([[0], np.cumsum([table.num_rows for table in tables])])
-        self._places = [(table["input"].to_numpy(), table["position"].to_numpy()) for table in tables]
-        self.hashes = _fixed([table["text_hash"] for table in tables], 16, "<u8")
-        self.signatures = np.empty((len(self.hashes), 0), np.uint32)
-        if minhash:
-            width = minhash.bands * minhash.rows * 4
-            self.signatures = _fixed([table["signature"] for table in tables], width, "<u4")
+        self._minhash = recipe.dedup.minhash if recipe.dedup is not None else None
+        counts = [pyarrow.parquet.read_metadata(path / DOCUMENTS).num_rows for path in cleaned]
+        self._first = np.concatenate([[0], np.cumsum(counts)])
+        self._places: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by __exit__
+        firsts = self._first[:-1].tolist()
+        hashes = [self._read(path / DOCUMENTS, first) for path, first in zip(cleaned, firsts, strict=True)]
+        self.hashes = np.concatenate([np.empty((0, 2), np.uint64), *hashes])
+
+    def __enter__(self) -> "_Table":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def _read(self, path: Path, first: int) -> npt.NDArray[np.uint64]:
+        """The hashes of one part, whose first document has number `first`; its signatures go to the file."""
+        import pyarrow.parquet
+
+        names = ["input", "position", "text_hash", *(["signature"] if self._minhash else [])]
+        # Not as an open ParquetFile a part: each keeps what was read of it, in all the signatures.
+        table = pyarrow.parquet.read_table(path, columns=names)
+        self._places.append((table["input"].to_numpy(), table["position"].to_numpy()))
+        if self._minhash is not None:
+            bands, rows = self._minhash.bands, self._minhash.rows
+            signatures = _fixed(table["signature"], bands * rows * 4, "<u4")
+            for band in range(bands):
+                self._file.seek((band * int(self._first[-1]) + first) * rows * 4)
+                self._file.write(signatures[:, band * rows : (band + 1) * rows].tobytes())
+        return _fixed(table["text_hash"], 16, "<u8")
+
+    def band(self, number: int) -> npt.NDArray[np.uint32]:
+        """One band of the signatures of all documents, (documents, rows)."""
+        assert self._minhash is not None, "asked for where there are signatures"
+        values = int(self._first[-1]) * self._minhash.rows
+        self._file.seek(number * values * 4)
+        return np.frombuffer(self._file.read(values * 4), "<u4").reshape(-1, self._minhash.rows)
 
     def part(self, document: int) -> int:
         return int(np.searchsorted(self._first, document, side="right")) - 1
@@ -112,14 +141,14 @@ class _Table:
         pyarrow.parquet.write_table(pa.table(columns), folder / f"{part}.parquet")
 
 
-def _fixed(columns: Sequence[Any], width: int, dtype: str) -> npt.NDArray[Any]:
-    """Columns of fixed-size bytes as one array of rows."""
-    chunks = [chunk for column in columns for chunk in column.chunks if len(chunk)]
+def _fixed(column: Any, width: int, dtype: str) -> npt.NDArray[Any]:
+    """A column of fixed-size bytes as an array of rows."""
     raw = [
         np.frombuffer(chunk.buffers()[1], np.uint8)[
             chunk.offset * width : (chunk.offset + len(chunk)) * width
         ]
-        for chunk in chunks
+        for chunk in column.chunks
+        if len(chunk)
     ]
     joined = np.concatenate([np.empty(0, np.uint8), *raw])
     return joined.view(dtype).reshape(-1, width // np.dtype(dtype).itemsize)

@@ -24,7 +24,7 @@ from r1hpc.plan.hardware import Gpu, find_gpu
 from r1hpc.plan.model import load_model_config
 from r1hpc.plan.parts import num_items
 from r1hpc.plan.run import RunPlan
-from r1hpc.plan.run_memory import memory_of_run
+from r1hpc.plan.run_memory import is_offloaded, memory_of_run
 from r1hpc.plan.shape import ModelShape, model_shape
 
 _STARTUP_S = 180.0
@@ -161,7 +161,7 @@ def _workload(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape | No
         "precision": _precision(config, gpu),
         "recompute": "full" if config.model.activation_checkpointing else "none",
         "zero_stage": config.deepspeed.zero_stage,
-        "offload": "offload" in str(config.deepspeed.extra),
+        "offload": is_offloaded(config),
     }
     tokens, seq_len = float(plan.total_tokens), plan.seq_len
     if shape is not None:

@@ -66,6 +66,8 @@ GPUS: tuple[Gpu, ...] = (
     Gpu("T4-16GB", 65, 16, 0.32, has_bf16=False),
 )
 
+_GH200_HOST_GB = 480
+"""NVML calls that card `NVIDIA GH200 480GB`, by the memory of its processor."""
 _FORMS = {"SXM": "SXM", "SXM2": "SXM", "SXM4": "SXM", "SXM5": "SXM", "PCIE": "PCIE", "NVL": "NVL"}
 
 
@@ -98,6 +100,7 @@ def find_gpu(name: str) -> Gpu:
             f"(dense bf16) and --gpu-memory-gib instead, or one of: {', '.join(known)}"
         )
     asked = {int(found[1]) for word in words if (found := re.fullmatch(r"(\d{2,3})G?B?", word))}
+    asked.discard(_GH200_HOST_GB)
     cards = [gpu for gpu in family if not asked or int(gpu.memory_gib) in asked]
     if not cards:
         raise UnknownGpuError(
@@ -112,7 +115,8 @@ def _words(name: str) -> set[str]:
 
 
 def _of_family(words: set[str]) -> list[Gpu]:
-    return [gpu for gpu in GPUS if gpu.family in words]
+    """None for a slice of a card (MIG), whose speed is a part of what stands here."""
+    return [] if "MIG" in words else [gpu for gpu in GPUS if gpu.family in words]
 
 
 def _of_form(cards: list[Gpu], words: set[str]) -> list[Gpu]:

@@ -81,9 +81,10 @@ def memory_of_run(
     parameters, gradients, optimizer = state_bytes(trained, stage, world, train.precision)
     zero = _zero_options(config)
     offloaded = _is_on_host(zero, "offload_optimizer")
+    weights_away = stage == 3 and _is_on_host(zero, "offload_param")
     plan = replace(
         base,
-        parameters_gib=(parameters + frozen) / GIB,
+        parameters_gib=0.0 if weights_away else (parameters + frozen) / GIB,
         gradients_gib=(gradients + error_bytes(config, shape)) / GIB,
         optimizer_gib=0.0 if offloaded else optimizer / GIB,
         buffers_gib=(
@@ -101,10 +102,17 @@ def memory_of_run(
             sampler_gib=_sampler_gib(config, shape, topology, card_gib),
         )
     _, reference = _reference(config, shape, world, teacher_parameters)
-    host = _host_gib(config, shape, topology, reference + (optimizer if offloaded else 0.0))
+    away = (optimizer if offloaded else 0.0) + (parameters + frozen if weights_away else 0.0)
+    host = _host_gib(config, shape, topology, reference + away)
     if not topology.num_gpus:
         host += topology.ranks_per_node * plan.total_gib
     return replace(plan, host_gib=host)
+
+
+def is_offloaded(config: RunConfig) -> bool:
+    """Whether DeepSpeed keeps states or weights in host memory or on NVMe, which costs time."""
+    zero = _zero_options(config)
+    return _is_on_host(zero, "offload_optimizer") or _is_on_host(zero, "offload_param")
 
 
 def misfits(plan: MemoryPlan, *, gpu_gib: float | None, host_gib: float | None) -> Iterator[str]:

@@ -83,7 +83,8 @@ def read_assoc_mgr(
     """The limits in `scontrol -o show assoc_mgr flags=assoc,qos`.
 
     Args:
-        account: and its parents; None: all, and all QOS unless `qos` names one.
+        account: and its parents; None: all and all QOS, or no account where `qos` names one: whose limits
+            those of an account that nobody named would be is not known here.
         user: limits of other users alone are left out; None: nobody's are.
     """
     rows = [dict(re.findall(_KEYS, line)) for line in text.splitlines()]
@@ -97,7 +98,9 @@ def read_assoc_mgr(
             name = row["QOS"].split("(")[0]
             if qos == name or (qos is None and account is None):
                 found += _limits("qos", name, "", row)
-        elif _applies(row.get("Account"), owner, account, wanted, user):
+        elif (account is not None or qos is None) and _applies(
+            row.get("Account"), owner, account, wanted, user
+        ):
             found += _limits("account", row["Account"], owner, row)
     return found
 

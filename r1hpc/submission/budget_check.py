@@ -5,6 +5,7 @@ with budget_held(run_root):
 """
 
 import fcntl
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -39,7 +40,9 @@ def budget_held(run_root: Path) -> Iterator[None]:
     if load_budget(path) is None:
         yield
         return
-    with path.open(encoding="utf-8") as file:
+    # NFS gives an exclusive lock to those alone who could write (flock(2)).
+    mode = "r+" if os.access(path, os.W_OK) else "r"
+    with path.open(mode, encoding="utf-8") as file:
         deadline = time.monotonic() + _PATIENCE_S
         while True:
             try:

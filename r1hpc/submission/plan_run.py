@@ -52,7 +52,8 @@ _MOST_ENCODED = 5000
 _MAY_CHANGE_SECTIONS = ("resources.", "cluster.", "limits.", "monitor.", "checkpoint.")
 _MAY_CHANGE_KEYS = (
     *("train.num_steps", "train.print_every", "train.hang_timeout_s", "deepspeed.zero_stage"),
-    "train.sequence_parallel",  # the same samples in the same batches, only the order of sums is another
+    # The same samples in the same batches, only the order of sums is another.
+    *("train.sequence_parallel", "train.micro_batch_size", "train.gradient_accumulation_steps"),
     *("rollout.max_prompt_length", "rollout.prompts_per_batch", "rl.reference", "train.logits_chunk_tokens"),
     # Limits and checks, which change no number.
     *("rollout.max_logprob_difference", "rollout.prove_every"),

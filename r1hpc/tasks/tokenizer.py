@@ -88,10 +88,14 @@ def load_tokenizer(model: ModelConfig) -> tokenizers.Tokenizer:
         return character_tokenizer()
     path = tokenizer_file(model)
     try:
-        return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        loaded = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
     # The library raises plain Exception for a file of another form.
     except Exception as error:
         raise UsageError(f"{path} is not a tokenizer.json that `tokenizers` can read: {error}") from None
+    # A file keeps what it was last called with, and would cut or fill up every text without a word.
+    loaded.no_truncation()
+    loaded.no_padding()
+    return loaded
 
 
 def tokenizer_file(model: ModelConfig) -> Path:
@@ -135,7 +139,10 @@ def encode(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
 
 
 def special_ids(
-    tokenizer: tokenizers.Tokenizer, model: ModelConfig | None = None, code: Path | None = None
+    tokenizer: tokenizers.Tokenizer,
+    model: ModelConfig | None = None,
+    code: Path | None = None,
+    end: int | None = None,
 ) -> SpecialIds:
     """Ids of the ends and of the padding; where a model has no padding, its end serves.
 
@@ -145,6 +152,7 @@ def special_ids(
 
     Args:
         code: see tasks.chat.prompt_form.
+        end: what the texts of a dataset end with, whatever the files say.
 
     Raises:
         UsageError: no end token.
@@ -154,7 +162,8 @@ def special_ids(
     eos = _token(tokenizer, named.get("eos_token"), _EOS_NAMES)
     template = None if model is None else prompt_form(model, tokenizer, folder, code).template
     turn = template.end_of_turn() if template is not None else None
-    ends = [None if turn is None else tokenizer.token_to_id(turn), eos, *_listed_ends(tokenizer, folder)]
+    turn_id = None if turn is None else tokenizer.token_to_id(turn)
+    ends = [end, turn_id, eos, *_listed_ends(tokenizer, folder)]
     known = list(dict.fromkeys(end for end in ends if end is not None))
     if not known:
         raise UsageError(
@@ -192,6 +201,29 @@ def other_vocabulary(model: ModelConfig) -> str | None:
     )
 
 
+def check_data_tokens(tokenizer: Path | None, model: ModelConfig) -> None:
+    """Refuse a dataset whose tokens have other ids than those of the weights that are trained on it.
+
+    Args:
+        tokenizer: the folder of what the dataset was made with; None: it was made of ids.
+
+    Raises:
+        UsageError: they have; says how many.
+    """
+    if tokenizer is None:
+        return
+    theirs = load_tokenizer(ModelConfig(tokenizer=str(tokenizer))).get_vocab(with_added_tokens=True)
+    ours = load_tokenizer(model).get_vocab(with_added_tokens=True)
+    # What the model's lacks may be a row of its embedding all the same: an instruct model's, for its base.
+    moved = sum(ours.get(token, index) != index for token, index in theirs.items())
+    if moved:
+        raise UsageError(
+            f"the dataset was made with another tokenizer than the model's: {moved:,} of its {len(theirs):,} "
+            "tokens have another id there, and mean something else to the weights; build it with tokenizer: "
+            "{kind: path, path: MODEL}"
+        )
+
+
 def check_teacher_tokens(config: RunConfig) -> None:
     """Refuse a teacher of rl.algorithm=distill whose tokens have other ids than the student's.
 
@@ -225,14 +257,14 @@ def check_teacher_tokens(config: RunConfig) -> None:
         )
 
 
-def exported_tokenizer(model: ModelConfig) -> TokenizerFiles:
-    """The files of a model's tokenizer, byte for byte where it has a folder.
+def exported_tokenizer(model: ModelConfig, end: int | None = None) -> TokenizerFiles:
+    """The files of a model's tokenizer, byte for byte where it has a folder; `end` as in special_ids.
 
     A chat template of the run's own takes the place of the tokenizer's. Without tokenizer_config.json one is
     made, so that transformers takes tokenizer.json as it is and not as the model_type's usual kind.
     """
     tokenizer, folder = load_tokenizer(model), _folder(model)
-    ids = special_ids(tokenizer, model)
+    ids = special_ids(tokenizer, model, end=end)
     if folder is None:
         files = {"tokenizer.json": tokenizer.to_str(pretty=True).encode()}
     else:

@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from r1hpc.config.mixing import MixConfig
 from r1hpc.config.schema import RunConfig
 from r1hpc.plan.parts import num_items
+from r1hpc.plan.weights import weight_files
 from r1hpc.tasks.benchmark import named_sets, with_counted_sets
 from r1hpc.tasks.chat import as_trained
 from r1hpc.tasks.registry import make_task
@@ -86,7 +88,7 @@ class Bench:
         assert scored is not None, "nobody asks it to stop"
         answers = [_line(item, *one[0]) for item, one in zip(items, scored, strict=True)]
         speed = sum(line["greedy_length"] for line in answers) / (self._judge.sampling_s - before_s)
-        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        size = sum(path.stat().st_size for path in weight_files(folder))
         return Measured(size, perplexity, num_tokens, speed, self.device.type, answers)
 
     def training_texts(self, num: int) -> list[list[int]]:
@@ -151,7 +153,7 @@ def _asked(config: RunConfig, folder: Path, num_questions: int | None) -> RunCon
         stage="evaluate",
         model=model,
         evaluate=evaluate,
-        data=replace(config.data, packing=False, validation_documents=0),  # of stage sft
+        data=replace(config.data, packing=False, validation_documents=0, mix=MixConfig()),  # of stage sft
         train=replace(config.train, early_stopping=0),
     )
     return with_counted_sets(asked)

@@ -7,6 +7,7 @@ batch, DeepSpeed's step, and one small all-reduce that also proves which samples
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ import torch
 from r1hpc.config.schema import ModelConfig
 from r1hpc.data.loader import BatchLoader, StepBatch
 from r1hpc.data.mixed_order import open_plan
-from r1hpc.data.reader import open_dataset
+from r1hpc.data.reader import TokenDataset, open_dataset
 from r1hpc.plan.model import load_model_config
-from r1hpc.tasks.tokenizer import TokenizerFiles, exported_tokenizer
+from r1hpc.tasks.tokenizer import TokenizerFiles, check_data_tokens, exported_tokenizer
 from r1hpc.train import loop
 from r1hpc.train.mixing import Mixing
 from r1hpc.train.policy import build_policy, placement
@@ -41,6 +42,9 @@ def run(job: Job) -> Outcome:
         num_samples=config.train.num_steps * batch.global_batch_size,
         mix=config.data.mix,
     )
+    has_weights = config.model.path is not None and not config.model.from_scratch
+    if has_weights and Path(str(config.model.path), "tokenizer.json").is_file():
+        check_data_tokens(dataset.tokenizer_path, replace(config.model, tokenizer=None))
     hf_config = load_model_config(config, dataset.vocab_size)
     job.watchdog.beat("building the model")
     sequence = share_sequences(group, config.train.sequence_parallel)
@@ -53,7 +57,7 @@ def run(job: Job) -> Outcome:
         world_size=sequence.data_world_size,
     )
     mixing = Mixing(loader, config)
-    stage = Pretraining(job, loader.batch, mixing, sequence, dataset.tokenizer_path)
+    stage = Pretraining(job, loader.batch, mixing, sequence, tokenizer_of_data(dataset))
     plan = Plan(
         network=build_policy(config, hf_config, placement(config, group, divided=True)),
         hf_config=hf_config,
@@ -64,9 +68,12 @@ def run(job: Job) -> Outcome:
     return loop.train(loop.set_up(job, stage, plan), stage)
 
 
-def tokenizer_of_data(folder: Path | None) -> TokenizerFiles | None:
-    """The tokenizer that a dataset was made with; None for a dataset of ids."""
-    return None if folder is None else exported_tokenizer(ModelConfig(tokenizer=str(folder)))
+def tokenizer_of_data(dataset: TokenDataset) -> TokenizerFiles:
+    """What a dataset was made with, and the end of its documents; of a dataset of ids that alone."""
+    folder, end = dataset.tokenizer_path, dataset.eos_id
+    if folder is None:
+        return TokenizerFiles({}, (end,))
+    return exported_tokenizer(ModelConfig(tokenizer=str(folder)), end)
 
 
 class Pretraining(SupervisedStage[StepBatch]):
@@ -78,9 +85,9 @@ class Pretraining(SupervisedStage[StepBatch]):
         batch_of: Callable[[int], StepBatch],
         mixing: Mixing,
         sequence: SequenceGroup,
-        tokenizer: Path | None,
+        tokenizer: TokenizerFiles,
     ) -> None:
-        """`tokenizer` is the folder of what the data was made with; None: there is none."""
+        """`tokenizer` is what the data was made with."""
         super().__init__(job, batch_of, mixing, sequence)
         self._tokenizer = tokenizer
 
@@ -101,8 +108,8 @@ class Pretraining(SupervisedStage[StepBatch]):
     def computed(self, batch: StepBatch) -> tuple[int, int]:
         return self.num_tokens(batch), self._job.config.data.seq_len
 
-    def tokenizer_files(self) -> TokenizerFiles | None:
-        return tokenizer_of_data(self._tokenizer)
+    def tokenizer_files(self) -> TokenizerFiles:
+        return self._tokenizer
 
     def tokens_in(self, meta: dict[str, Any]) -> int:
         return int(meta["next_sample"]) * self._job.config.data.seq_len

@@ -20,6 +20,7 @@ from r1hpc.data.validation import hold_out
 from r1hpc.plan.model import load_model_config
 from r1hpc.tasks.tokenizer import (
     TokenizerFiles,
+    check_data_tokens,
     exported_tokenizer,
     load_tokenizer,
     special_ids,
@@ -42,6 +43,7 @@ def run(job: Job) -> Outcome:
     assert dataset_path is not None, "begin sees to the dataset"
     tokenizer = load_tokenizer(config.model)
     dataset = open_once(group, lambda: open_traces(dataset_path, verify=config.data.verify))
+    check_data_tokens(dataset.tokens.tokenizer_path, config.model)
     make = PackedLoader if config.data.packing else TraceLoader
     held = config.data.validation_documents
     parting = hold_out(dataset, held, config.data.seed) if held else None

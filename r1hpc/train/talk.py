@@ -8,6 +8,7 @@ It is asked as in training (tasks/chat.py) and sampled as there (train/sampling.
 folder's own precision, else on the CPU in fp32.
 """
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from transformers import DynamicCache
 from transformers.utils import logging
 
+from r1hpc.base.errors import UsageError
 from r1hpc.config.schema import ModelConfig, RunConfig
 from r1hpc.plan.model import load_model_config
 from r1hpc.tasks.tokenizer import encode, form_of, load_tokenizer, special_ids, vocabulary_size
@@ -46,8 +48,12 @@ class Speaker:
         self._network = build_model(model, hf_config, seed=0).eval()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self._device.type == "cuda":
-            cast_parameters(self._network, getattr(torch, str(hf_config.get("dtype", "float32"))))
+            named = hf_config.get("dtype") or hf_config.get("torch_dtype") or "float32"
+            cast_parameters(self._network, getattr(torch, str(named)))
         self._network.to(self._device)
+        positions = getattr(self._network.config.get_text_config(), "max_position_embeddings", None)
+        self._positions: int = positions or sys.maxsize
+        """With learned positions there is no token beyond."""
         self.keeps_turns = self._form.template is not None
         """Whether it is asked with what was said before; without a template each message stands alone."""
 
@@ -58,6 +64,11 @@ class Speaker:
             UsageError: the template refuses the messages, or the vocabulary lacks a character.
         """
         prompt = encode(self._tokenizer, self._form.conversation(messages))
+        if len(prompt) >= self._positions:
+            raise UsageError(
+                f"the conversation has {len(prompt)} tokens, and the model {self._positions} positions: "
+                "begin another (/new)"
+            )
         yield self._form.said("")
         said: list[int] = []
         shown = 0
@@ -73,7 +84,7 @@ class Speaker:
         cache: Any = DynamicCache()
         key = streams(limits.seed, [len(prompt)], 1)
         ids = torch.tensor([prompt], device=self._device)
-        for position in range(limits.max_tokens):
+        for position in range(min(limits.max_tokens, self._positions - len(prompt))):
             out = self._network(
                 input_ids=ids, use_cache=True, logits_to_keep=1, **{cache_argument(self._network): cache}
             )

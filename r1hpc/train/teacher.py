@@ -22,7 +22,7 @@ from transformers.utils import logging
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import read_json
 from r1hpc.config.reasoning import RewardConfig, RolloutConfig
-from r1hpc.config.schema import ModelConfig, RunConfig
+from r1hpc.config.schema import OWN_ATTENTIONS, ModelConfig, RunConfig
 from r1hpc.data.prompts import Row
 from r1hpc.data.recipe_generate import GenerateRecipe
 from r1hpc.data.teacher import teacher_state
@@ -234,10 +234,10 @@ def _scorer(generate: GenerateRecipe, prompts: Prompts) -> Scorer | None:
 
 def _config(folder: Path, generate: GenerateRecipe) -> RunConfig:
     """What a run of stage generate would be told."""
-    attention = read_json(folder / "config.json").get("attn_implementation", "sdpa")
+    attention = read_json(folder / "config.json").get("attn_implementation")
     model = ModelConfig(
         path=str(folder),
-        attn_implementation=str(attention),
+        attn_implementation=attention if attention in OWN_ATTENTIONS else "sdpa",
         chat_template=generate.chat_template,
         system_prompt=generate.system_prompt,
         open_thinking=generate.open_thinking,

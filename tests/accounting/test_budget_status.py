@@ -62,6 +62,8 @@ def test_limits_of_an_account_its_parents_and_a_qos() -> None:
     assert root.left == pytest.approx(10 - 2 - 2 / 3)
     assert (found[2].gpu_hours, found[2].used) == (1.5, 0.5)
     assert len(read_assoc_mgr(ASSOC_MGR, None)) == 4
+    alone = read_assoc_mgr(ASSOC_MGR, None, "scavenger")
+    assert [limit.owner for limit in alone] == ["qos scavenger"], "not what binds accounts of others"
     assert len(read_assoc_mgr(ASSOC_MGR, "research", user="bob")) == 1, "not what binds somebody else"
     assert read_assoc_mgr("", "research") == []
 

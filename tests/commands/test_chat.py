@@ -58,6 +58,13 @@ def test_piped_lines_are_questions_and_thinking_is_shown_apart(
     assert capsys.readouterr().out == "thinking> 17,7\nanswer> 7\n" * 2
 
 
+def test_a_model_with_few_positions_is_no_traceback(parrot: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It has 32, and learned ones have no next."""
+    as_json(chat, [str(parrot), "--ask", "1+" * 12 + "1=", "--max-tokens", "1000"], capsys)
+    with pytest.raises(UsageError, match=r"has 42 tokens, and the model 32 positions: begin another"):
+        chat.main([str(parrot), "--ask", "1+" * 20 + "1="])
+
+
 def test_a_tag_may_come_in_pieces(capsys: pytest.CaptureFixture[str]) -> None:
     text = "<think> a < b </think>\n<answer>\x1b[31m4</answer> <b"
     assert chat._show(iter(text)) == text

@@ -10,7 +10,7 @@ import pytest
 from r1hpc.base.errors import UsageError
 from r1hpc.data.cleaning.batch import TextBatch
 from r1hpc.data.cleaning.contamination import build_index
-from r1hpc.data.cleaning.minhash import near_duplicates, sign
+from r1hpc.data.cleaning.minhash import bands_of, near_duplicates, sign
 from r1hpc.data.recipe_stages import DecontaminateRecipe, MinhashRecipe
 from tests.data.test_prepare import prose
 
@@ -36,7 +36,8 @@ def test_near_duplicates_recall_and_precision() -> None:
     originals = [prose(n, 25) for n in range(300)]
     copies = [edited(text, 1 + n % 12, n) for n, text in enumerate(originals)]
     similarity = [jaccard(a, b) for a, b in zip(originals, copies, strict=True)]
-    groups = near_duplicates(sign(TextBatch(originals + copies, normal=True), recipe), recipe)
+    signatures = sign(TextBatch(originals + copies, normal=True), recipe)
+    groups = near_duplicates(bands_of(signatures, recipe), len(signatures), recipe)
     found = groups.original[300:] == np.arange(300)
     close = np.array(similarity) >= 0.8
     assert close.sum() > 50
@@ -56,7 +57,8 @@ def test_near_duplicates_do_not_depend_on_the_batch() -> None:
     whole = sign(TextBatch(texts, normal=True), recipe)
     for number, text in enumerate(texts):
         assert np.array_equal(sign(TextBatch([text], normal=True), recipe)[0], whole[number])
-    groups = near_duplicates(np.concatenate([whole, whole]), recipe)
+    twice = np.concatenate([whole, whole])
+    groups = near_duplicates(bands_of(twice, recipe), len(twice), recipe)
     assert groups.original.tolist() == [*range(24), *range(20), 44, *range(21, 24)]
 
 

@@ -27,7 +27,13 @@ def test_known_cards(name: str, tflops: float) -> None:
     assert peak_flops(name) == tflops * 1e12
 
 
-@pytest.mark.parametrize("name", ["Radeon", "", "NVIDIA RTX A4000", "NVIDIA L40", "NVIDIA GeForce RTX 4090"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Radeon", "", "NVIDIA RTX A4000", "NVIDIA L40", "NVIDIA GeForce RTX 4090"),
+        "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+    ],
+)
 def test_unknown_cards_give_nothing_rather_than_a_guess(name: str) -> None:
     assert peak_flops(name) is None
 
@@ -48,6 +54,7 @@ def test_unknown_cards_give_nothing_rather_than_a_guess(name: str) -> None:
         ("A800-80GB", "A800-80GB"),
         ("H200-141GB", "H200-141GB"),
         ("GH200", "GH200-96GB"),
+        ("NVIDIA GH200 480GB", "GH200-96GB"),
         ("A40-48GB", "A40-48GB"),
         ("v100-16gb", "V100-SXM2-16GB"),
         ("Tesla T4", "T4-16GB"),

@@ -126,6 +126,13 @@ def test_the_host_holds_what_is_put_there() -> None:
     offloaded = plan(grpo(deepspeed=DeepspeedConfig(zero_stage=3, extra=offload)))
     assert offloaded.optimizer_gib == 0
     assert offloaded.host_gib - plain.host_gib == pytest.approx(plain.optimizer_gib * 8, rel=0.01)
+    away = {
+        "zero_optimization": {"offload_param": {"device": "cpu"}, "offload_optimizer": {"device": "none"}}
+    }
+    weights_away = plan(grpo(deepspeed=DeepspeedConfig(zero_stage=3, extra=away)))
+    assert weights_away.parameters_gib == 0
+    assert weights_away.optimizer_gib == plain.optimizer_gib
+    assert weights_away.host_gib - plain.host_gib == pytest.approx(plain.parameters_gib * 8, rel=0.01)
     (said,) = misfits(offloaded, gpu_gib=None, host_gib=100)
     assert "resources.mem" in said
 

@@ -17,7 +17,9 @@ from r1hpc.tasks.tokenizer import (
     ALPHABET,
     SpecialIds,
     character_tokenizer,
+    check_data_tokens,
     encode,
+    exported_tokenizer,
     load_tokenizer,
     special_ids,
 )
@@ -122,3 +124,39 @@ def test_a_tokenizer_without_an_end(tmp_path: Path) -> None:
     model = _other_tokenizer(tmp_path, "<|im_start|>", config={"eos_token": "<gone>"})
     with pytest.raises(UsageError, match="eos_token"):
         special_ids(load_tokenizer(model), model)
+
+
+def test_what_a_file_was_last_called_with_does_not_cut_or_fill_up(tmp_path: Path) -> None:
+    saved = character_tokenizer()
+    saved.enable_truncation(2)
+    saved.enable_padding(length=9)
+    saved.save(str(tmp_path / "tokenizer.json"))
+    loaded = load_tokenizer(ModelConfig(tokenizer=str(tmp_path)))
+    assert encode(loaded, "1+2=3") == encode(_TOKENIZER, "1+2=3")
+
+
+def test_data_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    _TOKENIZER.save(str(tmp_path / "tokenizer.json"))
+    model = ModelConfig(tokenizer="characters")
+    check_data_tokens(tmp_path, model)
+    check_data_tokens(None, model)
+    vocabulary = json.loads((tmp_path / "tokenizer.json").read_text())
+    words = vocabulary["model"]["vocab"]
+    words["7"], words["8"] = words["8"], words["7"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(vocabulary))
+    with pytest.raises(UsageError, match=r"another tokenizer than the model's: 2 of its 27 tokens"):
+        check_data_tokens(tmp_path, model)
+
+
+def test_the_end_of_a_datasets_documents_is_the_first_end_of_its_model(tmp_path: Path) -> None:
+    """Where a chat's end of turn is named in the files, and where nothing is."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    named = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "[EOS]": 1}, "a"))
+    named.save(str(folder / "tokenizer.json"))
+    bare = ModelConfig(tokenizer=str(folder))
+    with pytest.raises(UsageError, match="does not say which token ends a text"):
+        exported_tokenizer(bare)
+    assert exported_tokenizer(bare, end=1).stops == (1,)
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "a"}')
+    assert exported_tokenizer(bare, end=1).stops == (1, 0)

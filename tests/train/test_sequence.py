@@ -16,6 +16,7 @@ from r1hpc.config import load
 from r1hpc.data.loader import StepBatch
 from r1hpc.data.order import RankShare
 from r1hpc.data.trace_loader import TraceBatch
+from r1hpc.tasks.tokenizer import TokenizerFiles
 from r1hpc.train.attention import OURS
 from r1hpc.train.distributed import Group
 from r1hpc.train.engine import accumulate, build_engine, deepspeed_config
@@ -103,7 +104,7 @@ def stage_of(config: Any, group: Group, sequence: SequenceGroup) -> Any:
     loader: Any = None
     if config.stage == "sft":
         return FineTuning(job, loader, mixing, sequence)
-    return Pretraining(job, loader, mixing, sequence, None)
+    return Pretraining(job, loader, mixing, sequence, TokenizerFiles({}, (1,)))
 
 
 def batch_of(stage: str, step: int, sequence: SequenceGroup) -> Any:

@@ -1,7 +1,8 @@
 """Near duplicates by MinHash (Broder 1997) with bands (Leskovec, Rajaraman & Ullman, chapter 3).
 
     signatures = sign(batch, recipe)                            # one a document, of bands x rows values
-    groups = near_duplicates(signatures, recipe)                # groups.original[i] is the first of i's group
+    groups = near_duplicates(bands_of(signatures, recipe), len(signatures), recipe)
+    groups.original[i]                                          # the first of i's group
 
 Shingles are runs of `ngram` words of the lower-cased text; the whole text where it has fewer. Two documents
 become candidates when all rows of one band agree; a candidate counts when the share of equal values, an
@@ -9,6 +10,7 @@ estimate of the Jaccard similarity with a standard error of at most 0.5/sqrt(ban
 threshold.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +20,8 @@ from r1hpc.data.cleaning.batch import Hashes, Ints, TextBatch, mix, ngrams
 from r1hpc.data.recipe_stages import MinhashRecipe
 
 Signatures = npt.NDArray[np.uint32]
+Bands = Callable[[int], Signatures]
+"""One band of all documents, shape (count, rows), by its number."""
 _EMPTY = np.uint32(0xFFFFFFFF)
 _SEED = 112
 
@@ -53,23 +57,32 @@ class Groups:
     """Estimated, with `nearest`; 0 where there is none."""
 
 
-def near_duplicates(signatures: Signatures, recipe: MinhashRecipe) -> Groups:
-    """Groups of similar documents. Those without words, whose signature is empty, are alone."""
-    count = len(signatures)
-    pairs = [_candidates(signatures, band, recipe.rows) for band in range(recipe.bands)]
-    edges = np.unique(np.concatenate(pairs), axis=0) if pairs else np.empty((0, 2), np.int64)
-    similarity = _similarity(signatures, edges)
+def bands_of(signatures: Signatures, recipe: MinhashRecipe) -> Bands:
+    """The bands of signatures that are in memory."""
+    return lambda band: signatures[:, band * recipe.rows : (band + 1) * recipe.rows]
+
+
+def near_duplicates(bands: Bands, count: int, recipe: MinhashRecipe) -> Groups:
+    """Groups of similar documents among `count`. Those without words, whose signature is empty, are alone.
+
+    One band is in memory at a time, and each is asked for twice.
+    """
+    edges = np.empty(0, np.uint64)
+    for band in range(recipe.bands):
+        edges = np.unique(np.concatenate([edges, _candidates(bands(band))]))
+    pairs = _unpacked(edges)
+    similarity = _similarity(bands, pairs, recipe)
     sure = similarity >= recipe.threshold
-    edges, similarity = edges[sure], similarity[sure]
-    original = _components(count, edges)
+    pairs, similarity = pairs[sure], similarity[sure]
+    original = _components(count, pairs)
     best, nearest = np.zeros(count), np.arange(count)
-    for (first, second), value in zip(edges.tolist(), similarity.tolist(), strict=True):
+    for (first, second), value in zip(pairs.tolist(), similarity.tolist(), strict=True):
         if value > best[second]:  # an edge leads from the earlier document to the later
             best[second], nearest[second] = value, first
     # Some are tied to their group by later documents only: those are compared with its first.
-    for lone in np.flatnonzero((nearest == np.arange(count)) & (original != nearest)).tolist():
-        nearest[lone] = original[lone]
-        best[lone] = (signatures[lone] == signatures[original[lone]]).mean()
+    lone = np.flatnonzero((nearest == np.arange(count)) & (original != nearest))
+    nearest[lone] = original[lone]
+    best[lone] = _similarity(bands, np.stack([lone, original[lone]], axis=1), recipe)
     return Groups(original, nearest, best)
 
 
@@ -93,41 +106,49 @@ def _fold(hashes: Hashes) -> int:
     return int(ngrams(hashes, np.zeros(len(hashes), np.int64), len(hashes))[0][0])
 
 
-def _candidates(signatures: Signatures, band: int, rows: int) -> npt.NDArray[np.int64]:
-    """Pairs (earlier, later) that agree in one band: each with the first of its bucket, and with the one
-    before."""
-    part = np.ascontiguousarray(signatures[:, band * rows : (band + 1) * rows])
+def _candidates(part: Signatures) -> Hashes:
+    """Pairs (earlier, later) that agree in one band, packed: each with the first of its bucket, and with the
+    one before."""
     keys = np.zeros(len(part), dtype=np.uint64)
     for column in part.T:
         keys = mix(keys * np.uint64(31) + column)
     filled = np.flatnonzero((part != _EMPTY).any(axis=1))
     order = filled[np.argsort(keys[filled], kind="stable")]
     if len(order) < 2:
-        return np.empty((0, 2), np.int64)
+        return np.empty(0, np.uint64)
     ranked = keys[order]
     same = ranked[1:] == ranked[:-1]
     begin = np.concatenate([[0], np.flatnonzero(~same) + 1])
     lengths = np.diff(np.append(begin, len(order)))
     first = np.repeat(order[begin], lengths)
     later = np.flatnonzero(np.concatenate([[False], same]))
-    with_first = np.stack([first[later], order[later]], axis=1)
-    with_before = np.stack([order[later - 1], order[later]], axis=1)
-    return np.concatenate([with_first, with_before])
+    return np.concatenate([_packed(first[later], order[later]), _packed(order[later - 1], order[later])])
+
+
+def _packed(first: Ints, second: Ints) -> Hashes:
+    """Two numbers below 2^32 in one, which sorts as the pair does."""
+    return first.astype(np.uint64) << np.uint64(32) | second.astype(np.uint64)
+
+
+def _unpacked(edges: Hashes) -> npt.NDArray[np.int64]:
+    return np.stack([edges >> np.uint64(32), edges & np.uint64(2**32 - 1)], axis=1).astype(np.int64)
 
 
 def _similarity(
-    signatures: Signatures, edges: npt.NDArray[np.int64], block: int = 65_536
+    bands: Bands, pairs: npt.NDArray[np.int64], recipe: MinhashRecipe, block: int = 65_536
 ) -> npt.NDArray[np.float64]:
-    found = np.empty(len(edges))
-    for begin in range(0, len(edges), block):
-        left, right = edges[begin : begin + block].T
-        found[begin : begin + block] = (signatures[left] == signatures[right]).mean(axis=1)
-    return found
+    """The share of equal values of each pair."""
+    equal = np.zeros(len(pairs), np.int64)
+    for part in map(bands, range(recipe.bands if len(pairs) else 0)):
+        for begin in range(0, len(pairs), block):
+            left, right = pairs[begin : begin + block].T
+            equal[begin : begin + block] += (part[left] == part[right]).sum(axis=1)
+    return equal / (recipe.bands * recipe.rows)
 
 
-def _components(count: int, edges: npt.NDArray[np.int64]) -> Ints:
+def _components(count: int, pairs: npt.NDArray[np.int64]) -> Ints:
     """The smallest document of each one's connected group: union-find with path halving."""
-    parent = list(range(count))
+    parent = {node: node for node in np.unique(pairs).tolist()}  # few are in any pair
 
     def find(node: int) -> int:
         while parent[node] != node:
@@ -135,8 +156,11 @@ def _components(count: int, edges: npt.NDArray[np.int64]) -> Ints:
             node = parent[node]
         return node
 
-    for first, second in edges.tolist():
+    for first, second in pairs.tolist():
         a, b = find(first), find(second)
         if a != b:
             parent[max(a, b)] = min(a, b)
-    return np.array([find(node) for node in range(count)], dtype=np.int64)
+    found = np.arange(count)
+    for node in parent:
+        found[node] = find(node)
+    return found
