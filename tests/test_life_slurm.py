@@ -442,6 +442,18 @@ def test_a_controller_that_is_away_for_long(on_cluster: Cluster, tmp_path: Path,
 # -- a user's scancel -----------------------------------------------------------------------------------
 
 
+def cancel_for_sure(cluster: Cluster, job: int) -> None:
+    """As somebody who reads what scancel says: a job that is just being requeued it refuses, in words."""
+
+    def is_taken() -> bool:
+        done = cluster.run(["scancel", str(job)], check=False)
+        if "Socket timed out" in done.stderr:
+            return False
+        return not done.stderr.strip() or cluster.state(job) == "CANCELLED"
+
+    wait_until("scancel to be taken", is_taken, 30)
+
+
 def cancel_at(cluster: Cluster, root: Path, moments: Sequence[float]) -> None:
     """Each run is preempted, and cancelled so many seconds later: it never comes back.
 
@@ -458,8 +470,8 @@ def cancel_at(cluster: Cluster, root: Path, moments: Sequence[float]) -> None:
     begun_before = {}
     for moment, run in sorted(zip(moments, runs, strict=True), key=lambda pair: pair[0]):
         time.sleep(max(0.0, start + moment - time.monotonic()))
+        cancel_for_sure(cluster, run.job)
         begun_before[run.job] = len(run.attempts)
-        cluster.cancel(run.job)
     time.sleep(15)  # longer than a requeue takes here
     for moment, run in zip(moments, runs, strict=True):
         cluster.wait_job(run.job, {"CANCELLED"})

@@ -316,9 +316,9 @@ def test_a_name_is_taken_once_and_resumed_when_asked(place: Path) -> None:
     code = (place / "runs" / "a" / "code" / "r1hpc" / "submit.py").stat().st_ino
     fake_sbatch(place, "echo 42")
     words = ("--run-name", "a", "--resume", "--nodes", "2", "train.num_steps=90", "--json")
-    assert answer(submit(place, *words))["job_id"] == "42"
+    assert answer(submit(place, *words, "train.micro_batch_size=1"))["job_id"] == "42"
     config = load.read(place / "runs" / "a" / "config.yaml")
-    assert (config.resources.nodes, config.train.num_steps) == (2, 90)
+    assert (config.resources.nodes, config.train.num_steps, config.train.micro_batch_size) == (2, 90, 1)
     assert (place / "runs" / "a" / "code" / "r1hpc" / "submit.py").stat().st_ino == code
 
 
