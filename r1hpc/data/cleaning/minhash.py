@@ -65,7 +65,7 @@ def bands_of(signatures: Signatures, recipe: MinhashRecipe) -> Bands:
 def near_duplicates(bands: Bands, count: int, recipe: MinhashRecipe) -> Groups:
     """Groups of similar documents among `count`. Those without words, whose signature is empty, are alone.
 
-    One band is in memory at a time, and each is asked for twice.
+    One band is in memory at a time, and each is asked for two or three times.
     """
     edges = np.empty(0, np.uint64)
     for band in range(recipe.bands):
