@@ -95,11 +95,13 @@ def read_definition(
 
     Raises:
         ConfigError: a stage, a need or a reference that is not there, a circle, or an unusable value.
+        UsageError: an override for every stage would cut one off from another.
     """
     entries = _entries(path)
     needs = _all_needs(entries, path)
     _check_order(needs, path)
     of_stage = split_overrides(overrides, list(needs))
+    _refuse_cut(overrides, {entry.name: entry.layers for entry in entries}, _REFERENCE)
     configs = {entry.name: _config(entry, of_stage[entry.name], chain, needs, cluster) for entry in entries}
     stages = tuple(Stage(name, needs[name], config) for name, config in connected(configs, needs).items())
     return Definition(str(path.absolute()), _digest(entries), stages)
@@ -131,7 +133,13 @@ def open_definition(chain: ChainDir) -> Definition:
 def override(
     definition: Definition, overrides: Sequence[str], chain: ChainDir, cluster: str | None = None
 ) -> Definition:
-    """The definition with overrides over what was frozen."""
+    """The definition with overrides over what was frozen.
+
+    Raises:
+        UsageError: one for every stage would cut a stage off from another.
+    """
+    frozen = {stage.name: [load.as_layer(stage.config)] for stage in definition.stages}
+    _refuse_cut(overrides, frozen, re.compile(re.escape(f"{chain.path}/")))
 
     def changed(stage: Stage) -> Stage:
         own = overrides_of(stage.name, overrides, definition.names, chain)
@@ -270,6 +278,43 @@ def _references(value: Any) -> list[str]:
     if isinstance(value, list | tuple):
         return [name for item in value for name in _references(item)]
     return _REFERENCE.findall(value) if isinstance(value, str) else []
+
+
+def _refuse_cut(
+    overrides: Sequence[str], stages: Mapping[str, Sequence[Mapping[str, Any]]], link: re.Pattern[str]
+) -> None:
+    """Refuse an override for every stage that would replace what a stage takes from another.
+
+    `model.path=MODEL` is meant for where the chain begins; everywhere, it would have RL start from that model
+    and not from the cold start.
+
+    Args:
+        stages: by name, their layers, the last of which counts.
+        link: how the folder of another stage stands in a value.
+    """
+    for item in overrides:
+        if _for_one_stage(item, list(stages)):
+            continue
+        key = item.partition("=")[0]
+        given = {name: value for name, layers in stages.items() if (value := _value_at(layers, key))}
+        cut = [name for name, value in given.items() if link.search(str(value))]
+        if cut:
+            meant = " ".join(f"{name}:{item}" for name in given if name not in cut) or f"{cut[0]}:{item}"
+            raise UsageError(
+                f"{printable(item)} is for every stage, but {key} comes from another stage "
+                f"in {', '.join(cut)}: say which stages it is for, as in {printable(meant)}"
+            )
+
+
+def _value_at(layers: Sequence[Mapping[str, Any]], key: str) -> Any:
+    """What the last layer that has a dotted key says; None: no layer has it."""
+    found: Any = None
+    for layer in layers:
+        value: Any = layer
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        found = found if value is None else value
+    return found
 
 
 def _config(

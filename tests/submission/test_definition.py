@@ -90,6 +90,31 @@ def test_what_is_frozen_comes_back_and_takes_overrides(tmp_path: Path) -> None:
     assert changed.stage("b").config.cluster.setup == ["export X=${Y:-1}"]
 
 
+def test_an_override_for_all_may_not_cut_a_stage_off_from_another(tmp_path: Path) -> None:
+    """Else RL would begin with the model as it was fetched, and nobody would be told."""
+    stages = """
+  - {name: a, model: {path: "/base"}}
+  - {name: b, model: {path: "${stage:a}/model"}}
+  - {name: c, model: {path: "${stage:b}/model"}, data: {traces: ["${stage:a}/t", "/own"]}}
+"""
+    with pytest.raises(UsageError) as caught:
+        read(tmp_path, stages, "train.lr=2e-3", "model.path=/mine")
+    assert str(caught.value) == (
+        "model.path=/mine is for every stage, but model.path comes from another stage in b, c: "
+        "say which stages it is for, as in a:model.path=/mine"
+    )
+    with pytest.raises(UsageError, match=r"but data.traces comes .* in c: .* as in c:data.traces=\[/x\]"):
+        read(tmp_path, stages, "data.traces=[/x]")
+
+    meant = read(tmp_path, stages, "a:model.path=/mine", "c:data.traces=[/x]")
+    assert meant.stage("a").config.model.path == "/mine"
+    assert meant.stage("b").config.model.path == str(tmp_path / "runs" / "c" / "a" / "model")
+    folder = ChainDir(tmp_path / "runs" / "c")
+    with pytest.raises(UsageError, match=r"but model.path comes .* in b, c: .* as in a:model.path=/other"):
+        override(meant, ["model.path=/other"], folder)
+    assert override(meant, ["b:model.path=/other"], folder).stage("b").config.model.path == "/other"
+
+
 def test_the_digest_sees_every_change_of_the_file(tmp_path: Path) -> None:
     path = write_chain(tmp_path, "  - name: a\n")
     before = digest_of(path)
