@@ -2,11 +2,12 @@
 
     pip install trl
     python benchmarks/grpo.py [--rounds 3] [--steps 40] [--model DIR]
-    make models/SmolLM2-135M-Instruct && python benchmarks/grpo.py --job smollm2 --rounds 1 --steps 8
+    make models/SmolLM2-135M-Instruct && python benchmarks/grpo.py --job smollm2 --rounds 2 --steps 8
 
 The recipe is the stage grpo of jobs/r1.yaml: 32 prompts x 8 samples on a model of 0.34 M parameters in fp32.
 With --job smollm2 it is that of jobs/smollm2.yaml with 16 prompts x 8 in fp32, on two cores and without
 greedy decoding; what is compared beside the speed is the mean reward of the second half of the steps.
+Each round has a seed of its own for the questions and the samples.
 Arms, one after the other in each round, on one core and on two: r1hpc, with a rank on each core; TRL at its
 best (no gradient checkpointing, no logging, fused AdamW; two cores as two threads and as two processes) and
 TRL as it comes. A step is all that lies between the ends of two steps without an evaluation between them; its
@@ -114,21 +115,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--model", type=Path, help="model folder to start from; default: a new cold start")
+    parser.add_argument("--first-seed", type=int, default=0, help="of the first round; the next has the next")
     parser.add_argument("--trl", nargs=2, metavar=("ARM", "OUT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.trl:
-        train_with_trl(options.job, options.model, options.steps, ARMS[options.trl[0]], Path(options.trl[1]))
+        arm, out = options.trl
+        train_with_trl(
+            options.job, options.model, options.steps, ARMS[arm], Path(out), seeded(options.first_seed)
+        )
         return
     arms = RECIPES[options.job].arms
     found: dict[str, list[Told]] = {arm: [] for arm in arms}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         start = options.model.absolute() if options.model else cold_start(options.job, folder)
-        for round_ in range(options.rounds):
+        for seed in range(options.first_seed, options.first_seed + options.rounds):
             for name in found:
-                told = run_arm(options.job, name, folder / f"{round_}", start, options.steps)
+                told = run_arm(options.job, name, folder / f"{seed}", start, options.steps, seed)
                 found[name].append(told)
-                print(f"round {round_ + 1}: {name:<22} {told.step_s * 1e3:6.1f} ms/step, ", end="")
+                print(f"seed {seed}: {name:<22} {told.step_s * 1e3:6.1f} ms/step, ", end="")
                 print(
                     f"held-out {GOAL} at step {told.goal_step or '-'}, reward {told.reward:.3f}", flush=True
                 )
@@ -147,17 +152,22 @@ def ratio_of(ours: list[Told], theirs: list[Told]) -> str:
     return f"{statistics.median(ratios):.2f} (min {min(ratios):.2f}, max {max(ratios):.2f})"
 
 
-def run_arm(job: str, name: str, folder: Path, start: Path, steps: int) -> Told:
+def seeded(seed: int) -> list[str]:
+    """Overrides: other samples, other questions than those of the job and of other seeds."""
+    return [f"train.seed={seed}", f"task.seed={100 + seed}"] if seed else []
+
+
+def run_arm(job: str, name: str, folder: Path, start: Path, steps: int, seed: int) -> Told:
     folder.mkdir(exist_ok=True)
     arm = ARMS[name]
     if arm.settings is None:
-        return run_ours(job, folder, start, steps, arm)
+        return run_ours(job, folder, start, steps, arm, seed)
     out = folder / "trl.json"
     launcher = [sys.executable]
     if arm.processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={arm.processes}"]
     command = [*launcher, __file__, "--job", job, "--model", str(start), "--steps", str(steps)]
-    command += ["--trl", name, str(out)]
+    command += ["--first-seed", str(seed), "--trl", name, str(out)]
     done = subprocess.run(command, env=environment(arm.threads), capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -181,12 +191,13 @@ def cold_start(job: str, folder: Path) -> Path:
     return folder / "start" / "sft" / "model"
 
 
-def run_ours(job: str, folder: Path, start: Path, steps: int, arm: Arm) -> Told:
+def run_ours(job: str, folder: Path, start: Path, steps: int, arm: Arm, seed: int) -> Told:
     from r1hpc.config import load
 
     recipe, file, name = RECIPES[job], folder / "grpo.yaml", f"ranks{arm.processes}"
     load.write_yaml(file, recipe.stages(job)["rl"])
     overrides = [
+        *seeded(seed),
         f"model.path={start}",
         f"train.num_steps={steps}",
         f"resources.ranks_per_node={arm.processes}",
@@ -213,7 +224,7 @@ def submit(root: Path, job: Path, name: str, overrides: list[str], threads: int)
     subprocess.run(command, cwd=CHECKOUT, env=environment(threads), check=True, stdout=subprocess.DEVNULL)
 
 
-def train_with_trl(job: str, start: Path, steps: int, arm: Arm, out: Path) -> None:
+def train_with_trl(job: str, start: Path, steps: int, arm: Arm, out: Path, overrides: list[str]) -> None:
     """The same recipe in TRL, asked in the same form and scored by the same Scorer."""
     import datasets
     import torch
@@ -226,7 +237,7 @@ def train_with_trl(job: str, start: Path, steps: int, arm: Arm, out: Path) -> No
     from r1hpc.tasks.tokenizer import form_of, load_tokenizer, special_ids
 
     recipe = RECIPES[job]
-    config = load.merge_layers([recipe.stages(job)["rl"]], [f"model.path={start}"])
+    config = load.merge_layers([recipe.stages(job)["rl"]], [f"model.path={start}", *overrides])
     task, rollout, train = make_task(config.task), config.rollout, config.train
     own = load_tokenizer(config.model)
     form, ids = form_of(own, config.model), special_ids(own, config.model)
