@@ -19,6 +19,22 @@ def part_items(config: RunConfig, number: int) -> range:
     return range(start, min(start + size, first + num_items(config)))
 
 
+def rollout_prompts(config: RunConfig, world_size: int) -> int:
+    """Prompts that a rank of stage rl decodes together in a rollout."""
+    share = -(-config.rollout.num_prompts // world_size)
+    return min(config.rollout.prompts_per_batch or share, share)
+
+
+def evaluation_prompts(config: RunConfig, world_size: int) -> int:
+    """Prompts that a rank of stage rl decodes together in an evaluation: rollout.prompts_per_batch, else so
+    many that there are no more completions at once than in a rollout, for which there is memory."""
+    share = -(-num_items(config) // world_size)
+    if config.rollout.engine == "vllm":  # bounds its cache itself
+        return min(config.rollout.prompts_per_batch or share, share)
+    rows = rollout_prompts(config, world_size) * config.rollout.num_generations
+    return min(config.rollout.prompts_per_batch or max(1, rows // config.evaluate.num_samples), share)
+
+
 def num_items(config: RunConfig) -> int:
     """Items of a stage without optimizer steps, or of an evaluation of stage rl.
 

@@ -29,6 +29,7 @@ from r1hpc.plan.memory import (
     rl_tensors,
     state_bytes,
 )
+from r1hpc.plan.parts import evaluation_prompts, num_items, rollout_prompts
 from r1hpc.plan.shape import ModelShape
 
 USABLE = 0.95
@@ -155,8 +156,8 @@ def _only_sampling(config: RunConfig, shape: ModelShape, topology: Topology, car
     num = config.generate.num_samples if config.stage == "generate" else config.evaluate.num_samples
     sampler = _vllm_gib(config, shape, card_gib)
     if sampler is None:
-        share = -(-config.generate.items_per_part // topology.world_size)
-        sampler = _cache_gib(config, shape, min(config.rollout.prompts_per_batch or share, share) * num)
+        part = min(config.generate.items_per_part, num_items(config))  # one rank makes all of it
+        sampler = _cache_gib(config, shape, min(config.rollout.prompts_per_batch or part, part) * num)
     host = topology.ranks_per_node * _PROCESS_GIB
     return replace(plan, sampler_gib=sampler, host_gib=host)
 
@@ -263,9 +264,10 @@ def _sampler_gib(config: RunConfig, shape: ModelShape, topology: Topology, card_
     vllm = _vllm_gib(config, shape, card_gib)
     if vllm is not None:
         return vllm
-    rollout = config.rollout
-    share = -(-rollout.num_prompts // topology.world_size)
-    rows = min(rollout.prompts_per_batch or share, share) * rollout.num_generations
+    rows = max(
+        rollout_prompts(config, topology.world_size) * config.rollout.num_generations,
+        evaluation_prompts(config, topology.world_size) * config.evaluate.num_samples,
+    )
     weights = frozen_bytes(config, shape) or shape.num_parameters * WEIGHT_BYTES[config.train.precision]
     replica = weights / GIB if config.deepspeed.zero_stage == 3 else 0.0
     return replica + _cache_gib(config, shape, rows)

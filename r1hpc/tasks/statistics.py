@@ -6,7 +6,7 @@ share_interval([0.0, 0.5, 1.0], num_samples=2)      # a mean over items, of shar
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 _Z95 = 1.959963984540054
@@ -40,8 +40,12 @@ def majority(votes: Sequence[Sequence[Any]]) -> bool:
     return bool(counts) and max(counts, key=lambda key: counts[key]) is True
 
 
-def wilson(num_correct: int, num_items: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927); sensible at 0 and 1, where the normal one has no width."""
+def wilson(num_correct: float, num_items: float) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927); sensible at 0 and 1, where the normal one has no width.
+
+    Counts need not be whole: of items of which some are the same question, num_items is the number of
+    different ones, and num_correct the share of it.
+    """
     return _wilson(num_correct / num_items, num_items)
 
 
@@ -56,7 +60,9 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def share_interval(values: Sequence[float], num_samples: int) -> tuple[float, float, float]:
+def share_interval(
+    values: Sequence[float], num_samples: int, questions: Sequence[Hashable] | None = None
+) -> tuple[float, float, float]:
     """(mean, low, high): 95 %, over items, of shares of each one's samples, which are not independent.
 
     Wilson's, of as many independent samples as would vary as the items do: n p (1 - p) / s^2 (the design
@@ -65,9 +71,15 @@ def share_interval(values: Sequence[float], num_samples: int) -> tuple[float, fl
 
     Args:
         num_samples: of each item.
+        questions: what each item asks, where some ask the same: those are one for the interval.
     """
+    mean = math.fsum(values) / len(values)
+    if questions is not None:
+        asked: dict[Hashable, list[float]] = {}
+        for question, value in zip(questions, values, strict=True):
+            asked.setdefault(question, []).append(value)
+        values = [math.fsum(each) / len(each) for each in asked.values()]
     n = len(values)
-    mean = math.fsum(values) / n
     variance = math.fsum((v - mean) ** 2 for v in values) / (n - 1) if n > 1 else 0.0
     alike = variance < 1e-12  # but for rounding
     return mean, *_wilson(mean, n if alike else min(n * mean * (1 - mean) / variance, n * num_samples))

@@ -16,7 +16,7 @@ is on record; then in metrics/: a line in evaluation.jsonl, answers-<step>.jsonl
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from r1hpc.base.errors import R1hpcError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.files import append_record, read_json, write_atomic, write_json
 from r1hpc.config.schema import RunConfig
-from r1hpc.plan.parts import num_items
+from r1hpc.plan.parts import evaluation_prompts, num_items
 from r1hpc.tasks.completion import take_apart
 from r1hpc.tasks.rewards import Completion, Score
 from r1hpc.tasks.statistics import majority, pass_at_k, share_interval, wilson
@@ -136,7 +136,9 @@ def _answer(
 
 
 def summarise(answers: Sequence[Answer]) -> dict[str, Any]:
-    """Shares and means over the questions, each with its 95 % interval; of each task or test file apart too.
+    """Shares and means over the items, each with its 95 % interval; of each task or test file apart too.
+
+    A question that was drawn more than once counts as often in a share, and once for its interval.
 
     Returns: {num_items, num_questions (different ones), num_samples, greedy: {value, low, high}, pass_at:
     {"1": {...}, "2": ...}, maj_at: likewise (None: answers of before), well_formed, response_length,
@@ -151,23 +153,27 @@ def summarise(answers: Sequence[Answer]) -> dict[str, Any]:
 
 
 def _summary_of(answers: Sequence[Answer]) -> dict[str, Any]:
-    num, correct = len(answers), sum(a.greedy_correct for a in answers)
-    num_samples = answers[0].num_samples
+    num, num_samples = len(answers), answers[0].num_samples
+    questions = [(a.prompt, a.expected, a.task) for a in answers]
     ks = [2**e for e in range(num_samples.bit_length()) if 2**e <= num_samples]
-    low, high = wilson(correct, num)
     thinking = sum(a.num_thinking for a in answers)
     pass_at = {
-        str(k): _interval([pass_at_k(a.num_samples, a.num_correct, k) for a in answers], num_samples)
+        str(k): _interval(
+            [pass_at_k(a.num_samples, a.num_correct, k) for a in answers], num_samples, questions
+        )
         for k in ks
     }
     voted = all(a.votes for a in answers)
+    maj_at = (
+        {str(k): _share([majority(a.votes[:k]) for a in answers], questions) for k in ks} if voted else None
+    )
     return {
         "num_items": num,
-        "num_questions": len({a.prompt for a in answers}),
+        "num_questions": len(set(questions)),
         "num_samples": num_samples,
-        "greedy": {"value": correct / num, "low": low, "high": high},
+        "greedy": _share([a.greedy_correct for a in answers], questions),
         "pass_at": pass_at,
-        "maj_at": {str(k): _share([majority(a.votes[:k]) for a in answers]) for k in ks} if voted else None,
+        "maj_at": maj_at,
         "well_formed": sum(a.well_formed for a in answers) / num,
         "response_length": sum(a.mean_length for a in answers) / num,
         "truncated_share": sum(a.truncated for a in answers) / (num * num_samples),
@@ -192,14 +198,15 @@ def transcripts(answers: Sequence[Answer], most: int = 20) -> str:
     return "\n".join(blocks)
 
 
-def _interval(values: Sequence[float], num_samples: int) -> dict[str, float]:
-    value, low, high = share_interval(values, num_samples)
+def _interval(values: Sequence[float], num_samples: int, questions: Sequence[Hashable]) -> dict[str, float]:
+    value, low, high = share_interval(values, num_samples, questions)
     return {"value": value, "low": low, "high": high}
 
 
-def _share(right: Sequence[bool]) -> dict[str, float]:
-    low, high = wilson(sum(right), len(right))
-    return {"value": sum(right) / len(right), "low": low, "high": high}
+def _share(right: Sequence[bool], questions: Sequence[Hashable]) -> dict[str, float]:
+    value, different = sum(right) / len(right), len(set(questions))
+    low, high = wilson(value * different, different)
+    return {"value": value, "low": low, "high": high}
 
 
 class HeldOut:
@@ -241,8 +248,7 @@ class HeldOut:
         group, setting = self._job.group, self._job.config.evaluate
         done: dict[int, Answer] = group.broadcast(self._already_done(step, policy_id))
         total = num_items(self._job.config)
-        share = -(-total // group.world_size)
-        size = min(self._job.config.rollout.prompts_per_batch or share, share)
+        size = evaluation_prompts(self._job.config, group.world_size)
         cut = [range(start, min(start + size, total)) for start in range(0, total, size)]
         missing = [left for part in cut if (left := [index for index in part if index not in done])]
         fresh: list[Answer] = []

@@ -56,8 +56,8 @@ def test_a_32b_grpo_on_32_cards_of_80_gib_does_not_fit() -> None:
     assert found.sampler_gib > WEIGHTS_32B
     assert found.reference_gib == pytest.approx(WEIGHTS_32B / 32, rel=0.02)
     (said,) = misfits(found, gpu_gib=80, host_gib=None)
-    assert said.startswith("does not fit: each GPU would hold 8")
-    assert "sampler 6" in said
+    assert said.startswith("does not fit: each GPU would hold 9")
+    assert "sampler 7" in said  # the weights, and the cache of its evaluations
     # With a whole reference it was never near; and fine-tuning of the same model fits.
     assert plan(grpo(rl=RlConfig(kl_coef=0.1, reference="whole"))).total_gib > found.total_gib + 58
     sft = replace(grpo(), stage="sft")
@@ -172,3 +172,27 @@ def test_vllm_takes_its_share_of_the_card_that_there_is() -> None:
         assert memory is not None
         held.append(memory.total_gib)
     assert held[1] - held[0] == pytest.approx(0.3 * 40)
+
+
+def test_what_samples_is_counted_by_the_rows_that_one_rank_decodes() -> None:
+    """A part of the stages generate and evaluate is one rank's. Stage rl evaluates with no more rows at once
+    than it rolls out, unless the user says how many prompts."""
+    asked = replace(grpo(), stage="generate")
+
+    def cache(num_items: int, num_samples: int, per_batch: int = 0) -> float:
+        generate = replace(asked.generate, items_per_part=num_items, num_samples=num_samples)
+        rollout = replace(asked.rollout, prompts_per_batch=per_batch)
+        found: float = plan(replace(asked, generate=generate, rollout=rollout), QWEN_7B).sampler_gib
+        return found
+
+    assert cache(64, 4) == pytest.approx(256 * cache(1, 1))
+    assert cache(64, 4, per_batch=8) == pytest.approx(32 * cache(1, 1))
+
+    def of_rl(num_samples: int, per_batch: int = 0) -> float:
+        evaluate = replace(grpo().evaluate, num_items=4096, num_samples=num_samples)
+        rollout = replace(grpo().rollout, prompts_per_batch=per_batch)
+        found: float = plan(grpo(evaluate=evaluate, rollout=rollout), QWEN_7B).sampler_gib
+        return found
+
+    assert of_rl(1) == of_rl(8)
+    assert of_rl(64, 2) - of_rl(1, 2) > 100 * cache(1, 1)

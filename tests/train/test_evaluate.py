@@ -148,8 +148,13 @@ def test_each_task_is_summed_up_apart_with_intervals_over_questions() -> None:
     assert [part["greedy"]["value"] for part in summary["tasks"].values()] == [1.0, 0.0]
     # Of 10 questions, not of 80 samples (Wilson: 1 / (1 + z^2 / n)).
     assert summary["tasks"]["a"]["greedy"]["low"] == pytest.approx(1 / (1 + 1.959964**2 / 10))
-    # A question that was asked again is no other one.
-    assert summarise([*answers[:10], *answers[:10]])["num_questions"] == 10
+    # A question that was asked again is no other one, and makes no interval narrower.
+    mixed = [_said(i, [right, wrong, *[right if i % 2 else wrong] * 6]) for i in range(10)]
+    once, twice = summarise(mixed), summarise([*mixed, *mixed])
+    assert (twice["num_items"], twice["num_questions"]) == (20, 10)
+    assert twice["greedy"] == pytest.approx(once["greedy"])
+    for share in ("pass_at", "maj_at"):
+        assert all(twice[share][k] == pytest.approx(once[share][k]) for k in ("1", "8"))
     rows = table(summary)
     assert len({len(row) for row in rows}) == 1
     assert rows[1].split()[:3] == ["a", "10", "1.000"]
