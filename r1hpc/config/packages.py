@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from r1hpc.base.errors import UsageError
-from r1hpc.config.schema import TRAINED_STAGES, Precision, RunConfig
+from r1hpc.config.schema import SAMPLED_STAGES, TRAINED_STAGES, Precision, RunConfig
 
 _TIMEOUT_S = 30.0
 
 
 def check_packages(config: RunConfig, executor: str) -> None:
-    """What the training itself needs.
+    """What the training and its sampling need.
 
     Args:
         executor: slurm or local.
@@ -24,7 +24,12 @@ def check_packages(config: RunConfig, executor: str) -> None:
         UsageError: a package is missing; the message says how to get it.
     """
     in_image = executor == "slurm" and config.cluster.container.image is not None
-    if config.stage not in TRAINED_STAGES or in_image:  # nobody here can look into an image
+    if in_image:  # nobody here can look into an image
+        return
+    if config.rollout.engine == "vllm" and config.stage in SAMPLED_STAGES:
+        extra = "vllm" if config.resources.gpus_per_node else "vllm-cpu"
+        require("rollout.engine=vllm", ["vllm"], extra, config, executor)
+    if config.stage not in TRAINED_STAGES:
         return
     if config.model.base_quantization == "nf4":
         require("model.base_quantization=nf4", ["bitsandbytes", "peft"], "qlora", config, executor)

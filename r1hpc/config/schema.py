@@ -28,6 +28,8 @@ STAGES = ("pretrain", "traces", "sft", "rl", "generate", "evaluate", "serve")
 TRAINED_STAGES = ("pretrain", "sft", "rl")
 """With optimizer steps, checkpoints and a model. Of the others serve answers until it is ended, and the rest
 are done part by part, no part twice."""
+SAMPLED_STAGES = ("rl", "generate", "evaluate")
+"""In which the model answers by rollout.engine."""
 OWN_ATTENTIONS = ("gate", "gate_norm", "sigmoid_bias")
 """Of train/attention.py: weights trained with one are wrong under any other."""
 ATTENTIONS = (

@@ -43,7 +43,7 @@ from r1hpc.train.handover import check, handover_limit, measure, served_config, 
 from r1hpc.train.sampling import Request, Samples, fingerprint
 from r1hpc.train.session import Job
 
-VERSIONS = ">=0.32,<0.34"
+VERSIONS = ">=0.32,<0.33"
 """Of vLLM, as in the extras of pyproject.toml: in others the roads taken here may be other ones."""
 _ON_GPU = {"enable_sleep_mode": True, "gpu_memory_utilization": 0.3}
 """The share is of the GPU, for weights and cache beside the trainer's (TRL's default for colocation)."""

