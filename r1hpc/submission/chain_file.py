@@ -19,7 +19,7 @@ it needs are finished.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -295,15 +295,24 @@ def _refuse_cut(
     for item in overrides:
         if _for_one_stage(item, list(stages)):
             continue
-        key = item.partition("=")[0]
-        given = {name: value for name, layers in stages.items() if (value := _value_at(layers, key))}
-        cut = [name for name, value in given.items() if link.search(str(value))]
-        if cut:
-            meant = " ".join(f"{name}:{item}" for name in given if name not in cut) or f"{cut[0]}:{item}"
-            raise UsageError(
-                f"{printable(item)} is for every stage, but {key} comes from another stage "
-                f"in {', '.join(cut)}: say which stages it is for, as in {printable(meant)}"
-            )
+        for key, value in _leaves(load.parse_override(item)):
+            given = {name: had for name, layers in stages.items() if (had := _value_at(layers, key))}
+            cut = [name for name, had in given.items() if link.search(str(had)) and had != value]
+            if cut:
+                meant = " ".join(f"{name}:{item}" for name in given if name not in cut) or f"{cut[0]}:{item}"
+                raise UsageError(
+                    f"{printable(item)} is for every stage, but {key} comes from another stage "
+                    f"in {', '.join(cut)}: say which stages it is for, as in {printable(meant)}"
+                )
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _value_at(layers: Sequence[Mapping[str, Any]], key: str) -> Any:

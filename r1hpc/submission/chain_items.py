@@ -6,10 +6,13 @@ another; an evaluation of test files is told what those stages trained on, for i
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from r1hpc.base.errors import UsageError
+from r1hpc.config.reasoning import TaskConfig
 from r1hpc.config.schema import RunConfig
 from r1hpc.plan.batch import updates_per_rollout
+from r1hpc.tasks.file import FILES
 from r1hpc.tasks.pass_rates import MOST_PASSED_OVER
 
 
@@ -18,6 +21,7 @@ def connected(configs: Mapping[str, RunConfig], needs: Mapping[str, Sequence[str
     done: dict[str, RunConfig] = {}
     for name, config in configs.items():
         earlier = [done[each] for each in _all_before(name, needs)]
+        _refuse_reordered(name, config, earlier)
         done[name] = _with_training_files(_with_first_item(config, earlier), earlier)
     return done
 
@@ -39,6 +43,26 @@ def _with_first_item(config: RunConfig, earlier: Sequence[RunConfig]) -> RunConf
         return config
     first = _end_of_shown(config, earlier)
     return replace(config, task=replace(config.task, first_item=first)) if first else config
+
+
+def _refuse_reordered(name: str, config: RunConfig, earlier: Sequence[RunConfig]) -> None:
+    """Refuse RL on the questions of a file that a stage before it shows in another order, some of them again:
+    of a file the seed decides nothing else.
+
+    Raises:
+        UsageError: names the seed to give.
+    """
+    task = config.task
+    if config.stage != "rl" or task.first_item is not None or task.name not in FILES:
+        return
+    for each in earlier:
+        is_same = replace(each.task, first_item=None, seed=task.seed) == task
+        if is_same and each.task.seed != task.seed and _end_of_items(each):
+            raise UsageError(
+                f"stage {name}: task.seed={task.seed} asks the questions of the stage {each.stage} before it "
+                f"in another order, and so some of them again: give {name}:task.seed={each.task.seed}, with "
+                f"which it begins after them, or say where by {name}:task.first_item"
+            )
 
 
 def refuse_shown_again(
@@ -106,6 +130,16 @@ def _with_training_files(config: RunConfig, earlier: Sequence[RunConfig]) -> Run
     if config.stage != "evaluate" or evaluate.trained_on or not (evaluate.path or evaluate.sets):
         return config
     traces = [path for each in earlier if each.stage == "sft" for path in each.data.traces]
-    asked = [str(each.task.options.get("path", "")) for each in earlier if each.stage == "rl"]
-    files = dict.fromkeys([*traces, *(path for path in asked if path.endswith(".jsonl"))])
+    asked = [path for each in earlier if each.stage == "rl" for path in _question_files(each.task)]
+    files = dict.fromkeys([*traces, *asked])
     return replace(config, evaluate=replace(evaluate, trained_on=list(files)))
+
+
+def _question_files(task: TaskConfig) -> list[str]:
+    """The files that a task asks out of, also as one of several."""
+    parts = [{"name": task.name, "options": task.options}, *task.mix.values()]
+    return [str(part["options"]["path"]) for part in parts if _is_file(part) and part["options"].get("path")]
+
+
+def _is_file(task: Mapping[str, Any]) -> bool:
+    return task.get("name") in FILES and isinstance(task.get("options"), Mapping)

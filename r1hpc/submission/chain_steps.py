@@ -21,6 +21,8 @@ from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.files import read_json
 from r1hpc.base.rundir import RunDir
+from r1hpc.config import plugins
+from r1hpc.config.hub import local_folder
 from r1hpc.plan.facts import PlanFacts
 from r1hpc.plan.model import load_model_config
 from r1hpc.slurm import decide, dependency
@@ -76,16 +78,20 @@ def plan_steps(chain: ChainDir, definition: Definition, order: Order) -> tuple[S
     unrecorded = _unrecorded(chain, definition, order)
     ask = functools.cache(decide.ask_cluster)  # once for all stages that go to the same place
     models: dict[str, dict[str, Any]] = {}
+    tokenizers: dict[str, str | None] = {}
     steps: dict[str, StageStep] = {}
     for stage in definition.stages:
         try:
             expected = _expected(stage.config.model.path, chain, models)
             teacher = _expected(stage.config.rl.teacher, chain, models)
+            tokenizers[stage.name] = _tokenizer_folder(stage, chain, tokenizers)
             if stage.config.stage != "traces":
                 models[stage.name] = load_model_config(stage.config, vocab_size(stage.config), expected)
             step = _choose(chain.stage(stage.name), stage, unrecorded, steps, order)
             if step.action.makes_a_job:
-                step = replace(step, planned=_plan(step, chain, definition, order, ask, expected, teacher))
+                tokenizer = tokenizers[stage.name]
+                planned = _plan(step, chain, definition, order, ask, expected, teacher, tokenizer)
+                step = replace(step, planned=planned)
         except UsageError as error:
             raise UsageError(f"stage {stage.name}: {error}") from None
         steps[stage.name] = step
@@ -184,6 +190,7 @@ def _plan(
     ask: AskCluster,
     expected_model: Mapping[str, Any] | None,
     expected_teacher: Mapping[str, Any] | None,
+    tokenizer_folder: str | None,
 ) -> PlannedRun:
     stage, run, is_new = step.stage, step.run, step.action is Action.submit
     order = replace(
@@ -199,6 +206,7 @@ def _plan(
         facts=facts,
         expected_model=expected_model,
         expected_teacher=expected_teacher,
+        tokenizer_folder=tokenizer_folder,
         to_come=others,
         is_new=is_new,
     )
@@ -213,6 +221,19 @@ def _expected(
     if path is None:
         return None
     return next((models[name] for name in models if Path(path).is_relative_to(chain.stage(name).path)), None)
+
+
+def _tokenizer_folder(stage: Stage, chain: ChainDir, of_others: Mapping[str, str | None]) -> str | None:
+    """The folder whose tokenizer and chat template a stage asks by, and hands on; None: not known here, as
+    after pretraining, which hands on its dataset's."""
+    model = stage.config.model
+    if model.path is None or model.tokenizer is not None or plugins.has_own_template(model):
+        return None
+    if stage.config.stage == "pretrain":
+        return None
+    written_by = (name for name in of_others if Path(model.path).is_relative_to(chain.stage(name).path))
+    name = next(written_by, None)
+    return str(Path(local_folder(model.path)).absolute()) if name is None else of_others[name]
 
 
 def _submit(chain: ChainDir, step: StageStep, jobs: Mapping[str, str], order: Order) -> str:

@@ -10,7 +10,7 @@ import dataclasses
 import heapq
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +163,7 @@ def plan_run(
     facts: ClusterFacts | None = None,
     expected_model: Mapping[str, Any] | None = None,
     expected_teacher: Mapping[str, Any] | None = None,
+    tokenizer_folder: str | None = None,
     to_come: Sequence[Path] = (),
     is_new: bool = True,
 ) -> PlannedRun:
@@ -172,6 +173,7 @@ def plan_run(
         facts: of the cluster, where they are known already.
         expected_model: the config.json that an earlier stage will leave in model.path.
         expected_teacher: the same of rl.teacher.
+        tokenizer_folder: whose tokenizer and chat template that stage will hand on, where that is known.
         to_come: folders of other stages, which will write what is named there.
     """
     fields.check_cluster(config.cluster)
@@ -191,7 +193,10 @@ def plan_run(
         check_sources(config)
         plugins.refuse_changes(plugins.names_in(config), run.code)
         plugins.refuse_changed_files(run.code)
-    _check_questions(config, expected_model, code=None if is_new else run.code)
+    asking, as_expected = config, expected_model
+    if expected_model is not None and tokenizer_folder is not None:  # what will be there is here already
+        asking, as_expected = replace(config, model=replace(config.model, path=tokenizer_folder)), None
+    _check_questions(asking, as_expected, code=None if is_new else run.code)
     vocabulary = vocab_size(config)
     executor, notes = decide.choose_executor(order.executor, will_submit=order.purpose is Purpose.start)
     check_trackers(config, executor)

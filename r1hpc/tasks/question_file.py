@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ from r1hpc.tasks.completion import TAGS, last_boxed
 _MARK = "####"
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 """GSM8K's notes for a calculator, such as <<48/2=24>>: no part of the reasoning."""
-_KINDS = (".jsonl", ".parquet", ".arrow")
+_TABLES = (".parquet", ".arrow")
+_KINDS = (".jsonl", *_TABLES)
+_ROWS = 1024
+"""Of a table that are in memory at once; Arrow has its own."""
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 Row = Mapping[str, Any]
@@ -75,6 +79,41 @@ def read_questions(path: Path, columns: Columns) -> tuple[list[Question], str]:
     return questions, whole
 
 
+def tables_in(path: Path) -> list[Path]:
+    """A Parquet or Arrow file itself, or all those of a folder; of lines, and of what is not there, none."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [file for file in files if file.suffix in _TABLES and file.is_file() and not _is_cache(file)]
+
+
+def table_batches(path: Path) -> Iterator[list[Any]]:
+    """The rows of a Parquet or Arrow file, some at a time.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        if path.suffix == ".parquet":
+            with pyarrow.parquet.ParquetFile(path) as file:
+                yield from (batch.to_pylist() for batch in file.iter_batches(_ROWS))
+            return
+        with pyarrow.memory_map(str(path)) as mapped:
+            try:
+                yield from (batch.to_pylist() for batch in pyarrow.ipc.open_stream(mapped))
+            except pyarrow.ArrowInvalid:
+                whole = pyarrow.ipc.open_file(mapped)
+                yield from (whole.get_batch(i).to_pylist() for i in range(whole.num_record_batches))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UsageError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from None
+
+
+def _is_cache(file: Path) -> bool:
+    """What `datasets` leaves of map() and filter() beside the data."""
+    return file.suffix == ".arrow" and file.name.startswith("cache-")
+
+
 def _files(path: Path) -> list[Path]:
     """The file itself, or those of a folder that are of one kind, sorted by name."""
     if not path.is_dir():
@@ -83,9 +122,7 @@ def _files(path: Path) -> list[Path]:
         return [path]
     for kind in reversed(_KINDS):
         found = sorted(path.glob(f"*{kind}"))
-        if kind == ".arrow":  # `datasets` leaves what map() and filter() made beside the data
-            found = [file for file in found if not file.name.startswith("cache-")]
-        if found:
+        if found := [file for file in found if not _is_cache(file)]:
             return found
     splits = sorted(
         inner.name for inner in path.iterdir() if inner.is_dir() and not inner.name.startswith(".")
@@ -100,7 +137,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     """(where it stands, row)."""
     if path.suffix in (".gz", ".zst", ".bz2", ".xz", ".zip"):
         raise UsageError(f"{path} is compressed: unpack it")
-    if path.suffix not in (".parquet", ".arrow"):
+    if path.suffix not in _TABLES:
         raw = path.read_bytes()
         if raw.lstrip().startswith(b"["):
             raise UsageError(f"{path} holds a JSON list: write one object a line (jq -c '.[]')")
@@ -108,7 +145,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
             if line.strip():
                 yield f"{path}:{number}", _parsed(f"{path}:{number}", line)
         return
-    for number, row in enumerate(_table(path).to_pylist(), 1):
+    for number, row in enumerate(chain.from_iterable(table_batches(path)), 1):
         yield f"{path}, row {number}", row
 
 
@@ -117,22 +154,6 @@ def _parsed(where: str, line: bytes) -> Any:
         return json.loads(line)
     except (ValueError, RecursionError):
         raise UsageError(f"{where} is no JSON object; mend the line") from None
-
-
-def _table(path: Path) -> Any:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        if path.suffix == ".parquet":
-            return pyarrow.parquet.read_table(path)
-        with pyarrow.memory_map(str(path)) as mapped:
-            try:
-                return pyarrow.ipc.open_stream(mapped).read_all()
-            except pyarrow.ArrowInvalid:
-                return pyarrow.ipc.open_file(mapped).read_all()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UsageError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from None
 
 
 def to_question(where: str, row: Any, columns: Columns) -> Question:

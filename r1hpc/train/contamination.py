@@ -6,6 +6,7 @@ Test files are read by `tasks`, training text by `data`, which know nothing of o
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from r1hpc.config.schema import RunConfig
@@ -13,6 +14,7 @@ from r1hpc.data.open_lines import iter_lines
 from r1hpc.data.overlap import NGRAM, overlap
 from r1hpc.data.trace_recipe import list_inputs
 from r1hpc.tasks.benchmark import Benchmarks
+from r1hpc.tasks.question_file import table_batches, tables_in
 
 _LINES_A_BEAT = 1000
 
@@ -23,7 +25,10 @@ def check_training_files(config: RunConfig) -> None:
     Raises:
         UsageError: names the file or folder that is not there.
     """
-    list_inputs(config.evaluate.trained_on, "evaluate.trained_on")
+    for path in config.evaluate.trained_on:
+        tables, _ = _files(path)
+        for table in tables:
+            next(table_batches(table), None)
 
 
 def contamination(config: RunConfig, beat: Callable[[], None] = lambda: None) -> dict[str, Any] | None:
@@ -55,12 +60,30 @@ def contamination(config: RunConfig, beat: Callable[[], None] = lambda: None) ->
 
 def _texts(config: RunConfig, beat: Callable[[], None]) -> Iterator[str]:
     """Every record of the training files, all of its strings as one text."""
-    for each in list_inputs(config.evaluate.trained_on):
-        for path in each.files:
-            for number, line in enumerate(iter_lines(path, 0, None)):
+    for path in config.evaluate.trained_on:
+        tables, files = _files(path)
+        for table in tables:
+            for rows in table_batches(table):
+                beat()
+                yield from map(_said, rows)
+        for file in files:
+            for number, line in enumerate(iter_lines(file, 0, None)):
                 if number % _LINES_A_BEAT == 0:
                     beat()
-                yield "\n".join(_strings(_parsed(line.raw)))
+                yield _said(_parsed(line.raw))
+
+
+def _files(path: str) -> tuple[list[Path], list[Path]]:
+    """(tables, files of lines) that a path of evaluate.trained_on stands for."""
+    tables = tables_in(Path(path))
+    lines = Path(path).is_dir() and any(Path(path).glob("*.jsonl"))
+    if tables and not lines:
+        return tables, []
+    return tables, [file for each in list_inputs([path], "evaluate.trained_on") for file in each.files]
+
+
+def _said(record: Any) -> str:
+    return "\n".join(_strings(record))
 
 
 def _parsed(raw: bytes) -> Any:
@@ -73,6 +96,6 @@ def _parsed(raw: bytes) -> Any:
 def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
-    elif isinstance(value, Mapping | Sequence):
+    elif isinstance(value, Mapping | Sequence) and not isinstance(value, bytes):
         for inner in value.values() if isinstance(value, Mapping) else value:
             yield from _strings(inner)

@@ -51,6 +51,21 @@ def test_rl_asks_none_of_the_items_that_the_cold_start_showed(r1: Definition, tm
     assert _first_item(tmp_path, "grpo:task.seed=1") is None, "other questions are nobody's"
 
 
+def test_a_file_in_another_order_is_not_other_questions(r1: Definition) -> None:
+    questions = TaskConfig("file", options={"path": "/data/train.parquet"})
+    traces = replace(r1.stage("traces").config, task=questions)
+    needs: dict[str, tuple[str, ...]] = {"traces": (), "grpo": ("traces",)}
+
+    def first_item(seed: int = 0, first: int | None = None) -> int | None:
+        rl = replace(r1.stage("grpo").config, task=replace(questions, seed=seed, first_item=first))
+        return connected({"traces": traces, "grpo": rl}, needs)["grpo"].task.first_item
+
+    assert first_item() == 60000
+    assert first_item(seed=1, first=7) == 7
+    with pytest.raises(UsageError, match=r"stage grpo: .* in another order, .* give grpo:task.seed=0"):
+        first_item(seed=1)
+
+
 def test_a_second_rl_stage_goes_on_after_the_first(r1: Definition) -> None:
     first, traces = r1.stage("grpo").config, r1.stage("traces").config
     again = replace(first, task=replace(first.task, first_item=None))
@@ -115,3 +130,13 @@ def test_an_evaluation_of_test_files_is_told_what_was_trained_on(r1: Definition)
     done = connected({"sft": sft, "rl": rl, "held_out": config, "asking": asking}, needs)
     assert done["asking"].evaluate.trained_on == [*sft.data.traces, "/data/train.jsonl"]
     assert done["held_out"].evaluate.trained_on == []
+    several = TaskConfig(
+        mix={
+            "sums": {"name": "chain_sum"},
+            "own": {"name": "file", "options": {"path": "/data/train.parquet"}},
+        }
+    )
+    done = connected(
+        {"sft": sft, "rl": replace(rl, task=several), "asking": asking}, needs | {"asking": ("rl",)}
+    )
+    assert done["asking"].evaluate.trained_on == [*sft.data.traces, "/data/train.parquet"]

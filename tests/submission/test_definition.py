@@ -113,6 +113,15 @@ def test_an_override_for_all_may_not_cut_a_stage_off_from_another(tmp_path: Path
     with pytest.raises(UsageError, match=r"but model.path comes .* in b, c: .* as in a:model.path=/other"):
         override(meant, ["model.path=/other"], folder)
     assert override(meant, ["b:model.path=/other"], folder).stage("b").config.model.path == "/other"
+    # What says nothing of the path, or what is there already, cuts nothing.
+    for item in ("model={attn_implementation: eager}", "data={seq_len: 64}"):
+        assert read(tmp_path, stages, item).stage("b").config.model.path
+        assert override(meant, [item], folder).stage("b").config.model.path
+    with pytest.raises(UsageError, match=r"but model.path comes"):
+        read(tmp_path, stages, "model={path: /mine}")
+    inside = f"evaluate.trained_on=[{folder.path}/a/t]"
+    again = override(override(meant, [inside], folder), [inside], folder)
+    assert again.stage("c").config.evaluate.trained_on == [f"{folder.path}/a/t"]
 
 
 def test_the_digest_sees_every_change_of_the_file(tmp_path: Path) -> None:
@@ -176,6 +185,16 @@ def test_the_chains_that_come_with_it_can_be_read(tmp_path: Path, job: str) -> N
     assert kinds[:6] == ["traces", "sft", "rl", "generate", "sft", "sft"]
     assert set(kinds[6:]) == {"evaluate"}
     assert "sft" in chain.stage("grpo").needs
+
+
+@pytest.mark.parametrize("job", ["smollm2", "countdown", "distill"])
+def test_the_other_chains_ask_the_same_held_out_questions_in_every_stage(tmp_path: Path, job: str) -> None:
+    """And train on different ones: their tasks have one seed, and RL begins after what was shown."""
+    path = Path(__file__).parents[2] / "jobs" / f"{job}.yaml"
+    configs = read_definition(path, ChainDir(tmp_path / job)).configs
+    assert len({config.task.seed for config in configs.values()}) == 1
+    for config in configs.values():
+        assert config.stage != "rl" or config.task.first_item
 
 
 def test_common_keys_need_a_stage(tmp_path: Path) -> None:
