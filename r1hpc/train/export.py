@@ -3,15 +3,21 @@
 export_model(engine.module, group, folder, tokenizer)
 AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
 
-Rank 0 writes one file of weights at a time and holds no more than that. The folder appears by a rename when
-everything in it is on disk. A folder that names an attention of ours (train/attention.py) cannot be loaded
-by transformers alone, which would compute something else with its weights.
+Rank 0 writes one file of weights at a time and holds no more than that. Adapters are merged into them, and
+lie beside them too, alone, in `adapter/`, as peft reads them over the model they were trained on:
+
+PeftModel.from_pretrained(base, folder / "adapter")
+
+The folder appears by a rename when everything in it is on disk. A folder that names an attention of ours
+(train/attention.py) cannot be loaded by transformers alone, which would compute something else with its
+weights.
 """
 
 import copy
 import filecmp
 import json
 import math
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -34,6 +40,9 @@ from r1hpc.train.errors import SaveError
 from r1hpc.train.nf4 import dequantized, is_nf4, is_turned, whole_size
 from r1hpc.train.sequence import own_name
 
+ADAPTER = "adapter"
+"""The folder inside an export that holds the adapters alone."""
+_OF_ADAPTER = re.compile(r"\.default(?=\.|$)")
 MAX_FILE_SIZE = 4 * 2**30
 """Bytes of weights in one file, as long as no single tensor is larger."""
 
@@ -100,11 +109,35 @@ def export_model(network: Any, group: Group, folder: Path, tokenizer: TokenizerF
             if group.rank == 0:
                 save_file(tensors, staging / name, metadata={"format": "pt"})
                 failpoint("export.file")
+    adapters = _adapters(network)
     with _all_fail_with_rank_0(group, staging):
         if group.rank == 0:
+            if adapters:
+                _write_adapters(network, adapters, staging / ADAPTER)
             _write_small_files(network, tokenizer, staging, files)
             failpoint("export.small")
             _publish(staging, folder)
+
+
+def _adapters(network: Any) -> dict[str, torch.Tensor]:
+    """The matrices of the adapters on rank 0, under the names that peft's own files have. Collective."""
+    found = {}
+    for name, parameter in network.named_parameters():
+        if ".lora_" in name:
+            with GatheredParameters([parameter]):
+                # peft's live names hold that of the adapter, the files do not.
+                found[_OF_ADAPTER.sub("", name)] = parameter.detach().cpu().clone().contiguous()
+    return found
+
+
+def _write_adapters(network: Any, adapters: dict[str, torch.Tensor], folder: Path) -> None:
+    folder.mkdir()
+    save_file(adapters, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    said = network.peft_config["default"].to_dict()
+    # Sets, which have another order in each process: the same adapters are to be the same files.
+    said = {key: sorted(value) if isinstance(value, set) else value for key, value in said.items()}
+    _write(folder / "adapter_config.json", {**said, "inference_mode": True})
+    fsync_dir(folder)
 
 
 def weights_of(network: Any, *, every_name: bool = False) -> list[Weight]:
@@ -226,7 +259,7 @@ def _prepare(folder: Path, staging: Path, rank: int) -> None:
 
 
 def _publish(staging: Path, folder: Path) -> None:
-    for path in staging.iterdir():
+    for path in _files(staging):
         fsync_file(path)
     fsync_dir(staging)
     if folder.is_dir() and _same_content(staging, folder):
@@ -245,8 +278,12 @@ def _moved_aside(folder: Path) -> Path:
 
 
 def _same_content(one: Path, other: Path) -> bool:
-    names = sorted(path.name for path in one.iterdir())
-    if names != sorted(path.name for path in other.iterdir()):
+    names = [str(path.relative_to(one)) for path in _files(one)]
+    if names != [str(path.relative_to(other)) for path in _files(other)]:
         return False
     _, differing, unreadable = filecmp.cmpfiles(one, other, names, shallow=False)
     return not differing and not unreadable
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())

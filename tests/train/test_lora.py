@@ -1,6 +1,8 @@
 """Adapters under DeepSpeed: the model itself never changes, and merged it computes what the adapters did."""
 
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,10 @@ CASES = {
     "zero-1": (1, Precision.fp32, GPT2),
     "zero-2-bf16": (2, Precision.bf16, QWEN2),
     "zero-3": (3, Precision.fp32, QWEN2),
+    "embeddings": (1, Precision.fp32, QWEN2),
 }
 LORA = ModelConfig(lora_rank=4, lora_alpha=8.0)
+TARGETS = {"embeddings": replace(LORA, lora_targets=["q_proj", "embed_tokens", "lm_head"])}
 
 
 def wrapped(hf_config: dict[str, Any], settings: ModelConfig = LORA) -> Any:
@@ -49,7 +53,8 @@ def is_adapter(name: str) -> bool:
 def train_all(group: Group, folder: Path) -> None:
     """Each case: four steps with looks at the reference between them, saved after two; what came of it."""
     for name, (stage, precision, hf_config) in CASES.items():
-        engine = engine_around(wrapped(hf_config), stage, precision)
+        settings = TARGETS.get(name, LORA)
+        engine = engine_around(wrapped(hf_config, settings), stage, precision)
         seen = {"before": gathered(engine.module), "logits_before": logits(engine)}
         train(engine, [IDS, IDS.flip(0)])
         engine.save_checkpoint(str(folder / f"{name}-state"), tag="t", save_latest=False)
@@ -59,7 +64,7 @@ def train_all(group: Group, folder: Path) -> None:
         seen["after"] = gathered(engine.module)
         seen["logits_after"] = logits(engine)
         export_model(engine.module, group, folder / name, None)
-        resumed = engine_around(wrapped(hf_config), stage, precision)
+        resumed = engine_around(wrapped(hf_config, settings), stage, precision)
         resumed.load_checkpoint(str(folder / f"{name}-state"), tag="t")
         train(resumed, [IDS, IDS.flip(0)])
         seen["resumed"] = gathered(resumed.module)
@@ -102,6 +107,25 @@ def test_merged_it_computes_what_the_adapters_did(trained: Path, name: str) -> N
     assert not [key for key in merged.state_dict() if "lora" in key]
     rounding = 2e-2 if CASES[name][1] is Precision.bf16 else 1e-5
     torch.testing.assert_close(logits(merged.eval()), seen["logits_after"], rtol=rounding, atol=rounding)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_alone_over_the_model_they_were_trained_on_they_compute_the_same(trained: Path, name: str) -> None:
+    """As peft loads them, which takes no word of ours for what is in the files."""
+    peft = pytest.importorskip("peft")
+    _, precision, hf_config = CASES[name]
+    dtype = torch.bfloat16 if precision is Precision.bf16 else torch.float32
+    base = build_model(ModelConfig(), hf_config, seed=3).to(dtype)
+    adapted = peft.PeftModel.from_pretrained(base, str(trained / name / "adapter")).eval()
+    expected = torch.load(trained / f"{name}.pt")["logits_after"]
+    rounding = 2e-2 if precision is Precision.bf16 else 1e-5
+    torch.testing.assert_close(logits(adapted), expected, rtol=rounding, atol=rounding)
+    assert sorted(path.name for path in (trained / name / "adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    targets = json.loads((trained / name / "adapter" / "adapter_config.json").read_text())["target_modules"]
+    assert targets == sorted(targets), "the same file in every process"
 
 
 @pytest.mark.parametrize(("hf_config", "num_layers"), [(GPT2, 8), (QWEN2, 14)])
