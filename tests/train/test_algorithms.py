@@ -143,18 +143,74 @@ class _Case:
     def ratio(self, row: int, t: int) -> torch.Tensor:
         return torch.exp(self.logprobs[row, t] - self.old[row, t])
 
-    def check(self, config: RlConfig, expected: torch.Tensor, importance: torch.Tensor | None = None) -> None:
-        """Loss and gradient of ours against `expected`, to 1e-6."""
+    def check(
+        self,
+        config: RlConfig,
+        expected: torch.Tensor,
+        importance: torch.Tensor | None = None,
+        reference: torch.Tensor | None = None,
+        longest: int = 9,
+    ) -> None:
+        """Loss and gradient of ours against `expected`, to 1e-6.
+
+        Args:
+            longest: rollout.max_completion_length.
+        """
         (slow,) = torch.autograd.grad(expected, self.logprobs)
-        weights = token_weights(np.array(self.lengths, np.int32), np.ones(4, bool), config.loss_level, 9)
+        weights = token_weights(
+            np.array(self.lengths, np.int32), np.ones(4, bool), config.loss_level, longest
+        )
         per_token = torch.from_numpy(weights)[:, None] * self.mask
         ours = policy_terms(
-            self.logprobs, self.old, self.advantages, per_token, self.mask, config, importance=importance
+            self.logprobs, self.old, self.advantages, per_token, self.mask, config, reference, importance
         ).loss
         (grad,) = torch.autograd.grad(ours, self.logprobs)
         assert slow.abs().max() > 1e-3
         assert float((ours - expected).detach().abs()) <= 1e-6
         assert float((grad - slow).abs().max()) <= 1e-6
+
+
+def _clipped(case: _Case, row: int, t: int, low: float, high: float) -> torch.Tensor:
+    """PPO's gain of one token (1707.06347 eq. 7)."""
+    r, a = case.ratio(row, t), case.advantages[row, t]
+    return torch.minimum(r * a, r.clamp(1 - low, 1 + high) * a)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_grpo(seed: int) -> None:
+    """2402.03300 eq. 3 and 4: the mean over completions of the mean over tokens of the clipped gain less beta
+    times the divergence from the reference, pi_ref / pi - log(pi_ref / pi) - 1."""
+    case, total, beta = _Case(seed), torch.zeros((), dtype=torch.float64), 0.04
+    reference = case.old + torch.from_numpy(np.random.default_rng(seed).normal(0, 0.5, (4, 7)))
+    for row, length in enumerate(case.lengths):
+        of_row = torch.zeros((), dtype=torch.float64)
+        for t in range(length):
+            apart = torch.exp(reference[row, t]) / torch.exp(case.logprobs[row, t])
+            of_row = of_row + _clipped(case, row, t, 0.2, 0.2) - beta * (apart - torch.log(apart) - 1)
+        total = total + of_row / length
+    config = RlConfig(loss_level="sequence", clip_low=0.2, clip_high=0.2, kl_coef=beta)
+    case.check(config, -total / 4, reference=reference)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_dr_grpo(seed: int) -> None:
+    """2503.20783 eq. 3: the sum over tokens divided by a constant, the longest completion there may be."""
+    case = _Case(seed)
+    gains = [
+        _clipped(case, row, t, 0.2, 0.2) for row, length in enumerate(case.lengths) for t in range(length)
+    ]
+    expected = -torch.stack(gains).sum() / (4 * 9)
+    case.check(RlConfig(loss_level="constant", clip_high=0.2), expected, longest=9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_dapo(seed: int) -> None:
+    """2503.14476 eq. 8: the mean over all tokens, with a higher upper clip."""
+    case = _Case(seed)
+    gains = [
+        _clipped(case, row, t, 0.2, 0.5) for row, length in enumerate(case.lengths) for t in range(length)
+    ]
+    case.check(RlConfig(loss_level="token", clip_low=0.2, clip_high=0.5), -torch.stack(gains).mean())
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -81,7 +81,8 @@ def config(**rl: Any) -> RunConfig:
 
 
 def plain_loss(model: Any, experience: Experience, settings: RlConfig, old_model: Any = None) -> torch.Tensor:
-    """Row by row, without padding: the mean over all tokens of the clipped loss.
+    """Row by row, without padding: the mean over all tokens of the clipped loss, less rl.entropy_coef times
+    the entropy.
 
     With `old_model` the ratio is to it, and a token weighs its probability by it over the sampler's, at
     most 2.
@@ -94,7 +95,8 @@ def plain_loss(model: Any, experience: Experience, settings: RlConfig, old_model
         completion = experience.groups.tokens[row, :length].tolist()
         logits = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[:, len(prompt) - 1 : -1]
         chosen = torch.tensor(completion)[:, None]
-        logprobs = logits[0].log_softmax(-1).gather(-1, chosen)[:, 0]
+        every = logits[0].log_softmax(-1)
+        logprobs = every.gather(-1, chosen)[:, 0]
         sampled = torch.from_numpy(experience.groups.logprobs[row, :length])
         old, importance = sampled, torch.ones(())
         if old_model is not None:
@@ -106,16 +108,15 @@ def plain_loss(model: Any, experience: Experience, settings: RlConfig, old_model
         ratio = (logprobs - old).exp()
         bounded = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
         total = total - (importance * torch.minimum(ratio * advantage, bounded * advantage)).sum()
+        total = total + settings.entropy_coef * (every.exp() * every).sum()
         tokens += int(length)
     return total / tokens
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-@pytest.mark.parametrize("mask_truncated", [False, True])
-def test_the_ranks_together_have_the_plain_loss_and_its_gradient(
-    world_size: int, mask_truncated: bool
-) -> None:
-    settings = config(mask_truncated=mask_truncated)
+@pytest.mark.parametrize("rl", [{}, {"mask_truncated": True}, {"entropy_coef": 0.3}], ids=str)
+def test_the_ranks_together_have_the_plain_loss_and_its_gradient(world_size: int, rl: dict[str, Any]) -> None:
+    settings = config(**rl)
     plain, found = network(), 0.0
     gradients = None
     for rank in range(world_size):
