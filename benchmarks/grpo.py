@@ -5,6 +5,7 @@
     make models/SmolLM2-135M-Instruct && python benchmarks/grpo.py --job smollm2 --rounds 2 --steps 8
 
 The recipe is the stage grpo of jobs/r1.yaml: 32 prompts x 8 samples on a model of 0.34 M parameters in fp32.
+With --job qwen2 it is the same on a Qwen2 of as many parameters, which must be 1.15 x TRL at its best.
 With --job smollm2 it is that of jobs/smollm2.yaml with 16 prompts x 8 in fp32, on two cores and without
 greedy decoding; what is compared beside the speed is the mean reward of the second half of the steps.
 Each round has a seed of its own for the questions and the samples.
@@ -74,23 +75,40 @@ class Recipe:
     arms: tuple[str, ...]
     evaluate_every: int
     """Steps between two evaluations; 0: none is made."""
+    job: str = "r1"
+    model: dict[str, Any] | None = None
+    """The config.json that the cold start begins with; None: the job's."""
 
-    def stages(self, job: str) -> dict[str, dict[str, Any]]:
+    def stages(self) -> dict[str, dict[str, Any]]:
         from r1hpc.config import load
         from research.ablation.study import base_stages
 
-        return base_stages(load.find_job(job), [f"rl:{override}" for override in self.overrides])
+        found = base_stages(load.find_job(self.job), [f"rl:{override}" for override in self.overrides])
+        if self.model is not None:
+            found["sft"]["model"]["config"] = self.model
+        return found
 
 
+QWEN2 = {"model_type": "qwen2", "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
+QWEN2 |= {
+    "hidden_size": 96,
+    "intermediate_size": 288,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.1,
+}
+QWEN2 |= {"tie_word_embeddings": True, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
+R1 = ("train.micro_batch_size=256",)
 RECIPES = {
-    "r1": Recipe(("train.micro_batch_size=256",), tuple(ARMS), EVALUATE_EVERY),
+    "r1": Recipe(R1, tuple(ARMS), EVALUATE_EVERY),
+    "qwen2": Recipe(R1, tuple(ARMS), EVALUATE_EVERY, model=QWEN2),
     "smollm2": Recipe(
         (
             *("train.precision=fp32", "train.global_batch_size=128", "train.micro_batch_size=32"),
-            *("rollout.num_prompts=16", "task.first_item=0"),
+            *("rollout.num_prompts=16", "task.seed=1", "task.first_item=0"),
         ),
         ("r1hpc, 2 ranks", "TRL best, 2 threads", "TRL best, 2 processes"),
         0,
+        job="smollm2",
     ),
 }
 
@@ -180,7 +198,7 @@ def cold_start(job: str, folder: Path) -> Path:
     """The stages traces and sft of the job; of r1 a model that thinks in 3 answers of 10."""
     from r1hpc.config import load
 
-    base = RECIPES[job].stages(job)
+    base = RECIPES[job].stages()
     base["sft"]["data"] |= {"traces": ["${stage:traces}/traces.jsonl"], "path": None}
     stages = [
         {"name": "traces", "needs": [], **base["traces"]},
@@ -195,7 +213,7 @@ def run_ours(job: str, folder: Path, start: Path, steps: int, arm: Arm, seed: in
     from r1hpc.config import load
 
     recipe, file, name = RECIPES[job], folder / "grpo.yaml", f"ranks{arm.processes}"
-    load.write_yaml(file, recipe.stages(job)["rl"])
+    load.write_yaml(file, recipe.stages()["rl"])
     overrides = [
         *seeded(seed),
         f"model.path={start}",
@@ -237,7 +255,7 @@ def train_with_trl(job: str, start: Path, steps: int, arm: Arm, out: Path, overr
     from r1hpc.tasks.tokenizer import form_of, load_tokenizer, special_ids
 
     recipe = RECIPES[job]
-    config = load.merge_layers([recipe.stages(job)["rl"]], [f"model.path={start}", *overrides])
+    config = load.merge_layers([recipe.stages()["rl"]], [f"model.path={start}", *overrides])
     task, rollout, train = make_task(config.task), config.rollout, config.train
     own = load_tokenizer(config.model)
     form, ids = form_of(own, config.model), special_ids(own, config.model)
