@@ -120,7 +120,9 @@ class RolloutConfig:
     """Likewise: tokens at least this times as likely as the likeliest are kept (arXiv 2407.01082)."""
     prompts_per_batch: int = ranged(0, least=0)
     """Prompts that one rank decodes together, each num_generations (stages generate, evaluate: num_samples)
-    times: it bounds the KV cache, and a finished batch survives a preemption. 0: the rank's whole share."""
+    times: it bounds the KV cache, and a finished batch survives a preemption. 0: a whole part of stages
+    generate and evaluate; of stage rl the rank's share of a rollout, and no more than that in evaluations.
+    vLLM bounds its cache itself: leave 0 there, or so much that a preemption may cost."""
     poll_every: int = ranged(16, least=1)
     """Decoded tokens between two looks at whether somebody asked to stop."""
     vllm_options: dict[str, Any] = field(default_factory=dict)
@@ -283,8 +285,9 @@ class EvaluateConfig:
     min_p: float | None = ranged(None, least=0, most=1)
     """See rollout.min_p."""
     trained_on: list[str] = field(default_factory=list)
-    """JSONL files, or folders of them, of what the model was trained on: how much of each test file stands in
-    them is reported. In a chain: the traces of the stages before, by themselves."""
+    """Files of what the model was trained on (JSONL, Parquet, Arrow), or folders of them: how much of each
+    test file stands in them is reported. In a chain: the traces of the stages before and the files that RL
+    asked out of, by themselves."""
 
     def __post_init__(self) -> None:
         if self.path is not None and self.sets:
