@@ -10,6 +10,8 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from r1hpc.tasks.prompts import TEMPLATE
+
 ROOT = Path(__file__).parents[1]
 _PAGE = (ROOT / "docs" / "own-data.md").read_text()
 
@@ -31,12 +33,16 @@ def _make_model(folder: Path, text: str) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["</s>"], initial_alphabet=alphabet)
-    tokenizer.train_from_iterator([text], trainer)
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=["</s>"], initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(
+        [text, TEMPLATE], trainer
+    )  # a prompt has some fifty tokens, as in a real one
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(folder)
     size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     ids = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
-    LlamaForCausalLM(LlamaConfig(vocab_size=400, **size, **ids)).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(vocab_size=tokenizer.get_vocab_size(), **size, **ids)).save_pretrained(
+        folder
+    )
 
 
 def submit(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
