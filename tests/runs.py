@@ -204,3 +204,12 @@ def tail(run: RunDir, lines: int = 25) -> str:
     attempts = run.attempts.read_text() if run.attempts.exists() else ""
     parts = [f"--- {path}\n" + "\n".join(path.read_text().splitlines()[-lines:]) for path in logs]
     return "\n".join([attempts, *parts])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, by its path inside."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
