@@ -185,16 +185,19 @@ def refuse_changes(specs: Iterable[str], code: Path) -> None:
 
 
 def files_in(config: RunConfig) -> list[str]:
-    """Every file that the options of a task name, and that is there; once."""
+    """Every file that the options of a task name, and every test file that is asked, if it is there; once."""
     options = [config.task.options, *(part.get("options") for part in config.task.mix.values())]
     named = [value for each in options if isinstance(each, Mapping) for value in each.values()]
+    if config.stage in ("rl", "evaluate"):
+        evaluate = config.evaluate
+        named += [evaluate.path, *(part["path"] for part in evaluate.sets.values())]
     # os.path: a text, a template for example, may be longer than a path, and Path raises on that.
     paths = (value for value in named if isinstance(value, str) and os.path.isfile(value))  # noqa: PTH113
     return list(dict.fromkeys(str(Path(path).absolute()) for path in paths))
 
 
 def freeze_files(paths: Iterable[str], code: Path) -> None:
-    """Note the content of the files that tasks read. They are not copied: they may be large."""
+    """Note the content of the files that questions are read from. They are not copied: they may be large."""
     found = {path: _digest_of(path) for path in paths}
     if found:
         (code / FOLDER).mkdir(mode=0o700, exist_ok=True)
@@ -202,7 +205,7 @@ def freeze_files(paths: Iterable[str], code: Path) -> None:
 
 
 def refuse_changed_files(code: Path) -> None:
-    """Refuse to go on with a run whose tasks' files have become others since it was frozen.
+    """Refuse to go on with a run whose files of questions have become others since it was frozen.
 
     Raises:
         ConfigError: says which, and how to go on.

@@ -4,25 +4,32 @@ Stage rl begins with the item after those that the stages before it have shown, 
 another; an evaluation of test files is told what those stages trained on, for its report of contamination.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from r1hpc.base.errors import UsageError
+from r1hpc.config.plugins import is_own
 from r1hpc.config.reasoning import TaskConfig
 from r1hpc.config.schema import RunConfig
-from r1hpc.plan.batch import updates_per_rollout
+from r1hpc.tasks.counts import asked_items
 from r1hpc.tasks.file import FILES
-from r1hpc.tasks.pass_rates import MOST_PASSED_OVER
+from r1hpc.tasks.registry import parts_of
+from r1hpc.tasks.same_questions import first_beyond, reordered
 
 
 def connected(configs: Mapping[str, RunConfig], needs: Mapping[str, Sequence[str]]) -> dict[str, RunConfig]:
-    """The configurations of a chain's stages, in their order, with what earlier stages decide filled in."""
+    """The configurations of a chain's stages, in their order, with what earlier stages decide filled in.
+
+    Raises:
+        UsageError: RL would ask the questions of an earlier stage in another order, or there is no such task.
+    """
     done: dict[str, RunConfig] = {}
     for name, config in configs.items():
-        earlier = [done[each] for each in _all_before(name, needs)]
-        _refuse_reordered(name, config, earlier)
-        done[name] = _with_training_files(_with_first_item(config, earlier), earlier)
+        earlier = {each: done[each] for each in _all_before(name, needs)}
+        try:
+            done[name] = _with_trained_on(_with_first_item(name, config, earlier), earlier)
+        except UsageError as error:
+            raise UsageError(f"stage {name}: {error}") from None
     return done
 
 
@@ -38,31 +45,20 @@ def _all_before(name: str, needs: Mapping[str, Sequence[str]]) -> list[str]:
     return found
 
 
-def _with_first_item(config: RunConfig, earlier: Sequence[RunConfig]) -> RunConfig:
+def _with_first_item(name: str, config: RunConfig, earlier: Mapping[str, RunConfig]) -> RunConfig:
     if config.stage != "rl" or config.task.first_item is not None:
         return config
-    first = _end_of_shown(config, earlier)
-    return replace(config, task=replace(config.task, first_item=first)) if first else config
-
-
-def _refuse_reordered(name: str, config: RunConfig, earlier: Sequence[RunConfig]) -> None:
-    """Refuse RL on the questions of a file that a stage before it shows in another order, some of them again:
-    of a file the seed decides nothing else.
-
-    Raises:
-        UsageError: names the seed to give.
-    """
-    task = config.task
-    if config.stage != "rl" or task.first_item is not None or task.name not in FILES:
-        return
-    for each in earlier:
-        is_same = replace(each.task, first_item=None, seed=task.seed) == task
-        if is_same and each.task.seed != task.seed and _end_of_items(each):
+    for before, each in earlier.items():
+        if asked_items(each) and (settings := reordered(config.task, each.task)):
+            now = " ".join(f"{key}={ours}" for key, (ours, _) in settings.items())
+            given = " ".join(f"{name}:{key}={theirs}" for key, (_, theirs) in settings.items())
             raise UsageError(
-                f"stage {name}: task.seed={task.seed} asks the questions of the stage {each.stage} before it "
-                f"in another order, and so some of them again: give {name}:task.seed={each.task.seed}, with "
-                f"which it begins after them, or say where by {name}:task.first_item"
+                f"{now} asks the questions of the stage {before} before it in another order, and so some of "
+                f"them again: give {given}, with which it begins after them, or say where by "
+                f"{name}:task.first_item"
             )
+    first = _first_unseen(config, earlier.values())
+    return replace(config, task=replace(config.task, first_item=first)) if first else config
 
 
 def refuse_shown_again(
@@ -98,48 +94,52 @@ def refuse_shown_again(
             )
 
 
-def _apart(config: RunConfig, earlier: Sequence[RunConfig]) -> tuple[int, bool]:
-    """One more than the last of its items that earlier stages show, and whether it begins beyond."""
-    end = _end_of_shown(config, earlier)
+def _apart(config: RunConfig, earlier: Iterable[RunConfig]) -> tuple[int, bool]:
+    """The item from which on it asks none that earlier stages show, and whether it begins there or beyond."""
+    end = _first_unseen(config, earlier)
     return end, (config.task.first_item or 0) >= end
 
 
-def _end_of_shown(config: RunConfig, earlier: Sequence[RunConfig]) -> int:
-    same = [each for each in earlier if _questions(each) == _questions(config)]
-    return max(map(_end_of_items, same), default=0)
+def _first_unseen(config: RunConfig, earlier: Iterable[RunConfig]) -> int:
+    shown = [(each.task, items.stop) for each in earlier if (items := asked_items(each))]
+    return max((first_beyond(config.task, task, end) for task, end in shown), default=0)
 
 
-def _questions(config: RunConfig) -> object:
-    return replace(config.task, first_item=None)
-
-
-def _end_of_items(config: RunConfig) -> int:
-    """One more than the last training item that a stage may show; 0: it shows none."""
-    if config.stage in ("traces", "generate") and not config.generate.held_out:
-        return config.generate.first_item + config.generate.num_items
-    if config.stage == "rl":
-        rollouts = -(-config.train.num_steps // updates_per_rollout(config))
-        most = config.rollout.num_prompts * (1 + config.rl.max_resamples)
-        most *= 1 + MOST_PASSED_OVER if config.rl.by_pass_rate else 1
-        return (config.task.first_item or 0) + rollouts * most
-    return 0
-
-
-def _with_training_files(config: RunConfig, earlier: Sequence[RunConfig]) -> RunConfig:
+def _with_trained_on(config: RunConfig, earlier: Mapping[str, RunConfig]) -> RunConfig:
+    """An evaluation of test files, told what the stages before it trained on beside what it was told."""
     evaluate = config.evaluate
-    if config.stage != "evaluate" or evaluate.trained_on or not (evaluate.path or evaluate.sets):
+    if config.stage != "evaluate" or not (evaluate.path or evaluate.sets):
         return config
-    traces = [path for each in earlier if each.stage == "sft" for path in each.data.traces]
-    asked = [path for each in earlier if each.stage == "rl" for path in _question_files(each.task)]
-    files = dict.fromkeys([*traces, *asked])
-    return replace(config, evaluate=replace(evaluate, trained_on=list(files)))
+    traces = [path for each in earlier.values() if each.stage == "sft" for path in each.data.traces]
+    asked = [path for each in earlier.values() if each.stage == "rl" for path in _question_files(each.task)]
+    others = [f"{each} (stage {name})" for name, config in earlier.items() for each in _unread(config)]
+    return replace(
+        config,
+        evaluate=replace(
+            evaluate,
+            trained_on=_once([*evaluate.trained_on, *traces, *asked]),
+            not_searched=_once([*evaluate.not_searched, *others]),
+        ),
+    )
 
 
 def _question_files(task: TaskConfig) -> list[str]:
     """The files that a task asks out of, also as one of several."""
-    parts = [{"name": task.name, "options": task.options}, *task.mix.values()]
-    return [str(part["options"]["path"]) for part in parts if _is_file(part) and part["options"].get("path")]
+    files = [part.options for part in parts_of(task).values() if part.name in FILES]
+    return [str(options["path"]) for options in files if options.get("path")]
 
 
-def _is_file(task: Mapping[str, Any]) -> bool:
-    return task.get("name") in FILES and isinstance(task.get("options"), Mapping)
+def _unread(config: RunConfig) -> list[str]:
+    """What a stage trains on beside files that can be searched: a dataset lies in tokens, own code makes its
+    questions."""
+    if config.stage == "rl":
+        names = [part.name for part in parts_of(config.task).values()]
+        return [f"questions of {name}" for name in names if is_own(name)]
+    data = config.data
+    if config.stage not in ("pretrain", "sft") or (config.stage == "sft" and data.traces and not data.path):
+        return []
+    return [f"data.path={data.path}" if data.path else f"data.recipe={data.recipe}"]
+
+
+def _once(texts: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(texts))

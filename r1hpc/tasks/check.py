@@ -4,7 +4,7 @@ prompts = check_questions(config)       # prompts that the run will ask, as far 
                                         # tokenizer's check
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
@@ -13,9 +13,12 @@ from r1hpc.config.schema import RunConfig
 from r1hpc.plan.batch import updates_per_rollout
 from r1hpc.plan.parts import num_items
 from r1hpc.tasks.benchmark import Benchmarks
+from r1hpc.tasks.counts import repeated
+from r1hpc.tasks.demonstrations import check_demonstrations
 from r1hpc.tasks.mixture import Mixture, check_weights
 from r1hpc.tasks.own import OwnTask
 from r1hpc.tasks.pass_rates import check_comes_again
+from r1hpc.tasks.prompts import check_asks_for_box
 from r1hpc.tasks.registry import make_task
 from r1hpc.tasks.rewards import Scorer
 from r1hpc.tasks.task import Item, Task, check_num_held_out, members
@@ -24,11 +27,14 @@ from r1hpc.tasks.terms import term_named
 _MOST_ASKED = 20_000
 
 
-def check_questions(config: RunConfig, code: Path | None = None) -> list[str]:
+def check_questions(
+    config: RunConfig, code: Path | None = None, note: Callable[[str], object] = lambda sentence: None
+) -> list[str]:
     """Make what the run will ask, ask one question of each task, and call own terms and verdicts once each.
 
     Args:
         code: the frozen code of a run that goes on, else None; see registry.make_task.
+        note: told of what a new run may not be meant to do, such as to ask questions again.
 
     Raises:
         UsageError: an unknown task, option or term, a file or package that is missing, more questions than
@@ -45,6 +51,8 @@ def check_questions(config: RunConfig, code: Path | None = None) -> list[str]:
         items += _one_of_each(tasks[0], config)
         items += _asked(tasks[0], config)
         if code is None:  # a run of before goes on as it was begun
+            for sentence in repeated(config, tasks[0]):
+                note(sentence)
             if isinstance(tasks[0], Mixture):
                 check_weights(tasks[0].weights)
             for task in members(tasks[0]).values():
@@ -55,8 +63,12 @@ def check_questions(config: RunConfig, code: Path | None = None) -> list[str]:
         items += map(benchmarks.item, range(benchmarks.num_items))
     elif asks_benchmarks and code is None:  # a run of before: its stage refuses that by itself
         check_num_held_out(tasks[0], num_items(config))
+    if config.reward.answer_in == "boxed" and code is None:
+        check_asks_for_box([*(item.prompt for item in items), config.model.system_prompt or ""])
     if config.stage != "traces":
         _try_rewards(config, tasks, items, code)
+    elif code is None:
+        check_demonstrations(tasks[0], config)
     return [item.prompt for item in items]
 
 

@@ -53,11 +53,16 @@ class Boxed:
 
 
 def last_boxed(text: str) -> Boxed | None:
-    """The last \\boxed{...} of a text, braces counted; None where there is none that is closed."""
-    start = text.rfind("\\boxed{")
+    """The last \\boxed{...} of a text, braces counted; None where there is none that is closed.
+
+    Some solutions of MATH have \\fbox{...}, or `\\boxed 5$` alone (Hendrycks et al., arXiv 2103.03874).
+    """
+    start, opening = max((text.rfind(opening), opening) for opening in ("\\boxed{", "\\fbox{"))
     if start < 0:
-        return None
-    depth, first = 1, start + len("\\boxed{")
+        before, mark, after = text.rpartition("\\boxed ")
+        content = after.partition("$")[0].partition("\n")[0].strip(_SPACE)
+        return Boxed(len(before), content) if mark else None
+    depth, first = 1, start + len(opening)
     for end in range(first, len(text)):
         depth += (text[end] == "{") - (text[end] == "}")
         if depth == 0:

@@ -8,12 +8,13 @@ part of the task's identity: another version may ask other questions.
 
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from importlib import metadata, util
 from typing import Any
 
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.tasks.completion import TAGS, compose
-from r1hpc.tasks.gym_source import ENDLESS
+from r1hpc.tasks.gym_source import COUNT, ENDLESS
 from r1hpc.tasks.process import DiedError, TimedOutError, WorkerProcess
 from r1hpc.tasks.prompts import TEMPLATE, check_template, fill, held_out_key
 from r1hpc.tasks.task import Draws, Item, draw_until, task_id
@@ -48,8 +49,17 @@ class ReasoningGym:
         return Item(index, prompt, entry["answer"] or "", {"source_index": source})
 
     def num_questions(self, held_out: bool = False) -> int | None:
-        """As many as the generator has indices, where it has few: both parts together."""
-        return self._num_sources if self._num_sources < ENDLESS else None
+        """Of a generator with few indices, all of which are asked for it. Where that takes too long, as many
+        as there are indices."""
+        if self._num_sources >= ENDLESS:
+            return None
+        return self._num_sources if self._counts is None else self._counts[held_out]
+
+    @cached_property
+    def _counts(self) -> list[int] | None:
+        """Different questions in training, and held out; None: not known."""
+        counts: list[int] | None = self._ask(COUNT)
+        return counts
 
     def demonstration(self, item: Item, thinking: bool) -> str:
         """The generator's answer, without thinking: the package holds none."""
@@ -63,14 +73,16 @@ class ReasoningGym:
         """The first source of a few draws that the generator can make an item of."""
         for _ in range(_MAX_FAILURES):
             source = draws.below(self._num_sources)
-            try:
-                entry: dict[str, Any] = self._source.ask(source, _LIMIT_S)
-            except (DiedError, TimedOutError) as error:
-                raise R1hpcError(
-                    f"{self.name} failed to make item {source}: {error}; change its options"
-                ) from None
+            entry: dict[str, Any] = self._ask(source)
             if "error" not in entry:
                 return held_out_key(entry["question"]), (source, entry)
         raise UsageError(
             f"{self.name} fails to make items, the last with {entry['error']}: change its options"
         )
+
+    def _ask(self, request: int | str) -> Any:
+        try:
+            return self._source.ask(request, _LIMIT_S)
+        except (DiedError, TimedOutError) as error:
+            what = "count its items" if request == COUNT else f"make item {request}"
+            raise R1hpcError(f"{self.name} failed to {what}: {error}; change its options") from None

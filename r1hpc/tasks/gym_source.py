@@ -4,26 +4,39 @@
 
 Some generators walk over sets of strings, so that the same seed and index give another question in every
 process. PYTHONHASHSEED cannot be set from inside; this process gets it from its parent. An index is answered
-by {"question", "answer"}, `answer` null where the generator has none, or by {"error"} where it fails.
+by {"question", "answer"}, `answer` null where the generator has none, or by {"error"} where it fails; "count"
+by how many different questions all indices of a finite one have: [in training, held out], or null where that
+takes too long.
 """
 
 import json
 import sys
+import time
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest
+from r1hpc.tasks.prompts import held_out_key
 from r1hpc.tasks.serve import Handler, serve
+from r1hpc.tasks.task import is_held_out
 
 ENDLESS = 2**31
+COUNT = "count"
+_COUNT_LIMIT_S = 20.0
+"""The 500 of a finite generator of the package take 4 s at most."""
 
 
 def ready(generator: str, seed: int, options: dict[str, Any]) -> tuple[Handler, int]:
     """The generator, made, and how many indices it has."""
     dataset = make(generator, seed, options)
+    size = len(dataset) if "size" in options else num_sources(dataset)
 
-    def handler(index: int) -> dict[str, Any]:
+    def handler(request: Any) -> Any:
+        return _counts(asked, size) if request == COUNT else asked(request)
+
+    def asked(index: int) -> dict[str, Any]:
         try:
             entry = dataset[index]
         # Other people's code: one index that it cannot make must not end a run.
@@ -32,7 +45,7 @@ def ready(generator: str, seed: int, options: dict[str, Any]) -> tuple[Handler, 
         answer = entry["answer"]
         return {"question": str(entry["question"]), "answer": None if answer is None else str(answer)}
 
-    return handler, len(dataset) if "size" in options else num_sources(dataset)
+    return handler, size
 
 
 def make(generator: str, seed: int, options: dict[str, Any]) -> Any:
@@ -63,6 +76,19 @@ def num_sources(dataset: Any) -> int:
     except IndexError:
         return len(dataset)
     return ENDLESS
+
+
+def _counts(asked: Callable[[int], dict[str, Any]], size: int) -> list[int] | None:
+    """Different questions of the two parts, among those of the first `size` indices."""
+    different: dict[bool, set[str]] = {False: set(), True: set()}
+    end = time.monotonic() + _COUNT_LIMIT_S
+    for index in range(size):
+        if time.monotonic() > end:
+            return None
+        question = asked(index).get("question")
+        if question is not None:
+            different[is_held_out(held_out_key(question))].add(question)
+    return [len(different[False]), len(different[True])]
 
 
 if __name__ == "__main__":

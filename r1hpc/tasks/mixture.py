@@ -34,7 +34,7 @@ class Mixture:
         self.name = " + ".join(tasks)
         self.weights = dict(weights)
         self._seed = seed
-        self._counts = _counts(weights)
+        self._counts = counts_of(weights)
         self._size = sum(self._counts.values())
         inner = {label: [task.id, self._counts[label]] for label, task in tasks.items()}
         self.id = task_id("mix", seed, inner)
@@ -61,8 +61,12 @@ class Mixture:
         return [cards[at] for at in Draws("mix", self._seed, block).shuffled(self._size)]
 
 
-def _counts(weights: Mapping[str, float]) -> dict[str, int]:
-    """The smallest whole numbers in the proportion of the weights."""
+def counts_of(weights: Mapping[str, float]) -> dict[str, int]:
+    """How many items of a block each task has: the smallest whole numbers in the proportion of the weights.
+
+    Raises:
+        UsageError: the weights are too far apart or too fine.
+    """
     shares = {
         label: Fraction(weight / sum(weights.values())).limit_denominator(_FINEST)
         for label, weight in weights.items()
@@ -84,7 +88,7 @@ def check_weights(weights: Mapping[str, float]) -> None:
     Raises:
         UsageError: names what they would become.
     """
-    counts = _counts(weights)
+    counts = counts_of(weights)
     for label, weight in weights.items():
         exact = weight / sum(weights.values())
         if abs(counts[label] / sum(counts.values()) - exact) > _TOLERANCE * exact:

@@ -2,7 +2,8 @@
 
     questions, digest = read_questions(Path("gsm8k/test.jsonl"), Columns())
 
-Files: JSONL (one object a line), Parquet, Arrow; or a folder of them, such as `datasets` saves.
+Files: JSONL (one object a line), Parquet, Arrow; a folder of them, such as `datasets` saves; or some of a
+folder (`gsm8k/main/train-*.parquet`), where it holds several splits.
 Answers:
     "... reasoning ... #### 42"     GSM8K: what follows the last ####; the rest is thinking to show
     "... so it is \\boxed{42}."     solutions of MATH: what the last \\boxed holds; the rest is thinking
@@ -26,8 +27,10 @@ from r1hpc.tasks.completion import TAGS, last_boxed
 _MARK = "####"
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 """GSM8K's notes for a calculator, such as <<48/2=24>>: no part of the reasoning."""
+_BOX = re.compile(r"\\(boxed|fbox)\b")
 _TABLES = (".parquet", ".arrow")
 _KINDS = (".jsonl", *_TABLES)
+_SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 _ROWS = 1024
 """Of a table that are in memory at once; Arrow has its own."""
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -58,6 +61,11 @@ class Question:
     thinking: str = ""
     choices: tuple[str, ...] = ()
 
+    @property
+    def alone(self) -> str:
+        """Without its choices."""
+        return self.text.removesuffix(f"\n{_listed(self.choices)}") if self.choices else self.text
+
     def metadata(self) -> dict[str, Any]:
         """What a judge must know of it."""
         return {"choices": list(self.choices)} if self.choices else {}
@@ -80,9 +88,8 @@ def read_questions(path: Path, columns: Columns) -> tuple[list[Question], str]:
 
 
 def tables_in(path: Path) -> list[Path]:
-    """A Parquet or Arrow file itself, or all those of a folder; of lines, and of what is not there, none."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return [file for file in files if file.suffix in _TABLES and file.is_file() and not _is_cache(file)]
+    """The Parquet and Arrow files that `path` names; of lines, and of what is not there, none."""
+    return [file for file in _named_by(path) if file.suffix in _TABLES and file.is_file()]
 
 
 def table_batches(path: Path) -> Iterator[list[Any]]:
@@ -114,23 +121,59 @@ def _is_cache(file: Path) -> bool:
     return file.suffix == ".arrow" and file.name.startswith("cache-")
 
 
+def _named_by(path: Path) -> list[Path]:
+    """A file, all of a folder, or those that fit a pattern in the last part of the path; sorted by name."""
+    if path.is_dir():
+        found = sorted(path.iterdir())
+    elif "*" in path.name and not path.exists():
+        found = sorted(path.parent.glob(path.name))
+    else:
+        found = [path]
+    return [file for file in found if not _is_cache(file)]
+
+
 def _files(path: Path) -> list[Path]:
-    """The file itself, or those of a folder that are of one kind, sorted by name."""
+    """What `path` names of one kind.
+
+    Raises:
+        UsageError: nothing, or several splits of a dataset.
+    """
+    named = _named_by(path)
     if not path.is_dir():
-        if not path.exists():
+        if not named or not named[0].exists():
             raise UsageError(f"{path} is not there: give the path of a file of questions")
-        return [path]
+        return named
     for kind in reversed(_KINDS):
-        found = sorted(path.glob(f"*{kind}"))
-        if found := [file for file in found if not _is_cache(file)]:
+        if found := [file for file in named if file.suffix == kind]:
+            _refuse_several_splits(path, found)
             return found
-    splits = sorted(
-        inner.name for inner in path.iterdir() if inner.is_dir() and not inner.name.startswith(".")
-    )
+    folders = sorted(inner.name for inner in named if inner.is_dir() and not inner.name.startswith("."))
     hint = (
-        f"; it has the folders {', '.join(splits[:6])}: name one, as in {path / splits[0]}" if splits else ""
+        f"; it has the folders {', '.join(folders[:6])}: name one, as in {path / folders[0]}"
+        if folders
+        else ""
     )
     raise UsageError(f"the folder {path} holds no {', '.join(f'*{kind}' for kind in _KINDS)}{hint}")
+
+
+def _refuse_several_splits(folder: Path, files: Sequence[Path]) -> None:
+    """As the Hub lays GSM8K out, its test questions lie beside those to train on."""
+    splits: dict[str, Path] = {}
+    for file in files:
+        words = re.split("[^a-z]+", file.stem.lower())
+        if split := next((word for word in words if word in _SPLITS), None):
+            splits.setdefault(split, file)
+    if len(splits) > 1:
+        names = " and ".join(file.name for file in splits.values())
+        raise UsageError(
+            f"the folder {folder} holds several splits of a dataset ({names}): name the files of one, as in "
+            f"{folder / _pattern(list(splits.values())[-1])}"
+        )
+
+
+def _pattern(file: Path) -> str:
+    """train-00000-of-00002.parquet -> train-*.parquet; a file without a number -> its name."""
+    return re.sub(r"[0-9][0-9a-z-]*$", "*", file.stem) + file.suffix
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -177,7 +220,7 @@ def _free(where: str, text: str, answer: str) -> Question:
     thinking, mark, final = answer.rpartition(_MARK)
     boxed = last_boxed(answer)
     if not mark and boxed is not None and boxed.start:
-        thinking, final = answer.replace("\\boxed", ""), boxed.content
+        thinking, final = _BOX.sub("", answer), boxed.content
     elif not mark:
         thinking, final = "", answer
     question = Question(text, final.strip(), _CALCULATOR.sub("", thinking).strip())
@@ -197,8 +240,11 @@ def _choice(where: str, text: str, answer: Any, choices: Any) -> Question:
     right = _which(answer, texts, [str(label) for label in labels])
     if right is None:
         raise UsageError(f"{where}: the answer {answer!r:.60} names none of the {len(texts)} choices")
-    listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, texts, strict=False))
-    return Question(f"{text}\n{listed}", LETTERS[right], choices=tuple(texts))
+    return Question(f"{text}\n{_listed(texts)}", LETTERS[right], choices=tuple(texts))
+
+
+def _listed(choices: Sequence[str]) -> str:
+    return "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
 
 
 def _which(answer: Any, texts: Sequence[str], labels: Sequence[str]) -> int | None:

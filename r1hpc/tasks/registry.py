@@ -36,13 +36,21 @@ def make_task(config: TaskConfig, code: Path | None = None) -> Task:
     """
     if not config.mix:
         return _single(config, code)
-    tasks = {label: _single(_part(config, part), code) for label, part in config.mix.items()}
-    weights = {label: float(part.get("weight", 1)) for label, part in config.mix.items()}
-    return Mixture(config.seed, tasks, weights)
+    tasks = {label: _single(part, code) for label, part in parts_of(config).items()}
+    return Mixture(config.seed, tasks, weights_of(config))
+
+
+def parts_of(config: TaskConfig) -> dict[str, TaskConfig]:
+    """By label, each entry of task.mix as a task of its own; a single task itself, under the empty label."""
+    return {label: _part(config, part) for label, part in config.mix.items()} or {"": config}
+
+
+def weights_of(config: TaskConfig) -> dict[str, float]:
+    """The weights of task.mix by label; a single task has one."""
+    return {label: float(part.get("weight", 1)) for label, part in config.mix.items()} or {"": 1.0}
 
 
 def _part(config: TaskConfig, part: Mapping[str, Any]) -> TaskConfig:
-    """An entry of task.mix as a task of its own."""
     own = {name: value for name, value in part.items() if name != "weight"}
     return dataclasses.replace(config, mix={}, **{"options": {}, **own})
 

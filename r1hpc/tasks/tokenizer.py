@@ -2,12 +2,14 @@
 
 tokenizer = load_tokenizer(config.model)        # tokenizers.Tokenizer
 ids = encode(tokenizer, "224538=")
+texts = decode(tokenizer, [ids])                # special tokens left out, the tags of a completion kept
 special_ids(tokenizer, config.model).stops
 exported_tokenizer(config.model).files          # what goes beside the weights of an export
 """
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,6 +138,19 @@ def encode(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
             "the built-in `characters` holds digits, + - * / = , : ? ( ) and space: give model.tokenizer"
         ) from None
     return ids
+
+
+def decode(tokenizer: tokenizers.Tokenizer, rows: Sequence[Sequence[int]]) -> list[str]:
+    """What the model said, a text for each row of ids: without special tokens, but with the tags.
+
+    Tags are often added to a vocabulary as special tokens, and the library's skip_special_tokens would take
+    them out too: nothing would be left to judge by.
+    """
+    added = tokenizer.get_added_tokens_decoder().items()
+    silent = {index for index, token in added if token.special and token.content not in TAGS}
+    spoken = [[index for index in row if index not in silent] for row in rows]
+    texts: list[str] = tokenizer.decode_batch(spoken, skip_special_tokens=False)
+    return texts
 
 
 def special_ids(

@@ -79,14 +79,20 @@ def sentence(summary: dict[str, Any]) -> str:
     text += f"  pass@{last} {summary['pass_at'][last]['value']:.3f}" if last != "1" else ""
     # The labels of test files and tasks stand in a table of their own.
     what = "questions" if "tasks" in summary else "held-out items"
-    return f"{text}  mean length {summary['response_length']:.1f}  ({summary['num_items']} {what})"
+    num = f"{summary['num_items']} {what}{_drawn_again(summary)}"
+    return f"{text}  mean length {summary['response_length']:.1f}  ({num})"
+
+
+def _drawn_again(summary: dict[str, Any]) -> str:
+    num, different = summary["num_items"], summary.get("num_questions", summary["num_items"])
+    return f", only {different} of them different" if different < num else ""
 
 
 def table(summary: dict[str, Any]) -> list[str]:
     """An evaluation in one line; of several tasks or test files a row each, in columns."""
-    tasks, overlap = summary.get("tasks", {}), summary.get("contamination")
+    tasks = summary.get("tasks", {})
     if len(tasks) < 2:
-        return [sentence(summary), *contamination_lines(overlap)]
+        return [sentence(summary), *contamination_lines(summary)]
     last = max(summary["pass_at"], key=int)
     rows = [("", "questions", "greedy", "", "pass@1", "", f"pass@{last}", f"maj@{last}", "length", "cut off")]
     for label, each in tasks.items():
@@ -107,16 +113,20 @@ def table(summary: dict[str, Any]) -> list[str]:
     lines = [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
     ]
-    return [*lines, *contamination_lines(overlap)]
+    if again := _drawn_again(summary):
+        lines.append(f"{summary['num_items']} questions were asked{again}")
+    return [*lines, *contamination_lines(summary)]
 
 
-def contamination_lines(overlap: dict[str, Any] | None) -> list[str]:
-    """How much of each test file stands in what the model was trained on."""
+def contamination_lines(summary: dict[str, Any]) -> list[str]:
+    """How much of each test file stands in what the model was trained on; and where it was not looked for."""
     lines = []
-    for label, each in (overlap or {}).items():
+    for label, each in (summary.get("contamination") or {}).items():
         said = f"{label}: {each['num_found']} of {each['num_questions']} questions stand in the training data"
         short = f"; {each['num_too_short']} are too short to be looked for" if each["num_too_short"] else ""
         lines.append(f"{said}, by {each['ngram']} words in a row{short}")
+    if left_out := summary.get("not_searched"):
+        lines.append(f"not searched for test questions, though trained on: {', '.join(left_out)}")
     return lines
 
 

@@ -131,8 +131,10 @@ class EvaluationSummary(TypedDict):
     maj_at: NotRequired[dict[str, Interval] | None]
     response_length: Finite
     num_items: Count
+    num_questions: NotRequired[Count]
     tasks: NotRequired[dict[str, TaskEvaluation]]
     contamination: NotRequired[dict[str, Overlap] | None]
+    not_searched: NotRequired[list[str]]
 
 
 class EvaluatedStep(TypedDict):

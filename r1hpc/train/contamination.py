@@ -1,34 +1,22 @@
 """How much of an evaluation's test files stands in what the model was trained on (evaluate.trained_on).
 
-Test files are read by `tasks`, training text by `data`, which know nothing of one another: they meet here.
+Test files are read by `tasks`, training text by `data`, which know nothing of one another: they meet here. Of
+multiple choice the question alone is looked for, as its choices stand in another layout elsewhere.
 """
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from r1hpc.config.schema import RunConfig
 from r1hpc.data.open_lines import iter_lines
 from r1hpc.data.overlap import NGRAM, overlap
-from r1hpc.data.trace_recipe import list_inputs
 from r1hpc.tasks.benchmark import Benchmarks
-from r1hpc.tasks.question_file import table_batches, tables_in
+from r1hpc.tasks.question_file import table_batches
+from r1hpc.tasks.trained_on import training_files
 
 _LINES_A_BEAT = 1000
-
-
-def check_training_files(config: RunConfig) -> None:
-    """Before hours are spent.
-
-    Raises:
-        UsageError: names the file or folder that is not there.
-    """
-    for path in config.evaluate.trained_on:
-        tables, _ = _files(path)
-        for table in tables:
-            next(table_batches(table), None)
 
 
 def contamination(config: RunConfig, beat: Callable[[], None] = lambda: None) -> dict[str, Any] | None:
@@ -41,7 +29,7 @@ def contamination(config: RunConfig, beat: Callable[[], None] = lambda: None) ->
     if benchmarks is None or not config.evaluate.trained_on:
         return None
     questions = {
-        label: [each.text for each in benchmark.questions[: benchmarks.sizes[label]]]
+        label: [each.alone for each in benchmark.questions[: benchmarks.sizes[label]]]
         for label, benchmark in benchmarks.members.items()
     }
     found = iter(overlap([text for texts in questions.values() for text in texts], _texts(config, beat)))
@@ -61,7 +49,7 @@ def contamination(config: RunConfig, beat: Callable[[], None] = lambda: None) ->
 def _texts(config: RunConfig, beat: Callable[[], None]) -> Iterator[str]:
     """Every record of the training files, all of its strings as one text."""
     for path in config.evaluate.trained_on:
-        tables, files = _files(path)
+        tables, files = training_files(path)
         for table in tables:
             for rows in table_batches(table):
                 beat()
@@ -71,15 +59,6 @@ def _texts(config: RunConfig, beat: Callable[[], None]) -> Iterator[str]:
                 if number % _LINES_A_BEAT == 0:
                     beat()
                 yield _said(_parsed(line.raw))
-
-
-def _files(path: str) -> tuple[list[Path], list[Path]]:
-    """(tables, files of lines) that a path of evaluate.trained_on stands for."""
-    tables = tables_in(Path(path))
-    lines = Path(path).is_dir() and any(Path(path).glob("*.jsonl"))
-    if tables and not lines:
-        return tables, []
-    return tables, [file for each in list_inputs([path], "evaluate.trained_on") for file in each.files]
 
 
 def _said(record: Any) -> str:

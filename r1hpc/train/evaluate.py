@@ -38,6 +38,7 @@ from r1hpc.telemetry.evaluations import (
     evaluated_policies,
     evaluations_path,
     sentence,
+    table,
 )
 from r1hpc.train.judge import Judge, ShouldStop
 from r1hpc.train.sampling import Cut
@@ -293,7 +294,8 @@ class HeldOut:
         (job.run.metrics / f"transcripts-{step:06d}.txt").write_text(transcripts(answers))
         append_record(evaluations_path(job.run), line)
         shutil.rmtree(self._folder(step), ignore_errors=True)
-        print(f"step {step}: {sentence(summary)}", flush=True)
+        each = table(summary) if len(summary.get("tasks", {})) > 1 else []
+        print("\n".join([f"step {step}: {sentence(summary)}", *each]), flush=True)
 
     def _folder(self, step: int) -> Path:
         return self._job.run.rollouts / f"evaluation-{step:08d}"

@@ -16,15 +16,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from r1hpc.base.errors import UsageError
-from r1hpc.base.files import iter_records, read_json, write_atomic, write_json
+from r1hpc.base.files import iter_records, write_atomic, write_json
+from r1hpc.config.schema import RunConfig
 from r1hpc.plan.parts import num_parts, part_items
+from r1hpc.tasks.demonstrations import demonstrate
 from r1hpc.tasks.registry import make_task
 from r1hpc.tasks.rewards import Completion, Score
-from r1hpc.tasks.task import Draws, Item, Task
+from r1hpc.tasks.task import Item, Task
+from r1hpc.tasks.trained_on import check_trained_on
 from r1hpc.telemetry.evaluations import table
 from r1hpc.train import loop
-from r1hpc.train.contamination import check_training_files, contamination
+from r1hpc.train.asked import refuse_other_questions
+from r1hpc.train.contamination import contamination
 from r1hpc.train.evaluate import Answer, answer, summarise, transcripts
 from r1hpc.train.judge import Judge, Scored, open_judge
 from r1hpc.train.model import build_model
@@ -33,8 +36,6 @@ from r1hpc.train.sampling import Cut
 from r1hpc.train.session import Job, Outcome
 
 Lines = list[dict[str, Any]]
-_FINE = 10**6
-"""Steps in which generate.thinking_share is drawn."""
 
 
 def traces(job: Job) -> Outcome:
@@ -55,7 +56,7 @@ def traces(job: Job) -> Outcome:
 def generate(job: Job) -> Outcome:
     """Rejection sampling: what the verifier lets through of the model's own completions.
 
-    What is kept of an item: everything, what is correct, or the correct completion of the highest reward
+    What is kept of an item: what is correct, the correct completion of the highest reward, or everything
     (generate.keep); nothing of an item that the model solves more often than generate.max_pass_rate.
     """
     with _judge_of_model(job) as judge:
@@ -63,14 +64,15 @@ def generate(job: Job) -> Outcome:
         outcome = _run_parts(job, functools.partial(_completions, job, judge))
     with _last_by_rank_0(job, outcome) as is_mine:
         if is_mine:
-            count, asked = _write_lines(job.run.traces, _read_parts(job)), job.config.generate.num_items
-            print(f"{count} traces kept of {asked} items in {job.run.traces}", flush=True)
+            lines = list(_read_parts(job))
+            _write_lines(job.run.traces, lines)
+            print(f"{sentence_on_kept(job.config, lines)}: {job.run.traces}", flush=True)
     return outcome
 
 
 def evaluate(job: Job) -> Outcome:
     """Judge the model of `model.path` on held-out items or test files, as a job of its own."""
-    check_training_files(job.config)
+    check_trained_on(job.config)
     with _judge_of_model(job) as judge:
         task_id = judge.evaluated.id
         _refuse_other_questions(job, task_id)
@@ -88,6 +90,8 @@ def _sum_up(job: Job, task_id: str) -> None:
     overlap = contamination(job.config, lambda: job.watchdog.beat("reading what it was trained on"))
     if overlap is not None:
         summary["contamination"] = overlap
+    if job.config.evaluate.not_searched:
+        summary["not_searched"] = job.config.evaluate.not_searched
     write_json(job.run.evaluation, summary)
     write_atomic(job.run.transcripts, transcripts(answers))
     print("\n".join(table(summary)), flush=True)
@@ -119,12 +123,9 @@ def _judge_of_model(job: Job) -> Iterator[Judge]:
 def _demonstrations(job: Job, task: Task, number: int) -> Lines:
     lines = []
     for index in part_items(job.config, number):
-        item = task.item(index)
-        # Whether an item is shown with its thinking depends on the item alone.
-        draw = Draws("thinking", job.config.task.seed, index).below(_FINE)
-        thinking = draw < job.config.generate.thinking_share * _FINE
-        completion = task.demonstration(item, thinking)
-        lines.append({"prompt": item.prompt, "completion": completion, "item": index, "thinking": thinking})
+        shown = demonstrate(task, job.config, index)
+        line = {"prompt": shown.item.prompt, "completion": shown.completion}
+        lines.append({**line, "item": index, "thinking": shown.thinking})
     return lines
 
 
@@ -162,6 +163,15 @@ def kept(answers: Sequence[tuple[Completion, Score]], keep: str) -> Scored:
     )
 
 
+def sentence_on_kept(config: RunConfig, lines: Lines) -> str:
+    """How many completions stage generate keeps, and how many of those are right."""
+    asked, right = config.generate, sum(line["correct"] for line in lines)
+    return (
+        f"{len(lines)} completions kept of {asked.num_items} items x {asked.num_samples} samples, "
+        f"{right} of them right (generate.keep={asked.keep})"
+    )
+
+
 def _line(item: Item, completion: Completion, score: Score, rate: float) -> dict[str, object]:
     return {
         "prompt": item.prompt,
@@ -180,21 +190,7 @@ def _answers(job: Job, judge: Judge, number: int) -> Lines | None:
 
 
 def _refuse_other_questions(job: Job, task_id: str) -> None:
-    """Parts are kept over attempts: the next ones must be of the same questions.
-
-    Raises:
-        UsageError: a test file, or the code of a task, has changed since the first part.
-    """
-    path = job.run.parts / "questions.json"
-    if job.group.rank == 0 and not path.exists():
-        job.run.parts.mkdir(mode=0o700, exist_ok=True)
-        write_json(path, {"task": task_id})
-    asked = job.group.broadcast(read_json(path)["task"] if job.group.rank == 0 else None)
-    if asked != task_id:
-        raise UsageError(
-            f"the questions have changed since the first part was made, from {asked} to {task_id}: put the "
-            "file back, or begin a new run (--run-name)"
-        )
+    refuse_other_questions(job, job.run.parts / "questions.json", task_id, since="the first part was made")
 
 
 def _run_parts(job: Job, make_part: Callable[[int], Lines | None]) -> Outcome:

@@ -29,6 +29,7 @@ from r1hpc.tasks.rewards import Completion, Score, Scorer
 from r1hpc.tasks.task import Item, Task, check_num_held_out
 from r1hpc.tasks.tokenizer import (
     SpecialIds,
+    decode,
     encode,
     form_of,
     load_tokenizer,
@@ -128,7 +129,7 @@ class Asker:
         completions = [
             Completion(self._form.said(text), int(length), not bool(ended))
             for text, length, ended in zip(
-                self.tokenizer.decode_batch(rows), samples.lengths, samples.ended, strict=True
+                decode(self.tokenizer, rows), samples.lengths, samples.ended, strict=True
             )
         ]
         return [completions[i * num : (i + 1) * num] for i in range(num_items)]

@@ -20,7 +20,7 @@ from transformers.utils import logging
 from r1hpc.base.errors import UsageError
 from r1hpc.config.schema import ModelConfig, RunConfig
 from r1hpc.plan.model import load_model_config
-from r1hpc.tasks.tokenizer import encode, form_of, load_tokenizer, special_ids, vocabulary_size
+from r1hpc.tasks.tokenizer import decode, encode, form_of, load_tokenizer, special_ids, vocabulary_size
 from r1hpc.train.model import build_model, cast_parameters
 from r1hpc.train.sampling import cache_argument, choose, streams
 
@@ -74,7 +74,7 @@ class Speaker:
         shown = 0
         for token in self._tokens(prompt, limits):
             said.append(token)
-            text = self._tokenizer.decode(said)
+            (text,) = decode(self._tokenizer, [said])
             if not text.endswith("\ufffd"):  # half of a character of several tokens
                 yield text[shown:]
                 shown = len(text)

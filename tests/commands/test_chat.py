@@ -1,6 +1,8 @@
 """The chat command: a folder or a run is talked to, thinking apart, piped or asked once."""
 
 import io
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,16 @@ def parrot(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_one_question_for_a_script(parrot: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = as_json(chat, [str(parrot), "--ask", "8+9="], capsys)
     assert (said["thinking"], said["answer"]) == ("17,7", "7")
+    assert said["text"] == "<think>17,7</think><answer>7</answer>"
+
+
+def test_tags_may_be_special_tokens(parrot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = shutil.copytree(parrot, tmp_path / "special")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    for token in content["added_tokens"]:
+        token["special"] = True
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    said = as_json(chat, [str(folder), "--ask", "8+9="], capsys)
     assert said["text"] == "<think>17,7</think><answer>7</answer>"
 
 

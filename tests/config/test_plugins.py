@@ -10,7 +10,7 @@ from r1hpc.base.errors import ConfigError
 from r1hpc.base.rundir import RunDir
 from r1hpc.config import load, plugins
 from r1hpc.config.freeze import freeze, with_absolute_paths
-from r1hpc.config.reasoning import RewardConfig, TaskConfig
+from r1hpc.config.reasoning import EvaluateConfig, RewardConfig, TaskConfig
 from r1hpc.config.schema import RunConfig
 
 
@@ -180,3 +180,19 @@ def test_a_text_among_the_options_is_no_file_however_long(tmp_path: Path) -> Non
     options = {"path": str(questions), "template": "{question}" + "x" * 5000}
     config = replace(RunConfig(), task=TaskConfig("file", options=options))
     assert plugins.files_in(config) == [str(questions)]
+
+
+def test_the_test_files_of_a_stage_that_asks_them_are_held_to_their_content(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.jsonl" for name in ("one", "two")]
+    for path in paths:
+        path.write_text("{}")
+    several = EvaluateConfig(sets={path.stem: {"path": str(path)} for path in paths})
+    config = RunConfig(stage="rl", evaluate=several)
+    assert plugins.files_in(config) == [str(path) for path in paths]
+    assert plugins.files_in(replace(config, evaluate=EvaluateConfig(path=str(paths[1])))) == [str(paths[1])]
+    assert plugins.files_in(replace(config, stage="sft")) == []
+    plugins.freeze_files(plugins.files_in(config), tmp_path)
+    plugins.refuse_changed_files(tmp_path)
+    paths[1].write_text("{} ")
+    with pytest.raises(ConfigError, match=r"two\.jsonl has changed since this run began"):
+        plugins.refuse_changed_files(tmp_path)

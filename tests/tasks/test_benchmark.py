@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from r1hpc.base.errors import UsageError
-from r1hpc.config.reasoning import EvaluateConfig, TaskConfig
-from r1hpc.config.schema import RunConfig
+from r1hpc.config.reasoning import EvaluateConfig, RewardConfig, TaskConfig
+from r1hpc.config.schema import ModelConfig, RunConfig
 from r1hpc.plan.parts import num_items
 from r1hpc.tasks.benchmark import Benchmarks, with_counted_sets
+from r1hpc.tasks.check import check_questions
 
 
 def _file(folder: Path, name: str, count: int) -> str:
@@ -50,6 +51,20 @@ def test_more_than_there_are_is_refused_and_a_row_that_stands_twice_counts_once(
     assert len(_asked(_config(path=str(path)))) == 30
     with pytest.raises(UsageError, match=r"has 30 \(60 rows, some of them the same\)"):
         _asked(_config(path=str(path), num_items=31))
+
+
+def test_who_counts_boxes_does_not_ask_for_tags(tmp_path: Path) -> None:
+    """The template that is taken where none is given asks for <answer>."""
+    path = _file(tmp_path, "test.jsonl", 30)
+    boxed = replace(_config(path=path), reward=RewardConfig(answer_in="boxed"))
+    assert check_questions(boxed)
+    for config in (
+        replace(boxed, task=TaskConfig()),
+        replace(boxed, stage="rl", task=TaskConfig(name="file", options={"path": path})),
+        replace(boxed, model=ModelConfig(system_prompt="Answer inside <answer></answer>.")),
+    ):
+        with pytest.raises(UsageError, match=r"answer_in=boxed .* give a template that asks for the box"):
+            check_questions(config)
 
 
 def test_each_set_may_have_a_judge_of_its_own(tmp_path: Path) -> None:

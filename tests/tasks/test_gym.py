@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,10 +12,12 @@ from reasoning_gym.factory import DATASETS
 
 from r1hpc.base.errors import UsageError
 from r1hpc.config.reasoning import RewardConfig, TaskConfig
+from r1hpc.tasks import gym_source
 from r1hpc.tasks.completion import compose
+from r1hpc.tasks.prompts import held_out_key
 from r1hpc.tasks.registry import make_task
 from r1hpc.tasks.rewards import Completion, Scorer
-from r1hpc.tasks.task import Item, Task
+from r1hpc.tasks.task import Item, Task, check_num_held_out, is_held_out
 
 _EVALUATING = ("countdown", "spiral_matrix", "n_queens", "puzzle24", "binary_matrix", "string_insertion")
 """Their score_answer calls eval or sympy.parse_expr on the answer."""
@@ -143,4 +146,22 @@ def test_a_source_that_its_generator_cannot_make_is_passed_over(monkeypatch: pyt
 
 def test_a_generator_of_few_items_says_how_many(gcd: Task) -> None:
     assert gcd.num_questions(held_out=True) is None
-    assert _task("gcd", size=40).num_questions(held_out=True) == 40
+    few = _task("gcd", size=40, template="{question}")
+    for held_out in (False, True):
+        asked = {few.item(index, held_out).prompt for index in range(400)}
+        assert few.num_questions(held_out) == len(asked)
+        assert {is_held_out(held_out_key(question)) for question in asked} == {held_out}
+    there = few.num_questions(held_out=True)
+    assert there
+    check_num_held_out(few, there)
+    with pytest.raises(UsageError, match=rf"evaluate.num_items is 40, but .* no more than {there} held-out"):
+        check_num_held_out(few, 40)
+
+
+def test_where_counting_takes_too_long_there_are_as_many_as_indices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gym_source, "_COUNT_LIMIT_S", -1.0)
+    handler, size = gym_source.ready("gcd", 5, {"size": 40})
+    assert (handler(gym_source.COUNT), size) == (None, 40)
+    task = _task("gcd", size=40)
+    monkeypatch.setattr(task, "_source", SimpleNamespace(ask=lambda request, limit_s: handler(request)))
+    assert task.num_questions(held_out=True) == 40

@@ -14,7 +14,7 @@ from r1hpc.base.errors import UsageError
 from r1hpc.config.reasoning import RewardConfig, TaskConfig
 from r1hpc.tasks.completion import compose
 from r1hpc.tasks.judges import choice
-from r1hpc.tasks.question_file import Columns, Question, read_questions
+from r1hpc.tasks.question_file import Columns, Question, read_questions, tables_in
 from r1hpc.tasks.registry import make_task
 from r1hpc.tasks.rewards import Completion, Scorer
 
@@ -33,6 +33,12 @@ _ARC = {
 _FORMS = [
     (_GSM8K, Columns(), Question("Two and two?", "1,004", "It is 4.")),
     (_MATH, Columns("problem", "solution"), Question("Half?", r"\frac{1}{2}", r"So $x = {\frac{1}{2}}$.")),
+    (
+        {"question": "Six?", "answer": r"It is $\fbox{6}$, and no $\boxed 7$."},
+        Columns(),
+        Question("Six?", "6", r"It is ${6}$, and no $ 7$."),
+    ),
+    ({"question": "Two?", "answer": r"So $x = \boxed 2$."}, Columns(), Question("Two?", "2", "So $x =  2$.")),
     (_AIME, Columns("Problem", "Answer"), Question("Find it.", "204")),
     ({"question": "?", "answer": r"\boxed{7}"}, Columns(), Question("?", r"\boxed{7}")),
     (
@@ -67,6 +73,22 @@ def test_each_form_in_each_kind_of_file(
 ) -> None:
     read, _ = read_questions(_write(tmp_path / f"x.{kind}", [row, row]), columns)
     assert read == [question, question]
+
+
+def test_the_splits_of_a_folder_are_not_taken_for_one(tmp_path: Path) -> None:
+    """GSM8K and MATH as the Hub lays them out: the test questions beside those to train on."""
+    for name in ("test-00000-of-00001", "train-00000-of-00002", "train-00001-of-00002"):
+        _write(tmp_path / f"{name}.parquet", [_GSM8K])
+    with pytest.raises(
+        UsageError, match=r"several splits .*test-0.* and train-0.*: name the files of one"
+    ) as e:
+        read_questions(tmp_path, Columns())
+    named = Path(str(e.value).rpartition("as in ")[2])
+    assert named == tmp_path / "train-*.parquet"
+    assert len(read_questions(named, Columns())[0]) == len(tables_in(named)) == 2
+    assert len(read_questions(tmp_path / "test-*", Columns())[0]) == 1
+    with pytest.raises(UsageError, match="is not there"):
+        read_questions(tmp_path / "validation-*", Columns())
 
 
 def test_a_folder_as_datasets_saves_it(tmp_path: Path) -> None:

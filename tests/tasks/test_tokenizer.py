@@ -18,14 +18,24 @@ from r1hpc.tasks.tokenizer import (
     SpecialIds,
     character_tokenizer,
     check_data_tokens,
+    decode,
     encode,
     exported_tokenizer,
     load_tokenizer,
     special_ids,
 )
+from tests.tasks.tokenizers_of_others import gemma_like, llama3_like
 
 _TOKENIZER = character_tokenizer()
 _PIECES = [*TAGS, "<eos>", *ALPHABET]
+
+
+@pytest.fixture(scope="module")
+def of_others(tmp_path_factory: pytest.TempPathFactory) -> list[tokenizers.Tokenizer]:
+    """One of bytes, one in sentencepiece's manner with a tag that is not special, and the built-in one."""
+    folder = tmp_path_factory.mktemp("tokenizers")
+    folders = (llama3_like(folder / "bytes"), gemma_like(folder / "marks"))
+    return [*(load_tokenizer(ModelConfig(path=str(path))) for path in folders), _TOKENIZER]
 
 
 def test_the_ids_are_pinned() -> None:
@@ -49,6 +59,29 @@ def test_ids_come_back(ids: list[int]) -> None:
 def test_tags_stay_where_special_tokens_go() -> None:
     ids = encode(_TOKENIZER, "<think>1</think><answer>1</answer><eos><pad>")
     assert _TOKENIZER.decode(ids, skip_special_tokens=True) == "<think>1</think><answer>1</answer>"
+
+
+def test_tags_stay_where_they_are_special_tokens(tmp_path: Path) -> None:
+    """As transformers' add_special_tokens leaves them after somebody's own fine-tuning."""
+    text = "<think>23 + 34,  so 57</think>\n<answer>57</answer>"
+    for folder in (llama3_like(tmp_path / "bytes"), gemma_like(tmp_path / "marks")):
+        model = ModelConfig(path=str(folder))
+        tokenizer = load_tokenizer(model)
+        tokenizer.add_special_tokens([*TAGS, "<|mark|>"])
+        (mark,), ids = encode(tokenizer, "<|mark|>"), encode(tokenizer, text)
+        end = special_ids(tokenizer, model)
+        assert all(tokenizer.token_to_id(tag) in ids for tag in TAGS)
+        assert not any(tag in tokenizer.decode(ids) for tag in TAGS[1:])
+        assert decode(tokenizer, [[mark, *ids[:9], mark, *ids[9:], end.eos, end.pad], []]) == [text, ""]
+
+
+@given(st.lists(st.lists(st.integers(0, 999), max_size=12), max_size=4))
+def test_without_such_tags_a_text_is_what_the_library_makes_of_it(
+    of_others: list[tokenizers.Tokenizer], rows: list[list[int]]
+) -> None:
+    """Ids that no token has are among them: an embedding may have more rows."""
+    for tokenizer in of_others:
+        assert decode(tokenizer, rows) == tokenizer.decode_batch(rows)
 
 
 @given(st.characters().filter(lambda char: char not in ALPHABET))

@@ -3,16 +3,19 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from r1hpc.base.errors import UsageError
-from r1hpc.config.reasoning import EvaluateConfig
+from r1hpc.config.reasoning import EvaluateConfig, TaskConfig
 from r1hpc.config.schema import RunConfig
 from r1hpc.tasks.benchmark import with_counted_sets
-from r1hpc.train.contamination import check_training_files, contamination
+from r1hpc.tasks.trained_on import check_trained_on
+from r1hpc.telemetry.evaluations import contamination_lines
+from r1hpc.train.contamination import contamination
 
 _QUESTIONS = [
     f"On his farm in {where} he has {n} red hens and {n} brown hens more; how many {n} times?"
@@ -30,7 +33,7 @@ def asked(tmp_path: Path) -> RunConfig:
 
 def _found(asked: RunConfig, *trained_on: Path) -> int:
     config = replace(asked, evaluate=replace(asked.evaluate, trained_on=[str(path) for path in trained_on]))
-    check_training_files(config)
+    check_trained_on(config)
     report = contamination(config)
     assert report is not None
     (only,) = report.values()
@@ -51,6 +54,8 @@ def test_it_is_found_in_lines_and_in_tables(asked: RunConfig, tmp_path: Path) ->
     assert _found(asked, table) == 2
     assert _found(asked, folder) == 1
     assert _found(asked, lines, table, folder) == 3
+    assert _found(asked, tmp_path / "tr*.parquet") == 2
+    assert _found(asked, tmp_path / "trac*.jsonl") == 1
     (folder / "more.jsonl").write_text(json.dumps({"text": _QUESTIONS[3]}) + "\n")
     assert _found(asked, folder) == 2
 
@@ -64,3 +69,57 @@ def test_a_table_that_is_damaged_is_named_before_anything_is_asked(asked: RunCon
     (tmp_path / "cut.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(UsageError, match=r"cut.parquet cannot be read as parquet"):
         _found(asked, tmp_path / "cut.parquet")
+
+
+def test_a_folder_of_nothing_is_named(asked: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=r"empty holds no \*.jsonl"):
+        _found(asked, tmp_path / "empty")
+
+
+def test_what_is_yet_to_come_is_not_looked_for(asked: RunConfig, tmp_path: Path) -> None:
+    trained_on = [str(tmp_path / "chain" / "traces" / "traces.jsonl")]
+    config = replace(asked, evaluate=replace(asked.evaluate, trained_on=trained_on))
+    check_trained_on(config, [tmp_path / "chain" / "traces"])
+    with pytest.raises(UsageError, match=r"traces.jsonl is not there"):
+        check_trained_on(config, [tmp_path / "chain" / "sft"])
+
+
+@pytest.mark.parametrize("stage", ["rl", "evaluate"])
+@pytest.mark.parametrize("key", ["trained_on", "not_searched"])
+def test_where_nothing_is_reported_of_it_it_is_refused(tmp_path: Path, stage: str, key: str) -> None:
+    given: dict[str, Any] = {key: [str(tmp_path)]}
+    evaluate = EvaluateConfig(**given)
+    with pytest.raises(UsageError, match=rf"evaluate.{key} is for stage evaluate with evaluate.path"):
+        check_trained_on(RunConfig(stage=stage, evaluate=evaluate))
+    check_trained_on(RunConfig(stage="sft", evaluate=evaluate))
+
+
+def test_of_multiple_choice_the_question_alone_is_looked_for(tmp_path: Path) -> None:
+    """Its choices stand in another layout elsewhere, and below 8 words it cannot be found."""
+    long = "Which of the four planets below is the one with the most moons"
+    rows = [
+        {"question": question, "choices": ["Mars", "Saturn the sixth of all", "Venus", "Earth"], "answer": 1}
+        for question in (f"{long}?", "Which planet has rings?")
+    ]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    seen = {
+        "text": f"{long}? (1) Mars (2) Saturn. Which planet has rings? (a) Mars (b) Saturn the sixth of all"
+    }
+    (tmp_path / "seen.jsonl").write_text(json.dumps(seen) + "\n")
+    evaluate = EvaluateConfig(path=str(tmp_path / "test.jsonl"), trained_on=[str(tmp_path / "seen.jsonl")])
+    config = RunConfig(stage="evaluate", task=TaskConfig(choices="choices"), evaluate=evaluate)
+    report = contamination(with_counted_sets(config))
+    assert report is not None
+    counts = {name: report["test"][name] for name in ("num_questions", "num_found", "num_too_short")}
+    assert counts == {"num_questions": 1, "num_found": 1, "num_too_short": 1}
+
+
+def test_the_report_names_what_was_not_searched() -> None:
+    left_out = {"not_searched": ["data.path=/data/shards (stage sft)"]}
+    (said,) = contamination_lines(left_out)
+    assert said == "not searched for test questions, though trained on: data.path=/data/shards (stage sft)"
+    found = {"num_found": 0, "num_questions": 4, "num_too_short": 0, "ngram": 13}
+    first, last = contamination_lines({"contamination": {"test": found}, **left_out})
+    assert first.startswith("test: 0 of 4 questions stand in the training data")
+    assert last == said

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from r1hpc.base.rundir import RunDir
 from r1hpc.config.reasoning import EvaluateConfig, RewardConfig, RolloutConfig
 from r1hpc.config.schema import RunConfig
+from r1hpc.tasks.benchmark import Benchmarks, with_counted_sets
 from r1hpc.tasks.chain_sum import ChainSum
 from r1hpc.tasks.chat import PromptForm
 from r1hpc.tasks.rewards import Scorer
@@ -61,7 +63,10 @@ TOKENIZER = character_tokenizer()
 
 
 def answers(
-    indices: Sequence[int], prompts_per_batch: int, stop_after: int | None = None
+    indices: Sequence[int],
+    prompts_per_batch: int,
+    stop_after: int | None = None,
+    tokenizer: Tokenizer = TOKENIZER,
 ) -> tuple[Any, Parrot]:
     engine, looks = Parrot(), iter(range(1000))
     config = RunConfig(
@@ -70,7 +75,7 @@ def answers(
         )
     )
     with Scorer(RewardConfig(), task := ChainSum(0, {}), max_completion_length=_LONGEST) as scorer:
-        judge = Judge(config, task, TOKENIZER, PromptForm(), engine, scorer)
+        judge = Judge(config, task, tokenizer, PromptForm(), engine, scorer)
         found = answer(
             judge, config, indices, 4, lambda: stop_after is not None and next(looks) >= stop_after
         )
@@ -83,6 +88,17 @@ def test_batches_change_nothing() -> None:
     assert whole == cut
     assert together.batches == [7, 7]
     assert apart.batches == [2, 2, 2, 1] * 2
+
+
+def test_tags_that_are_special_tokens_are_read_all_the_same() -> None:
+    content = json.loads(TOKENIZER.to_str())
+    for token in content["added_tokens"]:
+        token["special"] = True
+    special = Tokenizer.from_str(json.dumps(content))
+    assert "<answer>" not in special.decode(encode(special, "<answer>1</answer>"))
+    found, _ = answers(range(7), 0, tokenizer=special)
+    assert found == answers(range(7), 0)[0]
+    assert any(one.num_correct for one in answers(range(200), 0, tokenizer=special)[0])
 
 
 def test_a_rank_without_items_answers_nothing() -> None:
@@ -152,6 +168,9 @@ def test_each_task_is_summed_up_apart_with_intervals_over_questions() -> None:
     mixed = [_said(i, [right, wrong, *[right if i % 2 else wrong] * 6]) for i in range(10)]
     once, twice = summarise(mixed), summarise([*mixed, *mixed])
     assert (twice["num_items"], twice["num_questions"]) == (20, 10)
+    assert table(once)[0].endswith("(10 held-out items)")
+    assert table(twice)[0].endswith("(20 held-out items, only 10 of them different)")
+    assert table(summarise([*answers, *answers]))[-1] == "30 questions were asked, only 15 of them different"
     assert twice["greedy"] == pytest.approx(once["greedy"])
     for share in ("pass_at", "maj_at"):
         assert all(twice[share][k] == pytest.approx(once[share][k]) for k in ("1", "8"))
@@ -160,20 +179,51 @@ def test_each_task_is_summed_up_apart_with_intervals_over_questions() -> None:
     assert rows[1].split()[:3] == ["a", "10", "1.000"]
 
 
+def _alone(folder: Path, config: RunConfig) -> Any:
+    """A job of one rank, as far as an evaluation asks for it."""
+    run = RunDir(folder)
+    run.metrics.mkdir(parents=True)
+    group = SimpleNamespace(
+        rank=0, world_size=1, broadcast=lambda value: value, gather=lambda value: [value], all_sum=list
+    )
+    return SimpleNamespace(config=config, group=group, run=run, attempt=1)
+
+
+def test_stage_rl_prints_a_row_for_each_test_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sets: dict[str, Any] = {}
+    for name, count in (("sums", 3), ("more", 2)):
+        rows = [{"question": f"{n}+0=", "answer": "1"} for n in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        sets[name] = {"path": str(tmp_path / f"{name}.jsonl"), "template": "{question}"}
+    config = with_counted_sets(
+        RunConfig(
+            stage="rl",
+            rollout=RolloutConfig(max_prompt_length=16, max_completion_length=_LONGEST),
+            evaluate=EvaluateConfig(sets=sets, num_samples=1),
+        )
+    )
+    benchmarks = Benchmarks.of(config)
+    assert benchmarks is not None
+    job, task = _alone(tmp_path / "run", config), ChainSum(0, {})
+    with Scorer(RewardConfig(), task, benchmarks, max_completion_length=_LONGEST) as scorer:
+        judge = Judge(config, task, TOKENIZER, PromptForm(), Parrot(), scorer, benchmarks)
+        assert HeldOut(job, judge, lambda: False).evaluate(torch.nn.Module(), 7)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("step 7: greedy ")
+    assert printed[1:] == table(read_evaluations(job.run)[7])
+    assert [line.split()[:2] for line in printed[2:]] == [["sums", "3"], ["more", "2"]]
+
+
 def test_what_is_on_record_of_other_weights_is_done_again(tmp_path: Path) -> None:
     """A crash may lose the weights that were evaluated, and they need not come out the same again."""
-    run = RunDir(tmp_path)
-    run.metrics.mkdir()
     engine = Parrot()
     config = RunConfig(
         stage="rl",
         rollout=RolloutConfig(max_prompt_length=16, max_completion_length=_LONGEST),
         evaluate=EvaluateConfig(num_items=3, num_samples=1),
     )
-    group = SimpleNamespace(
-        rank=0, world_size=1, broadcast=lambda value: value, gather=lambda value: [value], all_sum=list
-    )
-    job: Any = SimpleNamespace(config=config, group=group, run=run, attempt=1)
+    job = _alone(tmp_path, config)
+    run = job.run
     with Scorer(RewardConfig(), task := ChainSum(0, {}), max_completion_length=_LONGEST) as scorer:
         held_out = HeldOut(job, Judge(config, task, TOKENIZER, PromptForm(), engine, scorer), lambda: False)
         for weights, asked in (("first", 2), ("first", 2), ("second", 4), ("second", 4)):

@@ -1,0 +1,79 @@
+"""A stage that asks more questions than there are is told from which item on they come again."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from r1hpc.config.reasoning import GenerateConfig, RlConfig, RolloutConfig, TaskConfig
+from r1hpc.config.schema import RunConfig, TrainConfig
+from r1hpc.tasks.check import check_questions
+from r1hpc.tasks.counts import asked_items, repeated
+from r1hpc.tasks.registry import make_task
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> TaskConfig:
+    rows = [{"question": f"{n}+{n}", "answer": str(2 * n)} for n in range(200)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return TaskConfig("file", options={"path": str(tmp_path / "sums.jsonl")})
+
+
+def _notes(config: RunConfig) -> list[str]:
+    return repeated(config, make_task(config.task))
+
+
+def _rl(task: TaskConfig, num_steps: int, **rl: Any) -> RunConfig:
+    rollout = RolloutConfig(num_prompts=8, num_generations=4)
+    train = TrainConfig(num_steps=num_steps, global_batch_size=32)
+    return RunConfig(stage="rl", task=task, rollout=rollout, train=train, rl=RlConfig(**rl))
+
+
+def test_rl_is_told_where_a_pass_ends(task: TaskConfig) -> None:
+    there = make_task(task).num_questions()
+    assert there
+    first = there % 8
+    one_pass = _rl(replace(task, first_item=first), there // 8)
+    assert asked_items(one_pass) == range(first, there)
+    assert _notes(one_pass) == []
+    (said,) = _notes(_rl(replace(task, first_item=first + 1), there // 8))
+    assert said.startswith(
+        f"task file is asked items {first + 1} to {there}, and has {there} different questions"
+    )
+    assert f"from item {there} on, at the latest, they come again, also those that stages before it" in said
+    (said,) = _notes(_rl(task, 100))
+    assert said.endswith("they come again"), "no stage before it showed any"
+    (said,) = _notes(_rl(task, 10, max_resamples=2))
+    assert "items 0 to at most 239, and" in said
+
+
+def test_it_is_so_that_they_come_again_when_new_ones_were_asked(task: TaskConfig) -> None:
+    made = make_task(task)
+    there = made.num_questions() or 0
+    asked = [made.item(index).prompt for index in range(there + 50)]
+    assert len(set(asked[:there])) == there
+    assert set(asked[there:]) < set(asked[:there])
+
+
+@pytest.mark.parametrize("stage", ["traces", "generate"])
+def test_demonstrations_and_completions_are_told_too(task: TaskConfig, stage: str) -> None:
+    made = make_task(task)
+    parts = {held_out: made.num_questions(held_out) or 0 for held_out in (False, True)}
+    for held_out, there in parts.items():
+        enough = GenerateConfig(num_items=there - 2, first_item=2, held_out=held_out)
+        assert _notes(RunConfig(stage=stage, task=task, generate=enough)) == []
+        (said,) = _notes(RunConfig(stage=stage, task=task, generate=replace(enough, num_items=there)))
+        assert ("held-out questions" in said) == held_out
+        assert said.endswith(f"several times; generate.num_items={there - 2} asks none twice")
+    assert _notes(RunConfig(stage=stage, generate=GenerateConfig(num_items=10**6))) == [], "drawn without end"
+
+
+def test_a_new_run_is_told_and_one_of_before_is_not(task: TaskConfig, tmp_path: Path) -> None:
+    config = RunConfig(stage="traces", task=task, generate=GenerateConfig(num_items=500))
+    said: list[str] = []
+    check_questions(config, tmp_path, said.append)
+    assert said == []
+    check_questions(config, None, said.append)
+    assert said == _notes(config) != []

@@ -1,0 +1,47 @@
+"""What stage traces writes, and what of it is tried before the stage is submitted."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from r1hpc.base.errors import UsageError
+from r1hpc.config.reasoning import GenerateConfig, RewardConfig, TaskConfig
+from r1hpc.config.schema import RunConfig
+from r1hpc.tasks.check import check_questions
+from r1hpc.tasks.completion import take_apart
+from r1hpc.tasks.demonstrations import demonstrate
+from r1hpc.tasks.registry import make_task
+
+_TRACES = RunConfig(stage="traces", task=TaskConfig(options={"num_terms": 3}))
+
+
+@pytest.mark.parametrize("form", ["tags", "boxed"])
+def test_an_answer_is_shown_in_the_form_that_counts(form: str) -> None:
+    config = replace(_TRACES, reward=RewardConfig(answer_in=form))
+    task = make_task(config.task)
+    shown = [demonstrate(task, config, index) for index in range(40)]
+    assert {each.thinking for each in shown} == {True, False}
+    for each in shown:
+        parts = take_apart(each.completion, boxed=form == "boxed")
+        assert (parts.answer, parts.well_formed) == (each.item.answer, True)
+        assert bool(parts.thinking) == each.thinking
+        assert ("<answer>" in each.completion) == (form == "tags")
+
+
+def test_an_answer_without_reasoning_to_show_is_found_before_the_queue(
+    tmp_path: Path,
+) -> None:
+    rows = [{"question": f"{n}?", "answer": f"It is {n}. #### {n}"} for n in range(200)]
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown = GenerateConfig(num_items=1000, thinking_share=1.0)
+    config = RunConfig(
+        stage="traces", task=TaskConfig(name="file", options={"path": str(path)}), generate=shown
+    )
+    check_questions(config)
+    rows[150]["answer"] = "150"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UsageError, match=r"no reasoning before #### .* set generate\.thinking_share=0"):
+        check_questions(config)
