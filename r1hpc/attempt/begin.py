@@ -23,6 +23,7 @@ from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.load import read
 from r1hpc.config.schema import RunConfig
 from r1hpc.data.recipe import find_recipe
+from r1hpc.plan.parts import STAGES_IN_PARTS
 from r1hpc.slurm.client import SlurmError
 from r1hpc.slurm.env import expand_nodelist
 from r1hpc.slurm.requeue import job_state
@@ -84,7 +85,7 @@ def _begin(run: RunDir, executor: str, job_id: str, node_names: tuple[str, ...],
         )
     history = read_history(run)
     reason = (
-        reason_to_stop(history.since_submission, config.limits)
+        reason_to_stop(history.since_submission, config.limits, in_parts=config.stage in STAGES_IN_PARTS)
         or _cancelled(run, history, job_id)
         or _out_of_hours(history, config)
     )

@@ -22,6 +22,7 @@ from r1hpc.base.failpoints import failpoint
 from r1hpc.base.rundir import RunDir
 from r1hpc.config.load import read
 from r1hpc.config.schema import RunConfig
+from r1hpc.plan.parts import STAGES_IN_PARTS
 from r1hpc.plan.preemption import choose_signal_lead_s
 from r1hpc.slurm.client import SlurmError
 from r1hpc.slurm.requeue import JobState, job_state
@@ -226,7 +227,7 @@ def _is_requeued(state: JobState | None) -> bool:
 
 def _what_follows(attempts: Sequence[Attempt], config: RunConfig, state: JobState | None) -> tuple[Next, str]:
     """Whether the run goes on after the last of `attempts`, and who sees to it."""
-    reason = reason_to_stop(attempts, config.limits)
+    reason = reason_to_stop(attempts, config.limits, in_parts=config.stage in STAGES_IN_PARTS)
     if reason is not None:
         return Next.over, reason
     if _is_requeued(state):

@@ -14,22 +14,26 @@ _ONE_GPU = (
     *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"),
     *("prefill_context_parallel_size", "decode_context_parallel_size"),
 )
-_OURS = (
-    *("model", "tokenizer", "skip_tokenizer_init", "load_format", "dtype", "quantization", "hf_overrides"),
-    *(
-        "distributed_executor_backend",
-        "generation_config",
-        "logprobs_mode",
-        "enable_sleep_mode",
-        "enable_lora",
-    ),
+_VLLM_OPTIONS = (
+    *("gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override", "block_size"),
+    *("max_num_seqs", "max_num_batched_tokens", "enable_chunked_prefill", "enable_prefix_caching"),
+    *("enforce_eager", "compilation_config", "cudagraph_capture_sizes", "max_cudagraph_capture_size"),
+    *("optimization_level", "performance_mode", "async_scheduling", "disable_cascade_attn"),
+    *("attention_backend", "attention_config", "kernel_config", "moe_backend", "kv_cache_dtype"),
+    *("disable_custom_all_reduce", "sleep_mode_offload_cudagraph", "disable_log_stats"),
 )
-"""Options of vllm.LLM on which the hand-over of weights, or the meaning of a log-probability, depends."""
+"""Options of vllm.LLM for memory and speed. Of the others many change what weights an engine has, what it
+samples, or what a log-probability means, and no proof sees all of that."""
+_COLDEST_OF_VLLM = 0.01
+"""vLLM 0.32 takes a lower temperature for this one, without a word."""
 _OF_REWARDS: dict[str, tuple[Any, ...]] = {
     "kl_coef": (0.0,),
     "max_resamples": (0,),
     "dual_clip": (None,),
     "importance_sampling": ("auto", "none"),
+    "baseline": ("group",),
+    "objective": ("clip",),
+    "ratio": ("token",),
 }
 """Settings of the losses by rewards, and their values that do nothing in a loss without any."""
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,40}")
@@ -65,6 +69,8 @@ class TaskConfig:
             weight = part.get("weight", 1)
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
                 raise ConfigError(f"{key}.weight is {weight!r}: it must be a number above 0")
+            if not isinstance(part.get("options", {}), dict):
+                raise ConfigError(f"{key}.options must hold keys and values")
 
 
 @dataclass(frozen=True)
@@ -120,9 +126,10 @@ class RolloutConfig:
     """Likewise: tokens at least this times as likely as the likeliest are kept (arXiv 2407.01082)."""
     prompts_per_batch: int = ranged(0, least=0)
     """Prompts that one rank decodes together, each num_generations (stages generate, evaluate: num_samples)
-    times: it bounds the KV cache, and a finished batch survives a preemption. 0: a whole part of stages
-    generate and evaluate; of stage rl the rank's share of a rollout, and no more than that in evaluations.
-    vLLM bounds its cache itself: leave 0 there, or so much that a preemption may cost."""
+    times: it bounds the KV cache. In stage rl a finished batch survives a preemption; in stages generate and
+    evaluate a finished part does (generate.items_per_part). 0: a whole part of those stages; of stage rl the
+    rank's share of a rollout, and no more than that in evaluations. vLLM bounds its cache itself: leave 0
+    there, or in stage rl so much that a preemption may cost."""
     poll_every: int = ranged(16, least=1)
     """Decoded tokens between two looks at whether somebody asked to stop."""
     vllm_options: dict[str, Any] = field(default_factory=dict)
@@ -142,8 +149,19 @@ class RolloutConfig:
                     f"rollout.vllm_options.{name} is {value!r}: every rank has its own engine on its GPU, so "
                     "it must be 1; a larger model is sampled by rollout.engine=sampler"
                 )
-            if name in _OURS:
-                raise ConfigError(f"rollout.vllm_options.{name} is for r1hpc to set: take it out")
+            if name == "enable_sleep_mode" and value is not False:
+                raise ConfigError(
+                    "rollout.vllm_options.enable_sleep_mode can only be false, where a model does not bear it"
+                )
+            if name not in (*_ONE_GPU, *_VLLM_OPTIONS, "enable_sleep_mode"):
+                raise ConfigError(
+                    f"rollout.vllm_options.{name} is for r1hpc to set, or may change what is sampled: take "
+                    f"it out{nearest(name, _VLLM_OPTIONS)}. Handed on are {', '.join(_VLLM_OPTIONS)}"
+                )
+        if self.engine == "vllm" and self.temperature < _COLDEST_OF_VLLM:
+            raise ConfigError(
+                f"rollout.temperature is {self.temperature:g}: vLLM samples at {_COLDEST_OF_VLLM} at least"
+            )
 
 
 @dataclass(frozen=True)
@@ -221,6 +239,10 @@ class RlConfig:
                 f"rl.by_pass_rate with rl.max_resamples={self.max_resamples}: both avoid questions that are "
                 "always or never solved, and what the second throws away the first would not learn; take one"
             )
+        if self.algorithm == "ppo" and self.baseline != "group":
+            raise ConfigError(
+                f"rl.baseline={self.baseline} has no use with PPO, whose baseline is its critic: remove it"
+            )
         if self.algorithm != "distill":
             if self.teacher is not None:
                 raise ConfigError(
@@ -248,10 +270,12 @@ class GenerateConfig:
     """Items of the held-out part instead of the training part."""
     num_samples: int = ranged(1, least=1)
     """Completions per item at `rollout.temperature`."""
-    items_per_part: int = ranged(256, least=1)
-    """A finished part is kept by a preemption."""
-    keep: str = ranged("all", choices=("all", "correct", "best"))
-    """all; correct; best: the one of highest reward of each item, if it is correct."""
+    items_per_part: int | None = ranged(None, least=1)
+    """A part is made by one rank; a preemption keeps the finished ones, and the others are begun again. None:
+    so few items that each rank has about four parts, at most 256; settled by the first submission."""
+    keep: str = ranged("correct", choices=("all", "correct", "best"))
+    """correct: what is right and well-formed; best: of that the one of highest reward of each item; all:
+    wrong completions too. Never one that is cut off, and a text once of each item."""
     max_pass_rate: float = ranged(1.0, least=0, most=1)
     """Items the model solves more often than this are left out: they teach nothing."""
     thinking_share: float = ranged(0.3, least=0, most=1)
@@ -285,9 +309,12 @@ class EvaluateConfig:
     min_p: float | None = ranged(None, least=0, most=1)
     """See rollout.min_p."""
     trained_on: list[str] = field(default_factory=list)
-    """Files of what the model was trained on (JSONL, Parquet, Arrow), or folders of them: how much of each
-    test file stands in them is reported. In a chain: the traces of the stages before and the files that RL
-    asked out of, by themselves."""
+    """Stage evaluate with test files: files of what the model was trained on (JSONL, Parquet, Arrow), or
+    folders of them; how much of each test file stands in them is reported. In a chain the traces of the
+    stages before and the files that RL asked out of are added."""
+    not_searched: list[str] = field(default_factory=list)
+    """Likewise, in words: what else it was trained on, which the report names. In a chain the datasets and
+    recipes of the stages before, and the own tasks that RL asked, are added."""
 
     def __post_init__(self) -> None:
         if self.path is not None and self.sets:

@@ -67,6 +67,12 @@ class Estimate:
         """With more on record of what it rests on."""
         return replace(self, assumptions={**self.assumptions, **more})
 
+    def with_startup(self, gpu_hours: float) -> "Estimate":
+        """With what attempts cost before their first step."""
+        assert self.gpu_hours is not None, "of a run on GPUs"
+        wall = {num: hours + gpu_hours / num for num, hours in self.wall_hours.items()}
+        return replace(self, gpu_hours=self.gpu_hours + gpu_hours, wall_hours=wall)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "method": self.method,

@@ -110,6 +110,7 @@ def _assumptions(work: RlWork) -> dict[str, Any]:
         "tokens": work.tokens,
         "precision": work.precision,
         "sequences": work.num_sequences,
+        "evaluations": work.num_evaluations,
         "prompt_length": work.prompt_length,
         "mean_completion_length": work.completion_length,
         "max_completion_length": work.max_completion_length,

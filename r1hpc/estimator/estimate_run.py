@@ -16,13 +16,14 @@ from r1hpc.estimator.estimate import Estimate, estimate
 from r1hpc.estimator.estimate_rl import ONLY_SAMPLING, estimate_rl
 from r1hpc.estimator.goodput import FailureRates
 from r1hpc.estimator.memory_options import Beside, memory_options
-from r1hpc.estimator.rl_phase import RlWork
+from r1hpc.estimator.rl_phase import Batches, RlWork
 from r1hpc.estimator.workload import ASSUMED_GPU, Workload, guessed_cache_bytes
 from r1hpc.plan.batch import Topology, updates_per_rollout
 from r1hpc.plan.families import UnknownModelError
 from r1hpc.plan.hardware import Gpu, find_gpu
 from r1hpc.plan.model import load_model_config
-from r1hpc.plan.parts import num_items
+from r1hpc.plan.old_policy import works_out_old_policy
+from r1hpc.plan.parts import evaluation_prompts, num_items, part_size, rollout_prompts
 from r1hpc.plan.run import RunPlan
 from r1hpc.plan.run_memory import is_offloaded, memory_of_run
 from r1hpc.plan.shape import ModelShape, model_shape
@@ -58,12 +59,15 @@ def _on_gpus(config: RunConfig, plan: RunPlan, rates: FailureRates | None) -> Es
     if config.stage in ("rl", *ONLY_SAMPLING):
         beside = _beside(config, plan, gpu, shape) if shape and config.stage == "rl" else None
         found = estimate_rl(_rl_work(config, plan, gpu, shape), config.stage, rates, shape, beside)
+        found = found.with_startup(_startup_gpu_hours(plan, found))
     else:
         found = _estimate_training(config, plan, _workload(config, plan, gpu, shape), shape, rates)
     if config.model.lora_rank:
         found = _without_options(found, _ADAPTERS)
     if config.train.sequence_parallel > 1:
         found = _without_options(found, _SHARED)
+    if config.stage == "rl" and config.rl.max_resamples:
+        found = replace(found, notes=(_resampling(config), *found.notes))
     if config.cluster.gpu_type is None:
         note = f"cluster.gpu_type is not set: {ASSUMED_GPU} is assumed"
         found = replace(found, notes=(note, *found.notes))
@@ -80,6 +84,13 @@ _SHARED = (
     "with train.sequence_parallel the exchange between the ranks that share a sequence is not counted: the "
     "estimate is low until runs of this site correct it"
 )
+
+
+def _resampling(config: RunConfig) -> str:
+    return (
+        f"with rl.max_resamples={config.rl.max_resamples} a rollout is counted once, and sampled up to "
+        f"{config.rl.max_resamples + 1} times: as often as its groups are rewarded all alike"
+    )
 
 
 def _without_options(found: Estimate, more: str) -> Estimate:
@@ -178,9 +189,7 @@ def _estimate_training(
     A run saves at its time limit too, and at its end, whatever checkpoint.save_every is.
     """
     first = estimate(work, shape=shape)
-    assert first.ideal_gpu_hours is not None
-    wall_s = first.ideal_gpu_hours.p50 / plan.topology.num_gpus * 3600
-    attempts = max(1, math.ceil(wall_s / plan.time_limit_s)) if plan.time_limit_s else 1
+    wall_s = _ideal_wall_s(plan, first)
     periodic_s = wall_s / plan.num_steps * config.checkpoint.save_every
     return estimate(
         work,
@@ -188,44 +197,94 @@ def _estimate_training(
         rates=rates,
         save_time_s=plan.save_wait_s or 0.0,
         save_interval_s=max(1.0, min(periodic_s, wall_s, plan.time_limit_s or math.inf)),
-        startup_gpu_hours=attempts * plan.topology.num_gpus * _STARTUP_S / 3600,
+        startup_gpu_hours=_startup_gpu_hours(plan, first),
     )
 
 
+def _ideal_wall_s(plan: RunPlan, found: Estimate) -> float:
+    assert found.ideal_gpu_hours is not None
+    return found.ideal_gpu_hours.p50 / plan.topology.num_gpus * 3600
+
+
+def _startup_gpu_hours(plan: RunPlan, found: Estimate) -> float:
+    """Of all attempts that the time limit makes."""
+    attempts = max(1, math.ceil(_ideal_wall_s(plan, found) / plan.time_limit_s)) if plan.time_limit_s else 1
+    return attempts * plan.topology.num_gpus * _STARTUP_S / 3600
+
+
 def _rl_work(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape | None) -> RlWork:
-    rollout, params = config.rollout, float(plan.num_parameters or 0)
-    sequences = rollout.num_prompts * rollout.num_generations
+    rollout, params, world = config.rollout, float(plan.num_parameters or 0), plan.topology.world_size
     active = params if shape is None else float(shape.num_active_parameters)
+    is_rl, has_critic = config.stage == "rl", config.rl.algorithm == "ppo"
     return RlWork(
         params=params,
         gpu=gpu,
         num_gpus=plan.topology.num_gpus,
-        num_rollouts=_num_rollouts(config),
-        sequences_per_rollout=sequences if config.stage == "rl" else _sampled(config),
+        num_rollouts=math.ceil(config.train.num_steps / updates_per_rollout(config)) if is_rl else 1,
+        sequences_per_rollout=_sampled(config),
         prompt_length=rollout.max_prompt_length,
         completion_length=max(1.0, _MEAN_OF_LONGEST * rollout.max_completion_length),
         max_completion_length=rollout.max_completion_length,
         cache_bytes_per_token=_cache_bytes(shape, params),
         active_params=active,
         precision=_precision(config, gpu),
-        logprob_passes=2 if config.rl.kl_coef > 0 else 1,
-        teacher_params=float(plan.teacher_parameters or 0),
+        # PPO asks policy and critic together for the values that advantages are made of.
+        logprob_passes=works_out_old_policy(config) + has_critic,
         num_iterations=config.rl.num_iterations,
-        critic_params=active if config.rl.algorithm == "ppo" else 0.0,
+        critic_params=active if has_critic else 0.0,
+        critic_passes=int(has_critic),
+        reference_params=float(plan.teacher_parameters or (active if config.rl.kl_coef > 0 else 0)),
         recompute=config.model.activation_checkpointing,
+        rollout_batches=_rollout_batches(config, world) if is_rl else _part_batches(config, world),
+        num_evaluations=_num_evaluations(config) if is_rl else 0,
+        evaluation_batches=_evaluation_batches(config, world) if is_rl else (),
     )
 
 
-def _num_rollouts(config: RunConfig) -> int:
-    if config.stage != "rl":
-        return 1
-    return math.ceil(config.train.num_steps / updates_per_rollout(config))
-
-
 def _sampled(config: RunConfig) -> int:
-    if config.stage == "evaluate":
-        return num_items(config) * config.evaluate.num_samples
-    return config.generate.num_items * config.generate.num_samples
+    """Completions of a rollout, or of a stage that only samples: of an evaluation the greedy ones too."""
+    if config.stage == "rl":
+        return config.rollout.num_prompts * config.rollout.num_generations
+    return num_items(config) * sum(_answers(config))
+
+
+def _answers(config: RunConfig) -> tuple[int, ...]:
+    """Completions of each item that are decoded together, kind by kind: an evaluation's greedy one, and its
+    samples."""
+    return (config.generate.num_samples,) if config.stage == "generate" else (1, config.evaluate.num_samples)
+
+
+def _num_evaluations(config: RunConfig) -> int:
+    """Before the first step of stage rl, after the last, and every so many in between (train/rl.py)."""
+    every = config.evaluate.every
+    return 2 + ((config.train.num_steps - 1) // every if every else 0)
+
+
+def _rollout_batches(config: RunConfig, num_ranks: int) -> tuple[Batches, ...]:
+    """As train/collect.py cuts a rollout."""
+    together = rollout_prompts(config, num_ranks)
+    num = _rounds(config.rollout.num_prompts, together, num_ranks)
+    return (Batches(num, together * config.rollout.num_generations),)
+
+
+def _evaluation_batches(config: RunConfig, num_ranks: int) -> tuple[Batches, ...]:
+    """As train/evaluate.py cuts one of stage rl."""
+    together = evaluation_prompts(config, num_ranks)
+    num = _rounds(num_items(config), together, num_ranks)
+    return tuple(Batches(num, together * answers) for answers in _answers(config))
+
+
+def _part_batches(config: RunConfig, num_ranks: int) -> tuple[Batches, ...]:
+    """As train/generate.py makes the stages that only sample: a part is one rank's."""
+    part = min(part_size(config, num_ranks), num_items(config))
+    together = min(config.rollout.prompts_per_batch or part, part)
+    num = _rounds(num_items(config), part, num_ranks) * math.ceil(part / together)
+    return tuple(Batches(num, together * answers) for answers in _answers(config))
+
+
+def _rounds(items: int, together: int, num_ranks: int) -> int:
+    """Batches of `together` items that the rank with the most of them makes."""
+    return math.ceil(math.ceil(items / together) / num_ranks)
 
 
 def _cache_bytes(shape: ModelShape | None, params: float) -> float:

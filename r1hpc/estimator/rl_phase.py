@@ -5,10 +5,11 @@
     prefill      2N FLOPs a prompt token, at the rate of large matrices; N is what one token meets
     decode       every step reads all weights and the cache of every sequence: bound by memory bandwidth
                  unless many sequences decode together; a batch runs until its longest completion ends
-    logprobs     2N FLOPs a token for each pass of the old policy, the reference or a teacher
+    logprobs     2N FLOPs a token for each forward pass of old policy, reference, teacher or critic
     reward       a reward model's forward passes; what GPUs wait for verifiers is not in it
     update       6N FLOPs a token (8N with recomputation), once for each pass over the rollout; so a critic
-    hand_over    after each rollout the new weights go to whoever decodes
+    hand_over    before each rollout the new weights go to whoever decodes
+    evaluation   the same three of answers that nobody trains on, at every evaluation
 
 Two efficiencies are fitted on the runs of DeepSpeed-Chat, the only published ones that give their tokens.
 """
@@ -23,7 +24,7 @@ from r1hpc.estimator.mfu import SLOWER
 from r1hpc.estimator.workload import check_amount, check_precision
 from r1hpc.plan.hardware import Gpu
 
-PHASES = ("prefill", "decode", "logprobs", "reward", "update", "hand_over")
+PHASES = ("prefill", "decode", "logprobs", "reward", "update", "hand_over", "evaluation")
 _USABLE = 0.9
 """Part of the card's memory; the rest is the CUDA context and fragmentation. Assumed."""
 _STATE_BYTES = 16
@@ -52,9 +53,22 @@ _LIMITS = {
     "num_iterations": ("the number of passes over a rollout", 1, 10**6),
     "critic_params": ("--critic-params", 0, 1e14),
     "reward_params": ("the parameters of the reward model", 0, 1e14),
-    "teacher_params": ("the parameters of the teacher", 0, 1e14),
+    "critic_passes": ("the number of the critic's forward passes", 0, 100),
+    "reference_params": ("the parameters of the reference or teacher", 0, 1e14),
+    "num_evaluations": ("the number of evaluations", 0, 10**12),
 }
 """By field of RlWork: what a person knows it by, the least and the most it may be. A nan lies in no range."""
+
+
+@dataclass(frozen=True)
+class Batches:
+    """What each GPU decodes: so many batches, one after the other, of so many sequences each.
+
+    One that gets fewer waits for the others, and is paid for like them.
+    """
+
+    num: int
+    sequences: float
 
 
 @dataclass(frozen=True)
@@ -76,14 +90,21 @@ class RlWork:
     """Those one token meets, which its arithmetic grows with; None: all of them."""
     precision: str = "bf16"
     logprob_passes: int = 2
-    """Old policy and reference; 1 without a KL term."""
+    """Forward passes over a rollout beside the updates: old policy and reference."""
     num_iterations: int = 1
     critic_params: float = 0.0
     """Those one token meets."""
+    critic_passes: int = 0
+    """Forward passes of the critic over a rollout beside the updates."""
     reward_params: float = 0.0
-    teacher_params: float = 0.0
-    """Of on-policy distillation: a forward pass over each token."""
+    reference_params: float = 0.0
+    """Those one token meets, of a reference or teacher that is asked in every pass over a rollout."""
     recompute: bool = False
+    rollout_batches: tuple[Batches, ...] = ()
+    """How a rollout is decoded; empty: spread evenly over the GPUs, and as much together as memory allows."""
+    num_evaluations: int = 0
+    evaluation_batches: tuple[Batches, ...] = ()
+    """How the answers of one evaluation are decoded, each kind by itself."""
 
     def __post_init__(self) -> None:
         for name, (what, least, most) in _LIMITS.items():
@@ -123,6 +144,11 @@ class RlWork:
         return self.gpu.peak_flops * SLOWER.get(self.precision, 1.0)
 
     @property
+    def rollout(self) -> tuple[Batches, ...]:
+        """How a rollout is decoded."""
+        return self.rollout_batches or (Batches(1, self.sequences_per_rollout / self.num_gpus),)
+
+    @property
     def num_sequences(self) -> int:
         return self.num_rollouts * self.sequences_per_rollout
 
@@ -160,27 +186,35 @@ def rl_phases(work: RlWork, rates: RlRates) -> dict[str, float]:
     matrix_s = _gathering(work) / (work.peak_flops * rates.arithmetic)
     backward = (8 if work.recompute else 6) * work.num_iterations
     met = work.params_met
-    replicas = work.num_gpus / _gpus_per_replica(work)
-    handed_over = work.num_rollouts * work.value_bytes * work.params * replicas
+    beside = work.logprob_passes * met + work.critic_passes * work.critic_params
+    beside += work.num_iterations * work.reference_params
+    sampling = {
+        "prefill": sum(_prefill_s(work, each, matrix_s) for each in work.rollout),
+        "decode": sum(_decode_s(work, each, rates) for each in work.rollout),
+    }
+    evaluation = _hand_over_s(work) + sum(
+        _prefill_s(work, each, matrix_s) + _decode_s(work, each, rates) for each in work.evaluation_batches
+    )
     seconds = {
-        "prefill": 2 * met * work.num_sequences * work.prompt_length * matrix_s,
-        "decode": _decode_s(work, rates),
-        "logprobs": 2 * (work.logprob_passes * met + work.teacher_params) * work.tokens * matrix_s,
+        **{name: work.num_rollouts * spent for name, spent in sampling.items()},
+        "logprobs": 2 * beside * work.tokens * matrix_s,
         "reward": 2 * work.reward_params * work.tokens * matrix_s,
         "update": backward * (met + work.critic_params) * work.tokens * matrix_s * _offloading(work),
-        "hand_over": handed_over / _NETWORK_BYTES_S,
+        "hand_over": work.num_rollouts * _hand_over_s(work),
+        "evaluation": work.num_evaluations * evaluation,
     }
     return {name: seconds[name] / 3600 for name in PHASES}
 
 
-def decoding(work: RlWork) -> Decoding:
+def decoding(work: RlWork, batches: Batches) -> Decoding:
     """Replicas as small as the weights allow, batches as large as the cache allows."""
     ways = _gpus_per_replica(work)
-    wanted = work.sequences_per_rollout * ways / work.num_gpus
+    wanted = batches.sequences * ways
     length = work.prompt_length + work.completion_length
     most = ways * _free_bytes(work, ways) / (work.cache_bytes * length)
     batch = max(1.0, min(wanted, most))
-    return Decoding(ways, batch, max(1.0, wanted / batch), work.completion_length * tail(work, batch))
+    waves = batches.num * max(1.0, wanted / batch)
+    return Decoding(ways, batch, waves, work.completion_length * tail(work, batch))
 
 
 def tail(work: RlWork, batch: float) -> float:
@@ -195,16 +229,27 @@ def tail(work: RlWork, batch: float) -> float:
     return min(most, max(1.0, math.exp(LENGTH_SPREAD * extreme - LENGTH_SPREAD**2 / 2)))
 
 
-def _decode_s(work: RlWork, rates: RlRates) -> float:
-    """GPU-seconds. A step takes the longer of reading and computing (Pope et al., arXiv 2211.05102)."""
-    plan = decoding(work)
+def _prefill_s(work: RlWork, batches: Batches, matrix_s: float) -> float:
+    """GPU-seconds of one rollout or evaluation, as in the next two; `matrix_s` are those of a FLOP."""
+    sequences = batches.num * batches.sequences * work.num_gpus
+    return 2 * work.params_met * sequences * work.prompt_length * matrix_s
+
+
+def _decode_s(work: RlWork, batches: Batches, rates: RlRates) -> float:
+    """A step takes the longer of reading and computing (Pope et al., arXiv 2211.05102)."""
+    plan = decoding(work, batches)
     ways = plan.gpus_per_replica
     context = work.prompt_length + work.completion_length / 2
     read = work.value_bytes * work.params + plan.batch * work.cache_bytes * context
     reading_s = read / (ways * work.gpu.bandwidth_tb_s * 1e12 * rates.bandwidth)
     computing_s = 2 * work.params_met * plan.batch / (ways * work.peak_flops * rates.arithmetic)
     step_s = max(reading_s, computing_s)
-    return work.num_rollouts * plan.waves * plan.steps * step_s * work.num_gpus
+    return plan.waves * plan.steps * step_s * work.num_gpus
+
+
+def _hand_over_s(work: RlWork) -> float:
+    replicas = work.num_gpus / _gpus_per_replica(work)
+    return work.value_bytes * work.params * replicas / _NETWORK_BYTES_S
 
 
 def _gathering(work: RlWork) -> float:

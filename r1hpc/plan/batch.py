@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.config.schema import TRAINED_STAGES, RunConfig
+from r1hpc.plan.parts import part_size
 
 _CHOICES_SHOWN = 8
 _MOST_NODES = 10_000
@@ -120,7 +121,8 @@ def batch_of(config: RunConfig, topology: Topology, max_nodes: int | None = None
     if config.stage == "serve":
         return BatchPlan(1, 1, 1)  # vLLM batches what is asked at the moment
     if config.stage not in TRAINED_STAGES:
-        return BatchPlan(config.generate.items_per_part, config.generate.items_per_part, 1)
+        size = part_size(config, topology.world_size)
+        return BatchPlan(size, size, 1)
     if config.stage != "rl":
         return solve_batch(
             train.global_batch_size,

@@ -53,16 +53,31 @@ class MemoryPlan:
     reference_gib: float = 0.0
     """Stage rl: the reference of the KL, as rl.reference lays it."""
     sampler_gib: float = 0.0
-    """While completions are sampled: the cache and, under ZeRO 3, a whole policy; or vLLM's share."""
+    """While completions are sampled: the cache and, under ZeRO 3, a whole policy; or vLLM's share, and where
+    that is too small the least that it starts in."""
+    sampler_stays: bool = False
+    """It is there during the updates too: vLLM that does not sleep."""
     host_gib: float = 0.0
     """Of a node's memory, not the GPU's: its ranks, and what is copied or offloaded there."""
+    vllm_given_gib: float = 0.0
+    """What rollout.vllm_options give it."""
+    vllm_least_gib: float = 0.0
+    """In less it does not start."""
+    way_out: str = ""
+    """What would make a run fit that does not, in words."""
 
     @property
     def total_gib(self) -> float:
         """Sampling and training take turns; the states and the reference stay."""
-        states = self.parameters_gib + self.gradients_gib + self.optimizer_gib
         training = self.activations_gib + self.logits_gib
-        return states + self.buffers_gib + self.reference_gib + max(training, self.sampler_gib)
+        turns = (training, self.sampler_gib)
+        return self.staying_gib + (sum(turns) if self.sampler_stays else max(turns))
+
+    @property
+    def staying_gib(self) -> float:
+        """What is there whatever the run does."""
+        states = self.parameters_gib + self.gradients_gib + self.optimizer_gib
+        return states + self.buffers_gib + self.reference_gib
 
 
 def memory_per_gpu(

@@ -1,22 +1,70 @@
-"""How the stages without optimizer steps (traces, generate, evaluate) are cut into parts."""
+"""How the stages without optimizer steps (traces, generate, evaluate) are cut into parts.
+
+    config = with_part_size(config, num_ranks=32)     # by the first submission, which freezes it
+    [part_items(config, number) for number in range(num_parts(config))]
+
+A part lies in a file by its number, so its size stays as the first submission settled it, on whatever ranks
+the run goes on.
+"""
+
+from dataclasses import replace
 
 from r1hpc.config.schema import RunConfig
 
+STAGES_IN_PARTS = ("traces", "generate", "evaluate")
 DEFAULT_NUM_HELD_OUT = 256
 """Where evaluate.num_items is not given; of a test file all are asked."""
+_PARTS_PER_RANK = 4
+"""An interrupted rank loses one part, and the work of ranks evens out over several. More of them would be
+decoded in small batches, one after the other."""
+_MOST_ITEMS = 256
+
+
+def part_size(config: RunConfig, num_ranks: int) -> int:
+    """Items of a part: generate.items_per_part, or so few that each of `num_ranks` has several parts."""
+    given = config.generate.items_per_part
+    if given is not None:
+        return given
+    return min(_MOST_ITEMS, -(-num_items(config) // (_PARTS_PER_RANK * num_ranks)))
+
+
+def with_part_size(config: RunConfig, num_ranks: int) -> RunConfig:
+    """The configuration with generate.items_per_part settled, where its stage is made in parts."""
+    if config.stage not in STAGES_IN_PARTS:
+        return config
+    size = part_size(config, num_ranks)
+    return replace(config, generate=replace(config.generate, items_per_part=size))
 
 
 def num_parts(config: RunConfig) -> int:
-    """Parts of at most generate.items_per_part items."""
-    return -(-num_items(config) // config.generate.items_per_part)
+    """Parts of at most generate.items_per_part items, which is settled."""
+    return -(-num_items(config) // _settled_size(config))
 
 
 def part_items(config: RunConfig, number: int) -> range:
     """Task indices of part `number`."""
     first = config.generate.first_item if config.stage != "evaluate" else 0
-    size = config.generate.items_per_part
+    size = _settled_size(config)
     start = first + number * size
     return range(start, min(start + size, first + num_items(config)))
+
+
+def idle_ranks(config: RunConfig, num_ranks: int) -> list[str]:
+    """A sentence where some of `num_ranks` get no part at all; generate.items_per_part is settled."""
+    if config.stage not in STAGES_IN_PARTS or (parts := num_parts(config)) >= num_ranks:
+        return []
+    size, items = _settled_size(config), num_items(config)
+    automatic = ", or begin the run without generate.items_per_part: it then follows from the ranks"
+    return [
+        f"{num_ranks - parts} of {num_ranks} ranks get nothing to do: {items} items in parts of {size} make "
+        f"{parts}; take {parts} ranks or fewer{automatic if size > 1 else ''}"
+    ]
+
+
+def _settled_size(config: RunConfig) -> int:
+    size = config.generate.items_per_part
+    assert size is not None, "the submission settles it: with_part_size"
+    return size
 
 
 def rollout_prompts(config: RunConfig, world_size: int) -> int:

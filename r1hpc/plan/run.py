@@ -5,7 +5,7 @@ write_json(run.plan, plan.to_json());  RunPlan.from_json(read_json(run.plan)) ==
 """
 
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, TypedDict
 
 from r1hpc.base.errors import ConfigError, StateError
@@ -18,11 +18,12 @@ from r1hpc.plan.families import UnknownModelError
 from r1hpc.plan.hardware import UnknownGpuError, find_gpu
 from r1hpc.plan.memory import MemoryPlan
 from r1hpc.plan.model import check_model_type, load_model_config, load_teacher_config
-from r1hpc.plan.parts import num_parts
+from r1hpc.plan.parts import num_parts, with_part_size
 from r1hpc.plan.preemption import ASSUMED_SPEED, SaveSpeed, expected_copy_time_s, expected_save_time_s
-from r1hpc.plan.run_memory import COMMON_CARD_GIB, copied_bytes, memory_of_run, saved_bytes
+from r1hpc.plan.run_memory import COMMON_CARD_GIB, copied_bytes, memory_of_run, misfits, saved_bytes
 from r1hpc.plan.sequence import check_model_divides, check_sequence_parallel
 from r1hpc.plan.shape import ModelShape, canonical, check_heads, flops_per_token, model_shape
+from r1hpc.plan.ways_out import way_out
 
 
 class PlanBatch(TypedDict):
@@ -122,7 +123,7 @@ def make_plan(
     """
     ranks = ranks_per_node(config, gpus_per_node)
     topology = Topology(num_nodes or config.resources.nodes, ranks, gpus_per_node)
-    steps = num_steps(config)
+    steps = num_steps(config, topology.world_size)
     seq_len, _ = _longest_sequence(config)
     check_sequence_parallel(config, ranks)
     batch = batch_of(config, topology, max_nodes)
@@ -131,7 +132,7 @@ def make_plan(
     teacher = _teacher_parameters(config, expected_teacher)
     memory = None
     if shape and (teacher or config.stage != "rl" or config.rl.teacher is None):
-        memory = memory_of_run(config, shape, topology, seq_len, _card_gib(config), teacher)
+        memory = _memory(config, shape, topology, seq_len, teacher, max_nodes)
     size = saved_bytes(config, shape, topology.world_size) if shape and config.stage != "serve" else None
     if config.checkpoint.assumed_bandwidth_gib_s is not None:
         given = config.checkpoint.assumed_bandwidth_gib_s
@@ -181,6 +182,27 @@ def describe_save(plan: RunPlan) -> list[str]:
     return lines
 
 
+def _memory(
+    config: RunConfig,
+    shape: ModelShape,
+    topology: Topology,
+    seq_len: int,
+    teacher_parameters: int | None,
+    max_nodes: int | None,
+) -> MemoryPlan:
+    """With what would make it fit, where it does not fit the cards."""
+    card = _card_gib(config)
+    memory = memory_of_run(config, shape, topology, seq_len, card, teacher_parameters)
+    if (
+        not topology.num_gpus
+        or config.stage == "serve"
+        or not [*misfits(memory, gpu_gib=card, host_gib=None)]
+    ):
+        return memory
+    found = way_out(config, shape, topology, seq_len, card, teacher_parameters, max_nodes)
+    return replace(memory, way_out=found)
+
+
 def _card_gib(config: RunConfig) -> float:
     """Memory of a GPU of the cluster; of the commonest where its type is not known."""
     try:
@@ -199,12 +221,12 @@ def _longest_sequence(config: RunConfig) -> tuple[int, str]:
     return config.data.seq_len, "data.seq_len"
 
 
-def num_steps(config: RunConfig) -> int:
+def num_steps(config: RunConfig, num_ranks: int) -> int:
     """Optimizer steps, or parts where there are none; a server has no last one."""
     if config.stage == "serve":
         return 0
     if config.stage not in TRAINED_STAGES:
-        return num_parts(config)
+        return num_parts(with_part_size(config, num_ranks))
     return config.train.num_steps
 
 

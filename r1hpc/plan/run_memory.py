@@ -29,8 +29,9 @@ from r1hpc.plan.memory import (
     rl_tensors,
     state_bytes,
 )
-from r1hpc.plan.parts import evaluation_prompts, num_items, rollout_prompts
+from r1hpc.plan.parts import evaluation_prompts, num_items, part_size, rollout_prompts
 from r1hpc.plan.shape import ModelShape
+from r1hpc.plan.vllm_memory import vllm_memory
 
 USABLE = 0.95
 """Part of a card that PyTorch's allocator can really use; assumed."""
@@ -38,9 +39,6 @@ CONTEXT_GIB = 1.0
 """CUDA context, NCCL and cuBLAS workspaces; assumed."""
 _PROCESS_GIB = 3.0
 """A rank's own in the host's memory: Python, torch, CUDA. Assumed for a GPU; 0.6 was measured on a CPU."""
-_VLLM_SHARE = 0.3
-"""Of the card: the gpu_memory_utilization that r1hpc gives vLLM."""
-
 
 COMMON_CARD_GIB = 80.0
 """Of an A100 or H100, where the type of the GPUs is not known."""
@@ -60,6 +58,9 @@ def memory_of_run(
         seq_len: of the longest sequence.
         card_gib: memory of a GPU, of which vLLM takes a share.
         teacher_parameters: of rl.teacher, where there is one.
+
+    Raises:
+        ConfigError: see vllm_memory.
     """
     train, width = config.train, WEIGHT_BYTES[config.train.precision]
     stage, world = config.deepspeed.zero_stage, topology.world_size
@@ -100,8 +101,8 @@ def memory_of_run(
             plan,
             logits_gib=_rl_logits_bytes(config, shape) / GIB,
             reference_gib=reference / GIB,
-            sampler_gib=_sampler_gib(config, shape, topology, card_gib),
         )
+        plan = _with_sampler(plan, config, shape, topology, card_gib)
     _, reference = _reference(config, shape, world, teacher_parameters)
     away = (optimizer if offloaded else 0.0) + (parameters + frozen if weights_away else 0.0)
     host = _host_gib(config, shape, topology, reference + away)
@@ -117,16 +118,28 @@ def is_offloaded(config: RunConfig) -> bool:
 
 
 def misfits(plan: MemoryPlan, *, gpu_gib: float | None, host_gib: float | None) -> Iterator[str]:
-    """What does not fit, and what takes the room, in sentences. None: that memory is not known."""
-    if gpu_gib is not None and plan.total_gib > usable_gib(gpu_gib):
-        yield (
-            f"does not fit: each GPU would hold {plan.total_gib:.0f} GiB ({described(plan)}), and a card of "
-            f"{gpu_gib:.0f} GiB has {usable_gib(gpu_gib):.0f}"
-        )
+    """What does not fit, what takes the room, and what would do, in sentences. None: that memory is not
+    known."""
+    if gpu_gib is not None and (found := list(_too_much(plan, gpu_gib))):
+        yield "; ".join(["does not fit: " + ", and ".join(found), *filter(None, [plan.way_out])])
     if host_gib is not None and plan.host_gib > host_gib:
         yield (
             f"does not fit: a node would hold {plan.host_gib:.0f} GiB in its own memory, and the job asks "
             f"for {host_gib:.0f}: raise resources.mem"
+        )
+
+
+def _too_much(plan: MemoryPlan, card_gib: float) -> Iterator[str]:
+    if plan.total_gib > usable_gib(card_gib):
+        yield (
+            f"each GPU would hold {plan.total_gib:.0f} GiB ({described(plan)}), and a card of "
+            f"{card_gib:.0f} GiB has {usable_gib(card_gib):.0f}"
+        )
+    if plan.vllm_given_gib < plan.vllm_least_gib:
+        yield (
+            f"vLLM starts in no less than {plan.vllm_least_gib:.1f} GiB of each GPU (the weights, what it "
+            f"works in and a cache of one sequence), and has {plan.vllm_given_gib:.1f} by "
+            "rollout.vllm_options (gpu_memory_utilization, 0.3 if not given, or kv_cache_memory_bytes)"
         )
 
 
@@ -153,13 +166,8 @@ def _only_sampling(config: RunConfig, shape: ModelShape, topology: Topology, car
     """A whole model on each rank, and what it samples with."""
     weights = shape.num_parameters * WEIGHT_BYTES[config.train.precision] / GIB
     plan = MemoryPlan(weights, gradients_gib=0.0, optimizer_gib=0.0, activations_gib=0.0, logits_gib=0.0)
-    num = config.generate.num_samples if config.stage == "generate" else config.evaluate.num_samples
-    sampler = _vllm_gib(config, shape, card_gib)
-    if sampler is None:
-        part = min(config.generate.items_per_part, num_items(config))  # one rank makes all of it
-        sampler = _cache_gib(config, shape, min(config.rollout.prompts_per_batch or part, part) * num)
-    host = topology.ranks_per_node * _PROCESS_GIB
-    return replace(plan, sampler_gib=sampler, host_gib=host)
+    plan = _with_sampler(plan, config, shape, topology, card_gib)
+    return replace(plan, host_gib=topology.ranks_per_node * _PROCESS_GIB)
 
 
 def _served(config: RunConfig, shape: ModelShape, topology: Topology) -> MemoryPlan:
@@ -260,10 +268,28 @@ def _reference(
     )
 
 
-def _sampler_gib(config: RunConfig, shape: ModelShape, topology: Topology, card_gib: float) -> float:
-    vllm = _vllm_gib(config, shape, card_gib)
-    if vllm is not None:
-        return vllm
+def _with_sampler(
+    plan: MemoryPlan, config: RunConfig, shape: ModelShape, topology: Topology, card_gib: float
+) -> MemoryPlan:
+    """With vLLM, or with the cache that the trainer's own network samples with."""
+    vllm = vllm_memory(config, shape, topology, card_gib)
+    if vllm is None:
+        return replace(plan, sampler_gib=_sampler_gib(config, shape, topology))
+    return replace(
+        plan,
+        sampler_gib=vllm.taken_gib,
+        sampler_stays=not vllm.sleeps,
+        vllm_given_gib=vllm.given_gib,
+        vllm_least_gib=vllm.least_gib,
+    )
+
+
+def _sampler_gib(config: RunConfig, shape: ModelShape, topology: Topology) -> float:
+    """The cache of the rows that a rank decodes together and, in stage rl under ZeRO 3, a whole policy."""
+    if config.stage != "rl":
+        num = config.generate.num_samples if config.stage == "generate" else config.evaluate.num_samples
+        part = min(part_size(config, topology.world_size), num_items(config))  # one rank makes all of it
+        return _cache_gib(config, shape, min(config.rollout.prompts_per_batch or part, part) * num)
     rows = max(
         rollout_prompts(config, topology.world_size) * config.rollout.num_generations,
         evaluation_prompts(config, topology.world_size) * config.evaluate.num_samples,
@@ -271,14 +297,6 @@ def _sampler_gib(config: RunConfig, shape: ModelShape, topology: Topology, card_
     weights = frozen_bytes(config, shape) or shape.num_parameters * WEIGHT_BYTES[config.train.precision]
     replica = weights / GIB if config.deepspeed.zero_stage == 3 else 0.0
     return replica + _cache_gib(config, shape, rows)
-
-
-def _vllm_gib(config: RunConfig, shape: ModelShape, card_gib: float) -> float | None:
-    """Its share of the card, or more: the weights must lie in it, whole. None: another samples."""
-    if config.rollout.engine != "vllm":
-        return None
-    share = card_gib * float(config.rollout.vllm_options.get("gpu_memory_utilization", _VLLM_SHARE))
-    return max(share, shape.num_parameters * WEIGHT_BYTES[config.train.precision] / GIB)
 
 
 def _cache_gib(config: RunConfig, shape: ModelShape, rows: int) -> float:

@@ -17,6 +17,7 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.units import format_time, parse_time
 from r1hpc.config.schema import RunConfig
 from r1hpc.plan.compression import describe_gradients
+from r1hpc.plan.parts import idle_ranks, with_part_size
 from r1hpc.plan.preemption import (
     SERVER_LEAVES_S,
     PreemptionRules,
@@ -127,6 +128,7 @@ def decide(
         expected_teacher=expected_teacher,
         save_speed=save_speed,
     )
+    config = with_part_size(config, plan.topology.world_size)
     leaving_s = SERVER_LEAVES_S if config.stage == "serve" else plan.save_time_s
     lead_s = signal_lead_s(settled.signal_lead_s, leaving_s, limit_s)
     config = dataclasses.replace(config, resources=dataclasses.replace(settled, signal_lead_s=lead_s))
@@ -136,7 +138,8 @@ def decide(
     # One command that fails is worth a note; a cluster that does not answer says the same five times.
     failures = facts.unknown if facts.reachable else facts.unknown[:1]
     unknown = [f"not learnt from the cluster: {failure}" for failure in failures]
-    return Decision(config, gpus, plan, lead_s, (*notes, *time_notes, *unknown, *warning), facts.num_nodes)
+    notes += [*time_notes, *idle_ranks(config, plan.topology.world_size), *unknown, *warning]
+    return Decision(config, gpus, plan, lead_s, tuple(notes), facts.num_nodes)
 
 
 def overrides_of_allocation(environ: Mapping[str, str], is_cpu_run: bool) -> list[str]:

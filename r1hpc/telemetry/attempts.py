@@ -279,12 +279,17 @@ def _fold(begin: dict[str, Any], end: dict[str, Any] | None, steps: _Steps | Non
     )
 
 
-def reason_to_stop(attempts: Sequence[Attempt], limits: LimitsConfig) -> str | None:
+def reason_to_stop(
+    attempts: Sequence[Attempt], limits: LimitsConfig, *, in_parts: bool = False
+) -> str | None:
     """Why the run must not be started again after its last attempt, or None when it may.
 
     A finished, stopped, cancelled or refused run is over; every other cause has a limit of its own, which
     counts from the last attempt that made progress on; and attempts in a row without a new checkpoint are a
     loop that only burns hours.
+
+    Args:
+        in_parts: its stage makes parts and no checkpoints (plan.parts).
     """
     if not attempts:
         return None
@@ -308,10 +313,15 @@ def reason_to_stop(attempts: Sequence[Attempt], limits: LimitsConfig) -> str | N
             return f"{count} attempts ended by {last.value} {since}"
     idle = attempts_without_checkpoint(attempts)
     if idle >= limits.max_attempts_without_checkpoint:
+        missing = "new checkpoint"
+        advice = "save more often (checkpoint.save_every) or ask for more time"
+        if in_parts:
+            missing = "finished part"
+            advice = "ask for more time, or begin a run with smaller parts (generate.items_per_part)"
         return (
-            f"no new checkpoint in the last {idle} attempts "
+            f"no {missing} in the last {idle} attempts "
             f"(limits.max_attempts_without_checkpoint={limits.max_attempts_without_checkpoint}): "
-            "read the log of the last attempt; save more often (checkpoint.save_every) or ask for more time"
+            f"read the log of the last attempt; {advice}"
         )
     return None
 

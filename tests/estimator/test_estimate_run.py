@@ -5,16 +5,24 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from r1hpc.config.load import load
-from r1hpc.config.schema import RunConfig
+from r1hpc.config.reasoning import RlConfig
+from r1hpc.config.schema import Precision, RunConfig
 from r1hpc.estimator.estimate import Estimate
 from r1hpc.estimator.estimate_run import estimate_of_run, shape_of_run
 from r1hpc.estimator.estimate_text import estimate_text
 from r1hpc.plan.hardware import UnknownGpuError
 from r1hpc.plan.model import load_model_config
+from r1hpc.plan.old_policy import works_out_old_policy
 from r1hpc.plan.run import RunPlan, make_plan
 from r1hpc.plan.shape import model_shape
+from r1hpc.train.distributed import Group
+from r1hpc.train.rollout import Rollout
+from r1hpc.train.update import Updater
+from tests.train.test_update import PROMPTS, PlainEngine, groups, network
+from tests.train.test_update import config as trained
 
 _VOCABULARY = 50_304
 
@@ -154,8 +162,119 @@ def test_reinforcement_learning_has_phases() -> None:
     assert grpo.gpu_hours is not None
     assert ppo.gpu_hours is not None
     assert ppo.gpu_hours.p50 > grpo.gpu_hours.p50
+    # With one update a rollout the old policy is the policy, and what it says is worked out in the update.
+    assert grpo.phases["logprobs"] == 0
     reference = _estimate(*_RL, "rl.kl_coef=0.01")
-    assert reference.phases["logprobs"] == pytest.approx(2 * grpo.phases["logprobs"])
+    assert reference.phases["logprobs"] == pytest.approx(reference.phases["update"] * 2 / 8)
+    # Before its updates PPO asks policy and critic for the values.
+    assert ppo.phases["logprobs"] == pytest.approx(ppo.phases["update"] * 2 / 8)
+
+
+def test_a_reference_or_teacher_is_asked_in_every_pass_over_a_rollout() -> None:
+    once, twice = (
+        _estimate(*_RL, "rl.kl_coef=0.01", f"rl.num_iterations={num}", f"train.num_steps={num * 1000}")
+        for num in (1, 2)
+    )
+    assert twice.phases["decode"] == pytest.approx(once.phases["decode"])
+    assert twice.phases["logprobs"] == pytest.approx(2 * once.phases["logprobs"])
+    assert once.phases["logprobs"] > 0
+    config, plan = _run(*_RL, "rl.num_iterations=2")
+    taught = replace(config, rl=RlConfig(algorithm="distill", teacher="x", num_iterations=2))
+    found = estimate_of_run(taught, replace(plan, teacher_parameters=3 * (plan.num_parameters or 0)))
+    assert found is not None
+    assert found.phases["logprobs"] == pytest.approx(3 * found.phases["update"] * 2 / 8)
+
+
+@pytest.mark.parametrize(
+    ("rl", "engine", "precision", "num_iterations"),
+    [
+        ({}, "sampler", "bf16", 2),
+        ({}, "vllm", "fp32", 2),
+        ({}, "vllm", "fp32", 1),
+        ({"importance_sampling": "none"}, "vllm", "bf16", 2),
+        ({"importance_sampling": "truncated"}, "sampler", "fp32", 2),
+        ({"ratio": "sequence"}, "sampler", "bf16", 2),
+        ({"ratio": "sequence"}, "sampler", "fp32", 2),
+        ({"algorithm": "distill", "teacher": "x"}, "vllm", "bf16", 2),
+    ],
+)
+def test_the_old_policy_s_pass_is_counted_where_the_trainer_makes_one(
+    rl: dict[str, Any], engine: str, precision: str, num_iterations: int
+) -> None:
+    made = trained(**rl)
+    config = replace(
+        made,
+        train=replace(made.train, precision=Precision(precision)),
+        rollout=replace(made.rollout, engine=engine),
+        rl=replace(made.rl, num_iterations=num_iterations),
+    )
+    updater = Updater(config, Group(0, 0, 1, torch.device("cpu")), pad=0, reference=None)
+    prepared = updater.prepare(PlainEngine(network()), Rollout(groups(), "policy", 4), PROMPTS)
+    assert works_out_old_policy(config) == (prepared.old_logprobs is not None)
+
+
+_EVALUATED = (*_RL, "evaluate.num_items=512", "evaluate.num_samples=8", "rollout.prompts_per_batch=8")
+
+
+def test_evaluations_of_rl_are_counted() -> None:
+    """One before the first step, one after the last, and every so many in between."""
+    asked = {
+        every: _estimate(*_EVALUATED, "train.num_steps=200", f"evaluate.every={every}")
+        for every in (0, 50, 99, 300)
+    }
+    spent = {every: found.phases["evaluation"] for every, found in asked.items()}
+    assert spent[0] == spent[300] > 0
+    assert spent[50] == pytest.approx(spent[0] * 5 / 2)
+    assert spent[99] == pytest.approx(spent[0] * 4 / 2)
+    assert {every: found.assumptions["evaluations"] for every, found in asked.items()} == {
+        0: 2,
+        50: 5,
+        99: 4,
+        300: 2,
+    }
+    # Each costs what a stage that asks the same in the same batches does, and a hand-over of the weights.
+    words = [word for word in _EVALUATED if word != "stage=rl"]
+    stage = _estimate("stage=evaluate", *words, "generate.items_per_part=16")
+    assert asked[0].phases["decode"] > 0
+    hand_over = asked[0].phases["hand_over"] / 200
+    assert spent[0] / 2 == pytest.approx(stage.phases["prefill"] + stage.phases["decode"] + hand_over)
+
+
+def test_several_test_files_are_counted_with_all_their_questions() -> None:
+    files = "{first: {path: a.jsonl, num_items: 400}, second: {path: b.jsonl, num_items: 112}}"
+    several = _estimate(*_EVALUATED, f"evaluate.sets={files}")
+    assert several.phases["evaluation"] == _estimate(*_EVALUATED).phases["evaluation"]
+
+
+def test_an_evaluation_decodes_greedily_too() -> None:
+    words = ("cluster.gpu_type=a100", "generate.items_per_part=64", "rollout.prompts_per_batch=64")
+    greedy_and_one = _estimate("stage=evaluate", *words, "evaluate.num_items=2048", "evaluate.num_samples=1")
+    one = _estimate("stage=generate", *words, "generate.num_items=2048", "generate.num_samples=1")
+    assert greedy_and_one.phases["decode"] == pytest.approx(2 * one.phases["decode"])
+    assert greedy_and_one.assumptions["sequences"] == 2 * one.assumptions["sequences"] == 4096
+
+
+def test_what_is_decoded_in_small_batches_takes_longer_and_idle_gpus_are_paid_for() -> None:
+    many = ["stage=generate", "cluster.gpu_type=a100", "generate.num_items=4096"]
+    many.append("generate.items_per_part=128")
+    whole, small = (_estimate(*many, f"rollout.prompts_per_batch={size}") for size in (0, 8))
+    assert small.phases["decode"] > 4 * whole.phases["decode"]
+    few = ("stage=evaluate", "cluster.gpu_type=a100", "evaluate.num_items=256", "generate.items_per_part=256")
+    one, eight = (_estimate(*few, "resources.nodes=1", gpus_per_node=gpus) for gpus in (1, 8))
+    assert eight.phases["decode"] == pytest.approx(8 * one.phases["decode"], rel=0.2)
+
+
+def test_starting_is_paid_for_by_stages_that_sample() -> None:
+    found = _estimate("stage=evaluate", "cluster.gpu_type=a100", "evaluate.num_items=256")
+    assert found.gpu_hours is not None
+    assert found.gpu_hours.p10 > 32 * 180 / 3600
+    assert found.wall_hours[32].p10 > 180 / 3600
+
+
+def test_rollouts_that_are_sampled_again_are_named() -> None:
+    assert not any("max_resamples" in note for note in _estimate(*_RL).notes)
+    found = _estimate(*_RL, "rl.max_resamples=3")
+    assert any("sampled up to 4 times" in note for note in found.notes)
 
 
 def test_rl_of_a_mixture_computes_with_what_a_token_meets() -> None:

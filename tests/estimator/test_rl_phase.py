@@ -41,7 +41,7 @@ def test_arithmetic_by_hand() -> None:
     assert phases["prefill"] == pytest.approx(2 * 7e9 * 100 * 512 * 256 / rate)
     assert phases["update"] == pytest.approx(6 * 7e9 * tokens / rate)
     assert phases["logprobs"] == pytest.approx(4 * 7e9 * tokens / rate)
-    assert phases["reward"] == 0
+    assert phases["reward"] == phases["evaluation"] == 0
 
 
 def test_decoding_is_bound_by_bandwidth_until_many_decode_together() -> None:
@@ -80,7 +80,9 @@ def test_a_batch_waits_for_its_longest() -> None:
     assert tail(work, 1) == 1
     assert 1 < tail(work, 8) < tail(work, 256) <= 4
     assert tail(replace(work, max_completion_length=1024), 256) == 1
-    assert decoding(work).steps == pytest.approx(1024 * tail(work, decoding(work).batch))
+    (batches,) = work.rollout
+    plan = decoding(work, batches)
+    assert plan.steps == pytest.approx(1024 * tail(work, plan.batch))
 
 
 @settings(max_examples=40)

@@ -71,8 +71,10 @@ def test_a_7b_grpo_on_the_same_cards_fits() -> None:
 
 
 def test_vllm_must_hold_the_whole_weights_in_its_share() -> None:
+    """Beside them what it works in and the cache of a sequence: tests/plan/test_vllm_memory.py."""
     asked = replace(grpo().rollout, engine="vllm")
-    assert plan(grpo(rollout=asked)).sampler_gib == pytest.approx(WEIGHTS_32B, rel=0.02)
+    beside = 8192 * model_shape(QWEN_32B).saved_values * 2 / 2**30 + 0.5 + 1536 * 64 * 2 * 8 * 128 * 2 / 2**30
+    assert plan(grpo(rollout=asked)).sampler_gib == pytest.approx(WEIGHTS_32B + beside, rel=0.005)
     assert plan(grpo(rollout=asked), QWEN_7B).sampler_gib == pytest.approx(0.3 * 80)
 
 

@@ -130,6 +130,15 @@ def test_when_a_run_is_left_alone(attempts: list[Attempt], limits: LimitsConfig,
     assert reason is None if word is None else word in (reason or "")
 
 
+def test_a_stage_in_parts_is_told_of_its_parts() -> None:
+    reason = reason_to_stop(ended(*[Cause.timeout] * 3, progress=False), LimitsConfig(), in_parts=True) or ""
+    assert reason.startswith(
+        "no finished part in the last 3 attempts (limits.max_attempts_without_checkpoint=3)"
+    )
+    assert "begin a run with smaller parts (generate.items_per_part)" in reason
+    assert "checkpoint.save_every" not in reason
+
+
 def test_history_is_folded_from_events(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     run.create()

@@ -1,0 +1,73 @@
+"""Stages in parts: as many parts as keep every rank busy, and a size that is settled once."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from r1hpc.config.load import load
+from r1hpc.config.reasoning import EvaluateConfig, GenerateConfig
+from r1hpc.config.schema import RunConfig
+from r1hpc.plan.parts import idle_ranks, num_parts, part_items, with_part_size
+from r1hpc.plan.run import make_plan
+
+
+def asked(num_items: int, **generate: Any) -> RunConfig:
+    evaluate = EvaluateConfig(num_items=num_items, num_samples=16)
+    return RunConfig(stage="evaluate", evaluate=evaluate, generate=GenerateConfig(**generate))
+
+
+@pytest.mark.parametrize(
+    ("num_items", "num_ranks", "parts"),
+    [
+        (1819, 32, 122),  # GSM8K's test part and MATH-500 on four nodes
+        (1819, 1, 8),  # at most 256 items a part
+        (30, 8, 30),  # AIME, with however many samples
+        (30, 1, 4),
+        (16, 4, 16),  # docs/own-data.md
+        (1, 4, 1),
+    ],
+)
+def test_every_rank_has_parts_where_nothing_is_said(num_items: int, num_ranks: int, parts: int) -> None:
+    config = with_part_size(asked(num_items), num_ranks)
+    assert num_parts(config) == parts
+    assert parts >= min(num_items, num_ranks)
+    items = [index for number in range(parts) for index in part_items(config, number)]
+    assert items == list(range(num_items))
+
+
+def test_a_size_that_is_given_or_settled_stays() -> None:
+    given = asked(1819, items_per_part=256)
+    assert with_part_size(given, 32) == given
+    settled = with_part_size(asked(1819), 32)
+    assert with_part_size(settled, 8) == settled
+    trained = replace(asked(1819), stage="rl")
+    assert with_part_size(trained, 32) == trained
+
+
+def test_ranks_that_get_nothing_are_told_of() -> None:
+    (said,) = idle_ranks(asked(1819, items_per_part=256), 32)
+    assert said == (
+        "24 of 32 ranks get nothing to do: 1819 items in parts of 256 make 8; take 8 ranks or fewer, or "
+        "begin the run without generate.items_per_part: it then follows from the ranks"
+    )
+    (said,) = idle_ranks(with_part_size(asked(30), 32), 32)
+    assert said == "2 of 32 ranks get nothing to do: 30 items in parts of 1 make 30; take 30 ranks or fewer"
+    assert idle_ranks(with_part_size(asked(1819), 32), 32) == []
+    assert idle_ranks(RunConfig(stage="rl"), 32) == []
+
+
+def test_the_plan_is_of_these_parts() -> None:
+    """Also where nothing is settled: an estimate on other GPUs than the job asks for."""
+    shape = "model.config={model_type: gpt2, n_positions: 64, vocab_size: 27}"
+    words = ["stage=evaluate", shape, "model.from_scratch=true", "evaluate.num_items=1819"]
+    config = load(None, [*words, "rollout.max_prompt_length=16", "rollout.max_completion_length=16"])
+    plans = {nodes: make_plan(config, gpus_per_node=8, num_nodes=nodes) for nodes in (1, 4)}
+    assert {nodes: (plan.batch.global_batch_size, plan.num_steps) for nodes, plan in plans.items()} == {
+        1: (57, 32),
+        4: (15, 122),
+    }
+    small, large = (plan.memory for plan in (plans[4], plans[1]))
+    assert small is not None
+    assert large is not None
+    assert small.sampler_gib < large.sampler_gib  # a part is decoded together

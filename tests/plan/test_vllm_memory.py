@@ -1,0 +1,139 @@
+"""What vLLM starts in: its share of the card against weights, working memory and the cache of a sequence."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from r1hpc.base.errors import ConfigError
+from r1hpc.config import load
+from r1hpc.config.cluster import ClusterConfig
+from r1hpc.config.schema import RunConfig
+from r1hpc.plan.batch import Topology
+from r1hpc.plan.run import make_plan
+from r1hpc.plan.run_memory import memory_of_run, misfits
+from r1hpc.plan.shape import model_shape
+from r1hpc.plan.vllm_memory import VllmMemory, vllm_memory
+from tests.plan.test_run_memory import NODES_OF_A100, QWEN_7B, QWEN_32B, grpo
+
+QWEN_14B = {**QWEN_32B, "intermediate_size": 13824, "num_hidden_layers": 48}
+SHAPE = model_shape(QWEN_7B)
+WEIGHTS_7B = SHAPE.num_parameters * 2 / 2**30
+SEQUENCE_7B = 0.08203125
+"""GiB of 1,536 tokens by vLLM 0.32: FullAttentionSpec(16, 4, 128, bfloat16).page_size_bytes x 96 x 28."""
+
+
+def asked(options: dict[str, Any] | None = None, **changes: Any) -> RunConfig:
+    made = grpo(**changes)
+    return replace(made, rollout=replace(made.rollout, engine="vllm", vllm_options=options or {}))
+
+
+def found(config: RunConfig, card_gib: float = 80, topology: Topology = NODES_OF_A100) -> VllmMemory:
+    memory = vllm_memory(config, SHAPE, topology, card_gib)
+    assert memory is not None
+    return memory
+
+
+def said(config: RunConfig, model: dict[str, Any], card_gib: float) -> list[str]:
+    memory = memory_of_run(config, model_shape(model), NODES_OF_A100, 1536, card_gib)
+    return list(misfits(memory, gpu_gib=card_gib, host_gib=None))
+
+
+@pytest.mark.parametrize(("model", "card_gib", "share"), [(QWEN_7B, 40, 12.0), (QWEN_14B, 80, 24.0)])
+def test_a_share_that_does_not_hold_the_weights_and_what_vllm_works_in(
+    model: dict[str, Any], card_gib: float, share: float
+) -> None:
+    """vLLM would say "No available memory for the cache blocks", after the cold start."""
+    (sentence,) = said(asked(), model, card_gib)
+    assert sentence.startswith("does not fit: vLLM starts in no less than")
+    assert f"has {share:.1f} by rollout.vllm_options (gpu_memory_utilization" in sentence
+    assert "each GPU would hold" not in sentence, "there is room on the card"
+    weights = model_shape(model).num_parameters * 2 / 2**30
+    enough, too_little = (weights + more for more in (3.0, 0.9))
+    assert said(asked({"gpu_memory_utilization": enough / card_gib}), model, card_gib) == []
+    assert said(asked({"gpu_memory_utilization": too_little / card_gib}), model, card_gib)
+
+
+def test_the_share_that_does_is_named() -> None:
+    words = ["rollout.engine=vllm", "cluster.gpu_type=a100-40gb", "deepspeed.zero_stage=3"]
+    words += [f"model.config={QWEN_7B}".replace("'", ""), "train.precision=bf16"]
+
+    def plan_of(*more: str) -> Any:
+        config = load.load("rl_smoke", [*words, *more])
+        return make_plan(config, gpus_per_node=8, num_nodes=4).memory
+
+    memory = plan_of()
+    (sentence,) = misfits(memory, gpu_gib=40, host_gib=None)
+    way = sentence.partition("; it would fit with ")[2]
+    setting, _, value = way.partition("=")
+    assert setting == "rollout.vllm_options.gpu_memory_utilization"
+    assert memory.vllm_least_gib <= 40 * float(value) < 40 * 0.5
+    assert list(misfits(plan_of(way), gpu_gib=40, host_gib=None)) == []
+    less = f"{setting}={memory.vllm_least_gib / 40 - 0.01:.2f}"
+    assert list(misfits(plan_of(less), gpu_gib=40, host_gib=None)), "and a little less does not"
+
+
+def test_the_least_by_hand() -> None:
+    a100 = found(asked())
+    assert a100.fixed_gib == pytest.approx(WEIGHTS_7B + 8192 * SHAPE.saved_values * 2 / 2**30 + 0.5)
+    assert a100.least_gib - a100.fixed_gib == pytest.approx(SEQUENCE_7B)
+    assert a100.wanted_gib - a100.fixed_gib == pytest.approx(16 * SEQUENCE_7B), "one prompt's completions"
+    small = found(asked({"max_num_batched_tokens": 1024, "max_num_seqs": 8}))
+    assert small.fixed_gib < a100.fixed_gib - 1
+    # On an H100 vLLM takes twice the tokens and four times the sequences at once.
+    h100 = found(asked(cluster=ClusterConfig(gpu_type="h100")))
+    assert h100.fixed_gib - WEIGHTS_7B - 0.5 == pytest.approx(2 * (a100.fixed_gib - WEIGHTS_7B - 0.5))
+
+
+def test_sequences_so_long_that_none_fits() -> None:
+    long = replace(asked().rollout, max_completion_length=131_072 - 512)
+    memory = found(replace(asked(), rollout=long), 40)
+    assert memory.least_gib - memory.fixed_gib == pytest.approx(SEQUENCE_7B * 131_072 / 1536)
+    assert memory.given_gib < memory.least_gib
+
+
+def test_a_tied_head_is_a_tensor_of_its_own_in_vllm() -> None:
+    tied = {**QWEN_7B, "tie_word_embeddings": True}
+    memory = vllm_memory(asked(), model_shape(tied), NODES_OF_A100, 80)
+    assert memory is not None
+    assert memory.fixed_gib == pytest.approx(found(asked()).fixed_gib)
+
+
+def test_a_cache_that_is_given_goes_before_the_share() -> None:
+    enough, short = (found(asked({"kv_cache_memory_bytes": given})) for given in (2**30, 1000))
+    assert enough.given_gib == pytest.approx(enough.fixed_gib + 1)
+    assert enough.taken_gib == pytest.approx(0.3 * 80), "which is to be free when it starts, all the same"
+    assert short.given_gib < short.least_gib
+    assert said(asked({"kv_cache_memory_bytes": 2**30}), QWEN_7B, 80) == []
+    assert said(asked({"kv_cache_memory_bytes": 1000}), QWEN_7B, 80)
+
+
+def test_vllm_that_does_not_sleep_is_there_during_the_updates() -> None:
+    plans = [
+        memory_of_run(asked(options), SHAPE, NODES_OF_A100, 1536)
+        for options in ({}, {"enable_sleep_mode": False})
+    ]
+    training = plans[0].activations_gib + plans[0].logits_gib
+    assert plans[1].total_gib - plans[0].total_gib == pytest.approx(training)
+
+
+def test_on_a_cpu_it_has_no_share_of_a_card() -> None:
+    ranks = Topology(1, 2, 0)
+    memory = found(asked(), topology=ranks)
+    assert memory.taken_gib == pytest.approx(WEIGHTS_7B + 1)
+    held = memory_of_run(asked(), SHAPE, ranks, 1536)
+    assert held.sampler_gib == memory.taken_gib
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gpu_memory_utilization": 30}, r"gpu_memory_utilization is 30: .* above 0 and at most 1"),
+        ({"gpu_memory_utilization": "half"}, r"gpu_memory_utilization is 'half'"),
+        ({"kv_cache_memory_bytes": "2**30"}, r"is '2\*\*30': it must be a whole number.* 1073741824"),
+        ({"max_num_seqs": 0}, r"max_num_seqs is 0: it must be a whole number"),
+    ],
+)
+def test_options_that_are_no_numbers(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        found(asked(options))
