@@ -53,6 +53,9 @@ class RunDir:
     evaluation = _Inside("evaluation.json")
     transcripts = _Inside("transcripts.txt")
 
+    # What vLLM reads of the model beside the trainer.
+    served = _Inside("served")
+
     # Stage serve, see serving.address.
     server = _Inside("server")
     server_key = _Inside("server/key")

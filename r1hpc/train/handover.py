@@ -2,14 +2,15 @@
 
     config = served_config(network)                 # what the engine is built from
     for name, value in served_weights(network): ... # every tensor; all ranks together
-    difference = measure(network, sample, ids, longest)
-    check(difference, handover_limit(config), group)  # TrainError on all ranks, if one is above
+    proof = prove(network, sample, ids, longest, device)
+    check(proof, the_one_before, handover_limit(config), group)  # TrainError on all ranks, if one fails
 
 That a hand-over raised nothing says little. vLLM 0.32 on a CPU keeps a packed copy of a tied output head that
 a reload does not reach, and samples from the new layers under the old head without a word; so a tied head is
 sent, and served, as a tensor of its own. The proof asks for a few completions of made-up prompts and compares
-their log-probabilities with the trainer's own: it sees a head or a layer that was left out, and a policy of
-before.
+their log-probabilities with the trainer's own: it sees a head or a layer that was left out. Half precision
+allows so much rounding that a policy of one small update before would pass; such an engine says again, to the
+last bit, what it said at the proof before, while the trainer does not.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from r1hpc.config.schema import Precision, RunConfig
@@ -30,14 +32,39 @@ from r1hpc.train.sampling import Request, Samples, logprob_limit, streams
 _NUM_PROMPTS = 8
 _LONGEST_PROMPT = 16
 _LONGEST_COMPLETION = 16
+_MOVED = 1e-4
+"""Nats a token: the trainer's log-probabilities are those of another policy."""
 
 
 @dataclass(frozen=True)
-class Difference:
-    """|log-probability by the engine - by the trainer| over the tokens of the completions, in nats."""
+class Proof:
+    """Completions of made-up prompts, and log-probabilities of their tokens in nats; each (n, longest)."""
 
-    mean: float
-    largest: float
+    tokens: npt.NDArray[np.int32]
+    inside: npt.NDArray[np.bool_]
+    """What is no padding."""
+    engine: npt.NDArray[np.float32]
+    trainer: Floats
+
+    @property
+    def mean(self) -> float:
+        """|by the engine - by the trainer| over the tokens."""
+        return float(self._off().mean())
+
+    @property
+    def largest(self) -> float:
+        return float(self._off().max())
+
+    def repeats(self, earlier: "Proof") -> bool:
+        """Whether the engine says what it said then, and the trainer something else."""
+        if not np.array_equal(self.tokens, earlier.tokens):
+            return False
+        moved = np.abs(self.trainer - earlier.trainer)[self.inside].mean()
+        return np.array_equal(self.engine, earlier.engine) and bool(moved > _MOVED)
+
+    def _off(self) -> Floats:
+        off: Floats = np.abs(self.trainer - self.engine)[self.inside]
+        return off
 
 
 def served_config(network: Any) -> dict[str, Any]:
@@ -69,15 +96,14 @@ def handover_limit(config: RunConfig) -> float:
     return 3 * limit if is_rounded and config.rollout.max_logprob_difference is None else limit
 
 
-def measure(
+def prove(
     network: Any,
     sample: Callable[[Request], Samples],
     ids: SpecialIds,
     longest: int,
     device: torch.device,
-) -> Difference:
-    """How far the engine's log-probabilities of its own completions are from the trainer's. Under ZeRO 3
-    collective.
+) -> Proof:
+    """The engine's completions, with its log-probabilities and the trainer's. Under ZeRO 3 collective.
 
     Args:
         longest: tokens of prompt and completion that the engine takes.
@@ -86,17 +112,27 @@ def measure(
     samples = sample(request)
     ours = _logprobs(network, request, samples, device)
     inside = np.arange(samples.tokens.shape[1])[None, :] < samples.lengths[:, None]
-    off = np.abs(ours - samples.logprobs)[inside]
-    return Difference(float(off.mean()), float(off.max()))
+    return Proof(samples.tokens, inside, samples.logprobs, ours)
 
 
-def check(difference: Difference, limit: float, group: Group) -> None:
+def check(proof: Proof, earlier: Proof | None, limit: float, group: Group) -> None:
     """Refuse, on all ranks alike, an engine whose log-probabilities are not the trainer's.
 
+    Args:
+        earlier: the proof before, by the same engine.
+
     Raises:
-        TrainError: on some rank the mean is above `limit`, or is not a number.
+        TrainError: on some rank the mean difference is above `limit`, or is not a number, or the engine
+            repeats the proof before.
     """
-    means = group.gather(difference.mean)
+    means = group.gather(proof.mean)
+    repeated = group.gather(earlier is not None and proof.repeats(earlier))
+    if any(repeated):
+        raise TrainError(
+            f"the hand-over did not reach vLLM: on rank {repeated.index(True)} it computes, to the last bit, "
+            "what it did before the updates since, and the trainer does not. Resume, which starts a new "
+            "engine, or begin a run with rollout.engine=sampler from an export of this one"
+        )
     rank = int(np.argmax(np.nan_to_num(means, nan=np.inf)))
     if means[rank] <= limit:
         return

@@ -35,7 +35,7 @@ class Experience:
     """(n, longest): the critic's values before the first update; PPO only."""
     old_logprobs: Floats | None = None
     """(n, longest): the trainer's log-probabilities before the first of several updates, where importance is
-    corrected; else the sampler's stand for them."""
+    corrected, and for GSPO in half precision; else the sampler's stand for them."""
 
     def prompt_of(self, row: int) -> tuple[int, ...]:
         return self.prompts[row // self.groups.num_members]

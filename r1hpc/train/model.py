@@ -39,7 +39,7 @@ def build_model(
     Dropout is what hf_config says; where it says nothing it is transformers' default (GPT-2's is 0.1).
 
     Args:
-        hf_config: a config.json as a dictionary, vocabulary included (plan.shape.load_model_config).
+        hf_config: a config.json as a dictionary, vocabulary included (plan.model.load_model_config).
         lie: how its parameters are to lie; None: whole, in fp32, on the CPU.
 
     Raises:

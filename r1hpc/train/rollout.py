@@ -105,8 +105,8 @@ class Rollout:
     values: npt.NDArray[np.float64] | None = None
     """(n, longest), after a resume under PPO: the critic's values from before the updates made since."""
     old_logprobs: npt.NDArray[np.float64] | None = None
-    """Likewise, where importance is corrected: the trainer's own log-probabilities, by the policy that
-    sampled."""
+    """Likewise, where importance is corrected, and for GSPO in half precision: the trainer's own
+    log-probabilities, by the policy that sampled."""
     engine_facts: dict[str, float] = field(default_factory=dict)
     """What train.jsonl says of the hand-over of weights before it, on this rank."""
 

@@ -20,6 +20,7 @@ import torch
 
 from r1hpc.config.schema import RunConfig
 from r1hpc.plan.batch import updates_per_rollout
+from r1hpc.plan.old_policy import corrects_importance, works_out_old_policy
 from r1hpc.train.algorithms import (
     Floats,
     gae,
@@ -68,14 +69,12 @@ class Updater:
         self._reference = reference
         self._is_ppo = config.rl.algorithm == "ppo"
         self._distills = config.rl.algorithm == "distill"
-        self.corrects_importance = config.rl.importance_sampling == "truncated" or (
-            config.rl.importance_sampling == "auto" and config.rollout.engine == "vllm" and not self._distills
-        )
+        self.corrects_importance = corrects_importance(config)
         self._heads: dict[int, OutputHead] = {}
 
     def prepare(self, engine: Any, rollout: Rollout, prompts: Sequence[tuple[int, ...]]) -> Experience:
         """Advantages of a rollout, and what must be known of the networks as they are before its updates: the
-        critic's values under PPO, the old log-probabilities where importance is corrected. Collective."""
+        critic's values under PPO, the old log-probabilities where the sampler's will not do. Collective."""
         rl, groups = self._config.rl, rollout.groups
         longest = groups.tokens.shape[1]
         # Overlong filtering (DAPO, arXiv 2503.14476, section 3.4): a completion that was cut off says nothing
@@ -84,7 +83,7 @@ class Updater:
         inside = np.arange(longest)[None, :] < groups.lengths[:, None]
         bare = Experience(groups, tuple(prompts), np.zeros(inside.shape), counts)
         old_logprobs = rollout.old_logprobs
-        if old_logprobs is None and self.corrects_importance and self._num_updates > 1:
+        if old_logprobs is None and works_out_old_policy(self._config):
             old_logprobs = self._worked_out(engine, bare, self._logprobs)
         if self._distills:
             return bare
@@ -205,12 +204,14 @@ class Updater:
     ) -> torch.Tensor:
         """The clipped loss of the policy, and its KL term."""
         rl, logprobs = self._config.rl, forward.logprobs
-        # With a single update per rollout the old policy is the policy: the ratio is 1 and its gradient that
-        # of log pi. The trainer's own values keep the sampler's rounding (bf16, other kernels) out of it.
-        on_policy = is_first and self._num_updates == 1
-        old = logprobs.detach() if on_policy else sampled
-        if experience.old_logprobs is not None:
+        # In the first update the old policy is the policy: the ratio is 1, its gradient that of log pi. The
+        # trainer's own values keep the rounding of the sampler, and of other micro batches, out of it.
+        if is_first and (self._num_updates == 1 or experience.old_logprobs is not None):
+            old = logprobs.detach()
+        elif experience.old_logprobs is not None:
             old = batch.spread(experience.old_logprobs)
+        else:
+            old = sampled
         importance = None
         if self.corrects_importance:
             importance = importance_weights(old, sampled, batch.mask, rl.importance_cap)

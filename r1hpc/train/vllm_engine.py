@@ -23,12 +23,10 @@ import importlib.metadata
 import json
 import os
 import random
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,10 +34,11 @@ import torch
 from packaging.specifiers import SpecifierSet
 
 from r1hpc.base.errors import ConfigError, R1hpcError
+from r1hpc.base.files import write_atomic
 from r1hpc.tasks.tokenizer import SpecialIds
 from r1hpc.train.attention import OURS
 from r1hpc.train.distributed import Group
-from r1hpc.train.handover import check, handover_limit, measure, served_config, served_weights
+from r1hpc.train.handover import Proof, check, handover_limit, prove, served_config, served_weights
 from r1hpc.train.sampling import Request, Samples, fingerprint
 from r1hpc.train.session import Job
 
@@ -61,6 +60,8 @@ _DEFAULTS = {
     "MASTER_ADDR": "127.0.0.1",
     "MASTER_PORT": "29500",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # threads as the trainer has them
+    # On a GPU fp32 has Triton's attention alone, which multiplies in TF32 if nothing is said (read, not run).
+    "TRITON_F32_DEFAULT": "ieee",
 }
 """Set where they are not."""
 _engines: list[Any] = []
@@ -85,12 +86,15 @@ class VllmSampler:
             )
         self._vllm = _import_vllm(job.group.device.type)
         self._config = job.config
+        self._folder = job.run.served
+        self._watchdog = job.watchdog
         self._group = job.group
         self._ids = ids
         self._llm: Any = None
         self._asleep = False
         self._num_calls = self._num_handovers = 0
         self._facts: dict[str, float] = {}
+        self._proof: Proof | None = None
 
     def sync_weights(self, network: torch.nn.Module) -> str:
         """Hand the weights over, adapters merged, and prove it where it is due; names them by their bits.
@@ -100,10 +104,12 @@ class VllmSampler:
             TrainError: what it computes afterwards is not what the trainer computes.
         """
         started = time.monotonic()
-        with _same_fate(self._group), _streams_kept(self._group.device):
+        with _streams_kept(self._group.device):
             if self._llm is None:
+                self._watchdog.beat("starting vLLM")
                 self._llm = self._start(network)
-            policy_id = self._load(network)
+            with _same_fate(self._group):
+                policy_id = self._load(network)
         self._facts = {"handover_time_s": time.monotonic() - started}
         if self._num_handovers % self._config.rollout.prove_every == 0:
             self._prove(network)
@@ -129,7 +135,8 @@ class VllmSampler:
 
     @property
     def _can_sleep(self) -> bool:
-        return self._group.device.type == "cuda"
+        asked = self._config.rollout.vllm_options.get("enable_sleep_mode", True)
+        return bool(asked) and self._group.device.type == "cuda"
 
     @property
     def _longest(self) -> int:
@@ -150,7 +157,8 @@ class VllmSampler:
         if self._asleep:
             self._llm.wake_up(tags=["kv_cache"])
             self._asleep = False
-        self._llm.reset_prefix_cache()  # what it holds was computed by the weights before
+        if not self._llm.reset_prefix_cache():  # what it holds was computed by the weights before
+            raise R1hpcError("vLLM keeps what it computed by the weights of before")
         return names.hexdigest()[:16]
 
     def _prove(self, network: torch.nn.Module) -> None:
@@ -160,12 +168,13 @@ class VllmSampler:
             assert samples is not None
             return samples
 
-        difference = measure(network, sample, self._ids, self._longest, self._group.device)
+        proof = prove(network, sample, self._ids, self._longest, self._group.device)
         self._facts |= {
-            "handover_logprob_difference": difference.mean,
-            "handover_largest_logprob_difference": difference.largest,
+            "handover_logprob_difference": proof.mean,
+            "handover_largest_logprob_difference": proof.largest,
         }
-        check(difference, handover_limit(self._config), self._group)
+        check(proof, self._proof, handover_limit(self._config), self._group)
+        self._proof = proof
 
     def _complete(self, request: Request, should_stop: Callable[[], bool]) -> list[Any] | None:
         """vLLM's completion of each row; None when `should_stop` said so in between."""
@@ -186,6 +195,9 @@ class VllmSampler:
         return [finished[row] for row in range(len(rows))]
 
     def _start(self, network: torch.nn.Module) -> Any:
+        """From the run's folder: vLLM keeps what it compiled under its path, and a later attempt finds it."""
+        self._folder.mkdir(exist_ok=True)
+        write_atomic(self._folder / "config.json", json.dumps(served_config(network)))
         options = {
             "skip_tokenizer_init": True,
             "load_format": "dummy",
@@ -195,12 +207,12 @@ class VllmSampler:
             "distributed_executor_backend": "external_launcher",
             "generation_config": "vllm",  # not the sampling defaults of the model's folder
             "logprobs_mode": "processed_logprobs",  # after temperature and truncation
-            **(_ON_GPU if self._can_sleep else _ON_CPU),
+            **(_ON_GPU if self._group.device.type == "cuda" else _ON_CPU),
             **self._config.rollout.vllm_options,
         }
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "config.json").write_text(json.dumps(served_config(network)))
-            _engines.append(self._vllm.LLM(model=folder, **options))
+        # Not _same_fate: the other ranks are inside collectives of vLLM's, which end when this one leaves.
+        with _one_sentence(self._group.rank):
+            _engines.append(self._vllm.LLM(model=str(self._folder), **options))
         return _engines[-1]
 
     def _prompt(self, request: Request, row: int) -> Any:
@@ -217,6 +229,7 @@ class VllmSampler:
             seed=int(request.streams[row]) >> 1,  # a signed 64-bit number in vLLM
             max_tokens=request.max_completion_length,
             stop_token_ids=list(self._ids.stops),
+            ignore_eos=True,  # the one of config.json, which may be an ordinary token of this tokenizer
             logprobs=0,  # of the sampled token alone
             detokenize=False,
             output_kind=self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY,  # not an object a token
@@ -272,26 +285,33 @@ def installed_version() -> str:
 
 
 @contextmanager
-def _same_fate(group: Group) -> Iterator[None]:
-    """What vLLM raises in here is one sentence, on all ranks, so that none waits for another in vain.
+def _one_sentence(rank: int) -> Iterator[None]:
+    """What vLLM raises in here, as an R1hpcError; its traceback is in the rank's log.
 
     It raises what it likes: ValueError, RuntimeError, pydantic's ValidationError, a bare AssertionError.
     """
-    failure = None
     try:
         yield
     except Exception as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()
-        failure = " ".join(said[:3])
-        # Said here too: a rank that is inside a collective of vLLM's will not come to the next line.
         traceback.print_exc()
-    failures = [(rank, said) for rank, said in enumerate(group.gather(failure)) if said]
-    if failures:
-        rank, first = failures[0]
+        said = (str(error).strip() or type(error).__name__).splitlines()
         raise R1hpcError(
-            f"vLLM cannot run this model as it is configured; on rank {rank} it said: {first}. Change "
-            "rollout.vllm_options, or use rollout.engine=sampler"
-        )
+            f"vLLM cannot run this model as it is configured; on rank {rank} it said: {' '.join(said[:3])}. "
+            "Change rollout.vllm_options, or use rollout.engine=sampler"
+        ) from None
+
+
+@contextmanager
+def _same_fate(group: Group) -> Iterator[None]:
+    """Where one rank fails all do, with its sentence, so that none waits for another in vain."""
+    failure = None
+    try:
+        with _one_sentence(group.rank):
+            yield
+    except R1hpcError as error:
+        failure = str(error)
+    if failures := [said for said in group.gather(failure) if said]:
+        raise R1hpcError(failures[0])
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """An update against the plain loss over all rows: what is left out, dealt and padded changes nothing."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -192,6 +193,22 @@ def test_importance_is_corrected_where_vllm_samples_or_it_is_asked_for(
     )
     updater = Updater(settings, Group(0, 0, 1, torch.device("cpu")), 0, None)
     assert updater.corrects_importance is corrects
+
+
+@pytest.mark.parametrize(("precision", "clips"), [(Precision.bf16, False), (Precision.fp32, True)])
+def test_in_half_precision_gspo_does_not_clip_the_rounding_of_the_sampler(
+    precision: Precision, clips: bool
+) -> None:
+    """The sampler's log-probabilities are not the trainer's here; the policy is the same in both updates."""
+    settings = config(ratio="sequence", clip_low=3e-4, clip_high=4e-4)
+    settings = replace(settings, train=replace(settings.train, precision=precision))
+    updater = Updater(settings, Group(0, 0, 1, torch.device("cpu")), 0, None)
+    engine = PlainEngine(network())
+    experience = updater.prepare(engine, Rollout(groups(), "policy", NUM_GROUPS), PROMPTS)
+    for update in (0, 1):
+        tally = Tally()
+        list(updater.losses(engine, experience, updater.rows_of(experience, update), update == 0, tally))
+        assert (Sums(*tally.numbers()).clipped > 0) is clips
 
 
 def test_a_group_that_teaches_nothing_costs_nothing() -> None:

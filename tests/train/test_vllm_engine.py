@@ -5,6 +5,7 @@ MOCK: sleeping between rollouts is for GPUs only, so a stand-in records the orde
 
 import sys
 import tomllib
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -14,8 +15,10 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from r1hpc.base.errors import ConfigError, R1hpcError
+from r1hpc.base.rundir import RunDir
 from r1hpc.config.reasoning import RolloutConfig
 from r1hpc.config.schema import ModelConfig, Precision, RunConfig, TrainConfig
+from r1hpc.submit import main as submit
 from r1hpc.tasks.tokenizer import SpecialIds
 from r1hpc.train import vllm_engine
 from r1hpc.train.distributed import Group
@@ -39,7 +42,8 @@ class OneRank(Group):
 
 def job(model: ModelConfig | None = None, device: str = "cpu") -> Any:
     config = RunConfig(stage="rl", model=model or ModelConfig(), rollout=RolloutConfig(engine="vllm"))
-    return SimpleNamespace(config=config, group=OneRank(0, 0, 1, torch.device(device)))
+    run, group = RunDir("run"), OneRank(0, 0, 1, torch.device(device))
+    return SimpleNamespace(config=config, group=group, run=run, watchdog=None)
 
 
 @pytest.fixture
@@ -94,12 +98,23 @@ def test_the_extras_have_the_bounds_that_are_checked() -> None:
         ({"pipeline_parallel_size": 2}, "every rank has its own engine"),
         ({"load_format": "auto"}, "is for r1hpc to set"),
         ({"dtype": "float16"}, "is for r1hpc to set"),
+        ({"max_model_len": -1}, "is for r1hpc to set, or may change what is sampled"),
+        ({"quantization_config": {}}, "may change what is sampled"),
+        ({"gpu_memory_utilisation": 0.5}, "did you mean 'gpu_memory_utilization'"),
+        ({"enable_sleep_mode": True}, "can only be false"),
     ],
 )
 def test_options_that_would_break_the_hand_over_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         RolloutConfig(vllm_options=options)
     RolloutConfig(vllm_options={"tensor_parallel_size": 1, "gpu_memory_utilization": 0.5})
+    RolloutConfig(vllm_options={"enable_sleep_mode": False})
+
+
+def test_a_temperature_that_vllm_would_change_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"vLLM samples at 0\.01 at least"):
+        RolloutConfig(engine="vllm", temperature=0.005)
+    RolloutConfig(engine="sampler", temperature=0.005)
 
 
 def test_the_limit_is_as_tight_as_the_precision_allows() -> None:
@@ -137,7 +152,11 @@ def test_on_a_gpu_it_sleeps_between_rollouts() -> None:
     calls: list[Any] = []
 
     def record(name: str) -> Any:
-        return lambda *args, **kwargs: calls.append((name, *args, *kwargs.get("tags", ())))
+        def called(*args: Any, **kwargs: Any) -> bool:
+            calls.append((name, *args, *kwargs.get("tags", ())))
+            return True
+
+        return called
 
     sampler = VllmSampler(job(), IDS)
     sampler._group = OneRank(0, 0, 1, torch.device("cuda"))
@@ -151,3 +170,12 @@ def test_on_a_gpu_it_sleeps_between_rollouts() -> None:
         *("sleep", "wake_up", "collective_rpc", "wake_up", "reset_prefix_cache")
     ]
     assert [call[1] for call in calls if call[0] == "wake_up"] == ["weights", "kv_cache"]
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gemma2"])
+def test_a_family_whose_weights_it_calls_otherwise_is_refused_before_the_queue(
+    tmp_path: Path, family: str
+) -> None:
+    words = ["jobs/rl_smoke.yaml", "--executor", "local", "--dry-run", "--run-root", str(tmp_path)]
+    with pytest.raises(ConfigError, match=f"is not handed a model of type {family}"):
+        submit([*words, "rollout.engine=vllm", f"model.config.model_type={family}"])

@@ -1,5 +1,6 @@
 """rollout.engine=vllm with vLLM itself, on a CPU: `make test-vllm`, in an environment of its own."""
 
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -12,12 +13,14 @@ import pytest
 import torch
 
 from r1hpc.base.errors import R1hpcError
+from r1hpc.base.rundir import RunDir
 from r1hpc.config.reasoning import RolloutConfig
 from r1hpc.config.schema import ModelConfig, Precision, RunConfig, TrainConfig
 from r1hpc.tasks.tokenizer import SpecialIds
 from r1hpc.train import handover, vllm_engine
 from r1hpc.train.distributed import Group
 from r1hpc.train.errors import TrainError
+from r1hpc.train.handover import handover_limit
 from r1hpc.train.model import build_model, wrap_lora
 from r1hpc.train.sampling import Request, Samples, streams
 from r1hpc.train.vllm_engine import VllmSampler
@@ -29,6 +32,9 @@ IDS = SpecialIds(pad=0, eos=1)
 QWEN2 = {"model_type": "qwen2", "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
 QWEN2 |= {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 48, "initializer_range": 0.2}
 TIED, UNTIED = QWEN2 | {"tie_word_embeddings": True}, QWEN2 | {"tie_word_embeddings": False}
+LLAMA = UNTIED | {"model_type": "llama", "head_dim": 32}
+"""A config.json that names no end has that of its class: 2, an ordinary token here."""
+REFUSED = r"vLLM does not compute what the trainer does|the hand-over did not reach vLLM"
 BATCH = torch.randint(48, (2, 12), generator=torch.Generator().manual_seed(0))
 
 
@@ -47,7 +53,8 @@ def job(
             **rollout,
         ),
     )
-    return SimpleNamespace(config=config, group=group)
+    beats = SimpleNamespace(beat=lambda what: None)
+    return SimpleNamespace(config=config, group=group, run=RunDir(tempfile.mkdtemp()), watchdog=beats)
 
 
 def largest(sampler: VllmSampler) -> float:
@@ -105,8 +112,20 @@ def half_precision(group: Group, folder: Path) -> None:
     for what in ("stale head", "missing layer"):  # what was never handed over shows in half precision too
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(vllm_engine, "served_weights", partial(serve, SPOILED[what], None))
-            with pytest.raises(TrainError, match="vLLM does not compute what the trainer does"):
+            with pytest.raises(TrainError, match=REFUSED):
                 VllmSampler(job(group, Precision.bf16), IDS).sync_weights(engine.module)
+    # A policy of one small update before is within the rounding: that it says the same again gives it away.
+    engine = engine_around(build_model(ModelConfig(), TIED, seed=3), 1, Precision.bf16, lr=1e-3)
+    sampler = VllmSampler(job(group, Precision.bf16), IDS)
+    sampler.sync_weights(engine.module)
+    before = [(name, value.clone()) for name, value in ORIGINAL(engine.module)]
+    train(engine, [BATCH])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vllm_engine, "served_weights", partial(serve, SPOILED["old policy"], before))
+        with pytest.raises(TrainError, match="the hand-over did not reach vLLM"):
+            sampler.sync_weights(engine.module)
+    assert sampler.facts()["handover_logprob_difference"] < handover_limit(job(group, Precision.bf16).config)
+    sampler.sync_weights(engine.module)
 
 
 def planted(group: Group, folder: Path) -> None:
@@ -120,7 +139,7 @@ def planted(group: Group, folder: Path) -> None:
             train(engine, [BATCH])
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(vllm_engine, "served_weights", partial(serve, spoiled, before))
-                with pytest.raises(TrainError, match="vLLM does not compute what the trainer does"):
+                with pytest.raises(TrainError, match=REFUSED):
                     sampler.sync_weights(engine.module)
             print(what, hf_config["tie_word_embeddings"], sampler.facts(), flush=True)
             sampler.sync_weights(engine.module)  # the next one is whole
@@ -139,7 +158,7 @@ def tied_in_vllm(group: Group, folder: Path) -> None:
 
 
 def sampling(group: Group, folder: Path) -> None:
-    network = build_model(ModelConfig(), UNTIED, seed=3)
+    network = build_model(ModelConfig(), LLAMA, seed=3)
     sampler = VllmSampler(job(group, prove_every=2), IDS)
     torch.manual_seed(5)
     sampler.sync_weights(network)
@@ -149,6 +168,7 @@ def sampling(group: Group, folder: Path) -> None:
     assert torch.equal(torch.rand(3), drawn), "dropout's stream was moved"
     assert samples.tokens.shape[0] == 12
     assert {bool(ended) for ended in samples.ended} == {True, False}, "both kinds of end are wanted here"
+    assert 2 in samples.tokens, "what would end a completion by the config.json is wanted here"
     for row, length in enumerate(samples.lengths):
         prompt, ids = request().prompts[row // 4], samples.tokens[row, :length].tolist()
         assert samples.ended[row] == (ids[-1] == IDS.eos)

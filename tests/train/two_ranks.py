@@ -67,8 +67,8 @@ def run_on_ranks(body: Body, folder: Path, num_ranks: int, timeout_s: float = 12
     assert [rank.returncode for rank in ranks] == [0] * num_ranks, "\n".join(said)
 
 
-def engine_around(network: nn.Module, zero_stage: int, precision: Precision) -> Any:
-    """A DeepSpeed engine with AdamW of a rate that shows after one step."""
+def engine_around(network: nn.Module, zero_stage: int, precision: Precision, lr: float = 1e-2) -> Any:
+    """A DeepSpeed engine with AdamW; of a tiny model the default rate shows after one step."""
     import deepspeed
 
     engine, *_ = deepspeed.initialize(
@@ -77,7 +77,7 @@ def engine_around(network: nn.Module, zero_stage: int, precision: Precision) -> 
         config={
             "train_micro_batch_size_per_gpu": 2,
             "steps_per_print": 10**12,
-            "optimizer": {"type": "AdamW", "params": {"lr": 1e-2, "torch_adam": True}},
+            "optimizer": {"type": "AdamW", "params": {"lr": lr, "torch_adam": True}},
             # Small enough that ZeRO 3 really parts the parameters of a tiny model.
             "zero_optimization": {"stage": zero_stage, "stage3_param_persistence_threshold": 40},
             "bf16": {"enabled": precision is Precision.bf16},
