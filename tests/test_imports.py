@@ -34,7 +34,8 @@ _MAY_IMPORT = {
     "rehearsal": (*_SHARED, "slurm", "telemetry", "attempt"),
     "reporting": (*_SHARED, "slurm", "telemetry", "serving", "attempt", "accounting"),
     "submission": (
-        *(*_SHARED, "slurm", "data", "telemetry", "tracking", "tasks", "estimator", "attempt", "accounting"),
+        *(*_SHARED, "slurm", "data", "checkpoint", "telemetry", "tracking", "tasks", "estimator", "attempt"),
+        "accounting",
     ),
 }
 """Below each package those it may import, beside itself."""

@@ -220,6 +220,11 @@ _OWN_OF_DEEPSPEED = {
 """Keys of DeepSpeed's config by which placement, plan, loss and checkpoints go: each has one place."""
 
 
+def zero_converts(saved: object, asked: int) -> bool:
+    """Whether a checkpoint of one ZeRO stage can be resumed under another: DeepSpeed converts 1 and 2."""
+    return saved == asked or {saved, asked} == {1, 2}
+
+
 @dataclass(frozen=True)
 class DeepspeedConfig:
     """Settings of DeepSpeed. The batch sizes, precision and schedule come from `train`."""

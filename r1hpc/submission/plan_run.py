@@ -20,9 +20,10 @@ from r1hpc.base.files import read_object
 from r1hpc.base.lock import is_free
 from r1hpc.base.rundir import RunDir, open_run
 from r1hpc.base.units import parse_memory_gib
+from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config import freeze, load, plugins
 from r1hpc.config.packages import check_packages
-from r1hpc.config.schema import TRAINED_STAGES, RunConfig
+from r1hpc.config.schema import SAMPLED_STAGES, TRAINED_STAGES, RunConfig, zero_converts
 from r1hpc.data.preview import preview_vocab_size
 from r1hpc.estimator.workload import ASSUMED_GPU
 from r1hpc.plan.compression import check_compression
@@ -36,17 +37,22 @@ from r1hpc.plan.tensors import check_tensors
 from r1hpc.plan.weights import check_weights
 from r1hpc.slurm import decide, fields, flags, script
 from r1hpc.slurm.probe import ClusterFacts
+from r1hpc.submission.advice import seldom_meant
 from r1hpc.submission.missing_dataset import refuse_long_build
 from r1hpc.submission.order import DEFAULT_JOB, Order, Purpose
 from r1hpc.submission.run_estimate import estimate_for
 from r1hpc.submission.served_model import check_named, check_served
 from r1hpc.submission.training_data import check_mix_goes_on, check_sources, check_training_data
+from r1hpc.tasks.trained_on import check_trained_on
 from r1hpc.telemetry.attempts import read_history
 from r1hpc.telemetry.save_speed import measured_save_speed
 from r1hpc.tracking.check import check_trackers
 
 ASSUMED_GPUS_PER_NODE = 8
 """Where nothing says how many a node has, and no cluster is asked."""
+_NOT_BY_VLLM = ("mixtral", "gemma2")
+"""vLLM 0.32 has transformers' former names of Mixtral's experts, and no output head of Gemma 2's (read in its
+sources, not run)."""
 _MOST_ENCODED = 5000
 """Prompts, the longest of those that are known: a second or two."""
 _MAY_CHANGE_SECTIONS = ("resources.", "cluster.", "limits.", "monitor.", "checkpoint.")
@@ -143,7 +149,21 @@ def plan_resumed_run(order: Order) -> PlannedRun:
             f"{run.run_id} is finished; to train on, give train.num_steps={frozen.train.num_steps * 2}"
         )
     check_mix_goes_on(frozen, config)
+    _check_stage_goes_on(run, config)
     return plan_run(run, config, order, is_new=False)
+
+
+def _check_stage_goes_on(run: RunDir, config: RunConfig) -> None:
+    """Refuse a ZeRO stage that the checkpoint cannot be converted to, before the queue."""
+    newest = next(iter(CheckpointStore(run.checkpoints).list()), None)
+    if newest is None:
+        return
+    saved, asked = newest.manifest.meta.get("zero_stage"), config.deepspeed.zero_stage
+    if not zero_converts(saved, asked):
+        raise UsageError(
+            f"{run.run_id} has a checkpoint of ZeRO {saved}, and DeepSpeed converts only between 1 and 2: "
+            f"resume with deepspeed.zero_stage={saved}, or begin another run from an export of this one"
+        )
 
 
 def _was_stopped_early(run: RunDir, config: RunConfig) -> bool:
@@ -188,6 +208,7 @@ def plan_run(
         _check_weights(config, expected_model)
         _check_teacher(config, expected_teacher, tokenizer_to_come=_tokenizer_to_come(config, expected_model))
         check_training_data(config, to_come, tokenizer_to_come=_tokenizer_to_come(config, expected_model))
+        check_trained_on(config, to_come)
         config = _with_counted_questions(config)
     else:
         check_sources(config)
@@ -196,9 +217,10 @@ def plan_run(
     asking, as_expected = config, expected_model
     if expected_model is not None and tokenizer_folder is not None:  # what will be there is here already
         asking, as_expected = replace(config, model=replace(config.model, path=tokenizer_folder)), None
-    _check_questions(asking, as_expected, code=None if is_new else run.code)
+    repeats = _check_questions(asking, as_expected, code=None if is_new else run.code)
     vocabulary = vocab_size(config)
     executor, notes = decide.choose_executor(order.executor, will_submit=order.purpose is Purpose.start)
+    notes += repeats
     check_trackers(config, executor)
     decision = decide.decide(
         config,
@@ -227,7 +249,7 @@ def plan_run(
     ignored = ", ".join(flags.ignored_variables(os.environ))
     notes += [f"not used from the environment: {ignored}"] if ignored else []
     notes += [*decision.notes, *no_estimate, *_memory_notes(decision.config, decision.plan)]
-    notes += _other_tokenizer(config)
+    notes += [*_other_tokenizer(config), *seldom_meant(config)]
     return PlannedRun(run, executor, decision.config, decision.plan, text, tuple(notes), is_new, estimate)
 
 
@@ -250,13 +272,27 @@ def _memory_notes(config: RunConfig, plan: RunPlan) -> list[str]:
 def _check_weights(config: RunConfig, expected_model: Mapping[str, Any] | None) -> None:
     """Refuse a model.path without weights that fit, but for one that an earlier stage has yet to write."""
     model = config.model
+    if config.stage == "traces":  # demonstrations are computed: no model is loaded
+        return
     is_to_come = expected_model is not None and not Path(model.path or "", "config.json").is_file()
-    if config.stage != "traces" and not is_to_come:  # demonstrations are computed: no model is loaded
-        hf_config = load_model_config(config, None)  # says first that there is no such folder
+    # Says first that there is no such folder.
+    hf_config = load_model_config(config, None, expected_model if is_to_come else None)
+    _refuse_for_vllm(config, hf_config)
+    if not is_to_come:
         check_weights(model)
         _refuse_integers(config, hf_config)
         check_tensors(model, hf_config)
         check_base_shape(config, hf_config)
+
+
+def _refuse_for_vllm(config: RunConfig, hf_config: Mapping[str, Any]) -> None:
+    """Families whose weights vLLM does not take under the names that it is handed (train/handover.py)."""
+    family = hf_config.get("model_type")
+    if config.rollout.engine == "vllm" and config.stage in SAMPLED_STAGES and family in _NOT_BY_VLLM:
+        raise ConfigError(
+            f"rollout.engine=vllm is not handed a model of type {family}, whose weights it calls otherwise: "
+            "take rollout.engine=sampler"
+        )
 
 
 def _refuse_integers(config: RunConfig, hf_config: Mapping[str, Any]) -> None:
@@ -319,8 +355,9 @@ def _with_counted_questions(config: RunConfig) -> RunConfig:
 
 def _check_questions(
     config: RunConfig, expected_model: Mapping[str, Any] | None = None, *, code: Path | None = None
-) -> None:
-    """Task, rewards and tokenizer of a stage that needs them: what it would only meet on the nodes.
+) -> list[str]:
+    """Task, rewards and tokenizer of a stage that needs them: what it would only meet on the nodes. Sentences
+    on questions that it asks again.
 
     Args:
         expected_model: as in `plan_run`; the tokenizer is then the earlier stage's to leave.
@@ -337,12 +374,13 @@ def _check_questions(
 
         tokenizer.special_ids(tokenizer.load_tokenizer(config.model), config.model, code)
     if config.stage not in ("traces", "rl", "generate", "evaluate"):
-        return
+        return []
     from r1hpc.tasks.check import check_questions  # the tokenizers library, for these runs only
 
-    prompts = check_questions(config, code)
+    notes: list[str] = []
+    prompts = check_questions(config, code, notes.append)
     if config.stage == "traces" or to_come:
-        return
+        return notes
     from r1hpc.tasks import tokenizer
 
     own = tokenizer.load_tokenizer(config.model)
@@ -355,6 +393,7 @@ def _check_questions(
                 f"a prompt has {num} tokens: raise rollout.max_prompt_length, now "
                 f"{config.rollout.max_prompt_length} ({prompt!r:.80})"
             )
+    return notes
 
 
 def vocab_size(config: RunConfig) -> int | None:

@@ -2,7 +2,7 @@
 
 check_training_data(config)         # of a new run
 
-The ranks read all of it; here it is a few MiB, and the manifest of a dataset.
+The ranks read all of it; here it is a few MiB, the longest lines of some GiB, and the manifest of a dataset.
 """
 
 import heapq
@@ -13,17 +13,19 @@ from pathlib import Path
 from r1hpc.base.errors import UsageError
 from r1hpc.config.schema import DataConfig, RunConfig
 from r1hpc.data.manifest import MANIFEST, read_manifest
-from r1hpc.data.open_lines import iter_lines, line_number
+from r1hpc.data.open_lines import Line, iter_lines, line_number
 from r1hpc.data.recipe import find_recipe, load_recipe
 from r1hpc.data.recipe_stages import check_schedule
 from r1hpc.data.trace_line import parse_trace
 from r1hpc.data.trace_recipe import list_inputs, source_names
 
 _READ_BYTES = 8 << 20
-"""Of all traces, in their order: a tenth of a second."""
+"""Of all traces, in their order, whose every line is taken apart: a tenth of a second."""
+_SCANNED_BYTES = 2 << 30
+"""In which the longest lines are looked for: two seconds."""
 _ENCODED_BYTES = 512 << 10
 _ENCODED_TRACES = 64
-"""The longest of those that were read."""
+"""The longest."""
 _FORM = '{"prompt": "…", "completion": "…"}'
 
 
@@ -38,11 +40,6 @@ class _Trace:
     @property
     def place(self) -> str:
         return f"{self.path}:{line_number(self.path, self.position)}"
-
-    @property
-    def size(self) -> int:
-        """Characters."""
-        return len(self.prompt) + len(self.completion)
 
 
 def check_training_data(
@@ -155,35 +152,49 @@ def _no_roles(what: str) -> UsageError:
 
 def _check_traces(paths: Sequence[str], config: RunConfig | None) -> None:
     files = [file for item in list_inputs(paths) for file in item.files]
-    longest = heapq.nlargest(_ENCODED_TRACES, _read(files), key=lambda trace: trace.size)
+    longest = [_parsed(place) for place in heapq.nlargest(_ENCODED_TRACES, _read(files), key=_size)]
     if paths and not longest:
         raise UsageError(f"data.traces: {', '.join(map(str, files))} holds no line; give lines {_FORM}")
     if config is not None:
         _check_lengths(longest, config)
 
 
-def _read(files: Iterable[Path]) -> Iterator[_Trace]:
-    """The traces of the first MiB.
+_Placed = tuple[Path, Line]
+
+
+def _size(placed: _Placed) -> int:
+    return placed[1].size
+
+
+def _read(files: Iterable[Path]) -> Iterator[_Placed]:
+    """The lines of the first GiB, and of the first MiB only such as are traces.
 
     Raises:
         UsageError: names file and number of a line that is none.
     """
-    left = _READ_BYTES
+    read = 0
     for path in files:
-        if left <= 0:
+        if read >= _SCANNED_BYTES:
             return
-        for line in iter_lines(path, 0, left):
-            left -= line.size
-            try:
-                if line.fault:
-                    raise ValueError(line.fault)
-                prompt, completion = (text.decode() for text in parse_trace(line.raw))
-            except ValueError as error:
-                raise UsageError(
-                    f"{path}:{line_number(path, line.position)}: {error}. A line of data.traces is {_FORM}: "
-                    "correct it, or leave it out"
-                ) from None
-            yield _Trace(path, line.position, prompt, completion)
+        for line in iter_lines(path, 0, _SCANNED_BYTES - read):
+            if read < _READ_BYTES or line.fault:
+                _parsed((path, line))
+            read += line.size
+            yield path, line
+
+
+def _parsed(placed: _Placed) -> _Trace:
+    path, line = placed
+    try:
+        if line.fault:
+            raise ValueError(line.fault)
+        prompt, completion = (text.decode() for text in parse_trace(line.raw))
+    except ValueError as error:
+        raise UsageError(
+            f"{path}:{line_number(path, line.position)}: {error}. A line of data.traces is {_FORM}: "
+            "correct it, or leave it out"
+        ) from None
+    return _Trace(path, line.position, prompt, completion)
 
 
 def _check_lengths(traces: Sequence[_Trace], config: RunConfig) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from r1hpc.base.version import __version__
-from r1hpc.config.schema import Precision, TrainConfig
+from r1hpc.config.schema import Precision, TrainConfig, zero_converts
 from r1hpc.train.errors import ResumeError
 
 # Facts that must be the same at resume: they decide which numbers the run computes.
@@ -42,10 +42,7 @@ class Identity:
                     f"the checkpoint was made with {name}={saved.get(name)}, this run has {name}={value}: "
                     "go back to the old setting, or start a run of another name"
                 )
-        if saved.get("zero_stage") != self.zero_stage and {saved.get("zero_stage"), self.zero_stage} != {
-            1,
-            2,
-        }:
+        if not zero_converts(saved.get("zero_stage"), self.zero_stage):
             raise ResumeError(
                 f"the checkpoint is of ZeRO {saved.get('zero_stage')}, this run has deepspeed.zero_stage="
                 f"{self.zero_stage}: DeepSpeed converts only between 1 and 2; go back to the old stage"

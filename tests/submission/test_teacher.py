@@ -100,6 +100,8 @@ def test_a_teacher_too_small_for_its_tokens_is_refused(
         ((*DISTILL, "rl.teacher=Qwen/Nowhere-7B"), "rl.teacher Qwen/Nowhere-7B: .*hf download"),
         ((*DISTILL, "rl.teacher=x", "rl.kl_coef=0.1"), "rl.kl_coef=0.1 has no use"),
         ((*DISTILL, "rl.teacher=x", "rl.max_resamples=1"), "rl.max_resamples=1 has no use"),
+        ((*DISTILL, "rl.teacher=x", "rl.ratio=sequence"), "rl.ratio=sequence has no use"),
+        (("rl.algorithm=ppo", "rl.baseline=leave_one_out"), "rl.baseline=leave_one_out has no use with PPO"),
         ((*DISTILL, "rl.teacher=x", "rl.importance_sampling=truncated"), "importance_sampling=truncated"),
         ((*DISTILL, "rl.teacher=x", "rl.jsd_beta=1.5"), "rl.jsd_beta"),
     ],

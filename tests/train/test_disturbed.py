@@ -124,6 +124,8 @@ def test_stopped_and_resumed_under_zero(root: Path, zero_stage: int) -> None:
     wait_step(run, 7)
     run.stop.touch()
     assert [a.cause for a in wait_over(run)] == [Cause.stopped]
+    with pytest.raises(AssertionError, match=f"a checkpoint of ZeRO {zero_stage}, .* only between 1 and 2"):
+        submit(root, run.run_id, "--resume", "deepspeed.zero_stage=0")
     submit(root, run.run_id, "--resume")
     assert [a.cause for a in wait_over(run)] == [Cause.stopped, Cause.finished]
     assert_same_run(run, quiet)

@@ -1,0 +1,86 @@
+"""Settings that are allowed and seldom meant: a sentence for each, among the notes of a submission.
+
+notes = seldom_meant(config)
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.errors import R1hpcError
+from r1hpc.base.rundir import RunDir
+from r1hpc.config import load
+from r1hpc.config.reasoning import RolloutConfig
+from r1hpc.config.schema import SAMPLED_STAGES, RunConfig, TrainConfig
+
+_LOW_FOR_ADAPTERS = 1e-5
+
+
+def seldom_meant(config: RunConfig) -> list[str]:
+    """What a person would want to be told before the hours are spent."""
+    return [*_rates(config), *_other_form(config), *_short_answers(config)]
+
+
+def _rates(config: RunConfig) -> Iterator[str]:
+    train, model = config.train, config.model
+    if config.stage not in ("sft", "rl") or model.path is None or model.from_scratch:
+        return
+    if not model.lora_rank and train.lr == TrainConfig().lr:
+        yield (
+            f"train.lr is {train.lr:g}, the default, for pretraining: all weights of a pretrained model are "
+            "trained with 1e-5 to 5e-5 in fine-tuning (include: [stage/sft]), 1e-6 in RL (include: [rl/r1])"
+        )
+    # Schulman et al., "LoRA Without Regret" (2025): ten times the best rate of all weights.
+    if model.lora_rank and train.lr < _LOW_FOR_ADAPTERS:
+        yield (
+            f"train.lr is {train.lr:g}: adapters (model.lora_rank={model.lora_rank}) want some ten times the "
+            "rate that is right for all weights, and hardly move with less"
+        )
+
+
+def _other_form(config: RunConfig) -> Iterator[str]:
+    """Prompts that are put otherwise than in the run that trained the model, answers that end earlier."""
+    trained = _trained_by(config)
+    if trained is None:
+        return
+    before, run = trained
+    ours: dict[str, tuple[Any, Any]] = {
+        "model.system_prompt": (before.model.system_prompt, config.model.system_prompt),
+        "model.open_thinking": (before.model.open_thinking, config.model.open_thinking),
+        "model.chat_template=none": (
+            before.model.chat_template == "none",
+            config.model.chat_template == "none",
+        ),
+    }
+    if before.stage in SAMPLED_STAGES:
+        ours["reward.answer_in"] = (before.reward.answer_in, config.reward.answer_in)
+        if before.task.name == config.task.name:
+            templates = before.task.options.get("template"), config.task.options.get("template")
+            ours["task.options.template"] = templates
+        lengths = before.rollout.max_completion_length, config.rollout.max_completion_length
+        if lengths[1] < lengths[0]:
+            ours["rollout.max_completion_length"] = lengths
+    for name, (theirs, mine) in ours.items():
+        if theirs != mine:
+            yield f"{name} is {mine!r} here, and was {theirs!r} in {run.run_id}, which trained this model"
+
+
+def _trained_by(config: RunConfig) -> tuple[RunConfig, RunDir] | None:
+    """The run whose model is asked, where it is one of ours that learnt to answer."""
+    folder = Path(config.model.path or "")
+    run = RunDir(folder.parent)
+    if config.stage not in SAMPLED_STAGES or folder.name != run.model.name or not run.config.is_file():
+        return None
+    try:
+        before = load.read(run.config)
+    except R1hpcError:  # a folder of somebody else's
+        return None
+    return None if before.stage == "pretrain" else (before, run)
+
+
+def _short_answers(config: RunConfig) -> Iterator[str]:
+    """The default is that of the built-in sums."""
+    longest = config.rollout.max_completion_length
+    asks_files = config.evaluate.path or config.evaluate.sets or config.task.name in ("file", "jsonl")
+    if config.stage in SAMPLED_STAGES and asks_files and longest == RolloutConfig().max_completion_length:
+        yield f"answers are cut off at rollout.max_completion_length={longest} tokens, the default"

@@ -1,0 +1,75 @@
+"""What a submission says of settings that are allowed and seldom meant."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from r1hpc.base.rundir import RunDir
+from r1hpc.config.load import save
+from r1hpc.config.reasoning import EvaluateConfig, RewardConfig, RolloutConfig, TaskConfig
+from r1hpc.config.schema import ModelConfig, RunConfig, TrainConfig
+from r1hpc.submission.advice import seldom_meant
+
+
+def _config(model: ModelConfig, stage: str = "rl", **sections: Any) -> RunConfig:
+    return RunConfig(stage=stage, model=model, **sections)
+
+
+@pytest.mark.parametrize(
+    ("stage", "model", "lr", "said"),
+    [
+        ("rl", ModelConfig(path="x"), 3e-4, "train.lr is 0.0003, the default, for pretraining"),
+        ("sft", ModelConfig(path="x"), 3e-4, "1e-5 to 5e-5 in fine-tuning"),
+        ("rl", ModelConfig(path="x", lora_rank=8), 1e-6, "adapters .* want some ten times the rate"),
+        ("rl", ModelConfig(path="x"), 1e-6, None),
+        ("rl", ModelConfig(path="x", lora_rank=8), 1e-5, None),
+        ("rl", ModelConfig(path="x", from_scratch=True), 3e-4, None),
+        ("pretrain", ModelConfig(path="x"), 3e-4, None),
+    ],
+)
+def test_rates(stage: str, model: ModelConfig, lr: float, said: str | None) -> None:
+    notes = seldom_meant(_config(model, stage, train=TrainConfig(lr=lr)))
+    assert len(notes) == (said is not None)
+    if said:
+        assert re.search(said, notes[0])
+
+
+def test_a_model_that_is_asked_otherwise_than_it_was_trained(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "grpo")
+    run.create()
+    trained = _config(
+        ModelConfig(path="base", system_prompt="Think.", open_thinking=True),
+        rollout=RolloutConfig(max_completion_length=1024),
+        reward=RewardConfig(answer_in="boxed"),
+        task=TaskConfig(name="file", options={"path": "a", "template": "{question}"}),
+        train=TrainConfig(lr=1e-6),
+    )
+    save(trained, run.config)
+    again = replace(trained, stage="evaluate", model=replace(trained.model, path=str(run.model)))
+    assert seldom_meant(again) == []
+    otherwise = _config(
+        ModelConfig(path=str(run.model)), "evaluate", task=TaskConfig(name="file", options={"path": "b"})
+    )
+    notes = seldom_meant(otherwise)
+    assert notes == [
+        "model.system_prompt is None here, and was 'Think.' in grpo, which trained this model",
+        "model.open_thinking is False here, and was True in grpo, which trained this model",
+        "reward.answer_in is 'tags' here, and was 'boxed' in grpo, which trained this model",
+        "task.options.template is None here, and was '{question}' in grpo, which trained this model",
+        "rollout.max_completion_length is 64 here, and was 1024 in grpo, which trained this model",
+        "answers are cut off at rollout.max_completion_length=64 tokens, the default",
+    ]
+    # A folder that is not a run's, and a run that cannot be read, say nothing.
+    run.config.write_text("stage: [")
+    assert len(seldom_meant(otherwise)) == 1
+
+
+def test_test_files_are_answered_at_length() -> None:
+    sets = EvaluateConfig(sets={"a": {"path": "x"}})
+    (note,) = seldom_meant(_config(ModelConfig(path="x"), "evaluate", evaluate=sets))
+    assert "cut off at rollout.max_completion_length=64" in note
+    longer = RolloutConfig(max_completion_length=65)
+    assert seldom_meant(_config(ModelConfig(path="x"), "evaluate", evaluate=sets, rollout=longer)) == []
