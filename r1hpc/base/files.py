@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from r1hpc.base.errors import StateError
+from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.shapes import mistake
 
 
@@ -62,6 +62,23 @@ def write_atomic(path: Path, content: str | bytes, mode: int = 0o600) -> None:
 def write_json(path: Path, value: Any, mode: int = 0o600) -> None:
     """write_atomic of indented JSON."""
     write_atomic(path, json.dumps(value, indent=2) + "\n", mode)
+
+
+def matching(path: Path) -> list[Path]:
+    """The file or folder itself; where there is none, those that fit a pattern in the last part of the path
+    (`train-*.parquet`), sorted by name.
+
+    Raises:
+        UsageError: it is no pattern.
+    """
+    if path.exists():
+        return [path]
+    if not any(sign in path.name for sign in "*?["):
+        return []
+    try:
+        return sorted(path.parent.glob(path.name))
+    except ValueError as error:
+        raise UsageError(f"{path} is no pattern of file names: {error}") from None
 
 
 def open_plain(path: Path) -> BinaryIO:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.base.errors import ConfigError
-from r1hpc.base.files import write_atomic, write_json
+from r1hpc.base.files import matching, write_atomic, write_json
 from r1hpc.base.names import printable
 from r1hpc.base.rundir import RunDir
 from r1hpc.config import load, plugins
@@ -176,8 +176,8 @@ def _absolute_words(words: str | None) -> str | None:
 
 
 def _absolute(name: Any) -> Any:
-    """The absolute path of what exists here; anything else is a name, or nothing, and stays."""
-    exists = isinstance(name, str) and name and Path(name).exists()
+    """Absolute path of what exists here, or of a pattern of it. All else is a name, or nothing: it stays."""
+    exists = isinstance(name, str) and name and matching(Path(name))
     return str(Path(name).absolute()) if exists else name
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from r1hpc.base.errors import ConfigError
-from r1hpc.base.files import read_json, write_json
+from r1hpc.base.files import matching, read_json, write_json
 from r1hpc.base.names import printable
 from r1hpc.config.schema import ModelConfig, RunConfig
 
@@ -188,12 +188,20 @@ def files_in(config: RunConfig) -> list[str]:
     """Every file that the options of a task name, and every test file that is asked, if it is there; once."""
     options = [config.task.options, *(part.get("options") for part in config.task.mix.values())]
     named = [value for each in options if isinstance(each, Mapping) for value in each.values()]
+    questions = [each["path"] for each in options if isinstance(each, Mapping) and "path" in each]
     if config.stage in ("rl", "evaluate"):
         evaluate = config.evaluate
-        named += [evaluate.path, *(part["path"] for part in evaluate.sets.values())]
+        questions += [evaluate.path, *(part["path"] for part in evaluate.sets.values())]
+    found = [path for each in questions if isinstance(each, str) for path in _files_of(Path(each))]
     # os.path: a text, a template for example, may be longer than a path, and Path raises on that.
-    paths = (value for value in named if isinstance(value, str) and os.path.isfile(value))  # noqa: PTH113
-    return list(dict.fromkeys(str(Path(path).absolute()) for path in paths))
+    found += [Path(value) for value in named if isinstance(value, str) and os.path.isfile(value)]  # noqa: PTH113
+    return list(dict.fromkeys(str(path.absolute()) for path in found))
+
+
+def _files_of(path: Path) -> list[Path]:
+    """A file, those of a folder, or those that fit a pattern."""
+    found = sorted(path.iterdir()) if path.is_dir() else matching(path)
+    return [file for file in found if file.is_file()]
 
 
 def freeze_files(paths: Iterable[str], code: Path) -> None:

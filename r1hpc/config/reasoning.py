@@ -1,6 +1,7 @@
 """The sections of a run that samples: its task, rewards, rollouts, algorithm, generation and evaluation."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,18 +25,15 @@ _VLLM_OPTIONS = (
 )
 """Options of vllm.LLM for memory and speed. Of the others many change what weights an engine has, what it
 samples, or what a log-probability means, and no proof sees all of that."""
-_COLDEST_OF_VLLM = 0.01
-"""vLLM 0.32 takes a lower temperature for this one, without a word."""
 _OF_REWARDS: dict[str, tuple[Any, ...]] = {
     "kl_coef": (0.0,),
     "max_resamples": (0,),
     "dual_clip": (None,),
     "importance_sampling": ("auto", "none"),
-    "baseline": ("group",),
-    "objective": ("clip",),
-    "ratio": ("token",),
 }
 """Settings of the losses by rewards, and their values that do nothing in a loss without any."""
+_OF_RATIOS: dict[str, tuple[Any, ...]] = {"baseline": ("group",), "objective": ("clip",), "ratio": ("token",)}
+"""Likewise; runs of before may have others."""
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
 
@@ -133,8 +131,8 @@ class RolloutConfig:
     poll_every: int = ranged(16, least=1)
     """Decoded tokens between two looks at whether somebody asked to stop."""
     vllm_options: dict[str, Any] = field(default_factory=dict)
-    """Handed to vllm.LLM under its names, over what r1hpc sets; for example gpu_memory_utilization (0.3) on
-    a GPU, kv_cache_memory_bytes (2**30) on a CPU."""
+    """Handed to vllm.LLM under its names: options for memory and speed, such as gpu_memory_utilization (0.3)
+    on a GPU, kv_cache_memory_bytes (2**30) on a CPU; others are refused, with a list."""
     prove_every: int = ranged(1, least=1)
     """vllm: of so many hand-overs of weights one is proven, the first always: completions are sampled, and
     their log-probabilities compared with the trainer's."""
@@ -149,6 +147,14 @@ class RolloutConfig:
                     f"rollout.vllm_options.{name} is {value!r}: every rank has its own engine on its GPU, so "
                     "it must be 1; a larger model is sampled by rollout.engine=sampler"
                 )
+
+    def check_new(self) -> None:
+        """Refuse what a run of before may have, which goes on.
+
+        Raises:
+            ConfigError: an option of vLLM that may change what is sampled.
+        """
+        for name, value in self.vllm_options.items():
             if name == "enable_sleep_mode" and value is not False:
                 raise ConfigError(
                     "rollout.vllm_options.enable_sleep_mode can only be false, where a model does not bear it"
@@ -158,10 +164,6 @@ class RolloutConfig:
                     f"rollout.vllm_options.{name} is for r1hpc to set, or may change what is sampled: take "
                     f"it out{nearest(name, _VLLM_OPTIONS)}. Handed on are {', '.join(_VLLM_OPTIONS)}"
                 )
-        if self.engine == "vllm" and self.temperature < _COLDEST_OF_VLLM:
-            raise ConfigError(
-                f"rollout.temperature is {self.temperature:g}: vLLM samples at {_COLDEST_OF_VLLM} at least"
-            )
 
 
 @dataclass(frozen=True)
@@ -239,10 +241,6 @@ class RlConfig:
                 f"rl.by_pass_rate with rl.max_resamples={self.max_resamples}: both avoid questions that are "
                 "always or never solved, and what the second throws away the first would not learn; take one"
             )
-        if self.algorithm == "ppo" and self.baseline != "group":
-            raise ConfigError(
-                f"rl.baseline={self.baseline} has no use with PPO, whose baseline is its critic: remove it"
-            )
         if self.algorithm != "distill":
             if self.teacher is not None:
                 raise ConfigError(
@@ -250,7 +248,23 @@ class RlConfig:
                     "or remove it"
                 )
             return
-        for name, idle in _OF_REWARDS.items():
+        self._refuse_idle(_OF_REWARDS)
+
+    def check_new(self) -> None:
+        """Refuse what a run of before may have, which goes on.
+
+        Raises:
+            ConfigError: a setting that does nothing in this algorithm.
+        """
+        if self.algorithm == "ppo" and self.baseline != "group":
+            raise ConfigError(
+                f"rl.baseline={self.baseline} has no use with PPO, whose baseline is its critic: remove it"
+            )
+        if self.algorithm == "distill":
+            self._refuse_idle(_OF_RATIOS)
+
+    def _refuse_idle(self, settings: Mapping[str, tuple[Any, ...]]) -> None:
+        for name, idle in settings.items():
             if (value := getattr(self, name)) not in idle:
                 raise ConfigError(
                     f"rl.{name}={value} has no use with rl.algorithm=distill, whose loss is the divergence "

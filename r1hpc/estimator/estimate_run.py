@@ -21,9 +21,10 @@ from r1hpc.estimator.workload import ASSUMED_GPU, Workload, guessed_cache_bytes
 from r1hpc.plan.batch import Topology, updates_per_rollout
 from r1hpc.plan.families import UnknownModelError
 from r1hpc.plan.hardware import Gpu, find_gpu
+from r1hpc.plan.memory import MemoryPlan
 from r1hpc.plan.model import load_model_config
 from r1hpc.plan.old_policy import works_out_old_policy
-from r1hpc.plan.parts import evaluation_prompts, num_items, part_size, rollout_prompts
+from r1hpc.plan.parts import evaluation_prompts, largest_part, num_items, part_prompts, rollout_prompts
 from r1hpc.plan.run import RunPlan
 from r1hpc.plan.run_memory import is_offloaded, memory_of_run
 from r1hpc.plan.shape import ModelShape, model_shape
@@ -149,11 +150,10 @@ def _on_cpu(config: RunConfig, plan: RunPlan) -> Estimate | None:
 def _beside(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape) -> Beside:
     """Reference and sampler of the run's own settings, under any ZeRO stage and on any number of GPUs."""
 
-    def found(zero_stage: int, num_gpus: int) -> tuple[float, float]:
+    def found(zero_stage: int, num_gpus: int) -> MemoryPlan:
         asked = replace(config, deepspeed=replace(config.deepspeed, zero_stage=zero_stage))
         where = Topology(num_gpus, 1, 1)
-        held = memory_of_run(asked, shape, where, plan.seq_len, gpu.memory_gib, plan.teacher_parameters)
-        return held.reference_gib, held.sampler_gib
+        return memory_of_run(asked, shape, where, plan.seq_len, gpu.memory_gib, plan.teacher_parameters)
 
     return found
 
@@ -228,17 +228,26 @@ def _rl_work(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape | Non
         cache_bytes_per_token=_cache_bytes(shape, params),
         active_params=active,
         precision=_precision(config, gpu),
-        # PPO asks policy and critic together for the values that advantages are made of.
+        # Policy and critic are one network, asked once for the values that PPO's advantages are made of and
+        # once for the old policy (train/update.py, _logits_and_values).
         logprob_passes=works_out_old_policy(config) + has_critic,
         num_iterations=config.rl.num_iterations,
         critic_params=active if has_critic else 0.0,
-        critic_passes=int(has_critic),
-        reference_params=float(plan.teacher_parameters or (active if config.rl.kl_coef > 0 else 0)),
+        critic_passes=has_critic * (1 + works_out_old_policy(config)),
+        reference_params=_reference_params(config, plan, active),
         recompute=config.model.activation_checkpointing,
         rollout_batches=_rollout_batches(config, world) if is_rl else _part_batches(config, world),
         num_evaluations=_num_evaluations(config) if is_rl else 0,
         evaluation_batches=_evaluation_batches(config, world) if is_rl else (),
     )
+
+
+def _reference_params(config: RunConfig, plan: RunPlan, active: float) -> float:
+    """Those one token meets, of the teacher or the reference; 0 where there is neither. A plan of before says
+    of a teacher only how many there are."""
+    if plan.teacher_parameters:
+        return float(plan.teacher_active_parameters or plan.teacher_parameters)
+    return active if config.rl.kl_coef > 0 else 0.0
 
 
 def _sampled(config: RunConfig) -> int:
@@ -276,8 +285,7 @@ def _evaluation_batches(config: RunConfig, num_ranks: int) -> tuple[Batches, ...
 
 def _part_batches(config: RunConfig, num_ranks: int) -> tuple[Batches, ...]:
     """As train/generate.py makes the stages that only sample: a part is one rank's."""
-    part = min(part_size(config, num_ranks), num_items(config))
-    together = min(config.rollout.prompts_per_batch or part, part)
+    part, together = largest_part(config, num_ranks), part_prompts(config, num_ranks)
     num = _rounds(num_items(config), part, num_ranks) * math.ceil(part / together)
     return tuple(Batches(num, together * answers) for answers in _answers(config))
 

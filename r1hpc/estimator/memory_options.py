@@ -21,7 +21,7 @@ from r1hpc.estimator.features import num_gpus_of
 from r1hpc.estimator.mfu import mfu_belief
 from r1hpc.estimator.workload import Workload
 from r1hpc.plan.hardware import Gpu
-from r1hpc.plan.memory import WEIGHT_BYTES, buffer_bytes, memory_per_gpu
+from r1hpc.plan.memory import WEIGHT_BYTES, MemoryPlan, buffer_bytes, memory_per_gpu
 from r1hpc.plan.run_memory import usable_gib as usable_of
 from r1hpc.plan.shape import ModelShape, model_shape
 
@@ -29,9 +29,8 @@ MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64)
 _VOCABULARY = 32000
 _HEAD_DIM = 128
 
-Beside = Callable[[int, int], tuple[float, float]]
-"""(ZeRO stage, GPUs) -> GiB on a GPU of RL's reference, and of the sampler while the update's activations are
-not there."""
+Beside = Callable[[int, int], MemoryPlan]
+"""(ZeRO stage, GPUs) -> what an RL run holds, of which its reference and sampler count here."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,8 @@ class Option:
     host_gib: float
     expected_mfu: float
     beside_gib: float = 0.0
-    """RL: the reference, and by how much the sampler takes more than the activations."""
+    """RL: the reference, and by how much the sampler takes more than the activations; all of one that stays
+    while the policy is updated."""
 
     @property
     def total_gib(self) -> float:
@@ -157,7 +157,6 @@ def option_of(
         logits_chunk_tokens=logits_chunk_tokens,
     )
     training = held.activations_gib + held.logits_gib
-    reference, sampler = beside(stage, num_gpus_of(work)) if beside else (0.0, 0.0)
     return Option(
         zero_stage=stage,
         micro_batch_size=micro,
@@ -168,8 +167,14 @@ def option_of(
         buffers_gib=buffer_bytes(shape.num_parameters, stage, WEIGHT_BYTES[precision]) / GIB,
         host_gib=held.optimizer_gib if offload else 0.0,
         expected_mfu=mfu_belief(work, 0.0).median,
-        beside_gib=reference + max(0.0, sampler - training),
+        beside_gib=_beside_gib(beside(stage, num_gpus_of(work)), training) if beside else 0.0,
     )
+
+
+def _beside_gib(plan: MemoryPlan, training_gib: float) -> float:
+    """Of the reference and the sampler, over what the update's activations and logits take."""
+    more = plan.sampler_gib if plan.sampler_stays else max(0.0, plan.sampler_gib - training_gib)
+    return plan.reference_gib + more
 
 
 def _every_option(

@@ -12,7 +12,7 @@ from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.config.schema import RunConfig
 from r1hpc.plan.families import UnknownModelError
 from r1hpc.plan.memory import WEIGHT_BYTES
-from r1hpc.plan.shape import ModelShape, model_shape, resolve, widths
+from r1hpc.plan.shape import ModelShape, model_shape
 
 QUANTIZED_WEIGHTS = ("zero_quantized_weights", "zero_quantized_nontrainable_weights")
 """ZeRO++'s keys by which weights go over the wire in 8 bits."""
@@ -65,13 +65,13 @@ def check_base(config: RunConfig) -> None:
 
 
 def check_base_shape(config: RunConfig, hf_config: Mapping[str, Any]) -> None:
-    """Refuse a model most of which would stay as it is.
+    """Refuse a base in 4 bits of a model that `check_nf4` refuses; a family that is not known here passes.
 
     Args:
         hf_config: its config.json as a dictionary.
 
     Raises:
-        ConfigError: a mixture of experts, or widths that are no multiples of 64.
+        ConfigError: as `check_nf4`.
     """
     if not is_quantized(config):
         return
@@ -79,13 +79,21 @@ def check_base_shape(config: RunConfig, hf_config: Mapping[str, Any]) -> None:
         shape = model_shape(hf_config)
     except UnknownModelError:
         return
+    check_nf4(shape)
+
+
+def check_nf4(shape: ModelShape) -> None:
+    """Refuse a model most of which would stay as it is, or would be read wrongly.
+
+    Raises:
+        ConfigError: a mixture of experts, or widths that are no multiples of 64.
+    """
     if shape.num_active_parameters < shape.num_parameters:
         raise ConfigError(
             f"model.base_quantization=nf4 rounds linear layers, and the experts of a {shape.model_type} are "
             "none: transformers holds those of a layer in one tensor; take model.base_quantization=none"
         )
-    _, values = resolve(hf_config)
-    for width in (shape.hidden_size, widths(values)[0], values["intermediate_size"]):
+    for width in (shape.hidden_size, shape.num_attention_heads * shape.head_dim, shape.intermediate_size):
         if width % NF4_BLOCK:
             raise ConfigError(refused_width(width))
 

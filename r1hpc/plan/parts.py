@@ -41,6 +41,11 @@ def num_parts(config: RunConfig) -> int:
     return -(-num_items(config) // _settled_size(config))
 
 
+def largest_part(config: RunConfig, num_ranks: int) -> int:
+    """Items of the largest part, which one rank makes."""
+    return min(part_size(config, num_ranks), num_items(config))
+
+
 def part_items(config: RunConfig, number: int) -> range:
     """Task indices of part `number`."""
     first = config.generate.first_item if config.stage != "evaluate" else 0
@@ -65,6 +70,35 @@ def _settled_size(config: RunConfig) -> int:
     size = config.generate.items_per_part
     assert size is not None, "the submission settles it: with_part_size"
     return size
+
+
+def prompts_together(config: RunConfig, num_ranks: int) -> int:
+    """Prompts that a rank of a stage that samples decodes together at most."""
+    return max(prompts for prompts, _ in _decoded(config, num_ranks))
+
+
+def rows_together(config: RunConfig, num_ranks: int) -> int:
+    """Completions that a rank of a stage that samples decodes together at most."""
+    return max(prompts * completions for prompts, completions in _decoded(config, num_ranks))
+
+
+def _decoded(config: RunConfig, num_ranks: int) -> list[tuple[int, int]]:
+    """(prompts, completions of each) that a rank decodes together: of a part, or of stage rl in a rollout and
+    in an evaluation, which it has at its beginning and end at least."""
+    evaluated = config.evaluate.num_samples
+    if config.stage == "rl":
+        return [
+            (rollout_prompts(config, num_ranks), config.rollout.num_generations),
+            (evaluation_prompts(config, num_ranks), evaluated),
+        ]
+    num_samples = config.generate.num_samples if config.stage == "generate" else evaluated
+    return [(part_prompts(config, num_ranks), num_samples)]
+
+
+def part_prompts(config: RunConfig, num_ranks: int) -> int:
+    """Prompts of a part that its rank decodes together: rollout.prompts_per_batch, else all of them."""
+    part = largest_part(config, num_ranks)
+    return min(config.rollout.prompts_per_batch or part, part)
 
 
 def rollout_prompts(config: RunConfig, world_size: int) -> int:

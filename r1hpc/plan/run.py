@@ -20,7 +20,14 @@ from r1hpc.plan.memory import MemoryPlan
 from r1hpc.plan.model import check_model_type, load_model_config, load_teacher_config
 from r1hpc.plan.parts import num_parts, with_part_size
 from r1hpc.plan.preemption import ASSUMED_SPEED, SaveSpeed, expected_copy_time_s, expected_save_time_s
-from r1hpc.plan.run_memory import COMMON_CARD_GIB, copied_bytes, memory_of_run, misfits, saved_bytes
+from r1hpc.plan.run_memory import (
+    COMMON_CARD_GIB,
+    asked_host_gib,
+    copied_bytes,
+    memory_of_run,
+    misfits,
+    saved_bytes,
+)
 from r1hpc.plan.sequence import check_model_divides, check_sequence_parallel
 from r1hpc.plan.shape import ModelShape, canonical, check_heads, flops_per_token, model_shape
 from r1hpc.plan.ways_out import way_out
@@ -64,6 +71,8 @@ class RunPlan:
     """The same on a node."""
     teacher_parameters: int | None = None
     """Of rl.teacher, where there is one and its family is known."""
+    teacher_active_parameters: int | None = None
+    """Of those the ones that one token meets."""
     gradient_bytes: dict[str, float] | None = None
     """What leaves each node for the gradients of a step, by train.gradient_compression."""
     warning_window_s: int | None = None
@@ -112,7 +121,8 @@ def make_plan(
     Args:
         vocab_size: the dataset's, for a model whose config leaves it out. None where that is not known
             yet: then nothing that depends on the number of parameters is.
-        max_nodes: that a job may have here, for an error that lists what would be legal. None: not known.
+        max_nodes: that a job may have here, for an error that lists what would be legal and for what would
+            make it fit. None: not known.
         expected_model: the config.json that an earlier stage will leave in model.path.
         expected_teacher: the same of rl.teacher.
         save_speed: as measured; checkpoint.assumed_bandwidth_gib_s goes before it.
@@ -129,10 +139,11 @@ def make_plan(
     batch = batch_of(config, topology, max_nodes)
     shape = _shape(config, vocab_size, expected_model)
     flops = flops_per_token(shape, seq_len) if shape else None
-    teacher = _teacher_parameters(config, expected_teacher)
+    teacher = _teacher_shape(config, expected_teacher)
+    teacher_parameters = teacher.num_parameters if teacher else None
     memory = None
     if shape and (teacher or config.stage != "rl" or config.rl.teacher is None):
-        memory = _memory(config, shape, topology, seq_len, teacher, max_nodes)
+        memory = _memory(config, shape, topology, seq_len, teacher_parameters, max_nodes)
     size = saved_bytes(config, shape, topology.world_size) if shape and config.stage != "serve" else None
     if config.checkpoint.assumed_bandwidth_gib_s is not None:
         given = config.checkpoint.assumed_bandwidth_gib_s
@@ -163,7 +174,8 @@ def make_plan(
         save_wait_s=wait_s,
         copy_rank_bytes=copies[0],
         copy_node_bytes=copies[1],
-        teacher_parameters=teacher,
+        teacher_parameters=teacher_parameters,
+        teacher_active_parameters=teacher.num_active_parameters if teacher else None,
         gradient_bytes=bytes_between_nodes(config, shape, topology) if shape else None,
     )
 
@@ -199,7 +211,8 @@ def _memory(
         or not [*misfits(memory, gpu_gib=card, host_gib=None)]
     ):
         return memory
-    found = way_out(config, shape, topology, seq_len, card, teacher_parameters, max_nodes)
+    host = asked_host_gib(config)
+    found = way_out(config, shape, topology, seq_len, card, teacher_parameters, max_nodes, host)
     return replace(memory, way_out=found)
 
 
@@ -235,7 +248,7 @@ def _known(schema: type, value: Mapping[str, Any]) -> dict[str, Any]:
     return {f.name: value[f.name] for f in fields(schema) if f.default is MISSING or f.name in value}
 
 
-def _teacher_parameters(config: RunConfig, expected: Mapping[str, Any] | None) -> int | None:
+def _teacher_shape(config: RunConfig, expected: Mapping[str, Any] | None) -> ModelShape | None:
     """Of rl.teacher; None: there is none, or its family is not known."""
     model = load_teacher_config(config, expected)
     if model is None:
@@ -243,7 +256,7 @@ def _teacher_parameters(config: RunConfig, expected: Mapping[str, Any] | None) -
     values = canonical(model)
     _check_positions(config, values.get("max_position_embeddings"), "rl.teacher")
     try:
-        return model_shape(model).num_parameters
+        return model_shape(model)
     except UnknownModelError:
         check_model_type(model["model_type"])
         return None

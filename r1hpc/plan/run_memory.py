@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from r1hpc.base.units import GIB
+from r1hpc.base.units import GIB, parse_memory_gib
 from r1hpc.config.schema import RunConfig
 from r1hpc.plan.batch import Topology
 from r1hpc.plan.frozen import frozen_bytes, is_quantized
@@ -29,7 +29,7 @@ from r1hpc.plan.memory import (
     rl_tensors,
     state_bytes,
 )
-from r1hpc.plan.parts import evaluation_prompts, num_items, part_size, rollout_prompts
+from r1hpc.plan.parts import rows_together
 from r1hpc.plan.shape import ModelShape
 from r1hpc.plan.vllm_memory import vllm_memory
 
@@ -141,6 +141,15 @@ def _too_much(plan: MemoryPlan, card_gib: float) -> Iterator[str]:
             f"works in and a cache of one sequence), and has {plan.vllm_given_gib:.1f} by "
             "rollout.vllm_options (gpu_memory_utilization, 0.3 if not given, or kv_cache_memory_bytes)"
         )
+
+
+def asked_host_gib(config: RunConfig) -> float | None:
+    """Memory that a job asks of each node, in GiB; None: not known, or all that the node has (--mem=0)."""
+    asked = config.resources.mem or config.cluster.mem
+    try:
+        return (parse_memory_gib(asked) or None) if asked else None
+    except ValueError:  # sbatch's to refuse
+        return None
 
 
 def usable_gib(card_gib: float) -> float:
@@ -286,17 +295,11 @@ def _with_sampler(
 
 def _sampler_gib(config: RunConfig, shape: ModelShape, topology: Topology) -> float:
     """The cache of the rows that a rank decodes together and, in stage rl under ZeRO 3, a whole policy."""
-    if config.stage != "rl":
-        num = config.generate.num_samples if config.stage == "generate" else config.evaluate.num_samples
-        part = min(part_size(config, topology.world_size), num_items(config))  # one rank makes all of it
-        return _cache_gib(config, shape, min(config.rollout.prompts_per_batch or part, part) * num)
-    rows = max(
-        rollout_prompts(config, topology.world_size) * config.rollout.num_generations,
-        evaluation_prompts(config, topology.world_size) * config.evaluate.num_samples,
-    )
+    cache = _cache_gib(config, shape, rows_together(config, topology.world_size))
+    if config.stage != "rl" or config.deepspeed.zero_stage != 3:
+        return cache
     weights = frozen_bytes(config, shape) or shape.num_parameters * WEIGHT_BYTES[config.train.precision]
-    replica = weights / GIB if config.deepspeed.zero_stage == 3 else 0.0
-    return replica + _cache_gib(config, shape, rows)
+    return weights / GIB + cache
 
 
 def _cache_gib(config: RunConfig, shape: ModelShape, rows: int) -> float:

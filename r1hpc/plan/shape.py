@@ -42,6 +42,8 @@ class ModelShape:
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
+    intermediate_size: int
+    """Width inside an MLP that is no mixture of experts."""
     vocab_size: int
     max_position_embeddings: int
     saved_values: int
@@ -95,6 +97,7 @@ def model_shape(config: Mapping[str, Any]) -> ModelShape:
         num_attention_heads=heads,
         num_key_value_heads=values["num_key_value_heads"],
         head_dim=head_dim,
+        intermediate_size=values["intermediate_size"],
         vocab_size=vocab,
         max_position_embeddings=values["max_position_embeddings"],
         saved_values=sum(_saved_values(family, values, index) for index in range(layers)) // layers,

@@ -19,7 +19,7 @@ from r1hpc.base.units import GIB
 from r1hpc.config.schema import RunConfig
 from r1hpc.plan.batch import Topology
 from r1hpc.plan.memory import WEIGHT_BYTES
-from r1hpc.plan.parts import part_size, rollout_prompts
+from r1hpc.plan.parts import rows_together
 from r1hpc.plan.shape import ModelShape
 
 _SHARE = "gpu_memory_utilization"
@@ -35,8 +35,11 @@ _DRAWING_TENSORS = 4
 """As large as the logits, in fp32, while tokens are drawn: the logits, their log-probabilities, their
 probabilities and the noise (v1/sample/ops/topk_topp_sampler.py, forward_native), beside the logits as they
 came."""
-_GRAPHS_GIB = 0.5
-"""CUDA graphs and the workspaces of kernels; assumed."""
+_WORKSPACES_GIB, _GRAPHS_GIB = 0.1, 0.4
+"""Of kernels, and of CUDA graphs, which enforce_eager does without; assumed."""
+_SCALE_BYTES = 4
+"""Of a key, or a value, in a cache with a scale of its own for each (v1/attention/backends/triton_attn.py,
+customize_spec)."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +79,13 @@ def vllm_memory(
     if not topology.num_gpus:
         held = weights + (given_cache or _DEFAULT_CPU_CACHE) / GIB
         return VllmMemory(held, weights + sequence, held, held, weights, sleeps=False)
-    tokens, rows = _batch(config, card_gib)
-    fixed = weights + _working_bytes(config, shape, tokens, rows) / GIB + _GRAPHS_GIB
+    tokens, rows = vllm_batch(config, card_gib)
+    graphs = 0.0 if config.rollout.vllm_options.get("enforce_eager") else _GRAPHS_GIB
+    fixed = weights + _working_bytes(config, shape, tokens, rows) / GIB + _WORKSPACES_GIB + graphs
     share = card_gib * _share(config)
     given = share if given_cache is None else fixed + given_cache / GIB
     least = fixed + sequence
-    wanted = fixed + sequence * min(rows, _rows_together(config, topology.world_size))
+    wanted = fixed + sequence * min(rows, rows_together(config, topology.world_size))
     sleeps = config.rollout.vllm_options.get("enable_sleep_mode") is not False
     return VllmMemory(given, least, wanted, max(given, least, share), fixed, sleeps)
 
@@ -111,10 +115,21 @@ def _weight_bytes(config: RunConfig, shape: ModelShape) -> int:
 
 
 def _sequence_bytes(config: RunConfig, shape: ModelShape) -> int:
-    """Keys and values of a sequence of full length."""
-    length = config.rollout.max_prompt_length + config.rollout.max_completion_length
-    values = 2 * shape.num_layers * shape.num_key_value_heads * shape.head_dim
-    return values * WEIGHT_BYTES[config.train.precision] * length
+    """Keys and values of a sequence of full length, by kv_cache_dtype; in forms of less than 8 bits they take
+    less than is counted here."""
+    dtype = str(config.rollout.vllm_options.get("kv_cache_dtype"))
+    width = WEIGHT_BYTES[config.train.precision]
+    if dtype in ("float16", "bfloat16"):
+        width = 2
+    elif dtype.startswith(("fp8", "int8")):
+        width = 1
+    key = shape.head_dim * width + (_SCALE_BYTES if dtype.endswith("_per_token_head") else 0)
+    return 2 * shape.num_layers * shape.num_key_value_heads * key * _longest(config)
+
+
+def _longest(config: RunConfig) -> int:
+    """Tokens of a sequence of full length: vLLM's max_model_len."""
+    return config.rollout.max_prompt_length + config.rollout.max_completion_length
 
 
 def _working_bytes(config: RunConfig, shape: ModelShape, tokens: int, rows: int) -> int:
@@ -124,20 +139,19 @@ def _working_bytes(config: RunConfig, shape: ModelShape, tokens: int, rows: int)
     return max(tokens * shape.saved_values * width, rows * shape.vocab_size * (4 * _DRAWING_TENSORS + width))
 
 
-def _batch(config: RunConfig, card_gib: float) -> tuple[int, int]:
-    """(tokens, sequences) that vLLM takes at once. A card that nobody named is taken for an A100."""
+def vllm_batch(config: RunConfig, card_gib: float) -> tuple[int, int]:
+    """(tokens, sequences) that vLLM takes at once, as it settles them (engine/arg_utils.py,
+    _set_default_max_num_seqs_and_batched_tokens_args). A card that nobody named is taken for an A100."""
+    options = config.rollout.vllm_options
     is_a100 = "a100" in (config.cluster.gpu_type or "a100").lower()
     tokens, rows = _LARGE_BATCH if card_gib >= _LARGE_CARD_GIB and not is_a100 else _BATCH
-    return _whole(config, "max_num_batched_tokens") or tokens, _whole(config, "max_num_seqs") or rows
-
-
-def _rows_together(config: RunConfig, num_ranks: int) -> int:
-    """Completions that a rank asks for at once: of a rollout, or of a part of the stages that only sample."""
-    if config.stage == "rl":
-        return rollout_prompts(config, num_ranks) * config.rollout.num_generations
-    part = part_size(config, num_ranks)
-    num = config.generate.num_samples if config.stage == "generate" else config.evaluate.num_samples
-    return min(config.rollout.prompts_per_batch or part, part) * num
+    if options.get("performance_mode") == "throughput":
+        tokens, rows = 2 * tokens, 2 * rows
+    if options.get("enable_chunked_prefill") is False:  # a prompt is read in one step
+        tokens = max(tokens, _longest(config))
+    given_tokens, given_rows = _whole(config, "max_num_batched_tokens"), _whole(config, "max_num_seqs")
+    tokens = given_tokens or min(tokens, (given_rows or rows) * _longest(config))
+    return tokens, given_rows or min(rows, tokens)
 
 
 def _share(config: RunConfig) -> float:

@@ -17,9 +17,9 @@ from r1hpc.base.errors import UsageError
 from r1hpc.config.schema import SAMPLED_STAGES, TRAINED_STAGES, RunConfig
 from r1hpc.plan.batch import Topology, batch_of
 from r1hpc.plan.compression import check_compression
-from r1hpc.plan.frozen import check_base, is_quantized
-from r1hpc.plan.memory import reference_place
-from r1hpc.plan.parts import evaluation_prompts, part_size, rollout_prompts
+from r1hpc.plan.frozen import check_base, check_nf4, is_quantized
+from r1hpc.plan.memory import MemoryPlan, reference_place
+from r1hpc.plan.parts import prompts_together
 from r1hpc.plan.precision import check_precision
 from r1hpc.plan.run_memory import memory_of_run, misfits, usable_gib
 from r1hpc.plan.shape import ModelShape
@@ -51,22 +51,32 @@ def way_out(
     card_gib: float,
     teacher_parameters: int | None = None,
     max_nodes: int | None = None,
+    host_gib: float | None = None,
 ) -> str:
     """A sentence on what would make a run fit that does not.
 
     Args:
         seq_len, card_gib, teacher_parameters: as in `memory_of_run`.
         max_nodes: that a job may have. None: not known.
+        host_gib: memory that the job asks of a node, of which nothing that is proposed takes more; where the
+            run as it is takes more, no more than that. None: not known.
     """
+    as_it_is = memory_of_run(config, shape, topology, seq_len, card_gib, teacher_parameters)
+    most_of_host = None if host_gib is None else max(host_gib, as_it_is.host_gib)
 
     def words(changes: Sequence[_Change]) -> str | None:
         """What makes it fit, with these changes; None: they do not."""
         try:
-            changed, where = _changed(config, topology, changes)
+            changed, where, follows = _changed(config, shape, topology, changes)
         except UsageError:
             return None
-        share = _share_needed(changed, shape, where, seq_len, card_gib, teacher_parameters)
-        return None if share is None else " and ".join([*map(str, changes), *filter(None, [share])])
+        plan = memory_of_run(changed, shape, where, seq_len, card_gib, teacher_parameters)
+        if list(misfits(plan, gpu_gib=None, host_gib=most_of_host)):
+            return None
+        share = _share_needed(plan, changed, shape, where, card_gib)
+        if share is None:
+            return None
+        return " and ".join([*map(str, changes), *map(str, follows), *filter(None, [share])])
 
     found = list(islice(_fitting(list(_settings(config, topology, max_nodes)), words), _MOST_SAID))
     if not found:
@@ -100,7 +110,7 @@ def _settings(config: RunConfig, topology: Topology, max_nodes: int | None) -> I
     if config.stage in SAMPLED_STAGES and config.rollout.engine == "vllm":
         yield [_Change("rollout", "engine", "sampler")]
     if config.stage in SAMPLED_STAGES and config.rollout.engine == "sampler":
-        together = _prompts_together(config, topology.world_size)
+        together = prompts_together(config, topology.world_size)
         yield [_Change("rollout", "prompts_per_batch", number) for number in _halves(together)]
     if config.stage not in TRAINED_STAGES:
         return
@@ -115,47 +125,58 @@ def _settings(config: RunConfig, topology: Topology, max_nodes: int | None) -> I
         yield [] if is_quantized(config) else [_Change("model", "base_quantization", "nf4")]
 
 
-def _prompts_together(config: RunConfig, num_ranks: int) -> int:
-    """Prompts that a rank decodes together at most."""
-    if config.stage == "rl":
-        return max(rollout_prompts(config, num_ranks), evaluation_prompts(config, num_ranks))
-    part = part_size(config, num_ranks)
-    return min(config.rollout.prompts_per_batch or part, part)
-
-
 def _halves(number: int) -> list[int]:
     """Half of it, a quarter ... down to 1."""
     return [number >> times for times in range(1, number.bit_length())]
 
 
-def _changed(config: RunConfig, topology: Topology, changes: Sequence[_Change]) -> tuple[RunConfig, Topology]:
-    """With other settings.
+def _changed(
+    config: RunConfig, shape: ModelShape, topology: Topology, changes: Sequence[_Change]
+) -> tuple[RunConfig, Topology, list[_Change]]:
+    """With other settings, and with those that follow from them, which come last.
 
     Raises:
         UsageError: a run would refuse them.
     """
     decided = replace(config.resources, gpus_per_node=topology.gpus_per_node, nodes=topology.num_nodes)
     changed = replace(config, resources=decided)
-    for section, key, value in changes:
-        changed = replace(changed, **{section: replace(getattr(changed, section), **{key: value})})
+    for change in changes:
+        changed = _with(changed, change)
     where = replace(topology, num_nodes=changed.resources.nodes)
-    batch_of(changed, where)
+    follows = _accumulation(changed, where)
+    for change in follows:
+        changed = _with(changed, change)
     check_precision(changed)
     check_base(changed)
+    if is_quantized(changed):
+        check_nf4(shape)
     check_compression(changed)
-    return changed, where
+    return changed, where, follows
+
+
+def _with(config: RunConfig, change: _Change) -> RunConfig:
+    section = replace(getattr(config, change.section), **{change.key: change.value})
+    return replace(config, **{change.section: section})
+
+
+def _accumulation(config: RunConfig, topology: Topology) -> list[_Change]:
+    """The accumulation with which the global batch comes out, where another one is given.
+
+    Raises:
+        UsageError: with none.
+    """
+    key, given = "gradient_accumulation_steps", config.train.gradient_accumulation_steps
+    batch = batch_of(_with(config, _Change("train", key, None)), topology)
+    if config.stage not in TRAINED_STAGES or given in (None, batch.gradient_accumulation_steps):
+        return []
+    return [_Change("train", key, batch.gradient_accumulation_steps)]
 
 
 def _share_needed(
-    config: RunConfig,
-    shape: ModelShape,
-    topology: Topology,
-    seq_len: int,
-    card_gib: float,
-    teacher_parameters: int | None,
+    plan: MemoryPlan, config: RunConfig, shape: ModelShape, topology: Topology, card_gib: float
 ) -> str | None:
-    """The setting of vLLM's share with which a run fits, empty where it fits as it is; None: it does not."""
-    plan = memory_of_run(config, shape, topology, seq_len, card_gib, teacher_parameters)
+    """The setting of vLLM's share with which a run of this plan fits, empty where it fits as it is; None: it
+    does not."""
     if not list(misfits(plan, gpu_gib=card_gib, host_gib=None)):
         return ""
     vllm = vllm_memory(config, shape, topology, card_gib)

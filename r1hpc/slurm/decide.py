@@ -123,7 +123,8 @@ def decide(
         gpus_per_node=gpus,
         vocab_size=vocab_size,
         time_limit_s=limit_s,
-        max_nodes=facts.num_nodes,
+        # A local run has this machine's GPUs, however many nodes it is cut into.
+        max_nodes=config.resources.nodes if executor == "local" else facts.num_nodes,
         expected_model=expected_model,
         expected_teacher=expected_teacher,
         save_speed=save_speed,

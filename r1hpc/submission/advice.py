@@ -62,7 +62,8 @@ def _other_form(config: RunConfig) -> Iterator[str]:
             ours["rollout.max_completion_length"] = lengths
     for name, (theirs, mine) in ours.items():
         if theirs != mine:
-            yield f"{name} is {mine!r} here, and was {theirs!r} in {run.run_id}, which trained this model"
+            said = f"{name} is {mine!r:.60} here, and was {theirs!r:.60}"
+            yield f"{said} in {run.run_id}, which trained this model"
 
 
 def _trained_by(config: RunConfig) -> tuple[RunConfig, RunDir] | None:

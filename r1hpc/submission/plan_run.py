@@ -19,7 +19,6 @@ from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.base.files import read_object
 from r1hpc.base.lock import is_free
 from r1hpc.base.rundir import RunDir, open_run
-from r1hpc.base.units import parse_memory_gib
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config import freeze, load, plugins
 from r1hpc.config.packages import check_packages
@@ -32,7 +31,7 @@ from r1hpc.plan.hardware import UnknownGpuError, find_gpu
 from r1hpc.plan.model import load_model_config, load_teacher_config, teacher_of
 from r1hpc.plan.precision import check_precision
 from r1hpc.plan.run import RunPlan
-from r1hpc.plan.run_memory import misfits
+from r1hpc.plan.run_memory import asked_host_gib, misfits
 from r1hpc.plan.tensors import check_tensors
 from r1hpc.plan.weights import check_weights
 from r1hpc.slurm import decide, fields, flags, script
@@ -53,9 +52,14 @@ ASSUMED_GPUS_PER_NODE = 8
 _NOT_BY_VLLM = ("mixtral", "gemma2")
 """vLLM 0.32 has transformers' former names of Mixtral's experts, and no output head of Gemma 2's (read in its
 sources, not run)."""
+_COLDEST_OF_VLLM = 0.01
+"""vLLM 0.32 takes a lower temperature for this one."""
 _MOST_ENCODED = 5000
 """Prompts, the longest of those that are known: a second or two."""
-_MAY_CHANGE_SECTIONS = ("resources.", "cluster.", "limits.", "monitor.", "checkpoint.")
+_MAY_CHANGE_SECTIONS = (
+    *("resources.", "cluster.", "limits.", "monitor.", "checkpoint."),
+    "rollout.vllm_options.",  # memory and speed
+)
 _MAY_CHANGE_KEYS = (
     *("train.num_steps", "train.print_every", "train.hang_timeout_s", "deepspeed.zero_stage"),
     # The same samples in the same batches, only the order of sums is another.
@@ -148,12 +152,10 @@ def plan_resumed_run(order: Order) -> PlannedRun:
         raise UsageError(
             f"{run.run_id} is finished; to train on, give train.num_steps={frozen.train.num_steps * 2}"
         )
-    check_mix_goes_on(frozen, config)
-    _check_stage_goes_on(run, config)
     return plan_run(run, config, order, is_new=False)
 
 
-def _check_stage_goes_on(run: RunDir, config: RunConfig) -> None:
+def _check_zero_goes_on(run: RunDir, config: RunConfig) -> None:
     """Refuse a ZeRO stage that the checkpoint cannot be converted to, before the queue."""
     newest = next(iter(CheckpointStore(run.checkpoints).list()), None)
     if newest is None:
@@ -199,7 +201,8 @@ def plan_run(
     fields.check_cluster(config.cluster)
     fields.check_resources(config.resources)
     if is_new:
-        config.deepspeed.check_new()
+        for section in (config.deepspeed, config.rollout, config.rl):
+            section.check_new()
     config = freeze.with_absolute_paths(config)
     freeze.refuse_secrets(config, order.overrides)
     if config.stage == "serve":
@@ -211,7 +214,12 @@ def plan_run(
         check_trained_on(config, to_come)
         config = _with_counted_questions(config)
     else:
+        frozen = load.read(run.config)
+        check_mix_goes_on(frozen, config)
         check_sources(config)
+        if config.rollout.vllm_options != frozen.rollout.vllm_options:
+            config.rollout.check_new()
+        _check_zero_goes_on(run, config)
         plugins.refuse_changes(plugins.names_in(config), run.code)
         plugins.refuse_changed_files(run.code)
     asking, as_expected = config, expected_model
@@ -248,25 +256,22 @@ def plan_run(
     estimate, no_estimate = estimate_for(order.run_root, decision.config, decision.plan)
     ignored = ", ".join(flags.ignored_variables(os.environ))
     notes += [f"not used from the environment: {ignored}"] if ignored else []
-    notes += [*decision.notes, *no_estimate, *_memory_notes(decision.config, decision.plan)]
-    notes += [*_other_tokenizer(config), *seldom_meant(config)]
+    notes += [*decision.notes, *no_estimate, *_memory_notes(decision.config, decision.plan, is_new)]
+    notes += [*_other_tokenizer(config), *(seldom_meant(config) if is_new else ())]
     return PlannedRun(run, executor, decision.config, decision.plan, text, tuple(notes), is_new, estimate)
 
 
-def _memory_notes(config: RunConfig, plan: RunPlan) -> list[str]:
-    """What does not fit the cards, or the memory that is asked of a node."""
+def _memory_notes(config: RunConfig, plan: RunPlan, is_new: bool) -> list[str]:
+    """What does not fit the cards, or the memory that is asked of a node; of a new run also what would."""
     if plan.memory is None or not plan.topology.num_gpus:
         return []
     try:
         card = find_gpu(config.cluster.gpu_type or ASSUMED_GPU).memory_gib
     except UnknownGpuError:  # the estimate has said so
         card = None
-    asked = config.resources.mem or config.cluster.mem
-    try:
-        host = parse_memory_gib(asked) if asked else None
-    except ValueError:  # sbatch's to refuse
-        host = None
-    return list(misfits(plan.memory, gpu_gib=card, host_gib=host or None))
+    # What would make it fit is, of a run that goes on, mostly not to be changed any more.
+    memory = plan.memory if is_new else replace(plan.memory, way_out="")
+    return list(misfits(memory, gpu_gib=card, host_gib=asked_host_gib(config)))
 
 
 def _check_weights(config: RunConfig, expected_model: Mapping[str, Any] | None) -> None:
@@ -286,9 +291,18 @@ def _check_weights(config: RunConfig, expected_model: Mapping[str, Any] | None) 
 
 
 def _refuse_for_vllm(config: RunConfig, hf_config: Mapping[str, Any]) -> None:
-    """Families whose weights vLLM does not take under the names that it is handed (train/handover.py)."""
+    """Families whose weights vLLM does not take under the names that it is handed (train/handover.py), and
+    temperatures that it raises without a word."""
+    if config.rollout.engine != "vllm" or config.stage not in SAMPLED_STAGES:
+        return
+    asked = {"rollout.temperature": config.rollout.temperature}
+    if config.stage != "generate":
+        asked["evaluate.temperature"] = config.evaluate.temperature or config.rollout.temperature
+    for key, temperature in asked.items():
+        if temperature < _COLDEST_OF_VLLM:
+            raise ConfigError(f"{key} is {temperature:g}: vLLM samples at {_COLDEST_OF_VLLM} at least")
     family = hf_config.get("model_type")
-    if config.rollout.engine == "vllm" and config.stage in SAMPLED_STAGES and family in _NOT_BY_VLLM:
+    if family in _NOT_BY_VLLM:
         raise ConfigError(
             f"rollout.engine=vllm is not handed a model of type {family}, whose weights it calls otherwise: "
             "take rollout.engine=sampler"

@@ -2,7 +2,7 @@
 
 check_training_data(config)         # of a new run
 
-The ranks read all of it; here it is a few MiB, the longest lines of some GiB, and the manifest of a dataset.
+The ranks read all of it; here it is a few MiB, the longest lines of a GiB, and the manifest of a dataset.
 """
 
 import heapq
@@ -13,7 +13,7 @@ from pathlib import Path
 from r1hpc.base.errors import UsageError
 from r1hpc.config.schema import DataConfig, RunConfig
 from r1hpc.data.manifest import MANIFEST, read_manifest
-from r1hpc.data.open_lines import Line, iter_lines, line_number
+from r1hpc.data.open_lines import Line, is_compressed, iter_lines, line_number
 from r1hpc.data.recipe import find_recipe, load_recipe
 from r1hpc.data.recipe_stages import check_schedule
 from r1hpc.data.trace_line import parse_trace
@@ -21,8 +21,8 @@ from r1hpc.data.trace_recipe import list_inputs, source_names
 
 _READ_BYTES = 8 << 20
 """Of all traces, in their order, whose every line is taken apart: a tenth of a second."""
-_SCANNED_BYTES = 2 << 30
-"""In which the longest lines are looked for: two seconds."""
+_SCANNED_BYTES = 1 << 30
+"""Of files that are not compressed, in which the longest lines are looked for: some seconds."""
 _ENCODED_BYTES = 512 << 10
 _ENCODED_TRACES = 64
 """The longest."""
@@ -152,49 +152,60 @@ def _no_roles(what: str) -> UsageError:
 
 def _check_traces(paths: Sequence[str], config: RunConfig | None) -> None:
     files = [file for item in list_inputs(paths) for file in item.files]
-    longest = [_parsed(place) for place in heapq.nlargest(_ENCODED_TRACES, _read(files), key=_size)]
+    longest = _longest(files)
     if paths and not longest:
         raise UsageError(f"data.traces: {', '.join(map(str, files))} holds no line; give lines {_FORM}")
     if config is not None:
         _check_lengths(longest, config)
 
 
-_Placed = tuple[Path, Line]
-
-
-def _size(placed: _Placed) -> int:
-    return placed[1].size
-
-
-def _read(files: Iterable[Path]) -> Iterator[_Placed]:
-    """The lines of the first GiB, and of the first MiB only such as are traces.
+def _longest(files: Iterable[Path]) -> list[_Trace]:
+    """Of the first MiB, of which every line is taken apart, the traces of the most characters; of what is
+    behind them those whose lines have the most bytes. The longest first.
 
     Raises:
-        UsageError: names file and number of a line that is none.
+        UsageError: names file and number of a line that is no trace.
     """
+    lines, first, read = _lines(files), [], 0
+    for path, line in lines:
+        first.append(_parsed(path, line))
+        read += line.size
+        if read >= _READ_BYTES:
+            break
+    found = heapq.nlargest(_ENCODED_TRACES, first, key=_characters)
+    behind = heapq.nlargest(_ENCODED_TRACES, lines, key=lambda placed: placed[1].size)
+    return sorted([*found, *(_parsed(path, line) for path, line in behind)], key=_characters, reverse=True)
+
+
+def _characters(trace: _Trace) -> int:
+    return len(trace.prompt) + len(trace.completion)
+
+
+def _lines(files: Iterable[Path]) -> Iterator[tuple[Path, Line]]:
+    """In their order, as far as they are looked at: what is compressed takes longer to read."""
     read = 0
     for path in files:
-        if read >= _SCANNED_BYTES:
-            return
-        for line in iter_lines(path, 0, _SCANNED_BYTES - read):
-            if read < _READ_BYTES or line.fault:
-                _parsed((path, line))
+        most = _READ_BYTES if is_compressed(path.name) else _SCANNED_BYTES
+        for line in iter_lines(path, 0, max(0, most - read)):
+            if line.fault:
+                raise _no_trace(path, line, line.fault)
             read += line.size
             yield path, line
 
 
-def _parsed(placed: _Placed) -> _Trace:
-    path, line = placed
+def _parsed(path: Path, line: Line) -> _Trace:
     try:
-        if line.fault:
-            raise ValueError(line.fault)
         prompt, completion = (text.decode() for text in parse_trace(line.raw))
     except ValueError as error:
-        raise UsageError(
-            f"{path}:{line_number(path, line.position)}: {error}. A line of data.traces is {_FORM}: "
-            "correct it, or leave it out"
-        ) from None
+        raise _no_trace(path, line, str(error)) from None
     return _Trace(path, line.position, prompt, completion)
+
+
+def _no_trace(path: Path, line: Line, fault: str) -> UsageError:
+    return UsageError(
+        f"{path}:{line_number(path, line.position)}: {fault}. A line of data.traces is {_FORM}: correct it, "
+        "or leave it out"
+    )
 
 
 def _check_lengths(traces: Sequence[_Trace], config: RunConfig) -> None:

@@ -10,16 +10,17 @@ from pathlib import Path
 
 from r1hpc.config.plugins import is_own, names_in
 from r1hpc.config.schema import RunConfig
-from r1hpc.plan.batch import updates_per_rollout
 from r1hpc.plan.parts import num_items
-from r1hpc.tasks.benchmark import Benchmarks
-from r1hpc.tasks.counts import repeated
+from r1hpc.tasks.benchmark import Benchmarks, named_sets
+from r1hpc.tasks.counts import asked, repeated
 from r1hpc.tasks.demonstrations import check_demonstrations
+from r1hpc.tasks.file import FILES
 from r1hpc.tasks.mixture import Mixture, check_weights
 from r1hpc.tasks.own import OwnTask
 from r1hpc.tasks.pass_rates import check_comes_again
 from r1hpc.tasks.prompts import check_asks_for_box
-from r1hpc.tasks.registry import make_task
+from r1hpc.tasks.question_file import check_one_split
+from r1hpc.tasks.registry import make_task, parts_of
 from r1hpc.tasks.rewards import Scorer
 from r1hpc.tasks.task import Item, Task, check_num_held_out, members
 from r1hpc.tasks.terms import term_named
@@ -51,6 +52,7 @@ def check_questions(
         items += _one_of_each(tasks[0], config)
         items += _asked(tasks[0], config)
         if code is None:  # a run of before goes on as it was begun
+            _check_splits(config)
             for sentence in repeated(config, tasks[0]):
                 note(sentence)
             if isinstance(tasks[0], Mixture):
@@ -59,12 +61,17 @@ def check_questions(
                 if isinstance(task, OwnTask):
                     task.check_pure()
     if benchmarks is not None:
+        if code is None:
+            for part in named_sets(config).values():
+                check_one_split(Path(part["path"]))
         tasks.append(benchmarks)
         items += map(benchmarks.item, range(benchmarks.num_items))
     elif asks_benchmarks and code is None:  # a run of before: its stage refuses that by itself
         check_num_held_out(tasks[0], num_items(config))
     if config.reward.answer_in == "boxed" and code is None:
-        check_asks_for_box([*(item.prompt for item in items), config.model.system_prompt or ""])
+        for label in {item.task for item in items}:
+            prompts = [item.prompt for item in items if item.task == label]
+            check_asks_for_box(prompts, config.model.system_prompt or "")
     if config.stage != "traces":
         _try_rewards(config, tasks, items, code)
     elif code is None:
@@ -72,27 +79,24 @@ def check_questions(
     return [item.prompt for item in items]
 
 
+def _check_splits(config: RunConfig) -> None:
+    for part in parts_of(config.task).values():
+        if part.name in FILES:
+            check_one_split(Path(part.options["path"]))
+
+
 def _asked(task: Task, config: RunConfig) -> Iterator[Item]:
     """What the run will ask, where questions come from a list, in which one may be like no other."""
-    known = task.num_questions()
-    if known is None or config.stage not in ("rl", "generate"):
-        return
-    num = config.generate.num_items
-    if config.stage == "rl":
-        rollouts = -(-config.train.num_steps // updates_per_rollout(config))
-        num = rollouts * config.rollout.num_prompts * (1 + config.rl.max_resamples)
-    first = _first_item(config)
-    yield from map(task.item, range(first, first + min(num, known, _MOST_ASKED)))
-
-
-def _first_item(config: RunConfig) -> int:
-    return config.generate.first_item if config.stage == "generate" else config.task.first_item or 0
+    items, held_out = asked(config)
+    known = task.num_questions(held_out) if config.stage in ("rl", "generate") else None
+    if known is not None:
+        yield from (task.item(index, held_out) for index in items[: min(known, _MOST_ASKED)])
 
 
 def _one_of_each(task: Task, config: RunConfig) -> Iterator[Item]:
     """From the run's first item on, the first of each task of a mixture."""
     missing = set(members(task))
-    for index in count(_first_item(config)):
+    for index in count(asked(config)[0].start):
         item = task.item(index)
         if item.task in missing:
             missing.remove(item.task)

@@ -53,15 +53,25 @@ class Boxed:
 
 
 def last_boxed(text: str) -> Boxed | None:
-    """The last \\boxed{...} of a text, braces counted; None where there is none that is closed.
+    """The last \\boxed{...} of a text, braces counted; None where there is none that is closed."""
+    return _last_closed(text, "\\boxed{")
 
-    Some solutions of MATH have \\fbox{...}, or `\\boxed 5$` alone (Hendrycks et al., arXiv 2103.03874).
-    """
-    start, opening = max((text.rfind(opening), opening) for opening in ("\\boxed{", "\\fbox{"))
+
+def boxed_in_solution(text: str) -> Boxed | None:
+    """As last_boxed, of a solution of MATH: some have \\fbox{...}, or `\\boxed 5$` alone (Hendrycks et al.,
+    arXiv 2103.03874)."""
+    found = last_boxed(text) or _last_closed(text, "\\fbox{")
+    if found is not None:
+        return found
+    before, mark, after = text.rpartition("\\boxed ")
+    content = after.partition("$")[0].partition("\n")[0].strip(_SPACE)
+    return Boxed(len(before), content) if mark and content else None
+
+
+def _last_closed(text: str, opening: str) -> Boxed | None:
+    start = text.rfind(opening)
     if start < 0:
-        before, mark, after = text.rpartition("\\boxed ")
-        content = after.partition("$")[0].partition("\n")[0].strip(_SPACE)
-        return Boxed(len(before), content) if mark else None
+        return None
     depth, first = 1, start + len(opening)
     for end in range(first, len(text)):
         depth += (text[end] == "{") - (text[end] == "}")

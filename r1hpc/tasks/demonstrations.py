@@ -6,14 +6,17 @@ check_demonstrations(task, config)          # before the stage is submitted
 
 from dataclasses import dataclass
 
+from r1hpc.base.errors import UsageError
 from r1hpc.config.schema import RunConfig
 from r1hpc.tasks.completion import take_apart
-from r1hpc.tasks.task import Draws, Item, Task
+from r1hpc.tasks.counts import asked_items
+from r1hpc.tasks.file import QuestionFile
+from r1hpc.tasks.task import Draws, Item, Task, members
 
 _FINE = 10**6
 _MOST_TRIED = 20_000
-_TRIED_OF_DRAWN = 16
-"""Of a task that draws its questions: one is as good as another."""
+_TRIED_OF_OTHERS = 16
+"""Of tasks that make their questions: one is as good as another, and may take its time."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +42,21 @@ def demonstrate(task: Task, config: RunConfig, index: int) -> Demonstration:
     if config.reward.answer_in == "boxed":
         parts = take_apart(completion)
         completion = f"<think>{parts.thinking}</think>\\boxed{{{parts.answer}}}"
+        if take_apart(completion, boxed=True).answer != (parts.answer or "").strip():
+            raise UsageError(
+                f"the answer {parts.answer!r:.60} of item {index} cannot be read out of a box: set "
+                "reward.answer_in=tags, or leave the question out"
+            )
     return Demonstration(item, completion, thinking)
 
 
 def check_demonstrations(task: Task, config: RunConfig) -> None:
-    """Make those of questions that come from a list, in which one may be like no other; else the first few.
+    """Make those of files, in which one question may be like no other; of other tasks the first few.
 
     Raises:
         UsageError: as `demonstrate`.
     """
-    first, asked = config.generate.first_item, config.generate.num_items
-    known = task.num_questions()
-    most = _TRIED_OF_DRAWN if known is None else min(known, _MOST_TRIED)
-    for index in range(first, first + min(asked, most)):
+    are_files = all(isinstance(each, QuestionFile) for each in members(task).values())
+    most = min(task.num_questions() or 0, _MOST_TRIED) if are_files else _TRIED_OF_OTHERS
+    for index in asked_items(config)[:most]:
         demonstrate(task, config, index)

@@ -49,8 +49,7 @@ class ReasoningGym:
         return Item(index, prompt, entry["answer"] or "", {"source_index": source})
 
     def num_questions(self, held_out: bool = False) -> int | None:
-        """Of a generator with few indices, all of which are asked for it. Where that takes too long, as many
-        as there are indices."""
+        """Of a generator with few indices, all of which are asked for it; with more, as many as there are."""
         if self._num_sources >= ENDLESS:
             return None
         return self._num_sources if self._counts is None else self._counts[held_out]

@@ -1,6 +1,6 @@
 """The prompt around a question, for models that read language."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from r1hpc.base.errors import UsageError
 
@@ -26,18 +26,24 @@ def fill(template: str, question: str) -> str:
     return template.replace("{question}", question)
 
 
-def check_asks_for_box(texts: Iterable[str]) -> None:
-    """What a model is told must not ask for tags where \\boxed alone counts: who obeys would be right never.
+def check_asks_for_box(prompts: Sequence[str], system_prompt: str) -> None:
+    """Where \\boxed alone counts, a model must not be asked for tags without it: it would never be right.
+
+    Args:
+        prompts: of one task. A question may hold a tag by itself, a template has all of them hold it.
 
     Raises:
-        UsageError: it does.
+        UsageError: it is, by the template of all prompts or by the system message.
     """
-    if any("<answer>" in text for text in texts):
-        raise UsageError(
-            "reward.answer_in=boxed counts what \\boxed{} holds, and the model is asked for <answer> tags: "
-            "give a template that asks for the box, as in task.options.template="
-            "'{question}\\nReason step by step, and put your final answer within \\boxed{}.'"
-        )
+    asked = [system_prompt + prompt for prompt in prompts]
+    if any("\\boxed" in text or "<answer>" not in text for text in asked):
+        return
+    what = "model.system_prompt" if "<answer>" in system_prompt else "the template of the prompts"
+    raise UsageError(
+        f"reward.answer_in=boxed counts what \\boxed{{}} holds, and {what} asks for <answer> tags: ask for "
+        "the box, as by task.options.template='{question}\\nReason step by step, and put your final answer "
+        "within \\boxed{}.'"
+    )
 
 
 def held_out_key(question: str) -> str:

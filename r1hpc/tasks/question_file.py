@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.base.errors import UsageError
+from r1hpc.base.files import matching
 from r1hpc.base.names import nearest
-from r1hpc.tasks.completion import TAGS, last_boxed
+from r1hpc.tasks.completion import TAGS, boxed_in_solution
 
 _MARK = "####"
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
@@ -123,29 +124,19 @@ def _is_cache(file: Path) -> bool:
 
 def _named_by(path: Path) -> list[Path]:
     """A file, all of a folder, or those that fit a pattern in the last part of the path; sorted by name."""
-    if path.is_dir():
-        found = sorted(path.iterdir())
-    elif "*" in path.name and not path.exists():
-        found = sorted(path.parent.glob(path.name))
-    else:
-        found = [path]
+    found = sorted(path.iterdir()) if path.is_dir() else matching(path)
     return [file for file in found if not _is_cache(file)]
 
 
 def _files(path: Path) -> list[Path]:
-    """What `path` names of one kind.
-
-    Raises:
-        UsageError: nothing, or several splits of a dataset.
-    """
+    """What `path` names of one kind."""
     named = _named_by(path)
     if not path.is_dir():
-        if not named or not named[0].exists():
+        if not named:
             raise UsageError(f"{path} is not there: give the path of a file of questions")
         return named
     for kind in reversed(_KINDS):
         if found := [file for file in named if file.suffix == kind]:
-            _refuse_several_splits(path, found)
             return found
     folders = sorted(inner.name for inner in named if inner.is_dir() and not inner.name.startswith("."))
     hint = (
@@ -156,24 +147,33 @@ def _files(path: Path) -> list[Path]:
     raise UsageError(f"the folder {path} holds no {', '.join(f'*{kind}' for kind in _KINDS)}{hint}")
 
 
-def _refuse_several_splits(folder: Path, files: Sequence[Path]) -> None:
-    """As the Hub lays GSM8K out, its test questions lie beside those to train on."""
+def check_one_split(path: Path) -> None:
+    """Refuse a folder or pattern by which the test questions of a dataset are taken together with those to
+    train on, which lie side by side where the Hub has them in Parquet. `*.parquet` takes all of them.
+
+    Raises:
+        UsageError: names the files, and a pattern of one split.
+    """
+    files = _files(path)
+    if len(files) == 1 or path.name.startswith("*"):
+        return
     splits: dict[str, Path] = {}
     for file in files:
         words = re.split("[^a-z]+", file.stem.lower())
         if split := next((word for word in words if word in _SPLITS), None):
             splits.setdefault(split, file)
     if len(splits) > 1:
+        folder, one = files[0].parent, splits.get("train", files[0])
         names = " and ".join(file.name for file in splits.values())
         raise UsageError(
-            f"the folder {folder} holds several splits of a dataset ({names}): name the files of one, as in "
-            f"{folder / _pattern(list(splits.values())[-1])}"
+            f"{path} holds several splits of a dataset ({names}): name the files of one, as in "
+            f"{folder / _pattern(one)}, or all of them by {folder / f'*{one.suffix}'}"
         )
 
 
 def _pattern(file: Path) -> str:
-    """train-00000-of-00002.parquet -> train-*.parquet; a file without a number -> its name."""
-    return re.sub(r"[0-9][0-9a-z-]*$", "*", file.stem) + file.suffix
+    """train-00000-of-00002.parquet -> train-*.parquet; a file without such numbers -> its name."""
+    return re.sub(r"-\d+-of-\d+.*$", "-*", file.stem) + file.suffix
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -218,7 +218,7 @@ def to_question(where: str, row: Any, columns: Columns) -> Question:
 
 def _free(where: str, text: str, answer: str) -> Question:
     thinking, mark, final = answer.rpartition(_MARK)
-    boxed = last_boxed(answer)
+    boxed = boxed_in_solution(answer)
     if not mark and boxed is not None and boxed.start:
         thinking, final = _BOX.sub("", answer), boxed.content
     elif not mark:

@@ -195,16 +195,17 @@ class Scorer:
         return Score(self._weighted(terms), terms, judged.correct, judged.well_formed)
 
     def _weighted(self, terms: dict[str, float]) -> float:
-        return sum(self._weights[name] * value for name, value in terms.items())
+        return sum(weight * terms[name] for name, weight in self._weights.items())
 
     def _gated(self, scores: list[Score]) -> list[Score]:
-        """Without the format term where nothing else tells the members apart.
+        """Without the format term where nothing else but their lengths tells the members apart.
 
         There, normalising by the group's deviation would make the smallest format weight the whole signal
         (open-instruct issue 659: the policy collapses to form without content).
         """
         rewards = [self._weighted({**score.terms, "format": 0.0}) for score in scores]
-        if len(scores) == 1 or len(set(rewards)) > 1:  # alone it is not held against anybody
+        contents = {self._weighted({**score.terms, "format": 0.0, "overlong": 0.0}) for score in scores}
+        if len(scores) == 1 or len(contents) > 1:  # alone it is not held against anybody
             return scores
         return [replace(score, reward=reward) for score, reward in zip(scores, rewards, strict=True)]
 

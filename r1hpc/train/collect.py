@@ -150,7 +150,7 @@ class Collector:
                 return None
             rounds.append(done)
             groups = Groups.joined(rounds)
-            teaching = varied(groups)
+            teaching = varied(groups, config.reward.terms.get("overlong", 0.0))
             if config.rl.max_resamples == 0 or teaching.sum() >= wanted:
                 break
         if config.rl.max_resamples:

@@ -2,7 +2,7 @@
 
     config = served_config(network)                 # what the engine is built from
     for name, value in served_weights(network): ... # every tensor; all ranks together
-    proof = prove(network, sample, ids, longest, device)
+    proof = prove(network, policy_id, sample, ids, longest, device)
     check(proof, the_one_before, handover_limit(config), group)  # TrainError on all ranks, if one fails
 
 That a hand-over raised nothing says little. vLLM 0.32 on a CPU keeps a packed copy of a tied output head that
@@ -10,7 +10,7 @@ a reload does not reach, and samples from the new layers under the old head with
 sent, and served, as a tensor of its own. The proof asks for a few completions of made-up prompts and compares
 their log-probabilities with the trainer's own: it sees a head or a layer that was left out. Half precision
 allows so much rounding that a policy of one small update before would pass; such an engine says again, to the
-last bit, what it said at the proof before, while the trainer does not.
+last bit, what it said at the proof before (seen on a CPU), while the trainer does not.
 """
 
 from collections.abc import Callable, Iterator
@@ -40,6 +40,8 @@ _MOVED = 1e-4
 class Proof:
     """Completions of made-up prompts, and log-probabilities of their tokens in nats; each (n, longest)."""
 
+    policy_id: str
+    """Of the weights that were handed over."""
     tokens: npt.NDArray[np.int32]
     inside: npt.NDArray[np.bool_]
     """What is no padding."""
@@ -56,8 +58,8 @@ class Proof:
         return float(self._off().max())
 
     def repeats(self, earlier: "Proof") -> bool:
-        """Whether the engine says what it said then, and the trainer something else."""
-        if not np.array_equal(self.tokens, earlier.tokens):
+        """Whether the engine says what it said then, and the trainer, with other weights, something else."""
+        if self.policy_id == earlier.policy_id or not np.array_equal(self.tokens, earlier.tokens):
             return False
         moved = np.abs(self.trainer - earlier.trainer)[self.inside].mean()
         return np.array_equal(self.engine, earlier.engine) and bool(moved > _MOVED)
@@ -98,6 +100,7 @@ def handover_limit(config: RunConfig) -> float:
 
 def prove(
     network: Any,
+    policy_id: str,
     sample: Callable[[Request], Samples],
     ids: SpecialIds,
     longest: int,
@@ -112,7 +115,7 @@ def prove(
     samples = sample(request)
     ours = _logprobs(network, request, samples, device)
     inside = np.arange(samples.tokens.shape[1])[None, :] < samples.lengths[:, None]
-    return Proof(samples.tokens, inside, samples.logprobs, ours)
+    return Proof(policy_id, samples.tokens, inside, samples.logprobs, ours)
 
 
 def check(proof: Proof, earlier: Proof | None, limit: float, group: Group) -> None:

@@ -155,10 +155,17 @@ def _by_task(groups: Groups, labels: Sequence[str]) -> dict[str, Any]:
     return facts
 
 
-def varied(groups: Groups) -> npt.NDArray[np.bool_]:
-    """(groups,): whether the members were rewarded differently."""
-    rewards = groups.rewards.reshape(-1, groups.num_members)
-    return np.asarray(np.ptp(rewards, axis=1) > 1e-6)
+def varied(groups: Groups, overlong_weight: float = 0.0) -> npt.NDArray[np.bool_]:
+    """(groups,): whether the members were rewarded differently.
+
+    Args:
+        overlong_weight: of the term overlong, where it is to be left out: a group that is all wrong, one of
+            it at too great length, says nothing of its question (DAPO, arXiv 2503.14476, eq. 11).
+    """
+    rewards = groups.rewards
+    if overlong_weight:
+        rewards = rewards - overlong_weight * groups.terms["overlong"]
+    return np.asarray(np.ptp(rewards.reshape(-1, groups.num_members), axis=1) > 1e-6)
 
 
 def write_groups(path: Path, groups: Groups, policy_id: str) -> None:

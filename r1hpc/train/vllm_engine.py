@@ -112,7 +112,7 @@ class VllmSampler:
                 policy_id = self._load(network)
         self._facts = {"handover_time_s": time.monotonic() - started}
         if self._num_handovers % self._config.rollout.prove_every == 0:
-            self._prove(network)
+            self._prove(network, policy_id)
         self._num_handovers += 1
         return policy_id
 
@@ -158,17 +158,19 @@ class VllmSampler:
             self._llm.wake_up(tags=["kv_cache"])
             self._asleep = False
         if not self._llm.reset_prefix_cache():  # what it holds was computed by the weights before
-            raise R1hpcError("vLLM keeps what it computed by the weights of before")
+            raise R1hpcError(
+                "vLLM did not drop the cache of the weights before: resume, which starts a new engine"
+            )
         return names.hexdigest()[:16]
 
-    def _prove(self, network: torch.nn.Module) -> None:
+    def _prove(self, network: torch.nn.Module, policy_id: str) -> None:
         def sample(request: Request) -> Samples:
             with _same_fate(self._group):
                 samples = self.sample(request, lambda: False)
             assert samples is not None
             return samples
 
-        proof = prove(network, sample, self._ids, self._longest, self._group.device)
+        proof = prove(network, policy_id, sample, self._ids, self._longest, self._group.device)
         self._facts |= {
             "handover_logprob_difference": proof.mean,
             "handover_largest_logprob_difference": proof.largest,
@@ -196,8 +198,11 @@ class VllmSampler:
 
     def _start(self, network: torch.nn.Module) -> Any:
         """From the run's folder: vLLM keeps what it compiled under its path, and a later attempt finds it."""
-        self._folder.mkdir(exist_ok=True)
-        write_atomic(self._folder / "config.json", json.dumps(served_config(network)))
+        served = json.dumps(served_config(network))
+        if self._group.rank == 0:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            write_atomic(self._folder / "config.json", served)
+        self._group.barrier()
         options = {
             "skip_tokenizer_init": True,
             "load_format": "dummy",
@@ -292,6 +297,8 @@ def _one_sentence(rank: int) -> Iterator[None]:
     """
     try:
         yield
+    except R1hpcError:
+        raise
     except Exception as error:
         traceback.print_exc()
         said = (str(error).strip() or type(error).__name__).splitlines()

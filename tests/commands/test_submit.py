@@ -337,6 +337,24 @@ def test_a_resume_does_not_become_another_run(place: Path, item: str) -> None:
     assert (place / "runs" / "a" / "config.yaml").read_text() == before
 
 
+def test_of_vllm_a_resume_changes_memory_and_speed_and_keeps_what_a_run_of_before_has(place: Path) -> None:
+    fake_sbatch(place)
+    done = submit(place, "jobs/rl_smoke.yaml", "--run-name", "a", "--gpus-per-node", "0")
+    assert done.returncode == 0, done.stderr
+    config = place / "runs" / "a" / "config.yaml"
+    config.write_text(config.read_text().replace("vllm_options: {}", "vllm_options: {max_model_len: 64}"))
+    (place / "runs" / "a" / "attempts.jsonl").write_text(
+        '{"event": "begin", "time": 2, "attempt": 1, "job_id": "41", "node_names": ["n"], "ranks": 1}\n'
+        '{"event": "end", "time": 3, "attempt": 1, "cause": "crash", "requeued": false}\n'
+    )
+    resume = ("--run-name", "a", "--resume", "--dry-run")
+    assert submit(place, *resume).returncode == 0
+    assert submit(place, *resume, "rollout.vllm_options={gpu_memory_utilization: 0.4}").returncode == 0
+    done = submit(place, *resume, "rollout.vllm_options={seed: 3}")
+    assert done.returncode == 2
+    assert "rollout.vllm_options.seed is for r1hpc to set, or may change what is sampled" in done.stderr
+
+
 def test_a_resume_with_other_questions_is_refused(place: Path) -> None:
     fake_sbatch(place)
     pairs = [{"question": f"{n}+{n}=?", "answer": str(2 * n)} for n in range(30)]

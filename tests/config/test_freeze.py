@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from r1hpc.base.rundir import RunDir
 from r1hpc.config import load
 from r1hpc.config.cluster import ClusterConfig
 from r1hpc.config.freeze import freeze, refuse_secrets, with_absolute_paths
-from r1hpc.config.reasoning import TaskConfig
+from r1hpc.config.reasoning import EvaluateConfig, TaskConfig
 from r1hpc.config.redact import find_secret, find_written_out, is_secret_key, redact, secret_values
 from r1hpc.config.schema import DataConfig, DeepspeedConfig, ModelConfig, RunConfig
 
@@ -189,6 +190,13 @@ def test_traces_tokenizers_and_files_of_tasks_are_paths_where_they_exist(
     assert absolute.data.traces == [f"{tmp_path}/later.jsonl"]
     assert absolute.model.tokenizer == f"{tmp_path}/tokenizer.json"
     assert absolute.task.options == {"path": f"{tmp_path}/q.jsonl", "seed": 1}
+    pattern = {"path": "q*.jsonl", "template": "*{question}"}
+    parts = {"a": {"name": "file", "options": pattern}}
+    absolute = with_absolute_paths(
+        replace(config, task=TaskConfig(mix=parts), evaluate=EvaluateConfig(sets={"b": {"path": "q*"}}))
+    )
+    assert absolute.task.mix["a"]["options"] == {**pattern, "path": f"{tmp_path}/q*.jsonl"}
+    assert absolute.evaluate.sets["b"] == {"path": f"{tmp_path}/q*"}
     named = RunConfig(model=ModelConfig(tokenizer="characters"))
     assert with_absolute_paths(named).model.tokenizer == "characters"
 

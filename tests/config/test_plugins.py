@@ -182,6 +182,21 @@ def test_a_text_among_the_options_is_no_file_however_long(tmp_path: Path) -> Non
     assert plugins.files_in(config) == [str(questions)]
 
 
+@pytest.mark.parametrize("named", ["", "part-*.jsonl"])
+def test_the_files_of_a_folder_or_pattern_are_held_to_their_content(tmp_path: Path, named: str) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    paths = [data / f"part-{number}.jsonl" for number in (0, 1)]
+    for path in paths:
+        path.write_text("{}")
+    config = replace(RunConfig(), task=TaskConfig("file", options={"path": str(data / named)}))
+    assert plugins.files_in(config) == [str(path) for path in paths]
+    plugins.freeze_files(plugins.files_in(config), tmp_path)
+    paths[1].write_text("{} ")
+    with pytest.raises(ConfigError, match=r"part-1\.jsonl has changed since this run began"):
+        plugins.refuse_changed_files(tmp_path)
+
+
 def test_the_test_files_of_a_stage_that_asks_them_are_held_to_their_content(tmp_path: Path) -> None:
     paths = [tmp_path / f"{name}.jsonl" for name in ("one", "two")]
     for path in paths:

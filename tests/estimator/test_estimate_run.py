@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from r1hpc.plan.old_policy import works_out_old_policy
 from r1hpc.plan.run import RunPlan, make_plan
 from r1hpc.plan.shape import model_shape
 from r1hpc.train.distributed import Group
+from r1hpc.train.policy import ActorCritic
 from r1hpc.train.rollout import Rollout
 from r1hpc.train.update import Updater
 from tests.train.test_update import PROMPTS, PlainEngine, groups, network
@@ -183,6 +185,62 @@ def test_a_reference_or_teacher_is_asked_in_every_pass_over_a_rollout() -> None:
     found = estimate_of_run(taught, replace(plan, teacher_parameters=3 * (plan.num_parameters or 0)))
     assert found is not None
     assert found.phases["logprobs"] == pytest.approx(3 * found.phases["update"] * 2 / 8)
+
+
+def test_a_mixture_teaches_with_what_a_token_meets(tmp_path: Path) -> None:
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "num_hidden_layers": 4}
+    teacher = {"model_type": "qwen3_moe", "hidden_size": 512, "vocab_size": _VOCABULARY, **heads}
+    (tmp_path / "config.json").write_text(json.dumps(teacher))
+    shape = model_shape(teacher)
+    config, plan = _run(*_RL, "rl.algorithm=distill", f"rl.teacher={tmp_path}")
+    assert plan.teacher_parameters == shape.num_parameters
+    assert plan.teacher_active_parameters == shape.num_active_parameters < shape.num_parameters / 2
+    of_before = {k: v for k, v in plan.to_json().items() if k != "teacher_active_parameters"}
+    for made, met in (
+        (plan, shape.num_active_parameters),
+        (RunPlan.from_json(of_before), shape.num_parameters),
+    ):
+        found = estimate_of_run(config, made)
+        assert found is not None
+        student = found.assumptions["active_params"]
+        assert found.phases["logprobs"] / found.phases["update"] == pytest.approx(2 * met / (8 * student))
+
+
+@pytest.mark.parametrize("importance", ["none", "truncated"])
+def test_every_pass_of_ppo_before_its_updates_is_of_policy_and_critic(importance: str) -> None:
+    """Counted in the trainer, whose policy and critic are one network."""
+    made = trained(algorithm="ppo", importance_sampling=importance)
+    policy, critic = network(), network().base_model
+    passes = {"policy": 0, "critic": 0}
+    for name, module in (("policy", policy), ("critic", critic)):
+        module.register_forward_hook(lambda *_, name=name: passes.update({name: passes[name] + 1}))
+    updater = Updater(made, Group(0, 0, 1, torch.device("cpu")), pad=0, reference=None)
+    updater.prepare(PlainEngine(ActorCritic(policy, critic)), Rollout(groups(), "policy", 4), PROMPTS)
+    micro_batches = -(-made.train.global_batch_size // made.train.micro_batch_size)
+    of_each = {name: count / micro_batches for name, count in passes.items()}
+    num = 1 + works_out_old_policy(made)
+    assert of_each == {"policy": num, "critic": num}
+    words = ("rl.algorithm=ppo", "rl.num_iterations=2", f"rl.importance_sampling={importance}")
+    phases = _estimate(*_RL, *words).phases
+    # An update computes 8 FLOPs a weight and token, with recomputation, and there are two.
+    assert phases["logprobs"] == pytest.approx(phases["update"] * 2 * num / (8 * 2))
+
+
+def test_a_sampler_that_stays_during_updates_is_there_beside_the_training() -> None:
+    words = (*_RL, "rollout.engine=vllm", "rollout.max_completion_length=1024")
+    found = {}
+    for name, more in (("sleeps", ()), ("stays", ("rollout.vllm_options={enable_sleep_mode: false}",))):
+        config, plan = _run(*words, *more)
+        estimate = estimate_of_run(config, plan)
+        assert estimate is not None
+        assert estimate.memory is not None
+        assert plan.memory is not None
+        found[name] = plan.memory.sampler_gib, estimate.memory
+    share, options = found["stays"]
+    assert {option.beside_gib for option in (*options.fits, options.smallest)} == {share}
+    share, options = found["sleeps"]
+    for option in (*options.fits, options.smallest):
+        assert option.beside_gib == max(0.0, share - option.activations_gib)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,17 @@ from typing import Any
 import pytest
 
 from r1hpc.config.load import load
-from r1hpc.config.reasoning import EvaluateConfig, GenerateConfig
+from r1hpc.config.reasoning import EvaluateConfig, GenerateConfig, RolloutConfig
 from r1hpc.config.schema import RunConfig
-from r1hpc.plan.parts import idle_ranks, num_parts, part_items, with_part_size
+from r1hpc.plan.parts import (
+    idle_ranks,
+    largest_part,
+    num_parts,
+    part_items,
+    prompts_together,
+    rows_together,
+    with_part_size,
+)
 from r1hpc.plan.run import make_plan
 
 
@@ -55,6 +63,35 @@ def test_ranks_that_get_nothing_are_told_of() -> None:
     assert said == "2 of 32 ranks get nothing to do: 30 items in parts of 1 make 30; take 30 ranks or fewer"
     assert idle_ranks(with_part_size(asked(1819), 32), 32) == []
     assert idle_ranks(RunConfig(stage="rl"), 32) == []
+
+
+@pytest.mark.parametrize(
+    ("num_items", "items_per_part", "per_batch", "together"),
+    [(1819, 256, 0, 256), (1819, 256, 32, 32), (1819, None, 0, 15), (10, 256, 0, 10), (10, 256, 4, 4)],
+)
+def test_what_a_rank_decodes_together_of_a_part(
+    num_items: int, items_per_part: int | None, per_batch: int, together: int
+) -> None:
+    config = replace(asked(num_items), rollout=RolloutConfig(prompts_per_batch=per_batch))
+    generate = GenerateConfig(num_items=num_items, num_samples=3, items_per_part=items_per_part)
+    config = replace(config, generate=generate)
+    settled = with_part_size(config, 32)
+    parts = [part_items(settled, number) for number in range(num_parts(settled))]
+    assert max(map(len, parts)) == largest_part(config, 32)
+    assert prompts_together(config, 32) == together
+    assert rows_together(config, 32) == 16 * together, "of each the samples; the greedy one is asked before"
+    assert rows_together(replace(config, stage="generate"), 32) == 3 * together
+
+
+@pytest.mark.parametrize("engine", ["sampler", "vllm"])
+def test_what_a_rank_of_stage_rl_decodes_together_is_a_rollout_or_an_evaluation(engine: str) -> None:
+    """The sampler evaluates with no more rows at once than it rolls out, vLLM bounds its cache itself."""
+    rollout = RolloutConfig(num_prompts=32, num_generations=8, engine=engine)
+    config = replace(asked(256), stage="rl", rollout=rollout)
+    found = prompts_together(config, 4), rows_together(config, 4)
+    assert found == {"sampler": (8, 64), "vllm": (64, 64 * 16)}[engine]
+    per_batch = replace(config, rollout=replace(rollout, prompts_per_batch=6))
+    assert (prompts_together(per_batch, 4), rows_together(per_batch, 4)) == (6, 6 * 16)
 
 
 def test_the_plan_is_of_these_parts() -> None:

@@ -8,12 +8,13 @@ import pytest
 from r1hpc.base.errors import ConfigError
 from r1hpc.config import load
 from r1hpc.config.cluster import ClusterConfig
-from r1hpc.config.schema import RunConfig
+from r1hpc.config.reasoning import EvaluateConfig, GenerateConfig
+from r1hpc.config.schema import Precision, RunConfig
 from r1hpc.plan.batch import Topology
 from r1hpc.plan.run import make_plan
 from r1hpc.plan.run_memory import memory_of_run, misfits
 from r1hpc.plan.shape import model_shape
-from r1hpc.plan.vllm_memory import VllmMemory, vllm_memory
+from r1hpc.plan.vllm_memory import VllmMemory, vllm_batch, vllm_memory
 from tests.plan.test_run_memory import NODES_OF_A100, QWEN_7B, QWEN_32B, grpo
 
 QWEN_14B = {**QWEN_32B, "intermediate_size": 13824, "num_hidden_layers": 48}
@@ -74,7 +75,7 @@ def test_the_share_that_does_is_named() -> None:
 
 
 def test_the_least_by_hand() -> None:
-    a100 = found(asked())
+    a100 = found(asked(evaluate=EvaluateConfig(num_samples=1)))
     assert a100.fixed_gib == pytest.approx(WEIGHTS_7B + 8192 * SHAPE.saved_values * 2 / 2**30 + 0.5)
     assert a100.least_gib - a100.fixed_gib == pytest.approx(SEQUENCE_7B)
     assert a100.wanted_gib - a100.fixed_gib == pytest.approx(16 * SEQUENCE_7B), "one prompt's completions"
@@ -83,6 +84,80 @@ def test_the_least_by_hand() -> None:
     # On an H100 vLLM takes twice the tokens and four times the sequences at once.
     h100 = found(asked(cluster=ClusterConfig(gpu_type="h100")))
     assert h100.fixed_gib - WEIGHTS_7B - 0.5 == pytest.approx(2 * (a100.fixed_gib - WEIGHTS_7B - 0.5))
+
+
+def test_the_cache_that_is_wanted_is_for_all_that_a_rank_decodes_together() -> None:
+    """Evaluations of stage rl too; of a part no more items than there are."""
+
+    def wanted(config: RunConfig) -> float:
+        memory = found(config)
+        return (memory.wanted_gib - memory.fixed_gib) / SEQUENCE_7B
+
+    assert wanted(asked()) == pytest.approx(4 * 8), "of an evaluation; a rollout has 16"
+    few = asked(
+        evaluate=EvaluateConfig(num_items=2, num_samples=8), generate=GenerateConfig(items_per_part=256)
+    )
+    alone = replace(few, stage="evaluate", rollout=replace(few.rollout, prompts_per_batch=0))
+    assert wanted(alone) == pytest.approx(2 * 8)
+
+
+_LONG = 131_072
+_FAST, _WHOLE = {"performance_mode": "throughput"}, {"enable_chunked_prefill": False}
+
+
+BATCHES: list[tuple[dict[str, Any], str, int, tuple[int, int]]] = [
+    ({}, "a100", 1536, (8192, 256)),
+    ({}, "h100", 1536, (16384, 1024)),
+    (_FAST, "a100", 1536, (16384, 512)),
+    (_FAST, "h100", 1536, (32768, 2048)),
+    (_FAST | {"max_num_seqs": 8}, "h100", 1536, (8 * 1536, 8)),
+    (_FAST | {"max_num_batched_tokens": 1000}, "h100", 1536, (1000, 1000)),
+    (_WHOLE, "a100", 1536, (8192, 256)),
+    (_WHOLE, "a100", _LONG, (_LONG, 256)),
+    (_WHOLE | {"max_num_seqs": 300}, "h100", _LONG, (_LONG, 300)),
+    ({"enable_chunked_prefill": True}, "a100", _LONG, (8192, 256)),
+    ({"max_num_seqs": 4}, "a100", 1536, (4 * 1536, 4)),
+    ({"max_num_seqs": 4, "max_num_batched_tokens": 8000}, "a100", 1536, (8000, 4)),
+    ({"max_num_batched_tokens": 100}, "a100", 1536, (100, 100)),
+    ({}, "h100", 8, (1024 * 8, 1024)),
+]
+"""rollout.vllm_options, card, longest sequence -> tokens and sequences at once."""
+CACHES = [
+    ("auto", "bf16", 1.0),
+    ("fp8", "bf16", 0.5),
+    ("fp8_e5m2", "bf16", 0.5),
+    ("fp8_e4m3", "fp32", 0.25),
+    ("bfloat16", "fp32", 0.5),
+    ("int8_per_token_head", "bf16", 0.5 + 4 / 256),
+    ("fp8_per_token_head", "bf16", 0.5 + 4 / 256),
+]
+"""kv_cache_dtype, train.precision -> part of the bytes that a key of 128 values takes in the weights'."""
+
+
+@pytest.mark.parametrize(("options", "card", "longest", "batch"), BATCHES)
+def test_what_vllm_takes_at_once(
+    options: dict[str, Any], card: str, longest: int, batch: tuple[int, int]
+) -> None:
+    """As vLLM settles it itself: tests/train/test_vllm_defaults.py."""
+    config = asked(options, cluster=ClusterConfig(gpu_type=card))
+    rollout = replace(config.rollout, max_prompt_length=longest // 2, max_completion_length=longest // 2)
+    assert vllm_batch(replace(config, rollout=rollout), 80) == batch
+
+
+@pytest.mark.parametrize(("dtype", "precision", "share"), CACHES)
+def test_a_cache_in_fewer_bits(dtype: str, precision: str, share: float) -> None:
+    """As vLLM counts it itself: tests/train/test_vllm_defaults.py."""
+    train = replace(grpo().train, precision=Precision(precision))
+    plain, small = (found(asked(options, train=train)) for options in ({}, {"kv_cache_dtype": dtype}))
+    caches = [memory.least_gib - memory.fixed_gib for memory in (plain, small)]
+    assert caches[1] == pytest.approx(share * caches[0])
+    assert small.fixed_gib == plain.fixed_gib
+
+
+def test_without_cuda_graphs_it_starts_in_less() -> None:
+    eager, plain = found(asked({"enforce_eager": True})), found(asked({"enforce_eager": False}))
+    assert plain == found(asked())
+    assert plain.least_gib - eager.least_gib == pytest.approx(0.4)
 
 
 def test_sequences_so_long_that_none_fits() -> None:

@@ -74,6 +74,20 @@ def test_more_nodes_than_the_partition_has_are_refused() -> None:
     assert "4 nodes" not in str(refused.value)
 
 
+def test_a_local_run_is_not_told_to_take_more_nodes() -> None:
+    words = ["model.config.vocab_size=32000", "model.config.hidden_size=3584", "resources.nodes=1"]
+    words += ["resources.gpus_per_node=1", "cluster.gpu_type=v100-32gb", "train.precision=fp16"]
+
+    def way_out(executor: str) -> str:
+        memory = decide(train(*words), executor, facts=FACTS, assumed_gpus_per_node=4).plan.memory
+        assert memory is not None
+        assert memory.way_out
+        return memory.way_out
+
+    assert "resources.nodes=2" in way_out("slurm")
+    assert "nodes" not in way_out("local")
+
+
 @pytest.mark.parametrize("lead", [0, 3600])
 def test_a_warning_must_come_within_the_time(lead: int) -> None:
     with pytest.raises(UsageError, match="signal_lead_s"):

@@ -57,14 +57,23 @@ def test_who_counts_boxes_does_not_ask_for_tags(tmp_path: Path) -> None:
     """The template that is taken where none is given asks for <answer>."""
     path = _file(tmp_path, "test.jsonl", 30)
     boxed = replace(_config(path=path), reward=RewardConfig(answer_in="boxed"))
-    assert check_questions(boxed)
-    for config in (
-        replace(boxed, task=TaskConfig()),
-        replace(boxed, stage="rl", task=TaskConfig(name="file", options={"path": path})),
-        replace(boxed, model=ModelConfig(system_prompt="Answer inside <answer></answer>.")),
+    in_tags = ModelConfig(system_prompt="Answer inside <answer></answer>.")
+    in_boxes = TaskConfig(options={"template": "{question} Put the answer within \\boxed{}."})
+    for said, config in (
+        ("the template of the prompts", replace(boxed, task=TaskConfig())),
+        (
+            "the template of the prompts",
+            replace(boxed, stage="rl", task=TaskConfig(name="file", options={"path": path})),
+        ),
+        (r"model\.system_prompt", replace(boxed, model=in_tags)),
     ):
-        with pytest.raises(UsageError, match=r"answer_in=boxed .* give a template that asks for the box"):
+        with pytest.raises(UsageError, match=f"answer_in=boxed .*{said} asks for <answer> tags"):
             check_questions(config)
+    check_questions(boxed)
+    check_questions(replace(boxed, model=in_tags, task=in_boxes))  # open-r1: a box inside the tags
+    with Path(path).open("a") as file:  # a question about tags
+        file.write('{"question": "What is <answer>?", "answer": "1"}\n')
+    check_questions(boxed)
 
 
 def test_each_set_may_have_a_judge_of_its_own(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_rl_is_told_where_a_pass_ends(task: TaskConfig) -> None:
     assert said.startswith(
         f"task file is asked items {first + 1} to {there}, and has {there} different questions"
     )
-    assert f"from item {there} on, at the latest, they come again, also those that stages before it" in said
+    assert f"from item {there} on they come again, also those that stages before it showed" in said
     (said,) = _notes(_rl(task, 100))
     assert said.endswith("they come again"), "no stage before it showed any"
     (said,) = _notes(_rl(task, 10, max_resamples=2))
@@ -57,21 +57,36 @@ def test_it_is_so_that_they_come_again_when_new_ones_were_asked(task: TaskConfig
     assert set(asked[there:]) < set(asked[:there])
 
 
-@pytest.mark.parametrize("stage", ["traces", "generate"])
-def test_demonstrations_and_completions_are_told_too(task: TaskConfig, stage: str) -> None:
-    made = make_task(task)
-    parts = {held_out: made.num_questions(held_out) or 0 for held_out in (False, True)}
-    for held_out, there in parts.items():
-        enough = GenerateConfig(num_items=there - 2, first_item=2, held_out=held_out)
-        assert _notes(RunConfig(stage=stage, task=task, generate=enough)) == []
-        (said,) = _notes(RunConfig(stage=stage, task=task, generate=replace(enough, num_items=there)))
-        assert ("held-out questions" in said) == held_out
-        assert said.endswith(f"several times; generate.num_items={there - 2} asks none twice")
-    assert _notes(RunConfig(stage=stage, generate=GenerateConfig(num_items=10**6))) == [], "drawn without end"
+@pytest.mark.parametrize(("stage", "held_out"), [("traces", False), ("generate", False), ("generate", True)])
+def test_demonstrations_and_completions_are_told_too(task: TaskConfig, stage: str, held_out: bool) -> None:
+    there = make_task(task).num_questions(held_out) or 0
+
+    def notes(first_item: int, num_items: int) -> list[str]:
+        wanted = GenerateConfig(num_items=num_items, first_item=first_item, held_out=held_out)
+        return _notes(RunConfig(stage=stage, task=task, generate=wanted))
+
+    assert notes(2, there - 2) == []
+    assert notes(1000 * there, there) == [], "far on, and still one pass"
+    (said,) = notes(2, there)
+    assert ("held-out questions" in said) == held_out
+    assert said.endswith(
+        f"from item {there} on they come again; generate.num_items={there - 2} asks none twice"
+    )
+
+
+def test_of_questions_that_are_drawn_nothing_is_said() -> None:
+    assert _notes(RunConfig(stage="generate", generate=GenerateConfig(num_items=10**6))) == []
+
+
+def test_of_several_tasks_it_is_said_when_one_has_asked_all(task: TaskConfig) -> None:
+    part = {"name": "file", "options": task.options}
+    mixed = TaskConfig(mix={"sums": part, "drawn": {"name": "chain_sum"}})
+    (said,) = _notes(RunConfig(stage="generate", task=mixed, generate=GenerateConfig(num_items=1000)))
+    assert "items before one of its tasks has asked all its questions" in said
 
 
 def test_a_new_run_is_told_and_one_of_before_is_not(task: TaskConfig, tmp_path: Path) -> None:
-    config = RunConfig(stage="traces", task=task, generate=GenerateConfig(num_items=500))
+    config = RunConfig(stage="traces", task=task, generate=GenerateConfig(num_items=500, thinking_share=0.0))
     said: list[str] = []
     check_questions(config, tmp_path, said.append)
     assert said == []

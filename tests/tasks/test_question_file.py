@@ -14,7 +14,7 @@ from r1hpc.base.errors import UsageError
 from r1hpc.config.reasoning import RewardConfig, TaskConfig
 from r1hpc.tasks.completion import compose
 from r1hpc.tasks.judges import choice
-from r1hpc.tasks.question_file import Columns, Question, read_questions, tables_in
+from r1hpc.tasks.question_file import Columns, Question, check_one_split, read_questions, tables_in
 from r1hpc.tasks.registry import make_task
 from r1hpc.tasks.rewards import Completion, Scorer
 
@@ -79,16 +79,24 @@ def test_the_splits_of_a_folder_are_not_taken_for_one(tmp_path: Path) -> None:
     """GSM8K and MATH as the Hub lays them out: the test questions beside those to train on."""
     for name in ("test-00000-of-00001", "train-00000-of-00002", "train-00001-of-00002"):
         _write(tmp_path / f"{name}.parquet", [_GSM8K])
-    with pytest.raises(
-        UsageError, match=r"several splits .*test-0.* and train-0.*: name the files of one"
-    ) as e:
-        read_questions(tmp_path, Columns())
-    named = Path(str(e.value).rpartition("as in ")[2])
-    assert named == tmp_path / "train-*.parquet"
-    assert len(read_questions(named, Columns())[0]) == len(tables_in(named)) == 2
-    assert len(read_questions(tmp_path / "test-*", Columns())[0]) == 1
-    with pytest.raises(UsageError, match="is not there"):
-        read_questions(tmp_path / "validation-*", Columns())
+    with pytest.raises(UsageError, match=r"several splits .*test-0.* and train-0.*: name the files of") as e:
+        check_one_split(tmp_path)
+    one, every = (Path(words) for words in str(e.value).rpartition("as in ")[2].split(", or all of them by "))
+    assert one == tmp_path / "train-*.parquet"
+    for path, count in ((one, 2), (every, 3), (tmp_path / "test-*", 1)):
+        check_one_split(path)
+        assert len(read_questions(path, Columns())[0]) == len(tables_in(path)) == count
+    for name, said in (("validation-*", "is not there"), ("t**.parquet", "is no pattern of file names")):
+        with pytest.raises(UsageError, match=said):
+            read_questions(tmp_path / name, Columns())
+
+
+def test_a_pattern_of_two_splits_is_refused_as_their_folder_is(tmp_path: Path) -> None:
+    for name in ("gsm8k-test", "gsm8k-train"):
+        _write(tmp_path / f"{name}.jsonl", [_GSM8K])
+    with pytest.raises(UsageError, match=r"several splits .* as in .*/gsm8k-train\.jsonl, or all of them"):
+        check_one_split(tmp_path / "gsm8k-*.jsonl")
+    check_one_split(tmp_path / "gsm8k-train.jsonl")
 
 
 def test_a_folder_as_datasets_saves_it(tmp_path: Path) -> None:

@@ -53,6 +53,15 @@ def test_the_gate_takes_format_from_a_group_that_differs_only_there(texts: list[
     assert [score.well_formed for score in gated] == [score.well_formed for score in ungated]
 
 
+def test_the_gate_is_not_opened_by_a_length() -> None:
+    """All wrong, one of them longer than it may be: their form must not be what tells them apart."""
+    terms = {"accuracy": 1.0, "format": 0.1, "overlong": 1.0}
+    scores = _scores([_WRONG, _BARE_WRONG], [9, 36], terms=terms)
+    assert [score.reward for score in scores] == pytest.approx([0.0, -0.5])
+    right = _scores([_RIGHT, _BARE_WRONG], [9, 36], terms=terms)
+    assert [score.reward for score in right] == pytest.approx([1.1, -0.5])
+
+
 def test_the_gate_leaves_one_that_is_alone() -> None:
     """PPO's groups may have one member, which is normalised by nobody."""
     (alone,) = _scores([_WRONG])

@@ -1,5 +1,6 @@
 """A rollout on disk: a checkpoint gives back what was put in, and a damaged batch is refused, not used."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,19 @@ def test_batches_of_different_widths_are_joined_and_taken_apart_again() -> None:
     assert_same(joined.select([2, 3]), wide)
     assert (joined.select([0, 1]).tokens[:, :2] == narrow.tokens).all()
     assert varied(joined).tolist() == [True, False, True, False]
+
+
+def test_a_group_that_differs_by_too_great_lengths_alone_says_nothing_of_its_question() -> None:
+    """DAPO samples on for it (arXiv 2503.14476, eq. 11)."""
+    both = Groups.joined([groups(0, 3), groups(2, 3)])
+    lengths = np.zeros(8)
+    lengths[4] = -1.0
+    told = replace(both, rewards=both.rewards + lengths, terms={**both.terms, "overlong": lengths})
+    assert varied(both).tolist() == [True, False, True, False]
+    assert varied(told).tolist() == [True, False, True, False]
+    alike = replace(told, rewards=1.0 + lengths)
+    assert varied(alike).tolist() == [False, False, True, False]
+    assert varied(alike, overlong_weight=1.0).tolist() == [False] * 4
 
 
 def test_the_checksum_sees_items_completions_and_rewards_and_no_padding() -> None:

@@ -5,10 +5,12 @@ MOCK: sleeping between rollouts is for GPUs only, so a stand-in records the orde
 
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from packaging.requirements import Requirement
@@ -22,7 +24,8 @@ from r1hpc.submit import main as submit
 from r1hpc.tasks.tokenizer import SpecialIds
 from r1hpc.train import vllm_engine
 from r1hpc.train.distributed import Group
-from r1hpc.train.handover import handover_limit, served_config, served_weights
+from r1hpc.train.errors import TrainError
+from r1hpc.train.handover import Proof, check, handover_limit, served_config, served_weights
 from r1hpc.train.model import build_model, wrap_lora
 from r1hpc.train.sampling import logprob_limit
 from r1hpc.train.vllm_engine import VERSIONS, VllmSampler
@@ -106,15 +109,10 @@ def test_the_extras_have_the_bounds_that_are_checked() -> None:
 )
 def test_options_that_would_break_the_hand_over_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        RolloutConfig(vllm_options=options)
-    RolloutConfig(vllm_options={"tensor_parallel_size": 1, "gpu_memory_utilization": 0.5})
-    RolloutConfig(vllm_options={"enable_sleep_mode": False})
-
-
-def test_a_temperature_that_vllm_would_change_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"vLLM samples at 0\.01 at least"):
-        RolloutConfig(engine="vllm", temperature=0.005)
-    RolloutConfig(engine="sampler", temperature=0.005)
+        RolloutConfig(vllm_options=options).check_new()
+    RolloutConfig(vllm_options={"tensor_parallel_size": 1, "gpu_memory_utilization": 0.5}).check_new()
+    RolloutConfig(vllm_options={"enable_sleep_mode": False}).check_new()
+    RolloutConfig(vllm_options={"max_model_len": 64})  # as a run of before may have it
 
 
 def test_the_limit_is_as_tight_as_the_precision_allows() -> None:
@@ -172,10 +170,40 @@ def test_on_a_gpu_it_sleeps_between_rollouts() -> None:
     assert [call[1] for call in calls if call[0] == "wake_up"] == ["weights", "kv_cache"]
 
 
-@pytest.mark.parametrize("family", ["mixtral", "gemma2"])
-def test_a_family_whose_weights_it_calls_otherwise_is_refused_before_the_queue(
-    tmp_path: Path, family: str
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("model.config.model_type=mixtral", "is not handed a model of type mixtral"),
+        ("model.config.model_type=gemma2", "is not handed a model of type gemma2"),
+        ("rollout.temperature=0.005", r"rollout.temperature is 0.005: vLLM samples at 0\.01 at least"),
+        ("evaluate.temperature=0.005", r"evaluate.temperature is 0.005: vLLM samples at 0\.01 at least"),
+    ],
+)
+def test_what_it_would_sample_otherwise_is_refused_before_the_queue(
+    tmp_path: Path, setting: str, said: str
 ) -> None:
     words = ["jobs/rl_smoke.yaml", "--executor", "local", "--dry-run", "--run-root", str(tmp_path)]
-    with pytest.raises(ConfigError, match=f"is not handed a model of type {family}"):
-        submit([*words, "rollout.engine=vllm", f"model.config.model_type={family}"])
+    with pytest.raises(ConfigError, match=said):
+        submit([*words, "rollout.engine=vllm", setting])
+
+
+def test_an_engine_that_was_not_reached_repeats_itself() -> None:
+    """Half precision allows more than one small update changes."""
+    tokens = np.array([[3, 4, 5]], np.int32)
+    said, known = np.array([[-1.0, -2.0, -3.0]], np.float32), np.array([[-1.01, -2.0, -3.01]])
+    before = Proof("a", tokens, tokens > 0, said, known)
+    after = replace(before, policy_id="b", trainer=known + 0.02)
+    group = OneRank(0, 0, 1, torch.device("cpu"))
+    with pytest.raises(TrainError, match="on rank 0 it computes, to the last bit, what it did before"):
+        check(after, before, 0.15, group)
+    for fine in (
+        replace(after, engine=said + 1e-6),  # it moved
+        replace(after, policy_id="a"),  # an evaluation between: the same weights
+        replace(after, trainer=known + 1e-5),  # so small an update that the trainer hardly moved
+        replace(after, tokens=tokens + 1),
+    ):
+        check(fine, before, 0.15, group)
+    check(after, None, 0.15, group)
+    for value in (np.nan, 1.0):
+        with pytest.raises(TrainError, match="nats apart on average"):
+            check(replace(after, trainer=known + value), None, 0.15, group)
