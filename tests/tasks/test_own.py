@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from r1hpc.base.errors import R1hpcError, UsageError
-from r1hpc.config.reasoning import RewardConfig, TaskConfig
+from r1hpc.config.reasoning import GenerateConfig, RewardConfig, TaskConfig
 from r1hpc.config.schema import RunConfig
 from r1hpc.tasks import process, verifier
 from r1hpc.tasks.check import check_questions
@@ -59,7 +59,8 @@ def test_questions_that_do_not_follow_from_their_index_are_refused(
                 return f"say {{index}}", str({draw})
     """
     path = write(tmp_path, f"own_{next(_numbers)}.py", text)
-    config = RunConfig(stage="traces", task=TaskConfig(f"{path}:Words"))
+    plain = GenerateConfig(thinking_share=0.0)
+    config = RunConfig(stage="traces", task=TaskConfig(f"{path}:Words"), generate=plain)
     with pytest.raises(
         UsageError, match=r"question\(\d+\) is not a function of its index: .* gave as answer"
     ):
