@@ -10,6 +10,7 @@ import pytest
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import read_json
 from r1hpc.base.rundir import RunDir
+from r1hpc.config import plugins
 from r1hpc.telemetry.attempts import Cause
 from r1hpc.telemetry.evaluations import read_evaluations
 from r1hpc.train.asked import refuse_other_questions
@@ -36,7 +37,7 @@ def _write(path: Path, first: int) -> None:
 
 @pytest.mark.timeout(300)
 def test_rl_does_not_evaluate_on_another_test_file_after_a_resume(tmp_path: Path) -> None:
-    """Of a folder, whose content no submission looks at: the ranks do."""
+    """The submission says so, and for a run whose files were not noted the ranks do."""
     folder = tmp_path / "tests"
     folder.mkdir()
     _write(folder / "test.jsonl", 100)
@@ -50,6 +51,9 @@ def test_rl_does_not_evaluate_on_another_test_file_after_a_resume(tmp_path: Path
     record = run.metrics / "evaluated.json"
     assert read_json(record)["task"].startswith("benchmarks")
     _write(folder / "test.jsonl", 200)
+    with pytest.raises(AssertionError, match=r"test\.jsonl has changed since this run began with it"):
+        submit(tmp_path, "run", "--resume", "train.num_steps=4")
+    (run.code / plugins.FOLDER / "files.json").unlink()
     submit(tmp_path, "run", "--resume", "train.num_steps=4")
     last = wait_over(run)[-1]
     assert last.cause is Cause.refused

@@ -52,8 +52,9 @@ def job(
             **rollout,
         ),
     )
-    beats = SimpleNamespace(beat=lambda what: None)
-    return SimpleNamespace(config=config, group=group, run=RunDir(tempfile.mkdtemp()), watchdog=beats)
+    run = RunDir(group.broadcast(tempfile.mkdtemp() if group.rank == 0 else None))
+    watchdog = SimpleNamespace(beat=lambda what: None)
+    return SimpleNamespace(config=config, group=group, run=run, watchdog=watchdog)
 
 
 def largest(sampler: VllmSampler) -> float:
