@@ -7,7 +7,7 @@
 The recipe is the stage grpo of jobs/r1.yaml: 32 prompts x 8 samples on a model of 0.34 M parameters in fp32.
 With --job qwen2 it is the same on a Qwen2 of as many parameters, which must be 1.15 x TRL at its best.
 With --job smollm2 it is that of jobs/smollm2.yaml with 16 prompts x 8 in fp32, on two cores and without
-greedy decoding; what is compared beside the speed is the mean reward of the second half of the steps.
+greedy decoding; beside the speed the mean reward of all steps is compared, whose questions are the same.
 Each round has a seed of its own for the questions and the samples.
 Arms, one after the other in each round, on one core and on two: r1hpc, with a rank on each core; TRL at its
 best (no gradient checkpointing, no logging, fused AdamW; two cores as two threads and as two processes) and
@@ -122,7 +122,7 @@ class Told:
     goal_step: int | None
     """The first at the goal."""
     reward: float
-    """Mean over the second half of the steps."""
+    """Mean over all steps, whose questions are the same in every arm."""
 
 
 def main() -> None:
@@ -232,7 +232,7 @@ def run_ours(job: str, folder: Path, start: Path, steps: int, arm: Arm, seed: in
     return Told(
         median_step({line["global_step"]: line["time"] for line in lines}, recipe.evaluate_every),
         first_at_goal({line["global_step"]: line["greedy"]["value"] for line in greedy}),
-        second_half([line["reward"] for line in lines]),
+        statistics.fmean(line["reward"] for line in lines),
     )
 
 
@@ -356,13 +356,15 @@ def train_with_trl(job: str, start: Path, steps: int, arm: Arm, out: Path, overr
             callbacks=[watch],
         )
         trainer.train()
+    # Each process has rewarded its own share of a step.
+    shares = [rewards]
+    if arm.processes > 1:
+        shares = [[] for _ in range(arm.processes)]
+        torch.distributed.all_gather_object(shares, rewards)
     if trainer.is_world_process_zero():
-        told = {"times": watch.times, "greedy": watch.greedy, "reward": second_half(rewards)}
+        of_steps = [statistics.fmean(step) for step in zip(*shares, strict=True)]
+        told = {"times": watch.times, "greedy": watch.greedy, "reward": statistics.fmean(of_steps)}
         out.write_text(json.dumps(told))
-
-
-def second_half(rewards: list[float]) -> float:
-    return statistics.fmean(rewards[len(rewards) // 2 :])
 
 
 def median_step(times: dict[Any, float], evaluate_every: int) -> float:
