@@ -145,5 +145,5 @@ def _size(label: str, benchmark: Benchmark, wanted: int | None) -> int:
 
 
 def _label(path: Path) -> str:
-    """`gsm8k/test.jsonl` -> `test`: the file's name with what no label may hold replaced."""
-    return re.sub(r"[^A-Za-z0-9_-]", "_", path.stem)[:40]
+    """`gsm8k/test.jsonl`, `gsm8k/test-*.parquet` -> `test`: the name with what no label may hold replaced."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", path.stem.rstrip("-*?"))[:40] or "_"
