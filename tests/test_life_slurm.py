@@ -7,7 +7,6 @@ The ranks only wait (tests/light_runs.py); runs that train are in test_survival_
 
 import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -15,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -437,59 +436,3 @@ def test_a_controller_that_is_killed_and_away_for_twelve_seconds(on_cluster: Clu
 @pytest.mark.parametrize("away_s", [60, 300])
 def test_a_controller_that_is_away_for_long(on_cluster: Cluster, tmp_path: Path, away_s: float) -> None:
     lose_the_controller(on_cluster, tmp_path, away_s)
-
-
-# -- a user's scancel -----------------------------------------------------------------------------------
-
-
-def cancel_for_sure(cluster: Cluster, job: int) -> None:
-    """As somebody who reads what scancel says: a job that is just being requeued it refuses, in words."""
-
-    def is_taken() -> bool:
-        done = cluster.run(["scancel", str(job)], check=False)
-        if "Socket timed out" in done.stderr:
-            return False
-        return not done.stderr.strip() or cluster.state(job) == "CANCELLED"
-
-    wait_until("scancel to be taken", is_taken, 30)
-
-
-def cancel_at(cluster: Cluster, root: Path, moments: Sequence[float]) -> None:
-    """Each run is preempted, and cancelled so many seconds later: it never comes back.
-
-    In attempt 1 its rank takes a second to leave. Where the cancel comes after the requeue there may be an
-    attempt 2, which lasts until then.
-    """
-    runs = [LightRun(root, f"at-{moment:.2f}", cluster) for moment in moments]
-    for run in runs:
-        run.submit(_SCAVENGER, R1HPC_LIGHT_SAVE_S="1", R1HPC_LIGHT_STARTED_S="600")
-    for run in runs:
-        run.wait_rank(1)
-    start = time.monotonic()
-    cluster.run(["scancel", "--signal=USR2", *(str(run.job) for run in runs)])
-    begun_before = {}
-    for moment, run in sorted(zip(moments, runs, strict=True), key=lambda pair: pair[0]):
-        time.sleep(max(0.0, start + moment - time.monotonic()))
-        cancel_for_sure(cluster, run.job)
-        begun_before[run.job] = len(run.attempts)
-    time.sleep(15)  # longer than a requeue takes here
-    for moment, run in zip(moments, runs, strict=True):
-        cluster.wait_job(run.job, {"CANCELLED"})
-        at = f"cancelled {moment:.2f} s after the signal\n{run.log}"
-        assert len(run.attempts) == begun_before[run.job], at
-        assert read_situation(run.run).state is State.cancelled, at
-
-
-def test_a_cancel_at_any_moment_holds(on_cluster: Cluster, tmp_path: Path) -> None:
-    cancel_at(on_cluster, tmp_path, [0.5, 1.2, 2.0, 3.0])
-
-
-@pytest.mark.soak
-def test_fifty_cancels_from_the_signal_to_thirty_seconds_after_the_end(
-    on_cluster: Cluster, tmp_path: Path
-) -> None:
-    seed = int(os.environ.get("R1HPC_SEED", time.time_ns() % 10**6))
-    print(f"R1HPC_SEED={seed}")
-    chance = random.Random(seed)
-    for count in range(5):
-        cancel_at(on_cluster, tmp_path / str(count), [chance.uniform(0, 35) for _ in range(10)])

@@ -5,7 +5,6 @@ anything is asked for, because a requeue kills this very process; `take_back` co
 of it. `refuse_cancelled` looks once more, ahead of the requeue, whether somebody has cancelled the job.
 """
 
-import os
 import subprocess
 import sys
 import time
@@ -83,7 +82,7 @@ def end(run: RunDir, attempt: int, status: int, diagnose: bool = True) -> Ended:
         raise StateError(f"attempt {attempt} of {run.run_id} has ended already: {this.cause.value}")
     state = _ask_slurm(this.job_id)
     outcomes = read_outcomes(run, attempt)
-    if _is_requeued(state) and not any(o.kind in (FINISHED, STOPPED) for o in outcomes):
+    if state is not None and state.is_requeued and not any(o.kind in (FINISHED, STOPPED) for o in outcomes):
         # A node failed, or the ranks were killed before they could act. The next begin will know which,
         # from accounting, which lags behind.
         reason = "Slurm has taken the job back; the next attempt will say why"
@@ -138,17 +137,17 @@ def end(run: RunDir, attempt: int, status: int, diagnose: bool = True) -> Ended:
     return Ended(judged, follows, reason, warned)
 
 
-def refuse_cancelled(run: RunDir, job_id: str, warned: float | None) -> None:
-    """Look whether the job has been cancelled since its attempt was judged; Slurm would requeue it even so.
+def refuse_cancelled(run: RunDir, warned: float | None, state: JobState) -> None:
+    """Look whether the run has been cancelled since its attempt was judged; Slurm may requeue it even so.
 
     Args:
         warned: the job's PreemptTime when it was still running.
+        state: the job as it is now.
 
     Raises:
         CancelledError: it has been, by scancel or `r1hpc cancel`.
-        SlurmError: slurmctld did not answer.
     """
-    if read_history(run).is_cancelled or "CANCELLED" in _view(job_state(job_id), warned).states:
+    if read_history(run).is_cancelled or "CANCELLED" in _view(state, warned).states:
         raise CancelledError(f"{run.run_id} is not requeued: it was cancelled")
 
 
@@ -208,7 +207,7 @@ def _view(state: JobState | None, warned: float | None = None) -> SchedulerView:
         # Not EndTime: a preemption moves that to the end of its grace time.
         left = state.start_time + state.time_limit_s - time.time()
     states = state.states
-    if "COMPLETING" in states and not _is_requeued(state):
+    if "COMPLETING" in states and not state.is_requeued:
         # scontrol shows this state instead of what made the job complete. It is not a requeue, and the batch
         # script, which is us, has not ended: so the limit was reached, or it was preempted where PreemptMode
         # is CANCEL, which moves PreemptTime to the end (seen with Slurm 24.11), or somebody cancelled it,
@@ -219,17 +218,11 @@ def _view(state: JobState | None, warned: float | None = None) -> SchedulerView:
     return SchedulerView(states, state.preempt_time is not None, left)
 
 
-def _is_requeued(state: JobState | None) -> bool:
-    """Whether Slurm will run the job again anyway: it counts a restart that this process has not had."""
-    ours = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-    return state is not None and (state.pending or state.restarts > ours)
-
-
 def _what_follows(attempts: Sequence[Attempt], config: RunConfig, state: JobState | None) -> tuple[Next, str]:
     """Whether the run goes on after the last of `attempts`, and who sees to it."""
     reason = reason_to_stop(attempts, config.limits, in_parts=config.stage in STAGES_IN_PARTS)
     if reason is not None:
         return Next.over, reason
-    if _is_requeued(state):
+    if state is not None and state.is_requeued:
         return Next.already_requeued, "Slurm has requeued the job"
     return Next.requeue, ""

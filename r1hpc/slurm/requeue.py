@@ -3,14 +3,20 @@
 `scontrol requeue` from inside the warning window restarts a job every time, while leaving with status 0
 counts towards MaxBatchRequeue and ends in a hold (seen with Slurm 24.11). A second requeue of a job that
 Slurm requeues anyway is answered with "job is pending": that is success.
+
+A plain requeue also revives a job that its user has cancelled a moment before (_job_requeue_op() in
+src/slurmctld/job_mgr.c, Slurm 24.11). `scontrol requeue Incomplete` takes a job that runs or is suspended and
+no other, and says nothing where it did nothing: the job is looked at once more then.
 """
 
+import os
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from r1hpc.base.failpoints import failpoint
 from r1hpc.base.units import limit_s
 from r1hpc.slurm import payload
 from r1hpc.slurm.client import SlurmError, call, retry
@@ -65,6 +71,11 @@ class JobState:
         """Will start (again), unless it is held."""
         return bool(self.states & PENDING_STATES)
 
+    @property
+    def is_requeued(self) -> bool:
+        """Slurm will run the job again anyway: it counts a restart that this process has not had."""
+        return self.pending or self.restarts > int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
 
 def job_state(job_id: str, timeout_s: float = 10.0) -> JobState:
     """The state of one job; no states when Slurm has forgotten it (MinJobAge after its end).
@@ -103,7 +114,7 @@ def parse_job(text: str) -> JobState:
 
 def requeue(
     job_id: str,
-    before: Callable[[], None] = lambda: None,
+    check: Callable[[JobState], None] = lambda state: None,
     patience_s: float = REQUEUE_PATIENCE_S,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
@@ -117,16 +128,25 @@ def requeue(
     message received".
 
     Args:
-        before: called ahead of each request. A SlurmError that it raises counts as that request's answer; any
-            other error calls the requeue off.
+        check: looks at the job ahead of each request. A SlurmError that it raises counts as that request's
+            answer; any other error calls the requeue off.
 
     Raises:
         SlurmError: Slurm refused for good, or for `patience_s` seconds there was no answer known to be final.
     """
 
     def ask() -> None:
-        before()
-        call(["scontrol", "requeue", job_id], 20.0)
+        state = job_state(job_id)
+        check(state)
+        if state.is_requeued:  # as before, or by a request whose answer was lost; a scancel after it counts
+            return
+        failpoint("requeue.ask")
+        if not state.live or "COMPLETING" in state.states:  # its limit is over; a scancel changes nothing now
+            call(["scontrol", "requeue", job_id], 20.0)
+            return
+        call(["scontrol", "requeue", "Incomplete", job_id], 20.0)
+        if not job_state(job_id).is_requeued:
+            raise SlurmError(f"job {job_id} ended just before it could be requeued", 0)
 
     error = retry(ask, _is_final, patience_s, sleep, clock)
     if error is None or _ALREADY_PENDING in _said(error):

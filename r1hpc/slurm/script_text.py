@@ -136,8 +136,10 @@ run_again() {
         case $(why_ending) in
             cancel) echo "job $JOB was cancelled: not run again"; exit 1 ;;
             requeue) break ;;
+            # Not a job that is cancelled in this very moment: it says nothing then.
+            "") said=$(scontrol requeue Incomplete "$JOB" 2>&1) && [ "$(why_ending)" = requeue ] && break ;;
+            *) said=$(scontrol requeue "$JOB" 2>&1) && break ;;
         esac
-        said=$(scontrol requeue "$JOB" 2>&1) && break
         case ${said,,} in
             *"pending execution"*) break ;;
             *"not found"*) exit 1 ;;
@@ -147,7 +149,7 @@ run_again() {
                     -u SLURM_ARRAY_JOB_ID -u SLURM_ARRAY_TASK_ID sbatch --parsable \\
                     --dependency="afterany:$JOB" ${1:+--exclude="$1"} "$script" 2>&1) && exit 1 ;;
         esac
-        echo "$said: asking again in $pause s"
+        echo "${said:-job $JOB ended just before it could be requeued}: asking again in $pause s"
         sleep "$pause"
     done
     # It starts again once this script has ended. Without the exclusion it might come back here for ever.

@@ -55,7 +55,7 @@ def end_and_go_on(run: RunDir, attempt: int, status: int, diagnose: bool = True)
 
 def _go_on(run: RunDir, job: str, warned: float | None) -> None:
     """Requeue the job, or submit the run again where the cluster forbids that."""
-    if requeue(job, before=partial(refuse_cancelled, run, job, warned)):
+    if requeue(job, check=partial(refuse_cancelled, run, warned)):
         return
     print("the cluster does not requeue this job: submitting it again", file=sys.stderr)
     new_job = resubmit(run.script, after=job, exclude=_excluded(job))

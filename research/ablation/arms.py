@@ -83,6 +83,10 @@ def _algorithm(name: str, words: str, **settings: object) -> Arm:
         "algorithm": "grpo",
         "loss_level": "sequence",
         "scale_advantage": True,
+        "baseline": "group",
+        "objective": "clip",
+        "ratio": "token",
+        "clip_low": 0.2,
         "clip_high": 0.2,
         "kl_coef": 0.0,
         "mask_truncated": False,
@@ -91,8 +95,10 @@ def _algorithm(name: str, words: str, **settings: object) -> Arm:
     return Arm(name, words, rl={f"rl.{key}": value for key, value in {**grpo, **settings}.items()})
 
 
-# The section `rl` of the presets r1, dr_grpo, seed and dapo, all without a KL term; batch, rate and reward
-# are those of the job. The critic begins at 0 and has few steps: the preset's 1e-5 would leave it there.
+# The section `rl` of the presets, all without a KL term; batch, rate and reward are those of the job, so
+# DAPO's punishment of overlong answers is left out. The critic begins at 0 and has few steps: the preset's
+# 1e-5 would leave it there. Clips and ratios matter from a rollout's second update on: with one alone gspo
+# is grpo.
 _ALGORITHMS = (
     _algorithm("grpo", "configs/rl/r1: advantage over sigma, mean of each answer's mean"),
     _algorithm(
@@ -116,6 +122,28 @@ _ALGORITHMS = (
         clip_high=0.28,
         mask_truncated=True,
         max_resamples=3,
+    ),
+    _algorithm(
+        "gspo",
+        "configs/rl/gspo: the ratio of whole sequences, clipped closely",
+        ratio="sequence",
+        clip_low=3e-4,
+        clip_high=4e-4,
+    ),
+    _algorithm(
+        "cispo",
+        "configs/rl/cispo: weights clipped, not gradients; groups without variance replaced",
+        objective="cispo",
+        loss_level="token",
+        clip_high=4.0,
+        max_resamples=3,
+    ),
+    _algorithm(
+        "rloo",
+        "configs/rl/rloo: the mean of the others as baseline, no division",
+        baseline="leave_one_out",
+        scale_advantage=False,
+        loss_level="constant",
     ),
 )
 

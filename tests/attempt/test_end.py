@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from unittest.mock import ANY
@@ -53,19 +53,22 @@ class _Job:
         self.bin.mkdir()
         (self.bin / "scontrol").write_text(
             f"#!/bin/bash\ncd {self.bin}\necho $* >> calls\n"
-            "[ $1 = show ] && { cat show$(grep -c show calls); exit 0; }\ncat requeue >&2; exit 1\n"
+            "[ $1 = show ] && { cat show$(grep -c show calls); exit 0; }\n"
+            "[ -s requeue ] || exit 0\ncat requeue >&2; exit 1\n"
         )
         (self.bin / "scontrol").chmod(0o700)
         self.slurm_says(_RUNNING, _RUNNING)
         (self.bin / "requeue").write_text("Job is pending execution for job 7")
 
-    def slurm_says(self, at_the_verdict: str, at_the_requeue: str) -> None:
-        (self.bin / "show1").write_text(at_the_verdict)
-        (self.bin / "show2").write_text(at_the_requeue)
+    def slurm_says(self, *shown: str) -> None:
+        """At the verdict, ahead of the requeue, after it."""
+        for count, text in enumerate(shown, start=1):
+            (self.bin / f"show{count}").write_text(text)
 
     @property
-    def was_requeued(self) -> bool:
-        return "requeue 7" in (self.bin / "calls").read_text().splitlines()
+    def asked_for(self) -> list[str]:
+        """The requeues."""
+        return [call for call in (self.bin / "calls").read_text().splitlines() if call.startswith("requeue")]
 
     def end(self) -> int:
         """As the job script does after ranks that SIGTERM ended before they could listen."""
@@ -92,7 +95,7 @@ def test_a_requeue_that_never_came_about_is_taken_back(job: _Job, monkeypatch: p
     assert kept["exit_status"] == promised["exit_status"] == 143
     (attempt,) = read_history(job.run).attempts
     assert (attempt.cause, attempt.requeued, attempt.end) == (Cause.preempted, False, promised["time"])
-    assert "not requeued: `scontrol requeue 7` failed" in attempt.detail
+    assert "not requeued: `scontrol requeue Incomplete 7` failed" in attempt.detail
     assert read_situation(job.run).state is State.failed
 
 
@@ -145,15 +148,15 @@ def test_progress_after_a_checkpoint_that_could_not_be_loaded_is_seen(job: _Job)
 
 def test_an_accepted_requeue_stays_on_record(job: _Job) -> None:
     assert job.end() == 0
-    assert job.was_requeued
+    assert job.asked_for == ["requeue Incomplete 7"]
     (end,) = [event for event in read_records(job.run.attempts) if event["event"] == "end"]
     assert (end["cause"], end["requeued"]) == ("preempted", True)
 
 
-def assert_cancelled(job: _Job) -> None:
+def assert_cancelled(job: _Job, asked_for: Sequence[str] = ()) -> None:
     with pytest.raises(CancelledError, match="demo is not requeued: it was cancelled"):
         job.end()
-    assert not job.was_requeued
+    assert job.asked_for == list(asked_for)
     (attempt,) = read_history(job.run).attempts
     assert (attempt.cause, attempt.requeued) == (Cause.cancelled, False)
     assert read_situation(job.run).state is State.cancelled
@@ -173,10 +176,25 @@ def test_a_scancel_in_the_second_of_the_warning_is_not_undone(job: _Job) -> None
     assert_cancelled(job)
 
 
+def test_a_scancel_between_the_last_look_and_the_requeue_is_not_undone(job: _Job) -> None:
+    """Slurm says nothing, and does nothing."""
+    (job.bin / "requeue").write_text("")
+    job.slurm_says(_RUNNING, _RUNNING, _CANCELLED, _CANCELLED)
+    assert_cancelled(job, ["requeue Incomplete 7"])
+
+
+def test_a_requeue_whose_answer_was_lost_is_not_asked_for_again(job: _Job) -> None:
+    """It was carried out, and then its user cancelled the job: that holds."""
+    (job.bin / "requeue").write_text("Socket timed out on send/recv operation")
+    job.slurm_says(_RUNNING, _RUNNING, _CANCELLED.replace("Restarts=0", "Restarts=1"))
+    assert job.end() == 0
+    assert job.asked_for == ["requeue Incomplete 7"]
+
+
 def test_the_end_of_the_grace_time_is_no_cancel(job: _Job) -> None:
     job.slurm_says(_RUNNING, _END_OF_GRACE)
     assert job.end() == 0
-    assert job.was_requeued
+    assert job.asked_for == ["requeue 7"]
 
 
 def test_a_cancel_on_record_after_the_verdict_is_obeyed(job: _Job, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,23 +74,25 @@ def test_softmax_and_fp32_start_where_the_rewards_do() -> None:
 def test_the_arms_of_a_seed_differ_in_nothing_but_their_settings() -> None:
     study = open_study(Path("nowhere"), "algorithm", _JOB, ("rl:train.num_steps=40",), None)
     stages = [stage for stage in chain_stages(study, 3) if stage["stage"] == "rl"]
-    grpo, dr_grpo, ppo, dapo = stages
+    grpo, dr_grpo, ppo, dapo, gspo, *_ = stages
     assert {stage["train"]["num_steps"] for stage in stages} == {40}
     assert all({s[k]["seed"] for s in stages} == {3} for k in ("train", "data", "task"))
-    for other in (dr_grpo, ppo, dapo):
+    for other in stages[1:]:
         assert {key for key in grpo if grpo[key] != other[key]} == {"name", "rl"}
     assert not dr_grpo["rl"]["scale_advantage"]
     assert ppo["rl"]["algorithm"] == "ppo"
     assert dapo["rl"]["max_resamples"] == 3
+    assert gspo["rl"]["ratio"] == "sequence"
 
 
 def test_the_arms_of_the_algorithms_are_the_presets() -> None:
     """Beside the KL, which all leave out, and the critic's rate."""
     study = open_study(Path("nowhere"), "algorithm", _JOB, (), None)
-    presets = {"grpo": "r1", "dr_grpo": "dr_grpo", "ppo": "seed", "dapo": "dapo"}
+    presets = {"grpo": "r1", "ppo": "seed"}
     for stage in chain_stages(study, 0):
         if stage["stage"] == "rl":
-            preset = load.read_yaml(load.assets("configs") / "rl" / f"{presets[stage['name']]}.yaml")["rl"]
+            name = presets.get(stage["name"], stage["name"])
+            preset = load.read_yaml(load.assets("configs") / "rl" / f"{name}.yaml")["rl"]
             answer = {key: preset[key] for key in preset if key not in ("kl_coef", "critic_lr")}
             assert {key: stage["rl"][key] for key in answer} == answer
 

@@ -46,11 +46,22 @@ def test_a_job_slurm_has_forgotten() -> None:
     assert parse_job("").live is False
 
 
-def _scontrol(folder: Path, body: str, name: str = "scontrol") -> Path:
+def _program(folder: Path, body: str, name: str = "scontrol") -> None:
     folder.mkdir(exist_ok=True)
     (folder / name).write_text(f"#!/bin/bash\necho $* >> {folder}/calls\n{body}")
     (folder / name).chmod(0o700)
-    return folder
+
+
+def _requeues(folder: Path, body: str) -> None:
+    """A scontrol that shows a running job until `body`, which answers a requeue, has left with status 0."""
+    running = PENDING.replace("JobState=PENDING", "JobState=RUNNING").replace("Restarts=1", "Restarts=0")
+    _program(folder, body, "requeue")
+    (folder / "shown").write_text(running)
+    (folder / "pending").write_text(PENDING)
+    (folder / "scontrol").write_text(
+        f"#!/bin/bash\ncd {folder}\n[ $1 = show ] && exec cat shown\n./requeue $* || exit\ncp pending shown\n"
+    )
+    (folder / "scontrol").chmod(0o700)
 
 
 @pytest.fixture
@@ -70,9 +81,16 @@ def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_the_answers_of_a_requeue(answers: Path, said: str, status: int, accepted: bool) -> None:
-    _scontrol(answers, f"echo '{said}' >&2\nexit {status}\n")
+    _requeues(answers, f"echo '{said}' >&2\nexit {status}\n")
     assert requeue("11") is accepted
-    assert (answers / "calls").read_text() == "requeue 11\n"
+    assert (answers / "calls").read_text() == "requeue Incomplete 11\n"
+
+
+def test_a_job_that_slurm_requeues_anyway_is_not_asked_for(answers: Path) -> None:
+    _requeues(answers, "exit 1")
+    (answers / "shown").write_text(PENDING)
+    assert requeue("11") is True
+    assert not (answers / "calls").exists()
 
 
 class _Clock:
@@ -104,14 +122,14 @@ def _not_again(seconds: float) -> None:
     ],
 )
 def test_a_requeue_waits_for_slurmctld(answers: Path, said: str) -> None:
-    _scontrol(answers, f"[ $(wc -l < {answers}/calls) -ge 4 ] && exit 0\necho '{said}' >&2; exit 1\n")
+    _requeues(answers, f"[ $(wc -l < {answers}/calls) -ge 4 ] && exit 0\necho '{said}' >&2; exit 1\n")
     clock = _Clock()
     assert requeue("11", sleep=clock.sleep, clock=clock) is True
     assert clock.waits == [1.0, 2.0, 4.0]
 
 
 def test_a_requeue_gives_up_after_ten_minutes(answers: Path) -> None:
-    _scontrol(answers, "echo 'Unexpected message received for job 11' >&2; exit 1")
+    _requeues(answers, "echo 'Unexpected message received for job 11' >&2; exit 1")
     clock = _Clock()
     with pytest.raises(SlurmError, match="Unexpected message"):
         requeue("11", sleep=clock.sleep, clock=clock)
@@ -119,7 +137,7 @@ def test_a_requeue_gives_up_after_ten_minutes(answers: Path) -> None:
 
 
 def test_the_time_that_a_call_takes_counts_too(answers: Path) -> None:
-    _scontrol(answers, "echo 'Socket timed out on send/recv operation' >&2; exit 1")
+    _requeues(answers, "echo 'Socket timed out on send/recv operation' >&2; exit 1")
     times = iter(range(0, 10_000, 60))
     with pytest.raises(SlurmError, match="Socket timed out"):
         requeue("11", sleep=lambda _: None, clock=lambda: float(next(times)))
@@ -128,10 +146,10 @@ def test_the_time_that_a_call_takes_counts_too(answers: Path) -> None:
 
 @pytest.mark.parametrize("said", ["Access/permission denied", "Only batch jobs are accepted or processed"])
 def test_a_refusal_is_not_repeated(answers: Path, said: str) -> None:
-    _scontrol(answers, f"echo '{said} for job 11' >&2; exit 1")
+    _requeues(answers, f"echo '{said} for job 11' >&2; exit 1")
     with pytest.raises(SlurmError, match=said):
         requeue("11", sleep=_not_again)
-    assert (answers / "calls").read_text() == "requeue 11\n"
+    assert (answers / "calls").read_text() == "requeue Incomplete 11\n"
 
 
 def test_without_scontrol_there_is_nothing_to_wait_for(
@@ -143,15 +161,17 @@ def test_without_scontrol_there_is_nothing_to_wait_for(
 
 
 def test_an_unknown_answer_is_shown_whole(answers: Path) -> None:
-    _scontrol(answers, "echo out; echo 'no such thing' >&2; exit 3")
-    with pytest.raises(SlurmError, match=r"`scontrol requeue 11` failed with exit status 3") as raised:
+    _requeues(answers, "echo out; echo 'no such thing' >&2; exit 3")
+    with pytest.raises(
+        SlurmError, match=r"`scontrol requeue Incomplete 11` failed with exit status 3"
+    ) as raised:
         requeue("11", patience_s=0)
     assert "stderr: no such thing" in str(raised.value)
     assert "stdout: out" in str(raised.value)
 
 
 def test_an_invalid_id_is_a_forgotten_job(answers: Path) -> None:
-    _scontrol(answers, "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    _program(answers, "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
     assert job_state("11").states == frozenset()
 
 
@@ -159,8 +179,8 @@ def test_a_resubmission_carries_the_payload_over(answers: Path, tmp_path: Path) 
     run = tmp_path / "run"
     (run / "submitit").mkdir(parents=True)
     (run / "submitit" / "7_submitted.pkl").write_bytes(b"payload")
-    _scontrol(answers, "", "squeue")
-    _scontrol(answers, "echo '12;cluster'", "sbatch")
+    _program(answers, "", "squeue")
+    _program(answers, "echo '12;cluster'", "sbatch")
     assert resubmit(run / "job.sh", after="7") == "12"
     assert (run / "submitit" / "12_submitted.pkl").read_bytes() == b"payload"
     asked = (answers / "calls").read_text().splitlines()
@@ -169,8 +189,8 @@ def test_a_resubmission_carries_the_payload_over(answers: Path, tmp_path: Path) 
 
 def test_a_resubmission_waits_for_slurmctld(answers: Path, tmp_path: Path) -> None:
     said = "Unable to contact slurm controller (connect failure)"
-    _scontrol(answers, f"[ $(wc -l < {answers}/calls) -ge 4 ] && exit 0\necho '{said}' >&2; exit 1", "squeue")
-    _scontrol(answers, "echo 12", "sbatch")
+    _program(answers, f"[ $(wc -l < {answers}/calls) -ge 4 ] && exit 0\necho '{said}' >&2; exit 1", "squeue")
+    _program(answers, "echo 12", "sbatch")
     (tmp_path / "submitit").mkdir()
     clock = _Clock()
     assert resubmit(tmp_path / "job.sh", sleep=clock.sleep, clock=clock) == "12"
@@ -178,7 +198,7 @@ def test_a_resubmission_waits_for_slurmctld(answers: Path, tmp_path: Path) -> No
 
 
 def test_a_slow_command_is_ended(answers: Path) -> None:
-    _scontrol(answers, "echo partial; exec sleep 30")
+    _program(answers, "echo partial; exec sleep 30")
     with pytest.raises(SlurmError, match=r"did not answer within 0\.3 s") as raised:
         call(["scontrol", "ping"], 0.3)
     assert raised.value.timed_out

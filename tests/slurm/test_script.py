@@ -196,7 +196,7 @@ def test_nodes_that_the_user_excluded_stay_excluded(stage: Path) -> None:
         f"[ $1-$2 != show-job ] || [ $(grep -c 'show job' {stage}/calls) -lt 9 ] || echo '{shown}'",
     )
     assert _start(stage).wait(timeout=30) == 1
-    assert "scontrol requeue 9" in _calls(stage)
+    assert "scontrol requeue Incomplete 9" in _calls(stage)
     assert _calls(stage)[-1] == "scontrol update JobId=9 ExcNodeList=n7,n1"
 
 
@@ -205,7 +205,7 @@ def test_where_slurm_never_says_which_nodes_are_excluded_none_is_added(stage: Pa
     _program(stage / "sleep", "")
     _program(stage / "scontrol", f"echo scontrol $* >> {stage}/calls\n[ $1 != show ]")
     assert _start(stage).wait(timeout=30) == 1
-    assert _calls(stage)[-1] == "scontrol requeue 9"
+    assert _calls(stage)[-2:] == ["scontrol requeue Incomplete 9", "scontrol show job -o 9"]
     assert "this job runs again, where Slurm chooses" in (stage / "run/logs/slurm-9.out").read_text()
 
 
@@ -214,7 +214,7 @@ def test_the_task_of_an_array_asks_for_itself_alone(stage: Path) -> None:
     _program(stage / "sleep", "")
     _program(stage / "scontrol", f"echo scontrol $* >> {stage}/calls\n[ $1 != show ]")
     assert _start(stage, SLURM_ARRAY_JOB_ID="9", SLURM_ARRAY_TASK_ID="4").wait(timeout=30) == 1
-    assert set(_calls(stage)) == {"scontrol show job -o 9_4", "scontrol requeue 9_4"}
+    assert set(_calls(stage)) == {"scontrol show job -o 9_4", "scontrol requeue Incomplete 9_4"}
 
 
 @pytest.mark.parametrize(("said", "known"), [("2026-11-01T12:00:00", "1793534400"), ("", ""), ("N/A", "")])
@@ -276,27 +276,50 @@ _SHOWN = "JobId=9 JobName=x UserId=me(1) JobState={} Restarts={} EndTime=9 Deadl
 @pytest.mark.parametrize(
     ("shown", "asked"),
     [
-        (_SHOWN.format("RUNNING", 0, "None"), True),
-        (_SHOWN.format("RUNNING", 0, "5"), True),
-        (_SHOWN.format("COMPLETING", 0, "9"), True),  # the end of a grace time
-        ("", True),  # no answer
-        (_SHOWN.format("COMPLETING", 0, "5"), False),  # scancel in the grace time
-        (_SHOWN.format("COMPLETING", 0, "None"), False),  # scancel
-        (_SHOWN.format("CANCELLED", 0, "None"), False),
-        (_SHOWN.format("COMPLETING", 1, "None"), False),  # Slurm has requeued it
-        (_SHOWN.format("PENDING", 1, "None"), False),
+        (_SHOWN.format("RUNNING", 0, "None"), "requeue Incomplete 9"),
+        (_SHOWN.format("RUNNING", 0, "5"), "requeue Incomplete 9"),
+        (_SHOWN.format("COMPLETING", 0, "9"), "requeue 9"),  # the end of a grace time
+        ("", "requeue Incomplete 9"),  # no answer
+        (_SHOWN.format("COMPLETING", 0, "5"), ""),  # scancel in the grace time
+        (_SHOWN.format("COMPLETING", 0, "None"), ""),  # scancel
+        (_SHOWN.format("CANCELLED", 0, "None"), ""),
+        (_SHOWN.format("COMPLETING", 1, "None"), ""),  # Slurm has requeued it
+        (_SHOWN.format("PENDING", 1, "None"), ""),
     ],
 )
 @pytest.mark.parametrize("killed", ["kill -KILL $$", "exit 1"])
 def test_the_shell_asks_for_the_next_attempt_where_python_cannot(
-    stage: Path, killed: str, shown: str, asked: bool
+    stage: Path, killed: str, shown: str, asked: str
 ) -> None:
     (stage / "attempt").write_text("3\n")
     _program(stage / "srun", "exit 0")
     _program(stage / "python", f"[ $3 = begin ] && exec cat {stage}/attempt\n{killed}")
-    _program(stage / "scontrol", f"echo scontrol $* >> {stage}/calls\n[ $1 != show ] || echo '{shown}'")
+    (stage / "shown").write_text(shown)
+    pending = _SHOWN.format("PENDING", 1, "None")
+    _program(
+        stage / "scontrol",
+        f"[ $1 != show ] || exec cat {stage}/shown\necho $* >> {stage}/requeues\n"
+        f"echo '{pending}' > {stage}/shown",
+    )
+    (stage / "requeues").touch()
     assert _start(stage).wait(timeout=30) == 1
-    assert ("scontrol requeue 9" in _calls(stage)) is asked
+    assert (stage / "requeues").read_text().strip() == asked
+
+
+def test_the_shell_does_not_undo_a_scancel_between_its_look_and_the_requeue(stage: Path) -> None:
+    """Slurm says nothing, and does nothing."""
+    (stage / "attempt").write_text("3\n")
+    _program(stage / "python", f"[ $3 = begin ] && exec cat {stage}/attempt\nexit 1")
+    (stage / "shown").write_text(_SHOWN.format("RUNNING", 0, "None"))
+    cancelled = _SHOWN.format("COMPLETING", 0, "None")
+    _program(
+        stage / "scontrol",
+        f"[ $1 != show ] || exec cat {stage}/shown\necho $* >> {stage}/requeues\n"
+        f"echo '{cancelled}' > {stage}/shown",
+    )
+    assert _start(stage).wait(timeout=30) == 1
+    assert (stage / "requeues").read_text() == "requeue Incomplete 9\n"
+    assert "job 9 was cancelled: not run again" in (stage / "run/logs/slurm-9.out").read_text()
 
 
 if __name__ == "__main__":
