@@ -19,12 +19,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from r1hpc.base.errors import ConfigError
+from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.base.files import matching, write_atomic, write_json
 from r1hpc.base.names import printable
 from r1hpc.base.rundir import RunDir
 from r1hpc.config import load, plugins
 from r1hpc.config.hub import is_hub_name, local_folder
+from r1hpc.config.question_paths import files_in
 from r1hpc.config.redact import (
     find_secret,
     find_written_out,
@@ -64,7 +65,7 @@ def freeze(run: RunDir, config: RunConfig, argv: Sequence[str], overrides: Seque
     git, diff = answer.result()
     if diff:
         write_atomic(run.code / "diff.patch", diff)
-    plugins.freeze_files(plugins.files_in(config), run.code)
+    plugins.freeze_files(files_in(config), run.code)
     write_json(run.environment, {**_describe_process(argv, overrides, known), "git": git})
     load.save(config, run.config)  # last: a folder with a configuration is a whole one
 
@@ -177,7 +178,12 @@ def _absolute_words(words: str | None) -> str | None:
 
 def _absolute(name: Any) -> Any:
     """Absolute path of what exists here, or of a pattern of it. All else is a name, or nothing: it stays."""
-    exists = isinstance(name, str) and name and matching(Path(name))
+    if not isinstance(name, str) or not name:
+        return name
+    try:
+        exists = matching(Path(name))
+    except UsageError:  # an own task may understand it
+        return name
     return str(Path(name).absolute()) if exists else name
 
 

@@ -11,16 +11,16 @@ imported only in a process that can be killed (tasks/own_code.py), never here.
 
 import ast
 import hashlib
-import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
 from r1hpc.base.errors import ConfigError
-from r1hpc.base.files import matching, read_json, write_json
+from r1hpc.base.files import read_json, write_json
 from r1hpc.base.names import printable
+from r1hpc.config.question_paths import of_one_kind
 from r1hpc.config.schema import ModelConfig, RunConfig
 
 FOLDER = "plugins"
@@ -184,29 +184,13 @@ def refuse_changes(specs: Iterable[str], code: Path) -> None:
             )
 
 
-def files_in(config: RunConfig) -> list[str]:
-    """Every file that the options of a task name, and every test file that is asked, if it is there; once."""
-    options = [config.task.options, *(part.get("options") for part in config.task.mix.values())]
-    named = [value for each in options if isinstance(each, Mapping) for value in each.values()]
-    questions = [each["path"] for each in options if isinstance(each, Mapping) and "path" in each]
-    if config.stage in ("rl", "evaluate"):
-        evaluate = config.evaluate
-        questions += [evaluate.path, *(part["path"] for part in evaluate.sets.values())]
-    found = [path for each in questions if isinstance(each, str) for path in _files_of(Path(each))]
-    # os.path: a text, a template for example, may be longer than a path, and Path raises on that.
-    found += [Path(value) for value in named if isinstance(value, str) and os.path.isfile(value)]  # noqa: PTH113
-    return list(dict.fromkeys(str(path.absolute()) for path in found))
+def freeze_files(named: Mapping[str, Sequence[Path]], code: Path) -> None:
+    """Note the content of the files that questions are read from. They are not copied: they may be large.
 
-
-def _files_of(path: Path) -> list[Path]:
-    """A file, those of a folder, or those that fit a pattern."""
-    found = sorted(path.iterdir()) if path.is_dir() else matching(path)
-    return [file for file in found if file.is_file()]
-
-
-def freeze_files(paths: Iterable[str], code: Path) -> None:
-    """Note the content of the files that questions are read from. They are not copied: they may be large."""
-    found = {path: _digest_of(path) for path in paths}
+    Args:
+        named: by the path that names them, as `files_in` of question_paths.py says.
+    """
+    found = {path: _digests(path, files) for path, files in named.items()}
     if found:
         (code / FOLDER).mkdir(mode=0o700, exist_ok=True)
         write_json(code / FOLDER / _FILES, found)
@@ -219,15 +203,34 @@ def refuse_changed_files(code: Path) -> None:
         ConfigError: says which, and how to go on.
     """
     record = code / FOLDER / _FILES
-    for path, digest in (read_json(record) if record.is_file() else {}).items():
-        if Path(path).is_file() and _digest_of(path) != digest:
+    for path, digests in (read_json(record) if record.is_file() else {}).items():
+        files = of_one_kind(Path(path))
+        if files and (now := _digests(path, files)) != digests:
+            what = path if isinstance(digests, str) else f"{path} ({_difference(digests, now)})"
             raise ConfigError(
-                f"{printable(path)} has changed since this run began with it: other questions are another "
-                "run. Begin one with a new --run-name; or, to go on with this one, put the old file back"
+                f"{printable(what)} has changed since this run began with it: other questions are another "
+                "run. Begin one with a new --run-name; or, to go on with this one, put back what was there"
             )
 
 
-def _digest_of(path: str) -> str:
+def _digests(path: str, files: Sequence[Path]) -> str | dict[str, str]:
+    """Of a file its digest; of a folder or pattern those of its files by name."""
+    if list(files) == [Path(path)]:
+        return _digest_of(files[0])
+    return {file.name: _digest_of(file) for file in files}
+
+
+def _difference(before: Mapping[str, str], now: Any) -> str:
+    if not isinstance(now, Mapping):
+        return "a file now"
+    changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    words = {True: "", False: "without "}
+    return ", ".join(
+        f"{words[name in now]}{name}{'' if name in before else ' is new'}" for name in changed[:3]
+    )
+
+
+def _digest_of(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -9,10 +9,10 @@ from dataclasses import replace
 
 from r1hpc.base.errors import UsageError
 from r1hpc.config.plugins import is_own
+from r1hpc.config.question_paths import FILES
 from r1hpc.config.reasoning import TaskConfig
 from r1hpc.config.schema import RunConfig
 from r1hpc.tasks.counts import asked_items
-from r1hpc.tasks.file import FILES
 from r1hpc.tasks.registry import parts_of
 from r1hpc.tasks.same_questions import first_beyond, reordered
 

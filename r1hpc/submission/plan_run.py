@@ -295,9 +295,12 @@ def _refuse_for_vllm(config: RunConfig, hf_config: Mapping[str, Any]) -> None:
     temperatures that it raises without a word."""
     if config.rollout.engine != "vllm" or config.stage not in SAMPLED_STAGES:
         return
-    asked = {"rollout.temperature": config.rollout.temperature}
-    if config.stage != "generate":
-        asked["evaluate.temperature"] = config.evaluate.temperature or config.rollout.temperature
+    evaluate = config.evaluate.temperature
+    asked = {}
+    if config.stage != "evaluate" or not evaluate:
+        asked["rollout.temperature"] = config.rollout.temperature
+    if config.stage != "generate" and evaluate:
+        asked["evaluate.temperature"] = evaluate
     for key, temperature in asked.items():
         if temperature < _COLDEST_OF_VLLM:
             raise ConfigError(f"{key} is {temperature:g}: vLLM samples at {_COLDEST_OF_VLLM} at least")
@@ -437,10 +440,10 @@ def reconfigured(run: RunDir, order: Order) -> RunConfig:
     if "task.first_item" in wrong and not read_history(run).attempts:
         wrong.remove("task.first_item")  # of a chain's stage that waits still: no item was shown
     if wrong:
+        may = ", ".join(key.rstrip(".") for key in (*_MAY_CHANGE_SECTIONS, *_MAY_CHANGE_KEYS))
         raise UsageError(
-            f"--resume cannot change {', '.join(wrong)}: that would be another run. It may change resources, "
-            f"limits, checkpoint, monitor, cluster, {', '.join(_MAY_CHANGE_KEYS)}; for the rest take a new "
-            "--run-name"
+            f"--resume cannot change {', '.join(wrong)}: that would be another run. It may change {may}; for "
+            "the rest take a new --run-name"
         )
     return config
 

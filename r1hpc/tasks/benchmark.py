@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from r1hpc.base.errors import UsageError
+from r1hpc.config.question_paths import FILES
 from r1hpc.config.schema import RunConfig
-from r1hpc.tasks.file import FILES, columns_of, judge_of, named_judge
+from r1hpc.tasks.file import columns_of, judge_of, named_judge
 from r1hpc.tasks.prompts import TEMPLATE, check_template, fill
 from r1hpc.tasks.question_file import Columns, Question, read_questions
 from r1hpc.tasks.task import Item, task_id

@@ -9,12 +9,12 @@ from itertools import count
 from pathlib import Path
 
 from r1hpc.config.plugins import is_own, names_in
+from r1hpc.config.question_paths import FILES
 from r1hpc.config.schema import RunConfig
 from r1hpc.plan.parts import num_items
 from r1hpc.tasks.benchmark import Benchmarks, named_sets
 from r1hpc.tasks.counts import asked, repeated
 from r1hpc.tasks.demonstrations import check_demonstrations
-from r1hpc.tasks.file import FILES
 from r1hpc.tasks.mixture import Mixture, check_weights
 from r1hpc.tasks.own import OwnTask
 from r1hpc.tasks.pass_rates import check_comes_again

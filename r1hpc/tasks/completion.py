@@ -57,6 +57,12 @@ def last_boxed(text: str) -> Boxed | None:
     return _last_closed(text, "\\boxed{")
 
 
+def out_of_box(answer: str) -> str:
+    """What an answer that is one box and nothing else holds; any other answer as it is."""
+    box = last_boxed(answer)
+    return box.content if box is not None and f"\\boxed{{{box.content}}}" == answer.strip(_SPACE) else answer
+
+
 def boxed_in_solution(text: str) -> Boxed | None:
     """As last_boxed, of a solution of MATH: some have \\fbox{...}, or `\\boxed 5$` alone (Hendrycks et al.,
     arXiv 2103.03874)."""

@@ -6,8 +6,11 @@ repeated(config, task)      # ["task file is asked items 4,000 to 19,999, and ha
 
 from r1hpc.config.schema import RunConfig
 from r1hpc.plan.batch import updates_per_rollout
+from r1hpc.tasks.file import QuestionFile
+from r1hpc.tasks.mixture import Mixture
+from r1hpc.tasks.own import OwnTask
 from r1hpc.tasks.pass_rates import MOST_PASSED_OVER
-from r1hpc.tasks.task import Task, members
+from r1hpc.tasks.task import Task
 
 
 def asked(config: RunConfig) -> tuple[range, bool]:
@@ -32,22 +35,34 @@ def asked_items(config: RunConfig) -> range:
 
 
 def repeated(config: RunConfig, task: Task) -> list[str]:
-    """A sentence where a stage goes through a list of questions more than once: it may not be meant."""
+    """A sentence where a stage asks questions again: it may not be meant."""
     items, held_out = asked(config)
     there = task.num_questions(held_out) if items else None
-    # A pass has each question once, wherever it stands among the items.
-    if not there or items.start // there == (items.stop - 1) // there:
+    if not there:
         return []
     most = "at most " if config.rl.max_resamples or config.rl.by_pass_rate else ""
+    said = f"task {task.name} is asked items {items.start:,} to {most}{items.stop - 1:,}, and has "
     part = "held-out questions" if held_out else "questions"
-    what = f"{there:,} different {part}"
-    if len(members(task)) > 1:
-        what = f"{there:,} items before one of its tasks has asked all its {part}"
-    again = (items.start // there + 1) * there
-    said = (
-        f"task {task.name} is asked items {items.start:,} to {most}{items.stop - 1:,}, and has {what}: from "
-        f"item {again:,} on they come again"
-    )
-    if config.stage == "rl":
+    a_pass = task.items_per_pass(held_out) if isinstance(task, QuestionFile | OwnTask) else None
+    if a_pass is not None:
+        return _of_list(config, items, f"{said}{there:,} different {part}", a_pass)
+    if len(items) <= there:
+        return []
+    if isinstance(task, Mixture):
+        said += f"{there:,} items before one of its tasks has asked all its {part}"
+    else:
+        said += f"at most {there:,} different {part}"
+    return [f"{said}: from item {items.start + there:,} on at the latest they come again"]
+
+
+def _of_list(config: RunConfig, items: range, said: str, a_pass: int) -> list[str]:
+    """A pass has each question of the list once, wherever it stands among the items."""
+    again = (items.start // a_pass + 1) * a_pass
+    if again < items.stop:
+        said += f": from item {again:,} on they come again"
+        if config.stage != "rl":
+            return [f"{said}; generate.num_items={again - items.start} asks none twice"]
         return [f"{said}{', also those that stages before it showed' if items.start else ''}"]
-    return [f"{said}; generate.num_items={again - items.start} asks none twice"]
+    if config.stage == "rl" and items.start >= a_pass:
+        return [f"{said}: all of them stand among the items before, which stages before it may have shown"]
+    return []

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 
 from r1hpc.base.errors import UsageError
 from r1hpc.config.schema import RunConfig
-from r1hpc.tasks.completion import take_apart
+from r1hpc.tasks.completion import out_of_box, take_apart
 from r1hpc.tasks.counts import asked_items
 from r1hpc.tasks.file import QuestionFile
+from r1hpc.tasks.mixture import Mixture
+from r1hpc.tasks.own import OwnTask
 from r1hpc.tasks.task import Draws, Item, Task, members
 
 _FINE = 10**6
 _MOST_TRIED = 20_000
+_TRIED_OF_OWN = 500
 _TRIED_OF_OTHERS = 16
 """Of tasks that make their questions: one is as good as another, and may take its time."""
 
@@ -41,22 +44,31 @@ def demonstrate(task: Task, config: RunConfig, index: int) -> Demonstration:
     completion = task.demonstration(item, thinking)
     if config.reward.answer_in == "boxed":
         parts = take_apart(completion)
-        completion = f"<think>{parts.thinking}</think>\\boxed{{{parts.answer}}}"
-        if take_apart(completion, boxed=True).answer != (parts.answer or "").strip():
+        answer = out_of_box((parts.answer or "").strip())
+        completion = f"<think>{parts.thinking}</think>\\boxed{{{answer}}}"
+        if take_apart(completion, boxed=True).answer != answer:
             raise UsageError(
-                f"the answer {parts.answer!r:.60} of item {index} cannot be read out of a box: set "
+                f"the answer {answer!r:.60} of item {index} cannot be read out of a box: set "
                 "reward.answer_in=tags, or leave the question out"
             )
     return Demonstration(item, completion, thinking)
 
 
 def check_demonstrations(task: Task, config: RunConfig) -> None:
-    """Make those of files, in which one question may be like no other; of other tasks the first few.
+    """Make those of files, in which one question may be like no other; of other tasks the first ones.
 
     Raises:
         UsageError: as `demonstrate`.
     """
-    are_files = all(isinstance(each, QuestionFile) for each in members(task).values())
-    most = min(task.num_questions() or 0, _MOST_TRIED) if are_files else _TRIED_OF_OTHERS
-    for index in asked_items(config)[:most]:
-        demonstrate(task, config, index)
+    tried = dict.fromkeys(members(task), 0)
+    for index in asked_items(config)[:_MOST_TRIED]:
+        label = task.label_of(index) if isinstance(task, Mixture) else ""
+        tried[label] += 1
+        if tried[label] <= _most_tried(members(task)[label]):
+            demonstrate(task, config, index)
+
+
+def _most_tried(task: Task) -> int:
+    if isinstance(task, QuestionFile):
+        return task.items_per_pass()
+    return _TRIED_OF_OWN if isinstance(task, OwnTask) else _TRIED_OF_OTHERS

@@ -20,8 +20,6 @@ from r1hpc.tasks.prompts import TEMPLATE, check_template, fill
 from r1hpc.tasks.question_file import Columns, read_questions
 from r1hpc.tasks.task import Item, check_options, task_id
 
-FILES = ("file", "jsonl")
-"""Names of this task."""
 _JUDGES = ("math", "exact")
 
 
@@ -55,6 +53,9 @@ class QuestionFile:
 
     def num_questions(self, held_out: bool = False) -> int:
         return self._listed.num_questions(held_out)
+
+    def items_per_pass(self, held_out: bool = False) -> int:
+        return self._listed.items_per_pass(held_out)
 
     def demonstration(self, item: Item, thinking: bool) -> str:
         if thinking and not item.metadata["thinking"]:

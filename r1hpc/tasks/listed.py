@@ -47,5 +47,9 @@ class Listed:
         """Different questions of a part."""
         return self._different[held_out]
 
+    def items_per_pass(self, held_out: bool) -> int:
+        """More than there are different questions where some stand in the list twice."""
+        return len(self._parts[held_out])
+
     def _shuffled(self, epoch: int, held_out: bool) -> list[int]:
         return Draws(*self._key, epoch, int(held_out)).shuffled(len(self._parts[held_out]))

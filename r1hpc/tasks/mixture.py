@@ -46,6 +46,11 @@ class Mixture:
         own = self.members[label].item(block * self._counts[label] + number, held_out)
         return replace(own, index=index, task=label)
 
+    def label_of(self, index: int) -> str:
+        """Of which task an item is, which need not be made for it."""
+        block, place = divmod(index, self._size)
+        return self._block(block)[place][0]
+
     def num_questions(self, held_out: bool = False) -> int | None:
         """As many items as can be asked before one of the tasks has to repeat itself."""
         there = {label: task.num_questions(held_out) for label, task in self.members.items()}

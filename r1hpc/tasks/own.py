@@ -57,6 +57,10 @@ class OwnTask:
     def num_questions(self, held_out: bool = False) -> int | None:
         return None if self._listed is None else self._listed.num_questions(held_out)
 
+    def items_per_pass(self, held_out: bool = False) -> int | None:
+        """None: its questions are drawn."""
+        return None if self._listed is None else self._listed.items_per_pass(held_out)
+
     def check_pure(self) -> None:
         """Ask some questions again, in a process of their own.
 

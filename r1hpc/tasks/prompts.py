@@ -30,13 +30,14 @@ def check_asks_for_box(prompts: Sequence[str], system_prompt: str) -> None:
     """Where \\boxed alone counts, a model must not be asked for tags without it: it would never be right.
 
     Args:
-        prompts: of one task. A question may hold a tag by itself, a template has all of them hold it.
+        prompts: of one task. A question may hold a tag or box by itself; a template has all of them hold it.
 
     Raises:
         UsageError: it is, by the template of all prompts or by the system message.
     """
     asked = [system_prompt + prompt for prompt in prompts]
-    if any("\\boxed" in text or "<answer>" not in text for text in asked):
+    asks_for_tags = all("<answer>" in text for text in asked)
+    if not asks_for_tags or all("\\boxed" in text for text in asked):
         return
     what = "model.system_prompt" if "<answer>" in system_prompt else "the template of the prompts"
     raise UsageError(

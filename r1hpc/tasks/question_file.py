@@ -16,21 +16,19 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any
 
 from r1hpc.base.errors import UsageError
-from r1hpc.base.files import matching
 from r1hpc.base.names import nearest
+from r1hpc.config.question_paths import KINDS, TABLES, named_by, of_one_kind
 from r1hpc.tasks.completion import TAGS, boxed_in_solution
 
 _MARK = "####"
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 """GSM8K's notes for a calculator, such as <<48/2=24>>: no part of the reasoning."""
 _BOX = re.compile(r"\\(boxed|fbox)\b")
-_TABLES = (".parquet", ".arrow")
-_KINDS = (".jsonl", *_TABLES)
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 _ROWS = 1024
 """Of a table that are in memory at once; Arrow has its own."""
@@ -90,7 +88,7 @@ def read_questions(path: Path, columns: Columns) -> tuple[list[Question], str]:
 
 def tables_in(path: Path) -> list[Path]:
     """The Parquet and Arrow files that `path` names; of lines, and of what is not there, none."""
-    return [file for file in _named_by(path) if file.suffix in _TABLES and file.is_file()]
+    return [file for file in named_by(path) if file.suffix in TABLES and file.is_file()]
 
 
 def table_batches(path: Path) -> Iterator[list[Any]]:
@@ -117,34 +115,20 @@ def table_batches(path: Path) -> Iterator[list[Any]]:
         raise UsageError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from None
 
 
-def _is_cache(file: Path) -> bool:
-    """What `datasets` leaves of map() and filter() beside the data."""
-    return file.suffix == ".arrow" and file.name.startswith("cache-")
-
-
-def _named_by(path: Path) -> list[Path]:
-    """A file, all of a folder, or those that fit a pattern in the last part of the path; sorted by name."""
-    found = sorted(path.iterdir()) if path.is_dir() else matching(path)
-    return [file for file in found if not _is_cache(file)]
-
-
 def _files(path: Path) -> list[Path]:
     """What `path` names of one kind."""
-    named = _named_by(path)
+    if found := of_one_kind(path):
+        return found
     if not path.is_dir():
-        if not named:
-            raise UsageError(f"{path} is not there: give the path of a file of questions")
-        return named
-    for kind in reversed(_KINDS):
-        if found := [file for file in named if file.suffix == kind]:
-            return found
-    folders = sorted(inner.name for inner in named if inner.is_dir() and not inner.name.startswith("."))
+        raise UsageError(f"{path} is not there: give the path of a file of questions")
+    inner = [file for file in named_by(path) if file.is_dir() and not file.name.startswith(".")]
+    folders = [folder.name for folder in inner]
     hint = (
         f"; it has the folders {', '.join(folders[:6])}: name one, as in {path / folders[0]}"
         if folders
         else ""
     )
-    raise UsageError(f"the folder {path} holds no {', '.join(f'*{kind}' for kind in _KINDS)}{hint}")
+    raise UsageError(f"the folder {path} holds no {', '.join(f'*{kind}' for kind in KINDS)}{hint}")
 
 
 def check_one_split(path: Path) -> None:
@@ -157,30 +141,35 @@ def check_one_split(path: Path) -> None:
     files = _files(path)
     if len(files) == 1 or path.name.startswith("*"):
         return
-    splits: dict[str, Path] = {}
+    splits: dict[str, list[Path]] = {}
     for file in files:
         words = re.split("[^a-z]+", file.stem.lower())
         if split := next((word for word in words if word in _SPLITS), None):
-            splits.setdefault(split, file)
+            splits.setdefault(split, []).append(file)
     if len(splits) > 1:
-        folder, one = files[0].parent, splits.get("train", files[0])
-        names = " and ".join(file.name for file in splits.values())
+        folder, suffix = files[0].parent, files[0].suffix
+        one = splits.get("train", next(iter(splits.values())))
+        names = " and ".join(of_split[0].name for of_split in splits.values())
         raise UsageError(
             f"{path} holds several splits of a dataset ({names}): name the files of one, as in "
-            f"{folder / _pattern(one)}, or all of them by {folder / f'*{one.suffix}'}"
+            f"{folder / _pattern(one)}, or all of them by {folder / f'*{suffix}'}"
         )
 
 
-def _pattern(file: Path) -> str:
-    """train-00000-of-00002.parquet -> train-*.parquet; a file without such numbers -> its name."""
-    return re.sub(r"-\d+-of-\d+.*$", "-*", file.stem) + file.suffix
+def _pattern(files: Sequence[Path]) -> str:
+    """train-00000-of-00002.parquet, ... -> train-*.parquet; one without such numbers -> its name."""
+    stem, suffix = files[0].stem, files[0].suffix
+    if len(files) == 1:
+        return re.sub(r"-\d+-of-\d+.*$", "-*", stem) + suffix
+    shared = takewhile(lambda signs: len(set(signs)) == 1, zip(*(file.stem for file in files), strict=False))
+    return "".join(signs[0] for signs in shared).rstrip("0123456789") + f"*{suffix}"
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     """(where it stands, row)."""
     if path.suffix in (".gz", ".zst", ".bz2", ".xz", ".zip"):
         raise UsageError(f"{path} is compressed: unpack it")
-    if path.suffix not in _TABLES:
+    if path.suffix not in TABLES:
         raw = path.read_bytes()
         if raw.lstrip().startswith(b"["):
             raise UsageError(f"{path} holds a JSON list: write one object a line (jq -c '.[]')")

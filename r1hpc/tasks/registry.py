@@ -8,10 +8,11 @@ from typing import Any
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest
 from r1hpc.config.plugins import is_own
+from r1hpc.config.question_paths import FILES
 from r1hpc.config.reasoning import TaskConfig
 from r1hpc.tasks.chain_sum import ChainSum
 from r1hpc.tasks.countdown import Countdown
-from r1hpc.tasks.file import FILES, QuestionFile
+from r1hpc.tasks.file import QuestionFile
 from r1hpc.tasks.gym import PREFIX, ReasoningGym
 from r1hpc.tasks.mixture import Mixture
 from r1hpc.tasks.own import OwnTask

@@ -15,8 +15,8 @@ from typing import Any
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.config.plugins import is_own, locate
+from r1hpc.config.question_paths import FILES
 from r1hpc.config.reasoning import TaskConfig
-from r1hpc.tasks.file import FILES
 from r1hpc.tasks.gym import PREFIX
 from r1hpc.tasks.mixture import counts_of
 from r1hpc.tasks.registry import make_task, parts_of, weights_of

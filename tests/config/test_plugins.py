@@ -10,6 +10,7 @@ from r1hpc.base.errors import ConfigError
 from r1hpc.base.rundir import RunDir
 from r1hpc.config import load, plugins
 from r1hpc.config.freeze import freeze, with_absolute_paths
+from r1hpc.config.question_paths import files_in
 from r1hpc.config.reasoning import EvaluateConfig, RewardConfig, TaskConfig
 from r1hpc.config.schema import RunConfig
 
@@ -179,7 +180,7 @@ def test_a_text_among_the_options_is_no_file_however_long(tmp_path: Path) -> Non
     questions.write_text("{}")
     options = {"path": str(questions), "template": "{question}" + "x" * 5000}
     config = replace(RunConfig(), task=TaskConfig("file", options=options))
-    assert plugins.files_in(config) == [str(questions)]
+    assert files_in(config) == {str(questions): [questions]}
 
 
 @pytest.mark.parametrize("named", ["", "part-*.jsonl"])
@@ -187,14 +188,29 @@ def test_the_files_of_a_folder_or_pattern_are_held_to_their_content(tmp_path: Pa
     data = tmp_path / "data"
     data.mkdir()
     paths = [data / f"part-{number}.jsonl" for number in (0, 1)]
-    for path in paths:
+    for path in (*paths, data / "README.md"):
         path.write_text("{}")
     config = replace(RunConfig(), task=TaskConfig("file", options={"path": str(data / named)}))
-    assert plugins.files_in(config) == [str(path) for path in paths]
-    plugins.freeze_files(plugins.files_in(config), tmp_path)
+    assert files_in(config) == {str(data / named): paths}
+    plugins.freeze_files(files_in(config), tmp_path)
+    (data / "README.md").write_text("what is no question may change")
+    plugins.refuse_changed_files(tmp_path)
     paths[1].write_text("{} ")
-    with pytest.raises(ConfigError, match=r"part-1\.jsonl has changed since this run began"):
+    with pytest.raises(ConfigError, match=r"\(part-1\.jsonl\) has changed since this run began"):
         plugins.refuse_changed_files(tmp_path)
+    paths[1].rename(data / "part-2.jsonl")
+    with pytest.raises(ConfigError, match=r"\(without part-1\.jsonl, part-2\.jsonl is new\) has changed"):
+        plugins.refuse_changed_files(tmp_path)
+
+
+def test_the_folders_of_an_own_task_are_its_own_affair(tmp_path: Path) -> None:
+    (tmp_path / "cache.bin").touch()
+    for path in (str(tmp_path), "", f"{tmp_path}/**.bin"):
+        config = replace(RunConfig(), task=TaskConfig("my.py:Mine", options={"path": path}))
+        assert files_in(config) == {}
+        assert with_absolute_paths(config).task.options == {"path": path}
+    own = replace(RunConfig(), task=TaskConfig("my.py:Mine", options={"list": f"{tmp_path}/cache.bin"}))
+    assert list(files_in(own)) == [f"{tmp_path}/cache.bin"]
 
 
 def test_the_test_files_of_a_stage_that_asks_them_are_held_to_their_content(tmp_path: Path) -> None:
@@ -203,10 +219,10 @@ def test_the_test_files_of_a_stage_that_asks_them_are_held_to_their_content(tmp_
         path.write_text("{}")
     several = EvaluateConfig(sets={path.stem: {"path": str(path)} for path in paths})
     config = RunConfig(stage="rl", evaluate=several)
-    assert plugins.files_in(config) == [str(path) for path in paths]
-    assert plugins.files_in(replace(config, evaluate=EvaluateConfig(path=str(paths[1])))) == [str(paths[1])]
-    assert plugins.files_in(replace(config, stage="sft")) == []
-    plugins.freeze_files(plugins.files_in(config), tmp_path)
+    assert list(files_in(config)) == [str(path) for path in paths]
+    assert list(files_in(replace(config, evaluate=EvaluateConfig(path=str(paths[1]))))) == [str(paths[1])]
+    assert files_in(replace(config, stage="sft")) == {}
+    plugins.freeze_files(files_in(config), tmp_path)
     plugins.refuse_changed_files(tmp_path)
     paths[1].write_text("{} ")
     with pytest.raises(ConfigError, match=r"two\.jsonl has changed since this run began"):

@@ -73,7 +73,11 @@ def test_who_counts_boxes_does_not_ask_for_tags(tmp_path: Path) -> None:
     check_questions(replace(boxed, model=in_tags, task=in_boxes))  # open-r1: a box inside the tags
     with Path(path).open("a") as file:  # a question about tags
         file.write('{"question": "What is <answer>?", "answer": "1"}\n')
+        file.write('{"question": "What is \\\\boxed{1}?", "answer": "1"}\n')
     check_questions(boxed)
+    rl = replace(boxed, stage="rl", task=TaskConfig(name="file", options={"path": path}))
+    with pytest.raises(UsageError, match="the template of the prompts asks for <answer> tags"):
+        check_questions(rl)
 
 
 def test_each_set_may_have_a_judge_of_its_own(tmp_path: Path) -> None:

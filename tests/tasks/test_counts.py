@@ -11,6 +11,7 @@ from r1hpc.config.reasoning import GenerateConfig, RlConfig, RolloutConfig, Task
 from r1hpc.config.schema import RunConfig, TrainConfig
 from r1hpc.tasks.check import check_questions
 from r1hpc.tasks.counts import asked_items, repeated
+from r1hpc.tasks.file import QuestionFile
 from r1hpc.tasks.registry import make_task
 
 
@@ -47,6 +48,45 @@ def test_rl_is_told_where_a_pass_ends(task: TaskConfig) -> None:
     assert said.endswith("they come again"), "no stage before it showed any"
     (said,) = _notes(_rl(task, 10, max_resamples=2))
     assert "items 0 to at most 239, and" in said
+
+
+def test_rl_beyond_the_first_pass_is_told(task: TaskConfig) -> None:
+    a_pass = make_task(task).num_questions() or 0
+    (said,) = _notes(_rl(replace(task, first_item=a_pass), 1))
+    assert said.endswith("all of them stand among the items before, which stages before it may have shown")
+
+
+def test_a_pass_has_a_question_as_often_as_it_stands_in_the_list(tmp_path: Path) -> None:
+    rows = [{"question": f"{n % 90}+0", "answer": str(n % 90)} for n in range(100)]
+    (tmp_path / "twice.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = TaskConfig("file", options={"path": str(tmp_path / "twice.jsonl")})
+    made = make_task(task)
+    assert isinstance(made, QuestionFile)
+    a_pass, different = made.items_per_pass(), made.num_questions()
+    assert different < a_pass
+    at = 7 * a_pass - 5
+
+    def notes(num_items: int) -> list[str]:
+        wanted = GenerateConfig(num_items=num_items, first_item=at)
+        return _notes(RunConfig(stage="generate", task=task, generate=wanted))
+
+    assert notes(5) == []
+    (said,) = notes(6)
+    assert f"has {different} different questions: from item {at + 5} on they come again" in said
+    assert said.endswith("generate.num_items=5 asks none twice")
+
+
+def test_of_few_questions_that_are_drawn_no_item_is_promised() -> None:
+    few = TaskConfig(options={"num_terms": 2})
+    there = make_task(few).num_questions() or 0
+
+    def notes(num_items: int) -> list[str]:
+        wanted = GenerateConfig(num_items=num_items, first_item=11)
+        return _notes(RunConfig(stage="generate", task=few, generate=wanted))
+
+    assert notes(there) == []
+    (said,) = notes(there + 1)
+    assert said.endswith(f"from item {there + 11} on at the latest they come again")
 
 
 def test_it_is_so_that_they_come_again_when_new_ones_were_asked(task: TaskConfig) -> None:

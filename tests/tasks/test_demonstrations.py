@@ -17,6 +17,10 @@ from r1hpc.tasks.registry import make_task
 _TRACES = RunConfig(stage="traces", task=TaskConfig(options={"num_terms": 3}))
 
 
+def _part(path: Path) -> dict[str, object]:
+    return {"name": "file", "options": {"path": str(path)}}
+
+
 @pytest.mark.parametrize("form", ["tags", "boxed"])
 def test_an_answer_is_shown_in_the_form_that_counts(form: str) -> None:
     config = replace(_TRACES, reward=RewardConfig(answer_in=form))
@@ -40,8 +44,26 @@ def test_an_answer_without_reasoning_to_show_is_found_before_the_queue(
     config = RunConfig(
         stage="traces", task=TaskConfig(name="file", options={"path": str(path)}), generate=shown
     )
-    check_questions(config)
+    mixed = replace(config, task=TaskConfig(mix={"words": _part(path), "sums": {"name": "chain_sum"}}))
+    for each in (config, mixed):
+        check_questions(each)
     rows[150]["answer"] = "150"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UsageError, match=r"no reasoning before #### .* set generate\.thinking_share=0"):
         check_questions(config)
+    with pytest.raises(UsageError, match=r"no reasoning before #### .* set generate\.thinking_share=0"):
+        check_questions(mixed)
+
+
+@pytest.mark.parametrize("answer", ["\\boxed{42}", "Six times seven. #### \\boxed{42}"])
+def test_an_answer_that_is_a_box_is_not_boxed_again(tmp_path: Path, answer: str) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps({"question": f"{n}?", "answer": answer}) + "\n" for n in range(20)))
+    config = RunConfig(
+        stage="traces",
+        task=TaskConfig(name="file", options={"path": str(path), "template": "{question} In \\boxed{}."}),
+        reward=RewardConfig(answer_in="boxed"),
+        generate=GenerateConfig(num_items=5, thinking_share=0.0),
+    )
+    check_questions(config)
+    assert demonstrate(make_task(config.task), config, 0).completion == "<think></think>\\boxed{42}"

@@ -99,6 +99,13 @@ def test_a_pattern_of_two_splits_is_refused_as_their_folder_is(tmp_path: Path) -
     check_one_split(tmp_path / "gsm8k-train.jsonl")
 
 
+def test_of_a_split_of_several_files_all_are_named(tmp_path: Path) -> None:
+    for name in ("train_0", "train_1", "test_0"):
+        _write(tmp_path / f"{name}.jsonl", [_GSM8K])
+    with pytest.raises(UsageError, match=r"as in .*/train_\*\.jsonl, or all of them"):
+        check_one_split(tmp_path)
+
+
 def test_a_folder_as_datasets_saves_it(tmp_path: Path) -> None:
     rows = [{"question": f"{n}?", "answer": str(n)} for n in range(7)]
     split = tmp_path / "saved" / "test"
