@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import deepspeed
@@ -130,6 +131,26 @@ def set_learning_rate(engine: Any, rate: float) -> None:
     """For the next optimizer step."""
     for group in engine.optimizer.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)
+
+
+@contextmanager
+def own_settings_kept(engine: Any) -> Iterator[None]:
+    """Around the load of a universal checkpoint, in which DeepSpeed 0.19 loses what belongs to each group.
+
+    Under ZeRO 3 all groups get the first one's settings, and Adam's step counts become one tensor that each
+    of them raises. Under every stage they stay on the host, where a GPU's fused Adam does not take them.
+    """
+    scales = [group.get("lr_scale") for group in engine.optimizer.param_groups]
+    yield
+    for group, scale in zip(engine.optimizer.param_groups, scales, strict=True):
+        if scale is not None:
+            group["lr_scale"] = scale
+    adam = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    for parameter, state in adam.state.items():
+        count = state.get("step")
+        if isinstance(count, torch.Tensor):
+            device = parameter.device if adam.defaults.get("fused") else count.device
+            state["step"] = count.to(device, torch.float32, copy=True)
 
 
 class Accumulated(NamedTuple):

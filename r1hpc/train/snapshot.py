@@ -26,6 +26,7 @@ from r1hpc.train.background import Exchange, Records, Report, Write, records_of
 from r1hpc.train.checkpoint_files import AbandonedError, CheckpointFiles, File, write_file
 from r1hpc.train.compression import Compressor, compression_name
 from r1hpc.train.distributed import Group
+from r1hpc.train.engine import own_settings_kept
 from r1hpc.train.errors import ConversionError, ResumeError, SaveError
 from r1hpc.train.identity import Identity, describe_versions, versions
 from r1hpc.train.nf4 import load_adapters
@@ -191,7 +192,8 @@ class Snapshots:
         if self.needs_conversion(checkpoint):
             folder = self._scratch / f"universal-{self._attempt}" / f"step-{checkpoint.step}"
             self._tell(lambda: convert(checkpoint.path / _TAG, folder, meta["zero_stage"], self._beat))
-            path, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
+            with own_settings_kept(engine):
+                path, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
             self._group.barrier()
             if self._group.rank == 0:
                 shutil.rmtree(folder.parent)
