@@ -126,8 +126,8 @@ class RolloutConfig:
     """Prompts that one rank decodes together, each num_generations (stages generate, evaluate: num_samples)
     times: it bounds the KV cache. In stage rl a finished batch survives a preemption; in stages generate and
     evaluate a finished part does (generate.items_per_part). 0: a whole part of those stages; of stage rl the
-    rank's share of a rollout, and no more than that in evaluations. vLLM bounds its cache itself: leave 0
-    there, or in stage rl so much that a preemption may cost."""
+    rank's share of a rollout, and no more than that in evaluations. vLLM bounds its cache itself: there
+    it counts in the rollouts of stage rl alone, as what a preemption may cost."""
     poll_every: int = ranged(16, least=1)
     """Decoded tokens between two looks at whether somebody asked to stop."""
     vllm_options: dict[str, Any] = field(default_factory=dict)

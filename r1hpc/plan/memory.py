@@ -65,6 +65,8 @@ class MemoryPlan:
     """In less it does not start."""
     way_out: str = ""
     """What would make a run fit that does not, in words."""
+    larger_cache: str = ""
+    """What would have vLLM decode more at once, in words."""
 
     @property
     def total_gib(self) -> float:

@@ -96,9 +96,15 @@ def _decoded(config: RunConfig, num_ranks: int) -> list[tuple[int, int]]:
 
 
 def part_prompts(config: RunConfig, num_ranks: int) -> int:
-    """Prompts of a part that its rank decodes together: rollout.prompts_per_batch, else all of them."""
+    """Prompts of a part that its rank decodes together: prompts_per_batch, else all of them."""
     part = largest_part(config, num_ranks)
-    return min(config.rollout.prompts_per_batch or part, part)
+    return min(prompts_per_batch(config) or part, part)
+
+
+def prompts_per_batch(config: RunConfig) -> int:
+    """rollout.prompts_per_batch outside the rollouts of stage rl; 0 where vLLM samples, which bounds its
+    cache itself."""
+    return 0 if config.rollout.engine == "vllm" else config.rollout.prompts_per_batch
 
 
 def rollout_prompts(config: RunConfig, world_size: int) -> int:
@@ -108,13 +114,13 @@ def rollout_prompts(config: RunConfig, world_size: int) -> int:
 
 
 def evaluation_prompts(config: RunConfig, world_size: int) -> int:
-    """Prompts that a rank of stage rl decodes together in an evaluation: rollout.prompts_per_batch, else so
-    many that there are no more completions at once than in a rollout, for which there is memory."""
+    """Prompts that a rank of stage rl decodes together in an evaluation: prompts_per_batch, else so many that
+    there are no more completions at once than in a rollout, for which there is memory."""
     share = -(-num_items(config) // world_size)
-    if config.rollout.engine == "vllm":  # bounds its cache itself
-        return min(config.rollout.prompts_per_batch or share, share)
+    if config.rollout.engine == "vllm":
+        return share
     rows = rollout_prompts(config, world_size) * config.rollout.num_generations
-    return min(config.rollout.prompts_per_batch or max(1, rows // config.evaluate.num_samples), share)
+    return min(prompts_per_batch(config) or max(1, rows // config.evaluate.num_samples), share)
 
 
 def num_items(config: RunConfig) -> int:

@@ -30,7 +30,7 @@ from r1hpc.plan.run_memory import (
 )
 from r1hpc.plan.sequence import check_model_divides, check_sequence_parallel
 from r1hpc.plan.shape import ModelShape, canonical, check_heads, flops_per_token, model_shape
-from r1hpc.plan.ways_out import way_out
+from r1hpc.plan.ways_out import room_for_larger_cache, way_out
 
 
 class PlanBatch(TypedDict):
@@ -205,12 +205,10 @@ def _memory(
     """With what would make it fit, where it does not fit the cards."""
     card = _card_gib(config)
     memory = memory_of_run(config, shape, topology, seq_len, card, teacher_parameters)
-    if (
-        not topology.num_gpus
-        or config.stage == "serve"
-        or not [*misfits(memory, gpu_gib=card, host_gib=None)]
-    ):
+    if not topology.num_gpus or config.stage == "serve":
         return memory
+    if not [*misfits(memory, gpu_gib=card, host_gib=None)]:
+        return replace(memory, larger_cache=room_for_larger_cache(config, shape, topology, memory, card))
     host = asked_host_gib(config)
     found = way_out(config, shape, topology, seq_len, card, teacher_parameters, max_nodes, host)
     return replace(memory, way_out=found)

@@ -59,6 +59,10 @@ class VllmMemory:
     sleeps: bool
     """While the policy is updated it holds nothing."""
 
+    def num_sequences(self, gib: float) -> int:
+        """Of full length, in the cache of so much memory; a little less than one counts, for rounding."""
+        return math.floor((gib - self.fixed_gib) / (self.least_gib - self.fixed_gib) + 1e-6)
+
 
 def vllm_memory(
     config: RunConfig, shape: ModelShape, topology: Topology, card_gib: float
@@ -104,6 +108,22 @@ def share_setting(config: RunConfig, memory: VllmMemory, *, room_gib: float, car
         return None
     percent = min(high, max(low, math.ceil(100 * memory.wanted_gib / card_gib)))
     return f"rollout.vllm_options.{_SHARE}={percent / 100:g}"
+
+
+def larger_cache(config: RunConfig, memory: VllmMemory, *, room_gib: float, card_gib: float) -> str:
+    """A sentence where vLLM, with the share that r1hpc gives it, decodes a rank's completions in turns, and
+    the card has room for more; else nothing."""
+    if {_SHARE, _CACHE} & config.rollout.vllm_options.keys() or memory.given_gib >= memory.wanted_gib:
+        return ""
+    percent = min(math.floor(100 * room_gib / card_gib), math.ceil(100 * memory.wanted_gib / card_gib))
+    now, then = memory.num_sequences(memory.given_gib), memory.num_sequences(card_gib * percent / 100)
+    wanted = memory.num_sequences(memory.wanted_gib)
+    if then <= now:
+        return ""
+    return (
+        f"vLLM's cache holds {now} of the {wanted} completions of full length that a rank asks for at once; "
+        f"with rollout.vllm_options.{_SHARE}={percent / 100:g} it holds {min(then, wanted)}"
+    )
 
 
 def _weight_bytes(config: RunConfig, shape: ModelShape) -> int:

@@ -23,7 +23,7 @@ from r1hpc.plan.parts import prompts_together
 from r1hpc.plan.precision import check_precision
 from r1hpc.plan.run_memory import memory_of_run, misfits, usable_gib
 from r1hpc.plan.shape import ModelShape
-from r1hpc.plan.vllm_memory import share_setting, vllm_memory
+from r1hpc.plan.vllm_memory import VllmMemory, larger_cache, share_setting, vllm_memory
 
 _MOST_TOGETHER = 3
 _MOST_SAID = 3
@@ -172,6 +172,18 @@ def _accumulation(config: RunConfig, topology: Topology) -> list[_Change]:
     return [_Change("train", key, batch.gradient_accumulation_steps)]
 
 
+def room_for_larger_cache(
+    config: RunConfig, shape: ModelShape, topology: Topology, plan: MemoryPlan, card_gib: float
+) -> str:
+    """A sentence, or nothing: see larger_cache."""
+    vllm = vllm_memory(config, shape, topology, card_gib)
+    return (
+        ""
+        if vllm is None
+        else larger_cache(config, vllm, room_gib=_room(plan, vllm, card_gib), card_gib=card_gib)
+    )
+
+
 def _share_needed(
     plan: MemoryPlan, config: RunConfig, shape: ModelShape, topology: Topology, card_gib: float
 ) -> str | None:
@@ -180,8 +192,12 @@ def _share_needed(
     if not list(misfits(plan, gpu_gib=card_gib, host_gib=None)):
         return ""
     vllm = vllm_memory(config, shape, topology, card_gib)
-    training, room = plan.activations_gib + plan.logits_gib, usable_gib(card_gib) - plan.staying_gib
-    if vllm is None or training > room:
+    if vllm is None or plan.activations_gib + plan.logits_gib > usable_gib(card_gib) - plan.staying_gib:
         return None
-    left = room if vllm.sleeps else room - training
-    return share_setting(config, vllm, room_gib=left, card_gib=card_gib)
+    return share_setting(config, vllm, room_gib=_room(plan, vllm, card_gib), card_gib=card_gib)
+
+
+def _room(plan: MemoryPlan, vllm: VllmMemory, card_gib: float) -> float:
+    """What the trainer leaves vLLM of a card."""
+    room = usable_gib(card_gib) - plan.staying_gib
+    return room if vllm.sleeps else room - plan.activations_gib - plan.logits_gib

@@ -262,7 +262,8 @@ def plan_run(
 
 
 def _memory_notes(config: RunConfig, plan: RunPlan, is_new: bool) -> list[str]:
-    """What does not fit the cards, or the memory that is asked of a node; of a new run also what would."""
+    """What does not fit the cards, or the memory that is asked of a node; of a new run also what would, and
+    what of a card would stay unused."""
     if plan.memory is None or not plan.topology.num_gpus:
         return []
     try:
@@ -270,8 +271,9 @@ def _memory_notes(config: RunConfig, plan: RunPlan, is_new: bool) -> list[str]:
     except UnknownGpuError:  # the estimate has said so
         card = None
     # What would make it fit is, of a run that goes on, mostly not to be changed any more.
-    memory = plan.memory if is_new else replace(plan.memory, way_out="")
-    return list(misfits(memory, gpu_gib=card, host_gib=asked_host_gib(config)))
+    memory = plan.memory if is_new else replace(plan.memory, way_out="", larger_cache="")
+    unused = [memory.larger_cache] if memory.larger_cache else []
+    return [*misfits(memory, gpu_gib=card, host_gib=asked_host_gib(config)), *unused]
 
 
 def _check_weights(config: RunConfig, expected_model: Mapping[str, Any] | None) -> None:

@@ -21,7 +21,7 @@ import tokenizers
 from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.config.schema import RunConfig
 from r1hpc.plan.model import load_model_config
-from r1hpc.plan.parts import num_items
+from r1hpc.plan.parts import num_items, prompts_per_batch
 from r1hpc.tasks.benchmark import Benchmarks
 from r1hpc.tasks.chat import PromptForm
 from r1hpc.tasks.registry import make_task
@@ -143,8 +143,8 @@ class Asker:
         should_stop: ShouldStop,
         cut: Cut = WHOLE,
     ) -> list[Scored] | None:
-        """`num` scored completions of each item, rollout.prompts_per_batch items at a time."""
-        size = self._config.rollout.prompts_per_batch or max(1, len(items))
+        """`num` scored completions of each item, rollout.prompts_per_batch items at a time but with vLLM."""
+        size = prompts_per_batch(self._config) or max(1, len(items))
         done: list[Scored] = []
         for start in range(0, len(items), size):
             batch = items[start : start + size]

@@ -138,15 +138,15 @@ def build_reference(job: Job, hf_config: dict[str, Any]) -> Reference | None:
     elif config.rl.kl_coef == 0:
         return None
     elif where == "none":
-        return Reference(None, _weights_id(config))
+        return Reference(None, _weights_id(config, job.group))
     lie = placement(config, job.group, divided=False)
     if where != "whole":
         asked = inference_config(config, world_size=job.group.world_size, on_host=where == "host")
         lie = replace(lie, sharding=asked)
     network = build_model(config.model, hf_config, config.train.seed, lie).requires_grad_(False).eval()
     if lie.sharding is None:
-        return Reference(network, _weights_id(config))
-    return Reference(build_inference_engine(network, lie.sharding), _weights_id(config))
+        return Reference(network, _weights_id(config, job.group))
+    return Reference(build_inference_engine(network, lie.sharding), _weights_id(config, job.group))
 
 
 def build_rollout_engine(
@@ -177,16 +177,20 @@ def base_facts(config: RunConfig, group: Group) -> dict[str, str]:
     """What a checkpoint without the frozen weights says of them: others would be taken for them unseen."""
     if config.model.base_quantization == "none":
         return {}
-    return {"base_weights": group.broadcast(_weights_id(config) if group.rank == 0 else "")}
+    return {"base_weights": _weights_id(config, group)}
 
 
-def _weights_id(config: RunConfig) -> str:
-    """Names the starting weights by their content; a model from scratch by its seed."""
+def _weights_id(config: RunConfig, group: Group) -> str:
+    """Names the starting weights by their content, which rank 0 reads; a model from scratch by its seed."""
     model = config.model
     if model.path is None or model.from_scratch:
         return f"from scratch, seed {config.train.seed}"
+    return str(group.broadcast(_digest_of(Path(model.path)) if group.rank == 0 else ""))
+
+
+def _digest_of(model: Path) -> str:
     digest = hashlib.sha256()
-    for path in sorted(weight_files(Path(model.path))):
+    for path in sorted(weight_files(model)):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:32]

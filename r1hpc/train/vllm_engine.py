@@ -108,8 +108,7 @@ class VllmSampler:
             if self._llm is None:
                 self._watchdog.beat("starting vLLM")
                 self._llm = self._start(network)
-            with _same_fate(self._group):
-                policy_id = self._load(network)
+            policy_id = self._load(network)
         self._facts = {"handover_time_s": time.monotonic() - started}
         if self._num_handovers % self._config.rollout.prove_every == 0:
             self._prove(network, policy_id)
@@ -144,7 +143,8 @@ class VllmSampler:
 
     def _load(self, network: torch.nn.Module) -> str:
         if self._asleep:
-            self._llm.wake_up(tags=["weights"])
+            with _same_fate(self._group):
+                self._llm.wake_up(tags=["weights"])
         names = hashlib.sha256()
 
         def named() -> Iterator[tuple[str, torch.Tensor]]:
@@ -153,14 +153,17 @@ class VllmSampler:
                 names.update(fingerprint(torch.nn.ParameterList([value])).encode())
                 yield name, value
 
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": named()})
-        if self._asleep:
-            self._llm.wake_up(tags=["kv_cache"])
-            self._asleep = False
-        if not self._llm.reset_prefix_cache():  # what it holds was computed by the weights before
-            raise R1hpcError(
-                "vLLM did not drop the cache of the weights before: resume, which starts a new engine"
-            )
+        # Not _same_fate: under ZeRO 3 the other ranks are in its collectives, which end when this one leaves.
+        with _one_sentence(self._group.rank):
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": named()})
+        with _same_fate(self._group):
+            if self._asleep:
+                self._llm.wake_up(tags=["kv_cache"])
+                self._asleep = False
+            if not self._llm.reset_prefix_cache():  # what it holds was computed by the weights before
+                raise R1hpcError(
+                    "vLLM did not drop the cache of the weights before: resume, which starts a new engine"
+                )
         return names.hexdigest()[:16]
 
     def _prove(self, network: torch.nn.Module, policy_id: str) -> None:
@@ -297,7 +300,7 @@ def _one_sentence(rank: int) -> Iterator[None]:
     """
     try:
         yield
-    except R1hpcError:
+    except (R1hpcError, torch.OutOfMemoryError):  # the second by its name, which says what is to be changed
         raise
     except Exception as error:
         traceback.print_exc()
@@ -311,13 +314,16 @@ def _one_sentence(rank: int) -> Iterator[None]:
 @contextmanager
 def _same_fate(group: Group) -> Iterator[None]:
     """Where one rank fails all do, with its sentence, so that none waits for another in vain."""
-    failure = None
+    own: R1hpcError | torch.OutOfMemoryError | None = None
     try:
         with _one_sentence(group.rank):
             yield
-    except R1hpcError as error:
-        failure = str(error)
-    if failures := [said for said in group.gather(failure) if said]:
+    except (R1hpcError, torch.OutOfMemoryError) as error:
+        own = error
+    failures = [said for said in group.gather(own and str(own)) if said is not None]
+    if own is not None:
+        raise own
+    if failures:
         raise R1hpcError(failures[0])
 
 

@@ -81,6 +81,8 @@ def test_what_a_rank_decodes_together_of_a_part(
     assert prompts_together(config, 32) == together
     assert rows_together(config, 32) == 16 * together, "of each the samples; the greedy one is asked before"
     assert rows_together(replace(config, stage="generate"), 32) == 3 * together
+    by_vllm = replace(config, rollout=replace(config.rollout, engine="vllm"))
+    assert prompts_together(by_vllm, 32) == largest_part(config, 32)
 
 
 @pytest.mark.parametrize("engine", ["sampler", "vllm"])
@@ -91,7 +93,8 @@ def test_what_a_rank_of_stage_rl_decodes_together_is_a_rollout_or_an_evaluation(
     found = prompts_together(config, 4), rows_together(config, 4)
     assert found == {"sampler": (8, 64), "vllm": (64, 64 * 16)}[engine]
     per_batch = replace(config, rollout=replace(rollout, prompts_per_batch=6))
-    assert (prompts_together(per_batch, 4), rows_together(per_batch, 4)) == (6, 6 * 16)
+    found = prompts_together(per_batch, 4), rows_together(per_batch, 4)
+    assert found == {"sampler": (6, 6 * 16), "vllm": (64, 64 * 16)}[engine]
 
 
 def test_the_plan_is_of_these_parts() -> None:
