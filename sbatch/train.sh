@@ -35,11 +35,13 @@ if [ -z "${SLURM_JOB_END_TIME:-}" ]; then
 fi
 
 # Why Slurm ends the job: cancel, grace, limit, requeue; nothing where it does not, or does not answer. All of
-# them are shown as COMPLETING. The end of a grace time moves PreemptTime to the end of the job.
+# them are shown as COMPLETING. The end of a grace time moves PreemptTime to the end of the job. over: Slurm
+# has lost the node, and takes the job for ended.
 why_ending() {
     local said
     said=$(scontrol show job -o "$JOB" 2> /dev/null)
     said=${said#* UserId=}
+    [[ $said =~ \ JobState=(NODE_FAIL|BOOT_FAIL|TIMEOUT|DEADLINE|FAILED|OUT_OF_MEMORY)\  ]] && echo over
     [[ $said =~ \ JobState=(COMPLETING|CANCELLED|PREEMPTED|PENDING)\  ]] || return
     if [[ $said =~ \ Restarts=([0-9]+) ]] && ((BASH_REMATCH[1] > ${SLURM_RESTART_COUNT:-0})); then
         echo requeue

@@ -6,7 +6,6 @@ files_in(config)                                 # {"/data/gsm8k": [its files]}:
 """
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +45,13 @@ def files_in(config: RunConfig) -> dict[str, list[Path]]:
     """
     task = config.task
     parts = [(task.name, task.options)]
-    parts += [(str(part.get("name", "")), part.get("options") or {}) for part in task.mix.values()]
+    parts += [(part.get("name", task.name), part.get("options", {})) for part in task.mix.values()]
     questions = [options.get("path") for name, options in parts if name in FILES]
     if config.stage in ("rl", "evaluate"):
         evaluate = config.evaluate
         questions += [evaluate.path, *(part["path"] for part in evaluate.sets.values())]
     found = {path: of_one_kind(path) for each in questions if (path := _absolute(each)) is not None}
-    named = [value for _, options in parts if isinstance(options, Mapping) for value in options.values()]
+    named = [value for _, options in parts for value in options.values()]
     # os.path: a text, a template for example, may be longer than a path, and Path raises on that.
     plain = [path for each in named if (path := _absolute(each)) is not None and os.path.isfile(path)]  # noqa: PTH113
     found |= {path: [path] for path in plain}

@@ -112,16 +112,16 @@ def share_setting(config: RunConfig, memory: VllmMemory, *, room_gib: float, car
 
 def larger_cache(config: RunConfig, memory: VllmMemory, *, room_gib: float, card_gib: float) -> str:
     """A sentence where vLLM, with the share that r1hpc gives it, decodes a rank's completions in turns, and
-    the card has room for more; else nothing."""
+    the card has room for twice as many at once; else nothing."""
     if {_SHARE, _CACHE} & config.rollout.vllm_options.keys() or memory.given_gib >= memory.wanted_gib:
         return ""
     percent = min(math.floor(100 * room_gib / card_gib), math.ceil(100 * memory.wanted_gib / card_gib))
     now, then = memory.num_sequences(memory.given_gib), memory.num_sequences(card_gib * percent / 100)
     wanted = memory.num_sequences(memory.wanted_gib)
-    if then <= now:
+    if then < 2 * now:
         return ""
     return (
-        f"vLLM's cache holds {now} of the {wanted} completions of full length that a rank asks for at once; "
+        f"vLLM's cache holds {now} of the {wanted} completions of full length that it would decode at once; "
         f"with rollout.vllm_options.{_SHARE}={percent / 100:g} it holds {min(then, wanted)}"
     )
 

@@ -272,7 +272,7 @@ def _memory_notes(config: RunConfig, plan: RunPlan, is_new: bool) -> list[str]:
         card = None
     # What would make it fit is, of a run that goes on, mostly not to be changed any more.
     memory = plan.memory if is_new else replace(plan.memory, way_out="", larger_cache="")
-    unused = [memory.larger_cache] if memory.larger_cache else []
+    unused = [memory.larger_cache] if memory.larger_cache and card is not None else []
     return [*misfits(memory, gpu_gib=card, host_gib=asked_host_gib(config)), *unused]
 
 

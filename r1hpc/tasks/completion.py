@@ -50,6 +50,8 @@ class Boxed:
 
     start: int
     content: str
+    end: int
+    """Where the text goes on."""
 
 
 def last_boxed(text: str) -> Boxed | None:
@@ -60,7 +62,7 @@ def last_boxed(text: str) -> Boxed | None:
 def out_of_box(answer: str) -> str:
     """What an answer that is one box and nothing else holds; any other answer as it is."""
     box = last_boxed(answer)
-    return box.content if box is not None and f"\\boxed{{{box.content}}}" == answer.strip(_SPACE) else answer
+    return box.content if box is not None and box.start == 0 and box.end == len(answer) else answer
 
 
 def boxed_in_solution(text: str) -> Boxed | None:
@@ -70,8 +72,9 @@ def boxed_in_solution(text: str) -> Boxed | None:
     if found is not None:
         return found
     before, mark, after = text.rpartition("\\boxed ")
-    content = after.partition("$")[0].partition("\n")[0].strip(_SPACE)
-    return Boxed(len(before), content) if mark and content else None
+    held = after.partition("$")[0].partition("\n")[0]
+    content = held.strip(_SPACE)
+    return Boxed(len(before), content, len(before + mark + held)) if mark and content else None
 
 
 def _last_closed(text: str, opening: str) -> Boxed | None:
@@ -82,7 +85,7 @@ def _last_closed(text: str, opening: str) -> Boxed | None:
     for end in range(first, len(text)):
         depth += (text[end] == "{") - (text[end] == "}")
         if depth == 0:
-            return Boxed(start, text[first:end].strip(_SPACE))
+            return Boxed(start, text[first:end].strip(_SPACE), end + 1)
     return None
 
 

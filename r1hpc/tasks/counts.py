@@ -35,34 +35,46 @@ def asked_items(config: RunConfig) -> range:
 
 
 def repeated(config: RunConfig, task: Task) -> list[str]:
-    """A sentence where a stage asks questions again: it may not be meant."""
+    """A sentence for each task of which a stage asks questions again: it may not be meant."""
     items, held_out = asked(config)
-    there = task.num_questions(held_out) if items else None
+    if not items:
+        return []
+    if not isinstance(task, Mixture):
+        return _repeated(config, task, f"task {task.name} is asked", items, held_out)
+    return [
+        sentence
+        for label, each in task.members.items()
+        for sentence in _repeated(
+            config, each, f"task {label} is asked its", task.items_of(label, items), held_out
+        )
+    ]
+
+
+def _repeated(config: RunConfig, task: Task, asks: str, items: range, held_out: bool) -> list[str]:
+    there = task.num_questions(held_out)
     if not there:
         return []
     most = "at most " if config.rl.max_resamples or config.rl.by_pass_rate else ""
-    said = f"task {task.name} is asked items {items.start:,} to {most}{items.stop - 1:,}, and has "
+    said = f"{asks} items {items.start:,} to {most}{items.stop - 1:,}, and has "
     part = "held-out questions" if held_out else "questions"
-    a_pass = task.items_per_pass(held_out) if isinstance(task, QuestionFile | OwnTask) else None
-    if a_pass is not None:
-        return _of_list(config, items, f"{said}{there:,} different {part}", a_pass)
-    if len(items) <= there:
-        return []
-    if isinstance(task, Mixture):
-        said += f"{there:,} items before one of its tasks has asked all its {part}"
-    else:
-        said += f"at most {there:,} different {part}"
-    return [f"{said}: from item {items.start + there:,} on at the latest they come again"]
-
-
-def _of_list(config: RunConfig, items: range, said: str, a_pass: int) -> list[str]:
-    """A pass has each question of the list once, wherever it stands among the items."""
-    again = (items.start // a_pass + 1) * a_pass
-    if again < items.stop:
-        said += f": from item {again:,} on they come again"
-        if config.stage != "rl":
-            return [f"{said}; generate.num_items={again - items.start} asks none twice"]
-        return [f"{said}{', also those that stages before it showed' if items.start else ''}"]
+    if not isinstance(task, QuestionFile | OwnTask):  # drawn, so that some come again before all were asked
+        last = items.start + there
+        again = (
+            f"{said}at most {there:,} different {part}: from item {last:,} on at the latest they come again"
+        )
+        return [again] if len(items) > there else []
+    a_pass = task.items_per_pass(held_out) or there
+    again_at = (items.start // a_pass + 1) * a_pass
+    said += f"{there:,} different {part}"
+    if again_at < items.stop:
+        return [f"{said}: from item {again_at:,} on they come again{_what_then(config, items, again_at)}"]
     if config.stage == "rl" and items.start >= a_pass:
         return [f"{said}: all of them stand among the items before, which stages before it may have shown"]
     return []
+
+
+def _what_then(config: RunConfig, items: range, again_at: int) -> str:
+    """A pass has each question of a list once, wherever it stands among the items."""
+    if config.stage == "rl":
+        return ", also those that stages before it showed" if items.start else ""
+    return "" if config.task.mix else f"; generate.num_items={again_at - items.start} begins no second pass"

@@ -4,11 +4,12 @@ shown = demonstrate(task, config, index)
 check_demonstrations(task, config)          # before the stage is submitted
 """
 
+import time
 from dataclasses import dataclass
 
 from r1hpc.base.errors import UsageError
 from r1hpc.config.schema import RunConfig
-from r1hpc.tasks.completion import out_of_box, take_apart
+from r1hpc.tasks.completion import take_apart
 from r1hpc.tasks.counts import asked_items
 from r1hpc.tasks.file import QuestionFile
 from r1hpc.tasks.mixture import Mixture
@@ -17,7 +18,8 @@ from r1hpc.tasks.task import Draws, Item, Task, members
 
 _FINE = 10**6
 _MOST_TRIED = 20_000
-_TRIED_OF_OWN = 500
+_TRIED_OF_OWN, _OWN_S = 500, 10.0
+"""As many as that time is enough for."""
 _TRIED_OF_OTHERS = 16
 """Of tasks that make their questions: one is as good as another, and may take its time."""
 
@@ -44,7 +46,7 @@ def demonstrate(task: Task, config: RunConfig, index: int) -> Demonstration:
     completion = task.demonstration(item, thinking)
     if config.reward.answer_in == "boxed":
         parts = take_apart(completion)
-        answer = out_of_box((parts.answer or "").strip())
+        answer = (parts.answer or "").strip()
         completion = f"<think>{parts.thinking}</think>\\boxed{{{answer}}}"
         if take_apart(completion, boxed=True).answer != answer:
             raise UsageError(
@@ -60,15 +62,15 @@ def check_demonstrations(task: Task, config: RunConfig) -> None:
     Raises:
         UsageError: as `demonstrate`.
     """
-    tried = dict.fromkeys(members(task), 0)
+    tried, until = dict.fromkeys(members(task), 0), time.monotonic() + _OWN_S
     for index in asked_items(config)[:_MOST_TRIED]:
         label = task.label_of(index) if isinstance(task, Mixture) else ""
         tried[label] += 1
-        if tried[label] <= _most_tried(members(task)[label]):
+        if tried[label] <= _most_tried(members(task)[label], until):
             demonstrate(task, config, index)
 
 
-def _most_tried(task: Task) -> int:
+def _most_tried(task: Task, until: float) -> int:
     if isinstance(task, QuestionFile):
         return task.items_per_pass()
-    return _TRIED_OF_OWN if isinstance(task, OwnTask) else _TRIED_OF_OTHERS
+    return _TRIED_OF_OWN if isinstance(task, OwnTask) and time.monotonic() < until else _TRIED_OF_OTHERS

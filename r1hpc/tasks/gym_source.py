@@ -23,7 +23,7 @@ from r1hpc.tasks.task import is_held_out
 
 ENDLESS = 2**31
 COUNT = "count"
-_MOST_COUNTED = 5000
+_MOST_COUNTED = 1000
 """The 500 that a finite generator of the package has where nothing is said take 4 s at most."""
 
 

@@ -7,7 +7,7 @@ folder (`gsm8k/main/train-*.parquet`), where it holds several splits.
 Answers:
     "... reasoning ... #### 42"     GSM8K: what follows the last ####; the rest is thinking to show
     "... so it is \\boxed{42}."     solutions of MATH: what the last \\boxed holds; the rest is thinking
-    "42", 42                        MATH-500, AIME: all of it
+    "42", 42, "\\boxed{42}"          MATH-500, AIME: all of it, but for a box around it
     "C", 2, the choice's text       multiple choice (MMLU, ARC), with a column of choices; numbers from 0
 """
 
@@ -23,7 +23,7 @@ from typing import Any
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest
 from r1hpc.config.question_paths import KINDS, TABLES, named_by, of_one_kind
-from r1hpc.tasks.completion import TAGS, boxed_in_solution
+from r1hpc.tasks.completion import TAGS, boxed_in_solution, out_of_box
 
 _MARK = "####"
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
@@ -156,13 +156,24 @@ def check_one_split(path: Path) -> None:
         )
 
 
-def _pattern(files: Sequence[Path]) -> str:
-    """train-00000-of-00002.parquet, ... -> train-*.parquet; one without such numbers -> its name."""
-    stem, suffix = files[0].stem, files[0].suffix
-    if len(files) == 1:
-        return re.sub(r"-\d+-of-\d+.*$", "-*", stem) + suffix
-    shared = takewhile(lambda signs: len(set(signs)) == 1, zip(*(file.stem for file in files), strict=False))
-    return "".join(signs[0] for signs in shared).rstrip("0123456789") + f"*{suffix}"
+def _pattern(split: Sequence[Path]) -> str:
+    """Of these files and no others of their folder; where there is none, the name of the first."""
+    folder, suffix = split[0].parent, split[0].suffix
+    stems = [re.sub(r"-\d+-of-\d+.*$", "-", file.stem) for file in split]
+    if stems == [split[0].stem]:
+        return split[0].name
+    begin = _shared(stems).rstrip("0123456789")
+    end = _shared([stem[::-1] for stem in stems])[::-1]
+    for pattern in (f"{begin}*{suffix}", f"*{end}{suffix}"):
+        if sorted(folder.glob(pattern)) == list(split):
+            return pattern
+    return split[0].name
+
+
+def _shared(texts: Sequence[str]) -> str:
+    """What all of them begin with."""
+    signs = takewhile(lambda each: len(set(each)) == 1, zip(*texts, strict=False))
+    return "".join(each[0] for each in signs)
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -212,7 +223,7 @@ def _free(where: str, text: str, answer: str) -> Question:
         thinking, final = _BOX.sub("", answer), boxed.content
     elif not mark:
         thinking, final = "", answer
-    question = Question(text, final.strip(), _CALCULATOR.sub("", thinking).strip())
+    question = Question(text, out_of_box(final.strip()), _CALCULATOR.sub("", thinking).strip())
     if not question.answer or any(tag in question.thinking + question.answer for tag in TAGS):
         raise UsageError(f"{where}: the answer is empty or holds one of {' '.join(TAGS)}; mend the line")
     return question

@@ -109,12 +109,14 @@ def open_study(
     base = base_stages(job, overrides, every)
     hardware = load.merge_layers([base["rl"]], overrides_of_kind("rl", places), cluster)
     choice = choose_arms(ablation, arms, hardware)
+    known = read_json(_record(path)) if _record(path).is_file() else None
+    if arms is None and known is not None and known.get("ablation") == name:  # there may be more by now
+        choice = replace(choice, arms=tuple(arm for arm in choice.arms if arm.name in known["arms"]))
     study = Study(path, ablation, choice.arms, choice.refused, base, tuple(overrides))
     if study.given_start is not None and any(arm.sft for arm in choice.arms):
         raise UsageError(f"the arms of {name} differ in their cold starts: leave rl:model.path out")
-    if not _record(path).is_file():
+    if known is None:
         return study
-    known = read_json(_record(path))
     asked = _as_record(study)
     for key in ("ablation", "arms", "overrides"):
         if known.get(key) != asked[key]:

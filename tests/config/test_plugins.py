@@ -209,6 +209,10 @@ def test_the_folders_of_an_own_task_are_its_own_affair(tmp_path: Path) -> None:
         config = replace(RunConfig(), task=TaskConfig("my.py:Mine", options={"path": path}))
         assert files_in(config) == {}
         assert with_absolute_paths(config).task.options == {"path": path}
+    part = {"options": {"path": str(tmp_path)}}
+    (tmp_path / "a.jsonl").touch()
+    mixed = replace(RunConfig(), task=TaskConfig("file", mix={"a": part, "b": {"name": "chain_sum"}}))
+    assert files_in(mixed) == {str(tmp_path): [tmp_path / "a.jsonl"]}, "an entry takes the name above it"
     own = replace(RunConfig(), task=TaskConfig("my.py:Mine", options={"list": f"{tmp_path}/cache.bin"}))
     assert list(files_in(own)) == [f"{tmp_path}/cache.bin"]
 

@@ -280,6 +280,7 @@ _SHOWN = "JobId=9 JobName=x UserId=me(1) JobState={} Restarts={} EndTime=9 Deadl
         (_SHOWN.format("RUNNING", 0, "5"), "requeue Incomplete 9"),
         (_SHOWN.format("COMPLETING", 0, "9"), "requeue 9"),  # the end of a grace time
         ("", "requeue Incomplete 9"),  # no answer
+        (_SHOWN.format("NODE_FAIL", 0, "None"), "requeue 9"),  # slurmd was lost, and this script lives on
         (_SHOWN.format("COMPLETING", 0, "5"), ""),  # scancel in the grace time
         (_SHOWN.format("COMPLETING", 0, "None"), ""),  # scancel
         (_SHOWN.format("CANCELLED", 0, "None"), ""),

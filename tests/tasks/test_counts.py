@@ -73,7 +73,7 @@ def test_a_pass_has_a_question_as_often_as_it_stands_in_the_list(tmp_path: Path)
     assert notes(5) == []
     (said,) = notes(6)
     assert f"has {different} different questions: from item {at + 5} on they come again" in said
-    assert said.endswith("generate.num_items=5 asks none twice")
+    assert said.endswith("generate.num_items=5 begins no second pass")
 
 
 def test_of_few_questions_that_are_drawn_no_item_is_promised() -> None:
@@ -110,7 +110,7 @@ def test_demonstrations_and_completions_are_told_too(task: TaskConfig, stage: st
     (said,) = notes(2, there)
     assert ("held-out questions" in said) == held_out
     assert said.endswith(
-        f"from item {there} on they come again; generate.num_items={there - 2} asks none twice"
+        f"from item {there} on they come again; generate.num_items={there - 2} begins no second pass"
     )
 
 
@@ -118,11 +118,20 @@ def test_of_questions_that_are_drawn_nothing_is_said() -> None:
     assert _notes(RunConfig(stage="generate", generate=GenerateConfig(num_items=10**6))) == []
 
 
-def test_of_several_tasks_it_is_said_when_one_has_asked_all(task: TaskConfig) -> None:
+def test_of_several_tasks_each_is_looked_at(task: TaskConfig) -> None:
     part = {"name": "file", "options": task.options}
-    mixed = TaskConfig(mix={"sums": part, "drawn": {"name": "chain_sum"}})
-    (said,) = _notes(RunConfig(stage="generate", task=mixed, generate=GenerateConfig(num_items=1000)))
-    assert "items before one of its tasks has asked all its questions" in said
+    mixed = TaskConfig(mix={"sums": {**part, "weight": 2}, "drawn": {"name": "chain_sum"}})
+    there = make_task(task).num_questions() or 0
+
+    def notes(first_item: int, num_items: int) -> list[str]:
+        wanted = GenerateConfig(num_items=num_items, first_item=first_item)
+        return _notes(RunConfig(stage="generate", task=mixed, generate=wanted))
+
+    one_pass = there // 2 * 3
+    assert notes(0, one_pass) == notes(2 * 3 * there, one_pass) == []
+    (said,) = notes(one_pass - 3, 9)
+    assert said.startswith(f"task sums is asked its items {one_pass // 3 * 2 - 2} to ")
+    assert said.endswith(f"has {there} different questions: from item {there} on they come again")
 
 
 def test_a_new_run_is_told_and_one_of_before_is_not(task: TaskConfig, tmp_path: Path) -> None:

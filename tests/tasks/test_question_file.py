@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ _FORMS = [
     ),
     ({"question": "Two?", "answer": r"So $x = \boxed 2$."}, Columns(), Question("Two?", "2", "So $x =  2$.")),
     (_AIME, Columns("Problem", "Answer"), Question("Find it.", "204")),
-    ({"question": "?", "answer": r"\boxed{7}"}, Columns(), Question("?", r"\boxed{7}")),
+    ({"question": "?", "answer": r"\boxed{ 7 }"}, Columns(), Question("?", "7")),
+    ({"question": "?", "answer": r"It is so. #### \boxed{7}"}, Columns(), Question("?", "7", "It is so.")),
     (
         _MMLU,
         Columns(choices="choices"),
@@ -99,10 +101,18 @@ def test_a_pattern_of_two_splits_is_refused_as_their_folder_is(tmp_path: Path) -
     check_one_split(tmp_path / "gsm8k-train.jsonl")
 
 
-def test_of_a_split_of_several_files_all_are_named(tmp_path: Path) -> None:
-    for name in ("train_0", "train_1", "test_0"):
+@pytest.mark.parametrize(
+    ("names", "one"),
+    [
+        (("train_0", "train_1", "test_0"), r"train_\*\.jsonl"),
+        (("algebra_train", "geometry_train", "algebra_test"), r"\*_train\.jsonl"),
+        (("a_train", "a_test_2", "b_train_2"), r"a_train\.jsonl"),  # no pattern of these two alone
+    ],
+)
+def test_of_a_split_of_several_files_all_are_named(tmp_path: Path, names: Sequence[str], one: str) -> None:
+    for name in names:
         _write(tmp_path / f"{name}.jsonl", [_GSM8K])
-    with pytest.raises(UsageError, match=r"as in .*/train_\*\.jsonl, or all of them"):
+    with pytest.raises(UsageError, match=rf"as in {tmp_path}/{one}, or all of them"):
         check_one_split(tmp_path)
 
 
