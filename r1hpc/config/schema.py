@@ -199,8 +199,9 @@ class TrainConfig:
     """Weights and dropout. Every rank has its own stream derived from it."""
     deterministic: bool = False
     """On GPUs: kernels that add up in one order, so that two runs are the same to the bit. Slower. An
-    operation without such a kernel warns in the log of its rank, and then they may differ. Without this,
-    samples and rates are the same and losses may differ in their last digits, also after a resume."""
+    operation without such a kernel warns in the log of its rank, and then they may differ; in a backward pass
+    it ends the run. Without this, samples and rates are the same and losses may differ in their last digits,
+    also after a resume."""
     hang_timeout_s: float = ranged(1800.0, above=0)
     """No progress for this long: stacks are dumped, the attempt ends and is requeued."""
     print_every: int = ranged(10, least=1)

@@ -1,7 +1,7 @@
 """Whether train.precision suits the stage, the other settings and the card, before anything is queued."""
 
 from r1hpc.base.errors import UsageError
-from r1hpc.config.schema import TRAINED_STAGES, Precision, RunConfig
+from r1hpc.config.schema import SAMPLED_STAGES, TRAINED_STAGES, Precision, RunConfig
 from r1hpc.plan.hardware import UnknownGpuError, find_gpu
 
 _FP8_STAGES = ("pretrain", "sft")
@@ -19,10 +19,35 @@ def check_precision(config: RunConfig) -> None:
             "train.precision=fp16 trains on GPUs only, and resources.gpus_per_node is 0: take "
             "train.precision=bf16 or fp32"
         )
+    if config.stage in TRAINED_STAGES and precision is Precision.fp16 and config.deepspeed.zero_stage == 0:
+        # Its FP16_UnfusedOptimizer divides the gradients by a scale that the loss never had (0.19.8, run).
+        raise UsageError(
+            "train.precision=fp16 hardly learns under deepspeed.zero_stage=0, where DeepSpeed scales no "
+            "loss: take deepspeed.zero_stage=1"
+        )
     if precision is Precision.fp8:
         _check_settings(config)
         if not config.train.fp8_emulate:
             _check_card(config)
+
+
+def check_bf16_is_computed(config: RunConfig) -> None:
+    """Refuse bf16 on a card that has none: torch emulates it there, and no fused attention takes it.
+
+    Raises:
+        UsageError: names the card, and what to take instead.
+    """
+    if config.train.precision is not Precision.bf16 or config.stage not in (*TRAINED_STAGES, *SAMPLED_STAGES):
+        return
+    try:
+        card = find_gpu(config.cluster.gpu_type) if config.cluster.gpu_type else None
+    except UnknownGpuError:
+        return
+    if card is not None and not card.has_bf16 and config.resources.gpus_per_node:
+        raise UsageError(
+            f"{card.name} has no bf16 arithmetic (that begins with Ampere), and would emulate it slowly: "
+            "take train.precision=fp16 with deepspeed.zero_stage=1 or higher, or fp32"
+        )
 
 
 def _check_settings(config: RunConfig) -> None:

@@ -103,12 +103,18 @@ def join(
     device = torch.device("cuda", index) if use_gpu else torch.device("cpu")
     if use_gpu:
         torch.cuda.set_device(device)
+        # Or NCCL's own watchdog ends this process (SIGABRT) as soon as a peer is gone, in the middle of a
+        # checkpoint that is being written. Ours sees to it that nobody waits for ever.
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     backend = "nccl" if use_gpu else "gloo"
     _let_groups_wait()
     with waits():
         dist.init_process_group(
             backend, store=store, rank=rank, world_size=world_size, timeout=_COLLECTIVE_TIMEOUT
         )
+        # NCCL connects at the first collective, and then waits for rank 0 only as long as the store does. At
+        # the next one rank 0 may be late: it opens the dataset, it reads the model.
+        dist.all_reduce(torch.zeros(1, device=device))
     _join_deepspeed(backend, device)
     return Group(rank, local_rank, world_size, device, waits, store)
 
@@ -214,7 +220,13 @@ def _join_deepspeed(backend: str, device: torch.device) -> None:
             "of deepspeed at start-up (sitecustomize, a .pth file) and remove it"
         )
     logger.setLevel("ERROR")
-    # On CPU DeepSpeed compiles a shared-memory all-reduce at first use: 20 s, a C++ compiler, and a cache
-    # under the user's home that the ranks of several nodes race for. gloo does the same work.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if backend == "gloo":
+        # On CPU DeepSpeed compiles a shared-memory all-reduce at first use: 20 s, a C++ compiler, and a cache
+        # under the user's home that the ranks of several nodes race for. gloo does the same work.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    else:
+        # DeepSpeed 0.19 asks NVML, by numbers that it expects in CUDA_VISIBLE_DEVICES: a MIG slice, and any
+        # GPU where gres.conf says env_uuid, has a UUID there.
+        accelerator = deepspeed.accelerator.get_accelerator()
+        accelerator.available_memory = lambda index=None: torch.cuda.mem_get_info(index)[0]
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)

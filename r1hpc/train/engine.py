@@ -88,13 +88,18 @@ def build_inference_engine(network: torch.nn.Module, ds_config: dict[str, Any]) 
     return engine
 
 
-def check_precision(train: TrainConfig) -> None:
+def check_precision(config: RunConfig) -> None:
     """Refuse a precision the device lacks, before anything is built.
 
     Raises:
-        TrainError: fp8, fp16 or bf16 without hardware for it.
+        TrainError: fp8, fp16 or bf16 without hardware for it, or fp16 under ZeRO 0 (plan/precision.py).
     """
-    precision, device = train.precision, deepspeed.accelerator.get_accelerator()
+    train, device = config.train, deepspeed.accelerator.get_accelerator()
+    precision = train.precision
+    if precision is Precision.fp16 and config.deepspeed.zero_stage == 0:
+        raise TrainError(
+            "train.precision=fp16 hardly learns under ZeRO 0: resume with deepspeed.zero_stage=1"
+        )
     supported = {
         Precision.fp32: True,
         Precision.bf16: device.is_bf16_supported(),
@@ -174,13 +179,35 @@ def accumulate(engine: Any, losses: Iterable[torch.Tensor]) -> Accumulated:
     total, norm = torch.zeros((), device=engine.device), None
     watch = _Stopwatch(on_gpu=engine.device.type == "cuda")
     for loss in watch.timed(losses):
-        engine.backward(loss)
+        with _in_one_order():
+            engine.backward(loss)
         if not reports_grad_norm(engine) and engine.is_gradient_accumulation_boundary():
             norm = averaged_grad_norm(engine)
         engine.step()
         total += loss.detach()
     # float() waits for the GPU, so the stopwatch's events are over when they are read.
     return Accumulated(float(total), grad_norm(engine) if norm is None else norm, watch.seconds())
+
+
+@contextmanager
+def _in_one_order() -> Iterator[None]:
+    """A backward pass under train.deterministic, in which an operation without a deterministic kernel fails.
+
+    Fused attention has such a kernel, and torch takes it only where all else is an error, not a warning
+    (aten/src/ATen/native/transformers/cuda/attention_backward.cu).
+    """
+    if not torch.is_deterministic_algorithms_warn_only_enabled():
+        yield
+        return
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        raise TrainError(f"{str(error).splitlines()[0]} Take train.deterministic=false") from error
+    finally:
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 class _Stopwatch:

@@ -31,7 +31,10 @@ def compute_in_fp8(network: Any, train: TrainConfig) -> Any:
     except ImportError as error:
         raise ConfigError("train.precision=fp8 needs torchao: pip install 'r1hpc[fp8]'") from error
     head = network.get_output_embeddings()
-    recipe = replace(Float8LinearConfig.from_recipe_name(train.fp8_recipe), emulate=train.fp8_emulate)
+    # Padded: the gradient of a weight is a product over the tokens of a micro batch, in any number.
+    recipe = replace(
+        Float8LinearConfig.from_recipe_name(train.fp8_recipe), emulate=train.fp8_emulate, pad_inner_dim=True
+    )
     convert_to_float8_training(
         network, config=recipe, module_filter_fn=lambda module, name: module is not head and _fits(module)
     )

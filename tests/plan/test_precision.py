@@ -1,10 +1,12 @@
 """Precisions that a run cannot have, refused before it waits in a queue."""
 
+from contextlib import nullcontext
+
 import pytest
 
 from r1hpc.base.errors import UsageError
 from r1hpc.config import load
-from r1hpc.plan.precision import check_precision
+from r1hpc.plan.precision import check_bf16_is_computed, check_precision
 
 _FP8 = ("stage=sft", "train.precision=fp8", "resources.gpus_per_node=8")
 _HOPPER = "cluster.gpu_type=h100"
@@ -45,3 +47,29 @@ def test_fp8_where_there_is_hardware_or_it_is_emulated(words: tuple[str, ...]) -
 def test_fp16_trains_on_gpus_only() -> None:
     with pytest.raises(UsageError, match="fp16 trains on GPUs only"):
         check_precision(load.load(None, ["train.precision=fp16", "resources.gpus_per_node=0"]))
+
+
+def test_fp16_needs_zero() -> None:
+    """DeepSpeed divides the gradients by a scale that only ZeRO's optimizers multiply the loss by."""
+    words = ["train.precision=fp16", "resources.gpus_per_node=4"]
+    with pytest.raises(UsageError, match=r"hardly learns under deepspeed\.zero_stage=0.*zero_stage=1"):
+        check_precision(load.load(None, [*words, "deepspeed.zero_stage=0"]))
+    check_precision(load.load(None, [*words, "deepspeed.zero_stage=1"]))
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        (("cluster.gpu_type=v100",), True),
+        (("cluster.gpu_type=t4", "stage=evaluate"), True),
+        (("cluster.gpu_type=v100", "resources.gpus_per_node=0"), False),
+        (("cluster.gpu_type=v100", "train.precision=fp32"), False),
+        (("cluster.gpu_type=a100",), False),
+        (("cluster.gpu_type=some_card",), False),
+        ((), False),
+    ],
+)
+def test_bf16_where_the_card_has_none(words: tuple[str, ...], refused: bool) -> None:
+    config = load.load(None, ["train.precision=bf16", "resources.gpus_per_node=4", *words])
+    with pytest.raises(UsageError, match="has no bf16 arithmetic") if refused else nullcontext():
+        check_bf16_is_computed(config)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ import torch
 from r1hpc.base.errors import R1hpcError
 from r1hpc.config import load
 from r1hpc.train.distributed import device_index
-from r1hpc.train.engine import deepspeed_config
+from r1hpc.train.engine import accumulate, deepspeed_config
+from r1hpc.train.errors import TrainError
 from r1hpc.train.tally import Sums, Tally
 from tests.runs import CHECKOUT
 
@@ -53,6 +55,36 @@ def test_each_rank_has_a_gpu_of_its_own() -> None:
 def test_groups_that_deepspeed_makes_wait_as_long_as_ours() -> None:
     day = datetime.timedelta(days=1).total_seconds()
     assert [float(each) for each in python(_GROUPS)[-2:]] == [day, day]
+
+
+def test_a_backward_pass_takes_deterministic_kernels_or_fails() -> None:
+    """Attention's are taken only where all else is an error."""
+    modes = []
+
+    class Engine:
+        device = torch.device("cpu")
+
+        def backward(self, loss: torch.Tensor) -> None:
+            modes.append(torch.is_deterministic_algorithms_warn_only_enabled())
+            if loss > 1:
+                raise RuntimeError("f_cuda does not have a deterministic implementation.\nMore.")
+
+        def step(self) -> None: ...
+
+        optimizer = SimpleNamespace(_global_grad_norm=None)
+        get_global_grad_norm = staticmethod(lambda: 1.0)
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        accumulate(Engine(), [torch.tensor(1.0)])
+        with pytest.raises(TrainError, match=r"f_cuda .* implementation\. Take train\.deterministic=false"):
+            accumulate(Engine(), [torch.tensor(2.0)])
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    accumulate(Engine(), [torch.tensor(1.0)])
+    assert modes == [False, False, False]
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_the_deterministic_switch_reaches_torch_and_the_libraries() -> None:
