@@ -12,6 +12,8 @@ Importing this file registers with transformers:
 
 gamma is learned, one per layer, and lies on the attention module as `gate_gamma`: `add_gates` puts it there
 after a model is built. Nothing here is fused: all scores are held, as in transformers' eager attention.
+
+It also keeps transformers' sdpa fused on GPUs in fp32 where query heads share keys and values.
 """
 
 import inspect
@@ -24,6 +26,7 @@ import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations import sdpa_attention
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -40,6 +43,23 @@ INITIAL_GAMMA = 0.5
 
 _REFUSED = ("softcap", "s_aux", "position_bias")
 """What some models ask of their attention and this file does not compute."""
+
+
+def shares_heads(attention_mask: Tensor | None, key: Tensor, *value: Tensor) -> bool:
+    """Whether sdpa is told that query heads share keys and values; else these are repeated for it.
+
+    Flash attention takes no fp32 and no card before Ampere, and the memory-efficient kernel no shared heads
+    (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp): the math kernel would be left, which keeps all
+    scores of every layer for the backward pass. Read, not run.
+    """
+    if key.is_cuda and (key.dtype is torch.float32 or torch.cuda.get_device_capability(key.device) < (8, 0)):
+        return False
+    shared: bool = _transformers_own(attention_mask, key, *value)
+    return shared
+
+
+_transformers_own = sdpa_attention.use_gqa_in_sdpa
+sdpa_attention.use_gqa_in_sdpa = shares_heads
 
 
 def check_implementation(name: str) -> None:

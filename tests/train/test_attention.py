@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.integrations import sdpa_attention
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.config.schema import ModelConfig
@@ -166,6 +167,24 @@ def test_the_gradient_reaches_gamma(kind: str, name: str, checkpointing: bool) -
 
 def test_softmax_is_sdpa() -> None:
     assert torch.equal(*(build("llama", name)(input_ids=ids()).logits for name in ("softmax", "sdpa")))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "capability", "shared"),
+    [(torch.float32, (8, 0), False), (torch.bfloat16, (8, 0), True), (torch.float16, (7, 5), False)],
+)
+def test_keys_are_repeated_where_no_fused_kernel_shares_them(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, capability: tuple[int, int], shared: bool
+) -> None:
+    """There is no GPU here: a tensor says that it lies on one."""
+
+    class OnGpu(Tensor):
+        is_cuda = True
+
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
+    key = torch.zeros(1, 2, 4, 8, dtype=dtype)
+    assert sdpa_attention.use_gqa_in_sdpa(None, key.as_subclass(OnGpu), key) is shared
+    assert sdpa_attention.use_gqa_in_sdpa(None, key, key), "on a CPU they are shared as before"
 
 
 def test_the_arms_of_an_ablation_start_from_the_same_weights() -> None:
