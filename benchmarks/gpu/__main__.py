@@ -28,7 +28,7 @@ Piece = Callable[[Place], list[Table]]
 PIECES = {
     "install": "libraries, device, and how fast it multiplies",
     "tests": "every test marked gpu",
-    "precision": "fp32, bf16 and fp16 under each stage of ZeRO",
+    "precision": "each precision under each stage of ZeRO, or why not",
     "same": "the same run twice, stopped and resumed; deterministic or not",
     "rl": "reinforcement learning at ZeRO 0 and 3: sampler and trainer agree",
     "memory": "peaks of an update and a rollout, beside the plan",

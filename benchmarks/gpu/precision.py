@@ -4,8 +4,9 @@ import math
 
 import torch
 
-from benchmarks.gpu.place import PieceError, Place, median
+from benchmarks.gpu.place import Place, median
 from benchmarks.gpu.table import Table, number, seconds
+from r1hpc.base.errors import R1hpcError
 
 
 def run(place: Place) -> list[Table]:
@@ -24,7 +25,7 @@ def _row(place: Place, kind: str, stage: int) -> tuple[str, ...]:
     words = (*size, *(_for_fp8(stage) if kind == "fp8" else ()))
     try:
         made = place.run(f"{kind}-zero{stage}", *words)
-    except PieceError as error:  # one that does not train is what this table is for
+    except R1hpcError as error:  # one that is refused, or does not train, is what this table is for
         return kind, str(stage), "-", "-", "-", str(error).splitlines()[-1][:160]
     losses = [step.loss for step in made.metrics() if step.loss is not None]
     is_learning = bool(losses) and all(map(math.isfinite, losses)) and losses[-1] < losses[0]

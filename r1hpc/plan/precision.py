@@ -19,25 +19,28 @@ def check_precision(config: RunConfig) -> None:
             "train.precision=fp16 trains on GPUs only, and resources.gpus_per_node is 0: take "
             "train.precision=bf16 or fp32"
         )
-    if config.stage in TRAINED_STAGES and precision is Precision.fp16 and config.deepspeed.zero_stage == 0:
-        # Its FP16_UnfusedOptimizer divides the gradients by a scale that the loss never had (0.19.8, run).
-        raise UsageError(
-            "train.precision=fp16 hardly learns under deepspeed.zero_stage=0, where DeepSpeed scales no "
-            "loss: take deepspeed.zero_stage=1"
-        )
     if precision is Precision.fp8:
         _check_settings(config)
         if not config.train.fp8_emulate:
             _check_card(config)
 
 
-def check_bf16_is_computed(config: RunConfig) -> None:
-    """Refuse bf16 on a card that has none: torch emulates it there, and no fused attention takes it.
+def check_new_precision(config: RunConfig) -> None:
+    """Refuse of a new run what would go on badly: fp16 without ZeRO, and bf16 on a card that has none, where
+    torch emulates it and no fused attention takes it. A run of before cannot change either.
 
     Raises:
-        UsageError: names the card, and what to take instead.
+        UsageError: what to take instead.
     """
-    if config.train.precision is not Precision.bf16 or config.stage not in (*TRAINED_STAGES, *SAMPLED_STAGES):
+    precision, has_own_scale = config.train.precision, "fp16" in config.deepspeed.extra
+    without_zero = config.stage in TRAINED_STAGES and config.deepspeed.zero_stage == 0
+    if precision is Precision.fp16 and without_zero and not has_own_scale:
+        # Its FP16_UnfusedOptimizer divides the gradients by a scale that the loss never had (0.19.8, run).
+        raise UsageError(
+            "train.precision=fp16 hardly learns under deepspeed.zero_stage=0, where DeepSpeed scales no "
+            "loss: take deepspeed.zero_stage=1"
+        )
+    if precision is not Precision.bf16 or config.stage not in (*TRAINED_STAGES, *SAMPLED_STAGES):
         return
     try:
         card = find_gpu(config.cluster.gpu_type) if config.cluster.gpu_type else None

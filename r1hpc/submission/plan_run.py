@@ -29,7 +29,7 @@ from r1hpc.plan.compression import check_compression
 from r1hpc.plan.frozen import check_base, check_base_shape
 from r1hpc.plan.hardware import UnknownGpuError, find_gpu
 from r1hpc.plan.model import load_model_config, load_teacher_config, teacher_of
-from r1hpc.plan.precision import check_bf16_is_computed, check_precision
+from r1hpc.plan.precision import check_new_precision, check_precision
 from r1hpc.plan.run import RunPlan
 from r1hpc.plan.run_memory import asked_host_gib, misfits
 from r1hpc.plan.tensors import check_tensors
@@ -244,7 +244,7 @@ def plan_run(
         decision.refuse_missing_nodes()
     check_precision(decision.config)
     if is_new:
-        check_bf16_is_computed(decision.config)
+        check_new_precision(decision.config)
     check_base(decision.config)
     check_compression(decision.config)
     check_packages(decision.config, executor)

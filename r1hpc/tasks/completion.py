@@ -61,7 +61,7 @@ def last_boxed(text: str) -> Boxed | None:
 
 def out_of_box(answer: str) -> str:
     """What an answer that is one box and nothing else holds; any other answer as it is."""
-    box = last_boxed(answer)
+    box = boxed_in_solution(answer)
     return box.content if box is not None and box.start == 0 and box.end == len(answer) else answer
 
 

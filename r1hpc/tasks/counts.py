@@ -51,7 +51,7 @@ def repeated(config: RunConfig, task: Task) -> list[str]:
 
 
 def _repeated(config: RunConfig, task: Task, asks: str, items: range, held_out: bool) -> list[str]:
-    there = task.num_questions(held_out)
+    there = task.num_questions(held_out) if items else None
     if not there:
         return []
     most = "at most " if config.rl.max_resamples or config.rl.by_pass_rate else ""

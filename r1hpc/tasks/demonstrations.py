@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from r1hpc.base.errors import UsageError
 from r1hpc.config.schema import RunConfig
-from r1hpc.tasks.completion import take_apart
+from r1hpc.tasks.completion import out_of_box, take_apart
 from r1hpc.tasks.counts import asked_items
 from r1hpc.tasks.file import QuestionFile
 from r1hpc.tasks.mixture import Mixture
@@ -46,7 +46,7 @@ def demonstrate(task: Task, config: RunConfig, index: int) -> Demonstration:
     completion = task.demonstration(item, thinking)
     if config.reward.answer_in == "boxed":
         parts = take_apart(completion)
-        answer = (parts.answer or "").strip()
+        answer = out_of_box((parts.answer or "").strip())  # of an own task; files are read so
         completion = f"<think>{parts.thinking}</think>\\boxed{{{answer}}}"
         if take_apart(completion, boxed=True).answer != answer:
             raise UsageError(

@@ -52,9 +52,9 @@ class Mixture:
         return self._block(block)[place][0]
 
     def items_of(self, label: str, items: range) -> range:
-        """Which of a task's own items are dealt to the blocks of these."""
+        """Which of a task's own items are dealt to the blocks that lie wholly in these."""
         count = self._counts[label]
-        return range(items.start // self._size * count, -(-items.stop // self._size) * count)
+        return range(-(-items.start // self._size) * count, items.stop // self._size * count)
 
     def num_questions(self, held_out: bool = False) -> int | None:
         """As many items as can be asked before one of the tasks has to repeat itself."""

@@ -103,9 +103,11 @@ def join(
     device = torch.device("cuda", index) if use_gpu else torch.device("cpu")
     if use_gpu:
         torch.cuda.set_device(device)
-        # Or NCCL's own watchdog ends this process (SIGABRT) as soon as a peer is gone, in the middle of a
-        # checkpoint that is being written. Ours sees to it that nobody waits for ever.
+        # Or torch's own watchdog ends this process (SIGABRT) as soon as a peer is gone, or its monitor eight
+        # minutes later, in the middle of a checkpoint that is being written. Ours sees to it that nobody
+        # waits for ever.
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+        os.environ.setdefault("TORCH_NCCL_ENABLE_MONITORING", "0")
     backend = "nccl" if use_gpu else "gloo"
     _let_groups_wait()
     with waits():
@@ -132,8 +134,9 @@ def be_deterministic() -> None:
     """Have torch, cuBLAS and flash attention take kernels that add up in one order, where they have such.
 
     Before the GPU is first used: cuBLAS reads its variable once (docs.nvidia.com/cuda/cublas, "Results
-    reproducibility"). An operation without such a kernel warns in the rank's log and goes on. NCCL's order is
-    its own: the same for the same ranks, algorithm and protocol, which are named here.
+    reproducibility"). An operation without such a kernel warns in the rank's log and goes on; in a backward
+    pass it fails (engine.py). cuDNN's attention, which torch prefers on Hopper, has none for that pass.
+    NCCL's order is its own: the same for the same ranks, algorithm and protocol, which are named here.
     """
     chosen = {
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
@@ -145,6 +148,7 @@ def be_deterministic() -> None:
         os.environ.setdefault(name, value)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def let_memory_grow() -> None:

@@ -88,18 +88,13 @@ def build_inference_engine(network: torch.nn.Module, ds_config: dict[str, Any]) 
     return engine
 
 
-def check_precision(config: RunConfig) -> None:
+def check_precision(train: TrainConfig) -> None:
     """Refuse a precision the device lacks, before anything is built.
 
     Raises:
-        TrainError: fp8, fp16 or bf16 without hardware for it, or fp16 under ZeRO 0 (plan/precision.py).
+        TrainError: fp8, fp16 or bf16 without hardware for it.
     """
-    train, device = config.train, deepspeed.accelerator.get_accelerator()
-    precision = train.precision
-    if precision is Precision.fp16 and config.deepspeed.zero_stage == 0:
-        raise TrainError(
-            "train.precision=fp16 hardly learns under ZeRO 0: resume with deepspeed.zero_stage=1"
-        )
+    precision, device = train.precision, deepspeed.accelerator.get_accelerator()
     supported = {
         Precision.fp32: True,
         Precision.bf16: device.is_bf16_supported(),

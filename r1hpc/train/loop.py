@@ -320,4 +320,4 @@ def _opening_line(job: Job, plan: Plan, step: int) -> str:
 
 def check_device(job: Job) -> None:
     """Refuse a precision the device lacks, before anything is built."""
-    check_precision(job.config)
+    check_precision(job.config.train)

@@ -97,7 +97,7 @@ def open_study(
 
     Args:
         overrides: KEY=VALUE for every stage, KIND:KEY=VALUE for those of a kind; none about resources.
-        arms: names; None: all that the hardware can run.
+        arms: names; None: those it was begun with, in a new one all that the hardware can run.
         places: overrides about resources: what hardware that is.
         cluster: name of a profile.
         every: steps between evaluations; 0: only before the first and after the last.

@@ -6,7 +6,7 @@ import pytest
 
 from r1hpc.base.errors import UsageError
 from r1hpc.config import load
-from r1hpc.plan.precision import check_bf16_is_computed, check_precision
+from r1hpc.plan.precision import check_new_precision, check_precision
 
 _FP8 = ("stage=sft", "train.precision=fp8", "resources.gpus_per_node=8")
 _HOPPER = "cluster.gpu_type=h100"
@@ -53,8 +53,10 @@ def test_fp16_needs_zero() -> None:
     """DeepSpeed divides the gradients by a scale that only ZeRO's optimizers multiply the loss by."""
     words = ["train.precision=fp16", "resources.gpus_per_node=4"]
     with pytest.raises(UsageError, match=r"hardly learns under deepspeed\.zero_stage=0.*zero_stage=1"):
-        check_precision(load.load(None, [*words, "deepspeed.zero_stage=0"]))
-    check_precision(load.load(None, [*words, "deepspeed.zero_stage=1"]))
+        check_new_precision(load.load(None, [*words, "deepspeed.zero_stage=0"]))
+    own_scale = "deepspeed.extra={fp16: {loss_scale: 1}}"
+    for fine in ("deepspeed.zero_stage=1", "stage=evaluate", own_scale):
+        check_new_precision(load.load(None, [*words, "deepspeed.zero_stage=0", fine]))
 
 
 @pytest.mark.parametrize(
@@ -72,4 +74,4 @@ def test_fp16_needs_zero() -> None:
 def test_bf16_where_the_card_has_none(words: tuple[str, ...], refused: bool) -> None:
     config = load.load(None, ["train.precision=bf16", "resources.gpus_per_node=4", *words])
     with pytest.raises(UsageError, match="has no bf16 arithmetic") if refused else nullcontext():
-        check_bf16_is_computed(config)
+        check_new_precision(config)

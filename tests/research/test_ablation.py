@@ -14,7 +14,7 @@ from r1hpc.submission.chain_folder import ChainDir, supervisor_pid
 from r1hpc.tasks.tokenizer import character_tokenizer
 from r1hpc.telemetry.attempts import read_history
 from research.ablation import __main__ as ablate
-from research.ablation.study import chain_stages, open_study, overrides_of_kind
+from research.ablation.study import _write_study, chain_stages, open_study, overrides_of_kind
 from tests.runs import wait_until
 from tests.submission.fake_slurm import FakeSlurm
 
@@ -95,6 +95,15 @@ def test_the_arms_of_the_algorithms_are_the_presets() -> None:
             preset = load.read_yaml(load.assets("configs") / "rl" / f"{name}.yaml")["rl"]
             answer = {key: preset[key] for key in preset if key not in ("kl_coef", "critic_lr")}
             assert {key: stage["rl"][key] for key in answer} == answer
+
+
+def test_a_study_goes_on_with_the_arms_it_was_begun_with(tmp_path: Path) -> None:
+    begun = open_study(tmp_path, "algorithm", _JOB, (), ["dapo"])
+    _write_study(begun)
+    again = open_study(tmp_path, "algorithm", _JOB, (), None)
+    assert [arm.name for arm in again.arms] == [arm.name for arm in begun.arms] == ["grpo", "dapo"]
+    with pytest.raises(UsageError, match="was begun with arms"):
+        open_study(tmp_path, "algorithm", _JOB, (), ["ppo"])
 
 
 def test_weights_that_are_given_need_no_cold_start(tmp_path: Path) -> None:

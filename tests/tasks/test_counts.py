@@ -129,6 +129,7 @@ def test_of_several_tasks_each_is_looked_at(task: TaskConfig) -> None:
 
     one_pass = there // 2 * 3
     assert notes(0, one_pass) == notes(2 * 3 * there, one_pass) == []
+    assert notes(one_pass - 2, 4) == [], "no block lies wholly in these"
     (said,) = notes(one_pass - 3, 9)
     assert said.startswith(f"task sums is asked its items {one_pass // 3 * 2 - 2} to ")
     assert said.endswith(f"has {there} different questions: from item {there} on they come again")

@@ -42,6 +42,7 @@ _FORMS = [
     ({"question": "Two?", "answer": r"So $x = \boxed 2$."}, Columns(), Question("Two?", "2", "So $x =  2$.")),
     (_AIME, Columns("Problem", "Answer"), Question("Find it.", "204")),
     ({"question": "?", "answer": r"\boxed{ 7 }"}, Columns(), Question("?", "7")),
+    ({"question": "?", "answer": r"\fbox{7}"}, Columns(), Question("?", "7")),
     ({"question": "?", "answer": r"It is so. #### \boxed{7}"}, Columns(), Question("?", "7", "It is so.")),
     (
         _MMLU,
