@@ -209,7 +209,7 @@ def refuse_changed_files(code: Path) -> None:
             what = path if isinstance(digests, str) else f"{path} ({_difference(digests, now)})"
             raise ConfigError(
                 f"{printable(what)} has changed since this run began with it: other questions are another "
-                "run. Begin one with a new --run-name; or, to go on with this one, put back what was there"
+                "run. Begin one with a new --run-name; or, to go on with this one, put the old file back"
             )
 
 

@@ -12,7 +12,7 @@ from r1hpc.config.cluster import ResourcesConfig
 from r1hpc.config.schema import RunConfig
 from r1hpc.slurm import payload, submission
 from r1hpc.slurm.probe import probe_cluster
-from r1hpc.slurm.requeue import job_state, requeue
+from r1hpc.slurm.requeue import JobState, job_state, requeue
 from r1hpc.slurm.sacct import sacct_records
 from r1hpc.slurm.script import make_script, render
 from tests.cluster import Cluster
@@ -113,11 +113,16 @@ def test_a_requeue_outlives_a_crash_of_slurmctld(
 ) -> None:
     job = on_cluster.submit("sleep 100", "--time=5", "--output=/dev/null")
     on_cluster.wait_saved([job])
-    on_cluster.kill_controller()
     back = threading.Timer(6, on_cluster.start_controller)
-    back.start()
+
+    def crash(state: JobState) -> None:
+        """Between the first look at the job and the request."""
+        if back.ident is None:
+            on_cluster.kill_controller()
+            back.start()
+
     try:
-        assert requeue(str(job)) is True
+        assert requeue(str(job), check=crash) is True
     finally:
         back.join()
     assert "Unexpected message received" in capsys.readouterr().err
