@@ -321,7 +321,7 @@ def _same_fate(group: Group) -> Iterator[None]:
     except (R1hpcError, torch.OutOfMemoryError) as error:
         own = error
     failures = [said for said in group.gather(own and str(own)) if said is not None]
-    if own is not None:
+    if isinstance(own, torch.OutOfMemoryError):
         raise own
     if failures:
         raise R1hpcError(failures[0])
