@@ -51,9 +51,7 @@ def test_rl_does_not_evaluate_on_another_test_file_after_a_resume(tmp_path: Path
     record = run.metrics / "evaluated.json"
     assert read_json(record)["task"].startswith("benchmarks")
     _write(folder / "test.jsonl", 200)
-    with pytest.raises(
-        AssertionError, match=r"tests \(test\.jsonl\) has changed since this run began"
-    ):
+    with pytest.raises(AssertionError, match=r"tests \(test\.jsonl\) has changed since this run began"):
         submit(tmp_path, "run", "--resume", "train.num_steps=4")
     (run.code / plugins.FOLDER / "files.json").unlink()
     submit(tmp_path, "run", "--resume", "train.num_steps=4")
