@@ -177,11 +177,9 @@ def room_for_larger_cache(
 ) -> str:
     """A sentence, or nothing: see larger_cache."""
     vllm = vllm_memory(config, shape, topology, card_gib)
-    return (
-        ""
-        if vllm is None
-        else larger_cache(config, vllm, room_gib=_room(plan, vllm, card_gib), card_gib=card_gib)
-    )
+    if vllm is None:
+        return ""
+    return larger_cache(config, vllm, room_gib=_room(plan, vllm, card_gib), card_gib=card_gib)
 
 
 def _share_needed(
