@@ -30,6 +30,11 @@ def loss_of(step: int) -> float:
     return 2.0 + 5.0 * math.exp(-step / 60) + 0.15 * math.sin(step * 12.9898) * math.cos(step * 78.233)
 
 
+def bytes_read() -> int:
+    """What this process has asked of read() since it began, in bytes (proc(5): rchar)."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
 class RecordedRun:
     """Writes one run, attempt after attempt; `clock` is the time it has come to."""
 
