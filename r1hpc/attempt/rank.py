@@ -123,12 +123,12 @@ def _train(
     facts = read_facts(run, context.attempt)
     use_gpu = bool(config.resources.gpus_per_node)
     store = _rendezvous(run, config, context, facts.token, watchdog)
-    watchdog.beat("loading the libraries")
+    watchdog.load("loading the libraries")
     # Deferred: seconds of imports that must not stand between a signal and its handler.
     from r1hpc.train import distributed
 
     distributed.choose_accelerator(use_gpu)  # before `loop` imports DeepSpeed
-    watchdog.beat("loading DeepSpeed")
+    watchdog.load("loading DeepSpeed")
     if config.train.deterministic:
         distributed.be_deterministic()
     if config.rollout.engine != "vllm":

@@ -4,7 +4,8 @@ Each rank watches itself, and hears of the others (train/peers.py). While it wai
 by its own silence: it goes on waiting as long as somebody makes progress and nobody is silent. When one hangs
 all of them leave; the one that cannot even run its watchdog (stopped, or a lock held in C) is ended by
 `srun --kill-on-bad-exit`, and named by the others, and by being the only rank without an outcome file.
-Time in which the ranks are suspended is no silence.
+Time in which the ranks are suspended is no silence. Nor is loading the libraries, within bounds of its own:
+what a file system under load takes for that is no measure of a step.
 
 A rank that fails says so (`fail`), and the others leave at once: in a collective they would wait for it until
 somebody kills them, which srun does only after KillWait, since a SIGTERM asks them to save.
@@ -32,6 +33,8 @@ EXIT_LEFT_ALONE = 1
 """Exit status of a rank that leaves because another one failed."""
 _OWN_FAILURE_S = 1.0
 """For a rank that fails for the same reason to say so itself."""
+_LOADING_S = 300.0
+"""What loading may take beyond train.hang_timeout_s."""
 _BACKSTOP_S = 15.0
 """How much later than the Python thread the other process acts: after the others have heard."""
 
@@ -63,6 +66,7 @@ class Watchdog:
         self._seen_beats = 0
         self._seen_at = 0.0
         self._is_waiting = False
+        self._loading_since: float | None = None
         self._looks = 0
         self._peers: Peers | None = None
         self._backstop: subprocess.Popen[bytes] | None = None
@@ -76,7 +80,7 @@ class Watchdog:
             [sys.executable, "-I", "-S", backstop.__file__, str(self._timeout_s + _BACKSTOP_S)],
             stdin=subprocess.PIPE,
         )
-        self.beat("start")
+        self.load("start")
         self._thread.start()
 
     def hear(self, peers: Peers) -> None:
@@ -102,6 +106,15 @@ class Watchdog:
 
     def beat(self, phase: str) -> None:
         """Progress was made; `phase` is what comes next and is named if it hangs."""
+        self._loading_since = None
+        self._go_on(phase)
+
+    def load(self, phase: str) -> None:
+        """A beat after which libraries are loaded: until the next one, this rank may be silent for longer."""
+        self._go_on(phase)
+        self._loading_since = time.monotonic()
+
+    def _go_on(self, phase: str) -> None:
         self._phase = phase
         self._beats += 1
         self._arm_backstop()
@@ -134,6 +147,9 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._done.wait(self._period_s):
+            since = self._loading_since
+            if since is not None and time.monotonic() - since < _LOADING_S:
+                self._go_on(self._phase)
             if self._peers is not None and self._peers.failure:
                 self._leave_alone(self._peers.failure)
             problem = self._problem()

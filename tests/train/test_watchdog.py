@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from r1hpc.train.watchdog import EXIT_HANG
 
 _HANGS = """
@@ -34,7 +36,7 @@ print("done")
 
 def python(code: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
     )
 
 
@@ -70,8 +72,9 @@ _SUSPENDED = """
 import os, signal, time
 from r1hpc.train import watchdog
 watchdog._BACKSTOP_S = 4.0
-dog = watchdog.Watchdog(6.0, lambda problem: print(problem, flush=True))
+dog = watchdog.Watchdog(10.0, lambda problem: print(problem, flush=True))
 dog.start()
+dog.beat("step 1")
 time.sleep(1.5)  # both watchers have looked
 os.kill(os.getpid(), signal.SIGSTOP)
 time.sleep(1.5)  # and look again
@@ -84,10 +87,36 @@ def test_time_in_which_the_process_was_stopped_is_no_silence() -> None:
     with subprocess.Popen([sys.executable, "-c", _SUSPENDED], stdout=subprocess.PIPE, text=True) as process:
         _, status = os.waitpid(process.pid, os.WUNTRACED)
         assert os.WIFSTOPPED(status)
-        time.sleep(13.0)
+        time.sleep(17.0)  # more than the limit and the backstop
         process.send_signal(signal.SIGCONT)
         assert process.communicate()[0] == "done\n"
     assert process.returncode == 0
+
+
+_LOADS = """
+import time
+from r1hpc.train import watchdog
+watchdog._LOADING_S = 20.0
+dog = watchdog.Watchdog(1.0, lambda problem: print(problem, flush=True))
+dog.start()
+time.sleep(4.0)
+dog.load("loading DeepSpeed")
+time.sleep(4.0)
+print("loaded", flush=True)
+{then}
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("then", "phase"), [("dog.beat('step 1')", "step 1"), ("watchdog._LOADING_S = 1.0", "loading DeepSpeed")]
+)
+def test_loading_has_bounds_of_its_own(then: str, phase: str) -> None:
+    done = python(_LOADS.format(then=then))
+    assert done.returncode == EXIT_HANG
+    loaded, problem = done.stdout.splitlines()
+    assert loaded == "loaded"
+    assert problem.endswith(f"s in {phase}")
 
 
 def test_progress_keeps_it_quiet_and_stop_ends_it() -> None:
