@@ -96,7 +96,7 @@ def until_stopped(run: Path, step: int) -> dict[str, str]:
     return at(held(RunDir(run).stop, step), look)
 
 
-def wait_step(run: RunDir, step: int, timeout_s: float = 120, attempt: int = 1) -> None:
+def wait_step(run: RunDir, step: int, timeout_s: float = 300, attempt: int = 1) -> None:
     """Until optimizer step `step` is on record, of this attempt or a later one."""
 
     def is_there() -> bool:
@@ -106,7 +106,7 @@ def wait_step(run: RunDir, step: int, timeout_s: float = 120, attempt: int = 1) 
     wait_until(f"step {step}", is_there, timeout_s, run)
 
 
-def wait_committed(run: RunDir, step: int, timeout_s: float = 60) -> None:
+def wait_committed(run: RunDir, step: int, timeout_s: float = 180) -> None:
     """Until the checkpoint of step `step` is there."""
     store = CheckpointStore(run.checkpoints)
     wait_until(f"commit of step {step}", lambda: any(c.step == step for c in store.list()), timeout_s, run)
@@ -118,7 +118,7 @@ def current_step(run: RunDir) -> int:
     return newest[-1].global_step if newest else 0
 
 
-def wait_over(run: RunDir, timeout_s: float = 180) -> list[Attempt]:
+def wait_over(run: RunDir, timeout_s: float = 300) -> list[Attempt]:
     """Until the run is over and its last attempt's end is on record; its attempts."""
 
     def over() -> bool:
@@ -130,7 +130,7 @@ def wait_over(run: RunDir, timeout_s: float = 180) -> list[Attempt]:
     return list(read_situation(run).history.attempts)
 
 
-def wait_attempt(run: RunDir, attempt: int, timeout_s: float = 120) -> None:
+def wait_attempt(run: RunDir, attempt: int, timeout_s: float = 300) -> None:
     """Until attempt `attempt` has begun."""
     wait_until(f"attempt {attempt}", lambda: len(read_history(run).attempts) >= attempt, timeout_s, run)
 

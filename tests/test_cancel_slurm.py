@@ -56,11 +56,12 @@ def cancel_at(cluster: Cluster, root: Path, moments: Sequence[float]) -> None:
         run.wait_rank(1)
     start = time.monotonic()
     cluster.run(["scancel", "--signal=USR2", *(str(run.job) for run in runs)])
-    begun_before = {}
     for moment, run in sorted(zip(moments, runs, strict=True), key=lambda pair: pair[0]):
         time.sleep(max(0.0, start + moment - time.monotonic()))
         cancel_for_sure(cluster, run.job)
-        begun_before[run.job] = len(run.attempts)
+    for run in runs:
+        cluster.wait_job(run.job, {"CANCELLED"})
+    begun_before = {run.job: len(run.attempts) for run in runs}
     time.sleep(15)  # longer than a requeue takes here
     for moment, run in zip(moments, runs, strict=True):
         cluster.wait_job(run.job, {"CANCELLED"})

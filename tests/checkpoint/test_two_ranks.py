@@ -33,7 +33,11 @@ def run(root: Path, num_kills: int) -> Counter[str]:
 
 
 def test_random_kills_lose_nothing(memory_path: Path) -> None:
-    seen = run(memory_path / "checkpoints", 60)
+    seen: Counter[str] = Counter()
+    for number in range(5):  # each measures its commits anew: the machine may have become busy
+        seen += run(memory_path / f"checkpoints-{number}", 60)
+        if seen["commits"] >= 20 and seen["half_written"] >= 5:
+            break
     assert seen["commits"] >= 20, f"the ranks hardly got to commit: {seen}"
     assert seen["half_written"] >= 5, f"the kills hardly hit a save: {seen}"
 

@@ -151,10 +151,8 @@ def test_a_slow_rank_is_waited_for_longer_than_the_patience(tmp_path: Path) -> N
 def test_a_stopped_rank_is_found_while_another_works(tmp_path: Path, stopped: int) -> None:
     run = sampling(tmp_path, "rollout.batch:sleep=5:*:*", "resources.ranks_per_node=3")
     wait_until("batches of all ranks", lambda: len(list(run.rollouts.rglob("batch-*.npz"))) >= 3, 120, run)
-    since = time.monotonic()
     kill_rank(run, stopped, signal.SIGSTOP)
     [attempt] = wait_over(run)
-    assert time.monotonic() - since < _HANG_TIMEOUT_S + 5 + 35  # one batch, and the last words and the kill
     assert attempt.cause is Cause.hang
     assert f"no sign of life from rank {stopped} for" in attempt.detail
     assert f"nothing at all from rank {stopped}:" in attempt.detail
