@@ -7,7 +7,6 @@ what gets killed. It reads plain expressions with sympy.parse_expr, which evalua
 import logging
 import re
 from collections.abc import Callable, Mapping
-from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any
@@ -15,15 +14,11 @@ from typing import Any
 import math_verify
 
 from r1hpc.tasks.algebra import replace_parse_expr
+from r1hpc.tasks.answer_forms import SPACE, TEXT, plain_number, words
 from r1hpc.tasks.arithmetic import RefusedError
 
-_PLAIN = re.compile(r"\$?(-?)\$?(\d{1,30}|\d{1,3}(?:,\d{3}){1,9})(\.\d{0,30})?\.?", re.ASCII)
-_WORD = r"[^\W\d_]{2,}(?:['\u2019-][^\W\d_]+)*"
-_WORDS = re.compile(rf"{_WORD}(?:[ ,.]+{_WORD})*\.?")
 _FORMULA = re.compile(r"[\d\\*+/^=(){}]")
 """Without any of these a text is no formula, whatever its letters would multiply to."""
-_LIST = re.compile(r"\s*,\s*(?:and\s+)?|\s+and\s+")
-_TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox)\s*\{([^{}]*)\}")
 _COSTLY = re.compile(
     r"\\(?:int|iint|oint|sum|prod|lim)(?![a-z])"
     r"|\d{31}|\d{4}\s*\}?\s*!"
@@ -33,7 +28,6 @@ _COSTLY = re.compile(
 """What SymPy would compute for seconds: integrals and sums (no final answer holds one), long numbers, large
 factorials and exponents, towers of powers. The time limit is for what this does not foresee."""
 _MAX_DEPTH = 24
-_SPACE = " \t\r\n"
 _ENVIRONMENTS = ("$", r"\(", r"\[", r"\boxed")
 
 
@@ -54,10 +48,10 @@ def judge(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
     Of words only their case may differ, and the order of a list: math-verify would read each letter as a
     factor, and `tac` as `cat`.
     """
-    if text.strip(_SPACE) == answer:
+    if text.strip(SPACE) == answer:
         return True
     right = words(answer)
-    if right and not _FORMULA.search(_TEXT.sub(r"\1", text)):
+    if right and not _FORMULA.search(TEXT.sub(r"\1", text)):
         return words(text) == right
     given, wanted = plain_number(text), plain_number(answer)
     if given is not None and wanted is not None:
@@ -76,26 +70,6 @@ def refuse_costly(text: str) -> None:
     depths = accumulate((char in "({[") - (char in ")}]") for char in text)
     if max(depths, default=0) > _MAX_DEPTH or _COSTLY.search(text):
         raise RefusedError("costly to compute")
-
-
-def plain_number(text: str) -> Fraction | None:
-    """The value of digits with an optional sign, dollar, thousands and decimals; None for anything else."""
-    match = _PLAIN.fullmatch(text.strip(_SPACE))
-    if match is None:
-        return None
-    sign, whole, decimals = match.groups()
-    return Fraction(f"{sign}{whole.replace(',', '')}{(decimals or '').rstrip('.')}")
-
-
-def words(text: str) -> list[str]:
-    """The items of a list of words, or the one there is, in lower case and in order; empty for others.
-
-    Letters alone may also be factors, as in `xy`: one of the words has three or more.
-    """
-    bare = " ".join(_TEXT.sub(r"\1", text).strip("$" + _SPACE).casefold().split())
-    if not _WORDS.fullmatch(bare) or not re.search(r"[^\W\d_]{3}", bare):
-        return []
-    return sorted(_LIST.split(bare.removesuffix(".")))
 
 
 @lru_cache(maxsize=64)

@@ -5,21 +5,19 @@ reward term: a number); text that it does not read raises RefusedError. `bounded
 of bounded length; the others rest on other people's code, and get their answers one at a time.
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from string import ascii_uppercase
 from typing import Any
 
+from r1hpc.tasks.answer_forms import SPACE, chosen
 from r1hpc.tasks.arithmetic import numbers, parse, value
 
 Judge = Callable[[str, str, Mapping[str, Any]], bool]
 OWN_VERDICT = "own_verdict"
 OWN_SCORE = "own_score"
-_LETTER = re.compile(r"\(?([A-Z])(?:\)|[.:)](?=\s|$)|$)", re.ASCII)
-
-_SPACE = " \t\r\n"
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class JudgeKind:
 
 def exact(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
     """The same characters, blanks around them aside."""
-    return text.strip(_SPACE) == answer
+    return text.strip(SPACE) == answer
 
 
 def countdown(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
@@ -52,15 +50,10 @@ def countdown(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
 
 def choice(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
     """The letter of the right choice: `C`, `(C)`, `C. with its text`; or that text alone."""
-    said = text.strip(_SPACE)
-    texts = [str(choice).strip(_SPACE).casefold() for choice in metadata["choices"]]
-    is_bare = re.fullmatch(r"\(?[A-Z][).:]?", said, re.ASCII)
-    if not is_bare and said.casefold() in texts:  # before the letter: a text may begin as `C. elegans` does
-        return said.casefold() == texts[ord(answer) - ord("A")]
-    letter = _LETTER.match(said)
-    if letter is not None:
-        return letter[1] == answer
-    return said.casefold() == texts[ord(answer) - ord("A")]
+    letter = chosen(text, metadata["choices"])
+    texts = [str(said).strip(SPACE).casefold() for said in metadata["choices"]]
+    said = dict(zip(ascii_uppercase, texts, strict=False))
+    return letter == answer or (letter in said and said[letter] == said[answer])  # two may have one text
 
 
 def _load_math(settings: Mapping[str, Any]) -> Judge:

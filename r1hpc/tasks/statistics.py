@@ -29,8 +29,8 @@ def majority(votes: Sequence[Sequence[Any]]) -> bool:
     """Whether the answer that most samples give is right (self-consistency, Wang et al., arXiv 2203.11171).
 
     Args:
-        votes: [answer, whether it is right] of each sample. Right answers count together, however they are
-            written; wrong ones by their text; None is no vote. Of equally many the one given first counts.
+        votes: [answer as it is counted (answer_forms.counted_as), whether it is right] of each sample. Right
+            answers count together; None is no vote. Of equally many the one given first counts.
     """
     counts: dict[object, int] = {}
     for text, right in votes:

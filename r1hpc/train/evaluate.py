@@ -28,6 +28,7 @@ from r1hpc.base.failpoints import failpoint
 from r1hpc.base.files import append_record, read_json, write_atomic, write_json
 from r1hpc.config.schema import RunConfig
 from r1hpc.plan.parts import evaluation_prompts, num_items
+from r1hpc.tasks.answer_forms import counted_as
 from r1hpc.tasks.completion import take_apart
 from r1hpc.tasks.rewards import Completion, Score
 from r1hpc.tasks.statistics import majority, pass_at_k, share_interval, wilson
@@ -71,7 +72,7 @@ class Answer:
     task: str = ""
     """The label of its task or test file, where there are several."""
     votes: list[list[Any]] = field(default_factory=list)
-    """[what it answers, whether that is right] of each sample, for maj@k; null where it answers nothing."""
+    """[what it answers, as it is counted, whether that is right] of each sample, for maj@k; null: nothing."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -132,7 +133,10 @@ def _answer(
         num_thinking=len(thinking),
         num_thinking_correct=sum(thinking),
         task=item.task,
-        votes=[[parts.answer, right] for parts, right in zip(taken, verdicts, strict=True)],
+        votes=[
+            [None if parts.answer is None else counted_as(parts.answer, item.metadata), right]
+            for parts, right in zip(taken, verdicts, strict=True)
+        ],
     )
 
 

@@ -30,9 +30,9 @@ _CODE = (
     *("train/teach.py", "train/teacher.py", "train/judge.py", "train/sampling.py", "train/model.py"),
     *("train/generate.py", "data/recipe_generate.py", "data/prompts.py"),
     *("plan/chat.py", "tasks/chat.py", "tasks/completion.py", "tasks/prompts.py", "tasks/tokenizer.py"),
-    *("tasks/judges.py", "tasks/judge_math.py", "tasks/arithmetic.py", "tasks/algebra.py"),
+    *("tasks/judges.py", "tasks/judge_math.py", "tasks/answer_forms.py", "tasks/arithmetic.py"),
     *("tasks/file.py", "tasks/question_file.py", "tasks/rewards.py", "tasks/terms.py"),
-    *("tasks/verifier.py", "tasks/worker.py"),
+    *("tasks/algebra.py", "tasks/verifier.py", "tasks/worker.py"),
 )
 """What decides a word or a verdict."""
 

@@ -1,0 +1,91 @@
+"""What the text of an answer says, however it is written: a plain number, words, the letter of a choice.
+
+    plain_number("$1,234.00")                           # Fraction(1234, 1)
+    chosen("(C) Paris", ["Rome", "Bonn", "Paris"])      # "C"
+    counted_as("\\\\dfrac12", {})                         # "1/2": the form in which votes are counted
+
+For the judges, and for a majority of answers that no judge compares with each other.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+SPACE = " \t\r\n"
+_PLAIN = re.compile(r"\$?(-?)\$?(\d{1,30}|\d{1,3}(?:,\d{3}){1,9})(\.\d{0,30})?\.?", re.ASCII)
+_WORD = r"[^\W\d_]{2,}(?:['\u2019-][^\W\d_]+)*"
+_WORDS = re.compile(rf"{_WORD}(?:[ ,.]+{_WORD})*\.?")
+_LIST = re.compile(r"\s*,\s*(?:and\s+)?|\s+and\s+")
+TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox)\s*\{([^{}]*)\}")
+_LETTER = re.compile(r"\(?([A-Z])(?:\)|[.:)](?=\s|$)|$)", re.ASCII)
+_COSMETIC = re.compile(r"\\(?:left|right|displaystyle|[,;!: ])|[\s$]")
+_FRACTION = re.compile(
+    r"(-?)(?:\\[dt]?frac(?:\{(\d{1,30})\}\{(\d{1,30})\}|(\d)(\d))|(\d{1,30})/(\d{1,30}))", re.ASCII
+)
+_MOST_CHARACTERS = 1024
+"""Of an answer that a form is looked for in: what is longer is hardly a number, a word or a letter."""
+
+
+def plain_number(text: str) -> Fraction | None:
+    """The value of digits with an optional sign, dollar, thousands and decimals; None for anything else."""
+    match = _PLAIN.fullmatch(text.strip(SPACE))
+    if match is None:
+        return None
+    sign, whole, decimals = match.groups()
+    return Fraction(f"{sign}{whole.replace(',', '')}{(decimals or '').rstrip('.')}")
+
+
+def words(text: str) -> list[str]:
+    """The items of a list of words, or the one there is, in lower case and in order; empty for others.
+
+    Letters alone may also be factors, as in `xy`: one of the words has three or more.
+    """
+    bare = " ".join(TEXT.sub(r"\1", text).strip("$" + SPACE).casefold().split())
+    if not _WORDS.fullmatch(bare) or not re.search(r"[^\W\d_]{3}", bare):
+        return []
+    return sorted(_LIST.split(bare.removesuffix(".")))
+
+
+def chosen(text: str, choices: Sequence[Any]) -> str | None:
+    """The letter of the choice that is meant: `C`, `(C)`, `C. with its text`, or that text alone."""
+    said = text.strip(SPACE)
+    texts = [str(choice).strip(SPACE).casefold() for choice in choices]
+    is_bare = re.fullmatch(r"\(?[A-Z][).:]?", said, re.ASCII)
+    letter = _LETTER.match(said)
+    # A text before a letter: one may begin as `C. elegans` does.
+    if said.casefold() in texts and not is_bare:
+        return chr(ord("A") + texts.index(said.casefold()))
+    if letter is not None:
+        return letter[1]
+    return None
+
+
+def counted_as(text: str, metadata: Mapping[str, Any]) -> str:
+    """The form in which an answer is counted, for a majority: the same for `B` and `(B) Bonn`, `0.5` and
+    `\\dfrac{1}{2}`, `Paris.` and `paris`. Formulas that only algebra makes equal stay apart.
+
+    Args:
+        metadata: the item's; of a multiple choice it has `choices`.
+    """
+    if len(text) > _MOST_CHARACTERS:
+        return " ".join(text.split())
+    letter = chosen(text, metadata["choices"]) if "choices" in metadata else None
+    if letter is not None:
+        return letter
+    number = plain_number(text)
+    if number is None:
+        number = _fraction(_COSMETIC.sub("", text))
+    if number is not None:
+        return str(number)
+    found = words(text)
+    return ", ".join(found) if found else _COSMETIC.sub("", TEXT.sub(r"\1", text)).removesuffix(".")
+
+
+def _fraction(bare: str) -> Fraction | None:
+    match = _FRACTION.fullmatch(bare.removesuffix("."))
+    if match is None:
+        return plain_number(bare)
+    sign, *parts = match.groups()
+    over, under = (int(part) for part in parts if part is not None)
+    return Fraction(-over if sign else over, under) if under else None
