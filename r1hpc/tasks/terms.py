@@ -105,7 +105,8 @@ def diversity(judged: Judged) -> float:
 def overlong(judged: Judged) -> float:
     """DAPO's soft overlong punishment (arXiv 2503.14476, eq. 13): 0 up to a length, then down to -1.
 
-    Its weight is 1; what was cut off is -1. The paper has 4,096 of 20,480 tokens: a fifth.
+    What was cut off is -1. The paper has 4,096 of 20,480 tokens, a fifth, and adds it to an accuracy of 1 or
+    -1: beside one of 1 or 0 the same is a weight of 0.5.
     """
     longest = judged.max_completion_length
     buffer = judged.overlong_share * longest

@@ -237,4 +237,4 @@ def _reason_against(arm: Arm, base: RunConfig) -> str | None:
             f"{kind} has no FP8 units: they begin with compute capability 8.9 (Ada) and 9.0 (Hopper), "
             "an A100 is 8.0 (NVIDIA Transformer Engine, support matrix)"
         )
-    return "r1hpc trains in fp32, bf16 and fp16; FP8 by Transformer Engine is not built in"
+    return "train.precision=fp8 is for the stages pretrain and sft, and an ablation trains by RL too"

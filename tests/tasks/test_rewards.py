@@ -1,8 +1,10 @@
 """Rewards of groups: weights, the gate, and demonstrations that are always right."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
+import yaml
 
 from r1hpc.base.errors import UsageError
 from r1hpc.config.reasoning import RewardConfig, TaskConfig
@@ -13,6 +15,7 @@ from r1hpc.tasks.task import Item, Task
 
 pytestmark = pytest.mark.usefixtures("no_process_left")
 
+_DAPO = Path(__file__).parents[2] / "configs" / "rl" / "dapo.yaml"
 _TASK = make_task(TaskConfig("chain_sum"))
 _ITEM = _TASK.item(0)
 _RIGHT, _WRONG = compose("", _ITEM.answer), compose("", "x")
@@ -60,6 +63,15 @@ def test_the_gate_is_not_opened_by_a_length() -> None:
     assert [score.reward for score in scores] == pytest.approx([0.0, -0.5])
     right = _scores([_RIGHT, _BARE_WRONG], [9, 36], terms=terms)
     assert [score.reward for score in right] == pytest.approx([1.1, -0.5])
+
+
+def test_dapo_punishes_length_as_its_paper_does() -> None:
+    """Beside a reward of 1 or -1 (2503.14476, section 3.4 and eq. 13); the same on half the scale."""
+    terms = {**yaml.safe_load(_DAPO.read_text())["reward"]["terms"], "format": 0.0}
+    for length, punishment in ((9, 0.0), (32, 0.0), (36, -0.5), (40, -1.0)):
+        right, wrong = _scores([_RIGHT, _WRONG], [length, length], terms=terms)
+        assert right.reward == pytest.approx((1 + punishment + 1) / 2)
+        assert wrong.reward == pytest.approx((-1 + punishment + 1) / 2)
 
 
 def test_the_gate_leaves_one_that_is_alone() -> None:

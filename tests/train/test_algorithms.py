@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r1hpc.config.load import assets
-from r1hpc.config.reasoning import RlConfig
+from r1hpc.config.reasoning import RewardConfig, RlConfig, RolloutConfig
+from r1hpc.config.schema import RunConfig, TrainConfig
+from r1hpc.plan.batch import updates_per_rollout
 from r1hpc.train.algorithms import (
     gae,
     group_advantages,
@@ -289,4 +291,11 @@ def test_rloo() -> None:
     "path", sorted((assets("configs") / "rl").glob("*.yaml")), ids=lambda path: path.stem
 )
 def test_every_preset_names_settings_there_are(path: Path) -> None:
-    RlConfig(**yaml.safe_load(path.read_text())["rl"])
+    preset = yaml.safe_load(path.read_text())
+    RlConfig(**preset["rl"])
+    RewardConfig(**preset["reward"])
+    updates = updates_per_rollout(
+        RunConfig(rollout=RolloutConfig(**preset["rollout"]), train=TrainConfig(**preset["train"]))
+    )
+    if path.stem in ("cispo", "dapo", "gspo"):
+        assert updates > 1, "in a rollout's first update every ratio is 1, and no clip acts"
