@@ -13,7 +13,7 @@ any number of ranks (see order).
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -200,7 +200,7 @@ class TraceLoader(DocumentLoader[TraceBatch]):
 
 def document_order_id(plan: DocumentPlan | DocumentMixture, parting: Parting | None) -> str:
     """Names the order of the documents that are trained on."""
-    return plan.plan_hash if parting is None else digest({"plan": plan.plan_hash, **asdict(parting)})
+    return plan.plan_hash if parting is None else digest({"plan": plan.plan_hash, **parting.to_json()})
 
 
 def row_length(longest: int, seq_len: int) -> int:

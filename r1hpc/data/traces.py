@@ -9,6 +9,7 @@ opened: 24 bytes of memory a document.
 """
 
 from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from r1hpc.data.segments import has_roles, read_lengths
 
 KEPT_BYTES = 16 * 2**20
 """Tokens of a dataset up to this size stay in memory, unless every read is to verify."""
+_AT_ONCE = 2**22
+"""Tokens that are read together where all of them are."""
 
 
 def open_traces(path: Path | str, expected_id: str | None = None, *, verify: str = "once") -> "TraceDataset":
@@ -78,6 +81,25 @@ class TraceDataset:
         start, length = int(self._starts[number]), int(self.document_lengths[number])
         tokens = self._kept[start : start + length] if self._keeps else self.tokens.read(start, length)
         return tokens.astype(np.uint32), int(self.prompt_lengths[number])
+
+    def prompt_keys(self) -> npt.NDArray[np.uint64]:
+        """A number for each document, equal where the prompts are; all tokens are read for it.
+
+        Raises:
+            ShardCorruptError: names the file and chunk that cannot be trusted.
+        """
+        found = np.empty(self.num_documents, np.uint64)
+        begin = 0
+        while begin < self.num_documents:
+            start = int(self._starts[begin])
+            end = max(begin + 1, int(np.searchsorted(self._starts, start + _AT_ONCE, side="right")) - 1)
+            block = self.tokens.read(start, int(self._starts[end]) - start)
+            for number in range(begin, end):
+                first = int(self._starts[number]) - start
+                prompt = block[first : first + int(self.prompt_lengths[number])].tobytes()
+                found[number] = int.from_bytes(blake2b(prompt, digest_size=8).digest(), "little")
+            begin = end
+        return found
 
     @cached_property
     def _kept(self) -> npt.NDArray[Any]:

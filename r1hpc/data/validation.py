@@ -2,13 +2,16 @@
 
     part = hold_out(dataset, num=200, seed=0)
     part.held_out                   # (200,): numbers of documents, of each source its share
+    part.siblings                   # documents of the same prompts: neither held out nor trained on
     part.training(items)            # items of [0, part.sizes of all sources) to documents
 
-Which they are follows from the dataset's sizes and the seed alone, so every rank and every attempt agrees.
+Which they are follows from the dataset and the seed alone, so every rank and every attempt agrees.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +31,33 @@ class Parting:
     all_sizes: tuple[int, ...]
     num_held: tuple[int, ...]
     seed: int
+    siblings: tuple[int, ...] = ()
+    """Documents with the prompt of one that is held out, in order: other answers to the same question, of any
+    source. Trained on, they would tell what the loss on the held-out ones is to find out."""
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Documents of each source that are trained on."""
-        return tuple(size - held for size, held in zip(self.all_sizes, self.num_held, strict=True))
+        left_out = map(len, self._siblings_of)
+        return tuple(
+            size - held - out for size, held, out in zip(self.all_sizes, self.num_held, left_out, strict=True)
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """What names it; without siblings, as it was named when there were none."""
+        found = asdict(self)
+        return found if self.siblings else {k: v for k, v in found.items() if k != "siblings"}
+
+    @cached_property
+    def _siblings_of(self) -> list[Ints]:
+        """Of each source, the places of its siblings in its order, ascending."""
+        found, first, out = [], 0, np.array(self.siblings, np.int64)
+        for source, size in enumerate(self.all_sizes):
+            mine = out[(out >= first) & (out < first + size)]
+            order = self._document(source, np.arange(size if mine.size else 0, dtype=np.int64))
+            found.append(np.flatnonzero(np.isin(order, mine)))
+            first += size
+        return found
 
     @property
     def held_out(self) -> Ints:
@@ -49,7 +74,12 @@ class Parting:
         found = np.empty_like(items)
         for source in np.unique(sources).tolist():
             chosen = sources == source
-            found[chosen] = self._document(source, items[chosen] - firsts[source])
+            # The k-th place that is no sibling's: before it lie as many siblings as have at most k others
+            # before them.
+            out = self._siblings_of[source]
+            places = items[chosen] - firsts[source]
+            places = places + np.searchsorted(out - np.arange(len(out)), places, side="right")
+            found[chosen] = self._document(source, places)
         return found
 
     def _document(self, source: int, places: Ints) -> Ints:
@@ -58,16 +88,24 @@ class Parting:
 
 
 def hold_out(dataset: TraceDataset, num: int, seed: int) -> Parting:
-    """`num` documents of the dataset, of each source its share.
+    """`num` documents of the dataset, of each source its share; all its tokens are read to find siblings.
 
     Raises:
         UsageError: a source would have none left to train on.
+        ShardCorruptError: names the file and chunk that cannot be trusted.
     """
     sizes = dataset.source_documents
     held = divide(num, sizes)
-    if any(0 < size <= part for size, part in zip(sizes, held, strict=True)):
-        raise UsageError(
-            f"data.validation_documents is {num}, but {dataset.path} has {dataset.num_documents} documents, "
-            "and some of every source must be left to train on: lower it"
-        )
-    return Parting(sizes, held, seed)
+    found = Parting(sizes, held, seed)
+    if not any(0 < size <= part for size, part in zip(sizes, held, strict=True)):
+        prompts, ours = dataset.prompt_keys(), np.zeros(dataset.num_documents, np.bool_)
+        ours[found.held_out] = True
+        siblings = np.isin(prompts, prompts[ours]) & ~ours
+        found = replace(found, siblings=tuple(np.flatnonzero(siblings).tolist()))
+        if all(left > 0 for left, size in zip(found.sizes, sizes, strict=True) if size):
+            return found
+    raise UsageError(
+        f"data.validation_documents is {num}, but {dataset.path} has {dataset.num_documents} documents, "
+        f"{len(found.siblings)} more of which share a prompt with those held out, and some of every source "
+        "must be left to train on: lower it"
+    )

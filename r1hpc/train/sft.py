@@ -7,16 +7,20 @@ all completion tokens of the global batch, so it does not depend on how rows wer
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from r1hpc.base.failpoints import failpoint
+from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.data.packed_loader import PackedBatch, PackedLoader, rows_of
 from r1hpc.data.trace_loader import Rows, TraceBatch, TraceLoader
-from r1hpc.data.traces import open_traces
-from r1hpc.data.validation import hold_out
+from r1hpc.data.traces import TraceDataset, open_traces
+from r1hpc.data.validation import Parting, hold_out
 from r1hpc.plan.model import load_model_config
 from r1hpc.tasks.tokenizer import (
     TokenizerFiles,
@@ -32,7 +36,7 @@ from r1hpc.train.packing import check_apart, packed_form
 from r1hpc.train.policy import build_policy, placement
 from r1hpc.train.sequence import SequenceGroup, share_sequences
 from r1hpc.train.session import Job, Outcome, Plan, Session
-from r1hpc.train.supervised import SupervisedStage, batch_plan, open_once
+from r1hpc.train.supervised import SupervisedStage, batch_plan, by_rank_0, open_once
 
 
 def run(job: Job) -> Outcome:
@@ -44,12 +48,10 @@ def run(job: Job) -> Outcome:
     tokenizer = load_tokenizer(config.model)
     dataset = open_once(group, lambda: open_traces(dataset_path, verify=config.data.verify))
     check_data_tokens(dataset.tokens.tokenizer_path, config.model)
-    make = PackedLoader if config.data.packing else TraceLoader
-    held = config.data.validation_documents
-    parting = hold_out(dataset, held, config.data.seed) if held else None
     pad = special_ids(tokenizer, config.model).pad
     sequence = share_sequences(group, config.train.sequence_parallel)
-    loader = make(
+    make = partial(
+        PackedLoader if config.data.packing else TraceLoader,
         dataset,
         global_batch_size=batch.global_batch_size,
         micro_batch_size=batch.micro_batch_size,
@@ -58,10 +60,11 @@ def run(job: Job) -> Outcome:
         seed=config.data.seed,
         pad_id=pad,
         seq_len=config.data.seq_len,
-        parting=parting,
         mix=config.data.mix,
         num_samples=config.train.num_steps * batch.global_batch_size,
     )
+    parting = _held_out(job, dataset, lambda parting: Mixing(make(parting=parting), config).base_id)
+    loader = make(parting=parting)
     rows = []
     if parting is not None:
         rows = rows_of(
@@ -88,6 +91,23 @@ def run(job: Job) -> Outcome:
     return loop.train(loop.set_up(job, stage, plan), stage)
 
 
+def _held_out(job: Job, dataset: TraceDataset, order_id: Callable[[Parting], str]) -> Parting | None:
+    """What is held out, if anything. A run that began when the siblings of held-out documents were trained on
+    goes on so: `order_id` names the order that a parting leads to.
+    """
+    data = job.config.data
+    if not data.validation_documents:
+        return None
+    job.watchdog.beat("choosing what is held out")
+    parting = by_rank_0(job.group, lambda: hold_out(dataset, data.validation_documents, data.seed))
+    if not parting.siblings:
+        return parting
+    stored = by_rank_0(job.group, CheckpointStore(job.run.checkpoints).list)
+    before = replace(parting, siblings=())
+    is_of_before = any(each.manifest.meta.get("plan_hash") == order_id(before) for each in stored)
+    return before if is_of_before else parting
+
+
 class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
     """The stage: the tokens of the completions have a loss."""
 
@@ -105,11 +125,21 @@ class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
         self._lowest: float | None = None
         self._since = 0
         """Validations since the lowest."""
+        self._validated = 0
+        """The last step at which the loss on what is held out was due and taken."""
 
     def begin(self, session: Session) -> bool:
+        """Also the validation that the last attempt was asked to stop at; False: so is this one."""
         if self._job.config.data.packing:
             check_apart(session.engine, self._job.config.model.attn_implementation)
-        return super().begin(session)
+        super().begin(session)
+        step = session.first_step - 1
+        if not step or not self._is_due(step) or self._validated >= step:
+            return True
+        loss, stop = self._validate(session, step)
+        if loss is not None and self._job.group.rank == 0:
+            session.metrics.event("validation", global_step=step, validation_loss=loss)
+        return not stop
 
     def losses(self, engine: Any, batch: TraceBatch | PackedBatch) -> Iterator[torch.Tensor]:
         # DeepSpeed takes the mean over the ranks; here the sum over them is the mean wanted.
@@ -117,19 +147,16 @@ class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
         for rows in self.last_marked(engine, batch.micro_batches):
             yield self._loss(engine, rows) * weight
 
-    def after_update(self, session: Session, step: int) -> dict[str, Any]:
-        """The loss on what is held out, where it is due; with early stopping a new lowest is exported."""
+    def after_update(self, session: Session, step: int) -> tuple[dict[str, Any], bool]:
+        """The loss on what is held out, where it is due."""
+        if not self._is_due(step):
+            return {}, False
+        loss, stop = self._validate(session, step)
+        return {} if loss is None else {"validation_loss": loss}, stop
+
+    def _is_due(self, step: int) -> bool:
         train = self._job.config.train
-        if not self._validation or (step % train.validate_every and step < train.num_steps):
-            return {}
-        loss = self._validate(session.engine)
-        if self._lowest is None or loss < self._lowest:
-            self._lowest, self._since = loss, 0
-            if train.early_stopping:
-                self.export(session)
-        else:
-            self._since += 1
-        return {"validation_loss": loss}
+        return bool(self._validation) and (step % train.validate_every == 0 or step == train.num_steps)
 
     @property
     def is_done(self) -> bool:
@@ -140,20 +167,39 @@ class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
         """With early stopping the model of the lowest loss is there already."""
         return bool(self._job.config.train.early_stopping) or super().finish(session)
 
+    def _validate(self, session: Session, step: int) -> tuple[float | None, bool]:
+        """The loss on what is held out after `step`, and whether a stop was requested; with early stopping a
+        new lowest is exported. No loss: it is still due, and the next attempt begins with it.
+        """
+        loss = self._held_out_loss(session)
+        if loss is None:
+            return None, True
+        self._validated = step
+        if self._lowest is None or loss < self._lowest:
+            self._lowest, self._since = loss, 0
+            if self._job.config.train.early_stopping:
+                self.export(session)
+        else:
+            self._since += 1
+        return loss, loop.agree(session).stop
+
     @torch.no_grad()
-    def _validate(self, engine: Any) -> float:
-        """The mean over all completion tokens of the held-out documents."""
-        job = self._job
-        engine.eval()
-        total, num = 0.0, 0
+    def _held_out_loss(self, session: Session) -> float | None:
+        """The mean over all completion tokens of the held-out documents; None: a stop was requested."""
+        total, num, stop = 0.0, 0, False
+        session.engine.eval()
         for rows in self._validation:
-            job.watchdog.beat("the loss on held-out documents")
-            total += float(self._loss(engine, rows))
+            self._job.watchdog.beat("the loss on held-out documents")
+            failpoint("validate.rows")
+            total += float(self._loss(session.engine, rows))
             if self._sequence.index == 0:  # the others have the same documents
                 num += int(rows.loss_mask.sum())
-        engine.train()
-        summed, tokens = job.group.all_sum([total, num])
-        return summed / tokens
+            stop = loop.agree(session).stop
+            if stop:
+                break
+        session.engine.train()
+        summed, tokens = self._job.group.all_sum([total, num])
+        return None if stop else summed / tokens
 
     def _loss(self, engine: Any, rows: Rows) -> torch.Tensor:
         """Summed over the completion tokens of a micro batch, of this rank's part of its rows."""
@@ -180,12 +226,14 @@ class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
         return {"useful_share": batch.num_tokens / batch.num_positions}
 
     def meta(self, step: int) -> dict[str, Any]:
+        validation = [self._lowest, self._since, self._validated]
         # How many tokens a batch of completions has does not follow from the step.
-        return {**super().meta(step), "tokens": self._tokens, "validation": [self._lowest, self._since]}
+        return {**super().meta(step), "tokens": self._tokens, "validation": validation}
 
     def read_state(self, folder: Path, meta: dict[str, Any]) -> None:
         super().read_state(folder, meta)
-        self._lowest, self._since = meta.get("validation", (None, 0))  # not in those of before
+        self._lowest, self._since, *step = meta.get("validation", (None, 0))  # not in those of before
+        self._validated = step[0] if step else meta["global_step"]  # which left none out
 
     def tokens_in(self, meta: dict[str, Any]) -> int:
         return int(meta["tokens"])

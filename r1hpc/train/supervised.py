@@ -8,6 +8,7 @@ The samples of a step follow from its number, so a resumed run reads on where it
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -46,6 +47,7 @@ class OnFiles(Protocol):
 
 BatchT = TypeVar("BatchT", bound=Batch)
 DatasetT = TypeVar("DatasetT", bound=OnFiles)
+MadeT = TypeVar("MadeT")
 
 
 def batch_plan(job: Job) -> BatchPlan:
@@ -68,19 +70,28 @@ def open_once(group: Group, open_it: Callable[[], DatasetT]) -> DatasetT:
     Raises:
         R1hpcError: what rank 0 met, on every rank; or a file that this node does not see.
     """
-    found: DatasetT | R1hpcError | None = None
-    if group.rank == 0:
-        try:
-            found = open_it()
-        except R1hpcError as error:
-            found = error
-    found = group.broadcast(found)
-    if isinstance(found, R1hpcError):
-        raise found
-    assert found is not None, "rank 0 has a dataset or an error"
+    found = by_rank_0(group, open_it)
     if group.local_rank == 0 and group.rank != 0:
         found.manifest.check_census()
     return found
+
+
+def by_rank_0(group: Group, make: Callable[[], MadeT]) -> MadeT:
+    """What rank 0 makes, on every rank.
+
+    Raises:
+        R1hpcError: what rank 0 met, on every rank.
+    """
+    found: MadeT | R1hpcError | None = None
+    if group.rank == 0:
+        try:
+            found = make()
+        except R1hpcError as error:
+            found = error
+    made: MadeT | R1hpcError = group.broadcast(found)
+    if isinstance(made, R1hpcError):
+        raise made
+    return made
 
 
 class SupervisedStage(ABC, Generic[BatchT]):
@@ -143,9 +154,13 @@ class SupervisedStage(ABC, Generic[BatchT]):
         """More for train.jsonl."""
         return {}
 
-    def after_update(self, session: Session, step: int) -> dict[str, Any]:
-        """What is to be done after step `step`, on all ranks; and more for train.jsonl."""
-        return {}
+    def after_update(self, session: Session, step: int) -> tuple[dict[str, Any], bool]:
+        """What is to be done after step `step`, on all ranks, where no stop was requested.
+
+        Returns:
+            More for train.jsonl; whether a stop was requested meanwhile.
+        """
+        return {}, False
 
     def begin(self, session: Session) -> bool:
         self._sequence.attend(session.engine, self._job.config.model.attn_implementation)
@@ -171,7 +186,10 @@ class SupervisedStage(ABC, Generic[BatchT]):
         num_tokens = self.num_tokens(batch)
         self._tokens += num_tokens
         step_time_s = time.monotonic() - started
-        more = self.after_update(session, step)
+        more: dict[str, Any] = {}
+        if not result.stop:
+            more, stop = self.after_update(session, step)
+            result = replace(result, stop=stop)
         session.rank_times.step(step, step_time_s, data_time_s + result.forward_s)
         if job.group.rank == 0:
             done = step_records.StepRecord(

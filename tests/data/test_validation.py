@@ -1,5 +1,6 @@
 """Held-out documents: of each source its share, never trained on, the rest once per epoch."""
 
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from r1hpc.data.packed_loader import rows_of
 from r1hpc.data.trace_loader import TraceLoader
 from r1hpc.data.traces import open_traces
 from r1hpc.data.validation import Parting, hold_out
-from tests.data.tracefiles import build_traces, expected_ids, pairs, trace_source
+from tests.data.tracefiles import build_traces, expected_ids, pairs, trace_source, write_traces
 
 TRACES = pairs(30)
 
@@ -23,12 +24,19 @@ TRACES = pairs(30)
 @given(
     parts=st.lists(st.tuples(st.integers(1, 50), st.integers(0, 20)), min_size=1, max_size=4),
     seed=st.integers(0, 2**40),
+    data=st.data(),
 )
-def test_a_document_is_trained_on_or_held_out(parts: list[tuple[int, int]], seed: int) -> None:
+def test_a_document_is_trained_on_held_out_or_a_sibling(
+    parts: list[tuple[int, int]], seed: int, data: st.DataObject
+) -> None:
     parting = Parting(tuple(a + b for a, b in parts), tuple(b for _, b in parts), seed)
     held = parting.held_out.tolist()
+    others = sorted({*range(sum(parting.all_sizes))} - {*held})
+    siblings = data.draw(st.lists(st.sampled_from(others), unique=True, max_size=20))
+    parting = replace(parting, siblings=tuple(sorted(siblings)))
+    assert parting.held_out.tolist() == held
     trained = parting.training(np.arange(sum(parting.sizes))).tolist()
-    assert sorted([*held, *trained]) == list(range(sum(parting.all_sizes)))
+    assert sorted([*held, *siblings, *trained]) == list(range(sum(parting.all_sizes)))
     begin = 0
     for size, num in zip(parting.all_sizes, parting.num_held, strict=True):
         assert sum(begin <= document < begin + size for document in held) == num
@@ -44,6 +52,25 @@ def test_a_source_without_documents_gives_none(tmp_path: Path) -> None:
     parting = hold_out(dataset, 6, seed=3)
     assert (parting.sizes, len(parting.held_out)) == ((24, 0), 6)
     assert len({*parting.training(np.arange(24)).tolist(), *parting.held_out.tolist()}) == 30
+
+
+def test_other_answers_to_a_held_out_prompt_are_not_trained_on(tmp_path: Path) -> None:
+    """Several completions of each question, as rejection sampling keeps them, and one of another source."""
+    asked = [(f"{number // 4}+1=", f"{number}") for number in range(40)]
+    again = [(f"{number}+1=", "again") for number in range(10)]
+    write_traces(tmp_path / "more" / "m.jsonl", again)
+    sources = [trace_source(glob="a.jsonl"), trace_source(name="more", root="more")]
+    dataset = open_traces(build_traces(tmp_path, asked, sources=sources).path)
+    parting = hold_out(dataset, 5, seed=3)
+    prompts = [prompt for prompt, _ in (*asked, *again)]
+    held = {prompts[number] for number in parting.held_out}
+    trained = parting.training(np.arange(sum(parting.sizes))).tolist()
+    assert len(parting.held_out) == 5
+    assert held
+    assert not held & {prompts[number] for number in trained}
+    assert {*prompts} - held == {prompts[number] for number in trained}
+    with pytest.raises(UsageError, match=r"validation_documents is 35, .* [0-9]+ more of which share"):
+        hold_out(dataset, 35, seed=3)
 
 
 def test_an_epoch_of_the_loader_is_the_rest(tmp_path: Path) -> None:
