@@ -288,8 +288,12 @@ class GenerateConfig:
     """A part is made by one rank; a preemption keeps the finished ones, and the others are begun again. None:
     so few items that each rank has about four parts, at most 256; settled by the first submission."""
     keep: str = ranged("correct", choices=("all", "correct", "best"))
-    """correct: what is right and well-formed; best: of that the one of highest reward of each item; all:
-    wrong completions too. Never one that is cut off, and a text once of each item."""
+    """correct: what is right and well-formed; best: of that the one of highest reward of each item, the first
+    of several; all: wrong completions too. Never one that is cut off, and a text once of each item."""
+    most_per_item: int | None = ranged(None, least=1)
+    """Of what is kept of an item, at most so many, the first ones: else easy items outnumber the others."""
+    min_pass_rate: float = ranged(0.0, least=0, most=1)
+    """Items the model solves less often than this are left out: a right answer to them may be a guess."""
     max_pass_rate: float = ranged(1.0, least=0, most=1)
     """Items the model solves more often than this are left out: they teach nothing."""
     thinking_share: float = ranged(0.3, least=0, most=1)

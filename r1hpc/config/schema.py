@@ -203,7 +203,8 @@ class TrainConfig:
     it ends the run. Without this, samples and rates are the same and losses may differ in their last digits,
     also after a resume."""
     hang_timeout_s: float = ranged(1800.0, above=0)
-    """No progress for this long: stacks are dumped, the attempt ends and is requeued."""
+    """No progress for this long: stacks are dumped, the attempt ends and is requeued. Libraries may load for
+    five minutes more."""
     print_every: int = ranged(10, least=1)
     """Steps between two lines in the log of rank 0."""
 
@@ -382,6 +383,11 @@ class RunConfig:
         if self.train.early_stopping and not self.data.validation_documents:
             raise ConfigError(
                 "train.early_stopping needs documents to validate on: set data.validation_documents"
+            )
+        if self.generate.min_pass_rate > self.generate.max_pass_rate:
+            raise ConfigError(
+                f"generate.min_pass_rate={self.generate.min_pass_rate:g} is above generate.max_pass_rate="
+                f"{self.generate.max_pass_rate:g}, and nothing would be kept: lower it"
             )
         if self.stage == "rl":
             self._check_rl()

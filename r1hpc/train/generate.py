@@ -13,6 +13,7 @@ import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from r1hpc.tasks.registry import make_task
 from r1hpc.tasks.rewards import Completion, Score
 from r1hpc.tasks.task import Item, Task
 from r1hpc.tasks.trained_on import check_trained_on
+from r1hpc.tasks.verifier import StopAsked
 from r1hpc.telemetry.evaluations import table
 from r1hpc.train import loop
 from r1hpc.train.asked import refuse_other_questions
@@ -46,28 +48,33 @@ def traces(job: Job) -> Outcome:
     task = make_task(job.config.task)
     _refuse_other_questions(job, task.id)
     outcome = _run_parts(job, functools.partial(_demonstrations, job, task))
-    with _last_by_rank_0(job, outcome) as is_mine:
-        if is_mine:
-            count = _write_lines(job.run.traces, _read_parts(job))
-            print(f"{count} traces of {task.name} in {job.run.traces}", flush=True)
-    return outcome
+
+    def gather() -> bool:
+        count = _write_lines(job.run.traces, _read_parts(job))
+        print(f"{count} traces of {task.name} in {job.run.traces}", flush=True)
+        return True
+
+    return _last_by_rank_0(job, outcome, gather)
 
 
 def generate(job: Job) -> Outcome:
     """Rejection sampling: what the verifier lets through of the model's own completions.
 
     What is kept of an item: what is correct, the correct completion of the highest reward, or everything
-    (generate.keep); nothing of an item that the model solves more often than generate.max_pass_rate.
+    (generate.keep, most_per_item); nothing of an item that the model solves more often than
+    generate.max_pass_rate, or less often than min_pass_rate.
     """
     with _judge_of_model(job) as judge:
         _refuse_other_questions(job, judge.task.id)
         outcome = _run_parts(job, functools.partial(_completions, job, judge))
-    with _last_by_rank_0(job, outcome) as is_mine:
-        if is_mine:
-            lines = list(_read_parts(job))
-            _write_lines(job.run.traces, lines)
-            print(f"{sentence_on_kept(job.config, lines)}: {job.run.traces}", flush=True)
-    return outcome
+
+    def gather() -> bool:
+        lines = list(_read_parts(job))
+        _write_lines(job.run.traces, lines)
+        print(f"{sentence_on_kept(job.config, lines)}: {job.run.traces}", flush=True)
+        return True
+
+    return _last_by_rank_0(job, outcome, gather)
 
 
 def evaluate(job: Job) -> Outcome:
@@ -77,34 +84,48 @@ def evaluate(job: Job) -> Outcome:
         task_id = judge.evaluated.id
         _refuse_other_questions(job, task_id)
         outcome = _run_parts(job, functools.partial(_answers, job, judge))
-    with _last_by_rank_0(job, outcome) as is_mine:
-        if is_mine:
-            _sum_up(job, task_id)
-    return outcome
+    return _last_by_rank_0(job, outcome, functools.partial(_sum_up, job, task_id))
 
 
-def _sum_up(job: Job, task_id: str) -> None:
-    """Leave what the answers of all parts come to."""
+def _sum_up(job: Job, task_id: str) -> bool:
+    """Leave what the answers of all parts come to; False where a stop was requested before it was known how
+    much of the questions stands in what the model was trained on.
+    """
     answers = [Answer(**line) for line in _read_parts(job)]
     summary = {"task": task_id, "model": job.config.model.path, **summarise(answers)}
-    overlap = contamination(job.config, lambda: job.watchdog.beat("reading what it was trained on"))
-    if overlap is not None:
-        summary["contamination"] = overlap
     if job.config.evaluate.not_searched:
         summary["not_searched"] = job.config.evaluate.not_searched
-    write_json(job.run.evaluation, summary)
+    write_json(job.run.evaluation, summary)  # before a search that may take hours
     write_atomic(job.run.transcripts, transcripts(answers))
+    try:
+        overlap = contamination(job.config, functools.partial(_go_on_reading, job))
+    except StopAsked:
+        return False
+    if overlap is not None:
+        summary["contamination"] = overlap
+        write_json(job.run.evaluation, summary)
     print("\n".join(table(summary)), flush=True)
+    return True
 
 
-@contextmanager
-def _last_by_rank_0(job: Job, outcome: Outcome) -> Iterator[bool]:
-    """Whether the last work of a stage is this rank's. The others wait for it: srun gives a rank that is left
-    alone ten minutes, and the stage is not finished without it.
+def _go_on_reading(job: Job) -> None:
+    """Raises StopAsked: a stop was requested."""
+    job.watchdog.beat("reading what it was trained on")
+    if job.requests.poll()[0]:
+        raise StopAsked
+
+
+def _last_by_rank_0(job: Job, outcome: Outcome, work: Callable[[], bool]) -> Outcome:
+    """The outcome once rank 0 has done the last work of a stage, which gives False where it had to stop. The
+    others wait for it: srun gives a rank that is left alone ten minutes, and the stage is not finished
+    without it.
     """
-    yield outcome.finished and job.group.rank == 0
-    if outcome.finished:
-        job.group.barrier()
+    if not outcome.finished:
+        return outcome
+    if job.group.broadcast(job.group.rank != 0 or work()):
+        return outcome
+    reason = next(filter(None, job.group.gather(job.requests.reason)), "")
+    return replace(outcome, finished=False, reason=reason)
 
 
 @contextmanager
@@ -145,22 +166,25 @@ def _completions(job: Job, judge: Judge, number: int) -> Lines | None:
     lines: Lines = []
     for item, answers in zip(items, completed, strict=True):
         rate = sum(score.correct for _, score in answers) / len(answers)
-        if rate <= config.generate.max_pass_rate:
-            lines += [_line(item, c, s, rate) for c, s in kept(answers, config.generate.keep)]
+        if config.generate.min_pass_rate <= rate <= config.generate.max_pass_rate:
+            chosen = kept(answers, config.generate.keep)[: config.generate.most_per_item]
+            lines += [_line(item, c, s, rate) for c, s in chosen]
     return lines
 
 
 def kept(answers: Sequence[tuple[Completion, Score]], keep: str) -> Scored:
-    """What rejection sampling keeps of one item's answers; the same text once, never one cut off."""
+    """What rejection sampling keeps of one item's answers, as they were sampled; the same text once, never
+    one cut off.
+
+    Of equally good ones `best` takes the first. They are common, where rewards are 0 and 1, and any rule that
+    looks at them would teach itself: the shortest, for one, is the one that thought least.
+    """
     different = {c.text: (c, s) for c, s in answers if not c.truncated and c.text}
     chosen = list(different.values())
     if keep == "all":
         return chosen
     correct = [(c, s) for c, s in chosen if s.correct and s.well_formed]
-    # The shortest of the best: ties are common where rewards are 0 and 1.
-    return (
-        correct if keep == "correct" else sorted(correct, key=lambda a: (-a[1].reward, a[0].num_tokens))[:1]
-    )
+    return correct if keep == "correct" else sorted(correct, key=lambda a: -a[1].reward)[:1]
 
 
 def sentence_on_kept(config: RunConfig, lines: Lines) -> str:
@@ -176,6 +200,7 @@ def _line(item: Item, completion: Completion, score: Score, rate: float) -> dict
     return {
         "prompt": item.prompt,
         "completion": completion.text,
+        "tokens": completion.num_tokens,
         "item": item.index,
         "correct": score.correct,
         "reward": score.reward,

@@ -7,17 +7,19 @@ from typing import Any, cast
 
 import pytest
 
+from r1hpc.base.errors import ConfigError
 from r1hpc.base.rundir import RunDir
 from r1hpc.config.reasoning import GenerateConfig, RewardConfig, RolloutConfig
 from r1hpc.config.schema import RunConfig
 from r1hpc.tasks.chain_sum import ChainSum
 from r1hpc.tasks.chat import PromptForm
-from r1hpc.tasks.rewards import Scorer
+from r1hpc.tasks.rewards import Completion, Score, Scorer
 from r1hpc.train.generate import (
     _completions,
     _last_by_rank_0,
     _read_parts,
     _run_parts,
+    kept,
     sentence_on_kept,
     traces,
 )
@@ -37,13 +39,11 @@ class _Rank:
         self.met_with_traces: list[bool] = []
 
     def broadcast(self, value: Any) -> Any:
+        self.met_with_traces.append(self._run.traces.exists())
         return value
 
     def gather(self, value: Any) -> list[Any]:
         return [value]
-
-    def barrier(self) -> None:
-        self.met_with_traces.append(self._run.traces.exists())
 
     def beat(self, doing: str) -> None:
         pass
@@ -60,17 +60,22 @@ def test_rank_0_meets_the_others_once_it_has_written_what_the_stage_leaves(tmp_p
     run = RunDir(tmp_path / "run")
     rank = _Rank(run, 0)
     assert traces(job_of(rank, run)).finished
-    assert rank.met_with_traces == [True]
+    assert rank.met_with_traces[-1]
 
 
 @pytest.mark.parametrize("finished", [True, False])
 def test_the_others_wait_for_it_and_write_nothing(tmp_path: Path, finished: bool) -> None:
     run = RunDir(tmp_path / "run")
     rank = _Rank(run, 1)
-    with _last_by_rank_0(job_of(rank, run), Outcome(finished, 0, None)) as is_mine:
-        assert not is_mine
-        assert not rank.met_with_traces
+    outcome = Outcome(finished, 0, None)
+    assert _last_by_rank_0(job_of(rank, run), outcome, lambda: pytest.fail("rank 0's work")) == outcome
     assert rank.met_with_traces == [False] * finished
+
+
+def test_a_stop_in_the_last_work_leaves_it_to_the_next_attempt(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    outcome = _last_by_rank_0(job_of(_Rank(run, 0), run), Outcome(True, 2, 2), lambda: False)
+    assert outcome == Outcome(False, 2, 2)
 
 
 def _kept(folder: Path, **generate: Any) -> tuple[list[dict[str, Any]], str]:
@@ -92,6 +97,34 @@ def test_where_parts_are_cut_changes_nothing(tmp_path: Path) -> None:
     assert len(whole) > 40
     for size in (1, 7, 16):
         assert _kept(tmp_path / str(size), items_per_part=size, keep="all")[0] == whole
+
+
+def test_of_equally_good_answers_the_first_is_the_best_not_the_shortest() -> None:
+    """Shortest first would keep those that thought least."""
+    answers = [
+        (Completion(text, tokens, truncated), Score(1.0 * right, {}, right, True))
+        for text, tokens, truncated, right in (
+            ("cut off", 1, True, True),
+            ("wrong", 2, False, False),
+            ("thought about", 9, False, True),
+            ("guessed", 3, False, True),
+        )
+    ]
+    assert [completion.text for completion, _ in kept(answers, "best")] == ["thought about"]
+    assert [completion.text for completion, _ in kept(answers, "correct")] == ["thought about", "guessed"]
+
+
+def test_of_an_item_at_most_so_many_are_kept_and_none_that_is_hardly_solved(tmp_path: Path) -> None:
+    everything, _ = _kept(tmp_path / "all", keep="all")
+    one, _ = _kept(tmp_path / "one", keep="all", most_per_item=1)
+    first_of_each = list({line["item"]: line for line in reversed(everything)}.values())[::-1]
+    assert len(everything) > len(one)
+    assert one == first_of_each
+    often, _ = _kept(tmp_path / "often", keep="all", min_pass_rate=0.25)
+    assert 0 < len(often) < len(everything)
+    assert often == [line for line in everything if line["pass_rate"] >= 0.25]
+    with pytest.raises(ConfigError, match=r"min_pass_rate=0.9 is above generate.max_pass_rate=0.5"):
+        RunConfig(stage="generate", generate=GenerateConfig(min_pass_rate=0.9, max_pass_rate=0.5))
 
 
 def test_what_is_right_is_kept_where_nothing_else_is_said(tmp_path: Path) -> None:
