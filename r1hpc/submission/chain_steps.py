@@ -33,6 +33,7 @@ from r1hpc.submission.chain_file import Definition, Stage, overrides_of
 from r1hpc.submission.chain_folder import ChainDir
 from r1hpc.submission.order import Order
 from r1hpc.submission.plan_run import PlannedRun, plan_run, reconfigured, vocab_size
+from r1hpc.submission.training_data import may_be_too_long
 from r1hpc.telemetry.attempts import record
 
 AskCluster = Callable[..., ClusterFacts]
@@ -198,7 +199,9 @@ def _plan(
     )
     config = stage.config if is_new else reconfigured(run, order)
     facts = ask(order.executor, *decide.place_in_cluster(config))
-    others = tuple(chain.stage(name).path for name in definition.names if name != stage.name)
+    others = {
+        chain.stage(each.name).path: each.config for each in definition.stages if each.name != stage.name
+    }
     planned = plan_run(
         run,
         config,
@@ -207,11 +210,16 @@ def _plan(
         expected_model=expected_model,
         expected_teacher=expected_teacher,
         tokenizer_folder=tokenizer_folder,
-        to_come=others,
+        to_come=tuple(others),
         is_new=is_new,
     )
     named = planned.config.resources.job_name or f"{chain.name}.{stage.name}"
-    return replace(planned, needs=stage.needs, script=planned.script.with_options({"job-name": named[:64]}))
+    return replace(
+        planned,
+        needs=stage.needs,
+        notes=(*planned.notes, *may_be_too_long(config, others)),
+        script=planned.script.with_options({"job-name": named[:64]}),
+    )
 
 
 def _expected(

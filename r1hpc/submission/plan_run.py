@@ -15,29 +15,27 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.attempt.state import read_situation
-from r1hpc.base.errors import ConfigError, UsageError
+from r1hpc.base.errors import UsageError
 from r1hpc.base.files import read_object
 from r1hpc.base.lock import is_free
 from r1hpc.base.rundir import RunDir, open_run
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config import freeze, load, plugins
 from r1hpc.config.packages import check_packages
-from r1hpc.config.schema import SAMPLED_STAGES, TRAINED_STAGES, RunConfig, zero_converts
+from r1hpc.config.schema import TRAINED_STAGES, RunConfig, zero_converts
 from r1hpc.data.preview import preview_vocab_size
 from r1hpc.estimator.workload import ASSUMED_GPU
 from r1hpc.plan.compression import check_compression
-from r1hpc.plan.frozen import check_base, check_base_shape
+from r1hpc.plan.frozen import check_base
 from r1hpc.plan.hardware import UnknownGpuError, find_gpu
-from r1hpc.plan.model import load_model_config, load_teacher_config, teacher_of
 from r1hpc.plan.precision import check_new_precision, check_precision
 from r1hpc.plan.run import RunPlan
 from r1hpc.plan.run_memory import asked_host_gib, misfits
-from r1hpc.plan.tensors import check_tensors
-from r1hpc.plan.weights import check_weights
 from r1hpc.slurm import decide, fields, flags, script
 from r1hpc.slurm.probe import ClusterFacts
 from r1hpc.submission.advice import seldom_meant
 from r1hpc.submission.missing_dataset import refuse_long_build
+from r1hpc.submission.model_checks import check_models, other_tokenizer, tokenizer_is_to_come
 from r1hpc.submission.order import DEFAULT_JOB, Order, Purpose
 from r1hpc.submission.run_estimate import estimate_for
 from r1hpc.submission.served_model import check_named, check_served
@@ -49,11 +47,6 @@ from r1hpc.tracking.check import check_trackers
 
 ASSUMED_GPUS_PER_NODE = 8
 """Where nothing says how many a node has, and no cluster is asked."""
-_NOT_BY_VLLM = ("mixtral", "gemma2")
-"""vLLM 0.32 has transformers' former names of Mixtral's experts, and no output head of Gemma 2's (read in its
-sources, not run)."""
-_COLDEST_OF_VLLM = 0.01
-"""vLLM 0.32 takes a lower temperature for this one."""
 _MOST_ENCODED = 5000
 """Prompts, the longest of those that are known: a second or two."""
 _MAY_CHANGE_SECTIONS = (
@@ -208,9 +201,9 @@ def plan_run(
     if config.stage == "serve":
         check_named(config)
     if is_new:  # a run of before goes on as it was begun, from its checkpoints
-        _check_weights(config, expected_model)
-        _check_teacher(config, expected_teacher, tokenizer_to_come=_tokenizer_to_come(config, expected_model))
-        check_training_data(config, to_come, tokenizer_to_come=_tokenizer_to_come(config, expected_model))
+        models = check_models(config, expected_model, expected_teacher)
+        tokenizer_to_come = tokenizer_is_to_come(config, expected_model)
+        check_training_data(config, to_come, tokenizer_to_come=tokenizer_to_come)
         check_trained_on(config, to_come)
         config = _with_counted_questions(config)
     else:
@@ -222,13 +215,14 @@ def plan_run(
         _check_zero_goes_on(run, config)
         plugins.refuse_changes(plugins.names_in(config), run.code)
         plugins.refuse_changed_files(run.code)
+        models = []
     asking, as_expected = config, expected_model
     if expected_model is not None and tokenizer_folder is not None:  # what will be there is here already
         asking, as_expected = replace(config, model=replace(config.model, path=tokenizer_folder)), None
     repeats = _check_questions(asking, as_expected, code=None if is_new else run.code)
     vocabulary = vocab_size(config)
     executor, notes = decide.choose_executor(order.executor, will_submit=order.purpose is Purpose.start)
-    notes += repeats
+    notes += [*repeats, *models]
     check_trackers(config, executor)
     decision = decide.decide(
         config,
@@ -259,7 +253,7 @@ def plan_run(
     ignored = ", ".join(flags.ignored_variables(os.environ))
     notes += [f"not used from the environment: {ignored}"] if ignored else []
     notes += [*decision.notes, *no_estimate, *_memory_notes(decision.config, decision.plan, is_new)]
-    notes += [*_other_tokenizer(config), *(seldom_meant(config) if is_new else ())]
+    notes += [*other_tokenizer(config), *(seldom_meant(config) if is_new else ())]
     return PlannedRun(run, executor, decision.config, decision.plan, text, tuple(notes), is_new, estimate)
 
 
@@ -276,93 +270,6 @@ def _memory_notes(config: RunConfig, plan: RunPlan, is_new: bool) -> list[str]:
     memory = plan.memory if is_new else replace(plan.memory, way_out="", larger_cache="")
     unused = [memory.larger_cache] if memory.larger_cache and card is not None else []
     return [*misfits(memory, gpu_gib=card, host_gib=asked_host_gib(config)), *unused]
-
-
-def _check_weights(config: RunConfig, expected_model: Mapping[str, Any] | None) -> None:
-    """Refuse a model.path without weights that fit, but for one that an earlier stage has yet to write."""
-    model = config.model
-    if config.stage == "traces":  # demonstrations are computed: no model is loaded
-        return
-    is_to_come = expected_model is not None and not Path(model.path or "", "config.json").is_file()
-    # Says first that there is no such folder.
-    hf_config = load_model_config(config, None, expected_model if is_to_come else None)
-    _refuse_for_vllm(config, hf_config)
-    if not is_to_come:
-        check_weights(model)
-        _refuse_integers(config, hf_config)
-        check_tensors(model, hf_config)
-        check_base_shape(config, hf_config)
-
-
-def _refuse_for_vllm(config: RunConfig, hf_config: Mapping[str, Any]) -> None:
-    """Families whose weights vLLM does not take under the names that it is handed (train/handover.py), and
-    temperatures that it raises without a word."""
-    if config.rollout.engine != "vllm" or config.stage not in SAMPLED_STAGES:
-        return
-    evaluate = config.evaluate.temperature
-    asked = {}
-    if config.stage != "evaluate" or not evaluate:
-        asked["rollout.temperature"] = config.rollout.temperature
-    if config.stage != "generate" and evaluate:
-        asked["evaluate.temperature"] = evaluate
-    for key, temperature in asked.items():
-        if temperature < _COLDEST_OF_VLLM:
-            raise ConfigError(f"{key} is {temperature:g}: vLLM samples at {_COLDEST_OF_VLLM} at least")
-    family = hf_config.get("model_type")
-    if family in _NOT_BY_VLLM:
-        raise ConfigError(
-            f"rollout.engine=vllm is not handed a model of type {family}, whose weights it calls otherwise: "
-            "take rollout.engine=sampler"
-        )
-
-
-def _refuse_integers(config: RunConfig, hf_config: Mapping[str, Any]) -> None:
-    """Quantised weights answer, and cannot be trained, nor be handed over to an engine."""
-    if config.model.from_scratch or not hf_config.get("quantization_config"):
-        return
-    if config.stage in ("generate", "evaluate") and config.rollout.engine == "vllm":
-        raise ConfigError(
-            f"model.path {config.model.path} holds integer weights, which rollout.engine=vllm is not handed: "
-            "take rollout.engine=sampler, or let vLLM read the folder itself (r1hpc.serve)"
-        )
-    if config.stage in TRAINED_STAGES:
-        raise ConfigError(
-            f"model.path {config.model.path} holds integer weights, which cannot be trained: give the "
-            "folder that they were made from"
-        )
-
-
-def _check_teacher(config: RunConfig, expected: Mapping[str, Any] | None, *, tokenizer_to_come: bool) -> None:
-    """Refuse a teacher that cannot be loaded, or whose tokens are not the student's; what an earlier stage
-    has yet to write is left to the ranks."""
-    hf_config = load_teacher_config(config, expected)
-    if hf_config is None or not Path(config.rl.teacher or "", "config.json").is_file():
-        return
-    teacher = teacher_of(config, hf_config)
-    try:
-        check_weights(teacher)
-        check_tensors(teacher, hf_config)
-    except ConfigError as error:
-        raise ConfigError(f"rl.teacher, as a model.path of its own: {error}") from None
-    if not tokenizer_to_come:
-        from r1hpc.tasks.tokenizer import check_teacher_tokens  # the tokenizers library
-
-        check_teacher_tokens(config)
-
-
-def _tokenizer_to_come(config: RunConfig, expected_model: Mapping[str, Any] | None) -> bool:
-    """Whether an earlier stage has yet to write the tokenizer."""
-    return expected_model is not None and config.model.tokenizer is None
-
-
-def _other_tokenizer(config: RunConfig) -> list[str]:
-    """A note where the tokenizer is not the one that the weights were trained with."""
-    if config.stage in ("pretrain", "traces") or config.model.tokenizer is None or config.model.from_scratch:
-        return []
-    from r1hpc.tasks.tokenizer import other_vocabulary
-
-    said = other_vocabulary(config.model)
-    return [said] if said else []
 
 
 def _with_counted_questions(config: RunConfig) -> RunConfig:
@@ -389,7 +296,7 @@ def _check_questions(
             questions than there are, own code that fails, or a prompt that the tokenizer cannot read or that
             is too long.
     """
-    to_come = _tokenizer_to_come(config, expected_model)
+    to_come = tokenizer_is_to_come(config, expected_model)
     if config.stage == "sft" and not to_come:
         from r1hpc.tasks import tokenizer
 

@@ -6,7 +6,7 @@ The ranks read all of it; here it is a few MiB, the longest lines of a GiB, and 
 """
 
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +71,27 @@ def check_training_data(
     elif config.stage == "sft":
         _check_recipe(data)
     check_sources(config, to_come)
+
+
+def may_be_too_long(config: RunConfig, others: Mapping[Path, RunConfig]) -> list[str]:
+    """A sentence for each other stage whose answers a stage is tuned on and may be too long for.
+
+    Args:
+        others: of the same chain, by their folders.
+    """
+    if config.stage != "sft":
+        return []
+    sentences = []
+    for folder, other in others.items():
+        is_read = any(_is_below(path, [folder]) for path in config.data.traces)
+        longest = other.rollout.max_prompt_length + other.rollout.max_completion_length
+        if other.stage == "generate" and is_read and longest > config.data.seq_len:
+            sentences.append(
+                f"data.seq_len is {config.data.seq_len:,}, and what stage {folder.name} keeps may have up to "
+                f"{longest:,} tokens with its prompt: one that is longer ends this stage as it begins. To be "
+                f"sure set data.seq_len={longest}"
+            )
+    return sentences
 
 
 def check_sources(config: RunConfig, to_come: Sequence[Path] = ()) -> None:

@@ -2,6 +2,7 @@
 
 asked(config)               # (range(4000, 20000), False): of the training part
 repeated(config, task)      # ["task file is asked items 4,000 to 19,999, and has 6,700 ..."]
+in_vain(config, task)       # ["rl.by_pass_rate=true changes nothing: ..."]
 """
 
 from r1hpc.config.schema import RunConfig
@@ -47,6 +48,20 @@ def repeated(config: RunConfig, task: Task) -> list[str]:
         for sentence in _repeated(
             config, each, f"task {label} is asked its", task.items_of(label, items), held_out
         )
+    ]
+
+
+def in_vain(config: RunConfig, task: Task) -> list[str]:
+    """A sentence where rl.by_pass_rate has nothing to go by: no question comes a second time."""
+    there = task.num_questions()
+    if config.stage != "rl" or not config.rl.by_pass_rate or there is None:
+        return []
+    num = -(-config.train.num_steps // updates_per_rollout(config)) * config.rollout.num_prompts
+    if num > there:
+        return []
+    return [
+        f"rl.by_pass_rate=true changes nothing: this run asks {num:,} questions of {there:,}, each for the "
+        "first time, and how often one is solved is known when it comes again"
     ]
 
 

@@ -69,14 +69,27 @@ def _swap_two_digits(tokenizer: dict[str, Any]) -> None:
         (lambda folder: (folder / "model.safetensors").unlink(), "rl.teacher, as a model.path of its own"),
         (lambda folder: (folder / "config.json").unlink(), "rl.teacher must be a folder in Hugging Face"),
         (_edit("config.json", lambda config: config.update(n_embd=96)), "do not fit its config"),
+        (
+            _edit("config.json", lambda config: config.update(quantization_config={"bits": 4})),
+            "integer weights",
+        ),
     ],
-    ids=["other tokens", "no tokens", "no weights", "no config", "misshapen"],
+    ids=["other tokens", "no tokens", "no weights", "no config", "misshapen", "integers"],
 )
 def test_what_cannot_teach_is_refused(spoil: Callable[[Path], None], said: str, tmp_path: Path) -> None:
     folder = write_teacher(tmp_path / "teacher")
     spoil(folder)
     with pytest.raises(UsageError, match=said):
         submit(["jobs/rl_smoke.yaml", *_HERE, *DISTILL, f"rl.teacher={folder}"])
+
+
+def test_a_teacher_that_ends_otherwise_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_teacher(tmp_path / "teacher")
+    words = (*DISTILL, f"rl.teacher={folder}")
+    assert not any("ends an answer" in note for note in planned(capsys, tmp_path, *words)["notes"])
+    _edit("tokenizer_config.json", lambda config: config.update(eos_token="7"))(folder)
+    (said,) = [note for note in planned(capsys, tmp_path, *words)["notes"] if "ends an answer" in note]
+    assert said.startswith("rl.teacher ends an answer with 7, and the student's completions go on")
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 
 from r1hpc.base.errors import R1hpcError
+from r1hpc.config.reasoning import RolloutConfig
+from r1hpc.config.schema import DataConfig, RunConfig
 from r1hpc.submission.job_estimate import estimate_job
 from r1hpc.submission.order import Order, Purpose
 from r1hpc.submission.plan_run import PlannedRun, plan_new_run
+from r1hpc.submission.training_data import may_be_too_long
 from r1hpc.tasks.tokenizer import character_tokenizer
 from tests.plan.tensorfiles import write_header
 from tests.submission.chains import submit, write_chain
@@ -144,6 +147,22 @@ def test_what_is_submitted_is_estimated() -> None:
 def test_an_empty_file_is_no_data(tmp_path: Path) -> None:
     Path("mine.jsonl").write_text("\n")
     assert f"{tmp_path}/mine.jsonl holds no line" in refused()
+
+
+@pytest.mark.parametrize(("seq_len", "is_told"), [(23, True), (24, False)])
+def test_a_chain_whose_answers_may_be_longer_than_a_row_says_so(seq_len: int, is_told: bool) -> None:
+    config = RunConfig(stage="sft", data=DataConfig(seq_len=seq_len, traces=["/c/answers/traces.jsonl"]))
+    rollout = RolloutConfig(max_prompt_length=8, max_completion_length=16)
+    others = {
+        Path("/c/answers"): RunConfig(stage="generate", rollout=rollout),
+        Path("/c/shown"): RunConfig(stage="traces", rollout=rollout),
+        Path("/c/more"): RunConfig(stage="generate", rollout=rollout),
+    }
+    said = may_be_too_long(config, others)
+    assert len(said) == is_told
+    for sentence in said:
+        assert sentence.startswith("data.seq_len is 23, and what stage answers keeps may have up to 24")
+        assert sentence.endswith("set data.seq_len=24")
 
 
 def test_of_a_chain_only_what_no_stage_writes_is_looked_for(tmp_path: Path) -> None:

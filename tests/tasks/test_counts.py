@@ -10,7 +10,7 @@ import pytest
 from r1hpc.config.reasoning import GenerateConfig, RlConfig, RolloutConfig, TaskConfig
 from r1hpc.config.schema import RunConfig, TrainConfig
 from r1hpc.tasks.check import check_questions
-from r1hpc.tasks.counts import asked_items, repeated
+from r1hpc.tasks.counts import asked_items, in_vain, repeated
 from r1hpc.tasks.file import QuestionFile
 from r1hpc.tasks.registry import make_task
 
@@ -54,6 +54,15 @@ def test_rl_beyond_the_first_pass_is_told(task: TaskConfig) -> None:
     a_pass = make_task(task).num_questions() or 0
     (said,) = _notes(_rl(replace(task, first_item=a_pass), 1))
     assert said.endswith("all of them stand among the items before, which stages before it may have shown")
+
+
+def test_pass_rates_that_are_known_too_late_are_told(task: TaskConfig) -> None:
+    there = make_task(task).num_questions() or 0
+    once = -(-there // 8)
+    (said,) = in_vain(_rl(task, once - 1, by_pass_rate=True), make_task(task))
+    assert said.startswith(f"rl.by_pass_rate=true changes nothing: this run asks {8 * (once - 1)} questions")
+    assert in_vain(_rl(task, once + 1, by_pass_rate=True), make_task(task)) == []
+    assert in_vain(_rl(task, 1), make_task(task)) == []
 
 
 def test_a_pass_has_a_question_as_often_as_it_stands_in_the_list(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from r1hpc.base.errors import ConfigError, R1hpcError
 from r1hpc.base.rundir import RunDir
 from r1hpc.config.reasoning import RolloutConfig
 from r1hpc.config.schema import SAMPLED_STAGES, ModelConfig, Precision, RunConfig, TrainConfig
-from r1hpc.submission.plan_run import _refuse_for_vllm
+from r1hpc.submission.model_checks import refuse_for_vllm
 from r1hpc.submit import main as submit
 from r1hpc.tasks.tokenizer import SpecialIds
 from r1hpc.train import vllm_engine
@@ -191,10 +191,10 @@ def test_what_it_would_sample_otherwise_is_refused_before_the_queue(
 def test_a_temperature_that_is_not_used_is_not_refused() -> None:
     cold = replace(RolloutConfig(), engine="vllm", temperature=0.001)
     config = RunConfig(stage="evaluate", rollout=cold)
-    _refuse_for_vllm(replace(config, evaluate=replace(config.evaluate, temperature=0.6)), {})
+    refuse_for_vllm(replace(config, evaluate=replace(config.evaluate, temperature=0.6)), {})
     for stage in SAMPLED_STAGES:
         with pytest.raises(ConfigError, match=r"rollout\.temperature is 0\.001"):
-            _refuse_for_vllm(replace(config, stage=stage), {})
+            refuse_for_vllm(replace(config, stage=stage), {})
 
 
 def test_an_engine_that_was_not_reached_repeats_itself() -> None:
