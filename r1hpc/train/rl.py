@@ -263,7 +263,12 @@ class RlStage:
             "update": self._update,
             "value_loss": sums.value_loss,
             **(rollout.engine_facts if is_first else {}),
+            **self._without_groups(),
         }
+
+    def _without_groups(self) -> dict[str, Any]:
+        """Where a reward is not held against its group's mean, a group that earns the same teaches too."""
+        return {} if self._job.config.rl.algorithm == "grpo" else {"zero_variance_share": None}
 
     def _importance(self, sums: Sums) -> dict[str, Any]:
         """The weights of truncated importance sampling, where they are taken."""

@@ -287,15 +287,16 @@ def choose(
         token = logits.argmax(-1)
         return token, logprobs.gather(-1, token[:, None])[:, 0]
     logprobs = (logits / temperature).log_softmax(-1)
-    if cut != WHOLE:
-        logprobs = truncated(logprobs, cut)
     draws = torch.from_numpy(uniforms(keys, position)).to(logits.device)
-    # float64: over a vocabulary of 10^5, sums in fp32 would lose the tail.
+    # float64: over a vocabulary of 10^5, sums in fp32 would lose the tail. A few rows at a time, for memory.
     parts = []
     for start in range(0, len(logits), _ROWS_AT_ONCE):
-        cumulative = logprobs[start : start + _ROWS_AT_ONCE].double().exp().cumsum(-1)
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        if cut != WHOLE:
+            logprobs[rows] = truncated(logprobs[rows], cut)
+        cumulative = logprobs[rows].double().exp().cumsum(-1)
         # Times the last sum, which rounding leaves beside 1: a u close to 1 must still find a token.
-        target = draws[start : start + _ROWS_AT_ONCE, None] * cumulative[:, -1:]
+        target = draws[rows, None] * cumulative[:, -1:]
         parts.append(torch.searchsorted(cumulative, target, right=True)[:, 0])
     token = torch.cat(parts).clamp_max(logits.shape[-1] - 1)
     return token, logprobs.gather(-1, token[:, None])[:, 0]
