@@ -314,7 +314,7 @@ def _fill_in(arguments: Namespace) -> dict[str, Any]:
     run = open_run(arguments.run)
     config, plan = read(run.config), read_json(run.plan, PlanBatch)
     data = config.data
-    _check_dataset_of(run, data.path, arguments.dir)
+    plan_hash = _check_dataset_of(run, data.path, arguments.dir)
     if config.stage == "sft" and data.packing and arguments.step is not None:
         raise UsageError("data.packing puts documents of any rank into a row: take --sample or --doc")
     topology, batch, shared = plan["topology"], plan["batch"], config.train.sequence_parallel
@@ -330,12 +330,19 @@ def _fill_in(arguments: Namespace) -> dict[str, Any]:
     for name, value in known.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
-    found = {"mix": data.mix, "validation_documents": data.validation_documents}
+    found = {
+        "mix": data.mix,
+        "validation_documents": data.validation_documents,
+        "plan_hash": plan_hash,
+    }
     return found | (_appended(run, data.mix.every, arguments.global_batch_size) if data.mix.is_online else {})
 
 
-def _check_dataset_of(run: Any, path: str | None, folder: Path) -> None:
-    """Raise UsageError where a run is known to have been trained on another dataset than that in `folder`."""
+def _check_dataset_of(run: Any, path: str | None, folder: Path) -> str | None:
+    """The order that the run's newest checkpoint names, if there is one.
+
+    Raise UsageError where it is known to have been trained on another dataset than that in `folder`.
+    """
     from r1hpc.checkpoint.store import CheckpointStore
     from r1hpc.data.manifest import MANIFEST, read_manifest
 
@@ -350,6 +357,7 @@ def _check_dataset_of(run: Any, path: str | None, folder: Path) -> None:
             f"{folder} holds dataset {found[:12]}, and {run.run_id} was trained on {str(known)[:12]}: give "
             "its folder (`inspect DIR` shows the id)"
         )
+    return None if newest is None else newest.manifest.meta.get("plan_hash")
 
 
 def _appended(run: Any, every: int, global_batch_size: int) -> dict[str, Any]:

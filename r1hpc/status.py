@@ -281,7 +281,7 @@ def _show_all(arguments: Any) -> int:
     if not shown and not chains:
         print(f"no runs under {root.absolute()}")
     else:
-        headings = ("run", "state", "attempt", "step", "of", "loss", "GPU-hours")
+        headings = ("run", "state", "attempt", "step", "of", "loss or reward", "GPU-hours")
         rows = [*map(_run_row, shown), *map(_chain_row, chains)]
         print(format_table(headings, rows, right={2, 3, 4, 5, 6}))
     for note in notes:
@@ -301,6 +301,8 @@ def _chain_row(shown: dict[str, Any]) -> tuple[str, ...]:
 
 def _run_row(shown: dict[str, Any]) -> tuple[str, ...]:
     loss = "-" if shown["loss"] is None else f"{shown['loss']:.4f}"
+    if shown["reward"] is not None:  # the loss of RL says nothing
+        loss = f"{shown['reward']:.3f} reward"
     numbers = (
         "-" if shown[key] is None else str(shown[key]) for key in ("attempt", "global_step", "num_steps")
     )

@@ -92,7 +92,8 @@ class ClusterConfig:
     gpus_per_node: int | None = ranged(None, least=0)
     """Where resources.gpus_per_node is not given."""
     gpu_type: str | None = None
-    """For the estimate and MFU, for example a100-80gb. None: asked of the GPU itself."""
+    """With its memory, for example a100-40gb: what memory and hours are planned for, and MFU is of. None: an
+    A100 of 80 GB is planned for; MFU asks the GPU itself."""
     cpus_per_task: int | None = ranged(None, least=1)
     """Where resources.cpus_per_task is not given."""
     mem: str | None = None

@@ -125,8 +125,8 @@ class DataConfig:
     """Stage sft: several documents in a row of at most `seq_len` tokens, each with positions and attention of
     its own. A step trains on the same documents with the same loss, with less padding."""
     validation_documents: int = ranged(0, least=0)
-    """Stage sft: so many documents, of each source its share, are not trained on; the loss on them is
-    reported every `train.validate_every` steps."""
+    """Stage sft: so many documents, of each source its share, are not trained on, nor are other completions
+    of their prompts; the loss on them is reported every `train.validate_every` steps."""
     seed: int = ranged(0, least=0)
     """Keys the order of samples; independent of train.seed."""
     verify: str = ranged("once", choices=("once", "every"))

@@ -24,7 +24,7 @@ from r1hpc.data.reader import TokenDataset, open_dataset
 from r1hpc.data.segments import has_roles
 from r1hpc.data.trace_loader import document_order_id, open_document_plan
 from r1hpc.data.traces import open_traces
-from r1hpc.data.validation import hold_out
+from r1hpc.data.validation import Parting, hold_out
 
 _AS_THE_RECIPE_SAYS = MixConfig()
 _SAMPLES = 2**16
@@ -68,6 +68,8 @@ class SampleOrder:
     """How the run changes the weights of the sources."""
     validation_documents: int = 0
     """Of a run on traces: so many are held out."""
+    plan_hash: str | None = None
+    """The order that the run's checkpoints name; None: it has none."""
     changes: Sequence[Change] | None = None
     """Of weights that a run has appended so far; None: it appends none."""
     known_samples: int | None = None
@@ -118,22 +120,28 @@ def trace_document(path: Path, number: int, order: SampleOrder, num_samples: int
     if not 0 <= number < dataset.num_documents:
         raise UsageError(f"--doc {number} is outside 0 to {dataset.num_documents - 1}")
     info = dataset.documents[number]
+    touches = _touches(dataset, info, order)
     seen = []
     for first in range(0, num_samples, _SAMPLES):
         ids = np.arange(first, min(num_samples, first + _SAMPLES), dtype=np.int64)
-        seen.extend(ids[_touches(dataset, ids, info, order)].tolist())
+        seen.extend(ids[touches(ids)].tolist())
     size = order.global_batch_size
     steps = sorted({sample // size + 1 for sample in seen}) if size else None
     return {"id": dataset.id, "document": _on_record(dataset, info), "samples": seen, "steps": steps}
 
 
-def _touches(dataset: TokenDataset, ids: Any, info: DocumentInfo, order: SampleOrder) -> Any:
-    """Which samples hold tokens of a document."""
+def _touches(dataset: TokenDataset, info: DocumentInfo, order: SampleOrder) -> Callable[[Any], Any]:
+    """Says which samples hold tokens of a document."""
     if has_roles(dataset.manifest):
-        return _documents(dataset, order)[-1](ids) == info.number
+        *_, documents = _documents(dataset, order)
+        return lambda ids: documents(ids) == info.number
     plan = _window_plan(dataset, order)
-    starts = plan.window_starts(ids)
-    return (starts < info.token_stop) & (starts + plan.seq_len + 1 > info.token_start)
+
+    def touches(ids: Any) -> Any:
+        starts = plan.window_starts(ids)
+        return (starts < info.token_stop) & (starts + plan.seq_len + 1 > info.token_start)
+
+    return touches
 
 
 def sample_of(step: int, row: int, share: RankShare) -> int:
@@ -164,9 +172,16 @@ def _documents(
 ) -> tuple[DocumentPlan | DocumentMixture, str, Callable[[Any], Any]]:
     """The plan of a run on traces, what names its order, and what gives the document of each sample."""
     traces, held = open_traces(dataset.path), order.validation_documents
-    parting = hold_out(traces, held, order.seed) if held else None
     size = order.global_batch_size or 1
-    plan = open_document_plan(traces, order.seed, size, parting=parting, mix=order.mix)
+
+    def plan_of(parting: Parting | None) -> DocumentPlan | DocumentMixture:
+        return open_document_plan(traces, order.seed, size, parting=parting, mix=order.mix)
+
+    def is_of_run(parting: Parting) -> bool:
+        return document_order_id(plan_of(parting), parting) == order.plan_hash
+
+    parting = hold_out(traces, held, order.seed, is_of_run) if held else None
+    plan = plan_of(parting)
     if order.changes is not None and isinstance(plan, DocumentMixture):
         plan = plan.with_changes(order.changes)
     if parting is None:

@@ -8,6 +8,7 @@
 Which they are follows from the dataset and the seed alone, so every rank and every attempt agrees.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -87,25 +88,39 @@ class Parting:
         return first + visit(places, self.all_sizes[source], self.seed)
 
 
-def hold_out(dataset: TraceDataset, num: int, seed: int) -> Parting:
-    """`num` documents of the dataset, of each source its share; all its tokens are read to find siblings.
+def hold_out(
+    dataset: TraceDataset,
+    num: int,
+    seed: int,
+    is_of_before: Callable[[Parting], bool] = lambda parting: False,
+) -> Parting:
+    """`num` documents of the dataset, of each source its share. All its tokens are read, to find siblings.
+
+    Args:
+        is_of_before: whether the run began with a parting without siblings, when nobody looked for them. It
+            goes on with that one.
 
     Raises:
         UsageError: a source would have none left to train on.
         ShardCorruptError: names the file and chunk that cannot be trusted.
     """
     sizes = dataset.source_documents
-    held = divide(num, sizes)
-    found = Parting(sizes, held, seed)
-    if not any(0 < size <= part for size, part in zip(sizes, held, strict=True)):
+    found = Parting(sizes, divide(num, sizes), seed)
+    if _leaves_some(found):
+        if is_of_before(found):
+            return found
         prompts, ours = dataset.prompt_keys(), np.zeros(dataset.num_documents, np.bool_)
         ours[found.held_out] = True
         siblings = np.isin(prompts, prompts[ours]) & ~ours
         found = replace(found, siblings=tuple(np.flatnonzero(siblings).tolist()))
-        if all(left > 0 for left, size in zip(found.sizes, sizes, strict=True) if size):
+        if _leaves_some(found):
             return found
     raise UsageError(
         f"data.validation_documents is {num}, but {dataset.path} has {dataset.num_documents} documents, "
         f"{len(found.siblings)} more of which share a prompt with those held out, and some of every source "
         "must be left to train on: lower it"
     )
+
+
+def _leaves_some(parting: Parting) -> bool:
+    return all(left > 0 for left, size in zip(parting.sizes, parting.all_sizes, strict=True) if size)

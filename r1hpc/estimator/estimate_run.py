@@ -5,6 +5,7 @@ write_json(run.path / "estimate.json", found.to_json())
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -35,13 +36,19 @@ _MEAN_OF_LONGEST = 0.5
 """Mean completion over the longest allowed. Assumed: it changes while a policy learns."""
 
 
-def estimate_of_run(config: RunConfig, plan: RunPlan, rates: FailureRates | None = None) -> Estimate | None:
+def estimate_of_run(
+    config: RunConfig,
+    plan: RunPlan,
+    rates: FailureRates | None = None,
+    expected_model: Mapping[str, Any] | None = None,
+) -> Estimate | None:
     """What a submission will cost; None where the plan knows neither parameters nor FLOPs.
 
     A server's hours are its users': what it can cost at most is its time limit.
 
     Args:
         rates: the site's own failures and preemptions; None takes published ones.
+        expected_model: the config.json that an earlier stage of a chain will leave in model.path.
 
     Raises:
         UnknownGpuError: cluster.gpu_type is not in the table.
@@ -49,14 +56,17 @@ def estimate_of_run(config: RunConfig, plan: RunPlan, rates: FailureRates | None
     if config.stage == "serve":
         return None
     on_gpus = plan.topology.num_gpus > 0
-    found = _on_gpus(config, plan, rates) if on_gpus else _on_cpu(config, plan)
+    found = _on_gpus(config, plan, rates, expected_model) if on_gpus else _on_cpu(config, plan)
     return None if found is None else found.assuming(stage=config.stage)
 
 
-def _on_gpus(config: RunConfig, plan: RunPlan, rates: FailureRates | None) -> Estimate | None:
+def _on_gpus(
+    config: RunConfig, plan: RunPlan, rates: FailureRates | None, expected_model: Mapping[str, Any] | None
+) -> Estimate | None:
     if plan.num_parameters is None or plan.flops_per_token is None:
         return None
-    gpu, shape = find_gpu(config.cluster.gpu_type or ASSUMED_GPU), shape_of_run(config, plan)
+    gpu = find_gpu(config.cluster.gpu_type or ASSUMED_GPU)
+    shape = shape_of_run(config, plan, expected_model)
     if config.stage in ("rl", *ONLY_SAMPLING):
         beside = _beside(config, plan, gpu, shape) if shape and config.stage == "rl" else None
         found = estimate_rl(_rl_work(config, plan, gpu, shape), config.stage, rates, shape, beside)
@@ -100,14 +110,16 @@ def _without_options(found: Estimate, more: str) -> Estimate:
     return replace(found, memory=None, notes=(more, *notes))
 
 
-def shape_of_run(config: RunConfig, plan: RunPlan) -> ModelShape | None:
-    """The model's shape; None where its folder is yet to be written, or its family not known.
+def shape_of_run(
+    config: RunConfig, plan: RunPlan, expected_model: Mapping[str, Any] | None = None
+) -> ModelShape | None:
+    """The model's shape; None where nothing says what will be written, or its family is not known.
 
     The plan holds the number of parameters but not the vocabulary, which may be the dataset's: parameters
     grow by the same number with each of its entries, so two counts give it.
     """
     try:
-        model = load_model_config(config, None)
+        model = load_model_config(config, None, expected_model)
         if model.get("vocab_size") is not None:
             return model_shape(model)
         one, two = (model_shape({**model, "vocab_size": size}).num_parameters for size in (1, 2))

@@ -99,8 +99,7 @@ def find_gpu(name: str) -> Gpu:
             f"no GPU {printable(name)!r} in the table{close}; give --peak-tflops "
             f"(dense bf16) and --gpu-memory-gib instead, or one of: {', '.join(known)}"
         )
-    asked = {int(found[1]) for word in words if (found := re.fullmatch(r"(\d{2,3})G?B?", word))}
-    asked.discard(_GH200_HOST_GB)
+    asked = _memory_in(words)
     cards = [gpu for gpu in family if not asked or int(gpu.memory_gib) in asked]
     if not cards:
         raise UnknownGpuError(
@@ -108,6 +107,25 @@ def find_gpu(name: str) -> Gpu:
             f"{', '.join(gpu.name for gpu in family)}"
         )
     return _of_form(cards, words)[0]
+
+
+def smaller_cards(name: str) -> list[str]:
+    """The cards of less memory than `find_gpu` takes `name` for, and that are called so too.
+
+    >>> smaller_cards("a100")
+    ['A100-SXM4-40GB', 'A100-PCIE-40GB']
+    >>> smaller_cards("a100-80gb"), smaller_cards("h100"), smaller_cards("Radeon")
+    ([], [], [])
+    """
+    words = _words(name)
+    cards = [] if _memory_in(words) else _of_form(_of_family(words), words)
+    return [gpu.name for gpu in cards if gpu.memory_gib < cards[0].memory_gib]
+
+
+def _memory_in(words: set[str]) -> set[int]:
+    """GB that a name says."""
+    asked = {int(found[1]) for word in words if (found := re.fullmatch(r"(\d{2,3})G?B?", word))}
+    return asked - {_GH200_HOST_GB}
 
 
 def _words(name: str) -> set[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from r1hpc.base.errors import UsageError
 from r1hpc.config.load import write_yaml
-from r1hpc.plan.hardware import find_gpu
+from r1hpc.plan.hardware import find_gpu, smaller_cards
 from r1hpc.site.nodes import NodeReport
 from r1hpc.slurm.probe import ClusterFacts
 
@@ -40,6 +40,8 @@ def write_profile(path: Path, profile: dict[str, Any]) -> None:
 
 def _gpu_type(name: str | None) -> str | None:
     try:
+        if name and smaller_cards(name):
+            return name.lower()  # a submission then says what it takes it for
         return find_gpu(name).name.lower() if name else None
     except UsageError:
         return None

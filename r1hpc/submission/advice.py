@@ -11,14 +11,14 @@ from r1hpc.base.errors import R1hpcError
 from r1hpc.base.rundir import RunDir
 from r1hpc.config import load
 from r1hpc.config.reasoning import RolloutConfig
-from r1hpc.config.schema import SAMPLED_STAGES, RunConfig, TrainConfig
+from r1hpc.config.schema import SAMPLED_STAGES, TRAINED_STAGES, RunConfig, TrainConfig
 
-_LOW_FOR_ADAPTERS = 1e-5
+_LOW_FOR_ADAPTERS = {"sft": 1e-4, "rl": 1e-5}
 
 
 def seldom_meant(config: RunConfig) -> list[str]:
     """What a person would want to be told before the hours are spent."""
-    return [*_rates(config), *_other_form(config), *_short_answers(config)]
+    return [*_rates(config), *_saves(config), *_other_form(config), *_short_answers(config)]
 
 
 def _rates(config: RunConfig) -> Iterator[str]:
@@ -31,10 +31,25 @@ def _rates(config: RunConfig) -> Iterator[str]:
             "trained with 1e-5 to 5e-5 in fine-tuning (include: [stage/sft]), 1e-6 in RL (include: [rl/r1])"
         )
     # Schulman et al., "LoRA Without Regret" (2025): ten times the best rate of all weights.
-    if model.lora_rank and train.lr < _LOW_FOR_ADAPTERS:
+    if model.lora_rank and train.lr < _LOW_FOR_ADAPTERS[config.stage]:
         yield (
             f"train.lr is {train.lr:g}: adapters (model.lora_rank={model.lora_rank}) want some ten times the "
             "rate that is right for all weights, and hardly move with less"
+        )
+
+
+def _saves(config: RunConfig) -> Iterator[str]:
+    train, every = config.train, config.checkpoint.save_every
+    if config.stage in TRAINED_STAGES and config.resources.gpus_per_node != 0 and every >= train.num_steps:
+        yield (
+            f"checkpoint.save_every is {every:,} and the run has {train.num_steps:,} steps: a crash or a "
+            "failing node loses all since its begin, or since half of the time limit; set it to what takes "
+            "about an hour"
+        )
+    if config.stage in TRAINED_STAGES and train.warmup_steps > train.num_steps / 2:
+        yield (
+            f"train.warmup_steps is {train.warmup_steps:,} of train.num_steps={train.num_steps:,}: for most "
+            f"of the run the rate is below train.lr={train.lr:g}"
         )
 
 

@@ -217,7 +217,7 @@ def _plan(
     return replace(
         planned,
         needs=stage.needs,
-        notes=(*planned.notes, *may_be_too_long(config, others)),
+        notes=(*planned.notes, *(may_be_too_long(config, others) if is_new else ())),
         script=planned.script.with_options({"job-name": named[:64]}),
     )
 

@@ -17,7 +17,7 @@ from r1hpc.estimator.estimate_run import estimate_of_run
 from r1hpc.estimator.goodput import FailureRates
 from r1hpc.plan.hardware import find_gpu
 from r1hpc.plan.run import RunPlan, make_plan
-from r1hpc.submission.plan_run import ASSUMED_GPUS_PER_NODE, vocab_size
+from r1hpc.submission.plan_run import ASSUMED_GPUS_PER_NODE, vocab_size, with_counted_questions
 
 
 def estimate_job(
@@ -48,6 +48,7 @@ def estimate_job(
         raise UsageError(
             f"{printable(job)} is a server, and costs what it is kept for: at most its GPUs x time limit"
         )
+    config = with_counted_questions(config)
     plan = _plan(config, num_gpus)
     found = estimate_of_run(config, plan, rates)
     if found is None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from r1hpc.base.errors import ConfigError
+from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.config.schema import SAMPLED_STAGES, TRAINED_STAGES, ModelConfig, RunConfig
 from r1hpc.plan.frozen import check_base_shape
 from r1hpc.plan.model import load_model_config, load_teacher_config, teacher_of
@@ -24,7 +24,9 @@ _COLDEST_OF_VLLM = 0.01
 
 
 def check_models(
-    config: RunConfig, expected_model: Mapping[str, Any] | None, expected_teacher: Mapping[str, Any] | None
+    config: RunConfig,
+    expected_model: Mapping[str, Any] | None,
+    expected_teacher: Mapping[str, Any] | None,
 ) -> list[str]:
     """Refuse a model or a teacher that cannot be loaded as the run wants it.
 
@@ -123,13 +125,16 @@ def _check_teacher(config: RunConfig, expected: Mapping[str, Any] | None, *, tok
 
 def _other_end(config: RunConfig) -> list[str]:
     """A note where a teacher ends its answers with a token at which those of the student do not end."""
-    if not Path(config.rl.teacher or "", "tokenizer.json").is_file() or not config.rl.teacher:
+    if not config.rl.teacher or not Path(config.rl.teacher, "tokenizer.json").is_file():
         return []
     from r1hpc.tasks.tokenizer import load_tokenizer, special_ids  # the tokenizers library
 
     teacher = ModelConfig(path=config.rl.teacher)
     tokenizer = load_tokenizer(teacher)
-    end = special_ids(tokenizer, teacher).eos
+    try:
+        end = special_ids(tokenizer, teacher).eos
+    except UsageError:  # it names none, or its chat template cannot be read: neither is needed of a teacher
+        return []
     if end in special_ids(load_tokenizer(config.model), config.model).stops:
         return []
     return [

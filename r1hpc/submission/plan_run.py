@@ -27,7 +27,7 @@ from r1hpc.data.preview import preview_vocab_size
 from r1hpc.estimator.workload import ASSUMED_GPU
 from r1hpc.plan.compression import check_compression
 from r1hpc.plan.frozen import check_base
-from r1hpc.plan.hardware import UnknownGpuError, find_gpu
+from r1hpc.plan.hardware import UnknownGpuError, find_gpu, smaller_cards
 from r1hpc.plan.precision import check_new_precision, check_precision
 from r1hpc.plan.run import RunPlan
 from r1hpc.plan.run_memory import asked_host_gib, misfits
@@ -84,6 +84,8 @@ class PlannedRun:
     """What it will cost, as estimate.json holds it; None: not known."""
     needs: tuple[str, ...] | None = None
     """The stages of a chain that must be finished before this one begins."""
+    prompt: str | None = None
+    """One that the model will be asked, as it is put to it; None: it is asked none, or in a form to come."""
 
 
 def plan_new_run(order: Order) -> PlannedRun:
@@ -205,7 +207,7 @@ def plan_run(
         tokenizer_to_come = tokenizer_is_to_come(config, expected_model)
         check_training_data(config, to_come, tokenizer_to_come=tokenizer_to_come)
         check_trained_on(config, to_come)
-        config = _with_counted_questions(config)
+        config = with_counted_questions(config)
     else:
         frozen = load.read(run.config)
         check_mix_goes_on(frozen, config)
@@ -219,7 +221,7 @@ def plan_run(
     asking, as_expected = config, expected_model
     if expected_model is not None and tokenizer_folder is not None:  # what will be there is here already
         asking, as_expected = replace(config, model=replace(config.model, path=tokenizer_folder)), None
-    repeats = _check_questions(asking, as_expected, code=None if is_new else run.code)
+    repeats, prompt = _check_questions(asking, as_expected, code=None if is_new else run.code)
     vocabulary = vocab_size(config)
     executor, notes = decide.choose_executor(order.executor, will_submit=order.purpose is Purpose.start)
     notes += [*repeats, *models]
@@ -249,12 +251,14 @@ def plan_run(
     text = script.make_script(
         run, decision.config, gpus_per_node=decision.gpus_per_node, signal_lead_s=decision.signal_lead_s
     )
-    estimate, no_estimate = estimate_for(order.run_root, decision.config, decision.plan)
+    estimate, no_estimate = estimate_for(order.run_root, decision.config, decision.plan, expected_model)
     ignored = ", ".join(flags.ignored_variables(os.environ))
     notes += [f"not used from the environment: {ignored}"] if ignored else []
     notes += [*decision.notes, *no_estimate, *_memory_notes(decision.config, decision.plan, is_new)]
     notes += [*other_tokenizer(config), *(seldom_meant(config) if is_new else ())]
-    return PlannedRun(run, executor, decision.config, decision.plan, text, tuple(notes), is_new, estimate)
+    return PlannedRun(
+        run, executor, decision.config, decision.plan, text, tuple(notes), is_new, estimate, prompt=prompt
+    )
 
 
 def _memory_notes(config: RunConfig, plan: RunPlan, is_new: bool) -> list[str]:
@@ -269,10 +273,21 @@ def _memory_notes(config: RunConfig, plan: RunPlan, is_new: bool) -> list[str]:
     # What would make it fit is, of a run that goes on, mostly not to be changed any more.
     memory = plan.memory if is_new else replace(plan.memory, way_out="", larger_cache="")
     unused = [memory.larger_cache] if memory.larger_cache and card is not None else []
-    return [*misfits(memory, gpu_gib=card, host_gib=asked_host_gib(config)), *unused]
+    assumed = _assumed_card(config.cluster.gpu_type) if is_new else []
+    return [*misfits(memory, gpu_gib=card, host_gib=asked_host_gib(config)), *unused, *assumed]
 
 
-def _with_counted_questions(config: RunConfig) -> RunConfig:
+def _assumed_card(gpu_type: str | None) -> list[str]:
+    """A note where memory and hours are planned for a card that the cluster may not have."""
+    others = smaller_cards(gpu_type or ASSUMED_GPU.split("-")[0])
+    if not others:
+        return []
+    planned = find_gpu(gpu_type or ASSUMED_GPU)
+    instead = f"if it has others, say so: cluster.gpu_type={others[0].lower()}"
+    return [f"memory and hours are planned for {planned.name}, of {planned.memory_gib:.0f} GB; {instead}"]
+
+
+def with_counted_questions(config: RunConfig) -> RunConfig:
     """With the number of questions of each test file, where a stage asks any."""
     if config.stage not in ("rl", "evaluate") or not (config.evaluate.path or config.evaluate.sets):
         return config
@@ -283,9 +298,11 @@ def _with_counted_questions(config: RunConfig) -> RunConfig:
 
 def _check_questions(
     config: RunConfig, expected_model: Mapping[str, Any] | None = None, *, code: Path | None = None
-) -> list[str]:
-    """Task, rewards and tokenizer of a stage that needs them: what it would only meet on the nodes. Sentences
-    on questions that it asks again.
+) -> tuple[list[str], str | None]:
+    """Task, rewards and tokenizer of a stage that needs them: what it would only meet on the nodes.
+
+    Returns:
+        Sentences on questions that it asks again; one prompt, see PlannedRun.prompt.
 
     Args:
         expected_model: as in `plan_run`; the tokenizer is then the earlier stage's to leave.
@@ -302,13 +319,13 @@ def _check_questions(
 
         tokenizer.special_ids(tokenizer.load_tokenizer(config.model), config.model, code)
     if config.stage not in ("traces", "rl", "generate", "evaluate"):
-        return []
+        return [], None
     from r1hpc.tasks.check import check_questions  # the tokenizers library, for these runs only
 
     notes: list[str] = []
     prompts = check_questions(config, code, notes.append)
     if config.stage == "traces" or to_come:
-        return notes
+        return notes, None
     from r1hpc.tasks import tokenizer
 
     own = tokenizer.load_tokenizer(config.model)
@@ -321,7 +338,7 @@ def _check_questions(
                 f"a prompt has {num} tokens: raise rollout.max_prompt_length, now "
                 f"{config.rollout.max_prompt_length} ({prompt!r:.80})"
             )
-    return notes
+    return notes, form.prompt(prompts[0]) if prompts else None
 
 
 def vocab_size(config: RunConfig) -> int | None:

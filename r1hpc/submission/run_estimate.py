@@ -4,6 +4,7 @@ estimate, notes = estimate_for(run_root, config, plan)     # None: not known
 """
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,18 @@ from r1hpc.plan.run import RunPlan
 
 
 def estimate_for(
-    run_root: Path, config: RunConfig, plan: RunPlan
+    run_root: Path, config: RunConfig, plan: RunPlan, expected_model: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
     """The hours of a run, corrected by what this site's finished runs really took.
+
+    Args:
+        expected_model: the config.json that an earlier stage of a chain will leave in model.path.
 
     Returns:
         Estimate.to_json(), with `uncorrected` and `correction` beside it where there was one; and notes.
     """
     try:
-        found = estimate_of_run(config, plan)
+        found = estimate_of_run(config, plan, expected_model=expected_model)
     except UnknownGpuError as error:
         return None, (f"no estimate: {error}",)
     if found is None:

@@ -35,6 +35,7 @@ def as_object(planned: PlannedRun, job_id: str | None) -> dict[str, Any]:
         "plan": planned.plan.to_json(),
         "estimate": planned.estimate,
         "log": str(log_path(run, planned.executor, job_id)),
+        "prompt": planned.prompt,
         "notes": list(planned.notes),
         "dry_run": job_id is None,
     }
@@ -74,6 +75,8 @@ def plan_lines(planned: PlannedRun) -> list[tuple[str, str]]:
         ("nodes", f"{where.num_nodes} x {per_node} {ranks}"),
         _served_line(planned) if planned.config.stage == "serve" else _batch_line(planned),
     ]
+    if planned.prompt is not None:
+        lines.append(("asks", _shortened(repr(planned.prompt))))
     if plan.memory is not None and where.num_gpus:
         held = f"{plan.memory.total_gib:.1f} GiB on each GPU ({described(plan.memory)})"
         lines.append(("memory", f"{held}; {plan.memory.host_gib:.0f} GiB of a node's own"))
@@ -88,6 +91,11 @@ def plan_lines(planned: PlannedRun) -> list[tuple[str, str]]:
         limit = f"{count} {what}{'s' if count > 1 else ''} x {format_duration(plan.time_limit_s)}"
         lines.append(("ceiling", f"{hours:,.1f} {what}-hours per attempt ({limit})"))
     return lines
+
+
+def _shortened(text: str) -> str:
+    """What is in the middle of a long prompt is the question; its form is at both ends."""
+    return text if len(text) <= 400 else f"{text[:250]} ... {text[-145:]}"
 
 
 def _batch_line(planned: PlannedRun) -> tuple[str, str]:

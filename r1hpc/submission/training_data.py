@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from r1hpc.base.errors import UsageError
+from r1hpc.base.rundir import RunDir
 from r1hpc.config.schema import DataConfig, RunConfig
 from r1hpc.data.manifest import MANIFEST, read_manifest
 from r1hpc.data.open_lines import Line, is_compressed, iter_lines, line_number
@@ -83,9 +84,10 @@ def may_be_too_long(config: RunConfig, others: Mapping[Path, RunConfig]) -> list
         return []
     sentences = []
     for folder, other in others.items():
-        is_read = any(_is_below(path, [folder]) for path in config.data.traces)
+        is_read = any(_is_below(path, [folder]) for path in config.data.traces)  # else it is looked at itself
         longest = other.rollout.max_prompt_length + other.rollout.max_completion_length
-        if other.stage == "generate" and is_read and longest > config.data.seq_len:
+        is_to_come = is_read and other.stage == "generate" and not RunDir(folder).traces.exists()
+        if is_to_come and longest > config.data.seq_len:
             sentences.append(
                 f"data.seq_len is {config.data.seq_len:,}, and what stage {folder.name} keeps may have up to "
                 f"{longest:,} tokens with its prompt: one that is longer ends this stage as it begins. To be "

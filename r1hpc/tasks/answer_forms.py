@@ -2,7 +2,7 @@
 
     plain_number("$1,234.00")                           # Fraction(1234, 1)
     chosen("(C) Paris", ["Rome", "Bonn", "Paris"])      # "C"
-    counted_as("\\\\dfrac12", {})                         # "1/2": the form in which votes are counted
+    counted_as("\\\\dfrac12", "math", {})                 # "1/2": the form in which votes are counted
 
 For the judges, and for a majority of answers that no judge compares with each other.
 """
@@ -19,7 +19,9 @@ _WORDS = re.compile(rf"{_WORD}(?:[ ,.]+{_WORD})*\.?")
 _LIST = re.compile(r"\s*,\s*(?:and\s+)?|\s+and\s+")
 TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox)\s*\{([^{}]*)\}")
 _LETTER = re.compile(r"\(?([A-Z])(?:\)|[.:)](?=\s|$)|$)", re.ASCII)
-_COSMETIC = re.compile(r"\\(?:left|right|displaystyle|[,;!: ])|[\s$]")
+_COSMETIC = re.compile(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\[,;!:]|\$")
+_BLANKS = re.compile(r"(?<!\w)\s+|\s+(?!\w)")
+"""All but those between two words or numbers: `3 1/2` is not `31/2`."""
 _FRACTION = re.compile(
     r"(-?)(?:\\[dt]?frac(?:\{(\d{1,30})\}\{(\d{1,30})\}|(\d)(\d))|(\d{1,30})/(\d{1,30}))", re.ASCII
 )
@@ -61,31 +63,34 @@ def chosen(text: str, choices: Sequence[Any]) -> str | None:
     return None
 
 
-def counted_as(text: str, metadata: Mapping[str, Any]) -> str:
-    """The form in which an answer is counted, for a majority: the same for `B` and `(B) Bonn`, `0.5` and
-    `\\dfrac{1}{2}`, `Paris.` and `paris`. Formulas that only algebra makes equal stay apart.
+def counted_as(text: str, judge: str, metadata: Mapping[str, Any]) -> str:
+    """The form in which an answer is counted, for a majority: the same for `B` and `(B) Bonn`, for `0.5` and
+    `\\dfrac{1}{2}`, for `Paris.` and `paris`, where the judge takes one for the other. Formulas that only
+    algebra makes equal stay apart.
 
     Args:
-        metadata: the item's; of a multiple choice it has `choices`.
+        judge: the name of the item's (judges.JUDGES).
+        metadata: the item's.
     """
     if len(text) > _MOST_CHARACTERS:
-        return " ".join(text.split())
-    letter = chosen(text, metadata["choices"]) if "choices" in metadata else None
-    if letter is not None:
-        return letter
+        return text
+    if judge == "choice":
+        return chosen(text, metadata["choices"]) or text.strip(SPACE).casefold()
+    if judge != "math":
+        return text.strip(SPACE)
+    bare = _BLANKS.sub("", _COSMETIC.sub("", text)).removesuffix(".")
     number = plain_number(text)
     if number is None:
-        number = _fraction(_COSMETIC.sub("", text))
+        number = _fraction(bare)
     if number is not None:
         return str(number)
-    found = words(text)
-    return ", ".join(found) if found else _COSMETIC.sub("", TEXT.sub(r"\1", text)).removesuffix(".")
+    return ", ".join(words(text)) or TEXT.sub(r"\1", bare)
 
 
 def _fraction(bare: str) -> Fraction | None:
-    match = _FRACTION.fullmatch(bare.removesuffix("."))
+    match = _FRACTION.fullmatch(bare)
     if match is None:
-        return plain_number(bare)
+        return plain_number(bare) if " " not in bare and "," not in bare else None
     sign, *parts = match.groups()
     over, under = (int(part) for part in parts if part is not None)
     return Fraction(-over if sign else over, under) if under else None

@@ -13,7 +13,7 @@ from r1hpc.config.question_paths import FILES
 from r1hpc.config.schema import RunConfig
 from r1hpc.plan.parts import num_items
 from r1hpc.tasks.benchmark import Benchmarks, named_sets
-from r1hpc.tasks.counts import asked, in_vain, repeated
+from r1hpc.tasks.counts import asked, pass_rates_unused, repeated
 from r1hpc.tasks.demonstrations import check_demonstrations
 from r1hpc.tasks.mixture import Mixture, check_weights
 from r1hpc.tasks.own import OwnTask
@@ -53,7 +53,7 @@ def check_questions(
         items += _asked(tasks[0], config)
         if code is None:  # a run of before goes on as it was begun
             _check_splits(config)
-            for sentence in (*repeated(config, tasks[0]), *in_vain(config, tasks[0])):
+            for sentence in (*repeated(config, tasks[0]), *pass_rates_unused(config, tasks[0])):
                 note(sentence)
             if isinstance(tasks[0], Mixture):
                 check_weights(tasks[0].weights)

@@ -2,7 +2,7 @@
 
 asked(config)               # (range(4000, 20000), False): of the training part
 repeated(config, task)      # ["task file is asked items 4,000 to 19,999, and has 6,700 ..."]
-in_vain(config, task)       # ["rl.by_pass_rate=true changes nothing: ..."]
+pass_rates_unused(config, task)     # ["rl.by_pass_rate=true changes nothing: ..."]
 """
 
 from r1hpc.config.schema import RunConfig
@@ -51,16 +51,17 @@ def repeated(config: RunConfig, task: Task) -> list[str]:
     ]
 
 
-def in_vain(config: RunConfig, task: Task) -> list[str]:
-    """A sentence where rl.by_pass_rate has nothing to go by: no question comes a second time."""
-    there = task.num_questions()
-    if config.stage != "rl" or not config.rl.by_pass_rate or there is None:
+def pass_rates_unused(config: RunConfig, task: Task) -> list[str]:
+    """A sentence where rl.by_pass_rate has nothing to go by: a list of which no question comes twice."""
+    if config.stage != "rl" or not config.rl.by_pass_rate or not isinstance(task, QuestionFile | OwnTask):
         return []
-    num = -(-config.train.num_steps // updates_per_rollout(config)) * config.rollout.num_prompts
-    if num > there:
+    a_pass, first = task.items_per_pass(False), config.task.first_item or 0
+    rollouts = -(-config.train.num_steps // updates_per_rollout(config))
+    num = rollouts * config.rollout.num_prompts
+    if a_pass is None or first % a_pass + num > a_pass or task.num_questions() != a_pass:
         return []
     return [
-        f"rl.by_pass_rate=true changes nothing: this run asks {num:,} questions of {there:,}, each for the "
+        f"rl.by_pass_rate=true changes nothing: this run asks {num:,} questions of {a_pass:,}, each for the "
         "first time, and how often one is solved is known when it comes again"
     ]
 

@@ -53,7 +53,7 @@ def choice(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
     letter = chosen(text, metadata["choices"])
     texts = [str(said).strip(SPACE).casefold() for said in metadata["choices"]]
     said = dict(zip(ascii_uppercase, texts, strict=False))
-    return letter == answer or (letter in said and said[letter] == said[answer])  # two may have one text
+    return letter == answer or (letter in said and said[letter] == said.get(answer))  # two may have one text
 
 
 def _load_math(settings: Mapping[str, Any]) -> Judge:

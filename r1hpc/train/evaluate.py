@@ -32,7 +32,7 @@ from r1hpc.tasks.answer_forms import counted_as
 from r1hpc.tasks.completion import take_apart
 from r1hpc.tasks.rewards import Completion, Score
 from r1hpc.tasks.statistics import majority, pass_at_k, share_interval, wilson
-from r1hpc.tasks.task import Item
+from r1hpc.tasks.task import Item, members
 from r1hpc.telemetry.evaluations import (
     OF_BEFORE,
     answers_path,
@@ -91,9 +91,10 @@ def answer(
     sampled = judge.complete(items, num_samples, temperature, _EVALUATION_SEED, should_stop, cut)
     if sampled is None:
         return None
-    boxed = config.reward.answer_in == "boxed"
+    boxed, kinds = config.reward.answer_in == "boxed", members(judge.evaluated)
     return [
-        _answer(item, one[0], many, boxed) for item, one, many in zip(items, greedy, sampled, strict=True)
+        _answer(item, kinds[item.task].judge, one[0], many, boxed)
+        for item, one, many in zip(items, greedy, sampled, strict=True)
     ]
 
 
@@ -110,6 +111,7 @@ def _decoding(config: RunConfig) -> tuple[float, Cut]:
 
 def _answer(
     item: Item,
+    judge: str,
     greedy: tuple[Completion, Score],
     sampled: Sequence[tuple[Completion, Score]],
     boxed: bool,
@@ -134,7 +136,7 @@ def _answer(
         num_thinking_correct=sum(thinking),
         task=item.task,
         votes=[
-            [None if parts.answer is None else counted_as(parts.answer, item.metadata), right]
+            [None if parts.answer is None else counted_as(parts.answer, judge, item.metadata), right]
             for parts, right in zip(taken, verdicts, strict=True)
         ],
     )

@@ -49,12 +49,12 @@ def traces(job: Job) -> Outcome:
     _refuse_other_questions(job, task.id)
     outcome = _run_parts(job, functools.partial(_demonstrations, job, task))
 
-    def gather() -> bool:
+    def write() -> bool:
         count = _write_lines(job.run.traces, _read_parts(job))
         print(f"{count} traces of {task.name} in {job.run.traces}", flush=True)
         return True
 
-    return _last_by_rank_0(job, outcome, gather)
+    return _last_by_rank_0(job, outcome, write)
 
 
 def generate(job: Job) -> Outcome:
@@ -68,13 +68,13 @@ def generate(job: Job) -> Outcome:
         _refuse_other_questions(job, judge.task.id)
         outcome = _run_parts(job, functools.partial(_completions, job, judge))
 
-    def gather() -> bool:
+    def write() -> bool:
         lines = list(_read_parts(job))
         _write_lines(job.run.traces, lines)
         print(f"{sentence_on_kept(job.config, lines)}: {job.run.traces}", flush=True)
         return True
 
-    return _last_by_rank_0(job, outcome, gather)
+    return _last_by_rank_0(job, outcome, write)
 
 
 def evaluate(job: Job) -> Outcome:
@@ -93,17 +93,20 @@ def _sum_up(job: Job, task_id: str) -> bool:
     """
     answers = [Answer(**line) for line in _read_parts(job)]
     summary = {"task": task_id, "model": job.config.model.path, **summarise(answers)}
-    if job.config.evaluate.not_searched:
-        summary["not_searched"] = job.config.evaluate.not_searched
-    write_json(job.run.evaluation, summary)  # before a search that may take hours
+    asked = job.config.evaluate
+    # Before a search that may take hours: as if nothing had been searched.
+    if asked.not_searched or asked.trained_on:
+        summary["not_searched"] = [*asked.not_searched, *asked.trained_on]
+    write_json(job.run.evaluation, summary)
     write_atomic(job.run.transcripts, transcripts(answers))
     try:
         overlap = contamination(job.config, functools.partial(_go_on_reading, job))
     except StopAsked:
         return False
-    if overlap is not None:
-        summary["contamination"] = overlap
-        write_json(job.run.evaluation, summary)
+    summary.pop("not_searched", None)
+    summary |= {"contamination": overlap} if overlap is not None else {}
+    summary |= {"not_searched": asked.not_searched} if asked.not_searched else {}
+    write_json(job.run.evaluation, summary)
     print("\n".join(table(summary)), flush=True)
     return True
 
@@ -130,14 +133,15 @@ def _last_by_rank_0(job: Job, outcome: Outcome, work: Callable[[], bool]) -> Out
 
 @contextmanager
 def _judge_of_model(job: Job) -> Iterator[Judge]:
-    """A judge over the model of `model.path`, whole on every rank."""
+    """A judge over the model of `model.path`, whole on every rank; unloaded where all parts are made."""
     config = job.config
     loop.check_device(job)
     with open_judge(job, zero_stage=0) as (judge, hf_config):
-        job.watchdog.beat("loading the model")
-        lie = placement(config, job.group, divided=False)
-        network = build_model(config.model, hf_config, config.train.seed, lie).eval()
-        judge.engine.sync_weights(network)
+        if _missing(job):
+            job.watchdog.beat("loading the model")
+            lie = placement(config, job.group, divided=False)
+            network = build_model(config.model, hf_config, config.train.seed, lie).eval()
+            judge.engine.sync_weights(network)
         yield judge
 
 
@@ -223,9 +227,7 @@ def _run_parts(job: Job, make_part: Callable[[int], Lines | None]) -> Outcome:
     group, parts = job.group, num_parts(job.config)
     if group.rank == 0:
         job.run.parts.mkdir(mode=0o700, exist_ok=True)
-    missing: list[int] = group.broadcast(
-        [number for number in range(parts) if not _part_path(job, number).exists()]
-    )
+    missing = _missing(job)
     if group.rank == 0:
         print(f"{parts - len(missing)} of {parts} parts are done", flush=True)
     made: list[int] = []
@@ -240,6 +242,14 @@ def _run_parts(job: Job, make_part: Callable[[int], Lines | None]) -> Outcome:
     left = len(missing) - sum(map(len, group.gather(made)))
     reason = next(filter(None, group.gather(job.requests.reason)), "")
     return Outcome(left == 0, parts - left, parts - left or None, reason if left else "")
+
+
+def _missing(job: Job) -> list[int]:
+    """The parts that are not made, the same on all ranks."""
+    missing: list[int] = job.group.broadcast(
+        [number for number in range(num_parts(job.config)) if not _part_path(job, number).exists()]
+    )
+    return missing
 
 
 def _read_parts(job: Job) -> Iterator[dict[str, Any]]:

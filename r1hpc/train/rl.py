@@ -248,7 +248,9 @@ class RlStage:
         """What train.jsonl says of a step beside loss and rate. What belongs to the rollout, at its first."""
         is_first = self._update == 0
         return {
-            **rollout.facts(self._collector.labels(rollout.groups)),
+            **rollout.facts(
+                self._collector.labels(rollout.groups), by_group=self._job.config.rl.algorithm == "grpo"
+            ),
             **self._collector.facts(),
             # Over the rows that were trained on: those of groups without variance are not even computed.
             "kl": sums.per_token(sums.kl),
@@ -263,12 +265,7 @@ class RlStage:
             "update": self._update,
             "value_loss": sums.value_loss,
             **(rollout.engine_facts if is_first else {}),
-            **self._without_groups(),
         }
-
-    def _without_groups(self) -> dict[str, Any]:
-        """Where a reward is not held against its group's mean, a group that earns the same teaches too."""
-        return {} if self._job.config.rl.algorithm == "grpo" else {"zero_variance_share": None}
 
     def _importance(self, sums: Sums) -> dict[str, Any]:
         """The weights of truncated importance sampling, where they are taken."""

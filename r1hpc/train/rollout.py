@@ -110,11 +110,13 @@ class Rollout:
     engine_facts: dict[str, float] = field(default_factory=dict)
     """What train.jsonl says of the hand-over of weights before it, on this rank."""
 
-    def facts(self, labels: Sequence[str] = ()) -> dict[str, Any]:
+    def facts(self, labels: Sequence[str] = (), *, by_group: bool = True) -> dict[str, Any]:
         """What train.jsonl says of it: rewards by term, lengths by outcome, what taught nothing.
 
         Args:
             labels: of each group's task, where there are several: each is then reported apart.
+            by_group: whether a reward is held against its group's mean. Else a group that earns the same
+                teaches too (PPO, distillation), and no share of such groups is reported.
         """
         groups = self.groups
         lengths, correct = groups.lengths.astype(np.float64), groups.correct
@@ -122,14 +124,14 @@ class Rollout:
             "reward": float(groups.rewards.mean()),
             "accuracy": float(correct.mean()),
             **{f"reward_{name}": float(values.mean()) for name, values in groups.terms.items()},
-            "zero_variance_share": 1.0 - float(varied(groups).mean()),
+            "zero_variance_share": 1.0 - float(varied(groups).mean()) if by_group else None,
             "response_length": float(lengths.mean()),
             "response_length_correct": float(lengths[correct].mean()) if correct.any() else None,
             "response_length_wrong": float(lengths[~correct].mean()) if not correct.all() else None,
             "truncated_share": 1.0 - float(groups.ended.mean()),
             "num_groups": len(groups.items),
             "num_items": self.num_items,
-            **_by_task(groups, labels),
+            **_by_task(groups, labels, by_group),
         }
 
     def checksum(self) -> int:
@@ -141,14 +143,14 @@ class Rollout:
         return int.from_bytes(digest.digest()[:6])
 
 
-def _by_task(groups: Groups, labels: Sequence[str]) -> dict[str, Any]:
+def _by_task(groups: Groups, labels: Sequence[str], by_group: bool) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for label in sorted(set(labels)):
         own = groups.select([at for at, each in enumerate(labels) if each == label])
         facts |= {
             f"task_{label}_reward": float(own.rewards.mean()),
             f"task_{label}_accuracy": float(own.correct.mean()),
-            f"task_{label}_zero_variance_share": 1.0 - float(varied(own).mean()),
+            f"task_{label}_zero_variance_share": 1.0 - float(varied(own).mean()) if by_group else None,
             f"task_{label}_response_length": float(own.lengths.mean()),
             f"task_{label}_num_groups": len(own.items),
         }

@@ -7,7 +7,6 @@ all completion tokens of the global batch, so it does not depend on how rows wer
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,20 +91,28 @@ def run(job: Job) -> Outcome:
 
 
 def _held_out(job: Job, dataset: TraceDataset, order_id: Callable[[Parting], str]) -> Parting | None:
-    """What is held out, if anything. A run that began when the siblings of held-out documents were trained on
-    goes on so: `order_id` names the order that a parting leads to.
-    """
+    """What is held out, if anything; `order_id` names the order that a parting leads to."""
     data = job.config.data
     if not data.validation_documents:
         return None
     job.watchdog.beat("choosing what is held out")
-    parting = by_rank_0(job.group, lambda: hold_out(dataset, data.validation_documents, data.seed))
-    if not parting.siblings:
-        return parting
-    stored = by_rank_0(job.group, CheckpointStore(job.run.checkpoints).list)
-    before = replace(parting, siblings=())
-    is_of_before = any(each.manifest.meta.get("plan_hash") == order_id(before) for each in stored)
-    return before if is_of_before else parting
+
+    def choose() -> Parting:
+        stored = [each.manifest.meta for each in CheckpointStore(job.run.checkpoints).list()]
+        return hold_out(
+            dataset,
+            data.validation_documents,
+            data.seed,
+            lambda parting: bool(stored) and order_id(parting) in [meta.get("plan_hash") for meta in stored],
+        )
+
+    parting = by_rank_0(job.group, choose)
+    if job.group.rank == 0 and parting.siblings:
+        print(
+            f"{len(parting.siblings):,} traces are not trained on: they answer prompts of those held out",
+            flush=True,
+        )
+    return parting
 
 
 class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
@@ -136,10 +143,10 @@ class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
         step = session.first_step - 1
         if not step or not self._is_due(step) or self._validated >= step:
             return True
-        loss, stop = self._validate(session, step)
+        loss = self._validate(session, step)
         if loss is not None and self._job.group.rank == 0:
             session.metrics.event("validation", global_step=step, validation_loss=loss)
-        return not stop
+        return loss is not None
 
     def losses(self, engine: Any, batch: TraceBatch | PackedBatch) -> Iterator[torch.Tensor]:
         # DeepSpeed takes the mean over the ranks; here the sum over them is the mean wanted.
@@ -151,8 +158,10 @@ class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
         """The loss on what is held out, where it is due."""
         if not self._is_due(step):
             return {}, False
-        loss, stop = self._validate(session, step)
-        return {} if loss is None else {"validation_loss": loss}, stop
+        loss = self._validate(session, step)
+        if loss is None:
+            return {}, True
+        return {"validation_loss": loss}, loop.agree(session).stop
 
     def _is_due(self, step: int) -> bool:
         train = self._job.config.train
@@ -167,13 +176,13 @@ class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
         """With early stopping the model of the lowest loss is there already."""
         return bool(self._job.config.train.early_stopping) or super().finish(session)
 
-    def _validate(self, session: Session, step: int) -> tuple[float | None, bool]:
-        """The loss on what is held out after `step`, and whether a stop was requested; with early stopping a
-        new lowest is exported. No loss: it is still due, and the next attempt begins with it.
+    def _validate(self, session: Session, step: int) -> float | None:
+        """The loss on what is held out after `step`; with early stopping a new lowest is exported. None: a
+        stop was requested, it is still due, and the next attempt begins with it.
         """
         loss = self._held_out_loss(session)
         if loss is None:
-            return None, True
+            return None
         self._validated = step
         if self._lowest is None or loss < self._lowest:
             self._lowest, self._since = loss, 0
@@ -181,7 +190,7 @@ class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
                 self.export(session)
         else:
             self._since += 1
-        return loss, loop.agree(session).stop
+        return loss
 
     @torch.no_grad()
     def _held_out_loss(self, session: Session) -> float | None:

@@ -34,7 +34,7 @@ EXIT_LEFT_ALONE = 1
 _OWN_FAILURE_S = 1.0
 """For a rank that fails for the same reason to say so itself."""
 _LOADING_S = 300.0
-"""What loading may take beyond train.hang_timeout_s."""
+"""What loading may take beyond train.hang_timeout_s, where it lets other threads run: in all."""
 _BACKSTOP_S = 15.0
 """How much later than the Python thread the other process acts: after the others have heard."""
 
@@ -66,7 +66,8 @@ class Watchdog:
         self._seen_beats = 0
         self._seen_at = 0.0
         self._is_waiting = False
-        self._loading_since: float | None = None
+        self._is_loading = False
+        self._loaded_s = 0.0
         self._looks = 0
         self._peers: Peers | None = None
         self._backstop: subprocess.Popen[bytes] | None = None
@@ -106,13 +107,13 @@ class Watchdog:
 
     def beat(self, phase: str) -> None:
         """Progress was made; `phase` is what comes next and is named if it hangs."""
-        self._loading_since = None
+        self._is_loading = False
         self._go_on(phase)
 
     def load(self, phase: str) -> None:
         """A beat after which libraries are loaded: until the next one, this rank may be silent for longer."""
         self._go_on(phase)
-        self._loading_since = time.monotonic()
+        self._is_loading = True
 
     def _go_on(self, phase: str) -> None:
         self._phase = phase
@@ -146,13 +147,16 @@ class Watchdog:
             os.write(process.stdin.fileno(), b".")
 
     def _watch(self) -> None:
+        now = 0.0
         while not self._done.wait(self._period_s):
-            since = self._loading_since
-            if since is not None and time.monotonic() - since < _LOADING_S:
-                self._go_on(self._phase)
+            before, now = now, self._clock.now()
+            if self._is_loading and self._loaded_s < _LOADING_S:
+                self._loaded_s += now - before
+                self._beats += 1
+                self._arm_backstop()
             if self._peers is not None and self._peers.failure:
                 self._leave_alone(self._peers.failure)
-            problem = self._problem()
+            problem = self._problem(now)
             if problem is not None:
                 print(f"hang: {problem}: stacks follow", file=sys.stderr)
                 faulthandler.dump_traceback(all_threads=True)
@@ -172,9 +176,8 @@ class Watchdog:
         self._on_left_alone(failure)
         os._exit(EXIT_LEFT_ALONE)
 
-    def _problem(self) -> str | None:
+    def _problem(self, now: float) -> str | None:
         """What hangs, here or elsewhere."""
-        now = self._clock.now()
         is_heard = self._peers is not None and self._peers.connected
         if self._is_waiting and is_heard:
             self._arm_backstop()

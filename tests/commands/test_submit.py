@@ -85,6 +85,37 @@ def test_json_is_one_object_with_the_agreed_keys(place: Path) -> None:
     assert len(done.stdout.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        (
+            "cluster.gpu_type=null",
+            "A100-SXM4-80GB, of 80 GB; if .* cluster.gpu_type=a100-sxm4-40gb",
+        ),
+        ("cluster.gpu_type=v100", "planned for V100-SXM2-32GB, of 32 GB"),
+        ("cluster.gpu_type=a100-40gb", None),
+        ("cluster.gpu_type=h100", None),
+    ],
+)
+def test_the_card_that_is_planned_for_is_named_where_there_are_others(
+    place: Path, word: str, said: str | None
+) -> None:
+    words = ("jobs/smoke.yaml", "--executor", "slurm", "--dry-run", "--json", "resources.gpus_per_node=4")
+    notes = answer(submit(place, *words, "train.precision=fp32", word))["notes"]
+    found = [note for note in notes if note.startswith("memory and hours are planned for")]
+    assert len(found) == (said is not None)
+    for note in found:
+        assert re.search(str(said), note)
+
+
+def test_a_prompt_is_shown_as_the_model_is_asked(place: Path) -> None:
+    words = ("jobs/rl_smoke.yaml", "--executor", "local", "--dry-run")
+    prompt = answer(submit(place, *words, "--json"))["prompt"]
+    assert re.fullmatch(r"\d+=", prompt)
+    assert f"asks     {prompt!r}" in submit(place, *words).stdout.splitlines()
+    assert answer(submit(place, "jobs/smoke.yaml", "--dry-run", "--json"))["prompt"] is None
+
+
 def test_job_files_overrides_and_flags_come_in_any_order(place: Path) -> None:
     words = ("-N", "2", "train.num_steps=30", "jobs/smoke.yaml", "-p", "gpu", "train.warmup_steps=3")
     result = answer(submit(place, *words, "--dry-run", "--json"))

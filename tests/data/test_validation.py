@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from r1hpc.base.errors import UsageError
 from r1hpc.data.describe import SampleOrder, trace_document, trace_sample
+from r1hpc.data.manifest import digest
 from r1hpc.data.packed_loader import rows_of
-from r1hpc.data.trace_loader import TraceLoader
+from r1hpc.data.trace_loader import TraceLoader, document_order_id, open_document_plan
 from r1hpc.data.traces import open_traces
 from r1hpc.data.validation import Parting, hold_out
 from tests.data.tracefiles import build_traces, expected_ids, pairs, trace_source, write_traces
@@ -71,6 +72,22 @@ def test_other_answers_to_a_held_out_prompt_are_not_trained_on(tmp_path: Path) -
     assert {*prompts} - held == {prompts[number] for number in trained}
     with pytest.raises(UsageError, match=r"validation_documents is 35, .* [0-9]+ more of which share"):
         hold_out(dataset, 35, seed=3)
+
+
+def test_without_siblings_an_order_is_named_as_it_was_before_anybody_looked_for_them(tmp_path: Path) -> None:
+    """Checkpoints hold that name: the digest of the plan's and of these three."""
+    parting = Parting((24, 6), (4, 2), 3)
+    plan = open_document_plan(open_traces(build_traces(tmp_path, TRACES).path), 0, 8)
+    before = {"plan": plan.plan_hash, "all_sizes": (24, 6), "num_held": (4, 2), "seed": 3}
+    assert document_order_id(plan, parting) == digest(before)
+    assert document_order_id(plan, replace(parting, siblings=(7,))) != digest(before)
+
+
+def test_a_run_goes_on_as_it_began_also_where_siblings_would_leave_nothing(tmp_path: Path) -> None:
+    dataset = open_traces(build_traces(tmp_path, [("1+1=", f"{number}") for number in range(20)]).path)
+    assert hold_out(dataset, 5, 3, lambda parting: True) == Parting((20,), (5,), 3)
+    with pytest.raises(UsageError, match="15 more of which share a prompt"):
+        hold_out(dataset, 5, 3)
 
 
 def test_an_epoch_of_the_loader_is_the_rest(tmp_path: Path) -> None:

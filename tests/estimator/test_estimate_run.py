@@ -131,6 +131,13 @@ def test_a_model_that_another_stage_has_yet_to_write() -> None:
     found = estimate_of_run(later, plan)
     assert found is not None
     assert found.assumptions["shape"].startswith("guessed")
+    to_come = load_model_config(config, None)
+    assert shape_of_run(later, plan, to_come) == shape_of_run(config, plan)
+    told = estimate_of_run(later, plan, expected_model=to_come)
+    there = estimate_of_run(config, plan)
+    assert told is not None
+    assert there is not None
+    assert told.gpu_hours == there.gpu_hours
 
 
 def test_a_cpu_run_has_node_hours() -> None:

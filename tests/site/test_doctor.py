@@ -16,6 +16,7 @@ from r1hpc.site.findings import CheckState
 from r1hpc.site.node import NodeFacts, judge_node
 from r1hpc.site.nodes import Answers, NodeReport, judge_nodes, read_reports
 from r1hpc.site.peers import PeerFacts
+from r1hpc.site.profile import _gpu_type
 from r1hpc.site.storage import StorageFacts, judge_storage
 from r1hpc.site.versions import VersionFacts, judge_versions
 from r1hpc.slurm.probe import ClusterFacts
@@ -293,6 +294,20 @@ def test_a_profile_is_written_once_and_read_back(tmp_path: Path) -> None:
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, "exists" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("a100", "a100"),  # Slurm's name: of 40 GB or of 80, and a submission asks for which
+        ("NVIDIA A100-SXM4-40GB", "a100-sxm4-40gb"),
+        ("h100", "h100-sxm-80gb"),
+        ("nonesuch", None),
+        (None, None),
+    ],
+)
+def test_a_profile_says_no_more_of_a_card_than_is_known(name: str | None, written: str | None) -> None:
+    assert _gpu_type(name) == written
 
 
 @pytest.mark.slurm

@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 
 from r1hpc.base.rundir import RunDir
+from r1hpc.config.cluster import ResourcesConfig
 from r1hpc.config.load import save
 from r1hpc.config.reasoning import EvaluateConfig, RewardConfig, RolloutConfig, TaskConfig
-from r1hpc.config.schema import ModelConfig, RunConfig, TrainConfig
+from r1hpc.config.schema import CheckpointConfig, ModelConfig, RunConfig, TrainConfig
 from r1hpc.submission.advice import seldom_meant
 
 
 def _config(model: ModelConfig, stage: str = "rl", **sections: Any) -> RunConfig:
-    return RunConfig(stage=stage, model=model, **sections)
+    return RunConfig(stage=stage, model=model, **{"checkpoint": CheckpointConfig(save_every=1), **sections})
 
 
 @pytest.mark.parametrize(
@@ -24,6 +25,7 @@ def _config(model: ModelConfig, stage: str = "rl", **sections: Any) -> RunConfig
         ("rl", ModelConfig(path="x"), 3e-4, "train.lr is 0.0003, the default, for pretraining"),
         ("sft", ModelConfig(path="x"), 3e-4, "1e-5 to 5e-5 in fine-tuning"),
         ("rl", ModelConfig(path="x", lora_rank=8), 1e-6, "adapters .* want some ten times the rate"),
+        ("sft", ModelConfig(path="x", lora_rank=8), 2e-5, "adapters .* want some ten times the rate"),
         ("rl", ModelConfig(path="x"), 1e-6, None),
         ("rl", ModelConfig(path="x", lora_rank=8), 1e-5, None),
         ("rl", ModelConfig(path="x", from_scratch=True), 3e-4, None),
@@ -35,6 +37,17 @@ def test_rates(stage: str, model: ModelConfig, lr: float, said: str | None) -> N
     assert len(notes) == (said is not None)
     if said:
         assert re.search(said, notes[0])
+
+
+def test_saves_that_never_come_and_a_rate_that_never_is() -> None:
+    train = TrainConfig(lr=1e-6, num_steps=200, warmup_steps=120)
+    config = _config(ModelConfig(path="x"), train=train, checkpoint=CheckpointConfig(save_every=500))
+    saves, rate = seldom_meant(config)
+    assert saves.startswith("checkpoint.save_every is 500 and the run has 200 steps")
+    assert rate.startswith("train.warmup_steps is 120 of train.num_steps=200")
+    on_cpus = replace(config, resources=ResourcesConfig(gpus_per_node=0))
+    assert seldom_meant(on_cpus) == [rate]
+    assert seldom_meant(replace(config, stage="evaluate")) == []
 
 
 def test_a_model_that_is_asked_otherwise_than_it_was_trained(tmp_path: Path) -> None:

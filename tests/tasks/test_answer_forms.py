@@ -24,26 +24,39 @@ def test_the_choice_that_is_meant(text: str, letter: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("metadata", "form", "texts"),
+    ("judge", "form", "texts"),
     [
-        ({"choices": CHOICES}, "B", ["B", "(B)", "B. Bonn", "bonn"]),
-        ({}, "1/2", ["0.5", r"\dfrac{1}{2}", "1/2", r"$\frac12$", "2/4"]),
-        ({}, "-1/2", ["-0.5", r"-\frac{1}{2}", "-1/2."]),
-        ({}, "1234", ["1,234", "$1234.00", "1234."]),
-        ({}, "paris", ["Paris", "paris.", r"\text{Paris}"]),
-        ({}, "x+1", ["x + 1", "x+1", r"$\left x+1 \right$"]),
+        ("choice", "B", ["B", "(B)", "B. Bonn", "bonn"]),
+        ("choice", "both", ["Both", "both "]),
+        ("math", "1/2", ["0.5", r"\dfrac{1}{2}", "1/2", r"$\frac12$", "2 / 4"]),
+        ("math", "-1/2", ["-0.5", r"-\frac{1}{2}", "-1/2."]),
+        ("math", "1234", ["1,234", "$1234.00", "1234."]),
+        ("math", "paris", ["Paris", "paris.", r"\text{Paris}"]),
+        ("math", "apple, bee", ["bee, apple", "Apple and bee"]),
+        ("math", "x+1", ["x + 1", "x+1", r"$\left x+1 \right$"]),
+        ("exact", "a b", ["a b", " a b\n"]),
     ],
 )
 def test_wrong_answers_count_together_however_they_are_written(
-    metadata: dict[str, Any], form: str, texts: list[str]
+    judge: str, form: str, texts: list[str]
 ) -> None:
     """Else a model that writes a wrong answer in many ways would be right by its majority."""
     votes: list[list[Any]] = [["right", True]] * (len(texts) - 1)
-    votes += [[counted_as(text, metadata), False] for text in texts]
+    votes += [[counted_as(text, judge, {"choices": CHOICES}), False] for text in texts]
     assert {said for said, right in votes if not right} == {form}
     assert not majority(votes)
 
 
-def test_what_is_not_known_to_be_equal_stays_apart() -> None:
-    texts = ["x+1", "1+x", "1/0", "0", "x" * 2000, "x" * 2001, "B", "b"]
-    assert len({counted_as(text, {}) for text in texts}) == len(texts)
+@pytest.mark.parametrize(
+    ("judge", "texts"),
+    [
+        ("math", ["x+1", "1+x", "1/0", "0", "3 1/2", "31/2", "1, 234", "1234", "2 3", "23", "B", "b"]),
+        ("math", [r"\leftarrow", r"\rightarrow", "x" * 2000, "x" * 2001]),
+        ("exact", ["bee, apple", "apple, bee", "0.5", "1/2", "Paris", "paris"]),
+        ("own_verdict", ["A. Smith", "A"]),
+        ("choice", ["A", "B", "Both", "None"]),
+    ],
+)
+def test_what_is_not_known_to_be_equal_stays_apart(judge: str, texts: list[str]) -> None:
+    metadata = {"choices": CHOICES if judge == "choice" else None}
+    assert len({counted_as(text, judge, metadata) for text in texts}) == len(texts)

@@ -10,7 +10,7 @@ import pytest
 from r1hpc.config.reasoning import GenerateConfig, RlConfig, RolloutConfig, TaskConfig
 from r1hpc.config.schema import RunConfig, TrainConfig
 from r1hpc.tasks.check import check_questions
-from r1hpc.tasks.counts import asked_items, in_vain, repeated
+from r1hpc.tasks.counts import asked_items, pass_rates_unused, repeated
 from r1hpc.tasks.file import QuestionFile
 from r1hpc.tasks.registry import make_task
 
@@ -58,11 +58,18 @@ def test_rl_beyond_the_first_pass_is_told(task: TaskConfig) -> None:
 
 def test_pass_rates_that_are_known_too_late_are_told(task: TaskConfig) -> None:
     there = make_task(task).num_questions() or 0
-    once = -(-there // 8)
-    (said,) = in_vain(_rl(task, once - 1, by_pass_rate=True), make_task(task))
-    assert said.startswith(f"rl.by_pass_rate=true changes nothing: this run asks {8 * (once - 1)} questions")
-    assert in_vain(_rl(task, once + 1, by_pass_rate=True), make_task(task)) == []
-    assert in_vain(_rl(task, 1), make_task(task)) == []
+    within = there // 8
+    (said,) = pass_rates_unused(_rl(task, within, by_pass_rate=True), make_task(task))
+    assert said.startswith(f"rl.by_pass_rate=true changes nothing: this run asks {8 * within} questions of")
+    later = replace(task, first_item=there - 8 * within + 1)
+    for other in (
+        _rl(task, within + 1, by_pass_rate=True),
+        _rl(later, within, by_pass_rate=True),
+        _rl(task, within),
+    ):
+        assert pass_rates_unused(other, make_task(other.task)) == []
+    few = TaskConfig("chain_sum", options={"num_terms": 2})
+    assert pass_rates_unused(_rl(few, 1, by_pass_rate=True), make_task(few)) == [], "drawn: some come twice"
 
 
 def test_a_pass_has_a_question_as_often_as_it_stands_in_the_list(tmp_path: Path) -> None:
