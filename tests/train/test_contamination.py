@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow
@@ -10,12 +11,15 @@ import pyarrow.parquet
 import pytest
 
 from r1hpc.base.errors import UsageError
+from r1hpc.base.rundir import RunDir
 from r1hpc.config.reasoning import EvaluateConfig, TaskConfig
 from r1hpc.config.schema import RunConfig
 from r1hpc.tasks.benchmark import with_counted_sets
 from r1hpc.tasks.trained_on import check_trained_on
 from r1hpc.telemetry.evaluations import contamination_lines
+from r1hpc.train import generate
 from r1hpc.train.contamination import contamination
+from tests.train.test_evaluate import said
 
 _QUESTIONS = [
     f"On his farm in {where} he has {n} red hens and {n} brown hens more; how many {n} times?"
@@ -58,6 +62,35 @@ def test_it_is_found_in_lines_and_in_tables(asked: RunConfig, tmp_path: Path) ->
     assert _found(asked, tmp_path / "trac*.jsonl") == 1
     (folder / "more.jsonl").write_text(json.dumps({"text": _QUESTIONS[3]}) + "\n")
     assert _found(asked, folder) == 2
+
+
+def test_a_stop_during_the_search_leaves_the_figures_and_says_what_was_not_searched(
+    asked: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines, run = tmp_path / "traces.jsonl", RunDir(tmp_path / "run")
+    lines.write_text(json.dumps({"prompt": _QUESTIONS[0], "completion": "28"}) + "\n")
+    evaluate = replace(asked.evaluate, trained_on=[str(lines)], not_searched=["its pretraining"])
+    run.create()
+    stop = [True]
+    job: Any = SimpleNamespace(
+        config=replace(asked, evaluate=evaluate),
+        run=run,
+        watchdog=SimpleNamespace(beat=lambda phase: None),
+        requests=SimpleNamespace(poll=lambda: (stop[0], False)),
+    )
+    answers = [said(number, [("1", True)]).to_json() for number in range(len(_QUESTIONS))]
+    monkeypatch.setattr(generate, "_read_parts", lambda job: answers)
+    assert not generate._sum_up(job, "test")
+    left = json.loads(run.evaluation.read_text())
+    assert left["greedy"]["value"] == 1
+    assert "contamination" not in left
+    assert left["not_searched"] == ["its pretraining", str(lines)]
+    stop[0] = False
+    assert generate._sum_up(job, "test")
+    found = json.loads(run.evaluation.read_text())
+    (only,) = found["contamination"].values()
+    assert only["num_found"] == 1
+    assert found["not_searched"] == ["its pretraining"]
 
 
 def test_a_file_that_is_not_there_is_named(asked: RunConfig, tmp_path: Path) -> None:

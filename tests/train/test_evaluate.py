@@ -123,7 +123,7 @@ def test_the_summary_counts_samples_and_items() -> None:
     assert summary["thinking_share"] == 0
 
 
-def _said(index: int, votes: list[tuple[str | None, bool]], task: str = "") -> Answer:
+def said(index: int, votes: list[tuple[str | None, bool]], task: str = "") -> Answer:
     return Answer(
         index=index,
         prompt=f"{index}?",
@@ -145,10 +145,10 @@ def _said(index: int, votes: list[tuple[str | None, bool]], task: str = "") -> A
 def test_the_majority_of_the_first_k_samples() -> None:
     one, half, two, none = ("1", True), ("1.0", True), ("2", False), (None, False)
     found = [
-        _said(0, [two, one, half, two]),  # right answers count together; a tie goes to what came first
-        _said(1, [one, two, two, half]),
-        _said(2, [none, none, one, none]),  # who says nothing has no vote
-        _said(3, [none, none, none, none]),
+        said(0, [two, one, half, two]),  # right answers count together; a tie goes to what came first
+        said(1, [one, two, two, half]),
+        said(2, [none, none, one, none]),  # who says nothing has no vote
+        said(3, [none, none, none, none]),
     ]
     values = {k: share["value"] for k, share in summarise(found)["maj_at"].items()}
     assert values == {"1": 0.25, "2": 0.25, "4": 0.5}
@@ -157,7 +157,7 @@ def test_the_majority_of_the_first_k_samples() -> None:
 
 def test_each_task_is_summed_up_apart_with_intervals_over_questions() -> None:
     right, wrong = ("1", True), ("2", False)
-    answers = [_said(i, [right] * 8, "a") for i in range(10)] + [_said(i, [wrong] * 8, "b") for i in range(5)]
+    answers = [said(i, [right] * 8, "a") for i in range(10)] + [said(i, [wrong] * 8, "b") for i in range(5)]
     summary = summarise(answers)
     assert list(summary["tasks"]) == ["a", "b"]
     assert [part["num_questions"] for part in summary["tasks"].values()] == [10, 5]
@@ -165,7 +165,7 @@ def test_each_task_is_summed_up_apart_with_intervals_over_questions() -> None:
     # Of 10 questions, not of 80 samples (Wilson: 1 / (1 + z^2 / n)).
     assert summary["tasks"]["a"]["greedy"]["low"] == pytest.approx(1 / (1 + 1.959964**2 / 10))
     # A question that was asked again is no other one, and makes no interval narrower.
-    mixed = [_said(i, [right, wrong, *[right if i % 2 else wrong] * 6]) for i in range(10)]
+    mixed = [said(i, [right, wrong, *[right if i % 2 else wrong] * 6]) for i in range(10)]
     once, twice = summarise(mixed), summarise([*mixed, *mixed])
     assert (twice["num_items"], twice["num_questions"]) == (20, 10)
     assert table(once)[0].endswith("(10 held-out items)")
