@@ -29,6 +29,8 @@ from r1hpc.base.rundir import RunDir
 from r1hpc.base.shapes import mistake
 from r1hpc.estimator.cpu import CPU_PRIOR
 from r1hpc.estimator.estimate import Estimate
+from r1hpc.estimator.estimate_rl import ONLY_SAMPLING
+from r1hpc.estimator.rl_phase import EAGER_LAYER_S
 from r1hpc.plan.hardware import UnknownGpuError, find_gpu
 from r1hpc.telemetry.lines import Devices
 from r1hpc.telemetry.tail import read_tail
@@ -240,7 +242,13 @@ def _estimate(run: RunDir, key: str) -> Spread:
     value = before.get(key) if isinstance(before, dict) else before
     if value is None:
         raise _LeftOutError("no estimate")
-    if key == "node_hours" and _assumptions(stored).get("cpu_prior") != CPU_PRIOR:
+    known = _assumptions(stored)
+    samples = known.get("stage") in ("rl", *ONLY_SAMPLING)
+    is_of_before = {
+        "node_hours": known.get("cpu_prior") != CPU_PRIOR,
+        "gpu_hours": samples and known.get("eager_layer_s") != EAGER_LAYER_S,
+    }
+    if is_of_before[key]:
         raise _LeftOutError("estimated by an earlier version")
     spread = Spread.read(value)
     if spread is None:

@@ -17,7 +17,7 @@ from r1hpc.estimator.estimate import Estimate, estimate
 from r1hpc.estimator.estimate_rl import ONLY_SAMPLING, estimate_rl
 from r1hpc.estimator.goodput import FailureRates
 from r1hpc.estimator.memory_options import Beside, memory_options
-from r1hpc.estimator.rl_phase import Batches, RlWork
+from r1hpc.estimator.rl_phase import EAGER_LAYER_S, Batches, RlWork
 from r1hpc.estimator.workload import ASSUMED_GPU, Workload, guessed_cache_bytes
 from r1hpc.plan.batch import Topology, updates_per_rollout
 from r1hpc.plan.families import UnknownModelError
@@ -70,7 +70,7 @@ def _on_gpus(
     if config.stage in ("rl", *ONLY_SAMPLING):
         beside = _beside(config, plan, gpu, shape) if shape and config.stage == "rl" else None
         found = estimate_rl(_rl_work(config, plan, gpu, shape), config.stage, rates, shape, beside)
-        found = found.with_startup(_startup_gpu_hours(plan, found))
+        found = found.with_startup(_startup_gpu_hours(plan, found)).assuming(eager_layer_s=EAGER_LAYER_S)
     else:
         found = _estimate_training(config, plan, _workload(config, plan, gpu, shape), shape, rates)
     if config.model.lora_rank:
@@ -239,6 +239,7 @@ def _rl_work(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape | Non
         max_completion_length=rollout.max_completion_length,
         cache_bytes_per_token=_cache_bytes(shape, params),
         active_params=active,
+        eager_layers=shape.num_layers if shape is not None and rollout.engine == "sampler" else 0,
         precision=_precision(config, gpu),
         # Policy and critic are one network, asked once for the values that PPO's advantages are made of and
         # once for the old policy (train/update.py, _logits_and_values).

@@ -4,7 +4,8 @@
 
     prefill      2N FLOPs a prompt token, at the rate of large matrices; N is what one token meets
     decode       every step reads all weights and the cache of every sequence: bound by memory bandwidth
-                 unless many sequences decode together; a batch runs until its longest completion ends
+                 unless many sequences decode together, or by the launch of kernels where a small model
+                 decodes without vLLM; a batch runs until its longest completion ends
     logprobs     2N FLOPs a token for each forward pass of old policy, reference, teacher or critic
     reward       a reward model's forward passes; what GPUs wait for verifiers is not in it
     update       6N FLOPs a token (8N with recomputation), once for each pass over the rollout; so a critic
@@ -36,6 +37,12 @@ _NETWORK_BYTES_S = 25e9
 """Per GPU between nodes: 200 Gbit/s."""
 _SEEN = 0.6
 """Part of the losses by gathering and offloading in published pretraining (docs/estimator.md: 0.52, 0.62)."""
+EAGER_LAYER_S = 0.8e-3
+"""What a layer of a model takes to decode one token of each sequence, however little it computes, where its
+kernels are launched one by one (rollout.engine=sampler; vLLM replays graphs). On an A100-80GB with
+transformers, at batch size 1: 0.83 ms (Qwen2-0.5B, 24 layers, 49.94 tokens/s; Qwen's documentation, v2.0,
+"Speed Benchmark"), 0.77, 0.76 and 0.78 ms (Qwen-1.8B, 7B and 14B of 24, 32 and 40 layers, 54.09, 40.93 and
+32.22 tokens/s; QwenLM/Qwen, "Performance")."""
 LENGTH_SPREAD = 0.5
 """Standard deviation of ln(completion length), assumed where only the mean is known."""
 
@@ -88,6 +95,8 @@ class RlWork:
     """Keys and values of all layers, in 16 bits."""
     active_params: float | None = None
     """Those one token meets, which its arithmetic grows with; None: all of them."""
+    eager_layers: int = 0
+    """Layers of a model that decodes by kernels launched one by one; 0: it does not."""
     precision: str = "bf16"
     logprob_passes: int = 2
     """Forward passes over a rollout beside the updates: old policy and reference."""
@@ -236,14 +245,14 @@ def _prefill_s(work: RlWork, batches: Batches, matrix_s: float) -> float:
 
 
 def _decode_s(work: RlWork, batches: Batches, rates: RlRates) -> float:
-    """A step takes the longer of reading and computing (Pope et al., arXiv 2211.05102)."""
+    """A step takes the longest of reading and computing (Pope et al., arXiv 2211.05102), and launching."""
     plan = decoding(work, batches)
     ways = plan.gpus_per_replica
     context = work.prompt_length + work.completion_length / 2
     read = work.value_bytes * work.params + plan.batch * work.cache_bytes * context
     reading_s = read / (ways * work.gpu.bandwidth_tb_s * 1e12 * rates.bandwidth)
     computing_s = 2 * work.params_met * plan.batch / (ways * work.peak_flops * rates.arithmetic)
-    step_s = max(reading_s, computing_s)
+    step_s = max(reading_s, computing_s, EAGER_LAYER_S * work.eager_layers)
     return plan.waves * plan.steps * step_s * work.num_gpus
 
 
