@@ -40,7 +40,7 @@ def _rates(config: RunConfig) -> Iterator[str]:
 
 def _saves(config: RunConfig) -> Iterator[str]:
     train, every = config.train, config.checkpoint.save_every
-    if config.stage in TRAINED_STAGES and config.resources.gpus_per_node != 0 and every >= train.num_steps:
+    if config.stage == "rl" and config.resources.gpus_per_node != 0 and every >= train.num_steps:
         yield (
             f"checkpoint.save_every is {every:,} and the run has {train.num_steps:,} steps: a crash or a "
             "failing node loses all since its begin, or since half of the time limit; set it to what takes "

@@ -47,6 +47,8 @@ from r1hpc.train.session import Job
 
 _EVALUATION_SEED = 0x5EED
 """The samples of an evaluation are the same for every run, whatever train.seed is."""
+_TELL_EVERY_S = 60.0
+"""How far a long evaluation has come."""
 
 
 @dataclass(frozen=True)
@@ -259,8 +261,12 @@ class HeldOut:
         cut = [range(start, min(start + size, total)) for start in range(0, total, size)]
         missing = [left for part in cut if (left := [index for index in part if index not in done])]
         fresh: list[Answer] = []
-        stopped = False
-        for part in missing[group.rank :: group.world_size]:
+        stopped, told = False, time.monotonic()
+        mine = missing[group.rank :: group.world_size]
+        for number, part in enumerate(mine):
+            if group.rank == 0 and time.monotonic() - told > _TELL_EVERY_S:
+                told = time.monotonic()
+                print(f"evaluation of step {step}: {number} of {len(mine)} batches", flush=True)
             made = answer(self._judge, self._job.config, part, setting.num_samples, self._should_stop)
             if made is None:
                 stopped = True

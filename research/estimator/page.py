@@ -109,10 +109,11 @@ estimate therefore takes a standard deviation of {stack:.2f} between stacks on t
 factor 2), and {length:g} for the mean length of completions, times how much hours grow with it. Both are
 chosen, not fitted. P90/P10 becomes 5 to 6; by the errors within the stack alone it would be 1.8.
 
-Without vLLM (`rollout.engine=sampler`) each layer's kernels are launched one by one, and a step of decoding takes
-at least 0.8 ms a layer, however small the model: 0.83 ms in Qwen's benchmark of Qwen2-0.5B with transformers on
-an A100-80GB (24 layers, 49.94 tokens/s at batch size 1), 0.77, 0.76 and 0.78 ms in that of Qwen-1.8B, 7B and 14B
-(54.09, 40.93 and 32.22 tokens/s). With adapters that are not merged it takes longer; that was not measured.
+Without vLLM (`rollout.engine=sampler`) each layer's kernels are launched one by one, and a step of decoding
+takes at least 0.8 ms a layer, however small the model: 0.83 ms in Qwen's benchmark of Qwen2-0.5B with
+transformers on an A100-80GB (24 layers, 49.94 tokens/s at batch size 1), 0.77, 0.76 and 0.78 ms in that of
+Qwen-1.8B, 7B and 14B (54.09, 40.93 and 32.22 tokens/s). With adapters that are not merged it takes longer;
+that was not measured.
 """
 
 _TAIL = """
