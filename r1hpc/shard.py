@@ -314,7 +314,7 @@ def _fill_in(arguments: Namespace) -> dict[str, Any]:
     run = open_run(arguments.run)
     config, plan = read(run.config), read_json(run.plan, PlanBatch)
     data = config.data
-    plan_hash = _check_dataset_of(run, data.path, arguments.dir)
+    plan_hash = _order_in_checkpoints(run, data.path, arguments.dir)
     if config.stage == "sft" and data.packing and arguments.step is not None:
         raise UsageError("data.packing puts documents of any rank into a row: take --sample or --doc")
     topology, batch, shared = plan["topology"], plan["batch"], config.train.sequence_parallel
@@ -338,10 +338,11 @@ def _fill_in(arguments: Namespace) -> dict[str, Any]:
     return found | (_appended(run, data.mix.every, arguments.global_batch_size) if data.mix.is_online else {})
 
 
-def _check_dataset_of(run: Any, path: str | None, folder: Path) -> str | None:
-    """The order that the run's newest checkpoint names, if there is one.
+def _order_in_checkpoints(run: Any, path: str | None, folder: Path) -> str | None:
+    """The plan_hash that the run's newest checkpoint names, if there is one.
 
-    Raise UsageError where it is known to have been trained on another dataset than that in `folder`.
+    Raises:
+        UsageError: the run is known to have been trained on another dataset than that in `folder`.
     """
     from r1hpc.checkpoint.store import CheckpointStore
     from r1hpc.data.manifest import MANIFEST, read_manifest

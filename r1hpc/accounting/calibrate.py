@@ -24,9 +24,12 @@ from r1hpc.accounting.ledger import RunLedger
 from r1hpc.accounting.open_ledger import open_ledgers
 from r1hpc.attempt.slurm_records import is_settled, kept_records
 from r1hpc.base.choose_run import all_runs, full_name, unreadable
+from r1hpc.base.errors import R1hpcError
 from r1hpc.base.files import open_plain, read_object, write_json
 from r1hpc.base.rundir import RunDir
 from r1hpc.base.shapes import mistake
+from r1hpc.config import load
+from r1hpc.config.reasoning import RolloutConfig
 from r1hpc.estimator.cpu import CPU_PRIOR
 from r1hpc.estimator.estimate import Estimate
 from r1hpc.estimator.estimate_rl import ONLY_SAMPLING
@@ -35,7 +38,7 @@ from r1hpc.plan.hardware import UnknownGpuError, find_gpu
 from r1hpc.telemetry.lines import Devices
 from r1hpc.telemetry.tail import read_tail
 
-_VERSION = 5
+_VERSION = 6
 _CACHE = "calibration.json"
 _STUB = re.compile(rb'"source": ?"stub"')
 _CHUNK = 2**22
@@ -243,10 +246,10 @@ def _estimate(run: RunDir, key: str) -> Spread:
     if value is None:
         raise _LeftOutError("no estimate")
     known = _assumptions(stored)
-    samples = known.get("stage") in ("rl", *ONLY_SAMPLING)
+    is_eager = known.get("stage") in ("rl", *ONLY_SAMPLING) and _engine(run) == "sampler"
     is_of_before = {
         "node_hours": known.get("cpu_prior") != CPU_PRIOR,
-        "gpu_hours": samples and known.get("eager_layer_s") != EAGER_LAYER_S,
+        "gpu_hours": is_eager and known.get("eager_layer_s") != EAGER_LAYER_S,
     }
     if is_of_before[key]:
         raise _LeftOutError("estimated by an earlier version")
@@ -256,6 +259,14 @@ def _estimate(run: RunDir, key: str) -> Spread:
     if not 0 < spread.p50 < math.inf:
         raise _LeftOutError("an estimate of nothing")
     return spread
+
+
+def _engine(run: RunDir) -> str:
+    """What decodes in a run; the default where its configuration cannot be read."""
+    try:
+        return load.read(run.config).rollout.engine
+    except R1hpcError:
+        return RolloutConfig().engine
 
 
 def _read_cache(run_root: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from r1hpc.config import load
 from r1hpc.config.reasoning import RolloutConfig
 from r1hpc.config.schema import SAMPLED_STAGES, TRAINED_STAGES, RunConfig, TrainConfig
 
-_LOW_FOR_ADAPTERS = {"sft": 1e-4, "rl": 1e-5}
+_LOW_FOR_ADAPTERS = {"sft": 5e-5, "rl": 1e-5}
 
 
 def seldom_meant(config: RunConfig) -> list[str]:
@@ -43,8 +43,8 @@ def _saves(config: RunConfig) -> Iterator[str]:
     if config.stage == "rl" and config.resources.gpus_per_node != 0 and every >= train.num_steps:
         yield (
             f"checkpoint.save_every is {every:,} and the run has {train.num_steps:,} steps: a crash or a "
-            "failing node loses all since its begin, or since half of the time limit; set it to what takes "
-            "about an hour"
+            "failing node loses all since the attempt began, or since the save at half of its time limit; "
+            "set it to what takes about an hour"
         )
     if config.stage in TRAINED_STAGES and train.warmup_steps > train.num_steps / 2:
         yield (

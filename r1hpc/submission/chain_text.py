@@ -71,6 +71,7 @@ def _stage_object(step: StageStep, done: SubmittedChain) -> dict[str, Any]:
         **(script_keys(planned, done.is_dry_run) if planned is not None else {"script": str(run.script)}),
         "plan": planned.plan.to_json() if planned is not None else _stored(run.plan),
         "estimate": planned.estimate if planned is not None else _stored(run.estimate),
+        "prompt": planned.prompt if planned is not None else None,
         "log": str(log_path(run, done.executor, job_id)),
     }
 

@@ -138,7 +138,7 @@ def _takes_gpus(config: RunConfig, name: str) -> bool:
 
 
 def _gpus(config: RunConfig) -> str:
-    return gpus(config.resources.gpu_type or config.cluster.gpu_type, config.resources.gpus_per_node or 0)
+    return gpus(config.resources.gpu_type, config.resources.gpus_per_node or 0)
 
 
 def _options(config: RunConfig, folder: Path, name: str) -> dict[str, str]:

@@ -48,7 +48,11 @@ def estimate_job(
         raise UsageError(
             f"{printable(job)} is a server, and costs what it is kept for: at most its GPUs x time limit"
         )
-    config = with_counted_questions(config)
+    uncounted = ""
+    try:
+        config = with_counted_questions(config)
+    except UsageError as error:  # the files may lie on the cluster alone
+        uncounted = f"the questions of the test files could not be counted: {error}"
     plan = _plan(config, num_gpus)
     found = estimate_of_run(config, plan, rates)
     if found is None:
@@ -58,7 +62,7 @@ def estimate_job(
         )
     if by_article:
         return seed_estimate(float(plan.num_parameters or 0), text_gigabytes(plan.total_tokens))
-    return found
+    return replace(found, notes=(*found.notes, uncounted)) if uncounted else found
 
 
 def _plan(config: RunConfig, num_gpus: int | None) -> RunPlan:

@@ -85,7 +85,7 @@ class PlannedRun:
     needs: tuple[str, ...] | None = None
     """The stages of a chain that must be finished before this one begins."""
     prompt: str | None = None
-    """One that the model will be asked, as it is put to it; None: it is asked none, or in a form to come."""
+    """One in the form in which the model is asked; None: it is asked none, or in a form to come."""
 
 
 def plan_new_run(order: Order) -> PlannedRun:
@@ -255,7 +255,7 @@ def plan_run(
     ignored = ", ".join(flags.ignored_variables(os.environ))
     notes += [f"not used from the environment: {ignored}"] if ignored else []
     notes += [*decision.notes, *no_estimate, *_memory_notes(decision.config, decision.plan, is_new)]
-    notes += [*other_tokenizer(config), *(seldom_meant(config) if is_new else ())]
+    notes += [*other_tokenizer(config), *(seldom_meant(decision.config) if is_new else ())]
     return PlannedRun(
         run, executor, decision.config, decision.plan, text, tuple(notes), is_new, estimate, prompt=prompt
     )
@@ -273,18 +273,22 @@ def _memory_notes(config: RunConfig, plan: RunPlan, is_new: bool) -> list[str]:
     # What would make it fit is, of a run that goes on, mostly not to be changed any more.
     memory = plan.memory if is_new else replace(plan.memory, way_out="", larger_cache="")
     unused = [memory.larger_cache] if memory.larger_cache and card is not None else []
-    assumed = _assumed_card(config.cluster.gpu_type) if is_new else []
+    assumed = _assumed_card(config) if is_new and config.stage != "serve" else []
     return [*misfits(memory, gpu_gib=card, host_gib=asked_host_gib(config)), *unused, *assumed]
 
 
-def _assumed_card(gpu_type: str | None) -> list[str]:
+def _assumed_card(config: RunConfig) -> list[str]:
     """A note where memory and hours are planned for a card that the cluster may not have."""
+    gpu_type = config.cluster.gpu_type
     others = smaller_cards(gpu_type or ASSUMED_GPU.split("-")[0])
     if not others:
         return []
     planned = find_gpu(gpu_type or ASSUMED_GPU)
-    instead = f"if it has others, say so: cluster.gpu_type={others[0].lower()}"
-    return [f"memory and hours are planned for {planned.name}, of {planned.memory_gib:.0f} GB; {instead}"]
+    names = f"{planned.name.lower()} or {others[0].lower()}"
+    return [
+        f"memory and hours are planned for {planned.name}: say which cards there are, "
+        f"cluster.gpu_type={names}"
+    ]
 
 
 def with_counted_questions(config: RunConfig) -> RunConfig:

@@ -19,9 +19,10 @@ _WORDS = re.compile(rf"{_WORD}(?:[ ,.]+{_WORD})*\.?")
 _LIST = re.compile(r"\s*,\s*(?:and\s+)?|\s+and\s+")
 TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox)\s*\{([^{}]*)\}")
 _LETTER = re.compile(r"\(?([A-Z])(?:\)|[.:)](?=\s|$)|$)", re.ASCII)
-_COSMETIC = re.compile(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\[,;!:]|\$")
-_BLANKS = re.compile(r"(?<!\w)\s+|\s+(?!\w)")
-"""All but those between two words or numbers: `3 1/2` is not `31/2`."""
+_COSMETIC = re.compile(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\$")
+_SPACES = re.compile(r"(?:\\[,;!:]|\s)+")
+_LOOSE = re.compile(r"(?<!\w) | (?!\w)")
+"""A blank that does not keep two words or numbers apart, as that of `3 1/2` does."""
 _FRACTION = re.compile(
     r"(-?)(?:\\[dt]?frac(?:\{(\d{1,30})\}\{(\d{1,30})\}|(\d)(\d))|(\d{1,30})/(\d{1,30}))", re.ASCII
 )
@@ -78,13 +79,14 @@ def counted_as(text: str, judge: str, metadata: Mapping[str, Any]) -> str:
         return chosen(text, metadata["choices"]) or text.strip(SPACE).casefold()
     if judge != "math":
         return text.strip(SPACE)
-    bare = _BLANKS.sub("", _COSMETIC.sub("", text)).removesuffix(".")
+    plain = _SPACES.sub(" ", _COSMETIC.sub("", TEXT.sub(r"\1", text)))
+    bare = _LOOSE.sub("", plain).removesuffix(".")
     number = plain_number(text)
     if number is None:
         number = _fraction(bare)
     if number is not None:
         return str(number)
-    return ", ".join(words(text)) or TEXT.sub(r"\1", bare)
+    return ", ".join(words(text)) or bare
 
 
 def _fraction(bare: str) -> Fraction | None:

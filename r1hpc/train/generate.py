@@ -133,7 +133,7 @@ def _last_by_rank_0(job: Job, outcome: Outcome, work: Callable[[], bool]) -> Out
 
 @contextmanager
 def _judge_of_model(job: Job) -> Iterator[Judge]:
-    """A judge over the model of `model.path`, whole on every rank; unloaded where all parts are made."""
+    """A judge over the model of `model.path`, whole on every rank; not loaded where all parts are made."""
     config = job.config
     loop.check_device(job)
     with open_judge(job, zero_stage=0) as (judge, hf_config):
@@ -246,10 +246,10 @@ def _run_parts(job: Job, make_part: Callable[[int], Lines | None]) -> Outcome:
 
 def _missing(job: Job) -> list[int]:
     """The parts that are not made, the same on all ranks."""
-    missing: list[int] = job.group.broadcast(
-        [number for number in range(num_parts(job.config)) if not _part_path(job, number).exists()]
-    )
-    return missing
+    missing: list[int] = []
+    if job.group.rank == 0:  # a metadata server notices when every rank asks for every file
+        missing = [n for n in range(num_parts(job.config)) if not _part_path(job, n).exists()]
+    return list(job.group.broadcast(missing))
 
 
 def _read_parts(job: Job) -> Iterator[dict[str, Any]]:

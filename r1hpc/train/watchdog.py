@@ -34,7 +34,7 @@ EXIT_LEFT_ALONE = 1
 _OWN_FAILURE_S = 1.0
 """For a rank that fails for the same reason to say so itself."""
 _LOADING_S = 300.0
-"""What loading may take beyond train.hang_timeout_s, where it lets other threads run: in all."""
+"""That all loading together may take beyond train.hang_timeout_s; counted while other threads can run."""
 _BACKSTOP_S = 15.0
 """How much later than the Python thread the other process acts: after the others have heard."""
 
@@ -111,7 +111,8 @@ class Watchdog:
         self._go_on(phase)
 
     def load(self, phase: str) -> None:
-        """A beat after which libraries are loaded: until the next one, this rank may be silent for longer."""
+        """A beat after which libraries are loaded: until the next one this rank may be silent for longer, for
+        all loads together _LOADING_S."""
         self._go_on(phase)
         self._is_loading = True
 

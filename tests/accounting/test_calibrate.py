@@ -7,10 +7,15 @@ from typing import Any
 
 import pytest
 
+from r1hpc.accounting import calibrate
 from r1hpc.accounting.calibrate import finished_runs, resource_name
 from r1hpc.accounting.correction import CPU
 from r1hpc.base.files import write_json
+from r1hpc.config import load
+from r1hpc.config.reasoning import RolloutConfig
+from r1hpc.config.schema import RunConfig
 from r1hpc.estimator.cpu import CPU_PRIOR
+from r1hpc.estimator.rl_phase import EAGER_LAYER_S
 from r1hpc.slurm.sacct import FIELDS
 from tests.recorded import EPOCH, RecordedRun
 
@@ -128,6 +133,25 @@ def test_a_card_that_was_only_assumed_tells_nothing(
     assert [*site.resources, *site.left_out] == [found]
 
 
+@pytest.mark.parametrize(
+    ("engine", "known", "found"),
+    [
+        ("sampler", {"stage": "rl"}, "estimated by an earlier version"),
+        ("sampler", {"stage": "rl", "eager_layer_s": EAGER_LAYER_S}, "A100-SXM4-80GB"),
+        ("vllm", {"stage": "evaluate"}, "A100-SXM4-80GB"),
+        ("sampler", {"stage": "sft"}, "A100-SXM4-80GB"),
+    ],
+)
+def test_an_estimate_without_the_launch_of_kernels_tells_nothing(
+    tmp_path: Path, engine: str, known: dict[str, Any], found: str
+) -> None:
+    card = {"gpu": "A100-SXM4-80GB", "gpu_given": True}
+    made = make(tmp_path, "run", estimate={"gpu_hours": hours(4.0), "assumptions": card | known}, gpus=4)
+    load.save(RunConfig(stage=known["stage"], rollout=RolloutConfig(engine=engine)), made.run.config)
+    site = finished_runs(tmp_path)
+    assert [*site.resources, *site.left_out] == [found]
+
+
 def test_what_is_kept_is_used_until_the_run_or_its_estimate_changes(tmp_path: Path) -> None:
     made = make(tmp_path, "run", estimate={"node_hours": hours(1.0)})
     first = finished_runs(tmp_path)
@@ -135,7 +159,10 @@ def test_what_is_kept_is_used_until_the_run_or_its_estimate_changes(tmp_path: Pa
     assert finished_runs(tmp_path) == first, "attempts.jsonl is not read again"
     store(made, {"node_hours": hours(2.0)})
     assert finished_runs(tmp_path).left_out == {"no time on record": 1}
-    damaged = {"version": 5, "runs": {"run": 3, "other": {"mark": [], "run": {"estimate": 1}}}}
+    damaged = {
+        "version": calibrate._VERSION,
+        "runs": {"run": 3, "other": {"mark": [], "run": {"estimate": 1}}},
+    }
     for text in ("not ours", json.dumps(damaged)):
         (tmp_path / "calibration.json").write_text(text)
         assert finished_runs(tmp_path).left_out == {"no time on record": 1}

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r1hpc.base.errors import UsageError
+from r1hpc.config.mixing import MixConfig
 from r1hpc.data.describe import SampleOrder, trace_document, trace_sample
 from r1hpc.data.manifest import digest
+from r1hpc.data.mixed_order import DocumentMixture
 from r1hpc.data.packed_loader import rows_of
 from r1hpc.data.trace_loader import TraceLoader, document_order_id, open_document_plan
 from r1hpc.data.traces import open_traces
@@ -81,6 +83,23 @@ def test_without_siblings_an_order_is_named_as_it_was_before_anybody_looked_for_
     before = {"plan": plan.plan_hash, "all_sizes": (24, 6), "num_held": (4, 2), "seed": 3}
     assert document_order_id(plan, parting) == digest(before)
     assert document_order_id(plan, replace(parting, siblings=(7,))) != digest(before)
+
+
+def test_a_trace_follows_the_order_that_a_run_began_with(tmp_path: Path) -> None:
+    """As it is without siblings, and as its checkpoints name it: without the changes of a schedule."""
+    asked = [(f"{number // 4}=", f"{number}") for number in range(40)]
+    dataset = open_traces(build_traces(tmp_path, asked).path)
+    old = replace(hold_out(dataset, 4, 3), siblings=())
+    entries = [{"from_step": step, "weights": {"traces": 1}} for step in (1, 3)]
+    for mix in (MixConfig(), MixConfig(schedule=entries)):
+        plan = open_document_plan(dataset, 3, 8, parting=old, mix=mix)
+        base = plan.with_changes(()) if isinstance(plan, DocumentMixture) else plan
+        order = SampleOrder(None, 3, 8, mix, validation_documents=4, plan_hash=document_order_id(base, old))
+        samples = np.arange(16)
+        expected = old.training(plan.documents(samples)).tolist()
+        assert [trace_sample(dataset.path, n, order)[1][0]["number"] for n in range(16)] == expected
+        anew = replace(order, plan_hash=None)
+        assert [trace_sample(dataset.path, n, anew)[1][0]["number"] for n in range(16)] != expected
 
 
 def test_a_run_goes_on_as_it_began_also_where_siblings_would_leave_nothing(tmp_path: Path) -> None:

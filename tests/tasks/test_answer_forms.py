@@ -34,6 +34,7 @@ def test_the_choice_that_is_meant(text: str, letter: str | None) -> None:
         ("math", "paris", ["Paris", "paris.", r"\text{Paris}"]),
         ("math", "apple, bee", ["bee, apple", "Apple and bee"]),
         ("math", "x+1", ["x + 1", "x+1", r"$\left x+1 \right$"]),
+        ("math", "12 cm", ["12 cm", "12  cm", r"12\text{ cm}", r"$12\,\mathrm{cm}$"]),
         ("exact", "a b", ["a b", " a b\n"]),
     ],
 )
@@ -51,6 +52,7 @@ def test_wrong_answers_count_together_however_they_are_written(
     ("judge", "texts"),
     [
         ("math", ["x+1", "1+x", "1/0", "0", "3 1/2", "31/2", "1, 234", "1234", "2 3", "23", "B", "b"]),
+        ("math", ["3  1/2", "31/2", "2  3", "23", "x  y", "xy", r"2\,4", "24"]),
         ("math", [r"\leftarrow", r"\rightarrow", "x" * 2000, "x" * 2001]),
         ("exact", ["bee, apple", "apple, bee", "0.5", "1/2", "Paris", "paris"]),
         ("own_verdict", ["A. Smith", "A"]),

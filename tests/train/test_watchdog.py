@@ -109,7 +109,13 @@ time.sleep(60)
 
 
 @pytest.mark.parametrize(
-    ("then", "phase"), [("dog.beat('step 1')", "step 1"), ("watchdog._LOADING_S = 1.0", "loading DeepSpeed")]
+    ("then", "phase"),
+    [
+        ("dog.beat('step 1')", "step 1"),
+        ("watchdog._LOADING_S = 1.0", "loading DeepSpeed"),
+        # Of both loads together some eight seconds are used up, of the second one four.
+        ("watchdog._LOADING_S = 6.0; dog.load('loading more')", "loading more"),
+    ],
 )
 def test_loading_has_bounds_of_its_own(then: str, phase: str) -> None:
     done = python(_LOADS.format(then=then))
