@@ -23,7 +23,7 @@ CUT, EMPTY, AGAIN = "generate.truncated", "generate.empty", "generate.repeated"
     [
         ("all", [AGAIN, "", "", CUT, EMPTY, ""]),
         ("correct", [AGAIN, "", "generate.wrong", CUT, EMPTY, ""]),
-        ("best", [AGAIN, "", "generate.wrong", CUT, EMPTY, "generate.not_best"]),
+        ("best", [AGAIN, "generate.not_best", "generate.wrong", CUT, EMPTY, ""]),
     ],
 )
 def test_every_completion_has_its_rule(keep: str, rules: list[str]) -> None:
