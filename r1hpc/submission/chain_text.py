@@ -40,7 +40,8 @@ def as_text(done: SubmittedChain) -> str:
         lines.append(("note", "every stage is finished; to begin anew, take another --run-name"))
     texts = ["\n".join(f"{name:8} {text}" for name, text in lines)]
     if done.is_dry_run:
-        texts += [_plan_text(step) for step in done.steps]
+        forms: set[tuple[str, str]] = set()
+        texts += [_plan_text(step, forms) for step in done.steps]
     else:
         rows = [
             (s.stage.name, str(s.action), done.jobs.get(s.stage.name, "-"), ", ".join(s.stage.needs) or "-")
@@ -80,10 +81,21 @@ def _stored(path: Path) -> Any:
     return read_json(path, dict[str, Any]) if path.is_file() else None
 
 
-def _plan_text(step: StageStep) -> str:
+def _ends(prompt: str) -> tuple[str, str]:
+    """Where its form is to be seen: the question stands between."""
+    return prompt[:40], prompt[-30:]
+
+
+def _plan_text(step: StageStep, forms: set[tuple[str, str]]) -> str:
+    """With a prompt where it is put in another form than those in `forms`, to which it is added."""
     needs = f"after {', '.join(step.stage.needs)}" if step.stage.needs else "at once"
     already = "" if step.action is Action.submit else f" ({step.action})"
     lines = [f"{step.stage.name}: {step.stage.config.stage}, {needs}{already}"]
     if step.planned is not None:
-        lines += [f"  {name:8} {text}" for name, text in plan_lines(step.planned)]
+        form = _ends(step.planned.prompt or "")
+        shown = [
+            (name, text) for name, text in plan_lines(step.planned) if name != "asks" or form not in forms
+        ]
+        forms.add(form)
+        lines += [f"  {name:8} {text}" for name, text in shown]
     return "\n".join(lines)
