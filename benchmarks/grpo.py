@@ -6,8 +6,9 @@
 
 The recipe is the stage grpo of jobs/r1.yaml: 32 prompts x 8 samples on a model of 0.34 M parameters in fp32.
 With --job qwen2 it is the same on a Qwen2 of as many parameters, which must be 1.15 x TRL at its best.
-With --job smollm2 it is that of jobs/smollm2.yaml with 16 prompts x 8 in fp32, on two cores and without
-greedy decoding; beside the speed the mean reward of all steps is compared, whose questions are the same.
+With --job smollm2 it is that of jobs/smollm2.yaml with 16 prompts x 8 in fp32, at a fifth of its rate and
+without a warm-up, on two cores and without greedy decoding; beside the speed the mean reward of all steps is
+compared, whose questions are the same.
 Each round has a seed of its own for the questions and the samples.
 Arms, one after the other in each round, on one core and on two: r1hpc, with a rank on each core; TRL at its
 best (no gradient checkpointing, no logging, fused AdamW; two cores as two threads and as two processes) and
