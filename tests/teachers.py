@@ -11,7 +11,7 @@ DISTILL = ("rl.algorithm=distill", "rl.kl_coef=0", "rollout.num_generations=1", 
 """Overrides for jobs/rl_smoke.yaml, beside rl.teacher."""
 
 
-def write_teacher(folder: Path, **shape: Any) -> Path:
+def write_teacher(folder: Path, seed: int = 7, **shape: Any) -> Path:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -19,7 +19,7 @@ def write_teacher(folder: Path, **shape: Any) -> Path:
     from r1hpc.tasks.tokenizer import exported_tokenizer
 
     made = {"vocab_size": 27, "n_layer": 3, "n_head": 3, "n_embd": 48, "n_positions": 32} | shape
-    torch.manual_seed(7)
+    torch.manual_seed(seed)
     ids = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
     network = GPT2LMHeadModel(GPT2Config(initializer_range=0.2, **made, **ids))
     network.save_pretrained(folder)

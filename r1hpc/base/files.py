@@ -22,6 +22,9 @@ from typing import Any, BinaryIO
 from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.shapes import mistake
 
+COMPRESSED = (".gz", ".zst", ".bz2")
+"""Endings of the names of files that are unpacked as they are read."""
+
 
 def fsync_dir(path: Path) -> None:
     """Make the entries of a folder durable. fsync of a file does not cover its name."""
@@ -62,6 +65,12 @@ def write_atomic(path: Path, content: str | bytes, mode: int = 0o600) -> None:
 def write_json(path: Path, value: Any, mode: int = 0o600) -> None:
     """write_atomic of indented JSON."""
     write_atomic(path, json.dumps(value, indent=2) + "\n", mode)
+
+
+def files_of_lines(folder: Path) -> list[Path]:
+    """Its *.jsonl, compressed ones too, sorted by name; not those below it."""
+    kinds = ("", *COMPRESSED)
+    return sorted(file for kind in kinds for file in folder.glob(f"*.jsonl{kind}") if file.is_file())
 
 
 def matching(path: Path) -> list[Path]:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from r1hpc.base.files import COMPRESSED
 from r1hpc.base.units import format_bytes
 from r1hpc.data.errors import reason, refuse_passing
 
-COMPRESSED = (".gz", ".zst", ".bz2")
 MAX_RECORD_BYTES = 2**30
 """A longer line is put aside without being held in memory."""
 _BLOCK = 2**20

@@ -15,6 +15,8 @@ _CALLED_OTHERWISE = (
 )
 """What other collections call a prompt, and a completion."""
 _CONVERSATIONS = ("messages", "conversations", "conversation")
+_SAID_BESIDE = ("system", "system_prompt", "context", "input", "thinking", "reasoning", "reasoning_content")
+"""What other collections put beside them, as text."""
 _MOST_SHOWN = 6
 
 
@@ -37,6 +39,17 @@ def parse_trace(
     fields = (prompt_field, completion_field)
     prompt, completion = (_text(value, fields, index) for index in range(2))
     return prompt, completion
+
+
+def also_said(line: bytes) -> list[str]:
+    """Fields of a line that say something of their own beside prompt and completion, and are not learnt."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return []
+    if not isinstance(value, dict):
+        return []
+    return [repr(name) for name in _SAID_BESIDE if value.get(name) and isinstance(value[name], str)]
 
 
 def _text(value: Mapping[str, Any], fields: tuple[str, str], index: int) -> bytes:

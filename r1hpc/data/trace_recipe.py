@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from r1hpc.base.errors import UsageError
-from r1hpc.base.files import write_atomic
+from r1hpc.base.files import files_of_lines, write_atomic
 from r1hpc.data.layout import TOKENIZER
 from r1hpc.data.manifest import digest, file_digest
 from r1hpc.data.open_lines import is_compressed
@@ -45,7 +45,8 @@ class TraceInput:
 
 
 def list_inputs(paths: Sequence[str], key: str = "data.traces") -> list[TraceInput]:
-    """Each path's files: a file by itself, a folder's *.jsonl sorted by name (not those below it).
+    """Each path's files: a file by itself, a folder's *.jsonl, compressed ones too, sorted by name (not those
+    below it).
 
     Args:
         key: the setting that names them, for errors.
@@ -113,7 +114,7 @@ def _list_input(path: Path, key: str) -> TraceInput:
         return TraceInput((path,))
     if not path.is_dir():
         raise UsageError(f"{key}: {path} is not there; name JSONL files or folders of them")
-    files = tuple(sorted(item for item in path.glob("*.jsonl") if item.is_file()))
+    files = tuple(files_of_lines(path))
     if not files:
         raise UsageError(f"{key}: the folder {path} holds no *.jsonl")
     return TraceInput(files)

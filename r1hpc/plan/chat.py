@@ -86,7 +86,7 @@ def load_template(path: Path, tokenizer: Path | None = None) -> ChatTemplate:
     config = _read_json(folder / _CONFIG)
     text = path.read_text(encoding="utf-8") if is_file else _find(folder, config)
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _generation_blocks()]
     )
     environment.globals["raise_exception"] = _refuse
     environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
@@ -95,6 +95,20 @@ def load_template(path: Path, tokenizer: Path | None = None) -> ChatTemplate:
     except TemplateError as error:
         raise UsageError(f"chat template of {path} does not compile: {error}") from None
     return ChatTemplate(text, compiled, _variables(config), special_tokens(folder / TOKENIZER_FILE))
+
+
+def _generation_blocks() -> Any:
+    """transformers' `{% generation %}` around what the assistant says, for masks: here what is inside."""
+    from jinja2.ext import Extension
+
+    class Generation(Extension):
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    return Generation
 
 
 def has_template(folder: Path) -> bool:

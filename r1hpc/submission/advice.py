@@ -3,7 +3,7 @@
 notes = seldom_meant(config)
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,29 @@ def _saves(config: RunConfig) -> Iterator[str]:
 
 
 def _other_form(config: RunConfig) -> Iterator[str]:
-    """Prompts that are put otherwise than in the run that trained the model, answers that end earlier."""
+    """Prompts that are put otherwise than in the run that trained the model, where that is there."""
     trained = _trained_by(config)
-    if trained is None:
-        return
-    before, run = trained
+    if trained is not None:
+        yield from put_otherwise(config, trained[0], trained[1].run_id)
+
+
+def other_form_in_chain(config: RunConfig, others: Mapping[Path, RunConfig]) -> list[str]:
+    """The same, of a stage that is planned before the one that trains its model has begun.
+
+    Args:
+        others: the other stages of the chain, by their folders.
+    """
+    folder = Path(config.model.path or "")
+    before = others.get(folder.parent)
+    run = RunDir(folder.parent)
+    is_answering = config.stage in SAMPLED_STAGES and folder.name == run.model.name
+    if before is None or before.stage == "pretrain" or not is_answering or run.config.is_file():
+        return []
+    return list(put_otherwise(config, before, f"stage {run.run_id}"))
+
+
+def put_otherwise(config: RunConfig, before: RunConfig, trained_by: str) -> Iterator[str]:
+    """Where questions are put otherwise than in the run that trained the model, or answers end earlier."""
     ours: dict[str, tuple[Any, Any]] = {
         "model.system_prompt": (before.model.system_prompt, config.model.system_prompt),
         "model.open_thinking": (before.model.open_thinking, config.model.open_thinking),
@@ -78,7 +96,7 @@ def _other_form(config: RunConfig) -> Iterator[str]:
     for name, (theirs, mine) in ours.items():
         if theirs != mine:
             said = f"{name} is {mine!r:.60} here, and was {theirs!r:.60}"
-            yield f"{said} in {run.run_id}, which trained this model"
+            yield f"{said} in {trained_by}, which trained this model"
 
 
 def _trained_by(config: RunConfig) -> tuple[RunConfig, RunDir] | None:

@@ -23,12 +23,14 @@ from r1hpc.base.files import read_json
 from r1hpc.base.rundir import RunDir
 from r1hpc.config import plugins
 from r1hpc.config.hub import local_folder
+from r1hpc.config.schema import RunConfig
 from r1hpc.plan.facts import PlanFacts
 from r1hpc.plan.model import load_model_config
 from r1hpc.slurm import decide, dependency
 from r1hpc.slurm.client import call
 from r1hpc.slurm.probe import ClusterFacts
 from r1hpc.submission import start_run
+from r1hpc.submission.advice import other_form_in_chain
 from r1hpc.submission.chain_file import Definition, Stage, overrides_of
 from r1hpc.submission.chain_folder import ChainDir
 from r1hpc.submission.order import Order
@@ -217,9 +219,14 @@ def _plan(
     return replace(
         planned,
         needs=stage.needs,
-        notes=(*planned.notes, *(may_be_too_long(config, others) if is_new else ())),
+        notes=(*planned.notes, *(_chain_notes(config, others) if is_new else ())),
         script=planned.script.with_options({"job-name": named[:64]}),
     )
+
+
+def _chain_notes(config: RunConfig, others: Mapping[Path, RunConfig]) -> list[str]:
+    """What a person would want to be told of a stage beside the others."""
+    return [*may_be_too_long(config, others), *other_form_in_chain(config, others)]
 
 
 def _expected(

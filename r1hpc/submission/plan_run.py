@@ -205,7 +205,7 @@ def plan_run(
     if is_new:  # a run of before goes on as it was begun, from its checkpoints
         models = check_models(config, expected_model, expected_teacher)
         tokenizer_to_come = tokenizer_is_to_come(config, expected_model)
-        check_training_data(config, to_come, tokenizer_to_come=tokenizer_to_come)
+        models += check_training_data(config, to_come, tokenizer_to_come=tokenizer_to_come)
         check_trained_on(config, to_come)
         config = with_counted_questions(config)
     else:

@@ -17,7 +17,7 @@ from r1hpc.data.manifest import MANIFEST, read_manifest
 from r1hpc.data.open_lines import Line, is_compressed, iter_lines, line_number
 from r1hpc.data.recipe import find_recipe, load_recipe
 from r1hpc.data.recipe_stages import check_schedule
-from r1hpc.data.trace_line import parse_trace
+from r1hpc.data.trace_line import also_said, parse_trace
 from r1hpc.data.trace_recipe import list_inputs, source_names
 
 _READ_BYTES = 8 << 20
@@ -45,20 +45,24 @@ class _Trace:
 
 def check_training_data(
     config: RunConfig, to_come: Sequence[Path] = (), *, tokenizer_to_come: bool = False
-) -> None:
+) -> list[str]:
     """Refuse data that the nodes would only find missing, of another form or too long.
 
     Args:
         to_come: folders that other runs have yet to fill: what lies below them is not looked for.
         tokenizer_to_come: the same of the tokenizer: how many tokens a trace has is not known.
 
+    Returns:
+        Sentences on what may not be meant.
+
     Raises:
         UsageError: no such dataset or file, data.path beside data.traces, documents without roles in stage
             sft, a line that is no trace, or a trace longer than data.seq_len.
     """
     data = config.data
+    notes: list[str] = []
     if config.stage not in ("pretrain", "sft"):
-        return
+        return notes
     if data.path is not None and data.traces:
         raise UsageError(
             f"data.path={data.path} and data.traces={data.traces} name two datasets: leave one of them out"
@@ -68,10 +72,11 @@ def check_training_data(
             _check_dataset(Path(data.path), config.stage)
     elif config.stage == "sft" and data.traces:
         traces = [path for path in data.traces if not _is_below(path, to_come)]
-        _check_traces(traces, None if tokenizer_to_come else config)
+        notes = _check_traces(traces, None if tokenizer_to_come else config)
     elif config.stage == "sft":
         _check_recipe(data)
     check_sources(config, to_come)
+    return notes
 
 
 def may_be_too_long(config: RunConfig, others: Mapping[Path, RunConfig]) -> list[str]:
@@ -173,13 +178,27 @@ def _no_roles(what: str) -> UsageError:
     )
 
 
-def _check_traces(paths: Sequence[str], config: RunConfig | None) -> None:
+def _check_traces(paths: Sequence[str], config: RunConfig | None) -> list[str]:
     files = [file for item in list_inputs(paths) for file in item.files]
     longest = _longest(files)
     if paths and not longest:
         raise UsageError(f"data.traces: {', '.join(map(str, files))} holds no line; give lines {_FORM}")
-    if config is not None:
-        _check_lengths(longest, config)
+    never_closed = _check_lengths(longest, config) if config is not None else []
+    return [*never_closed, *_left_out(files)]
+
+
+def _left_out(files: Iterable[Path]) -> list[str]:
+    """A sentence for each file whose first line says more than its prompt and its completion."""
+    sentences = []
+    for path in files:
+        first = next(iter_lines(path, 0, 1), None)
+        names = [] if first is None else also_said(first.raw)
+        if names:
+            sentences.append(
+                f"{path} has {', '.join(names)} beside prompt and completion, which is not learnt: put "
+                "thinking into the completion, the rest into the prompt or model.system_prompt"
+            )
+    return sentences
 
 
 def _longest(files: Iterable[Path]) -> list[_Trace]:
@@ -231,13 +250,16 @@ def _no_trace(path: Path, line: Line, fault: str) -> UsageError:
     )
 
 
-def _check_lengths(traces: Sequence[_Trace], config: RunConfig) -> None:
-    """Refuse a trace that the build or the ranks do: too long, not to be spelled, or ended by itself."""
+def _check_lengths(traces: Sequence[_Trace], config: RunConfig) -> list[str]:
+    """Refuse a trace that the build or the ranks do: too long, not to be spelled, or ended by itself. Gives a
+    sentence where a prompt opens a thinking that its completion does not close.
+    """
+    from r1hpc.tasks.completion import TAGS
     from r1hpc.tasks.tokenizer import encode, form_of, load_tokenizer, special_ids  # the tokenizers library
 
     tokenizer = load_tokenizer(config.model)
     form, eos_id = form_of(tokenizer, config.model), special_ids(tokenizer, config.model).eos
-    left, most, longest = _ENCODED_BYTES, 0, None
+    left, most, longest, never_closed = _ENCODED_BYTES, 0, None, None
     for trace in traces:
         try:
             texts = form.prompt(trace.prompt), form.completion(trace.completion)
@@ -254,6 +276,8 @@ def _check_lengths(traces: Sequence[_Trace], config: RunConfig) -> None:
         left -= sum(map(len, texts))
         if length > most:
             most, longest = length, trace
+        if form.opens_thinking and TAGS[1] not in trace.completion:
+            never_closed = never_closed or trace
         if left <= 0:
             break
     if longest is not None and most > config.data.seq_len:
@@ -261,3 +285,10 @@ def _check_lengths(traces: Sequence[_Trace], config: RunConfig) -> None:
             f"data.seq_len is {config.data.seq_len}, but the trace of {longest.place} has {most:,} tokens "
             f"with its EOS: set data.seq_len={most} or more, or leave long ones out of the traces"
         )
+    if never_closed is None:
+        return []
+    return [
+        f"prompts end in {TAGS[0]} (the chat template, or model.open_thinking), and the completion of "
+        f"{never_closed.place} has no {TAGS[1]}: answering inside the thinking would be learnt; write "
+        f"{TAGS[1]} before the answer, with or without a thinking before it"
+    ]

@@ -17,7 +17,7 @@ _PLAIN = re.compile(r"\$?(-?)\$?(\d{1,30}|\d{1,3}(?:,\d{3}){1,9})(\.\d{0,30})?\.
 _WORD = r"[^\W\d_]{2,}(?:['\u2019-][^\W\d_]+)*"
 _WORDS = re.compile(rf"{_WORD}(?:[ ,.]+{_WORD})*\.?")
 _LIST = re.compile(r"\s*,\s*(?:and\s+)?|\s+and\s+")
-TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox)\s*\{([^{}]*)\}")
+TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 _LETTER = re.compile(r"\(?([A-Z])(?:\)|[.:)](?=\s|$)|$)", re.ASCII)
 _COSMETIC = re.compile(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\$")
 _SPACES = re.compile(r"(?:\\[,;!:]|\s)+")
@@ -51,17 +51,24 @@ def words(text: str) -> list[str]:
 
 
 def chosen(text: str, choices: Sequence[Any]) -> str | None:
-    """The letter of the choice that is meant: `C`, `(C)`, `C. with its text`, or that text alone."""
-    said = text.strip(SPACE)
+    """The letter of the choice that is meant: `C`, `(C)`, `C. with its text`, or that text alone; `$C$`,
+    `**C**` and `\\text{C}` too.
+    """
     texts = [str(choice).strip(SPACE).casefold() for choice in choices]
-    is_bare = re.fullmatch(r"\(?[A-Z][).:]?", said, re.ASCII)
-    letter = _LETTER.match(said)
-    # A text before a letter: one may begin as `C. elegans` does.
-    if said.casefold() in texts and not is_bare:
-        return chr(ord("A") + texts.index(said.casefold()))
-    if letter is not None:
-        return letter[1]
+    for said in (text.strip(SPACE), TEXT.sub(r"\1", text).strip("$*" + SPACE)):
+        is_bare = re.fullmatch(r"\(?[A-Z][).:]?", said, re.ASCII)
+        letter = _LETTER.match(said)
+        # A text before a letter: one may begin as `C. elegans` does.
+        if said.casefold() in texts and not is_bare:
+            return chr(ord("A") + texts.index(said.casefold()))
+        if letter is not None:
+            return letter[1]
     return None
+
+
+def plainly(text: str) -> str:
+    """Without what only sets it: dollars, \\left, \\text around words, blanks that keep nothing apart."""
+    return _LOOSE.sub("", _SPACES.sub(" ", _COSMETIC.sub("", TEXT.sub(r"\1", text))))
 
 
 def counted_as(text: str, judge: str, metadata: Mapping[str, Any]) -> str:
@@ -79,8 +86,7 @@ def counted_as(text: str, judge: str, metadata: Mapping[str, Any]) -> str:
         return chosen(text, metadata["choices"]) or text.strip(SPACE).casefold()
     if judge != "math":
         return text.strip(SPACE)
-    plain = _SPACES.sub(" ", _COSMETIC.sub("", TEXT.sub(r"\1", text)))
-    bare = _LOOSE.sub("", plain).removesuffix(".")
+    bare = plainly(text).removesuffix(".")
     number = plain_number(text)
     if number is None:
         number = _fraction(bare)

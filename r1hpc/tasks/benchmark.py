@@ -19,7 +19,7 @@ from r1hpc.config.question_paths import FILES
 from r1hpc.config.schema import RunConfig
 from r1hpc.tasks.file import columns_of, judge_of, named_judge
 from r1hpc.tasks.prompts import TEMPLATE, check_template, fill
-from r1hpc.tasks.question_file import Columns, Question, read_questions
+from r1hpc.tasks.question_file import Columns, Question, read_questions, unmarked
 from r1hpc.tasks.task import Item, task_id
 
 
@@ -37,6 +37,8 @@ class Benchmark:
         for row in rows:
             different.setdefault((row.text, row.answer), row)
         self.questions = tuple(different.values())
+        self.oddities = unmarked(rows, str(path))
+        """Sentences on what may not be meant."""
         if not rows:
             raise UsageError(f"{path} has no question")
         content = {"sha256": digest, "template": template, **columns.unusual(), **named_judge(judge)}
@@ -59,11 +61,22 @@ class Benchmarks:
     judge = ""
     judge_settings: Mapping[str, Any] = {}
 
-    def __init__(self, sets: Mapping[str, tuple[Benchmark, int | None]]) -> None:
-        """`sets`: by label, with how many questions of each are asked; None: all."""
+    def __init__(
+        self,
+        sets: Mapping[str, tuple[Benchmark, int | None]],
+        number: str = "evaluate.sets.{label}.num_items",
+    ) -> None:
+        """`sets`: by label, with how many questions of each are asked; None: all.
+
+        Args:
+            number: the setting that says how many, for errors.
+
+        Raises:
+            UsageError: a file has fewer.
+        """
         self.members = {label: each for label, (each, _) in sets.items()}
         self.name = " + ".join(sets)
-        self.sizes = {label: _size(label, each, wanted) for label, (each, wanted) in sets.items()}
+        self.sizes = {label: _size(label, each, wanted, number) for label, (each, wanted) in sets.items()}
         self._ends = list(accumulate(self.sizes.values()))
         self.num_items = self._ends[-1]
         inner = {label: [each.id, self.sizes[label]] for label, each in self.members.items()}
@@ -79,9 +92,8 @@ class Benchmarks:
         sets = named_sets(config)
         if not sets:
             return None
-        return cls(
-            {label: (_open(config, label, part), part.get("num_items")) for label, part in sets.items()}
-        )
+        opened = {label: (_open(config, label, part), part.get("num_items")) for label, part in sets.items()}
+        return cls(opened, "evaluate.num_items") if config.evaluate.path is not None else cls(opened)
 
     def item(self, index: int, held_out: bool = True) -> Item:
         start = 0
@@ -134,13 +146,28 @@ def _open(config: RunConfig, label: str, part: Mapping[str, Any]) -> Benchmark:
     return Benchmark(Path(part["path"]), columns, str(template), str(judge or ""), key)
 
 
-def _size(label: str, benchmark: Benchmark, wanted: int | None) -> int:
+def asked_otherwise(config: RunConfig) -> list[str]:
+    """A sentence for each test file that is put by the default template beside a mixture that has others."""
+    task = config.task
+    options = [part.get("options", {}) for part in task.mix.values()]
+    given = [each["template"] for each in options if "template" in each]
+    if not given or "template" in task.options:
+        return []
+    return [
+        f"the questions of {label} are put by the default template, and task.mix has another "
+        f"({given[0]!r:.60}): give evaluate.sets.{label}.template"
+        for label, part in named_sets(config).items()
+        if "template" not in part
+    ]
+
+
+def _size(label: str, benchmark: Benchmark, wanted: int | None, number: str) -> int:
     there = len(benchmark.questions)
     if wanted is not None and wanted > there:
         twice = f" ({benchmark.num_rows} rows, some of them the same)" if benchmark.num_rows > there else ""
         raise UsageError(
             f"evaluate asks {wanted} questions of {label}, but {benchmark.name} has {there}{twice}: set "
-            f"evaluate.num_items={there}, or leave it out to ask all"
+            f"{number.format(label=label)}={there}, or leave it out to ask all"
         )
     return there if wanted is None else wanted
 

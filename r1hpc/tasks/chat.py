@@ -65,11 +65,11 @@ class PromptForm:
 
     def completion(self, text: str) -> str:
         """What follows the prompt in a demonstration: without the tag that the prompt opens."""
-        return text.lstrip().removeprefix(_OPEN) if self._opens_thinking else text
+        return text.lstrip().removeprefix(_OPEN) if self.opens_thinking else text
 
     def said(self, text: str) -> str:
         """What the model said, with the tag that the prompt opened for it."""
-        return _OPEN + text if self._opens_thinking else text
+        return _OPEN + text if self.opens_thinking else text
 
     @cached_property
     def is_plain(self) -> bool:
@@ -83,7 +83,8 @@ class PromptForm:
         return json.dumps([source, self.system, self.begin, self.open_thinking])
 
     @cached_property
-    def _opens_thinking(self) -> bool:
+    def opens_thinking(self) -> bool:
+        """Whether a prompt ends in the tag that opens the thinking."""
         return _opens(self.prompt("?"))
 
 

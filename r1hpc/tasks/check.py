@@ -5,6 +5,7 @@ prompts = check_questions(config)       # prompts that the run will ask, as far 
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from r1hpc.config.plugins import is_own, names_in
 from r1hpc.config.question_paths import FILES
 from r1hpc.config.schema import RunConfig
 from r1hpc.plan.parts import num_items
-from r1hpc.tasks.benchmark import Benchmarks, named_sets
+from r1hpc.tasks.benchmark import Benchmarks, asked_otherwise, named_sets
 from r1hpc.tasks.counts import asked, pass_rates_unused, repeated
 from r1hpc.tasks.demonstrations import check_demonstrations
+from r1hpc.tasks.file import QuestionFile
 from r1hpc.tasks.mixture import Mixture, check_weights
 from r1hpc.tasks.own import OwnTask
 from r1hpc.tasks.pass_rates import check_comes_again
@@ -60,10 +62,15 @@ def check_questions(
             for task in members(tasks[0]).values():
                 if isinstance(task, OwnTask):
                     task.check_pure()
+                for sentence in task.oddities() if isinstance(task, QuestionFile) else ():
+                    note(sentence)
     if benchmarks is not None:
         if code is None:
             for part in named_sets(config).values():
                 check_one_split(Path(part["path"]))
+            odd = [sentence for each in benchmarks.members.values() for sentence in each.oddities]
+            for sentence in (*asked_otherwise(config), *odd):
+                note(sentence)
         tasks.append(benchmarks)
         items += map(benchmarks.item, range(benchmarks.num_items))
     elif asks_benchmarks and code is None:  # a run of before: its stage refuses that by itself
@@ -88,9 +95,20 @@ def _check_splits(config: RunConfig) -> None:
 def _asked(task: Task, config: RunConfig) -> Iterator[Item]:
     """What the run will ask, where questions come from a list, in which one may be like no other."""
     items, held_out = asked(config)
-    known = task.num_questions(held_out) if config.stage in ("rl", "generate") else None
-    if known is not None:
-        yield from (task.item(index, held_out) for index in items[: min(known, _MOST_ASKED)])
+    if config.stage in ("rl", "generate"):
+        yield from _listed(task, items, held_out)
+    if config.stage in ("rl", "evaluate") and not named_sets(config):
+        yield from _listed(task, range(num_items(config)), held_out=True)
+
+
+def _listed(task: Task, items: range, held_out: bool) -> Iterator[Item]:
+    """Those of a task that come from a list, of each task of a mixture as many as it has."""
+    for label, member in members(task).items():
+        own = task.items_begun(label, items) if isinstance(task, Mixture) else items
+        known = member.num_questions(held_out)
+        if known is not None:
+            for index in own[: min(known, _MOST_ASKED)]:
+                yield replace(member.item(index, held_out), task=label)
 
 
 def _one_of_each(task: Task, config: RunConfig) -> Iterator[Item]:

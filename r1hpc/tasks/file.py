@@ -17,7 +17,7 @@ from r1hpc.config.reasoning import TaskConfig
 from r1hpc.tasks.completion import compose
 from r1hpc.tasks.listed import Listed
 from r1hpc.tasks.prompts import TEMPLATE, check_template, fill
-from r1hpc.tasks.question_file import Columns, read_questions
+from r1hpc.tasks.question_file import Columns, read_questions, unmarked
 from r1hpc.tasks.task import Item, check_options, task_id
 
 _JUDGES = ("math", "exact")
@@ -44,6 +44,10 @@ class QuestionFile:
         self._listed = Listed(
             ("jsonl", config.seed), [each.text for each in self._questions], str(self._path)
         )
+
+    def oddities(self) -> list[str]:
+        """Sentences on what may not be meant."""
+        return unmarked(self._questions, str(self._path))
 
     def item(self, index: int, held_out: bool = False) -> Item:
         position, epoch = self._listed.at(index, held_out)

@@ -14,7 +14,7 @@ from typing import Any
 import math_verify
 
 from r1hpc.tasks.algebra import replace_parse_expr
-from r1hpc.tasks.answer_forms import SPACE, TEXT, plain_number, words
+from r1hpc.tasks.answer_forms import SPACE, TEXT, plain_number, plainly, words
 from r1hpc.tasks.arithmetic import RefusedError
 
 _FORMULA = re.compile(r"[\d\\*+/^=(){}]")
@@ -48,7 +48,7 @@ def judge(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
     Of words only their case may differ, and the order of a list: math-verify would read each letter as a
     factor, and `tac` as `cat`.
     """
-    if text.strip(SPACE) == answer:
+    if text.strip(SPACE) == answer or plainly(text) == plainly(answer):  # also of what is costly to compute
         return True
     right = words(answer)
     if right and not _FORMULA.search(TEXT.sub(r"\1", text)):

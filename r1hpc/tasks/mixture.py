@@ -7,7 +7,7 @@ that any stretch of items holds the weights to within a block. The index stays t
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
@@ -56,11 +56,26 @@ class Mixture:
         count = self._counts[label]
         return range(-(-items.start // self._size) * count, items.stop // self._size * count)
 
+    def items_begun(self, label: str, items: range) -> range:
+        """The same, of the blocks that hold any of these."""
+        count = self._counts[label]
+        return range(items.start // self._size * count, -(-items.stop // self._size) * count)
+
     def num_questions(self, held_out: bool = False) -> int | None:
         """As many items as can be asked before one of the tasks has to repeat itself."""
-        there = {label: task.num_questions(held_out) for label, task in self.members.items()}
-        whole = [num // self._counts[label] * self._size for label, num in there.items() if num is not None]
-        return min(whole, default=None)
+        return min((items for items, _ in self._until_repeated(held_out)), default=None)
+
+    def scarcest(self, held_out: bool = False) -> str:
+        """The label of the task that has to repeat itself first, where that is known of any."""
+        return min(self._until_repeated(held_out))[1]
+
+    def _until_repeated(self, held_out: bool) -> Iterator[tuple[int, str]]:
+        """(items of the mixture that can be asked before it repeats itself, label) of each task that is a
+        list."""
+        for label, task in self.members.items():
+            there = task.num_questions(held_out)
+            if there is not None:
+                yield there // self._counts[label] * self._size, label
 
     def demonstration(self, item: Item, thinking: bool) -> str:
         return self.members[item.task].demonstration(item, thinking)

@@ -29,6 +29,7 @@ _MARK = "####"
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 """GSM8K's notes for a calculator, such as <<48/2=24>>: no part of the reasoning."""
 _BOX = re.compile(r"\\(boxed|fbox)\b")
+_FEW_UNMARKED = 0.5
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 _ROWS = 1024
 """Of a table that are in memory at once; Arrow has its own."""
@@ -84,6 +85,17 @@ def read_questions(path: Path, columns: Columns) -> tuple[list[Question], str]:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
     whole = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     return questions, whole
+
+
+def unmarked(questions: Sequence[Question], name: str) -> list[str]:
+    """A sentence where some answers are solutions without a mark among others that have one."""
+    whole = sum(not each.thinking and not each.choices for each in questions)
+    if not 0 < whole < _FEW_UNMARKED * len(questions):
+        return []
+    return [
+        f"{whole:,} of {len(questions):,} answers in {name} have neither {_MARK} nor a box, as the others "
+        "have: all of their text is taken as the answer; leave those lines out, or mark their answers"
+    ]
 
 
 def tables_in(path: Path) -> list[Path]:
@@ -261,7 +273,8 @@ def _value(where: str, row: Row, column: str, what: str) -> Any:
     if column not in row:
         raise UsageError(
             f"{where} has no column {column!r}{nearest(column, map(str, row))}; it has: "
-            f"{', '.join(map(str, row))[:200]}. Name it by task.{what}=COLUMN; every line must have it"
+            f"{', '.join(map(str, row))[:200]}. Name it by task.{what}=COLUMN (of one test "
+            f"file by evaluate.sets.LABEL.{what}); every line must have it"
         )
     return row[column]
 

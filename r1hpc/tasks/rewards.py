@@ -109,7 +109,7 @@ class Scorer:
             )
 
     def sentences(self) -> list[str]:
-        """How own code failed so far, each kind once."""
+        """How own code failed so far, and what no judge could judge; each kind once."""
         return [sentence for each in self._all() for sentence in each.sentences]
 
     def score_groups(self, groups: Sequence[Group], should_stop: ShouldStop = never) -> list[list[Score]]:

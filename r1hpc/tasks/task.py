@@ -135,10 +135,17 @@ def check_num_held_out(task: Task, num_items: int) -> None:
     """
     there = task.num_questions(held_out=True)
     if there is not None and num_items > there:
-        fix = f"set evaluate.num_items={there}" if there else "evaluate another task"
+        fix = f"set evaluate.num_items={there}" if there else "ask test files (evaluate.sets)"
+        inner = members(task)
+        few, why = inner.get(""), ""
+        if few is None:  # a mixture, whose items are dealt by weight
+            label = task.scarcest(held_out=True)  # type: ignore[attr-defined]
+            few = inner[label]
+            why = f" before it asks those of {label} again, of which there are {few.num_questions(True)}"
         raise UsageError(
             f"evaluate.num_items is {num_items}, but task {task.name} has no more than {there} held-out "
-            f"questions (one in ten, by a hash of the question): {fix}, or give it more questions"
+            f"questions{why} (one in ten, by a hash of the question): {fix}, or give {few.name} more "
+            "questions"
         )
 
 

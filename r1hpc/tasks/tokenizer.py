@@ -8,6 +8,7 @@ exported_tokenizer(config.model).files          # what goes beside the weights o
 """
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -140,14 +141,20 @@ def encode(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
     return ids
 
 
-def decode(tokenizer: tokenizers.Tokenizer, rows: Sequence[Sequence[int]]) -> list[str]:
+def decode(
+    tokenizer: tokenizers.Tokenizer, rows: Sequence[Sequence[int]], stops: Sequence[int] = ()
+) -> list[str]:
     """What the model said, a text for each row of ids: without special tokens, but with the tags.
 
     Tags are often added to a vocabulary as special tokens, and the library's skip_special_tokens would take
     them out too: nothing would be left to judge by.
+
+    Args:
+        stops: tokens that end a completion, left out too: some tokenizers hold their end as a common token.
     """
     added = tokenizer.get_added_tokens_decoder().items()
-    silent = {index for index, token in added if token.special and token.content not in TAGS}
+    silent = {index for index, token in added if token.special} | set(stops)
+    silent -= {tokenizer.token_to_id(tag) for tag in TAGS}
     spoken = [[index for index in row if index not in silent] for row in rows]
     texts: list[str] = tokenizer.decode_batch(spoken, skip_special_tokens=False)
     return texts
@@ -192,6 +199,13 @@ def special_ids(
 def form_of(tokenizer: tokenizers.Tokenizer, model: ModelConfig, code: Path | None = None) -> PromptForm:
     """How prompts are put to a model with this tokenizer; see tasks.chat.prompt_form."""
     return prompt_form(model, tokenizer, _folder(model), code)
+
+
+def asking_id(model: ModelConfig, form: PromptForm, ids: SpecialIds) -> str:
+    """Names by its content what stands between a question and a model: template, tokens, ends."""
+    tokens = b"" if model.tokenizer == CHARACTERS else tokenizer_file(model).read_bytes()
+    around = json.dumps([form.id, ids.stops]).encode()
+    return hashlib.sha256(around + tokens).hexdigest()[:16]
 
 
 def vocabulary_size(tokenizer: tokenizers.Tokenizer) -> int:

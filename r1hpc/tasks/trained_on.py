@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from r1hpc.base.errors import UsageError
-from r1hpc.base.files import matching
+from r1hpc.base.files import files_of_lines, matching
 from r1hpc.config.schema import RunConfig
 from r1hpc.tasks.question_file import table_batches, tables_in
 
@@ -51,7 +51,7 @@ def training_files(path: str) -> tuple[list[Path], list[Path]]:
     """
     whole = Path(path)
     tables = tables_in(whole)
-    found = whole.glob("*.jsonl") if whole.is_dir() else matching(whole)
+    found = files_of_lines(whole) if whole.is_dir() else matching(whole)
     lines = sorted(file for file in found if file.is_file() and file not in tables)
     if not (tables or lines):
         what = "holds no *.jsonl, *.parquet or *.arrow" if whole.is_dir() else "is not there"

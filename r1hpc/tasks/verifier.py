@@ -82,7 +82,7 @@ class Verifier:
         self._own = settings.get("spec") if judge in (OWN_VERDICT, OWN_SCORE) else None
         """The name of the user's code that judges; None: one of ours does."""
         self.sentences: list[str] = []
-        """How a user's code failed, each kind once."""
+        """How a user's code failed, and how a judge of ours gave an answer up; each kind once."""
         self._failed_in_a_row = 0
         self._chunk = _MAX_CHUNK if self._judge.bounded else 1
         self._prepared: object = None
@@ -148,10 +148,13 @@ class Verifier:
     def _note(self, sentence: str) -> None:
         self.stats.failures += 1
         self._failed_in_a_row += 1
-        if sentence not in self.sentences and len(self.sentences) < _MOST_NOTED:
-            self.sentences.append(sentence)
+        self._say(sentence)
         if self._failed_in_a_row >= _MOST_FAILURES:
             raise R1hpcError(f"{sentence}; so on {_MOST_FAILURES} completions in a row")
+
+    def _say(self, sentence: str) -> None:
+        if sentence not in self.sentences and len(self.sentences) < _MOST_NOTED:
+            self.sentences.append(sentence)
 
     def _judged(self, chunk: list[list[Any]]) -> list[Any]:
         """Verdicts of a chunk; where it fails, of each of its questions alone."""
@@ -176,8 +179,11 @@ class Verifier:
         return self._gave_up(f"took over {self._timeout_s:g} s (reward.timeout_s)")
 
     def _gave_up(self, how: str) -> Any:
-        """Wrong; of a user's code, with a sentence."""
-        return {"error": f"{self._own} {how}"} if self._own else False
+        """Wrong; of a user's code a failure, which may be in every answer."""
+        if self._own:
+            return {"error": f"{self._own} {how}"}
+        self._say(f"judge {self._arguments[0]} {how}")
+        return False
 
     def _ask(self, chunk: list[list[Any]]) -> list[Any]:
         worker = self._running()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from r1hpc.base.errors import UsageError
 from r1hpc.config.schema import RunConfig
 from r1hpc.data.open_lines import iter_lines
 from r1hpc.data.overlap import NGRAM, overlap
@@ -58,6 +59,11 @@ def _texts(config: RunConfig, beat: Callable[[], None]) -> Iterator[str]:
             for number, line in enumerate(iter_lines(file, 0, None)):
                 if number % _LINES_A_BEAT == 0:
                     beat()
+                if line.fault:
+                    raise UsageError(
+                        f"evaluate.trained_on: {file} cannot be searched beyond byte {line.position:,} "
+                        f"({line.fault}): restore it, or name it in evaluate.not_searched of another run"
+                    )
                 yield _said(_parsed(line.raw))
 
 

@@ -204,7 +204,8 @@ def transcripts(answers: Sequence[Answer], most: int = 20) -> str:
             f"--- item {a.index}: {verdict}; {a.num_correct} of {a.num_samples} samples correct\n"
             f"prompt  {a.prompt}\ngreedy  {a.greedy}\nsample  {a.sample}\n"
         )
-    return "\n".join(blocks)
+    # Half a surrogate pair, which JSON may hold, is no UTF-8.
+    return "\n".join(blocks).encode("utf-8", "backslashreplace").decode()
 
 
 def _interval(values: Sequence[float], num_samples: int, questions: Sequence[Hashable]) -> dict[str, float]:
@@ -303,7 +304,7 @@ class HeldOut:
         line |= {"policy": policy_id, **summary}
         lines = "".join(json.dumps(one.to_json()) + "\n" for one in answers)
         write_atomic(answers_path(job.run, step), lines)
-        (job.run.metrics / f"transcripts-{step:06d}.txt").write_text(transcripts(answers))
+        write_atomic(job.run.metrics / f"transcripts-{step:06d}.txt", transcripts(answers))
         append_record(evaluations_path(job.run), line)
         shutil.rmtree(self._folder(step), ignore_errors=True)
         each = table(summary) if len(summary.get("tasks", {})) > 1 else []

@@ -28,7 +28,7 @@ from r1hpc.tasks.trained_on import check_trained_on
 from r1hpc.tasks.verifier import StopAsked
 from r1hpc.telemetry.evaluations import table
 from r1hpc.train import loop
-from r1hpc.train.asked import refuse_other_questions
+from r1hpc.train.asked import Asking, refuse_other_asking
 from r1hpc.train.contamination import contamination
 from r1hpc.train.evaluate import Answer, answer, summarise, transcripts
 from r1hpc.train.judge import Judge, Scored, open_judge
@@ -46,7 +46,7 @@ def traces(job: Job) -> Outcome:
     Needs no model and no GPU: the task itself knows the answers.
     """
     task = make_task(job.config.task)
-    _refuse_other_questions(job, task.id)
+    _refuse_other(job, Asking(task.id))
     outcome = _run_parts(job, functools.partial(_demonstrations, job, task))
 
     def write() -> bool:
@@ -64,8 +64,8 @@ def generate(job: Job) -> Outcome:
     (generate.keep, most_per_item); nothing of an item that the model solves more often than
     generate.max_pass_rate, or less often than min_pass_rate.
     """
-    with _judge_of_model(job) as judge:
-        _refuse_other_questions(job, judge.task.id)
+    with _judge_of_model(job) as (judge, weights):
+        _refuse_other(job, Asking(judge.task.id, judge.asking_id, weights))
         outcome = _run_parts(job, functools.partial(_completions, job, judge))
 
     def write() -> bool:
@@ -80,9 +80,9 @@ def generate(job: Job) -> Outcome:
 def evaluate(job: Job) -> Outcome:
     """Judge the model of `model.path` on held-out items or test files, as a job of its own."""
     check_trained_on(job.config)
-    with _judge_of_model(job) as judge:
+    with _judge_of_model(job) as (judge, weights):
         task_id = judge.evaluated.id
-        _refuse_other_questions(job, task_id)
+        _refuse_other(job, Asking(task_id, judge.asking_id, weights))
         outcome = _run_parts(job, functools.partial(_answers, job, judge))
     return _last_by_rank_0(job, outcome, functools.partial(_sum_up, job, task_id))
 
@@ -132,17 +132,19 @@ def _last_by_rank_0(job: Job, outcome: Outcome, work: Callable[[], bool]) -> Out
 
 
 @contextmanager
-def _judge_of_model(job: Job) -> Iterator[Judge]:
-    """A judge over the model of `model.path`, whole on every rank; not loaded where all parts are made."""
-    config = job.config
+def _judge_of_model(job: Job) -> Iterator[tuple[Judge, str | None]]:
+    """A judge over the model of `model.path`, whole on every rank, and what names its weights: None where it
+    was not loaded, as all parts are made.
+    """
+    config, weights = job.config, None
     loop.check_device(job)
     with open_judge(job, zero_stage=0) as (judge, hf_config):
         if _missing(job):
             job.watchdog.beat("loading the model")
             lie = placement(config, job.group, divided=False)
             network = build_model(config.model, hf_config, config.train.seed, lie).eval()
-            judge.engine.sync_weights(network)
-        yield judge
+            weights = judge.engine.sync_weights(network)
+        yield judge, weights
 
 
 def _demonstrations(job: Job, task: Task, number: int) -> Lines:
@@ -218,8 +220,8 @@ def _answers(job: Job, judge: Judge, number: int) -> Lines | None:
     return None if answers is None else [one.to_json() for one in answers]
 
 
-def _refuse_other_questions(job: Job, task_id: str) -> None:
-    refuse_other_questions(job, job.run.parts / "questions.json", task_id, since="the first part was made")
+def _refuse_other(job: Job, asking: Asking) -> None:
+    refuse_other_asking(job, job.run.parts / "questions.json", asking, since="the first part was made")
 
 
 def _run_parts(job: Job, make_part: Callable[[int], Lines | None]) -> Outcome:

@@ -12,7 +12,7 @@ that was asked to stop does so within seconds.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from r1hpc.tasks.rewards import Completion, Score, Scorer
 from r1hpc.tasks.task import Item, Task, check_num_held_out
 from r1hpc.tasks.tokenizer import (
     SpecialIds,
+    asking_id,
     decode,
     encode,
     form_of,
@@ -60,6 +61,7 @@ class Asker:
         form: PromptForm,
         engine: RolloutEngine,
         scorer: Scorer | None,
+        ids: SpecialIds,
     ) -> None:
         """`scorer` None: completions are sampled, and nothing can be scored."""
         self.tokenizer = tokenizer
@@ -67,10 +69,16 @@ class Asker:
         self.engine = engine
         self._config = config
         self._scorer = scorer
+        self._ids = ids
         self._said: set[str] = set()
         self.sampling_s = 0.0
         """Spent in sampling until now, without the scoring."""
         self._encode = lru_cache(maxsize=4096)(self._encoded)
+
+    @cached_property
+    def asking_id(self) -> str:
+        """Names how it asks; see tasks.tokenizer.asking_id."""
+        return asking_id(self._config.model, self._form, self._ids)
 
     def prompt(self, item: Item) -> tuple[int, ...]:
         """The tokens of the prompt in the form that the model is asked in.
@@ -129,7 +137,7 @@ class Asker:
         completions = [
             Completion(self._form.said(text), int(length), not bool(ended))
             for text, length, ended in zip(
-                decode(self.tokenizer, rows), samples.lengths, samples.ended, strict=True
+                decode(self.tokenizer, rows, self._ids.stops), samples.lengths, samples.ended, strict=True
             )
         ]
         return [completions[i * num : (i + 1) * num] for i in range(num_items)]
@@ -156,7 +164,7 @@ class Asker:
         return done
 
     def _say_failures(self) -> None:
-        """How a user's own code failed, each kind once; the completion counts as wrong."""
+        """What could not be judged or failed in a user's own code, each kind once; it counts as wrong."""
         assert self._scorer is not None, "what was scored has a scorer"
         for sentence in self._scorer.sentences():
             if sentence not in self._said:
@@ -184,9 +192,10 @@ class Judge(Asker):
         form: PromptForm,
         engine: RolloutEngine,
         scorer: Scorer,
+        ids: SpecialIds,
         benchmarks: Benchmarks | None = None,
     ) -> None:
-        super().__init__(config, tokenizer, form, engine, scorer)
+        super().__init__(config, tokenizer, form, engine, scorer, ids)
         self.task = task
         self.evaluated: Task = benchmarks or task
         """What an evaluation asks: the test files, or the task's held-out part."""
@@ -241,7 +250,8 @@ def judge_with(
     if benchmarks is None and config.stage in ("rl", "evaluate"):
         check_num_held_out(task, num_items(config))
     hf_config = load_model_config(config, vocabulary_size(tokenizer))
-    engine = build_engine(hf_config, special_ids(tokenizer, config.model))
+    ids = special_ids(tokenizer, config.model, code)
+    engine = build_engine(hf_config, ids)
     longest = config.rollout.max_completion_length
     flops = step_records.model_flops_per_token(hf_config, longest)
     tasks = [task] if benchmarks in (None, task) else [task, benchmarks]
@@ -249,4 +259,4 @@ def judge_with(
         config.reward, *tasks, max_completion_length=longest, flops_per_token=flops, code=code
     ) as scorer:
         form = form_of(tokenizer, config.model, code)
-        yield Judge(config, task, tokenizer, form, engine, scorer, benchmarks), hf_config
+        yield Judge(config, task, tokenizer, form, engine, scorer, ids, benchmarks), hf_config

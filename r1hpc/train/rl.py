@@ -26,7 +26,7 @@ from r1hpc.tasks.rewards import label
 from r1hpc.tasks.tokenizer import check_teacher_tokens, exported_tokenizer, special_ids
 from r1hpc.telemetry.health import health_warnings
 from r1hpc.train import loop, step_records
-from r1hpc.train.asked import refuse_other_questions
+from r1hpc.train.asked import Asking, refuse_other_asking
 from r1hpc.train.collect import Collector
 from r1hpc.train.errors import TrainError
 from r1hpc.train.evaluate import HeldOut
@@ -57,9 +57,8 @@ def run(job: Job) -> Outcome:
     config = job.config
     with open_judge(job, config.deepspeed.zero_stage) as (judge, hf_config):
         check_teacher_tokens(config)
-        refuse_other_questions(
-            job, job.run.metrics / "evaluated.json", judge.evaluated.id, since="the first evaluation"
-        )
+        asking = Asking(judge.evaluated.id, judge.asking_id)
+        refuse_other_asking(job, job.run.metrics / "evaluated.json", asking, since="the run began")
         job.watchdog.beat("building the model")
         build = build_actor_critic if config.rl.algorithm == "ppo" else build_policy
         network = build(config, hf_config, placement(config, job.group, divided=True))

@@ -110,12 +110,14 @@ class Teacher:
         tokenizer = load_tokenizer(config.model)
         hf_config = load_model_config(config, vocabulary_size(tokenizer))
         self._most_tokens = int(hf_config.get("max_position_embeddings") or _ANY_LENGTH)
+        ids = special_ids(tokenizer, config.model)
         self._asker = Asker(
             config,
             tokenizer,
             form_of(tokenizer, config.model),
-            _engine(config, hf_config, special_ids(tokenizer, config.model)),
+            _engine(config, hf_config, ids),
             _scorer(generate, self._prompts),
+            ids,
         )
 
     def ask(self, first: int, rows: Sequence[Row]) -> list[list[Said]]:

@@ -12,7 +12,7 @@ from r1hpc.config.cluster import ResourcesConfig
 from r1hpc.config.load import save
 from r1hpc.config.reasoning import EvaluateConfig, RewardConfig, RolloutConfig, TaskConfig
 from r1hpc.config.schema import CheckpointConfig, ModelConfig, RunConfig, TrainConfig
-from r1hpc.submission.advice import seldom_meant
+from r1hpc.submission.advice import other_form_in_chain, seldom_meant
 
 
 def _config(model: ModelConfig, stage: str = "rl", **sections: Any) -> RunConfig:
@@ -86,3 +86,17 @@ def test_test_files_are_answered_at_length() -> None:
     assert "cut off at rollout.max_completion_length=64" in note
     longer = RolloutConfig(max_completion_length=65)
     assert seldom_meant(_config(ModelConfig(path="x"), "evaluate", evaluate=sets, rollout=longer)) == []
+
+
+def test_a_stage_that_asks_otherwise_than_the_one_that_trains_its_model_says_so(tmp_path: Path) -> None:
+    """All of a chain is planned before the first of its runs is there."""
+    others = {
+        tmp_path / "sft": _config(ModelConfig(path="base", system_prompt="Think."), "sft"),
+        tmp_path / "base": _config(ModelConfig(path="base", system_prompt="Think."), "pretrain"),
+    }
+    later = _config(ModelConfig(path=str(tmp_path / "sft" / "model")))
+    (said,) = other_form_in_chain(later, others)
+    assert said.startswith("model.system_prompt is None here, and was 'Think.' in stage sft, which trained")
+    for model in ("base/model", "sft/export", "other/model"):
+        of_others = replace(later, model=ModelConfig(path=str(tmp_path / model)))
+        assert other_form_in_chain(of_others, others) == []

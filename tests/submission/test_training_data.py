@@ -1,5 +1,6 @@
 """What the nodes would only find after the queue is refused at submission, with the file and line of it."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -176,3 +177,27 @@ def test_of_a_chain_only_what_no_stage_writes_is_looked_for(tmp_path: Path) -> N
     done = submit(tmp_path, str(write_chain(tmp_path, stages.format("/no.jsonl"), common)), *words)
     assert done.returncode == 2
     assert "stage two: data.traces: /no.jsonl is not there" in done.stderr
+
+
+def test_a_thinking_that_is_opened_and_never_closed_is_noted() -> None:
+    opened = "prompts end in <think>"
+    assert not [note for note in plan().notes if opened in note]
+    (note,) = [note for note in plan("model.open_thinking=true").notes if opened in note]
+    assert "the completion of" in note
+    assert "mine.jsonl:1 has no </think>: answering inside the thinking would be learnt" in note
+    Path("mine.jsonl").write_text('{"prompt": "1+1=", "completion": "</think>2"}\n')
+    assert not [note for note in plan("model.open_thinking=true").notes if opened in note]
+
+
+def test_what_a_line_says_beside_is_noted() -> None:
+    Path("mine.jsonl").write_text('{"prompt": "1", "completion": "2", "system": "Add.", "thinking": false}\n')
+    (note,) = [note for note in plan().notes if "beside prompt" in note]
+    assert "mine.jsonl has 'system' beside prompt and completion, which is not learnt" in note
+
+
+def test_a_folder_gives_its_compressed_files_too() -> None:
+    Path("folder").mkdir()
+    Path("mine.jsonl").rename("folder/a.jsonl")
+    with gzip.open("folder/b.jsonl.gz", "wt") as file:
+        file.write('{"prompt": "1+1=", "completion": "2222222222222"}\n')
+    assert "folder/b.jsonl.gz:1 has 18 tokens" in refused("data.traces=[folder]")

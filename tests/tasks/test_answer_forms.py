@@ -14,6 +14,11 @@ CHOICES = ["Rome", "Bonn", "C. elegans"]
     ("text", "letter"),
     [
         *[(said, "B") for said in ("B", "(B)", "B.", "B. Bonn", "bonn", " Bonn ")],
+        *[
+            (said, "B")
+            for said in (r"\text{B}", r"\text{(B)}", r"\mathbf{B}", "$B$", "**B**", r"\text{Bonn}")
+        ],
+        ("$C. elegans$", "C"),
         ("C. elegans", "C"),
         ("Both", None),
         ("", None),

@@ -8,6 +8,7 @@ import pytest
 
 from r1hpc.base.errors import UsageError
 from r1hpc.config.schema import ModelConfig
+from r1hpc.plan.chat import load_template
 from r1hpc.tasks.chat import PromptForm
 from r1hpc.tasks.tokenizer import encode, form_of, load_tokenizer, special_ids
 from tests.fetched import DEEPSEEK, wheel_member
@@ -96,3 +97,10 @@ def test_a_template_that_opens_the_thinking_itself(tmp_path: Path) -> None:
 def test_the_built_in_tokenizer_leaves_prompts_as_they_are() -> None:
     model = ModelConfig(tokenizer="characters")
     assert form_of(load_tokenizer(model), model).is_plain
+
+
+def test_what_transformers_marks_as_said_by_the_assistant_is_rendered(tmp_path: Path) -> None:
+    file = tmp_path / "marked.jinja"
+    file.write_text("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}|{% endfor %}")
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert load_template(file).render(messages) == "a|b|"

@@ -98,3 +98,9 @@ def test_costly(text: str) -> None:
 )
 def test_not_costly(text: str) -> None:
     refuse_costly(text)
+
+
+def test_what_is_costly_to_compute_is_right_where_it_is_the_answer_but_for_how_it_is_set() -> None:
+    assert judge(r"$\left(2\right)^{1005}$", "(2)^{1005}", {})
+    with pytest.raises(RefusedError):
+        judge("2^{1006}", "2^{1005}", {})

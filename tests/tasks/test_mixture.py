@@ -1,17 +1,21 @@
 """Several tasks in one run: exact shares, own judges, a report of each."""
 
+import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from r1hpc.base.errors import UsageError
-from r1hpc.config.reasoning import RewardConfig, TaskConfig
+from r1hpc.config.reasoning import EvaluateConfig, RewardConfig, RolloutConfig, TaskConfig
+from r1hpc.config.schema import RunConfig, TrainConfig
+from r1hpc.tasks.check import check_questions
 from r1hpc.tasks.completion import compose
 from r1hpc.tasks.mixture import check_weights
 from r1hpc.tasks.registry import make_task
 from r1hpc.tasks.rewards import Completion, Scorer
-from r1hpc.tasks.task import Task
+from r1hpc.tasks.task import Task, check_num_held_out
 
 
 def _mix(seed: int = 0, **weights: float) -> Task:
@@ -62,3 +66,38 @@ def test_weights_that_are_too_far_apart() -> None:
         check_weights({"sums": 150, "game": 1})
     check_weights({"sums": 99, "game": 1})
     check_weights({"sums": 0.7, "game": 0.3})
+
+
+def test_the_task_that_has_too_few_held_out_questions_is_named(tmp_path: Path) -> None:
+    mix: dict[str, Any] = {"sums": {"name": "chain_sum", "weight": 1}}
+    mix |= {"mine": {"name": "file", "weight": 3, "options": {"path": _questions(tmp_path, 30)}}}
+    task = make_task(TaskConfig(mix=mix))
+    there = task.members["mine"].num_questions(held_out=True)  # type: ignore[attr-defined]
+    assert 0 < there < 6
+    with pytest.raises(UsageError, match=rf"those of mine again, of which there are {there} .* or give file"):
+        check_num_held_out(task, 64)
+
+
+def test_the_prompts_of_each_list_are_looked_at_not_only_until_the_shortest_repeats(tmp_path: Path) -> None:
+    """A longer one would stop the run in the middle."""
+    parts = {"few": _questions(tmp_path, 30, "few"), "many": _questions(tmp_path, 400, "many")}
+    mix = {
+        label: {"name": "file", "options": {"path": path, "template": "{question}"}}
+        for label, path in parts.items()
+    }
+    config = RunConfig(
+        stage="rl",
+        task=TaskConfig(mix=mix),
+        rollout=RolloutConfig(num_prompts=64),
+        train=TrainConfig(num_steps=20, global_batch_size=512),
+        evaluate=EvaluateConfig(num_items=2),
+    )
+    asked = {prompt for prompt in check_questions(config) if prompt.startswith("many")}
+    assert len(asked) > 340, "nine in ten of 400"
+
+
+def _questions(folder: Path, number: int, name: str = "mine") -> str:
+    path = folder / f"{name}.jsonl"
+    rows = [{"question": f"{name} {n}=", "answer": str(n)} for n in range(number)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)

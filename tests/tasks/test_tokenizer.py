@@ -11,16 +11,19 @@ from hypothesis import strategies as st
 from r1hpc.base.errors import UsageError
 from r1hpc.config.reasoning import TaskConfig
 from r1hpc.config.schema import ModelConfig
+from r1hpc.plan.chat import load_template
 from r1hpc.tasks.completion import TAGS
 from r1hpc.tasks.registry import make_task
 from r1hpc.tasks.tokenizer import (
     ALPHABET,
     SpecialIds,
+    asking_id,
     character_tokenizer,
     check_data_tokens,
     decode,
     encode,
     exported_tokenizer,
+    form_of,
     load_tokenizer,
     special_ids,
 )
@@ -73,6 +76,40 @@ def test_tags_stay_where_they_are_special_tokens(tmp_path: Path) -> None:
         assert all(tokenizer.token_to_id(tag) in ids for tag in TAGS)
         assert not any(tag in tokenizer.decode(ids) for tag in TAGS[1:])
         assert decode(tokenizer, [[mark, *ids[:9], mark, *ids[9:], end.eos, end.pad], []]) == [text, ""]
+
+
+def test_an_end_that_is_no_special_token_is_not_said() -> None:
+    tokenizer = character_tokenizer()
+    tokenizer.add_tokens(["<|im_end|>"])
+    (end,) = encode(tokenizer, "<|im_end|>")
+    said = "<answer>7</answer>"
+    assert decode(tokenizer, [[*encode(tokenizer, said), end]], stops=[end]) == [said]
+    # A tag may be what ends an answer, and is judged all the same.
+    assert decode(tokenizer, [encode(tokenizer, said)], stops=encode(tokenizer, TAGS[3])) == [said]
+
+
+def test_what_stands_between_a_question_and_a_model_has_a_name(tmp_path: Path) -> None:
+    model = ModelConfig(path=str(llama3_like(tmp_path)))
+
+    def name() -> str:
+        load_template.cache_clear()  # an attempt is a process of its own
+        tokenizer = load_tokenizer(model)
+        return asking_id(model, form_of(tokenizer, model), special_ids(tokenizer, model))
+
+    names = [name(), name()]
+    for file in ("chat_template.jinja", "tokenizer.json", "generation_config.json"):
+        path = tmp_path / file
+        before = path.read_text() if path.exists() else None
+        changed = {
+            "chat_template.jinja": "{{ messages[0]['content'] }}!",
+            "tokenizer.json": f"{before} ",
+            "generation_config.json": json.dumps({"eos_token_id": []}),
+        }[file]
+        path.write_text(changed)
+        names.append(name())
+        path.unlink() if before is None else path.write_text(before)
+    assert len({*names}) == 4, "but for the first two each is another"
+    assert name() == names[0]
 
 
 @given(st.lists(st.lists(st.integers(0, 999), max_size=12), max_size=4))

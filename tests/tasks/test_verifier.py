@@ -71,6 +71,8 @@ def test_a_slow_answer_is_wrong_and_the_next_is_judged() -> None:
         assert time.monotonic() - started < 20.0
         assert verifier.check(_questions("4", r"\frac{8}{2}")) == [True, True]
         assert (verifier.stats.timeouts, verifier.stats.restarts) == (1, 1)
+        assert verifier.sentences == ["judge math took over 6 s (reward.timeout_s)"]
+        assert verifier.stats.failures == 0, "no code of a user's failed"
 
 
 def test_a_stopped_process_is_replaced() -> None:

@@ -13,9 +13,20 @@ from r1hpc.base.rundir import RunDir
 from r1hpc.config import plugins
 from r1hpc.telemetry.attempts import Cause
 from r1hpc.telemetry.evaluations import read_evaluations
-from r1hpc.train.asked import refuse_other_questions
-from tests.runs import submit, wait_over
+from r1hpc.train.asked import Asking, refuse_other_asking
+from tests.runs import at, submit, wait_over, wait_until
+from tests.teachers import write_teacher
 from tests.train.test_generate import _Rank, job_of
+
+_EVALUATION = """
+stage: evaluate
+task: {name: chain_sum, options: {num_terms: 3}}
+rollout: {max_prompt_length: 8, max_completion_length: 8}
+generate: {items_per_part: 4}
+evaluate: {num_items: 8, num_samples: 2}
+train: {precision: fp32}
+resources: {nodes: 1, gpus_per_node: 0, ranks_per_node: 1, cpus_per_task: 1, time: "00:30:00"}
+"""
 
 
 def test_the_first_attempt_says_what_is_asked_and_no_other_asks_anything_else(tmp_path: Path) -> None:
@@ -23,9 +34,58 @@ def test_the_first_attempt_says_what_is_asked_and_no_other_asks_anything_else(tm
     job = job_of(_Rank(run, 0), run)
     record = run.parts / "questions.json"
     for _ in range(2):
-        refuse_other_questions(job, record, "task 1", since="the first part was made")
+        refuse_other_asking(job, record, Asking("task 1"), since="the first part was made")
     with pytest.raises(UsageError, match="changed since the first part was made, from task 1 to task 2: put"):
-        refuse_other_questions(job, record, "task 2", since="the first part was made")
+        refuse_other_asking(job, record, Asking("task 2"), since="the first part was made")
+
+
+@pytest.mark.parametrize(
+    ("asking", "said"),
+    [
+        (
+            Asking("task", "form 2", "weights"),
+            r"how questions are put to None has changed .*put the files back",
+        ),
+        (
+            Asking("task", "form", "weights 2"),
+            "the weights in None have changed since the first part was made",
+        ),
+    ],
+)
+def test_nor_puts_it_otherwise_or_to_other_weights(tmp_path: Path, asking: Asking, said: str) -> None:
+    run = RunDir(tmp_path / "run")
+    job, record, since = job_of(_Rank(run, 0), run), run.parts / "questions.json", "the first part was made"
+    refuse_other_asking(job, record, Asking("task"), since)  # as an older version noted it
+    for _ in range(2):
+        refuse_other_asking(job, record, Asking("task", "form", "weights"), since)
+    refuse_other_asking(job, record, Asking("task", "form"), since)  # all parts are made: no model is loaded
+    with pytest.raises(UsageError, match=said):
+        refuse_other_asking(job, record, asking, since)
+
+
+@pytest.mark.timeout(300)
+def test_the_parts_of_an_evaluation_are_of_one_model(tmp_path: Path) -> None:
+    """The folder is exported to again while an evaluation of it waits for its next slice of time."""
+    model = write_teacher(tmp_path / "model")
+    (tmp_path / "job.yaml").write_text(_EVALUATION)
+    run = RunDir(tmp_path / "run")
+    first, second = run.parts / "part-000000.jsonl", "evaluate.batch:{}::2:1"
+    stopped = at(second.format(f"until={run.stop}"), second.format("sleep=1.1"))  # it looks once a second
+    submit(tmp_path, "run", f"model.path={model}", job=str(tmp_path / "job.yaml"), env=stopped)
+    wait_until("first part", first.exists, 120, run)
+    run.stop.touch()
+    assert [attempt.cause for attempt in wait_over(run)] == [Cause.stopped]
+    kept = first.read_bytes()
+
+    write_teacher(model, seed=8)
+    submit(tmp_path, "run", "--resume")
+    last = wait_over(run)[-1]
+    assert (last.cause, "the weights in" in last.detail) == (Cause.refused, True)
+
+    write_teacher(model)
+    submit(tmp_path, "run", "--resume")
+    assert wait_over(run)[-1].cause is Cause.finished
+    assert first.read_bytes() == kept
 
 
 def _write(path: Path, first: int) -> None:
@@ -57,7 +117,7 @@ def test_rl_does_not_evaluate_on_another_test_file_after_a_resume(tmp_path: Path
     submit(tmp_path, "run", "--resume", "train.num_steps=4")
     last = wait_over(run)[-1]
     assert last.cause is Cause.refused
-    assert "the questions have changed since the first evaluation" in last.detail
+    assert "the questions have changed since the run began" in last.detail
     record.unlink()  # as a run of before
     submit(tmp_path, "run", "--resume", "train.num_steps=4")
     assert wait_over(run)[-1].cause is Cause.finished

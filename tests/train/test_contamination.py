@@ -1,5 +1,6 @@
 """How much of a test file stands in what a model was trained on, in whatever form that lies there."""
 
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -102,6 +103,13 @@ def test_a_table_that_is_damaged_is_named_before_anything_is_asked(asked: RunCon
     (tmp_path / "cut.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(UsageError, match=r"cut.parquet cannot be read as parquet"):
         _found(asked, tmp_path / "cut.parquet")
+
+
+def test_a_damaged_file_of_lines_has_not_been_searched(asked: RunConfig, tmp_path: Path) -> None:
+    whole = gzip.compress("".join(json.dumps({"text": text * 900}) + "\n" for text in _QUESTIONS).encode())
+    (tmp_path / "cut.jsonl.gz").write_bytes(whole[:-20])
+    with pytest.raises(UsageError, match=r"cut.jsonl.gz cannot be searched beyond byte .*: restore it"):
+        _found(asked, tmp_path / "cut.jsonl.gz")
 
 
 def test_a_folder_of_nothing_is_named(asked: RunConfig, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from r1hpc.tasks.benchmark import Benchmarks, with_counted_sets
 from r1hpc.tasks.chain_sum import ChainSum
 from r1hpc.tasks.chat import PromptForm
 from r1hpc.tasks.rewards import Scorer
-from r1hpc.tasks.tokenizer import character_tokenizer, encode
+from r1hpc.tasks.tokenizer import character_tokenizer, encode, special_ids
 from r1hpc.telemetry.evaluations import evaluations_path, read_evaluations, table
 from r1hpc.train.evaluate import Answer, HeldOut, answer, summarise
 from r1hpc.train.judge import Judge
@@ -60,6 +60,7 @@ class Parrot:
 
 
 TOKENIZER = character_tokenizer()
+IDS = special_ids(TOKENIZER)
 
 
 def answers(
@@ -75,7 +76,7 @@ def answers(
         )
     )
     with Scorer(RewardConfig(), task := ChainSum(0, {}), max_completion_length=_LONGEST) as scorer:
-        judge = Judge(config, task, tokenizer, PromptForm(), engine, scorer)
+        judge = Judge(config, task, tokenizer, PromptForm(), engine, scorer, IDS)
         found = answer(
             judge, config, indices, 4, lambda: stop_after is not None and next(looks) >= stop_after
         )
@@ -206,7 +207,7 @@ def test_stage_rl_prints_a_row_for_each_test_file(tmp_path: Path, capsys: pytest
     assert benchmarks is not None
     job, task = _alone(tmp_path / "run", config), ChainSum(0, {})
     with Scorer(RewardConfig(), task, benchmarks, max_completion_length=_LONGEST) as scorer:
-        judge = Judge(config, task, TOKENIZER, PromptForm(), Parrot(), scorer, benchmarks)
+        judge = Judge(config, task, TOKENIZER, PromptForm(), Parrot(), scorer, IDS, benchmarks)
         assert HeldOut(job, judge, lambda: False).evaluate(torch.nn.Module(), 7)
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("step 7: greedy ")
@@ -225,7 +226,8 @@ def test_what_is_on_record_of_other_weights_is_done_again(tmp_path: Path) -> Non
     job = _alone(tmp_path, config)
     run = job.run
     with Scorer(RewardConfig(), task := ChainSum(0, {}), max_completion_length=_LONGEST) as scorer:
-        held_out = HeldOut(job, Judge(config, task, TOKENIZER, PromptForm(), engine, scorer), lambda: False)
+        judge = Judge(config, task, TOKENIZER, PromptForm(), engine, scorer, IDS)
+        held_out = HeldOut(job, judge, lambda: False)
         for weights, asked in (("first", 2), ("first", 2), ("second", 4), ("second", 4)):
             engine.weights = weights
             assert held_out.evaluate(torch.nn.Module(), 7)

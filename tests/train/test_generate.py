@@ -26,7 +26,7 @@ from r1hpc.train.generate import (
 from r1hpc.train.judge import Judge
 from r1hpc.train.session import Job, Outcome
 from r1hpc.train.stop import StopRequests
-from tests.train.test_evaluate import TOKENIZER, Parrot
+from tests.train.test_evaluate import IDS, TOKENIZER, Parrot
 
 
 class _Rank:
@@ -86,7 +86,7 @@ def _kept(folder: Path, **generate: Any) -> tuple[list[dict[str, Any]], str]:
     rollout = RolloutConfig(max_prompt_length=16, max_completion_length=8)
     job = replace(job, config=RunConfig(stage="generate", generate=settings, rollout=rollout))
     with Scorer(RewardConfig(), task := ChainSum(0, {}), max_completion_length=8) as scorer:
-        judge = Judge(job.config, task, TOKENIZER, PromptForm(), Parrot(), scorer)
+        judge = Judge(job.config, task, TOKENIZER, PromptForm(), Parrot(), scorer, IDS)
         assert _run_parts(job, partial(_completions, job, judge)).finished
     lines = list(_read_parts(job))
     return lines, sentence_on_kept(job.config, lines)
