@@ -11,7 +11,7 @@ from benchmarks.gpu.table import Table, number
 from r1hpc.base.units import GIB
 from r1hpc.plan.hardware import find_gpu
 from r1hpc.tasks.tokenizer import SpecialIds
-from r1hpc.train.distributed import Group, let_memory_grow
+from r1hpc.train.distributed import Group, attend_at_any_length, let_memory_grow
 from r1hpc.train.sampling import Request, TorchSampler, streams
 
 _PROMPT = 32
@@ -19,6 +19,7 @@ _PROMPT = 32
 
 def run(place: Place) -> list[Table]:
     let_memory_grow()
+    attend_at_any_length()
     sizes = {"tiny": TINY} if place.is_small else {"0.5B": QWEN_05B, "1.5B": QWEN_15B}
     rows = []
     for size, shape in sizes.items():

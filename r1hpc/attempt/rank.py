@@ -131,8 +131,9 @@ def _train(
     watchdog.load("loading DeepSpeed")
     if config.train.deterministic:
         distributed.be_deterministic()
-    if config.rollout.engine != "vllm":
-        distributed.let_memory_grow()
+    distributed.let_memory_grow()
+    if config.stage != "pretrain":
+        distributed.attend_at_any_length()
     from r1hpc.train import stages
     from r1hpc.train.session import Job
 

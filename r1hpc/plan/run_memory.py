@@ -93,7 +93,8 @@ def memory_of_run(
             buffer_bytes(trained + int(whole / width), stage, width, zero) + exchange_bytes(config, shape)
         )
         / GIB,
-        activations_gib=base.activations_gib * (2 if _has_critic(config) else 1),
+        activations_gib=base.activations_gib * (2 if _has_critic(config) else 1)
+        + (_packed_bytes(config, shape, seq_len) / GIB if topology.num_gpus else 0.0),
     )
     if config.stage == "rl":
         reference, _ = _reference(config, shape, world, teacher_parameters)
@@ -109,6 +110,20 @@ def memory_of_run(
     if not topology.num_gpus:
         host += topology.ranks_per_node * plan.total_gib
     return replace(plan, host_gib=host)
+
+
+def _packed_bytes(config: RunConfig, shape: ModelShape, seq_len: int) -> float:
+    """What sdpa keeps for the backward pass where documents share a row.
+
+    It makes numbers of the mask in each layer (torch, convert_boolean_attn_mask), and groups no heads beside
+    a mask, so that keys and values are repeated (transformers, use_gqa_in_sdpa). Read, not measured.
+    """
+    model, rows = config.model, config.train.micro_batch_size
+    if not config.data.packing or config.stage != "sft" or model.attn_implementation != "sdpa":
+        return 0.0
+    repeated = 2 * (shape.num_attention_heads - shape.num_key_value_heads) * shape.head_dim
+    layer = rows * seq_len * (seq_len + repeated) * WEIGHT_BYTES[config.train.precision]
+    return float(layer * (1 if model.activation_checkpointing else shape.num_layers))
 
 
 def is_offloaded(config: RunConfig) -> bool:

@@ -24,6 +24,7 @@ from r1hpc.plan.shape import ModelShape
 
 _SHARE = "gpu_memory_utilization"
 _CACHE = "kv_cache_memory_bytes"
+_SEQUENCES = "max_num_seqs"
 _DEFAULT_SHARE = 0.3
 """That r1hpc gives vLLM on a GPU, and the next on a CPU (train/vllm_engine.py)."""
 _DEFAULT_CPU_CACHE = 2**30
@@ -83,7 +84,7 @@ def vllm_memory(
     if not topology.num_gpus:
         held = weights + (given_cache or _DEFAULT_CPU_CACHE) / GIB
         return VllmMemory(held, weights + sequence, held, held, weights, sleeps=False)
-    tokens, rows = vllm_batch(config, card_gib)
+    tokens, rows = vllm_batch(config, card_gib, num_sequences(config, topology.world_size))
     graphs = 0.0 if config.rollout.vllm_options.get("enforce_eager") else _GRAPHS_GIB
     fixed = weights + _working_bytes(config, shape, tokens, rows) / GIB + _WORKSPACES_GIB + graphs
     share = card_gib * _share(config)
@@ -92,6 +93,14 @@ def vllm_memory(
     wanted = fixed + sequence * min(rows, rows_together(config, topology.world_size))
     sleeps = config.rollout.vllm_options.get("enable_sleep_mode") is not False
     return VllmMemory(given, least, wanted, max(given, least, share), fixed, sleeps)
+
+
+def num_sequences(config: RunConfig, num_ranks: int) -> int | None:
+    """Sequences that vLLM is told to take at once on a GPU: what a rank decodes together, where that is less
+    than vLLM's own number on any card, by which it sizes what it works in; None: that number.
+    """
+    together = rows_together(config, num_ranks)
+    return together if together < min(_BATCH[1], _LARGE_BATCH[1]) else None
 
 
 def share_setting(config: RunConfig, memory: VllmMemory, *, room_gib: float, card_gib: float) -> str | None:
@@ -159,9 +168,13 @@ def _working_bytes(config: RunConfig, shape: ModelShape, tokens: int, rows: int)
     return max(tokens * shape.saved_values * width, rows * shape.vocab_size * (4 * _DRAWING_TENSORS + width))
 
 
-def vllm_batch(config: RunConfig, card_gib: float) -> tuple[int, int]:
+def vllm_batch(config: RunConfig, card_gib: float, sequences: int | None = None) -> tuple[int, int]:
     """(tokens, sequences) that vLLM takes at once, as it settles them (engine/arg_utils.py,
-    _set_default_max_num_seqs_and_batched_tokens_args). A card that nobody named is taken for an A100."""
+    _set_default_max_num_seqs_and_batched_tokens_args). A card that nobody named is taken for an A100.
+
+    Args:
+        sequences: what r1hpc gives it, see num_sequences.
+    """
     options = config.rollout.vllm_options
     is_a100 = "a100" in (config.cluster.gpu_type or "a100").lower()
     tokens, rows = _LARGE_BATCH if card_gib >= _LARGE_CARD_GIB and not is_a100 else _BATCH
@@ -169,7 +182,8 @@ def vllm_batch(config: RunConfig, card_gib: float) -> tuple[int, int]:
         tokens, rows = 2 * tokens, 2 * rows
     if options.get("enable_chunked_prefill") is False:  # a prompt is read in one step
         tokens = max(tokens, _longest(config))
-    given_tokens, given_rows = _whole(config, "max_num_batched_tokens"), _whole(config, "max_num_seqs")
+    given_tokens, given_rows = _whole(config, "max_num_batched_tokens"), _whole(config, _SEQUENCES)
+    given_rows = given_rows or sequences
     tokens = given_tokens or min(tokens, (given_rows or rows) * _longest(config))
     return tokens, given_rows or min(rows, tokens)
 

@@ -11,14 +11,22 @@ from r1hpc.base.errors import R1hpcError
 from r1hpc.base.rundir import RunDir
 from r1hpc.config import load
 from r1hpc.config.reasoning import RolloutConfig
-from r1hpc.config.schema import SAMPLED_STAGES, TRAINED_STAGES, RunConfig, TrainConfig
+from r1hpc.config.schema import SAMPLED_STAGES, TRAINED_STAGES, Precision, RunConfig, TrainConfig
 
+_LONG_TO_MASK = 8192
+"""Tokens of a row from which on attention over all of them costs more than the linear layers, roughly."""
 _LOW_FOR_ADAPTERS = {"sft": 5e-5, "rl": 1e-5}
 
 
 def seldom_meant(config: RunConfig) -> list[str]:
     """What a person would want to be told before the hours are spent."""
-    return [*_rates(config), *_saves(config), *_other_form(config), *_short_answers(config)]
+    return [
+        *_rates(config),
+        *_saves(config),
+        *_slow(config),
+        *_other_form(config),
+        *_short_answers(config),
+    ]
 
 
 def _rates(config: RunConfig) -> Iterator[str]:
@@ -50,6 +58,25 @@ def _saves(config: RunConfig) -> Iterator[str]:
         yield (
             f"train.warmup_steps is {train.warmup_steps:,} of train.num_steps={train.num_steps:,}: for most "
             f"of the run the rate is below train.lr={train.lr:g}"
+        )
+
+
+def _slow(config: RunConfig) -> Iterator[str]:
+    """What takes more time or memory on a GPU than it saves."""
+    if config.resources.gpus_per_node == 0 or config.stage not in TRAINED_STAGES:
+        return
+    length, is_masked = config.data.seq_len, config.model.attn_implementation == "sdpa"
+    if config.stage == "sft" and config.data.packing and is_masked and length >= _LONG_TO_MASK:
+        yield (
+            f"data.packing with data.seq_len={length:,}: sdpa works out all pairs of tokens of a row, and "
+            "keeps a mask of them for each layer; with the package flash-attn, "
+            "model.attn_implementation=flash_attention_2 attends inside the documents alone"
+        )
+    # pytorch/ao issue 685: a feed-forward of 4096 on an L20 in 43 ms by fp16, 49 by FP8, 26 by compiled FP8.
+    if config.train.precision is Precision.fp8:
+        yield (
+            "train.precision=fp8 runs without torch.compile, whose fused kernels are what makes it fast: it "
+            "may well take longer than bf16, and is for looking at what FP8 does to the loss"
         )
 
 

@@ -19,6 +19,7 @@ from r1hpc.plan.weights import check_weights
 _NOT_BY_VLLM = ("mixtral", "gemma2")
 """vLLM 0.32 has transformers' former names of Mixtral's experts, and no output head of Gemma 2's (read in its
 sources, not run)."""
+_HEADS = ("lm_head", "embed_out")
 _COLDEST_OF_VLLM = 0.01
 """vLLM 0.32 takes a lower temperature for this one."""
 
@@ -41,6 +42,7 @@ def check_models(
         ConfigError: what is wrong with it, and what to give instead.
     """
     _check_weights(config, expected_model)
+    _refuse_adapted_head(config)
     tokenizer_to_come = tokenizer_is_to_come(config, expected_model)
     _check_teacher(config, expected_teacher, tokenizer_to_come=tokenizer_to_come)
     return [] if tokenizer_to_come else _other_end(config)
@@ -60,6 +62,17 @@ def _check_weights(config: RunConfig, expected_model: Mapping[str, Any] | None) 
         _refuse_integers(config, hf_config)
         check_tensors(model, hf_config)
         check_base_shape(config, hf_config)
+
+
+def _refuse_adapted_head(config: RunConfig) -> None:
+    """Under ZeRO 3 each call of an adapter gathers its weights, and the head is called once for each chunk of
+    logits, of which the ranks have unequal numbers: they would wait for one another."""
+    named = [target for target in config.model.lora_targets if target.split(".")[-1] in _HEADS]
+    if named and config.model.lora_rank and config.deepspeed.zero_stage == 3:
+        raise ConfigError(
+            f"model.lora_targets names the output head ({named[0]}), which is not adapted under "
+            "deepspeed.zero_stage=3: leave it out, or take zero_stage=2"
+        )
 
 
 def refuse_for_vllm(config: RunConfig, hf_config: Mapping[str, Any]) -> None:

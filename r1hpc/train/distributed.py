@@ -155,10 +155,21 @@ def let_memory_grow() -> None:
     """Have torch's allocator grow its segments in place, unless the environment says how it works.
 
     Sequences that grow token by token leave holes that no later one fits: simulated for a 7B, 24 GiB were
-    reserved for caches of 2.6. Not with vLLM, whose sleep mode has an allocator of its own.
+    reserved for caches of 2.6. vLLM 0.32 turns it off around the pool that its sleep mode gives back, and on
+    again (device_allocator/cumem.py).
     """
     if "PYTORCH_ALLOC_CONF" not in os.environ:  # its newer name; torch reads the older one first
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+
+def attend_at_any_length() -> None:
+    """Have torch not take cuDNN's attention, which it prefers on Hopper and Blackwell.
+
+    cuDNN builds a plan for every shape that it has not met, and torch keeps them all: of completions that
+    grow token by token nearly each is a new one. In somebody's fine-tuning on a B200 a step of a new shape
+    took a second instead of a tenth (modelscope/FunASR issue 3704, torch 2.11). Pretraining has one shape.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def make_store(host: str, port: int, world_size: int, listener: socket.socket | None) -> Store:

@@ -28,6 +28,8 @@ from r1hpc.train.distributed import Group
 
 _GATHER_BYTES = 1 << 30
 _ROWS_AT_ONCE = 64
+_SUMMED = 1 << 24
+"""Values of a tensor that are added up at once."""
 """Rows whose cumulative distribution is held in float64 at a time."""
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -330,7 +332,10 @@ def fingerprint(network: torch.nn.Module) -> str:
     total = 0
     for parameter in network.parameters():
         whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[parameter.element_size()]
-        bits = int(parameter.detach().view(whole).sum(dtype=torch.int64))
+        # In slices: a sum of integers copies them to 64 bits first, which of an embedding is gigabytes.
+        flat = parameter.detach().view(whole).flatten()
+        slices = [flat[first : first + _SUMMED] for first in range(0, len(flat), _SUMMED)]
+        bits = int(torch.stack([part.sum(dtype=torch.int64) for part in slices]).sum()) if slices else 0
         total = (total * 0x100000001B3 + bits) % (1 << 64)
     return f"{total:016x}"
 

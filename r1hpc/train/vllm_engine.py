@@ -35,6 +35,7 @@ from packaging.specifiers import SpecifierSet
 
 from r1hpc.base.errors import ConfigError, R1hpcError
 from r1hpc.base.files import write_atomic
+from r1hpc.plan.vllm_memory import num_sequences
 from r1hpc.tasks.tokenizer import SpecialIds
 from r1hpc.train.attention import OURS
 from r1hpc.train.distributed import Group
@@ -215,13 +216,17 @@ class VllmSampler:
             "distributed_executor_backend": "external_launcher",
             "generation_config": "vllm",  # not the sampling defaults of the model's folder
             "logprobs_mode": "processed_logprobs",  # after temperature and truncation
-            **(_ON_GPU if self._group.device.type == "cuda" else _ON_CPU),
+            **(self._on_gpu() if self._group.device.type == "cuda" else _ON_CPU),
             **self._config.rollout.vllm_options,
         }
         # Not _same_fate: the other ranks are inside collectives of vLLM's, which end when this one leaves.
         with _one_sentence(self._group.rank):
             _engines.append(self._vllm.LLM(model=str(self._folder), **options))
         return _engines[-1]
+
+    def _on_gpu(self) -> dict[str, Any]:
+        sequences = num_sequences(self._config, self._group.world_size)
+        return {**_ON_GPU, **({"max_num_seqs": sequences} if sequences else {})}
 
     def _prompt(self, request: Request, row: int) -> Any:
         prompt = request.prompts[row // request.num_generations]
@@ -239,6 +244,7 @@ class VllmSampler:
             stop_token_ids=list(self._ids.stops),
             ignore_eos=True,  # the one of config.json, which may be an ordinary token of this tokenizer
             logprobs=0,  # of the sampled token alone
+            flat_logprobs=True,  # numbers, not a dictionary a token
             detokenize=False,
             output_kind=self._vllm.sampling_params.RequestOutputKind.FINAL_ONLY,  # not an object a token
         )
@@ -250,9 +256,7 @@ class VllmSampler:
         for row, output in enumerate(outputs):
             ids = list(output.token_ids)
             tokens[row, : len(ids)] = ids
-            logprobs[row, : len(ids)] = [
-                at[token].logprob for token, at in zip(ids, output.logprobs, strict=True)
-            ]
+            logprobs[row, : len(ids)] = output.logprobs.logprobs
         lengths = np.array([len(output.token_ids) for output in outputs], np.int32)
         ended = np.array([output.finish_reason == "stop" for output in outputs], np.bool_)
         return Samples(tokens, logprobs, lengths, ended)

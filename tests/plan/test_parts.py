@@ -63,6 +63,16 @@ def test_ranks_that_get_nothing_are_told_of() -> None:
     assert said == "2 of 32 ranks get nothing to do: 30 items in parts of 1 make 30; take 30 ranks or fewer"
     assert idle_ranks(with_part_size(asked(1819), 32), 32) == []
     assert idle_ranks(RunConfig(stage="rl"), 32) == []
+    (said,) = idle_ranks(RunConfig(stage="rl", rollout=RolloutConfig(num_prompts=32)), 64)
+    assert said.startswith(
+        "32 of 64 ranks wait in each rollout: 32 prompts are dealt whole, and make 32 shares"
+    )
+    (said,) = idle_ranks(RunConfig(stage="rl", rollout=RolloutConfig(num_prompts=32)), 24)
+    assert said.startswith(
+        "8 of 24 ranks wait in each rollout: 32 prompts are dealt whole, and make 16 shares"
+    )
+    cut_smaller = RolloutConfig(num_prompts=32, prompts_per_batch=1)
+    assert idle_ranks(RunConfig(stage="rl", rollout=cut_smaller), 24) == []
 
 
 @pytest.mark.parametrize(

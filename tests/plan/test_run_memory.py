@@ -8,7 +8,7 @@ import pytest
 from r1hpc.config import load
 from r1hpc.config.cluster import ResourcesConfig
 from r1hpc.config.reasoning import RlConfig, RolloutConfig
-from r1hpc.config.schema import DeepspeedConfig, ModelConfig, RunConfig, TrainConfig
+from r1hpc.config.schema import DataConfig, DeepspeedConfig, ModelConfig, RunConfig, TrainConfig
 from r1hpc.plan.batch import Topology
 from r1hpc.plan.memory import reference_place
 from r1hpc.plan.run import make_plan
@@ -198,3 +198,22 @@ def test_what_samples_is_counted_by_the_rows_that_one_rank_decodes() -> None:
 
     assert of_rl(1) == of_rl(8)
     assert of_rl(64, 2) - of_rl(1, 2) > 100 * cache(1, 1)
+
+
+def test_documents_side_by_side_in_a_row_keep_a_mask_in_each_layer() -> None:
+    """A 7B with rows of 16,384 tokens: 16,384 x 16,384 in bf16 are half a GiB, in each of 28 layers."""
+    data = DataConfig(packing=True, seq_len=16384)
+    config = replace(
+        grpo(), stage="sft", data=data, train=TrainConfig(global_batch_size=32, micro_batch_size=1)
+    )
+
+    def activations(config: RunConfig) -> float:
+        return memory_of_run(config, model_shape(QWEN_7B), NODES_OF_A100, 16384).activations_gib
+
+    apart = replace(data, packing=False)
+    checkpointed = activations(config) - activations(replace(config, data=apart))
+    assert checkpointed == pytest.approx(0.5 + 16384 * 2 * 24 * 128 * 2 / 2**30)
+    config = replace(config, model=ModelConfig())
+    assert activations(config) - activations(replace(config, data=apart)) == pytest.approx(28 * checkpointed)
+    flash = replace(config, model=ModelConfig(attn_implementation="flash_attention_2"))
+    assert activations(flash) == activations(replace(flash, data=apart))

@@ -15,7 +15,7 @@ from r1hpc.plan.batch import Topology
 from r1hpc.plan.run import make_plan
 from r1hpc.plan.run_memory import memory_of_run, misfits
 from r1hpc.plan.shape import model_shape
-from r1hpc.plan.vllm_memory import VllmMemory, larger_cache, vllm_batch, vllm_memory
+from r1hpc.plan.vllm_memory import VllmMemory, larger_cache, num_sequences, vllm_batch, vllm_memory
 from tests.plan.test_run_memory import NODES_OF_A100, QWEN_7B, QWEN_32B, grpo
 
 QWEN_14B = {**QWEN_32B, "intermediate_size": 13824, "num_hidden_layers": 48}
@@ -235,3 +235,17 @@ def test_on_a_cpu_it_has_no_share_of_a_card() -> None:
 def test_options_that_are_no_numbers(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         found(asked(options))
+
+
+def test_it_takes_no_more_sequences_at_once_than_a_rank_decodes() -> None:
+    """What it works in grows with them, whether they come or not; beyond its own number it is left to it."""
+    few, many = asked(), asked()
+    few = replace(few, rollout=replace(few.rollout, num_prompts=32, prompts_per_batch=0))
+    evaluate = EvaluateConfig(num_items=32, num_samples=1)
+    few = replace(few, evaluate=evaluate)
+    assert num_sequences(few, num_ranks=8) == 4 * 16
+    many = replace(many, rollout=replace(many.rollout, num_prompts=512, prompts_per_batch=0))
+    assert num_sequences(many, num_ranks=8) is None
+    on_h100 = asked(cluster=ClusterConfig(gpu_type="h100"))
+    assert [vllm_batch(on_h100, 80, rows)[1] for rows in (64, None)] == [64, 1024]
+    assert vllm_batch(asked({"max_num_seqs": 300}), 80, 64)[1] == 300

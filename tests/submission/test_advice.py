@@ -11,7 +11,7 @@ from r1hpc.base.rundir import RunDir
 from r1hpc.config.cluster import ResourcesConfig
 from r1hpc.config.load import save
 from r1hpc.config.reasoning import EvaluateConfig, RewardConfig, RolloutConfig, TaskConfig
-from r1hpc.config.schema import CheckpointConfig, ModelConfig, RunConfig, TrainConfig
+from r1hpc.config.schema import CheckpointConfig, DataConfig, ModelConfig, Precision, RunConfig, TrainConfig
 from r1hpc.submission.advice import other_form_in_chain, seldom_meant
 
 
@@ -100,3 +100,16 @@ def test_a_stage_that_asks_otherwise_than_the_one_that_trains_its_model_says_so(
     for model in ("base/model", "sft/export", "other/model"):
         of_others = replace(later, model=ModelConfig(path=str(tmp_path / model)))
         assert other_form_in_chain(of_others, others) == []
+
+
+def test_what_costs_more_on_a_gpu_than_it_saves() -> None:
+    packed = _config(ModelConfig(path="x"), "sft", data=DataConfig(packing=True, seq_len=16384))
+    packed = replace(packed, train=TrainConfig(lr=1e-5))
+    (said,) = seldom_meant(packed)
+    assert said.startswith("data.packing with data.seq_len=16,384: sdpa works out all pairs")
+    (said,) = seldom_meant(
+        _config(ModelConfig(path="x"), "pretrain", train=TrainConfig(precision=Precision.fp8))
+    )
+    assert said.startswith("train.precision=fp8 runs without torch.compile")
+    on_cpus = ResourcesConfig(gpus_per_node=0)
+    assert seldom_meant(replace(packed, resources=on_cpus)) == []

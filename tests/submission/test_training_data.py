@@ -2,13 +2,15 @@
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from r1hpc.base.errors import R1hpcError
 from r1hpc.config.reasoning import RolloutConfig
-from r1hpc.config.schema import DataConfig, RunConfig
+from r1hpc.config.schema import DataConfig, DeepspeedConfig, ModelConfig, RunConfig
+from r1hpc.submission import model_checks
 from r1hpc.submission.job_estimate import estimate_job
 from r1hpc.submission.order import Order, Purpose
 from r1hpc.submission.plan_run import PlannedRun, plan_new_run
@@ -201,3 +203,14 @@ def test_a_folder_gives_its_compressed_files_too() -> None:
     with gzip.open("folder/b.jsonl.gz", "wt") as file:
         file.write('{"prompt": "1+1=", "completion": "2222222222222"}\n')
     assert "folder/b.jsonl.gz:1 has 18 tokens" in refused("data.traces=[folder]")
+
+
+def test_an_adapter_on_the_output_head_is_refused_where_its_weights_are_divided() -> None:
+    model = ModelConfig(path="x", lora_rank=2, lora_targets=["model.lm_head"])
+    config = RunConfig(stage="sft", model=model, deepspeed=DeepspeedConfig(zero_stage=3))
+    with pytest.raises(R1hpcError, match=r"names the output head \(model.lm_head\).* or take zero_stage=2"):
+        model_checks._refuse_adapted_head(config)
+    model_checks._refuse_adapted_head(replace(config, deepspeed=DeepspeedConfig(zero_stage=2)))
+    model_checks._refuse_adapted_head(
+        replace(config, model=ModelConfig(lora_rank=2, lora_targets=["q_proj"]))
+    )

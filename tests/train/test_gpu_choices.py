@@ -36,6 +36,13 @@ distributed.be_deterministic()
 print(torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
 print(os.environ["CUBLAS_WORKSPACE_CONFIG"], os.environ["FLASH_ATTENTION_DETERMINISTIC"])
 """
+_ANY_LENGTH = """
+import torch
+from r1hpc.train import distributed
+print(torch.backends.cuda.cudnn_sdp_enabled())
+distributed.attend_at_any_length()
+print(torch.backends.cuda.cudnn_sdp_enabled())
+"""
 
 
 def python(code: str) -> list[str]:
@@ -50,6 +57,10 @@ def test_each_rank_has_a_gpu_of_its_own() -> None:
     assert [device_index(rank, 1) for rank in range(4)] == [0, 0, 0, 0], "--gpus-per-task=1: its own"
     with pytest.raises(R1hpcError, match=r"sees only 2 GPUs, and two ranks must not share one"):
         device_index(2, 2)
+
+
+def test_attention_needs_no_plan_for_each_length() -> None:
+    assert python(_ANY_LENGTH) == ["True", "False"]
 
 
 def test_groups_that_deepspeed_makes_wait_as_long_as_ours() -> None:

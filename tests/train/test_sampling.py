@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from r1hpc.tasks.tokenizer import SpecialIds
+from r1hpc.train import sampling
 from r1hpc.train.distributed import Group
 from r1hpc.train.sampling import Request, Samples, TorchSampler, choose, fingerprint, streams, uniforms
 
@@ -132,9 +133,12 @@ def test_random_streams_are_functions_of_seed_item_and_number() -> None:
     assert abs(np.corrcoef(draws[0], draws[1])[0, 1]) < 0.05
 
 
-def test_a_fingerprint_tells_one_bit() -> None:
+def test_a_fingerprint_tells_one_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network("gpt2")
     before = fingerprint(model)
+    for size in (1, 1000):  # however much of a tensor is added up at once
+        monkeypatch.setattr(sampling, "_SUMMED", size)
+        assert fingerprint(model) == before
     assert fingerprint(network("gpt2")) == before
     with torch.no_grad():
         next(model.parameters()).view(-1)[3] *= 1 + 2**-22
