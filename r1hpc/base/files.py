@@ -68,9 +68,10 @@ def write_json(path: Path, value: Any, mode: int = 0o600) -> None:
 
 
 def files_of_lines(folder: Path) -> list[Path]:
-    """Its *.jsonl, compressed ones too, sorted by name; not those below it."""
+    """Its *.jsonl, sorted by name, and those that lie there compressed alone; not those below it."""
     kinds = ("", *COMPRESSED)
-    return sorted(file for kind in kinds for file in folder.glob(f"*.jsonl{kind}") if file.is_file())
+    found = [file for kind in kinds for file in folder.glob(f"*.jsonl{kind}") if file.is_file()]
+    return sorted(file for file in found if file.suffix == ".jsonl" or file.with_suffix("") not in found)
 
 
 def matching(path: Path) -> list[Path]:

@@ -32,6 +32,8 @@ SAMPLED_STAGES = ("rl", "generate", "evaluate")
 """In which the model answers by rollout.engine."""
 OWN_ATTENTIONS = ("gate", "gate_norm", "sigmoid_bias")
 """Of train/attention.py: weights trained with one are wrong under any other."""
+SDPA = ("sdpa", "softmax")
+"""torch's own attention, under either name."""
 ATTENTIONS = (
     *("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention"),
     *("softmax", *OWN_ATTENTIONS),

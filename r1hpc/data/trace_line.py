@@ -49,7 +49,9 @@ def also_said(line: bytes) -> list[str]:
         return []
     if not isinstance(value, dict):
         return []
-    return [repr(name) for name in _SAID_BESIDE if value.get(name) and isinstance(value[name], str)]
+    learnt = f"{value.get('prompt')}\n{value.get('completion')}"
+    found = {name: value[name].strip() for name in _SAID_BESIDE if isinstance(value.get(name), str)}
+    return [repr(name) for name, text in found.items() if text and text not in learnt]
 
 
 def _text(value: Mapping[str, Any], fields: tuple[str, str], index: int) -> bytes:

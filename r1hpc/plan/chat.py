@@ -100,13 +100,15 @@ def load_template(path: Path, tokenizer: Path | None = None) -> ChatTemplate:
 def _generation_blocks() -> Any:
     """transformers' `{% generation %}` around what the assistant says, for masks: here what is inside."""
     from jinja2.ext import Extension
+    from jinja2.nodes import Scope
 
     class Generation(Extension):
         tags = {"generation"}  # noqa: RUF012
 
         def parse(self, parser: Any) -> Any:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            line = next(parser.stream).lineno
+            inside = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return Scope(inside, lineno=line)
 
     return Generation
 

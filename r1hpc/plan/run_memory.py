@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from r1hpc.base.units import GIB, parse_memory_gib
-from r1hpc.config.schema import RunConfig
+from r1hpc.config.schema import SDPA, RunConfig
 from r1hpc.plan.batch import Topology
 from r1hpc.plan.frozen import frozen_bytes, is_quantized
 from r1hpc.plan.memory import (
@@ -119,7 +119,7 @@ def _packed_bytes(config: RunConfig, shape: ModelShape, seq_len: int) -> float:
     a mask, so that keys and values are repeated (transformers, use_gqa_in_sdpa). Read, not measured.
     """
     model, rows = config.model, config.train.micro_batch_size
-    if not config.data.packing or config.stage != "sft" or model.attn_implementation != "sdpa":
+    if not config.data.packing or config.stage != "sft" or model.attn_implementation not in SDPA:
         return 0.0
     repeated = 2 * (shape.num_attention_heads - shape.num_key_value_heads) * shape.head_dim
     layer = rows * seq_len * (seq_len + repeated) * WEIGHT_BYTES[config.train.precision]

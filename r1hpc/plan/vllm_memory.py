@@ -100,7 +100,9 @@ def num_sequences(config: RunConfig, num_ranks: int) -> int | None:
     than vLLM's own number on any card, by which it sizes what it works in; None: that number.
     """
     together = rows_together(config, num_ranks)
-    return together if together < min(_BATCH[1], _LARGE_BATCH[1]) else None
+    if together >= min(_BATCH[1], _LARGE_BATCH[1]):
+        return None
+    return min(together, _whole(config, "max_num_batched_tokens") or together)  # of which each has one
 
 
 def share_setting(config: RunConfig, memory: VllmMemory, *, room_gib: float, card_gib: float) -> str | None:

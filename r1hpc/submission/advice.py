@@ -11,7 +11,7 @@ from r1hpc.base.errors import R1hpcError
 from r1hpc.base.rundir import RunDir
 from r1hpc.config import load
 from r1hpc.config.reasoning import RolloutConfig
-from r1hpc.config.schema import SAMPLED_STAGES, TRAINED_STAGES, Precision, RunConfig, TrainConfig
+from r1hpc.config.schema import SAMPLED_STAGES, SDPA, TRAINED_STAGES, Precision, RunConfig, TrainConfig
 
 _LONG_TO_MASK = 8192
 """Tokens of a row from which on attention over all of them costs more than the linear layers, roughly."""
@@ -65,7 +65,7 @@ def _slow(config: RunConfig) -> Iterator[str]:
     """What takes more time or memory on a GPU than it saves."""
     if config.resources.gpus_per_node == 0 or config.stage not in TRAINED_STAGES:
         return
-    length, is_masked = config.data.seq_len, config.model.attn_implementation == "sdpa"
+    length, is_masked = config.data.seq_len, config.model.attn_implementation in SDPA
     if config.stage == "sft" and config.data.packing and is_masked and length >= _LONG_TO_MASK:
         yield (
             f"data.packing with data.seq_len={length:,}: sdpa works out all pairs of tokens of a row, and "

@@ -68,10 +68,12 @@ def _refuse_adapted_head(config: RunConfig) -> None:
     """Under ZeRO 3 each call of an adapter gathers its weights, and the head is called once for each chunk of
     logits, of which the ranks have unequal numbers: they would wait for one another."""
     named = [target for target in config.model.lora_targets if target.split(".")[-1] in _HEADS]
-    if named and config.model.lora_rank and config.deepspeed.zero_stage == 3:
+    is_divided = config.stage in TRAINED_STAGES and config.deepspeed.zero_stage == 3
+    if named and config.model.lora_rank and is_divided and config.train.logits_chunk_tokens != 0:
         raise ConfigError(
             f"model.lora_targets names the output head ({named[0]}), which is not adapted under "
-            "deepspeed.zero_stage=3: leave it out, or take zero_stage=2"
+            "deepspeed.zero_stage=3 where logits come in chunks: leave it out, or take zero_stage=2 or "
+            "train.logits_chunk_tokens=0"
         )
 
 

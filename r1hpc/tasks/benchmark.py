@@ -155,7 +155,7 @@ def asked_otherwise(config: RunConfig) -> list[str]:
         return []
     return [
         f"the questions of {label} are put by the default template, and task.mix has another "
-        f"({given[0]!r:.60}): give evaluate.sets.{label}.template"
+        f"({given[0]!r:.60}): give the file as evaluate.sets={{{label}: {{path: FILE, template: TEMPLATE}}}}"
         for label, part in named_sets(config).items()
         if "template" not in part
     ]

@@ -5,7 +5,6 @@ prompts = check_questions(config)       # prompts that the run will ask, as far 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from r1hpc.tasks.task import Item, Task, check_num_held_out, members
 from r1hpc.tasks.terms import term_named
 
 _MOST_ASKED = 20_000
+_TRIED_OF_DRAWN = 64
 
 
 def check_questions(
@@ -102,13 +102,22 @@ def _asked(task: Task, config: RunConfig) -> Iterator[Item]:
 
 
 def _listed(task: Task, items: range, held_out: bool) -> Iterator[Item]:
-    """Those of a task that come from a list, of each task of a mixture as many as it has."""
-    for label, member in members(task).items():
-        own = task.items_begun(label, items) if isinstance(task, Mixture) else items
-        known = member.num_questions(held_out)
-        if known is not None:
-            for index in own[: min(known, _MOST_ASKED)]:
-                yield replace(member.item(index, held_out), task=label)
+    """Those from a list, of each list of a mixture until it repeats itself, and a few of those drawn."""
+    left = {label: _worth_a_look(member, held_out) for label, member in members(task).items()}
+    for index in items:
+        label = task.label_of(index) if isinstance(task, Mixture) else ""
+        if left[label]:
+            left[label] -= 1
+            yield task.item(index, held_out)
+        if not any(left.values()):
+            return
+
+
+def _worth_a_look(task: Task, held_out: bool) -> int:
+    """How many of its questions. Drawn ones are much alike, and may take their time, held-out ones most."""
+    if isinstance(task, QuestionFile | OwnTask):
+        return min(task.items_per_pass(held_out) or 0, _MOST_ASKED)
+    return 0 if held_out else min(task.num_questions() or 0, _TRIED_OF_DRAWN)
 
 
 def _one_of_each(task: Task, config: RunConfig) -> Iterator[Item]:

@@ -48,7 +48,7 @@ def judge(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
     Of words only their case may differ, and the order of a list: math-verify would read each letter as a
     factor, and `tac` as `cat`.
     """
-    if text.strip(SPACE) == answer or plainly(text) == plainly(answer):  # also of what is costly to compute
+    if text.strip(SPACE) == answer:
         return True
     right = words(answer)
     if right and not _FORMULA.search(TEXT.sub(r"\1", text)):
@@ -56,6 +56,8 @@ def judge(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
     given, wanted = plain_number(text), plain_number(answer)
     if given is not None and wanted is not None:
         return given == wanted
+    if given is wanted is None and plainly(text) == plainly(answer):  # also what is costly to compute
+        return True
     refuse_costly(text)
     latex = wanted is None
     return bool(math_verify.verify(_gold(answer, latex), _parsed(text, latex), timeout_seconds=None))

@@ -56,11 +56,6 @@ class Mixture:
         count = self._counts[label]
         return range(-(-items.start // self._size) * count, items.stop // self._size * count)
 
-    def items_begun(self, label: str, items: range) -> range:
-        """The same, of the blocks that hold any of these."""
-        count = self._counts[label]
-        return range(items.start // self._size * count, -(-items.stop // self._size) * count)
-
     def num_questions(self, held_out: bool = False) -> int | None:
         """As many items as can be asked before one of the tasks has to repeat itself."""
         return min((items for items, _ in self._until_repeated(held_out)), default=None)

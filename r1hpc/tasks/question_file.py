@@ -15,7 +15,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,9 @@ _MARK = "####"
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 """GSM8K's notes for a calculator, such as <<48/2=24>>: no part of the reasoning."""
 _BOX = re.compile(r"\\(boxed|fbox)\b")
-_FEW_UNMARKED = 0.5
+_MOST_MARKED = 0.5
+_WORDS_OF_AN_ANSWER = 6
+"""More are a solution, or a part of one."""
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 _ROWS = 1024
 """Of a table that are in memory at once; Arrow has its own."""
@@ -60,6 +62,8 @@ class Question:
     answer: str
     thinking: str = ""
     choices: tuple[str, ...] = ()
+    is_marked: bool = field(default=False, compare=False)
+    """A mark or a box said what of the text the answer is."""
 
     @property
     def alone(self) -> str:
@@ -89,8 +93,9 @@ def read_questions(path: Path, columns: Columns) -> tuple[list[Question], str]:
 
 def unmarked(questions: Sequence[Question], name: str) -> list[str]:
     """A sentence where some answers are solutions without a mark among others that have one."""
-    whole = sum(not each.thinking and not each.choices for each in questions)
-    if not 0 < whole < _FEW_UNMARKED * len(questions):
+    marked = sum(each.is_marked for each in questions)
+    whole = sum(not each.is_marked and len(each.answer.split()) > _WORDS_OF_AN_ANSWER for each in questions)
+    if not whole or marked < _MOST_MARKED * len(questions):
         return []
     return [
         f"{whole:,} of {len(questions):,} answers in {name} have neither {_MARK} nor a box, as the others "
@@ -235,7 +240,8 @@ def _free(where: str, text: str, answer: str) -> Question:
         thinking, final = _BOX.sub("", answer), boxed.content
     elif not mark:
         thinking, final = "", answer
-    question = Question(text, out_of_box(final.strip()), _CALCULATOR.sub("", thinking).strip())
+    said, is_marked = out_of_box(final.strip()), bool(mark) or boxed is not None
+    question = Question(text, said, _CALCULATOR.sub("", thinking).strip(), is_marked=is_marked)
     if not question.answer or any(tag in question.thinking + question.answer for tag in TAGS):
         raise UsageError(f"{where}: the answer is empty or holds one of {' '.join(TAGS)}; mend the line")
     return question

@@ -1,9 +1,10 @@
 """What a run asks, how and of whom, stays the same over its attempts: answers that are kept are to the same
 questions, put in the same way to the same model.
 
-refuse_other_asking(job, job.run.parts / "questions.json", Asking(task.id), since="the first part was made")
+refuse_other_asking(job, run.parts / "questions.json", Asking(task.id), "the first part was made", has_parts)
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,14 +25,17 @@ class Asking:
     """The model's, where one model is asked."""
 
 
-def refuse_other_asking(job: Job, record: Path, asking: Asking, since: str) -> None:
-    """Note in `record` what is asked, and refuse anything else from then on. On every rank.
+def refuse_other_asking(
+    job: Job, record: Path, asking: Asking, since: str, has_kept: Callable[[], bool]
+) -> None:
+    """Note in `record` what is asked, and refuse anything else once there are answers to it. On every rank.
 
     What an earlier attempt did not know is added.
 
     Args:
         asking: as rank 0 has it.
-        since: what was done when the note was taken, for the error.
+        since: what is kept since then, for the error.
+        has_kept: whether anything is; asked of rank 0. Until then what is asked may still be mended.
 
     Raises:
         UsageError: a test file, the code of a task, the tokenizer or template, or the weights have changed.
@@ -39,7 +43,7 @@ def refuse_other_asking(job: Job, record: Path, asking: Asking, since: str) -> N
     now = {name: value for name, value in asdict(asking).items() if value is not None}
     noted = None
     if job.group.rank == 0:
-        before = read_json(record) if record.exists() else {}
+        before = read_json(record) if record.exists() and has_kept() else {}
         noted = {**now, **before}
         if noted != before:
             record.parent.mkdir(mode=0o700, exist_ok=True)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from r1hpc.base.errors import UsageError
 from r1hpc.config.schema import RunConfig
 from r1hpc.data.open_lines import iter_lines
 from r1hpc.data.overlap import NGRAM, overlap
@@ -20,11 +19,17 @@ from r1hpc.tasks.trained_on import training_files
 _LINES_A_BEAT = 1000
 
 
-def contamination(config: RunConfig, beat: Callable[[], None] = lambda: None) -> dict[str, Any] | None:
+def contamination(
+    config: RunConfig,
+    beat: Callable[[], None] = lambda: None,
+    not_read: Callable[[str], object] = lambda sentence: None,
+) -> dict[str, Any] | None:
     """By test file, of the questions that are long enough to be looked for: {num_questions, num_found, share,
     ngram, num_too_short}; None where nothing is known to compare with.
 
-    `beat` is called while it reads, which may take hours.
+    Args:
+        beat: called while it reads, which may take hours.
+        not_read: told of a part of a file that could not be read.
     """
     benchmarks = Benchmarks.of(config)
     if benchmarks is None or not config.evaluate.trained_on:
@@ -33,7 +38,9 @@ def contamination(config: RunConfig, beat: Callable[[], None] = lambda: None) ->
         label: [each.alone for each in benchmark.questions[: benchmarks.sizes[label]]]
         for label, benchmark in benchmarks.members.items()
     }
-    found = iter(overlap([text for texts in questions.values() for text in texts], _texts(config, beat)))
+    found = iter(
+        overlap([text for texts in questions.values() for text in texts], _texts(config, beat, not_read))
+    )
     report = {}
     for label, texts in questions.items():
         hits = [hit for hit in islice(found, len(texts)) if hit is not None]
@@ -47,7 +54,7 @@ def contamination(config: RunConfig, beat: Callable[[], None] = lambda: None) ->
     return report
 
 
-def _texts(config: RunConfig, beat: Callable[[], None]) -> Iterator[str]:
+def _texts(config: RunConfig, beat: Callable[[], None], not_read: Callable[[str], object]) -> Iterator[str]:
     """Every record of the training files, all of its strings as one text."""
     for path in config.evaluate.trained_on:
         tables, files = training_files(path)
@@ -60,10 +67,7 @@ def _texts(config: RunConfig, beat: Callable[[], None]) -> Iterator[str]:
                 if number % _LINES_A_BEAT == 0:
                     beat()
                 if line.fault:
-                    raise UsageError(
-                        f"evaluate.trained_on: {file} cannot be searched beyond byte {line.position:,} "
-                        f"({line.fault}): restore it, or name it in evaluate.not_searched of another run"
-                    )
+                    not_read(f"{file} at byte {line.position:,}: {line.fault}")
                 yield _said(_parsed(line.raw))
 
 

@@ -100,12 +100,14 @@ def _sum_up(job: Job, task_id: str) -> bool:
     write_json(job.run.evaluation, summary)
     write_atomic(job.run.transcripts, transcripts(answers))
     try:
-        overlap = contamination(job.config, functools.partial(_go_on_reading, job))
+        damaged: list[str] = []
+        overlap = contamination(job.config, functools.partial(_go_on_reading, job), damaged.append)
     except StopAsked:
         return False
     summary.pop("not_searched", None)
     summary |= {"contamination": overlap} if overlap is not None else {}
-    summary |= {"not_searched": asked.not_searched} if asked.not_searched else {}
+    not_searched = [*asked.not_searched, *damaged]
+    summary |= {"not_searched": not_searched} if not_searched else {}
     write_json(job.run.evaluation, summary)
     print("\n".join(table(summary)), flush=True)
     return True
@@ -221,7 +223,10 @@ def _answers(job: Job, judge: Judge, number: int) -> Lines | None:
 
 
 def _refuse_other(job: Job, asking: Asking) -> None:
-    refuse_other_asking(job, job.run.parts / "questions.json", asking, since="the first part was made")
+    def has_parts() -> bool:
+        return any(job.run.parts.glob("part-*.jsonl"))
+
+    refuse_other_asking(job, job.run.parts / "questions.json", asking, "the first part was made", has_parts)
 
 
 def _run_parts(job: Job, make_part: Callable[[int], Lines | None]) -> Outcome:

@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.base.failpoints import failpoint
+from r1hpc.base.rundir import RunDir
 from r1hpc.config.plugins import is_own, locate
 from r1hpc.config.schema import RunConfig
 from r1hpc.plan.batch import BatchPlan, updates_per_rollout
 from r1hpc.tasks.rewards import label
 from r1hpc.tasks.tokenizer import check_teacher_tokens, exported_tokenizer, special_ids
+from r1hpc.telemetry.evaluations import evaluations_path
 from r1hpc.telemetry.health import health_warnings
 from r1hpc.train import loop, step_records
 from r1hpc.train.asked import Asking, refuse_other_asking
@@ -58,7 +60,9 @@ def run(job: Job) -> Outcome:
     with open_judge(job, config.deepspeed.zero_stage) as (judge, hf_config):
         check_teacher_tokens(config)
         asking = Asking(judge.evaluated.id, judge.asking_id)
-        refuse_other_asking(job, job.run.metrics / "evaluated.json", asking, since="the run began")
+        refuse_other_asking(
+            job, job.run.metrics / "evaluated.json", asking, "the run began", partial(_has_begun, job.run)
+        )
         job.watchdog.beat("building the model")
         build = build_actor_critic if config.rl.algorithm == "ppo" else build_policy
         network = build(config, hf_config, placement(config, job.group, divided=True))
@@ -85,6 +89,12 @@ def run(job: Job) -> Outcome:
             },
         )
         return loop.train(loop.set_up(job, stage, plan), stage)
+
+
+def _has_begun(run: RunDir) -> bool:
+    """Whether there is anything that a policy of this run said, or learnt."""
+    kept = (run.rollouts, run.checkpoints)
+    return evaluations_path(run).exists() or any(path.exists() and any(path.iterdir()) for path in kept)
 
 
 def _own_rewards(config: RunConfig) -> dict[str, Any]:

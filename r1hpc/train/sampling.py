@@ -24,13 +24,13 @@ from transformers import DynamicCache
 from r1hpc.base.errors import ConfigError
 from r1hpc.config.schema import Precision, RunConfig
 from r1hpc.tasks.tokenizer import SpecialIds
-from r1hpc.train.distributed import Group
+from r1hpc.train.distributed import Group, attend_at_any_length
 
 _GATHER_BYTES = 1 << 30
 _ROWS_AT_ONCE = 64
+"""Rows whose cumulative distribution is held in float64 at a time."""
 _SUMMED = 1 << 24
 """Values of a tensor that are added up at once."""
-"""Rows whose cumulative distribution is held in float64 at a time."""
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -155,6 +155,7 @@ class TorchSampler:
         self._replica: torch.nn.Module | None = None
         self._network: Any = None
         self._poll_every = poll_every
+        attend_at_any_length()
 
     def sync_weights(self, network: torch.nn.Module) -> str:
         _refuse_stateful(network)

@@ -21,6 +21,7 @@ from r1hpc.base.errors import UsageError
 from r1hpc.config.schema import ModelConfig, RunConfig
 from r1hpc.plan.model import load_model_config
 from r1hpc.tasks.tokenizer import decode, encode, form_of, load_tokenizer, special_ids, vocabulary_size
+from r1hpc.train.distributed import attend_at_any_length
 from r1hpc.train.model import build_model, cast_parameters
 from r1hpc.train.sampling import cache_argument, choose, streams
 
@@ -47,6 +48,7 @@ class Speaker:
         logging.disable_progress_bar()
         self._network = build_model(model, hf_config, seed=0).eval()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        attend_at_any_length()
         if self._device.type == "cuda":
             named = hf_config.get("dtype") or hf_config.get("torch_dtype") or "float32"
             cast_parameters(self._network, getattr(torch, str(named)))

@@ -244,6 +244,8 @@ def test_it_takes_no_more_sequences_at_once_than_a_rank_decodes() -> None:
     evaluate = EvaluateConfig(num_items=32, num_samples=1)
     few = replace(few, evaluate=evaluate)
     assert num_sequences(few, num_ranks=8) == 4 * 16
+    tight = replace(few.rollout, vllm_options={"max_num_batched_tokens": 48})
+    assert num_sequences(replace(few, rollout=tight), num_ranks=8) == 48, "vLLM refuses more"
     many = replace(many, rollout=replace(many.rollout, num_prompts=512, prompts_per_batch=0))
     assert num_sequences(many, num_ranks=8) is None
     on_h100 = asked(cluster=ClusterConfig(gpu_type="h100"))

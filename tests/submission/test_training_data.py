@@ -194,6 +194,8 @@ def test_a_thinking_that_is_opened_and_never_closed_is_noted() -> None:
 def test_what_a_line_says_beside_is_noted() -> None:
     Path("mine.jsonl").write_text('{"prompt": "1", "completion": "2", "system": "Add.", "thinking": false}\n')
     (note,) = [note for note in plan().notes if "beside prompt" in note]
+    Path("mine.jsonl").write_text('{"prompt": "1", "completion": "2=2", "reasoning": "2"}\n')
+    assert not [note for note in plan().notes if "beside prompt" in note], "it stands in the completion"
     assert "mine.jsonl has 'system' beside prompt and completion, which is not learnt" in note
 
 
@@ -203,6 +205,8 @@ def test_a_folder_gives_its_compressed_files_too() -> None:
     with gzip.open("folder/b.jsonl.gz", "wt") as file:
         file.write('{"prompt": "1+1=", "completion": "2222222222222"}\n')
     assert "folder/b.jsonl.gz:1 has 18 tokens" in refused("data.traces=[folder]")
+    Path("folder/b.jsonl").write_text(Path("folder/a.jsonl").read_text())  # gzip -k
+    assert plan("data.traces=[folder]").config.data.traces
 
 
 def test_an_adapter_on_the_output_head_is_refused_where_its_weights_are_divided() -> None:

@@ -139,7 +139,7 @@ def test_a_mixture_with_a_template_of_its_own_is_noted_beside_files_without(tmp_
     task = TaskConfig(mix={"mine": {"name": "file", "options": options}})
     config = replace(_config(sets={"test": {"path": path}}), task=task, stage="rl")
     (said,) = [note for note in _noted(config) if "template" in note]
-    assert said.endswith("has another ('{question} Think.'): give evaluate.sets.test.template")
+    assert "has another ('{question} Think.'): give the file as evaluate.sets={test: {path: FILE" in said
     sets = {"test": {"path": path, "template": "{question}"}}
     config = replace(config, evaluate=EvaluateConfig(sets=sets))
     assert not [note for note in _noted(config) if "put by" in note]
@@ -147,10 +147,10 @@ def test_a_mixture_with_a_template_of_its_own_is_noted_beside_files_without(tmp_
 
 def test_solutions_without_an_answer_that_is_marked_are_noted(tmp_path: Path) -> None:
     path = tmp_path / "solved.jsonl"
-    solutions = ["2 and 2 is 4\n#### 4", r"so \boxed{4}, as two and two is", "2 and 2 is 4"]
+    solutions = ["2 and 2 is 4\n#### 4", "#### 4", r"\boxed{4}", "4 apples", "As 2 and 2 is 4 it is 4."]
     rows = [{"question": f"{n}?", "answer": answer} for n, answer in enumerate(solutions)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (said,) = _noted(_config(path=str(path)))
-    assert said.startswith(f"1 of 3 answers in {path} have neither #### nor a box")
-    path.write_text(json.dumps(rows[2]) + "\n")
+    assert said.startswith(f"1 of 5 answers in {path} have neither #### nor a box")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[2:]))
     assert _noted(_config(path=str(path))) == []

@@ -104,3 +104,6 @@ def test_what_transformers_marks_as_said_by_the_assistant_is_rendered(tmp_path: 
     file.write_text("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}|{% endfor %}")
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     assert load_template(file).render(messages) == "a|b|"
+    file = tmp_path / "scoped.jinja"
+    file.write_text("{% set x = 'o' %}{% generation %}{% set x = 'i' %}{{ x }}{% endgeneration %}{{ x }}")
+    assert load_template(file).render(messages) == "io"

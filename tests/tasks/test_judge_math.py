@@ -104,3 +104,4 @@ def test_what_is_costly_to_compute_is_right_where_it_is_the_answer_but_for_how_i
     assert judge(r"$\left(2\right)^{1005}$", "(2)^{1005}", {})
     with pytest.raises(RefusedError):
         judge("2^{1006}", "2^{1005}", {})
+    assert not judge("2,100", "2, 100", {}), "a number is no list"

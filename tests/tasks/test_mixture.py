@@ -101,3 +101,15 @@ def _questions(folder: Path, number: int, name: str = "mine") -> str:
     rows = [{"question": f"{name} {n}=", "answer": str(n)} for n in range(number)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
+
+
+@pytest.mark.parametrize("stage", ["rl", "evaluate"])
+def test_held_out_prompts_are_looked_at_too(tmp_path: Path, stage: str) -> None:
+    """One of them may be the longest, and would end the run at its first evaluation."""
+    options = {"path": _questions(tmp_path, 60), "template": "{question}"}
+    task = make_task(TaskConfig("file", options=options))
+    held_out = {task.item(index, held_out=True).prompt for index in range(4)}
+    config = RunConfig(
+        stage=stage, task=TaskConfig("file", options=options), evaluate=EvaluateConfig(num_items=4)
+    )
+    assert held_out <= set(check_questions(config))

@@ -14,6 +14,7 @@ from r1hpc.config import plugins
 from r1hpc.telemetry.attempts import Cause
 from r1hpc.telemetry.evaluations import read_evaluations
 from r1hpc.train.asked import Asking, refuse_other_asking
+from r1hpc.train.session import Job
 from tests.runs import at, submit, wait_over, wait_until
 from tests.teachers import write_teacher
 from tests.train.test_generate import _Rank, job_of
@@ -29,38 +30,49 @@ resources: {nodes: 1, gpus_per_node: 0, ranks_per_node: 1, cpus_per_task: 1, tim
 """
 
 
-def test_the_first_attempt_says_what_is_asked_and_no_other_asks_anything_else(tmp_path: Path) -> None:
+_SINCE = "the first part was made"
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
     run = RunDir(tmp_path / "run")
-    job = job_of(_Rank(run, 0), run)
-    record = run.parts / "questions.json"
+    return job_of(_Rank(run, 0), run)
+
+
+def _asks(job: Job, asking: Asking, has_kept: bool = True) -> None:
+    refuse_other_asking(job, job.run.parts / "questions.json", asking, _SINCE, lambda: has_kept)
+
+
+def test_the_first_attempt_says_what_is_asked_and_no_other_asks_anything_else(job: Job) -> None:
     for _ in range(2):
-        refuse_other_asking(job, record, Asking("task 1"), since="the first part was made")
+        _asks(job, Asking("task 1"))
     with pytest.raises(UsageError, match="changed since the first part was made, from task 1 to task 2: put"):
-        refuse_other_asking(job, record, Asking("task 2"), since="the first part was made")
+        _asks(job, Asking("task 2"))
 
 
 @pytest.mark.parametrize(
     ("asking", "said"),
     [
-        (
-            Asking("task", "form 2", "weights"),
-            r"how questions are put to None has changed .*put the files back",
-        ),
-        (
-            Asking("task", "form", "weights 2"),
-            "the weights in None have changed since the first part was made",
-        ),
+        (Asking("task", "form 2", "weights"), r"how questions are put to None has changed .*put the files"),
+        (Asking("task", "form", "weights 2"), "the weights in None have changed since the first part was"),
     ],
 )
-def test_nor_puts_it_otherwise_or_to_other_weights(tmp_path: Path, asking: Asking, said: str) -> None:
-    run = RunDir(tmp_path / "run")
-    job, record, since = job_of(_Rank(run, 0), run), run.parts / "questions.json", "the first part was made"
-    refuse_other_asking(job, record, Asking("task"), since)  # as an older version noted it
+def test_nor_puts_it_otherwise_or_to_other_weights(job: Job, asking: Asking, said: str) -> None:
+    _asks(job, Asking("task"))  # as an older version noted it
     for _ in range(2):
-        refuse_other_asking(job, record, Asking("task", "form", "weights"), since)
-    refuse_other_asking(job, record, Asking("task", "form"), since)  # all parts are made: no model is loaded
+        _asks(job, Asking("task", "form", "weights"))
+    _asks(job, Asking("task", "form"))  # all parts are made: no model is loaded
     with pytest.raises(UsageError, match=said):
-        refuse_other_asking(job, record, asking, since)
+        _asks(job, asking)
+
+
+def test_until_anything_is_kept_it_may_be_mended(job: Job) -> None:
+    """A first attempt that died of memory leaves no answers, and its model may be exported anew."""
+    _asks(job, Asking("task", "form", "weights"), has_kept=False)
+    _asks(job, Asking("task 2", "form 2", "weights 2"), has_kept=False)
+    _asks(job, Asking("task 2", "form 2", "weights 2"))
+    with pytest.raises(UsageError, match="the weights in None have changed"):
+        _asks(job, Asking("task 2", "form 2", "weights"))
 
 
 @pytest.mark.timeout(300)

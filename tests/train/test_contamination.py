@@ -108,8 +108,11 @@ def test_a_table_that_is_damaged_is_named_before_anything_is_asked(asked: RunCon
 def test_a_damaged_file_of_lines_has_not_been_searched(asked: RunConfig, tmp_path: Path) -> None:
     whole = gzip.compress("".join(json.dumps({"text": text * 900}) + "\n" for text in _QUESTIONS).encode())
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[:-20])
-    with pytest.raises(UsageError, match=r"cut.jsonl.gz cannot be searched beyond byte .*: restore it"):
-        _found(asked, tmp_path / "cut.jsonl.gz")
+    damaged: list[str] = []
+    evaluate = replace(asked.evaluate, trained_on=[str(tmp_path / "cut.jsonl.gz")])
+    assert contamination(replace(asked, evaluate=evaluate), not_read=damaged.append) is not None
+    (said,) = damaged
+    assert said.startswith(f"{tmp_path}/cut.jsonl.gz at byte ")
 
 
 def test_a_folder_of_nothing_is_named(asked: RunConfig, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from packaging.specifiers import SpecifierSet
 
 from r1hpc.base.errors import ConfigError, R1hpcError
 from r1hpc.base.rundir import RunDir
-from r1hpc.config.reasoning import RolloutConfig
+from r1hpc.config.reasoning import EvaluateConfig, RolloutConfig
 from r1hpc.config.schema import SAMPLED_STAGES, ModelConfig, Precision, RunConfig, TrainConfig
 from r1hpc.submission.model_checks import refuse_for_vllm
 from r1hpc.submit import main as submit
@@ -217,3 +217,14 @@ def test_an_engine_that_was_not_reached_repeats_itself() -> None:
     for value in (np.nan, 1.0):
         with pytest.raises(TrainError, match="nats apart on average"):
             check(replace(after, trainer=known + value), None, 0.15, group)
+
+
+@pytest.mark.usefixtures("installed")
+def test_on_a_gpu_it_is_told_how_many_sequences_come_at_once() -> None:
+    rollout = RolloutConfig(engine="vllm", num_prompts=4, num_generations=8)
+    few = job()
+    few.config = replace(few.config, rollout=rollout, evaluate=EvaluateConfig(num_items=4, num_samples=2))
+    assert VllmSampler(few, IDS)._on_gpu()["max_num_seqs"] == 32
+    many = replace(rollout, num_prompts=400)
+    few.config = replace(few.config, rollout=many)
+    assert "max_num_seqs" not in VllmSampler(few, IDS)._on_gpu()
