@@ -3,15 +3,18 @@
 notes = seldom_meant(config)
 """
 
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.rundir import RunDir
+from r1hpc.base.units import format_bytes
 from r1hpc.config import load
 from r1hpc.config.reasoning import RolloutConfig
 from r1hpc.config.schema import SAMPLED_STAGES, SDPA, TRAINED_STAGES, Precision, RunConfig, TrainConfig
+from r1hpc.plan.run import RunPlan
 
 _LONG_TO_MASK = 8192
 """Tokens of a row from which on attention over all of them costs more than the linear layers, roughly."""
@@ -26,6 +29,21 @@ def seldom_meant(config: RunConfig) -> list[str]:
         *_slow(config),
         *_other_form(config),
         *_short_answers(config),
+    ]
+
+
+def little_room(run: RunDir, config: RunConfig, plan: RunPlan) -> list[str]:
+    """A sentence where the checkpoints of a run may not fit under its root; a quota is not seen from here."""
+    if plan.checkpoint_bytes is None:
+        return []
+    there = next(folder for folder in run.path.absolute().parents if folder.exists())
+    most, free = config.checkpoint.keep + 1, shutil.disk_usage(there).free
+    if most * plan.checkpoint_bytes <= free:
+        return []
+    return [
+        f"{most} checkpoints of {format_bytes(plan.checkpoint_bytes)} may lie there at once "
+        f"(checkpoint.keep={config.checkpoint.keep}), and {there} has {format_bytes(free)} free: give a "
+        "--run-root with more room"
     ]
 
 

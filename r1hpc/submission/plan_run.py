@@ -33,7 +33,7 @@ from r1hpc.plan.run import RunPlan
 from r1hpc.plan.run_memory import asked_host_gib, misfits
 from r1hpc.slurm import decide, fields, flags, script
 from r1hpc.slurm.probe import ClusterFacts
-from r1hpc.submission.advice import seldom_meant
+from r1hpc.submission.advice import little_room, seldom_meant
 from r1hpc.submission.missing_dataset import refuse_long_build
 from r1hpc.submission.model_checks import check_models, other_tokenizer, tokenizer_is_to_come
 from r1hpc.submission.order import DEFAULT_JOB, Order, Purpose
@@ -255,7 +255,9 @@ def plan_run(
     ignored = ", ".join(flags.ignored_variables(os.environ))
     notes += [f"not used from the environment: {ignored}"] if ignored else []
     notes += [*decision.notes, *no_estimate, *_memory_notes(decision.config, decision.plan, is_new)]
-    notes += [*other_tokenizer(config), *(seldom_meant(decision.config) if is_new else ())]
+    notes += other_tokenizer(config)
+    if is_new:
+        notes += [*seldom_meant(decision.config), *little_room(run, decision.config, decision.plan)]
     return PlannedRun(
         run, executor, decision.config, decision.plan, text, tuple(notes), is_new, estimate, prompt=prompt
     )

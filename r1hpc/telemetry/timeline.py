@@ -21,7 +21,7 @@ class Part(IntEnum):
     """What time was spent on."""
 
     useful = 0
-    """In steps that lasted."""
+    """In steps that lasted, and in evaluations between them."""
     lost = 1
     """In steps that were taken again, or will have to be."""
     save = 2
@@ -102,6 +102,8 @@ def spans_of(
     for event in events:
         if event["event"] == "save":
             yield from _waits(event)
+        if event["event"] == "evaluation":
+            yield _span(Part.useful, event["time"] - event.get("seconds", 0.0), event["time"])
     begins = [s.time - (s.step_time_s or 0.0) for s in (*useful, *lost) if s.time is not None]
     yield _span(Part.startup, attempt.start, min(begins, default=end))
 

@@ -221,7 +221,11 @@ class RlStage:
         return self._collector.num_kept(self._rollout_index) + self._held_out.num_kept(step)
 
     def _evaluate(self, session: Session, step: int) -> bool:
-        return self._held_out.evaluate(policy_of(session.engine), step)
+        began = time.monotonic()
+        done = self._held_out.evaluate(policy_of(session.engine), step)
+        if done and self._job.group.rank == 0:
+            session.metrics.event("evaluation", global_step=step, seconds=time.monotonic() - began)
+        return done
 
     def _evaluated(self, session: Session, step: int, result: StepResult) -> StepResult:
         """The result, after the evaluation that is due after `step`; the one after the last is `finish`'s."""

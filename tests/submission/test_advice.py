@@ -1,8 +1,10 @@
 """What a submission says of settings that are allowed and seldom meant."""
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from r1hpc.config.cluster import ResourcesConfig
 from r1hpc.config.load import save
 from r1hpc.config.reasoning import EvaluateConfig, RewardConfig, RolloutConfig, TaskConfig
 from r1hpc.config.schema import CheckpointConfig, DataConfig, ModelConfig, Precision, RunConfig, TrainConfig
-from r1hpc.submission.advice import other_form_in_chain, seldom_meant
+from r1hpc.submission.advice import little_room, other_form_in_chain, seldom_meant
 
 
 def _config(model: ModelConfig, stage: str = "rl", **sections: Any) -> RunConfig:
@@ -113,3 +115,17 @@ def test_what_costs_more_on_a_gpu_than_it_saves() -> None:
     assert said.startswith("train.precision=fp8 runs without torch.compile")
     on_cpus = ResourcesConfig(gpus_per_node=0)
     assert seldom_meant(replace(packed, resources=on_cpus)) == []
+
+
+def test_checkpoints_that_do_not_fit_under_the_run_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, config = RunDir(tmp_path / "runs" / "one"), RunConfig(checkpoint=CheckpointConfig(keep=2))
+    plan: Any = SimpleNamespace(checkpoint_bytes=90 << 30)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=200 << 30))
+    (said,) = little_room(run, config, plan)
+    assert said.startswith("3 checkpoints of 90.0 GiB may lie there at once (checkpoint.keep=2), and")
+    assert said.endswith(f"{tmp_path} has 200.0 GiB free: give a --run-root with more room")
+    for checkpoint_bytes in (60 << 30, None):
+        plan.checkpoint_bytes = checkpoint_bytes
+        assert little_room(run, config, plan) == []

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1hpc.telemetry.timeline import Part, Span, Split, split_time
+from r1hpc.telemetry.attempts import Attempt
+from r1hpc.telemetry.timeline import Part, Span, Split, spans_of, split_time
 
 MOMENTS = st.integers(-50, 150)
 SPANS = st.lists(st.builds(Span, st.sampled_from(list(Part)), MOMENTS, MOMENTS), max_size=12)
@@ -44,3 +45,9 @@ def test_a_split_in_hours_of_its_gpus() -> None:
         "idle": 4.0,
         "allocated": 20.0,
     }
+
+
+def test_an_evaluation_between_two_steps_is_no_idling() -> None:
+    attempt = Attempt(1, None, 0.0, 50.0, 1, 0, None, None, None)
+    evaluation = {"event": "evaluation", "time": 30.0, "seconds": 4.0, "global_step": 2}
+    assert Span(Part.useful, 26_000, 30_000) in list(spans_of(attempt, 50.0, (), (), (evaluation,)))
