@@ -7,7 +7,7 @@ import pytest
 
 from r1hpc.base.rundir import RunDir
 from r1hpc.telemetry.attempts import Cause
-from r1hpc.telemetry.metrics import read_steps
+from r1hpc.telemetry.metrics import read_events, read_steps
 from tests.runs import assert_same_data, assert_same_run, submit, until_stopped, wait_over, wait_step
 from tests.train.test_sft_packed import traces
 
@@ -41,8 +41,16 @@ def assert_nearly(run: RunDir, other: RunDir) -> None:
     assert len(ours) == 8
     for step, record in ours.items():
         assert record.tokens == theirs[step].tokens
-        for key in ("loss", "grad_norm", "validation_loss"):
+        for key in ("loss", "grad_norm"):
             assert record.value(key) == pytest.approx(theirs[step].value(key), rel=1e-5), (step, key)
+    assert held_out_losses(run) == pytest.approx(held_out_losses(other), rel=1e-5)
+
+
+def held_out_losses(run: RunDir) -> dict[int, float]:
+    """Of a step at which a run was asked to stop the next attempt says it, by an event."""
+    steps = {step: record.value("validation_loss") for step, record in read_steps(run).effective.items()}
+    late = {e["global_step"]: e["validation_loss"] for e in read_events(run) if e["event"] == "validation"}
+    return {step: loss for step, loss in {**steps, **late}.items() if loss is not None}
 
 
 def test_stopped_and_resumed_it_is_the_same_run_to_the_bit(tmp_path: Path) -> None:
@@ -65,4 +73,5 @@ def test_fine_tuning_goes_on_with_another_sharing(tmp_path: Path, stage: int) ->
     moved = stopped(tmp_path, "moved", *words, *SHARED)
     submit(tmp_path, "moved", "--resume", "train.sequence_parallel=1")
     assert_nearly(finished(moved), finished(alone))
+    assert set(held_out_losses(moved)) == {4, 8}
     assert (moved.model / "model.safetensors").exists()
