@@ -338,7 +338,7 @@ def _cut(raw: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("kind", "name", "raw"),
     [
-        ("jsonl", "cut.jsonl.gz", _cut(gzip.compress(LINES.encode() * 8))),
+        ("jsonl", "cut.jsonl.gz", _cut(gzip.compress(LINES.encode() * 8, mtime=0))),
         ("jsonl", "no.jsonl.gz", LINES.encode()),
         ("jsonl", "cut.jsonl.bz2", _cut(bz2.compress(LINES.encode()))),
         ("jsonl", "no.jsonl.bz2", LINES.encode()),
@@ -349,6 +349,7 @@ def _cut(raw: bytes) -> bytes:
         ("arrow", "no.arrow", LINES.encode()),
         ("megatron", "no.megatron", LINES.encode()),
     ],
+    ids=lambda value: "" if isinstance(value, bytes) else value,
 )
 def test_a_file_that_cannot_be_read_is_named_or_put_aside(
     tmp_path: Path, kind: str, name: str, raw: bytes
