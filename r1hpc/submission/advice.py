@@ -1,6 +1,8 @@
 """Settings that are allowed and seldom meant: a sentence for each, among the notes of a submission.
 
 notes = seldom_meant(config)
+notes = little_room(run, config, plan)                  # for its checkpoints
+notes = other_form_in_chain(config, others)             # than in the stage that trains its model
 """
 
 import shutil
