@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest
@@ -118,6 +118,15 @@ def draw_until(make: Callable[[Draws], tuple[str, _T]], key: tuple[object, ...],
     )
 
 
+@runtime_checkable
+class Dealt(Protocol):
+    """A mixture, whose items are dealt by weight: the task with the fewest questions limits it."""
+
+    def scarcest(self, held_out: bool = False) -> str:
+        """The label of that task."""
+        ...
+
+
 VerifiableT = TypeVar("VerifiableT", bound=Verifiable)
 
 
@@ -136,11 +145,10 @@ def check_num_held_out(task: Task, num_items: int) -> None:
     there = task.num_questions(held_out=True)
     if there is not None and num_items > there:
         fix = f"set evaluate.num_items={there}" if there else "ask test files (evaluate.sets)"
-        inner = members(task)
-        few, why = inner.get(""), ""
-        if few is None:  # a mixture, whose items are dealt by weight
-            label = task.scarcest(held_out=True)  # type: ignore[attr-defined]
-            few = inner[label]
+        few, why = task, ""
+        if isinstance(task, Dealt):
+            label = task.scarcest(held_out=True)
+            few = members(task)[label]
             why = f" before it asks those of {label} again, of which there are {few.num_questions(True)}"
         raise UsageError(
             f"evaluate.num_items is {num_items}, but task {task.name} has no more than {there} held-out "

@@ -15,7 +15,7 @@ from r1hpc.tasks.completion import compose
 from r1hpc.tasks.mixture import check_weights
 from r1hpc.tasks.registry import make_task
 from r1hpc.tasks.rewards import Completion, Scorer
-from r1hpc.tasks.task import Task, check_num_held_out
+from r1hpc.tasks.task import Task, check_num_held_out, members
 
 
 def _mix(seed: int = 0, **weights: float) -> Task:
@@ -72,7 +72,8 @@ def test_the_task_that_has_too_few_held_out_questions_is_named(tmp_path: Path) -
     mix: dict[str, Any] = {"sums": {"name": "chain_sum", "weight": 1}}
     mix |= {"mine": {"name": "file", "weight": 3, "options": {"path": _questions(tmp_path, 30)}}}
     task = make_task(TaskConfig(mix=mix))
-    there = task.members["mine"].num_questions(held_out=True)  # type: ignore[attr-defined]
+    there = members(task)["mine"].num_questions(held_out=True)
+    assert there is not None
     assert 0 < there < 6
     with pytest.raises(UsageError, match=rf"those of mine again, of which there are {there} .* or give file"):
         check_num_held_out(task, 64)
