@@ -45,6 +45,8 @@ if TYPE_CHECKING:  # at run time what only an answer needs is imported for it: -
     from r1hpc.telemetry.metrics import Difference
 
 _MOST_DIFFERENCES = 10
+_TOO_WIDE = "Too wide of a date range"
+"""As sacct says it (slurm_errno.c, ESLURM_DB_QUERY_TOO_WIDE)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -153,11 +155,13 @@ def _hours(arguments: Any, selection: Selection) -> tuple[dict[str, Any], str, s
         records = _records_of(selection.runs, arguments.sacct_file, selection)
         if records:  # for the other commands: what is learnt of a run counts everywhere
             open_ledgers(all_runs(root), time.time(), records, ask=False)
-        return hours_of_file(arguments.sacct_file, selection), "sacct", ""
+        return _of_slurm(hours_of_file(arguments.sacct_file, selection))
     try:
-        return hours_from_sacct(selection), "sacct", ""
+        return _of_slurm(hours_from_sacct(selection))
     except SlurmError as error:
         why, runs = without_advice(error), all_runs(root)
+        if _TOO_WIDE in str(error):  # the site's MaxQueryTimeRange
+            raise SlurmError(f"{why}: give --start, nearer to now") from None
         if arguments.account or not runs:  # run folders know no account
             raise SlurmError(
                 f"{why}: run this on a login node, or give --sacct-file FILE, made there with: {PRINTED_BY}"
@@ -165,6 +169,12 @@ def _hours(arguments: Any, selection: Selection) -> tuple[dict[str, Any], str, s
         ledgers, damaged = survey(root, time.time(), ask=False)
         note = ". ".join([f"from the run folders under {root} alone: {why}", *damaged])
         return hours_of_runs(ledgers, selection), "run", note
+
+
+def _of_slurm(hours: dict[str, Any]) -> tuple[dict[str, Any], str, str]:
+    from r1hpc.accounting.account import NO_GPU_NAMED, names_no_gpu
+
+    return hours, "sacct", NO_GPU_NAMED if names_no_gpu(hours) else ""
 
 
 def _records_of(
@@ -228,12 +238,14 @@ def _print_hours(hours: dict[str, Any], source: str, note: str, form: str) -> in
 
     if form == "json":
         print_json({"gpu_hours": {**hours, "source": source}, "note": note})
-    elif form == "csv":
+        return 0
+    note = f"These are {note}" if source == "run" else note
+    if form == "csv":
         _print_csv(hours)
         if note:
-            print(f"These are {note}", file=sys.stderr)
+            print(note, file=sys.stderr)
     else:
-        print("\n".join([hours_text(hours), *([wrap(f"These are {note}")] if note else [])]))
+        print("\n".join([hours_text(hours), *([wrap(note)] if note else [])]))
     return 0
 
 

@@ -31,6 +31,18 @@ _FEW_BYTES = 2**18
 """Up to here a file is read before numpy and Arrow are imported."""
 
 
+NO_GPU_NAMED = (
+    "no job on Slurm's record has a GPU; Slurm counts them where AccountingStorageTRES has gres/gpu, "
+    "and `scontrol show config` tells"
+)
+"""What is known where `names_no_gpu`."""
+
+
+def names_no_gpu(hours: dict[str, Any]) -> bool:
+    """Whether there are jobs in these totals, and none that held a GPU."""
+    return bool(hours["node_hours"] and not hours["total"])
+
+
 def known_jobs(root: Path) -> dict[str, tuple[str, str]]:
     """Job id -> (run, stage) of every run under a run root, stages of chains among them."""
     found: dict[str, tuple[str, str]] = {}
@@ -52,13 +64,14 @@ def hours_of_file(path: Path, selection: Selection) -> dict[str, Any]:
 
 
 def hours_from_sacct(selection: Selection, timeout_s: float = 600.0) -> dict[str, Any]:
-    """Totals of what sacct says now; without a start of today, as is sacct's default.
+    """Totals of what sacct says now, from the first record on where there is no start.
 
     Raises:
         SlurmError: sacct or slurmdbd did not answer.
     """
-    # As seconds: sacct knows fewer ways to write a time than --start does.
-    start = None if selection.start is None else f"uts{math.floor(selection.start)}"
+    # As seconds: sacct knows fewer ways to write a time than --start does. Without a start it would begin
+    # with today; it refuses less than a million (Slurm, parse_time.c).
+    start = f"uts{max(1_000_000, math.floor(selection.start or 0))}"
     end = None if selection.end is None else f"uts{math.ceil(selection.end)}"
     # Whose jobs to print is asked of sacct, which also knows a user by number and several by commas.
     answer = replace(selection, user=None, account=None)

@@ -51,6 +51,10 @@ class Budget:
     override: bool = True
     campaign: str | None = None
 
+    def is_of(self, account: str | None) -> bool:
+        """Whether jobs of this account count; None, the user's default one, does."""
+        return self.account is None or account is None or account in self.account.split(",")
+
     @property
     def until(self) -> str:
         return "" if self.end is None else f" until {format_day(self.end - 1)}"

@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from r1hpc.accounting.account import hours_from_sacct, hours_of_runs
+from r1hpc.accounting.account import NO_GPU_NAMED, hours_from_sacct, hours_of_runs, names_no_gpu
 from r1hpc.accounting.budget import (
     Budget,
     RunRequest,
@@ -34,6 +34,7 @@ from r1hpc.attempt.state import State
 from r1hpc.base.errors import StateError
 from r1hpc.slurm.client import SlurmError, without_advice
 from r1hpc.slurm.limits import TresLimit, gpu_limits
+from r1hpc.slurm.probe import hides_jobs
 from r1hpc.slurm.queue import QueuedJob, ask_squeue
 
 T = TypeVar("T")
@@ -107,6 +108,8 @@ class _SlurmAnswers:
 
     by_day: dict[str, float] | None = None
     """GPU-hours of the account."""
+    names_no_gpu: bool = False
+    """None of its jobs has a GPU on record, as where Slurm does not count them."""
     jobs: tuple[QueuedJob, ...] = ()
     limits: tuple[TresLimit, ...] = ()
     notes: tuple[str, ...] = ()
@@ -123,13 +126,18 @@ def read_budget_status(
     said = (
         _ask(period, now) if ask_slurm else _SlurmAnswers(notes=_uncounted(period, "this run is not Slurm's"))
     )
-    by_day = said.by_day
-    if by_day is None:
-        by_day = hours_of_runs(runs, Selection(start=period.start, end=min(now, period.end or now)))["by_day"]
+    counted = [run for run in runs if period.is_of(run.account)]
+    by_day, notes = said.by_day, said.notes
+    if by_day is None or said.names_no_gpu:
+        window = Selection(start=period.start, end=min(now, period.end or now))
+        own = hours_of_runs(counted, window)["by_day"]
+        if by_day is not None and own:
+            notes += _uncounted(period, NO_GPU_NAMED)
+        by_day = own
     ours = {job for run in runs for job in run.jobs}
     # A run that is a task of an array is on record as `4711_3`, one that became an array as `4711`.
     others = [job for job in said.jobs if not {job.job_id, job.job_id.split("_")[0]} & ours and job.gpus]
-    live = [run for run in runs if run.is_live and run.unit == "GPU-hours"]
+    live = [run for run in counted if run.is_live and run.unit == "GPU-hours"]
     running = [run.to_come for run in live if run.situation.state is State.running]
     queued = [run.to_come for run in live if run.situation.state is not State.running]
     running += [until_limit(job.most_left or 0.0) for job in others if not job.is_pending]
@@ -142,8 +150,8 @@ def read_budget_status(
         num_running=len(running),
         num_queued=len(queued),
         limits=said.limits,
-        source="run folders" if said.by_day is None else "sacct",
-        notes=said.notes,
+        source="sacct" if by_day is said.by_day else "run folders",
+        notes=notes,
     )
 
 
@@ -172,6 +180,12 @@ def check_submission(
         limits = _limits_of(account or (budget.account if budget else None), qos)
     if budget is None:
         return check_budget(None, requests, limits=limits)
+    elsewhere: tuple[str, ...] = ()
+    if not budget.is_of(account):
+        elsewhere = (
+            f"not counted: {budget.path} is of account {budget.account}, and this is charged to {account}",
+        )
+        budget = replace(budget, gpu_hours=None, end=None)
     runs, left_out = survey(run_root, now, ask=ask_slurm)
     status = read_budget_status(budget, runs, now, ask_slurm)
     verdict = check_budget(
@@ -183,7 +197,7 @@ def check_submission(
         over_budget=over_budget,
         now=now,
     )
-    return replace(verdict, warnings=(*verdict.warnings, *status.notes, *left_out))
+    return replace(verdict, warnings=(*elsewhere, *verdict.warnings, *status.notes, *left_out))
 
 
 def _ask(period: Budget, now: float) -> _SlurmAnswers:
@@ -200,7 +214,14 @@ def _ask(period: Budget, now: float) -> _SlurmAnswers:
     jobs, why = _answer(lambda: tuple(ask_squeue(account)))
     if jobs is None:
         notes.append(f"running and queued are of the runs under the run root alone: {why}")
-    return _SlurmAnswers(None if hours is None else hours["by_day"], jobs or (), limits or (), tuple(notes))
+    if hides_jobs():
+        notes.append(
+            f"Slurm shows jobs of others to coordinators and operators only (PrivateData=jobs): unless you "
+            f"are one, the hours of account {account} are of your own jobs"
+        )
+    if hours is None:
+        return _SlurmAnswers(jobs=jobs or (), limits=limits or (), notes=tuple(notes))
+    return _SlurmAnswers(hours["by_day"], names_no_gpu(hours), jobs or (), limits or (), tuple(notes))
 
 
 def _answer(ask: Callable[[], T]) -> tuple[T | None, str]:
@@ -215,9 +236,7 @@ def _answer(ask: Callable[[], T]) -> tuple[T | None, str]:
 
 def _selection(period: Budget, now: float) -> Selection:
     """The account's records in the budget's period, until now."""
-    # Without a start sacct would begin with today; it refuses less than a million (Slurm, parse_time.c).
-    start = 1e6 if period.start is None else period.start
-    return Selection(account=period.account, start=start, end=min(now, period.end or now))
+    return Selection(account=period.account, start=period.start, end=min(now, period.end or now))
 
 
 def _uncounted(period: Budget, why: str) -> tuple[str, ...]:

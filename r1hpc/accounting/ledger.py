@@ -12,12 +12,13 @@ In integer milliseconds, so that
 to the last one. Waiting in the queue is no GPU-hour and stands beside them.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from r1hpc.accounting.forecast import NOTHING, Spread, by_progress, remaining, until_limit
-from r1hpc.accounting.hours import Allocation, own_allocations
+from r1hpc.accounting.hours import UNKNOWN, Allocation, own_allocations
 from r1hpc.attempt.state import Situation, State
 from r1hpc.base.choose_run import full_name
 from r1hpc.base.rundir import RunDir
@@ -118,6 +119,10 @@ class RunLedger:
     """Why nothing, or not all, is by sacct."""
     spoilt: tuple[str, ...] = ()
     """Sentences on its plan or estimate, where one cannot be read."""
+    asked_account: str | None = None
+    """The account it was submitted to; None: the user's default one."""
+    window: tuple[float, float] = (-math.inf, math.inf)
+    """Unix seconds: what was held before and after does not count."""
 
     @property
     def run_id(self) -> str:
@@ -135,6 +140,12 @@ class RunLedger:
     @property
     def state(self) -> str:
         return self.situation.state.value
+
+    @property
+    def account(self) -> str | None:
+        """That is charged: by Slurm's last record of it, else as it was submitted; None: not known."""
+        charged = [each.allocation.account for each in self.attempts if each.allocation.account != UNKNOWN]
+        return charged[-1] if charged else self.asked_account
 
     @property
     def is_live(self) -> bool:
@@ -187,8 +198,11 @@ class RunLedger:
 
     @property
     def own(self) -> list[Allocation]:
-        """What the run itself says it held."""
-        return own_allocations(self.summary, self.user)
+        """What the run itself says it held, within the window."""
+        first, last = self.window
+        held = own_allocations(self.summary, self.user)
+        parts = [replace(each, start=max(first, each.start), end=min(last, each.end)) for each in held]
+        return [part for part, whole in zip(parts, held, strict=True) if part.seconds or part == whole]
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -234,7 +248,7 @@ class RunLedger:
     @property
     def gap(self) -> "Gap | None":
         """Why Slurm's hours differ from the run's own; None: nothing is by Slurm."""
-        return None if self.source == "run" else _gap(self.attempts)
+        return None if self.source == "run" else _gap(self.attempts, *self.window)
 
     def split_of(self, each: AttemptSummary) -> Split:
         """Wall milliseconds of one attempt; nothing where its time is not selected.
@@ -258,7 +272,8 @@ class RunLedger:
         if start is None and end is None:
             return replace(self, attempts=tuple(chosen))
         parts = [part for each in chosen if (part := _within(self.summary, each, start, end)) is not None]
-        return replace(self, attempts=tuple(parts), planned=None)
+        window = (-math.inf if start is None else start, math.inf if end is None else end)
+        return replace(self, attempts=tuple(parts), planned=None, window=window)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -302,16 +317,20 @@ def _within(
     return replace(cost, allocation=replace(held, start=first, end=last), wall=wall)
 
 
-def _gap(costs: Sequence[AttemptCost]) -> Gap:
-    """What lies around the attempts in Slurm's allocations, added up."""
+def _gap(costs: Sequence[AttemptCost], first: float, last: float) -> Gap:
+    """What lies around the attempts in Slurm's allocations, added up, between two times."""
+
+    def within(moment: float) -> float:
+        return min(last, max(first, moment))
+
     before = after = without = 0.0
     for cost in costs:
         held = cost.allocation
         if not cost.by_slurm:
             continue
         if cost.inside:
-            before += held.gpus * (cost.inside[0].attempt.start - held.start) / 3600
-            after += held.gpus * (held.end - cost.inside[-1].end) / 3600
+            before += held.gpus * (within(cost.inside[0].attempt.start) - held.start) / 3600
+            after += held.gpus * (held.end - within(cost.inside[-1].end)) / 3600
         else:
             without += held.gpus * held.hours
     return Gap(before, after, without)

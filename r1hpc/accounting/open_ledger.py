@@ -158,10 +158,11 @@ def _open(run: RunDir, now: float, given: Iterable[JobRecord], note: str) -> Run
         ceiling=_positive(plan.get("node_hours_ceiling" if on_cpu else "gpu_hours_ceiling")),
         waiting_since=submitted[-1] if submitted else None,
         jobs=jobs,
+        asked_account=plan.get("account"),
     )
     waiting = [record for record in mine if record.start is None]
     said = "its job has not started" if waiting and not note else note
-    return _with_waits(replace(ledger, note=_note(ledger, said)), records, waiting, submitted, now)
+    return _with_waits(replace(ledger, note=_note(ledger, said, records)), records, waiting, submitted, now)
 
 
 def _costs(
@@ -198,6 +199,8 @@ def _held(
 ) -> Allocation:
     """A record as an allocation of the run. One that had not ended when it was seen has gone on since."""
     held = replace(to_allocation(record), run=summary.run_id, stage=summary.stage)
+    if not held.gpus:  # Slurm may not count them: AccountingStorageTRES is the site's
+        held = replace(held, gpus=max((each.attempt.gpus for each in inside), default=0))
     if not is_open(record):
         return held
     is_alive = now is not None and bool(inside) and inside[-1] is summary.attempts[-1]
@@ -262,13 +265,25 @@ def _own_waits(costs: Sequence[AttemptCost], submitted: Sequence[float]) -> list
     return waits
 
 
-def _note(ledger: RunLedger, note: str) -> str:
+def _untracked(ledger: RunLedger, records: Sequence[JobRecord]) -> str:
+    """Whose GPUs were counted, where Slurm's records have none of a run that found some."""
+    if not any(cost.by_slurm and cost.allocation.gpus for cost in ledger.attempts):
+        return ""
+    if any(record.gpus for record in records):
+        return ""
+    return (
+        "Slurm's records name no GPU (its AccountingStorageTRES lacks gres/gpu): times are by sacct, GPUs "
+        "by the run's own record"
+    )
+
+
+def _note(ledger: RunLedger, note: str, records: Sequence[JobRecord]) -> str:
     """Which attempts Slurm has no record of, where it has some; why it has none."""
     if ledger.source == "run":
         return note if ledger.jobs or note else "no job of this run was Slurm's"
     alone = [each for cost in ledger.attempts if not cost.by_slurm for each in cost.inside]
     if not alone:
-        return ""
+        return _untracked(ledger, records)
     numbers = ", ".join(str(each.attempt.attempt) for each in alone)
     jobs = ", ".join(dict.fromkeys(str(each.attempt.job_id) for each in alone))
     return f"sacct has no record of attempt {numbers} (job {jobs}): the run's own record counts for it"

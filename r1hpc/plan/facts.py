@@ -16,3 +16,4 @@ class PlanFacts(TypedDict, total=False):
     warning_window_s: Count | None
     gpu_hours_ceiling: Amount | None
     node_hours_ceiling: Amount | None
+    account: str | None

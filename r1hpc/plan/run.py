@@ -77,6 +77,8 @@ class RunPlan:
     """What leaves each node for the gradients of a step, by train.gradient_compression."""
     warning_window_s: int | None = None
     """From the first signal of a preemption to the end; None: not known, or nobody preempts."""
+    account: str | None = None
+    """That Slurm charges; None: the user's default one."""
 
     def to_json(self) -> dict[str, Any]:
         value = asdict(self)
@@ -177,6 +179,7 @@ def make_plan(
         teacher_parameters=teacher_parameters,
         teacher_active_parameters=teacher.num_active_parameters if teacher else None,
         gradient_bytes=bytes_between_nodes(config, shape, topology) if shape else None,
+        account=config.resources.account or config.cluster.account,
     )
 
 

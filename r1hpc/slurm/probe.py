@@ -102,6 +102,18 @@ def probe_cluster(
     )
 
 
+def hides_jobs() -> bool:
+    """Whether users see their own jobs alone (PrivateData=jobs), by slurmctld's configuration or slurmdbd's.
+
+    False where neither says so, or answers.
+    """
+    answers = _ask(
+        {"slurmctld": ["scontrol", "show", "config"], "slurmdbd": ["sacctmgr", "-n", "show", "configuration"]}
+    )
+    private = [read_config(said).get("PrivateData", "") for said in answers.values() if isinstance(said, str)]
+    return any("jobs" in kinds.replace(" ", "").split(",") for kinds in private)
+
+
 def read_config(text: str) -> dict[str, str]:
     """`scontrol show config` as a dictionary."""
     return {

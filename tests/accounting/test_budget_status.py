@@ -9,7 +9,7 @@ import pytest
 
 from r1hpc.accounting.budget import Budget, Verdict, format_day
 from r1hpc.accounting.budget_status import check_submission, read_budget_status
-from r1hpc.accounting.forecast import Spread, around, until_limit
+from r1hpc.accounting.forecast import NOTHING, Spread, around, until_limit
 from r1hpc.accounting.hours import midnight_before
 from r1hpc.accounting.ledger import clip
 from r1hpc.accounting.open_ledger import survey
@@ -225,6 +225,45 @@ def test_sacct_is_asked_for_the_budgets_period(slurm: Callable[..., None], tmp_p
     budget = Budget(tmp_path / "b.yaml", account="research", gpu_hours=20, start=start, end=end)
     assert read_budget_status(budget, [], NOW).spent == 8.0
     assert f"-Suts{start} -Euts{end} -Aresearch" in (tmp_path / "asked").read_text()
+
+
+NO_GPU = "JobID|Start|ElapsedRaw|NNodes|AllocTRES\n7|{start}|7200|1|billing=8,cpu=8,node=1\n"
+
+
+def test_where_slurm_counts_no_gpus_the_run_folders_are_counted(
+    slurm: Callable[..., None], root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    runs = survey(root, time.time())[0]
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    slurm(sacct=NO_GPU.format(start=int(time.time() - 10 * DAY)))
+    budget = Budget(tmp_path / "b.yaml", account="research", gpu_hours=20000)
+    status = read_budget_status(budget, runs, time.time())
+    assert (status.source, status.spent) == ("run folders", pytest.approx(sum(run.used for run in runs)))
+    assert "no job on Slurm's record has a GPU" in status.notes[-1]
+    nothing = read_budget_status(budget, [], time.time())
+    assert (nothing.spent, nothing.notes) == (0, ()), "no GPU was used: nothing speaks against Slurm"
+
+
+def test_where_slurm_hides_jobs_of_others_it_is_told(slurm: Callable[..., None], tmp_path: Path) -> None:
+    slurm(sacct=NO_GPU.format(start=int(NOW)), sacctmgr="PrivateData            = none\n")
+    budget = Budget(tmp_path / "b.yaml", account="research", gpu_hours=20)
+    assert read_budget_status(budget, [], NOW).notes == ()
+    slurm(sacctmgr="PrivateData            = accounts,jobs,usage\n")
+    assert "(PrivateData=jobs)" in read_budget_status(budget, [], NOW).notes[0]
+
+
+def test_runs_of_another_account_are_not_held_against_a_budget(root: Path) -> None:
+    now = time.time()
+    mine = survey(root, now)[0]
+    others = [replace(run, asked_account="theirs") for run in mine]
+    budget = Budget(root / "b.yaml", account="lab,own", gpu_hours=9000)
+    assert read_budget_status(budget, others, now, ask_slurm=False).committed == NOTHING
+    assert read_budget_status(budget, mine, now, ask_slurm=False).num_queued == 1, "perhaps its own"
+    budget_file(root, "gpu_hours: 1\naccount: lab\n")
+    assert not check_submission(root, [run_of(100)], account="lab", ask_slurm=False).allowed
+    said = check_submission(root, [run_of(100)], account="theirs", ask_slurm=False)
+    assert said.allowed
+    assert "is of account lab, and this is charged to theirs" in said.warnings[0]
 
 
 def test_a_qos_limit_holds_a_submission(slurm: Callable[..., None], tmp_path: Path) -> None:

@@ -169,6 +169,33 @@ def test_a_selection_of_time_cuts_allocations(made: RecordedRun) -> None:
     ]
 
 
+def test_a_selection_of_time_cuts_the_runs_own_record_alike(made: RecordedRun) -> None:
+    """So that the two are compared over the same time, and what lies outside explains nothing."""
+    ledger = ledger_of(made.run, three_records(made), start=EPOCH + 10, end=EPOCH + 47)
+    own = sum(each.gpus * each.seconds for each in ledger.own)
+    assert own == GPUS * (38 - 10 + 47 - 40)
+    assert ledger.gap is not None
+    assert ledger.gap.before * 3600 == pytest.approx(GPUS * 3), "of the first it lies before the window"
+    assert ledger.gap.after * 3600 == pytest.approx(GPUS * -2)
+    assert 3600 * ledger.gpu_hours - own == pytest.approx(3600 * (ledger.gap.before + ledger.gap.after))
+
+
+def test_where_slurm_counts_no_gpus_the_run_knows_how_many_it_had(
+    made: RecordedRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """AccountingStorageTRES without gres/gpu: AllocTRES has cpu, mem and node alone."""
+    ledger = ledger_of(made.run, [replace(each, gpus=0) for each in three_records(made)])
+    assert ledger.source == "sacct"
+    assert ledger.gpu_hours == pytest.approx(GPUS * 93 / 3600)
+    assert "AccountingStorageTRES lacks gres/gpu" in ledger.note
+    dump = made.run.path.parent / "dump.txt"
+    dump.write_text(f"JobID|Start|ElapsedRaw|AllocTRES\n9|{EPOCH:.0f}|3600|billing=4,cpu=4,node=1\n")
+    where = ["--run-root", str(made.run.path.parent), "--sacct-file", str(dump)]
+    assert "no job on Slurm's record has a GPU" in str(as_json(capsys, *where)["note"])
+    assert report.main(where) == 0
+    assert "AccountingStorageTRES has gres/gpu" in " ".join(capsys.readouterr().out.split())
+
+
 def test_steps_that_ended_with_their_attempt_are_lost_before_they_are_taken_again(tmp_path: Path) -> None:
     """The run crashed for good: nothing beyond its checkpoint lasts."""
     made = RecordedRun(tmp_path / "demo", gpus=2)
@@ -309,6 +336,9 @@ def test_a_dump_that_does_not_tell_whose_jobs_they_are_is_refused(
         (("--start", "2026-05-01T10:00:00+02:00"), "-Suts1777622400"),
         (("--start", "1777629600"), "-Suts1777629600"),
         (("--start", "2026-05-01", "--end", "1777629600"), "-Suts1777593600 -Euts1777629600"),
+        # sacct itself would begin with today.
+        ((), "-Suts1000000"),
+        (("--end", "1777629600"), "-Suts1000000 -Euts1777629600"),
     ],
 )
 def test_sacct_is_asked_for_the_time_that_was_meant(
