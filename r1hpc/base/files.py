@@ -162,6 +162,8 @@ def append_record(path: Path, record: dict[str, Any], durable: bool = True) -> N
             os.fsync(fd)
     finally:
         os.close(fd)
+    if durable and not size:
+        fsync_dir(path.parent)
 
 
 def read_records(path: Path, shape: Any = Any) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@
 A rank that meets a CheckpointWriteError reports it to the others; then rank 0 calls `abandon`.
 """
 
+import contextlib
 import logging
 import os
 import time
@@ -148,11 +149,26 @@ class CheckpointStore:
         self._remember(checkpoint)
         return checkpoint
 
-    def abandon(self, step: int, attempt: int, token: str) -> None:
-        """Remove the staging folder. Never fails; what resists is removed by a later begin or prune."""
+    def abandon(self, step: int, attempt: int, token: str, *, hurry: bool = False) -> None:
+        """Remove the staging folder. Never fails; what resists is removed by a later begin or prune.
+
+        Args:
+            hurry: only take it out of sight: a parallel file system may take longer to remove it than a
+                preemption leaves. `make_room` removes it, or the next prune.
+        """
         staging = self.staging(step, attempt, token)
-        if os.path.lexists(staging):
+        if not os.path.lexists(staging):
+            return
+        if hurry:
+            with contextlib.suppress(OSError):
+                move_to_trash(staging, staging.parent, "abandon")
+        else:
             discard(staging, staging.parent, "abandon")
+
+    def make_room(self) -> None:
+        """Remove what was abandoned in a hurry."""
+        if self._own:
+            sweep_trash(self._own, "room.sweep")
 
     @contextmanager
     def writing(self, path: Path) -> Iterator[None]:

@@ -17,3 +17,4 @@ class PlanFacts(TypedDict, total=False):
     gpu_hours_ceiling: Amount | None
     node_hours_ceiling: Amount | None
     account: str | None
+    first_item: Count | None

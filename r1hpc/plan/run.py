@@ -79,6 +79,8 @@ class RunPlan:
     """From the first signal of a preemption to the end; None: not known, or nobody preempts."""
     account: str | None = None
     """That Slurm charges; None: the user's default one."""
+    first_item: int = 0
+    """Of the task, where reinforcement learning begins."""
 
     def to_json(self) -> dict[str, Any]:
         value = asdict(self)
@@ -180,6 +182,7 @@ def make_plan(
         teacher_active_parameters=teacher.num_active_parameters if teacher else None,
         gradient_bytes=bytes_between_nodes(config, shape, topology) if shape else None,
         account=config.resources.account or config.cluster.account,
+        first_item=(config.task.first_item or 0) if config.stage == "rl" else 0,
     )
 
 

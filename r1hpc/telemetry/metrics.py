@@ -25,8 +25,10 @@ from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from r1hpc.base.files import GrowingFile, append_record, iter_records, open_plain, parse_object
+from r1hpc.base.errors import StateError
+from r1hpc.base.files import GrowingFile, append_record, iter_records, open_plain, parse_object, read_json
 from r1hpc.base.rundir import RunDir
+from r1hpc.plan.facts import PlanFacts
 from r1hpc.telemetry.lines import MetricEvent
 from r1hpc.telemetry.tail import read_tail
 
@@ -238,13 +240,14 @@ def read_ledger(run: RunDir) -> dict[int, LedgerRecord]:
 def audit_ledger(run: RunDir) -> Audit:
     """Whether every sample was consumed exactly once, over all attempts.
 
-    The first step must begin at sample 0 and every other one where the step before it ended; the ids that
-    the ranks read must add up to those of the step; and a step that was taken again must have consumed the
-    same data again.
+    The first step must begin at the run's first item (reinforcement learning in a chain goes on where the
+    questions of earlier stages end) or at sample 0, and every other one where the step before it ended; the
+    ids that the ranks read must add up to those of the step; and a step that was taken again must have
+    consumed the same data again.
     """
     effective, lost = _fold(_iter_ledger(run))
     missing, repeated, skipped = [], [], []
-    previous, position = 0, 0
+    previous, position = 0, _first_item(run)
     for record in effective.values():
         end = record.first_sample + record.num_samples
         if record.global_step > previous + 1:
@@ -265,6 +268,15 @@ def audit_ledger(run: RunDir) -> Audit:
         wrong_steps=tuple(n for n, record in effective.items() if not record.is_consecutive),
         changed_steps=tuple(sorted({new.global_step for old, new in redone if old.data != new.data})),
     )
+
+
+def _first_item(run: RunDir) -> int:
+    """Where a run begins to read, by its plan; 0 of runs that were planned by earlier versions."""
+    try:
+        plan = read_json(run.plan, PlanFacts)
+    except (FileNotFoundError, StateError):  # a report says of a spoilt plan what is to be said
+        return 0
+    return plan.get("first_item") or 0
 
 
 def format_ranges(ranges: Iterable[tuple[int, int]]) -> str:

@@ -45,6 +45,7 @@ class CheckpointFiles(CheckpointEngine):  # type: ignore[misc]
         super().__init__()
         self.name = type(self).__name__
         self._group = group
+        self._zero_stage = zero_stage
         self.in_parts = zero_stage < 3 and group.world_size > 1
         self._copies = HostCopies() if asynchronous else None
         self._ranks_per_node = ranks_per_node
@@ -60,6 +61,8 @@ class CheckpointFiles(CheckpointEngine):  # type: ignore[misc]
         engine.checkpoint_engine = self
         self.leaves_frozen_out = holds_nf4(engine.module)
         self._left_out = unsaved(engine.module) if self.leaves_frozen_out else set()
+        if self._zero_stage < 3:
+            _keep_frozen_once(engine)
         if self.in_parts:
             engine.save_non_zero_checkpoint = True  # every rank is asked to save the model state
 
@@ -110,6 +113,18 @@ class CheckpointFiles(CheckpointEngine):  # type: ignore[misc]
                 flush=True,
             )
         return needed <= room
+
+
+def _keep_frozen_once(engine: Any) -> None:
+    """Under ZeRO 2 DeepSpeed puts the frozen weights into a checkpoint a second time, beside all weights, and
+    copies them to host memory on every rank for it (0.19.8, _get_zero_frozen_param_attributes). Here their
+    names are kept, and the copies left out, which its loader takes."""
+    attributes = engine._get_zero_frozen_param_attributes
+
+    def without_values(of: Any) -> Any:
+        return None if of == engine._get_param_fragment_func else attributes(of)
+
+    engine._get_zero_frozen_param_attributes = without_values
 
 
 def write_file(path: Path, state: Any, stop: threading.Event | None = None) -> None:

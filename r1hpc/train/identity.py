@@ -18,6 +18,9 @@ from r1hpc.train.errors import ResumeError
 # Facts that must be the same at resume: they decide which numbers the run computes.
 _IDENTITY = ("dataset_id", "plan_hash", "global_batch_size", "model", "precision")
 
+_LATER = ("base_weights",)
+"""Not in every checkpoint of before; where it is not, it cannot be compared."""
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -37,7 +40,7 @@ class Identity:
         """Raise ResumeError when a checkpoint's meta tells of another run."""
         ours = {name: getattr(self, name) for name in _IDENTITY} | self.facts
         for name, value in ours.items():
-            if saved.get(name) != value:
+            if saved.get(name) != value and (name in saved or name not in _LATER):
                 raise ResumeError(
                     f"the checkpoint was made with {name}={saved.get(name)}, this run has {name}={value}: "
                     "go back to the old setting, or start a run of another name"

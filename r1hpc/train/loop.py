@@ -15,7 +15,7 @@ from functools import partial
 
 import torch
 
-from r1hpc.base.files import fsync_file
+from r1hpc.base.files import fsync_dir, fsync_file
 from r1hpc.base.units import format_bytes, format_duration
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.schema import Precision
@@ -270,6 +270,7 @@ def _sync_records(job: Job) -> None:
     for path in (job.run.train_metrics, ledger_path(job)):
         if path.exists():  # a run that stops before its first step has neither
             fsync_file(path)
+            fsync_dir(path.parent)
 
 
 def _finish_save(session: Session, *, hurry: bool = False) -> None:

@@ -174,8 +174,11 @@ def build_rollout_engine(
 
 
 def base_facts(config: RunConfig, group: Group) -> dict[str, str]:
-    """What a checkpoint without the frozen weights says of them: others would be taken for them unseen."""
-    if config.model.base_quantization == "none":
+    """What a checkpoint says of the frozen weights under adapters: others would be taken for them unseen.
+
+    Those in four bits are in no checkpoint, and of the others only the adapters are restored on other ranks.
+    """
+    if config.model.lora_rank == 0:
         return {}
     return {"base_weights": _weights_id(config, group)}
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.rundir import RunDir
+from r1hpc.checkpoint.fence import has_begun, incarnation_dir
 from r1hpc.config.plugins import is_own, locate
 from r1hpc.config.schema import RunConfig
 from r1hpc.plan.batch import BatchPlan, updates_per_rollout
@@ -93,8 +94,9 @@ def run(job: Job) -> Outcome:
 
 def _has_begun(run: RunDir) -> bool:
     """Whether there is anything that a policy of this run said, or learnt."""
-    kept = (run.rollouts, run.checkpoints)
-    return evaluations_path(run).exists() or any(path.exists() and any(path.iterdir()) for path in kept)
+    if evaluations_path(run).exists():
+        return True
+    return any(run.checkpoints.glob("step-*")) or any(run.rollouts.glob("window-*/batch-*"))
 
 
 def _own_rewards(config: RunConfig) -> dict[str, Any]:
@@ -243,7 +245,9 @@ class RlStage:
         self._next_item += rollout.num_items
         self._rollout_index, self._update = self._rollout_index + 1, 0
         self._rollout = self._experience = None
-        if self._job.group.rank == 0:
+        job = self._job
+        # An attempt that was superseded and still runs may be ahead of the one whose batches these are.
+        if job.group.rank == 0 and has_begun(incarnation_dir(job.run.checkpoints, job.attempt, job.token)):
             # The last rollout's batches stay: without a save since, a killed run comes back to them.
             self._collector.forget_before(self._rollout_index - 1)
 

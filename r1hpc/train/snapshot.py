@@ -385,7 +385,8 @@ class Snapshots:
             make_durable()
             self._store.commit(step, self._attempt, self._token, records, meta)
         except (R1hpcError, OSError) as error:
-            self._store.abandon(step, self._attempt, self._token)  # also makes room on a full disk
+            # Removed at once, which also makes room on a full disk; but a newer state has little time.
+            self._store.abandon(step, self._attempt, self._token, hurry=self._is_abandoned)
             if isinstance(error, OSError):
                 raise SaveError(self._no_space(f"checkpoint step {step}", error)) from error
             raise
@@ -409,6 +410,9 @@ class Snapshots:
 
     def _open_staging(self, step: int) -> None:
         free = shutil.disk_usage(self._store.root).free
+        if free < self.last_bytes:
+            self._store.make_room()
+            free = shutil.disk_usage(self._store.root).free
         if free < self.last_bytes:
             raise SaveError(
                 f"no room for checkpoint step {step}: {format_bytes(self.last_bytes)} needed as last time, "

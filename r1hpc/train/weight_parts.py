@@ -12,6 +12,7 @@ Not so the optimizer's state, which lies in that file too without ZeRO: for bf16
 on each rank even then (BF16_Optimizer), and pieces of several ranks' would make none of them whole.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -78,8 +79,14 @@ def join_weights(state: dict[str, Any], folder: Path) -> dict[str, Any]:
     module, filled = state["module"], Counter[str]()
     for name, shape, start, values, same in _pieces_in(folder):
         if name not in module:
-            module[name] = torch.empty(shape, dtype=values.dtype)
+            # One that lies in one file whole stays there, mapped: copies of all weights, one on each rank,
+            # would take more host memory than the training.
+            is_whole = values.numel() == math.prod(shape)
+            module[name] = values.view(shape) if is_whole else torch.empty(shape, dtype=values.dtype)
             module.update(dict.fromkeys(same, module[name]))
+            if is_whole:
+                filled[name] = values.numel()
+                continue
         module[name].view(-1)[start : start + values.numel()] = values
         filled[name] += values.numel()
     for name, count in filled.items():

@@ -238,7 +238,8 @@ def test_where_slurm_counts_no_gpus_the_run_folders_are_counted(
     slurm(sacct=NO_GPU.format(start=int(time.time() - 10 * DAY)))
     budget = Budget(tmp_path / "b.yaml", account="research", gpu_hours=20000)
     status = read_budget_status(budget, runs, time.time())
-    assert (status.source, status.spent) == ("run folders", pytest.approx(sum(run.used for run in runs)))
+    assert status.source == "run folders"
+    assert status.spent == pytest.approx(sum(run.used for run in runs))
     assert "no job on Slurm's record has a GPU" in status.notes[-1]
     nothing = read_budget_status(budget, [], time.time())
     assert (nothing.spent, nothing.notes) == (0, ()), "no GPU was used: nothing speaks against Slurm"

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from r1hpc.base.files import write_json
 from r1hpc.base.rundir import RunDir
 from r1hpc.telemetry import metrics
 from r1hpc.telemetry.metrics import MetricWriter
@@ -177,6 +178,18 @@ def test_a_step_that_does_not_begin_where_the_last_one_ended_is_found(
     audit = metrics.audit_ledger(recorded.run)
     assert getattr(audit, field) == expected
     assert not audit.exactly_once
+
+
+def test_a_run_that_begins_with_a_later_item_read_it_once(recorded: RecordedRun) -> None:
+    """Reinforcement learning in a chain: its first question is the one after those of the cold start."""
+    recorded.begin()
+    recorded.consume(1, first=60_000)
+    recorded.consume(2, first=60_000 + GLOBAL_BATCH)
+    assert metrics.audit_ledger(recorded.run).skipped_samples == ((0, 59_999),)
+    write_json(recorded.run.plan, {"first_item": 60_000})
+    assert metrics.audit_ledger(recorded.run).exactly_once
+    write_json(recorded.run.plan, {"first_item": 59_990})
+    assert metrics.audit_ledger(recorded.run).skipped_samples == ((59_990, 59_999),)
 
 
 def test_missing_and_changed_steps_and_wrong_sums_are_found(recorded: RecordedRun) -> None:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from r1hpc.base.errors import ConfigError, R1hpcError
 from r1hpc.config.schema import ModelConfig, Precision
+from r1hpc.train.checkpoint_files import CheckpointFiles
 from r1hpc.train.distributed import Group
 from r1hpc.train.export import export_model
 from r1hpc.train.model import build_model, wrap_lora
@@ -57,6 +58,7 @@ def train_all(group: Group, folder: Path) -> None:
         engine = engine_around(wrapped(hf_config, settings), stage, precision)
         seen = {"before": gathered(engine.module), "logits_before": logits(engine)}
         train(engine, [IDS, IDS.flip(0)])
+        CheckpointFiles(group, stage, asynchronous=False, ranks_per_node=2).attach(engine)
         engine.save_checkpoint(str(folder / f"{name}-state"), tag="t", save_latest=False)
         with Reference(None, "the weights before").policy(engine):
             seen["logits_reference"] = logits(engine)
@@ -65,6 +67,7 @@ def train_all(group: Group, folder: Path) -> None:
         seen["logits_after"] = logits(engine)
         export_model(engine.module, group, folder / name, None)
         resumed = engine_around(wrapped(hf_config, settings), stage, precision)
+        CheckpointFiles(group, stage, asynchronous=False, ranks_per_node=2).attach(resumed)
         resumed.load_checkpoint(str(folder / f"{name}-state"), tag="t")
         train(resumed, [IDS, IDS.flip(0)])
         seen["resumed"] = gathered(resumed.module)
@@ -98,6 +101,14 @@ def test_the_reference_is_the_model_before(trained: Path, name: str) -> None:
 def test_resumed_without_a_look_at_the_reference_it_is_the_same_run(trained: Path, name: str) -> None:
     seen = torch.load(trained / f"{name}.pt")
     assert all(torch.equal(seen["after"][key], seen["resumed"][key]) for key in seen["after"])
+
+
+def test_under_zero_2_the_base_is_in_a_checkpoint_once(trained: Path) -> None:
+    """DeepSpeed would put it there twice, and copy it on every rank."""
+    (file,) = (trained / "zero-2-bf16-state").glob("**/mp_rank_*")
+    state = torch.load(file, weights_only=False)
+    assert state["frozen_param_fragments"] is None
+    assert not [name for name in state["module"] if name.endswith("weight")], "those are in parts"
 
 
 @pytest.mark.parametrize("name", CASES)
