@@ -12,6 +12,9 @@ from r1hpc.plan.preemption import EARLY_S
 from r1hpc.telemetry.attempts import Cause
 from r1hpc.train.stop import OUT_OF_HOURS
 
+_OOM_STATUS = 128 + 125
+"""Of srun, where the kernel killed a task for the memory of its cgroup. Slurm says so of the task, as 0:125,
+and not of a job that still runs (slurm.h, SIG_OOM; the status of srun inferred from it)."""
 _WARNED = (128 + signal.SIGTERM, 128 + signal.SIGUSR2)
 
 
@@ -90,7 +93,7 @@ def _by_scheduler(evidence: Evidence) -> tuple[Cause, str] | None:
         return Cause.cancelled, "cancelled by a user"
     if view.states & {"NODE_FAIL", "BOOT_FAIL"}:
         return Cause.node_fail, "a node of the job went down"
-    if "OUT_OF_MEMORY" in view.states:
+    if "OUT_OF_MEMORY" in view.states or evidence.status == _OOM_STATUS:
         return Cause.oom, "Slurm killed it for memory"
     if view.preempted or "PREEMPTED" in view.states:
         return Cause.preempted, "preempted by Slurm"

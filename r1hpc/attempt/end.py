@@ -7,7 +7,6 @@ of it. `refuse_cancelled` looks once more, ahead of the requeue, whether somebod
 
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -203,9 +202,10 @@ def _view(state: JobState | None, warned: float | None = None) -> SchedulerView:
     if state is None:
         return SchedulerView()
     left = None
-    if state.start_time is not None and state.time_limit_s is not None:
-        # Not EndTime: a preemption moves that to the end of its grace time.
-        left = state.start_time + state.time_limit_s - time.time()
+    if state.run_time_s is not None and state.time_limit_s is not None:
+        # Not EndTime: a preemption moves that to the end of its grace time. Nor from StartTime on: a
+        # suspension moves the limit.
+        left = float(state.time_limit_s - state.run_time_s)
     states = state.states
     if "COMPLETING" in states and not state.is_requeued:
         # scontrol shows this state instead of what made the job complete. It is not a requeue, and the batch

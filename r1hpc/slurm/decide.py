@@ -227,17 +227,30 @@ def _names_one(entry: str, num_there: int) -> bool:
 
 def _time(config: RunConfig, facts: ClusterFacts, executor: str) -> tuple[str | None, list[str]]:
     asked, most = config.resources.time, facts.max_time_s
+    named, _, _ = place_in_cluster(config)
+    is_one = "," not in named if named else not facts.is_routed
     if asked is not None:
-        if most is not None and parse_time(asked) > most:
+        if most is None or parse_time(asked) <= most:
+            return asked, []
+        said = f"--time {asked} is more than partition {facts.partition} allows ({format_time(most)})"
+        if is_one:
             raise UsageError(
-                f"--time {asked} is more than partition {facts.partition} allows ({format_time(most)}): "
-                "such a job would wait for ever. A run goes on by itself after its limit, so take that"
+                f"{said}: such a job would wait for ever. A run goes on by itself after its limit, so "
+                "take that"
             )
-        return asked, []
+        return asked, [f"{said}: it waits for ever unless another partition takes it"]
     if executor == "local":
         return None, []
-    if most is not None:
-        return format_time(most), [f"time: {format_time(most)}, the limit of partition {facts.partition}"]
+    if named and not is_one:
+        most = None  # each of them has its own
+    limits = {
+        f"the limit of partition {facts.partition}": most,
+        "the limit of your QOS or association (MaxWall)": facts.max_wall_s,
+    }
+    known = {whose: limit for whose, limit in limits.items() if limit is not None}
+    if known:
+        whose = min(known, key=lambda name: known[name])
+        return format_time(known[whose]), [f"time: {format_time(known[whose])}, {whose}"]
     return None, ["time: left to the partition's default, so the ceiling is not known (--time D-HH:MM:SS)"]
 
 

@@ -60,6 +60,12 @@ def check(run: Path, job_id: str, patience_s: float = 60.0) -> None:
         check_owned(part)
 
 
+def make_private(run: Path) -> None:
+    """Take from others what the run's folder may give them by a default ACL, before anybody looks."""
+    for path in folder_of(run).glob("*.pkl"):
+        path.chmod(0o600)
+
+
 def _is_there(path: Path) -> bool:
     # By listing, not by name: NFS remembers for up to a minute that a name was missing.
     return path.parent.is_dir() and path.name in os.listdir(path.parent)  # noqa: PTH208

@@ -7,7 +7,7 @@ Five commands at once, each given five seconds. What cannot be learnt stays None
 
 import getpass
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ from r1hpc.base.units import limit_s
 from r1hpc.slurm.client import SlurmError, call
 
 _TIMEOUT_S = 5.0
+_QOS_FIELDS = "name,gracetime,preemptmode,preempt,maxwall,flags"
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,13 @@ class ClusterFacts:
     job_requeue: bool | None = None
     max_batch_requeue: int | None = None
     max_time_s: int | None = None
-    """None also where the partition has no limit."""
+    """Of the partition, the first of several; None also where it has no limit."""
+    max_wall_s: int | None = None
+    """The least of the QOS's limit and the user's own; a partition's QOS may have another."""
+    is_routed: bool = False
+    """A site's job_submit plugin may choose another partition for a job that names none."""
     num_nodes: int | None = None
-    """Of the one partition that was asked for, whatever their state. The default one's do not count: a site's
-    job_submit plugin may choose another."""
+    """Of the one partition that was asked for, whatever their state; of the default one it is not known."""
     gpus_per_node: int | None = None
     """0: its nodes have none."""
     gpu_type: str | None = None
@@ -63,13 +67,13 @@ def probe_cluster(
         UsageError: the partition does not exist; names those that do.
     """
     user = ["user=" + getpass.getuser(), *([f"account={account}"] if account else [])]
-    answers = _ask(
+    answers = _ask(  # -a: partitions that are hidden from view may be used all the same
         {
             "config": ["scontrol", "show", "config"],
-            "partitions": ["scontrol", "show", "partition", "-o"],
-            "nodes": ["sinfo", "-h", "-o", "%R|%D|%G"],
-            "qos": ["sacctmgr", "-nP", "show", "qos", "format=name,gracetime,preemptmode,preempt"],
-            "default qos": ["sacctmgr", "-nP", "show", "assoc", *user, "format=defaultqos,qos"],
+            "partitions": ["scontrol", "show", "partition", "-a", "-o"],
+            "nodes": ["sinfo", "-a", "-h", "-o", "%R|%D|%G"],
+            "qos": ["sacctmgr", "-nP", "show", "qos", f"format={_QOS_FIELDS}"],
+            "default qos": ["sacctmgr", "-nP", "show", "assoc", *user, "format=defaultqos,qos,maxwall"],
         }
     )
     said = {name: answer for name, answer in answers.items() if isinstance(answer, str)}
@@ -77,6 +81,7 @@ def probe_cluster(
     config = read_config(said.get("config", ""))
     fields = read_partition(said.get("partitions", ""), partition)
     chosen_qos = qos or _default_qos(said.get("default qos", ""))
+    qos_row = _rows(said.get("qos", "")).get(chosen_qos or "", [])
     mode, grace = _preemption(config, fields, said.get("qos"), chosen_qos)
     name = fields.get("PartitionName", partition)
     gpus, gpu_type = read_gpus(said.get("nodes"), name)
@@ -92,7 +97,10 @@ def probe_cluster(
         sends_user_signal="send_user_signal" in signal if config else None,
         job_requeue=config["JobRequeue"] == "1" if "JobRequeue" in config else None,
         max_batch_requeue=_count(config.get("MaxBatchRequeue")),
-        max_time_s=limit_s(fields.get("MaxTime")),
+        # With that flag the QOS's own limit goes before the partition's.
+        max_time_s=None if "PartitionTimeLimit" in "".join(qos_row[5:]) else limit_s(fields.get("MaxTime")),
+        max_wall_s=_least_wall(qos_row, said.get("default qos", "")),
+        is_routed=config.get("JobSubmitPlugins", "(null)") not in ("(null)", ""),
         num_nodes=_count(fields.get("TotalNodes")) if partition and "," not in partition else None,
         gpus_per_node=gpus,
         gpu_type=gpu_type,
@@ -177,7 +185,7 @@ def _preemption(
         return partition.get("PreemptMode", config.get("PreemptMode")), _count(partition.get("GraceTime"))
     if qos_table is None or qos is None:
         return config.get("PreemptMode"), None
-    rows = {row[0]: row for row in (line.split("|") for line in qos_table.splitlines()) if len(row) >= 4}
+    rows = _rows(qos_table)
     if qos not in rows:
         return config.get("PreemptMode"), None
     if not any(qos in row[3].split(",") for row in rows.values()):
@@ -186,10 +194,21 @@ def _preemption(
     return (config.get("PreemptMode") if mode in ("", "cluster") else mode.upper()), limit_s(grace) or 0
 
 
+def _rows(qos_table: str) -> dict[str, list[str]]:
+    """Each QOS by its name; its columns are _QOS_FIELDS."""
+    return {row[0]: row for row in (line.split("|") for line in qos_table.splitlines()) if len(row) >= 4}
+
+
+def _least_wall(qos_row: Sequence[str], associations: str) -> int | None:
+    """The least wall limit of a QOS and the user's associations; None: there is none."""
+    own = [line.split("|")[2] for line in associations.splitlines() if line.count("|") > 1]
+    return min((limit for limit in map(limit_s, [*qos_row[4:5], *own]) if limit), default=None)
+
+
 def _default_qos(text: str) -> str | None:
     """The default QOS of the user's association; where it has none but allows one only, that one."""
     for line in text.splitlines():
-        default, _, allowed = line.partition("|")
+        default, allowed, *_ = (line + "|").split("|")
         if default or (allowed and "," not in allowed):
             return default or allowed
     return None

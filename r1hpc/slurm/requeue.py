@@ -58,6 +58,8 @@ class JobState:
     requeue: bool = True
     """The job may be requeued."""
     time_limit_s: int | None = None
+    run_time_s: int | None = None
+    """So long it has run, pauses in which it was suspended not counted."""
     excluded: str = ""
     """Nodes that it may not have, as --exclude takes them."""
 
@@ -108,6 +110,7 @@ def parse_job(text: str) -> JobState:
         restarts=int(_field(fields, "Restarts") or 0),
         requeue=_field(fields, "Requeue") == "1",
         time_limit_s=limit_s(_field(fields, "TimeLimit")),
+        run_time_s=limit_s(_field(fields, "RunTime")),
         excluded=_field(fields, "ExcNodeList").replace("(null)", ""),
     )
 

@@ -99,6 +99,14 @@ cd "$RUN_DIR" || exit 1
 
 LIFE = """
 # -- what this shell does where Python cannot --
+# sbatch brings along the environment of its caller, which may be another job, of an array or started again.
+if [ -n "${SLURM_ARRAY_TASK_ID:-}${SLURM_RESTART_COUNT:-}" ]; then
+    SAID=$(scontrol show job -o "$SLURM_JOB_ID" 2> /dev/null)
+    if [ -n "$SAID" ] && [[ ${SAID%% JobName=*} != *ArrayTaskId=* ]]; then
+        unset SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID
+        [[ ${SAID#* UserId=} =~ \\ Restarts=([0-9]+) ]] && export SLURM_RESTART_COUNT=${BASH_REMATCH[1]}
+    fi
+fi
 JOB=$SLURM_JOB_ID # of an array's task that may be the whole array's
 [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || JOB=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 # Slurm 23.02 and newer tell a job when its time limit ends.
@@ -127,7 +135,13 @@ why_ending() {
         echo cancel
     fi
 }
-at_limit() { [ "$(date +%s)" -ge "$((${SLURM_JOB_END_TIME:-99999999999} - 5))" ]; }
+at_limit() {
+    local left
+    [ "$(date +%s)" -ge "$((${SLURM_JOB_END_TIME:-99999999999} - 5))" ] || return
+    # A suspension has moved the limit. Without an answer nobody is known to have suspended it.
+    left=$(squeue --noheader --jobs="$JOB" --format=%L 2> /dev/null)
+    [[ ! $left =~ [0-9] || $left =~ ^[[:space:]]*(-|0?0:[0-2][0-9][[:space:]]*$) ]]
+}
 
 # Have the job run again, without the nodes $1 if any: asked for ten minutes, unless somebody cancelled it.
 run_again() {
@@ -224,9 +238,20 @@ patiently begin
 [ -n "$ATTEMPT" ] || exit 0
 export R1HPC_ATTEMPT=$ATTEMPT
 
-CPUS=${SLURM_CPUS_PER_TASK:-$((${SLURM_CPUS_ON_NODE:-1} / RANKS_PER_NODE))}
+# What every node has: the batch host, of which SLURM_CPUS_ON_NODE tells, may have more than others.
+fewest_cpus() {
+    local cpus least=
+    for cpus in ${SLURM_JOB_CPUS_PER_NODE//,/ }; do # "128(x2),96"
+        cpus=${cpus%%(*}
+        [ -n "$least" ] && [ "$least" -le "$cpus" ] || least=$cpus
+    done
+    echo "${least:-${SLURM_CPUS_ON_NODE:-1}}"
+}
+CPUS=${SLURM_CPUS_PER_TASK:-$(($(fewest_cpus) / RANKS_PER_NODE))}
 [ "$CPUS" -ge 1 ] || CPUS=1
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$CPUS}
+# srun obeys the NONE that `sbatch --export=NONE` leaves here (sbatch(1)): the ranks need what is set above.
+export SLURM_EXPORT_ENV=ALL
 @EXPORTS@
 # srun takes --cpus-per-task from nobody since Slurm 22.05. --wait: ranks that saved leave one by one while
 # rank 0 commits; one that is left alone does not hold the nodes until the time limit.

@@ -92,6 +92,7 @@ class _Executor(SlurmExecutor):  # type: ignore[misc]  # submitit has no types w
 
     def _submit_command(self, command: str) -> Any:
         """Called by submitit once the payload lies in its folder under a temporary name."""
+        payload.make_private(self._run.path)
         self.job_id = self.job_id or sbatch(self._run.script, self._run.path, known=self._known)
         failpoint("sbatch.answered")
         return SlurmJob(folder=self.folder, job_id=self.job_id, tasks=list(range(self._tasks)))
@@ -99,7 +100,10 @@ class _Executor(SlurmExecutor):  # type: ignore[misc]  # submitit has no types w
 
 @contextmanager
 def _private_files() -> Iterator[None]:
-    """submitit creates its files with the caller's umask, which may let a group write a pickle."""
+    """submitit creates its files with the caller's umask, which may let a group write a pickle.
+
+    A folder with a default ACL lets it all the same (umask(2)): see payload.make_private.
+    """
     before = os.umask(0o077)
     try:
         yield

@@ -42,6 +42,13 @@ STOPPED_BY_USR2 = [said(STOPPED, 0, "SIGUSR2"), said(STOPPED, 1)]
             Cause.preempted,
             id="rank 0 was killed before it wrote what the run leaves",
         ),
+        pytest.param(
+            Evidence(
+                2, [said(FAILED, detail="RuntimeError: Connection closed by peer")], 253, view("RUNNING")
+            ),
+            Cause.oom,
+            id="a task was killed for memory, which Slurm says of the task alone",
+        ),
         pytest.param(Evidence(2, [said(STOPPED, reason="STOP file")], 0), Cause.stopped, id="STOP file"),
         pytest.param(
             Evidence(2, STOPPED_BY_TERM, 0, view("RUNNING")), Cause.preempted, id="SIGTERM in the grace time"

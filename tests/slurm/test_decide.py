@@ -63,6 +63,26 @@ def test_more_time_than_the_partition_has_is_refused() -> None:
         decide(train('resources.time="2-00:00:00"'), "slurm", facts=FACTS)
 
 
+@pytest.mark.parametrize(("partition", "is_routed"), [("gpu,long", False), (None, True)])
+def test_another_partition_may_allow_more_time(partition: str | None, is_routed: bool) -> None:
+    """One of several, or the one that the site's plugin chooses where none is named."""
+    facts = dataclasses.replace(FACTS, is_routed=is_routed)
+    where = [f'resources.partition="{partition}"'] if partition else []
+    decision = decide(train('resources.time="2-00:00:00"', *where), "slurm", facts=facts)
+    assert decision.config.resources.time == "2-00:00:00"
+    assert any("unless another partition takes it" in note for note in decision.notes)
+
+
+def test_the_least_of_what_limits_a_job_is_its_time() -> None:
+    """A job that asks for more than its QOS allows waits for ever; Slurm would not have asked for so much."""
+    short = dataclasses.replace(FACTS, max_wall_s=3600)
+    assert decide(train(), "slurm", facts=short).config.resources.time == "01:00:00"
+    long = dataclasses.replace(FACTS, max_wall_s=10**6)
+    assert "time: 1-00:00:00, the limit of partition gpu" in decide(train(), "slurm", facts=long).notes
+    several = decide(train('resources.partition="gpu,long"'), "slurm", facts=FACTS)
+    assert several.config.resources.time is None, "each has its own"
+
+
 def test_more_nodes_than_the_partition_has_are_refused() -> None:
     facts = dataclasses.replace(FACTS, num_nodes=3)
     asked = decide(train("resources.nodes=4", "resources.partition=gpu"), "slurm", facts=facts)

@@ -80,6 +80,21 @@ def test_preemption_by_partition(commands) -> None:  # type: ignore[no-untyped-d
     assert (facts.max_time_s, facts.gpus_per_node) == (None, 0)
 
 
+def test_the_wall_limit_of_a_qos_or_of_the_user(commands) -> None:  # type: ignore[no-untyped-def]
+    texts, write, _ = commands
+    texts["qos"] = (
+        "normal|00:00:00|cluster||2-00:00:00|DenyOnLimit\nlong|00:00:00|cluster|||PartitionTimeLimit\n"
+    )
+    texts["assoc"] = "normal|normal,long|1-00:00:00\n"
+    write()
+    assert (probe_cluster().max_wall_s, probe_cluster().max_time_s) == (86400, 2 * 86400)
+    texts["assoc"] = "normal|normal,long|\n"
+    write()
+    assert probe_cluster().max_wall_s == 2 * 86400
+    longest = probe_cluster(qos="long")
+    assert (longest.max_wall_s, longest.max_time_s) == (None, None), "the QOS goes before the partition"
+
+
 def test_a_failed_probe_is_unknown_and_named(commands) -> None:  # type: ignore[no-untyped-def]
     _, _, folder = commands
     (folder / "sacctmgr").write_text("#!/bin/bash\necho 'Connection refused' >&2\nexit 1\n")

@@ -214,7 +214,51 @@ def test_the_task_of_an_array_asks_for_itself_alone(stage: Path) -> None:
     _program(stage / "sleep", "")
     _program(stage / "scontrol", f"echo scontrol $* >> {stage}/calls\n[ $1 != show ]")
     assert _start(stage, SLURM_ARRAY_JOB_ID="9", SLURM_ARRAY_TASK_ID="4").wait(timeout=30) == 1
-    assert set(_calls(stage)) == {"scontrol show job -o 9_4", "scontrol requeue Incomplete 9_4"}
+    assert _calls(stage)[0] == "scontrol show job -o 9", "whether it is one"
+    assert set(_calls(stage)[1:]) == {"scontrol show job -o 9_4", "scontrol requeue Incomplete 9_4"}
+
+
+def test_a_job_that_the_task_of_an_array_has_submitted_is_none_itself(stage: Path) -> None:
+    """sbatch has brought along its caller's environment: a requeue would start that one again."""
+    _program(stage / "python", "exit 1")
+    _program(stage / "sleep", "")
+    shown = "JobId=9 JobName=ArrayTaskId=1 UserId=me(1) JobState=RUNNING Restarts=1 ExcNodeList= Features="
+    _program(
+        stage / "scontrol",
+        f"echo $SLURM_RESTART_COUNT scontrol $* >> {stage}/calls\n[ $1 != show ] || echo '{shown}'",
+    )
+    inherited = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "4", "SLURM_RESTART_COUNT": "3"}
+    assert _start(stage, **inherited).wait(timeout=30) == 1
+    first, *others = _calls(stage)
+    assert first == "3 scontrol show job -o 9"
+    assert others
+    assert all(call.startswith("1 scontrol ") for call in others)
+    assert not [call for call in others if "7_4" in call]
+
+
+def test_ranks_get_the_cpus_that_every_node_has_and_the_environment_of_the_job(stage: Path) -> None:
+    """The batch host's own number is of that node; --export=NONE leaves word for srun."""
+    (stage / "attempt").write_text("3\n")
+    _program(stage / "srun", f'echo "$SLURM_EXPORT_ENV $*" > {stage}/srun.txt')
+    given = {"SLURM_JOB_CPUS_PER_NODE": "128(x2),96,128", "SLURM_EXPORT_ENV": "NONE"}
+    assert _start(stage, SLURM_CPUS_ON_NODE="128", **given).wait(timeout=30) == 1
+    said = (stage / "srun.txt").read_text()
+    assert said.startswith("ALL ")
+    assert "--cpus-per-task=24 " in said
+
+
+@pytest.mark.parametrize(("left", "hurry"), [("1:00:00", ""), ("0:03", " --hurry"), ("-2:00", " --hurry")])
+def test_a_suspension_moves_the_time_limit(stage: Path, left: str, hurry: str) -> None:
+    """SLURM_JOB_END_TIME is of the start; a TERM after that is the limit's only where none is left."""
+    (stage / "attempt").write_text("3\n")
+    _program(stage / "squeue", f'echo "          {left}"')
+    _program(stage / "scontrol", "exit 1")
+    shell = _start(stage, SLURM_JOB_END_TIME="1000000000")
+    while not (stage / "calls").exists() or "srun" not in (stage / "calls").read_text():
+        time.sleep(0.02)
+    shell.send_signal(signal.SIGTERM)
+    assert shell.wait(timeout=30) == 1
+    assert _calls(stage)[-1] == f"python -m r1hpc.launch end {stage}/run --attempt 3 --status 7{hurry}"
 
 
 @pytest.mark.parametrize(("said", "known"), [("2026-11-01T12:00:00", "1793534400"), ("", ""), ("N/A", "")])
