@@ -82,7 +82,7 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--chat", action="store_true", help="made-up prompts as chat")
     parser.add_argument(
-        "--seed", metavar="N", type=int, default=0, help="of arrivals and made-up prompts (0)"
+        "--seed", metavar="N", type=int, default=0, help="of arrivals (0); made-up prompts never come again"
     )
     parser.add_argument("--model", metavar="NAME", help="of a URL: which of its models; default the first")
     parser.add_argument("--key-file", type=Path, metavar="FILE", help="of a URL: the file with its key")
@@ -283,7 +283,7 @@ def _prompts(
     from r1hpc.serving.load import Prompts
 
     made = {"max_tokens": arguments.max_tokens, "is_chat": arguments.chat, "may_stop": arguments.may_stop}
-    prompts = Prompts(arguments.prompt_tokens, given=given, seed=arguments.seed, **made)
+    prompts = Prompts(arguments.prompt_tokens, given=given, **made)
     if given:
         return prompts
     asked = {"model": target.model, "prompt": prompts.words()}

@@ -245,10 +245,16 @@ def _drop(kept: list[_Item], verdicts: Verdicts) -> None:
 
 
 def _take_lines(kept: list[_Item]) -> Verdicts:
-    """C4's verdicts; the lines it leaves out are gone from the texts that it keeps."""
+    """C4's verdicts; the lines it leaves out are gone from the texts that it keeps.
+
+    Chats pass as they are: without the lines that end in no full stop, the marks of turns among them, one
+    would be no chat any more.
+    """
     verdicts, changed = c4.judge([item.text for item in kept])
-    for item, name, text in zip(kept, verdicts.rule, changed, strict=True):
-        if not name:
+    for number, (item, text) in enumerate(zip(kept, changed, strict=True)):
+        if item.document.is_chat:
+            verdicts.rule[number] = ""
+        elif not verdicts.rule[number]:
             item.decision.lines_removed = len(item.text.splitlines()) - len(text.splitlines())
             item.text = text
     return verdicts

@@ -180,10 +180,23 @@ def _refuse_unlistable(error: OSError) -> None:
 
 
 def _matches(relative: str, pattern: str) -> bool:
-    """Glob match in which a leading `**/` also matches no folder at all."""
-    if pattern.startswith("**/"):
-        return fnmatch(relative, pattern) or _matches(relative, pattern[3:])
-    return fnmatch(relative, pattern) and (pattern.count("/") == relative.count("/") or "**" in pattern)
+    """Glob match in which each `**/` also matches no folder at all."""
+    return any(
+        fnmatch(relative, each) and (each.count("/") == relative.count("/") or "**" in each)
+        for each in _with_and_without(pattern)
+    )
+
+
+def _with_and_without(pattern: str) -> Iterator[str]:
+    """The pattern with each of its `**/` there or not."""
+    before, stars, after = pattern.partition("**/")
+    if not stars:
+        yield pattern
+        return
+    for rest in _with_and_without(after):
+        yield before + stars + rest
+        if not before or before.endswith("/"):
+            yield before + rest
 
 
 def _limit(files: list[tuple[str, int]], source: SourceRecipe) -> list[tuple[str, int]]:

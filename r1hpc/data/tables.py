@@ -13,6 +13,7 @@ from r1hpc.data.recipe import SourceRecipe
 from r1hpc.data.values import Document, FieldReader
 
 _BATCH_ROWS = 1024
+_ARROW_FILE = b"ARROW1"
 
 
 def open_parquet(source: SourceRecipe, path: Path) -> Any:
@@ -73,12 +74,15 @@ def _open_arrow(source: SourceRecipe, path: Path) -> Iterator[Any]:
     import pyarrow
 
     with pyarrow.memory_map(str(path)) as mapped:
-        try:
-            stream = pyarrow.ipc.open_stream(mapped)
-            batches = iter(stream)
-        except pyarrow.ArrowInvalid:
+        # A file says what it is; a stream, which datasets.save_to_disk writes, does not.
+        is_file = mapped.read(len(_ARROW_FILE)) == _ARROW_FILE
+        mapped.seek(0)
+        if is_file:
             stream = pyarrow.ipc.open_file(mapped)
             batches = (stream.get_batch(number) for number in range(stream.num_record_batches))
+        else:
+            stream = pyarrow.ipc.open_stream(mapped)
+            batches = iter(stream)
         _check_column(source, path, stream.schema)
         yield from batches
 

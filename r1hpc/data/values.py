@@ -94,9 +94,10 @@ class FieldReader:
             return Document(position, _to_bytes(value), size=size)
         if isinstance(value, bytes):
             return Document(position, value, size=size)
-        if value is None:
+        is_list = isinstance(value, list | np.ndarray)
+        if value is None or (is_list and not len(value)):
             return Document(position, b"", is_null=True, size=size)
-        if isinstance(value, list | np.ndarray) and len(value):
+        if is_list:
             if isinstance(value, list) and isinstance(value[0], Mapping):
                 return Document(position, self._template.render(value).encode(), is_chat=True, size=size)
             return Document(position, to_ids(value), is_ids=True, size=size)

@@ -77,6 +77,8 @@ def _on_gpus(
         found = _without_options(found, _ADAPTERS)
     if config.train.sequence_parallel > 1:
         found = _without_options(found, _SHARED)
+    if config.stage == "sft" and config.data.packing:
+        found = replace(found, notes=(_PACKED, *found.notes))
     if config.stage == "rl" and config.rl.max_resamples:
         found = replace(found, notes=(_resampling(config), *found.notes))
     if config.cluster.gpu_type is None:
@@ -94,6 +96,12 @@ _ADAPTERS = (
 _SHARED = (
     "with train.sequence_parallel the exchange between the ranks that share a sequence is not counted: the "
     "estimate is low until runs of this site correct it"
+)
+
+
+_PACKED = (
+    "with data.packing a step computes what its documents are long, and each is counted as data.seq_len "
+    "tokens here: where they are a quarter of that on average, the estimate is four times too high"
 )
 
 

@@ -73,12 +73,9 @@ class Prompts:
     """Made-up ones as chat."""
     may_stop: bool = False
     """Answers may end where the model ends them; else all have max_tokens (vLLM's ignore_eos)."""
-    seed: int = 0
     _count: int = 0
-    _random: random.Random = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._random = random.Random(f"prompts {self.seed}")
+    _random: random.Random = field(default_factory=random.Random)
+    """Of no seed: a second test of one server must not ask what its prefix cache knows from the first."""
 
     def next(self) -> tuple[str, dict[str, Any]]:
         """(path, body but for the model)."""

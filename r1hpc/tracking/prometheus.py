@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from r1hpc.base.choose_run import flat_name
 from r1hpc.base.files import write_atomic
@@ -24,6 +25,8 @@ from r1hpc.telemetry.tail import read_tail
 
 _TAIL_BYTES = 2**17
 """Read from the end of each file: some ticks of eight GPUs, and a few records of a thousand ranks."""
+_STALE_S = 60.0
+"""Readings so much older than the newest are of a node that is no longer the run's."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,11 @@ def collect(run: RunDir, name: str) -> list[Sample]:
     times = None if attempt is None else read_rank_times(run, attempt, _TAIL_BYTES)
     samples += _of_ranks(times, labels)
     ranks = _rank_of_uuid(times)
-    for path in run.all_gpu_metrics:
-        samples += _of_gpus(path, labels, ranks)
+    ticks = [tick for tick in map(_newest_tick, run.all_gpu_metrics) if tick is not None]
+    now = max((tick["time"] for tick in ticks), default=0.0)
+    for tick in ticks:
+        if now - tick["time"] < _STALE_S:  # else of a node that an earlier attempt had
+            samples += _of_gpus(tick, labels, ranks)
     return samples
 
 
@@ -137,13 +143,15 @@ def _rank_of_uuid(times: RankTimes | None) -> dict[str, str]:
     return {uuid: str(rank) for rank, uuid in enumerate(uuids) if uuid is not None}
 
 
-def _of_gpus(path: Path, labels: dict[str, str], ranks: dict[str, str]) -> Iterator[Sample]:
-    """The newest tick of a node. `source` is there only to say "stub"."""
+def _newest_tick(path: Path) -> dict[str, Any] | None:
+    """A node's last readings."""
     records = read_tail(path, _TAIL_BYTES).records
     ticks = [r for r in records if "event" not in r and mistake(r, Tick) is None]
-    if not ticks:
-        return
-    newest = ticks[-1]
+    return ticks[-1] if ticks else None
+
+
+def _of_gpus(newest: dict[str, Any], labels: dict[str, str], ranks: dict[str, str]) -> Iterator[Sample]:
+    """A node's newest tick. `source` is there only to say "stub"."""
     stub = {"source": "stub"} if newest.get("source") == "stub" else {}
     for gpu in newest["gpus"]:
         uuid = str(gpu.get("uuid"))

@@ -216,6 +216,22 @@ def test_c4_counts_the_lines_that_it_divides(tmp_path: Path) -> None:
     assert pyarrow.parquet.read_table(file)["lines_removed"].to_pylist() == [2, 0]
 
 
+def test_c4_takes_no_line_out_of_a_chat(tmp_path: Path) -> None:
+    """The marks of its turns end in no full stop, and its answers may be a word."""
+    chat_tokenizer(tmp_path / "chat")
+    sentences = " ".join(f"This is sentence number {number} of the answer." for number in range(9))
+    said = [[*messages(1)], [messages(2)[0], {"role": "assistant", "content": sentences}]]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"messages": each}) + "\n" for each in said))
+    tokenizer = {"kind": "path", "path": "chat", "eos_token": "</s>"}
+    ids = []
+    for rules in ([], ["c4"]):
+        source = JSONL | {"field": "messages"}
+        recipe = write_recipe(tmp_path, sources=[source], tokenizer=tokenizer, clean={"rules": rules})
+        dataset = open_dataset(build_dataset(recipe, tmp_path / f"out-{len(rules)}").path)
+        ids.append(dataset.read(0, dataset.num_tokens).tolist())
+    assert ids[0] == ids[1]
+
+
 @pytest.mark.parametrize("own", [False, True])
 def test_a_template_of_ones_own_forges_nothing(tmp_path: Path, own: bool) -> None:
     """The tokens that a message may not spell are the tokenizer's, wherever the template lies."""

@@ -143,7 +143,7 @@ def build_ids(folder: Path, source: dict[str, Any]) -> TokenDataset:
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet", "arrow"])
 def test_columns_of_ready_ids(tmp_path: Path, form: str) -> None:
-    rows = [[5, 6], [7], [8, 9, 0]]
+    rows = [[5, 6], [], [7], [8, 9, 0]]  # an empty list is no document, as a null is none
     table = pyarrow.table({"input_ids": pyarrow.array(rows, pyarrow.list_(pyarrow.int32()))})
     if form == "jsonl":
         (tmp_path / "in.jsonl").write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))

@@ -178,6 +178,15 @@ def test_globs_exclusions_and_limits(tmp_path: Path) -> None:
     assert documents(build(tmp_path, source)) == [b"a/b/two.py", b"a/one.py", b"top.py"]
 
 
+@pytest.mark.parametrize("glob", ["a/**/*.py", "**/a/**/*.py", "a/**/**/*.py"])
+def test_two_stars_are_any_number_of_folders_also_none(tmp_path: Path, glob: str) -> None:
+    for name in ("top.py", "a/one.py", "a/b/two.py", "ba/no.py"):
+        (tmp_path / "t" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "t" / name).write_text(name)
+    found = documents(build(tmp_path, {"kind": "text", "root": "t", "glob": glob}))
+    assert found == [b"a/b/two.py", b"a/one.py"]
+
+
 def test_one_star_does_not_enter_folders(tmp_path: Path) -> None:
     write_texts(tmp_path / "t", 2)
     (tmp_path / "t" / "top.txt").write_text("top")

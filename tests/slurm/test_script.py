@@ -227,8 +227,8 @@ def test_a_job_that_the_task_of_an_array_has_submitted_is_none_itself(stage: Pat
         stage / "scontrol",
         f"echo $SLURM_RESTART_COUNT scontrol $* >> {stage}/calls\n[ $1 != show ] || echo '{shown}'",
     )
-    inherited = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "4", "SLURM_RESTART_COUNT": "3"}
-    assert _start(stage, **inherited).wait(timeout=30) == 1
+    shell = _start(stage, SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="4", SLURM_RESTART_COUNT="3")
+    assert shell.wait(timeout=30) == 1
     first, *others = _calls(stage)
     assert first == "3 scontrol show job -o 9"
     assert others
@@ -240,8 +240,9 @@ def test_ranks_get_the_cpus_that_every_node_has_and_the_environment_of_the_job(s
     """The batch host's own number is of that node; --export=NONE leaves word for srun."""
     (stage / "attempt").write_text("3\n")
     _program(stage / "srun", f'echo "$SLURM_EXPORT_ENV $*" > {stage}/srun.txt')
-    given = {"SLURM_JOB_CPUS_PER_NODE": "128(x2),96,128", "SLURM_EXPORT_ENV": "NONE"}
-    assert _start(stage, SLURM_CPUS_ON_NODE="128", **given).wait(timeout=30) == 1
+    nodes = "128(x2),96,128"
+    shell = _start(stage, SLURM_CPUS_ON_NODE="128", SLURM_JOB_CPUS_PER_NODE=nodes, SLURM_EXPORT_ENV="NONE")
+    assert shell.wait(timeout=30) == 1
     said = (stage / "srun.txt").read_text()
     assert said.startswith("ALL ")
     assert "--cpus-per-task=24 " in said

@@ -78,6 +78,14 @@ def test_readings_of_the_stub_say_so(made: RecordedRun) -> None:
     assert 'gpu="GPU-n2-0",rank="2"}' in text
 
 
+def test_a_node_that_an_earlier_attempt_had_is_not_told_as_of_now(made: RecordedRun) -> None:
+    made.gpu_ticks(made.clock + 3600, 5, node="n7")
+    write_textfile(made.run, made.run.metrics / "r1hpc.prom")
+    text = (made.run.metrics / "r1hpc.prom").read_text()
+    assert 'node="n7",gpu=' in text
+    assert 'node="n1",gpu=' not in text
+
+
 def test_a_run_without_a_step_or_a_gpu_still_says_that_it_is_watched(tmp_path: Path) -> None:
     made = RecordedRun(tmp_path / "demo")
     write_textfile(made.run, tmp_path / "x.prom")
