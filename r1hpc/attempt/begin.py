@@ -96,7 +96,7 @@ def _begin(run: RunDir, executor: str, job_id: str, node_names: tuple[str, ...],
         )
     dataset = str(ensure_dataset(run, config)) if config.stage in _READS_SHARDS else ""
     attempt = (history.last.attempt if history.last else 0) + 1
-    token = secrets.token_hex(8)
+    token, cluster = secrets.token_hex(8), os.environ.get("SLURM_CLUSTER_NAME")
     store = CheckpointStore(run.checkpoints, keep=config.checkpoint.keep)
     store.begin(attempt, token)
     _make_folders(run, attempt)
@@ -110,6 +110,7 @@ def _begin(run: RunDir, executor: str, job_id: str, node_names: tuple[str, ...],
         job_id=job_id,
         executor=executor,
         host=socket.gethostname(),
+        **({"cluster": cluster} if executor == "slurm" and cluster else {}),
         node_names=list(node_names),
         gpus=_num_gpus(config, executor, ranks, len(node_names)),
         ranks=ranks,

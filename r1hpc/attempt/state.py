@@ -17,6 +17,7 @@ from r1hpc.attempt.processes import is_of_run, ranks_of
 from r1hpc.base.files import read_object
 from r1hpc.base.rundir import RunDir
 from r1hpc.slurm.client import SlurmError
+from r1hpc.slurm.probe import cluster_name
 from r1hpc.slurm.requeue import JobState, job_state
 from r1hpc.telemetry.attempts import Cause, History, NotBegun, read_history, read_run_events
 
@@ -54,6 +55,8 @@ class JobRef:
     """The event of attempts.jsonl that named it: submitted, resubmitted or begin."""
     host: str | None = None
     time: float = 0.0
+    cluster: str | None = None
+    """Slurm's, where it is known: on another one that sees this folder nobody knows the job."""
 
     @property
     def pid(self) -> int | None:
@@ -198,7 +201,10 @@ def ask(run: RunDir, job: JobRef | None, timeout_s: float) -> JobReport:
     if not job.is_slurm:
         return JobReport()
     try:
-        return _report_of(job, job_state(job.job_id, timeout_s))
+        state = job_state(job.job_id, timeout_s)
+        if not state.states and job.cluster not in (None, cluster_name(timeout_s)):
+            return JobReport(detail=f"job {job.job_id} is of cluster {job.cluster}: ask there")
+        return _report_of(job, state)
     except SlurmError as error:
         return JobReport(detail="Slurm did not answer" if error.unreachable else "Slurm is not here")
 
@@ -217,7 +223,12 @@ def _time(event: dict[str, Any]) -> float:
 
 def _job_ref(event: dict[str, Any]) -> JobRef:
     return JobRef(
-        str(event["job_id"]), event.get("executor", ""), event["event"], event.get("host"), _time(event)
+        str(event["job_id"]),
+        event.get("executor", ""),
+        event["event"],
+        event.get("host"),
+        _time(event),
+        event.get("cluster"),
     )
 
 

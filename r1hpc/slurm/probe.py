@@ -110,6 +110,15 @@ def probe_cluster(
     )
 
 
+def cluster_name(timeout_s: float = _TIMEOUT_S) -> str | None:
+    """The name of the cluster that Slurm's commands speak to here.
+
+    Raises:
+        SlurmError: slurmctld did not answer.
+    """
+    return read_config(call(["scontrol", "show", "config"], timeout_s)).get("ClusterName")
+
+
 def hides_jobs() -> bool:
     """Whether users see their own jobs alone (PrivateData=jobs), by slurmctld's configuration or slurmdbd's.
 

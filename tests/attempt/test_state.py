@@ -104,3 +104,24 @@ def test_ranks_that_outlive_their_supervisor_are_seen_and_cancelled(run: RunDir)
         assert "its ranks got SIGTERM" in cancel(run).text
         assert rank.wait() == -signal.SIGTERM
     assert read_situation(run).state is State.cancelled
+
+
+@pytest.mark.parametrize(("here", "expected"), [("far", State.running), ("near", State.failed)])
+def test_a_job_of_another_cluster_is_not_taken_for_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: str, expected: State
+) -> None:
+    """Two clusters that share a file system: only the job's own knows its id."""
+    run = RunDir(tmp_path / "run")
+    run.create()
+    record(run, "submitted", time=1.0, executor="slurm", job_id="12")
+    record(run, "begin", time=2.0, attempt=1, executor="slurm", job_id="12", cluster="near")
+    program = tmp_path / "scontrol"
+    program.write_text(
+        f"#!/bin/sh\n[ $2 = config ] && exec echo 'ClusterName = {here}'\n"
+        "echo 'slurm_load_jobs error: Invalid job id specified' >&2\nexit 1\n"
+    )
+    program.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    found = read_situation(run)
+    assert found.state is expected
+    assert ("job 12 is of cluster near: ask there" in found.detail) is (here == "far")

@@ -140,6 +140,30 @@ def test_the_shell_outlives_sigterm_and_reports_the_status_of_srun(stage: Path) 
     assert f"--output={stage}/run/logs/attempt_3/rank_%t.out {stage}/python -u -m r1hpc.launch rank" in srun
 
 
+def test_a_begin_that_takes_long_is_ended_with_the_job(stage: Path) -> None:
+    """Some sites send TERM to this shell alone; whoever waits for begin then runs into KILL."""
+    _program(
+        stage / "python",
+        f"echo begins >> {stage}/calls\ntrap 'echo told >> {stage}/calls; exit 143' TERM\n"
+        "while :; do sleep 0.05; done\n",
+    )
+    _program(stage / "scontrol", f"echo scontrol $* >> {stage}/calls\n[ $1 != show ] || cat {stage}/shown")
+    (stage / "shown").write_text(_SHOWN.format("RUNNING", 0, "None"))
+    shell = _start(stage)
+    while not (stage / "calls").exists():
+        time.sleep(0.02)
+    shell.send_signal(signal.SIGUSR2)  # the warning of a time limit: begin may still be done with it
+    time.sleep(0.5)
+    assert "told" not in (stage / "calls").read_text()
+    (stage / "shown").write_text(_SHOWN.format("COMPLETING", 0, "9"))
+    shell.send_signal(signal.SIGTERM)
+    assert shell.wait(timeout=30) == 1
+    calls = _calls(stage)
+    assert calls.count("begins") == 1
+    assert calls[calls.index("told") :][-1] == "scontrol requeue 9"
+    assert not list((stage / "run" / "logs").glob("begin-*"))
+
+
 def test_a_run_that_is_over_starts_nothing(stage: Path) -> None:
     (stage / "attempt").write_text("")
     assert _start(stage).wait(timeout=30) == 0

@@ -161,9 +161,25 @@ export PYTHONSAFEPATH=1 PYTHONPATH="$RUN_DIR/code${PYTHONPATH:+:$PYTHONPATH}"
 # begin counts the ranks; an exclusive job's own number of tasks is not that of its ranks.
 TASKS="$RANKS_PER_NODE(x$SLURM_JOB_NUM_NODES)"
 try_begin() {
+    local status real said=logs/begin-$SLURM_JOB_ID.txt
     # submitit unpickles its payload: refused here unless it is a plain file that only you can write.
     "${PYTHON[@]}" -m r1hpc.slurm.payload "$RUN_DIR" || return
-    ATTEMPT=$(SLURM_TASKS_PER_NODE=$TASKS "${PYTHON[@]}" -m r1hpc.launch begin "$RUN_DIR")
+    # In the background, so that TERM is heard: some sites send it to this shell alone, and begin may
+    # build a dataset for hours.
+    SLURM_TASKS_PER_NODE=$TASKS "${PYTHON[@]}" -m r1hpc.launch begin "$RUN_DIR" > "$said" &
+    while true; do
+        wait $!
+        status=$?
+        kill -0 $! 2> /dev/null || break
+        [ -z "$(why_ending)" ] || kill -TERM $! 2> /dev/null
+    done
+    # It may have ended just as a signal came, whose number wait has told then.
+    wait $! 2> /dev/null
+    real=$?
+    [ "$real" = 127 ] || status=$real
+    ATTEMPT=$(cat "$said")
+    rm -f "$said"
+    return "$status"
 }
 begin() {
     local status
