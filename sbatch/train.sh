@@ -67,7 +67,7 @@ at_limit() {
     [ "$(date +%s)" -ge "$((${SLURM_JOB_END_TIME:-99999999999} - 5))" ] || return
     # A suspension has moved the limit. Without an answer nobody is known to have suspended it.
     left=$(squeue --noheader --jobs="$JOB" --format=%L 2> /dev/null)
-    [[ ! $left =~ [0-9] || $left =~ ^[[:space:]]*(-|0?0:[0-2][0-9][[:space:]]*$) ]]
+    [[ ! $left =~ [0-9] || $left =~ ^[[:space:]]*(-|(00:)?0?0:[0-2][0-9][[:space:]]*$) ]]
 }
 
 # Have the job run again, without the nodes $1 if any: asked for ten minutes, unless somebody cancelled it.

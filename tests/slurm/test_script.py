@@ -272,7 +272,9 @@ def test_ranks_get_the_cpus_that_every_node_has_and_the_environment_of_the_job(s
     assert "--cpus-per-task=24 " in said
 
 
-@pytest.mark.parametrize(("left", "hurry"), [("1:00:00", ""), ("0:03", " --hurry"), ("-2:00", " --hurry")])
+@pytest.mark.parametrize(
+    ("left", "hurry"), [("1:00:00", ""), ("0:03", " --hurry"), ("-2:00", " --hurry"), ("INVALID", " --hurry")]
+)
 def test_a_suspension_moves_the_time_limit(stage: Path, left: str, hurry: str) -> None:
     """SLURM_JOB_END_TIME is of the start; a TERM after that is the limit's only where none is left."""
     (stage / "attempt").write_text("3\n")
