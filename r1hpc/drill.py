@@ -37,7 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     name = f"drill-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     quiet = _submit(arguments, f"{name}-quiet")
-    quiet.wait(_PATIENCE_S)
+    if quiet.wait(_PATIENCE_S).value != "finished":
+        raise R1hpcError(
+            f"the undisturbed run did not finish, so there is nothing to compare with: see "
+            f"python -m r1hpc.status {quiet.path}"
+        )
     disturbed = _submit(arguments, f"{name}-disturbed")
     done = _disturb(disturbed, arguments.steps)
     disturbed.wait(_PATIENCE_S)
@@ -114,6 +118,8 @@ def _disturb(run: Run, steps: int) -> list[Done]:
     plan = disturbances(_job(run))
     for number, each in enumerate(plan, start=1):
         _wait_step(run, number * steps // (len(plan) + 2))
+        if not run.attempts:
+            raise R1hpcError(f"no attempt of {run.run_id} began: see python -m r1hpc.status {run.path}")
         last, step, refused = run.attempts[-1].attempt, _step(run), None
         try:
             each.apply(_job(run))

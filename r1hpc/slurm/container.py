@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from r1hpc.config.cluster import ContainerConfig
+from r1hpc.config.question_paths import files_in
 from r1hpc.config.schema import RunConfig
 
 
@@ -38,13 +39,25 @@ def step_words(container: ContainerConfig, binds: Sequence[str]) -> list[str]:
 
 
 def binds_of(config: RunConfig, run_root: Path) -> list[str]:
-    """The folders the ranks need, then those of the profile: run root (with its datasets), data, models."""
+    """The folders the ranks need, then those of the profile: run root (with its datasets), data, models, and
+    where questions lie."""
+    models = (config.model.path, config.model.tokenizer, config.rl.teacher)
     needed: Iterable[str | None] = (
-        str(run_root),
-        config.data.path,
-        config.model.path,
-        config.model.tokenizer,
-        config.rl.teacher,
+        *(str(run_root), config.data.path, *models),
+        *(folder for model in models for folder in _linked_to(model)),
+        *(_folder_of(path) for path in (*files_in(config), *config.evaluate.trained_on)),
     )
     folders = [name for name in needed if name is not None and name.startswith("/")]
     return list(dict.fromkeys([*folders, *config.cluster.container.binds]))
+
+
+def _folder_of(path: str) -> str:
+    """Itself, or of a file or a pattern the folder it lies in."""
+    return path if Path(path).is_dir() else str(Path(path).parent)
+
+
+def _linked_to(model: str | None) -> list[str]:
+    """Where the files of a model's folder lie: those of the Hub's cache are links."""
+    if model is None or not Path(model).is_dir():
+        return []
+    return sorted({str(file.resolve().parent) for file in Path(model).iterdir() if file.is_symlink()})

@@ -56,7 +56,7 @@ def jobs_by_folder(all_states: bool = False) -> dict[Path, list[str]]:
     """
     # The folder last: it may hold spaces.
     states = ["-t", "all"] if all_states else []
-    lines = call(["squeue", "-a", "--me", "-h", "-o", "%A %Z", *states], 20.0).splitlines()
+    lines = call(["squeue", "--me", "-h", "-o", "%A %Z", "-a", *states], 20.0).splitlines()
     found: dict[Path, list[str]] = {}
     for line in lines:
         job_id, _, folder = line.strip().partition(" ")

@@ -23,7 +23,7 @@ from r1hpc.base.files import read_json
 from r1hpc.base.rundir import RunDir
 from r1hpc.config import plugins
 from r1hpc.config.hub import local_folder
-from r1hpc.config.schema import RunConfig
+from r1hpc.config.schema import TRAINED_STAGES, RunConfig
 from r1hpc.plan.facts import PlanFacts
 from r1hpc.plan.model import load_model_config
 from r1hpc.slurm import decide, dependency
@@ -88,7 +88,8 @@ def plan_steps(chain: ChainDir, definition: Definition, order: Order) -> tuple[S
             expected = _expected(stage.config.model.path, chain, models)
             teacher = _expected(stage.config.rl.teacher, chain, models)
             tokenizers[stage.name] = _tokenizer_folder(stage, chain, tokenizers)
-            if stage.config.stage != "traces":
+            _refuse_what_none_leaves(stage, definition, chain)
+            if stage.config.stage in TRAINED_STAGES:
                 models[stage.name] = load_model_config(stage.config, vocab_size(stage.config), expected)
             step = _choose(chain.stage(stage.name), stage, unrecorded, steps, order)
             if step.action.makes_a_job:
@@ -227,6 +228,30 @@ def _plan(
 def _chain_notes(config: RunConfig, others: Mapping[Path, RunConfig]) -> list[str]:
     """What a person would want to be told of a stage beside the others."""
     return [*may_be_too_long(config, others), *other_form_in_chain(config, others)]
+
+
+def _refuse_what_none_leaves(stage: Stage, definition: Definition, chain: ChainDir) -> None:
+    """A path below another stage that is not there, and that this stage will not write either."""
+    named = [("model.path", stage.config.model.path), ("rl.teacher", stage.config.rl.teacher)]
+    named += [("data.traces", path) for path in stage.config.data.traces]
+    for key, path in named:
+        if path is None or Path(path).exists():
+            continue
+        for other in definition.stages:
+            folder = chain.stage(other.name).path
+            if not Path(path).is_relative_to(folder):
+                continue
+            left = _leaves(other.config.stage)
+            if str(Path(path).relative_to(folder)) not in left:
+                what = f"{' and '.join(left)} alone" if left else "neither a model nor traces"
+                raise UsageError(f"{key}={path}: stage {other.name} ({other.config.stage}) leaves {what}")
+
+
+def _leaves(kind: str) -> tuple[str, ...]:
+    """What a stage of this kind leaves in its folder for others."""
+    if kind in TRAINED_STAGES:
+        return ("model",)
+    return ("traces.jsonl",) if kind in ("traces", "generate") else ()
 
 
 def _expected(

@@ -369,7 +369,7 @@ def reconfigured(run: RunDir, order: Order) -> RunConfig:
     """
     # The warning is chosen anew for the time limit and the cluster of this submission.
     overrides = ["resources.signal_lead_s=null", *order.overrides]
-    config = load.load(run.config, overrides, order.cluster)
+    config = freeze.with_absolute_paths(load.load(run.config, overrides, order.cluster))
     wrong = forbidden_changes(load.read(run.config), config)
     if "task.first_item" in wrong and not read_history(run).attempts:
         wrong.remove("task.first_item")  # of a chain's stage that waits still: no item was shown
@@ -384,11 +384,17 @@ def reconfigured(run: RunDir, order: Order) -> RunConfig:
 
 def forbidden_changes(before: RunConfig, after: RunConfig) -> list[str]:
     """The keys in which they differ and may not: a resumed run must see the same data in the same batches."""
-    a, b = _flat(dataclasses.asdict(before)), _flat(dataclasses.asdict(after))
-    changed = (key for key in sorted({*a, *b}) if a.get(key) != b.get(key))
     return [
-        key for key in changed if not key.startswith(_MAY_CHANGE_SECTIONS) and key not in _MAY_CHANGE_KEYS
+        key
+        for key in changed_keys(before, after)
+        if not key.startswith(_MAY_CHANGE_SECTIONS) and key not in _MAY_CHANGE_KEYS
     ]
+
+
+def changed_keys(before: RunConfig, after: RunConfig) -> list[str]:
+    """The keys in which they differ."""
+    a, b = _flat(dataclasses.asdict(before)), _flat(dataclasses.asdict(after))
+    return [key for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

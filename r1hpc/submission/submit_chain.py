@@ -23,6 +23,7 @@ from r1hpc.submission import start_run
 from r1hpc.submission.budget_check import check_budget
 from r1hpc.submission.chain_file import (
     Definition,
+    Stage,
     digest_of,
     open_definition,
     override,
@@ -40,7 +41,7 @@ from r1hpc.submission.chain_steps import (
     write_stages,
 )
 from r1hpc.submission.order import Order, Purpose
-from r1hpc.submission.plan_run import forbidden_changes
+from r1hpc.submission.plan_run import changed_keys, forbidden_changes
 from r1hpc.submission.trial import show_to_slurm
 from r1hpc.telemetry.attempts import read_history, record
 
@@ -73,7 +74,7 @@ def submit_chain(chain: ChainDir, source: Path | None, order: Order) -> Submitte
     order = replace(order, executor=executor)
     if chain.definition.is_file():
         return _go_on(chain, source, order, notes)
-    if source is None:
+    if source is None or order.resume:
         raise UsageError(f"there is no chain called {chain.name} in {chain.path.parent}")
     return _begin(chain, source, order, notes)
 
@@ -122,6 +123,7 @@ def _go_on(chain: ChainDir, source: Path | None, order: Order, notes: Sequence[s
         return _supervised(chain, frozen, order, pid, notes)
     with held(chain, SUBMISSION) as lock:
         steps, said = _plan(chain, definition, order, frozen)
+        definition = replace(definition, stages=tuple(_as_it_goes_on(frozen, step) for step in steps))
         if definition != frozen:
             save_definition(definition, chain)
         jobs = _carry_out(chain, steps, order, lock)
@@ -136,16 +138,17 @@ def _plan(
     Args:
         frozen: what the chain was, where it is there already.
     """
-    steps = plan_steps(chain, definition, order)
+    steps, kept = plan_steps(chain, definition, order), []
     if frozen is not None:
         _refuse_changes(frozen, steps)
         begun = [step.stage.name for step in steps if read_history(step.run).attempts]
         queued = [step.stage.name for step in steps if not step.action.makes_a_job]
         refuse_shown_again(frozen.configs, definition.configs, definition.needs, begun, queued)
+        kept = _kept_as_they_are(frozen, steps)
     planned = [step.planned for step in steps if step.planned is not None]
     said = check_budget(planned, order.run_root, order.over_budget)
     heard = _slurm_says(steps) if order.is_dry_run else []
-    return steps, (*said, *_merged_notes(steps), *heard)
+    return steps, (*kept, *said, *_merged_notes(steps), *heard)
 
 
 def _slurm_says(steps: Sequence[StageStep]) -> list[str]:
@@ -237,6 +240,25 @@ def _refuse_changes(frozen: Definition, steps: Sequence[StageStep]) -> None:
                 f"stage {step.stage.name} is {step.action}: {', '.join(wrong)} cannot change any more. "
                 "Give what is meant for one stage as STAGE:KEY=VALUE, or take another --run-name"
             )
+
+
+def _as_it_goes_on(frozen: Definition, step: StageStep) -> Stage:
+    """A stage that is finished or at work stays what it was, whatever was asked for all of them."""
+    return step.stage if step.action.makes_a_job else frozen.stage(step.stage.name)
+
+
+def _kept_as_they_are(frozen: Definition, steps: Sequence[StageStep]) -> list[str]:
+    """A sentence for each stage at work that other settings were given for."""
+    notes = []
+    for step in steps:
+        if step.action in (Action.leave, Action.adopt):
+            changed = changed_keys(frozen.stage(step.stage.name).config, step.stage.config)
+            if changed:
+                notes.append(
+                    f"stage {step.stage.name} is at work or in the queue and keeps its {', '.join(changed)}: "
+                    f"for other ones cancel it first (python -m r1hpc.cancel {step.run.path})"
+                )
+    return notes
 
 
 def _is_empty(chain: ChainDir) -> bool:

@@ -90,8 +90,11 @@ def _last_closed(text: str, opening: str) -> Boxed | None:
 
 
 def _boxed_parts(text: str, truncated: bool) -> Parts:
-    """A chat template may have opened the thinking in the prompt, so its end alone counts."""
+    """A chat template may have opened the thinking in the prompt, so its end alone counts; a box in one that
+    has not ended is no answer."""
     thinking, mark, said = text.rpartition("</think>")
+    if not mark and "<think>" in text:
+        return Parts(None, None, False)
     boxed = last_boxed(said)
     answer = boxed.content if boxed is not None and boxed.content else None
     return Parts(

@@ -27,6 +27,13 @@ _COSTLY = re.compile(
 )
 """What SymPy would compute for seconds: integrals and sums (no final answer holds one), long numbers, large
 factorials and exponents, towers of powers. The time limit is for what this does not foresee."""
+_NUMBER = r"-?\$?\d[\d.,/]{0,40}"
+_SEVERAL = re.compile(rf"{_NUMBER}\s*(?:,\s+|;\s*|\b(?:or|and)\b\s*)(?={_NUMBER}\.?\s*$)", re.ASCII)
+"""An answer that ends in two numbers, of which math-verify would take the last."""
+_GOES_ON = re.compile(r"\d(?:[xyzni](?![A-Za-z])|\s*\*?\s*(?:(?:pi|sqrt)(?![a-z])|[π√]))", re.ASCII)
+"""A number that is a factor, of which math-verify would take the number alone. A letter that may be a unit
+does not count: `5 m` is 5."""
+_SQRT, _PI = re.compile(r"(?:sqrt|√)\(([^()]*)\)"), re.compile(r"(?<![A-Za-z])pi(?![A-Za-z])|π")
 _MAX_DEPTH = 24
 _ENVIRONMENTS = ("$", r"\(", r"\[", r"\boxed")
 
@@ -39,6 +46,7 @@ def load(settings: Mapping[str, Any]) -> Callable[[str, str, Mapping[str, Any]],
     assert judge("1/2 + 1/4", "3/4", {})
     assert judge("x = 3", "3", {})
     assert judge("x^2+2x+1", "(x+1)^2", {})
+    assert not judge("2x", "2", {})
     return judge
 
 
@@ -60,6 +68,12 @@ def judge(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
         return True
     refuse_costly(text)
     latex = wanted is None
+    if not latex and "\\" not in text:
+        if _SEVERAL.search(text):
+            return False
+        said = text.rpartition("=")[2]
+        if _GOES_ON.search(said):
+            text, latex = _PI.sub(r"\\pi", _SQRT.sub(r"\\sqrt{\1}", said)), True
     return bool(math_verify.verify(_gold(answer, latex), _parsed(text, latex), timeout_seconds=None))
 
 

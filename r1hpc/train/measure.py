@@ -36,6 +36,8 @@ from r1hpc.train.sampling import RolloutEngine, TorchSampler
 
 _SEED = 0
 _MOST_TEXTS = 256
+_AT_ONCE = 32
+"""Questions decoded together where the run does not say how many."""
 """Held-out texts that the perplexity is taken over."""
 
 
@@ -153,6 +155,10 @@ def _asked(config: RunConfig, folder: Path, num_questions: int | None) -> RunCon
         stage="evaluate",
         model=model,
         evaluate=evaluate,
+        # The bench samples by itself, also where the run did by vLLM, and not all questions at once.
+        rollout=replace(
+            config.rollout, engine="sampler", prompts_per_batch=config.rollout.prompts_per_batch or _AT_ONCE
+        ),
         data=replace(config.data, packing=False, validation_documents=0, mix=MixConfig()),  # of stage sft
         train=replace(config.train, early_stopping=0),
     )

@@ -12,6 +12,7 @@ import pytest
 
 from r1hpc.base.files import read_json, read_records
 from r1hpc.config import load
+from r1hpc.submission.chain_file import open_definition
 from r1hpc.submission.chain_folder import ChainDir
 from r1hpc.submission.next_job import move_dependents
 from tests.runs import CHECKOUT, command_output, run_environment
@@ -194,6 +195,40 @@ def test_what_is_at_work_cannot_become_something_else(
     place.submit()
     assert said in place.refused(str(place.file), *words)
     assert len(place.slurm.jobs()) == 3
+
+
+def test_a_stage_at_work_keeps_its_settings_and_the_chain_knows_it(place: Place) -> None:
+    """Its job is in the queue as it is, and a resume goes by what that was."""
+    place.submit()
+    answer = place.submit("three:resources.time=1-00:00:00")
+    (note,) = [note for note in answer["notes"] if "keeps its" in note]
+    assert note.startswith("stage three is at work or in the queue and keeps its resources.time")
+    assert {load.read(place.chain.stage("three").config).resources.time} == {"00:20:00"}
+    assert open_definition(place.chain).stage("three").config.resources.time == "00:20:00"
+
+
+def test_a_resume_of_a_chain_that_is_not_there_begins_none(place: Place) -> None:
+    said = place.refused(str(place.file), "--resume", "--run-name", "smal")
+    assert f"there is no chain called smal in {place.root}/runs" in said
+    assert not place.slurm.jobs()
+
+
+@pytest.mark.parametrize(
+    ("of_before", "words", "said"),
+    [
+        ("stage: traces", "model: {path: '${stage:b}/model'}", "stage b (traces) leaves traces.jsonl alone"),
+        ("stage: pretrain", "model: {path: '${stage:b}/modle'}", "stage b (pretrain) leaves model alone"),
+        (
+            "stage: pretrain",
+            "stage: sft\n    data: {recipe: null, traces: ['${stage:b}/traces.jsonl']}",
+            "stage b (pretrain) leaves model alone",
+        ),
+    ],
+)
+def test_what_no_stage_will_leave_is_refused(place: Place, of_before: str, words: str, said: str) -> None:
+    """Before the stages ahead of it have run."""
+    write_chain(place.root, f"  - name: b\n    {of_before}\n  - name: c\n    {words}\n")
+    assert said in place.refused(str(place.file), "--dry-run", "task.name=chain_sum")
 
 
 def test_a_changed_file_is_named_and_another_chain_refused(place: Place) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from r1hpc.base.errors import UsageError
 from r1hpc.config.freeze import with_absolute_paths
-from r1hpc.config.reasoning import RlConfig
-from r1hpc.config.schema import RunConfig
+from r1hpc.config.reasoning import EvaluateConfig, RlConfig, TaskConfig
+from r1hpc.config.schema import ModelConfig, RunConfig
 from r1hpc.slurm.container import binds_of
 from r1hpc.submit import main as submit
 from tests.teachers import DISTILL, NUM_PARAMETERS, write_teacher
@@ -130,6 +130,25 @@ def test_the_nodes_find_it(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> No
     made = with_absolute_paths(RunConfig(stage="rl", rl=RlConfig(algorithm="distill", teacher="teacher")))
     assert made.rl.teacher == str(teacher)
     assert str(teacher) in binds_of(made, Path("/runs"))
+
+
+def test_the_nodes_find_the_questions_and_what_a_model_is_linked_to(tmp_path: Path) -> None:
+    """In a container only what is bound is there. The Hub's cache keeps files elsewhere than its snapshot."""
+    for folder in ("questions", "tests", "told", "snapshot", "blobs"):
+        (tmp_path / folder).mkdir()
+    for file in ("questions/train.jsonl", "tests/a.jsonl", "told/b.jsonl", "blobs/0a1b"):
+        (tmp_path / file).touch()
+    (tmp_path / "snapshot/model.safetensors").symlink_to("../blobs/0a1b")
+    config = RunConfig(
+        stage="rl",
+        model=ModelConfig(path=str(tmp_path / "snapshot"), config={}),
+        task=TaskConfig(name="file", options={"path": str(tmp_path / "questions/train.jsonl")}),
+        evaluate=EvaluateConfig(
+            path=str(tmp_path / "tests"), num_items=1, trained_on=[str(tmp_path / "told/*.jsonl")]
+        ),
+    )
+    found = {Path(each).name for each in binds_of(config, Path("/runs"))}
+    assert found >= {"runs", "snapshot", "blobs", "questions", "tests", "told"}
 
 
 def test_in_a_chain_the_teacher_may_be_yet_to_come(

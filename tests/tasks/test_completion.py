@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1hpc.tasks.completion import TAGS, compose, take_apart
+from r1hpc.tasks.completion import TAGS, Parts, compose, take_apart
 
 _PLAIN = st.text(st.characters(blacklist_characters="<>"))
 
@@ -67,3 +67,12 @@ def test_megabytes_take_milliseconds() -> None:
         started = time.process_time()
         take_apart(text)
         assert time.process_time() - started < 1.0
+
+
+@pytest.mark.parametrize(
+    "text", [r"<think>so \boxed{7}, but wait", r"<think>so \boxed{7}.", r"<think>\boxed{7}</thin"]
+)
+def test_a_box_in_a_thinking_that_has_not_ended_is_no_answer(text: str) -> None:
+    for truncated in (True, False):
+        assert take_apart(text, truncated, boxed=True) == Parts(None, None, False)
+    assert take_apart(r"so \boxed{7}", boxed=True).answer == "7", "a model that does not think"

@@ -61,6 +61,21 @@ def test_words_are_no_products(text: str, answer: str, is_right: bool) -> None:
     assert judge(text, answer, {}) is is_right
 
 
+@pytest.mark.parametrize(
+    ("text", "answer", "is_right"),
+    [
+        *(("2x", "2", False), ("12+5x", "12", False), ("5i", "5", False), ("3pi", "3", False)),
+        *(("3 sqrt(2)", "3", False), ("2 sqrt(4)", "4", True)),
+        *(("3, 5", "5", False), ("$3 or $5", "5", False)),
+        *(("the answer is 42", "42", True), ("40 + 2", "42", True), ("5 m", "5", True), ("7 in", "7", True)),
+        *(("2x = 10, x = 5", "5", True), ("3 apples and 5 pears, 8", "8", True), ("10%", "10", True)),
+    ],
+)
+def test_a_number_that_goes_on_is_another_value(text: str, answer: str, is_right: bool) -> None:
+    """math-verify takes the last number of what is no formula."""
+    assert judge(text, answer, {}) is is_right
+
+
 @given(st.decimals(-(10**12), 10**12, places=4))
 def test_a_written_number_is_read_back(number: object) -> None:
     assert plain_number(f"{number}") == Fraction(f"{number}")
