@@ -27,6 +27,7 @@ from typing import Any
 from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.base.names import check_name, nearest, printable
 from r1hpc.config import load
+from r1hpc.config.freeze import with_absolute_paths
 from r1hpc.config.schema import RunConfig
 from r1hpc.submission.chain_folder import TAKEN_NAMES, ChainDir
 from r1hpc.submission.chain_items import connected
@@ -143,7 +144,8 @@ def override(
 
     def changed(stage: Stage) -> Stage:
         own = overrides_of(stage.name, overrides, definition.names, chain)
-        return replace(stage, config=load.merge_layers([load.as_layer(stage.config)], own, cluster))
+        config = load.merge_layers([load.as_layer(stage.config)], own, cluster)
+        return replace(stage, config=with_absolute_paths(config))
 
     return replace(definition, stages=tuple(changed(stage) for stage in definition.stages))
 
@@ -340,11 +342,12 @@ def _config(
                 f"add it to `needs` of {entry.name} in the chain file"
             )
     try:
-        return load.merge_layers(
+        config = load.merge_layers(
             [_resolve(layer, chain, needs) for layer in entry.layers],
             [_resolve(item, chain, needs) for item in overrides],
             cluster,
         )
+        return with_absolute_paths(config)  # a chain goes on from wherever it is submitted again
     except ConfigError as error:
         raise ConfigError(f"stage {entry.name}: {error}") from None
 

@@ -51,7 +51,7 @@ def test_a_reference_is_the_folder_of_the_stage(tmp_path: Path) -> None:
     config = read(tmp_path, stages, "b:task.options.path=${stage:a}/q.jsonl").stage("b").config
     folder = f"{tmp_path}/runs/c/a"
     assert config.model.path == f"{folder}/model"
-    assert config.data.traces == [f"{folder}/traces.jsonl", "x"]
+    assert config.data.traces == [f"{folder}/traces.jsonl", str(Path("x").absolute())]
     assert config.task.options["path"] == f"{folder}/q.jsonl"
 
 
@@ -201,3 +201,22 @@ def test_common_keys_need_a_stage(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text(COMMON + "  -\n")
     with pytest.raises(UsageError, match="`stages` must be a list"):
         read_definition(tmp_path / "x.yaml", ChainDir(tmp_path / "x"))
+
+
+def test_a_chain_goes_on_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a path of its file means is settled where it was begun; the same override again changes nothing."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    words = ("a:model.path=model", "a:task.options.path=q*.jsonl")
+    (tmp_path / "q1.jsonl").touch()
+    made = read(tmp_path, "\n  - name: a\n", *words)
+    chain = ChainDir(tmp_path / "runs" / "c")
+    chain.path.mkdir(parents=True)
+    save_definition(made, chain)
+    assert override(open_definition(chain), words, chain) == made
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    frozen = open_definition(chain)
+    assert override(frozen, (), chain) == made
+    assert frozen.stage("a").config.model.path == str(tmp_path / "model")
+    assert frozen.stage("a").config.task.options["path"] == str(tmp_path / "q*.jsonl")
