@@ -151,6 +151,7 @@ def _talk(
                 text = _show(speaker.answer(turns, limits))
             except KeyboardInterrupt:  # ends the answer, not the conversation
                 print()
+                turns.pop()  # many templates take no second question before an answer
                 continue
             # What was thought is not part of the conversation: models are not trained to read it again.
             turns.append({"role": "assistant", "content": text.rpartition("</think>")[2].strip()})

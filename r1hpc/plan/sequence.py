@@ -72,7 +72,7 @@ def check_model_divides(config: RunConfig, model: Mapping[str, Any]) -> None:
             f"train.sequence_parallel={size} must divide the model's {heads} attention heads and {groups} "
             f"key-value heads: {_choices(groups)}"
         )
-    found = [name for name in _LENGTH_BOUND_ROPE if name in _rope_types(model)]
+    found = [name for name in _LENGTH_BOUND_ROPE if name in rope_types(model)]
     if found:
         raise ConfigError(
             f"train.sequence_parallel={size}: the model's rotary frequencies ({found[0]}) follow from the "
@@ -85,9 +85,9 @@ def _choices(number: int) -> str:
     return f"take one of {', '.join(str(n) for n in range(1, number + 1) if number % n == 0)}"
 
 
-def _rope_types(values: Any) -> set[str]:
+def rope_types(values: Any) -> set[str]:
     """Of a config.json, wherever they stand in it."""
     if not isinstance(values, Mapping):
         return set()
     own = {str(values[key]) for key in ("rope_type", "type") if key in values}
-    return own.union(*map(_rope_types, values.values()))
+    return own.union(*map(rope_types, values.values()))

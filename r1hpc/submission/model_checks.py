@@ -13,6 +13,7 @@ from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.config.schema import SAMPLED_STAGES, TRAINED_STAGES, ModelConfig, RunConfig
 from r1hpc.plan.frozen import check_base_shape
 from r1hpc.plan.model import load_model_config, load_teacher_config, teacher_of
+from r1hpc.plan.sequence import rope_types
 from r1hpc.plan.tensors import check_tensors
 from r1hpc.plan.weights import check_weights
 
@@ -57,6 +58,7 @@ def _check_weights(config: RunConfig, expected_model: Mapping[str, Any] | None) 
     # Says first that there is no such folder.
     hf_config = load_model_config(config, None, expected_model if is_to_come else None)
     refuse_for_vllm(config, hf_config)
+    _refuse_two_rotations(config, hf_config)
     if not is_to_come:
         check_weights(model)
         _refuse_integers(config, hf_config)
@@ -96,6 +98,25 @@ def refuse_for_vllm(config: RunConfig, hf_config: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"rollout.engine=vllm is not handed a model of type {family}, whose weights it calls otherwise: "
             "take rollout.engine=sampler"
+        )
+
+
+def _refuse_two_rotations(config: RunConfig, hf_config: Mapping[str, Any]) -> None:
+    """With longrope (Phi-3) the frequencies of all positions change once a row is longer than the original
+    context; what a cache holds was rotated by the others, and transformers' own generate starts it anew."""
+    if config.stage not in SAMPLED_STAGES or config.rollout.engine == "vllm":
+        return
+    if "longrope" not in rope_types(hf_config):
+        return
+    nested = [value for value in hf_config.values() if isinstance(value, Mapping)]
+    key = "original_max_position_embeddings"
+    original = next((values[key] for values in (hf_config, *nested) if key in values), None)
+    longest = config.rollout.max_prompt_length + config.rollout.max_completion_length
+    if original is not None and longest > original:
+        raise ConfigError(
+            f"the model's rotary frequencies (longrope) change at {original:,} tokens, and prompts and "
+            f"completions may have {longest:,} together: take rollout.engine=vllm, or less of "
+            "rollout.max_prompt_length and max_completion_length"
         )
 
 

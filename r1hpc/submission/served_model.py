@@ -10,6 +10,7 @@ from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.config.schema import OWN_ATTENTIONS, RunConfig
 from r1hpc.plan.model import load_model_config
 from r1hpc.plan.shape import canonical
+from r1hpc.plan.tensors import read_tensors
 from r1hpc.slurm.script import interpreter
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
@@ -40,6 +41,11 @@ def check_served(config: RunConfig, gpus_per_node: int, executor: str) -> None:
         raise UsageError(
             f"{folder} was trained with attention {model['attn_implementation']}, and vLLM computes softmax "
             f"attention: talk to it by `python -m r1hpc.chat {folder}`"
+        )
+    if model.get("model_type") == "mixtral" and any(".mlp.experts." in name for name in read_tensors(folder)):
+        raise UsageError(
+            f"{folder} calls Mixtral's experts as transformers 5 does, which vLLM does not know: talk to it "
+            f"by `python -m r1hpc.chat {folder}`"
         )
     if not any((folder / name).is_file() for name in _TOKENIZERS):
         raise UsageError(

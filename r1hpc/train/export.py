@@ -20,6 +20,7 @@ import math
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -115,6 +116,7 @@ def export_model(network: Any, group: Group, folder: Path, tokenizer: TokenizerF
             if adapters:
                 _write_adapters(network, adapters, staging / ADAPTER)
             _write_small_files(network, tokenizer, staging, files)
+            as_open_as_the_rest(staging)
             failpoint("export.small")
             _publish(staging, folder)
 
@@ -175,11 +177,32 @@ def exported_config(network: Any) -> dict[str, Any]:
     config.use_cache = True  # build_model turns it off for training
     config.dtype = next(p.dtype for p in base.parameters() if p.is_floating_point())
     config.architectures = [type(base).__name__]
-    values: dict[str, Any] = json.loads(config.to_json_string())
+    values = readable_by_older(json.loads(config.to_json_string()))
     attention = own_name(config._attn_implementation)
     if attention in OURS:
         values["attn_implementation"] = attention
     return values
+
+
+def readable_by_older(values: dict[str, Any]) -> dict[str, Any]:
+    """A config.json of transformers 5 that transformers 4, and vLLM above it, read alike: they know nothing
+    of rope_parameters, and would take the rotary base of their default without a word."""
+    found = dict(values)
+    if "dtype" in values:
+        found.setdefault("torch_dtype", values["dtype"])
+    rope = values.get("rope_parameters")
+    if isinstance(rope, dict) and "rope_theta" in rope:  # else one for each kind of layer
+        found.setdefault("rope_theta", rope["rope_theta"])
+        if rope.get("rope_type", "default") != "default":
+            found.setdefault("rope_scaling", {key: rope[key] for key in rope if key != "rope_theta"})
+    return found
+
+
+def as_open_as_the_rest(folder: Path) -> None:
+    """safetensors leaves files to their owner alone, whatever the umask; the others are as it says."""
+    mode = stat.S_IMODE((folder / "config.json").stat().st_mode)
+    for file in folder.rglob("*.safetensors"):
+        file.chmod(mode)
 
 
 def _split(weights: list[Weight]) -> list[list[Weight]]:

@@ -7,11 +7,15 @@ bf16: what quantisation took is gone, so the folder is something to train from, 
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r1hpc.base.errors import R1hpcError, UsageError
+from r1hpc.base.files import read_json, write_json
+from r1hpc.plan.weights import first_of
+from r1hpc.train.export import as_open_as_the_rest, readable_by_older
 
 
 def convert_gguf(file: Path, folder: Path) -> None:
@@ -22,17 +26,31 @@ def convert_gguf(file: Path, folder: Path) -> None:
         UsageError: transformers cannot read the file.
     """
     try:
-        import gguf  # noqa: F401 (transformers needs it, and says so at length)
+        import gguf  # transformers needs it too, and says so at length
     except ImportError:
         raise R1hpcError("reading GGUF needs the package gguf: pip install 'r1hpc[gguf]'") from None
     try:
-        packed = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True
+        reader = gguf.GGUFReader(file)
+        _refuse_what_would_be_dropped(file, reader)
+        packed, read = AutoModelForCausalLM.from_pretrained(
+            file.parent,
+            gguf_file=file.name,
+            dtype=torch.float32,
+            local_files_only=True,
+            output_loading_info=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+    except UsageError:
+        raise
     # Whatever its reader meets: a torn file, an architecture or a tokenizer that it does not know.
     except Exception as error:
         raise UsageError(f"transformers cannot read {file}: {error}") from None
+    if read["missing_keys"]:
+        raise UsageError(
+            f"{file} has no {first_of(sorted(read['missing_keys']))}, which would be random numbers: take "
+            "another file of the model"
+        )
+    _refuse_other_tokens(file, reader, tokenizer, packed.config.vocab_size)
     config = packed.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # with it transformers refuses to save
@@ -41,3 +59,49 @@ def convert_gguf(file: Path, folder: Path) -> None:
     network.generation_config = packed.generation_config
     network.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    config_json = folder / "config.json"
+    write_json(config_json, readable_by_older(read_json(config_json, dict[str, Any])), mode=0o666)
+    as_open_as_the_rest(folder)
+
+
+_DROPPED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+"""Tensors of llama.cpp's that scale the rotary positions; transformers 5 reads none of them."""
+_CONTROL, _USER_DEFINED = 3, 4
+"""Token types of GGUF: those that a text may not be cut within."""
+
+
+def _refuse_what_would_be_dropped(file: Path, reader: Any) -> None:
+    """What transformers would leave out without a word, and the model be another one."""
+    parts = _value(reader, "split.count")
+    if parts is not None and parts > 1:
+        raise UsageError(
+            f"{file} is one of {parts} parts of a model: join them by llama.cpp's `llama-gguf-split --merge`"
+        )
+    scaled = [tensor.name for tensor in reader.tensors if tensor.name in _DROPPED]
+    kinds = [_value(reader, key) for key in reader.fields if key.endswith(".rope.scaling.type")]
+    scaled += [f"rope scaling {kind}" for kind in kinds if kind != "none"]
+    if scaled:
+        raise UsageError(
+            f"{file} scales its rotary positions ({scaled[0]}), which transformers does not read from GGUF: "
+            "take the model's own folder of safetensors"
+        )
+
+
+def _refuse_other_tokens(file: Path, reader: Any, tokenizer: Any, vocab_size: int) -> None:
+    """A tokenizer that came out with more tokens than the model has, or without those that mark its turns."""
+    texts, types = (_value(reader, f"tokenizer.ggml.{name}") or [] for name in ("tokens", "token_type"))
+    marks = {text: index for index, text in enumerate(texts) if types[index] in (_CONTROL, _USER_DEFINED)}
+    lost = [text for text, index in marks.items() if tokenizer.convert_tokens_to_ids(text) != index]
+    if len(tokenizer) > vocab_size or lost:
+        what = (
+            f"loses {first_of(lost)}" if lost else f"has {len(tokenizer)} tokens for the model's {vocab_size}"
+        )
+        raise UsageError(
+            f"the tokenizer that transformers makes of {file} {what}: take the model's own folder, with its "
+            "tokenizer.json"
+        )
+
+
+def _value(reader: Any, key: str) -> Any:
+    field = reader.get_field(key)
+    return None if field is None else field.contents()

@@ -1,9 +1,11 @@
 """The export command: the model of a run as a folder that transformers reads."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from r1hpc import export
@@ -114,6 +116,36 @@ def test_gguf_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     ):
         export.main([str(torn), "--out", str(out)])
     assert [path.name for path in tmp_path.iterdir()] == ["torn.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda file: file.add_uint16("split.count", 2), "is one of 2 parts of a model"),
+        (lambda file: file.add_rope_scaling_type(gguf_constants().RopeScalingType.YARN), "rope scaling yarn"),
+        (lambda file: file.add_tensor("rope_freqs.weight", np.ones(4, np.float32)), "rope_freqs.weight"),
+    ],
+)
+def test_gguf_of_which_a_part_would_be_dropped_is_refused(
+    tmp_path: Path, change: Callable[[Any], None], said: str
+) -> None:
+    """transformers reads the rest, and the model is another one."""
+    gguf = pytest.importorskip("gguf")
+    path = tmp_path / "m.gguf"
+    file = gguf.GGUFWriter(path, "llama")
+    file.add_tensor("output.weight", np.ones((2, 4), np.float32))
+    change(file)
+    file.write_header_to_file()
+    file.write_kv_data_to_file()
+    file.write_tensors_to_file()
+    file.close()
+    with pytest.raises(UsageError, match=said):
+        export.main([str(path), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def gguf_constants() -> Any:
+    return pytest.importorskip("gguf")
 
 
 @pytest.mark.parametrize("tool", ["tensorboard", "prometheus", "wandb"])

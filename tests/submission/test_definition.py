@@ -204,7 +204,7 @@ def test_common_keys_need_a_stage(tmp_path: Path) -> None:
 
 
 def test_a_chain_goes_on_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a path of its file means is settled where it was begun; the same override again changes nothing."""
+    """What a path means is settled where the chain was begun; the same override again changes nothing."""
     (tmp_path / "model").mkdir()
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)

@@ -21,7 +21,7 @@ from r1hpc.train import export
 from r1hpc.train.attention import add_gates, load_gates
 from r1hpc.train.distributed import Group, join, leave
 from r1hpc.train.errors import SaveError
-from r1hpc.train.export import export_model
+from r1hpc.train.export import export_model, readable_by_older
 from r1hpc.train.model import build_model, cast_parameters
 from tests.train.two_ranks import engine_around, gathered, run_on_two_ranks, train
 
@@ -113,6 +113,26 @@ def test_loads_with_the_logits_of_the_engine(exported: Path, name: str) -> None:
     # ZeRO 3 brings a linear layer of its own that rounds a bias by itself: one bit of bf16.
     atol = 0.005 if name == "zero-3-bf16" else 0
     torch.testing.assert_close(logits(loaded), seen["logits"], rtol=0, atol=atol)
+
+
+def test_its_files_are_as_open_as_the_umask_lets_them(exported: Path) -> None:
+    """safetensors writes for its owner alone."""
+    modes = {path.stat().st_mode & 0o777 for path in exported.rglob("*") if path.is_file()}
+    assert len(modes) == 1
+
+
+def test_transformers_4_reads_the_same_rotary_base() -> None:
+    scaled = {"rope_type": "llama3", "factor": 8.0}
+    values = {"dtype": "bfloat16", "rope_parameters": {"rope_theta": 5e5, **scaled}}
+    assert readable_by_older(values) == {
+        **values,
+        "torch_dtype": "bfloat16",
+        "rope_theta": 5e5,
+        "rope_scaling": scaled,
+    }
+    plain = {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}
+    assert "rope_scaling" not in readable_by_older(plain)
+    assert readable_by_older({"model_type": "gpt2"}) == {"model_type": "gpt2"}
 
 
 def test_an_attention_of_ours_is_refused_by_all_others(exported: Path) -> None:
