@@ -53,7 +53,10 @@ class Budget:
 
     def is_of(self, account: str | None) -> bool:
         """Whether jobs of this account count; None, the user's default one, does."""
-        return self.account is None or account is None or account in self.account.split(",")
+        if self.account is None or account is None:
+            return True
+        # Slurm does not tell capitals in the names of accounts.
+        return account.strip().lower() in (name.strip().lower() for name in self.account.split(","))
 
     @property
     def until(self) -> str:

@@ -17,6 +17,7 @@ from r1hpc.slurm.client import SlurmError, call
 
 _TIMEOUT_S = 5.0
 _QOS_FIELDS = "name,gracetime,preemptmode,preempt,maxwall,flags"
+_ASSOC_FIELDS = "defaultqos,qos,maxwall,account,partition,cluster"
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class ClusterFacts:
     max_time_s: int | None = None
     """Of the partition, the first of several; None also where it has no limit."""
     max_wall_s: int | None = None
-    """The least of the QOS's limit and the user's own; a partition's QOS may have another."""
+    """By the QOS, else by the user's association; a partition's QOS may have another."""
     is_routed: bool = False
     """A site's job_submit plugin may choose another partition for a job that names none."""
     num_nodes: int | None = None
@@ -73,7 +74,7 @@ def probe_cluster(
             "partitions": ["scontrol", "show", "partition", "-a", "-o"],
             "nodes": ["sinfo", "-a", "-h", "-o", "%R|%D|%G"],
             "qos": ["sacctmgr", "-nP", "show", "qos", f"format={_QOS_FIELDS}"],
-            "default qos": ["sacctmgr", "-nP", "show", "assoc", *user, "format=defaultqos,qos,maxwall"],
+            "default qos": ["sacctmgr", "-nP", "show", "assoc", *user, f"format={_ASSOC_FIELDS}"],
         }
     )
     said = {name: answer for name, answer in answers.items() if isinstance(answer, str)}
@@ -99,7 +100,7 @@ def probe_cluster(
         max_batch_requeue=_count(config.get("MaxBatchRequeue")),
         # With that flag the QOS's own limit goes before the partition's.
         max_time_s=None if "PartitionTimeLimit" in "".join(qos_row[5:]) else limit_s(fields.get("MaxTime")),
-        max_wall_s=_least_wall(qos_row, said.get("default qos", "")),
+        max_wall_s=_wall(qos_row, said.get("default qos", ""), name, config.get("ClusterName")),
         is_routed=config.get("JobSubmitPlugins", "(null)") not in ("(null)", ""),
         num_nodes=_count(fields.get("TotalNodes")) if partition and "," not in partition else None,
         gpus_per_node=gpus,
@@ -208,10 +209,19 @@ def _rows(qos_table: str) -> dict[str, list[str]]:
     return {row[0]: row for row in (line.split("|") for line in qos_table.splitlines()) if len(row) >= 4}
 
 
-def _least_wall(qos_row: Sequence[str], associations: str) -> int | None:
-    """The least wall limit of a QOS and the user's associations; None: there is none."""
-    own = [line.split("|")[2] for line in associations.splitlines() if line.count("|") > 1]
-    return min((limit for limit in map(limit_s, [*qos_row[4:5], *own]) if limit), default=None)
+def _wall(
+    qos_row: Sequence[str], associations: str, partition: str | None, cluster: str | None
+) -> int | None:
+    """The wall limit of a QOS, else of the user's association, which is Slurm's order; None: there is none, or
+    the user has several accounts and the job names none."""
+    own = limit_s(next(iter(qos_row[4:5]), None))
+    if own:
+        return own
+    rows = [row for line in associations.splitlines() if len(row := line.split("|")) > 5]
+    rows = [row for row in rows if row[4] in ("", partition) and cluster in (None, row[5])]
+    if len({row[3] for row in rows}) > 1:
+        return None
+    return min((limit for row in rows if (limit := limit_s(row[2]))), default=None)
 
 
 def _default_qos(text: str) -> str | None:

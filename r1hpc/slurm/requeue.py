@@ -49,7 +49,6 @@ class JobState:
     states: frozenset[str]
     """In upper case, for example {"PENDING", "COMPLETING"}. Empty: Slurm no longer knows the job."""
     reason: str = ""
-    start_time: float | None = None
     end_time: float | None = None
     """While it runs: when its limit ends it; a preemption moves this to the end of the grace time."""
     preempt_time: float | None = None
@@ -104,7 +103,6 @@ def parse_job(text: str) -> JobState:
     return JobState(
         states=frozenset(re.split(r"[,+]", _field(fields, "JobState"))),
         reason=_field(fields, "Reason"),
-        start_time=_time(_field(fields, "StartTime")),
         end_time=_time(_field(fields, "EndTime")),
         preempt_time=_time(_field(fields, "PreemptTime")),
         restarts=int(_field(fields, "Restarts") or 0),

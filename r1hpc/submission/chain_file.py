@@ -123,7 +123,8 @@ def open_definition(chain: ChainDir) -> Definition:
     content = load.read_yaml(chain.definition)
     try:
         stages = tuple(
-            Stage(item["name"], tuple(item["needs"]), load.restore(item["config"]))
+            # Chains of before have relative paths, of the folder in which all their submissions were made.
+            Stage(item["name"], tuple(item["needs"]), with_absolute_paths(load.restore(item["config"])))
             for item in content["stages"]
         )
         return Definition(content["source"], content["digest"], stages)

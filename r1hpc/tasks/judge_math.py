@@ -28,11 +28,17 @@ _COSTLY = re.compile(
 """What SymPy would compute for seconds: integrals and sums (no final answer holds one), long numbers, large
 factorials and exponents, towers of powers. The time limit is for what this does not foresee."""
 _NUMBER = r"-?\$?\d[\d.,/]{0,40}"
-_SEVERAL = re.compile(rf"{_NUMBER}\s*(?:,\s+|;\s*|\b(?:or|and)\b\s*)(?={_NUMBER}\.?\s*$)", re.ASCII)
-"""An answer that ends in two numbers, of which math-verify would take the last."""
-_GOES_ON = re.compile(r"\d(?:[xyzni](?![A-Za-z])|\s*\*?\s*(?:(?:pi|sqrt)(?![a-z])|[π√]))", re.ASCII)
-"""A number that is a factor, of which math-verify would take the number alone. A letter that may be a unit
-does not count: `5 m` is 5."""
+_SEVERAL = re.compile(
+    rf"\s*(?:[a-z]\s*=\s*)?{_NUMBER}(?:(?:,\s+|\s*;\s*|\s+(?:or|and)\s+){_NUMBER})+\.?\s*",
+    re.ASCII | re.IGNORECASE,
+)
+"""Numbers and nothing else, of which math-verify would take the last."""
+_GOES_ON = re.compile(
+    r"\d(?:[xyzni](?![A-Za-z])(?:\s*\^\s*\(?-?\d+\)?)?|\s*\*?\s*(?:pi(?![a-z])|π|(?:sqrt|√)(?:\s*\([^()]*\))?))[^\d]*$",
+    re.ASCII,
+)
+"""A last number that is a factor, of which math-verify would take the number alone. A letter that may be a
+unit does not count: `5 m` is 5."""
 _SQRT, _PI = re.compile(r"(?:sqrt|√)\(([^()]*)\)"), re.compile(r"(?<![A-Za-z])pi(?![A-Za-z])|π")
 _MAX_DEPTH = 24
 _ENVIRONMENTS = ("$", r"\(", r"\[", r"\boxed")
@@ -69,7 +75,7 @@ def judge(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
     refuse_costly(text)
     latex = wanted is None
     if not latex and "\\" not in text:
-        if _SEVERAL.search(text):
+        if _SEVERAL.fullmatch(text):
             return False
         said = text.rpartition("=")[2]
         if _GOES_ON.search(said):

@@ -25,8 +25,6 @@ from r1hpc.telemetry.tail import read_tail
 
 _TAIL_BYTES = 2**17
 """Read from the end of each file: some ticks of eight GPUs, and a few records of a thousand ranks."""
-_STALE_S = 60.0
-"""Readings so much older than the newest are of a node that is no longer the run's."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +103,9 @@ def collect(run: RunDir, name: str) -> list[Sample]:
     samples += _of_ranks(times, labels)
     ranks = _rank_of_uuid(times)
     ticks = [tick for tick in map(_newest_tick, run.all_gpu_metrics) if tick is not None]
-    now = max((tick["time"] for tick in ticks), default=0.0)
-    for tick in ticks:
-        if now - tick["time"] < _STALE_S:  # else of a node that an earlier attempt had
+    attempts = [tick.get("attempt") or 0 for tick in ticks]
+    for tick, number in zip(ticks, attempts, strict=True):
+        if number == max(attempts):  # else of a node that an earlier attempt had
             samples += _of_gpus(tick, labels, ranks)
     return samples
 

@@ -33,7 +33,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from r1hpc.base.failpoints import failpoint
-from r1hpc.base.files import fsync_dir, fsync_file, write_atomic, write_json
+from r1hpc.base.files import fsync_dir, fsync_file, read_json, write_atomic, write_json
 from r1hpc.tasks.tokenizer import TokenizerFiles
 from r1hpc.train.attention import OURS
 from r1hpc.train.distributed import Group
@@ -196,6 +196,13 @@ def readable_by_older(values: dict[str, Any]) -> dict[str, Any]:
         if rope.get("rope_type", "default") != "default":
             found.setdefault("rope_scaling", {key: rope[key] for key in rope if key != "rope_theta"})
     return found
+
+
+def open_to_others(folder: Path) -> None:
+    """Of a folder that transformers has written: a config for its older versions, files as the umask says."""
+    config = folder / "config.json"
+    write_json(config, readable_by_older(read_json(config, dict[str, Any])), mode=0o666)
+    as_open_as_the_rest(folder)
 
 
 def as_open_as_the_rest(folder: Path) -> None:

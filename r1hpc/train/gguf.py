@@ -13,9 +13,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r1hpc.base.errors import R1hpcError, UsageError
-from r1hpc.base.files import read_json, write_json
 from r1hpc.plan.weights import first_of
-from r1hpc.train.export import as_open_as_the_rest, readable_by_older
+from r1hpc.train.export import open_to_others
+
+_DROPPED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+"""Tensors of llama.cpp's that scale the rotary positions; transformers 5 reads none of them."""
+_CONTROL, _USER_DEFINED = 3, 4
+"""Token types of GGUF: those that a text may not be cut within."""
 
 
 def convert_gguf(file: Path, folder: Path) -> None:
@@ -59,15 +63,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
     network.generation_config = packed.generation_config
     network.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    config_json = folder / "config.json"
-    write_json(config_json, readable_by_older(read_json(config_json, dict[str, Any])), mode=0o666)
-    as_open_as_the_rest(folder)
-
-
-_DROPPED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-"""Tensors of llama.cpp's that scale the rotary positions; transformers 5 reads none of them."""
-_CONTROL, _USER_DEFINED = 3, 4
-"""Token types of GGUF: those that a text may not be cut within."""
+    open_to_others(folder)
 
 
 def _refuse_what_would_be_dropped(file: Path, reader: Any) -> None:
@@ -90,8 +86,10 @@ def _refuse_what_would_be_dropped(file: Path, reader: Any) -> None:
 def _refuse_other_tokens(file: Path, reader: Any, tokenizer: Any, vocab_size: int) -> None:
     """A tokenizer that came out with more tokens than the model has, or without those that mark its turns."""
     texts, types = (_value(reader, f"tokenizer.ggml.{name}") or [] for name in ("tokens", "token_type"))
-    marks = {text: index for index, text in enumerate(texts) if types[index] in (_CONTROL, _USER_DEFINED)}
-    lost = [text for text, index in marks.items() if tokenizer.convert_tokens_to_ids(text) != index]
+    kinds = zip(texts, types, strict=False)  # a file may say of no token what it is
+    marks = [(i, text) for i, (text, kind) in enumerate(kinds) if kind in (_CONTROL, _USER_DEFINED)]
+    # Gemma's runs of blanks are spelt with another sign for them.
+    lost = [text for i, text in marks if text.strip() and tokenizer.convert_tokens_to_ids(text) != i]
     if len(tokenizer) > vocab_size or lost:
         what = (
             f"loses {first_of(lost)}" if lost else f"has {len(tokenizer)} tokens for the model's {vocab_size}"

@@ -36,9 +36,9 @@ from r1hpc.train.sampling import RolloutEngine, TorchSampler
 
 _SEED = 0
 _MOST_TEXTS = 256
+"""Held-out texts that the perplexity is taken over."""
 _AT_ONCE = 32
 """Questions decoded together where the run does not say how many."""
-"""Held-out texts that the perplexity is taken over."""
 
 
 @dataclass(frozen=True)

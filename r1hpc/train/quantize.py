@@ -22,9 +22,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from r1hpc.base.errors import R1hpcError, UsageError
-from r1hpc.base.files import parse_json, read_json, write_json
+from r1hpc.base.files import parse_json
 from r1hpc.train.attention import OURS
-from r1hpc.train.export import as_open_as_the_rest, readable_by_older
+from r1hpc.train.export import open_to_others
 from r1hpc.train.gptq import compensate
 from r1hpc.train.smoothquant import check_family, smooth
 
@@ -194,13 +194,11 @@ def _write(network: Any, dtype: torch.dtype, source: Path, folder: Path) -> None
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)  # smoothing by powers of two left them exact in it
     network.save_pretrained(folder)
-    config_json = folder / "config.json"
-    write_json(config_json, readable_by_older(read_json(config_json, dict[str, Any])), mode=0o666)
-    as_open_as_the_rest(folder)
     left = {path for form in _WEIGHTS for path in source.glob(form)}
     for path in source.iterdir():
         if path.is_file() and path not in left:
             shutil.copyfile(path, folder / path.name)
+    open_to_others(folder)
 
 
 def _name_scheme(network: Any, folder: Path) -> None:

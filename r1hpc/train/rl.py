@@ -62,7 +62,7 @@ def run(job: Job) -> Outcome:
         check_teacher_tokens(config)
         asking = Asking(judge.evaluated.id, judge.asking_id)
         refuse_other_asking(
-            job, job.run.metrics / "evaluated.json", asking, "the run began", partial(_has_begun, job.run)
+            job, job.run.metrics / "evaluated.json", asking, "the run began", partial(has_kept, job.run)
         )
         job.watchdog.beat("building the model")
         build = build_actor_critic if config.rl.algorithm == "ppo" else build_policy
@@ -92,11 +92,12 @@ def run(job: Job) -> Outcome:
         return loop.train(loop.set_up(job, stage, plan), stage)
 
 
-def _has_begun(run: RunDir) -> bool:
+def has_kept(run: RunDir) -> bool:
     """Whether there is anything that a policy of this run said, or learnt."""
     if evaluations_path(run).exists():
         return True
-    return any(run.checkpoints.glob("step-*")) or any(run.rollouts.glob("window-*/batch-*"))
+    kept = (run.rollouts.glob(form) for form in ("window-*/batch-*", "evaluation-*/part-*"))
+    return any(run.checkpoints.glob("step-*")) or any(map(any, kept))
 
 
 def _own_rewards(config: RunConfig) -> dict[str, Any]:

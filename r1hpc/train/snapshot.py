@@ -385,8 +385,11 @@ class Snapshots:
             make_durable()
             self._store.commit(step, self._attempt, self._token, records, meta)
         except (R1hpcError, OSError) as error:
-            # Removed at once, which also makes room on a full disk; but a newer state has little time.
+            # Removed at once, which also makes room on a full disk; but a newer state has little time, and
+            # does not wait for that.
             self._store.abandon(step, self._attempt, self._token, hurry=self._is_abandoned)
+            if self._is_abandoned:
+                threading.Thread(target=self._store.make_room, name="make room", daemon=True).start()
             if isinstance(error, OSError):
                 raise SaveError(self._no_space(f"checkpoint step {step}", error)) from error
             raise

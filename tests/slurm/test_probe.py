@@ -82,17 +82,21 @@ def test_preemption_by_partition(commands) -> None:  # type: ignore[no-untyped-d
 
 def test_the_wall_limit_of_a_qos_or_of_the_user(commands) -> None:  # type: ignore[no-untyped-def]
     texts, write, _ = commands
+    texts["config"] = CONFIG + "ClusterName = near\n"
     texts["qos"] = (
-        "normal|00:00:00|cluster||2-00:00:00|DenyOnLimit\nlong|00:00:00|cluster|||PartitionTimeLimit\n"
+        "normal|00:00:00|cluster||2-00:00:00|DenyOnLimit\n"
+        "long|00:00:00|cluster|||PartitionTimeLimit\nplain|00:00:00|cluster|||\n"
     )
-    texts["assoc"] = "normal|normal,long|1-00:00:00\n"
+    lab = "normal|normal,long,plain|1-00:00:00|lab||near\n"
+    texts["assoc"] = f"{lab}normal|normal|00:30:00|lab|debug|near\nnormal|normal|00:10:00|lab||far\n"
     write()
-    assert (probe_cluster().max_wall_s, probe_cluster().max_time_s) == (86400, 2 * 86400)
-    texts["assoc"] = "normal|normal,long|\n"
-    write()
-    assert probe_cluster().max_wall_s == 2 * 86400
+    assert (probe_cluster().max_wall_s, probe_cluster().max_time_s) == (2 * 86400, 2 * 86400)
     longest = probe_cluster(qos="long")
-    assert (longest.max_wall_s, longest.max_time_s) == (None, None), "the QOS goes before the partition"
+    assert (longest.max_wall_s, longest.max_time_s) == (86400, None), "the QOS goes before the partition"
+    assert probe_cluster(qos="plain", partition="debug").max_wall_s == 1800
+    texts["assoc"] += "normal|plain|00:20:00|other||near\n"
+    write()
+    assert probe_cluster(qos="plain").max_wall_s is None, "which account will be charged is not known"
 
 
 def test_a_failed_probe_is_unknown_and_named(commands) -> None:  # type: ignore[no-untyped-def]

@@ -29,7 +29,7 @@ def test_a_job_between_two_attempts() -> None:
     assert state.states == {"PENDING"}
     assert (state.live, state.pending, state.requeue) == (True, True, True)
     assert (state.restarts, state.reason) == (1, "BeginTime")
-    assert (state.start_time, state.end_time, state.preempt_time) == (1795569179, 1795570979, None)
+    assert (state.end_time, state.preempt_time) == (1795570979, None)
     assert state.time_limit_s == 88200
 
 

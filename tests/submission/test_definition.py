@@ -220,3 +220,18 @@ def test_a_chain_goes_on_from_another_folder(tmp_path: Path, monkeypatch: pytest
     assert override(frozen, (), chain) == made
     assert frozen.stage("a").config.model.path == str(tmp_path / "model")
     assert frozen.stage("a").config.task.options["path"] == str(tmp_path / "q*.jsonl")
+
+
+def test_a_chain_of_before_is_of_the_folder_it_is_submitted_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its chain.yaml has paths as they were given."""
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    made = read(tmp_path, "\n  - name: a\n    model: {path: model}\n")
+    chain = ChainDir(tmp_path / "runs" / "c")
+    chain.path.mkdir(parents=True)
+    save_definition(made, chain)
+    chain.definition.write_text(chain.definition.read_text().replace(f"{tmp_path}/model", "model"))
+    assert f"{tmp_path}/model" not in chain.definition.read_text()
+    assert override(open_definition(chain), (), chain) == open_definition(chain) == made

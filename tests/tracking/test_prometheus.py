@@ -79,7 +79,8 @@ def test_readings_of_the_stub_say_so(made: RecordedRun) -> None:
 
 
 def test_a_node_that_an_earlier_attempt_had_is_not_told_as_of_now(made: RecordedRun) -> None:
-    made.gpu_ticks(made.clock + 3600, 5, node="n7")
+    made.begin()
+    made.gpu_ticks(made.clock, 5, node="n7")
     write_textfile(made.run, made.run.metrics / "r1hpc.prom")
     text = (made.run.metrics / "r1hpc.prom").read_text()
     assert 'node="n7",gpu=' in text

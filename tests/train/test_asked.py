@@ -14,6 +14,7 @@ from r1hpc.config import plugins
 from r1hpc.telemetry.attempts import Cause
 from r1hpc.telemetry.evaluations import read_evaluations
 from r1hpc.train.asked import Asking, refuse_other_asking
+from r1hpc.train.rl import has_kept
 from r1hpc.train.session import Job
 from tests.runs import at, submit, wait_over, wait_until
 from tests.teachers import write_teacher
@@ -135,3 +136,23 @@ def test_rl_does_not_evaluate_on_another_test_file_after_a_resume(tmp_path: Path
     assert wait_over(run)[-1].cause is Cause.finished
     assert set(read_evaluations(run)) == {0, 2, 4}
     shutil.rmtree(run.path)
+
+
+@pytest.mark.parametrize(
+    ("path", "is_kept"),
+    [
+        ("checkpoints/.incarnation-1-t/begun", False),
+        ("checkpoints/step-00000010/manifest.json", True),
+        ("rollouts/window-00000000/batch-000000000000-4.npz", True),
+        ("rollouts/evaluation-00000000/part-00000000-4.json", True),
+        ("rollouts/window-00000000/.batch.tmp", False),
+        ("metrics/evaluation.jsonl", True),
+    ],
+)
+def test_what_an_attempt_of_rl_has_kept(tmp_path: Path, path: str, is_kept: bool) -> None:
+    """Until then a question, a file or a template may be mended."""
+    run = RunDir(tmp_path / "run")
+    assert not has_kept(run)
+    (run.path / path).parent.mkdir(parents=True)
+    (run.path / path).touch()
+    assert has_kept(run) is is_kept
