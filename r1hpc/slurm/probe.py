@@ -212,8 +212,10 @@ def _rows(qos_table: str) -> dict[str, list[str]]:
 def _wall(
     qos_row: Sequence[str], associations: str, partition: str | None, cluster: str | None
 ) -> int | None:
-    """The wall limit of a QOS, else of the user's association, which is Slurm's order; None: there is none, or
-    the user has several accounts and the job names none."""
+    """The wall limit of a QOS, else of the user's association, which is Slurm's order.
+
+    None: there is none, or the user has several accounts and the job names none.
+    """
     own = limit_s(next(iter(qos_row[4:5]), None))
     if own:
         return own
