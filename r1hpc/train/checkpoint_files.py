@@ -61,7 +61,7 @@ class CheckpointFiles(CheckpointEngine):  # type: ignore[misc]
         engine.checkpoint_engine = self
         self.leaves_frozen_out = holds_nf4(engine.module)
         self._left_out = unsaved(engine.module) if self.leaves_frozen_out else set()
-        if self._zero_stage < 3:
+        if self._zero_stage == 2:
             _keep_frozen_once(engine)
         if self.in_parts:
             engine.save_non_zero_checkpoint = True  # every rank is asked to save the model state
