@@ -17,7 +17,6 @@ from r1hpc.attempt.processes import is_of_run, ranks_of
 from r1hpc.base.files import read_object
 from r1hpc.base.rundir import RunDir
 from r1hpc.slurm.client import SlurmError
-from r1hpc.slurm.probe import cluster_name
 from r1hpc.slurm.requeue import JobState, job_state
 from r1hpc.telemetry.attempts import Cause, History, NotBegun, read_history, read_run_events
 
@@ -202,11 +201,18 @@ def ask(run: RunDir, job: JobRef | None, timeout_s: float) -> JobReport:
         return JobReport()
     try:
         state = job_state(job.job_id, timeout_s)
-        if not state.states and job.cluster not in (None, cluster_name(timeout_s)):
+        if not state.states and job.cluster is not None and _is_elsewhere(job.cluster, timeout_s):
             return JobReport(detail=f"job {job.job_id} is of cluster {job.cluster}: ask there")
         return _report_of(job, state)
     except SlurmError as error:
         return JobReport(detail="Slurm did not answer" if error.unreachable else "Slurm is not here")
+
+
+def _is_elsewhere(cluster: str, timeout_s: float) -> bool:
+    # Deferred: few questions come this far, and every command imports this module.
+    from r1hpc.slurm.probe import cluster_name
+
+    return cluster_name(timeout_s) != cluster
 
 
 _NAMING = ("submitted", "resubmitted", "begin")

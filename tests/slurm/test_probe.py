@@ -1,5 +1,8 @@
 """What is read from the cluster's own words; recorded from Slurm 24.11.5, shortened."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from r1hpc.base.errors import UsageError
@@ -24,8 +27,11 @@ QOS = "normal|00:00:00|cluster|\nscavenger|00:02:00|requeue|\nurgent|00:00:00|cl
 NODES = "main|4|gpu:a100:8(S:0-1),nvme:1\nmain|2|gpu:a100:4\ndebug|1|(null)\n"
 
 
+Commands = tuple[dict[str, str], Callable[[], None], Path]
+
+
 @pytest.fixture
-def commands(tmp_path, monkeypatch):  # type: ignore[no-untyped-def]
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     """Slurm's commands as small programs that print what was recorded; change `texts` to change it."""
     texts = {
         "config": CONFIG,
@@ -47,7 +53,7 @@ def commands(tmp_path, monkeypatch):  # type: ignore[no-untyped-def]
     return texts, write, tmp_path
 
 
-def test_the_facts_of_a_preemptible_qos(commands) -> None:  # type: ignore[no-untyped-def]
+def test_the_facts_of_a_preemptible_qos(commands: Commands) -> None:
     facts = probe_cluster(qos="scavenger")
     assert (facts.preempt_mode, facts.grace_s, facts.kill_wait_s) == ("REQUEUE", 120, 30)
     assert (facts.gpus_per_node, facts.gpu_type) == (8, "a100")
@@ -57,19 +63,19 @@ def test_the_facts_of_a_preemptible_qos(commands) -> None:  # type: ignore[no-un
     assert (facts.version, facts.proctrack, facts.unknown) == ("24.11.5", "proctrack/cgroup", ())
 
 
-def test_a_qos_that_nobody_may_preempt(commands) -> None:  # type: ignore[no-untyped-def]
+def test_a_qos_that_nobody_may_preempt(commands: Commands) -> None:
     facts = probe_cluster(qos="normal")
     assert (facts.preempt_mode, facts.grace_s) == ("OFF", 0)
 
 
-def test_the_users_default_qos_is_taken(commands) -> None:  # type: ignore[no-untyped-def]
+def test_the_users_default_qos_is_taken(commands: Commands) -> None:
     texts, write, _ = commands
     texts["assoc"] = "scavenger|normal,scavenger\n"
     write()
     assert probe_cluster().qos == "scavenger"
 
 
-def test_preemption_by_partition(commands) -> None:  # type: ignore[no-untyped-def]
+def test_preemption_by_partition(commands: Commands) -> None:
     texts, write, _ = commands
     texts["config"] = CONFIG.replace("preempt/qos", "preempt/partition_prio").replace(
         "(null)", "send_user_signal"
@@ -80,7 +86,7 @@ def test_preemption_by_partition(commands) -> None:  # type: ignore[no-untyped-d
     assert (facts.max_time_s, facts.gpus_per_node) == (None, 0)
 
 
-def test_the_wall_limit_of_a_qos_or_of_the_user(commands) -> None:  # type: ignore[no-untyped-def]
+def test_the_wall_limit_of_a_qos_or_of_the_user(commands: Commands) -> None:
     texts, write, _ = commands
     texts["config"] = CONFIG + "ClusterName = near\n"
     texts["qos"] = (
@@ -99,7 +105,7 @@ def test_the_wall_limit_of_a_qos_or_of_the_user(commands) -> None:  # type: igno
     assert probe_cluster(qos="plain").max_wall_s is None, "which account will be charged is not known"
 
 
-def test_a_failed_probe_is_unknown_and_named(commands) -> None:  # type: ignore[no-untyped-def]
+def test_a_failed_probe_is_unknown_and_named(commands: Commands) -> None:
     _, _, folder = commands
     (folder / "sacctmgr").write_text("#!/bin/bash\necho 'Connection refused' >&2\nexit 1\n")
     facts = probe_cluster(qos="scavenger")
@@ -109,7 +115,7 @@ def test_a_failed_probe_is_unknown_and_named(commands) -> None:  # type: ignore[
     assert "Connection refused" in facts.unknown[0]
 
 
-def test_without_slurm_nothing_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_without_slurm_nothing_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     facts = probe_cluster()
     assert facts.reachable is False
