@@ -9,10 +9,8 @@ row group, some rows of HDF5. Spans depend on the inputs alone, never on who rea
 
 import errno
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from r1hpc.base.units import format_bytes
 from r1hpc.data import megatron, tables
 from r1hpc.data.errors import reason, refuse_passing
 from r1hpc.data.open_lines import MAX_RECORD_BYTES, is_compressed, iter_lines
+from r1hpc.data.patterns import files_below
 from r1hpc.data.prompts import prompt_ranges
 from r1hpc.data.recipe import PYTHON_STDLIB, TRACES, Recipe, SourceRecipe
 from r1hpc.data.recipe_generate import GenerateRecipe
@@ -131,7 +130,7 @@ def _list_files(source: SourceRecipe, root: Path) -> list[tuple[str, int]]:
     if not root.is_dir():
         raise UsageError(f"source {source.name}: root {root} is not a folder")
     excluded = source.exclude + (_STDLIB_EXCLUDE if source.root == PYTHON_STDLIB else ())
-    names = sorted(_walk(root, source.glob, excluded))
+    names = sorted(files_below(root, source.glob, excluded))
     # `datasets` leaves what map() and filter() made beside the data.
     if source.kind == "arrow" and not Path(source.glob).name.startswith("cache-"):
         names = [name for name in names if not Path(name).name.startswith("cache-")]
@@ -153,50 +152,6 @@ def _size(path: Path) -> int:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             refuse_passing(error, path)
         return _UNREADABLE
-
-
-def _walk(root: Path, pattern: str, excluded: tuple[str, ...]) -> Iterator[str]:
-    """Relative POSIX paths. Links to folders are not followed, so a loop of links ends.
-
-    Raises:
-        UsageError: a folder cannot be listed; what lies in it would be left out without a word.
-    """
-    deepest = None if "**" in pattern else pattern.count("/")
-    for folder, subfolders, files in os.walk(root, onerror=_refuse_unlistable):
-        if deepest is not None and len(Path(folder).relative_to(root).parts) >= deepest:
-            subfolders.clear()  # nothing down there could match
-        subfolders[:] = [name for name in subfolders if name not in excluded and not name.startswith(".")]
-        for name in files:
-            relative = (Path(folder) / name).relative_to(root).as_posix()
-            if name not in excluded and not name.startswith(".") and _matches(relative, pattern):
-                yield relative
-
-
-def _refuse_unlistable(error: OSError) -> None:
-    raise UsageError(
-        f"{error.filename} cannot be listed ({error.strerror}): make it readable, or name it in the source's "
-        "exclude"
-    )
-
-
-def _matches(relative: str, pattern: str) -> bool:
-    """Glob match in which each `**/` also matches no folder at all."""
-    return any(
-        fnmatch(relative, each) and (each.count("/") == relative.count("/") or "**" in each)
-        for each in _with_and_without(pattern)
-    )
-
-
-def _with_and_without(pattern: str) -> Iterator[str]:
-    """The pattern with each of its `**/` there or not."""
-    before, stars, after = pattern.partition("**/")
-    if not stars:
-        yield pattern
-        return
-    for rest in _with_and_without(after):
-        yield before + stars + rest
-        if not before or before.endswith("/"):
-            yield before + rest
 
 
 def _limit(files: list[tuple[str, int]], source: SourceRecipe) -> list[tuple[str, int]]:
