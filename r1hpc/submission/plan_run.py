@@ -367,8 +367,9 @@ def reconfigured(run: RunDir, order: Order) -> RunConfig:
     Raises:
         UsageError: that would be another run.
     """
+    earlier = [] if order.cluster else _set_for_the_cluster(run)
     # The warning is chosen anew for the time limit and the cluster of this submission.
-    overrides = ["resources.signal_lead_s=null", *order.overrides]
+    overrides = ["resources.signal_lead_s=null", *earlier, *order.overrides]
     config = freeze.with_absolute_paths(load.load(run.config, overrides, order.cluster))
     wrong = forbidden_changes(load.read(run.config), config)
     if "task.first_item" in wrong and not read_history(run).attempts:
@@ -380,6 +381,14 @@ def reconfigured(run: RunDir, order: Order) -> RunConfig:
             "the rest take a new --run-name"
         )
     return config
+
+
+def _set_for_the_cluster(run: RunDir) -> list[str]:
+    """What earlier command lines set under `cluster.`: the profile of $R1HPC_CLUSTER, which is read anew at a
+    resume, yields to it as it did then."""
+    said = (item for event in read_history(run).submissions for item in event.get("overrides", ()))
+    of_this_run = (item.removeprefix(f"{run.path.name}:") for item in said)  # a stage's, of a chain
+    return [item for item in of_this_run if item.startswith("cluster.")]
 
 
 def forbidden_changes(before: RunConfig, after: RunConfig) -> list[str]:

@@ -67,3 +67,10 @@ def on_cluster(idle_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.Monkey
     for name, value in idle_cluster.env().items():
         monkeypatch.setenv(name, value)
     return idle_cluster
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder whose bin/ is all of PATH that there is."""
+    (tmp_path / "bin").mkdir()
+    return tmp_path
