@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r1hpc.base.choose_run import RUN_NAMES, add_run_root, choose_run, full_name
-from r1hpc.base.cli import ArgumentParser, offer, print_json, run_command
+from r1hpc.base.cli import ArgumentParser, offer, print_json, refuse_folder, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import printable
 
@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     from r1hpc.tasks.comparison import compare_answers
 
+    refuse_folder(arguments.out)
     (name_a, a), (name_b, b) = (_answers(given, arguments.run_root) for given in (arguments.a, arguments.b))
     found = compare_answers(a, b)
     lines = _lines(found, name_a, name_b)
@@ -65,7 +66,9 @@ def _answers(given: str, run_root: str | None) -> tuple[str, list[dict[str, Any]
     """The name and the answers of RUN or RUN@STEP."""
     from r1hpc.telemetry.evaluations import read_answers
 
-    name, _, step = given.partition("@")
+    name, at, step = given.rpartition("@")
+    if not at or "/" in step:  # a folder's name may hold one too, as of a user at a site
+        name, step = given, ""
     if step and not (step.isascii() and step.isdecimal()):
         raise UsageError(f"{printable(given)!r}: a step is a number, as in {printable(name)}@60")
     run = choose_run(name, run_root)

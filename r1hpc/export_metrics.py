@@ -29,8 +29,8 @@ _LEAST_PERIOD_S = 1.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    if arguments.every < _LEAST_PERIOD_S:
-        raise UsageError(f"--every {arguments.every:g} is below {_LEAST_PERIOD_S:g} second")
+    if not _LEAST_PERIOD_S <= arguments.every <= 86400:
+        raise UsageError(f"--every {arguments.every:g} is not between {_LEAST_PERIOD_S:g} and 86400 seconds")
     if arguments.to == "wandb" and (arguments.follow or arguments.out):
         raise UsageError("--to wandb takes neither --follow nor --out: export once the run has got somewhere")
     run = choose_run(arguments.run_dir, arguments.run_root)

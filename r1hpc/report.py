@@ -33,7 +33,7 @@ from r1hpc.base.choose_run import (
     existing_run_root,
     run_root_of,
 )
-from r1hpc.base.cli import ArgumentParser, offer, print_json, run_command
+from r1hpc.base.cli import ArgumentParser, offer, print_json, refuse_folder, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.rundir import RunDir
 from r1hpc.base.tables import wrap
@@ -45,6 +45,8 @@ if TYPE_CHECKING:  # at run time what only an answer needs is imported for it: -
     from r1hpc.telemetry.metrics import Difference
 
 _MOST_DIFFERENCES = 10
+_SECONDS_DIGITS = 9
+"""Of Unix seconds since March 1973; 20260501 has eight."""
 _TOO_WIDE = "Too wide of a date range"
 """As sacct says it (slurm_errno.c, ESLURM_DB_QUERY_TOO_WIDE)."""
 
@@ -68,13 +70,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         (arguments.sacct_file, arguments.start, arguments.end, arguments.user, arguments.account)
     )
     if form == "html":
+        refuse_folder(arguments.out)
         return _write_page(arguments, selection, everything)
     if arguments.out is not None:
         raise UsageError("--out FILE goes with --format html; the other formats are printed")
     if everything and not arguments.run_dirs:
         return _print_hours(*_hours(arguments, selection), form)
     now = time.time()
-    runs = [run for given in arguments.run_dirs or [None] for run in _runs(given, arguments.run_root)]
+    runs = _named(arguments.run_dirs or [None], arguments.run_root)
     jobs = {job for run in runs for job in all_slurm_jobs(run)}
     records = _records_of(jobs, arguments.sacct_file, selection)
     reports = [_select(report_run(run, now, records), selection) for run in runs]
@@ -107,6 +110,12 @@ def _parser() -> ArgumentParser:
     return parser
 
 
+def _named(given: Sequence[str | None], run_root: str | None) -> list[RunDir]:
+    """The runs that are meant, each once."""
+    runs = [run for each in given for run in _runs(each, run_root)]
+    return list({run.path.resolve(): run for run in runs}.values())
+
+
 def _runs(given: str | None, run_root: str | None) -> list[RunDir]:
     """The run that is meant, or the stages of a chain that have been submitted."""
     from r1hpc.submission.chain_folder import choose_chain
@@ -136,6 +145,9 @@ def _selection(arguments: Any) -> Selection:
     from r1hpc.accounting.selection import Selection
     from r1hpc.slurm.sacct import parse_when
 
+    for flag, given in (("--start", arguments.start), ("--end", arguments.end)):
+        if given and given.isdecimal() and len(given) < _SECONDS_DIGITS:
+            raise UsageError(f"{flag} {given} would be seconds since 1970: write it as 2026-05-01")
     start, end = parse_when(arguments.start or ""), parse_when(arguments.end or "")
     if start is not None and end is not None and start >= end:
         raise UsageError(f"--start {arguments.start} is not before --end {arguments.end}")
@@ -152,7 +164,9 @@ def _hours(arguments: Any, selection: Selection) -> tuple[dict[str, Any], str, s
     root = run_root_of(arguments.run_root)
     selection = replace(selection, runs=known_jobs(root))
     if arguments.sacct_file is not None:
-        records = _records_of(selection.runs, arguments.sacct_file, selection)
+        # What comes through a pipe is read once, for its sums.
+        is_file = arguments.sacct_file.is_file()
+        records = _records_of(selection.runs, arguments.sacct_file, selection) if is_file else []
         if records:  # for the other commands: what is learnt of a run counts everywhere
             open_ledgers(all_runs(root), time.time(), records, ask=False)
         return _of_slurm(hours_of_file(arguments.sacct_file, selection))
@@ -185,7 +199,7 @@ def _records_of(
 
     if sacct_file is None:
         return None
-    if not jobs or not sacct_file.is_file():  # what comes through a pipe is read once, for its sums
+    if not jobs:
         return []
     with sacct_file.open("rb") as lines:
         return pick_records(lines, str(sacct_file), jobs, waiting=True, also=selection.columns)
@@ -213,9 +227,12 @@ def _write_page(arguments: Any, selection: Selection, everything: bool) -> int:
     if not arguments.run_dirs:
         existing_run_root(arguments.run_root)
     else:
-        runs = [run for given in arguments.run_dirs for run in _runs(given, arguments.run_root)]
+        runs = _named(arguments.run_dirs, arguments.run_root)
+    file = arguments.sacct_file
     jobs = known_jobs(root) if runs is None else {job for run in runs for job in all_slurm_jobs(run)}
-    records = _records_of(jobs, arguments.sacct_file, selection) or []
+    if runs is None and file is not None and not file.is_file():
+        jobs = {}  # a pipe: `_hours` reads it, once
+    records = _records_of(jobs, file, selection) or []
     if runs is None and everything:
         hours, source, _ = _hours(arguments, selection)
         hours = hours if source == "sacct" else None
@@ -228,6 +245,7 @@ def _write_page(arguments: Any, selection: Selection, everything: bool) -> int:
         records=records,
         window=(selection.start, selection.end),
         user=arguments.user,
+        account=arguments.account,
     )
     print(page)
     return 0
@@ -289,24 +307,27 @@ def _print_csv(hours: dict[str, Any]) -> None:
 
 
 def _compare(arguments: Any, form: str) -> int:
-    from r1hpc.telemetry.metrics import Difference, compare
+    from r1hpc.telemetry.metrics import Difference, compare, read_steps
 
     if len(arguments.run_dirs) != 2:
         raise UsageError("--compare takes two run folders: report --compare RUN_DIR RUN_DIR")
     a, b = (choose_run(given, arguments.run_root) for given in arguments.run_dirs)
-    differences = compare(a, b)
+    differences, num_steps = compare(a, b), len(read_steps(a).effective)
+    if not differences and not num_steps:
+        raise UsageError(f"{a.run_id} and {b.run_id} have taken no step: there is nothing to compare")
     if form == "json":
         print_json({"identical": not differences, "differences": [d._asdict() for d in differences]})
     elif form == "csv":
         csv.writer(sys.stdout, lineterminator="\n").writerows([Difference._fields, *differences])
     else:
-        print(_differences_text(a, b, differences))
+        print(_differences_text(a, b, differences, num_steps))
     return 1 if differences else 0
 
 
-def _differences_text(a: RunDir, b: RunDir, differences: Sequence[Difference]) -> str:
+def _differences_text(a: RunDir, b: RunDir, differences: Sequence[Difference], num_steps: int) -> str:
     if not differences:
-        return f"{a.run_id} and {b.run_id} are the same to the bit: loss, grad_norm and lr of every step"
+        what = f"loss, grad_norm and lr of all {num_steps} steps" if num_steps > 1 else "their one step"
+        return f"{a.run_id} and {b.run_id} are the same to the bit: {what}"
     steps = sorted({difference.global_step for difference in differences})
     lines = [f"{a.run_id} and {b.run_id} differ in {len(steps)} steps, first in step {steps[0]}:"]
     lines += [f"  step {d.global_step}  {d.key}: {d.a}  {d.b}" for d in differences[:_MOST_DIFFERENCES]]

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from r1hpc.base.choose_run import add_run, choose_run, list_runs, run_root_of, unreadable
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
-from r1hpc.base.errors import UsageError
+from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.names import printable
 from r1hpc.base.rundir import RunDir
 from r1hpc.base.tables import format_table, wrap
@@ -271,10 +271,22 @@ def _show_all(arguments: Any) -> int:
         raise UsageError("--all shows every run: leave RUN_DIR out, or give --run-root DIR")
     root = run_root_of(arguments.run_root)
     now = time.time()
-    ledgers, notes = open_ledgers(list_runs(root)[:_MOST_RUNS], now, ask=False)
-    notes += unreadable(root)
+    runs, folders = list_runs(root), list_chains(root)
+    ledgers, notes = open_ledgers(runs[:_MOST_RUNS], now, ask=False)
     shown = [as_json(ledger) for ledger in ledgers]
-    chains = [chain_as_json(read_chain_situation(chain), now) for chain in list_chains(root)[:_MOST_RUNS]]
+    chains = []
+    for chain in folders[:_MOST_RUNS]:
+        try:
+            chains.append(chain_as_json(read_chain_situation(chain), now))
+        except (R1hpcError, OSError) as error:  # a colleague's, or of another version: the others count still
+            why = error.strerror if isinstance(error, OSError) else error
+            notes.append(f"{chain.path} is left out: {why}")
+    notes += unreadable(root)
+    notes += [
+        f"these are the newest {_MOST_RUNS} {what} of {len(found)}: name one of the others to see it"
+        for what, found in (("runs", runs), ("chains", folders))
+        if len(found) > _MOST_RUNS
+    ]
     if arguments.json:
         print_json({"run_root": str(root.absolute()), "runs": shown, "chains": chains, "notes": notes})
         return 0

@@ -95,8 +95,7 @@ def hours_of_lines(file: IO[bytes], source: str, selection: Selection) -> dict[s
 
 def hours_of_runs(ledgers: Sequence[RunLedger], selection: Selection) -> dict[str, Any]:
     """Totals of what runs say themselves, where Slurm's accounting cannot be asked."""
-    held = [replace(each, run=ledger.run_id) for ledger in ledgers for each in ledger.allocations]
-    return fold_hours(selection.clip(held))
+    return fold_hours(selection.clip(held for ledger in ledgers for held in ledger.allocations))
 
 
 @contextmanager

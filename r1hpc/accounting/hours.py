@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from r1hpc.base.choose_run import full_name
 from r1hpc.slurm.sacct import JobRecord
 from r1hpc.telemetry.summary import RunSummary
 
@@ -66,7 +67,7 @@ def own_allocations(summary: RunSummary, user: str) -> list[Allocation]:
             nodes=a.attempt.nodes,
             user=user,
             state=a.cause,
-            run=summary.run_id,
+            run=full_name(summary.run),
             stage=summary.stage,
         )
         for a in summary.attempts

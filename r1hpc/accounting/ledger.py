@@ -273,7 +273,10 @@ class RunLedger:
             return replace(self, attempts=tuple(chosen))
         parts = [part for each in chosen if (part := _within(self.summary, each, start, end)) is not None]
         window = (-math.inf if start is None else start, math.inf if end is None else end)
-        return replace(self, attempts=tuple(parts), planned=None, window=window)
+        begun = [each for each in chosen if window[0] <= each.start < window[1]]
+        still_waits_s = self.queue_s - sum(each.wait_s or 0.0 for each in self.attempts)
+        queue_s = sum(each.wait_s or 0.0 for each in begun) + (still_waits_s if end is None else 0.0)
+        return replace(self, attempts=tuple(parts), queue_s=queue_s, planned=None, window=window)
 
     def to_json(self) -> dict[str, Any]:
         return {

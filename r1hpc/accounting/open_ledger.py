@@ -198,7 +198,7 @@ def _held(
     record: JobRecord, seen: float, inside: Sequence[AttemptSummary], now: float | None, summary: RunSummary
 ) -> Allocation:
     """A record as an allocation of the run. One that had not ended when it was seen has gone on since."""
-    held = replace(to_allocation(record), run=summary.run_id, stage=summary.stage)
+    held = replace(to_allocation(record), run=full_name(summary.run), stage=summary.stage)
     if not held.gpus:  # Slurm may not count them: AccountingStorageTRES is the site's
         held = replace(held, gpus=max((each.attempt.gpus for each in inside), default=0))
     if not is_open(record):

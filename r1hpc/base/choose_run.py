@@ -1,6 +1,7 @@
 """Which run a command is about: the folder or name it was given, or the newest run under the run root."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def existing_run_root(given: str | None) -> Path:
 
 
 def choose_run(given: str | None, run_root: str | None) -> RunDir:
-    """The run folder `given`, or of that name under the run root; without one the newest run there.
+    """The run folder `given`, or of that name under the run root; without one your newest run there.
 
     Raises:
         UsageError: no such run, or none at all; or it is a chain of them.
@@ -70,7 +71,7 @@ def choose_run(given: str | None, run_root: str | None) -> RunDir:
                 f"there is no run under {root.absolute()}: name a run folder, or say where runs lie "
                 "with --run-root DIR or R1HPC_RUN_ROOT"
             )
-        return open_run(runs[0].path)
+        return open_run(next((run for run in runs if is_yours(run.path)), runs[0]).path)
     for path in (Path(given), root / given):
         if (path / _CHAIN).is_file():
             raise UsageError(f"{path} is a chain of stages: name one of them, {path / 'STAGE'}")
@@ -84,6 +85,14 @@ def list_runs(root: Path) -> list[RunDir]:
     marks = [(RunDir(path), _config_time(path)) for path in _folders(root)]
     found = [(time, run.run_id, run) for run, time in marks if time is not None]
     return [run for _, _, run in sorted(found, key=lambda item: item[:2], reverse=True)]
+
+
+def is_yours(path: Path) -> bool:
+    """Whether a folder belongs to you: under a shared run root lie your colleagues' too."""
+    try:
+        return path.stat().st_uid == os.getuid()
+    except OSError:
+        return False
 
 
 def all_runs(root: Path) -> list[RunDir]:
@@ -107,6 +116,11 @@ def unreadable(root: Path) -> list[str]:
     return said
 
 
+def folders_with(root: Path, mark: str) -> list[Path]:
+    """The folders in a folder that hold a file of this name; what cannot be read is left out."""
+    return [path for path in _folders(root) if _time_of(path / mark) is not None]
+
+
 def _folders(root: Path) -> list[Path]:
     """The folders in a folder; none where it is none, or cannot be read."""
     try:
@@ -117,8 +131,11 @@ def _folders(root: Path) -> list[Path]:
 
 def _config_time(path: Path) -> float | None:
     """When config.yaml of a run folder was written; None: it has none, or cannot be read."""
+    return _time_of(path / "config.yaml")
+
+
+def _time_of(mark: Path) -> float | None:
     try:
-        mark = path / "config.yaml"
         return mark.stat().st_mtime if mark.is_file() else None
     except OSError:
         return None

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from r1hpc.base.errors import R1hpcError, UsageError
@@ -128,6 +129,16 @@ def file_and_overrides(arguments: Sequence[str]) -> tuple[str | None, list[str]]
     if len(files) > 1:
         raise UsageError(f"two files, {printable(files[0])} and {printable(files[1])}: a run has one")
     return files[0] if files else None, [each for each in arguments if "=" in each]
+
+
+def refuse_folder(out: Path | None) -> None:
+    """Refuse a folder, or nothing, as --out FILE.
+
+    Raises:
+        UsageError: names a file in it.
+    """
+    if out is not None and (out.is_dir() or not out.name):
+        raise UsageError(f"--out {printable(str(out))} is a folder: name a file, {out / 'report.html'}")
 
 
 def print_json(value: Any) -> None:

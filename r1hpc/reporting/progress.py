@@ -84,4 +84,4 @@ def _eta_s(recent: Sequence[Step], step: int | None, num_steps: int | None) -> f
     times = [s.time for s in recent if s.attempt == recent[-1].attempt and s.time is not None]
     if num_steps is None or step is None or len(times) < 2:
         return None
-    return max(0, num_steps - step) * (times[-1] - times[0]) / (len(times) - 1)
+    return max(0, num_steps - step) * max(0.0, times[-1] - times[0]) / (len(times) - 1)

@@ -12,6 +12,8 @@ from typing import Any
 from r1hpc.accounting.hours import fold_hours
 from r1hpc.accounting.ledger import RunLedger, clip
 from r1hpc.accounting.open_ledger import open_ledgers, survey
+from r1hpc.base.choose_run import full_name
+from r1hpc.base.errors import UsageError
 from r1hpc.base.rundir import RunDir
 from r1hpc.reporting.drawing import save_png
 from r1hpc.reporting.page import write_page
@@ -34,6 +36,7 @@ def publish(
     records: Sequence[JobRecord] = (),
     window: tuple[float | None, float | None] = (None, None),
     user: str | None = None,
+    account: str | None = None,
     pictures: bool = True,
 ) -> Path:
     """Write the page; its path.
@@ -46,18 +49,25 @@ def publish(
         records: those of the runs' jobs among Slurm's, from a file of sacct's output.
         window: (start, end), Unix seconds: what was held outside of it is left out.
         user: only runs of this user.
+        account: only runs of this account, as far as it is known.
         pictures: draw the PNG files too.
+
+    Raises:
+        UsageError: the named runs hold nothing of what was selected.
     """
-    is_selected = hours is not None or window != (None, None) or user is not None
+    is_selected = hours is not None or window != (None, None) or (user, account) != (None, None)
     if runs is None:
         ledgers, notes = survey(run_root, now, records)
     else:
         ledgers, notes = open_ledgers(runs, now, records)
     if window != (None, None):
         ledgers = clip(ledgers, *window)
-    ledgers = [run for run in ledgers if user in (None, run.user)]
-    single = ledgers[0] if runs is not None and len(ledgers) == 1 else None
-    if runs is not None and any(run.source != "run" for run in ledgers):
+    ledgers = [run for run in ledgers if user in (None, run.user) and account in (None, run.account)]
+    if runs is not None and not ledgers:
+        named = ", ".join(full_name(run) for run in runs)
+        raise UsageError(". ".join([f"{named}: nothing was held of what is selected", *notes]))
+    single = ledgers[0] if runs is not None and len(runs) == 1 else None
+    if runs is not None and all(run.source == "sacct" for run in ledgers):
         hours = fold_hours(held for run in ledgers for held in run.allocations)
     notes += [_SELECTED] if runs is None and is_selected else []
     path = out or (single.run.report / "index.html" if single else run_root / "report.html")
@@ -82,7 +92,7 @@ def _draw(view: View, single: RunLedger | None, page: Path) -> Iterator[str]:
     """The PNG files beside the page, by their names."""
     prefix = "" if page.stem == "index" else f"{page.stem}-"
     if single is not None:
-        yield from (path.name for path in draw_pngs(single.run, single.summary, page.parent))
+        yield from (path.name for path in draw_pngs(single.run, single.summary, page.parent, prefix))
     for name, chart in charts_of_hours(view).items():
         if chart is not None:
             save_png([chart], chart.title, page.with_name(f"{prefix}{name}.png"))

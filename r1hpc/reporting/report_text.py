@@ -1,5 +1,6 @@
 """The report of a run as lines for a terminal, as wide as it is, without colour."""
 
+import math
 import textwrap
 import time
 from collections.abc import Sequence
@@ -187,6 +188,8 @@ def _steps_and_data(found: RunReport) -> str:
     line = f"{useful} useful, {lost} lost"
     if lost:
         line += f" ({share(lost, useful + lost).strip()} of those taken)"
+    if found.ledger.window != (-math.inf, math.inf):
+        line += ", in all its time"
     return f"Steps  {line}\nData   {audit_text(found.audit)}"
 
 

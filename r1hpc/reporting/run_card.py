@@ -42,10 +42,10 @@ def run_card(run: RunLedger, is_alone: bool = False) -> str:
     )
 
 
-def draw_pngs(run: RunDir, summary: RunSummary, folder: Path) -> list[Path]:
-    """What there is data for, as PNG files in `folder`; their paths."""
+def draw_pngs(run: RunDir, summary: RunSummary, folder: Path, prefix: str = "") -> list[Path]:
+    """What there is data for, as PNG files in `folder`, their names begun by `prefix`; their paths."""
     data = read_run_data(run, summary)
-    return write_pngs(run.run_id, charts_of_run(data), folder, STUB if data.is_stub else "")
+    return write_pngs(run.run_id, charts_of_run(data), folder, STUB if data.is_stub else "", prefix)
 
 
 def read_run_data(run: RunDir, summary: RunSummary) -> RunData:

@@ -90,7 +90,9 @@ def charts_of_run(data: RunData) -> dict[str, Chart]:
     return {chart.name: chart for chart in drawn if chart is not None}
 
 
-def write_pngs(title: str, charts: Mapping[str, Chart], folder: Path, warning: str = "") -> list[Path]:
+def write_pngs(
+    title: str, charts: Mapping[str, Chart], folder: Path, warning: str = "", prefix: str = ""
+) -> list[Path]:
     """The charts as files, a few under each other in one; their paths. `warning` is said of the GPUs'."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     paths = []
@@ -98,8 +100,8 @@ def write_pngs(title: str, charts: Mapping[str, Chart], folder: Path, warning: s
         drawn = [charts[member] for member in members if member in charts]
         if drawn:
             words = f"  ({warning})" if warning and name == "gpu" else ""
-            save_png(drawn, f"{title}: {'GPUs' if name == 'gpu' else name}{words}", folder / f"{name}.png")
-            paths.append(folder / f"{name}.png")
+            paths.append(folder / f"{prefix}{name}.png")
+            save_png(drawn, f"{title}: {'GPUs' if name == 'gpu' else name}{words}", paths[-1])
     return paths
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from urllib.parse import quote
 
 from r1hpc.accounting.budget import format_day, format_hours, format_range
 from r1hpc.accounting.budget_status import PACE_DAYS, BudgetStatus
@@ -24,9 +25,10 @@ def head(view: View) -> str:
     made = time.strftime("%Y-%m-%d %H:%M", time.localtime(view.now))
     where = f" under {view.run_root.absolute()}" if view.is_whole else ""
     count = f"{len(view.runs)} run{'s' * (len(view.runs) != 1)}{where}"
+    words = f"{count}{span}. Counted from {_SOURCES[view.status.source]}; written {made}."
     return (
         f"<header><h1>{text(view.title)}</h1>"
-        f'<p class="sub">{count}{span}. Counted from {_SOURCES[view.status.source]}; written {made}.</p>'
+        f'<p class="sub">{text(words)}</p>'
         "</header>"
     )
 
@@ -194,6 +196,6 @@ def notes(view: View) -> str:
         *view.notes,
     ]
     items = "".join(f"<li>{text(note)}</li>" for note in shown)
-    links = ", ".join(f'<a href="{text(name)}">{text(name)}</a>' for name in view.pictures)
+    links = ", ".join(f'<a href="{quote(name)}">{text(name)}</a>' for name in view.pictures)
     pictures = f"<p>The same as PNG: {links}</p>" if links else ""
     return f'<h2>Notes</h2><div class="card notes"><ul>{items}</ul>{pictures}</div>'

@@ -68,8 +68,8 @@ class View:
     def unit(self) -> str:
         if self.budget is not None and self.budget.gpu_hours is not None:
             return "GPU-hours"
-        held = any(run.unit == "GPU-hours" and run.used > 0 for run in self.runs)
-        return "GPU-hours" if held or self.status.spent > 0 or not self.runs else "node-hours"
+        on_gpus = any(run.unit == "GPU-hours" and (run.used > 0 or run.is_live) for run in self.runs)
+        return "GPU-hours" if on_gpus or self.status.spent > 0 or not self.runs else "node-hours"
 
     @property
     def spent(self) -> float:
@@ -91,7 +91,7 @@ class View:
     @property
     def counted(self) -> list[RunLedger]:
         """Runs whose hours are of the page's unit."""
-        return [run for run in self.runs if run.unit == self.unit or not run.attempts]
+        return [run for run in self.runs if run.unit == self.unit]
 
     @property
     def begun(self) -> list[RunLedger]:
@@ -110,7 +110,12 @@ class View:
 
     @property
     def parts_by_run(self) -> dict[str, dict[str, float]]:
-        return {run.run_id: run.parts for run in self.counted}
+        """By name; runs of one name, a copy elsewhere among them, by their folders."""
+        names = [run.run_id for run in self.counted]
+        return {
+            run.run_id if names.count(run.run_id) == 1 else str(run.run.path): run.parts
+            for run in self.counted
+        }
 
     @property
     def wasted_by_cause(self) -> dict[str, float]:

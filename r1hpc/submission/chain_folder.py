@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from r1hpc.base import lock
-from r1hpc.base.choose_run import list_runs, run_root_of
+from r1hpc.base.choose_run import folders_with, is_yours, list_runs, run_root_of
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import append_record, check_owned, read_records
 from r1hpc.base.names import check_name
@@ -92,21 +92,20 @@ def find_chain(given: str | Path, run_root: str | None = None) -> ChainDir | Non
 
 
 def choose_chain(given: str | None, run_root: str | None) -> ChainDir | None:
-    """The chain a command is about: the one given, or the newest if newer than any run; None: it is a run."""
+    """The chain a command is about: the one given, or your newest if newer than your runs; None: a run."""
     if given is not None:
         return find_chain(given, run_root)
     root = run_root_of(run_root)
-    chains, runs = list_chains(root), list_runs(root)
+    chains = [chain for chain in list_chains(root) if is_yours(chain.path)]
+    runs = [run for run in list_runs(root) if is_yours(run.path)]
     if not chains or (runs and runs[0].config.stat().st_mtime > _last_touched(chains[0])):
         return None
     return find_chain(chains[0].path)
 
 
 def list_chains(root: Path) -> list[ChainDir]:
-    """The chains under a run root, the one submitted last first."""
-    if not root.is_dir():
-        return []
-    chains = [ChainDir(path) for path in root.iterdir() if (path / "chain.yaml").is_file()]
+    """The chains under a run root, the one submitted last first; what cannot be read is not among them."""
+    chains = [ChainDir(path) for path in folders_with(root, "chain.yaml")]
     return sorted(chains, key=lambda chain: (_last_touched(chain), chain.name), reverse=True)
 
 

@@ -8,6 +8,7 @@ of life, which is a lower bound. What the attempts that are over came to is kept
 are read once, and again only when they count otherwise, as when a later attempt took some of them again.
 """
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
@@ -29,6 +30,9 @@ from r1hpc.telemetry.summary_file import (
 )
 from r1hpc.telemetry.timeline import Part, Span, Split, milliseconds, spans_of, split_time
 
+_Events = defaultdict[int, list[dict[str, Any]]]
+"""By attempt."""
+
 
 @dataclass(frozen=True)
 class AttemptSummary:
@@ -46,11 +50,14 @@ class AttemptSummary:
     mfu_time_s: float = 0.0
     has_steps: bool = True
     """False: its stage takes none."""
+    is_alive: bool = False
 
     @property
     def cause(self) -> str:
-        """What ended it; `running` while nothing has."""
-        return self.attempt.cause.value if self.attempt.cause else "running"
+        """What ended it; `running` while nothing has, `unknown` where that was not written down."""
+        if self.attempt.cause is not None:
+            return self.attempt.cause.value
+        return "running" if self.is_alive else Cause.unknown.value
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,8 @@ class RunSummary:
 
     @cached_property
     def _spans(self) -> dict[int, list[Span]]:
-        taken, events = _taken_by_attempt(self.history, self.steps), _events_by_attempt(self.run)
+        events = _events_by_attempt(self.run)
+        taken = self._taken(events)
         return {
             each.attempt.attempt: list(_spans(each, *taken[each.attempt.attempt], events))
             for each in self.attempts
@@ -103,7 +111,11 @@ class RunSummary:
 
     def useful_steps(self) -> dict[int, list[Step]]:
         """The steps of each attempt that lasted, read from the file."""
-        return {k: useful for k, (useful, _) in _taken_by_attempt(self.history, self.steps).items()}
+        return {k: useful for k, (useful, _) in self._taken(_events_by_attempt(self.run)).items()}
+
+    def _taken(self, events: _Events) -> dict[int, tuple[list[Step], list[Step]]]:
+        alive = next((each.attempt for each in self.attempts if each.is_alive), None)
+        return _taken_by_attempt(self.history, self.steps, events, alive)
 
     def split_between(self, inside: Sequence[AttemptSummary], start: float, begin: int, end: int) -> Split:
         """The split of the time from `begin` to `end` (ms), which may cut through the attempts `inside` it.
@@ -129,7 +141,7 @@ def summarise_run(run: RunDir, history: History, now: float, running: bool) -> R
     known = {each.attempt: each for each in stored.attempts} if stored else {}
     steps = fold_steps(step for _, step in lines if step is not None)
     events = _events_by_attempt(run, len(known) < len(history.attempts))
-    taken = _taken_by_attempt(history, steps)
+    taken = _taken_by_attempt(history, steps, events, alive)
     stage, job_name, config = _names(run, stored)
     attempts = []
     for attempt in history.attempts:
@@ -210,7 +222,9 @@ def _names(run: RunDir, stored: StoredSummary | None) -> tuple[str, str, Mark]:
     return stage[1] if stage else "pretrain", job_name[1] if job_name else run.run_id, mark
 
 
-def _taken_by_attempt(history: History, steps: Steps) -> dict[int, tuple[list[Step], list[Step]]]:
+def _taken_by_attempt(
+    history: History, steps: Steps, events: _Events, alive: Attempt | None
+) -> dict[int, tuple[list[Step], list[Step]]]:
     """(steps that lasted, steps that did not) of each attempt.
 
     Those that ended with their attempt before a checkpoint had them are lost too.
@@ -218,17 +232,22 @@ def _taken_by_attempt(history: History, steps: Steps) -> dict[int, tuple[list[St
     effective, lost = _by_attempt(steps.effective.values()), _by_attempt(steps.lost)
     found = {}
     for attempt in history.attempts:
-        kept, undone = _kept(attempt, effective[attempt.attempt])
+        mine = effective[attempt.attempt]
+        last = math.inf if attempt is alive else _last_kept(attempt, events[attempt.attempt])
+        undone = [step for step in mine if step.global_step > last]
+        kept = [step for step in mine if step.global_step <= last]
         found[attempt.attempt] = (kept, lost[attempt.attempt] + undone)
     return found
 
 
-def _kept(attempt: Attempt, steps: list[Step]) -> tuple[list[Step], list[Step]]:
-    """Steps that are in a checkpoint or may still get there, and those that ended with their attempt."""
-    if attempt.cause in (None, Cause.finished):
-        return steps, []
-    last = attempt.last_committed_step or 0
-    return [s for s in steps if s.global_step <= last], [s for s in steps if s.global_step > last]
+def _last_kept(attempt: Attempt, events: Sequence[dict[str, Any]]) -> float:
+    """The last step that an attempt which is over has left in a checkpoint."""
+    if attempt.cause is Cause.finished:
+        return math.inf
+    if attempt.cause is not None:
+        return attempt.last_committed_step or 0
+    saved = [event.get("global_step") for event in events if event["event"] == "save"]
+    return max((step for step in saved if isinstance(step, int)), default=attempt.resumed_from or 0)
 
 
 def _by_attempt(steps: Iterable[Step]) -> defaultdict[int, list[Step]]:
@@ -238,7 +257,7 @@ def _by_attempt(steps: Iterable[Step]) -> defaultdict[int, list[Step]]:
     return found
 
 
-def _events_by_attempt(run: RunDir, is_needed: bool = True) -> defaultdict[int, list[dict[str, Any]]]:
+def _events_by_attempt(run: RunDir, is_needed: bool = True) -> _Events:
     found: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
     for event in read_events(run) if is_needed else ():
         found[event.get("attempt", 0)].append(event)
@@ -249,7 +268,7 @@ def _summarise(
     attempt: Attempt,
     useful: list[Step],
     lost: list[Step],
-    all_events: defaultdict[int, list[dict[str, Any]]],
+    all_events: _Events,
     now: float | None,
     stage: str,
 ) -> AttemptSummary:
@@ -266,6 +285,7 @@ def _summarise(
         mfu_s=sum(mfu * seconds for mfu, seconds in timed),
         mfu_time_s=sum(seconds for _, seconds in timed),
         has_steps=bool(taken) or stage in (*TRAINED_STAGES, "serve"),
+        is_alive=now is not None,
     )
     begin = milliseconds(attempt.start)
     spans = _spans(summary, useful, lost, all_events)
@@ -276,7 +296,7 @@ def _spans(
     each: AttemptSummary,
     useful: list[Step],
     lost: list[Step],
-    all_events: defaultdict[int, list[dict[str, Any]]],
+    all_events: _Events,
 ) -> Iterable[Span]:
     """See timeline.spans_of."""
     if not each.has_steps:

@@ -17,6 +17,7 @@ class Curve:
     """The steps that lasted up to an attempt, then those that it takes."""
 
     def __init__(self, run: RunDir, attempt: int) -> None:
+        self._run = run
         self._read = follow_steps(run)
         self._attempt = attempt
         self._waiting: list[Step] | None = []
@@ -32,7 +33,17 @@ class Curve:
         self._waiting += steps
         if not any(step.attempt == self._attempt for step in steps):
             return []
-        lasted, self._waiting = fold_steps(self._waiting).effective, None
+        return self._what_lasted()
+
+    def rest(self) -> list[Step]:
+        """What was not given out when the attempt ended: all, where it finished the run without a step."""
+        left = self.newer()
+        if self._waiting is not None and self._run.finished.exists():
+            left = self._what_lasted()
+        return left
+
+    def _what_lasted(self) -> list[Step]:
+        lasted, self._waiting = fold_steps(self._waiting or []).effective, None
         return self._ascending(list(lasted.values()))
 
     def _whole_file(self) -> Iterator[Step]:

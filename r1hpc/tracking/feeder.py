@@ -60,6 +60,9 @@ def _feed(curve: Curve, tracker: Tracker, keeper: int) -> None:
         if is_over:
             break
         is_over = bool(select.select([0], [], [], _PERIOD_S)[0])
+    for chunk in _chunks(curve.rest()):
+        tracker.take(chunk)
+        _say_alive(keeper)
     tracker.close()
 
 

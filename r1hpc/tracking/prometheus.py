@@ -19,12 +19,16 @@ from r1hpc.base.files import write_atomic
 from r1hpc.base.rundir import RunDir
 from r1hpc.base.shapes import mistake
 from r1hpc.telemetry.lines import Tick
-from r1hpc.telemetry.metrics import is_number, last_steps
+from r1hpc.telemetry.metrics import Step, is_number, last_steps
 from r1hpc.telemetry.ranks import RankTimes, read_rank_times
 from r1hpc.telemetry.tail import read_tail
 
 _TAIL_BYTES = 2**17
 """Read from the end of each file: some ticks of eight GPUs, and a few records of a thousand ranks."""
+
+
+_FRESH_S = 120.0
+"""A sampler reads its cards every few seconds."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +106,19 @@ def collect(run: RunDir, name: str) -> list[Sample]:
     times = None if attempt is None else read_rank_times(run, attempt, _TAIL_BYTES)
     samples += _of_ranks(times, labels)
     ranks = _rank_of_uuid(times)
-    ticks = [tick for tick in map(_newest_tick, run.all_gpu_metrics) if tick is not None]
+    ticks = _fresh([tick for tick in map(_newest_tick, run.all_gpu_metrics) if tick is not None], newest)
     attempts = [tick.get("attempt") or 0 for tick in ticks]
     for tick, number in zip(ticks, attempts, strict=True):
         if number == max(attempts):  # else of a node that an earlier attempt had
             samples += _of_gpus(tick, labels, ranks)
     return samples
+
+
+def _fresh(ticks: Sequence[dict[str, Any]], newest: Sequence[Step]) -> list[dict[str, Any]]:
+    """Readings of about the time of the run's newest sign of life: those of a sampler that died are none."""
+    times = [float(tick["time"]) for tick in ticks]
+    now = max([*times, *(step.time for step in newest if step.time is not None)], default=0.0)
+    return [tick for tick, at in zip(ticks, times, strict=True) if now - at <= _FRESH_S]
 
 
 def render(samples: Iterable[Sample]) -> str:

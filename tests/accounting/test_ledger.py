@@ -199,7 +199,7 @@ def test_where_slurm_counts_no_gpus_the_run_knows_how_many_it_had(
 def test_steps_that_ended_with_their_attempt_are_lost_before_they_are_taken_again(tmp_path: Path) -> None:
     """The run crashed for good: nothing beyond its checkpoint lasts."""
     made = RecordedRun(tmp_path / "demo", gpus=2)
-    made.submit("local-1")
+    made.submit("41", "slurm")  # nobody can be asked: as of the folder it runs
     made.attempt(1, 25, "crash", committed=20)
     ledger = open_ledger(made.run, time.time())
     summary = ledger.summary
@@ -209,6 +209,20 @@ def test_steps_that_ended_with_their_attempt_are_lost_before_they_are_taken_agai
     made.steps(21, 22)
     summary = open_ledger(made.run, time.time()).summary
     assert (summary.num_useful, summary.num_lost) == (22, 5), "what runs now may still be saved"
+
+
+def test_what_a_killed_attempt_had_not_saved_is_lost(tmp_path: Path) -> None:
+    """Its supervisor was killed with it: no end is on record, and no job is left that could go on."""
+    made = RecordedRun(tmp_path / "demo", gpus=2)
+    made.submit("local-1")  # process 1 is no supervisor of it
+    made.begin()
+    made.steps(1, 25, save_every=10)
+    ledger = open_ledger(made.run, time.time())
+    assert ledger.state == "failed"
+    assert (ledger.summary.num_useful, ledger.summary.num_lost) == (20, 5)
+    assert (ledger.wall().useful, ledger.wall().lost) == (20_000, 5_000)
+    assert ledger.attempts[-1].cause == "unknown"
+    assert [len(steps) for steps in ledger.summary.useful_steps().values()] == [20]
 
 
 def test_a_stage_without_optimizer_steps_is_useful(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.files import write_json
 from r1hpc.config import load
 from r1hpc.plan.run import make_plan
+from r1hpc.telemetry.metrics import MetricWriter
 from tests.recorded import TOKENS_PER_STEP, RecordedRun
 
 _NUM_STEPS = 400
@@ -64,6 +65,7 @@ def test_a_run_that_died_counts_until_its_last_word(tmp_path: Path) -> None:
     made = _recorded(tmp_path / "dead")
     made.begin()
     made.steps(1, 40, step_s=90, startup_s=0)
+    MetricWriter(made.run, 1).event("save", time=made.clock, global_step=40, seconds=0.0, bytes=1024)
     month = made.clock + 30 * 86400
     found = measured_run(made.run, month)
     assert found.assumptions["gpu_hours_spent"] == pytest.approx(8.0)

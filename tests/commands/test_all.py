@@ -57,3 +57,34 @@ def test_a_run_folder_that_others_may_write_is_refused(finished: RecordedRun) ->
     finished.run.path.chmod(0o777)
     with pytest.raises(StateError, match="chmod go-w"):
         status.main(["demo"])
+
+
+def test_a_chain_that_cannot_be_read_hides_no_other_run(
+    finished: RecordedRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoilt = finished.run.path.parent / "theirs"
+    spoilt.mkdir()
+    (spoilt / "chain.yaml").write_text("{stages: [{name: sft}]}")
+    shown = as_json(status, ["--all"], capsys)
+    assert [run["run_id"] for run in shown["runs"]] == ["demo"]
+    assert [note for note in shown["notes"] if "theirs is left out" in note]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_the_newest_run_is_your_own(finished: RecordedRun, capsys: pytest.CaptureFixture[str]) -> None:
+    root = finished.run.path.parent
+    theirs = RecordedRun(root / "theirs")
+    os.chown(theirs.run.path, 12345, 12345)
+    chain = root / "chain"
+    chain.mkdir()
+    (chain / "chain.yaml").write_text("{}")
+    os.chown(chain, 12345, 12345)
+    assert as_json(status, [], capsys)["run_id"] == "demo"
+
+
+def test_what_is_beyond_the_newest_fifty_is_said(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(52):
+        RecordedRun(root / f"run-{number}")
+    shown = as_json(status, ["--all"], capsys)
+    assert len(shown["runs"]) == 50
+    assert shown["notes"] == ["these are the newest 50 runs of 52: name one of the others to see it"]

@@ -46,3 +46,14 @@ def test_ghosts_and_newer_attempts_are_others_to_show(tmp_path: Path) -> None:
     MetricWriter(made.run, 3).step(global_step=8, loss=1.0)
     made.steps(8, 8)
     assert numbers(curve.newer()) == [(8, 2)]
+
+
+def test_an_attempt_that_finishes_the_run_without_a_step_gives_out_what_lasted(tmp_path: Path) -> None:
+    made = RecordedRun(tmp_path / "demo")
+    made.attempt(1, 10, "preempted", committed=10)
+    curve = Curve(made.run, attempt=2)
+    made.begin(resumed_from=10)
+    assert curve.rest() == [], "which of them last is not known yet"
+    made.end("finished", committed=10)
+    assert numbers(curve.rest()) == [(n, 1) for n in range(1, 11)]
+    assert curve.rest() == []

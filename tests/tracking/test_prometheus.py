@@ -11,7 +11,7 @@ from r1hpc import export_metrics as command
 from r1hpc.base.errors import UsageError
 from r1hpc.telemetry.metrics import MetricWriter
 from r1hpc.telemetry.ranks import RankTimeWriter
-from r1hpc.tracking.prometheus import Metric, render, write_textfile
+from r1hpc.tracking.prometheus import Metric, collect, render, write_textfile
 from tests.recorded import EPOCH, RecordedRun
 
 _SAMPLE = re.compile(r'([a-z0-9_:]+)\{((?:[a-z]+="(?:[^"\\]|\\.)*",?)*)\} (\S+)')
@@ -154,3 +154,8 @@ def test_following_ends_with_the_run(made: RecordedRun) -> None:
 def _finish(made: RecordedRun) -> None:
     MetricWriter(made.run, 1).step(global_step=40, loss=1.0)
     made.end("finished", committed=40)
+
+
+def test_a_sampler_that_died_is_not_told_as_of_now(made: RecordedRun) -> None:
+    made.steps(41, 42, step_s=300.0)
+    assert "r1hpc_gpu_utilization_percent" not in render(collect(made.run, "demo"))
