@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from r1hpc.base.cli import ArgumentParser, run_command
-from r1hpc.base.errors import R1hpcError, UsageError
+from r1hpc.base.errors import UsageError
 from r1hpc.base.rundir import RunDir, open_run
 
 
@@ -108,6 +108,7 @@ def _begin(run: RunDir) -> int:
 
 def _end(run: RunDir, attempt: int, status: int, hurry: bool) -> int:
     """0: the job is done or goes on; OVER: it is over, and that is on record. Anything else: not judged."""
+    from r1hpc.attempt.end import OverError
     from r1hpc.slurm.contract import OVER
     from r1hpc.submission.next_job import end_and_go_on
     from r1hpc.telemetry.attempts import read_run_events
@@ -117,7 +118,7 @@ def _end(run: RunDir, attempt: int, status: int, hurry: bool) -> int:
         raise UsageError(f"{run.run_id} has begun no attempt {attempt}: give the number begin printed")
     try:
         return OVER if end_and_go_on(run, attempt, status, diagnose=not hurry) else 0
-    except R1hpcError as error:
+    except OverError as error:
         print(f"error: {error}", file=sys.stderr)
         return OVER
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from r1hpc.attempt.dataset import build, ensure_traces, folder_of_recipe
 from r1hpc.attempt.needs import unmet
 from r1hpc.attempt.refusal import MustNotGoOnError, on_record, record_not_begun
-from r1hpc.attempt.rivals import alone, refuse_a_second_job
+from r1hpc.attempt.rivals import alone, own_restarts, refuse_a_ghost, refuse_a_second_job
 from r1hpc.attempt.state import job_named
 from r1hpc.attempt.trackers import start_trackers
 from r1hpc.attempt.unended import close_unended, newest_step
@@ -69,6 +69,7 @@ def begin(run: RunDir, executor: str, job_id: str, node_names: tuple[str, ...], 
 def _begin(run: RunDir, executor: str, job_id: str, node_names: tuple[str, ...], ranks: int) -> int | None:
     config = read(run.config)
     refuse_a_second_job(run, job_id)
+    refuse_a_ghost(run, executor, job_id)
     failpoint("begin")
     if executor == "slurm":
         _record_excluded(run, config, job_id)
@@ -94,7 +95,10 @@ def _begin(run: RunDir, executor: str, job_id: str, node_names: tuple[str, ...],
             f"{run.run_id} is not started again: {reason}. `submit --resume` asks for more",
             Cause.cancelled if history.is_cancelled else Cause.refused,
         )
-    dataset = str(ensure_dataset(run, config)) if config.stage in _READS_SHARDS else ""
+    dataset = ""
+    if config.stage in _READS_SHARDS:
+        dataset = str(ensure_dataset(run, config))
+        refuse_a_ghost(run, executor, job_id, history)  # that may have taken hours
     attempt = (history.last.attempt if history.last else 0) + 1
     token, cluster = secrets.token_hex(8), os.environ.get("SLURM_CLUSTER_NAME")
     store = CheckpointStore(run.checkpoints, keep=config.checkpoint.keep)
@@ -111,6 +115,7 @@ def _begin(run: RunDir, executor: str, job_id: str, node_names: tuple[str, ...],
         executor=executor,
         host=socket.gethostname(),
         **({"cluster": cluster} if executor == "slurm" and cluster else {}),
+        **({"restarts": own_restarts()} if own_restarts() else {}),
         node_names=list(node_names),
         gpus=_num_gpus(config, executor, ranks, len(node_names)),
         ranks=ranks,

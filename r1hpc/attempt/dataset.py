@@ -74,7 +74,9 @@ def ensure_traces(run: RunDir, config: RunConfig) -> Path:
         name = inputs_hash(inputs, tokenizer, eos_id)
         name = name if form.is_plain else digest([name, form.id])
         target = run.path.parent / "datasets" / f"traces-{name[:_HASH_DIGITS]}"
-        if known not in (None, target):
+        if known is not None and known.name == target.name and known.is_dir():
+            target = known  # the run root may be reached by another path, through a link, or have moved
+        elif known is not None and known.name != target.name:
             raise R1hpcError(
                 f"the traces or the tokenizer of {run.run_id} have changed since it began with {known}: "
                 f"put the old ones back, or begin a new run (on the old ones: data.traces=[] "

@@ -15,9 +15,10 @@ from r1hpc.attempt.cause import Evidence, SchedulerView, decide
 from r1hpc.attempt.outcome import FINISHED, STOPPED, read_outcomes
 from r1hpc.attempt.trackers import await_trackers
 from r1hpc.attempt.unended import steps_for_the_end
-from r1hpc.base.errors import R1hpcError, StateError
+from r1hpc.base.errors import R1hpcError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.rundir import RunDir
+from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.load import read
 from r1hpc.config.schema import RunConfig
 from r1hpc.plan.parts import STAGES_IN_PARTS
@@ -58,7 +59,11 @@ class Ended:
         return 1 if self.next is Next.over and self.attempt.cause not in good else 0
 
 
-class CancelledError(R1hpcError):
+class OverError(R1hpcError):
+    """The run does not go on, and that is on record."""
+
+
+class CancelledError(OverError):
     """Somebody has cancelled the run after its attempt was judged."""
 
 
@@ -66,7 +71,7 @@ def end(run: RunDir, attempt: int, status: int, diagnose: bool = True) -> Ended:
     """Judge the attempt whose ranks have left with `status`, and write it down.
 
     Args:
-        diagnose: print what stands out of it.
+        diagnose: print what stands out of it, and remove what the checkpoints of a run that is over left.
     """
     failpoint("end")
     config = read(run.config)
@@ -78,7 +83,7 @@ def end(run: RunDir, attempt: int, status: int, diagnose: bool = True) -> Ended:
         print(f"{run.run_id}: attempt {attempt} ended, but {reason}", flush=True)
         return Ended(this, Next.superseded, reason)
     if this.cause is not None:
-        raise StateError(f"attempt {attempt} of {run.run_id} has ended already: {this.cause.value}")
+        raise OverError(f"attempt {attempt} of {run.run_id} has ended already: {this.cause.value}")
     state = _ask_slurm(this.job_id)
     outcomes = read_outcomes(run, attempt)
     if state is not None and state.is_requeued and not any(o.kind in (FINISHED, STOPPED) for o in outcomes):
@@ -131,6 +136,8 @@ def end(run: RunDir, attempt: int, status: int, diagnose: bool = True) -> Ended:
     if diagnose and config.stage != "serve":  # it judges steps
         print_diagnosis(run, attempt)
     if follows is Next.over:
+        if diagnose:  # there is time
+            CheckpointStore(run.checkpoints).sweep()
         await_trackers(run)
     warned = None if state is None or "COMPLETING" in state.states else state.preempt_time
     return Ended(judged, follows, reason, warned)
@@ -212,8 +219,10 @@ def _view(state: JobState | None, warned: float | None = None) -> SchedulerView:
         # script, which is us, has not ended: so the limit was reached, or it was preempted where PreemptMode
         # is CANCEL, which moves PreemptTime to the end (seen with Slurm 24.11), or somebody cancelled it,
         # perhaps in the very second of the warning.
+        # Slurm has lost another of its nodes where its reason says so (job_mgr.c, FAIL_DOWN_NODE; not seen).
         is_preempted = state.preempt_time is not None and state.preempt_time == state.end_time != warned
         other = "PREEMPTED" if is_preempted else "CANCELLED"
+        other = "NODE_FAIL" if state.reason == "NodeDown" else other
         states = states | {"TIMEOUT" if left is not None and left <= 0 else other}
     return SchedulerView(states, state.preempt_time is not None, left)
 

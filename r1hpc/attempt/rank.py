@@ -18,7 +18,7 @@ from r1hpc.attempt.begin import read_facts
 from r1hpc.attempt.outcome import FAILED, FINISHED, HANG, LEFT_ALONE, STOPPED, RankOutcome, write_outcome
 from r1hpc.attempt.serve import serve
 from r1hpc.base.errors import R1hpcError, UsageError
-from r1hpc.base.files import check_owned, read_json, write_json
+from r1hpc.base.files import check_owned, is_listed, read_json, write_json
 from r1hpc.base.rundir import RunDir, open_run
 from r1hpc.config.load import read
 from r1hpc.config.schema import RunConfig
@@ -220,14 +220,15 @@ class _Meeting(TypedDict):
 
 
 def _wait_for(place: Path, token: str, watchdog: Watchdog) -> _Meeting:
-    deadline = time.monotonic() + _RENDEZVOUS_TIMEOUT_S
+    deadline, pause_s = time.monotonic() + _RENDEZVOUS_TIMEOUT_S, 0.1
     while time.monotonic() < deadline:
         watchdog.beat("waiting for rank 0")  # not a hang: the deadline ends it, with a message of its own
-        if place.exists():
+        if is_listed(place):
             meeting: _Meeting = read_json(place, _Meeting)
             if meeting["token"] == token:
                 return meeting
-        time.sleep(0.1)
+        time.sleep(pause_s)
+        pause_s = min(1.0, 1.2 * pause_s)  # a thousand ranks ask
     raise R1hpcError(
         f"rank 0 did not write {place} within {_RENDEZVOUS_TIMEOUT_S:.0f} s; see the log of rank 0"
     )

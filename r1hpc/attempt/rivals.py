@@ -1,13 +1,14 @@
-"""Two jobs of one run at once: the later one leaves, and whoever is leaving is waited for.
+"""Two jobs of one run at once, or a job twice: the later one leaves, and whoever is leaving is waited for.
 
 with alone(run, job_id):             # one begins an attempt, another one waits
     refuse_a_second_job(run, job_id) # and then sees it at work
 """
 
 import os
+import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from r1hpc.attempt.refusal import MustNotGoOnError
 from r1hpc.attempt.state import ask, job_named
@@ -15,7 +16,7 @@ from r1hpc.base.lock import hold, read_holder
 from r1hpc.base.rundir import RunDir
 from r1hpc.slurm.client import SlurmError
 from r1hpc.slurm.requeue import job_state
-from r1hpc.telemetry.attempts import read_history
+from r1hpc.telemetry.attempts import History, read_history, read_run_events
 
 # A job that was cancelled may still be saving: KillWait is 30 s unless a site says otherwise.
 _LEAVING_S = 45.0
@@ -67,8 +68,40 @@ def refuse_a_second_job(run: RunDir, job_id: str) -> None:
         time.sleep(2.0)
 
 
+def refuse_a_ghost(run: RunDir, executor: str, job_id: str, known: History | None = None) -> None:
+    """Slurm starts a job again elsewhere when it loses sight of its batch host, on which this may still run.
+
+    Args:
+        known: what was on record when this began: no attempt may have begun since.
+
+    Raises:
+        MustNotGoOnError: that has happened, and the run is the other one's.
+    """
+    events = read_run_events(run)[0]
+    asked_at = max((e["time"] for e in events if e["event"] in ("submitted", "resubmitted")), default=0.0)
+    begun = [e for e in events if (e["event"], str(e.get("job_id"))) == ("begin", job_id)]
+    restarts = max((e.get("restarts", 0) for e in begun if e["time"] >= asked_at), default=0)
+    if executor == "slurm":
+        with suppress(SlurmError):  # what is on record has to do
+            restarts = max(restarts, job_state(job_id).restarts)
+    last = read_history(run).last
+    before = known.last.attempt if known is not None and known.last is not None else 0
+    is_overtaken = known is not None and last is not None and last.attempt > before
+    if is_overtaken or restarts > own_restarts():
+        raise MustNotGoOnError(
+            f"job {job_id} was started again on another node, and {run.run_id} is at work there: this one "
+            "leaves it alone",
+            cause=None,
+        )
+
+
+def own_restarts() -> int:
+    """How often Slurm had started this job again when it started this process."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
+
 def _is_alive(job_id: str) -> bool:
-    if not job_id.isdigit():
+    if not re.fullmatch(r"\d+(_\d+)?", job_id):
         return True  # a local supervisor
     try:
         return job_state(job_id).live

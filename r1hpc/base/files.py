@@ -186,6 +186,17 @@ def iter_records(path: Path, shape: Any = Any) -> Iterator[dict[str, Any]]:
         yield from (value for line in file if (value := parse_object(line, shape)) is not None)
 
 
+def is_listed(path: Path) -> bool:
+    """Whether there is a file of this name, by listing its folder.
+
+    NFS remembers for up to a minute that a name was missing, which another node has written since.
+    """
+    try:
+        return path.name in os.listdir(path.parent)  # noqa: PTH208
+    except FileNotFoundError:
+        return False
+
+
 def parse_object(line: bytes, shape: Any = Any) -> dict[str, Any] | None:
     """The JSON object in a line; None: it is torn, none, or of another shape."""
     try:

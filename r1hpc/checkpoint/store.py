@@ -357,6 +357,14 @@ class CheckpointStore:
             return True
         return reads and not self.verify(checkpoint)
 
+    def sweep(self) -> None:
+        """Remove what was only taken out of sight, and what dead incarnations left: the run is over, and no
+        `begin` will."""
+        with contextlib.suppress(OSError):
+            self._sweep()
+            for _, _, newest in fence.incarnations(self.root)[-1:]:
+                sweep_trash(newest, "end.sweep")
+
     def _sweep(self) -> None:
         """Remove trash, and the folders of all incarnations but ours and the newest."""
         for _, _, folder in fence.incarnations(self.root)[:-1]:

@@ -26,11 +26,7 @@ def head(view: View) -> str:
     where = f" under {view.run_root.absolute()}" if view.is_whole else ""
     count = f"{len(view.runs)} run{'s' * (len(view.runs) != 1)}{where}"
     words = f"{count}{span}. Counted from {_SOURCES[view.status.source]}; written {made}."
-    return (
-        f"<header><h1>{text(view.title)}</h1>"
-        f'<p class="sub">{text(words)}</p>'
-        "</header>"
-    )
+    return f'<header><h1>{text(view.title)}</h1><p class="sub">{text(words)}</p></header>'
 
 
 def tiles(view: View) -> str:

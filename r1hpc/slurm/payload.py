@@ -15,7 +15,7 @@ from pathlib import Path
 
 from r1hpc.base.cli import run_command
 from r1hpc.base.errors import StateError
-from r1hpc.base.files import check_owned
+from r1hpc.base.files import check_owned, is_listed
 from r1hpc.slurm import env
 from r1hpc.slurm.contract import OVER
 
@@ -48,7 +48,7 @@ def check(run: Path, job_id: str, patience_s: float = 60.0) -> None:
     """
     path = path_of(run, job_id)
     deadline = time.monotonic() + patience_s
-    while not _is_there(path):
+    while not is_listed(path):
         if time.monotonic() > deadline - patience_s / 2:
             carry_over(run, job_id)
         if time.monotonic() > deadline:
@@ -64,11 +64,6 @@ def make_private(run: Path) -> None:
     """Take from others what the run's folder may give them by a default ACL, before anybody looks."""
     for path in folder_of(run).glob("*.pkl"):
         path.chmod(0o600)
-
-
-def _is_there(path: Path) -> bool:
-    # By listing, not by name: NFS remembers for up to a minute that a name was missing.
-    return path.parent.is_dir() and path.name in os.listdir(path.parent)  # noqa: PTH208
 
 
 def carry_over(run: Path, new_id: str) -> None:

@@ -119,7 +119,7 @@ def carry_out_on_slurm(chain: ChainDir, steps: Sequence[StageStep], order: Order
             try:
                 jobs[name] = _submit(chain, step, jobs, order)
             except R1hpcError as error:
-                raise _interrupted(error, name, jobs) from None
+                raise _interrupted(error, name, jobs, order.overrides) from None
     return jobs
 
 
@@ -315,8 +315,11 @@ def _adopt(chain: ChainDir, step: StageStep) -> None:
     chain.record("submitted", stage=step.stage.name, job_id=step.job_id, executor="slurm", adopted=True)
 
 
-def _interrupted(error: R1hpcError, name: str, jobs: Mapping[str, str]) -> R1hpcError:
+def _interrupted(
+    error: R1hpcError, name: str, jobs: Mapping[str, str], settings: Sequence[str]
+) -> R1hpcError:
     before = ", ".join(f"{stage} as job {job}" for stage, job in jobs.items())
-    hint = f"\nsubmitted before it: {before}. Submit the chain again to go on" if before else ""
+    again = "Submit the chain again, with the same settings," if settings else "Submit the chain again"
+    hint = f"\nsubmitted before it: {before}. {again} to go on" if before else ""
     kind = type(error) if type(error) in (R1hpcError, UsageError) else R1hpcError
     return kind(f"stage {name}: {error}{hint}")

@@ -10,16 +10,16 @@ wait for the old one must wait for that: once the old job has ended with status 
 import sys
 from functools import partial
 
-from r1hpc.attempt.end import CancelledError, Next, end, refuse_cancelled, take_back
+from r1hpc.attempt.end import CancelledError, Next, OverError, end, refuse_cancelled, take_back
 from r1hpc.attempt.needs import is_stage
 from r1hpc.attempt.state import State, read_situation
-from r1hpc.base.errors import R1hpcError
+from r1hpc.base.errors import R1hpcError, StateError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.rundir import RunDir
 from r1hpc.config import load
 from r1hpc.slurm import dependency
 from r1hpc.slurm.client import SlurmError
-from r1hpc.slurm.requeue import job_state, requeue, resubmit
+from r1hpc.slurm.requeue import JobState, job_state, requeue, resubmit
 from r1hpc.submission.chain_file import open_definition
 from r1hpc.submission.chain_folder import ChainDir
 from r1hpc.telemetry.attempts import Cause, record
@@ -34,7 +34,8 @@ def end_and_go_on(run: RunDir, attempt: int, status: int, diagnose: bool = True)
 
     Raises:
         CancelledError: a user has cancelled the run meanwhile, and it does not go on.
-        R1hpcError: it should go on, and Slurm does not let it; the attempt's end says so.
+        OverError: it should go on, and Slurm does not let it; the attempt's end says so.
+        R1hpcError: the attempt could not be judged, and nothing is on record.
     """
     ended = end(run, attempt, status, diagnose)
     job = ended.attempt.job_id
@@ -47,7 +48,7 @@ def end_and_go_on(run: RunDir, attempt: int, status: int, diagnose: bool = True)
             raise
         except R1hpcError as error:
             take_back(run, attempt, f"not requeued: {' '.join(str(error).split())}")
-            raise
+            raise OverError(str(error)) from error
     if ended.attempt.cause is Cause.stopped and is_stage(run):
         return 1  # nothing failed, but the jobs that wait for this one must not begin
     return ended.exit_status
@@ -55,7 +56,7 @@ def end_and_go_on(run: RunDir, attempt: int, status: int, diagnose: bool = True)
 
 def _go_on(run: RunDir, job: str, warned: float | None) -> None:
     """Requeue the job, or submit the run again where the cluster forbids that."""
-    if requeue(job, check=partial(refuse_cancelled, run, warned)):
+    if requeue(job, check=partial(_refuse_cancelled, run, warned)):
         return
     print("the cluster does not requeue this job: submitting it again", file=sys.stderr)
     new_job = resubmit(run.script, after=job, exclude=_excluded(job))
@@ -67,6 +68,14 @@ def _go_on(run: RunDir, job: str, warned: float | None) -> None:
         # The run goes on all the same. A stage that still waits for the old job begins too early, refuses,
         # and says so.
         print(f"job {new_job} goes on, but a stage may still wait for job {job}: {error}", file=sys.stderr)
+
+
+def _refuse_cancelled(run: RunDir, warned: float | None, state: JobState) -> None:
+    """As `refuse_cancelled`; a run folder that cannot be read for a moment is asked again, with Slurm."""
+    try:
+        refuse_cancelled(run, warned, state)
+    except StateError as error:
+        raise SlurmError(str(error), 0) from error
 
 
 def _excluded(job: str) -> str:

@@ -3,7 +3,7 @@
 Events, one JSON line each, appended in order and never changed:
 
     submitted  time executor job_id script time_limit_s
-    begin      time attempt token job_id executor host node_names gpus ranks resumed_from
+    begin      time attempt token job_id executor host node_names gpus ranks resumed_from restarts
     end        time attempt cause detail exit_status last_committed_step kept requeued inferred resumed_from
     cancel_requested  time by
     excluded   time node reason job_id
@@ -73,6 +73,7 @@ class _Begin(_Event):
     gpus: NotRequired[Count]
     ranks: NotRequired[Count]
     resumed_from: NotRequired[Count | None]
+    restarts: NotRequired[Count]
 
 
 class _End(_Event):

@@ -11,13 +11,16 @@ number of ranks may change.
 
 import functools
 import json
+import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from r1hpc.base.files import iter_records, write_atomic, write_json
+from r1hpc.base.errors import StateError
+from r1hpc.base.files import open_plain, parse_object, write_atomic, write_json
 from r1hpc.config.schema import RunConfig
 from r1hpc.plan.parts import num_parts, part_items
 from r1hpc.tasks.demonstrations import demonstrate
@@ -38,6 +41,9 @@ from r1hpc.train.sampling import Cut
 from r1hpc.train.session import Job, Outcome
 
 Lines = list[dict[str, Any]]
+
+_VISIBLE_S = 180.0
+"""Until a file that another node has written is listed here: NFS keeps a listing for up to a minute."""
 
 
 def traces(job: Job) -> Outcome:
@@ -255,14 +261,44 @@ def _missing(job: Job) -> list[int]:
     """The parts that are not made, the same on all ranks."""
     missing: list[int] = []
     if job.group.rank == 0:  # a metadata server notices when every rank asks for every file
-        missing = [n for n in range(num_parts(job.config)) if not _part_path(job, n).exists()]
+        missing = _not_listed(job)
     return list(job.group.broadcast(missing))
 
 
 def _read_parts(job: Job) -> Iterator[dict[str, Any]]:
-    """The lines of all parts, in order."""
-    for number in range(num_parts(job.config)):
-        yield from iter_records(_part_path(job, number))
+    """The lines of all parts, in order.
+
+    Raises:
+        StateError: a part is not there, or not as it was written; says what to do.
+    """
+    _await_parts(job)
+    for part in range(num_parts(job.config)):
+        path = _part_path(job, part)
+        with open_plain(path) as file:
+            for number, line in enumerate(file, 1):
+                record = parse_object(line)
+                if record is None:
+                    raise StateError(f"{path}:{number} is damaged: remove {path.name}, and it is made again")
+                yield record
+
+
+def _await_parts(job: Job) -> None:
+    """Until every part that a rank has reported is seen here too."""
+    deadline = time.monotonic() + _VISIBLE_S
+    while unseen := _not_listed(job):
+        job.watchdog.beat("waiting for the parts of other nodes")
+        if time.monotonic() > deadline:
+            raise StateError(
+                f"{len(unseen)} parts of other nodes are not seen here after {_VISIBLE_S:.0f} s, first "
+                f"{_part_path(job, unseen[0])}: resume, and what is missing is made again"
+            )
+        time.sleep(1.0)
+
+
+def _not_listed(job: Job) -> list[int]:
+    """By listing, not by name: NFS remembers for up to a minute that a name was missing."""
+    there = set(os.listdir(job.run.parts))  # noqa: PTH208
+    return [n for n in range(num_parts(job.config)) if _part_path(job, n).name not in there]
 
 
 def _part_path(job: Job, number: int) -> Path:

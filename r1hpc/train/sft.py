@@ -6,6 +6,7 @@ The roles stored in the shards say which tokens are a completion; only those hav
 all completion tokens of the global batch, so it does not depend on how rows were spread over ranks.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -184,7 +185,7 @@ class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
         if loss is None:
             return None
         self._validated = step
-        if self._lowest is None or loss < self._lowest:
+        if math.isfinite(loss) and (self._lowest is None or loss < self._lowest):
             self._lowest, self._since = loss, 0
             if self._job.config.train.early_stopping:
                 self.export(session)

@@ -76,9 +76,10 @@ class StopRequests:
             self._ask_to_stop(OUT_OF_HOURS)
         if self._watch_files and now >= self._next_file_poll:
             self._next_file_poll = now + _FILE_POLL_S
-            if self._run.stop.exists():
-                self._ask_to_stop("STOP file")
-            self._save = self._run.save.exists()
+            with suppress(OSError):  # a file system that hiccups has not asked for anything
+                if self._run.stop.exists():
+                    self._ask_to_stop("STOP file")
+                self._save = self._run.save.exists()
         late = self._clock.first_save_at is not None and not self._saved and now >= self._clock.first_save_at
         return self._stop, (self._save or late) and not self._answering
 

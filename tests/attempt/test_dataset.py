@@ -100,6 +100,17 @@ def test_a_resumed_run_outlives_its_files_but_not_other_ones(tmp_path: Path) -> 
         ensure_dataset(new_run(tmp_path, "two"), config(path))
 
 
+def test_a_run_root_that_is_reached_by_another_path_has_the_same_dataset(tmp_path: Path) -> None:
+    run, path = new_run(tmp_path), write(tmp_path / "t.jsonl", TRACES)
+    dataset = ensure_dataset(run, config(path))
+    (tmp_path / "link").symlink_to(tmp_path / "runs")
+    assert ensure_dataset(RunDir(tmp_path / "link" / "one"), config(path)).samefile(dataset)
+    (tmp_path / "link").unlink()
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    moved = ensure_dataset(RunDir(tmp_path / "moved" / "one"), config(path))
+    assert moved == tmp_path / "moved" / "datasets" / dataset.name
+
+
 def test_another_tokenizer_is_another_dataset(tmp_path: Path) -> None:
     path = write(tmp_path / "t.jsonl", TRACES)
     folder = tmp_path / "model"

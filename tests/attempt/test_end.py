@@ -11,15 +11,18 @@ import pytest
 
 from r1hpc import launch
 from r1hpc.attempt.begin import begin, read_facts
-from r1hpc.attempt.end import CancelledError
+from r1hpc.attempt.end import CancelledError, OverError
 from r1hpc.attempt.needs import write_needs
+from r1hpc.attempt.outcome import STOPPED, RankOutcome, write_outcome
 from r1hpc.attempt.refusal import MustNotGoOnError
 from r1hpc.attempt.state import JobRef, State, read_situation
+from r1hpc.base.errors import R1hpcError
 from r1hpc.base.files import read_records
 from r1hpc.base.lock import hold
+from r1hpc.base.rundir import RunDir
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config import load
-from r1hpc.slurm.client import SlurmError
+from r1hpc.config.schema import RunConfig
 from r1hpc.slurm.contract import OVER
 from r1hpc.slurm.requeue import requeue
 from r1hpc.submission.next_job import end_and_go_on
@@ -87,7 +90,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[_Job]:
 def test_a_requeue_that_never_came_about_is_taken_back(job: _Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("r1hpc.submission.next_job.requeue", partial(requeue, patience_s=0))
     (job.bin / "requeue").write_text("Unexpected message received for job 7")
-    with pytest.raises(SlurmError, match="Unexpected message"):
+    with pytest.raises(OverError, match="Unexpected message"):
         job.end()
     promised, kept = [event for event in read_records(job.run.attempts) if event["event"] == "end"]
     assert (promised["requeued"], kept["requeued"]) == (True, False)
@@ -103,6 +106,31 @@ def test_the_job_script_can_tell_a_run_that_is_over_from_a_python_that_failed(jo
     job.slurm_says(_RUNNING, _CANCELLED)
     words = ["end", str(job.run.path), "--attempt", "1", "--status", "143", "--hurry"]
     assert launch.main(words) == OVER == 3
+
+
+def test_an_end_that_cannot_be_judged_is_not_over(job: _Job) -> None:
+    """The shell asks for the next attempt then, whose begin finds out: nothing is on record."""
+    words = ["end", str(job.run.path), "--attempt", "1", "--status", "1", "--hurry"]
+    job.run.train_metrics.mkdir()  # as a file that the file system does not give for a moment
+    with pytest.raises(R1hpcError):
+        launch.main(words)
+    assert [e["event"] for e in read_records(job.run.attempts)] == ["submitted", "begin"]
+    job.run.train_metrics.rmdir()
+    assert launch.main(words) == 0
+
+
+def test_the_checkpoints_of_a_run_that_is_over_leave_no_rest(job: _Job) -> None:
+    store = CheckpointStore(job.run.checkpoints)
+    store.begin(1, "0" * 16)
+    for step in (10, 20, 30):
+        save(store, step, 1, "0" * 16)
+    assert store.prune([30], hurry=True) == [10]
+    (rest,) = job.run.checkpoints.glob(".incarnation-*/.trash*")
+    job.run.stop.touch()
+    job.run.attempt_dir(1).mkdir(parents=True)
+    write_outcome(job.run, 1, RankOutcome(0, STOPPED, "n1", 30, "STOP file"))
+    assert end_and_go_on(job.run, 1, 0) == 0
+    assert not rest.exists()
 
 
 @pytest.mark.parametrize(("of_a_chain", "status"), [(True, OVER), (False, 0)])
@@ -234,6 +262,35 @@ def test_of_two_jobs_that_begin_at_once_the_second_sees_the_first(
     os.close(held)
     with pytest.raises(MustNotGoOnError, match="is at work already, as job 8"):
         begin(job.run, "slurm", "9", ("n1",), 1)
+
+
+def test_a_job_that_slurm_has_started_again_elsewhere_leaves_the_run_alone(
+    job: _Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its batch host was lost for a while, in the hours in which it built its dataset."""
+    monkeypatch.setattr("r1hpc.attempt.begin._READS_SHARDS", ("traces",))
+    load.save(load.load(None, ["stage=traces"]), job.run.config)
+    job.recorded.end("preempted")
+    for count in range(1, 20):
+        (job.bin / f"show{count}").write_text(_RUNNING)
+
+    def hours_later(run: RunDir, config: RunConfig) -> str:
+        monkeypatch.setattr("r1hpc.attempt.begin.ensure_dataset", lambda run, config: "data")
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+        assert begin(job.run, "slurm", "7", ("n2",), 1) == 2
+        monkeypatch.delenv("SLURM_RESTART_COUNT")
+        return "data"
+
+    monkeypatch.setattr("r1hpc.attempt.rivals._LEAVING_S", 0.0)
+    monkeypatch.setattr("r1hpc.attempt.begin.ensure_dataset", hours_later)
+    for _ in range(2):  # asked again, it sees what is on record
+        with pytest.raises(MustNotGoOnError, match="was started again on another node") as left:
+            begin(job.run, "slurm", "7", ("n1",), 1)
+        assert left.value.cause is None
+    (live,) = job.run.path.glob("attempts/2")
+    assert read_facts(job.run, 2).dataset_path == "data"
+    assert live.is_dir()
+    assert [e["attempt"] for e in read_records(job.run.attempts) if e["event"] == "begin"] == [1, 2]
 
 
 def test_hard_preemptions_without_accounting_are_no_crashes(

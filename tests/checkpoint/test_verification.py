@@ -1,13 +1,16 @@
 """Every kind of file, damaged in every way: the problem names the file and an older checkpoint is used."""
 
+import errno
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from r1hpc.checkpoint.digest import digest_fd
 from r1hpc.checkpoint.errors import NoUsableCheckpointError
 from r1hpc.checkpoint.store import CheckpointStore
-from tests.checkpoint.harness import FILES, history, save
+from tests.checkpoint.harness import FILES, history, save, write_files
 
 PAGE = 4096
 
@@ -113,6 +116,33 @@ def test_every_bad_file_is_listed(tmp_path: Path) -> None:
         flip_a_byte(found.path / name)
     problems = store.verify(found)
     assert [[name in problem for problem in problems].count(True) for name in damaged] == [1] * len(damaged)
+
+
+def test_a_read_that_fails_once_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older checkpoint in its place would cost its steps, and this one would be replaced."""
+    store = history(tmp_path, 10, 20)
+    whole, failures = digest_fd, [errno.EIO, errno.ESTALE]
+
+    def hiccup(fd: int) -> tuple[int, str]:
+        if failures:
+            raise OSError(failures.pop(), "hiccup")
+        return whole(fd)
+
+    monkeypatch.setattr("r1hpc.checkpoint.verification.digest_fd", hiccup)
+    monkeypatch.setattr("r1hpc.checkpoint.verification._PAUSES_S", (0.0, 0.0, 0.0))
+    found = CheckpointStore(store.root).newest_verified()
+    assert (found.step if found else None) == 20
+    assert not failures
+
+
+def test_a_nan_in_what_is_kept_beside_the_weights_is_no_change(tmp_path: Path) -> None:
+    """As another rank has it, by a pickle: it is not equal to itself."""
+    store = history(tmp_path)
+    folder = store.open_staging(10, 0, "t")
+    write_files(folder, 10)
+    store.commit(10, 0, "t", store.seal(folder, FILES), {"validation": [float("nan")]})
+    sent = pickle.loads(pickle.dumps(store.list()[0]))
+    assert store.verify(sent) == []
 
 
 def test_a_manifest_changed_after_it_was_read_is_noticed(tmp_path: Path) -> None:

@@ -224,6 +224,19 @@ def test_nodes_that_the_user_excluded_stay_excluded(stage: Path) -> None:
     assert _calls(stage)[-1] == "scontrol update JobId=9 ExcNodeList=n7,n1"
 
 
+def test_a_job_that_cannot_be_kept_from_a_node_is_held(stage: Path) -> None:
+    _program(stage / "python", "exit 1")
+    _program(stage / "sleep", "")
+    shown = "JobId=9 UserId=me(1) JobState=RUNNING Restarts=0 ExcNodeList=(null) Features=(null)"
+    _program(
+        stage / "scontrol",
+        f"echo scontrol $* >> {stage}/calls\n[ $1-$2 != show-job ] || echo '{shown}'\n[ $1 != update ]",
+    )
+    assert _start(stage).wait(timeout=30) == 1
+    assert _calls(stage)[-2:] == ["scontrol update JobId=9 ExcNodeList=n1", "scontrol hold 9"]
+    assert "held. scontrol release 9 lets it go on" in (stage / "run/logs/slurm-9.out").read_text()
+
+
 def test_where_slurm_never_says_which_nodes_are_excluded_none_is_added(stage: Path) -> None:
     _program(stage / "python", "exit 1")
     _program(stage / "sleep", "")
@@ -357,6 +370,12 @@ _SHOWN = "JobId=9 JobName=x UserId=me(1) JobState={} Restarts={} EndTime=9 Deadl
         (_SHOWN.format("CANCELLED", 0, "None"), ""),
         (_SHOWN.format("COMPLETING", 1, "None"), ""),  # Slurm has requeued it
         (_SHOWN.format("PENDING", 1, "None"), ""),
+        (
+            _SHOWN.format("RUNNING", 1, "None"),
+            "",
+        ),  # and has started it elsewhere
+        # Another node is lost, and the job may not be requeued.
+        (_SHOWN.format("COMPLETING Reason=NodeDown", 0, "None"), "requeue 9"),
     ],
 )
 @pytest.mark.parametrize("killed", ["kill -KILL $$", "exit 1"])

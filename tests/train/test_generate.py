@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from r1hpc.base.errors import ConfigError
+from r1hpc.base.errors import ConfigError, StateError
 from r1hpc.base.rundir import RunDir
 from r1hpc.config.reasoning import GenerateConfig, RewardConfig, RolloutConfig
 from r1hpc.config.schema import RunConfig
@@ -76,6 +76,27 @@ def test_a_stop_in_the_last_work_leaves_it_to_the_next_attempt(tmp_path: Path) -
     run = RunDir(tmp_path / "run")
     outcome = _last_by_rank_0(job_of(_Rank(run, 0), run), Outcome(True, 2, 2), lambda: False)
     assert outcome == Outcome(False, 2, 2)
+
+
+def test_a_part_that_is_not_there_or_damaged_is_not_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the stage leaves would be short, and the next stage train on that."""
+    run = RunDir(tmp_path / "run")
+    job = job_of(_Rank(run, 0), run)
+    assert traces(job).finished
+    _, second = sorted(run.parts.glob("part-*.jsonl"))
+    whole = second.read_text()
+    second.write_text(whole[:-10])
+    with pytest.raises(StateError, match=rf"{second}:1 is damaged: remove part-000001.jsonl"):
+        list(_read_parts(job))
+    second.unlink()
+    monkeypatch.setattr("r1hpc.train.generate._VISIBLE_S", -1.0)
+    with pytest.raises(StateError, match="1 parts of other nodes are not seen here"):
+        list(_read_parts(job))
+    monkeypatch.setattr("r1hpc.train.generate._VISIBLE_S", 60.0)
+    monkeypatch.setattr("time.sleep", lambda seconds: second.write_text(whole))  # now it is
+    assert len(list(_read_parts(job))) == 3
 
 
 def _kept(folder: Path, **generate: Any) -> tuple[list[dict[str, Any]], str]:

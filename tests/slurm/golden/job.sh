@@ -47,15 +47,19 @@ fi
 
 # Why Slurm ends the job: cancel, grace, limit, requeue; nothing where it does not, or does not answer. All of
 # them are shown as COMPLETING. The end of a grace time moves PreemptTime to the end of the job. over: Slurm
-# has lost the node, and takes the job for ended.
+# has lost a node, and takes the job for ended. elsewhere: it has started the job again on other nodes.
 why_ending() {
-    local said
+    local said ends=' JobState=(COMPLETING|CANCELLED|PREEMPTED|PENDING) '
     said=$(scontrol show job -o "$JOB" 2> /dev/null)
     said=${said#* UserId=}
-    [[ $said =~ \ JobState=(NODE_FAIL|BOOT_FAIL|TIMEOUT|DEADLINE|FAILED|OUT_OF_MEMORY)\  ]] && echo over
-    [[ $said =~ \ JobState=(COMPLETING|CANCELLED|PREEMPTED|PENDING)\  ]] || return
-    if [[ $said =~ \ Restarts=([0-9]+) ]] && ((BASH_REMATCH[1] > ${SLURM_RESTART_COUNT:-0})); then
-        echo requeue
+    if [[ $said =~ \ JobState=(NODE_FAIL|BOOT_FAIL|TIMEOUT|DEADLINE|FAILED|OUT_OF_MEMORY)\  ]]; then
+        echo over
+    elif [[ $said =~ \ Restarts=([0-9]+) ]] && ((BASH_REMATCH[1] > ${SLURM_RESTART_COUNT:-0})); then
+        [[ $said =~ $ends ]] && echo requeue || echo elsewhere
+    elif [[ ! $said =~ $ends ]]; then
+        return
+    elif [[ $said =~ \ Reason=NodeDown\  ]]; then
+        echo over
     elif [[ $said =~ \ EndTime=([^ ]+)\ .*\ PreemptTime=([^ ]+) ]] &&
         [ "${BASH_REMATCH[1]}" = "${BASH_REMATCH[2]}" ]; then
         echo grace
@@ -81,6 +85,7 @@ run_again() {
     for pause in 1 2 4 8 $(printf '15 %.0s' {1..39}); do
         case $(why_ending) in
             cancel) echo "job $JOB was cancelled: not run again"; exit 1 ;;
+            elsewhere) echo "job $JOB was started again on other nodes: leaving it alone"; exit 1 ;;
             requeue) break ;;
             # Not a job that is cancelled in this very moment: it says nothing then.
             "") said=$(scontrol requeue Incomplete "$JOB" 2>&1) && [ "$(why_ending)" = requeue ] && break ;;
@@ -99,7 +104,12 @@ run_again() {
         sleep "$pause"
     done
     # It starts again once this script has ended. Without the exclusion it might come back here for ever.
-    [ -z "$1" ] || scontrol update JobId="$JOB" ExcNodeList="$1" || scancel "$JOB"
+    for pause in 1 2 4 8 15 30; do
+        [ -z "$1" ] || scontrol update JobId="$JOB" ExcNodeList="$1" && exit 1
+        sleep "$pause"
+    done
+    echo "job $JOB could not be kept from these nodes, $1: held. scontrol release $JOB lets it go on"
+    scontrol hold "$JOB"
     exit 1
 }
 
@@ -134,7 +144,7 @@ patiently() {
         status=$?
         case $1/$status in */3 | prepare/2) exit 1 ;; esac
         case $(why_ending) in
-            cancel | requeue) exit 1 ;;
+            cancel | requeue | elsewhere) exit 1 ;;
             grace | limit) run_again ;;
         esac
         echo "$1 failed with status $status: again in $pause s"
@@ -161,9 +171,10 @@ export PYTHONSAFEPATH=1 PYTHONPATH="$RUN_DIR/code${PYTHONPATH:+:$PYTHONPATH}"
 # begin counts the ranks; an exclusive job's own number of tasks is not that of its ranks.
 TASKS="$RANKS_PER_NODE(x$SLURM_JOB_NUM_NODES)"
 try_begin() {
-    local status real said=logs/begin-$SLURM_JOB_ID.txt
+    local status real said
     # submitit unpickles its payload: refused here unless it is a plain file that only you can write.
     "${PYTHON[@]}" -m r1hpc.slurm.payload "$RUN_DIR" || return
+    said=$(mktemp 2> /dev/null) || said=logs/begin-$SLURM_JOB_ID-$$.txt
     # In the background, so that TERM is heard: some sites send it to this shell alone, and begin may
     # build a dataset for hours.
     SLURM_TASKS_PER_NODE=$TASKS "${PYTHON[@]}" -m r1hpc.launch begin "$RUN_DIR" > "$said" &
