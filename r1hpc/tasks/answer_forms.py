@@ -13,7 +13,15 @@ from fractions import Fraction
 from typing import Any
 
 SPACE = " \t\r\n"
-_PLAIN = re.compile(r"\$?(-?)\$?(\d{1,30}|\d{1,3}(?:,\d{3}){1,9})(\.\d{0,30})?\.?", re.ASCII)
+_PLAIN = re.compile(r"\$?([+-]?) ?\$?(\d{1,30}|\d{1,3}(?:,\d{3}){1,9})(\.\d{0,30})?\.?", re.ASCII)
+_MIXED = re.compile(r"(-?)(\d{1,30}) (\d{1,30})/(\d{1,30})", re.ASCII)
+_ENCLOSED = re.compile(r"\(([^()]*)\)|\{([^{}]*)\}")
+_ESCAPED = (
+    (re.compile(r"\\\$"), ""),
+    (re.compile(r"(?<=\d)(?:,\\!|\{,\})(?=\d)"), ","),
+    (re.compile("\N{MINUS SIGN}"), "-"),
+)
+"""LaTeX's own writing of a dollar and of thousands, and typography's of a minus."""
 _WORD = r"[^\W\d_]{2,}(?:['\u2019-][^\W\d_]+)*"
 _WORDS = re.compile(rf"{_WORD}(?:[ ,.]+{_WORD})*\.?")
 _LIST = re.compile(r"\s*,\s*(?:and\s+)?|\s+and\s+")
@@ -30,9 +38,25 @@ _MOST_CHARACTERS = 1024
 """Of an answer that a form is looked for in: what is longer is hardly a number, a word or a letter."""
 
 
+def unescaped(text: str) -> str:
+    """`\\$1,\\!000`, `1{,}000` and a typographic minus as they are typed without LaTeX."""
+    for pattern, plain in _ESCAPED:
+        text = pattern.sub(plain, text)
+    return text
+
+
 def plain_number(text: str) -> Fraction | None:
-    """The value of digits with an optional sign, dollar, thousands and decimals; None for anything else."""
-    match = _PLAIN.fullmatch(text.strip(SPACE))
+    """The value of digits with an optional sign, dollar, thousands and decimals, or of a mixed number as
+    `2 1/2`; None for anything else.
+    """
+    said = text.strip(SPACE)
+    if enclosed := _ENCLOSED.fullmatch(said):
+        said = (enclosed[1] or enclosed[2] or "").strip(SPACE)
+    if mixed := _MIXED.fullmatch(said):
+        sign, whole, over, under = mixed.groups()
+        value = int(whole) + Fraction(int(over), int(under)) if int(under) else None
+        return -value if value is not None and sign else value
+    match = _PLAIN.fullmatch(said)
     if match is None:
         return None
     sign, whole, decimals = match.groups()
@@ -83,9 +107,10 @@ def counted_as(text: str, judge: str, metadata: Mapping[str, Any]) -> str:
     if len(text) > _MOST_CHARACTERS:
         return text
     if judge == "choice":
-        return chosen(text, metadata["choices"]) or text.strip(SPACE).casefold()
+        return chosen(text, metadata.get("choices") or ()) or text.strip(SPACE).casefold()
     if judge != "math":
         return text.strip(SPACE)
+    text = unescaped(text)
     bare = plainly(text).removesuffix(".")
     number = plain_number(text)
     if number is None:

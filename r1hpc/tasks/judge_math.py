@@ -14,7 +14,7 @@ from typing import Any
 import math_verify
 
 from r1hpc.tasks.algebra import replace_parse_expr
-from r1hpc.tasks.answer_forms import SPACE, TEXT, plain_number, plainly, words
+from r1hpc.tasks.answer_forms import SPACE, TEXT, plain_number, plainly, unescaped, words
 from r1hpc.tasks.arithmetic import RefusedError
 
 _FORMULA = re.compile(r"[\d\\*+/^=(){}]")
@@ -29,7 +29,7 @@ _COSTLY = re.compile(
 factorials and exponents, towers of powers. The time limit is for what this does not foresee."""
 _NUMBER = r"-?\$?\d[\d.,/]{0,40}"
 _SEVERAL = re.compile(
-    rf"\s*(?:[a-z]\s*=\s*)?{_NUMBER}(?:(?:,\s+|\s*;\s*|\s+(?:or|and)\s+){_NUMBER})+\.?\s*",
+    rf"\s*(?:[a-z]\s*=\s*)?[(\[{{]?{_NUMBER}(?:(?:,\s+|\s*;\s*|\s+(?:or|and)\s+){_NUMBER})+[)\]}}]?\.?\s*",
     re.ASCII | re.IGNORECASE,
 )
 """Numbers and nothing else, of which math-verify would take the last."""
@@ -40,6 +40,21 @@ _GOES_ON = re.compile(
 """A last number that is a factor, of which math-verify would take the number alone. A letter that may be a
 unit does not count: `5 m` is 5."""
 _SQRT, _PI = re.compile(r"(?:sqrt|√)\(([^()]*)\)"), re.compile(r"(?<![A-Za-z])pi(?![A-Za-z])|π")
+_LATEX_ONLY = re.compile(r"\{|\d\s*!")
+_FUNCTION = re.compile(
+    r"(?<![A-Za-z\\])(sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln|exp)(?=\s*[(\d]|\s+[a-z])"
+)
+_BASE = re.compile(r"\d\s*_\s*\{?\s*(\d{1,2})\s*\}?\s*\$?\s*$")
+_SHORT_WORDS = frozenset(
+    ("no", "up", "on", "in", "am", "pm", "ok", "us", "uk", "eu", "he", "we", "me", "it", "is", "at", "by")
+)
+"""As words: as factors, each would equal its letters in another order."""
+_NO_FORMULA = re.compile(
+    r"\d{4}-\d{1,2}-\d{1,2}|\d{1,2}[./]\d{1,2}[./]\d{4}|\d{1,3}(?:\.\d{1,3}){3}|\d{1,2}:\d{2}(?::\d{2})?"
+    r"|(?=.*\d)(?:[A-Z][a-z]?\d{0,3}){2,}"
+)
+"""Dates, addresses, times and formulas of chemistry: as text, since arithmetic would make `2024-01-05` and
+`2024-05-01` the same."""
 _MAX_DEPTH = 24
 _ENVIRONMENTS = ("$", r"\(", r"\[", r"\boxed")
 
@@ -64,6 +79,9 @@ def judge(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
     """
     if text.strip(SPACE) == answer:
         return True
+    text, answer = unescaped(text), unescaped(answer)
+    if answer.casefold() in _SHORT_WORDS or _NO_FORMULA.fullmatch(answer):
+        return plainly(text).strip(SPACE).removesuffix(".").casefold() == plainly(answer).casefold()
     right = words(answer)
     if right and not _FORMULA.search(TEXT.sub(r"\1", text)):
         return words(text) == right
@@ -73,14 +91,32 @@ def judge(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
     if given is wanted is None and plainly(text) == plainly(answer):  # also what is costly to compute
         return True
     refuse_costly(text)
+    if _other_base(text, answer):
+        return False
     latex = wanted is None
+    if given is not None:
+        text = str(given)
     if not latex and "\\" not in text:
         if _SEVERAL.fullmatch(text):
             return False
         said = text.rpartition("=")[2]
-        if _GOES_ON.search(said):
-            text, latex = _PI.sub(r"\\pi", _SQRT.sub(r"\\sqrt{\1}", said)), True
+        if _GOES_ON.search(said) or _LATEX_ONLY.search(said):
+            text, latex = _in_latex(said), True
+    elif latex and "\\" not in text:
+        text = _in_latex(text)
     return bool(math_verify.verify(_gold(answer, latex), _parsed(text, latex), timeout_seconds=None))
+
+
+def _in_latex(text: str) -> str:
+    """`2*pi`, `sqrt(3)/2`, `sin(x)` and `x**2` as LaTeX says them."""
+    text = _PI.sub(r"\\pi ", _SQRT.sub(r"\\sqrt{\1}", text.replace("**", "^")))
+    return _FUNCTION.sub(r"\\\1 ", text)
+
+
+def _other_base(text: str, answer: str) -> bool:
+    """Whether both say the base of a number, as in `1010_2`, and not the same: math-verify reads over it."""
+    said, wanted = _BASE.search(text), _BASE.search(answer)
+    return said is not None and wanted is not None and int(said[1]) != int(wanted[1])
 
 
 def refuse_costly(text: str) -> None:

@@ -109,6 +109,32 @@ def test_every_generator_that_names_an_answer_finds_it_right() -> None:
     assert not wrong
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("game_of_life_halting", "banana"),
+        ("coin_flip", "0"),
+        ("complex_arithmetic", "nan"),
+        ("puzzle24", "10*2 + 10 - 6"),
+    ],
+)
+def test_no_text_answers_every_question(name: str, text: str) -> None:
+    task = _task(name)
+    items = [task.item(index) for index in range(8)]
+    assert not any(_right(task, item, [text])[0] for item in items)
+    assert all(_right(task, item, [item.answer])[0] for item in items)
+
+
+def test_letters_that_cancel_are_no_countdown() -> None:
+    task = _task("countdown")
+    item = task.item(0)
+    assert _right(task, item, [item.answer, f"{item.answer} + a - a", f"({item.answer})*a/a"]) == [
+        True,
+        False,
+        False,
+    ]
+
+
 def test_no_thinking_to_show(gcd: Task) -> None:
     with pytest.raises(UsageError, match="thinking_share=0"):
         gcd.demonstration(gcd.item(0), thinking=True)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1hpc.tasks.answer_forms import plain_number
+from r1hpc.tasks.answer_forms import counted_as, plain_number
 from r1hpc.tasks.arithmetic import RefusedError
 from r1hpc.tasks.judge_math import judge, refuse_costly
 
@@ -126,3 +126,59 @@ def test_what_is_costly_to_compute_is_right_where_it_is_the_answer_but_for_how_i
     with pytest.raises(RefusedError):
         judge("2^{1006}", "2^{1005}", {})
     assert not judge("2,100", "2, 100", {}), "a number is no list"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"\$18", "18"),
+        (r"\$5 \text{ dollars}", "5"),
+        ("36", r"\$36"),
+        ("32348", r"\$32,\!348"),
+        ("1{,}234", "1234"),
+        ("{5}", "5"),
+        ("(-3)", "-3"),
+        ("+5", "5"),
+        ("\N{MINUS SIGN}7", "-7"),
+        ("2^{10}", "1024"),
+        ("10^{-3}", "0.001"),
+        ("4!", "24"),
+        ("2 1/2", "2.5"),
+        ("2 1/2", r"2\frac{1}{2}"),
+        (r"2\frac12", "5/2"),
+        ("2*pi", r"2\pi"),
+        ("pi/4", r"\frac{\pi}{4}"),
+        ("2 sin(x)", r"2\sin x"),
+        ("ln(2)", r"\ln 2"),
+        ("x**2", "x^2"),
+        ("No.", "no"),
+        ("h2o", "H2O"),
+        ("1010", "1010_2"),
+        ("1010_{2}", "1010_2"),
+    ],
+)
+def test_a_right_answer_is_right_however_it_is_written(text: str, answer: str) -> None:
+    assert judge(text, answer, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("2 1/2", "1"),
+        ("4!", "4"),
+        ("(3, 4)", "4"),
+        ("on", "no"),
+        ("O2H", "H2O"),
+        ("2024-01-05", "2024-05-01"),
+        ("192.168.0.2", "192.168.0.1"),
+        ("10:30", "10:03"),
+        ("1010_3", "1010_2"),
+    ],
+)
+def test_what_math_verify_reads_over_is_wrong(text: str, answer: str) -> None:
+    assert not judge(text, answer, {})
+
+
+def test_votes_for_an_amount_are_counted_together() -> None:
+    forms = (r"\$1,000", r"1{,}000", "1000", "(1000)", "+1000", "$1,000.00")
+    assert {counted_as(form, "math", {}) for form in forms} == {"1000"}
