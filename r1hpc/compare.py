@@ -116,6 +116,8 @@ def _verdict(found: Comparison) -> str:
     gain = abs(found.accuracy.b - found.accuracy.a)
     if found.verdict:
         return f"{found.verdict.upper()} is better, by {gain:.1%} of the questions"
+    if found.smallest is None:
+        return "not told apart: none of these questions was answered differently"
     return (
         f"not told apart: so many questions tell a difference of {found.smallest:.1%} apart in 8 cases of "
         "10, a smaller one less often"

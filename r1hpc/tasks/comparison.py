@@ -10,11 +10,17 @@ test.
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from r1hpc.base.errors import UsageError
-from r1hpc.tasks.paired import Discordance, questions_needed, sign_flip_p, smallest_difference
+from r1hpc.tasks.paired import (
+    Discordance,
+    questions_needed,
+    sign_flip_p,
+    smallest_difference,
+    unseen_difference,
+)
 from r1hpc.tasks.statistics import mean_interval, pass_at_k
 
 ALPHA = 0.05
@@ -49,7 +55,7 @@ class Comparison:
     p_value: float
     needed: int | None
     """Questions after which one could have stopped; None: more than there are."""
-    smallest: float
+    smallest: float | None
     """Difference of accuracy that this many questions tell apart in 8 cases of 10."""
     greedy: Difference
     discordance: Discordance
@@ -101,7 +107,7 @@ def compare_answers(a: Sequence[Line], b: Sequence[Line]) -> Comparison:
         only_in_a=len(asked_of_a) - len(pairs),
         only_in_b=len(asked_of_b) - len(pairs),
         is_sampled=is_sampled,
-        accuracy=_mean(pairs, lambda line: _share(line, True)) if is_sampled else greedy_accuracy,
+        accuracy=_mean_share(pairs, lambda line: _share(line, True)) if is_sampled else greedy_accuracy,
         p_value=sign_flip_p(differences) if is_sampled else greedy.p_value,
         needed=questions_needed(random.Random(_SEED).sample(differences, len(differences)), ALPHA),
         smallest=smallest_difference(differences),
@@ -151,8 +157,18 @@ def _mean(pairs: Sequence[Pair], figure: Any) -> Difference:
     )
 
 
+def _mean_share(pairs: Sequence[Pair], figure: Any) -> Difference:
+    """As `_mean`, of shares; where no question differs the interval is that of what was not seen."""
+    found = _mean(pairs, figure)
+    if found.low == found.high:
+        unseen = unseen_difference(len(pairs))
+        gain = found.b - found.a
+        return replace(found, low=max(-1.0, gain - unseen), high=min(1.0, gain + unseen))
+    return found
+
+
 def _pass_at(pairs: Sequence[Pair], k: int) -> Difference:
-    return _mean(pairs, lambda line: pass_at_k(line["num_samples"], line["num_correct"], k))
+    return _mean_share(pairs, lambda line: pass_at_k(line["num_samples"], line["num_correct"], k))
 
 
 def _ks(pairs: Sequence[Pair]) -> list[int]:

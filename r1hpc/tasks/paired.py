@@ -79,8 +79,10 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     """
     values = np.asarray(differences, float)
     draws = np.random.default_rng(_SEED).integers(0, 2, (_NUM_FLIPS, len(values)), np.int8)
-    as_large = np.abs(draws.astype(float) @ (2 * values) - values.sum()) >= abs(values.sum()) - 1e-12
-    return (int(as_large.sum()) + 1) / (_NUM_FLIPS + 1)
+    least, num_large = abs(values.sum()) - 1e-12, 0
+    for part in np.array_split(draws, 40):  # as numbers of 64 bits all of them would take gigabytes
+        num_large += int((np.abs(part.astype(float) @ (2 * values) - values.sum()) >= least).sum())
+    return (num_large + 1) / (_NUM_FLIPS + 1)
 
 
 def questions_needed(differences: Sequence[float], alpha: float = 0.05) -> int | None:
@@ -92,12 +94,23 @@ def questions_needed(differences: Sequence[float], alpha: float = 0.05) -> int |
     that has nothing to do with the answers.
     """
     growth: NDArray[np.float64] = np.log1p(np.outer(np.asarray(differences, float), _BETS)).cumsum(axis=0)
-    wealth = np.exp(growth).mean(axis=1)
-    reached = np.flatnonzero(wealth >= 1 / alpha)
+    log_wealth = np.logaddexp.reduce(growth, axis=1) - math.log(len(_BETS))
+    reached = np.flatnonzero(log_wealth >= -math.log(alpha))
     return int(reached[0]) + 1 if len(reached) else None
 
 
-def smallest_difference(differences: Sequence[float]) -> float:
-    """What a comparison of this many questions with this spread tells apart in 8 cases of 10."""
+def smallest_difference(differences: Sequence[float]) -> float | None:
+    """What a comparison of this many questions with this spread tells apart in 8 cases of 10.
+
+    None: no question was answered differently, which says nothing of the spread.
+    """
     n = len(differences)
+    if not any(differences):
+        return None
     return float((_Z95 + _Z80) * np.std(differences, ddof=1) / math.sqrt(n)) if n > 1 else 1.0
+
+
+def unseen_difference(num_questions: int) -> float:
+    """The most by which two models may differ, 95 %, that answered so many questions alike: of all questions
+    those that they answer differently could be this share, and none of these be among them."""
+    return 1 - math.pow(0.025, 1 / num_questions)

@@ -255,7 +255,7 @@ def _choice(where: str, text: str, answer: Any, choices: Any) -> Question:
     if not isinstance(choices, list) or not 2 <= len(choices) <= len(LETTERS):
         raise UsageError(f"{where}: the choices must be a list of 2 to {len(LETTERS)} texts")
     texts = [_text(where, "the choices", choice) for choice in choices]
-    right = _which(answer, texts, [str(label) for label in labels])
+    right = _which(answer, texts, [str(label).strip() for label in labels])
     if right is None:
         raise UsageError(f"{where}: the answer {answer!r:.60} names none of the {len(texts)} choices")
     return Question(f"{text}\n{_listed(texts)}", LETTERS[right], choices=tuple(texts))
@@ -266,7 +266,9 @@ def _listed(choices: Sequence[str]) -> str:
 
 
 def _which(answer: Any, texts: Sequence[str], labels: Sequence[str]) -> int | None:
-    """By position from 0, by label, or by the text itself."""
+    """By label, by position from 0, or by the text itself. A number may be a label, as in ARC."""
+    if str(answer) in labels[: len(texts)]:
+        return list(labels).index(str(answer))
     if isinstance(answer, int) and not isinstance(answer, bool):
         return answer if 0 <= answer < len(texts) else None
     for names in (labels[: len(texts)], texts):

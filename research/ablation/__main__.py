@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from r1hpc.submission.submit_chain import SubmittedChain
     from research.ablation.study import Study
 
-_JOB = "r1"
-
 
 def main(argv: Sequence[str]) -> int:
     """Submit what is missing, wait where that is the way, print the comparison."""
@@ -114,7 +112,7 @@ def _study(arguments: argparse.Namespace, argv: Sequence[str]) -> "tuple[Study, 
     from r1hpc.submission.chain_file import without_stage
     from r1hpc.submission.order import Order, Purpose
     from research.ablation.arms import ABLATIONS, find_ablation
-    from research.ablation.study import open_study, split_overrides
+    from research.ablation.study import USUAL_JOB, open_study, split_overrides
 
     words = [word for word in arguments.words if "=" not in word]
     if not words:
@@ -133,7 +131,7 @@ def _study(arguments: argparse.Namespace, argv: Sequence[str]) -> "tuple[Study, 
     root = run_root_of(arguments.run_root)
     folder = Order(run_root=root).folder(arguments.run_name or f"ablate-{ablation.name}")
     arms = arguments.arms.split(",") if arguments.arms else None
-    job = find_job(words[1] if words[1:] else _JOB)
+    job = find_job(words[1] if words[1:] else USUAL_JOB)
     study = open_study(
         folder.path, ablation.name, job, trained, arms, places, arguments.cluster, arguments.every
     )

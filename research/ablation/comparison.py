@@ -67,8 +67,12 @@ def difference_of(results: Results, arm: ArmResult, key: str) -> Difference | No
 
 
 def difference_to(results: Results, arm: ArmResult, mark: float) -> Difference | None:
-    """Arm against baseline in steps to the mark, over the seeds in which both reached it."""
+    """Arm against baseline in steps to the mark; None where either did not reach it in every seed: over those
+    in which it did, the one that does so seldom would look the faster.
+    """
     ours, theirs = arm.steps_to(mark), results.arms[0].steps_to(mark)
+    if not (len(ours) == len(arm.outcomes) and len(theirs) == len(results.arms[0].outcomes)):
+        return None
     return compare([(ours[seed], theirs[seed]) for seed in results.seeds if seed in ours and seed in theirs])
 
 
@@ -204,7 +208,8 @@ def _marks(results: Results, mark: float) -> _Table:
     rows: list[Sequence[str]] = []
     for arm in results.arms:
         steps = arm.steps_to(mark)
-        mean = math.fsum(steps.values()) / len(steps) if steps else None
+        reached_always = bool(steps) and len(steps) == len(arm.outcomes)
+        mean = math.fsum(steps.values()) / len(steps) if reached_always else None
         difference = difference_to(results, arm, mark) if arm.name != baseline else None
         each = (format_number(steps.get(seed), 1) for seed in results.seeds)
         reached = f"{len(steps)} of {len(arm.outcomes)}"

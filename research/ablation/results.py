@@ -218,9 +218,13 @@ def _provenance(study: Study, seeds: Sequence[int], places: Sequence[str]) -> di
 
 
 def _command(study: Study, seeds: Sequence[int], places: Sequence[str]) -> str:
-    every = len(study.arms) + len(study.refused) == len(study.ablation.arms)
-    arms = () if every else ("--arms", ",".join(arm.name for arm in study.arms[1:]))
-    words = (study.ablation.name, "--seeds", str(len(seeds)), *arms, *study.overrides, *places)
+    has_all = len(study.arms) + len(study.refused) == len(study.ablation.arms)
+    arms = () if has_all else ("--arms", ",".join(arm.name for arm in study.arms[1:]))
+    every = study.base["rl"]["evaluate"]["every"]
+    job = [study.job] if study.job else []
+    evaluations = ["--every", str(every)] if every else []
+    words = [study.ablation.name, *job, "--seeds", str(len(seeds)), *evaluations, *arms]
+    words += [*study.overrides, *places]
     return f"python -m research.ablation {shlex.join(words)}"
 
 

@@ -29,6 +29,7 @@ from r1hpc.base.files import read_json, write_json
 from r1hpc.base.names import check_name, printable
 from r1hpc.base.rundir import RunDir
 from r1hpc.config import load
+from r1hpc.config.reasoning import RewardConfig
 from r1hpc.submission.chain_file import open_definition, without_stage
 from r1hpc.submission.chain_folder import ChainDir, supervisor_pid
 from r1hpc.submission.order import Order, Purpose
@@ -36,6 +37,8 @@ from r1hpc.submission.start_run import create_parent
 from r1hpc.submission.submit_chain import SubmittedChain, submit_chain
 from research.ablation.arms import ABLATIONS, Ablation, Arm, Settings, choose_arms
 
+USUAL_JOB = "r1"
+"""The chain file whose stages an ablation takes where none is named."""
 KINDS = ("traces", "sft", "rl")
 """The stages that an ablation takes from a chain file; KIND:KEY=VALUE overrides one of them."""
 _PLACES = ("resources.", "cluster.", "limits.", "monitor.", "checkpoint.")
@@ -58,6 +61,8 @@ class Study:
     overrides: tuple[str, ...]
     """Those that say what is trained."""
     notes: tuple[str, ...] = ()
+    job: str = ""
+    """The job file's name, where it is not the usual one."""
 
     def chain(self, seed: int) -> ChainDir:
         return ChainDir(self.path / f"seed{seed}")
@@ -112,7 +117,8 @@ def open_study(
     known = read_json(_record(path)) if _record(path).is_file() else None
     if arms is None and known is not None and known.get("ablation") == name:  # there may be more by now
         choice = replace(choice, arms=tuple(arm for arm in choice.arms if arm.name in known["arms"]))
-    study = Study(path, ablation, choice.arms, choice.refused, base, tuple(overrides))
+    own = "" if job == load.find_job(USUAL_JOB) else job.stem
+    study = Study(path, ablation, choice.arms, choice.refused, base, tuple(overrides), job=own)
     if study.given_start is not None and any(arm.sft for arm in choice.arms):
         raise UsageError(f"the arms of {name} differ in their cold starts: leave rl:model.path out")
     if known is None:
@@ -274,6 +280,9 @@ def _what_is_trained(layer: Layer) -> Layer:
     """The sections of a stage from which its result follows."""
     sections = ("task", "generate") if layer["stage"] == "traces" else ("model", "data", "train", "task")
     found = {section: dict(layer[section]) for section in sections}
+    form = layer["reward"]["answer_in"]
+    if layer["stage"] == "traces" and form != RewardConfig().answer_in:  # demonstrations are in this form
+        found["answer_in"] = form
     if found.get("model", {}).get("attn_implementation") == "softmax":
         found["model"]["attn_implementation"] = "sdpa"  # the same by another name
     return found

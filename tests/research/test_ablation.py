@@ -14,6 +14,7 @@ from r1hpc.submission.chain_folder import ChainDir, supervisor_pid
 from r1hpc.tasks.tokenizer import character_tokenizer
 from r1hpc.telemetry.attempts import read_history
 from research.ablation import __main__ as ablate
+from research.ablation.results import read_results
 from research.ablation.study import _write_study, chain_stages, open_study, overrides_of_kind
 from tests.runs import wait_until
 from tests.submission.fake_slurm import FakeSlurm
@@ -204,6 +205,25 @@ def test_on_gpus_fp16_runs_and_fp8_is_refused_by_the_card(kind: str, reason: str
     study = open_study(Path("nowhere"), "precision", _JOB, (), None, places)
     assert [arm.name for arm in study.arms] == ["fp32", "bf16", "fp16"]
     assert reason in study.refused["fp8"]
+
+
+def test_the_command_on_record_is_of_this_experiment(tmp_path: Path) -> None:
+    words = ["rl:train.num_steps=160"]
+    job = load.find_job("countdown")
+    study = open_study(tmp_path / "s", "algorithm", job, words, None, every=20)
+    command = read_results(study, (0, 1)).provenance["command"]
+    assert command == (
+        "python -m research.ablation algorithm countdown --seeds 2 --every 20 rl:train.num_steps=160"
+    )
+
+
+def test_a_cold_start_teaches_one_form_of_answers(tmp_path: Path) -> None:
+    """Demonstrations are in the form of reward.answer_in."""
+    starts = []
+    for form in ("tags", "boxed"):
+        study = open_study(tmp_path / form, "reward", _JOB, [f"reward.answer_in={form}"], None)
+        starts.append(study.cold_start(study.arms[0], 0))
+    assert starts[0] != starts[1]
 
 
 def test_overrides_reach_all_kinds_or_one() -> None:

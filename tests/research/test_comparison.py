@@ -163,6 +163,8 @@ def test_steps_to_a_mark_lie_between_two_evaluations_and_are_paired_by_seed() ->
     assert difference.n == 2
     assert difference.mean == pytest.approx(-11.25)
     assert difference_to(found, never, 0.7) is None
+    seldom = on_the_way("seldom", ((0, 0.4), (10, 0.9), (20, 0.9)), ((0, 0.4), (20, 0.5)))
+    assert difference_to(results(slow, seldom, seeds=(0, 1)), seldom, 0.7) is None, "not the faster one"
     text = as_text(found, 0.7)
     assert "steps to T=1 of 0.7" in text
     assert "0 of 2" in text

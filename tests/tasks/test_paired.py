@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from r1hpc.tasks.paired import Discordance, questions_needed, sign_flip_p, smallest_difference
+from r1hpc.tasks.paired import (
+    Discordance,
+    questions_needed,
+    sign_flip_p,
+    smallest_difference,
+    unseen_difference,
+)
 
 _QUESTIONS, _SAMPLES, _DRAWS = 200, 4, 200
 
@@ -38,3 +44,10 @@ def test_a_test_that_may_stop_saves_a_third_of_the_questions() -> None:
     rng = np.random.default_rng(2)
     stopped = [questions_needed(planted(rng, 0.1)) or _QUESTIONS for _ in range(_DRAWS)]
     assert np.mean(stopped) <= 2 / 3 * _QUESTIONS
+
+
+def test_models_that_answer_alike_are_not_known_to_be_equal() -> None:
+    assert smallest_difference([0.0] * 5) is None
+    assert unseen_difference(5) == pytest.approx(0.522, abs=1e-3)
+    assert unseen_difference(500) == pytest.approx(0.00735, abs=1e-5)
+    assert questions_needed([1.0] * 2000) == questions_needed([1.0] * 20), "wealth beyond a double's range"

@@ -54,6 +54,11 @@ _FORMS = [
         Columns(answer="answerKey", choices="choices"),
         Question("Which?\nA. red\nB. green\nC. blue", "C", choices=("red", "green", "blue")),
     ),
+    (
+        {**_ARC, "answerKey": 1},  # its label, no position
+        Columns(answer="answerKey", choices="choices"),
+        Question("Which?\nA. red\nB. green\nC. blue", "A", choices=("red", "green", "blue")),
+    ),
 ]
 
 
