@@ -101,7 +101,7 @@ def _attention(folder: Path) -> str:
     from r1hpc.base.files import read_json
     from r1hpc.config.schema import OWN_ATTENTIONS
 
-    named = read_json(folder / "config.json").get("attn_implementation")
+    named = read_json(folder / "config.json", dict[str, Any]).get("attn_implementation")
     return named if named in OWN_ATTENTIONS else "sdpa"
 
 

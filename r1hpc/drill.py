@@ -35,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError(
             f"--steps {arguments.steps}: at least 20, so that each disturbance has steps around it"
         )
+    _refuse_job(arguments)
+    if arguments.out is not None and arguments.out.exists() and not arguments.out.is_dir():
+        raise UsageError(f"--out {arguments.out} is a file: name a folder")
     name = f"drill-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     quiet = _submit(arguments, f"{name}-quiet")
     if quiet.wait(_PATIENCE_S).value != "finished":
@@ -57,12 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "runs": [str(run.path) for run in (quiet, disturbed, cancelled)],
     }
     page = as_text(value)
-    if arguments.out is not None:
-        _write(arguments.out, value, page)
     if arguments.json:
         print_json(value)
     else:
         print(page)
+    if arguments.out is not None:
+        _write(arguments.out, value, page)
     return 0 if passed else 1
 
 
@@ -103,9 +106,27 @@ def _submit(arguments: Any, name: str) -> Run:
         executor=arguments.executor,
         cluster=arguments.cluster,
     )
-    if not isinstance(done, Submission):
-        raise UsageError(f"{arguments.job} is a chain: give the job file of one of its stages")
+    assert isinstance(done, Submission), "_refuse_job"
     return done.run
+
+
+def _refuse_job(arguments: Any) -> None:
+    """Before anything is submitted.
+
+    Raises:
+        UsageError: it is a chain, or of a stage whose runs are not compared step by step.
+    """
+    from r1hpc.config.load import find_job, load
+    from r1hpc.config.schema import TRAINED_STAGES
+    from r1hpc.submission.chain_file import is_chain_file
+
+    if is_chain_file(find_job(arguments.job)):
+        raise UsageError(f"{arguments.job} is a chain: give the job file of one of its stages")
+    stage = load(arguments.job, arguments.overrides, arguments.cluster).stage
+    if stage not in TRAINED_STAGES:
+        raise UsageError(
+            f"{arguments.job} is of stage {stage}, which takes no steps to compare: give a job that trains"
+        )
 
 
 def _disturb(run: Run, steps: int) -> list[Done]:

@@ -162,11 +162,11 @@ def _of_measured_run(arguments: argparse.Namespace) -> Estimate:
     import time
 
     from r1hpc.accounting.measured_run import measured_run
-    from r1hpc.base.rundir import open_run
+    from r1hpc.base.choose_run import choose_run
 
     if arguments.target is None:
         raise UsageError("--method measured needs a run: python -m r1hpc.estimate RUN_DIR --method measured")
-    return measured_run(open_run(arguments.target), time.time())
+    return measured_run(choose_run(arguments.target, arguments.run_root), time.time())
 
 
 if __name__ == "__main__":

@@ -145,6 +145,9 @@ def _selection(arguments: Any) -> Selection:
     from r1hpc.accounting.selection import Selection
     from r1hpc.slurm.sacct import parse_when
 
+    for flag, given in (("--user", arguments.user), ("--account", arguments.account)):
+        if given is not None and not given.strip():
+            raise UsageError(f"{flag} is empty: name one, or leave it out")
     for flag, given in (("--start", arguments.start), ("--end", arguments.end)):
         if given and given.isdecimal() and len(given) < _SECONDS_DIGITS:
             raise UsageError(f"{flag} {given} would be seconds since 1970: write it as 2026-05-01")

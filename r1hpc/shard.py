@@ -119,6 +119,7 @@ def _build(arguments: Namespace) -> int:
 
     if arguments.engine == "slurm":
         return _build_on_slurm(arguments)
+    _refuse_flags_of_slurm(arguments)
     if arguments.stage is not None:
         return _build_share(arguments)
     began = time.monotonic()
@@ -137,6 +138,16 @@ def _build(arguments: Namespace) -> int:
     if report.note:
         print(f"  note       {report.note}")
     return 0
+
+
+def _refuse_flags_of_slurm(arguments: Namespace) -> None:
+    """They would be passed over, and the work be done here, on a login node perhaps."""
+    from r1hpc.slurm.flags import overrides_from_flags
+
+    given = ["--jobs"] * (arguments.jobs is not None) + ["--cluster"] * (arguments.cluster is not None)
+    given += overrides_from_flags(arguments)
+    if given:
+        raise UsageError(f"{given[0]} is for --engine slurm: add that, or leave it out")
 
 
 def _engine(arguments: Namespace) -> "AbstractContextManager[WorkOff | None]":
@@ -161,7 +172,10 @@ def _build_on_slurm(arguments: Namespace) -> int:
         raise UsageError("--gpus-per-node: GPUs are for teachers, and no source of this recipe has generate")
     existing = find_dataset(recipe, arguments.out)
     overrides = (*flags.overrides_from_environment(os.environ), *flags.overrides_from_flags(arguments))
-    order = DatasetOrder(recipe, arguments.out, arguments.jobs or 4, overrides, arguments.cluster)
+    num_jobs = 4 if arguments.jobs is None else arguments.jobs
+    if num_jobs < 1:
+        raise UsageError(f"--jobs {num_jobs}: each stage is dealt to one job at least")
+    order = DatasetOrder(recipe, arguments.out, num_jobs, overrides, arguments.cluster)
     jobs = submit_dataset(order) if existing is None else {}
     if arguments.json:
         print_json({"path": str(arguments.out), "built": False, "jobs": jobs})
@@ -314,6 +328,14 @@ def _fill_in(arguments: Namespace) -> dict[str, Any]:
     run = open_run(arguments.run)
     config, plan = read(run.config), read_json(run.plan, PlanBatch)
     data = config.data
+    if config.stage not in ("pretrain", "sft"):
+        raise UsageError(f"{run.run_id} is of stage {config.stage}, which reads no dataset: name another run")
+    num_steps = config.train.num_steps
+    for flag, step in (("--step", arguments.step), ("--steps", arguments.steps)):
+        if step is not None and not 1 <= step <= num_steps:
+            raise UsageError(f"{flag} {step}: {run.run_id} has the steps 1 to {num_steps}")
+    if arguments.doc is not None and arguments.steps is None:
+        arguments.steps = num_steps
     plan_hash = _order_in_checkpoints(run, data.path, arguments.dir)
     if config.stage == "sft" and data.packing and arguments.step is not None:
         raise UsageError("data.packing puts documents of any rank into a row: take --sample or --doc")

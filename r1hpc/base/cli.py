@@ -31,12 +31,12 @@ class ArgumentParser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse, but an unknown flag is answered with the nearest known one."""
         answer_tab(self)
-        return self._known(*self.parse_known_args(args, namespace))
+        return self._known(*self.parse_known_args(_words(args), namespace))
 
     def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
         """The same, with positional arguments and flags in any order, as people type them."""
         answer_tab(self)
-        return self._known(*self.parse_known_intermixed_args(args, namespace))
+        return self._known(*self.parse_known_intermixed_args(_words(args), namespace))
 
     def _known(self, namespace: Any, unknown: Sequence[str]) -> Any:
         if unknown:
@@ -90,11 +90,21 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     except OSError as error:
-        print(f"error: {error.strerror or error}: {printable(str(error.filename or ''))}", file=sys.stderr)
+        print(f"error: {error.strerror or error}: {_what_refuses(error)}", file=sys.stderr)
         status = 1
     except KeyboardInterrupt:
         status = 130
     sys.exit(status)
+
+
+def _what_refuses(error: OSError) -> str:
+    if error.filename:
+        return printable(str(error.filename))
+    try:
+        Path.cwd()
+    except OSError:
+        return "the folder you stand in is gone: cd to another one"
+    return "where the output goes"
 
 
 def _missing(module: str) -> str:
@@ -129,6 +139,18 @@ def file_and_overrides(arguments: Sequence[str]) -> tuple[str | None, list[str]]
     if len(files) > 1:
         raise UsageError(f"two files, {printable(files[0])} and {printable(files[1])}: a run has one")
     return files[0] if files else None, [each for each in arguments if "=" in each]
+
+
+def _words(args: Sequence[str] | None) -> list[str]:
+    return [_at_home(word) for word in (sys.argv[1:] if args is None else args)]
+
+
+def _at_home(word: str) -> str:
+    """`--out=~/x` as the shell would have it of `--out ~/x`."""
+    flag, is_flag, value = word.partition("=")
+    if is_flag and flag.startswith("--") and value.startswith("~/"):
+        return f"{flag}={os.path.expanduser(value)}"  # noqa: PTH111
+    return word
 
 
 def refuse_folder(out: Path | None) -> None:

@@ -125,7 +125,11 @@ def open_run(path: Path | str) -> RunDir:
         if run.config.is_file() or run.attempts.is_file():
             _check_private(run.path)
             return run
-    raise UsageError(f"no run at {path} (looked for config.yaml there and under {default_run_root()})")
+    raise UsageError(
+        f"no run at {path} (looked for config.yaml there and under {default_run_root().absolute()}): "
+        "`python -m r1hpc.status --all` lists the runs; say where they lie with --run-root DIR or "
+        "R1HPC_RUN_ROOT"
+    )
 
 
 def _check_private(path: Path) -> None:

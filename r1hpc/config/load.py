@@ -132,7 +132,7 @@ def merge_layers(
     changes = [parse_override(item) for item in overrides]
     for layer in layers:
         _check_keys(layer, RunConfig, "")
-    content = merged(layers, changes)
+    content = _at_home(merged(layers, changes))
     _refuse_resolvers(content)
     config = _to_config(_shell_is_literal(content))
     check_ranges(config)
@@ -205,11 +205,23 @@ def _refuse_resolvers(value: Any, key: str = "") -> None:
     elif isinstance(value, list):
         for item in value:
             _refuse_resolvers(item, key)
+    elif value == "???":
+        raise ConfigError(f"{printable(key)} is ???, which says that it must be given: write its value")
     elif isinstance(value, str) and (found := re.search(r"\$\{\s*[\w.]+\s*:", value)):
         raise ConfigError(
             f"{printable(key)} holds {printable(found[0])}…}}: only other keys can be referred to, as in "
             "${train.seed}; write the value itself"
         )
+
+
+def _at_home(value: Any) -> Any:
+    """A path that begins with ~/ is below the home folder, which no shell has said of `data.path=~/x`."""
+    if isinstance(value, dict):
+        return {key: item if key == "cluster" else _at_home(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_at_home(item) for item in value]
+    # Not Path's: that one fails where there is no HOME.
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value  # noqa: PTH111
 
 
 def _plain(value: Any) -> Any:

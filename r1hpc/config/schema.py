@@ -6,6 +6,7 @@ The YAML files in `configs/` and `jobs/` hold the same names. Long sections lie 
 files of their own: cluster.py, reasoning.py, mixing.py, serving.py.
 """
 
+from collections.abc import Iterator
 from dataclasses import Field, dataclass, field, is_dataclass
 from enum import StrEnum
 from typing import Any
@@ -211,6 +212,8 @@ class TrainConfig:
     """Steps between two lines in the log of rank 0."""
 
 
+_ZERO_NUMBERS = ("reduce_bucket_size", "stage3_max_live_parameters", "zero_hpz_partition_size")
+"""Of zero_optimization: memory is planned with them."""
 _OWN_OF_DEEPSPEED = {
     "zero_optimization.stage": "deepspeed.zero_stage",
     "train_batch_size": "train.global_batch_size",
@@ -251,6 +254,24 @@ class DeepspeedConfig:
                 value = value.get(name) if isinstance(value, dict) else None
             if value is not None:
                 raise ConfigError(f"deepspeed.extra: {path} is set by {ours}: leave it out of extra")
+        for key, value in _leaves(self.extra, "deepspeed.extra"):
+            if value == "auto":
+                raise ConfigError(f"{key} is auto, which Hugging Face's Trainer fills in: write its value")
+        options = self.extra.get("zero_optimization", {})
+        if not isinstance(options, dict):
+            raise ConfigError("deepspeed.extra: zero_optimization is a section: give its keys and values")
+        for name in _ZERO_NUMBERS:
+            if isinstance(options.get(name, 0), bool) or not isinstance(options.get(name, 0), int | float):
+                raise ConfigError(f"deepspeed.extra: zero_optimization.{name} must be a number")
+
+
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in nested mappings that is none itself."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _leaves(item, f"{key}.{name}")
+    else:
+        yield key, value
 
 
 @dataclass(frozen=True)

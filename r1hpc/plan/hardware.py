@@ -40,6 +40,8 @@ class Gpu:
 
 
 # The first of a family is what the bare family name means.
+FLAGS_INSTEAD = "give --peak-tflops (dense bf16) and --gpu-memory-gib instead, or"
+"""What the estimator offers for a card that is not in the table."""
 GPUS: tuple[Gpu, ...] = (
     Gpu("A100-SXM4-80GB", 312, 80, 2.039),
     Gpu("A100-SXM4-40GB", 312, 40, 1.555),
@@ -96,8 +98,7 @@ def find_gpu(name: str) -> Gpu:
         known = [gpu.name for gpu in GPUS]
         close = nearest(name.upper(), [*dict.fromkeys(gpu.family for gpu in GPUS), *known])
         raise UnknownGpuError(
-            f"no GPU {printable(name)!r} in the table{close}; give --peak-tflops "
-            f"(dense bf16) and --gpu-memory-gib instead, or one of: {', '.join(known)}"
+            f"no GPU {printable(name)!r} in the table{close}; {FLAGS_INSTEAD} one of: {', '.join(known)}"
         )
     asked = _memory_in(words)
     cards = [gpu for gpu in family if not asked or int(gpu.memory_gib) in asked]

@@ -14,7 +14,7 @@ from pathlib import Path
 from r1hpc.accounting.budget import RunRequest, find_budget, load_budget
 from r1hpc.accounting.budget_status import check_submission
 from r1hpc.accounting.forecast import Spread
-from r1hpc.base.errors import R1hpcError
+from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.submission.plan_run import PlannedRun
 from r1hpc.telemetry.attempts import read_history
 
@@ -71,6 +71,8 @@ def check_budget(
     Raises:
         OverBudgetError: they do not fit, and nobody said that they shall go over it.
     """
+    if over_budget is not None and not over_budget.strip():
+        raise UsageError("--over-budget wants the reason, for whoever answers for the budget: it is empty")
     on_gpus = [each for each in planned if each.plan.topology.num_gpus]
     if not on_gpus:
         return ()

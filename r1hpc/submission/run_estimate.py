@@ -11,7 +11,7 @@ from typing import Any
 from r1hpc.accounting.calibrate import Site, corrected, finished_runs
 from r1hpc.config.schema import RunConfig
 from r1hpc.estimator.estimate_run import estimate_of_run
-from r1hpc.plan.hardware import UnknownGpuError
+from r1hpc.plan.hardware import FLAGS_INSTEAD, UnknownGpuError
 from r1hpc.plan.run import RunPlan
 
 
@@ -29,7 +29,8 @@ def estimate_for(
     try:
         found = estimate_of_run(config, plan, expected_model=expected_model)
     except UnknownGpuError as error:
-        return None, (f"no estimate: {error}",)
+        said = str(error).replace(FLAGS_INSTEAD, "set cluster.gpu_type to")
+        return None, (f"no estimate: {said}",)
     if found is None:
         return None, ()
     found, correction = corrected(found, config.stage, _site(run_root.absolute()))

@@ -65,7 +65,9 @@ def _check_vllm(config: RunConfig, executor: str) -> None:
     """An interpreter that only the nodes know is taken to have it."""
     if config.cluster.container.image is not None and config.serve.python is None:
         return
-    words = config.serve.python.split() if config.serve.python else list(interpreter(config.cluster))
+    words = list(interpreter(config.cluster)) if config.serve.python is None else config.serve.python.split()
+    if not words:
+        raise UsageError("serve.python (or --python) is empty: name a python that has vLLM, or leave it out")
     if not Path(words[0]).is_absolute():  # which python that is, cluster.setup may decide
         return
     try:
@@ -74,6 +76,8 @@ def _check_vllm(config: RunConfig, executor: str) -> None:
         if executor == "slurm":
             return
         raise UsageError(f"there is no {words[0]}: name a python that has vLLM by serve.python") from None
+    except PermissionError:
+        raise UsageError(f"{words[0]} is no program: name a python that has vLLM by serve.python") from None
     except (OSError, subprocess.SubprocessError):
         return
     if status:

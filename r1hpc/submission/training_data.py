@@ -63,13 +63,15 @@ def check_training_data(
     notes: list[str] = []
     if config.stage not in ("pretrain", "sft"):
         return notes
+    if config.stage == "pretrain" and data.traces:
+        raise UsageError("data.traces is of stage sft, and has no use in stage pretrain: add stage=sft")
     if data.path is not None and data.traces:
         raise UsageError(
             f"data.path={data.path} and data.traces={data.traces} name two datasets: leave one of them out"
         )
     if data.path is not None:
         if not _is_below(data.path, to_come):
-            _check_dataset(Path(data.path), config.stage)
+            _check_dataset(Path(data.path), config)
     elif config.stage == "sft" and data.traces:
         traces = [path for path in data.traces if not _is_below(path, to_come)]
         notes = _check_traces(traces, None if tokenizer_to_come else config)
@@ -151,7 +153,7 @@ def _is_below(path: str, folders: Sequence[Path]) -> bool:
     return any(Path(path).is_relative_to(folder) for folder in folders)
 
 
-def _check_dataset(folder: Path, stage: str) -> None:
+def _check_dataset(folder: Path, config: RunConfig) -> None:
     if folder.is_file():
         raise UsageError(
             f"data.path {folder} is a file: give the folder of a dataset, made by `python -m r1hpc.shard "
@@ -162,8 +164,22 @@ def _check_dataset(folder: Path, stage: str) -> None:
             f"data.path {folder} has no {MANIFEST}: give the folder of a dataset, made by `python -m "
             "r1hpc.shard build`; a folder of traces (*.jsonl) is named by data.traces=[DIR]"
         )
-    if stage == "sft" and "roles" not in read_manifest(folder).content:
+    if config.stage == "pretrain" and not folder.is_dir():
+        return  # missing_dataset has more to say
+    content = read_manifest(folder).content
+    if config.stage == "sft" and "roles" not in content:
         raise _no_roles(f"data.path {folder} holds")
+    num_tokens, seq_len = content["num_tokens"], config.data.seq_len
+    if config.stage == "pretrain" and num_tokens <= seq_len:
+        raise UsageError(
+            f"data.path {folder} holds {num_tokens:,} tokens, and a sample is data.seq_len + 1 = "
+            f"{seq_len + 1:,} of them: build it of more text, or lower data.seq_len"
+        )
+    if config.data.validation_documents >= content["num_documents"]:
+        raise UsageError(
+            f"data.validation_documents={config.data.validation_documents:,} leaves none of the "
+            f"{content['num_documents']:,} documents in {folder} to train on: lower it"
+        )
 
 
 def _check_recipe(data: DataConfig) -> None:

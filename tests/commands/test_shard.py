@@ -136,6 +136,15 @@ def test_asked_wrongly(arguments: list[str], status: int, message: str) -> None:
     assert "Traceback" not in found.stderr
 
 
+@pytest.mark.parametrize(
+    "flags", [["--jobs", "3"], ["--cluster", "nosuch"], ["-p", "cpu"], ["--time", "1:00:00"]]
+)
+def test_flags_of_slurm_do_not_build_on_the_login_node(tmp_path: Path, flags: list[str]) -> None:
+    with pytest.raises(UsageError, match="is for --engine slurm: add that, or leave it out"):
+        main(["build", "smoke", "--out", str(tmp_path / "out"), *flags])
+    assert not (tmp_path / "out").exists()
+
+
 def test_document_that_does_not_exist(tmp_path: Path) -> None:
     found = run("inspect", build(tmp_path).path, "--doc", "12")
     assert found.returncode == 2

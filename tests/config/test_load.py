@@ -220,3 +220,32 @@ def test_a_job_that_is_not_there_and_one_that_is_no_yaml_are_named(
     with pytest.raises(ConfigError, match=r"mine\.yaml is not valid YAML") as refused:
         load("mine.yaml")
     assert 'in "mine.yaml", line 2' in str(refused.value)
+
+
+def test_a_value_that_must_be_given_is_not_the_default() -> None:
+    with pytest.raises(ConfigError, match=r"train\.lr is \?\?\?, which says that it must be given"):
+        load(None, ["train.lr=???"])
+
+
+def test_a_path_in_the_home_folder_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No shell expands it in `data.path=~/x`, nor in a file."""
+    monkeypatch.setenv("HOME", "/home/me")
+    found = load(None, ["data.path=~/x", "data.traces=[~/a, b]", "cluster.setup=[. ~/env]"])
+    assert (found.data.path, found.data.traces) == ("/home/me/x", ["/home/me/a", "b"])
+    assert found.cluster.setup == [". ~/env"], "the shell's"
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ("{zero_optimization: {reduce_bucket_size: auto}}", "reduce_bucket_size is auto, which Hugging Face"),
+        ("{zero_optimization: 3}", "zero_optimization is a section"),
+        (
+            "{zero_optimization: {stage3_max_live_parameters: [1]}}",
+            "stage3_max_live_parameters must be a number",
+        ),
+    ],
+)
+def test_what_deepspeed_would_refuse_of_its_own_is_refused_here(extra: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load(None, [f"deepspeed.extra={extra}"]).deepspeed.check_new()

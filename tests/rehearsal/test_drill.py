@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from r1hpc import drill as command
+from r1hpc.base.errors import UsageError
 from r1hpc.rehearsal.verdict import Done, judge_attempts, judge_cancel
 from r1hpc.telemetry.attempts import Attempt, Cause, History
 from tests.cluster import Cluster
@@ -131,3 +133,21 @@ def test_an_attempt_after_a_cancel_is_seen() -> None:
     before = attempt(1, Cause.cancelled, 12)
     assert judge_cancel(History((before,), (), 140.0), "cancelled").passed
     assert not judge_cancel(History((before, attempt(2, Cause.finished, 40)), (), 140.0), "finished").passed
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["r1"], "r1 is a chain: give the job file of one of its stages"),
+        (["smoke", "stage=evaluate"], "smoke is of stage evaluate, which takes no steps to compare"),
+        (["smoke", "--out", "{file}"], "is a file: name a folder"),
+    ],
+)
+def test_what_cannot_be_drilled_is_refused_before_anything_runs(
+    tmp_path: Path, words: list[str], said: str
+) -> None:
+    (tmp_path / "file").touch()
+    words = [word.format(file=tmp_path / "file") for word in words]
+    with pytest.raises(UsageError, match=said):
+        command.main([*words, "--executor", "local", "--run-root", str(tmp_path / "runs")])
+    assert not (tmp_path / "runs").exists()

@@ -10,6 +10,7 @@ import pytest
 from r1hpc.base.errors import R1hpcError
 from r1hpc.config.reasoning import RolloutConfig
 from r1hpc.config.schema import DataConfig, DeepspeedConfig, ModelConfig, RunConfig
+from r1hpc.data.build import build_dataset
 from r1hpc.submission import model_checks
 from r1hpc.submission.job_estimate import estimate_job
 from r1hpc.submission.order import Order, Purpose
@@ -62,6 +63,7 @@ def refused(*overrides: str) -> str:
         ("data.traces=[] data.path=model", "data.path {here}/model has no manifest.json"),
         ("data.traces=[] data.path=no", "no dataset in {here}/no"),
         ("stage=pretrain data.traces=[] data.path=mine.jsonl", "is a file: give the folder of a dataset"),
+        ("stage=pretrain", "data.traces is of stage sft, and has no use in stage pretrain: add stage=sft"),
         ("data.seq_len=5", "the trace of {here}/mine.jsonl:1 has 6 tokens with its EOS: set data.seq_len=6"),
         ("train.precision=fp16", "train.precision=fp16 trains on GPUs only"),
         (
@@ -218,3 +220,19 @@ def test_an_adapter_on_the_output_head_is_refused_where_its_weights_are_divided(
     model_checks._refuse_adapted_head(
         replace(config, model=ModelConfig(lora_rank=2, lora_targets=["q_proj"]))
     )
+
+
+def test_data_that_is_too_small_is_refused_before_the_queue(tmp_path: Path) -> None:
+    Path("text.jsonl").write_text(json.dumps({"text": "a few words of text"}) + "\n")
+    Path("r.yaml").write_text(
+        "name: a\ntokenizer: {kind: bytes}\nsources: [{name: a, kind: jsonl, root: ., glob: text.jsonl}]\n"
+    )
+    build_dataset(tmp_path / "r.yaml", tmp_path / "text")
+    Path("r.yaml").write_text(_RECIPE)
+    build_dataset(tmp_path / "r.yaml", tmp_path / "traces")
+    pretrain = ("stage=pretrain", "data.traces=[]", "data.path=text")
+    assert "holds 20 tokens, and a sample is data.seq_len + 1 = 129 of them" in refused(
+        *pretrain, "data.seq_len=128"
+    )
+    sft = ("data.traces=[]", "data.path=traces", "data.validation_documents=1")
+    assert "data.validation_documents=1 leaves none of the 1 documents" in refused(*sft)
