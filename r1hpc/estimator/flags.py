@@ -78,6 +78,16 @@ SETTLED_BY_RL = {
 """Flags that --rl-sequences settles or has no use for, and what to do instead."""
 
 
+_SETTLED_BY_MODEL_CONFIG = dict.fromkeys(
+    ("params", "active_params", "layers", "hidden_size"), "the file says it; leave one of the two out"
+)
+_ONLY_OF_RL = dict.fromkeys(
+    ("sequences_per_rollout", "prompt_length", "completion_length", "max_completion_length")
+    + ("logprob_passes", "critic_params"),
+    "give --rl-sequences N too, or leave it out",
+)
+
+
 def add_flags(parser: ArgumentParser) -> None:
     """In groups, as --help shows them."""
     _add_model(parser.add_argument_group("model and data"))
@@ -105,6 +115,12 @@ def refuse_settled(parser: ArgumentParser, arguments: argparse.Namespace) -> Non
         if arguments.method == "seed":
             raise UsageError("the article's formula knows no --rl-sequences: leave one of the two out")
         _refuse(parser, arguments, SETTLED_BY_RL, "--rl-sequences")
+    else:
+        _refuse(parser, arguments, _ONLY_OF_RL, "pretraining or tuning")
+        if arguments.model_config is not None:
+            _refuse(parser, arguments, _SETTLED_BY_MODEL_CONFIG, "--model-config")
+        if arguments.tokens is not None and arguments.data_gb is not None:
+            raise UsageError("--tokens and --data-gb both say how much is trained on: leave one of them out")
 
 
 def refuse_settled_by_chain(arguments: argparse.Namespace, job: Path) -> None:
