@@ -215,7 +215,10 @@ def test_a_7b_on_one_16_gb_card(capsys: pytest.CaptureFixture[str]) -> None:
         ("--params 7B --rl-sequences 9k --num-gpus 8 --offload", "--offload does not go with --rl-sequences"),
         ("--params 7B --rl-sequences 9k --num-gpus 8 --seq-len 5", "give --prompt-length and"),
         ("--params 7B --rl-sequences 9k --tokens 1T", "--tokens does not go with --rl-sequences"),
-        ("--params 7B --tokens 1T --prompt-length 9", "--prompt-length does not go with pretraining or tuning"),
+        (
+            "--params 7B --tokens 1T --prompt-length 9",
+            "--prompt-length does not go with pretraining or tuning",
+        ),
         ("--params 7B --model-config x.json --tokens 1T", "--params does not go with --model-config"),
         ("--params 7B --tokens 1T --data-gb 9", "--tokens and --data-gb both say how much"),
         ("--params 7B --rl-sequences 9k --method seed", "knows no --rl-sequences"),
