@@ -6,7 +6,13 @@ import pytest
 
 from r1hpc.config.cluster import ResourcesConfig
 from r1hpc.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
-from r1hpc.estimator.cpu import FLOPS_PER_RANK, STARTUP_S, cpu_node_hours
+from r1hpc.estimator.cpu import (
+    FLOPS_PER_RANK,
+    MOST_FLOPS_PER_RANK,
+    STARTUP_S,
+    cpu_node_hours,
+    flops_per_rank,
+)
 from r1hpc.plan.run import RunPlan, make_plan
 
 
@@ -45,6 +51,13 @@ def test_start_up_is_paid_on_every_node_and_work_once() -> None:
     assert (p50(2000, 1) - one) * 3600 == pytest.approx(1000 * 8 * 128 * per_token / FLOPS_PER_RANK)
 
 
+def test_large_matrices_are_multiplied_faster() -> None:
+    rates = [flops_per_rank(size) for size in (1e3, 4e5, 26e6, 1.35e8, 7e9)]
+    assert rates[:2] == pytest.approx([FLOPS_PER_RANK] * 2)
+    assert rates[1] < rates[2] < rates[3]
+    assert rates[3:] == pytest.approx([MOST_FLOPS_PER_RANK] * 2)
+
+
 MEASURED = {
     "smoke": (12.3, 60, 24 * 128, 2_562_048, 1),
     "smoke, 400 steps": (118.0, 400, 24 * 128, 2_562_048, 1),
@@ -66,6 +79,7 @@ def test_measured_runs_lie_well_inside(name: str) -> None:
         topology=replace(plan.topology, ranks_per_node=ranks),
         total_tokens=steps * tokens,
         flops_per_token=float(flops),
+        num_parameters=flops // 6,
     )
     found = cpu_node_hours(planned)
     assert found is not None
