@@ -22,6 +22,8 @@ _NEEDED = (
     "vocab_size",
     "max_position_embeddings",
 )
+SHAPE_NAMES = (*_NEEDED, "intermediate_size", "num_key_value_heads", "head_dim", "tie_word_embeddings")
+"""What the shape of a model follows from, under Llama's names."""
 
 
 @dataclass(frozen=True)

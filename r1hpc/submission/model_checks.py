@@ -5,21 +5,27 @@
 What an earlier stage of a chain has yet to write is left to the ranks.
 """
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from r1hpc.base.errors import ConfigError, UsageError
+from r1hpc.base.names import printable
 from r1hpc.config.schema import SAMPLED_STAGES, TRAINED_STAGES, ModelConfig, RunConfig
+from r1hpc.plan.families import ALIASES, FAMILIES
 from r1hpc.plan.frozen import check_base_shape
 from r1hpc.plan.model import load_model_config, load_teacher_config, teacher_of
 from r1hpc.plan.sequence import rope_types
+from r1hpc.plan.shape import SHAPE_NAMES
 from r1hpc.plan.tensors import check_tensors
 from r1hpc.plan.weights import check_weights
 
 _NOT_BY_VLLM = ("mixtral", "gemma2")
 """vLLM 0.32 has transformers' former names of Mixtral's experts, and no output head of Gemma 2's (read in its
 sources, not run)."""
+_SLIP = 0.9
+"""How alike two names are of which one is likely a slip: a letter left out, or two exchanged."""
 _HEADS = ("lm_head", "embed_out")
 _COLDEST_OF_VLLM = 0.01
 """vLLM 0.32 takes a lower temperature for this one."""
@@ -46,7 +52,24 @@ def check_models(
     _refuse_adapted_head(config)
     tokenizer_to_come = tokenizer_is_to_come(config, expected_model)
     _check_teacher(config, expected_teacher, tokenizer_to_come=tokenizer_to_come)
-    return [] if tokenizer_to_come else _other_end(config)
+    return [*_slips(config.model.config), *([] if tokenizer_to_come else _other_end(config))]
+
+
+def _slips(given: Mapping[str, Any]) -> list[str]:
+    """A note on each key of model.config that looks like a slip of one that the shape follows from.
+
+    Hugging Face keeps keys that it does not know: `num_hidden_layer: 48` would be a model of the usual depth.
+    """
+    family = FAMILIES.get(str(given.get("model_type")))
+    known = {*SHAPE_NAMES, *(family.defaults if family else ())}
+    known |= {name for aliases in ALIASES.values() for name in aliases}
+    notes = []
+    for key in given.keys() - known:
+        if near := difflib.get_close_matches(key, known, 1, _SLIP):
+            notes.append(
+                f"model.config.{printable(key)} is not {near[0]}, and changes no shape: is it meant?"
+            )
+    return notes
 
 
 def _check_weights(config: RunConfig, expected_model: Mapping[str, Any] | None) -> None:
