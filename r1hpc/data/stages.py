@@ -114,8 +114,27 @@ def parts_of(recipe: Recipe, spans: Sequence[SourceSpan]) -> list[list[SourceSpa
     return divide(spans, recipe.part_bytes, by_source=recipe.is_prepared or recipe.mix is not None)
 
 
+def check_named_files(recipe: Recipe) -> None:
+    """Refuse what a later stage would find missing, hours into a build.
+
+    Raises:
+        UsageError: names the key and the path.
+    """
+    if recipe.tokenizer.kind == "path" and recipe.tokenizer.path is not None:
+        existing_files(recipe.resolve(recipe.tokenizer.path))
+    for path in map(recipe.resolve, recipe.decontaminate.against if recipe.decontaminate else ()):
+        if not path.is_file():
+            what = "is a folder: name its files" if path.is_dir() else "is not there"
+            raise UsageError(f"decontaminate.against: {path} {what}")
+
+
 def plan_stages(recipe: Recipe, spans: Sequence[SourceSpan]) -> dict[str, int]:
-    """Units of each stage."""
+    """Units of each stage.
+
+    Raises:
+        UsageError: a file that one of them needs is not there.
+    """
+    check_named_files(recipe)
     count = len(parts_of(recipe, spans))
     num_written = sum(span.source in recipe.generated for span in spans)
     before = {"teacher": len(recipe.generated), "generate": num_written} if num_written else {}
@@ -132,6 +151,7 @@ def plan_stages(recipe: Recipe, spans: Sequence[SourceSpan]) -> dict[str, int]:
 
 def run_stages(recipe: Recipe, spans: Sequence[SourceSpan], work: Work, how: How) -> Made:
     """All stages, each unit that is not there yet made by `how`."""
+    check_named_files(recipe)
     return _Stages(recipe, spans, work, how).run()
 
 
@@ -284,9 +304,6 @@ class _Stages:
         block = self._recipe.decontaminate
         assert block is not None, "the caller has seen it"
         files = [self._recipe.resolve(path) for path in block.against]
-        for path in files:
-            if not path.is_file():
-                raise UsageError(f"decontaminate.against: {path} is not there")
         key = unit_key("evaluation", asdict(block), [file_digest(path) for path in files])
         return self._run([Unit("evaluation", key, IndexTask(self._recipe))])[0]
 

@@ -176,3 +176,25 @@ def test_verify_says_how_far_it_is_where_a_person_looks(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["ok"]
     assert b"verifying" in drawn
     assert b"verifying" not in run("verify", path).stderr.encode()
+
+
+@pytest.mark.parametrize(
+    ("block", "said"),
+    [
+        ("tokenizer: {kind: path, path: nosuch}\n", "tokenizer.path: .*nosuch is not there"),
+        (
+            "tokenizer: {kind: bytes}\ndecontaminate: {against: [nosuch.jsonl]}\n",
+            "decontaminate.against: .*nosuch.jsonl is not there",
+        ),
+        ("tokenizer: {kind: bytes}\ndecontaminate: {against: [.]}\n", "is a folder: name its files"),
+    ],
+)
+def test_what_a_later_stage_would_find_missing_is_said_by_the_plan(
+    tmp_path: Path, block: str, said: str
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "some words"}\n')
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"name: a\n{block}sources: [{{name: a, kind: jsonl, root: ., glob: a.jsonl}}]\n")
+    for words in (["plan", str(recipe)], ["build", str(recipe), "--out", str(tmp_path / "out")]):
+        with pytest.raises(UsageError, match=said):
+            main(words)
