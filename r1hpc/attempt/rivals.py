@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from r1hpc.attempt.refusal import MustNotGoOnError
 from r1hpc.attempt.state import ask, job_named
@@ -77,13 +77,12 @@ def refuse_a_ghost(run: RunDir, executor: str, job_id: str, known: History | Non
     Raises:
         MustNotGoOnError: that has happened, and the run is the other one's.
     """
-    events = read_run_events(run)[0]
-    asked_at = max((e["time"] for e in events if e["event"] in ("submitted", "resubmitted")), default=0.0)
-    begun = [e for e in events if (e["event"], str(e.get("job_id"))) == ("begin", job_id)]
-    restarts = max((e.get("restarts", 0) for e in begun if e["time"] >= asked_at), default=0)
+    restarts = 0
     if executor == "slurm":
-        with suppress(SlurmError):  # what is on record has to do
-            restarts = max(restarts, job_state(job_id).restarts)
+        try:
+            restarts = job_state(job_id).restarts
+        except SlurmError:  # what is on record has to do
+            restarts = _restarts_on_record(run, job_id)
     last = read_history(run).last
     before = known.last.attempt if known is not None and known.last is not None else 0
     is_overtaken = known is not None and last is not None and last.attempt > before
@@ -93,6 +92,13 @@ def refuse_a_ghost(run: RunDir, executor: str, job_id: str, known: History | Non
             "leaves it alone",
             cause=None,
         )
+
+
+def _restarts_on_record(run: RunDir, job_id: str) -> int:
+    events = read_run_events(run)[0]
+    asked_at = max((e["time"] for e in events if e["event"] in ("submitted", "resubmitted")), default=0.0)
+    begun = [e for e in events if (e["event"], str(e.get("job_id"))) == ("begin", job_id)]
+    return max((e.get("restarts", 0) for e in begun if e["time"] >= asked_at), default=0)
 
 
 def own_restarts() -> int:

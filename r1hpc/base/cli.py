@@ -4,6 +4,7 @@ Exit status 0 did it, 1 could not, 2 was asked wrongly. With --json one JSON obj
 """
 
 import argparse
+import errno
 import importlib
 import io
 import json
@@ -90,7 +91,8 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     except OSError as error:
-        print(f"error: {error.strerror or error}: {_what_refuses(error)}", file=sys.stderr)
+        what = _what_refuses(error)
+        print(f"error: {error.strerror or error}{': ' if what else ''}{what}", file=sys.stderr)
         status = 1
     except KeyboardInterrupt:
         status = 130
@@ -104,7 +106,7 @@ def _what_refuses(error: OSError) -> str:
         Path.cwd()
     except OSError:
         return "the folder you stand in is gone: cd to another one"
-    return "where the output goes"
+    return "where the output goes" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
 
 
 def _missing(module: str) -> str:

@@ -5,19 +5,38 @@ tests kill a process at every one of them.
 """
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.files import fsync_dir
 
 TRASH_PREFIX = ".trash-"
 _REMOVE_TRIES = 20
+_MAY_PASS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+_PAUSES_S = (1.0, 4.0, 15.0)
+_T = TypeVar("_T")
+
+
+def patiently(read: Callable[[], _T]) -> _T:
+    """Read again where the file system only hiccups: an older checkpoint taken for that costs its steps, and
+    the good one is replaced when they have been taken again.
+    """
+    for pause_s in _PAUSES_S:
+        try:
+            return read()
+        except OSError as error:
+            if error.errno not in _MAY_PASS:
+                raise
+            time.sleep(pause_s)
+    return read()
 
 
 @contextlib.contextmanager

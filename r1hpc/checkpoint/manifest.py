@@ -22,6 +22,7 @@ from r1hpc.base.errors import StateError
 from r1hpc.base.files import check_owned
 from r1hpc.base.names import printable
 from r1hpc.checkpoint.digest import DIGEST, digest_bytes
+from r1hpc.checkpoint.disk import patiently
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = 1
@@ -158,10 +159,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
         StateError: a link, another user's, no readable manifest, or the manifest of another step.
     """
     file = path / MANIFEST_NAME
-    try:
+
+    def read() -> bytes:
         check_owned(path)
         check_owned(file)
-        manifest = decode(read_plain(file), file)
+        return read_plain(file)
+
+    try:
+        manifest = decode(patiently(read), file)
     except FileNotFoundError:
         raise StateError(f"{file} is missing") from None
     except OSError as error:

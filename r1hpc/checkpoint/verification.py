@@ -1,28 +1,22 @@
 """Is what lies in a checkpoint folder what was committed? Every problem names its file."""
 
-import errno
 import os
 import stat
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
 
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import check_owned
 from r1hpc.base.names import printable
 from r1hpc.base.units import format_bytes
 from r1hpc.checkpoint.digest import digest_fd
-from r1hpc.checkpoint.disk import walk
+from r1hpc.checkpoint.disk import patiently, walk
 from r1hpc.checkpoint.manifest import MANIFEST_NAME, Checkpoint, FileRecord, encode, read_checkpoint
 
 # xxhash and read(2) let go of the interpreter lock; a parallel file system answers several readers faster.
 NUM_THREADS = min(4, os.cpu_count() or 1)
-_MAY_PASS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
-_PAUSES_S = (1.0, 4.0, 15.0)
-_T = TypeVar("_T")
 Fingerprint = tuple[tuple[str, int, int, int, int], ...]
 
 
@@ -33,12 +27,10 @@ def find_problems(checkpoint: Checkpoint, names: Iterable[str] | None = None) ->
     """
     try:
         # By their bytes: a NaN in `meta` is not equal to itself.
-        if encode(_patiently(partial(read_checkpoint, checkpoint.path)).manifest) != encode(
-            checkpoint.manifest
-        ):
+        if encode(read_checkpoint(checkpoint.path).manifest) != encode(checkpoint.manifest):
             return [f"{checkpoint.path / MANIFEST_NAME} has changed since it was read"]
         chosen = _chosen(checkpoint, names)
-        problems = list(_layout_problems(checkpoint, None if names is None else chosen))
+        problems = patiently(lambda: list(_layout_problems(checkpoint, None if names is None else chosen)))
     except StateError as error:
         return [str(error)]
     except OSError as error:
@@ -58,23 +50,10 @@ def _digest(path: Path) -> tuple[int, str]:
         os.close(fd)
 
 
-def _patiently(read: Callable[[], _T]) -> _T:
-    """Read again where the file system only hiccups: an older checkpoint taken for that costs its steps, and
-    the good one is replaced when they have been taken again."""
-    for pause_s in _PAUSES_S:
-        try:
-            return read()
-        except OSError as error:
-            if error.errno not in _MAY_PASS:
-                raise
-            time.sleep(pause_s)
-    return read()
-
-
 def find_layout_problems(checkpoint: Checkpoint) -> list[str]:
     """The problems that need no reading: missing, extra, wrong size, links, owners and modes."""
     try:
-        return list(_layout_problems(checkpoint, None))
+        return patiently(lambda: list(_layout_problems(checkpoint, None)))
     except OSError as error:
         return [_unreadable(checkpoint, error)]
 
@@ -148,7 +127,7 @@ def _size_problem(record: FileRecord, size: int) -> str:
 def _content_problem(folder: Path, record: FileRecord) -> str | None:
     path = folder / record.name
     try:
-        size, digest = _patiently(partial(_digest, path))
+        size, digest = patiently(partial(_digest, path))
     except OSError as error:
         return f"{path} cannot be read: {error.strerror}"
     if size != record.size:

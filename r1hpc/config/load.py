@@ -33,6 +33,9 @@ from r1hpc.config.schema import RunConfig, section_of
 from r1hpc.config.yaml_loader import Dumper, KeyTwiceError, Loader
 from r1hpc.config.yaml_loader import read_yaml as read_yaml
 
+_OF_THE_SHELL = ("setup", "environment")
+"""Keys of the section `cluster` whose values the job's shell reads."""
+
 
 def find_job(name: str) -> Path:
     """The job file at path `name`, or called so in jobs/ (with or without .yaml).
@@ -217,7 +220,7 @@ def _refuse_resolvers(value: Any, key: str = "") -> None:
 def _at_home(value: Any) -> Any:
     """A path that begins with ~/ is below the home folder, which no shell has said of `data.path=~/x`."""
     if isinstance(value, dict):
-        return {key: item if key == "cluster" else _at_home(item) for key, item in value.items()}
+        return {key: item if key in _OF_THE_SHELL else _at_home(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_at_home(item) for item in value]
     # Not Path's: that one fails where there is no HOME.

@@ -96,8 +96,10 @@ def choose_chain(given: str | None, run_root: str | None) -> ChainDir | None:
     if given is not None:
         return find_chain(given, run_root)
     root = run_root_of(run_root)
-    chains = [chain for chain in list_chains(root) if is_yours(chain.path)]
-    runs = [run for run in list_runs(root) if is_yours(run.path)]
+    chains, runs = list_chains(root), list_runs(root)
+    if any(map(is_yours, (*(chain.path for chain in chains), *(run.path for run in runs)))):
+        chains = [chain for chain in chains if is_yours(chain.path)]
+        runs = [run for run in runs if is_yours(run.path)]
     if not chains or (runs and runs[0].config.stat().st_mtime > _last_touched(chains[0])):
         return None
     return find_chain(chains[0].path)

@@ -8,6 +8,7 @@ planned.plan, planned.script, planned.estimate
 
 import dataclasses
 import heapq
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -387,8 +388,19 @@ def _set_for_the_cluster(run: RunDir) -> list[str]:
     """What earlier command lines set under `cluster.`: the profile of $R1HPC_CLUSTER, which is read anew at a
     resume, yields to it as it did then."""
     said = (item for event in read_history(run).submissions for item in event.get("overrides", ()))
-    of_this_run = (item.removeprefix(f"{run.path.name}:") for item in said)  # a stage's, of a chain
-    return [item for item in of_this_run if item.startswith("cluster.")]
+    keys = {
+        item.removeprefix(f"{run.path.name}:").partition("=")[0] for item in said
+    }  # a stage's, of a chain
+    frozen = load.as_layer(load.read(run.config))
+    # Their values as they were taken: a record is redacted, and a profile that was asked for came after it.
+    return [f"{key}={json.dumps(_at(frozen, key))}" for key in keys if key.startswith("cluster.")]
+
+
+def _at(layer: Mapping[str, Any], key: str) -> Any:
+    value: Any = layer
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
 
 
 def forbidden_changes(before: RunConfig, after: RunConfig) -> list[str]:

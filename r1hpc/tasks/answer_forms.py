@@ -50,7 +50,7 @@ def plain_number(text: str) -> Fraction | None:
     `2 1/2`; None for anything else.
     """
     said = text.strip(SPACE)
-    if enclosed := _ENCLOSED.fullmatch(said):
+    if (enclosed := _ENCLOSED.fullmatch(said)) and "," not in said:  # (1,200) is a pair
         said = (enclosed[1] or enclosed[2] or "").strip(SPACE)
     if mixed := _MIXED.fullmatch(said):
         sign, whole, over, under = mixed.groups()

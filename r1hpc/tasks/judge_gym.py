@@ -84,13 +84,29 @@ def _is_finite(text: str, entry: Mapping[str, Any]) -> bool:
     return "nan" not in text.casefold()
 
 
+def _tree(text: str) -> arithmetic.Node:
+    """Of integers and + - * / alone, also with a sign.
+
+    Raises:
+        RefusedError: anything else.
+    """
+    tree = arithmetic.parse(text.strip(), algebra=True)
+    if not _kinds(tree) <= {"number", "sum", "product", "negative", "inverse"} or "." in text:
+        raise RefusedError("not arithmetic of whole numbers")
+    return tree
+
+
+def _kinds(node: arithmetic.Node) -> set[str]:
+    return {node.kind}.union(*map(_kinds, node.operands))
+
+
 def _is_24(text: str, entry: Mapping[str, Any]) -> bool:
-    tree = arithmetic.parse(text.strip())
+    tree = _tree(text)
     return arithmetic.value(tree) == 24 and arithmetic.numbers(tree) == Counter(entry["metadata"]["numbers"])
 
 
 def _is_arithmetic(text: str, entry: Mapping[str, Any]) -> bool:
-    arithmetic.parse(text.strip())
+    _tree(text)
     return True
 
 

@@ -45,9 +45,7 @@ _FUNCTION = re.compile(
     r"(?<![A-Za-z\\])(sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln|exp)(?=\s*[(\d]|\s+[a-z])"
 )
 _BASE = re.compile(r"\d\s*_\s*\{?\s*(\d{1,2})\s*\}?\s*\$?\s*$")
-_SHORT_WORDS = frozenset(
-    ("no", "up", "on", "in", "am", "pm", "ok", "us", "uk", "eu", "he", "we", "me", "it", "is", "at", "by")
-)
+_SHORT_WORDS = frozenset(("no", "on", "up", "ok"))
 """As words: as factors, each would equal its letters in another order."""
 _NO_FORMULA = re.compile(
     r"\d{4}-\d{1,2}-\d{1,2}|\d{1,2}[./]\d{1,2}[./]\d{4}|\d{1,3}(?:\.\d{1,3}){3}|\d{1,2}:\d{2}(?::\d{2})?"
@@ -55,6 +53,8 @@ _NO_FORMULA = re.compile(
 )
 """Dates, addresses, times and formulas of chemistry: as text, since arithmetic would make `2024-01-05` and
 `2024-05-01` the same."""
+_AROUND = re.compile(r"\\boxed\s*\{|\\[()\[\]]")
+_ZEROS, _LETTERS = re.compile(r"(?<!\d)0+(?=\d)"), re.compile(r"[A-Za-z]")
 _MAX_DEPTH = 24
 _ENVIRONMENTS = ("$", r"\(", r"\[", r"\boxed")
 
@@ -80,8 +80,9 @@ def judge(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
     if text.strip(SPACE) == answer:
         return True
     text, answer = unescaped(text), unescaped(answer)
-    if answer.casefold() in _SHORT_WORDS or _NO_FORMULA.fullmatch(answer):
-        return plainly(text).strip(SPACE).removesuffix(".").casefold() == plainly(answer).casefold()
+    is_same_text = _as_text(text, answer)
+    if is_same_text is not None:
+        return is_same_text
     right = words(answer)
     if right and not _FORMULA.search(TEXT.sub(r"\1", text)):
         return words(text) == right
@@ -94,17 +95,36 @@ def judge(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
     if _other_base(text, answer):
         return False
     latex = wanted is None
-    if given is not None:
+    bare = text.strip(SPACE)
+    if given is not None and (" " in bare or bare[:1] in "({"):  # decimals stay: they may be rounded ones
         text = str(given)
     if not latex and "\\" not in text:
         if _SEVERAL.fullmatch(text):
             return False
         said = text.rpartition("=")[2]
-        if _GOES_ON.search(said) or _LATEX_ONLY.search(said):
+        is_bare_latex = _LATEX_ONLY.search(said) and not _LETTERS.search(said)
+        if is_bare_latex or _GOES_ON.search(said):
             text, latex = _in_latex(said), True
     elif latex and "\\" not in text:
         text = _in_latex(text)
     return bool(math_verify.verify(_gold(answer, latex), _parsed(text, latex), timeout_seconds=None))
+
+
+def _as_text(text: str, answer: str) -> bool | None:
+    """Whether two short words, dates, addresses, times or formulas of chemistry are the same; None: it is not
+    two of these that are compared.
+    """
+    said, wanted = (_bare(each) for each in (text, answer))
+    are_words = wanted.casefold() in _SHORT_WORDS and said.isalpha()
+    if are_words or (_NO_FORMULA.fullmatch(wanted) and _NO_FORMULA.fullmatch(said.upper())):
+        return said.casefold() == wanted.casefold()
+    return None
+
+
+def _bare(text: str) -> str:
+    """Without what sets it, and zeros ahead of a number."""
+    said = _AROUND.sub("", plainly(text)).strip(SPACE).removesuffix(".")
+    return _ZEROS.sub("", said.removesuffix("}") if "\\boxed" in text else said)
 
 
 def _in_latex(text: str) -> str:

@@ -28,7 +28,7 @@ _TAIL_BYTES = 2**17
 
 
 _FRESH_S = 120.0
-"""A sampler reads its cards every few seconds."""
+"""A sampler reads its cards every few seconds, or as seldom as its last two readings tell."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def collect(run: RunDir, name: str) -> list[Sample]:
     times = None if attempt is None else read_rank_times(run, attempt, _TAIL_BYTES)
     samples += _of_ranks(times, labels)
     ranks = _rank_of_uuid(times)
-    ticks = _fresh([tick for tick in map(_newest_tick, run.all_gpu_metrics) if tick is not None], newest)
+    ticks = _fresh([ticks for ticks in map(_newest_ticks, run.all_gpu_metrics) if ticks], newest)
     attempts = [tick.get("attempt") or 0 for tick in ticks]
     for tick, number in zip(ticks, attempts, strict=True):
         if number == max(attempts):  # else of a node that an earlier attempt had
@@ -114,11 +114,17 @@ def collect(run: RunDir, name: str) -> list[Sample]:
     return samples
 
 
-def _fresh(ticks: Sequence[dict[str, Any]], newest: Sequence[Step]) -> list[dict[str, Any]]:
-    """Readings of about the time of the run's newest sign of life: those of a sampler that died are none."""
-    times = [float(tick["time"]) for tick in ticks]
-    now = max([*times, *(step.time for step in newest if step.time is not None)], default=0.0)
-    return [tick for tick, at in zip(ticks, times, strict=True) if now - at <= _FRESH_S]
+def _fresh(nodes: Sequence[Sequence[dict[str, Any]]], newest: Sequence[Step]) -> list[dict[str, Any]]:
+    """Readings of about the time of the run's newest sign of life: those of a sampler that died are none.
+
+    Args:
+        nodes: the last two ticks of each.
+    """
+    times = [[float(tick["time"]) for tick in ticks] for ticks in nodes]
+    last = [each[-1] for each in times]
+    now = max([*last, *(step.time for step in newest if step.time is not None)], default=0.0)
+    patience = [max(_FRESH_S, 3 * (each[-1] - each[0])) for each in times]
+    return [ticks[-1] for ticks, at, most in zip(nodes, last, patience, strict=True) if now - at <= most]
 
 
 def render(samples: Iterable[Sample]) -> str:
@@ -152,11 +158,10 @@ def _rank_of_uuid(times: RankTimes | None) -> dict[str, str]:
     return {uuid: str(rank) for rank, uuid in enumerate(uuids) if uuid is not None}
 
 
-def _newest_tick(path: Path) -> dict[str, Any] | None:
-    """A node's last readings."""
+def _newest_ticks(path: Path) -> list[dict[str, Any]]:
+    """A node's last two readings."""
     records = read_tail(path, _TAIL_BYTES).records
-    ticks = [r for r in records if "event" not in r and mistake(r, Tick) is None]
-    return ticks[-1] if ticks else None
+    return [r for r in records if "event" not in r and mistake(r, Tick) is None][-2:]
 
 
 def _of_gpus(newest: dict[str, Any], labels: dict[str, str], ranks: dict[str, str]) -> Iterator[Sample]:

@@ -14,7 +14,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -297,7 +297,9 @@ def _await_parts(job: Job) -> None:
 
 def _not_listed(job: Job) -> list[int]:
     """By listing, not by name: NFS remembers for up to a minute that a name was missing."""
-    there = set(os.listdir(job.run.parts))  # noqa: PTH208
+    there: set[str] = set()
+    with suppress(FileNotFoundError):  # before the first one
+        there = set(os.listdir(job.run.parts))  # noqa: PTH208
     return [n for n in range(num_parts(job.config)) if _part_path(job, n).name not in there]
 
 

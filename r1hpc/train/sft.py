@@ -175,7 +175,8 @@ class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
 
     def finish(self, session: Session) -> bool:
         """With early stopping the model of the lowest loss is there already."""
-        return bool(self._job.config.train.early_stopping) or super().finish(session)
+        has_left_it = bool(self._job.config.train.early_stopping) and self._lowest is not None
+        return has_left_it or super().finish(session)
 
     def _validate(self, session: Session, step: int) -> float | None:
         """The loss on what is held out after `step`; with early stopping a new lowest is exported. None: a
@@ -243,6 +244,8 @@ class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
     def read_state(self, folder: Path, meta: dict[str, Any]) -> None:
         super().read_state(folder, meta)
         self._lowest, self._since, *step = meta.get("validation", (None, 0))  # not in those of before
+        if self._lowest is not None and not math.isfinite(self._lowest):  # as a nan was taken for it
+            self._lowest = None
         self._validated = step[0] if step else meta["global_step"]  # which left none out
 
     def tokens_in(self, meta: dict[str, Any]) -> int:

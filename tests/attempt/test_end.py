@@ -271,19 +271,21 @@ def test_a_job_that_slurm_has_started_again_elsewhere_leaves_the_run_alone(
     monkeypatch.setattr("r1hpc.attempt.begin._READS_SHARDS", ("traces",))
     load.save(load.load(None, ["stage=traces"]), job.run.config)
     job.recorded.end("preempted")
-    for count in range(1, 20):
-        (job.bin / f"show{count}").write_text(_RUNNING)
+    job.slurm_says(*[_RUNNING] * 19)
 
     def hours_later(run: RunDir, config: RunConfig) -> str:
         monkeypatch.setattr("r1hpc.attempt.begin.ensure_dataset", lambda run, config: "data")
         monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+        job.slurm_says(*[_RUNNING.replace("Restarts=0", "Restarts=1")] * 19)
         assert begin(job.run, "slurm", "7", ("n2",), 1) == 2
         monkeypatch.delenv("SLURM_RESTART_COUNT")
         return "data"
 
     monkeypatch.setattr("r1hpc.attempt.rivals._LEAVING_S", 0.0)
     monkeypatch.setattr("r1hpc.attempt.begin.ensure_dataset", hours_later)
-    for _ in range(2):  # asked again, it sees what is on record
+    for is_slurm_silent in (False, False, True):  # asked again, it hears it from Slurm, or sees the record
+        if is_slurm_silent:
+            (job.bin / "scontrol").write_text("#!/bin/bash\nexit 1\n")
         with pytest.raises(MustNotGoOnError, match="was started again on another node") as left:
             begin(job.run, "slurm", "7", ("n1",), 1)
         assert left.value.cause is None

@@ -9,6 +9,7 @@ import pytest
 
 from r1hpc.checkpoint.digest import digest_fd
 from r1hpc.checkpoint.errors import NoUsableCheckpointError
+from r1hpc.checkpoint.manifest import read_plain
 from r1hpc.checkpoint.store import CheckpointStore
 from tests.checkpoint.harness import FILES, history, save, write_files
 
@@ -129,10 +130,26 @@ def test_a_read_that_fails_once_is_no_damage(tmp_path: Path, monkeypatch: pytest
         return whole(fd)
 
     monkeypatch.setattr("r1hpc.checkpoint.verification.digest_fd", hiccup)
-    monkeypatch.setattr("r1hpc.checkpoint.verification._PAUSES_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("r1hpc.checkpoint.disk._PAUSES_S", (0.0, 0.0, 0.0))
     found = CheckpointStore(store.root).newest_verified()
     assert (found.step if found else None) == 20
     assert not failures
+
+
+def test_a_manifest_that_cannot_be_read_once_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = history(tmp_path, 10, 20)
+    whole, failures = read_plain, [errno.EIO]
+
+    def hiccup(path: Path) -> bytes:
+        if failures:
+            raise OSError(failures.pop(), "hiccup")
+        return whole(path)
+
+    monkeypatch.setattr("r1hpc.checkpoint.manifest.read_plain", hiccup)
+    monkeypatch.setattr("r1hpc.checkpoint.disk._PAUSES_S", (0.0, 0.0, 0.0))
+    assert [each.step for each in store.list()] == [20, 10]
 
 
 def test_a_nan_in_what_is_kept_beside_the_weights_is_no_change(tmp_path: Path) -> None:

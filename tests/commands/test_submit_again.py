@@ -153,6 +153,7 @@ def test_a_profile_read_anew_yields_to_what_the_first_command_line_said(tmp_path
     profile = tmp_path / "site.yaml"
     profile.write_text("{network_gbit_s: 100, network_interface: ib0}")
     made = RecordedRun(tmp_path / "a")
+    load.save(load.load(None, ["cluster.network_gbit_s=25", "cluster.name=mine"]), made.run.config)
     said = ("cluster.network_gbit_s=25", "a:cluster.name=mine", "other:cluster.name=theirs")
     record(made.run, "submitted", executor="local", job_id="local-1", overrides=said)
     order = Order(run_root=tmp_path, run_name="a", resume=True)

@@ -230,9 +230,13 @@ def test_a_value_that_must_be_given_is_not_the_default() -> None:
 def test_a_path_in_the_home_folder_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """No shell expands it in `data.path=~/x`, nor in a file."""
     monkeypatch.setenv("HOME", "/home/me")
-    found = load(None, ["data.path=~/x", "data.traces=[~/a, b]", "cluster.setup=[. ~/env]"])
+    found = load(
+        None,
+        ["data.path=~/x", "data.traces=[~/a, b]", "cluster.setup=[~/env.sh]", "cluster.python=~/bin/python"],
+    )
     assert (found.data.path, found.data.traces) == ("/home/me/x", ["/home/me/a", "b"])
-    assert found.cluster.setup == [". ~/env"], "the shell's"
+    assert found.cluster.setup == ["~/env.sh"], "the shell's"
+    assert found.cluster.python == "/home/me/bin/python"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from reasoning_gym.factory import DATASETS
 
 from r1hpc.base.errors import UsageError
 from r1hpc.config.reasoning import RewardConfig, TaskConfig
-from r1hpc.tasks import gym_source
+from r1hpc.tasks import gym_source, judge_gym
 from r1hpc.tasks.completion import compose
 from r1hpc.tasks.prompts import held_out_key
 from r1hpc.tasks.registry import make_task
@@ -123,6 +123,14 @@ def test_no_text_answers_every_question(name: str, text: str) -> None:
     items = [task.item(index) for index in range(8)]
     assert not any(_right(task, item, [text])[0] for item in items)
     assert all(_right(task, item, [item.answer])[0] for item in items)
+
+
+def test_a_sign_in_front_is_arithmetic() -> None:
+    """`27*(-2 + (5 - 55 + 62)/2)` is one of its own answers."""
+    judge = judge_gym.load({"generator": "countdown", "seed": 3, "options": {}})
+    for index in range(300):
+        judge.prepare({"source_index": index})
+        assert judge(judge._entry["answer"], "", {"source_index": index})
 
 
 def test_letters_that_cancel_are_no_countdown() -> None:

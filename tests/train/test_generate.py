@@ -17,6 +17,7 @@ from r1hpc.tasks.rewards import Completion, Score, Scorer
 from r1hpc.train.generate import (
     _completions,
     _last_by_rank_0,
+    _missing,
     _read_parts,
     _run_parts,
     kept,
@@ -76,6 +77,11 @@ def test_a_stop_in_the_last_work_leaves_it_to_the_next_attempt(tmp_path: Path) -
     run = RunDir(tmp_path / "run")
     outcome = _last_by_rank_0(job_of(_Rank(run, 0), run), Outcome(True, 2, 2), lambda: False)
     assert outcome == Outcome(False, 2, 2)
+
+
+def test_before_the_first_part_all_are_missing(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    assert _missing(job_of(_Rank(run, 0), run)) == [0, 1]
 
 
 def test_a_part_that_is_not_there_or_damaged_is_not_left_out(

@@ -104,7 +104,8 @@ run_again() {
         sleep "$pause"
     done
     # It starts again once this script has ended. Without the exclusion it might come back here for ever.
-    for pause in 1 2 4 8 15 30; do
+    # Not for long: the requeue ends this script once KillWait is over.
+    for pause in 1 2 4 8; do
         [ -z "$1" ] || scontrol update JobId="$JOB" ExcNodeList="$1" && exit 1
         sleep "$pause"
     done
@@ -145,7 +146,7 @@ patiently() {
         case $1/$status in */3 | prepare/2) exit 1 ;; esac
         case $(why_ending) in
             cancel | requeue | elsewhere) exit 1 ;;
-            grace | limit) run_again ;;
+            grace | limit | over) run_again ;;
         esac
         echo "$1 failed with status $status: again in $pause s"
         sleep "$pause" & wait $!
@@ -174,7 +175,8 @@ try_begin() {
     local status real said
     # submitit unpickles its payload: refused here unless it is a plain file that only you can write.
     "${PYTHON[@]}" -m r1hpc.slurm.payload "$RUN_DIR" || return
-    said=$(mktemp 2> /dev/null) || said=logs/begin-$SLURM_JOB_ID-$$.txt
+    # Not on the run's disk where there is another one with room, as the write tells.
+    { said=$(mktemp) && echo 0000000 > "$said"; } 2> /dev/null || said=logs/begin-$SLURM_JOB_ID-$$.txt
     # In the background, so that TERM is heard: some sites send it to this shell alone, and begin may
     # build a dataset for hours.
     SLURM_TASKS_PER_NODE=$TASKS "${PYTHON[@]}" -m r1hpc.launch begin "$RUN_DIR" > "$said" &
