@@ -41,11 +41,21 @@ def find_job(name: str) -> Path:
     """The job file at path `name`, or called so in jobs/ (with or without .yaml).
 
     Raises:
-        ConfigError: neither exists; names the jobs there are.
+        ConfigError: neither exists; names the jobs there are. Or it is a folder.
     """
     jobs = assets("jobs")
     # jobs/smoke.yaml works from any folder; another folder's name must not end in a job of ours.
-    return find_named("job", name, (Path(name), jobs / name, jobs / f"{name}.yaml", jobs.parent / name), jobs)
+    candidates = (Path(name), jobs / name, jobs / f"{name}.yaml", jobs.parent / name)
+    folder = Path(name)
+    if folder.is_dir() and not any(each.is_file() for each in candidates):
+        shown = printable(name)
+        if (folder / "config.yaml").is_file():
+            raise ConfigError(
+                f"{shown} is a run, and no job file: to go on with it, "
+                f"`submit --resume --run-root {folder.absolute().parent} --run-name {folder.absolute().name}`"
+            )
+        raise ConfigError(f"{shown} is a folder, and no job file: name a file in it")
+    return find_named("job", name, candidates, jobs)
 
 
 def find_named(what: str, name: str, candidates: Iterable[Path], folder: Path) -> Path:
@@ -93,7 +103,10 @@ def named_layers(job: Path | str) -> list[tuple[str, dict[str, Any]]]:
     path = find_job(str(job))
     content = read_yaml(path)
     if "stages" in content:
-        raise ConfigError(f"{path} is a chain of stages, not one run: give it to `submit`")
+        raise ConfigError(
+            f"{path} is a chain of stages, not one run: `submit {path.stem} --dry-run` plans each; here "
+            "name a job file of one stage"
+        )
     files = [*_included(content, path), path]
     return list(zip(map(_shown, files), layers_of(content, path), strict=True))
 

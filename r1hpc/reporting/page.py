@@ -10,9 +10,11 @@ runs and users are escaped wherever they appear.
 from collections.abc import Iterator
 from pathlib import Path
 
+from r1hpc.accounting.ledger import RunLedger
+from r1hpc.base.errors import R1hpcError
 from r1hpc.base.files import write_atomic
 from r1hpc.reporting import sections
-from r1hpc.reporting.html import document
+from r1hpc.reporting.html import card, document, lines
 from r1hpc.reporting.run_card import run_card
 from r1hpc.reporting.view import View
 
@@ -42,4 +44,13 @@ def _cards(view: View) -> Iterator[str]:
     if runs:
         more = f": the newest {_MOST_CARDS} of {len(runs)}" if len(runs) > _MOST_CARDS else ""
         yield "<h2>The run</h2>" if alone else f"<h2>Runs{more}</h2>"
-        yield from (run_card(run, alone) for run in runs[:_MOST_CARDS])
+        yield from (_card(run, alone) for run in runs[:_MOST_CARDS])
+
+
+def _card(run: RunLedger, alone: bool) -> str:
+    """The run, or why it cannot be drawn: the page is about the others too."""
+    try:
+        return run_card(run, alone)
+    except (R1hpcError, OSError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        return card(run.run_id, lines(f"It cannot be drawn: {why}"))

@@ -71,7 +71,11 @@ def test_a_file_that_is_not_text(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_no_job(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no job"):
+    with pytest.raises(ConfigError, match="is a folder, and no job file"):
+        load(tmp_path)
+    (tmp_path / "config.yaml").touch()
+    resume = rf"`submit --resume --run-root {tmp_path.parent} --run-name {tmp_path.name}`"
+    with pytest.raises(ConfigError, match=rf"is a run, and no job file: to go on with it, {resume}"):
         load(tmp_path)
 
 

@@ -95,3 +95,13 @@ def test_two_runs_without_steps_are_not_the_same(tmp_path: Path) -> None:
     paths = [str(RecordedRun(tmp_path / name).run.path) for name in ("a", "b")]
     with pytest.raises(UsageError, match="a and b have taken no step"):
         report.main(["--compare", *paths])
+
+
+def test_a_run_that_cannot_be_drawn_costs_the_others_no_page(
+    two: tuple[RecordedRun, RecordedRun], tmp_path: Path
+) -> None:
+    (two[0].run.metrics / "gpu-n1.jsonl").mkdir(parents=True)
+    page = publish([made.run for made in two], tmp_path, tmp_path / "both.html", time.time(), pictures=False)
+    text = page.read_text()
+    assert "It cannot be drawn: " in text
+    assert "loss over the optimizer steps" in text, "the other one is"
