@@ -387,13 +387,11 @@ def reconfigured(run: RunDir, order: Order) -> RunConfig:
 def _set_for_the_cluster(run: RunDir) -> list[str]:
     """What earlier command lines set under `cluster.`: the profile of $R1HPC_CLUSTER, which is read anew at a
     resume, yields to it as it did then."""
-    said = (item for event in read_history(run).submissions for item in event.get("overrides", ()))
-    keys = {
-        item.removeprefix(f"{run.path.name}:").partition("=")[0] for item in said
-    }  # a stage's, of a chain
+    said = [item for event in read_history(run).submissions for item in event.get("overrides", ())]
+    keys = {item.removeprefix(f"{run.path.name}:").partition("=")[0] for item in said}  # also a stage's
     frozen = load.as_layer(load.read(run.config))
     # Their values as they were taken: a record is redacted, and a profile that was asked for came after it.
-    return [f"{key}={json.dumps(_at(frozen, key))}" for key in keys if key.startswith("cluster.")]
+    return [f"{key}={json.dumps(_at(frozen, key))}" for key in sorted(keys) if key.startswith("cluster.")]
 
 
 def _at(layer: Mapping[str, Any], key: str) -> Any:
