@@ -332,7 +332,8 @@ def _fill_in(arguments: Namespace) -> dict[str, Any]:
         raise UsageError(f"{run.run_id} is of stage {config.stage}, which reads no dataset: name another run")
     num_steps = config.train.num_steps
     for flag, step in (("--step", arguments.step), ("--steps", arguments.steps)):
-        if step is not None and not 1 <= step <= num_steps:
+        # An online mixture's checkpoints say how far its order is known.
+        if step is not None and not data.mix.is_online and not 1 <= step <= num_steps:
             raise UsageError(f"{flag} {step}: {run.run_id} has the steps 1 to {num_steps}")
     if arguments.doc is not None and arguments.steps is None:
         arguments.steps = num_steps

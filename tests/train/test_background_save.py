@@ -161,6 +161,7 @@ def one_is_abandoned_for_a_newer_one(
         ours._usual_s = 30.0
         # Only with 40 s there is time for one of 30 s, and not for what is left of this one too.
         assert (saved is None) == (step == 6)
+        group.barrier()  # rank 0 takes it away
         assert not store.staging(6, 1, "t").exists(), "of which the newer one is made"
     save(ours, engine, 7)
     assert ours.finish(hurry=True) is not None
