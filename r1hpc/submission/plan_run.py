@@ -23,7 +23,8 @@ from r1hpc.base.rundir import RunDir, open_run
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config import freeze, load, plugins
 from r1hpc.config.packages import check_packages
-from r1hpc.config.schema import TRAINED_STAGES, RunConfig, zero_converts
+from r1hpc.config.schema import TRAINED_STAGES, RunConfig
+from r1hpc.config.zero import zero_converts
 from r1hpc.data.preview import preview_vocab_size
 from r1hpc.estimator.workload import ASSUMED_GPU
 from r1hpc.plan.compression import check_compression

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from r1hpc.base.version import __version__
-from r1hpc.config.schema import Precision, TrainConfig, zero_converts
+from r1hpc.config.schema import Precision, TrainConfig
+from r1hpc.config.zero import zero_converts
 from r1hpc.train.errors import ResumeError
 
 # Facts that must be the same at resume: they decide which numbers the run computes.

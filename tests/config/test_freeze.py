@@ -18,7 +18,8 @@ from r1hpc.config.cluster import ClusterConfig
 from r1hpc.config.freeze import freeze, refuse_secrets, with_absolute_paths
 from r1hpc.config.reasoning import EvaluateConfig, TaskConfig
 from r1hpc.config.redact import find_secret, find_written_out, is_secret_key, redact, secret_values
-from r1hpc.config.schema import DataConfig, DeepspeedConfig, ModelConfig, RunConfig
+from r1hpc.config.schema import DataConfig, ModelConfig, RunConfig
+from r1hpc.config.zero import DeepspeedConfig
 
 # Ten secrets, none of them real, each spelled in two parts so that this file holds none.
 TOKEN = "hf" + "_AbCdEfGhIjKlMnOpQrStUvWx"

@@ -8,7 +8,8 @@ import pytest
 from r1hpc.config import load
 from r1hpc.config.cluster import ResourcesConfig
 from r1hpc.config.reasoning import RlConfig, RolloutConfig
-from r1hpc.config.schema import DataConfig, DeepspeedConfig, ModelConfig, RunConfig, TrainConfig
+from r1hpc.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
+from r1hpc.config.zero import DeepspeedConfig
 from r1hpc.plan.batch import Topology
 from r1hpc.plan.memory import reference_place
 from r1hpc.plan.run import make_plan

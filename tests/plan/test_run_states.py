@@ -14,7 +14,8 @@ import torch
 
 from r1hpc.base.units import GIB
 from r1hpc.config.reasoning import RlConfig
-from r1hpc.config.schema import DeepspeedConfig, ModelConfig, Precision, RunConfig, TrainConfig
+from r1hpc.config.schema import ModelConfig, Precision, RunConfig, TrainConfig
+from r1hpc.config.zero import DeepspeedConfig
 from r1hpc.plan.batch import Topology
 from r1hpc.plan.memory import WEIGHT_BYTES
 from r1hpc.plan.run_memory import memory_of_run

@@ -7,7 +7,8 @@ import pytest
 
 from r1hpc.config import load
 from r1hpc.config.reasoning import RlConfig
-from r1hpc.config.schema import DeepspeedConfig, ModelConfig, RunConfig, TrainConfig
+from r1hpc.config.schema import ModelConfig, RunConfig, TrainConfig
+from r1hpc.config.zero import DeepspeedConfig
 from r1hpc.plan.batch import Topology
 from r1hpc.plan.memory import MemoryPlan
 from r1hpc.plan.run import RunPlan, make_plan

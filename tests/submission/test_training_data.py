@@ -9,7 +9,8 @@ import pytest
 
 from r1hpc.base.errors import R1hpcError
 from r1hpc.config.reasoning import RolloutConfig
-from r1hpc.config.schema import DataConfig, DeepspeedConfig, ModelConfig, RunConfig
+from r1hpc.config.schema import DataConfig, ModelConfig, RunConfig
+from r1hpc.config.zero import DeepspeedConfig
 from r1hpc.data.build import build_dataset
 from r1hpc.submission import model_checks
 from r1hpc.submission.job_estimate import estimate_job

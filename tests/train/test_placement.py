@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from r1hpc.config.schema import DeepspeedConfig, ModelConfig, Precision, RunConfig, TrainConfig
+from r1hpc.config.schema import ModelConfig, Precision, RunConfig, TrainConfig
+from r1hpc.config.zero import DeepspeedConfig
 from r1hpc.train.distributed import Group
 from r1hpc.train.engine import build_engine, deepspeed_config
 from r1hpc.train.model import build_model, cast_parameters

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from r1hpc.config.reasoning import RlConfig
-from r1hpc.config.schema import DeepspeedConfig, ModelConfig, Precision, RunConfig, TrainConfig
+from r1hpc.config.schema import ModelConfig, Precision, RunConfig, TrainConfig
+from r1hpc.config.zero import DeepspeedConfig
 from r1hpc.train.distributed import Group
 from r1hpc.train.logits import OutputHead
 from r1hpc.train.model import build_model
