@@ -34,7 +34,7 @@ _GREY, _PLAIN = "\x1b[2m", "\x1b[0m"
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     _check(arguments)
-    model, template = _model(arguments)
+    model, template, boxed = _model(arguments)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
     from r1hpc.train.talk import Limits, Speaker
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     speaker = Speaker(model)
     limits = Limits(arguments.max_tokens, arguments.temperature, arguments.seed)
     if arguments.json:
-        print_json(_asked(speaker, limits, arguments.ask, template))
+        print_json(_asked(speaker, limits, arguments.ask, template, boxed))
     else:
         _talk(speaker, limits, [arguments.ask] if arguments.ask is not None else _typed(), template)
     return 0
@@ -72,15 +72,15 @@ def _check(arguments: Any) -> None:
         raise UsageError(f"--seed {arguments.seed}: give 0 or more")
 
 
-def _model(arguments: Any) -> "tuple[ModelConfig, str | None]":
-    """What to load, and the template that the run puts its questions into."""
+def _model(arguments: Any) -> "tuple[ModelConfig, str | None, bool]":
+    """What to load, the template that the run puts its questions into, and whether answers stand in a box."""
     from dataclasses import replace
 
     from r1hpc.config.load import read
     from r1hpc.config.schema import ModelConfig
     from r1hpc.tasks.chat import as_trained
 
-    given = arguments.run_dir and Path(arguments.run_dir)
+    given, boxed = arguments.run_dir and Path(arguments.run_dir), False
     if given and (given / "config.json").is_file():
         model, template = ModelConfig(path=str(given), attn_implementation=_attention(given)), None
     else:
@@ -93,7 +93,10 @@ def _model(arguments: Any) -> "tuple[ModelConfig, str | None]":
         config = read(run.config)
         model = as_trained(config.model, run.model)
         template = None if arguments.as_typed else _template(config)
-    return model if arguments.system is None else replace(model, system_prompt=arguments.system), template
+        boxed = config.reward.answer_in == "boxed"
+    if arguments.system is not None:
+        model = replace(model, system_prompt=arguments.system)
+    return model, template, boxed
 
 
 def _attention(folder: Path) -> str:
@@ -128,11 +131,13 @@ def _typed() -> Iterator[str]:
             return
 
 
-def _asked(speaker: "Speaker", limits: "Limits", question: str, template: str | None) -> dict[str, Any]:
+def _asked(
+    speaker: "Speaker", limits: "Limits", question: str, template: str | None, boxed: bool
+) -> dict[str, Any]:
     from r1hpc.tasks.completion import take_apart
 
     text = "".join(speaker.answer([_message(question, template)], limits))
-    parts = take_apart(text)
+    parts = take_apart(text, boxed=boxed)
     return {"question": question, "text": text, "thinking": parts.thinking, "answer": parts.answer}
 
 

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from r1hpc.site.profile import write_profile
 
     root = Path(arguments.run_root) if arguments.run_root else default_run_root()
-    found = examine(arguments.job, root, arguments.nodes, arguments.cluster)
+    found = examine(arguments.job, root, arguments.nodes, arguments.cluster, arguments.partition)
     if arguments.write_profile is not None:
         write_profile(arguments.write_profile, found.profile)
     passed = healthy(found.findings)
@@ -63,6 +63,12 @@ def _parser() -> ArgumentParser:
         "--cluster", metavar="NAME", help="profile in configs/cluster/; default $R1HPC_CLUSTER"
     )
     offer(cluster, "r1hpc.config.completion:cluster_profiles")
+    parser.add_argument(
+        "-p",
+        "--partition",
+        metavar="NAME",
+        help="look at this one; default the job's or profile's, else Slurm's",
+    )
     parser.add_argument(
         "--write-profile", type=Path, metavar="FILE", help="write what was found as a profile"
     )

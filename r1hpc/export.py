@@ -343,7 +343,7 @@ def _convert(run: RunDir, checkpoint: "Checkpoint", out: Path) -> None:
 
     if config.stage != "pretrain":
         own = vocabulary_size(load_tokenizer(config.model))
-        export_checkpoint(config, checkpoint, out, exported_tokenizer(config.model), own)
+        export_checkpoint(config, checkpoint, out, exported_tokenizer(config.model, code=run.code), own)
         return
     from r1hpc.attempt.begin import read_facts
     from r1hpc.data.reader import open_dataset

@@ -20,7 +20,7 @@ from r1hpc.accounting.budget import Budget
 from r1hpc.accounting.forecast import Spread, around, remaining, total
 from r1hpc.accounting.ledger import RunLedger
 from r1hpc.base.errors import ConfigError
-from r1hpc.base.names import printable
+from r1hpc.base.names import nearest, printable
 from r1hpc.config.yaml_loader import UniqueKeyLoader, read_yaml
 
 _DAY = 86400.0
@@ -240,13 +240,20 @@ def _stage(block: dict[str, Any], whole: float | None, where: str) -> CampaignSt
     if own is None and (share is None or whole is None):
         raise ConfigError(f"{place}: give gpu_hours, or share here and gpu_hours for the campaign")
     hours = own if own is not None else (share or 0.0) * (whole or 0.0)
-    return CampaignStage(
-        name,
-        days,
-        hours,
-        yaml_block.list_of_text(block, "runs", place),
-        yaml_block.list_of_text(block, "stages", place),
-    )
+    stages = yaml_block.list_of_text(block, "stages", place)
+    _check_stages(stages, place)
+    return CampaignStage(name, days, hours, yaml_block.list_of_text(block, "runs", place), stages)
+
+
+def _check_stages(stages: Sequence[str], place: str) -> None:
+    from r1hpc.config.schema import STAGES  # takes a fifth of a second, for omegaconf
+
+    for stage in stages:
+        if stage not in STAGES:
+            raise ConfigError(
+                f"{place}: stages has {stage!r}{nearest(stage, STAGES)}; a run's stage is one of "
+                f"{', '.join(STAGES)}"
+            )
 
 
 def _find(name: str) -> Path:

@@ -6,6 +6,7 @@
 Loads no torch. Without an answer of Slurm's it is what the run folder says, and `detail` says so.
 """
 
+import math
 import re
 import socket
 import time
@@ -219,8 +220,20 @@ _NAMING = ("submitted", "resubmitted", "begin")
 
 
 def _naming_events(run: RunDir) -> list[dict[str, Any]]:
+    """In the order of their times, but a submission never after the begin of its own job: it may be written
+    late, and by a login node whose clock is ahead."""
     named = [e for e in read_run_events(run)[0] if e.get("event") in _NAMING and e.get("job_id")]
-    return sorted(named, key=_time)
+    begun: dict[str, float] = {}
+    for event in named:
+        if event["event"] == "begin":
+            begun.setdefault(str(event["job_id"]), _time(event))
+
+    def moment(event: dict[str, Any]) -> tuple[float, bool]:
+        first = begun.get(str(event["job_id"]), math.inf)
+        is_begin = event["event"] == "begin"
+        return _time(event) if is_begin else min(_time(event), first), is_begin
+
+    return sorted(named, key=moment)
 
 
 def _time(event: dict[str, Any]) -> float:

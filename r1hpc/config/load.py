@@ -33,7 +33,7 @@ from r1hpc.config.schema import RunConfig, section_of
 from r1hpc.config.yaml_loader import Dumper, KeyTwiceError, Loader
 from r1hpc.config.yaml_loader import read_yaml as read_yaml
 
-_OF_THE_SHELL = ("setup", "environment")
+_OF_THE_SHELL = ("setup",)
 """Keys of the section `cluster` whose values the job's shell reads."""
 
 

@@ -115,6 +115,13 @@ class GenerateRecipe:
                 raise UsageError(
                     f"generate.{name} needs generate.answer: the column of the right answer in {self.prompts}"
                 )
+        asked_for = f"{self.system_prompt or ''}{self.template}"
+        is_judged = self.answer is not None and self.answer_in == "tags"
+        if is_judged and "\\boxed" in asked_for and "<answer>" not in asked_for:
+            raise UsageError(
+                "generate.answer_in=tags counts what <answer> </answer> holds, and the prompts ask for "
+                "\\boxed{}: say answer_in: boxed"
+            )
 
     @property
     def columns(self) -> tuple[str, ...]:

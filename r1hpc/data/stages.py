@@ -18,6 +18,7 @@ from typing import Any
 
 from r1hpc.base.errors import UsageError
 from r1hpc.data.clean import CleanTask, IndexTask
+from r1hpc.data.cleaning import language
 from r1hpc.data.dedup import DedupTask
 from r1hpc.data.encode import Vocabulary
 from r1hpc.data.errors import DataError
@@ -114,12 +115,14 @@ def parts_of(recipe: Recipe, spans: Sequence[SourceSpan]) -> list[list[SourceSpa
     return divide(spans, recipe.part_bytes, by_source=recipe.is_prepared or recipe.mix is not None)
 
 
-def check_named_files(recipe: Recipe) -> None:
-    """Refuse what a later stage would find missing, hours into a build.
+def check_references(recipe: Recipe) -> None:
+    """Refuse what a later stage would find missing, hours into a build: files, and languages.
 
     Raises:
-        UsageError: names the key and the path.
+        UsageError: names the key, and the path or the code.
     """
+    if recipe.clean and recipe.clean.lang:
+        language.check_codes(recipe.clean.lang)
     if recipe.tokenizer.kind == "path" and recipe.tokenizer.path is not None:
         existing_files(recipe.resolve(recipe.tokenizer.path))
     for path in map(recipe.resolve, recipe.decontaminate.against if recipe.decontaminate else ()):
@@ -132,9 +135,9 @@ def plan_stages(recipe: Recipe, spans: Sequence[SourceSpan]) -> dict[str, int]:
     """Units of each stage.
 
     Raises:
-        UsageError: a file that one of them needs is not there.
+        UsageError: as check_references.
     """
-    check_named_files(recipe)
+    check_references(recipe)
     count = len(parts_of(recipe, spans))
     num_written = sum(span.source in recipe.generated for span in spans)
     before = {"teacher": len(recipe.generated), "generate": num_written} if num_written else {}
@@ -151,7 +154,7 @@ def plan_stages(recipe: Recipe, spans: Sequence[SourceSpan]) -> dict[str, int]:
 
 def run_stages(recipe: Recipe, spans: Sequence[SourceSpan], work: Work, how: How) -> Made:
     """All stages, each unit that is not there yet made by `how`."""
-    check_named_files(recipe)
+    check_references(recipe)
     return _Stages(recipe, spans, work, how).run()
 
 

@@ -6,6 +6,7 @@ template.render([{"role": "user", "content": "2 + 2?"}], for_answer=True)
 What a message says cannot become a special token: a message that spells one is refused.
 """
 
+import datetime
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -19,13 +20,18 @@ from r1hpc.base.files import parse_json
 _FILE = "chat_template.jinja"
 _CONFIG = "tokenizer_config.json"
 TOKENIZER_FILE = "tokenizer.json"
+_SPELLED = frozenset(("<think>", "</think>", "<answer>", "</answer>"))
+"""Prompts ask for these by name, also where a vocabulary has them as special tokens; they end no turn."""
+_DATE = datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC)
+"""The day that a template is told which cannot do without one: with today's, a prompt would be another one
+after a resume, and the answers of two days not comparable."""
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
     """A compiled template and the tokens it may use by name.
 
-    `strftime_now` is not defined: a prompt with today's date would be another one after a resume.
+    `strftime_now` is not defined for a template that asks whether it is; any other gets _DATE.
     """
 
     source: str
@@ -64,7 +70,7 @@ class ChatTemplate:
             raise ValueError("a message without role and content")
         text = json.dumps(message["content"], ensure_ascii=False)
         for token in self.special:
-            if token in text:
+            if token in text and token not in _SPELLED:
                 raise ValueError(f"a message spells the special token {token!r}")
 
 
@@ -89,6 +95,8 @@ def load_template(path: Path, tokenizer: Path | None = None) -> ChatTemplate:
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _generation_blocks()]
     )
     environment.globals["raise_exception"] = _refuse
+    if "strftime_now" in text and "strftime_now is defined" not in text:
+        environment.globals["strftime_now"] = _DATE.strftime
     environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
     try:
         compiled = environment.from_string(text)

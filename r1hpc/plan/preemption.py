@@ -50,8 +50,6 @@ class PreemptionRules:
     """GraceTime of the partition or QOS."""
     kill_wait_s: int
     sends_user_signal: bool
-    requeue_allowed: bool
-    """JobRequeue=1 or --requeue."""
     max_batch_requeue: int
 
     @property
@@ -180,8 +178,6 @@ def _verdict(save_time_s: float, window_s: int, loss: str) -> str:
 
 
 def _requeue_lines(rules: PreemptionRules) -> list[str]:
-    if not rules.requeue_allowed:
-        return ["requeue: not allowed (JobRequeue=0 or --no-requeue): the job submits its successor instead"]
     if "REQUEUE" not in rules.mode:
         return ["requeue: not by Slurm (PreemptMode=CANCEL): the job asks for it itself before it is killed"]
     if rules.grace_s <= 0:

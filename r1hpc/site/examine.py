@@ -4,7 +4,7 @@ found = examine("jobs/train.yaml", Path("runs"), num_nodes=None, cluster=None)
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,21 @@ class Examination:
     profile: dict[str, Any]
 
 
-def examine(job: str | None, root: Path, num_nodes: int | None, cluster: str | None) -> Examination:
+def examine(
+    job: str | None, root: Path, num_nodes: int | None, cluster: str | None, partition: str | None = None
+) -> Examination:
     """Look at this machine, or at `num_nodes` nodes of the allocation that it is called in.
+
+    Args:
+        partition: looked at instead of the job's, the profile's or the default one.
 
     Raises:
         ConfigError: the job or the profile cannot be read.
         UsageError: `num_nodes` outside an allocation, or more than it has.
     """
     config = load(job, cluster=cluster)
+    if partition is not None:
+        config = replace(config, resources=replace(config.resources, partition=partition))
     here = slurm_is_here()
     facts, refused = _ask_slurm(config) if here else (ClusterFacts(), [])
     found = [*refused, *([] if refused else judge_cluster(facts, here))]
@@ -50,8 +57,11 @@ def examine(job: str | None, root: Path, num_nodes: int | None, cluster: str | N
     else:
         answers = ask_nodes(num_nodes, root, interface, config.cluster.python)
         found += judge_nodes(answers, num_nodes, _expected_gpus(config), uses_munge)
-    name = config.cluster.name
-    return Examination(tuple(found), profile_of(name, facts, answers.reports, config.cluster.account))
+    named, _, _ = place_in_cluster(config)
+    profile = profile_of(
+        config.cluster.name, facts, answers.reports, partition=named, account=config.cluster.account
+    )
+    return Examination(tuple(found), profile)
 
 
 def _ask_slurm(config: RunConfig) -> tuple[ClusterFacts, list[SiteFinding]]:

@@ -4,6 +4,7 @@ reports = ask_nodes(4, root=Path("runs"), interface=None, python=None)   # one t
 judge_nodes(reports, num_nodes=4, expected_gpus=8, uses_munge=True)
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -26,6 +27,8 @@ from r1hpc.slurm.env import choose_port, expand_nodelist
 from r1hpc.telemetry.gpu_reading import GpuReading
 
 _MARK = "r1hpc-doctor "
+_PIECE = 400
+"""Characters, of which a quoted one becomes two."""
 _TIMEOUT_S = 180.0
 _SKEW_WARN_S = 1.0
 _SKEW_FAIL_S = 30.0
@@ -82,21 +85,41 @@ def ask_nodes(num_nodes: int, root: Path, interface: str | None, python: str | N
 
 
 def node_part(asked: str) -> str:
-    """What one task prints: a marked line of JSON."""
+    """What one task prints: its report as JSON, in marked lines. srun writes the lines of all tasks as they
+    come, and one of more than 1,024 bytes in pieces, with others' between them (SLURM_IO_MAX_MSG_LEN)."""
     order, environ = json.loads(asked), os.environ
     names = expand_nodelist(environ.get("SLURM_STEP_NODELIST") or environ["SLURM_JOB_NODELIST"])
     shared = Path(order["shared"]) if order["shared"] else None
     peers = collect_peers(int(environ["SLURM_NODEID"]), names, order["ports"], shared)
     report = NodeReport(collect_node(order["interface"]), peers)
-    return _MARK + json.dumps(asdict(report))
+    return "\n".join(pieces_of(int(environ["SLURM_NODEID"]), json.dumps(asdict(report))))
+
+
+def pieces_of(node: int, text: str) -> Iterator[str]:
+    """Marked lines, each within one of srun's messages."""
+    starts = range(0, len(text), _PIECE)
+    for number, start in enumerate(starts):
+        yield _MARK + json.dumps([node, number, len(starts), text[start : start + _PIECE]])
 
 
 def read_reports(text: str) -> Iterator[NodeReport]:
     """The reports among whatever else the nodes' start-up files print."""
+    for said in texts_of(text):
+        yield NodeReport.from_json(json.loads(said))
+
+
+def texts_of(text: str) -> Iterator[str]:
+    """What `pieces_of` took apart; nothing where a piece is missing, as of a node that did not answer."""
+    pieces: dict[tuple[int, int], dict[int, str]] = {}
     for line in text.splitlines():
         _, mark, value = line.partition(_MARK)
         if mark:
-            yield NodeReport.from_json(json.loads(value))
+            with contextlib.suppress(ValueError, TypeError):  # a line that another one cut
+                node, number, count, piece = json.loads(value)
+                pieces.setdefault((int(node), int(count)), {})[int(number)] = str(piece)
+    for (_, count), found in sorted(pieces.items()):
+        if len(found) == count:
+            yield "".join(found[number] for number in range(count))
 
 
 def judge_nodes(

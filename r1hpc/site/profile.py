@@ -13,17 +13,29 @@ from r1hpc.slurm.probe import ClusterFacts
 
 
 def profile_of(
-    name: str, facts: ClusterFacts, reports: Sequence[NodeReport], account: str | None = None
+    name: str,
+    facts: ClusterFacts,
+    reports: Sequence[NodeReport],
+    *,
+    partition: str | None = None,
+    account: str | None = None,
 ) -> dict[str, Any]:
-    """Keys of config.cluster.ClusterConfig. The interface is named only where all nodes take the same."""
+    """Keys of config.cluster.ClusterConfig. The interface is named only where all nodes take the same.
+
+    Nothing is said of GPUs where none was seen: another partition may have some.
+
+    Args:
+        partition: as somebody named it. The default one is left to Slurm, and to a site that routes jobs.
+    """
+    gpus_per_node = max((len(r.node.gpus) for r in reports), default=0) or facts.gpus_per_node
     gpus = [gpu for report in reports for gpu in report.node.gpus]
     routes = {report.peers.interface for report in reports if report.peers.interface}
     found = {
         "name": name,
-        "partition": facts.partition,
+        "partition": partition,
         "account": account,
         "qos": facts.qos,
-        "gpus_per_node": max((len(r.node.gpus) for r in reports if r.node.gpus), default=facts.gpus_per_node),
+        "gpus_per_node": gpus_per_node or None,
         "gpu_type": _gpu_type(gpus[0].name if gpus else facts.gpu_type),
         "network_interface": routes.pop() if len(routes) == 1 else None,
         "python": sys.executable,

@@ -95,6 +95,7 @@ def decide(
     expected_model: Mapping[str, Any] | None = None,
     expected_teacher: Mapping[str, Any] | None = None,
     save_speed: SaveSpeed | None = None,
+    has_nodes: bool = False,
 ) -> Decision:
     """Settle what `config` leaves open.
 
@@ -105,6 +106,7 @@ def decide(
         expected_model: the config.json that an earlier stage will leave in model.path.
         expected_teacher: the same of rl.teacher.
         save_speed: as measured in the run root; None: not yet.
+        has_nodes: the job has its nodes already, whatever the partition's limit says.
 
     Raises:
         UsageError: nobody says how many GPUs a node has, no such partition, or more time than it allows.
@@ -112,7 +114,7 @@ def decide(
     """
     facts = facts or ask_cluster(executor, *place_in_cluster(config))
     gpus, notes = _gpus_per_node(config, facts, executor, assumed_gpus_per_node)
-    time, time_notes = _time(config, facts, executor)
+    time, time_notes = _time(config, facts, executor, has_nodes)
     if config.stage == "serve" and config.resources.gpus_per_node is None:
         gpus = min(gpus, 1)
     settled = dataclasses.replace(config.resources, gpus_per_node=gpus, time=time)
@@ -186,12 +188,20 @@ def _gpus_per_node(
         return _gpus_of_this_machine(asked, config.resources.nodes, is_dry_run=assumed is not None), []
     if asked is not None:
         return asked, []
-    if config.cluster.gpus_per_node is not None:
+    if config.cluster.gpus_per_node or (config.cluster.gpus_per_node == 0 and not facts.gpus_per_node):
         return config.cluster.gpus_per_node, []
     if facts.gpus_per_node is not None:
-        if facts.gpus_per_node:
+        if config.cluster.gpus_per_node == 0:
+            raise UsageError(
+                f"the profile says gpus_per_node: 0, and nodes of partition {facts.partition} have "
+                f"{facts.gpus_per_node} GPUs: say which by --gpus-per-node N (0 for a CPU run)"
+            )
+        if facts.gpus_per_node or config.stage == "traces":
             return facts.gpus_per_node, []
-        return 0, [f"the nodes of partition {facts.partition} have no GPU: a CPU run"]
+        raise UsageError(
+            f"the nodes of partition {facts.partition} have no GPU: name one that has (--partition), or say "
+            "--gpus-per-node 0 for a CPU run"
+        )
     if assumed is not None:
         return assumed, [f"GPUs per node: assumed {assumed}, there is no cluster to ask (--gpus-per-node N)"]
     raise UsageError("nobody says how many GPUs a node has: give --gpus-per-node N (0 for a CPU run)")
@@ -225,12 +235,14 @@ def _names_one(entry: str, num_there: int) -> bool:
     return entry.startswith(("GPU-", "MIG-"))
 
 
-def _time(config: RunConfig, facts: ClusterFacts, executor: str) -> tuple[str | None, list[str]]:
+def _time(
+    config: RunConfig, facts: ClusterFacts, executor: str, has_nodes: bool
+) -> tuple[str | None, list[str]]:
     asked, most = config.resources.time, facts.max_time_s
     named, _, _ = place_in_cluster(config)
     is_one = "," not in named if named else not facts.is_routed
     if asked is not None:
-        if most is None or parse_time(asked) <= most:
+        if most is None or has_nodes or parse_time(asked) <= most:
             return asked, []
         said = f"--time {asked} is more than partition {facts.partition} allows ({format_time(most)})"
         if is_one:
@@ -262,7 +274,6 @@ def _rules(facts: ClusterFacts) -> PreemptionRules | None:
         grace_s=facts.grace_s,
         kill_wait_s=facts.kill_wait_s,
         sends_user_signal=bool(facts.sends_user_signal),
-        requeue_allowed=facts.job_requeue is not False,
         max_batch_requeue=facts.max_batch_requeue or 5,
     )
 

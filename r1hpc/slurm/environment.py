@@ -22,6 +22,8 @@ _NAMES = frozenset(
     WANDB_MODE WANDB_DIR WANDB_PROJECT WANDB_ENTITY WANDB_BASE_URL
     """.split()  # noqa: SIM905  # a list of 50 quoted words hides them
 )
+_TO_THE_NETWORK = frozenset(("http_proxy", "https_proxy", "no_proxy", "ssl_cert_file", "requests_ca_bundle"))
+"""In either case; not with a user and password in it."""
 # Not DS_ACCELERATOR: the login node's device is not the job's, whose ranks choose by what they were given.
 _PREFIXES = (
     *("R1HPC_", "OMP_", "NCCL_", "GLOO_", "CUDA_", "CUBLAS_", "CUDNN_", "MKL_", "UCX_", "FI_"),
@@ -39,7 +41,7 @@ _FOREIGN_NAMES = frozenset(
 def exported(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment sbatch is run with, and so the job's: nothing of SLURM_*, RANK or MASTER_*."""
     source = os.environ if environ is None else environ
-    chosen = {name: value for name, value in source.items() if _wanted(name)}
+    chosen = {name: value for name, value in source.items() if _wanted(name) or _is_network(name, value)}
     if "PYTHONPATH" in chosen:
         chosen["PYTHONPATH"] = _absolute(chosen["PYTHONPATH"])
     return chosen
@@ -57,6 +59,10 @@ def without_foreign_ranks(environ: Mapping[str, str]) -> dict[str, str]:
 def _wanted(name: str) -> bool:
     allowed = name in _NAMES or name.startswith(_PREFIXES)
     return allowed and not name.startswith(_NEVER) and not is_secret_name(name)
+
+
+def _is_network(name: str, value: str) -> bool:
+    return name.lower() in _TO_THE_NETWORK and "@" not in value
 
 
 def _absolute(search_path: str) -> str:

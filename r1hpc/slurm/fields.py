@@ -57,7 +57,7 @@ _INTERPRETER = (
     r"[A-Za-z0-9_./][A-Za-z0-9_./+@-]*( [A-Za-z0-9_./+@=:,-]+)*",
     "the path of a python, or a command that starts one such as `uv run python`",
 )
-_GPU_TYPE = r"[A-Za-z_][A-Za-z0-9_.-]*|[0-9]+g\.[A-Za-z0-9_.+-]*"
+_GPU_TYPE = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"
 _CONTAINER_WORD = (r"[A-Za-z0-9_./:#@+=,~-]+", "letters, digits and . / : # @ + = , ~ _ -")
 _NO_ENVIRONMENT = {"-e", "--cleanenv", "-c", "--contain", "-C", "--containall", "--no-env"}
 _VARIABLE_NAME = (r"[A-Za-z_][A-Za-z0-9_]*", "letters, digits and _")

@@ -159,7 +159,8 @@ def read_partition(text: str, name: str | None) -> dict[str, str]:
 
 
 def read_gpus(text: str | None, partition: str | None) -> tuple[int | None, str | None]:
-    """GPUs per node and their type in `sinfo -h -o %R|%D|%G`: those of most of the partition's nodes."""
+    """GPUs per node and their type in `sinfo -h -o %R|%D|%G`: those of most nodes of the partition that
+    have any; 0 where none has."""
     if text is None:
         return None, None
     kinds: dict[tuple[int, str | None], int] = {}
@@ -168,7 +169,7 @@ def read_gpus(text: str | None, partition: str | None) -> tuple[int | None, str 
         if partition is None or name == partition:
             kind = _gpus_in(gres)
             kinds[kind] = kinds.get(kind, 0) + int(nodes or 0)
-    return max(kinds, key=lambda kind: (kinds[kind], kind[0])) if kinds else (None, None)
+    return max(kinds, key=lambda kind: (kind[0] > 0, kinds[kind], kind[0])) if kinds else (None, None)
 
 
 def _ask(commands: Mapping[str, list[str]]) -> dict[str, str | SlurmError]:
@@ -238,7 +239,7 @@ def _default_qos(text: str) -> str | None:
 def _gpus_in(gres: str) -> tuple[int, str | None]:
     """("gpu:a100:4(S:0-1),nvme:1") -> (4, "a100")."""
     count, kind = 0, None
-    for found in re.finditer(r"(?:^|,)gpu(?::([^:,()]*[^\d:,()][^:,()]*))?:(\d+)", gres):
+    for found in re.finditer(r"(?:^|,)gpu(?::([^:,()]+))?:(\d+)(?=[(,]|$)", gres):
         count += int(found[2])
         kind = kind or found[1]
     return count, kind

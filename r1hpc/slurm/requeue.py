@@ -35,7 +35,7 @@ REQUEUE_PATIENCE_S = 600.0
 # slurm_errno.c.
 _ALREADY_PENDING = "job is pending execution"
 _FORBIDDEN = (
-    "requested operation is presently disabled",  # JobRequeue=0, --no-requeue, or its partition was removed
+    "requested operation is presently disabled",  # --no-requeue, or its partition was removed
     "invalid job id",
     "already completing or completed",
 )

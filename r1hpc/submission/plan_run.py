@@ -237,6 +237,7 @@ def plan_run(
         expected_model=expected_model,
         expected_teacher=expected_teacher,
         save_speed=measured_save_speed(order.run_root, config.resources.nodes),
+        has_nodes=order.purpose is Purpose.inside_job,
     )
     if executor == "slurm" and order.purpose is not Purpose.estimate:
         decision.refuse_missing_nodes()

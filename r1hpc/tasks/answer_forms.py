@@ -12,8 +12,12 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
+from r1hpc.tasks.completion import out_of_box
+
 SPACE = " \t\r\n"
-_PLAIN = re.compile(r"\$?([+-]?) ?\$?(\d{1,30}|\d{1,3}(?:,\d{3}){1,9})(\.\d{0,30})?\.?", re.ASCII)
+_PLAIN = re.compile(
+    r"\$?([+-]?) ?\$?(\d{1,30}|\d{1,3}(?:,\d{3}){1,9})(\.\d{0,30})?([eE][+-]?\d{1,2})?\.?", re.ASCII
+)
 _MIXED = re.compile(r"(-?)(\d{1,30}) (\d{1,30})/(\d{1,30})", re.ASCII)
 _ENCLOSED = re.compile(r"\(([^()]*)\)|\{([^{}]*)\}")
 _ESCAPED = (
@@ -22,11 +26,16 @@ _ESCAPED = (
     (re.compile("\N{MINUS SIGN}"), "-"),
 )
 """LaTeX's own writing of a dollar and of thousands, and typography's of a minus."""
+_MARKED = re.compile(
+    r"(?<![\w)*`])(\*\*|`)(?=[^\s*`])([^*`\n]{0,200})(?<=[^\s*`])\1(?=[.,]?\s*$|[.,:]?\s+[A-Za-z])"
+)
+"""Bold or code at the end or before a word. Anywhere else two asterisks may be a power."""
 _WORD = r"[^\W\d_]{2,}(?:['\u2019-][^\W\d_]+)*"
 _WORDS = re.compile(rf"{_WORD}(?:[ ,.]+{_WORD})*\.?")
 _LIST = re.compile(r"\s*,\s*(?:and\s+)?|\s+and\s+")
 TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
-_LETTER = re.compile(r"\(?([A-Z])(?:\)|[.:)](?=\s|$)|$)", re.ASCII)
+_LETTER = re.compile(r"\(?([A-Z])(?:\)|[.:)](?=\s|$)|\s*\n|\s+[-\u2013]\s|$)", re.ASCII)
+_LETTER_BEHIND = re.compile(r"(?i:answer|option|choice)(?:\s+is)?:?\s+\(?([A-Z])\)?\.?$", re.ASCII)
 _COSMETIC = re.compile(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\$")
 _SPACES = re.compile(r"(?:\\[,;!:]|\s)+")
 _LOOSE = re.compile(r"(?<!\w) | (?!\w)")
@@ -39,15 +48,21 @@ _MOST_CHARACTERS = 1024
 
 
 def unescaped(text: str) -> str:
-    """`\\$1,\\!000`, `1{,}000` and a typographic minus as they are typed without LaTeX."""
+    """`\\$1,\\!000`, `1{,}000` and a typographic minus as they are typed without LaTeX; `**42**` without
+    Markdown's marks.
+    """
     for pattern, plain in _ESCAPED:
         text = pattern.sub(plain, text)
-    return text
+    return _unmarked(text)
+
+
+def _unmarked(text: str) -> str:
+    return _MARKED.sub(r"\2", text)
 
 
 def plain_number(text: str) -> Fraction | None:
-    """The value of digits with an optional sign, dollar, thousands and decimals, or of a mixed number as
-    `2 1/2`; None for anything else.
+    """The value of digits with an optional sign, dollar, thousands, decimals and power of ten as in `1.5e3`,
+    or of a mixed number as `2 1/2`; None for anything else.
     """
     said = text.strip(SPACE)
     if (enclosed := _ENCLOSED.fullmatch(said)) and "," not in said:  # (1,200) is a pair
@@ -59,8 +74,8 @@ def plain_number(text: str) -> Fraction | None:
     match = _PLAIN.fullmatch(said)
     if match is None:
         return None
-    sign, whole, decimals = match.groups()
-    return Fraction(f"{sign}{whole.replace(',', '')}{(decimals or '').rstrip('.')}")
+    sign, whole, decimals, power = match.groups()
+    return Fraction(f"{sign}{whole.replace(',', '')}{(decimals or '').rstrip('.')}{power or ''}")
 
 
 def words(text: str) -> list[str]:
@@ -75,18 +90,21 @@ def words(text: str) -> list[str]:
 
 
 def chosen(text: str, choices: Sequence[Any]) -> str | None:
-    """The letter of the choice that is meant: `C`, `(C)`, `C. with its text`, or that text alone; `$C$`,
-    `**C**` and `\\text{C}` too.
+    """The letter of the choice that is meant: `C`, `(c)`, `C. with its text`, `the answer is C`, or that text
+    alone; `$C$`, `**C**`, `\\text{C}` and `\\boxed{C}` too.
     """
     texts = [str(choice).strip(SPACE).casefold() for choice in choices]
-    for said in (text.strip(SPACE), TEXT.sub(r"\1", text).strip("$*" + SPACE)):
+    text = out_of_box(_unmarked(text.strip(SPACE)))
+    for said in (text, TEXT.sub(r"\1", text).strip("$*" + SPACE)):
         is_bare = re.fullmatch(r"\(?[A-Z][).:]?", said, re.ASCII)
-        letter = _LETTER.match(said)
         # A text before a letter: one may begin as `C. elegans` does.
-        if said.casefold() in texts and not is_bare:
-            return chr(ord("A") + texts.index(said.casefold()))
-        if letter is not None:
+        for whole in (said, said.removesuffix(".")):
+            if whole.casefold() in texts and not is_bare:
+                return chr(ord("A") + texts.index(whole.casefold()))
+        if letter := _LETTER.match(said) or _LETTER_BEHIND.search(said):
             return letter[1]
+        if re.fullmatch(r"\(?[a-z][).:]?", said, re.ASCII):
+            return said.strip("().:").upper()
     return None
 
 

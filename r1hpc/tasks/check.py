@@ -19,7 +19,7 @@ from r1hpc.tasks.file import QuestionFile
 from r1hpc.tasks.mixture import Mixture, check_weights
 from r1hpc.tasks.own import OwnTask
 from r1hpc.tasks.pass_rates import check_comes_again
-from r1hpc.tasks.prompts import check_asks_for_box
+from r1hpc.tasks.prompts import check_asks_for
 from r1hpc.tasks.question_file import check_one_split
 from r1hpc.tasks.registry import make_task, parts_of
 from r1hpc.tasks.rewards import Scorer
@@ -75,10 +75,10 @@ def check_questions(
         items += map(benchmarks.item, range(benchmarks.num_items))
     elif asks_benchmarks and code is None:  # a run of before: its stage refuses that by itself
         check_num_held_out(tasks[0], num_items(config))
-    if config.reward.answer_in == "boxed" and code is None:
+    if code is None and config.stage != "traces":
         for label in {item.task for item in items}:
             prompts = [item.prompt for item in items if item.task == label]
-            check_asks_for_box(prompts, config.model.system_prompt or "")
+            check_asks_for(config.reward.answer_in, prompts, config.model.system_prompt or "")
     if config.stage != "traces":
         _try_rewards(config, tasks, items, code)
     elif code is None:

@@ -88,7 +88,8 @@ def compare_answers(a: Sequence[Line], b: Sequence[Line]) -> Comparison:
         labels = " and ".join(sorted({question[2] for question in every if question[2:]}))
         of = f" (theirs are of {labels})" if labels else ""
         raise UsageError(
-            f"no question was asked of both{of}: evaluate them on the same task, test file and seed"
+            f"no question was asked of both{of}: evaluate them on the same task, test file and seed, "
+            "with the same task.options.template"
         )
     is_sampled = all(min(x["num_samples"], y["num_samples"]) > 1 for x, y in pairs)
     differences = [_share(y, is_sampled) - _share(x, is_sampled) for x, y in pairs]

@@ -31,12 +31,17 @@ def take_apart(text: str, truncated: bool = False, boxed: bool = False) -> Parts
 
     Well-formed: each tag once, in order, nothing but blanks around the two blocks, an answer that is not
     blank, and an end that the model chose itself (not truncated). An answer counts wherever there is
-    exactly one pair of answer tags: several answers would be guessing.
+    exactly one pair of answer tags, behind the thinking if there are any: several answers would be guessing,
+    and a thinking may speak of the tags that the prompt asks for.
     """
     if boxed:
         return _boxed_parts(text, truncated)
     thinking, answer = _between(text, "<think>", "</think>"), _between(text, "<answer>", "</answer>")
-    if thinking is None or answer is None or truncated or not answer.strip(_SPACE):
+    is_once = answer is not None
+    said = text.partition("</think>")[2] if text.count("</think>") == 1 else ""
+    if not is_once and ("<answer>" in said or "</answer>" in said):
+        answer = _between(said, "<answer>", "</answer>")
+    if thinking is None or answer is None or not is_once or truncated or not answer.strip(_SPACE):
         return Parts(thinking, answer, False)
     middle, opening = text.find("</think>") + len("</think>"), text.find("<answer>")
     end = text.find("</answer>") + len("</answer>")

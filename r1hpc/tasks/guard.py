@@ -25,6 +25,7 @@ _FORBIDDEN_PREFIXES = ("socket.", "http.", "urllib.", "ftplib.", "smtplib.", "te
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CLASS_MAKERS = (collections.__file__, dataclasses.__file__)
 _armed = False
+_refused: str | None = None
 
 
 class ForbiddenError(RuntimeError):
@@ -43,8 +44,8 @@ def install() -> None:
 @contextlib.contextmanager
 def armed() -> Iterator[None]:
     """While this is open the forbidden acts raise ForbiddenError."""
-    global _armed
-    _armed = True
+    global _armed, _refused
+    _armed, _refused = True, None
     try:
         yield
     finally:
@@ -56,8 +57,15 @@ def is_armed() -> bool:
     return _armed
 
 
+def refused_act() -> str | None:
+    """The last act that was refused since this answer's judging began: code may have caught the error."""
+    return _refused
+
+
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    global _refused
     if _armed and _forbidden(event, arguments):
+        _refused = event
         raise ForbiddenError(f"{event} while an answer is judged")
 
 

@@ -34,7 +34,7 @@ _SEVERAL = re.compile(
 )
 """Numbers and nothing else, of which math-verify would take the last."""
 _GOES_ON = re.compile(
-    r"\d(?:[xyzni](?![A-Za-z])(?:\s*\^\s*\(?-?\d+\)?)?|\s*\*?\s*(?:pi(?![a-z])|π|(?:sqrt|√)(?:\s*\([^()]*\))?))[^\d]*$",
+    r"\d(?:[xyznie](?![A-Za-z])(?:\s*\^\s*\(?-?\d+\)?)?|\s*\*?\s*(?:pi(?![a-z])|π|(?:sqrt|√)(?:\s*\([^()]*\))?))[^\d]*$",
     re.ASCII,
 )
 """A last number that is a factor, of which math-verify would take the number alone. A letter that may be a
@@ -42,8 +42,11 @@ unit does not count: `5 m` is 5."""
 _SQRT, _PI = re.compile(r"(?:sqrt|√)\(([^()]*)\)"), re.compile(r"(?<![A-Za-z])pi(?![A-Za-z])|π")
 _LATEX_ONLY = re.compile(r"\{|\d\s*!")
 _FUNCTION = re.compile(
-    r"(?<![A-Za-z\\])(sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln|exp)(?=\s*[(\d]|\s+[a-z])"
+    r"(?<![A-Za-z\\])(sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln|exp)(?=\s*[(\d]|\s+[a-z]|_)"
 )
+_LOG_TO_BASE = re.compile(r"(?<![A-Za-z\\])log_")
+_OPERATOR_IN_WORDS = re.compile(r"\broots?\s+of\b|\bmod(?:ulo)?\b", re.IGNORECASE)
+"""Of what these say, math-verify would take the last number: 8 for `cube root of 8`."""
 _BASE = re.compile(r"\d\s*_\s*\{?\s*(\d{1,2})\s*\}?\s*\$?\s*$")
 _SHORT_WORDS = frozenset(("no", "on", "up", "ok"))
 """As words: as factors, each would equal its letters in another order."""
@@ -96,14 +99,15 @@ def judge(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
         return False
     latex = wanted is None
     bare = text.strip(SPACE)
-    if given is not None and (" " in bare or bare[:1] in "({"):  # decimals stay: they may be rounded ones
+    is_typed_otherwise = " " in bare or bare[:1] in "({" or "e" in bare.casefold()
+    if given is not None and is_typed_otherwise:  # decimals stay: they may be rounded ones
         text = str(given)
     if not latex and "\\" not in text:
-        if _SEVERAL.fullmatch(text):
+        if _SEVERAL.fullmatch(text) or _OPERATOR_IN_WORDS.search(text):
             return False
         said = text.rpartition("=")[2]
         is_bare_latex = _LATEX_ONLY.search(said) and not _LETTERS.search(said)
-        if is_bare_latex or _GOES_ON.search(said):
+        if is_bare_latex or _GOES_ON.search(said) or _LOG_TO_BASE.search(said):
             text, latex = _in_latex(said), True
     elif latex and "\\" not in text:
         text = _in_latex(text)

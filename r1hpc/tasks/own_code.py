@@ -18,6 +18,7 @@ from typing import Any
 
 from r1hpc.base.errors import UsageError
 from r1hpc.config.plugins import Plugin, locate
+from r1hpc.tasks import guard
 
 Judge = Callable[[str, str, Mapping[str, Any]], Any]
 
@@ -84,6 +85,8 @@ def load_verdict(settings: Mapping[str, Any]) -> Judge:
         right = call(spec, task.verdict, text, answer, metadata)
         if not isinstance(right, bool):
             raise OwnCodeError(f"{spec}: verdict gave {right!r:.60}, not True or False")
+        if not right:
+            _refuse_caught_acts(f"{spec}: verdict gave False")
         return right
 
     return judge
@@ -103,9 +106,22 @@ def load_score(settings: Mapping[str, Any]) -> Judge:
             raise OwnCodeError(f"{spec} gave {value!r:.60}, not a number") from None
         if not math.isfinite(number):
             raise OwnCodeError(f"{spec} gave {number}, not a finite number")
+        if not number:
+            _refuse_caught_acts(f"{spec} gave 0")
         return number
 
     return judge
+
+
+def _refuse_caught_acts(said: str) -> None:
+    """Where the code caught the guard's error, as a verdict does that runs an answer inside a `try`: what it
+    then says is of no answer."""
+    act = guard.refused_act()
+    if act is not None:
+        raise OwnCodeError(
+            f"{said} after it had tried what is forbidden while a completion is judged ({act}): see "
+            "docs/tasks.md"
+        )
 
 
 def _check_takes_four(spec: str, function: Callable[..., Any]) -> None:

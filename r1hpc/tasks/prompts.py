@@ -26,24 +26,31 @@ def fill(template: str, question: str) -> str:
     return template.replace("{question}", question)
 
 
-def check_asks_for_box(prompts: Sequence[str], system_prompt: str) -> None:
-    """Where \\boxed alone counts, a model must not be asked for tags without it: it would never be right.
+def check_asks_for(answer_in: str, prompts: Sequence[str], system_prompt: str) -> None:
+    """Where \\boxed counts a model must not be asked for tags alone, nor for a box where tags do: it would
+    never be right.
 
     Args:
+        answer_in: as reward.answer_in, `boxed` or `tags`.
         prompts: of one task. A question may hold a tag or box by itself; a template has all of them hold it.
 
     Raises:
         UsageError: it is, by the template of all prompts or by the system message.
     """
+    counts, other = ("\\boxed", "<answer>") if answer_in == "boxed" else ("<answer>", "\\boxed")
     asked = [system_prompt + prompt for prompt in prompts]
-    asks_for_tags = all("<answer>" in text for text in asked)
-    if not asks_for_tags or all("\\boxed" in text for text in asked):
+    if not all(other in text for text in asked) or all(counts in text for text in asked):
         return
-    what = "model.system_prompt" if "<answer>" in system_prompt else "the template of the prompts"
+    what = "model.system_prompt" if other in system_prompt else "the template of the prompts"
+    if answer_in == "boxed":
+        raise UsageError(
+            f"reward.answer_in=boxed counts what \\boxed{{}} holds, and {what} asks for <answer> tags: ask "
+            "for the box, as by task.options.template='{question}\\nReason step by step, and put your final "
+            "answer within \\boxed{}.'"
+        )
     raise UsageError(
-        f"reward.answer_in=boxed counts what \\boxed{{}} holds, and {what} asks for <answer> tags: ask for "
-        "the box, as by task.options.template='{question}\\nReason step by step, and put your final answer "
-        "within \\boxed{}.'"
+        f"reward.answer_in=tags counts what <answer> </answer> holds, and {what} asks for \\boxed{{}}: say "
+        "reward.answer_in=boxed, or ask for the tags"
     )
 
 

@@ -286,14 +286,17 @@ def check_teacher_tokens(config: RunConfig) -> None:
         )
 
 
-def exported_tokenizer(model: ModelConfig, end: int | None = None) -> TokenizerFiles:
-    """The files of a model's tokenizer, byte for byte where it has a folder; `end` as in special_ids.
+def exported_tokenizer(
+    model: ModelConfig, end: int | None = None, code: Path | None = None
+) -> TokenizerFiles:
+    """The files of a model's tokenizer, byte for byte where it has a folder; `end` and `code` as in
+    special_ids.
 
     A chat template of the run's own takes the place of the tokenizer's. Without tokenizer_config.json one is
     made, so that transformers takes tokenizer.json as it is and not as the model_type's usual kind.
     """
     tokenizer, folder = load_tokenizer(model), _folder(model)
-    ids = special_ids(tokenizer, model, end=end)
+    ids = special_ids(tokenizer, model, code, end)
     if folder is None:
         files = {"tokenizer.json": tokenizer.to_str(pretty=True).encode()}
     else:
@@ -304,7 +307,7 @@ def exported_tokenizer(model: ModelConfig, end: int | None = None) -> TokenizerF
         config = {"tokenizer_class": "PreTrainedTokenizerFast", **named}
         files["tokenizer_config.json"] = json.dumps(config, indent=2).encode()
     if has_own_template(model):
-        files["chat_template.jinja"] = template_file(model).read_bytes()
+        files["chat_template.jinja"] = template_file(model, code).read_bytes()
     return TokenizerFiles(files, ids.stops)
 
 

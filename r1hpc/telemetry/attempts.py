@@ -169,8 +169,13 @@ class History:
 
     @property
     def since_submission(self) -> tuple[Attempt, ...]:
-        """Attempts of the newest submission: asking for the run again is asking for fresh limits."""
-        return tuple(a for a in self.attempts if a.start >= self._submitted_at)
+        """Attempts of the newest submission: asking for the run again is asking for fresh limits.
+
+        Those of its own job count whatever the time: the login node's clock may be ahead of theirs.
+        """
+        newest = max(self.submissions, key=lambda s: float(s["time"]), default={})
+        job_id = str(newest.get("job_id"))
+        return tuple(a for a in self.attempts if a.start >= self._submitted_at or a.job_id == job_id)
 
 
 def record(run: RunDir, event: str, **fields: Any) -> None:

@@ -21,7 +21,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,22 +186,44 @@ def exported_config(network: Any) -> dict[str, Any]:
 
 def readable_by_older(values: dict[str, Any]) -> dict[str, Any]:
     """A config.json of transformers 5 that transformers 4, and vLLM above it, read alike: they know nothing
-    of rope_parameters, and would take the rotary base of their default without a word."""
+    of rope_parameters, and would take the rotary base of their default without a word.
+
+    Written from what transformers 4's configurations take; none of its versions has loaded the result here.
+    """
     found = dict(values)
     if "dtype" in values:
         found.setdefault("torch_dtype", values["dtype"])
-    rope = values.get("rope_parameters")
-    if isinstance(rope, dict) and "rope_theta" in rope:  # else one for each kind of layer
-        found.setdefault("rope_theta", rope["rope_theta"])
-        if rope.get("rope_type", "default") != "default":
-            found.setdefault("rope_scaling", {key: rope[key] for key in rope if key != "rope_theta"})
+    rope = values.get("rope_parameters") or {}
+    local = rope.get("sliding_attention")
+    if local and str(values.get("model_type")).startswith("gemma3"):
+        found.setdefault("rope_local_base_freq", local["rope_theta"])
+    rope = rope.get("full_attention", rope)  # with one for each kind of layer, the others have no scaling
+    if "rope_theta" not in rope:
+        return found
+    found.setdefault("rope_theta", rope["rope_theta"])
+    if "partial_rotary_factor" in rope:
+        name = "rotary_pct" if values.get("model_type") == "gpt_neox" else "partial_rotary_factor"
+        found.setdefault(name, rope["partial_rotary_factor"])
+    if rope.get("rope_type", "default") != "default":
+        found.setdefault("rope_scaling", _scaling(rope))
     return found
 
 
+def _scaling(rope: Mapping[str, Any]) -> dict[str, Any]:
+    if rope["rope_type"] == "longrope":  # Phi-3's refuses any fourth key
+        return {"type": "longrope", **{key: rope[key] for key in ("short_factor", "long_factor")}}
+    return {key: rope[key] for key in rope if key not in ("rope_theta", "partial_rotary_factor")}
+
+
 def open_to_others(folder: Path) -> None:
-    """Of a folder that transformers has written: a config for its older versions, files as the umask says."""
-    config = folder / "config.json"
+    """Of a folder that transformers has written: a config and a tokenizer for its older versions, files as
+    the umask says."""
+    config, tokenizer = folder / "config.json", folder / "tokenizer_config.json"
     write_json(config, readable_by_older(read_json(config, dict[str, Any])), mode=0o666)
+    if tokenizer.is_file():
+        values = read_json(tokenizer, dict[str, Any])
+        if values.get("tokenizer_class") == "TokenizersBackend":  # transformers 5's name for it
+            write_json(tokenizer, {**values, "tokenizer_class": "PreTrainedTokenizerFast"}, mode=0o666)
     as_open_as_the_rest(folder)
 
 

@@ -121,8 +121,13 @@ class Reference:
             yield self.network
             return
         policy = policy_of(engine)
-        with policy.disable_adapter():
-            yield policy
+        was_training = policy.training
+        policy.eval()  # a reference has no dropout
+        try:
+            with policy.disable_adapter():
+                yield policy
+        finally:
+            policy.train(was_training)
 
 
 def build_reference(job: Job, hf_config: dict[str, Any]) -> Reference | None:

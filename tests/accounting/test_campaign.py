@@ -113,6 +113,10 @@ def test_without_a_start_it_began_with_its_first_run() -> None:
         ("stages:\n  - name: a\n    gpu_hours: 3", "stage a: days is missing"),
         ("stages:\n  - name: a\n    days: 3", "give gpu_hours, or share"),
         ("stages:\n  - name: a\n    days: 3\n    shares: 1", "unknown key 'shares'.*'share'"),
+        (
+            "stages:\n  - {name: a, days: 3, gpu_hours: 1, stages: [pretran]}",
+            "'pretran' .did you mean",
+        ),
         ("gpu_hours: 5\nstages:\n  - {name: a, days: 3, share: 1, runs: x}", "must be a list of text"),
     ],
 )

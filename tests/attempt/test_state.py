@@ -12,9 +12,9 @@ import pytest
 
 from r1hpc.attempt import state
 from r1hpc.attempt.cancel import cancel
-from r1hpc.attempt.state import State, read_situation
+from r1hpc.attempt.state import State, newest_job, read_situation
 from r1hpc.base.rundir import RunDir
-from r1hpc.telemetry.attempts import record
+from r1hpc.telemetry.attempts import read_history, record
 
 
 @pytest.fixture
@@ -55,6 +55,23 @@ def after_the_first(
 
     for name in names:
         monkeypatch.setattr(state, name, watched(getattr(state, name)))
+
+
+@pytest.mark.parametrize("written_late", [False, True])
+def test_a_login_node_whose_clock_is_ahead_hides_no_attempt(tmp_path: Path, written_late: bool) -> None:
+    run = RunDir(tmp_path / "run")
+    run.create()
+    submitted: dict[str, Any] = {"event": "submitted", "time": 10.0, "executor": "slurm", "job_id": "7"}
+    began: dict[str, Any] = {"event": "begin", "time": 6.0, "attempt": 1, "executor": "slurm", "job_id": "7"}
+    for event in (began, submitted) if written_late else (submitted, began):
+        record(run, **event)
+    job = newest_job(run)
+    assert job is not None
+    assert job.event == "begin"
+    assert [a.attempt for a in read_history(run).since_submission] == [1]
+    record(run, "submitted", time=12.0, executor="slurm", job_id="8")
+    assert (newest_job(run) or job).job_id == "8"
+    assert read_history(run).since_submission == ()
 
 
 def test_an_attempt_that_begins_meanwhile_is_no_finished_run(

@@ -21,7 +21,6 @@ _CLUSTER = PreemptionRules(
     grace_s=120,
     kill_wait_s=30,
     sends_user_signal=False,
-    requeue_allowed=True,
     max_batch_requeue=5,
 )
 
@@ -92,7 +91,6 @@ def test_what_a_mode_without_a_window_means_for_the_run(mode: str, said: str) ->
 
 
 def test_who_requeues() -> None:
-    assert "the job submits its successor" in _judge(1, requeue_allowed=False)
     assert "held after 5 times (MaxBatchRequeue); this one asks for its requeue itself" in _judge(1)
     assert "the job asks for it itself" in _judge(1, mode="CANCEL")
     assert "asks for it itself" in _judge(1, mode="CANCEL", grace_s=0)

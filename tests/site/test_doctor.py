@@ -14,7 +14,7 @@ import pytest
 from r1hpc.site.cluster import judge_cluster
 from r1hpc.site.findings import CheckState
 from r1hpc.site.node import NodeFacts, judge_node
-from r1hpc.site.nodes import Answers, NodeReport, judge_nodes, read_reports
+from r1hpc.site.nodes import Answers, NodeReport, judge_nodes, pieces_of, read_reports, texts_of
 from r1hpc.site.peers import PeerFacts
 from r1hpc.site.profile import _gpu_type
 from r1hpc.site.storage import StorageFacts, judge_storage
@@ -241,6 +241,17 @@ def test_nodes_that_agree(shared: Path) -> None:
     found = judged(played_step(3, _free_ports(), shared), 3)
     assert {name: state for name, state in found.items() if state in ("warn", "fail")} == {}
     assert found["clocks"] == found["shared run root"] == found["nodes reach one another"] == "ok"
+
+
+def test_reports_whose_lines_srun_mixes_are_put_together() -> None:
+    """A node with eight GPUs says six times what srun carries in one message."""
+    gpus = [{"name": f'NVIDIA "A100" {"x" * 600}', "index": index} for index in range(8)]
+    texts = [json.dumps({"node": name, "gpus": gpus}) for name in ("n1", "n2")]
+    lines = [list(pieces_of(number, text)) for number, text in enumerate(texts)]
+    assert max(len(line) for each in lines for line in each) < 1000
+    mixed = [line for pair in zip(*lines, strict=True) for line in reversed(pair)]
+    assert list(texts_of("\n".join(["welcome", *mixed]))) == texts
+    assert list(texts_of("\n".join(mixed[:-1]))) == texts[1:], "a piece of the first is missing"
 
 
 def test_a_node_with_a_skewed_clock(shared: Path, faults: str) -> None:

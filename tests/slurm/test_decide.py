@@ -43,6 +43,33 @@ def test_what_is_written_wins_over_the_cluster(asked: str) -> None:
     assert decide(train(asked), "slurm", facts=FACTS).gpus_per_node == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "there", "said"),
+    [
+        ((), 0, "nodes of partition gpu have no GPU: name one that has"),
+        (
+            ("cluster.gpus_per_node=0",),
+            4,
+            "the profile says gpus_per_node: 0, and nodes of partition gpu have 4",
+        ),
+    ],
+)
+def test_a_job_becomes_no_cpu_run_by_itself(words: tuple[str, ...], there: int, said: str) -> None:
+    facts = dataclasses.replace(FACTS, gpus_per_node=there)
+    with pytest.raises(UsageError, match=said):
+        decide(train(*words), "slurm", facts=facts)
+    assert decide(train(*words, "resources.gpus_per_node=0"), "slurm", facts=facts).gpus_per_node == 0
+    no_gpus = dataclasses.replace(FACTS, gpus_per_node=0)
+    assert decide(train("cluster.gpus_per_node=0"), "slurm", facts=no_gpus).gpus_per_node == 0
+
+
+def test_a_job_that_has_its_nodes_is_not_held_against_the_partition() -> None:
+    config = train("resources.time=2-00:00:00")
+    with pytest.raises(UsageError, match="more than partition gpu allows"):
+        decide(config, "slurm", facts=FACTS)
+    assert decide(config, "slurm", facts=FACTS, has_nodes=True).config.resources.time == "2-00:00:00"
+
+
 def test_the_warning_window_is_told() -> None:
     notes = " ".join(decide(train("model.config.vocab_size=32000"), "slurm", facts=FACTS).notes)
     assert "GraceTime" in notes

@@ -14,6 +14,7 @@ SECRETS = {
     "GITHUB_TOKEN": "1",
     "OMP_SECRET": "1",
     "SSH_AUTH_SOCK": "1",
+    "HTTPS_PROXY": "http://user:word@proxy:3128",
 }
 FOREIGN = {
     "SLURM_JOB_ID": "1",
@@ -37,6 +38,8 @@ def test_a_job_gets_what_it_needs_and_no_more() -> None:
         "NCCL_DEBUG": "INFO",
         "VLLM_ATTENTION_BACKEND": "FLASH_ATTN",
         "HF_HOME": "/c",
+        "https_proxy": "http://proxy:3128",
+        "SSL_CERT_FILE": "/etc/ssl/ca.pem",
         "TOKENIZERS_PARALLELISM": "0",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "FLASH_ATTENTION_DETERMINISTIC": "1",

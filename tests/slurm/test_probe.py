@@ -132,7 +132,13 @@ def test_gpus_of_most_nodes_are_taken() -> None:
     assert read_gpus(NODES, "main") == (8, "a100")
     assert read_gpus("gpu|3|gpu:4\n", "gpu") == (4, None)
     assert read_gpus("gpu|3|gpu:a100_3g.40gb:8,gpu:a100:2\n", "gpu") == (10, "a100_3g.40gb")
+    assert read_gpus("gpu|3|gpu:3090:4(S:0-1),gpu:2080ti:2\n", "gpu") == (6, "3090")
     assert read_gpus(None, "gpu") == (None, None)
+
+
+def test_nodes_without_gpus_do_not_hide_those_that_have_some() -> None:
+    assert read_gpus("all|100|(null)\nall|10|gpu:a100:4\n", "all") == (4, "a100")
+    assert read_gpus("all|100|(null)\n", "all") == (0, None)
 
 
 def test_configuration_lines() -> None:

@@ -304,10 +304,25 @@ def test_a_suspension_moves_the_time_limit(stage: Path, left: str, hurry: str) -
 @pytest.mark.parametrize(("said", "known"), [("2026-11-01T12:00:00", "1793534400"), ("", ""), ("N/A", "")])
 def test_an_older_slurm_is_asked_when_the_limit_ends(stage: Path, said: str, known: str) -> None:
     (stage / "attempt").write_text("3\n")
-    _program(stage / "squeue", f"echo {said}")
-    _program(stage / "srun", f'echo "$SLURM_JOB_END_TIME" > {stage}/known')
+    _program(stage / "squeue", f"echo {said} {said.replace('11-01', '11-03')}")
+    _program(stage / "srun", f'echo "$SLURM_JOB_START_TIME" "$SLURM_JOB_END_TIME" > {stage}/known')
     assert _start(stage, SLURM_JOB_END_TIME="", TZ="UTC").wait(timeout=30) == 1
-    assert (stage / "known").read_text().strip() == known
+    assert (stage / "known").read_text().split() == ([known, str(int(known) + 2 * 86400)] if known else [])
+
+
+def test_train_sh_takes_nothing_of_the_step_it_was_submitted_from(stage: Path) -> None:
+    """As in `srun --pty -c 8 bash`: Slurm sets a SLURM_CPUS_PER_TASK that is there to 1."""
+    (stage / "attempt").write_text("3\n")
+    (stage / "run" / "site.sh").touch()
+    answers = f"--prepare-only) echo 4 {stage}/run ;; begin) cat {stage}/attempt ;; *) exit 3 ;;"
+    _program(stage / "python", f'case "$3" in {answers} esac\n')
+    leaked = {"SLURM_CPU_BIND": "quiet,mask_cpu:0x1", "SLURM_MEM_PER_CPU": "4000", "SLURM_GPUS": "1"}
+    _program(stage / "srun", f'env > {stage}/known; echo "srun $*" >> {stage}/calls')
+    _start_train(stage, **leaked, SLURM_CPUS_PER_TASK="1", SLURM_JOB_CPUS_PER_NODE="128(x4)")
+    known = dict(line.partition("=")[::2] for line in (stage / "known").read_text().splitlines())
+    assert "OMP_NUM_THREADS" in known
+    assert not leaked.keys() & known.keys()
+    assert "--cpus-per-task=32" in next(call for call in _calls(stage) if call.startswith("srun"))
 
 
 def _start_train(stage: Path, **variables: str) -> str:

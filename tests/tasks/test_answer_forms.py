@@ -18,6 +18,9 @@ CHOICES = ["Rome", "Bonn", "C. elegans"]
             (said, "B")
             for said in (r"\text{B}", r"\text{(B)}", r"\mathbf{B}", "$B$", "**B**", r"\text{Bonn}")
         ],
+        *[(said, "B") for said in (r"\boxed{B}", "(b)", "b", "B\nBonn", "B - Bonn", "Bonn.", "**B.** Bonn")],
+        *[(said, "B") for said in ("The answer is B", "Option B.", "Answer: (B)")],
+        ("I think A", None),
         ("$C. elegans$", "C"),
         ("C. elegans", "C"),
         ("Both", None),
@@ -35,7 +38,7 @@ def test_the_choice_that_is_meant(text: str, letter: str | None) -> None:
         ("choice", "both", ["Both", "both "]),
         ("math", "1/2", ["0.5", r"\dfrac{1}{2}", "1/2", r"$\frac12$", "2 / 4"]),
         ("math", "-1/2", ["-0.5", r"-\frac{1}{2}", "-1/2."]),
-        ("math", "1234", ["1,234", "$1234.00", "1234."]),
+        ("math", "1234", ["1,234", "$1234.00", "1234.", "**1234**", "`1,234`"]),
         ("math", "paris", ["Paris", "paris.", r"\text{Paris}"]),
         ("math", "apple, bee", ["bee, apple", "Apple and bee"]),
         ("math", "x+1", ["x + 1", "x+1", r"$\left x+1 \right$"]),

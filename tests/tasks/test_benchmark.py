@@ -80,6 +80,17 @@ def test_who_counts_boxes_does_not_ask_for_tags(tmp_path: Path) -> None:
         check_questions(rl)
 
 
+def test_who_counts_tags_does_not_ask_for_a_box(tmp_path: Path) -> None:
+    asked = _config(path=_file(tmp_path, "test.jsonl", 30))
+    in_boxes = TaskConfig(options={"template": "{question} Put the answer within \\boxed{}."})
+    with pytest.raises(
+        UsageError, match=r"answer_in=tags .* asks for \\boxed\{\}: say reward.answer_in=boxed"
+    ):
+        check_questions(replace(asked, task=in_boxes))
+    check_questions(asked)
+    check_questions(replace(asked, task=in_boxes, reward=RewardConfig(answer_in="boxed")))
+
+
 def test_each_set_may_have_a_judge_of_its_own(tmp_path: Path) -> None:
     one, two = _file(tmp_path, "one.jsonl", 5), _file(tmp_path, "two.jsonl", 3)
     config = _config(sets={"a": {"path": one, "judge": "exact"}, "b": {"path": two}})

@@ -10,6 +10,8 @@ from r1hpc.base.errors import UsageError
 from r1hpc.config.schema import ModelConfig
 from r1hpc.plan.chat import load_template
 from r1hpc.tasks.chat import PromptForm
+from r1hpc.tasks.completion import TAGS
+from r1hpc.tasks.prompts import TEMPLATE
 from r1hpc.tasks.tokenizer import encode, form_of, load_tokenizer, special_ids
 from tests.fetched import DEEPSEEK, wheel_member
 from tests.tasks.tokenizers_of_others import deepseek_like, gemma_like, llama3_like
@@ -75,6 +77,27 @@ def test_system_prompt_and_another_template(tmp_path: Path) -> None:
 def test_a_question_cannot_forge_a_turn(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"spells the special token '<\|eot_id\|>'"):
         form(llama3_like(tmp_path)).prompt("2 + 2?<|eot_id|>")
+
+
+def test_tags_may_be_spelled_where_they_are_special_tokens(tmp_path: Path) -> None:
+    folder = llama3_like(tmp_path)
+    file = folder / "tokenizer.json"
+    values = json.loads(file.read_text())
+    taken = max(token["id"] for token in values["added_tokens"])
+    for number, tag in enumerate(TAGS, taken + 1):
+        values["added_tokens"].append({**values["added_tokens"][0], "id": number, "content": tag})
+    file.write_text(json.dumps(values))
+    asked = TEMPLATE.format(question="2 + 2?")
+    assert asked.strip() in form(folder).prompt(asked)
+
+
+def test_a_template_that_takes_the_date_unasked_gets_the_same_one_always(tmp_path: Path) -> None:
+    file = tmp_path / "dated.jinja"
+    file.write_text("{{ strftime_now('%d %B %Y') }}|{{ messages[0].content }}")
+    assert load_template(file).render([{"role": "user", "content": "a"}]) == "01 January 2025|a"
+    file = tmp_path / "asking.jinja"
+    file.write_text("{% if strftime_now is defined %}{{ strftime_now('%Y') }}{% endif %}none")
+    assert load_template(file).render([{"role": "user", "content": "a"}]) == "none"
 
 
 def test_an_opened_tag_belongs_to_the_prompt_and_counts_as_said(tmp_path: Path) -> None:

@@ -192,12 +192,23 @@ _CALLS = [
     ("import os; os._exit(1)", "ended its process"),
     ("input()", "failed in score: EOFError"),
     ("import os; os.system('true')", "os.system while an answer is judged"),
+    ("return _quietly(lambda: exec('x = 1'))", r"gave 0 after it had tried what is forbidden .*\(compile\)"),
 ]
+
+
+_QUIETLY = """
+def _quietly(act):
+    try:
+        act()
+        return 1.0
+    except Exception:
+        return 0.0
+"""
 
 
 @pytest.mark.parametrize(("line", "said"), _CALLS)
 def test_a_reward_that_fails_counts_0_and_is_one_sentence(tmp_path: Path, line: str, said: str) -> None:
-    text = f"\ndef score(prompt, completion, answer, metadata):\n    {line}\n"
+    text = f"\ndef score(prompt, completion, answer, metadata):\n    {line}\n{_QUIETLY}"
     task = _task(tmp_path)
     item, right = task.item(0), Completion(compose("", task.item(0).answer), 1, False)
     with Scorer(_reward(tmp_path, text, timeout_s=30.0), task, max_completion_length=64) as scorer:

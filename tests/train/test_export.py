@@ -12,7 +12,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
 from torch._C._distributed_c10d import HashStore
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.config.schema import ModelConfig, Precision
@@ -133,6 +133,40 @@ def test_transformers_4_reads_the_same_rotary_base() -> None:
     plain = {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}
     assert "rope_scaling" not in readable_by_older(plain)
     assert readable_by_older({"model_type": "gpt2"}) == {"model_type": "gpt2"}
+
+
+def test_transformers_4_reads_rotary_positions_of_every_kind() -> None:
+    each = {
+        "full_attention": {"rope_theta": 1e6, "rope_type": "linear", "factor": 8.0},
+        "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"},
+    }
+    gemma = readable_by_older({"model_type": "gemma3_text", "rope_parameters": each})
+    assert (gemma["rope_theta"], gemma["rope_local_base_freq"]) == (1e6, 1e4)
+    assert gemma["rope_scaling"] == {"rope_type": "linear", "factor": 8.0}
+    part = {"rope_theta": 1e4, "rope_type": "default", "partial_rotary_factor": 0.4}
+    assert readable_by_older({"model_type": "gpt_neox", "rope_parameters": part})["rotary_pct"] == 0.4
+    assert readable_by_older({"model_type": "phi", "rope_parameters": part})["partial_rotary_factor"] == 0.4
+    long = {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0], "rope_theta": 1e4}
+    phi3 = readable_by_older({"model_type": "phi3", "rope_parameters": {**long, "type": "longrope"}})
+    assert phi3["rope_scaling"] == {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}
+
+
+@pytest.mark.parametrize(
+    ("family", "rope"),
+    [
+        ("gemma3_text", {"full_attention": {"rope_theta": 1e6, "rope_type": "linear", "factor": 8.0}}),
+        ("gpt_neox", {"partial_rotary_factor": 0.4, "rope_theta": 1e4, "rope_type": "default"}),
+        ("qwen2", {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6}),
+    ],
+)
+def test_transformers_5_reads_what_is_added_as_what_was_there(family: str, rope: dict[str, Any]) -> None:
+    default = {"rope_theta": 1e4, "rope_type": "default"}
+    if "full_attention" in rope:
+        rope = {**rope, "sliding_attention": default}
+    written = json.loads(AutoConfig.for_model(family, rope_parameters=rope).to_json_string())
+    given = {key: value for key, value in readable_by_older(written).items() if key != "model_type"}
+    read = json.loads(AutoConfig.for_model(family, **given).to_json_string())
+    assert read["rope_parameters"] == written["rope_parameters"]
 
 
 def test_an_attention_of_ours_is_refused_by_all_others(exported: Path) -> None:

@@ -60,8 +60,10 @@ def train_all(group: Group, folder: Path) -> None:
         train(engine, [IDS, IDS.flip(0)])
         CheckpointFiles(group, stage, asynchronous=False, ranks_per_node=2).attach(engine)
         engine.save_checkpoint(str(folder / f"{name}-state"), tag="t", save_latest=False)
-        with Reference(None, "the weights before").policy(engine):
+        with Reference(None, "the weights before").policy(engine) as reference:
+            assert not reference.training  # a model's own dropout is off
             seen["logits_reference"] = logits(engine)
+        assert engine.module.training
         train(engine, [IDS, IDS.flip(0)])
         seen["after"] = gathered(engine.module)
         seen["logits_after"] = logits(engine)

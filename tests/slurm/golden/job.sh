@@ -41,7 +41,9 @@ JOB=$SLURM_JOB_ID # of an array's task that may be the whole array's
 [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || JOB=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 # Slurm 23.02 and newer tell a job when its time limit ends.
 if [ -z "${SLURM_JOB_END_TIME:-}" ]; then
-    ENDS=$(SLURM_TIME_FORMAT=standard squeue --noheader --jobs="$JOB" --format=%e 2> /dev/null)
+    TIMES=$(SLURM_TIME_FORMAT=standard squeue --noheader --jobs="$JOB" --format='%S %e' 2> /dev/null)
+    read -r BEGAN ENDS <<< "$TIMES"
+    [ -z "$BEGAN" ] || export SLURM_JOB_START_TIME=$(date -d "$BEGAN" +%s 2> /dev/null)
     [ -z "$ENDS" ] || export SLURM_JOB_END_TIME=$(date -d "$ENDS" +%s 2> /dev/null)
 fi
 
@@ -97,7 +99,7 @@ run_again() {
             *"presently disabled"* | *"invalid job id"* | *"already completing or completed"*)
                 [ -n "$script" ] || { echo "$said: submit it again yourself, as you did"; exit 1; }
                 said=$(env -u R1HPC_ATTEMPT -u SLURM_RESTART_COUNT -u SLURM_JOB_END_TIME \
-                    -u SLURM_ARRAY_JOB_ID -u SLURM_ARRAY_TASK_ID sbatch --parsable \
+                    -u SLURM_JOB_START_TIME -u SLURM_ARRAY_JOB_ID -u SLURM_ARRAY_TASK_ID sbatch --parsable \
                     --dependency="afterany:$JOB" ${1:+--exclude="$1"} "$script" 2>&1) && exit 1 ;;
         esac
         echo "${said:-job $JOB ended just before it could be requeued}: asking again in $pause s"
