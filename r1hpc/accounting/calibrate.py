@@ -296,9 +296,9 @@ def _finished_run(ledger: RunLedger, resource: str, estimate: Spread, finished_a
         stage=ledger.stage,
         finished_at=finished_at,
         estimate=estimate,
-        hours=ledger.used,
+        hours=ledger.used - ledger.unused,  # an estimate is of the GPUs that are asked for
         source=ledger.source,
-        useful_share=ledger.parts["useful"] / ledger.used,
+        useful_share=ledger.parts["useful"] / (ledger.used - ledger.unused),
         num_gpus=last.gpus,
         num_nodes=last.nodes,
         params=float(params) if isinstance(params, int | float) and params > 0 else None,

@@ -68,6 +68,12 @@ class AttemptCost:
         return self.allocation.end
 
     @property
+    def unused(self) -> int:
+        """GPUs that came with whole nodes and that its attempts did not ask for."""
+        asked = max((each.attempt.gpus for each in self.inside), default=0)
+        return max(0, self.allocation.gpus - asked) if asked else 0
+
+    @property
     def hours(self) -> float:
         """GPU-hours, or node-hours of a run without GPUs."""
         return self.width * self.wall.allocated / _HOUR_MS
@@ -75,7 +81,12 @@ class AttemptCost:
     @property
     def parts(self) -> dict[str, float]:
         """The hours by PARTS."""
-        return {part: self.width * getattr(self.wall, name) / _HOUR_MS for part, name in PARTS.items()}
+        held = self.split(self.width)
+        return {part: getattr(held, name) / _HOUR_MS for part, name in PARTS.items()}
+
+    def split(self, width: int) -> Split:
+        """Milliseconds of `width` GPUs or nodes; those of GPUs that nobody asked for are idle."""
+        return self.wall * (width - self.unused) + Split(idle=self.wall.allocated * self.unused)
 
     def to_json(self) -> dict[str, Any]:
         held = self.allocation
@@ -86,7 +97,7 @@ class AttemptCost:
             "nodes": held.nodes,
             "state": held.state,
             "attempts": [each.attempt.attempt for each in self.inside],
-            "split": (self.wall * held.gpus).in_hours(),
+            "split": self.split(held.gpus).in_hours(),
         }
 
 
@@ -164,7 +175,7 @@ class RunLedger:
 
     def split(self) -> Split:
         """GPU-milliseconds."""
-        return sum((each.wall * each.allocation.gpus for each in self.attempts), Split())
+        return sum((each.split(each.allocation.gpus) for each in self.attempts), Split())
 
     def node_split(self) -> Split:
         """Node-milliseconds: what a CPU run costs."""
@@ -182,6 +193,11 @@ class RunLedger:
     def used(self) -> float:
         """Hours of the unit."""
         return self._held.allocated / _HOUR_MS
+
+    @property
+    def unused(self) -> float:
+        """GPU-hours of GPUs that came with whole nodes and that the run did not ask for."""
+        return sum(each.unused * each.wall.allocated for each in self.attempts) / _HOUR_MS
 
     @property
     def parts(self) -> dict[str, float]:
@@ -250,6 +266,11 @@ class RunLedger:
         """Why Slurm's hours differ from the run's own; None: nothing is by Slurm."""
         return None if self.source == "run" else _gap(self.attempts, *self.window)
 
+    def gpus_of(self, each: AttemptSummary) -> int:
+        """What its allocation held, which is more than it asked for where it had whole nodes."""
+        held = (cost.allocation.gpus for cost in self.attempts if each in cost.inside)
+        return next(held, each.attempt.gpus) if each.attempt.gpus else 0
+
     def split_of(self, each: AttemptSummary) -> Split:
         """Wall milliseconds of one attempt; nothing where its time is not selected.
 
@@ -297,6 +318,8 @@ class Gap:
     """From the attempt's end until the allocation's: the batch script's last lines, the epilog."""
     without_attempt: float = 0.0
     """Allocations in which no attempt began."""
+    unused: float = 0.0
+    """While attempts ran: GPUs that came with whole nodes and that they did not ask for."""
 
 
 def clip(ledgers: Sequence[RunLedger], start: float | None, end: float | None) -> list[RunLedger]:
@@ -326,7 +349,7 @@ def _gap(costs: Sequence[AttemptCost], first: float, last: float) -> Gap:
     def within(moment: float) -> float:
         return min(last, max(first, moment))
 
-    before = after = without = 0.0
+    before = after = without = unused = 0.0
     for cost in costs:
         held = cost.allocation
         if not cost.by_slurm:
@@ -334,6 +357,8 @@ def _gap(costs: Sequence[AttemptCost], first: float, last: float) -> Gap:
         if cost.inside:
             before += held.gpus * (within(cost.inside[0].attempt.start) - held.start) / 3600
             after += held.gpus * (held.end - within(cost.inside[-1].end)) / 3600
+            ran_s = sum(within(each.end) - within(each.attempt.start) for each in cost.inside)
+            unused += cost.unused * ran_s / 3600
         else:
             without += held.gpus * held.hours
-    return Gap(before, after, without)
+    return Gap(before, after, without, unused)

@@ -59,7 +59,7 @@ class RunReport:
     def _attempt(self, each: AttemptSummary) -> dict[str, Any]:
         return {
             **each.attempt.to_json(),
-            "gpu_hours": self.ledger.split_of(each).in_hours()["allocated"] * each.attempt.gpus,
+            "gpu_hours": self.ledger.split_of(each).in_hours()["allocated"] * self.ledger.gpus_of(each),
             "num_steps": each.num_steps,
             "num_lost_steps": each.num_lost,
             "time": split_seconds(self.ledger.split_of(each)),

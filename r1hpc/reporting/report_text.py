@@ -123,7 +123,7 @@ def _attempts(ledger: RunLedger) -> str:
     attempts = ledger.summary.attempts
     if not attempts:
         return "No attempt has begun yet."
-    rows = [_attempt_row(each, ledger.split_of(each)) for each in attempts]
+    rows = [_attempt_row(each, ledger.split_of(each), ledger.gpus_of(each)) for each in attempts]
     table = format_table(_HEADINGS, rows, right={0, 3, 4, 5, 7, 8, 9}, indent="  ")
     return "\n".join(["Attempts", table, *details_text([each.attempt for each in attempts])])
 
@@ -133,8 +133,8 @@ def details_text(attempts: Sequence[Attempt]) -> list[str]:
     return [wrap(f"#{each.attempt}: {each.detail}", "  ") for each in attempts if each.detail]
 
 
-def _attempt_row(each: AttemptSummary, held: Split) -> tuple[str, ...]:
-    """`held` is the wall time of its allocation."""
+def _attempt_row(each: AttemptSummary, held: Split, gpus: int) -> tuple[str, ...]:
+    """`held` is the wall time of its allocation, `gpus` what that held."""
     attempt = each.attempt
     committed = attempt.last_committed_step
     return (
@@ -143,11 +143,11 @@ def _attempt_row(each: AttemptSummary, held: Split) -> tuple[str, ...]:
         time.strftime("%Y-%m-%d %H:%M", time.localtime(attempt.start)),
         format_duration(held.allocated / 1000),
         str(attempt.nodes),
-        str(attempt.gpus),
+        str(gpus),
         f"{attempt.first_step}-{attempt.last_step}" if attempt.first_step is not None else "none",
         str(each.num_lost),
         "-" if committed is None else str(committed),
-        f"{(held * attempt.gpus).in_hours()['allocated']:.3f}",
+        f"{(held * gpus).in_hours()['allocated']:.3f}",
     )
 
 
@@ -178,6 +178,7 @@ def _why(gap: Gap) -> str:
         (gap.before, "before the attempts began"),
         (gap.after, "after they ended"),
         (gap.without_attempt, "in allocations without an attempt"),
+        (gap.unused, "of GPUs of its nodes that it did not ask for"),
     )
     known = [f"{hours:.3f} {where}" for hours, where in parts if abs(hours) >= 0.0005]
     return ": " + ", ".join(known) if known else ""

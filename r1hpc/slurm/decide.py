@@ -141,7 +141,13 @@ def decide(
     # One command that fails is worth a note; a cluster that does not answer says the same five times.
     failures = facts.unknown if facts.reachable else facts.unknown[:1]
     unknown = [f"not learnt from the cluster: {failure}" for failure in failures]
-    notes += [*time_notes, *idle_ranks(config, plan.topology.world_size), *unknown, *warning]
+    notes += [
+        *_whole_nodes(config, facts, gpus),
+        *time_notes,
+        *idle_ranks(config, plan.topology.world_size),
+        *unknown,
+        *warning,
+    ]
     return Decision(config, gpus, plan, lead_s, tuple(notes), facts.num_nodes)
 
 
@@ -233,6 +239,16 @@ def _names_one(entry: str, num_there: int) -> bool:
     if entry.isascii() and entry.isdecimal() and len(entry) < 5:
         return int(entry) < num_there
     return entry.startswith(("GPU-", "MIG-"))
+
+
+def _whole_nodes(config: RunConfig, facts: ClusterFacts, gpus: int) -> list[str]:
+    there = facts.gpus_per_node or 0
+    if not config.resources.exclusive or not 0 < gpus < there:
+        return []
+    return [
+        f"whole nodes (exclusive) have {there} GPUs each and are charged for them: the hours told here are "
+        f"of the {gpus} asked for. Take --gpus-per-node {there}, or leave `exclusive` out"
+    ]
 
 
 def _time(

@@ -72,7 +72,7 @@ def gpu_limits(account: str | None, qos: str | None = None, timeout_s: float = 1
     except SlurmError as refused:
         if refused.exit_code is None:  # no such command, or nobody answers: sshare cannot either
             raise
-    chosen = ["-A", account] if account else []
+    chosen = ["-A", ",".join(_names(account))] if account else []
     fields = "Account,User,GrpTRESMins,TRESRunMins,GrpTRESRaw"
     return read_sshare(call(["sshare", "-n", "-P", *chosen, "-o", fields], timeout_s))
 
@@ -83,14 +83,14 @@ def read_assoc_mgr(
     """The limits in `scontrol -o show assoc_mgr flags=assoc,qos`.
 
     Args:
-        account: and its parents; None: all and all QOS, or no account where `qos` names one: whose limits
-            those of an account that nobody named would be is not known here.
+        account: and its parents, several between commas; None: all and all QOS, or no account where `qos`
+            names one: whose limits those of an account that nobody named would be is not known here.
         user: limits of other users alone are left out; None: nobody's are.
     """
     rows = [dict(re.findall(_KEYS, line)) for line in text.splitlines()]
     accounts = [row for row in rows if row.get("Account") and not row.get("UserName")]
-    parents = {row["Account"]: row.get("ParentAccount", "").split("(")[0] for row in accounts}
-    wanted = set(_line_of(account, parents))
+    parents = {row["Account"].lower(): row.get("ParentAccount", "").split("(")[0].lower() for row in accounts}
+    wanted = {each for name in _names(account) for each in _line_of(name, parents)}
     found: list[TresLimit] = []
     for row in rows:
         owner = row.get("UserName", "").split("(")[0]
@@ -124,8 +124,13 @@ def read_sshare(text: str) -> list[TresLimit]:
 
 
 def _applies(name: str | None, owner: str, account: str | None, line: set[str], user: str | None) -> bool:
-    chosen = bool(name) and (account is None or name in line)
+    chosen = bool(name) and (account is None or str(name).lower() in line)
     return chosen and (not owner or user in (None, owner))
+
+
+def _names(account: str | None) -> list[str]:
+    """Those between the commas; Slurm keeps the names of accounts in lower case."""
+    return [name.strip().lower() for name in (account or "").split(",") if name.strip()]
 
 
 def _line_of(account: str | None, parents: dict[str, str]) -> Iterator[str]:

@@ -105,7 +105,7 @@ class RunSummary:
         events = _events_by_attempt(self.run)
         taken = self._taken(events)
         return {
-            each.attempt.attempt: list(_spans(each, *taken[each.attempt.attempt], events))
+            each.attempt.attempt: list(_spans(self.run, each, *taken[each.attempt.attempt], events))
             for each in self.attempts
         }
 
@@ -147,7 +147,7 @@ def summarise_run(run: RunDir, history: History, now: float, running: bool) -> R
     for attempt in history.attempts:
         k = attempt.attempt
         until = now if attempt is alive else None
-        new = known.get(k) or _summarise(attempt, *taken[k], events, until, stage)
+        new = known.get(k) or _summarise(run, attempt, *taken[k], events, until, stage)
         attempts.append(new if isinstance(new, AttemptSummary) else _restored(attempt, new))
     num_bad = sum(step is None for _, step in lines) + (stored.num_bad_lines if stored else 0)
     summary = RunSummary(run, history, tuple(attempts), stage, job_name, num_bad)
@@ -265,6 +265,7 @@ def _events_by_attempt(run: RunDir, is_needed: bool = True) -> _Events:
 
 
 def _summarise(
+    run: RunDir,
     attempt: Attempt,
     useful: list[Step],
     lost: list[Step],
@@ -288,11 +289,12 @@ def _summarise(
         is_alive=now is not None,
     )
     begin = milliseconds(attempt.start)
-    spans = _spans(summary, useful, lost, all_events)
+    spans = _spans(run, summary, useful, lost, all_events)
     return replace(summary, split=split_time(spans, begin, max(begin, milliseconds(end))))
 
 
 def _spans(
+    run: RunDir,
     each: AttemptSummary,
     useful: list[Step],
     lost: list[Step],
@@ -300,8 +302,20 @@ def _spans(
 ) -> Iterable[Span]:
     """See timeline.spans_of."""
     if not each.has_steps:
-        return [Span(Part.useful, milliseconds(each.attempt.start), milliseconds(each.end))]
+        made = milliseconds(_last_made(run, each))
+        begin, end = milliseconds(each.attempt.start), milliseconds(each.end)
+        return [Span(Part.useful, begin, made), Span(Part.lost, made, end)]
     return spans_of(each.attempt, each.end, useful, lost, all_events[each.attempt.attempt])
+
+
+def _last_made(run: RunDir, each: AttemptSummary) -> float:
+    """When the last of what lasts was made, by an attempt that takes no steps: what was begun after the last
+    finished part is done again by the next one."""
+    if each.is_alive or each.attempt.cause in (Cause.finished, Cause.stopped):
+        return each.end
+    written = (path.stat().st_mtime for path in run.parts.glob("part-*.jsonl"))
+    within = (moment for moment in written if each.attempt.start <= moment <= each.end)
+    return max(within, default=each.attempt.start)
 
 
 def _last_sign(attempt: Attempt, taken: list[Step], events: list[dict[str, Any]]) -> float:

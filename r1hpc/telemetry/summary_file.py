@@ -22,7 +22,7 @@ from r1hpc.base.files import open_plain, read_json, write_atomic
 from r1hpc.base.rundir import RunDir
 from r1hpc.base.shapes import Amount, Count, Finite, Time
 
-VERSION = 2
+VERSION = 3
 _TAIL_BYTES = 4096
 _PARTS = 5
 """Fields of telemetry.timeline.Split."""

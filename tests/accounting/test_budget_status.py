@@ -66,6 +66,12 @@ def test_limits_of_an_account_its_parents_and_a_qos() -> None:
     assert [limit.owner for limit in alone] == ["qos scavenger"], "not what binds accounts of others"
     assert len(read_assoc_mgr(ASSOC_MGR, "research", user="bob")) == 1, "not what binds somebody else"
     assert read_assoc_mgr("", "research") == []
+    assert read_assoc_mgr(ASSOC_MGR, "Research", "scavenger") == found
+    assert {limit.name for limit in read_assoc_mgr(ASSOC_MGR, "research, other")} == {
+        "root",
+        "research",
+        "other",
+    }
 
 
 def test_limits_as_sshare_prints_them() -> None:

@@ -1,6 +1,7 @@
 """The ledger of a run, from recorded folders whose times were chosen, with and without sacct's records."""
 
 import json
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -234,6 +235,24 @@ def test_a_stage_without_optimizer_steps_is_useful(tmp_path: Path) -> None:
     made.end("finished")
     ledger = ledger_of(made.run)
     assert (ledger.stage, ledger.split()) == ("evaluate", Split(useful=50_000))
+
+
+def test_what_a_killed_attempt_had_begun_of_a_stage_in_parts_is_lost(tmp_path: Path) -> None:
+    made = RecordedRun(tmp_path / "demo", gpus=1)
+    made.run.config.write_text(made.run.config.read_text().replace("stage: pretrain", "stage: generate"))
+    made.submit("local-1")
+    made.begin()
+    made.clock += 50
+    made.end("oom")
+    assert ledger_of(made.run).split() == Split(lost=50_000), "it made nothing"
+    made.begin()
+    part = made.run.parts / "part-000000.jsonl"
+    part.parent.mkdir()
+    part.touch()
+    os.utime(part, (made.clock + 30, made.clock + 30))
+    made.clock += 50
+    made.end("crash")
+    assert ledger_of(made.run).split() == Split(useful=30_000, lost=70_000)
 
 
 def test_a_cpu_run_is_told_in_node_hours(tmp_path: Path) -> None:

@@ -109,6 +109,28 @@ def test_sacct_beside_the_runs_own_record(
     assert "before the attempts began" in as_text(report, sacct, capsys)
 
 
+def test_gpus_that_came_with_whole_nodes_are_idle(
+    finished: RecordedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = as_json(report, ["--no-plots"], capsys)["runs"][0]["attempts"]
+    asked = own[0]["gpus"]
+    tres = f"gres/gpu={2 * asked},node=2"
+    times = [(round(each["start"]), round(each["end"] - each["start"])) for each in own]
+    rows = [f"4711|ada|lab|gpu|normal|COMPLETED|{start}|Unknown|{s}|{tres}|demo" for start, s in times]
+    sacct = ["demo", "--no-plots", "--sacct-file", _sacct_file(tmp_path, *rows)]
+    run = as_json(report, sacct, capsys)["runs"][0]
+    total = run["gpu_hours"]["total"]
+    assert total == pytest.approx(2 * run["own_gpu_hours"]["total"], rel=0.05)
+    assert sum(each["gpu_hours"] for each in run["attempts"]) == pytest.approx(total, rel=0.01)
+    gap = run["gap_gpu_hours"]
+    assert gap["unused"] == pytest.approx(total / 2, rel=0.05)
+    assert sum(gap.values()) == pytest.approx(total - run["own_gpu_hours"]["total"], abs=0.001)
+    said = " ".join(as_text(report, sacct, capsys).split())
+    assert "of GPUs of its nodes that it did not ask for" in said
+    for each in run["allocations"]:
+        assert each["split"]["idle"] >= each["split"]["allocated"] / 2
+
+
 def _sacct_file(folder: Path, *rows: str, header: str = HEADER) -> str:
     file = folder / "records.txt"
     file.write_text("\n".join([header, *rows]) + "\n")

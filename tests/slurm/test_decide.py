@@ -70,6 +70,16 @@ def test_a_job_that_has_its_nodes_is_not_held_against_the_partition() -> None:
     assert decide(config, "slurm", facts=FACTS, has_nodes=True).config.resources.time == "2-00:00:00"
 
 
+def test_whole_nodes_with_more_gpus_than_are_asked_for_are_noted() -> None:
+    def notes(*words: str) -> str:
+        return " ".join(decide(train(*words), "slurm", facts=FACTS).notes)
+
+    two, whole = "resources.gpus_per_node=2", "resources.exclusive=true"
+    assert "whole nodes (exclusive) have 4 GPUs each and are charged for them" in notes(two, whole)
+    assert "whole nodes" not in notes(two, "resources.exclusive=false")
+    assert "whole nodes" not in notes(whole)
+
+
 def test_the_warning_window_is_told() -> None:
     notes = " ".join(decide(train("model.config.vocab_size=32000"), "slurm", facts=FACTS).notes)
     assert "GraceTime" in notes
