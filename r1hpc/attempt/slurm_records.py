@@ -155,23 +155,28 @@ def ask_slurm(
         again: ask of all of them, also where nothing is missing.
 
     Returns:
-        What sacct said, also of jobs that wait, and why it could not be asked; empty: it could.
+        What sacct said of whole runs, also of jobs that wait, and why it could not be asked of all; empty: it
+        could.
     """
     asked = [each for each in runs if again or not is_settled(kept_records(each[0]), *each[1:], now)]
     since = {job: submitted_at(history) for _, jobs, history in asked for job in jobs}
     found: list[JobRecord] = []
-    wanted = sorted(since)
+    wanted, why = sorted(since), ""
+    answered: set[str] = set()
     for i in range(0, len(wanted), _JOBS_PER_CALL):
         some = wanted[i : i + _JOBS_PER_CALL]
         try:
             # It refuses less than a million seconds (Slurm, parse_time.c).
             found += sacct_records(",".join(some), max(1e6, min(since[job] for job in some)), timeout_s)
         except (SlurmError, StateError) as error:
-            return [], _why(error)
-    for run, jobs, history in asked:
-        if jobs:
-            learn(run, own_records(found, jobs, history), now, asked=now)
-    return found, ""
+            why = _why(error)
+            break
+        answered.update(some)
+    whole = [each for each in asked if each[1] and answered.issuperset(each[1])]
+    for run, jobs, history in whole:
+        learn(run, own_records(found, jobs, history), now, asked=now)
+    theirs = {job for _, jobs, _ in whole for job in jobs}
+    return [record for record in found if record.job_id in theirs], why
 
 
 def own_records(records: Iterable[JobRecord], jobs: Sequence[str], history: History) -> list[JobRecord]:
