@@ -145,6 +145,7 @@ def _train(
         store,
         use_gpu=use_gpu,
         waits=watchdog.waiting,
+        beat=watchdog.still,
     )
     job = Job(
         config=config,

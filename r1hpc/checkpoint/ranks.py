@@ -3,6 +3,7 @@
 `train.distributed.Group` is one. A process by itself is ALONE.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 
@@ -21,6 +22,10 @@ class Ranks(Protocol):
     def broadcast(self, value: Any) -> Any:
         """Rank 0's `value` on all ranks."""
 
+    @property
+    def beat(self) -> Callable[[], None]:
+        """A sign of life, while files are read."""
+
 
 class _Alone:
     rank = 0
@@ -31,6 +36,9 @@ class _Alone:
 
     def broadcast(self, value: Any) -> Any:
         return value
+
+    def beat(self) -> None:
+        pass
 
 
 ALONE: Ranks = _Alone()

@@ -204,16 +204,22 @@ class CheckpointStore:
         steps = sorted(((step, name) for name in names if (step := step_of(name)) is not None), reverse=True)
         return (examine(self.root / name) for _, name in steps)
 
-    def verify(self, checkpoint: Checkpoint, names: Iterable[str] | None = None) -> Strings:
-        """Problems, each naming its file; empty when good. `names` limits it to a rank's share.
+    def verify(
+        self,
+        checkpoint: Checkpoint,
+        names: Iterable[str] | None = None,
+        read: Callable[[], object] = lambda: None,
+    ) -> Strings:
+        """Problems, each naming its file; empty when good. `names` limits it to a rank's share; `read` is
+        called after each file.
 
         Only the full check (names=None) finds files that the manifest does not list; of a share the layout
         has to be verified besides, once. `newest_verified` does both.
         """
         if names is not None:
-            return find_problems(checkpoint, names)
+            return find_problems(checkpoint, names, read)
         before = fingerprint(checkpoint.path)
-        problems = find_problems(checkpoint)
+        problems = find_problems(checkpoint, read=read)
         self._note_verified(checkpoint, before, problems)
         return problems
 
@@ -273,7 +279,8 @@ class CheckpointStore:
 
     def _verify_together(self, checkpoint: Checkpoint, ranks: Ranks) -> Strings:
         before = fingerprint(checkpoint.path) if ranks.rank == 0 else None
-        problems = self.verify(checkpoint, checkpoint.manifest.share(ranks.rank, ranks.world_size))
+        share = checkpoint.manifest.share(ranks.rank, ranks.world_size)
+        problems = self.verify(checkpoint, share, ranks.beat)
         if ranks.rank == 0:
             problems += find_layout_problems(checkpoint)  # files that no share lists
         # Sorted: a damaged manifest is every rank's problem, and named once.

@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -20,10 +20,15 @@ NUM_THREADS = min(4, os.cpu_count() or 1)
 Fingerprint = tuple[tuple[str, int, int, int, int], ...]
 
 
-def find_problems(checkpoint: Checkpoint, names: Iterable[str] | None = None) -> list[str]:
+def find_problems(
+    checkpoint: Checkpoint, names: Iterable[str] | None = None, read: Callable[[], object] = lambda: None
+) -> list[str]:
     """All problems of a checkpoint, or of the files `names` of it. Empty: it is good.
 
     Only the full check, names=None, looks for files that the manifest does not list.
+
+    Args:
+        read: called after each file.
     """
     try:
         # By their bytes: a NaN in `meta` is not equal to itself.
@@ -38,7 +43,10 @@ def find_problems(checkpoint: Checkpoint, names: Iterable[str] | None = None) ->
     if problems:
         return problems
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        found = pool.map(lambda record: _content_problem(checkpoint.path, record), chosen)
+        found = []
+        for problem in pool.map(lambda record: _content_problem(checkpoint.path, record), chosen):
+            read()
+            found.append(problem)
         return [problem for problem in found if problem]
 
 

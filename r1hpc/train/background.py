@@ -24,6 +24,7 @@ Records = list[FileRecord]
 Report = dict[str, Any]
 """Of a rank: {"records": [...]}, or {"problem": "..."}."""
 _POLL_S = 0.05
+_LOOK_S = 1.0
 _HEAD_START_S = 0.005
 """Of the training's thread: Python takes the lock from a thread that holds it only after so long."""
 
@@ -64,14 +65,15 @@ class Write:
         step: int,
         number: int,
         exchange: Exchange,
-        write_own: Callable[[threading.Event], Records],
+        write_own: Callable[["Write"], Records],
         commit: Callable[[list[Report]], int],
         clean_up: Callable[[], None],
     ) -> None:
         """
         Args:
             number: of this write among those of the attempt, the same on all ranks.
-            write_own: writes and seals this rank's files; gives up once the event is set.
+            write_own: writes and seals this rank's files; gives up once `stop` is set, and calls `wrote`
+                after each piece.
             commit: on rank 0, with all ranks' reports, good or bad; returns the bytes that it committed.
             clean_up: on rank 0, what follows a commit and may take its time.
         """
@@ -87,7 +89,8 @@ class Write:
         """Until it was committed, on rank 0."""
         self._number = number
         self._exchange = exchange
-        self._stop = threading.Event()
+        self.stop = threading.Event()
+        self._pieces = 0
         self._own_done = threading.Event()
         self._decided = threading.Event()
         self._actions = write_own, commit, clean_up
@@ -101,11 +104,23 @@ class Write:
 
     def abandon(self) -> None:
         """Give it up, unless it is too late for that. `wait` for the outcome."""
-        self._stop.set()
+        self.stop.set()
 
-    def wait_for_own(self) -> None:
-        """Until this rank's files are written, or will not be."""
-        self._own_done.wait()
+    def wrote(self) -> None:
+        """A piece of this rank's files is written, or one of them read again."""
+        self._pieces += 1
+
+    def wait_for_own(self, beat: Callable[[], object] = lambda: None) -> None:
+        """Until this rank's files are written, or will not be.
+
+        Args:
+            beat: called as long as pieces are written: a slow file system is no hang.
+        """
+        seen = self._pieces
+        while not self._own_done.wait(_LOOK_S):
+            if self._pieces != seen:
+                seen = self._pieces
+                beat()
 
     def settle(self, timeout_s: float) -> None:
         """Give it so long to be committed or to fail, then abandon it. Not collective."""
@@ -140,9 +155,9 @@ class Write:
             self._own_done.set()
             self._decided.set()
 
-    def _write(self, write_own: Callable[[threading.Event], Records]) -> Report:
+    def _write(self, write_own: Callable[["Write"], Records]) -> Report:
         try:
-            return {"records": [asdict(record) for record in write_own(self._stop)]}
+            return {"records": [asdict(record) for record in write_own(self)]}
         except R1hpcError as error:
             self.problem = str(error)
         except BaseException as error:

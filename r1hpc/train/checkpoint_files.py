@@ -10,6 +10,7 @@ last one, and neither it nor FastCheckpointEngine can load what it wrote (DeepSp
 """
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -91,6 +92,7 @@ class CheckpointFiles(CheckpointEngine):  # type: ignore[misc]
         self.keep(file, state_dict)
 
     def load(self, path: str, map_location: Any = None) -> Any:
+        self._group.beat()
         return load_file(Path(path), map_location)
 
     def keep(self, path: Path, state: Any, *, are_views: bool = False) -> None:
@@ -99,7 +101,8 @@ class CheckpointFiles(CheckpointEngine):  # type: ignore[misc]
             self._waiting.append((path, self._copies.copy(path.name, state)))
         else:
             # torch.save writes the whole storage of a view: here, all weights on each rank.
-            write_file(path, HostCopies().copy(path.name, state) if are_views else state)
+            state = HostCopies().copy(path.name, state) if are_views else state
+            write_file(path, state, wrote=self._group.beat)
 
     def _has_room(self, key: str, state: Any) -> bool:
         assert self._copies is not None
@@ -127,11 +130,20 @@ def _keep_frozen_once(engine: Any) -> None:
     engine._get_zero_frozen_param_attributes = without_values
 
 
-def write_file(path: Path, state: Any, stop: threading.Event | None = None) -> None:
-    """torch.save; raises AbandonedError soon after `stop` is set, and the OSError of a write that fails."""
+def write_file(
+    path: Path,
+    state: Any,
+    stop: threading.Event | None = None,
+    wrote: Callable[[], object] = lambda: None,
+) -> None:
+    """torch.save; raises AbandonedError soon after `stop` is set, and the OSError of a write that fails.
+
+    Args:
+        wrote: called after each piece of at most 64 MiB.
+    """
     # Through a Python file, not by its path: torch then lets go of the interpreter lock while it writes.
     with open(path, "wb") as file:
-        pieces = _Pieces(file, stop or threading.Event())
+        pieces = _Pieces(file, stop or threading.Event(), wrote)
         try:
             torch.save(state, pieces)  # type: ignore[arg-type]
         except RuntimeError:
@@ -150,9 +162,10 @@ def load_file(path: Path, map_location: Any = "cpu") -> Any:
 class _Pieces:
     """A file that is written piece by piece."""
 
-    def __init__(self, file: BinaryIO, stop: threading.Event) -> None:
+    def __init__(self, file: BinaryIO, stop: threading.Event, wrote: Callable[[], object]) -> None:
         self._file = file
         self._stop = stop
+        self._wrote = wrote
         self.failure: AbandonedError | OSError | None = None
         """Why a write failed."""
 
@@ -163,6 +176,7 @@ class _Pieces:
                 if self._stop.is_set():
                     raise AbandonedError("abandoned")
                 self._file.write(view[start : start + _PIECE_BYTES])
+                self._wrote()
         except (AbandonedError, OSError) as error:
             self.failure = self.failure or error
             raise

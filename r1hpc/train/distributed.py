@@ -35,6 +35,8 @@ class Group:
     device: torch.device
     waits: Callable[[], AbstractContextManager[None]] = nullcontext
     """The watchdog's `waiting`."""
+    beat: Callable[[], None] = lambda: None
+    """The watchdog's `still`: called within what takes long and waits for nobody."""
     store: Store | None = None
     """Where the ranks met; None: there is one rank."""
 
@@ -82,11 +84,13 @@ def join(
     *,
     use_gpu: bool,
     waits: Callable[[], AbstractContextManager[None]] = nullcontext,
+    beat: Callable[[], None] = lambda: None,
 ) -> Group:
     """Initialise torch.distributed and DeepSpeed's view of it: NCCL for a GPU run, gloo for a CPU run.
 
     Args:
         waits: entered wherever this rank waits for the others.
+        beat: a sign of life within what takes long.
 
     Raises:
         R1hpcError: a GPU run on a node where torch finds none, or DeepSpeed was imported for another device.
@@ -118,7 +122,7 @@ def join(
         # the next one rank 0 may be late: it opens the dataset, it reads the model.
         dist.all_reduce(torch.zeros(1, device=device))
     _join_deepspeed(backend, device)
-    return Group(rank, local_rank, world_size, device, waits, store)
+    return Group(rank, local_rank, world_size, device, waits, beat, store)
 
 
 def choose_accelerator(use_gpu: bool) -> None:

@@ -97,7 +97,7 @@ def check_precision(train: TrainConfig) -> None:
     precision, device = train.precision, deepspeed.accelerator.get_accelerator()
     supported = {
         Precision.fp32: True,
-        Precision.bf16: device.is_bf16_supported(),
+        Precision.bf16: _has_bf16(device),
         Precision.fp16: device.is_fp16_supported(),
         Precision.fp8: train.fp8_emulate or has_fp8(),
     }
@@ -106,6 +106,13 @@ def check_precision(train: TrainConfig) -> None:
             f"train.precision={precision.value} is not supported by {device.device_name()} on this node; "
             f"supported: {', '.join(p.value for p, yes in supported.items() if yes)}"
         )
+
+
+def _has_bf16(device: Any) -> bool:
+    """torch counts a V100's emulation where it is not told otherwise."""
+    if device.device_name() == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(device.is_bf16_supported())
 
 
 def has_fp8() -> bool:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -167,11 +168,25 @@ def optimizer_step(
     engine, rate = session.engine, learning_rate(session.job.config.train, step)
     set_learning_rate(engine, rate)
     skipped_before = engine.skipped_steps
-    loss, norm, forward_s = accumulate(engine, _alive(session, step, losses))
+    with _refused_at_the_smallest_scale(step):
+        loss, norm, forward_s = accumulate(engine, _alive(session, step, losses))
     skipped = engine.skipped_steps > skipped_before
     agreed = agree(session, loss, sums())
     _check_finite(session, step, agreed, loss, norm, skipped)
     return StepResult(agreed.loss, norm, rate, skipped, agreed.stop, agreed.save, agreed.sums, forward_s)
+
+
+@contextmanager
+def _refused_at_the_smallest_scale(step: int) -> Iterator[None]:
+    """DeepSpeed's loss scaler raises a bare Exception, on all ranks alike, once it can halve no further."""
+    try:
+        yield
+    except Exception as error:
+        if "loss scale already at minimum" not in str(error):
+            raise
+        raise NonFiniteError(
+            f"step {step}: fp16 overflows at the smallest loss scale: use bf16, or lower train.lr"
+        ) from None
 
 
 def _alive(session: Session, step: int, losses: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
@@ -220,6 +235,11 @@ def _check_finite(
         raise NonFiniteError(
             f"step {step}: fp16 overflowed {session.skipped_in_a_row} times in a row "
             f"(train.max_skipped_steps={train_.max_skipped_steps}); use bf16, or lower train.lr"
+        )
+    if skipped and not fp16_overflow:  # what the norm then is, depends on the version of DeepSpeed
+        raise NonFiniteError(
+            f"step {step}: DeepSpeed left the update out, since gradients were not finite: lower train.lr, "
+            "or look at the data of this step"
         )
     if agreed.failed_ranks:
         ranks = [rank for rank, bad in enumerate(group.gather(not math.isfinite(loss))) if bad]

@@ -162,9 +162,12 @@ def _refused(implementation: str) -> Iterator[None]:
         raise
     except (ImportError, ValueError) as error:
         why = (str(error).strip().splitlines() or [""])[0]
-        if implementation in ("eager", "sdpa") or "ttention" not in why:
+        if implementation == "eager" or "ttention" not in why:
             raise
-        raise ConfigError(f"model.attn_implementation={implementation}: {why} Take sdpa") from None
+        other = "eager" if implementation == "sdpa" else "sdpa"
+        raise ConfigError(
+            f"model.attn_implementation={implementation}: {why} Take model.attn_implementation={other}"
+        ) from None
 
 
 def _check_loaded(loaded: dict[str, Any], weights: str, model_class: str) -> None:

@@ -47,11 +47,18 @@ class ActorCritic(nn.Module):
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
 
-    def forward(self, input_ids: torch.Tensor, logits_to_keep: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(rows, seq_len) -> logits (rows, kept, vocab) and values (rows, kept) of the last positions."""
-        logits = self.policy(input_ids=input_ids, logits_to_keep=logits_to_keep).logits
-        hidden = self.critic(input_ids=input_ids).last_hidden_state[:, -logits_to_keep:]
-        return logits, self.value_head(hidden)[..., 0]
+    def forward(
+        self, input_ids: torch.Tensor, logits_to_keep: int, *, of_policy: bool = True, of_critic: bool = True
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """(rows, seq_len) -> logits (rows, kept, vocab) and values (rows, kept) of the last positions; None
+        of the one that is not asked."""
+        logits = values = None
+        if of_policy:
+            logits = self.policy(input_ids=input_ids, logits_to_keep=logits_to_keep).logits
+        if of_critic:
+            hidden = self.critic(input_ids=input_ids).last_hidden_state[:, -logits_to_keep:]
+            values = self.value_head(hidden)[..., 0]
+        return logits, values
 
     def parameter_groups(self, config: RunConfig) -> Parameters:
         """The policy at train.lr, the critic at rl.critic_lr, both on the schedule of train."""

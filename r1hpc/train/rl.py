@@ -129,7 +129,10 @@ class RlStage:
         return not is_due or step >= self._job.config.train.num_steps or self._evaluate(session, step)
 
     def take_step(self, session: Session, step: int) -> StepResult | None:
-        """One update, after a rollout where the last one is used up; None: a stop was requested in that."""
+        """One update, after the evaluation that is due after the step before it, and a rollout where the last
+        one is used up; None: a stop was requested in these."""
+        if step > session.first_step and not self._evaluated(session, step - 1):
+            return None
         job, engine, started = self._job, session.engine, time.monotonic()
         job.watchdog.beat(f"rollout for step {step}")
         failpoint("step.begin")
@@ -166,7 +169,7 @@ class RlStage:
             step_records.record(session, step, result, done)
             self._watch_health(session, step, facts)
         self._advance(self._rollout)
-        return self._evaluated(session, step, result)
+        return result
 
     def meta(self, step: int) -> dict[str, Any]:
         return {
@@ -230,13 +233,11 @@ class RlStage:
             session.metrics.event("evaluation", global_step=step, seconds=time.monotonic() - began)
         return done
 
-    def _evaluated(self, session: Session, step: int, result: StepResult) -> StepResult:
-        """The result, after the evaluation that is due after `step`; the one after the last is `finish`'s."""
-        every, last = self._job.config.evaluate.every, self._job.config.train.num_steps
-        if not every or step % every or step >= last or result.stop:
-            return result
-        # A stop that was requested meanwhile counts as one of this step: the next attempt begins with it.
-        return replace(result, stop=not self._evaluate(session, step))
+    def _evaluated(self, session: Session, step: int) -> bool:
+        """The evaluation that is due after `step`, whose checkpoint is on its way by now; the one after the
+        last is `finish`'s. False: a stop was requested, and the next attempt begins with it."""
+        every = self._job.config.evaluate.every
+        return not every or step % every != 0 or self._evaluate(session, step)
 
     def _advance(self, rollout: Rollout) -> None:
         self._update += 1

@@ -297,7 +297,7 @@ class Snapshots:
         write, started = self._write, time.monotonic()
         if write is None:
             return None
-        write.wait_for_own()
+        write.wait_for_own(self._group.beat)
         with self._group.waits():
             write.wait(hurry=hurry and not self._is_hurried)
         self._write = None
@@ -354,17 +354,17 @@ class Snapshots:
         staging: Path,
         files: list[File],
         write_more: Callable[[Path], None],
-        stop: threading.Event,
+        write: Write,
     ) -> Records:
         """In the thread of the write: put the files where they belong, and seal all that this rank wrote."""
         try:
             with self._store.writing(staging):
                 failpoint("save.writing")
                 for path, state in files:
-                    write_file(path, state, stop)
+                    write_file(path, state, write.stop, write.wrote)
                 write_more(staging)
                 failpoint("save.written")
-                if stop.is_set():
+                if write.stop.is_set():
                     raise AbandonedError("abandoned")
                 names = own_files(staging, self._group)
                 check_whole(staging, names, self._due_files(), self._group.rank)

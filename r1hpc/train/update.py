@@ -315,18 +315,26 @@ class Updater:
         return self._heads[id(network)]
 
     def _critic_values(self, engine: Any, batch: MicroBatch) -> torch.Tensor:
-        _, values = self._logits_and_values(engine, batch)
+        _, values = engine(input_ids=batch.input_ids, logits_to_keep=batch.num_kept, of_policy=False)
         assert values is not None, "PPO has a critic"
-        return values
+        found: torch.Tensor = values
+        return found
 
     def _logprobs(self, engine: Any, batch: MicroBatch) -> torch.Tensor:
         scores = self._head(policy_of(engine)).scores(
-            lambda: self._logits_and_values(engine, batch)[0],
+            lambda: self._logits(engine, batch),
             batch.targets,
             batch.positions,
             temperature=self._config.rollout.temperature,
         )
         return batch.placed(scores.logprobs)
+
+    def _logits(self, engine: Any, batch: MicroBatch) -> torch.Tensor:
+        """The policy's alone."""
+        alone = {"of_critic": False} if self._is_ppo else {}
+        out = engine(input_ids=batch.input_ids, logits_to_keep=batch.num_kept, **alone)
+        found: torch.Tensor = out[0] if self._is_ppo else out.logits
+        return found
 
     @torch.no_grad()
     def _worked_out(
@@ -341,6 +349,7 @@ class Updater:
         for mine in deal(experience.total_lengths(), everything, self._group, size):
             rows = mine if len(mine) else everything[:1]  # as in losses: no rank may stay away
             batch = lay_out(experience, rows, self._pad, self._group.device)
+            self._group.beat()
             values = of(engine, batch)
             if len(mine):
                 found[mine] = batch.gathered(values, groups.tokens.shape[1])

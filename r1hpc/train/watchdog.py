@@ -110,6 +110,10 @@ class Watchdog:
         self._is_loading = False
         self._go_on(phase)
 
+    def still(self) -> None:
+        """Progress was made within the phase."""
+        self.beat(self._phase)
+
     def load(self, phase: str) -> None:
         """A beat after which libraries are loaded: until the next one this rank may be silent for longer, for
         all loads together _LOADING_S."""

@@ -232,6 +232,12 @@ def test_a_model_with_attention_built_in_is_refused() -> None:
         build_model(ModelConfig(attn_implementation="gate"), mamba, seed=1)
 
 
+def test_a_family_without_fused_attention_is_told_to_take_eager() -> None:
+    gemma = {**LLAMA, "model_type": "gpt_oss", "num_local_experts": 2, "num_experts_per_tok": 1}
+    with pytest.raises(ConfigError, match=r"=sdpa: .*Take model\.attn_implementation=eager"):
+        build_model(ModelConfig(), gemma, seed=1)
+
+
 def test_what_is_not_computed_is_refused() -> None:
     gemma = {**LLAMA, "model_type": "gemma2", "head_dim": 8}
     network = build_model(ModelConfig(attn_implementation="gate"), gemma, seed=1)

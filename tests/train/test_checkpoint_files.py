@@ -37,7 +37,7 @@ def test_what_torch_says_of_a_failed_write_is_not_the_cause(
     monkeypatch.setattr(
         checkpoint_files,
         "_Pieces",
-        lambda file, stop: pieces(_OverQuota(file), stop),  # type: ignore[arg-type]
+        lambda file, stop, wrote: pieces(_OverQuota(file), stop, wrote),  # type: ignore[arg-type]
     )
     with pytest.raises(OSError, match="Disk quota exceeded"):
         write_file(tmp_path / "a.pt", {"weight": torch.zeros(1 << 16)})
