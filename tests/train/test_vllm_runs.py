@@ -1,5 +1,7 @@
 """rollout.engine=vllm with vLLM itself, on a CPU: `make test-vllm`, in an environment of its own."""
 
+import atexit
+import shutil
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
@@ -53,6 +55,7 @@ def job(
         ),
     )
     run = RunDir(group.broadcast(tempfile.mkdtemp() if group.rank == 0 else None))
+    atexit.register(shutil.rmtree, run.path, ignore_errors=True)
     watchdog = SimpleNamespace(beat=lambda what: None)
     return SimpleNamespace(config=config, group=group, run=run, watchdog=watchdog)
 
