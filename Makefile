@@ -61,8 +61,9 @@ smollm2: $(SMOLLM2)
 test: setup
 	$(PYTEST)
 
+# Installed without bytecode, which the first process writes: importing torch and transformers takes half the time.
 test-vllm: vllm-env
-	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/train tests/serving -m vllm
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(VLLM_VENV)/bin/python -m pytest tests/train tests/serving -m vllm
 
 test-without-slurm: setup
 	$(PYTEST) -m 'not slurm and not soak'
