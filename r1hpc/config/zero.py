@@ -7,7 +7,12 @@ from typing import Any
 from r1hpc.base.errors import ConfigError
 from r1hpc.config.checks import ranged
 
-_ZERO_NUMBERS = ("reduce_bucket_size", "stage3_max_live_parameters", "zero_hpz_partition_size")
+_ZERO_NUMBERS = (
+    "reduce_bucket_size",
+    "stage3_max_live_parameters",
+    "sub_group_size",
+    "zero_hpz_partition_size",
+)
 """Of zero_optimization: memory is planned with them."""
 _OWN_OF_DEEPSPEED = {
     "zero_optimization.stage": "deepspeed.zero_stage",

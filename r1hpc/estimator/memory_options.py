@@ -4,10 +4,10 @@
     options.best          # the configuration with the highest expected MFU among those that fit
     options.fits          # all that fit, cheapest first
 
-States, activations and DeepSpeed's buffers as in plan/memory.py, and for RL the reference and the sampler as
-in plan/run_memory.py; on top of them a CUDA context and fragmentation. Offload keeps the optimizer's fp32
-weights and moments in the host's memory. LoRA, tensor and pipeline parallelism are not in it: r1hpc trains
-with DeepSpeed's ZeRO.
+States, activations, DeepSpeed's buffers and the optimizer's step as in plan/memory.py, and for RL the
+reference and the sampler as in plan/run_memory.py; on top of them a CUDA context and fragmentation. Offload
+keeps the optimizer's fp32 weights and moments, and the gradients, in the host's memory. LoRA, tensor and
+pipeline parallelism are not in it: r1hpc trains with DeepSpeed's ZeRO.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +21,16 @@ from r1hpc.estimator.features import num_gpus_of
 from r1hpc.estimator.mfu import mfu_belief
 from r1hpc.estimator.workload import Workload
 from r1hpc.plan.hardware import Gpu
-from r1hpc.plan.memory import WEIGHT_BYTES, MemoryPlan, buffer_bytes, memory_per_gpu
+from r1hpc.plan.memory import (
+    WEIGHT_BYTES,
+    MemoryPlan,
+    buffer_bytes,
+    largest_tensor,
+    memory_per_gpu,
+    offload_buffer_bytes,
+    offloaded_bytes,
+    released_bytes,
+)
 from r1hpc.plan.run_memory import usable_gib as usable_of
 from r1hpc.plan.shape import ModelShape, model_shape
 
@@ -50,10 +59,14 @@ class Option:
     beside_gib: float = 0.0
     """RL: the reference, and by how much the sampler takes more than the activations; all of one that stays
     while the policy is updated."""
+    step_gib: float = 0.0
+    """By how much the optimizer's step takes more than that, when activations are gone."""
 
     @property
     def total_gib(self) -> float:
-        return self.states_gib + self.activations_gib + self.buffers_gib + self.beside_gib
+        """At the peak."""
+        passes = self.states_gib + self.activations_gib + self.buffers_gib + self.beside_gib
+        return passes + self.step_gib
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "total_gib": self.total_gib}
@@ -146,35 +159,68 @@ def option_of(
     stage, micro, offload = work.zero_stage or 0, int(work.micro_batch_size or 1), work.offload
     known = {"fp16": Precision.fp16, "fp32": Precision.fp32, "tf32": Precision.fp32}
     precision = known.get(work.precision, Precision.bf16)
+    world, width = num_gpus_of(work), WEIGHT_BYTES[precision]
     held = memory_per_gpu(
         shape,
         zero_stage=stage,
-        world_size=num_gpus_of(work),
+        world_size=world,
         precision=precision,
         micro_batch_size=micro,
         seq_len=work.seq_len,
         activation_checkpointing=work.recompute == "full",
         logits_chunk_tokens=logits_chunk_tokens,
     )
+    held = replace(
+        held,
+        buffers_gib=buffer_bytes(shape.num_parameters, stage, width) / GIB,
+        released_gib=released_bytes(shape.num_parameters, stage, width) / GIB,
+    )
+    if offload:
+        held = _offloaded(held, shape, stage, world, precision)
+    if beside:
+        held = _with_sampler(held, beside(stage, world))
+    states = held.parameters_gib + held.gradients_gib + held.optimizer_gib
     training = held.activations_gib + held.logits_gib
+    more = held.sampler_gib if held.sampler_stays else max(0.0, held.sampler_gib - training)
+    besides = held.reference_gib + more
     return Option(
         zero_stage=stage,
         micro_batch_size=micro,
         recompute=work.recompute or "none",
         offload=offload,
-        states_gib=held.parameters_gib + held.gradients_gib + (0.0 if offload else held.optimizer_gib),
+        states_gib=states,
         activations_gib=training,
-        buffers_gib=buffer_bytes(shape.num_parameters, stage, WEIGHT_BYTES[precision]) / GIB,
-        host_gib=held.optimizer_gib if offload else 0.0,
+        buffers_gib=held.buffers_gib,
+        host_gib=held.host_gib,
         expected_mfu=mfu_belief(work, 0.0).median,
-        beside_gib=_beside_gib(beside(stage, num_gpus_of(work)), training) if beside else 0.0,
+        beside_gib=besides,
+        step_gib=max(0.0, held.total_gib - (states + training + held.buffers_gib + besides)),
     )
 
 
-def _beside_gib(plan: MemoryPlan, training_gib: float) -> float:
-    """Of the reference and the sampler, over what the update's activations and logits take."""
-    more = plan.sampler_gib if plan.sampler_stays else max(0.0, plan.sampler_gib - training_gib)
-    return plan.reference_gib + more
+def _offloaded(
+    plan: MemoryPlan, shape: ModelShape, zero_stage: int, world_size: int, precision: Precision
+) -> MemoryPlan:
+    """With the optimizer, its step and the gradients of its part in the host's memory."""
+    where, largest = (shape.num_parameters, zero_stage, world_size, precision), largest_tensor(shape)
+    return replace(
+        plan,
+        gradients_gib=plan.gradients_gib if zero_stage < 2 else 0.0,
+        optimizer_gib=0.0,
+        step_gib=0.0,
+        buffers_gib=plan.buffers_gib + offload_buffer_bytes(*where, largest=largest) / GIB,
+        host_gib=offloaded_bytes(*where, largest=largest) / GIB,
+    )
+
+
+def _with_sampler(plan: MemoryPlan, run: MemoryPlan) -> MemoryPlan:
+    """With the reference and the sampler of a run."""
+    return replace(
+        plan,
+        reference_gib=run.reference_gib,
+        sampler_gib=run.sampler_gib,
+        sampler_stays=run.sampler_stays,
+    )
 
 
 def _every_option(

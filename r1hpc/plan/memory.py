@@ -5,12 +5,14 @@ of Korthikanti et al. (arXiv 2205.05198, section 4): every tensor that a layer k
 Their 34 s b h is for GELU, LayerNorm and dropout; here it is what transformers' own layers keep, without
 dropout, and without the scores (5as/h), which fused attention (sdpa, flash) never stores. Against what
 autograd saves it is within 6 % (OLMo 2 in bf16: 12 % low; Gemma 2 attends without fusing, so its scores come
-on top). Not counted: the CUDA context, communication buckets, fragmentation.
+on top). Inside the optimizer's step DeepSpeed makes more of the gradients, when activations are gone. Not
+counted: the CUDA context, communication buckets, fragmentation.
 """
 
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from types import MappingProxyType
 from typing import Any
 
@@ -27,6 +29,12 @@ _BUCKET_ELEMENTS = 5e8
 """DeepSpeed's default reduce_bucket_size."""
 _LIVE_ELEMENTS = 1e9
 """DeepSpeed's default stage3_max_live_parameters."""
+_SUB_GROUP_ELEMENTS = 1e9
+"""DeepSpeed's default sub_group_size: what a rank updates at a time under ZeRO 3."""
+_FP32_BYTES, _NORM_BYTES = 4, 8
+"""The master weights, and their gradients, are fp32; norms are taken in fp64."""
+_UNFUSED_BYTES = 8
+"""What torch's AdamW works in where it is not fused, as on a CPU: two fp32 tensors of the largest's size."""
 LOSS_TENSORS = 3
 """As large as the logits, in fp32, in the backward pass of cross-entropy: log-softmax, the gradient that
 comes in and the one that goes out."""
@@ -37,6 +45,14 @@ _DIVERGENCE_TENSORS, _MIXTURE_TENSORS = 3, 7
 """More for the divergence to a teacher, pure or mixed."""
 _LOGITS_BYTES = 256 * 2**20
 """Of a chunk of fp32 logits, where nobody says otherwise: large enough to keep a GPU busy."""
+
+
+class Peak(Enum):
+    """When a GPU is at its fullest."""
+
+    passes = "in a backward pass"
+    step = "in the optimizer's step"
+    sampling = "while completions are sampled"
 
 
 @dataclass(frozen=True)
@@ -50,6 +66,10 @@ class MemoryPlan:
     logits_gib: float
     buffers_gib: float = 0.0
     """DeepSpeed's: a bucket to reduce gradients in, and under ZeRO 3 the weights gathered at a time."""
+    step_gib: float = 0.0
+    """What the optimizer's step makes beside the states: fp32 gradients, and what they are copied through."""
+    released_gib: float = 0.0
+    """Of the buffers, what is free in that step."""
     reference_gib: float = 0.0
     """Stage rl: the reference of the KL, as rl.reference lays it."""
     sampler_gib: float = 0.0
@@ -70,14 +90,34 @@ class MemoryPlan:
 
     @property
     def total_gib(self) -> float:
-        """Sampling and training take turns; the states and the reference stay."""
-        training = self.activations_gib + self.logits_gib
-        turns = (training, self.sampler_gib)
+        """At the peak. Forward and backward passes, the optimizer's step and sampling take turns; the states
+        and the reference stay."""
+        turns = (self.update_gib, self.sampler_gib)
         return self.staying_gib + (sum(turns) if self.sampler_stays else max(turns))
 
     @property
+    def peak(self) -> Peak | None:
+        """The turn in which the total is held; None: nothing is trained or sampled."""
+        if not self.update_gib or (self.sampler_gib > self.update_gib and not self.sampler_stays):
+            return Peak.sampling if self.sampler_gib else None
+        return Peak.step if self._in_step_gib > self._in_passes_gib else Peak.passes
+
+    @property
+    def update_gib(self) -> float:
+        """What an update takes beside what stays, in its fuller turn."""
+        return max(self._in_passes_gib, self._in_step_gib)
+
+    @property
+    def _in_passes_gib(self) -> float:
+        return self.activations_gib + self.logits_gib
+
+    @property
+    def _in_step_gib(self) -> float:
+        return self.step_gib - self.released_gib
+
+    @property
     def staying_gib(self) -> float:
-        """What is there whatever the run does."""
+        """What is there whatever the run does; but for the released part of the buffers."""
         states = self.parameters_gib + self.gradients_gib + self.optimizer_gib
         return states + self.buffers_gib + self.reference_gib
 
@@ -103,6 +143,10 @@ def memory_per_gpu(
         optimizer_gib=optimizer / GIB,
         activations_gib=tokens * _activation_bytes(shape, width, activation_checkpointing) / GIB,
         logits_gib=logits_bytes(shape, tokens, logits_chunk_tokens, LOSS_TENSORS) / GIB,
+        step_gib=step_bytes(
+            shape.num_parameters, zero_stage, world_size, precision, largest=largest_tensor(shape)
+        )
+        / GIB,
     )
 
 
@@ -150,6 +194,92 @@ def buffer_bytes(
     near = int(options.get("zero_hpz_partition_size") or 1)
     second = num_parameters / near if near > 1 else 0
     return width * (bucket + min(most, num_parameters) + second)
+
+
+def released_bytes(
+    num_parameters: int, zero_stage: int, width: int, options: Mapping[str, Any] = MappingProxyType({})
+) -> float:
+    """Of `buffer_bytes`, what is free in the optimizer's step: all, or under ZeRO 3 what was gathered."""
+    if zero_stage < 3:
+        return buffer_bytes(num_parameters, zero_stage, width, options)
+    most = float(options.get("stage3_max_live_parameters", _LIVE_ELEMENTS))
+    return width * min(most, num_parameters)
+
+
+def step_bytes(
+    num_trained: int,
+    zero_stage: int,
+    world_size: int,
+    precision: Precision,
+    *,
+    largest: int,
+    together: int | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    fused: bool = True,
+) -> float:
+    """What one rank makes inside the optimizer's step, beside the states, at its fullest moment.
+
+    Read off DeepSpeed 0.19.8 and measured (tests/plan/deepspeed_states.py). Without ZeRO bf16 gradients get
+    fp32 copies (runtime/fp16/unfused_optimizer.py, step). With it those of the rank's part, under ZeRO 3 of a
+    sub group, are laid into one tensor and that is made fp32, while they are still there
+    (zero/stage_1_and_2.py, step; zero/stage3.py, _prepare_fp32_grad_for_sub_group); ZeRO 1 has freed the rest
+    of them by then. Before that the norm makes an fp64 copy of one gradient after the other
+    (get_grad_norm_direct).
+
+    Args:
+        largest: parameters of the largest tensor.
+        together: of the largest group of parameters (None: all), which are updated one after the other.
+        options: zero_optimization of DeepSpeed's config.
+        fused: Adam is, as on a GPU.
+    """
+    width = WEIGHT_BYTES[precision]
+    converted = 0 if width == _FP32_BYTES else _FP32_BYTES
+    if zero_stage == 0:
+        return num_trained * converted + (0 if fused else _UNFUSED_BYTES * largest)
+    part = (num_trained if together is None else together) / world_size
+    largest_part = min(part, largest / (world_size if zero_stage == 3 else 1))
+    if zero_stage == 3:  # a sub group is closed by the tensor that fills it
+        part = min(part, float(options.get("sub_group_size", _SUB_GROUP_ELEMENTS)) + largest_part)
+    copies = width + converted if fused else max(width + converted, _FP32_BYTES + _UNFUSED_BYTES)
+    freed = width * (num_trained - num_trained / world_size) if zero_stage == 1 else 0.0
+    return max(_NORM_BYTES * largest_part, copies * part - freed)
+
+
+def offloaded_bytes(
+    num_trained: int, zero_stage: int, world_size: int, precision: Precision, *, largest: int
+) -> float:
+    """Host memory that a rank's part of an offloaded optimizer takes.
+
+    With DeepSpeed 0.19.8 fp32 gradients lie there beside master weights and moments, and gradients as they
+    come: of one tensor and those of earlier micro batches (ZeRO 1 leaves these on the GPU), or under ZeRO 3
+    all; below it new weights go through a buffer. Measured as `step_bytes` was. In pinned memory, which torch
+    hands out in powers of two, it can take up to twice as much.
+    """
+    width = WEIGHT_BYTES[precision]
+    part = num_trained / world_size
+    held = part * (_MASTER_BYTES + _MOMENT_BYTES + _FP32_BYTES + width)
+    if zero_stage == 3:
+        return held
+    return held + width * largest + (width * part if zero_stage == 2 else 0.0)
+
+
+def offload_buffer_bytes(
+    num_trained: int, zero_stage: int, world_size: int, precision: Precision, *, largest: int
+) -> float:
+    """On the GPU for that: a gradient on its way below ZeRO 3, and its part in fp64, for the norm, which is
+    taken in the backward pass (async_accumulate_grad_in_cpu_via_gpu and set_norm_for_param_grad_in_gpu)."""
+    if zero_stage == 3:
+        return _NORM_BYTES * largest / world_size
+    return WEIGHT_BYTES[precision] * largest + _NORM_BYTES * min(largest, num_trained / world_size)
+
+
+def largest_tensor(shape: ModelShape) -> int:
+    """Parameters of the largest tensor: the embedding, or of a mixture the first projections of a layer's
+    experts, which transformers holds together, and which are counted as two thirds of a layer."""
+    table = shape.vocab_size * shape.hidden_size
+    if shape.num_active_parameters == shape.num_parameters:
+        return table
+    return max(table, 2 * (shape.num_body_parameters - table) // (3 * shape.num_layers))
 
 
 def reference_place(config: RunConfig) -> str:

@@ -85,7 +85,8 @@ class RunPlan:
     def to_json(self) -> dict[str, Any]:
         value = asdict(self)
         if self.memory is not None:
-            value["memory"]["total_gib"] = self.memory.total_gib
+            peak = self.memory.peak
+            value["memory"] |= {"total_gib": self.memory.total_gib, "peak": peak.name if peak else None}
         return value
 
     @staticmethod

@@ -4,9 +4,10 @@
     plan.total_gib, plan.host_gib
     misfits(plan, gpu_gib=80, host_gib=1000)       # sentences; none where it fits
 
-A step of stage rl has two moments: sampling, with the cache and what is sampled with, and the update, with
-activations and logits. Training states and the reference are there in both. Adapters (LoRA) are trained on
-weights that have neither gradients nor moments, and may lie in 4 bits.
+A step of stage rl has three turns: sampling, with the cache and what is sampled with; the passes of the
+update, with activations and logits; and the optimizer's step, with fp32 gradients. Training states and the
+reference are there in all of them. Adapters (LoRA) are trained on weights that have neither gradients nor
+moments, and may lie in 4 bits.
 """
 
 from collections.abc import Iterator
@@ -20,14 +21,20 @@ from r1hpc.plan.frozen import frozen_bytes, is_quantized
 from r1hpc.plan.memory import (
     WEIGHT_BYTES,
     MemoryPlan,
+    Peak,
     buffer_bytes,
     checkpoint_bytes,
     copy_bytes,
+    largest_tensor,
     logits_bytes,
     memory_per_gpu,
+    offload_buffer_bytes,
+    offloaded_bytes,
     reference_place,
+    released_bytes,
     rl_tensors,
     state_bytes,
+    step_bytes,
 )
 from r1hpc.plan.parts import rows_together
 from r1hpc.plan.shape import ModelShape
@@ -81,18 +88,32 @@ def memory_of_run(
     trained, whole = num_trained(config, shape), frozen_bytes(config, shape)
     frozen = frozen_bytes(config, shape, world) if stage == 3 else whole
     parameters, gradients, optimizer = state_bytes(trained, stage, world, train.precision)
-    zero = _zero_options(config)
-    offloaded = _is_on_host(zero, "offload_optimizer")
-    weights_away = stage == 3 and _is_on_host(zero, "offload_param")
+    zero, largest = _zero_options(config), largest_tensor(shape)
+    offloaded, weights_away = _optimizer_is_away(config), stage == 3 and _is_on_host(zero, "offload_param")
+    buffers = buffer_bytes(trained + int(whole / width), stage, width, zero) + exchange_bytes(config, shape)
+    step = step_bytes(
+        trained,
+        stage,
+        world,
+        train.precision,
+        largest=largest,
+        together=min(trained, shape.num_parameters),  # a critic is a group of its own
+        options=zero,
+        fused=bool(topology.num_gpus),
+    )
+    away = parameters + frozen if weights_away else 0.0
+    if offloaded:
+        gradients, optimizer, step = (gradients if stage == 1 else 0.0), 0.0, 0.0
+        buffers += offload_buffer_bytes(trained, stage, world, train.precision, largest=largest)
+        away += offloaded_bytes(trained, stage, world, train.precision, largest=largest)
     plan = replace(
         base,
         parameters_gib=0.0 if weights_away else (parameters + frozen) / GIB,
         gradients_gib=(gradients + error_bytes(config, shape)) / GIB,
-        optimizer_gib=0.0 if offloaded else optimizer / GIB,
-        buffers_gib=(
-            buffer_bytes(trained + int(whole / width), stage, width, zero) + exchange_bytes(config, shape)
-        )
-        / GIB,
+        optimizer_gib=optimizer / GIB,
+        buffers_gib=buffers / GIB,
+        step_gib=step / GIB,
+        released_gib=released_bytes(trained + int(whole / width), stage, width, zero) / GIB,
         activations_gib=base.activations_gib * (2 if _has_critic(config) else 1)
         + (_packed_bytes(config, shape, seq_len) / GIB if topology.num_gpus else 0.0),
     )
@@ -105,7 +126,6 @@ def memory_of_run(
         )
         plan = _with_sampler(plan, config, shape, topology, card_gib)
     _, reference = _reference(config, shape, world, teacher_parameters)
-    away = (optimizer if offloaded else 0.0) + (parameters + frozen if weights_away else 0.0)
     host = _host_gib(config, shape, topology, reference + away)
     if not topology.num_gpus:
         host += topology.ranks_per_node * plan.total_gib
@@ -128,8 +148,7 @@ def _packed_bytes(config: RunConfig, shape: ModelShape, seq_len: int) -> float:
 
 def is_offloaded(config: RunConfig) -> bool:
     """Whether DeepSpeed keeps states or weights in host memory or on NVMe, which costs time."""
-    zero = _zero_options(config)
-    return _is_on_host(zero, "offload_optimizer") or _is_on_host(zero, "offload_param")
+    return _optimizer_is_away(config) or _is_on_host(_zero_options(config), "offload_param")
 
 
 def misfits(plan: MemoryPlan, *, gpu_gib: float | None, host_gib: float | None) -> Iterator[str]:
@@ -147,8 +166,8 @@ def misfits(plan: MemoryPlan, *, gpu_gib: float | None, host_gib: float | None) 
 def _too_much(plan: MemoryPlan, card_gib: float) -> Iterator[str]:
     if plan.total_gib > usable_gib(card_gib):
         yield (
-            f"each GPU would hold {plan.total_gib:.0f} GiB ({described(plan)}), and a card of "
-            f"{card_gib:.0f} GiB has {usable_gib(card_gib):.0f}"
+            f"each GPU would hold {held(plan, 0)}, and a card of {card_gib:.0f} GiB has "
+            f"{usable_gib(card_gib):.0f}"
         )
     if plan.vllm_given_gib < plan.vllm_least_gib:
         yield (
@@ -172,18 +191,25 @@ def usable_gib(card_gib: float) -> float:
     return card_gib * USABLE - CONTEXT_GIB
 
 
-def described(plan: MemoryPlan) -> str:
-    """The parts that there are, largest first."""
+def held(plan: MemoryPlan, digits: int = 1) -> str:
+    """What a GPU holds at the peak, when that is, and its parts, largest first."""
     parts = {
         "weights, gradients and moments": plan.parameters_gib + plan.gradients_gib + plan.optimizer_gib,
         "reference": plan.reference_gib,
-        "sampler": plan.sampler_gib,
-        "activations and logits": plan.activations_gib + plan.logits_gib,
         "DeepSpeed's buffers": plan.buffers_gib,
     }
-    return ", ".join(
+    if plan.peak is Peak.step:
+        parts["DeepSpeed's buffers"] -= plan.released_gib
+        parts["copies of gradients"] = plan.step_gib
+    if plan.peak is Peak.passes:
+        parts["activations and logits"] = plan.activations_gib + plan.logits_gib
+    if plan.peak is Peak.sampling or plan.sampler_stays:
+        parts["sampler"] = plan.sampler_gib
+    told = ", ".join(
         f"{name} {gib:.1f}" for name, gib in sorted(parts.items(), key=lambda part: -part[1]) if gib >= 0.05
     )
+    when = f" {plan.peak.value}" if plan.peak else ""
+    return f"{plan.total_gib:.{digits}f} GiB{when} ({told})"
 
 
 def _only_sampling(config: RunConfig, shape: ModelShape, topology: Topology, card_gib: float) -> MemoryPlan:
@@ -340,6 +366,11 @@ def _host_gib(config: RunConfig, shape: ModelShape, topology: Topology, offloade
 def _zero_options(config: RunConfig) -> dict[str, Any]:
     found = config.deepspeed.extra.get("zero_optimization", {})
     return found if isinstance(found, dict) else {}
+
+
+def _optimizer_is_away(config: RunConfig) -> bool:
+    """Without ZeRO DeepSpeed reads nothing of zero_optimization."""
+    return config.deepspeed.zero_stage > 0 and _is_on_host(_zero_options(config), "offload_optimizer")
 
 
 def _is_on_host(zero: dict[str, Any], what: str) -> bool:

@@ -190,7 +190,7 @@ def _share_needed(
     if not list(misfits(plan, gpu_gib=card_gib, host_gib=None)):
         return ""
     vllm = vllm_memory(config, shape, topology, card_gib)
-    if vllm is None or plan.activations_gib + plan.logits_gib > usable_gib(card_gib) - plan.staying_gib:
+    if vllm is None or plan.update_gib > usable_gib(card_gib) - plan.staying_gib:
         return None
     return share_setting(config, vllm, room_gib=_room(plan, vllm, card_gib), card_gib=card_gib)
 
@@ -198,4 +198,4 @@ def _share_needed(
 def _room(plan: MemoryPlan, vllm: VllmMemory, card_gib: float) -> float:
     """What the trainer leaves vLLM of a card."""
     room = usable_gib(card_gib) - plan.staying_gib
-    return room if vllm.sleeps else room - plan.activations_gib - plan.logits_gib
+    return room if vllm.sleeps else room - plan.update_gib

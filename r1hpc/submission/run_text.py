@@ -10,7 +10,7 @@ from r1hpc.base.cli import print_json
 from r1hpc.base.rundir import RunDir
 from r1hpc.base.units import format_duration, format_parameters
 from r1hpc.estimator.estimate_text import amount
-from r1hpc.plan.run_memory import described
+from r1hpc.plan.run_memory import held
 from r1hpc.slurm.script import render
 from r1hpc.submission.plan_run import PlannedRun
 
@@ -78,8 +78,9 @@ def plan_lines(planned: PlannedRun) -> list[tuple[str, str]]:
     if planned.prompt is not None:
         lines.append(("asks", _shortened(repr(planned.prompt))))
     if plan.memory is not None and where.num_gpus:
-        held = f"{plan.memory.total_gib:.1f} GiB on each GPU ({described(plan.memory)})"
-        lines.append(("memory", f"{held}; {plan.memory.host_gib:.0f} GiB of a node's own"))
+        lines.append(
+            ("memory", f"on each GPU {held(plan.memory)}; {plan.memory.host_gib:.0f} GiB of a node's own")
+        )
     # What a CPU run costs is its nodes.
     what, count = ("GPU", where.num_gpus) if where.num_gpus else ("node", where.num_nodes)
     expected = (planned.estimate or {}).get(f"{what.lower()}_hours")

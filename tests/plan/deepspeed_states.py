@@ -1,4 +1,5 @@
-"""Ranks of real DeepSpeed on the CPU that say what they hold: run by test_states.py.
+"""Ranks of real DeepSpeed on the CPU that say what they hold, between the passes and inside the optimizer's
+step: run by test_states.py.
 
 python -m tests.plan.deepspeed_states RANK WORLD_SIZE FOLDER     # writes FOLDER/states.json (rank 0)
 """
@@ -7,11 +8,13 @@ import gc
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch._C._distributed_c10d import FileStore  # torch.distributed hides it from type checkers
+from torch.profiler import ProfilerActivity, profile
 
 from r1hpc.train.distributed import join, leave
 
@@ -48,8 +51,25 @@ def held_bytes() -> int:
     return sum(storages.values())
 
 
-def measure(name: str, zero_stage: int, world_size: int) -> tuple[int, int]:
-    """(parameters, most bytes held between the passes of two steps of two micro batches)."""
+def allocated_bytes(call: Callable[[], object]) -> int:
+    """The most that tensors take while `call` runs, over what they take before it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as traced:
+        call()
+    assert traced.profiler is not None
+    events = [event for event in traced.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+def measure(name: str, zero_stage: int, world_size: int, offload: bool = False) -> tuple[int, int, int]:
+    """(parameters, most bytes held between the passes of two steps of two micro batches, and inside a step).
+
+    Args:
+        offload: the optimizer, to the host's memory: here the same as the device's.
+    """
     import deepspeed
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -64,25 +84,30 @@ def measure(name: str, zero_stage: int, world_size: int) -> tuple[int, int]:
             "gradient_accumulation_steps": 2,
             "train_batch_size": 2 * world_size,
             "steps_per_print": 10**12,
-            "optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "torch_adam": True}},
+            # As r1hpc has it on a GPU: fused.
+            "optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "torch_adam": True, "fused": True}},
             "zero_optimization": {
                 "stage": zero_stage,
                 "reduce_bucket_size": BUCKET_ELEMENTS,
                 "stage3_param_persistence_threshold": 0,
+                "offload_optimizer": {"device": "cpu" if offload else "none"},
             },
             "bf16": {"enabled": True},
+            "gradient_clipping": 1.0,
+            "zero_allow_untested_optimizer": True,
         },
         dist_init_required=False,
     )
     del network
-    most = 0
+    most = inside = 0
     for _ in range(4):
         ids = torch.randint(3, 4000, (1, 16))
         engine.backward(engine(input_ids=ids, labels=ids, use_cache=False).loss)
-        most = max(most, held_bytes() - before)
-        engine.step()
+        held = held_bytes() - before
+        most = max(most, held)
+        inside = max(inside, held + allocated_bytes(engine.step))
     engine.destroy()
-    return count, most
+    return count, most, inside
 
 
 def main(rank: str, world_size: str, folder: str) -> None:
@@ -90,10 +115,21 @@ def main(rank: str, world_size: str, folder: str) -> None:
     store = FileStore(f"{folder}/store", world)
     group = join(int(rank), int(rank), world, store, use_gpu=False)
     found = []
-    for name in MODELS:
-        for stage in (0, 1, 2, 3):
-            count, most = measure(name, stage, world)
-            found.append({"model": name, "zero_stage": stage, "parameters": count, "bytes": most})
+    # gloo gathers updated weights through a copy of them, which would hide an offloaded step's own.
+    offloaded = [(name, stage, True) for name in MODELS for stage in (1, 2, 3) if world == 1]
+    plain = [(name, stage, False) for name in MODELS for stage in (0, 1, 2, 3)]
+    for name, stage, offload in plain + offloaded:
+        count, most, inside = measure(name, stage, world, offload)
+        found.append(
+            {
+                "model": name,
+                "zero_stage": stage,
+                "offload": offload,
+                "parameters": count,
+                "bytes": most,
+                "step_bytes": inside,
+            }
+        )
     if group.rank == 0:
         (Path(folder) / "states.json").write_text(json.dumps(found))
     leave()

@@ -1,5 +1,6 @@
 """States as printed in the ZeRO paper; activations and logits as torch really keeps them."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,15 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from r1hpc.config.schema import Precision
-from r1hpc.plan.memory import MemoryPlan, checkpoint_bytes, memory_per_gpu, state_bytes
+from r1hpc.plan.memory import (
+    MemoryPlan,
+    Peak,
+    checkpoint_bytes,
+    largest_tensor,
+    memory_per_gpu,
+    state_bytes,
+    step_bytes,
+)
 from r1hpc.plan.shape import ModelShape, model_shape
 
 _LLAMA = model_shape({"model_type": "llama"})
@@ -62,6 +71,62 @@ def test_no_zero_takes_most(precision: Precision) -> None:
         _plan(zero_stage=0, precision=precision).total_gib
         > _plan(zero_stage=1, precision=precision).total_gib
     )
+
+
+def test_an_8b_on_two_cards_of_80_gib_is_fullest_in_the_optimizers_step() -> None:
+    """ZeRO 2: 9 bytes a parameter between the passes, 12 in the step (tests/plan/test_states.py)."""
+    llama = {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_key_value_heads": 8}
+    llama |= {"vocab_size": 128256, "tie_word_embeddings": False, "max_position_embeddings": 8192}
+    shape = model_shape(llama)
+    plan = _plan(shape, zero_stage=2, world_size=2, micro_batch_size=1, activation_checkpointing=True)
+    assert plan.peak is Peak.step
+    assert plan.total_gib == pytest.approx(12 * shape.num_parameters / 2**30)
+    assert plan.staying_gib == pytest.approx(9 * shape.num_parameters / 2**30)
+    wide = _plan(shape, zero_stage=2, world_size=64, micro_batch_size=1, activation_checkpointing=False)
+    assert wide.peak is Peak.passes
+
+
+def test_the_turns_of_a_step_are_not_there_together() -> None:
+    plan = MemoryPlan(2, 1, 3, activations_gib=4, logits_gib=1, buffers_gib=2, step_gib=6, released_gib=2)
+    assert (plan.staying_gib, plan.total_gib, plan.peak) == (8, 13, Peak.passes)
+    assert replace(plan, step_gib=8).total_gib == 8 + 6
+    assert replace(plan, step_gib=8).peak is Peak.step
+    sampling = replace(plan, sampler_gib=9)
+    assert (sampling.total_gib, sampling.peak) == (17, Peak.sampling)
+    awake = replace(sampling, sampler_stays=True)
+    assert (awake.total_gib, awake.peak) == (8 + 5 + 9, Peak.passes)
+    assert MemoryPlan(2, 0, 0, 0, 0).peak is None
+
+
+@pytest.mark.parametrize(
+    ("known", "bytes_per_parameter"),
+    [
+        ({"zero_stage": 0}, 4),
+        ({"zero_stage": 0, "precision": Precision.fp32}, 0),
+        ({"zero_stage": 1}, 6 / 4 - 2 * 3 / 4),  # the gradients of the other parts are free by then
+        ({"zero_stage": 2}, 6 / 4),
+        ({"zero_stage": 2, "precision": Precision.fp16}, 6 / 4),
+        ({"zero_stage": 2, "precision": Precision.fp32}, 4 / 4),
+        ({"zero_stage": 2, "largest": 1e8}, 6 / 4),
+        ({"zero_stage": 2, "largest": 6e8}, 8 / 4),  # of a tensor that is larger than a rank's part
+        ({"zero_stage": 2, "together": 500_000_000}, 6 / 8),
+        ({"zero_stage": 3}, 6 / 4),
+        ({"zero_stage": 3, "options": {"sub_group_size": 1e8}}, 6 / 10),
+        ({"zero_stage": 3, "options": {"sub_group_size": 1e8}, "largest": 4e8}, 6 * (0.1 + 0.1)),
+        ({"zero_stage": 0, "fused": False, "largest": 1e8}, 4 + 8 / 10),
+        ({"zero_stage": 2, "fused": False}, 12 / 4),
+    ],
+)
+def test_what_a_step_makes_on_four_ranks(known: dict[str, Any], bytes_per_parameter: float) -> None:
+    asked = {"world_size": 4, "precision": Precision.bf16, "largest": 0, **known}
+    assert step_bytes(1_000_000_000, **asked) / 1e9 == pytest.approx(bytes_per_parameter)
+
+
+def test_the_largest_tensor_is_an_embedding_or_a_layers_experts() -> None:
+    assert largest_tensor(_LLAMA) == _LLAMA.vocab_size * _LLAMA.hidden_size
+    mixture = model_shape({"model_type": "mixtral"})
+    tensor = 8 * 2 * 14336 * 4096
+    assert tensor < largest_tensor(mixture) < 1.1 * tensor
 
 
 def test_activations_grow_with_tokens_and_shrink_with_checkpointing() -> None:

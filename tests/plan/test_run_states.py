@@ -1,5 +1,6 @@
 """The plan of whole runs (fine-tuning, GRPO with a reference, PPO) against the bytes that their networks,
-engines, reference and replica hold on two ranks of real DeepSpeed on the CPU: within 5 %.
+engines, reference and replica hold on two ranks of real DeepSpeed on the CPU, between the passes and inside
+the optimizer's step: within 5 %.
 
 pytest tests/plan/test_run_states.py -m 'soak or not soak' -s        # prints both
 """
@@ -31,7 +32,7 @@ from r1hpc.train.policy import (
     placement,
     policy_of,
 )
-from tests.plan.deepspeed_states import held_bytes
+from tests.plan.deepspeed_states import allocated_bytes, held_bytes
 from tests.train.two_ranks import run_on_two_ranks
 
 TINY = {"model_type": "qwen2", "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
@@ -58,9 +59,9 @@ def config_of(model: dict[str, Any], what: What, stage: int, precision: Precisio
     )
 
 
-def held_by_run(group: Group, config: RunConfig, model: dict[str, Any]) -> tuple[int, int, int]:
-    """Most bytes held between the passes of an update, by the networks as built before it, and by the replica
-    that samples."""
+def held_by_run(group: Group, config: RunConfig, model: dict[str, Any]) -> tuple[int, int, int, int]:
+    """Most bytes held between the passes of an update and inside its step, by the networks as built before
+    it, and by the replica that samples."""
     job: Any = SimpleNamespace(config=config, group=group)
     before = held_bytes()
     build = build_actor_critic if config.rl.algorithm == "ppo" else build_policy
@@ -70,14 +71,15 @@ def held_by_run(group: Group, config: RunConfig, model: dict[str, Any]) -> tuple
     asked = deepspeed_config(config, world_size=group.world_size, on_gpu=False, load_universal=False)
     parameters = network.parameter_groups(config) if config.rl.algorithm == "ppo" else None
     engine = build_engine(network, asked, parameters)
-    ids, most = torch.arange(3, 19)[None], 0
+    ids, most, inside = torch.arange(3, 19)[None], 0, 0
     for is_last in (False, True, False):  # between two micro batches gradients are whole below ZeRO 2
         engine.set_gradient_accumulation_boundary(is_last)
         loss = _loss(engine, ids)
         engine.backward(loss)
         del loss
-        most = max(most, held_bytes() - before)
-        engine.step()
+        held = held_bytes() - before
+        most = max(most, held)
+        inside = max(inside, held + allocated_bytes(engine.step))
     sampler = build_rollout_engine(job, model, SpecialIds(0, 1), config.deepspeed.zero_stage)
     between = held_bytes()
     sampler.sync_weights(policy_of(engine))
@@ -85,7 +87,7 @@ def held_by_run(group: Group, config: RunConfig, model: dict[str, Any]) -> tuple
     del sampler, network, reference
     engine.destroy()
     gc.collect()
-    return most, built, replica
+    return most, inside, built, replica
 
 
 def _loss(engine: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -104,10 +106,13 @@ def compare(group: Group, cases: list[Case]) -> None:
         width = WEIGHT_BYTES[precision]
         bucket = width * BUCKET_ELEMENTS if stage == 3 else 0  # the others free theirs before we look
         planned = plan.parameters_gib + plan.gradients_gib + plan.optimizer_gib + plan.reference_gib
-        most, built, replica = held_by_run(group, config, model)
+        most, inside, built, replica = held_by_run(group, config, model)
+        step = plan.step_gib * GIB
         told = f"{name} {what} ZeRO {stage} {precision}: held {most:,}, planned {planned * GIB + bucket:,.0f}"
+        told += f"; in a step {inside:,}, planned {planned * GIB + bucket + step:,.0f}"
         print(told, flush=True)
         assert planned * GIB + bucket == pytest.approx(most, rel=0.05), told
+        assert planned * GIB + bucket + step == pytest.approx(inside, rel=0.05), told
         assert plan.parameters_gib * GIB == pytest.approx(built, rel=0.05), f"{told}; as built {built:,}"
         assert replica == pytest.approx(shape.num_parameters * width if stage == 3 else 0, rel=0.05), told
 

@@ -1,4 +1,5 @@
-"""The states of the memory plan, against what real DeepSpeed holds on the CPU: three models, ZeRO 0 to 3.
+"""The states of the memory plan, and what the optimizer's step makes beside them, against what real DeepSpeed
+holds on the CPU: three models, ZeRO 0 to 3, and with the optimizer offloaded.
 
 pytest tests/plan/test_states.py -m soak -s        # prints both
 """
@@ -11,9 +12,13 @@ from pathlib import Path
 import pytest
 
 from r1hpc.config.schema import Precision
-from r1hpc.plan.memory import state_bytes
-from tests.plan.deepspeed_states import BUCKET_ELEMENTS
+from r1hpc.plan.memory import largest_tensor, offloaded_bytes, state_bytes, step_bytes
+from r1hpc.plan.shape import model_shape
+from tests.plan.deepspeed_states import BUCKET_ELEMENTS, model_config
 from tests.runs import CHECKOUT, run_environment
+
+WIDTH = 2
+"""Bytes of a bf16 number."""
 
 
 @pytest.mark.soak
@@ -35,12 +40,30 @@ def test_states_are_what_deepspeed_holds(world_size: int, tmp_path: Path) -> Non
             rank.kill()
     assert codes == [0] * world_size, "\n".join(log.read_text() for log in logs)
     found = json.loads((tmp_path / "states.json").read_text())
-    assert len(found) == 12
+    assert len(found) == (21 if world_size == 1 else 12)
     for each in found:
         stage, count = each["zero_stage"], each["parameters"]
-        planned = sum(state_bytes(count, stage, world_size, Precision.bf16))
+        where, largest = (count, stage, world_size, Precision.bf16), largest_of(each["model"])
+        states = state_bytes(*where)
+        if each["offload"]:
+            weights, gradients, _ = states
+            # What the norm is taken of is gone between the passes.
+            buffers = WIDTH * largest if stage < 3 else 0
+            host = offloaded_bytes(*where, largest=largest)
+            # ZeRO 1 has copied its gradients to the host when it frees them.
+            planned = in_step = weights + host + buffers + (gradients if stage == 1 else 0)
+        else:
+            planned = sum(states)
+            in_step = planned + step_bytes(*where, largest=largest)
         # ZeRO 3 keeps its gradient bucket; the others free theirs before we look.
-        buckets = 2 * BUCKET_ELEMENTS if stage == 3 else 0
-        held = (each["bytes"] - buckets) / count
-        print(f"{each['model']} ZeRO {stage} on {world_size}: {held:.2f}, planned {planned / count:.2f}")
+        buckets = WIDTH * BUCKET_ELEMENTS if stage == 3 else 0
+        held, inside = ((each[key] - buckets) / count for key in ("bytes", "step_bytes"))
+        told = f"{held:.2f}, planned {planned / count:.2f}; in a step {inside:.2f}, {in_step / count:.2f}"
+        where_to = ", offloaded" if each["offload"] else ""
+        print(f"{each['model']} ZeRO {stage} on {world_size}{where_to}: {told}")
         assert planned / count == pytest.approx(held, rel=0.05), each
+        assert in_step / count == pytest.approx(inside, rel=0.05), each
+
+
+def largest_of(name: str) -> int:
+    return largest_tensor(model_shape(model_config(name)))
