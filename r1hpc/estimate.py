@@ -95,7 +95,9 @@ def _print_chain(job: Path, arguments: argparse.Namespace) -> int:
     from r1hpc.submission.order import Order, Purpose
 
     refuse_settled_by_chain(arguments, job)
-    card = [f"cluster.gpu_type={find_gpu(arguments.gpu).name}"] if arguments.gpu else []
+    card = []
+    if arguments.gpu:
+        card = [f"cluster.gpu_type={find_gpu(arguments.gpu).name}", "resources.gpu_type=null"]
     order = Order(
         Purpose.estimate,
         "slurm",

@@ -16,7 +16,8 @@ class ResourcesConfig:
     gpus_per_node: int | None = ranged(None, least=0)
     """GPUs, and so ranks, per node. 0: a CPU run with `ranks_per_node`. None: the profile's, then probed."""
     gpu_type: str | None = None
-    """What Slurm calls the GPUs to be had (sinfo -o %G), as in sbatch --gpus-per-node=a100:4. None: any."""
+    """What Slurm calls the GPUs to be had (sinfo -o %G), as in sbatch --gpus-per-node=a100:4. Where that is
+    a card's name, memory and hours are planned for it. None: any."""
     ranks_per_node: int = ranged(1, least=1)
     """Ranks per node of a CPU run."""
     time: str | None = None
@@ -92,8 +93,9 @@ class ClusterConfig:
     gpus_per_node: int | None = ranged(None, least=0)
     """Where resources.gpus_per_node is not given."""
     gpu_type: str | None = None
-    """With its memory, for example a100-40gb: what memory and hours are planned for, and MFU is of. None: an
-    A100 of 80 GB is planned for; MFU asks the GPU itself."""
+    """With its memory, for example a100-40gb: what memory and hours are planned for, where
+    resources.gpu_type names no other card, and MFU is of. None: an A100 of 80 GB is planned for; MFU asks the
+    GPU itself."""
     cpus_per_task: int | None = ranged(None, least=1)
     """Where resources.cpus_per_task is not given."""
     mem: str | None = None

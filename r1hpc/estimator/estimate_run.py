@@ -20,6 +20,7 @@ from r1hpc.estimator.memory_options import Beside, memory_options
 from r1hpc.estimator.rl_phase import EAGER_LAYER_S, Batches, RlWork
 from r1hpc.estimator.workload import ASSUMED_GPU, Workload, guessed_cache_bytes
 from r1hpc.plan.batch import Topology, updates_per_rollout
+from r1hpc.plan.cards import gpu_type_of
 from r1hpc.plan.families import UnknownModelError
 from r1hpc.plan.hardware import Gpu, find_gpu
 from r1hpc.plan.memory import MemoryPlan
@@ -51,7 +52,7 @@ def estimate_of_run(
         expected_model: the config.json that an earlier stage of a chain will leave in model.path.
 
     Raises:
-        UnknownGpuError: cluster.gpu_type is not in the table.
+        UnknownGpuError: the run's type of GPU is not in the table.
     """
     if config.stage == "serve":
         return None
@@ -65,7 +66,8 @@ def _on_gpus(
 ) -> Estimate | None:
     if plan.num_parameters is None or plan.flops_per_token is None:
         return None
-    gpu = find_gpu(config.cluster.gpu_type or ASSUMED_GPU)
+    gpu_type = gpu_type_of(config)
+    gpu = find_gpu(gpu_type or ASSUMED_GPU)
     shape = shape_of_run(config, plan, expected_model)
     if config.stage in ("rl", *ONLY_SAMPLING):
         beside = _beside(config, plan, gpu, shape) if shape and config.stage == "rl" else None
@@ -81,10 +83,10 @@ def _on_gpus(
         found = replace(found, notes=(_PACKED, *found.notes))
     if config.stage == "rl" and config.rl.max_resamples:
         found = replace(found, notes=(_resampling(config), *found.notes))
-    if config.cluster.gpu_type is None:
+    if gpu_type is None:
         note = f"cluster.gpu_type is not set: {ASSUMED_GPU} is assumed"
         found = replace(found, notes=(note, *found.notes))
-    return found.assuming(gpu_given=config.cluster.gpu_type is not None)
+    return found.assuming(gpu_given=gpu_type is not None)
 
 
 _ADAPTERS = (

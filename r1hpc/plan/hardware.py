@@ -70,6 +70,9 @@ GPUS: tuple[Gpu, ...] = (
 
 _GH200_HOST_GB = 480
 """NVML calls that card `NVIDIA GH200 480GB`, by the memory of its processor."""
+_SLICE = re.compile(r"(?<![a-z0-9])(MIG|\d+g\.\d+gb)(?![a-z0-9])", re.IGNORECASE)
+"""A slice of a card (MIG), as NVML names it, or as Slurm's AutoDetect does: nvidia_a100_80gb_pcie_3g.40gb.
+Its speed and memory are a part of what stands here."""
 _FORMS = {"SXM": "SXM", "SXM2": "SXM", "SXM4": "SXM", "SXM5": "SXM", "PCIE": "PCIE", "NVL": "NVL"}
 
 
@@ -82,7 +85,7 @@ def peak_flops(device_name: str) -> float | None:
     True
     """
     words = _words(device_name)
-    cards = _of_form(_of_family(words), words)
+    cards = _of_form(_of_family(device_name, words), words)
     return cards[0].peak_flops if cards else None
 
 
@@ -93,7 +96,12 @@ def find_gpu(name: str) -> Gpu:
         UnknownGpuError: not in the table, or not made with that much memory; says what to do.
     """
     words = _words(name)
-    family = _of_family(words)
+    family = _of_family(name, words)
+    if is_slice(name):
+        raise UnknownGpuError(
+            f"{printable(name)!r} is a slice of a card (MIG), of which the table has none; {FLAGS_INSTEAD} "
+            "the whole card's name"
+        )
     if not family:
         known = [gpu.name for gpu in GPUS]
         close = nearest(name.upper(), [*dict.fromkeys(gpu.family for gpu in GPUS), *known])
@@ -119,8 +127,28 @@ def smaller_cards(name: str) -> list[str]:
     ([], [], [])
     """
     words = _words(name)
-    cards = [] if _memory_in(words) else _of_form(_of_family(words), words)
+    cards = [] if _memory_in(words) else _of_form(_of_family(name, words), words)
     return [gpu.name for gpu in cards if gpu.memory_gib < cards[0].memory_gib]
+
+
+def is_named(gpu: Gpu, name: str) -> bool:
+    """Whether `name`, which may leave out memory and form, is one of this card.
+
+    >>> is_named(find_gpu("a100-40gb"), "a100"), is_named(find_gpu("a100-40gb"), "a100-80gb")
+    (True, False)
+    """
+    words = _words(name)
+    cards, asked = _of_form(_of_family(name, words), words), _memory_in(words)
+    return gpu in cards and (not asked or int(gpu.memory_gib) in asked)
+
+
+def is_slice(name: str) -> bool:
+    """Whether a name is that of a part of a card, not of a card.
+
+    >>> is_slice("h100_1g.10gb"), is_slice("NVIDIA A100-SXM4-40GB MIG 1g.5gb"), is_slice("h100_80gb")
+    (True, True, False)
+    """
+    return _SLICE.search(name) is not None
 
 
 def _memory_in(words: set[str]) -> set[int]:
@@ -133,9 +161,9 @@ def _words(name: str) -> set[str]:
     return set(re.split(r"[^A-Z0-9]+", name.upper())) - {""}
 
 
-def _of_family(words: set[str]) -> list[Gpu]:
-    """None for a slice of a card (MIG), whose speed is a part of what stands here."""
-    return [] if "MIG" in words else [gpu for gpu in GPUS if gpu.family in words]
+def _of_family(name: str, words: set[str]) -> list[Gpu]:
+    """None for a slice."""
+    return [] if is_slice(name) else [gpu for gpu in GPUS if gpu.family in words]
 
 
 def _of_form(cards: list[Gpu], words: set[str]) -> list[Gpu]:

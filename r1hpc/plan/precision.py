@@ -2,6 +2,7 @@
 
 from r1hpc.base.errors import UsageError
 from r1hpc.config.schema import SAMPLED_STAGES, TRAINED_STAGES, Precision, RunConfig
+from r1hpc.plan.cards import gpu_type_of
 from r1hpc.plan.hardware import UnknownGpuError, find_gpu
 
 _FP8_STAGES = ("pretrain", "sft")
@@ -42,8 +43,9 @@ def check_new_precision(config: RunConfig) -> None:
         )
     if precision is not Precision.bf16 or config.stage not in (*TRAINED_STAGES, *SAMPLED_STAGES):
         return
+    gpu_type = gpu_type_of(config)
     try:
-        card = find_gpu(config.cluster.gpu_type) if config.cluster.gpu_type else None
+        card = find_gpu(gpu_type) if gpu_type else None
     except UnknownGpuError:
         return
     if card is not None and not card.has_bf16 and config.resources.gpus_per_node:
@@ -79,13 +81,14 @@ def _check_card(config: RunConfig) -> None:
     )
     if not config.resources.gpus_per_node:
         raise UsageError(f"train.precision=fp8 computes on GPUs, and resources.gpus_per_node is 0: {instead}")
-    if config.cluster.gpu_type is None:
+    gpu_type = gpu_type_of(config)
+    if gpu_type is None:
         raise UsageError(
             "train.precision=fp8: not every card has it (it begins with Ada and Hopper, an A100 has none); "
             "say which there are, for example cluster.gpu_type=h100"
         )
     try:
-        card = find_gpu(config.cluster.gpu_type)
+        card = find_gpu(gpu_type)
     except UnknownGpuError:
         return  # the node looks
     if not card.has_fp8:

@@ -13,6 +13,7 @@ from r1hpc.base.shapes import mistake
 from r1hpc.base.units import format_bytes, format_duration, gpu_hours
 from r1hpc.config.schema import TRAINED_STAGES, RunConfig
 from r1hpc.plan.batch import BatchPlan, Topology, batch_of, ranks_per_node
+from r1hpc.plan.cards import gpu_type_of
 from r1hpc.plan.compression import bytes_between_nodes
 from r1hpc.plan.families import UnknownModelError
 from r1hpc.plan.hardware import UnknownGpuError, find_gpu
@@ -222,9 +223,10 @@ def _memory(
 
 
 def _card_gib(config: RunConfig) -> float:
-    """Memory of a GPU of the cluster; of the commonest where its type is not known."""
+    """Memory of a GPU of the run; of the commonest where its type is not known."""
+    gpu_type = gpu_type_of(config)
     try:
-        return find_gpu(config.cluster.gpu_type).memory_gib if config.cluster.gpu_type else COMMON_CARD_GIB
+        return find_gpu(gpu_type).memory_gib if gpu_type else COMMON_CARD_GIB
     except UnknownGpuError:
         return COMMON_CARD_GIB
 

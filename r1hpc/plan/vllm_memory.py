@@ -18,6 +18,7 @@ from r1hpc.base.errors import ConfigError
 from r1hpc.base.units import GIB
 from r1hpc.config.schema import RunConfig
 from r1hpc.plan.batch import Topology
+from r1hpc.plan.cards import gpu_type_of
 from r1hpc.plan.memory import WEIGHT_BYTES
 from r1hpc.plan.parts import rows_together
 from r1hpc.plan.shape import ModelShape
@@ -178,7 +179,7 @@ def vllm_batch(config: RunConfig, card_gib: float, sequences: int | None = None)
         sequences: what r1hpc gives it, see num_sequences.
     """
     options = config.rollout.vllm_options
-    is_a100 = "a100" in (config.cluster.gpu_type or "a100").lower()
+    is_a100 = "a100" in (gpu_type_of(config) or "a100").lower()
     tokens, rows = _LARGE_BATCH if card_gib >= _LARGE_CARD_GIB and not is_a100 else _BATCH
     if options.get("performance_mode") == "throughput":
         tokens, rows = 2 * tokens, 2 * rows

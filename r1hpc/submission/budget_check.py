@@ -15,6 +15,7 @@ from r1hpc.accounting.budget import RunRequest, find_budget, load_budget
 from r1hpc.accounting.budget_status import check_submission
 from r1hpc.accounting.forecast import Spread
 from r1hpc.base.errors import R1hpcError, UsageError
+from r1hpc.plan.cards import gpu_type_of
 from r1hpc.submission.plan_run import PlannedRun
 from r1hpc.telemetry.attempts import read_history
 
@@ -98,7 +99,7 @@ def _request(planned: PlannedRun) -> RunRequest:
         rest=None if hours is None else Spread.of_json(hours) * share,
         whole=None if hours is None else hours["p50"],
         ceiling=planned.plan.gpu_hours_ceiling,
-        gpu=planned.config.cluster.gpu_type,
+        gpu=gpu_type_of(planned.config),
     )
 
 

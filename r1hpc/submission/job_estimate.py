@@ -43,7 +43,8 @@ def estimate_job(
     """
     config = freeze.with_absolute_paths(load.load(job, overrides, cluster))
     if gpu is not None:
-        config = replace(config, cluster=replace(config.cluster, gpu_type=find_gpu(gpu).name))
+        cluster_of = replace(config.cluster, gpu_type=find_gpu(gpu).name)
+        config = replace(config, cluster=cluster_of, resources=replace(config.resources, gpu_type=None))
     if config.stage == "serve":
         raise UsageError(
             f"{printable(job)} is a server, and costs what it is kept for: at most its GPUs x time limit"

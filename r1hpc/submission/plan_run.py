@@ -27,6 +27,7 @@ from r1hpc.config.schema import TRAINED_STAGES, RunConfig
 from r1hpc.config.zero import zero_converts
 from r1hpc.data.preview import preview_vocab_size
 from r1hpc.estimator.workload import ASSUMED_GPU
+from r1hpc.plan.cards import gpu_type_of, other_card
 from r1hpc.plan.compression import check_compression
 from r1hpc.plan.frozen import check_base
 from r1hpc.plan.hardware import UnknownGpuError, find_gpu, smaller_cards
@@ -272,7 +273,7 @@ def _memory_notes(config: RunConfig, plan: RunPlan, is_new: bool) -> list[str]:
     if plan.memory is None or not plan.topology.num_gpus:
         return []
     try:
-        card = find_gpu(config.cluster.gpu_type or ASSUMED_GPU).memory_gib
+        card = find_gpu(gpu_type_of(config) or ASSUMED_GPU).memory_gib
     except UnknownGpuError:  # the estimate has said so
         card = None
     # What would make it fit is, of a run that goes on, mostly not to be changed any more.
@@ -283,16 +284,18 @@ def _memory_notes(config: RunConfig, plan: RunPlan, is_new: bool) -> list[str]:
 
 
 def _assumed_card(config: RunConfig) -> list[str]:
-    """A note where memory and hours are planned for a card that the cluster may not have."""
-    gpu_type = config.cluster.gpu_type
+    """A note where memory and hours are planned for a card that the cluster may not have, or for another than
+    it is said to have."""
+    gpu_type = gpu_type_of(config)
     others = smaller_cards(gpu_type or ASSUMED_GPU.split("-")[0])
     if not others:
-        return []
+        return other_card(config)
     planned = find_gpu(gpu_type or ASSUMED_GPU)
     names = f"{planned.name.lower()} or {others[0].lower()}"
     return [
+        *other_card(config),
         f"memory and hours are planned for {planned.name}: say which cards there are, "
-        f"cluster.gpu_type={names}"
+        f"cluster.gpu_type={names}",
     ]
 
 

@@ -2,7 +2,10 @@
 
 import pytest
 
-from r1hpc.plan.hardware import GPUS, UnknownGpuError, find_gpu, peak_flops
+from r1hpc.plan.hardware import GPUS, UnknownGpuError, find_gpu, peak_flops, smaller_cards
+
+SLICES = ("nvidia_h100_80gb_hbm3_1g.10gb", "nvidia_a100_80gb_pcie_3g.40gb", "h100_1g.10gb", "a100-1G.5GB")
+"""By Slurm's AutoDetect, and as sites write them."""
 
 
 @pytest.mark.parametrize(
@@ -32,10 +35,18 @@ def test_known_cards(name: str, tflops: float) -> None:
     [
         *("Radeon", "", "NVIDIA RTX A4000", "NVIDIA L40", "NVIDIA GeForce RTX 4090"),
         "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+        *SLICES,
     ],
 )
 def test_unknown_cards_give_nothing_rather_than_a_guess(name: str) -> None:
     assert peak_flops(name) is None
+
+
+@pytest.mark.parametrize("name", SLICES)
+def test_a_slice_is_not_taken_for_its_card(name: str) -> None:
+    with pytest.raises(UnknownGpuError, match="slice of a card"):
+        find_gpu(name)
+    assert smaller_cards(name) == []
 
 
 @pytest.mark.parametrize(
