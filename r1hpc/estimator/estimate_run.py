@@ -30,6 +30,7 @@ from r1hpc.plan.parts import evaluation_prompts, largest_part, num_items, part_p
 from r1hpc.plan.run import RunPlan
 from r1hpc.plan.run_memory import is_offloaded, memory_of_run
 from r1hpc.plan.shape import ModelShape, model_shape
+from r1hpc.plan.vllm_memory import vllm_memory
 
 _STARTUP_S = 180.0
 """From the allocation to the first step of an attempt. Assumed."""
@@ -262,7 +263,19 @@ def _rl_work(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape | Non
         rollout_batches=_rollout_batches(config, world) if is_rl else _part_batches(config, world),
         num_evaluations=_num_evaluations(config) if is_rl else 0,
         evaluation_batches=_evaluation_batches(config, world) if is_rl else (),
+        is_trained=is_rl,
+        is_whole=True,
+        cache_tokens=_cache_tokens(config, plan, gpu, shape),
     )
+
+
+def _cache_tokens(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape | None) -> float | None:
+    """In the share of a card that vLLM is given; None: another engine samples, or the shape is not known."""
+    memory = vllm_memory(config, shape, plan.topology, gpu.memory_gib) if shape is not None else None
+    if memory is None:
+        return None
+    sequences = (memory.given_gib - memory.fixed_gib) / (memory.least_gib - memory.fixed_gib)
+    return max(0.0, sequences) * (config.rollout.max_prompt_length + config.rollout.max_completion_length)
 
 
 def _reference_params(config: RunConfig, plan: RunPlan, active: float) -> float:

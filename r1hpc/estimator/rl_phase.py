@@ -114,6 +114,13 @@ class RlWork:
     num_evaluations: int = 0
     evaluation_batches: tuple[Batches, ...] = ()
     """How the answers of one evaluation are decoded, each kind by itself."""
+    is_trained: bool = True
+    """Training states lie beside what samples."""
+    is_whole: bool = False
+    """Every GPU samples with a whole model, as in r1hpc; else one is spread over as many as its weights
+    need."""
+    cache_tokens: float | None = None
+    """Tokens whose keys and values each GPU has room for; None: what else is not in memory."""
 
     def __post_init__(self) -> None:
         for name, (what, least, most) in _LIMITS.items():
@@ -217,10 +224,10 @@ def rl_phases(work: RlWork, rates: RlRates) -> dict[str, float]:
 
 def decoding(work: RlWork, batches: Batches) -> Decoding:
     """Replicas as small as the weights allow, batches as large as the cache allows."""
-    ways = _gpus_per_replica(work)
+    ways = _sampling_gpus(work)
     wanted = batches.sequences * ways
     length = work.prompt_length + work.completion_length
-    most = ways * _free_bytes(work, ways) / (work.cache_bytes * length)
+    most = ways * _cache_tokens(work, ways) / length
     batch = max(1.0, min(wanted, most))
     waves = batches.num * max(1.0, wanted / batch)
     return Decoding(ways, batch, waves, work.completion_length * tail(work, batch))
@@ -257,14 +264,14 @@ def _decode_s(work: RlWork, batches: Batches, rates: RlRates) -> float:
 
 
 def _hand_over_s(work: RlWork) -> float:
-    replicas = work.num_gpus / _gpus_per_replica(work)
+    replicas = work.num_gpus / _sampling_gpus(work)
     return work.value_bytes * work.params * replicas / _NETWORK_BYTES_S
 
 
 def _gathering(work: RlWork) -> float:
     """How much longer passes take beyond one node where weights are sharded: where a card cannot hold
     them."""
-    if work.num_gpus <= GPUS_PER_NODE or _gpus_per_replica(work) == 1:
+    if not work.is_trained or work.num_gpus <= GPUS_PER_NODE or _gpus_per_replica(work) == 1:
         return 1.0
     tokens = work.sequences_per_rollout / work.num_gpus * (work.prompt_length + work.completion_length)
     return _slower(SHARDING_TOKENS, tokens, work)
@@ -280,6 +287,11 @@ def _slower(floor: float, tokens: float, work: RlWork) -> float:
     return math.pow(1 + floor * work.gpu.peak_tflops / 312 / tokens, _SEEN)
 
 
+def _sampling_gpus(work: RlWork) -> int:
+    """Of a replica."""
+    return 1 if work.is_whole else _gpus_per_replica(work)
+
+
 def _gpus_per_replica(work: RlWork) -> int:
     ways = 1
     most = _MOST_WEIGHTS * work.gpu.memory_gib * 2**30
@@ -288,8 +300,11 @@ def _gpus_per_replica(work: RlWork) -> int:
     return ways
 
 
-def _free_bytes(work: RlWork, ways: int) -> float:
-    """Of one card, beside the weights and the sharded training states; a tenth where they must be
-    offloaded."""
+def _cache_tokens(work: RlWork, ways: int) -> float:
+    """On one card, in what is free beside the weights and the sharded training states; a quarter of it where
+    they must be offloaded."""
+    if work.cache_tokens is not None:
+        return work.cache_tokens
     usable = max(0.0, _USABLE * work.gpu.memory_gib * 2**30 - work.value_bytes * work.params / ways)
-    return max(_LEAST_FREE * usable, usable - _STATE_BYTES * work.params / work.num_gpus)
+    states = _STATE_BYTES * work.params / work.num_gpus if work.is_trained else 0.0
+    return max(_LEAST_FREE * usable, usable - states) / work.cache_bytes

@@ -164,6 +164,21 @@ _RL = (
 )
 
 
+def test_vllm_decodes_in_the_cache_that_it_is_given() -> None:
+    words = (
+        *_RL,
+        "rollout.engine=vllm",
+        "rollout.max_completion_length=384",
+        "rollout.max_prompt_length=128",
+    )
+    usual, large, small = (
+        _estimate(*words, f"rollout.vllm_options={{{option}}}").phases["decode"]
+        for option in ("", "gpu_memory_utilization: 0.8", f"kv_cache_memory_bytes: {2**25}")
+    )
+    assert usual == large, "both hold all that decodes together"
+    assert small > 1.5 * usual
+
+
 def test_reinforcement_learning_has_phases() -> None:
     grpo = _estimate(*_RL)
     ppo = _estimate(*_RL, "rl.algorithm=ppo")

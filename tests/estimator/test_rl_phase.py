@@ -96,6 +96,36 @@ def test_a_batch_waits_for_its_longest() -> None:
     assert plan.steps == pytest.approx(1024 * tail(work, plan.batch))
 
 
+def test_what_decodes_together_goes_by_the_room_that_there_is() -> None:
+    """Of a 7B on cards of 80 GB, and more sequences than any cache holds."""
+    many = _work(sequences_per_rollout=1 << 20)
+    (batches,) = many.rollout
+    card, token, length = 0.9 * 80 * 2**30, many.cache_bytes, 256 + 1024
+    expected = {
+        "beside training states": (many, (card - 2 * 7e9 - 16 * 7e9 / 8) / token),
+        "where nothing is trained": (replace(many, is_trained=False), (card - 2 * 7e9) / token),
+        "in what vLLM is given": (replace(many, cache_tokens=50_000.0), 50_000),
+    }
+    for what, (work, tokens) in expected.items():
+        assert decoding(work, batches).batch == pytest.approx(tokens / length), what
+
+
+def test_a_large_model_is_spread_where_nobody_says_that_it_is_whole() -> None:
+    large = _work(params=3.2e10)
+    (batches,) = large.rollout
+    assert decoding(large, batches).gpus_per_replica == 4
+    whole = replace(large, is_whole=True)
+    assert decoding(whole, batches).gpus_per_replica == 1
+    handed = [rl_phases(work, _RATES)["hand_over"] for work in (large, whole)]
+    assert handed[1] == pytest.approx(4 * handed[0])
+    assert _stage_prefill(whole, is_trained=False) < _stage_prefill(whole, is_trained=True)
+
+
+def _stage_prefill(work: RlWork, *, is_trained: bool) -> float:
+    """On two nodes, where weights that are sharded for training are gathered."""
+    return rl_phases(replace(work, num_gpus=16, is_trained=is_trained), _RATES)["prefill"]
+
+
 @settings(max_examples=40)
 @given(
     params=st.floats(5e8, 2e11),
