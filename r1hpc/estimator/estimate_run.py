@@ -59,6 +59,8 @@ def estimate_of_run(
         return None
     on_gpus = plan.topology.num_gpus > 0
     found = _on_gpus(config, plan, rates, expected_model) if on_gpus else _on_cpu(config, plan)
+    if found is not None and config.stage == "sft":
+        found = replace(found, notes=(_PACKED if config.data.packing else _PADDED, *found.notes))
     return None if found is None else found.assuming(stage=config.stage)
 
 
@@ -80,8 +82,6 @@ def _on_gpus(
         found = _without_options(found, _ADAPTERS)
     if config.train.sequence_parallel > 1:
         found = _without_options(found, _SHARED)
-    if config.stage == "sft" and config.data.packing:
-        found = replace(found, notes=(_PACKED, *found.notes))
     if config.stage == "rl" and config.rl.max_resamples:
         found = replace(found, notes=(_resampling(config), *found.notes))
     if gpu_type is None:
@@ -105,6 +105,12 @@ _SHARED = (
 _PACKED = (
     "with data.packing a step computes what its documents are long, and each is counted as data.seq_len "
     "tokens here: where they are a quarter of that on average, the estimate is four times too high"
+)
+
+
+_PADDED = (
+    "each sample is counted as data.seq_len tokens here, and a step computes as many as its longest has: "
+    "where that is a quarter of data.seq_len, the estimate is four times too high"
 )
 
 

@@ -67,6 +67,18 @@ def test_adapters_are_not_told_that_full_training_does_not_fit() -> None:
     assert any("frozen weights" in note for note in adapters.notes)
 
 
+def test_fine_tuning_is_said_to_count_full_sequences() -> None:
+    padded = _estimate("stage=sft")
+    packed = _estimate("stage=sft", "data.packing=true")
+    assert "as many as its longest has" in padded.notes[0]
+    assert "what its documents are long" in packed.notes[0]
+    config = load("smoke", ["stage=sft"])
+    on_cpu = estimate_of_run(config, make_plan(config, gpus_per_node=0, vocab_size=512))
+    assert on_cpu is not None
+    assert "as many as its longest has" in on_cpu.notes[0]
+    assert not any("data.seq_len tokens here" in note for note in _estimate().notes)
+
+
 def test_ranks_that_share_sequences_are_said_to_exchange() -> None:
     words = ("resources.nodes=1", "data.seq_len=2048", "train.micro_batch_size=1")
     found = _estimate(*words, "train.sequence_parallel=2")
