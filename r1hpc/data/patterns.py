@@ -1,33 +1,69 @@
-"""Which files of a folder a source's glob means.
+"""Which files of a folder a source's glob means, and which its exclude leaves out.
 
-sorted(files_below(Path("corpus"), "wiki/**/*.jsonl", excluded=("tests",)))
+excluded = Excluded(("tests", "*.test.jsonl"))
+sorted(files_below(Path("corpus"), "wiki/**/*.jsonl", excluded))
+excluded.idle           # entries that left out nothing
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
 from r1hpc.base.errors import UsageError
 
+_FOLDERS = "**"
 
-def files_below(root: Path, pattern: str, excluded: tuple[str, ...]) -> Iterator[str]:
+
+class Excluded:
+    """Files and folders to leave out.
+
+    An entry without `/` is the name of a file or folder anywhere, or a pattern of such names; one with `/`
+    is a pattern of paths below the root. `/` at its end: folders alone.
+    """
+
+    def __init__(self, entries: Sequence[str]) -> None:
+        self.idle = list(entries)
+        """Those that have left out nothing so far."""
+        self._entries = [(entry, _alternatives(entry.rstrip("/"))) for entry in entries]
+
+    def leaves_out(self, relative: str, *, is_folder: bool) -> bool:
+        """Whether an entry means this path, relative to the root."""
+        path = relative.split("/")
+        found = [
+            entry
+            for entry, patterns in self._entries
+            if _is_meant(path, entry, patterns, is_folder=is_folder)
+        ]
+        self.idle = [entry for entry in self.idle if entry not in found]
+        return bool(found)
+
+
+def files_below(root: Path, pattern: str, excluded: Excluded) -> Iterator[str]:
     """Relative POSIX paths of those that match, in no order.
 
-    Links to folders are not followed, so a loop of links ends.
+    In a pattern `**/` is any number of folders, also none; every other wildcard stays within one name. Links
+    to folders are not followed, so a loop of links ends.
 
     Raises:
         UsageError: a folder cannot be listed; what lies in it would be left out without a word.
     """
-    deepest = None if "**" in pattern else pattern.count("/")
+    deepest = None if _FOLDERS in pattern else pattern.count("/")
+    patterns = _alternatives(pattern)
     for folder, subfolders, files in os.walk(root, onerror=_refuse_unlistable):
-        if deepest is not None and len(Path(folder).relative_to(root).parts) >= deepest:
+        above = "" if Path(folder) == root else f"{Path(folder).relative_to(root).as_posix()}/"
+        subfolders[:] = [
+            name
+            for name in subfolders
+            if not name.startswith(".") and not excluded.leaves_out(above + name, is_folder=True)
+        ]
+        if deepest is not None and above.count("/") >= deepest:
             subfolders.clear()  # nothing down there could match
-        subfolders[:] = [name for name in subfolders if name not in excluded and not name.startswith(".")]
         for name in files:
-            relative = (Path(folder) / name).relative_to(root).as_posix()
-            if name not in excluded and not name.startswith(".") and _matches(relative, pattern):
-                yield relative
+            if name.startswith(".") or excluded.leaves_out(above + name, is_folder=False):
+                continue
+            if any(_matches((above + name).split("/"), each) for each in patterns):
+                yield above + name
 
 
 def _refuse_unlistable(error: OSError) -> None:
@@ -37,21 +73,40 @@ def _refuse_unlistable(error: OSError) -> None:
     )
 
 
-def _matches(relative: str, pattern: str) -> bool:
-    """Glob match in which each `**/` also matches no folder at all."""
-    return any(
-        fnmatch(relative, each) and (each.count("/") == relative.count("/") or "**" in each)
-        for each in _with_and_without(pattern)
-    )
+def _is_meant(path: list[str], entry: str, patterns: list[list[str]], *, is_folder: bool) -> bool:
+    if entry.endswith("/") and not is_folder:
+        return False
+    entry = entry.rstrip("/")
+    if "/" not in entry:
+        path = path[-1:]
+    return "/".join(path) == entry or any(_matches(path, each) for each in patterns)
 
 
-def _with_and_without(pattern: str) -> Iterator[str]:
-    """The pattern with each of its `**/` there or not."""
-    before, stars, after = pattern.partition("**/")
-    if not stars:
-        yield pattern
+def _matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Name by name."""
+    if not pattern:
+        return not names
+    if pattern[0] == _FOLDERS:
+        return any(_matches(names[start:], pattern[1:]) for start in range(len(names) + 1))
+    return bool(names) and fnmatch(names[0], pattern[0]) and _matches(names[1:], pattern[1:])
+
+
+def _alternatives(pattern: str) -> list[list[str]]:
+    """The names of a pattern, in which `**` stands alone and never last.
+
+    Within a name (`wiki**.jsonl`) it means both a part of that name and any number of folders.
+    """
+    found: list[list[str]] = [[]]
+    for name in pattern.split("/"):
+        found = [[*before, *after] for before in found for after in _name_alternatives(name)]
+    return [[*names, "*"] if names[-1] == _FOLDERS else names for names in found]
+
+
+def _name_alternatives(name: str) -> Iterator[list[str]]:
+    before, stars, after = name.partition(_FOLDERS)
+    if not stars or name == _FOLDERS:
+        yield [name]
         return
-    for rest in _with_and_without(after):
-        yield before + stars + rest
-        if not before or before.endswith("/"):
-            yield before + rest
+    for first, *rest in _name_alternatives(f"*{after}"):
+        yield [f"{before}{first}", *rest]
+        yield [f"{before}*", _FOLDERS, first, *rest]

@@ -96,7 +96,8 @@ class SourceRecipe:
     """Folder, or python-stdlib for the running Python's own library."""
     glob: str = "**/*"
     exclude: tuple[str, ...] = ()
-    """Names of folders or files to leave out, anywhere below root."""
+    """Folders or files to leave out: names or patterns of names, anywhere below root; with `/` paths below
+    root. One that leaves out nothing is refused."""
     field: str = "text"
     """JSONL field, Parquet column or HDF5 dataset that holds the text (or the ids)."""
     license: str = "unknown"

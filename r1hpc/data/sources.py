@@ -23,7 +23,7 @@ from r1hpc.base.units import format_bytes
 from r1hpc.data import megatron, tables
 from r1hpc.data.errors import reason, refuse_passing
 from r1hpc.data.open_lines import MAX_RECORD_BYTES, is_compressed, iter_lines
-from r1hpc.data.patterns import files_below
+from r1hpc.data.patterns import Excluded, files_below
 from r1hpc.data.prompts import prompt_ranges
 from r1hpc.data.recipe import PYTHON_STDLIB, TRACES, Recipe, SourceRecipe
 from r1hpc.data.recipe_generate import GenerateRecipe
@@ -129,8 +129,14 @@ def _spans_or_aside(recipe: Recipe, index: int, root: Path, name: str, size: int
 def _list_files(source: SourceRecipe, root: Path) -> list[tuple[str, int]]:
     if not root.is_dir():
         raise UsageError(f"source {source.name}: root {root} is not a folder")
-    excluded = source.exclude + (_STDLIB_EXCLUDE if source.root == PYTHON_STDLIB else ())
+    excluded = Excluded(source.exclude + (_STDLIB_EXCLUDE if source.root == PYTHON_STDLIB else ()))
     names = sorted(files_below(root, source.glob, excluded))
+    for entry in source.exclude:
+        if entry in excluded.idle:  # what it was to keep out may be in
+            raise UsageError(
+                f"source {source.name}: exclude {entry!r} leaves out nothing under {root}: correct it (a "
+                "name, a pattern of names, or a path below root), or take it out"
+            )
     # `datasets` leaves what map() and filter() made beside the data.
     if source.kind == "arrow" and not Path(source.glob).name.startswith("cache-"):
         names = [name for name in names if not Path(name).name.startswith("cache-")]

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from r1hpc.base.errors import UsageError
 from r1hpc.data import sources
 from r1hpc.data.build import build_dataset
+from r1hpc.data.patterns import Excluded, files_below
 from r1hpc.data.reader import TokenDataset, open_dataset
 from tests.data.corpus import text, write_recipe, write_texts
 
@@ -191,6 +193,57 @@ def test_one_star_does_not_enter_folders(tmp_path: Path) -> None:
     write_texts(tmp_path / "t", 2)
     (tmp_path / "t" / "top.txt").write_text("top")
     assert documents(build(tmp_path, {"kind": "text", "root": "t", "glob": "*.txt"})) == [b"top"]
+
+
+def below(root: Path, names: str, glob: str, exclude: Sequence[str] = ()) -> str:
+    """Which of the files are taken, once they are there."""
+    for name in names.split():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return " ".join(sorted(files_below(root, glob, Excluded(exclude))))
+
+
+@pytest.mark.parametrize(
+    ("glob", "expected"),
+    [
+        ("**/train*.jsonl", "train-1.jsonl x/train-0.jsonl"),
+        ("**/wiki*/*.jsonl", "wiki/a.jsonl"),
+        ("wiki/**", "wiki/a.jsonl wiki/b/c.jsonl"),
+        ("w**.jsonl", "wiki/a.jsonl wiki/b/c.jsonl"),
+        ("**/[tw]?*/?.jsonl", "wiki/a.jsonl"),
+    ],
+)
+def test_stars_stay_within_a_name_beside_two_stars_too(tmp_path: Path, glob: str, expected: str) -> None:
+    names = "train-1.jsonl x/train-0.jsonl x/train/eval.jsonl wiki/a.jsonl wiki/b/c.jsonl"
+    assert below(tmp_path, names, glob) == expected
+
+
+@pytest.mark.parametrize(
+    ("exclude", "expected"),
+    [
+        ("*.test.jsonl", "a.jsonl data/test/c.jsonl test"),
+        ("test", "a.jsonl b.test.jsonl"),
+        ("test/", "a.jsonl b.test.jsonl test"),
+        ("data/test", "a.jsonl b.test.jsonl test"),
+        ("**/c.*", "a.jsonl b.test.jsonl test"),
+        ("data/*", "a.jsonl b.test.jsonl test"),
+    ],
+)
+def test_exclude_takes_names_patterns_and_paths(tmp_path: Path, exclude: str, expected: str) -> None:
+    names = "a.jsonl b.test.jsonl data/test/c.jsonl test"
+    assert below(tmp_path, names, "**/*", [exclude]) == expected
+
+
+def test_a_name_with_brackets_is_excluded_as_it_stands(tmp_path: Path) -> None:
+    assert below(tmp_path, "a[1].txt a1.txt", "*", ["a[1].txt"]) == ""
+    assert below(tmp_path / "b", "a[1].txt b.txt", "*", ["a[[]1].txt"]) == "b.txt"
+
+
+def test_an_exclusion_that_leaves_nothing_out_is_refused(tmp_path: Path) -> None:
+    write_texts(tmp_path, 2)
+    source = {"kind": "text", "root": "docs", "exclude": ["000.txt", "tets"]}
+    with pytest.raises(UsageError, match="exclude 'tets' leaves out nothing under"):
+        build(tmp_path, source)
 
 
 @pytest.mark.parametrize(
