@@ -1,8 +1,9 @@
 """The dataset of a run that names its traces (data.traces): built once, the same for the run's whole life.
 
 <run_root>/datasets/traces-<hash of inputs and tokenizer>/  the dataset, shared by all runs on these traces
-<run>/dataset/                                              the recipe, with links to the inputs, or with
-                                                            copies in the form that the model is asked in
+<run>/dataset/                                              in the run that built it: the recipe, with links
+                                                            to the inputs, or with copies in the form that the
+                                                            model is asked in
 <run>/dataset.json                                          which dataset the run began with
 """
 
@@ -82,6 +83,9 @@ def ensure_traces(run: RunDir, config: RunConfig) -> Path:
                 f"put the old ones back, or begin a new run (on the old ones: data.traces=[] "
                 f"data.path={known})"
             )
+        if _is_whole(target):  # its name is that of what is in it; to rewrite the traces may take minutes
+            write_json(record, {"path": str(target)})
+            return target
         rewrite = None if form.is_plain else partial(_rewrite, form)
         recipe = write_trace_recipe(inputs, tokenizer, eos_id, run.path / "dataset", rewrite)
     try:
@@ -90,6 +94,21 @@ def ensure_traces(run: RunDir, config: RunConfig) -> Path:
         raise type(error)(in_terms_of_inputs(str(error), inputs, recipe.parent)) from None
     write_json(record, {"path": str(target)})
     return target
+
+
+def _is_whole(target: Path) -> bool:
+    """Whether `build` would find the dataset as it is to be, with nothing of its build left to clear away."""
+    from r1hpc.data.errors import DataError
+    from r1hpc.data.manifest import read_manifest
+    from r1hpc.data.work import work_folder
+
+    if work_folder(target).exists():
+        return False
+    try:
+        read_manifest(target).check_census()
+    except DataError:  # build says what is wrong with it
+        return False
+    return True
 
 
 def _rewrite(form: "PromptForm", source: Path, target: Path) -> None:

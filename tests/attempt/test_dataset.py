@@ -1,6 +1,7 @@
 """A run that names its traces gets one dataset for its whole life, whatever happens to the files later."""
 
 import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.rundir import RunDir
 from r1hpc.config.schema import DataConfig, ModelConfig, RunConfig
 from r1hpc.data.traces import open_traces
+from r1hpc.data.work import work_folder
 from r1hpc.tasks.tokenizer import character_tokenizer, encode, form_of, load_tokenizer, special_ids
 from tests.tasks.tokenizers_of_others import llama3_like
 
@@ -98,6 +100,33 @@ def test_a_resumed_run_outlives_its_files_but_not_other_ones(tmp_path: Path) -> 
     assert ensure_dataset(run, config(path)) == dataset
     with pytest.raises(MayPassError, match=r"t\.jsonl is not there"):
         ensure_dataset(new_run(tmp_path, "two"), config(path))
+
+
+def test_what_is_built_is_taken_without_writing_the_traces_again(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.jsonl", TRACES)
+    run = new_run(tmp_path)
+    dataset = ensure_dataset(run, config(path))
+    shutil.rmtree(run.path / "dataset")
+    other = new_run(tmp_path, "two")
+    assert ensure_dataset(run, config(path)) == ensure_dataset(other, config(path)) == dataset
+    assert not (run.path / "dataset").exists()
+    assert not (other.path / "dataset").exists()
+    assert json.loads((other.path / "dataset.json").read_text()) == {"path": str(dataset)}
+
+
+def test_what_is_not_whole_is_not_taken(tmp_path: Path) -> None:
+    run, path = new_run(tmp_path), write(tmp_path / "t.jsonl", TRACES)
+    dataset = ensure_dataset(run, config(path))
+    work = work_folder(dataset)  # of a build that was killed before its last step
+    work.mkdir()
+    assert ensure_dataset(run, config(path)) == dataset
+    assert not work.exists()
+    (dataset / "parts" / "part-00000" / "inputs.json").unlink()
+    with pytest.raises(R1hpcError, match=r"inputs\.json"):
+        ensure_dataset(run, config(path))
+    shutil.rmtree(dataset)
+    assert ensure_dataset(run, config(path)) == dataset
+    assert len(texts(dataset)) == len(TRACES)
 
 
 def test_a_run_root_that_is_reached_by_another_path_has_the_same_dataset(tmp_path: Path) -> None:
