@@ -305,11 +305,16 @@ def _trace(arguments: Namespace) -> int:
         return _trace_document(arguments, order)
     sample = arguments.sample if arguments.step is None else _sample_of(arguments)
     found, documents = trace_sample(arguments.dir, sample, order)
+    if arguments.step is not None:
+        found["layout"] = _layout(arguments)
     if arguments.json:
         print_json(found | {"documents": documents})
         return 0
     place = f"tokens {found['token_start']} to {found['token_stop'] - 1}"
     print(f"sample {sample}: {place} of {arguments.dir.absolute()}")
+    if arguments.step is not None:
+        layout = ", ".join(f"{name.replace('_', ' ')} {number}" for name, number in found["layout"].items())
+        print(f"  if the ranks shared the batch as in {layout}")
     for document in documents:
         print_document(document)
     return 0
@@ -341,6 +346,8 @@ def _fill_in(arguments: Namespace) -> dict[str, Any]:
     if config.stage == "sft" and data.packing and arguments.step is not None:
         raise UsageError("data.packing puts documents of any rank into a row: take --sample or --doc")
     topology, batch, shared = plan["topology"], plan["batch"], config.train.sequence_parallel
+    if arguments.step is not None:
+        _refuse_other_ranks(run, arguments, topology["num_nodes"] * topology["ranks_per_node"])
     if arguments.world_size is None:
         arguments.rank //= shared  # ranks that share their sequences read as one
     known = {
@@ -359,6 +366,28 @@ def _fill_in(arguments: Namespace) -> dict[str, Any]:
         "plan_hash": plan_hash,
     }
     return found | (_appended(run, data.mix.every, arguments.global_batch_size) if data.mix.is_online else {})
+
+
+def _refuse_other_ranks(run: Any, arguments: Namespace, num_ranks: int) -> None:
+    """The plan is that of the newest submission; a --resume may have changed the ranks and their micro batch.
+
+    Raises:
+        UsageError: the step was taken on other ranks, and no flag says how they shared the batch.
+    """
+    from r1hpc.telemetry.attempts import read_history
+    from r1hpc.telemetry.metrics import read_steps
+
+    if arguments.world_size is not None and arguments.micro_batch_size is not None:
+        return
+    taken = read_steps(run).effective.get(arguments.step)
+    ranks = {each.attempt: each.ranks for each in read_history(run).attempts}
+    then = ranks.get(taken.attempt) if taken is not None else None
+    if then and then != num_ranks:
+        raise UsageError(
+            f"step {arguments.step} was taken on {then} ranks, and the plan of {run.run_id} is for "
+            f"{num_ranks} now: give --world-size and --micro-batch-size as they were (ranks that share their "
+            "sequences count as one)"
+        )
 
 
 def _order_in_checkpoints(run: Any, path: str | None, folder: Path) -> str | None:
@@ -404,13 +433,20 @@ def _sample_of(arguments: Namespace) -> int:
 
     if arguments.global_batch_size is None:
         raise UsageError("--global-batch-size is needed with --step")
+    layout = _layout(arguments)
     share = RankShare(
-        arguments.global_batch_size,
-        arguments.micro_batch_size or 1,
-        arguments.rank,
-        arguments.world_size or 1,
+        layout["global_batch_size"], layout["micro_batch_size"], arguments.rank, layout["world_size"]
     )
     return sample_of(arguments.step, arguments.row, share)
+
+
+def _layout(arguments: Namespace) -> dict[str, int]:
+    """How the ranks are taken to share a step's batch."""
+    return {
+        "world_size": arguments.world_size or 1,
+        "micro_batch_size": arguments.micro_batch_size or 1,
+        "global_batch_size": arguments.global_batch_size,
+    }
 
 
 def _trace_document(arguments: Namespace, order: Any) -> int:

@@ -16,6 +16,8 @@ from r1hpc.config.schema import DataConfig, RunConfig
 from r1hpc.data.order import SamplePlan
 from r1hpc.data.reader import open_dataset
 from r1hpc.shard import main
+from r1hpc.telemetry.attempts import record
+from r1hpc.telemetry.metrics import MetricWriter
 from tests.data.corpus import build, write_recipe, write_texts
 
 
@@ -75,6 +77,33 @@ def test_a_run_s_sample_is_looked_for_in_its_own_data_and_where_it_lies(tmp_path
     with pytest.raises(UsageError, match=r"data\.packing puts documents of any rank into a row"):
         main(["trace", str(mine), "--run", str(traced.path), "--step", "1"])
     assert main(["trace", str(mine), "--run", str(traced.path), "--sample", "1", "--seq-len", "8"]) == 0
+
+
+def test_a_step_before_a_resume_on_other_ranks_asks_how_they_shared_the_batch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = build(tmp_path).path
+    traced = RunDir(tmp_path / "run")
+    traced.create()
+    data = DataConfig(path=str(path), seq_len=8)
+    load.save(RunConfig(stage="pretrain", data=data), traced.config)
+    topology = {"num_nodes": 2, "ranks_per_node": 2, "gpus_per_node": 0}
+    batch = {"global_batch_size": 8, "micro_batch_size": 2, "gradient_accumulation_steps": 1}
+    traced.plan.write_text(json.dumps({"topology": topology, "batch": batch}))
+    for attempt, ranks in ((1, 2), (2, 4)):
+        record(traced, "begin", attempt=attempt, job_id="1", executor="local", host="n", ranks=ranks)
+        MetricWriter(traced, attempt).step(global_step=attempt, loss=1.0)
+    where = ["trace", str(path), "--run", str(traced.path), "--rank", "1", "--row", "1"]
+    with pytest.raises(UsageError, match=r"step 1 was taken on 2 ranks, and the plan of run is for 4 now"):
+        main([*where, "--step", "1"])
+    assert main([*where, "--step", "1", "--world-size", "2", "--micro-batch-size", "1", "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert first["layout"] == {"world_size": 2, "micro_batch_size": 1, "global_batch_size": 8}
+    assert first["sample"] == 3
+    assert main([*where, "--step", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("sample 11: ")
+    assert "if the ranks shared the batch as in world size 4, micro batch size 2" in shown
 
 
 def _closed(path: Path) -> bytes:
