@@ -1,11 +1,14 @@
 """Text into ids: a byte-level BPE trained on the spot, plain bytes, or a tokenizer that already exists.
 
 The result is always a Hugging Face tokenizer.json, so that transformers can load what the data was made
-with. Text that happens to spell a special token is encoded as text, never as that token.
+with. Text that happens to spell a special token, or the EOS or BOS token of a vocabulary in which those are
+not special, is encoded as text, never as that token: a text cannot forge the end of its document.
 """
 
+import contextlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,8 @@ from r1hpc.base.names import nearest
 from r1hpc.data.recipe import TokenizerRecipe
 
 TOKENIZER_FILE = "tokenizer.json"
-_COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+_CONFIG = "tokenizer_config.json"
+_COMPANIONS = (_CONFIG, "special_tokens_map.json", "chat_template.jinja")
 
 
 def train_byte_bpe(texts: Iterable[str], vocab_size: int, eos_token: str) -> str:
@@ -71,7 +75,7 @@ def tokenizer_files(recipe: TokenizerRecipe, path: Path | None, texts: Iterable[
     else:
         text = train_byte_bpe(texts, recipe.vocab_size or 0, recipe.eos_token)
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": recipe.eos_token}
-    return {TOKENIZER_FILE: text.encode(), "tokenizer_config.json": json.dumps(config).encode()}
+    return {TOKENIZER_FILE: text.encode(), _CONFIG: json.dumps(config).encode()}
 
 
 def existing_files(path: Path) -> dict[str, bytes]:
@@ -84,8 +88,8 @@ def existing_files(path: Path) -> dict[str, bytes]:
     return files | {name: (folder / name).read_bytes() for name in _COMPANIONS if (folder / name).is_file()}
 
 
-def _check_shape(path: Path) -> None:
-    """Catch the usual wrong file before the tokenizers library does, which raises a bare Exception."""
+def _read_model(path: Path) -> dict[str, Any]:
+    """The `model` block. Of the usual wrong file the tokenizers library would raise a bare Exception."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -94,6 +98,16 @@ def _check_shape(path: Path) -> None:
         raise UsageError(
             f"{path} is not a tokenizer.json of the tokenizers library (it has no `model` block)"
         )
+    model: dict[str, Any] = content["model"]
+    return model
+
+
+def _bos_token(config: Path) -> str | None:
+    """As tokenizer_config.json names it; None: it names none, or is not there."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        named = json.loads(config.read_text(encoding="utf-8")).get("bos_token")
+        return named.get("content") if isinstance(named, Mapping) else named
+    return None
 
 
 class Encoder:
@@ -109,7 +123,7 @@ class Encoder:
         """
         from tokenizers import Tokenizer
 
-        _check_shape(path)
+        model = _read_model(path)
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception for a file of a newer one
@@ -121,6 +135,11 @@ class Encoder:
         vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
         self.eos_id = self._find_eos(path, eos, vocabulary)
+        self._is_guarded = np.zeros(self.vocab_size, dtype=bool)
+        self._is_guarded[self._guarded(_bos_token(path.with_name(_CONFIG)), vocabulary)] = True
+        unknown = vocabulary.get(model["unk_token"]) if model.get("unk_token") else model.get("unk_id")
+        if unknown is not None:  # any text may give it
+            self._is_guarded[unknown] = False
 
     def _find_eos(self, path: Path, eos: str | int, vocabulary: dict[str, int]) -> int:
         if isinstance(eos, int):
@@ -132,10 +151,45 @@ class Encoder:
             raise UsageError(f"{path} has no token {eos!r}{nearest(eos, special)}; set eos_token")
         return vocabulary[eos]
 
+    def _guarded(self, bos: str | None, vocabulary: dict[str, int]) -> list[int]:
+        """Ids that text must not spell: of EOS, BOS and special tokens of more than one character."""
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        special = [number for number, token in added if token.special and len(token.content) > 1]
+        return [self.eos_id, *special, *([vocabulary[bos]] if bos in vocabulary else [])]
+
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
-        """The ids of each text, without any special token it does not spell."""
+        """The ids of each text, without any special token it does not spell.
+
+        Raises:
+            UsageError: a text spells EOS or BOS in a way that cannot be cut.
+        """
         encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(item.ids, dtype=np.uint32) for item in encoded]
+        found = [np.array(item.ids, dtype=np.uint32) for item in encoded]
+        if not self._tokenizer.encode_special_tokens:  # what is spelled is meant
+            return found
+        return [
+            self._encode_cut(text) if self._is_guarded[ids].any() else ids
+            for text, ids in zip(texts, found, strict=True)
+        ]
+
+    def _encode_cut(self, text: str) -> npt.NDArray[np.uint32]:
+        """The ids of a text cut in two within each spelling of a token that it must not spell.
+
+        Such are tokens that are no special ones, and those that the model knows as pieces of text: telling
+        the library to take special tokens for text (encode_special_tokens) does not concern them.
+        """
+        encoded = self._tokenizer.encode(text, add_special_tokens=False)
+        found = zip(encoded.ids, encoded.offsets, strict=True)
+        spelled = [span for number, span in found if self._is_guarded[number]]
+        cuts = [(start + stop) // 2 for start, stop in spelled if stop - start > 1]
+        if not cuts:
+            start, stop = spelled[0]
+            raise UsageError(
+                f"{text[start:stop]!r} is a token that must not stand in a text (EOS or BOS), and cannot be "
+                "cut: take another tokenizer.eos_token"
+            )
+        pieces = [text[start:stop] for start, stop in pairwise([0, *cuts, len(text)])]
+        return np.concatenate(self.encode(pieces))
 
     def encode_mixed(self, texts: Sequence[str], chats: Sequence[bool]) -> list[npt.NDArray[np.uint32]]:
         """As encode, where special tokens spelled by those that are chats become themselves."""
