@@ -29,13 +29,15 @@ from r1hpc.data.recipe import PYTHON_STDLIB, TRACES, Recipe, SourceRecipe
 from r1hpc.data.recipe_generate import GenerateRecipe
 from r1hpc.data.teacher import teacher_folder
 from r1hpc.data.trace_line import parse_trace
-from r1hpc.data.values import Document, FieldReader, to_ids
+from r1hpc.data.values import Document, FieldReader, rows_at_once, to_ids
 
 _SPAN_BYTES = 4 * 2**20
 _SPAN_ROWS = 4096
 _UNREADABLE = -1
 _STREAM_IDS = 2**22
 """Ids of one long row that are in memory at once."""
+_FIRST_ROWS = 16
+"""Of a dataset whose rows are of unknown length."""
 _STDLIB_EXCLUDE = ("site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__")
 
 
@@ -350,14 +352,10 @@ def _open_hdf5(path: Path) -> Any:
 
 
 def _hdf5_spans(source: SourceRecipe, index: int, path: Path, name: str, size: int) -> Iterator[SourceSpan]:
-    import h5py
-
     with _open_hdf5(path) as file:
         dataset = _hdf5_dataset(source, path, file)
         num_rows = len(dataset)
-        flat = (
-            dataset.ndim == 1 and dataset.dtype.kind in "iu" and h5py.check_vlen_dtype(dataset.dtype) is None
-        )
+        flat = _is_stream(dataset)
     if flat and source.max_documents is not None:
         raise UsageError(
             f"{path}: dataset {source.field!r} is one row of ids, which max_documents cannot cut; "
@@ -380,22 +378,48 @@ def _read_hdf5(source: SourceRecipe, path: Path, span: SourceSpan, fields: Field
     A half-read HDF5 file beside zarr's own thread can deadlock: the garbage collector may close h5py
     objects on that thread while this one holds HDF5's lock (hdmf-zarr issue 362).
     """
-    for start in range(span.start, span.stop, _STREAM_IDS):
+    start, num_bytes = span.start, 0
+    while start < span.stop:
         try:
             with _open_hdf5(path) as file:
-                rows = _hdf5_dataset(source, path, file)[start : min(span.stop, start + _STREAM_IDS)]
+                dataset = _hdf5_dataset(source, path, file)
+                stop = min(span.stop, start + _rows_of_block(dataset, num_bytes, start - span.start))
+                rows = dataset[start:stop]
         except OSError as error:
             refuse_passing(error, path)
             yield Document(start, b"", fault=f"cannot be read as HDF5 ({reason(error, path)})")
             return
-        if rows.dtype.kind in "iu" and rows.ndim == 1:
+        if _is_stream(rows):
             yield Document(start, _ids(rows, path, start), is_ids=True, is_stream=True)
-            continue
-        for row, value in enumerate(rows, start):
-            if isinstance(value, bytes | str):
-                yield fields.document(row, value)
-            else:
-                yield Document(row, _ids(np.asarray(value), path, row), is_ids=True)
+        else:
+            for row, value in enumerate(rows, start):
+                if isinstance(value, bytes | str):
+                    yield fields.document(row, value)
+                else:
+                    yield Document(row, _ids(np.asarray(value), path, row), is_ids=True)
+        num_bytes += _num_bytes(rows)
+        start = stop
+
+
+def _is_stream(rows: Any) -> bool:
+    """Whether a dataset, or a piece of it, is one long row of ids."""
+    return rows.dtype.kind in "iu" and rows.ndim == 1
+
+
+def _num_bytes(rows: npt.NDArray[Any]) -> int:
+    if rows.dtype.kind != "O":
+        return rows.nbytes
+    return sum(value.nbytes if isinstance(value, np.ndarray) else len(value) for value in rows)
+
+
+def _rows_of_block(dataset: Any, num_bytes: int, num_rows: int) -> int:
+    """How many rows to read together, by the `num_bytes` of the `num_rows` before them."""
+    if _is_stream(dataset):
+        return _STREAM_IDS
+    count = rows_at_once(num_bytes, num_rows, _SPAN_ROWS) if num_rows else _FIRST_ROWS
+    # Rows of one length lie in the chunks themselves, which are unpacked whole each time one is touched.
+    chunk = dataset.chunks[0] if dataset.chunks and dataset.dtype.kind != "O" else 1
+    return -(-count // chunk) * int(chunk)
 
 
 def _ids(values: npt.NDArray[Any], path: Path, row: int) -> bytes:

@@ -10,9 +10,8 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest
 from r1hpc.data.errors import reason, refuse_passing
 from r1hpc.data.recipe import SourceRecipe
-from r1hpc.data.values import Document, FieldReader
+from r1hpc.data.values import Document, FieldReader, rows_at_once
 
-_BATCH_ROWS = 1024
 _ARROW_FILE = b"ARROW1"
 
 
@@ -43,7 +42,9 @@ def read_parquet(
     row = start
     try:
         file = open_parquet(source, path)
-        for batch in file.iter_batches(_BATCH_ROWS, [group], [source.field]):
+        info = file.metadata.row_group(group)
+        at_once = rows_at_once(info.total_byte_size, info.num_rows)
+        for batch in file.iter_batches(at_once, [group], [source.field]):
             yield from _documents(batch, row, stop, fields)
             row += batch.num_rows
     except (pyarrow.ArrowException, OSError) as error:
@@ -88,7 +89,9 @@ def _open_arrow(source: SourceRecipe, path: Path) -> Iterator[Any]:
 
 
 def _documents(batch: Any, row: int, stop: int, fields: FieldReader) -> Iterator[Document]:
-    for record in _records(batch):
+    at_once = rows_at_once(batch.nbytes, batch.num_rows)
+    blocks = (batch.slice(start, at_once) for start in range(0, batch.num_rows, at_once))
+    for record in (record for block in blocks for record in _records(block)):
         if row >= stop:
             return
         try:

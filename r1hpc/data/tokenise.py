@@ -19,7 +19,7 @@ from r1hpc.data.layout import DECISIONS
 from r1hpc.data.manifest import file_digest
 from r1hpc.data.recipe import Recipe
 from r1hpc.data.sources import SourceSpan, read_span
-from r1hpc.data.values import batched
+from r1hpc.data.values import batched, rows_at_once
 from r1hpc.data.vocabulary import TOKENIZER_FILE, Encoder, tokenizer_files
 from r1hpc.data.work import unit_record
 from r1hpc.data.writer import Placed, write_part, write_spans
@@ -27,7 +27,6 @@ from r1hpc.data.writer import Placed, write_part, write_spans
 PART = "part"
 _SAMPLED_SPANS = 512
 """Of a source, for a tokenizer: each is a file to open."""
-_BATCH_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -202,7 +201,10 @@ def _text_batches(cleaned: Path) -> Iterator[list[dict[str, Any]]]:
     import pyarrow.parquet
 
     names = ["input", "position", "num_bytes", "raw_high", "raw_low", "is_chat", "text"]
-    read = pyarrow.parquet.ParquetFile(cleaned / DOCUMENTS).iter_batches(_BATCH_ROWS, columns=names)
+    file = pyarrow.parquet.ParquetFile(cleaned / DOCUMENTS)
+    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+    num_bytes = sum(group.total_byte_size for group in groups)
+    read = file.iter_batches(rows_at_once(num_bytes, file.metadata.num_rows), columns=names)
     rows = (row for batch in read for row in batch.to_pylist())
     numbered = (row | {"row": number} for number, row in enumerate(rows))
     return batched(numbered, lambda row: len(row["text"]))

@@ -23,6 +23,17 @@ _T = TypeVar("_T")
 _MAX_ID = 2**32 - 2
 BATCH_BYTES = 2**20
 _BATCH_ITEMS = 2**15
+_BLOCK_BYTES = 2**23
+BLOCK_ROWS = 1024
+
+
+def rows_at_once(num_bytes: int, num_rows: int, most: int = BLOCK_ROWS) -> int:
+    """Rows of a table that are read together: `most`, or as many as are 8 MiB, but one.
+
+    Args:
+        num_bytes: of all `num_rows`, unpacked; an estimate will do.
+    """
+    return min(most, max(1, _BLOCK_BYTES * num_rows // max(1, num_bytes)))
 
 
 def batched(items: Iterable[_T], size_of: Callable[[_T], int]) -> Iterator[list[_T]]:
