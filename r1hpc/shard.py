@@ -91,6 +91,7 @@ def _add_build_flags(build: ArgumentParser) -> None:
     build.add_argument("--stage", help=argparse.SUPPRESS)
     build.add_argument("--share", help=argparse.SUPPRESS)
     build.add_argument("--recipe-hash", help=argparse.SUPPRESS)
+    build.add_argument("--after-others", action="store_true", help=argparse.SUPPRESS)
 
 
 def _add_trace_flags(trace: ArgumentParser) -> None:
@@ -115,7 +116,6 @@ def _add_trace_flags(trace: ArgumentParser) -> None:
 
 def _build(arguments: Namespace) -> int:
     from r1hpc.data.build import build_dataset
-    from r1hpc.train.teach import TeachTask
 
     if arguments.engine == "slurm":
         return _build_on_slurm(arguments)
@@ -125,7 +125,7 @@ def _build(arguments: Namespace) -> int:
     began = time.monotonic()
     recipe = _recipe_as_submitted(arguments)
     with _engine(arguments) as work_off:
-        how = {"workers": arguments.workers, "report": _tell, "teach": TeachTask, "work_off": work_off}
+        how = _how(arguments) | {"work_off": work_off}
         report = build_dataset(recipe, arguments.out, **how)
     if arguments.json:
         print_json(asdict(report) | {"path": str(report.path)})
@@ -204,15 +204,21 @@ def _build_share(arguments: Namespace) -> int:
     """What a job of `--engine slurm` runs: --stage STAGE --share INDEX/COUNT."""
     from r1hpc.data.build import build_share
     from r1hpc.data.stages import Share
-    from r1hpc.train.teach import TeachTask
 
     index, _, count = (arguments.share or "").partition("/")
     if not (index.isdecimal() and count.isdecimal()):
         raise UsageError(f"--share {printable(arguments.share or '')!r} is not INDEX/COUNT, as in 2/8")
     share, recipe = Share(arguments.stage, int(index), int(count)), _recipe_as_submitted(arguments)
-    how = {"workers": arguments.workers, "report": _tell, "teach": TeachTask}
-    build_share(recipe, arguments.out, share, **how)
+    build_share(recipe, arguments.out, share, **_how(arguments))
     return 0
+
+
+def _how(arguments: Namespace) -> dict[str, Any]:
+    """What a build and a share of it are both told."""
+    from r1hpc.train.teach import TeachTask
+
+    told = {"workers": arguments.workers, "after_others": arguments.after_others}
+    return {**told, "report": _tell, "teach": TeachTask}
 
 
 def _tell(line: str) -> None:

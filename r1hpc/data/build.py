@@ -101,6 +101,7 @@ def build_dataset(
     report: Report | None = None,
     teach: Teach | None = None,
     work_off: WorkOff | None = None,
+    after_others: bool = False,
 ) -> BuildReport:
     """Build the dataset of a recipe file at `out`, unless it is there.
 
@@ -109,10 +110,12 @@ def build_dataset(
         report: is called with a line for people now and then.
         teach: what writes the documents of generated sources (r1hpc.train.teach).
         work_off: makes the units instead of `workers` processes.
+        after_others: other jobs made all units; one that is missing is an error.
 
     Raises:
         UsageError: a recipe or an input that cannot be used; `out` holds something else.
         ShardCorruptError: `out` holds a damaged dataset.
+        DataError: after_others, and a unit is missing.
     """
     if workers < 1:
         raise UsageError(f"--workers must be at least 1, not {workers}")
@@ -124,7 +127,7 @@ def build_dataset(
         return existing
     spans = list_spans(recipe)
     try:
-        return _build(recipe, spans, out, How(work_off or local_pool(workers), report, teach))
+        return _build(recipe, spans, out, How(work_off or local_pool(workers), report, teach, after_others))
     except (FileNotFoundError, ClearedError):
         if not (out / MANIFEST).is_file():
             raise
@@ -149,16 +152,22 @@ def build_share(
     workers: int = 1,
     report: Report | None = None,
     teach: Teach | None = None,
+    after_others: bool = False,
 ) -> None:
     """One share of the units of a dataset at `out`, for one of several jobs; `build_dataset` gathers them.
 
+    Args:
+        after_others: other jobs made the stages before; a unit of those that is missing is an error.
+
     Raises:
         UsageError: a recipe or an input that cannot be used; a stage that the recipe lacks.
+        DataError: after_others, and a unit of a stage before is missing.
     """
     recipe, out = load_recipe(recipe_path), destination_of(out)
     if _find_existing(recipe, out) is None:
         with join_work(out, report) as work:
-            run_share(recipe, list_spans(recipe), work, share, How(local_pool(workers), report, teach))
+            how = How(local_pool(workers), report, teach, after_others)
+            run_share(recipe, list_spans(recipe), work, share, how)
 
 
 def _build(recipe: Recipe, spans: list[SourceSpan], out: Path, how: How) -> BuildReport:

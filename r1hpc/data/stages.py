@@ -31,7 +31,7 @@ from r1hpc.data.tokenise import SpansTask, TextsTask, TokenizerTask
 from r1hpc.data.units import KEY_DIGITS, Unit, WorkOff, local_pool, records, run_units, unit_key
 from r1hpc.data.values import template_digest
 from r1hpc.data.vocabulary import existing_files
-from r1hpc.data.work import Report, Work
+from r1hpc.data.work import Report, Work, find_unit
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,9 @@ class How:
     """Is called with a line for people now and then."""
     teach: Teach | None = None
     """Makes the task of a unit of stage generate."""
+    after_others: bool = False
+    """The stages before a share, or all where there is none, were made by other jobs: what is missing of
+    them is not made here."""
 
     def teach_task(self, recipe: Recipe, span: SourceSpan) -> TeachTask:
         """The task of a span of a generated source.
@@ -169,6 +172,7 @@ def run_share(
 
     Raises:
         UsageError: the recipe has no such stage.
+        DataError: how.after_others, and a unit of a stage before is missing.
     """
     stages = plan_stages(recipe, spans)
     if share.stage not in stages:
@@ -264,9 +268,11 @@ class _Stages:
         Args:
             read_inputs: unit by unit they read the parts of the inputs.
         """
+        is_share = self._share is not None and self._share.stage == units[0].stage
+        if self._how.after_others and not is_share:
+            self._refuse_missing(units)
         self._stages[units[0].stage] = [[unit.key, unit.num_bytes] for unit in units]
         self._work.write_stages(self._stages)
-        is_share = self._share is not None and self._share.stage == units[0].stage
         mine = slice(self._share.index, None, self._share.count) if self._share and is_share else slice(None)
         made = run_units(self._work, units[mine], self._how.work_off, self._how.report)
         if read_inputs:
@@ -275,14 +281,27 @@ class _Stages:
             raise _ShareMade
         return made
 
+    def _refuse_missing(self, units: list[Unit]) -> None:
+        """Every job of an array would make the whole stage, for itself."""
+        stage = units[0].stage
+        if stage == "dedup" and self._share is not None and self._share.stage == "tokenizer":
+            return  # its only unit is made on the way
+        missing = sum(find_unit(self._work.folder, stage, unit.key) is None for unit in units)
+        if missing:
+            raise DataError(
+                f"{missing} of {len(units)} units of stage {stage}, which jobs before this one made, are not "
+                "there: the inputs, the code or a library has changed since, or files were removed. Cancel "
+                "the jobs of this build that wait, and submit it again: units that still hold are kept"
+            )
+
     def _check_inputs(self, mine: slice) -> None:
         """Units are named by what their files were; one that changed since may be in them half and half."""
         for part, before in zip(self._parts[mine], self._inputs[mine], strict=True):
             if self._inputs_key(part) != before:
                 names = ", ".join(sorted({span.path for span in part})[:3])
                 raise DataError(
-                    f"inputs changed while they were read (among {names}): build again; parts of other files "
-                    "are kept"
+                    f"inputs changed while they were read (among {names}): build again; parts before them "
+                    "are kept, and those behind where sizes are the same"
                 )
 
     def _clean(self) -> list[Path]:

@@ -5,7 +5,9 @@
 
 A stage begins when the one before has ended well. Units are pure and named by what they are made of, so a job
 that is preempted begins again with the units that are still missing, a build that failed goes on when it is
-asked for again, and all of it gives the dataset that one process would have made. Scripts and logs lie in
+asked for again, and all of it gives the dataset that one process would have made. A job that finds the stages
+before it made of something else (inputs, code or libraries have changed while it waited) says so and fails:
+each job of an array would make them anew. Scripts and logs lie in
 the work folder, which is gone when the dataset is there.
 """
 
@@ -115,7 +117,7 @@ def _scripts(
         if name != PUBLISH:
             share = f' --stage {name} --share "${{SLURM_ARRAY_TASK_ID:-0}}/{count}"'
         array = {"array": f"0-{count - 1}"} if count > 1 else {}
-        share += f" --recipe-hash {recipe.hash}"
+        share += f" --after-others --recipe-hash {recipe.hash}"
         yield name, {**array, **dependency}, _script(order, config, folder, name, share)
 
 

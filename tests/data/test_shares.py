@@ -7,6 +7,7 @@ import pytest
 
 from r1hpc.base.errors import UsageError
 from r1hpc.data.build import build_dataset, build_share, find_dataset
+from r1hpc.data.errors import DataError
 from r1hpc.data.progress import read_progress
 from r1hpc.data.stages import Share
 from tests.data.builds import BPE, done_units, names, start_build
@@ -50,6 +51,28 @@ def test_a_share_makes_its_own_units_and_goes_on_after_a_kill(recipe: Path, tmp_
     assert before.items() <= done_units(out.parent).items()
     assert stage["cpu_s"] > 0
     assert 2**24 < stage["peak_memory_bytes"] < 2**33
+
+
+def test_a_job_after_others_does_not_make_their_stages_anew(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The code changes while the jobs of a build wait."""
+    write_recipe(tmp_path, tokenizer=BPE, part_bytes=300, dedup={"exact": True})
+    out = tmp_path / "data" / "out"
+    for number in range(2):
+        build_share(recipe, out, Share("clean", number, 2), after_others=True)
+    build_share(recipe, out, Share("tokenizer", 0, 1), after_others=True)  # and dedup, on the way
+    build_share(recipe, out, Share("tokens", 0, 2), after_others=True)
+    before = done_units(out.parent)
+    with pytest.raises(DataError, match=r"\d+ of \d+ units of stage tokens, which jobs before this one made"):
+        build_dataset(recipe, out, after_others=True)
+    with monkeypatch.context() as changed:
+        changed.setattr("r1hpc.data.units.code_hash", lambda: "of other code")
+        with pytest.raises(DataError, match=r"units of stage clean.* the code or a library has changed"):
+            build_share(recipe, out, Share("tokens", 1, 2), after_others=True)
+    assert done_units(out.parent) == before
+    build_share(recipe, out, Share("tokens", 1, 2), after_others=True)
+    assert build_dataset(recipe, out, after_others=True).built
 
 
 def test_a_share_that_cannot_be_is_refused(recipe: Path, tmp_path: Path) -> None:

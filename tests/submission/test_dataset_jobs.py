@@ -26,6 +26,7 @@ def test_only_the_jobs_of_a_teacher_take_gpus(tmp_path: Path) -> None:
     assert list(scripts) == ["teacher", "generate", "tokenizer", "tokens", "publish"]
     assert scripts["generate"][0]["array"] == "0-2"
     for name, (_, text) in scripts.items():
+        assert " --after-others --recipe-hash " in text
         is_taught = name == "generate"
         assert ("#SBATCH --gpus-per-node=a100:2" in text) == is_taught
         assert ('--workers "${SLURM_GPUS_ON_NODE:-1}"' in text) == is_taught
