@@ -12,7 +12,7 @@ was killed.
 
 import contextlib
 import hashlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from r1hpc.data.decisions import left_out_rule
 from r1hpc.data.encode import SourceCount, Vocabulary
 from r1hpc.data.errors import ClearedError, DataError, DatasetMissingError
 from r1hpc.data.generated import ORIGINS, Teach, left_out, origin_file
-from r1hpc.data.layout import MADE_WITH, PARTS, TOKENIZER, part_name
+from r1hpc.data.layout import LEFT_OUT, MADE_WITH, PARTS, TOKENIZER, part_name
 from r1hpc.data.manifest import (
     FORMAT,
     MANIFEST,
@@ -188,6 +188,8 @@ def _build(recipe: Recipe, spans: list[SourceSpan], out: Path, how: How) -> Buil
         dataset_id = write_manifest(content, manifest)
         if beside := _files_beside(recipe):
             write_json(content / MADE_WITH, beside)
+        if left_out_by_source := _left_out_of_plain(recipe, results):
+            write_json(content / LEFT_OUT, left_out_by_source)
         failpoint("data.build.publish")
         published = publish(work, content)
         failpoint("data.build.published")
@@ -263,7 +265,7 @@ def _manifest(
         "num_tokens": sum(result.num_tokens for result in results),
         "num_documents": sum(result.num_documents for result in results),
         "sources": [
-            {"name": source.name, "kind": source.kind, "license": source.license} | asdict(count)
+            {"name": source.name, "kind": source.kind, "license": source.license} | count.described
             for source, count in zip(recipe.sources, _totals(recipe, results), strict=True)
         ],
         "parts": [
@@ -304,15 +306,19 @@ def _preparation(recipe: Recipe, made: Made, results: list[PartResult]) -> dict[
     }
 
 
+def _left_out_of_plain(recipe: Recipe, results: list[PartResult]) -> dict[str, dict[str, int]]:
+    """Records by source and rule, where there are any; with stages before it the manifest has them."""
+    if recipe.is_prepared or recipe.generated:
+        return {}
+    totals = zip(recipe.sources, _totals(recipe, results), strict=True)
+    return {source.name: dict(sorted(total.left_out.items())) for source, total in totals if total.left_out}
+
+
 def _totals(recipe: Recipe, results: list[PartResult]) -> list[SourceCount]:
     totals = [SourceCount() for _ in recipe.sources]
     for result in results:
         for index, count in result.sources.items():
-            total = totals[index]
-            total.num_documents += count.num_documents
-            total.num_tokens += count.num_tokens
-            total.num_bytes += count.num_bytes
-            total.num_skipped += count.num_skipped
+            totals[index].add(count)
     return totals
 
 

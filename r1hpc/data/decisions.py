@@ -19,6 +19,7 @@ from r1hpc.data.manifest import DatasetManifest
 
 UNREADABLE = "unreadable"
 NOT_UTF8 = "not_utf8"
+NO_TRACE = "no_trace"
 EMPTY = "empty"
 TOO_LONG = "too_long"
 LANGUAGE = "language"
@@ -80,8 +81,8 @@ def to_batch(decisions: Sequence[RecordDecision]) -> Any:
 
 
 def left_out_rule(is_traces: bool) -> str:
-    """What a plain recipe, whose documents pass no stage, leaves a record out for."""
-    return "no_trace" if is_traces else NOT_UTF8
+    """What a plain recipe, whose documents pass no stage, leaves a record out for, beside empty ones."""
+    return NO_TRACE if is_traces else NOT_UTF8
 
 
 def dropped_by_rule(rules: Sequence[str]) -> dict[str, int]:

@@ -4,6 +4,7 @@ described = describe(Path("data/stdlib"), document=12)
 found, documents = trace_sample(Path("data/stdlib"), 4711, SampleOrder(seq_len=256, seed=0))
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from r1hpc.base.errors import UsageError
+from r1hpc.base.files import read_json
 from r1hpc.config.mixing import MixConfig
 from r1hpc.data import decisions
 from r1hpc.data.documents import DocumentInfo
 from r1hpc.data.generated import origin_of
-from r1hpc.data.manifest import read_manifest
+from r1hpc.data.layout import LEFT_OUT
+from r1hpc.data.manifest import DatasetManifest, read_manifest
 from r1hpc.data.mixed_order import DocumentMixture, WindowMixture, open_plan, recipe_mix, shares
 from r1hpc.data.mixture import Change
 from r1hpc.data.order import DocumentPlan, RankShare, SamplePlan
@@ -230,7 +233,7 @@ def audit(path: Path) -> dict[str, Any]:
     manifest = read_manifest(path)
     content = manifest.content
     tokens = {source["name"]: source["num_tokens"] for source in content["sources"]}
-    prepared = content.get("preparation") or _plain_preparation(content)
+    prepared = content.get("preparation") or _plain_preparation(manifest)
     mix = recipe_mix(manifest)
     found = {"id": manifest.id, "documents": prepared["documents"], "tokens": tokens}
     found |= {"sources": prepared["sources"], "edits": prepared["edits"]}
@@ -241,20 +244,24 @@ def audit(path: Path) -> dict[str, Any]:
     return found
 
 
-def _plain_preparation(content: dict[str, Any]) -> dict[str, Any]:
-    """The same of a plain recipe, which only leaves out what is no text or no trace."""
-    rule = decisions.left_out_rule("roles" in content)
-    sources = [
-        {"name": source["name"], "edits": {}, "documents": _plain_documents([source], rule)}
-        for source in content["sources"]
-    ]
-    return {"documents": _plain_documents(content["sources"], rule), "sources": sources, "edits": {}}
-
-
-def _plain_documents(sources: list[dict[str, Any]], rule: str) -> dict[str, Any]:
-    kept = sum(source["num_documents"] for source in sources)
-    skipped = sum(source["num_skipped"] for source in sources)
-    return {"in": kept + skipped, "kept": kept, "dropped": {rule: skipped} if skipped else {}}
+def _plain_preparation(manifest: DatasetManifest) -> dict[str, Any]:
+    """The same of a plain recipe, which only leaves out what is empty, no text or no trace."""
+    rule = decisions.left_out_rule("roles" in manifest.content)
+    record = manifest.path / LEFT_OUT
+    # Datasets made before there was such a file count under one rule what they count at all.
+    left_out = read_json(record) if record.is_file() else {}
+    sources = []
+    for source in manifest.content["sources"]:
+        skipped = {rule: source["num_skipped"]} if source["num_skipped"] else {}
+        dropped = left_out.get(source["name"], skipped)
+        kept = source["num_documents"]
+        documents = {"in": kept + sum(dropped.values()), "kept": kept, "dropped": dropped}
+        sources.append({"name": source["name"], "edits": {}, "documents": documents})
+    total: Counter[str] = Counter()
+    for each in sources:
+        total.update(each["documents"]["dropped"])
+    counts = {name: sum(each["documents"][name] for each in sources) for name in ("in", "kept")}
+    return {"documents": counts | {"dropped": dict(total)}, "sources": sources, "edits": {}}
 
 
 def _roles(path: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ for item in encode_span(recipe, span, vocabulary, encoder, count):
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,10 @@ import numpy.typing as npt
 import xxhash
 
 from r1hpc.base.errors import UsageError
+from r1hpc.data.decisions import EMPTY, NO_TRACE, NOT_UTF8
 from r1hpc.data.open_lines import line_number
 from r1hpc.data.recipe import Recipe
-from r1hpc.data.sources import SourceSpan, read_span
+from r1hpc.data.sources import SourceSpan, read_records, read_span
 from r1hpc.data.values import BATCH_BYTES, Document, batched
 from r1hpc.data.vocabulary import Encoder
 
@@ -46,7 +47,27 @@ class SourceCount:
     num_tokens: int = 0
     num_bytes: int = 0
     num_skipped: int = 0
-    """Documents left out, as the recipe says: not UTF-8, or no trace."""
+    """Documents left out, as the recipe says: not UTF-8, or no trace; and what is null in a line of JSON."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """The same by rule, and every other record that is empty."""
+
+    def leave_out(self, rule: str) -> None:
+        """Count one more under a rule."""
+        self.left_out[rule] = self.left_out.get(rule, 0) + 1
+
+    def add(self, other: "SourceCount") -> None:
+        """Count what another part has of the source."""
+        self.num_documents += other.num_documents
+        self.num_tokens += other.num_tokens
+        self.num_bytes += other.num_bytes
+        self.num_skipped += other.num_skipped
+        for rule, count in other.left_out.items():
+            self.left_out[rule] = self.left_out.get(rule, 0) + count
+
+    @property
+    def described(self) -> dict[str, int]:
+        """As it stands in the manifest."""
+        return {name: count for name, count in asdict(self).items() if name != "left_out"}
 
 
 @dataclass(frozen=True)
@@ -94,17 +115,21 @@ def _encode_documents(
     batch: list[tuple[Document, str]] = []
     size = 0
     stream = _IdStream(vocabulary, f"source {recipe.sources[span.source].name}: {span.path}")
-    for document in read_span(recipe, span):
+    # Of empty records manifests count lines of null alone, as ever: a dataset's id is that of its manifest.
+    counts_null = recipe.sources[span.source].kind == "jsonl"
+    for document in read_records(recipe, span):
         if document.fault:
             raise _unreadable(recipe, span, document)
-        if document.is_null:
-            count.num_skipped += 1
+        if not document.raw:
+            count.leave_out(EMPTY)
+            count.num_skipped += document.is_null and counts_null
             continue
         if document.is_ids:
             yield from stream.split(document)
             continue
         text = _text(recipe, span, document)
         if text is None:
+            count.leave_out(NOT_UTF8)
             count.num_skipped += 1
             continue
         batch.append((document, text))
@@ -238,6 +263,7 @@ def _sound(
                 f"{path}:{number}: {item.what}; correct the line, or set on_invalid: skip for source "
                 f"{source.name}"
             )
+        count.leave_out(NO_TRACE)
         count.num_skipped += 1
 
 

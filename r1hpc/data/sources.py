@@ -86,11 +86,7 @@ def list_spans(recipe: Recipe) -> list[SourceSpan]:
 
 def read_span(recipe: Recipe, span: SourceSpan) -> Iterator[Document]:
     """The documents of one span, empty ones left out."""
-    # Rows of null in tables were never counted, and datasets have their ids from that; lines of null are.
-    counts_null = recipe.sources[span.source].kind == "jsonl"
-    for document in read_records(recipe, span):
-        if document.raw or document.fault or (document.is_null and counts_null):
-            yield document
+    return (document for document in read_records(recipe, span) if document.raw or document.fault)
 
 
 def read_records(recipe: Recipe, span: SourceSpan) -> Iterator[Document]:

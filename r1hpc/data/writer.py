@@ -145,7 +145,7 @@ def write_spans(
 
     result = write_part(recipe, items(), inputs, folder, vocabulary)
     for source, count in skipped.items():
-        result.sources[source].num_skipped = count.num_skipped
+        result.sources[source].add(count)
     return result
 
 
