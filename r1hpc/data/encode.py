@@ -114,7 +114,8 @@ def _encode_documents(
 ) -> Iterator[Encoded]:
     batch: list[tuple[Document, str]] = []
     size = 0
-    stream = _IdStream(vocabulary, f"source {recipe.sources[span.source].name}: {span.path}")
+    where = f"source {recipe.sources[span.source].name}: {span.path}"
+    stream = _IdStream(vocabulary, where, recipe.tokenizer.pad_id)
     # Of empty records manifests count lines of null alone, as ever: a dataset's id is that of its manifest.
     counts_null = recipe.sources[span.source].kind == "jsonl"
     for document in read_records(recipe, span):
@@ -179,14 +180,16 @@ def _encode_batch(
 class _IdStream:
     """Documents out of rows of ids: one ends at each EOS id, and at the end of the row or of the stream."""
 
-    def __init__(self, vocabulary: Vocabulary, where: str) -> None:
-        self._vocabulary, self._where = vocabulary, where
+    def __init__(self, vocabulary: Vocabulary, where: str, pad_id: int | None) -> None:
+        self._vocabulary, self._where, self._pad_id = vocabulary, where, pad_id
         self._rest: list[npt.NDArray[np.uint32]] = []
         self._begin = 0
 
     def split(self, document: Document) -> Iterator[Encoded]:
         """The documents that end in this row; of a stream the last one is kept back, for it may go on."""
         ids = np.frombuffer(document.raw, dtype="<u4")
+        if self._pad_id is not None and not document.is_stream:
+            ids = ids[: _end_without(self._pad_id, ids)]
         self._check(ids, document.position)
         begin = 0
         for end in np.flatnonzero(ids == self._vocabulary.eos_id).tolist():
@@ -214,12 +217,18 @@ class _IdStream:
             yield Encoded(position, xxhash.xxh3_128_intdigest(raw), closed, len(raw))
 
     def _check(self, ids: npt.NDArray[np.uint32], position: int) -> None:
-        largest = int(ids.max())
+        largest = int(ids.max(initial=0))
         if largest >= self._vocabulary.vocab_size:
             raise UsageError(
                 f"{self._where}, row {position}: token id {largest} is outside the vocabulary of "
                 f"{self._vocabulary.vocab_size}; correct tokenizer.vocab_size or the input"
             )
+
+
+def _end_without(pad_id: int, ids: npt.NDArray[np.uint32]) -> int:
+    """Where the ids end that are not padding."""
+    own = np.flatnonzero(ids != pad_id)
+    return int(own[-1]) + 1 if len(own) else 0
 
 
 def _text(recipe: Recipe, span: SourceSpan, document: Document) -> str | None:

@@ -1,7 +1,7 @@
 """Megatron-LM's indexed datasets: ids in PREFIX.bin, where sequences and documents begin in PREFIX.idx.
 
-    count_documents(path)                       # of PREFIX.idx
-    export(dataset, Path("out/PREFIX"))         # a dataset of ours as .bin and .idx
+    count_documents(path)               # of PREFIX.idx
+    read_documents(path, 0, 100)
 
 The format is that of megatron/core/datasets/indexed_dataset.py: magic, version 1, a code for the ids' type,
 numbers of sequences and of documents, then lengths (int32), byte offsets (int64) and each document's first
@@ -19,14 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from r1hpc.base.errors import UsageError
-from r1hpc.data.reader import TokenDataset
 from r1hpc.data.values import Document, to_ids
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
 _TYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
-_INT32, _UINT16 = 4, 8
-_EXPORT_DOCUMENTS = 4096
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,9 @@ def count_documents(path: Path) -> int:
 def read_documents(path: Path, start: int, stop: int) -> Iterator[Document]:
     """Documents [start, stop); their position is their number."""
     index = _read_index(path)
-    data = np.memmap(path.with_suffix(".bin"), dtype=np.uint8, mode="r")
+    binary = path.with_suffix(".bin")
+    is_empty = not binary.stat().st_size  # every document is, and an empty file cannot be mapped
+    data = np.empty(0, np.uint8) if is_empty else np.memmap(binary, dtype=np.uint8, mode="r")
     size = index.dtype.itemsize
     for number in range(start, stop):
         begin, end = index.documents[number : number + 2]
@@ -62,32 +61,6 @@ def read_documents(path: Path, start: int, stop: int) -> Iterator[Document]:
             yield Document(number, b"", fault=str(error))
         else:
             yield Document(number, raw, is_ids=True)
-
-
-def export(dataset: TokenDataset, prefix: Path) -> int:
-    """Write PREFIX.bin and PREFIX.idx, one sequence a document, its EOS id kept; return the documents.
-
-    Raises:
-        UsageError: PREFIX.idx is there already.
-    """
-    binary, index = (prefix.with_name(f"{prefix.name}.{end}") for end in ("bin", "idx"))  # web.v1.idx
-    if index.exists():
-        raise UsageError(f"{index} is there already; choose another name")
-    prefix.parent.mkdir(parents=True, exist_ok=True)
-    code, dtype = (_UINT16, "<u2") if dataset.dtype.itemsize == 2 else (_INT32, "<i4")
-    lengths: list[int] = []
-    with binary.open("wb") as file:
-        for number in range(dataset.num_documents):
-            info = dataset.documents[number]
-            lengths.append(info.token_stop - info.token_start)
-            file.write(dataset.read(info.token_start, lengths[-1]).astype(dtype).tobytes())
-    sizes = np.array(lengths, dtype="<i4")
-    offsets = np.concatenate([[0], np.cumsum(sizes[:-1], dtype=np.int64)]) * np.dtype(dtype).itemsize
-    with index.open("wb") as file:
-        file.write(_HEADER.pack(_MAGIC, 1, code, len(sizes), len(sizes) + 1))
-        file.write(sizes.tobytes() + offsets.astype("<i8").tobytes())
-        file.write(np.arange(len(sizes) + 1, dtype="<i8").tobytes())
-    return len(sizes)
 
 
 def _read_index(path: Path) -> _Index:

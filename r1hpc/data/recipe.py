@@ -55,6 +55,9 @@ class TokenizerRecipe:
     eos_token: str = EOS_TOKEN
     eos_id: int | None = None
     """ids: the id that ends a document; path: instead of eos_token."""
+    pad_id: int | None = None
+    """ids, path: where rows of ids are filled up to one length, the id that fills them: taken off their
+    ends."""
 
     def __post_init__(self) -> None:
         one_of("tokenizer.kind", self.kind, ("byte_bpe", "bytes", "path", "ids"))
@@ -72,8 +75,11 @@ class TokenizerRecipe:
             self.vocab_size or 0
         ):
             raise UsageError("tokenizer.eos_id between 0 and vocab_size - 1 is needed with kind: ids")
-        if self.eos_id is not None and self.eos_id < 0:
-            raise UsageError(f"tokenizer.eos_id must be a token id, not {self.eos_id}")
+        if self.pad_id is not None and self.kind in ("byte_bpe", "bytes"):
+            raise UsageError(f"tokenizer.pad_id is not for kind: {self.kind}, whose inputs are texts")
+        for name in ("eos_id", "pad_id"):
+            if (getattr(self, name) or 0) < 0:
+                raise UsageError(f"tokenizer.{name} must be a token id, not {getattr(self, name)}")
         if (self.vocab_size or 1) >= 2**32 - 1:
             raise UsageError(f"tokenizer.vocab_size {self.vocab_size} does not fit 32-bit ids")
 
@@ -224,6 +230,8 @@ class Recipe:
         for name in _STAGE_KEYS:  # which recipes of before did not have, nor may change the id of
             if content[name] in (None, 0.0):
                 del content[name]
+        if self.tokenizer.pad_id is None:
+            del content["tokenizer"]["pad_id"]
         for source in content["sources"]:
             if source["kind"] != TRACES:  # which those keys do not concern, nor change the id of
                 for key in _TRACE_KEYS:

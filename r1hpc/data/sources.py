@@ -135,9 +135,8 @@ def _list_files(source: SourceRecipe, root: Path) -> list[tuple[str, int]]:
                 f"source {source.name}: exclude {entry!r} leaves out nothing under {root}: correct it (a "
                 "name, a pattern of names, or a path below root), or take it out"
             )
-    # `datasets` leaves what map() and filter() made beside the data.
-    if source.kind == "arrow" and not Path(source.glob).name.startswith("cache-"):
-        names = [name for name in names if not Path(name).name.startswith("cache-")]
+    if source.kind == "arrow":
+        names = [name for name in names if not _lies_beside_arrow(Path(name).name, Path(source.glob).name)]
     if not names:
         raise UsageError(f"source {source.name}: no file under {root} matches {source.glob!r}")
     for name in names:
@@ -146,6 +145,13 @@ def _list_files(source: SourceRecipe, root: Path) -> list[tuple[str, int]]:
                 f"the name of {printable(str(root / name))} is not UTF-8: rename it, or exclude it"
             )
     return _limit([(name, _size(root / name)) for name in names], source)
+
+
+def _lies_beside_arrow(name: str, asked: str) -> bool:
+    """What `datasets` leaves beside the data: descriptions, and what map() and filter() made; unless asked
+    for."""
+    is_cache = name.startswith("cache-") and not asked.startswith("cache-")
+    return is_cache or (name.endswith(".json") and not asked.endswith(".json"))
 
 
 def _size(path: Path) -> int:

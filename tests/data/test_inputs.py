@@ -19,13 +19,13 @@ from r1hpc.base.errors import UsageError
 from r1hpc.data import open_lines, sources
 from r1hpc.data.build import build_dataset
 from r1hpc.data.describe import audit
-from r1hpc.data.megatron import export
 from r1hpc.data.reader import TokenDataset, open_dataset
 from r1hpc.data.recipe import load_recipe
 from r1hpc.data.vocabulary import Encoder, train_byte_bpe
 from r1hpc.plan.chat import load_template
 from tests.data.builds import start_build
 from tests.data.corpus import text, write_recipe
+from tests.data.megatron_files import write_megatron
 from tests.data.test_prepare import prose
 from tests.data.test_sources import documents
 
@@ -135,6 +135,12 @@ def test_ids_are_the_tokenizers_own(tmp_path: Path, name: str, tokenizer: str, p
     assert audit(dataset.path)["documents"] == {"in": 60, "kept": 60, "dropped": {}}
 
 
+def documents_of(dataset: TokenDataset) -> list[list[int]]:
+    """The ids of each, with its EOS id."""
+    infos = [dataset.documents[number] for number in range(dataset.num_documents)]
+    return [dataset.read(each.token_start, each.token_stop - each.token_start).tolist() for each in infos]
+
+
 def build_ids(folder: Path, source: dict[str, Any]) -> TokenDataset:
     ids = {"kind": "ids", "vocab_size": 100, "eos_id": 0}
     recipe = write_recipe(folder, sources=[{"name": "a", "root": "."} | source], tokenizer=ids)
@@ -157,11 +163,11 @@ def test_columns_of_ready_ids(tmp_path: Path, form: str) -> None:
 
 
 def test_megatron_out_and_in(tmp_path: Path) -> None:
-    """What we export reads back to the same ids; the file is laid out as Megatron's own reader expects."""
+    """The ids are those of the files, which are laid out as Megatron's own reader expects."""
     (tmp_path / "in.jsonl").write_text(LINES)
     source = {"name": "a", "kind": "jsonl", "root": ".", "glob": "*.jsonl"}
     first = open_dataset(build_dataset(write_recipe(tmp_path, sources=[source]), tmp_path / "first").path)
-    assert export(first, tmp_path / "mega/data") == 60
+    write_megatron(tmp_path / "mega/data", documents_of(first))
     raw = (tmp_path / "mega/data.idx").read_bytes()
     assert raw[:9] == b"MMIDIDX\x00\x00"
     assert np.frombuffer(raw, "<u8", 1, 9)[0] == 1
@@ -175,18 +181,25 @@ def test_megatron_out_and_in(tmp_path: Path) -> None:
     )
     assert np.array_equal(second.read(0, second.num_tokens), first.read(0, first.num_tokens))
     assert second.documents[17].position == 17
-    with pytest.raises(UsageError, match="is there already"):
-        export(first, tmp_path / "mega/data")
+
+
+@pytest.mark.parametrize("documents", [[], [[]], [[], []]])
+def test_a_megatron_file_of_no_ids_is_empty(tmp_path: Path, documents: list[list[int]]) -> None:
+    write_megatron(tmp_path / "a", documents)
+    assert (tmp_path / "a.bin").stat().st_size == 0
+    with pytest.raises(UsageError, match="the inputs are empty"):
+        build_ids(tmp_path, {"kind": "megatron", "glob": "*.idx"})
+    write_megatron(tmp_path / "b", [[5, 6]])
+    dataset = build_ids(tmp_path, {"kind": "megatron", "glob": "*.idx"})
+    assert dataset.read(0, dataset.num_tokens).tolist() == [5, 6, 0]
 
 
 @pytest.mark.parametrize("damage", ["magic", "short", "bin"])
 def test_damaged_megatron_is_named(tmp_path: Path, damage: str) -> None:
     (tmp_path / "in.jsonl").write_text(LINES)
     source = {"name": "a", "kind": "jsonl", "root": ".", "glob": "*.jsonl"}
-    export(
-        open_dataset(build_dataset(write_recipe(tmp_path, sources=[source]), tmp_path / "first").path),
-        tmp_path / "d",
-    )
+    first = open_dataset(build_dataset(write_recipe(tmp_path, sources=[source]), tmp_path / "first").path)
+    write_megatron(tmp_path / "d", documents_of(first))
     raw = (tmp_path / "d.idx").read_bytes()
     if damage == "bin":
         (tmp_path / "d.bin").write_bytes(b"")
@@ -194,6 +207,29 @@ def test_damaged_megatron_is_named(tmp_path: Path, damage: str) -> None:
         (tmp_path / "d.idx").write_bytes(b"x" + raw[1:] if damage == "magic" else raw[:100])
     with pytest.raises(UsageError, match=r"d\.(idx|bin)"):
         build_ids(tmp_path, {"kind": "megatron", "glob": "*.idx"})
+
+
+@pytest.mark.parametrize(
+    ("pad_id", "expected"), [(3, [5, 3, 6, 0, 8, 0]), (0, [5, 3, 6, 3, 3, 0, 8, 0, 3, 3, 3, 0])]
+)
+def test_padding_at_the_end_of_rows_is_no_document(tmp_path: Path, pad_id: int, expected: list[int]) -> None:
+    with h5py.File(tmp_path / "in.h5", "w") as file:
+        file["ids"] = np.array([[5, 3, 6, 3, 3], [8, 0, 3, 3, 3], [pad_id] * 5])
+    tokenizer = {"kind": "ids", "vocab_size": 9, "eos_id": 0, "pad_id": pad_id}
+    source = {"name": "a", "root": ".", "kind": "hdf5", "glob": "*.h5", "field": "ids"}
+    recipe = write_recipe(tmp_path, sources=[source], tokenizer=tokenizer)
+    dataset = open_dataset(build_dataset(recipe, tmp_path / "out").path)
+    assert dataset.read(0, dataset.num_tokens).tolist() == expected
+
+
+def test_a_folder_of_datasets_is_read_as_it_was_saved(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    _arrow(tmp_path / "in" / "data-00000-of-00001.arrow", pyarrow.ipc.new_stream)
+    for name in ("dataset_info.json", "state.json"):
+        (tmp_path / "in" / name).write_text("{}")
+    _arrow(tmp_path / "in" / "cache-1.arrow", pyarrow.ipc.new_stream)
+    recipe = write_recipe(tmp_path, sources=[{"name": "a", "root": "in", "kind": "arrow"}])
+    assert build_dataset(recipe, tmp_path / "out").num_documents == 60
 
 
 def test_long_streams_of_ids_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,11 @@ GOOD: dict[str, Any] = {"name": "x", "tokenizer": {"kind": "bytes"}, "sources": 
         ({"tokenizer": {"kind": "byte_bpe"}}, "vocab_size is needed"),
         ({"tokenizer": {"kind": "byte_bpe", "vocab_size": 200}}, "at least 257"),
         ({"tokenizer": {"kind": "ids", "vocab_size": 5, "eos_id": 5}}, "eos_id"),
+        ({"tokenizer": {"kind": "bytes", "pad_id": 0}}, "pad_id is not for kind: bytes"),
+        (
+            {"tokenizer": {"kind": "ids", "vocab_size": 5, "eos_id": 0, "pad_id": -1}},
+            "pad_id must be a token",
+        ),
         ({"tokenizer": {"kind": "path"}}, "tokenizer.path is needed"),
         ({"tokenizer": "bytes"}, "tokenizer must be a block"),
         ({"profile": "tran"}, "did you mean 'train'?"),
