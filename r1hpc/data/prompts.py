@@ -7,20 +7,24 @@ A range is what one unit of stage `generate` puts to the teacher. Its digest is 
 read, so that a prompt which changes redoes its own unit, and one that is appended none before it.
 """
 
+import contextlib
+import functools
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest
-from r1hpc.data.open_lines import iter_lines, line_number
+from r1hpc.data.open_lines import is_compressed, iter_lines, line_number
 from r1hpc.data.recipe_generate import GenerateRecipe
 
 _DIGEST_DIGITS = 32
+_PLACE_EVERY = 64
 
 Row = tuple[str, dict[str, Any]]
 """Where a prompt stands, and its columns."""
@@ -43,7 +47,7 @@ def prompt_ranges(path: Path, generate: GenerateRecipe) -> Iterator[PromptRange]
     """
     if not path.is_file():
         raise UsageError(f"generate.prompts: {path} is not there; give a file of prompts")
-    rows, start = _rows(path, generate), 0
+    rows, start = _rows(path, generate, 0), 0
     while part := [row for _, row in islice(rows, generate.prompts_per_unit)]:
         yield PromptRange(start, start + len(part), _digest(part))
         start += len(part)
@@ -52,12 +56,12 @@ def prompt_ranges(path: Path, generate: GenerateRecipe) -> Iterator[PromptRange]
 
 
 def read_prompts(path: Path, generate: GenerateRecipe, part: PromptRange) -> list[Row]:
-    """The prompts of one range.
+    """The prompts of one range; what stands before it is not read, where it is known how long that is.
 
     Raises:
         UsageError: they are not those that the range was made of.
     """
-    found = list(islice(_rows(path, generate), part.start, part.stop))
+    found = list(islice(_rows(path, generate, part.start), part.stop - part.start))
     if _digest([row for _, row in found]) != part.digest:
         raise UsageError(f"generate.prompts: {path} has changed since this build began: build again")
     return found
@@ -68,14 +72,25 @@ def _digest(rows: list[dict[str, Any]]) -> str:
     return hashlib.sha256(said).hexdigest()[:_DIGEST_DIGITS]
 
 
-def _rows(path: Path, generate: GenerateRecipe) -> Iterator[Row]:
-    found = _parquet_rows(path, generate) if path.suffix == ".parquet" else _line_rows(path)
-    for where, row in islice(found, generate.num_prompts):
+def _rows(path: Path, generate: GenerateRecipe, first: int) -> Iterator[Row]:
+    """The prompts from number `first` on."""
+    found = _parquet_rows(path, generate, first) if path.suffix == ".parquet" else _line_rows(path, first)
+    most = generate.num_prompts
+    for where, row in islice(found, None if most is None else max(0, most - first)):
         yield where, _checked(where, row, generate)
 
 
-def _line_rows(path: Path) -> Iterator[Row]:
-    for line in iter_lines(path, 0, None):
+def _line_rows(path: Path, first: int) -> Iterator[Row]:
+    places = {0: 0}
+    with contextlib.suppress(OSError):  # whoever reads it says what is wrong
+        status = path.stat()
+        places = _places(path, status.st_size, status.st_mtime_ns)
+    begin = max(number for number in places if number <= first)
+    for number, line in enumerate(iter_lines(path, places[begin], None), begin):
+        if number % _PLACE_EVERY == 0 and not is_compressed(path.name):
+            places[number] = line.position
+        if number < first:
+            continue
         try:
             if line.fault:
                 raise ValueError(line.fault)
@@ -86,16 +101,30 @@ def _line_rows(path: Path) -> Iterator[Row]:
         yield f"{path} at {line.position}", row
 
 
-def _parquet_rows(path: Path, generate: GenerateRecipe) -> Iterator[Row]:
+@functools.lru_cache(maxsize=8)
+def _places(path: Path, size: int, mtime_ns: int) -> dict[int, int]:
+    """At which byte some of the prompts of a file begin, by their number: found as the file is read, so that
+    a process which makes many units reads it once."""
+    return {0: 0}
+
+
+def _parquet_rows(path: Path, generate: GenerateRecipe, first: int) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
         names = [name for name in generate.columns if name in file.schema_arrow.names]
-        batches = file.iter_batches(1024, columns=names)
-        rows = (row for batch in batches for row in batch.to_pylist())
-        yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows))
+        groups = range(file.metadata.num_row_groups)
+        starts = list(accumulate((file.metadata.row_group(group).num_rows for group in groups), initial=0))
+        begin = bisect_right(starts, first) - 1
+        number = starts[begin]
+        for batch in file.iter_batches(1024, list(groups[begin:]), names):
+            here = batch.slice(max(0, first - number))
+            number += batch.num_rows - here.num_rows
+            for row in here.to_pylist():
+                yield f"{path}, row {number}", row
+                number += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise UsageError(f"{path} cannot be read as Parquet: {error}") from None
 

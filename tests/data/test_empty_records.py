@@ -16,7 +16,7 @@ from r1hpc.data.layout import LEFT_OUT
 from r1hpc.data.manifest import read_manifest
 from tests.data.corpus import write_recipe
 
-ROWS = [None, "", "  ", [], "ok"]
+ROWS: list[Any] = [None, "", "  ", [], "ok"]
 
 
 def lines(folder: Path) -> dict[str, Any]:
