@@ -63,6 +63,7 @@ def test_memory_hours_and_precision_are_of_that_card() -> None:
         found = estimate_of_run(*run(*words))
         assert found is not None
         assert found.assumptions["gpu_given"] is bool(words)
+        assert found.gpu_hours is not None
         hours.append(found.gpu_hours.p50)
     assert hours[0] == hours[1] != hours[2]
     with pytest.raises(UnknownGpuError, match="slice"):
