@@ -17,6 +17,8 @@ _MOST_BYTES = 64 << 20
 def refuse_long_build(run: RunDir, config: RunConfig) -> None:
     """Refuse a run that would build a large dataset when it begins, with its GPUs idle.
 
+    One of data.traces is not refused, however large: no command makes that dataset beforehand.
+
     Raises:
         UsageError: says how to build it first.
     """
