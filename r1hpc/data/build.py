@@ -187,9 +187,9 @@ def _build(recipe: Recipe, spans: list[SourceSpan], out: Path, how: How) -> Buil
         manifest |= _preparation(recipe, made, results)
         dataset_id = write_manifest(content, manifest)
         if beside := _files_beside(recipe):
-            write_json(content / MADE_WITH, beside)
+            write_json(content / MADE_WITH, beside, mode=0o644)
         if left_out_by_source := _left_out_of_plain(recipe, results):
-            write_json(content / LEFT_OUT, left_out_by_source)
+            write_json(content / LEFT_OUT, left_out_by_source, mode=0o644)
         failpoint("data.build.publish")
         published = publish(work, content)
         failpoint("data.build.published")

@@ -45,6 +45,7 @@ def test_empty_records_are_counted_apart(tmp_path: Path, write: Any, others: dic
     assert found["documents"] == found["sources"][0]["documents"] == documents
     manifest = read_manifest(path)
     assert unlisted_files(manifest) == []
+    assert (path / LEFT_OUT).stat().st_mode & 0o444 == 0o444  # a colleague's audit reads it
     # What the manifest counts is as old as its ids: lines of null, and texts that are no UTF-8.
     skipped = 3 if write is lines else 0
     assert manifest.content["sources"][0]["num_skipped"] == skipped
