@@ -130,7 +130,8 @@ def _list_files(source: SourceRecipe, root: Path) -> list[tuple[str, int]]:
     excluded = Excluded(source.exclude + (_STDLIB_EXCLUDE if source.root == PYTHON_STDLIB else ()))
     names = sorted(files_below(root, source.glob, excluded))
     for entry in source.exclude:
-        if entry in excluded.idle:  # what it was to keep out may be in
+        is_hidden = Path(entry).name.startswith(".")  # as .git, which is left out in any case
+        if entry in excluded.idle and not is_hidden:  # what it was to keep out may be in
             raise UsageError(
                 f"source {source.name}: exclude {entry!r} leaves out nothing under {root}: correct it (a "
                 "name, a pattern of names, or a path below root), or take it out"

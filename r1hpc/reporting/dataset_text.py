@@ -85,7 +85,7 @@ def print_description(described: dict[str, Any]) -> None:
         print(f"  source     {source['name']}: {counts}")
         print(f"             licence: {printable(source['license'])}")
         if source["num_skipped"]:
-            why = "no traces" if "roles" in described else "not UTF-8"
+            why = "no traces" if "roles" in described else "empty, or not UTF-8"
             print(f"             {source['num_skipped']:,} documents left out: {why}")
     if "roles" in described:
         roles = described["roles"]

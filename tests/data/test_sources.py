@@ -241,7 +241,7 @@ def test_a_name_with_brackets_is_excluded_as_it_stands(tmp_path: Path) -> None:
 
 def test_an_exclusion_that_leaves_nothing_out_is_refused(tmp_path: Path) -> None:
     write_texts(tmp_path, 2)
-    source = {"kind": "text", "root": "docs", "exclude": ["000.txt", "tets"]}
+    source = {"kind": "text", "root": "docs", "exclude": ["000.txt", ".git", "tets"]}
     with pytest.raises(UsageError, match="exclude 'tets' leaves out nothing under"):
         build(tmp_path, source)
 
