@@ -38,7 +38,7 @@ from r1hpc.plan.hardware import UnknownGpuError, find_gpu
 from r1hpc.telemetry.lines import Devices
 from r1hpc.telemetry.tail import read_tail
 
-_VERSION = 6
+_VERSION = 7
 _CACHE = "calibration.json"
 _STUB = re.compile(rb'"source": ?"stub"')
 _CHUNK = 2**22

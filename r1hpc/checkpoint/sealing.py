@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path, PurePosixPath
 
@@ -12,15 +12,23 @@ from r1hpc.checkpoint.errors import CheckpointWriteError
 from r1hpc.checkpoint.manifest import FileRecord
 
 
-def seal_files(staging: Path, names: list[str]) -> list[FileRecord]:
+def seal_files(
+    staging: Path, names: list[str], sealed: Callable[[], object] = lambda: None
+) -> list[FileRecord]:
     """fsync, chmod 0600 and digest each file, then fsync and chmod 0700 the folders between.
 
     Each file is digested from the page cache while a thread waits for the disk: the digest is then
     almost free. Several files at once gained no more than the noise on one local disk
     (benchmarks/checkpoint_seal.py); on a parallel file system that is not measured.
+
+    Args:
+        sealed: called after each file.
     """
+    records = []
     with ThreadPoolExecutor(1) as pool:
-        records = [_seal_file(staging, name, pool) for name in names]
+        for name in names:
+            records.append(_seal_file(staging, name, pool))
+            sealed()
     for folder in sorted({parent for name in names for parent in PurePosixPath(name).parents}):
         with at("seal.fsync_dir"):
             make_private(staging / folder)

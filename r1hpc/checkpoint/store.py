@@ -114,14 +114,17 @@ class CheckpointStore:
             raise
         return staging
 
-    def seal(self, staging: Path, names: Iterable[str]) -> Records:
+    def seal(
+        self, staging: Path, names: Iterable[str], sealed: Callable[[], object] = lambda: None
+    ) -> Records:
         """Make files durable and private and digest them. Every rank, for the files it wrote itself.
 
         `names` are POSIX paths relative to `staging`. An fsync that fails is a failed save: it is never
-        repeated, because the kernel reports lost pages once and then calls them clean.
+        repeated, because the kernel reports lost pages once and then calls them clean. `sealed` is called
+        after each file.
         """
         with self.writing(staging):
-            return seal_files(staging, [check_file_name(name) for name in names])
+            return seal_files(staging, [check_file_name(name) for name in names], sealed)
 
     def commit(
         self, step: int, attempt: int, token: str, records: Records, meta: dict[str, Any]

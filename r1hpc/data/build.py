@@ -54,6 +54,7 @@ from r1hpc.data.work import (
     publish,
     remove_leftover,
     unit_record,
+    work_folder,
 )
 from r1hpc.data.writer import PartResult
 
@@ -125,7 +126,7 @@ def build_dataset(
     if existing:
         remove_leftover(out)
         return existing
-    spans = list_spans(recipe)
+    spans = list_spans(recipe, is_new=not work_folder(out).exists())
     try:
         return _build(recipe, spans, out, How(work_off or local_pool(workers), report, teach, after_others))
     except (FileNotFoundError, ClearedError):

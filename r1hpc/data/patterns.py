@@ -25,17 +25,21 @@ class Excluded:
     def __init__(self, entries: Sequence[str]) -> None:
         self.idle = list(entries)
         """Those that have left out nothing so far."""
-        self._entries = [(entry, _alternatives(entry.rstrip("/"))) for entry in entries]
+        self._names = {entry for entry in entries if not set(entry) & set("*?[/")}
+        patterns = [entry for entry in entries if entry not in self._names]
+        self._patterns = [(entry, _alternatives(entry.rstrip("/"))) for entry in patterns]
 
     def leaves_out(self, relative: str, *, is_folder: bool) -> bool:
         """Whether an entry means this path, relative to the root."""
         path = relative.split("/")
-        found = [
+        found = [path[-1]] if path[-1] in self._names else []
+        found += [
             entry
-            for entry, patterns in self._entries
+            for entry, patterns in self._patterns
             if _is_meant(path, entry, patterns, is_folder=is_folder)
         ]
-        self.idle = [entry for entry in self.idle if entry not in found]
+        if found:
+            self.idle = [entry for entry in self.idle if entry not in found]
         return bool(found)
 
 

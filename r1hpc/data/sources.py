@@ -62,8 +62,11 @@ class SourceSpan:
     """Generated, once it is: where the file lies. `start` and `stop` then count its bytes."""
 
 
-def list_spans(recipe: Recipe) -> list[SourceSpan]:
+def list_spans(recipe: Recipe, *, is_new: bool = False) -> list[SourceSpan]:
     """All spans of a recipe, in the order in which their documents are stored.
+
+    Args:
+        is_new: nothing was made by this recipe yet: an exclude that leaves out nothing is an error then.
 
     Raises:
         UsageError: a root that is not there, a glob that matches nothing, a column that does not exist.
@@ -74,7 +77,7 @@ def list_spans(recipe: Recipe) -> list[SourceSpan]:
             spans.extend(_generated_spans(recipe, index, source.generate))
             continue
         root = recipe.resolve(source.root)
-        for name, size in _list_files(source, root):
+        for name, size in _list_files(source, root, is_new):
             spans.extend(_spans_or_aside(recipe, index, root, name, size))
     if not spans:
         places = ", ".join(
@@ -124,13 +127,13 @@ def _spans_or_aside(recipe: Recipe, index: int, root: Path, name: str, size: int
         yield SourceSpan(index, name, 0, 1, max(0, size), fault=fault)
 
 
-def _list_files(source: SourceRecipe, root: Path) -> list[tuple[str, int]]:
+def _list_files(source: SourceRecipe, root: Path, is_new: bool) -> list[tuple[str, int]]:
     if not root.is_dir():
         raise UsageError(f"source {source.name}: root {root} is not a folder")
     excluded = Excluded(source.exclude + (_STDLIB_EXCLUDE if source.root == PYTHON_STDLIB else ()))
     names = sorted(files_below(root, source.glob, excluded))
-    for entry in source.exclude:
-        is_hidden = Path(entry).name.startswith(".")  # as .git, which is left out in any case
+    for entry in source.exclude if is_new else ():
+        is_hidden = any(name.startswith(".") for name in entry.split("/"))  # left out in any case
         if entry in excluded.idle and not is_hidden:  # what it was to keep out may be in
             raise UsageError(
                 f"source {source.name}: exclude {entry!r} leaves out nothing under {root}: correct it (a "

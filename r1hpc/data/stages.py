@@ -365,7 +365,7 @@ class _Stages:
         return Vocabulary(**records([path])[0]), path
 
     def _tokens_of_spans(self, keys: list[str], vocabulary: Vocabulary, tokenizer: Path | None) -> list[Path]:
-        made_by = tokenizer.name if tokenizer else asdict(vocabulary)
+        made_by = tokenizer.name if tokenizer else self._content["tokenizer"]
         units = [
             Unit(
                 "tokens",

@@ -43,7 +43,9 @@ def read_parquet(
     try:
         file = open_parquet(source, path)
         info = file.metadata.row_group(group)
-        at_once = rows_at_once(info.total_byte_size, info.num_rows)
+        columns = (info.column(number) for number in range(info.num_columns))
+        read = (each for each in columns if each.path_in_schema.split(".")[0] == source.field.split(".")[0])
+        at_once = rows_at_once(sum(each.total_uncompressed_size for each in read), info.num_rows)
         for batch in file.iter_batches(at_once, [group], [source.field]):
             yield from _documents(batch, row, stop, fields)
             row += batch.num_rows

@@ -176,7 +176,8 @@ class Encoder:
         """The ids of a text cut in two within each spelling of a token that it must not spell.
 
         Such are tokens that are no special ones, and those that the model knows as pieces of text: telling
-        the library to take special tokens for text (encode_special_tokens) does not concern them.
+        the library to take special tokens for text (encode_special_tokens) does not concern them. A tokenizer
+        that begins each text with a blank puts one between the two.
         """
         encoded = self._tokenizer.encode(text, add_special_tokens=False)
         found = zip(encoded.ids, encoded.offsets, strict=True)
@@ -209,6 +210,8 @@ class Encoder:
         chats = chats or [False] * len(texts)
         try:
             return list(self.encode_mixed(texts, chats))
+        except UsageError:
+            raise
         # The library raises plain Exception where a model without an unknown token meets one.
         except Exception as error:
             if len(texts) == 1:

@@ -88,7 +88,7 @@ def memory_of_run(
     trained, whole = num_trained(config, shape), frozen_bytes(config, shape)
     frozen = frozen_bytes(config, shape, world) if stage == 3 else whole
     parameters, gradients, optimizer = state_bytes(trained, stage, world, train.precision)
-    zero, largest = _zero_options(config), largest_tensor(shape)
+    zero, largest = _zero_options(config), min(largest_tensor(shape), trained)
     offloaded, weights_away = _optimizer_is_away(config), stage == 3 and _is_on_host(zero, "offload_param")
     buffers = buffer_bytes(trained + int(whole / width), stage, width, zero) + exchange_bytes(config, shape)
     step = step_bytes(

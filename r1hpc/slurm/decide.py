@@ -197,12 +197,14 @@ def _gpus_per_node(
     if config.cluster.gpus_per_node or (config.cluster.gpus_per_node == 0 and not facts.gpus_per_node):
         return config.cluster.gpus_per_node, []
     if facts.gpus_per_node is not None:
-        if config.cluster.gpus_per_node == 0:
+        if config.cluster.gpus_per_node == 0 and config.stage != "traces":
             raise UsageError(
                 f"the profile says gpus_per_node: 0, and nodes of partition {facts.partition} have "
                 f"{facts.gpus_per_node} GPUs: say which by --gpus-per-node N (0 for a CPU run)"
             )
-        if facts.gpus_per_node or config.stage == "traces":
+        if config.stage == "traces":  # needs none
+            return config.cluster.gpus_per_node or facts.gpus_per_node, []
+        if facts.gpus_per_node:
             return facts.gpus_per_node, []
         raise UsageError(
             f"the nodes of partition {facts.partition} have no GPU: name one that has (--partition), or say "

@@ -109,7 +109,7 @@ def _scripts(
 ) -> Iterator[tuple[str, dict[str, str], str]]:
     """Of each job array: its name, the options that say what it waits for and how many it is, its text."""
     recipe = load_recipe(order.recipe)
-    stages = plan_stages(recipe, list_spans(recipe))
+    stages = plan_stages(recipe, list_spans(recipe, is_new=True))
     dependency = {"dependency": config.resources.dependency} if config.resources.dependency else {}
     for name in (*(stage for stage in stages if stage in (*_SHARED_STAGES, *_STAGES_ALONE)), PUBLISH):
         count = min(order.shares, stages[name]) if name in _SHARED_STAGES else 1

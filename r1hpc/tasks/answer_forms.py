@@ -34,8 +34,13 @@ _WORD = r"[^\W\d_]{2,}(?:['\u2019-][^\W\d_]+)*"
 _WORDS = re.compile(rf"{_WORD}(?:[ ,.]+{_WORD})*\.?")
 _LIST = re.compile(r"\s*,\s*(?:and\s+)?|\s+and\s+")
 TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
-_LETTER = re.compile(r"\(?([A-Z])(?:\)|[.:)](?=\s|$)|\s*\n|\s+[-\u2013]\s|$)", re.ASCII)
-_LETTER_BEHIND = re.compile(r"(?i:answer|option|choice)(?:\s+is)?:?\s+\(?([A-Z])\)?\.?$", re.ASCII)
+_LETTER = re.compile(r"\(?([A-Z])(?:\)|[.:)](?=\s|$)|$)", re.ASCII)
+_LETTER_SET_APART = re.compile(r"\(?([A-Z])\)?(?:\s*\n(?!\s*\(?[A-Z](?![A-Za-z]))|\s+[-\u2013]\s)", re.ASCII)
+_LETTER_SAID = re.compile(
+    r"(?i:(?:so|thus|therefore|hence)?,?\s*(?:the|my)?\s*(?:correct|right|best|final)?\s*"
+    r"(?:answer|option|choice)(?:\s+is)?:?(?:\s+option)?)\s+\(?([A-Z])\)?\.?|\(?([a-z])[).:]?",
+    re.ASCII,
+)
 _COSMETIC = re.compile(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\$")
 _SPACES = re.compile(r"(?:\\[,;!:]|\s)+")
 _LOOSE = re.compile(r"(?<!\w) | (?!\w)")
@@ -94,17 +99,19 @@ def chosen(text: str, choices: Sequence[Any]) -> str | None:
     alone; `$C$`, `**C**`, `\\text{C}` and `\\boxed{C}` too.
     """
     texts = [str(choice).strip(SPACE).casefold() for choice in choices]
-    text = out_of_box(_unmarked(text.strip(SPACE)))
-    for said in (text, TEXT.sub(r"\1", text).strip("$*" + SPACE)):
+    typed = text.strip(SPACE)
+    inner = out_of_box(_unmarked(typed))
+    for said in (typed, inner, TEXT.sub(r"\1", inner).strip("$*" + SPACE)):
         is_bare = re.fullmatch(r"\(?[A-Z][).:]?", said, re.ASCII)
         # A text before a letter: one may begin as `C. elegans` does.
         for whole in (said, said.removesuffix(".")):
             if whole.casefold() in texts and not is_bare:
                 return chr(ord("A") + texts.index(whole.casefold()))
-        if letter := _LETTER.match(said) or _LETTER_BEHIND.search(said):
+        if letter := _LETTER.match(said):
             return letter[1]
-        if re.fullmatch(r"\(?[a-z][).:]?", said, re.ASCII):
-            return said.strip("().:").upper()
+        if meant := _LETTER_SET_APART.match(said) or _LETTER_SAID.fullmatch(said):
+            found = str(next(filter(None, meant.groups()))).upper()
+            return found if ord(found) - ord("A") < len(texts) else None
     return None
 
 

@@ -75,7 +75,7 @@ def check_questions(
         items += map(benchmarks.item, range(benchmarks.num_items))
     elif asks_benchmarks and code is None:  # a run of before: its stage refuses that by itself
         check_num_held_out(tasks[0], num_items(config))
-    if code is None and config.stage != "traces":
+    if code is None and (config.reward.answer_in == "boxed" or _counts_tags(config)):
         for label in {item.task for item in items}:
             prompts = [item.prompt for item in items if item.task == label]
             check_asks_for(config.reward.answer_in, prompts, config.model.system_prompt or "")
@@ -84,6 +84,13 @@ def check_questions(
     elif code is None:
         check_demonstrations(tasks[0], config)
     return [item.prompt for item in items]
+
+
+def _counts_tags(config: RunConfig) -> bool:
+    """Whether an answer outside the tags would be worth nothing: own rewards are given whole completions."""
+    if config.stage == "rl":
+        return config.rl.algorithm != "distill" and not all(map(is_own, config.reward.terms))
+    return config.stage != "traces"
 
 
 def _check_splits(config: RunConfig) -> None:

@@ -38,7 +38,8 @@ def take_apart(text: str, truncated: bool = False, boxed: bool = False) -> Parts
         return _boxed_parts(text, truncated)
     thinking, answer = _between(text, "<think>", "</think>"), _between(text, "<answer>", "</answer>")
     is_once = answer is not None
-    said = text.partition("</think>")[2] if text.count("</think>") == 1 else ""
+    before, _, _ = text.partition("<think>")
+    said = text.partition("</think>")[2] if text.count("</think>") == 1 and "answer>" not in before else ""
     if not is_once and ("<answer>" in said or "</answer>" in said):
         answer = _between(said, "<answer>", "</answer>")
     if thinking is None or answer is None or not is_once or truncated or not answer.strip(_SPACE):

@@ -44,9 +44,12 @@ _LATEX_ONLY = re.compile(r"\{|\d\s*!")
 _FUNCTION = re.compile(
     r"(?<![A-Za-z\\])(sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|ln|exp)(?=\s*[(\d]|\s+[a-z]|_)"
 )
-_LOG_TO_BASE = re.compile(r"(?<![A-Za-z\\])log_")
-_OPERATOR_IN_WORDS = re.compile(r"\broots?\s+of\b|\bmod(?:ulo)?\b", re.IGNORECASE)
+_LOG_TO_BASE = re.compile(r"\s*\$?log_\{?\d+\}?\s*\(?\s*[\d.,]+\s*\)?\$?\.?\s*", re.ASCII)
+_OPERATOR_IN_WORDS = re.compile(
+    r"(?:\broots?\s+of|\bmod(?:ulo)?)\s+\$?-?\d[\d.,]*\$?\)?\.?\s*$", re.ASCII | re.IGNORECASE
+)
 """Of what these say, math-verify would take the last number: 8 for `cube root of 8`."""
+_SAID_BEFORE = re.compile(r"=|\bis\b", re.IGNORECASE)
 _BASE = re.compile(r"\d\s*_\s*\{?\s*(\d{1,2})\s*\}?\s*\$?\s*$")
 _SHORT_WORDS = frozenset(("no", "on", "up", "ok"))
 """As words: as factors, each would equal its letters in another order."""
@@ -103,12 +106,15 @@ def judge(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
     if given is not None and is_typed_otherwise:  # decimals stay: they may be rounded ones
         text = str(given)
     if not latex and "\\" not in text:
-        if _SEVERAL.fullmatch(text) or _OPERATOR_IN_WORDS.search(text):
+        last = _SAID_BEFORE.split(text)[-1]
+        if _SEVERAL.fullmatch(text) or _OPERATOR_IN_WORDS.search(last):
             return False
         said = text.rpartition("=")[2]
         is_bare_latex = _LATEX_ONLY.search(said) and not _LETTERS.search(said)
-        if is_bare_latex or _GOES_ON.search(said) or _LOG_TO_BASE.search(said):
+        if is_bare_latex or _GOES_ON.search(said):
             text, latex = _in_latex(said), True
+        elif _LOG_TO_BASE.fullmatch(last):
+            text, latex = _in_latex(last), True
     elif latex and "\\" not in text:
         text = _in_latex(text)
     return bool(math_verify.verify(_gold(answer, latex), _parsed(text, latex), timeout_seconds=None))

@@ -18,6 +18,7 @@ from typing import Any
 
 from r1hpc.base.rundir import RunDir
 from r1hpc.config.schema import TRAINED_STAGES
+from r1hpc.plan.parts import STAGES_IN_PARTS
 from r1hpc.telemetry.attempts import Attempt, Cause, History
 from r1hpc.telemetry.metrics import Step, Steps, events_path, fold_steps, read_events, read_steps, steps_from
 from r1hpc.telemetry.summary_file import (
@@ -105,7 +106,9 @@ class RunSummary:
         events = _events_by_attempt(self.run)
         taken = self._taken(events)
         return {
-            each.attempt.attempt: list(_spans(self.run, each, *taken[each.attempt.attempt], events))
+            each.attempt.attempt: list(
+                _spans(self.run, self.stage, each, *taken[each.attempt.attempt], events)
+            )
             for each in self.attempts
         }
 
@@ -289,12 +292,13 @@ def _summarise(
         is_alive=now is not None,
     )
     begin = milliseconds(attempt.start)
-    spans = _spans(run, summary, useful, lost, all_events)
+    spans = _spans(run, stage, summary, useful, lost, all_events)
     return replace(summary, split=split_time(spans, begin, max(begin, milliseconds(end))))
 
 
 def _spans(
     run: RunDir,
+    stage: str,
     each: AttemptSummary,
     useful: list[Step],
     lost: list[Step],
@@ -302,16 +306,17 @@ def _spans(
 ) -> Iterable[Span]:
     """See timeline.spans_of."""
     if not each.has_steps:
-        made = milliseconds(_last_made(run, each))
+        made = milliseconds(_last_made(run, stage, each))
         begin, end = milliseconds(each.attempt.start), milliseconds(each.end)
         return [Span(Part.useful, begin, made), Span(Part.lost, made, end)]
     return spans_of(each.attempt, each.end, useful, lost, all_events[each.attempt.attempt])
 
 
-def _last_made(run: RunDir, each: AttemptSummary) -> float:
+def _last_made(run: RunDir, stage: str, each: AttemptSummary) -> float:
     """When the last of what lasts was made, by an attempt that takes no steps: what was begun after the last
     finished part is done again by the next one."""
-    if each.is_alive or each.attempt.cause in (Cause.finished, Cause.stopped):
+    is_over = not each.is_alive and each.attempt.cause not in (Cause.finished, Cause.stopped)
+    if not is_over or stage not in STAGES_IN_PARTS:
         return each.end
     written = (path.stat().st_mtime for path in run.parts.glob("part-*.jsonl"))
     within = (moment for moment in written if each.attempt.start <= moment <= each.end)

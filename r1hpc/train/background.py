@@ -107,7 +107,7 @@ class Write:
         self.stop.set()
 
     def wrote(self) -> None:
-        """A piece of this rank's files is written, or one of them read again."""
+        """A piece of this rank's files is written, or one of them is on the disk and digested."""
         self._pieces += 1
 
     def wait_for_own(self, beat: Callable[[], object] = lambda: None) -> None:

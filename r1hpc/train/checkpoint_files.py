@@ -9,6 +9,7 @@ DeepSpeed's own writers for this were not taken: DecoupledCheckpointEngine commi
 last one, and neither it nor FastCheckpointEngine can load what it wrote (DeepSpeed 0.19.8; issue 8500).
 """
 
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,9 @@ from r1hpc.train.weight_parts import join_weights, part_name, pieces_of, take_we
 
 _PIECE_BYTES = 64 << 20
 """Written at once; between two of them a write can be abandoned."""
+_SYNC_BYTES = 4 << 30
+"""Then the file system is waited for: its cache would take in a whole checkpoint, and an fsync at the end
+give no sign of life for as long as a slow one needs for that."""
 File = tuple[Path, Any]
 
 
@@ -166,6 +170,7 @@ class _Pieces:
         self._file = file
         self._stop = stop
         self._wrote = wrote
+        self._since_sync = 0
         self.failure: AbandonedError | OSError | None = None
         """Why a write failed."""
 
@@ -175,7 +180,11 @@ class _Pieces:
             for start in range(0, len(view), _PIECE_BYTES):
                 if self._stop.is_set():
                     raise AbandonedError("abandoned")
-                self._file.write(view[start : start + _PIECE_BYTES])
+                self._since_sync += self._file.write(view[start : start + _PIECE_BYTES])
+                if self._since_sync >= _SYNC_BYTES:
+                    self._file.flush()
+                    os.fsync(self._file.fileno())
+                    self._since_sync = 0
                 self._wrote()
         except (AbandonedError, OSError) as error:
             self.failure = self.failure or error

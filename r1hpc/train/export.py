@@ -205,12 +205,14 @@ def readable_by_older(values: dict[str, Any]) -> dict[str, Any]:
         name = "rotary_pct" if values.get("model_type") == "gpt_neox" else "partial_rotary_factor"
         found.setdefault(name, rope["partial_rotary_factor"])
     if rope.get("rope_type", "default") != "default":
-        found.setdefault("rope_scaling", _scaling(rope))
+        found.setdefault("rope_scaling", _scaling(str(values.get("model_type")), rope))
     return found
 
 
-def _scaling(rope: Mapping[str, Any]) -> dict[str, Any]:
-    if rope["rope_type"] == "longrope":  # Phi-3's refuses any fourth key
+def _scaling(model_type: str, rope: Mapping[str, Any]) -> dict[str, Any]:
+    """What stands in rope_scaling, which transformers 5 prefers to rope_parameters: all of it."""
+    if model_type == "phi3" and rope["rope_type"] == "longrope" and "attention_factor" not in rope:
+        # transformers 4 refuses any fourth key there.
         return {"type": "longrope", **{key: rope[key] for key in ("short_factor", "long_factor")}}
     return {key: rope[key] for key in rope if key not in ("rope_theta", "partial_rotary_factor")}
 

@@ -236,14 +236,14 @@ def _check_finite(
             f"step {step}: fp16 overflowed {session.skipped_in_a_row} times in a row "
             f"(train.max_skipped_steps={train_.max_skipped_steps}); use bf16, or lower train.lr"
         )
+    if agreed.failed_ranks:
+        ranks = [rank for rank, bad in enumerate(group.gather(not math.isfinite(loss))) if bad]
+        raise NonFiniteError(f"step {step}: the loss is not finite on rank {', '.join(map(str, ranks))}")
     if skipped and not fp16_overflow:  # what the norm then is, depends on the version of DeepSpeed
         raise NonFiniteError(
             f"step {step}: DeepSpeed left the update out, since gradients were not finite: lower train.lr, "
             "or look at the data of this step"
         )
-    if agreed.failed_ranks:
-        ranks = [rank for rank, bad in enumerate(group.gather(not math.isfinite(loss))) if bad]
-        raise NonFiniteError(f"step {step}: the loss is not finite on rank {', '.join(map(str, ranks))}")
     if not fp16_overflow and not norm <= train_.stop_grad_norm:  # `not <=` also catches nan
         raise NonFiniteError(
             f"step {step}: the gradient norm is {norm:g}, above train.stop_grad_norm="

@@ -372,7 +372,7 @@ class Snapshots:
             raise
         except (R1hpcError, RuntimeError) as error:
             raise SaveError(self._no_space(f"writing checkpoint step {step}", error)) from error
-        records = self._store.seal(staging, names)
+        records = self._store.seal(staging, names, write.wrote)
         failpoint("save.sealed")
         return records
 

@@ -216,7 +216,7 @@ def test_verify_says_how_far_it_is_where_a_person_looks(tmp_path: Path) -> None:
             "decontaminate.against: .*nosuch.jsonl is not there",
         ),
         ("tokenizer: {kind: bytes}\ndecontaminate: {against: [.]}\n", "is a folder: name its files"),
-        ("tokenizer: {kind: bytes}\nclean: {lang: [en, eng]}\n", "clean.lang: 'eng' is not one of the 176"),
+        ("tokenizer: {kind: bytes}\nclean: {lang: [yue, eng]}\n", "clean.lang: 'eng' is not one of the 176"),
     ],
 )
 def test_what_a_later_stage_would_find_missing_is_said_by_the_plan(

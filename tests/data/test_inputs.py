@@ -222,6 +222,19 @@ def test_padding_at_the_end_of_rows_is_no_document(tmp_path: Path, pad_id: int, 
     assert dataset.read(0, dataset.num_tokens).tolist() == expected
 
 
+def test_a_build_that_goes_on_with_other_padding_makes_its_rows_anew(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "ids.h5", "w") as file:
+        file["ids"] = np.array([[5, 3, 6, 3, 3], [8, 0, 3, 3, 3]])
+    plain = {"kind": "ids", "vocab_size": 9, "eos_id": 0}
+    source = {"name": "a", "kind": "hdf5", "root": str(tmp_path), "glob": "*.h5", "field": "ids"}
+    out = tmp_path / "out" / "set"
+    build_share(write_recipe(tmp_path, tokenizer=plain, sources=[source]), out, Share("tokens", 0, 1))
+    recipe = write_recipe(tmp_path, tokenizer={**plain, "pad_id": 3}, sources=[source])
+    build_dataset(recipe, out)
+    assert open_dataset(out).window(0, 6).tolist() == [5, 3, 6, 0, 8, 0]
+
+
+
 def test_a_folder_of_datasets_is_read_as_it_was_saved(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     _arrow(tmp_path / "in" / "data-00000-of-00001.arrow", pyarrow.ipc.new_stream)

@@ -20,7 +20,9 @@ CHOICES = ["Rome", "Bonn", "C. elegans"]
         ],
         *[(said, "B") for said in (r"\boxed{B}", "(b)", "b", "B\nBonn", "B - Bonn", "Bonn.", "**B.** Bonn")],
         *[(said, "B") for said in ("The answer is B", "Option B.", "Answer: (B)")],
-        ("I think A", None),
+        *[(said, None) for said in ("I think A", "Option A or option B", "Neither option A nor option B")],
+        *[(said, None) for said in ("not option B", "I rule out option B", "s", "answer: I")],
+        ("So the correct answer is (B).", "B"),
         ("$C. elegans$", "C"),
         ("C. elegans", "C"),
         ("Both", None),
@@ -29,6 +31,19 @@ CHOICES = ["Rome", "Bonn", "C. elegans"]
 )
 def test_the_choice_that_is_meant(text: str, letter: str | None) -> None:
     assert chosen(text, CHOICES) == letter
+
+
+@pytest.mark.parametrize(
+    ("text", "choices"),
+    [
+        ("`list.append`", ["`list.append`", "`list.add`"]),
+        ("**Paris**", ["**Paris**", "Rome"]),
+        (r"\boxed{5}", [r"\boxed{5}", "6"]),
+        ("`x`", ["`x`", "`y`"]),
+    ],
+)
+def test_a_choice_may_be_written_in_marks_itself(text: str, choices: list[str]) -> None:
+    assert chosen(text, choices) == "A"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from r1hpc.config.reasoning import EvaluateConfig, RewardConfig, TaskConfig
 from r1hpc.config.schema import ModelConfig, RunConfig
 from r1hpc.plan.parts import num_items
 from r1hpc.tasks.benchmark import Benchmarks, with_counted_sets
-from r1hpc.tasks.check import check_questions
+from r1hpc.tasks.check import _counts_tags, check_questions
 
 
 def _file(folder: Path, name: str, count: int) -> str:
@@ -89,6 +89,10 @@ def test_who_counts_tags_does_not_ask_for_a_box(tmp_path: Path) -> None:
         check_questions(replace(asked, task=in_boxes))
     check_questions(asked)
     check_questions(replace(asked, task=in_boxes, reward=RewardConfig(answer_in="boxed")))
+    rl = replace(asked, stage="rl", task=TaskConfig(name="chain_sum"))
+    assert _counts_tags(rl)
+    own = RewardConfig(terms={"rew.py:score": 1.0})
+    assert not _counts_tags(replace(rl, reward=own)), "it is given the whole completion"
 
 
 def test_each_set_may_have_a_judge_of_its_own(tmp_path: Path) -> None:

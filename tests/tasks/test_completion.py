@@ -42,6 +42,7 @@ def test_well_formed_is_each_tag_once_in_order(text: str) -> None:
         ("<think><answer>3</answer></think><answer>4</answer>", "4"),
         ("<think><answer>3</answer><answer>4</answer></think>", None),
         ("<think><answer>3</answer></think><answer>4", None),
+        ("<answer>1</answer><think>t</think><answer>2</answer>", None),
         ("<think></think><answer>4", None),
         ("<think></think><answer>4</answer><answer>5</answer>", None),
         ("<think></think><answer><answer>4</answer></answer>", None),

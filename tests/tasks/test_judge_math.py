@@ -68,6 +68,14 @@ def test_words_are_no_products(text: str, answer: str, is_right: bool) -> None:
         *(("2x", "2", False), ("12+5x", "12", False), ("5i", "5", False), ("3pi", "3", False)),
         *(("3 sqrt(2)", "3", False), ("2 sqrt(4)", "4", True), ("2e", "2", False)),
         *(("log_2(8)", "3", True), ("log_2(8)", "8", False), ("log_2 8", "8", False)),
+        *(
+            ("The square root of 16 is 4", "4", True),
+            ("100 mod 7 = 2", "2", True),
+            ("17 mod 5 is 2", "2", True),
+        ),
+        *(("The sum of the roots of the polynomial is 5", "5", True), ("remainder modulo 7 is 3", "3", True)),
+        *(("The value of log_2(8) is 3", "3", True), ("So log_2 of 8 is 3", "3", True)),
+        *(("5 (log_2 scale)", "5", True), ("log_2(8) = 3", "3", True)),
         *(("cube root of 8", "8", False), ("2 mod 5", "5", False), ("1.5e3", r"\frac{3000}{2}", True)),
         *(
             ("3, 5", "5", False),

@@ -157,6 +157,14 @@ def test_transformers_4_reads_rotary_positions_of_every_kind() -> None:
         ("gemma3_text", {"full_attention": {"rope_theta": 1e6, "rope_type": "linear", "factor": 8.0}}),
         ("gpt_neox", {"partial_rotary_factor": 0.4, "rope_theta": 1e4, "rope_type": "default"}),
         ("qwen2", {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6}),
+        (
+            "llama",
+            {
+                **{"rope_type": "longrope", "rope_theta": 1e4, "factor": 8.0, "attention_factor": 1.2},
+                **{"short_factor": [1.0] * 64, "long_factor": [2.0] * 64},
+                "original_max_position_embeddings": 4096,
+            },
+        ),
     ],
 )
 def test_transformers_5_reads_what_is_added_as_what_was_there(family: str, rope: dict[str, Any]) -> None:

@@ -48,8 +48,8 @@ def test_bf16_that_is_emulated_does_not_count(monkeypatch: pytest.MonkeyPatch) -
     assert _has_bf16(SimpleNamespace(device_name=lambda: "cpu", is_bf16_supported=lambda: True))
 
 
-def test_an_evaluation_follows_the_save_of_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is the first thing of the step after, and not done again where the attempt began with it."""
+def test_an_evaluation_is_the_first_thing_of_the_step_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the checkpoint of its own step is on its way; not again where the attempt began with it."""
     asked: list[int] = []
 
     class HeldOut:

@@ -37,7 +37,7 @@ def check_codes(codes: Sequence[str]) -> None:
     Raises:
         UsageError: names it; or the package that ships the model is not installed.
     """
-    labels, _ = _model().predict("a", k=-1)
+    labels, _ = _model().predict("a", k=-1, threshold=-1.0)  # at 0 those are left out that it rules out
     known = [str(label).removeprefix("__label__") for label in labels]
     for code in codes:
         if code not in known:
