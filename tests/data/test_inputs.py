@@ -17,10 +17,11 @@ import zarr
 
 from r1hpc.base.errors import UsageError
 from r1hpc.data import open_lines, sources
-from r1hpc.data.build import build_dataset
+from r1hpc.data.build import build_dataset, build_share
 from r1hpc.data.describe import audit
 from r1hpc.data.reader import TokenDataset, open_dataset
 from r1hpc.data.recipe import load_recipe
+from r1hpc.data.stages import Share
 from r1hpc.data.vocabulary import Encoder, train_byte_bpe
 from r1hpc.plan.chat import load_template
 from tests.data.builds import start_build
@@ -226,13 +227,12 @@ def test_a_build_that_goes_on_with_other_padding_makes_its_rows_anew(tmp_path: P
     with h5py.File(tmp_path / "ids.h5", "w") as file:
         file["ids"] = np.array([[5, 3, 6, 3, 3], [8, 0, 3, 3, 3]])
     plain = {"kind": "ids", "vocab_size": 9, "eos_id": 0}
-    source = {"name": "a", "kind": "hdf5", "root": str(tmp_path), "glob": "*.h5", "field": "ids"}
-    out = tmp_path / "out" / "set"
+    source = {"name": "a", "root": ".", "kind": "hdf5", "glob": "*.h5", "field": "ids"}
+    out = tmp_path / "out"
     build_share(write_recipe(tmp_path, tokenizer=plain, sources=[source]), out, Share("tokens", 0, 1))
     recipe = write_recipe(tmp_path, tokenizer={**plain, "pad_id": 3}, sources=[source])
     build_dataset(recipe, out)
-    assert open_dataset(out).window(0, 6).tolist() == [5, 3, 6, 0, 8, 0]
-
+    assert open_dataset(out).read(0, 6).tolist() == [5, 3, 6, 0, 8, 0]
 
 
 def test_a_folder_of_datasets_is_read_as_it_was_saved(tmp_path: Path) -> None:
