@@ -123,7 +123,7 @@ def numbers(plain: Any) -> list[float]:
 def test_every_key(seed: int, tmp_path: Path) -> None:
     dice, accepted = random.Random(seed), 0
     keys = known_keys()
-    for number in range(500):
+    for number in range(600):
         given = [override(dice, keys) for _ in range(dice.choice((1, 1, 1, 2)))]
         try:
             config = load(dice.choice((None, "smoke", "rl_smoke")), given)

@@ -57,6 +57,8 @@ class ServeConfig:
     """Further words for vLLM's server, such as --max-num-seqs=64."""
 
     def __post_init__(self) -> None:
+        if self.host is not None and not self.host.isprintable():
+            raise ConfigError(f"serve.host={self.host!r} is no name or address of a node")
         if self.host is not None and _is_every_address(self.host.strip("[]")):
             raise ConfigError(
                 f"serve.host={self.host!r} is every address of a node, and others are on its networks too: "

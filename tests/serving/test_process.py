@@ -84,6 +84,7 @@ def test_every_address_of_a_node_is_refused(host: str) -> None:
         (["model.from_scratch=true"], "no use"),
         (["resources.nodes=2"], "one node"),
         (["model.lora_rank=4"], "no use"),
+        (['serve.host="\\0"'], "no name or address of a node"),
     ],
 )
 def test_what_cannot_be_served_is_refused(words: list[str], said: str) -> None:
