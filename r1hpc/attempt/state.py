@@ -220,12 +220,12 @@ _NAMING = ("submitted", "resubmitted", "begin")
 
 
 def _naming_events(run: RunDir) -> list[dict[str, Any]]:
-    """In the order of their times, but a submission never after the begin of its own job: it may be written
-    late, and by a login node whose clock is ahead."""
+    """In the order of their times, but a submission to Slurm never after the begin of its own job: it may be
+    written late, and by a login node whose clock is ahead."""
     named = [e for e in read_run_events(run)[0] if e.get("event") in _NAMING and e.get("job_id")]
     begun: dict[str, float] = {}
     for event in named:
-        if event["event"] == "begin":
+        if event["event"] == "begin" and event.get("executor") == "slurm":
             begun.setdefault(str(event["job_id"]), _time(event))
 
     def moment(event: dict[str, Any]) -> tuple[float, bool]:

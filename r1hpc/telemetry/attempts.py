@@ -174,8 +174,10 @@ class History:
         Those of its own job count whatever the time: the login node's clock may be ahead of theirs.
         """
         newest = max(self.submissions, key=lambda s: float(s["time"]), default={})
-        job_id = str(newest.get("job_id"))
-        return tuple(a for a in self.attempts if a.start >= self._submitted_at or a.job_id == job_id)
+        job_id = str(newest.get("job_id")) if newest.get("executor") == "slurm" else None
+        return tuple(
+            a for a in self.attempts if a.start >= self._submitted_at or (job_id and a.job_id == job_id)
+        )
 
 
 def record(run: RunDir, event: str, **fields: Any) -> None:
