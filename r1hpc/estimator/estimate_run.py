@@ -258,12 +258,12 @@ def _rl_work(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape | Non
         active_params=active,
         eager_layers=shape.num_layers if shape is not None and rollout.engine == "sampler" else 0,
         precision=_precision(config, gpu),
-        # Policy and critic are one network, asked once for the values that PPO's advantages are made of and
-        # once for the old policy (train/update.py, _logits_and_values).
-        logprob_passes=works_out_old_policy(config) + has_critic,
+        # The policy is asked for the old log-probabilities, the critic for the values that PPO's advantages
+        # are made of (train/update.py, prepare).
+        logprob_passes=int(works_out_old_policy(config)),
         num_iterations=config.rl.num_iterations,
         critic_params=active if has_critic else 0.0,
-        critic_passes=has_critic * (1 + works_out_old_policy(config)),
+        critic_passes=int(has_critic),
         reference_params=_reference_params(config, plan, active),
         recompute=config.model.activation_checkpointing,
         rollout_batches=_rollout_batches(config, world) if is_rl else _part_batches(config, world),
