@@ -38,7 +38,7 @@ _LETTER = re.compile(r"\(?([A-Z])(?:\)|[.:)](?=\s|$)|$)", re.ASCII)
 _LETTER_SET_APART = re.compile(r"\(?([A-Z])\)?(?:\s*\n(?!\s*\(?[A-Z](?![A-Za-z]))|\s+[-\u2013]\s)", re.ASCII)
 _LETTER_SAID = re.compile(
     r"(?i:(?:so|thus|therefore|hence)?,?\s*(?:the|my)?\s*(?:correct|right|best|final)?\s*"
-    r"(?:answer|option|choice)(?:\s+is)?:?(?:\s+option)?)\s+\(?([A-Z])\)?\.?|\(?([a-z])[).:]?",
+    r"(?:answer|option|choice)(?:\s+is)?:?(?:\s+option)?)\s+\(?([A-Z])\)?\.?|\(([a-z])\)\.?",
     re.ASCII,
 )
 _COSMETIC = re.compile(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\$")

@@ -18,10 +18,10 @@ CHOICES = ["Rome", "Bonn", "C. elegans"]
             (said, "B")
             for said in (r"\text{B}", r"\text{(B)}", r"\mathbf{B}", "$B$", "**B**", r"\text{Bonn}")
         ],
-        *[(said, "B") for said in (r"\boxed{B}", "(b)", "b", "B\nBonn", "B - Bonn", "Bonn.", "**B.** Bonn")],
+        *[(said, "B") for said in (r"\boxed{B}", "(b)", "B\nBonn", "B - Bonn", "Bonn.", "**B.** Bonn")],
         *[(said, "B") for said in ("The answer is B", "Option B.", "Answer: (B)")],
         *[(said, None) for said in ("I think A", "Option A or option B", "Neither option A nor option B")],
-        *[(said, None) for said in ("not option B", "I rule out option B", "s", "answer: I")],
+        *[(said, None) for said in ("not option B", "I rule out option B", "s", "b", "answer: I")],
         ("So the correct answer is (B).", "B"),
         ("$C. elegans$", "C"),
         ("C. elegans", "C"),
