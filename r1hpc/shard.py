@@ -305,7 +305,11 @@ def _trace(arguments: Namespace) -> int:
     from r1hpc.data.describe import SampleOrder, trace_sample
     from r1hpc.reporting.dataset_text import print_document
 
-    of_run = _fill_in(arguments) if arguments.run is not None else {}
+    of_run: dict[str, Any] = {}
+    if arguments.run is not None:
+        from r1hpc.submission.reading_of_run import fill_in
+
+        of_run = fill_in(arguments)
     order = SampleOrder(arguments.seq_len, arguments.seed or 0, arguments.global_batch_size, **of_run)
     if arguments.doc is not None:
         return _trace_document(arguments, order)
@@ -324,113 +328,6 @@ def _trace(arguments: Namespace) -> int:
     for document in documents:
         print_document(document)
     return 0
-
-
-def _fill_in(arguments: Namespace) -> dict[str, Any]:
-    """What a run's plan says, where no flag says otherwise (an attempt on fewer nodes has other ranks).
-
-    Returns what else a SampleOrder holds.
-    """
-    from r1hpc.base.files import read_json
-    from r1hpc.base.rundir import open_run
-    from r1hpc.config.load import read
-    from r1hpc.plan.run import PlanBatch
-
-    run = open_run(arguments.run)
-    config, plan = read(run.config), read_json(run.plan, PlanBatch)
-    data = config.data
-    if config.stage not in ("pretrain", "sft"):
-        raise UsageError(f"{run.run_id} is of stage {config.stage}, which reads no dataset: name another run")
-    num_steps = config.train.num_steps
-    for flag, step in (("--step", arguments.step), ("--steps", arguments.steps)):
-        # An online mixture's checkpoints say how far its order is known.
-        if step is not None and not data.mix.is_online and not 1 <= step <= num_steps:
-            raise UsageError(f"{flag} {step}: {run.run_id} has the steps 1 to {num_steps}")
-    if arguments.doc is not None and arguments.steps is None:
-        arguments.steps = num_steps
-    plan_hash = _order_in_checkpoints(run, data.path, arguments.dir)
-    if config.stage == "sft" and data.packing and arguments.step is not None:
-        raise UsageError("data.packing puts documents of any rank into a row: take --sample or --doc")
-    topology, batch, shared = plan["topology"], plan["batch"], config.train.sequence_parallel
-    if arguments.step is not None:
-        _refuse_other_ranks(run, arguments, topology["num_nodes"] * topology["ranks_per_node"])
-    if arguments.world_size is None:
-        arguments.rank //= shared  # ranks that share their sequences read as one
-    known = {
-        "seq_len": data.seq_len,
-        "seed": data.seed,
-        "global_batch_size": batch["global_batch_size"],
-        "micro_batch_size": batch["micro_batch_size"],
-        "world_size": topology["num_nodes"] * topology["ranks_per_node"] // shared,
-    }
-    for name, value in known.items():
-        if getattr(arguments, name) is None:
-            setattr(arguments, name, value)
-    found = {
-        "mix": data.mix,
-        "validation_documents": data.validation_documents,
-        "plan_hash": plan_hash,
-    }
-    return found | (_appended(run, data.mix.every, arguments.global_batch_size) if data.mix.is_online else {})
-
-
-def _refuse_other_ranks(run: Any, arguments: Namespace, num_ranks: int) -> None:
-    """The plan is that of the newest submission; a --resume may have changed the ranks and their micro batch.
-
-    Raises:
-        UsageError: the step was taken on other ranks, and no flag says how they shared the batch.
-    """
-    from r1hpc.telemetry.attempts import read_history
-    from r1hpc.telemetry.metrics import read_steps
-
-    if arguments.world_size is not None and arguments.micro_batch_size is not None:
-        return
-    taken = read_steps(run).effective.get(arguments.step)
-    ranks = {each.attempt: each.ranks for each in read_history(run).attempts}
-    then = ranks.get(taken.attempt) if taken is not None else None
-    if then and then != num_ranks:
-        raise UsageError(
-            f"step {arguments.step} was taken on {then} ranks, and the plan of {run.run_id} is for "
-            f"{num_ranks} now: give --world-size and --micro-batch-size as they were (ranks that share their "
-            "sequences count as one)"
-        )
-
-
-def _order_in_checkpoints(run: Any, path: str | None, folder: Path) -> str | None:
-    """The plan_hash that the run's newest checkpoint names, if there is one.
-
-    Raises:
-        UsageError: the run is known to have been trained on another dataset than that in `folder`.
-    """
-    from r1hpc.checkpoint.store import CheckpointStore
-    from r1hpc.data.manifest import MANIFEST, read_manifest
-
-    newest = next(iter(CheckpointStore(run.checkpoints).list()), None)
-    if newest is not None:
-        known = newest.manifest.meta.get("dataset_id")
-    else:
-        known = read_manifest(Path(path)).id if path and Path(path, MANIFEST).is_file() else None
-    found = read_manifest(folder).id
-    if known not in (None, found):
-        raise UsageError(
-            f"{folder} holds dataset {found[:12]}, and {run.run_id} was trained on {str(known)[:12]}: give "
-            "its folder (`inspect DIR` shows the id)"
-        )
-    return None if newest is None else newest.manifest.meta.get("plan_hash")
-
-
-def _appended(run: Any, every: int, global_batch_size: int) -> dict[str, Any]:
-    """The changes of weights that a run has appended, as its newest checkpoint holds them."""
-    from r1hpc.checkpoint.store import CheckpointStore
-    from r1hpc.data.mixture import Change
-
-    newest = next(iter(CheckpointStore(run.checkpoints).list()), None)
-    step = newest.step if newest else 0
-    changes = newest.manifest.meta["mix"]["changes"] if newest else []
-    return {
-        "changes": [Change(first, tuple(weights)) for first, weights in changes],
-        "known_samples": (step // every + 1) * every * global_batch_size,
-    }
 
 
 def _sample_of(arguments: Namespace) -> int:

@@ -203,7 +203,8 @@ def _gpus_per_node(
                 f"{facts.gpus_per_node} GPUs: say which by --gpus-per-node N (0 for a CPU run)"
             )
         if config.stage == "traces":  # needs none
-            return config.cluster.gpus_per_node or facts.gpus_per_node, []
+            said = config.cluster.gpus_per_node
+            return facts.gpus_per_node if said is None else said, []
         if facts.gpus_per_node:
             return facts.gpus_per_node, []
         raise UsageError(

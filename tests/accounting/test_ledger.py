@@ -226,24 +226,25 @@ def test_what_a_killed_attempt_had_not_saved_is_lost(tmp_path: Path) -> None:
     assert [len(steps) for steps in ledger.summary.useful_steps().values()] == [20]
 
 
-def test_a_stage_without_optimizer_steps_is_useful(tmp_path: Path) -> None:
-    made = RecordedRun(tmp_path / "demo", gpus=1)
-    made.run.config.write_text(made.run.config.read_text().replace("stage: pretrain", "stage: evaluate"))
+def ended_after_50_s(folder: Path, stage: str, cause: str) -> RecordedRun:
+    """A run of a stage without optimizer steps, on one GPU."""
+    made = RecordedRun(folder / "demo", gpus=1)
+    made.run.config.write_text(made.run.config.read_text().replace("stage: pretrain", f"stage: {stage}"))
     made.submit("local-1")
     made.begin()
     made.clock += 50
-    made.end("finished")
+    made.end(cause)
+    return made
+
+
+def test_a_stage_without_optimizer_steps_is_useful(tmp_path: Path) -> None:
+    made = ended_after_50_s(tmp_path, "evaluate", "finished")
     ledger = ledger_of(made.run)
     assert (ledger.stage, ledger.split()) == ("evaluate", Split(useful=50_000))
 
 
 def test_what_a_killed_attempt_had_begun_of_a_stage_in_parts_is_lost(tmp_path: Path) -> None:
-    made = RecordedRun(tmp_path / "demo", gpus=1)
-    made.run.config.write_text(made.run.config.read_text().replace("stage: pretrain", "stage: generate"))
-    made.submit("local-1")
-    made.begin()
-    made.clock += 50
-    made.end("oom")
+    made = ended_after_50_s(tmp_path, "generate", "oom")
     assert ledger_of(made.run).split() == Split(lost=50_000), "it made nothing"
     made.begin()
     part = made.run.parts / "part-000000.jsonl"

@@ -59,6 +59,8 @@ def test_a_job_becomes_no_cpu_run_by_itself(words: tuple[str, ...], there: int, 
     with pytest.raises(UsageError, match=said):
         decide(train(*words), "slurm", facts=facts)
     assert decide(train(*words, "resources.gpus_per_node=0"), "slurm", facts=facts).gpus_per_node == 0
+    traces = load.load(None, ["stage=traces", *words])
+    assert decide(traces, "slurm", facts=facts).gpus_per_node == 0, "it needs none"
     no_gpus = dataclasses.replace(FACTS, gpus_per_node=0)
     assert decide(train("cluster.gpus_per_node=0"), "slurm", facts=no_gpus).gpus_per_node == 0
 
