@@ -1,6 +1,6 @@
 """How a run reads its dataset, for `shard trace --run`: in which order, and which rank what of a batch.
 
-    order = SampleOrder(..., **fill_in(arguments))      # the arguments of `shard trace`, filled in
+order = SampleOrder(..., **fill_in(arguments))      # the arguments of `shard trace`, filled in
 """
 
 from argparse import Namespace
