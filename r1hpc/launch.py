@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from r1hpc.base.cli import ArgumentParser, run_command
 from r1hpc.base.errors import UsageError
-from r1hpc.base.rundir import RunDir, open_run
+from r1hpc.base.rundir import RunDir, find_run, open_run
 
 
 def main(argv: Sequence[str]) -> int:
@@ -35,15 +35,15 @@ def main(argv: Sequence[str]) -> int:
     os.umask(0o077)
     if arguments.step == "chain":
         return _chain(arguments.run_dir, arguments.stages, arguments.lock_fd)
-    run = open_run(arguments.run_dir)
     if arguments.step == "begin":
-        return _begin(run)
+        return _begin(find_run(arguments.run_dir))
     if arguments.step in ("end", "track") and arguments.attempt is None:
         parser.error(f"{arguments.step} needs --attempt")
+    if arguments.step == "end":  # the attempt is over: that goes on record whatever became of the folder
+        return _end(find_run(arguments.run_dir), arguments.attempt, arguments.status, arguments.hurry)
+    run = open_run(arguments.run_dir)
     if arguments.step == "track":
         return _track(run, arguments.attempt, arguments.tracker)
-    if arguments.step == "end":
-        return _end(run, arguments.attempt, arguments.status, arguments.hurry)
     if arguments.step == "rank":
         run_rank(str(run.path))
     from r1hpc.attempt.local import Supervisor

@@ -16,9 +16,10 @@ from r1hpc.attempt.rivals import alone, own_restarts, refuse_a_ghost, refuse_a_s
 from r1hpc.attempt.state import job_named
 from r1hpc.attempt.trackers import start_trackers
 from r1hpc.attempt.unended import close_unended, newest_step
+from r1hpc.base.errors import StateError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.files import read_json, write_json
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.rundir import RunDir, check_private
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.load import read
 from r1hpc.config.schema import RunConfig
@@ -67,10 +68,15 @@ def begin(run: RunDir, executor: str, job_id: str, node_names: tuple[str, ...], 
 
 
 def _begin(run: RunDir, executor: str, job_id: str, node_names: tuple[str, ...], ranks: int) -> int | None:
+    try:
+        check_private(run)
+    except StateError as error:  # the same on every node
+        raise MustNotGoOnError(str(error)) from None
     config = read(run.config)
     refuse_a_second_job(run, job_id)
     refuse_a_ghost(run, executor, job_id)
     failpoint("begin")
+    CheckpointStore(run.checkpoints).drop_unfinished()  # first: what follows writes, and the disk may be full
     if executor == "slurm":
         _record_excluded(run, config, job_id)
     close_unended(run, config, job_id)

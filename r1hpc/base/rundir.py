@@ -118,12 +118,22 @@ def open_run(path: Path | str) -> RunDir:
 
     Raises:
         UsageError: nothing there.
-        StateError: the folder or its configuration belongs to somebody else, or others may write it.
+        StateError: others may write the folder.
+    """
+    run = find_run(path)
+    check_private(run)
+    return run
+
+
+def find_run(path: Path | str) -> RunDir:
+    """As open_run, for what neither executes nor unpickles anything of it.
+
+    Raises:
+        UsageError: nothing there.
     """
     for candidate in (Path(path), default_run_root() / path):
         run = RunDir(candidate)
         if run.config.is_file() or run.attempts.is_file():
-            _check_private(run.path)
             return run
     raise UsageError(
         f"no run at {path} (looked for config.yaml there and under {default_run_root().absolute()}): "
@@ -132,7 +142,10 @@ def open_run(path: Path | str) -> RunDir:
     )
 
 
-def _check_private(path: Path) -> None:
-    status = path.stat()
-    if status.st_mode & 0o022:
-        raise StateError(f"others may write the run folder {path}; run: chmod go-w {path}")
+def check_private(run: RunDir) -> None:
+    """
+    Raises:
+        StateError: others may write the folder, and so plant what is executed.
+    """
+    if run.path.stat().st_mode & 0o022:
+        raise StateError(f"others may write the run folder {run.path}; run: chmod go-w {run.path}")

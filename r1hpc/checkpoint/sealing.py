@@ -1,5 +1,6 @@
 """Make staged files durable, private and known by their digest, and check that none was forgotten."""
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterable
@@ -41,25 +42,41 @@ def check_sealed(staging: Path, records: Iterable[FileRecord]) -> list[Path]:
     Raises:
         CheckpointWriteError: naming the file.
     """
-    found = dict(walk(staging))
-    folders = [staging / name for name, status in found.items() if stat.S_ISDIR(status.st_mode)]
-    sizes = {
-        name: status.st_size if stat.S_ISREG(status.st_mode) else -1
-        for name, status in found.items()
-        if not stat.S_ISDIR(status.st_mode)
-    }
+    found = {name: stat.S_ISDIR(status.st_mode) for name, status in walk(staging)}
+    folders = [staging / name for name, is_folder in found.items() if is_folder]
+    unclaimed = {name for name, is_folder in found.items() if not is_folder}
     for record in records:
-        size = sizes.pop(record.name, None)
-        if size is None:
+        if record.name not in unclaimed:
             raise CheckpointWriteError(f"{staging / record.name} is missing or was sealed by two ranks")
+        unclaimed.remove(record.name)
+        size = _size(staging / record.name)
         if size != record.size:
             raise CheckpointWriteError(
                 f"{staging / record.name} was sealed at {record.size} bytes and has {size} at the commit; "
                 "finish writing it before seal()"
             )
-    for name in sizes:
+    for name in unclaimed:
         raise CheckpointWriteError(f"{staging / name} was written but sealed by no rank")
     return sorted(folders, reverse=True) + [staging]
+
+
+def _size(path: Path) -> int:
+    """Of a file that perhaps another node has written; -1 for what is no plain file.
+
+    Opened: an NFS client asks the server at every open. What it was told of the file before, when a rank here
+    listed the folder while another node still wrote, it may answer from memory for seconds.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return -1
+        raise
+    try:
+        status = os.fstat(fd)
+    finally:
+        os.close(fd)
+    return status.st_size if stat.S_ISREG(status.st_mode) else -1
 
 
 def _seal_file(staging: Path, name: str, pool: ThreadPoolExecutor) -> FileRecord:

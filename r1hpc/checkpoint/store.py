@@ -372,8 +372,18 @@ class CheckpointStore:
         `begin` will."""
         with contextlib.suppress(OSError):
             self._sweep()
-            for _, _, newest in fence.incarnations(self.root)[-1:]:
-                sweep_trash(newest, "end.sweep")
+        self.drop_unfinished()
+
+    def drop_unfinished(self) -> None:
+        """Remove what attempts left half written, or only out of sight. Never fails; their ranks are gone.
+
+        `begin` removes it too, but a full disk may leave `begin` no place for its own folder before that.
+        """
+        with contextlib.suppress(OSError):
+            for _, _, folder in fence.incarnations(self.root):
+                for staging in folder.glob("step-*"):
+                    discard(staging, folder, "unfinished")
+                sweep_trash(folder, "unfinished")
 
     def _sweep(self) -> None:
         """Remove trash, and the folders of all incarnations but ours and the newest."""

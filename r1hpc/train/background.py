@@ -122,11 +122,19 @@ class Write:
                 seen = self._pieces
                 beat()
 
-    def settle(self, timeout_s: float) -> None:
-        """Give it so long to be committed or to fail, then abandon it. Not collective."""
-        if not self._decided.wait(timeout_s):
-            self.abandon()
-            self._decided.wait(timeout_s)
+    def settle(self, patience_s: float) -> None:
+        """Let it be committed or fail; abandon it so long after this rank's last piece. Not collective.
+
+        Another rank may be dead, and then the commit never comes.
+        """
+        seen, last = self._pieces, time.monotonic()
+        while not self._decided.wait(min(_LOOK_S, patience_s)):
+            if self._pieces != seen:
+                seen, last = self._pieces, time.monotonic()
+            elif time.monotonic() - last >= patience_s:
+                self.abandon()
+                self._decided.wait(patience_s)
+                return
 
     def wait(self, *, hurry: bool) -> None:
         """Until there is nothing left to do; in a hurry, until it is committed or failed."""

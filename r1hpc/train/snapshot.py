@@ -37,7 +37,7 @@ from r1hpc.train.weight_parts import part_name
 
 _TAG = "deepspeed"
 _SETTLE_S = 30.0
-"""For a write under way when its rank fails: srun ends the others soon after the first has left."""
+"""For a write under way when its rank fails, after this rank's last piece: the others may be dead."""
 _T = TypeVar("_T")
 
 

@@ -8,15 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from r1hpc import launch
 from r1hpc.attempt.begin import begin
 from r1hpc.attempt.refusal import MustNotGoOnError
 from r1hpc.attempt.state import State, read_situation
-from r1hpc.base.errors import R1hpcError
+from r1hpc.base import failpoints
+from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.files import read_records
 from r1hpc.base.rundir import RunDir
+from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config import load
 from r1hpc.slurm.contract import OVER
 from r1hpc.telemetry.attempts import Cause, read_history, record
+from tests.checkpoint.harness import history, verified_steps
 
 _RECIPE = """\
 name: own
@@ -60,6 +64,35 @@ def test_data_that_cannot_be_used_ends_the_run_at_once(run: RunDir) -> None:
     with_source(run, [json.dumps({"text": "one document " * 40})] * 20)
     record(run, "submitted", executor="local", job_id="local-1")
     assert start(run) == 1  # asked for again
+
+
+def test_a_folder_that_others_may_write_ends_the_run_at_once(run: RunDir) -> None:
+    """As after `chmod -R g+w` while it ran: the same on every node."""
+    load.save(load.load(None, ["stage=traces", "resources.gpus_per_node=0"]), run.config)
+    assert start(run) == 1
+    run.path.chmod(0o770)
+    with pytest.raises(UsageError, match="demo has begun no attempt 9"):  # it is read: the end goes on record
+        launch.main(["end", str(run.path), "--attempt", "9"])
+    with pytest.raises(MustNotGoOnError, match=r"others may write the run folder .*: chmod go-w"):
+        start(run)
+    assert read_records(run.attempts)[-1]["event"] == "not_begun"
+
+
+def test_room_is_made_before_anything_is_written(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the last attempt only took out of sight may be all that a full disk has to give."""
+    load.save(load.load(None, ["stage=traces", "resources.gpus_per_node=0"]), run.config)
+    store = history(run.checkpoints, 10, 20, 30)
+    assert store.prune([], hurry=True) == [10]
+    half = store.open_staging(40, 0, "t")
+    (half / "rank_0.pt").write_bytes(b"half of it")
+    monkeypatch.setattr(failpoints, "_calls", {})
+    monkeypatch.setenv("R1HPC_FAILPOINT", "begin.root.before:enospc")
+    with pytest.raises(R1hpcError, match="No space left on device"):
+        start(run)
+    assert [path.name for path in (run.checkpoints / ".incarnation-0-t").iterdir()] == ["begun"]
+    monkeypatch.delenv("R1HPC_FAILPOINT")
+    assert start(run) == 1
+    assert verified_steps(CheckpointStore(run.checkpoints)) == [30, 20]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from r1hpc.checkpoint.disk import walk
 from r1hpc.checkpoint.errors import SupersededError
 from r1hpc.checkpoint.store import CheckpointStore
-from tests.checkpoint.harness import end_of, history, save, start_child, verified_steps
+from tests.checkpoint.harness import end_of, history, save, start_child, verified_steps, write_files
 
 NUM_KILLS = 15
 
@@ -41,6 +41,15 @@ def test_in_a_hurry_it_reads_nothing_and_removes_only_below_what_it_knows(tmp_pa
     assert len(list(tmp_path.glob(".incarnation-1-t/*"))) == 3, "renamed away, not deleted"
     CheckpointStore(tmp_path).begin(2, "t")
     assert not list(tmp_path.glob(".incarnation-1-t/*"))
+
+
+def test_of_a_run_that_is_over_nothing_half_written_stays(tmp_path: Path) -> None:
+    store = history(tmp_path, 10, 20)
+    half = store.open_staging(30, 0, "t")
+    write_files(half, 30)
+    CheckpointStore(tmp_path).sweep()
+    assert not half.exists()
+    assert verified_steps(CheckpointStore(tmp_path)) == [20, 10]
 
 
 def test_ten_preemptions_never_leave_more_than_keep_and_one(tmp_path: Path) -> None:

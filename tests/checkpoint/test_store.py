@@ -5,12 +5,14 @@ import json
 import os
 import stat
 import subprocess
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from r1hpc.base.errors import StateError
+from r1hpc.checkpoint import sealing
 from r1hpc.checkpoint.disk import walk
 from r1hpc.checkpoint.errors import CheckpointWriteError, NoUsableCheckpointError
 from r1hpc.checkpoint.fence import BEGUN
@@ -44,6 +46,20 @@ def test_commit_returns_what_a_reader_reads(tmp_path: Path) -> None:
     store = history(tmp_path)
     committed = save(store, 10, 0)
     assert CheckpointStore(tmp_path).newest_verified() == committed
+
+
+def test_sizes_that_a_client_remembers_of_a_file_still_being_written_fail_no_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS, where rank 0 has listed the folder before another node wrote on."""
+
+    def remembered(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+        for name, status in walk(folder):
+            yield name, os.stat_result((*status[:6], status.st_size // 2, *status[7:]))
+
+    store = history(tmp_path)
+    monkeypatch.setattr(sealing, "walk", remembered)
+    assert holds_what_was_written(save(store, 10, 0))
 
 
 def test_a_first_start_has_no_checkpoint(tmp_path: Path) -> None:

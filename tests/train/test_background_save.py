@@ -15,9 +15,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from r1hpc.checkpoint.manifest import FileRecord
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.schema import Precision
 from r1hpc.telemetry.attempts import Cause
+from r1hpc.train.background import Exchange, Report, Write, records_of
 from r1hpc.train.checkpoint_files import load_file
 from r1hpc.train.distributed import Group
 from r1hpc.train.errors import SaveError
@@ -270,3 +272,23 @@ def test_an_error_in_training_does_not_cost_the_write_under_way(tmp_path: Path) 
     assert attempt.cause is Cause.crash
     assert "failpoint step.begin" in attempt.detail
     assert [found.step for found in CheckpointStore(run.checkpoints).list()] == [6]
+
+
+@pytest.mark.parametrize(("pieces", "committed"), [(6, 7), (0, None)])
+def test_on_the_way_out_a_write_has_as_long_as_it_gets_on(pieces: int, committed: int | None) -> None:
+    def write_own(write: Write) -> list[FileRecord]:
+        for _ in range(pieces):
+            time.sleep(0.2)
+            write.wrote()
+        if not pieces:
+            write.stop.wait(60)  # stuck, until it is given up
+            raise SaveError("abandoned")
+        return []
+
+    def commit(reports: list[Report]) -> int:
+        records_of(reports)
+        return 7
+
+    write = Write(1, 1, Exchange(Group(0, 0, 1, torch.device("cpu"))), write_own, commit, lambda: None)
+    write.settle(0.6)
+    assert write.committed_bytes == committed
