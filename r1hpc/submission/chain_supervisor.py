@@ -1,5 +1,7 @@
 """The stages of a chain one after the other on this machine, where there is no Slurm.
 
+A stage that does not finish holds back those that need it, and no other, as Slurm's afterok does.
+
 Each stage is `r1hpc.launch local` with the code frozen for it, in a session of its own: a supervisor that is
 killed leaves the stage at work, and the next one waits for it. SIGTERM is passed on to the stage, which saves
 and ends; so the chain ends. The lock of the chain is held until then: there is one supervisor at a time.
@@ -13,6 +15,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from r1hpc.attempt.detached import start_detached
+from r1hpc.attempt.needs import unmet
 from r1hpc.attempt.state import read_situation
 from r1hpc.base.lock import say_holder
 from r1hpc.base.rundir import RunDir
@@ -34,19 +37,18 @@ class ChainSupervisor:
         chain.record("supervising", pid=os.getpid(), stages=[run.run_id for run in runs])
 
     def supervise(self) -> int:
-        """Run stage after stage; 0 when all are finished, 1 at the first that is not."""
+        """Run stage after stage; 0 when all are finished, else 1, after those that need none that is not."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         for run in self._runs:
             self._wait_for_another(run)
-            if not run.finished.exists() and not self._stopping:
+            if not (run.finished.exists() or self._stopping or unmet(run)):
                 print(f"{self._chain.name}: {run.run_id} begins", flush=True)
                 self._run(run)
-            if not run.finished.exists():
-                print(f"{self._chain.name}: ends, since {run.run_id} is not finished", flush=True)
-                return 1
-        print(f"{self._chain.name}: every stage is finished", flush=True)
-        return 0
+        left = [run.run_id for run in self._runs if not run.finished.exists()]
+        said = f"ends, since {', '.join(left)} did not finish" if left else "every stage is finished"
+        print(f"{self._chain.name}: {said}", flush=True)
+        return 1 if left else 0
 
     def _run(self, run: RunDir) -> None:
         self._stage = start_detached(["local", str(run.path)], run, run.logs / "local.out")

@@ -15,6 +15,7 @@ from r1hpc.base.names import check_name, printable
 from r1hpc.base.rundir import RunDir, default_run_root
 from r1hpc.slurm.fields import check_path, refuse_shell_overrides
 from r1hpc.submission.chain_file import without_stage
+from r1hpc.submission.chain_folder import ChainDir
 
 DEFAULT_JOB = "train"
 
@@ -61,6 +62,11 @@ class Order:
     @property
     def is_dry_run(self) -> bool:
         return self.purpose in (Purpose.dry_run, Purpose.estimate)
+
+    @property
+    def counted_root(self) -> Path:
+        """The run root whose budget and whose other runs count: of a chain's stage, that of the chain."""
+        return self.run_root.parent if ChainDir(self.run_root).definition.is_file() else self.run_root
 
     def folder(self, name: str) -> RunDir:
         """The folder of a run or of a chain under the run root.

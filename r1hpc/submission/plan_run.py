@@ -237,7 +237,7 @@ def plan_run(
         facts=facts,
         expected_model=expected_model,
         expected_teacher=expected_teacher,
-        save_speed=measured_save_speed(order.run_root, config.resources.nodes),
+        save_speed=measured_save_speed(order.counted_root, config.resources.nodes),
         has_nodes=order.purpose is Purpose.inside_job,
     )
     if executor == "slurm" and order.purpose is not Purpose.estimate:
@@ -255,7 +255,7 @@ def plan_run(
     text = script.make_script(
         run, decision.config, gpus_per_node=decision.gpus_per_node, signal_lead_s=decision.signal_lead_s
     )
-    estimate, no_estimate = estimate_for(order.run_root, decision.config, decision.plan, expected_model)
+    estimate, no_estimate = estimate_for(order.counted_root, decision.config, decision.plan, expected_model)
     ignored = ", ".join(flags.ignored_variables(os.environ))
     notes += [f"not used from the environment: {ignored}"] if ignored else []
     notes += [*decision.notes, *no_estimate, *_memory_notes(decision.config, decision.plan, is_new)]

@@ -25,7 +25,7 @@ def submit(order: Order) -> "SubmittedRun | SubmittedChain":
         UsageError: it cannot be as it was asked for.
         R1hpcError: the budget does not hold it, or Slurm refuses or does not answer.
     """
-    with nullcontext() if order.is_dry_run else budget_held(order.run_root):
+    with nullcontext() if order.is_dry_run else budget_held(order.counted_root):
         return _submit(order)
 
 

@@ -146,7 +146,7 @@ def _plan(
         refuse_shown_again(frozen.configs, definition.configs, definition.needs, begun, queued)
         kept = _kept_as_they_are(frozen, steps)
     planned = [step.planned for step in steps if step.planned is not None]
-    said = check_budget(planned, order.run_root, order.over_budget)
+    said = check_budget(planned, order.counted_root, order.over_budget)
     heard = _slurm_says(steps) if order.is_dry_run else []
     return steps, (*kept, *said, *_merged_notes(steps), *heard)
 

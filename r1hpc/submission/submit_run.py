@@ -57,7 +57,7 @@ def _start(order: Order) -> SubmittedRun:
 def plan_within_budget(order: Order) -> PlannedRun:
     """The plan, with what the budget says to it; an error where it does not fit."""
     planned = plan_resumed_run(order) if order.resume else plan_new_run(order)
-    said = check_budget([planned], order.run_root, order.over_budget)
+    said = check_budget([planned], order.counted_root, order.over_budget)
     return replace(planned, notes=(*planned.notes, *said))
 
 
@@ -77,7 +77,7 @@ def prepare_inside_job(order: Order) -> tuple[int, RunDir, tuple[str, ...]]:
     order = _as_allocated(order, run)
     if _is_half_made(run):
         shutil.rmtree(run.path)  # this job was preempted while it made it
-    with budget_held(order.run_root):
+    with budget_held(order.counted_root):
         planned = plan_within_budget(order)
         planned = replace(planned, script=replace(planned.script, by_submitit=False))
         with start_run.written(planned, order):

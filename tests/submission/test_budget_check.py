@@ -78,6 +78,20 @@ def test_the_stages_of_a_chain_are_held_against_it_together(tmp_path: Path) -> N
     assert not (tmp_path / "runs" / "small").exists()
 
 
+def test_a_stage_that_goes_on_alone_is_held_against_the_budget_of_its_chain(tmp_path: Path) -> None:
+    slurm = FakeSlurm(tmp_path)
+    file = write_chain(tmp_path, common=_COMMON)
+    size = ("train.num_steps=300", "train.global_batch_size=512", "train.micro_batch_size=8")
+    submitted(tmp_path, str(file), "--run-name", "runs", *_GPUS, *size, env=environment(slurm))
+    for job in slurm.jobs():
+        slurm.set_state(job.job_id, "CANCELLED")
+    (tmp_path / "runs" / "budget.yaml").write_text("gpu_hours: 0.01\nstart: 2026-01-01\n")
+    chain_as_root = tmp_path / "runs"  # submit() takes "runs" in it for the run root
+    refused = submit(chain_as_root, "--run-name", "one", "--resume", env=environment(slurm))
+    assert refused.returncode == 1, refused.stdout
+    assert "0.010 of 0.010 are left" in refused.stderr
+
+
 def prepared_run(folder: Path, p50: float | None, done: float = 0.0) -> PlannedRun:
     """32 GPUs for an hour; `done` is the share of its steps that it has taken before."""
     config = load.load(load.find_job("train"), [])

@@ -19,6 +19,15 @@ from tests.runs import assert_same_run, command_output, rank_pids, wait_step, wa
 from tests.submission.chains import actions_of, jobs_of, submit, submitted, write_chain
 
 _THRICE = "  - name: one\n  - name: two\n  - name: three\n"
+_ASIDE = """\
+  - {name: one, limits: {max_crashes: 0}}
+  - {name: two}
+  - name: aside
+    stage: traces
+    needs: []
+    task: {name: chain_sum}
+    generate: {num_items: 40, items_per_part: 10}
+"""
 pytestmark = pytest.mark.timeout(600)
 _SLOW = "step.begin:sleep=3::*:1"
 
@@ -113,6 +122,19 @@ def test_a_chain_killed_at_every_stage_finishes_and_does_nothing_twice(place: Pl
     assert place.one.attempts.read_bytes() == before
     shown = command_output(["-m", "r1hpc.status", str(place.chain.path)])
     assert "small: finished  (3 of 3 stages finished)" in shown
+
+
+def test_a_stage_that_fails_holds_back_those_alone_that_need_it(tmp_path: Path) -> None:
+    file = write_chain(tmp_path, _ASIDE)
+    failing = {**os.environ, "R1HPC_FAILPOINT": "step.begin:raise"}
+    done = submit(tmp_path, str(file), "--executor", "local", "--follow", env=failing)
+    assert done.returncode == 1
+    chain = ChainDir(tmp_path / "runs" / "small")
+    wait_until("end of the supervisor", lambda: supervisor_pid(chain) is None, 120)
+    states = {stage.name: stage.state for stage in read_chain_situation(chain).stages}
+    assert states == {"one": "failed", "two": "waiting", "aside": "finished"}
+    assert not read_history(chain.stage("two")).attempts
+    assert not chain.stage("aside").all_gpu_metrics  # it holds no GPU, and watches nobody else's
 
 
 @pytest.mark.soak

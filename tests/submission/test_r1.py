@@ -29,7 +29,8 @@ _SMALL = (
     *("distil:train.num_steps=12", "distil:checkpoint.save_every=4"),
     *("evaluate.num_items=32", "generate.items_per_part=8"),
 )
-_SLOW = "step.begin:sleep=0.3::*,evaluate.batch:sleep=0.5::*"
+_SLOW = "step.begin:sleep=3::*:1,evaluate.batch:sleep=3::*:1"
+"""First attempts last longer than a submission of the chain, which comes before each stage is killed."""
 _LEFT = ("traces.jsonl", "evaluation.json", "transcripts.txt", "model/model.safetensors")
 
 
