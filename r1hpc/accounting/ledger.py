@@ -134,6 +134,8 @@ class RunLedger:
     """The account it was submitted to; None: the user's default one."""
     window: tuple[float, float] = (-math.inf, math.inf)
     """Unix seconds: what was held before and after does not count."""
+    to_come_of_whole: Spread | None = None
+    """What the run will still use, where this is a part of its time or of its attempts."""
 
     @property
     def run_id(self) -> str:
@@ -209,6 +211,11 @@ class RunLedger:
         return self.split() if self.unit == "GPU-hours" else self.node_split()
 
     @property
+    def is_cut(self) -> bool:
+        """Only what was held within a window counts."""
+        return self.window != (-math.inf, math.inf)
+
+    @property
     def allocations(self) -> list[Allocation]:
         return [each.allocation for each in self.attempts]
 
@@ -237,6 +244,8 @@ class RunLedger:
         """Hours that the run will still use."""
         if not self.is_live:
             return NOTHING
+        if self.to_come_of_whole is not None:
+            return self.to_come_of_whole
         if self.share_done is not None and self.used > 0 and self.share_done >= _LEAST_PROGRESS:
             return by_progress(self.used, min(1.0, self.share_done))
         if self.planned is not None:
@@ -291,13 +300,20 @@ class RunLedger:
             if user in (None, a.allocation.user) and account in (None, a.allocation.account)
         ]
         if start is None and end is None:
-            return replace(self, attempts=tuple(chosen))
+            return replace(self, attempts=tuple(chosen), to_come_of_whole=self.to_come)
         parts = [part for each in chosen if (part := _within(self.summary, each, start, end)) is not None]
         window = (-math.inf if start is None else start, math.inf if end is None else end)
         begun = [each for each in chosen if window[0] <= each.start < window[1]]
         still_waits_s = self.queue_s - sum(each.wait_s or 0.0 for each in self.attempts)
         queue_s = sum(each.wait_s or 0.0 for each in begun) + (still_waits_s if end is None else 0.0)
-        return replace(self, attempts=tuple(parts), queue_s=queue_s, planned=None, window=window)
+        return replace(
+            self,
+            attempts=tuple(parts),
+            queue_s=queue_s,
+            planned=None,
+            window=window,
+            to_come_of_whole=self.to_come,
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -236,8 +236,8 @@ def _wait_for(place: Path, token: str, watchdog: Watchdog) -> _Meeting:
 
 
 def _start_sampler(run: RunDir, config: RunConfig, context: RankContext) -> GpuSampler | None:
-    """One NVML sampler per node, on its first rank."""
-    if not config.monitor.enabled or context.local_rank != 0:
+    """One NVML sampler per node, on its first rank; none in a run without GPUs, which would watch others'."""
+    if not (config.monitor.enabled and config.resources.gpus_per_node) or context.local_rank != 0:
         return None
     sampler = GpuSampler(
         run.gpu_metrics(context.node_name), context.node_name, context.attempt, config.monitor.period_s

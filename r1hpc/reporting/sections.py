@@ -30,7 +30,7 @@ def head(view: View) -> str:
 
 
 def tiles(view: View) -> str:
-    """The four figures that matter most."""
+    """The figures that matter most."""
     whole, spent, taken = sum(view.parts.values()), view.spent, view.committed
     granted = view.budget.gpu_hours if view.budget else None
     useful = f"{100 * view.parts['useful'] / whole:.1f} %" if whole else NONE
@@ -42,8 +42,11 @@ def tiles(view: View) -> str:
         ("Spent", format_hours(spent), share),
         _left(view) if view.is_whole else _planned(view),
         ("Useful", useful, wasted),
-        ("Forecast with running and queued", format_hours(spent + taken.p50), _band(taken + spent)),
     ]
+    if not any(run.is_cut for run in view.runs):  # a window's hours and those to come are no sum of anything
+        shown.append(
+            ("Forecast with running and queued", format_hours(spent + taken.p50), _band(taken + spent))
+        )
     cells = "".join(
         f'<div class="tile"><div class="k">{text(name)}</div><div class="v">{text(value)}</div>'
         f'<div class="d">{text(words)}</div></div>'

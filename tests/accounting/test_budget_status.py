@@ -131,6 +131,14 @@ def test_a_run_counts_by_its_pace_once_it_has_one(root: Path) -> None:
     assert running.to_come.p50 == pytest.approx(running.used * 0.65 / 0.35)
 
 
+def test_what_a_run_will_still_use_is_the_same_in_every_window(root: Path) -> None:
+    now = time.time()
+    running = next(run for run in survey(root, now)[0] if run.state == "running")
+    part = running.selected(now - 3600, None).selected(now - 1800, None)
+    assert 0 < part.used < 0.1 * running.used
+    assert part.to_come == running.to_come
+
+
 def test_a_run_over_its_time_limit_once_still_has_the_next_attempts(root: Path) -> None:
     """The limit is of one attempt, and an estimate that was passed long ago leaves something to come."""
     runs = survey(root, time.time())[0]

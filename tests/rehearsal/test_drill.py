@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from r1hpc import drill as command
-from r1hpc.base.errors import UsageError
+from r1hpc.attempt.state import State
+from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.rehearsal.verdict import Done, judge_attempts, judge_cancel
 from r1hpc.telemetry.attempts import Attempt, Cause, History
 from tests.cluster import Cluster
@@ -133,6 +134,28 @@ def test_an_attempt_after_a_cancel_is_seen() -> None:
     before = attempt(1, Cause.cancelled, 12)
     assert judge_cancel(History((before,), (), 140.0), "cancelled").passed
     assert not judge_cancel(History((before, attempt(2, Cause.finished, 40)), (), 140.0), "finished").passed
+
+
+class _Waiting:
+    """A run whose state is asked for: queued for longer than the drill's patience, then it is over."""
+
+    run_id, path = "a", "runs/a"
+
+    def __init__(self, *states: str) -> None:
+        self._states = [State(each) for each in states]
+
+    def state(self) -> State:
+        return self._states.pop(0) if len(self._states) > 1 else self._states[0]
+
+
+def test_the_time_in_the_queue_does_not_use_up_its_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "_PATIENCE_S", 0.5)
+    monkeypatch.setattr(command, "_ASK_EVERY_S", 0.2)
+    run: Any = _Waiting(*["queued", "requeued"] * 3, "finished")
+    command._wait(run, lambda: False)
+    run = _Waiting("running")
+    with pytest.raises(R1hpcError, match=r"a went no further for an hour.*r1hpc\.cancel runs/a"):
+        command._wait(run, lambda: False)
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,8 @@ def test_a_window_counts_only_what_was_held_in_it(root: Path) -> None:
     page = page_of(root, window=(now - 10 * DAY, None))
     assert "grpo-long-context" in page
     assert "smoke-first" not in page
+    assert "Forecast with running and queued" in page_of(root)
+    assert "Forecast with running and queued" not in page  # the hours of a window and all to come make no sum
 
 
 @pytest.mark.parametrize(
