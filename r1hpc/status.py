@@ -161,6 +161,7 @@ def as_json(ledger: RunLedger) -> dict[str, Any]:
         "attempt": history.last.attempt if history.last else None,
         "global_step": now.global_step,
         "num_steps": now.num_steps,
+        "in_parts": now.in_parts,
         "loss": now.recent[-1].loss if now.recent else None,
         "reward": last_facts.get("reward"),
         "accuracy": last_facts.get("accuracy"),
@@ -168,7 +169,7 @@ def as_json(ledger: RunLedger) -> dict[str, Any]:
         "url": None if address is None else address.place.url,
         "tokens_per_second": now.tokens_per_second,
         "eta_s": now.eta_s,
-        "last_committed_step": _last_committed_step(run),
+        "last_committed_step": (now.global_step or None) if now.in_parts else _last_committed_step(run),
         "job_id": job.job_id if job else None,
         "executor": job.executor if job else None,
         "wall_s": ledger.wall().allocated / 1000,
@@ -241,7 +242,8 @@ def _progress(shown: dict[str, Any]) -> str:
         where = f" at {shown['url']}" if shown["url"] else ""
         return f"{shown['requests']} requests answered{where}"
     step, of = shown["global_step"], shown["num_steps"]
-    parts = [f"step {step if step is not None else 0}" + (f" of {of}" if of is not None else "")]
+    unit = "part" if shown["in_parts"] else "step"
+    parts = [f"{unit} {step if step is not None else 0}" + (f" of {of}" if of is not None else "")]
     if shown["reward"] is not None:  # the loss of RL says nothing of how good the policy is
         parts.append(f"reward {shown['reward']:.3f}")
         parts += [] if shown["accuracy"] is None else [f"accuracy {shown['accuracy']:.3f}"]
@@ -256,7 +258,7 @@ def _progress(shown: dict[str, Any]) -> str:
 
 def _kept(shown: dict[str, Any]) -> str:
     step, used = shown["last_committed_step"], f"{shown['used']:.2f} {shown['unit']} so far"
-    if shown["requests"] is not None:
+    if shown["requests"] is not None or shown["in_parts"]:
         return used
     kept = f"checkpoint of step {step} is committed" if step is not None else "no checkpoint yet"
     return f"{kept}; {used}"

@@ -8,6 +8,8 @@ recorded.attempt(first=16, last=40, cause="finished", committed=40)
 
 import json
 import math
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from r1hpc.base.files import append_record, write_json
 from r1hpc.base.rundir import RunDir
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config import load
+from r1hpc.config.reasoning import EvaluateConfig, GenerateConfig
 from r1hpc.config.schema import RunConfig, TrainConfig
+from r1hpc.plan.parts import STAGES_IN_PARTS
 from r1hpc.telemetry.attempts import record
 from r1hpc.telemetry.metrics import MetricWriter
 
@@ -38,10 +42,16 @@ def bytes_read() -> int:
 class RecordedRun:
     """Writes one run, attempt after attempt; `clock` is the time it has come to."""
 
-    def __init__(self, path: Path, num_steps: int = 40, gpus: int = 0, nodes: int = 1) -> None:
+    def __init__(
+        self, path: Path, num_steps: int = 40, gpus: int = 0, nodes: int = 1, stage: str = "pretrain"
+    ) -> None:
         self.run = RunDir(path)
         self.run.create()
-        load.save(RunConfig(train=TrainConfig(num_steps=num_steps)), self.run.config)
+        config = RunConfig(stage=stage, train=TrainConfig(num_steps=num_steps))
+        if stage in STAGES_IN_PARTS:
+            generated = GenerateConfig(num_items=num_steps, items_per_part=1)
+            config = replace(config, generate=generated, evaluate=EvaluateConfig(num_items=num_steps))
+        load.save(config, self.run.config)
         self.nodes = [f"n{i + 1}" for i in range(nodes)]
         self.gpus = gpus
         self.clock = EPOCH
@@ -109,6 +119,19 @@ class RecordedRun:
                 self.clock += 0.5
                 writer.event("save", time=self.clock, global_step=step, seconds=0.5, bytes=1024)
             self.log(f"step {step}")
+
+    def parts(self, first: int, last: int, part_s: float = 1.0, startup_s: float = 10.0) -> None:
+        """Finished parts of a stage that is made in them, numbered from 0, one after the other."""
+        self.clock += startup_s
+        for number in range(first, last + 1):
+            self.clock += part_s
+            self.finish(self.run.parts / f"part-{number:06d}.jsonl")
+
+    def finish(self, path: Path) -> None:
+        """A piece of work that lies finished on disk from now on."""
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        os.utime(path, (self.clock, self.clock))
 
     def consume(self, step: int, first: int | None = None, attempt: int | None = None) -> None:
         """The ledger line of a step."""

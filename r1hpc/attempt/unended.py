@@ -88,7 +88,7 @@ def newest_step(run: RunDir, config: RunConfig, store: CheckpointStore) -> int |
     found = store.list()
     if found:
         return found[0].step
-    return len(list(run.parts.glob("part-*.jsonl"))) or None
+    return len(run.all_parts) or None
 
 
 def _seen_by_sacct(run: RunDir, last: Attempt) -> tuple[SchedulerView, float | None]:

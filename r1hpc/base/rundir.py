@@ -101,6 +101,11 @@ class RunDir:
         """What each node's GPUs read, as far as any node has written it."""
         return sorted(self.metrics.glob("gpu-*.jsonl"))
 
+    @property
+    def all_parts(self) -> list[Path]:
+        """The finished parts of stages traces, generate and evaluate."""
+        return sorted(self.parts.glob("part-*.jsonl"))
+
     def create(self) -> None:
         """Make the folders, private to the user: pickles and logs live here."""
         self.path.mkdir(mode=0o700, parents=True)

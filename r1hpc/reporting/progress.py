@@ -1,4 +1,4 @@
-"""How far a run is, from the newest lines of its metrics: what `status` says and `watch` shows.
+"""How far a run is, from its newest metrics or its finished parts: what `status` says and `watch` shows.
 
 now = read_progress(ledger)
 now.global_step, now.num_steps, now.tokens_per_second, now.eta_s
@@ -6,13 +6,16 @@ now.global_step, now.num_steps, now.tokens_per_second, now.eta_s
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from r1hpc.accounting.ledger import RunLedger
 from r1hpc.attempt.state import State
 from r1hpc.base.errors import R1hpcError
 from r1hpc.config import load
+from r1hpc.plan.parts import STAGES_IN_PARTS, num_parts
 from r1hpc.telemetry.attempts import Attempt
 from r1hpc.telemetry.metrics import Step, last_steps
+from r1hpc.telemetry.parts import finish_times
 
 _RECENT_STEPS = 20
 """The speed is averaged over these."""
@@ -20,7 +23,7 @@ _RECENT_STEPS = 20
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the weights of a run are, and how fast they get on."""
+    """Where the weights of a run are, and how fast they get on; of a stage in parts, how many there are."""
 
     recent: tuple[Step, ...]
     """The newest steps on record, oldest first."""
@@ -30,6 +33,13 @@ class Progress:
     """Over the recent steps of the newest attempt."""
     eta_s: float | None
     """Seconds to the last step; None where the run is not running, or too young to say."""
+    in_parts: bool = False
+    """Its stage takes no steps: `global_step` and `num_steps` count parts."""
+
+    @property
+    def unit(self) -> str:
+        """What is counted."""
+        return "part" if self.in_parts else "step"
 
 
 def read_progress(ledger: RunLedger, num_recent: int = _RECENT_STEPS) -> Progress:
@@ -38,6 +48,8 @@ def read_progress(ledger: RunLedger, num_recent: int = _RECENT_STEPS) -> Progres
     Args:
         num_recent: steps to read; the speed is that of the last 20 at most.
     """
+    if ledger.stage in STAGES_IN_PARTS:
+        return _of_parts(ledger)
     recent = last_steps(ledger.run, num_recent)
     speed = recent[-_RECENT_STEPS:]
     step, num_steps = _global_step(ledger.situation.history.last, recent), _num_steps(ledger)
@@ -49,6 +61,23 @@ def read_progress(ledger: RunLedger, num_recent: int = _RECENT_STEPS) -> Progres
         tokens_per_second=_tokens_per_second(speed),
         eta_s=_eta_s(speed, step, num_steps) if running else None,
     )
+
+
+def _of_parts(ledger: RunLedger) -> Progress:
+    made, of = ledger.run.all_parts, _num_steps(ledger)
+    left = None if of is None else max(0, of - len(made))
+    return Progress((), len(made), of, None, _eta_of_parts_s(ledger, made, left), in_parts=True)
+
+
+def _eta_of_parts_s(ledger: RunLedger, made: Sequence[Path], left: int | None) -> float | None:
+    """By the parts of the attempt that runs, from its begin on: ranks finish their parts at about the same
+    moments, between which nothing is told of how long one takes. None before its first part.
+    """
+    last = ledger.situation.history.last
+    if left is None or last is None or ledger.situation.state is not State.running:
+        return None
+    times = finish_times(made, last.start)
+    return left * (times[-1] - last.start) / len(times) if times else None
 
 
 def _global_step(last: Attempt | None, recent: Sequence[Step]) -> int | None:
@@ -64,9 +93,12 @@ def _num_steps(ledger: RunLedger) -> int | None:
     if ledger.num_steps is not None:
         return ledger.num_steps
     try:
-        return load.read(ledger.run.config).train.num_steps
+        config = load.read(ledger.run.config)
     except R1hpcError:  # a run of another version is still worth showing
         return None
+    if config.stage not in STAGES_IN_PARTS:
+        return config.train.num_steps
+    return None if config.generate.items_per_part is None else num_parts(config)
 
 
 def _tokens_per_second(recent: Sequence[Step]) -> float | None:

@@ -10,8 +10,10 @@ from pathlib import Path
 from r1hpc.accounting.budget import format_hours
 from r1hpc.accounting.ledger import RunLedger
 from r1hpc.base.rundir import RunDir
+from r1hpc.plan.parts import STAGES_IN_PARTS
 from r1hpc.reporting.drawing import inline
 from r1hpc.reporting.html import text
+from r1hpc.reporting.progress import read_progress
 from r1hpc.reporting.run_charts import STUB, RunData, charts_of_run, write_pngs
 from r1hpc.telemetry.diagnose import QUICK_BYTES, diagnose
 from r1hpc.telemetry.evaluations import read_evaluations
@@ -29,6 +31,7 @@ def run_card(run: RunLedger, is_alone: bool = False) -> str:
     """The HTML of one run. `is_alone`: it is what the page is about, so everything is drawn."""
     data = read_run_data(run.run, run.summary)
     charts = charts_of_run(data)
+    nothing = "" if run.stage in STAGES_IN_PARTS else _NOTHING
     shown = [chart for name, chart in charts.items() if is_alone or name in _MAIN]
     stub = f'<p class="stub">The GPU readings come from {text(STUB)}.</p>' if data.is_stub else ""
     figures = "".join(
@@ -38,7 +41,7 @@ def run_card(run: RunLedger, is_alone: bool = False) -> str:
         f'<section class="card run" id="run-{text(run.run_id)}"><h3>{text(run.run_id)} '
         f'<span class="badge {text(run.state)}">{text(run.state)}</span></h3>'
         f'<p class="facts">{" · ".join(text(fact) for fact in _facts(run))}</p>'
-        f'{_findings(_newest_findings(run))}{stub}<div class="figures">{figures or _NOTHING}</div></section>'
+        f'{_findings(_newest_findings(run))}{stub}<div class="figures">{figures or nothing}</div></section>'
     )
 
 
@@ -71,6 +74,10 @@ def _facts(run: RunLedger) -> list[str]:
         f"stage {run.stage}",
         run.user,
     ]
+    if run.stage in STAGES_IN_PARTS:
+        now = read_progress(run)
+        of = "" if now.num_steps is None else f" of {now.num_steps:,}"
+        facts.append(f"part {now.global_step:,}{of}")
     if run.mfu is not None:
         facts.insert(2, f"MFU {100 * run.mfu:.1f} %")
     return facts

@@ -86,7 +86,10 @@ class _Screen:
         shown = self._shown
         if shown.chain:
             yield Text(printable(shown.chain))
-        yield from (_title(shown), _bar(shown), Text(), _curves(shown), Text(), _facts(shown))
+        yield from (_title(shown), _bar(shown), Text())
+        if not shown.progress.in_parts:  # nothing has a course over parts
+            yield from (_curves(shown), Text())
+        yield _facts(shown)
         yield from _notes(shown)
         yield from _gpus(shown, options.max_width)  # last, where a low terminal cuts
 
@@ -104,9 +107,9 @@ def _bar(shown: Shown) -> RenderableType:
     if shown.ledger.stage == "serve":
         spells = shown.progress.recent
         return Text(f"{(spells[-1].number('requests') if spells else None) or 0:,.0f} requests answered")
-    step, of = shown.progress.global_step or 0, shown.progress.num_steps
+    step, of, unit = shown.progress.global_step or 0, shown.progress.num_steps, shown.progress.unit
     if not of:
-        return Text(f"step {step:,}")
+        return Text(f"{unit} {step:,}")
     row = Table.grid(padding=(0, 1), expand=True)
     row.add_column(no_wrap=True)
     row.add_column(ratio=1)
@@ -115,7 +118,7 @@ def _bar(shown: Shown) -> RenderableType:
     row.add_row(
         f"{share:4.0%}",
         ProgressBar(total=of, completed=min(step, of)),
-        f"step {step:,} of {of:,}",
+        f"{unit} {step:,} of {of:,}",
     )
     return row
 

@@ -21,6 +21,7 @@ from r1hpc.config.schema import TRAINED_STAGES
 from r1hpc.plan.parts import STAGES_IN_PARTS
 from r1hpc.telemetry.attempts import Attempt, Cause, History
 from r1hpc.telemetry.metrics import Step, Steps, events_path, fold_steps, read_events, read_steps, steps_from
+from r1hpc.telemetry.parts import finish_times
 from r1hpc.telemetry.summary_file import (
     Mark,
     StoredAttempt,
@@ -318,9 +319,7 @@ def _last_made(run: RunDir, stage: str, each: AttemptSummary) -> float:
     is_over = not each.is_alive and each.attempt.cause not in (Cause.finished, Cause.stopped)
     if not is_over or stage not in STAGES_IN_PARTS:
         return each.end
-    written = (path.stat().st_mtime for path in run.parts.glob("part-*.jsonl"))
-    within = (moment for moment in written if each.attempt.start <= moment <= each.end)
-    return max(within, default=each.attempt.start)
+    return max(finish_times(run.all_parts, each.attempt.start, each.end), default=each.attempt.start)
 
 
 def _last_sign(attempt: Attempt, taken: list[Step], events: list[dict[str, Any]]) -> float:

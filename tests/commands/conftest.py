@@ -61,6 +61,20 @@ def supervised(root: Path) -> Iterator[Supervised]:
 
 
 @pytest.fixture
+def in_parts(root: Path) -> RecordedRun:
+    """An evaluation at work: 7 of 100 parts are finished, 4 of them by its second attempt, in a minute."""
+    made = RecordedRun(root / "asked", num_steps=100, gpus=4, stage="evaluate")
+    made.submit("4711", "slurm")
+    made.begin()
+    made.parts(0, 2)
+    made.end("preempted", committed=3)
+    made.clock += 2
+    made.begin(resumed_from=3)
+    made.parts(3, 6, part_s=10.0, startup_s=20.0)
+    return made
+
+
+@pytest.fixture
 def on_cluster(idle_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     """Slurm's commands talk to the test cluster, and runs lie under tmp_path/runs."""
     monkeypatch.setenv("R1HPC_RUN_ROOT", str(tmp_path / "runs"))

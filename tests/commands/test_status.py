@@ -23,7 +23,7 @@ def test_status_of_a_finished_run(finished: RecordedRun, capsys: pytest.CaptureF
     assert (shown["attempt"], shown["global_step"], shown["num_steps"]) == (2, 40, 40)
     assert (shown["last_committed_step"], shown["job_id"], shown["executor"]) == (40, "4711", "slurm")
     assert shown["tokens_per_second"] == 128.0
-    assert shown["eta_s"] is None
+    assert (shown["eta_s"], shown["in_parts"]) == (None, False)
     assert [a["cause"] for a in shown["attempts"]] == ["node_fail", "finished"]
     assert STATUS_KEYS | {"last_committed_step"} <= set(shown["attempts"][0])
     seconds = sum(a["end"] - a["start"] for a in shown["attempts"])
@@ -130,6 +130,37 @@ def test_a_resumed_attempt_stands_where_it_resumed(root: Path, capsys: pytest.Ca
     made.attempt(1, 20, "crash", committed=15)
     made.begin(resumed_from=15)
     assert as_json(status, [], capsys)["global_step"] == 15
+
+
+def test_of_a_stage_in_parts_the_finished_ones_are_counted(
+    in_parts: RecordedRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = as_json(status, [], capsys)
+    assert (shown["in_parts"], shown["global_step"], shown["num_steps"]) == (True, 7, 100)
+    assert (shown["state"], shown["last_committed_step"]) == ("running", 7)
+    assert shown["eta_s"] == 93 * 60.0 / 4, "by what the attempt that runs has made, its start-up included"
+    text = as_text(status, [], capsys)
+    assert "part 7 of 100, 23 min 15 s left" in text
+    assert "checkpoint" not in text
+    row = next(line for line in as_text(status, ["--all"], capsys).splitlines() if "asked" in line)
+    assert row.split()[:5] == ["asked", "running", "2", "7", "100"]
+
+    in_parts.parts(7, 99)
+    in_parts.end("finished", committed=100)
+    assert "part 100 of 100\n" in as_text(status, [], capsys)
+    assert as_json(status, [], capsys)["eta_s"] is None
+
+
+def test_before_its_first_part_nobody_knows_how_long_a_stage_takes(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = RecordedRun(root / "demo", stage="generate", num_steps=8)
+    made.submit("4711", "slurm")
+    made.begin()
+    shown = as_json(status, [], capsys)
+    assert (shown["global_step"], shown["num_steps"], shown["eta_s"]) == (0, 8, None)
+    assert (shown["last_committed_step"], shown["tokens_per_second"]) == (None, None)
+    assert "part 0 of 8\n" in as_text(status, [], capsys)
 
 
 def test_a_torn_last_line_and_a_foreign_config_do_not_stop_status(

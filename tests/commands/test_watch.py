@@ -107,6 +107,21 @@ def test_the_reward_stands_where_there_is_one(
     assert text.index("reward") < text.index("loss")
 
 
+def test_of_a_stage_in_parts_the_finished_ones_are_counted(
+    in_parts: RecordedRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = as_text(watch, ["--once"], capsys)
+    for words in ("asked: running", "  7%", "part 7 of 100", "23 min 15 s left"):
+        assert words in text, text
+    assert "step" not in text
+    assert "\n\n\n" not in text, "nothing stands where curves would"
+    in_parts.parts(7, 99)
+    in_parts.end("finished", committed=100)
+    text = as_text(watch, ["--once"], capsys)
+    assert "100%" in text
+    assert "part 100 of 100" in text
+
+
 def test_of_gpus_the_newest_reading_is_shown(
     at_work: RecordedRun, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -262,6 +262,16 @@ def test_a_run_that_never_began_and_one_without_steps(tmp_path: Path) -> None:
     assert page.count("waiting") >= 1
 
 
+def test_of_a_stage_in_parts_the_finished_ones_are_counted(tmp_path: Path) -> None:
+    made = RecordedRun(tmp_path / "runs" / "asked", num_steps=12, gpus=1, stage="evaluate")
+    made.submit("13", "slurm")
+    made.begin()
+    made.parts(0, 6)
+    page = page_of(tmp_path / "runs")
+    assert "part 7 of 12" in page
+    assert "no step" not in page
+
+
 # In a browser
 
 
