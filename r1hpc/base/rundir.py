@@ -106,6 +106,12 @@ class RunDir:
         """The finished parts of stages traces, generate and evaluate."""
         return sorted(self.parts.glob("part-*.jsonl"))
 
+    @property
+    def all_batches(self) -> list[Path]:
+        """What lies finished of a rollout, or of an evaluation, of stage rl that is under way."""
+        forms = ("window-*/batch-*", "evaluation-*/part-*")
+        return sorted(path for form in forms for path in self.rollouts.glob(form))
+
     def create(self) -> None:
         """Make the folders, private to the user: pickles and logs live here."""
         self.path.mkdir(mode=0o700, parents=True)

@@ -32,7 +32,8 @@ class Diagnosis:
     run_id: str
     attempt: int
     figures: dict[str, float | int | None]
-    """num_steps, median_step_s, data_share, mfu, gpu_utilization_percent, gpu_power_w, silence_s."""
+    """num_steps, num_parts (None where its stage takes steps), median_step_s, data_share, mfu,
+    gpu_utilization_percent, gpu_power_w, silence_s."""
     findings: tuple[Finding, ...]
     is_stub: bool
     is_partial: bool
@@ -90,6 +91,7 @@ def as_lines(diagnosis: Diagnosis) -> list[str]:
 def _figures(facts: Facts) -> dict[str, float | int | None]:
     return {
         "num_steps": len(facts.steps),
+        "num_parts": None if facts.parts is None else len(facts.parts),
         "median_step_s": facts.median_step_s,
         "data_share": facts.share("data_time_s"),
         "mfu": facts.mean_mfu,
@@ -101,11 +103,14 @@ def _figures(facts: Facts) -> dict[str, float | int | None]:
 
 def _summary(diagnosis: Diagnosis) -> str:
     known = {key: value for key, value in diagnosis.figures.items() if value is not None}
-    if not known["num_steps"]:
-        parts = [f"no step in {format_duration(known['silence_s'])}"]
+    unit = "part" if "num_parts" in known else "step"
+    if not (count := known[f"num_{unit}s"]):
+        parts = [f"no {unit} in {format_duration(known['silence_s'])}"]
+    elif unit == "part":
+        parts = [f"{count} part{'s' * (count != 1)} made"]
     else:
         more = " at least" if diagnosis.is_partial else ""
-        parts = [f"{known['num_steps']} steps{more}"]
+        parts = [f"{count} steps{more}"]
     forms = (
         ("median_step_s", "{:,.4g} s each (median)"),
         ("data_share", "{:.0%} of it waiting for data"),

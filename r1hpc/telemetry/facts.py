@@ -1,9 +1,9 @@
-"""What is known of one attempt: its steps and ranks, what its GPUs read while it stepped and afterwards.
+"""What is known of one attempt: its steps or parts and ranks, what its GPUs read as it got on and after.
 
     facts = gather(run, attempt, end=attempt.end or time.time())
 
 At most `max_bytes` are read over all files together, the newest part of each: the end of an attempt of
-weeks on many nodes is looked at within a second.
+weeks on many nodes is looked at within a second. Of finished pieces of work only their times are asked.
 """
 
 import math
@@ -11,18 +11,26 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from r1hpc.base.errors import StateError
+from r1hpc.base.files import read_json
 from r1hpc.base.rundir import RunDir
 from r1hpc.base.shapes import mistake
+from r1hpc.plan.facts import PlanFacts
+from r1hpc.plan.parts import STAGES_IN_PARTS
 from r1hpc.telemetry.attempts import Attempt
 from r1hpc.telemetry.gpu_summary import GpuFold
 from r1hpc.telemetry.lines import MetricEvent, gpu_line
 from r1hpc.telemetry.metrics import Step, events_path, is_number, last_steps
+from r1hpc.telemetry.parts import finish_times
 from r1hpc.telemetry.ranks import RankTimes, read_rank_times
+from r1hpc.telemetry.summary import names_of
 from r1hpc.telemetry.tail import Tail, read_tail
 
+_PROGRESS = ("save", "evaluation", "validation")
 _SETTLE_S = 2.0
 """Utilisation covers up to the last second (nvml.h), so it needs a moment to tell that work has ended."""
 
@@ -51,20 +59,24 @@ class GpuFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """One attempt. Steps and GPUs are empty where nothing was recorded."""
+    """One attempt. Steps and GPUs are empty where nothing was recorded; a stage in parts takes no steps."""
 
     attempt: Attempt
     end: float
     """When it ended; now, while it runs."""
     steps: tuple[Step, ...]
     last_progress: float
-    """The last step or save; the attempt's begin before the first."""
+    """The last step, save, evaluation or finished piece of work; the attempt's begin before the first."""
     gpus: tuple[GpuFacts, ...]
     ranks: RankTimes | None
     is_stub: bool
     """The GPU readings come from the test library and mean nothing."""
     is_partial: bool
     """Only the newest part of a long record was read."""
+    parts: tuple[float, ...] | None = None
+    """When each part was finished that it made, the oldest first; None: its stage is not made in parts."""
+    has_all_parts: bool = False
+    """The last work of the stage, which rank 0 does alone, is all that is left."""
 
     @property
     def silence_s(self) -> float:
@@ -74,6 +86,13 @@ class Facts:
     def median_step_s(self) -> float | None:
         times = self.values("step_time_s")
         return statistics.median(times) if times else None
+
+    @property
+    def longest_part_s(self) -> float | None:
+        """The longest that the next part was waited for; None before the first."""
+        if not self.parts:
+            return None
+        return max(after - before for before, after in pairwise((self.attempt.start, *self.parts)))
 
     @property
     def mean_mfu(self) -> float | None:
@@ -102,8 +121,10 @@ def gather(run: RunDir, attempt: Attempt, *, end: float | None, max_bytes: int) 
     k = attempt.attempt
     newest = last_steps(run, count=steps_budget, tail_bytes=steps_budget)
     steps = tuple(step for step in newest if step.attempt == k)
-    saves = _times(read_tail(events_path(run), max_bytes // 16).records, k, "save")
-    progress = max([attempt.start, *(s.time for s in steps if s.time is not None), *saves])
+    in_parts = names_of(run)[0] in STAGES_IN_PARTS
+    pieces = finish_times(run.all_parts if in_parts else run.all_batches, attempt.start, end)
+    told = _times(read_tail(events_path(run), max_bytes // 16).records, k)
+    progress = max([attempt.start, *(s.time for s in steps if s.time is not None), *told, *pieces])
     paths = run.all_gpu_metrics
     tails = [_sound(read_tail(path, gpu_budget // len(paths))) for path in paths]
     begun = _first_step_begins(steps, attempt.start)
@@ -119,6 +140,8 @@ def gather(run: RunDir, attempt: Attempt, *, end: float | None, max_bytes: int) 
         ranks=read_rank_times(run, k, max_bytes // 8),
         is_stub=any(record.get("source") == "stub" for tail in tails for record in tail.records),
         is_partial=not all(tail.is_whole for tail in tails) or _size(run.train_metrics) > steps_budget,
+        parts=tuple(pieces) if in_parts else None,
+        has_all_parts=in_parts and _has_all_parts(run),
     )
 
 
@@ -203,8 +226,17 @@ def _first_step_begins(steps: Sequence[Step], otherwise: float) -> float:
     return steps[0].time - (steps[0].step_time_s or 0.0)
 
 
-def _times(records: Iterable[dict[str, Any]], attempt: int, event: str) -> list[float]:
-    mine = (r for r in records if r.get("attempt") == attempt and r.get("event") == event)
+def _has_all_parts(run: RunDir) -> bool:
+    try:
+        planned = read_json(run.plan, PlanFacts).get("num_steps")
+    except (FileNotFoundError, StateError):  # a report says of a spoilt plan what is to be said
+        return False
+    return planned is not None and len(run.all_parts) >= planned
+
+
+def _times(records: Iterable[dict[str, Any]], attempt: int) -> list[float]:
+    """When work came to an end that takes its time beside the steps."""
+    mine = (r for r in records if r.get("attempt") == attempt and r.get("event") in _PROGRESS)
     return [float(r["time"]) for r in mine if mistake(r, MetricEvent) is None]
 
 

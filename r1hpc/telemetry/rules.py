@@ -6,6 +6,7 @@ A rule says nothing where it lacks the readings it needs. Thresholds without a s
 own choice, with the reason beside them; none of them was tuned on a fleet.
 """
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +25,9 @@ HANG_AFTER_STEPS = 10
 """Silence is longer than both before it is one, since steps vary."""
 HANG_AT_START_S = 600.0
 """Before the first step ranks wait for each other with good reason: loading, converting a checkpoint."""
+HANG_AFTER_PARTS = 3
+"""Of a stage in parts: silence is also longer than so many times the longest part. Most answers to the items
+of one may run to max_completion_length, as those of the parts before did not."""
 HANG_TICK_SHARE = 0.9
 """Share of the readings since, busy at low power: 100 % at under a quarter of the power limit. Seen: 44 of
 250 W on V100 (NVIDIA/nccl#199), about 70 of 400 W on A100 (NVIDIA/nccl#968); a kernel that spins in a
@@ -78,16 +82,16 @@ Rule = Callable[[Facts], Iterable[Finding]]
 
 
 def hang(facts: Facts) -> Iterable[Finding]:
-    """Busy GPUs at the power of idle ones, and no steps."""
+    """Busy GPUs at the power of idle ones, and no steps or parts."""
     ended_as_hang = facts.attempt.cause is Cause.hang
-    if not ended_as_hang and facts.silence_s < _longest_silence_s(facts):
+    got_through = facts.attempt.cause in (Cause.finished, Cause.stopped)
+    if got_through or (not ended_as_hang and facts.silence_s < _longest_silence_s(facts)):
         return
     silent = [gpu for gpu in facts.gpus if gpu.silent.get("busy_low_power_fraction") is not None]
     spinning = [gpu for gpu in silent if gpu.silent["busy_low_power_fraction"] >= HANG_TICK_SHARE]
     if not spinning and not ended_as_hang:
         return
-    after = f"after step {facts.steps[-1].global_step}" if facts.steps else "since the attempt began"
-    sentence = f"no step for {format_duration(facts.silence_s)} {after}"
+    sentence = _silence(facts)
     if spinning:
         power = statistics.fmean(gpu.silent["mean_power_w"] for gpu in spinning)
         limit = statistics.fmean(gpu.power_limit_w or 0.0 for gpu in spinning)
@@ -210,7 +214,7 @@ def memory_headroom(facts: Facts) -> Iterable[Finding]:
         for gpu in facts.gpus
         if gpu.memory_total_bytes and gpu.working.get("max_memory_used_bytes")
     ]
-    if len(facts.steps) < MIN_STEPS or not peaks:
+    if not peaks or (len(facts.steps) < MIN_STEPS and not facts.parts):
         return
     share, gpu = max(peaks, key=lambda pair: pair[0])
     if share >= MEMORY_SHARE:
@@ -221,8 +225,7 @@ def memory_headroom(facts: Facts) -> Iterable[Finding]:
         "memory_headroom",
         Severity.info,
         f"the fullest GPU ({gpu.label}) fills {used} of {format_bytes(gpu.memory_total_bytes)}, {share:.0%}",
-        "a larger train.micro_batch_size with fewer accumulated batches, no model.activation_checkpointing, "
-        "a lower deepspeed.zero_stage, or fewer GPUs would use what is paid for",
+        f"{_fuller(facts)}, or fewer GPUs would use what is paid for",
         {"memory_share": share, "uuid": gpu.uuid},
     )
 
@@ -324,8 +327,32 @@ RULES: tuple[Rule, ...] = (
 )
 
 
+def _silence(facts: Facts) -> str:
+    unit, since = "step" if facts.parts is None else "part", "since the attempt began"
+    if facts.steps:
+        since = f"after step {facts.steps[-1].global_step}"
+    if facts.parts:
+        since = f"after the last of {len(facts.parts)}"
+    return f"no {unit} for {format_duration(facts.silence_s)} {since}"
+
+
+def _fuller(facts: Facts) -> str:
+    """What takes more of a card's memory."""
+    if facts.parts is not None:
+        return "more prompts decoded together (generate.items_per_part, rollout.prompts_per_batch)"
+    return (
+        "a larger train.micro_batch_size with fewer accumulated batches, no model.activation_checkpointing, "
+        "a lower deepspeed.zero_stage"
+    )
+
+
 def _longest_silence_s(facts: Facts) -> float:
     """What is still no hang."""
+    if facts.parts is not None:
+        # How long a part takes only a part tells; decoding a small model looks like spinning, and so do ranks
+        # that wait for rank 0 to sum up. The watchdog, which hears of every batch, ends what really hangs.
+        part_s = math.inf if facts.has_all_parts else facts.longest_part_s or math.inf
+        return max(HANG_AT_START_S, HANG_AFTER_PARTS * part_s)
     if not facts.steps:
         return HANG_AT_START_S
     return max(HANG_AFTER_S, HANG_AFTER_STEPS * (facts.median_step_s or 0.0))

@@ -96,8 +96,7 @@ def has_kept(run: RunDir) -> bool:
     """Whether there is anything that a policy of this run said, or learnt."""
     if evaluations_path(run).exists():
         return True
-    kept = (run.rollouts.glob(form) for form in ("window-*/batch-*", "evaluation-*/part-*"))
-    return any(run.checkpoints.glob("step-*")) or any(map(any, kept))
+    return any(run.checkpoints.glob("step-*")) or bool(run.all_batches)
 
 
 def _own_rewards(config: RunConfig) -> dict[str, Any]:

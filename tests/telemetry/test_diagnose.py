@@ -1,6 +1,7 @@
 """Each rule fires on an attempt made for it, and keeps quiet on one that is nearly so."""
 
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from r1hpc.attempt import end
+from r1hpc.base.files import write_json
 from r1hpc.telemetry.attempts import read_history
 from r1hpc.telemetry.diagnose import QUICK_BYTES, Diagnosis, as_lines, diagnose
 from r1hpc.telemetry.findings import Finding, Severity
@@ -30,8 +32,8 @@ GOOD = {
 class Scene:
     """An attempt on two nodes of two GPUs: first steps of one second, then perhaps silence."""
 
-    def __init__(self, path: Path, num_gpus: int = 2) -> None:
-        self.made = RecordedRun(path / "run", gpus=2 * num_gpus, nodes=2)
+    def __init__(self, path: Path, num_gpus: int = 2, stage: str = "pretrain") -> None:
+        self.made = RecordedRun(path / "run", gpus=2 * num_gpus, nodes=2, stage=stage)
         self.made.submit("4711", "slurm")
         self.made.begin()
         self.num_gpus = num_gpus
@@ -287,6 +289,119 @@ def test_silence_is_counted_from_the_last_save(scene: Scene) -> None:
     scene.silence(20)
     scene.gpus({}, {"gpu_utilization_percent": 100, "power_w": 70.0})
     assert codes(scene.end()) == []
+
+
+def test_silence_is_counted_from_the_last_evaluation_too(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, stage="rl")
+    scene.steps()
+    for _ in range(4):  # its answers come batch by batch
+        scene.silence(50)
+        scene.made.finish(scene.made.run.rollouts / f"evaluation-00000030/part-{scene.made.clock:.0f}-8.json")
+    scene.silence(50)
+    scene.gpus(SPINNING)
+    attempt = read_history(scene.made.run).attempts[-1]
+    assert codes(diagnose(scene.made.run, attempt, end=scene.made.clock)) == [], "it is under way"
+    shutil.rmtree(scene.made.run.rollouts)
+    MetricWriter(scene.made.run, 1).event("evaluation", time=scene.made.clock, seconds=250.0)
+    scene.silence(20)
+    scene.gpus(SPINNING)
+    assert codes(scene.end("preempted")) == []
+
+
+# Stages in parts
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> Scene:
+    """An attempt of an evaluation, which is made in 40 parts."""
+    return Scene(tmp_path, stage="evaluate")
+
+
+def in_words(diagnosis: Diagnosis) -> str:
+    return " ".join(" ".join(as_lines(diagnosis)).split())
+
+
+DECODING = {"gpu_utilization_percent": 99, "power_w": 90.0}
+"""A small model, one token after the other: busy, at less than a quarter of the limit."""
+
+
+def test_an_evaluation_that_finished_is_no_hang(asked: Scene, capfd: pytest.CaptureFixture[str]) -> None:
+    asked.made.parts(0, 39, part_s=30.0)
+    asked.silence(700)  # it sums up
+    asked.gpus(DECODING)
+    assert in_words(asked.end("finished")) == (
+        "attempt 1: 40 parts made, GPUs 99 % busy, at 90 W, nothing stands out"
+    )
+    end.print_diagnosis(asked.made.run, 1)
+    assert capfd.readouterr().out.startswith("run: diagnosis of attempt 1: 40 parts made, GPUs 99 % busy")
+
+
+@pytest.mark.parametrize("cause", ["finished", "stopped"])
+def test_an_attempt_that_got_through_was_no_hang(scene: Scene, cause: str) -> None:
+    assert codes(played(scene, steps={}, silence=300, gpus={}, after=SPINNING, cause=cause)) == []
+
+
+def test_no_part_is_told_as_such(asked: Scene) -> None:
+    asked.silence(16)
+    assert in_words(asked.end()) == "attempt 1: no part in 16 s, nothing stands out"
+
+
+def test_parts_of_another_attempt_are_not_its_own(asked: Scene) -> None:
+    asked.made.parts(0, 2)
+    asked.end()
+    asked.made.clock += 2
+    asked.made.begin(resumed_from=3)
+    asked.made.parts(3, 3)
+    found = asked.end()
+    assert (found.figures["num_parts"], found.figures["num_steps"]) == (1, 0)
+    assert in_words(found) == "attempt 2: 1 part made, nothing stands out"
+
+
+@pytest.mark.parametrize(
+    ("odd", "code"),
+    [
+        ({"gpu_utilization_percent": 0}, "idle_gpu"),
+        ({"throttle_reasons": ["hw_thermal_slowdown"], "temperature_c": 91}, "throttled"),
+    ],
+)
+def test_a_gpu_is_judged_while_parts_are_made(asked: Scene, odd: dict[str, Any], code: str) -> None:
+    asked.made.parts(0, 9, part_s=3.0)
+    asked.gpus({}, odd=odd)
+    assert codes(asked.end()) == [code]
+
+
+def test_memory_that_parts_leave_is_told_with_what_takes_more(asked: Scene) -> None:
+    asked.made.parts(0, 9, part_s=3.0)
+    asked.gpus({"memory_used_bytes": 20 * 2**30})
+    found = only(asked.end())
+    assert found.code == "memory_headroom"
+    assert "rollout.prompts_per_batch" in found.advice
+    assert "micro_batch" not in found.advice
+
+
+def test_a_part_that_does_not_come_is_a_hang_by_the_longest_before(asked: Scene) -> None:
+    asked.made.parts(0, 3, part_s=250.0)
+    asked.silence(770)
+    asked.gpus(DECODING)
+    run, attempt = asked.made.run, read_history(asked.made.run).attempts[-1]
+    assert codes(diagnose(run, attempt, end=asked.made.clock)) == [], "the first took 260 s"
+    asked.silence(30)
+    asked.gpus(DECODING)
+    found = only(diagnose(run, attempt, end=asked.made.clock))
+    assert found.sentence.startswith("no part for 13 min 20 s after the last of 4, while all 4 GPUs read")
+
+
+def test_before_the_first_part_and_after_the_last_only_the_watchdog_knows_a_hang(asked: Scene) -> None:
+    run, attempt = asked.made.run, read_history(asked.made.run).attempts[-1]
+    asked.silence(3000)
+    asked.gpus(DECODING)
+    assert codes(diagnose(run, attempt, end=asked.made.clock)) == []
+    write_json(run.plan, {"num_steps": 4})
+    asked.made.parts(0, 3)
+    asked.silence(10_000)
+    asked.gpus(DECODING)
+    assert codes(diagnose(run, attempt, end=asked.made.clock)) == [], "rank 0 sums up"
+    assert "no part for 2 h 46 min after the last of 4" in only(asked.end("hang")).sentence
 
 
 def test_input_bound_on_cpu_ranks(tmp_path: Path) -> None:
