@@ -61,11 +61,10 @@ def kept_records(run: RunDir) -> SlurmRecords:
         return SlurmRecords()
     try:
         records = tuple(JobRecord(**each) for each in value["records"])
-    except TypeError:  # with more fields, by a later version
+        kept = SlurmRecords(records, value["seen"], value["asked"])
+    except (TypeError, KeyError):  # with other fields, by another version
         return SlurmRecords()
-    if any(record.start is None for record in records):
-        return SlurmRecords()
-    return SlurmRecords(records, value["seen"], value["asked"])
+    return SlurmRecords() if any(record.start is None for record in records) else kept
 
 
 def learn(run: RunDir, records: Iterable[JobRecord], now: float, asked: float = 0.0) -> SlurmRecords:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from r1hpc.attempt import slurm_records
-from r1hpc.attempt.slurm_records import ask_slurm, kept_records
+from r1hpc.attempt.slurm_records import SlurmRecords, ask_slurm, kept_records
+from r1hpc.base.files import write_json
 from r1hpc.slurm.client import SlurmError
 from r1hpc.slurm.sacct import JobRecord, to_record
 from r1hpc.telemetry.attempts import read_history
@@ -34,3 +35,13 @@ def test_a_later_call_that_fails_does_not_lose_what_was_answered(
     assert [record.job_id for record in found] == ["1"]
     assert "slurmdbd is away" in why
     assert [bool(kept_records(run).records) for run, _, _ in runs] == [True, False]
+
+
+@pytest.mark.parametrize("missing", ["records", "seen", "asked"])
+def test_of_a_file_that_lacks_something_nothing_counts(tmp_path: Path, missing: str) -> None:
+    made = RecordedRun(tmp_path / "run")
+    value = {"version": 1, "records": [], "seen": EPOCH, "asked": EPOCH}
+    write_json(made.run.allocations, value)
+    assert kept_records(made.run).seen == EPOCH
+    write_json(made.run.allocations, {key: each for key, each in value.items() if key != missing})
+    assert kept_records(made.run) == SlurmRecords()
