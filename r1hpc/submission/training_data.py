@@ -27,6 +27,8 @@ _SCANNED_BYTES = 1 << 30
 _ENCODED_BYTES = 512 << 10
 _ENCODED_TRACES = 64
 """The longest."""
+_USEFUL_PASSES = 4
+"""That are about as good as new text (Muennighoff et al. 2023, arXiv 2305.16264)."""
 _FORM = '{"prompt": "…", "completion": "…"}'
 
 
@@ -71,7 +73,7 @@ def check_training_data(
         )
     if data.path is not None:
         if not _is_below(data.path, to_come):
-            _check_dataset(Path(data.path), config)
+            notes = _check_dataset(Path(data.path), config)
     elif config.stage == "sft" and data.traces:
         traces = [path for path in data.traces if not _is_below(path, to_come)]
         notes = _check_traces(traces, None if tokenizer_to_come else config)
@@ -153,7 +155,7 @@ def _is_below(path: str, folders: Sequence[Path]) -> bool:
     return any(Path(path).is_relative_to(folder) for folder in folders)
 
 
-def _check_dataset(folder: Path, config: RunConfig) -> None:
+def _check_dataset(folder: Path, config: RunConfig) -> list[str]:
     if folder.is_file():
         raise UsageError(
             f"data.path {folder} is a file: give the folder of a dataset, made by `python -m r1hpc.shard "
@@ -165,7 +167,7 @@ def _check_dataset(folder: Path, config: RunConfig) -> None:
             "r1hpc.shard build`; a folder of traces (*.jsonl) is named by data.traces=[DIR]"
         )
     if config.stage == "pretrain" and not folder.is_dir():
-        return  # missing_dataset has more to say
+        return []  # missing_dataset has more to say
     content = read_manifest(folder).content
     if config.stage == "sft" and "roles" not in content:
         raise _no_roles(f"data.path {folder} holds")
@@ -180,6 +182,13 @@ def _check_dataset(folder: Path, config: RunConfig) -> None:
             f"data.validation_documents={config.data.validation_documents:,} leaves none of the "
             f"{content['num_documents']:,} documents in {folder} to train on: lower it"
         )
+    asked = config.train.num_steps * config.train.global_batch_size * seq_len
+    if config.stage == "pretrain" and asked > _USEFUL_PASSES * num_tokens and not _is_mixed(config):
+        return [
+            f"each of the {num_tokens:,} tokens in {folder} is trained on {asked / num_tokens:.0f} times: "
+            f"beyond {_USEFUL_PASSES} passes more steps teach ever less (Muennighoff et al. 2023)"
+        ]
+    return []
 
 
 def _check_recipe(data: DataConfig) -> None:

@@ -273,10 +273,10 @@ def check_teacher_tokens(config: RunConfig) -> None:
     differing = sum(theirs.get(token) != ours.get(token) for token in {*theirs, *ours})
     if differing:
         raise UsageError(
-            f"rl.teacher {teacher} has another vocabulary than the student: {differing:,} of {len({*theirs, *ours}):,} "
-            "tokens have another id there, or none, and distributions over different tokens cannot be "
-            "compared: take a teacher of the same family, or fine-tune on its completions (stages generate "
-            "and sft)"
+            f"rl.teacher {teacher} has another vocabulary than the student: {differing:,} of "
+            f"{len({*theirs, *ours}):,} tokens have another id there, or none, and distributions over "
+            "different tokens cannot be compared: take a teacher of the same family, or fine-tune on its "
+            "completions (stages generate and sft)"
         )
     rows = hf_config.get("vocab_size")
     if isinstance(rows, int) and rows < vocabulary_size(load_tokenizer(config.model)):

@@ -235,5 +235,15 @@ def test_data_that_is_too_small_is_refused_before_the_queue(tmp_path: Path) -> N
     assert "holds 20 tokens, and a sample is data.seq_len + 1 = 129 of them" in refused(
         *pretrain, "data.seq_len=128"
     )
+    words = (
+        "data.seq_len=8",
+        "model.config.vocab_size=257",
+        "model.from_scratch=true",
+        "train.num_steps={}",
+        "deepspeed.zero_stage=0",
+    )
+    for steps, is_noted in ((5, False), (50, True)):
+        notes = plan(*pretrain, *(word.format(steps) for word in words)).notes
+        assert any("is trained on 40 times: beyond 4 passes" in note for note in notes) is is_noted
     sft = ("data.traces=[]", "data.path=traces", "data.validation_documents=1")
     assert "data.validation_documents=1 leaves none of the 1 documents" in refused(*sft)
