@@ -16,6 +16,7 @@ import secrets
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +25,7 @@ from r1hpc.base.shapes import mistake
 
 COMPRESSED = (".gz", ".zst", ".bz2")
 """Endings of the names of files that are unpacked as they are read."""
+_BATCH_LINES = 256
 
 
 def fsync_dir(path: Path) -> None:
@@ -184,6 +186,44 @@ def iter_records(path: Path, shape: Any = Any) -> Iterator[dict[str, Any]]:
     with file:
         # A kill during an append can leave part of a line; the next append starts a new one.
         yield from (value for line in file if (value := parse_object(line, shape)) is not None)
+
+
+def iter_objects(path: Path, offset: int = 0) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """(where it ends, its object) of each line from byte `offset` on, for records that are small and many.
+
+    One parse for many lines, line by line only around a torn one: half the time of iter_records. None: the
+    line is no JSON object.
+    """
+    try:
+        file = open_plain(path)
+    except FileNotFoundError:
+        return
+    with file:
+        file.seek(offset)
+        written = _written_lines(file)
+        while lines := list(islice(written, _BATCH_LINES)):
+            ends = accumulate(map(len, lines), initial=offset)
+            next(ends)
+            yield from zip(ends, _parse_all(lines), strict=True)
+            offset += sum(map(len, lines))
+
+
+def _written_lines(file: BinaryIO) -> Iterator[bytes]:
+    """Until one that is still being written: asked again, the file gives the rest of it as another line."""
+    for line in file:
+        yield line
+        if not line.endswith(b"\n"):
+            return
+
+
+def _parse_all(lines: list[bytes]) -> list[dict[str, Any] | None]:
+    try:
+        values = json.loads(b"[" + b",".join(lines) + b"]")
+        if isinstance(values, list) and len(values) == len(lines):
+            return [value if isinstance(value, dict) else None for value in values]
+    except (ValueError, RecursionError):
+        pass
+    return [parse_object(line) for line in lines]
 
 
 def is_listed(path: Path) -> bool:

@@ -21,12 +21,11 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from r1hpc.base.errors import StateError
-from r1hpc.base.files import GrowingFile, append_record, iter_records, open_plain, parse_object, read_json
+from r1hpc.base.files import GrowingFile, append_record, iter_objects, iter_records, parse_object, read_json
 from r1hpc.base.rundir import RunDir
 from r1hpc.plan.facts import PlanFacts
 from r1hpc.telemetry.lines import MetricEvent
@@ -189,7 +188,7 @@ def steps_from(run: RunDir, offset: int) -> Iterator[tuple[int, Step | None]]:
 
     None is a line that holds no step: a kill tore it, or it is not ours.
     """
-    for end, record in _iter_objects(run.train_metrics, offset):
+    for end, record in iter_objects(run.train_metrics, offset):
         yield end, None if record is None else _to_step(record)
 
 
@@ -292,7 +291,6 @@ def is_number(value: Any) -> bool:
 
 
 _FOLLOW_BYTES = 2**22
-_BATCH_LINES = 256
 _MOST_RANGES = 4
 _LARGEST = 2**63
 _NO_LATER = 7_258_118_400.0
@@ -306,34 +304,6 @@ def _finite(record: dict[str, Any]) -> dict[str, Any]:
     """The record with NaN and infinities moved into `nonfinite`, as text."""
     odd = {k: repr(v) for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)}
     return {**record, **dict.fromkeys(odd), "nonfinite": odd} if odd else record
-
-
-def _iter_objects(path: Path, offset: int = 0) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """(where it ends, its object) of each line: one parse for many, line by line only around a torn one.
-
-    Takes half the time of iter_records. None: the line is no JSON object.
-    """
-    try:
-        file = open_plain(path)
-    except FileNotFoundError:
-        return
-    with file:
-        file.seek(offset)
-        while lines := list(islice(file, _BATCH_LINES)):
-            ends = accumulate(map(len, lines), initial=offset)
-            next(ends)
-            yield from zip(ends, _parse_all(lines), strict=True)
-            offset += sum(map(len, lines))
-
-
-def _parse_all(lines: list[bytes]) -> list[dict[str, Any] | None]:
-    try:
-        values = json.loads(b"[" + b",".join(lines) + b"]")
-        if isinstance(values, list) and len(values) == len(lines):
-            return [value if isinstance(value, dict) else None for value in values]
-    except (ValueError, RecursionError):
-        pass
-    return [parse_object(line) for line in lines]
 
 
 def _to_step(record: dict[str, Any]) -> Step | None:
@@ -379,7 +349,7 @@ def _is_index(value: Any) -> bool:
 def _iter_ledger(run: RunDir) -> Iterator[LedgerRecord]:
     # attempt_10 after attempt_9: the fold wants attempt after attempt.
     for path in sorted(run.ledger.glob("attempt_*.jsonl"), key=lambda path: (len(path.name), path.name)):
-        for record in (found for _, found in _iter_objects(path) if found is not None):
+        for record in (found for _, found in iter_objects(path) if found is not None):
             known: dict[str, Any] = {key: record.get(key) for key in LedgerRecord._fields}
             if all(map(_is_index, list(known.values())[:4])) and (
                 known["sample_sum"] is None or _is_index(known["sample_sum"])

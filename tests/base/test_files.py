@@ -16,6 +16,7 @@ from r1hpc.base.errors import StateError
 from r1hpc.base.files import (
     append_record,
     check_owned,
+    iter_objects,
     iter_records,
     read_json,
     read_records,
@@ -60,6 +61,18 @@ def test_lines_that_are_no_objects_are_left_out(tmp_path: Path) -> None:
     path.write_bytes(b'[1]\n\xff\xfe\n{"a": 1}\n3\n\n{"b"')
     assert read_records(path) == [{"a": 1}]
     assert list(iter_records(tmp_path / "none")) == []
+
+
+def test_a_line_that_is_being_written_is_not_taken_for_two(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"a": 1}\n' * 255 + b'{"a": ')
+    found = iter_objects(path)
+    before = [next(found) for _ in range(256)]
+    with path.open("ab") as file:
+        file.write(b'2}\n{"a": 3}\n')
+    assert list(found) == []
+    assert before[-2:] == [(255 * 9, {"a": 1}), (255 * 9 + 6, None)]
+    assert list(iter_objects(path, 255 * 9)) == [(256 * 9, {"a": 2}), (257 * 9, {"a": 3})]
 
 
 def test_a_record_is_one_line(tmp_path: Path) -> None:
