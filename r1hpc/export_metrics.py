@@ -55,7 +55,7 @@ def _parser() -> ArgumentParser:
 
 
 def _to_tensorboard(run: RunDir, arguments: Any) -> dict[str, Any]:
-    from r1hpc.telemetry.gpu_series import read_gpu_series
+    from r1hpc.telemetry.gpu_history import all_series, read_gpus
     from r1hpc.telemetry.metrics import read_steps
     from r1hpc.tracking.tensorboard import TensorBoardWriter
 
@@ -65,7 +65,7 @@ def _to_tensorboard(run: RunDir, arguments: Any) -> dict[str, Any]:
             count = _stream(run, writer, arguments.every)
         else:
             count = writer.steps(read_steps(run).effective.values())
-        writer.gpus(read_gpu_series(run.all_gpu_metrics))
+        writer.gpus(all_series(read_gpus(run)))
     return {"steps": count, "folder": str(folder)}
 
 

@@ -25,6 +25,7 @@ from r1hpc.base.rundir import RunDir
 from r1hpc.config.load import load
 from r1hpc.plan.run import make_plan
 from r1hpc.slurm.sacct import JobRecord
+from r1hpc.telemetry import gpu_history
 from r1hpc.telemetry.attempts import read_history
 from r1hpc.telemetry.evaluations import answers_path, evaluations_path
 from r1hpc.telemetry.ranks import RankTimeWriter
@@ -99,6 +100,9 @@ def make_run(root: Path, name: str) -> RunDir:
     record = JobRecord("4711", "COMPLETED", EPOCH, EPOCH + 60, 60, 4, 1, "n1", "0:0", 0, *("x",) * 5)
     learn(run, [record], EPOCH + 99, EPOCH + 99)
     summarise_run(run, read_history(run), EPOCH + 99, False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu_history, "_WORTH_BYTES", 1)
+        gpu_history.read_gpus(run)
     return run
 
 
@@ -133,6 +137,7 @@ RECORDS = (
     "metrics/events.jsonl",
     "metrics/ranks.jsonl",
     "metrics/gpu-n1.jsonl",
+    "metrics/gpu-n1.folded",
     "metrics/evaluation.jsonl",
     "metrics/answers-000000.jsonl",
     "metrics/answers-000020.jsonl",

@@ -15,7 +15,6 @@ from r1hpc.attempt.slurm_records import ask_slurm
 from r1hpc.attempt.state import all_slurm_jobs, read_situation
 from r1hpc.base.rundir import RunDir
 from r1hpc.slurm.sacct import JobRecord
-from r1hpc.telemetry.gpu_summary import summarise
 from r1hpc.telemetry.metrics import Audit, audit_ledger
 from r1hpc.telemetry.summary import AttemptSummary, split_seconds
 
@@ -81,8 +80,6 @@ def report_run(run: RunDir, now: float, records: Sequence[JobRecord] | None = No
     if jobs and not found and not note:
         whose = "sacct" if records is None else "the file"
         note = f"{whose} has no record of job {', '.join(jobs)}"
-    return RunReport(
-        ledger=open_ledger(run, now, found, note),
-        audit=audit_ledger(run),
-        gpus=tuple(summarise(path) for path in run.all_gpu_metrics),
-    )
+    ledger = open_ledger(run, now, found, note)
+    gpus = tuple(node.summary.result() for node in ledger.summary.gpus)
+    return RunReport(ledger=ledger, audit=audit_ledger(run), gpus=gpus)

@@ -94,6 +94,7 @@ class RunDir:
         return self.attempt_logs(attempt) / f"rank_{rank}.out"
 
     def gpu_metrics(self, node: str) -> Path:
+        """What the GPUs of a node read; gpu-<node>.folded beside it is what that came to."""
         return self.metrics / f"gpu-{check_name(node, 'node name')}.jsonl"
 
     @property

@@ -18,7 +18,7 @@ from r1hpc.reporting.run_charts import STUB, RunData, charts_of_run, write_pngs
 from r1hpc.telemetry.diagnose import QUICK_BYTES, diagnose
 from r1hpc.telemetry.evaluations import read_evaluations
 from r1hpc.telemetry.findings import Finding
-from r1hpc.telemetry.gpu_series import read_gpu_series
+from r1hpc.telemetry.gpu_history import all_series
 from r1hpc.telemetry.metrics import read_events
 from r1hpc.telemetry.summary import RunSummary
 
@@ -60,7 +60,7 @@ def read_run_data(run: RunDir, summary: RunSummary) -> RunData:
         lost=summary.steps.lost,
         saves=[event["time"] for event in events if event.get("event") == "save" and "time" in event],
         evaluations={step: found["greedy"] for step, found in read_evaluations(run).items()},
-        gpus=read_gpu_series(run.all_gpu_metrics),
+        gpus=all_series(summary.gpus),
     )
 
 

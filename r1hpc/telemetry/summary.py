@@ -20,6 +20,7 @@ from r1hpc.base.rundir import RunDir
 from r1hpc.config.schema import TRAINED_STAGES
 from r1hpc.plan.parts import STAGES_IN_PARTS
 from r1hpc.telemetry.attempts import Attempt, Cause, History
+from r1hpc.telemetry.gpu_history import GpuHistory, read_gpus
 from r1hpc.telemetry.metrics import Step, Steps, events_path, fold_steps, read_events, read_steps, steps_from
 from r1hpc.telemetry.parts import finish_times
 from r1hpc.telemetry.summary_file import (
@@ -101,6 +102,11 @@ class RunSummary:
     def steps(self) -> Steps:
         """Every step, read from the file: for what is drawn step by step."""
         return read_steps(self.run)
+
+    @cached_property
+    def gpus(self) -> list[GpuHistory]:
+        """What each node's GPUs read, for reports and pictures."""
+        return read_gpus(self.run)
 
     @cached_property
     def _spans(self) -> dict[int, list[Span]]:

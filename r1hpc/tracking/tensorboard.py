@@ -2,7 +2,7 @@
 
     with TensorBoardWriter(folder) as writer:
         writer.steps(read_steps(run).effective.values())
-        writer.gpus(read_gpu_series(paths))
+        writer.gpus(all_series(read_gpus(run)))
 
     tensorboard --logdir FOLDER
 

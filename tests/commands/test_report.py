@@ -14,7 +14,7 @@ from r1hpc import report, status
 from r1hpc.base.errors import StateError, UsageError
 from tests.cluster import Cluster
 from tests.commands.commands import as_json, as_text, submit_recorded, wait_until
-from tests.recorded import EPOCH, RecordedRun
+from tests.recorded import EPOCH, RecordedRun, bytes_read
 
 HEADER = "JobID|User|Account|Partition|QOS|State|Start|End|ElapsedRaw|AllocTRES|JobName"
 
@@ -44,6 +44,18 @@ def test_report_of_a_finished_run(finished: RecordedRun, capsys: pytest.CaptureF
     assert "40 useful, 10 lost" in text
     assert "each exactly once" in text
     assert "\x1b" not in text
+
+
+def test_a_later_report_does_not_read_the_gpus_again(
+    finished: RecordedRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished.gpu_ticks(EPOCH + 5, 3000)
+    size = finished.run.gpu_metrics("n1").stat().st_size
+    first = as_json(report, ["demo"], capsys)
+    before = bytes_read()
+    assert as_json(report, ["demo"], capsys) == first
+    assert bytes_read() - before < size / 2
+    assert first["runs"][0]["gpus"][0]["ticks"] == 3000
 
 
 def test_report_of_a_cpu_run_without_a_driver(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

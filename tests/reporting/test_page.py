@@ -22,6 +22,7 @@ from r1hpc.base.files import append_record, write_json
 from r1hpc.base.rundir import RunDir
 from r1hpc.reporting.publish import publish
 from r1hpc.reporting.view import make_view
+from r1hpc.telemetry import gpu_history
 from tests.accounting.history import DAY, GroupRun, make_history
 from tests.recorded import RecordedRun
 
@@ -154,6 +155,19 @@ def test_a_single_run_comes_first_and_without_the_groups_budget(root: Path) -> N
     for name in ("loss.png", "throughput.png", "gpu.png", "spent.png", "waste.png", "planned.png"):
         assert f'href="{name}"' in page
         assert (run.report / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_its_pictures_and_its_charts_are_of_one_reading(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, paths = gpu_history.read_gpu_history, []
+
+    def counted(path: Path) -> gpu_history.GpuHistory:
+        paths.append(path)
+        return whole(path)
+
+    monkeypatch.setattr(gpu_history, "read_gpu_history", counted)
+    run = next(each for each in map(RunDir, sorted(root.iterdir())) if each.all_gpu_metrics)
+    publish([run], root, None, time.time())
+    assert paths == run.all_gpu_metrics
 
 
 def test_slurms_hours_take_the_place_of_the_folders(root: Path) -> None:
