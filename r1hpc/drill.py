@@ -218,22 +218,21 @@ def _wait(run: Run, reached: Callable[[], bool]) -> None:
     """Until it is so, or the run is over: then the verdict says what came of it.
 
     Raises:
-        R1hpcError: neither came within an hour in which it was not queued.
+        R1hpcError: neither came within an hour beside its time in the queue.
     """
     deadline, asked = time.monotonic() + _PATIENCE_S, time.monotonic()
     while not reached():
-        if time.monotonic() > deadline:
-            raise R1hpcError(
-                f"{run.run_id} went no further for an hour, and its job goes on: look at it with "
-                f"python -m r1hpc.status {run.path}, end it with python -m r1hpc.cancel {run.path}"
-            )
         if time.monotonic() - asked > _ASK_EVERY_S:
-            asked = time.monotonic()
-            state = run.state()
+            state, asked = run.state(), time.monotonic()
             if state.is_over:
                 return
             if state.value in ("queued", "requeued"):
                 deadline = asked + _PATIENCE_S
+            elif asked > deadline:
+                raise R1hpcError(
+                    f"{run.run_id} is at work for an hour, longer than a drill waits, and its job goes on: "
+                    f"python -m r1hpc.status {run.path} shows it, python -m r1hpc.cancel {run.path} ends it"
+                )
         time.sleep(0.1)
 
 

@@ -29,6 +29,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--tracker", help="track: feed this one, until stdin ends")
     parser.add_argument("--status", type=int, default=0, help="end: what srun exited with")
     parser.add_argument("--hurry", action="store_true", help="end: no diagnosis; KILL is near")
+    parser.add_argument("--payload", action="store_true", help="begin: submitit will start the ranks")
     parser.add_argument("--stages", nargs="+", default=[], metavar="RUN_DIR", help="chain: what to run")
     parser.add_argument("--lock-fd", type=int, help="chain: the lock, inherited from the submission")
     arguments = parser.parse_args(argv)
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.step == "chain":
         return _chain(arguments.run_dir, arguments.stages, arguments.lock_fd)
     if arguments.step == "begin":
-        return _begin(find_run(arguments.run_dir))
+        return _begin(find_run(arguments.run_dir), arguments.payload)
     if arguments.step in ("end", "track") and arguments.attempt is None:
         parser.error(f"{arguments.step} needs --attempt")
     if arguments.step == "end":  # the attempt is over: that goes on record whatever became of the folder
@@ -87,7 +88,7 @@ def _track(run: RunDir, attempt: int, tracker: str | None) -> int:
     return 0
 
 
-def _begin(run: RunDir) -> int:
+def _begin(run: RunDir, by_submitit: bool) -> int:
     """0: an attempt begins, or none has to; OVER: none, and jobs that wait for this one must not begin."""
     from r1hpc.attempt.begin import begin
     from r1hpc.attempt.needs import is_stage
@@ -98,7 +99,7 @@ def _begin(run: RunDir) -> int:
         raise UsageError("begin belongs inside a job: start it with srun or salloc, or take `local`")
     names = expand_nodelist(os.environ["SLURM_JOB_NODELIST"])
     ranks = sum(expand_counts(os.environ["SLURM_TASKS_PER_NODE"]))
-    attempt = begin(run, "slurm", job_id(os.environ) or "", names, ranks)
+    attempt = begin(run, "slurm", job_id(os.environ) or "", names, ranks, by_submitit=by_submitit)
     if attempt is not None:
         print(attempt)
     elif is_stage(run) and not run.finished.exists():

@@ -215,12 +215,12 @@ export PYTHONSAFEPATH=1 PYTHONPATH="$RUN_DIR/code${PYTHONPATH:+:$PYTHONPATH}"
 # begin counts the ranks; an exclusive job's own number of tasks is not that of its ranks.
 TASKS="$RANKS_PER_NODE(x$SLURM_JOB_NUM_NODES)"
 try_begin() {
-    local status real said
+    local status real said payload=
     # Not on the run's disk where there is another one with room, as the write tells.
     { said=$(mktemp) && echo 0000000 > "$said"; } 2> /dev/null || said=logs/begin-$SLURM_JOB_ID-$$.txt
     # In the background, so that TERM is heard: some sites send it to this shell alone, and begin may
     # build a dataset for hours.
-    SLURM_TASKS_PER_NODE=$TASKS "${PYTHON[@]}" -m r1hpc.launch begin "$RUN_DIR" > "$said" &
+    SLURM_TASKS_PER_NODE=$TASKS "${PYTHON[@]}" -m r1hpc.launch begin "$RUN_DIR" $payload > "$said" &
     while true; do
         wait $!
         status=$?

@@ -25,6 +25,7 @@ from r1hpc.config.load import read
 from r1hpc.config.schema import RunConfig
 from r1hpc.data.recipe import find_recipe
 from r1hpc.plan.parts import STAGES_IN_PARTS
+from r1hpc.slurm import payload
 from r1hpc.slurm.client import SlurmError
 from r1hpc.slurm.env import expand_nodelist
 from r1hpc.slurm.requeue import job_state
@@ -52,31 +53,42 @@ class AttemptFacts:
     ranks: int
 
 
-def begin(run: RunDir, executor: str, job_id: str, node_names: tuple[str, ...], ranks: int) -> int | None:
+def begin(
+    run: RunDir,
+    executor: str,
+    job_id: str,
+    node_names: tuple[str, ...],
+    ranks: int,
+    *,
+    by_submitit: bool = False,
+) -> int | None:
     """Begin the next attempt and return its number; None when the run is finished or STOP is there.
+
+    Args:
+        by_submitit: its ranks are started from submitit's payload.
 
     Raises:
         MustNotGoOnError: a limit of `limits` is reached, a person has cancelled it, a stage it needs is not
-            finished, another job of the run is at work, or its data or configuration cannot be used.
+            finished, another job of the run is at work, its data or configuration cannot be used, or others
+            may write what is executed.
         R1hpcError, OSError: another try, perhaps on another node, may pass.
     """
     if run.finished.exists():
         print(f"{run.run_id} is finished: nothing to do", file=sys.stderr)
         return None
     with on_record(run, job_id), alone(run, job_id):
+        _refuse_what_others_may_write(run, job_id if by_submitit else None)
         return _begin(run, executor, job_id, node_names, ranks)
 
 
 def _begin(run: RunDir, executor: str, job_id: str, node_names: tuple[str, ...], ranks: int) -> int | None:
-    try:
-        check_private(run)
-    except StateError as error:  # the same on every node
-        raise MustNotGoOnError(str(error)) from None
     config = read(run.config)
     refuse_a_second_job(run, job_id)
     refuse_a_ghost(run, executor, job_id)
     failpoint("begin")
-    CheckpointStore(run.checkpoints).drop_unfinished()  # first: what follows writes, and the disk may be full
+    last = read_history(run).last
+    if last is not None:  # first of all: what follows writes, and the disk may be full
+        CheckpointStore(run.checkpoints).drop_unfinished(last.attempt)
     if executor == "slurm":
         _record_excluded(run, config, job_id)
     close_unended(run, config, job_id)
@@ -129,6 +141,15 @@ def _begin(run: RunDir, executor: str, job_id: str, node_names: tuple[str, ...],
     )
     start_trackers(run, config, attempt)
     return attempt
+
+
+def _refuse_what_others_may_write(run: RunDir, job_with_payload: str | None) -> None:
+    try:
+        check_private(run)
+        if job_with_payload is not None:
+            payload.check(run.path, job_with_payload)
+    except StateError as error:  # the same on every node
+        raise MustNotGoOnError(str(error)) from None
 
 
 def read_facts(run: RunDir, attempt: int) -> AttemptFacts:

@@ -137,7 +137,7 @@ def end(run: RunDir, attempt: int, status: int, diagnose: bool = True) -> Ended:
         print_diagnosis(run, attempt)
     if follows is Next.over:
         if diagnose:  # there is time
-            CheckpointStore(run.checkpoints).sweep()
+            CheckpointStore(run.checkpoints).sweep(attempt)
         await_trackers(run)
     warned = None if state is None or "COMPLETING" in state.states else state.preempt_time
     return Ended(judged, follows, reason, warned)

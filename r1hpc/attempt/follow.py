@@ -16,6 +16,8 @@ from r1hpc.base.units import format_duration
 from r1hpc.telemetry.attempts import parse_event, read_history
 from r1hpc.telemetry.metrics import Step, follow_steps
 
+INTERRUPTED = 130
+"""Of follow: by Ctrl-C, and the run goes on."""
 _POLL_S = 0.5
 # slurmctld serves everybody: it is asked seldom, and only where the run folder says nothing new.
 _ASK_SLURM_EVERY_S = 10.0
@@ -101,7 +103,7 @@ def follow(run: RunDir, job_id: str, out: TextIO) -> int:
             f"python -m r1hpc.logs {run.path} -f",
             file=out,
         )
-        return 130
+        return INTERRUPTED
 
 
 @dataclass

@@ -367,20 +367,22 @@ class CheckpointStore:
             return True
         return reads and not self.verify(checkpoint)
 
-    def sweep(self) -> None:
+    def sweep(self, attempt: int) -> None:
         """Remove what was only taken out of sight, and what dead incarnations left: the run is over, and no
         `begin` will."""
         with contextlib.suppress(OSError):
             self._sweep()
-        self.drop_unfinished()
+        self.drop_unfinished(attempt)
 
-    def drop_unfinished(self) -> None:
-        """Remove what attempts left half written, or only out of sight. Never fails; their ranks are gone.
+    def drop_unfinished(self, attempt: int) -> None:
+        """Remove what attempts up to this one left half written or only out of sight. Never fails.
 
-        `begin` removes it too, but a full disk may leave `begin` no place for its own folder before that.
+        Their ranks are gone. `begin` removes it too, if a full disk leaves it a place for its own folder.
         """
         with contextlib.suppress(OSError):
-            for _, _, folder in fence.incarnations(self.root):
+            for number, _, folder in fence.incarnations(self.root):
+                if number > attempt:
+                    break  # begun meanwhile
                 for staging in folder.glob("step-*"):
                     discard(staging, folder, "unfinished")
                 sweep_trash(folder, "unfinished")

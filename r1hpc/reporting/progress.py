@@ -74,10 +74,13 @@ def _eta_of_parts_s(ledger: RunLedger, made: Sequence[Path], left: int | None) -
     moments, between which nothing is told of how long one takes. None before its first part.
     """
     last = ledger.situation.history.last
-    if left is None or last is None or ledger.situation.state is not State.running:
-        return None
+    if not left or last is None or ledger.situation.state is not State.running:
+        return None  # after the last part the ranks sum up, for as long as that takes
     times = finish_times(made, last.start)
-    return left * (times[-1] - last.start) / len(times) if times else None
+    if not times:
+        return None
+    at_once = min(last.ranks, left + len(times))  # begun together: where one is made, the others are near
+    return left * (times[-1] - last.start) / max(len(times), at_once)
 
 
 def _global_step(last: Attempt | None, recent: Sequence[Step]) -> int | None:

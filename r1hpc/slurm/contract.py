@@ -1,4 +1,4 @@
-"""What a job script and the code that was frozen beside it have agreed on: the meaning of exit statuses.
+"""What a job script and the code that was frozen beside it have agreed on: statuses and options.
 
 A run keeps the code of its first submission, while `submit --resume` writes a newer job script. Of a run's
 frozen code `of_frozen` tells which contract it knows; the script holds that number and acts by it:
@@ -6,6 +6,7 @@ frozen code `of_frozen` tells which contract it knows; the script holds that num
     1   r1hpc 0.1.0: any failure of `launch begin` and `launch end` is final
     2   only OVER is: after any other one `begin` is tried again, and after an `end` the shell asks for the
         requeue; `end` knows --hurry
+    3   `begin` knows --payload; before, `python -m r1hpc.slurm.payload RUN_DIR` had to come first
 """
 
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from r1hpc.base.errors import UsageError
 
-CURRENT = 2
+CURRENT = 3
 OVER = 3
 """Exit status after which the job must not run again; a Python that cannot start leaves with 1."""
 

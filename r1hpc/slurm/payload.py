@@ -1,23 +1,17 @@
 """What submitit unpickles on each rank: a reference to one function and one path, kept from strangers.
 
-    python -m r1hpc.slurm.payload RUN_DIR      # in the job, before srun: exit 3 unless it is safe to load
+    check(run.path, job_id)      # in the job, before srun
 
 The pickle is written by submitit's own DelayedSubmission and is a few hundred bytes: the function by its
 name (its code is the frozen code/ of the run) and the run folder as a string.
 """
 
-import os
 import shutil
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
-from r1hpc.base.cli import run_command
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import check_owned, is_listed
-from r1hpc.slurm import env
-from r1hpc.slurm.contract import OVER
 
 FOLDER = "submitit"
 _SUFFIX = "_submitted.pkl"
@@ -82,20 +76,3 @@ def carry_over(run: Path, new_id: str) -> None:
 def _newest(run: Path, pattern: str) -> Path | None:
     found = folder_of(run).glob(pattern)
     return max(found, key=lambda path: path.lstat().st_mtime, default=None)
-
-
-def _main(argv: Sequence[str]) -> int:
-    job_id = env.job_id(os.environ)
-    if len(argv) != 1 or job_id is None:
-        print("usage: python -m r1hpc.slurm.payload RUN_DIR, inside a job", file=sys.stderr)
-        return 2
-    try:
-        check(Path(argv[0]), job_id)
-    except StateError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return OVER
-    return 0
-
-
-if __name__ == "__main__":
-    run_command(_main)

@@ -48,7 +48,7 @@ class Script:
     by_submitit: bool = True
     """Ranks are started through submitit; else by `r1hpc.launch rank` directly, as all in a container are."""
     contract: int = contract.CURRENT
-    """What the run's frozen code means by its exit statuses, see slurm/contract.py."""
+    """What the run's frozen code knows, see slurm/contract.py."""
 
     def __post_init__(self) -> None:
         fields.check_path(self.run_dir, "the run folder")

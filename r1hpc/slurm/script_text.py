@@ -18,7 +18,7 @@ RUN_DIR=@RUN_DIR@
 WHOLE=$0 # a copy of this script, which takes no arguments
 PYTHON=@PYTHON@
 @RANK_LINES@RANKS_PER_NODE=@RANKS_PER_NODE@
-CONTRACT=@CONTRACT@ # what the frozen code means by its exit statuses, see r1hpc/slurm/contract.py
+CONTRACT=@CONTRACT@ # what the frozen code knows, see r1hpc/slurm/contract.py
 @LIFE@
 # Slurm fails a job whose log it cannot open, before any line of it runs: on a node that does not see the run
 # folder it must begin, to ask for another node. So the log is opened here.
@@ -242,12 +242,12 @@ export PYTHONSAFEPATH=1 PYTHONPATH="$RUN_DIR/code${PYTHONPATH:+:$PYTHONPATH}"
 # begin counts the ranks; an exclusive job's own number of tasks is not that of its ranks.
 TASKS="$RANKS_PER_NODE(x$SLURM_JOB_NUM_NODES)"
 try_begin() {
-    local status real said
+    local status real said payload=
 @GUARD@    # Not on the run's disk where there is another one with room, as the write tells.
     { said=$(mktemp) && echo 0000000 > "$said"; } 2> /dev/null || said=logs/begin-$SLURM_JOB_ID-$$.txt
     # In the background, so that TERM is heard: some sites send it to this shell alone, and begin may
     # build a dataset for hours.
-    SLURM_TASKS_PER_NODE=$TASKS "${PYTHON[@]}" -m r1hpc.launch begin "$RUN_DIR" > "$said" &
+    SLURM_TASKS_PER_NODE=$TASKS "${PYTHON[@]}" -m r1hpc.launch begin "$RUN_DIR" $payload > "$said" &
     while true; do
         wait $!
         status=$?
@@ -326,8 +326,10 @@ run_again
 """
 
 GUARD = """\
-    # submitit unpickles its payload: refused here unless it is a plain file that only you can write.
-    "${PYTHON[@]}" -m r1hpc.slurm.payload "$RUN_DIR" || return
+    # submitit unpickles its payload: refused unless it is a plain file that only you can write.
+    # `begin --payload` sees to that, and puts it on record, where the frozen code knows how.
+    payload=--payload
+    [ "$CONTRACT" -ge 3 ] || { payload= && "${PYTHON[@]}" -m r1hpc.slurm.payload "$RUN_DIR"; } || return
 """
 BY_SUBMITIT = '"${PYTHON[@]}" -u -m submitit.core._submit "$RUN_DIR/submitit"'
 BY_LAUNCH = '"${RANK[@]}" -u -m r1hpc.launch rank "$RUN_DIR"'

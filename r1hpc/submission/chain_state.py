@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TextIO
 
-from r1hpc.attempt.follow import follow
+from r1hpc.attempt.follow import INTERRUPTED, follow
 from r1hpc.attempt.state import Situation, State, read_situation
 from r1hpc.base.rundir import RunDir
 from r1hpc.submission.chain_file import Stage, open_definition
@@ -101,13 +101,19 @@ def read_chain_situation(chain: ChainDir) -> ChainSituation:
 
 
 def follow_chain(chain: ChainDir, jobs: dict[str, str], out: TextIO) -> int:
-    """Follow the stages that have a job, in order; 0 when the whole chain is finished, as attempt.follow."""
+    """Follow the stages that have a job, in order, but for those that need one which did not finish; 0 when
+    the whole chain is finished, as attempt.follow."""
+    missing: set[str] = set()
     for stage in open_definition(chain).stages:
-        if stage.name in jobs:
+        if missing.intersection(stage.needs):
+            missing.add(stage.name)
+        elif stage.name in jobs:
             print(f"== {stage.name} ==", file=out, flush=True)
             status = follow(chain.stage(stage.name), jobs[stage.name], out)
-            if status:
+            if status == INTERRUPTED:
                 return status
+            if status:
+                missing.add(stage.name)
     now = read_chain_situation(chain)
     print(f"{chain.name}: {now.state} ({now.detail})", file=out, flush=True)
     return 0 if now.state is State.finished else 1

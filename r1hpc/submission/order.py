@@ -4,6 +4,7 @@ order = Order(job="jobs/smoke.yaml", overrides=("train.num_steps=20",), run_name
 order.folder("a")        # <run_root>/a
 """
 
+import os
 import secrets
 import time
 from dataclasses import dataclass, field
@@ -66,7 +67,9 @@ class Order:
     @property
     def counted_root(self) -> Path:
         """The run root whose budget and whose other runs count: of a chain's stage, that of the chain."""
-        return self.run_root.parent if ChainDir(self.run_root).definition.is_file() else self.run_root
+        root = ChainDir(os.path.abspath(self.run_root))  # noqa: PTH100 (not Path.resolve: links stay)
+        is_chain = root.definition.is_file() and not (root.path / "budget.yaml").is_file()
+        return root.path.parent if is_chain else self.run_root
 
     def folder(self, name: str) -> RunDir:
         """The folder of a run or of a chain under the run root.

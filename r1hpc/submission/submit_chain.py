@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from r1hpc.attempt.detached import start_detached
-from r1hpc.attempt.state import newest_job
+from r1hpc.attempt.state import newest_job, read_situation
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.names import printable
@@ -195,7 +195,7 @@ def _supervised(
         raise UsageError(
             f"{chain.name} is at work (process {pid}): cancel it first, then submit it with other settings"
         )
-    begun = chain.recorded("supervising")
+    begun, notes = chain.recorded("supervising"), list(notes)
     steps = []
     for stage in definition.stages:
         run = chain.stage(stage.name)
@@ -206,6 +206,12 @@ def _supervised(
         if job is None or (begun and job.time < begun[-1]["time"] and job.job_id != f"local-{pid}"):
             record(run, "submitted", executor="local", job_id=f"local-{pid}", script=str(run.script))
             job = newest_job(run)
+        ended = read_situation(run).state
+        if ended.is_over:
+            notes.append(
+                f"stage {stage.name} is {ended.value}: submit {chain.name} again once process {pid}, "
+                "which is at work on other stages, has ended"
+            )
         steps.append(StageStep(stage, run, Action.leave, job_id=job.job_id if job is not None else None))
     jobs = {step.stage.name: step.job_id for step in steps if step.job_id is not None}
     return SubmittedChain(chain, "local", tuple(steps), jobs, tuple(notes))

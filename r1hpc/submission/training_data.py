@@ -185,7 +185,7 @@ def _check_dataset(folder: Path, config: RunConfig) -> list[str]:
     asked = config.train.num_steps * config.train.global_batch_size * seq_len
     if config.stage == "pretrain" and asked > _USEFUL_PASSES * num_tokens and not _is_mixed(config):
         return [
-            f"each of the {num_tokens:,} tokens in {folder} is trained on {asked / num_tokens:.0f} times: "
+            f"each of the {num_tokens:,} tokens in {folder} is trained on {asked / num_tokens:.1f} times: "
             f"beyond {_USEFUL_PASSES} passes more steps teach ever less (Muennighoff et al. 2023)"
         ]
     return []

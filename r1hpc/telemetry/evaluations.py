@@ -59,8 +59,7 @@ def read_answers(run: RunDir, step: int | None = None) -> tuple[int | None, list
         UsageError: it has none, or none after that step.
     """
     if run.evaluation.exists() and step is None:
-        parts = sorted(run.parts.glob("part-*.jsonl"))
-        return None, [line for path in parts for line in iter_records(path, AnswerLine)]
+        return None, [line for path in run.all_parts for line in iter_records(path, AnswerLine)]
     steps = evaluated_steps(run)
     if not steps or (step is not None and step not in steps):
         known = f"; it was evaluated after steps {', '.join(map(str, steps))}" if steps else ""

@@ -7,7 +7,8 @@
 Eight GPUs leave some 60 MB of readings a day. Beside them, in metrics/gpu-<node>.folded, lie both folds as
 they were after so many lines, and how far that was: they go on from there, of a live run too, as if they had
 never stopped, so that each figure is the same to the last digit. The file may be removed at any time. One
-that is damaged or of another version, or whose readings were changed before that point, is not used.
+that is damaged or of another version, or whose readings are not what they were in the last 4 KiB before
+that point, is not used.
 """
 
 import contextlib

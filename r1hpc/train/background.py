@@ -122,15 +122,19 @@ class Write:
                 seen = self._pieces
                 beat()
 
-    def settle(self, patience_s: float) -> None:
+    def settle(self, patience_s: float, beat: Callable[[], object] = lambda: None) -> None:
         """Let it be committed or fail; abandon it so long after this rank's last piece. Not collective.
 
         Another rank may be dead, and then the commit never comes.
+
+        Args:
+            beat: called as long as this rank writes.
         """
         seen, last = self._pieces, time.monotonic()
         while not self._decided.wait(min(_LOOK_S, patience_s)):
             if self._pieces != seen:
                 seen, last = self._pieces, time.monotonic()
+                beat()
             elif time.monotonic() - last >= patience_s:
                 self.abandon()
                 self._decided.wait(patience_s)

@@ -230,7 +230,7 @@ def _answers(job: Job, judge: Judge, number: int) -> Lines | None:
 
 def _refuse_other(job: Job, asking: Asking) -> None:
     def has_parts() -> bool:
-        return any(job.run.parts.glob("part-*.jsonl"))
+        return bool(job.run.all_parts)
 
     refuse_other_asking(job, job.run.parts / "questions.json", asking, "the first part was made", has_parts)
 

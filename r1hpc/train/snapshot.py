@@ -36,8 +36,9 @@ from r1hpc.train.universal import convert
 from r1hpc.train.weight_parts import part_name
 
 _TAG = "deepspeed"
-_SETTLE_S = 30.0
-"""For a write under way when its rank fails, after this rank's last piece: the others may be dead."""
+_SETTLE_S = 180.0
+"""For a write under way when its rank fails, after this rank's last sign of life: longer than a slow file
+system takes for what lies between two (4 GiB), and no longer, since the other ranks may be dead."""
 _T = TypeVar("_T")
 
 
@@ -326,7 +327,7 @@ class Snapshots:
         write = self._write
         if write is not None:
             with self._group.waits():
-                write.settle(_SETTLE_S)
+                write.settle(_SETTLE_S, self._group.beat)
 
     def make_way(self, seconds_left: float | None) -> None:
         """A newer state is to be saved in `seconds_left` (rank 0's count; None: not known). Collective.

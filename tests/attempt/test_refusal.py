@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from r1hpc import launch
-from r1hpc.attempt.begin import begin
+from r1hpc.attempt.begin import begin, read_facts
 from r1hpc.attempt.refusal import MustNotGoOnError
 from r1hpc.attempt.state import State, read_situation
 from r1hpc.base import failpoints
@@ -18,9 +18,10 @@ from r1hpc.base.files import read_records
 from r1hpc.base.rundir import RunDir
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config import load
+from r1hpc.slurm import payload
 from r1hpc.slurm.contract import OVER
 from r1hpc.telemetry.attempts import Cause, read_history, record
-from tests.checkpoint.harness import history, verified_steps
+from tests.checkpoint.harness import save, verified_steps
 
 _RECIPE = """\
 name: own
@@ -78,20 +79,31 @@ def test_a_folder_that_others_may_write_ends_the_run_at_once(run: RunDir) -> Non
     assert read_records(run.attempts)[-1]["event"] == "not_begun"
 
 
+def test_a_payload_that_is_not_ones_own_ends_the_run_at_once(run: RunDir, tmp_path: Path) -> None:
+    payload.folder_of(run.path).mkdir(mode=0o700)
+    payload.path_of(run.path, "local-1").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(MustNotGoOnError, match="is a symbolic link"):
+        begin(run, "local", "local-1", ("n1",), 1, by_submitit=True)
+    assert read_records(run.attempts)[-1]["event"] == "not_begun"
+
+
 def test_room_is_made_before_anything_is_written(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the last attempt only took out of sight may be all that a full disk has to give."""
     load.save(load.load(None, ["stage=traces", "resources.gpus_per_node=0"]), run.config)
-    store = history(run.checkpoints, 10, 20, 30)
+    assert start(run) == 1
+    token, store = read_facts(run, 1).token, CheckpointStore(run.checkpoints)
+    for step in (10, 20, 30):
+        save(store, step, 1, token)
     assert store.prune([], hurry=True) == [10]
-    half = store.open_staging(40, 0, "t")
+    half = store.open_staging(40, 1, token)
     (half / "rank_0.pt").write_bytes(b"half of it")
     monkeypatch.setattr(failpoints, "_calls", {})
     monkeypatch.setenv("R1HPC_FAILPOINT", "begin.root.before:enospc")
     with pytest.raises(R1hpcError, match="No space left on device"):
         start(run)
-    assert [path.name for path in (run.checkpoints / ".incarnation-0-t").iterdir()] == ["begun"]
+    assert [path.name for path in half.parent.iterdir()] == ["begun"]
     monkeypatch.delenv("R1HPC_FAILPOINT")
-    assert start(run) == 1
+    assert start(run) == 2
     assert verified_steps(CheckpointStore(run.checkpoints)) == [30, 20]
 
 

@@ -47,8 +47,12 @@ def test_of_a_run_that_is_over_nothing_half_written_stays(tmp_path: Path) -> Non
     store = history(tmp_path, 10, 20)
     half = store.open_staging(30, 0, "t")
     write_files(half, 30)
-    CheckpointStore(tmp_path).sweep()
+    CheckpointStore(tmp_path).sweep(0)
     assert not half.exists()
+    store.begin(1, "t")
+    half = store.open_staging(30, 1, "t")
+    CheckpointStore(tmp_path).sweep(0)
+    assert half.exists(), "of an attempt that has begun since"
     assert verified_steps(CheckpointStore(tmp_path)) == [20, 10]
 
 

@@ -151,6 +151,19 @@ def test_of_a_stage_in_parts_the_finished_ones_are_counted(
     assert as_json(status, [], capsys)["eta_s"] is None
 
 
+@pytest.mark.parametrize(("made", "eta_s"), [(1, 7 * 60.0 / 4), (6, 2 * 60.0 / 6), (8, None)])
+def test_of_ranks_that_began_together_the_others_are_near_when_one_is_done(
+    root: Path, capsys: pytest.CaptureFixture[str], made: int, eta_s: float | None
+) -> None:
+    """Four ranks on eight parts, a minute after the begin. With all parts made they sum up, nobody knows how
+    long."""
+    run = RecordedRun(root / "demo", stage="generate", num_steps=8, gpus=4)
+    run.submit("4711", "slurm")
+    run.begin()
+    run.parts(0, made - 1, part_s=50.0 / made)
+    assert as_json(status, [], capsys)["eta_s"] == pytest.approx(eta_s)
+
+
 def test_before_its_first_part_nobody_knows_how_long_a_stage_takes(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -132,10 +132,16 @@ def compare_tiny(group: Group, folder: Path) -> None:
     compare(group, [*cases, ("tiny", TINY, SFT, 3, Precision.fp32), ("tiny", TINY, PPO, 3, bf16)])
 
 
-def compare_all(group: Group, folder: Path) -> None:
-    tied = {**TINY, "tie_word_embeddings": True}
-    cases = [*every_case("tiny", TINY), *every_case("mid", MID)]
-    compare(group, [*cases, *(("tied", tied, PPO, stage, Precision.bf16) for stage in (1, 2, 3))])
+TIED = {**TINY, "tie_word_embeddings": True}
+CASES = [
+    *every_case("tiny", TINY),
+    *every_case("mid", MID),
+    *(("tied", TIED, PPO, stage, Precision.bf16) for stage in (1, 2, 3)),
+]
+
+
+def compare_one(group: Group, folder: Path) -> None:
+    compare(group, [CASES[int((folder / "case").read_text())]])
 
 
 def test_a_tiny_run_holds_what_is_planned(tmp_path: Path) -> None:
@@ -143,8 +149,16 @@ def test_a_tiny_run_holds_what_is_planned(tmp_path: Path) -> None:
     print((tmp_path / "rank_0.out").read_text())
 
 
+def label(case: Case) -> str:
+    name, _, (kind, options), stage, precision = case
+    return f"{name} {options.get('algorithm', kind)} ZeRO {stage} {precision}"
+
+
 @pytest.mark.soak
-@pytest.mark.timeout(1200)
-def test_runs_hold_what_is_planned(tmp_path: Path) -> None:
-    run_on_two_ranks(compare_all, tmp_path, timeout_s=1100)
+@pytest.mark.parametrize("number", range(len(CASES)), ids=map(label, CASES))
+def test_runs_hold_what_is_planned(number: int, tmp_path: Path) -> None:
+    """Each in processes of its own: where a block of an earlier trace was freed outside of one and its place
+    taken by another, torch's profiler says the old size when that one is freed."""
+    (tmp_path / "case").write_text(str(number))
+    run_on_two_ranks(compare_one, tmp_path, timeout_s=250)
     print((tmp_path / "rank_0.out").read_text())

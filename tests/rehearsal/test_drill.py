@@ -1,11 +1,13 @@
 """`drill` passes on a job that loses nothing, and fails, saying why, where resuming was broken on purpose."""
 
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -149,12 +151,12 @@ class _Waiting:
 
 
 def test_the_time_in_the_queue_does_not_use_up_its_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "_PATIENCE_S", 0.5)
-    monkeypatch.setattr(command, "_ASK_EVERY_S", 0.2)
-    run: Any = _Waiting(*["queued", "requeued"] * 3, "finished")
+    clock = itertools.count(step=1000.0)
+    monkeypatch.setattr(command, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda _: None))
+    run: Any = _Waiting(*["queued", "requeued"] * 10, "running", "finished")
     command._wait(run, lambda: False)
     run = _Waiting("running")
-    with pytest.raises(R1hpcError, match=r"a went no further for an hour.*r1hpc\.cancel runs/a"):
+    with pytest.raises(R1hpcError, match=r"a is at work for an hour.*r1hpc\.cancel runs/a"):
         command._wait(run, lambda: False)
 
 

@@ -2,8 +2,6 @@
 
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -40,15 +38,9 @@ def _plant(run: RunDir, tmp_path: Path) -> Path:
     return path
 
 
-def _guard(run: RunDir) -> "subprocess.CompletedProcess[str]":
-    environ = {**os.environ, "SLURM_JOB_ID": "9", "PYTHONPATH": str(ROOT)}
-    argv = [sys.executable, "-m", "r1hpc.slurm.payload", str(run.path)]
-    return subprocess.run(argv, env=environ, capture_output=True, text=True)
-
-
 def test_a_payload_of_ones_own_passes(run: RunDir, tmp_path: Path) -> None:
     _plant(run, tmp_path)
-    assert _guard(run).returncode == 0
+    payload.check(run.path, "9")
     assert not (tmp_path / "canary").exists()
 
 
@@ -56,8 +48,8 @@ def test_a_symbolic_link_is_refused(run: RunDir, tmp_path: Path) -> None:
     path = _plant(run, tmp_path)
     path.rename(tmp_path / "elsewhere")
     path.symlink_to(tmp_path / "elsewhere")
-    done = _guard(run)
-    assert (done.returncode, "symbolic link" in done.stderr) == (3, True)
+    with pytest.raises(StateError, match="symbolic link"):
+        payload.check(run.path, "9")
     assert not (tmp_path / "canary").exists()
 
 

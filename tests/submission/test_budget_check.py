@@ -11,6 +11,7 @@ from r1hpc.config import load
 from r1hpc.plan.run import make_plan
 from r1hpc.slurm.script import make_script
 from r1hpc.submission.budget_check import OverBudgetError, check_budget
+from r1hpc.submission.order import Order
 from r1hpc.submission.plan_run import PlannedRun
 from tests.recorded import RecordedRun
 from tests.submission.chains import submit, submitted, write_chain
@@ -90,6 +91,20 @@ def test_a_stage_that_goes_on_alone_is_held_against_the_budget_of_its_chain(tmp_
     refused = submit(chain_as_root, "--run-name", "one", "--resume", env=environment(slurm))
     assert refused.returncode == 1, refused.stdout
     assert "0.010 of 0.010 are left" in refused.stderr
+
+
+@pytest.mark.parametrize("is_chain", [True, False])
+def test_of_a_chains_stage_the_root_of_the_chain_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_chain: bool
+) -> None:
+    folder = tmp_path / "runs" / "r1"
+    folder.mkdir(parents=True)
+    (folder / "chain.yaml").touch()
+    if not is_chain:  # a run root with a file of that name, and a budget
+        (folder / "budget.yaml").touch()
+    monkeypatch.chdir(folder)
+    for root in (folder, Path(), Path("..", "r1")):
+        assert Order(run_root=root).counted_root == (tmp_path / "runs" if is_chain else root)
 
 
 def prepared_run(folder: Path, p50: float | None, done: float = 0.0) -> PlannedRun:

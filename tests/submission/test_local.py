@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from r1hpc.attempt.state import newest_job
+from r1hpc.attempt.state import State, newest_job, read_situation
 from r1hpc.base.files import read_records
 from r1hpc.base.rundir import RunDir
 from r1hpc.submission.chain_folder import ChainDir, supervisor_pid
@@ -126,11 +126,22 @@ def test_a_chain_killed_at_every_stage_finishes_and_does_nothing_twice(place: Pl
 
 def test_a_stage_that_fails_holds_back_those_alone_that_need_it(tmp_path: Path) -> None:
     file = write_chain(tmp_path, _ASIDE)
-    failing = {**os.environ, "R1HPC_FAILPOINT": "step.begin:raise"}
-    done = submit(tmp_path, str(file), "--executor", "local", "--follow", env=failing)
+    chain, may_begin = ChainDir(tmp_path / "runs" / "small"), tmp_path / "may-begin"
+    faults = f"step.begin:raise,begin:until={may_begin}"
+    may_begin.touch()
+    submitted(tmp_path, str(file), "--executor", "local", env={**os.environ, "R1HPC_FAILPOINT": faults})
+    one = chain.stage("one")
+    wait_until("begin of one", lambda: bool(read_history(one).attempts), 60, one)
+    may_begin.unlink()  # `aside` waits
+    wait_until("end of one", lambda: read_situation(one).state is State.failed, 60, one)
+    again = submitted(tmp_path, str(file), "--executor", "local")
+    assert any(
+        note.startswith("stage one is failed: submit small again once process") for note in again["notes"]
+    )
+    may_begin.touch()
+    done = submit(tmp_path, str(file), "--executor", "local", "--follow")  # to the end of what is at work
     assert done.returncode == 1
-    chain = ChainDir(tmp_path / "runs" / "small")
-    wait_until("end of the supervisor", lambda: supervisor_pid(chain) is None, 120)
+    wait_until("end of the supervisor", lambda: supervisor_pid(chain) is None, 60)
     states = {stage.name: stage.state for stage in read_chain_situation(chain).stages}
     assert states == {"one": "failed", "two": "waiting", "aside": "finished"}
     assert not read_history(chain.stage("two")).attempts

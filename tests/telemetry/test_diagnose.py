@@ -10,106 +10,18 @@ from typing import Any
 import pytest
 
 from r1hpc.attempt import end
-from r1hpc.base.files import write_json
 from r1hpc.telemetry.attempts import read_history
-from r1hpc.telemetry.diagnose import QUICK_BYTES, Diagnosis, as_lines, diagnose
-from r1hpc.telemetry.findings import Finding, Severity
+from r1hpc.telemetry.diagnose import QUICK_BYTES, as_lines, diagnose
+from r1hpc.telemetry.findings import Severity
 from r1hpc.telemetry.metrics import MetricWriter
 from r1hpc.telemetry.ranks import RankTimeWriter, read_rank_times
-from tests.recorded import RecordedRun, bytes_read
-
-CARD = 80 * 2**30
-GOOD = {
-    "gpu_utilization_percent": 97,
-    "power_w": 360.0,
-    "memory_used_bytes": 60 * 2**30,
-    "temperature_c": 61,
-    "ecc_uncorrected_volatile": 0,
-    "throttle_reasons": ["sw_power_cap"],
-}
-
-
-class Scene:
-    """An attempt on two nodes of two GPUs: first steps of one second, then perhaps silence."""
-
-    def __init__(self, path: Path, num_gpus: int = 2, stage: str = "pretrain") -> None:
-        self.made = RecordedRun(path / "run", gpus=2 * num_gpus, nodes=2, stage=stage)
-        self.made.submit("4711", "slurm")
-        self.made.begin()
-        self.num_gpus = num_gpus
-        self.start = self.made.clock
-
-    def steps(self, count: int = 30, step_time_s: float = 1.0, mfu: float | None = 0.4, **more: Any) -> None:
-        writer = MetricWriter(self.made.run, self.made.attempts)
-        self.made.clock += 10
-        fields = {"data_time_s": 0.01, **more}
-        for step in range(1, count + 1):
-            self.made.clock += step_time_s
-            times = {"time": self.made.clock, "step_time_s": step_time_s}
-            writer.step(global_step=step, loss=2.0, mfu=mfu, **times, **fields)
-
-    def silence(self, seconds: float) -> None:
-        self.made.clock += seconds
-
-    def gpus(
-        self,
-        during: dict[str, Any],
-        after: dict[str, Any] | None = None,
-        *,
-        odd: dict[str, Any] | None = None,
-    ) -> None:
-        """A tick a second on each GPU; `odd` is what GPU 1 of n2 reads besides, all the time."""
-        working_until = self.start + 10 + 30
-        for node in ("n1", "n2"):
-            uuids = [f"GPU-{node}-{i}" for i in range(self.num_gpus)]
-            static = [
-                {"uuid": u, "index": i, "name": "A100", "memory_total_bytes": CARD, "power_limit_w": 400.0}
-                for i, u in enumerate(uuids)
-            ]
-            stamp = {"node": node, "attempt": 1, "source": "nvml"}
-            lines: list[dict[str, Any]] = [
-                {
-                    "event": "devices",
-                    "time": self.start,
-                    "period_s": 1.0,
-                    "driver": "550",
-                    "gpus": static,
-                    **stamp,
-                }
-            ]
-            at = self.start
-            while at <= self.made.clock:
-                reading = GOOD | (during if at <= working_until or after is None else after)
-                strange = {**reading, **(odd or {})}
-                gpus = [{"uuid": u, **(strange if u == "GPU-n2-1" else reading)} for u in uuids]
-                lines.append({"time": at, **stamp, "gpus": gpus})
-                at += 1
-            self.made.run.gpu_metrics(node).write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-    def ranks(self, busy_s: list[list[float]], step_time_s: float = 1.0) -> None:
-        writer = RankTimeWriter(self.made.run, 1, ["n1", "n1", "n2", "n2"])
-        for i, row in enumerate(busy_s):
-            waits = [step_time_s - busy for busy in row]
-            writer.write(global_step=i + 1, num_steps=1, step_time_s=[step_time_s] * len(row), wait_s=waits)
-
-    def end(self, cause: str = "preempted", detail: str = "") -> Diagnosis:
-        self.made.end(cause, detail=detail)
-        attempt = read_history(self.made.run).attempts[-1]
-        return diagnose(self.made.run, attempt, end=attempt.end, max_bytes=QUICK_BYTES)
+from tests.recorded import bytes_read
+from tests.telemetry.scenes import MOVING, SPINNING, Scene, codes, only, played
 
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Scene:
     return Scene(tmp_path)
-
-
-def codes(diagnosis: Diagnosis) -> list[str]:
-    return [finding.code for finding in diagnosis.findings]
-
-
-def only(diagnosis: Diagnosis) -> Finding:
-    assert len(diagnosis.findings) == 1, codes(diagnosis)
-    return diagnosis.findings[0]
 
 
 def test_a_healthy_attempt_gets_one_line_of_figures(scene: Scene) -> None:
@@ -121,34 +33,6 @@ def test_a_healthy_attempt_gets_one_line_of_figures(scene: Scene) -> None:
         "attempt 1: 30 steps, 1 s each (median), 1% of it waiting for data, MFU 40.0%, GPUs 97 % busy, "
         "at 360 W, nothing stands out"
     )
-
-
-SPINNING = {"gpu_utilization_percent": 100, "power_w": 70.0}
-"""In a collective that never completes."""
-MOVING = {"gpu_utilization_percent": 99, "power_w": 190.0}
-
-
-def played(
-    scene: Scene,
-    *,
-    steps: dict[str, Any] | None = None,
-    silence: float = 0.0,
-    gpus: dict[str, Any] | None = None,
-    after: dict[str, Any] | None = None,
-    odd: dict[str, Any] | None = None,
-    ranks: list[list[float]] | None = None,
-    cause: str = "preempted",
-    detail: str = "",
-) -> Diagnosis:
-    """Steps (None: none were taken), then silence, the readings of all that time, and how it ended."""
-    if steps is not None:
-        scene.steps(**steps)
-    scene.silence(silence)
-    if gpus is not None:
-        scene.gpus(gpus, after, odd=odd)
-    if ranks is not None:
-        scene.ranks(ranks)
-    return scene.end(cause, detail)
 
 
 FOUND: dict[str, tuple[dict[str, Any], str, list[str]]] = {
@@ -306,102 +190,6 @@ def test_silence_is_counted_from_the_last_evaluation_too(tmp_path: Path) -> None
     scene.silence(20)
     scene.gpus(SPINNING)
     assert codes(scene.end("preempted")) == []
-
-
-# Stages in parts
-
-
-@pytest.fixture
-def asked(tmp_path: Path) -> Scene:
-    """An attempt of an evaluation, which is made in 40 parts."""
-    return Scene(tmp_path, stage="evaluate")
-
-
-def in_words(diagnosis: Diagnosis) -> str:
-    return " ".join(" ".join(as_lines(diagnosis)).split())
-
-
-DECODING = {"gpu_utilization_percent": 99, "power_w": 90.0}
-"""A small model, one token after the other: busy, at less than a quarter of the limit."""
-
-
-def test_an_evaluation_that_finished_is_no_hang(asked: Scene, capfd: pytest.CaptureFixture[str]) -> None:
-    asked.made.parts(0, 39, part_s=30.0)
-    asked.silence(700)  # it sums up
-    asked.gpus(DECODING)
-    assert in_words(asked.end("finished")) == (
-        "attempt 1: 40 parts made, GPUs 99 % busy, at 90 W, nothing stands out"
-    )
-    end.print_diagnosis(asked.made.run, 1)
-    assert capfd.readouterr().out.startswith("run: diagnosis of attempt 1: 40 parts made, GPUs 99 % busy")
-
-
-@pytest.mark.parametrize("cause", ["finished", "stopped"])
-def test_an_attempt_that_got_through_was_no_hang(scene: Scene, cause: str) -> None:
-    assert codes(played(scene, steps={}, silence=300, gpus={}, after=SPINNING, cause=cause)) == []
-
-
-def test_no_part_is_told_as_such(asked: Scene) -> None:
-    asked.silence(16)
-    assert in_words(asked.end()) == "attempt 1: no part in 16 s, nothing stands out"
-
-
-def test_parts_of_another_attempt_are_not_its_own(asked: Scene) -> None:
-    asked.made.parts(0, 2)
-    asked.end()
-    asked.made.clock += 2
-    asked.made.begin(resumed_from=3)
-    asked.made.parts(3, 3)
-    found = asked.end()
-    assert (found.figures["num_parts"], found.figures["num_steps"]) == (1, 0)
-    assert in_words(found) == "attempt 2: 1 part made, nothing stands out"
-
-
-@pytest.mark.parametrize(
-    ("odd", "code"),
-    [
-        ({"gpu_utilization_percent": 0}, "idle_gpu"),
-        ({"throttle_reasons": ["hw_thermal_slowdown"], "temperature_c": 91}, "throttled"),
-    ],
-)
-def test_a_gpu_is_judged_while_parts_are_made(asked: Scene, odd: dict[str, Any], code: str) -> None:
-    asked.made.parts(0, 9, part_s=3.0)
-    asked.gpus({}, odd=odd)
-    assert codes(asked.end()) == [code]
-
-
-def test_memory_that_parts_leave_is_told_with_what_takes_more(asked: Scene) -> None:
-    asked.made.parts(0, 9, part_s=3.0)
-    asked.gpus({"memory_used_bytes": 20 * 2**30})
-    found = only(asked.end())
-    assert found.code == "memory_headroom"
-    assert "rollout.prompts_per_batch" in found.advice
-    assert "micro_batch" not in found.advice
-
-
-def test_a_part_that_does_not_come_is_a_hang_by_the_longest_before(asked: Scene) -> None:
-    asked.made.parts(0, 3, part_s=250.0)
-    asked.silence(770)
-    asked.gpus(DECODING)
-    run, attempt = asked.made.run, read_history(asked.made.run).attempts[-1]
-    assert codes(diagnose(run, attempt, end=asked.made.clock)) == [], "the first took 260 s"
-    asked.silence(30)
-    asked.gpus(DECODING)
-    found = only(diagnose(run, attempt, end=asked.made.clock))
-    assert found.sentence.startswith("no part for 13 min 20 s after the last of 4, while all 4 GPUs read")
-
-
-def test_before_the_first_part_and_after_the_last_only_the_watchdog_knows_a_hang(asked: Scene) -> None:
-    run, attempt = asked.made.run, read_history(asked.made.run).attempts[-1]
-    asked.silence(3000)
-    asked.gpus(DECODING)
-    assert codes(diagnose(run, attempt, end=asked.made.clock)) == []
-    write_json(run.plan, {"num_steps": 4})
-    asked.made.parts(0, 3)
-    asked.silence(10_000)
-    asked.gpus(DECODING)
-    assert codes(diagnose(run, attempt, end=asked.made.clock)) == [], "rank 0 sums up"
-    assert "no part for 2 h 46 min after the last of 4" in only(asked.end("hang")).sentence
 
 
 def test_input_bound_on_cpu_ranks(tmp_path: Path) -> None:

@@ -274,11 +274,11 @@ def test_an_error_in_training_does_not_cost_the_write_under_way(tmp_path: Path) 
     assert [found.step for found in CheckpointStore(run.checkpoints).list()] == [6]
 
 
-@pytest.mark.parametrize(("pieces", "committed"), [(6, 7), (0, None)])
+@pytest.mark.parametrize(("pieces", "committed"), [(30, 7), (0, None)])
 def test_on_the_way_out_a_write_has_as_long_as_it_gets_on(pieces: int, committed: int | None) -> None:
     def write_own(write: Write) -> list[FileRecord]:
         for _ in range(pieces):
-            time.sleep(0.2)
+            time.sleep(0.1)
             write.wrote()
         if not pieces:
             write.stop.wait(60)  # stuck, until it is given up
@@ -290,5 +290,7 @@ def test_on_the_way_out_a_write_has_as_long_as_it_gets_on(pieces: int, committed
         return 7
 
     write = Write(1, 1, Exchange(Group(0, 0, 1, torch.device("cpu"))), write_own, commit, lambda: None)
-    write.settle(0.6)
+    beats: list[int] = []
+    write.settle(1.0, lambda: beats.append(1))
     assert write.committed_bytes == committed
+    assert bool(beats) is bool(pieces)

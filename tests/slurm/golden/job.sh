@@ -26,7 +26,7 @@ RUN_DIR=/scratch/runs/train-1
 WHOLE=$0 # a copy of this script, which takes no arguments
 PYTHON=/opt/venv/bin/python
 RANKS_PER_NODE=8
-CONTRACT=2 # what the frozen code means by its exit statuses, see r1hpc/slurm/contract.py
+CONTRACT=3 # what the frozen code knows, see r1hpc/slurm/contract.py
 
 # -- what this shell does where Python cannot --
 # sbatch brings along the environment of its caller, which may be another job, of an array or started again.
@@ -174,14 +174,16 @@ export PYTHONSAFEPATH=1 PYTHONPATH="$RUN_DIR/code${PYTHONPATH:+:$PYTHONPATH}"
 # begin counts the ranks; an exclusive job's own number of tasks is not that of its ranks.
 TASKS="$RANKS_PER_NODE(x$SLURM_JOB_NUM_NODES)"
 try_begin() {
-    local status real said
-    # submitit unpickles its payload: refused here unless it is a plain file that only you can write.
-    "${PYTHON[@]}" -m r1hpc.slurm.payload "$RUN_DIR" || return
+    local status real said payload=
+    # submitit unpickles its payload: refused unless it is a plain file that only you can write.
+    # `begin --payload` sees to that, and puts it on record, where the frozen code knows how.
+    payload=--payload
+    [ "$CONTRACT" -ge 3 ] || { payload= && "${PYTHON[@]}" -m r1hpc.slurm.payload "$RUN_DIR"; } || return
     # Not on the run's disk where there is another one with room, as the write tells.
     { said=$(mktemp) && echo 0000000 > "$said"; } 2> /dev/null || said=logs/begin-$SLURM_JOB_ID-$$.txt
     # In the background, so that TERM is heard: some sites send it to this shell alone, and begin may
     # build a dataset for hours.
-    SLURM_TASKS_PER_NODE=$TASKS "${PYTHON[@]}" -m r1hpc.launch begin "$RUN_DIR" > "$said" &
+    SLURM_TASKS_PER_NODE=$TASKS "${PYTHON[@]}" -m r1hpc.launch begin "$RUN_DIR" $payload > "$said" &
     while true; do
         wait $!
         status=$?
