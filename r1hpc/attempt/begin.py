@@ -77,11 +77,12 @@ def begin(
         print(f"{run.run_id} is finished: nothing to do", file=sys.stderr)
         return None
     with on_record(run, job_id), alone(run, job_id):
-        _refuse_what_others_may_write(run, job_id if by_submitit else None)
-        return _begin(run, executor, job_id, node_names, ranks)
+        return _begin(run, executor, job_id, node_names, ranks, by_submitit)
 
 
-def _begin(run: RunDir, executor: str, job_id: str, node_names: tuple[str, ...], ranks: int) -> int | None:
+def _begin(
+    run: RunDir, executor: str, job_id: str, node_names: tuple[str, ...], ranks: int, by_submitit: bool
+) -> int | None:
     config = read(run.config)
     refuse_a_second_job(run, job_id)
     refuse_a_ghost(run, executor, job_id)
@@ -89,6 +90,7 @@ def _begin(run: RunDir, executor: str, job_id: str, node_names: tuple[str, ...],
     last = read_history(run).last
     if last is not None:  # first of all: what follows writes, and the disk may be full
         CheckpointStore(run.checkpoints).drop_unfinished(last.attempt)
+    _refuse_what_others_may_write(run, job_id if by_submitit else None)
     if executor == "slurm":
         _record_excluded(run, config, job_id)
     close_unended(run, config, job_id)

@@ -150,11 +150,11 @@ def judge(history: History, job: JobRef | None, report: JobReport) -> tuple[Stat
     last = history.last
     if job is not None and (history.cancel_requested_at or 0.0) > job.time:
         report = replace(report, cancelled=True)
+    refusal = history.not_begun
+    if refusal is not None and (job is None or refusal.time > job.time):
+        return _of_refusal(refusal)
     if job is None and last is None:
         return State.unknown, "never submitted"
-    refusal = history.not_begun
-    if job is not None and refusal is not None and refusal.time > job.time:
-        return _of_refusal(refusal)
     between = State.requeued if last else State.queued
     if job is not None and job.event != "begin":
         return _of_job(report, State.queued if job.event == "submitted" else between, last is None)

@@ -79,8 +79,9 @@ def _eta_of_parts_s(ledger: RunLedger, made: Sequence[Path], left: int | None) -
     times = finish_times(made, last.start)
     if not times:
         return None
-    at_once = min(last.ranks, left + len(times))  # begun together: where one is made, the others are near
-    return left * (times[-1] - last.start) / max(len(times), at_once)
+    ranks = max(1, last.ranks)  # they begin together, again and again: where one is done, the others are near
+    rounds = -(-len(times) // ranks)
+    return left * (times[-1] - last.start) / min(rounds * ranks, left + len(times))
 
 
 def _global_step(last: Attempt | None, recent: Sequence[Step]) -> int | None:

@@ -136,8 +136,9 @@ class Write:
                 seen, last = self._pieces, time.monotonic()
                 beat()
             elif time.monotonic() - last >= patience_s:
-                self.abandon()
-                self._decided.wait(patience_s)
+                if not self._own_done.is_set():
+                    self.abandon()
+                    self._decided.wait(patience_s)
                 return
 
     def wait(self, *, hurry: bool) -> None:

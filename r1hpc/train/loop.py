@@ -70,6 +70,7 @@ def set_up(job: Job, stage: Stage, plan: Plan) -> Session:
         asynchronous=config.checkpoint.asynchronous,
         ranks_per_node=max(1, group.world_size // config.resources.nodes),
         beat=job.watchdog.beat,
+        hang_timeout_s=config.train.hang_timeout_s,
     )
     job.watchdog.before_leaving = snapshots.settle
     job.watchdog.beat("verifying checkpoints")

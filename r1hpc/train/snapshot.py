@@ -73,10 +73,12 @@ class Snapshots:
         asynchronous: bool = False,
         ranks_per_node: int = 1,
         beat: Callable[[str], None] = lambda phase: None,
+        hang_timeout_s: float = 3 * _SETTLE_S,
     ) -> None:
-        """`beat` tells the watchdog that something long goes on."""
+        """`beat` tells the watchdog that something long goes on; `hang_timeout_s` is how long it takes silence."""
         self._store = store
         self._beat = beat
+        self._settle_s = min(_SETTLE_S, hang_timeout_s / 3)
         self._group = group
         self._attempt = attempt
         self._token = token
@@ -327,7 +329,7 @@ class Snapshots:
         write = self._write
         if write is not None:
             with self._group.waits():
-                write.settle(_SETTLE_S, self._group.beat)
+                write.settle(self._settle_s, self._group.beat)
 
     def make_way(self, seconds_left: float | None) -> None:
         """A newer state is to be saved in `seconds_left` (rank 0's count; None: not known). Collective.

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from r1hpc import launch
+from r1hpc.attempt import rivals
 from r1hpc.attempt.begin import begin, read_facts
 from r1hpc.attempt.refusal import MustNotGoOnError
-from r1hpc.attempt.state import State, read_situation
+from r1hpc.attempt.state import JobReport, State, read_situation
 from r1hpc.base import failpoints
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.files import read_records
@@ -85,6 +86,19 @@ def test_a_payload_that_is_not_ones_own_ends_the_run_at_once(run: RunDir, tmp_pa
     with pytest.raises(MustNotGoOnError, match="is a symbolic link"):
         begin(run, "local", "local-1", ("n1",), 1, by_submitit=True)
     assert read_records(run.attempts)[-1]["event"] == "not_begun"
+
+
+def test_a_second_job_leaves_no_word_on_a_folder_that_others_may_write(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one is at work."""
+    load.save(load.load(None, ["stage=traces", "resources.gpus_per_node=0"]), run.config)
+    assert start(run) == 1
+    run.path.chmod(0o770)
+    monkeypatch.setattr(rivals, "ask", lambda *_, **__: JobReport(True))
+    with pytest.raises(MustNotGoOnError, match="is at work already, as job local-1"):
+        begin(run, "local", "local-2", ("n1",), 1, by_submitit=True)
+    assert read_records(run.attempts)[-1]["event"] == "begin"
 
 
 def test_room_is_made_before_anything_is_written(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,3 +142,12 @@ def test_a_job_of_another_cluster_is_not_taken_for_dead(
     found = read_situation(run)
     assert found.state is expected
     assert ("job 12 is of cluster near: ask there" in found.detail) is (here == "far")
+
+
+def test_why_nothing_began_is_told_of_a_submission_that_was_cut_off(tmp_path: Path) -> None:
+    """Its job began, and found no payload; nobody wrote `submitted` down."""
+    run = RunDir(tmp_path / "cut-off")
+    run.create()
+    record(run, "not_begun", job_id="9", cause="refused", detail="9_submitted.pkl did not appear")
+    situation = read_situation(run)
+    assert (situation.state, situation.detail) == (State.failed, "refused: 9_submitted.pkl did not appear")

@@ -151,7 +151,7 @@ def test_of_a_stage_in_parts_the_finished_ones_are_counted(
     assert as_json(status, [], capsys)["eta_s"] is None
 
 
-@pytest.mark.parametrize(("made", "eta_s"), [(1, 7 * 60.0 / 4), (6, 2 * 60.0 / 6), (8, None)])
+@pytest.mark.parametrize(("made", "eta_s"), [(1, 7 * 60.0 / 4), (5, 3 * 60.0 / 8), (8, None)])
 def test_of_ranks_that_began_together_the_others_are_near_when_one_is_done(
     root: Path, capsys: pytest.CaptureFixture[str], made: int, eta_s: float | None
 ) -> None:

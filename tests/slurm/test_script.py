@@ -104,9 +104,11 @@ def _program(path: Path, body: str) -> None:
     path.chmod(0o700)
 
 
-def _start(stage: Path, contract: int = CURRENT, **variables: str) -> "subprocess.Popen[str]":
+def _start(
+    stage: Path, contract: int = CURRENT, *, by_submitit: bool = False, **variables: str
+) -> "subprocess.Popen[str]":
     python = (str(stage / "python"),)
-    script = Script(stage / "run", python, 4, {"nodes": "2"}, by_submitit=False, contract=contract)
+    script = Script(stage / "run", python, 4, {"nodes": "2"}, by_submitit=by_submitit, contract=contract)
     (stage / "job.sh").write_text(render(script))
     environ = {
         "PATH": f"{stage}:/usr/bin:/bin",
@@ -168,6 +170,15 @@ def test_a_run_that_is_over_starts_nothing(stage: Path) -> None:
     (stage / "attempt").write_text("")
     assert _start(stage).wait(timeout=30) == 0
     assert _calls(stage) == [f"python -m r1hpc.launch begin {stage}/run"]
+
+
+@pytest.mark.parametrize("contract", [1, 2, CURRENT])
+def test_the_payload_is_looked_at_before_it_is_loaded(stage: Path, contract: int) -> None:
+    """By `begin`; by a module of its own in frozen code of before. Here both refuse it."""
+    _program(stage / "python", f'echo "python $*" >> {stage}/calls\nexit 3\n')
+    assert _start(stage, contract, by_submitit=True).wait(timeout=30) == 1
+    before, now = f"slurm.payload {stage}/run", f"launch begin {stage}/run --payload"
+    assert _calls(stage) == [f"python -m r1hpc.{now if contract == CURRENT else before}"]
 
 
 @pytest.mark.parametrize(("status", "contract"), [(3, CURRENT), (2, 1), (1, 1)])
