@@ -75,7 +75,7 @@ class Snapshots:
         beat: Callable[[str], None] = lambda phase: None,
         hang_timeout_s: float = 3 * _SETTLE_S,
     ) -> None:
-        """`beat` tells the watchdog that something long goes on; `hang_timeout_s` is how long it takes silence."""
+        """`beat` tells the watchdog that something goes on; it takes `hang_timeout_s` without for a hang."""
         self._store = store
         self._beat = beat
         self._settle_s = min(_SETTLE_S, hang_timeout_s / 3)
