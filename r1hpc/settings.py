@@ -23,7 +23,7 @@ _LONGEST_VALUE = 48
 
 def main(argv: Sequence[str]) -> int:
     """Print the settings and return the exit status."""
-    arguments = _parser().parse_args(list(argv))
+    arguments = _parser().parse_intermixed_args(list(argv))
     if arguments.reference:
         from r1hpc.config.reference import reference
 

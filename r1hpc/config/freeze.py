@@ -140,6 +140,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         ),
         rl=dataclasses.replace(config.rl, teacher=_folder_of(config.rl.teacher)),
         serve=dataclasses.replace(config.serve, python=_absolute_words(config.serve.python)),
+        cluster=dataclasses.replace(config.cluster, python=_absolute_words(config.cluster.python)),
         evaluate=dataclasses.replace(
             evaluate,
             path=evaluate.path and str(Path(evaluate.path).absolute()),

@@ -46,7 +46,7 @@ _HERE = {
     "train_file": "data.traces",
     "save_steps": "checkpoint.save_every",
     "save_total_limit": "checkpoint.keep",
-    "eval_steps": "evaluate.every",
+    "eval_steps": "train.validate_every (stages pretrain, sft), evaluate.every (stage rl)",
     "num_generations": "rollout.num_generations",
     "max_new_tokens": "rollout.max_completion_length",
     "max_prompt_length": "rollout.max_prompt_length",

@@ -294,10 +294,13 @@ def _find_module(spec: str, module: str) -> Plugin:
 
 
 def _with_imports(root: Path, name: str) -> tuple[str, ...]:
-    """A file and what of the modules and packages beside it is imported, by it or by one another."""
+    """A file and what of the modules and packages beside it is imported, by it or by one another.
+
+    Not r1hpc, where the file lies in a clone of it: a run has that frozen anyway.
+    """
     found, open_ = {name}, [name]
     while open_:
-        for top in _imported(root / open_.pop()):
+        for top in _imported(root / open_.pop()) - {"r1hpc"}:
             more = [f"{top}.py"] if (root / f"{top}.py").is_file() else []
             if (root / top / "__init__.py").is_file():
                 more = list(_below(root, root / top))

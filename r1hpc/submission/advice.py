@@ -5,8 +5,9 @@ notes = little_room(run, config, plan)                  # for its checkpoints
 notes = other_form_in_chain(config, others)             # than in the stage that trains its model
 """
 
+import dataclasses
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,18 @@ from r1hpc.base.errors import R1hpcError
 from r1hpc.base.rundir import RunDir
 from r1hpc.base.units import format_bytes
 from r1hpc.config import load
+from r1hpc.config.cluster import ClusterConfig
 from r1hpc.config.reasoning import RolloutConfig
-from r1hpc.config.schema import SAMPLED_STAGES, SDPA, TRAINED_STAGES, Precision, RunConfig, TrainConfig
+from r1hpc.config.schema import (
+    SAMPLED_STAGES,
+    SDPA,
+    TRAINED_STAGES,
+    ModelConfig,
+    Precision,
+    RunConfig,
+    TrainConfig,
+    WandbConfig,
+)
 from r1hpc.plan.run import RunPlan
 
 _LONG_TO_MASK = 8192
@@ -31,6 +42,33 @@ def seldom_meant(config: RunConfig) -> list[str]:
         *_slow(config),
         *_other_form(config),
         *_short_answers(config),
+        *_without_effect(config),
+    ]
+
+
+def kept_from_before(
+    config: RunConfig, profile: tuple[str, Mapping[str, Any]] | None, given: Sequence[str]
+) -> list[str]:
+    """A sentence on what a resumed run keeps of its cluster and today's profile does not say.
+
+    Args:
+        profile: the file, and its keys under `cluster`; None: there is none.
+        given: `cluster.KEY=VALUE` of command lines.
+    """
+    if profile is None:
+        return []
+    file, said = profile[0], profile[1]["cluster"]
+    named = {*said, "name", *(item.partition("=")[0].split(".")[1] for item in given)}
+    now, unset = dataclasses.asdict(config.cluster), dataclasses.asdict(ClusterConfig())
+    kept = [f"cluster.{key}" for key in now if now[key] != unset[key] and key not in named]
+    if "environment" in said:
+        variables = [name for name in now["environment"] if name not in said["environment"]]
+        kept += [f"cluster.environment.{name}" for name in variables]
+    if not kept:
+        return []
+    return [
+        f"{', '.join(kept)}: as before, though {file} does not say so. What was taken out of it is taken out "
+        "of the run by saying so there: network_interface: null, setup: [], environment: !replace {…}"
     ]
 
 
@@ -47,6 +85,18 @@ def little_room(run: RunDir, config: RunConfig, plan: RunPlan) -> list[str]:
         f"(checkpoint.keep={config.checkpoint.keep}), and {there} has {format_bytes(free)} free: give a "
         "--run-root with more room"
     ]
+
+
+def _without_effect(config: RunConfig) -> Iterator[str]:
+    """What was set, and is not asked for without another setting."""
+    model, default = config.model, ModelConfig()
+    of_lora = {"lora_alpha": model.lora_alpha != default.lora_alpha, "lora_targets": bool(model.lora_targets)}
+    given = " and ".join(f"model.{key}" for key, is_given in of_lora.items() if is_given)
+    if given and not model.lora_rank:
+        yield f"{given} without model.lora_rank: no adapters, and all weights are trained"
+    monitor = config.monitor
+    if monitor.wandb != WandbConfig() and "wandb" not in monitor.trackers:
+        yield "monitor.wandb is set and monitor.trackers does not name wandb: nothing is sent or kept for W&B"
 
 
 def _rates(config: RunConfig) -> Iterator[str]:

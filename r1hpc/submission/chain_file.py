@@ -1,6 +1,6 @@
 """A chain file: stages, each a job of its own, and what each needs of the others.
 
-    include: [model/tiny_gpt2]            # common keys, under those of every stage
+    include: [model/tiny_gpt2]            # common keys: over all presets, under a stage's own keys
     resources: {gpus_per_node: 0}
     stages:
       - name: sft
@@ -28,6 +28,7 @@ from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.base.names import check_name, nearest, printable
 from r1hpc.config import load
 from r1hpc.config.freeze import with_absolute_paths
+from r1hpc.config.layers import over_presets
 from r1hpc.config.schema import RunConfig
 from r1hpc.submission.chain_folder import TAKEN_NAMES, ChainDir
 from r1hpc.submission.chain_items import connected
@@ -114,8 +115,24 @@ def save_definition(definition: Definition, chain: ChainDir) -> None:
         {"name": stage.name, "needs": list(stage.needs), "config": load.as_layer(stage.config)}
         for stage in definition.stages
     ]
-    content = {"source": definition.source, "digest": definition.digest, "stages": stages}
+    content = {
+        "source": definition.source,
+        "digest": definition.digest,
+        "folder": str(chain.path),
+        "stages": stages,
+    }
     load.write_yaml(chain.definition, content)
+
+
+def by_its_first_path(chain: ChainDir) -> ChainDir:
+    """The chain by the path under which it was begun, while that leads to it: its stages name one another so.
+
+    A home or scratch folder that is a link has two.
+    """
+    first = load.read_yaml(chain.definition).get("folder")
+    if isinstance(first, str) and Path(first).is_dir() and Path(first).samefile(chain.path):
+        return ChainDir(first)
+    return chain
 
 
 def open_definition(chain: ChainDir) -> Definition:
@@ -225,8 +242,10 @@ def _entry(item: dict[str, Any], common: Sequence[dict[str, Any]], path: Path) -
     if needs is not None and not (isinstance(needs, list) and all(isinstance(name, str) for name in needs)):
         raise ConfigError(f"{path}: `needs` of {item['name']} must be a list of stages, as in needs: [sft]")
     own = {key: value for key, value in item.items() if key not in ("name", "needs")}
-    layers = (*common, *load.layers_of(own, path))
-    return _Entry(item["name"], None if needs is None else tuple(needs), layers)
+    *presets, for_all = common
+    *its_presets, its_own = load.layers_of(own, path)
+    presets = over_presets([*presets, *its_presets], [for_all, its_own])
+    return _Entry(item["name"], None if needs is None else tuple(needs), (*presets, for_all, its_own))
 
 
 def _all_needs(entries: Sequence[_Entry], path: Path) -> dict[str, tuple[str, ...]]:

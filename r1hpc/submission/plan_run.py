@@ -36,7 +36,7 @@ from r1hpc.plan.run import RunPlan
 from r1hpc.plan.run_memory import asked_host_gib, misfits
 from r1hpc.slurm import decide, fields, flags, script
 from r1hpc.slurm.probe import ClusterFacts
-from r1hpc.submission.advice import little_room, seldom_meant
+from r1hpc.submission.advice import kept_from_before, little_room, seldom_meant
 from r1hpc.submission.missing_dataset import refuse_long_build
 from r1hpc.submission.model_checks import check_models, other_tokenizer, tokenizer_is_to_come
 from r1hpc.submission.order import DEFAULT_JOB, Order, Purpose
@@ -150,7 +150,10 @@ def plan_resumed_run(order: Order) -> PlannedRun:
         raise UsageError(
             f"{run.run_id} is finished; to train on, give train.num_steps={frozen.train.num_steps * 2}"
         )
-    return plan_run(run, config, order, is_new=False)
+    planned = plan_run(run, config, order, is_new=False)
+    given = [item for item in (*_set_for_the_cluster(run), *order.overrides) if item.startswith("cluster.")]
+    kept = kept_from_before(config, load.profile_layer(order.cluster), given)
+    return replace(planned, notes=(*planned.notes, *kept))
 
 
 def _check_zero_goes_on(run: RunDir, config: RunConfig) -> None:

@@ -24,6 +24,7 @@ from r1hpc.submission.budget_check import check_budget
 from r1hpc.submission.chain_file import (
     Definition,
     Stage,
+    by_its_first_path,
     digest_of,
     open_definition,
     override,
@@ -73,7 +74,7 @@ def submit_chain(chain: ChainDir, source: Path | None, order: Order) -> Submitte
     executor, notes = decide.choose_executor(asked, will_submit=order.purpose is Purpose.start)
     order = replace(order, executor=executor)
     if chain.definition.is_file():
-        return _go_on(chain, source, order, notes)
+        return _go_on(by_its_first_path(chain), source, order, notes)
     if source is None or order.resume:
         raise UsageError(f"there is no chain called {chain.name} in {chain.path.parent}")
     return _begin(chain, source, order, notes)

@@ -18,7 +18,7 @@ def job(tmp_path: Path) -> Path:
 
 
 def test_the_command_prints_what_was_set(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert settings.main([str(job), "train.seed=3", "--set"]) == 0
+    assert settings.main([str(job), "--set", "train.seed=3"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [
         "train.num_steps", "train.lr", "train.seed", "deepspeed.extra", "resources.sbatch",

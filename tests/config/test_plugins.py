@@ -44,6 +44,19 @@ def test_a_file_comes_with_what_it_imports_beside_it(tmp_path: Path) -> None:
     assert (plugin.root, plugin.module, plugin.name) == (tmp_path, "my_task", "T")
 
 
+def test_of_a_file_in_a_clone_r1hpc_is_no_part(tmp_path: Path) -> None:
+    """A run has it frozen, and after an update of the clone the file is still the same."""
+    _write(
+        tmp_path,
+        {
+            "r1hpc/__init__.py": "",
+            "helper.py": "",
+            "mine.py": "import helper\nfrom r1hpc.tasks import Task\n",
+        },
+    )
+    assert plugins.find(f"{tmp_path}/mine.py:Task").files == ("helper.py", "mine.py")
+
+
 def test_a_module_is_found_without_being_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _write(tmp_path, {"pack_a/__init__.py": "1 / 0", "pack_a/inner.py": "1 / 0", "pack_a/data.json": "{}"})
     monkeypatch.chdir(tmp_path)

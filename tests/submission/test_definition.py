@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 
 from r1hpc.base.errors import UsageError
+from r1hpc.config import load
+from r1hpc.config.schema import Precision
 from r1hpc.submission.chain_file import (
     Definition,
+    by_its_first_path,
     digest_of,
     open_definition,
     override,
@@ -195,6 +198,29 @@ def test_the_other_chains_ask_the_same_held_out_questions_in_every_stage(tmp_pat
     assert len({config.task.seed for config in configs.values()}) == 1
     for config in configs.values():
         assert config.stage != "rl" or config.task.first_item
+
+
+def test_what_the_file_says_for_all_wins_over_the_preset_of_a_stage(tmp_path: Path) -> None:
+    common = "train: {precision: fp16, lr: 1e-4}\nrollout: {num_generations: 4}\nmodel: {path: mine}\n"
+    stages = "stages:\n  - {name: a, stage: rl, include: [rl/r1, model/tiny_gpt2], train: {lr: 2e-4}}\n"
+    (tmp_path / "x.yaml").write_text(common + stages)
+    config = read_definition(tmp_path / "x.yaml", ChainDir(tmp_path / "x")).stage("a").config
+    assert (config.train.precision, config.train.lr) == (Precision.fp16, 2e-4)
+    assert config.rollout.num_generations == 4
+    assert config.rl.kl_coef == load.load(load.find_job("rl_smoke")).rl.kl_coef  # the preset's, left alone
+    assert not config.model.config, "of another model than the one in model.path"
+
+
+def test_by_another_path_a_chain_is_the_same(tmp_path: Path) -> None:
+    """As under a home that is a link: its stages name one another by the path of its beginning."""
+    real, link = tmp_path / "scratch" / "me", tmp_path / "me"
+    (real / "c").mkdir(parents=True)
+    link.symlink_to(real)
+    begun = ChainDir(link / "c")
+    save_definition(read(tmp_path, "\n  - name: a\n"), begun)
+    assert by_its_first_path(ChainDir(real / "c")).path == begun.path
+    link.unlink()
+    assert by_its_first_path(ChainDir(real / "c")).path == real / "c"
 
 
 def test_common_keys_need_a_stage(tmp_path: Path) -> None:
