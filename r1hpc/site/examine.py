@@ -57,9 +57,9 @@ def examine(
     else:
         answers = ask_nodes(num_nodes, root, interface, config.cluster.python)
         found += judge_nodes(answers, num_nodes, _expected_gpus(config), uses_munge)
-    named, _, _ = place_in_cluster(config)
+    partition, qos, account = place_in_cluster(config)
     profile = profile_of(
-        config.cluster.name, facts, answers.reports, partition=named, account=config.cluster.account
+        config.cluster.name, facts, answers.reports, partition=partition, qos=qos, account=account
     )
     return Examination(tuple(found), profile)
 

@@ -18,6 +18,7 @@ def profile_of(
     reports: Sequence[NodeReport],
     *,
     partition: str | None = None,
+    qos: str | None = None,
     account: str | None = None,
 ) -> dict[str, Any]:
     """Keys of config.cluster.ClusterConfig. The interface is named only where all nodes take the same.
@@ -26,6 +27,7 @@ def profile_of(
 
     Args:
         partition: as somebody named it. The default one is left to Slurm, and to a site that routes jobs.
+        qos: as somebody named it. The default one is left to Slurm: it is the account's.
     """
     gpus_per_node = max((len(r.node.gpus) for r in reports), default=0) or facts.gpus_per_node
     gpus = [gpu for report in reports for gpu in report.node.gpus]
@@ -34,7 +36,7 @@ def profile_of(
         "name": name,
         "partition": partition,
         "account": account,
-        "qos": facts.qos,
+        "qos": qos,
         "gpus_per_node": gpus_per_node or None,
         "gpu_type": _gpu_type(gpus[0].name if gpus else facts.gpu_type),
         "network_interface": routes.pop() if len(routes) == 1 else None,

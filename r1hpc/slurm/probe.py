@@ -81,10 +81,11 @@ def probe_cluster(
     failed = [f"{name}: {error}" for name, error in answers.items() if isinstance(error, SlurmError)]
     config = read_config(said.get("config", ""))
     fields = read_partition(said.get("partitions", ""), partition)
-    chosen_qos = qos or _default_qos(said.get("default qos", ""))
+    name = fields.get("PartitionName", partition)
+    associations = _associations(said.get("default qos", ""), name, config.get("ClusterName"))
+    chosen_qos = qos or _default_qos(associations)
     qos_row = _rows(said.get("qos", "")).get(chosen_qos or "", [])
     mode, grace = _preemption(config, fields, said.get("qos"), chosen_qos)
-    name = fields.get("PartitionName", partition)
     gpus, gpu_type = read_gpus(said.get("nodes"), name)
     signal = f"{config.get('PreemptParameters', '')},{config.get('SlurmctldParameters', '')}"
     return ClusterFacts(
@@ -100,7 +101,7 @@ def probe_cluster(
         max_batch_requeue=_count(config.get("MaxBatchRequeue")),
         # With that flag the QOS's own limit goes before the partition's.
         max_time_s=None if "PartitionTimeLimit" in "".join(qos_row[5:]) else limit_s(fields.get("MaxTime")),
-        max_wall_s=_wall(qos_row, said.get("default qos", ""), name, config.get("ClusterName")),
+        max_wall_s=_wall(qos_row, associations),
         is_routed=config.get("JobSubmitPlugins", "(null)") not in ("(null)", ""),
         num_nodes=_count(fields.get("TotalNodes")) if partition and "," not in partition else None,
         gpus_per_node=gpus,
@@ -210,9 +211,14 @@ def _rows(qos_table: str) -> dict[str, list[str]]:
     return {row[0]: row for row in (line.split("|") for line in qos_table.splitlines()) if len(row) >= 4}
 
 
-def _wall(
-    qos_row: Sequence[str], associations: str, partition: str | None, cluster: str | None
-) -> int | None:
+def _associations(text: str, partition: str | None, cluster: str | None) -> list[list[str]]:
+    """Those of the user that a job in this partition may be of; columns are _ASSOC_FIELDS. One slurmdbd may
+    serve several clusters, and tells of all of them."""
+    rows = [row for line in text.splitlines() if len(row := line.split("|")) > 5]
+    return [row for row in rows if row[4] in ("", partition) and cluster in (None, row[5])]
+
+
+def _wall(qos_row: Sequence[str], associations: Sequence[Sequence[str]]) -> int | None:
     """The wall limit of a QOS, else of the user's association, which is Slurm's order.
 
     None: there is none, or the user has several accounts and the job names none.
@@ -220,20 +226,18 @@ def _wall(
     own = limit_s(next(iter(qos_row[4:5]), None))
     if own:
         return own
-    rows = [row for line in associations.splitlines() if len(row := line.split("|")) > 5]
-    rows = [row for row in rows if row[4] in ("", partition) and cluster in (None, row[5])]
-    if len({row[3] for row in rows}) > 1:
+    if len({row[3] for row in associations}) > 1:
         return None
-    return min((limit for row in rows if (limit := limit_s(row[2]))), default=None)
+    return min((limit for row in associations if (limit := limit_s(row[2]))), default=None)
 
 
-def _default_qos(text: str) -> str | None:
-    """The default QOS of the user's association; where it has none but allows one only, that one."""
-    for line in text.splitlines():
-        default, allowed, *_ = (line + "|").split("|")
-        if default or (allowed and "," not in allowed):
-            return default or allowed
-    return None
+def _default_qos(associations: Sequence[Sequence[str]]) -> str | None:
+    """The default QOS of the user's association; where it has none but allows one only, that one.
+
+    None: there is none, or the user has several accounts, they differ in it, and the job names none.
+    """
+    defaults = {default or ("" if "," in allowed else allowed) for default, allowed, *_ in associations}
+    return (defaults.pop() or None) if len(defaults) == 1 else None
 
 
 def _gpus_in(gres: str) -> tuple[int, str | None]:

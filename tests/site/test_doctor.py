@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from r1hpc.site.cluster import judge_cluster
 from r1hpc.site.findings import CheckState
@@ -22,6 +23,7 @@ from r1hpc.site.versions import VersionFacts, judge_versions
 from r1hpc.slurm.probe import ClusterFacts
 from tests import nvml_stub
 from tests.cluster import Cluster
+from tests.slurm.test_probe import CONFIG, NODES, PARTITIONS, QOS
 
 ROOT = Path(__file__).resolve().parents[2]
 Findings = dict[str, dict[str, str]]
@@ -305,6 +307,42 @@ def test_a_profile_is_written_once_and_read_back(tmp_path: Path) -> None:
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, "exists" in done.stderr) == (2, True)
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> dict[str, Any]:
+    """The environment of a login node whose Slurm says what was recorded; the default QOS is scavenger."""
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    said = {
+        "config": f"{CONFIG}AuthType = auth/none\nClusterName = near\n",
+        "partition": PARTITIONS,
+        "qos": QOS,
+        "assoc": "scavenger|normal,scavenger||lab||near\n",
+        "sinfo": NODES,
+    }
+    for name, text in said.items():
+        (folder / f"{name}.txt").write_text(text)
+    words = {"scontrol": "$2", "sacctmgr": "$3", "sinfo": "sinfo", "sbatch": "config"}
+    for name, word in words.items():
+        (folder / name).write_text(f"#!/bin/bash\nexec cat {folder}/{word}.txt\n")
+        (folder / name).chmod(0o700)
+    return {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+def written_profile(tmp_path: Path, *words: str, **env: Any) -> dict[str, Any]:
+    path = tmp_path / "mine.yaml"
+    path.unlink(missing_ok=True)
+    doctor(tmp_path / "runs", "--write-profile", str(path), *words, **env)
+    return dict(yaml.safe_load(path.read_text()))
+
+
+def test_a_profile_pins_no_qos_that_nobody_named(tmp_path: Path, slurm: dict[str, Any]) -> None:
+    assert "scavenger" in doctor(tmp_path, **slurm)["Slurm"]["detail"]
+    assert "qos" not in written_profile(tmp_path, **slurm)
+    site = tmp_path / "site.yaml"
+    site.write_text("name: mine\nqos: urgent\n")
+    assert written_profile(tmp_path, "--cluster", str(site), **slurm)["qos"] == "urgent"
 
 
 @pytest.mark.parametrize(

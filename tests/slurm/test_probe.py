@@ -37,7 +37,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
         "config": CONFIG,
         "partition": PARTITIONS,
         "qos": QOS,
-        "assoc": "|normal,scavenger\n",
+        "assoc": "|normal,scavenger||lab||near\n",
         "sinfo": NODES,
     }
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
@@ -70,9 +70,30 @@ def test_a_qos_that_nobody_may_preempt(commands: Commands) -> None:
 
 def test_the_users_default_qos_is_taken(commands: Commands) -> None:
     texts, write, _ = commands
-    texts["assoc"] = "scavenger|normal,scavenger\n"
+    texts["assoc"] = "scavenger|normal,scavenger||lab||near\n"
     write()
     assert probe_cluster().qos == "scavenger"
+
+
+@pytest.mark.parametrize(
+    ("associations", "qos"),
+    [
+        ("urgent|urgent||lab||far\nscavenger|normal,scavenger||lab||near\n", "scavenger"),
+        ("urgent|urgent||lab||far\n", None),
+        ("normal|normal||lab||near\nscavenger|scavenger||other||near\n", None),
+        ("normal|normal||lab||near\n|normal,scavenger||other||near\n", None),
+        ("normal|normal||lab||near\n|normal||other||near\n", "normal"),  # whichever is charged
+        ("normal|normal||lab||near\nurgent|urgent||lab|debug|near\n", "normal"),
+    ],
+)
+def test_the_default_qos_is_this_clusters_and_of_the_account_that_is_charged(
+    commands: Commands, associations: str, qos: str | None
+) -> None:
+    texts, write, _ = commands
+    texts["config"] = CONFIG + "ClusterName = near\n"
+    texts["assoc"] = associations
+    write()
+    assert probe_cluster().qos == qos
 
 
 def test_preemption_by_partition(commands: Commands) -> None:
