@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from r1hpc.base.errors import UsageError
 from r1hpc.site.findings import CheckState, SiteFinding, fail, ok, unknown, warn
@@ -57,6 +57,8 @@ class Answers:
     reports: tuple[NodeReport, ...]
     complaint: str = ""
     files: tuple[str, ...] = ()
+    is_locked: bool = True
+    """The caller held the lock that the nodes tried to take."""
 
 
 def ask_nodes(num_nodes: int, root: Path, interface: str | None, python: str | None) -> Answers:
@@ -66,7 +68,7 @@ def ask_nodes(num_nodes: int, root: Path, interface: str | None, python: str | N
         UsageError: this is no allocation, or a smaller one.
     """
     _check_allocation(num_nodes, os.environ)
-    with _shared_folder(root) as shared:
+    with _shared_folder(root) as (shared, is_locked):
         asked = {"interface": interface, "ports": _free_ports(), "shared": str(shared)}
         step = ["srun", f"--nodes={num_nodes}", f"--ntasks={num_nodes}", "--ntasks-per-node=1", "--overlap"]
         program = [
@@ -81,7 +83,7 @@ def ask_nodes(num_nodes: int, root: Path, interface: str | None, python: str | N
         except SlurmError as error:
             said, complaint = error.stdout, error.stderr.strip() or str(error)
         files = tuple(sorted(path.name.removeprefix("node-") for path in shared.glob("node-*")))
-    return Answers(tuple(read_reports(said)), complaint, files)
+    return Answers(tuple(read_reports(said)), complaint, files, is_locked)
 
 
 def node_part(asked: str) -> str:
@@ -176,11 +178,14 @@ def _judge_files(answers: Answers) -> list[SiteFinding]:
         )
     if unseen:
         found.append(fail("shared run root", f"files made by {', '.join(unseen)} are not seen here", fix))
-    loose = [r.node.name for r in reports if r.peers.lock_respected is False]
+    loose = [r.node.name for r in reports if r.peers.lock_respected is False and answers.is_locked]
     if loose:
         mend = "mount it with locks for the whole cluster (Lustre: flock, not localflock)"
         found.append(warn("locks between nodes", f"{', '.join(loose)} took a lock that is held here", mend))
-    return found or [ok("shared run root", "files and locks are seen from every node")]
+    tried = answers.is_locked and all(r.peers.lock_respected is not None for r in reports)
+    return found or [
+        ok("shared run root", f"{'files and locks' if tried else 'files'} are seen from every node")
+    ]
 
 
 def _judge_network(reports: Sequence[NodeReport]) -> list[SiteFinding]:
@@ -250,16 +255,24 @@ def _check_allocation(num_nodes: int, environ: Mapping[str, str]) -> None:
 
 
 @contextmanager
-def _shared_folder(root: Path) -> Iterator[Path]:
-    """A folder under the run root with a file that is locked as long as the nodes look."""
+def _shared_folder(root: Path) -> Iterator[tuple[Path, bool]]:
+    """A folder under the run root with a file, and whether that is locked as long as the nodes look: a file
+    system without locks is a finding of its own (`file locks`), and no reason to look at nothing else."""
     folder = root.absolute() / f".doctor-{secrets.token_hex(4)}"
     folder.mkdir(mode=0o700, parents=True)
     try:
         with (folder / "held").open("w") as held:
-            fcntl.flock(held, fcntl.LOCK_EX)
-            yield folder
+            yield folder, _locks(held)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _locks(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
 
 
 def _free_ports() -> list[int]:

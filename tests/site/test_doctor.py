@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +281,34 @@ def test_nodes_that_do_not_meet() -> None:
     assert judged(reports(unreachable="no route"), 2)["nodes reach one another"] == "fail"
     assert judged(reports(lock_respected=False), 2)["locks between nodes"] == "warn"
     assert judged(Answers((), "execve(): python: No such file or directory"), 2)["nodes"] == "fail"
+
+
+@pytest.fixture
+def one_node(tmp_path: Path) -> dict[str, Any]:
+    """The environment of an allocation of this machine alone: srun drops its own options, starts the rest."""
+    folder = tmp_path / "srun"
+    folder.mkdir()
+    lines = ("while [[ $1 == --* ]]; do shift; done", 'SLURM_NODEID=0 SLURMD_NODENAME=n1 exec "$@"')
+    (folder / "srun").write_text("\n".join(("#!/bin/bash", *lines)))
+    (folder / "srun").chmod(0o700)
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "n1"}
+    return {"PATH": f"{folder}:{os.environ['PATH']}", **job}
+
+
+def test_nodes_without_locks_are_looked_at_all_the_same(
+    tmp_path: Path, faults: str, one_node: dict[str, Any]
+) -> None:
+    no_locks = {"LD_PRELOAD": faults, "R1HPC_TEST_NO_LOCKS": "1"}
+    found = doctor(tmp_path / "runs", "--nodes", "1", status=1, **one_node, **no_locks)
+    assert bad(found) == {"file locks": "fail"}
+    assert found["shared run root"]["detail"] == "files are seen from every node"
+    found = doctor(tmp_path / "runs", "--nodes", "1", **one_node)
+    assert found["shared run root"]["detail"] == "files and locks are seen from every node"
+
+
+def test_a_lock_that_nobody_holds_is_not_judged() -> None:
+    answers = replace(reports(lock_respected=False), is_locked=False)
+    assert "locks between nodes" not in judged(answers, 2)
 
 
 def test_nodes_outside_an_allocation_are_refused(tmp_path: Path) -> None:
