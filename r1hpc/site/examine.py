@@ -53,7 +53,9 @@ def examine(
     uses_munge = here and facts.auth_type in (None, "auth/munge")
     interface, answers = config.cluster.network_interface, Answers(())
     if num_nodes is None or storage.error is not None:
-        found += judge_node(collect_node(interface), None, uses_munge)
+        # Not by SLURM_JOB_ID: `salloc` starts its command on the login node.
+        is_node = bool(os.environ.get("SLURMD_NODENAME"))
+        found += judge_node(collect_node(interface), None, uses_munge, runs_jobs=is_node)
     else:
         answers = ask_nodes(num_nodes, root, interface, config.cluster.python)
         found += judge_nodes(answers, num_nodes, _expected_gpus(config), uses_munge)

@@ -25,6 +25,7 @@ _BUSY_BYTES = GIB
 _BUSY_PERCENT = 10
 _HOT_C = 90
 _SICK_SLOWDOWNS = ("hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown")
+_OF_PROFILE = "cluster.network_interface"
 _SHM_PER_RANK = 64 * _MIB
 """What Docker gives a container by default is too little for two ranks."""
 
@@ -71,17 +72,20 @@ def collect_node(asked_interface: str | None = None) -> NodeFacts:
     )
 
 
-def judge_node(facts: NodeFacts, expected_gpus: int | None, uses_munge: bool = True) -> list[SiteFinding]:
+def judge_node(
+    facts: NodeFacts, expected_gpus: int | None, uses_munge: bool = True, runs_jobs: bool = True
+) -> list[SiteFinding]:
     """What is wrong with a node by itself.
 
     Args:
         expected_gpus: GPUs a job shall find there; None: nothing is expected, as on a login node.
         uses_munge: Slurm's AuthType is auth/munge, or is not known.
+        runs_jobs: False for a login node, which need not have the interface that a profile names.
     """
     num_gpus = len(facts.gpus) if facts.driver is not None else expected_gpus
     return [
         *judge_versions(facts.versions, facts.driver, num_gpus),
-        *_judge_interfaces(facts),
+        *_judge_interfaces(facts, runs_jobs),
         _judge_shm(facts, expected_gpus),
         *_judge_munge(facts, uses_munge),
         _judge_port(facts),
@@ -89,7 +93,7 @@ def judge_node(facts: NodeFacts, expected_gpus: int | None, uses_munge: bool = T
     ]
 
 
-def _judge_interfaces(facts: NodeFacts) -> list[SiteFinding]:
+def _judge_interfaces(facts: NodeFacts, runs_jobs: bool) -> list[SiteFinding]:
     """NCCL takes `name` as a prefix, `=name` exactly, `^name` as all but it; several by commas."""
     found = []
     for who, value in facts.named_interfaces.items():
@@ -100,7 +104,10 @@ def _judge_interfaces(facts: NodeFacts) -> list[SiteFinding]:
         there = [
             n for n in facts.interfaces for name in names if n == name or (not exact and n.startswith(name))
         ]
-        if not there:
+        if not there and who == _OF_PROFILE and not runs_jobs:
+            fix = "look on the nodes with --nodes, inside an allocation"
+            found.append(unknown("network interface", f"this machine has no {value}, which {who} names", fix))
+        elif not there:
             has = ", ".join(facts.interfaces)
             fix = (
                 f"set it to one of those, or leave {who} out: a run then takes the interface to rank 0's node"
@@ -205,7 +212,7 @@ def _collect_gpus() -> dict[str, Any]:
 
 
 def _named_interfaces(asked: str | None, environ: Mapping[str, str]) -> dict[str, str]:
-    named = {"cluster.network_interface": asked} if asked else {}
+    named = {_OF_PROFILE: asked} if asked else {}
     variables = {name: environ.get(name) for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")}
     return {**named, **{name: value for name, value in variables.items() if value}}
 

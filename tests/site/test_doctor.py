@@ -120,10 +120,16 @@ def test_an_interface_that_is_not_there(tmp_path: Path, variable: str) -> None:
     assert bad(doctor(tmp_path, status=0, **{variable: "lo"})) == {}
 
 
-def test_an_interface_of_the_profile_that_is_not_there(tmp_path: Path) -> None:
+def test_an_interface_of_the_profile_that_is_not_there(tmp_path: Path, one_node: dict[str, Any]) -> None:
+    """A fault of a node; a login node need not have it, also where `salloc` runs there."""
     profile = tmp_path / "site.yaml"
     profile.write_text("name: mine\nnetwork_interface: ib7\n")
-    assert bad(doctor(tmp_path, "--cluster", str(profile), status=1)) == {"network interface": "fail"}
+    words = ("--cluster", str(profile))
+    login = doctor(tmp_path, *words, **one_node, SLURMD_NODENAME="")["network interface"]
+    assert (login["state"], "this machine has no ib7" in login["detail"]) == ("unknown", True)
+    inside_job = doctor(tmp_path, *words, status=1, SLURMD_NODENAME="n1")
+    on_nodes = doctor(tmp_path, *words, "--nodes", "1", status=1, **one_node)
+    assert bad(inside_job) == bad(on_nodes) == {"network interface": "fail"}
 
 
 @pytest.mark.parametrize(
