@@ -48,7 +48,13 @@ class StorageFacts:
     clock_offset_s: float | None = None
     """The file server's clock against this machine's."""
     over_quota: str | None = None
-    """What `quota -q` prints."""
+    """What `quota -q` prints: every file system on which the user has too much."""
+    file_system: tuple[str, ...] = ()
+    """The device and the mount point of the run root."""
+
+    @property
+    def is_over_quota(self) -> bool:
+        return not {*self.file_system}.isdisjoint((self.over_quota or "").split())
 
 
 def collect_storage(root: Path) -> StorageFacts:
@@ -72,6 +78,7 @@ def collect_storage(root: Path) -> StorageFacts:
             rename=_tried(_how_rename_fails, folder),
             clock_offset_s=_clock_offset(folder),
             over_quota=_over_quota(),
+            file_system=_file_system_of(folder),
         )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -88,6 +95,7 @@ def judge_storage(facts: StorageFacts, needed_bytes: int | None = None) -> list[
         return [fail("run root", f"{facts.path}: {facts.error}", fix)]
     return [
         _judge_room(facts, needed_bytes),
+        *_judge_other_quota(facts),
         _judge_speed(facts, needed_bytes),
         _judge_locks(facts),
         _judge_rename(facts),
@@ -99,7 +107,7 @@ def _judge_room(facts: StorageFacts, needed: int | None) -> SiteFinding:
     fix = "remove old runs, ask for quota, or take another file system: --run-root DIR"
     if facts.write_error is not None:
         return fail("run root space", f"{facts.path}: {facts.write_error}", fix)
-    if facts.over_quota:
+    if facts.is_over_quota:
         return fail("run root space", f"over quota: {facts.over_quota}", fix)
     free = facts.free_bytes or 0
     detail = f"{format_bytes(free)} free under {facts.path}"
@@ -110,6 +118,13 @@ def _judge_room(facts: StorageFacts, needed: int | None) -> SiteFinding:
     if facts.free_files is not None and facts.free_files < _LEAST_FREE_FILES:
         return fail("run root space", f"only {facts.free_files} more files fit under {facts.path}", fix)
     return ok("run root space", detail)
+
+
+def _judge_other_quota(facts: StorageFacts) -> list[SiteFinding]:
+    if not facts.over_quota or facts.is_over_quota:
+        return []
+    fix = "remove files there: it does not hold the run root, but a home folder has caches and settings"
+    return [warn("quota", f"over quota, not under {facts.path}: {facts.over_quota}", fix)]
 
 
 def _judge_speed(facts: StorageFacts, needed: int | None) -> SiteFinding:
@@ -228,6 +243,17 @@ def _over_quota() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return " ".join(done.stdout.split()) or None
+
+
+def _file_system_of(folder: Path) -> tuple[str, ...]:
+    """(device, mount point): the innermost, of several at one place the last, which hides the others."""
+    try:
+        lines = Path("/proc/self/mounts").read_text(errors="replace").splitlines()
+    except OSError:
+        return ()
+    where = folder.resolve()
+    around = [(device, point) for device, point, *_ in map(str.split, lines) if where.is_relative_to(point)]
+    return max(reversed(around), key=lambda pair: len(pair[1]), default=())
 
 
 def _words(error: OSError) -> str:

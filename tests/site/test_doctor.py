@@ -101,6 +101,25 @@ def test_a_run_root_that_is_a_file(tmp_path: Path) -> None:
     assert bad(doctor(tmp_path / "file", status=1)) == {"run root": "fail"}
 
 
+def test_a_quota_that_is_exceeded_here_or_elsewhere(tmp_path: Path) -> None:
+    """`quota -q` names each file system that is over; that of the run root alone keeps a run from writing."""
+    df = ["df", "--output=source,target", str(tmp_path)]
+    here = subprocess.run(df, capture_output=True, text=True, check=True).stdout.splitlines()[1].split()
+    program = tmp_path / "quota"
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    for place, wrong in (
+        ("nas:/export/home", {"quota": "warn"}),
+        (f"{here[0]}-of-others", {"quota": "warn"}),
+        *((name, {"run root space": "fail"}) for name in here),
+    ):
+        said = f"Disk quotas for user me (uid 1000): \\n\\tOver block quota on {place}"
+        program.write_text(f"#!/bin/sh\nprintf '{said}\\n'\nexit 1\n")
+        program.chmod(0o700)
+        found = doctor(tmp_path / "runs", status=int("fail" in wrong.values()), **env)
+        assert bad(found) == wrong
+        assert place in found[next(iter(wrong))]["detail"]
+
+
 def test_no_locks(tmp_path: Path, faults: str) -> None:
     found = doctor(tmp_path, status=1, LD_PRELOAD=faults, R1HPC_TEST_NO_LOCKS="1")
     assert bad(found) == {"file locks": "fail"}
