@@ -67,7 +67,7 @@ def _parser() -> ArgumentParser:
         "-p",
         "--partition",
         metavar="NAME",
-        help="look at this one; default the job's or profile's, else Slurm's",
+        help="look at this one; default $SBATCH_PARTITION, the job's, the profile's, else Slurm's",
     )
     parser.add_argument(
         "--write-profile", type=Path, metavar="FILE", help="write what was found as a profile"

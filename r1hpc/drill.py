@@ -96,13 +96,14 @@ def _save_every(steps: int) -> int:
 
 def _submit(arguments: Any, name: str) -> Run:
     from r1hpc.api import Submission, submit
+    from r1hpc.slurm.flags import overrides_from_environment
 
     steps = arguments.steps
     shortened = [f"train.num_steps={steps}", f"checkpoint.save_every={_save_every(steps)}"]
     done = submit(
         arguments.job,
         nodes=arguments.nodes,
-        overrides=[*arguments.overrides, *shortened],
+        overrides=[*overrides_from_environment(os.environ), *arguments.overrides, *shortened],
         run_root=arguments.run_root,
         run_name=name,
         executor=arguments.executor,

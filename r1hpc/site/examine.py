@@ -18,6 +18,7 @@ from r1hpc.site.nodes import Answers, ask_nodes, judge_nodes
 from r1hpc.site.profile import profile_of
 from r1hpc.site.storage import collect_storage, judge_storage
 from r1hpc.slurm.decide import decide, place_in_cluster, slurm_is_here
+from r1hpc.slurm.flags import overrides_from_environment
 from r1hpc.slurm.probe import ClusterFacts, probe_cluster
 
 
@@ -35,13 +36,14 @@ def examine(
     """Look at this machine, or at `num_nodes` nodes of the allocation that it is called in.
 
     Args:
-        partition: looked at instead of the job's, the profile's or the default one.
+        partition: looked at instead of that of SBATCH_PARTITION, the job, the profile or Slurm's default.
 
     Raises:
         ConfigError: the job or the profile cannot be read.
-        UsageError: `num_nodes` outside an allocation, or more than it has.
+        UsageError: `num_nodes` outside an allocation, or more than it has; an SBATCH_* variable that holds
+            what it may not.
     """
-    config = load(job, cluster=cluster)
+    config = load(job, overrides_from_environment(os.environ), cluster)
     if partition is not None:
         config = replace(config, resources=replace(config.resources, partition=partition))
     here = slurm_is_here()

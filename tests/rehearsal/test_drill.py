@@ -15,6 +15,7 @@ import pytest
 from r1hpc import drill as command
 from r1hpc.attempt.state import State
 from r1hpc.base.errors import R1hpcError, UsageError
+from r1hpc.config.load import load
 from r1hpc.rehearsal.verdict import Done, judge_attempts, judge_cancel
 from r1hpc.telemetry.attempts import Attempt, Cause, History
 from tests.cluster import Cluster
@@ -158,6 +159,24 @@ def test_the_time_in_the_queue_does_not_use_up_its_patience(monkeypatch: pytest.
     run = _Waiting("running")
     with pytest.raises(R1hpcError, match=r"a is at work for an hour.*r1hpc\.cancel runs/a"):
         command._wait(run, lambda: False)
+
+
+def test_sbatchs_variables_reach_its_runs_once_and_words_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def submit(*_: Any, overrides: list[str], **__: Any) -> None:
+        asked.append(overrides)
+        raise UsageError("nothing is submitted here")
+
+    monkeypatch.setattr("r1hpc.api.submit", submit)
+    for name in ("PARTITION", "ACCOUNT", "QOS"):
+        monkeypatch.setenv(f"SBATCH_{name}", "mine")
+    with pytest.raises(UsageError, match="nothing is submitted"):
+        command.main(["jobs/smoke.yaml", "resources.qos=other"])
+    (overrides,) = asked
+    found = load("jobs/smoke.yaml", overrides).resources
+    assert (found.partition, found.account, found.qos) == ("mine", "mine", "other")
+    assert sum(each.startswith("resources.partition=") for each in overrides) == 1
 
 
 @pytest.mark.parametrize(

@@ -399,6 +399,17 @@ def test_a_profile_pins_no_qos_that_nobody_named(tmp_path: Path, slurm: dict[str
     assert written_profile(tmp_path, "--cluster", str(site), **slurm)["qos"] == "urgent"
 
 
+def test_sbatchs_variables_count_as_for_a_submission(tmp_path: Path, slurm: dict[str, Any]) -> None:
+    """Before the profile, after a flag; what they name is pinned as what a flag does."""
+    site = tmp_path / "site.yaml"
+    site.write_text("name: mine\npartition: main\nqos: normal\naccount: lab\n")
+    named = {**slurm, "SBATCH_PARTITION": "debug", "SBATCH_QOS": "urgent", "SBATCH_ACCOUNT": "other"}
+    profile = written_profile(tmp_path, "--cluster", str(site), **named)
+    assert [profile[key] for key in ("partition", "qos", "account")] == ["debug", "urgent", "other"]
+    assert "partition debug, QOS urgent" in doctor(tmp_path, **named)["Slurm"]["detail"]
+    assert "partition main, QOS urgent" in doctor(tmp_path, "-p", "main", **named)["Slurm"]["detail"]
+
+
 @pytest.mark.parametrize(
     ("name", "written"),
     [
