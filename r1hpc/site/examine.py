@@ -53,14 +53,15 @@ def examine(
     storage = collect_storage(root)
     found += [*judge_storage(storage, needed), *about_job]
     uses_munge = here and facts.auth_type in (None, "auth/munge")
-    interface, answers = config.cluster.network_interface, Answers(())
+    image, answers = config.cluster.container.image, Answers(())
     if num_nodes is None or storage.error is not None:
         # Not by SLURM_JOB_ID: `salloc` starts its command on the login node.
         is_node = bool(os.environ.get("SLURMD_NODENAME"))
-        found += judge_node(collect_node(interface), None, uses_munge, runs_jobs=is_node)
+        facts_here = collect_node(config.cluster.network_interface)
+        found += judge_node(facts_here, None, uses_munge, image, runs_jobs=is_node)
     else:
-        answers = ask_nodes(num_nodes, root, interface, config.cluster.python)
-        found += judge_nodes(answers, num_nodes, _expected_gpus(config), uses_munge)
+        answers = ask_nodes(num_nodes, root, config.cluster)
+        found += judge_nodes(answers, num_nodes, _expected_gpus(config), uses_munge, image)
     partition, qos, account = place_in_cluster(config)
     profile = profile_of(
         config.cluster.name, facts, answers.reports, partition=partition, qos=qos, account=account

@@ -73,24 +73,35 @@ def collect_node(asked_interface: str | None = None) -> NodeFacts:
 
 
 def judge_node(
-    facts: NodeFacts, expected_gpus: int | None, uses_munge: bool = True, runs_jobs: bool = True
+    facts: NodeFacts,
+    expected_gpus: int | None,
+    uses_munge: bool = True,
+    image: str | None = None,
+    runs_jobs: bool = True,
 ) -> list[SiteFinding]:
     """What is wrong with a node by itself.
 
     Args:
         expected_gpus: GPUs a job shall find there; None: nothing is expected, as on a login node.
         uses_munge: Slurm's AuthType is auth/munge, or is not known.
+        image: in which ranks run, if any.
         runs_jobs: False for a login node, which need not have the interface that a profile names.
     """
     num_gpus = len(facts.gpus) if facts.driver is not None else expected_gpus
+    versions = judge_versions(facts.versions, facts.driver, num_gpus)
     return [
-        *judge_versions(facts.versions, facts.driver, num_gpus),
+        *([_not_of(image, finding.check) for finding in versions] if image else versions),
         *_judge_interfaces(facts, runs_jobs),
         _judge_shm(facts, expected_gpus),
         *_judge_munge(facts, uses_munge),
         _judge_port(facts),
         *_judge_gpus(facts, expected_gpus),
     ]
+
+
+def _not_of(image: str, check: str) -> SiteFinding:
+    fix = "look inside it: pip check, and torch.version.cuda against the driver of the nodes"
+    return unknown(check, f"ranks run in {image}, of which what this host has says nothing", fix)
 
 
 def _judge_interfaces(facts: NodeFacts, runs_jobs: bool) -> list[SiteFinding]:

@@ -1,7 +1,7 @@
 """The nodes of an allocation, each looked at by itself, then compared.
 
-reports = ask_nodes(4, root=Path("runs"), interface=None, python=None)   # one task a node, by srun
-judge_nodes(reports, num_nodes=4, expected_gpus=8, uses_munge=True)
+answers = ask_nodes(4, root=Path("runs"), cluster=config.cluster)   # one task a node, by srun
+judge_nodes(answers, num_nodes=4, expected_gpus=8, uses_munge=True)
 """
 
 import contextlib
@@ -9,8 +9,8 @@ import fcntl
 import json
 import os
 import secrets
+import shlex
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,12 +18,15 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from r1hpc.base.errors import UsageError
+from r1hpc.config.cluster import ClusterConfig
 from r1hpc.site.findings import CheckState, SiteFinding, fail, ok, unknown, warn
 from r1hpc.site.node import NodeFacts, collect_node, judge_node
 from r1hpc.site.peers import PeerFacts, collect_peers
 from r1hpc.site.versions import VersionFacts
+from r1hpc.slurm import fields
 from r1hpc.slurm.client import SlurmError, call
 from r1hpc.slurm.env import choose_port, expand_nodelist
+from r1hpc.slurm.script import interpreter, site_lines
 from r1hpc.telemetry.gpu_reading import GpuReading
 
 _MARK = "r1hpc-doctor "
@@ -61,29 +64,31 @@ class Answers:
     """The caller held the lock that the nodes tried to take."""
 
 
-def ask_nodes(num_nodes: int, root: Path, interface: str | None, python: str | None) -> Answers:
+def ask_nodes(num_nodes: int, root: Path, cluster: ClusterConfig) -> Answers:
     """Run the node part on `num_nodes` nodes of this allocation.
 
     Raises:
-        UsageError: this is no allocation, or a smaller one.
+        UsageError: this is no allocation, or a smaller one; or the profile holds what it may not.
     """
     _check_allocation(num_nodes, os.environ)
+    fields.check_cluster(cluster)
     with _shared_folder(root) as (shared, is_locked):
-        asked = {"interface": interface, "ports": _free_ports(), "shared": str(shared)}
+        asked = {"interface": cluster.network_interface, "ports": _free_ports(), "shared": str(shared)}
         step = ["srun", f"--nodes={num_nodes}", f"--ntasks={num_nodes}", "--ntasks-per-node=1", "--overlap"]
-        program = [
-            *(python.split() if python else [sys.executable]),
-            "-m",
-            "r1hpc.doctor",
-            "--node-part",
-            json.dumps(asked),
-        ]
+        program = _program(cluster, json.dumps(asked))
         try:
             said, complaint = call([*step, "--kill-on-bad-exit=0", *program], _TIMEOUT_S), ""
         except SlurmError as error:
             said, complaint = error.stdout, error.stderr.strip() or str(error)
         files = tuple(sorted(path.name.removeprefix("node-") for path in shared.glob("node-*")))
     return Answers(tuple(read_reports(said)), complaint, files, is_locked)
+
+
+def _program(cluster: ClusterConfig, asked: str) -> list[str]:
+    """The node part after the lines of the profile, as in a job script."""
+    words = [*interpreter(cluster), "-m", "r1hpc.doctor", "--node-part", asked]
+    # Not as "$@", which a line such as `source setvars.sh` would read.
+    return ["bash", "-c", f"{site_lines(cluster.setup, cluster.environment)}exec {shlex.join(words)}"]
 
 
 def node_part(asked: str) -> str:
@@ -125,15 +130,23 @@ def texts_of(text: str) -> Iterator[str]:
 
 
 def judge_nodes(
-    answers: Answers, num_nodes: int, expected_gpus: int | None, uses_munge: bool
+    answers: Answers,
+    num_nodes: int,
+    expected_gpus: int | None,
+    uses_munge: bool,
+    image: str | None = None,
 ) -> list[SiteFinding]:
-    """Every node by itself, merged where they agree, and the nodes against one another."""
+    """Every node by itself, merged where they agree, and the nodes against one another.
+
+    Args:
+        image: in which ranks run, if any.
+    """
     reports = answers.reports
-    each = {r.node.name: judge_node(r.node, expected_gpus, uses_munge) for r in reports}
+    each = {r.node.name: judge_node(r.node, expected_gpus, uses_munge, image) for r in reports}
     found = [_judge_answers(answers, num_nodes), *_merged(each)]
     if not reports:
         return found
-    return [*found, _judge_sameness(reports), *_judge_files(answers), *_judge_network(reports)]
+    return [*found, _judge_sameness(reports, image), *_judge_files(answers), *_judge_network(reports)]
 
 
 def _judge_answers(answers: Answers, num_nodes: int) -> SiteFinding:
@@ -145,10 +158,13 @@ def _judge_answers(answers: Answers, num_nodes: int) -> SiteFinding:
     return ok("nodes", f"{', '.join(names)} ran the check")
 
 
-def _judge_sameness(reports: Sequence[NodeReport]) -> SiteFinding:
-    aspects: dict[str, Callable[[NodeReport], object]] = {
+def _judge_sameness(reports: Sequence[NodeReport], image: str | None) -> SiteFinding:
+    environment: dict[str, Callable[[NodeReport], object]] = {
         "python": lambda r: (r.node.versions.executable, r.node.versions.python),
         "packages": lambda r: sorted(r.node.versions.packages.items()),
+    }
+    aspects: dict[str, Callable[[NodeReport], object]] = {
+        **({} if image else environment),
         "driver": lambda r: r.node.driver,
         "GPUs": lambda r: [gpu.name for gpu in r.node.gpus],
     }
@@ -163,7 +179,7 @@ def _judge_sameness(reports: Sequence[NodeReport]) -> SiteFinding:
     if differing:
         fix = "use one environment on the shared file system, and exclude odd nodes (--exclude)"
         return fail("sameness", "; ".join(differing), fix)
-    return ok("sameness", "python, packages, driver and GPUs are the same on every node")
+    return ok("sameness", f"{', '.join(aspects)} are the same on every node")
 
 
 def _judge_files(answers: Answers) -> list[SiteFinding]:

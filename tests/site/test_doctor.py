@@ -336,6 +336,49 @@ def test_a_lock_that_nobody_holds_is_not_judged() -> None:
     assert "locks between nodes" not in judged(answers, 2)
 
 
+def test_nodes_are_looked_at_after_the_lines_of_the_profile(tmp_path: Path, one_node: dict[str, Any]) -> None:
+    """A python that only `setup` brings, and a variable; the lines are given no words, as in a job script."""
+    program = tmp_path / "modules" / "nodes-python"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    program.chmod(0o700)
+    profile = {
+        "name": "mine",
+        "python": program.name,
+        "setup": ["[ $# = 0 ] || exit 1", f"PATH={program.parent}:$PATH"],
+        "environment": {"GLOO_SOCKET_IFNAME": "ib 7"},
+    }
+    site = tmp_path / "site.yaml"
+    site.write_text(yaml.safe_dump(profile))
+    found = doctor(tmp_path / "runs", "--nodes", "1", "--cluster", str(site), status=1, **one_node)
+    assert bad(found) == {"network interface": "fail"}
+    assert "GLOO_SOCKET_IFNAME names ib 7" in found["network interface"]["detail"]
+
+
+def test_of_an_image_the_host_says_nothing(tmp_path: Path, one_node: dict[str, Any]) -> None:
+    image = tmp_path / "r1.sif"
+    image.touch()
+    site = tmp_path / "site.yaml"
+    site.write_text(f"name: mine\ncontainer:\n  image: {image}\n")
+    env = {**one_node, "LD_PRELOAD": str(tmp_path / "libnccl.so")}
+    for words in ((), ("--nodes", "1")):
+        found = doctor(tmp_path / "runs", "--cluster", str(site), *words, **env)
+        for check in ("packages", "torch and driver", "NCCL"):
+            assert found[check]["state"] == "unknown"
+            assert f"ranks run in {image}" in found[check]["detail"]
+
+
+def test_nodes_whose_packages_differ_are_no_fault_of_an_image() -> None:
+    first, second = reports().reports
+    other = replace(second.node, versions=replace(second.node.versions, packages={"torch": "2.8"}))
+    answers = replace(reports(), reports=(first, replace(second, node=other)))
+    states = []
+    for image in (None, "r1.sif"):
+        found = judge_nodes(answers, 2, None, uses_munge=False, image=image)
+        states += [each.state.value for each in found if each.check == "sameness"]
+    assert states == ["fail", "ok"]
+
+
 def test_nodes_outside_an_allocation_are_refused(tmp_path: Path) -> None:
     env = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
     command = [sys.executable, "-m", "r1hpc.doctor", "--nodes", "2", "--run-root", str(tmp_path)]
