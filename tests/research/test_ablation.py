@@ -280,11 +280,11 @@ def test_killed_in_an_arm_it_goes_on_there_and_finished_arms_are_not_run_again(
     assert composite["difference"]["pass_at_1"]["n"] == 1
     assert rule["outcomes"][0]["num_completions"] == 2 * 16
     assert str(chain.path) not in out.read_text(), "results tell of no place"
-    assert attempts_of(chain) == {"rule": 2, "0.6_0.3_0.1": 1}
+    assert attempts_of(chain) == {"rule": 2, "0.6_0.3_0.1": 2}  # the second arm needs nothing of the first
 
     assert ablate.main(words) == 0
     assert "2 of 2 arms are finished" in capsys.readouterr().out
-    assert attempts_of(chain) == {"rule": 2, "0.6_0.3_0.1": 1}
+    assert attempts_of(chain) == {"rule": 2, "0.6_0.3_0.1": 2}
     with pytest.raises(UsageError, match="was begun with overrides"):
         ablate.main([*words, "rl:train.lr=1e-3"])
 

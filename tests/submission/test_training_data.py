@@ -244,6 +244,6 @@ def test_data_that_is_too_small_is_refused_before_the_queue(tmp_path: Path) -> N
     )
     for steps, is_noted in ((5, False), (50, True)):
         notes = plan(*pretrain, *(word.format(steps) for word in words)).notes
-        assert any("is trained on 40 times: beyond 4 passes" in note for note in notes) is is_noted
+        assert any("is trained on 40.0 times: beyond 4 passes" in note for note in notes) is is_noted
     sft = ("data.traces=[]", "data.path=traces", "data.validation_documents=1")
     assert "data.validation_documents=1 leaves none of the 1 documents" in refused(*sft)
