@@ -165,6 +165,7 @@ def one_is_abandoned_for_a_newer_one(
         assert (saved is None) == (step == 6)
         group.barrier()  # rank 0 takes it away
         assert not store.staging(6, 1, "t").exists(), "of which the newer one is made"
+        group.barrier()  # before rank 0 makes the next one
     save(ours, engine, 7)
     assert ours.finish(hurry=True) is not None
     assert [checkpoint.step for checkpoint in store.list()] == [7, 5, 4, 3, 2, 1]
