@@ -15,6 +15,7 @@ from r1hpc.base.rundir import RunDir
 from r1hpc.telemetry import gpu_history
 from r1hpc.telemetry.gpu_history import all_series, folded_beside, read_gpu_history, read_gpus
 from r1hpc.telemetry.gpu_summary import summarise
+from tests.telemetry.counting import calls_of
 
 NODES = ("n1", "n2.cluster")
 MIG = "MIG-41b36b0e-2b9f-5b4e-9d4e-0d6a2d1f7c11"
@@ -29,22 +30,7 @@ def _keep_all(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def lines_folded(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """How many lines were folded since it was called last."""
-    count = 0
-    add = gpu_history.GpuHistory.add
-
-    def counted(history: gpu_history.GpuHistory, record: dict[str, Any]) -> None:
-        nonlocal count
-        count += 1
-        add(history, record)
-
-    monkeypatch.setattr(gpu_history.GpuHistory, "add", counted)
-
-    def since() -> int:
-        nonlocal count
-        before, count = count, 0
-        return before
-
-    return since
+    return calls_of(monkeypatch, gpu_history.GpuHistory, "add")
 
 
 @pytest.fixture

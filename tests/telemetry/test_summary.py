@@ -16,6 +16,7 @@ from r1hpc.telemetry.metrics import MetricWriter
 from r1hpc.telemetry.summary import RunSummary, names_of, summarise_run
 from r1hpc.telemetry.summary_file import read_summary
 from tests.recorded import RecordedRun
+from tests.telemetry.counting import calls_of
 
 
 def summary_of(run: RunDir, now: float = 0.0, running: bool = False) -> RunSummary:
@@ -37,22 +38,7 @@ def afresh(run: RunDir, now: float = 0.0, running: bool = False) -> RunSummary:
 @pytest.fixture
 def steps_parsed(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """How many lines of train.jsonl were parsed since it was called last."""
-    count = 0
-    whole = metrics._to_step
-
-    def counted(record: dict[str, object]) -> object:
-        nonlocal count
-        count += 1
-        return whole(record)
-
-    monkeypatch.setattr(metrics, "_to_step", counted)
-
-    def since() -> int:
-        nonlocal count
-        before, count = count, 0
-        return before
-
-    return since
+    return calls_of(monkeypatch, metrics, "_to_step")
 
 
 @pytest.fixture
