@@ -9,6 +9,7 @@ environment is recorded by allow-list, and this is the second fence.
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 REDACTED = "[redacted]"
 _NAME = r"(?:token|key|secret|passw(?:or)?d|pass_?phrase|pwd|cookie|credential|auth|bearer|private)"
@@ -32,35 +33,38 @@ _WRITTEN_OUT = re.compile(
     r"(?P<plain>[^\s,;'\"(){}\[\]$<>%|`]{4,})[ \t]*(?:#.*)?$)"
 )
 
-# What leaked tokens look like, as their issuers document them: kind, letters it must hold, pattern. Letters
-# are looked for first, since a search for a short literal is a hundred times faster than one for a pattern.
-_LOOKS: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = (
-    ("a Hugging Face token", ("hf_",), re.compile(r"\bhf_[A-Za-z0-9]{20,}")),
-    ("an API key", ("sk-",), re.compile(r"\bsk-[A-Za-z0-9_-]{12,}")),
-    ("an AWS access key", ("AKIA", "ASIA"), re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}")),
-    (
-        "a GitHub token",
+
+class Look(NamedTuple):
+    """What a kind of leaked token looks like, as its issuer documents it."""
+
+    letters: tuple[str, ...]
+    """One of them is in it: a search for a literal is a hundred times faster than one for a pattern."""
+    pattern: re.Pattern[str]
+
+
+LOOKS: dict[str, Look] = {
+    "a Hugging Face token": Look(("hf_",), re.compile(r"\bhf_[A-Za-z0-9]{20,}")),
+    "an API key": Look(("sk-",), re.compile(r"\bsk-[A-Za-z0-9_-]{12,}")),
+    "an AWS access key": Look(("AKIA", "ASIA"), re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}")),
+    "a GitHub token": Look(
         ("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"),
         re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{12,}|github_pat_[A-Za-z0-9_]{12,})"),
     ),
-    ("a GitLab token", ("glpat-",), re.compile(r"\bglpat-[A-Za-z0-9_-]{12,}")),
-    ("a Slack token", ("xox",), re.compile(r"\bxox[abeoprs]-[A-Za-z0-9-]{8,}")),
-    (
-        "a JSON web token",
-        ("eyJ",),
-        re.compile(r"\beyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*)?"),
+    "a GitLab token": Look(("glpat-",), re.compile(r"\bglpat-[A-Za-z0-9_-]{12,}")),
+    "a Slack token": Look(("xox",), re.compile(r"\bxox[abeoprs]-[A-Za-z0-9-]{8,}")),
+    "a JSON web token": Look(
+        ("eyJ",), re.compile(r"\beyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*)?")
     ),
-    (
-        "a private key",
+    # Its body ends before the next five dashes, so that many beginnings are not read many times.
+    "a private key": Look(
         ("PRIVATE KEY",),
-        re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*-----|\Z)"),
+        re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*(?:-{1,4}(?!-)[^-]*)*(?:-----END [A-Z ]*-----)?"),
     ),
-    (
-        "a line of a .netrc",
+    "a line of a .netrc": Look(
         ("machine ",),
         re.compile(r"\bmachine[ \t]+\S+\s+(?:(?:login|account)\s+\S+\s+)*password\s+\S+"),
     ),
-)
+}
 _PASSWORD_IN_URL = re.compile(r"\b[A-Za-z][A-Za-z0-9+.-]*://[^/\s@'\"]*:[^/\s@'\"]+@")
 _USERINFO = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]*://)[^/\s@'\"]+@")
 # NAME = value, NAME: value, NAME=value; in code, YAML, shell and on command lines. The value up to its end.
@@ -99,8 +103,8 @@ def find_secret(text: str, known: Iterable[str] = ()) -> str | None:
         return "the value of a secret variable of your environment"
     if "://" in text and _PASSWORD_IN_URL.search(text):
         return "a URL with a password"
-    likely = ((kind, look) for kind, letters, look in _LOOKS if any(part in text for part in letters))
-    return next((kind for kind, look in likely if look.search(text)), None)
+    likely = ((kind, look) for kind, look in LOOKS.items() if any(part in text for part in look.letters))
+    return next((kind for kind, look in likely if look.pattern.search(text)), None)
 
 
 def find_written_out(text: str, is_code: bool = False) -> str | None:
@@ -124,8 +128,8 @@ def redact(text: str, known: Iterable[str] = ()) -> str:
     for value in known:
         text = text.replace(value, REDACTED)
     text = _USERINFO.sub(rf"\1{REDACTED}@", text)
-    for _, _, look in _LOOKS:
-        text = look.sub(REDACTED, text)
+    for look in LOOKS.values():
+        text = look.pattern.sub(REDACTED, text)
     return _ASSIGNED.sub(_hide_value, text)
 
 

@@ -1,11 +1,14 @@
 """Personal data against a list: what is found, kept and missed."""
 
 import random
+import time
 
 import pytest
 
 from r1hpc.data.cleaning import pii
 
+_LINES = ("MIIEpAIBAAKCAQEA" * 4 + "\n") * 3
+_AWS_SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 FOUND = [
     ("EMAIL", "jane.doe+tag@mail.example.co.uk"),
     ("EMAIL", "o'neil_99@example.org"),
@@ -22,6 +25,18 @@ FOUND = [
     ("IBAN", "DE89 3704 0044 0532 0130 00"),
     ("IBAN", "GB29NWBK60161331926819"),
     ("SSN", "078-05-1120"),
+    ("AWS_KEY", "AKIAIOSFODNN7EXAMPLE"),
+    ("AWS_KEY", "ASIAIOSFODNN7EXAMPLE"),
+    *(("GITHUB_TOKEN", f"{kind}_{'a1B2' * 9}") for kind in ("ghp", "gho", "ghs", "ghu", "ghr")),
+    ("GITHUB_TOKEN", f"github_pat_{'a1B2' * 5}_{'c3D4' * 14}"),
+    ("PRIVATE_KEY", f"-----BEGIN RSA PRIVATE KEY-----\n{_LINES}-----END RSA PRIVATE KEY-----"),
+    ("PRIVATE_KEY", f"-----BEGIN PRIVATE KEY-----\n{_LINES}-----END PRIVATE KEY-----"),
+    (
+        "PRIVATE_KEY",
+        "-----BEGIN EC PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,0A1B\n\n"
+        f"{_LINES}-----END EC PRIVATE KEY-----",
+    ),
+    ("PRIVATE_KEY", f"-----BEGIN OPENSSH PRIVATE KEY-----\n{_LINES.rstrip()}"),
 ]
 KEPT = [
     "127.0.0.1",
@@ -38,6 +53,10 @@ KEPT = [
     "3.14159265358979",
     "1,000,000 of 2,000,000",
     "pages 100-200-300",
+    "ASIAPACIFICTRADEFORUM",
+    "commit da39a3ee5e6b4b0d3255bfef95601890afd80709",
+    _AWS_SECRET,  # 40 characters may be anything, without a name before them
+    "-----BEGIN PUBLIC KEY-----\nMIIBIjANBgkqhkiG9w0BAQ\n-----END PUBLIC KEY-----",
 ]
 MISSED = [
     "030 901820",
@@ -78,6 +97,45 @@ def test_what_only_looks_like_it_is_kept(text: str) -> None:
 )
 def test_a_number_beside_it_hides_nothing(text: str, expected: str) -> None:
     assert pii.mask(text)[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("aws_secret_access_key = {}\n", "aws_secret_access_key = <AWS_SECRET>\n"),
+        ("export AWS_SECRET_ACCESS_KEY='{}'", "export AWS_SECRET_ACCESS_KEY='<AWS_SECRET>'"),
+        ('{{"SecretAccessKey": "{}"}}', '{{"SecretAccessKey": "<AWS_SECRET>"}}'),
+        ("AKIAIOSFODNN7EXAMPLE,{}", "<AWS_KEY>,<AWS_SECRET>"),
+    ],
+)
+def test_the_secret_beside_an_aws_key(text: str, expected: str) -> None:
+    assert pii.mask(text.format(_AWS_SECRET))[0] == expected.replace("{{", "{").replace("}}", "}")
+
+
+def test_only_the_key_is_masked_where_its_end_is_missing() -> None:
+    text = f"-----BEGIN PRIVATE KEY-----\n{_LINES}It goes on here."
+    assert pii.mask(text) == ("<PRIVATE_KEY>\nIt goes on here.", 1)
+    assert pii.mask("-----BEGIN PRIVATE KEY----- is how one begins.")[0] == "<PRIVATE_KEY> is how one begins."
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "-----BEGIN PRIVATE KEY-----",
+        "-----BEGIN AAAA ",
+        f"-----BEGIN PRIVATE KEY-----\n{'A' * 30}\n",
+        "-----BEGIN PRIVATE KEY------a",
+        "secret access key  ",
+        "AKIAAKIAAKIAAKIA1234,",
+        "github_pat_",
+    ],
+)
+def test_secrets_are_looked_for_in_linear_time(part: str) -> None:
+    """Quadratic, these would take minutes."""
+    text = part * (1_000_000 // len(part))
+    begun = time.process_time()
+    pii.mask(text)
+    assert time.process_time() - begun < 10
 
 
 def test_plain_numbers_seldom_pass_for_cards() -> None:

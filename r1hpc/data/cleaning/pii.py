@@ -1,4 +1,5 @@
 """Personal data by pattern: mail and network addresses, telephone, card, bank and social security numbers.
+Secrets by pattern: AWS keys, GitHub tokens, private keys.
 
     text, count = mask("write to jane@example.org")     # ("write to <EMAIL>", 1)
 
@@ -11,11 +12,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from r1hpc.config.redact import LOOKS
+
 
 class _Kind(NamedTuple):
     name: str
-    hint: str
-    """A character without which there is none: spares most texts the search."""
+    hints: tuple[str, ...]
+    """Without one of them there is none: spares most texts the search. Empty: always search."""
     pattern: re.Pattern[str]
     check: Callable[[str], bool]
     inside: Callable[[str], Iterable[tuple[int, int]]] = lambda found: ()
@@ -78,33 +81,64 @@ def _is_phone(found: str) -> bool:
     return 9 <= len(_digits(found)) <= 15
 
 
+def _is_aws_key(found: str) -> bool:
+    """An id has 20 characters; capitals without a digit may be words that begin with ASIA."""
+    return len(found) == 20 and (found.startswith("AKIA") or _digits(found) != "")
+
+
+_CUT_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?:\s+[A-Za-z0-9+/=]{20,})*")
+
+
+def _is_private_key(found: str) -> bool:
+    """One with its end, or as much as there is of one that was cut off."""
+    return "-----END" in found or _CUT_KEY.fullmatch(found) is not None
+
+
+def _cut_key(found: str) -> Iterator[tuple[int, int]]:
+    """Only the key, and not the text after it."""
+    yield 0, match.end() if (match := _CUT_KEY.match(found)) else 0
+
+
 # A pattern that begins with a set of characters is tried only where re, in C, finds one of them; one that
 # begins with a lookbehind is tried everywhere. So what may not stand before a finding follows its first one.
 _KINDS = (
+    _Kind("PRIVATE_KEY", *LOOKS["a private key"], _is_private_key, _cut_key),
+    _Kind("GITHUB_TOKEN", *LOOKS["a GitHub token"], _always),
+    _Kind(  # 40 characters, known by the name or the id before them
+        "AWS_SECRET",
+        ("ecret", "ECRET", "AKIA", "ASIA"),
+        re.compile(
+            r"(?:(?i:secret[_ ]?access[_ ]?key|aws[_ ]secret[_ ]?key)|\b(?:AKIA|ASIA)[A-Z0-9]{16})"
+            r"[\s\"'`:=,;|>]{1,8}[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+=])"
+        ),
+        lambda found: len(found) == 40,
+        lambda found: [(len(found) - 40, len(found))],
+    ),
+    _Kind("AWS_KEY", *LOOKS["an AWS access key"], _is_aws_key),
     _Kind(
         "EMAIL",
-        "@",
+        ("@",),
         re.compile(r"\b[A-Za-z0-9._%+\-]{1,64}@(?:[A-Za-z0-9\-]{1,63}\.)+[A-Za-z]{2,24}\b"),
         _always,
     ),
     _Kind(
         "IBAN",
-        "",
+        (),
         re.compile(r"[A-Z](?<!\w[A-Z])[A-Z]\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"),
         is_iban,
         _beginnings,
     ),
-    _Kind("CARD", "", re.compile(r"\d(?<![\d.\-]\d)(?:[ \-]?\d){12,}(?![\d\-])"), is_card, _cards_inside),
+    _Kind("CARD", (), re.compile(r"\d(?<![\d.\-]\d)(?:[ \-]?\d){12,}(?![\d\-])"), is_card, _cards_inside),
     _Kind(
         "SSN",
-        "-",
+        ("-",),
         re.compile(r"\d(?<![\d\-]\d)(?<!9)(?!(?<=0)00|(?<=6)66)\d{2}-(?!00)\d{2}-(?!0000)\d{4}(?![\d\-])"),
         _always,
     ),
-    _Kind("IP", ".", re.compile(r"\d(?<![\d.]\d)\d{0,2}\.(?:\d{1,3}\.){2}\d{1,3}(?!\d|\.\d)"), _is_public),
+    _Kind("IP", (".",), re.compile(r"\d(?<![\d.]\d)\d{0,2}\.(?:\d{1,3}\.){2}\d{1,3}(?!\d|\.\d)"), _is_public),
     _Kind(
         "IP",
-        ":",
+        (":",),
         re.compile(
             r"[0-9A-Fa-f:](?<![\w:.][0-9A-Fa-f:])(?:(?<=:)|(?<!:)[0-9A-Fa-f]{0,3}:)"
             r"(?:[0-9A-Fa-f]{0,4}:){1,6}[0-9A-Fa-f]{0,4}(?![\w:])"
@@ -113,7 +147,7 @@ _KINDS = (
     ),
     _Kind(
         "PHONE",
-        "",
+        (),
         re.compile(
             r"[+(\d](?<![\w.+\-/][+(\d])"
             r"(?:(?<=\+)\d{1,3}[ .\-]?(?:\(0\)[ .\-]?)?(?:\(?\d{1,4}\)?[ .\-/]?){2,5}\d{2,4}"
@@ -128,7 +162,7 @@ def mask(text: str) -> tuple[str, int]:
     """The text with each finding replaced by its kind in angle brackets, and how many there were."""
     total = 0
     for kind in _KINDS:
-        if kind.hint and kind.hint not in text:
+        if kind.hints and not any(hint in text for hint in kind.hints):
             continue
         masked = _mask(kind, text)
         if masked != text:
