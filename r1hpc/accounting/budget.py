@@ -120,7 +120,7 @@ def find_budget(run_root: Path, given: Path | None = None) -> Path:
             raise ConfigError(f"no budget file {named}: copy configs/budget.yaml there, or unset it")
         return named
     own = run_root / "budget.yaml"
-    if own.is_file():
+    if os.path.lexists(own):
         return own
     from r1hpc.config.load import assets  # takes a fifth of a second, for omegaconf
 
@@ -134,8 +134,10 @@ def load_budget(path: Path) -> Budget | None:
         ConfigError: an unknown key or a value that cannot be.
     """
     where = str(path)
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
+    if not path.is_file():
+        raise ConfigError(f"{where} is no file: remove it, or write the budget there")
     values = read_yaml(path, UniqueKeyLoader)
     yaml_block.check_keys(values, _KEYS, where)
     budget = Budget(

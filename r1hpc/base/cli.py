@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from r1hpc.base.errors import R1hpcError, UsageError
-from r1hpc.base.names import nearest, printable
+from r1hpc.base.names import at_home, nearest, printable
 
 _MOST = 1000
 """Characters of a line of an error message."""
@@ -148,11 +148,11 @@ def _words(args: Sequence[str] | None) -> list[str]:
 
 
 def _at_home(word: str) -> str:
-    """`--out=~/x` as the shell would have it of `--out ~/x`."""
+    """`--out=~/x` as the shell would have it of `--out ~/x`; the latter too where the shell knew no HOME."""
     flag, is_flag, value = word.partition("=")
-    if is_flag and flag.startswith("--") and value.startswith("~/"):
-        return f"{flag}={os.path.expanduser(value)}"  # noqa: PTH111
-    return word
+    if is_flag and flag.startswith("--"):
+        return f"{flag}={at_home(value)}"
+    return word if os.environ.get("HOME") else at_home(word)
 
 
 def refuse_folder(out: Path | None) -> None:

@@ -1,6 +1,7 @@
 """Which names may become part of a path, a Slurm field or a line of a terminal."""
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 
@@ -21,6 +22,20 @@ def check_name(value: str, what: str) -> str:
             "'.', '_' or '-', and begin with a letter, a digit or '_'"
         )
     return value
+
+
+def at_home(path: str) -> str:
+    """Return a path, with a leading ~/ replaced by the home folder.
+
+    Raises:
+        UsageError: there is no home folder.
+    """
+    if not path.startswith("~/"):
+        return path
+    found = path if os.environ.get("HOME") == "" else os.path.expanduser(path)  # noqa: PTH111
+    if found.startswith("~"):
+        raise UsageError(f"{printable(path)} cannot be found, since HOME is empty: write the whole path")
+    return found
 
 
 def printable(text: str) -> str:

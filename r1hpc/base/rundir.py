@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from r1hpc.base.errors import StateError, UsageError
-from r1hpc.base.names import check_name
+from r1hpc.base.names import at_home, check_name
 
 
 class _Inside:
@@ -122,7 +122,7 @@ class RunDir:
 
 def default_run_root() -> Path:
     """$R1HPC_RUN_ROOT, else ./runs."""
-    return Path(os.environ.get("R1HPC_RUN_ROOT") or "runs")
+    return Path(at_home(os.environ.get("R1HPC_RUN_ROOT") or "runs"))
 
 
 def open_run(path: Path | str) -> RunDir:

@@ -15,6 +15,8 @@ from r1hpc.base.errors import UsageError
 GIB = 2**30
 _MEMORY_UNITS = {"K": 1 / 2**20, "M": 1 / 2**10, "G": 1.0, "T": 2.0**10}
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
+_LONGEST_DAYS = 49_711
+"""Slurm counts the minutes of a limit, and the seconds of some, in 32 bits."""
 
 
 def parse_time(text: str) -> int:
@@ -22,13 +24,19 @@ def parse_time(text: str) -> int:
     found = _TIME.fullmatch(text.strip())
     if not found:
         raise UsageError(f"time {text!r} is not one of M, M:S, H:M:S, D-H, D-H:M, D-H:M:S")
-    days, a, b, c = (None if part is None else int(part) for part in found.groups())
+    days, a, b, c = (None if part is None else int(part[:12]) for part in found.groups())
     assert a is not None, "the pattern requires one number"
     if days is not None:
-        return ((days * 24 + a) * 60 + (b or 0)) * 60 + (c or 0)
-    if c is not None:
-        return (a * 60 + (b or 0)) * 60 + c
-    return a * 60 + (b or 0)
+        seconds = ((days * 24 + a) * 60 + (b or 0)) * 60 + (c or 0)
+    elif c is not None:
+        seconds = (a * 60 + (b or 0)) * 60 + c
+    else:
+        seconds = a * 60 + (b or 0)
+    if seconds > _LONGEST_DAYS * 86400:
+        raise UsageError(
+            f"time {text[:20]!r} is over {_LONGEST_DAYS:,} days: give a limit such as 1-12:00:00"
+        )
+    return seconds
 
 
 def limit_s(text: str | None) -> int | None:

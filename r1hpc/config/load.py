@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.base.files import write_atomic
-from r1hpc.base.names import nearest, printable
+from r1hpc.base.names import at_home, nearest, printable
 from r1hpc.config.assets import assets as assets
 from r1hpc.config.checks import check_ranges
 from r1hpc.config.layers import REPLACE, merged, over_presets
@@ -34,6 +34,8 @@ from r1hpc.config.yaml_loader import Dumper, KeyTwiceError, Loader
 from r1hpc.config.yaml_loader import read_yaml as read_yaml
 
 _OF_THE_SHELL = ("setup",)
+_REFERENCE = re.compile(r"\$\{([^${}]*)\}")
+_MOST_WRITTEN_OUT = 1_000_000
 """Keys of the section `cluster` whose values the job's shell reads."""
 
 
@@ -150,6 +152,7 @@ def merge_layers(
         _check_keys(layer, RunConfig, "")
     content = _at_home(merged(layers, changes))
     _refuse_resolvers(content)
+    _refuse_bomb(content)
     config = _to_config(_shell_is_literal(content))
     check_ranges(config)
     return config
@@ -223,10 +226,46 @@ def _refuse_resolvers(value: Any, key: str = "") -> None:
             _refuse_resolvers(item, key)
     elif value == "???":
         raise ConfigError(f"{printable(key)} is ???, which says that it must be given: write its value")
-    elif isinstance(value, str) and (found := re.search(r"\$\{\s*[\w.]+\s*:", value)):
+    elif isinstance(value, str) and (found := re.search(r"\$\{(\s*[\w.]+\s*:|[^}]*\$\{)", value)):
         raise ConfigError(
             f"{printable(key)} holds {printable(found[0])}…}}: only other keys can be referred to, as in "
             "${train.seed}; write the value itself"
+        )
+
+
+def _refuse_bomb(content: dict[str, Any]) -> None:
+    """Refuse references whose values, written out, would fill the memory: each may double the next."""
+    sizes: dict[str, int] = {}
+
+    def size_of(value: Any, path: tuple[str, ...]) -> int:
+        if isinstance(value, dict):
+            return sum((size_of(item, (*path, str(key))) for key, item in value.items()), 1)
+        if isinstance(value, list):
+            return sum((size_of(item, (*path, "")) for item in value), 1)
+        if not isinstance(value, str):
+            return 1
+        return len(value) + sum(size_behind(name, path) for name in _REFERENCE.findall(value))
+
+    def size_behind(name: str, path: tuple[str, ...]) -> int:
+        names = re.findall(r"[^.\[\]]+", name)
+        dots = len(name) - len(name.lstrip("."))
+        target = ".".join([*path[: len(path) - dots], *names] if dots else names)
+        if target not in sizes:
+            sizes[target] = 1  # of a circle, which OmegaConf refuses
+            value: Any = content
+            for key in target.split("."):
+                value = value.get(key) if isinstance(value, dict) else value
+            sizes[target] = size_of(value, tuple(target.split(".")))
+        return sizes[target]
+
+    try:
+        too_large = size_of({**content, "cluster": None}, ()) > _MOST_WRITTEN_OUT
+    except RecursionError:
+        too_large = True
+    if too_large:
+        raise ConfigError(
+            f"the ${{…}} references come to more than {_MOST_WRITTEN_OUT:,} characters: write the values "
+            "themselves in place of references to references"
         )
 
 
@@ -236,8 +275,7 @@ def _at_home(value: Any) -> Any:
         return {key: item if key in _OF_THE_SHELL else _at_home(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_at_home(item) for item in value]
-    # Not Path's: that one fails where there is no HOME.
-    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value  # noqa: PTH111
+    return at_home(value) if isinstance(value, str) else value
 
 
 def _plain(value: Any) -> Any:

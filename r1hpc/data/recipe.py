@@ -14,7 +14,7 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from r1hpc.base.errors import UsageError
-from r1hpc.base.names import check_name, nearest, printable
+from r1hpc.base.names import at_home, check_name, nearest, printable
 from r1hpc.config.yaml_loader import UniqueKeyLoader, read_yaml
 from r1hpc.data.manifest import digest
 from r1hpc.data.recipe_generate import GenerateRecipe
@@ -265,7 +265,7 @@ class Recipe:
         """A path of this recipe, relative to the recipe file; python-stdlib is the running Python's."""
         if path == PYTHON_STDLIB:
             return Path(sysconfig.get_path("stdlib"))
-        return self.folder / Path(path).expanduser()
+        return self.folder / at_home(path)
 
 
 def find_recipe(name: str | Path) -> Path:

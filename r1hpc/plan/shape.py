@@ -25,6 +25,10 @@ _NEEDED = (
 SHAPE_NAMES = (*_NEEDED, "intermediate_size", "num_key_value_heads", "head_dim", "tie_word_embeddings")
 """What the shape of a model follows from, under Llama's names."""
 
+_MOST_LAYERS = 10_000
+"""Layers are counted one by one."""
+_MOST = 10**9
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -194,8 +198,10 @@ def resolve(config: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
 
 
 def _check_count(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"model.config.{name} is {value!r}: it must be a whole number above 0")
+    most = _MOST_LAYERS if name == "num_hidden_layers" else _MOST
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        shown = printable(repr(value)[:20])
+        raise ConfigError(f"model.config.{name} is {shown}: it must be a whole number from 1 to {most:,}")
 
 
 def _linear(n_in: int, n_out: int, bias: bool) -> _Count:

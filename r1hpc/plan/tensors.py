@@ -10,6 +10,7 @@ below, as the ranks compare them (train/model.py); of other families only the fi
 
 import json
 import struct
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ Shape = tuple[int, ...]
 _POINTER = b"version https://git-lfs.github.com/"
 _MOST_HEADER_BYTES = 100_000_000
 """What safetensors itself reads at most."""
+_OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""torch.serialization.MAGIC_NUMBER, pickled."""
 _LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2")
 _ENDS = ("lm_head", "embed_tokens", "wte")
 """Embeddings and output heads of the families."""
@@ -54,13 +57,15 @@ def read_tensors(folder: Path) -> dict[str, Shape]:
     """Name and shape of every tensor in a folder's safetensors files; of older forms none.
 
     Raises:
-        ConfigError: names the file that cannot be read as one.
+        ConfigError: names the file that cannot be read.
     """
     tensors: dict[str, Shape] = {}
     for path in weight_files(folder):
         _refuse_pointer(path)
         if path.suffix == ".safetensors":
             tensors |= _read_header(path)
+        elif not _is_torch_file(path):
+            raise ConfigError(f"{path} is no weights file of PyTorch, or is cut off: copy it again")
     return tensors
 
 
@@ -71,6 +76,12 @@ def _refuse_pointer(path: Path) -> None:
                 f"{path} is a pointer of git-lfs, not the weights: fetch them by `git lfs pull` in "
                 f"{path.parent}"
             )
+
+
+def _is_torch_file(path: Path) -> bool:
+    """True for what torch.save writes: a zip archive, or before PyTorch 1.6 a pickled number first."""
+    with path.open("rb") as file:
+        return zipfile.is_zipfile(file) or (file.seek(0) == 0 and file.read(len(_OLD_TORCH)) == _OLD_TORCH)
 
 
 def _read_header(path: Path) -> dict[str, Shape]:

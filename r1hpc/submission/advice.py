@@ -31,6 +31,7 @@ from r1hpc.plan.run import RunPlan
 
 _LONG_TO_MASK = 8192
 """Tokens of a row from which on attention over all of them costs more than the linear layers, roughly."""
+_HIGHEST_LR = 0.1
 _LOW_FOR_ADAPTERS = {"sft": 5e-5, "rl": 1e-5}
 
 
@@ -101,6 +102,11 @@ def _without_effect(config: RunConfig) -> Iterator[str]:
 
 def _rates(config: RunConfig) -> Iterator[str]:
     train, model = config.train, config.model
+    if config.stage in TRAINED_STAGES and train.lr >= _HIGHEST_LR:
+        yield (
+            f"train.lr is {train.lr:g}: AdamW diverges at such a rate; pretraining takes 1e-4 to 1e-3, "
+            "fine-tuning less"
+        )
     if config.stage not in ("sft", "rl") or model.path is None or model.from_scratch:
         return
     if not model.lora_rank and train.lr == TrainConfig().lr:

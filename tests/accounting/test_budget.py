@@ -213,3 +213,15 @@ def test_a_limit_on_one_card_holds_runs_on_that_card(gpu: str | None, allowed: b
 )
 def test_hours_as_people_read_them(hours: float, text: str) -> None:
     assert format_hours(hours) == text
+
+
+def test_a_folder_or_a_broken_link_is_no_budget_and_not_none(tmp_path: Path) -> None:
+    """Its limits would be off without a word."""
+    own = tmp_path / "budget.yaml"
+    own.mkdir()
+    with pytest.raises(ConfigError, match=r"budget\.yaml is no file: remove it"):
+        load_budget(find_budget(tmp_path))
+    own.rmdir()
+    own.symlink_to(tmp_path / "gone")
+    with pytest.raises(ConfigError, match=r"budget\.yaml is no file: remove it"):
+        load_budget(find_budget(tmp_path))

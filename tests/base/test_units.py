@@ -34,6 +34,12 @@ def test_what_is_no_time(text: str) -> None:
         parse_time(text)
 
 
+@pytest.mark.parametrize("text", ["9" * 400, "9" * 5000, "1-" + "9" * 400, "0:0:" + "9" * 400, "50000-0"])
+def test_a_time_that_slurm_cannot_count(text: str) -> None:
+    with pytest.raises(UsageError, match="is over 49,711 days: give a limit such as"):
+        parse_time(text)
+
+
 @given(st.integers(0, 10**9))
 def test_format_time_is_read_back(seconds: int) -> None:
     assert parse_time(format_time(seconds)) == seconds

@@ -1,10 +1,11 @@
 """Files of jobs, presets and cluster profiles: what is refused, what is found, and what wins over what."""
 
+import itertools
 from pathlib import Path
 
 import pytest
 
-from r1hpc.base.errors import ConfigError
+from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.config.load import assets, find_job, load, read, read_yaml, save
 from r1hpc.config.schema import RunConfig
 
@@ -241,6 +242,47 @@ def test_a_path_in_the_home_folder_is_there(monkeypatch: pytest.MonkeyPatch) -> 
     assert (found.data.path, found.data.traces) == ("/home/me/x", ["/home/me/a", "b"])
     assert found.cluster.setup == ["~/env.sh"], "the shell's"
     assert found.cluster.python == "/home/me/bin/python"
+
+
+@pytest.mark.parametrize("home", ["", None])
+def test_without_a_home_folder_none_is_made_up(monkeypatch: pytest.MonkeyPatch, home: str | None) -> None:
+    """`~/x` would be a folder called `~`, or one under the root."""
+    if home is None:
+        monkeypatch.delenv("HOME")
+        monkeypatch.setattr("os.getuid", lambda: 987_654)  # nobody's
+    else:
+        monkeypatch.setenv("HOME", home)
+    with pytest.raises(UsageError, match="~/x cannot be found, since HOME is empty: write the whole path"):
+        load(None, ["data.path=~/x"])
+
+
+def _bomb(levels: int, twice: str) -> list[str]:
+    names = [f"model.config.k{level}" for level in range(levels + 1)]
+    pairs = itertools.pairwise(names)
+    return [f"{name}={twice.format(f'${{{after}}}')}" for name, after in pairs] + [
+        f"{names[-1]}=abc",
+        "model.config.model_type=qwen2",
+    ]
+
+
+@pytest.mark.parametrize("twice", ["{0}{0}", '["{0}","{0}"]', '{{a: "{0}", b: "{0}"}}'])
+def test_references_that_double_each_other_are_refused(twice: str) -> None:
+    assert load(None, _bomb(3, twice)).model.config["k3"] == "abc"
+    with pytest.raises(ConfigError, match="references come to more than 1,000,000 characters"):
+        load(None, _bomb(40, twice))
+
+
+def test_relative_references_that_double_each_other_are_refused() -> None:
+    names = [f"k{level}" for level in range(40)]
+    bomb = {name: f"${{.{after}}}${{.{after}}}" for name, after in itertools.pairwise(names)}
+    items = [f"model.config.{name}={value}" for name, value in bomb.items()]
+    with pytest.raises(ConfigError, match="references come to more than 1,000,000 characters"):
+        load(None, [*items, "model.config.k39=abc"])
+
+
+def test_a_reference_in_a_reference_is_refused() -> None:
+    with pytest.raises(ConfigError, match="only other keys can be referred to"):
+        load(None, ["data.path=${train.${model.path}}"])
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,8 @@ def test_an_unknown_family_names_the_known() -> None:
     [
         ({"hidden_size": 0}, "hidden_size is 0"),
         ({"num_hidden_layers": "many"}, "num_hidden_layers is 'many'"),
+        ({"num_hidden_layers": 99999999999}, "from 1 to 10,000"),
+        ({"hidden_size": 10**400}, "from 1 to 1,000,000,000"),
         ({"vocab_size": None}, "vocab_size is None"),
         ({"vocab_size": True}, "vocab_size is True"),
         ({"hidden_size": 100}, "hidden_size 100 is not a multiple"),

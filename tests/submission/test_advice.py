@@ -42,6 +42,8 @@ def _config(model: ModelConfig, stage: str = "rl", **sections: Any) -> RunConfig
         ("rl", ModelConfig(path="x", lora_rank=8), 1e-5, None),
         ("rl", ModelConfig(path="x", from_scratch=True), 3e-4, None),
         ("pretrain", ModelConfig(path="x"), 3e-4, None),
+        ("pretrain", ModelConfig(path="x"), 3, "train.lr is 3: AdamW diverges"),
+        ("rl", ModelConfig(path="x"), 3, "train.lr is 3: AdamW diverges"),
     ],
 )
 def test_rates(stage: str, model: ModelConfig, lr: float, said: str | None) -> None:
