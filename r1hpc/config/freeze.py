@@ -87,8 +87,8 @@ def refuse_secrets(config: RunConfig, overrides: Sequence[str]) -> None:
         ConfigError: names the key, never the value.
     """
     known = secret_values(os.environ)
-    for name in config.cluster.environment:
-        if is_secret_name(name):
+    for name, value in config.cluster.environment.items():
+        if is_secret_name(name) or "@" in value.partition("://")[2]:
             raise ConfigError(
                 f"cluster.environment.{printable(name)} would write a secret into the run folder: leave it "
                 "in the file its library reads (~/.netrc, $HF_HOME/token), or read it in a cluster.setup line"

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from r1hpc.config.redact import is_secret_name
+from r1hpc.config.redact import find_secret, is_secret_name
 
 _NAMES = frozenset(
     """
@@ -26,7 +26,7 @@ _NAMES = frozenset(
     """.split()  # noqa: SIM905  # a list of 60 quoted words hides them
 )
 _TO_THE_NETWORK = frozenset(("http_proxy", "https_proxy", "no_proxy", "ssl_cert_file", "requests_ca_bundle"))
-"""In either case; not with a user and password in it."""
+"""In either case."""
 # Not DS_ACCELERATOR: the login node's device is not the job's, whose ranks choose by what they were given.
 _PREFIXES = (
     *("R1HPC_", "OMP_", "NCCL_", "GLOO_", "CUDA_", "CUBLAS_", "CUDNN_", "MKL_", "UCX_", "FI_"),
@@ -44,10 +44,15 @@ _FOREIGN_NAMES = frozenset(
 def exported(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment sbatch is run with, and so the job's: nothing of SLURM_*, RANK or MASTER_*."""
     source = os.environ if environ is None else environ
-    chosen = {name: value for name, value in source.items() if _wanted(name) or _is_network(name, value)}
+    chosen = {name: value for name, value in source.items() if _wanted(name) and not _is_login(name, value)}
     if "PYTHONPATH" in chosen:
         chosen["PYTHONPATH"] = _absolute(chosen["PYTHONPATH"])
     return chosen
+
+
+def withheld(environ: Mapping[str, str]) -> list[str]:
+    """Return the variables that a job would be given if they held no secret."""
+    return sorted(name for name, value in environ.items() if _wanted(name) and _is_login(name, value))
 
 
 def without_foreign_ranks(environ: Mapping[str, str]) -> dict[str, str]:
@@ -60,12 +65,14 @@ def without_foreign_ranks(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _wanted(name: str) -> bool:
-    allowed = name in _NAMES or name.startswith(_PREFIXES)
+    allowed = name in _NAMES or name.startswith(_PREFIXES) or name.lower() in _TO_THE_NETWORK
     return allowed and not name.startswith(_NEVER) and not is_secret_name(name)
 
 
-def _is_network(name: str, value: str) -> bool:
-    return name.lower() in _TO_THE_NETWORK and "@" not in value
+def _is_login(name: str, value: str) -> bool:
+    """True if the value holds a token, or a URL with a user; a proxy's may lack the scheme."""
+    url = value if name.lower() in _TO_THE_NETWORK else value.partition("://")[2]
+    return "@" in url or find_secret(value) is not None
 
 
 def _absolute(search_path: str) -> str:

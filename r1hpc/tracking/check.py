@@ -22,13 +22,18 @@ def check_trackers(config: RunConfig, executor: str) -> None:
         executor: slurm or local; a job of Slurm's is not given the key of the environment.
 
     Raises:
-        UsageError: something is missing; the message says how to get it.
+        UsageError: something is missing, or W&B's URL holds a password; the message says what to do.
     """
     if config.stage not in TRAINED_STAGES:
         return
     asked = dict.fromkeys(config.monitor.trackers)
     needed = [_PACKAGES[name] for name in asked if name in _PACKAGES]
     require("monitor.trackers", needed, "trackers", config, executor)
+    if "wandb" in asked and "@" in os.environ.get("WANDB_BASE_URL", ""):
+        raise UsageError(
+            "WANDB_BASE_URL holds a user or a password, and the run would record it: take it out of the URL, "
+            "and log in with `wandb login --host URL`, which leaves the key in ~/.netrc"
+        )
     if "wandb" in asked and config.monitor.wandb.mode == "online" and not _has_key(config, executor):
         raise UsageError(
             "monitor.wandb.mode=online finds no key: run `wandb login` here, which leaves it in ~/.netrc for "

@@ -15,6 +15,10 @@ SECRETS = {
     "OMP_SECRET": "1",
     "SSH_AUTH_SOCK": "1",
     "HTTPS_PROXY": "http://user:word@proxy:3128",
+    "http_proxy": "user:word@proxy:3128",
+    "WANDB_BASE_URL": "https://user:word@wandb.example.org",
+    "R1HPC_MIRROR": "https://word@mirror.example.org",
+    "NCCL_NOTE": "ghp_0123456789abcdef0123456789abcdef0123",
 }
 FOREIGN = {
     "SLURM_JOB_ID": "1",
