@@ -49,6 +49,15 @@ if [ -z "${SLURM_JOB_END_TIME:-}" ]; then
     [ -z "$ENDS" ] || export SLURM_JOB_END_TIME=$(date -d "$ENDS" +%s 2> /dev/null)
 fi
 
+# Status 3, which is final, unless you own the run folder $1 and only you may write it: its code runs as you.
+only_ours() {
+    local said="the run folder ${RUN_DIR:-$1} is another user's, or others may write it: not run"
+    [ -O "$1" ] && [ -n "$(find -L "$1" -maxdepth 0 ! -perm /022)" ] && return
+    echo "$said"
+    scontrol update JobId="$JOB" Comment="$said" # the log may lie in that folder
+    return 3
+}
+
 # Why Slurm ends the job: cancel, grace, limit, requeue; nothing where it does not, or does not answer. All of
 # them are shown as COMPLETING. The end of a grace time moves PreemptTime to the end of the job. over: Slurm
 # has lost a node, and takes the job for ended. elsewhere: it has started the job again on other nodes.
@@ -195,7 +204,10 @@ prepare() {
     # A requeued job runs the code frozen on its first start, whatever has become of the checkout; a folder
     # without a whole line on record is half made, and is made anew from the checkout.
     code=$checkout
-    grep -qs '}$' "$RUN_ROOT/$RUN_NAME/attempts.jsonl" && code=$RUN_ROOT/$RUN_NAME/code
+    if grep -qs '}$' "$RUN_ROOT/$RUN_NAME/attempts.jsonl"; then
+        only_ours "$RUN_ROOT/$RUN_NAME" || return
+        code=$RUN_ROOT/$RUN_NAME/code
+    fi
     [ -f "$code/r1hpc/submit.py" ] && export PYTHONSAFEPATH=1 PYTHONPATH="$code${SITE_PATH:+:$SITE_PATH}"
     PREPARED=$("$PYTHON" -m r1hpc.submit --prepare-only "${WORDS[@]}")
 }
@@ -203,8 +215,8 @@ SITE_PATH=${PYTHONPATH:-}
 patiently prepare
 read -r RANKS_PER_NODE RUN_DIR <<< "$PREPARED"
 RANK=("$PYTHON") STEP=() CONTRACT=1
+cd "$RUN_DIR" && only_ours . || exit 1
 . "$RUN_DIR/site.sh"
-cd "$RUN_DIR" || exit 1
 
 # -- begin, one srun task per rank, end --
 # The shell outlives the warning: a handler (an ignored signal would be inherited by the ranks) lets bash

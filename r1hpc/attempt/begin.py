@@ -18,7 +18,7 @@ from r1hpc.attempt.trackers import start_trackers
 from r1hpc.attempt.unended import close_unended, newest_step
 from r1hpc.base.errors import StateError
 from r1hpc.base.failpoints import failpoint
-from r1hpc.base.files import read_json, write_json
+from r1hpc.base.files import check_owned, read_json, write_json
 from r1hpc.base.rundir import RunDir, check_private
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.load import read
@@ -148,6 +148,7 @@ def _begin(
 def _refuse_what_others_may_write(run: RunDir, job_with_payload: str | None) -> None:
     try:
         check_private(run)
+        check_owned(run.path.resolve())
         if job_with_payload is not None:
             payload.check(run.path, job_with_payload)
     except StateError as error:  # the same on every node

@@ -115,3 +115,7 @@ class ClusterConfig:
     """srun --cpu-bind: cores, sockets, none … None: Slurm's own."""
     environment: dict[str, str] = field(default_factory=dict)
     """Variables exported to the job."""
+    trust_shared_run_root: bool = False
+    """Accept a run root below folders that another user owns or a group may write, such as a project folder.
+    These users could replace your runs and so run code as you. Folders that every user may write stay
+    refused unless they have the sticky bit."""

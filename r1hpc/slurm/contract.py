@@ -7,6 +7,7 @@ frozen code `of_frozen` tells which contract it knows; the script holds that num
     2   only OVER is: after any other one `begin` is tried again, and after an `end` the shell asks for the
         requeue; `end` knows --hurry
     3   `begin` knows --payload; before, `python -m r1hpc.slurm.payload RUN_DIR` had to come first
+    4   `python -m r1hpc.slurm.payload RUN_DIR/submitit` checks the payload on each rank, then runs it
 """
 
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from r1hpc.base.errors import UsageError
 
-CURRENT = 3
+CURRENT = 4
 OVER = 3
 """Exit status after which the job must not run again; a Python that cannot start leaves with 1."""
 

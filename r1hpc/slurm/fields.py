@@ -5,10 +5,14 @@ quote, start an option or be expanded is refused, field by field, by an allow-li
 exception: it is shell on purpose, and comes only from a profile file (see `refuse_shell_overrides`).
 """
 
+import grp
+import os
+import pwd
 import re
-from collections.abc import Mapping, Sequence
+import stat
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.names import nearest, printable
@@ -157,18 +161,67 @@ def check_path(path: Path, what: str) -> str:
     return text
 
 
-def check_parents(path: Path) -> None:
-    """Refuse a run root in a folder where anybody could put another one in its place.
+def check_parents(path: Path, trust_shared: bool = False) -> None:
+    """Refuse a run folder that another user could replace with theirs, since its code runs as you.
+
+    Looks at each folder above the path, and above the target of each symbolic link on the way.
+
+    Args:
+        trust_shared: accept folders that other users own or a group may write.
 
     Raises:
-        StateError: a folder above is writable by all and has no sticky bit.
+        StateError: another user may rename an entry of one of them.
     """
-    for folder in path.absolute().parents:
-        if folder.is_dir() and folder.stat().st_mode & 0o1002 == 0o002:
+    trust = "set cluster.trust_shared_run_root=true if you trust"
+    for entry in sorted(_way_to(path)):
+        if not os.path.lexists(entry):
+            continue
+        status, is_link = entry.lstat(), entry.is_symlink()
+        is_open = not is_link and not status.st_mode & stat.S_ISVTX
+        if is_open and status.st_mode & 0o002:
             raise StateError(
-                f"everybody may rename what lies in {folder}: choose another --run-root, "
-                f"or run: chmod +t {folder}"
+                f"every user may replace what lies in {entry}: choose another --run-root, "
+                f"or run: chmod +t {entry}"
             )
+        if trust_shared:
+            continue
+        if status.st_uid not in (os.getuid(), 0):
+            owner = _name(pwd.getpwuid, status.st_uid)
+            raise StateError(
+                f"{entry} belongs to {owner}, who could replace your runs and so run code as you: "
+                f"choose another --run-root, or {trust} {owner}"
+            )
+        if is_open and status.st_mode & 0o020 and not _is_private_group(status.st_gid):
+            group = _name(grp.getgrgid, status.st_gid)
+            raise StateError(
+                f"group {group} may write {entry}, so its members could replace your runs and run code as "
+                f"you: choose another --run-root, run: chmod g-w {entry}, or {trust} the group"
+            )
+
+
+def _way_to(path: Path) -> set[Path]:
+    """Return every folder and link that the kernel looks at to find `path`."""
+    found = set(path.absolute().parents)
+    for link in filter(Path.is_symlink, (path.absolute(), *path.absolute().parents)):
+        target = link.parent / link.readlink()
+        found |= {link, target, *_way_to(target)}
+    return found
+
+
+def _name(lookup: Callable[[int], Sequence[Any]], number: int) -> str:
+    try:
+        return str(lookup(number)[0])
+    except KeyError:
+        return str(number)
+
+
+def _is_private_group(gid: int) -> bool:
+    """True for the group that many systems make for each user, in which nobody else is."""
+    try:
+        user, group = pwd.getpwuid(os.getuid()), grp.getgrgid(gid)
+    except KeyError:
+        return False
+    return gid == user.pw_gid and group.gr_name == user.pw_name and {*group.gr_mem} <= {user.pw_name}
 
 
 def check_resources(resources: "ResourcesConfig") -> None:

@@ -1,22 +1,30 @@
 """What submitit unpickles on each rank: a reference to one function and one path, kept from strangers.
 
-    check(run.path, job_id)      # in the job, before srun
+    check(run.path, job_id)                                    # in the job, before srun
+    srun … python -m r1hpc.slurm.payload RUN_DIR/submitit      # checks again, then runs it
 
 The pickle is written by submitit's own DelayedSubmission and is a few hundred bytes: the function by its
 name (its code is the frozen code/ of the run) and the run folder as a string.
 """
 
+import os
+import pickle
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from r1hpc.base.cli import run_command
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import check_owned, is_listed
+from r1hpc.slurm import env
 
 FOLDER = "submitit"
 _SUFFIX = "_submitted.pkl"
 _UNNAMED = "[0-9a-f]" * 32 + ".pkl"
 """As submitit calls it until sbatch has said the job's id."""
+ENTRY_POINT = ("r1hpc.launch", "run_rank")
+_NAMES = (("submitit.core.utils", "DelayedSubmission"), ENTRY_POINT)
 
 
 def folder_of(run: Path) -> Path:
@@ -38,7 +46,7 @@ def check(run: Path, job_id: str, patience_s: float = 60.0) -> None:
 
     Raises:
         StateError: not there in time, a symbolic link, of another user, or open to other writers; the same
-            of the folders above it.
+            of the folders above it. Or it names code that no submission names.
     """
     path = path_of(run, job_id)
     deadline = time.monotonic() + patience_s
@@ -52,6 +60,28 @@ def check(run: Path, job_id: str, patience_s: float = 60.0) -> None:
         time.sleep(0.2)
     for part in (run, folder_of(run), path):
         check_owned(part)
+    with path.open("rb") as file:
+        try:
+            _Reader(file).load()
+        except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError) as error:
+            raise StateError(f"{path} is damaged ({error}): resume the run with submit --resume") from None
+
+
+class _Stub:
+    """Stands for what a payload names, so that reading one runs nothing."""
+
+    def __new__(cls, *_: object) -> "_Stub":
+        return super().__new__(cls)
+
+
+class _Reader(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> type[_Stub]:
+        if (module, name) not in _NAMES:
+            raise StateError(
+                f"the payload of this job names {module}.{name}, which no submission writes: it was "
+                "changed. Resume the run with submit --resume"
+            )
+        return _Stub
 
 
 def make_private(run: Path) -> None:
@@ -76,3 +106,16 @@ def carry_over(run: Path, new_id: str) -> None:
 def _newest(run: Path, pattern: str) -> Path | None:
     found = folder_of(run).glob(pattern)
     return max(found, key=lambda path: path.lstat().st_mtime, default=None)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Check the payload of this job, then let submitit load and run it."""
+    from submitit.core.submission import submitit_main
+
+    check(Path(argv[0]).absolute().parent, env.job_id(os.environ) or "")
+    submitit_main()
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

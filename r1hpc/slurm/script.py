@@ -160,7 +160,7 @@ def render(script: Script) -> str:
         ATTEMPT=_fill(
             script_text.ATTEMPT,
             GUARD=script_text.GUARD if script.by_submitit else "",
-            EXPORTS="export SUBMITIT_EXECUTOR=slurm\n" if script.by_submitit else "",
+            LOADER=script_text.LOADER if script.by_submitit else "",
             SRUN_FLAGS=script_text.STEP if script.step else "",
             COMMAND=script_text.BY_SUBMITIT if script.by_submitit else script_text.BY_LAUNCH,
         ),
@@ -187,7 +187,7 @@ def train_script() -> str:
         ATTEMPT=_fill(
             script_text.ATTEMPT,
             GUARD="",
-            EXPORTS="",
+            LOADER="",
             SRUN_FLAGS=script_text.IMPLICIT_GPUS + script_text.STEP,
             COMMAND=script_text.BY_LAUNCH,
         ),

@@ -22,7 +22,9 @@ CONTRACT=@CONTRACT@ # what the frozen code knows, see r1hpc/slurm/contract.py
 @LIFE@
 # Slurm fails a job whose log it cannot open, before any line of it runs: on a node that does not see the run
 # folder it must begin, to ask for another node. So the log is opened here.
-open_log() { cd "$RUN_DIR" && [ -e config.yaml ] && exec >> "logs/slurm-$SLURM_JOB_ID.out" 2>&1; }
+open_log() {
+    cd "$RUN_DIR" && [ -e config.yaml ] && only_ours . && exec >> "logs/slurm-$SLURM_JOB_ID.out" 2>&1
+}
 patiently open_log
 
 # -- the site, from the cluster profile --
@@ -90,7 +92,10 @@ prepare() {
     # A requeued job runs the code frozen on its first start, whatever has become of the checkout; a folder
     # without a whole line on record is half made, and is made anew from the checkout.
     code=$checkout
-    grep -qs '}$' "$RUN_ROOT/$RUN_NAME/attempts.jsonl" && code=$RUN_ROOT/$RUN_NAME/code
+    if grep -qs '}$' "$RUN_ROOT/$RUN_NAME/attempts.jsonl"; then
+        only_ours "$RUN_ROOT/$RUN_NAME" || return
+        code=$RUN_ROOT/$RUN_NAME/code
+    fi
     [ -f "$code/r1hpc/submit.py" ] && export PYTHONSAFEPATH=1 PYTHONPATH="$code${SITE_PATH:+:$SITE_PATH}"
     PREPARED=$("$PYTHON" -m r1hpc.submit --prepare-only "${WORDS[@]}")
 }
@@ -98,8 +103,8 @@ SITE_PATH=${PYTHONPATH:-}
 patiently prepare
 read -r RANKS_PER_NODE RUN_DIR <<< "$PREPARED"
 RANK=("$PYTHON") STEP=() CONTRACT=1
+cd "$RUN_DIR" && only_ours . || exit 1
 . "$RUN_DIR/site.sh"
-cd "$RUN_DIR" || exit 1
 @ATTEMPT@"""
 
 LIFE = """
@@ -121,6 +126,15 @@ if [ -z "${SLURM_JOB_END_TIME:-}" ]; then
     [ -z "$BEGAN" ] || export SLURM_JOB_START_TIME=$(date -d "$BEGAN" +%s 2> /dev/null)
     [ -z "$ENDS" ] || export SLURM_JOB_END_TIME=$(date -d "$ENDS" +%s 2> /dev/null)
 fi
+
+# Status 3, which is final, unless you own the run folder $1 and only you may write it: its code runs as you.
+only_ours() {
+    local said="the run folder ${RUN_DIR:-$1} is another user's, or others may write it: not run"
+    [ -O "$1" ] && [ -n "$(find -L "$1" -maxdepth 0 ! -perm /022)" ] && return
+    echo "$said"
+    scontrol update JobId="$JOB" Comment="$said" # the log may lie in that folder
+    return 3
+}
 
 # Why Slurm ends the job: cancel, grace, limit, requeue; nothing where it does not, or does not answer. All of
 # them are shown as COMPLETING. The end of a grace time moves PreemptTime to the end of the job. over: Slurm
@@ -288,7 +302,7 @@ CPUS=${SLURM_CPUS_PER_TASK:-$(($(fewest_cpus) / RANKS_PER_NODE))}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$CPUS}
 # srun obeys the NONE that `sbatch --export=NONE` leaves here (sbatch(1)): the ranks need what is set above.
 export SLURM_EXPORT_ENV=ALL
-@EXPORTS@
+@LOADER@
 # srun takes --cpus-per-task from nobody since Slurm 22.05. --wait: ranks that saved leave one by one while
 # rank 0 commits; one that is left alone does not hold the nodes until the time limit.
 srun --unbuffered --kill-on-bad-exit=1 --wait=600 --distribution=block \\
@@ -331,7 +345,12 @@ GUARD = """\
     payload=--payload
     [ "$CONTRACT" -ge 3 ] || { payload= && "${PYTHON[@]}" -m r1hpc.slurm.payload "$RUN_DIR"; } || return
 """
-BY_SUBMITIT = '"${PYTHON[@]}" -u -m submitit.core._submit "$RUN_DIR/submitit"'
+BY_SUBMITIT = '"${PYTHON[@]}" -u -m "$LOADER" "$RUN_DIR/submitit"'
+LOADER = """\
+export SUBMITIT_EXECUTOR=slurm
+LOADER=r1hpc.slurm.payload # it checks the payload again
+[ "$CONTRACT" -ge 4 ] || LOADER=submitit.core._submit
+"""
 BY_LAUNCH = '"${RANK[@]}" -u -m r1hpc.launch rank "$RUN_DIR"'
 # A step is not given the GPUs that a job holds only because it is exclusive (srun(1), --gres).
 STEP = ' "${STEP[@]}"'

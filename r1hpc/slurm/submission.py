@@ -22,20 +22,16 @@ from r1hpc.base.rundir import RunDir
 from r1hpc.slurm import payload
 from r1hpc.slurm.sbatch import LostSubmissionError, sbatch
 
-ENTRY_POINT = "r1hpc.launch.run_rank"
-
 
 def submit(
     run: RunDir,
     num_tasks: int = 1,
-    entry_point: str = ENTRY_POINT,
     known: Collection[str] | None = None,
 ) -> str:
     """Submit the job.sh of a run and leave the payload for its ranks; the job id.
 
     Args:
         num_tasks: over all nodes; submitit only counts its result files by it.
-        entry_point: the function each rank calls with the run folder's path.
         known: the run's jobs that are on record, see `slurm.sbatch`.
 
     Raises:
@@ -46,20 +42,20 @@ def submit(
         raise UsageError(
             "sbatch is not on PATH: run this on a login node, or take --executor local or --dry-run"
         )
-    return _leave_payload(_Executor(run, num_tasks, known=known), run, entry_point)
+    return _leave_payload(_Executor(run, num_tasks, known=known), run)
 
 
-def adopt(run: RunDir, job_id: str, num_tasks: int = 1, entry_point: str = ENTRY_POINT) -> None:
+def adopt(run: RunDir, job_id: str, num_tasks: int = 1) -> None:
     """Leave the payload for a job that sbatch took before its submission was cut off; it waits for it."""
     if not payload.path_of(run.path, job_id).exists():
-        _leave_payload(_Executor(run, num_tasks, job_id=job_id), run, entry_point)
+        _leave_payload(_Executor(run, num_tasks, job_id=job_id), run)
 
 
-def _leave_payload(executor: "_Executor", run: RunDir, entry_point: str) -> str:
+def _leave_payload(executor: "_Executor", run: RunDir) -> str:
     with _private_files():
         payload.folder_of(run.path).mkdir(mode=0o700, exist_ok=True)
         try:
-            job = executor.submit(pkgutil.resolve_name(entry_point), str(run.path))
+            job = executor.submit(pkgutil.resolve_name(".".join(payload.ENTRY_POINT)), str(run.path))
         except OSError as error:
             if executor.job_id is None:
                 raise

@@ -35,6 +35,7 @@ from r1hpc.plan.precision import check_new_precision, check_precision
 from r1hpc.plan.run import RunPlan
 from r1hpc.plan.run_memory import asked_host_gib, misfits
 from r1hpc.slurm import decide, fields, flags, script
+from r1hpc.slurm.environment import withheld
 from r1hpc.slurm.probe import ClusterFacts
 from r1hpc.submission.advice import kept_from_before, little_room, seldom_meant
 from r1hpc.submission.missing_dataset import refuse_long_build
@@ -201,6 +202,7 @@ def plan_run(
     """
     fields.check_cluster(config.cluster)
     fields.check_resources(config.resources)
+    fields.check_parents(run.path, config.cluster.trust_shared_run_root)
     if is_new:
         for section in (config.deepspeed, config.rollout, config.rl):
             section.check_new()
@@ -261,6 +263,11 @@ def plan_run(
     estimate, no_estimate = estimate_for(order.counted_root, decision.config, decision.plan, expected_model)
     ignored = ", ".join(flags.ignored_variables(os.environ))
     notes += [f"not used from the environment: {ignored}"] if ignored else []
+    if executor == "slurm" and (hidden := ", ".join(withheld(os.environ))):
+        notes.append(
+            f"not passed to the job, since the value holds a password or a token: {hidden}. Keep the login "
+            "in ~/.netrc, or set the variable in a cluster.setup line that reads a file"
+        )
     notes += [*decision.notes, *no_estimate, *_memory_notes(decision.config, decision.plan, is_new)]
     notes += other_tokenizer(config)
     if is_new:

@@ -20,7 +20,7 @@ from r1hpc.attempt.needs import write_needs
 from r1hpc.attempt.state import all_slurm_jobs
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.failpoints import failpoint
-from r1hpc.base.files import write_atomic, write_json
+from r1hpc.base.files import check_owned, write_atomic, write_json
 from r1hpc.base.lock import held
 from r1hpc.base.rundir import RunDir
 from r1hpc.base.units import format_bytes
@@ -86,7 +86,7 @@ def create(run: RunDir) -> None:
 
     Raises:
         UsageError: they exist.
-        R1hpcError: the run root cannot be written, or anybody could put another folder in their place.
+        R1hpcError: the run root cannot be written.
     """
     create_parent(run)
     try:
@@ -101,21 +101,23 @@ def create_parent(run: RunDir) -> None:
     """Make the run root.
 
     Raises:
-        R1hpcError: it cannot be made, or anybody could put another folder in its place.
+        R1hpcError: it cannot be made.
     """
     try:
         run.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise _no_folder(run.path.parent, error) from None
-    fields.check_parents(run.path)
 
 
 def write(planned: PlannedRun, order: Order) -> None:
     """Everything the job will read. Of a resumed run the code stays; configuration and plan are renewed.
 
     Raises:
-        R1hpcError: the disk is full, or a file cannot be copied.
+        R1hpcError: the disk is full, or a file cannot be copied, or another user owns the folder or could
+            replace it.
     """
+    fields.check_parents(planned.run.path, planned.config.cluster.trust_shared_run_root)
+    check_owned(planned.run.path.resolve())
     free = shutil.disk_usage(planned.run.path).free
     try:
         _write(planned, order)

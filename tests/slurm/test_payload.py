@@ -5,22 +5,14 @@ import pickle
 from pathlib import Path
 
 import pytest
+from submitit.core.utils import DelayedSubmission
 
 from r1hpc.base.errors import StateError
 from r1hpc.base.rundir import RunDir
+from r1hpc.launch import run_rank
 from r1hpc.slurm import payload, submission
 
 ROOT = Path(__file__).parents[2]
-
-
-class _Bomb:
-    """Unpickled, it makes a file."""
-
-    def __init__(self, canary: Path) -> None:
-        self.canary = canary
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (os.mkdir, (str(self.canary),))
 
 
 @pytest.fixture
@@ -31,31 +23,29 @@ def run(tmp_path: Path) -> RunDir:
     return run
 
 
-def _plant(run: RunDir, tmp_path: Path) -> Path:
+def _plant(run: RunDir) -> Path:
     path = payload.path_of(run.path, "9")
-    path.write_bytes(pickle.dumps(_Bomb(tmp_path / "canary")))
+    path.write_bytes(pickle.dumps(DelayedSubmission(run_rank, str(run.path))))
     path.chmod(0o600)
     return path
 
 
-def test_a_payload_of_ones_own_passes(run: RunDir, tmp_path: Path) -> None:
-    _plant(run, tmp_path)
+def test_a_payload_of_ones_own_passes(run: RunDir) -> None:
+    _plant(run)
     payload.check(run.path, "9")
-    assert not (tmp_path / "canary").exists()
 
 
 def test_a_symbolic_link_is_refused(run: RunDir, tmp_path: Path) -> None:
-    path = _plant(run, tmp_path)
+    path = _plant(run)
     path.rename(tmp_path / "elsewhere")
     path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(StateError, match="symbolic link"):
         payload.check(run.path, "9")
-    assert not (tmp_path / "canary").exists()
 
 
 @pytest.mark.parametrize("what", ["payload", "folder", "run"])
-def test_what_others_may_write_is_refused(run: RunDir, tmp_path: Path, what: str) -> None:
-    path = _plant(run, tmp_path)
+def test_what_others_may_write_is_refused(run: RunDir, what: str) -> None:
+    path = _plant(run)
     opened = {"payload": path, "folder": path.parent, "run": run.path}[what]
     opened.chmod(opened.stat().st_mode | 0o020)
     with pytest.raises(StateError, match="chmod go-w"):
@@ -63,8 +53,8 @@ def test_what_others_may_write_is_refused(run: RunDir, tmp_path: Path, what: str
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-def test_a_file_of_another_user_is_refused(run: RunDir, tmp_path: Path) -> None:
-    os.chown(_plant(run, tmp_path), 12345, 12345)
+def test_a_file_of_another_user_is_refused(run: RunDir) -> None:
+    os.chown(_plant(run), 12345, 12345)
     with pytest.raises(StateError, match="belongs to uid 12345"):
         payload.check(run.path, "9")
 
@@ -74,14 +64,14 @@ def test_a_payload_that_never_comes(run: RunDir) -> None:
         payload.check(run.path, "9", patience_s=0.3)
 
 
-def test_a_job_that_a_job_script_submitted_takes_the_newest(run: RunDir, tmp_path: Path) -> None:
-    _plant(run, tmp_path)
+def test_a_job_that_a_job_script_submitted_takes_the_newest(run: RunDir) -> None:
+    _plant(run)
     payload.check(run.path, "10", patience_s=0.5)
     assert payload.path_of(run.path, "10").read_bytes() == payload.path_of(run.path, "9").read_bytes()
 
 
-def test_a_job_whose_submission_was_cut_off_takes_what_it_left(run: RunDir, tmp_path: Path) -> None:
-    left = _plant(run, tmp_path).rename(payload.folder_of(run.path) / f"{'0123456789abcdef' * 2}.pkl")
+def test_a_job_whose_submission_was_cut_off_takes_what_it_left(run: RunDir) -> None:
+    left = _plant(run).rename(payload.folder_of(run.path) / f"{'0123456789abcdef' * 2}.pkl")
     payload.check(run.path, "10", patience_s=0.5)
     assert payload.path_of(run.path, "10").read_bytes() == left.read_bytes()
 
@@ -101,7 +91,7 @@ def test_a_submission_leaves_a_tiny_private_payload(
     monkeypatch.setattr(os, "umask", os.umask)
     os.umask(0o002)
     try:
-        job_id = submission.submit(run, entry_point="tests.slurm.test_payload.entry")
+        job_id = submission.submit(run)
     finally:
         os.umask(0o022)
     assert job_id == "41"
@@ -110,9 +100,5 @@ def test_a_submission_leaves_a_tiny_private_payload(
     assert [p.stat().st_mode & 0o077 for p in payload.folder_of(run.path).iterdir()] == [0]
     payload.check(run.path, "41")
     delayed = pickle.loads(path.read_bytes())
-    assert (delayed.function, delayed.args) == (entry, (str(run.path),))
+    assert (delayed.function, delayed.args) == (run_rank, (str(run.path),))
     assert "foreign" not in (tmp_path / "env").read_text()
-
-
-def entry(run_dir: str) -> None:
-    """Stands for r1hpc.launch.run_rank."""

@@ -62,18 +62,22 @@ def test_a_submission_runs_one_task_per_rank(
             (run.code / "r1hpc" / part.name).symlink_to(part)
     (run.code / "r1hpc" / "launch.py").write_text(
         "import sys, pathlib\n"
-        "run = pathlib.Path(sys.argv[2])\n"
-        "if sys.argv[1] == 'begin':\n"
-        "    (run / 'logs' / 'attempt_1').mkdir()\n"
-        "    print(1)\n"
-        "else:\n"
-        "    (run / 'end.txt').write_text(' '.join(sys.argv[3:]))\n"
+        "def run_rank(run_dir):\n"
+        "    from tests.slurm.test_real_slurm import entry\n"
+        "    entry(run_dir)\n"
+        "if __name__ == '__main__':\n"
+        "    run = pathlib.Path(sys.argv[2])\n"
+        "    if sys.argv[1] == 'begin':\n"
+        "        (run / 'logs' / 'attempt_1').mkdir()\n"
+        "        print(1)\n"
+        "    else:\n"
+        "        (run / 'end.txt').write_text(' '.join(sys.argv[3:]))\n"
     )
     monkeypatch.setenv("HF_TOKEN", "planted")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     config = RunConfig(resources=ResourcesConfig(nodes=2, ranks_per_node=2, cpus_per_task=3, time="5"))
     run.script.write_text(render(make_script(run, config, gpus_per_node=0, signal_lead_s=30)))
-    job_id = submission.submit(run, 4, "tests.slurm.test_real_slurm.entry")
+    job_id = submission.submit(run, 4)
     assert job_id.isdigit()
     on_cluster.wait_job(int(job_id))
     log = (run.logs / f"slurm-{job_id}.out").read_text()

@@ -26,7 +26,7 @@ RUN_DIR=/scratch/runs/train-1
 WHOLE=$0 # a copy of this script, which takes no arguments
 PYTHON=/opt/venv/bin/python
 RANKS_PER_NODE=8
-CONTRACT=3 # what the frozen code knows, see r1hpc/slurm/contract.py
+CONTRACT=4 # what the frozen code knows, see r1hpc/slurm/contract.py
 
 # -- what this shell does where Python cannot --
 # sbatch brings along the environment of its caller, which may be another job, of an array or started again.
@@ -46,6 +46,15 @@ if [ -z "${SLURM_JOB_END_TIME:-}" ]; then
     [ -z "$BEGAN" ] || export SLURM_JOB_START_TIME=$(date -d "$BEGAN" +%s 2> /dev/null)
     [ -z "$ENDS" ] || export SLURM_JOB_END_TIME=$(date -d "$ENDS" +%s 2> /dev/null)
 fi
+
+# Status 3, which is final, unless you own the run folder $1 and only you may write it: its code runs as you.
+only_ours() {
+    local said="the run folder ${RUN_DIR:-$1} is another user's, or others may write it: not run"
+    [ -O "$1" ] && [ -n "$(find -L "$1" -maxdepth 0 ! -perm /022)" ] && return
+    echo "$said"
+    scontrol update JobId="$JOB" Comment="$said" # the log may lie in that folder
+    return 3
+}
 
 # Why Slurm ends the job: cancel, grace, limit, requeue; nothing where it does not, or does not answer. All of
 # them are shown as COMPLETING. The end of a grace time moves PreemptTime to the end of the job. over: Slurm
@@ -158,7 +167,9 @@ patiently() {
 
 # Slurm fails a job whose log it cannot open, before any line of it runs: on a node that does not see the run
 # folder it must begin, to ask for another node. So the log is opened here.
-open_log() { cd "$RUN_DIR" && [ -e config.yaml ] && exec >> "logs/slurm-$SLURM_JOB_ID.out" 2>&1; }
+open_log() {
+    cd "$RUN_DIR" && [ -e config.yaml ] && only_ours . && exec >> "logs/slurm-$SLURM_JOB_ID.out" 2>&1
+}
 patiently open_log
 
 # -- the site, from the cluster profile --
@@ -225,6 +236,8 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$CPUS}
 # srun obeys the NONE that `sbatch --export=NONE` leaves here (sbatch(1)): the ranks need what is set above.
 export SLURM_EXPORT_ENV=ALL
 export SUBMITIT_EXECUTOR=slurm
+LOADER=r1hpc.slurm.payload # it checks the payload again
+[ "$CONTRACT" -ge 4 ] || LOADER=submitit.core._submit
 
 # srun takes --cpus-per-task from nobody since Slurm 22.05. --wait: ranks that saved leave one by one while
 # rank 0 commits; one that is left alone does not hold the nodes until the time limit.
@@ -232,7 +245,7 @@ srun --unbuffered --kill-on-bad-exit=1 --wait=600 --distribution=block \
     --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$((SLURM_JOB_NUM_NODES * RANKS_PER_NODE))" \
     --ntasks-per-node="$RANKS_PER_NODE" --cpus-per-task="$CPUS" \
     --output="$RUN_DIR/logs/attempt_$ATTEMPT/rank_%t.out" \
-    "${PYTHON[@]}" -u -m submitit.core._submit "$RUN_DIR/submitit" &
+    "${PYTHON[@]}" -u -m "$LOADER" "$RUN_DIR/submitit" &
 SRUN=$!
 # In the background, so that TERM is heard. At the end of the time limit, and of the grace time where
 # PreemptMode is CANCEL, KILL follows after KillWait and Slurm does not start the job again: whoever is still
