@@ -89,9 +89,11 @@ def _track(run: RunDir, attempt: int, tracker: str | None) -> int:
 
 
 def _begin(run: RunDir, by_submitit: bool) -> int:
-    """0: an attempt begins, or none has to; OVER: none, and jobs that wait for this one must not begin."""
+    """0: an attempt begins, or none has to; OVER: none, and jobs that wait for this one must not begin;
+    NOT_THE_NODE: another node cannot help either."""
     from r1hpc.attempt.begin import begin
     from r1hpc.attempt.needs import is_stage
+    from r1hpc.attempt.refusal import NotTheNodeError
     from r1hpc.slurm.contract import OVER
     from r1hpc.slurm.env import expand_counts, expand_nodelist, job_id
 
@@ -99,7 +101,11 @@ def _begin(run: RunDir, by_submitit: bool) -> int:
         raise UsageError("begin belongs inside a job: start it with srun or salloc, or take `local`")
     names = expand_nodelist(os.environ["SLURM_JOB_NODELIST"])
     ranks = sum(expand_counts(os.environ["SLURM_TASKS_PER_NODE"]))
-    attempt = begin(run, "slurm", job_id(os.environ) or "", names, ranks, by_submitit=by_submitit)
+    try:
+        attempt = begin(run, "slurm", job_id(os.environ) or "", names, ranks, by_submitit=by_submitit)
+    except NotTheNodeError as error:
+        print(" ".join(str(error).split()))  # for the comment of the job that is held
+        raise
     if attempt is not None:
         print(attempt)
     elif is_stage(run) and not run.finished.exists():

@@ -100,9 +100,9 @@ def _prepare_inside_job(
     """For sbatch/train.sh: print this job's ranks per node and the path of its run folder.
 
     Raises:
-        MustNotGoOnError: with its own exit status, which the script does not take for the node's fault.
+        MustNotGoOnError, NotTheNodeError: with statuses that the script does not take for the node's fault.
     """
-    from r1hpc.attempt.refusal import MustNotGoOnError, is_final
+    from r1hpc.attempt.refusal import MustNotGoOnError, is_final, refuse_a_full_disk
     from r1hpc.base.errors import R1hpcError
     from r1hpc.submission.order import Order, Purpose
     from r1hpc.submission.submit_run import prepare_inside_job
@@ -120,8 +120,9 @@ def _prepare_inside_job(
     )
     try:
         ranks, run, notes = prepare_inside_job(order)
-    except R1hpcError as error:
-        if error.exit_status == 1 and is_final(error):
+    except (R1hpcError, OSError) as error:
+        refuse_a_full_disk(error, order.run_root / str(order.run_name))
+        if isinstance(error, R1hpcError) and error.exit_status == 1 and is_final(error):
             raise MustNotGoOnError(str(error)) from error
         raise
     for note in notes:

@@ -90,7 +90,8 @@ at_limit() {
     [[ ! $left =~ [0-9] || $left =~ ^[[:space:]]*(-|(00:)?0?0:[0-2][0-9][[:space:]]*$) ]]
 }
 
-# Have the job run again, without the nodes $1 if any: asked for ten minutes, unless somebody cancelled it.
+# Have the job run again, without the nodes $1 if any, and held where a reason $2 is given: asked for ten
+# minutes, unless somebody cancelled it.
 run_again() {
     local said pause script=$RUN_DIR/job.sh
     trap '' TERM USR2
@@ -111,7 +112,8 @@ run_again() {
                 [ -n "$script" ] || { echo "$said: submit it again yourself, as you did"; exit 1; }
                 said=$(env -u R1HPC_ATTEMPT -u SLURM_RESTART_COUNT -u SLURM_JOB_END_TIME \
                     -u SLURM_JOB_START_TIME -u SLURM_ARRAY_JOB_ID -u SLURM_ARRAY_TASK_ID sbatch --parsable \
-                    --dependency="afterany:$JOB" ${1:+--exclude="$1"} "$script" 2>&1) && exit 1 ;;
+                    --dependency="afterany:$JOB" ${1:+--exclude="$1"} ${2:+--hold --comment="r1hpc: $2"} \
+                    "$script" 2>&1) && exit 1 ;;
         esac
         echo "${said:-job $JOB ended just before it could be requeued}: asking again in $pause s"
         sleep "$pause"
@@ -119,11 +121,18 @@ run_again() {
     # It starts again once this script has ended. Without the exclusion it might come back here for ever.
     # Not for long: the requeue ends this script once KillWait is over.
     for pause in 1 2 4 8; do
-        [ -z "$1" ] || scontrol update JobId="$JOB" ExcNodeList="$1" && exit 1
+        [ -n "$1$2" ] || exit 1
+        [ -z "$2" ] || break
+        scontrol update JobId="$JOB" ExcNodeList="$1" && exit 1
         sleep "$pause"
     done
-    echo "job $JOB could not be kept from these nodes, $1: held. scontrol release $JOB lets it go on"
-    scontrol hold "$JOB"
+    said=${2:-it could not be kept from these nodes, $1}
+    for pause in 1 2 4 8; do
+        scontrol hold "$JOB" && break
+        sleep "$pause"
+    done
+    scontrol update JobId="$JOB" Comment="r1hpc: $said"
+    echo "job $JOB is held: $said. scontrol release $JOB lets it go on"
     exit 1
 }
 
@@ -137,6 +146,10 @@ run_elsewhere() {
         sleep "$pause" & wait $!
     done
     list=${BASH_REMATCH[1]:-}
+    if [[ $said =~ \ ReqNodeList=([^ ]*) ]] &&
+        scontrol show hostnames "${BASH_REMATCH[1]}" | grep -qx "$SLURMD_NODENAME"; then
+        run_again "" "$1, and the job asks for $SLURMD_NODENAME by name"
+    fi
     [ -n "$list" ] || { echo "$1: this job runs again, where Slurm chooses"; run_again; }
     list=${list/#(null)/}
     list=${list:+$list,}$SLURMD_NODENAME
@@ -164,6 +177,7 @@ patiently() {
         echo "$1 failed with status $status: again in $pause s"
         sleep "$pause" & wait $!
     done
+    [ "$status" != 4 ] || run_again "" "${ATTEMPT:-the disk of the run is full}"
     run_elsewhere "$1 failed with status $status, see slurm-$SLURM_JOB_ID.out"
 }
 
@@ -307,4 +321,5 @@ case $? in
     1) [ "$CONTRACT" -ge 2 ] || exit 1 ;;
 esac
 echo "attempt $ATTEMPT could not be judged: the next one will do it"
+: > "attempts/$ATTEMPT/requeued-$STATUS" # an empty file, which a full disk may still take
 run_again

@@ -133,13 +133,13 @@ def be_a_rank(run_dir: str) -> NoReturn:
     deaf = "R1HPC_LIGHT_DEAF" in os.environ
     while (deaf or not heard) and time.monotonic() < done_at:
         time.sleep(0.05)
-    node = os.environ["SLURMD_NODENAME"]
+    node, rank = os.environ["SLURMD_NODENAME"], int(os.environ.get("SLURM_PROCID", "0"))
     if heard and not deaf:
         leave_at = time.monotonic() + float(os.environ.get("R1HPC_LIGHT_SAVE_S", "0"))
         while time.monotonic() < leave_at:
             time.sleep(0.05)
-        write_outcome(run, attempt, RankOutcome(0, STOPPED, node, 1, heard[0]))
+        write_outcome(run, attempt, RankOutcome(rank, STOPPED, node, 1, heard[0]))
     else:
-        write_outcome(run, attempt, RankOutcome(0, FINISHED, node, 1))
+        write_outcome(run, attempt, RankOutcome(rank, FINISHED, node, 1))
         write_json(run.finished, {"global_step": 1, "time": time.time()})
     os._exit(0)

@@ -263,6 +263,31 @@ def test_a_disk_that_is_full_for_a_moment_does_not_cost_the_run(on_cluster: Clus
         inside("umount", "-l", str(small))
 
 
+# -- records that were lost ------------------------------------------------------------------------------
+
+
+def test_emptied_records_cost_no_node_and_hold_the_job_with_a_reason(
+    on_cluster: Cluster, tmp_path: Path
+) -> None:
+    run = LightRun(tmp_path, "emptied", on_cluster, patience="1 1")
+    run.submit(_SCAVENGER, R1HPC_FAILPOINT="end.requeue:sleep=3:::1")
+    run.wait_rank(1)
+    on_cluster.run(["scancel", "--signal=USR2", str(run.job)])
+    run.wait_log("ended: preempted")
+    kept = run.run.attempts.read_text()
+    run.run.attempts.write_text("")
+    wait_until("the hold", lambda: "JobHeld" in on_cluster.job(run.job).get("Reason", ""), 90, run.run)
+    assert on_cluster.job(run.job)["ExcNodeList"] == "(null)"
+    assert read_situation(run.run).detail.startswith("attempts.jsonl is empty or gone: restore it")
+    run.run.attempts.write_text(kept)
+    wait_until(
+        "its comment", lambda: "but attempt 1 is on disk" in read_situation(run.run).detail, 20, run.run
+    )
+    assert read_situation(run.run).state is State.requeued
+    on_cluster.run(["scontrol", "release", str(run.job)])
+    assert [a.cause for a in run.wait_over()] == [Cause.preempted, Cause.finished]
+
+
 # -- an end that cannot run -----------------------------------------------------------------------------
 
 
@@ -277,6 +302,58 @@ def test_where_end_dies_the_shell_asks_for_the_requeue(
     run.wait_over()
     assert [a.cause for a in run.attempts] == [Cause.preempted, Cause.finished]
     assert "could not be judged" in run.log
+
+
+# -- a node that is taken down, a job that is forgotten -------------------------------------------------
+
+
+def test_a_node_that_is_taken_down_is_a_node_failure_and_counts(on_cluster: Cluster, tmp_path: Path) -> None:
+    """The rank on the other node gets SIGTERM, saves and leaves, as in a preemption."""
+    run = LightRun(tmp_path, "down", on_cluster, nodes="2")
+    run.submit()
+    run.wait_rank(1)
+    time.sleep(2)
+    lost = on_cluster.node_list(run.job)[-1]
+    on_cluster.fail_node(lost, declare=True)
+    try:
+        attempts = run.wait_over()
+    finally:
+        on_cluster.restore_node(lost)
+    assert [a.cause for a in attempts] == [Cause.node_fail, Cause.finished]
+    assert attempts[0].detail == "a node of the job went down"
+
+
+def test_a_cancel_is_known_when_slurm_has_forgotten_the_job(on_cluster: Cluster, tmp_path: Path) -> None:
+    """One run is cancelled in its `begin`; of the other one nobody could write the end down."""
+    early, late = (LightRun(tmp_path, name, on_cluster) for name in ("early", "late"))
+    early.submit(R1HPC_FAILPOINT="begin:sleep=60")
+    late.submit(R1HPC_FAILPOINT="end:kill9:::1")
+    late.wait_rank(1)
+    on_cluster.wait_job(early.job, {"RUNNING"})
+    configuration = on_cluster.slurm_conf.read_text()
+    try:
+        on_cluster.slurm_conf.write_text(configuration.replace("MinJobAge=7200", "MinJobAge=2"))
+        on_cluster.run(["scontrol", "reconfigure"])
+        for run in (early, late):
+            on_cluster.cancel(run.job)
+        forgotten = "Invalid job id"
+        for run in (early, late):  # slurmctld looks once a minute
+
+            def is_forgotten(job: int = run.job) -> bool:
+                done = on_cluster.run(["scontrol", "show", "job", str(job)], check=False)
+                return forgotten in done.stderr + done.stdout
+
+            wait_until("Slurm to forget", is_forgotten, 180, run.run)
+    finally:
+        on_cluster.slurm_conf.write_text(configuration)
+        on_cluster.run(["scontrol", "reconfigure"])
+    assert (len(early.attempts), len(late.attempts)) == (0, 1)
+    for run in (early, late):
+        situation = read_situation(run.run)
+        assert (situation.state, situation.detail) == (
+            State.cancelled,
+            f"job {run.job} was CANCELLED (sacct)",
+        )
 
 
 # -- a batch script that dies ---------------------------------------------------------------------------

@@ -11,15 +11,16 @@ from pathlib import Path
 
 from r1hpc.attempt.dataset import build, ensure_traces, folder_of_recipe
 from r1hpc.attempt.needs import unmet
-from r1hpc.attempt.refusal import MustNotGoOnError, on_record, record_not_begun
+from r1hpc.attempt.refusal import MustNotGoOnError, NotTheNodeError, on_record, record_not_begun
 from r1hpc.attempt.rivals import alone, own_restarts, refuse_a_ghost, refuse_a_second_job
-from r1hpc.attempt.state import job_named
+from r1hpc.attempt.state import job_named, last_attempt_with_logs
 from r1hpc.attempt.trackers import start_trackers
 from r1hpc.attempt.unended import close_unended, newest_step
 from r1hpc.base.errors import StateError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.files import check_owned, read_json, write_json
 from r1hpc.base.rundir import RunDir, check_private
+from r1hpc.checkpoint.fence import last_incarnation
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.load import read
 from r1hpc.config.schema import RunConfig
@@ -71,6 +72,7 @@ def begin(
         MustNotGoOnError: a limit of `limits` is reached, a person has cancelled it, a stage it needs is not
             finished, another job of the run is at work, its data or configuration cannot be used, or others
             may write what is executed.
+        NotTheNodeError: the run's own disk is full, or its records are damaged.
         R1hpcError, OSError: another try, perhaps on another node, may pass.
     """
     if run.finished.exists():
@@ -83,6 +85,7 @@ def begin(
 def _begin(
     run: RunDir, executor: str, job_id: str, node_names: tuple[str, ...], ranks: int, by_submitit: bool
 ) -> int | None:
+    used = check_records(run)
     config = read(run.config)
     refuse_a_second_job(run, job_id)
     refuse_a_ghost(run, executor, job_id)
@@ -119,7 +122,7 @@ def _begin(
     if config.stage in _READS_SHARDS:
         dataset = str(ensure_dataset(run, config))
         refuse_a_ghost(run, executor, job_id, history)  # that may have taken hours
-    attempt = (history.last.attempt if history.last else 0) + 1
+    attempt = max(used, history.last.attempt if history.last else 0) + 1
     token, cluster = secrets.token_hex(8), os.environ.get("SLURM_CLUSTER_NAME")
     store = CheckpointStore(run.checkpoints, keep=config.checkpoint.keep)
     store.begin(attempt, token)
@@ -143,6 +146,30 @@ def _begin(
     )
     start_trackers(run, config, attempt)
     return attempt
+
+
+def check_records(run: RunDir) -> int:
+    """Return the highest number that an attempt has had, on record or on disk.
+
+    Raises:
+        NotTheNodeError: attempts.jsonl is damaged, or empty though attempts are on disk.
+    """
+    try:
+        events, _ = read_run_events(run)
+    except StateError as error:
+        if isinstance(error.__context__, OSError):  # this node may read it wrongly
+            raise
+        raise NotTheNodeError(str(error)) from None
+    begun = [event["attempt"] for event in events if event["event"] == "begin"]
+    used, fenced = max(last_attempt_with_logs(run), *begun, 0), last_incarnation(run.checkpoints)
+    # A begin that died before it was recorded is begun again under the same number.
+    used = fenced if fenced > used + 1 else used
+    if used and not events:
+        raise NotTheNodeError(
+            f"{run.attempts} holds nothing, but attempt {used} is on disk: restore it, or "
+            "`submit --resume` to go on without the history"
+        )
+    return used
 
 
 def _refuse_what_others_may_write(run: RunDir, job_with_payload: str | None) -> None:

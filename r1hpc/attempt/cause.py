@@ -38,13 +38,17 @@ class Evidence:
 
     ranks: int
     outcomes: Sequence[RankOutcome]
-    status: int
-    """Exit status of srun, or of the worst local rank."""
+    status: int | None
+    """Exit status of srun, or of the worst local rank; None: nobody could write it down."""
     scheduler: SchedulerView = SchedulerView()
     cancel_requested: bool = False
     signal_lead_s: float = 0.0
     is_finished: bool = False
     """Rank 0 has left FINISHED in the run folder."""
+    in_logs: Sequence[RankOutcome] = ()
+    """Failures that only the logs of ranks without an outcome show."""
+    requeued_by_us: bool = False
+    """Our own script asked for the requeue, because the attempt could not be judged."""
 
 
 def decide(evidence: Evidence) -> tuple[Cause, str]:
@@ -60,13 +64,13 @@ def decide(evidence: Evidence) -> tuple[Cause, str]:
         return _why_stopped(evidence, next(o for o in outcomes if o.kind == STOPPED), from_slurm)
     if from_slurm is not None and from_slurm[0] in (Cause.node_fail, Cause.cancelled, Cause.oom):
         return from_slurm  # ranks that lose a peer fail too; the scheduler knows the first domino
-    for outcome in failed:
+    for outcome in (*failed, *evidence.in_logs):
         if outcome.cause in (Cause.oom.value, Cause.refused.value):
             return Cause(outcome.cause), f"rank {outcome.rank} on {outcome.node}: {outcome.detail}"
     if HANG in kinds:
         return Cause.hang, _describe_hang(evidence)
     # A rank whose peer died reports a broken connection: that is an echo, not the cause.
-    culprits = [o for o in failed if "onnection" not in o.detail]
+    culprits = [o for o in (*failed, *evidence.in_logs) if "onnection" not in o.detail]
     # Our own shell asks for the requeue where nobody could judge the attempt: that explains no exception.
     asked_by_us = "REQUEUED" in evidence.scheduler.states and culprits
     if from_slurm is not None and not asked_by_us:
@@ -78,7 +82,7 @@ def decide(evidence: Evidence) -> tuple[Cause, str]:
         return Cause.crash, echoes[0].detail
     if evidence.scheduler.restarted:  # which Slurm does for no job that failed by itself
         return Cause.node_fail, "Slurm started the job again: a node failed, or it was preempted unwarned"
-    if evidence.status in _WARNED and not outcomes:
+    if evidence.status is not None and evidence.status in _WARNED and not outcomes:
         name = signal.Signals(evidence.status - 128).name
         return _by_time_left(evidence, name) or (
             Cause.preempted,
@@ -97,7 +101,7 @@ def _by_scheduler(evidence: Evidence) -> tuple[Cause, str] | None:
         return Cause.oom, "Slurm killed it for memory"
     if view.preempted or "PREEMPTED" in view.states:
         return Cause.preempted, "preempted by Slurm"
-    if "REQUEUED" in view.states:
+    if "REQUEUED" in view.states and not evidence.requeued_by_us:
         return Cause.preempted, "requeued by scontrol"
     if "TIMEOUT" in view.states:
         return Cause.timeout, "the time limit was reached"
@@ -141,6 +145,8 @@ def _describe_hang(evidence: Evidence) -> str:
 def _describe_status(evidence: Evidence) -> str:
     silent = sorted(set(range(evidence.ranks)) - {o.rank for o in evidence.outcomes})
     who = f"rank {', '.join(map(str, silent[:8]))} left no outcome" if silent else "every rank left"
+    if evidence.status is None:
+        return who
     if evidence.status > 128:
         try:
             name = signal.Signals(evidence.status - 128).name

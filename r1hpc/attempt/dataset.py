@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from r1hpc.attempt.refusal import MayPassError
+from r1hpc.attempt.refusal import MayPassError, NotTheNodeError
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.files import read_json, write_json
 from r1hpc.base.rundir import RunDir
@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from r1hpc.tasks.chat import PromptForm
 
 _MAX_WORKERS = 8
+_IS_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 _NOT_THE_USERS = (
     "process died",  # a worker of the build, for lack of memory perhaps
-    *map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT)),
+    *map(os.strerror, (errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT)),
     *map(os.strerror, (errno.ENOMEM, errno.EMFILE, errno.EAGAIN)),
 )
 _HASH_DIGITS = 16
@@ -138,6 +139,7 @@ def build(recipe: Path, target: Path) -> None:
     Raises:
         R1hpcError: with what it said.
         MayPassError: the same, where another try or another node may do it.
+        NotTheNodeError: the same, where the disk is full.
     """
     workers = str(min(_MAX_WORKERS, len(os.sched_getaffinity(0))))
     command = [sys.executable, "-m", "r1hpc.shard", "build", str(recipe), "--out", str(target)]
@@ -146,6 +148,7 @@ def build(recipe: Path, target: Path) -> None:
     if done.returncode:
         said = done.stderr.strip()
         kind = R1hpcError if _is_refusal(done.returncode, said) else MayPassError
+        kind = NotTheNodeError if any(words in said for words in _IS_FULL) else kind
         raise kind(f"the dataset could not be built from {recipe}: {said or f'status {done.returncode}'}")
 
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from r1hpc.attempt.cause import Evidence, SchedulerView, decide
-from r1hpc.attempt.outcome import FINISHED, STOPPED, read_outcomes
+from r1hpc.attempt.outcome import FINISHED, STOPPED, RankOutcome, failures_in_logs, read_outcomes
 from r1hpc.attempt.trackers import await_trackers
-from r1hpc.attempt.unended import steps_for_the_end
+from r1hpc.attempt.unended import amend_end, mark_requeued, steps_for_the_end
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.rundir import RunDir
@@ -25,7 +25,8 @@ from r1hpc.plan.parts import STAGES_IN_PARTS
 from r1hpc.plan.preemption import choose_signal_lead_s
 from r1hpc.slurm.client import SlurmError
 from r1hpc.slurm.requeue import JobState, job_state
-from r1hpc.telemetry.attempts import Attempt, Cause, read_history, read_run_events, reason_to_stop, record
+from r1hpc.telemetry.attempts import Attempt, Cause, read_history, reason_to_stop, record
+from r1hpc.train.stop import OUT_OF_HOURS
 
 _DIAGNOSIS_TIMEOUT_S = 5.0
 """It takes half a second; a grace time may be 30 s long, and the requeue comes after it."""
@@ -86,9 +87,9 @@ def end(run: RunDir, attempt: int, status: int, diagnose: bool = True) -> Ended:
         raise OverError(f"attempt {attempt} of {run.run_id} has ended already: {this.cause.value}")
     state = _ask_slurm(this.job_id)
     outcomes = read_outcomes(run, attempt)
-    if state is not None and state.is_requeued and not any(o.kind in (FINISHED, STOPPED) for o in outcomes):
-        # A node failed, or the ranks were killed before they could act. The next begin will know which,
-        # from accounting, which lags behind.
+    if state is not None and state.is_requeued and not _is_explained(outcomes, state):
+        # A node failed, whose survivors got SIGTERM, or the ranks were killed before they could act. The next
+        # begin will know which, from accounting, which lags behind.
         reason = "Slurm has taken the job back; the next attempt will say why"
         print(f"{run.run_id}: attempt {attempt} ended: {reason}", flush=True)
         return Ended(this, Next.already_requeued, reason)
@@ -101,6 +102,7 @@ def end(run: RunDir, attempt: int, status: int, diagnose: bool = True) -> Ended:
         cancel_requested=(history.cancel_requested_at or 0) > this.start,
         signal_lead_s=lead_s if lead_s is not None else choose_signal_lead_s(60, None),
         is_finished=run.finished.exists(),
+        in_logs=failures_in_logs(run, attempt, this.ranks, this.node_names, {o.rank for o in outcomes}),
     )
     cause, detail = decide(evidence)
     steps = steps_for_the_end(run, config, attempt, cause)
@@ -125,9 +127,11 @@ def end(run: RunDir, attempt: int, status: int, diagnose: bool = True) -> Ended:
             **steps,
             kept=judged.kept,
             requeued=follows is not Next.over,
+            **({"not_continued": reason} if follows is Next.over and not cause.is_final else {}),
         )
     except OSError as error:
         # A full disk must not cost the requeue as well; the next begin writes what is missing here.
+        mark_requeued(run, attempt, status)
         print(f"{run.attempts} could not be written: {error.strerror}", file=sys.stderr, flush=True)
     line = f"{run.run_id}: attempt {attempt} ended: {cause.value}"
     print(line + (f" ({detail})" if detail else ""), flush=True)
@@ -141,6 +145,13 @@ def end(run: RunDir, attempt: int, status: int, diagnose: bool = True) -> Ended:
         await_trackers(run)
     warned = None if state is None or "COMPLETING" in state.states else state.preempt_time
     return Ended(judged, follows, reason, warned)
+
+
+def _is_explained(outcomes: Sequence[RankOutcome], state: JobState) -> bool:
+    """True if the ranks, or Slurm by its PreemptTime, say why an attempt ended whose job is requeued."""
+    kinds = {outcome.kind for outcome in outcomes}
+    by_itself = any(o.kind == STOPPED and o.reason in ("STOP file", OUT_OF_HOURS) for o in outcomes)
+    return FINISHED in kinds or by_itself or (STOPPED in kinds and state.preempt_time is not None)
 
 
 def refuse_cancelled(run: RunDir, warned: float | None, state: JobState) -> None:
@@ -163,15 +174,12 @@ def take_back(run: RunDir, attempt: int, why: str, cause: Cause | None = None) -
     Args:
         cause: in place of the one on record.
     """
-    ends = [e for e in read_run_events(run)[0] if (e.get("event"), e.get("attempt")) == ("end", attempt)]
-    if not ends:
+    this = next((a for a in read_history(run).attempts if a.attempt == attempt), None)
+    if this is None or this.cause is None:
         return  # the disk was full
-    fields = {name: value for name, value in ends[-1].items() if name not in ("event", "time")}
-    detail = f"{fields['detail']}; {why}" if fields.get("detail") else why
-    cause_now = cause.value if cause else fields["cause"]
-    corrected = {**fields, "cause": cause_now, "detail": detail, "requeued": False, "ended": ends[-1]["time"]}
+    detail = f"{this.detail}; {why}" if this.detail else why
     try:
-        record(run, "end", **corrected)
+        amend_end(run, attempt, cause=(cause or this.cause).value, detail=detail, requeued=False)
     except OSError as error:
         print(f"{run.attempts} could not be written: {error.strerror}", file=sys.stderr, flush=True)
 

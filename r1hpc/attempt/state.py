@@ -14,12 +14,19 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from r1hpc.attempt.cause import SchedulerView
 from r1hpc.attempt.processes import is_of_run, ranks_of
+from r1hpc.attempt.slurm_records import kept_records, learn, own_records, submitted_at
+from r1hpc.attempt.unended import WITHOUT_SUPERVISOR, judge_unended, record_of_attempt
+from r1hpc.base.errors import StateError
 from r1hpc.base.files import read_object
 from r1hpc.base.rundir import RunDir
 from r1hpc.slurm.client import SlurmError
+from r1hpc.slurm.contract import HELD
+from r1hpc.slurm.env import expand_nodelist
 from r1hpc.slurm.requeue import JobState, job_state
-from r1hpc.telemetry.attempts import Cause, History, NotBegun, read_history, read_run_events
+from r1hpc.slurm.sacct import sacct_records
+from r1hpc.telemetry.attempts import Attempt, Cause, History, NotBegun, read_history, read_run_events
 
 
 class State(StrEnum):
@@ -97,9 +104,10 @@ class JobReport:
     detail: str = ""
     leaving: bool = False
     """It is on its way out."""
+    states: frozenset[str] = frozenset()
+    """Slurm's, of the job or of its part in which the newest attempt began. Empty: Slurm forgot the job."""
 
 
-WITHOUT_SUPERVISOR = "its ranks finished; whoever should have written that down was gone"
 _END_PATIENCE_S = 600.0
 """An end follows FINISHED within seconds: this long where nobody can be asked whether it still may."""
 
@@ -111,12 +119,14 @@ def read_situation(run: RunDir, timeout_s: float = 5.0) -> Situation:
     history = read_history(run)
     if run.finished.exists():
         return Situation(State.finished, "", _with_its_end(run, job, history, timeout_s), job)
-    state, detail = judge(history, job, JobReport())
+    state, detail = judge(run, history, job, JobReport())
     if state in (State.queued, State.running, State.requeued):
         report = ask(run, job, timeout_s)
         if report.alive is False:
             history = read_history(run)  # what it wrote down just before it was gone
-        state, detail = judge(history, job, report)
+            if job is not None and job.is_slurm and not report.states:
+                report = _ask_sacct(run, job, history, timeout_s) or report
+        state, detail = judge(run, history, job, report)
     return Situation(state, detail, history, job)
 
 
@@ -145,7 +155,7 @@ def _with_its_end(run: RunDir, job: JobRef | None, history: History, timeout_s: 
     return replace(history, attempts=(*history.attempts[:-1], last))
 
 
-def judge(history: History, job: JobRef | None, report: JobReport) -> tuple[State, str]:
+def judge(run: RunDir, history: History, job: JobRef | None, report: JobReport) -> tuple[State, str]:
     """State and detail of a run that has no FINISHED file."""
     last = history.last
     if job is not None and (history.cancel_requested_at or 0.0) > job.time:
@@ -154,18 +164,21 @@ def judge(history: History, job: JobRef | None, report: JobReport) -> tuple[Stat
     if refusal is not None and (job is None or refusal.time > job.time):
         return _of_refusal(refusal)
     if job is None and last is None:
-        return State.unknown, "never submitted"
+        lost = last_attempt_with_logs(run)
+        why = f"{run.attempts.name} is empty or gone: restore it, or go on by submit --resume"
+        return State.unknown, f"{why} (attempt {lost} is on disk)" if lost else "never submitted"
     between = State.requeued if last else State.queued
     if job is not None and job.event != "begin":
         return _of_job(report, State.queued if job.event == "submitted" else between, last is None)
     assert last is not None, "a begin made the job reference"
     if last.cause is None:
-        return _of_attempt(report)
+        return _of_attempt(run, last, report)
     if last.cause in (Cause.finished, Cause.stopped, Cause.cancelled):
         return State(last.cause.value), last.detail
     if last.requeued:
         return _of_job(report, between, False)
-    return State.failed, f"{last.cause.value}: {last.detail}" if last.detail else last.cause.value
+    said = ": ".join(filter(None, (last.cause.value, last.detail)))
+    return State.failed, "; not continued: ".join(filter(None, (said, last.not_continued)))
 
 
 def newest_job(run: RunDir) -> JobRef | None:
@@ -183,6 +196,13 @@ def job_named(run: RunDir, job_id: str | None) -> JobRef | None:
 def all_slurm_jobs(run: RunDir) -> list[str]:
     """Every Slurm job id the run has had, oldest first."""
     return list(dict.fromkeys(job.job_id for job in map(_job_ref, _naming_events(run)) if job.is_slurm))
+
+
+def last_attempt_with_logs(run: RunDir) -> int:
+    """Return the highest number of an attempt whose ranks were started; 0: none was."""
+    found = (re.fullmatch(r"attempt_(\d+)", path.name) for path in run.logs.glob("attempt_*"))
+    numbers = sorted((int(each[1]) for each in found if each), reverse=True)
+    return next((k for k in numbers if any(run.attempt_logs(k).glob("*"))), 0)
 
 
 def ask(run: RunDir, job: JobRef | None, timeout_s: float) -> JobReport:
@@ -256,12 +276,45 @@ def _report_of(job: JobRef, state: JobState) -> JobReport:
         return JobReport(False, detail=f"Slurm no longer knows job {job.job_id}")
     detail = f"job {job.job_id} is {'+'.join(sorted(state.states))}"
     reason = f" ({state.reason})" if state.pending and state.reason not in ("", "None") else ""
+    if state.pending and state.reason == "BadConstraints":
+        reason += f": it will never start, {_conflict(state)}: cancel it, and resume it with other nodes"
+    if state.reason.startswith("JobHeld") and state.comment.startswith(HELD):
+        reason += f": {state.comment.removeprefix(HELD)}"
     return JobReport(
         alive=state.live,
         pending=state.pending,
         cancelled="CANCELLED" in state.states,
         detail=detail + reason,
         leaving="COMPLETING" in state.states,
+        states=state.states,
+    )
+
+
+def _conflict(state: JobState) -> str:
+    pinned, excluded = expand_nodelist(state.required), expand_nodelist(state.excluded)
+    both = sorted(set(pinned) & set(excluded))
+    if both:
+        return f"since it asks for {', '.join(both)} and excludes {'them' if both[1:] else 'it'} too"
+    return "since no nodes fit what it asks for"
+
+
+def _ask_sacct(run: RunDir, job: JobRef, history: History, timeout_s: float) -> JobReport | None:
+    """Return what accounting says of a job that slurmctld has forgotten; None where it says nothing."""
+    try:
+        answer = sacct_records(job.job_id, max(1e6, submitted_at(history)), timeout_s)
+        records = own_records(answer, [job.job_id], history)
+        learn(run, records, time.time())
+    except (SlurmError, StateError):  # what any command learnt before
+        records = own_records(kept_records(run).records, [job.job_id], history)
+    if not records:
+        return None
+    newest, last = records[-1], history.last
+    began_in = record_of_attempt(records, last) if last is not None and last.cause is None else None
+    return JobReport(
+        alive=False,
+        cancelled=newest.state == "CANCELLED",
+        detail=f"job {job.job_id} was {newest.state} (sacct)",
+        states=frozenset({(began_in or newest).state}),
     )
 
 
@@ -286,7 +339,7 @@ def _of_job(report: JobReport, waiting: State, never_began: bool) -> tuple[State
     )
 
 
-def _of_attempt(report: JobReport) -> tuple[State, str]:
+def _of_attempt(run: RunDir, last: Attempt, report: JobReport) -> tuple[State, str]:
     """An attempt without an end on record."""
     if report.alive is None:
         return State.running, _as_of_folder(report)
@@ -296,7 +349,11 @@ def _of_attempt(report: JobReport) -> tuple[State, str]:
         return State.running, report.detail
     if report.cancelled:
         return State.cancelled, report.detail
-    return State.failed, f"ended without a record: {report.detail}"
+    cause, detail = judge_unended(run, last, SchedulerView(report.states))
+    if cause in (Cause.finished, Cause.stopped, Cause.cancelled):
+        return State(cause.value), detail
+    said = detail if cause is Cause.unknown else f"{cause.value}: {detail}"
+    return State.failed, f"{said}; {report.detail}"
 
 
 def _as_of_folder(report: JobReport) -> str:

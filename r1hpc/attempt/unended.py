@@ -1,51 +1,47 @@
 """The end of an attempt that could not write its own: killed, or finished by ranks whose supervisor was gone.
 
     close_unended(run, config, job_id)       # the next `begin` writes what is missing
+    judge_unended(run, attempt, view)        # the same judgement for attempt.state, which writes nothing
 
 Of a finished run there is no next one: attempt.state says what its last attempt came to.
 """
 
 import os
 import time
-from dataclasses import replace
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
 
 from r1hpc.attempt.cause import Evidence, SchedulerView, decide
-from r1hpc.attempt.outcome import read_outcomes
+from r1hpc.attempt.outcome import failures_in_logs, read_outcomes
 from r1hpc.attempt.slurm_records import learn
-from r1hpc.attempt.state import WITHOUT_SUPERVISOR
 from r1hpc.base.rundir import RunDir
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.schema import RunConfig
 from r1hpc.slurm.client import SlurmError
-from r1hpc.slurm.sacct import sacct_records
-from r1hpc.telemetry.attempts import Attempt, Cause, read_history, record
+from r1hpc.slurm.sacct import JobRecord, sacct_records
+from r1hpc.telemetry.attempts import Attempt, Cause, read_history, read_run_events, record
 from r1hpc.telemetry.metrics import last_steps, loaded_step
 
+WITHOUT_SUPERVISOR = "its ranks finished; whoever should have written that down was gone"
 _FAILURES = (Cause.crash, Cause.hang, Cause.oom, Cause.unknown)
+_NODE_FAILED = frozenset(("NODE_FAIL", "BOOT_FAIL"))
+_SACCT_TIMEOUT_S = 10.0
 
 
 def close_unended(run: RunDir, config: RunConfig, job_id: str) -> None:
     """Write the `end` that a killed attempt could not write itself. `job_id`: the job that begins now."""
     history = read_history(run)
     last = history.last
-    if last is None or last.cause is not None:
+    if last is None:
         return
-    view, ended = _seen_by_sacct(run, last)
-    # Our own requeue is on record, so the attempt has an end then.
-    restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-    view = replace(view, restarted=last.job_id == job_id and restarts > 0)
-    evidence = Evidence(
-        ranks=last.ranks,
-        outcomes=read_outcomes(run, last.attempt),
-        status=0,
-        scheduler=view,
-        cancel_requested=(history.cancel_requested_at or 0) > last.start,
-    )
-    cause, detail = decide(evidence)
-    if cause is Cause.finished:
-        detail = WITHOUT_SUPERVISOR
-    elif cause is Cause.crash and not evidence.outcomes and not view.states:
-        cause, detail = Cause.unknown, "ended without a record"
+    if last.cause is not None:
+        _name_node_failure(run, last)
+        return
+    seen = _ask_sacct(run, last, tries=5)  # slurmdbd hears of a node failure after the job restarts
+    restarted = last.job_id == job_id and bool(int(os.environ.get("SLURM_RESTART_COUNT") or 0))
+    view = SchedulerView(frozenset({seen.state} if seen else ()), restarted=restarted)
+    cause, detail = judge_unended(run, last, view, (history.cancel_requested_at or 0) > last.start)
     record(
         run,
         "end",
@@ -54,10 +50,62 @@ def close_unended(run: RunDir, config: RunConfig, job_id: str) -> None:
         detail=detail,
         exit_status=None,
         **steps_for_the_end(run, config, last.attempt, cause),
+        kept=max((outcome.kept for outcome in read_outcomes(run, last.attempt)), default=0),
         requeued=not cause.is_final,
         inferred=True,
-        ended=ended or _last_sign_of_life(run, last.attempt),
+        ended=seen.end if seen else _last_sign_of_life(run, last.attempt),
     )
+
+
+def judge_unended(
+    run: RunDir, last: Attempt, view: SchedulerView, is_cancelled: bool = False
+) -> tuple[Cause, str]:
+    """Return cause and detail of an attempt that has no `end`, by its ranks, their logs and Slurm."""
+    outcomes = read_outcomes(run, last.attempt)
+    known = {outcome.rank for outcome in outcomes}
+    marks = [path.name.rpartition("-")[2] for path in run.attempt_dir(last.attempt).glob("requeued-*")]
+    evidence = Evidence(
+        ranks=last.ranks,
+        outcomes=outcomes,
+        status=next((int(mark) for mark in marks if mark.isdecimal()), None),
+        scheduler=SchedulerView(view.states, view.preempted, restarted=view.restarted and not marks),
+        cancel_requested=is_cancelled,
+        in_logs=failures_in_logs(run, last.attempt, last.ranks, last.node_names, known),
+        requeued_by_us=bool(marks),
+    )
+    cause, detail = decide(evidence)
+    if cause is Cause.finished:
+        return cause, WITHOUT_SUPERVISOR
+    if cause is Cause.crash and not (outcomes or evidence.in_logs or view.states or marks):
+        return Cause.unknown, "ended without a record"
+    return cause, detail
+
+
+def mark_requeued(run: RunDir, attempt: int, status: int) -> None:
+    """Leave an empty file, which a full disk may still take, since we ask for the requeue ourselves."""
+    with suppress(OSError):
+        (run.attempt_dir(attempt) / f"requeued-{status}").touch()
+
+
+def amend_end(run: RunDir, attempt: int, **changes: Any) -> None:
+    """Write the end of an attempt once more with these changes; the later record counts.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    ends = [e for e in read_run_events(run)[0] if (e.get("event"), e.get("attempt")) == ("end", attempt)]
+    if ends:  # there is none where the disk was full
+        fields = {name: value for name, value in ends[-1].items() if name not in ("event", "time")}
+        record(run, "end", **{"ended": ends[-1]["time"], **fields, **changes})
+
+
+def _name_node_failure(run: RunDir, last: Attempt) -> None:
+    """Correct the cause where Slurm lost a node: its survivors get SIGTERM, as in a preemption."""
+    if last.inferred or last.cause not in (Cause.preempted, Cause.crash):
+        return
+    seen = _ask_sacct(run, last)
+    if seen is not None and seen.state in _NODE_FAILED:
+        amend_end(run, last.attempt, cause=Cause.node_fail.value, detail="a node of the job went down")
 
 
 def steps_for_the_end(run: RunDir, config: RunConfig, attempt: int, cause: Cause) -> dict[str, int | None]:
@@ -91,24 +139,34 @@ def newest_step(run: RunDir, config: RunConfig, store: CheckpointStore) -> int |
     return len(run.all_parts) or None
 
 
-def _seen_by_sacct(run: RunDir, last: Attempt) -> tuple[SchedulerView, float | None]:
-    """What accounting says of the attempt: the record of its job that started last before it began."""
+def _ask_sacct(run: RunDir, last: Attempt, tries: int = 1) -> JobRecord | None:
+    """Return the ended record of the attempt's job in which it began."""
     if last.job_id is None or last.job_id.startswith("local-"):
-        return SchedulerView(), None
-    for _ in range(5):  # slurmdbd hears of a node failure a little later than the job restarts
+        return None
+    for count in range(tries):
+        if count:
+            time.sleep(1)
         try:
-            records = sacct_records(last.job_id)
+            records = sacct_records(last.job_id, timeout_s=_SACCT_TIMEOUT_S)
         except SlurmError:
-            return SchedulerView(), None
-        mine = [r for r in records if r.start is not None and r.start <= last.start + 1 and r.end is not None]
-        # Slurm writes whole seconds: an attempt killed in the second of its begin seems to end before it.
-        if mine and mine[-1].end is not None and mine[-1].end >= int(last.start):
-            learn(
-                run, mine, time.time()
-            )  # what it held, for the ledger: Slurm's records do not stay for ever
-            return SchedulerView(states=frozenset({mine[-1].state})), mine[-1].end
-        time.sleep(1)
-    return SchedulerView(), None
+            return None
+        if (found := record_of_attempt(records, last)) is not None:
+            learn(run, [found], time.time())  # for the ledger: Slurm's records do not stay for ever
+            return found
+    return None
+
+
+def record_of_attempt(records: Sequence[JobRecord], last: Attempt) -> JobRecord | None:
+    """Return the ended record of the newest job in which the attempt began."""
+    mine = [
+        record
+        for record in records
+        if record.job_id == last.job_id and record.start is not None and record.start <= last.start + 1
+    ]
+    # Slurm writes whole seconds: an attempt killed in the second of its begin seems to end before it.
+    if mine and mine[-1].end is not None and mine[-1].end >= int(last.start):
+        return mine[-1]
+    return None
 
 
 def _last_sign_of_life(run: RunDir, attempt: int) -> float | None:

@@ -48,6 +48,12 @@ def incarnations(root: Path) -> list[tuple[int, str, Path]]:
     return sorted((int(found[1]), found[2], path) for found, path in matches if found)
 
 
+def last_incarnation(root: Path) -> int:
+    """Return the highest attempt number that an incarnation has had here; 0: there was none."""
+    matches = (_INCARNATION.fullmatch(path.name) for path in root.glob(".incarnation-*"))
+    return max((int(found[1]) for found in matches if found), default=0)
+
+
 def take_over(root: Path, attempt: int, token: str) -> Path:
     """Make this incarnation's folder and fence every other one. Repeating it does no harm.
 

@@ -7,7 +7,8 @@ frozen code `of_frozen` tells which contract it knows; the script holds that num
     2   only OVER is: after any other one `begin` is tried again, and after an `end` the shell asks for the
         requeue; `end` knows --hurry
     3   `begin` knows --payload; before, `python -m r1hpc.slurm.payload RUN_DIR` had to come first
-    4   `python -m r1hpc.slurm.payload RUN_DIR/submitit` checks the payload on each rank, then runs it
+    4   `python -m r1hpc.slurm.payload RUN_DIR/submitit` checks the payload on each rank, then runs it; `begin`
+        leaves with NOT_THE_NODE where the run's disk or records are at fault, the reason on stdout
 """
 
 import re
@@ -18,6 +19,10 @@ from r1hpc.base.errors import UsageError
 CURRENT = 4
 OVER = 3
 """Exit status after which the job must not run again; a Python that cannot start leaves with 1."""
+HELD = "r1hpc: "
+"""How the job script begins the comment of a job that it holds."""
+NOT_THE_NODE = 4
+"""Exit status after which no other node can help: the job is tried again for a while, then held."""
 
 
 def of_frozen(code: Path) -> int:

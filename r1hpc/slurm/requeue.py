@@ -61,6 +61,9 @@ class JobState:
     """So long it has run, pauses in which it was suspended not counted."""
     excluded: str = ""
     """Nodes that it may not have, as --exclude takes them."""
+    required: str = ""
+    """Nodes that it must have, as --nodelist takes them."""
+    comment: str = ""
 
     @property
     def live(self) -> bool:
@@ -110,6 +113,8 @@ def parse_job(text: str) -> JobState:
         time_limit_s=limit_s(_field(fields, "TimeLimit")),
         run_time_s=limit_s(_field(fields, "RunTime")),
         excluded=_field(fields, "ExcNodeList").replace("(null)", ""),
+        required=_field(fields, "ReqNodeList").replace("(null)", ""),
+        comment=comment[1] if (comment := re.search(r" Comment=(.*?)(?: \w+=|$)", fields)) else "",
     )
 
 

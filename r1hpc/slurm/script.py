@@ -75,11 +75,19 @@ def make_script(
         signal_lead_s: USR2 comes this long before the time limit.
 
     Raises:
-        UsageError: a field holds what it may not, or the run's frozen code is newer than this one.
+        UsageError: a field holds what it may not, a node is both asked for and excluded, or the run's frozen
+            code is newer than this one.
     """
     resources, cluster = config.resources, config.cluster
     fields.check_resources(resources)
     fields.check_cluster(cluster)
+    excluded = expand_nodelist(resources.exclude) if resources.exclude else ()
+    both = sorted(set(excluded).intersection(expand_nodelist(resources.nodelist or "")))
+    if both:
+        raise UsageError(
+            f"--nodelist asks for {', '.join(both)}, which --exclude forbids: such a job never starts. "
+            "Remove these nodes from one of the two"
+        )
     ranks = ranks_per_node(config, gpus_per_node)
     binds = container.binds_of(config, run.path.parent)
     chosen: dict[str, str | int | None] = {
@@ -101,7 +109,7 @@ def make_script(
         options={name: str(value) for name, value in chosen.items() if value is not None},
         setup=tuple(cluster.setup),
         environment=dict(cluster.environment),
-        num_excluded=len(expand_nodelist(resources.exclude)) if resources.exclude else 0,
+        num_excluded=len(excluded),
         rank=container.rank_words(cluster.container, binds, gpus_per_node > 0),
         step=[
             *([f"--cpu-bind={cluster.cpu_bind}"] if cluster.cpu_bind else []),

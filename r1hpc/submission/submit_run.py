@@ -9,6 +9,7 @@ import shutil
 import time
 from dataclasses import dataclass, replace
 
+from r1hpc.attempt.begin import check_records
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import write_atomic
 from r1hpc.base.rundir import RunDir, open_run
@@ -66,11 +67,13 @@ def prepare_inside_job(order: Order) -> tuple[int, RunDir, tuple[str, ...]]:
 
     Raises:
         UsageError: this is no Slurm job, or the folder is another job's.
+        NotTheNodeError: the run's records are damaged.
     """
     job_id = env.job_id(os.environ)
     if job_id is None or order.run_name is None:
         raise UsageError("--prepare-only belongs to sbatch/train.sh and runs inside a job")
     run = order.folder(order.run_name)
+    check_records(run)
     if run.config.is_file() and any(s.get("job_id") == job_id for s in read_history(run).submissions):
         config = load.read(run.config)  # a requeued job: nothing is decided again
         return ranks_per_node(config, config.resources.gpus_per_node or 0), run, ()

@@ -5,6 +5,7 @@ Events, one JSON line each, appended in order and never changed:
     submitted  time executor job_id script time_limit_s
     begin      time attempt token job_id executor host node_names gpus ranks resumed_from restarts
     end        time attempt cause detail exit_status last_committed_step kept requeued inferred resumed_from
+               not_continued
     cancel_requested  time by
     excluded   time node reason job_id
     not_begun  time job_id cause detail
@@ -13,6 +14,8 @@ Events, one JSON line each, appended in order and never changed:
 
 An attempt that was killed has no `end`; the next `begin` writes it, marked `inferred`. An attempt whose
 requeue was promised in its `end` and did not come about has a second `end`, without it: the later one counts.
+So does the second `end` of an attempt whose cause Slurm named later. `not_continued` is the limit that ended
+the run.
 `not_begun` says why no attempt follows: STOP was there, a limit is reached, the data cannot be used.
 """
 
@@ -84,6 +87,7 @@ class _End(_Event):
     last_committed_step: NotRequired[Count | None]
     resumed_from: NotRequired[Count | None]
     kept: NotRequired[Count]
+    not_continued: NotRequired[str]
 
 
 class _NotBegun(_Event):
@@ -120,6 +124,8 @@ class Attempt:
     resumed_from: int | None = None
     kept: int = 0
     """Finished pieces of work beyond the last committed step that it left on disk."""
+    not_continued: str = ""
+    """The limit after which no attempt follows; empty where none was reached."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -284,6 +290,7 @@ def _fold(begin: dict[str, Any], end: dict[str, Any] | None, steps: _Steps | Non
         inferred=bool(end and end.get("inferred")),
         resumed_from=(end or {}).get("resumed_from", begin.get("resumed_from")),
         kept=end.get("kept", 0) if end else 0,
+        not_continued=end.get("not_continued", "") if end else "",
     )
 
 

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _VERDICT = "r1hpc/verdict"
 _FAILED = "r1hpc/failed"
 _LEFT = "left"
 _PERIOD_S = 1.0
-_UNSEEN = "0 0 start"
+_UNSEEN = "0 0 0 start"
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,16 @@ class Sign:
     beats: int
     """Grows with its own progress only."""
     phase: str
+    sent: int = 0
+    """Grows with each exchange, also while the rank is stuck in a collective; not while it is stopped."""
 
     def __str__(self) -> str:
-        return f"{self.alive} {self.beats} {self.phase}"
+        return f"{self.sent} {self.alive} {self.beats} {self.phase}"
 
     @staticmethod
     def parse(text: str) -> "Sign":
-        alive, beats, phase = text.split(" ", 2)
-        return Sign(int(alive), int(beats), phase)
+        sent, alive, beats, phase = text.split(" ", 3)
+        return Sign(int(alive), int(beats), phase, int(sent))
 
 
 class _Seen:
@@ -55,6 +57,7 @@ class _Seen:
     def __init__(self, world_size: int, now: float) -> None:
         self._signs = [Sign.parse(_UNSEEN)] * world_size
         self._alive_at = [now] * world_size
+        self._sent_at = [now] * world_size
         self._left = [False] * world_size
         self._progress_at = now
 
@@ -65,15 +68,21 @@ class _Seen:
         sign, old = Sign.parse(text), self._signs[rank]
         if sign.alive != old.alive:
             self._alive_at[rank] = now
+        if sign.sent != old.sent:
+            self._sent_at[rank] = now
         if sign.beats != old.beats:
             self._progress_at = now
         self._signs[rank] = sign
 
     def problem(self, now: float, timeout_s: float) -> str:
-        """Names the ranks that are silent for `timeout_s`, or says that none of them goes on; else empty."""
+        """Name the ranks that are silent for `timeout_s`, or say that none of them goes on; else empty.
+
+        Ranks that wait in a collective for a stopped one are silent too: then only the stopped one is named.
+        """
         here = [rank for rank, left in enumerate(self._left) if not left]
         silent = [rank for rank in here if now - self._alive_at[rank] > timeout_s]
         if silent:
+            silent = [rank for rank in here if now - self._sent_at[rank] > timeout_s / 2] or silent
             idle_s = now - self._alive_at[silent[0]]
             who = ", ".join(map(str, silent[:8]))
             return (
@@ -143,15 +152,19 @@ class Peers:
         """Whether the others can still be heard; not after rank 0, which serves the store, has left."""
         return not self._done.is_set()
 
-    def problem(self) -> str | None:
-        """Why this rank need not wait any longer; None where the others go on. To be asked every second."""
+    def problem(self, patience_s: float | None = None) -> str | None:
+        """Why this rank need not wait any longer; None where the others go on. To be asked every second.
+
+        Args:
+            patience_s: for rank 0, through which the ranks hear of each other; None: the usual time.
+        """
         if self._verdict:
             return self._verdict
         now = self._asking.now()
         if self._round != self._known_round:
             self._known_round, self._heard_at = self._round, now
         idle_s = now - self._heard_at
-        if self.connected and idle_s > self._timeout_s:
+        if self.connected and idle_s > (patience_s or self._timeout_s):
             return (
                 f"no sign of life from rank 0 for {idle_s:.0f} s, through which the ranks hear of each other"
             )
@@ -159,9 +172,11 @@ class Peers:
 
     def _exchange(self, sign: Callable[[], Sign]) -> None:
         clock = RunningClock(self._period_s, self._timeout_s)
+        sent = 0
         try:
             while not self._done.wait(self._period_s):
-                self._store.set(self._keys[self._rank], str(sign()))
+                sent += 1
+                self._store.set(self._keys[self._rank], str(replace(sign(), sent=sent)))
                 if self._rank == 0:
                     self._judge(clock.now())
                 else:

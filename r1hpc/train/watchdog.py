@@ -35,6 +35,9 @@ _OWN_FAILURE_S = 1.0
 """For a rank that fails for the same reason to say so itself."""
 _LOADING_S = 300.0
 """That all loading together may take beyond train.hang_timeout_s; counted while other threads can run."""
+_PEERS_FIRST_S = 4.0
+"""How much later a rank judges its own silence while it hears the others: one of them may have stopped, for
+which it only waits, and is named then."""
 _BACKSTOP_S = 15.0
 """How much later than the Python thread the other process acts: after the others have heard."""
 
@@ -190,6 +193,7 @@ class Watchdog:
             if self._beats != self._seen_beats:
                 self._seen_beats, self._seen_at = self._beats, now
             idle_s = now - self._seen_at
-            if idle_s > self._timeout_s:
-                return f"no progress for {idle_s:.0f} s in {self._phase}"
+            if idle_s > self._timeout_s + (_PEERS_FIRST_S if is_heard else 0.0):
+                other = self._peers.problem(self._timeout_s / 2) if self._peers is not None else None
+                return other or f"no progress for {idle_s:.0f} s in {self._phase}"
         return self._peers.problem() if self._peers is not None else None

@@ -1,11 +1,13 @@
 """Every row of the table that decides why an attempt ended."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from r1hpc.attempt.cause import Evidence, SchedulerView, decide
-from r1hpc.attempt.outcome import FAILED, FINISHED, HANG, STOPPED, RankOutcome
+from r1hpc.attempt.outcome import FAILED, FINISHED, HANG, STOPPED, RankOutcome, failures_in_logs
+from r1hpc.base.rundir import RunDir
 from r1hpc.telemetry.attempts import Cause
 
 
@@ -123,6 +125,33 @@ STOPPED_BY_USR2 = [said(STOPPED, 0, "SIGUSR2"), said(STOPPED, 1)]
             Cause.preempted,
             id="requeued from outside",
         ),
+        pytest.param(
+            Evidence(2, STOPPED_BY_TERM, 143, view("NODE_FAIL")),
+            Cause.node_fail,
+            id="a node went down and its survivors got SIGTERM",
+        ),
+        pytest.param(
+            Evidence(2, [], None, view("REQUEUED"), requeued_by_us=True),
+            Cause.crash,
+            id="our shell asked for the requeue, and nothing says why",
+        ),
+        pytest.param(
+            Evidence(2, STOPPED_BY_TERM, 0, view("REQUEUED"), requeued_by_us=True),
+            Cause.preempted,
+            id="our shell asked for the requeue after a preemption",
+        ),
+        pytest.param(
+            Evidence(2, [], 1, view("RUNNING"), in_logs=[said(FAILED, 1, cause="oom", detail="CUDA")]),
+            Cause.oom,
+            id="no memory, by the log alone",
+        ),
+        pytest.param(
+            Evidence(
+                2, STOPPED_BY_TERM[:1], 0, view("RUNNING"), in_logs=[said(FAILED, 1, detail="ValueError")]
+            ),
+            Cause.preempted,
+            id="an error in the log of a rank that the preemption killed",
+        ),
         pytest.param(Evidence(2, [], 143), Cause.preempted, id="SIGTERM while Python was starting"),
         pytest.param(Evidence(2, [], 140), Cause.preempted, id="SIGUSR2 while Python was starting"),
         pytest.param(
@@ -158,3 +187,32 @@ def test_a_cancelled_run_stays_cancelled_whatever_the_ranks_say() -> None:
     evidence = Evidence(2, [said(FAILED, cause="crash")], 143, view("CANCELLED"))
     assert decide(evidence)[0] is Cause.cancelled
     assert decide(replace(evidence, scheduler=view("RUNNING")))[0] is Cause.crash
+
+
+@pytest.mark.parametrize(
+    ("log", "detail"),
+    [
+        (
+            "step 4\ncould not write the outcome of rank 1: [Errno 28] No space left on device: 'x'\n",
+            "[Errno 28]",
+        ),
+        ("error: Disk quota exceeded: /runs/a\n", "Disk quota exceeded: /runs/a"),
+        (
+            "Traceback (most recent call last):\n  File x\nrun.own.BadError: why\nsrun: bye\n",
+            "run.own.BadError: why",
+        ),
+        ("step 4  loss 3.1\n", None),
+    ],
+)
+def test_a_rank_without_an_outcome_is_explained_by_its_log(
+    tmp_path: Path, log: str, detail: str | None
+) -> None:
+    run = RunDir(tmp_path)
+    run.attempt_logs(1).mkdir(parents=True)
+    run.rank_log(1, 3).write_text(log)
+    found = failures_in_logs(run, 1, 4, ("n1", "n2"), {0, 1, 2})
+    assert [(o.rank, o.node, o.kind) for o in found] == ([(3, "n2", FAILED)] if detail else [])
+    if detail:
+        cause, said = decide(Evidence(4, [], 1, view("REQUEUED"), in_logs=found))
+        assert (cause, said.startswith("rank 3 on n2: ")) == (Cause.crash, True)
+        assert detail in said

@@ -330,3 +330,80 @@ def test_an_attempt_killed_in_a_job_that_was_not_restarted_is_unknown(job: _Job)
     record(job.run, "submitted", executor="slurm", job_id="8")
     assert begin(job.run, "slurm", "8", ("n1",), 1) == 2
     assert read_history(job.run).attempts[0].cause is Cause.unknown
+
+
+_TAKEN_BACK = _SHOWN.format(state="PENDING,COMPLETING", end=500, preempted="None").replace(
+    "Restarts=0", "Restarts=1"
+)
+
+
+def sacct_says(job: _Job, state: str) -> None:
+    began = int(read_history(job.run).attempts[0].start)
+    row = f"7|{state}|{began - 1}|{began + 9}|10||1|n1|0:15|me|lab|gpu|normal|||demo"
+    (job.bin / "sacct").write_text(f"#!/bin/bash\necho '{row}'\n")
+    (job.bin / "sacct").chmod(0o700)
+
+
+def stopped_by_term(job: _Job) -> None:
+    job.run.attempt_dir(1).mkdir(parents=True, exist_ok=True)
+    write_outcome(job.run, 1, RankOutcome(0, STOPPED, "n1", 30, "SIGTERM"))
+
+
+@pytest.mark.parametrize(("state", "cause"), [("NODE_FAIL", "node_fail"), ("REQUEUED", "preempted")])
+@pytest.mark.parametrize("seen_in_time", [True, False])
+def test_a_node_that_slurm_takes_down_is_a_node_failure(
+    job: _Job, monkeypatch: pytest.MonkeyPatch, seen_in_time: bool, state: str, cause: str
+) -> None:
+    """Its survivors get SIGTERM as in a preemption; accounting tells them apart, a little later."""
+    load.save(load.load(None, ["stage=traces"]), job.run.config)
+    stopped_by_term(job)
+    job.slurm_says(*[_TAKEN_BACK if seen_in_time else _RUNNING] * 9)
+    assert job.end() == 0
+    assert (read_history(job.run).attempts[0].cause is None) is seen_in_time
+    sacct_says(job, state)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert begin(job.run, "slurm", "7", ("n1",), 1) == 2
+    (ended, _) = read_history(job.run).attempts
+    assert ended.cause is not None
+    assert ended.cause.value == cause
+    assert ended.requeued
+
+
+@pytest.mark.parametrize("mark", [True, False])
+def test_a_requeue_of_our_own_is_no_preemption(
+    job: _Job, monkeypatch: pytest.MonkeyPatch, mark: bool
+) -> None:
+    """The disk took no record of the end; only an empty file."""
+    load.save(load.load(None, ["stage=traces"]), job.run.config)
+    job.run.attempt_dir(1).mkdir(parents=True)
+    if mark:
+        (job.run.attempt_dir(1) / "requeued-139").touch()
+    job.slurm_says(*[_RUNNING] * 9)
+    sacct_says(job, "REQUEUED")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert begin(job.run, "slurm", "7", ("n1",), 1) == 2
+    (ended, _) = read_history(job.run).attempts
+    told = (ended.cause, ended.detail)
+    ours = (Cause.crash, "rank 0 left no outcome, ended by SIGSEGV")
+    assert told == (ours if mark else (Cause.preempted, "requeued by scontrol"))
+
+
+def test_an_end_that_the_disk_does_not_take_leaves_a_mark(job: _Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(122, "Disk quota exceeded")
+
+    job.run.attempt_dir(1).mkdir(parents=True)
+    monkeypatch.setattr("r1hpc.attempt.end.record", refuse)
+    assert job.end() == 0
+    assert job.asked_for == ["requeue Incomplete 7"]
+    assert (job.run.attempt_dir(1) / "requeued-143").is_file()
+
+
+def test_the_limit_that_ends_a_run_is_on_record(job: _Job) -> None:
+    load.save(load.load(None, ["stage=traces", "limits.max_crashes=0"]), job.run.config)
+    job.slurm_says(_RUNNING)
+    assert end_and_go_on(job.run, 1, 1) == 1
+    situation = read_situation(job.run)
+    assert situation.state is State.failed
+    assert "not continued: 1 attempts ended by crash since the last progress" in situation.detail
+    assert "limits.max_crashes is 0" in situation.history.attempts[0].not_continued

@@ -1,7 +1,9 @@
 """Why no attempt begins: what a person must change is final and on record, what a node did is tried again."""
 
+import errno
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,16 +13,17 @@ import pytest
 from r1hpc import launch
 from r1hpc.attempt import rivals
 from r1hpc.attempt.begin import begin, read_facts
-from r1hpc.attempt.refusal import MustNotGoOnError
+from r1hpc.attempt.refusal import MustNotGoOnError, NotTheNodeError
 from r1hpc.attempt.state import JobReport, State, read_situation
 from r1hpc.base import failpoints
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.files import read_records
 from r1hpc.base.rundir import RunDir
+from r1hpc.checkpoint.errors import SupersededError
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config import load
 from r1hpc.slurm import payload
-from r1hpc.slurm.contract import OVER
+from r1hpc.slurm.contract import NOT_THE_NODE, OVER
 from r1hpc.telemetry.attempts import Cause, read_history, record
 from tests.checkpoint.harness import save, verified_steps
 
@@ -136,7 +139,7 @@ def test_a_full_disk_is_not_the_users_fault(run: RunDir, full: Path) -> None:
     with_source(run, [json.dumps({"text": f"document {n} " * 400}) for n in range(200)])
     with pytest.raises(R1hpcError, match="No space left on device") as refused:
         start(run)
-    assert refused.value.exit_status == 1
+    assert refused.value.exit_status == NOT_THE_NODE
     assert not [e for e in read_records(run.attempts) if e["event"] == "not_begun"]
 
 
@@ -162,3 +165,77 @@ def test_stopped_between_two_attempts_it_stays_stopped(run: RunDir) -> None:
     record(run, "submitted", executor="local", job_id="local-1")
     assert read_situation(run).state is not State.stopped
     assert start(run) == 2
+
+
+@pytest.fixture
+def ended(run: RunDir) -> RunDir:
+    """Attempt 1 has run and was preempted."""
+    load.save(load.load(None, ["stage=traces", "resources.gpus_per_node=0"]), run.config)
+    assert start(run) == 1
+    run.rank_log(1, 0).touch()
+    record(run, "end", attempt=1, cause="preempted", detail="", requeued=True)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [("", r"attempts\.jsonl holds nothing, but attempt 1 is on disk"), ("{torn\n", "line 1 cannot be read")],
+)
+def test_damaged_records_are_no_fault_of_a_node(
+    ended: RunDir, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, text: str, why: str
+) -> None:
+    ended.attempts.write_text(text)
+    for name, value in (("JOB_ID", "7"), ("JOB_NODELIST", "n1"), ("TASKS_PER_NODE", "1")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with pytest.raises(NotTheNodeError, match=why) as refused:
+        launch.main(["begin", str(ended.path)])
+    assert refused.value.exit_status == NOT_THE_NODE
+    assert capsys.readouterr().out.strip() == str(refused.value)  # for the comment of the job
+    assert ended.attempts.read_text() == text
+
+
+@pytest.mark.parametrize("errno_", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_stays_full_is_no_fault_of_a_node(
+    ended: RunDir, monkeypatch: pytest.MonkeyPatch, errno_: int
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno_, os.strerror(errno_))
+
+    monkeypatch.setattr("r1hpc.attempt.begin.record", refuse)
+    with pytest.raises(NotTheNodeError, match=f"{os.strerror(errno_)}: {ended.path}. Make room"):
+        start(ended)
+
+
+def test_a_temporary_folder_that_is_full_is_the_nodes(ended: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/tmp/r1hpc-x")
+
+    monkeypatch.setattr("r1hpc.attempt.begin.record", refuse)
+    with pytest.raises(OSError, match="No space left on device"):
+        start(ended)
+
+
+def test_one_that_was_superseded_is_final_and_says_nothing_of_the_run(
+    ended: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise SupersededError("attempt 3 has taken over")
+
+    monkeypatch.setattr("r1hpc.attempt.begin.CheckpointStore.begin", refuse)
+    with pytest.raises(MustNotGoOnError, match="has taken over") as refused:
+        start(ended)
+    assert refused.value.exit_status == OVER
+    assert read_records(ended.attempts)[-1]["event"] == "end"
+
+
+@pytest.mark.parametrize("logs_are_gone", [False, True])
+def test_an_attempt_number_is_never_used_again(ended: RunDir, logs_are_gone: bool) -> None:
+    """The records were lost, and the run is submitted again."""
+    assert start(ended) == 2
+    ended.rank_log(2, 0).touch()
+    if logs_are_gone:
+        shutil.rmtree(ended.logs)
+        ended.logs.mkdir(mode=0o700)
+    ended.attempts.write_text("")
+    record(ended, "submitted", executor="local", job_id="local-1")
+    assert start(ended) == 3

@@ -151,3 +151,115 @@ def test_why_nothing_began_is_told_of_a_submission_that_was_cut_off(tmp_path: Pa
     record(run, "not_begun", job_id="9", cause="refused", detail="9_submitted.pkl did not appear")
     situation = read_situation(run)
     assert (situation.state, situation.detail) == (State.failed, "refused: 9_submitted.pkl did not appear")
+
+
+_ROW = "7|{state}|{start}|{end}|1||1|n1|0:15|me|lab|gpu|normal|||demo"
+
+
+@pytest.fixture
+def forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunDir]:
+    """Makes a run whose job slurmctld has forgotten, and which sacct remembers by these rows."""
+
+    def make(began: bool, *rows: str) -> RunDir:
+        run = RunDir(tmp_path / "run")
+        run.create()
+        record(run, "submitted", time=1e9, executor="slurm", job_id="7")
+        if began:
+            record(run, "begin", time=1e9 + 10, attempt=1, executor="slurm", job_id="7", ranks=1)
+        unknown = "echo 'slurm_load_jobs error: Invalid job id specified' >&2\nexit 1\n"
+        for name, body in (("scontrol", unknown), ("sacct", "".join(f"echo '{row}'\n" for row in rows))):
+            (tmp_path / name).write_text(f"#!/bin/sh\n{body}")
+            (tmp_path / name).chmod(0o700)
+        monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+        return run
+
+    return make
+
+
+_ATTEMPTS_ROW = {"start": 10**9 + 5, "end": 10**9 + 60}
+_WAITED = {"start": "None", "end": 10**9 + 90}
+
+
+@pytest.mark.parametrize(
+    ("began", "rows", "state", "detail"),
+    [
+        (
+            True,
+            [{"state": "CANCELLED by 0", **_ATTEMPTS_ROW}],
+            State.cancelled,
+            "job 7 was CANCELLED (sacct)",
+        ),
+        (False, [{"state": "CANCELLED by 0", **_WAITED}], State.cancelled, "job 7 was CANCELLED (sacct)"),
+        (
+            True,
+            [{"state": "NODE_FAIL", **_ATTEMPTS_ROW}, {"state": "CANCELLED by 0", **_WAITED}],
+            State.cancelled,
+            "job 7 was CANCELLED (sacct)",
+        ),
+        (
+            True,
+            [{"state": "NODE_FAIL", **_ATTEMPTS_ROW}],
+            State.failed,
+            "node_fail: a node of the job went down",
+        ),
+        (True, [{"state": "TIMEOUT", **_ATTEMPTS_ROW}], State.failed, "timeout: the time limit was reached"),
+        (
+            False,
+            [{"state": "FAILED", **_ATTEMPTS_ROW}],
+            State.failed,
+            "job 7 was FAILED (sacct); it never began",
+        ),
+        (True, [], State.failed, "ended without a record; Slurm no longer knows job 7"),
+    ],
+)
+def test_what_became_of_a_job_that_slurm_has_forgotten(
+    forgotten: Callable[..., RunDir], began: bool, rows: list[dict[str, Any]], state: State, detail: str
+) -> None:
+    run = forgotten(began, *(_ROW.format(**row) for row in rows))
+    found = read_situation(run)
+    assert (found.state, found.detail.startswith(detail)) == (state, True), found.detail
+
+
+_PENDING = (
+    "JobId=7 JobName=x UserId=me(1) JobState=PENDING Reason={} Restarts=0 ReqNodeList=n[1-2] ExcNodeList=n1 "
+    "Comment={} StdErr=/x"
+)
+
+
+@pytest.mark.parametrize(
+    ("reason", "comment", "detail"),
+    [
+        ("BadConstraints", "", "it will never start, since it asks for n1 and excludes it too"),
+        ("JobHeldUser", "r1hpc: Disk quota exceeded: /runs", "(JobHeldUser): Disk quota exceeded: /runs"),
+        ("JobHeldUser", "mine", "(JobHeldUser)"),
+    ],
+)
+def test_a_job_that_does_not_start_says_why(
+    forgotten: Callable[..., RunDir], tmp_path: Path, reason: str, comment: str, detail: str
+) -> None:
+    run = forgotten(False)
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho '{_PENDING.format(reason, comment)}'\n")
+    found = read_situation(run)
+    assert found.state is State.queued
+    assert detail in found.detail
+    assert found.detail.endswith(detail) or reason == "BadConstraints"
+
+
+def test_why_a_run_is_not_continued_is_in_its_state(run: RunDir) -> None:
+    limit = "3 attempts ended by crash since the last progress, and limits.max_crashes is 2"
+    record(run, "submitted", time=4.0, executor="local", job_id="local-1")
+    record(run, "begin", time=5.0, attempt=2, executor="local", job_id="local-1")
+    ended = {"attempt": 2, "cause": "crash", "detail": "rank 0 on n1: ValueError", "requeued": False}
+    record(run, "end", time=6.0, **ended)
+    assert read_situation(run).detail == "crash: rank 0 on n1: ValueError"  # by an earlier version
+    record(run, "end", time=7.0, **ended, not_continued=limit)
+    assert read_situation(run).detail == f"crash: rank 0 on n1: ValueError; not continued: {limit}"
+
+
+def test_emptied_records_are_no_run_that_was_never_submitted(run: RunDir) -> None:
+    run.attempt_logs(1).mkdir()
+    run.rank_log(1, 0).touch()
+    run.attempts.write_text("")
+    found = read_situation(run)
+    assert (found.state, "never submitted" in found.detail) == (State.unknown, False)
+    assert "attempts.jsonl is empty or gone: restore it" in found.detail

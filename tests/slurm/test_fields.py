@@ -38,7 +38,7 @@ GOOD = {
     "account": "my.group@site",
     "qos": "long",
     "constraint": "[rack1*2&a100|(h100,ib)]",
-    "exclude": "n1,gpu[01-08]",
+    "exclude": "n1,cpu[01-08]",
     "nodelist": "gpu[01-08,11]",
     "dependency": "afterok:12:13_4,afterany:99",
     "reservation": "maintenance_1",
@@ -254,3 +254,10 @@ def test_ranks_by_pyxis(tmp_path: Path) -> None:
     assert "RANK=(python3)" in lines
     mounts = f"--container-mounts={tmp_path}:{tmp_path},/a:/b"
     assert f"STEP=('--container-image=nvcr.io#nvidia/pytorch:25.01-py3' {mounts})" in lines
+
+
+def test_a_node_that_is_asked_for_and_excluded_is_refused(tmp_path: Path) -> None:
+    """Such a job would wait for ever."""
+    resources = ResourcesConfig(nodelist="gpu[01-03]", exclude="gpu[03-09],n1")
+    with pytest.raises(UsageError, match="--nodelist asks for gpu03, which --exclude forbids"):
+        _script(RunConfig(resources=resources), tmp_path)

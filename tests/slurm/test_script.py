@@ -11,7 +11,7 @@ import pytest
 from r1hpc.base.rundir import RunDir
 from r1hpc.config.cluster import ClusterConfig, ResourcesConfig
 from r1hpc.config.schema import RunConfig
-from r1hpc.slurm.contract import CURRENT
+from r1hpc.slurm.contract import CURRENT, NOT_THE_NODE
 from r1hpc.slurm.script import Script, make_script, render, train_script
 
 GOLDEN = Path(__file__).parent / "golden" / "job.sh"
@@ -244,8 +244,13 @@ def test_a_job_that_cannot_be_kept_from_a_node_is_held(stage: Path) -> None:
         f"echo scontrol $* >> {stage}/calls\n[ $1-$2 != show-job ] || echo '{shown}'\n[ $1 != update ]",
     )
     assert _start(stage).wait(timeout=30) == 1
-    assert _calls(stage)[-2:] == ["scontrol update JobId=9 ExcNodeList=n1", "scontrol hold 9"]
-    assert "held. scontrol release 9 lets it go on" in (stage / "run/logs/slurm-9.out").read_text()
+    said = "it could not be kept from these nodes, n1"
+    comment = f"scontrol update JobId=9 Comment=r1hpc: {said}"
+    assert _calls(stage)[-3:] == ["scontrol update JobId=9 ExcNodeList=n1", "scontrol hold 9", comment]
+    assert (
+        f"job 9 is held: {said}. scontrol release 9 lets it go on"
+        in (stage / "run/logs/slurm-9.out").read_text()
+    )
 
 
 def test_where_slurm_never_says_which_nodes_are_excluded_none_is_added(stage: Path) -> None:
@@ -437,6 +442,48 @@ def test_the_shell_does_not_undo_a_scancel_between_its_look_and_the_requeue(stag
     assert _start(stage).wait(timeout=30) == 1
     assert (stage / "requeues").read_text() == "requeue Incomplete 9\n"
     assert "job 9 was cancelled: not run again" in (stage / "run/logs/slurm-9.out").read_text()
+
+
+def _fails_to_begin(stage: Path, status: int, pinned: str = "(null)") -> list[str]:
+    """What the shell asks of scontrol when each `begin` leaves with this status, and a reason on stdout."""
+    _program(stage / "python", f"echo 'Disk quota exceeded: /runs'; exit {status}")
+    _program(stage / "sleep", "")
+    shown = f"JobId=9 UserId=me(1) JobState=RUNNING Restarts=0 ReqNodeList={pinned} ExcNodeList=(null) End=1"
+    _program(
+        stage / "scontrol",
+        f"[ $1 != show ] || {{ [ $2 = hostnames ] && echo n1 || echo '{shown}'; exit; }}\n"
+        f"echo $* >> {stage}/calls",
+    )
+    assert _start(stage).wait(timeout=30) == 1
+    return _calls(stage)
+
+
+def test_the_disk_of_the_run_is_no_fault_of_a_node(stage: Path) -> None:
+    """It is tried again as any begin that fails, and then held with the reason."""
+    asked = _fails_to_begin(stage, NOT_THE_NODE)
+    assert asked[-2:] == ["hold 9", "update JobId=9 Comment=r1hpc: Disk quota exceeded: /runs"]
+    assert "requeue Incomplete 9" in asked
+    assert not [call for call in asked if "ExcNodeList" in call]
+    last = (stage / "run/logs/slurm-9.out").read_text().splitlines()[-1]
+    assert last == "job 9 is held: Disk quota exceeded: /runs. scontrol release 9 lets it go on"
+
+
+def test_a_node_that_the_job_asks_for_by_name_is_not_excluded(stage: Path) -> None:
+    """Such a job could never start."""
+    asked = _fails_to_begin(stage, 1, pinned="n1")
+    assert asked[-2] == "hold 9"
+    assert asked[-1].endswith("see slurm-9.out, and the job asks for n1 by name")
+    assert not [call for call in asked if "ExcNodeList" in call]
+
+
+def test_an_attempt_that_nobody_judged_says_that_the_requeue_was_ours(stage: Path) -> None:
+    (stage / "attempt").write_text("3\n")
+    (stage / "run" / "attempts" / "3").mkdir(parents=True)
+    _program(stage / "python", f"[ $3 = begin ] && exec cat {stage}/attempt\nexit 1")
+    _program(stage / "sleep", "")
+    _program(stage / "scontrol", "[ $1 != requeue ] || { echo job is pending execution; exit 1; }")
+    assert _start(stage).wait(timeout=30) == 1
+    assert [path.name for path in (stage / "run" / "attempts" / "3").iterdir()] == ["requeued-7"]
 
 
 if __name__ == "__main__":

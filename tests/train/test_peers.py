@@ -158,3 +158,20 @@ def test_a_stopped_rank_is_found_while_another_works(tmp_path: Path, stopped: in
     assert f"nothing at all from rank {stopped}:" in attempt.detail
     outcomes = read_outcomes(run, 1)
     assert {o.rank for o in outcomes if o.kind == HANG} == {0, 1, 2} - {stopped}
+
+
+class _Stopped:
+    """The store of a rank that sends nothing more, not even that it left."""
+
+    def __getattr__(self, name: str) -> None:
+        raise RuntimeError(name)
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_the_rank_that_stopped_is_named_and_not_the_one_that_waits_for_it(stopped: int) -> None:
+    """All are silent, as in a collective; one process does not even send its signs."""
+    with three_ranks() as ranks:
+        ranks[stopped].peers._store = _Stopped()  # type: ignore[assignment]
+        others = [rank for rank in ranks if rank is not ranks[stopped]]
+        for problem in problems_found(others, []):
+            assert problem.startswith(f"no sign of life from rank {stopped} for"), problem

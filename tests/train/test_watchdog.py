@@ -20,6 +20,19 @@ dog.beat("step 7")
 def stuck_here(): time.sleep(60)
 stuck_here()
 """
+_WAITS_FOR_ONE_THAT_STOPPED = """
+import time
+from r1hpc.train.watchdog import Watchdog
+class Peers:
+    connected, failure = True, ""
+    def start(self, sign): pass
+    def problem(self, patience_s=None): return "no sign of life from rank 0" if patience_s == 1.0 else None
+dog = Watchdog(2.0, lambda problem: print(problem, flush=True))
+dog.hear(Peers())
+dog.start()
+dog.beat("step 7")
+time.sleep(60)
+"""
 _WORKS = """
 import time
 from r1hpc.train.watchdog import Watchdog
@@ -45,6 +58,11 @@ def test_a_hang_is_named_with_its_phase_and_its_stack() -> None:
     assert done.returncode == EXIT_HANG
     assert "in step 7" in done.stdout
     assert "stuck_here" in done.stderr
+
+
+def test_a_rank_in_a_collective_blames_the_one_that_stopped() -> None:
+    done = python(_WAITS_FOR_ONE_THAT_STOPPED)
+    assert (done.returncode, done.stdout) == (EXIT_HANG, "no sign of life from rank 0\n")
 
 
 _HOLDS_THE_LOCK = """
