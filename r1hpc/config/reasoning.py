@@ -54,6 +54,9 @@ class TaskConfig:
     """Files: the column of the answer."""
     choices: str = ""
     """Files: the column of the choices, where the answer is one of several."""
+    drop_longer: bool = False
+    """Files: leave out the rows whose prompt is longer than rollout.max_prompt_length, and count them. False:
+    one of them refuses the file."""
     mix: dict[str, Any] = field(default_factory=dict)
     """Several tasks in one run: LABEL: {name, weight, seed, options, question, answer, choices}, reported by
     label. What an entry leaves out is as above, its weight 1, its options none."""

@@ -342,25 +342,21 @@ def _check_questions(
         tokenizer.special_ids(tokenizer.load_tokenizer(config.model), config.model, code)
     if config.stage not in ("traces", "rl", "generate", "evaluate"):
         return [], None
-    from r1hpc.tasks.check import check_questions  # the tokenizers library, for these runs only
+    from r1hpc.tasks import tokenizer  # the tokenizers library, for these runs only
+    from r1hpc.tasks.check import check_questions
 
     notes: list[str] = []
-    prompts = check_questions(config, code, notes.append)
+    fits = None if to_come else tokenizer.fitting(config, code)
+    items = check_questions(config, code, notes.append, fits)
     if config.stage == "traces" or to_come:
         return notes, None
-    from r1hpc.tasks import tokenizer
-
     own = tokenizer.load_tokenizer(config.model)
     form = tokenizer.form_of(own, config.model, code)
     # Characters are not tokens: not the longest alone.
-    for prompt in heapq.nlargest(_MOST_ENCODED, dict.fromkeys(prompts), key=len):
-        num = len(tokenizer.encode(own, form.prompt(prompt)))
-        if num > config.rollout.max_prompt_length:
-            raise UsageError(
-                f"a prompt has {num} tokens: raise rollout.max_prompt_length, now "
-                f"{config.rollout.max_prompt_length} ({prompt!r:.80})"
-            )
-    return notes, form.prompt(prompts[0]) if prompts else None
+    wheres = {item.prompt: item.where for item in reversed(items)}
+    for prompt in heapq.nlargest(_MOST_ENCODED, wheres, key=len):
+        tokenizer.prompt_ids(own, form, prompt, wheres[prompt], config.rollout.max_prompt_length)
+    return notes, form.prompt(items[0].prompt) if items else None
 
 
 def vocab_size(config: RunConfig) -> int | None:

@@ -8,6 +8,7 @@ For the judges, and for a majority of answers that no judge compares with each o
 """
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -16,16 +17,52 @@ from r1hpc.tasks.completion import out_of_box
 
 SPACE = " \t\r\n"
 _PLAIN = re.compile(
-    r"\$?([+-]?) ?\$?(\d{1,30}|\d{1,3}(?:,\d{3}){1,9})(\.\d{0,30})?([eE][+-]?\d{1,2})?\.?", re.ASCII
+    r"\$?([+-]?) ?\$?(\d{1,30}|\d{1,3}(?:,\d{3}){1,9})(\.\d{0,30})?"
+    r"(?:(?:[eE]|\s*(?:\\times|\\cdot|\*)\s*10\s*(?:\^|\*\*)\s*\{?)([+-]?\d{1,2})\}?)?\.?",
+    re.ASCII,
 )
 _MIXED = re.compile(r"(-?)(\d{1,30}) (\d{1,30})/(\d{1,30})", re.ASCII)
 _ENCLOSED = re.compile(r"\(([^()]*)\)|\{([^{}]*)\}")
+_INDEX = {"\u221a": "", "\u221b": "[3]"}
+_THIN = "\u00a0\u2000-\u200a\u202f\u205f\u3000"
+_TYPESET = (
+    (
+        re.compile("[\uff01-\uff5e\U0001d7ce-\U0001d7ff]"),
+        lambda found: _plain(found[0]),
+    ),
+    (re.compile(f"(?<=\\d)[{_THIN}](?=\\d{{3}}(?!\\d))"), lambda _: ","),
+    (re.compile(f"[{_THIN}]"), lambda _: " "),
+    (re.compile("[\u200b-\u200d\u2060\ufeff]"), lambda _: ""),
+    (
+        re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207a\u207b]+"),
+        lambda found: f"^{{{_plain(found[0])}}}",
+    ),
+    (re.compile("[\u2080-\u2089]+"), lambda found: f"_{{{_plain(found[0])}}}"),
+    (
+        re.compile("(\\d?)([\u00bc-\u00be\u2150-\u215e])"),
+        lambda found: f"{found[1]} {_plain(found[2])}".lstrip(),
+    ),
+    (
+        re.compile(r"([\u221a\u221b])\s*(?:\{([^{}]*)\}|\(([^()]*)\)|(\d+(?:\.\d+)?|[a-zA-Z\u03c0]))"),
+        lambda found: rf"\sqrt{_INDEX[found[1]]}{{{found[2] or found[3] or found[4]}}}",
+    ),
+)
+"""Full-width and mathematical digits, spaces, raised and lowered digits, fractions and roots in one sign."""
+_SIGNS = str.maketrans(
+    {
+        **dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe63", "-"),
+        **dict.fromkeys("\u00d7\u00b7\u22c5\u2217", "*"),
+        "\u2026": "..",
+        **dict.fromkeys("\u00f7\u2044\u2215", "/"),
+        **{"\u2264": r"\le ", "\u2265": r"\ge ", "\u2260": r"\ne ", "\u00b1": r"\pm ", "\u221e": r"\infty "},
+        **{"\u222a": r"\cup ", "\u2205": r"\emptyset ", "\u2208": r"\in ", "\u2228": r"\lor "},
+    }
+)
 _ESCAPED = (
     (re.compile(r"\\\$"), ""),
-    (re.compile(r"(?<=\d)(?:,\\!|\{,\})(?=\d)"), ","),
-    (re.compile("\N{MINUS SIGN}"), "-"),
+    (re.compile(r"(?<=\d)(?:,\\!|\{,\})(?=\d)|(?<=\d)\\[,;:! ](?=\d{3}(?!\d))"), ","),
 )
-"""LaTeX's own writing of a dollar and of thousands, and typography's of a minus."""
+"""A dollar and separators of thousands as LaTeX has them."""
 _MARKED = re.compile(
     r"(?<![\w)*`])(\*\*|`)(?=[^\s*`])([^*`\n]{0,200})(?<=[^\s*`])\1(?=[.,]?\s*$|[.,:]?\s+[A-Za-z])"
 )
@@ -35,12 +72,18 @@ _WORDS = re.compile(rf"{_WORD}(?:[ ,.]+{_WORD})*\.?")
 _LIST = re.compile(r"\s*,\s*(?:and\s+)?|\s+and\s+")
 TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 _LETTER = re.compile(r"\(?([A-Z])(?:\)|[.:)](?=\s|$)|$)", re.ASCII)
-_LETTER_SET_APART = re.compile(r"\(?([A-Z])\)?(?:\s*\n(?!\s*\(?[A-Z](?![A-Za-z]))|\s+[-\u2013]\s)", re.ASCII)
-_LETTER_SAID = re.compile(
-    r"(?i:(?:so|thus|therefore|hence)?,?\s*(?:the|my)?\s*(?:correct|right|best|final)?\s*"
-    r"(?:answer|option|choice)(?:\s+is)?:?(?:\s+option)?)\s+\(?([A-Z])\)?\.?|\(([a-z])\)\.?",
-    re.ASCII,
+_REASON = r",?\s+(?:because|since)\s"
+_LETTER_SET_APART = re.compile(
+    rf"\(?([A-Z])\)?(?:\s*\n(?!\s*\(?[A-Z](?![A-Za-z]))|\s+[-\u2013]\s|{_REASON})", re.ASCII
 )
+_LETTER_SAID = re.compile(
+    r"(?:(?:so|thus|therefore|hence)?,?\s*(?:the|my)?\s*(?:correct|right|best|final)?\s*"
+    r"(?:answer|option|choice)(?:\s+is)?:?(?:\s+option)?)\s+"
+    rf"\(?([A-Z])\)?(?:\.?\s*$|{_REASON})|\(([a-z])\)\.?\s*$",
+    re.ASCII | re.IGNORECASE,
+)
+_ANOTHER = re.compile(r"(?<![\w'])([B-Z]|A(?!\s+[a-z]))(?![\w'])|(?<=[a-z]) (?:or|and) ([a-z])$")
+_SETTING = re.compile(r"\$|\\[()\[\]]|\*\*")
 _COSMETIC = re.compile(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\$")
 _SPACES = re.compile(r"(?:\\[,;!:]|\s)+")
 _LOOSE = re.compile(r"(?<!\w) | (?!\w)")
@@ -53,12 +96,20 @@ _MOST_CHARACTERS = 1024
 
 
 def unescaped(text: str) -> str:
-    """`\\$1,\\!000`, `1{,}000` and a typographic minus as they are typed without LaTeX; `**42**` without
-    Markdown's marks.
+    """Return `\\$1,\\!000` and `1{,}000` as they are typed without LaTeX, typographic signs (a minus, `½`,
+    `√2`, `10⁻³`) as they are typed on a keyboard, and `**42**` without Markdown's marks.
     """
+    if not text.isascii():
+        for pattern, typed in _TYPESET:
+            text = pattern.sub(typed, text)
+        text = text.translate(_SIGNS)
     for pattern, plain in _ESCAPED:
         text = pattern.sub(plain, text)
     return _unmarked(text)
+
+
+def _plain(text: str) -> str:
+    return unicodedata.normalize("NFKC", text)
 
 
 def _unmarked(text: str) -> str:
@@ -66,8 +117,8 @@ def _unmarked(text: str) -> str:
 
 
 def plain_number(text: str) -> Fraction | None:
-    """The value of digits with an optional sign, dollar, thousands, decimals and power of ten as in `1.5e3`,
-    or of a mixed number as `2 1/2`; None for anything else.
+    """The value of digits with an optional sign, dollar, thousands, decimals and power of ten as in `1.5e3`
+    and `1.5*10^3`, or of a mixed number as `2 1/2`; None for anything else.
     """
     said = text.strip(SPACE)
     if (enclosed := _ENCLOSED.fullmatch(said)) and "," not in said:  # (1,200) is a pair
@@ -80,7 +131,7 @@ def plain_number(text: str) -> Fraction | None:
     if match is None:
         return None
     sign, whole, decimals, power = match.groups()
-    return Fraction(f"{sign}{whole.replace(',', '')}{(decimals or '').rstrip('.')}{power or ''}")
+    return Fraction(f"{sign}{whole.replace(',', '')}{(decimals or '').rstrip('.')}e{power or 0}")
 
 
 def words(text: str) -> list[str]:
@@ -89,29 +140,35 @@ def words(text: str) -> list[str]:
     Letters alone may also be factors, as in `xy`: one of the words has three or more.
     """
     bare = " ".join(TEXT.sub(r"\1", text).strip("$" + SPACE).casefold().split())
+    bare = re.sub(r"^(?:an?|the) ", "", bare)
     if not _WORDS.fullmatch(bare) or not re.search(r"[^\W\d_]{3}", bare):
         return []
     return sorted(_LIST.split(bare.removesuffix(".")))
 
 
 def chosen(text: str, choices: Sequence[Any]) -> str | None:
-    """The letter of the choice that is meant: `C`, `(c)`, `C. with its text`, `the answer is C`, or that text
-    alone; `$C$`, `**C**`, `\\text{C}` and `\\boxed{C}` too.
+    """Return the letter of the choice that is meant: `C`, `(c)`, `C. with its text`, `the answer is C`,
+    `C because ...`, or that text alone; `$C$`, `**C**`, `\\text{C}` and `\\boxed{C}` too. None where the text
+    names several.
     """
     texts = [str(choice).strip(SPACE).casefold() for choice in choices]
     typed = text.strip(SPACE)
-    inner = out_of_box(_unmarked(typed))
-    for said in (typed, inner, TEXT.sub(r"\1", inner).strip("$*" + SPACE)):
+    inner = out_of_box(_SETTING.sub("", _unmarked(typed)).strip(SPACE))
+    for said in (typed, _unmarked(typed), inner, TEXT.sub(r"\1", inner).strip(SPACE)):
         is_bare = re.fullmatch(r"\(?[A-Z][).:]?", said, re.ASCII)
         # A text before a letter: one may begin as `C. elegans` does.
         for whole in (said, said.removesuffix(".")):
             if whole.casefold() in texts and not is_bare:
                 return chr(ord("A") + texts.index(whole.casefold()))
-        if letter := _LETTER.match(said):
-            return letter[1]
-        if meant := _LETTER_SET_APART.match(said) or _LETTER_SAID.fullmatch(said):
-            found = str(next(filter(None, meant.groups()))).upper()
-            return found if ord(found) - ord("A") < len(texts) else None
+        meant = _LETTER.match(said) or _LETTER_SET_APART.match(said) or _LETTER_SAID.match(said)
+        if not meant:
+            continue
+        found = str(next(filter(None, meant.groups()))).upper()
+        place, rest = ord(found) - ord("A"), said[meant.end() :].strip(SPACE)
+        if place < len(texts) and rest.casefold().removesuffix(".") == texts[place].removesuffix("."):
+            return found
+        others = {letter for letter in _ANOTHER.findall(rest) if letter != found}
+        return found if place < len(texts) and not others else None
     return None
 
 

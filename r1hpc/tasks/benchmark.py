@@ -46,7 +46,13 @@ class Benchmark:
 
     def item(self, index: int, held_out: bool = True) -> Item:
         question = self.questions[index]
-        return Item(index, fill(self._template, question.text), question.answer, question.metadata())
+        return Item(
+            index,
+            fill(self._template, question.text),
+            question.answer,
+            question.metadata(),
+            where=question.where,
+        )
 
     def num_questions(self, held_out: bool = True) -> int:
         return len(self.questions)

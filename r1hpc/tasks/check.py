@@ -1,7 +1,6 @@
 """Task and rewards of a run tried out before it is submitted: made, and asked one question of each task.
 
-prompts = check_questions(config)       # prompts that the run will ask, as far as they are listed, for the
-                                        # tokenizer's check
+items = check_questions(config)     # what the run will ask, as far as it is listed, for the tokenizer's check
 """
 
 from collections.abc import Callable, Iterator
@@ -31,12 +30,16 @@ _TRIED_OF_DRAWN = 64
 
 
 def check_questions(
-    config: RunConfig, code: Path | None = None, note: Callable[[str], object] = lambda sentence: None
-) -> list[str]:
+    config: RunConfig,
+    code: Path | None = None,
+    note: Callable[[str], object] = lambda sentence: None,
+    fits: Callable[[str, str], bool] | None = None,
+) -> list[Item]:
     """Make what the run will ask, ask one question of each task, and call own terms and verdicts once each.
 
     Args:
         code: the frozen code of a run that goes on, else None; see registry.make_task.
+        fits: see registry.make_task.
         note: told of what a new run may not be meant to do, such as to ask questions again.
 
     Raises:
@@ -48,7 +51,7 @@ def check_questions(
     tasks: list[Task] = []
     items: list[Item] = []
     if benchmarks is None or config.stage == "rl":
-        tasks.append(make_task(config.task, code))
+        tasks.append(make_task(config.task, code, fits))
         if config.stage == "rl" and config.rl.by_pass_rate:
             check_comes_again(tasks[0])
         items += _one_of_each(tasks[0], config)
@@ -83,7 +86,7 @@ def check_questions(
         _try_rewards(config, tasks, items, code)
     elif code is None:
         check_demonstrations(tasks[0], config)
-    return [item.prompt for item in items]
+    return items
 
 
 def _counts_tags(config: RunConfig) -> bool:

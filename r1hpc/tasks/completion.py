@@ -30,24 +30,33 @@ def take_apart(text: str, truncated: bool = False, boxed: bool = False) -> Parts
     ended and has it.
 
     Well-formed: each tag once, in order, nothing but blanks around the two blocks, an answer that is not
-    blank, and an end that the model chose itself (not truncated). An answer counts wherever there is
-    exactly one pair of answer tags, behind the thinking if there are any: several answers would be guessing,
-    and a thinking may speak of the tags that the prompt asks for.
+    blank, and an end that the model chose itself (not truncated). An answer counts behind the thinking, if
+    there is any, and only where that has ended. It must be the only one there: several would be guessing.
     """
+    thinking, said = _after_thinking(text)
     if boxed:
-        return _boxed_parts(text, truncated)
-    thinking, answer = _between(text, "<think>", "</think>"), _between(text, "<answer>", "</answer>")
-    is_once = answer is not None
-    before, _, _ = text.partition("<think>")
-    said = text.partition("</think>")[2] if text.count("</think>") == 1 and "answer>" not in before else ""
-    if not is_once and ("<answer>" in said or "</answer>" in said):
-        answer = _between(said, "<answer>", "</answer>")
-    if thinking is None or answer is None or not is_once or truncated or not answer.strip(_SPACE):
+        box = last_boxed(said)
+        found = box.content if box is not None and box.content else None
+        return Parts(thinking, found, found is not None and not truncated)
+    answer = _between(said, "<answer>", "</answer>")
+    before, opening, _ = text.partition("<think>")
+    if opening and "answer>" in before:
+        answer = None
+    is_plain = answer is not None and [text.count(tag) for tag in TAGS] == [1, 1, 1, 1]
+    if thinking is None or answer is None or not is_plain or truncated or not answer.strip(_SPACE):
         return Parts(thinking, answer, False)
-    middle, opening = text.find("</think>") + len("</think>"), text.find("<answer>")
-    end = text.find("</answer>") + len("</answer>")
-    outside = text[: text.find("<think>")] + text[middle:opening] + text[end:]
-    return Parts(thinking, answer, middle <= opening and not outside.strip(_SPACE))
+    outside = before + said[: said.find("<answer>")] + said[said.find("</answer>") + len("</answer>") :]
+    return Parts(thinking, answer, not outside.strip(_SPACE))
+
+
+def _after_thinking(text: str) -> tuple[str | None, str]:
+    """Return the thinking and what follows it: nothing, where it has not ended. A chat template may have
+    opened it in the prompt, so its end alone counts.
+    """
+    thinking, end, said = text.rpartition("</think>")
+    if "<think>" in said:
+        return (thinking if end else None), ""
+    return (thinking.partition("<think>")[2] if "<think>" in thinking else thinking) if end else None, said
 
 
 @dataclass(frozen=True)
@@ -93,19 +102,6 @@ def _last_closed(text: str, opening: str) -> Boxed | None:
         if depth == 0:
             return Boxed(start, text[first:end].strip(_SPACE), end + 1)
     return None
-
-
-def _boxed_parts(text: str, truncated: bool) -> Parts:
-    """A chat template may have opened the thinking in the prompt, so its end alone counts; a box in one that
-    has not ended is no answer."""
-    thinking, mark, said = text.rpartition("</think>")
-    if not mark and "<think>" in text:
-        return Parts(None, None, False)
-    boxed = last_boxed(said)
-    answer = boxed.content if boxed is not None and boxed.content else None
-    return Parts(
-        thinking.removeprefix("<think>") if mark else None, answer, answer is not None and not truncated
-    )
 
 
 def without_tags(text: str) -> str:

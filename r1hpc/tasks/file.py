@@ -7,8 +7,10 @@ One question in ten is held out; each pass over the rest has its own order, from
 to be asked whole and in order is no task but `evaluate.path` (benchmark.py). `jsonl` is the older name.
 """
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Mapping
 from importlib import util
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from r1hpc.config.reasoning import TaskConfig
 from r1hpc.tasks.completion import compose
 from r1hpc.tasks.listed import Listed
 from r1hpc.tasks.prompts import TEMPLATE, check_template, fill
-from r1hpc.tasks.question_file import Columns, read_questions, unmarked
+from r1hpc.tasks.question_file import Columns, Question, read_questions, unmarked
 from r1hpc.tasks.task import Item, check_options, task_id
 
 _JUDGES = ("math", "exact")
@@ -26,7 +28,8 @@ _JUDGES = ("math", "exact")
 class QuestionFile:
     """A file's questions. The identity holds the SHA-256 of its bytes, not its place."""
 
-    def __init__(self, config: TaskConfig) -> None:
+    def __init__(self, config: TaskConfig, fits: Callable[[str, str], bool] | None = None) -> None:
+        """See registry.make_task."""
         self.name = config.name
         options = check_options(self.name, config.options, {"path": "", "template": TEMPLATE, "judge": ""})
         if not options["path"]:
@@ -39,6 +42,17 @@ class QuestionFile:
         self._questions, digest = read_questions(self._path, columns)
         content: dict[str, Any] = {"sha256": digest, "template": self._template, **columns.unusual()}
         content |= named_judge(options["judge"])
+        self._dropped: list[Question] = []
+        if fits is not None:
+            kept = [fits(fill(self._template, row.text), row.where) for row in self._questions]
+            self._dropped = [row for row, is_kept in zip(self._questions, kept, strict=True) if not is_kept]
+            self._questions = list(compress(self._questions, kept))
+            if not self._questions:
+                raise UsageError(
+                    f"every prompt of {self._path} is longer than rollout.max_prompt_length: raise it"
+                )
+            if self._dropped:
+                content["kept"] = hashlib.sha256(bytes(kept)).hexdigest()
         # The key and the id of `jsonl`, so that runs of before go on.
         self.id = task_id("jsonl", config.seed, content)
         self._listed = Listed(
@@ -47,13 +61,25 @@ class QuestionFile:
 
     def oddities(self) -> list[str]:
         """Sentences on what may not be meant."""
-        return unmarked(self._questions, str(self._path))
+        return [*self.left_out(), *unmarked(self._questions, str(self._path))]
+
+    def left_out(self) -> list[str]:
+        """Return a sentence on the rows that task.drop_longer left out, if there are any."""
+        if not self._dropped:
+            return []
+        total = len(self._dropped) + len(self._questions)
+        return [
+            f"{len(self._dropped):,} of {total:,} rows of {self._path} are left out, the first is "
+            f"{self._dropped[0].where}: their prompts are longer than rollout.max_prompt_length"
+        ]
 
     def item(self, index: int, held_out: bool = False) -> Item:
         position, epoch = self._listed.at(index, held_out)
         question = self._questions[position]
         metadata = {"thinking": question.thinking, "epoch": epoch, **question.metadata()}
-        return Item(index, fill(self._template, question.text), question.answer, metadata)
+        return Item(
+            index, fill(self._template, question.text), question.answer, metadata, where=question.where
+        )
 
     def num_questions(self, held_out: bool = False) -> int:
         return self._listed.num_questions(held_out)

@@ -13,6 +13,7 @@ Answers:
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -64,6 +65,8 @@ class Question:
     choices: tuple[str, ...] = ()
     is_marked: bool = field(default=False, compare=False)
     """A mark or a box said what of the text the answer is."""
+    where: str = field(default="", compare=False)
+    """The file and its line, or row."""
 
     @property
     def alone(self) -> str:
@@ -209,9 +212,19 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
         yield f"{path}, row {number}", row
 
 
+class _Written(float):
+    """A number that keeps its text: `0.10`."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text
+
+
 def _parsed(where: str, line: bytes) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(line, parse_float=_Written)
     except (ValueError, RecursionError):
         raise UsageError(f"{where} is no JSON object; mend the line") from None
 
@@ -241,7 +254,7 @@ def _free(where: str, text: str, answer: str) -> Question:
     elif not mark:
         thinking, final = "", answer
     said, is_marked = out_of_box(final.strip()), bool(mark) or boxed is not None
-    question = Question(text, said, _CALCULATOR.sub("", thinking).strip(), is_marked=is_marked)
+    question = Question(text, said, _CALCULATOR.sub("", thinking).strip(), is_marked=is_marked, where=where)
     if not question.answer or any(tag in question.thinking + question.answer for tag in TAGS):
         raise UsageError(f"{where}: the answer is empty or holds one of {' '.join(TAGS)}; mend the line")
     return question
@@ -258,7 +271,7 @@ def _choice(where: str, text: str, answer: Any, choices: Any) -> Question:
     right = _which(answer, texts, [str(label).strip() for label in labels])
     if right is None:
         raise UsageError(f"{where}: the answer {answer!r:.60} names none of the {len(texts)} choices")
-    return Question(f"{text}\n{_listed(texts)}", LETTERS[right], choices=tuple(texts))
+    return Question(f"{text}\n{_listed(texts)}", LETTERS[right], choices=tuple(texts), where=where)
 
 
 def _listed(choices: Sequence[str]) -> str:
@@ -288,11 +301,13 @@ def _value(where: str, row: Row, column: str, what: str) -> Any:
 
 
 def _text(where: str, column: str, value: Any) -> str:
-    """Whole numbers count as text: AIME's answers are such."""
+    """Return text as it is, a number as it is written; a whole one without its point, as AIME's `33.0`."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
+    if isinstance(value, float) and math.isfinite(value):
+        return str(value)
     if not isinstance(value, str) or not value.strip():
-        raise UsageError(f"{where}: {column} is {value!r:.60}: it must be text or a whole number")
+        raise UsageError(f"{where}: {column} is {value!r:.60}: it must be text or a number")
     return value

@@ -24,20 +24,24 @@ _MADE_UP: dict[str, Callable[[int, Mapping[str, Any]], Task]] = {
 }
 
 
-def make_task(config: TaskConfig, code: Path | None = None) -> Task:
+def make_task(
+    config: TaskConfig, code: Path | None = None, fits: Callable[[str, str], bool] | None = None
+) -> Task:
     """The task, or the mixture of tasks, that a configuration names.
 
     Args:
         code: the frozen code of a run that is looked at from outside; None: own code lies where its name
             says, in a job beside this package.
+        fits: tells of a prompt and its file's line whether the row is kept (tokenizer.fitting); None: every
+            row is.
 
     Raises:
         UsageError: an unknown task or option, a file that cannot be used, a package that is missing, or own
             code that fails.
     """
     if not config.mix:
-        return _single(config, code)
-    tasks = {label: _single(part, code) for label, part in parts_of(config).items()}
+        return _single(config, code, fits)
+    tasks = {label: _single(part, code, fits) for label, part in parts_of(config).items()}
     return Mixture(config.seed, tasks, weights_of(config))
 
 
@@ -56,13 +60,13 @@ def _part(config: TaskConfig, part: Mapping[str, Any]) -> TaskConfig:
     return dataclasses.replace(config, mix={}, **{"options": {}, **own})
 
 
-def _single(config: TaskConfig, code: Path | None) -> Task:
+def _single(config: TaskConfig, code: Path | None, fits: Callable[[str, str], bool] | None) -> Task:
     if config.name.startswith(PREFIX):
         return ReasoningGym(config.name, config.seed, config.options)
     if is_own(config.name):
         return OwnTask(config.name, config.seed, config.options, code)
     if config.name in FILES:
-        return QuestionFile(config)
+        return QuestionFile(config, fits)
     if config.name not in _MADE_UP:
         known = ["file", *_MADE_UP, f"{PREFIX}NAME", "FILE.py:NAME"]
         raise UsageError(

@@ -117,7 +117,7 @@ def _part(label: str, config: TaskConfig, share: int) -> _Part:
     order: dict[str, object] = {}
     if name in FILES:
         questions: tuple[object, ...] = ("file", options.get("path"), config.question)
-        order = {"seed": config.seed, "choices": config.choices}
+        order = {"seed": config.seed, "choices": config.choices, "drop_longer": config.drop_longer}
     elif is_own(name):
         questions, order = (*_named_by_content(name), _text(options)), {"seed": config.seed}
     elif name.startswith(PREFIX):

@@ -32,6 +32,8 @@ class Item:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     task: str = ""
     """The label of its task, where a run has several (`members`)."""
+    where: str = field(default="", compare=False)
+    """The line of the file that it was read from."""
 
 
 class Verifiable(Protocol):

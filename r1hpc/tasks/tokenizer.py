@@ -10,14 +10,14 @@ exported_tokenizer(config.model).files          # what goes beside the weights o
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from r1hpc.base.errors import UsageError
+from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.base.files import parse_json
 from r1hpc.config.plugins import has_own_template, template_file
 from r1hpc.config.schema import ModelConfig, RunConfig
@@ -40,6 +40,10 @@ _COMPANIONS = (
     *("tokenizer.model", "vocab.json", "merges.txt"),
 )
 """What lies beside a tokenizer.json and decides how transformers reads it."""
+
+
+class TooLongError(ConfigError):
+    """A prompt of more tokens than rollout.max_prompt_length."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,54 @@ def encode(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
             "the built-in `characters` holds digits, + - * / = , : ? ( ) and space: give model.tokenizer"
         ) from None
     return ids
+
+
+def prompt_ids(
+    tokenizer: tokenizers.Tokenizer, form: PromptForm, prompt: str, where: str, most: int
+) -> tuple[int, ...]:
+    """Return the tokens of a prompt in the form that the model is asked in.
+
+    Args:
+        where: the line of the file that it is from, for errors; empty: it is from none.
+        most: rollout.max_prompt_length.
+
+    Raises:
+        TooLongError: it has more tokens.
+        UsageError: a character that the vocabulary lacks, or a prompt that the chat template refuses.
+    """
+    at = where and f"{where}: "
+    try:
+        ids = tuple(encode(tokenizer, form.prompt(prompt)))
+    except UsageError as error:
+        raise UsageError(f"{at}{error}") from None
+    if len(ids) > most:
+        drop = "; task.drop_longer=true leaves out a task's longer rows" if where else ""
+        raise TooLongError(
+            f"{at}a prompt has {len(ids)} tokens: raise rollout.max_prompt_length, now {most} "
+            f"({prompt!r:.80}){drop}"
+        )
+    return ids
+
+
+def fitting(config: RunConfig, code: Path | None = None) -> Callable[[str, str], bool] | None:
+    """Return whether a prompt keeps to rollout.max_prompt_length, for make_task. None: nothing is dropped.
+
+    Args:
+        code: see tasks.chat.prompt_form.
+    """
+    if not config.task.drop_longer or config.stage == "traces":
+        return None
+    tokenizer = load_tokenizer(config.model)
+    form = form_of(tokenizer, config.model, code)
+
+    def fits(prompt: str, where: str) -> bool:
+        try:
+            prompt_ids(tokenizer, form, prompt, where, config.rollout.max_prompt_length)
+        except TooLongError:
+            return False
+        return True
+
+    return fits
 
 
 def decode(

@@ -18,22 +18,25 @@ from typing import Any
 
 import tokenizers
 
-from r1hpc.base.errors import ConfigError, UsageError
+from r1hpc.base.errors import UsageError
 from r1hpc.config.schema import RunConfig
 from r1hpc.plan.model import load_model_config
 from r1hpc.plan.parts import num_items, prompts_per_batch
 from r1hpc.tasks.benchmark import Benchmarks
 from r1hpc.tasks.chat import PromptForm
+from r1hpc.tasks.file import QuestionFile
 from r1hpc.tasks.registry import make_task
 from r1hpc.tasks.rewards import Completion, Score, Scorer
-from r1hpc.tasks.task import Item, Task, check_num_held_out
+from r1hpc.tasks.task import Item, Task, check_num_held_out, members
 from r1hpc.tasks.tokenizer import (
     SpecialIds,
     asking_id,
     decode,
     encode,
+    fitting,
     form_of,
     load_tokenizer,
+    prompt_ids,
     special_ids,
     vocabulary_size,
 )
@@ -87,7 +90,7 @@ class Asker:
             ConfigError: longer than rollout.max_prompt_length.
             UsageError: a character that the vocabulary lacks, or a prompt that the chat template refuses.
         """
-        return self._encode(item.prompt)
+        return self._encode(item.prompt, item.where)
 
     def sample(
         self,
@@ -171,14 +174,8 @@ class Asker:
                 self._said.add(sentence)
                 print(f"warning: {sentence}; the completion counts as wrong", flush=True)
 
-    def _encoded(self, text: str) -> tuple[int, ...]:
-        most = self._config.rollout.max_prompt_length
-        ids = tuple(encode(self.tokenizer, self._form.prompt(text)))
-        if len(ids) > most:
-            raise ConfigError(
-                f"a prompt has {len(ids)} tokens: raise rollout.max_prompt_length, now {most} ({text!r:.80})"
-            )
-        return ids
+    def _encoded(self, text: str, where: str) -> tuple[int, ...]:
+        return prompt_ids(self.tokenizer, self._form, text, where, self._config.rollout.max_prompt_length)
 
 
 class Judge(Asker):
@@ -230,6 +227,9 @@ def open_judge(job: Job, zero_stage: int) -> Iterator[tuple[Judge, dict[str, Any
         return build_rollout_engine(job, hf_config, ids, zero_stage)
 
     with judge_with(job.config, engine) as opened:
+        for task in members(opened[0].task).values():
+            for sentence in task.left_out() if isinstance(task, QuestionFile) else ():
+                print(sentence, flush=True)
         yield opened
 
 
@@ -246,7 +246,11 @@ def judge_with(
     """
     tokenizer = load_tokenizer(config.model)
     benchmarks = Benchmarks.of(config) if config.stage in ("rl", "evaluate") else None
-    task: Task = make_task(config.task, code) if benchmarks is None or config.stage == "rl" else benchmarks
+    task: Task
+    if benchmarks is None or config.stage == "rl":
+        task = make_task(config.task, code, fitting(config, code))
+    else:
+        task = benchmarks
     if benchmarks is None and config.stage in ("rl", "evaluate"):
         check_num_held_out(task, num_items(config))
     hf_config = load_model_config(config, vocabulary_size(tokenizer))

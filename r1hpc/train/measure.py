@@ -28,7 +28,7 @@ from r1hpc.tasks.chat import as_trained
 from r1hpc.tasks.registry import make_task
 from r1hpc.tasks.rewards import Completion, Score
 from r1hpc.tasks.task import Item, Task
-from r1hpc.tasks.tokenizer import SpecialIds
+from r1hpc.tasks.tokenizer import SpecialIds, fitting
 from r1hpc.train.distributed import Group
 from r1hpc.train.judge import Judge, judge_with
 from r1hpc.train.quantize import load_folder
@@ -139,7 +139,7 @@ def open_bench(
 
     with judge_with(asked, engine, code) as (judge, _):
         # Of test files the judge knows no training part.
-        task = make_task(asked.task, code) if named_sets(asked) else judge.task
+        task = make_task(asked.task, code, fitting(asked, code)) if named_sets(asked) else judge.task
         yield Bench(asked, judge, task, device)
 
 

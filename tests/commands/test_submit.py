@@ -154,6 +154,10 @@ def test_a_question_that_is_too_long_is_found_wherever_it_stands(place: Path) ->
     done = submit(place, *words, "rollout.max_prompt_length=16")
     assert done.returncode == 2, done.stdout
     assert "a prompt has 81 tokens: raise rollout.max_prompt_length, now 16 ('1 + 1 + " in done.stderr
+    assert f"{place}/sums.jsonl:34: " in done.stderr
+    done = submit(place, *words, "rollout.max_prompt_length=16", "task.drop_longer=true", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "1 of 40 rows of" in done.stdout + done.stderr
 
 
 def test_a_model_without_weights_is_refused_and_begun_from_scratch_when_asked(place: Path) -> None:

@@ -93,7 +93,7 @@ def test_the_prompts_of_each_list_are_looked_at_not_only_until_the_shortest_repe
         train=TrainConfig(num_steps=20, global_batch_size=512),
         evaluate=EvaluateConfig(num_items=2),
     )
-    asked = {prompt for prompt in check_questions(config) if prompt.startswith("many")}
+    asked = {item.prompt for item in check_questions(config) if item.prompt.startswith("many")}
     assert len(asked) > 340, "nine in ten of 400"
 
 

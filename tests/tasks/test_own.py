@@ -265,8 +265,8 @@ def test_submission_tries_everything_once(tmp_path: Path) -> None:
             stage="rl", task=TaskConfig(f"{task}:Doubling"), reward=RewardConfig(terms={reward: 1.0})
         )
 
-    (prompt,) = check_questions(config(f"{good}:brevity"))
-    assert prompt.startswith("2*")
+    (item,) = check_questions(config(f"{good}:brevity"))
+    assert item.prompt.startswith("2*")
     with pytest.raises(
         UsageError,
         match=r"takes \(prompt, completion, answer\), and .*\(prompt, completion, answer, metadata\)",

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ import pyarrow.parquet
 import pytest
 
 from r1hpc.base.errors import UsageError
-from r1hpc.config.reasoning import RewardConfig, TaskConfig
+from r1hpc.config.reasoning import RewardConfig, RolloutConfig, TaskConfig
+from r1hpc.config.schema import ModelConfig, RunConfig
 from r1hpc.tasks.completion import compose
+from r1hpc.tasks.file import QuestionFile
 from r1hpc.tasks.judges import choice
 from r1hpc.tasks.question_file import Columns, Question, check_one_split, read_questions, tables_in
 from r1hpc.tasks.registry import make_task
 from r1hpc.tasks.rewards import Completion, Scorer
+from r1hpc.tasks.tokenizer import fitting, form_of, load_tokenizer, prompt_ids
+from tests.tasks.tokenizers_of_others import llama3_like
 
 Rows = list[dict[str, Any]]
 
@@ -143,7 +148,7 @@ def test_a_folder_as_datasets_saves_it(tmp_path: Path) -> None:
         (_AIME, Columns(), "no column 'question'.*it has: Problem, Answer. Name it by task.question="),
         (_AIME, Columns("Problem", "Anwser"), "no column 'Anwser' .did you mean 'Answer'"),
         ({"question": "?", "answer": None}, Columns(), "answer is None"),
-        ({"question": "?", "answer": 1.5}, Columns(), "answer is 1.5"),
+        ({"question": "?", "answer": [1.5]}, Columns(), "answer is .1.5.: it must be text or a number"),
         ({**_MMLU, "answer": 3}, Columns(choices="choices"), "the answer 3 names none of the 3 choices"),
         ({**_MMLU, "choices": "red"}, Columns(choices="choices"), "must be a list"),
     ],
@@ -237,3 +242,62 @@ def test_a_boxed_answer_counts_where_it_is_asked_for(tmp_path: Path) -> None:
         (scores,) = scorer.score_groups([(task.item(0), completions)])
     assert [score.correct for score in scores] == [True, True, False, False, False]
     assert [score.well_formed for score in scores] == [True, True, False, False, False]
+
+
+def test_a_number_of_json_is_an_answer_as_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text(
+        "".join(f'{{"question": "?", "answer": {said}}}\n' for said in ("0.1", "2.50", "33.0", "7"))
+    )
+    questions, _ = read_questions(path, Columns())
+    assert [question.answer for question in questions] == ["0.1", "2.50", "33", "7"]
+    path.write_text('{"question": "?", "answer": NaN}\n')
+    with pytest.raises(UsageError, match=r"q\.jsonl:1: answer is nan: it must be text or a number"):
+        read_questions(path, Columns())
+
+
+def _long_row_among(folder: Path) -> RunConfig:
+    rows = [{"question": f"1 + {n}", "answer": f"{n + 1}"} for n in range(40)]
+    rows[33]["question"] = "1 + " * 20 + "1"
+    (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return RunConfig(
+        stage="rl",
+        model=ModelConfig(tokenizer="characters"),
+        task=TaskConfig("file", options={"path": f"{folder}/sums.jsonl", "template": "{question}"}),
+        rollout=RolloutConfig(max_prompt_length=16),
+    )
+
+
+def test_rows_that_are_too_long_are_left_out_and_counted(tmp_path: Path) -> None:
+    config = _long_row_among(tmp_path)
+    assert fitting(config) is None, "they are refused by default"
+    whole = make_task(config.task, None, fitting(config))
+    config = replace(config, task=replace(config.task, drop_longer=True))
+    task = make_task(config.task, None, fitting(config))
+    assert isinstance(task, QuestionFile)
+    parts = (task.items_per_pass(held_out) for held_out in (False, True))
+    assert sum(parts) == 39
+    items = [task.item(index) for index in range(task.items_per_pass())]
+    assert all(len(item.prompt) <= 16 for item in items)
+    (sentence,) = task.oddities()
+    assert sentence.startswith(f"1 of 40 rows of {tmp_path}/sums.jsonl are left out, the first is ")
+    assert "sums.jsonl:34: " in sentence
+    assert task.id != whole.id, "a run that goes on asks the same rows"
+    short = replace(config, rollout=RolloutConfig(max_prompt_length=2))
+    with pytest.raises(UsageError, match=r"every prompt of .* is longer than rollout\.max_prompt_length"):
+        make_task(short.task, None, fitting(short))
+
+
+def test_an_error_on_a_prompt_names_its_line(tmp_path: Path) -> None:
+    config = _long_row_among(tmp_path)
+    task = make_task(config.task)
+    assert isinstance(task, QuestionFile)
+    items = [task.item(index, part) for part in (False, True) for index in range(task.items_per_pass(part))]
+    long = max(items, key=lambda item: len(item.prompt))
+    tokenizer = load_tokenizer(config.model)
+    with pytest.raises(UsageError, match=r"sums\.jsonl:34: a prompt has 81 tokens.*task\.drop_longer=true"):
+        prompt_ids(tokenizer, form_of(tokenizer, config.model), long.prompt, long.where, 16)
+    chat = ModelConfig(path=str(llama3_like(tmp_path / "llama")))
+    tokenizer = load_tokenizer(chat)
+    with pytest.raises(UsageError, match=r"^q\.jsonl:3: a message spells the special token"):
+        prompt_ids(tokenizer, form_of(tokenizer, chat), "2?<|eot_id|>", "q.jsonl:3", 16)
