@@ -64,7 +64,7 @@ def _measure_submit(rounds: int, environ: dict[str, str], place: Path) -> None:
     )
     for what, of_ours, of_peer in zip(("elapsed", "CPU"), ours, peer, strict=True):
         name = f"command to job id, {what} ({where})"
-        _print(name, of_ours, "minimal submitit script", of_peer, 3.0)
+        _print(name, of_ours, "minimal submitit script", of_peer, 2.5)
     _cancel(environ)
 
 

@@ -17,6 +17,7 @@ submitted (with --follow: finished).
 """
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -35,20 +36,24 @@ def main(argv: Sequence[str]) -> int:
     overrides = _overrides(given, arguments)
     if arguments.prepare_only:
         return _prepare_inside_job(job, overrides, arguments, argv)
-    from r1hpc import api  # here, not above: --help must be quick
+    gc.disable()  # modules are loaded until the job is submitted: there is little to collect
+    try:
+        from r1hpc import api  # here, not above: --help must be quick
 
-    done = api.submit(
-        job,
-        overrides=overrides,
-        run_root=arguments.run_root,
-        run_name=arguments.run_name,
-        resume=arguments.resume,
-        executor=arguments.executor,
-        cluster=arguments.cluster,
-        over_budget=arguments.over_budget,
-        dry_run=arguments.dry_run,
-        argv=argv,
-    )
+        done = api.submit(
+            job,
+            overrides=overrides,
+            run_root=arguments.run_root,
+            run_name=arguments.run_name,
+            resume=arguments.resume,
+            executor=arguments.executor,
+            cluster=arguments.cluster,
+            over_budget=arguments.over_budget,
+            dry_run=arguments.dry_run,
+            argv=argv,
+        )
+    finally:
+        gc.enable()
     done.print(as_json=arguments.json)
     if arguments.follow and not arguments.dry_run:
         return done.follow(sys.stderr if arguments.json else sys.stdout)  # stdout is the JSON object's

@@ -16,13 +16,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from r1hpc.accounting.correction import CPU, FinishedRun, Planned, correction
 from r1hpc.accounting.forecast import Spread
-from r1hpc.accounting.ledger import RunLedger
-from r1hpc.accounting.open_ledger import open_ledgers
-from r1hpc.attempt.slurm_records import is_settled, kept_records
 from r1hpc.base.choose_run import all_runs, full_name, unreadable
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.files import open_plain, read_object, write_json
@@ -37,6 +34,9 @@ from r1hpc.estimator.rl_phase import EAGER_LAYER_S
 from r1hpc.plan.hardware import UnknownGpuError, find_gpu
 from r1hpc.telemetry.lines import Devices
 from r1hpc.telemetry.tail import read_tail
+
+if TYPE_CHECKING:
+    from r1hpc.accounting.ledger import RunLedger
 
 _VERSION = 7
 _CACHE = "calibration.json"
@@ -119,7 +119,11 @@ def finished_runs(run_root: Path) -> Site:
             _take(known, runs, left_out)
         else:
             fresh.append(run)
-    ledgers, _ = open_ledgers(fresh, now)
+    ledgers: list[RunLedger] = []
+    if fresh:
+        from r1hpc.accounting.open_ledger import open_ledgers  # here: nearly always all of them are kept
+
+        ledgers, _ = open_ledgers(fresh, now)
     for ledger in ledgers:
         entry, is_final = _judge(ledger, now)
         _take(entry, runs, left_out)
@@ -160,8 +164,10 @@ class _LeftOutError(Exception):
     """Why a run does not enter."""
 
 
-def _judge(ledger: RunLedger, now: float) -> tuple[dict[str, Any], bool]:
+def _judge(ledger: "RunLedger", now: float) -> tuple[dict[str, Any], bool]:
     """The entry of a run for the cache, and whether it is final."""
+    from r1hpc.attempt.slurm_records import is_settled, kept_records
+
     run, mark = ledger.run, _mark(ledger.run)
     try:
         resource = _resource(ledger)
@@ -185,7 +191,7 @@ def _take(entry: Mapping[str, Any], runs: list[FinishedRun], left_out: Counter[s
         runs.append(FinishedRun(**{**entry["run"], "estimate": Spread.of_json(entry["run"]["estimate"])}))
 
 
-def _resource(ledger: RunLedger) -> str:
+def _resource(ledger: "RunLedger") -> str:
     """What the run ran on, if that is what it was estimated for.
 
     What NVML read comes first, then the configuration. A card that was only assumed says nothing.
@@ -286,7 +292,7 @@ def _is_entry(entry: Any) -> bool:
     return run is None or (run.keys() <= known and Spread.read(run["estimate"]) is not None)
 
 
-def _finished_run(ledger: RunLedger, resource: str, estimate: Spread, finished_at: float) -> FinishedRun:
+def _finished_run(ledger: "RunLedger", resource: str, estimate: Spread, finished_at: float) -> FinishedRun:
     """What a correction needs to know of a run."""
     last = ledger.summary.attempts[-1].attempt
     params = _assumptions(read_object(ledger.run.estimate)).get("params")

@@ -12,7 +12,6 @@ half a line, text where a number was. What a record must look like is said by a 
 import contextlib
 import json
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,7 +48,7 @@ def fsync_file(path: Path) -> None:
 def write_atomic(path: Path, content: str | bytes, mode: int = 0o600) -> None:
     """Replace `path` by `content`, durably. A reader sees the old file or the new one."""
     raw = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(fd, "wb") as file:

@@ -210,7 +210,8 @@ def _copy_code(target: Path, own: Sequence[str], known: Sequence[str]) -> None:
     """
 
     def copy(source: str, place: str) -> None:
-        content = Path(source).read_bytes()
+        with open(source, "rb", buffering=0) as file:
+            content = file.read()
         text = content.decode(errors="replace")
         kind = find_secret(text, known)
         if kind is None and (name := find_written_out(text, is_code=source.endswith(".py"))):

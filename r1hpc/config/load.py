@@ -13,14 +13,12 @@ it is left to the shell.
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, cast, get_args, get_origin
 
 import yaml
-from omegaconf import OmegaConf, read_write
-from omegaconf.errors import OmegaConfBaseException
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.base.files import write_atomic
@@ -152,8 +150,10 @@ def merge_layers(
         _check_keys(layer, RunConfig, "")
     content = _at_home(merged(layers, changes))
     _refuse_resolvers(content)
-    _refuse_bomb(content)
-    config = _to_config(_shell_is_literal(content))
+    if "${" in str({**content, "cluster": None}):
+        _refuse_bomb(content)
+        content = _interpolated(content)
+    config = cast(RunConfig, _section(RunConfig, content, ""))
     check_ranges(config)
     return config
 
@@ -201,18 +201,84 @@ def read(path: Path) -> RunConfig:
 def restore(layer: dict[str, Any]) -> RunConfig:
     """The configuration that `as_layer` made plain."""
     _check_keys(layer, RunConfig, "")
-    return _to_config(_literal(layer))
+    return cast(RunConfig, _section(RunConfig, layer, ""))
 
 
-def _to_config(content: dict[str, Any]) -> RunConfig:
+def _interpolated(content: dict[str, Any]) -> dict[str, Any]:
+    """Replace each `${key}` by the value of that key."""
+    from omegaconf import OmegaConf, read_write  # here, not above: few jobs need it, and it loads slowly
+    from omegaconf.errors import OmegaConfBaseException
+
     schema = OmegaConf.structured(RunConfig)
     # The default is the first layer of `merged` already; OmegaConf would merge it into any other.
     with read_write(schema.reward):
         schema.reward.terms = {}
     try:
-        return cast(RunConfig, OmegaConf.to_object(OmegaConf.unsafe_merge(schema, content)))
+        merged_values = OmegaConf.unsafe_merge(schema, _shell_is_literal(content))
+        return cast(dict[str, Any], OmegaConf.to_container(merged_values, resolve=True, enum_to_str=True))
     except OmegaConfBaseException as error:
-        raise ConfigError(_explain(error)) from None
+        key, first = getattr(error, "full_key", None), str(error).splitlines()[0]
+        raise ConfigError(f"{key}: {first}" if key else first) from None
+
+
+def _section(schema: type, values: Mapping[str, Any], prefix: str) -> Any:
+    """Make a section of the configuration from plain values; a key that is missing keeps its default."""
+    given: dict[str, Any] = {}
+    for field in dataclasses.fields(schema):
+        if field.name in values:
+            key, value, section = f"{prefix}{field.name}", values[field.name], section_of(field)
+            if section is None:
+                given[field.name] = _typed(key, value, field.type)
+            else:
+                given[field.name] = _section(section, value, f"{key}.")
+    return schema(**given)
+
+
+def _typed(key: str, value: Any, annotation: Any) -> Any:
+    """Return a value in the type of its setting: 1 becomes 1.0 for a number and "1" for text."""
+    origin, kinds = get_origin(annotation), get_args(annotation)
+    if isinstance(value, dict) and (origin is dict or annotation is Any):
+        for name in value:
+            if not isinstance(name, str if origin is dict else (str, int, float)):
+                raise ConfigError(f"{key} has the key {name!r}, which is not text: put it in quotes")
+        return {
+            name: _typed(f"{key}.{name}", item, kinds[1] if kinds else Any) for name, item in value.items()
+        }
+    if isinstance(value, list) and (origin is list or annotation is Any):
+        kind = kinds[0] if kinds else Any
+        return [_typed(f"{key}[{index}]", item, kind) for index, item in enumerate(value)]
+    if value is None and (annotation is Any or type(None) in kinds):
+        return None
+    kind = kinds[0] if type(None) in kinds else annotation
+    if kind in _KINDS:
+        accepted, read_as, wanted = _KINDS[kind]
+    elif isinstance(kind, type) and issubclass(kind, Enum):
+        accepted, read_as, wanted = (str,), kind, f"one of {', '.join(each.value for each in kind)}"
+    else:
+        accepted, read_as, wanted = (), str, "a list" if origin is list else "a mapping"
+    if type(value) in accepted:
+        try:
+            return read_as(value)
+        except (ValueError, OverflowError):
+            pass
+    raise ConfigError(f"{key} is {printable(repr(value))}: it must be {wanted}")
+
+
+def _boolean(value: Any) -> bool:
+    word = str(value).lower()
+    if word in ("yes", "y", "on", "true", "no", "n", "off", "false"):
+        return word in ("yes", "y", "on", "true")
+    return int(word) != 0
+
+
+_KINDS: dict[Any, tuple[tuple[type, ...], Callable[[Any], Any], str]] = {
+    bool: ((bool, int, str), _boolean, "true or false"),
+    int: ((int, str), int, "a whole number"),
+    float: ((float, int, str), float, "a number"),
+    str: ((str, bool, int, float), str, "text"),
+    Any: ((str, bool, int, float), lambda value: value, "text, a number, true, false, a list or a mapping"),
+}
+"""For each type of a setting: the types of values that it takes, how one is read, and its name in errors."""
 
 
 def _refuse_resolvers(value: Any, key: str = "") -> None:
@@ -298,12 +364,6 @@ def _literal(value: Any) -> Any:
     if isinstance(value, str):
         return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     return value
-
-
-def _explain(error: OmegaConfBaseException) -> str:
-    key = getattr(error, "full_key", None)
-    first = str(error).splitlines()[0]
-    return f"{key}: {first}" if key else first
 
 
 def parse_override(item: str) -> dict[str, Any]:

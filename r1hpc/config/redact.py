@@ -21,11 +21,15 @@ _SURE_NAME = (
     r"credential)s?"
 )
 _SECRET_KEY = re.compile(rf"(?i)(^|[_.-]){_SURE_NAME}($|[_.-])|(^|\.)(token|auth|bearer|pwd)$")
-_SURE_LETTERS = (
-    *("api_key", "apikey", "access_key", "accesskey", "private_key", "privatekey", "secret", "cookie"),
-    *("auth_token", "authtoken", "access_token", "accesstoken", "hf_token", "api_token", "apitoken"),
-    *("passwd", "password", "passphrase", "pass_phrase", "credential"),
+_MAY_BE_SURE = tuple(
+    re.compile(letters)
+    for letters in (
+        r"key(?:(?<=api_key)|(?<=(?:cess|vate)_key)|(?<=apikey)|(?<=(?:cess|vate)key))",
+        r"token(?:(?<=(?:hf|pi)_token)|(?<=(?:auth|cess)_token)|(?<=apitoken)|(?<=(?:auth|cess)token))",
+        *("passw", "phrase", "secret", "cookie", "credential"),
+    )
 )
+"""What a lower-case text holds that has such a name. Nearly all files hold none of it."""
 # Such a name with its value: in quotes, and outside of code without; no reference such as $VAR or <yours>.
 _WRITTEN_OUT = re.compile(
     rf"(?im){_SURE_NAME}[\w-]*['\"]?[ \t]*[:=][ \t]*"
@@ -43,14 +47,14 @@ class Look(NamedTuple):
 
 
 LOOKS: dict[str, Look] = {
-    "a Hugging Face token": Look(("hf_",), re.compile(r"\bhf_[A-Za-z0-9]{20,}")),
-    "an API key": Look(("sk-",), re.compile(r"\bsk-[A-Za-z0-9_-]{12,}")),
+    "a Hugging Face token": Look(("hf_",), re.compile(r"hf_(?<=\bhf_)[A-Za-z0-9]{20,}")),
+    "an API key": Look(("sk-",), re.compile(r"sk-(?<=\bsk-)[A-Za-z0-9_-]{12,}")),
     "an AWS access key": Look(("AKIA", "ASIA"), re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}")),
     "a GitHub token": Look(
         ("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"),
         re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{12,}|github_pat_[A-Za-z0-9_]{12,})"),
     ),
-    "a GitLab token": Look(("glpat-",), re.compile(r"\bglpat-[A-Za-z0-9_-]{12,}")),
+    "a GitLab token": Look(("glpat-",), re.compile(r"glpat-(?<=\bglpat-)[A-Za-z0-9_-]{12,}")),
     "a Slack token": Look(("xox",), re.compile(r"\bxox[abeoprs]-[A-Za-z0-9-]{8,}")),
     "a JSON web token": Look(
         ("eyJ",), re.compile(r"\beyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*)?")
@@ -101,7 +105,7 @@ def find_secret(text: str, known: Iterable[str] = ()) -> str | None:
     """
     if any(value in text for value in known):
         return "the value of a secret variable of your environment"
-    if "://" in text and _PASSWORD_IN_URL.search(text):
+    if "://" in text and any(_PASSWORD_IN_URL.search(line) for line in text.split("\n") if "://" in line):
         return "a URL with a password"
     likely = ((kind, look) for kind, look in LOOKS.items() if any(part in text for part in look.letters))
     return next((kind for kind, look in likely if look.pattern.search(text)), None)
@@ -113,14 +117,19 @@ def find_written_out(text: str, is_code: bool = False) -> str | None:
     Args:
         is_code: only what stands in quotes is a value; the rest are variables.
     """
-    lowered = text.lower()
-    if not any(word in lowered for word in _SURE_LETTERS):
+    if not _may_name_a_secret(text):
         return None
-    for found in _WRITTEN_OUT.finditer(text):
-        value = found["quoted"] or ("" if is_code else found["plain"])
-        if value and not _PLAIN.fullmatch(value):
-            return found[0][: found[0].index(value)].rstrip("'\"").strip()
+    for line in text.split("\n"):  # a name and its value stand in one line
+        for found in _WRITTEN_OUT.finditer(line) if _may_name_a_secret(line) else ():
+            value = found["quoted"] or ("" if is_code else found["plain"])
+            if value and not _PLAIN.fullmatch(value):
+                return found[0][: found[0].index(value)].rstrip("'\"").strip()
     return None
+
+
+def _may_name_a_secret(text: str) -> bool:
+    lowered = text.lower()
+    return any(letters.search(lowered) for letters in _MAY_BE_SURE)
 
 
 def redact(text: str, known: Iterable[str] = ()) -> str:

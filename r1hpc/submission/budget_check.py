@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from r1hpc.accounting.budget import RunRequest, find_budget, load_budget
-from r1hpc.accounting.budget_status import check_submission
 from r1hpc.accounting.forecast import Spread
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.plan.cards import gpu_type_of
@@ -77,6 +76,8 @@ def check_budget(
     on_gpus = [each for each in planned if each.plan.topology.num_gpus]
     if not on_gpus:
         return ()
+    from r1hpc.accounting.budget_status import check_submission  # here: a run on CPUs has no budget
+
     config = on_gpus[0].config
     verdict = check_submission(
         run_root,

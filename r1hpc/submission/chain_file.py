@@ -31,7 +31,6 @@ from r1hpc.config.freeze import with_absolute_paths
 from r1hpc.config.layers import over_presets
 from r1hpc.config.schema import RunConfig
 from r1hpc.submission.chain_folder import TAKEN_NAMES, ChainDir
-from r1hpc.submission.chain_items import connected
 
 _REFERENCE = re.compile(r"\$\{stage:([^}]*)\}")
 _OF_STAGE = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.-]*):([^=]+=.*)", re.DOTALL)
@@ -99,6 +98,8 @@ def read_definition(
         ConfigError: a stage, a need or a reference that is not there, a circle, or an unusable value.
         UsageError: an override for every stage would cut one off from another.
     """
+    from r1hpc.submission.chain_items import connected  # here: a run of one stage has no need of it
+
     entries = _entries(path)
     needs = _all_needs(entries, path)
     _check_order(needs, path)

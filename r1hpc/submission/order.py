@@ -5,7 +5,6 @@ order.folder("a")        # <run_root>/a
 """
 
 import os
-import secrets
 import time
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -100,4 +99,4 @@ class Order:
 
 
 def _new_name(job: str) -> str:
-    return f"{Path(job).stem[:38]}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    return f"{Path(job).stem[:38]}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"

@@ -20,7 +20,6 @@ from r1hpc.base.errors import UsageError
 from r1hpc.base.files import read_object
 from r1hpc.base.lock import is_free
 from r1hpc.base.rundir import RunDir, open_run
-from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config import freeze, load, plugins
 from r1hpc.config.packages import check_packages
 from r1hpc.config.schema import TRAINED_STAGES, RunConfig
@@ -159,6 +158,8 @@ def plan_resumed_run(order: Order) -> PlannedRun:
 
 def _check_zero_goes_on(run: RunDir, config: RunConfig) -> None:
     """Refuse a ZeRO stage that the checkpoint cannot be converted to, before the queue."""
+    from r1hpc.checkpoint.store import CheckpointStore  # here: a new run has no checkpoint
+
     newest = next(iter(CheckpointStore(run.checkpoints).list()), None)
     if newest is None:
         return

@@ -9,7 +9,7 @@ part of the task's identity: another version may ask other questions.
 import json
 from collections.abc import Mapping
 from functools import cached_property
-from importlib import metadata, util
+from importlib import util
 from typing import Any
 
 from r1hpc.base.errors import R1hpcError, UsageError
@@ -34,6 +34,8 @@ class ReasoningGym:
     def __init__(self, name: str, seed: int, options: Mapping[str, Any]) -> None:
         if util.find_spec("reasoning_gym") is None:
             raise UsageError(f"task.name={name} needs reasoning-gym: pip install 'r1hpc[reasoning]'")
+        from importlib import metadata  # here, not above: a run without it need not wait for it
+
         own = dict(options)
         generator = name.removeprefix(PREFIX)
         self.name = name
