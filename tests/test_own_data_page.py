@@ -64,3 +64,10 @@ def test_more_questions_than_are_held_out_are_refused(folder: Path) -> None:
     assert done.returncode == 2
     assert "no more than" in done.stderr
     assert "held-out questions" in done.stderr
+
+
+def test_the_command_for_those_who_come_from_trl_plans_this_job(folder: Path) -> None:
+    page = (ROOT / "docs" / "coming-from-trl.md").read_text()
+    (words,) = re.findall(r"^    python -m r1hpc\.submit own\.yaml --dry-run (.*)$", page, re.MULTILINE)
+    done = submit(folder, *words.split())
+    assert done.returncode == 0, done.stderr

@@ -32,9 +32,12 @@ from r1hpc.config.yaml_loader import Dumper, KeyTwiceError, Loader
 from r1hpc.config.yaml_loader import read_yaml as read_yaml
 
 _OF_THE_SHELL = ("setup",)
+"""Keys of the section `cluster` whose values the job's shell reads."""
 _REFERENCE = re.compile(r"\$\{([^${}]*)\}")
 _MOST_WRITTEN_OUT = 1_000_000
-"""Keys of the section `cluster` whose values the job's shell reads."""
+"""Characters that references may stand for, written out."""
+_BEFORE: dict[str, Any] = {"rl": {"kl_gradient": "value"}}
+"""What runs did before these settings existed, where that is not the default of new runs."""
 
 
 def find_job(name: str) -> Path:
@@ -166,9 +169,9 @@ def save(config: RunConfig, path: Path) -> None:
 def renew(config: RunConfig, path: Path) -> None:
     """Write the configuration of a run that goes on, in the keys that its frozen code knows.
 
-    That code may be older than this one: a key that it lacks, and that has its default here, is left out.
+    That code may be older than this one. A key that it lacks is left out, where the value is that of then.
     """
-    write_yaml(path, _known_keys_only(as_layer(config), read_yaml(path), as_layer(RunConfig())))
+    write_yaml(path, _known_keys_only(as_layer(config), read_yaml(path), as_layer(restore({}))))
 
 
 def _known_keys_only(new: Any, old: Any, default: Any) -> Any:
@@ -199,9 +202,9 @@ def read(path: Path) -> RunConfig:
 
 
 def restore(layer: dict[str, Any]) -> RunConfig:
-    """The configuration that `as_layer` made plain."""
+    """Return the configuration that `as_layer` made plain; what it lacks is as runs were before that key."""
     _check_keys(layer, RunConfig, "")
-    return cast(RunConfig, _section(RunConfig, layer, ""))
+    return cast(RunConfig, _section(RunConfig, merged([_BEFORE, layer]), ""))
 
 
 def _interpolated(content: dict[str, Any]) -> dict[str, Any]:

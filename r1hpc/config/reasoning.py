@@ -216,6 +216,10 @@ class RlConfig:
     """Weight of an entropy bonus (PPO, arXiv 1707.06347, eq. 9)."""
     kl_coef: float = ranged(0.0, least=0)
     """Weight of the k3 estimate of KL(policy, reference). 0: no reference is held."""
+    kl_gradient: str = ranged("corrected", choices=("value", "corrected"))
+    """corrected: the KL term has the gradient of KL(policy, reference): k3 is multiplied by the token's ratio
+    to the old policy (DeepSeek-V3.2, arXiv 2512.02556). value: k3 alone, as in GRPO's paper; its gradient is
+    that of KL(reference, policy). Runs begun before this setting existed keep value."""
     reference: str = ranged("auto", choices=("auto", "whole", "divided", "host"))
     """Where it, or a teacher, lies. whole: on every rank; divided: over the ranks, gathered layer by layer
     (ZeRO 3's inference); host: so divided, in host memory; auto: divided under deepspeed.zero_stage=3, else
@@ -225,6 +229,9 @@ class RlConfig:
     by_pass_rate: bool = False
     """Questions that come again are asked the more often, the nearer they are to being solved every other
     time; of a task with as many questions as can be counted."""
+    skip_tied_groups: bool = True
+    """GRPO without kl_coef and entropy_coef: groups whose completions were rewarded alike are left out of the
+    update. The gradient is the same, for less work; false computes them too, to compare speeds."""
     max_resamples: int = ranged(0, least=0)
     """Dynamic sampling: groups without variance are replaced, in at most so many further rollouts a step."""
     gamma: float = ranged(1.0, least=0, most=1)

@@ -7,8 +7,8 @@ frozen code `of_frozen` tells which contract it knows; the script holds that num
     2   only OVER is: after any other one `begin` is tried again, and after an `end` the shell asks for the
         requeue; `end` knows --hurry
     3   `begin` knows --payload; before, `python -m r1hpc.slurm.payload RUN_DIR` had to come first
-    4   `python -m r1hpc.slurm.payload RUN_DIR/submitit` checks the payload on each rank, then runs it; `begin`
-        leaves with NOT_THE_NODE where the run's disk or records are at fault, the reason on stdout
+    4   `python -m r1hpc.slurm.payload RUN_DIR/submitit` checks the payload on each rank, then runs it;
+        `begin` leaves with NOT_THE_NODE where the run's disk or records are at fault, the reason on stdout
 """
 
 import re

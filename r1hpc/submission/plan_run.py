@@ -383,8 +383,10 @@ def reconfigured(run: RunDir, order: Order) -> RunConfig:
     earlier = [] if order.cluster else _set_for_the_cluster(run)
     # The warning is chosen anew for the time limit and the cluster of this submission.
     overrides = ["resources.signal_lead_s=null", *earlier, *order.overrides]
-    config = freeze.with_absolute_paths(load.load(run.config, overrides, order.cluster))
-    wrong = forbidden_changes(load.read(run.config), config)
+    frozen = load.read(run.config)
+    config = load.merge_layers([load.as_layer(frozen)], overrides, order.cluster)
+    config = freeze.with_absolute_paths(config)
+    wrong = forbidden_changes(frozen, config)
     if "task.first_item" in wrong and not read_history(run).attempts:
         wrong.remove("task.first_item")  # of a chain's stage that waits still: no item was shown
     if wrong:

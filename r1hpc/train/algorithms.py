@@ -125,13 +125,14 @@ def policy_terms(
     the reward. The gain of rl.objective=clip is min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A): PPO,
     1707.06347 eq. 7, two bounds after DAPO's clip-higher, 2503.14476 section 3.1; of cispo it is
     min(rho, 1 + clip_high) A log pi, with no gradient through the ratio. rho is pi / pi_old of the token, or
-    for a sequence the geometric mean over its tokens (GSPO, 2507.18071 eq. 7).
+    for a sequence the geometric mean over its tokens (GSPO, 2507.18071 eq. 7). rl.kl_gradient=corrected
+    multiplies k3 by the token's ratio, see `kl_k3`.
 
     Args:
         importance: see `importance_weights`; of the gain, not of the KL.
     """
     # Masked before the exponential: what stands on padding could overflow, and infinity x 0 is nan.
-    difference = torch.where(mask, logprobs - old, 0.0)
+    difference = token_difference = torch.where(mask, logprobs - old, 0.0)
     if config.ratio == "sequence":
         difference = (difference.sum(1) / mask.sum(1).clamp_min(1))[:, None].expand_as(difference)
     ratio = torch.exp(difference)
@@ -154,6 +155,8 @@ def policy_terms(
     if reference is not None:
         k3 = kl_k3(torch.where(mask, logprobs, 0.0), torch.where(mask, reference, 0.0))
         kl = (k3 * mask).sum().detach()
+        if config.kl_gradient == "corrected":
+            k3 = k3 * torch.exp(token_difference)
         loss = loss + config.kl_coef * (k3 * weights).sum()
     return Terms(loss, clipped, kl)
 
@@ -176,7 +179,10 @@ def importance_weights(
 def kl_k3(logprobs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """exp(d) - d - 1 with d = log reference - log policy, per token sampled from the policy.
 
-    Unbiased, never negative, and of less variance than -d (Schulman, "Approximating KL Divergence", k3).
+    The value is an unbiased estimate of KL(policy, reference), never negative, and of less variance than -d
+    (Schulman, "Approximating KL Divergence", k3). The gradient is not: for samples of the policy its mean is
+    the gradient of KL(reference, policy). Times pi / pi_old, differentiated too, both are those of
+    KL(policy, reference), also for samples of pi_old (DeepSeek-V3.2, arXiv 2512.02556).
     """
     difference = reference - logprobs
     return torch.exp(difference) - difference - 1

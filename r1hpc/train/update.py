@@ -162,7 +162,7 @@ class Updater:
         """Not: rows without weight, and those without advantage where nothing else pulls at them."""
         teaches: npt.NDArray[np.bool_] = weights[rows] > 0
         rl = self._config.rl
-        if rl.algorithm == "grpo" and rl.kl_coef == 0 and rl.entropy_coef == 0:
+        if rl.skip_tied_groups and rl.algorithm == "grpo" and rl.kl_coef == 0 and rl.entropy_coef == 0:
             teaches &= np.abs(experience.advantages[rows]).max(1) > 0
         return teaches
 

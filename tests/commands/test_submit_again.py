@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from r1hpc.base.errors import UsageError
 from r1hpc.base.files import write_json
 from r1hpc.base.rundir import RunDir
 from r1hpc.config import load
@@ -165,3 +166,15 @@ def test_a_profile_read_anew_yields_to_what_the_first_command_line_said(tmp_path
         assert reconfigured(made.run, now).cluster.network_gbit_s == 50
         asked = replace(order, cluster=str(profile))
         assert reconfigured(made.run, asked).cluster.network_gbit_s == 100
+
+
+def test_a_run_begun_before_rl_kl_gradient_is_resumed_with_the_gradient_it_had(tmp_path: Path) -> None:
+    made = RecordedRun(tmp_path / "a")
+    frozen = load.as_layer(load.load("rl_smoke", ["rl.kl_coef=0.01"]))
+    del frozen["rl"]["kl_gradient"]
+    load.write_yaml(made.run.config, frozen)
+    order = Order(run_root=tmp_path, run_name="a", resume=True, overrides=("train.num_steps=99",))
+    config = reconfigured(made.run, order)
+    assert (config.rl.kl_gradient, config.train.num_steps) == ("value", 99)
+    with pytest.raises(UsageError, match=r"cannot change rl\.kl_gradient"):
+        reconfigured(made.run, replace(order, overrides=("rl.kl_gradient=corrected",)))

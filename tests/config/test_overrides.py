@@ -1,6 +1,7 @@
 """Dotted overrides, good and bad, as tables."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from r1hpc.base.errors import ConfigError
 from r1hpc.base.units import parse_time
 from r1hpc.config.load import known_keys, load
-from r1hpc.config.other_names import _HERE
+from r1hpc.config.other_names import _HERE, name_here
 from r1hpc.config.schema import Precision, RunConfig
 
 
@@ -223,6 +224,16 @@ def test_a_time_limit_may_be_given_in_any_notation(seconds: int) -> None:
 def test_a_key_under_the_name_of_another_library_is_told_its_own(override: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load(overrides=[override])
+
+
+def test_the_page_for_those_who_come_from_trl_names_settings_that_exist() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "coming-from-trl.md").read_text()
+    page = page.replace("metrics/train.jsonl", "")
+    named = set(re.findall(r"\b((?:train|rl|rollout|reward|model)\.\w+)", page))
+    assert len(named) > 25
+    assert named <= {*known_keys()}
+    for theirs, ours in re.findall(r"^\| `(\w+)`[^|]* \| `(\w+\.\w+)`", page, re.MULTILINE):
+        assert ours in (name_here(theirs) or ""), theirs
 
 
 def test_names_of_other_libraries_lead_to_settings_that_exist() -> None:

@@ -93,3 +93,23 @@ def test_a_run_that_goes_on_keeps_to_the_keys_its_frozen_code_knows(tmp_path: Pa
     assert written["checkpoint"]["keep"] == 5, "what was asked for is not left out in silence"
     assert written["train"]["num_steps"] == 99
     assert read(path) == changed
+
+
+def test_a_run_begun_before_rl_kl_gradient_keeps_the_gradient_it_had(tmp_path: Path) -> None:
+    """New runs have the corrected one. The frozen code of the old run does not know the key."""
+    path = tmp_path / "config.yaml"
+    older = as_layer(load("rl_smoke"))
+    assert older["rl"].pop("kl_gradient") == "corrected"
+    write_yaml(path, older)
+    frozen = read(path)
+    assert frozen.rl.kl_gradient == "value"
+    renew(dataclasses.replace(frozen, train=dataclasses.replace(frozen.train, num_steps=99)), path)
+    assert "kl_gradient" not in read_yaml(path)["rl"]
+    assert read(path).train.num_steps == 99
+
+
+def test_a_run_begun_before_rewards_is_still_readable(tmp_path: Path) -> None:
+    older = as_layer(load("smoke"))
+    del older["reward"]
+    write_yaml(tmp_path / "config.yaml", older)
+    assert read(tmp_path / "config.yaml") == load("smoke")

@@ -123,6 +123,38 @@ def test_k3_is_unbiased_and_never_negative() -> None:
     assert (kl_k3(policy, reference) >= 0).all()
 
 
+def _kl_term_in_expectation(
+    config: RlConfig, logits: torch.Tensor, reference: torch.Tensor, off_policy: bool
+) -> torch.Tensor:
+    """Return the gradient of the KL term's mean over samples of the old policy: each of the six outcomes is
+    weighed by its probability, and advantages are 0."""
+    old_logits = torch.tensor([[0.9, 0.1, -0.7, 0.4, 1.2, -0.3]], dtype=torch.float64)
+    logprobs = logits.log_softmax(-1)
+    old = old_logits.log_softmax(-1) if off_policy else logprobs.detach()
+    none, mask = torch.zeros_like(old), torch.ones_like(old, dtype=torch.bool)
+    loss = policy_terms(logprobs, old, none, old.exp(), mask, config, reference).loss
+    (gradient,) = torch.autograd.grad(loss, logits)
+    return gradient
+
+
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+@pytest.mark.parametrize("off_policy", [False, True], ids=["on_policy", "off_policy"])
+def test_the_corrected_kl_term_has_the_gradient_of_the_kl(off_policy: bool, ratio: str) -> None:
+    """Of KL(policy, reference); that of k3 alone is, on policy, the gradient of KL(reference, policy)."""
+    logits = torch.tensor([[0.2, -0.5, 1.4, 0.6, -1.1, 0.0]], dtype=torch.float64, requires_grad=True)
+    reference = torch.tensor([[0.3, -1.0, 0.8, 0.0, -0.4, 1.1]], dtype=torch.float64).log_softmax(-1)
+    policy = logits.log_softmax(-1)
+    (reverse,) = torch.autograd.grad((policy.exp() * (policy - reference)).sum(), logits, retain_graph=True)
+    (forward,) = torch.autograd.grad((reference.exp() * (reference - policy)).sum(), logits)
+    corrected = _kl_term_in_expectation(RlConfig(kl_coef=1.0, ratio=ratio), logits, reference, off_policy)
+    assert float((corrected - reverse).abs().max()) < 1e-12
+    alone = RlConfig(kl_coef=1.0, ratio=ratio, kl_gradient="value")
+    value = _kl_term_in_expectation(alone, logits, reference, off_policy)
+    assert float((value - reverse).abs().max()) > 0.05
+    if not off_policy:
+        assert float((value - forward).abs().max()) < 1e-12
+
+
 def test_the_critics_loss_takes_the_worse_of_clipped_and_unclipped() -> None:
     loss = value_loss(
         torch.tensor([[1.0]]), torch.tensor([[0.0]]), torch.tensor([[1.0]]), torch.tensor([[1.0]]), 0.2
@@ -178,19 +210,25 @@ def _clipped(case: _Case, row: int, t: int, low: float, high: float) -> torch.Te
     return torch.minimum(r * a, r.clamp(1 - low, 1 + high) * a)
 
 
+@pytest.mark.parametrize("kl_gradient", ["value", "corrected"])
 @pytest.mark.parametrize("seed", range(3))
-def test_grpo(seed: int) -> None:
+def test_grpo(seed: int, kl_gradient: str) -> None:
     """2402.03300 eq. 3 and 4: the mean over completions of the mean over tokens of the clipped gain less beta
-    times the divergence from the reference, pi_ref / pi - log(pi_ref / pi) - 1."""
+    times the divergence from the reference, pi_ref / pi - log(pi_ref / pi) - 1; corrected, as in TRL 1.16 and
+    2512.02556: that times pi / pi_old, which is differentiated and not clipped."""
     case, total, beta = _Case(seed), torch.zeros((), dtype=torch.float64), 0.04
     reference = case.old + torch.from_numpy(np.random.default_rng(seed).normal(0, 0.5, (4, 7)))
     for row, length in enumerate(case.lengths):
         of_row = torch.zeros((), dtype=torch.float64)
         for t in range(length):
             apart = torch.exp(reference[row, t]) / torch.exp(case.logprobs[row, t])
-            of_row = of_row + _clipped(case, row, t, 0.2, 0.2) - beta * (apart - torch.log(apart) - 1)
+            k3 = apart - torch.log(apart) - 1
+            k3 = k3 * case.ratio(row, t) if kl_gradient == "corrected" else k3
+            of_row = of_row + _clipped(case, row, t, 0.2, 0.2) - beta * k3
         total = total + of_row / length
-    config = RlConfig(loss_level="sequence", clip_low=0.2, clip_high=0.2, kl_coef=beta)
+    config = RlConfig(
+        loss_level="sequence", clip_low=0.2, clip_high=0.2, kl_coef=beta, kl_gradient=kl_gradient
+    )
     case.check(config, -total / 4, reference=reference)
 
 

@@ -115,7 +115,9 @@ def plain_loss(model: Any, experience: Experience, settings: RlConfig, old_model
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-@pytest.mark.parametrize("rl", [{}, {"mask_truncated": True}, {"entropy_coef": 0.3}], ids=str)
+@pytest.mark.parametrize(
+    "rl", [{}, {"skip_tied_groups": False}, {"mask_truncated": True}, {"entropy_coef": 0.3}], ids=str
+)
 def test_the_ranks_together_have_the_plain_loss_and_its_gradient(world_size: int, rl: dict[str, Any]) -> None:
     settings = config(**rl)
     plain, found = network(), 0.0
@@ -139,6 +141,15 @@ def test_the_ranks_together_have_the_plain_loss_and_its_gradient(world_size: int
     for ours, parameter in zip(gradients, plain.parameters(), strict=True):
         assert parameter.grad is not None
         torch.testing.assert_close(ours, parameter.grad.float(), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(("skip", "first"), [(True, MEMBERS), (False, 0)])
+def test_a_tied_group_is_computed_only_where_it_is_asked_for(skip: bool, first: int) -> None:
+    updater = Updater(config(skip_tied_groups=skip), Group(0, 0, 1, torch.device("cpu")), 0, None)
+    engine, tally = PlainEngine(network()), Tally()
+    experience = updater.prepare(engine, Rollout(groups(), "policy", NUM_GROUPS), PROMPTS)
+    list(updater.losses(engine, experience, updater.rows_of(experience, 0), True, tally))
+    assert Sums(*tally.numbers()).tokens == experience.groups.lengths[first:].sum()
 
 
 def moved(model: Any) -> Any:
