@@ -4,23 +4,32 @@
     python -m r1hpc.cancel RUN_DIR --save-first  # touch STOP: it saves after its next step, then ends
     python -m r1hpc.cancel CHAIN                 # every stage that waits or runs, the last first
 
-A job is cancelled by its id alone, from the run folder, and only if it is yours and this run's.
+Without a name nothing is cancelled: it lists the runs that wait or run. A job is cancelled by its id alone,
+from the run folder, and only if it is yours and this run's.
 """
 
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from r1hpc.base.choose_run import add_run
-from r1hpc.base.cli import ArgumentParser, print_json, run_command
+from r1hpc.base.choose_run import RUN_NAMES, add_run_root, all_runs, full_name, is_yours, run_root_of
+from r1hpc.base.cli import ArgumentParser, offer, print_json, run_command
+from r1hpc.base.errors import R1hpcError, UsageError
 
 if TYPE_CHECKING:
     from r1hpc.api import Chain
+
+
+_LISTED_WITHIN_S = 10.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     from r1hpc.api import Chain, open_run_or_chain
 
+    if arguments.run_dir is None:
+        raise UsageError(_which(run_root_of(arguments.run_root)))
     chosen = open_run_or_chain(arguments.run_dir, arguments.run_root)
     if isinstance(chosen, Chain):
         return _cancel_chain(chosen, arguments.save_first, arguments.json)
@@ -35,10 +44,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m r1hpc.cancel", description=__doc__)
-    add_run(parser, "a run or a chain: its folder or its name")
+    run = parser.add_argument(
+        "run_dir", nargs="?", metavar="RUN_DIR", help="a run or a chain: its folder or its name"
+    )
+    offer(run, RUN_NAMES)
+    add_run_root(parser)
     parser.add_argument("--save-first", action="store_true", help="let it save and end by itself")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     return parser
+
+
+def _which(root: Path) -> str:
+    """Return the sentence for a cancel without a name: the runs that wait or run."""
+    from r1hpc.attempt.state import read_situation
+
+    live, deadline = [], time.monotonic() + _LISTED_WITHIN_S
+    for run in all_runs(root):
+        if not is_yours(run.path):
+            continue
+        if time.monotonic() > deadline:  # Slurm may be silent
+            live.append("older runs were not looked at")
+            break
+        try:
+            state = read_situation(run, timeout_s=2.0).state
+        except (R1hpcError, OSError):
+            continue
+        if not state.is_over:
+            live.append(f"{full_name(run)} ({state.value})")
+    if not live:
+        return f"no run under {root.absolute()} waits or runs: nothing to cancel"
+    return "\n  ".join([f"cancel needs the name of a run. Under {root.absolute()} wait or run:", *live])
 
 
 def _cancel_chain(chain: "Chain", save_first: bool, as_json: bool) -> int:

@@ -38,18 +38,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError(f"--nodes {arguments.nodes}: at least 1")
     from r1hpc.site.examine import examine
     from r1hpc.site.findings import healthy
-    from r1hpc.site.profile import write_profile
+    from r1hpc.site.profile import profile_name, write_profile
 
     root = Path(arguments.run_root) if arguments.run_root else default_run_root()
     found = examine(arguments.job, root, arguments.nodes, arguments.cluster, arguments.partition)
-    if arguments.write_profile is not None:
-        write_profile(arguments.write_profile, found.profile)
+    profile, file = found.profile, arguments.write_profile
+    if file is not None:
+        profile = {**profile, "name": file.stem}
+        write_profile(file, profile)
     passed = healthy(found.findings)
     if arguments.json:
         findings = [finding.to_json() for finding in found.findings]
-        print_json({"passed": passed, "findings": findings, "profile": found.profile})
+        print_json({"passed": passed, "findings": findings, "profile": profile})
     else:
         print(as_text(found.findings))
+        if file is not None:
+            print(f"wrote {file}; to use it: export R1HPC_CLUSTER={profile_name(file)}")
     return 0 if passed else 1
 
 

@@ -1,12 +1,14 @@
-"""Prove on your own cluster that a preempted job loses nothing: the verdict is in the records of three runs.
+"""Prove on your own cluster that a preempted job loses nothing: the verdict is in the records of its runs.
 
     python -m r1hpc.drill jobs/smoke.yaml                # on Slurm, or here where there is none
     python -m r1hpc.drill jobs/smoke.yaml --out drill    # the page as drill/drill.md, and drill.json
+    python -m r1hpc.drill jobs/smoke.yaml --way preempt  # one way to be preempted alone
 
-Submits the job shortened, three times: one run that nobody touches; one that is preempted, suspended,
-killed and requeued, as far as the site lets a user do it; one that is cancelled while it is being
-preempted. Then compares: loss and gradient norm to the last bit, every sample once, the causes on record,
-no attempt after the cancel. Exit status 0: passed. It costs the GPU-hours of three short runs.
+Submits the job shortened, up to four times: one run that nobody touches; one that is preempted, suspended,
+killed and requeued, as far as the site lets a user do it; one with a time limit that is too short for it;
+one that is cancelled while it is being preempted. Then compares: loss and gradient norm to the last bit,
+every sample once, the causes on record, no attempt after the cancel. It names the ways of preemption that
+were exercised, and why the others were not. Exit status 0: passed. It costs the GPU-hours of these runs.
 """
 
 from __future__ import annotations
@@ -23,8 +25,11 @@ from r1hpc.base.errors import R1hpcError, StateError, UsageError
 
 if TYPE_CHECKING:
     from r1hpc.api import Run
+    from r1hpc.attempt.state import JobRef
     from r1hpc.rehearsal.verdict import Check, Done
 
+_WAYS = ("usr2", "term", "preempt", "limit")
+"""The signal of --signal, the SIGTERM of a grace time, a job of another QOS, the time limit."""
 _PATIENCE_S = 3600.0
 """For the next thing to happen, beside the time in the queue."""
 _AFTER_CANCEL_S = 5.0
@@ -38,8 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"--steps {arguments.steps}: at least 20, so that each disturbance has steps around it"
         )
     _refuse_job(arguments)
+    ways = tuple(dict.fromkeys(arguments.way or _WAYS))
     if arguments.out is not None and arguments.out.exists() and not arguments.out.is_dir():
         raise UsageError(f"--out {arguments.out} is a file: name a folder")
+    from r1hpc.rehearsal.verdict import judge_cancel
+    from r1hpc.telemetry.attempts import read_history
+
     name = f"drill-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     quiet = _submit(arguments, f"{name}-quiet")
     if _wait_over(quiet) != "finished":
@@ -47,19 +56,39 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"the undisturbed run did not finish, so there is nothing to compare with: see "
             f"python -m r1hpc.status {quiet.path}"
         )
-    disturbed = _submit(arguments, f"{name}-disturbed")
-    done = _disturb(disturbed, arguments.steps)
-    _wait_over(disturbed)
+    runs = [quiet]
+    checks: list[Check] = []
+    done: list[Done] = []
+    if set(ways) != {"limit"}:
+        disturbed = _submit(arguments, f"{name}-disturbed")
+        done = _disturb(disturbed, arguments.steps, ways, only_ways=bool(arguments.way))
+        _wait_over(disturbed)
+        runs.append(disturbed)
+        checks = _judge(quiet, disturbed, done, _save_every(arguments.steps))
+    if "limit" in ways:
+        limited, at_limit, of_limit = _limit(arguments, f"{name}-limited", quiet)
+        runs += [limited] if limited is not None else []
+        done, checks = [*done, at_limit], [*checks, *of_limit]
     cancelled = _submit(arguments, f"{name}-cancelled")
     _preempt_and_cancel(cancelled)
-    checks = _judge(quiet, disturbed, cancelled, done, _save_every(arguments.steps))
-    passed = all(check.passed for check in checks)
+    runs.append(cancelled)
+    checks.append(judge_cancel(read_history(cancelled.folder), cancelled.state().value))
+    exercised = [
+        {"way": each.way, "exercised": each.refused is None, "why": each.refused or ""}
+        for each in done
+        if each.way is not None
+    ]
+    # A way that somebody asked for by name must have been exercised.
+    passed = all(check.passed for check in checks) and (
+        not arguments.way or all(each["exercised"] for each in exercised)
+    )
     value = {
         "passed": passed,
         "job": arguments.job,
+        "ways": exercised,
         "checks": [check.to_json() for check in checks],
         "not_done": [{"what": each.name, "why": each.refused} for each in done if each.refused is not None],
-        "runs": [str(run.path) for run in (quiet, disturbed, cancelled)],
+        "runs": [str(run.path) for run in runs],
     }
     page = as_text(value)
     if arguments.json:
@@ -79,6 +108,12 @@ def _parser() -> ArgumentParser:
         offer(words, "r1hpc.config.completion:job_words")
     parser.add_argument("-N", "--nodes", type=int, metavar="N", help="over what the job file says")
     parser.add_argument("--steps", type=int, default=60, metavar="K", help="optimizer steps of each run (60)")
+    parser.add_argument(
+        "--way",
+        action="append",
+        choices=_WAYS,
+        help="preempt it in this way and no other (repeatable); default: in each that works here",
+    )
     parser.add_argument("--executor", choices=("auto", "slurm", "local"), default="auto")
     cluster = parser.add_argument(
         "--cluster", metavar="NAME", help="profile in configs/cluster/; default $R1HPC_CLUSTER"
@@ -94,7 +129,7 @@ def _save_every(steps: int) -> int:
     return max(1, steps // 6)
 
 
-def _submit(arguments: Any, name: str) -> Run:
+def _submit(arguments: Any, name: str, *more: str) -> Run:
     from r1hpc.api import Submission, submit
     from r1hpc.slurm.flags import overrides_from_environment
 
@@ -103,7 +138,7 @@ def _submit(arguments: Any, name: str) -> Run:
     done = submit(
         arguments.job,
         nodes=arguments.nodes,
-        overrides=[*overrides_from_environment(os.environ), *arguments.overrides, *shortened],
+        overrides=[*overrides_from_environment(os.environ), *arguments.overrides, *shortened, *more],
         run_root=arguments.run_root,
         run_name=name,
         executor=arguments.executor,
@@ -132,14 +167,21 @@ def _refuse_job(arguments: Any) -> None:
         )
 
 
-def _disturb(run: Run, steps: int) -> list[Done]:
+def _disturb(run: Run, steps: int, ways: Sequence[str], only_ways: bool) -> list[Done]:
     """Each disturbance at a step of its own, once the attempt before it has taken steps."""
     from r1hpc.rehearsal.disturb import disturbances
     from r1hpc.rehearsal.verdict import Done
     from r1hpc.slurm.client import SlurmError, without_advice
 
     done: list[Done] = []
-    plan = disturbances(_job(run))
+    job, why_not = _job(run), None
+    preemptor: tuple[str, ...] = ()
+    if "preempt" in ways:
+        preemptor, why_not = _preemptor(run, job)
+    if why_not is not None:
+        ways = [way for way in ways if way != "preempt"]
+        done.append(Done("preemption (another QOS)", 0, 0, refused=why_not, way="preempt"))
+    plan = disturbances(job, ways, preemptor, only_ways=only_ways)
     for number, each in enumerate(plan, start=1):
         _wait_step(run, number * steps // (len(plan) + 2))
         if not run.attempts:
@@ -151,10 +193,59 @@ def _disturb(run: Run, steps: int) -> list[Done]:
             refused = without_advice(error)
         except ProcessLookupError:
             refused = "the run was over before: give more --steps"
-        done.append(Done(each.name, step, last, each.causes, each.may_lose_steps, refused))
+        done.append(Done(each.name, step, last, each.causes, each.may_lose_steps, refused, each.way))
         if each.causes and refused is None:
             _wait_attempt(run, last + 1)
     return done
+
+
+def _preemptor(run: Run, job: JobRef) -> tuple[tuple[str, ...], str | None]:
+    """Return sbatch's options of a job that preempts the run's, and why there is none."""
+    from r1hpc.config.load import read
+    from r1hpc.rehearsal.disturb import why_not_preempted
+    from r1hpc.slurm.decide import place_in_cluster
+    from r1hpc.slurm.probe import probe_cluster
+
+    if job.pid is not None:
+        return (), "there is no Slurm here to preempt it"
+    config = read(run.folder.config)
+    partition, qos, account = place_in_cluster(config)
+    facts = probe_cluster(partition, qos, account)
+    why_not = why_not_preempted(facts)
+    if why_not is not None:
+        return (), why_not
+    asked = {
+        "qos": next(name for name, victim in facts.preemptors if victim == facts.qos),
+        "partition": partition,
+        "account": account,
+        "gpus-per-node": config.resources.gpus_per_node or None,
+    }
+    return tuple(f"--{name}={value}" for name, value in asked.items() if value is not None), None
+
+
+def _limit(arguments: Any, name: str, quiet: Run) -> tuple[Run | None, Done, list[Check]]:
+    """Submit the job with a time limit that ends its attempts; the run, if any, and its verdict."""
+    from r1hpc.rehearsal.disturb import short_limit_min
+    from r1hpc.rehearsal.verdict import Done, judge_limited
+
+    def refused(why: str) -> tuple[None, Done, list[Check]]:
+        return None, Done("time limit", 0, 0, refused=why, way="limit"), []
+
+    if _job(quiet).pid is not None:
+        return refused("a run on this machine has no time limit")
+    attempt, times = quiet.attempts[-1], [step.time or 0.0 for step in quiet.metrics()]
+    total_s = (attempt.end or times[-1]) - attempt.start
+    minutes = short_limit_min(total_s, times[0] - attempt.start, (times[-1] - times[0]) / len(times))
+    if minutes is None:
+        why = f"the undisturbed run took {total_s:.0f} s, and a limit of Slurm is whole minutes"
+        return refused(f"{why}: give more --steps")
+    run = _submit(arguments, name, f"resources.time={minutes}", "resources.signal_lead_s=null")
+    _wait_over(run)
+    if len(run.attempts) == 1 and run.state().value == "finished":
+        return run, refused(f"the run finished within its limit of {minutes} min: give more --steps")[1], []
+    limit = f"time limit of {minutes} min"
+    checks = judge_limited(quiet.folder, run.folder, run.attempts, limit)
+    return run, Done(limit, 0, 1, way="limit"), checks
 
 
 def _preempt_and_cancel(run: Run) -> None:
@@ -173,14 +264,12 @@ def _preempt_and_cancel(run: Run) -> None:
     time.sleep(_AFTER_CANCEL_S)
 
 
-def _judge(quiet: Run, disturbed: Run, cancelled: Run, done: Sequence[Done], save_every: int) -> list[Check]:
-    from r1hpc.rehearsal.verdict import judge_attempts, judge_cancel, judge_records
-    from r1hpc.telemetry.attempts import read_history
+def _judge(quiet: Run, disturbed: Run, done: Sequence[Done], save_every: int) -> list[Check]:
+    from r1hpc.rehearsal.verdict import judge_attempts, judge_records
 
     return [
         *judge_attempts(disturbed.attempts, done, save_every),
         *judge_records(quiet.folder, disturbed.folder),
-        judge_cancel(read_history(cancelled.folder), cancelled.state().value),
     ]
 
 
@@ -243,10 +332,15 @@ def as_text(value: dict[str, Any]) -> str:
     rows = [
         f"| {'yes' if c['passed'] else '**NO**'} | {c['check']} | {c['detail']} |" for c in value["checks"]
     ]
+    ways = [
+        f"- {each['way']}: " + ("exercised" if each["exercised"] else f"not exercised: {each['why']}")
+        for each in value["ways"]
+    ]
     skipped = [f"- not done: {each['what']}: {each['why']}" for each in value["not_done"]]
+    skipped += [""] if skipped else []
     runs = [f"- `{path}`" for path in value["runs"]]
     head = [f"# Drill of {value['job']}: {verdict}", "", "| kept | promise | seen |", "|---|---|---|"]
-    return "\n".join([*head, *rows, "", *skipped, "The runs:", *runs])
+    return "\n".join([*head, *rows, "", "Ways to be preempted:", *ways, "", *skipped, "The runs:", *runs])
 
 
 def _write(folder: Path, value: dict[str, Any], page: str) -> None:

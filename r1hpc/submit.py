@@ -70,7 +70,7 @@ def _parser() -> ArgumentParser:
     offer(words, "r1hpc.config.completion:job_words")
     parser.add_argument("--executor", choices=("auto", "slurm", "local"), default="auto")
     parser.add_argument(
-        "--dry-run", action="store_true", help="print plan, script and what Slurm says to it; write nothing"
+        "--dry-run", action="store_true", help="print plan, what Slurm says to it, and script; write nothing"
     )
     parser.add_argument("--follow", action="store_true", help="print progress until the run is over")
     add_run_root(parser)

@@ -247,20 +247,25 @@ def _with_waits(
     else:
         waits, rest = _own_waits(ledger.attempts, submitted), 0.0
         since = max([*submitted[-1:], *(each.end for each in ledger.attempts[-1:])], default=None)
-        if ledger.situation.state in WAITING and since is not None:
+        is_in_slurm = ledger.situation.job is not None and ledger.situation.job.is_slurm
+        if ledger.situation.state in WAITING and is_in_slurm and since is not None:
             rest = max(0.0, now - since)
     costs = tuple(replace(each, wait_s=wait) for each, wait in zip(ledger.attempts, waits, strict=True))
     return replace(ledger, attempts=costs, queue_s=sum(wait or 0.0 for wait in waits) + rest)
 
 
 def _own_waits(costs: Sequence[AttemptCost], submitted: Sequence[float]) -> list[float | None]:
-    """Seconds before each attempt since it was asked for, by its submission or the end of the one before."""
+    """Return the seconds before each attempt, from its submission or from the end of the one before.
+
+    None for a local attempt: no queue held it, a local chain runs its stages in turn.
+    """
     waits: list[float | None] = []
     before: list[float] = []
     for cost in costs:
         began = cost.inside[0].attempt.start if cost.inside else cost.start
         since = max([*before, *(time for time in submitted if time <= began)], default=None)
-        waits.append(None if since is None else max(0.0, began - since))
+        is_local = bool(cost.inside) and (cost.inside[0].attempt.job_id or "").startswith("local-")
+        waits.append(None if since is None or is_local else max(0.0, began - since))
         before = [cost.inside[-1].end if cost.inside else cost.end]
     return waits
 

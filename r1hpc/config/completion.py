@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import Any
 
-from r1hpc.config.assets import names_in
+from r1hpc.config.assets import names_in, own_profiles
 from r1hpc.config.schema import RunConfig, section_of
 
 
@@ -22,7 +22,7 @@ def job_words(prefix: str, **_: Any) -> list[str]:
 
 
 def cluster_profiles(**_: Any) -> list[str]:
-    return names_in("configs/cluster")
+    return sorted({*names_in("configs/cluster"), *(path.stem for path in own_profiles().glob("*.yaml"))})
 
 
 def campaigns(**_: Any) -> list[str]:

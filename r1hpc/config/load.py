@@ -24,6 +24,7 @@ from r1hpc.base.errors import ConfigError
 from r1hpc.base.files import write_atomic
 from r1hpc.base.names import at_home, nearest, printable
 from r1hpc.config.assets import assets as assets
+from r1hpc.config.assets import own_profiles
 from r1hpc.config.checks import check_ranges
 from r1hpc.config.layers import REPLACE, merged, over_presets
 from r1hpc.config.other_names import name_here
@@ -61,21 +62,27 @@ def find_job(name: str) -> Path:
     return find_named("job", name, candidates, jobs)
 
 
-def find_named(what: str, name: str, candidates: Iterable[Path], folder: Path) -> Path:
+def find_named(what: str, name: str, candidates: Iterable[Path], folder: Path, *own: Path) -> Path:
     """The first of the candidates that is a file.
 
+    Args:
+        own: folders of the user's that were searched too.
+
     Raises:
-        ConfigError: none is; says which YAML files `folder` has.
+        ConfigError: none is; says which YAML files `folder` and `own` have.
     """
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    found = {each: sorted(path.stem for path in each.glob("*.yaml")) for each in (folder, *own)}
+    known = [name for names in found.values() for name in names]
     hint = nearest(Path(name).stem, known)
     where = "" if Path(name).is_absolute() else f", and no such file in {printable(str(Path.cwd()))}"
-    raise ConfigError(
-        f"no {what} {printable(name)!r}{hint}{where}; in {folder.name}/ there are: {', '.join(known)}"
-    )
+    there = [
+        f"in {printable(str(each)) if each in own else each.name}/ there are: {', '.join(names) or 'none'}"
+        for each, names in found.items()
+    ]
+    raise ConfigError(f"no {what} {printable(name)!r}{hint}{where}; {'; '.join(there)}")
 
 
 def load(
@@ -88,7 +95,8 @@ def load(
     Args:
         job: path or name of a job file; None starts from the defaults.
         overrides: dotted `section.key=value`, values in YAML.
-        cluster: profile name in configs/cluster/ or a path; None takes $R1HPC_CLUSTER, else none.
+        cluster: profile name in configs/cluster/ or ~/.config/r1hpc/cluster/, or a path; None takes
+            $R1HPC_CLUSTER, else none.
 
     Raises:
         ConfigError: an unknown key, a value of the wrong type or out of range, an unreadable file.
@@ -126,7 +134,7 @@ def profile_layer(cluster: str | None = None) -> tuple[str, dict[str, Any]] | No
     if not profile:
         return None
     path = _find_profile(profile)
-    return _shown(path), {"cluster": read_yaml(path)}
+    return _shown(path), {"cluster": {"name": path.stem, **read_yaml(path)}}
 
 
 def _shown(path: Path) -> str:
@@ -498,5 +506,6 @@ def _find_include(name: str, job: Path) -> Path:
 
 
 def _find_profile(name: str) -> Path:
-    folder = assets("configs") / "cluster"
-    return find_named("cluster profile", name, (folder / f"{name}.yaml", Path(name)), folder)
+    folder, own = assets("configs") / "cluster", own_profiles()
+    places = (folder / f"{name}.yaml", own / f"{name}.yaml", Path(name))
+    return find_named("cluster profile", name, places, folder, own)

@@ -67,11 +67,17 @@ class Estimate:
         """With more on record of what it rests on."""
         return replace(self, assumptions={**self.assumptions, **more})
 
-    def with_startup(self, gpu_hours: float) -> "Estimate":
-        """With what attempts cost before their first step."""
-        assert self.gpu_hours is not None, "of a run on GPUs"
-        wall = {num: hours + gpu_hours / num for num, hours in self.wall_hours.items()}
-        return replace(self, gpu_hours=self.gpu_hours + gpu_hours, wall_hours=wall)
+    def with_startup(self, gpu_hours: Spread) -> "Estimate":
+        """Return the estimate with the cost of all attempts before their first step on top."""
+        before = self.gpu_hours
+        assert before is not None, "of a run on GPUs"
+        wall = {num: hours + gpu_hours * (1 / num) for num, hours in self.wall_hours.items()}
+        own, added = (before.p90 - before.p50) ** 2, (gpu_hours.p90 - gpu_hours.p50) ** 2
+        part = added / (own + added)
+        drivers = {name: share * (1 - part) for name, share in self.drivers.items()} | {"start-up": part}
+        return replace(
+            self, gpu_hours=before + gpu_hours, wall_hours=wall, drivers=shares_of(drivers) or self.drivers
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -99,7 +105,6 @@ def estimate(
     rates: FailureRates | None = None,
     save_time_s: float = SAVE_S,
     save_interval_s: float | None = None,
-    startup_gpu_hours: float = 0.0,
 ) -> Estimate:
     """The estimate from FLOPs.
 
@@ -107,14 +112,13 @@ def estimate(
         shape: the model's, for the memory plan; None guesses a Llama of that size.
         rates: the site's own failures and preemptions; None takes published ones.
         save_interval_s: between saves; None takes the optimal one.
-        startup_gpu_hours: of all attempts, on top.
     """
     gpus = num_gpus_of(work)
     lost = overhead(rates or FailureRates(), gpus, save_time_s, save_interval_s)
     ideal = mfu_belief(work, 0.0)
     belief = billed_belief(work)
     useful = max(lost.goodput, LEAST_GOODPUT)
-    hours = Spread.log_normal(work.gpu_hours_at(belief.median) / useful, belief.log_sd) + startup_gpu_hours
+    hours = Spread.log_normal(work.gpu_hours_at(belief.median) / useful, belief.log_sd)
     options = memory_options(work, shape)
     counts = (work.num_gpus,) if work.num_gpus else _WALL_EXAMPLES
     return Estimate(

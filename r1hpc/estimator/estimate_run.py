@@ -18,6 +18,7 @@ from r1hpc.estimator.estimate_rl import ONLY_SAMPLING, estimate_rl
 from r1hpc.estimator.goodput import FailureRates
 from r1hpc.estimator.memory_options import Beside, memory_options
 from r1hpc.estimator.rl_phase import EAGER_LAYER_S, Batches, RlWork
+from r1hpc.estimator.spread import Spread
 from r1hpc.estimator.workload import ASSUMED_GPU, Workload, guessed_cache_bytes
 from r1hpc.plan.batch import Topology, updates_per_rollout
 from r1hpc.plan.cards import gpu_type_of
@@ -32,8 +33,9 @@ from r1hpc.plan.run_memory import is_offloaded, memory_of_run
 from r1hpc.plan.shape import ModelShape, model_shape
 from r1hpc.plan.vllm_memory import vllm_memory
 
-_STARTUP_S = 180.0
-"""From the allocation to the first step of an attempt. Assumed."""
+_STARTUP_S = Spread(60.0, 180.0, 540.0)
+"""From the allocation to the first step of an attempt. Assumed, not measured: a file system that many nodes
+read Python from, a large model or a first compilation make it several times the median."""
 _MEAN_OF_LONGEST = 0.5
 """Mean completion over the longest allowed. Assumed: it changes while a policy learns."""
 
@@ -87,7 +89,7 @@ def _on_gpus(
     if gpu_type is None:
         note = f"cluster.gpu_type is not set: {ASSUMED_GPU} is assumed"
         found = replace(found, notes=(note, *found.notes))
-    return found.assuming(gpu_given=gpu_type is not None)
+    return found.assuming(gpu_given=gpu_type is not None, startup_s=_STARTUP_S.to_json())
 
 
 _ADAPTERS = (
@@ -220,14 +222,14 @@ def _estimate_training(
     first = estimate(work, shape=shape)
     wall_s = _ideal_wall_s(plan, first)
     periodic_s = wall_s / plan.num_steps * config.checkpoint.save_every
-    return estimate(
+    found = estimate(
         work,
         shape=shape,
         rates=rates,
         save_time_s=plan.save_wait_s or 0.0,
         save_interval_s=max(1.0, min(periodic_s, wall_s, plan.time_limit_s or math.inf)),
-        startup_gpu_hours=_startup_gpu_hours(plan, first),
     )
+    return found.with_startup(_startup_gpu_hours(plan, first))
 
 
 def _ideal_wall_s(plan: RunPlan, found: Estimate) -> float:
@@ -235,10 +237,10 @@ def _ideal_wall_s(plan: RunPlan, found: Estimate) -> float:
     return found.ideal_gpu_hours.p50 / plan.topology.num_gpus * 3600
 
 
-def _startup_gpu_hours(plan: RunPlan, found: Estimate) -> float:
-    """Of all attempts that the time limit makes."""
+def _startup_gpu_hours(plan: RunPlan, found: Estimate) -> Spread:
+    """Return the start-up of all attempts that the time limit makes; one site's are alike, so widths add."""
     attempts = max(1, math.ceil(_ideal_wall_s(plan, found) / plan.time_limit_s)) if plan.time_limit_s else 1
-    return attempts * plan.topology.num_gpus * _STARTUP_S / 3600
+    return _STARTUP_S * (attempts * plan.topology.num_gpus / 3600)
 
 
 def _rl_work(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape | None) -> RlWork:

@@ -1,6 +1,6 @@
 """An amount that is not known exactly, by its P10, P50 and P90.
 
-    Spread.log_normal(100, 0.3) * 2 + 5
+    Spread.log_normal(100, 0.3) * 2 + Spread(4, 5, 8)
 
 It is log-normal with its own width on either side of the median.
 """
@@ -28,9 +28,18 @@ class Spread:
     def __post_init__(self) -> None:
         assert 0 <= self.p10 <= self.p50 <= self.p90 < math.inf, f"not a spread: {self}"
 
-    def __add__(self, amount: float) -> "Spread":
-        """With an amount that is certain on top."""
-        return Spread(self.p10 + amount, self.p50 + amount, self.p90 + amount)
+    def __add__(self, other: "Spread | float") -> "Spread":
+        """Return the sum with a certain or an independent amount: medians add, widths by their squares.
+
+        >>> Spread(7, 10, 16) + Spread(1, 5, 13)
+        Spread(p10=10.0, p50=15, p90=25.0)
+        """
+        if not isinstance(other, Spread):
+            return Spread(self.p10 + other, self.p50 + other, self.p90 + other)
+        below = math.hypot(self.p50 - self.p10, other.p50 - other.p10)
+        middle = self.p50 + other.p50
+        above = math.hypot(self.p90 - self.p50, other.p90 - other.p50)
+        return Spread(middle - below, middle, middle + above)
 
     def __mul__(self, factor: float) -> "Spread":
         return Spread(self.p10 * factor, self.p50 * factor, self.p90 * factor)

@@ -55,7 +55,7 @@ class PreemptionRules:
     @property
     def window_s(self) -> int | None:
         """Seconds from the first signal to the end; None: nobody is preempted, or suspended instead."""
-        if not set(self.mode.replace(" ", "").split(",")) & {"REQUEUE", "CANCEL"}:
+        if not ends_jobs(self.mode):
             return None
         return self.grace_s if self.grace_s > 0 else self.kill_wait_s
 
@@ -66,6 +66,15 @@ class PreemptionRules:
             return "GraceTime is 0: only KillWait"
         signal = "USR2 (send_user_signal)" if self.sends_user_signal else "SIGTERM"
         return f"{signal}, then GraceTime"
+
+
+def ends_jobs(mode: str) -> bool:
+    """True if a preemption under this PreemptMode ends the job, False if it pauses it or none happens.
+
+    >>> ends_jobs("GANG,SUSPEND"), ends_jobs("REQUEUE")
+    (False, True)
+    """
+    return bool(set(mode.replace(" ", "").upper().split(",")) & {"REQUEUE", "CANCEL"})
 
 
 def expected_save_time_s(checkpoint_bytes: int, bandwidth_gib_s: float) -> float:
@@ -182,8 +191,11 @@ def _requeue_lines(rules: PreemptionRules) -> list[str]:
         return ["requeue: not by Slurm (PreemptMode=CANCEL): the job asks for it itself before it is killed"]
     if rules.grace_s <= 0:
         return []
-    return [
-        "requeue: by Slurm. A job that leaves by itself inside GraceTime is held after "
-        f"{rules.max_batch_requeue} times (MaxBatchRequeue); this one asks for its requeue itself, which "
-        "does not count"
+    most = rules.max_batch_requeue
+    lines = [
+        f"requeue: by Slurm. A job that leaves by itself inside GraceTime is held after {max(1, most)} times "
+        "(MaxBatchRequeue); this one asks for its requeue itself, which does not count"
     ]
+    if most <= 1:
+        lines.append("a run that was preempted and then finishes leaves its job held: scancel it")
+    return lines

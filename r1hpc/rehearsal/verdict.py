@@ -5,7 +5,7 @@ all(check.passed for check in checks)
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from r1hpc.base.rundir import RunDir
@@ -25,6 +25,8 @@ class Done:
     may_lose_steps: bool = False
     refused: str | None = None
     """Why the site did not let it be done; then it proves nothing."""
+    way: str | None = None
+    """Of disturb.WAYS, the one that it exercised."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,15 @@ def judge_records(quiet: RunDir, disturbed: RunDir) -> list[Check]:
         ),
         Check("every sample exactly once", audit.exactly_once, once),
     ]
+
+
+def judge_limited(quiet: RunDir, limited: RunDir, attempts: Sequence[Attempt], limit: str) -> list[Check]:
+    """Each attempt but the last ended at its time limit and lost no step; the numbers are the same."""
+    warned = (Cause.timeout, Cause.preempted)  # USR2 well before the limit looks like a preemption
+    done = [Done(limit, each.last_step or 0, each.attempt, warned) for each in attempts[:-1]]
+    *ends, last = judge_attempts(attempts, done, save_every=0)
+    same = [last, *judge_records(quiet, limited)]
+    return [*ends, *(replace(each, check=f"{each.check} ({limit})") for each in same)]
 
 
 def judge_cancel(history: History, state: str) -> Check:

@@ -125,9 +125,9 @@ def mark(axes: Axes, x: float, y: float, height: float, words: str) -> None:
 
 
 def dot(axes: Axes, x: float, y: float, name: str, words: str, size: float = 8) -> None:
-    """A point: a line of next to no length with round ends, which is an eighth of a marker in the page."""
-    how = {"color": colour(name), "lw": size, "solid_capstyle": "round", "zorder": 5, "clip_on": False}
-    tip(axes.plot([x, x + 1e-11 * (1 + abs(x))], [y, y], **how)[0], words)
+    """Draw a point."""
+    how: dict[str, Any] = {"color": colour(name), "marker": "o", "ms": size, "mew": 0, "lw": 0}
+    tip(axes.plot([x], [y], zorder=5, clip_on=False, **how)[0], words)
 
 
 def note(axes: Axes, x: float, y: float, words: str, name: str = "ink", **how: Any) -> None:

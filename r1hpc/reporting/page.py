@@ -19,7 +19,7 @@ from r1hpc.reporting.run_card import run_card
 from r1hpc.reporting.view import View
 
 _MOST_CARDS = 8
-"""Runs drawn by themselves, newest first; the others are in the table."""
+"""Runs that get a card each, those begun last; the table has the others too."""
 
 
 def write_page(view: View, path: Path) -> None:
@@ -44,7 +44,8 @@ def _cards(view: View) -> Iterator[str]:
     if runs:
         more = f": the newest {_MOST_CARDS} of {len(runs)}" if len(runs) > _MOST_CARDS else ""
         yield "<h2>The run</h2>" if alone else f"<h2>Runs{more}</h2>"
-        yield from (_card(run, alone) for run in runs[:_MOST_CARDS])
+        newest = sorted(range(len(runs)), key=lambda i: runs[i].attempts[0].start)[-_MOST_CARDS:]
+        yield from (_card(runs[i], alone) for i in sorted(newest))  # a chain stays in its order
 
 
 def _card(run: RunLedger, alone: bool) -> str:

@@ -95,7 +95,7 @@ class View:
 
     @property
     def begun(self) -> list[RunLedger]:
-        """Runs that have had an attempt, newest first."""
+        """Runs that have had an attempt."""
         return [run for run in self.runs if run.attempts]
 
     @property

@@ -4,6 +4,7 @@ judge_cluster(probe_cluster(partition="gpu"), slurm_is_here=True)
 """
 
 from r1hpc.base.units import format_duration, format_time
+from r1hpc.plan.preemption import ends_jobs
 from r1hpc.site.findings import SiteFinding, fail, ok, unknown, warn
 from r1hpc.slurm.probe import ClusterFacts
 
@@ -45,10 +46,18 @@ def _judge_preemption(facts: ClusterFacts) -> SiteFinding:
         return unknown("preemption", "Slurm does not say how this partition and QOS preempt")
     if mode.startswith("OFF"):
         return ok("preemption", f"nobody preempts partition {facts.partition}, QOS {facts.qos or 'default'}")
+    if not ends_jobs(mode):
+        # SUSPEND ignores GraceTime and releases no GRES, slurm.conf(5).
+        return ok(
+            "preemption",
+            f"{mode}: a preempted run is paused in place and continues later. It keeps its nodes, its GPUs "
+            "and what is in their memory, and needs no checkpoint. The pause counts neither towards the time "
+            "limit nor towards train.hang_timeout_s",
+        )
     # With a GraceTime of 0 only KillWait lies between the signal and the end, slurm.conf(5).
     window = facts.grace_s or facts.kill_wait_s
     detail = f"{mode}, {format_duration(window)} from the signal to the end" if window else mode
-    if window is not None and window < _SHORT_WARNING_S and not mode.startswith("SUSPEND"):
+    if window is not None and window < _SHORT_WARNING_S:
         fix = "save often (checkpoint.save_every): a save may not fit; or take a QOS with a longer GraceTime"
         return warn("preemption", detail, fix)
     return ok("preemption", detail)
@@ -58,4 +67,23 @@ def _judge_requeue(facts: ClusterFacts) -> SiteFinding:
     if facts.job_requeue is False:
         fix = "none needed: r1hpc submits with --requeue, or a follow-up job where that is refused"
         return warn("requeue", "JobRequeue=0: Slurm requeues no job that does not ask for it", fix)
-    return ok("requeue", f"allowed; MaxBatchRequeue {facts.max_batch_requeue or 'not known'}")
+    most = facts.max_batch_requeue
+    if most is None:
+        return ok("requeue", "allowed; MaxBatchRequeue is not known")
+    # Seen with Slurm 24.11; _job_complete() and _handle_requeue_limit() in src/slurmctld/job_mgr.c.
+    if most <= 1:
+        detail = (
+            f"MaxBatchRequeue={most}: Slurm holds a job (REQUEUE_HOLD) at its first failed launch or exit "
+            "inside the grace time. r1hpc's own requeues do not count, so a preempted run does continue. But "
+            "the exit of a finished run that was preempted earlier counts too: its job stays held, and the "
+            "next stage of a chain waits for it"
+        )
+        fix = (
+            "scancel a job in REQUEUE_HOLD; then submit its chain again, or the run with --resume if it is "
+            "not finished. Only an operator can release it; ask for MaxBatchRequeue=5, Slurm's default"
+        )
+        return warn("requeue", detail, fix)
+    detail = (
+        f"allowed; MaxBatchRequeue={most}: Slurm holds a job after {most} failed launches or exits inside "
+    )
+    return ok("requeue", f"{detail}the grace time, which r1hpc's own requeues are not")

@@ -1,11 +1,13 @@
 """A cluster profile (configs/cluster/NAME.yaml) of what was found; what was not is left to be probed."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from r1hpc.base.errors import UsageError
+from r1hpc.config.assets import assets, own_profiles
 from r1hpc.config.load import write_yaml
 from r1hpc.plan.hardware import find_gpu, smaller_cards
 from r1hpc.site.nodes import NodeReport
@@ -45,11 +47,28 @@ def profile_of(
     return {key: value for key, value in found.items() if value is not None}
 
 
+def profile_name(path: Path) -> str:
+    """Return what --cluster finds the file by: its name in the two folders of profiles, else its path."""
+    path = path.resolve()
+    found = path.parent in (assets("configs") / "cluster", own_profiles().resolve())
+    return path.stem if found and path.suffix == ".yaml" else shlex.quote(str(path))
+
+
 def write_profile(path: Path, profile: dict[str, Any]) -> None:
-    """Raises UsageError where there is a file already: it may hold what a person wrote."""
+    """Write a profile; make its folder if there is none.
+
+    Raises:
+        UsageError: there is a file already, which a person may have written, or the path cannot be written.
+    """
     if path.exists():
         raise UsageError(f"{path} exists: remove it, or name another file with --write-profile")
-    write_yaml(path, profile)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_yaml(path, profile)
+    except OSError as error:
+        raise UsageError(
+            f"--write-profile {path}: {error.strerror}: name a file that you can write"
+        ) from error
 
 
 def _gpu_type(name: str | None) -> str | None:

@@ -293,7 +293,7 @@ def _rules(facts: ClusterFacts) -> PreemptionRules | None:
         grace_s=facts.grace_s,
         kill_wait_s=facts.kill_wait_s,
         sends_user_signal=bool(facts.sends_user_signal),
-        max_batch_requeue=facts.max_batch_requeue or 5,
+        max_batch_requeue=5 if facts.max_batch_requeue is None else facts.max_batch_requeue,
     )
 
 

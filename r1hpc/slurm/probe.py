@@ -33,6 +33,8 @@ class ClusterFacts:
     preempt_mode: str | None = None
     """For this partition and QOS; OFF where nobody can preempt it."""
     grace_s: int | None = None
+    preemptors: tuple[tuple[str, str], ...] = ()
+    """Pairs of QOS that the user may take: jobs of the first preempt those of the second (preempt/qos)."""
     kill_wait_s: int | None = None
     sends_user_signal: bool | None = None
     """The --signal of the job is sent at a preemption too."""
@@ -95,6 +97,7 @@ def probe_cluster(
         preempt_type=config.get("PreemptType"),
         preempt_mode=mode,
         grace_s=grace,
+        preemptors=_preemptors(_rows(said.get("qos", "")), associations),
         kill_wait_s=_count(config.get("KillWait")),
         sends_user_signal="send_user_signal" in signal if config else None,
         job_requeue=config["JobRequeue"] == "1" if "JobRequeue" in config else None,
@@ -204,6 +207,14 @@ def _preemption(
         return "OFF", 0  # no QOS may preempt this one
     _, grace, mode, *_ = rows[qos]
     return (config.get("PreemptMode") if mode in ("", "cluster") else mode.upper()), limit_s(grace) or 0
+
+
+def _preemptors(
+    rows: Mapping[str, Sequence[str]], associations: Sequence[Sequence[str]]
+) -> tuple[tuple[str, str], ...]:
+    own = {qos for row in associations for qos in row[1].split(",")}
+    pairs = ((name, victim) for name in sorted(own & set(rows)) for victim in rows[name][3].split(","))
+    return tuple((name, victim) for name, victim in pairs if victim in own)
 
 
 def _rows(qos_table: str) -> dict[str, list[str]]:

@@ -7,7 +7,7 @@ from r1hpc.base.cli import print_json
 from r1hpc.base.files import read_json
 from r1hpc.base.tables import format_table
 from r1hpc.submission.chain_steps import Action, StageStep
-from r1hpc.submission.run_text import log_path, plan_lines, script_keys
+from r1hpc.submission.run_text import log_path, plan_lines, script_keys, wrapped_lines
 from r1hpc.submission.submit_chain import SubmittedChain
 
 
@@ -34,11 +34,11 @@ def as_object(done: SubmittedChain) -> dict[str, Any]:
 def as_text(done: SubmittedChain) -> str:
     """The chain, a line per stage, in a dry run each stage's plan, and how to come back."""
     chain = done.chain
-    lines = [("chain", str(chain.path) + (" (not written: a dry run)" if done.is_dry_run else ""))]
-    lines += [("note", note) for note in done.notes]
+    place = f"chain    {chain.path}" + (" (not written: a dry run)" if done.is_dry_run else "")
+    lines = [("note", note) for note in done.notes]
     if all(step.action is Action.skip for step in done.steps):
         lines.append(("note", "every stage is finished; to begin anew, take another --run-name"))
-    texts = ["\n".join(f"{name:8} {text}" for name, text in lines)]
+    texts = ["\n".join([place, wrapped_lines(lines)]) if lines else place]
     if done.is_dry_run:
         forms: set[tuple[str, str]] = set()
         texts += [_plan_text(step, forms) for step in done.steps]
@@ -97,5 +97,5 @@ def _plan_text(step: StageStep, forms: set[tuple[str, str]]) -> str:
             (name, text) for name, text in plan_lines(step.planned) if name != "asks" or form not in forms
         ]
         forms.add(form)
-        lines += [f"  {name:8} {text}" for name, text in shown]
+        lines.append(wrapped_lines(shown, indent="  "))
     return "\n".join(lines)

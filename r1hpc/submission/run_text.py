@@ -3,11 +3,13 @@
 print_run(planned, job_id, as_json=False)
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from r1hpc.base.cli import print_json
 from r1hpc.base.rundir import RunDir
+from r1hpc.base.tables import wrap
 from r1hpc.base.units import format_duration, format_parameters
 from r1hpc.estimator.estimate_text import amount
 from r1hpc.plan.run_memory import held
@@ -53,15 +55,21 @@ def script_keys(planned: PlannedRun, dry_run: bool) -> dict[str, str]:
 
 
 def as_text(planned: PlannedRun, job_id: str | None) -> str:
-    """Plan and notes, before them the script in a dry run, after them how to come back to the run."""
-    run, executor = planned.run, planned.executor
-    dry_run = job_id is None
-    lines = [("run", str(run.path) + (" (not written: a dry run)" if dry_run else "")), *plan_lines(planned)]
-    lines += [("note", note) for note in planned.notes]
+    """Return plan and notes; after them how to come back to the run, or in a dry run the script."""
+    run, is_dry_run = planned.run, job_id is None
+    place = f"run      {run.path}" + (" (not written: a dry run)" if is_dry_run else "")
+    texts = [place, wrapped_lines([*plan_lines(planned), *(("note", note) for note in planned.notes)])]
     if job_id is not None:
-        lines += _handles(planned, job_id)
-    texts = [render(planned.script)] if dry_run and executor == "slurm" else []
-    return "\n".join([*texts, *(f"{name:8} {text}" for name, text in lines)])
+        # Not wrapped: they are there to be copied.
+        texts += [f"{name:8} {text}" for name, text in _handles(planned, job_id)]
+    elif planned.executor == "slurm":
+        texts += ["", render(planned.script)]
+    return "\n".join(texts)
+
+
+def wrapped_lines(lines: Iterable[tuple[str, str]], indent: str = "") -> str:
+    """Return (name, text) pairs in two columns, no wider than the terminal."""
+    return "\n".join(wrap(f"{name:8} {text}", indent, f"{indent}{'':9}") for name, text in lines)
 
 
 def plan_lines(planned: PlannedRun) -> list[tuple[str, str]]:

@@ -89,6 +89,17 @@ def test_without_accounting_the_run_folder_tells(made: RecordedRun) -> None:
     assert "steps done again" in text
 
 
+def test_a_local_run_waits_in_no_queue(tmp_path: Path) -> None:
+    """The stages of a local chain run in turn: the later ones wait for the others."""
+    made = RecordedRun(tmp_path / "runs" / "a")
+    made.submit("local-1")
+    made.attempt(1, 5, "preempted", committed=5)
+    made.attempt(6, 10, "finished", committed=10)
+    ledger = ledger_of(made.run)
+    assert [each.wait_s for each in ledger.attempts] == [None, None]
+    assert ledger.queue_s == 0
+
+
 def test_sacct_tells_what_was_held_and_the_run_what_for(made: RecordedRun) -> None:
     """What lies before the attempts is start-up, what lies after them is idle."""
     ledger = ledger_of(made.run, three_records(made))

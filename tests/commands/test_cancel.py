@@ -9,7 +9,7 @@ import pytest
 from r1hpc import cancel
 from r1hpc.attempt.cancel import cancel_job, check_is_ours
 from r1hpc.attempt.state import State, read_situation
-from r1hpc.base.errors import R1hpcError, StateError
+from r1hpc.base.errors import R1hpcError, StateError, UsageError
 from r1hpc.base.files import read_records
 from tests.commands.commands import Supervised, as_json, as_text
 from tests.recorded import RecordedRun
@@ -32,23 +32,38 @@ def test_a_run_on_another_host_is_left_to_that_host(root: Path) -> None:
     assert situation.state is State.running
     assert "elsewhere" in situation.detail
     with pytest.raises(StateError, match="cancel it there"):
-        cancel.main([])
+        cancel.main(["demo"])
 
 
 def test_cancel_terminates_the_supervisor_and_leaves_word(
     supervised: Supervised, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made, process = supervised
-    assert as_json(cancel, [], capsys)["action"] == "sigterm"
+    assert as_json(cancel, ["demo"], capsys)["action"] == "sigterm"
     assert process.wait(10) == 7
     assert read_records(made.run.attempts)[-1]["event"] == "cancel_requested"
     assert read_situation(made.run).state is State.cancelled
-    assert as_json(cancel, [], capsys)["action"] == "none"
+    assert as_json(cancel, ["demo"], capsys)["action"] == "none"
+
+
+def test_without_a_name_it_lists_the_live_runs_and_cancels_none(supervised: Supervised) -> None:
+    made, process = supervised
+    over = RecordedRun(made.run.path.parent / "over")
+    over.submit("local-1")
+    over.attempt(1, 40, "finished", committed=40)
+    with pytest.raises(UsageError, match=r"needs the name of a run.*\n  demo \(running\)$"):
+        cancel.main([])
+    assert process.poll() is None
+    assert not made.run.stop.exists()
+    process.kill()
+    process.wait()
+    with pytest.raises(UsageError, match="waits or runs: nothing to cancel"):
+        cancel.main([])
 
 
 def test_save_first_only_touches_stop(supervised: Supervised, capsys: pytest.CaptureFixture[str]) -> None:
     made, process = supervised
-    assert "saves after the step under way" in as_text(cancel, ["--save-first"], capsys)
+    assert "saves after the step under way" in as_text(cancel, ["demo", "--save-first"], capsys)
     assert made.run.stop.exists()
     assert process.poll() is None
     assert read_situation(made.run).state is State.running
@@ -81,4 +96,4 @@ def test_a_job_of_another_user_or_run_is_never_cancelled(root: Path, shown: str,
 def test_cancel_says_what_to_do_where_there_is_no_slurm(root: Path) -> None:
     RecordedRun(root / "demo").submit("7", "slurm")
     with pytest.raises(R1hpcError, match="login node"):
-        cancel.main([])
+        cancel.main(["demo"])

@@ -21,8 +21,12 @@ from tests.plan.tensorfiles import write_header
 
 
 def test_a_dry_run_prints_plan_and_script_and_writes_nothing(place: Path) -> None:
-    done = submit(place, "--nodes", "4", "--time", "12:00:00", "--dry-run")
+    done = submit(place, "--nodes", "4", "--time", "12:00:00", "--dry-run", COLUMNS="80")
     assert done.returncode == 0, done.stderr
+    plan, _, script = done.stdout.partition("\n#!/bin/bash\n")
+    assert plan.startswith("run ")
+    assert "#SBATCH --nodes=4" in script
+    assert all(len(line) <= 80 for line in plan.splitlines()[1:] if " " in line.strip()), plan
     assert "#SBATCH --time=12:00:00" in done.stdout.splitlines()
     assert "srun " in done.stdout
     assert "GPUs per node: assumed 8" in done.stdout

@@ -359,8 +359,8 @@ def test_what_is_decoded_in_small_batches_takes_longer_and_idle_gpus_are_paid_fo
 def test_starting_is_paid_for_by_stages_that_sample() -> None:
     found = _estimate("stage=evaluate", "cluster.gpu_type=a100", "evaluate.num_items=256")
     assert found.gpu_hours is not None
-    assert found.gpu_hours.p10 > 32 * 180 / 3600
-    assert found.wall_hours[32].p10 > 180 / 3600
+    assert found.gpu_hours.p50 > 32 * 180 / 3600
+    assert found.wall_hours[32].p50 > 180 / 3600
 
 
 def test_rollouts_that_are_sampled_again_are_named() -> None:
@@ -384,3 +384,14 @@ def test_rl_of_a_mixture_computes_with_what_a_token_meets() -> None:
 def test_sampling_stages_only_sample() -> None:
     found = _estimate("stage=evaluate", "cluster.gpu_type=a100")
     assert set(found.phases) == {"prefill", "decode"}
+
+
+def test_a_short_run_is_as_uncertain_as_its_start_up() -> None:
+    """The hours of a run of minutes are its start-up, which nobody knows within a percent."""
+    found = _estimate("cluster.gpu_type=a100", "train.num_steps=1")
+    assert found.gpu_hours is not None
+    assert found.gpu_hours.p90 / found.gpu_hours.p50 > 2.5
+    assert found.gpu_hours.p50 / found.gpu_hours.p10 > 2.5
+    assert found.drivers["start-up"] > 0.9
+    assert sum(found.drivers.values()) == pytest.approx(1, abs=0.02)
+    assert found.assumptions["startup_s"] == {"p10": 60, "p50": 180, "p90": 540}

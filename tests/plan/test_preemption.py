@@ -92,6 +92,8 @@ def test_what_a_mode_without_a_window_means_for_the_run(mode: str, said: str) ->
 
 def test_who_requeues() -> None:
     assert "held after 5 times (MaxBatchRequeue); this one asks for its requeue itself" in _judge(1)
+    assert "leaves its job held" not in _judge(1)
+    assert "then finishes leaves its job held: scancel it" in _judge(1, max_batch_requeue=1)
     assert "the job asks for it itself" in _judge(1, mode="CANCEL")
     assert "asks for it itself" in _judge(1, mode="CANCEL", grace_s=0)
     assert "requeue:" not in _judge(1, grace_s=0)

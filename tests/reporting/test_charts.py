@@ -6,13 +6,26 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
 from r1hpc.accounting.forecast import Spread
 from r1hpc.reporting import budget_charts, hours_charts, palette
-from r1hpc.reporting.drawing import FULL, HALF, NARROW, Axes, Chart, inline, note, save_png, short, time_axis
+from r1hpc.reporting.drawing import (
+    FULL,
+    HALF,
+    NARROW,
+    Axes,
+    Chart,
+    dot,
+    inline,
+    note,
+    save_png,
+    short,
+    time_axis,
+)
 from r1hpc.reporting.run_charts import RunData, charts_of_run, write_pngs
 from r1hpc.reporting.series import gpu_range
 from r1hpc.telemetry.attempts import Attempt, Cause
@@ -213,6 +226,21 @@ def test_the_same_chart_is_the_same_picture(tmp_path: Path) -> None:
         return inline(charts["loss"], FULL), (tmp_path / "loss.png").read_bytes()
 
     assert draw() == draw()
+
+
+def test_points_are_drawn_in_a_picture_too(tmp_path: Path) -> None:
+    from matplotlib.image import imread
+
+    def picture(num: int) -> Any:
+        def draw(axes: Axes, _: int) -> None:
+            axes.set(xlim=(0, 1), ylim=(0, 1))
+            for _ in range(num):
+                dot(axes, 0.5, 0.5, "useful", "half")
+
+        save_png([Chart("a", "A", "A", draw)], "", tmp_path / "a.png")
+        return imread(tmp_path / "a.png")
+
+    assert (picture(1) != picture(0)).any(axis=2).sum() > 60, "it is 8 points wide"
 
 
 def test_names_stay_text(tmp_path: Path) -> None:

@@ -113,6 +113,19 @@ def test_every_chart_of_the_group_is_there(root: Path) -> None:
     assert "the mark at 50 % is passed" in page
 
 
+def test_the_newest_runs_get_cards_in_the_order_of_their_chain(tmp_path: Path) -> None:
+    runs = []
+    for number in range(9):
+        made = RecordedRun(tmp_path / "runs" / f"stage{number}")
+        made.clock += 3600 * number
+        made.submit("local-1")
+        made.attempt(1, 5, "finished", committed=5)
+        runs.append(made.run)
+    page = page_of(tmp_path / "runs", runs)
+    assert "Runs: the newest 8 of 9" in page
+    assert re.findall(r'id="run-(stage\d)"', page) == [f"stage{number}" for number in range(1, 9)]
+
+
 def test_it_needs_nothing_from_outside(root: Path) -> None:
     page = page_of(root)
     for word in ("http:", "https:", "//", "src=", "<script", "@import", "url(", "<link rel=stylesheet"):

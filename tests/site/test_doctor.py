@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from r1hpc.base.errors import ConfigError
 from r1hpc.site.cluster import judge_cluster
 from r1hpc.site.findings import CheckState
 from r1hpc.site.node import NodeFacts, judge_node
@@ -193,23 +194,54 @@ def test_slurm_settings() -> None:
     assert judge_cluster(ClusterFacts(), False)[0].state is CheckState.unknown
 
 
-def test_a_profile_is_written_once_and_read_back(tmp_path: Path) -> None:
+def judged(check: str, **facts: Any) -> Any:
+    usual = {
+        "version": "24.11",
+        "partition": "p",
+        "preempt_type": "preempt/qos",
+        "grace_s": 20,
+        "kill_wait_s": 30,
+    }
+    return next(e for e in judge_cluster(ClusterFacts(**{**usual, **facts}), True) if e.check == check)
+
+
+@pytest.mark.parametrize("mode", ["GANG,SUSPEND", "SUSPEND,GANG", "SUSPEND", "GANG"])
+def test_a_mode_that_pauses_jobs_ends_none(mode: str) -> None:
+    found = judged("preemption", preempt_mode=mode)
+    assert (found.state, found.fix) == (CheckState.ok, "")
+    assert "paused in place" in found.detail
+    assert "GPUs" in found.detail
+    assert "20 s" not in found.detail
+    assert judged("preemption", preempt_mode="GANG,REQUEUE").state is CheckState.warn
+
+
+@pytest.mark.parametrize("most", [0, 1])
+def test_a_cluster_that_holds_jobs_at_once(most: int) -> None:
+    found = judged("requeue", max_batch_requeue=most)
+    assert (found.state, f"MaxBatchRequeue={most}" in found.detail) == (CheckState.warn, True)
+    assert "its job stays held" in found.detail
+    assert "scancel" in found.fix
+    usual = judged("requeue", max_batch_requeue=5)
+    assert (usual.state, "after 5 failed launches" in usual.detail) == (CheckState.ok, True)
+
+
+def test_a_profile_is_written_once_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Into a folder that is made for it, called after its file, and found by that name."""
     from r1hpc.config.load import load
 
-    path = tmp_path / "mine.yaml"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / ".config" / "r1hpc" / "cluster" / "mine.yaml"
     doctor(tmp_path / "runs", "--write-profile", str(path))
-    assert load("jobs/smoke.yaml", cluster=str(path)).cluster.python == sys.executable
-    command = [
-        sys.executable,
-        "-m",
-        "r1hpc.doctor",
-        "--write-profile",
-        str(path),
-        "--run-root",
-        str(tmp_path),
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, "exists" in done.stderr) == (2, True)
+    found = load("jobs/smoke.yaml", cluster="mine").cluster
+    assert (found.python, found.name) == (sys.executable, "mine")
+    with pytest.raises(
+        ConfigError, match=rf"no cluster profile 'mina' \(did you mean 'mine'.*in {path.parent}/"
+    ):
+        load("jobs/smoke.yaml", cluster="mina")
+    command = [sys.executable, "-m", "r1hpc.doctor", "--run-root", str(tmp_path), "--write-profile"]
+    for wrong, said in ((path, "exists"), (path / "under" / "it.yaml", "name a file that you can write")):
+        done = subprocess.run([*command, wrong], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert (done.returncode, said in done.stderr) == (2, True), done.stderr
 
 
 @pytest.fixture

@@ -60,6 +60,7 @@ def test_the_facts_of_a_preemptible_qos(commands: Commands) -> None:
     counted = [probe_cluster(partition=name).num_nodes for name in ("main", "main,debug", None)]
     assert counted == [6, None, None]
     assert (facts.job_requeue, facts.max_batch_requeue, facts.sends_user_signal) == (True, 5, False)
+    assert facts.preemptors == (), "urgent is not the user's"
     assert (facts.version, facts.proctrack, facts.unknown) == ("24.11.5", "proctrack/cgroup", ())
 
 
@@ -70,8 +71,9 @@ def test_a_qos_that_nobody_may_preempt(commands: Commands) -> None:
 
 def test_the_users_default_qos_is_taken(commands: Commands) -> None:
     texts, write, _ = commands
-    texts["assoc"] = "scavenger|normal,scavenger||lab||near\n"
+    texts["assoc"] = "scavenger|normal,scavenger,urgent||lab||near\n"
     write()
+    assert probe_cluster().preemptors == (("urgent", "scavenger"),)
     assert probe_cluster().qos == "scavenger"
 
 
