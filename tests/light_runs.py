@@ -64,11 +64,12 @@ class LightRun:
         load.save(load.load(None, words), self.run.config)
         self.write_script(**options)
 
-    def write_script(self, patience: str | None = None, **options: str) -> None:
+    def write_script(self, patience: str | None = None, setup: Sequence[str] = (), **options: str) -> None:
         """job.sh, as `submit` renders it.
 
         Args:
             patience: seconds between the tries of `begin`, in place of those that add up to two minutes.
+            setup: the profile's lines of shell.
         """
         chosen = {
             "job-name": self.run.run_id,
@@ -80,7 +81,7 @@ class LightRun:
             "output": "/dev/null",
             **options,
         }
-        text = render(Script(self.run.path, (sys.executable,), 1, chosen, by_submitit=False))
+        text = render(Script(self.run.path, (sys.executable,), 1, chosen, setup, by_submitit=False))
         if patience is not None:
             assert "2 5 10 20 30 30 30" in text
             text = text.replace("2 5 10 20 30 30 30", patience)

@@ -172,7 +172,8 @@ def _costs(
     inside: dict[JobRecord, list[AttemptSummary]] = {record: [] for record in kept.records}
     alone = []
     for each, own in zip(summary.attempts, own_allocations(summary, user), strict=True):
-        record = record_of(kept.records, each.attempt.job_id, each.attempt.start, each.end)
+        attempt = each.attempt
+        record = record_of(kept.records, attempt.job_id, attempt.start, each.end, attempt.job_start)
         if record is None:
             alone.append((own, (each,), False))
         else:
@@ -221,6 +222,9 @@ def _wall(summary: RunSummary, inside: Sequence[AttemptSummary], held: Allocatio
     if begin <= first and last <= end and own.allocated <= last - first:
         idle = (end - begin) - (first - begin) - own.allocated
         return own + Split(startup=first - begin, idle=idle)
+    rest = end - begin - own.allocated
+    if rest >= 0 and not begin <= first <= end:  # by the batch host's clock, which is wrong
+        return own + Split(startup=rest)
     # Two clocks that differ: the allocation ends, or begins, within an attempt.
     kept = stored_split(summary, begin, end)
     if kept is not None:

@@ -29,7 +29,7 @@ from r1hpc.plan.parts import STAGES_IN_PARTS
 from r1hpc.slurm import payload
 from r1hpc.slurm.client import SlurmError
 from r1hpc.slurm.env import expand_nodelist
-from r1hpc.slurm.requeue import job_state
+from r1hpc.slurm.requeue import controller_time, job_state
 from r1hpc.telemetry.attempts import (
     Cause,
     History,
@@ -52,6 +52,8 @@ class AttemptFacts:
     dataset_path: str
     """Empty for the stages that read no shards."""
     ranks: int
+    ends_at: float | None = None
+    """When the time limit ends the job, by time.monotonic() of the batch host: rank 0 runs there too."""
 
 
 def begin(
@@ -124,10 +126,11 @@ def _begin(
         refuse_a_ghost(run, executor, job_id, history)  # that may have taken hours
     attempt = max(used, history.last.attempt if history.last else 0) + 1
     token, cluster = secrets.token_hex(8), os.environ.get("SLURM_CLUSTER_NAME")
+    job_start = os.environ.get("SLURM_JOB_START_TIME", "")
     store = CheckpointStore(run.checkpoints, keep=config.checkpoint.keep)
     store.begin(attempt, token)
     _make_folders(run, attempt)
-    facts = AttemptFacts(attempt, token, dataset, ranks)
+    facts = AttemptFacts(attempt, token, dataset, ranks, _ends_at(executor, job_id))
     write_json(run.attempt_dir(attempt) / "attempt.json", asdict(facts))
     record(
         run,
@@ -135,6 +138,7 @@ def _begin(
         attempt=attempt,
         token=token,
         job_id=job_id,
+        **({"job_start": int(job_start)} if executor == "slurm" and job_start.isdecimal() else {}),
         executor=executor,
         host=socket.gethostname(),
         **({"cluster": cluster} if executor == "slurm" and cluster else {}),
@@ -185,7 +189,20 @@ def _refuse_what_others_may_write(run: RunDir, job_with_payload: str | None) -> 
 def read_facts(run: RunDir, attempt: int) -> AttemptFacts:
     """What begin wrote for the ranks of this attempt."""
     facts = read_json(run.attempt_dir(attempt) / "attempt.json", AttemptFacts)
-    return AttemptFacts(**{each.name: facts[each.name] for each in fields(AttemptFacts)})
+    return AttemptFacts(
+        **{each.name: facts[each.name] for each in fields(AttemptFacts) if each.name in facts}
+    )
+
+
+def _ends_at(executor: str, job_id: str) -> float | None:
+    """Return when the time limit ends the job, by time.monotonic(): this host's clock may be wrong."""
+    if executor != "slurm":
+        return None
+    try:
+        limit_at = job_state(job_id).limit_at
+        return None if limit_at is None else time.monotonic() + limit_at - controller_time()
+    except SlurmError:
+        return None
 
 
 def _record_excluded(run: RunDir, config: RunConfig, job_id: str) -> None:

@@ -8,6 +8,7 @@ of it. `refuse_cancelled` looks once more, ahead of the requeue, whether somebod
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -24,7 +25,7 @@ from r1hpc.config.schema import RunConfig
 from r1hpc.plan.parts import STAGES_IN_PARTS
 from r1hpc.plan.preemption import choose_signal_lead_s
 from r1hpc.slurm.client import SlurmError
-from r1hpc.slurm.requeue import JobState, job_state
+from r1hpc.slurm.requeue import JobState, controller_time, job_state
 from r1hpc.telemetry.attempts import Attempt, Cause, read_history, reason_to_stop, record
 from r1hpc.train.stop import OUT_OF_HOURS
 
@@ -99,7 +100,7 @@ def end(run: RunDir, attempt: int, status: int, diagnose: bool = True) -> Ended:
         outcomes=outcomes,
         status=status,
         scheduler=_view(state),
-        cancel_requested=(history.cancel_requested_at or 0) > this.start,
+        cancel_requested=history.is_newer("cancel_requested", "begin"),
         signal_lead_s=lead_s if lead_s is not None else choose_signal_lead_s(60, None),
         is_finished=run.finished.exists(),
         in_logs=failures_in_logs(run, attempt, this.ranks, this.node_names, {o.rank for o in outcomes}),
@@ -216,12 +217,7 @@ def _ask_slurm(job_id: str | None) -> JobState | None:
 def _view(state: JobState | None, warned: float | None = None) -> SchedulerView:
     if state is None:
         return SchedulerView()
-    left = None
-    if state.run_time_s is not None and state.time_limit_s is not None:
-        # Not EndTime: a preemption moves that to the end of its grace time. Nor from StartTime on: a
-        # suspension moves the limit.
-        left = float(state.time_limit_s - state.run_time_s)
-    states = state.states
+    left, states = _time_left(state), state.states
     if "COMPLETING" in states and not state.is_requeued:
         # scontrol shows this state instead of what made the job complete. It is not a requeue, and the batch
         # script, which is us, has not ended: so the limit was reached, or it was preempted where PreemptMode
@@ -233,6 +229,17 @@ def _view(state: JobState | None, warned: float | None = None) -> SchedulerView:
         other = "NODE_FAIL" if state.reason == "NodeDown" else other
         states = states | {"TIMEOUT" if left is not None and left <= 0 else other}
     return SchedulerView(states, state.preempt_time is not None, left)
+
+
+def _time_left(state: JobState) -> float | None:
+    """Return the seconds that were left of the time limit, by slurmctld's clock; None: not known."""
+    if state.limit_at is None or state.is_requeued:
+        return None
+    if "RUNNING" not in state.states:
+        return None if state.end_time is None else state.limit_at - state.end_time
+    with suppress(SlurmError):
+        return state.limit_at - controller_time()
+    return None
 
 
 def _what_follows(attempts: Sequence[Attempt], config: RunConfig, state: JobState | None) -> tuple[Next, str]:

@@ -13,7 +13,7 @@ from r1hpc.base.errors import R1hpcError
 from r1hpc.base.files import GrowingFile
 from r1hpc.base.rundir import RunDir
 from r1hpc.base.units import format_duration
-from r1hpc.telemetry.attempts import parse_event, read_history
+from r1hpc.telemetry.attempts import in_order, parse_event, read_history
 from r1hpc.telemetry.metrics import Step, follow_steps
 
 INTERRUPTED = 130
@@ -29,8 +29,8 @@ _PATIENCE_S = 15.0
 class _Follower:
     run: RunDir
     out: TextIO
-    since: float
-    """When the submission was made: a resumed run's earlier attempts are no news."""
+    since: int
+    """Attempts up to this one are of earlier submissions: no news of a resumed run."""
     latest: Step | None = None
     """The newest step that is not printed yet."""
     last_print: float = 0.0
@@ -41,7 +41,7 @@ class _Follower:
     def print_news(self) -> bool:
         """Print what is new; True when an attempt began or ended."""
         events = self._new_events()
-        steps = [step for step in self.new_steps() if (step.time or 0.0) >= self.since]
+        steps = [step for step in self.new_steps() if step.attempt > self.since]
         self.latest = steps[-1] if steps else self.latest
         if self.latest is not None and (events or time.monotonic() - self.last_print >= 1.0):
             self._print(_step_line(self.latest))
@@ -60,8 +60,9 @@ class _Follower:
         return bool(events)
 
     def _new_events(self) -> list[dict[str, Any]]:
-        found = filter(None, map(parse_event, self.events.lines()))
-        return [event for event in found if event["time"] >= self.since]
+        found = in_order(filter(None, map(parse_event, self.events.lines())))
+        places = [place for place, event in enumerate(found) if event["event"] == "submitted"]
+        return found[places[-1] + 1 :] if places else found
 
     def _print(self, line: str) -> None:
         print(line, file=self.out, flush=True)
@@ -85,7 +86,9 @@ def wait(run: RunDir, timeout_s: float | None = None) -> Situation:
 
 def follow(run: RunDir, job_id: str, out: TextIO) -> int:
     """Follow until the run is over; 0 when it finished, else 1. Ctrl-C only stops the following."""
-    follower, ending = _Follower(run, out, _submitted_at(run)), _Ending()
+    history, ending = read_history(run), _Ending()
+    earlier = history.attempts[: history.num_earlier]
+    follower = _Follower(run, out, earlier[-1].attempt if earlier else 0)
     asked = time.monotonic()
     try:
         while True:
@@ -147,10 +150,6 @@ def _step_line(step: Step) -> str:
     if (seconds := step.step_time_s) is not None:
         parts.append(f"{format_duration(seconds) if seconds >= 10 else f'{seconds:.2g} s'} a step")
     return "  ".join(parts)
-
-
-def _submitted_at(run: RunDir) -> float:
-    return max((s["time"] for s in read_history(run).submissions), default=0.0)
 
 
 def _names(event: dict[str, object]) -> list[str]:

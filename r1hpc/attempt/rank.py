@@ -24,7 +24,7 @@ from r1hpc.config.load import read
 from r1hpc.config.schema import RunConfig
 from r1hpc.data.errors import DatasetMismatchError
 from r1hpc.plan.facts import PlanFacts
-from r1hpc.slurm.env import RankContext, choose_port, current, job_end_time, network_interface_to
+from r1hpc.slurm.env import RankContext, choose_port, current, network_interface_to
 from r1hpc.telemetry.attempts import Cause, read_history, seconds_left
 from r1hpc.telemetry.sampler import GpuSampler
 from r1hpc.train import peers
@@ -52,7 +52,7 @@ def run_rank(run_dir: str) -> NoReturn:
     context = current(os.environ)
     check_owned(run.config)
     config = read(run.config)
-    requests = StopRequests(run, context.rank, _clock(run, config))
+    requests = StopRequests(run, context.rank, _clock(run, config, context))
     requests.install()
 
     def leave(kind: str, detail: str) -> None:
@@ -88,17 +88,17 @@ def run_rank(run_dir: str) -> NoReturn:
     os._exit(0)
 
 
-def _clock(run: RunDir, config: RunConfig) -> Clock:
+def _clock(run: RunDir, config: RunConfig, context: RankContext) -> Clock:
     """When to save first, and when the run's own GPU-hours are used up."""
-    now, wall = time.monotonic(), time.time()
-    end = job_end_time(os.environ)
-    first = None if end is None else now + max(0.0, end - wall) / 2
+    if context.rank != 0:
+        return Clock()
+    now, end = time.monotonic(), read_facts(run, context.attempt).ends_at
     most = config.limits.max_gpu_hours
-    left = None if most is None else seconds_left(read_history(run), most, wall)
+    left = None if most is None else seconds_left(read_history(run), most, time.time())
     return Clock(
-        first_save_at=first,
+        first_save_at=None if end is None else (now + max(now, end)) / 2,
         stop_at=None if left is None else now + left,
-        ends_at=None if end is None else now + end - wall,
+        ends_at=end,
         grace_s=read_json(run.plan, PlanFacts).get("warning_window_s") if run.plan.exists() else None,
     )
 

@@ -56,7 +56,7 @@ def refuse_a_second_job(run: RunDir, job_id: str) -> None:
     last = history.last
     if last is None or last.cause is not None or last.job_id in (None, job_id):
         return
-    is_cancelled = (history.cancel_requested_at or 0.0) > last.start
+    is_cancelled = history.is_newer("cancel_requested", "begin")
     deadline = time.monotonic() + _LEAVING_S
     while (other := ask(run, job_named(run, last.job_id), timeout_s=10.0)).alive:
         if not (is_cancelled or other.leaving) or time.monotonic() > deadline:
@@ -95,10 +95,13 @@ def refuse_a_ghost(run: RunDir, executor: str, job_id: str, known: History | Non
 
 
 def _restarts_on_record(run: RunDir, job_id: str) -> int:
-    events = read_run_events(run)[0]
-    asked_at = max((e["time"] for e in events if e["event"] in ("submitted", "resubmitted")), default=0.0)
-    begun = [e for e in events if (e["event"], str(e.get("job_id"))) == ("begin", job_id)]
-    return max((e.get("restarts", 0) for e in begun if e["time"] >= asked_at), default=0)
+    restarts = 0
+    for event in read_run_events(run)[0]:
+        if event["event"] in ("submitted", "resubmitted"):
+            restarts = 0
+        elif (event["event"], str(event.get("job_id"))) == ("begin", job_id):
+            restarts = max(restarts, event.get("restarts", 0))
+    return restarts
 
 
 def own_restarts() -> int:

@@ -7,13 +7,14 @@ import os
 import sys
 import time
 
+from r1hpc.attempt.begin import read_facts
 from r1hpc.base.rundir import RunDir
 from r1hpc.base.units import parse_time
 from r1hpc.config.schema import RunConfig
 from r1hpc.serving.address import Place, make_key
 from r1hpc.serving.life import Ended, Life
 from r1hpc.serving.process import command_of, environment_of
-from r1hpc.slurm.env import RankContext, choose_port, job_end_time, own_address
+from r1hpc.slurm.env import RankContext, choose_port, own_address
 from r1hpc.train.stop import StopRequests
 from r1hpc.train.watchdog import Watchdog
 
@@ -31,7 +32,7 @@ def serve(
     """
     place = _place(config, context)
     name = config.serve.model_name or run.run_id
-    ends_at = _ends_at(config, context)
+    ends_at = _ends_at(run, config, context)
 
     def stop_reason() -> str:
         stop, _ = requests.poll()
@@ -44,7 +45,7 @@ def serve(
         place,
         name,
         stop_reason=stop_reason,
-        seconds_left=lambda: None if ends_at is None else ends_at - time.time(),
+        seconds_left=lambda: None if ends_at is None else ends_at - time.monotonic(),
         lead_s=0.0 if _is_local(context) else config.resources.signal_lead_s or 0.0,
         beat=watchdog.beat,
     )
@@ -65,12 +66,12 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _ends_at(config: RunConfig, context: RankContext) -> float | None:
-    """Unix seconds at which the time limit ends the job; on this machine nobody else would."""
+def _ends_at(run: RunDir, config: RunConfig, context: RankContext) -> float | None:
+    """Return when the time limit ends the job, by time.monotonic(); on this machine nobody else would."""
     if not _is_local(context):
-        return job_end_time(os.environ)
+        return read_facts(run, context.attempt).ends_at
     limit_s = parse_time(config.resources.time or "0")  # 0 is no limit, as for Slurm
-    return time.time() + limit_s if limit_s else None
+    return time.monotonic() + limit_s if limit_s else None
 
 
 def _is_local(context: RankContext) -> bool:

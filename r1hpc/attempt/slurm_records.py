@@ -112,13 +112,20 @@ def submitted_at(history: History) -> float:
 
 
 def record_of(
-    records: Sequence[JobRecord], job_id: str | None, began: float, over: float
+    records: Sequence[JobRecord],
+    job_id: str | None,
+    began: float,
+    over: float,
+    job_start: float | None = None,
 ) -> JobRecord | None:
     """The record an attempt lies in; None: Slurm has none of it.
 
-    One of its job in which it began, or, since Slurm's clock and the batch host's may differ, one that holds
-    half of it; of several the one that holds most.
+    The one of its job that starts at `job_start`. Earlier versions did not record that: then one in which it
+    began, or, since Slurm's clock and the batch host's may differ, one that holds half of it; of several the
+    one that holds most.
     """
+    if job_start is not None:
+        return next((r for r in records if (r.job_id, r.start) == (job_id, job_start)), None)
     able = []
     for record in records:
         if record.job_id != job_id or record.start is None:
@@ -134,8 +141,12 @@ def record_of(
 
 def is_settled(kept: SlurmRecords, jobs: Collection[str], history: History, now: float) -> bool:
     """Whether asking sacct can tell no more of the attempts that have ended."""
-    ended = [(a.job_id, a.start, a.end) for a in history.attempts if a.end is not None and a.job_id in jobs]
-    if kept.asked > max((end for _, _, end in ended), default=now) + _LEARNT_BY:
+    ended = [
+        (a.job_id, a.start, a.end, a.job_start)
+        for a in history.attempts
+        if a.end is not None and a.job_id in jobs
+    ]
+    if kept.asked > max((each[2] for each in ended), default=now) + _LEARNT_BY:
         return True
     found = [record_of(kept.records, *each) for each in ended]
     return all(record is not None and not is_open(record) for record in found)

@@ -6,7 +6,6 @@
 Loads no torch. Without an answer of Slurm's it is what the run folder says, and `detail` says so.
 """
 
-import math
 import re
 import socket
 import time
@@ -26,7 +25,15 @@ from r1hpc.slurm.contract import HELD
 from r1hpc.slurm.env import expand_nodelist
 from r1hpc.slurm.requeue import JobState, job_state
 from r1hpc.slurm.sacct import sacct_records
-from r1hpc.telemetry.attempts import Attempt, Cause, History, NotBegun, read_history, read_run_events
+from r1hpc.telemetry.attempts import (
+    NAMING,
+    Attempt,
+    Cause,
+    History,
+    NotBegun,
+    read_history,
+    read_run_events,
+)
 
 
 class State(StrEnum):
@@ -88,10 +95,9 @@ class Situation:
     @property
     def never_began(self) -> bool:
         """The newest job has ended, its attempt did not begin, and nothing on record says why."""
-        refusal = self.history.not_begun
         if self.state is not State.failed or self.job is None or self.job.event == "begin":
             return False
-        return refusal is None or refusal.time <= self.job.time
+        return not self.history.is_newer("not_begun", *NAMING)
 
 
 @dataclass(frozen=True)
@@ -158,10 +164,10 @@ def _with_its_end(run: RunDir, job: JobRef | None, history: History, timeout_s: 
 def judge(run: RunDir, history: History, job: JobRef | None, report: JobReport) -> tuple[State, str]:
     """State and detail of a run that has no FINISHED file."""
     last = history.last
-    if job is not None and (history.cancel_requested_at or 0.0) > job.time:
+    if history.is_newer("cancel_requested", *NAMING):
         report = replace(report, cancelled=True)
     refusal = history.not_begun
-    if refusal is not None and (job is None or refusal.time > job.time):
+    if refusal is not None and history.is_newer("not_begun", *NAMING):
         return _of_refusal(refusal)
     if job is None and last is None:
         lost = last_attempt_with_logs(run)
@@ -182,7 +188,7 @@ def judge(run: RunDir, history: History, job: JobRef | None, report: JobReport) 
 
 
 def newest_job(run: RunDir) -> JobRef | None:
-    """The job that attempts.jsonl named last, by time: a submission may be written after its first begin."""
+    """The job that attempts.jsonl named last."""
     named = _naming_events(run)
     return _job_ref(named[-1]) if named else None
 
@@ -236,28 +242,8 @@ def _is_elsewhere(cluster: str, timeout_s: float) -> bool:
     return cluster_name(timeout_s) != cluster
 
 
-_NAMING = ("submitted", "resubmitted", "begin")
-
-
 def _naming_events(run: RunDir) -> list[dict[str, Any]]:
-    """In the order of their times, but a submission to Slurm never after the begin of its own job: it may be
-    written late, and by a login node whose clock is ahead."""
-    named = [e for e in read_run_events(run)[0] if e.get("event") in _NAMING and e.get("job_id")]
-    begun: dict[str, float] = {}
-    for event in named:
-        if event["event"] == "begin" and event.get("executor") == "slurm":
-            begun.setdefault(str(event["job_id"]), _time(event))
-
-    def moment(event: dict[str, Any]) -> tuple[float, bool]:
-        first = begun.get(str(event["job_id"]), math.inf)
-        is_begin = event["event"] == "begin"
-        return _time(event) if is_begin else min(_time(event), first), is_begin
-
-    return sorted(named, key=moment)
-
-
-def _time(event: dict[str, Any]) -> float:
-    return float(event.get("time", 0.0))
+    return [e for e in read_run_events(run)[0] if e["event"] in NAMING and e.get("job_id")]
 
 
 def _job_ref(event: dict[str, Any]) -> JobRef:
@@ -266,7 +252,7 @@ def _job_ref(event: dict[str, Any]) -> JobRef:
         event.get("executor", ""),
         event["event"],
         event.get("host"),
-        _time(event),
+        float(event["time"]),
         event.get("cluster"),
     )
 

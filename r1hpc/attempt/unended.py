@@ -41,7 +41,7 @@ def close_unended(run: RunDir, config: RunConfig, job_id: str) -> None:
     seen = _ask_sacct(run, last, tries=5)  # slurmdbd hears of a node failure after the job restarts
     restarted = last.job_id == job_id and bool(int(os.environ.get("SLURM_RESTART_COUNT") or 0))
     view = SchedulerView(frozenset({seen.state} if seen else ()), restarted=restarted)
-    cause, detail = judge_unended(run, last, view, (history.cancel_requested_at or 0) > last.start)
+    cause, detail = judge_unended(run, last, view, history.is_newer("cancel_requested", "begin"))
     record(
         run,
         "end",
@@ -53,7 +53,7 @@ def close_unended(run: RunDir, config: RunConfig, job_id: str) -> None:
         kept=max((outcome.kept for outcome in read_outcomes(run, last.attempt)), default=0),
         requeued=not cause.is_final,
         inferred=True,
-        ended=seen.end if seen else _last_sign_of_life(run, last.attempt),
+        ended=_ended(seen, last) if seen else _last_sign_of_life(run, last.attempt),
     )
 
 
@@ -157,16 +157,27 @@ def _ask_sacct(run: RunDir, last: Attempt, tries: int = 1) -> JobRecord | None:
 
 
 def record_of_attempt(records: Sequence[JobRecord], last: Attempt) -> JobRecord | None:
-    """Return the ended record of the newest job in which the attempt began."""
+    """Return the ended record of the job in which the attempt began.
+
+    Attempts of earlier versions did not record when their job started: then the record counts that started
+    last before the attempt began.
+    """
     mine = [
-        record
-        for record in records
-        if record.job_id == last.job_id and record.start is not None and record.start <= last.start + 1
+        r for r in records if r.job_id == last.job_id and None not in (r.start, r.end) and _holds(r, last)
     ]
+    return mine[-1] if mine else None
+
+
+def _holds(record: JobRecord, last: Attempt) -> bool:
+    if last.job_start is not None:
+        return record.start == last.job_start
     # Slurm writes whole seconds: an attempt killed in the second of its begin seems to end before it.
-    if mine and mine[-1].end is not None and mine[-1].end >= int(last.start):
-        return mine[-1]
-    return None
+    return (record.start or 0.0) <= last.start + 1 and (record.end or 0.0) >= int(last.start)
+
+
+def _ended(record: JobRecord, last: Attempt) -> float | None:
+    is_same_clock = (record.start or 0.0) - 1 <= last.start <= (record.end or 0.0)
+    return record.end if is_same_clock else last.start + record.elapsed_s
 
 
 def _last_sign_of_life(run: RunDir, attempt: int) -> float | None:

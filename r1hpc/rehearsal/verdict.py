@@ -100,7 +100,5 @@ def judge_limited(quiet: RunDir, limited: RunDir, attempts: Sequence[Attempt], l
 
 def judge_cancel(history: History, state: str) -> Check:
     """A run that was preempted and cancelled at once stays cancelled."""
-    asked = history.cancel_requested_at
-    later = [a.attempt for a in history.attempts if asked is not None and a.start > asked]
-    passed = asked is not None and not later and state == "cancelled"
+    passed = history.is_newer("cancel_requested", "begin") and state == "cancelled"
     return Check("no attempt after a cancel", passed, f"{state}, {len(history.attempts)} attempts")

@@ -144,12 +144,6 @@ def job_id(environ: Mapping[str, str]) -> str | None:
     return f"{array}_{task}" if array and task else environ.get("SLURM_JOB_ID")
 
 
-def job_end_time(environ: Mapping[str, str]) -> int | None:
-    """Unix seconds at which the job's time limit ends; None outside a job, or where Slurm does not say."""
-    text = environ.get("SLURM_JOB_END_TIME", "")
-    return int(text) if text.isdecimal() else None
-
-
 def expand_nodelist(text: str) -> tuple[str, ...]:
     """The names in Slurm's host list notation, in order.
 

@@ -56,9 +56,8 @@ class JobState:
     restarts: int = 0
     requeue: bool = True
     """The job may be requeued."""
-    time_limit_s: int | None = None
-    run_time_s: int | None = None
-    """So long it has run, pauses in which it was suspended not counted."""
+    limit_at: float | None = None
+    """When its time limit is over, by slurmctld's clock. A suspension moves this, a preemption does not."""
     excluded: str = ""
     """Nodes that it may not have, as --exclude takes them."""
     required: str = ""
@@ -96,6 +95,20 @@ def job_state(job_id: str, timeout_s: float = 10.0) -> JobState:
     return parse_job(text)
 
 
+def controller_time() -> float:
+    """Read slurmctld's clock, in Unix seconds.
+
+    RunTime and time left of a running job are no measure: scontrol and squeue count them by their own host's
+    clock, and print INVALID where that is behind (Slurm 24.11).
+
+    Raises:
+        SlurmError: slurmctld did not answer.
+    """
+    said = call(["scontrol", "show", "config"], 10.0)
+    found = re.search(r"^Configuration data as of (\d+)", said, re.MULTILINE)
+    return float(found[1]) if found else time.time()
+
+
 def parse_job(text: str) -> JobState:
     """The JobState in the output of `scontrol show job -o` (of an array: its first line)."""
     line = text.splitlines()[0] if text.strip() else ""
@@ -103,6 +116,10 @@ def parse_job(text: str) -> JobState:
     fields = line.partition(" UserId=")[2]
     if not fields:
         return JobState(frozenset())
+    limit, began = limit_s(_field(fields, "TimeLimit")), _time(_field(fields, "StartTime"))
+    resumed = _time(_field(fields, "SuspendTime"))
+    if resumed is not None:
+        began = resumed - int(_field(fields, "SecsPreSuspend") or 0)
     return JobState(
         states=frozenset(re.split(r"[,+]", _field(fields, "JobState"))),
         reason=_field(fields, "Reason"),
@@ -110,8 +127,7 @@ def parse_job(text: str) -> JobState:
         preempt_time=_time(_field(fields, "PreemptTime")),
         restarts=int(_field(fields, "Restarts") or 0),
         requeue=_field(fields, "Requeue") == "1",
-        time_limit_s=limit_s(_field(fields, "TimeLimit")),
-        run_time_s=limit_s(_field(fields, "RunTime")),
+        limit_at=None if limit is None or began is None else began + limit,
         excluded=_field(fields, "ExcNodeList").replace("(null)", ""),
         required=_field(fields, "ReqNodeList").replace("(null)", ""),
         comment=comment[1] if (comment := re.search(r" Comment=(.*?)(?: \w+=|$)", fields)) else "",

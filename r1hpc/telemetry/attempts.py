@@ -1,9 +1,10 @@
 """attempts.jsonl: every submission and every attempt of a run, and how each attempt ended.
 
-Events, one JSON line each, appended in order and never changed:
+Events, one JSON line each, appended in order and never changed. Their order is their place in the file: each
+time is by its writer's clock, and the clocks of hosts differ.
 
     submitted  time executor job_id script time_limit_s
-    begin      time attempt token job_id executor host node_names gpus ranks resumed_from restarts
+    begin      time attempt token job_id job_start executor host node_names gpus ranks resumed_from restarts
     end        time attempt cause detail exit_status last_committed_step kept requeued inferred resumed_from
                not_continued
     cancel_requested  time by
@@ -20,7 +21,7 @@ the run.
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, NotRequired, TypedDict
@@ -33,6 +34,8 @@ from r1hpc.config.schema import LimitsConfig
 from r1hpc.telemetry.metrics import steps_from
 from r1hpc.telemetry.summary_file import read_summary
 
+NAMING = ("submitted", "resubmitted", "begin")
+"""The events that name the newest job of a run."""
 _MOST_LINES = 5
 _LONGEST_STARTUP_S = 3600.0
 
@@ -77,6 +80,7 @@ class _Begin(_Event):
     ranks: NotRequired[Count]
     resumed_from: NotRequired[Count | None]
     restarts: NotRequired[Count]
+    job_start: NotRequired[Time | None]
 
 
 class _End(_Event):
@@ -126,6 +130,8 @@ class Attempt:
     """Finished pieces of work beyond the last committed step that it left on disk."""
     not_continued: str = ""
     """The limit after which no attempt follows; empty where none was reached."""
+    job_start: float | None = None
+    """When Slurm started its job, by slurmctld's clock: the Start of its record in accounting."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -135,7 +141,6 @@ class Attempt:
 class NotBegun:
     """Why a job of the run began no attempt, and none follows."""
 
-    time: float
     cause: Cause
     detail: str
 
@@ -153,37 +158,32 @@ class History:
     attempts: tuple[Attempt, ...]
     submissions: tuple[dict[str, Any], ...] = field(default_factory=tuple)
 
-    cancel_requested_at: float | None = None
-    """When a person last asked for the run to be cancelled."""
+    places: Mapping[str, int] = field(default_factory=dict)
+    """The place of the newest event of each kind."""
     notes: tuple[str, ...] = ()
     """What of attempts.jsonl could not be read."""
     not_begun: NotBegun | None = None
     """The newest."""
+    num_earlier: int = 0
+    """Attempts of earlier submissions."""
 
     @property
     def last(self) -> Attempt | None:
         return self.attempts[-1] if self.attempts else None
 
+    def is_newer(self, event: str, *others: str) -> bool:
+        """True if the newest `event` came after the newest of all `others`."""
+        return self.places.get(event, -1) > max(self.places.get(other, -1) for other in others)
+
     @property
     def is_cancelled(self) -> bool:
         """Whether a person has asked for the end of the newest submission: resuming takes that back."""
-        return (self.cancel_requested_at or 0.0) > self._submitted_at
-
-    @property
-    def _submitted_at(self) -> float:
-        return max((s["time"] for s in self.submissions), default=0.0)
+        return self.is_newer("cancel_requested", "submitted")
 
     @property
     def since_submission(self) -> tuple[Attempt, ...]:
-        """Attempts of the newest submission: asking for the run again is asking for fresh limits.
-
-        Those of its own job count whatever the time: the login node's clock may be ahead of theirs.
-        """
-        newest = max(self.submissions, key=lambda s: float(s["time"]), default={})
-        job_id = str(newest.get("job_id")) if newest.get("executor") == "slurm" else None
-        return tuple(
-            a for a in self.attempts if a.start >= self._submitted_at or (job_id and a.job_id == job_id)
-        )
+        """Attempts of the newest submission: asking for the run again is asking for fresh limits."""
+        return self.attempts[self.num_earlier :]
 
 
 def record(run: RunDir, event: str, **fields: Any) -> None:
@@ -204,18 +204,44 @@ def read_history(run: RunDir) -> History:
         _fold(e, ends.get(e["attempt"]), steps.get(e["attempt"])) for e in events if e.get("event") == "begin"
     )
     submissions = tuple(e for e in events if e.get("event") == "submitted")
-    cancels = [e["time"] for e in events if e.get("event") == "cancel_requested"]
-    refusals = [
-        NotBegun(e["time"], Cause(e["cause"]), str(e.get("detail", "")))
-        for e in events
-        if e.get("event") == "not_begun"
-    ]
-    refusal = refusals[-1] if refusals else None
-    return History(attempts, submissions, max(cancels, default=None), notes, refusal)
+    places = {e["event"]: place for place, e in enumerate(events)}
+    earlier = events[: places.get("submitted", 0)]
+    not_begun = None
+    if "not_begun" in places:
+        event = events[places["not_begun"]]
+        not_begun = NotBegun(Cause(event["cause"]), str(event.get("detail", "")))
+    return History(
+        attempts,
+        submissions,
+        places,
+        notes,
+        not_begun,
+        num_earlier=sum(e["event"] == "begin" for e in earlier),
+    )
+
+
+def in_order(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sort events read from the file into the order in which they happened.
+
+    That is their order in the file, but for a submission: it is written once sbatch has answered, and its job
+    may have begun by then. It goes before the first event of its job.
+    """
+    placed: list[tuple[float, dict[str, Any]]] = []
+    first: dict[str, int] = {}
+    submitted: set[str] = set()
+    for place, event in enumerate(events):
+        job_id, key = str(event.get("job_id")), float(place)
+        if event["event"] in ("submitted", "resubmitted"):
+            key = first.pop(job_id, place) - 0.5
+            submitted.add(job_id)
+        elif event.get("job_id") and job_id not in submitted:
+            first.setdefault(job_id, place)
+        placed.append((key, event))
+    return [event for _, event in sorted(placed, key=lambda each: each[0])]
 
 
 def read_run_events(run: RunDir) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
-    """The events of attempts.jsonl, and a sentence on the lines that cannot be read, if there are any.
+    """The events of attempts.jsonl, oldest first, and a sentence on the lines that cannot be read, if any.
 
     Raises:
         StateError: none can be.
@@ -238,6 +264,7 @@ def read_run_events(run: RunDir) -> tuple[list[dict[str, Any]], tuple[str, ...]]
         events.append(last)
     elif b"\0" in torn:  # what a power cut leaves, and no kill
         bad.append(str(len(lines) + 1))
+    events = in_order(events)
     if not bad:
         return events, ()
     some = ", ".join(bad[:_MOST_LINES]) + (" ..." if len(bad) > _MOST_LINES else "")
@@ -276,7 +303,8 @@ def _fold(begin: dict[str, Any], end: dict[str, Any] | None, steps: _Steps | Non
         attempt=begin["attempt"],
         cause=Cause(end["cause"]) if end else None,
         start=begin["time"],
-        end=(end.get("ended") or end["time"]) if end else None,
+        # Inferred from accounting, whose clock is another and counts whole seconds.
+        end=max(begin["time"], end.get("ended") or end["time"]) if end else None,
         nodes=len(names),
         gpus=begin.get("gpus", 0),
         first_step=steps.first if steps else None,
@@ -291,6 +319,7 @@ def _fold(begin: dict[str, Any], end: dict[str, Any] | None, steps: _Steps | Non
         resumed_from=(end or {}).get("resumed_from", begin.get("resumed_from")),
         kept=end.get("kept", 0) if end else 0,
         not_continued=end.get("not_continued", "") if end else "",
+        job_start=begin.get("job_start"),
     )
 
 
@@ -354,7 +383,7 @@ def seconds_left(history: History, max_gpu_hours: float | None, now: float) -> f
 
 def gpu_hours_used(history: History, now: float) -> float:
     """GPU-hours of all attempts by the run's own record; one that runs counts until now."""
-    return sum(a.gpus * ((a.end or now) - a.start) for a in history.attempts) / 3600
+    return sum(a.gpus * max(0.0, (a.end or now) - a.start) for a in history.attempts) / 3600
 
 
 def attempts_without_checkpoint(attempts: Iterable[Attempt]) -> int:

@@ -173,6 +173,23 @@ def test_clocks_that_differ_by_seconds_count_nothing_twice(made: RecordedRun) ->
     assert numbers(ledger) == [(1,), (2,), (3,)]
 
 
+@pytest.mark.parametrize("skew", [-300, 300])
+def test_a_batch_host_whose_clock_is_wrong_costs_no_useful_hours(made: RecordedRun, skew: int) -> None:
+    """Each attempt is of the record that starts when its job did."""
+    records = [replace(each, start=(each.start or 0.0) - skew) for each in three_records(made)]
+    starts = iter(records)
+    events = [json.loads(line) for line in made.run.attempts.read_text().splitlines()]
+    for event in events:
+        if event["event"] == "begin":
+            event["job_start"] = next(starts).start
+    made.run.attempts.write_text("".join(f"{json.dumps(event)}\n" for event in events))
+    ledger = ledger_of(made.run, records)
+    assert ledger.source == "sacct"
+    assert numbers(ledger) == [(1,), (2,), (3,)]
+    assert [entry.wall.allocated for entry in ledger.attempts] == [34_000, 29_000, 30_000]
+    assert [entry.wall.useful for entry in ledger.attempts] == [20_000, 10_000, 10_000]
+
+
 def test_a_selection_of_time_cuts_allocations(made: RecordedRun) -> None:
     ledger = ledger_of(made.run, three_records(made), start=EPOCH + 10, end=EPOCH + 47)
     assert [entry.wall for entry in ledger.attempts] == [

@@ -14,7 +14,9 @@ from r1hpc.attempt.begin import begin, read_facts
 from r1hpc.attempt.end import CancelledError, OverError
 from r1hpc.attempt.needs import write_needs
 from r1hpc.attempt.outcome import STOPPED, RankOutcome, write_outcome
+from r1hpc.attempt.rank import _clock
 from r1hpc.attempt.refusal import MustNotGoOnError
+from r1hpc.attempt.slurm_records import kept_records, record_of
 from r1hpc.attempt.state import JobRef, State, read_situation
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.files import read_records
@@ -24,6 +26,7 @@ from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config import load
 from r1hpc.config.schema import RunConfig
 from r1hpc.slurm.contract import OVER
+from r1hpc.slurm.env import current
 from r1hpc.slurm.requeue import requeue
 from r1hpc.submission.next_job import end_and_go_on
 from r1hpc.telemetry.attempts import Cause, read_history, record
@@ -407,3 +410,67 @@ def test_the_limit_that_ends_a_run_is_on_record(job: _Job) -> None:
     assert situation.state is State.failed
     assert "not continued: 1 attempts ended by crash since the last progress" in situation.detail
     assert "limits.max_crashes is 0" in situation.history.attempts[0].not_continued
+
+
+_LIMITED = _RUNNING.replace("UNLIMITED", "00:10:00")
+
+
+@pytest.mark.parametrize(("now", "cause"), [(690, Cause.timeout), (400, Cause.preempted)])
+def test_the_time_left_is_by_the_clock_of_slurmctld(job: _Job, now: int, cause: Cause) -> None:
+    """RunTime of a running job is by this host's clock: INVALID where that is behind."""
+    shown = _LIMITED.replace("TimeLimit", "RunTime=INVALID TimeLimit")
+    job.slurm_says(shown, f"Configuration data as of {now}\n", shown, shown)
+    job.run.attempt_dir(1).mkdir(parents=True)
+    write_outcome(job.run, 1, RankOutcome(0, STOPPED, "n1", 30, "SIGUSR2"))
+    job.end()
+    assert read_history(job.run).attempts[0].cause is cause
+
+
+def test_the_ranks_learn_when_the_limit_ends_the_job_whatever_the_clock(
+    job: _Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Job 7 has 200 s left by slurmctld's clock, which is decades behind this one."""
+    load.save(load.load(None, ["stage=traces"]), job.run.config)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    monkeypatch.setenv("SLURM_JOB_START_TIME", "100")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "700")
+    (job.bin / "scontrol").write_text(
+        f"#!/bin/bash\n[ $2 = config ] && exec echo Configuration data as of 500\necho '{_LIMITED.strip()}'\n"
+    )
+    assert begin(job.run, "slurm", "7", ("n1",), 1) == 2
+    ends_at = read_facts(job.run, 2).ends_at
+    assert ends_at is not None
+    assert 190 < ends_at - time.monotonic() <= 200
+    assert read_history(job.run).attempts[1].job_start == 100
+    context = current({"R1HPC_ATTEMPT": "2", "R1HPC_LOCAL_RANK": "0", "R1HPC_LOCAL_WORLD_SIZE": "1"})
+    clock = _clock(job.run, load.load(None, ["stage=traces"]), context)
+    assert clock.ends_at == ends_at
+    assert 80 < (clock.first_save_at or 0) - time.monotonic() <= 100
+
+
+@pytest.mark.parametrize("skew", [-300, -40, 40, 300])
+def test_an_attempt_that_was_killed_is_found_in_accounting_whatever_the_clock(
+    job: _Job, monkeypatch: pytest.MonkeyPatch, skew: int
+) -> None:
+    load.save(load.load(None, ["stage=traces"]), job.run.config)
+    start = int(time.time()) - 1000
+    record(job.run, "end", attempt=1, cause="preempted", requeued=True)
+    record(
+        job.run, "begin", time=start + 5.5 + skew, attempt=2, job_id="7", executor="slurm", job_start=start
+    )
+    rows = [
+        f"7|{state}|{began}|{began + length}|{length}||1|n1|0:15|me|lab|gpu|normal|||demo"
+        for state, began, length in (("PREEMPTED", start - 400, 390), ("NODE_FAIL", start, 20))
+    ]
+    (job.bin / "sacct").write_text("#!/bin/bash\n" + "".join(f"echo '{row}'\n" for row in rows))
+    (job.bin / "sacct").chmod(0o700)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    assert begin(job.run, "slurm", "7", ("n1",), 1) == 3
+    attempt = read_history(job.run).attempts[1]
+    assert attempt.cause is Cause.node_fail
+    assert attempt.end is not None
+    assert 0 < attempt.end - attempt.start <= 20
+    records = kept_records(job.run).records
+    found = record_of(records, "7", attempt.start, attempt.end, attempt.job_start)
+    assert found is not None
+    assert (found.state, found.start) == ("NODE_FAIL", start)

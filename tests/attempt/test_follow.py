@@ -3,15 +3,21 @@
 import io
 from pathlib import Path
 
+import pytest
+
 from r1hpc.attempt.follow import follow
 from tests.recorded import RecordedRun
 
 
-def test_a_resumed_run_is_followed_from_its_new_submission(tmp_path: Path) -> None:
+@pytest.mark.parametrize("skew", [-300, 0, 300])
+def test_a_resumed_run_is_followed_from_its_new_submission(tmp_path: Path, skew: float) -> None:
+    """The login node's clock differs from that of the attempts by `skew`."""
     made = RecordedRun(tmp_path / "demo")
     made.submit("local-1")
     made.attempt(1, 20, "cancelled", committed=20, detail="cancelled by a user")
+    made.clock += skew
     made.submit("local-2")
+    made.clock -= skew
     made.attempt(21, 40, "finished", committed=40)
     out = io.StringIO()
     assert follow(made.run, "local-2", out) == 0

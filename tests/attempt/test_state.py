@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -263,3 +264,23 @@ def test_emptied_records_are_no_run_that_was_never_submitted(run: RunDir) -> Non
     found = read_situation(run)
     assert (found.state, "never submitted" in found.detail) == (State.unknown, False)
     assert "attempts.jsonl is empty or gone: restore it" in found.detail
+
+
+@pytest.mark.parametrize("skew", [-300.0, -40.0, 40.0, 300.0])
+def test_a_resumed_run_waits_whatever_the_clock_of_its_first_host(tmp_path: Path, skew: float) -> None:
+    """Slurm cannot be asked. The refusal of job 7 and a cancel of it are older than job 8."""
+    run = RunDir(tmp_path / "run")
+    run.create()
+    now = time.time()
+    record(run, "submitted", time=now, executor="slurm", job_id="7")
+    record(run, "not_begun", time=now + 1 + skew, job_id="7", cause="stopped", detail="STOP was touched")
+    assert read_situation(run).state is State.stopped
+    record(run, "cancel_requested", time=now + 2)
+    record(run, "submitted", time=now + 3, executor="slurm", job_id="8")
+    found = read_situation(run)
+    assert found.state is State.queued
+    assert found.job is not None
+    assert (found.job.job_id, found.job.event) == ("8", "submitted")
+    record(run, "begin", time=now + 4 + skew, attempt=1, executor="slurm", job_id="8")
+    found = read_situation(run)
+    assert (found.state, found.job and found.job.event) == (State.running, "begin")

@@ -17,6 +17,7 @@ _PACKAGE_OF = {
     "munged": "munge",
     "mariadbd": "mariadb-server",
     "ip": "iproute2",
+    "faketime": "faketime",
 }
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 

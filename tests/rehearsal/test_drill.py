@@ -236,9 +236,9 @@ def test_each_attempt_but_the_last_ends_at_its_limit(tmp_path: Path) -> None:
 
 
 def test_an_attempt_after_a_cancel_is_seen() -> None:
-    before = attempt(1, Cause.cancelled, 12)
-    assert judge_cancel(History((before,), (), 140.0), "cancelled").passed
-    assert not judge_cancel(History((before, attempt(2, Cause.finished, 40)), (), 140.0), "finished").passed
+    before, cancelled = attempt(1, Cause.cancelled, 12), {"begin": 1, "cancel_requested": 2}
+    assert judge_cancel(History((before,), places=cancelled), "cancelled").passed
+    assert not judge_cancel(History((before,), places={**cancelled, "begin": 5}), "finished").passed
 
 
 class _Waiting:

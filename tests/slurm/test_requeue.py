@@ -30,7 +30,9 @@ def test_a_job_between_two_attempts() -> None:
     assert (state.live, state.pending, state.requeue) == (True, True, True)
     assert (state.restarts, state.reason) == (1, "BeginTime")
     assert (state.end_time, state.preempt_time) == (1795570979, None)
-    assert state.time_limit_s == 88200
+    assert state.limit_at == 1795569179 + 88200
+    suspended = PENDING.replace("SuspendTime=None", "SuspendTime=1795570000 SecsPreSuspend=300")
+    assert parse_job(suspended).limit_at == 1795570000 - 300 + 88200
 
 
 def test_a_job_that_is_being_preempted() -> None:

@@ -301,15 +301,31 @@ def test_ranks_get_the_cpus_that_every_node_has_and_the_environment_of_the_job(s
     assert "--cpus-per-task=24 " in said
 
 
+@pytest.mark.parametrize("clock", ["-300s", "+0s", "+300s"])
 @pytest.mark.parametrize(
-    ("left", "hurry"), [("1:00:00", ""), ("0:03", " --hurry"), ("-2:00", " --hurry"), ("INVALID", " --hurry")]
+    ("state", "run", "limit", "hurry"),
+    [
+        ("RUNNING", "00:55:00", "01:00:00", ""),  # the warning ahead of the limit
+        ("RUNNING", "01:00:02", "01:00:00", ""),  # counted by the clock of this host
+        ("RUNNING", "INVALID", "01:00:00", ""),
+        ("COMPLETING", "00:59:59", "01:00:00", ""),
+        ("COMPLETING", "01:00:00", "01:00:00", " --hurry"),
+        ("COMPLETING", "1-00:00:03", "23:59:00", " --hurry"),
+        ("COMPLETING", "23:59:59", "1-00:00:00", ""),
+        ("COMPLETING", "9-00:00:00", "10-00:00:00", ""),
+        ("COMPLETING", "9-00:00:00", "UNLIMITED", ""),
+    ],
 )
-def test_a_suspension_moves_the_time_limit(stage: Path, left: str, hurry: str) -> None:
-    """SLURM_JOB_END_TIME is of the start; a TERM after that is the limit's only where none is left."""
+def test_the_time_limit_is_what_slurm_counts(
+    stage: Path, state: str, run: str, limit: str, hurry: str, clock: str
+) -> None:
+    """Neither the clock of this host nor SLURM_JOB_END_TIME, which a suspension moves."""
     (stage / "attempt").write_text("3\n")
-    _program(stage / "squeue", f'echo "          {left}"')
-    _program(stage / "scontrol", "exit 1")
-    shell = _start(stage, SLURM_JOB_END_TIME="1000000000")
+    shown = f"JobId=9 JobName=x UserId=me(1) JobState={state} Reason=None RunTime={run} TimeLimit={limit} "
+    _program(stage / "scontrol", f'echo "{shown}EndTime=2000 PreemptTime=None"')
+    _program(stage / "squeue", "echo 0:00")
+    _program(stage / "date", f'exec /usr/bin/date -d "now {clock.rstrip("s")} seconds" "$@"')
+    shell = _start(stage, SLURM_JOB_END_TIME=str(int(time.time())))
     while not (stage / "calls").exists() or "srun" not in (stage / "calls").read_text():
         time.sleep(0.02)
     shell.send_signal(signal.SIGTERM)

@@ -74,18 +74,18 @@ why_ending() {
     elif [[ $said =~ \ EndTime=([^ ]+)\ .*\ PreemptTime=([^ ]+) ]] &&
         [ "${BASH_REMATCH[1]}" = "${BASH_REMATCH[2]}" ]; then
         echo grace
-    elif at_limit; then
+    elif at_limit "$said"; then
         echo limit
     else
         echo cancel
     fi
 }
+# Only of a job that has ended: then both are by the clock of slurmctld. Of a running one scontrol and squeue
+# count by the clock of this host.
 at_limit() {
-    local left
-    [ "$(date +%s)" -ge "$((${SLURM_JOB_END_TIME:-99999999999} - 5))" ] || return
-    # A suspension has moved the limit. Without an answer nobody is known to have suspended it.
-    left=$(squeue --noheader --jobs="$JOB" --format=%L 2> /dev/null)
-    [[ ! $left =~ [0-9] || $left =~ ^[[:space:]]*(-|(00:)?0?0:[0-2][0-9][[:space:]]*$) ]]
+    [[ $1 =~ \ RunTime=([0-9:-]+)\ TimeLimit=([0-9:-]+)\  ]] || return
+    local run=${BASH_REMATCH[1]} limit=${BASH_REMATCH[2]} # [D-]HH:MM:SS, so the longer text is more
+    ((${#run} > ${#limit})) || { ((${#run} == ${#limit})) && [[ ! $run < $limit ]]; }
 }
 
 # Have the job run again, without the nodes $1 if any, and held where a reason $2 is given: asked for ten
@@ -268,7 +268,7 @@ while true; do
     wait "$SRUN"
     STATUS=$?
     kill -0 "$SRUN" 2> /dev/null || break
-    if at_limit || [ "$(why_ending)" = grace ]; then
+    if [[ $(why_ending) =~ limit|grace ]]; then
         HURRY=--hurry
         KILL_WAIT=$(scontrol show config | sed -n 's/^KillWait *= *\([0-9]*\).*/\1/p')
         timeout "$((KILL_WAIT > 17 ? KILL_WAIT - 15 : 2))" tail --pid="$SRUN" -f /dev/null
