@@ -1,6 +1,7 @@
 """What preparing data costs: each stage by itself, and a build beside the tokenizer alone.
 
     python -m benchmarks.prepare [--megabytes 32]
+    python -m benchmarks.prepare --megabytes 12 --tokenizer DIR     # with start-up, in processes of their own
 
 Text is the running Python's standard library, repeated until there is enough. Prints CPU-seconds and ratios;
 the throughput of one machine is not the point. Set TOKENIZERS_PARALLELISM=false for one thread.
@@ -8,6 +9,10 @@ the throughput of one machine is not the point. Set TOKENIZERS_PARALLELISM=false
 
 import argparse
 import json
+import resource
+import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -36,7 +41,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--megabytes", type=int, default=32, help="text to work on (default 32)")
-    texts = collect_texts(parser.parse_args().megabytes * 10**6)
+    parser.add_argument("--tokenizer", type=Path, help="a folder: measure a build with it, start-up included")
+    parser.add_argument("--repeats", type=int, default=5, help="with --tokenizer (default 5)")
+    chosen = parser.parse_args()
+    texts = collect_texts(chosen.megabytes * 10**6)
+    if chosen.tokenizer:
+        measure_with_start_up(texts, chosen.tokenizer.absolute(), chosen.repeats)
+        return
     size = sum(map(len, texts)) / 1e6
     print(f"{len(texts):,} documents, {size:.1f} million characters")
     measure_stages(texts, size)
@@ -97,6 +108,43 @@ def measure_build(texts: list[str]) -> None:
         print(f"encode_batch_fast alone {alone:.1f} CPU-s")
         print(f"plain build    {built:.1f} CPU-s, {built / alone:.2f} x that")
         print(f"prepared build {prepared:.1f} CPU-s, {prepared / alone:.2f} x that")
+
+
+_ALONE = """
+import json, sys
+from tokenizers import Tokenizer
+tokenizer, batch, size = Tokenizer.from_file(sys.argv[2]), [], 0
+for line in open(sys.argv[1]):
+    batch.append(json.loads(line)["text"])
+    size += len(batch[-1])
+    if size >= 2**20:
+        tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+        batch, size = [], 0
+tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+"""
+"""A program that reads and encodes the lines, and keeps nothing."""
+
+
+def measure_with_start_up(texts: list[str], tokenizer: Path, repeats: int) -> None:
+    """CPU of `shard build` and of the tokenizers library alone, in turns."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        recipe = _recipe(folder, {"kind": "path", "path": str(tokenizer)})
+        alone = [sys.executable, "-c", _ALONE, str(folder / "in.jsonl"), str(tokenizer / "tokenizer.json")]
+        build = [sys.executable, "-m", "r1hpc.shard", "build", str(recipe), "--out"]
+        took = [(_cpu_of([*build, str(folder / str(k))]), _cpu_of(alone)) for k in range(repeats)]
+    built, encoded = (statistics.median(each) for each in zip(*took, strict=True))
+    ratio = statistics.median(one / other for one, other in took)
+    print(f"shard build {built:.2f} CPU-s, tokenizers alone {encoded:.2f}; median ratio {ratio:.2f}")
+
+
+def _cpu_of(command: list[str]) -> float:
+    """CPU-seconds of a process."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def _recipe(folder: Path, tokenizer: dict[str, Any], **stages: Any) -> Path:

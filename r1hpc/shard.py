@@ -87,6 +87,11 @@ def _add_build_flags(build: ArgumentParser) -> None:
     )
     build.add_argument("--cluster", metavar="NAME", help="with slurm: profile; default $R1HPC_CLUSTER")
     add_flags(build, leave_out=("--nodes", "--job-name"))
+    build.add_argument(
+        "--check-inputs",
+        action="store_true",
+        help="record the digest of every input; where the dataset is there, compare them",
+    )
     # What the jobs of --engine slurm run.
     build.add_argument("--stage", help=argparse.SUPPRESS)
     build.add_argument("--share", help=argparse.SUPPRESS)
@@ -125,7 +130,7 @@ def _build(arguments: Namespace) -> int:
     began = time.monotonic()
     recipe = _recipe_as_submitted(arguments)
     with _engine(arguments) as work_off:
-        how = _how(arguments) | {"work_off": work_off}
+        how = _how(arguments) | {"work_off": work_off, "check_inputs": arguments.check_inputs}
         report = build_dataset(recipe, arguments.out, **how)
     if arguments.json:
         print_json(asdict(report) | {"path": str(report.path)})
@@ -170,17 +175,21 @@ def _build_on_slurm(arguments: Namespace) -> int:
     recipe = find_recipe(arguments.recipe)
     if arguments.gpus_per_node is not None and not load_recipe(recipe).generated:
         raise UsageError("--gpus-per-node: GPUs are for teachers, and no source of this recipe has generate")
-    existing = find_dataset(recipe, arguments.out)
+    existing = find_dataset(recipe, arguments.out, check_inputs=arguments.check_inputs)
     overrides = (*flags.overrides_from_environment(os.environ), *flags.overrides_from_flags(arguments))
     num_jobs = 4 if arguments.jobs is None else arguments.jobs
     if num_jobs < 1:
         raise UsageError(f"--jobs {num_jobs}: each stage is dealt to one job at least")
-    order = DatasetOrder(recipe, arguments.out, num_jobs, overrides, arguments.cluster)
+    order = DatasetOrder(
+        recipe, arguments.out, num_jobs, overrides, arguments.cluster, arguments.check_inputs
+    )
     jobs = submit_dataset(order) if existing is None else {}
     if arguments.json:
         print_json({"path": str(arguments.out), "built": False, "jobs": jobs})
     elif existing is not None:
         print(f"{existing.path}: already there, nothing to do")
+        if existing.note:
+            print(f"  note       {existing.note}")
     else:
         print(f"{arguments.out}: jobs {', '.join(f'{job} ({stage})' for stage, job in jobs.items())}")
         print(f"  how far it is: python -m r1hpc.shard status {arguments.out}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from r1hpc.data.errors import DataError
-from r1hpc.data.layout import ARRAYS, LEFT_OUT, MADE_WITH, PARTS, ROLE_ARRAYS, SEGMENT_ROLES
+from r1hpc.data.layout import ARRAYS, INPUT_STATES, LEFT_OUT, MADE_WITH, PARTS, ROLE_ARRAYS, SEGMENT_ROLES
 from r1hpc.data.manifest import DATASET_ID, MANIFEST, DatasetManifest, file_digest
 from r1hpc.data.segments import has_roles, read_lengths
 from r1hpc.data.shardfile import ArrayLayout, ShardFile, parse_layout
@@ -51,7 +51,7 @@ def audit_dataset(
 
 def unlisted_files(manifest: DatasetManifest) -> list[str]:
     """Files in the folder that the manifest does not name: harmless to readers, foreign to the dataset."""
-    known = set(manifest.files) | {MANIFEST, DATASET_ID, MADE_WITH, LEFT_OUT}
+    known = set(manifest.files) | {MANIFEST, DATASET_ID, INPUT_STATES, MADE_WITH, LEFT_OUT}
     found = (path for path in manifest.path.rglob("*") if path.is_file())
     return sorted({path.relative_to(manifest.path).as_posix() for path in found} - known)
 

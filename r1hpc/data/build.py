@@ -12,6 +12,7 @@ was killed.
 
 import contextlib
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from r1hpc.data.decisions import left_out_rule
 from r1hpc.data.encode import SourceCount, Vocabulary
 from r1hpc.data.errors import ClearedError, DataError, DatasetMissingError
 from r1hpc.data.generated import ORIGINS, Teach, left_out, origin_file
-from r1hpc.data.layout import LEFT_OUT, MADE_WITH, PARTS, TOKENIZER, part_name
+from r1hpc.data.layout import INPUT_STATES, LEFT_OUT, MADE_WITH, PARTS, TOKENIZER, part_name
 from r1hpc.data.manifest import (
     FORMAT,
     MANIFEST,
@@ -103,6 +104,7 @@ def build_dataset(
     teach: Teach | None = None,
     work_off: WorkOff | None = None,
     after_others: bool = False,
+    check_inputs: bool = False,
 ) -> BuildReport:
     """Build the dataset of a recipe file at `out`, unless it is there.
 
@@ -112,6 +114,7 @@ def build_dataset(
         teach: what writes the documents of generated sources (r1hpc.train.teach).
         work_off: makes the units instead of `workers` processes.
         after_others: other jobs made all units; one that is missing is an error.
+        check_inputs: record the digests of the inputs; of a dataset that is there, compare them.
 
     Raises:
         UsageError: a recipe or an input that cannot be used; `out` holds something else.
@@ -122,13 +125,14 @@ def build_dataset(
         raise UsageError(f"--workers must be at least 1, not {workers}")
     recipe = load_recipe(recipe_path)
     out = destination_of(out)
-    existing = _find_existing(recipe, out)
+    existing = _find_existing(recipe, out, check_inputs)
     if existing:
         remove_leftover(out)
         return existing
     spans = list_spans(recipe, is_new=not work_folder(out).exists())
     try:
-        return _build(recipe, spans, out, How(work_off or local_pool(workers), report, teach, after_others))
+        how = How(work_off or local_pool(workers), report, teach, after_others)
+        return _build(recipe, spans, out, how, check_inputs)
     except (FileNotFoundError, ClearedError):
         if not (out / MANIFEST).is_file():
             raise
@@ -136,13 +140,13 @@ def build_dataset(
         return _lost_race(recipe, out)
 
 
-def find_dataset(recipe_path: Path, out: Path) -> BuildReport | None:
+def find_dataset(recipe_path: Path, out: Path, *, check_inputs: bool = False) -> BuildReport | None:
     """The dataset of this recipe if it is at `out`; None if there is nothing.
 
     Raises:
         UsageError: there is something else.
     """
-    return _find_existing(load_recipe(recipe_path), destination_of(out))
+    return _find_existing(load_recipe(recipe_path), destination_of(out), check_inputs)
 
 
 def build_share(
@@ -171,11 +175,12 @@ def build_share(
             run_share(recipe, list_spans(recipe), work, share, how)
 
 
-def _build(recipe: Recipe, spans: list[SourceSpan], out: Path, how: How) -> BuildReport:
+def _build(recipe: Recipe, spans: list[SourceSpan], out: Path, how: How, check_inputs: bool) -> BuildReport:
     with open_work(out, how.report) as work:
         existing = _find_existing(recipe, out)  # made while we waited for the work folder
         if existing:
             return existing
+        states = _input_states(recipe, spans, lambda _: check_inputs)
         made = run_stages(recipe, spans, work, how)
         content = _gather(recipe, work, made)
         results = [PartResult.from_record(unit_record(path)) for path in made.parts]
@@ -187,6 +192,7 @@ def _build(recipe: Recipe, spans: list[SourceSpan], out: Path, how: How) -> Buil
         _check_mixture(recipe, manifest["sources"])
         manifest |= _preparation(recipe, made, results)
         dataset_id = write_manifest(content, manifest)
+        write_json(content / INPUT_STATES, states, mode=0o644)
         if beside := _files_beside(recipe):
             write_json(content / MADE_WITH, beside, mode=0o644)
         if left_out_by_source := _left_out_of_plain(recipe, results):
@@ -330,7 +336,24 @@ def _inputs_hash(spans: list[SourceSpan]) -> str:
     return digest([*places, *prompts])
 
 
-def _find_existing(recipe: Recipe, out: Path) -> BuildReport | None:
+def _input_states(
+    recipe: Recipe, spans: list[SourceSpan], is_digested: Callable[[str], bool]
+) -> dict[str, dict[str, Any]]:
+    """Size, time and, where it is wanted, sha256 of the inputs, by source and name."""
+    found: dict[str, dict[str, Any]] = {}
+    for number, name in sorted({(span.source, span.path) for span in spans if not span.digest}):
+        source = recipe.sources[number]
+        names = [name, str(Path(name).with_suffix(".bin"))] if source.kind == "megatron" else [name]
+        for each in names:
+            path, key = recipe.resolve(source.root) / each, f"{source.name}/{each}"
+            with contextlib.suppress(OSError):  # one that cannot be read was put aside
+                status = path.stat()
+                found[key] = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+                found[key] |= file_digest(path) if is_digested(key) else {}
+    return found
+
+
+def _find_existing(recipe: Recipe, out: Path, check_inputs: bool = False) -> BuildReport | None:
     """The dataset at `out` if it is this recipe's; None if there is nothing; an error for anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
@@ -346,20 +369,46 @@ def _find_existing(recipe: Recipe, out: Path) -> BuildReport | None:
             "recipe; choose another --out or move it away"
         )
     manifest.check_census()
-    return _report(manifest, manifest.id, built=False, note=_staleness(recipe, manifest))
+    return _report(manifest, manifest.id, built=False, note=_staleness(recipe, manifest, check_inputs))
 
 
-def _staleness(recipe: Recipe, manifest: DatasetManifest) -> str:
+def _staleness(recipe: Recipe, manifest: DatasetManifest, check_inputs: bool) -> str:
     content = manifest.content
     # Inputs that are gone do not harm a dataset that is there.
     with contextlib.suppress(UsageError, StateError, OSError):
-        is_same = _inputs_hash(list_spans(recipe)) == content["inputs_hash"]
+        spans = list_spans(recipe)
+        is_same = _inputs_hash(spans) == content["inputs_hash"]
         beside = _files_beside(recipe)
         record = manifest.path / MADE_WITH
         was = read_json(record) if record.is_file() else beside  # made by a version that kept none
         if is_same and was == beside and _has_tokenizer_of(recipe, manifest):
-            return ""
+            return _edited(recipe, spans, manifest.path / INPUT_STATES, check_inputs)
     return "the inputs have changed since; build into a new folder to take them in"
+
+
+def _edited(recipe: Recipe, spans: list[SourceSpan], record: Path, check_inputs: bool) -> str:
+    """Return a note about inputs of the same names and sizes that have changed; a digest decides if known."""
+    if not record.is_file():
+        return "an earlier version built it: only the names and sizes of inputs could be compared"
+    was, now = read_json(record), _input_states(recipe, spans, lambda _: False)
+    touched = {name for name, state in now.items() if state["mtime_ns"] != was.get(name, {}).get("mtime_ns")}
+    asked = touched | (set(was) if check_inputs else set())
+    known = {name: was[name]["sha256"] for name in asked if "sha256" in was.get(name, {})}
+    found = _input_states(recipe, spans, known.__contains__) if known else {}
+    if changed := sorted(name for name in known if found.get(name, {}).get("sha256") != known[name]):
+        return f"inputs have changed since ({_few(changed)}); build into a new folder to take them in"
+    if unsure := sorted(touched - set(known)):
+        return (
+            f"inputs were written again since ({_few(unsure)}), with the same sizes: if their content has "
+            "changed, build into a new folder (with --check-inputs, which tells next time)"
+        )
+    if check_inputs and len(known) < len(was):
+        return "it was built without --check-inputs: there are no digests of its inputs to compare with"
+    return ""
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _files_beside(recipe: Recipe) -> dict[str, str]:

@@ -144,6 +144,8 @@ class _Cleaner:
         )
         if document.fault:
             self._set_aside(item, where, document.fault)
+        elif len(document.raw) > 4 * MAX_TEXT_CHARS:  # each stage would copy it
+            item.decision.drop(decisions.TOO_LONG, float(len(document.raw)), "in bytes; divide it")
         elif document.is_ids:
             raise UsageError(f"{where}: token ids, which cannot be cleaned or compared; take the texts")
         else:
@@ -283,7 +285,7 @@ class _Output:
         )
         self.record: dict[str, Any] = {
             "in": 0, "kept": 0, "text_bytes": 0, "repaired": 0, "masked": 0, "lines_removed": 0,
-            "dropped": {}, "unreadable": [],
+            "lost_bytes": 0, "dropped": {}, "unreadable": [],
         }  # fmt: skip
 
     def __enter__(self) -> "_Output":
@@ -309,6 +311,7 @@ class _Output:
             record[name] += sum(getattr(item.decision, name) for item in kept)
         for rule, count in dropped_by_rule([item.decision.rule for item in batch]).items():
             record["dropped"][rule] = record["dropped"].get(rule, 0) + count
+        record["lost_bytes"] += sum(item.document.lost_bytes for item in batch)
         aside = [item.decision for item in batch if item.decision.rule == decisions.UNREADABLE]
         for decision in aside[: _MAX_EXAMPLES - len(record["unreadable"])]:
             record["unreadable"].append([decision.input, decision.position, decision.note])

@@ -1,7 +1,7 @@
 """Documents into ids, span by span: text, ids that already are, and traces of prompt and completion.
 
 for item in encode_span(recipe, span, vocabulary, encoder, count):
-    item.ids                        # closed by the EOS id
+    item.ids                        # without the EOS id, which the writer appends
 """
 
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ import numpy.typing as npt
 import xxhash
 
 from r1hpc.base.errors import UsageError
+from r1hpc.data.cuts import NO_CUT, PIECE_BYTES, is_utf8
 from r1hpc.data.decisions import EMPTY, NO_TRACE, NOT_UTF8
 from r1hpc.data.open_lines import line_number
 from r1hpc.data.recipe import Recipe
@@ -72,12 +73,12 @@ class SourceCount:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One document, closed by the EOS id."""
+    """One document, without the EOS id that closes it."""
 
     position: int
     hash: int
     """xxh3-128 of the document's bytes of text (traces: prompt and completion) or ids."""
-    ids: npt.NDArray[np.uint32]
+    ids: npt.NDArray[Any]
     num_bytes: int
     num_prompt_tokens: int = 0
     """Traces: how many of the ids are the prompt."""
@@ -91,7 +92,7 @@ class _Fault:
     what: str
 
 
-_Ids = npt.NDArray[np.uint32] | str
+_Ids = npt.NDArray[Any] | str
 
 
 def encode_span(
@@ -112,7 +113,7 @@ def encode_span(
 def _encode_documents(
     recipe: Recipe, span: SourceSpan, vocabulary: Vocabulary, encoder: Encoder | None, count: SourceCount
 ) -> Iterator[Encoded]:
-    batch: list[tuple[Document, str]] = []
+    batch: list[tuple[Document, str | bytes]] = []
     size = 0
     where = f"source {recipe.sources[span.source].name}: {span.path}"
     stream = _IdStream(vocabulary, where, recipe.tokenizer.pad_id)
@@ -136,10 +137,10 @@ def _encode_documents(
         batch.append((document, text))
         size += len(document.raw)
         if size >= BATCH_BYTES:
-            yield from _encode_batch(recipe, span, batch, vocabulary, encoder)
+            yield from _encode_batch(recipe, span, batch, encoder)
             batch, size = [], 0
     yield from stream.close()
-    yield from _encode_batch(recipe, span, batch, vocabulary, encoder)
+    yield from _encode_batch(recipe, span, batch, encoder)
 
 
 def _unreadable(recipe: Recipe, span: SourceSpan, document: Document) -> UsageError:
@@ -156,11 +157,7 @@ def _place(recipe: Recipe, span: SourceSpan, document: Document) -> str:
 
 
 def _encode_batch(
-    recipe: Recipe,
-    span: SourceSpan,
-    batch: list[tuple[Document, str]],
-    vocabulary: Vocabulary,
-    encoder: Encoder | None,
+    recipe: Recipe, span: SourceSpan, batch: list[tuple[Document, str | bytes]], encoder: Encoder | None
 ) -> Iterator[Encoded]:
     if not batch:
         return
@@ -168,13 +165,17 @@ def _encode_batch(
         raise UsageError("the inputs are text, but tokenizer.kind is ids; take byte_bpe, bytes or path")
     chats = [document.is_chat for document, _ in batch]
     for (document, _), ids in zip(batch, encoder.encode_known([t for _, t in batch], chats), strict=True):
+        if isinstance(ids, str) and ids.startswith(NO_CUT):
+            raise UsageError(
+                f"{_place(recipe, span, document)}: {ids}; divide the document, or take another tokenizer "
+                "(tokenizer.kind byte_bpe cuts between words)"
+            )
         if isinstance(ids, str):
             raise UsageError(
                 f"{_place(recipe, span, document)}: the vocabulary cannot spell it ({ids}); take a tokenizer "
                 "that knows every character, or set clean: {}, which leaves such documents out"
             )
-        closed = np.append(ids, np.uint32(vocabulary.eos_id))
-        yield Encoded(document.position, xxhash.xxh3_128_intdigest(document.raw), closed, len(document.raw))
+        yield Encoded(document.position, xxhash.xxh3_128_intdigest(document.raw), ids, len(document.raw))
 
 
 class _IdStream:
@@ -213,8 +214,7 @@ class _IdStream:
             self._rest = []
         if len(ids):
             raw = ids.tobytes()
-            closed = np.append(ids, np.uint32(self._vocabulary.eos_id))
-            yield Encoded(position, xxhash.xxh3_128_intdigest(raw), closed, len(raw))
+            yield Encoded(position, xxhash.xxh3_128_intdigest(raw), ids, len(raw))
 
     def _check(self, ids: npt.NDArray[np.uint32], position: int) -> None:
         largest = int(ids.max(initial=0))
@@ -231,7 +231,10 @@ def _end_without(pad_id: int, ids: npt.NDArray[np.uint32]) -> int:
     return int(own[-1]) + 1 if len(own) else 0
 
 
-def _text(recipe: Recipe, span: SourceSpan, document: Document) -> str | None:
+def _text(recipe: Recipe, span: SourceSpan, document: Document) -> str | bytes | None:
+    """The text; of a long one its bytes, which are encoded piece by piece. None: it is left out."""
+    if len(document.raw) > PIECE_BYTES and is_utf8(document.raw):
+        return document.raw
     source = recipe.sources[span.source]
     try:
         return document.raw.decode("utf-8", "replace" if source.on_invalid_utf8 == "replace" else "strict")
@@ -300,6 +303,6 @@ def _join(document: Document, prompt: _Ids, completion: _Ids, eos_id: int) -> En
         return _Fault(document.position, "the prompt or the completion gives no tokens")
     if eos_id in completion:
         return _Fault(document.position, "the completion holds the EOS token, which the build appends itself")
-    joined = np.concatenate([prompt, completion, [eos_id]]).astype(np.uint32)
+    joined = np.concatenate([prompt, completion])
     number = xxhash.xxh3_128_intdigest(document.raw)
     return Encoded(document.position, number, joined, len(document.raw), num_prompt_tokens=len(prompt))

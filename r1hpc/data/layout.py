@@ -8,6 +8,8 @@ TOKENIZER = "tokenizer"
 DECISIONS = "decisions.parquet"
 MADE_WITH = "made_with.json"
 """Digests of files beside the inputs, to notice that they have changed. No part of the dataset or its id."""
+INPUT_STATES = "input_states.json"
+"""Size, time and, where it was asked for, digest of each input. No part of the dataset or its id."""
 LEFT_OUT = "left_out.json"
 """Records that a plain recipe left out, by source and rule. No part of the dataset or its id, which counts
 but some of them, under one rule."""

@@ -5,10 +5,14 @@ for line in iter_lines(path, start, stop):
 """
 
 import bz2
+import contextlib
 import gzip
 import io
+import json
+import re
+import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +24,11 @@ from r1hpc.data.errors import reason, refuse_passing
 MAX_RECORD_BYTES = 2**30
 """A longer line is put aside without being held in memory."""
 _BLOCK = 2**20
+_LONG_BYTES = 4 * _BLOCK
+_ESCAPE_OR_QUOTE = re.compile(rb'\\.|"', re.DOTALL)
+_WHOLE_ESCAPES = re.compile(
+    rb"(?:[^\\]+|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\u(?![dD][89abAB]).{4}|\\[^u])*", re.DOTALL
+)
 _DAMAGE = (OSError, EOFError, ValueError, zlib.error)
 
 
@@ -31,6 +40,8 @@ class Line:
     raw: bytes
     fault: str = ""
     size: int = 0
+    lost_bytes: int = 0
+    """Of a file that is damaged: bytes on disk that were not read."""
 
 
 def is_compressed(name: str) -> bool:
@@ -52,26 +63,93 @@ def open_file(path: Path) -> IO[bytes]:
 def iter_lines(path: Path, start: int, stop: int | None) -> Iterator[Line]:
     """The lines that begin in [start, stop), so that neighbours share no line and leave none out.
 
-    A file that is damaged or ends early gives one faulty line, its last. Blank lines are left out.
+    A file that is damaged or ends early gives one faulty line, its last. Blank lines are left out. What the
+    file lost: a .gz what lies behind the damage, any other the whole. All of a file that ends early is lost,
+    for nothing says how long it was.
 
     Raises:
         DataError: the file system does not give it.
     """
-    position = start
+    position, read = start, 0
     try:
         with open_file(path) as file:
-            position = _first_line(file, start, stop)
-            while stop is None or position < stop:
-                line = _read_line(file, position)
-                if not line.size:
-                    return
-                if line.fault or line.raw.strip():
-                    yield line
-                position += line.size
+            try:
+                position = _first_line(file, start, stop)
+                while stop is None or position < stop:
+                    line = [_read_line(file, position)]
+                    if not line[0].size:
+                        return
+                    position += line[0].size
+                    if line[0].fault or not line[0].raw.isspace():
+                        yield line.pop()  # not held here meanwhile: it may be large
+            except _DAMAGE:
+                read = file.fileobj.tell() if isinstance(file, gzip.GzipFile) else 0
+                raise
     except _DAMAGE as error:
         refuse_passing(error, path)
         what = f"the file is damaged or ends early ({reason(error, path) or type(error).__name__})"
-        yield Line(position, b"", fault=what)
+        size = path.stat().st_size if stop is None else stop - start
+        yield Line(position, b"", fault=what, lost_bytes=size - read if read < size else size)
+
+
+def parse_json(raw: bytes, pick: Callable[[Any], Any]) -> Any:
+    """What `pick` takes of the JSON value of a line; a long string that it takes comes as UTF-8.
+
+    A string of Python takes four bytes a character where one of them is an emoji, and the parser some copies.
+
+    Raises:
+        ValueError: not JSON, or of `pick`.
+    """
+    if len(raw) > _LONG_BYTES:
+        with contextlib.suppress(ValueError, RecursionError):  # json says it better, of the whole
+            value, long = _parse_without_long(raw)
+            picked = pick(value)
+            if isinstance(picked, str):
+                return long.get(picked, picked)
+    return pick(_load(raw))
+
+
+def _load(raw: bytes) -> Any:
+    try:
+        try:
+            return json.loads(raw)
+        except UnicodeDecodeError:  # on_invalid_utf8 decides, of the field alone
+            return json.loads(raw.decode("utf-8", "surrogateescape"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({error}); kind: jsonl needs one JSON object a line") from None
+
+
+def _parse_without_long(raw: bytes) -> tuple[Any, dict[str, bytes]]:
+    """The value with a mark in place of each long string, and those strings by mark."""
+    short, long, at = bytearray(), dict[str, bytes](), 0
+    while (begin := raw.find(b'"', at)) >= 0:
+        end = next((m.start() for m in _ESCAPE_OR_QUOTE.finditer(raw, begin + 1) if m.group() == b'"'), None)
+        if end is None:
+            raise ValueError("a string without an end")
+        if end - begin <= _BLOCK:
+            short += raw[at : end + 1]
+        else:
+            mark = uuid.uuid4().hex
+            short += raw[at:begin] + f'"{mark}"'.encode()
+            long[mark] = _unescape(raw, begin + 1, end)
+        at = end + 1
+    return json.loads(short + raw[at:]), long
+
+
+def _unescape(raw: bytes, at: int, end: int) -> bytes:
+    """The UTF-8 of what stands between the quotes of a JSON string, block by block."""
+    found = bytearray()
+    while at < end:
+        block = raw[at : min(at + _BLOCK, end)]
+        if at + len(block) < end:  # no escape, pair of surrogates or character in two
+            block = _WHOLE_ESCAPES.match(block).group()  # type: ignore[union-attr]
+            while block and raw[at + len(block)] & 0xC0 == 0x80:
+                block = block[:-1]
+        if not block:
+            raise ValueError("no escape of JSON")
+        found += json.loads(b'"%b"' % block).encode()
+        at += len(block)
+    return bytes(found)
 
 
 def line_number(path: Path, position: int) -> int:

@@ -112,7 +112,7 @@ class MixRecipe:
 
     by: str = "tokens"
     weights: dict[str, float] = field(default_factory=dict)
-    """Share of each source by name; they need not sum to 1. None: its size."""
+    """Share of each source by name: fractions that sum to 1 or 100, or whole numbers. None: its size."""
     max_epochs: float | None = None
     """A source that has been seen so often is left out from then on."""
     temperature: float = 1.0
@@ -132,6 +132,22 @@ class MixRecipe:
         """Raise UsageError unless the weights, where there are any, name exactly the sources."""
         if self.weights:
             check_weighted("mix.weights", self.weights, names)
+
+    def check_sum(self) -> None:
+        """Raise UsageError for fractions that sum neither to 1 nor to 100 (within 1 %): one is mistyped.
+
+        Only for what is built now: weights of a dataset that is there stay as they are.
+        """
+        weights = self.weights.values()
+        total = math.fsum(weights)
+        is_near = any(math.isclose(total, whole, rel_tol=0.0101) for whole in (1, 100))
+        if is_near or all(float(weight).is_integer() for weight in weights):
+            return
+        shares = ", ".join(f"{name} {weight / total:.1%}" for name, weight in self.weights.items())
+        raise UsageError(
+            f"mix.weights sum to {total:g}, not to 1 or 100: the shares would be {shares}. Correct them, or "
+            "give whole numbers, which are parts of their sum"
+        )
 
 
 def check_weighted(where: str, weights: Mapping[str, float], names: Sequence[str]) -> None:

@@ -8,9 +8,10 @@ row group, some rows of HDF5. Spans depend on the inputs alone, never on who rea
 """
 
 import errno
-import json
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from r1hpc.base.names import nearest, printable
 from r1hpc.base.units import format_bytes
 from r1hpc.data import megatron, tables
 from r1hpc.data.errors import reason, refuse_passing
-from r1hpc.data.open_lines import MAX_RECORD_BYTES, is_compressed, iter_lines
+from r1hpc.data.open_lines import MAX_RECORD_BYTES, Line, is_compressed, iter_lines, parse_json
 from r1hpc.data.patterns import Excluded, files_below
 from r1hpc.data.prompts import prompt_ranges
 from r1hpc.data.recipe import PYTHON_STDLIB, TRACES, Recipe, SourceRecipe
@@ -98,7 +99,7 @@ def read_records(recipe: Recipe, span: SourceSpan) -> Iterator[Document]:
     path = span.written or recipe.resolve(source.root) / span.path
     fields = FieldReader(recipe, source)
     if span.fault:
-        return iter([Document(0, b"", fault=span.fault)])
+        return iter([Document(0, b"", fault=span.fault, lost_bytes=span.num_bytes)])
     return _READERS[source.kind](source, path, span, fields)
 
 
@@ -209,15 +210,15 @@ def _file_spans(source: SourceRecipe, index: int, root: Path, name: str, size: i
 def _read_text(source: SourceRecipe, path: Path, span: SourceSpan, fields: FieldReader) -> Iterator[Document]:
     if span.stop > MAX_RECORD_BYTES:
         most = format_bytes(MAX_RECORD_BYTES)
-        yield Document(
-            0, b"", fault=f"a document of {format_bytes(span.stop)}; at most {most}", size=span.stop
-        )
+        fault = f"a document of {format_bytes(span.stop)}; at most {most}"
+        yield Document(0, b"", fault=fault, size=span.stop, lost_bytes=span.num_bytes)
         return
     try:
         raw = path.read_bytes()
     except OSError as error:
         refuse_passing(error, path)
-        yield Document(0, b"", fault=f"cannot be read ({error.strerror})", size=span.stop)
+        fault = f"cannot be read ({error.strerror})"
+        yield Document(0, b"", fault=fault, size=span.stop, lost_bytes=span.num_bytes)
         return
     yield Document(0, raw, size=len(raw))
 
@@ -228,35 +229,25 @@ def _read_text(source: SourceRecipe, path: Path, span: SourceSpan, fields: Field
 def _read_jsonl(
     source: SourceRecipe, path: Path, span: SourceSpan, fields: FieldReader
 ) -> Iterator[Document]:
-    for position, line, fault in _read_lines(source, path, span):
-        if fault:
-            yield Document(position, b"", fault=fault, size=len(line))
-            continue
-        try:
-            value = fields.pick(_parse_json(line))
-        except ValueError as error:
-            yield Document(position, b"", fault=str(error), size=len(line))
-        else:
-            yield fields.document(position, value, len(line))
+    # By map and islice, which hold no line while its document is in use: it may be large.
+    return map(functools.partial(_line_document, fields), _read_lines(source, path, span))
 
 
-def _parse_json(line: bytes) -> Any:
+def _line_document(fields: FieldReader, line: Line) -> Document:
+    size = len(line.raw)
+    if line.fault:
+        return Document(line.position, b"", fault=line.fault, size=size, lost_bytes=line.lost_bytes)
     try:
-        try:
-            return json.loads(line)
-        except UnicodeDecodeError:  # on_invalid_utf8 decides, of the field alone
-            return json.loads(line.decode("utf-8", "surrogateescape"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON ({error}); kind: jsonl needs one JSON object a line") from None
+        value = parse_json(line.raw, fields.pick)
+    except ValueError as error:
+        return Document(line.position, b"", fault=str(error), size=size)
+    return fields.document(line.position, value, size)
 
 
-def _read_lines(source: SourceRecipe, path: Path, span: SourceSpan) -> Iterator[tuple[int, bytes, str]]:
-    """The lines that begin inside the span, each with the byte it begins at and what is wrong with it."""
+def _read_lines(source: SourceRecipe, path: Path, span: SourceSpan) -> Iterator[Line]:
+    """The lines that begin inside the span."""
     stop = None if is_compressed(path.name) else span.stop
-    for taken, line in enumerate(iter_lines(path, span.start, stop)):
-        if taken == source.max_documents:
-            return
-        yield line.position, line.raw, line.fault
+    return islice(iter_lines(path, span.start, stop), source.max_documents)
 
 
 # --- Traces ---------------------------------------------------------------------------------------
@@ -265,16 +256,16 @@ def _read_lines(source: SourceRecipe, path: Path, span: SourceSpan) -> Iterator[
 def _read_traces(
     source: SourceRecipe, path: Path, span: SourceSpan, fields: FieldReader
 ) -> Iterator[Document]:
-    for position, line, fault in _read_lines(source, path, span):
-        if fault:
-            yield Document(position, b"", fault=fault)
+    for line in _read_lines(source, path, span):
+        if line.fault:
+            yield Document(line.position, b"", fault=line.fault)
             continue
         try:
-            prompt, completion = parse_trace(line, source.prompt_field, source.completion_field)
+            prompt, completion = parse_trace(line.raw, source.prompt_field, source.completion_field)
         except ValueError as error:
-            yield Document(position, b"", fault=str(error))
+            yield Document(line.position, b"", fault=str(error))
         else:
-            yield Document(position, prompt + completion, prompt_bytes=len(prompt))
+            yield Document(line.position, prompt + completion, prompt_bytes=len(prompt))
 
 
 # --- Parquet, Arrow, Megatron ---------------------------------------------------------------------
@@ -298,13 +289,13 @@ def _parquet_spans(source: SourceRecipe, index: int, path: Path, name: str) -> I
 def _read_parquet(
     source: SourceRecipe, path: Path, span: SourceSpan, fields: FieldReader
 ) -> Iterator[Document]:
-    return tables.read_parquet(source, path, span.group, span.start, span.stop, fields)
+    return tables.read_parquet(source, path, span.group, span.start, span.stop, span.num_bytes, fields)
 
 
 def _read_arrow(
     source: SourceRecipe, path: Path, span: SourceSpan, fields: FieldReader
 ) -> Iterator[Document]:
-    return tables.read_arrow(source, path, fields)
+    return tables.read_arrow(source, path, span.num_bytes, fields)
 
 
 def _megatron_spans(source: SourceRecipe, index: int, path: Path, name: str) -> Iterator[SourceSpan]:
@@ -393,7 +384,9 @@ def _read_hdf5(source: SourceRecipe, path: Path, span: SourceSpan, fields: Field
                 rows = dataset[start:stop]
         except OSError as error:
             refuse_passing(error, path)
-            yield Document(start, b"", fault=f"cannot be read as HDF5 ({reason(error, path)})")
+            lost = span.num_bytes * (span.stop - start) // (span.stop - span.start)
+            fault = f"cannot be read as HDF5 ({reason(error, path)})"
+            yield Document(start, b"", fault=fault, lost_bytes=lost)
             return
         if _is_stream(rows):
             yield Document(start, _ids(rows, path, start), is_ids=True, is_stream=True)

@@ -10,6 +10,7 @@ it.
 
 import contextlib
 import functools
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.base.errors import UsageError
+from r1hpc.base.units import format_bytes
 from r1hpc.data.clean import CleanTask, IndexTask
 from r1hpc.data.cleaning import language
 from r1hpc.data.dedup import DedupTask
@@ -119,11 +121,13 @@ def parts_of(recipe: Recipe, spans: Sequence[SourceSpan]) -> list[list[SourceSpa
 
 
 def check_references(recipe: Recipe) -> None:
-    """Refuse what a later stage would find missing, hours into a build: files, and languages.
+    """Refuse what would be found hours into a build, or never: missing files and languages, mistyped weights.
 
     Raises:
-        UsageError: names the key, and the path or the code.
+        UsageError: names the key, and the path, the code or the shares.
     """
+    if recipe.mix is not None:
+        recipe.mix.check_sum()
     if recipe.clean and recipe.clean.lang:
         language.check_codes(recipe.clean.lang)
     if recipe.tokenizer.kind == "path" and recipe.tokenizer.path is not None:
@@ -332,15 +336,18 @@ class _Stages:
     def _check_unreadable(self, found: list[dict[str, Any]]) -> None:
         total = sum(record["in"] for record in found)
         count = sum(record["dropped"].get("unreadable", 0) for record in found)
-        if count > self._recipe.max_unreadable * total:
+        most = self._recipe.max_unreadable
+        lost, size = sum(record["lost_bytes"] for record in found), sum(self._sizes)
+        if count > most * total or lost > most * size:
             examples = [
                 f"{record['inputs'][place]} at {position}: {what}"
                 for record in found
                 for place, position, what in record["unreadable"]
             ]
+            behind = f", and {format_bytes(lost)} of {format_bytes(size)} with them" if lost else ""
             raise UsageError(
-                f"{count:,} of {total:,} records cannot be read, more than max_unreadable "
-                f"{self._recipe.max_unreadable} allows; the first: " + "; ".join(examples[:3])
+                f"{count:,} of {total:,} records cannot be read{behind}, more than max_unreadable {most} "
+                "allows; the first: " + "; ".join(examples[:3])
             )
 
     def _dedup(self, cleaned: list[Path]) -> Path | None:
@@ -359,7 +366,7 @@ class _Stages:
         made_of: Any = keys if chosen.kind == "byte_bpe" else None
         if chosen.path is not None:
             files = existing_files(self._recipe.resolve(chosen.path))
-            made_of = {name: raw.decode("utf-8", "replace") for name, raw in files.items()}
+            made_of = {name: hashlib.sha256(raw).hexdigest() for name, raw in files.items()}
         key = unit_key("tokenizer", self._content["tokenizer"], self._recipe.is_traces, made_of)
         (path,) = self._run([Unit("tokenizer", key, TokenizerTask(self._recipe, self._spans, cleaned))])
         return Vocabulary(**records([path])[0]), path

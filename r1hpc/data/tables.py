@@ -34,9 +34,9 @@ def open_parquet(source: SourceRecipe, path: Path) -> Any:
 
 
 def read_parquet(
-    source: SourceRecipe, path: Path, group: int, start: int, stop: int, fields: FieldReader
+    source: SourceRecipe, path: Path, group: int, start: int, stop: int, num_bytes: int, fields: FieldReader
 ) -> Iterator[Document]:
-    """Rows [start, stop), all in one row group that begins at `start`."""
+    """Rows [start, stop), all in one row group of `num_bytes` that begins at `start`."""
     import pyarrow
 
     row = start
@@ -51,14 +51,16 @@ def read_parquet(
             row += batch.num_rows
     except (pyarrow.ArrowException, OSError) as error:
         refuse_passing(error, path)
-        yield Document(row, b"", fault=f"cannot be read as Parquet ({reason(error, path)})")
+        lost = num_bytes * (stop - row) // (stop - start)
+        fault = f"cannot be read as Parquet ({reason(error, path)})"
+        yield Document(row, b"", fault=fault, lost_bytes=lost)
 
 
-def read_arrow(source: SourceRecipe, path: Path, fields: FieldReader) -> Iterator[Document]:
+def read_arrow(source: SourceRecipe, path: Path, num_bytes: int, fields: FieldReader) -> Iterator[Document]:
     """All rows of an Arrow file, stream or file format: what `datasets` writes with save_to_disk."""
     import pyarrow
 
-    row = 0
+    row = read = 0
     try:
         for batch in _open_arrow(source, path):
             limit = row + batch.num_rows
@@ -66,11 +68,13 @@ def read_arrow(source: SourceRecipe, path: Path, fields: FieldReader) -> Iterato
                 limit = min(limit, source.max_documents)
             yield from _documents(batch, row, limit, fields)
             row += batch.num_rows
+            read += batch.nbytes
             if row > limit:
                 return
     except (pyarrow.ArrowException, OSError) as error:
         refuse_passing(error, path)
-        yield Document(row, b"", fault=f"cannot be read as Arrow ({reason(error, path)})")
+        fault = f"cannot be read as Arrow ({reason(error, path)})"
+        yield Document(row, b"", fault=fault, lost_bytes=num_bytes - read if read < num_bytes else num_bytes)
 
 
 def _open_arrow(source: SourceRecipe, path: Path) -> Iterator[Any]:

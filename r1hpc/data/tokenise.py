@@ -3,24 +3,23 @@
 Each task is one unit (see units): its folder holds tokenizer.json and companions, or PART/ with the arrays.
 """
 
-import functools
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from r1hpc.base.failpoints import failpoint
 from r1hpc.data import decisions
 from r1hpc.data.clean import DOCUMENTS
+from r1hpc.data.cuts import PIECE_BYTES, is_utf8
 from r1hpc.data.encode import Encoded, Vocabulary
 from r1hpc.data.layout import DECISIONS
 from r1hpc.data.manifest import file_digest
 from r1hpc.data.recipe import Recipe
 from r1hpc.data.sources import SourceSpan, read_span
 from r1hpc.data.values import batched, rows_at_once
-from r1hpc.data.vocabulary import TOKENIZER_FILE, Encoder, tokenizer_files
+from r1hpc.data.vocabulary import TOKENIZER_FILE, Encoder, existing_files, tokenizer_files
 from r1hpc.data.work import unit_record
 from r1hpc.data.writer import Placed, write_part, write_spans
 
@@ -41,7 +40,7 @@ class TokenizerTask:
         chosen = self.recipe.tokenizer
         path = self.recipe.resolve(chosen.path) if chosen.path else None
         size = chosen.sample_bytes
-        texts = (
+        texts: Iterator[str | bytes] = (
             _sample_cleaned(self.cleaned, size)
             if self.cleaned
             else sample_texts(self.recipe, self.spans, size)
@@ -103,8 +102,7 @@ class TextsTask:
                     continue
                 outcomes.keep(row["row"])
                 number = row["raw_high"] << 64 | row["raw_low"]
-                closed = np.append(found, np.uint32(self.vocabulary.eos_id))
-                yield source, row["input"], Encoded(row["position"], number, closed, row["num_bytes"])
+                yield source, row["input"], Encoded(row["position"], number, found, row["num_bytes"])
 
 
 class _Outcomes:
@@ -148,15 +146,18 @@ class _Outcomes:
         return decisions.dropped_by_rule(rules)
 
 
-def sample_texts(recipe: Recipe, spans: Sequence[SourceSpan], sample_bytes: int) -> Iterator[str]:
-    """Text of about `sample_bytes`, from every source the same share if it has so much; always the same."""
+def sample_texts(recipe: Recipe, spans: Sequence[SourceSpan], sample_bytes: int) -> Iterator[str | bytes]:
+    """Text of about `sample_bytes`, from every source the same share if it has so much; always the same.
+
+    A long text comes as UTF-8.
+    """
     sources = sorted({span.source for span in spans})
     for source in sources:
         mine = [span for span in spans if span.source == source]
         yield from _sample_spans(recipe, mine, sample_bytes // len(sources))
 
 
-def _sample_spans(recipe: Recipe, spans: Sequence[SourceSpan], most: int) -> Iterator[str]:
+def _sample_spans(recipe: Recipe, spans: Sequence[SourceSpan], most: int) -> Iterator[str | bytes]:
     """The beginnings of spans spread evenly over a source; all of a source that has no more than `most`."""
     size = sum(span.num_bytes for span in spans)
     if size > most:  # so few as hold it still, where they are small
@@ -170,7 +171,8 @@ def _sample_spans(recipe: Recipe, spans: Sequence[SourceSpan], most: int) -> Ite
                 break
             if document.raw and not document.is_ids:
                 taken += len(document.raw)
-                yield document.raw.decode("utf-8", "replace")
+                is_long = len(document.raw) > PIECE_BYTES and is_utf8(document.raw)
+                yield document.raw if is_long else document.raw.decode("utf-8", "replace")
 
 
 def _sample_cleaned(cleaned: Sequence[Path], sample_bytes: int) -> Iterator[str]:
@@ -210,9 +212,8 @@ def _text_batches(cleaned: Path) -> Iterator[list[dict[str, Any]]]:
     return batched(numbered, lambda row: len(row["text"]))
 
 
-@functools.lru_cache(maxsize=2)
-def _loaded(path: Path, digest: str, eos: str | int, parse_special: bool) -> Encoder:
-    return Encoder(path, eos, parse_special=parse_special)
+_loaded: dict[tuple[Any, ...], Encoder] = {}
+"""The last tokenizer of this process, by content: stage tokenizer leaves it to stage tokens."""
 
 
 def _encoder(folder: Path, recipe: Recipe) -> Encoder:
@@ -222,4 +223,9 @@ def _encoder(folder: Path, recipe: Recipe) -> Encoder:
 
 def _load(path: Path, recipe: Recipe) -> Encoder:
     """Traces come from a template: special tokens they spell are meant. Other text cannot forge one."""
-    return _loaded(path, file_digest(path)["sha256"], recipe.tokenizer.eos, recipe.is_traces)
+    digests = [hashlib.sha256(raw).digest() for raw in existing_files(path).values()]
+    key = (*digests, recipe.tokenizer.eos, recipe.is_traces)
+    if key not in _loaded:
+        _loaded.clear()
+        _loaded[key] = Encoder(path, recipe.tokenizer.eos, parse_special=recipe.is_traces)
+    return _loaded[key]

@@ -71,6 +71,8 @@ class Document:
     """Messages through a template: the special tokens it spells are meant."""
     size: int = 0
     """Bytes of the record in the file (unpacked), for kinds whose position counts bytes."""
+    lost_bytes: int = 0
+    """Where more than this record is lost: bytes of the input from here on, as it lies on disk."""
 
 
 class FieldReader:

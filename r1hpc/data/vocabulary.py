@@ -7,7 +7,7 @@ not special, is encoded as text, never as that token: a text cannot forge the en
 
 import contextlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest
+from r1hpc.data.cuts import PIECE_BYTES, Cuts, NoCutError
 from r1hpc.data.recipe import TokenizerRecipe
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -24,7 +25,11 @@ _CONFIG = "tokenizer_config.json"
 _COMPANIONS = (_CONFIG, "special_tokens_map.json", "chat_template.jinja")
 
 
-def train_byte_bpe(texts: Iterable[str], vocab_size: int, eos_token: str) -> str:
+_TRAINING_BYTES = 2**16
+"""Of the pieces of a long text: the library counts several at once."""
+
+
+def train_byte_bpe(texts: Iterable[str | bytes], vocab_size: int, eos_token: str) -> str:
     """tokenizer.json of a byte-level BPE. The same texts in the same order give the same file."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -37,8 +42,20 @@ def train_byte_bpe(texts: Iterable[str], vocab_size: int, eos_token: str) -> str
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    same = Tokenizer(models.BPE())  # the one that is trained is locked
+    same.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.train_from_iterator(_training_pieces(texts, Cuts(same)), trainer)
     return str(tokenizer.to_str())
+
+
+def _training_pieces(texts: Iterable[str | bytes], cuts: Cuts) -> Iterator[str]:
+    """The texts, long ones in pieces, which hold the same words."""
+    for text in texts:
+        if isinstance(text, str) and len(text) <= PIECE_BYTES:
+            yield text
+            continue
+        with contextlib.suppress(NoCutError):  # named when it is encoded
+            yield from cuts.pieces(text if isinstance(text, bytes) else text.encode(), _TRAINING_BYTES)
 
 
 def byte_tokenizer(eos_token: str) -> str:
@@ -59,7 +76,9 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(shifted)}
 
 
-def tokenizer_files(recipe: TokenizerRecipe, path: Path | None, texts: Iterable[str]) -> dict[str, bytes]:
+def tokenizer_files(
+    recipe: TokenizerRecipe, path: Path | None, texts: Iterable[str | bytes]
+) -> dict[str, bytes]:
     """The files of DIR/tokenizer by name; none for kind `ids`.
 
     Raises:
@@ -123,11 +142,12 @@ class Encoder:
         """
         from tokenizers import Tokenizer
 
-        model = _read_model(path)
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception for a file of a newer one
+            _read_model(path)
             raise UsageError(f"{path} cannot be read as {TOKENIZER_FILE}: {error}") from None
+        self._cuts = Cuts(self._tokenizer)
         self._parse_special = parse_special
         self._tokenizer.encode_special_tokens = not parse_special
         self._tokenizer.no_truncation()
@@ -137,7 +157,9 @@ class Encoder:
         self.eos_id = self._find_eos(path, eos, vocabulary)
         self._is_guarded = np.zeros(self.vocab_size, dtype=bool)
         self._is_guarded[self._guarded(_bos_token(path.with_name(_CONFIG)), vocabulary)] = True
-        unknown = vocabulary.get(model["unk_token"]) if model.get("unk_token") else model.get("unk_id")
+        model = self._tokenizer.model
+        is_unigram = type(model).__name__ == "Unigram"
+        unknown = _read_model(path).get("unk_id") if is_unigram else vocabulary.get(model.unk_token)
         if unknown is not None:  # any text may give it
             self._is_guarded[unknown] = False
 
@@ -204,20 +226,43 @@ class Encoder:
         return found
 
     def encode_known(
-        self, texts: Sequence[str], chats: Sequence[bool] = ()
-    ) -> list[npt.NDArray[np.uint32] | str]:
-        """As encode_mixed, with the library's error in place of a text that the vocabulary cannot spell."""
+        self, texts: Sequence[str | bytes], chats: Sequence[bool] = ()
+    ) -> list[npt.NDArray[Any] | str]:
+        """As encode_mixed, with an error in place of a text that the vocabulary cannot spell.
+
+        A long text is encoded in pieces; where it cannot be cut, the error begins with NO_CUT.
+
+        Args:
+            texts: of more than PIECE_BYTES also as UTF-8.
+        """
         chats = chats or [False] * len(texts)
-        try:
-            return list(self.encode_mixed(texts, chats))
-        except UsageError:
-            raise
-        # The library raises plain Exception where a model without an unknown token meets one.
-        except Exception as error:
-            if len(texts) == 1:
-                return [str(error)]
+        if len(texts) == 1 and len(texts[0]) > PIECE_BYTES:
+            return [self._encode_long(texts[0], chats[0])]
+        if all(isinstance(text, str) and len(text) <= PIECE_BYTES for text in texts):
+            try:
+                return list(self.encode_mixed(texts, chats))  # type: ignore[arg-type]
+            except UsageError:
+                raise
+            # The library raises plain Exception where a model without an unknown token meets one.
+            except Exception as error:
+                if len(texts) == 1:
+                    return [str(error)]
         half = len(texts) // 2  # one bad line must not make every good one of its batch a call of its own
         return self.encode_known(texts[:half], chats[:half]) + self.encode_known(texts[half:], chats[half:])
+
+    def _encode_long(self, text: str | bytes, is_chat: bool) -> npt.NDArray[Any] | str:
+        """The ids of a long text, encoded piece by piece, in the smallest type that holds them."""
+        dtype = np.uint16 if self.vocab_size <= 2**16 else np.uint32
+        ids = bytearray()
+        try:
+            for piece in self._cuts.pieces(text.encode() if isinstance(text, str) else text):
+                (found,) = self.encode_mixed([piece], [is_chat])
+                ids += found.astype(dtype).tobytes()
+        except UsageError:
+            raise
+        except Exception as error:
+            return str(error)
+        return np.frombuffer(ids, dtype)
 
     def decode(self, ids: Any) -> str:
         return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False))

@@ -9,12 +9,10 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
-from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from r1hpc.base.failpoints import failpoint
 from r1hpc.data.encode import Encoded, SourceCount, Vocabulary, encode_span
@@ -25,6 +23,9 @@ from r1hpc.data.segments import segment_arrays
 from r1hpc.data.shardfile import ShardFile, parse_layout
 from r1hpc.data.sources import SourceSpan
 from r1hpc.data.vocabulary import Encoder
+
+if TYPE_CHECKING:
+    import zarr
 
 _ROW_CHUNK = 2**16
 _ROW_SHARD = 2**22
@@ -107,18 +108,22 @@ def write_part(
     Raises:
         UsageError: an input that cannot be read as the recipe says, or an id outside the vocabulary.
     """
+    import zarr  # late: plans, and builds of what is there, do without
+
     zarr.create_group(folder)
     result = PartResult()
     for source, _ in inputs:
         result.sources.setdefault(source, SourceCount())
     tokens = _TokenWriter(folder, recipe, vocabulary, fit)
     rows = _Rows()
+    end = np.array([vocabulary.eos_id], np.uint32)
     for source, place, item in items:
         tokens.append(item.ids)
+        tokens.append(end)
         rows.append(source, place, item, tokens.length)
         count = result.sources[source]
         count.num_documents += 1
-        count.num_tokens += len(item.ids)
+        count.num_tokens += len(item.ids) + 1
         count.num_bytes += item.num_bytes
     tokens.close()
     rows.write(folder, recipe.is_traces)
@@ -159,7 +164,7 @@ class _TokenWriter:
         self._buffer = np.full(self._shard, vocabulary.invalid_id, dtype=vocabulary.dtype)
         self._array: zarr.Array[Any] | None = None
 
-    def append(self, ids: npt.NDArray[np.uint32]) -> None:
+    def append(self, ids: npt.NDArray[Any]) -> None:
         done = 0
         while done < len(ids):
             at = self.length % self._shard
@@ -223,6 +228,9 @@ def _create(
     fill: int,
     profile: str,
 ) -> "zarr.Array[Any]":
+    import zarr
+    from zarr.codecs import Crc32cCodec, ZstdCodec
+
     compact = [ZstdCodec(level=_COMPRESSION_LEVEL, checksum=True)] if profile == "compact" else []
     return zarr.create_array(
         store=path,

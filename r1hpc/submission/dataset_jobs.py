@@ -60,6 +60,7 @@ class DatasetOrder:
     """Of `resources`, as the flags of sbatch stand for them."""
     cluster: str | None = None
     """Name of a profile."""
+    check_inputs: bool = False
 
     def __post_init__(self) -> None:
         if self.shares < 1:
@@ -118,6 +119,7 @@ def _scripts(
             share = f' --stage {name} --share "${{SLURM_ARRAY_TASK_ID:-0}}/{count}"'
         array = {"array": f"0-{count - 1}"} if count > 1 else {}
         share += f" --after-others --recipe-hash {recipe.hash}"
+        share += " --check-inputs" * order.check_inputs
         yield name, {**array, **dependency}, _script(order, config, folder, name, share)
 
 

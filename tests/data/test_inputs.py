@@ -383,10 +383,25 @@ def test_a_file_that_cannot_be_read_is_named_or_put_aside(
     good = {"name": "good", "kind": "jsonl", "root": ".", "glob": "good.jsonl"}
     with pytest.raises(UsageError, match=name.replace(".", r"\.")):
         build_dataset(write_recipe(tmp_path, sources=[good, bad]), tmp_path / "out")
-    recipe = write_recipe(tmp_path, sources=[good, bad], max_unreadable=0.05)
+    recipe = write_recipe(tmp_path, sources=[good, bad], max_unreadable=0.9)
     found = audit(build_dataset(recipe, tmp_path / "out").path)
     assert found["documents"]["dropped"]["unreadable"] == 1
     assert found["sources"][0]["documents"] == {"in": 60, "kept": 60, "dropped": {}}
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbled"])
+def test_what_a_damage_hides_is_held_against_max_unreadable(tmp_path: Path, damage: str) -> None:
+    halves = ["".join(json.dumps({"text": text(n + at, 40)}) + "\n" for n in range(1000)) for at in (0, 1000)]
+    first, second = (gzip.compress(half.encode(), mtime=0) for half in halves)
+    (tmp_path / "a.jsonl.gz").write_bytes(first + second)
+    cut = (first + second)[: len(first) // 5]
+    (tmp_path / "b.jsonl.gz").write_bytes(cut if damage == "cut" else first + second[::-1])
+    source = {"name": "a", "kind": "jsonl", "root": ".", "glob": "*.gz"}
+    with pytest.raises(UsageError, match=r"1 of \d,\d+ records cannot be read, and .* with them.*b\.jsonl"):
+        build_dataset(write_recipe(tmp_path, sources=[source], max_unreadable=0.05), tmp_path / "out")
+    recipe = write_recipe(tmp_path, sources=[source], max_unreadable=0.3)
+    found = audit(build_dataset(recipe, tmp_path / "out").path)
+    assert found["documents"]["dropped"]["unreadable"] == 1
 
 
 def test_corrupt_parquet_page_is_named(tmp_path: Path) -> None:

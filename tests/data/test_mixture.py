@@ -273,6 +273,7 @@ def test_traces_are_mixed_by_documents_the_same_on_any_number_of_ranks(tmp_path:
         ({"weights": {"s0": 1, "s1": 1, "s3": 1}}, "names no source 's3'"),
         ({"weights": {"s0": 0, "s1": 1, "s2": 1}}, r"mix.weights.s0 must be a positive number"),
         ({"weights": {"s0": "a", "s1": 1, "s2": 1}}, r"mix.weights.s0 must be float"),
+        ({"weights": {"s0": 0.3, "s1": 4, "s2": 0.3}}, r"sum to 4.6, .*s0 6.5%, s1 87.0%, s2 6.5%"),
         ({"by": "bytes"}, r"mix.by must be one of tokens, documents"),
         ({"temperature": 0}, r"mix.temperature must be a positive number"),
         ({"max_epochs": -1}, r"mix.max_epochs must be a positive number"),
@@ -282,3 +283,10 @@ def test_traces_are_mixed_by_documents_the_same_on_any_number_of_ranks(tmp_path:
 def test_bad_mixtures_are_named(tmp_path: Path, mix: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         build_sources(tmp_path, mix)
+
+
+@pytest.mark.parametrize("weights", [(0.33, 0.33, 0.33), (33.4, 33.3, 33.3), (3, 4, 3)])
+def test_shares_percents_and_parts_are_taken(tmp_path: Path, weights: tuple[float, ...]) -> None:
+    assert build_sources(
+        tmp_path, {"weights": dict(zip(("s0", "s1", "s2"), weights, strict=True))}
+    ).num_tokens
