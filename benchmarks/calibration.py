@@ -32,11 +32,11 @@ from pathlib import Path
 from r1hpc.accounting.correction import CPU, Effect, FinishedRun, effect, score
 from r1hpc.accounting.forecast import Spread
 from r1hpc.config.load import load
-from r1hpc.estimator.cpu import cpu_node_hours
-from r1hpc.estimator.estimate import estimate
-from r1hpc.estimator.workload import Workload
-from r1hpc.plan.hardware import find_gpu
+from r1hpc.plan.hours.estimate import estimate
+from r1hpc.plan.hours.goodput import cpu_node_hours
+from r1hpc.plan.hours.workload import Workload
 from r1hpc.plan.run import make_plan
+from r1hpc.plan.topology.gpus import find_gpu
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ((40, 1), (40, 2), (120, 1), (80, 2), (120, 2), (80, 1))
@@ -184,8 +184,8 @@ def _flags(steps: int, nodes: int) -> Sequence[str]:
 
 def wait_for_accounting(run_root: Path) -> None:
     """Until slurmdbd knows the end of every run, which it hears some seconds late."""
-    from r1hpc.attempt.state import all_slurm_jobs
-    from r1hpc.base.choose_run import list_runs
+    from r1hpc.attempt.state.state import all_slurm_jobs
+    from r1hpc.base.find_run import list_runs
     from r1hpc.slurm.sacct import sacct_records
     from tests.runs import wait_until
 

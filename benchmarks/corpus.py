@@ -26,10 +26,10 @@ from typing import Any
 import yaml
 
 from r1hpc.base.units import format_bytes
-from r1hpc.data.build import build_dataset
-from r1hpc.data.describe import audit
-from r1hpc.data.units import Unit, local_pool
-from r1hpc.data.work import DONE
+from r1hpc.corpus.build.build import build_dataset
+from r1hpc.corpus.engine.units import Unit, local_pool
+from r1hpc.corpus.engine.work_dir import DONE
+from r1hpc.corpus.inspect.describe import audit
 
 _FILE_BYTES = 16 * 2**20
 _NUM_WORDS = 20_000

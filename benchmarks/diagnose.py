@@ -17,10 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from r1hpc.base.rundir import RunDir
-from r1hpc.telemetry.attempts import read_history
-from r1hpc.telemetry.diagnose import QUICK_BYTES, THOROUGH_BYTES, diagnose
-from r1hpc.telemetry.metrics import MetricWriter
+from r1hpc.base.run_dir import RunDir
+from r1hpc.telemetry.diagnosis.diagnose import QUICK_BYTES, THOROUGH_BYTES, diagnose
+from r1hpc.telemetry.records.attempts import read_history
+from r1hpc.telemetry.records.metrics import MetricWriter
 from tests.recorded import RecordedRun
 
 NODES = ("n1", "n2")

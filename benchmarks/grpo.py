@@ -332,9 +332,9 @@ def train_with_trl(job: str, start: Path, steps: int, arm: Arm, out: Path, overr
     import trl
 
     from r1hpc.config import load
-    from r1hpc.tasks.registry import make_task
-    from r1hpc.tasks.rewards import Completion, Scorer
-    from r1hpc.tasks.tokenizer import form_of, load_tokenizer, special_ids
+    from r1hpc.tasks.problems.registry import make_task
+    from r1hpc.tasks.reward.rewards import Completion, Scorer
+    from r1hpc.tasks.text.tokenizer import form_of, load_tokenizer, special_ids
 
     recipe = RECIPES[job]
     config = load.merge_layers([recipe.stages()["rl"]], [f"model.path={start}", *overrides])

@@ -16,9 +16,9 @@ import tempfile
 from pathlib import Path
 
 from r1hpc.base.files import append_record, write_json
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
-from r1hpc.config.schema import RunConfig, TrainConfig
+from r1hpc.config.schema.run import RunConfig, TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGAN = 1_790_000_000.0

@@ -83,7 +83,7 @@ def run_ours(root: Path, name: str, options: argparse.Namespace) -> tuple[float,
 
 def run_bare(root: Path, vocab: int, options: argparse.Namespace) -> tuple[float, float]:
     """(median step time, seconds to the first step) of the bare script."""
-    from r1hpc.slurm.env import choose_port
+    from r1hpc.slurm.rank_env import choose_port
 
     with choose_port() as listener:
         port = listener.getsockname()[1]
@@ -167,7 +167,7 @@ def median_step(times: list[float]) -> float:
 
 
 def vocabulary(manifest: Path) -> int:
-    from r1hpc.data.reader import open_dataset
+    from r1hpc.data.read.reader import open_dataset
 
     return open_dataset(manifest.parent).vocab_size
 

@@ -53,7 +53,7 @@ def main() -> int:
 
 def measure(seconds: float, ticks: int) -> int:
     """Print both costs, at 1 Hz and back to back; 1 if the sampler misses its target."""
-    from r1hpc.telemetry.sampler import GpuSampler
+    from r1hpc.telemetry.gpu.sampler import GpuSampler
 
     bare = bare_loop()
     with tempfile.TemporaryDirectory() as folder:

@@ -20,9 +20,9 @@ from pathlib import Path
 import yaml
 
 from benchmarks.corpus import RECIPE, write_corpus
-from r1hpc.data.build import build_dataset
-from r1hpc.data.dask_pool import dask_pool
-from r1hpc.data.describe import audit
+from r1hpc.corpus.build.build import build_dataset
+from r1hpc.corpus.engine.units import dask_pool
+from r1hpc.corpus.inspect.describe import audit
 from tests.cluster import Cluster
 from tests.cluster.packages import install, unavailable
 from tests.cluster.processes import until

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from r1hpc.data.build import build_dataset
+from r1hpc.corpus.build.build import build_dataset
 
 TARGET = 2.0
 CALLS = "openat,stat,newfstatat,statx,fstat,lstat,access,read,pread64,lseek,close,fadvise64,getdents64"
@@ -83,9 +83,9 @@ def _open_as_rank(rank: int, num_ranks: int, how: str, dataset: Path) -> None:
     import torch
     import torch.distributed as dist
 
-    from r1hpc.data.reader import open_dataset
-    from r1hpc.train.distributed import Group
-    from r1hpc.train.supervised import open_once
+    from r1hpc.data.read.reader import open_dataset
+    from r1hpc.train.parallel.distributed import Group
+    from r1hpc.train.supervised.supervised import open_once
 
     dist.init_process_group(
         "gloo", init_method=f"file://{os.environ['MEETING']}", rank=rank, world_size=num_ranks

@@ -21,15 +21,17 @@ from typing import Any
 
 import yaml
 
-from r1hpc.data.build import build_dataset
-from r1hpc.data.cleaning import c4, fineweb, gopher, language, pii
-from r1hpc.data.cleaning.batch import TextBatch
-from r1hpc.data.cleaning.minhash import sign
-from r1hpc.data.cleaning.repair import repair
-from r1hpc.data.recipe import PYTHON_STDLIB, SourceRecipe, parse_recipe
-from r1hpc.data.recipe_stages import MinhashRecipe
-from r1hpc.data.sources import list_spans, read_span
-from r1hpc.data.vocabulary import Encoder
+from r1hpc.corpus.build.build import build_dataset
+from r1hpc.corpus.build.vocabulary import Encoder
+from r1hpc.corpus.clean import rules
+from r1hpc.corpus.clean import text as language
+from r1hpc.corpus.clean import text as pii
+from r1hpc.corpus.clean.batch import TextBatch
+from r1hpc.corpus.clean.minhash import sign
+from r1hpc.corpus.clean.text import repair
+from r1hpc.corpus.recipe.recipe import PYTHON_STDLIB, SourceRecipe, parse_recipe
+from r1hpc.corpus.recipe.stages import MinhashRecipe
+from r1hpc.corpus.sources.read import list_spans, read_span
 
 _BATCH_CHARS = 2**20
 _VOCABULARY = 16_384
@@ -77,8 +79,8 @@ def measure_stages(texts: list[str], size: float) -> None:
     batches = _batches(texts)
     stages: dict[str, Callable[[list[str]], Any]] = {
         "gopher (both)": _gopher,
-        "c4": c4.judge,
-        "fineweb": lambda batch: fineweb.judge(batch, TextBatch(batch)),
+        "c4": rules.judge_c4,
+        "fineweb": lambda batch: rules.judge_fineweb(batch, TextBatch(batch)),
         "repair": lambda batch: [repair(text) for text in batch],
         "language": language.identify,
         "personal data": lambda batch: [pii.mask(text) for text in batch],
@@ -161,8 +163,8 @@ def _recipe(folder: Path, tokenizer: dict[str, Any], **stages: Any) -> Path:
 
 def _gopher(texts: list[str]) -> None:
     batch = TextBatch(texts)
-    gopher.quality(texts, batch, None)
-    gopher.repetition(batch)
+    rules.quality(texts, batch, None)
+    rules.repetition(batch)
 
 
 def _batches(texts: list[str]) -> list[list[str]]:

@@ -23,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from r1hpc.data.build import build_dataset
-from r1hpc.data.reader import TokenDataset, open_dataset
+from r1hpc.corpus.build.build import build_dataset
+from r1hpc.data.read.reader import TokenDataset, open_dataset
 
 WINDOW = 2049
 TARGET_MEMMAP, TARGET_ZARR = 0.5, 50.0

@@ -52,7 +52,7 @@ def main() -> int:
 def measure(options: argparse.Namespace) -> None:
     from torch._C._distributed_c10d import FileStore
 
-    from r1hpc.train.distributed import join
+    from r1hpc.train.parallel.distributed import join
 
     folder = Path(options.folder)
     store = FileStore(f"{folder}/store", options.ranks)
@@ -77,7 +77,7 @@ def build(millions: int) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from r1hpc.train.engine import build_engine
+    from r1hpc.train.parallel.engine import build_engine
 
     sizes = {"vocab_size": 8192, "hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
     layers = max(1, round((millions * 1e6 - 8192 * 512) / (4 * 512 * 512 + 3 * 512 * 2048)))
@@ -105,8 +105,8 @@ def ways_to_save(group: Any, engine: Any, folder: Path) -> dict[str, Callable[[i
     from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
     from r1hpc.checkpoint.store import CheckpointStore
-    from r1hpc.train.identity import Identity
-    from r1hpc.train.snapshot import Snapshots
+    from r1hpc.train.checkpoint.identity import Identity
+    from r1hpc.train.checkpoint.snapshot import Snapshots
 
     def snapshots(name: str, asynchronous: bool) -> Any:
         store = CheckpointStore(folder / name)

@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-from r1hpc.data.order import SamplePlan
+from r1hpc.data.read.order import SamplePlan
 
 SEQ_LEN = 2048
 NUM_WINDOWS = 10**9

@@ -23,18 +23,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from r1hpc.attempt.state import Situation, State, read_situation
-from r1hpc.base.choose_run import choose_run, run_root_of
-from r1hpc.base.rundir import RunDir
-from r1hpc.submission.chain_folder import ChainDir, choose_chain
-from r1hpc.telemetry.attempts import Attempt
-from r1hpc.telemetry.metrics import Step, read_steps
+from r1hpc.attempt.state.state import Situation, State, read_situation
+from r1hpc.base.find_run import choose_run, run_root_of
+from r1hpc.base.run_dir import RunDir
+from r1hpc.submission.chain.folder import ChainDir, choose_chain
+from r1hpc.telemetry.records.attempts import Attempt
+from r1hpc.telemetry.records.metrics import Step, read_steps
 
 # Each call imports what it needs: the state of a run loads no estimator, and a submission no following.
 if TYPE_CHECKING:
-    from r1hpc.attempt.cancel import Cancellation
+    from r1hpc.attempt.state.cancel import Cancellation
     from r1hpc.plan.run import RunPlan
-    from r1hpc.submission.chain_state import ChainSituation
+    from r1hpc.submission.chain.state import ChainSituation
     from r1hpc.submission.order import Order
     from r1hpc.submission.plan_run import PlannedRun
     from r1hpc.submission.submit_chain import SubmittedChain
@@ -96,13 +96,13 @@ class Run:
         Raises:
             R1hpcError: it is not over after `timeout_s`.
         """
-        from r1hpc.attempt.follow import wait
+        from r1hpc.attempt.state.follow import wait
 
         return wait(self.folder, timeout_s).state
 
     def follow(self, out: TextIO = sys.stdout) -> int:
         """Print progress until it is over; 0 finished, 1 ended otherwise, 130 interrupted by Ctrl-C."""
-        from r1hpc.attempt.follow import follow
+        from r1hpc.attempt.state.follow import follow
 
         job = self.situation().job
         return follow(self.folder, job.job_id if job is not None else "", out)
@@ -113,7 +113,7 @@ class Run:
         Raises:
             StateError: there is no job, or it is not yours or not this run's.
         """
-        from r1hpc.attempt.cancel import cancel
+        from r1hpc.attempt.state.cancel import cancel
 
         return cancel(self.folder, save_first)
 
@@ -138,7 +138,7 @@ class Chain:
         return Run(self.folder.stage(stage).path)
 
     def __iter__(self) -> Iterator[str]:
-        from r1hpc.submission.chain_file import open_definition
+        from r1hpc.submission.chain.file import open_definition
 
         return (stage.name for stage in open_definition(self.folder).stages)
 
@@ -156,13 +156,13 @@ class Chain:
 
     def situation(self) -> "ChainSituation":
         """The state with that of each stage."""
-        from r1hpc.submission.chain_state import read_chain_situation
+        from r1hpc.submission.chain.state import read_chain_situation
 
         return read_chain_situation(self.folder)
 
     def cancel(self, save_first: bool = False) -> "dict[str, Cancellation]":
         """End every stage that waits or runs, the last first."""
-        from r1hpc.submission.cancel_chain import cancel_chain
+        from r1hpc.submission.chain.state import cancel_chain
 
         return cancel_chain(self.folder, save_first)
 
@@ -205,13 +205,13 @@ class Submission:
 
     def print(self, as_json: bool = False) -> None:
         """What the command prints."""
-        from r1hpc.submission.run_text import print_run
+        from r1hpc.submission.text import print_run
 
         print_run(self.planned, self.job_id, as_json)
 
     def follow(self, out: TextIO = sys.stdout) -> int:
         """As Run.follow."""
-        from r1hpc.attempt.follow import follow
+        from r1hpc.attempt.state.follow import follow
 
         return follow(self.planned.run, self.job_id or "", out)
 
@@ -238,13 +238,13 @@ class ChainSubmission:
 
     def print(self, as_json: bool = False) -> None:
         """What the command prints."""
-        from r1hpc.submission.chain_text import print_chain
+        from r1hpc.submission.text import print_chain
 
         print_chain(self.submitted, as_json)
 
     def follow(self, out: TextIO = sys.stdout) -> int:
         """Print progress, stage after stage; 0 when the whole chain is finished."""
-        from r1hpc.submission.chain_state import follow_chain
+        from r1hpc.submission.chain.state import follow_chain
 
         return follow_chain(self.submitted.chain, self.submitted.jobs, out)
 

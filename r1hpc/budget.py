@@ -12,8 +12,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from r1hpc.base.choose_run import add_run_root, run_root_of
 from r1hpc.base.cli import ArgumentParser, offer, print_json, run_command
+from r1hpc.base.find_run import add_run_root, run_root_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +50,7 @@ def _parser() -> ArgumentParser:
     campaign = parser.add_argument(
         "--campaign", metavar="NAME", help="a plan of stages; default the budget's"
     )
-    offer(campaign, "r1hpc.config.completion:campaigns")
+    offer(campaign, "r1hpc.config.assets:campaigns")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     add_run_root(parser)
     return parser

@@ -11,8 +11,8 @@ for CPU runs node-hours.
 
 from collections.abc import Sequence
 
-from r1hpc.base.choose_run import add_run_root, existing_run_root
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
+from r1hpc.base.find_run import add_run_root, existing_run_root
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,8 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_run_root(parser)
     arguments = parser.parse_args(argv)
     # Deferred: --help must be quick.
-    from r1hpc.accounting.calibrate import finished_runs
-    from r1hpc.accounting.calibration_text import site_json, site_text
+    from r1hpc.accounting.calibrate import finished_runs, site_json, site_text
 
     site = finished_runs(existing_run_root(arguments.run_root))
     if arguments.json:

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from r1hpc.base.choose_run import RUN_NAMES, add_run_root, all_runs, full_name, is_yours, run_root_of
 from r1hpc.base.cli import ArgumentParser, offer, print_json, run_command
 from r1hpc.base.errors import R1hpcError, UsageError
+from r1hpc.base.find_run import RUN_NAMES, add_run_root, all_runs, full_name, is_yours, run_root_of
 
 if TYPE_CHECKING:
     from r1hpc.api import Chain
@@ -56,7 +56,7 @@ def _parser() -> ArgumentParser:
 
 def _which(root: Path) -> str:
     """Return the sentence for a cancel without a name: the runs that wait or run."""
-    from r1hpc.attempt.state import read_situation
+    from r1hpc.attempt.state.state import read_situation
 
     live, deadline = [], time.monotonic() + _LISTED_WITHIN_S
     for run in all_runs(root):

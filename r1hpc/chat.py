@@ -17,13 +17,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.choose_run import add_run, choose_run
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import StateError, UsageError
+from r1hpc.base.find_run import add_run, choose_run
 
 if TYPE_CHECKING:
-    from r1hpc.config.schema import ModelConfig, RunConfig
-    from r1hpc.train.talk import Limits, Speaker
+    from r1hpc.config.schema.run import ModelConfig, RunConfig
+    from r1hpc.train.rollout.chat import Limits, Speaker
 
 _LABELS = {"<think>": "thinking", "</think>": "says", "<answer>": "answer", "</answer>": "says"}
 """What begins at each tag."""
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model, template, boxed = _model(arguments)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
-    from r1hpc.train.talk import Limits, Speaker
+    from r1hpc.train.rollout.chat import Limits, Speaker
 
     speaker = Speaker(model)
     limits = Limits(arguments.max_tokens, arguments.temperature, arguments.seed)
@@ -77,8 +77,8 @@ def _model(arguments: Any) -> "tuple[ModelConfig, str | None, bool]":
     from dataclasses import replace
 
     from r1hpc.config.load import read
-    from r1hpc.config.schema import ModelConfig
-    from r1hpc.tasks.chat import as_trained
+    from r1hpc.config.schema.run import ModelConfig
+    from r1hpc.tasks.text.prompt_format import as_trained
 
     given, boxed = arguments.run_dir and Path(arguments.run_dir), False
     if given and (given / "config.json").is_file():
@@ -102,14 +102,14 @@ def _model(arguments: Any) -> "tuple[ModelConfig, str | None, bool]":
 def _attention(folder: Path) -> str:
     """The attention that the folder's weights were trained with, where it is one of ours."""
     from r1hpc.base.files import read_json
-    from r1hpc.config.schema import OWN_ATTENTIONS
+    from r1hpc.config.schema.run import OWN_ATTENTIONS
 
     named = read_json(folder / "config.json", dict[str, Any]).get("attn_implementation")
     return named if named in OWN_ATTENTIONS else "sdpa"
 
 
 def _template(config: "RunConfig") -> str | None:
-    from r1hpc.tasks.prompts import TEMPLATE
+    from r1hpc.tasks.problems.task import TEMPLATE
 
     own = config.task.options.get("template")
     has_one = config.task.name in ("file", "jsonl") or config.task.name.startswith("reasoning_gym:")
@@ -134,7 +134,7 @@ def _typed() -> Iterator[str]:
 def _asked(
     speaker: "Speaker", limits: "Limits", question: str, template: str | None, boxed: bool
 ) -> dict[str, Any]:
-    from r1hpc.tasks.completion import take_apart
+    from r1hpc.tasks.grading.completion import take_apart
 
     text = "".join(speaker.answer([_message(question, template)], limits))
     parts = take_apart(text, boxed=boxed)

@@ -17,18 +17,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.choose_run import RUN_NAMES, add_run_root, choose_run, full_name
 from r1hpc.base.cli import ArgumentParser, offer, print_json, refuse_folder, run_command
 from r1hpc.base.errors import UsageError
+from r1hpc.base.find_run import RUN_NAMES, add_run_root, choose_run, full_name
 from r1hpc.base.names import printable
 
 if TYPE_CHECKING:
-    from r1hpc.tasks.comparison import Comparison, Difference
+    from r1hpc.tasks.stats.comparison import Comparison, Difference
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    from r1hpc.tasks.comparison import compare_answers
+    from r1hpc.tasks.stats.comparison import compare_answers
 
     refuse_folder(arguments.out)
     (name_a, a), (name_b, b) = (_answers(given, arguments.run_root) for given in (arguments.a, arguments.b))
@@ -64,7 +64,7 @@ def _parser() -> ArgumentParser:
 
 def _answers(given: str, run_root: str | None) -> tuple[str, list[dict[str, Any]]]:
     """The name and the answers of RUN or RUN@STEP."""
-    from r1hpc.telemetry.evaluations import read_answers
+    from r1hpc.telemetry.records.evaluations import read_answers
 
     name, at, step = given.rpartition("@")
     if not at or "/" in step:  # a folder's name may hold one too, as of a user at a site

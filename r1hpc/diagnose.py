@@ -13,20 +13,20 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from r1hpc.base.choose_run import add_run, choose_run
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import UsageError
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.find_run import add_run, choose_run
+from r1hpc.base.run_dir import RunDir
 
 if TYPE_CHECKING:  # at run time what only an answer needs is imported for it: --help must be quick
-    from r1hpc.telemetry.attempts import Attempt, History
+    from r1hpc.telemetry.records.attempts import Attempt, History
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    from r1hpc.telemetry.attempts import read_history
-    from r1hpc.telemetry.diagnose import QUICK_BYTES, THOROUGH_BYTES, as_lines, diagnose
-    from r1hpc.telemetry.summary import names_of
+    from r1hpc.telemetry.diagnosis.diagnose import QUICK_BYTES, THOROUGH_BYTES, as_lines, diagnose
+    from r1hpc.telemetry.diagnosis.summary import names_of
+    from r1hpc.telemetry.records.attempts import read_history
 
     run = choose_run(arguments.run_dir, arguments.run_root)
     if names_of(run)[0] == "serve":
@@ -67,7 +67,7 @@ def _choose(run: RunDir, history: History, number: int | None) -> Attempt:
 
 def _end(run: RunDir, history: History, attempt: Attempt) -> float | None:
     """When the attempt ended; now, if it is known to run."""
-    from r1hpc.attempt.state import State, read_situation
+    from r1hpc.attempt.state.state import State, read_situation
 
     if attempt.end is not None or attempt is not history.last:
         return attempt.end

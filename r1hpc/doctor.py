@@ -17,28 +17,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from r1hpc.base.choose_run import add_run_root
 from r1hpc.base.cli import ArgumentParser, offer, print_json, run_command
 from r1hpc.base.errors import UsageError
-from r1hpc.base.rundir import default_run_root
+from r1hpc.base.find_run import add_run_root
+from r1hpc.base.run_dir import default_run_root
 from r1hpc.base.tables import wrap
 
 if TYPE_CHECKING:
-    from r1hpc.site.findings import SiteFinding
+    from r1hpc.preflight.findings import SiteFinding
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.node_part is not None:
-        from r1hpc.site.nodes import node_part
+        from r1hpc.preflight.nodes import node_part
 
         print(node_part(arguments.node_part), flush=True)
         return 0
     if arguments.nodes is not None and arguments.nodes < 1:
         raise UsageError(f"--nodes {arguments.nodes}: at least 1")
-    from r1hpc.site.examine import examine
-    from r1hpc.site.findings import healthy
-    from r1hpc.site.profile import profile_name, write_profile
+    from r1hpc.preflight.findings import healthy
+    from r1hpc.preflight.profile import profile_name, write_profile
+    from r1hpc.preflight.run_all import examine
 
     root = Path(arguments.run_root) if arguments.run_root else default_run_root()
     found = examine(arguments.job, root, arguments.nodes, arguments.cluster, arguments.partition)
@@ -66,7 +66,7 @@ def _parser() -> ArgumentParser:
     cluster = parser.add_argument(
         "--cluster", metavar="NAME", help="profile in configs/cluster/; default $R1HPC_CLUSTER"
     )
-    offer(cluster, "r1hpc.config.completion:cluster_profiles")
+    offer(cluster, "r1hpc.config.assets:cluster_profiles")
     parser.add_argument(
         "-p",
         "--partition",

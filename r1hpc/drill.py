@@ -19,14 +19,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.choose_run import add_run_root
 from r1hpc.base.cli import ArgumentParser, offer, print_json, run_command
 from r1hpc.base.errors import R1hpcError, StateError, UsageError
+from r1hpc.base.find_run import add_run_root
 
 if TYPE_CHECKING:
     from r1hpc.api import Run
-    from r1hpc.attempt.state import JobRef
-    from r1hpc.rehearsal.verdict import Check, Done
+    from r1hpc.attempt.state.state import JobRef
+    from r1hpc.preflight.drill.verdict import Check, Done
 
 _WAYS = ("usr2", "term", "preempt", "limit")
 """The signal of --signal, the SIGTERM of a grace time, a job of another QOS, the time limit."""
@@ -46,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ways = tuple(dict.fromkeys(arguments.way or _WAYS))
     if arguments.out is not None and arguments.out.exists() and not arguments.out.is_dir():
         raise UsageError(f"--out {arguments.out} is a file: name a folder")
-    from r1hpc.rehearsal.verdict import judge_cancel
-    from r1hpc.telemetry.attempts import read_history
+    from r1hpc.preflight.drill.verdict import judge_cancel
+    from r1hpc.telemetry.records.attempts import read_history
 
     name = f"drill-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     quiet = _submit(arguments, f"{name}-quiet")
@@ -105,7 +105,7 @@ def _parser() -> ArgumentParser:
     job = parser.add_argument("job", metavar="JOB.yaml", help="a job file, or its name in jobs/")
     overrides = parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted overrides")
     for words in (job, overrides):
-        offer(words, "r1hpc.config.completion:job_words")
+        offer(words, "r1hpc.config.assets:job_words")
     parser.add_argument("-N", "--nodes", type=int, metavar="N", help="over what the job file says")
     parser.add_argument("--steps", type=int, default=60, metavar="K", help="optimizer steps of each run (60)")
     parser.add_argument(
@@ -118,7 +118,7 @@ def _parser() -> ArgumentParser:
     cluster = parser.add_argument(
         "--cluster", metavar="NAME", help="profile in configs/cluster/; default $R1HPC_CLUSTER"
     )
-    offer(cluster, "r1hpc.config.completion:cluster_profiles")
+    offer(cluster, "r1hpc.config.assets:cluster_profiles")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write drill.md and drill.json there")
     add_run_root(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
@@ -155,8 +155,8 @@ def _refuse_job(arguments: Any) -> None:
         UsageError: it is a chain, or of a stage whose runs are not compared step by step.
     """
     from r1hpc.config.load import find_job, load
-    from r1hpc.config.schema import TRAINED_STAGES
-    from r1hpc.submission.chain_file import is_chain_file
+    from r1hpc.config.schema.run import TRAINED_STAGES
+    from r1hpc.submission.chain.file import is_chain_file
 
     if is_chain_file(find_job(arguments.job)):
         raise UsageError(f"{arguments.job} is a chain: give the job file of one of its stages")
@@ -169,8 +169,8 @@ def _refuse_job(arguments: Any) -> None:
 
 def _disturb(run: Run, steps: int, ways: Sequence[str], only_ways: bool) -> list[Done]:
     """Each disturbance at a step of its own, once the attempt before it has taken steps."""
-    from r1hpc.rehearsal.disturb import disturbances
-    from r1hpc.rehearsal.verdict import Done
+    from r1hpc.preflight.drill.disturb import disturbances
+    from r1hpc.preflight.drill.verdict import Done
     from r1hpc.slurm.client import SlurmError, without_advice
 
     done: list[Done] = []
@@ -202,8 +202,8 @@ def _disturb(run: Run, steps: int, ways: Sequence[str], only_ways: bool) -> list
 def _preemptor(run: Run, job: JobRef) -> tuple[tuple[str, ...], str | None]:
     """Return sbatch's options of a job that preempts the run's, and why there is none."""
     from r1hpc.config.load import read
-    from r1hpc.rehearsal.disturb import why_not_preempted
-    from r1hpc.slurm.decide import place_in_cluster
+    from r1hpc.preflight.drill.disturb import why_not_preempted
+    from r1hpc.slurm.defaults import place_in_cluster
     from r1hpc.slurm.probe import probe_cluster
 
     if job.pid is not None:
@@ -225,8 +225,8 @@ def _preemptor(run: Run, job: JobRef) -> tuple[tuple[str, ...], str | None]:
 
 def _limit(arguments: Any, name: str, quiet: Run) -> tuple[Run | None, Done, list[Check]]:
     """Submit the job with a time limit that ends its attempts; the run, if any, and its verdict."""
-    from r1hpc.rehearsal.disturb import short_limit_min
-    from r1hpc.rehearsal.verdict import Done, judge_limited
+    from r1hpc.preflight.drill.disturb import short_limit_min
+    from r1hpc.preflight.drill.verdict import Done, judge_limited
 
     def refused(why: str) -> tuple[None, Done, list[Check]]:
         return None, Done("time limit", 0, 0, refused=why, way="limit"), []
@@ -250,7 +250,7 @@ def _limit(arguments: Any, name: str, quiet: Run) -> tuple[Run | None, Done, lis
 
 def _preempt_and_cancel(run: Run) -> None:
     """At once, so that the cancel meets an attempt that is about to come back."""
-    from r1hpc.rehearsal.disturb import preempt
+    from r1hpc.preflight.drill.disturb import preempt
     from r1hpc.slurm.client import SlurmError
 
     _wait_step(run, 3)
@@ -265,7 +265,7 @@ def _preempt_and_cancel(run: Run) -> None:
 
 
 def _judge(quiet: Run, disturbed: Run, done: Sequence[Done], save_every: int) -> list[Check]:
-    from r1hpc.rehearsal.verdict import judge_attempts, judge_records
+    from r1hpc.preflight.drill.verdict import judge_attempts, judge_records
 
     return [
         *judge_attempts(disturbed.attempts, done, save_every),
@@ -281,7 +281,7 @@ def _job(run: Run) -> Any:
 
 
 def _step(run: Run) -> int:
-    from r1hpc.telemetry.metrics import last_steps
+    from r1hpc.telemetry.records.metrics import last_steps
 
     newest = last_steps(run.folder, 1)
     return newest[-1].global_step if newest else 0
@@ -293,7 +293,7 @@ def _wait_step(run: Run, step: int) -> None:
 
 def _wait_attempt(run: Run, attempt: int) -> None:
     """Until that attempt has taken a step."""
-    from r1hpc.telemetry.metrics import last_steps
+    from r1hpc.telemetry.records.metrics import last_steps
 
     _wait(run, lambda: any(step.attempt >= attempt for step in last_steps(run.folder, 1)))
 

@@ -20,19 +20,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.choose_run import add_run_root, run_root_of
 from r1hpc.base.cli import ArgumentParser, file_and_overrides, offer, print_json, run_command
 from r1hpc.base.errors import UsageError
+from r1hpc.base.find_run import add_run_root, run_root_of
 from r1hpc.base.names import printable
 
 if TYPE_CHECKING:  # at run time what only an answer needs is imported for it: --help must be quick
-    from r1hpc.estimator.estimate import Estimate
+    from r1hpc.plan.hours.estimate import Estimate
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _read(argv)
-    from r1hpc.estimator.estimate_text import estimate_text
-    from r1hpc.estimator.from_flags import refuse_without_progress
+    from r1hpc.plan.hours.from_flags import refuse_without_progress
+    from r1hpc.plan.hours.text import estimate_text
 
     if arguments.method != "measured" and (chain := _chain_file(arguments)):
         return _print_chain(chain, arguments)
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _read(argv: Sequence[str] | None) -> argparse.Namespace:
-    from r1hpc.estimator.flags import refuse_settled, with_signs_joined
+    from r1hpc.plan.hours.from_flags import refuse_settled, with_signs_joined
 
     parser = _parser()
     arguments: argparse.Namespace = parser.parse_intermixed_args(
@@ -59,20 +59,20 @@ def _read(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _parser() -> ArgumentParser:
-    from r1hpc.estimator.flags import METHODS, add_flags
+    from r1hpc.plan.hours.from_flags import METHODS, add_flags
 
     parser = ArgumentParser(prog="python -m r1hpc.estimate", description=__doc__)
     words = parser.add_argument(
         "words", nargs="*", metavar="JOB.yaml | KEY=VALUE", help="a job file, or flags alone"
     )
-    offer(words, "r1hpc.config.completion:job_words")
+    offer(words, "r1hpc.config.assets:job_words")
     parser.add_argument("--method", choices=METHODS, default="flops", help="default: flops")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     add_run_root(parser)
     cluster = parser.add_argument(
         "--cluster", metavar="NAME", help="profile in configs/cluster/; default $R1HPC_CLUSTER"
     )
-    offer(cluster, "r1hpc.config.completion:cluster_profiles")
+    offer(cluster, "r1hpc.config.assets:cluster_profiles")
     add_flags(parser)
     return parser
 
@@ -82,15 +82,15 @@ def _chain_file(arguments: argparse.Namespace) -> Path | None:
     if arguments.target is None:
         return None
     from r1hpc.config.load import find_job
-    from r1hpc.submission.chain_file import is_chain_file
+    from r1hpc.submission.chain.file import is_chain_file
 
     job = find_job(arguments.target)
     return job if is_chain_file(job) else None
 
 
 def _print_chain(job: Path, arguments: argparse.Namespace) -> int:
-    from r1hpc.estimator.flags import refuse_settled_by_chain
-    from r1hpc.plan.hardware import find_gpu
+    from r1hpc.plan.hours.from_flags import refuse_settled_by_chain
+    from r1hpc.plan.topology.gpus import find_gpu
     from r1hpc.submission.chain_estimate import estimate_chain
     from r1hpc.submission.order import Order, Purpose
 
@@ -114,7 +114,7 @@ def _print_chain(job: Path, arguments: argparse.Namespace) -> int:
 
 
 def _answer(arguments: argparse.Namespace) -> Estimate:
-    from r1hpc.estimator.from_flags import estimate_of_flags
+    from r1hpc.plan.hours.from_flags import estimate_of_flags
 
     if arguments.method == "measured":
         return _of_measured_run(arguments)
@@ -126,7 +126,7 @@ def _answer(arguments: argparse.Namespace) -> Estimate:
 
 
 def _of_job(arguments: argparse.Namespace) -> Estimate:
-    from r1hpc.estimator.from_flags import rates_of_flags
+    from r1hpc.plan.hours.from_flags import rates_of_flags
     from r1hpc.submission.job_estimate import estimate_job
 
     return estimate_job(
@@ -142,7 +142,7 @@ def _of_job(arguments: argparse.Namespace) -> Estimate:
 
 def _corrected(found: Estimate, arguments: argparse.Namespace) -> tuple[Estimate, dict[str, Any]]:
     """With what this site's own finished runs say of such estimates; unchanged where there are none."""
-    from r1hpc.estimator.estimate_text import hours_text
+    from r1hpc.plan.hours.text import hours_text
 
     root = run_root_of(arguments.run_root)
     if found.method != "flops" or not root.is_dir():
@@ -163,8 +163,8 @@ def _corrected(found: Estimate, arguments: argparse.Namespace) -> tuple[Estimate
 def _of_measured_run(arguments: argparse.Namespace) -> Estimate:
     import time
 
-    from r1hpc.accounting.measured_run import measured_run
-    from r1hpc.base.choose_run import choose_run
+    from r1hpc.accounting.open_ledger import measured_run
+    from r1hpc.base.find_run import choose_run
 
     if arguments.target is None:
         raise UsageError("--method measured needs a run: python -m r1hpc.estimate RUN_DIR --method measured")

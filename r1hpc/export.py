@@ -24,14 +24,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from r1hpc.base.choose_run import RUN_NAMES, add_run, choose_run, full_name
 from r1hpc.base.cli import ArgumentParser, offer, print_json, run_command
 from r1hpc.base.errors import StateError, UsageError
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.find_run import RUN_NAMES, add_run, choose_run, full_name
+from r1hpc.base.run_dir import RunDir
 
 if TYPE_CHECKING:
     from r1hpc.checkpoint.store import Checkpoint
-    from r1hpc.train.export_quantized import Report
+    from r1hpc.train.quantize.measure import Report
 
 _Made = TypeVar("_Made")
 _SCHEMES = ("int8", "w4a16")
@@ -150,7 +150,7 @@ def _quantized(source: RunDir | Path, out: Path, arguments: Any) -> int:
     task = None if arguments.unmeasured else _task_of(source, arguments)
     os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ["TQDM_DISABLE"] = "1"  # the libraries' bars
-    from r1hpc.train.quantize import check_installed, check_source
+    from r1hpc.train.quantize.quantize import check_installed, check_source
 
     check_installed()
     report = None
@@ -176,7 +176,7 @@ def _task_of(source: RunDir | Path, arguments: Any) -> RunDir:
         UsageError: there is none, or it has no task.
     """
     from r1hpc.config.load import read
-    from r1hpc.config.reasoning import TaskConfig
+    from r1hpc.config.schema.rl import TaskConfig
 
     chosen = choose_run(arguments.task_of, arguments.run_root) if arguments.task_of else source
     if not isinstance(chosen, RunDir):
@@ -210,7 +210,7 @@ def _original(source: RunDir | Path, out: Path, step: int | None) -> Iterator[tu
 
 
 def _unmeasured(source: Path, staging: Path, scheme: str) -> None:
-    from r1hpc.train.quantize import quantize
+    from r1hpc.train.quantize.quantize import quantize
 
     staging.mkdir()
     quantize(source, staging, scheme, None)
@@ -218,7 +218,7 @@ def _unmeasured(source: Path, staging: Path, scheme: str) -> None:
 
 def _measured(task: RunDir, source: Path, staging: Path, arguments: Any) -> "Report":
     from r1hpc.config.load import read
-    from r1hpc.train.export_quantized import Asked, export_measured
+    from r1hpc.train.quantize.measure import Asked, export_measured
 
     asked = Asked(
         scheme=arguments.quantize,
@@ -286,7 +286,7 @@ def _from_gguf(file: Path, out: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UsageError(f"{file} is not there")
     os.environ["DS_ACCELERATOR"] = "cpu"
-    from r1hpc.train.gguf import convert_gguf
+    from r1hpc.train.quantize.gguf import convert_gguf
 
     _appear(out, lambda staging: convert_gguf(file, staging))
     return {"source": str(file), "step": None}
@@ -332,22 +332,22 @@ def _checkpoint(run: RunDir, step: int | None) -> "Checkpoint":
 
 def _convert(run: RunDir, checkpoint: "Checkpoint", out: Path) -> None:
     from r1hpc.config.load import read
-    from r1hpc.config.schema import TRAINED_STAGES
+    from r1hpc.config.schema.run import TRAINED_STAGES
 
     config = read(run.config)
     if config.stage not in TRAINED_STAGES:
         raise UsageError(f"{run.run_id} is of stage {config.stage}, which trains no model")
     os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed looks for a card otherwise
-    from r1hpc.tasks.tokenizer import exported_tokenizer, load_tokenizer, vocabulary_size
-    from r1hpc.train.export_checkpoint import export_checkpoint
+    from r1hpc.tasks.text.tokenizer import exported_tokenizer, load_tokenizer, vocabulary_size
+    from r1hpc.train.quantize.from_checkpoint import export_checkpoint
 
     if config.stage != "pretrain":
         own = vocabulary_size(load_tokenizer(config.model))
         export_checkpoint(config, checkpoint, out, exported_tokenizer(config.model, code=run.code), own)
         return
     from r1hpc.attempt.begin import read_facts
-    from r1hpc.data.reader import open_dataset
-    from r1hpc.train.pretrain import tokenizer_of_data
+    from r1hpc.data.read.reader import open_dataset
+    from r1hpc.train.supervised.pretrain import tokenizer_of_data
 
     dataset = open_dataset(read_facts(run, checkpoint.manifest.attempt).dataset_path)
     export_checkpoint(config, checkpoint, out, tokenizer_of_data(dataset), dataset.vocab_size)

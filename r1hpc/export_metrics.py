@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.choose_run import add_run, choose_run, flat_name, full_name
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import UsageError
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.find_run import add_run, choose_run, flat_name, full_name
+from r1hpc.base.run_dir import RunDir
 
 if TYPE_CHECKING:  # --help must be quick
-    from r1hpc.telemetry.metrics import Step
-    from r1hpc.tracking.tensorboard import TensorBoardWriter
+    from r1hpc.telemetry.records.metrics import Step
+    from r1hpc.telemetry.trackers.tensorboard import TensorBoardWriter
 
 _LEAST_PERIOD_S = 1.0
 
@@ -55,9 +55,9 @@ def _parser() -> ArgumentParser:
 
 
 def _to_tensorboard(run: RunDir, arguments: Any) -> dict[str, Any]:
-    from r1hpc.telemetry.gpu_history import all_series, read_gpus
-    from r1hpc.telemetry.metrics import read_steps
-    from r1hpc.tracking.tensorboard import TensorBoardWriter
+    from r1hpc.telemetry.gpu.history import all_series, read_gpus
+    from r1hpc.telemetry.records.metrics import read_steps
+    from r1hpc.telemetry.trackers.tensorboard import TensorBoardWriter
 
     folder = (arguments.out / flat_name(run)) if arguments.out else run.report / "tensorboard"
     with TensorBoardWriter(folder) as writer:
@@ -71,7 +71,7 @@ def _to_tensorboard(run: RunDir, arguments: Any) -> dict[str, Any]:
 
 def _stream(run: RunDir, writer: "TensorBoardWriter", every_s: float) -> int:
     """All steps in the order they were taken, and those to come."""
-    from r1hpc.telemetry.metrics import follow_steps
+    from r1hpc.telemetry.records.metrics import follow_steps
 
     newer = follow_steps(run)
     count = 0
@@ -87,7 +87,7 @@ def _available(newer: "Callable[[], list[Step]]") -> "Iterator[Step]":
 
 
 def _to_prometheus(run: RunDir, arguments: Any) -> dict[str, Any]:
-    from r1hpc.tracking.prometheus import textfile_of, write_textfile
+    from r1hpc.telemetry.trackers.prometheus import textfile_of, write_textfile
 
     if arguments.out is not None and not arguments.out.is_dir():
         raise UsageError(f"--out {arguments.out} is no folder: name the textfile collector's own")
@@ -99,8 +99,8 @@ def _to_prometheus(run: RunDir, arguments: Any) -> dict[str, Any]:
 
 
 def _to_wandb(run: RunDir, arguments: Any) -> dict[str, Any]:
-    from r1hpc.telemetry.metrics import read_steps
-    from r1hpc.tracking.wandb import WandbWriter
+    from r1hpc.telemetry.records.metrics import read_steps
+    from r1hpc.telemetry.trackers.wandb import WandbWriter
 
     with WandbWriter(run, run.report, project=arguments.project) as writer:
         count = writer.steps(read_steps(run).effective.values())
@@ -109,7 +109,7 @@ def _to_wandb(run: RunDir, arguments: Any) -> dict[str, Any]:
 
 def _until_over(run: RunDir, every_s: float) -> Iterator[None]:
     """Now, every so often, and once after the run is over."""
-    from r1hpc.attempt.state import read_situation
+    from r1hpc.attempt.state.state import read_situation
 
     over = False
     while True:

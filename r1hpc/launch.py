@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from r1hpc.base.cli import ArgumentParser, run_command
 from r1hpc.base.errors import UsageError
-from r1hpc.base.rundir import RunDir, find_run, open_run
+from r1hpc.base.run_dir import RunDir, find_run, open_run
 
 
 def main(argv: Sequence[str]) -> int:
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run_rank(run_dir: str) -> NoReturn:
     """Run one rank. The function that submitit pickles, by this name; all ways of starting end here."""
-    from r1hpc.train.stop import SIGNALS
+    from r1hpc.attempt.control.stop import SIGNALS
 
     # Kept until StopRequests.install: submitit's own handlers drop a SIGTERM, and fail at a SIGUSR2.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -65,8 +65,8 @@ def run_rank(run_dir: str) -> NoReturn:
 
 
 def _chain(chain_dir: str, stages: Sequence[str], lock_fd: int | None) -> int:
-    from r1hpc.submission.chain_folder import SUPERVISOR, ChainDir, held
-    from r1hpc.submission.chain_supervisor import ChainSupervisor
+    from r1hpc.submission.chain.folder import SUPERVISOR, ChainDir, held
+    from r1hpc.submission.chain.supervisor import ChainSupervisor
 
     chain, runs = ChainDir(chain_dir), [open_run(stage) for stage in stages]
     if lock_fd is not None:
@@ -82,7 +82,7 @@ def _track(run: RunDir, attempt: int, tracker: str | None) -> int:
         track(run, attempt)
     else:
         from r1hpc.config.load import read
-        from r1hpc.tracking.feeder import feed
+        from r1hpc.telemetry.trackers.feeder import feed
 
         feed(run, read(run.config), attempt, tracker)
     return 0
@@ -91,11 +91,10 @@ def _track(run: RunDir, attempt: int, tracker: str | None) -> int:
 def _begin(run: RunDir, by_submitit: bool) -> int:
     """0: an attempt begins, or none has to; OVER: none, and jobs that wait for this one must not begin;
     NOT_THE_NODE: another node cannot help either."""
-    from r1hpc.attempt.begin import begin
-    from r1hpc.attempt.needs import is_stage
-    from r1hpc.attempt.refusal import NotTheNodeError
+    from r1hpc.attempt.begin import begin, is_stage
+    from r1hpc.attempt.rivals import NotTheNodeError
     from r1hpc.slurm.contract import OVER
-    from r1hpc.slurm.env import expand_counts, expand_nodelist, job_id
+    from r1hpc.slurm.rank_env import expand_counts, expand_nodelist, job_id
 
     if not {"SLURM_JOB_NODELIST", "SLURM_TASKS_PER_NODE"} <= os.environ.keys():
         raise UsageError("begin belongs inside a job: start it with srun or salloc, or take `local`")
@@ -117,8 +116,8 @@ def _end(run: RunDir, attempt: int, status: int, hurry: bool) -> int:
     """0: the job is done or goes on; OVER: it is over, and that is on record. Anything else: not judged."""
     from r1hpc.attempt.end import OverError
     from r1hpc.slurm.contract import OVER
-    from r1hpc.submission.next_job import end_and_go_on
-    from r1hpc.telemetry.attempts import read_run_events
+    from r1hpc.submission.chain.next_job import end_and_go_on
+    from r1hpc.telemetry.records.attempts import read_run_events
 
     begun = [event["attempt"] for event in read_run_events(run)[0] if event["event"] == "begin"]
     if attempt not in begun:

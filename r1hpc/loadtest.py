@@ -22,16 +22,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.choose_run import RUN_NAMES, add_run_root, choose_run, full_name
 from r1hpc.base.cli import ArgumentParser, offer, print_json, run_command
 from r1hpc.base.errors import R1hpcError, StateError, UsageError
+from r1hpc.base.find_run import RUN_NAMES, add_run_root, choose_run, full_name
 from r1hpc.base.names import printable
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 
 if TYPE_CHECKING:
-    from r1hpc.serving.load import LoadTest, Prompts
-    from r1hpc.serving.load_report import About, LoadReport
-    from r1hpc.serving.stream import Target
+    from r1hpc.serving.loadtest.load import LoadTest, Prompts
+    from r1hpc.serving.loadtest.report import About, LoadReport
+    from r1hpc.serving.loadtest.stream import Target
 
 _FIRST_ANSWER_S = 60.0
 _MOST_S = 7 * 24 * 3600.0
@@ -118,7 +118,7 @@ def _fractions(given: str) -> tuple[float, ...]:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse numbers that make no test."""
-    from r1hpc.serving.load import MOST_CLIENTS
+    from r1hpc.serving.loadtest.load import MOST_CLIENTS
 
     for flag, value, low, high in (
         ("--seconds", arguments.seconds, 1, _MOST_S),
@@ -190,8 +190,8 @@ def _server(arguments: argparse.Namespace) -> tuple[RunDir | None, str, str | No
     """(its run, its URL, its model, its key), as far as they are known."""
     if not _is_url(arguments.server):
         run = choose_run(arguments.server, arguments.run_root)
-        from r1hpc.attempt.await_server import address_now
         from r1hpc.serving.address import read_key
+        from r1hpc.serving.await_server import address_now
 
         address = address_now(run)
         return run, address.place.url, address.model, read_key(run)
@@ -231,7 +231,7 @@ def _target(
 ) -> "Target":
     """Who is asked; the server has proven to have the key, where there is one."""
     from r1hpc.serving.client import Client
-    from r1hpc.serving.stream import Target
+    from r1hpc.serving.loadtest.stream import Target
 
     client = Client(url)
     known = _proof(client, key, arguments.unproven)()
@@ -280,7 +280,7 @@ def _prompts(
     import json
 
     from r1hpc.serving.client import Client
-    from r1hpc.serving.load import Prompts
+    from r1hpc.serving.loadtest.load import Prompts
 
     made = {"max_tokens": arguments.max_tokens, "is_chat": arguments.chat, "may_stop": arguments.may_stop}
     prompts = Prompts(arguments.prompt_tokens, given=given, **made)
@@ -300,7 +300,7 @@ def _try_once(target: "Target", prompts: "Prompts", most_s: float) -> None:
     """One answer, so that what every request would fail of is one sentence."""
     import asyncio
 
-    from r1hpc.serving.load import ask_once
+    from r1hpc.serving.loadtest.load import ask_once
 
     answer = asyncio.run(ask_once(target, prompts, most_s))
     if answer is None:
@@ -317,9 +317,8 @@ def _measure(
     arguments: argparse.Namespace, run: RunDir | None, target: "Target", prompts: "Prompts", folder: Path
 ) -> int:
     from r1hpc.serving.client import Client
-    from r1hpc.serving.load import LoadTest, Plan
-    from r1hpc.serving.load_memory import memory_source, watching
-    from r1hpc.serving.load_report import LoadReport
+    from r1hpc.serving.loadtest.load import LoadTest, Plan
+    from r1hpc.serving.loadtest.report import LoadReport, memory_source, watching
 
     _allow_connections()
     client = Client(target.url)
@@ -352,7 +351,7 @@ def _measure(
 
 def _run(test: "LoadTest") -> bool:
     """All levels, a line for each; whether somebody interrupted it."""
-    from r1hpc.serving.load_report import name_of
+    from r1hpc.serving.loadtest.report import name_of
 
     try:
         for level in test.run():
@@ -368,7 +367,7 @@ def _run(test: "LoadTest") -> bool:
 def _about(
     arguments: argparse.Namespace, run: RunDir | None, target: "Target", prompts: "Prompts", memory: str
 ) -> "About":
-    from r1hpc.serving.load_report import About
+    from r1hpc.serving.loadtest.report import About
 
     if prompts.given:
         words = f"{len(prompts.given):,} prompts of {arguments.prompts.name}, in turn"
@@ -413,7 +412,7 @@ def _leave(report: "LoadReport", folder: Path, as_json: bool) -> None:
     else:
         print("\n".join(report.lines()), flush=True)
     write_json(path.with_suffix(".json"), content)
-    from r1hpc.reporting.load_page import save_picture, write_page
+    from r1hpc.serving.loadtest.page import save_picture, write_page
 
     save_picture(report, path.with_suffix(".png"))
     write_page(report, path.with_suffix(".html"))

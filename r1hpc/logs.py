@@ -11,10 +11,10 @@ Control characters are taken out: a log can hold whatever a model or a library p
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.choose_run import add_run
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import UsageError
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.find_run import add_run
+from r1hpc.base.run_dir import RunDir
 
 if TYPE_CHECKING:
     from r1hpc.api import Chain
@@ -59,7 +59,7 @@ def _parser() -> ArgumentParser:
 
 
 def _print_tail(run: RunDir, arguments: Any) -> None:
-    from r1hpc.attempt.rank_logs import clean, find_log, last_attempt, tail
+    from r1hpc.attempt.state.logs import clean, find_log, last_attempt, tail
 
     attempt = arguments.attempt or last_attempt(run)
     path = find_log(run, attempt, arguments.rank)
@@ -73,7 +73,7 @@ def _print_tail(run: RunDir, arguments: Any) -> None:
 
 def _follow_chain(chain: "Chain", rank: int, lines: int) -> int:
     """The stage at work until it is over, then the next, as long as each finishes."""
-    from r1hpc.attempt.rank_logs import wait_until_it_begins
+    from r1hpc.attempt.state.logs import wait_until_it_begins
 
     while True:
         stage = chain.situation().current
@@ -88,7 +88,7 @@ def _follow_chain(chain: "Chain", rank: int, lines: int) -> int:
 
 
 def _follow(run: RunDir, rank: int, attempt: int | None, lines: int) -> int:
-    from r1hpc.attempt.rank_logs import follow
+    from r1hpc.attempt.state.logs import follow
 
     try:
         for line in follow(run, rank, attempt, lines):

@@ -25,8 +25,8 @@ from r1hpc.base.tables import format_table
 from r1hpc.base.units import format_bytes
 
 if TYPE_CHECKING:  # --help must be quick
-    from r1hpc.telemetry.gpu_reading import GpuReading
-    from r1hpc.telemetry.nvml import Nvml
+    from r1hpc.telemetry.gpu.nvml import Nvml
+    from r1hpc.telemetry.gpu.reading import GpuReading
 
 _HEADINGS = ("GPU", "UUID", "name", "util", "memory", "power", "temp", "SM clock", "slowed by", "processes")
 _ANY_WIDTH = 1000
@@ -35,7 +35,7 @@ _ANY_WIDTH = 1000
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    from r1hpc.telemetry.sampler import MIN_PERIOD_S
+    from r1hpc.telemetry.gpu.sampler import MIN_PERIOD_S
 
     if not MIN_PERIOD_S <= arguments.period <= 3600:
         raise UsageError(
@@ -64,7 +64,7 @@ def _parser() -> ArgumentParser:
 
 
 def _show(arguments: Any, stopping: threading.Event) -> int:
-    from r1hpc.telemetry.nvml import open_nvml
+    from r1hpc.telemetry.gpu.nvml import open_nvml
 
     nvml = open_nvml()
     while True:
@@ -81,11 +81,11 @@ def _show(arguments: Any, stopping: threading.Event) -> int:
 
 
 def _record(arguments: Any, stopping: threading.Event) -> int:
-    from r1hpc.telemetry.gpu_summary import summarise
-    from r1hpc.telemetry.sampler import GpuSampler
+    from r1hpc.telemetry.gpu.sampler import GpuSampler
+    from r1hpc.telemetry.gpu.summary import summarise
 
     # What the sampler logs comes back as its message, and is said once.
-    logging.getLogger("r1hpc.telemetry.sampler").addHandler(logging.NullHandler())
+    logging.getLogger("r1hpc.telemetry.gpu.sampler").addHandler(logging.NullHandler())
     sampler = GpuSampler(arguments.out, _node(), attempt=0, period_s=arguments.period)
     message = sampler.open() if arguments.once else sampler.start()
     if message is None and arguments.once:

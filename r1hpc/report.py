@@ -25,24 +25,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.choose_run import (
-    RUN_NAMES,
-    add_run_root,
-    all_runs,
-    choose_run,
-    existing_run_root,
-    run_root_of,
-)
 from r1hpc.base.cli import ArgumentParser, offer, print_json, refuse_folder, run_command
 from r1hpc.base.errors import UsageError
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.find_run import RUN_NAMES, add_run_root, all_runs, choose_run, existing_run_root, run_root_of
+from r1hpc.base.run_dir import RunDir
 from r1hpc.base.tables import wrap
 
 if TYPE_CHECKING:  # at run time what only an answer needs is imported for it: --help must be quick
-    from r1hpc.accounting.run_report import RunReport
-    from r1hpc.accounting.selection import Selection
+    from r1hpc.accounting.hours import Selection
+    from r1hpc.accounting.open_ledger import RunReport
     from r1hpc.slurm.sacct import JobRecord
-    from r1hpc.telemetry.metrics import Difference
+    from r1hpc.telemetry.records.metrics import Difference
 
 _MOST_DIFFERENCES = 10
 _SECONDS_DIGITS = 9
@@ -53,8 +46,8 @@ _TOO_WIDE = "Too wide of a date range"
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    from r1hpc.accounting.run_report import report_run
-    from r1hpc.attempt.state import all_slurm_jobs
+    from r1hpc.accounting.open_ledger import report_run
+    from r1hpc.attempt.state.state import all_slurm_jobs
     from r1hpc.slurm.sacct import PRINTED_BY
 
     form = "json" if arguments.json else arguments.format
@@ -118,13 +111,13 @@ def _named(given: Sequence[str | None], run_root: str | None) -> list[RunDir]:
 
 def _runs(given: str | None, run_root: str | None) -> list[RunDir]:
     """The run that is meant, or the stages of a chain that have been submitted."""
-    from r1hpc.submission.chain_folder import choose_chain
+    from r1hpc.submission.chain.folder import choose_chain
 
     chain = choose_chain(given, run_root)
     if chain is None:
         return [choose_run(given, run_root)]
     # Deferred: it reads YAML, which takes longer to import than the report of a run may take.
-    from r1hpc.submission.chain_file import open_definition
+    from r1hpc.submission.chain.file import open_definition
 
     runs = [chain.stage(name) for name in open_definition(chain).names]
     submitted = [run for run in runs if run.attempts.is_file()]
@@ -136,13 +129,13 @@ def _runs(given: str | None, run_root: str | None) -> list[RunDir]:
 def draw(found: RunReport) -> list[Path]:
     """The run's plots, in its report folder."""
     # Deferred: no other format draws.
-    from r1hpc.reporting.run_card import draw_pngs
+    from r1hpc.reporting.page import draw_pngs
 
     return draw_pngs(found.run, found.ledger.summary, found.run.report)
 
 
 def _selection(arguments: Any) -> Selection:
-    from r1hpc.accounting.selection import Selection
+    from r1hpc.accounting.hours import Selection
     from r1hpc.slurm.sacct import parse_when
 
     for flag, given in (("--user", arguments.user), ("--account", arguments.account)):
@@ -218,10 +211,10 @@ def _select(found: RunReport, selection: Selection) -> RunReport:
 def _write_page(arguments: Any, selection: Selection, everything: bool) -> int:
     """The page of the runs that are named, else of all under the run root; prints where it is."""
     from r1hpc.accounting.account import known_jobs
-    from r1hpc.attempt.state import all_slurm_jobs
+    from r1hpc.attempt.state.state import all_slurm_jobs
 
     # Deferred: no other format draws.
-    from r1hpc.reporting.publish import publish
+    from r1hpc.reporting.page import publish
 
     root = run_root_of(arguments.run_root)
     now = time.time()
@@ -255,7 +248,7 @@ def _write_page(arguments: Any, selection: Selection, everything: bool) -> int:
 
 
 def _print_hours(hours: dict[str, Any], source: str, note: str, form: str) -> int:
-    from r1hpc.reporting.report_text import hours_text
+    from r1hpc.reporting.text import hours_text
 
     if form == "json":
         print_json({"gpu_hours": {**hours, "source": source}, "note": note})
@@ -274,8 +267,8 @@ def _print_reports(
     reports: Sequence[RunReport], plots: dict[Path, list[Path]], selection: Selection, form: str
 ) -> None:
     from r1hpc.accounting.hours import fold_hours
-    from r1hpc.reporting.report_text import as_text, hours_text
-    from r1hpc.telemetry.timeline import Split
+    from r1hpc.reporting.text import as_text, hours_text
+    from r1hpc.telemetry.diagnosis.timeline import Split
 
     hours = fold_hours(held for each in reports for held in each.ledger.allocations)
     if form == "json":
@@ -310,7 +303,7 @@ def _print_csv(hours: dict[str, Any]) -> None:
 
 
 def _compare(arguments: Any, form: str) -> int:
-    from r1hpc.telemetry.metrics import Difference, compare, read_steps
+    from r1hpc.telemetry.records.metrics import Difference, compare, read_steps
 
     if len(arguments.run_dirs) != 2:
         raise UsageError("--compare takes two run folders: report --compare RUN_DIR RUN_DIR")

@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.choose_run import RUN_NAMES, add_run_root, choose_run
 from r1hpc.base.cli import ArgumentParser, offer, print_json, run_command
 from r1hpc.base.errors import StateError, UsageError
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.find_run import RUN_NAMES, add_run_root, choose_run
+from r1hpc.base.run_dir import RunDir
 
 if TYPE_CHECKING:
     from r1hpc.serving.address import Address
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
             return 0
     else:
         _refuse_changes(run, arguments)
-    from r1hpc.attempt.await_server import await_server
+    from r1hpc.serving.await_server import await_server
 
     try:
         address = await_server(run, out)
@@ -73,7 +73,7 @@ def _parser() -> ArgumentParser:
     add_run_root(parser)
     parser.add_argument("--run-name", metavar="NAME", help="of the server; default serve-DATE-TIME-XXXX")
     cluster = parser.add_argument("--cluster", metavar="NAME", help="profile in configs/cluster/")
-    offer(cluster, "r1hpc.config.completion:cluster_profiles")
+    offer(cluster, "r1hpc.config.assets:cluster_profiles")
     parser.add_argument("--over-budget", metavar="REASON", help="go over the budget, and say why")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     add_flags(parser, leave_out=("--nodes", "--gpus-per-node"))
@@ -140,9 +140,9 @@ def _submit(arguments: argparse.Namespace, argv: Sequence[str], out: Any) -> Run
     if arguments.json and (arguments.dry_run or arguments.no_wait):
         done.print(as_json=True)
     else:
-        from r1hpc.submission.run_text import as_text
+        from r1hpc.submission.text import run_as_text
 
-        print(as_text(done.planned, done.job_id), file=out, flush=True)
+        print(run_as_text(done.planned, done.job_id), file=out, flush=True)
     return None if arguments.dry_run else done.planned.run
 
 

@@ -16,7 +16,7 @@ from r1hpc.base.names import printable
 
 # omegaconf is imported only once something is asked for: --help must be quick.
 if TYPE_CHECKING:
-    from r1hpc.config.sources import Setting
+    from r1hpc.config.origins import Setting
 
 _LONGEST_VALUE = 48
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
 
         print(reference(), end="")
         return 0
-    from r1hpc.config.sources import DEFAULT
+    from r1hpc.config.origins import DEFAULT
 
     settings = [each for each in _resolved(arguments) if not arguments.set or each.source != DEFAULT]
     if arguments.json:
@@ -44,19 +44,19 @@ def _parser() -> ArgumentParser:
     words = parser.add_argument(
         "words", nargs="*", metavar="JOB.yaml | KEY=VALUE", help="job file, dotted overrides"
     )
-    offer(words, "r1hpc.config.completion:job_words")
+    offer(words, "r1hpc.config.assets:job_words")
     parser.add_argument("--set", action="store_true", help="only keys that some file or override sets")
     parser.add_argument("--reference", action="store_true", help="docs/settings.md, from the schema")
     cluster = parser.add_argument(
         "--cluster", metavar="NAME", help="profile in configs/cluster/; default $R1HPC_CLUSTER"
     )
-    offer(cluster, "r1hpc.config.completion:cluster_profiles")
+    offer(cluster, "r1hpc.config.assets:cluster_profiles")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     return parser
 
 
 def _resolved(arguments: argparse.Namespace) -> "list[Setting]":
-    from r1hpc.config.sources import resolved
+    from r1hpc.config.origins import resolved
 
     return resolved(*file_and_overrides(arguments.words), arguments.cluster)
 

@@ -31,7 +31,7 @@ from r1hpc.base.units import format_bytes, format_duration
 from r1hpc.slurm.flags import add_flags
 
 if TYPE_CHECKING:
-    from r1hpc.data.units import WorkOff
+    from r1hpc.corpus.engine.units import WorkOff
 
 _EXAMPLES = """examples:
   python -m r1hpc.shard build smoke --out data/smoke
@@ -60,7 +60,7 @@ def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     for name, each in found.items():
         if name in ("build", "plan"):
             recipe = each.add_argument("recipe", metavar="RECIPE", help="recipe file, or its name in shards/")
-            offer(recipe, "r1hpc.config.completion:recipes")
+            offer(recipe, "r1hpc.config.assets:recipes")
         else:
             each.add_argument("dir", metavar="DIR", type=Path)
         each.add_argument("--json", action="store_true", help="one JSON object on stdout")
@@ -120,7 +120,7 @@ def _add_trace_flags(trace: ArgumentParser) -> None:
 
 
 def _build(arguments: Namespace) -> int:
-    from r1hpc.data.build import build_dataset
+    from r1hpc.corpus.build.build import build_dataset
 
     if arguments.engine == "slurm":
         return _build_on_slurm(arguments)
@@ -161,16 +161,16 @@ def _engine(arguments: Namespace) -> "AbstractContextManager[WorkOff | None]":
         raise UsageError("--engine dask and --scheduler ADDRESS (or FILE) go together")
     if arguments.scheduler is None:
         return nullcontext()
-    from r1hpc.data.dask_pool import dask_pool
+    from r1hpc.corpus.engine.units import dask_pool
 
     return dask_pool(arguments.scheduler, _tell)
 
 
 def _build_on_slurm(arguments: Namespace) -> int:
-    from r1hpc.data.build import find_dataset
-    from r1hpc.data.recipe import find_recipe, load_recipe
+    from r1hpc.corpus.build.build import find_dataset
+    from r1hpc.corpus.build.slurm_jobs import DatasetOrder, submit_dataset
+    from r1hpc.corpus.recipe.recipe import find_recipe, load_recipe
     from r1hpc.slurm import flags
-    from r1hpc.submission.dataset_jobs import DatasetOrder, submit_dataset
 
     recipe = find_recipe(arguments.recipe)
     if arguments.gpus_per_node is not None and not load_recipe(recipe).generated:
@@ -198,7 +198,7 @@ def _build_on_slurm(arguments: Namespace) -> int:
 
 def _recipe_as_submitted(arguments: Namespace) -> Path:
     """The recipe's file, which must still say what it said when the jobs of a build were submitted."""
-    from r1hpc.data.recipe import find_recipe, load_recipe
+    from r1hpc.corpus.recipe.recipe import find_recipe, load_recipe
 
     path = find_recipe(arguments.recipe)
     if arguments.recipe_hash is not None and load_recipe(path).hash != arguments.recipe_hash:
@@ -211,8 +211,8 @@ def _recipe_as_submitted(arguments: Namespace) -> Path:
 
 def _build_share(arguments: Namespace) -> int:
     """What a job of `--engine slurm` runs: --stage STAGE --share INDEX/COUNT."""
-    from r1hpc.data.build import build_share
-    from r1hpc.data.stages import Share
+    from r1hpc.corpus.build.build import build_share
+    from r1hpc.corpus.build.stages import Share
 
     index, _, count = (arguments.share or "").partition("/")
     if not (index.isdecimal() and count.isdecimal()):
@@ -224,7 +224,7 @@ def _build_share(arguments: Namespace) -> int:
 
 def _how(arguments: Namespace) -> dict[str, Any]:
     """What a build and a share of it are both told."""
-    from r1hpc.train.teach import TeachTask
+    from r1hpc.train.generate.teach_unit import TeachTask
 
     told = {"workers": arguments.workers, "after_others": arguments.after_others}
     return {**told, "report": _tell, "teach": TeachTask}
@@ -236,9 +236,9 @@ def _tell(line: str) -> None:
 
 
 def _plan(arguments: Namespace) -> int:
-    from r1hpc.data.recipe import find_recipe, load_recipe
-    from r1hpc.data.sources import list_spans
-    from r1hpc.data.stages import describe
+    from r1hpc.corpus.build.stages import describe
+    from r1hpc.corpus.recipe.recipe import find_recipe, load_recipe
+    from r1hpc.corpus.sources.read import list_spans
     from r1hpc.reporting.dataset_text import print_plan
 
     recipe = load_recipe(find_recipe(arguments.recipe))
@@ -251,7 +251,7 @@ def _plan(arguments: Namespace) -> int:
 
 
 def _status(arguments: Namespace) -> int:
-    from r1hpc.data.progress import read_progress
+    from r1hpc.corpus.inspect.progress import read_progress
     from r1hpc.reporting.dataset_text import print_progress
 
     found = read_progress(arguments.dir)
@@ -263,7 +263,7 @@ def _status(arguments: Namespace) -> int:
 
 
 def _audit(arguments: Namespace) -> int:
-    from r1hpc.data.describe import audit
+    from r1hpc.corpus.inspect.describe import audit
     from r1hpc.reporting.dataset_text import print_audit
 
     found = audit(arguments.dir)
@@ -275,8 +275,8 @@ def _audit(arguments: Namespace) -> int:
 
 
 def _verify(arguments: Namespace) -> int:
-    from r1hpc.data.audit import audit_dataset, unlisted_files
-    from r1hpc.data.manifest import read_manifest
+    from r1hpc.corpus.inspect.audit import audit_dataset, unlisted_files
+    from r1hpc.data.format.manifest import read_manifest
     from r1hpc.reporting.bar import progress_bar
 
     manifest = read_manifest(arguments.dir)
@@ -299,7 +299,7 @@ def _verify(arguments: Namespace) -> int:
 
 
 def _inspect(arguments: Namespace) -> int:
-    from r1hpc.data.describe import describe
+    from r1hpc.corpus.inspect.describe import describe
     from r1hpc.reporting.dataset_text import print_description
 
     described = describe(arguments.dir, arguments.doc)
@@ -311,12 +311,12 @@ def _inspect(arguments: Namespace) -> int:
 
 
 def _trace(arguments: Namespace) -> int:
-    from r1hpc.data.describe import SampleOrder, trace_sample
+    from r1hpc.corpus.inspect.describe import SampleOrder, trace_sample
     from r1hpc.reporting.dataset_text import print_document
 
     of_run: dict[str, Any] = {}
     if arguments.run is not None:
-        from r1hpc.submission.reading_of_run import fill_in
+        from r1hpc.corpus.inspect.trace_run import fill_in
 
         of_run = fill_in(arguments)
     order = SampleOrder(arguments.seq_len, arguments.seed or 0, arguments.global_batch_size, **of_run)
@@ -340,8 +340,8 @@ def _trace(arguments: Namespace) -> int:
 
 
 def _sample_of(arguments: Namespace) -> int:
-    from r1hpc.data.describe import sample_of
-    from r1hpc.data.order import RankShare
+    from r1hpc.corpus.inspect.describe import sample_of
+    from r1hpc.data.read.order import RankShare
 
     if arguments.global_batch_size is None:
         raise UsageError("--global-batch-size is needed with --step")
@@ -362,7 +362,7 @@ def _layout(arguments: Namespace) -> dict[str, int]:
 
 
 def _trace_document(arguments: Namespace, order: Any) -> int:
-    from r1hpc.data.describe import trace_document
+    from r1hpc.corpus.inspect.describe import trace_document
     from r1hpc.reporting.dataset_text import print_document
 
     if arguments.steps is None or arguments.global_batch_size is None:

@@ -19,20 +19,20 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from r1hpc.base.choose_run import add_run, choose_run, list_runs, run_root_of, unreadable
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import R1hpcError, UsageError
+from r1hpc.base.find_run import add_run, choose_run, list_runs, run_root_of, unreadable
 from r1hpc.base.names import printable
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from r1hpc.base.tables import format_table, wrap
 from r1hpc.base.units import format_duration
 
 if TYPE_CHECKING:  # at run time what only an answer needs is imported for it: --help must be quick
     from r1hpc.accounting.ledger import RunLedger
-    from r1hpc.attempt.state import Situation, State
-    from r1hpc.submission.chain_folder import ChainDir
-    from r1hpc.submission.chain_state import ChainSituation
-    from r1hpc.telemetry.attempts import Attempt
+    from r1hpc.attempt.state.state import Situation, State
+    from r1hpc.submission.chain.folder import ChainDir
+    from r1hpc.submission.chain.state import ChainSituation
+    from r1hpc.telemetry.records.attempts import Attempt
 
 _MOST_RUNS = 50
 """--all shows the newest; each open one may be a question to Slurm."""
@@ -41,7 +41,7 @@ _MOST_OF_A_LINE = 300
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    from r1hpc.submission.chain_folder import choose_chain
+    from r1hpc.submission.chain.folder import choose_chain
 
     if arguments.watch and (arguments.json or arguments.all):
         raise UsageError("--watch redraws one run for a person: leave --json and --all out")
@@ -76,7 +76,7 @@ def _run_now(run: RunDir) -> tuple[dict[str, Any], str, bool]:
 
 def _chain_now(chain: ChainDir) -> tuple[dict[str, Any], str, bool]:
     """The same of a chain."""
-    from r1hpc.submission.chain_state import read_chain_situation
+    from r1hpc.submission.chain.state import read_chain_situation
 
     now = read_chain_situation(chain)
     shown = chain_as_json(now, time.time())
@@ -144,7 +144,7 @@ def _parser() -> ArgumentParser:
 
 def as_json(ledger: RunLedger) -> dict[str, Any]:
     """Everything the text shows, under stable names. Times are Unix seconds, None where unknown."""
-    from r1hpc.attempt.state import State
+    from r1hpc.attempt.state.state import State
     from r1hpc.reporting.progress import read_progress
     from r1hpc.serving.address import read_address
 
@@ -184,7 +184,7 @@ def as_json(ledger: RunLedger) -> dict[str, Any]:
 
 def as_text(ledger: RunLedger, shown: dict[str, Any], now: float) -> str:
     """A few lines for a person, as wide as the terminal but for paths."""
-    from r1hpc.reporting.report_text import details_text
+    from r1hpc.reporting.text import details_text
 
     run, situation = ledger.run, ledger.situation
     detail = f"  ({situation.detail})" if situation.detail else ""
@@ -203,8 +203,8 @@ def as_text(ledger: RunLedger, shown: dict[str, Any], now: float) -> str:
 
 def _of_its_log(run: RunDir, situation: Situation) -> list[str]:
     """What the batch script said last, while no attempt is at work: one that cannot begin says why there."""
-    from r1hpc.attempt.rank_logs import clean, tail
-    from r1hpc.attempt.state import State
+    from r1hpc.attempt.state.logs import clean, tail
+    from r1hpc.attempt.state.state import State
 
     is_open = situation.state in (State.queued, State.requeued)
     if situation.job is None or not (is_open or situation.never_began):
@@ -221,7 +221,7 @@ _HEADINGS = ("#", "cause", "start", "duration", "nodes", "GPUs", "steps", "commi
 
 
 def _row(attempt: Attempt, now: float, state: State) -> tuple[str, ...]:
-    from r1hpc.attempt.state import State
+    from r1hpc.attempt.state.state import State
 
     over = attempt.cause is not None
     end = attempt.end if over else (now if state is State.running else None)
@@ -266,8 +266,8 @@ def _kept(shown: dict[str, Any]) -> str:
 
 def _show_all(arguments: Any) -> int:
     from r1hpc.accounting.open_ledger import open_ledgers
-    from r1hpc.submission.chain_folder import list_chains
-    from r1hpc.submission.chain_state import read_chain_situation
+    from r1hpc.submission.chain.folder import list_chains
+    from r1hpc.submission.chain.state import read_chain_situation
 
     if arguments.run_dir is not None:
         raise UsageError("--all shows every run: leave RUN_DIR out, or give --run-root DIR")
@@ -305,7 +305,7 @@ def _show_all(arguments: Any) -> int:
 
 def _chain_row(shown: dict[str, Any]) -> tuple[str, ...]:
     """A chain's steps are its stages."""
-    from r1hpc.attempt.state import State
+    from r1hpc.attempt.state.state import State
 
     states = [stage["state"] for stage in shown["stages"]]
     done = str(states.count(State.finished.value))

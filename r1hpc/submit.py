@@ -24,8 +24,8 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from r1hpc.base.choose_run import RUN_NAMES, add_run_root, run_root_of
 from r1hpc.base.cli import ArgumentParser, file_and_overrides, offer, run_command
+from r1hpc.base.find_run import RUN_NAMES, add_run_root, run_root_of
 
 
 def main(argv: Sequence[str]) -> int:
@@ -67,7 +67,7 @@ def _parser() -> ArgumentParser:
     words = parser.add_argument(
         "words", nargs="*", metavar="JOB.yaml | KEY=VALUE", help="job file, dotted overrides"
     )
-    offer(words, "r1hpc.config.completion:job_words")
+    offer(words, "r1hpc.config.assets:job_words")
     parser.add_argument("--executor", choices=("auto", "slurm", "local"), default="auto")
     parser.add_argument(
         "--dry-run", action="store_true", help="print plan, what Slurm says to it, and script; write nothing"
@@ -80,7 +80,7 @@ def _parser() -> ArgumentParser:
     cluster = parser.add_argument(
         "--cluster", metavar="NAME", help="profile in configs/cluster/; default $R1HPC_CLUSTER"
     )
-    offer(cluster, "r1hpc.config.completion:cluster_profiles")
+    offer(cluster, "r1hpc.config.assets:cluster_profiles")
     parser.add_argument("--over-budget", metavar="REASON", help="go over the budget, and say why")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--prepare-only", action="store_true", help=argparse.SUPPRESS)  # sbatch/train.sh
@@ -107,7 +107,7 @@ def _prepare_inside_job(
     Raises:
         MustNotGoOnError, NotTheNodeError: with statuses that the script does not take for the node's fault.
     """
-    from r1hpc.attempt.refusal import MustNotGoOnError, is_final, refuse_a_full_disk
+    from r1hpc.attempt.rivals import MustNotGoOnError, is_final, refuse_a_full_disk
     from r1hpc.base.errors import R1hpcError
     from r1hpc.submission.order import Order, Purpose
     from r1hpc.submission.submit_run import prepare_inside_job

@@ -17,13 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from r1hpc.base.choose_run import add_run, choose_run
 from r1hpc.base.cli import ArgumentParser, run_command
 from r1hpc.base.errors import UsageError
+from r1hpc.base.find_run import add_run, choose_run
 
 if TYPE_CHECKING:  # --help must be quick
-    from r1hpc.reporting.watched import Shown, Watched
-    from r1hpc.submission.chain_folder import ChainDir
+    from r1hpc.reporting.progress import Shown, Watched
+    from r1hpc.submission.chain.folder import ChainDir
 
 _CHAIN_EVERY_S = 10.0
 
@@ -32,9 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if not 0.2 <= arguments.every <= 86400:
         raise UsageError(f"--every {arguments.every:g} is not between 0.2 and 86400 seconds")
+    from r1hpc.reporting.progress import Watched
     from r1hpc.reporting.screen import follow_screen, screen_text
-    from r1hpc.reporting.watched import Watched
-    from r1hpc.submission.chain_folder import choose_chain
+    from r1hpc.submission.chain.folder import choose_chain
 
     chain = choose_chain(arguments.run_dir, arguments.run_root)
     if chain is None:
@@ -77,7 +77,7 @@ class _ChainWatched:
         self._watched: Watched
 
     def now(self) -> "Shown":
-        from r1hpc.reporting.watched import Watched
+        from r1hpc.reporting.progress import Watched
 
         if time.monotonic() - self._asked_at >= _CHAIN_EVERY_S:
             self._look()
@@ -88,7 +88,7 @@ class _ChainWatched:
 
     def _look(self) -> None:
         """Ask what state the stages are in, which may be a question to Slurm for each."""
-        from r1hpc.submission.chain_state import read_chain_situation
+        from r1hpc.submission.chain.state import read_chain_situation
 
         now = read_chain_situation(self._chain)
         stages = [stage for stage in now.stages if stage.situation is not None]

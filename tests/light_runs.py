@@ -21,12 +21,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from r1hpc.attempt.outcome import FINISHED, STOPPED, RankOutcome, write_outcome
+from r1hpc.attempt.state.cause import FINISHED, STOPPED, RankOutcome, write_outcome
 from r1hpc.base.files import write_json
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
 from r1hpc.slurm.script import Script, render
-from r1hpc.telemetry.attempts import Attempt, read_history, record
+from r1hpc.telemetry.records.attempts import Attempt, read_history, record
 from tests.cluster import Cluster
 from tests.runs import wait_attempt, wait_over, wait_until
 

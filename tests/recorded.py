@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.base.files import append_record, write_json
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config import load
-from r1hpc.config.reasoning import EvaluateConfig, GenerateConfig
-from r1hpc.config.schema import RunConfig, TrainConfig
-from r1hpc.plan.parts import STAGES_IN_PARTS
-from r1hpc.telemetry.attempts import record
-from r1hpc.telemetry.metrics import MetricWriter
+from r1hpc.config.schema.rl import EvaluateConfig, GenerateConfig
+from r1hpc.config.schema.run import RunConfig, TrainConfig
+from r1hpc.plan.topology.parts import STAGES_IN_PARTS
+from r1hpc.telemetry.records.attempts import record
+from r1hpc.telemetry.records.metrics import MetricWriter
 
 EPOCH = 1_790_000_000.0
 GLOBAL_BATCH = 8

@@ -15,11 +15,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from r1hpc.attempt.state import read_situation
-from r1hpc.base.rundir import RunDir
+from r1hpc.attempt.state.state import read_situation
+from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.store import CheckpointStore
-from r1hpc.telemetry.attempts import Attempt, read_history
-from r1hpc.telemetry.metrics import audit_ledger, compare, last_steps, read_ledger
+from r1hpc.telemetry.records.attempts import Attempt, read_history
+from r1hpc.telemetry.records.metrics import audit_ledger, compare, last_steps, read_ledger
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 

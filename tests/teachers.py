@@ -15,8 +15,8 @@ def write_teacher(folder: Path, seed: int = 7, **shape: Any) -> Path:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from r1hpc.config.schema import ModelConfig
-    from r1hpc.tasks.tokenizer import exported_tokenizer
+    from r1hpc.config.schema.run import ModelConfig
+    from r1hpc.tasks.text.tokenizer import exported_tokenizer
 
     made = {"vocab_size": 27, "n_layer": 3, "n_head": 3, "n_embd": 48, "n_positions": 32} | shape
     torch.manual_seed(seed)

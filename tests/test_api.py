@@ -9,9 +9,9 @@ import pytest
 
 import r1hpc
 from r1hpc import Run, Submission, submit
-from r1hpc.attempt.state import State
+from r1hpc.attempt.state.state import State
 from r1hpc.base.errors import R1hpcError, UsageError
-from r1hpc.telemetry.attempts import Cause
+from r1hpc.telemetry.records.attempts import Cause
 from tests.recorded import RecordedRun
 from tests.runs import run_environment
 from tests.submission.chains import TRACES

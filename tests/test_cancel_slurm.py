@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.attempt.state import State, read_situation
-from r1hpc.telemetry.attempts import Cause
+from r1hpc.attempt.state.state import State, read_situation
+from r1hpc.telemetry.records.attempts import Cause
 from tests.cluster import Cluster
 from tests.light_runs import LightRun
 from tests.runs import go_on, is_halted, wait_until

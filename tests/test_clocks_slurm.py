@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.attempt.cancel import cancel
-from r1hpc.attempt.state import State, read_situation
-from r1hpc.telemetry.attempts import Cause
+from r1hpc.attempt.state.cancel import cancel
+from r1hpc.attempt.state.state import State, read_situation
+from r1hpc.telemetry.records.attempts import Cause
 from tests.cluster import Cluster
 from tests.light_runs import LightRun
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.data.build import build_dataset
-from r1hpc.data.describe import audit
+from r1hpc.corpus.build.build import build_dataset
+from r1hpc.corpus.inspect.describe import audit
 from tests.cluster import Cluster
 from tests.cluster.processes import until
-from tests.data.corpus import write_recipe
-from tests.data.test_prepare import STAGES, prose, source, write_lines
+from tests.corpus.corpus import write_recipe
+from tests.corpus.test_prepare import STAGES, prose, source, write_lines
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
 

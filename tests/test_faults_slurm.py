@@ -9,8 +9,8 @@ import pytest
 
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.slurm.payload import folder_of
-from r1hpc.telemetry.attempts import Cause
-from r1hpc.telemetry.metrics import last_steps
+from r1hpc.telemetry.records.attempts import Cause
+from r1hpc.telemetry.records.metrics import last_steps
 from tests.cluster import Cluster
 from tests.runs import assert_same_run, submit, wait_attempt, wait_over, wait_step, wait_until
 

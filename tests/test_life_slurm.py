@@ -20,11 +20,11 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.attempt.state import State, newest_job, read_situation
+from r1hpc.attempt.state.state import State, newest_job, read_situation
 from r1hpc.base.files import read_records
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from r1hpc.slurm.requeue import resubmit
-from r1hpc.telemetry.attempts import Cause, read_history
+from r1hpc.telemetry.records.attempts import Cause, read_history
 from tests.cluster import Cluster
 from tests.cluster.cluster import GRACE_SECONDS
 from tests.light_runs import LightRun

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.store import CheckpointStore
-from r1hpc.telemetry.attempts import Cause, read_history
-from r1hpc.telemetry.metrics import read_steps
+from r1hpc.telemetry.records.attempts import Cause, read_history
+from r1hpc.telemetry.records.metrics import read_steps
 from tests.cluster import Cluster
 from tests.runs import (
     Submitted,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.base.rundir import RunDir
-from r1hpc.telemetry.attempts import Cause, read_history
+from r1hpc.base.run_dir import RunDir
+from r1hpc.telemetry.records.attempts import Cause, read_history
 from tests.cluster import Cluster
 from tests.runs import submit, wait_over
 from tests.train.test_rl_disturbed import (

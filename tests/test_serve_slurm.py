@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from r1hpc.accounting.open_ledger import settled_ledger
-from r1hpc.attempt.state import read_situation
-from r1hpc.base.rundir import RunDir
+from r1hpc.attempt.state.state import read_situation
+from r1hpc.base.run_dir import RunDir
 from r1hpc.serving.address import read_address
-from r1hpc.telemetry.attempts import Cause
+from r1hpc.telemetry.records.attempts import Cause
 from tests.cluster import Cluster
 from tests.runs import CHECKOUT, run_environment, wait_attempt, wait_over, wait_until
 from tests.serving.clients import SMALL_SERVER, ask, key_of, make_model

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.attempt.state import State, read_situation
-from r1hpc.base.rundir import RunDir
-from r1hpc.telemetry.attempts import Attempt, Cause, read_history
-from r1hpc.telemetry.metrics import last_steps, read_steps
+from r1hpc.attempt.state.state import State, read_situation
+from r1hpc.base.run_dir import RunDir
+from r1hpc.telemetry.records.attempts import Attempt, Cause, read_history
+from r1hpc.telemetry.records.metrics import last_steps, read_steps
 from tests.runs import Submitted, assert_same_run, rank_pids, submit, wait_over, wait_until
 from tests.train.test_rl_disturbed import assert_same_learning
 

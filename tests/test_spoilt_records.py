@@ -17,19 +17,19 @@ from typing import Any
 import pytest
 
 from r1hpc.attempt.begin import AttemptFacts
-from r1hpc.attempt.outcome import RankOutcome, write_outcome
-from r1hpc.attempt.slurm_records import learn
+from r1hpc.attempt.state.cause import RankOutcome, write_outcome
+from r1hpc.attempt.state.slurm_records import learn
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.files import append_record, write_json
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from r1hpc.config.load import load
 from r1hpc.plan.run import make_plan
 from r1hpc.slurm.sacct import JobRecord
-from r1hpc.telemetry import gpu_history
-from r1hpc.telemetry.attempts import read_history
-from r1hpc.telemetry.evaluations import answers_path, evaluations_path
-from r1hpc.telemetry.ranks import RankTimeWriter
-from r1hpc.telemetry.summary import summarise_run
+from r1hpc.telemetry.diagnosis.summary import summarise_run
+from r1hpc.telemetry.gpu import history
+from r1hpc.telemetry.records.attempts import read_history
+from r1hpc.telemetry.records.evaluations import answers_path, evaluations_path
+from r1hpc.telemetry.records.ranks import RankTimeWriter
 from tests.recorded import EPOCH, RecordedRun
 
 BAD, GOOD = "bad", "good"
@@ -101,8 +101,8 @@ def make_run(root: Path, name: str) -> RunDir:
     learn(run, [record], EPOCH + 99, EPOCH + 99)
     summarise_run(run, read_history(run), EPOCH + 99, False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpu_history, "_WORTH_BYTES", 1)
-        gpu_history.read_gpus(run)
+        patch.setattr(history, "_WORTH_BYTES", 1)
+        history.read_gpus(run)
     return run
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.base.rundir import RunDir
-from r1hpc.telemetry.attempts import Cause, read_history
-from r1hpc.telemetry.metrics import read_steps
+from r1hpc.base.run_dir import RunDir
+from r1hpc.telemetry.records.attempts import Cause, read_history
+from r1hpc.telemetry.records.metrics import read_steps
 from tests.cluster import Cluster
 from tests.cluster.cluster import GRACE_SECONDS
 from tests.runs import (

@@ -31,7 +31,7 @@ import pytest
 from submitit.core.utils import DelayedSubmission
 
 from r1hpc.base.errors import StateError
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from r1hpc.launch import run_rank
 from r1hpc.slurm import fields, payload
 from r1hpc.slurm.script import Script, render

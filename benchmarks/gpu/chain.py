@@ -6,7 +6,7 @@ import os
 from benchmarks.gpu.place import PieceError, Place, wait_until
 from benchmarks.gpu.table import Table, number
 from r1hpc.api import Chain, ChainSubmission, submit
-from r1hpc.telemetry.evaluations import read_evaluations
+from r1hpc.telemetry.records.evaluations import read_evaluations
 
 _STAGE = "grpo"
 _KILLS = "rollout.batch:kill9:0:3:1,update.begin:kill9:0:2:2"

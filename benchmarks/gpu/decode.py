@@ -9,10 +9,10 @@ from benchmarks.gpu.place import Place
 from benchmarks.gpu.shapes import QWEN_05B, QWEN_15B, TINY, config_of
 from benchmarks.gpu.table import Table, number
 from r1hpc.base.units import GIB
-from r1hpc.plan.hardware import find_gpu
-from r1hpc.tasks.tokenizer import SpecialIds
-from r1hpc.train.distributed import Group, attend_at_any_length, let_memory_grow
-from r1hpc.train.sampling import Request, TorchSampler, streams
+from r1hpc.plan.topology.gpus import find_gpu
+from r1hpc.tasks.text.tokenizer import SpecialIds
+from r1hpc.train.parallel.distributed import Group, attend_at_any_length, let_memory_grow
+from r1hpc.train.rollout.torch_engine import Request, TorchSampler, streams
 
 _PROMPT = 32
 

@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.gpu.place import Place, output
 from benchmarks.gpu.table import Table, number, share
-from r1hpc.plan.hardware import peak_flops
+from r1hpc.plan.topology.gpus import peak_flops
 
 _ROUNDS = 20
 

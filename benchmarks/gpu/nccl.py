@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.gpu.place import CHECKOUT, PieceError, Place, finished, wait_step, wait_until
 from benchmarks.gpu.table import Table, number
 from r1hpc.base.files import read_json, write_json
-from r1hpc.telemetry.metrics import compare
+from r1hpc.telemetry.records.metrics import compare
 
 _ROUNDS = 10
 
@@ -47,7 +47,7 @@ def _bandwidth(name: str, seconds: float) -> str:
 
 def rank_main(device: str, folder: Path, rank: int) -> None:
     """One of the two ranks; rank 0 writes the seconds of each collective."""
-    from r1hpc.train import distributed
+    from r1hpc.train.parallel import distributed
 
     distributed.choose_accelerator(device == "cuda")
     import torch

@@ -3,7 +3,7 @@
 from benchmarks.gpu.place import Place, output
 from benchmarks.gpu.table import Table
 from r1hpc.base.units import GIB
-from r1hpc.telemetry.nvml import NoDriverError, open_nvml
+from r1hpc.telemetry.gpu.nvml import NoDriverError, open_nvml
 
 _HEADER = ("GPU", "reading", "NVML", "nvidia-smi")
 _ASKED = "uuid,memory.used,power.draw,temperature.gpu,utilization.gpu,clocks.sm"

@@ -14,9 +14,9 @@ from importlib import metadata
 from pathlib import Path
 
 from r1hpc.api import Run, Submission, submit
-from r1hpc.attempt.rank_logs import tail
+from r1hpc.attempt.state.logs import tail
 from r1hpc.base.errors import R1hpcError
-from r1hpc.telemetry.metrics import Step, last_steps
+from r1hpc.telemetry.records.metrics import Step, last_steps
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("torch", "deepspeed", "transformers", "numpy", "flash-attn", "vllm")

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from benchmarks.gpu.place import Place
 from benchmarks.gpu.shapes import QWEN_05B, TINY, config_of
 from benchmarks.gpu.table import Table, number, seconds
-from r1hpc.train.quantize import SCHEMES, load_folder, quantize
+from r1hpc.train.quantize.quantize import SCHEMES, load_folder, quantize
 
 _VOCAB = 4096
 

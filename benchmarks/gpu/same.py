@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from benchmarks.gpu.place import Place, finished, wait_step, wait_until
 from benchmarks.gpu.table import Table, number
 from r1hpc.api import Run
-from r1hpc.telemetry.metrics import compare, read_steps
+from r1hpc.telemetry.records.metrics import compare, read_steps
 
 
 def run(place: Place) -> list[Table]:

@@ -7,7 +7,7 @@ from benchmarks.gpu.shapes import QWEN_05B, QWEN_15B, TINY, model_words
 from benchmarks.gpu.table import Table, number, seconds
 from r1hpc.api import Run
 from r1hpc.base.units import GIB
-from r1hpc.telemetry.metrics import read_events
+from r1hpc.telemetry.records.metrics import read_events
 
 
 def run(place: Place) -> list[Table]:

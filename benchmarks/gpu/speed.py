@@ -5,7 +5,7 @@ from benchmarks.gpu.shapes import QWEN_05B, QWEN_15B, TINY, model_words
 from benchmarks.gpu.table import Table, number, seconds, share
 from r1hpc.api import Run
 from r1hpc.base.units import GIB
-from r1hpc.telemetry.gpu_summary import summarise
+from r1hpc.telemetry.gpu.summary import summarise
 
 _TOKENS_AT_ONCE = 16_384
 _TIMER = 'deepspeed.extra={"timers": {"throughput": {"enabled": true}}}'

@@ -1,1 +1,1 @@
-"""What hours are planned, spent and left: ledger, budget, campaign, forecast, calibration."""
+"""Account for GPU-hours: ledger, budget, campaign, forecast, calibration."""

@@ -8,20 +8,72 @@
 
 A budget counts the hours spent since `start` and, beside them, what running and queued jobs will still use.
 Runs are refused when their P50 does not fit into the rest, and warned of when only their P90 does not.
+
+Values of a group's small YAML files, with errors that name the file, the key and the nearest right one.
 """
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
-from r1hpc.accounting import yaml_block
 from r1hpc.accounting.forecast import NOTHING, Spread, total
 from r1hpc.base.errors import ConfigError
-from r1hpc.config.yaml_loader import UniqueKeyLoader, read_yaml
-from r1hpc.plan.hardware import UnknownGpuError, find_gpu
-from r1hpc.slurm.limits import TresLimit
+from r1hpc.base.names import nearest, printable
+from r1hpc.config.layers import UniqueKeyLoader, read_yaml
+from r1hpc.plan.topology.gpus import UnknownGpuError, find_gpu
+from r1hpc.slurm.queue import TresLimit
+
+
+def check_keys(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+    """Refuse a key that is not among `known`."""
+    names = list(known)
+    for key in values:
+        if key not in names:
+            raise ConfigError(f"{where}: unknown key {printable(str(key))!r}{nearest(str(key), names)}")
+
+
+def number(values: Mapping[str, Any], key: str, where: str) -> float | None:
+    """A positive number, or None where the key is empty."""
+    value = values.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+        raise ConfigError(f"{where}: {key} is {value!r}: it must be a positive number")
+    return float(value)
+
+
+def text(values: Mapping[str, Any], key: str, where: str) -> str | None:
+    """A string, or None where the key is empty."""
+    value = values.get(key)
+    if value is not None and not isinstance(value, str):
+        raise ConfigError(f"{where}: {key} is {value!r}: it must be text; put it in quotes")
+    return value
+
+
+def day(values: Mapping[str, Any], key: str, where: str, end: bool = False) -> float | None:
+    """Unix seconds of the local midnight that begins the day, or with `end` the one that ends it."""
+    value = values.get(key)
+    if value is None:
+        return None
+    try:
+        found = value if isinstance(value, date) else date.fromisoformat(str(value))
+    except ValueError:
+        raise ConfigError(f"{where}: {key} is {value!r}: write a day such as 2026-10-01") from None
+    midnight = datetime(found.year, found.month, found.day) + timedelta(days=end)
+    return midnight.timestamp()
+
+
+def list_of_text(values: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
+    """A list of strings; empty where the key is."""
+    value = values.get(key) or []
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ConfigError(f'{where}: {key} is {value!r}: it must be a list of text, as in ["rl-*"]')
+    return tuple(value)
+
 
 OVERRIDE_FLAG = "--over-budget"
 _KEYS = (
@@ -139,17 +191,17 @@ def load_budget(path: Path) -> Budget | None:
     if not path.is_file():
         raise ConfigError(f"{where} is no file: remove it, or write the budget there")
     values = read_yaml(path, UniqueKeyLoader)
-    yaml_block.check_keys(values, _KEYS, where)
+    check_keys(values, _KEYS, where)
     budget = Budget(
         path=path,
-        account=yaml_block.text(values, "account", where),
-        gpu_hours=yaml_block.number(values, "gpu_hours", where),
-        start=yaml_block.day(values, "start", where),
-        end=yaml_block.day(values, "end", where, end=True),
+        account=text(values, "account", where),
+        gpu_hours=number(values, "gpu_hours", where),
+        start=day(values, "start", where),
+        end=day(values, "end", where, end=True),
         warn_at=_marks(values.get("warn_at"), where),
-        max_gpu_hours_per_run=yaml_block.number(values, "max_gpu_hours_per_run", where),
+        max_gpu_hours_per_run=number(values, "max_gpu_hours_per_run", where),
         override=_flag(values.get("override"), where),
-        campaign=yaml_block.text(values, "campaign", where),
+        campaign=text(values, "campaign", where),
     )
     if budget.start is not None and budget.end is not None and budget.start >= budget.end:
         raise ConfigError(f"{where}: start must lie before end")

@@ -6,6 +6,10 @@
 
 A finished run does not change: what was found is kept in RUN_ROOT/calibration.json, until more is learnt from
 Slurm. The file may be removed at any time.
+
+Finished runs beside their estimates, as JSON and for a terminal: what the command `calibrate` prints.
+
+print(site_text(finished_runs(run_root)))
 """
 
 import contextlib
@@ -13,27 +17,35 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
-from r1hpc.accounting.correction import CPU, FinishedRun, Planned, correction
+from r1hpc.accounting.correction import (
+    CPU,
+    Correction,
+    FinishedRun,
+    Planned,
+    Scored,
+    correction,
+    effect,
+    score,
+)
 from r1hpc.accounting.forecast import Spread
-from r1hpc.base.choose_run import all_runs, full_name, unreadable
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.files import open_plain, read_object, write_json
-from r1hpc.base.rundir import RunDir
-from r1hpc.base.shapes import mistake
+from r1hpc.base.find_run import all_runs, full_name, unreadable
+from r1hpc.base.records import mistake
+from r1hpc.base.run_dir import RunDir
+from r1hpc.base.tables import format_table, wrap
 from r1hpc.config import load
-from r1hpc.config.reasoning import RolloutConfig
-from r1hpc.estimator.cpu import CPU_PRIOR
-from r1hpc.estimator.estimate import Estimate
-from r1hpc.estimator.estimate_rl import ONLY_SAMPLING
-from r1hpc.estimator.rl_phase import EAGER_LAYER_S
-from r1hpc.plan.hardware import UnknownGpuError, find_gpu
-from r1hpc.telemetry.lines import Devices
-from r1hpc.telemetry.tail import read_tail
+from r1hpc.config.schema.rl import RolloutConfig
+from r1hpc.plan.hours.estimate import Estimate
+from r1hpc.plan.hours.goodput import CPU_PRIOR
+from r1hpc.plan.hours.rl import EAGER_LAYER_S, ONLY_SAMPLING
+from r1hpc.plan.topology.gpus import UnknownGpuError, find_gpu
+from r1hpc.telemetry.records.lines import Devices, read_tail
 
 if TYPE_CHECKING:
     from r1hpc.accounting.ledger import RunLedger
@@ -166,7 +178,7 @@ class _LeftOutError(Exception):
 
 def _judge(ledger: "RunLedger", now: float) -> tuple[dict[str, Any], bool]:
     """The entry of a run for the cache, and whether it is final."""
-    from r1hpc.attempt.slurm_records import is_settled, kept_records
+    from r1hpc.attempt.state.slurm_records import is_settled, kept_records
 
     run, mark = ledger.run, _mark(ledger.run)
     try:
@@ -309,3 +321,89 @@ def _finished_run(ledger: "RunLedger", resource: str, estimate: Spread, finished
         num_nodes=last.nodes,
         params=float(params) if isinstance(params, int | float) and params > 0 else None,
     )
+
+
+_HEADINGS = ("run", "stage", "estimate", "actual", "by", "useful", "ratio", "corrected", "error", "then")
+
+
+def site_json(site: Site) -> dict[str, Any]:
+    """By resource: its runs, the effect of the corrections so far, and the next one."""
+    resources = {name: _as_json(site, name) for name in site.resources}
+    return {"resources": resources, "num_runs": len(site.runs), "left_out": dict(site.left_out)}
+
+
+def site_text(site: Site) -> str:
+    """A table for each resource."""
+    return "\n\n".join([*(_as_text(site, name) for name in site.resources), _left_out(site)])
+
+
+def _as_json(site: Site, resource: str) -> dict[str, Any]:
+    scored = score(site.of(resource))
+    shown = effect(scored)
+    return {
+        "unit": _unit(resource),
+        "correction": _next(site, resource).to_json(),
+        "effect": None if shown is None else asdict(shown),
+        "runs": [each.to_json() for each in scored],
+    }
+
+
+def _next(site: Site, resource: str) -> Correction:
+    """For a run like the last one."""
+    runs = site.of(resource)
+    return correction(runs[-1].planned, runs)
+
+
+def _as_text(site: Site, resource: str) -> str:
+    scored = score(site.of(resource))
+    table = format_table(_HEADINGS, [_row(each) for each in scored], right={2, 3, *range(5, 10)}, indent="  ")
+    return "\n".join(
+        [
+            f"{resource} ({_unit(resource)})",
+            table,
+            wrap(f"Next estimate: {_next(site, resource).basis}.", "  ", "  "),
+            *_effect(scored),
+        ]
+    )
+
+
+def _row(each: Scored) -> tuple[str, ...]:
+    return (
+        each.run.run_id,
+        each.run.stage,
+        f"{each.run.estimate.p50:.4g}",
+        f"{each.run.hours:.4g}",
+        each.run.source,
+        f"{each.run.useful_share:.0%}",
+        f"{each.ratio:.2f}",
+        f"{each.corrected.p50:.4g}" if each.num_before else "-",
+        f"{each.error_before:.0%}",
+        f"{each.error_after:.0%}" if each.num_before else "-",
+    )
+
+
+def _effect(scored: Sequence[Scored]) -> list[str]:
+    shown = effect(scored)
+    if shown is None:
+        return []
+    before, after, num = shown.before, shown.after, shown.num_runs
+    runs = "1 run" if num == 1 else f"{num} runs"
+    text = (
+        f"Over the {runs} with one like it before: as estimated, a median error of "
+        f"{before.median_error:.0%}, P90/P10 {before.median_width:.1f}, {before.num_inside} of {num} inside; "
+        f"corrected by those before, {after.median_error:.0%}, P90/P10 {after.median_width:.1f}, "
+        f"{after.num_inside} of {num} inside."
+    )
+    return [wrap(text, "  ", "  ")]
+
+
+def _left_out(site: Site) -> str:
+    if not site.left_out:
+        num = len(site.runs)
+        return f"{num} finished run{'s' * (num != 1)}, none left out"
+    reasons = ", ".join(f"{count} ({reason})" for reason, count in sorted(site.left_out.items()))
+    return wrap(f"Left out: {reasons}.")
+
+
+def _unit(resource: str) -> str:
+    return "node-hours" if resource == CPU else "GPU-hours"

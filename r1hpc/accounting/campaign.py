@@ -15,13 +15,13 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
-from r1hpc.accounting import yaml_block
+from r1hpc.accounting import budget as yaml_block
 from r1hpc.accounting.budget import Budget
 from r1hpc.accounting.forecast import Spread, around, remaining, total
 from r1hpc.accounting.ledger import RunLedger
 from r1hpc.base.errors import ConfigError
 from r1hpc.base.names import nearest, printable
-from r1hpc.config.yaml_loader import UniqueKeyLoader, read_yaml
+from r1hpc.config.layers import UniqueKeyLoader, read_yaml
 
 _DAY = 86400.0
 _KEYS = ("name", "start", "gpu_hours", "stages")
@@ -246,7 +246,7 @@ def _stage(block: dict[str, Any], whole: float | None, where: str) -> CampaignSt
 
 
 def _check_stages(stages: Sequence[str], place: str) -> None:
-    from r1hpc.config.schema import STAGES  # takes a fifth of a second, for omegaconf
+    from r1hpc.config.schema.run import STAGES  # takes a fifth of a second, for omegaconf
 
     for stage in stages:
         if stage not in STAGES:

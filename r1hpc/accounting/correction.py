@@ -30,8 +30,8 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 from r1hpc.accounting.forecast import TYPICAL_FACTOR
-from r1hpc.base.shapes import Amount, Between, Count, Time
-from r1hpc.estimator.spread import Z90, Spread
+from r1hpc.base.records import Amount, Between, Count, Time
+from r1hpc.plan.hours.quantiles import Z90, Spread
 
 CPU = "cpu"
 """The resource of runs without GPUs, which cost node-hours."""

@@ -12,8 +12,8 @@ import random
 from collections.abc import Sequence
 from functools import lru_cache
 
-from r1hpc.estimator.spread import NORMAL, Z90
-from r1hpc.estimator.spread import Spread as Spread
+from r1hpc.plan.hours.quantiles import NORMAL, Z90
+from r1hpc.plan.hours.quantiles import Spread as Spread
 
 TYPICAL_FACTOR = 1.47
 """P90/P50 of a run nobody estimated: the 80 % interval of whole-run MFU over the published A100 runs, leaving

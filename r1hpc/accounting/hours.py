@@ -2,17 +2,19 @@
 
 gpu_hours = GPUs x allocated wall hours, busy or idle. An allocation that runs over midnight is split
 between its days; days are local ones, as in sacct. One that still runs counts until now.
+
+Which records count, and which part of them.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from r1hpc.base.choose_run import full_name
+from r1hpc.base.find_run import full_name
 from r1hpc.slurm.sacct import JobRecord
-from r1hpc.telemetry.summary import RunSummary
+from r1hpc.telemetry.diagnosis.summary import RunSummary
 
 UNKNOWN = "unknown"
 KEYS = ("user", "account", "state", "qos", "partition")
@@ -120,3 +122,37 @@ def midnight_before(moment: float, days: int = 0) -> int:
     """Unix seconds of the local midnight before `moment`, or of the midnight so many days later."""
     day = datetime.fromtimestamp(moment).date() + timedelta(days=days)
     return int(datetime.combine(day, datetime.min.time()).timestamp())
+
+
+@dataclass(frozen=True)
+class Selection:
+    """By whose they are and when: what is None selects all."""
+
+    user: str | None = None
+    account: str | None = None
+    start: float | None = None
+    """Unix seconds; what an allocation held before does not count."""
+    end: float | None = None
+    runs: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Job id -> (run, stage), for the jobs whose run is known."""
+
+    @property
+    def columns(self) -> list[str]:
+        """What records must have so that it can be decided which are selected, as sacct spells them."""
+        chosen = {"User": self.user, "Account": self.account}
+        return [name for name, value in chosen.items() if value is not None]
+
+    def clip(self, allocations: Iterable[Allocation]) -> list[Allocation]:
+        """The parts that are selected."""
+        clipped = [
+            replace(
+                a,
+                start=a.start if self.start is None else max(a.start, self.start),
+                end=a.end if self.end is None else min(a.end, self.end),
+            )
+            for a in allocations
+            if self.user in (None, a.user) and self.account in (None, a.account)
+        ]
+        if self.start is None and self.end is None:
+            return clipped
+        return [a for a in clipped if a.end > a.start]

@@ -7,18 +7,27 @@ What was held is Slurm's to say, one allocation for each attempt (`sacct -D`), o
 (attempt.slurm_records); what happened in it is the run's own record (telemetry.summary). Where Slurm does not
 know an attempt the run's record is all there is, and `source` says so: it begins when the attempt does, some
 seconds after the allocation.
+
+What a run will have cost, from the steps it has taken.
+
+found = measured_run(run, now=time.time())
+
+What `report` says of one run: its ledger, and beside it steps, data and GPUs.
+
+found = report_run(run, now=time.time())
+found.to_json()
 """
 
 import pwd
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
 from r1hpc.accounting.forecast import Spread
-from r1hpc.accounting.hours import Allocation, own_allocations, to_allocation
+from r1hpc.accounting.hours import Allocation, fold_hours, own_allocations, to_allocation
 from r1hpc.accounting.ledger import WAITING, AttemptCost, RunLedger
-from r1hpc.attempt.slurm_records import (
+from r1hpc.attempt.state.slurm_records import (
     SlurmRecords,
     ask_slurm,
     is_open,
@@ -27,15 +36,30 @@ from r1hpc.attempt.slurm_records import (
     own_records,
     record_of,
 )
-from r1hpc.attempt.state import State, all_slurm_jobs, read_situation
-from r1hpc.base.choose_run import all_runs, full_name, unreadable
-from r1hpc.base.errors import R1hpcError, StateError
+from r1hpc.attempt.state.state import State, all_slurm_jobs, read_situation
+from r1hpc.base.errors import R1hpcError, StateError, UsageError
 from r1hpc.base.files import read_json
-from r1hpc.base.rundir import RunDir
-from r1hpc.plan.facts import PlanFacts
+from r1hpc.base.find_run import all_runs, full_name, unreadable
+from r1hpc.base.run_dir import RunDir
+from r1hpc.config.load import read
+from r1hpc.config.schema.run import TRAINED_STAGES
+from r1hpc.plan.hours.estimate import Estimate
+from r1hpc.plan.hours.estimate_run import estimate_of_run
+from r1hpc.plan.hours.measured import measured_estimate
+from r1hpc.plan.run import RunPlan
+from r1hpc.plan.stored import PlanFacts
+from r1hpc.plan.topology.batch import updates_per_rollout
 from r1hpc.slurm.sacct import JobRecord
-from r1hpc.telemetry.summary import AttemptSummary, RunSummary, store_split, stored_split, summarise_run
-from r1hpc.telemetry.timeline import Split, milliseconds
+from r1hpc.telemetry.diagnosis.summary import (
+    AttemptSummary,
+    RunSummary,
+    split_seconds,
+    store_split,
+    stored_split,
+    summarise_run,
+)
+from r1hpc.telemetry.diagnosis.timeline import Split, milliseconds
+from r1hpc.telemetry.records.metrics import Audit, audit_ledger
 
 
 def open_ledger(run: RunDir, now: float, records: Iterable[JobRecord] = (), note: str = "") -> RunLedger:
@@ -300,3 +324,127 @@ def _note(ledger: RunLedger, note: str, records: Sequence[JobRecord]) -> str:
 
 def _positive(value: Any) -> Any:
     return value if isinstance(value, int | float) and value > 0 else None
+
+
+def measured_run(run: RunDir, now: float) -> Estimate:
+    """What is spent by the run's ledger, and the rest at the speed so far.
+
+    Raises:
+        UsageError: a stage without steps, no attempt, or too few steps to say anything.
+        StateError: its plan is of another version.
+    """
+    plan, config = _plan(run), read(run.config)
+    if config.stage not in TRAINED_STAGES:
+        raise UsageError(
+            f"{run.run_id} is of stage {config.stage}, which takes no steps to measure: "
+            f"python -m r1hpc.report {run.path} has its hours so far"
+        )
+    ledger = open_ledger(run, now)
+    last = ledger.summary.history.last
+    if last is None:
+        raise UsageError(f"{run.run_id} has begun no attempt: take --method flops")
+    on_gpus = last.gpus > 0
+    held = ledger.split() if on_gpus else ledger.node_split()
+    found = measured_estimate(
+        _seconds(ledger.summary, on_gpus),
+        num_steps=plan.num_steps,
+        num_gpus=last.gpus,
+        num_nodes=last.nodes,
+        hours_spent=held.in_hours()["allocated"],
+        useful=held.useful / held.allocated if held.allocated else 1.0,
+        updates_per_rollout=updates_per_rollout(config) if config.stage == "rl" else 1,
+    )
+    planned = estimate_of_run(config, plan)
+    if planned is None:
+        return found
+    card = {"gpu": planned.assumptions["gpu"]}
+    return replace(
+        found,
+        baselines=planned.baselines,
+        memory=planned.memory,
+        assumptions={**card, **found.assumptions},
+    )
+
+
+def _plan(run: RunDir) -> RunPlan:
+    try:
+        return RunPlan.from_json(read_json(run.plan))
+    except StateError as error:
+        raise StateError(f"{run.plan}: {error}; or take --method flops") from None
+
+
+def _seconds(summary: RunSummary, on_gpus: bool) -> dict[int, float]:
+    """GPU-seconds, of a CPU run node-seconds, of each step that lasted: attempts may differ in width."""
+    useful = summary.useful_steps()
+    return {
+        step.global_step: step.step_time_s * (each.attempt.gpus if on_gpus else each.attempt.nodes)
+        for each in summary.attempts
+        for step in useful[each.attempt.attempt]
+        if step.step_time_s
+    }
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """One run."""
+
+    ledger: RunLedger
+    audit: Audit
+    gpus: tuple[dict[str, Any], ...]
+    """telemetry.gpu_summary of each node."""
+
+    @property
+    def run(self) -> RunDir:
+        return self.ledger.run
+
+    def to_json(self) -> dict[str, Any]:
+        ledger = self.ledger
+        return {
+            "run_id": self.run.run_id,
+            "run_dir": str(self.run.path),
+            "stage": ledger.stage,
+            "state": ledger.state,
+            "gpu_hours": {**fold_hours(ledger.allocations), "source": ledger.source},
+            "own_gpu_hours": fold_hours(ledger.own),
+            "gap_gpu_hours": None if ledger.gap is None else vars(ledger.gap),
+            "note": " ".join([ledger.note, *ledger.notes]).strip(),
+            "attempts": [self._attempt(each) for each in ledger.summary.attempts],
+            "steps": {
+                "useful": ledger.summary.num_useful,
+                "lost": ledger.summary.num_lost,
+                "last": ledger.summary.last_step,
+            },
+            "time": split_seconds(ledger.wall()),
+            "data": self.audit.to_json(),
+            "gpus": list(self.gpus),
+            **ledger.to_json(),
+        }
+
+    def _attempt(self, each: AttemptSummary) -> dict[str, Any]:
+        return {
+            **each.attempt.to_json(),
+            "gpu_hours": self.ledger.split_of(each).in_hours()["allocated"] * self.ledger.gpus_of(each),
+            "num_steps": each.num_steps,
+            "num_lost_steps": each.num_lost,
+            "time": split_seconds(self.ledger.split_of(each)),
+        }
+
+
+def report_run(run: RunDir, now: float, records: Sequence[JobRecord] | None = None) -> RunReport:
+    """Gather it. `records` are sacct's from a file; without them sacct itself is asked, where it is there.
+
+    Raises:
+        StateError: the run folder cannot be read.
+    """
+    note = ""
+    jobs = all_slurm_jobs(run)
+    if records is None:
+        found, note = ask_slurm([(run, jobs, read_situation(run).history)] if jobs else [], now, again=True)
+    else:
+        found = [record for record in records if record.job_id in jobs]
+    if jobs and not found and not note:
+        whose = "sacct" if records is None else "the file"
+        note = f"{whose} has no record of job {', '.join(jobs)}"
+    ledger = open_ledger(run, now, found, note)
+    gpus = tuple(node.summary.result() for node in ledger.summary.gpus)
+    return RunReport(ledger=ledger, audit=audit_ledger(run), gpus=gpus)

@@ -1,5 +1,1 @@
-"""The life of one attempt: begin on the batch host, run on every rank, end with a cause and what follows.
-
-The batch script (or the local supervisor) calls begin, starts the ranks, calls end. This package may use
-every other one; only commands import it.
-"""
+"""Run one attempt: begin on the batch host, run every rank, end with a cause and the next step."""

@@ -1,4 +1,13 @@
-"""Begin an attempt, once, on the batch host: close the last one, fence it off, number the new one."""
+"""Begin an attempt, once, on the batch host: close the last one, fence it off, number the new one.
+
+What a stage of a chain needs: sister runs beside it that must be finished before it may begin.
+
+    write_needs(run, ["traces", "sft"])     # before the stage is submitted
+    unmet(run)                              # ["sft"]: not finished yet
+
+Slurm's afterok alone cannot say this: a stopped run ends with status 0, and a run whose cluster forbids
+requeueing goes on in another job than the one that was waited for.
+"""
 
 import os
 import secrets
@@ -6,31 +15,39 @@ import shutil
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TypedDict
 
-from r1hpc.attempt.dataset import build, ensure_traces, folder_of_recipe
-from r1hpc.attempt.needs import unmet
-from r1hpc.attempt.refusal import MustNotGoOnError, NotTheNodeError, on_record, record_not_begun
-from r1hpc.attempt.rivals import alone, own_restarts, refuse_a_ghost, refuse_a_second_job
-from r1hpc.attempt.state import job_named, last_attempt_with_logs
+from r1hpc.attempt.rivals import (
+    MustNotGoOnError,
+    NotTheNodeError,
+    alone,
+    on_record,
+    own_restarts,
+    record_not_begun,
+    refuse_a_ghost,
+    refuse_a_second_job,
+)
+from r1hpc.attempt.state.state import job_named, last_attempt_with_logs
+from r1hpc.attempt.state.unended import close_unended, newest_step
 from r1hpc.attempt.trackers import start_trackers
-from r1hpc.attempt.unended import close_unended, newest_step
 from r1hpc.base.errors import StateError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.files import check_owned, read_json, write_json
-from r1hpc.base.rundir import RunDir, check_private
+from r1hpc.base.run_dir import RunDir, check_private
 from r1hpc.checkpoint.fence import last_incarnation
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.load import read
-from r1hpc.config.schema import RunConfig
-from r1hpc.data.recipe import find_recipe
-from r1hpc.plan.parts import STAGES_IN_PARTS
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.corpus.recipe.recipe import find_recipe
+from r1hpc.plan.topology.parts import STAGES_IN_PARTS
 from r1hpc.slurm import payload
 from r1hpc.slurm.client import SlurmError
-from r1hpc.slurm.env import expand_nodelist
+from r1hpc.slurm.rank_env import expand_nodelist
 from r1hpc.slurm.requeue import controller_time, job_state
-from r1hpc.telemetry.attempts import (
+from r1hpc.telemetry.records.attempts import (
     Cause,
     History,
     gpu_hours_used,
@@ -39,6 +56,37 @@ from r1hpc.telemetry.attempts import (
     reason_to_stop,
     record,
 )
+from r1hpc.train.supervised.dataset import build, ensure_traces, folder_of_recipe
+
+_FILE = "needs.json"
+
+
+class _Needs(TypedDict):
+    needs: list[str]
+
+
+def write_needs(run: RunDir, names: Sequence[str]) -> None:
+    """Make `run` a stage that may begin once the runs of these names, in the same folder, are finished."""
+    write_json(run.path / _FILE, {"needs": list(names)})
+
+
+def is_stage(run: RunDir) -> bool:
+    """Whether the run belongs to a chain."""
+    return (run.path / _FILE).is_file()
+
+
+def unmet(run: RunDir) -> list[str]:
+    """The names of the runs that are needed and not finished."""
+    if not is_stage(run):
+        return []
+    names: list[str] = read_json(run.path / _FILE, _Needs)["needs"]
+    return [name for name in names if not _is_finished(RunDir(run.path.parent / name))]
+
+
+def _is_finished(run: RunDir) -> bool:
+    # By listing, not by name: NFS remembers for up to a minute that a name was missing.
+    return run.path.is_dir() and run.finished.name in os.listdir(run.path)  # noqa: PTH208
+
 
 _READS_SHARDS = ("pretrain", "sft")
 

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from r1hpc.base.rundir import RunDir
-from r1hpc.slurm.environment import without_foreign_ranks
+from r1hpc.base.run_dir import RunDir
+from r1hpc.slurm.sbatch import without_foreign_ranks
 
 
 def start_detached(

@@ -12,22 +12,30 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from r1hpc.attempt.cause import Evidence, SchedulerView, decide
-from r1hpc.attempt.outcome import FINISHED, STOPPED, RankOutcome, failures_in_logs, read_outcomes
+from r1hpc.attempt.control.stop import OUT_OF_HOURS
+from r1hpc.attempt.state.cause import (
+    FINISHED,
+    STOPPED,
+    Evidence,
+    RankOutcome,
+    SchedulerView,
+    decide,
+    failures_in_logs,
+    read_outcomes,
+)
+from r1hpc.attempt.state.unended import amend_end, mark_requeued, steps_for_the_end
 from r1hpc.attempt.trackers import await_trackers
-from r1hpc.attempt.unended import amend_end, mark_requeued, steps_for_the_end
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.failpoints import failpoint
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.load import read
-from r1hpc.config.schema import RunConfig
-from r1hpc.plan.parts import STAGES_IN_PARTS
-from r1hpc.plan.preemption import choose_signal_lead_s
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.plan.save_time import choose_signal_lead_s
+from r1hpc.plan.topology.parts import STAGES_IN_PARTS
 from r1hpc.slurm.client import SlurmError
 from r1hpc.slurm.requeue import JobState, controller_time, job_state
-from r1hpc.telemetry.attempts import Attempt, Cause, read_history, reason_to_stop, record
-from r1hpc.train.stop import OUT_OF_HOURS
+from r1hpc.telemetry.records.attempts import Attempt, Cause, read_history, reason_to_stop, record
 
 _DIAGNOSIS_TIMEOUT_S = 5.0
 """It takes half a second; a grace time may be 30 s long, and the requeue comes after it."""

@@ -14,12 +14,12 @@ from types import FrameType
 
 from r1hpc.attempt.begin import begin
 from r1hpc.attempt.end import Next, end
-from r1hpc.base.rundir import RunDir
-from r1hpc.config.cluster import ResourcesConfig
+from r1hpc.base.run_dir import RunDir
 from r1hpc.config.load import read
-from r1hpc.config.schema import RunConfig
-from r1hpc.plan.batch import ranks_per_node
-from r1hpc.slurm.env import played_nodes
+from r1hpc.config.schema.cluster import ResourcesConfig
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.plan.topology.batch import ranks_per_node
+from r1hpc.slurm.rank_env import played_nodes
 
 # As srun --kill-on-bad-exit, but the others have time to commit what they write and to say how they ended.
 _AFTER_BAD_EXIT_S = 15.0

@@ -15,27 +15,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypedDict
 
 from r1hpc.attempt.begin import read_facts
-from r1hpc.attempt.outcome import FAILED, FINISHED, HANG, LEFT_ALONE, STOPPED, RankOutcome, write_outcome
-from r1hpc.attempt.serve import serve
+from r1hpc.attempt.control import heartbeats
+from r1hpc.attempt.control.stop import Clock, StopRequests
+from r1hpc.attempt.control.watchdog import Watchdog
+from r1hpc.attempt.state.cause import FAILED, FINISHED, HANG, LEFT_ALONE, STOPPED, RankOutcome, write_outcome
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.files import check_owned, is_listed, read_json, write_json
-from r1hpc.base.rundir import RunDir, open_run
+from r1hpc.base.run_dir import RunDir, open_run
 from r1hpc.config.load import read
-from r1hpc.config.schema import RunConfig
-from r1hpc.data.errors import DatasetMismatchError
-from r1hpc.plan.facts import PlanFacts
-from r1hpc.slurm.env import RankContext, choose_port, current, network_interface_to
-from r1hpc.telemetry.attempts import Cause, read_history, seconds_left
-from r1hpc.telemetry.sampler import GpuSampler
-from r1hpc.train import peers
-from r1hpc.train.errors import TrainError
-from r1hpc.train.stop import Clock, StopRequests
-from r1hpc.train.watchdog import Watchdog
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.data.format.errors import DatasetMismatchError
+from r1hpc.plan.stored import PlanFacts
+from r1hpc.serving.rank import serve
+from r1hpc.slurm.rank_env import RankContext, choose_port, current, network_interface_to
+from r1hpc.telemetry.gpu.sampler import GpuSampler
+from r1hpc.telemetry.records.attempts import Cause, read_history, seconds_left
+from r1hpc.train.parallel.errors import TrainError
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
-    from r1hpc.train.session import Outcome
+    from r1hpc.train.loop.session import Outcome
 
 _RENDEZVOUS_TIMEOUT_S = 600.0
 _FILE_SYSTEM_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -125,7 +125,7 @@ def _train(
     store = _rendezvous(run, config, context, facts.token, watchdog)
     watchdog.load("loading the libraries")
     # Deferred: seconds of imports that must not stand between a signal and its handler.
-    from r1hpc.train import distributed
+    from r1hpc.train.parallel import distributed
 
     distributed.choose_accelerator(use_gpu)  # before `loop` imports DeepSpeed
     watchdog.load("loading DeepSpeed")
@@ -135,7 +135,7 @@ def _train(
     if config.stage != "pretrain":
         distributed.attend_at_any_length()
     from r1hpc.train import stages
-    from r1hpc.train.session import Job
+    from r1hpc.train.loop.session import Job
 
     watchdog.beat("joining the other ranks")
     group = distributed.join(
@@ -172,7 +172,7 @@ def _rendezvous(
     token is checked through the store: a stranger's store, or one of an earlier attempt, is refused. A second
     connection carries the ranks' signs of life.
     """
-    from r1hpc.train.distributed import make_store
+    from r1hpc.train.parallel.distributed import make_store
 
     store: Store
     place = run.attempt_dir(context.attempt) / "rendezvous.json"
@@ -182,7 +182,7 @@ def _rendezvous(
         port = listener.getsockname()[1]
         store = make_store("localhost", port, context.world_size, listener=listener)
         store.set("r1hpc/token", token)
-        peers.prepare(store, context.world_size)
+        heartbeats.prepare(store, context.world_size)
         write_json(place, {"host": host, "port": port, "token": token})
         host = "localhost"
     else:
@@ -194,7 +194,7 @@ def _rendezvous(
     if context.world_size > 1:
         own = make_store(host, port, context.world_size, listener=None)
         timeout_s = config.train.hang_timeout_s
-        watchdog.hear(peers.Peers(own, context.rank, context.world_size, timeout_s))
+        watchdog.hear(heartbeats.Peers(own, context.rank, context.world_size, timeout_s))
     _name_interface(config, context)
     return store
 

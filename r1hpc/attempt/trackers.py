@@ -16,16 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.attempt.detached import start_detached
-from r1hpc.attempt.processes import is_of_run
-from r1hpc.attempt.state import ask, job_named
+from r1hpc.attempt.state.state import ask, is_of_run, job_named
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.files import GrowingFile, parse_object, write_atomic
 from r1hpc.base.lock import hold
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from r1hpc.config.load import read
-from r1hpc.config.schema import TRAINED_STAGES, RunConfig
-from r1hpc.telemetry.attempts import read_history
-from r1hpc.tracking.keeper import Keeper, step_back
+from r1hpc.config.schema.run import TRAINED_STAGES, RunConfig
+from r1hpc.telemetry.records.attempts import read_history
+from r1hpc.telemetry.trackers.keeper import Keeper, step_back
 
 _AWAIT_S = 20.0
 """Nodes wait meanwhile. What they do not get done then, `export-metrics` does."""

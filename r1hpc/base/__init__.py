@@ -1,4 +1,4 @@
-"""What every package shares: errors, units, crash-safe files, the run folder, the command-line frame.
+"""Share the basics: errors, units, crash-safe files, the run folder, the command-line frame.
 
-Standard library only, so that the login node pays nothing for importing it.
+Standard library only, so that a login node pays nothing to import it.
 """

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from r1hpc.base.errors import StateError, UsageError
-from r1hpc.base.shapes import mistake
+from r1hpc.base.records import mistake
 
 COMPRESSED = (".gz", ".zst", ".bz2")
 """Endings of the names of files that are unpacked as they are read."""

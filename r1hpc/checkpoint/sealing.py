@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path, PurePosixPath
 
-from r1hpc.checkpoint.digest import digest_fd
 from r1hpc.checkpoint.disk import at, make_private, walk
 from r1hpc.checkpoint.errors import CheckpointWriteError
-from r1hpc.checkpoint.manifest import FileRecord
+from r1hpc.checkpoint.manifest import FileRecord, digest_fd
 
 
 def seal_files(

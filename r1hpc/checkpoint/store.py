@@ -14,6 +14,10 @@
     <root>/.trash-*                                      being removed
 
 A rank that meets a CheckpointWriteError reports it to the others; then rank 0 calls `abandon`.
+
+The ranks that choose a checkpoint together, as far as that needs them: no torch here.
+
+`train.distributed.Group` is one. A process by itself is ALONE.
 """
 
 import contextlib
@@ -23,7 +27,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import check_owned
@@ -42,9 +46,46 @@ from r1hpc.checkpoint.manifest import (
     step_folder,
     step_of,
 )
-from r1hpc.checkpoint.ranks import ALONE, Ranks
 from r1hpc.checkpoint.sealing import seal_files
 from r1hpc.checkpoint.verification import Fingerprint, find_layout_problems, find_problems, fingerprint
+
+
+class Ranks(Protocol):
+    """One rank's place among all, and the two collectives that agreeing takes."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def world_size(self) -> int: ...
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's `value`, in rank order, on all ranks."""
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's `value` on all ranks."""
+
+    @property
+    def beat(self) -> Callable[[], None]:
+        """A sign of life, while files are read."""
+
+
+class _Alone:
+    rank = 0
+    world_size = 1
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+    def broadcast(self, value: Any) -> Any:
+        return value
+
+    def beat(self) -> None:
+        pass
+
+
+ALONE: Ranks = _Alone()
+
 
 __all__ = ["Candidate", "Checkpoint", "CheckpointStore", "FileRecord", "Manifest"]
 

@@ -11,9 +11,15 @@ from r1hpc.base.errors import StateError
 from r1hpc.base.files import check_owned
 from r1hpc.base.names import printable
 from r1hpc.base.units import format_bytes
-from r1hpc.checkpoint.digest import digest_fd
 from r1hpc.checkpoint.disk import patiently, walk
-from r1hpc.checkpoint.manifest import MANIFEST_NAME, Checkpoint, FileRecord, encode, read_checkpoint
+from r1hpc.checkpoint.manifest import (
+    MANIFEST_NAME,
+    Checkpoint,
+    FileRecord,
+    digest_fd,
+    encode,
+    read_checkpoint,
+)
 
 # xxhash and read(2) let go of the interpreter lock; a parallel file system answers several readers faster.
 NUM_THREADS = min(4, os.cpu_count() or 1)

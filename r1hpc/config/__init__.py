@@ -1,1 +1,1 @@
-"""From YAML files and dotted overrides to one frozen RunConfig. The only package that knows omegaconf."""
+"""Load YAML files and dotted overrides into one frozen RunConfig. The only package that knows omegaconf."""

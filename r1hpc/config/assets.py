@@ -1,7 +1,19 @@
-"""Where the declarative files lie: jobs, configs, shards, sbatch."""
+"""Where the declarative files lie: jobs, configs, shards, sbatch.
 
+What TAB offers where a command takes a job and settings. Loads no YAML: a person waits for it.
+
+parser.add_argument("words", nargs="*").completer = job_words
+"""
+
+import dataclasses
 import os
+import typing
+from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
+from typing import Any
+
+from r1hpc.config.schema.run import RunConfig, section_of
 
 
 def assets(folder: str) -> Path:
@@ -19,3 +31,42 @@ def own_profiles() -> Path:
 def names_in(folder: str) -> list[str]:
     """The YAML files in one of them, or in a folder inside, by name without .yaml."""
     return sorted(path.stem for path in assets(folder).glob("*.yaml"))
+
+
+def job_words(prefix: str, **_: Any) -> list[str]:
+    """Jobs by name and keys of settings; after `KEY=` the values it may have, where they are names."""
+    if "=" in prefix:
+        key = prefix.partition("=")[0]
+        return [f"{key}={value}" for value in dict(_settings()).get(key, ())]
+    return [*names_in("jobs"), *(f"{key}=" for key, _ in _settings())]
+
+
+def cluster_profiles(**_: Any) -> list[str]:
+    return sorted({*names_in("configs/cluster"), *(path.stem for path in own_profiles().glob("*.yaml"))})
+
+
+def campaigns(**_: Any) -> list[str]:
+    return names_in("configs/campaign")
+
+
+def recipes(**_: Any) -> list[str]:
+    return names_in("shards")
+
+
+def _settings(schema: type = RunConfig, prefix: str = "") -> Iterator[tuple[str, tuple[str, ...]]]:
+    """(dotted key, the names it may be set to) of each setting."""
+    hints = typing.get_type_hints(schema)
+    for each in dataclasses.fields(schema):
+        section = section_of(each)
+        if section is not None:
+            yield from _settings(section, f"{prefix}{each.name}.")
+        else:
+            yield f"{prefix}{each.name}", _names(hints[each.name], each.metadata.get("range"))
+
+
+def _names(hint: Any, allowed: Any) -> tuple[str, ...]:
+    if hint is bool:
+        return ("true", "false")
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return tuple(str(member.value) for member in hint)
+    return tuple(map(str, getattr(allowed, "choices", ())))

@@ -5,13 +5,25 @@
 A mapping (reward.terms, model.config, task.options ...) is merged with that of an earlier file, unless it is
 marked: `terms: !replace {accuracy: 1.0}` in a file, `reward.terms={accuracy: 1.0}` on the command line. A
 model.path replaces the model of the presets: their model.config and model.tokenizer are of another one.
+
+How YAML is read and written: safely, each key once, and by the plain scalars of YAML 1.2.
+
+read_yaml(path)                     # a configuration
+read_yaml(path, UniqueKeyLoader)    # a recipe or a budget, whose days are YAML 1.1's
+yaml.dump(content, Dumper=Dumper)
 """
 
+import re
 from collections.abc import Sequence
 from functools import reduce
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
-from r1hpc.config.reasoning import RewardConfig
+import yaml
+
+from r1hpc.base.errors import ConfigError
+from r1hpc.base.names import printable
+from r1hpc.config.schema.rl import RewardConfig
 
 REPLACE = "!replace"
 """The key that marks a mapping which replaces the earlier ones; no setting can be called so."""
@@ -67,3 +79,87 @@ def _over(below: Any, above: Any) -> Any:
         return above
     common = {key: _over(below[key], value) if key in below else value for key, value in above.items()}
     return {**below, **common}
+
+
+_MOST_BYTES = 1 << 20
+
+
+class KeyTwiceError(yaml.constructor.ConstructorError):
+    """A mapping gives one key twice: which of the two was meant?"""
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """Safe YAML in which no key is given twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise KeyTwiceError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
+                seen.add(key.value)
+        return cast(dict[Any, Any], super().construct_mapping(node, deep))
+
+
+class Loader(UniqueKeyLoader):
+    """Without aliases (a bomb of them fills memory), with `!replace` and the plain scalars of YAML 1.2.
+
+    YAML 1.1, which PyYAML reads, makes 43200 of 12:00:00, true of `on`, 83 of 0123, a date of 2026-01-01 and
+    a string of 1e-4. A time limit of 43200 minutes is thirty days.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not allowed")
+        return super().compose_node(parent, index)
+
+
+def _construct_replacing(loader: Loader, node: Any) -> dict[Any, Any]:
+    return {REPLACE: True, **loader.construct_mapping(node, deep=True)}
+
+
+Loader.add_constructor(REPLACE, _construct_replacing)
+
+
+class Dumper(yaml.SafeDumper):
+    """Quotes what either version of YAML would not read as the string it is."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("null", r"(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("bool", r"(true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+    ("int", r"[-+]?(0|[1-9][0-9]*)$", list("-+0123456789")),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?$", list("-+0123456789.")),
+    ("float", r"[-+]?[0-9]+[eE][-+]?[0-9]+$", list("-+0123456789")),
+    ("float", r"([-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$", list("-+.")),
+):
+    for _class in (Loader, Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
+
+
+def read_yaml(path: Path, loader: type[UniqueKeyLoader] = Loader) -> dict[str, Any]:
+    """The keys and values of a YAML file; none of an empty one.
+
+    Raises:
+        ConfigError: unreadable, too large, not valid, or not keys and values.
+    """
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ConfigError(f"{path} is larger than 1 MiB: that is no configuration")
+        with path.open(encoding="utf-8") as file:  # whose name errors say
+            content = yaml.load(file, loader)
+    except (yaml.YAMLError, ValueError) as error:  # not UTF-8; a number of more digits than Python reads
+        raise ConfigError(f"{path} is not valid YAML: {printable(str(error))}") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply: that is no configuration") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold keys and values, not a {type(content).__name__}")
+    return content

@@ -5,7 +5,7 @@
 Later wins: schema defaults, then each file of the job's `include:` list in order, then the job file,
 then the cluster profile (section `cluster` only), then the overrides. Mappings of two files are merged,
 unless the later one says `!replace`; on the command line `=` replaces (config/layers.py). An unknown key is
-refused with the nearest known one. YAML is read by a safe loader (config/yaml_loader.py). `${key}` is
+refused with the nearest known one. YAML is read by a safe loader (config/layers.py). `${key}` is
 OmegaConf's interpolation, without its resolvers (`${oc.env:NAME}`); in the section `cluster`
 it is left to the shell.
 """
@@ -25,12 +25,11 @@ from r1hpc.base.files import write_atomic
 from r1hpc.base.names import at_home, nearest, printable
 from r1hpc.config.assets import assets as assets
 from r1hpc.config.assets import own_profiles
-from r1hpc.config.checks import check_ranges
-from r1hpc.config.layers import REPLACE, merged, over_presets
-from r1hpc.config.other_names import name_here
-from r1hpc.config.schema import RunConfig, section_of
-from r1hpc.config.yaml_loader import Dumper, KeyTwiceError, Loader
-from r1hpc.config.yaml_loader import read_yaml as read_yaml
+from r1hpc.config.layers import REPLACE, Dumper, KeyTwiceError, Loader, merged, over_presets
+from r1hpc.config.layers import read_yaml as read_yaml
+from r1hpc.config.schema.ranges import check_ranges
+from r1hpc.config.schema.run import RunConfig, section_of
+from r1hpc.config.trl_names import name_here
 
 _OF_THE_SHELL = ("setup",)
 """Keys of the section `cluster` whose values the job's shell reads."""

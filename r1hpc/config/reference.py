@@ -13,8 +13,8 @@ from enum import Enum
 from types import NoneType
 from typing import Any, get_args, get_origin
 
-from r1hpc.config.checks import range_of
-from r1hpc.config.schema import RunConfig, section_of
+from r1hpc.config.schema.ranges import range_of
+from r1hpc.config.schema.run import RunConfig, section_of
 
 _HEAD = """# Settings
 

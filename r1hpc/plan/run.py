@@ -9,19 +9,12 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, TypedDict
 
 from r1hpc.base.errors import ConfigError, StateError
-from r1hpc.base.shapes import mistake
+from r1hpc.base.records import mistake
 from r1hpc.base.units import format_bytes, format_duration, gpu_hours
-from r1hpc.config.schema import TRAINED_STAGES, RunConfig
-from r1hpc.plan.batch import BatchPlan, Topology, batch_of, ranks_per_node
-from r1hpc.plan.cards import gpu_type_of
-from r1hpc.plan.compression import bytes_between_nodes
-from r1hpc.plan.families import UnknownModelError
-from r1hpc.plan.hardware import UnknownGpuError, find_gpu
-from r1hpc.plan.memory import MemoryPlan
-from r1hpc.plan.model import check_model_type, load_model_config, load_teacher_config
-from r1hpc.plan.parts import num_parts, with_part_size
-from r1hpc.plan.preemption import ASSUMED_SPEED, SaveSpeed, expected_copy_time_s, expected_save_time_s
-from r1hpc.plan.run_memory import (
+from r1hpc.config.schema.run import TRAINED_STAGES, RunConfig
+from r1hpc.plan.memory.compression import bytes_between_nodes
+from r1hpc.plan.memory.fit import room_for_larger_cache, way_out
+from r1hpc.plan.memory.run import (
     COMMON_CARD_GIB,
     asked_host_gib,
     copied_bytes,
@@ -29,9 +22,15 @@ from r1hpc.plan.run_memory import (
     misfits,
     saved_bytes,
 )
-from r1hpc.plan.sequence import check_model_divides, check_sequence_parallel
-from r1hpc.plan.shape import ModelShape, canonical, check_heads, flops_per_token, model_shape
-from r1hpc.plan.ways_out import room_for_larger_cache, way_out
+from r1hpc.plan.memory.step import MemoryPlan
+from r1hpc.plan.model.families import UnknownModelError
+from r1hpc.plan.model.hf_config import check_model_type, load_model_config, load_teacher_config
+from r1hpc.plan.model.shape import ModelShape, canonical, check_heads, flops_per_token, model_shape
+from r1hpc.plan.save_time import ASSUMED_SPEED, SaveSpeed, expected_copy_time_s, expected_save_time_s
+from r1hpc.plan.topology.batch import BatchPlan, Topology, batch_of, ranks_per_node
+from r1hpc.plan.topology.checks import check_model_divides, check_sequence_parallel
+from r1hpc.plan.topology.gpus import UnknownGpuError, find_gpu, gpu_type_of
+from r1hpc.plan.topology.parts import num_parts, with_part_size
 
 
 class PlanBatch(TypedDict):

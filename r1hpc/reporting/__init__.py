@@ -1,0 +1,1 @@
+"""Show runs and hours: text, HTML page, charts, live screen."""

@@ -26,7 +26,7 @@ from r1hpc.reporting.drawing import (
     time_axis,
     tip,
 )
-from r1hpc.reporting.palette import colour
+from r1hpc.reporting.style import colour
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.base.files import write_atomic
-from r1hpc.reporting.html import card, document, lines, text
+from r1hpc.reporting.style import card, document, lines, text
 
 _MOST_SHOWN = 200
 Line = Mapping[str, Any]

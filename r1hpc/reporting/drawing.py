@@ -20,8 +20,7 @@ from xml.etree import ElementTree
 
 from r1hpc.base.files import write_atomic
 from r1hpc.base.names import printable
-from r1hpc.reporting.html import keys, text
-from r1hpc.reporting.palette import colour, with_variables
+from r1hpc.reporting.style import colour, keys, text, with_variables
 
 Axes = Any
 """matplotlib.axes.Axes, which is not imported here."""

@@ -5,18 +5,321 @@
 
 No script, no font, no picture and no address outside of it: it opens from a mail, without a network. Names of
 runs and users are escaped wherever they appear.
+
+The sections of the page, each as HTML blocks: tiles, budget, estimates, hours, tables, notes.
+
+One run on the page: its facts, what stands out in it, and its charts.
+
+html = run_card(run)
+paths = draw_pngs(run.run, run.summary, run.run.report)     # the same charts as files
+
+The report as files: one HTML page, and its charts as PNG beside it, for slides and mails.
+
+path = publish(None, run_root, None, now=time.time())        # RUN_ROOT/report.html, of all runs
+path = publish([run], run_root, None, now=time.time())       # RUN_DIR/report/index.html
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
-from r1hpc.accounting.ledger import RunLedger
-from r1hpc.base.errors import R1hpcError
+from r1hpc.accounting.budget import format_day, format_hours, format_range
+from r1hpc.accounting.budget_status import PACE_DAYS, BudgetStatus
+from r1hpc.accounting.campaign import CampaignProgress
+from r1hpc.accounting.forecast import Spread
+from r1hpc.accounting.hours import fold_hours
+from r1hpc.accounting.ledger import RunLedger, clip
+from r1hpc.accounting.open_ledger import open_ledgers, survey
+from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.files import write_atomic
-from r1hpc.reporting import sections
-from r1hpc.reporting.html import card, document, lines
-from r1hpc.reporting.run_card import run_card
-from r1hpc.reporting.view import View
+from r1hpc.base.find_run import full_name
+from r1hpc.base.run_dir import RunDir
+from r1hpc.plan.topology.parts import STAGES_IN_PARTS
+from r1hpc.reporting import budget_charts, hours_charts
+from r1hpc.reporting.drawing import BAND, FULL, HALF, Chart, inline, save_png
+from r1hpc.reporting.hours_charts import error_words
+from r1hpc.reporting.progress import read_progress
+from r1hpc.reporting.run_charts import STUB, RunData, charts_of_run, write_pngs
+from r1hpc.reporting.style import NONE, card, document, lines, side_by_side, table, text
+from r1hpc.reporting.view import RUN_HEADINGS, View, make_view
+from r1hpc.slurm.sacct import JobRecord
+from r1hpc.telemetry.diagnosis.diagnose import QUICK_BYTES, diagnose
+from r1hpc.telemetry.diagnosis.findings import Finding
+from r1hpc.telemetry.diagnosis.summary import RunSummary
+from r1hpc.telemetry.gpu.history import all_series
+from r1hpc.telemetry.records.evaluations import read_evaluations
+from r1hpc.telemetry.records.metrics import read_events
+
+Charts = dict[str, Chart | None]
+"""By name; None: there is nothing to hours_charts."""
+_MOST_TABLE = 500
+_SOURCES = {"sacct": "Slurm's accounting over all attempts", "run folders": "the run folders"}
+
+
+def head(view: View) -> str:
+    span = f", {' to '.join(map(format_day, view.span))}" if view.span else ""
+    made = time.strftime("%Y-%m-%d %H:%M", time.localtime(view.now))
+    where = f" under {view.run_root.absolute()}" if view.is_whole else ""
+    count = f"{len(view.runs)} run{'s' * (len(view.runs) != 1)}{where}"
+    words = f"{count}{span}. Counted from {_SOURCES[view.status.source]}; written {made}."
+    return f'<header><h1>{text(view.title)}</h1><p class="sub">{text(words)}</p></header>'
+
+
+def tiles(view: View) -> str:
+    """The figures that matter most."""
+    whole, spent, taken = sum(view.parts.values()), view.spent, view.committed
+    granted = view.budget.gpu_hours if view.budget else None
+    useful = f"{100 * view.parts['useful'] / whole:.1f} %" if whole else NONE
+    wasted = f"{format_hours(view.parts['lost'])} lost, {format_hours(view.parts['idle'])} idle"
+    share = view.unit
+    if granted is not None:
+        share = f"{100 * spent / granted:.0f} % of {format_hours(granted)} {view.unit}"
+    shown = [
+        ("Spent", format_hours(spent), share),
+        _left(view) if view.is_whole else _planned(view),
+        ("Useful", useful, wasted),
+    ]
+    if not any(run.is_cut for run in view.runs):  # a window's hours and those to come are no sum of anything
+        shown.append(
+            ("Forecast with running and queued", format_hours(spent + taken.p50), _band(taken + spent))
+        )
+    cells = "".join(
+        f'<div class="tile"><div class="k">{text(name)}</div><div class="v">{text(value)}</div>'
+        f'<div class="d">{text(words)}</div></div>'
+        for name, value, words in shown
+    )
+    return f'<div class="tiles">{cells}</div>'
+
+
+def _left(view: View) -> tuple[str, str, str]:
+    if view.budget is None or view.budget.gpu_hours is None:
+        return "Left", NONE, "no budget is set"
+    left, end = view.budget.gpu_hours - view.spent, view.budget.end
+    until = time.strftime(" until %d %b", time.localtime(end - 1)) if end else " of what was granted"
+    return "Left", format_hours(left), f"{100 * left / view.budget.gpu_hours:.0f} %{until}"
+
+
+def _planned(view: View) -> tuple[str, str, str]:
+    planned = view.planned
+    if planned.p90 <= 0:
+        return "Planned", NONE, "no estimate was stored"
+    return "Planned", format_hours(planned.p50), _band(planned)
+
+
+def _band(spread: Spread) -> str:
+    if spread.p10 == spread.p90:
+        return "nothing runs or waits"
+    return f"{BAND} {format_range(spread)}"
+
+
+def warnings(view: View) -> Iterator[str]:
+    for words in view.status.warnings(view.budget):
+        yield f'<div class="warn">{text(words)}</div>'
+
+
+def budget(view: View, charts: Charts) -> Iterator[str]:
+    """Burn-down and campaign; without a budget what was spent so far."""
+    status = view.status
+    if view.burn_down is not None:
+        left = view.burn_down.left
+        words = (
+            f"{format_hours(view.burn_down.granted)} GPU-hours granted. {status.num_running} running and "
+            f"{status.num_queued} queued will take about {format_hours(status.committed.p50)}."
+        )
+        until = status.lasts_until(left, view.now)
+        if until is not None:
+            words += f" At the pace of the last {PACE_DAYS} days the rest lasts until {format_day(until)}."
+        yield "<h2>Budget</h2>" + _section_card(charts["spent"], FULL, words)
+    else:
+        words = "Set gpu_hours in budget.yaml to see what is left." if view.is_whole else ""
+        yield _section_card(charts["spent"], FULL, words)
+    if view.progress is not None:
+        yield _campaign(view.progress, charts["campaign"])
+    if status.limits:
+        yield _limits(status)
+
+
+def charts_of_hours(view: View) -> Charts:
+    """Every chart of the page but those of single runs, by its name."""
+    down, unit = view.burn_down, view.unit
+    return {
+        "spent": budget_charts.burn_down(down) if down else budget_charts.spending(view.curve, unit),
+        "campaign": budget_charts.campaign(view.progress.stages if view.progress else ()),
+        "planned": hours_charts.planned_against_used(view.planned_runs, unit),
+        "errors": hours_charts.estimate_errors(view.planned_runs),
+        "waste": hours_charts.waste(view.parts_by_run, unit),
+        "days": hours_charts.by_day(view.days, unit),
+        "causes": hours_charts.lost_by_cause(view.wasted_by_cause, unit),
+        "queue": hours_charts.queue_waits(view.waits),
+    }
+
+
+def _section_card(chart: Chart | None, width: int, words: str = "", title: str = "") -> str:
+    return card(title or chart.title, inline(chart, width), words) if chart else ""
+
+
+def _campaign(progress: CampaignProgress, chart: Chart | None) -> str:
+    plan, forecast = progress.campaign, progress.forecast
+    words = (
+        f"{plan.days:g} days and {format_hours(plan.gpu_hours)} GPU-hours planned; "
+        f"{format_hours(progress.used)} used; at its end about {format_hours(forecast.p50)} "
+        f"({_band(forecast)})."
+    )
+    return _section_card(chart, FULL, words, f"Campaign: {plan.name}")
+
+
+def _limits(status: BudgetStatus) -> str:
+    rows = [
+        [each.owner, each.tres, *map(format_hours, (each.gpu_hours, each.used, each.running, each.left))]
+        for each in status.limits
+    ]
+    shown = table(["limit", "TRES", "GPU-hours", "used", "held", "left"], rows, 2)
+    return card(
+        "Slurm's own limits (GrpTRESMins)", shown, "Slurm lets usage decay as the site configured it."
+    )
+
+
+def estimates(view: View, charts: Charts) -> Iterator[str]:
+    """Planned against used, and how wrong the estimates were."""
+    planned, so_far = charts["planned"], charts["errors"]
+    if planned is None:
+        return
+    errors = error_words(view.planned_runs)
+    yield "<h2>Planned against used</h2>"
+    if len(view.runs) == 1:
+        yield _section_card(planned, FULL, errors, "Estimate")
+    else:
+        words = "The dark line is the estimate's median." + ("" if so_far else f" {errors}")
+        yield side_by_side(
+            [_section_card(planned, HALF, words, "Each run"), _section_card(so_far, HALF, errors)]
+        )
+
+
+def hours(view: View, charts: Charts) -> Iterator[str]:
+    """What they went into, by run, by day and by cause; and the time in the queue."""
+    if charts["waste"] is not None:
+        yield "<h2>Where the hours went</h2>"
+        yield _section_card(charts["waste"], FULL, f"Shares of the {view.unit} each run held.", "By run")
+        yield _section_card(charts["days"], FULL)
+    words = "Of each attempt, by the time at which it began."
+    yield side_by_side([_section_card(charts["causes"], HALF), _section_card(charts["queue"], HALF, words)])
+
+
+def tables(view: View) -> Iterator[str]:
+    yield "<h2>Tables</h2>"
+    more = len(view.runs) - _MOST_TABLE
+    shown = table(RUN_HEADINGS, view.table[:_MOST_TABLE], 4)
+    yield card("All runs", shown, f"and {more} older ones" if more > 0 else "")
+    cards = []
+    for name, rows in view.grouped:
+        whole = sum(hours for _, hours in rows)
+        lines = [[key, format_hours(h), f"{100 * h / whole:.1f} %"] for key, h in rows if whole]
+        cards.append(card(f"By {name}", table([name, view.unit, "share"], lines, 1)))
+    yield side_by_side(cards)
+
+
+def notes(view: View) -> str:
+    shown = [
+        "GPU-hours: GPUs x allocated wall hours, busy or idle, over all attempts; node-hours for a run "
+        "without GPUs.",
+        "useful: steps that lasted. lost: steps taken again. start-up: until the first step. save: "
+        "checkpoints. idle: the rest of what was allocated. Of a server, useful is the time in which it "
+        "answered.",
+        "MFU leaves recomputation out; peaks are dense bf16. Utilisation is the share of time in which any "
+        "kernel ran: 100 % is not busy.",
+        "Forecasts are P50 with P10 and P90: by its own pace once a run has done 5 % of its steps, else by "
+        "its estimate, else half its time limit.",
+        *view.status.notes,
+        *view.notes,
+    ]
+    items = "".join(f"<li>{text(note)}</li>" for note in shown)
+    links = ", ".join(f'<a href="{quote(name)}">{text(name)}</a>' for name in view.pictures)
+    pictures = f"<p>The same as PNG: {links}</p>" if links else ""
+    return f'<h2>Notes</h2><div class="card notes"><ul>{items}</ul>{pictures}</div>'
+
+
+_MAIN = ("loss", "reward", "throughput", "utilisation", "power")
+"""Charts of a run among others; a page of one run has all."""
+_NOTHING = "<p class=muted>It has taken no step yet.</p>"
+
+
+def run_card(run: RunLedger, is_alone: bool = False) -> str:
+    """The HTML of one run. `is_alone`: it is what the page is about, so everything is drawn."""
+    data = read_run_data(run.run, run.summary)
+    charts = charts_of_run(data)
+    nothing = "" if run.stage in STAGES_IN_PARTS else _NOTHING
+    shown = [chart for name, chart in charts.items() if is_alone or name in _MAIN]
+    stub = f'<p class="stub">The GPU readings come from {text(STUB)}.</p>' if data.is_stub else ""
+    figures = "".join(
+        f"<figure><figcaption>{text(each.title)}</figcaption>{inline(each)}</figure>" for each in shown
+    )
+    return (
+        f'<section class="card run" id="run-{text(run.run_id)}"><h3>{text(run.run_id)} '
+        f'<span class="badge {text(run.state)}">{text(run.state)}</span></h3>'
+        f'<p class="facts">{" · ".join(text(fact) for fact in _facts(run))}</p>'
+        f'{_findings(_newest_findings(run))}{stub}<div class="figures">{figures or nothing}</div></section>'
+    )
+
+
+def draw_pngs(run: RunDir, summary: RunSummary, folder: Path, prefix: str = "") -> list[Path]:
+    """What there is data for, as PNG files in `folder`, their names begun by `prefix`; their paths."""
+    data = read_run_data(run, summary)
+    return write_pngs(run.run_id, charts_of_run(data), folder, STUB if data.is_stub else "", prefix)
+
+
+def read_run_data(run: RunDir, summary: RunSummary) -> RunData:
+    """What is drawn of a run, from its folder."""
+    events = read_events(run)
+    return RunData(
+        attempts=summary.attempts,
+        steps=list(summary.steps.effective.values()),
+        lost=summary.steps.lost,
+        saves=[event["time"] for event in events if event.get("event") == "save" and "time" in event],
+        evaluations={step: found["greedy"] for step, found in read_evaluations(run).items()},
+        gpus=all_series(summary.gpus),
+    )
+
+
+def _facts(run: RunLedger) -> list[str]:
+    planned = f" of {format_hours(run.planned.p50)} planned" if run.planned else ""
+    whole = run.used
+    facts = [
+        f"{format_hours(whole)} {run.unit}{planned}",
+        f"{100 * run.parts['useful'] / whole:.0f} % useful" if whole else "nothing used yet",
+        f"{len(run.attempts)} attempt{'s' * (len(run.attempts) != 1)}",
+        f"stage {run.stage}",
+        run.user,
+    ]
+    if run.stage in STAGES_IN_PARTS:
+        now = read_progress(run)
+        of = "" if now.num_steps is None else f" of {now.num_steps:,}"
+        facts.append(f"part {now.global_step:,}{of}")
+    if run.mfu is not None:
+        facts.insert(2, f"MFU {100 * run.mfu:.1f} %")
+    return facts
+
+
+def _newest_findings(run: RunLedger) -> Sequence[Finding]:
+    """What stands out in the newest attempt; steps are judged, of which a server has none."""
+    if not run.summary.attempts or run.stage == "serve":
+        return ()
+    newest = run.summary.attempts[-1]
+    return diagnose(run.run, newest.attempt, end=newest.end, max_bytes=QUICK_BYTES).findings
+
+
+def _findings(found: Sequence[Finding]) -> str:
+    """Each kind once, the newest first; nothing where nothing stands out."""
+    first = {finding.code: finding for finding in reversed(found)}
+    items = "".join(
+        f'<li class="{each.severity.value}"><b>{text(each.code.replace("_", " "))}</b> '
+        f'{text(each.sentence)} <span class="muted">Try: {text(each.advice)}</span></li>'
+        for each in reversed(first.values())
+    )
+    return f'<ul class="findings">{items}</ul>' if items else ""
+
 
 _MOST_CARDS = 8
 """Runs that get a card each, those begun last; the table has the others too."""
@@ -30,12 +333,12 @@ def write_page(view: View, path: Path) -> None:
 
 def page(view: View) -> str:
     """The page as text."""
-    charts = sections.charts_of_hours(view)
-    parts = [draw(view, charts) for draw in (sections.budget, sections.estimates, sections.hours)]
+    charts = charts_of_hours(view)
+    parts = [draw(view, charts) for draw in (budget, estimates, hours)]
     parts = [*parts, _cards(view)] if len(view.runs) > 1 else [_cards(view), *parts]
     bodies = [block for part in parts for block in part]
-    top = [sections.head(view), sections.tiles(view), *sections.warnings(view)]
-    blocks = [*top, *bodies, *sections.tables(view), sections.notes(view)]
+    top = [head(view), tiles(view), *warnings(view)]
+    blocks = [*top, *bodies, *tables(view), notes(view)]
     return document(view.title, blocks)
 
 
@@ -55,3 +358,80 @@ def _card(run: RunLedger, alone: bool) -> str:
     except (R1hpcError, OSError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         return card(run.run_id, lines(f"It cannot be drawn: {why}"))
+
+
+_SELECTED = "Only what was selected is counted here, so this page says nothing of the budget."
+_GROUPS = ("user", "account", "stage", "partition", "state", "qos")
+
+
+def publish(
+    runs: Sequence[RunDir] | None,
+    run_root: Path,
+    out: Path | None,
+    now: float,
+    *,
+    hours: Mapping[str, Any] | None = None,
+    records: Sequence[JobRecord] = (),
+    window: tuple[float | None, float | None] = (None, None),
+    user: str | None = None,
+    account: str | None = None,
+    pictures: bool = True,
+) -> Path:
+    """Write the page; its path.
+
+    Args:
+        runs: those it is about; None: all under the run root.
+        out: where it goes; None: RUN_DIR/report/index.html of a single run, else RUN_ROOT/report.html.
+        hours: what fold_hours made of Slurm's records, which then are what was spent; as with `window` and
+            `user` these are a selection, and the page leaves the budget out.
+        records: those of the runs' jobs among Slurm's, from a file of sacct's output.
+        window: (start, end), Unix seconds: what was held outside of it is left out.
+        user: only runs of this user.
+        account: only runs of this account, as far as it is known.
+        pictures: draw the PNG files too.
+
+    Raises:
+        UsageError: the named runs hold nothing of what was selected.
+    """
+    is_selected = hours is not None or window != (None, None) or (user, account) != (None, None)
+    if runs is None:
+        ledgers, notes = survey(run_root, now, records)
+    else:
+        ledgers, notes = open_ledgers(runs, now, records)
+    if window != (None, None):
+        ledgers = clip(ledgers, *window)
+    ledgers = [run for run in ledgers if user in (None, run.user) and account in (None, run.account)]
+    if runs is not None and not ledgers:
+        named = ", ".join(full_name(run) for run in runs)
+        raise UsageError(". ".join([f"{named}: nothing was held of what is selected", *notes]))
+    single = ledgers[0] if runs is not None and len(runs) == 1 else None
+    if runs is not None and all(run.source == "sacct" for run in ledgers):
+        hours = fold_hours(held for run in ledgers for held in run.allocations)
+    notes += [_SELECTED] if runs is None and is_selected else []
+    path = out or (single.run.report / "index.html" if single else run_root / "report.html")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    view = make_view(ledgers, run_root, now, notes=notes, whole=runs is None and not is_selected)
+    if hours is not None:
+        view = _by_slurm(view, hours)
+    if pictures:
+        view = replace(view, pictures=tuple(_draw(view, single, path)))
+    write_page(view, path)
+    return path
+
+
+def _by_slurm(view: View, hours: Mapping[str, Any]) -> View:
+    """The view with Slurm's hours as what was spent."""
+    status = replace(view.status, spent=hours["total"], by_day=hours["by_day"], source="sacct")
+    groups = {key: hours[f"by_{key}"] for key in _GROUPS if hours.get(f"by_{key}")}
+    return replace(view, status=status, groups=groups)
+
+
+def _draw(view: View, single: RunLedger | None, page: Path) -> Iterator[str]:
+    """The PNG files beside the page, by their names."""
+    prefix = "" if page.stem == "index" else f"{page.stem}-"
+    if single is not None:
+        yield from (path.name for path in draw_pngs(single.run, single.summary, page.parent, prefix))
+    for name, chart in charts_of_hours(view).items():
+        if chart is not None:
+            save_png([chart], chart.title, page.with_name(f"{prefix}{name}.png"))
+            yield f"{prefix}{name}.png"

@@ -2,20 +2,35 @@
 
 now = read_progress(ledger)
 now.global_step, now.num_steps, now.tokens_per_second, now.eta_s
+
+What `watch` shows of a run at one moment, as plain values.
+
+    watched = Watched(run)
+    shown = watched.now()        # again and again: what is dear (Slurm, all steps) is asked seldom
+
+The newest lines of the records are read at each call. The ledger, which asks Slurm and adds up all steps, is
+opened again when an attempt begins or ends, and else every ten seconds.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from r1hpc.accounting.forecast import Spread
 from r1hpc.accounting.ledger import RunLedger
-from r1hpc.attempt.state import State
-from r1hpc.base.errors import R1hpcError
+from r1hpc.accounting.open_ledger import settled_ledger
+from r1hpc.attempt.state.state import State
+from r1hpc.base.errors import R1hpcError, StateError
+from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
-from r1hpc.plan.parts import STAGES_IN_PARTS, num_parts
-from r1hpc.telemetry.attempts import Attempt
-from r1hpc.telemetry.metrics import Step, last_steps
-from r1hpc.telemetry.parts import finish_times
+from r1hpc.plan.topology.parts import STAGES_IN_PARTS, num_parts
+from r1hpc.telemetry.records.attempts import Attempt
+from r1hpc.telemetry.records.evaluations import read_evaluations
+from r1hpc.telemetry.records.lines import read_tail
+from r1hpc.telemetry.records.metrics import Step, events_path, is_number, last_steps
+from r1hpc.telemetry.records.ranks import finish_times
 
 _RECENT_STEPS = 20
 """The speed is averaged over these."""
@@ -121,3 +136,160 @@ def _eta_s(recent: Sequence[Step], step: int | None, num_steps: int | None) -> f
     if num_steps is None or step is None or len(times) < 2:
         return None
     return max(0, num_steps - step) * max(0.0, times[-1] - times[0]) / (len(times) - 1)
+
+
+QUANTITIES = ("reward", "accuracy", "loss", "grad_norm", "lr", "tokens_per_second", "mfu")
+"""Of a step, those that are shown where a run has them."""
+_LEDGER_EVERY_S = 10.0
+_NUM_RECENT = 400
+"""Steps whose course is drawn, as many as the last 64 KiB of the metrics hold."""
+_TAIL_BYTES = 2**17
+_STALE_S = 60.0
+"""A reading of a GPU that is older says nothing of now."""
+
+
+@dataclass(frozen=True)
+class GpuNow:
+    """The newest reading of a GPU; None where it gives none."""
+
+    node: str
+    index: int | None
+    utilization_percent: float | None
+    memory_used_bytes: float | None
+    memory_total_bytes: float | None
+    power_w: float | None
+    temperature_c: float | None
+    is_stub: bool = False
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A run at one moment. Times are Unix seconds."""
+
+    ledger: RunLedger
+    progress: Progress
+    curves: dict[str, list[float]]
+    """Quantity -> its values over the recent steps, oldest first, without those that lack it."""
+    gpus: tuple[GpuNow, ...]
+    saved: tuple[int, float] | None
+    """The step of the newest save on record, and when it was."""
+    held_out: tuple[int, float] | None
+    """The step of the newest evaluation, and its greedy accuracy."""
+    job_ends_at: float | None
+    """When the time limit ends the attempt."""
+    time: float
+    chain: str = ""
+    """What there is to say of the chain it is a stage of."""
+    more_follows: bool = False
+    """Another stage of the chain goes on."""
+
+    @property
+    def is_over(self) -> bool:
+        return self.ledger.situation.state.is_over and not self.more_follows
+
+    @property
+    def to_come(self) -> Spread | None:
+        """Hours still to be used, in the ledger's unit; None: nobody knows."""
+        found = self.ledger.to_come
+        return found if found.p50 > 0 else None
+
+
+class Watched:
+    """One run, looked at again and again."""
+
+    def __init__(self, run: RunDir) -> None:
+        self._run = run
+        self._ledger: RunLedger | None = None
+        self._opened_at = 0.0
+        self._mark: tuple[int, bool] | None = None
+
+    def now(self) -> Shown:
+        """What there is to see at this moment.
+
+        Raises:
+            StateError: the run folder cannot be read.
+        """
+        ledger = self._current_ledger()
+        try:
+            return self._shown(ledger)
+        except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
+            raise StateError(f"{self._run.path} is damaged: {type(error).__name__}: {error}") from None
+
+    def _shown(self, ledger: RunLedger) -> Shown:
+        progress = read_progress(ledger, _NUM_RECENT)
+        return Shown(
+            ledger=ledger,
+            progress=progress,
+            curves={key: _column(progress.recent, key) for key in QUANTITIES},
+            gpus=tuple(self._gpus()) if ledger.situation.state is State.running else (),
+            saved=self._saved(),
+            held_out=self._held_out(),
+            job_ends_at=_job_ends_at(ledger),
+            time=time.time(),
+        )
+
+    def _current_ledger(self) -> RunLedger:
+        mark = (_size(self._run), self._run.finished.exists())
+        is_old = time.monotonic() - self._opened_at >= _LEDGER_EVERY_S
+        if self._ledger is None or is_old or mark != self._mark:
+            self._ledger = settled_ledger(self._run, time.time())
+            self._opened_at, self._mark = time.monotonic(), mark
+        return self._ledger
+
+    def _gpus(self) -> Iterator[GpuNow]:
+        for path in self._run.all_gpu_metrics:
+            tail = read_tail(path, _TAIL_BYTES)
+            devices = [r for r in (*([tail.first] if tail.first else []), *tail.records) if "event" in r]
+            ticks = [r for r in tail.records if "event" not in r and isinstance(r.get("gpus"), list)]
+            if ticks and time.time() - float(ticks[-1]["time"]) < _STALE_S:
+                yield from _readings(ticks[-1], devices)
+
+    def _saved(self) -> tuple[int, float] | None:
+        events = read_tail(events_path(self._run), _TAIL_BYTES).records
+        newest = next((event for event in reversed(events) if event.get("event") == "save"), None)
+        return None if newest is None else (int(newest["global_step"]), float(newest["time"]))
+
+    def _held_out(self) -> tuple[int, float] | None:
+        found = read_evaluations(self._run)
+        step = max(found, default=None)
+        return None if step is None else (step, float(found[step]["greedy"]["value"]))
+
+
+def _readings(tick: dict[str, Any], devices: list[dict[str, Any]]) -> Iterator[GpuNow]:
+    known = {gpu.get("uuid"): gpu for event in devices for gpu in event.get("gpus", [])}
+    for gpu in tick["gpus"]:
+        about = known.get(gpu.get("uuid"), {})
+        yield GpuNow(
+            node=str(tick.get("node")),
+            index=about.get("index"),
+            utilization_percent=_number(gpu.get("gpu_utilization_percent")),
+            memory_used_bytes=_number(gpu.get("memory_used_bytes")),
+            memory_total_bytes=_number(about.get("memory_total_bytes")),
+            power_w=_number(gpu.get("power_w")),
+            temperature_c=_number(gpu.get("temperature_c")),
+            is_stub=tick.get("source") == "stub",
+        )
+
+
+def _job_ends_at(ledger: RunLedger) -> float | None:
+    """By the limit it was submitted with; Slurm counts from the start of the allocation."""
+    submissions = ledger.situation.history.submissions
+    limit_s = _number(submissions[-1].get("time_limit_s")) if submissions else None
+    running = ledger.situation.state is State.running and ledger.attempts
+    return ledger.attempts[-1].start + limit_s if running and limit_s is not None else None
+
+
+def _column(steps: Sequence[Step], key: str) -> list[float]:
+    values = (_number(step.value(key)) for step in steps)
+    return [value for value in values if value is not None]
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if is_number(value) else None
+
+
+def _size(run: RunDir) -> int:
+    try:
+        return run.attempts.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -26,11 +26,11 @@ from r1hpc.reporting.drawing import (
     time_axis,
     tip,
 )
-from r1hpc.reporting.palette import LINES, colour
-from r1hpc.reporting.series import Curve, GpuRange, gpu_range, thin
-from r1hpc.telemetry.gpu_series import GpuSeries
-from r1hpc.telemetry.metrics import Step
-from r1hpc.telemetry.summary import AttemptSummary
+from r1hpc.reporting.hours_charts import Curve, GpuRange, gpu_range, thin
+from r1hpc.reporting.style import LINES, colour
+from r1hpc.telemetry.diagnosis.summary import AttemptSummary
+from r1hpc.telemetry.gpu.history import GpuSeries
+from r1hpc.telemetry.records.metrics import Step
 
 _FILES = {
     "loss": ("loss", "lr"),

@@ -21,7 +21,7 @@ from rich.text import Text
 from r1hpc.base.names import printable
 from r1hpc.base.tables import terminal_width
 from r1hpc.base.units import format_bytes, format_duration
-from r1hpc.reporting.watched import GpuNow, Shown
+from r1hpc.reporting.progress import GpuNow, Shown
 
 _GPU_HEADINGS = ("node", "GPU", "busy", "memory", "power", "temp")
 _MOST_GPU_ROWS = 16

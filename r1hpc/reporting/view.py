@@ -18,7 +18,7 @@ from r1hpc.accounting.hours import split_days
 from r1hpc.accounting.ledger import RunLedger, clip
 from r1hpc.reporting.budget_charts import BurnDown
 from r1hpc.reporting.hours_charts import PARTS, EstimatedRun
-from r1hpc.reporting.html import NONE
+from r1hpc.reporting.style import NONE
 
 _HELD = PARTS[:-1]
 """Parts of the hours that a run folder explains."""

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from r1hpc.base.files import check_owned, read_object, write_atomic, write_json
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Slurm: the job script, its submission, SLURM_* on the ranks, requeue, accounting, the cluster probe.
+"""Talk to Slurm: the job script, submission, SLURM_* on the ranks, requeue, accounting, probe.
 
-The only package that runs Slurm's commands and the only one that knows submitit.
+The only package that runs Slurm commands and the only one that knows submitit.
 """

@@ -19,7 +19,7 @@ from r1hpc.base.names import nearest, printable
 from r1hpc.base.units import parse_time
 
 if TYPE_CHECKING:  # the flags of `submit --help` are checked here, and need no schema
-    from r1hpc.config.cluster import ClusterConfig, ContainerConfig, ResourcesConfig
+    from r1hpc.config.schema.cluster import ClusterConfig, ContainerConfig, ResourcesConfig
 
 _WORD = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"
 _WORDS = rf"{_WORD}(,{_WORD})*"

@@ -17,7 +17,7 @@ from pathlib import Path
 from r1hpc.base.cli import run_command
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import check_owned, is_listed
-from r1hpc.slurm import env
+from r1hpc.slurm import rank_env
 
 FOLDER = "submitit"
 _SUFFIX = "_submitted.pkl"
@@ -112,7 +112,7 @@ def main(argv: Sequence[str]) -> int:
     """Check the payload of this job, then let submitit load and run it."""
     from submitit.core.submission import submitit_main
 
-    check(Path(argv[0]).absolute().parent, env.job_id(os.environ) or "")
+    check(Path(argv[0]).absolute().parent, rank_env.job_id(os.environ) or "")
     submitit_main()
     return 0
 

@@ -2,12 +2,34 @@
 
 for job in ask_squeue(account="my-group"):
     job.gpus, job.left_s
+
+Jobs that wait for other jobs, and jobs found again by the folder they start in.
+
+options = after_all_ok(["12", "13"])     # {"dependency": "afterok:12:13", "kill-on-invalid-dep": "yes"}
+move("14", ["15"])                       # job 14 now waits for job 15
+jobs_by_folder()                         # {Path("/scratch/runs/r1/sft"): ["12"]}
+
+Slurm's own GPU budget: GrpTRESMins of accounts and QOS, and how much of it is used.
+
+    for limit in gpu_limits("my-group", "normal"):
+        limit.name, limit.gpu_hours, limit.left
+
+One call: `scontrol show assoc_mgr` prints each limit with its usage, as `gres/gpu=600(12)` in GPU-minutes
+(N: no limit). Where slurmctld keeps that from users, `sshare` is asked, which knows accounts only.
+
+The usage decays by PriorityDecayHalfLife unless that is 0 or the QOS has NoDecay (slurm.conf(5)): what Slurm
+says is left may be more than hours minus hours. Slurm enforces its own number, so that is what is given here.
 """
 
+import getpass
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from r1hpc.base.units import limit_s
-from r1hpc.slurm.client import call
+from r1hpc.slurm import fields
+from r1hpc.slurm.client import SlurmError, call
 from r1hpc.slurm.sacct import gpus_of
 
 # tres-alloc is what a waiting job asks for, and unlike %b it knows --gpus. The name, last, may hold the "|".
@@ -72,3 +94,189 @@ def _job(row: list[str]) -> QueuedJob:
     return QueuedJob(
         job_id, state, gpus_of(tres), limit_s(limit), limit_s(elapsed) or 0, account, user, qos, name
     )
+
+
+def after_all_ok(job_ids: Sequence[str], also: str | None = None) -> dict[str, str]:
+    """sbatch options of a job that may begin once all of `job_ids` have left with status 0.
+
+    A job one of whose predecessors failed is cancelled by Slurm rather than left to wait for ever.
+
+    Args:
+        also: a dependency asked for by a person, which stays in force.
+    """
+    if not job_ids:
+        return {}
+    ours = "afterok:" + ":".join(job_ids)
+    return {
+        "dependency": fields.check("dependency", f"{also},{ours}" if also else ours),
+        "kill-on-invalid-dep": "yes",
+    }
+
+
+def move(job_id: str, after: Sequence[str], also: str | None = None) -> None:
+    """Have a waiting job wait for other jobs than before.
+
+    Args:
+        also: a dependency asked for by a person, which stays in force.
+
+    Raises:
+        SlurmError: it does not wait any more, or slurmctld did not answer.
+    """
+    options = after_all_ok(after, also)
+    call(["scontrol", "update", f"JobId={job_id}", f"Dependency={options['dependency']}"], 20.0)
+
+
+def jobs_by_folder(all_states: bool = False) -> dict[Path, list[str]]:
+    """The folder each of the caller's waiting and running jobs starts in, and its jobs' ids.
+
+    Every job of a run starts in the run's folder, so this finds a job whose submission was cut off before its
+    id could be written down.
+
+    Args:
+        all_states: also jobs that have ended, as long as slurmctld remembers them (MinJobAge).
+
+    Raises:
+        SlurmError: slurmctld did not answer.
+    """
+    # The folder last: it may hold spaces.
+    states = ["-t", "all"] if all_states else []
+    lines = call(["squeue", "--me", "-h", "-o", "%A %Z", "-a", *states], 20.0).splitlines()
+    found: dict[Path, list[str]] = {}
+    for line in lines:
+        job_id, _, folder = line.strip().partition(" ")
+        found.setdefault(Path(folder), []).append(job_id)
+    return found
+
+
+_LIMIT = re.compile(r"(?:^|,)(gres/gpu(?::[^=,]+)?)=(N|\d+)\((\d+)\)")
+_GPU = re.compile(r"(?:^|,)(gres/gpu(?::[^=,]+)?)=(\d+)")
+_KEYS = r"\b(Account|UserName|QOS|ParentAccount|GrpTRESMins|GrpTRESRunMins)=(\S*)"
+
+
+@dataclass(frozen=True)
+class TresLimit:
+    """One GrpTRESMins of GPUs, in GPU-hours."""
+
+    kind: str
+    """`account` or `qos`."""
+    name: str
+    user: str
+    """Empty: the limit is the whole account's or QOS's."""
+    tres: str
+    """gres/gpu, or one type of it such as gres/gpu:a100."""
+    gpu_hours: float
+    used: float
+    """As Slurm counts it, decay included."""
+    running: float
+    """Time limits still to run of the jobs that run now: Slurm holds these hours for them."""
+
+    @property
+    def unused(self) -> float:
+        """The limit without what is used: what is held for running jobs may come back."""
+        return max(0.0, self.gpu_hours - self.used)
+
+    @property
+    def left(self) -> float:
+        """What Slurm would still let start: the limit without what is used and what running jobs may use."""
+        return max(0.0, self.gpu_hours - self.used - self.running)
+
+    @property
+    def card(self) -> str | None:
+        """The type of GPU that alone is counted, as the site calls it; None: every GPU is."""
+        return self.tres.partition(":")[2] or None
+
+    @property
+    def owner(self) -> str:
+        whole = f"{self.kind} {self.name}"
+        return f"{whole}, user {self.user}" if self.user else whole
+
+
+def gpu_limits(account: str | None, qos: str | None = None, timeout_s: float = 10.0) -> list[TresLimit]:
+    """The GPU limits of an account, its parents and a QOS; all that this user may see for None, None.
+
+    Raises:
+        SlurmError: neither scontrol nor sshare answered.
+    """
+    try:
+        text = call(["scontrol", "-o", "show", "assoc_mgr", "flags=assoc,qos"], timeout_s)
+        return read_assoc_mgr(text, account, qos, getpass.getuser())
+    except SlurmError as refused:
+        if refused.exit_code is None:  # no such command, or nobody answers: sshare cannot either
+            raise
+    chosen = ["-A", ",".join(_names(account))] if account else []
+    fields = "Account,User,GrpTRESMins,TRESRunMins,GrpTRESRaw"
+    return read_sshare(call(["sshare", "-n", "-P", *chosen, "-o", fields], timeout_s))
+
+
+def read_assoc_mgr(
+    text: str, account: str | None, qos: str | None = None, user: str | None = None
+) -> list[TresLimit]:
+    """The limits in `scontrol -o show assoc_mgr flags=assoc,qos`.
+
+    Args:
+        account: and its parents, several between commas; None: all and all QOS, or no account where `qos`
+            names one: whose limits those of an account that nobody named would be is not known here.
+        user: limits of other users alone are left out; None: nobody's are.
+    """
+    rows = [dict(re.findall(_KEYS, line)) for line in text.splitlines()]
+    accounts = [row for row in rows if row.get("Account") and not row.get("UserName")]
+    parents = {row["Account"].lower(): row.get("ParentAccount", "").split("(")[0].lower() for row in accounts}
+    wanted = {each for name in _names(account) for each in _line_of(name, parents)}
+    found: list[TresLimit] = []
+    for row in rows:
+        owner = row.get("UserName", "").split("(")[0]
+        if row.get("QOS"):
+            name = row["QOS"].split("(")[0]
+            if qos == name or (qos is None and account is None):
+                found += _limits("qos", name, "", row)
+        elif (account is not None or qos is None) and _applies(
+            row.get("Account"), owner, account, wanted, user
+        ):
+            found += _limits("account", row["Account"], owner, row)
+    return found
+
+
+def read_sshare(text: str) -> list[TresLimit]:
+    """The limits in `sshare -n -P -o Account,User,GrpTRESMins,TRESRunMins,GrpTRESRaw`, all in minutes."""
+    found = []
+    for line in text.splitlines():
+        parts = line.strip().split("|")
+        if len(parts) != 5:
+            continue
+        name, user, *tables = parts
+        limits, running, used = (
+            {tres: float(minutes) / 60 for tres, minutes in _GPU.findall(table)} for table in tables
+        )
+        found += [
+            TresLimit("account", name, user, tres, hours, used.get(tres, 0.0), running.get(tres, 0.0))
+            for tres, hours in limits.items()
+        ]
+    return found
+
+
+def _applies(name: str | None, owner: str, account: str | None, line: set[str], user: str | None) -> bool:
+    chosen = bool(name) and (account is None or str(name).lower() in line)
+    return chosen and (not owner or user in (None, owner))
+
+
+def _names(account: str | None) -> list[str]:
+    """Those between the commas; Slurm keeps the names of accounts in lower case."""
+    return [name.strip().lower() for name in (account or "").split(",") if name.strip()]
+
+
+def _line_of(account: str | None, parents: dict[str, str]) -> Iterator[str]:
+    """The account and the accounts above it."""
+    seen: set[str] = set()
+    while account and account not in seen:
+        seen.add(account)
+        yield account
+        account = parents.get(account)
+
+
+def _limits(kind: str, name: str, user: str, row: dict[str, str]) -> Sequence[TresLimit]:
+    running = {tres: int(used) / 60 for tres, _, used in _LIMIT.findall(row.get("GrpTRESRunMins", ""))}
+    return [
+        TresLimit(kind, name, user, tres, int(limit) / 60, int(used) / 60, running.get(tres, 0.0))
+        for tres, limit, used in _LIMIT.findall(row.get("GrpTRESMins", ""))
+        if limit != "N"
+    ]

@@ -22,7 +22,7 @@ from datetime import datetime
 from typing import IO, Annotated
 
 from r1hpc.base.errors import StateError, UsageError
-from r1hpc.base.shapes import Between, Time
+from r1hpc.base.records import Between, Time
 from r1hpc.base.units import parse_time
 from r1hpc.slurm.client import call, call_into
 

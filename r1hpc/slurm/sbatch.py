@@ -4,20 +4,197 @@ job_id = sbatch(run.script, run.path)
 
 squeue shows nothing by which a client could mark its submission, but the folder that a job starts in. Every
 job of a run starts in the run's folder: one that was not there before sbatch was called is the one it made.
+
+What Slurm would have taken, beside what it refused: sbatch names the mistake and no way out of it.
+
+    raise with_choices(error)       # ... Invalid account ...\n  your accounts: lab, guest (-A)
+
+The words are those of slurm_errno.c, Slurm 20.11 to 24.11. Slurm is asked with a few seconds' patience; where
+it does not answer, its refusal stands alone.
+
+Which of the caller's variables a job is given. sbatch alone would export all of them, secrets included.
+
+The job's environment is stored by slurmctld, is readable by every process of the job, and ends up in logs;
+so it is an allow-list. A token a run needs belongs in the file its library reads (~/.netrc,
+$HF_HOME/token), or in a `cluster.setup` line that reads such a file.
 """
 
+import os
+import pwd
 import re
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from r1hpc.base.errors import StateError
+from r1hpc.config.redact import find_secret, is_secret_name
 from r1hpc.slurm.client import SlurmError, call, call_for_stderr, retry, without_advice
-from r1hpc.slurm.dependency import jobs_by_folder
-from r1hpc.slurm.environment import exported
-from r1hpc.slurm.refusals import is_for_good, with_choices
+from r1hpc.slurm.queue import jobs_by_folder
+
+_REFUSAL_TIMEOUT_S = 10.0
+_MOST = 12
+
+
+def with_choices(error: SlurmError) -> SlurmError:
+    """The refusal of sbatch, with a line of what there is to choose from where that can be asked."""
+    for words, ask in _CHOICES.items():
+        if words.casefold() in error.stderr.casefold():
+            choices = _or_nothing(ask)
+            return _said(error, f"{error}\n  {choices}") if choices else error
+    return error
+
+
+def is_for_good(error: SlurmError) -> bool:
+    """Whether sbatch would refuse, now and later, a job that `sbatch --test-only` refused so."""
+    said = error.stderr.casefold()
+    return not error.unreachable and not any(words in said for words in _OF_THE_MOMENT)
+
+
+def _or_nothing(ask: Callable[[], str]) -> str:
+    try:
+        return ask()
+    except SlurmError:
+        return ""
+
+
+def _said(error: SlurmError, message: str) -> SlurmError:
+    return SlurmError(message, error.exit_code, error.stdout, error.stderr, error.timed_out)
+
+
+def _accounts() -> str:
+    return _listed("your accounts", _associations("account"), "-A ACCOUNT")
+
+
+def _qos() -> str:
+    names = {name for line in _associations("qos") for name in line.split(",")}
+    return _listed("your QOS", names, "--qos QOS")
+
+
+def _associations(column: str) -> set[str]:
+    user = pwd.getpwuid(os.getuid()).pw_name
+    question = ["sacctmgr", "-n", "-P", "show", "associations", f"user={user}", f"format={column}"]
+    return set(call(question, _REFUSAL_TIMEOUT_S).split())
+
+
+def _partitions() -> str:
+    """Names, with what one of a partition's nodes has; GPUs as Slurm writes them."""
+    rows = [
+        line.split("|")
+        for line in call(["sinfo", "-h", "-o", "%R|%D|%c|%m|%G|%l"], _REFUSAL_TIMEOUT_S).split()
+    ]
+    shown = [
+        f"{name}: {nodes} nodes of {cpus} CPUs, {memory} MB{_gpus(gres)}, up to {limit}"
+        for name, nodes, cpus, memory, gres, limit in rows
+    ]
+    return "\n  ".join(["partitions here (-p PARTITION):", *shown[:_MOST]])
+
+
+def _gpus(gres: str) -> str:
+    return "" if gres == "(null)" else f", {gres}"
+
+
+def _features() -> str:
+    lines = call(["sinfo", "-h", "-o", "%f"], _REFUSAL_TIMEOUT_S).split()
+    names = {name for line in lines for name in line.split(",")} - {"(null)"}
+    return _listed("features of the nodes here", names, "-C FEATURE")
+
+
+def _listed(what: str, names: set[str], flag: str) -> str:
+    if not names:
+        return f"{what}: none that Slurm shows"
+    shown = ", ".join(sorted(names)[:_MOST]) + (", ..." if len(names) > _MOST else "")
+    return f"{what}: {shown} ({flag})"
+
+
+_CHOICES: dict[str, Callable[[], str]] = {
+    "invalid account": _accounts,
+    "invalid qos": _qos,
+    "invalid partition": _partitions,
+    "node count specification invalid": _partitions,
+    "more processors requested than permitted": _partitions,
+    "node configuration is not available": _partitions,
+    "requested time limit is invalid": _partitions,
+    "invalid feature": _features,
+}
+_OF_THE_MOMENT = (
+    "node configuration is not available",
+    "partition configuration not available now",
+    "requested nodes are busy",
+    "required node not available",
+)
+"""What a test also says while nodes are down, drained or reserved: a job that is submitted waits for them."""
+
+
+_NAMES = frozenset(
+    """
+    HOME PATH USER LOGNAME SHELL LANG LC_ALL LC_CTYPE TZ TERM TMPDIR SCRATCH WORK PROJECT
+    LD_LIBRARY_PATH LIBRARY_PATH CPATH
+    PYTHONPATH PYTHONNOUSERSITE PYTHONUSERBASE VIRTUAL_ENV CONDA_PREFIX CONDA_DEFAULT_ENV
+    LOADEDMODULES _LMFILES_ BASH_ENV BASH_FUNC_module%% BASH_FUNC_ml%% BASH_FUNC__module_raw%%
+    HF_HOME HF_HUB_CACHE HF_DATASETS_CACHE HF_HUB_OFFLINE HF_DATASETS_OFFLINE TRANSFORMERS_OFFLINE
+    TOKENIZERS_PARALLELISM CC CXX MAX_JOBS DS_BUILD_OPS DS_SKIP_CUDA_CHECK TRITON_CACHE_DIR
+    TORCHINDUCTOR_CACHE_DIR APPTAINER_BIND APPTAINER_BINDPATH APPTAINER_CACHEDIR
+    SINGULARITY_BIND SINGULARITY_BINDPATH SINGULARITY_CACHEDIR
+    XDG_CACHE_HOME XDG_CONFIG_HOME KRB5CCNAME SLURM_CONF SLURM_CLUSTERS
+    WANDB_MODE WANDB_DIR WANDB_PROJECT WANDB_ENTITY WANDB_BASE_URL
+    """.split()  # noqa: SIM905  # a list of 60 quoted words hides them
+)
+_TO_THE_NETWORK = frozenset(("http_proxy", "https_proxy", "no_proxy", "ssl_cert_file", "requests_ca_bundle"))
+"""In either case."""
+# Not DS_ACCELERATOR: the login node's device is not the job's, whose ranks choose by what they were given.
+_PREFIXES = (
+    *("R1HPC_", "OMP_", "NCCL_", "GLOO_", "CUDA_", "CUBLAS_", "CUDNN_", "MKL_", "UCX_", "FI_"),
+    *("PYTORCH_", "TORCH_", "FLASH_ATTENTION_", "VLLM_"),
+    *("LMOD_", "__LMOD_", "MODULE"),  # or `module load` is not found in the job
+)
+# CUDA_VISIBLE_DEVICES is Slurm's to set; R1HPC_ATTEMPT and R1HPC_LOCAL_* describe the rank that calls us.
+_NEVER = ("CUDA_VISIBLE_DEVICES", "R1HPC_ATTEMPT", "R1HPC_LOCAL_")
+_FOREIGN = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_", "R1HPC_LOCAL_", "OMPI_", "PMI_", "PMIX_")
+_FOREIGN_NAMES = frozenset(
+    ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "R1HPC_ATTEMPT")
+)
+
+
+def exported(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment sbatch is run with, and so the job's: nothing of SLURM_*, RANK or MASTER_*."""
+    source = os.environ if environ is None else environ
+    chosen = {name: value for name, value in source.items() if _wanted(name) and not _is_login(name, value)}
+    if "PYTHONPATH" in chosen:
+        chosen["PYTHONPATH"] = _absolute(chosen["PYTHONPATH"])
+    return chosen
+
+
+def withheld(environ: Mapping[str, str]) -> list[str]:
+    """Return the variables that a job would be given if they held no secret."""
+    return sorted(name for name, value in environ.items() if _wanted(name) and _is_login(name, value))
+
+
+def without_foreign_ranks(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what describes a rank or a job: for a local run started from inside one."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if name not in _FOREIGN_NAMES and not (name.startswith(_FOREIGN) and name != "SLURM_CONF")
+    }
+
+
+def _wanted(name: str) -> bool:
+    allowed = name in _NAMES or name.startswith(_PREFIXES) or name.lower() in _TO_THE_NETWORK
+    return allowed and not name.startswith(_NEVER) and not is_secret_name(name)
+
+
+def _is_login(name: str, value: str) -> bool:
+    """True if the value holds a token, or a URL with a user; a proxy's may lack the scheme."""
+    url = value if name.lower() in _TO_THE_NETWORK else value.partition("://")[2]
+    return "@" in url or find_secret(value) is not None
+
+
+def _absolute(search_path: str) -> str:
+    """A job starts in another folder, where "." or "src" would be something else."""
+    return os.pathsep.join(str(Path(part).absolute()) for part in search_path.split(os.pathsep))
+
 
 PATIENCE_S = 600.0
 """How long Slurm may be silent ahead of a submission, and after one whose answer was lost."""

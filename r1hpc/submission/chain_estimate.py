@@ -14,9 +14,9 @@ from typing import Any
 from r1hpc.accounting.forecast import NOTHING, Spread, total
 from r1hpc.base.tables import format_table, wrap
 from r1hpc.base.units import format_duration
-from r1hpc.estimator.estimate_text import amount
-from r1hpc.submission.chain_file import read_definition
-from r1hpc.submission.chain_folder import ChainDir
+from r1hpc.plan.hours.text import amount
+from r1hpc.submission.chain.file import read_definition
+from r1hpc.submission.chain.folder import ChainDir
 from r1hpc.submission.chain_steps import StageStep, plan_steps
 from r1hpc.submission.order import Order
 

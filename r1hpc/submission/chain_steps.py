@@ -16,27 +16,27 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from r1hpc.attempt.state import Situation, State, all_slurm_jobs, read_situation
+from r1hpc.attempt.state.state import Situation, State, all_slurm_jobs, read_situation
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.files import read_json
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from r1hpc.config import plugins
-from r1hpc.config.hub import local_folder
-from r1hpc.config.schema import TRAINED_STAGES, RunConfig
-from r1hpc.plan.facts import PlanFacts
-from r1hpc.plan.model import load_model_config
-from r1hpc.slurm import decide, dependency
+from r1hpc.config.packages import local_folder
+from r1hpc.config.schema.run import TRAINED_STAGES, RunConfig
+from r1hpc.plan.model.hf_config import load_model_config
+from r1hpc.plan.stored import PlanFacts
+from r1hpc.slurm import defaults, queue
 from r1hpc.slurm.client import call
 from r1hpc.slurm.probe import ClusterFacts
 from r1hpc.submission import start_run
-from r1hpc.submission.advice import other_form_in_chain
-from r1hpc.submission.chain_file import Definition, Stage, overrides_of
-from r1hpc.submission.chain_folder import ChainDir
+from r1hpc.submission.chain.file import Definition, Stage, overrides_of
+from r1hpc.submission.chain.folder import ChainDir
 from r1hpc.submission.order import Order
 from r1hpc.submission.plan_run import PlannedRun, plan_run, reconfigured, vocab_size
-from r1hpc.submission.training_data import may_be_too_long
-from r1hpc.telemetry.attempts import record
+from r1hpc.telemetry.records.attempts import record
+from r1hpc.train.checks.advice import other_form_in_chain
+from r1hpc.train.checks.data import may_be_too_long
 
 AskCluster = Callable[..., ClusterFacts]
 
@@ -79,7 +79,7 @@ def plan_steps(chain: ChainDir, definition: Definition, order: Order) -> tuple[S
         SlurmError: Slurm must be asked for jobs nobody wrote down, and does not answer.
     """
     unrecorded = _unrecorded(chain, definition, order)
-    ask = functools.cache(decide.ask_cluster)  # once for all stages that go to the same place
+    ask = functools.cache(defaults.ask_cluster)  # once for all stages that go to the same place
     models: dict[str, dict[str, Any]] = {}
     tokenizers: dict[str, str | None] = {}
     steps: dict[str, StageStep] = {}
@@ -149,7 +149,7 @@ def _unrecorded(chain: ChainDir, definition: Definition, order: Order) -> Mappin
     begun = any(chain.stage(name).config.is_file() for name in definition.names)
     if order.executor != "slurm" or order.is_dry_run or not begun:
         return {}
-    return dependency.jobs_by_folder()
+    return queue.jobs_by_folder()
 
 
 def _choose(
@@ -201,7 +201,7 @@ def _plan(
         order, overrides=tuple(overrides_of(stage.name, order.overrides, definition.names, chain))
     )
     config = stage.config if is_new else reconfigured(run, order)
-    facts = ask(order.executor, *decide.place_in_cluster(config))
+    facts = ask(order.executor, *defaults.place_in_cluster(config))
     others = {
         chain.stage(each.name).path: each.config for each in definition.stages if each.name != stage.name
     }
@@ -283,7 +283,7 @@ def _submit(chain: ChainDir, step: StageStep, jobs: Mapping[str, str], order: Or
         call(["scancel", "--state=PENDING", step.job_id], 20.0)
     _clear(step)
     waited_for = [jobs[need] for need in step.stage.needs if need in jobs]
-    tied = dependency.after_all_ok(waited_for, planned.config.resources.dependency)
+    tied = queue.after_all_ok(waited_for, planned.config.resources.dependency)
     chain.record("submitting", stage=name)
     failpoint("chain.submitting")
     job_id = start_run.start(replace(planned, script=planned.script.with_options(tied)), order)
@@ -299,7 +299,7 @@ def _clear(step: StageStep) -> None:
 
 
 def _adopt(chain: ChainDir, step: StageStep) -> None:
-    from r1hpc.slurm.submission import adopt  # submitit, which --help need not wait for
+    from r1hpc.slurm.submitit_job import adopt  # submitit, which --help need not wait for
 
     assert step.job_id is not None
     limit_s = read_json(step.run.plan, PlanFacts).get("time_limit_s") if step.run.plan.is_file() else None

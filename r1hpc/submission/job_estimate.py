@@ -9,14 +9,14 @@ from dataclasses import replace
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import printable
 from r1hpc.base.units import parse_time
-from r1hpc.config import freeze, load
-from r1hpc.config.schema import RunConfig
-from r1hpc.estimator.baselines import text_gigabytes
-from r1hpc.estimator.estimate import Estimate, seed_estimate
-from r1hpc.estimator.estimate_run import estimate_of_run
-from r1hpc.estimator.goodput import FailureRates
-from r1hpc.plan.hardware import find_gpu
+from r1hpc.config import load, snapshot
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.plan.hours.baselines import text_gigabytes
+from r1hpc.plan.hours.estimate import Estimate, seed_estimate
+from r1hpc.plan.hours.estimate_run import estimate_of_run
+from r1hpc.plan.hours.goodput import FailureRates
 from r1hpc.plan.run import RunPlan, make_plan
+from r1hpc.plan.topology.gpus import find_gpu
 from r1hpc.submission.plan_run import ASSUMED_GPUS_PER_NODE, vocab_size, with_counted_questions
 
 
@@ -41,7 +41,7 @@ def estimate_job(
     Raises:
         ConfigError, UsageError: it cannot be as described, or its size is not known yet.
     """
-    config = freeze.with_absolute_paths(load.load(job, overrides, cluster))
+    config = snapshot.with_absolute_paths(load.load(job, overrides, cluster))
     if gpu is not None:
         cluster_of = replace(config.cluster, gpu_type=find_gpu(gpu).name)
         config = replace(config, cluster=cluster_of, resources=replace(config.resources, gpu_type=None))

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import check_name, printable
-from r1hpc.base.rundir import RunDir, default_run_root
+from r1hpc.base.run_dir import RunDir, default_run_root
 from r1hpc.slurm.fields import check_path, refuse_shell_overrides
-from r1hpc.submission.chain_file import without_stage
-from r1hpc.submission.chain_folder import ChainDir
+from r1hpc.submission.chain.file import without_stage
+from r1hpc.submission.chain.folder import ChainDir
 
 DEFAULT_JOB = "train"
 

@@ -4,9 +4,14 @@ planned = plan_new_run(order)                     # the job file on a run that d
 planned = plan_resumed_run(order)                 # a run that does, with other nodes or more steps
 planned = plan_run(run, config, order)            # both, and a stage of a chain, end here
 planned.plan, planned.script, planned.estimate
+
+What a run will cost by its plan, as estimate.json holds it.
+
+estimate, notes = estimate_for(run_root, config, plan)     # None: not known
 """
 
 import dataclasses
+import functools
 import heapq
 import json
 import os
@@ -15,38 +20,73 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from r1hpc.attempt.state import read_situation
+from r1hpc.accounting.calibrate import Site, corrected, finished_runs
+from r1hpc.attempt.state.state import read_situation
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import read_object
 from r1hpc.base.lock import is_free
-from r1hpc.base.rundir import RunDir, open_run
-from r1hpc.config import freeze, load, plugins
+from r1hpc.base.run_dir import RunDir, open_run
+from r1hpc.config import load, plugins, snapshot
 from r1hpc.config.packages import check_packages
-from r1hpc.config.schema import TRAINED_STAGES, RunConfig
-from r1hpc.config.zero import zero_converts
-from r1hpc.data.preview import preview_vocab_size
-from r1hpc.estimator.workload import ASSUMED_GPU
-from r1hpc.plan.cards import gpu_type_of, other_card
-from r1hpc.plan.compression import check_compression
-from r1hpc.plan.frozen import check_base
-from r1hpc.plan.hardware import UnknownGpuError, find_gpu, smaller_cards
-from r1hpc.plan.precision import check_new_precision, check_precision
+from r1hpc.config.schema.run import TRAINED_STAGES, RunConfig
+from r1hpc.config.schema.sections import zero_converts
+from r1hpc.corpus.inspect.progress import preview_vocab_size
+from r1hpc.plan.hours.estimate_run import estimate_of_run
+from r1hpc.plan.hours.workload import ASSUMED_GPU
+from r1hpc.plan.memory.compression import check_compression
+from r1hpc.plan.memory.frozen import check_base
+from r1hpc.plan.memory.run import asked_host_gib, misfits
 from r1hpc.plan.run import RunPlan
-from r1hpc.plan.run_memory import asked_host_gib, misfits
-from r1hpc.slurm import decide, fields, flags, script
-from r1hpc.slurm.environment import withheld
+from r1hpc.plan.topology.checks import check_new_precision, check_precision
+from r1hpc.plan.topology.gpus import (
+    FLAGS_INSTEAD,
+    UnknownGpuError,
+    find_gpu,
+    gpu_type_of,
+    other_card,
+    smaller_cards,
+)
+from r1hpc.serving.checks import check_named, check_served
+from r1hpc.slurm import defaults, fields, flags, script
 from r1hpc.slurm.probe import ClusterFacts
-from r1hpc.submission.advice import kept_from_before, little_room, seldom_meant
-from r1hpc.submission.missing_dataset import refuse_long_build
-from r1hpc.submission.model_checks import check_models, other_tokenizer, tokenizer_is_to_come
+from r1hpc.slurm.sbatch import withheld
 from r1hpc.submission.order import DEFAULT_JOB, Order, Purpose
-from r1hpc.submission.run_estimate import estimate_for
-from r1hpc.submission.served_model import check_named, check_served
-from r1hpc.submission.training_data import check_mix_goes_on, check_sources, check_training_data
-from r1hpc.tasks.trained_on import check_trained_on
-from r1hpc.telemetry.attempts import read_history
-from r1hpc.telemetry.save_speed import measured_save_speed
-from r1hpc.tracking.check import check_trackers
+from r1hpc.tasks.problems.benchmark import check_trained_on
+from r1hpc.telemetry.records.attempts import read_history
+from r1hpc.telemetry.records.ranks import measured_save_speed
+from r1hpc.telemetry.trackers.check import check_trackers
+from r1hpc.train.checks.advice import kept_from_before, little_room, seldom_meant
+from r1hpc.train.checks.data import check_mix_goes_on, check_sources, check_training_data, refuse_long_build
+from r1hpc.train.checks.model import check_models, other_tokenizer, tokenizer_is_to_come
+
+
+def estimate_for(
+    run_root: Path, config: RunConfig, plan: RunPlan, expected_model: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
+    """The hours of a run, corrected by what this site's finished runs really took.
+
+    Args:
+        expected_model: the config.json that an earlier stage of a chain will leave in model.path.
+
+    Returns:
+        Estimate.to_json(), with `uncorrected` and `correction` beside it where there was one; and notes.
+    """
+    try:
+        found = estimate_of_run(config, plan, expected_model=expected_model)
+    except UnknownGpuError as error:
+        said = str(error).replace(FLAGS_INSTEAD, "set cluster.gpu_type to")
+        return None, (f"no estimate: {said}",)
+    if found is None:
+        return None, ()
+    found, correction = corrected(found, config.stage, _site(run_root.absolute()))
+    return {**found.to_json(), **correction}, ()
+
+
+@functools.cache
+def _site(run_root: Path) -> Site:
+    """Once for all stages of a submission: every finished run is read."""
+    return finished_runs(run_root)
+
 
 ASSUMED_GPUS_PER_NODE = 8
 """Where nothing says how many a node has, and no cluster is asked."""
@@ -207,8 +247,8 @@ def plan_run(
     if is_new:
         for section in (config.deepspeed, config.rollout, config.rl):
             section.check_new()
-    config = freeze.with_absolute_paths(config)
-    freeze.refuse_secrets(config, order.overrides)
+    config = snapshot.with_absolute_paths(config)
+    snapshot.refuse_secrets(config, order.overrides)
     if config.stage == "serve":
         check_named(config)
     if is_new:  # a run of before goes on as it was begun, from its checkpoints
@@ -232,10 +272,10 @@ def plan_run(
         asking, as_expected = replace(config, model=replace(config.model, path=tokenizer_folder)), None
     repeats, prompt = _check_questions(asking, as_expected, code=None if is_new else run.code)
     vocabulary = vocab_size(config)
-    executor, notes = decide.choose_executor(order.executor, will_submit=order.purpose is Purpose.start)
+    executor, notes = defaults.choose_executor(order.executor, will_submit=order.purpose is Purpose.start)
     notes += [*repeats, *models]
     check_trackers(config, executor)
-    decision = decide.decide(
+    decision = defaults.decide(
         config,
         executor,
         vocab_size=vocabulary,
@@ -314,7 +354,7 @@ def with_counted_questions(config: RunConfig) -> RunConfig:
     """With the number of questions of each test file, where a stage asks any."""
     if config.stage not in ("rl", "evaluate") or not (config.evaluate.path or config.evaluate.sets):
         return config
-    from r1hpc.tasks.benchmark import with_counted_sets  # pyarrow, for these runs only
+    from r1hpc.tasks.problems.benchmark import with_counted_sets  # pyarrow, for these runs only
 
     return with_counted_sets(config)
 
@@ -338,13 +378,13 @@ def _check_questions(
     """
     to_come = tokenizer_is_to_come(config, expected_model)
     if config.stage == "sft" and not to_come:
-        from r1hpc.tasks import tokenizer
+        from r1hpc.tasks.text import tokenizer
 
         tokenizer.special_ids(tokenizer.load_tokenizer(config.model), config.model, code)
     if config.stage not in ("traces", "rl", "generate", "evaluate"):
         return [], None
-    from r1hpc.tasks import tokenizer  # the tokenizers library, for these runs only
-    from r1hpc.tasks.check import check_questions
+    from r1hpc.tasks.dry_check import check_questions
+    from r1hpc.tasks.text import tokenizer  # the tokenizers library, for these runs only
 
     notes: list[str] = []
     fits = None if to_come else tokenizer.fitting(config, code)
@@ -366,7 +406,7 @@ def vocab_size(config: RunConfig) -> int | None:
         return preview_vocab_size(config.data.path, config.data.recipe)
     if config.stage == "traces":
         return None
-    from r1hpc.tasks.tokenizer import load_tokenizer, vocabulary_size  # the tokenizers library
+    from r1hpc.tasks.text.tokenizer import load_tokenizer, vocabulary_size  # the tokenizers library
 
     try:
         return vocabulary_size(load_tokenizer(config.model))
@@ -385,7 +425,7 @@ def reconfigured(run: RunDir, order: Order) -> RunConfig:
     overrides = ["resources.signal_lead_s=null", *earlier, *order.overrides]
     frozen = load.read(run.config)
     config = load.merge_layers([load.as_layer(frozen)], overrides, order.cluster)
-    config = freeze.with_absolute_paths(config)
+    config = snapshot.with_absolute_paths(config)
     wrong = forbidden_changes(frozen, config)
     if "task.first_item" in wrong and not read_history(run).attempts:
         wrong.remove("task.first_item")  # of a chain's stage that waits still: no item was shown

@@ -15,22 +15,22 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
+from r1hpc.attempt.begin import write_needs
 from r1hpc.attempt.detached import start_detached
-from r1hpc.attempt.needs import write_needs
-from r1hpc.attempt.state import all_slurm_jobs
+from r1hpc.attempt.state.state import all_slurm_jobs
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.files import check_owned, write_atomic, write_json
 from r1hpc.base.lock import held
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from r1hpc.base.units import format_bytes
-from r1hpc.config import freeze, load
+from r1hpc.config import load, snapshot
 from r1hpc.config.redact import redact
 from r1hpc.slurm import fields, script
 from r1hpc.slurm.sbatch import LostSubmissionError
 from r1hpc.submission.order import Order
 from r1hpc.submission.plan_run import PlannedRun
-from r1hpc.telemetry.attempts import record
+from r1hpc.telemetry.records.attempts import record
 
 
 def start(planned: PlannedRun, order: Order) -> str:
@@ -128,7 +128,7 @@ def write(planned: PlannedRun, order: Order) -> None:
 def _write(planned: PlannedRun, order: Order) -> None:
     run = planned.run
     if planned.is_new:
-        freeze.freeze(run, planned.config, order.argv, order.overrides)
+        snapshot.freeze(run, planned.config, order.argv, order.overrides)
     else:
         load.renew(planned.config, run.config)
     if planned.needs is not None:
@@ -191,7 +191,7 @@ def _hand_over(planned: PlannedRun) -> str:
     if planned.executor == "local":
         process = start_detached(["local", str(run.path)], run, run.logs / "local.out")
         return f"local-{process.pid}"
-    from r1hpc.slurm.submission import submit  # submitit, which a dry run need not wait for
+    from r1hpc.slurm.submitit_job import submit  # submitit, which a dry run need not wait for
 
     return submit(run, planned.plan.topology.world_size, known=all_slurm_jobs(run))
 
@@ -201,7 +201,7 @@ def _not_written(path: Path, error: OSError, free: int) -> Exception:
     if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
         return R1hpcError(
             f"{path.parent} is full, or your quota there is: {format_bytes(free)} are free, and a run's "
-            f"folder needs {format_bytes(freeze.size_of_copy())} before its first checkpoint; make room, or "
+            f"folder needs {format_bytes(snapshot.size_of_copy())} before its first checkpoint; make room, or "
             "choose another --run-root"
         )
     if isinstance(error, shutil.Error):

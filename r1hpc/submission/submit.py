@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from r1hpc.base.names import check_name
 from r1hpc.config.load import find_job
-from r1hpc.submission.budget_check import budget_held
-from r1hpc.submission.chain_file import is_chain_file
-from r1hpc.submission.chain_folder import ChainDir, find_chain
+from r1hpc.submission.chain.file import is_chain_file
+from r1hpc.submission.chain.folder import ChainDir, find_chain
 from r1hpc.submission.order import Order
+from r1hpc.submission.submit_run import budget_held
 
 if TYPE_CHECKING:
     from r1hpc.submission.submit_chain import SubmittedChain

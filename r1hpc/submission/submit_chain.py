@@ -12,16 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from r1hpc.attempt.detached import start_detached
-from r1hpc.attempt.state import newest_job, read_situation
+from r1hpc.attempt.state.state import newest_job, read_situation
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.names import printable
-from r1hpc.base.rundir import RunDir
-from r1hpc.slurm import decide
+from r1hpc.base.run_dir import RunDir
+from r1hpc.slurm import defaults
 from r1hpc.slurm.client import SlurmError
 from r1hpc.submission import start_run
-from r1hpc.submission.budget_check import check_budget
-from r1hpc.submission.chain_file import (
+from r1hpc.submission.chain.file import (
     Definition,
     Stage,
     by_its_first_path,
@@ -31,8 +30,7 @@ from r1hpc.submission.chain_file import (
     read_definition,
     save_definition,
 )
-from r1hpc.submission.chain_folder import SUBMISSION, ChainDir, held, supervisor_pid
-from r1hpc.submission.chain_items import refuse_shown_again
+from r1hpc.submission.chain.folder import SUBMISSION, ChainDir, held, supervisor_pid
 from r1hpc.submission.chain_steps import (
     Action,
     StageStep,
@@ -43,8 +41,9 @@ from r1hpc.submission.chain_steps import (
 )
 from r1hpc.submission.order import Order, Purpose
 from r1hpc.submission.plan_run import changed_keys, forbidden_changes
-from r1hpc.submission.trial import show_to_slurm
-from r1hpc.telemetry.attempts import read_history, record
+from r1hpc.submission.submit_run import check_budget, show_to_slurm
+from r1hpc.telemetry.records.attempts import read_history, record
+from r1hpc.train.checks.chain_items import refuse_shown_again
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def submit_chain(chain: ChainDir, source: Path | None, order: Order) -> Submitte
         R1hpcError: Slurm refused, or does not answer.
     """
     asked = order.executor if order.executor != "auto" else _last_executor(chain) or "auto"
-    executor, notes = decide.choose_executor(asked, will_submit=order.purpose is Purpose.start)
+    executor, notes = defaults.choose_executor(asked, will_submit=order.purpose is Purpose.start)
     order = replace(order, executor=executor)
     if chain.definition.is_file():
         return _go_on(by_its_first_path(chain), source, order, notes)

@@ -1,1 +1,1 @@
-"""What a run says about itself: attempts with their causes, metrics per step, NVML readings per node."""
+"""Record and read what a run reports: attempts with their causes, metrics per step, NVML per node."""

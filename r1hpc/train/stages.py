@@ -2,7 +2,7 @@
 
 import importlib
 
-from r1hpc.train.session import Job, Outcome
+from r1hpc.train.loop.session import Job, Outcome
 
 _PROGRAMS = {
     "pretrain": ("pretrain", "run"),

@@ -25,10 +25,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from r1hpc.base.choose_run import add_run_root, run_root_of
 from r1hpc.base.cli import ArgumentParser, print_json, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import write_json
+from r1hpc.base.find_run import add_run_root, run_root_of
 from r1hpc.base.names import printable
 from r1hpc.slurm import flags
 
@@ -109,7 +109,7 @@ def _study(arguments: argparse.Namespace, argv: Sequence[str]) -> "tuple[Study, 
     """The study asked for, how to submit it, and the overrides about resources."""
     from r1hpc.config.load import find_job
     from r1hpc.slurm.fields import refuse_shell_overrides
-    from r1hpc.submission.chain_file import without_stage
+    from r1hpc.submission.chain.file import without_stage
     from r1hpc.submission.order import Order, Purpose
     from research.ablation.arms import ABLATIONS, find_ablation
     from research.ablation.study import USUAL_JOB, open_study, split_overrides
@@ -148,7 +148,7 @@ def _study(arguments: argparse.Namespace, argv: Sequence[str]) -> "tuple[Study, 
 
 
 def _follow(done: "SubmittedChain") -> int:
-    from r1hpc.submission.chain_state import follow_chain
+    from r1hpc.submission.chain.state import follow_chain
 
     return follow_chain(done.chain, done.jobs, sys.stderr) if done.jobs else 0
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import nearest, printable
-from r1hpc.config.schema import RunConfig
-from r1hpc.plan.hardware import find_gpu
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.plan.topology.gpus import find_gpu
 
 Settings = Mapping[str, object]
 """Values by dotted key."""
@@ -69,7 +69,7 @@ def _rewards(**weights: float) -> Settings:
 
 
 def _composite(alpha: float, beta: float, gamma: float) -> Arm:
-    """The article's weighted sum; its FLOPs per token is the length of the answer here (tasks/terms.py)."""
+    """The article's weighted sum; its FLOPs per token is the length of the answer here (tasks/reward/terms.py)."""
     return Arm(
         "_".join(f"{weight:g}" for weight in (alpha, beta, gamma)),
         f"{alpha:g} accuracy + {beta:g} efficiency (length) + {gamma:g} diversity",

@@ -18,11 +18,11 @@ from typing import Any
 
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import iter_records
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
-from r1hpc.config.schema import RunConfig
-from r1hpc.telemetry.attempts import read_history
-from r1hpc.telemetry.metrics import read_steps
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.telemetry.records.attempts import read_history
+from r1hpc.telemetry.records.metrics import read_steps
 from research.ablation.arms import Arm
 from research.ablation.study import Study, finished_cold_start
 

@@ -27,11 +27,11 @@ from typing import Any
 from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.base.files import read_json, write_json
 from r1hpc.base.names import check_name, printable
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
-from r1hpc.config.reasoning import RewardConfig
-from r1hpc.submission.chain_file import open_definition, without_stage
-from r1hpc.submission.chain_folder import ChainDir, supervisor_pid
+from r1hpc.config.schema.rl import RewardConfig
+from r1hpc.submission.chain.file import open_definition, without_stage
+from r1hpc.submission.chain.folder import ChainDir, supervisor_pid
 from r1hpc.submission.order import Order, Purpose
 from r1hpc.submission.start_run import create_parent
 from r1hpc.submission.submit_chain import SubmittedChain, submit_chain

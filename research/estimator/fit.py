@@ -14,7 +14,7 @@ from pathlib import Path
 
 from r1hpc.base.cli import ArgumentParser, run_command
 from r1hpc.base.files import write_atomic
-from r1hpc.estimator.mfu import COEFFICIENTS
+from r1hpc.plan.hours.mfu import COEFFICIENTS
 from research.estimator.page import page
 from research.estimator.published_rows import read_published
 from research.estimator.scoring import fit_and_score

@@ -8,10 +8,10 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from r1hpc.estimator.baselines import CONSTANT_MFU, eight_nd, seed_formula, six_nd, text_gigabytes
-from r1hpc.estimator.estimate_rl import LENGTH_SD
-from r1hpc.estimator.features import NAMES
-from r1hpc.estimator.spread import Z90
+from r1hpc.plan.hours.baselines import CONSTANT_MFU, eight_nd, seed_formula, six_nd, text_gigabytes
+from r1hpc.plan.hours.mfu import NAMES
+from r1hpc.plan.hours.quantiles import Z90
+from r1hpc.plan.hours.rl import LENGTH_SD
 from research.estimator.published_rows import SINGLE_NODE_FAMILY, Published
 from research.estimator.regression import PRIOR
 from research.estimator.rl import halves
@@ -55,7 +55,7 @@ _HEAD = """
 writes this page; its text is in `research/estimator/page.py`. `--check` says whether anything changed.
 
 GPU-hours = FLOPs / (peak x MFU x goodput). FLOPs follow from the shape. ln(MFU) is a linear function of
-what is known of a run (`r1hpc/estimator/features.py`), with a prior from physics on every coefficient and a
+what is known of a run (`r1hpc/plan/hours/mfu.py`), with a prior from physics on every coefficient and a
 random intercept (and attention slope) for each software stack, so that a family has one vote however many
 rows it has. Goodput is Daly's, with one failure per 50,000 GPU-hours where nothing better is known. MFU
 counts no recomputation and the full square of attention scores, against dense bf16 peaks (A100 312, H100
@@ -126,7 +126,7 @@ _TAIL = """
 - H100 and H800 whole runs come from three teams; two of their rows (8 B on 15 T tokens) cost
   twice what anything here explains.
 - FP32 and TF32 have no published run; the ratio of the peaks is used.
-- CPU runs are another matter: `r1hpc/estimator/cpu.py`.
+- CPU runs are another matter: `r1hpc/plan/hours/goodput.py`.
 
 Finished runs of your own correct it: `r1hpc/accounting/correction.py`.
 """

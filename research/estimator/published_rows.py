@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from r1hpc.estimator.features import num_gpus_of
-from r1hpc.estimator.goodput import FailureRates, overhead
-from r1hpc.estimator.workload import Workload
-from r1hpc.plan.hardware import UnknownGpuError, find_gpu
+from r1hpc.plan.hours.goodput import FailureRates, overhead
+from r1hpc.plan.hours.mfu import num_gpus_of
+from r1hpc.plan.hours.workload import Workload
+from r1hpc.plan.topology.gpus import UnknownGpuError, find_gpu
 
 FOLDER = Path(__file__).resolve().parent / "published"
 DATA_FILES = ("published_runs.csv", "vtrain_single_node_a100.csv", "classes.csv")

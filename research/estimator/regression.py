@@ -3,7 +3,7 @@
     posterior = fit_rows(read_published())
     as_json(posterior, width_scale=1.1)      # the content of coefficients.json but for scores and RL
 
-Every coefficient has a prior from physics (r1hpc/estimator/features.py says what each is), and each
+Every coefficient has a prior from physics (r1hpc/plan/hours/mfu.py says what each is), and each
 software stack a random intercept, so that a family has one vote however many rows it has.
 """
 
@@ -12,8 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from r1hpc.estimator.features import NAMES, features, shared_effects
-from r1hpc.estimator.mfu import Posterior
+from r1hpc.plan.hours.mfu import NAMES, Posterior, features, shared_effects
 from research.estimator.published_rows import Published
 from research.estimator.ridge import Row, fit
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from r1hpc.estimator.mfu import Posterior
+from r1hpc.plan.hours.mfu import Posterior
 
 Matrix = list[list[float]]
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from r1hpc.estimator.rl_phase import RlRates, RlWork, rl_phases
-from r1hpc.estimator.workload import guessed_cache_bytes
-from r1hpc.plan.hardware import find_gpu
+from r1hpc.plan.hours.rl import RlRates, RlWork, rl_phases
+from r1hpc.plan.hours.workload import guessed_cache_bytes
+from r1hpc.plan.topology.gpus import find_gpu
 from research.estimator.published_rows import read_table
 
 FAMILY = "dschat"

@@ -16,11 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from r1hpc.estimator.estimate import billed_belief
-from r1hpc.estimator.features import NAMES, features, num_gpus_of, shared_effects
-from r1hpc.estimator.goodput import FailureRates, overhead
-from r1hpc.estimator.mfu import Posterior, parse_coefficients
-from r1hpc.estimator.spread import Z90
+from r1hpc.plan.hours.estimate import billed_belief
+from r1hpc.plan.hours.goodput import FailureRates, overhead
+from r1hpc.plan.hours.mfu import NAMES, Posterior, features, num_gpus_of, parse_coefficients, shared_effects
+from r1hpc.plan.hours.quantiles import Z90
 from research.estimator.published_rows import (
     DATA_FILES,
     FOLDER,

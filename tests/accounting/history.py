@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from r1hpc.base.files import append_record, write_json
-from r1hpc.telemetry.metrics import MetricWriter
+from r1hpc.telemetry.records.metrics import MetricWriter
 from tests.recorded import RecordedRun, loss_of
 
 DAY = 86400.0

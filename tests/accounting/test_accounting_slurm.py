@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from r1hpc import report
-from r1hpc.accounting.run_report import report_run
-from r1hpc.telemetry.attempts import Cause
+from r1hpc.accounting.open_ledger import report_run
+from r1hpc.telemetry.records.attempts import Cause
 from tests.cluster import Cluster
 from tests.runs import Submitted, submit, wait_attempt, wait_over, wait_step, wait_until
 

@@ -10,7 +10,7 @@ from r1hpc.accounting.budget import Budget, Verdict, check_budget, find_budget, 
 from r1hpc.accounting.forecast import Spread
 from r1hpc.base.errors import ConfigError
 from r1hpc.config.load import assets
-from r1hpc.slurm.limits import TresLimit
+from r1hpc.slurm.queue import TresLimit
 from tests.accounting.budgets import NOW, budget_file, run_of
 from tests.accounting.history import DAY
 

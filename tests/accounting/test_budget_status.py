@@ -13,8 +13,7 @@ from r1hpc.accounting.forecast import NOTHING, Spread, around, until_limit
 from r1hpc.accounting.hours import midnight_before
 from r1hpc.accounting.ledger import clip
 from r1hpc.accounting.open_ledger import survey
-from r1hpc.slurm.limits import gpu_limits, read_assoc_mgr, read_sshare
-from r1hpc.slurm.queue import QueuedJob, read_squeue
+from r1hpc.slurm.queue import QueuedJob, gpu_limits, read_assoc_mgr, read_squeue, read_sshare
 from tests.accounting.budgets import NOW, budget_file, run_of
 from tests.accounting.history import DAY, make_history
 from tests.cluster import Cluster

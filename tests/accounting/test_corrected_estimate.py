@@ -11,7 +11,7 @@ from r1hpc.accounting.correction import correction
 from r1hpc.base.files import write_json
 from r1hpc.config.load import load
 from r1hpc.plan.run import make_plan
-from r1hpc.submission.run_estimate import estimate_for
+from r1hpc.submission.plan_run import estimate_for
 from tests.accounting.history import GroupRun
 from tests.recorded import RecordedRun
 

@@ -16,7 +16,7 @@ from r1hpc.accounting.forecast import Spread
 from r1hpc.accounting.open_ledger import open_ledger, survey
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import write_json
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from tests.recorded import RecordedRun
 
 

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.accounting.measured_run import measured_run
-from r1hpc.accounting.open_ledger import open_ledger
+from r1hpc.accounting.open_ledger import measured_run, open_ledger
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import write_json
 from r1hpc.config import load
 from r1hpc.plan.run import make_plan
-from r1hpc.telemetry.metrics import MetricWriter
+from r1hpc.telemetry.records.metrics import MetricWriter
 from tests.recorded import TOKENS_PER_STEP, RecordedRun
 
 _NUM_STEPS = 400

@@ -5,10 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.attempt.cause import Evidence, SchedulerView, decide
-from r1hpc.attempt.outcome import FAILED, FINISHED, HANG, STOPPED, RankOutcome, failures_in_logs
-from r1hpc.base.rundir import RunDir
-from r1hpc.telemetry.attempts import Cause
+from r1hpc.attempt.state.cause import (
+    FAILED,
+    FINISHED,
+    HANG,
+    STOPPED,
+    Evidence,
+    RankOutcome,
+    SchedulerView,
+    decide,
+    failures_in_logs,
+)
+from r1hpc.base.run_dir import RunDir
+from r1hpc.telemetry.records.attempts import Cause
 
 
 def said(

@@ -10,27 +10,26 @@ from unittest.mock import ANY
 import pytest
 
 from r1hpc import launch
-from r1hpc.attempt.begin import begin, read_facts
+from r1hpc.attempt.begin import begin, read_facts, write_needs
 from r1hpc.attempt.end import CancelledError, OverError
-from r1hpc.attempt.needs import write_needs
-from r1hpc.attempt.outcome import STOPPED, RankOutcome, write_outcome
 from r1hpc.attempt.rank import _clock
-from r1hpc.attempt.refusal import MustNotGoOnError
-from r1hpc.attempt.slurm_records import kept_records, record_of
-from r1hpc.attempt.state import JobRef, State, read_situation
+from r1hpc.attempt.rivals import MustNotGoOnError
+from r1hpc.attempt.state.cause import STOPPED, RankOutcome, write_outcome
+from r1hpc.attempt.state.slurm_records import kept_records, record_of
+from r1hpc.attempt.state.state import JobRef, State, read_situation
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.files import read_records
 from r1hpc.base.lock import hold
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config import load
-from r1hpc.config.schema import RunConfig
+from r1hpc.config.schema.run import RunConfig
 from r1hpc.slurm.contract import OVER
-from r1hpc.slurm.env import current
+from r1hpc.slurm.rank_env import current
 from r1hpc.slurm.requeue import requeue
-from r1hpc.submission.next_job import end_and_go_on
-from r1hpc.telemetry.attempts import Cause, read_history, record
-from r1hpc.telemetry.metrics import MetricWriter
+from r1hpc.submission.chain.next_job import end_and_go_on
+from r1hpc.telemetry.records.attempts import Cause, read_history, record
+from r1hpc.telemetry.records.metrics import MetricWriter
 from tests.checkpoint.harness import save
 from tests.recorded import RecordedRun
 
@@ -91,7 +90,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[_Job]:
 
 
 def test_a_requeue_that_never_came_about_is_taken_back(job: _Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("r1hpc.submission.next_job.requeue", partial(requeue, patience_s=0))
+    monkeypatch.setattr("r1hpc.submission.chain.next_job.requeue", partial(requeue, patience_s=0))
     (job.bin / "requeue").write_text("Unexpected message received for job 7")
     with pytest.raises(OverError, match="Unexpected message"):
         job.end()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.attempt.follow import follow
+from r1hpc.attempt.state.follow import follow
 from tests.recorded import RecordedRun
 
 

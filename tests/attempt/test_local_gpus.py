@@ -1,7 +1,7 @@
 """Nodes played on one machine have each their own of its GPUs."""
 
 from r1hpc.attempt.local import gpus_of_played_node
-from r1hpc.config.cluster import ResourcesConfig
+from r1hpc.config.schema.cluster import ResourcesConfig
 
 
 def visible(nodes: int, gpus: int, environ: dict[str, str]) -> list[str | None]:

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.attempt.begin import begin
-from r1hpc.attempt.needs import is_stage, unmet, write_needs
-from r1hpc.attempt.refusal import MustNotGoOnError
-from r1hpc.base.rundir import RunDir
+from r1hpc.attempt.begin import begin, is_stage, unmet, write_needs
+from r1hpc.attempt.rivals import MustNotGoOnError
+from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
-from r1hpc.telemetry.attempts import read_history
+from r1hpc.telemetry.records.attempts import read_history
 
 _PATIENT = ("limits.max_crashes=-1", "limits.max_attempts_without_checkpoint=9")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.attempt import processes
-from r1hpc.attempt.processes import _arguments, is_of_run, ranks_of
+from r1hpc.attempt.state import state
+from r1hpc.attempt.state.state import _arguments, is_of_run, ranks_of
 
 
 def test_a_process_is_the_runs_that_its_arguments_name(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_one_that_is_just_being_started_is_waited_for(
     """Linux closes what exec closes, which tells the parent that all went well, before it has arguments."""
     (tmp_path / "cmdline").write_bytes(b"")
     (tmp_path / "exe").symlink_to(sys.executable)
-    monkeypatch.setattr(processes, "_LOOKS", 1000)
+    monkeypatch.setattr(state, "_LOOKS", 1000)
     later = threading.Timer(0.3, (tmp_path / "cmdline").write_bytes, [b"python\0/run\0"])
     later.start()
     assert _arguments(tmp_path) == [b"python", b"/run", b""]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.attempt.outcome import FAILED, read_outcomes
+from r1hpc.attempt.state.cause import FAILED, read_outcomes
 from r1hpc.base.files import write_json
 from r1hpc.config import load
 from tests.recorded import RecordedRun
@@ -23,7 +23,7 @@ _WARNED = """
 import os, signal, sys
 from r1hpc import launch
 from r1hpc.attempt import rank
-from r1hpc.attempt.outcome import STOPPED, RankOutcome
+from r1hpc.attempt.state.cause import STOPPED, RankOutcome
 
 number = signal.Signals[sys.argv[2]]
 signal.signal(number, lambda *_: print("lost"))  # as submitit does

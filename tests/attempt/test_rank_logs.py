@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.attempt import rank_logs
-from r1hpc.base.rundir import RunDir
+from r1hpc.attempt.state import logs
+from r1hpc.base.run_dir import RunDir
 from tests.recorded import RecordedRun
 from tests.runs import wait_until
 
@@ -25,14 +25,14 @@ from tests.runs import wait_until
     ],
 )
 def test_a_log_cannot_drive_the_terminal(raw: bytes, shown: str) -> None:
-    assert rank_logs.clean(raw) == shown
+    assert logs.clean(raw) == shown
 
 
 def test_a_long_log_is_read_from_its_end(tmp_path: Path) -> None:
     path = tmp_path / "rank_0.out"
     path.write_bytes(b"".join(b"line %d\n" % n for n in range(50_000)) + b"unfinished")
-    assert rank_logs.tail(path, 2) == [b"line 49999", b"unfinished"]
-    assert len(rank_logs.tail(path, 30_000)) == 30_000
+    assert logs.tail(path, 2) == [b"line 49999", b"unfinished"]
+    assert len(logs.tail(path, 30_000)) == 30_000
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_what_came_while_the_next_attempt_began_is_followed_too(
     made: RecordedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def begins_meanwhile(run: RunDir) -> int | None:
-        monkeypatch.setattr(rank_logs, "last_attempt", newest)
+        monkeypatch.setattr(logs, "last_attempt", newest)
         with run.rank_log(1, 0).open("a") as file:
             file.write("two\nunfinished")
         made.end("preempted")
@@ -58,10 +58,10 @@ def test_what_came_while_the_next_attempt_began_is_followed_too(
         made.log("three")
         return newest(run)
 
-    newest = rank_logs.last_attempt
-    lines = rank_logs.follow(made.run, 0, None, 1)
+    newest = logs.last_attempt
+    lines = logs.follow(made.run, 0, None, 1)
     seen = [next(lines)]
-    monkeypatch.setattr(rank_logs, "last_attempt", begins_meanwhile)
+    monkeypatch.setattr(logs, "last_attempt", begins_meanwhile)
     seen += [next(lines) for _ in range(4)]
     assert seen == ["one", "two", "unfinished", "==> attempt 2, rank 0 <==", "three"]
 
@@ -69,7 +69,7 @@ def test_what_came_while_the_next_attempt_began_is_followed_too(
 def test_follow_goes_on_with_the_next_attempt_until_the_end(made: RecordedRun) -> None:
     made.log("two")
     seen: list[str] = []
-    reader = threading.Thread(target=lambda: seen.extend(rank_logs.follow(made.run, 0, None, 1)))
+    reader = threading.Thread(target=lambda: seen.extend(logs.follow(made.run, 0, None, 1)))
     reader.start()
     wait_until("the last line", lambda: seen == ["two"], 60)
     made.log("three")

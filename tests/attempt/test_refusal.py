@@ -13,18 +13,18 @@ import pytest
 from r1hpc import launch
 from r1hpc.attempt import rivals
 from r1hpc.attempt.begin import begin, read_facts
-from r1hpc.attempt.refusal import MustNotGoOnError, NotTheNodeError
-from r1hpc.attempt.state import JobReport, State, read_situation
+from r1hpc.attempt.rivals import MustNotGoOnError, NotTheNodeError
+from r1hpc.attempt.state.state import JobReport, State, read_situation
 from r1hpc.base import failpoints
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.files import read_records
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.errors import SupersededError
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config import load
 from r1hpc.slurm import payload
 from r1hpc.slurm.contract import NOT_THE_NODE, OVER
-from r1hpc.telemetry.attempts import Cause, read_history, record
+from r1hpc.telemetry.records.attempts import Cause, read_history, record
 from tests.checkpoint.harness import save, verified_steps
 
 _RECIPE = """\

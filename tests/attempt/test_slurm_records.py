@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.attempt import slurm_records
-from r1hpc.attempt.slurm_records import SlurmRecords, ask_slurm, kept_records
+from r1hpc.attempt.state import slurm_records
+from r1hpc.attempt.state.slurm_records import SlurmRecords, ask_slurm, kept_records
 from r1hpc.base.files import write_json
 from r1hpc.slurm.client import SlurmError
 from r1hpc.slurm.sacct import JobRecord, to_record
-from r1hpc.telemetry.attempts import read_history
+from r1hpc.telemetry.records.attempts import read_history
 from tests.recorded import EPOCH, RecordedRun
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from r1hpc.attempt import state
-from r1hpc.attempt.cancel import cancel
-from r1hpc.attempt.state import State, newest_job, read_situation
-from r1hpc.base.rundir import RunDir
-from r1hpc.telemetry.attempts import read_history, record
+from r1hpc.attempt.state import state
+from r1hpc.attempt.state.cancel import cancel
+from r1hpc.attempt.state.state import State, newest_job, read_situation
+from r1hpc.base.run_dir import RunDir
+from r1hpc.telemetry.records.attempts import read_history, record
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 from r1hpc.attempt.trackers import await_trackers, start_trackers
 from r1hpc.config import load
 from tests.recorded import RecordedRun
-from tests.tracking.test_prometheus import parse
+from tests.telemetry.test_prometheus import parse
 
 
 def test_a_short_attempt_waits_for_its_last_steps(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from r1hpc.base.errors import StateError, UsageError
-from r1hpc.base.rundir import RunDir, default_run_root, open_run
+from r1hpc.base.run_dir import RunDir, default_run_root, open_run
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1hpc.base.shapes import Amount, Count, Time, mistake
+from r1hpc.base.records import Amount, Count, Time, mistake
 
 
 class Colour(StrEnum):

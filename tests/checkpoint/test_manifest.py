@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r1hpc.base.errors import StateError
-from r1hpc.checkpoint.digest import digest_bytes
-from r1hpc.checkpoint.manifest import FileRecord, Manifest, decode, encode, step_folder, step_of
+from r1hpc.checkpoint.manifest import FileRecord, Manifest, decode, digest_bytes, encode, step_folder, step_of
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

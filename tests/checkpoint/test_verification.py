@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.checkpoint.digest import digest_fd
 from r1hpc.checkpoint.errors import NoUsableCheckpointError
-from r1hpc.checkpoint.manifest import read_plain
+from r1hpc.checkpoint.manifest import digest_fd, read_plain
 from r1hpc.checkpoint.store import CheckpointStore
 from tests.checkpoint.harness import FILES, history, save, write_files
 

@@ -47,7 +47,7 @@ class Pair:
 
 
 class PipeRanks:
-    """Two ranks that choose together over the pipes: r1hpc.checkpoint.ranks.Ranks."""
+    """Two ranks that choose together over the pipes: r1hpc.checkpoint.store.Ranks."""
 
     world_size = 2
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from r1hpc import cancel
-from r1hpc.attempt.cancel import cancel_job, check_is_ours
-from r1hpc.attempt.state import State, read_situation
+from r1hpc.attempt.state.cancel import cancel_job, check_is_ours
+from r1hpc.attempt.state.state import State, read_situation
 from r1hpc.base.errors import R1hpcError, StateError, UsageError
 from r1hpc.base.files import read_records
 from tests.commands.commands import Supervised, as_json, as_text

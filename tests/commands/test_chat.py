@@ -10,8 +10,8 @@ import torch
 
 from r1hpc import chat
 from r1hpc.base.errors import StateError, UsageError
-from r1hpc.config.schema import ModelConfig
-from r1hpc.tasks.tokenizer import exported_tokenizer
+from r1hpc.config.schema.run import ModelConfig
+from r1hpc.tasks.text.tokenizer import exported_tokenizer
 from tests.commands.commands import as_json
 from tests.recorded import RecordedRun
 
@@ -24,7 +24,7 @@ def parrot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     position alone."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from r1hpc.tasks.tokenizer import character_tokenizer, encode
+    from r1hpc.tasks.text.tokenizer import character_tokenizer, encode
 
     folder = tmp_path_factory.mktemp("parrot")
     tokenizer = character_tokenizer()

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from r1hpc.compare import main
 from r1hpc.config import load
-from r1hpc.telemetry.evaluations import answers_path, evaluations_path
+from r1hpc.telemetry.records.evaluations import answers_path, evaluations_path
 
 
 def line(index: int, num_correct: int, greedy: bool, **other: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 
 from r1hpc import diagnose as command
 from r1hpc.base.errors import UsageError
-from r1hpc.telemetry.metrics import MetricWriter
+from r1hpc.telemetry.records.metrics import MetricWriter
 from tests.recorded import RecordedRun
 
 

@@ -12,10 +12,10 @@ import pytest
 
 from r1hpc import export_metrics as command
 from r1hpc.base.errors import R1hpcError, UsageError
-from r1hpc.telemetry.metrics import MetricWriter
-from r1hpc.tracking.wandb import wandb_id
+from r1hpc.telemetry.records.metrics import MetricWriter
+from r1hpc.telemetry.trackers.wandb import wandb_id
 from tests.recorded import RecordedRun, loss_of
-from tests.tracking.wandb_file import read_offline, run_ids
+from tests.telemetry.wandb_file import read_offline, run_ids
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 

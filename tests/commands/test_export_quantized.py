@@ -15,13 +15,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from r1hpc import chat, export
 from r1hpc.base.errors import ConfigError, R1hpcError, UsageError
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
-from r1hpc.config.schema import RunConfig
+from r1hpc.config.schema.run import RunConfig
 from r1hpc.submit import main as submit
-from r1hpc.tasks.tokenizer import character_tokenizer, encode, exported_tokenizer
-from r1hpc.train import export_quantized
-from r1hpc.train.quantize import quantize
+from r1hpc.tasks.text.tokenizer import character_tokenizer, encode, exported_tokenizer
+from r1hpc.train.quantize import measure
+from r1hpc.train.quantize.quantize import quantize
 from tests import runs
 
 SAID = "<think></think><answer>7</answer>"
@@ -91,7 +91,7 @@ def test_an_export_that_answers_as_its_original_is_no_worse(
     assert after["num_bytes"] < before["num_bytes"]
     assert 1 <= before["perplexity"] < after["perplexity"] < 1.1 * before["perplexity"]
     assert before["tokens_per_second"] > 0
-    record = json.loads((tmp_path / "int8" / export_quantized.RECORD).read_text())
+    record = json.loads((tmp_path / "int8" / measure.RECORD).read_text())
     assert record == found
     assert [path.name for path in tmp_path.iterdir()] == ["int8"]
 
@@ -108,7 +108,7 @@ def test_a_bad_export_is_called_worse_and_refused(
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         return made
 
-    monkeypatch.setattr(export_quantized, "quantize", spoilt)
+    monkeypatch.setattr(measure, "quantize", spoilt)
     words = [str(run.path), "--quantize", "int8", "--out"]
     assert export.main([*words, str(tmp_path / "one")]) == 1
     assert "\nworse by 100.0% of the questions [" in capsys.readouterr().out

@@ -10,7 +10,7 @@ import pytest
 
 from r1hpc import cancel, loadtest
 from r1hpc.base.errors import R1hpcError, UsageError
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from tests.commands.commands import as_json
 from tests.commands.test_serve import served
 from tests.recorded import RecordedRun

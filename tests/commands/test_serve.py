@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from r1hpc import api, budget, cancel, diagnose, estimate, report, serve, status
-from r1hpc.attempt.state import State, read_situation
+from r1hpc.attempt.state.state import State, read_situation
 from r1hpc.base.errors import StateError, UsageError
-from r1hpc.base.rundir import RunDir
-from r1hpc.telemetry.attempts import Cause, read_history
+from r1hpc.base.run_dir import RunDir
+from r1hpc.telemetry.records.attempts import Cause, read_history
 from tests.commands.commands import as_json
 from tests.runs import CHECKOUT, run_environment, wait_attempt, wait_over, wait_until
 from tests.serving.clients import SMALL_SERVER, ask, key_of, make_model

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from r1hpc.base.errors import UsageError
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
-from r1hpc.config.schema import DataConfig, RunConfig
-from r1hpc.data.order import SamplePlan
-from r1hpc.data.reader import open_dataset
+from r1hpc.config.schema.run import DataConfig, RunConfig
+from r1hpc.data.read.order import SamplePlan
+from r1hpc.data.read.reader import open_dataset
 from r1hpc.shard import main
-from r1hpc.telemetry.attempts import record
-from r1hpc.telemetry.metrics import MetricWriter
-from tests.data.corpus import build, write_recipe, write_texts
+from r1hpc.telemetry.records.attempts import record
+from r1hpc.telemetry.records.metrics import MetricWriter
+from tests.corpus.corpus import build, write_recipe, write_texts
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

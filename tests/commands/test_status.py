@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from r1hpc import cancel, status
-from r1hpc.attempt import state as attempt_state
-from r1hpc.attempt.state import State, read_situation
+from r1hpc.attempt.state import state as attempt_state
+from r1hpc.attempt.state.state import State, read_situation
 from r1hpc.base.errors import StateError, UsageError
 from r1hpc.base.files import read_records
 from r1hpc.slurm.requeue import JobState

@@ -8,12 +8,12 @@ import pytest
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import write_json
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
 from r1hpc.config.load import read
 from r1hpc.submission.order import Order
 from r1hpc.submission.plan_run import reconfigured
-from r1hpc.telemetry.attempts import record
+from r1hpc.telemetry.records.attempts import record
 from tests.commands.submitting import answer, fake_sbatch, submit
 from tests.recorded import RecordedRun
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from r1hpc import watch
-from r1hpc.attempt.needs import write_needs
+from r1hpc.attempt.begin import write_needs
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import write_json
-from r1hpc.submission.chain_file import read_definition, save_definition
-from r1hpc.submission.chain_folder import ChainDir
-from r1hpc.telemetry.metrics import MetricWriter
+from r1hpc.submission.chain.file import read_definition, save_definition
+from r1hpc.submission.chain.folder import ChainDir
+from r1hpc.telemetry.records.metrics import MetricWriter
 from tests.commands.commands import Supervised, as_text, wait_until
 from tests.recorded import RecordedRun
 

@@ -12,14 +12,14 @@ import pytest
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.base.files import read_json
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
-from r1hpc.config.cluster import ClusterConfig
-from r1hpc.config.freeze import freeze, refuse_secrets, with_absolute_paths
-from r1hpc.config.reasoning import EvaluateConfig, TaskConfig
 from r1hpc.config.redact import find_secret, find_written_out, is_secret_key, redact, secret_values
-from r1hpc.config.schema import DataConfig, ModelConfig, RunConfig
-from r1hpc.config.zero import DeepspeedConfig
+from r1hpc.config.schema.cluster import ClusterConfig
+from r1hpc.config.schema.rl import EvaluateConfig, TaskConfig
+from r1hpc.config.schema.run import DataConfig, ModelConfig, RunConfig
+from r1hpc.config.schema.sections import DeepspeedConfig
+from r1hpc.config.snapshot import freeze, refuse_secrets, with_absolute_paths
 
 # Ten secrets, none of them real, each spelled in two parts so that this file holds none.
 TOKEN = "hf" + "_AbCdEfGhIjKlMnOpQrStUvWx"
@@ -115,7 +115,7 @@ def _git(root: Path, *words: str) -> None:
 
 def _freeze_in(checkout: Path, run: RunDir) -> "subprocess.CompletedProcess[str]":
     code = (
-        "import sys; from r1hpc.base.rundir import RunDir; from r1hpc.config import freeze, load;"
+        "import sys; from r1hpc.base.run_dir import RunDir; from r1hpc.config import load, snapshot as freeze;"
         f"freeze.freeze(RunDir({str(run.path)!r}), load.load('smoke'), [], [])"
     )
     environ = {**os.environ, "PYTHONPATH": str(checkout), "PYTHONSAFEPATH": "1"}

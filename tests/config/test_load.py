@@ -7,7 +7,7 @@ import pytest
 
 from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.config.load import assets, find_job, load, read, read_yaml, save
-from r1hpc.config.schema import RunConfig
+from r1hpc.config.schema.run import RunConfig
 
 
 def _job(folder: Path, text: str) -> Path:

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from r1hpc.base.errors import ConfigError
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load, plugins
-from r1hpc.config.freeze import freeze, with_absolute_paths
-from r1hpc.config.question_paths import files_in
-from r1hpc.config.reasoning import EvaluateConfig, RewardConfig, TaskConfig
-from r1hpc.config.schema import RunConfig
+from r1hpc.config.plugins import files_in
+from r1hpc.config.schema.rl import EvaluateConfig, RewardConfig, TaskConfig
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.config.snapshot import freeze, with_absolute_paths
 
 
 def _write(folder: Path, files: dict[str, str]) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.config.load import as_layer, load, read, read_yaml, renew, save, write_yaml
-from r1hpc.config.schema import Precision, RunConfig, TrainConfig
+from r1hpc.config.schema.run import Precision, RunConfig, TrainConfig
 
 
 def test_a_schedule_of_weights_is_frozen_as_it_is(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from r1hpc.config.load import known_keys
+from r1hpc.config.origins import DEFAULT, Setting, resolved
 from r1hpc.config.reference import reference
-from r1hpc.config.sources import DEFAULT, Setting, resolved
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

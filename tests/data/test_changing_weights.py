@@ -8,16 +8,16 @@ import numpy.typing as npt
 import pytest
 
 from r1hpc.base.errors import UsageError
-from r1hpc.config.mixing import MixConfig
-from r1hpc.data.build import build_dataset
-from r1hpc.data.loader import BatchLoader
-from r1hpc.data.mixed_order import WindowMixture, open_plan
-from r1hpc.data.mixture import Change, Mixture
-from r1hpc.data.trace_loader import TraceLoader
-from r1hpc.data.traces import open_traces
-from tests.data.corpus import write_recipe
+from r1hpc.config.schema.sections import MixConfig
+from r1hpc.corpus.build.build import build_dataset
+from r1hpc.data.read.loader import BatchLoader
+from r1hpc.data.read.mixture import Change, Mixture
+from r1hpc.data.read.sampler import WindowMixture, open_plan
+from r1hpc.data.read.sft_documents import open_traces
+from r1hpc.data.read.sft_loader import TraceLoader
+from tests.corpus.corpus import write_recipe
+from tests.corpus.tracefiles import pairs, trace_source, write_traces
 from tests.data.test_mixture import SEQ_LEN, build_sources
-from tests.data.tracefiles import pairs, trace_source, write_traces
 
 BATCH = 1176
 FIRST = (0.3, 0.4, 0.28, 0.02)

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import zarr
 
-from r1hpc.data.audit import audit_dataset
-from r1hpc.data.errors import DataError, InvalidTokenError, ShardCorruptError, ShardMissingError
-from r1hpc.data.manifest import file_digest, read_manifest, write_manifest
-from r1hpc.data.reader import TokenDataset, open_dataset
-from r1hpc.data.shardfile import ShardFile, parse_layout
-from r1hpc.data.writer import _read_checksums
-from tests.data.corpus import build
+from r1hpc.corpus.build.writer import _read_checksums
+from r1hpc.corpus.inspect.audit import audit_dataset
+from r1hpc.data.format.errors import DataError, InvalidTokenError, ShardCorruptError, ShardMissingError
+from r1hpc.data.format.manifest import file_digest, read_manifest, write_manifest
+from r1hpc.data.format.zarr_shard import ShardFile, parse_layout
+from r1hpc.data.read.reader import TokenDataset, open_dataset
+from tests.corpus.corpus import build
 
 TOKENS = "parts/part-00000/tokens"
 WINDOW = 257  # tokens, about four chunks

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from r1hpc.base.errors import UsageError
-from r1hpc.data.errors import ShardCorruptError
-from r1hpc.data.loader import BatchLoader, window_checksum
-from r1hpc.data.order import SamplePlan
-from r1hpc.data.reader import TokenDataset, open_dataset
-from tests.data.corpus import build
+from r1hpc.data.format.errors import ShardCorruptError
+from r1hpc.data.read.loader import BatchLoader, window_checksum
+from r1hpc.data.read.order import SamplePlan
+from r1hpc.data.read.reader import TokenDataset, open_dataset
+from tests.corpus.corpus import build
 
 SEQ_LEN, GBS = 16, 24
 CHUNK = 64  # tokens, see corpus.write_recipe

@@ -13,12 +13,14 @@ from tokenizers import Regex, Tokenizer, models, normalizers, trainers
 from tokenizers import pre_tokenizers as pre
 
 from r1hpc.base.errors import UsageError
-from r1hpc.data import clean, cuts, open_lines
+from r1hpc.corpus.build.vocabulary import Encoder, byte_tokenizer, train_byte_bpe
+from r1hpc.corpus.clean import clean
+from r1hpc.corpus.inspect.describe import audit
+from r1hpc.corpus.sources import lines
+from r1hpc.corpus.sources.lines import parse_json
+from r1hpc.data import cuts
 from r1hpc.data.cuts import Cuts, NoCutError
-from r1hpc.data.describe import audit
-from r1hpc.data.open_lines import parse_json
-from r1hpc.data.vocabulary import Encoder, byte_tokenizer, train_byte_bpe
-from tests.data.corpus import build, text
+from tests.corpus.corpus import build, text
 
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -168,8 +170,8 @@ def test_bytes_are_cut_anywhere_but_in_a_special_token(tmp_path: Path) -> None:
 def test_a_tokenizer_trained_on_pieces_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [draw_text(random.Random(number), 500) for number in range(4)]
     whole = train_byte_bpe(texts, 400, "<|x|>")
-    monkeypatch.setattr("r1hpc.data.vocabulary.PIECE_BYTES", 100)
-    monkeypatch.setattr("r1hpc.data.vocabulary._TRAINING_BYTES", 100)
+    monkeypatch.setattr("r1hpc.corpus.build.vocabulary.PIECE_BYTES", 100)
+    monkeypatch.setattr("r1hpc.corpus.build.vocabulary._TRAINING_BYTES", 100)
     assert train_byte_bpe([texts[0].encode(), *texts[1:]], 400, "<|x|>") == whole
 
 
@@ -178,7 +180,7 @@ def test_an_encoder_cuts_long_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     draw = random.Random(2)
     texts = [draw_text(draw, count) for count in (5, 400, 3, 900, 7)]
     whole = Encoder(tmp_path / "tokenizer.json", "<|x|>").encode_known(texts)
-    monkeypatch.setattr("r1hpc.data.vocabulary.PIECE_BYTES", 500)
+    monkeypatch.setattr("r1hpc.corpus.build.vocabulary.PIECE_BYTES", 500)
     monkeypatch.setattr(cuts.Cuts.pieces, "__defaults__", (500,))
     encoder = Encoder(tmp_path / "tokenizer.json", "<|x|>")
     seen: list[int] = []
@@ -221,8 +223,8 @@ def test_a_long_line_takes_little_memory(tmp_path: Path) -> None:
 def test_a_document_that_cannot_be_cut_is_refused_or_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("r1hpc.data.vocabulary.PIECE_BYTES", 2000)
-    monkeypatch.setattr("r1hpc.data.encode.PIECE_BYTES", 2000)
+    monkeypatch.setattr("r1hpc.corpus.build.vocabulary.PIECE_BYTES", 2000)
+    monkeypatch.setattr("r1hpc.corpus.build.encode.PIECE_BYTES", 2000)
     monkeypatch.setattr(cuts, "MOST_BYTES", 3000)
     train(*WHOLE["llama2"]).save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "docs").mkdir()
@@ -257,8 +259,8 @@ def test_a_long_string_of_json_is_read_in_pieces(is_ascii: bool, monkeypatch: py
     )
     raw = json.dumps({"id": 'a"b', "text": value, "n": [1, {"text": value}]}, ensure_ascii=is_ascii).encode()
     for block in (40, 41, 100, 997):
-        monkeypatch.setattr(open_lines, "_BLOCK", block)
-        monkeypatch.setattr(open_lines, "_LONG_BYTES", block)
+        monkeypatch.setattr(lines, "_BLOCK", block)
+        monkeypatch.setattr(lines, "_LONG_BYTES", block)
         found = parse_json(raw, lambda record: record["text"])
         assert isinstance(found, bytes)
         assert found.decode() == value

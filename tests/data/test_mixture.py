@@ -12,16 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1hpc.base.errors import UsageError
-from r1hpc.data.build import build_dataset
-from r1hpc.data.loader import BatchLoader
-from r1hpc.data.mixed_order import DocumentMixture, open_plan
-from r1hpc.data.mixture import Change, Mixture, divide
-from r1hpc.data.order import SamplePlan
-from r1hpc.data.reader import TokenDataset, open_dataset
-from r1hpc.data.trace_loader import TraceLoader
-from r1hpc.data.traces import open_traces
-from tests.data.corpus import text, write_recipe
-from tests.data.tracefiles import pairs, trace_source, write_traces
+from r1hpc.corpus.build.build import build_dataset
+from r1hpc.data.read.loader import BatchLoader
+from r1hpc.data.read.mixture import Change, Mixture, divide
+from r1hpc.data.read.order import SamplePlan
+from r1hpc.data.read.reader import TokenDataset, open_dataset
+from r1hpc.data.read.sampler import DocumentMixture, open_plan
+from r1hpc.data.read.sft_documents import open_traces
+from r1hpc.data.read.sft_loader import TraceLoader
+from tests.corpus.corpus import text, write_recipe
+from tests.corpus.tracefiles import pairs, trace_source, write_traces
 
 SIZES, WEIGHTS, BATCH = (70, 10_000, 300), (0.3, 0.4, 0.3), 64
 

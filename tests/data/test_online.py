@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from r1hpc.data.online import OnlineWeights
+from r1hpc.data.read.mixture import OnlineWeights
 
 
 def by_the_paper(losses: list[list[float]], smoothing: float) -> list[list[float]]:

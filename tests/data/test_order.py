@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r1hpc.base.errors import UsageError
-from r1hpc.data.order import MAX_DOMAIN, ORDER_VERSION, SamplePlan, epoch_key, permute
+from r1hpc.data.read.order import MAX_DOMAIN, ORDER_VERSION, SamplePlan, epoch_key, permute
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**63 - 1), st.integers(0, 2**40))

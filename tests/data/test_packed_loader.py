@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1hpc.data.packed_loader import PackedLoader, deal, pack
-from r1hpc.data.trace_loader import Rows, TraceLoader, row_length
-from r1hpc.data.traces import TraceDataset, open_traces
-from tests.data.tracefiles import build_traces, expected_ids, pairs
+from r1hpc.data.read.packed_loader import PackedLoader, deal, pack
+from r1hpc.data.read.sft_documents import TraceDataset, open_traces
+from r1hpc.data.read.sft_loader import Rows, TraceLoader, row_length
+from tests.corpus.tracefiles import build_traces, expected_ids, pairs
 
 GBS, SEQ_LEN, PAD = 24, 64, 300
 TRACES = [*pairs(49), ("the longest", "of them all, " * 3)]

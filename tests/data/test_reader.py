@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from r1hpc.base.errors import UsageError
-from r1hpc.data import reader
-from r1hpc.data.errors import DataError, DatasetMismatchError, DatasetMissingError
-from r1hpc.data.reader import open_dataset
-from tests.data.children import read_sums
-from tests.data.corpus import build
+from r1hpc.data.format.errors import DataError, DatasetMismatchError, DatasetMissingError
+from r1hpc.data.read import reader
+from r1hpc.data.read.reader import open_dataset
+from tests.corpus.children import read_sums
+from tests.corpus.corpus import build
 
 
 @pytest.fixture(scope="module", params=["train", "compact"])
@@ -83,7 +83,7 @@ def test_unknown_policy(path: Path) -> None:
 
 
 def test_foreign_codecs_are_not_guessed_at(tmp_path: Path) -> None:
-    from r1hpc.data.shardfile import parse_layout
+    from r1hpc.data.format.zarr_shard import parse_layout
 
     zarr.create_array(tmp_path / "z", shape=(100,), dtype="uint16", chunks=(10,), shards=(50,))
     with pytest.raises(DataError, match="zarr-python"):
@@ -163,7 +163,7 @@ def test_a_pickled_copy_asks_for_no_file_before_it_reads(path: Path, expected: A
 
 def test_reading_imports_neither_zarr_nor_torch(path: Path) -> None:
     code = (
-        "import sys; import r1hpc.shard, r1hpc.data.loader; from r1hpc.data.reader import open_dataset;"
+        "import sys; import r1hpc.shard, r1hpc.data.read.loader; from r1hpc.data.read.reader import open_dataset;"
         f"open_dataset({str(path)!r}).read(0, 10);"
         "print([m for m in ('zarr', 'torch', 'h5py', 'tokenizers', 'pyarrow') if m in sys.modules])"
     )

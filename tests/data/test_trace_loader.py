@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1hpc.base.errors import UsageError
-from r1hpc.data import traces as traces_module
-from r1hpc.data.errors import ShardCorruptError
-from r1hpc.data.order import DocumentPlan
-from r1hpc.data.trace_loader import TraceLoader
-from r1hpc.data.traces import TraceDataset, open_traces
-from tests.data.tracefiles import build_traces, expected_ids, pairs, write_traces
+from r1hpc.data.format.errors import ShardCorruptError
+from r1hpc.data.read import sft_documents as traces_module
+from r1hpc.data.read.order import DocumentPlan
+from r1hpc.data.read.sft_documents import TraceDataset, open_traces
+from r1hpc.data.read.sft_loader import TraceLoader
+from tests.corpus.tracefiles import build_traces, expected_ids, pairs, write_traces
 
 GBS, SEQ_LEN, PAD = 24, 64, 300
 TRACES = [*pairs(49), ("the longest", "of them all, " * 3)]
@@ -191,8 +191,8 @@ def test_tokens_from_memory_are_those_from_disk(
 
 def test_loading_needs_neither_torch_nor_zarr(dataset: TraceDataset) -> None:
     code = (
-        "import sys; from r1hpc.data.traces import open_traces;"
-        "from r1hpc.data.trace_loader import TraceLoader;"
+        "import sys; from r1hpc.data.read.sft_documents import open_traces;"
+        "from r1hpc.data.read.sft_loader import TraceLoader;"
         f"TraceLoader(open_traces({str(dataset.path)!r}), global_batch_size=2, micro_batch_size=2, rank=0,"
         "world_size=1, seed=0, pad_id=0, seq_len=64).batch(0);"
         "print([m for m in ('zarr', 'torch', 'tokenizers', 'yaml') if m in sys.modules])"

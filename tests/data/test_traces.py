@@ -14,17 +14,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from r1hpc.base.errors import UsageError
-from r1hpc.data import sources
-from r1hpc.data.audit import audit_dataset
-from r1hpc.data.build import build_dataset
-from r1hpc.data.errors import DataError, DatasetMismatchError, ShardCorruptError
-from r1hpc.data.manifest import file_digest, read_manifest, write_manifest
-from r1hpc.data.recipe import parse_recipe
-from r1hpc.data.trace_loader import TraceLoader
-from r1hpc.data.traces import TraceDataset, open_traces
+from r1hpc.corpus.build.build import build_dataset
+from r1hpc.corpus.inspect.audit import audit_dataset
+from r1hpc.corpus.recipe.recipe import parse_recipe
+from r1hpc.corpus.sources import read
+from r1hpc.data.format.errors import DataError, DatasetMismatchError, ShardCorruptError
+from r1hpc.data.format.manifest import file_digest, read_manifest, write_manifest
+from r1hpc.data.read.sft_documents import TraceDataset, open_traces
+from r1hpc.data.read.sft_loader import TraceLoader
 from r1hpc.shard import main
-from tests.data.corpus import build, write_recipe
-from tests.data.tracefiles import Pair, build_traces, expected_ids, pairs, trace_source, write_traces
+from tests.corpus.corpus import build, write_recipe
+from tests.corpus.tracefiles import Pair, build_traces, expected_ids, pairs, trace_source, write_traces
 
 PART = "parts/part-00000"
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
@@ -62,7 +62,7 @@ def test_any_text_survives(tmp_path: Path, traces: list[Pair], part_bytes: int) 
 def test_parts_and_workers_change_no_document(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, span_bytes: int
 ) -> None:
-    monkeypatch.setattr(sources, "_SPAN_BYTES", span_bytes)
+    monkeypatch.setattr(read, "_SPAN_BYTES", span_bytes)
     traces = pairs(20)
     for name, part in (("a", traces[:8]), ("b", traces[8:])):
         write_traces(tmp_path / f"{name}.jsonl", part, reward=1.0)
@@ -107,8 +107,8 @@ def character_file(folder: Path) -> Path:
 def build_characters(folder: Path, traces: list[Pair], **changes: Any) -> TraceDataset:
     character_file(folder)
     tokenizer = {"kind": "path", "path": "tokenizer.json", "eos_id": 0}
-    sources = [trace_source(**changes)]
-    return open_traces(build_traces(folder, traces, tokenizer=tokenizer, sources=sources).path)
+    read = [trace_source(**changes)]
+    return open_traces(build_traces(folder, traces, tokenizer=tokenizer, sources=read).path)
 
 
 def test_tokens_that_a_template_spells_are_meant(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_invalid_line_is_named_or_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: bytes, message: str, span_bytes: int
 ) -> None:
     if len(line) < 1000:
-        monkeypatch.setattr(sources, "_SPAN_BYTES", span_bytes)
+        monkeypatch.setattr(read, "_SPAN_BYTES", span_bytes)
     good = [json.dumps({"prompt": p, "completion": c}).encode() for p, c in pairs(4)]
     (tmp_path / "a.jsonl").write_bytes(b"\n".join([*good[:2], b"", line, *good[2:]]))
     with pytest.raises(UsageError, match=rf"a\.jsonl:4: {message}.*on_invalid: skip"):

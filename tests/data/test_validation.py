@@ -11,15 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r1hpc.base.errors import UsageError
-from r1hpc.config.mixing import MixConfig
-from r1hpc.data.describe import SampleOrder, trace_document, trace_sample
-from r1hpc.data.manifest import digest
-from r1hpc.data.mixed_order import DocumentMixture
-from r1hpc.data.packed_loader import rows_of
-from r1hpc.data.trace_loader import TraceLoader, document_order_id, open_document_plan
-from r1hpc.data.traces import open_traces
-from r1hpc.data.validation import Parting, hold_out
-from tests.data.tracefiles import build_traces, expected_ids, pairs, trace_source, write_traces
+from r1hpc.config.schema.sections import MixConfig
+from r1hpc.corpus.inspect.describe import SampleOrder, trace_document, trace_sample
+from r1hpc.data.format.manifest import digest
+from r1hpc.data.read.packed_loader import rows_of
+from r1hpc.data.read.sampler import DocumentMixture
+from r1hpc.data.read.sft_documents import Parting, hold_out, open_traces
+from r1hpc.data.read.sft_loader import TraceLoader, document_order_id, open_document_plan
+from tests.corpus.tracefiles import build_traces, expected_ids, pairs, trace_source, write_traces
 
 TRACES = pairs(30)
 

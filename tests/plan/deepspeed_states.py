@@ -16,7 +16,7 @@ import torch
 from torch._C._distributed_c10d import FileStore  # torch.distributed hides it from type checkers
 from torch.profiler import ProfilerActivity, profile
 
-from r1hpc.train.distributed import join, leave
+from r1hpc.train.parallel.distributed import join, leave
 
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {"hidden_size": 256, "intermediate_size": 688, "num_key_value_heads": 2},

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.config.load import load
-from r1hpc.plan.batch import (
+from r1hpc.plan.topology.batch import (
     BatchPlan,
     Topology,
     batch_of,

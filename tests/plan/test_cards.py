@@ -6,13 +6,12 @@ import pytest
 
 from r1hpc.base.errors import UsageError
 from r1hpc.config import load
-from r1hpc.config.cluster import ClusterConfig, ResourcesConfig
-from r1hpc.config.schema import RunConfig
-from r1hpc.estimator.estimate_run import estimate_of_run
-from r1hpc.plan.cards import gpu_type_of, other_card
-from r1hpc.plan.hardware import UnknownGpuError
-from r1hpc.plan.precision import check_precision
+from r1hpc.config.schema.cluster import ClusterConfig, ResourcesConfig
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.plan.hours.estimate_run import estimate_of_run
 from r1hpc.plan.run import make_plan
+from r1hpc.plan.topology.checks import check_precision
+from r1hpc.plan.topology.gpus import UnknownGpuError, gpu_type_of, other_card
 from r1hpc.submission.job_estimate import estimate_job
 from tests.plan.test_run_memory import QWEN_7B
 

@@ -6,12 +6,12 @@ import pytest
 
 from r1hpc.base.errors import UsageError
 from r1hpc.config import load
-from r1hpc.config.schema import RunConfig
-from r1hpc.plan.batch import Topology
-from r1hpc.plan.compression import bytes_between_nodes, check_compression, describe_gradients
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.plan.memory.compression import bytes_between_nodes, check_compression, describe_gradients
+from r1hpc.plan.memory.run import copied_bytes, exchange_bytes, memory_of_run, saved_bytes
+from r1hpc.plan.model.shape import model_shape
 from r1hpc.plan.run import RunPlan, make_plan
-from r1hpc.plan.run_memory import copied_bytes, exchange_bytes, memory_of_run, saved_bytes
-from r1hpc.plan.shape import model_shape
+from r1hpc.plan.topology.batch import Topology
 
 # Qwen2.5-0.5B by its config.json.
 QWEN = {"model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24}

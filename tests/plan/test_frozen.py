@@ -6,8 +6,8 @@ import pytest
 
 from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.config import load
-from r1hpc.plan.frozen import check_base, check_base_shape, frozen_bytes
-from r1hpc.plan.shape import model_shape
+from r1hpc.plan.memory.frozen import check_base, check_base_shape, frozen_bytes
+from r1hpc.plan.model.shape import model_shape
 
 _NF4 = ("stage=sft", "model.path=x", "model.lora_rank=8", "model.base_quantization=nf4")
 _LLAMA: dict[str, Any] = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 64}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from r1hpc.plan.hardware import GPUS, UnknownGpuError, find_gpu, peak_flops, smaller_cards
+from r1hpc.plan.topology.gpus import GPUS, UnknownGpuError, find_gpu, peak_flops, smaller_cards
 
 SLICES = ("nvidia_h100_80gb_hbm3_1g.10gb", "nvidia_a100_80gb_pcie_3g.40gb", "h100_1g.10gb", "a100-1G.5GB")
 """By Slurm's AutoDetect, and as sites write them."""

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from r1hpc.config.schema import Precision
-from r1hpc.plan.memory import (
+from r1hpc.config.schema.run import Precision
+from r1hpc.plan.memory.step import (
     MemoryPlan,
     Peak,
     checkpoint_bytes,
@@ -19,7 +19,7 @@ from r1hpc.plan.memory import (
     state_bytes,
     step_bytes,
 )
-from r1hpc.plan.shape import ModelShape, model_shape
+from r1hpc.plan.model.shape import ModelShape, model_shape
 
 _LLAMA = model_shape({"model_type": "llama"})
 

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from r1hpc.config.load import load
-from r1hpc.config.reasoning import EvaluateConfig, GenerateConfig, RolloutConfig
-from r1hpc.config.schema import RunConfig
-from r1hpc.plan.parts import (
+from r1hpc.config.schema.rl import EvaluateConfig, GenerateConfig, RolloutConfig
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.plan.run import make_plan
+from r1hpc.plan.topology.parts import (
     idle_ranks,
     largest_part,
     num_parts,
@@ -17,7 +18,6 @@ from r1hpc.plan.parts import (
     rows_together,
     with_part_size,
 )
-from r1hpc.plan.run import make_plan
 
 
 def asked(num_items: int, **generate: Any) -> RunConfig:

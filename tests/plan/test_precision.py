@@ -6,7 +6,7 @@ import pytest
 
 from r1hpc.base.errors import UsageError
 from r1hpc.config import load
-from r1hpc.plan.precision import check_new_precision, check_precision
+from r1hpc.plan.topology.checks import check_new_precision, check_precision
 
 _FP8 = ("stage=sft", "train.precision=fp8", "resources.gpus_per_node=8")
 _HOPPER = "cluster.gpu_type=h100"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1hpc.plan.preemption import (
+from r1hpc.plan.save_time import (
     PreemptionRules,
     choose_signal_lead_s,
     expected_save_time_s,

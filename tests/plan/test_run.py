@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from r1hpc.base.errors import ConfigError, StateError
 from r1hpc.config.load import load
-from r1hpc.plan.preemption import SaveSpeed
 from r1hpc.plan.run import RunPlan, describe_save, make_plan
+from r1hpc.plan.save_time import SaveSpeed
 
 _SMOKE = load("smoke", ["train.global_batch_size=24"])
 

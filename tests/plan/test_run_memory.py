@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 
 from r1hpc.config import load
-from r1hpc.config.cluster import ResourcesConfig
-from r1hpc.config.reasoning import RlConfig, RolloutConfig
-from r1hpc.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
-from r1hpc.config.zero import DeepspeedConfig
-from r1hpc.plan.batch import Topology
-from r1hpc.plan.memory import reference_place
+from r1hpc.config.schema.cluster import ResourcesConfig
+from r1hpc.config.schema.rl import RlConfig, RolloutConfig
+from r1hpc.config.schema.run import DataConfig, ModelConfig, RunConfig, TrainConfig
+from r1hpc.config.schema.sections import DeepspeedConfig
+from r1hpc.plan.memory.run import memory_of_run, misfits, saved_bytes
+from r1hpc.plan.memory.step import reference_place
+from r1hpc.plan.model.shape import model_shape
 from r1hpc.plan.run import make_plan
-from r1hpc.plan.run_memory import memory_of_run, misfits, saved_bytes
-from r1hpc.plan.shape import model_shape
+from r1hpc.plan.topology.batch import Topology
 
 # Qwen2.5-32B and -7B by their config.json.
 QWEN_32B = {"model_type": "qwen2", "hidden_size": 5120, "intermediate_size": 27648, "num_hidden_layers": 64}

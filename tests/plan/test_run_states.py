@@ -14,17 +14,17 @@ import pytest
 import torch
 
 from r1hpc.base.units import GIB
-from r1hpc.config.reasoning import RlConfig
-from r1hpc.config.schema import ModelConfig, Precision, RunConfig, TrainConfig
-from r1hpc.config.zero import DeepspeedConfig
-from r1hpc.plan.batch import Topology
-from r1hpc.plan.memory import WEIGHT_BYTES
-from r1hpc.plan.run_memory import memory_of_run
-from r1hpc.plan.shape import model_shape
-from r1hpc.tasks.tokenizer import SpecialIds
-from r1hpc.train.distributed import Group
-from r1hpc.train.engine import build_engine, deepspeed_config
-from r1hpc.train.policy import (
+from r1hpc.config.schema.rl import RlConfig
+from r1hpc.config.schema.run import ModelConfig, Precision, RunConfig, TrainConfig
+from r1hpc.config.schema.sections import DeepspeedConfig
+from r1hpc.plan.memory.run import memory_of_run
+from r1hpc.plan.memory.step import WEIGHT_BYTES
+from r1hpc.plan.model.shape import model_shape
+from r1hpc.plan.topology.batch import Topology
+from r1hpc.tasks.text.tokenizer import SpecialIds
+from r1hpc.train.parallel.distributed import Group
+from r1hpc.train.parallel.engine import build_engine, deepspeed_config
+from r1hpc.train.rollout.policy import (
     build_actor_critic,
     build_policy,
     build_reference,

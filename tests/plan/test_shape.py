@@ -9,10 +9,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from r1hpc.base.errors import ConfigError
-from r1hpc.config.schema import ModelConfig, RunConfig
-from r1hpc.plan.families import FAMILIES, UnknownModelError
-from r1hpc.plan.model import load_model_config
-from r1hpc.plan.shape import flops_per_token, hardware_flops_per_token, model_shape
+from r1hpc.config.schema.run import ModelConfig, RunConfig
+from r1hpc.plan.model.families import FAMILIES, UnknownModelError
+from r1hpc.plan.model.hf_config import load_model_config
+from r1hpc.plan.model.shape import flops_per_token, hardware_flops_per_token, model_shape
 
 _SMALL = {
     "hidden_size": 96,

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.config.schema import Precision
-from r1hpc.plan.memory import largest_tensor, offloaded_bytes, state_bytes, step_bytes
-from r1hpc.plan.shape import model_shape
+from r1hpc.config.schema.run import Precision
+from r1hpc.plan.memory.step import largest_tensor, offloaded_bytes, state_bytes, step_bytes
+from r1hpc.plan.model.shape import model_shape
 from tests.plan.deepspeed_states import BUCKET_ELEMENTS, model_config
 from tests.runs import CHECKOUT, run_environment
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from r1hpc.base.errors import ConfigError
-from r1hpc.config.schema import ModelConfig
-from r1hpc.plan.tensors import check_tensors, read_tensors
+from r1hpc.config.schema.run import ModelConfig
+from r1hpc.plan.model.weights import check_tensors, read_tensors
 from tests.plan.tensorfiles import write_header
 
 _CONFIGS: dict[str, dict[str, Any]] = {

@@ -8,14 +8,14 @@ import pytest
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.config import load
-from r1hpc.config.cluster import ClusterConfig
-from r1hpc.config.reasoning import EvaluateConfig, GenerateConfig, RolloutConfig
-from r1hpc.config.schema import Precision, RunConfig
-from r1hpc.plan.batch import Topology
+from r1hpc.config.schema.cluster import ClusterConfig
+from r1hpc.config.schema.rl import EvaluateConfig, GenerateConfig, RolloutConfig
+from r1hpc.config.schema.run import Precision, RunConfig
+from r1hpc.plan.memory.run import memory_of_run, misfits
+from r1hpc.plan.memory.vllm import VllmMemory, larger_cache, num_sequences, vllm_batch, vllm_memory
+from r1hpc.plan.model.shape import model_shape
 from r1hpc.plan.run import make_plan
-from r1hpc.plan.run_memory import memory_of_run, misfits
-from r1hpc.plan.shape import model_shape
-from r1hpc.plan.vllm_memory import VllmMemory, larger_cache, num_sequences, vllm_batch, vllm_memory
+from r1hpc.plan.topology.batch import Topology
 from tests.plan.test_run_memory import NODES_OF_A100, QWEN_7B, QWEN_32B, grpo
 
 QWEN_14B = {**QWEN_32B, "intermediate_size": 13824, "num_hidden_layers": 48}

@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 
 from r1hpc.config import load
-from r1hpc.config.reasoning import RlConfig
-from r1hpc.config.schema import ModelConfig, RunConfig, TrainConfig
-from r1hpc.config.zero import DeepspeedConfig
-from r1hpc.plan.batch import Topology
-from r1hpc.plan.memory import MemoryPlan
+from r1hpc.config.schema.rl import RlConfig
+from r1hpc.config.schema.run import ModelConfig, RunConfig, TrainConfig
+from r1hpc.config.schema.sections import DeepspeedConfig
+from r1hpc.plan.memory.fit import way_out
+from r1hpc.plan.memory.run import memory_of_run, misfits
+from r1hpc.plan.memory.step import MemoryPlan
+from r1hpc.plan.model.shape import model_shape
 from r1hpc.plan.run import RunPlan, make_plan
-from r1hpc.plan.run_memory import memory_of_run, misfits
-from r1hpc.plan.shape import model_shape
-from r1hpc.plan.ways_out import way_out
+from r1hpc.plan.topology.batch import Topology
 from tests.plan.test_run_memory import NODES_OF_A100, QWEN_7B, QWEN_32B, grpo
 
 WITH_WEIGHTS = ModelConfig(path="weights", activation_checkpointing=True)

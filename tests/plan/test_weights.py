@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from r1hpc.base.errors import ConfigError
-from r1hpc.config.schema import ModelConfig
-from r1hpc.plan.weights import check_weights, weight_files
+from r1hpc.config.schema.run import ModelConfig
+from r1hpc.plan.model.weights import check_weights, weight_files
 
 _INDEX = "model.safetensors.index.json"
 

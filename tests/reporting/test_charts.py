@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from r1hpc.accounting.forecast import Spread
-from r1hpc.reporting import budget_charts, hours_charts, palette
+from r1hpc.reporting import budget_charts, hours_charts, style
 from r1hpc.reporting.drawing import (
     FULL,
     HALF,
@@ -26,13 +26,13 @@ from r1hpc.reporting.drawing import (
     short,
     time_axis,
 )
+from r1hpc.reporting.hours_charts import gpu_range
 from r1hpc.reporting.run_charts import RunData, charts_of_run, write_pngs
-from r1hpc.reporting.series import gpu_range
-from r1hpc.telemetry.attempts import Attempt, Cause
-from r1hpc.telemetry.gpu_series import GpuSeries, Point
-from r1hpc.telemetry.metrics import Step
-from r1hpc.telemetry.summary import AttemptSummary
-from r1hpc.telemetry.timeline import Split
+from r1hpc.telemetry.diagnosis.summary import AttemptSummary
+from r1hpc.telemetry.diagnosis.timeline import Split
+from r1hpc.telemetry.gpu.history import GpuSeries, Point
+from r1hpc.telemetry.records.attempts import Attempt, Cause
+from r1hpc.telemetry.records.metrics import Step
 
 HOSTILE = '<img src=x onerror="alert(1)">$x^2$'
 NOW = time.mktime((2026, 10, 8, 12, 0, 0, 0, 0, -1))
@@ -212,7 +212,7 @@ def test_every_colour_is_a_variable_that_knows_the_dark() -> None:
         map(inline, charts_of_run(two_attempts()).values())
     )
     assert re.findall(r"#[0-9a-fA-F]{3,8}\b(?!\")", drawn) == [], "a colour that is not in the palette"
-    light, dark = palette.as_css().split("@media")
+    light, dark = style.as_css().split("@media")
     assert "prefers-color-scheme:dark" in dark
     for name in set(re.findall(r"var\((--[\w-]+)\)", drawn)):
         assert f"{name}:" in light
@@ -278,7 +278,7 @@ def test_labels_of_numbers_and_times() -> None:
 
 def test_matplotlib_is_imported_when_something_is_drawn() -> None:
     code = (
-        "import sys, r1hpc.report, r1hpc.status, r1hpc.reporting.publish\n"
+        "import sys, r1hpc.report, r1hpc.status, r1hpc.reporting.page\n"
         "assert not {'matplotlib', 'numpy', 'dateutil'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -19,10 +19,10 @@ from r1hpc.accounting.ledger import clip
 from r1hpc.accounting.open_ledger import survey
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import append_record, write_json
-from r1hpc.base.rundir import RunDir
-from r1hpc.reporting.publish import publish
+from r1hpc.base.run_dir import RunDir
+from r1hpc.reporting.page import publish
 from r1hpc.reporting.view import make_view
-from r1hpc.telemetry import gpu_history
+from r1hpc.telemetry.gpu import history
 from tests.accounting.history import DAY, GroupRun, make_history
 from tests.recorded import RecordedRun
 
@@ -171,13 +171,13 @@ def test_a_single_run_comes_first_and_without_the_groups_budget(root: Path) -> N
 
 
 def test_its_pictures_and_its_charts_are_of_one_reading(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, paths = gpu_history.read_gpu_history, []
+    whole, paths = history.read_gpu_history, []
 
-    def counted(path: Path) -> gpu_history.GpuHistory:
+    def counted(path: Path) -> history.GpuHistory:
         paths.append(path)
         return whole(path)
 
-    monkeypatch.setattr(gpu_history, "read_gpu_history", counted)
+    monkeypatch.setattr(history, "read_gpu_history", counted)
     run = next(each for each in map(RunDir, sorted(root.iterdir())) if each.all_gpu_metrics)
     publish([run], root, None, time.time())
     assert paths == run.all_gpu_metrics

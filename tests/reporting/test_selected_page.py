@@ -9,7 +9,7 @@ from r1hpc import report
 from r1hpc.accounting.open_ledger import open_ledger
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import write_json
-from r1hpc.reporting.publish import publish
+from r1hpc.reporting.page import publish
 from r1hpc.reporting.view import make_view
 from tests.recorded import EPOCH, RecordedRun
 

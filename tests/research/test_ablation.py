@@ -10,9 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from r1hpc.base.errors import ConfigError, R1hpcError, UsageError
 from r1hpc.config import load
-from r1hpc.submission.chain_folder import ChainDir, supervisor_pid
-from r1hpc.tasks.tokenizer import character_tokenizer
-from r1hpc.telemetry.attempts import read_history
+from r1hpc.submission.chain.folder import ChainDir, supervisor_pid
+from r1hpc.tasks.text.tokenizer import character_tokenizer
+from r1hpc.telemetry.records.attempts import read_history
 from research.ablation import __main__ as ablate
 from research.ablation.results import read_results
 from research.ablation.study import _write_study, chain_stages, open_study, overrides_of_kind

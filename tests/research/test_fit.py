@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.estimator.mfu import COEFFICIENTS, coefficients
+from r1hpc.plan.hours.mfu import COEFFICIENTS, coefficients
 from research.estimator import fit
 from research.estimator.page import page
 from research.estimator.published_rows import Published, read_published, read_table

@@ -7,7 +7,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 
 SMALL_SERVER = f"{sys.executable} {Path(__file__).with_name('small_server.py')}"
 """For serve.python."""

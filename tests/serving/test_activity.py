@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.base.rundir import RunDir
-from r1hpc.serving.activity import Activity
-from r1hpc.telemetry.metrics import MetricWriter, Step, last_steps
+from r1hpc.base.run_dir import RunDir
+from r1hpc.serving.life import Activity
+from r1hpc.telemetry.records.metrics import MetricWriter, Step, last_steps
 
 
 class Clock:

@@ -13,14 +13,14 @@ from typing import Any, cast
 import pytest
 
 from r1hpc.base.errors import UsageError
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from r1hpc.config.load import load
 from r1hpc.serving import life
 from r1hpc.serving.address import Address, Place, make_key, read_address
 from r1hpc.serving.life import TIME_LIMIT, Ended, Life, ServerError, _Health
 from r1hpc.serving.process import Server, command_of, environment_of
-from r1hpc.slurm.env import choose_port
-from r1hpc.telemetry.metrics import last_steps
+from r1hpc.slurm.rank_env import choose_port
+from r1hpc.telemetry.records.metrics import last_steps
 from tests.runs import CHECKOUT, wait_until
 from tests.serving.clients import SMALL_SERVER, ask, key_of
 

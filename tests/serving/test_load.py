@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from r1hpc.serving.load_level import Distribution, Level, failed_below, saturation, slope_per_hour
-from r1hpc.serving.stream import Answer
-from r1hpc.slurm.env import choose_port
+from r1hpc.serving.loadtest.load import Distribution, Level, failed_below, saturation, slope_per_hour
+from r1hpc.serving.loadtest.stream import Answer
+from r1hpc.slurm.rank_env import choose_port
 from tests.runs import CHECKOUT, run_environment, wait_until
 from tests.serving.clients import SMALL_SERVER, ask
 

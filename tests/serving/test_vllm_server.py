@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from r1hpc.serving.gate import SERVED
-from r1hpc.telemetry.attempts import Cause
-from r1hpc.telemetry.metrics import last_steps
+from r1hpc.telemetry.records.attempts import Cause
+from r1hpc.telemetry.records.metrics import last_steps
 from tests.runs import CHECKOUT, run_environment, wait_over
 from tests.serving.clients import ask, key_of
 

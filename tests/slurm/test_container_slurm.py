@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.telemetry.attempts import Cause, read_history
+from r1hpc.telemetry.records.attempts import Cause, read_history
 from tests.cluster import Cluster
 from tests.runs import submit, wait_over
 

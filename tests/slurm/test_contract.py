@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from r1hpc.base.errors import UsageError
-from r1hpc.base.rundir import RunDir
-from r1hpc.config.schema import RunConfig
+from r1hpc.base.run_dir import RunDir
+from r1hpc.config.schema.run import RunConfig
 from r1hpc.slurm import contract
 from r1hpc.slurm.script import make_script, render, site_file
 

@@ -7,8 +7,8 @@ import pytest
 
 from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.config import load
-from r1hpc.config.schema import RunConfig
-from r1hpc.slurm.decide import choose_executor, decide, num_visible_gpus
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.slurm.defaults import choose_executor, decide, num_visible_gpus
 from r1hpc.slurm.probe import ClusterFacts
 
 FACTS = ClusterFacts(

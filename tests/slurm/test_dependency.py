@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from r1hpc.base.errors import UsageError
-from r1hpc.slurm.dependency import after_all_ok, jobs_by_folder
+from r1hpc.slurm.queue import after_all_ok, jobs_by_folder
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r1hpc.base.errors import R1hpcError, StateError
-from r1hpc.slurm.env import (
+from r1hpc.slurm.rank_env import (
     choose_port,
     current,
     expand_counts,
@@ -169,7 +169,7 @@ def test_a_port_is_held_and_outside_the_ephemeral_range() -> None:
 def test_a_squatter_is_stepped_round(monkeypatch: pytest.MonkeyPatch) -> None:
     with choose_port() as squatter:
         taken = squatter.getsockname()[1]
-        monkeypatch.setattr("r1hpc.slurm.env._outside_ephemeral", lambda: [taken])
+        monkeypatch.setattr("r1hpc.slurm.rank_env._outside_ephemeral", lambda: [taken])
         with pytest.raises(R1hpcError, match="no free port"):
             choose_port()
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from r1hpc.slurm.environment import exported, without_foreign_ranks
+from r1hpc.slurm.sbatch import exported, without_foreign_ranks
 
 SECRETS = {
     "HF_TOKEN": "1",

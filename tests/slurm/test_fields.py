@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from r1hpc.base.errors import UsageError
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
-from r1hpc.config.cluster import ClusterConfig, ContainerConfig, ResourcesConfig
-from r1hpc.config.schema import RunConfig
+from r1hpc.config.schema.cluster import ClusterConfig, ContainerConfig, ResourcesConfig
+from r1hpc.config.schema.run import RunConfig
 from r1hpc.slurm import fields, flags
 from r1hpc.slurm.script import make_script, render
 

@@ -8,9 +8,9 @@ import pytest
 from submitit.core.utils import DelayedSubmission
 
 from r1hpc.base.errors import StateError
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from r1hpc.launch import run_rank
-from r1hpc.slurm import payload, submission
+from r1hpc.slurm import payload, submitit_job
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,7 +91,7 @@ def test_a_submission_leaves_a_tiny_private_payload(
     monkeypatch.setattr(os, "umask", os.umask)
     os.umask(0o002)
     try:
-        job_id = submission.submit(run)
+        job_id = submitit_job.submit(run)
     finally:
         os.umask(0o022)
     assert job_id == "41"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.base.rundir import RunDir
-from r1hpc.config.cluster import ResourcesConfig
-from r1hpc.config.schema import RunConfig
-from r1hpc.slurm import payload, submission
+from r1hpc.base.run_dir import RunDir
+from r1hpc.config.schema.cluster import ResourcesConfig
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.slurm import payload, submitit_job
 from r1hpc.slurm.probe import probe_cluster
 from r1hpc.slurm.requeue import JobState, controller_time, job_state, requeue
 from r1hpc.slurm.sacct import sacct_records
@@ -77,7 +77,7 @@ def test_a_submission_runs_one_task_per_rank(
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     config = RunConfig(resources=ResourcesConfig(nodes=2, ranks_per_node=2, cpus_per_task=3, time="5"))
     run.script.write_text(render(make_script(run, config, gpus_per_node=0, signal_lead_s=30)))
-    job_id = submission.submit(run, 4)
+    job_id = submitit_job.submit(run, 4)
     assert job_id.isdigit()
     on_cluster.wait_job(int(job_id))
     log = (run.logs / f"slurm-{job_id}.out").read_text()

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from r1hpc.slurm.client import SlurmError
-from r1hpc.slurm.refusals import with_choices
-from r1hpc.slurm.sbatch import sbatch, try_out
+from r1hpc.slurm.sbatch import sbatch, try_out, with_choices
 from r1hpc.submit import main
 from tests.cluster import Cluster
 

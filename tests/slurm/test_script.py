@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.base.rundir import RunDir
-from r1hpc.config.cluster import ClusterConfig, ResourcesConfig
-from r1hpc.config.schema import RunConfig
+from r1hpc.base.run_dir import RunDir
+from r1hpc.config.schema.cluster import ClusterConfig, ResourcesConfig
+from r1hpc.config.schema.run import RunConfig
 from r1hpc.slurm.contract import CURRENT, NOT_THE_NODE
 from r1hpc.slurm.script import Script, make_script, render, train_script
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from r1hpc.submission.chain_folder import ChainDir
+from r1hpc.submission.chain.folder import ChainDir
 from tests.runs import CHECKOUT, run_environment
 
 COMMON = """\

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
-from r1hpc.config.cluster import ClusterConfig, ResourcesConfig
 from r1hpc.config.load import save
-from r1hpc.config.reasoning import EvaluateConfig, RewardConfig, RolloutConfig, TaskConfig
-from r1hpc.config.schema import (
+from r1hpc.config.schema.cluster import ClusterConfig, ResourcesConfig
+from r1hpc.config.schema.rl import EvaluateConfig, RewardConfig, RolloutConfig, TaskConfig
+from r1hpc.config.schema.run import (
     CheckpointConfig,
     DataConfig,
     ModelConfig,
@@ -24,7 +24,7 @@ from r1hpc.config.schema import (
     TrainConfig,
     WandbConfig,
 )
-from r1hpc.submission.advice import kept_from_before, little_room, other_form_in_chain, seldom_meant
+from r1hpc.train.checks.advice import kept_from_before, little_room, other_form_in_chain, seldom_meant
 
 
 def _config(model: ModelConfig, stage: str = "rl", **sections: Any) -> RunConfig:

@@ -10,9 +10,9 @@ from r1hpc.base.files import read_json, read_records
 from r1hpc.config import load
 from r1hpc.plan.run import make_plan
 from r1hpc.slurm.script import make_script
-from r1hpc.submission.budget_check import OverBudgetError, check_budget
 from r1hpc.submission.order import Order
 from r1hpc.submission.plan_run import PlannedRun
+from r1hpc.submission.submit_run import OverBudgetError, check_budget
 from tests.recorded import RecordedRun
 from tests.submission.chains import submit, submitted, write_chain
 from tests.submission.fake_slurm import FakeSlurm

@@ -10,22 +10,22 @@ from typing import Any
 import pytest
 
 from r1hpc.base.errors import UsageError
-from r1hpc.config.reasoning import EvaluateConfig, GenerateConfig, TaskConfig
-from r1hpc.config.schema import DataConfig, RunConfig
-from r1hpc.submission.chain_file import (
+from r1hpc.config.schema.rl import EvaluateConfig, GenerateConfig, TaskConfig
+from r1hpc.config.schema.run import DataConfig, RunConfig
+from r1hpc.submission.chain.file import (
     Definition,
     open_definition,
     override,
     read_definition,
     save_definition,
 )
-from r1hpc.submission.chain_folder import ChainDir
-from r1hpc.submission.chain_items import connected, refuse_shown_again
+from r1hpc.submission.chain.folder import ChainDir
 from r1hpc.submission.order import Order
 from r1hpc.submission.plan_run import reconfigured
-from r1hpc.tasks.counts import asked_items, repeated
-from r1hpc.tasks.registry import make_task
-from r1hpc.tasks.task import check_num_held_out
+from r1hpc.tasks.problems.item_counts import asked_items, repeated
+from r1hpc.tasks.problems.registry import make_task
+from r1hpc.tasks.problems.task import check_num_held_out
+from r1hpc.train.checks.chain_items import connected, refuse_shown_again
 from tests.recorded import RecordedRun
 from tests.submission.chains import write_chain
 from tests.tasks.own_code import TASK, write

@@ -6,9 +6,9 @@ import pytest
 
 from r1hpc.base.errors import UsageError
 from r1hpc.config.load import merge_layers
+from r1hpc.corpus.build.slurm_jobs import DatasetOrder, _scripts
 from r1hpc.shard import main
-from r1hpc.submission.dataset_jobs import DatasetOrder, _scripts
-from tests.data.corpus import write_recipe, write_texts
+from tests.corpus.corpus import write_recipe, write_texts
 
 
 def test_only_the_jobs_of_a_teacher_take_gpus(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import pytest
 
 from r1hpc.base.errors import UsageError
 from r1hpc.config import load
-from r1hpc.config.schema import Precision
-from r1hpc.submission.chain_file import (
+from r1hpc.config.schema.run import Precision
+from r1hpc.submission.chain.file import (
     Definition,
     by_its_first_path,
     digest_of,
@@ -17,7 +17,7 @@ from r1hpc.submission.chain_file import (
     save_definition,
     split_overrides,
 )
-from r1hpc.submission.chain_folder import ChainDir
+from r1hpc.submission.chain.folder import ChainDir
 from tests.submission.chains import COMMON, write_chain
 
 

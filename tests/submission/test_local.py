@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from r1hpc.attempt.state import State, newest_job, read_situation
+from r1hpc.attempt.state.state import State, newest_job, read_situation
 from r1hpc.base.files import read_records
-from r1hpc.base.rundir import RunDir
-from r1hpc.submission.chain_folder import ChainDir, supervisor_pid
-from r1hpc.submission.chain_state import read_chain_situation
-from r1hpc.telemetry.attempts import Cause, read_history
+from r1hpc.base.run_dir import RunDir
+from r1hpc.submission.chain.folder import ChainDir, supervisor_pid
+from r1hpc.submission.chain.state import read_chain_situation
+from r1hpc.telemetry.records.attempts import Cause, read_history
 from tests.runs import assert_same_run, command_output, rank_pids, wait_step, wait_until
 from tests.submission.chains import actions_of, jobs_of, submit, submitted, write_chain
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from r1hpc.base.errors import UsageError
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
-from r1hpc.submission.missing_dataset import refuse_long_build
-from tests.data.corpus import write_recipe, write_texts
+from r1hpc.train.checks.data import refuse_long_build
+from tests.corpus.corpus import write_recipe, write_texts
 
 
 def test_a_large_dataset_is_built_first(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import pytest
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.config import load
-from r1hpc.config.schema import RunConfig
-from r1hpc.submission.model_checks import check_models
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.train.checks.model import check_models
 
 _PHI = {
     "model_type": "phi3",

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.attempt.state import read_situation
-from r1hpc.base.rundir import RunDir
-from r1hpc.submission.chain_file import open_definition
-from r1hpc.submission.chain_folder import ChainDir, supervisor_pid
-from r1hpc.telemetry.attempts import Attempt, Cause, read_history
+from r1hpc.attempt.state.state import read_situation
+from r1hpc.base.run_dir import RunDir
+from r1hpc.submission.chain.file import open_definition
+from r1hpc.submission.chain.folder import ChainDir, supervisor_pid
+from r1hpc.telemetry.records.attempts import Attempt, Cause, read_history
 from tests.cluster import Cluster
 from tests.runs import current_step, rank_pids, wait_until
 from tests.submission.chains import actions_of, submit, submitted

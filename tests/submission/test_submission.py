@@ -12,9 +12,9 @@ import pytest
 
 from r1hpc.base.files import read_json, read_records
 from r1hpc.config import load
-from r1hpc.submission.chain_file import open_definition
-from r1hpc.submission.chain_folder import ChainDir
-from r1hpc.submission.next_job import move_dependents
+from r1hpc.submission.chain.file import open_definition
+from r1hpc.submission.chain.folder import ChainDir
+from r1hpc.submission.chain.next_job import move_dependents
 from tests.runs import CHECKOUT, command_output, run_environment
 from tests.submission.chains import THREE, actions_of, jobs_of, submit, submitted, write_attempt, write_chain
 from tests.submission.fake_slurm import FakeSlurm

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 from r1hpc.base.errors import R1hpcError
-from r1hpc.config.reasoning import RolloutConfig
-from r1hpc.config.schema import DataConfig, ModelConfig, RunConfig
-from r1hpc.config.zero import DeepspeedConfig
-from r1hpc.data.build import build_dataset
-from r1hpc.submission import model_checks
+from r1hpc.config.schema.rl import RolloutConfig
+from r1hpc.config.schema.run import DataConfig, ModelConfig, RunConfig
+from r1hpc.config.schema.sections import DeepspeedConfig
+from r1hpc.corpus.build.build import build_dataset
 from r1hpc.submission.job_estimate import estimate_job
 from r1hpc.submission.order import Order, Purpose
 from r1hpc.submission.plan_run import PlannedRun, plan_new_run
-from r1hpc.submission.training_data import may_be_too_long
-from r1hpc.tasks.tokenizer import character_tokenizer
+from r1hpc.tasks.text.tokenizer import character_tokenizer
+from r1hpc.train.checks import model as model_checks
+from r1hpc.train.checks.data import may_be_too_long
 from tests.plan.tensorfiles import write_header
 from tests.submission.chains import submit, write_chain
 

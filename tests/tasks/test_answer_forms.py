@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from r1hpc.tasks.answer_forms import chosen, counted_as
-from r1hpc.tasks.statistics import majority
+from r1hpc.tasks.grading.answers import chosen, counted_as
+from r1hpc.tasks.stats.intervals import majority
 
 CHOICES = ["Rome", "Bonn", "C. elegans"]
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1hpc.tasks.arithmetic import MAX_DEPTH, RefusedError, numbers, parse, value
+from r1hpc.tasks.grading.arithmetic import MAX_DEPTH, RefusedError, numbers, parse, value
 
 _LEAF = st.integers(0, 999).map(str)
 _EXPRESSION = st.recursive(

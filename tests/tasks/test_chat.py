@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from r1hpc.base.errors import UsageError
-from r1hpc.config.schema import ModelConfig
-from r1hpc.plan.chat import load_template
-from r1hpc.tasks.chat import PromptForm
-from r1hpc.tasks.completion import TAGS
-from r1hpc.tasks.prompts import TEMPLATE
-from r1hpc.tasks.tokenizer import encode, form_of, load_tokenizer, special_ids
+from r1hpc.config.schema.run import ModelConfig
+from r1hpc.plan.model.chat_template import load_template
+from r1hpc.tasks.grading.completion import TAGS
+from r1hpc.tasks.problems.task import TEMPLATE
+from r1hpc.tasks.text.prompt_format import PromptForm
+from r1hpc.tasks.text.tokenizer import encode, form_of, load_tokenizer, special_ids
 from tests.fetched import DEEPSEEK, wheel_member
 from tests.tasks.tokenizers_of_others import deepseek_like, gemma_like, llama3_like
 

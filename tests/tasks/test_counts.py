@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from r1hpc.config.reasoning import GenerateConfig, RlConfig, RolloutConfig, TaskConfig
-from r1hpc.config.schema import RunConfig, TrainConfig
-from r1hpc.tasks.check import check_questions
-from r1hpc.tasks.counts import asked_items, pass_rates_unused, repeated
-from r1hpc.tasks.file import QuestionFile
-from r1hpc.tasks.registry import make_task
+from r1hpc.config.schema.rl import GenerateConfig, RlConfig, RolloutConfig, TaskConfig
+from r1hpc.config.schema.run import RunConfig, TrainConfig
+from r1hpc.tasks.dry_check import check_questions
+from r1hpc.tasks.problems.file import QuestionFile
+from r1hpc.tasks.problems.item_counts import asked_items, pass_rates_unused, repeated
+from r1hpc.tasks.problems.registry import make_task
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from r1hpc.base.errors import UsageError
-from r1hpc.config.reasoning import GenerateConfig, RewardConfig, TaskConfig
-from r1hpc.config.schema import RunConfig
-from r1hpc.tasks.check import check_questions
-from r1hpc.tasks.completion import take_apart
-from r1hpc.tasks.demonstrations import demonstrate
-from r1hpc.tasks.registry import make_task
+from r1hpc.config.schema.rl import GenerateConfig, RewardConfig, TaskConfig
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.tasks.dry_check import check_questions
+from r1hpc.tasks.grading.completion import take_apart
+from r1hpc.tasks.problems.demonstrations import demonstrate
+from r1hpc.tasks.problems.registry import make_task
 
 _TRACES = RunConfig(stage="traces", task=TaskConfig(options={"num_terms": 3}))
 

@@ -36,7 +36,7 @@ _MEMORY = "bytearray(3 * 2**30)"
 
 _PROGRAM = """
 import ast, ctypes, json, os, socket, subprocess, sys, tempfile
-from r1hpc.tasks import guard
+from r1hpc.tasks.sandbox import guard
 
 def outcome(attempt):
     try:

@@ -10,13 +10,13 @@ import pytest
 from reasoning_gym.factory import DATASETS
 
 from r1hpc.base.errors import UsageError
-from r1hpc.config.reasoning import RewardConfig, TaskConfig
-from r1hpc.tasks import gym_source, judge_gym
-from r1hpc.tasks.completion import compose
-from r1hpc.tasks.prompts import held_out_key
-from r1hpc.tasks.registry import make_task
-from r1hpc.tasks.rewards import Completion, Scorer
-from r1hpc.tasks.task import Item, Task, check_num_held_out, is_held_out
+from r1hpc.config.schema.rl import RewardConfig, TaskConfig
+from r1hpc.tasks.grading import judge_gym
+from r1hpc.tasks.grading.completion import compose
+from r1hpc.tasks.problems import gym_worker
+from r1hpc.tasks.problems.registry import make_task
+from r1hpc.tasks.problems.task import Item, Task, check_num_held_out, held_out_key, is_held_out
+from r1hpc.tasks.reward.rewards import Completion, Scorer
 
 _EVALUATING = ("countdown", "spiral_matrix", "n_queens", "puzzle24", "binary_matrix", "string_insertion")
 """Their score_answer calls eval or sympy.parse_expr on the answer."""
@@ -192,6 +192,6 @@ def test_a_generator_of_few_items_says_how_many(gcd: Task) -> None:
 
 
 def test_where_there_are_too_many_to_count_there_are_as_many_as_indices() -> None:
-    handler, size = gym_source.ready("gcd", 5, {"size": 1001})
-    assert (handler(gym_source.COUNT), size) == (None, 1001)
+    handler, size = gym_worker.ready("gcd", 5, {"size": 1001})
+    assert (handler(gym_worker.COUNT), size) == (None, 1001)
     assert _task("gcd", size=1001).num_questions(held_out=True) == 1001

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.config.reasoning import RewardConfig, TaskConfig
-from r1hpc.tasks.completion import compose, take_apart
-from r1hpc.tasks.registry import make_task
-from r1hpc.tasks.rewards import Completion, Scorer
-from r1hpc.tasks.task import Task
-from r1hpc.tasks.terms import TERMS
+from r1hpc.config.schema.rl import RewardConfig, TaskConfig
+from r1hpc.tasks.grading.completion import compose, take_apart
+from r1hpc.tasks.problems.registry import make_task
+from r1hpc.tasks.problems.task import Task
+from r1hpc.tasks.reward.rewards import Completion, Scorer
+from r1hpc.tasks.reward.terms import TERMS
 from tests.tasks.conftest import children
 from tests.tasks.hostile import hostile
 

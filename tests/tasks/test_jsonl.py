@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from r1hpc.base.errors import UsageError
-from r1hpc.config.reasoning import RewardConfig, TaskConfig
-from r1hpc.tasks.completion import compose
-from r1hpc.tasks.registry import make_task
-from r1hpc.tasks.rewards import Completion, Scorer
-from r1hpc.tasks.task import Task
+from r1hpc.config.schema.rl import RewardConfig, TaskConfig
+from r1hpc.tasks.grading.completion import compose
+from r1hpc.tasks.problems.registry import make_task
+from r1hpc.tasks.problems.task import Task
+from r1hpc.tasks.reward.rewards import Completion, Scorer
 
 _ROWS = [
     {

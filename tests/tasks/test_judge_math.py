@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1hpc.tasks.answer_forms import counted_as, plain_number
-from r1hpc.tasks.arithmetic import RefusedError
-from r1hpc.tasks.judge_math import judge, refuse_costly
+from r1hpc.tasks.grading.answers import counted_as, plain_number
+from r1hpc.tasks.grading.arithmetic import RefusedError
+from r1hpc.tasks.grading.judge_math import judge, refuse_costly
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from r1hpc.base.errors import UsageError
-from r1hpc.tasks.comparison import compare_answers
-from r1hpc.tasks.no_worse import Verdict, judge_loss
+from r1hpc.tasks.stats.comparison import Verdict, compare_answers, judge_loss
 
 
 def answers(right: list[bool]) -> list[dict[str, Any]]:

@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 
 from r1hpc.base.errors import R1hpcError, UsageError
-from r1hpc.config.reasoning import GenerateConfig, RewardConfig, TaskConfig
-from r1hpc.config.schema import RunConfig
-from r1hpc.tasks import process, verifier
-from r1hpc.tasks.check import check_questions
-from r1hpc.tasks.completion import compose
-from r1hpc.tasks.registry import make_task
-from r1hpc.tasks.rewards import Completion, Scorer
-from r1hpc.tasks.task import Task, is_held_out
+from r1hpc.config.schema.rl import GenerateConfig, RewardConfig, TaskConfig
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.tasks.dry_check import check_questions
+from r1hpc.tasks.grading import verifier
+from r1hpc.tasks.grading.completion import compose
+from r1hpc.tasks.problems.registry import make_task
+from r1hpc.tasks.problems.task import Task, is_held_out
+from r1hpc.tasks.reward.rewards import Completion, Scorer
+from r1hpc.tasks.sandbox import process
 from tests.tasks.own_code import REWARD, TASK, write
 
 _numbers = itertools.count()
@@ -125,7 +126,7 @@ def test_a_reward_is_given_prompt_completion_answer_and_metadata(tmp_path: Path)
             assert input is not None
             return float((prompt, completion, answer, metadata) == ("2*7=", "x", "14", {"number": 7}))
     """
-    from r1hpc.tasks.task import Item
+    from r1hpc.tasks.problems.task import Item
 
     item = Item(3, "2*7=", "14", {"number": 7})
     with Scorer(_reward(tmp_path, text), _task(tmp_path), max_completion_length=64) as scorer:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from r1hpc.tasks.paired import (
+from r1hpc.tasks.stats.intervals import (
     Discordance,
     questions_needed,
     sign_flip_p,

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from r1hpc.base.errors import ConfigError, UsageError
-from r1hpc.config.reasoning import RlConfig, TaskConfig
-from r1hpc.tasks.pass_rates import MOST_PASSED_OVER, PassRates, check_comes_again
-from r1hpc.tasks.registry import make_task
-from r1hpc.tasks.task import Task
+from r1hpc.config.schema.rl import RlConfig, TaskConfig
+from r1hpc.tasks.problems.curriculum import MOST_PASSED_OVER, PassRates, check_comes_again
+from r1hpc.tasks.problems.registry import make_task
+from r1hpc.tasks.problems.task import Task
 
 HARD, HALF, EASY = 0.0, 0.5, 1.0
 

@@ -13,15 +13,21 @@ import pyarrow.parquet
 import pytest
 
 from r1hpc.base.errors import UsageError
-from r1hpc.config.reasoning import RewardConfig, RolloutConfig, TaskConfig
-from r1hpc.config.schema import ModelConfig, RunConfig
-from r1hpc.tasks.completion import compose
-from r1hpc.tasks.file import QuestionFile
-from r1hpc.tasks.judges import choice
-from r1hpc.tasks.question_file import Columns, Question, check_one_split, read_questions, tables_in
-from r1hpc.tasks.registry import make_task
-from r1hpc.tasks.rewards import Completion, Scorer
-from r1hpc.tasks.tokenizer import fitting, form_of, load_tokenizer, prompt_ids
+from r1hpc.config.schema.rl import RewardConfig, RolloutConfig, TaskConfig
+from r1hpc.config.schema.run import ModelConfig, RunConfig
+from r1hpc.tasks.grading.completion import compose
+from r1hpc.tasks.grading.judges import choice
+from r1hpc.tasks.problems.file import (
+    Columns,
+    Question,
+    QuestionFile,
+    check_one_split,
+    read_questions,
+    tables_in,
+)
+from r1hpc.tasks.problems.registry import make_task
+from r1hpc.tasks.reward.rewards import Completion, Scorer
+from r1hpc.tasks.text.tokenizer import fitting, form_of, load_tokenizer, prompt_ids
 from tests.tasks.tokenizers_of_others import llama3_like
 
 Rows = list[dict[str, Any]]

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r1hpc.base.errors import UsageError
-from r1hpc.config.reasoning import TaskConfig
-from r1hpc.tasks.registry import make_task
-from r1hpc.tasks.task import Draws, Task, check_num_held_out, is_held_out
+from r1hpc.config.schema.rl import TaskConfig
+from r1hpc.tasks.problems.registry import make_task
+from r1hpc.tasks.problems.task import Draws, Task, check_num_held_out, is_held_out
 
 _TASKS = ("chain_sum", "countdown")
 _INDEX = st.integers(0, 2**40)
@@ -31,7 +31,7 @@ def test_an_item_is_the_same_in_every_process() -> None:
     assert _task("chain_sum").item(7).prompt == "162669="
     assert _task("countdown").item(7).prompt == "11,1,10:22?"
     code = (
-        "from r1hpc.config.reasoning import TaskConfig; from r1hpc.tasks.registry import make_task;"
+        "from r1hpc.config.schema.rl import TaskConfig; from r1hpc.tasks.problems.registry import make_task;"
         "print(*(make_task(TaskConfig(n)).item(3).prompt for n in ('chain_sum', 'countdown')))"
     )
     said = {

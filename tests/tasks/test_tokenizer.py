@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r1hpc.base.errors import UsageError
-from r1hpc.config.reasoning import TaskConfig
-from r1hpc.config.schema import ModelConfig
-from r1hpc.plan.chat import load_template
-from r1hpc.tasks.completion import TAGS
-from r1hpc.tasks.registry import make_task
-from r1hpc.tasks.tokenizer import (
+from r1hpc.config.schema.rl import TaskConfig
+from r1hpc.config.schema.run import ModelConfig
+from r1hpc.plan.model.chat_template import load_template
+from r1hpc.tasks.grading.completion import TAGS
+from r1hpc.tasks.problems.registry import make_task
+from r1hpc.tasks.text.tokenizer import (
     ALPHABET,
     SpecialIds,
     asking_id,

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from r1hpc.base.errors import R1hpcError
-from r1hpc.tasks.process import WorkerProcess
-from r1hpc.tasks.verifier import Question, StopAsked, Verifier
+from r1hpc.tasks.grading.verifier import Question, StopAsked, Verifier
+from r1hpc.tasks.sandbox.process import WorkerProcess
 
 pytestmark = pytest.mark.usefixtures("no_process_left")
 
@@ -123,7 +123,7 @@ def test_a_verifier_that_is_forgotten_leaves_no_process() -> None:
 @pytest.mark.parametrize("hanging", [False, True])
 def test_the_process_dies_with_its_parent(tmp_path: Path, hanging: bool) -> None:
     code = (
-        "import os, sys, time; from r1hpc.tasks.verifier import Question, Verifier;"
+        "import os, sys, time; from r1hpc.tasks.grading.verifier import Question, Verifier;"
         "v = Verifier('math', {}, 60.0); v.check([Question('4', '4', {})]);"
         "open(sys.argv[1], 'w').write(str(v._worker.pid));"
         "v.check([Question(sys.argv[2], '4', {})]); time.sleep(60)"

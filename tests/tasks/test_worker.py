@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from r1hpc.tasks import guard
-from r1hpc.tasks.arithmetic import RefusedError
-from r1hpc.tasks.worker import verdict
+from r1hpc.tasks.grading.arithmetic import RefusedError
+from r1hpc.tasks.grading.worker import verdict
+from r1hpc.tasks.sandbox import guard
 
 _QUESTION = ("text", "answer", {"a": 1})
 

@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from r1hpc.telemetry.attempts import read_history
-from r1hpc.telemetry.diagnose import QUICK_BYTES, Diagnosis, diagnose
-from r1hpc.telemetry.findings import Finding
-from r1hpc.telemetry.metrics import MetricWriter
-from r1hpc.telemetry.ranks import RankTimeWriter
+from r1hpc.telemetry.diagnosis.diagnose import QUICK_BYTES, Diagnosis, diagnose
+from r1hpc.telemetry.diagnosis.findings import Finding
+from r1hpc.telemetry.records.attempts import read_history
+from r1hpc.telemetry.records.metrics import MetricWriter
+from r1hpc.telemetry.records.ranks import RankTimeWriter
 from tests.recorded import RecordedRun
 
 CARD = 80 * 2**30

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from r1hpc.base.files import append_record
-from r1hpc.base.rundir import RunDir
-from r1hpc.config.schema import LimitsConfig
-from r1hpc.telemetry.attempts import (
+from r1hpc.base.run_dir import RunDir
+from r1hpc.config.schema.run import LimitsConfig
+from r1hpc.telemetry.records.attempts import (
     Attempt,
     Cause,
     gpu_hours_used,

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from r1hpc.attempt import end
-from r1hpc.telemetry.attempts import read_history
-from r1hpc.telemetry.diagnose import QUICK_BYTES, as_lines, diagnose
-from r1hpc.telemetry.findings import Severity
-from r1hpc.telemetry.metrics import MetricWriter
-from r1hpc.telemetry.ranks import RankTimeWriter, read_rank_times
+from r1hpc.telemetry.diagnosis.diagnose import QUICK_BYTES, as_lines, diagnose
+from r1hpc.telemetry.diagnosis.findings import Severity
+from r1hpc.telemetry.records.attempts import read_history
+from r1hpc.telemetry.records.metrics import MetricWriter
+from r1hpc.telemetry.records.ranks import RankTimeWriter, read_rank_times
 from tests.recorded import bytes_read
 from tests.telemetry.scenes import MOVING, SPINNING, Scene, codes, only, played
 

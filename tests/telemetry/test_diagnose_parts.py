@@ -7,8 +7,8 @@ import pytest
 
 from r1hpc.attempt import end
 from r1hpc.base.files import write_json
-from r1hpc.telemetry.attempts import read_history
-from r1hpc.telemetry.diagnose import Diagnosis, as_lines, diagnose
+from r1hpc.telemetry.diagnosis.diagnose import Diagnosis, as_lines, diagnose
+from r1hpc.telemetry.records.attempts import read_history
 from tests.telemetry.scenes import SPINNING, Scene, codes, only, played
 
 

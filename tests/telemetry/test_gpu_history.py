@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from r1hpc.base.rundir import RunDir
-from r1hpc.telemetry import gpu_history
-from r1hpc.telemetry.gpu_history import all_series, folded_beside, read_gpu_history, read_gpus
-from r1hpc.telemetry.gpu_summary import summarise
+from r1hpc.base.run_dir import RunDir
+from r1hpc.telemetry.gpu import history
+from r1hpc.telemetry.gpu.history import all_series, folded_beside, read_gpu_history, read_gpus
+from r1hpc.telemetry.gpu.summary import summarise
 from tests.telemetry.counting import calls_of
 
 NODES = ("n1", "n2.cluster")
@@ -24,13 +24,13 @@ MIG = "MIG-41b36b0e-2b9f-5b4e-9d4e-0d6a2d1f7c11"
 @pytest.fixture(autouse=True)
 def _keep_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also what is little."""
-    monkeypatch.setattr(gpu_history, "_WORTH_BYTES", 1)
+    monkeypatch.setattr(history, "_WORTH_BYTES", 1)
 
 
 @pytest.fixture
 def lines_folded(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """How many lines were folded since it was called last."""
-    return calls_of(monkeypatch, gpu_history.GpuHistory, "add")
+    return calls_of(monkeypatch, history.GpuHistory, "add")
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_folds_that_were_cut_anywhere_say_what_the_readings_say(
 ) -> None:
     """The kept folds go on from wherever the last report was, at the middle of a line too."""
     dice = random.Random(seed)
-    monkeypatch.setattr("r1hpc.telemetry.gpu_series._MOST_POINTS", 60)
+    monkeypatch.setattr("r1hpc.telemetry.gpu.history._MOST_POINTS", 60)
     written = {run.gpu_metrics(node): b"".join(islice(random_lines(dice, node), 250)) for node in NODES}
     while any(written.values()):
         for path, rest in written.items():
@@ -191,15 +191,15 @@ def _other_fields(path: Path) -> None:
     """As if a field had come without another VERSION."""
     _, _, body = folded_beside(path).read_bytes().partition(b"\n")
     body = body.replace(b'"resets"', b'"falls"')
-    folded_beside(path).write_bytes(gpu_history._head(body) + b"\n" + body)
+    folded_beside(path).write_bytes(history._head(body) + b"\n" + body)
 
 
 def _other_version(path: Path) -> None:
     raw = folded_beside(path).read_bytes().replace(b'"ticks": 20', b'"ticks": 30')
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpu_history, "VERSION", gpu_history.VERSION + 1)
+        patch.setattr(history, "VERSION", history.VERSION + 1)
         body = raw.partition(b"\n")[2]
-        folded_beside(path).write_bytes(gpu_history._head(body) + b"\n" + body)
+        folded_beside(path).write_bytes(history._head(body) + b"\n" + body)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_where_the_folder_cannot_be_written_they_are_folded_each_time(
 def test_little_is_read_again_rather_than_written(
     run: RunDir, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu_history, "_WORTH_BYTES", path.stat().st_size + 1)
+    monkeypatch.setattr(history, "_WORTH_BYTES", path.stat().st_size + 1)
     said(run)
     assert not folded_beside(path).exists()
     append(path, *first_lines(1, begin=20))

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from r1hpc.telemetry.health import MIN_STEPS, as_mapping, health_warnings
-from r1hpc.telemetry.metrics import Step
+from r1hpc.telemetry.diagnosis.rl_health import MIN_STEPS, as_mapping, health_warnings
+from r1hpc.telemetry.records.metrics import Step
 
 HEALTHY = {
     "reward": 0.6,

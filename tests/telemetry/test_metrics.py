@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r1hpc.base.files import write_json
-from r1hpc.base.rundir import RunDir
-from r1hpc.telemetry import metrics
-from r1hpc.telemetry.metrics import MetricWriter
+from r1hpc.base.run_dir import RunDir
+from r1hpc.telemetry.records import metrics
+from r1hpc.telemetry.records.metrics import MetricWriter
 from tests.recorded import GLOBAL_BATCH, RecordedRun, bytes_read, loss_of
 
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from r1hpc.telemetry.gpu_reading import CHANGING, LINKS, throttle_names
-from r1hpc.telemetry.nvml import NoDriverError, open_nvml
+from r1hpc.telemetry.gpu.nvml import NoDriverError, open_nvml
+from r1hpc.telemetry.gpu.reading import CHANGING, LINKS, throttle_names
 from tests.nvml_stub import LIBRARY, built, run_python
 
 GIB = 2**30
 
 SAMPLES = """
 import json, sys
-from r1hpc.telemetry.nvml import open_nvml
+from r1hpc.telemetry.gpu.nvml import open_nvml
 nvml = open_nvml()
 ticks = [[device.sample(links=True) for device in nvml.devices] for _ in range(int(sys.argv[1]))]
 print(json.dumps({"notes": nvml.notes, "ticks": ticks, "static": [d.static() for d in nvml.devices]}))
@@ -79,7 +79,7 @@ def test_every_reading_of_a_gpu() -> None:
 def test_direct_calls_agree_with_nvidia_ml_py() -> None:
     script = """
 import pynvml
-from r1hpc.telemetry.nvml import open_nvml
+from r1hpc.telemetry.gpu.nvml import open_nvml
 device = open_nvml().devices[3]
 mine = device.read()
 gpu = pynvml.nvmlDeviceGetHandleByUUID(device.uuid.encode())
@@ -157,7 +157,7 @@ def test_a_driver_without_the_old_temperature_call() -> None:
 CALLS = """
 import sys
 import pynvml
-from r1hpc.telemetry.nvml import open_nvml
+from r1hpc.telemetry.gpu.nvml import open_nvml
 device = open_nvml().devices[0]
 counts = []
 for _ in range(3):
@@ -215,7 +215,7 @@ def test_a_gpu_that_needs_a_reset() -> None:
 def test_nvml_shut_down_by_somebody_else_is_an_error_of_the_record() -> None:
     script = """
 import pynvml
-from r1hpc.telemetry.nvml import open_nvml
+from r1hpc.telemetry.gpu.nvml import open_nvml
 nvml = open_nvml()
 pynvml.nvmlShutdown()
 print(nvml.devices[0].read().error)

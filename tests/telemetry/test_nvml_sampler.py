@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 
 from r1hpc.base.files import read_records
-from r1hpc.telemetry.gpu_reading import CHANGING, LINKS, STATIC
-from r1hpc.telemetry.gpu_summary import summarise
-from r1hpc.telemetry.sampler import MIN_PERIOD_S, GpuSampler
+from r1hpc.telemetry.gpu.reading import CHANGING, LINKS, STATIC
+from r1hpc.telemetry.gpu.sampler import MIN_PERIOD_S, GpuSampler
+from r1hpc.telemetry.gpu.summary import summarise
 from tests.nvml_stub import LIBRARY, environment, run_python
 
 PROLOGUE = """
 import sys, time
 from pathlib import Path
-from r1hpc.telemetry.sampler import GpuSampler
+from r1hpc.telemetry.gpu.sampler import GpuSampler
 sampler = GpuSampler(Path(sys.argv[1]), "node-1", attempt=4, period_s=0.5)
 """
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1hpc.telemetry.visible import select_visible
+from r1hpc.telemetry.gpu.nvml import select_visible
 
 NODE = ("GPU-aa11", "GPU-ab22", "GPU-bb33", "GPU-cc44")
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from r1hpc.base.units import GIB
-from r1hpc.telemetry.attempts import Attempt
-from r1hpc.telemetry.metrics import events_path
-from r1hpc.telemetry.save_speed import measured_save_speed
-from r1hpc.telemetry.timeline import Part, spans_of
+from r1hpc.telemetry.diagnosis.timeline import Part, spans_of
+from r1hpc.telemetry.records.attempts import Attempt
+from r1hpc.telemetry.records.metrics import events_path
+from r1hpc.telemetry.records.ranks import measured_save_speed
 
 
 def test_the_median_of_saves_that_say_something(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from r1hpc.base.files import append_record
-from r1hpc.base.rundir import RunDir
-from r1hpc.telemetry import metrics
-from r1hpc.telemetry.attempts import read_history
-from r1hpc.telemetry.metrics import MetricWriter
-from r1hpc.telemetry.summary import RunSummary, names_of, summarise_run
-from r1hpc.telemetry.summary_file import read_summary
+from r1hpc.base.run_dir import RunDir
+from r1hpc.telemetry.diagnosis.summary import RunSummary, names_of, summarise_run
+from r1hpc.telemetry.records import metrics
+from r1hpc.telemetry.records.attempts import read_history
+from r1hpc.telemetry.records.metrics import MetricWriter
+from r1hpc.telemetry.records.summary_file import read_summary
 from tests.recorded import RecordedRun
 from tests.telemetry.counting import calls_of
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1hpc.telemetry.attempts import Attempt
-from r1hpc.telemetry.timeline import Part, Span, Split, spans_of, split_time
+from r1hpc.telemetry.diagnosis.timeline import Part, Span, Split, spans_of, split_time
+from r1hpc.telemetry.records.attempts import Attempt
 
 MOMENTS = st.integers(-50, 150)
 SPANS = st.lists(st.builds(Span, st.sampled_from(list(Part)), MOMENTS, MOMENTS), max_size=12)

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r1hpc.config.load import assets
-from r1hpc.config.reasoning import RewardConfig, RlConfig, RolloutConfig
-from r1hpc.config.schema import RunConfig, TrainConfig
-from r1hpc.plan.batch import updates_per_rollout
-from r1hpc.train.algorithms import (
+from r1hpc.config.schema.rl import RewardConfig, RlConfig, RolloutConfig
+from r1hpc.config.schema.run import RunConfig, TrainConfig
+from r1hpc.plan.topology.batch import updates_per_rollout
+from r1hpc.train.losses.algorithms import (
     gae,
     group_advantages,
     importance_weights,

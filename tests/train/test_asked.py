@@ -9,13 +9,13 @@ import pytest
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import read_json
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from r1hpc.config import plugins
-from r1hpc.telemetry.attempts import Cause
-from r1hpc.telemetry.evaluations import read_evaluations
-from r1hpc.train.asked import Asking, refuse_other_asking
-from r1hpc.train.rl import has_kept
-from r1hpc.train.session import Job
+from r1hpc.telemetry.records.attempts import Cause
+from r1hpc.telemetry.records.evaluations import read_evaluations
+from r1hpc.train.generate.prompt_identity import Asking, refuse_other_asking
+from r1hpc.train.loop.session import Job
+from r1hpc.train.rl.rl import has_kept
 from tests.runs import at, submit, wait_over, wait_until
 from tests.teachers import write_teacher
 from tests.train.test_generate import _Rank, job_of

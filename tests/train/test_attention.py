@@ -11,10 +11,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations import sdpa_attention
 
 from r1hpc.base.errors import ConfigError
-from r1hpc.config.schema import ModelConfig
-from r1hpc.train import attention
-from r1hpc.train.attention import GAMMA, OURS, add_gates
-from r1hpc.train.model import build_model
+from r1hpc.config.schema.run import ModelConfig
+from r1hpc.train.model import attention
+from r1hpc.train.model.attention import GAMMA, OURS, add_gates
+from r1hpc.train.model.model import build_model
 
 GPT2: dict[str, Any] = {
     "model_type": "gpt2",

@@ -17,14 +17,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from r1hpc.checkpoint.manifest import FileRecord
 from r1hpc.checkpoint.store import CheckpointStore
-from r1hpc.config.schema import Precision
-from r1hpc.telemetry.attempts import Cause
-from r1hpc.train.background import Exchange, Report, Write, records_of
-from r1hpc.train.checkpoint_files import load_file
-from r1hpc.train.distributed import Group
-from r1hpc.train.errors import SaveError
-from r1hpc.train.identity import Identity
-from r1hpc.train.snapshot import Snapshots
+from r1hpc.config.schema.run import Precision
+from r1hpc.telemetry.records.attempts import Cause
+from r1hpc.train.checkpoint.async_save import Exchange, Report, Write, records_of
+from r1hpc.train.checkpoint.deepspeed_io import load_file
+from r1hpc.train.checkpoint.identity import Identity
+from r1hpc.train.checkpoint.snapshot import Snapshots
+from r1hpc.train.parallel.distributed import Group
+from r1hpc.train.parallel.errors import SaveError
 from tests.runs import submit, wait_over
 from tests.train.two_ranks import engine_around, run_on_two_ranks, train
 

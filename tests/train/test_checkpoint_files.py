@@ -7,8 +7,8 @@ from typing import Any, BinaryIO
 import pytest
 import torch
 
-from r1hpc.train import checkpoint_files
-from r1hpc.train.checkpoint_files import write_file
+from r1hpc.train.checkpoint import deepspeed_io
+from r1hpc.train.checkpoint.deepspeed_io import write_file
 
 
 class _OverQuota:
@@ -33,9 +33,9 @@ def test_a_full_disk_is_called_that(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_torch_says_of_a_failed_write_is_not_the_cause(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pieces = checkpoint_files._Pieces
+    pieces = deepspeed_io._Pieces
     monkeypatch.setattr(
-        checkpoint_files,
+        deepspeed_io,
         "_Pieces",
         lambda file, stop, wrote: pieces(_OverQuota(file), stop, wrote),  # type: ignore[arg-type]
     )

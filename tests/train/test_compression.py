@@ -8,15 +8,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.store import CheckpointStore
-from r1hpc.config.schema import Precision, TrainConfig
-from r1hpc.telemetry.attempts import Cause
-from r1hpc.telemetry.metrics import read_steps
-from r1hpc.train.compression import Compressor, GradientExchange, compression_name, exchange_of
-from r1hpc.train.distributed import Group
-from r1hpc.train.identity import Identity, compression_of
-from r1hpc.train.snapshot import Snapshots
+from r1hpc.config.schema.run import Precision, TrainConfig
+from r1hpc.telemetry.records.attempts import Cause
+from r1hpc.telemetry.records.metrics import read_steps
+from r1hpc.train.checkpoint.identity import Identity, compression_of
+from r1hpc.train.checkpoint.snapshot import Snapshots
+from r1hpc.train.parallel.compression import Compressor, GradientExchange, compression_name, exchange_of
+from r1hpc.train.parallel.distributed import Group
 from tests.runs import assert_same_run, submit, until_stopped, wait_over, wait_step
 from tests.train.two_ranks import engine_around, run_on_two_ranks
 

@@ -12,14 +12,13 @@ import pyarrow.parquet
 import pytest
 
 from r1hpc.base.errors import UsageError
-from r1hpc.base.rundir import RunDir
-from r1hpc.config.reasoning import EvaluateConfig, TaskConfig
-from r1hpc.config.schema import RunConfig
-from r1hpc.tasks.benchmark import with_counted_sets
-from r1hpc.tasks.trained_on import check_trained_on
-from r1hpc.telemetry.evaluations import contamination_lines
-from r1hpc.train import generate
-from r1hpc.train.contamination import contamination
+from r1hpc.base.run_dir import RunDir
+from r1hpc.config.schema.rl import EvaluateConfig, TaskConfig
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.tasks.problems.benchmark import check_trained_on, with_counted_sets
+from r1hpc.telemetry.records.evaluations import contamination_lines
+from r1hpc.train.generate import generate
+from r1hpc.train.generate.contamination import contamination
 from tests.train.test_evaluate import said
 
 _QUESTIONS = [

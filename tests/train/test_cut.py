@@ -5,7 +5,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from r1hpc.train.sampling import Cut, choose, streams, truncated
+from r1hpc.train.rollout.torch_engine import Cut, choose, streams, truncated
 
 _CUTS = [
     Cut(top_k=1),

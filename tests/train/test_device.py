@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from r1hpc.telemetry.attempts import Cause
+from r1hpc.telemetry.records.attempts import Cause
 from tests.runs import CHECKOUT, submit, wait_over
 
 _CHOOSE = """
-from r1hpc.train.distributed import choose_accelerator
+from r1hpc.train.parallel.distributed import choose_accelerator
 choose_accelerator({use_gpu})
 import deepspeed
 print(deepspeed.accelerator.get_accelerator().device_name())
@@ -21,7 +21,7 @@ _TOO_LATE = """
 import deepspeed
 from torch._C._distributed_c10d import HashStore
 from r1hpc.base.errors import R1hpcError
-from r1hpc.train.distributed import join
+from r1hpc.train.parallel.distributed import join
 try:
     join(0, 0, 1, HashStore(), use_gpu=False)
 except R1hpcError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from r1hpc.checkpoint.store import CheckpointStore
-from r1hpc.telemetry.attempts import Cause
+from r1hpc.telemetry.records.attempts import Cause
 from tests.runs import assert_same_run, at, held, submit, wait_over, wait_step
 
 pytestmark = [

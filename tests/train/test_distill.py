@@ -9,16 +9,15 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from r1hpc.config.reasoning import RlConfig, RolloutConfig
-from r1hpc.config.schema import Precision, RunConfig, TrainConfig
-from r1hpc.train.algorithms import divergence
-from r1hpc.train.distributed import Group
-from r1hpc.train.logits import OutputHead, Teacher
-from r1hpc.train.micro_batches import Experience
-from r1hpc.train.policy import Reference
-from r1hpc.train.rollout import Rollout
-from r1hpc.train.tally import Sums, Tally
-from r1hpc.train.update import Updater
+from r1hpc.config.schema.rl import RlConfig, RolloutConfig
+from r1hpc.config.schema.run import Precision, RunConfig, TrainConfig
+from r1hpc.train.losses.algorithms import divergence
+from r1hpc.train.losses.logits import OutputHead, Teacher
+from r1hpc.train.parallel.distributed import Group
+from r1hpc.train.rl.micro_batches import Experience, Sums, Tally
+from r1hpc.train.rl.rollout import Rollout
+from r1hpc.train.rl.update import Updater
+from r1hpc.train.rollout.policy import Reference
 from tests.train.test_logits import FAMILIES, assert_same, built, gradients
 from tests.train.test_update import MEMBERS, NUM_GROUPS, PROMPTS, PlainEngine, groups
 

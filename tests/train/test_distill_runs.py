@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.telemetry.attempts import Cause
-from r1hpc.telemetry.metrics import read_steps
+from r1hpc.telemetry.records.attempts import Cause
+from r1hpc.telemetry.records.metrics import read_steps
 from tests.runs import submit, wait_over
 from tests.teachers import DISTILL, write_teacher
 from tests.train.test_rl_disturbed import assert_same_learning

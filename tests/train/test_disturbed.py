@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.store import CheckpointStore
-from r1hpc.telemetry.attempts import Cause
-from r1hpc.telemetry.metrics import read_steps
+from r1hpc.telemetry.records.attempts import Cause
+from r1hpc.telemetry.records.metrics import read_steps
 from tests.runs import (
     assert_same_data,
     assert_same_run,

@@ -15,14 +15,14 @@ from torch._C._distributed_c10d import HashStore
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from r1hpc.base.errors import ConfigError
-from r1hpc.config.schema import ModelConfig, Precision
-from r1hpc.tasks.tokenizer import TokenizerFiles
-from r1hpc.train import export
-from r1hpc.train.attention import add_gates, load_gates
-from r1hpc.train.distributed import Group, join, leave
-from r1hpc.train.errors import SaveError
-from r1hpc.train.export import export_model, readable_by_older
-from r1hpc.train.model import build_model, cast_parameters
+from r1hpc.config.schema.run import ModelConfig, Precision
+from r1hpc.tasks.text.tokenizer import TokenizerFiles
+from r1hpc.train.model import export
+from r1hpc.train.model.attention import add_gates, load_gates
+from r1hpc.train.model.export import export_model, readable_by_older
+from r1hpc.train.model.model import build_model, cast_parameters
+from r1hpc.train.parallel.distributed import Group, join, leave
+from r1hpc.train.parallel.errors import SaveError
 from tests.train.two_ranks import engine_around, gathered, run_on_two_ranks, train
 
 pytestmark = pytest.mark.xdist_group("export")  # its fixtures are dear

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from r1hpc.accounting.open_ledger import open_ledger
-from r1hpc.attempt.state import State, read_situation
-from r1hpc.base.rundir import RunDir
+from r1hpc.attempt.state.state import State, read_situation
+from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.store import CheckpointStore
-from r1hpc.telemetry.attempts import Cause, read_history
-from r1hpc.telemetry.metrics import audit_ledger, read_steps
+from r1hpc.telemetry.records.attempts import Cause, read_history
+from r1hpc.telemetry.records.metrics import audit_ledger, read_steps
 from tests.runs import (
     CHECKOUT,
     assert_same_data,

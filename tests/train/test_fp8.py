@@ -9,13 +9,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from r1hpc.base.errors import ConfigError
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config import load
-from r1hpc.config.schema import Precision, TrainConfig
-from r1hpc.train.distributed import Group
-from r1hpc.train.engine import build_engine, deepspeed_config
-from r1hpc.train.fp8 import compute_in_fp8, is_fp8
-from r1hpc.train.identity import Identity, precision_of
-from r1hpc.train.policy import build_policy, placement
-from r1hpc.train.snapshot import Snapshots
+from r1hpc.config.schema.run import Precision, TrainConfig
+from r1hpc.train.checkpoint.identity import Identity, precision_of
+from r1hpc.train.checkpoint.snapshot import Snapshots
+from r1hpc.train.model.low_precision import compute_in_fp8, is_fp8
+from r1hpc.train.parallel.distributed import Group
+from r1hpc.train.parallel.engine import build_engine, deepspeed_config
+from r1hpc.train.rollout.policy import build_policy, placement
 from tests.fetched import TORCHAO, wheel
 from tests.train.two_ranks import run_on_two_ranks, take_step
 

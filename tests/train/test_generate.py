@@ -7,14 +7,15 @@ from typing import Any, cast
 
 import pytest
 
+from r1hpc.attempt.control.stop import StopRequests
 from r1hpc.base.errors import ConfigError, StateError
-from r1hpc.base.rundir import RunDir
-from r1hpc.config.reasoning import GenerateConfig, RewardConfig, RolloutConfig
-from r1hpc.config.schema import RunConfig
-from r1hpc.tasks.chain_sum import ChainSum
-from r1hpc.tasks.chat import PromptForm
-from r1hpc.tasks.rewards import Completion, Score, Scorer
-from r1hpc.train.generate import (
+from r1hpc.base.run_dir import RunDir
+from r1hpc.config.schema.rl import GenerateConfig, RewardConfig, RolloutConfig
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.tasks.problems.builtin import ChainSum
+from r1hpc.tasks.reward.rewards import Completion, Score, Scorer
+from r1hpc.tasks.text.prompt_format import PromptForm
+from r1hpc.train.generate.generate import (
     _completions,
     _last_by_rank_0,
     _missing,
@@ -24,9 +25,8 @@ from r1hpc.train.generate import (
     sentence_on_kept,
     traces,
 )
-from r1hpc.train.judge import Judge
-from r1hpc.train.session import Job, Outcome
-from r1hpc.train.stop import StopRequests
+from r1hpc.train.loop.session import Job, Outcome
+from r1hpc.train.rollout.sampler import Judge
 from tests.train.test_evaluate import IDS, TOKENIZER, Parrot
 
 
@@ -97,10 +97,10 @@ def test_a_part_that_is_not_there_or_damaged_is_not_left_out(
     with pytest.raises(StateError, match=rf"{second}:1 is damaged: remove part-000001.jsonl"):
         list(_read_parts(job))
     second.unlink()
-    monkeypatch.setattr("r1hpc.train.generate._VISIBLE_S", -1.0)
+    monkeypatch.setattr("r1hpc.train.generate.generate._VISIBLE_S", -1.0)
     with pytest.raises(StateError, match="1 parts of other nodes are not seen here"):
         list(_read_parts(job))
-    monkeypatch.setattr("r1hpc.train.generate._VISIBLE_S", 60.0)
+    monkeypatch.setattr("r1hpc.train.generate.generate._VISIBLE_S", 60.0)
     monkeypatch.setattr("time.sleep", lambda seconds: second.write_text(whole))  # now it is
     assert len(list(_read_parts(job))) == 3
 

@@ -12,16 +12,16 @@ import torch
 
 from r1hpc.base.errors import R1hpcError
 from r1hpc.config import load
-from r1hpc.train.distributed import device_index
-from r1hpc.train.engine import accumulate, deepspeed_config
-from r1hpc.train.errors import TrainError
-from r1hpc.train.tally import Sums, Tally
+from r1hpc.train.parallel.distributed import device_index
+from r1hpc.train.parallel.engine import accumulate, deepspeed_config
+from r1hpc.train.parallel.errors import TrainError
+from r1hpc.train.rl.micro_batches import Sums, Tally
 from tests.runs import CHECKOUT
 
 _GROUPS = """
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
-from r1hpc.train import distributed
+from r1hpc.train.parallel import distributed
 distributed.choose_accelerator(False)
 distributed.join(0, 0, 1, HashStore(), use_gpu=False)
 from deepspeed.utils import groups
@@ -31,14 +31,14 @@ for group in (dist.new_group([0]), groups._clone_world_group()):
 """
 _DETERMINISTIC = """
 import os, torch
-from r1hpc.train import distributed
+from r1hpc.train.parallel import distributed
 distributed.be_deterministic()
 print(torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
 print(os.environ["CUBLAS_WORKSPACE_CONFIG"], os.environ["FLASH_ATTENTION_DETERMINISTIC"])
 """
 _ANY_LENGTH = """
 import torch
-from r1hpc.train import distributed
+from r1hpc.train.parallel import distributed
 print(torch.backends.cuda.cudnn_sdp_enabled())
 distributed.attend_at_any_length()
 print(torch.backends.cuda.cudnn_sdp_enabled())

@@ -8,8 +8,8 @@ import pytest
 
 from r1hpc.base.files import read_json
 from r1hpc.config.load import read
-from r1hpc.telemetry.attempts import Cause
-from r1hpc.telemetry.evaluations import read_answers
+from r1hpc.telemetry.records.attempts import Cause
+from r1hpc.telemetry.records.evaluations import read_answers
 from tests.runs import submit, wait_over
 
 pytestmark = pytest.mark.timeout(300)

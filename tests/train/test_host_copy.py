@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from r1hpc.base.units import GIB
-from r1hpc.train.host_copy import HostCopies, num_bytes, room_for_copies
+from r1hpc.train.checkpoint.async_save import HostCopies, num_bytes, room_for_copies
 
 
 class Scaler:

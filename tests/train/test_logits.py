@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from r1hpc.config.schema import ModelConfig, Precision
-from r1hpc.train.distributed import Group
-from r1hpc.train.logits import OutputHead, Scores
-from r1hpc.train.model import build_model, wrap_lora
+from r1hpc.config.schema.run import ModelConfig, Precision
+from r1hpc.train.losses.logits import OutputHead, Scores
+from r1hpc.train.model.model import build_model, wrap_lora
+from r1hpc.train.parallel.distributed import Group
 from tests.train.live_bytes import LiveBytes
 from tests.train.two_ranks import engine_around, gathered, run_on_two_ranks
 

@@ -6,15 +6,16 @@ from typing import Any
 import pytest
 import torch
 
-from r1hpc.config.reasoning import EvaluateConfig
-from r1hpc.config.schema import Precision, RunConfig, TrainConfig
-from r1hpc.train import background, rl
-from r1hpc.train.distributed import Group
-from r1hpc.train.engine import _has_bf16
-from r1hpc.train.errors import NonFiniteError
-from r1hpc.train.loop import _check_finite, _refused_at_the_smallest_scale
-from r1hpc.train.rl import RlStage
-from r1hpc.train.session import Agreement
+from r1hpc.config.schema.rl import EvaluateConfig
+from r1hpc.config.schema.run import Precision, RunConfig, TrainConfig
+from r1hpc.train.checkpoint import async_save
+from r1hpc.train.loop.loop import _check_finite, _refused_at_the_smallest_scale
+from r1hpc.train.loop.session import Agreement
+from r1hpc.train.parallel.distributed import Group
+from r1hpc.train.parallel.engine import _has_bf16
+from r1hpc.train.parallel.errors import NonFiniteError
+from r1hpc.train.rl import rl
+from r1hpc.train.rl.rl import RlStage
 
 ALONE = Group(0, 0, 1, torch.device("cpu"))
 
@@ -72,22 +73,22 @@ def test_an_evaluation_is_the_first_thing_of_the_step_after(monkeypatch: pytest.
 
 
 def test_a_write_that_goes_on_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(background, "_LOOK_S", 0.02)
+    monkeypatch.setattr(async_save, "_LOOK_S", 0.02)
     beats: list[int] = []
 
-    def slowly(write: background.Write) -> background.Records:
+    def slowly(write: async_save.Write) -> async_save.Records:
         for _ in range(5):
             write.wrote()
             assert not write.stop.wait(0.1)
         return []
 
-    def then_nothing(write: background.Write) -> background.Records:
+    def then_nothing(write: async_save.Write) -> async_save.Records:
         write.stop.wait(0.5)
         return []
 
     for number, work in enumerate((slowly, then_nothing)):
-        exchange = background.Exchange(ALONE)
-        write = background.Write(1, number, exchange, work, lambda reports: 0, lambda: None)
+        exchange = async_save.Exchange(ALONE)
+        write = async_save.Write(1, number, exchange, work, lambda reports: 0, lambda: None)
         write.wait_for_own(lambda number=number: beats.append(number))  # type: ignore[misc]
         write.wait(hurry=False)
     assert 3 <= beats.count(0) <= 5

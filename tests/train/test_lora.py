@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from r1hpc.base.errors import ConfigError, R1hpcError
-from r1hpc.config.schema import ModelConfig, Precision
-from r1hpc.train.checkpoint_files import CheckpointFiles
-from r1hpc.train.distributed import Group
-from r1hpc.train.export import export_model
-from r1hpc.train.model import build_model, wrap_lora
-from r1hpc.train.policy import Reference
+from r1hpc.config.schema.run import ModelConfig, Precision
+from r1hpc.train.checkpoint.deepspeed_io import CheckpointFiles
+from r1hpc.train.model.export import export_model
+from r1hpc.train.model.model import build_model, wrap_lora
+from r1hpc.train.parallel.distributed import Group
+from r1hpc.train.rollout.policy import Reference
 from tests.train.two_ranks import engine_around, gathered, run_on_two_ranks, train
 
 pytestmark = pytest.mark.xdist_group("lora")  # its fixtures are dear

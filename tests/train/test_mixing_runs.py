@@ -11,14 +11,14 @@ import pytest
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import iter_records
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.store import CheckpointStore
-from r1hpc.data.build import build_dataset
-from r1hpc.data.reader import open_dataset
+from r1hpc.corpus.build.build import build_dataset
+from r1hpc.data.read.reader import open_dataset
 from r1hpc.shard import main as shard
-from r1hpc.telemetry.attempts import Cause
-from r1hpc.telemetry.metrics import read_steps
-from tests.data.corpus import text, write_recipe
+from r1hpc.telemetry.records.attempts import Cause
+from r1hpc.telemetry.records.metrics import read_steps
+from tests.corpus.corpus import text, write_recipe
 from tests.runs import (
     assert_same_run,
     at,

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from r1hpc.base.errors import ConfigError
-from r1hpc.config.schema import ModelConfig
-from r1hpc.train.model import build_model
+from r1hpc.config.schema.run import ModelConfig
+from r1hpc.train.model.model import build_model
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 SHAPE |= {"num_key_value_heads": 2}

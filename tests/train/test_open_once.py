@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from r1hpc.data.errors import DatasetMissingError, ShardMissingError
-from r1hpc.data.reader import TokenDataset, open_dataset
-from r1hpc.train.distributed import Group
-from r1hpc.train.supervised import open_once
-from tests.data.corpus import build
+from r1hpc.data.format.errors import DatasetMissingError, ShardMissingError
+from r1hpc.data.read.reader import TokenDataset, open_dataset
+from r1hpc.train.parallel.distributed import Group
+from r1hpc.train.supervised.supervised import open_once
+from tests.corpus.corpus import build
 from tests.train.two_ranks import run_on_two_ranks
 
 

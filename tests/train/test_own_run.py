@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from r1hpc.telemetry.attempts import Cause
+from r1hpc.telemetry.records.attempts import Cause
 from tests.runs import (
     CHECKOUT,
     assert_same_run,

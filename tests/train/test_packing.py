@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from r1hpc.base.errors import ConfigError
-from r1hpc.config.schema import ModelConfig
-from r1hpc.train.model import build_model, wrap_lora
-from r1hpc.train.packing import check_apart, packed_form
+from r1hpc.config.schema.run import ModelConfig
+from r1hpc.train.model.model import build_model, wrap_lora
+from r1hpc.train.supervised.sft import check_apart, packed_form
 
 VOCAB = 48
 WIDE: dict[str, Any] = {

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.store import CheckpointStore
-from r1hpc.telemetry.attempts import Cause
-from r1hpc.telemetry.metrics import audit_ledger, read_steps
+from r1hpc.telemetry.records.attempts import Cause
+from r1hpc.telemetry.records.metrics import audit_ledger, read_steps
 from tests.runs import submit, wait_over
 from tests.train.test_rl_disturbed import assert_same_learning, weights_of
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from r1hpc.config.schema import ModelConfig, Precision, RunConfig, TrainConfig
-from r1hpc.config.zero import DeepspeedConfig
-from r1hpc.train.distributed import Group
-from r1hpc.train.engine import build_engine, deepspeed_config
-from r1hpc.train.model import build_model, cast_parameters
-from r1hpc.train.policy import DTYPES, build_policy, placement
+from r1hpc.config.schema.run import ModelConfig, Precision, RunConfig, TrainConfig
+from r1hpc.config.schema.sections import DeepspeedConfig
+from r1hpc.train.model.model import build_model, cast_parameters
+from r1hpc.train.parallel.distributed import Group
+from r1hpc.train.parallel.engine import build_engine, deepspeed_config
+from r1hpc.train.rollout.policy import DTYPES, build_policy, placement
 from tests.train.two_ranks import gathered, run_on_two_ranks
 
 WIDE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -10,11 +10,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from r1hpc.base.errors import UsageError
-from r1hpc.config.schema import ModelConfig
-from r1hpc.tasks.tokenizer import exported_tokenizer
-from r1hpc.train.gptq import compensate
-from r1hpc.train.quantize import check_source, load_folder, quantize
-from r1hpc.train.smoothquant import smooth
+from r1hpc.config.schema.run import ModelConfig
+from r1hpc.tasks.text.tokenizer import exported_tokenizer
+from r1hpc.train.quantize.quantize import check_source, compensate, load_folder, quantize, smooth
 
 SHAPE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 27}
 SHAPE |= {"num_attention_heads": 4, "num_key_value_heads": 2}

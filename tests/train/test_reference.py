@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from r1hpc.config.reasoning import RlConfig
-from r1hpc.config.schema import ModelConfig, Precision, RunConfig, TrainConfig
-from r1hpc.config.zero import DeepspeedConfig
-from r1hpc.train.distributed import Group
-from r1hpc.train.logits import OutputHead
-from r1hpc.train.model import build_model
-from r1hpc.train.policy import build_reference, policy_of
+from r1hpc.config.schema.rl import RlConfig
+from r1hpc.config.schema.run import ModelConfig, Precision, RunConfig, TrainConfig
+from r1hpc.config.schema.sections import DeepspeedConfig
+from r1hpc.train.losses.logits import OutputHead
+from r1hpc.train.model.model import build_model
+from r1hpc.train.parallel.distributed import Group
+from r1hpc.train.rollout.policy import build_reference, policy_of
 from tests.train.two_ranks import run_on_two_ranks
 
 QWEN2 = {"model_type": "qwen2", "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}

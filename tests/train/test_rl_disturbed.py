@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from r1hpc.base.rundir import RunDir
-from r1hpc.telemetry.attempts import Cause, read_history
-from r1hpc.telemetry.evaluations import read_evaluations
-from r1hpc.telemetry.metrics import Step, audit_ledger, read_ledger, read_steps
+from r1hpc.base.run_dir import RunDir
+from r1hpc.telemetry.records.attempts import Cause, read_history
+from r1hpc.telemetry.records.evaluations import read_evaluations
+from r1hpc.telemetry.records.metrics import Step, audit_ledger, read_ledger, read_steps
 from tests.runs import submit, wait_over
 
 pytestmark = pytest.mark.timeout(900)

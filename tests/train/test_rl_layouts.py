@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from r1hpc.base.rundir import RunDir
-from r1hpc.telemetry.attempts import Cause
-from r1hpc.telemetry.metrics import read_ledger, read_steps
+from r1hpc.base.run_dir import RunDir
+from r1hpc.telemetry.records.attempts import Cause
+from r1hpc.telemetry.records.metrics import read_ledger, read_steps
 from tests.runs import submit, until_stopped, wait_over, wait_step
 
 pytestmark = pytest.mark.timeout(600)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from r1hpc.base.errors import StateError
-from r1hpc.train.rollout import (
+from r1hpc.train.rl.rollout import (
     Groups,
     Rollout,
     load_rollout,

@@ -7,10 +7,18 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from r1hpc.tasks.tokenizer import SpecialIds
-from r1hpc.train import sampling
-from r1hpc.train.distributed import Group
-from r1hpc.train.sampling import Request, Samples, TorchSampler, choose, fingerprint, streams, uniforms
+from r1hpc.tasks.text.tokenizer import SpecialIds
+from r1hpc.train.parallel.distributed import Group
+from r1hpc.train.rollout import torch_engine
+from r1hpc.train.rollout.torch_engine import (
+    Request,
+    Samples,
+    TorchSampler,
+    choose,
+    fingerprint,
+    streams,
+    uniforms,
+)
 
 IDS = SpecialIds(pad=0, eos=1)
 PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13]]
@@ -137,7 +145,7 @@ def test_a_fingerprint_tells_one_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network("gpt2")
     before = fingerprint(model)
     for size in (1, 1000):  # however much of a tensor is added up at once
-        monkeypatch.setattr(sampling, "_SUMMED", size)
+        monkeypatch.setattr(torch_engine, "_SUMMED", size)
         assert fingerprint(model) == before
     assert fingerprint(network("gpt2")) == before
     with torch.no_grad():

@@ -13,18 +13,18 @@ import torch
 
 from r1hpc.base.errors import ConfigError
 from r1hpc.config import load
-from r1hpc.data.loader import StepBatch
-from r1hpc.data.order import RankShare
-from r1hpc.data.trace_loader import TraceBatch
-from r1hpc.tasks.tokenizer import TokenizerFiles
-from r1hpc.train.attention import OURS
-from r1hpc.train.distributed import Group
-from r1hpc.train.engine import accumulate, build_engine, deepspeed_config
-from r1hpc.train.export import exported_config
-from r1hpc.train.policy import build_policy, placement
-from r1hpc.train.pretrain import Pretraining
-from r1hpc.train.sequence import SequenceGroup, share_sequences
-from r1hpc.train.sft import FineTuning
+from r1hpc.data.read.loader import StepBatch
+from r1hpc.data.read.order import RankShare
+from r1hpc.data.read.sft_loader import TraceBatch
+from r1hpc.tasks.text.tokenizer import TokenizerFiles
+from r1hpc.train.model.attention import OURS
+from r1hpc.train.model.export import exported_config
+from r1hpc.train.model.sequence import SequenceGroup, share_sequences
+from r1hpc.train.parallel.distributed import Group
+from r1hpc.train.parallel.engine import accumulate, build_engine, deepspeed_config
+from r1hpc.train.rollout.policy import build_policy, placement
+from r1hpc.train.supervised.pretrain import Pretraining
+from r1hpc.train.supervised.sft import FineTuning
 from tests.train.two_ranks import gathered, run_on_ranks
 
 _VOCABULARY, _BATCH, _STEPS = 64, 4, 10

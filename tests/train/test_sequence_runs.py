@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from r1hpc.base.rundir import RunDir
-from r1hpc.telemetry.attempts import Cause
-from r1hpc.telemetry.metrics import read_events, read_steps
+from r1hpc.base.run_dir import RunDir
+from r1hpc.telemetry.records.attempts import Cause
+from r1hpc.telemetry.records.metrics import read_events, read_steps
 from tests.runs import assert_same_data, assert_same_run, submit, until_stopped, wait_over, wait_step
 from tests.train.test_sft_packed import traces
 

@@ -11,16 +11,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from r1hpc.base.rundir import RunDir
+from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.store import CheckpointStore
-from r1hpc.config.schema import DataConfig, RunConfig
-from r1hpc.data.trace_loader import TraceLoader
-from r1hpc.data.traces import TraceDataset, open_traces
-from r1hpc.data.validation import hold_out
-from r1hpc.telemetry.attempts import Cause
-from r1hpc.telemetry.metrics import read_events, read_steps
-from r1hpc.train.sft import _held_out
-from tests.data.tracefiles import build_traces
+from r1hpc.config.schema.run import DataConfig, RunConfig
+from r1hpc.data.read.sft_documents import TraceDataset, hold_out, open_traces
+from r1hpc.data.read.sft_loader import TraceLoader
+from r1hpc.telemetry.records.attempts import Cause
+from r1hpc.telemetry.records.metrics import read_events, read_steps
+from r1hpc.train.supervised.sft import _held_out
+from tests.corpus.tracefiles import build_traces
 from tests.runs import assert_same_run, submit, until_stopped, wait_over, wait_step
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("sft-packed")]

@@ -2,9 +2,9 @@
 
 import pytest
 
-from r1hpc.data.recipe_generate import GenerateRecipe
-from r1hpc.tasks.rewards import Completion, Score
-from r1hpc.train.teacher import left_out
+from r1hpc.corpus.recipe.stages import GenerateRecipe
+from r1hpc.tasks.reward.rewards import Completion, Score
+from r1hpc.train.generate.teacher import left_out
 
 RIGHT, WRONG = Score(1.1, {}, correct=True, well_formed=True), Score(0.1, {}, correct=False, well_formed=True)
 SAID = [

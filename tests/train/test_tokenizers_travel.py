@@ -9,8 +9,8 @@ import pytest
 from torch._C._distributed_c10d import HashStore
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from r1hpc.config.schema import ModelConfig
-from r1hpc.tasks.tokenizer import (
+from r1hpc.config.schema.run import ModelConfig
+from r1hpc.tasks.text.tokenizer import (
     encode,
     exported_tokenizer,
     form_of,
@@ -18,10 +18,10 @@ from r1hpc.tasks.tokenizer import (
     special_ids,
     vocabulary_size,
 )
-from r1hpc.train.distributed import Group, join, leave
-from r1hpc.train.export import export_model
-from r1hpc.train.gguf import convert_gguf
-from r1hpc.train.model import build_model
+from r1hpc.train.model.export import export_model
+from r1hpc.train.model.model import build_model
+from r1hpc.train.parallel.distributed import Group, join, leave
+from r1hpc.train.quantize.gguf import convert_gguf
 from tests.fetched import DEEPSEEK, SMOLLM2, wheel_member
 from tests.tasks.tokenizers_of_others import deepseek_like, gemma_like, llama3_like
 

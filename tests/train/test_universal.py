@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from r1hpc.train.errors import ConversionError, ResumeError
-from r1hpc.train.universal import convert
+from r1hpc.train.checkpoint.universal import convert
+from r1hpc.train.parallel.errors import ConversionError, ResumeError
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from r1hpc.checkpoint.errors import NoUsableCheckpointError
 from r1hpc.checkpoint.store import CheckpointStore
-from r1hpc.config.schema import Precision
-from r1hpc.train.distributed import Group
-from r1hpc.train.identity import Identity
-from r1hpc.train.snapshot import Snapshots
+from r1hpc.config.schema.run import Precision
+from r1hpc.train.checkpoint.identity import Identity
+from r1hpc.train.checkpoint.snapshot import Snapshots
+from r1hpc.train.parallel.distributed import Group
 from tests.train.two_ranks import engine_around, run_on_two_ranks, train
 
 

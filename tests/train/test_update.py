@@ -8,14 +8,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from r1hpc.config.reasoning import RlConfig, RolloutConfig
-from r1hpc.config.schema import Precision, RunConfig, TrainConfig
-from r1hpc.plan.batch import updates_per_rollout
-from r1hpc.train.distributed import Group
-from r1hpc.train.micro_batches import Experience, deal
-from r1hpc.train.rollout import Groups, Rollout
-from r1hpc.train.tally import Sums, Tally
-from r1hpc.train.update import Updater
+from r1hpc.config.schema.rl import RlConfig, RolloutConfig
+from r1hpc.config.schema.run import Precision, RunConfig, TrainConfig
+from r1hpc.plan.topology.batch import updates_per_rollout
+from r1hpc.train.parallel.distributed import Group
+from r1hpc.train.rl.micro_batches import Experience, Sums, Tally, deal
+from r1hpc.train.rl.rollout import Groups, Rollout
+from r1hpc.train.rl.update import Updater
 
 NUM_GROUPS, MEMBERS, LONGEST = 4, 4, 6
 PROMPTS = [(5, 6, 7), (8, 9), (10,), (11, 12, 13)]

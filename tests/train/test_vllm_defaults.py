@@ -1,4 +1,4 @@
-"""What plan/vllm_memory.py says of vLLM's defaults, asked of vLLM itself: `make test-vllm`.
+"""What plan/memory/vllm.py says of vLLM's defaults, asked of vLLM itself: `make test-vllm`.
 
 MOCK: vLLM asks its platform for the card, and there is none here, so a stand-in says what it would.
 """
@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from r1hpc.config.schema import Precision
-from r1hpc.train.policy import DTYPES
+from r1hpc.config.schema.run import Precision
+from r1hpc.train.rollout.policy import DTYPES
 from tests.plan.test_vllm_memory import BATCHES, CACHES
 
 pytestmark = pytest.mark.vllm

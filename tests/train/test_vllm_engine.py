@@ -17,19 +17,19 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from r1hpc.base.errors import ConfigError, R1hpcError
-from r1hpc.base.rundir import RunDir
-from r1hpc.config.reasoning import EvaluateConfig, RolloutConfig
-from r1hpc.config.schema import SAMPLED_STAGES, ModelConfig, Precision, RunConfig, TrainConfig
-from r1hpc.submission.model_checks import refuse_for_vllm
+from r1hpc.base.run_dir import RunDir
+from r1hpc.config.schema.rl import EvaluateConfig, RolloutConfig
+from r1hpc.config.schema.run import SAMPLED_STAGES, ModelConfig, Precision, RunConfig, TrainConfig
 from r1hpc.submit import main as submit
-from r1hpc.tasks.tokenizer import SpecialIds
-from r1hpc.train import vllm_engine
-from r1hpc.train.distributed import Group
-from r1hpc.train.errors import TrainError
-from r1hpc.train.handover import Proof, check, handover_limit, served_config, served_weights
-from r1hpc.train.model import build_model, wrap_lora
-from r1hpc.train.sampling import logprob_limit
-from r1hpc.train.vllm_engine import VERSIONS, VllmSampler
+from r1hpc.tasks.text.tokenizer import SpecialIds
+from r1hpc.train.checks.model import refuse_for_vllm
+from r1hpc.train.model.model import build_model, wrap_lora
+from r1hpc.train.parallel.distributed import Group
+from r1hpc.train.parallel.errors import TrainError
+from r1hpc.train.rollout import vllm_engine
+from r1hpc.train.rollout.torch_engine import logprob_limit
+from r1hpc.train.rollout.vllm_engine import VERSIONS, VllmSampler
+from r1hpc.train.rollout.weight_sync import Proof, check, handover_limit, served_config, served_weights
 from tests.runs import CHECKOUT
 
 IDS = SpecialIds(pad=0, eos=1)

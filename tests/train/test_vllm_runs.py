@@ -15,17 +15,17 @@ import pytest
 import torch
 
 from r1hpc.base.errors import R1hpcError
-from r1hpc.base.rundir import RunDir
-from r1hpc.config.reasoning import RolloutConfig
-from r1hpc.config.schema import ModelConfig, Precision, RunConfig, TrainConfig
-from r1hpc.tasks.tokenizer import SpecialIds
-from r1hpc.train import handover, vllm_engine
-from r1hpc.train.distributed import Group
-from r1hpc.train.errors import TrainError
-from r1hpc.train.handover import handover_limit
-from r1hpc.train.model import build_model, wrap_lora
-from r1hpc.train.sampling import Request, Samples, streams
-from r1hpc.train.vllm_engine import VllmSampler
+from r1hpc.base.run_dir import RunDir
+from r1hpc.config.schema.rl import RolloutConfig
+from r1hpc.config.schema.run import ModelConfig, Precision, RunConfig, TrainConfig
+from r1hpc.tasks.text.tokenizer import SpecialIds
+from r1hpc.train.model.model import build_model, wrap_lora
+from r1hpc.train.parallel.distributed import Group
+from r1hpc.train.parallel.errors import TrainError
+from r1hpc.train.rollout import vllm_engine, weight_sync
+from r1hpc.train.rollout.torch_engine import Request, Samples, streams
+from r1hpc.train.rollout.vllm_engine import VllmSampler
+from r1hpc.train.rollout.weight_sync import handover_limit
 from tests.train.two_ranks import engine_around, run_on_two_ranks, train
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
@@ -150,7 +150,7 @@ def planted(group: Group, folder: Path) -> None:
 def tied_in_vllm(group: Group, folder: Path) -> None:
     """The trap itself: served as a tied model, the packed head stays what the dummy weights made it."""
     network = build_model(ModelConfig(), TIED, seed=3)
-    config = handover.served_config
+    config = weight_sync.served_config
     refusal = r"nats apart on average, and rollout.max_logprob_difference is 0.0001"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vllm_engine, "served_config", lambda m: config(m) | {"tie_word_embeddings": True})
@@ -215,7 +215,7 @@ def refused(group: Group, folder: Path) -> None:
 
 
 Pairs = Iterator[tuple[str, torch.Tensor]]
-ORIGINAL = handover.served_weights
+ORIGINAL = weight_sync.served_weights
 SPOILED: dict[str, Callable[[Any, Pairs], Pairs]] = {
     "stale head": lambda before, now: (p for p in now if p[0] != "lm_head.weight"),
     "missing layer": lambda before, now: (p for p in now if not p[0].startswith("model.layers.1.")),

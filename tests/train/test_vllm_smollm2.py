@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from r1hpc.config.schema import ModelConfig, Precision, RunConfig
-from r1hpc.plan.model import load_model_config
-from r1hpc.tasks.tokenizer import SpecialIds
-from r1hpc.train import vllm_engine
-from r1hpc.train.distributed import Group
-from r1hpc.train.errors import TrainError
-from r1hpc.train.gguf import convert_gguf
-from r1hpc.train.model import build_model
-from r1hpc.train.vllm_engine import VllmSampler
+from r1hpc.config.schema.run import ModelConfig, Precision, RunConfig
+from r1hpc.plan.model.hf_config import load_model_config
+from r1hpc.tasks.text.tokenizer import SpecialIds
+from r1hpc.train.model.model import build_model
+from r1hpc.train.parallel.distributed import Group
+from r1hpc.train.parallel.errors import TrainError
+from r1hpc.train.quantize.gguf import convert_gguf
+from r1hpc.train.rollout import vllm_engine
+from r1hpc.train.rollout.vllm_engine import VllmSampler
 from tests.fetched import SMOLLM2, wheel_member
 from tests.train.test_vllm_runs import BATCH, ORIGINAL, SPOILED, job, largest, serve
 from tests.train.two_ranks import engine_around, run_on_two_ranks, train

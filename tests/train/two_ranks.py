@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch._C._distributed_c10d import FileStore  # torch.distributed hides it from type checkers
 
-from r1hpc.config.schema import Precision
-from r1hpc.train.distributed import Group, join, leave
+from r1hpc.config.schema.run import Precision
+from r1hpc.train.parallel.distributed import Group, join, leave
 from tests.runs import CHECKOUT, run_environment
 
 Body = Callable[[Group, Path], None]

@@ -1,0 +1,1 @@
+"""Control a rank: stop requests, heartbeats, and the watchdog that ends a hang."""

@@ -1,0 +1,198 @@
+"""Find a rank that hangs: no progress for `timeout_s`, then every stack to the log and out.
+
+Each rank watches itself, and hears of the others (attempt/control/heartbeats.py). While it waits for them it is not judged
+by its own silence: it goes on waiting as long as somebody makes progress and nobody is silent. When one hangs
+all of them leave; the one that cannot even run its watchdog (stopped, or a lock held in C) is ended by
+`srun --kill-on-bad-exit`, and named by the others, and by being the only rank without an outcome file.
+Time in which the ranks are suspended is no silence. Nor is loading the libraries, within bounds of its own:
+what a file system under load takes for that is no measure of a step.
+
+A rank that fails says so (`fail`), and the others leave at once: in a collective they would wait for it until
+somebody kills them, which srun does only after KillWait, since a SIGTERM asks them to save.
+"""
+
+import faulthandler
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from r1hpc.attempt.control import backstop
+from r1hpc.attempt.control.heartbeats import Peers, RunningClock, Sign
+
+EXIT_HANG = 75
+"""Exit status of a rank that found itself hanging."""
+WAITING = "waiting for the other ranks"
+_REPORT_S = 5.0
+"""Enough for the others to hear of it."""
+EXIT_LEFT_ALONE = 1
+"""Exit status of a rank that leaves because another one failed."""
+_OWN_FAILURE_S = 1.0
+"""For a rank that fails for the same reason to say so itself."""
+_LOADING_S = 300.0
+"""That all loading together may take beyond train.hang_timeout_s; counted while other threads can run."""
+_PEERS_FIRST_S = 4.0
+"""How much later a rank judges its own silence while it hears the others: one of them may have stopped, for
+which it only waits, and is named then."""
+_BACKSTOP_S = 15.0
+"""How much later than the Python thread the other process acts: after the others have heard."""
+
+
+class Watchdog:
+    """`beat(phase)` at least every `timeout_s` outside `waiting()`, or the process ends with EXIT_HANG.
+
+    Two watchers: a Python thread, which can write why, and a little later a process (attempt/control/backstop.py),
+    which needs no interpreter lock.
+    """
+
+    def __init__(
+        self,
+        timeout_s: float,
+        on_hang: Callable[[str], None],
+        on_left_alone: Callable[[str], None] = lambda failure: None,
+    ) -> None:
+        """`on_hang` is given a sentence that says what was found, `on_left_alone` who failed, and how."""
+        self._timeout_s = timeout_s
+        self._on_hang = on_hang
+        self._on_left_alone = on_left_alone
+        self.before_leaving: Callable[[], None] = lambda: None
+        """What is brought to its end before this rank leaves because another one failed."""
+        self._is_failing = False
+        self._phase = "start"
+        self._beats = 0
+        self._period_s = min(1.0, timeout_s / 4)
+        self._clock = RunningClock(self._period_s, timeout_s)
+        self._seen_beats = 0
+        self._seen_at = 0.0
+        self._is_waiting = False
+        self._is_loading = False
+        self._loaded_s = 0.0
+        self._looks = 0
+        self._peers: Peers | None = None
+        self._backstop: subprocess.Popen[bytes] | None = None
+        self._backstop_armed_at = 0.0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def start(self) -> None:
+        faulthandler.enable()
+        self._backstop = subprocess.Popen(
+            [sys.executable, "-I", "-S", backstop.__file__, str(self._timeout_s + _BACKSTOP_S)],
+            stdin=subprocess.PIPE,
+        )
+        self.load("start")
+        self._thread.start()
+
+    def hear(self, peers: Peers) -> None:
+        """From now on the ranks know of each other."""
+        peers.start(self.sign)
+        self._peers = peers
+
+    def stop(self) -> None:
+        self._done.set()
+        if self._backstop is not None and self._backstop.stdin is not None:
+            self._backstop.kill()  # closing the pipe is not enough where a forked process holds it too
+            self._backstop.wait()
+            self._backstop.stdin.close()
+            self._backstop = None
+        if self._peers is not None:
+            self._peers.leave()
+
+    def fail(self, failure: str) -> None:
+        """This rank is on its way out with an error: have the others leave too."""
+        self._is_failing = True
+        if self._peers is not None:
+            self._peers.tell(failure)
+
+    def beat(self, phase: str) -> None:
+        """Progress was made; `phase` is what comes next and is named if it hangs."""
+        self._is_loading = False
+        self._go_on(phase)
+
+    def still(self) -> None:
+        """Progress was made within the phase."""
+        self.beat(self._phase)
+
+    def load(self, phase: str) -> None:
+        """A beat after which libraries are loaded: until the next one this rank may be silent for longer, for
+        all loads together _LOADING_S."""
+        self._go_on(phase)
+        self._is_loading = True
+
+    def _go_on(self, phase: str) -> None:
+        self._phase = phase
+        self._beats += 1
+        self._arm_backstop()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Inside, this rank has nothing to do but wait for the others: their progress counts, not its own."""
+        phase = self._phase
+        self.beat(WAITING)
+        self._is_waiting = True
+        try:
+            yield
+        finally:
+            self.beat(phase)  # before the flag: the watching thread may look in between
+            self._is_waiting = False
+
+    def sign(self) -> Sign:
+        """What this rank reports to the others."""
+        self._looks += self._is_waiting
+        return Sign(self._beats + self._looks, self._beats, self._phase)
+
+    def _arm_backstop(self) -> None:
+        now = time.monotonic()
+        process = self._backstop
+        if process is None or process.stdin is None or now - self._backstop_armed_at < _BACKSTOP_S / 3:
+            return
+        self._backstop_armed_at = now
+        with suppress(OSError, ValueError):  # somebody killed it, or `stop` is closing it
+            os.write(process.stdin.fileno(), b".")
+
+    def _watch(self) -> None:
+        now = 0.0
+        while not self._done.wait(self._period_s):
+            before, now = now, self._clock.now()
+            if self._is_loading and self._loaded_s < _LOADING_S:
+                self._loaded_s += now - before
+                self._beats += 1
+                self._arm_backstop()
+            if self._peers is not None and self._peers.failure:
+                self._leave_alone(self._peers.failure)
+            problem = self._problem(now)
+            if problem is not None:
+                print(f"hang: {problem}: stacks follow", file=sys.stderr)
+                faulthandler.dump_traceback(all_threads=True)
+                self._on_hang(problem)
+                # The first to exit gets the others killed; they too should have reported by then.
+                time.sleep(_REPORT_S)
+                os._exit(EXIT_HANG)
+
+    def _leave_alone(self, failure: str) -> None:
+        """Leave because another rank failed, unless this one does so by itself."""
+        if self._done.wait(_OWN_FAILURE_S) or self._is_failing:
+            return
+        self.before_leaving()
+        if self._done.is_set() or self._is_failing:
+            return
+        print(f"{failure}; this rank leaves too", file=sys.stderr, flush=True)
+        self._on_left_alone(failure)
+        os._exit(EXIT_LEFT_ALONE)
+
+    def _problem(self, now: float) -> str | None:
+        """What hangs, here or elsewhere."""
+        is_heard = self._peers is not None and self._peers.connected
+        if self._is_waiting and is_heard:
+            self._arm_backstop()
+        else:  # looked at before the clock: whoever stops waiting has just beaten
+            if self._beats != self._seen_beats:
+                self._seen_beats, self._seen_at = self._beats, now
+            idle_s = now - self._seen_at
+            if idle_s > self._timeout_s + (_PEERS_FIRST_S if is_heard else 0.0):
+                other = self._peers.problem(self._timeout_s / 2) if self._peers is not None else None
+                return other or f"no progress for {idle_s:.0f} s in {self._phase}"
+        return self._peers.problem() if self._peers is not None else None

@@ -1,0 +1,137 @@
+"""End a run: by STOP, which lets it save first, or through its job's id alone.
+
+    done = cancel(run)                    # its job gets SIGTERM; it is not requeued
+    done = cancel(run, save_first=True)   # STOP is touched: it saves after the step under way and ends
+    done.action, done.text
+
+The id comes from the run folder, and is used once it is known that the job is yours and this run's:
+`scancel --name` would hit other runs, and a job id can be another job's on another cluster.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+from dataclasses import dataclass
+
+from r1hpc.attempt.state.state import JobRef, Situation, State, is_of_run, ranks_of, read_situation
+from r1hpc.base.errors import StateError
+from r1hpc.base.names import printable
+from r1hpc.base.run_dir import RunDir
+from r1hpc.slurm.client import call
+from r1hpc.telemetry.records.attempts import record
+
+
+@dataclass(frozen=True)
+class Cancellation:
+    """What was done, and what follows from it."""
+
+    action: str
+    """none, stop, sigterm or scancel."""
+    text: str
+    job_id: str | None
+
+
+def cancel(run: RunDir, save_first: bool = False) -> Cancellation:
+    """End a run; nothing where it is over.
+
+    Raises:
+        StateError: there is no job, or it is not this run's, or not yours, or on another host.
+        SlurmError: Slurm did not answer.
+    """
+    situation = read_situation(run)
+    if situation.state.is_over:
+        text = f"{run.run_id} is {situation.state.value} already: nothing to cancel"
+        return Cancellation("none", text, situation.job.job_id if situation.job else None)
+    return touch_stop(run, situation) if save_first else cancel_job(run, situation)
+
+
+def touch_stop(run: RunDir, situation: Situation) -> Cancellation:
+    """Ask the run to save and to end by itself."""
+    run.stop.touch(mode=0o600)
+    text = (
+        f"{run.run_id} is {situation.state.value}: its next attempt will find STOP and end at once; "
+        "without --save-first the job itself is cancelled"
+    )
+    if situation.state is State.running:
+        text = f"{run.run_id} saves after the step under way and ends for good (STOP is touched)"
+    return Cancellation("stop", text, situation.job.job_id if situation.job else None)
+
+
+def cancel_job(run: RunDir, situation: Situation) -> Cancellation:
+    """End the newest job of the run.
+
+    Raises:
+        StateError: there is no job, or it is not this run's, or not yours, or on another host.
+        SlurmError: Slurm did not answer.
+    """
+    job = situation.job
+    if job is None:
+        raise StateError(f"{run.path} names no job: it was never submitted")
+    if job.pid is not None:
+        return Cancellation("sigterm", _end_supervisor(run, job, job.pid), job.job_id)
+    if not job.is_slurm:
+        raise StateError(
+            f"{run.attempts} names a job {printable(job.job_id)!r} that is neither Slurm's nor local"
+        )
+    check_is_ours(run, job, call(["scontrol", "show", "job", "-o", job.job_id], 10.0))
+    # A pending job leaves no attempt; of a running one Slurm's own CANCELLED is the better witness.
+    call(["scancel", job.job_id], 20.0)
+    _record(run)
+    text = (
+        f"job {job.job_id} is cancelled; a running attempt gets SIGTERM and, as long as KillWait lasts, "
+        "saves. It is not requeued."
+    )
+    return Cancellation("scancel", text, job.job_id)
+
+
+def check_is_ours(run: RunDir, job: JobRef, shown: str) -> None:
+    """Refuse a job of another user or of another run, by what `scontrol show job -o` says.
+
+    It is this run's when it names the run folder or the run (its script, its comment, its log), or when its
+    id is part of the run's name, as sbatch/train.sh makes it.
+    """
+    owner = re.search(r" UserId=[^ ]*?\((\d+)\)", shown)
+    if owner is None or int(owner[1]) != os.getuid():
+        raise StateError(
+            f"job {job.job_id} is not yours, so not {run.run_id}'s: was the run made on another cluster?"
+        )
+    names_run = str(run.path) in shown or re.search(rf"[=/ ]{re.escape(run.run_id)}(?![\w.-])", shown)
+    if not names_run and not run.run_id.endswith(f"-{job.job_id}"):
+        raise StateError(
+            f"job {job.job_id} does not name {run.run_id} anywhere, so it may be another run's. "
+            f"Look at `scontrol show job {job.job_id}`; if it is this run's: scancel {job.job_id}"
+        )
+
+
+def _end_supervisor(run: RunDir, job: JobRef, pid: int) -> str:
+    if job.host not in (None, socket.gethostname()):
+        raise StateError(f"{run.run_id} runs on {job.host}: cancel it there, or touch {run.stop}")
+    if not is_of_run(pid, run.path):
+        return _end_ranks(run, job, pid)
+    _record(run)
+    # The supervisor passes it on to its ranks, which save and end. Where it leads its own process group,
+    # what it has started besides (the building of a dataset) gets it too.
+    if os.getpgid(pid) == pid:
+        os.killpg(pid, signal.SIGTERM)
+    else:
+        os.kill(pid, signal.SIGTERM)
+    return f"process {pid} got SIGTERM: {run.run_id} saves and ends for good"
+
+
+def _end_ranks(run: RunDir, job: JobRef, pid: int) -> str:
+    """The supervisor was killed, and its ranks go on."""
+    ranks = ranks_of(run.path, job.job_id)
+    if not ranks:
+        raise StateError(f"process {pid} is gone or not {run.run_id}'s: nothing was cancelled")
+    _record(run)
+    for rank in ranks:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(rank, signal.SIGTERM)
+    return f"process {pid} is gone; its ranks got SIGTERM: {run.run_id} saves and ends for good"
+
+
+def _record(run: RunDir) -> None:
+    """So that the attempt's cause becomes cancelled, and not preempted."""
+    record(run, "cancel_requested", by=os.environ.get("USER", str(os.getuid())))

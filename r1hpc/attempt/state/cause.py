@@ -1,0 +1,229 @@
+"""Why an attempt ended, from what the ranks left, how srun exited and what Slurm says of the job.
+
+A pure function, because this decision spends or saves GPU-hours: every row of its table is a test.
+
+What each rank leaves behind about its end, in attempts/<k>/rank_<n>.json, for `end` to read.
+"""
+
+import re
+import signal
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, fields
+
+from r1hpc.attempt.control.stop import OUT_OF_HOURS
+from r1hpc.base.errors import StateError
+from r1hpc.base.files import open_plain, read_object, write_json
+from r1hpc.base.names import printable
+from r1hpc.base.run_dir import RunDir
+from r1hpc.plan.save_time import EARLY_S
+from r1hpc.telemetry.records.attempts import Cause
+
+FINISHED = "finished"
+STOPPED = "stopped"
+FAILED = "failed"
+HANG = "hang"
+LEFT_ALONE = "left alone"
+"""It left because another rank failed."""
+_ERROR = re.compile(
+    r"No space left on device|Disk quota exceeded|^error: |^(\w+\.)*\w*(Error|Exception)(:|$)"
+)
+_MOST_LOGS, _LOG_BYTES, _LOG_LINES = 64, 8192, 20
+
+
+@dataclass(frozen=True)
+class RankOutcome:
+    """How one rank ended. `cause` is set where the rank itself knows it (oom, crash, refused)."""
+
+    rank: int
+    kind: str
+    node: str
+    global_step: int | None = None
+    reason: str = ""
+    cause: str | None = None
+    detail: str = ""
+    kept: int = 0
+    """Finished pieces of work beyond the last committed step that the next attempt will find."""
+
+
+def write_outcome(run: RunDir, attempt: int, outcome: RankOutcome) -> None:
+    """Durable before the rank exits."""
+    write_json(run.rank_outcome(attempt, outcome.rank), asdict(outcome))
+
+
+def read_outcomes(run: RunDir, attempt: int) -> list[RankOutcome]:
+    """Those ranks that could still write, in rank order; a file that is damaged is one that is not there."""
+    found = []
+    for path in run.attempt_dir(attempt).glob("rank_*.json"):
+        value = read_object(path, RankOutcome)
+        if value:
+            known = {each.name for each in fields(RankOutcome)} & value.keys()
+            found.append(RankOutcome(**{name: value[name] for name in known}))
+    return sorted(found, key=lambda outcome: outcome.rank)
+
+
+def failures_in_logs(
+    run: RunDir, attempt: int, ranks: int, nodes: Sequence[str], known: Collection[int]
+) -> list[RankOutcome]:
+    """Return a failure for each rank without an outcome (`known` have one) whose log ends with an error.
+
+    A full disk takes no outcome, but the log may still say so.
+    """
+    found = []
+    for rank in [rank for rank in range(ranks) if rank not in known][:_MOST_LOGS]:
+        try:
+            with open_plain(run.rank_log(attempt, rank)) as file:
+                file.seek(max(0, file.seek(0, 2) - _LOG_BYTES))
+                lines = file.read().decode(errors="replace").splitlines()[-_LOG_LINES:]
+        except (OSError, StateError):
+            continue
+        error = next((line for line in reversed(lines) if _ERROR.search(line)), None)
+        if error is not None:
+            node = nodes[rank * len(nodes) // ranks] if nodes else "?"
+            cause = "oom" if re.match(r"[\w.]*(OutOfMemory|Memory)Error", error) else None
+            detail = printable(error.removeprefix("error: "))[:500]
+            found.append(RankOutcome(rank, FAILED, node, cause=cause, detail=detail))
+    return found
+
+
+_OOM_STATUS = 128 + 125
+"""Of srun, where the kernel killed a task for the memory of its cgroup. Slurm says so of the task, as 0:125,
+and not of a job that still runs (slurm.h, SIG_OOM; the status of srun inferred from it)."""
+_WARNED = (128 + signal.SIGTERM, 128 + signal.SIGUSR2)
+
+
+@dataclass(frozen=True)
+class SchedulerView:
+    """What Slurm says of the job when the ranks are gone. All unknown without Slurm."""
+
+    states: frozenset[str] = frozenset()
+    """As in JobState, e.g. {RUNNING}, {CANCELLED, COMPLETING}, {PENDING, COMPLETING}."""
+    preempted: bool = False
+    """Slurm has set PreemptTime."""
+    seconds_left: float | None = None
+    """Until the time limit."""
+    restarted: bool = False
+    """Slurm started the job again without being asked to by us."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything there is to judge by."""
+
+    ranks: int
+    outcomes: Sequence[RankOutcome]
+    status: int | None
+    """Exit status of srun, or of the worst local rank; None: nobody could write it down."""
+    scheduler: SchedulerView = SchedulerView()
+    cancel_requested: bool = False
+    signal_lead_s: float = 0.0
+    is_finished: bool = False
+    """Rank 0 has left FINISHED in the run folder."""
+    in_logs: Sequence[RankOutcome] = ()
+    """Failures that only the logs of ranks without an outcome show."""
+    requeued_by_us: bool = False
+    """Our own script asked for the requeue, because the attempt could not be judged."""
+
+
+def decide(evidence: Evidence) -> tuple[Cause, str]:
+    """(cause, detail for a person)."""
+    outcomes = evidence.outcomes
+    kinds = {outcome.kind for outcome in outcomes}
+    # Rank 0 writes what a run leaves: without it nothing is finished, whatever the others say.
+    if evidence.is_finished or any(o.kind == FINISHED and o.rank == 0 for o in outcomes):
+        return Cause.finished, next((o.reason for o in outcomes if o.kind == FINISHED), "")
+    failed = [outcome for outcome in outcomes if outcome.kind == FAILED]
+    from_slurm = _by_scheduler(evidence)
+    if STOPPED in kinds and not failed:
+        return _why_stopped(evidence, next(o for o in outcomes if o.kind == STOPPED), from_slurm)
+    if from_slurm is not None and from_slurm[0] in (Cause.node_fail, Cause.cancelled, Cause.oom):
+        return from_slurm  # ranks that lose a peer fail too; the scheduler knows the first domino
+    for outcome in (*failed, *evidence.in_logs):
+        if outcome.cause in (Cause.oom.value, Cause.refused.value):
+            return Cause(outcome.cause), f"rank {outcome.rank} on {outcome.node}: {outcome.detail}"
+    if HANG in kinds:
+        return Cause.hang, _describe_hang(evidence)
+    # A rank whose peer died reports a broken connection: that is an echo, not the cause.
+    culprits = [o for o in (*failed, *evidence.in_logs) if "onnection" not in o.detail]
+    # Our own shell asks for the requeue where nobody could judge the attempt: that explains no exception.
+    asked_by_us = "REQUEUED" in evidence.scheduler.states and culprits
+    if from_slurm is not None and not asked_by_us:
+        return from_slurm
+    if culprits:
+        return Cause.crash, f"rank {culprits[0].rank} on {culprits[0].node}: {culprits[0].detail}"
+    echoes = [o for o in outcomes if o.kind == LEFT_ALONE]
+    if echoes:  # of one that could not write its own
+        return Cause.crash, echoes[0].detail
+    if evidence.scheduler.restarted:  # which Slurm does for no job that failed by itself
+        return Cause.node_fail, "Slurm started the job again: a node failed, or it was preempted unwarned"
+    if evidence.status is not None and evidence.status in _WARNED and not outcomes:
+        name = signal.Signals(evidence.status - 128).name
+        return _by_time_left(evidence, name) or (
+            Cause.preempted,
+            f"stopped by {name} before the ranks could listen",
+        )
+    return Cause.crash, _describe_status(evidence)
+
+
+def _by_scheduler(evidence: Evidence) -> tuple[Cause, str] | None:
+    view = evidence.scheduler
+    if evidence.cancel_requested or "CANCELLED" in view.states:
+        return Cause.cancelled, "cancelled by a user"
+    if view.states & {"NODE_FAIL", "BOOT_FAIL"}:
+        return Cause.node_fail, "a node of the job went down"
+    if "OUT_OF_MEMORY" in view.states or evidence.status == _OOM_STATUS:
+        return Cause.oom, "Slurm killed it for memory"
+    if view.preempted or "PREEMPTED" in view.states:
+        return Cause.preempted, "preempted by Slurm"
+    if "REQUEUED" in view.states and not evidence.requeued_by_us:
+        return Cause.preempted, "requeued by scontrol"
+    if "TIMEOUT" in view.states:
+        return Cause.timeout, "the time limit was reached"
+    return None
+
+
+def _why_stopped(
+    evidence: Evidence, outcome: RankOutcome, from_slurm: tuple[Cause, str] | None
+) -> tuple[Cause, str]:
+    if outcome.reason == "STOP file":
+        return Cause.stopped, "STOP was touched"
+    if outcome.reason == OUT_OF_HOURS:
+        return Cause.stopped, f"its GPU-hours are used up ({OUT_OF_HOURS})"
+    if from_slurm is not None:
+        return from_slurm
+    return _by_time_left(evidence, outcome.reason) or (
+        Cause.preempted,
+        f"stopped by {outcome.reason or 'a signal'}",
+    )
+
+
+def _by_time_left(evidence: Evidence, name: str) -> tuple[Cause, str] | None:
+    """Whether the signal of that name was the time limit's."""
+    left = evidence.scheduler.seconds_left
+    # Before a time limit Slurm sends what --signal asks for, which is SIGUSR2; SIGTERM comes with the limit
+    # itself, or from a preemption.
+    if left is None or left > (evidence.signal_lead_s + EARLY_S if name == "SIGUSR2" else 0):
+        return None
+    return Cause.timeout, f"{name} with {max(0, round(left))} s left of the time limit"
+
+
+def _describe_hang(evidence: Evidence) -> str:
+    hung = [o for o in evidence.outcomes if o.kind == HANG]
+    silent = sorted(set(range(evidence.ranks)) - {o.rank for o in evidence.outcomes})
+    text = "; ".join(f"rank {o.rank} on {o.node}: {o.detail}" for o in hung[:4])
+    if silent and len(silent) <= 8:
+        text += f"; nothing at all from rank {', '.join(map(str, silent))}: look there first"
+    return text
+
+
+def _describe_status(evidence: Evidence) -> str:
+    silent = sorted(set(range(evidence.ranks)) - {o.rank for o in evidence.outcomes})
+    who = f"rank {', '.join(map(str, silent[:8]))} left no outcome" if silent else "every rank left"
+    if evidence.status is None:
+        return who
+    if evidence.status > 128:
+        try:
+            name = signal.Signals(evidence.status - 128).name
+        except ValueError:
+            name = f"signal {evidence.status - 128}"
+        return f"{who}, ended by {name}"
+    return f"{who}, exit status {evidence.status}"

@@ -1,0 +1,146 @@
+"""What the ranks of a run print: one file per attempt and rank, read from its end, or followed as it grows.
+
+    for line in tail(find_log(run, attempt=2, rank=0), 50): print(clean(line))
+    for line in follow(run, rank=0, attempt=None, lines=50): print(line)     # all attempts, until it is over
+
+Control characters are taken out: a log can hold whatever a model or a library printed.
+"""
+
+import re
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from r1hpc.attempt.state.state import read_situation
+from r1hpc.base.errors import StateError
+from r1hpc.base.files import GrowingFile
+from r1hpc.base.run_dir import RunDir
+
+_POLL_S = 0.3
+_ASK_EVERY_S = 5.0
+"""Whether the run is over is asked this often at most; Slurm's controller serves everybody."""
+_BLOCK = 65536
+_ESCAPE = re.compile(rb"\x1b(\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.?)")
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def find_log(run: RunDir, attempt: int | None, rank: int) -> Path:
+    """The log of one rank.
+
+    Raises:
+        StateError: there is none; names those that there are.
+    """
+    if attempt is None:
+        raise StateError(
+            f"{run.run_id} has not begun an attempt yet, so no rank has printed anything{_other(run)}"
+        )
+    path = run.rank_log(attempt, rank)
+    if path.is_file():
+        return path
+    ranks = sorted(int(found[1]) for p in run.attempt_logs(attempt).glob("*") if (found := _rank_of(p)))
+    if ranks:
+        raise StateError(f"no log of rank {rank} in attempt {attempt}: there are ranks {_span(ranks)}")
+    if run.attempt_logs(attempt).is_dir():
+        raise StateError(f"no rank of attempt {attempt} has printed anything yet{_other(run)}")
+    attempts = _attempts(run)
+    there = (
+        f"there are logs of attempts {_span(attempts)}" if attempts else f"no attempt has logs{_other(run)}"
+    )
+    raise StateError(f"no logs of attempt {attempt} in {run.logs}: {there}")
+
+
+def tail(path: Path, count: int) -> list[bytes]:
+    """The last `count` lines of a file, reading no more of it than needed."""
+    with path.open("rb") as file:
+        position = file.seek(0, 2)
+        raw = b""
+        while position > 0 and raw.count(b"\n") <= count:
+            step = min(_BLOCK, position)
+            position -= step
+            file.seek(position)
+            raw = file.read(step) + raw
+    return raw.removesuffix(b"\n").split(b"\n")[-count:] if raw and count else []
+
+
+def clean(line: bytes) -> str:
+    """A line as a terminal would show it in the end: after the last carriage return, without escapes."""
+    shown = line.rstrip(b"\r").rsplit(b"\r", 1)[-1]
+    return _CONTROL.sub("", _ESCAPE.sub(b"", shown).decode(errors="replace"))
+
+
+def follow(run: RunDir, rank: int, attempt: int | None, lines: int) -> Iterator[str]:
+    """The last lines and all that follow; one attempt only where it is named, else one after the other."""
+    only = attempt is not None
+    current = attempt if attempt is not None else last_attempt(run)
+    if only:
+        find_log(run, current, rank)
+    log = _from_last(run.rank_log(current, rank), lines) if current is not None else None
+    asked = 0.0
+    while True:
+        if log is not None:
+            yield from map(clean, log.lines())
+        newest = current if only else last_attempt(run)
+        if newest is not None and newest != current:
+            if log is not None:  # what came since it was read
+                yield from map(clean, [*log.lines(), *filter(None, [log.rest()])])
+            yield f"==> attempt {newest}, rank {rank} <=="
+            current, log = newest, GrowingFile(run.rank_log(newest, rank))
+            continue
+        if time.monotonic() - asked >= _ASK_EVERY_S or run.finished.exists():
+            asked = time.monotonic()
+            if _is_over(run, current if only else None):
+                if log is not None:  # an unfinished line too, because nothing more will come
+                    yield from map(clean, [*log.lines(), *filter(None, [log.rest()])])
+                return
+        time.sleep(_POLL_S)
+
+
+def _from_last(path: Path, lines: int) -> GrowingFile:
+    """The file from its last `lines` on."""
+    if not path.is_file():  # srun opens it a moment after the attempt began
+        return GrowingFile(path)
+    shown, size = b"\n".join(tail(path, lines)), path.stat().st_size
+    return GrowingFile(path, max(0, size - len(shown) - 1) if shown else size)
+
+
+def wait_until_it_begins(run: RunDir) -> None:
+    """Until a first attempt prints, or the run is over without one."""
+    asked = time.monotonic()
+    while not _attempts(run):
+        if time.monotonic() - asked >= _ASK_EVERY_S:
+            asked = time.monotonic()
+            if read_situation(run).state.is_over:
+                return
+        time.sleep(_POLL_S)
+
+
+def _is_over(run: RunDir, attempt: int | None) -> bool:
+    situation = read_situation(run)
+    if attempt is not None:
+        return all(a.cause is not None for a in situation.history.attempts if a.attempt == attempt)
+    return situation.state.is_over
+
+
+def last_attempt(run: RunDir) -> int | None:
+    """The newest attempt that has logs."""
+    return max(_attempts(run), default=None)
+
+
+def _attempts(run: RunDir) -> list[int]:
+    found = (re.fullmatch(r"attempt_(\d+)", path.name) for path in run.logs.glob("attempt_*"))
+    return sorted(int(match[1]) for match in found if match)
+
+
+def _rank_of(path: Path) -> re.Match[str] | None:
+    return re.fullmatch(r"rank_(\d+)\.out", path.name)
+
+
+def _span(numbers: Sequence[int]) -> str:
+    if len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1:
+        return f"{numbers[0]}-{numbers[-1]}"
+    return ", ".join(map(str, numbers))
+
+
+def _other(run: RunDir) -> str:
+    names = sorted(path.name for path in run.logs.glob("*.out"))
+    return f"; see {run.logs / names[0]}" if names else "; see `python -m r1hpc.status`"

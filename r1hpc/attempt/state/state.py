@@ -1,0 +1,398 @@
+"""What a run is doing now: from its folder, and from Slurm or the local supervisor where they can be asked.
+
+    situation = read_situation(run)
+    situation.state, situation.detail
+
+Loads no torch. Without an answer of Slurm's it is what the run folder says, and `detail` says so.
+
+Processes of a run on this machine: its local supervisor, and ranks that outlive one which was killed.
+
+is_of_run(pid, run.path)                 # a process id may be another process's by now
+ranks_of(run.path, "local-4711")         # -> pids
+"""
+
+import os
+import re
+import socket
+import time
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from r1hpc.attempt.state.cause import SchedulerView
+from r1hpc.attempt.state.slurm_records import kept_records, learn, own_records, submitted_at
+from r1hpc.attempt.state.unended import WITHOUT_SUPERVISOR, judge_unended, record_of_attempt
+from r1hpc.base.errors import StateError
+from r1hpc.base.files import read_object
+from r1hpc.base.run_dir import RunDir
+from r1hpc.slurm.client import SlurmError
+from r1hpc.slurm.contract import HELD
+from r1hpc.slurm.rank_env import expand_nodelist
+from r1hpc.slurm.requeue import JobState, job_state
+from r1hpc.slurm.sacct import sacct_records
+from r1hpc.telemetry.records.attempts import (
+    NAMING,
+    Attempt,
+    Cause,
+    History,
+    NotBegun,
+    read_history,
+    read_run_events,
+)
+
+_LOOKS, _PAUSE_S = 100, 0.02
+
+
+def is_of_run(pid: int, run_dir: Path) -> bool:
+    """Whether `pid` is a process of this user that was started with this run folder as an argument."""
+    process = Path(f"/proc/{pid}")
+    try:
+        if process.stat().st_uid != os.getuid():
+            return False
+        folder = (process / "cwd").readlink()
+        arguments = _arguments(process)
+    except OSError:
+        return False
+    paths = (Path(os.fsdecode(argument)) for argument in arguments)
+    return any((folder / p).resolve() == run_dir.resolve() for p in paths if p.name == run_dir.name)
+
+
+def ranks_of(run_dir: Path, job_id: str) -> list[int]:
+    """The live ranks that the local supervisor of this job id has started."""
+    mark = f"R1HPC_LOCAL_JOB_ID={job_id}".encode()
+    pids = [int(process.name) for process in Path("/proc").iterdir() if process.name.isdigit()]
+    # is_of_run first, which waits until a process has been started: before that it has no environment either.
+    return [pid for pid in pids if is_of_run(pid, run_dir) and mark in _environment(pid)]
+
+
+def _arguments(process: Path) -> list[bytes]:
+    """Of a process that is being started Linux shows none for a moment (longer where no core is free).
+
+    Raises:
+        OSError: it has none: a zombie, or a thread of the kernel's own.
+    """
+    for _ in range(_LOOKS):
+        found = (process / "cmdline").read_bytes()
+        if found:
+            return found.split(b"\0")
+        (process / "exe").readlink()
+        time.sleep(_PAUSE_S)
+    return []
+
+
+def _environment(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+class State(StrEnum):
+    """What a run is doing."""
+
+    queued = "queued"
+    running = "running"
+    requeued = "requeued"
+    """Between two attempts."""
+    finished = "finished"
+    stopped = "stopped"
+    cancelled = "cancelled"
+    failed = "failed"
+    unknown = "unknown"
+
+    @property
+    def is_over(self) -> bool:
+        return self in (State.finished, State.stopped, State.cancelled, State.failed)
+
+    @property
+    def is_at_work(self) -> bool:
+        """A job of it waits or runs."""
+        return self in (State.queued, State.running, State.requeued)
+
+
+@dataclass(frozen=True)
+class JobRef:
+    """The newest job of a run."""
+
+    job_id: str
+    executor: str
+    event: str
+    """The event of attempts.jsonl that named it: submitted, resubmitted or begin."""
+    host: str | None = None
+    time: float = 0.0
+    cluster: str | None = None
+    """Slurm's, where it is known: on another one that sees this folder nobody knows the job."""
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the local supervisor; None for a job of Slurm."""
+        found = re.fullmatch(r"local-(\d+)", self.job_id)
+        return int(found[1]) if found else None
+
+    @property
+    def is_slurm(self) -> bool:
+        return re.fullmatch(r"\d+(_\d+)?", self.job_id) is not None
+
+
+@dataclass(frozen=True)
+class Situation:
+    """The state of a run, with what it was judged by."""
+
+    state: State
+    detail: str
+    history: History
+    job: JobRef | None
+
+    @property
+    def never_began(self) -> bool:
+        """The newest job has ended, its attempt did not begin, and nothing on record says why."""
+        if self.state is not State.failed or self.job is None or self.job.event == "begin":
+            return False
+        return not self.history.is_newer("not_begun", *NAMING)
+
+
+@dataclass(frozen=True)
+class JobReport:
+    """What Slurm or a look at the process says of the newest job. `alive` None: nobody could be asked."""
+
+    alive: bool | None = None
+    pending: bool = False
+    cancelled: bool = False
+    detail: str = ""
+    leaving: bool = False
+    """It is on its way out."""
+    states: frozenset[str] = frozenset()
+    """Slurm's, of the job or of its part in which the newest attempt began. Empty: Slurm forgot the job."""
+
+
+_END_PATIENCE_S = 600.0
+"""An end follows FINISHED within seconds: this long where nobody can be asked whether it still may."""
+
+
+def read_situation(run: RunDir, timeout_s: float = 5.0) -> Situation:
+    """The situation of a run. Asks Slurm for at most `timeout_s`, and only when the folder leaves it open."""
+    # In this order: an attempt that begins in between is in the history, not the job of an attempt before it.
+    job = newest_job(run)
+    history = read_history(run)
+    if run.finished.exists():
+        return Situation(State.finished, "", _with_its_end(run, job, history, timeout_s), job)
+    state, detail = judge(run, history, job, JobReport())
+    if state in (State.queued, State.running, State.requeued):
+        report = ask(run, job, timeout_s)
+        if report.alive is False:
+            history = read_history(run)  # what it wrote down just before it was gone
+            if job is not None and job.is_slurm and not report.states:
+                report = _ask_sacct(run, job, history, timeout_s) or report
+        state, detail = judge(run, history, job, report)
+    return Situation(state, detail, history, job)
+
+
+def _with_its_end(run: RunDir, job: JobRef | None, history: History, timeout_s: float) -> History:
+    """The history of a finished run; an attempt whose supervisor was killed before its `end` has one too."""
+    if history.last is None or history.last.cause is not None:
+        return history
+    said = read_object(run.finished)
+    at = said.get("time")
+    ended = float(at) if isinstance(at, int | float) else run.finished.stat().st_mtime
+    alive = ask(run, job, timeout_s).alive
+    history = read_history(run)  # what it wrote down just before it was gone
+    last = history.last
+    if last is None or last.cause is not None:
+        return history
+    if alive or (alive is None and time.time() - ended < _END_PATIENCE_S):
+        return history
+    last = replace(
+        last,
+        cause=Cause.finished,
+        end=max(ended, last.start),
+        last_committed_step=said.get("global_step", last.last_committed_step),
+        detail=WITHOUT_SUPERVISOR,
+        inferred=True,
+    )
+    return replace(history, attempts=(*history.attempts[:-1], last))
+
+
+def judge(run: RunDir, history: History, job: JobRef | None, report: JobReport) -> tuple[State, str]:
+    """State and detail of a run that has no FINISHED file."""
+    last = history.last
+    if history.is_newer("cancel_requested", *NAMING):
+        report = replace(report, cancelled=True)
+    refusal = history.not_begun
+    if refusal is not None and history.is_newer("not_begun", *NAMING):
+        return _of_refusal(refusal)
+    if job is None and last is None:
+        lost = last_attempt_with_logs(run)
+        why = f"{run.attempts.name} is empty or gone: restore it, or go on by submit --resume"
+        return State.unknown, f"{why} (attempt {lost} is on disk)" if lost else "never submitted"
+    between = State.requeued if last else State.queued
+    if job is not None and job.event != "begin":
+        return _of_job(report, State.queued if job.event == "submitted" else between, last is None)
+    assert last is not None, "a begin made the job reference"
+    if last.cause is None:
+        return _of_attempt(run, last, report)
+    if last.cause in (Cause.finished, Cause.stopped, Cause.cancelled):
+        return State(last.cause.value), last.detail
+    if last.requeued:
+        return _of_job(report, between, False)
+    said = ": ".join(filter(None, (last.cause.value, last.detail)))
+    return State.failed, "; not continued: ".join(filter(None, (said, last.not_continued)))
+
+
+def newest_job(run: RunDir) -> JobRef | None:
+    """The job that attempts.jsonl named last."""
+    named = _naming_events(run)
+    return _job_ref(named[-1]) if named else None
+
+
+def job_named(run: RunDir, job_id: str | None) -> JobRef | None:
+    """The job of this id, as attempts.jsonl named it last; None where it does not name it."""
+    named = [event for event in _naming_events(run) if str(event["job_id"]) == job_id]
+    return _job_ref(named[-1]) if named else None
+
+
+def all_slurm_jobs(run: RunDir) -> list[str]:
+    """Every Slurm job id the run has had, oldest first."""
+    return list(dict.fromkeys(job.job_id for job in map(_job_ref, _naming_events(run)) if job.is_slurm))
+
+
+def last_attempt_with_logs(run: RunDir) -> int:
+    """Return the highest number of an attempt whose ranks were started; 0: none was."""
+    found = (re.fullmatch(r"attempt_(\d+)", path.name) for path in run.logs.glob("attempt_*"))
+    numbers = sorted((int(each[1]) for each in found if each), reverse=True)
+    return next((k for k in numbers if any(run.attempt_logs(k).glob("*"))), 0)
+
+
+def ask(run: RunDir, job: JobRef | None, timeout_s: float) -> JobReport:
+    """What Slurm says of the job, or whether the local supervisor lives."""
+    if job is None:
+        return JobReport()
+    if job.pid is not None:
+        if job.host not in (None, socket.gethostname()):
+            return JobReport(detail=f"it runs on {job.host}: ask there")
+        if is_of_run(job.pid, run.path):
+            return JobReport(True)
+        gone = f"its process {job.pid} is gone"
+        if ranks_of(run.path, job.job_id):
+            return JobReport(True, detail=f"{gone}, its ranks go on")
+        return JobReport(False, detail=gone)
+    if not job.is_slurm:
+        return JobReport()
+    try:
+        state = job_state(job.job_id, timeout_s)
+        if not state.states and job.cluster is not None and _is_elsewhere(job.cluster, timeout_s):
+            return JobReport(detail=f"job {job.job_id} is of cluster {job.cluster}: ask there")
+        return _report_of(job, state)
+    except SlurmError as error:
+        return JobReport(detail="Slurm did not answer" if error.unreachable else "Slurm is not here")
+
+
+def _is_elsewhere(cluster: str, timeout_s: float) -> bool:
+    # Deferred: few questions come this far, and every command imports this module.
+    from r1hpc.slurm.probe import cluster_name
+
+    return cluster_name(timeout_s) != cluster
+
+
+def _naming_events(run: RunDir) -> list[dict[str, Any]]:
+    return [e for e in read_run_events(run)[0] if e["event"] in NAMING and e.get("job_id")]
+
+
+def _job_ref(event: dict[str, Any]) -> JobRef:
+    return JobRef(
+        str(event["job_id"]),
+        event.get("executor", ""),
+        event["event"],
+        event.get("host"),
+        float(event["time"]),
+        event.get("cluster"),
+    )
+
+
+def _report_of(job: JobRef, state: JobState) -> JobReport:
+    if not state.states:
+        return JobReport(False, detail=f"Slurm no longer knows job {job.job_id}")
+    detail = f"job {job.job_id} is {'+'.join(sorted(state.states))}"
+    reason = f" ({state.reason})" if state.pending and state.reason not in ("", "None") else ""
+    if state.pending and state.reason == "BadConstraints":
+        reason += f": it will never start, {_conflict(state)}: cancel it, and resume it with other nodes"
+    if state.reason.startswith("JobHeld") and state.comment.startswith(HELD):
+        reason += f": {state.comment.removeprefix(HELD)}"
+    return JobReport(
+        alive=state.live,
+        pending=state.pending,
+        cancelled="CANCELLED" in state.states,
+        detail=detail + reason,
+        leaving="COMPLETING" in state.states,
+        states=state.states,
+    )
+
+
+def _conflict(state: JobState) -> str:
+    pinned, excluded = expand_nodelist(state.required), expand_nodelist(state.excluded)
+    both = sorted(set(pinned) & set(excluded))
+    if both:
+        return f"since it asks for {', '.join(both)} and excludes {'them' if both[1:] else 'it'} too"
+    return "since no nodes fit what it asks for"
+
+
+def _ask_sacct(run: RunDir, job: JobRef, history: History, timeout_s: float) -> JobReport | None:
+    """Return what accounting says of a job that slurmctld has forgotten; None where it says nothing."""
+    try:
+        answer = sacct_records(job.job_id, max(1e6, submitted_at(history)), timeout_s)
+        records = own_records(answer, [job.job_id], history)
+        learn(run, records, time.time())
+    except (SlurmError, StateError):  # what any command learnt before
+        records = own_records(kept_records(run).records, [job.job_id], history)
+    if not records:
+        return None
+    newest, last = records[-1], history.last
+    began_in = record_of_attempt(records, last) if last is not None and last.cause is None else None
+    return JobReport(
+        alive=False,
+        cancelled=newest.state == "CANCELLED",
+        detail=f"job {job.job_id} was {newest.state} (sacct)",
+        states=frozenset({(began_in or newest).state}),
+    )
+
+
+def _of_refusal(refusal: NotBegun) -> tuple[State, str]:
+    """`begin` has put on record that no attempt follows."""
+    if refusal.cause in (Cause.stopped, Cause.cancelled):
+        return State(refusal.cause.value), refusal.detail
+    return State.failed, f"{refusal.cause.value}: {refusal.detail}"
+
+
+def _of_job(report: JobReport, waiting: State, never_began: bool) -> tuple[State, str]:
+    """A job that has been asked for and has not begun an attempt since."""
+    if report.alive is None:
+        return waiting, _as_of_folder(report)
+    if report.alive:
+        begins = ", ".join(filter(None, (report.detail, "its attempt begins")))
+        return waiting, report.detail if report.pending else begins
+    if report.cancelled:
+        return State.cancelled, report.detail
+    return State.failed, report.detail + (
+        "; it never began" if never_began else "; the next attempt never began"
+    )
+
+
+def _of_attempt(run: RunDir, last: Attempt, report: JobReport) -> tuple[State, str]:
+    """An attempt without an end on record."""
+    if report.alive is None:
+        return State.running, _as_of_folder(report)
+    if report.pending:
+        return State.requeued, report.detail
+    if report.alive:
+        return State.running, report.detail
+    if report.cancelled:
+        return State.cancelled, report.detail
+    cause, detail = judge_unended(run, last, SchedulerView(report.states))
+    if cause in (Cause.finished, Cause.stopped, Cause.cancelled):
+        return State(cause.value), detail
+    said = detail if cause is Cause.unknown else f"{cause.value}: {detail}"
+    return State.failed, f"{said}; {report.detail}"
+
+
+def _as_of_folder(report: JobReport) -> str:
+    return "as of the run folder" + (f" ({report.detail})" if report.detail else "")

@@ -1,0 +1,185 @@
+"""The end of an attempt that could not write its own: killed, or finished by ranks whose supervisor was gone.
+
+    close_unended(run, config, job_id)       # the next `begin` writes what is missing
+    judge_unended(run, attempt, view)        # the same judgement for attempt.state, which writes nothing
+
+Of a finished run there is no next one: attempt.state says what its last attempt came to.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from r1hpc.attempt.state.cause import Evidence, SchedulerView, decide, failures_in_logs, read_outcomes
+from r1hpc.attempt.state.slurm_records import learn
+from r1hpc.base.run_dir import RunDir
+from r1hpc.checkpoint.store import CheckpointStore
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.slurm.client import SlurmError
+from r1hpc.slurm.sacct import JobRecord, sacct_records
+from r1hpc.telemetry.records.attempts import Attempt, Cause, read_history, read_run_events, record
+from r1hpc.telemetry.records.metrics import last_steps, loaded_step
+
+WITHOUT_SUPERVISOR = "its ranks finished; whoever should have written that down was gone"
+_FAILURES = (Cause.crash, Cause.hang, Cause.oom, Cause.unknown)
+_NODE_FAILED = frozenset(("NODE_FAIL", "BOOT_FAIL"))
+_SACCT_TIMEOUT_S = 10.0
+
+
+def close_unended(run: RunDir, config: RunConfig, job_id: str) -> None:
+    """Write the `end` that a killed attempt could not write itself. `job_id`: the job that begins now."""
+    history = read_history(run)
+    last = history.last
+    if last is None:
+        return
+    if last.cause is not None:
+        _name_node_failure(run, last)
+        return
+    seen = _ask_sacct(run, last, tries=5)  # slurmdbd hears of a node failure after the job restarts
+    restarted = last.job_id == job_id and bool(int(os.environ.get("SLURM_RESTART_COUNT") or 0))
+    view = SchedulerView(frozenset({seen.state} if seen else ()), restarted=restarted)
+    cause, detail = judge_unended(run, last, view, history.is_newer("cancel_requested", "begin"))
+    record(
+        run,
+        "end",
+        attempt=last.attempt,
+        cause=cause.value,
+        detail=detail,
+        exit_status=None,
+        **steps_for_the_end(run, config, last.attempt, cause),
+        kept=max((outcome.kept for outcome in read_outcomes(run, last.attempt)), default=0),
+        requeued=not cause.is_final,
+        inferred=True,
+        ended=_ended(seen, last) if seen else _last_sign_of_life(run, last.attempt),
+    )
+
+
+def judge_unended(
+    run: RunDir, last: Attempt, view: SchedulerView, is_cancelled: bool = False
+) -> tuple[Cause, str]:
+    """Return cause and detail of an attempt that has no `end`, by its ranks, their logs and Slurm."""
+    outcomes = read_outcomes(run, last.attempt)
+    known = {outcome.rank for outcome in outcomes}
+    marks = [path.name.rpartition("-")[2] for path in run.attempt_dir(last.attempt).glob("requeued-*")]
+    evidence = Evidence(
+        ranks=last.ranks,
+        outcomes=outcomes,
+        status=next((int(mark) for mark in marks if mark.isdecimal()), None),
+        scheduler=SchedulerView(view.states, view.preempted, restarted=view.restarted and not marks),
+        cancel_requested=is_cancelled,
+        in_logs=failures_in_logs(run, last.attempt, last.ranks, last.node_names, known),
+        requeued_by_us=bool(marks),
+    )
+    cause, detail = decide(evidence)
+    if cause is Cause.finished:
+        return cause, WITHOUT_SUPERVISOR
+    if cause is Cause.crash and not (outcomes or evidence.in_logs or view.states or marks):
+        return Cause.unknown, "ended without a record"
+    return cause, detail
+
+
+def mark_requeued(run: RunDir, attempt: int, status: int) -> None:
+    """Leave an empty file, which a full disk may still take, since we ask for the requeue ourselves."""
+    with suppress(OSError):
+        (run.attempt_dir(attempt) / f"requeued-{status}").touch()
+
+
+def amend_end(run: RunDir, attempt: int, **changes: Any) -> None:
+    """Write the end of an attempt once more with these changes; the later record counts.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    ends = [e for e in read_run_events(run)[0] if (e.get("event"), e.get("attempt")) == ("end", attempt)]
+    if ends:  # there is none where the disk was full
+        fields = {name: value for name, value in ends[-1].items() if name not in ("event", "time")}
+        record(run, "end", **{"ended": ends[-1]["time"], **fields, **changes})
+
+
+def _name_node_failure(run: RunDir, last: Attempt) -> None:
+    """Correct the cause where Slurm lost a node: its survivors get SIGTERM, as in a preemption."""
+    if last.inferred or last.cause not in (Cause.preempted, Cause.crash):
+        return
+    seen = _ask_sacct(run, last)
+    if seen is not None and seen.state in _NODE_FAILED:
+        amend_end(run, last.attempt, cause=Cause.node_fail.value, detail="a node of the job went down")
+
+
+def steps_for_the_end(run: RunDir, config: RunConfig, attempt: int, cause: Cause) -> dict[str, int | None]:
+    """What the `end` of an attempt says of its checkpoints.
+
+    An attempt that could not load the newest one went on from an older one: what it committed itself is its
+    progress, though a newer folder is still there. A server that failed has made none: one that dies of a
+    request that is asked again would come back for ever.
+    """
+    store = CheckpointStore(run.checkpoints, keep=config.checkpoint.keep)
+    if config.stage == "serve" and cause in _FAILURES:
+        answered = newest_step(run, config, store)
+        return {"resumed_from": answered, "last_committed_step": answered}
+    loaded = loaded_step(run, attempt)
+    if loaded is None:
+        return {"last_committed_step": newest_step(run, config, store)}
+    own = [each.step for each in store.list() if each.manifest.attempt == attempt]
+    return {"resumed_from": loaded, "last_committed_step": max(own, default=loaded)}
+
+
+def newest_step(run: RunDir, config: RunConfig, store: CheckpointStore) -> int | None:
+    """The newest committed step, unverified, or how many parts are done; None before the first.
+
+    What a server has answered is done once it is on record.
+    """
+    if config.stage == "serve":
+        return next((step.global_step for step in last_steps(run, 1)), None)
+    found = store.list()
+    if found:
+        return found[0].step
+    return len(run.all_parts) or None
+
+
+def _ask_sacct(run: RunDir, last: Attempt, tries: int = 1) -> JobRecord | None:
+    """Return the ended record of the attempt's job in which it began."""
+    if last.job_id is None or last.job_id.startswith("local-"):
+        return None
+    for count in range(tries):
+        if count:
+            time.sleep(1)
+        try:
+            records = sacct_records(last.job_id, timeout_s=_SACCT_TIMEOUT_S)
+        except SlurmError:
+            return None
+        if (found := record_of_attempt(records, last)) is not None:
+            learn(run, [found], time.time())  # for the ledger: Slurm's records do not stay for ever
+            return found
+    return None
+
+
+def record_of_attempt(records: Sequence[JobRecord], last: Attempt) -> JobRecord | None:
+    """Return the ended record of the job in which the attempt began.
+
+    Attempts of earlier versions did not record when their job started: then the record counts that started
+    last before the attempt began.
+    """
+    mine = [
+        r for r in records if r.job_id == last.job_id and None not in (r.start, r.end) and _holds(r, last)
+    ]
+    return mine[-1] if mine else None
+
+
+def _holds(record: JobRecord, last: Attempt) -> bool:
+    if last.job_start is not None:
+        return record.start == last.job_start
+    # Slurm writes whole seconds: an attempt killed in the second of its begin seems to end before it.
+    return (record.start or 0.0) <= last.start + 1 and (record.end or 0.0) >= int(last.start)
+
+
+def _ended(record: JobRecord, last: Attempt) -> float | None:
+    is_same_clock = (record.start or 0.0) - 1 <= last.start <= (record.end or 0.0)
+    return record.end if is_same_clock else last.start + record.elapsed_s
+
+
+def _last_sign_of_life(run: RunDir, attempt: int) -> float | None:
+    files = [run.train_metrics, *run.attempt_logs(attempt).glob("*"), *run.attempt_dir(attempt).glob("*")]
+    times = [path.stat().st_mtime for path in files if path.exists()]
+    return max(times, default=None)

@@ -1,0 +1,1 @@
+"""Define every setting: its type, its default, its range and its meaning."""

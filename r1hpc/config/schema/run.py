@@ -1,0 +1,402 @@
+"""Every setting of a run, as frozen dataclasses. Units are in the names; `None` means "derived".
+
+A range stands beside its field and is checked on loading (config/schema/ranges.py); what two settings of a section
+say to each other is checked by `__post_init__`; what needs the whole (batch arithmetic, memory) by `plan`.
+The YAML files in `configs/` and `jobs/` hold the same names. Long sections lie in
+files of their own: cluster.py, reasoning.py, mixing.py, serving.py, zero.py.
+"""
+
+from dataclasses import Field, dataclass, field, is_dataclass
+from enum import StrEnum
+from typing import Any
+
+from r1hpc.base.errors import ConfigError
+from r1hpc.config.schema.cluster import ClusterConfig, ResourcesConfig
+from r1hpc.config.schema.ranges import ranged
+from r1hpc.config.schema.rl import (
+    EvaluateConfig,
+    GenerateConfig,
+    RewardConfig,
+    RlConfig,
+    RolloutConfig,
+    TaskConfig,
+)
+from r1hpc.config.schema.sections import DeepspeedConfig, MixConfig, ServeConfig
+
+STAGES = ("pretrain", "traces", "sft", "rl", "generate", "evaluate", "serve")
+TRAINED_STAGES = ("pretrain", "sft", "rl")
+"""With optimizer steps, checkpoints and a model. Of the others serve answers until it is ended, and the rest
+are done part by part, no part twice."""
+SAMPLED_STAGES = ("rl", "generate", "evaluate")
+"""In which the model answers by rollout.engine."""
+OWN_ATTENTIONS = ("gate", "gate_norm", "sigmoid_bias")
+"""Of train/model/attention.py: weights trained with one are wrong under any other."""
+SDPA = ("sdpa", "softmax")
+"""torch's own attention, under either name."""
+ATTENTIONS = (
+    *("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention"),
+    *("softmax", *OWN_ATTENTIONS),
+)
+"""transformers' own (modeling_utils.AttentionInterface), then ours."""
+TRACKERS = ("tensorboard", "wandb", "prometheus")
+
+
+class Precision(StrEnum):
+    """Arithmetic of forward and backward. Master weights and moments stay fp32 in each."""
+
+    bf16 = "bf16"
+    fp16 = "fp16"
+    fp32 = "fp32"
+    fp8 = "fp8"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Any Hugging Face causal LM: from a local folder, or from scratch by its config."""
+
+    path: str | None = None
+    """Local folder with config.json and weights (safetensors), which are loaded unless `from_scratch`; a
+    folder without them is refused."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """A config.json written here (needs `model_type`), or changes to the one in `path`.
+    `vocab_size` may be left out: the dataset's is taken."""
+    from_scratch: bool = False
+    """Random weights, of the architecture that `path` or `config` describes."""
+    tokenizer: str | None = None
+    """A tokenizer.json or the folder that holds one; `characters`: the small built-in vocabulary of the
+    arithmetic tasks. None: the one in `path`. Pretraining needs none, its shards hold ids."""
+    chat_template: str = "auto"
+    """How prompts are put to the model. auto: by the tokenizer's chat template, where it has one; none: as
+    they are; else a Jinja file. Without a template a prompt follows the token that begins a text, where the
+    tokenizer has one."""
+    system_prompt: str | None = None
+    """The system message before each prompt. None: what the template says without one."""
+    open_thinking: bool = False
+    """`<think>` ends every prompt, so that every completion begins with its thinking. A chat template that
+    ends so needs no setting."""
+    activation_checkpointing: bool = False
+    """Activations are computed again in the backward pass: less memory, about a third more arithmetic."""
+    attn_implementation: str = ranged("sdpa", choices=ATTENTIONS)
+    """What transformers calls it: eager, sdpa, flash_attention_2; or gate, gate_norm, sigmoid_bias, the
+    article's dynamic attention gate and its relatives (train/model/attention.py). softmax is sdpa."""
+    lora_rank: int = ranged(0, least=0)
+    """0: all weights are trained. Else adapters of this rank, through peft."""
+    lora_alpha: float = ranged(16.0, above=0)
+    """The adapters are scaled by lora_alpha / lora_rank."""
+    lora_targets: list[str] = field(default_factory=list)
+    """Names of the linear layers that get adapters; empty: all linear layers but the head."""
+    base_quantization: str = ranged("none", choices=("none", "nf4"))
+    """nf4: the weights under the adapters lie in memory in 4 bits (QLoRA, by bitsandbytes), the head and the
+    embeddings as they are; checkpoints hold the adapters alone."""
+
+    def __post_init__(self) -> None:
+        if self.path is None and self.config and "model_type" not in self.config:
+            raise ConfigError("model.config needs model_type (for example qwen2), or give model.path")
+        if self.base_quantization != "none":
+            self._check_base()
+
+    def _check_base(self) -> None:
+        quantized = f"model.base_quantization={self.base_quantization}"
+        if not self.lora_rank:
+            raise ConfigError(
+                f"{quantized} freezes the weights, and model.lora_rank is 0: give the rank of the adapters "
+                "that are trained on them, for example 16"
+            )
+        if self.path is None or self.from_scratch:
+            raise ConfigError(
+                f"{quantized} rounds the weights of a trained model: give model.path, without "
+                "model.from_scratch"
+            )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """A dataset made by `r1hpc shard build`, or the recipe to build it on first use."""
+
+    path: str | None = None
+    """Folder of the dataset. None: it is built from `traces`, else from `recipe`, beside the runs."""
+    recipe: str | None = "smoke"
+    """Name in shards/ or a file; used only where neither `path` nor `traces` is given."""
+    traces: list[str] = field(default_factory=list)
+    """Stage sft: JSONL files of {"prompt", "completion"}, or folders of them; built into shards with roles
+    on first use. Not beside `path`."""
+    seq_len: int = ranged(256, least=2)
+    """Tokens of a sample; a longer trace is refused."""
+    packing: bool = False
+    """Stage sft: several documents in a row of at most `seq_len` tokens, each with positions and attention of
+    its own. A step trains on the same documents with the same loss, with less padding."""
+    validation_documents: int = ranged(0, least=0)
+    """Stage sft: so many documents, of each source its share, are not trained on, nor are other completions
+    of their prompts; the loss on them is reported every `train.validate_every` steps."""
+    seed: int = ranged(0, least=0)
+    """Keys the order of samples; independent of train.seed."""
+    verify: str = ranged("once", choices=("once", "every"))
+    """`once`: each chunk's checksum on first touch; `every`: on every read."""
+    mix: MixConfig = field(default_factory=MixConfig)
+
+    def __post_init__(self) -> None:
+        if self.path is None and self.recipe is None and not self.traces:
+            raise ConfigError("give data.path=DIR (made by `r1hpc shard build`) or data.recipe=NAME")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The optimisation. global_batch_size never changes with the number of nodes; accumulation does."""
+
+    num_steps: int = ranged(100, least=1)
+    """Optimizer steps of the whole run, over all attempts."""
+    global_batch_size: int = ranged(32, least=1)
+    """Sequences per optimizer step, over all ranks."""
+    micro_batch_size: int = ranged(4, least=1)
+    """Sequences per rank and forward pass."""
+    gradient_accumulation_steps: int | None = ranged(None, least=1)
+    """Derived from the batch and the world size; when given it must agree."""
+    lr: float = ranged(3e-4, above=0)
+    """The peak, reached after warmup_steps."""
+    min_lr_fraction: float = ranged(0.1, least=0, most=1)
+    """The cosine ends at lr x this."""
+    warmup_steps: int = ranged(10, least=0)
+    """A run shorter than this ends while it warms up."""
+    weight_decay: float = ranged(0.1, least=0)
+    """AdamW's, on every parameter."""
+    beta1: float = ranged(0.9, least=0, below=1)
+    """Adam's decay of the first moment."""
+    beta2: float = ranged(0.95, least=0, below=1)
+    """Adam's decay of the second moment."""
+    eps: float = ranged(1e-8, above=0)
+    """Adam's, in the denominator."""
+    max_grad_norm: float = ranged(1.0, above=0)
+    """Gradients are clipped to this global norm."""
+    stop_grad_norm: float = ranged(1e4, above=0)
+    """A gradient norm above this (before clipping), or one that is not finite, ends the run."""
+    max_skipped_steps: int = ranged(20, least=1)
+    """fp16: this many overflows in a row (the loss scale has found no floor) end the run."""
+    precision: Precision = Precision.bf16
+    """Arithmetic of forward and backward; master weights and moments stay fp32. fp8: the matrix products of
+    the layers, the rest is bf16; stages pretrain and sft, on Ada, Hopper and later cards."""
+    fp8_recipe: str = ranged("rowwise", choices=("rowwise", "tensorwise"))
+    """One scale for each row of a matrix, or one for all of it: coarser, and faster on some cards."""
+    fp8_emulate: bool = False
+    """The same rounding on hardware without FP8, slower than bf16: to see what it does to a loss."""
+    gradient_compression: str = ranged("none", choices=("none", "int8", "powersgd"))
+    """How gradients are averaged over the ranks, for slow links; with deepspeed.zero_stage=0. int8: in blocks
+    of 8-bit integers; powersgd: matrices by two of `compression_rank` columns. What a step leaves out is
+    added to the next."""
+    compression_rank: int = ranged(4, least=1)
+    """PowerSGD's: more columns, more bytes, less left to the next step."""
+    validate_every: int = ranged(50, least=1)
+    """Steps between two losses on `data.validation_documents`."""
+    early_stopping: int = ranged(0, least=0)
+    """Stage sft: after so many of them in a row without a new lowest, the run is finished. What it leaves is
+    the model of the lowest. 0: it goes on to its last step, and leaves that."""
+    logits_chunk_tokens: int | None = ranged(None, least=0)
+    """Tokens per rank whose logits are held at once; beyond, the output head goes through them in chunks, and
+    computes each again in the backward pass. None: as many as take 256 MiB in fp32; 0: all."""
+    sequence_parallel: int = ranged(1, least=1)
+    """Stages pretrain and sft: so many ranks of a node share every sequence, each with a part of its tokens
+    and of the attention's heads (Ulysses), and of activations and logits a part as small. It divides the
+    ranks of a node, the heads and data.seq_len; the batch counts groups of ranks."""
+    seed: int = ranged(0, least=0)
+    """Weights and dropout. Every rank has its own stream derived from it."""
+    deterministic: bool = False
+    """On GPUs: kernels that add up in one order, so that two runs are the same to the bit. Slower. An
+    operation without such a kernel warns in the log of its rank, and then they may differ; in a backward pass
+    it ends the run. Without this, samples and rates are the same and losses may differ in their last digits,
+    also after a resume."""
+    hang_timeout_s: float = ranged(1800.0, above=0)
+    """No progress for this long: stacks are dumped, the attempt ends and is requeued. Libraries may load for
+    five minutes more."""
+    print_every: int = ranged(10, least=1)
+    """Steps between two lines in the log of rank 0."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save and how much to keep."""
+
+    save_every: int = ranged(500, least=1)
+    """Steps between periodic saves: what a crash can cost, and as much again while one is being written."""
+    keep: int = ranged(2, least=2)
+    """Verified checkpoints kept: 2 at least, since the last may be the bad one."""
+    asynchronous: bool = True
+    """Training waits for a copy to host memory only, and goes on while that is written. Where the host has no
+    room for the copy, and with false, training waits for the file system."""
+    assumed_bandwidth_gib_s: float | None = ranged(None, above=0)
+    """File system bandwidth per run, for the save time that is planned with. Default: as earlier saves in the
+    same run root were measured, else 1."""
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    """Weights & Biases, where `monitor.trackers` names it. The key is the one in ~/.netrc (`wandb login`)."""
+
+    mode: str = ranged("offline", choices=("offline", "online"))
+    """offline: a folder in the run's own, for `wandb sync` where there is a network. online: live, from nodes
+    that reach the server."""
+    project: str = "r1hpc"
+    """The project that the run appears in."""
+    entity: str | None = None
+    """The team or user. None: the default of whoever's key it is."""
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.project) <= 128 or set(self.project) & set("/\\#?%:"):
+            raise ConfigError(
+                f"monitor.wandb.project is {self.project[:140]!r}: W&B takes 1 to 128 characters, "
+                "none of / \\ # ? % :"
+            )
+
+
+@dataclass(frozen=True)
+class MonitorConfig:
+    """What is watched of a run while it goes on: NVML on every node, and trackers fed from its metrics."""
+
+    enabled: bool = True
+    """False: nothing is read of the GPUs."""
+    period_s: float = ranged(5.0, least=0.5)
+    """At least 0.5: NVML renews its power reading about twice a second. Eight GPUs write 4 kB a sample."""
+    trackers: list[str] = ranged(factory=list, choices=TRACKERS)  # noqa: RUF009  (a field())
+    """Fed live from the run's records by a process of their own on the first node, which training neither
+    waits for nor hears of: tensorboard, wandb, prometheus. Stages pretrain, sft and rl."""
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    prometheus_dir: str | None = None
+    """The folder that node_exporter's textfile collector reads, on the node. None: in the run's own."""
+
+
+@dataclass(frozen=True)
+class LimitsConfig:
+    """How many attempts may end by each cause before the run is left alone. -1: no limit.
+
+    Counted since the last new checkpoint: a run that gets on is not ended by what it met long ago.
+    """
+
+    max_preemptions: int = ranged(-1, least=-1)
+    """Attempts that Slurm ended for another job."""
+    max_timeouts: int = ranged(-1, least=-1)
+    """Attempts that reached the time limit."""
+    max_node_failures: int = ranged(5, least=-1)
+    """Attempts that lost a node."""
+    max_crashes: int = ranged(1, least=-1)
+    """Attempts that failed by themselves."""
+    max_ooms: int = ranged(0, least=-1)
+    """Attempts that ran out of GPU or host memory."""
+    max_hangs: int = ranged(3, least=-1)
+    """Attempts without progress for train.hang_timeout_s."""
+    max_attempts_without_checkpoint: int = ranged(3, least=1)
+    """Attempts in a row that made no new checkpoint; then the run stops, whatever the cause. Those that were
+    preempted or lost a node before their first step do not count."""
+    max_gpu_hours: float | None = ranged(None, above=0)
+    """GPU-hours of all attempts together; when they are used up the run saves and stops for good."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run, whole."""
+
+    stage: str = ranged("pretrain", choices=STAGES)
+    """pretrain; traces: demonstrations of a task; sft: on completions; rl: GRPO or PPO; generate: the model's
+    own completions, filtered (rejection sampling); evaluate; serve: answers over HTTP, by `r1hpc serve`."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    rl: RlConfig = field(default_factory=RlConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
+    deepspeed: DeepspeedConfig = field(default_factory=DeepspeedConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        if self.stage == "pretrain" and self.model.lora_rank:
+            raise ConfigError(
+                "model.lora_rank has no use in stage pretrain, which trains all weights: remove it"
+            )
+        if self.model.base_quantization != "none" and self.stage not in ("sft", "rl"):
+            raise ConfigError(
+                f"model.base_quantization={self.model.base_quantization} is of stages sft and rl, which "
+                f"train adapters, and has no use in stage {self.stage}: remove it"
+            )
+        for key, value in (
+            ("packing", self.data.packing),
+            ("validation_documents", self.data.validation_documents),
+        ):
+            if value and self.stage != "sft":
+                raise ConfigError(
+                    f"data.{key} is of stage sft and has no use in stage {self.stage}: remove it"
+                )
+        if self.data.mix.is_used and self.stage not in ("pretrain", "sft"):
+            raise ConfigError(
+                f"data.mix is of stages pretrain and sft and has no use in stage {self.stage}: remove it"
+            )
+        if self.data.mix.is_online and self.data.mix.every % self.checkpoint.save_every:
+            raise ConfigError(
+                f"data.mix.every={self.data.mix.every} is no multiple of checkpoint.save_every="
+                f"{self.checkpoint.save_every}, and weights change at checkpoints: change one of the two"
+            )
+        if self.train.early_stopping and not self.data.validation_documents:
+            raise ConfigError(
+                "train.early_stopping needs documents to validate on: set data.validation_documents"
+            )
+        if self.generate.min_pass_rate > self.generate.max_pass_rate:
+            raise ConfigError(
+                f"generate.min_pass_rate={self.generate.min_pass_rate:g} is above generate.max_pass_rate="
+                f"{self.generate.max_pass_rate:g}, and nothing would be kept: lower it"
+            )
+        if self.stage == "rl":
+            self._check_rl()
+        if self.stage == "serve":
+            self._check_serve()
+
+    def _check_serve(self) -> None:
+        if self.model.from_scratch or self.model.lora_rank:
+            raise ConfigError(
+                "stage serve answers with the weights in model.path as they are: model.from_scratch and "
+                "model.lora_rank have no use in it"
+            )
+        if self.resources.nodes != 1 or self.resources.ranks_per_node != 1:
+            raise ConfigError(
+                "stage serve has one server on one node: leave resources.nodes and ranks_per_node at 1"
+            )
+
+    def _check_rl(self) -> None:
+        num = self.rollout.num_generations
+        if num < 2 and (self.rl.algorithm == "grpo" or self.rl.max_resamples):
+            raise ConfigError(
+                f"rollout.num_generations is {num}: GRPO compares the completions of a prompt with each "
+                "other, and needs 2 at least"
+            )
+        if self.rl.algorithm == "distill" and self.rl.teacher is None:
+            raise ConfigError(
+                "rl.algorithm=distill needs rl.teacher=DIR, the model whose distribution is learnt"
+            )
+        if self.rl.algorithm == "ppo" and self.model.lora_rank:
+            raise ConfigError(
+                "rl.algorithm=ppo trains a critic with all its weights, which model.lora_rank is to avoid: "
+                "take rl.algorithm=grpo, or model.lora_rank=0"
+            )
+        if self.rl.objective == "cispo" and self.rl.dual_clip is not None:
+            raise ConfigError(
+                "rl.dual_clip has no use with rl.objective=cispo, which clips no gain: remove it"
+            )
+        if (self.rollout.top_p, self.rollout.top_k, self.rollout.min_p) != (1.0, 0, 0.0):
+            raise ConfigError(
+                "rollout.top_p, top_k and min_p have no use in stage rl: its loss needs the "
+                "log-probabilities of the whole distribution; for its evaluations set evaluate.top_p ..."
+            )
+        if self.train.gradient_accumulation_steps is not None:
+            raise ConfigError(
+                "train.gradient_accumulation_steps has no use in stage rl, where it follows from what a "
+                "rollout leaves to train on: remove it, and set train.micro_batch_size"
+            )
+
+
+def section_of(setting: "Field[Any]") -> type | None:
+    """The dataclass of a field that is a section of its own; None: it is a setting."""
+    factory = setting.default_factory
+    return factory if isinstance(factory, type) and is_dataclass(factory) else None

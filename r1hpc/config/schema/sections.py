@@ -1,0 +1,226 @@
+"""Settings of DeepSpeed, and which of its own keys may stand beside them.
+
+Settings of a mixture of sources whose weights change while a run goes on: data.mix.
+
+Settings of a server: stage serve, whose model is `model.path`.
+"""
+
+import ipaddress
+import math
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from r1hpc.base.errors import ConfigError
+from r1hpc.config.schema.ranges import ranged
+
+_ZERO_NUMBERS = (
+    "reduce_bucket_size",
+    "stage3_max_live_parameters",
+    "sub_group_size",
+    "zero_hpz_partition_size",
+)
+"""Of zero_optimization: memory is planned with them."""
+_OWN_OF_DEEPSPEED = {
+    "zero_optimization.stage": "deepspeed.zero_stage",
+    "train_batch_size": "train.global_batch_size",
+    "train_micro_batch_size_per_gpu": "train.micro_batch_size",
+    "gradient_accumulation_steps": "train.gradient_accumulation_steps",
+    "bf16.enabled": "train.precision",
+    "fp16.enabled": "train.precision",
+    "sequence_parallel_size": "train.sequence_parallel",
+    "checkpoint.load_universal": "the number of ranks that a checkpoint is of",
+}
+"""Keys of DeepSpeed's config by which placement, plan, loss and checkpoints go: each has one place."""
+
+
+def zero_converts(saved: object, asked: int) -> bool:
+    """Whether a checkpoint of one ZeRO stage can be resumed under another: DeepSpeed converts 1 and 2."""
+    return saved == asked or {saved, asked} == {1, 2}
+
+
+@dataclass(frozen=True)
+class DeepspeedConfig:
+    """Settings of DeepSpeed. The batch sizes, precision and schedule come from `train`."""
+
+    zero_stage: int = ranged(1, choices=(0, 1, 2, 3))
+    """0: nothing is sharded over ranks; 1: optimizer states; 2: and gradients; 3: and weights."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Merged into DeepSpeed's own config, under DeepSpeed's names; wins over what r1hpc sets. Keys with a
+    setting of their own here are refused."""
+
+    def check_new(self) -> None:
+        """Refuse keys of `extra` that have a setting here; a run of before that has some goes on.
+
+        Raises:
+            ConfigError: names the setting.
+        """
+        for path, ours in _OWN_OF_DEEPSPEED.items():
+            value: Any = self.extra
+            for name in path.split("."):
+                value = value.get(name) if isinstance(value, dict) else None
+            if value is not None:
+                raise ConfigError(f"deepspeed.extra: {path} is set by {ours}: leave it out of extra")
+        for key, value in _leaves(self.extra, "deepspeed.extra"):
+            if value == "auto":
+                raise ConfigError(f"{key} is auto, which Hugging Face's Trainer fills in: write its value")
+        options = self.extra.get("zero_optimization", {})
+        if not isinstance(options, dict):
+            raise ConfigError("deepspeed.extra: zero_optimization is a section: give its keys and values")
+        for name in _ZERO_NUMBERS:
+            if isinstance(options.get(name, 0), bool) or not isinstance(options.get(name, 0), int | float):
+                raise ConfigError(f"deepspeed.extra: zero_optimization.{name} must be a number")
+
+
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in nested mappings that is none itself."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _leaves(item, f"{key}.{name}")
+    else:
+        yield key, value
+
+
+@dataclass(frozen=True)
+class MixConfig:
+    """Weights of the dataset's sources that change while the run goes on. Until then the recipe's hold, or
+    the sources' sizes. A source whose weight is 0 rests."""
+
+    schedule: list[dict[str, Any]] = field(default_factory=list)
+    """[{from_step: N, weights: {SOURCE: WEIGHT, …}}, …]: from optimizer step N on. Steps are counted from 1;
+    from_step 1 takes the place of the recipe's weights. `submit --resume` may change what has not begun."""
+    online: str = ranged("none", choices=("none", "odm"))
+    """odm: Online Data Mixing (arXiv 2312.02406): sources that the model predicts badly gain weight. Of a
+    schedule only from_step 1 goes with it."""
+    every: int = ranged(500, least=1)
+    """odm: steps between two changes, a multiple of checkpoint.save_every: what a change follows from is in
+    the checkpoint that holds it."""
+    smoothing: float = ranged(0.9, least=0, below=1)
+    """odm: of the moving average of a source's loss over these."""
+
+    def __post_init__(self) -> None:
+        last = 0
+        for number, entry in enumerate(self.schedule):
+            last = _check_change(f"data.mix.schedule[{number}]", entry, after=last)
+        if self.is_online and last > 1:
+            raise ConfigError(
+                f"data.mix.online={self.online} and data.mix.schedule from step {last} on both change the "
+                "weights: take one of them"
+            )
+
+    @property
+    def is_online(self) -> bool:
+        return self.online != "none"
+
+    @property
+    def is_used(self) -> bool:
+        return bool(self.schedule) or self.is_online
+
+
+def _check_change(key: str, entry: dict[str, Any], *, after: int) -> int:
+    """The step from which an entry of a schedule holds, which must come after that of the entry before."""
+    for name in entry:
+        if name not in ("from_step", "weights"):
+            form = "{from_step: N, weights: {SOURCE: WEIGHT}}"
+            raise ConfigError(f"{key} has no key {name!r}: it is {form}")
+    step, weights = entry.get("from_step"), entry.get("weights")
+    if isinstance(step, bool) or not isinstance(step, int) or step <= after:
+        raise ConfigError(f"{key}.from_step is {step!r}: it must be a whole number above {after}")
+    if not isinstance(weights, dict) or not weights:
+        raise ConfigError(f"{key}.weights is {weights!r}: give each source its weight, {{SOURCE: WEIGHT}}")
+    for name, weight in weights.items():
+        if not isinstance(name, str):
+            raise ConfigError(f"{key}.weights has the key {name!r}: the name of a source is text, '{name}'")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+            raise ConfigError(f"{key}.weights.{name} is {weight!r}: it must be a number, at least 0")
+    if not any(weights.values()):
+        raise ConfigError(f"{key}.weights are all 0: give one source some weight")
+    return step
+
+
+_OURS = {
+    "--model": "model.path",
+    "--served-model-name": "serve.model_name",
+    "--host": "serve.host",
+    "--port": "serve.port",
+    "--dtype": "serve.dtype",
+    "--max-model-len": "serve.max_model_len",
+    "--tensor-parallel-size": "resources.gpus_per_node",
+    "-tp": "resources.gpus_per_node",
+}
+"""Words of vLLM that stand for a setting here."""
+_CLOSED = (
+    *("--api-key", "--middleware", "--root-path", "--uds", "--config", "--api-server-count", "--headless"),
+    *(
+        "--ssl-keyfile",
+        "--ssl-certfile",
+        "--data-parallel-external-lb",
+        "--data-parallel-hybrid-lb",
+        "--omni",
+    ),
+)
+"""Words of vLLM by which it would be reached past the key, or not at all."""
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """vLLM's OpenAI server on a node of one's own: `python -m r1hpc.serve RUN|FOLDER` (docs/serving.md)."""
+
+    idle_minutes: float = ranged(30.0, least=0)
+    """The server ends after so many minutes without a request. 0: only at its time limit."""
+    start_minutes: float = ranged(30.0, above=0)
+    """Loading and compiling may take so long; a server that does not answer by then has failed."""
+    model_name: str | None = None
+    """The name clients ask for. None: that of the run, or of the folder."""
+    host: str | None = None
+    """The address it listens on. None: the node's own, on the way to where the job was submitted; on this
+    machine 127.0.0.1. All of a node's addresses at once are refused."""
+    port: int | None = ranged(None, least=1024, most=65535)
+    """None: a free one."""
+    dtype: str = ranged("auto", choices=("auto", "bfloat16", "float16", "float32"))
+    """Of weights and arithmetic. auto: the folder's; vLLM takes 16 bits for one in fp32."""
+    max_model_len: int | None = ranged(None, least=1)
+    """Tokens of a prompt and its completion. None: the model's positions."""
+    python: str | None = None
+    """The interpreter that has vLLM, or words that start one. None: that of the job."""
+    options: list[str] = field(default_factory=list)
+    """Further words for vLLM's server, such as --max-num-seqs=64."""
+
+    def __post_init__(self) -> None:
+        if self.host is not None and not self.host.isprintable():
+            raise ConfigError(f"serve.host={self.host!r} is no name or address of a node")
+        if self.host is not None and _is_every_address(self.host.strip("[]")):
+            raise ConfigError(
+                f"serve.host={self.host!r} is every address of a node, and others are on its networks too: "
+                "name one, or leave it out for the node's own"
+            )
+        for word in self.options:
+            _check_option(word.partition("=")[0].replace("_", "-"))
+
+
+def _is_every_address(host: str) -> bool:
+    """0.0.0.0 and ::, in any of the spellings that a socket takes."""
+    if host in ("", "*"):
+        return True
+    with suppress(OSError):
+        return not any(socket.inet_aton(host))  # 0, 0x0, 0.0
+    with suppress(ValueError):
+        address = ipaddress.ip_address(host)
+        mapped = getattr(address, "ipv4_mapped", None)
+        return (mapped or address).is_unspecified
+    return False
+
+
+def _check_option(name: str) -> None:
+    """vLLM takes the beginning of an option for the whole, as argparse does."""
+    for ours, setting in _OURS.items():
+        if ours.startswith(name) and name.startswith("-t" if ours == "-tp" else "--"):
+            raise ConfigError(f"serve.options holds {name}: set {setting} in its place")
+    for closed in _CLOSED:
+        if name.startswith("--") and closed.startswith(name):
+            raise ConfigError(
+                f"serve.options holds {name}: by {closed} the server would be reached past its key, or not "
+                "at all; leave it out"
+            )

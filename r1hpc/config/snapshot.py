@@ -1,0 +1,311 @@
+"""Freeze what a run is made of into its folder before it is submitted: configuration, code, circumstances.
+
+    freeze(run, config, argv=sys.argv[1:], overrides=["train.lr=1e-4"])
+
+A requeued job runs `code/`, never the working tree, which may have moved on. Nothing that looks like a secret
+is written: it is redacted where it is only shown, and refused where the run would have to use it.
+"""
+
+import dataclasses
+import datetime
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.errors import ConfigError, UsageError
+from r1hpc.base.files import matching, write_atomic, write_json
+from r1hpc.base.names import printable
+from r1hpc.base.run_dir import RunDir
+from r1hpc.config import load, plugins
+from r1hpc.config.packages import is_hub_name, local_folder
+from r1hpc.config.plugins import files_in
+from r1hpc.config.redact import (
+    find_secret,
+    find_written_out,
+    is_secret_key,
+    is_secret_name,
+    redact,
+    secret_values,
+)
+from r1hpc.config.schema.run import RunConfig
+
+_ASSETS = ("jobs", "configs", "shards", "sbatch")
+_GIT_TIMEOUT_S = 20.0
+_MAX_DIFF_BYTES = 4 << 20
+_RECORDED = (
+    ("HOME", "PATH", "USER", "LANG", "VIRTUAL_ENV", "CONDA_PREFIX", "LD_LIBRARY_PATH", "PYTHONPATH"),
+    ("R1HPC_", "OMP_", "NCCL_", "GLOO_", "CUDA_", "DS_", "TORCH_", "PYTORCH_", "HF_HOME", "LOADEDMODULES"),
+)
+_BLOCK = 4096
+_SKIPPED = shutil.ignore_patterns("__pycache__", "*.pyc", "*.so", ".*", "*~")
+
+
+def freeze(run: RunDir, config: RunConfig, argv: Sequence[str], overrides: Sequence[str]) -> None:
+    """Write config.yaml, code/ (in code/plugins/ what is the user's own) and environment.json into a run
+    folder that exists.
+
+    Args:
+        argv: the command line as given, recorded redacted.
+        overrides: the dotted overrides as given, recorded redacted.
+
+    Raises:
+        ConfigError: an override, a value of the configuration or a file of the code holds a secret.
+    """
+    known = secret_values(os.environ)
+    with ThreadPoolExecutor(1) as pool:  # git answers while the code is copied
+        answer = pool.submit(_describe_git, load.assets("jobs").parent, known)
+        _copy_code(run.code, plugins.names_in(config), known)
+    git, diff = answer.result()
+    if diff:
+        write_atomic(run.code / "diff.patch", diff)
+    plugins.freeze_files(files_in(config), run.code)
+    write_json(run.environment, {**_describe_process(argv, overrides, known), "git": git})
+    load.save(config, run.config)  # last: a folder with a configuration is a whole one
+
+
+def size_of_copy() -> int:
+    """Bytes that the frozen code takes at least, in blocks of 4 KiB as on most file systems."""
+    package = Path(load.__file__).resolve().parent.parent
+    folders = [package, *(folder for folder in map(load.assets, _ASSETS) if package not in folder.parents)]
+    walks = (os.walk(folder) for folder in folders)
+    files = ((Path(top), names) for walk in walks for top, _, names in walk)
+    kept = (top / name for top, names in files for name in set(names) - _SKIPPED(str(top), names))
+    return sum(-(-path.stat().st_size // _BLOCK) * _BLOCK for path in kept)
+
+
+def refuse_secrets(config: RunConfig, overrides: Sequence[str]) -> None:
+    """Refuse a configuration that would have to carry a secret in the clear, before anything is written.
+
+    Raises:
+        ConfigError: names the key, never the value.
+    """
+    known = secret_values(os.environ)
+    for name, value in config.cluster.environment.items():
+        if is_secret_name(name) or "@" in value.partition("://")[2]:
+            raise ConfigError(
+                f"cluster.environment.{printable(name)} would write a secret into the run folder: leave it "
+                "in the file its library reads (~/.netrc, $HF_HOME/token), or read it in a cluster.setup line"
+            )
+    for item in overrides:
+        key, _, value = item.partition("=")
+        kind = find_secret(value, known)
+        if kind:
+            raise ConfigError(f"the value of {printable(key)} looks like {kind}: a run folder must hold none")
+    for line in config.cluster.setup:
+        if begun := find_written_out(line):
+            raise ConfigError(
+                f"a line of cluster.setup writes out a secret, {printable(begun)}…: read it from a file, "
+                'as in export NAME="$(cat ~/.secrets/name)"'
+            )
+    _refuse_in(dataclasses.asdict(config), "", known)
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The configuration with paths that mean the same in the folder where the job will start.
+
+    A recipe, a tokenizer and a task's file may also be names: they are paths where such a file exists.
+    """
+    data, model, evaluate, monitor = config.data, config.model, config.evaluate, config.monitor
+    recipe = data.recipe if data.recipe is None or not Path(data.recipe).is_file() else _absolute(data.recipe)
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(
+            data,
+            path=data.path and str(Path(data.path).absolute()),
+            recipe=recipe,
+            traces=[str(Path(path).absolute()) for path in data.traces],
+        ),
+        model=dataclasses.replace(
+            model,
+            path=_folder_of(model.path),
+            tokenizer=_absolute(model.tokenizer and local_folder(model.tokenizer)),
+            chat_template=plugins.absolute_template(model),
+        ),
+        task=dataclasses.replace(
+            config.task,
+            name=plugins.absolute(config.task.name),
+            options=_task_paths(config.task.options),
+            mix={label: _task_paths(part) for label, part in config.task.mix.items()},
+        ),
+        reward=dataclasses.replace(
+            config.reward,
+            terms={plugins.absolute(name): weight for name, weight in config.reward.terms.items()},
+        ),
+        rl=dataclasses.replace(config.rl, teacher=_folder_of(config.rl.teacher)),
+        serve=dataclasses.replace(config.serve, python=_absolute_words(config.serve.python)),
+        cluster=dataclasses.replace(config.cluster, python=_absolute_words(config.cluster.python)),
+        evaluate=dataclasses.replace(
+            evaluate,
+            path=evaluate.path and str(Path(evaluate.path).absolute()),
+            sets={label: {**part, "path": _absolute(part["path"])} for label, part in evaluate.sets.items()},
+            trained_on=[str(Path(path).absolute()) for path in evaluate.trained_on],
+        ),
+        monitor=dataclasses.replace(
+            monitor, prometheus_dir=monitor.prometheus_dir and str(Path(monitor.prometheus_dir).absolute())
+        ),
+    )
+
+
+def _task_paths(part: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's options, or an entry of task.mix, with absolute paths of its file and its own code."""
+    paths: dict[str, Any] = {}
+    if "path" in part:
+        paths["path"] = _absolute(part["path"])
+    if "name" in part:
+        paths["name"] = plugins.absolute(part["name"])
+    if isinstance(part.get("options"), Mapping):
+        paths["options"] = _task_paths(part["options"])
+    return {**part, **paths}
+
+
+def _folder_of(name: str | None) -> str | None:
+    """The absolute path of a model; a name on the Hub that is not in the cache is left for a refusal."""
+    found = name and local_folder(name)
+    return found if not found or is_hub_name(found) else str(Path(found).absolute())
+
+
+def _absolute_words(words: str | None) -> str | None:
+    """Words that start an interpreter, the first of them with its folder; a name without one stays."""
+    first, *rest = (words or "").split() or [""]
+    return " ".join([str(Path(first).absolute()), *rest]) if "/" in first else words
+
+
+def _absolute(name: Any) -> Any:
+    """Absolute path of what exists here, or of a pattern of it. All else is a name, or nothing: it stays."""
+    if not isinstance(name, str) or not name:
+        return name
+    try:
+        exists = matching(Path(name))
+    except UsageError:  # an own task may understand it
+        return name
+    return str(Path(name).absolute()) if exists else name
+
+
+def _refuse_in(value: Any, key: str, known: Sequence[str]) -> None:
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            _refuse_in(item, f"{key}.{name}" if key else str(name), known)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _refuse_in(item, key, known)
+    elif isinstance(value, str | int) and value and (kind := _kind(key, str(value), known)):
+        raise ConfigError(f"the value of {printable(key)} looks like {kind}: a run folder must hold none")
+
+
+def _kind(key: str, value: str, known: Sequence[str]) -> str | None:
+    return "a secret, by its name" if is_secret_key(key) else find_secret(value, known)
+
+
+def _copy_code(target: Path, own: Sequence[str], known: Sequence[str]) -> None:
+    """Copy the package, the declarative folders it reads, and the `own` code of the user.
+
+    No links: later edits must not reach the run.
+    """
+
+    def copy(source: str, place: str) -> None:
+        with open(source, "rb", buffering=0) as file:
+            content = file.read()
+        text = content.decode(errors="replace")
+        kind = find_secret(text, known)
+        if kind is None and (name := find_written_out(text, is_code=source.endswith(".py"))):
+            kind = f"a secret ({printable(name)} …)"
+        if kind:
+            raise ConfigError(
+                f"{Path(place).relative_to(target)} holds what looks like {kind}: it would be copied into "
+                "the run folder. Take it out of the code, then submit again"
+            )
+        with open(place, "xb", opener=_private) as file:
+            file.write(content)
+
+    package = Path(load.__file__).resolve().parent.parent
+    shutil.copytree(package, target / "r1hpc", ignore=_SKIPPED, copy_function=copy)
+    for name in _ASSETS:
+        folder = load.assets(name)
+        if folder.is_dir() and package not in folder.parents:  # installed, they lie inside the package
+            shutil.copytree(folder, target / name, ignore=_SKIPPED, copy_function=copy)
+    plugins.freeze_plugins(own, target, copy)
+    for path, _, _ in os.walk(target):
+        Path(path).chmod(0o700)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _describe_git(checkout: Path, known: Sequence[str]) -> tuple[dict[str, Any] | None, str]:
+    """Commit, branch, remote and the redacted difference to the commit; None outside a repository."""
+    questions = {
+        "status": ("status", "--porcelain=v2", "--branch", "--untracked-files=normal"),
+        "remote": ("remote", "get-url", "origin"),
+        "diff": ("diff", "--no-color", "--no-ext-diff", "--no-textconv", "HEAD", "--"),
+    }
+    with ThreadPoolExecutor(len(questions)) as pool:
+        answers = pool.map(lambda question: _git(checkout, *question), questions.values())
+    said = dict(zip(questions, answers, strict=True))
+    if said["status"] is None or not (checkout / "r1hpc").is_dir():
+        return None, ""
+    status, diff = said["status"].splitlines(), said["diff"] or ""
+    branch = dict(line.removeprefix("# ").split(" ", 1) for line in status if line.startswith("#"))
+    changed = [line for line in status if not line.startswith("#")]
+    if len(diff) > _MAX_DIFF_BYTES:
+        diff = f"{diff[:_MAX_DIFF_BYTES]}\n(cut after {_MAX_DIFF_BYTES} bytes)\n"
+    about = {
+        "commit": branch["branch.oid"],
+        "branch": redact(branch["branch.head"], known),
+        "remote": redact((said["remote"] or "").strip(), known),
+        "dirty": bool(changed),
+        "untracked": [redact(line.removeprefix("? "), known) for line in changed if line.startswith("?")],
+    }
+    return about, redact(diff, known)
+
+
+def _git(checkout: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(checkout), *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_GIT_TIMEOUT_S,
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _describe_process(argv: Sequence[str], overrides: Sequence[str], known: Sequence[str]) -> dict[str, Any]:
+    names, prefixes = _RECORDED
+    environment = {
+        name: redact(value, known)
+        for name, value in sorted(os.environ.items())
+        if (name in names or name.startswith(prefixes)) and not is_secret_name(name)
+    }
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "host": socket.gethostname(),
+        "directory": redact(str(Path.cwd()), known),
+        "argv": [redact(argument, known) for argument in argv],
+        "overrides": [redact(item, known) for item in overrides],
+        "python": {"version": platform.python_version(), "executable": sys.executable},
+        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",  # platform() runs uname
+        "packages": _packages(),
+        "environment": environment,
+    }
+
+
+def _packages() -> dict[str, str]:
+    """Every installed distribution and its version, from the names of their metadata folders alone."""
+    found: dict[str, str] = {}
+    for folder in dict.fromkeys(sys.path):
+        for path in sorted(Path(folder or ".").glob("*.dist-info")):
+            name, _, version = path.name.removesuffix(".dist-info").partition("-")
+            found.setdefault(name, version)
+    return dict(sorted(found.items(), key=lambda pair: pair[0].lower()))

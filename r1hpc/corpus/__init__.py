@@ -1,0 +1,1 @@
+"""Build datasets: read sources, clean, deduplicate, tokenize, write shards."""

@@ -1,0 +1,1 @@
+"""Build a dataset stage by stage: tokenize, encode, write, publish."""

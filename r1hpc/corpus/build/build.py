@@ -1,0 +1,454 @@
+"""From a recipe to a published dataset.
+
+    report = build_dataset(find_recipe("stdlib"), Path("data/stdlib"), workers=2)
+
+The inputs are listed and divided into parts; every stage makes one unit of a part (see work): clean -> dedup
+-> tokenizer -> tokens, or the last two alone for a plain recipe; before them teachers write the sources that
+are generated. At the end the parts are gathered, the
+manifest is written and the whole gets its name by one rename. Nothing is visible under the destination's name
+before. The same recipe over the same inputs gives the same bytes with any number of workers, however often it
+was killed.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.errors import StateError, UsageError
+from r1hpc.base.failpoints import failpoint
+from r1hpc.base.files import read_json, write_json
+from r1hpc.corpus.build.encode import SourceCount, Vocabulary
+from r1hpc.corpus.build.generated import ORIGINS, Teach, left_out, origin_file
+from r1hpc.corpus.build.stages import How, Made, Share, run_share, run_stages
+from r1hpc.corpus.build.tokenize import PART
+from r1hpc.corpus.build.vocabulary import existing_files
+from r1hpc.corpus.build.writer import PartResult
+from r1hpc.corpus.clean.decisions import left_out_rule
+from r1hpc.corpus.engine.units import WorkOff, local_pool
+from r1hpc.corpus.engine.work_dir import (
+    DONE,
+    Report,
+    Work,
+    destination_of,
+    join_work,
+    link_file,
+    link_tree,
+    open_work,
+    publish,
+    remove_leftover,
+    unit_record,
+    work_folder,
+)
+from r1hpc.corpus.recipe.recipe import Recipe, load_recipe
+from r1hpc.corpus.sources.fields import template_digest
+from r1hpc.corpus.sources.read import SourceSpan, list_spans
+from r1hpc.data.format.documents import Role
+from r1hpc.data.format.errors import ClearedError, DataError, DatasetMissingError
+from r1hpc.data.format.manifest import (
+    FORMAT,
+    INPUT_STATES,
+    LEFT_OUT,
+    MADE_WITH,
+    MANIFEST,
+    PARTS,
+    TOKENIZER,
+    DatasetManifest,
+    census,
+    digest,
+    file_digest,
+    part_name,
+    read_manifest,
+    write_manifest,
+)
+
+
+@dataclass
+class Preparation:
+    """What became of the records of a source, or of all."""
+
+    num_in: int = 0
+    num_kept: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    edits: dict[str, int] = field(default_factory=dict)
+
+    def add(self, record: dict[str, Any], num_kept: int) -> None:
+        self.num_in += record["in"]
+        self.num_kept += num_kept
+        for mine, more in ((self.dropped, record["dropped"]), (self.edits, record["edits"])):
+            for name, count in more.items():
+                mine[name] = mine.get(name, 0) + count
+
+    @property
+    def described(self) -> dict[str, Any]:
+        documents = {"in": self.num_in, "kept": self.num_kept, "dropped": self.dropped}
+        return {"documents": documents, "edits": self.edits}
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build did. `built` is False when the dataset was there already."""
+
+    id: str
+    path: Path
+    built: bool
+    num_tokens: int
+    num_documents: int
+    vocab_size: int
+    note: str = ""
+
+
+def build_dataset(
+    recipe_path: Path,
+    out: Path,
+    *,
+    workers: int = 1,
+    report: Report | None = None,
+    teach: Teach | None = None,
+    work_off: WorkOff | None = None,
+    after_others: bool = False,
+    check_inputs: bool = False,
+) -> BuildReport:
+    """Build the dataset of a recipe file at `out`, unless it is there.
+
+    Args:
+        workers: writer processes; changes how long it takes and nothing else.
+        report: is called with a line for people now and then.
+        teach: what writes the documents of generated sources (r1hpc.train.generate.teach_unit).
+        work_off: makes the units instead of `workers` processes.
+        after_others: other jobs made all units; one that is missing is an error.
+        check_inputs: record the digests of the inputs; of a dataset that is there, compare them.
+
+    Raises:
+        UsageError: a recipe or an input that cannot be used; `out` holds something else.
+        ShardCorruptError: `out` holds a damaged dataset.
+        DataError: after_others, and a unit is missing.
+    """
+    if workers < 1:
+        raise UsageError(f"--workers must be at least 1, not {workers}")
+    recipe = load_recipe(recipe_path)
+    out = destination_of(out)
+    existing = _find_existing(recipe, out, check_inputs)
+    if existing:
+        remove_leftover(out)
+        return existing
+    spans = list_spans(recipe, is_new=not work_folder(out).exists())
+    try:
+        how = How(work_off or local_pool(workers), report, teach, after_others)
+        return _build(recipe, spans, out, how, check_inputs)
+    except (FileNotFoundError, ClearedError):
+        if not (out / MANIFEST).is_file():
+            raise
+        # Without locks another build can finish first, and take the work folder along.
+        return _lost_race(recipe, out)
+
+
+def find_dataset(recipe_path: Path, out: Path, *, check_inputs: bool = False) -> BuildReport | None:
+    """The dataset of this recipe if it is at `out`; None if there is nothing.
+
+    Raises:
+        UsageError: there is something else.
+    """
+    return _find_existing(load_recipe(recipe_path), destination_of(out), check_inputs)
+
+
+def build_share(
+    recipe_path: Path,
+    out: Path,
+    share: Share,
+    *,
+    workers: int = 1,
+    report: Report | None = None,
+    teach: Teach | None = None,
+    after_others: bool = False,
+) -> None:
+    """One share of the units of a dataset at `out`, for one of several jobs; `build_dataset` gathers them.
+
+    Args:
+        after_others: other jobs made the stages before; a unit of those that is missing is an error.
+
+    Raises:
+        UsageError: a recipe or an input that cannot be used; a stage that the recipe lacks.
+        DataError: after_others, and a unit of a stage before is missing.
+    """
+    recipe, out = load_recipe(recipe_path), destination_of(out)
+    if _find_existing(recipe, out) is None:
+        with join_work(out, report) as work:
+            how = How(local_pool(workers), report, teach, after_others)
+            run_share(recipe, list_spans(recipe), work, share, how)
+
+
+def _build(recipe: Recipe, spans: list[SourceSpan], out: Path, how: How, check_inputs: bool) -> BuildReport:
+    with open_work(out, how.report) as work:
+        existing = _find_existing(recipe, out)  # made while we waited for the work folder
+        if existing:
+            return existing
+        states = _input_states(recipe, spans, lambda _: check_inputs)
+        made = run_stages(recipe, spans, work, how)
+        content = _gather(recipe, work, made)
+        results = [PartResult.from_record(unit_record(path)) for path in made.parts]
+        if not sum(result.num_tokens for result in results):
+            said = _left_out_said(made)
+            raise UsageError(f"the inputs are empty: every document has no text, or was left out{said}")
+        manifest = _manifest(recipe, spans, content, made.vocabulary, results) | _teachers(recipe, made)
+        manifest["files"] |= _origin_files(recipe, content, made)
+        _check_mixture(recipe, manifest["sources"])
+        manifest |= _preparation(recipe, made, results)
+        dataset_id = write_manifest(content, manifest)
+        write_json(content / INPUT_STATES, states, mode=0o644)
+        if beside := _files_beside(recipe):
+            write_json(content / MADE_WITH, beside, mode=0o644)
+        if left_out_by_source := _left_out_of_plain(recipe, results):
+            write_json(content / LEFT_OUT, left_out_by_source, mode=0o644)
+        failpoint("data.build.publish")
+        published = publish(work, content)
+        failpoint("data.build.published")
+    if not published:
+        return _lost_race(recipe, out)
+    return _report(read_manifest(out), dataset_id, built=True)
+
+
+def _left_out_said(made: Made) -> str:
+    """Why what teachers wrote was left out by stage generate, for an error."""
+    counts = left_out(made.generated).values()
+    rules = [f"{count:,} {rule}" for each in counts for rule, count in each.items()]
+    return f"; of what teachers wrote {', '.join(rules)}" if rules else ""
+
+
+def _check_mixture(recipe: Recipe, sources: list[dict[str, Any]]) -> None:
+    """A mixture of nothing is a mistake that is better found here than by a run."""
+    empty = [source["name"] for source in sources if recipe.mix is not None and not source["num_tokens"]]
+    if empty:
+        raise UsageError(
+            f"mix: no document of source {empty[0]} is left after the stages before; loosen them for it, or "
+            "leave the source out"
+        )
+
+
+def _gather(recipe: Recipe, work: Work, made: Made) -> Path:
+    """The content of the dataset in a folder of its own; the units stay whole until it has its name."""
+    import zarr
+
+    content = work.private()
+    zarr.create_group(content)
+    zarr.create_group(content / PARTS)
+    if made.tokenizer is not None:
+        link_tree(made.tokenizer, content / TOKENIZER)
+        (content / TOKENIZER / DONE).unlink()
+    for number, path in enumerate(made.parts):
+        link_tree(path / PART, content / PARTS / part_name(number))
+    for (source, name), path in made.generated.items():
+        link_file(path / ORIGINS, content / origin_file(recipe.sources[source].name, name))
+    return content
+
+
+def _teachers(recipe: Recipe, made: Made) -> dict[str, Any]:
+    """The hash of the teacher of each generated source; nothing where there is none."""
+    found = {recipe.sources[number].name: sha256 for number, sha256 in made.teachers.items()}
+    return {"teachers": found} if found else {}
+
+
+def _origin_files(recipe: Recipe, content: Path, made: Made) -> dict[str, Any]:
+    names = [origin_file(recipe.sources[source].name, name) for source, name in made.generated]
+    return {name: file_digest(content / name) for name in names}
+
+
+def _manifest(
+    recipe: Recipe, spans: list[SourceSpan], root: Path, vocabulary: Vocabulary, results: list[PartResult]
+) -> dict[str, Any]:
+    files = {f"{PARTS}/zarr.json": file_digest(root / PARTS / "zarr.json")}
+    files |= {"zarr.json": file_digest(root / "zarr.json")}
+    files |= {f"{TOKENIZER}/{name}": entry for name, entry in census(root / TOKENIZER).items()}
+    for number, result in enumerate(results):
+        files |= {f"{PARTS}/{part_name(number)}/{name}": entry for name, entry in result.files.items()}
+    roles = {"roles": {role.name: role.value for role in Role}} if recipe.is_traces else {}
+    return roles | {
+        "format": FORMAT,
+        "name": recipe.name,
+        "recipe": recipe.content,
+        "recipe_hash": recipe.hash,
+        "inputs_hash": _inputs_hash(spans),
+        "dtype": vocabulary.dtype.name,
+        "vocab_size": vocabulary.vocab_size,
+        "eos_id": vocabulary.eos_id,
+        "invalid_id": vocabulary.invalid_id,
+        "num_tokens": sum(result.num_tokens for result in results),
+        "num_documents": sum(result.num_documents for result in results),
+        "sources": [
+            {"name": source.name, "kind": source.kind, "license": source.license} | count.described
+            for source, count in zip(recipe.sources, _totals(recipe, results), strict=True)
+        ],
+        "parts": [
+            {"name": part_name(i), "num_tokens": part.num_tokens, "num_documents": part.num_documents}
+            for i, part in enumerate(results)
+        ],
+        "files": files,
+    }
+
+
+def _preparation(recipe: Recipe, made: Made, results: list[PartResult]) -> dict[str, Any]:
+    """What became of the records, over all and by source; nothing for a plain recipe."""
+    if not recipe.is_prepared and not recipe.generated:
+        return {}
+    totals = [Preparation() for _ in recipe.sources]
+    if recipe.is_prepared:
+        for record in map(unit_record, made.parts):
+            (source,) = record["sources"]
+            totals[int(source)].add(record["prepared"], record["num_documents"])
+    else:
+        for total, count in zip(totals, _totals(recipe, results), strict=True):
+            dropped = {left_out_rule(recipe.is_traces): count.num_skipped} if count.num_skipped else {}
+            num_in = count.num_documents + count.num_skipped
+            total.add({"in": num_in, "dropped": dropped, "edits": {}}, count.num_documents)
+    for number, dropped in left_out(made.generated).items():
+        totals[number].add({"in": sum(dropped.values()), "dropped": dropped, "edits": {}}, 0)
+    every = Preparation()
+    for total in totals:
+        every.add({"in": total.num_in, "dropped": total.dropped, "edits": total.edits}, total.num_kept)
+    return {
+        "preparation": every.described
+        | {
+            "sources": [
+                {"name": source.name} | total.described
+                for source, total in zip(recipe.sources, totals, strict=True)
+            ]
+        }
+    }
+
+
+def _left_out_of_plain(recipe: Recipe, results: list[PartResult]) -> dict[str, dict[str, int]]:
+    """Records by source and rule, where there are any; with stages before it the manifest has them."""
+    if recipe.is_prepared or recipe.generated:
+        return {}
+    totals = zip(recipe.sources, _totals(recipe, results), strict=True)
+    return {source.name: dict(sorted(total.left_out.items())) for source, total in totals if total.left_out}
+
+
+def _totals(recipe: Recipe, results: list[PartResult]) -> list[SourceCount]:
+    totals = [SourceCount() for _ in recipe.sources]
+    for result in results:
+        for index, count in result.sources.items():
+            totals[index].add(count)
+    return totals
+
+
+def _inputs_hash(spans: list[SourceSpan]) -> str:
+    """Names and sizes of the inputs, to notice cheaply that they have changed since a build."""
+    prompts = [[span.source, span.digest] for span in spans if span.digest]
+    places = [[span.source, span.path, span.start, span.stop, span.num_bytes] for span in spans]
+    return digest([*places, *prompts])
+
+
+def _input_states(
+    recipe: Recipe, spans: list[SourceSpan], is_digested: Callable[[str], bool]
+) -> dict[str, dict[str, Any]]:
+    """Size, time and, where it is wanted, sha256 of the inputs, by source and name."""
+    found: dict[str, dict[str, Any]] = {}
+    for number, name in sorted({(span.source, span.path) for span in spans if not span.digest}):
+        source = recipe.sources[number]
+        names = [name, str(Path(name).with_suffix(".bin"))] if source.kind == "megatron" else [name]
+        for each in names:
+            path, key = recipe.resolve(source.root) / each, f"{source.name}/{each}"
+            with contextlib.suppress(OSError):  # one that cannot be read was put aside
+                status = path.stat()
+                found[key] = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+                found[key] |= file_digest(path) if is_digested(key) else {}
+    return found
+
+
+def _find_existing(recipe: Recipe, out: Path, check_inputs: bool = False) -> BuildReport | None:
+    """The dataset at `out` if it is this recipe's; None if there is nothing; an error for anything else."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    try:
+        manifest = read_manifest(out)
+    except DatasetMissingError:
+        raise UsageError(
+            f"{out} exists and is no dataset ({MANIFEST} is missing); choose another --out"
+        ) from None
+    if manifest.content["recipe_hash"] != recipe.hash:
+        raise UsageError(
+            f"{out} holds dataset {manifest.content['name']!r} ({manifest.id[:12]}), built from another "
+            "recipe; choose another --out or move it away"
+        )
+    manifest.check_census()
+    return _report(manifest, manifest.id, built=False, note=_staleness(recipe, manifest, check_inputs))
+
+
+def _staleness(recipe: Recipe, manifest: DatasetManifest, check_inputs: bool) -> str:
+    content = manifest.content
+    # Inputs that are gone do not harm a dataset that is there.
+    with contextlib.suppress(UsageError, StateError, OSError):
+        spans = list_spans(recipe)
+        is_same = _inputs_hash(spans) == content["inputs_hash"]
+        beside = _files_beside(recipe)
+        record = manifest.path / MADE_WITH
+        was = read_json(record) if record.is_file() else beside  # made by a version that kept none
+        if is_same and was == beside and _has_tokenizer_of(recipe, manifest):
+            return _edited(recipe, spans, manifest.path / INPUT_STATES, check_inputs)
+    return "the inputs have changed since; build into a new folder to take them in"
+
+
+def _edited(recipe: Recipe, spans: list[SourceSpan], record: Path, check_inputs: bool) -> str:
+    """Return a note about inputs of the same names and sizes that have changed; a digest decides if known."""
+    if not record.is_file():
+        return "an earlier version built it: only the names and sizes of inputs could be compared"
+    was, now = read_json(record), _input_states(recipe, spans, lambda _: False)
+    touched = {name for name, state in now.items() if state["mtime_ns"] != was.get(name, {}).get("mtime_ns")}
+    asked = touched | (set(was) if check_inputs else set())
+    known = {name: was[name]["sha256"] for name in asked if "sha256" in was.get(name, {})}
+    found = _input_states(recipe, spans, known.__contains__) if known else {}
+    if changed := sorted(name for name in known if found.get(name, {}).get("sha256") != known[name]):
+        return f"inputs have changed since ({_few(changed)}); build into a new folder to take them in"
+    if unsure := sorted(touched - set(known)):
+        return (
+            f"inputs were written again since ({_few(unsure)}), with the same sizes: if their content has "
+            "changed, build into a new folder (with --check-inputs, which tells next time)"
+        )
+    if check_inputs and len(known) < len(was):
+        return "it was built without --check-inputs: there are no digests of its inputs to compare with"
+    return ""
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _files_beside(recipe: Recipe) -> dict[str, str]:
+    """Digests of the files beside the inputs that decide what is kept and how it is written, by their names
+    in the recipe; the tokenizer's lie in the dataset."""
+    against = recipe.decontaminate.against if recipe.decontaminate else ()
+    found = {name: str(file_digest(recipe.resolve(name))["sha256"]) for name in against}
+    named = {source.chat_template: source for source in recipe.sources if source.chat_template}
+    return found | {name: template_digest(recipe, source) for name, source in named.items()}
+
+
+def _has_tokenizer_of(recipe: Recipe, manifest: DatasetManifest) -> bool:
+    if recipe.tokenizer.kind != "path" or recipe.tokenizer.path is None:
+        return True
+    files = existing_files(recipe.resolve(recipe.tokenizer.path))
+    now = {f"{TOKENIZER}/{name}": hashlib.sha256(raw).hexdigest() for name, raw in files.items()}
+    then = {name: entry["sha256"] for name, entry in manifest.files.items()}
+    return now == {name: sha256 for name, sha256 in then.items() if name.startswith(f"{TOKENIZER}/")}
+
+
+def _lost_race(recipe: Recipe, out: Path) -> BuildReport:
+    existing = _find_existing(recipe, out)
+    if existing is None:
+        raise DataError(f"{out} appeared and vanished while it was being built; try again")
+    return existing
+
+
+def _report(manifest: DatasetManifest, dataset_id: str, *, built: bool, note: str = "") -> BuildReport:
+    content = manifest.content
+    return BuildReport(
+        dataset_id,
+        manifest.path,
+        built,
+        content["num_tokens"],
+        content["num_documents"],
+        content["vocab_size"],
+        note,
+    )

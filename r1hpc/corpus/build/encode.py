@@ -1,0 +1,308 @@
+"""Documents into ids, span by span: text, ids that already are, and traces of prompt and completion.
+
+for item in encode_span(recipe, span, vocabulary, encoder, count):
+    item.ids                        # without the EOS id, which the writer appends
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from r1hpc.base.errors import UsageError
+from r1hpc.corpus.build.vocabulary import Encoder
+from r1hpc.corpus.clean.decisions import EMPTY, NO_TRACE, NOT_UTF8
+from r1hpc.corpus.recipe.recipe import Recipe
+from r1hpc.corpus.sources.fields import BATCH_BYTES, Document, batched
+from r1hpc.corpus.sources.lines import line_number
+from r1hpc.corpus.sources.read import SourceSpan, read_records, read_span
+from r1hpc.data.cuts import NO_CUT, PIECE_BYTES, is_utf8
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the ids of a dataset mean, as far as its arrays are concerned."""
+
+    vocab_size: int
+    eos_id: int
+
+    @property
+    def dtype(self) -> "np.dtype[Any]":
+        """uint16 where the invalid id 65,535 lies outside the vocabulary, else uint32."""
+        return np.dtype("<u2" if self.vocab_size <= 65_535 else "<u4")
+
+    @property
+    def invalid_id(self) -> int:
+        """The fill value: no token has it, so a hole can never pass as one."""
+        return int(np.iinfo(self.dtype).max)
+
+
+@dataclass
+class SourceCount:
+    """What one source gave."""
+
+    num_documents: int = 0
+    num_tokens: int = 0
+    num_bytes: int = 0
+    num_skipped: int = 0
+    """Documents left out, as the recipe says: not UTF-8, or no trace; and what is null in a line of JSON."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """The same by rule, and every other record that is empty."""
+
+    def leave_out(self, rule: str) -> None:
+        """Count one more under a rule."""
+        self.left_out[rule] = self.left_out.get(rule, 0) + 1
+
+    def add(self, other: "SourceCount") -> None:
+        """Count what another part has of the source."""
+        self.num_documents += other.num_documents
+        self.num_tokens += other.num_tokens
+        self.num_bytes += other.num_bytes
+        self.num_skipped += other.num_skipped
+        for rule, count in other.left_out.items():
+            self.left_out[rule] = self.left_out.get(rule, 0) + count
+
+    @property
+    def described(self) -> dict[str, int]:
+        """As it stands in the manifest."""
+        return {name: count for name, count in asdict(self).items() if name != "left_out"}
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One document, without the EOS id that closes it."""
+
+    position: int
+    hash: int
+    """xxh3-128 of the document's bytes of text (traces: prompt and completion) or ids."""
+    ids: npt.NDArray[Any]
+    num_bytes: int
+    num_prompt_tokens: int = 0
+    """Traces: how many of the ids are the prompt."""
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """A line that is no trace."""
+
+    position: int
+    what: str
+
+
+_Ids = npt.NDArray[Any] | str
+
+
+def encode_span(
+    recipe: Recipe, span: SourceSpan, vocabulary: Vocabulary, encoder: Encoder | None, count: SourceCount
+) -> Iterator[Encoded]:
+    """The documents of a span as ids; those that the recipe leaves out are counted in `count`.
+
+    Raises:
+        UsageError: names the document that cannot be taken as the recipe says.
+    """
+    if recipe.is_traces:
+        assert encoder is not None, "the recipe refuses traces with tokenizer.kind ids"
+        yield from _encode_traces(recipe, span, encoder, count)
+    else:
+        yield from _encode_documents(recipe, span, vocabulary, encoder, count)
+
+
+def _encode_documents(
+    recipe: Recipe, span: SourceSpan, vocabulary: Vocabulary, encoder: Encoder | None, count: SourceCount
+) -> Iterator[Encoded]:
+    batch: list[tuple[Document, str | bytes]] = []
+    size = 0
+    where = f"source {recipe.sources[span.source].name}: {span.path}"
+    stream = _IdStream(vocabulary, where, recipe.tokenizer.pad_id)
+    # Of empty records manifests count lines of null alone, as ever: a dataset's id is that of its manifest.
+    counts_null = recipe.sources[span.source].kind == "jsonl"
+    for document in read_records(recipe, span):
+        if document.fault:
+            raise _unreadable(recipe, span, document)
+        if not document.raw:
+            count.leave_out(EMPTY)
+            count.num_skipped += document.is_null and counts_null
+            continue
+        if document.is_ids:
+            yield from stream.split(document)
+            continue
+        text = _text(recipe, span, document)
+        if text is None:
+            count.leave_out(NOT_UTF8)
+            count.num_skipped += 1
+            continue
+        batch.append((document, text))
+        size += len(document.raw)
+        if size >= BATCH_BYTES:
+            yield from _encode_batch(recipe, span, batch, encoder)
+            batch, size = [], 0
+    yield from stream.close()
+    yield from _encode_batch(recipe, span, batch, encoder)
+
+
+def _unreadable(recipe: Recipe, span: SourceSpan, document: Document) -> UsageError:
+    return UsageError(
+        f"{_place(recipe, span, document)}: {document.fault}; correct it, or set max_unreadable to "
+        "the share of the records that may be put aside"
+    )
+
+
+def _place(recipe: Recipe, span: SourceSpan, document: Document) -> str:
+    source = recipe.sources[span.source]
+    what = "line at byte" if source.kind == "jsonl" else "record"
+    return f"{span.written or recipe.resolve(source.root) / span.path}, {what} {document.position}"
+
+
+def _encode_batch(
+    recipe: Recipe, span: SourceSpan, batch: list[tuple[Document, str | bytes]], encoder: Encoder | None
+) -> Iterator[Encoded]:
+    if not batch:
+        return
+    if encoder is None:
+        raise UsageError("the inputs are text, but tokenizer.kind is ids; take byte_bpe, bytes or path")
+    chats = [document.is_chat for document, _ in batch]
+    for (document, _), ids in zip(batch, encoder.encode_known([t for _, t in batch], chats), strict=True):
+        if isinstance(ids, str) and ids.startswith(NO_CUT):
+            raise UsageError(
+                f"{_place(recipe, span, document)}: {ids}; divide the document, or take another tokenizer "
+                "(tokenizer.kind byte_bpe cuts between words)"
+            )
+        if isinstance(ids, str):
+            raise UsageError(
+                f"{_place(recipe, span, document)}: the vocabulary cannot spell it ({ids}); take a tokenizer "
+                "that knows every character, or set clean: {}, which leaves such documents out"
+            )
+        yield Encoded(document.position, xxhash.xxh3_128_intdigest(document.raw), ids, len(document.raw))
+
+
+class _IdStream:
+    """Documents out of rows of ids: one ends at each EOS id, and at the end of the row or of the stream."""
+
+    def __init__(self, vocabulary: Vocabulary, where: str, pad_id: int | None) -> None:
+        self._vocabulary, self._where, self._pad_id = vocabulary, where, pad_id
+        self._rest: list[npt.NDArray[np.uint32]] = []
+        self._begin = 0
+
+    def split(self, document: Document) -> Iterator[Encoded]:
+        """The documents that end in this row; of a stream the last one is kept back, for it may go on."""
+        ids = np.frombuffer(document.raw, dtype="<u4")
+        if self._pad_id is not None and not document.is_stream:
+            ids = ids[: _end_without(self._pad_id, ids)]
+        self._check(ids, document.position)
+        begin = 0
+        for end in np.flatnonzero(ids == self._vocabulary.eos_id).tolist():
+            position = document.position + (begin if document.is_stream else 0)
+            yield from self._close(ids[begin:end], position)
+            begin = end + 1
+        if not document.is_stream:
+            yield from self._close(ids[begin:], document.position)
+        elif begin < len(ids):
+            if not self._rest:
+                self._begin = document.position + begin
+            self._rest.append(ids[begin:])
+
+    def close(self) -> Iterator[Encoded]:
+        """What was kept back."""
+        yield from self._close(np.empty(0, dtype="<u4"), self._begin)
+
+    def _close(self, ids: npt.NDArray[np.uint32], position: int) -> Iterator[Encoded]:
+        if self._rest:
+            ids, position = np.concatenate([*self._rest, ids]), self._begin
+            self._rest = []
+        if len(ids):
+            raw = ids.tobytes()
+            yield Encoded(position, xxhash.xxh3_128_intdigest(raw), ids, len(raw))
+
+    def _check(self, ids: npt.NDArray[np.uint32], position: int) -> None:
+        largest = int(ids.max(initial=0))
+        if largest >= self._vocabulary.vocab_size:
+            raise UsageError(
+                f"{self._where}, row {position}: token id {largest} is outside the vocabulary of "
+                f"{self._vocabulary.vocab_size}; correct tokenizer.vocab_size or the input"
+            )
+
+
+def _end_without(pad_id: int, ids: npt.NDArray[np.uint32]) -> int:
+    """Where the ids end that are not padding."""
+    own = np.flatnonzero(ids != pad_id)
+    return int(own[-1]) + 1 if len(own) else 0
+
+
+def _text(recipe: Recipe, span: SourceSpan, document: Document) -> str | bytes | None:
+    """The text; of a long one its bytes, which are encoded piece by piece. None: it is left out."""
+    if len(document.raw) > PIECE_BYTES and is_utf8(document.raw):
+        return document.raw
+    source = recipe.sources[span.source]
+    try:
+        return document.raw.decode("utf-8", "replace" if source.on_invalid_utf8 == "replace" else "strict")
+    except UnicodeDecodeError as error:
+        if source.on_invalid_utf8 == "skip":
+            return None
+        path = recipe.resolve(source.root) / span.path
+        raise UsageError(
+            f"{path}, document at {document.position}: not UTF-8 ({error.reason} at byte {error.start}); "
+            f"set on_invalid_utf8: skip or replace for source {source.name}"
+        ) from None
+
+
+def _encode_traces(
+    recipe: Recipe, span: SourceSpan, encoder: Encoder, count: SourceCount
+) -> Iterator[Encoded]:
+    """Prompt and completion are encoded apart, so that the prompt's ids are those a sampler will see."""
+    for batch in batched(read_span(recipe, span), lambda document: len(document.raw)):
+        yield from _sound(recipe, span, _encode_trace_batch(batch, encoder), count)
+
+
+def _sound(
+    recipe: Recipe, span: SourceSpan, found: Iterator[Encoded | _Fault], count: SourceCount
+) -> Iterator[Encoded]:
+    """What is a trace; the rest is counted or raised, as the source says."""
+    source = recipe.sources[span.source]
+    for item in found:
+        if isinstance(item, Encoded):
+            yield item
+            continue
+        # What a teacher wrote has no lines that anybody could correct.
+        if source.on_invalid == "error" and source.generate is None:
+            path = recipe.resolve(source.root) / span.path
+            number = line_number(path, item.position)
+            if path.is_symlink():  # a run's own recipe links to the files of data.traces
+                raise UsageError(f"{path.resolve()}:{number}: {item.what}; correct the line, or leave it out")
+            raise UsageError(
+                f"{path}:{number}: {item.what}; correct the line, or set on_invalid: skip for source "
+                f"{source.name}"
+            )
+        count.leave_out(NO_TRACE)
+        count.num_skipped += 1
+
+
+def _encode_trace_batch(batch: list[Document], encoder: Encoder) -> Iterator[Encoded | _Fault]:
+    texts = [text for document in batch if not document.fault for text in _halves(document)]
+    ids = iter(encoder.encode_known(texts))
+    for document in batch:
+        if document.fault:
+            yield _Fault(document.position, document.fault)
+        else:
+            yield _join(document, next(ids), next(ids), encoder.eos_id)
+
+
+def _halves(document: Document) -> tuple[str, str]:
+    raw = document.raw
+    return raw[: document.prompt_bytes].decode(), raw[document.prompt_bytes :].decode()
+
+
+def _join(document: Document, prompt: _Ids, completion: _Ids, eos_id: int) -> Encoded | _Fault:
+    """One document of a prompt and a completion, unless one of them cannot be."""
+    if isinstance(prompt, str) or isinstance(completion, str):
+        name, why = ("prompt", prompt) if isinstance(prompt, str) else ("completion", completion)
+        return _Fault(document.position, f"the vocabulary cannot spell the {name} ({why})")
+    if not len(prompt) or not len(completion):
+        return _Fault(document.position, "the prompt or the completion gives no tokens")
+    if eos_id in completion:
+        return _Fault(document.position, "the completion holds the EOS token, which the build appends itself")
+    joined = np.concatenate([prompt, completion])
+    number = xxhash.xxh3_128_intdigest(document.raw)
+    return Encoded(document.position, number, joined, len(document.raw), num_prompt_tokens=len(prompt))

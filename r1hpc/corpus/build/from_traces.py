@@ -1,0 +1,147 @@
+"""From files of traces and a tokenizer to a recipe, for a run that names its traces and no dataset.
+
+    inputs = list_inputs(["runs/teach/traces.jsonl", "curated/"])
+    name = inputs_hash(inputs, tokenizer, eos_id)           # the same bytes have the same name anywhere
+    recipe = write_trace_recipe(inputs, tokenizer, eos_id, folder)
+
+`folder` then holds recipe.yaml, tokenizer/ and inputs/<n>/ with links to the files of the n-th input, so
+that neither the recipe nor the dataset made from it depends on where the files lie.
+"""
+
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.files import files_of_lines, write_atomic
+from r1hpc.corpus.recipe.recipe import TRACES
+from r1hpc.corpus.sources.lines import is_compressed
+from r1hpc.data.format.manifest import TOKENIZER, digest, file_digest
+
+RECIPE = "recipe.yaml"
+REWRITTEN = ".jsonl"
+"""After the name of an input that was compressed: what is rewritten is not."""
+_MIN_SHARD, _MAX_SHARD = 2**13, 2**24
+_CHUNK = 2**15
+_PART_BYTES = 2**26
+
+
+@dataclass(frozen=True)
+class TraceInput:
+    """One entry of data.traces: the files it stands for, in order."""
+
+    files: tuple[Path, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name of each file's link: sorts as the files do, never hidden."""
+        return tuple(f"{number:05d}-{path.name}" for number, path in enumerate(self.files))
+
+
+def list_inputs(paths: Sequence[str], key: str = "data.traces") -> list[TraceInput]:
+    """Each path's files: a file by itself, a folder's *.jsonl, compressed ones too, sorted by name (not those
+    below it).
+
+    Args:
+        key: the setting that names them, for errors.
+
+    Raises:
+        UsageError: names the path that is not there, or the folder without any.
+    """
+    return [_list_input(Path(path).absolute(), key) for path in paths]
+
+
+def inputs_hash(inputs: Sequence[TraceInput], tokenizer: Path, eos_id: int) -> str:
+    """sha256 over the content and names of all inputs, the tokenizer and how the dataset is laid out."""
+    files = [[[n, file_digest(p)] for n, p in zip(i.names, i.files, strict=True)] for i in inputs]
+    return digest({"recipe": _recipe(inputs, eos_id), "files": files, "tokenizer": file_digest(tokenizer)})
+
+
+def write_trace_recipe(
+    inputs: Sequence[TraceInput],
+    tokenizer: Path,
+    eos_id: int,
+    folder: Path,
+    rewrite: Callable[[Path, Path], None] | None = None,
+) -> Path:
+    """Make `folder` anew and return the recipe in it, for build_dataset.
+
+    Args:
+        rewrite: writes (from a file, to another) the traces as the model is to see them; None: as they are.
+
+    Raises:
+        UsageError: `tokenizer` is not there.
+    """
+    from r1hpc.corpus.build.vocabulary import (
+        existing_files,  # numpy, which a submission lists its inputs without
+    )
+
+    shutil.rmtree(folder, ignore_errors=True)
+    for number, item in enumerate(inputs):
+        links = folder / _root(number)
+        links.mkdir(parents=True)
+        for name, path in zip(item.names, item.files, strict=True):
+            if rewrite is None:
+                (links / name).symlink_to(path)
+            else:
+                rewrite(path, links / _rewritten(name))
+    (folder / TOKENIZER).mkdir()
+    for name, raw in existing_files(tokenizer).items():
+        (folder / TOKENIZER / name).write_bytes(raw)
+    write_atomic(folder / RECIPE, yaml.safe_dump(_recipe(inputs, eos_id), sort_keys=False))
+    return folder / RECIPE
+
+
+def in_terms_of_inputs(said: str, inputs: Sequence[TraceInput], folder: Path) -> str:
+    """What a build said of the recipe in `folder`, of the files that the user has: what was rewritten has
+    the same lines, and on_invalid is no setting of a run."""
+    for number, item in enumerate(inputs):
+        for name, path in zip(item.names, item.files, strict=True):
+            said = said.replace(f"{folder.absolute() / _root(number) / _rewritten(name)}:", f"{path}:")
+    return re.sub(r"set on_invalid: skip for source traces-\d+", "leave it out", said)
+
+
+def _rewritten(name: str) -> str:
+    return f"{name}{REWRITTEN if is_compressed(name) else ''}"
+
+
+def _list_input(path: Path, key: str) -> TraceInput:
+    if path.is_file():
+        return TraceInput((path,))
+    if not path.is_dir():
+        raise UsageError(f"{key}: {path} is not there; name JSONL files or folders of them")
+    files = tuple(files_of_lines(path))
+    if not files:
+        raise UsageError(f"{key}: the folder {path} holds no *.jsonl")
+    return TraceInput(files)
+
+
+def source_names(num_inputs: int) -> list[str]:
+    """What the entries of data.traces are called as sources of the dataset."""
+    return [f"traces-{number}" for number in range(num_inputs)]
+
+
+def _root(number: int) -> str:
+    return f"inputs/{number}"
+
+
+def _recipe(inputs: Sequence[TraceInput], eos_id: int) -> dict[str, Any]:
+    num_bytes = sum(path.stat().st_size for item in inputs for path in item.files)
+    # About one shard: a writer keeps a whole one in memory, and pads the last.
+    shard = min(_MAX_SHARD, max(_MIN_SHARD, 1 << max(0, num_bytes - 1).bit_length()))
+    return {
+        "name": "traces",
+        "tokenizer": {"kind": "path", "path": TOKENIZER, "eos_id": eos_id},
+        "sources": [
+            {"name": name, "kind": TRACES, "root": _root(number), "glob": "*"}
+            for number, name in enumerate(source_names(len(inputs)))
+        ],
+        "chunk_tokens": min(_CHUNK, shard),
+        "shard_tokens": shard,
+        "part_bytes": _PART_BYTES,
+    }

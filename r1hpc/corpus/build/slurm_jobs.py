@@ -1,0 +1,160 @@
+"""A dataset built by Slurm: each stage of its recipe an array of jobs, each job a share of the stage's units.
+
+    order = DatasetOrder(recipe, out, shares=8, overrides=("resources.partition=cpu",))
+    jobs = submit_dataset(order)     # {"clean": "12", "tokenizer": "13", "tokens": "14", "publish": "15"}
+
+A stage begins when the one before has ended well. Units are pure and named by what they are made of, so a job
+that is preempted begins again with the units that are still missing, a build that failed goes on when it is
+asked for again, and all of it gives the dataset that one process would have made. A job that finds the stages
+before it made of something else (inputs, code or libraries have changed while it waited) says so and fails:
+each job of an array would make them anew. Scripts and logs lie in
+the work folder, which is gone when the dataset is there.
+"""
+
+import contextlib
+import shlex
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from r1hpc.base.errors import StateError, UsageError
+from r1hpc.base.files import write_atomic
+from r1hpc.config.load import merge_layers
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.corpus.build.stages import plan_stages
+from r1hpc.corpus.engine.work_dir import destination_of, work_folder
+from r1hpc.corpus.recipe.recipe import load_recipe
+from r1hpc.corpus.sources.read import list_spans
+from r1hpc.slurm import fields
+from r1hpc.slurm.client import SlurmError, call
+from r1hpc.slurm.queue import after_all_ok, jobs_by_folder
+from r1hpc.slurm.sbatch import sbatch
+from r1hpc.slurm.script import asked_options, directives, gpus, interpreter, site_lines
+
+JOBS = "jobs"
+PUBLISH = "publish"
+_SHARED_STAGES = ("generate", "clean", "tokens")
+_STAGES_ALONE = ("teacher", "evaluation", "tokenizer")
+"""Each one unit; that of `dedup` is made on the way to the tokenizer's, by the same job."""
+
+_SCRIPT = """\
+#!/bin/bash
+{directives}
+# Written by `python -m r1hpc.shard build --engine slurm`.
+{site}
+export PYTHONSAFEPATH=1 PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}"
+exec {command} --workers "${{{workers}:-1}}"{share}
+"""
+
+
+@dataclass(frozen=True)
+class DatasetOrder:
+    """What a build on Slurm was asked for."""
+
+    recipe: Path
+    out: Path
+    shares: int = 4
+    """Jobs that a stage of many parts is dealt to, at most one for each part."""
+    overrides: tuple[str, ...] = ()
+    """Of `resources`, as the flags of sbatch stand for them."""
+    cluster: str | None = None
+    """Name of a profile."""
+    check_inputs: bool = False
+
+    def __post_init__(self) -> None:
+        if self.shares < 1:
+            raise UsageError(f"--jobs must be at least 1, not {self.shares}")
+
+
+def submit_dataset(order: DatasetOrder) -> dict[str, str]:
+    """Submit the jobs of a build, each stage after the one before; their ids, by stage.
+
+    Raises:
+        UsageError: the recipe, an input, or a field of the jobs cannot be used.
+        StateError: jobs of the same build wait or run.
+        SlurmError: sbatch refused; the jobs before it are cancelled.
+    """
+    if shutil.which("sbatch") is None:
+        raise UsageError("sbatch is not on PATH: run this on a login node, or take --engine local")
+    config = merge_layers([], order.overrides, order.cluster)
+    fields.check_cluster(config.cluster)
+    fields.check_resources(config.resources)
+    folder = work_folder(destination_of(order.out)) / JOBS
+    fields.check_path(folder, "the folder of --out")
+    at_work = jobs_by_folder().get(folder)
+    if at_work:
+        raise StateError(
+            f"{order.out} is being built by job {', '.join(at_work)}: see `shard status`, or scancel"
+        )
+    scripts = list(_scripts(order, config, folder))  # all checked before the first is submitted
+    folder.mkdir(parents=True, exist_ok=True)
+    submitted: dict[str, str] = {}
+    try:
+        for name, options, text in scripts:
+            path = folder / f"{name}.sh"
+            write_atomic(path, text, mode=0o700)
+            options = options | after_all_ok(list(submitted.values())[-1:], config.resources.dependency)
+            flags = [f"--{key}={value}" for key, value in options.items()]
+            submitted[name] = sbatch(path, folder, flags)
+    except BaseException:  # an interrupt too: without its last job the build would never be published
+        if submitted:
+            with contextlib.suppress(SlurmError):  # what went wrong first is what counts
+                call(["scancel", *submitted.values()])
+        raise
+    return submitted
+
+
+def _scripts(
+    order: DatasetOrder, config: RunConfig, folder: Path
+) -> Iterator[tuple[str, dict[str, str], str]]:
+    """Of each job array: its name, the options that say what it waits for and how many it is, its text."""
+    recipe = load_recipe(order.recipe)
+    stages = plan_stages(recipe, list_spans(recipe, is_new=True))
+    dependency = {"dependency": config.resources.dependency} if config.resources.dependency else {}
+    for name in (*(stage for stage in stages if stage in (*_SHARED_STAGES, *_STAGES_ALONE)), PUBLISH):
+        count = min(order.shares, stages[name]) if name in _SHARED_STAGES else 1
+        share = ""
+        if name != PUBLISH:
+            share = f' --stage {name} --share "${{SLURM_ARRAY_TASK_ID:-0}}/{count}"'
+        array = {"array": f"0-{count - 1}"} if count > 1 else {}
+        share += f" --after-others --recipe-hash {recipe.hash}"
+        share += " --check-inputs" * order.check_inputs
+        yield name, {**array, **dependency}, _script(order, config, folder, name, share)
+
+
+def _script(order: DatasetOrder, config: RunConfig, folder: Path, name: str, share: str) -> str:
+    command = [*interpreter(config.cluster), "-m", "r1hpc.shard", "build"]
+    command += [str(order.recipe.absolute()), "--out", str(destination_of(order.out))]
+    return _SCRIPT.format(
+        directives=directives(_options(config, folder, name)),
+        site=site_lines(config.cluster.setup, config.cluster.environment),
+        code=shlex.quote(str(Path(__file__).parents[2])),
+        command=shlex.join(command),
+        share=share,
+        workers="SLURM_GPUS_ON_NODE" if _takes_gpus(config, name) else "SLURM_CPUS_PER_TASK",
+    )
+
+
+def _takes_gpus(config: RunConfig, name: str) -> bool:
+    """Teachers alone have a use for them."""
+    return name == "generate" and bool(config.resources.gpus_per_node)
+
+
+def _gpus(config: RunConfig) -> str:
+    return gpus(config.resources.gpu_type, config.resources.gpus_per_node or 0)
+
+
+def _options(config: RunConfig, folder: Path, name: str) -> dict[str, str]:
+    """sbatch options of one job: a task with some cores, which Slurm restarts after a preemption."""
+    chosen: dict[str, str | int | None] = {
+        "job-name": f"{folder.parent.name.removeprefix('.staging-')[:48]}-{name}",
+        "ntasks": 1,
+        **asked_options(config),
+        "gpus-per-node": _gpus(config) if _takes_gpus(config, name) else None,
+        "requeue": "",
+        "open-mode": "append",
+        "chdir": str(folder),
+        "output": str(folder / f"{name}-%A_%a.out"),
+    }
+    return {key: str(value) for key, value in chosen.items() if value is not None}

@@ -1,0 +1,448 @@
+"""Which stages a recipe has, which units each of them, and in which order.
+
+    made = run_stages(recipe, spans, work, How(local_pool(4)))      # made.vocabulary, made.parts, ...
+    plan_stages(recipe, spans)          # {"clean": 12, "dedup": 1, ...}: how many units, before any is done
+    run_share(recipe, spans, work, Share("clean", 2, 8), How())     # one of eight jobs that clean together
+
+A stage's keys follow from those of the stage before, so a change of one setting redoes only what depends on
+it.
+"""
+
+import contextlib
+import functools
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.units import format_bytes
+from r1hpc.corpus.build.encode import Vocabulary
+from r1hpc.corpus.build.generated import Teach, TeachTask, written
+from r1hpc.corpus.build.tokenize import SpansTask, TextsTask, TokenizerTask
+from r1hpc.corpus.build.vocabulary import existing_files
+from r1hpc.corpus.clean import text
+from r1hpc.corpus.clean.clean import CleanTask, IndexTask
+from r1hpc.corpus.clean.dedup import DedupTask
+from r1hpc.corpus.engine.units import KEY_DIGITS, Unit, WorkOff, local_pool, records, run_units, unit_key
+from r1hpc.corpus.engine.work_dir import Report, Work, find_unit
+from r1hpc.corpus.recipe.recipe import Recipe
+from r1hpc.corpus.sources.fields import template_digest
+from r1hpc.corpus.sources.prompts import TeacherTask, teacher_folder, teacher_state
+from r1hpc.corpus.sources.read import SourceSpan
+from r1hpc.data.format.errors import DataError
+from r1hpc.data.format.manifest import digest, file_digest
+
+
+@dataclass(frozen=True)
+class Share:
+    """Every `count`-th unit of a stage, from number `index` on: what one of `count` jobs makes."""
+
+    stage: str
+    index: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise UsageError(f"share {self.index}/{self.count}: the number lies from 0 to {self.count - 1}")
+
+
+@dataclass(frozen=True)
+class How:
+    """Who makes the units; nothing of it changes what they hold."""
+
+    work_off: WorkOff = field(default_factory=local_pool)
+    report: Report | None = None
+    """Is called with a line for people now and then."""
+    teach: Teach | None = None
+    """Makes the task of a unit of stage generate."""
+    after_others: bool = False
+    """The stages before a share, or all where there is none, were made by other jobs: what is missing of
+    them is not made here."""
+
+    def teach_task(self, recipe: Recipe, span: SourceSpan) -> TeachTask:
+        """The task of a span of a generated source.
+
+        Raises:
+            UsageError: nobody is there to teach.
+        """
+        if self.teach is None:
+            raise UsageError(
+                f"source {recipe.sources[span.source].name} is generated: build it by `python -m r1hpc.shard "
+                "build`, or give build_dataset a teach"
+            )
+        return self.teach(recipe, span)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the stages leave."""
+
+    vocabulary: Vocabulary
+    tokenizer: Path | None
+    """Its folder; None for ids."""
+    parts: list[Path]
+    """The folder of every part."""
+    generated: dict[tuple[int, str], Path] = field(default_factory=dict)
+    """The unit that wrote each span of a generated source, by source and name of the span."""
+    teachers: dict[int, str] = field(default_factory=dict)
+    """The hash of the teacher of each generated source."""
+
+
+class _ShareMade(Exception):  # noqa: N818  # no error
+    """The stage of the share has been reached and its units are there."""
+
+
+def divide(
+    spans: Sequence[SourceSpan], part_bytes: int, *, by_source: bool = False
+) -> list[list[SourceSpan]]:
+    """Consecutive spans in parts of at least `part_bytes` input bytes (the last may have less).
+
+    Args:
+        by_source: no part holds two sources, so that each source is one run of tokens.
+    """
+    parts: list[list[SourceSpan]] = [[]]
+    size = 0
+    for span in spans:
+        new_source = by_source and bool(parts[-1]) and parts[-1][-1].source != span.source
+        if size >= part_bytes or new_source:
+            parts.append([])
+            size = 0
+        parts[-1].append(span)
+        size += span.num_bytes
+    return parts
+
+
+def parts_of(recipe: Recipe, spans: Sequence[SourceSpan]) -> list[list[SourceSpan]]:
+    """The inputs in parts, as this recipe asks for."""
+    return divide(spans, recipe.part_bytes, by_source=recipe.is_prepared or recipe.mix is not None)
+
+
+def check_references(recipe: Recipe) -> None:
+    """Refuse what would be found hours into a build, or never: missing files and languages, mistyped weights.
+
+    Raises:
+        UsageError: names the key, and the path, the code or the shares.
+    """
+    if recipe.mix is not None:
+        recipe.mix.check_sum()
+    if recipe.clean and recipe.clean.lang:
+        text.check_codes(recipe.clean.lang)
+    if recipe.tokenizer.kind == "path" and recipe.tokenizer.path is not None:
+        existing_files(recipe.resolve(recipe.tokenizer.path))
+    for path in map(recipe.resolve, recipe.decontaminate.against if recipe.decontaminate else ()):
+        if not path.is_file():
+            what = "is a folder: name its files" if path.is_dir() else "is not there"
+            raise UsageError(f"decontaminate.against: {path} {what}")
+
+
+def plan_stages(recipe: Recipe, spans: Sequence[SourceSpan]) -> dict[str, int]:
+    """Units of each stage.
+
+    Raises:
+        UsageError: as check_references.
+    """
+    check_references(recipe)
+    count = len(parts_of(recipe, spans))
+    num_written = sum(span.source in recipe.generated for span in spans)
+    before = {"teacher": len(recipe.generated), "generate": num_written} if num_written else {}
+    found = {"tokenizer": 1} if recipe.tokenizer.kind != "ids" else {}
+    if recipe.is_prepared:
+        found = (
+            ({"evaluation": 1} if recipe.decontaminate else {})
+            | {"clean": count}
+            | ({"dedup": 1} if recipe.dedup else {})
+            | found
+        )
+    return before | found | {"tokens": count}
+
+
+def run_stages(recipe: Recipe, spans: Sequence[SourceSpan], work: Work, how: How) -> Made:
+    """All stages, each unit that is not there yet made by `how`."""
+    check_references(recipe)
+    return _Stages(recipe, spans, work, how).run()
+
+
+def run_share(
+    recipe: Recipe,
+    spans: Sequence[SourceSpan],
+    work: Work,
+    share: Share,
+    how: How,
+) -> None:
+    """The units of a share, and those of the stages before it that are not there yet.
+
+    Raises:
+        UsageError: the recipe has no such stage.
+        DataError: how.after_others, and a unit of a stage before is missing.
+    """
+    stages = plan_stages(recipe, spans)
+    if share.stage not in stages:
+        raise UsageError(f"{recipe.name} has no stage {share.stage}; it has {', '.join(stages)}")
+    with contextlib.suppress(_ShareMade):
+        _Stages(recipe, spans, work, how, share).run()
+
+
+class _Stages:
+    def __init__(
+        self,
+        recipe: Recipe,
+        spans: Sequence[SourceSpan],
+        work: Work,
+        how: How,
+        share: Share | None = None,
+    ) -> None:
+        self._recipe, self._work, self._how = recipe, work, how
+        self._share = share
+        self._spans = list(spans)
+        self._parts = parts_of(recipe, spans)
+        self._generated: dict[tuple[int, str], Path] = {}
+        self._teachers: dict[int, str] = {}
+        self._inputs: list[list[Any]] = []
+        """Of each part, what its units are named by: taken before they are made."""
+        self._content = recipe.content
+        self._sizes = [sum(span.num_bytes for span in part) for part in self._parts]
+        self._stages: dict[str, list[list[Any]]] = {
+            name: [["", 0]] * count for name, count in plan_stages(recipe, spans).items()
+        }
+
+    def run(self) -> Made:
+        if self._recipe.generated:
+            self._generate()
+        made = self._prepared() if self._recipe.is_prepared else self._plain()
+        return replace(made, generated=self._generated, teachers=self._teachers)
+
+    def _plain(self) -> Made:
+        self._inputs = [self._inputs_key(part) for part in self._parts]
+        keys = [unit_key("inputs", key) for key in self._inputs]
+        vocabulary, tokenizer = self._tokenizer(keys, [])
+        return Made(vocabulary, tokenizer, self._tokens_of_spans(keys, vocabulary, tokenizer))
+
+    def _prepared(self) -> Made:
+        cleaned = self._clean()
+        dedup = self._dedup(cleaned)
+        keys = [path.name for path in (*cleaned, *([dedup] if dedup else []))]
+        vocabulary, tokenizer = self._tokenizer(keys, cleaned)
+        assert tokenizer is not None, "the recipe refuses stages on ids"
+        return Made(vocabulary, tokenizer, self._tokens_of_texts(cleaned, dedup, vocabulary, tokenizer))
+
+    def _generate(self) -> None:
+        """Have the teachers write their sources; from here on those are files like any other."""
+        self._teachers = self._hash_teachers()
+        planned = [span for span in self._spans if span.source in self._teachers]
+        paths = self._run([self._generate_unit(span) for span in planned])
+        there = {span: written(span, path) for span, path in zip(planned, paths, strict=True)}
+        self._generated = {(span.source, span.path): path for span, path in zip(planned, paths, strict=True)}
+        self._spans = [there.get(span, span) for span in self._spans]
+        self._parts = [[there.get(span, span) for span in part] for part in self._parts]
+        self._sizes = [sum(span.num_bytes for span in part) for part in self._parts]
+
+    def _hash_teachers(self) -> dict[int, str]:
+        units = []
+        for number in self._recipe.generated:
+            generate = self._recipe.sources[number].generate
+            assert generate is not None, "the recipe counts it among the generated"
+            state = teacher_state(folder := teacher_folder(self._recipe, generate))
+            size = sum(each[1] for each in state)
+            units.append(Unit("teacher", unit_key("teacher", state), TeacherTask(folder), size))
+        found = records(self._run(units))
+        return {
+            number: str(each["sha256"]) for number, each in zip(self._recipe.generated, found, strict=True)
+        }
+
+    def _generate_unit(self, span: SourceSpan) -> Unit:
+        """Named by teacher, prompts, settings, and the code that samples.
+
+        Not by this package's own code, as other units are: it does not write a word of it, and nothing is
+        dearer to make again.
+        """
+        source = self._recipe.sources[span.source]
+        assert source.generate is not None, "the recipe counts it among the generated"
+        task = self._how.teach_task(self._recipe, span)
+        settings = source.generate.meaning(asdict(source.generate))
+        made_of = [self._teachers[span.source], span.start, span.stop, span.digest, settings, source.kind]
+        key = digest(["generate", *made_of, task.made_by])[:KEY_DIGITS]
+        return Unit("generate", key, task, span.num_bytes)
+
+    def _run(self, units: list[Unit], *, read_inputs: bool = False) -> list[Path]:
+        """The folders of a stage's units; of a share of it none.
+
+        Args:
+            read_inputs: unit by unit they read the parts of the inputs.
+        """
+        is_share = self._share is not None and self._share.stage == units[0].stage
+        if self._how.after_others and not is_share:
+            self._refuse_missing(units)
+        self._stages[units[0].stage] = [[unit.key, unit.num_bytes] for unit in units]
+        self._work.write_stages(self._stages)
+        mine = slice(self._share.index, None, self._share.count) if self._share and is_share else slice(None)
+        made = run_units(self._work, units[mine], self._how.work_off, self._how.report)
+        if read_inputs:
+            self._check_inputs(mine)
+        if is_share:
+            raise _ShareMade
+        return made
+
+    def _refuse_missing(self, units: list[Unit]) -> None:
+        """Every job of an array would make the whole stage, for itself."""
+        stage = units[0].stage
+        if stage == "dedup" and self._share is not None and self._share.stage == "tokenizer":
+            return  # its only unit is made on the way
+        missing = sum(find_unit(self._work.folder, stage, unit.key) is None for unit in units)
+        if missing:
+            raise DataError(
+                f"{missing} of {len(units)} units of stage {stage}, which jobs before this one made, are not "
+                "there: the inputs, the code or a library has changed since, or files were removed. Cancel "
+                "the jobs of this build that wait, and submit it again: units that still hold are kept"
+            )
+
+    def _check_inputs(self, mine: slice) -> None:
+        """Units are named by what their files were; one that changed since may be in them half and half."""
+        for part, before in zip(self._parts[mine], self._inputs[mine], strict=True):
+            if self._inputs_key(part) != before:
+                names = ", ".join(sorted({span.path for span in part})[:3])
+                raise DataError(
+                    f"inputs changed while they were read (among {names}): build again; parts before them "
+                    "are kept, and those behind where sizes are the same"
+                )
+
+    def _clean(self) -> list[Path]:
+        evaluation = self._evaluation() if self._recipe.decontaminate else None
+        settings = {name: self._content.get(name) for name in ("clean", "max_unreadable")}
+        settings["minhash"] = (self._content.get("dedup") or {}).get("minhash")
+        self._inputs = [self._inputs_key(part) for part in self._parts]
+        units = [
+            Unit(
+                "clean",
+                unit_key("clean", settings, inputs, evaluation.name if evaluation else None),
+                CleanTask(self._recipe, part, evaluation),
+                size,
+            )
+            for part, inputs, size in zip(self._parts, self._inputs, self._sizes, strict=True)
+        ]
+        paths = self._run(units, read_inputs=True)
+        self._check_unreadable(records(paths))
+        return paths
+
+    def _evaluation(self) -> Path:
+        block = self._recipe.decontaminate
+        assert block is not None, "the caller has seen it"
+        files = [self._recipe.resolve(path) for path in block.against]
+        key = unit_key("evaluation", asdict(block), [file_digest(path) for path in files])
+        return self._run([Unit("evaluation", key, IndexTask(self._recipe))])[0]
+
+    def _check_unreadable(self, found: list[dict[str, Any]]) -> None:
+        total = sum(record["in"] for record in found)
+        count = sum(record["dropped"].get("unreadable", 0) for record in found)
+        most = self._recipe.max_unreadable
+        lost, size = sum(record["lost_bytes"] for record in found), sum(self._sizes)
+        if count > most * total or lost > most * size:
+            examples = [
+                f"{record['inputs'][place]} at {position}: {what}"
+                for record in found
+                for place, position, what in record["unreadable"]
+            ]
+            behind = f", and {format_bytes(lost)} of {format_bytes(size)} with them" if lost else ""
+            raise UsageError(
+                f"{count:,} of {total:,} records cannot be read{behind}, more than max_unreadable {most} "
+                "allows; the first: " + "; ".join(examples[:3])
+            )
+
+    def _dedup(self, cleaned: list[Path]) -> Path | None:
+        if self._recipe.dedup is None:
+            return None
+        key = unit_key("dedup", self._content["dedup"], [path.name for path in cleaned])
+        return self._run([Unit("dedup", key, DedupTask(self._recipe, cleaned))])[0]
+
+    def _tokenizer(self, keys: list[str], cleaned: list[Path]) -> tuple[Vocabulary, Path | None]:
+        chosen = self._recipe.tokenizer
+        if chosen.kind == "ids":
+            assert chosen.vocab_size is not None, "the recipe requires both with kind ids"
+            assert chosen.eos_id is not None, "the recipe requires both with kind ids"
+            return Vocabulary(chosen.vocab_size, chosen.eos_id), None
+        # What it is made of: the texts it is trained on, or the files it is copied from.
+        made_of: Any = keys if chosen.kind == "byte_bpe" else None
+        if chosen.path is not None:
+            files = existing_files(self._recipe.resolve(chosen.path))
+            made_of = {name: hashlib.sha256(raw).hexdigest() for name, raw in files.items()}
+        key = unit_key("tokenizer", self._content["tokenizer"], self._recipe.is_traces, made_of)
+        (path,) = self._run([Unit("tokenizer", key, TokenizerTask(self._recipe, self._spans, cleaned))])
+        return Vocabulary(**records([path])[0]), path
+
+    def _tokens_of_spans(self, keys: list[str], vocabulary: Vocabulary, tokenizer: Path | None) -> list[Path]:
+        made_by = tokenizer.name if tokenizer else self._content["tokenizer"]
+        units = [
+            Unit(
+                "tokens",
+                unit_key("spans", self._layout(), key, made_by),
+                SpansTask(self._recipe, part, vocabulary, tokenizer),
+                size,
+            )
+            for key, part, size in zip(keys, self._parts, self._sizes, strict=True)
+        ]
+        return self._run(units, read_inputs=True)
+
+    def _tokens_of_texts(
+        self, cleaned: list[Path], dedup: Path | None, vocabulary: Vocabulary, tokenizer: Path
+    ) -> list[Path]:
+        units = []
+        for number, (path, size) in enumerate(zip(cleaned, self._sizes, strict=True)):
+            drops = dedup / f"{number}.parquet" if dedup else None
+            drops = drops if drops is not None and drops.is_file() else None
+            gone = file_digest(drops) if drops else None
+            key = unit_key("texts", self._layout(), path.name, gone, tokenizer.name)
+            task = TextsTask(self._recipe, path, drops, vocabulary, tokenizer)
+            units.append(Unit("tokens", key, task, size))
+        return self._run(units)
+
+    def _layout(self) -> dict[str, Any]:
+        return {name: self._content[name] for name in ("profile", "chunk_tokens", "shard_tokens")}
+
+    def _inputs_key(self, part: Sequence[SourceSpan]) -> list[Any]:
+        """A part's spans, how its sources are read, and the state of its files."""
+        sources = sorted({span.source for span in part})
+        files = sorted({(span.source, span.path) for span in part})
+        return [
+            [[number, self._content["sources"][number]] for number in sources],
+            [asdict(replace(span, written=None)) for span in part],
+            [self._file_state(source, path) for source, path in files],
+            [self._templates[number] for number in sources if number in self._templates],
+        ]
+
+    @functools.cached_property
+    def _templates(self) -> dict[int, str]:
+        """Digests of what would render messages, of each source that can hold such and has a template."""
+        found = {}
+        for number, source in enumerate(self._recipe.sources):
+            if source.generate is None and source.kind in ("jsonl", "parquet", "arrow"):
+                with contextlib.suppress(UsageError):  # without a template; a record of messages says so
+                    found[number] = template_digest(self._recipe, source)
+        return found
+
+    def _file_state(self, source: int, name: str) -> list[Any]:
+        if (source, name) in self._generated:
+            return [self._generated[source, name].name]
+        path = self._recipe.resolve(self._recipe.sources[source].root) / name
+        try:
+            status = path.stat()
+        except OSError:  # its span has the fault
+            return [str(path.absolute())]
+        state = [str(path.absolute()), status.st_size, status.st_mtime_ns]
+        if self._recipe.sources[source].kind == "megatron":  # the index names the file with the ids
+            with contextlib.suppress(OSError):
+                ids = path.with_suffix(".bin").stat()
+                state += [ids.st_size, ids.st_mtime_ns]
+        return state if os.access(path, os.R_OK) else [*state, "unreadable"]
+
+
+def describe(recipe: Recipe, spans: Sequence[SourceSpan]) -> dict[str, Any]:
+    """What a build will read and how it is divided: for `shard plan`."""
+    sources = []
+    for number, source in enumerate(recipe.sources):
+        mine = [span for span in spans if span.source == number]
+        size = sum(span.num_bytes for span in mine)
+        files = 1 if source.generate else len({span.path for span in mine})
+        sources.append({"name": source.name, "kind": source.kind, "files": files, "bytes": size})
+    return {"name": recipe.name, "sources": sources, "stages": plan_stages(recipe, spans)}

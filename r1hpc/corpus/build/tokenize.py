@@ -1,0 +1,230 @@
+"""Stages `tokenizer` and `tokens`: texts or spans into the parts of a dataset.
+
+Each task is one unit (see units): its folder holds tokenizer.json and companions, or PART/ with the arrays.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.failpoints import failpoint
+from r1hpc.corpus.build.encode import Encoded, Vocabulary
+from r1hpc.corpus.build.vocabulary import TOKENIZER_FILE, Encoder, existing_files, tokenizer_files
+from r1hpc.corpus.build.writer import Placed, write_part, write_spans
+from r1hpc.corpus.clean import decisions
+from r1hpc.corpus.clean.clean import DOCUMENTS
+from r1hpc.corpus.engine.work_dir import unit_record
+from r1hpc.corpus.recipe.recipe import Recipe
+from r1hpc.corpus.sources.fields import batched, rows_at_once
+from r1hpc.corpus.sources.read import SourceSpan, read_span
+from r1hpc.data.cuts import PIECE_BYTES, is_utf8
+from r1hpc.data.format.manifest import DECISIONS, file_digest
+
+PART = "part"
+_SAMPLED_SPANS = 512
+"""Of a source, for a tokenizer: each is a file to open."""
+
+
+@dataclass(frozen=True)
+class TokenizerTask:
+    """The tokenizer of a dataset, trained on a sample of the spans or of the cleaned texts."""
+
+    recipe: Recipe
+    spans: Sequence[SourceSpan]
+    cleaned: Sequence[Path] = ()
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        chosen = self.recipe.tokenizer
+        path = self.recipe.resolve(chosen.path) if chosen.path else None
+        size = chosen.sample_bytes
+        texts: Iterator[str | bytes] = (
+            _sample_cleaned(self.cleaned, size)
+            if self.cleaned
+            else sample_texts(self.recipe, self.spans, size)
+        )
+        for name, raw in tokenizer_files(chosen, path, texts).items():
+            (folder / name).write_bytes(raw)
+        encoder = _load(folder / TOKENIZER_FILE, self.recipe)
+        return asdict(Vocabulary(encoder.vocab_size, encoder.eos_id))
+
+
+@dataclass(frozen=True)
+class SpansTask:
+    """A part straight from the inputs."""
+
+    recipe: Recipe
+    spans: Sequence[SourceSpan]
+    vocabulary: Vocabulary
+    tokenizer: Path | None
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        encoder = _encoder(self.tokenizer, self.recipe) if self.tokenizer else None
+        return write_spans(self.recipe, self.spans, folder / PART, self.vocabulary, encoder).record
+
+
+@dataclass(frozen=True)
+class TextsTask:
+    """A part from the texts of stage clean that stage dedup left."""
+
+    recipe: Recipe
+    cleaned: Path
+    dedup: Path | None
+    """The file of this part's duplicates, where stage dedup wrote one."""
+    vocabulary: Vocabulary
+    tokenizer: Path
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        record = unit_record(self.cleaned)
+        source = record["source"]
+        inputs = [(source, path) for path in record["inputs"]]
+        outcomes = _Outcomes(self.dedup)
+        items = self._items(source, outcomes)
+        result = write_part(self.recipe, items, inputs, folder / PART, self.vocabulary, fit=True)
+        dropped = outcomes.write_decisions(self.cleaned / DECISIONS, folder / PART / DECISIONS)
+        result.files[DECISIONS] = file_digest(folder / PART / DECISIONS)
+        edits = {name: record[name] for name in ("repaired", "masked", "lines_removed")}
+        return result.record | {"prepared": {"in": record["in"], "dropped": dropped, "edits": edits}}
+
+    def _items(self, source: int, outcomes: "_Outcomes") -> Iterator[Placed]:
+        encoder = _encoder(self.tokenizer, self.recipe)
+        for rows in _text_batches(self.cleaned):
+            failpoint("data.build.texts")
+            chosen = [row for row in rows if row["row"] not in outcomes.dropped]
+            ids = encoder.encode_known([row["text"] for row in chosen], [row["is_chat"] for row in chosen])
+            for row, found in zip(chosen, ids, strict=True):
+                if isinstance(found, str) or not len(found):
+                    outcomes.drop(
+                        row["row"], decisions.TOKENIZER, found if isinstance(found, str) else "no tokens"
+                    )
+                    continue
+                outcomes.keep(row["row"])
+                number = row["raw_high"] << 64 | row["raw_low"]
+                yield source, row["input"], Encoded(row["position"], number, found, row["num_bytes"])
+
+
+class _Outcomes:
+    """What becomes of each document of stage clean: dropped after all, or a number in the part."""
+
+    def __init__(self, dedup: Path | None) -> None:
+        import pyarrow.parquet
+
+        rows = pyarrow.parquet.read_table(dedup).to_pylist() if dedup else []
+        self.dropped = {row["row"]: (row["rule"], row["value"], row["note"]) for row in rows}
+        self._number: dict[int, int] = {}
+
+    def drop(self, row: int, rule: str, note: str) -> None:
+        self.dropped[row] = (rule, None, note)
+
+    def keep(self, row: int) -> None:
+        self._number[row] = len(self._number)
+
+    def write_decisions(self, source: Path, target: Path) -> dict[str, int]:
+        """The decisions of stage clean with those made since; return the records dropped by each rule."""
+        import pyarrow as pa
+        import pyarrow.parquet
+
+        table = pyarrow.parquet.read_table(source)
+        rules, values, notes = (table[name].to_pylist() for name in ("rule", "value", "note"))
+        numbers: list[int | None] = [None] * len(rules)
+        kept = [place for place, rule in enumerate(rules) if not rule]
+        for row, place in enumerate(kept):
+            if row in self.dropped:
+                rules[place], values[place], notes[place] = self.dropped[row]
+            else:
+                numbers[place] = self._number[row]
+        for name, column, kind in (
+            ("rule", rules, pa.string()),
+            ("value", values, pa.float64()),
+            ("note", notes, pa.string()),
+        ):
+            table = table.set_column(table.schema.get_field_index(name), name, pa.array(column, kind))
+        table = table.append_column("document", pa.array(numbers, pa.uint64()))
+        pyarrow.parquet.write_table(table, target, compression="zstd", row_group_size=65_536)
+        return decisions.dropped_by_rule(rules)
+
+
+def sample_texts(recipe: Recipe, spans: Sequence[SourceSpan], sample_bytes: int) -> Iterator[str | bytes]:
+    """Text of about `sample_bytes`, from every source the same share if it has so much; always the same.
+
+    A long text comes as UTF-8.
+    """
+    sources = sorted({span.source for span in spans})
+    for source in sources:
+        mine = [span for span in spans if span.source == source]
+        yield from _sample_spans(recipe, mine, sample_bytes // len(sources))
+
+
+def _sample_spans(recipe: Recipe, spans: Sequence[SourceSpan], most: int) -> Iterator[str | bytes]:
+    """The beginnings of spans spread evenly over a source; all of a source that has no more than `most`."""
+    size = sum(span.num_bytes for span in spans)
+    if size > most:  # so few as hold it still, where they are small
+        spans = spans[:: max(1, min(-(-len(spans) // _SAMPLED_SPANS), size // max(1, most)))]
+    total = max(1, sum(span.num_bytes for span in spans))
+    taken = seen = 0
+    for span in spans:
+        seen += span.num_bytes
+        for document in read_span(recipe, span):
+            if taken * total >= most * seen:
+                break
+            if document.raw and not document.is_ids:
+                taken += len(document.raw)
+                is_long = len(document.raw) > PIECE_BYTES and is_utf8(document.raw)
+                yield document.raw if is_long else document.raw.decode("utf-8", "replace")
+
+
+def _sample_cleaned(cleaned: Sequence[Path], sample_bytes: int) -> Iterator[str]:
+    """The same share of text from every source that has so much, spread over its parts and documents."""
+    records = [unit_record(path) for path in cleaned]
+    sources = sorted({record["source"] for record in records})
+    for source in sources:
+        chosen = [
+            (p, r["text_bytes"]) for p, r in zip(cleaned, records, strict=True) if r["source"] == source
+        ]
+        total = sum(size for _, size in chosen)
+        yield from _sample_source([path for path, _ in chosen], total, sample_bytes // len(sources))
+
+
+def _sample_source(cleaned: Sequence[Path], total: int, sample_bytes: int) -> Iterator[str]:
+    taken = seen = 0
+    for path in cleaned:
+        for rows in _text_batches(path):
+            for row in rows:
+                if taken * total <= sample_bytes * seen:
+                    taken += len(row["text"])
+                    yield row["text"]
+                seen += len(row["text"])
+
+
+def _text_batches(cleaned: Path) -> Iterator[list[dict[str, Any]]]:
+    """The documents of a part in batches of about a megabyte, each with its row."""
+    import pyarrow.parquet
+
+    names = ["input", "position", "num_bytes", "raw_high", "raw_low", "is_chat", "text"]
+    file = pyarrow.parquet.ParquetFile(cleaned / DOCUMENTS)
+    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+    num_bytes = sum(group.total_byte_size for group in groups)
+    read = file.iter_batches(rows_at_once(num_bytes, file.metadata.num_rows), columns=names)
+    rows = (row for batch in read for row in batch.to_pylist())
+    numbered = (row | {"row": number} for number, row in enumerate(rows))
+    return batched(numbered, lambda row: len(row["text"]))
+
+
+_loaded: dict[tuple[Any, ...], Encoder] = {}
+"""The last tokenizer of this process, by content: stage tokenizer leaves it to stage tokens."""
+
+
+def _encoder(folder: Path, recipe: Recipe) -> Encoder:
+    """The tokenizer, loaded once a process."""
+    return _load(folder / TOKENIZER_FILE, recipe)
+
+
+def _load(path: Path, recipe: Recipe) -> Encoder:
+    """Traces come from a template: special tokens they spell are meant. Other text cannot forge one."""
+    digests = [hashlib.sha256(raw).digest() for raw in existing_files(path).values()]
+    key = (*digests, recipe.tokenizer.eos, recipe.is_traces)
+    if key not in _loaded:
+        _loaded.clear()
+        _loaded[key] = Encoder(path, recipe.tokenizer.eos, parse_special=recipe.is_traces)
+    return _loaded[key]

@@ -1,0 +1,268 @@
+"""Text into ids: a byte-level BPE trained on the spot, plain bytes, or a tokenizer that already exists.
+
+The result is always a Hugging Face tokenizer.json, so that transformers can load what the data was made
+with. Text that happens to spell a special token, or the EOS or BOS token of a vocabulary in which those are
+not special, is encoded as text, never as that token: a text cannot forge the end of its document.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.names import nearest
+from r1hpc.corpus.recipe.recipe import TokenizerRecipe
+from r1hpc.data.cuts import PIECE_BYTES, Cuts, NoCutError
+
+TOKENIZER_FILE = "tokenizer.json"
+_CONFIG = "tokenizer_config.json"
+_COMPANIONS = (_CONFIG, "special_tokens_map.json", "chat_template.jinja")
+
+
+_TRAINING_BYTES = 2**16
+"""Of the pieces of a long text: the library counts several at once."""
+
+
+def train_byte_bpe(texts: Iterable[str | bytes], vocab_size: int, eos_token: str) -> str:
+    """tokenizer.json of a byte-level BPE. The same texts in the same order give the same file."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[eos_token],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    same = Tokenizer(models.BPE())  # the one that is trained is locked
+    same.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.train_from_iterator(_training_pieces(texts, Cuts(same)), trainer)
+    return str(tokenizer.to_str())
+
+
+def _training_pieces(texts: Iterable[str | bytes], cuts: Cuts) -> Iterator[str]:
+    """The texts, long ones in pieces, which hold the same words."""
+    for text in texts:
+        if isinstance(text, str) and len(text) <= PIECE_BYTES:
+            yield text
+            continue
+        with contextlib.suppress(NoCutError):  # named when it is encoded
+            yield from cuts.pieces(text if isinstance(text, bytes) else text.encode(), _TRAINING_BYTES)
+
+
+def byte_tokenizer(eos_token: str) -> str:
+    """tokenizer.json in which byte b has id b, and the EOS token id 256."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.BPE(vocab=_byte_alphabet(), merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(eos_token, special=True, normalized=False)])
+    return str(tokenizer.to_str())
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The printable stand-in of each byte in byte-level BPE (GPT-2's `bytes_to_unicode`, 2019)."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    shifted = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(shifted)}
+
+
+def tokenizer_files(
+    recipe: TokenizerRecipe, path: Path | None, texts: Iterable[str | bytes]
+) -> dict[str, bytes]:
+    """The files of DIR/tokenizer by name; none for kind `ids`.
+
+    Raises:
+        UsageError: kind `path` and no tokenizer.json there; nothing to train on.
+    """
+    if recipe.kind == "ids":
+        return {}
+    if recipe.kind == "path":
+        assert path is not None, "the recipe requires a path with kind: path"
+        return existing_files(path)
+    if recipe.kind == "bytes":
+        text = byte_tokenizer(recipe.eos_token)
+    else:
+        text = train_byte_bpe(texts, recipe.vocab_size or 0, recipe.eos_token)
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": recipe.eos_token}
+    return {TOKENIZER_FILE: text.encode(), _CONFIG: json.dumps(config).encode()}
+
+
+def existing_files(path: Path) -> dict[str, bytes]:
+    """A tokenizer.json, given as a file or its folder, and its companions; UsageError if there is none."""
+    folder = path if path.is_dir() else path.parent
+    main = path / TOKENIZER_FILE if path.is_dir() else path
+    if not main.is_file():
+        raise UsageError(f"tokenizer.path: {main} is not there; give a folder that holds {TOKENIZER_FILE}")
+    files = {TOKENIZER_FILE: main.read_bytes()}
+    return files | {name: (folder / name).read_bytes() for name in _COMPANIONS if (folder / name).is_file()}
+
+
+def _read_model(path: Path) -> dict[str, Any]:
+    """The `model` block. Of the usual wrong file the tokenizers library would raise a bare Exception."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UsageError(f"{path} cannot be read as {TOKENIZER_FILE}: {error}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise UsageError(
+            f"{path} is not a tokenizer.json of the tokenizers library (it has no `model` block)"
+        )
+    model: dict[str, Any] = content["model"]
+    return model
+
+
+def _bos_token(config: Path) -> str | None:
+    """As tokenizer_config.json names it; None: it names none, or is not there."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        named = json.loads(config.read_text(encoding="utf-8")).get("bos_token")
+        return named.get("content") if isinstance(named, Mapping) else named
+    return None
+
+
+class Encoder:
+    """A loaded tokenizer.json. `vocab_size` is one more than the largest id."""
+
+    def __init__(self, path: Path, eos: str | int, *, parse_special: bool = False) -> None:
+        """Raise UsageError when the file is no tokenizer or has no such token.
+
+        Args:
+            eos: the token that closes a document, or its id.
+            parse_special: text that spells a special token becomes that token, as in a chat template's
+                output; else it stays text.
+        """
+        from tokenizers import Tokenizer
+
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception for a file of a newer one
+            _read_model(path)
+            raise UsageError(f"{path} cannot be read as {TOKENIZER_FILE}: {error}") from None
+        self._cuts = Cuts(self._tokenizer)
+        self._parse_special = parse_special
+        self._tokenizer.encode_special_tokens = not parse_special
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.eos_id = self._find_eos(path, eos, vocabulary)
+        self._is_guarded = np.zeros(self.vocab_size, dtype=bool)
+        self._is_guarded[self._guarded(_bos_token(path.with_name(_CONFIG)), vocabulary)] = True
+        model = self._tokenizer.model
+        is_unigram = type(model).__name__ == "Unigram"
+        unknown = _read_model(path).get("unk_id") if is_unigram else vocabulary.get(model.unk_token)
+        if unknown is not None:  # any text may give it
+            self._is_guarded[unknown] = False
+
+    def _find_eos(self, path: Path, eos: str | int, vocabulary: dict[str, int]) -> int:
+        if isinstance(eos, int):
+            if self._tokenizer.id_to_token(eos) is None:
+                raise UsageError(f"{path} has no token of id {eos}; set tokenizer.eos_id or eos_token")
+            return eos
+        if eos not in vocabulary:
+            special = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
+            raise UsageError(f"{path} has no token {eos!r}{nearest(eos, special)}; set eos_token")
+        return vocabulary[eos]
+
+    def _guarded(self, bos: str | None, vocabulary: dict[str, int]) -> list[int]:
+        """Ids that text must not spell: of EOS, BOS and special tokens of more than one character."""
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        special = [number for number, token in added if token.special and len(token.content) > 1]
+        return [self.eos_id, *special, *([vocabulary[bos]] if bos in vocabulary else [])]
+
+    def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
+        """The ids of each text, without any special token it does not spell.
+
+        Raises:
+            UsageError: a text spells EOS or BOS in a way that cannot be cut.
+        """
+        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        found = [np.array(item.ids, dtype=np.uint32) for item in encoded]
+        if not self._tokenizer.encode_special_tokens:  # what is spelled is meant
+            return found
+        return [
+            self._encode_cut(text) if self._is_guarded[ids].any() else ids
+            for text, ids in zip(texts, found, strict=True)
+        ]
+
+    def _encode_cut(self, text: str) -> npt.NDArray[np.uint32]:
+        """The ids of a text cut in two within each spelling of a token that it must not spell.
+
+        Such are tokens that are no special ones, and those that the model knows as pieces of text: telling
+        the library to take special tokens for text (encode_special_tokens) does not concern them. A tokenizer
+        that begins each text with a blank puts one between the two.
+        """
+        encoded = self._tokenizer.encode(text, add_special_tokens=False)
+        found = zip(encoded.ids, encoded.offsets, strict=True)
+        spelled = [span for number, span in found if self._is_guarded[number]]
+        cuts = [(start + stop) // 2 for start, stop in spelled if stop - start > 1]
+        if not cuts:
+            start, stop = spelled[0]
+            raise UsageError(
+                f"{text[start:stop]!r} is a token that must not stand in a text (EOS or BOS), and cannot be "
+                "cut: take another tokenizer.eos_token"
+            )
+        pieces = [text[start:stop] for start, stop in pairwise([0, *cuts, len(text)])]
+        return np.concatenate(self.encode(pieces))
+
+    def encode_mixed(self, texts: Sequence[str], chats: Sequence[bool]) -> list[npt.NDArray[np.uint32]]:
+        """As encode, where special tokens spelled by those that are chats become themselves."""
+        if not any(chats):
+            return self.encode(texts)
+        found: list[npt.NDArray[np.uint32]] = []
+        for text, is_chat in zip(texts, chats, strict=True):
+            self._tokenizer.encode_special_tokens = not (is_chat or self._parse_special)
+            found.extend(self.encode([text]))
+        self._tokenizer.encode_special_tokens = not self._parse_special
+        return found
+
+    def encode_known(
+        self, texts: Sequence[str | bytes], chats: Sequence[bool] = ()
+    ) -> list[npt.NDArray[Any] | str]:
+        """As encode_mixed, with an error in place of a text that the vocabulary cannot spell.
+
+        A long text is encoded in pieces; where it cannot be cut, the error begins with NO_CUT.
+
+        Args:
+            texts: of more than PIECE_BYTES also as UTF-8.
+        """
+        chats = chats or [False] * len(texts)
+        if len(texts) == 1 and len(texts[0]) > PIECE_BYTES:
+            return [self._encode_long(texts[0], chats[0])]
+        if all(isinstance(text, str) and len(text) <= PIECE_BYTES for text in texts):
+            try:
+                return list(self.encode_mixed(texts, chats))  # type: ignore[arg-type]
+            except UsageError:
+                raise
+            # The library raises plain Exception where a model without an unknown token meets one.
+            except Exception as error:
+                if len(texts) == 1:
+                    return [str(error)]
+        half = len(texts) // 2  # one bad line must not make every good one of its batch a call of its own
+        return self.encode_known(texts[:half], chats[:half]) + self.encode_known(texts[half:], chats[half:])
+
+    def _encode_long(self, text: str | bytes, is_chat: bool) -> npt.NDArray[Any] | str:
+        """The ids of a long text, encoded piece by piece, in the smallest type that holds them."""
+        dtype = np.uint16 if self.vocab_size <= 2**16 else np.uint32
+        ids = bytearray()
+        try:
+            for piece in self._cuts.pieces(text.encode() if isinstance(text, str) else text):
+                (found,) = self.encode_mixed([piece], [is_chat])
+                ids += found.astype(dtype).tobytes()
+        except UsageError:
+            raise
+        except Exception as error:
+            return str(error)
+        return np.frombuffer(ids, dtype)
+
+    def decode(self, ids: Any) -> str:
+        return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False))

@@ -1,0 +1,253 @@
+"""One writer, one part: documents in, whole Zarr v3 shards out.
+
+A part is written by exactly one process, whole shards only: zarr's partial shard write is a
+read-modify-write that loses data between processes (zarr-python issue 3682). Nothing here depends on
+how many other writers there are.
+"""
+
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from r1hpc.base.failpoints import failpoint
+from r1hpc.corpus.build.encode import Encoded, SourceCount, Vocabulary, encode_span
+from r1hpc.corpus.build.vocabulary import Encoder
+from r1hpc.corpus.recipe.recipe import Recipe
+from r1hpc.corpus.sources.read import SourceSpan
+from r1hpc.data.format.documents import segment_arrays
+from r1hpc.data.format.manifest import CHECKSUMS, INPUTS, TOKENS, canonical_json, census
+from r1hpc.data.format.zarr_shard import ShardFile, parse_layout
+
+if TYPE_CHECKING:
+    import zarr
+
+_ROW_CHUNK = 2**16
+_ROW_SHARD = 2**22
+_COMPRESSION_LEVEL = 3
+_LOW = 2**64 - 1
+
+
+@dataclass
+class PartResult:
+    """Counts of a written part; `sources` by source index."""
+
+    num_tokens: int = 0
+    num_documents: int = 0
+    sources: dict[int, SourceCount] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Census of the part, by path inside its folder; made here so that every writer hashes its own."""
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "PartResult":
+        sources = {int(index): SourceCount(**count) for index, count in record["sources"].items()}
+        mine = {item.name: record[item.name] for item in fields(cls)}
+        return cls(**(mine | {"sources": sources}))
+
+
+Placed = tuple[int, int, Encoded]
+"""A document with the index of its source, and of its file among the inputs of the part."""
+
+
+class _Rows:
+    """The per-document arrays, 60 bytes a document while they grow."""
+
+    def __init__(self) -> None:
+        self.source, self.input = array("H"), array("L")
+        self.position, self.high, self.low = array("Q"), array("Q"), array("Q")
+        self.prompt, self.offsets = array("Q"), array("Q", [0])
+
+    def append(self, source: int, place: int, item: Encoded, token_stop: int) -> None:
+        self.source.append(source)
+        self.input.append(place)
+        self.position.append(item.position)
+        self.high.append(item.hash >> 64)
+        self.low.append(item.hash & _LOW)
+        self.prompt.append(item.num_prompt_tokens)
+        self.offsets.append(token_stop)
+
+    def write(self, folder: Path, is_traces: bool) -> None:
+        """The arrays on disk, and those of segments."""
+        pairs = np.stack([np.array(self.high, dtype="<u8"), np.array(self.low, dtype="<u8")], axis=1)
+        offsets = np.array(self.offsets, dtype="<u8")
+        _write_array(folder / "doc_offsets", offsets)
+        _write_array(folder / "doc_source", np.array(self.source, dtype="<u2"))
+        _write_array(folder / "doc_hash", pairs)
+        _write_array(folder / "doc_input", np.array(self.input, dtype="<u4"))
+        _write_array(folder / "doc_position", np.array(self.position, dtype="<u8"))
+        if is_traces:
+            for name, values in segment_arrays(offsets, np.array(self.prompt, dtype="<u8")).items():
+                _write_array(folder / name, values)
+
+
+def write_part(
+    recipe: Recipe,
+    items: Iterable[Placed],
+    inputs: Sequence[tuple[int, str]],
+    folder: Path,
+    vocabulary: Vocabulary,
+    *,
+    fit: bool = False,
+) -> PartResult:
+    """Write the part `folder`, which must not exist, from documents in order.
+
+    Args:
+        inputs: the files of the part, as (source, path).
+        fit: a part of less than one shard gets a smaller one, not padded beyond its last chunk.
+
+    Raises:
+        UsageError: an input that cannot be read as the recipe says, or an id outside the vocabulary.
+    """
+    import zarr  # late: plans, and builds of what is there, do without
+
+    zarr.create_group(folder)
+    result = PartResult()
+    for source, _ in inputs:
+        result.sources.setdefault(source, SourceCount())
+    tokens = _TokenWriter(folder, recipe, vocabulary, fit)
+    rows = _Rows()
+    end = np.array([vocabulary.eos_id], np.uint32)
+    for source, place, item in items:
+        tokens.append(item.ids)
+        tokens.append(end)
+        rows.append(source, place, item, tokens.length)
+        count = result.sources[source]
+        count.num_documents += 1
+        count.num_tokens += len(item.ids) + 1
+        count.num_bytes += item.num_bytes
+    tokens.close()
+    rows.write(folder, recipe.is_traces)
+    (folder / INPUTS).write_bytes(canonical_json([{"source": s, "path": p} for s, p in inputs]))
+    (folder / CHECKSUMS).write_bytes(_read_checksums(folder / TOKENS))
+    result.num_tokens, result.num_documents = tokens.length, len(rows.source)
+    result.files = census(folder)
+    return result
+
+
+def write_spans(
+    recipe: Recipe, spans: Sequence[SourceSpan], folder: Path, vocabulary: Vocabulary, encoder: Encoder | None
+) -> PartResult:
+    """A part straight from the inputs, without stages in between."""
+    inputs = sorted({(span.source, span.path) for span in spans})
+    place = {item: i for i, item in enumerate(inputs)}
+    skipped = {source: SourceCount() for source, _ in inputs}
+
+    def items() -> Iterator[Placed]:
+        for span in spans:
+            failpoint("data.build.span")
+            for item in encode_span(recipe, span, vocabulary, encoder, skipped[span.source]):
+                yield span.source, place[span.source, span.path], item
+
+    result = write_part(recipe, items(), inputs, folder, vocabulary)
+    for source, count in skipped.items():
+        result.sources[source].add(count)
+    return result
+
+
+class _TokenWriter:
+    """Fills one shard in memory, writes it whole, begins the next."""
+
+    def __init__(self, folder: Path, recipe: Recipe, vocabulary: Vocabulary, fit: bool) -> None:
+        self.length = 0
+        self._folder, self._recipe, self._vocabulary, self._fit = folder, recipe, vocabulary, fit
+        self._shard = recipe.shard_tokens
+        self._buffer = np.full(self._shard, vocabulary.invalid_id, dtype=vocabulary.dtype)
+        self._array: zarr.Array[Any] | None = None
+
+    def append(self, ids: npt.NDArray[Any]) -> None:
+        done = 0
+        while done < len(ids):
+            at = self.length % self._shard
+            take = min(self._shard - at, len(ids) - done)
+            self._buffer[at : at + take] = ids[done : done + take]
+            self.length += take
+            done += take
+            if self.length % self._shard == 0:
+                self._write()
+
+    def close(self) -> None:
+        """Write the last shard, padded by the invalid id, then give the array its true length."""
+        if self._fit and self._array is None:
+            chunk = self._recipe.chunk_tokens
+            self._shard = max(chunk, -(-self.length // chunk) * chunk)
+        if self.length % self._shard or (self._array is None and self.length):
+            self._write()
+        self._open().resize((self.length,))
+
+    def _write(self) -> None:
+        stop = -(-self.length // self._shard) * self._shard
+        array = self._open()
+        array.resize((stop,))
+        array[stop - self._shard : stop] = self._buffer[: self._shard]
+        self._buffer.fill(self._vocabulary.invalid_id)
+
+    def _open(self) -> "zarr.Array[Any]":
+        """The array, made when its shard is known."""
+        if self._array is None:
+            self._array = _create(
+                self._folder / TOKENS,
+                (0,),
+                self._vocabulary.dtype,
+                self._recipe.chunk_tokens,
+                self._shard,
+                self._vocabulary.invalid_id,
+                self._recipe.profile,
+            )
+        return self._array
+
+
+def _write_array(path: Path, values: npt.NDArray[Any]) -> None:
+    """A small array in whole shards; chunk and shard follow from its length alone."""
+    rows = max(1, len(values))
+    chunk = min(_ROW_CHUNK, 1 << (rows - 1).bit_length())
+    shard = min(_ROW_SHARD, chunk * (1 << (-(-rows // chunk) - 1).bit_length()))
+    fill = int(np.iinfo(values.dtype).max)
+    padded = np.full((-(-rows // shard) * shard, *values.shape[1:]), fill, dtype=values.dtype)
+    padded[: len(values)] = values
+    array = _create(path, padded.shape, values.dtype, chunk, shard, fill, "compact")
+    array[:] = padded
+    array.resize(values.shape)
+
+
+def _create(
+    path: Path,
+    shape: tuple[int, ...],
+    dtype: "np.dtype[Any]",
+    chunk: int,
+    shard: int,
+    fill: int,
+    profile: str,
+) -> "zarr.Array[Any]":
+    import zarr
+    from zarr.codecs import Crc32cCodec, ZstdCodec
+
+    compact = [ZstdCodec(level=_COMPRESSION_LEVEL, checksum=True)] if profile == "compact" else []
+    return zarr.create_array(
+        store=path,
+        shape=shape,
+        dtype=dtype,
+        chunks=(chunk, *shape[1:]),
+        shards=(shard, *shape[1:]),
+        compressors=[*compact, Crc32cCodec()],
+        fill_value=fill,
+        config={"write_empty_chunks": True},
+    )
+
+
+def _read_checksums(folder: Path) -> bytes:
+    """uint32 crc32c of every inner chunk, read back through the verifying reader."""
+    layout = parse_layout(folder, (folder / "zarr.json").read_bytes())
+    found = np.empty((layout.num_shards, layout.chunks_per_shard), dtype="<u4")
+    for number in range(layout.num_shards):
+        shard = ShardFile(layout, number, layout.shard_path(number).stat().st_size)
+        found[number] = [shard.read_checksum(chunk) for chunk in range(layout.chunks_per_shard)]
+    return found.tobytes()

@@ -1,0 +1,1 @@
+"""Clean documents: quality rules, language, personal data, duplicates, contamination."""

@@ -1,0 +1,359 @@
+"""Stage `clean`: a part of the inputs into texts worth keeping, with a decision about every record.
+
+    record = CleanTask(recipe, spans, evaluation=None).write(folder)
+
+    folder/documents.parquet    what is kept so far: text, place, hashes, MinHash signature
+    folder/decisions.parquet    every record: kept so far, or dropped by which rule
+
+Order of the stages: read, decode, repair, language, rules as recipe_stages lists them, personal data,
+contamination, signature. A record that one stage drops does not reach the next.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.failpoints import failpoint
+from r1hpc.corpus.clean import decisions
+from r1hpc.corpus.clean import rules as c4
+from r1hpc.corpus.clean import rules as fineweb
+from r1hpc.corpus.clean import rules as gopher
+from r1hpc.corpus.clean import text as language
+from r1hpc.corpus.clean import text as pii
+from r1hpc.corpus.clean.batch import TextBatch
+from r1hpc.corpus.clean.contamination import NgramIndex, build_index
+from r1hpc.corpus.clean.decisions import RecordDecision, dropped_by_rule
+from r1hpc.corpus.clean.minhash import sign
+from r1hpc.corpus.clean.rules import Verdicts
+from r1hpc.corpus.clean.text import repair
+from r1hpc.corpus.recipe.recipe import Recipe
+from r1hpc.corpus.sources.fields import Document, batched, template_of
+from r1hpc.corpus.sources.read import SourceSpan, read_records
+from r1hpc.data.format.manifest import DECISIONS
+
+DOCUMENTS = "documents.parquet"
+INDEX = "ngrams.npz"
+MAX_TEXT_CHARS = 2**24
+"""Of a text whose words are looked at: rules, MinHash and contamination take some 60 bytes for each byte,
+a gigabyte of ASCII, three of CJK."""
+_MAX_EXAMPLES = 3
+_LOW = 2**64 - 1
+
+
+@dataclass
+class _Item:
+    """A record between the stages."""
+
+    decision: RecordDecision
+    document: Document
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class IndexTask:
+    """Stage `evaluation`: the n-grams of the files that `decontaminate` names."""
+
+    recipe: Recipe
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        block = self.recipe.decontaminate
+        assert block is not None, "the stage is only planned for recipes with decontaminate"
+        index = build_index([self.recipe.resolve(path) for path in block.against], block)
+        arrays: dict[str, Any] = {f"k{size}": keys for size, (keys, _) in index.tables.items()}
+        arrays |= {f"f{size}": files for size, (_, files) in index.tables.items()}
+        np.savez(folder / INDEX, **arrays)
+        return {"ngrams": {str(size): len(keys) for size, (keys, _) in index.tables.items()}}
+
+
+@functools.lru_cache(maxsize=1)
+def _load_index(path: Path) -> NgramIndex:
+    with np.load(path) as arrays:
+        sizes = sorted((int(name[1:]) for name in arrays if name[0] == "k"), reverse=True)
+        return NgramIndex({size: (arrays[f"k{size}"], arrays[f"f{size}"]) for size in sizes})
+
+
+@dataclass(frozen=True)
+class CleanTask:
+    """One part of the inputs, all of one source."""
+
+    recipe: Recipe
+    spans: Sequence[SourceSpan]
+    evaluation: Path | None
+    """Folder of the finished stage `evaluation`."""
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        inputs = sorted({span.path for span in self.spans})
+        place = {path: number for number, path in enumerate(inputs)}
+        cleaner = _Cleaner(self.recipe, self.spans[0].source, self.evaluation)
+        with _Output(folder, self.recipe) as output:
+            for span in self.spans:
+                failpoint("data.build.span")
+                for batch in _batches(self.recipe, span, place[span.path]):
+                    cleaner.judge(batch, inputs)
+                    output.append(batch)
+        return {"inputs": inputs, "source": self.spans[0].source} | output.record
+
+
+def _batches(recipe: Recipe, span: SourceSpan, place: int) -> Iterator[list[_Item]]:
+    items = (_Item(RecordDecision(place, d.position, d.size), d) for d in read_records(recipe, span))
+    return batched(items, lambda item: len(item.document.raw))
+
+
+class _Cleaner:
+    """Applies the recipe's stages to batches of one source."""
+
+    def __init__(self, recipe: Recipe, source: int, evaluation: Path | None) -> None:
+        self._recipe, self._source, self._evaluation = recipe, recipe.sources[source], evaluation
+
+    def judge(self, batch: list[_Item], inputs: Sequence[str]) -> None:
+        """Set text and decision of every record of the batch."""
+        for item in batch:
+            self._decode(item, inputs)
+        clean = self._recipe.clean
+        if clean is not None:
+            if clean.repair:
+                has_chats = any(item.document.is_chat for item in batch)
+                special = template_of(self._recipe, self._source).special if has_chats else ()
+                _repair(_kept(batch), special)
+            _drop_empty(batch)
+            if clean.lang:
+                self._identify(_kept(batch))
+            if clean.single_rules:
+                _drop_too_long(_kept(batch))
+            _apply_rules(clean.single_rules, batch, bool(clean.lang))
+            if clean.pii != "keep":
+                _hide_personal_data(_kept(batch), clean.pii)
+        _drop_empty(batch)
+        if self._looks_at_words:
+            _drop_too_long(_kept(batch))
+        if self._evaluation is not None:
+            self._decontaminate(_kept(batch))
+
+    @property
+    def _looks_at_words(self) -> bool:
+        """Whether stages after the rules have arrays with numbers for each byte of a text."""
+        dedup = self._recipe.dedup
+        return self._evaluation is not None or (dedup is not None and dedup.minhash is not None)
+
+    def _decode(self, item: _Item, inputs: Sequence[str]) -> None:
+        document = item.document
+        where = (
+            f"{self._recipe.resolve(self._source.root) / inputs[item.decision.input]} at {document.position}"
+        )
+        if document.fault:
+            self._set_aside(item, where, document.fault)
+        elif len(document.raw) > 4 * MAX_TEXT_CHARS:  # each stage would copy it
+            item.decision.drop(decisions.TOO_LONG, float(len(document.raw)), "in bytes; divide it")
+        elif document.is_ids:
+            raise UsageError(f"{where}: token ids, which cannot be cleaned or compared; take the texts")
+        else:
+            self._decode_text(item, where)
+
+    def _decode_text(self, item: _Item, where: str) -> None:
+        policy = self._source.on_invalid_utf8
+        try:
+            item.text = item.document.raw.decode("utf-8", "replace" if policy == "replace" else "strict")
+        except UnicodeDecodeError as error:
+            what = f"not UTF-8 ({error.reason} at byte {error.start})"
+            if policy == "skip":
+                item.decision.drop(decisions.NOT_UTF8, note=what)
+            else:
+                self._set_aside(item, where, f"{what}; set on_invalid_utf8: skip or replace")
+
+    def _set_aside(self, item: _Item, where: str, what: str) -> None:
+        if not self._recipe.max_unreadable:
+            raise UsageError(
+                f"{where}: {what}; correct it, or set max_unreadable to the share of the records that may be "
+                "put aside"
+            )
+        item.decision.drop(decisions.UNREADABLE, note=what)
+
+    def _identify(self, kept: list[_Item]) -> None:
+        clean = self._recipe.clean
+        assert clean is not None, "the caller has seen it"
+        for item, (code, score) in zip(kept, language.identify([i.text for i in kept]), strict=True):
+            item.decision.language, item.decision.score = code, score
+            if code not in clean.lang or score < clean.min_lang_score:
+                item.decision.drop(decisions.LANGUAGE, score, code)
+
+    def _decontaminate(self, kept: list[_Item]) -> None:
+        block = self._recipe.decontaminate
+        assert block is not None, "planned only with decontaminate"
+        assert self._evaluation is not None, "the caller has seen it"
+        if not kept:
+            return
+        index = _load_index(self._evaluation / INDEX)
+        found = index.find(TextBatch([item.text for item in kept], normal=True))
+        for item, number in zip(kept, found.tolist(), strict=True):
+            if number >= 0:
+                item.decision.drop(decisions.CONTAMINATED, float(block.ngram), block.against[number])
+
+
+def _kept(batch: list[_Item]) -> list[_Item]:
+    return [item for item in batch if not item.decision.rule]
+
+
+def _drop_empty(batch: list[_Item]) -> None:
+    for item in _kept(batch):
+        if not item.text.strip():
+            item.decision.drop(decisions.EMPTY)
+
+
+def _drop_too_long(kept: list[_Item]) -> None:
+    for item in kept:
+        if len(item.text) > MAX_TEXT_CHARS:
+            item.decision.drop(decisions.TOO_LONG, float(len(item.text)), "divide it, or take the stage out")
+
+
+def _repair(kept: list[_Item], special: Sequence[str]) -> None:
+    """Texts as they were meant; one that would then spell other special tokens stays as it is."""
+    for item in kept:
+        repaired = repair(item.text)
+        if item.document.is_chat and any(repaired.count(t) != item.text.count(t) for t in special):
+            continue
+        item.decision.repaired = repaired != item.text
+        item.text = repaired
+
+
+def _hide_personal_data(kept: list[_Item], how: str) -> None:
+    for item in kept:
+        masked, count = pii.mask(item.text)
+        item.decision.masked = count
+        if count and how == "drop":
+            item.decision.drop(decisions.PII, float(count))
+        else:
+            item.text = masked
+
+
+def _apply_rules(rules: Sequence[str], batch: list[_Item], knows_language: bool) -> None:
+    """The rules over a batch, those before C4 over the same arrays: C4 takes lines out of the texts."""
+    early = [rule for rule in rules if rule.startswith("gopher")]
+    for group in (early, ["c4"], ["fineweb"]):
+        kept = _kept(batch)
+        if kept:
+            texts = [item.text for item in kept]
+            languages = [item.decision.language for item in kept] if knows_language else None
+            arrays = TextBatch(texts)
+            for rule in (rule for rule in group if rule in rules):
+                _drop(kept, _take_lines(kept) if rule == "c4" else _judge(rule, texts, arrays, languages))
+
+
+def _drop(kept: list[_Item], verdicts: Verdicts) -> None:
+    for item, name, value in zip(kept, verdicts.rule, verdicts.value.tolist(), strict=True):
+        if name and not item.decision.rule:
+            item.decision.drop(name, value)
+
+
+def _take_lines(kept: list[_Item]) -> Verdicts:
+    """C4's verdicts; the lines it leaves out are gone from the texts that it keeps.
+
+    Chats pass as they are: without the lines that end in no full stop, the marks of turns among them, one
+    would be no chat any more.
+    """
+    verdicts, changed = c4.judge_c4([item.text for item in kept])
+    for number, (item, text) in enumerate(zip(kept, changed, strict=True)):
+        if item.document.is_chat:
+            verdicts.rule[number] = ""
+        elif not verdicts.rule[number]:
+            item.decision.lines_removed = len(item.text.splitlines()) - len(text.splitlines())
+            item.text = text
+    return verdicts
+
+
+def _judge(rule: str, texts: list[str], arrays: TextBatch, languages: list[str] | None) -> Verdicts:
+    if rule == "gopher_quality":
+        return gopher.quality(texts, arrays, languages)
+    if rule == "gopher_repetition":
+        return gopher.repetition(arrays)
+    return fineweb.judge_fineweb(texts, arrays)
+
+
+class _Output:
+    """The two files of a part, written batch by batch, and what they add up to."""
+
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
+        import pyarrow.parquet
+
+        self._minhash = recipe.dedup.minhash if recipe.dedup is not None else None
+        size = self._minhash.bands * self._minhash.rows * 4 if self._minhash else 0
+        self._schema = _document_schema(size)
+        self._documents = pyarrow.parquet.ParquetWriter(folder / DOCUMENTS, self._schema, compression="zstd")
+        self._decisions = pyarrow.parquet.ParquetWriter(
+            folder / DECISIONS, decisions.schema(), compression="zstd"
+        )
+        self.record: dict[str, Any] = {
+            "in": 0, "kept": 0, "text_bytes": 0, "repaired": 0, "masked": 0, "lines_removed": 0,
+            "lost_bytes": 0, "dropped": {}, "unreadable": [],
+        }  # fmt: skip
+
+    def __enter__(self) -> "_Output":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._documents.close()
+        self._decisions.close()
+
+    def append(self, batch: list[_Item]) -> None:
+        self._decisions.write_batch(decisions.to_batch([item.decision for item in batch]))
+        kept = _kept(batch)
+        if kept:
+            self._documents.write_batch(self._to_batch(kept))
+        self._count(batch, kept)
+
+    def _count(self, batch: list[_Item], kept: list[_Item]) -> None:
+        record = self.record
+        record["in"] += len(batch)
+        record["kept"] += len(kept)
+        record["text_bytes"] += sum(len(item.text) for item in kept)
+        for name in ("repaired", "masked", "lines_removed"):
+            record[name] += sum(getattr(item.decision, name) for item in kept)
+        for rule, count in dropped_by_rule([item.decision.rule for item in batch]).items():
+            record["dropped"][rule] = record["dropped"].get(rule, 0) + count
+        record["lost_bytes"] += sum(item.document.lost_bytes for item in batch)
+        aside = [item.decision for item in batch if item.decision.rule == decisions.UNREADABLE]
+        for decision in aside[: _MAX_EXAMPLES - len(record["unreadable"])]:
+            record["unreadable"].append([decision.input, decision.position, decision.note])
+
+    def _to_batch(self, kept: list[_Item]) -> Any:
+        import pyarrow as pa
+
+        raws = [xxhash.xxh3_128_intdigest(item.document.raw) for item in kept]
+        texts = [xxhash.xxh3_128_digest(item.text.encode("utf-8", "replace")) for item in kept]
+        columns = {
+            "input": [item.decision.input for item in kept],
+            "position": [item.decision.position for item in kept],
+            "num_bytes": [len(item.document.raw) for item in kept],
+            "raw_high": [raw >> 64 for raw in raws],
+            "raw_low": [raw & _LOW for raw in raws],
+            "text_hash": texts,
+            "is_chat": [item.document.is_chat for item in kept],
+            "text": [item.text.encode("utf-8", "replace").decode() for item in kept],
+        }
+        if self._minhash:
+            signatures = sign(TextBatch(columns["text"], normal=True), self._minhash)  # type: ignore[arg-type]
+            columns["signature"] = [row.tobytes() for row in signatures]
+        return pa.record_batch(
+            [pa.array(columns[field.name], field.type) for field in self._schema], schema=self._schema
+        )
+
+
+def _document_schema(signature_bytes: int) -> Any:
+    import pyarrow as pa
+
+    fields = [
+        ("input", pa.uint32()),
+        ("position", pa.uint64()),
+        ("num_bytes", pa.uint64()),
+        ("raw_high", pa.uint64()),
+        ("raw_low", pa.uint64()),
+        ("text_hash", pa.binary(16)),
+        ("is_chat", pa.bool_()),
+        ("text", pa.large_string()),
+    ]
+    return pa.schema([*fields, ("signature", pa.binary(signature_bytes))] if signature_bytes else fields)

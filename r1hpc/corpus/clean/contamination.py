@@ -1,0 +1,192 @@
+"""Documents that hold a piece of an evaluation file: shared n-grams of words (Brown et al. 2020, appendix C).
+
+    index = build_index([Path("gsm8k-test.jsonl")], recipe)
+    index.find(batch)                   # for each document a file it shares an n-gram with, or -1
+
+Words are those of the lower-cased text without punctuation. An evaluation item of fewer than `ngram` words,
+but at least `min_words`, is searched as a whole.
+
+How many questions of a test set stand in a body of training text: shared runs of words.
+
+    found = overlap(questions, texts)        # -> [True, False, None, ...] by question
+
+The rule is that of decontamination (cleaning/contamination.py): a question counts when 13 of its words in a
+row stand in a training text; one of fewer words, down to 8, when all of it does; of shorter ones nothing is
+said.
+Memory is that of the questions, however much training text there is.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from r1hpc.base.errors import UsageError
+from r1hpc.corpus.clean.batch import Hashes, Ints, TextBatch, ngrams
+from r1hpc.corpus.recipe.stages import DecontaminateRecipe
+from r1hpc.corpus.sources.lines import open_file
+
+_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class NgramIndex:
+    """Hashes of the n-grams of all evaluation items, by length, with the file each came from."""
+
+    tables: dict[int, tuple[Hashes, Ints]]
+
+    def find(self, batch: TextBatch) -> Ints:
+        """The file that each document shares an n-gram with; -1 for none. `batch` is of normal text."""
+        found = np.full(batch.num_documents, -1, dtype=np.int64)
+        words = batch.words
+        hashes = batch.hashes(words)
+        for size, (known, files) in self.tables.items():
+            keys, first = ngrams(hashes, words.document, size)
+            place = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+            hit = np.flatnonzero(known[place] == keys)
+            found[words.document[first[hit]][::-1]] = files[place[hit]][::-1]  # the first hit stays
+        return found
+
+
+def build_index(paths: Sequence[Path], recipe: DecontaminateRecipe) -> NgramIndex:
+    """Read the evaluation files.
+
+    Raises:
+        UsageError: a file that is not there, cannot be read, or has no item of min_words words.
+    """
+    found: dict[int, list[tuple[Hashes, int]]] = {}
+    for number, path in enumerate(paths):
+        before = sum(map(len, found.values()))
+        for texts in _batches(_items(path)):
+            _add(TextBatch(texts, normal=True), number, recipe, found)
+        if sum(map(len, found.values())) == before:
+            raise UsageError(
+                f"decontaminate.against: {path} has no item of at least {recipe.min_words} words; "
+                "lower min_words"
+            )
+    return NgramIndex({size: _table(parts) for size, parts in sorted(found.items(), reverse=True)})
+
+
+def _add(
+    batch: TextBatch, number: int, recipe: DecontaminateRecipe, found: dict[int, list[tuple[Hashes, int]]]
+) -> None:
+    words, hashes = batch.words, batch.hashes(batch.words)
+    counts = words.count()
+    for size in range(recipe.min_words, recipe.ngram + 1):
+        chosen = counts >= size if size == recipe.ngram else counts == size
+        keys, first = ngrams(hashes, words.document, size)
+        keys = keys[chosen[words.document[first]]]
+        if len(keys):
+            found.setdefault(size, []).append((keys, number))
+
+
+def _table(parts: list[tuple[Hashes, int]]) -> tuple[Hashes, Ints]:
+    keys = np.concatenate([part for part, _ in parts])
+    files = np.concatenate([np.full(len(part), number) for part, number in parts])
+    known, first = np.unique(keys, return_index=True)
+    return known, files[first]
+
+
+def _batches(items: Iterator[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == _BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _items(path: Path) -> Iterator[str]:
+    """The items of an evaluation file: every string of its JSON, whole or line by line, or the paragraphs of
+    a text. What it is shows in its first characters: many a file of JSON lines is called .json."""
+    try:
+        with open_file(path) as file:
+            text = file.read().decode("utf-8-sig")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UsageError(f"decontaminate.against: {path} cannot be read: {error}") from None
+    if (whole := _json(text)) is not None:
+        yield from _strings(whole)
+    elif ".jsonl" in path.suffixes or _json(text.strip().partition("\n")[0]) is not None:
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                yield from _strings(_parse(path, number, line))
+    elif ".json" in path.suffixes:
+        raise UsageError(f"decontaminate.against: {path} holds neither one JSON value nor an object a line")
+    else:
+        yield from re.split(r"\n\s*\n", text)
+
+
+def _json(text: str) -> Any:
+    """The value of a JSON object or list of more than numbers; None: it is none (prose may begin `[1]`)."""
+    if not text.lstrip().startswith(("{", "[")):
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if next(_strings(value), None) is not None else None
+
+
+def _parse(path: Path, number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"decontaminate.against: {path}:{number}: not JSON ({error})") from None
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)
+
+
+NGRAM = 13
+MIN_WORDS = 8
+_OVERLAP_BATCH = 2048
+
+
+def overlap(questions: Sequence[str], texts: Iterable[str]) -> list[bool | None]:
+    """Whether each question is found in any of the texts; None for one that is too short to be looked for."""
+    tables = _tables(questions)
+    hit = {size: np.zeros(len(keys), bool) for size, (keys, _) in tables.items()}
+    for batch in _overlap_batches(texts):
+        words = batch.words
+        hashes = batch.hashes(words)
+        for size, (keys, _) in tables.items():
+            seen = np.unique(ngrams(hashes, words.document, size)[0])
+            hit[size] |= np.isin(keys, seen)
+    found = np.zeros(len(questions), bool)
+    for size, (_, owners) in tables.items():
+        found[owners[hit[size]]] = True
+    long_enough = TextBatch(list(questions), normal=True).words.count() >= MIN_WORDS
+    return [bool(hit) if looked else None for hit, looked in zip(found, long_enough, strict=True)]
+
+
+def _tables(questions: Sequence[str]) -> dict[int, tuple[Hashes, Ints]]:
+    """Hashes of the questions' runs of words by their length, with the question each is of."""
+    batch = TextBatch(list(questions), normal=True)
+    words, counts = batch.words, batch.words.count()
+    hashes = batch.hashes(words)
+    tables: dict[int, tuple[Hashes, Ints]] = {}
+    for size in range(MIN_WORDS, NGRAM + 1):
+        keys, first = ngrams(hashes, words.document, size)
+        owners = words.document[first]
+        chosen = counts[owners] >= size if size == NGRAM else counts[owners] == size
+        if chosen.any():
+            tables[size] = keys[chosen], owners[chosen]
+    return tables
+
+
+def _overlap_batches(texts: Iterable[str]) -> Iterator[TextBatch]:
+    source = iter(texts)
+    while batch := list(islice(source, _OVERLAP_BATCH)):
+        yield TextBatch(batch, normal=True)

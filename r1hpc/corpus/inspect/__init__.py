@@ -1,0 +1,1 @@
+"""Describe and audit a finished dataset."""

@@ -1,0 +1,135 @@
+"""The full audit of a dataset: every byte of every file, against the manifest and its own checksums.
+
+for problem in audit_dataset(manifest):
+    print(problem)
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from r1hpc.data.format.documents import has_roles, read_lengths
+from r1hpc.data.format.errors import DataError
+from r1hpc.data.format.manifest import (
+    ARRAYS,
+    DATASET_ID,
+    INPUT_STATES,
+    LEFT_OUT,
+    MADE_WITH,
+    MANIFEST,
+    PARTS,
+    ROLE_ARRAYS,
+    SEGMENT_ROLES,
+    DatasetManifest,
+    file_digest,
+)
+from r1hpc.data.format.zarr_shard import ArrayLayout, ShardFile, parse_layout
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One bad file, and which of its chunks are bad where it has chunks."""
+
+    file: str
+    what: str
+    chunks: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.what}"
+
+
+def audit_dataset(
+    manifest: DatasetManifest, advance: Callable[[int], None] = lambda _: None
+) -> Iterator[Problem]:
+    """Every problem, file by file: missing, another size, another sha256, chunks that fail their crc32c.
+
+    For traces also roles that contradict the documents.
+
+    Args:
+        advance: told of the bytes of each file that is done.
+    """
+    shards = _shards(manifest)
+    bad: set[str] = set()
+    for name, entry in sorted(manifest.files.items()):
+        problem = _audit_file(manifest.path / name, name, entry["size"], entry["sha256"])
+        if problem is not None:
+            bad.add(name)
+            yield _locate(problem, shards.get(name), entry["size"])
+        advance(entry["size"])
+    if has_roles(manifest):
+        yield from _audit_roles(manifest, bad)
+
+
+def unlisted_files(manifest: DatasetManifest) -> list[str]:
+    """Files in the folder that the manifest does not name: harmless to readers, foreign to the dataset."""
+    known = set(manifest.files) | {MANIFEST, DATASET_ID, INPUT_STATES, MADE_WITH, LEFT_OUT}
+    found = (path for path in manifest.path.rglob("*") if path.is_file())
+    return sorted({path.relative_to(manifest.path).as_posix() for path in found} - known)
+
+
+def _audit_file(path: Path, name: str, size: int, sha256: str) -> Problem | None:
+    try:
+        found = path.stat().st_size
+        if found != size:
+            return Problem(name, f"has {found} bytes, the manifest says {size}")
+        if file_digest(path)["sha256"] != sha256:
+            return Problem(name, "sha256 differs from the manifest")
+    except (FileNotFoundError, NotADirectoryError):
+        return Problem(name, "is missing")
+    except OSError as error:
+        return Problem(name, f"cannot be read ({error.strerror})")
+    return None
+
+
+def _audit_roles(manifest: DatasetManifest, bad: set[str]) -> Iterator[Problem]:
+    """Parts whose files are sound, but whose roles do not fit their documents: a faulty writer."""
+    for part in manifest.parts:
+        folder = f"{PARTS}/{part.name}"
+        arrays = tuple(f"{folder}/{name}/" for name in ("doc_offsets", *ROLE_ARRAYS))
+        if any(name.startswith(arrays) for name in bad):  # reported already
+            continue
+        try:
+            read_lengths(manifest, part)
+        except DataError as error:
+            yield Problem(f"{folder}/{SEGMENT_ROLES}", str(error))
+
+
+def _shards(manifest: DatasetManifest) -> dict[str, tuple[ArrayLayout, int]]:
+    """Layout and shard number of every shard whose array metadata can be read."""
+    shards: dict[str, tuple[ArrayLayout, int]] = {}
+    for part in manifest.parts:
+        for array in (*ARRAYS, *(ROLE_ARRAYS if has_roles(manifest) else ())):
+            folder = f"{PARTS}/{part.name}/{array}"
+            try:
+                layout = parse_layout(manifest.path / folder, manifest.read_file(f"{folder}/zarr.json"))
+            except DataError:  # reported as a file of its own; its shards are still checked by sha256
+                continue
+            for number in range(layout.num_shards):
+                name = layout.shard_path(number).relative_to(manifest.path).as_posix()
+                shards[name] = (layout, number)
+    return shards
+
+
+def _locate(problem: Problem, shard: tuple[ArrayLayout, int] | None, size: int) -> Problem:
+    """The same problem with the chunks it lies in, where the shard's index still tells."""
+    if shard is None or "sha256" not in problem.what:
+        return problem
+    layout, number = shard
+    file = ShardFile(layout, number, size)
+    try:
+        file.open()
+    except DataError as error:
+        return Problem(problem.file, f"{problem.what}; {str(error).split('; ')[0]}")
+    bad = tuple(chunk for chunk in range(layout.chunks_per_shard) if not _is_sound(file, chunk))
+    if not bad:
+        return Problem(problem.file, f"{problem.what}, though each chunk is sound: another dataset's shard?")
+    listed = ", ".join(str(chunk) for chunk in bad[:20]) + (", ..." if len(bad) > 20 else "")
+    return Problem(problem.file, f"{problem.what}; bad chunks: {listed}", bad)
+
+
+def _is_sound(file: ShardFile, chunk: int) -> bool:
+    try:
+        file.read_chunk(chunk)
+    except DataError:
+        return False
+    return True

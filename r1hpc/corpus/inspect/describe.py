@@ -1,0 +1,295 @@
+"""What a dataset holds, for a person to look at: its numbers, a document, the source of a training sample.
+
+described = describe(Path("data/stdlib"), document=12)
+found, documents = trace_sample(Path("data/stdlib"), 4711, SampleOrder(seq_len=256, seed=0))
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.files import read_json
+from r1hpc.config.schema.sections import MixConfig
+from r1hpc.corpus.build.generated import origin_of
+from r1hpc.corpus.clean import decisions
+from r1hpc.data.format.documents import DocumentInfo, has_roles
+from r1hpc.data.format.manifest import LEFT_OUT, DatasetManifest, read_manifest
+from r1hpc.data.read.mixture import Change
+from r1hpc.data.read.order import DocumentPlan, RankShare, SamplePlan
+from r1hpc.data.read.reader import TokenDataset, open_dataset
+from r1hpc.data.read.sampler import DocumentMixture, WindowMixture, open_plan, recipe_mix, shares
+from r1hpc.data.read.sft_documents import Parting, hold_out, open_traces
+from r1hpc.data.read.sft_loader import document_order_id, open_document_plan
+
+_AS_THE_RECIPE_SAYS = MixConfig()
+_SAMPLES = 2**16
+
+_CONTENT = (
+    *("name", "num_tokens", "num_documents", "vocab_size", "eos_id", "dtype", "sources", "parts"),
+    "recipe_hash",
+)
+
+
+def describe(path: Path, document: int | None = None) -> dict[str, Any]:
+    """The numbers of a dataset, and of one document with its text where `document` says which.
+
+    Raises:
+        UsageError: no such document.
+    """
+    dataset = open_dataset(path)
+    content = dataset.manifest.content
+    described: dict[str, Any] = {"id": dataset.id, "path": str(dataset.path)}
+    described |= {key: content[key] for key in _CONTENT}
+    described["tokenizer"] = content["recipe"]["tokenizer"]["kind"]
+    described["profile"] = content["recipe"]["profile"]
+    if has_roles(dataset.manifest):
+        described["roles"] = _roles(path)
+    if document is not None:
+        described["document"] = _document(dataset, document)
+        described["document"] |= _on_record(dataset, dataset.documents[document])
+    return described
+
+
+@dataclass(frozen=True)
+class SampleOrder:
+    """What a run says of the order of its samples."""
+
+    seq_len: int | None = None
+    """data.seq_len; not needed where a sample is a document."""
+    seed: int = 0
+    global_batch_size: int | None = None
+    """Needed for a mixture, whose shares are exact in every batch."""
+    mix: MixConfig = _AS_THE_RECIPE_SAYS
+    """How the run changes the weights of the sources."""
+    validation_documents: int = 0
+    """Of a run on traces: so many are held out."""
+    plan_hash: str | None = None
+    """The order that the run's checkpoints name; None: it has none."""
+    changes: Sequence[Change] | None = None
+    """Of weights that a run has appended so far; None: it appends none."""
+    known_samples: int | None = None
+    """From here on the weights are not known yet."""
+
+    def check_known(self, num_samples: int) -> None:
+        """Raise UsageError unless the first `num_samples` samples are decided."""
+        if self.known_samples is not None and num_samples > self.known_samples:
+            size = self.global_batch_size or 1
+            raise UsageError(
+                "the run chooses its weights as it goes on, and its checkpoints know them up to step "
+                f"{self.known_samples // size}: ask for that or less"
+            )
+
+
+def trace_sample(path: Path, sample: int, order: SampleOrder) -> tuple[dict[str, Any], list[Any]]:
+    """Where the tokens of a training sample lie, and the documents that they come from.
+
+    Each document has the decisions about it, where the recipe had any to take.
+
+    Args:
+        sample: counted over all epochs.
+
+    Raises:
+        UsageError: something of the order is needed, or there can be no such sample.
+    """
+    if not 0 <= sample < 2**63:
+        raise UsageError(f"--sample must lie between 0 and 2^63 - 1, not {sample}")
+    order.check_known(sample + 1)
+    dataset = open_dataset(path)
+    is_mixed = recipe_mix(dataset.manifest) is not None or order.mix.is_used
+    if is_mixed and order.global_batch_size is None:
+        raise UsageError("--global-batch-size is needed: the shares of a mixture are those of a batch")
+    find = _find_document if has_roles(dataset.manifest) else _find_window
+    found, infos = find(dataset, sample, order)
+    documents = [_on_record(dataset, info) for info in infos]
+    return {"id": dataset.id, "sample": sample} | found, documents
+
+
+def trace_document(path: Path, number: int, order: SampleOrder, num_samples: int) -> dict[str, Any]:
+    """The samples below `num_samples` that hold tokens of a document: in which steps training saw it.
+
+    Raises:
+        UsageError: no such document, or a dataset of traces, whose samples are documents.
+    """
+    order.check_known(num_samples)
+    dataset = open_dataset(path)
+    if not 0 <= number < dataset.num_documents:
+        raise UsageError(f"--doc {number} is outside 0 to {dataset.num_documents - 1}")
+    info = dataset.documents[number]
+    touches = _touches(dataset, info, order)
+    seen = []
+    for first in range(0, num_samples, _SAMPLES):
+        ids = np.arange(first, min(num_samples, first + _SAMPLES), dtype=np.int64)
+        seen.extend(ids[touches(ids)].tolist())
+    size = order.global_batch_size
+    steps = sorted({sample // size + 1 for sample in seen}) if size else None
+    return {"id": dataset.id, "document": _on_record(dataset, info), "samples": seen, "steps": steps}
+
+
+def _touches(dataset: TokenDataset, info: DocumentInfo, order: SampleOrder) -> Callable[[Any], Any]:
+    """Says which samples hold tokens of a document."""
+    if has_roles(dataset.manifest):
+        *_, documents = _documents(dataset, order)
+        return lambda ids: documents(ids) == info.number
+    plan = _window_plan(dataset, order)
+
+    def touches(ids: Any) -> Any:
+        starts = plan.window_starts(ids)
+        return (starts < info.token_stop) & (starts + plan.seq_len + 1 > info.token_start)
+
+    return touches
+
+
+def sample_of(step: int, row: int, share: RankShare) -> int:
+    """The sample that a rank saw as a row of its batch in a step, counted from 1 as in the metrics.
+
+    Rows are counted over the rank's micro batches in their order.
+
+    Raises:
+        UsageError: no such step or row.
+    """
+    ids = share.sample_ids(step - 1).ravel()
+    if step < 1 or not 0 <= row < len(ids):
+        raise UsageError(f"step {step}, row {row}: steps begin at 1, rows of a rank are 0 to {len(ids) - 1}")
+    return int(ids[row])
+
+
+def _window_plan(dataset: TokenDataset, order: SampleOrder) -> SamplePlan | WindowMixture:
+    if order.seq_len is None:
+        raise UsageError("--seq-len is needed: a sample of this dataset is a window of data.seq_len tokens")
+    plan = open_plan(dataset, order.seq_len, order.seed, order.global_batch_size or 1, mix=order.mix)
+    if order.changes is not None and isinstance(plan, WindowMixture):
+        return plan.with_changes(order.changes)
+    return plan
+
+
+def _documents(
+    dataset: TokenDataset, order: SampleOrder
+) -> tuple[DocumentPlan | DocumentMixture, str, Callable[[Any], Any]]:
+    """The plan of a run on traces, what names its order, and what gives the document of each sample."""
+    traces, held = open_traces(dataset.path), order.validation_documents
+    size = order.global_batch_size or 1
+
+    def plan_of(parting: Parting | None) -> DocumentPlan | DocumentMixture:
+        return open_document_plan(traces, order.seed, size, parting=parting, mix=order.mix)
+
+    def is_of_run(parting: Parting) -> bool:
+        plan = plan_of(parting)
+        if isinstance(plan, DocumentMixture):  # a checkpoint names the order without any change
+            plan = plan.with_changes(())
+        return document_order_id(plan, parting) == order.plan_hash
+
+    parting = hold_out(traces, held, order.seed, is_of_run) if held else None
+    plan = plan_of(parting)
+    if order.changes is not None and isinstance(plan, DocumentMixture):
+        plan = plan.with_changes(order.changes)
+    if parting is None:
+        return plan, plan.plan_hash, plan.documents
+    return plan, document_order_id(plan, parting), lambda ids: parting.training(plan.documents(ids))
+
+
+def _find_window(
+    dataset: TokenDataset, sample: int, order: SampleOrder
+) -> tuple[dict[str, Any], list[DocumentInfo]]:
+    """Place and documents of one sample of pretraining."""
+    plan = _window_plan(dataset, order)
+    start = int(plan.window_starts(np.array([sample]))[0])
+    found: dict[str, Any] = {"plan_hash": plan.plan_hash}
+    if isinstance(plan, SamplePlan):
+        found["epoch"] = sample // plan.num_windows
+    window = {"token_start": start, "token_stop": start + plan.seq_len + 1}
+    return found | window, dataset.docs_of(start, plan.seq_len + 1)
+
+
+def _find_document(
+    dataset: TokenDataset, sample: int, order: SampleOrder
+) -> tuple[dict[str, Any], list[DocumentInfo]]:
+    """Place and document of one sample of traces."""
+    plan, order_id, documents = _documents(dataset, order)
+    info = dataset.documents[int(documents(np.array([sample]))[0])]
+    found: dict[str, Any] = {"plan_hash": order_id}
+    if isinstance(plan, DocumentPlan):
+        found["epoch"] = sample // plan.num_documents
+    return found | {"token_start": info.token_start, "token_stop": info.token_stop}, [info]
+
+
+def _on_record(dataset: TokenDataset, info: DocumentInfo) -> dict[str, Any]:
+    """Where a document comes from, what was decided about it, and who wrote it where a teacher did."""
+    part, row = dataset.documents.place(info.number)
+    decided = decisions.of_document(dataset.manifest, part, row)
+    origin = origin_of(dataset.manifest, info)
+    return asdict(info) | {"decisions": decided} | ({"origin": origin} if origin else {})
+
+
+def audit(path: Path) -> dict[str, Any]:
+    """What became of every record of the inputs, over all and by source, and the tokens of each source."""
+    manifest = read_manifest(path)
+    content = manifest.content
+    tokens = {source["name"]: source["num_tokens"] for source in content["sources"]}
+    prepared = content.get("preparation") or _plain_preparation(manifest)
+    mix = recipe_mix(manifest)
+    found = {"id": manifest.id, "documents": prepared["documents"], "tokens": tokens}
+    found |= {"sources": prepared["sources"], "edits": prepared["edits"]}
+    if mix is not None:
+        of = "documents" if has_roles(manifest) else "tokens"
+        names = [source["name"] for source in content["sources"]]
+        found["mix"] = dict(zip(names, shares(mix, content["sources"], of=of), strict=True))
+    return found
+
+
+def _plain_preparation(manifest: DatasetManifest) -> dict[str, Any]:
+    """The same of a plain recipe, which only leaves out what is empty, no text or no trace."""
+    rule = decisions.left_out_rule("roles" in manifest.content)
+    record = manifest.path / LEFT_OUT
+    # Datasets made before there was such a file count under one rule what they count at all.
+    left_out = read_json(record) if record.is_file() else {}
+    sources = []
+    for source in manifest.content["sources"]:
+        skipped = {rule: source["num_skipped"]} if source["num_skipped"] else {}
+        dropped = left_out.get(source["name"], skipped)
+        kept = source["num_documents"]
+        documents = {"in": kept + sum(dropped.values()), "kept": kept, "dropped": dropped}
+        sources.append({"name": source["name"], "edits": {}, "documents": documents})
+    total: Counter[str] = Counter()
+    for each in sources:
+        total.update(each["documents"]["dropped"])
+    counts = {name: sum(each["documents"][name] for each in sources) for name in ("in", "kept")}
+    return {"documents": counts | {"dropped": dict(total)}, "sources": sources, "edits": {}}
+
+
+def _roles(path: Path) -> dict[str, Any]:
+    """Tokens by role, and the longest document: what data.seq_len must hold."""
+    traces = open_traces(path)
+    num_prompt_tokens = int(traces.prompt_lengths.sum())
+    return {
+        "prompt": num_prompt_tokens,
+        "completion": traces.num_tokens - num_prompt_tokens,
+        "longest_document": int(traces.document_lengths.max()),
+    }
+
+
+def _document(dataset: Any, number: int) -> dict[str, Any]:
+    if not 0 <= number < dataset.num_documents:
+        raise UsageError(f"--doc {number} is outside 0 to {dataset.num_documents - 1}")
+    info = dataset.documents[number]
+    ids = dataset.read(info.token_start, info.token_stop - info.token_start)[:-1]
+    described = asdict(info) | {"text": _decode(dataset, ids)}
+    if has_roles(dataset.manifest):
+        end = open_traces(dataset.path).read_document(number)[1]
+        described |= {"prompt": _decode(dataset, ids[:end]), "completion": _decode(dataset, ids[end:])}
+    return described
+
+
+def _decode(dataset: Any, ids: Any) -> str:
+    if dataset.tokenizer_path is None:
+        return " ".join(str(token) for token in ids.tolist())
+    from r1hpc.corpus.build.vocabulary import (  # the tokenizers library, for this alone
+        TOKENIZER_FILE,
+        Encoder,
+    )
+
+    return Encoder(dataset.tokenizer_path / TOKENIZER_FILE, dataset.eos_id).decode(ids)

@@ -1,0 +1,116 @@
+"""How a run reads its dataset, for `shard trace --run`: in which order, and which rank what of a batch.
+
+order = SampleOrder(..., **fill_in(arguments))      # the arguments of `shard trace`, filled in
+"""
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.files import read_json
+from r1hpc.base.run_dir import RunDir, open_run
+from r1hpc.checkpoint.store import CheckpointStore
+from r1hpc.config.load import read
+from r1hpc.data.format.manifest import MANIFEST, read_manifest
+from r1hpc.data.read.mixture import Change
+from r1hpc.plan.run import PlanBatch
+from r1hpc.telemetry.records.attempts import read_history
+from r1hpc.telemetry.records.metrics import read_steps
+
+
+def fill_in(arguments: Namespace) -> dict[str, Any]:
+    """Put what a run's plan says where no flag says otherwise.
+
+    Returns:
+        What else a SampleOrder holds.
+
+    Raises:
+        UsageError: the run reads no such dataset, has no such step, or took it on other ranks.
+    """
+    run = open_run(arguments.run)
+    config, plan = read(run.config), read_json(run.plan, PlanBatch)
+    data = config.data
+    if config.stage not in ("pretrain", "sft"):
+        raise UsageError(f"{run.run_id} is of stage {config.stage}, which reads no dataset: name another run")
+    num_steps = config.train.num_steps
+    for flag, step in (("--step", arguments.step), ("--steps", arguments.steps)):
+        # An online mixture's checkpoints say how far its order is known.
+        if step is not None and not data.mix.is_online and not 1 <= step <= num_steps:
+            raise UsageError(f"{flag} {step}: {run.run_id} has the steps 1 to {num_steps}")
+    if arguments.doc is not None and arguments.steps is None:
+        arguments.steps = num_steps
+    plan_hash = _order_in_checkpoints(run, data.path, arguments.dir)
+    if config.stage == "sft" and data.packing and arguments.step is not None:
+        raise UsageError("data.packing puts documents of any rank into a row: take --sample or --doc")
+    topology, batch, shared = plan["topology"], plan["batch"], config.train.sequence_parallel
+    if arguments.step is not None:
+        _refuse_other_ranks(run, arguments, topology["num_nodes"] * topology["ranks_per_node"])
+    if arguments.world_size is None:
+        arguments.rank //= shared  # ranks that share their sequences read as one
+    known = {
+        "seq_len": data.seq_len,
+        "seed": data.seed,
+        "global_batch_size": batch["global_batch_size"],
+        "micro_batch_size": batch["micro_batch_size"],
+        "world_size": topology["num_nodes"] * topology["ranks_per_node"] // shared,
+    }
+    for name, value in known.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+    found = {
+        "mix": data.mix,
+        "validation_documents": data.validation_documents,
+        "plan_hash": plan_hash,
+    }
+    return found | (_appended(run, data.mix.every, arguments.global_batch_size) if data.mix.is_online else {})
+
+
+def _refuse_other_ranks(run: RunDir, arguments: Namespace, num_ranks: int) -> None:
+    """The plan is that of the newest submission; a --resume may have changed the ranks and their micro batch.
+
+    Raises:
+        UsageError: the step was taken on other ranks, and no flag says how they shared the batch.
+    """
+    if arguments.world_size is not None and arguments.micro_batch_size is not None:
+        return
+    taken = read_steps(run).effective.get(arguments.step)
+    ranks = {each.attempt: each.ranks for each in read_history(run).attempts}
+    then = ranks.get(taken.attempt) if taken is not None else None
+    if then and then != num_ranks:
+        raise UsageError(
+            f"step {arguments.step} was taken on {then} ranks, and the plan of {run.run_id} is for "
+            f"{num_ranks} now: give --world-size and --micro-batch-size as they were (ranks that share their "
+            "sequences count as one)"
+        )
+
+
+def _order_in_checkpoints(run: RunDir, path: str | None, folder: Path) -> str | None:
+    """The plan_hash that the run's newest checkpoint names, if there is one.
+
+    Raises:
+        UsageError: the run is known to have been trained on another dataset than that in `folder`.
+    """
+    newest = next(iter(CheckpointStore(run.checkpoints).list()), None)
+    if newest is not None:
+        known = newest.manifest.meta.get("dataset_id")
+    else:
+        known = read_manifest(Path(path)).id if path and Path(path, MANIFEST).is_file() else None
+    found = read_manifest(folder).id
+    if known not in (None, found):
+        raise UsageError(
+            f"{folder} holds dataset {found[:12]}, and {run.run_id} was trained on {str(known)[:12]}: give "
+            "its folder (`inspect DIR` shows the id)"
+        )
+    return None if newest is None else newest.manifest.meta.get("plan_hash")
+
+
+def _appended(run: RunDir, every: int, global_batch_size: int) -> dict[str, Any]:
+    """The changes of weights that a run has appended, as its newest checkpoint holds them."""
+    newest = next(iter(CheckpointStore(run.checkpoints).list()), None)
+    step = newest.step if newest else 0
+    changes = newest.manifest.meta["mix"]["changes"] if newest else []
+    return {
+        "changes": [Change(first, tuple(weights)) for first, weights in changes],
+        "known_samples": (step // every + 1) * every * global_batch_size,
+    }

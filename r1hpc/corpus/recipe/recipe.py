@@ -1,0 +1,364 @@
+"""Recipes: the YAML that says what a dataset is made of.
+
+    recipe = load_recipe(find_recipe("stdlib"))
+    recipe.hash                     # names the recipe's content, not where its file lies
+
+Keys are listed in shards/README.md. Paths in a recipe are relative to the recipe file.
+"""
+
+import sysconfig
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.names import at_home, check_name, nearest, printable
+from r1hpc.config.layers import UniqueKeyLoader, read_yaml
+from r1hpc.corpus.recipe.stages import (
+    CleanRecipe,
+    DecontaminateRecipe,
+    DedupRecipe,
+    GenerateRecipe,
+    MixRecipe,
+    one_of,
+)
+from r1hpc.data.format.manifest import digest
+
+PYTHON_STDLIB = "python-stdlib"
+EOS_TOKEN = "<|endoftext|>"
+TRACES = "traces"
+KINDS = ("text", "jsonl", "parquet", "hdf5", "arrow", "megatron", TRACES)
+GENERATED_KINDS = ("jsonl", TRACES)
+_FILE_KEYS = (
+    *("root", "glob", "exclude", "field", "max_bytes", "max_documents", "on_invalid_utf8", "on_invalid"),
+    *("prompt_field", "completion_field", "chat_template"),
+)
+_STAGE_KEYS = ("clean", "dedup", "decontaminate", "mix", "max_unreadable")
+_TRACE_KEYS = ("prompt_field", "completion_field", "on_invalid")
+_FOREIGN_KEYS = {
+    TRACES: ("field", "on_invalid_utf8", "chat_template"),
+    "text": (*_TRACE_KEYS, "field", "chat_template"),
+    "megatron": (*_TRACE_KEYS, "field", "chat_template", "on_invalid_utf8"),
+}
+"""Of the kinds not named here those of traces."""
+_Block = TypeVar("_Block")
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe:
+    """How text becomes ids."""
+
+    kind: str
+    """byte_bpe: trained here; bytes: one id a byte; path: a tokenizer.json; ids: the inputs are ids."""
+    vocab_size: int | None = None
+    """byte_bpe: at least 257 (256 bytes and the EOS token); ids: the vocabulary the ids come from."""
+    sample_bytes: int = 4_000_000
+    """byte_bpe: about how much text to train on, spread evenly over the inputs."""
+    path: str | None = None
+    """path: tokenizer.json or the folder that holds it."""
+    eos_token: str = EOS_TOKEN
+    eos_id: int | None = None
+    """ids: the id that ends a document; path: instead of eos_token."""
+    pad_id: int | None = None
+    """ids, path: where rows of ids are filled up to one length, the id that fills them: taken off their
+    ends."""
+
+    def __post_init__(self) -> None:
+        one_of("tokenizer.kind", self.kind, ("byte_bpe", "bytes", "path", "ids"))
+        if self.kind in ("byte_bpe", "ids") and self.vocab_size is None:
+            raise UsageError(f"tokenizer.vocab_size is needed with kind: {self.kind}")
+        if self.kind == "byte_bpe" and (self.vocab_size or 0) < 257:
+            raise UsageError(f"tokenizer.vocab_size must be at least 257 for byte_bpe, not {self.vocab_size}")
+        if self.kind == "path" and self.path is None:
+            raise UsageError("tokenizer.path is needed with kind: path")
+        if self.eos_id is not None and self.kind in ("byte_bpe", "bytes"):
+            raise UsageError(
+                f"tokenizer.eos_id is not for kind: {self.kind}, whose EOS is tokenizer.eos_token"
+            )
+        if self.kind == "ids" and not 0 <= (-1 if self.eos_id is None else self.eos_id) < (
+            self.vocab_size or 0
+        ):
+            raise UsageError("tokenizer.eos_id between 0 and vocab_size - 1 is needed with kind: ids")
+        if self.pad_id is not None and self.kind in ("byte_bpe", "bytes"):
+            raise UsageError(f"tokenizer.pad_id is not for kind: {self.kind}, whose inputs are texts")
+        for name in ("eos_id", "pad_id"):
+            if (getattr(self, name) or 0) < 0:
+                raise UsageError(f"tokenizer.{name} must be a token id, not {getattr(self, name)}")
+        if (self.vocab_size or 1) >= 2**32 - 1:
+            raise UsageError(f"tokenizer.vocab_size {self.vocab_size} does not fit 32-bit ids")
+
+    @property
+    def eos(self) -> str | int:
+        """The token that closes a document, or its id."""
+        return self.eos_token if self.eos_id is None else self.eos_id
+
+
+@dataclass(frozen=True)
+class SourceRecipe:
+    """One set of input files of one kind and one licence."""
+
+    name: str
+    kind: str
+    """text: one document a file; jsonl: one a line; parquet: one a row; hdf5: one a row of a dataset;
+    arrow: one a row of Arrow files, as `datasets` saves them; megatron: one a document of .bin and .idx;
+    traces: one a JSONL line of prompt and completion, stored with their roles."""
+    root: str
+    """Folder, or python-stdlib for the running Python's own library."""
+    glob: str = "**/*"
+    exclude: tuple[str, ...] = ()
+    """Folders or files to leave out: names or patterns of names, anywhere below root; with `/` paths below
+    root. One that leaves out nothing is refused."""
+    field: str = "text"
+    """JSONL field, Parquet column or HDF5 dataset that holds the text (or the ids)."""
+    license: str = "unknown"
+    max_bytes: int | None = None
+    """Take whole files in sorted order, leaving out each that would exceed this sum."""
+    max_documents: int | None = None
+    """jsonl, parquet, hdf5: at most this many documents of each file."""
+    on_invalid_utf8: str = "error"
+    """error, skip the document, or replace the bad bytes by U+FFFD. Not for traces."""
+    prompt_field: str = "prompt"
+    """traces: the JSONL field that is given."""
+    completion_field: str = "completion"
+    """traces: the JSONL field that is learnt; the EOS id is appended to it."""
+    on_invalid: str = "error"
+    """traces: error, or skip a line that is no trace."""
+    chat_template: str | None = None
+    """For a field of messages: a Jinja file, or a folder of a tokenizer; null: tokenizer.path's own."""
+    generate: GenerateRecipe | None = None
+    """Instead of root: the documents are written by a teacher. kind is jsonl (texts) or traces."""
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "source name")
+        one_of(f"source {self.name}: kind", self.kind, KINDS)
+        one_of(f"source {self.name}: on_invalid_utf8", self.on_invalid_utf8, ("error", "skip", "replace"))
+        one_of(f"source {self.name}: on_invalid", self.on_invalid, ("error", "skip"))
+        self._refuse_foreign_keys()
+        if self.generate is not None:
+            self._refuse_keys_of_files()
+        if self.kind == "text" and self.max_documents is not None:
+            raise UsageError(f"source {self.name}: max_documents is not for kind: text; use max_bytes")
+        for name in ("max_bytes", "max_documents"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UsageError(f"source {self.name}: {name} must be at least 1, not {value}")
+
+    def _refuse_foreign_keys(self) -> None:
+        """A key that this kind would ignore is a mistake."""
+        foreign = _FOREIGN_KEYS.get(self.kind, _TRACE_KEYS)
+        defaults = {field.name: field.default for field in fields(self)}
+        for name in foreign:
+            if getattr(self, name) != defaults[name]:
+                known = "prompt_field, completion_field and on_invalid"
+                raise UsageError(
+                    f"source {self.name}: {name} is not for kind: {self.kind}; traces have {known}, "
+                    "texts on_invalid_utf8, and those in lines or rows field and chat_template"
+                )
+
+    def _refuse_keys_of_files(self) -> None:
+        """A source that is generated has no files to choose from or to read in one of several ways."""
+        one_of(f"source {self.name}: kind", self.kind, GENERATED_KINDS)
+        for field in fields(self):
+            if field.name in _FILE_KEYS and getattr(self, field.name) not in (field.default, ""):
+                raise UsageError(
+                    f"source {self.name}: {field.name} says which files are read, or how; a source with "
+                    "generate has none"
+                )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a dataset's bytes, besides the inputs themselves."""
+
+    name: str
+    tokenizer: TokenizerRecipe
+    sources: tuple[SourceRecipe, ...]
+    profile: str = "train"
+    """train: raw chunks, one small read per window; compact: zstd, several times smaller, slower windows."""
+    chunk_tokens: int = 2**15
+    shard_tokens: int = 2**24
+    part_bytes: int = 2**28
+    """Input bytes per part, the unit of work of one writer. A matter of layout, not of --workers."""
+    clean: CleanRecipe | None = None
+    dedup: DedupRecipe | None = None
+    decontaminate: DecontaminateRecipe | None = None
+    mix: MixRecipe | None = None
+    max_unreadable: float = 0.0
+    """Share of the records that may be unreadable; they are put aside and counted. 0: the first is an
+    error."""
+    folder: Path = Path()
+    """Where the recipe file lies; not part of the hash."""
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "recipe name")
+        one_of("profile", self.profile, ("train", "compact"))
+        if not self.sources:
+            raise UsageError("sources is empty: name at least one")
+        if len({source.name for source in self.sources}) != len(self.sources):
+            raise UsageError("two sources have the same name")
+        if len(self.sources) > 65_535:
+            raise UsageError("at most 65,535 sources")
+        if len({source.kind == TRACES for source in self.sources}) > 1:
+            raise UsageError("sources of kind traces and of other kinds do not mix in one dataset")
+        if self.is_traces and self.tokenizer.kind == "ids":
+            raise UsageError("traces are text: tokenizer.kind must be path, bytes or byte_bpe, not ids")
+        if self.chunk_tokens < 1 or self.shard_tokens < 1 or self.shard_tokens % self.chunk_tokens:
+            raise UsageError(
+                f"shard_tokens ({self.shard_tokens}) must be a multiple of chunk_tokens ({self.chunk_tokens})"
+            )
+        if self.part_bytes < 1:
+            raise UsageError(f"part_bytes must be at least 1, not {self.part_bytes}")
+        if not 0 <= self.max_unreadable < 1:
+            raise UsageError(f"max_unreadable is a share from 0 to less than 1, not {self.max_unreadable}")
+        if self.mix is not None:
+            self.mix.check_sources(tuple(source.name for source in self.sources))
+        self._check_stages()
+
+    def _check_stages(self) -> None:
+        """Refuse stages that work on text where there is none."""
+        stages = {"clean": self.clean, "dedup": self.dedup, "decontaminate": self.decontaminate}
+        asked = [name for name, block in stages.items() if block is not None]
+        if asked and (self.is_traces or self.tokenizer.kind == "ids"):
+            what = "traces" if self.is_traces else "token ids"
+            raise UsageError(f"{asked[0]} works on texts, not on {what}; leave it out")
+        if self.tokenizer.kind == "ids" and self.generated:
+            name = self.sources[self.generated[0]].name
+            raise UsageError(f"source {name}: a teacher writes text; tokenizer.kind must not be ids")
+        if self.is_traces and self.max_unreadable:
+            raise UsageError("max_unreadable is not for traces, whose sources have on_invalid: skip")
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The resolved recipe as plain JSON types."""
+        content = asdict(self)
+        del content["folder"]
+        for name in _STAGE_KEYS:  # which recipes of before did not have, nor may change the id of
+            if content[name] in (None, 0.0):
+                del content[name]
+        if self.tokenizer.pad_id is None:
+            del content["tokenizer"]["pad_id"]
+        for source in content["sources"]:
+            if source["kind"] != TRACES:  # which those keys do not concern, nor change the id of
+                for key in _TRACE_KEYS:
+                    del source[key]
+            for key in ("chat_template", "generate"):
+                if source[key] is None:
+                    del source[key]
+        return content
+
+    @property
+    def is_traces(self) -> bool:
+        """Whether documents have roles."""
+        return self.sources[0].kind == TRACES
+
+    @property
+    def generated(self) -> tuple[int, ...]:
+        """The numbers of the sources that a teacher writes."""
+        return tuple(number for number, source in enumerate(self.sources) if source.generate is not None)
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether documents pass through stages of their own before they become tokens."""
+        stages = (self.clean, self.dedup, self.decontaminate)
+        return self.max_unreadable > 0 or any(stage is not None for stage in stages)
+
+    @property
+    def hash(self) -> str:
+        return digest(self.content)
+
+    def resolve(self, path: str) -> Path:
+        """A path of this recipe, relative to the recipe file; python-stdlib is the running Python's."""
+        if path == PYTHON_STDLIB:
+            return Path(sysconfig.get_path("stdlib"))
+        return self.folder / at_home(path)
+
+
+def find_recipe(name: str | Path) -> Path:
+    """The recipe file at path `name`, or called so in shards/ (with or without .yaml).
+
+    Raises:
+        ConfigError: neither exists; names the nearest recipe there is.
+    """
+    from r1hpc.config.load import assets, find_named  # omegaconf is not needed once the path is known
+
+    shards = assets("shards")
+    return find_named("recipe", str(name), (Path(name), shards / name, shards / f"{name}.yaml"), shards)
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Parse one recipe file.
+
+    Raises:
+        UsageError: unreadable, not YAML, an unknown key (names the nearest), a wrong type or value.
+    """
+    content = read_yaml(path, UniqueKeyLoader)
+    try:
+        return parse_recipe(content, path.absolute().parent)
+    except UsageError as error:
+        raise UsageError(f"recipe {path}: {error}") from None
+
+
+def parse_recipe(content: Any, folder: Path) -> Recipe:
+    """A Recipe from plain YAML values; `folder` is what its paths are relative to."""
+    values = dict(_mapping(content, "the recipe"))
+    _check_keys(values, [field.name for field in fields(Recipe) if field.name != "folder"], "")
+    values["tokenizer"] = _block(TokenizerRecipe, values.get("tokenizer"), "tokenizer")
+    sources = values.get("sources")
+    if not isinstance(sources, list):
+        raise UsageError("sources must be a list of blocks, each with name, kind and root (or generate)")
+    values["sources"] = tuple(_source(item, f"sources[{i}]") for i, item in enumerate(sources))
+    return _block(Recipe, {**values, "folder": folder}, "recipe")
+
+
+def _source(content: Any, where: str) -> SourceRecipe:
+    """A source; one that is generated need say neither kind nor root."""
+    values = dict(_mapping(content, where))
+    if values.get("generate") is not None:
+        values = {"kind": "jsonl", "root": "", **values}
+    return _block(SourceRecipe, values, where)
+
+
+def _block(cls: type[_Block], content: Any, where: str) -> _Block:
+    values = dict(_mapping(content, where))
+    prefix = "" if cls is Recipe else f"{where}."
+    known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
+    _check_keys(values, list(known), prefix)
+    for name, field in known.items():
+        if name not in values and field.default is MISSING and field.default_factory is MISSING:
+            raise UsageError(f"{prefix}{name} is missing")
+    types = get_type_hints(cls)
+    return cls(**{name: _typed(value, types[name], f"{prefix}{name}") for name, value in values.items()})
+
+
+def _typed(value: Any, wanted: Any, where: str) -> Any:
+    if wanted == tuple[str, ...]:
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise UsageError(f"{where} must be a list of strings, not {value!r}")
+        return tuple(value)
+    options = get_args(wanted) if isinstance(wanted, UnionType) else (wanted,)
+    for option in options:
+        if is_dataclass(option) and value is not None and not isinstance(value, option):  # type: ignore[arg-type]
+            return _block(option, value, where)  # type: ignore[arg-type]
+    if wanted == dict[str, float]:
+        block = _mapping(value, where)
+        return {name: _typed(number, float, f"{where}.{name}") for name, number in block.items()}
+    plain = tuple(getattr(option, "__origin__", option) for option in options)
+    if float in plain and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, plain) or (isinstance(value, bool) and bool not in plain):
+        expected = " or ".join("null" if option is type(None) else option.__name__ for option in plain)
+        raise UsageError(f"{where} must be {expected}, not {value!r}")
+    return value
+
+
+def _mapping(content: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
+        raise UsageError(f"{where} must be a block of `key: value` lines")
+    return content
+
+
+def _check_keys(content: Mapping[str, Any], known: list[str], prefix: str) -> None:
+    for key in content:
+        if key not in known:
+            raise UsageError(f"unknown key {printable(prefix + key)!r}{nearest(key, known)}")

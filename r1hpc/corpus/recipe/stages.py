@@ -1,0 +1,301 @@
+"""The blocks of a recipe between reading and storing: clean, dedup, decontaminate, mix.
+
+All are optional. Each dataclass is one block of the YAML; what its numbers mean stands beside the code that
+uses them (see cleaning/ and mixture).
+
+The block `generate` of a source: its documents are what a teacher says to the prompts of a file.
+
+    {name: synthetic, generate: {teacher: models/r1, prompts: gsm8k.jsonl, answer: answer, keep: correct}}
+
+Names and meanings are those of the settings of stage generate, wherever a setting has one.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.names import nearest
+from r1hpc.config.schema.sections import MixConfig
+
+RULES = ("gopher_quality", "gopher_repetition", "c4", "fineweb")
+_GROUPS = {"gopher": ("gopher_quality", "gopher_repetition")}
+PII = ("keep", "mask", "drop")
+MIX_BY = ("tokens", "documents")
+
+
+def one_of(where: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise UsageError naming the nearest value unless `value` is allowed."""
+    if value not in allowed:
+        raise UsageError(
+            f"{where} must be one of {', '.join(allowed)}, not {value!r}{nearest(value, allowed)}"
+        )
+
+
+@dataclass(frozen=True)
+class CleanRecipe:
+    """Which documents are kept, and what is repaired or masked in them."""
+
+    lang: tuple[str, ...] = ()
+    """ISO 639 codes to keep; none: all languages, and none is identified."""
+    min_lang_score: float = 0.65
+    """FineWeb's threshold for English (Penedo et al. 2024, section 3.3)."""
+    rules: tuple[str, ...] = ()
+    """gopher (both halves), gopher_quality, gopher_repetition, c4, fineweb."""
+    repair: bool = True
+    """Text repair by ftfy: mojibake, control characters, HTML entities, line ends, NFC."""
+    pii: str = "keep"
+    """keep, mask, or drop the document."""
+
+    def __post_init__(self) -> None:
+        for rule in self.rules:
+            one_of("clean.rules", rule, (*_GROUPS, *RULES))
+        one_of("clean.pii", self.pii, PII)
+        if not 0 <= self.min_lang_score <= 1:
+            raise UsageError(f"clean.min_lang_score must lie between 0 and 1, not {self.min_lang_score}")
+        for code in self.lang:
+            if not code.isalpha() or code != code.lower():
+                raise UsageError(f"clean.lang: {code!r} is not a language code such as en, de or zh")
+
+    @property
+    def single_rules(self) -> tuple[str, ...]:
+        """The rules by their own names, in the order in which they are applied."""
+        chosen = {name for rule in self.rules for name in _GROUPS.get(rule, (rule,))}
+        return tuple(name for name in RULES if name in chosen)
+
+
+@dataclass(frozen=True)
+class MinhashRecipe:
+    """Near duplicates by MinHash over word n-grams, found by bands of rows (FineWeb's numbers)."""
+
+    ngram: int = 5
+    bands: int = 14
+    rows: int = 8
+    threshold: float = 0.7
+    """Candidates whose estimated Jaccard similarity is less are not taken for duplicates."""
+
+    def __post_init__(self) -> None:
+        for name in ("ngram", "bands", "rows"):
+            if not 1 <= getattr(self, name) <= 256:
+                raise UsageError(
+                    f"dedup.minhash.{name} must lie between 1 and 256, not {getattr(self, name)}"
+                )
+        if not 0 <= self.threshold <= 1:
+            raise UsageError(f"dedup.minhash.threshold must lie between 0 and 1, not {self.threshold}")
+
+
+@dataclass(frozen=True)
+class DedupRecipe:
+    """Of documents with the same text, or nearly, the first is kept, over all sources in their order."""
+
+    exact: bool = True
+    minhash: MinhashRecipe | None = None
+
+
+@dataclass(frozen=True)
+class DecontaminateRecipe:
+    """Documents that share an n-gram of words with an evaluation file are left out."""
+
+    against: tuple[str, ...]
+    """Files: JSON lines (each string in them), or text (each paragraph)."""
+    ngram: int = 13
+    """Llama and GPT-3 take 13; an item of fewer words is searched whole, down to min_words."""
+    min_words: int = 8
+
+    def __post_init__(self) -> None:
+        if not self.against:
+            raise UsageError("decontaminate.against is empty: name the evaluation files")
+        if not 1 <= self.min_words <= self.ngram <= 256:
+            raise UsageError(
+                "decontaminate needs 1 <= min_words <= ngram <= 256, "
+                f"not min_words {self.min_words} and ngram {self.ngram}"
+            )
+
+
+@dataclass(frozen=True)
+class MixRecipe:
+    """In which shares training sees the sources (see mixture)."""
+
+    by: str = "tokens"
+    weights: dict[str, float] = field(default_factory=dict)
+    """Share of each source by name: fractions that sum to 1 or 100, or whole numbers. None: its size."""
+    max_epochs: float | None = None
+    """A source that has been seen so often is left out from then on."""
+    temperature: float = 1.0
+    """Shares are raised to 1/temperature: above 1 small sources gain."""
+
+    def __post_init__(self) -> None:
+        one_of("mix.by", self.by, MIX_BY)
+        if not 0 < self.temperature < math.inf:
+            raise UsageError(f"mix.temperature must be a positive number, not {self.temperature}")
+        if self.max_epochs is not None and not 0 < self.max_epochs < math.inf:
+            raise UsageError(f"mix.max_epochs must be a positive number, not {self.max_epochs}")
+        for name, weight in self.weights.items():
+            if not 0 < weight < math.inf:
+                raise UsageError(f"mix.weights.{name} must be a positive number, not {weight}")
+
+    def check_sources(self, names: tuple[str, ...]) -> None:
+        """Raise UsageError unless the weights, where there are any, name exactly the sources."""
+        if self.weights:
+            check_weighted("mix.weights", self.weights, names)
+
+    def check_sum(self) -> None:
+        """Raise UsageError for fractions that sum neither to 1 nor to 100 (within 1 %): one is mistyped.
+
+        Only for what is built now: weights of a dataset that is there stay as they are.
+        """
+        weights = self.weights.values()
+        total = math.fsum(weights)
+        is_near = any(math.isclose(total, whole, rel_tol=0.0101) for whole in (1, 100))
+        if is_near or all(float(weight).is_integer() for weight in weights):
+            return
+        shares = ", ".join(f"{name} {weight / total:.1%}" for name, weight in self.weights.items())
+        raise UsageError(
+            f"mix.weights sum to {total:g}, not to 1 or 100: the shares would be {shares}. Correct them, or "
+            "give whole numbers, which are parts of their sum"
+        )
+
+
+def check_weighted(where: str, weights: Mapping[str, float], names: Sequence[str]) -> None:
+    """Raise UsageError unless the weights name exactly the sources."""
+    for name in weights:
+        if name not in names:
+            raise UsageError(f"{where} names no source {name!r}{nearest(name, names)}")
+    if missing := [name for name in names if name not in weights]:
+        raise UsageError(f"{where} says nothing of source {missing[0]!r}; give each source its share")
+
+
+def check_schedule(mix: MixConfig, names: Sequence[str]) -> None:
+    """Raise UsageError unless each change of weights of a run names exactly the sources of its dataset."""
+    for number, entry in enumerate(mix.schedule):
+        check_weighted(f"data.mix.schedule[{number}].weights", entry["weights"], names)
+
+
+KEEP = ("all", "correct", "best")
+_WITHOUT_MEANING = ("teacher", "prompts", "num_prompts", "prompts_per_unit")
+"""What says where something lies, how much there is or how it is divided, not what is written."""
+_BYTES_PER_TOKEN = 4
+_PLACES = re.compile(r"\{(question|prompt|completion)\}")
+
+
+@dataclass(frozen=True)
+class GenerateRecipe:
+    """A source that is made: every prompt is put to the teacher `num_samples` times."""
+
+    teacher: str
+    """Folder of a Hugging Face causal language model with its tokenizer."""
+    prompts: str
+    """JSON lines (.gz, .zst, .bz2 too) or Parquet: a prompt each."""
+    prompt: str = "prompt"
+    """The column of the prompt."""
+    answer: str | None = None
+    """The column of the right answer; null: there is none, and no verifier."""
+    choices: str = ""
+    """The column of the choices, where the answer is one of several."""
+    num_prompts: int | None = None
+    """Only the first so many."""
+    template: str = "{question}"
+    """What is asked: the prompt in place of {question}."""
+    document: str = "{completion}"
+    """What is stored, of {question} (the column), {prompt} (as asked) and {completion}. Traces store the last
+    two by their roles."""
+    num_samples: int = 1
+    """Completions of each prompt."""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    max_completion_length: int = 1024
+    """Tokens; a completion that has not ended by then is left out."""
+    seed: int = 0
+    keep: str = "all"
+    """all; correct; best: the one of highest reward of each prompt, if it is correct."""
+    min_pass_rate: float = 0.0
+    """Prompts that the teacher solves less often are left out."""
+    max_pass_rate: float = 1.0
+    """Prompts that the teacher solves more often are left out: they teach nothing."""
+    answer_in: str = "tags"
+    """Where a completion says its answer. tags: <answer>...</answer>; boxed: the last \\boxed{...}."""
+    chat_template: str = "auto"
+    """auto: the tokenizer's own, where it has one; none: prompts are put as they are."""
+    system_prompt: str | None = None
+    open_thinking: bool = False
+    """`<think>` ends every prompt."""
+    prompts_per_unit: int = 64
+    """A finished unit is kept by a kill, one under way is done again."""
+    prompts_per_batch: int = 0
+    """Prompts that are decoded together: it bounds the KV cache. 0: those of the unit."""
+
+    def __post_init__(self) -> None:
+        one_of("generate.keep", self.keep, KEEP)
+        one_of("generate.answer_in", self.answer_in, ("tags", "boxed"))
+        one_of("generate.chat_template", self.chat_template, ("auto", "none"))
+        self._check_numbers()
+        if self.template.count("{question}") != 1:
+            raise UsageError(
+                f"generate.template must hold {{question}} exactly once; it is {self.template!r}"
+            )
+        if "{completion}" not in self.document:
+            raise UsageError(f"generate.document must hold {{completion}}; it is {self.document!r}")
+        self._check_judged()
+
+    def _check_numbers(self) -> None:
+        for name in ("num_samples", "max_completion_length", "prompts_per_unit", "num_prompts"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UsageError(f"generate.{name} must be at least 1, not {value}")
+        for name in ("top_k", "seed", "prompts_per_batch"):
+            if not 0 <= getattr(self, name) < 2**63:
+                raise UsageError(f"generate.{name} must be at least 0, not {getattr(self, name)}")
+        for name in ("top_p", "min_p", "min_pass_rate", "max_pass_rate"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"generate.{name} must lie between 0 and 1, not {getattr(self, name)}")
+        if not self.top_p:
+            raise UsageError("generate.top_p must be above 0; 1 keeps all tokens")
+        if not 0 <= self.temperature < math.inf:
+            raise UsageError(f"generate.temperature must be 0 (greedy) or more, not {self.temperature}")
+        if self.temperature == 0 and self.num_samples > 1:
+            raise UsageError("generate.num_samples: at temperature 0 all samples are the same; take 1")
+
+    def _check_judged(self) -> None:
+        """Refuse what only a verifier could decide where the prompts have no answers."""
+        if self.min_pass_rate > self.max_pass_rate:
+            raise UsageError(
+                f"generate.min_pass_rate {self.min_pass_rate} is above max_pass_rate {self.max_pass_rate}"
+            )
+        asked = {
+            "keep": self.keep != "all",
+            "min_pass_rate": self.min_pass_rate > 0,
+            "max_pass_rate": self.max_pass_rate < 1,
+            "choices": bool(self.choices),
+        }
+        for name, is_asked in asked.items():
+            if is_asked and self.answer is None:
+                raise UsageError(
+                    f"generate.{name} needs generate.answer: the column of the right answer in {self.prompts}"
+                )
+        asked_for = f"{self.system_prompt or ''}{self.template}"
+        is_judged = self.answer is not None and self.answer_in == "tags"
+        if is_judged and "\\boxed" in asked_for and "<answer>" not in asked_for:
+            raise UsageError(
+                "generate.answer_in=tags counts what <answer> </answer> holds, and the prompts ask for "
+                "\\boxed{}: say answer_in: boxed"
+            )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Those of the file of prompts that are read."""
+        return tuple(name for name in (self.prompt, self.answer, self.choices) if name)
+
+    def compose(self, **parts: str) -> str:
+        """The document of question, prompt and completion. Braces in what is put in stay what they are."""
+        return _PLACES.sub(lambda found: parts[found[1]], self.document)
+
+    def meaning(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Those of the settings that decide what a teacher writes."""
+        return {name: value for name, value in settings.items() if name not in _WITHOUT_MEANING}
+
+    def most_bytes(self, num_prompts: int) -> int:
+        """Of text that comes of so many prompts, at four bytes a token: an upper estimate."""
+        return num_prompts * self.num_samples * self.max_completion_length * _BYTES_PER_TOKEN

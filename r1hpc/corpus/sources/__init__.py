@@ -1,0 +1,1 @@
+"""Read documents from text, JSONL, Parquet, Arrow and HDF5 files."""

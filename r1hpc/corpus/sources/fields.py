@@ -1,0 +1,170 @@
+"""A field's value, whatever the file's format, into the bytes of a document.
+
+reader = FieldReader(recipe, source)
+reader.document(position, value)    # a string, bytes, messages, token ids or nothing
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.names import nearest
+from r1hpc.corpus.recipe.recipe import Recipe, SourceRecipe
+from r1hpc.data.format.manifest import digest
+from r1hpc.plan.model.chat_template import TOKENIZER_FILE, ChatTemplate, load_template, special_tokens
+
+_T = TypeVar("_T")
+_MAX_ID = 2**32 - 2
+BATCH_BYTES = 2**20
+_BATCH_ITEMS = 2**15
+_BLOCK_BYTES = 2**23
+BLOCK_ROWS = 1024
+
+
+def rows_at_once(num_bytes: int, num_rows: int, most: int = BLOCK_ROWS) -> int:
+    """Rows of a table that are read together: `most`, or as many as are 8 MiB, but one.
+
+    Args:
+        num_bytes: of all `num_rows`, unpacked; an estimate will do.
+    """
+    return min(most, max(1, _BLOCK_BYTES * num_rows // max(1, num_bytes)))
+
+
+def batched(items: Iterable[_T], size_of: Callable[[_T], int]) -> Iterator[list[_T]]:
+    """Consecutive items in lists of about a megabyte, and of so many that even empty ones have an end."""
+    batch: list[_T] = []
+    size = 0
+    for item in items:
+        batch.append(item)
+        size += size_of(item)
+        if size >= BATCH_BYTES or len(batch) == _BATCH_ITEMS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document as it lies in the input: its UTF-8 bytes, or its token ids as little-endian uint32."""
+
+    position: int
+    """Where in the file: byte of the line (jsonl; unpacked where compressed), row (tables, hdf5), 0
+    (text)."""
+    raw: bytes
+    is_ids: bool = False
+    is_stream: bool = False
+    """Ids of many documents in one row, divided by EOS ids; `position` then counts ids."""
+    prompt_bytes: int = 0
+    """Traces: how many bytes of `raw` are the prompt; the rest is the completion."""
+    fault: str = ""
+    """Why this record is none."""
+    is_null: bool = False
+    """The field is there and holds nothing."""
+    is_chat: bool = False
+    """Messages through a template: the special tokens it spells are meant."""
+    size: int = 0
+    """Bytes of the record in the file (unpacked), for kinds whose position counts bytes."""
+    lost_bytes: int = 0
+    """Where more than this record is lost: bytes of the input from here on, as it lies on disk."""
+
+
+class FieldReader:
+    """Values of one source's field into documents."""
+
+    def __init__(self, recipe: Recipe, source: SourceRecipe) -> None:
+        self._recipe, self._source = recipe, source
+
+    def pick(self, record: Any) -> Any:
+        """The value of the field in a JSON object or a row; `a.b` goes inside. ValueError where there is
+        none."""
+        name = self._source.field
+        if isinstance(record, Mapping) and name in record:
+            return record[name]
+        value = record
+        for key in name.split("."):
+            if not isinstance(value, Mapping) or key not in value:
+                known = [str(item) for item in record] if isinstance(record, Mapping) else []
+                raise ValueError(f"no field {name!r}{nearest(name, known)}")
+            value = value[key]
+        return value
+
+    def document(self, position: int, value: Any, size: int = 0) -> Document:
+        """The document of a value; one that cannot be has a fault."""
+        try:
+            return self._document(position, value, size)
+        except ValueError as error:
+            return Document(position, b"", fault=str(error), size=size)
+
+    def _document(self, position: int, value: Any, size: int) -> Document:
+        if isinstance(value, str):
+            return Document(position, _to_bytes(value), size=size)
+        if isinstance(value, bytes):
+            return Document(position, value, size=size)
+        is_list = isinstance(value, list | np.ndarray)
+        if value is None or (is_list and not len(value)):
+            return Document(position, b"", is_null=True, size=size)
+        if is_list:
+            if isinstance(value, list) and isinstance(value[0], Mapping):
+                return Document(position, self._template.render(value).encode(), is_chat=True, size=size)
+            return Document(position, to_ids(value), is_ids=True, size=size)
+        kind = type(value).__name__
+        raise ValueError(f"field {self._source.field!r} is {kind}, not a string")
+
+    @functools.cached_property
+    def _template(self) -> ChatTemplate:
+        return template_of(self._recipe, self._source)
+
+
+def _to_bytes(text: str) -> bytes:
+    """UTF-8; of what is none (bytes of the file, half a surrogate pair of JSON) on_invalid_utf8 decides."""
+    for policy in ("strict", "surrogateescape"):
+        with contextlib.suppress(UnicodeEncodeError):
+            return text.encode("utf-8", policy)
+    return text.encode("utf-8", "surrogatepass")
+
+
+def template_of(recipe: Recipe, source: SourceRecipe) -> ChatTemplate:
+    """What messages of a source are rendered by; UsageError where there is none."""
+    path = source.chat_template or recipe.tokenizer.path
+    if path is None:
+        raise UsageError(
+            f"source {source.name}: field {source.field!r} holds messages; set "
+            "chat_template to a Jinja file or to the folder of a tokenizer that has one"
+        )
+    own, file = recipe.resolve(path), _tokenizer_file(recipe)
+    is_jinja = own.is_file() and own.name != TOKENIZER_FILE
+    template = load_template(own, file.parent if file is not None and is_jinja else None)
+    # What a message may not spell is what the tokenizer would read, wherever the template comes from.
+    read = special_tokens(file) if file is not None else (recipe.tokenizer.eos_token,)
+    return replace(template, special=tuple(dict.fromkeys((*template.special, *read))))
+
+
+def _tokenizer_file(recipe: Recipe) -> Path | None:
+    """Of the tokenizer that makes the ids; None: it is made here, and has no special token but EOS."""
+    if recipe.tokenizer.path is None:
+        return None
+    path = recipe.resolve(recipe.tokenizer.path)
+    return path / TOKENIZER_FILE if path.is_dir() else path
+
+
+def template_digest(recipe: Recipe, source: SourceRecipe) -> str:
+    """Names what a rendering depends on: the template, and the tokens that it uses or refuses."""
+    template = template_of(recipe, source)
+    return digest([template.source, dict(template.variables), template.special])
+
+
+def to_ids(values: Any) -> bytes:
+    """Token ids as little-endian uint32; ValueError where they are none."""
+    found = np.asarray(values)
+    if found.dtype.kind not in "iu" or found.ndim != 1:
+        raise ValueError(f"a list of {found.dtype}, not of token ids")
+    if len(found) and (found.min() < 0 or found.max() > _MAX_ID):
+        raise ValueError("token ids must lie between 0 and 2^32 - 2")
+    return found.astype("<u4").tobytes()

@@ -1,0 +1,197 @@
+"""The manifest: what a dataset holds, file by file, and the id that follows from it.
+
+    manifest = read_manifest(Path("data/stdlib"))
+    manifest.id                     # sha256 of manifest.json, which lists the sha256 of everything else
+
+The manifest carries no time, no host and no absolute path of its own making, so that the same recipe
+over the same inputs gives the same id anywhere.
+
+Names of the files and folders of a dataset.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.files import write_atomic
+from r1hpc.data.format.errors import DataError, DatasetMissingError, ShardCorruptError, ShardMissingError
+
+MANIFEST = "manifest.json"
+DATASET_ID = "dataset_id"
+FORMAT = "r1hpc-tokens/1"
+
+
+@dataclass(frozen=True)
+class DatasetPart:
+    """One writer's contiguous run of documents."""
+
+    name: str
+    num_tokens: int
+    num_documents: int
+
+
+@dataclass(frozen=True)
+class DatasetManifest:
+    """A parsed manifest.json together with the folder it describes."""
+
+    path: Path
+    id: str
+    content: dict[str, Any]
+
+    @property
+    def files(self) -> dict[str, dict[str, Any]]:
+        """Relative path -> {"size": bytes, "sha256": hex}."""
+        return dict(self.content["files"])
+
+    @cached_property
+    def parts(self) -> tuple[DatasetPart, ...]:
+        return tuple(DatasetPart(**part) for part in self.content["parts"])
+
+    def file_entry(self, name: str) -> dict[str, Any]:
+        """Size and digest of one file.
+
+        Raises:
+            ShardCorruptError: the manifest does not list it.
+        """
+        entry: dict[str, Any] | None = self.content["files"].get(name)
+        if entry is None:
+            raise ShardCorruptError(f"{self.path / MANIFEST} does not list {name}; rebuild the dataset")
+        return entry
+
+    def read_file(self, name: str) -> bytes:
+        """The whole content of a listed file, verified by its sha256.
+
+        Raises:
+            ShardMissingError: it is gone.
+            ShardCorruptError: its bytes are not the ones the manifest names.
+        """
+        try:
+            raw = (self.path / name).read_bytes()
+        except FileNotFoundError:
+            raise missing(self.path / name) from None
+        if hashlib.sha256(raw).hexdigest() != self.file_entry(name)["sha256"]:
+            raise ShardCorruptError(f"{self.path / name}: sha256 differs from the manifest; {REPAIR}")
+        return raw
+
+    def check_census(self) -> None:
+        """Every listed file is there with its size. Reads no content.
+
+        Raises:
+            ShardMissingError, ShardCorruptError: naming the first file that fails.
+        """
+        for name, entry in self.content["files"].items():
+            check_size(self.path / name, entry["size"])
+
+
+REPAIR = (
+    "restore it from a copy or rebuild the dataset (python -m r1hpc.shard verify DIR lists all bad files)"
+)
+
+
+def missing(path: Path) -> ShardMissingError:
+    return ShardMissingError(f"{path} is missing; {REPAIR}")
+
+
+def check_size(path: Path, size: int) -> None:
+    """Raise unless `path` is there and `size` bytes long."""
+    try:
+        found = path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        raise missing(path) from None
+    if found != size:
+        raise ShardCorruptError(f"{path} has {found} bytes, the manifest says {size}; {REPAIR}")
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one byte string of a JSON value: sorted keys, no spaces, ASCII, newline at the end."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def digest(value: Any) -> str:
+    """sha256 of the canonical JSON of `value`."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def write_manifest(folder: Path, content: dict[str, Any]) -> str:
+    """Write manifest.json and dataset_id; return the id."""
+    raw = canonical_json(content)
+    dataset_id = hashlib.sha256(raw).hexdigest()
+    write_atomic(folder / MANIFEST, raw, mode=0o644)
+    write_atomic(folder / DATASET_ID, dataset_id + "\n", mode=0o644)
+    return dataset_id
+
+
+def read_manifest(folder: Path) -> DatasetManifest:
+    """Parse and verify DIR/manifest.json.
+
+    Raises:
+        DatasetMissingError: no manifest there.
+        ShardCorruptError: it does not hash to DIR/dataset_id, or is not a manifest.
+        DataError: written by a format this version cannot read.
+    """
+    raw = _read_raw(folder)
+    dataset_id = hashlib.sha256(raw).hexdigest()
+    try:
+        stored = (folder / DATASET_ID).read_text().strip()
+    except (FileNotFoundError, UnicodeDecodeError):
+        stored = ""
+    if stored != dataset_id:
+        raise ShardCorruptError(
+            f"{folder / MANIFEST} hashes to {dataset_id[:12]} but {DATASET_ID} says "
+            f"{stored[:12] or 'nothing'}; one of the two was changed: restore or rebuild the dataset"
+        )
+    content = json.loads(raw)
+    if content.get("format") != FORMAT:
+        raise DataError(f"{folder} has format {content.get('format')!r}, this version reads {FORMAT!r}")
+    return DatasetManifest(folder, dataset_id, content)
+
+
+def _read_raw(folder: Path) -> bytes:
+    try:
+        return (folder / MANIFEST).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise DatasetMissingError(
+            f"no dataset in {folder} ({MANIFEST} is not there); "
+            f"build one: python -m r1hpc.shard build RECIPE --out {folder}"
+        ) from None
+
+
+def census(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of every file below a folder, by relative path."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in paths}
+
+
+def file_digest(path: Path) -> dict[str, Any]:
+    """The census entry of one file."""
+    with path.open("rb") as file:
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+PARTS = "parts"
+TOKENS = "tokens"
+CHECKSUMS = "tokens.crc32c"
+INPUTS = "inputs.json"
+TOKENIZER = "tokenizer"
+DECISIONS = "decisions.parquet"
+MADE_WITH = "made_with.json"
+"""Digests of files beside the inputs, to notice that they have changed. No part of the dataset or its id."""
+INPUT_STATES = "input_states.json"
+"""Size, time and, where it was asked for, digest of each input. No part of the dataset or its id."""
+LEFT_OUT = "left_out.json"
+"""Records that a plain recipe left out, by source and rule. No part of the dataset or its id, which counts
+but some of them, under one rule."""
+GENERATED = "generated"
+"""Where the documents of a generated source come from: generated/<source>/<name of the span>.parquet."""
+SEGMENT_OFFSETS = "seg_offsets"
+SEGMENT_ROLES = "seg_role"
+ARRAYS = (TOKENS, "doc_offsets", "doc_source", "doc_hash", "doc_input", "doc_position")
+ROLE_ARRAYS = (SEGMENT_OFFSETS, SEGMENT_ROLES)
+"""Only datasets of traces have these."""
+
+
+def part_name(number: int) -> str:
+    return f"part-{number:05d}"

@@ -1,0 +1,357 @@
+"""Several sources in given shares, exact in every batch, as a pure function of the sample number.
+
+    mixture = Mixture(sizes=(70, 9_000), weights=(0.3, 0.7), batch=256, seed=0)
+    sources, items = mixture.locate(np.arange(step * 256, (step + 1) * 256))
+
+A batch of G samples holds of each source the share's number of samples, rounded down or up; which of the two
+is chosen so that the sum over batches follows the shares. The numbers of a batch come from a table of some
+65,536 samples that repeats; which sample of a batch is whose is a keyed permutation. The k-th sample of a
+source is item k of that source's own endless stream, which visits each of its items once per epoch (see
+order): a source of few items and much weight begins its next epoch sooner.
+
+A source that would exceed max_epochs is left out from the batch in which it would, and the others keep their
+shares among themselves: a segment of the plan. A change of weights begins a segment as well, at the edge of a
+batch; what rounding still owed to each source is carried over it, so that the sum follows the weights however
+often they change. Changes are known from the start (data.mix.schedule) or appended while a run goes on
+(train/supervised/mixing.py): what was drawn before them stays what it was. All of this enters the plan's hash, and none
+of it depends on ranks, on how far a run has come, or on the past.
+
+Weights of the sources from their losses: Online Data Mixing (Albalak et al. 2023, arXiv 2312.02406).
+
+    odm = OnlineWeights(prior=(0.3, 0.4, 0.3), smoothing=0.9)
+    odm.observe(losses, tokens)         # of a step: sums over the tokens of each source
+    weights = odm.turn()                # where weights may change
+    odm.state(), odm.restore(state)     # for a checkpoint
+
+Exp3 with the sources as arms and a source's mean loss as its reward: what the model predicts badly it sees
+more of. At turn t, with K sources, exploration e_t = min(1/K, sqrt(ln K / (K t))) and reward R_i, a moving
+average over the turns,
+
+    pi_i = (1 - K e_t) p_i exp(e_(t-1) R_i) / sum_j p_j exp(e_(t-1) R_j) + K e_t p_i
+
+where p are the weights without it; uniform ones make it the paper's. The paper divides a loss by pi_i, since
+it draws one source at a time and by chance; here every batch holds each source in its share, so the mean loss
+is that estimate without its variance. Noise that cannot be learnt is a hard source too, and gains weight.
+"""
+
+import hashlib
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from r1hpc.base.errors import UsageError
+from r1hpc.data.read.order import ORDER_VERSION, check_seed, visit
+
+Ints = npt.NDArray[np.int64]
+_TABLE_SAMPLES = 65_536
+_BATCHES = -1  # in place of a source's number, where the key is that of the batches
+_ROUNDING = 1e-9
+_RESOLUTION = 10**12
+
+
+@dataclass(frozen=True)
+class Change:
+    """New weights from a sample on, which begins a batch. A source of weight 0 rests."""
+
+    first_sample: int
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Batches with the same weights. Tables are by batch of the period, then by source."""
+
+    first_batch: int
+    before: Ints
+    """Samples of each source in all segments before."""
+    counts: Ints
+    """Samples of each source in each batch of the period, or until the weights change, if that is sooner."""
+    shares: npt.NDArray[np.float64]
+    """Samples of each source in a batch, not rounded."""
+    lag: npt.NDArray[np.float64]
+    """Samples that each source is owed, or was given too many of, when the segment begins."""
+
+    @cached_property
+    def until(self) -> Ints:
+        """Samples of each source in the batches of the period before each, and at its end."""
+        zero = np.zeros((1, self.counts.shape[1]), np.int64)
+        return np.concatenate([zero, np.cumsum(self.counts, axis=0)])
+
+    @property
+    def period(self) -> int:
+        return len(self.counts)
+
+    def taken(self, batches: Any) -> Ints:
+        """Samples of each source in the first `batches` batches of the segment."""
+        rounds, rest = np.divmod(batches, self.period)
+        return np.asarray(rounds)[..., None] * self.until[-1] + self.until[rest]  # type: ignore[no-any-return]
+
+    def lag_after(self, batches: int) -> npt.NDArray[np.float64]:
+        """What each source is owed after the first `batches` > 0 batches, counted from the period's begin."""
+        rows = (batches - 1) % self.period + 1
+        owed: npt.NDArray[np.float64] = self.lag + self.shares * rows - self.until[rows]
+        return owed
+
+    def batches_within(self, source: int, limit: int) -> float:
+        """The most batches in which a source has no more than `limit` samples."""
+        column = self.until[:, source]
+        if not column[-1]:
+            return math.inf
+        rounds, rest = divmod(limit, int(column[-1]))
+        return rounds * self.period + int(np.searchsorted(column, rest, side="right")) - 1
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Which source, and which of its items, every sample is."""
+
+    sizes: tuple[int, ...]
+    """Items of each source: windows or documents."""
+    weights: tuple[float, ...]
+    """Share of each source in the samples; need not sum to 1."""
+    batch: int
+    """Samples of a global batch."""
+    seed: int
+    max_epochs: float | None = None
+    changes: tuple[Change, ...] = ()
+    names: tuple[str, ...] = ()
+    """Of the sources, for messages; not part of the order."""
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        if self.batch < 1:
+            raise UsageError(f"a batch of a mixture has at least 1 sample, not {self.batch}")
+        for weights in (self.weights, *(change.weights for change in self.changes)):
+            self._check_weights(weights)
+        for number, size in enumerate(self.sizes):
+            if size < 1:
+                raise UsageError(
+                    f"source {self._name(number)} has nothing to sample: no documents, or too few tokens for "
+                    "one window; leave it out of the mixture, or lower data.seq_len"
+                )
+        firsts = [0, *(change.first_sample for change in self.changes)]
+        if any(b <= a or b % self.batch for a, b in pairwise(firsts)):
+            raise UsageError(
+                f"weights can change at ever later multiples of the global batch size {self.batch}, "
+                f"not at samples {firsts[1:]}"
+            )
+
+    def locate(self, sample_ids: Ints) -> tuple[Ints, Ints]:
+        """Source and item of each sample; the same shape as `sample_ids`, which are >= 0.
+
+        Raises:
+            UsageError: beyond the end, which a mixture with max_epochs has.
+        """
+        ids = np.asarray(sample_ids, dtype=np.int64)
+        self.check_reaches(int(ids.max()) + 1 if ids.size else 0)
+        batches = ids // self.batch
+        places = visit(ids, self.batch, _seed(self.seed, _BATCHES))
+        sources, items = np.empty_like(ids), np.empty_like(ids)
+        for batch in np.unique(batches).tolist():
+            chosen = batches == batch
+            sources[chosen], items[chosen] = self._locate(batch, places[chosen])
+        for number, size in enumerate(self.sizes):
+            chosen = sources == number
+            items[chosen] = visit(items[chosen], size, _seed(self.seed, number))
+        return sources, items
+
+    def check_reaches(self, num_samples: int) -> None:
+        """Raise UsageError unless the first `num_samples` samples exist."""
+        if num_samples > self.num_samples:
+            raise UsageError(
+                f"the mixture ends after {self.num_samples:,.0f} samples, when every source with a weight "
+                f"was seen max_epochs ({self.max_epochs:g}) times, but {num_samples:,} are wanted; raise "
+                "mix.max_epochs or train less"
+            )
+
+    @property
+    def num_samples(self) -> float:
+        """How many samples there are; infinite without max_epochs."""
+        return self._segments[1] * self.batch
+
+    def weights_of(self, batch: int) -> tuple[float, ...]:
+        """The shares that are in force in a batch, summing to 1; those of a source that ended too."""
+        begun = [change.weights for change in self.changes if change.first_sample <= batch * self.batch]
+        weights = (self.weights, *begun)[-1]
+        return tuple(weight / math.fsum(weights) for weight in weights)
+
+    @cached_property
+    def described(self) -> dict[str, Any]:
+        """Everything the order depends on, beside the dataset."""
+        return {
+            "order": f"mixture/2/{ORDER_VERSION}",
+            "sizes": self.sizes,
+            "weights": divide(_RESOLUTION, self.weights),
+            "batch": self.batch,
+            "seed": self.seed,
+            "max_epochs": self.max_epochs,
+            "changes": [[item.first_sample, divide(_RESOLUTION, item.weights)] for item in self.changes],
+        }
+
+    def _locate(self, batch: int, places: Ints) -> tuple[Ints, Ints]:
+        """Source and number in the source's stream of some places of one batch."""
+        segment = next(item for item in reversed(self._segments[0]) if item.first_batch <= batch)
+        relative = batch - segment.first_batch
+        edges = np.concatenate([[0], np.cumsum(segment.counts[relative % segment.period])])
+        sources = np.searchsorted(edges, places, side="right") - 1
+        taken = segment.before + segment.taken(relative)
+        return sources, taken[sources] + places - edges[sources]
+
+    @cached_property
+    def _segments(self) -> tuple[list[_Segment], float]:
+        """The segments in order, and the batch at which the mixture ends."""
+        limits = [math.inf if self.max_epochs is None else int(self.max_epochs * size) for size in self.sizes]
+        changes = list(self.changes)
+        weights, alive = np.array(self.weights), np.ones(len(self.sizes), dtype=bool)
+        found: list[_Segment] = []
+        first, before = 0, np.zeros(len(self.sizes), np.int64)
+        lag = np.zeros(len(self.sizes))
+        while (alive & (weights > 0)).any():
+            change = changes[0].first_sample // self.batch - first if changes else math.inf
+            shares = np.where(alive, weights, 0.0)
+            shares = shares / shares.sum() * self.batch
+            segment = _Segment(first, before, _table(shares, self.batch, lag, change), shares, lag)
+            lasts = [
+                segment.batches_within(number, int(limit - before[number])) if limit < math.inf else math.inf
+                for number, limit in enumerate(limits)
+            ]
+            length = min(*lasts, change)
+            if length:
+                found.append(segment)
+            if length == math.inf:
+                return found, math.inf
+            alive &= ~(np.array(lasts) == length)
+            lag = np.zeros_like(lag)
+            if length == change:
+                weights = np.array(changes.pop(0).weights)
+                lag = segment.lag_after(int(length)) if length else segment.lag
+            before = before + segment.taken(int(length))
+            first += int(length)
+        return found, first
+
+    def _check_weights(self, weights: Sequence[float]) -> None:
+        if len(weights) != len(self.sizes):
+            raise UsageError(f"{len(weights)} weights for {len(self.sizes)} sources")
+        if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+            raise UsageError(
+                f"weights of a mixture must be positive numbers, or 0 for some of them, not {list(weights)}"
+            )
+
+    def _name(self, number: int) -> str:
+        return self.names[number] if self.names else str(number)
+
+
+def divide(total: int, weights: Sequence[float]) -> tuple[int, ...]:
+    """`total` in whole shares nearest to the weights, by largest remainder; ties go to the first.
+
+    >>> divide(10, [0.3, 0.4, 0.3])
+    (3, 4, 3)
+    """
+    exact = [total * weight / math.fsum(weights) for weight in weights]
+    found = [math.floor(share) for share in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda number: found[number] - exact[number])
+    for number in by_remainder[: total - sum(found)]:
+        found[number] += 1
+    return tuple(found)
+
+
+def _table(shares: npt.NDArray[np.float64], batch: int, lag: npt.NDArray[np.float64], most: float) -> Ints:
+    """Samples of each source in each batch of a period: the share rounded down or up, following the sum.
+
+    The places that rounding down leaves go to the sources that lag most behind their share so far (the quota
+    method of Balinski & Young 1975, batch by batch), of those whose share is no whole number.
+
+    Args:
+        lag: what each source is owed at the begin.
+        most: batches that are asked for; the table ends there where that is within the period.
+    """
+    rows = int(min(-(-_TABLE_SAMPLES // batch), max(1, most)))
+    return _dealt(tuple(shares.tolist()), batch, tuple(lag.tolist()), rows)
+
+
+@lru_cache(maxsize=1024)  # a plan to which a change is appended keeps the segments that it has
+def _dealt(exact: tuple[float, ...], batch: int, owed: tuple[float, ...], rows: int) -> Ints:
+    shares, lag = np.array(exact), np.array(owed)
+    least = np.floor(shares + _ROUNDING).astype(np.int64)
+    left = batch - int(least.sum())
+    counts = np.tile(least, (rows, 1))
+    if not left:
+        return counts[:1]
+    part = np.maximum(shares - least, 0.0)
+    is_whole = part <= _ROUNDING
+    for row in counts:
+        lag += part
+        chosen = np.argsort(np.where(is_whole, np.inf, -lag), kind="stable")[:left]
+        row[chosen] += 1
+        lag[chosen] -= 1
+    return counts
+
+
+def _seed(seed: int, number: int) -> int:
+    """A seed of its own for each source and for the batches."""
+    raw = hashlib.blake2b(struct.pack("<qq", seed, number), digest_size=8, person=b"r1hpc-mix").digest()
+    return int.from_bytes(raw, "little") >> 1
+
+
+_STEPS_OF_WEIGHT = 10_000
+"""Weights are rounded to these. Losses differ in their last bits on another number of ranks: so they come to
+the same weights all the same, but for rare cases."""
+
+
+class OnlineWeights:
+    """What is known of the sources' losses, and the weights that follow."""
+
+    def __init__(self, prior: Sequence[float], smoothing: float) -> None:
+        """`prior` are the weights that would hold without it; a source of weight 0 stays out."""
+        self._prior = np.array(prior) / math.fsum(prior)
+        self._smoothing = smoothing
+        self._turns = 0
+        self._rewards = np.zeros(len(prior))
+        self._losses = np.zeros(len(prior))
+        self._tokens = np.zeros(len(prior))
+
+    def observe(self, losses: Sequence[float], tokens: Sequence[float]) -> None:
+        """Add what a step saw: loss (nats) summed over the tokens of each source, and how many those were."""
+        self._losses += losses
+        self._tokens += tokens
+
+    def turn(self) -> tuple[float, ...]:
+        """The weights from here on, summing to 1. A source that was not seen keeps its reward."""
+        seen = self._tokens > 0
+        means = self._losses[seen] / self._tokens[seen]
+        kept = self._smoothing * self._rewards[seen]
+        self._rewards[seen] = kept + (1 - self._smoothing) * means
+        self._losses, self._tokens = np.zeros_like(self._losses), np.zeros_like(self._tokens)
+        before, now = self._exploration(self._turns), self._exploration(self._turns + 1)
+        self._turns += 1
+        raised = self._prior * np.exp(before * (self._rewards - self._rewards.max()))
+        explored = len(raised) * now
+        weights = (1 - explored) * raised / raised.sum() + explored * self._prior
+        rounded = divide(_STEPS_OF_WEIGHT, weights.tolist())
+        # None rests that should not: a source that was to fill a mixture's end would be missed there.
+        parts = [max(part, 1) if prior else 0 for part, prior in zip(rounded, self._prior, strict=True)]
+        return tuple(part / sum(parts) for part in parts)
+
+    def state(self) -> dict[str, Any]:
+        """As JSON holds it; `restore` goes on from it to the bit."""
+        arrays = {"rewards": self._rewards, "losses": self._losses, "tokens": self._tokens}
+        return {"turns": self._turns} | {name: array.tolist() for name, array in arrays.items()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self._turns = int(state["turns"])
+        self._rewards, self._losses, self._tokens = (
+            np.array(state[name], np.float64) for name in ("rewards", "losses", "tokens")
+        )
+
+    def _exploration(self, turn: int) -> float:
+        """e_t: the least share of a source, over K."""
+        count = len(self._prior)
+        return min(1 / count, math.sqrt(math.log(count) / (count * turn))) if turn else 1 / count

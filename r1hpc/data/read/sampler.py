@@ -1,0 +1,208 @@
+"""The order of a dataset: the mixture that its recipe or the run asks for, or all its windows alike.
+
+plan = open_plan(dataset, seq_len=2048, seed=0, global_batch_size=256)     # SamplePlan, or WindowMixture
+plan.window_starts(np.arange(step * 256, (step + 1) * 256))
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from r1hpc.config.schema.sections import MixConfig
+from r1hpc.corpus.recipe.stages import MixRecipe, check_schedule
+from r1hpc.data.format.manifest import DatasetManifest, digest
+from r1hpc.data.read.mixture import Change, Mixture
+from r1hpc.data.read.order import SamplePlan
+
+Ints = npt.NDArray[np.int64]
+
+
+class WindowPlan(Protocol):
+    """What a loader wants of an order of windows."""
+
+    @property
+    def dataset_id(self) -> str: ...
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    @property
+    def seq_len(self) -> int: ...
+
+    @property
+    def plan_hash(self) -> str: ...
+
+    def window_starts(self, sample_ids: Ints) -> Ints: ...
+
+
+class _Dataset(Protocol):
+    id: str
+    num_tokens: int
+    manifest: DatasetManifest
+
+
+@dataclass(frozen=True)
+class WindowMixture:
+    """Windows of seq_len + 1 tokens, each inside one source, in the shares of a mixture."""
+
+    dataset_id: str
+    num_tokens: int
+    seq_len: int
+    first_tokens: tuple[int, ...]
+    """Where each source begins."""
+    mixture: Mixture
+
+    @cached_property
+    def plan_hash(self) -> str:
+        """Names everything the order depends on. Two runs with this hash see the same samples."""
+        return digest(
+            self.mixture.described
+            | {"dataset_id": self.dataset_id, "seq_len": self.seq_len, "first_tokens": self.first_tokens}
+        )
+
+    def with_changes(self, changes: Sequence[Change]) -> "WindowMixture":
+        """The same with other changes of weights."""
+        return replace(self, mixture=replace(self.mixture, changes=tuple(changes)))
+
+    def window_starts(self, sample_ids: Ints) -> Ints:
+        """First token of the window of each sample; the same shape as `sample_ids`, which are >= 0."""
+        sources, items = self.mixture.locate(sample_ids)
+        return np.array(self.first_tokens, dtype=np.int64)[sources] + items * self.seq_len
+
+
+@dataclass(frozen=True)
+class DocumentMixture:
+    """Whole documents in the shares of a mixture. Source j is the j-th run of documents of the dataset."""
+
+    dataset_id: str
+    mixture: Mixture
+
+    @cached_property
+    def plan_hash(self) -> str:
+        """Names everything the order depends on. Two runs with this hash see the same documents."""
+        return digest(self.mixture.described | {"dataset_id": self.dataset_id})
+
+    def with_changes(self, changes: Sequence[Change]) -> "DocumentMixture":
+        """The same with other changes of weights."""
+        return replace(self, mixture=replace(self.mixture, changes=tuple(changes)))
+
+    def documents(self, sample_ids: Ints) -> Ints:
+        """The document of each sample; the same shape as `sample_ids`, which are >= 0."""
+        sources, items = self.mixture.locate(sample_ids)
+        firsts = np.array([0, *accumulate(self.mixture.sizes)], dtype=np.int64)
+        return firsts[sources] + items
+
+
+_AS_THE_RECIPE_SAYS = MixConfig()
+
+
+def open_plan(
+    dataset: _Dataset,
+    seq_len: int,
+    seed: int,
+    global_batch_size: int,
+    *,
+    num_samples: int = 0,
+    mix: MixConfig = _AS_THE_RECIPE_SAYS,
+) -> SamplePlan | WindowMixture:
+    """The order of windows of a dataset: the mixture its recipe or the run asks for, or all windows alike.
+
+    Args:
+        num_samples: of the whole run; a mixture that ends before is refused.
+        mix: how the run changes the weights; what is appended online is not in it.
+
+    Raises:
+        UsageError: a source without a single window, a schedule of other sources, or a mixture that ends
+            too early.
+    """
+    recipe = recipe_mix(dataset.manifest)
+    if recipe is None and not mix.is_used:
+        return SamplePlan(dataset.id, dataset.num_tokens, seq_len, seed)
+    SamplePlan(dataset.id, dataset.num_tokens, seq_len, seed)  # for its checks of seed and seq_len
+    sources = dataset.manifest.content["sources"]
+    tokens = [source["num_tokens"] for source in sources]
+    sizes = tuple(max(0, (count - 1) // seq_len) for count in tokens)
+    mixture = open_mixture(
+        recipe or MixRecipe(), sources, mix, of="tokens", sizes=sizes, batch=global_batch_size, seed=seed
+    )
+    mixture.check_reaches(num_samples)
+    first_tokens = tuple(accumulate(tokens[:-1], initial=0))
+    return WindowMixture(dataset.id, dataset.num_tokens, seq_len, first_tokens, mixture)
+
+
+def open_mixture(
+    recipe: MixRecipe,
+    sources: Sequence[dict[str, Any]],
+    mix: MixConfig,
+    *,
+    of: str,
+    sizes: tuple[int, ...],
+    batch: int,
+    seed: int,
+) -> Mixture:
+    """The recipe's mixture of the sources, with the weights that the run's schedule changes.
+
+    Args:
+        of: what a sample is, `tokens` or `documents`.
+        sizes: samples of each source.
+
+    Raises:
+        UsageError: the schedule names other sources than there are.
+    """
+    names = tuple(source["name"] for source in sources)
+    weights, changes = shares(recipe, sources, of=of), []
+    check_schedule(mix, names)
+    for entry in mix.schedule:
+        later = shares(recipe, sources, of=of, weights=entry["weights"])
+        if entry["from_step"] == 1:
+            weights = later
+        else:
+            changes.append(Change((entry["from_step"] - 1) * batch, later))
+    return Mixture(
+        sizes=sizes,
+        weights=weights,
+        batch=batch,
+        seed=seed,
+        max_epochs=recipe.max_epochs,
+        changes=tuple(changes),
+        names=names,
+    )
+
+
+def recipe_mix(manifest: DatasetManifest) -> MixRecipe | None:
+    """The mixture that the recipe of a dataset asked for."""
+    block = manifest.content["recipe"].get("mix")
+    return None if block is None else MixRecipe(**block)
+
+
+def shares(
+    mix: MixRecipe,
+    sources: Sequence[dict[str, Any]],
+    *,
+    of: str,
+    weights: Mapping[str, float] | None = None,
+) -> tuple[float, ...]:
+    """Share of each source, summing to 1, in samples that are windows (`of` tokens) or documents.
+
+    `weights`, by the name of every source, take the place of the recipe's and are meant like them.
+
+    Weights by the other unit are converted by the mean length of the source's documents. Without weights a
+    source's own size counts: temperature alone then gives multinomial sampling (Conneau & Lample 2019).
+    """
+    sizes = [source[f"num_{mix.by}"] for source in sources]
+    weights = weights or mix.weights
+    base = [weights[source["name"]] for source in sources] if weights else sizes
+    powers = [float(weight) ** (1 / mix.temperature) for weight in base]
+    if mix.by != of:
+        powers = [
+            power * source[f"num_{of}"] / max(1, source[f"num_{mix.by}"])
+            for power, source in zip(powers, sources, strict=True)
+        ]
+    total = math.fsum(powers)
+    return tuple(power / total for power in powers)

@@ -1,0 +1,1 @@
+"""Estimate GPU-hours with P10, P50 and P90."""

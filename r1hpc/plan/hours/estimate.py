@@ -1,0 +1,242 @@
+"""GPU-hours before they are spent: P10, P50 and P90, what was assumed, and what drives the width.
+
+    found = estimate(Workload.of_counts(params=7e9, tokens=1e12, gpu=find_gpu("a100"), num_gpus=256))
+    found.gpu_hours.p50, found.to_json()
+
+hours = FLOPs / (peak x MFU x goodput). FLOPs come exactly from the shape; MFU is a distribution fitted on
+published runs (mfu.py); goodput is what failures, preemptions, restarts and saves leave (goodput.py).
+`ideal_gpu_hours` are those of throughput x tokens; `gpu_hours` are what is billed: goodput comes off, and
+of what published long runs lost beyond it (evaluation, stalls, restarts by hand) a part is expected, the
+rest is width.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from r1hpc.base.units import format_duration
+from r1hpc.plan.hours.baselines import BYTES_PER_TOKEN, baselines, seed_formula
+from r1hpc.plan.hours.goodput import SAVE_S, FailureRates, Overhead, overhead
+from r1hpc.plan.hours.memory_options import MemoryOptions, memory_options
+from r1hpc.plan.hours.mfu import Coefficients, MfuBelief, mfu_belief, num_gpus_of, run_weight
+from r1hpc.plan.hours.quantiles import Spread
+from r1hpc.plan.hours.workload import ASSUMED_GPU, Workload
+from r1hpc.plan.model.shape import ModelShape
+from r1hpc.plan.topology.gpus import find_gpu
+
+CONVENTION = (
+    "MFU without recomputation, the full square of attention scores (PaLM), against the dense bf16 peak; "
+    "`causal` counts half the scores (Megatron-LM)"
+)
+_WALL_EXAMPLES = (8, 64, 512)
+LEAST_GOODPUT = 1e-6
+"""Below it hours are those at this goodput: a run that never ends has none."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One estimate. None: does not apply, or is not known."""
+
+    method: str
+    gpu_hours: Spread | None
+    """What is billed: GPUs x allocated time of all attempts."""
+    ideal_gpu_hours: Spread | None = None
+    """Throughput x tokens: nothing goes wrong."""
+    node_hours: Spread | None = None
+    """For a CPU run, in place of GPU-hours."""
+    wall_hours: Mapping[int, Spread] = field(default_factory=dict)
+    """By number of GPUs. Efficiency is that of the run as asked."""
+    mfu: Spread | None = None
+    flops: Mapping[str, float] = field(default_factory=dict)
+    goodput: Overhead | None = None
+    phases: Mapping[str, float] = field(default_factory=dict)
+    """GPU-hours at P50 of a run that samples."""
+    drivers: Mapping[str, float] = field(default_factory=dict)
+    """Where the width comes from: parts of the variance of ln(hours), which add up to 1."""
+    assumptions: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    """What a person should know, one sentence each."""
+    baselines: Mapping[str, float] = field(default_factory=dict)
+    """GPU-hours by rules of thumb; of a CPU run those of one A100 for each rank."""
+    memory: MemoryOptions | None = None
+    """None: nothing is trained, or no size is known. Of a CPU run as `baselines`."""
+
+    def assuming(self, **more: object) -> "Estimate":
+        """With more on record of what it rests on."""
+        return replace(self, assumptions={**self.assumptions, **more})
+
+    def with_startup(self, gpu_hours: Spread) -> "Estimate":
+        """Return the estimate with the cost of all attempts before their first step on top."""
+        before = self.gpu_hours
+        assert before is not None, "of a run on GPUs"
+        wall = {num: hours + gpu_hours * (1 / num) for num, hours in self.wall_hours.items()}
+        own, added = (before.p90 - before.p50) ** 2, (gpu_hours.p90 - gpu_hours.p50) ** 2
+        part = added / (own + added)
+        drivers = {name: share * (1 - part) for name, share in self.drivers.items()} | {"start-up": part}
+        return replace(
+            self, gpu_hours=before + gpu_hours, wall_hours=wall, drivers=shares_of(drivers) or self.drivers
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "method": self.method,
+            "gpu_hours": _json(self.gpu_hours),
+            "ideal_gpu_hours": _json(self.ideal_gpu_hours),
+            "node_hours": _json(self.node_hours),
+            "wall_hours": {str(gpus): hours.to_json() for gpus, hours in self.wall_hours.items()},
+            "mfu": {**self.mfu.to_json(), "convention": CONVENTION} if self.mfu else None,
+            "flops": dict(self.flops),
+            "goodput": vars(self.goodput) if self.goodput else None,
+            "phases": dict(self.phases),
+            "drivers": dict(self.drivers),
+            "assumptions": dict(self.assumptions),
+            "notes": list(self.notes),
+            "baselines": dict(self.baselines),
+            "memory": self.memory.to_json() if self.memory else None,
+        }
+
+
+def estimate(
+    work: Workload,
+    *,
+    shape: ModelShape | None = None,
+    rates: FailureRates | None = None,
+    save_time_s: float = SAVE_S,
+    save_interval_s: float | None = None,
+) -> Estimate:
+    """The estimate from FLOPs.
+
+    Args:
+        shape: the model's, for the memory plan; None guesses a Llama of that size.
+        rates: the site's own failures and preemptions; None takes published ones.
+        save_interval_s: between saves; None takes the optimal one.
+    """
+    gpus = num_gpus_of(work)
+    lost = overhead(rates or FailureRates(), gpus, save_time_s, save_interval_s)
+    ideal = mfu_belief(work, 0.0)
+    belief = billed_belief(work)
+    useful = max(lost.goodput, LEAST_GOODPUT)
+    hours = Spread.log_normal(work.gpu_hours_at(belief.median) / useful, belief.log_sd)
+    options = memory_options(work, shape)
+    counts = (work.num_gpus,) if work.num_gpus else _WALL_EXAMPLES
+    return Estimate(
+        method="flops",
+        gpu_hours=hours,
+        ideal_gpu_hours=Spread.log_normal(work.gpu_hours_at(ideal.median), ideal.log_sd),
+        wall_hours={n: hours * (1 / n) for n in counts},
+        mfu=Spread.log_normal(ideal.median, ideal.log_sd),
+        flops=flops_of(work),
+        goodput=lost,
+        drivers=shares_of(belief.variances),
+        assumptions=_assumptions(work, gpus, rates, save_time_s, belief),
+        notes=(*_notes(work, lost), *memory_notes(options, work)),
+        baselines=baselines(work),
+        memory=options,
+    )
+
+
+def billed_belief(work: Workload, known: Coefficients | None = None) -> MfuBelief:
+    """MFU over the whole of what is billed but for goodput: long runs meet more than their steps show."""
+    ideal = mfu_belief(work, 0.0, known)
+    return mfu_belief(work, run_weight(work.gpu_hours_at(ideal.median) / num_gpus_of(work)), known)
+
+
+def seed_estimate(params: float, gigabytes: float) -> Estimate:
+    """By the article's formula, and what is wrong with it."""
+    hours = seed_formula(params, gigabytes)
+    gpu = find_gpu(ASSUMED_GPU)
+    work = Workload.of_counts(params=params, tokens=gigabytes * 1e9 / BYTES_PER_TOKEN, gpu=gpu)
+    note = (
+        "the article's formula, 0.8 per 10^8 parameters + 0.3 per GB of text, kept as a baseline: for 7 B "
+        "and 100 GB it gives 86, where the article itself prints 560; 6ND at 40% MFU is about 2,300 "
+        "A100-hours. It adds where cost multiplies, so it has no interval: do not plan with it"
+    )
+    return Estimate(
+        method="seed",
+        gpu_hours=Spread(hours, hours, hours),
+        assumptions={"params": params, "gigabytes": gigabytes, "gpu": gpu.name},
+        notes=(note,),
+        baselines=baselines(work),
+        memory=memory_options(work),
+    )
+
+
+def flops_of(work: Workload) -> dict[str, float]:
+    """Model FLOPs in both conventions, and what the hardware does."""
+    return {
+        "per_token": work.flops_per_token,
+        "total": work.flops,
+        "total_causal": work.flops_causal,
+        "hardware": work.hardware_flops,
+    }
+
+
+def shares_of(variances: Mapping[str, float]) -> dict[str, float]:
+    """Parts of the variance of ln(hours), the largest first; those below a two-hundredth are left out."""
+    total = math.fsum(variances.values())
+    parts = {name: value / total for name, value in variances.items() if value > 0.005 * total}
+    return dict(sorted(parts.items(), key=lambda item: -item[1]))
+
+
+def memory_notes(options: MemoryOptions, work: Workload) -> list[str]:
+    """What to do where nothing fits."""
+    if options.fits:
+        return []
+    few = options.num_gpus
+    cards = f"{few} x {work.gpu.name}" if few > 1 else f"one {work.gpu.name}"
+    found = (
+        f"nothing fits on {cards}: the leanest configuration ({options.smallest}) exceeds the "
+        f"{options.usable_gib:.0f} GiB that a card has to offer"
+    )
+    if options.least_gpus is None:
+        return [found + "; no number of them holds one sequence: shorten --seq-len, or take a larger card"]
+    return [found + f"; from {options.least_gpus} GPUs on ZeRO 3 fits, or train adapters (model.lora_rank)"]
+
+
+def _json(value: Spread | None) -> dict[str, float] | None:
+    return value.to_json() if value else None
+
+
+def _assumptions(
+    work: Workload, gpus: int, rates: FailureRates | None, save_time_s: float, belief: MfuBelief
+) -> dict[str, Any]:
+    known = rates or FailureRates()
+    return {
+        "gpu": work.gpu.name,
+        "peak_tflops": work.gpu.peak_tflops,
+        "num_gpus": gpus,
+        "num_gpus_given": work.num_gpus is not None,
+        "params": work.params,
+        "active_params": work.active_params,
+        "tokens": work.tokens,
+        "seq_len": work.seq_len,
+        "shape": "exact" if work.shape_is_known else "guessed from the number of parameters",
+        "attention_share_of_flops": work.attention_share,
+        "precision": work.precision,
+        "recompute": work.recompute or "unknown",
+        "tokens_per_step": work.tokens_per_step or "unknown",
+        "zero_stage": "unknown" if work.zero_stage is None else work.zero_stage,
+        "gpu_hours_per_failure": known.gpu_hours_per_failure,
+        "preemptions_per_day": known.preemptions_per_day,
+        "restart_s": known.restart_s,
+        "save_time_s": save_time_s,
+        "effects_on_ln_mfu": dict(belief.effects),
+    }
+
+
+def _notes(work: Workload, lost: Overhead) -> list[str]:
+    notes = []
+    if work.num_gpus is None:
+        notes.append("the number of GPUs is not given: efficiency and losses are those of the usual number")
+    if work.recompute is None:
+        notes.append("recomputation is not given: full recomputation would cost about a quarter more")
+    if work.precision in ("fp32", "tf32"):
+        notes.append(f"{work.precision}: no published run, so only the ratio of the peaks is known")
+    if lost.goodput < 0.5:
+        every = format_duration(86400 / lost.interruptions_per_day)
+        notes.append(
+            f"interruptions come every {every}: less than half of the time is progress. "
+            "Save faster or more often, or restart faster"
+        )
+    return notes

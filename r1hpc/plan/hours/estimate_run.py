@@ -1,0 +1,347 @@
+"""The estimate of a run as it is submitted, from everything in its configuration and plan.
+
+found = estimate_of_run(config, plan)       # None where nothing is known
+write_json(run.path / "estimate.json", found.to_json())
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from r1hpc.base.errors import ConfigError
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.plan.hours.baselines import baselines
+from r1hpc.plan.hours.estimate import Estimate, estimate
+from r1hpc.plan.hours.goodput import CPU_PRIOR, FailureRates, cpu_node_hours
+from r1hpc.plan.hours.memory_options import Beside, memory_options
+from r1hpc.plan.hours.quantiles import Spread
+from r1hpc.plan.hours.rl import EAGER_LAYER_S, ONLY_SAMPLING, Batches, RlWork, estimate_rl
+from r1hpc.plan.hours.workload import ASSUMED_GPU, Workload, guessed_cache_bytes
+from r1hpc.plan.memory.run import is_offloaded, memory_of_run
+from r1hpc.plan.memory.step import MemoryPlan
+from r1hpc.plan.memory.vllm import vllm_memory
+from r1hpc.plan.model.families import UnknownModelError
+from r1hpc.plan.model.hf_config import load_model_config
+from r1hpc.plan.model.shape import ModelShape, model_shape
+from r1hpc.plan.run import RunPlan
+from r1hpc.plan.topology.batch import Topology, updates_per_rollout, works_out_old_policy
+from r1hpc.plan.topology.gpus import Gpu, find_gpu, gpu_type_of
+from r1hpc.plan.topology.parts import (
+    evaluation_prompts,
+    largest_part,
+    num_items,
+    part_prompts,
+    rollout_prompts,
+)
+
+_STARTUP_S = Spread(60.0, 180.0, 540.0)
+"""From the allocation to the first step of an attempt. Assumed, not measured: a file system that many nodes
+read Python from, a large model or a first compilation make it several times the median."""
+_MEAN_OF_LONGEST = 0.5
+"""Mean completion over the longest allowed. Assumed: it changes while a policy learns."""
+
+
+def estimate_of_run(
+    config: RunConfig,
+    plan: RunPlan,
+    rates: FailureRates | None = None,
+    expected_model: Mapping[str, Any] | None = None,
+) -> Estimate | None:
+    """What a submission will cost; None where the plan knows neither parameters nor FLOPs.
+
+    A server's hours are its users': what it can cost at most is its time limit.
+
+    Args:
+        rates: the site's own failures and preemptions; None takes published ones.
+        expected_model: the config.json that an earlier stage of a chain will leave in model.path.
+
+    Raises:
+        UnknownGpuError: the run's type of GPU is not in the table.
+    """
+    if config.stage == "serve":
+        return None
+    on_gpus = plan.topology.num_gpus > 0
+    found = _on_gpus(config, plan, rates, expected_model) if on_gpus else _on_cpu(config, plan)
+    if found is not None and config.stage == "sft":
+        found = replace(found, notes=(_PACKED if config.data.packing else _PADDED, *found.notes))
+    return None if found is None else found.assuming(stage=config.stage)
+
+
+def _on_gpus(
+    config: RunConfig, plan: RunPlan, rates: FailureRates | None, expected_model: Mapping[str, Any] | None
+) -> Estimate | None:
+    if plan.num_parameters is None or plan.flops_per_token is None:
+        return None
+    gpu_type = gpu_type_of(config)
+    gpu = find_gpu(gpu_type or ASSUMED_GPU)
+    shape = shape_of_run(config, plan, expected_model)
+    if config.stage in ("rl", *ONLY_SAMPLING):
+        beside = _beside(config, plan, gpu, shape) if shape and config.stage == "rl" else None
+        found = estimate_rl(_rl_work(config, plan, gpu, shape), config.stage, rates, shape, beside)
+        found = found.with_startup(_startup_gpu_hours(plan, found)).assuming(eager_layer_s=EAGER_LAYER_S)
+    else:
+        found = _estimate_training(config, plan, _workload(config, plan, gpu, shape), shape, rates)
+    if config.model.lora_rank:
+        found = _without_options(found, _ADAPTERS)
+    if config.train.sequence_parallel > 1:
+        found = _without_options(found, _SHARED)
+    if config.stage == "rl" and config.rl.max_resamples:
+        found = replace(found, notes=(_resampling(config), *found.notes))
+    if gpu_type is None:
+        note = f"cluster.gpu_type is not set: {ASSUMED_GPU} is assumed"
+        found = replace(found, notes=(note, *found.notes))
+    return found.assuming(gpu_given=gpu_type is not None, startup_s=_STARTUP_S.to_json())
+
+
+_ADAPTERS = (
+    "with adapters about a third of the FLOPs counted here, the gradients of the frozen weights, is not "
+    "computed: the estimate is high until runs of this site correct it"
+)
+
+
+_SHARED = (
+    "with train.sequence_parallel the exchange between the ranks that share a sequence is not counted: the "
+    "estimate is low until runs of this site correct it"
+)
+
+
+_PACKED = (
+    "with data.packing a step computes what its documents are long, and each is counted as data.seq_len "
+    "tokens here: where they are a quarter of that on average, the estimate is four times too high"
+)
+
+
+_PADDED = (
+    "each sample is counted as data.seq_len tokens here, and a step computes as many as its longest has: "
+    "where that is a quarter of data.seq_len, the estimate is four times too high"
+)
+
+
+def _resampling(config: RunConfig) -> str:
+    return (
+        f"with rl.max_resamples={config.rl.max_resamples} a rollout is counted once, and sampled up to "
+        f"{config.rl.max_resamples + 1} times: as often as its groups are rewarded all alike"
+    )
+
+
+def _without_options(found: Estimate, more: str) -> Estimate:
+    """Without the memory of full training on whole sequences: `plan` has that of the run; and with a note."""
+    notes = tuple(note for note in found.notes if not note.startswith("nothing fits"))
+    return replace(found, memory=None, notes=(more, *notes))
+
+
+def shape_of_run(
+    config: RunConfig, plan: RunPlan, expected_model: Mapping[str, Any] | None = None
+) -> ModelShape | None:
+    """The model's shape; None where nothing says what will be written, or its family is not known.
+
+    The plan holds the number of parameters but not the vocabulary, which may be the dataset's: parameters
+    grow by the same number with each of its entries, so two counts give it.
+    """
+    try:
+        model = load_model_config(config, None, expected_model)
+        if model.get("vocab_size") is not None:
+            return model_shape(model)
+        one, two = (model_shape({**model, "vocab_size": size}).num_parameters for size in (1, 2))
+        more, rest = divmod((plan.num_parameters or 0) - one, two - one)
+        return None if rest or more < 0 else model_shape({**model, "vocab_size": more + 1})
+    except (ConfigError, UnknownModelError):
+        return None
+
+
+def _on_cpu(config: RunConfig, plan: RunPlan) -> Estimate | None:
+    """Rules of thumb and memory are those of one A100 for each rank."""
+    hours = cpu_node_hours(plan)
+    if hours is None:
+        return None
+    gpu, shape = find_gpu(ASSUMED_GPU), shape_of_run(config, plan)
+    work = _workload(config, plan, gpu, shape)
+    is_other = config.stage in ONLY_SAMPLING or config.train.sequence_parallel > 1
+    return Estimate(
+        method="flops",
+        gpu_hours=None,
+        node_hours=hours,
+        assumptions={
+            "gpu": None,
+            "cpu_prior": CPU_PRIOR,
+            "nodes": plan.topology.num_nodes,
+            "ranks": plan.topology.world_size,
+            "params": work.params,
+            "active_params": work.active_params,
+            "tokens": work.tokens,
+        },
+        notes=(
+            "on CPUs the estimate rests on a few small runs on two x86 cores: its interval is wide until "
+            "runs of this site are known",
+        ),
+        baselines=baselines(work),
+        memory=None if is_other else memory_options(work, shape),
+    )
+
+
+def _beside(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape) -> Beside:
+    """Reference and sampler of the run's own settings, under any ZeRO stage and on any number of GPUs."""
+
+    def found(zero_stage: int, num_gpus: int) -> MemoryPlan:
+        asked = replace(config, deepspeed=replace(config.deepspeed, zero_stage=zero_stage))
+        where = Topology(num_gpus, 1, 1)
+        return memory_of_run(asked, shape, where, plan.seq_len, gpu.memory_gib, plan.teacher_parameters)
+
+    return found
+
+
+def _precision(config: RunConfig, gpu: Gpu) -> str:
+    """As configured; emulated FP8 computes in bf16, and a card without bf16 in fp16."""
+    asked = "bf16" if config.train.fp8_emulate else config.train.precision.value
+    return "fp16" if asked == "bf16" and not gpu.has_bf16 else asked
+
+
+def _workload(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape | None) -> Workload:
+    known: dict[str, Any] = {
+        "num_gpus": plan.topology.world_size,
+        "tokens_per_step": float(plan.tokens_per_step),
+        "micro_batch_size": plan.batch.micro_batch_size / config.train.sequence_parallel,
+        "precision": _precision(config, gpu),
+        "recompute": "full" if config.model.activation_checkpointing else "none",
+        "zero_stage": config.deepspeed.zero_stage,
+        "offload": is_offloaded(config),
+    }
+    tokens, seq_len = float(plan.total_tokens), plan.seq_len
+    if shape is not None:
+        return Workload.of_shape(shape, tokens=tokens, seq_len=seq_len, gpu=gpu, **known)
+    params = float(plan.num_parameters or 0)
+    return Workload.of_counts(params=params, tokens=tokens, seq_len=seq_len, gpu=gpu, **known)
+
+
+def _estimate_training(
+    config: RunConfig, plan: RunPlan, work: Workload, shape: ModelShape | None, rates: FailureRates | None
+) -> Estimate:
+    """With the run's own save interval, and a start-up for each attempt that the time limit makes.
+
+    A run saves at its time limit too, and at its end, whatever checkpoint.save_every is.
+    """
+    first = estimate(work, shape=shape)
+    wall_s = _ideal_wall_s(plan, first)
+    periodic_s = wall_s / plan.num_steps * config.checkpoint.save_every
+    found = estimate(
+        work,
+        shape=shape,
+        rates=rates,
+        save_time_s=plan.save_wait_s or 0.0,
+        save_interval_s=max(1.0, min(periodic_s, wall_s, plan.time_limit_s or math.inf)),
+    )
+    return found.with_startup(_startup_gpu_hours(plan, first))
+
+
+def _ideal_wall_s(plan: RunPlan, found: Estimate) -> float:
+    assert found.ideal_gpu_hours is not None
+    return found.ideal_gpu_hours.p50 / plan.topology.num_gpus * 3600
+
+
+def _startup_gpu_hours(plan: RunPlan, found: Estimate) -> Spread:
+    """Return the start-up of all attempts that the time limit makes; one site's are alike, so widths add."""
+    attempts = max(1, math.ceil(_ideal_wall_s(plan, found) / plan.time_limit_s)) if plan.time_limit_s else 1
+    return _STARTUP_S * (attempts * plan.topology.num_gpus / 3600)
+
+
+def _rl_work(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape | None) -> RlWork:
+    rollout, params, world = config.rollout, float(plan.num_parameters or 0), plan.topology.world_size
+    active = params if shape is None else float(shape.num_active_parameters)
+    is_rl, has_critic = config.stage == "rl", config.rl.algorithm == "ppo"
+    return RlWork(
+        params=params,
+        gpu=gpu,
+        num_gpus=plan.topology.num_gpus,
+        num_rollouts=math.ceil(config.train.num_steps / updates_per_rollout(config)) if is_rl else 1,
+        sequences_per_rollout=_sampled(config),
+        prompt_length=rollout.max_prompt_length,
+        completion_length=max(1.0, _MEAN_OF_LONGEST * rollout.max_completion_length),
+        max_completion_length=rollout.max_completion_length,
+        cache_bytes_per_token=_cache_bytes(shape, params),
+        active_params=active,
+        eager_layers=shape.num_layers if shape is not None and rollout.engine == "sampler" else 0,
+        precision=_precision(config, gpu),
+        # The policy is asked for the old log-probabilities, the critic for the values that PPO's advantages
+        # are made of (train/rl/update.py, prepare).
+        logprob_passes=int(works_out_old_policy(config)),
+        num_iterations=config.rl.num_iterations,
+        critic_params=active if has_critic else 0.0,
+        critic_passes=int(has_critic),
+        reference_params=_reference_params(config, plan, active),
+        recompute=config.model.activation_checkpointing,
+        rollout_batches=_rollout_batches(config, world) if is_rl else _part_batches(config, world),
+        num_evaluations=_num_evaluations(config) if is_rl else 0,
+        evaluation_batches=_evaluation_batches(config, world) if is_rl else (),
+        is_trained=is_rl,
+        is_whole=True,
+        cache_tokens=_cache_tokens(config, plan, gpu, shape),
+    )
+
+
+def _cache_tokens(config: RunConfig, plan: RunPlan, gpu: Gpu, shape: ModelShape | None) -> float | None:
+    """In the share of a card that vLLM is given; None: another engine samples, or the shape is not known."""
+    memory = vllm_memory(config, shape, plan.topology, gpu.memory_gib) if shape is not None else None
+    if memory is None:
+        return None
+    sequences = (memory.given_gib - memory.fixed_gib) / (memory.least_gib - memory.fixed_gib)
+    return max(0.0, sequences) * (config.rollout.max_prompt_length + config.rollout.max_completion_length)
+
+
+def _reference_params(config: RunConfig, plan: RunPlan, active: float) -> float:
+    """Those one token meets, of the teacher or the reference; 0 where there is neither. A plan of before says
+    of a teacher only how many there are."""
+    if plan.teacher_parameters:
+        return float(plan.teacher_active_parameters or plan.teacher_parameters)
+    return active if config.rl.kl_coef > 0 else 0.0
+
+
+def _sampled(config: RunConfig) -> int:
+    """Completions of a rollout, or of a stage that only samples: of an evaluation the greedy ones too."""
+    if config.stage == "rl":
+        return config.rollout.num_prompts * config.rollout.num_generations
+    return num_items(config) * sum(_answers(config))
+
+
+def _answers(config: RunConfig) -> tuple[int, ...]:
+    """Completions of each item that are decoded together, kind by kind: an evaluation's greedy one, and its
+    samples."""
+    return (config.generate.num_samples,) if config.stage == "generate" else (1, config.evaluate.num_samples)
+
+
+def _num_evaluations(config: RunConfig) -> int:
+    """Before the first step of stage rl, after the last, and every so many in between (train/rl/rl.py)."""
+    every = config.evaluate.every
+    return 2 + ((config.train.num_steps - 1) // every if every else 0)
+
+
+def _rollout_batches(config: RunConfig, num_ranks: int) -> tuple[Batches, ...]:
+    """As train/rl/collect.py cuts a rollout."""
+    together = rollout_prompts(config, num_ranks)
+    num = _rounds(config.rollout.num_prompts, together, num_ranks)
+    return (Batches(num, together * config.rollout.num_generations),)
+
+
+def _evaluation_batches(config: RunConfig, num_ranks: int) -> tuple[Batches, ...]:
+    """As train/generate/evaluate.py cuts one of stage rl."""
+    together = evaluation_prompts(config, num_ranks)
+    num = _rounds(num_items(config), together, num_ranks)
+    return tuple(Batches(num, together * answers) for answers in _answers(config))
+
+
+def _part_batches(config: RunConfig, num_ranks: int) -> tuple[Batches, ...]:
+    """As train/generate/generate.py makes the stages that only sample: a part is one rank's."""
+    part, together = largest_part(config, num_ranks), part_prompts(config, num_ranks)
+    num = _rounds(num_items(config), part, num_ranks) * math.ceil(part / together)
+    return tuple(Batches(num, together * answers) for answers in _answers(config))
+
+
+def _rounds(items: int, together: int, num_ranks: int) -> int:
+    """Batches of `together` items that the rank with the most of them makes."""
+    return math.ceil(math.ceil(items / together) / num_ranks)
+
+
+def _cache_bytes(shape: ModelShape | None, params: float) -> float:
+    if shape is None:
+        return guessed_cache_bytes(params)
+    return 2 * 2.0 * shape.num_layers * shape.num_key_value_heads * shape.head_dim

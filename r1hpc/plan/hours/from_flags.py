@@ -1,0 +1,440 @@
+"""The flags of the command `estimate`, and which of them go together.
+
+add_flags(parser)
+refuse_settled(parser, arguments)       # a flag that a job file or --rl-sequences settles
+
+An estimate from flags alone: model, data and hardware as numbers, without a job file.
+
+estimate_of_flags(arguments)        # of the parser that flags.add_flags filled
+"""
+
+import argparse
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.cli import ArgumentParser
+from r1hpc.base.errors import UsageError
+from r1hpc.base.files import parse_json
+from r1hpc.base.names import printable
+from r1hpc.base.units import format_duration
+from r1hpc.plan.hours.baselines import BYTES_PER_TOKEN
+from r1hpc.plan.hours.estimate import Estimate, estimate, seed_estimate
+from r1hpc.plan.hours.goodput import GPU_HOURS_PER_FAILURE, RESTART_S, SAVE_S, FailureRates
+from r1hpc.plan.hours.rl import RlWork, estimate_rl
+from r1hpc.plan.hours.workload import (
+    ASSUMED_GPU,
+    PRECISIONS,
+    RECOMPUTATION,
+    Workload,
+    check_choice,
+    guessed_cache_bytes,
+    parse_count,
+)
+from r1hpc.plan.model.shape import ModelShape, model_shape
+from r1hpc.plan.topology.gpus import Gpu, find_gpu
+
+METHODS = ("flops", "seed", "measured")
+_FLAGS_ALONE = "leave the file out, or change the file"
+SETTLED_BY_JOB = {
+    "params": "leave the file out, or give model.path=DIR",
+    "model_config": "leave the file out, or give model.path=DIR",
+    "tokens": "give train.num_steps=N",
+    "global_batch_tokens": "give train.global_batch_size=SEQUENCES",
+    "micro_batch_size": "give train.micro_batch_size=N",
+    "seq_len": "give data.seq_len=N",
+    "precision": "give train.precision=NAME",
+    "recompute": "give model.activation_checkpointing=true or false",
+    "zero_stage": "give deepspeed.zero_stage=N",
+    "save_every_s": "give checkpoint.save_every=STEPS",
+    "prompt_length": "give rollout.max_prompt_length=N",
+    "max_completion_length": "give rollout.max_completion_length=N",
+    **dict.fromkeys(
+        (
+            "active_params",
+            "data_gb",
+            "layers",
+            "hidden_size",
+            "peak_tflops",
+            "gpu_memory_gib",
+            "gpu_bandwidth_tb_s",
+            "offload",
+            "tensor_parallel",
+            "pipeline_parallel",
+            "save_s",
+            "rl_sequences",
+            "sequences_per_rollout",
+            "completion_length",
+            "logprob_passes",
+            "critic_params",
+        ),
+        _FLAGS_ALONE,
+    ),
+}
+"""Flags whose value a job file settles, and what to do instead."""
+SETTLED_BY_RUN = dict.fromkeys(
+    ("gpu", "num_gpus", "cluster", "gpu_hours_per_failure", "preemptions_per_day", "restart_s"),
+    "what the run itself has shown is taken; leave it out, or take --method flops",
+)
+"""Flags that --method measured has no use for, and what to do instead."""
+SETTLED_BY_RL = {
+    "tokens": "--rl-sequences says how much is trained on",
+    "data_gb": "--rl-sequences says how much is trained on",
+    "model_config": "give --params, and --active-params of a mixture of experts",
+    "seq_len": "give --prompt-length and --max-completion-length",
+    "global_batch_tokens": "give --sequences-per-rollout",
+    "save_s": "saves are taken as the best interval has them; leave it out",
+    "save_every_s": "saves are taken as the best interval has them; leave it out",
+    **dict.fromkeys(
+        ("layers", "hidden_size"), "the cache follows from --params; leave it out, or give a job file"
+    ),
+    **dict.fromkeys(
+        ("micro_batch_size", "zero_stage", "offload", "tensor_parallel", "pipeline_parallel"),
+        "published runs do not show what a layout does to sampling and updates together; leave it out",
+    ),
+}
+"""Flags that --rl-sequences settles or has no use for, and what to do instead."""
+
+
+_SETTLED_BY_MODEL_CONFIG = dict.fromkeys(
+    ("params", "active_params", "layers", "hidden_size"), "the file says it; leave one of the two out"
+)
+_ONLY_OF_RL = dict.fromkeys(
+    ("sequences_per_rollout", "prompt_length", "completion_length", "max_completion_length")
+    + ("logprob_passes", "critic_params"),
+    "give --rl-sequences N too, or leave it out",
+)
+
+
+def add_flags(parser: ArgumentParser) -> None:
+    """In groups, as --help shows them."""
+    _add_model(parser.add_argument_group("model and data"))
+    _add_hardware(parser.add_argument_group("hardware"))
+    _add_layout(parser.add_argument_group("training, where known"))
+    _add_losses(parser.add_argument_group("what goes wrong, by the site's own records"))
+    _add_rl(parser.add_argument_group("reinforcement learning, in place of --tokens"))
+
+
+def refuse_settled(parser: ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Refuse flags that say what something else says: they would be passed over in silence.
+
+    Raises:
+        UsageError: naming what to do instead.
+    """
+    if arguments.target is not None:
+        by = f"{printable(arguments.target)}, which settles it"
+        _refuse(parser, arguments, SETTLED_BY_JOB, by)
+        if arguments.method == "measured":
+            _refuse(parser, arguments, SETTLED_BY_RUN, "--method measured")
+            if arguments.overrides:
+                word = printable(arguments.overrides[0])
+                raise UsageError(f"--method measured is of a run as it is: leave {word} out")
+    elif arguments.rl_sequences is not None:
+        if arguments.method == "seed":
+            raise UsageError("the article's formula knows no --rl-sequences: leave one of the two out")
+        _refuse(parser, arguments, SETTLED_BY_RL, "--rl-sequences")
+    else:
+        _refuse(parser, arguments, _ONLY_OF_RL, "pretraining or tuning")
+        if arguments.model_config is not None:
+            _refuse(parser, arguments, _SETTLED_BY_MODEL_CONFIG, "--model-config")
+        if arguments.tokens is not None and arguments.data_gb is not None:
+            raise UsageError("--tokens and --data-gb both say how much is trained on: leave one of them out")
+
+
+def refuse_settled_by_chain(arguments: argparse.Namespace, job: Path) -> None:
+    """The same for a chain, whose stages differ in what a flag can only say once.
+
+    Raises:
+        UsageError: naming what to do instead.
+    """
+    if arguments.method == "seed":
+        raise UsageError(f"{job} is a chain, and the article's formula is for one run: leave --method out")
+    if (arguments.gpu_hours_per_failure, arguments.preemptions_per_day, arguments.restart_s) != (
+        GPU_HOURS_PER_FAILURE,
+        0.0,
+        RESTART_S,
+    ):
+        raise UsageError("failures, preemptions and restarts can be given for one run only, not for a chain")
+    if arguments.num_gpus is not None:
+        raise UsageError("a chain has a number of GPUs for each stage: give STAGE:resources.nodes=N instead")
+
+
+def with_signs_joined(argv: Sequence[str]) -> list[str]:
+    """`--params -7B` as `--params=-7B`: argparse takes -7B for a flag; the answer shall be about the sign."""
+    joined: list[str] = []
+    for item in argv:
+        if re.match(r"-[\d.]", item) and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
+            joined[-1] += f"={item}"
+        else:
+            joined.append(item)
+    return joined
+
+
+def _refuse(
+    parser: ArgumentParser, arguments: argparse.Namespace, settled: Mapping[str, str], by: str
+) -> None:
+    for name, instead in settled.items():
+        if getattr(arguments, name) != parser.get_default(name):
+            raise UsageError(f"--{name.replace('_', '-')} does not go with {by}: {instead}")
+
+
+def _add_model(group: Any) -> None:
+    group.add_argument("--params", metavar="P", help="parameters, for example 7B")
+    group.add_argument("--active-params", metavar="P", help="those one token meets, of a mixture of experts")
+    group.add_argument("--tokens", metavar="T", help="tokens trained on, all epochs together")
+    group.add_argument(
+        "--data-gb", type=float, metavar="GB", help="text in place of --tokens, 4 bytes a token"
+    )
+    group.add_argument("--seq-len", type=int, metavar="N", help="default 2048")
+    group.add_argument("--layers", type=int, metavar="N", help="with --hidden-size: exact attention FLOPs")
+    group.add_argument("--hidden-size", type=int, metavar="N")
+    group.add_argument(
+        "--model-config", type=Path, metavar="FILE", help="a config.json, in place of --params: exact FLOPs"
+    )
+
+
+def _add_hardware(group: Any) -> None:
+    group.add_argument("--gpu", metavar="NAME", help=f"a100-80gb, h100, ...; default {ASSUMED_GPU}")
+    group.add_argument("--num-gpus", type=int, metavar="N")
+    group.add_argument(
+        "--peak-tflops", type=float, metavar="X", help="dense bf16, of a card not in the table"
+    )
+    group.add_argument("--gpu-memory-gib", type=float, metavar="X", help="its memory")
+    group.add_argument("--gpu-bandwidth-tb-s", type=float, metavar="X", help="its memory bandwidth")
+
+
+def _add_layout(group: Any) -> None:
+    group.add_argument("--precision", metavar="NAME", help=f"{', '.join(PRECISIONS)}; default bf16")
+    group.add_argument("--global-batch-tokens", metavar="T", help="tokens of an optimizer step over all GPUs")
+    group.add_argument("--micro-batch-size", type=float, metavar="N", help="sequences a GPU and forward pass")
+    group.add_argument(
+        "--recompute",
+        nargs="?",
+        const="full",
+        metavar="HOW",
+        help=f"activation checkpointing: {', '.join(RECOMPUTATION)}; without HOW full",
+    )
+    group.add_argument("--zero-stage", type=int, metavar="N")
+    group.add_argument("--offload", action="store_true", help="the optimizer lies in the host's memory")
+    group.add_argument("--tensor-parallel", type=int, metavar="N")
+    group.add_argument("--pipeline-parallel", type=int, metavar="N")
+
+
+def _add_losses(group: Any) -> None:
+    group.add_argument(
+        "--gpu-hours-per-failure",
+        type=float,
+        default=GPU_HOURS_PER_FAILURE,
+        metavar="H",
+        help="default 50000",
+    )
+    group.add_argument("--preemptions-per-day", type=float, default=0.0, metavar="N", help="of the whole job")
+    group.add_argument("--restart-s", type=float, default=RESTART_S, metavar="S", help="default 900")
+    group.add_argument("--save-s", type=float, default=SAVE_S, metavar="S", help="one save; default 60")
+    group.add_argument("--save-every-s", type=float, metavar="S", help="between saves; default the best")
+
+
+def _add_rl(group: Any) -> None:
+    group.add_argument("--rl-sequences", metavar="N", help="completions sampled and trained on, all together")
+    group.add_argument("--sequences-per-rollout", type=int, default=512, metavar="N", help="default 512")
+    group.add_argument("--prompt-length", type=float, default=256, metavar="N", help="default 256")
+    group.add_argument(
+        "--completion-length", type=float, default=1024, metavar="N", help="mean; default 1024"
+    )
+    group.add_argument("--max-completion-length", type=float, metavar="N", help="default four times the mean")
+    group.add_argument(
+        "--logprob-passes", type=int, default=2, metavar="N", help="default 2: old and reference"
+    )
+    group.add_argument("--critic-params", default="0", metavar="P", help="PPO's critic; default none")
+
+
+_LEAST_GOODPUT = 0.01
+_ASSUMED_BANDWIDTH_TB_S = 2.0
+"""An A100's, for a card that is given by its peak alone."""
+_AS_GIVEN = ("num_gpus", "micro_batch_size", "zero_stage", "offload", "tensor_parallel", "pipeline_parallel")
+"""Flags that are fields of a Workload as they are."""
+_PRECISION_ALIASES = {
+    "bfloat16": "bf16",
+    "amp_bf16": "bf16",
+    "float16": "fp16",
+    "half": "fp16",
+    "amp_fp16": "fp16",
+    "amp_fp8": "fp8",
+    "float32": "fp32",
+}
+_RECOMPUTE_ALIASES = {"yes": "full", "true": "full", "no": "none", "false": "none"}
+
+
+def estimate_of_flags(arguments: argparse.Namespace) -> Estimate:
+    """The estimate of the run that the flags describe.
+
+    Raises:
+        UsageError: too little is given, or something that no run can have.
+    """
+    if arguments.params is None and arguments.model_config is None:
+        raise UsageError(
+            "what shall be estimated? Give a job file, or --params 7B --tokens 1T, with --gpu a100-80gb and "
+            "--num-gpus 64 where they are known"
+        )
+    if arguments.method == "seed":
+        return seed_estimate(_count(arguments, "params"), _gigabytes(arguments))
+    if arguments.rl_sequences is not None:
+        found = estimate_rl(_rl_work(arguments), rates=rates_of_flags(arguments))
+    else:
+        shape = _shape(arguments)
+        found = estimate(
+            _workload(arguments, shape),
+            shape=shape,
+            rates=rates_of_flags(arguments),
+            save_time_s=_positive("--save-s", arguments.save_s) or SAVE_S,
+            save_interval_s=_positive("--save-every-s", arguments.save_every_s),
+        )
+    return found.assuming(gpu_given=arguments.gpu is not None)
+
+
+def refuse_without_progress(found: Estimate, arguments: argparse.Namespace) -> None:
+    """Refuse an estimate for a site that fails faster than the run gets on.
+
+    Raises:
+        UsageError: naming the flags.
+    """
+    lost = found.goodput
+    if lost is not None and lost.goodput < _LEAST_GOODPUT:
+        raise UsageError(
+            f"an interruption every {format_duration(86400 / lost.interruptions_per_day)}, each with a "
+            f"restart of {format_duration(arguments.restart_s)}, leaves no time for progress: give fewer "
+            "--preemptions-per-day, more --gpu-hours-per-failure or a shorter --restart-s"
+        )
+
+
+def rates_of_flags(arguments: argparse.Namespace) -> FailureRates:
+    return FailureRates(arguments.gpu_hours_per_failure, arguments.preemptions_per_day, arguments.restart_s)
+
+
+def _workload(arguments: argparse.Namespace, shape: ModelShape | None) -> Workload:
+    gpu = _gpu(arguments)
+    known: dict[str, Any] = {
+        **{name: getattr(arguments, name) for name in _AS_GIVEN},
+        "tokens": _tokens(arguments),
+        "gpu": gpu,
+        "seq_len": 2048 if arguments.seq_len is None else arguments.seq_len,
+        "tokens_per_step": _optional_count(arguments, "global_batch_tokens"),
+        "precision": _precision(arguments.precision, gpu),
+        "recompute": _recompute(arguments.recompute),
+    }
+    if shape is not None:
+        return Workload.of_shape(shape, **known)
+    return Workload.of_counts(
+        params=_count(arguments, "params"),
+        active_params=_optional_count(arguments, "active_params"),
+        layers=arguments.layers,
+        hidden_size=arguments.hidden_size,
+        **known,
+    )
+
+
+def _shape(arguments: argparse.Namespace) -> ModelShape | None:
+    path = arguments.model_config
+    if path is None:
+        return None
+    try:
+        content = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise UsageError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} must hold one JSON object: a model's config.json")
+    return model_shape(content)
+
+
+def _gpu(arguments: argparse.Namespace) -> Gpu:
+    """The card of the table with the numbers that are given, or one that is not in it, by its numbers."""
+    flags = ("peak_tflops", "gpu_memory_gib", "gpu_bandwidth_tb_s")
+    peak, memory, bandwidth = (
+        _positive(f"--{flag.replace('_', '-')}", getattr(arguments, flag)) for flag in flags
+    )
+    if peak is None:
+        known = find_gpu(arguments.gpu or ASSUMED_GPU)
+        return dataclasses.replace(
+            known,
+            memory_gib=memory or known.memory_gib,
+            bandwidth_tb_s=bandwidth or known.bandwidth_tb_s,
+        )
+    return Gpu(
+        arguments.gpu or "unnamed",
+        peak,
+        memory or 80.0,
+        bandwidth or _ASSUMED_BANDWIDTH_TB_S,
+        has_fp8=True,
+    )
+
+
+def _precision(given: str | None, gpu: Gpu) -> str:
+    if given is None:
+        return "bf16" if gpu.has_bf16 else "fp16"
+    return _PRECISION_ALIASES.get(given.lower(), given.lower())
+
+
+def _recompute(given: str | None) -> str | None:
+    found = None if given is None else _RECOMPUTE_ALIASES.get(given, given)
+    check_choice("--recompute", found, RECOMPUTATION)
+    return found
+
+
+def _tokens(arguments: argparse.Namespace) -> float:
+    if arguments.tokens is not None:
+        return _count(arguments, "tokens")
+    if arguments.data_gb is None:
+        raise UsageError("give --tokens, for example 1T, or --data-gb, the text in GB")
+    return _gigabytes(arguments) * 1e9 / BYTES_PER_TOKEN
+
+
+def _gigabytes(arguments: argparse.Namespace) -> float:
+    if arguments.data_gb is not None:
+        return _positive("--data-gb", arguments.data_gb) or 0.0
+    return BYTES_PER_TOKEN * _tokens(arguments) / 1e9
+
+
+def _count(arguments: argparse.Namespace, name: str) -> float:
+    given = getattr(arguments, name)
+    flag = f"--{name.replace('_', '-')}"
+    if given is None:
+        raise UsageError(f"give {flag}, for example {flag} 7B")
+    value = parse_count(given, flag)
+    return _positive(flag, value) or 0.0
+
+
+def _optional_count(arguments: argparse.Namespace, name: str) -> float | None:
+    return None if getattr(arguments, name) is None else _count(arguments, name)
+
+
+def _positive(flag: str, value: float | None) -> float | None:
+    if value is not None and not 0 < value < float("inf"):
+        raise UsageError(f"{flag} is {value:g}: it must be above 0")
+    return value
+
+
+def _rl_work(arguments: argparse.Namespace) -> RlWork:
+    if arguments.num_gpus is None:
+        raise UsageError("reinforcement learning needs --num-gpus: how completions are batched depends on it")
+    params, gpu = _count(arguments, "params"), _gpu(arguments)
+    sequences = max(1, round(_count(arguments, "rl_sequences")))
+    each = min(arguments.sequences_per_rollout, sequences)
+    longest = arguments.max_completion_length
+    return RlWork(
+        params=params,
+        gpu=gpu,
+        num_gpus=arguments.num_gpus,
+        num_rollouts=max(1, round(sequences / max(1, each))),
+        sequences_per_rollout=each,
+        prompt_length=arguments.prompt_length,
+        completion_length=arguments.completion_length,
+        max_completion_length=4 * arguments.completion_length if longest is None else longest,
+        cache_bytes_per_token=guessed_cache_bytes(params),
+        active_params=_optional_count(arguments, "active_params"),
+        precision=_precision(arguments.precision, gpu),
+        logprob_passes=arguments.logprob_passes,
+        critic_params=parse_count(arguments.critic_params, "--critic-params"),
+        recompute=_recompute(arguments.recompute) == "full",
+    )

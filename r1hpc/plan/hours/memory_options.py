@@ -1,0 +1,273 @@
+"""Which (ZeRO stage, micro batch, recomputation, offload) fit the card, and which is cheapest.
+
+    options = memory_options(work, shape)
+    options.best          # the configuration with the highest expected MFU among those that fit
+    options.fits          # all that fit, cheapest first
+
+States, activations, DeepSpeed's buffers and the optimizer's step as in plan/memory/step.py, and for RL the
+reference and the sampler as in plan/memory/run.py; on top of them a CUDA context and fragmentation. Offload
+keeps the optimizer's fp32 weights and moments, and the gradients, in the host's memory. LoRA, tensor and
+pipeline parallelism are not in it: r1hpc trains with DeepSpeed's ZeRO.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from typing import Any
+
+from r1hpc.base.units import GIB
+from r1hpc.config.schema.run import Precision
+from r1hpc.plan.hours.mfu import mfu_belief, num_gpus_of
+from r1hpc.plan.hours.workload import Workload
+from r1hpc.plan.memory.run import usable_gib as usable_of
+from r1hpc.plan.memory.step import (
+    WEIGHT_BYTES,
+    MemoryPlan,
+    buffer_bytes,
+    largest_tensor,
+    memory_per_gpu,
+    offload_buffer_bytes,
+    offloaded_bytes,
+    released_bytes,
+)
+from r1hpc.plan.model.shape import ModelShape, model_shape
+from r1hpc.plan.topology.gpus import Gpu
+
+MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+_VOCABULARY = 32000
+_HEAD_DIM = 128
+
+Beside = Callable[[int, int], MemoryPlan]
+"""(ZeRO stage, GPUs) -> what an RL run holds, of which its reference and sampler count here."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One configuration. GiB on one GPU; `host_gib` is what offload puts beside it."""
+
+    zero_stage: int
+    micro_batch_size: int
+    recompute: str
+    offload: bool
+    states_gib: float
+    activations_gib: float
+    """With the logits."""
+    buffers_gib: float
+    host_gib: float
+    expected_mfu: float
+    beside_gib: float = 0.0
+    """RL: the reference, and by how much the sampler takes more than the activations; all of one that stays
+    while the policy is updated."""
+    step_gib: float = 0.0
+    """By how much the optimizer's step takes more than that, when activations are gone."""
+
+    @property
+    def total_gib(self) -> float:
+        """At the peak."""
+        passes = self.states_gib + self.activations_gib + self.buffers_gib + self.beside_gib
+        return passes + self.step_gib
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "total_gib": self.total_gib}
+
+    def __str__(self) -> str:
+        offload = ", optimizer offloaded" if self.offload else ""
+        return (
+            f"ZeRO {self.zero_stage}, micro batch {self.micro_batch_size}, recomputation {self.recompute}"
+            f"{offload}: {self.total_gib:.1f} GiB"
+        )
+
+
+@dataclass(frozen=True)
+class MemoryOptions:
+    """Every configuration that fits, cheapest first; `smallest` is the leanest of all, fitting or not."""
+
+    usable_gib: float
+    num_gpus: int
+    fits: tuple[Option, ...]
+    smallest: Option
+    least_gpus: int | None
+    """The fewest GPUs on which something fits without offload, where nothing fits on these; None: none do."""
+
+    @property
+    def best(self) -> Option | None:
+        return self.fits[0] if self.fits else None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "usable_gib": self.usable_gib,
+            "num_gpus": self.num_gpus,
+            "fits": bool(self.fits),
+            "best": self.best.to_json() if self.best else None,
+            "options": [option.to_json() for option in self.fits],
+            "smallest": self.smallest.to_json(),
+            "least_gpus": self.least_gpus,
+        }
+
+
+def memory_options(
+    work: Workload, shape: ModelShape | None = None, beside: Beside | None = None
+) -> MemoryOptions:
+    """All options for `work`; without a shape, of a Llama of its size.
+
+    Micro batches beyond the global batch are left out.
+    """
+    shape, num_gpus = shape or guessed_shape(work), num_gpus_of(work)
+    every = list(_every_option(shape, work, num_gpus, beside))
+    usable = usable_gib(work.gpu)
+    fitting = [option for option in every if option.total_gib <= usable]
+    fitting.sort(key=lambda option: (-round(option.expected_mfu, 4), option.zero_stage, option.total_gib))
+    smallest = min(every, key=lambda option: option.total_gib)
+    least = None if fitting else _least_gpus(shape, work, beside)
+    return MemoryOptions(usable, num_gpus, tuple(_undominated(fitting)), smallest, least)
+
+
+def usable_gib(gpu: Gpu) -> float:
+    return usable_of(gpu.memory_gib)
+
+
+def guessed_shape(work: Workload) -> ModelShape:
+    """A Llama of the workload's size, for memory where only numbers are known."""
+    layers = max(1, round(work.layers))
+    hidden = max(_HEAD_DIM, round(work.hidden_size / _HEAD_DIM) * _HEAD_DIM)
+    llama = model_shape(
+        {
+            "model_type": "llama",
+            "hidden_size": hidden,
+            "intermediate_size": max(1, round(8 / 3 * hidden)),
+            "num_hidden_layers": layers,
+            "num_attention_heads": hidden // _HEAD_DIM,
+            "vocab_size": _VOCABULARY,
+            "max_position_embeddings": work.seq_len,
+        }
+    )
+    return replace(llama, num_parameters=round(work.params), num_active_parameters=round(work.active_params))
+
+
+def option_of(
+    shape: ModelShape,
+    work: Workload,
+    beside: Beside | None = None,
+    logits_chunk_tokens: int | None = None,
+) -> Option:
+    """What `work` holds on each GPU in its own ZeRO configuration, and how fast it is expected to be.
+
+    Args:
+        logits_chunk_tokens: train.logits_chunk_tokens.
+    """
+    stage, micro, offload = work.zero_stage or 0, int(work.micro_batch_size or 1), work.offload
+    known = {"fp16": Precision.fp16, "fp32": Precision.fp32, "tf32": Precision.fp32}
+    precision = known.get(work.precision, Precision.bf16)
+    world, width = num_gpus_of(work), WEIGHT_BYTES[precision]
+    held = memory_per_gpu(
+        shape,
+        zero_stage=stage,
+        world_size=world,
+        precision=precision,
+        micro_batch_size=micro,
+        seq_len=work.seq_len,
+        activation_checkpointing=work.recompute == "full",
+        logits_chunk_tokens=logits_chunk_tokens,
+    )
+    held = replace(
+        held,
+        buffers_gib=buffer_bytes(shape.num_parameters, stage, width) / GIB,
+        released_gib=released_bytes(shape.num_parameters, stage, width) / GIB,
+    )
+    if offload:
+        held = _offloaded(held, shape, stage, world, precision)
+    if beside:
+        held = _with_sampler(held, beside(stage, world))
+    states = held.parameters_gib + held.gradients_gib + held.optimizer_gib
+    training = held.activations_gib + held.logits_gib
+    more = held.sampler_gib if held.sampler_stays else max(0.0, held.sampler_gib - training)
+    besides = held.reference_gib + more
+    return Option(
+        zero_stage=stage,
+        micro_batch_size=micro,
+        recompute=work.recompute or "none",
+        offload=offload,
+        states_gib=states,
+        activations_gib=training,
+        buffers_gib=held.buffers_gib,
+        host_gib=held.host_gib,
+        expected_mfu=mfu_belief(work, 0.0).median,
+        beside_gib=besides,
+        step_gib=max(0.0, held.total_gib - (states + training + held.buffers_gib + besides)),
+    )
+
+
+def _offloaded(
+    plan: MemoryPlan, shape: ModelShape, zero_stage: int, world_size: int, precision: Precision
+) -> MemoryPlan:
+    """With the optimizer, its step and the gradients of its part in the host's memory."""
+    where, largest = (shape.num_parameters, zero_stage, world_size, precision), largest_tensor(shape)
+    return replace(
+        plan,
+        gradients_gib=plan.gradients_gib if zero_stage < 2 else 0.0,
+        optimizer_gib=0.0,
+        step_gib=0.0,
+        buffers_gib=plan.buffers_gib + offload_buffer_bytes(*where, largest=largest) / GIB,
+        host_gib=offloaded_bytes(*where, largest=largest) / GIB,
+    )
+
+
+def _with_sampler(plan: MemoryPlan, run: MemoryPlan) -> MemoryPlan:
+    """With the reference and the sampler of a run."""
+    return replace(
+        plan,
+        reference_gib=run.reference_gib,
+        sampler_gib=run.sampler_gib,
+        sampler_stays=run.sampler_stays,
+    )
+
+
+def _every_option(
+    shape: ModelShape, work: Workload, num_gpus: int, beside: Beside | None
+) -> Iterator[Option]:
+    stages = (0, 1, 2, 3) if num_gpus > 1 else (0, 3)
+    choices = product(stages, _micro_batches(work, num_gpus), ("none", "full"), (False, True))
+    for stage, micro, recompute, offload in choices:
+        if not offload or stage >= 2:
+            yield option_of(shape, _configured(work, num_gpus, stage, micro, recompute, offload), beside)
+
+
+def _configured(
+    work: Workload, num_gpus: int, zero_stage: int, micro_batch_size: int, recompute: str, offload: bool
+) -> Workload:
+    """`work` by ZeRO alone, in this configuration."""
+    return replace(
+        work,
+        num_gpus=num_gpus,
+        zero_stage=zero_stage,
+        micro_batch_size=micro_batch_size,
+        recompute=recompute,
+        offload=offload,
+        tensor_parallel=None,
+        pipeline_parallel=None,
+    )
+
+
+def _micro_batches(work: Workload, num_gpus: int) -> list[int]:
+    if work.tokens_per_step is None:
+        return list(MICRO_BATCHES)
+    most = work.tokens_per_step / work.seq_len / num_gpus
+    return [micro for micro in MICRO_BATCHES if micro <= max(1.0, most)]
+
+
+def _undominated(options: list[Option]) -> Iterator[Option]:
+    """The fastest micro batch alone of the options with the same stage, recomputation and offload."""
+    seen = set()
+    for option in options:
+        kind = (option.zero_stage, option.recompute, option.offload)
+        if kind not in seen:
+            seen.add(kind)
+            yield option
+
+
+def _least_gpus(shape: ModelShape, work: Workload, beside: Beside | None) -> int | None:
+    for gpus in (1 << exponent for exponent in range(15)):
+        option = option_of(shape, _configured(work, gpus, 3, 1, "full", False), beside)
+        if option.total_gib <= usable_gib(work.gpu):
+            return gpus
+    return None

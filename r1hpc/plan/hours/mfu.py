@@ -1,0 +1,324 @@
+"""The distribution of MFU that published runs lead one to expect, given what is known of a run.
+
+    belief = mfu_belief(work)
+    belief.median, belief.log_sd, belief.variances
+
+Reads coefficients.json, which `python -m research.estimator.fit` makes. MFU counts no recomputation and
+the full square of attention, against the dense bf16 peak; a run in FP8 may therefore pass what bf16 could
+reach.
+
+What the efficiency of a training step depends on, as numbers near 0 that enter the logarithm of MFU.
+
+    features(workload)       # {"one": 1.0, "size": -0.1, "recompute": 1.0, ...}
+
+Each is a loss that physics gives a form and a size; the fit (research/estimator) only says how much of it
+is seen in published runs. Forms like log(1 + t_loss / t_compute) are times in units of the step's
+arithmetic, at the half of an A100's peak that large matrices reach:
+
+    launch     a kernel's floor against the FLOPs of one layer and micro batch on one GPU
+    sharding   ZeRO-3 gathers weights for each micro batch: 6 bytes a parameter against 6 FLOPs for each
+               parameter and token
+    reduction  gradients are reduced once a step, against the tokens of one GPU in a step
+    tensor     four all-reduces of activations a layer against its FLOPs, over NVLink or beyond the node
+    bubble     (stages - 1) / micro batches
+    offload    Adam on the CPU, once a step
+
+What is not known is 0 or its usual value: then the coefficient of `one`, or of `recompute_unknown`,
+carries the average.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.errors import StateError
+from r1hpc.plan.hours.workload import Workload
+
+NAMES = (
+    "one",
+    "size",
+    "recompute",
+    "recompute_unknown",
+    "attention",
+    "scale",
+    "gpu_ridge",
+    "fp8",
+    "fp16",
+    "sharding",
+    "bubble",
+    "tensor",
+    "offload",
+    "launch",
+    "reduction",
+    "experts",
+    "run",
+)
+
+_A100_TFLOPS = 312.0
+_A100_RIDGE = 153.0
+"""FLOPs per byte of an A100-80GB at its peaks."""
+_LAUNCH_FLOPS = 1e11
+"""What an A100 could compute while it waits for the kernels of one layer, forward and backward: 0.6 ms."""
+SHARDING_TOKENS = 3000.0
+"""Half of 6240 (= peak / 2 over 25 GB/s per GPU between nodes), since transfers overlap with arithmetic."""
+_REDUCTION_TOKENS = 4000.0
+"""4 bytes a parameter (a ring moves 16-bit gradients twice) at 25 GB/s, against 6 FLOPs for each token at
+half of the peak: 4160, rounded."""
+_REDUCTION_TOKENS_ONE_NODE = 1000.0
+"""The same at 100 GB/s, a third of what NVLink has each way. Assumed."""
+_TENSOR_WIDTH = 170.0
+"""In (ways - 1) / hidden size: 4 all-reduces of 2 bytes, each moved 2 (ways - 1) / ways times, over NVLink at
+200 GB/s, against the 72 hidden^2 / ways FLOPs of a layer and token (Megatron-LM, arXiv 1909.08053)."""
+_BETWEEN_NODES = 4.0
+"""Times longer, where tensor parallelism leaves the node. Assumed."""
+OFFLOAD_TOKENS = 16000.0
+"""0.6 ns of Adam on the CPU for a parameter of each GPU, against 6 FLOPs for each token: 28 bytes of states
+read and written at 45 GB/s (ZeRO-Offload, arXiv 2101.06840). Assumed."""
+GPUS_PER_NODE = 8
+USUAL_MICRO_TOKENS = 8192.0
+_USUAL_ATTENTION = 0.08
+_ATTENTION_SD = 0.6
+"""Chosen: a kernel that skips the masked half of the scores does up to twice the counted work; some are
+slower."""
+_BYTES_OF_STATE = 18
+"""Per parameter: weights, gradients and Adam in mixed precision, as Megatron-LM keeps them."""
+_SMALLEST = 5e7
+
+
+def features(work: Workload, run_weight: float = 1.0) -> dict[str, float]:
+    """The numbers of NAMES.
+
+    Args:
+        run_weight: how much of a long run's losses applies: 0 for a measured step, 1 for weeks.
+    """
+    gpus = num_gpus_of(work)
+    speed = work.gpu.peak_tflops / _A100_TFLOPS
+    return {
+        "one": 1.0,
+        "size": 1e3 * max(work.active_params, _SMALLEST) ** (-1 / 3) - 0.5,
+        "recompute": _recomputed(work.recompute),
+        "recompute_unknown": float(work.recompute is None),
+        "attention": work.attention_share - _USUAL_ATTENTION,
+        "scale": math.log10(gpus / 64),
+        "gpu_ridge": math.log(work.gpu.peak_tflops / work.gpu.bandwidth_tb_s / _A100_RIDGE),
+        "fp8": float(work.precision == "fp8"),
+        "fp16": float(work.precision == "fp16"),
+        "sharding": _sharding(work, gpus, speed),
+        "bubble": _bubble(work, gpus),
+        "tensor": _tensor(work),
+        "offload": _offload(work, gpus, speed),
+        "launch": _launch(work, speed),
+        "reduction": _reduction(work, gpus, speed),
+        "experts": float(work.is_moe),
+        "run": run_weight,
+    }
+
+
+def shared_effects(work: Workload, family_sd: float) -> tuple[float, ...]:
+    """What the runs of one software stack share: its general level, and how good its attention kernel is."""
+    return family_sd, _ATTENTION_SD * (work.attention_share - _USUAL_ATTENTION)
+
+
+def usual_num_gpus(params: float) -> float:
+    """GPUs that published pretraining runs of this size had, roughly: 64 for 1 B, 250 for 10 B."""
+    return min(1024.0, max(8.0, 64 * math.pow(params / 1e9, 0.6)))
+
+
+def num_gpus_of(work: Workload) -> int:
+    """GPUs as given; else the usual number, rounded up to whole copies of a model in the layout given."""
+    ways = work.model_parallel or 1
+    return work.num_gpus or ways * math.ceil(round(usual_num_gpus(work.active_params)) / ways)
+
+
+def tokens_per_gpu(work: Workload, gpus: float) -> float | None:
+    """Tokens of one optimizer step on one GPU."""
+    return None if work.tokens_per_step is None else work.tokens_per_step / gpus
+
+
+def _recomputed(recompute: str | None) -> float:
+    """Selective recomputation repeats attention's core only: 2.7 % of the step (arXiv 2205.05198, table
+    4)."""
+    return {"full": 1.0, "selective": 0.1}.get(recompute or "", 0.0)
+
+
+def _is_sharded(work: Workload, gpus: float) -> bool:
+    return work.zero_stage == 3 and gpus > GPUS_PER_NODE
+
+
+def _micro_tokens(work: Workload, gpus: float) -> float:
+    if work.micro_batch_size is not None:
+        return work.micro_batch_size * work.seq_len
+    return tokens_per_gpu(work, gpus) or USUAL_MICRO_TOKENS
+
+
+def _sharding(work: Workload, gpus: float, speed: float) -> float:
+    if not _is_sharded(work, gpus):
+        return 0.0
+    return math.log1p(SHARDING_TOKENS * speed / _micro_tokens(work, gpus))
+
+
+def _bubble(work: Workload, gpus: float) -> float:
+    stages = work.pipeline_parallel or 1
+    if stages == 1 or work.tokens_per_step is None:
+        return 0.0
+    replicas = gpus / (stages * (work.tensor_parallel or 1))
+    micro_batches = work.tokens_per_step / (replicas * (work.micro_batch_size or 1) * work.seq_len)
+    return math.log1p((stages - 1) / max(micro_batches, 1.0))
+
+
+def _tensor(work: Workload) -> float:
+    ways = work.tensor_parallel or 1
+    slower = 1.0 if ways <= GPUS_PER_NODE else _BETWEEN_NODES
+    return math.log1p(_TENSOR_WIDTH * (ways - 1) / work.hidden_size * slower)
+
+
+def _offload(work: Workload, gpus: float, speed: float) -> float:
+    if not work.offload:
+        return 0.0
+    tokens = tokens_per_gpu(work, gpus) or _micro_tokens(work, gpus)
+    return math.log1p(OFFLOAD_TOKENS * speed / tokens)
+
+
+def _launch(work: Workload, speed: float) -> float:
+    if work.micro_batch_size is None:
+        return 0.0
+    layer = 24 * work.micro_batch_size * work.seq_len * work.hidden_size**2 / (work.tensor_parallel or 1)
+    return math.log1p(_LAUNCH_FLOPS * speed / layer)
+
+
+def _reduction(work: Workload, gpus: float, speed: float) -> float:
+    tokens = tokens_per_gpu(work, gpus)
+    if tokens is None or _is_sharded(work, gpus):
+        return 0.0
+    between = gpus > GPUS_PER_NODE
+    floor = _REDUCTION_TOKENS if between else _REDUCTION_TOKENS_ONE_NODE
+    return math.log1p(floor * speed / (tokens * _ways(work)))
+
+
+def _ways(work: Workload) -> float:
+    """GPUs a model is spread over: as given, one for ZeRO, else the fewest that can hold it."""
+    if work.model_parallel is not None:
+        return work.model_parallel
+    if work.zero_stage is not None:
+        return 1.0
+    return max(1.0, _BYTES_OF_STATE * work.params / (0.6 * work.gpu.memory_gib * 2**30))
+
+
+COEFFICIENTS = Path(__file__).resolve().parent / "coefficients.json"
+_REACHABLE = 0.87
+"""Part of the dense peak, by the best of large matrix products on an A100 (stas00/ml-engineering, MAMF: 271
+of 312)."""
+SLOWER = {"tf32": 1 / 2, "fp32": 1 / 15}
+"""Peaks beside bf16's, of an A100 (156 and 19.5 of 312) and an H100 (495 and 67 of 989). Not fitted: nobody
+publishes such runs."""
+_LONG_RUN_HOURS = 48.0
+"""A run of this many wall hours has met most of what a long run meets; a scale, assumed."""
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Mean and covariance of the coefficients, in the order of NAMES."""
+
+    mean: tuple[float, ...]
+    covariance: tuple[tuple[float, ...], ...]
+
+    def variance(self, x: Sequence[float]) -> float:
+        """What the coefficients' own uncertainty adds."""
+        return math.fsum(
+            x[i] * x[j] * self.covariance[i][j] for i in range(len(x)) for j in range(len(x)) if x[i] and x[j]
+        )
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """What the fit left: everything an estimate needs."""
+
+    posterior: Posterior
+    family_sd: float
+    noise_sd: float
+    run_noise_sd: float
+    run_share: float
+    """Part of the excess of published long runs over their steps that a run planned now should expect."""
+    run_spread: float
+    """Standard deviation of that, in ln(hours)."""
+    width_scale: float
+    rl: Mapping[str, float]
+    scored: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class MfuBelief:
+    """ln(MFU) is normal. `effects` add up to its mean, `variances` to its variance."""
+
+    log_mean: float
+    log_sd: float
+    effects: Mapping[str, float]
+    variances: Mapping[str, float]
+
+    @property
+    def median(self) -> float:
+        return math.exp(self.log_mean)
+
+
+@cache
+def coefficients() -> Coefficients:
+    """The packaged coefficients.
+
+    Raises:
+        StateError: the file is from another version.
+    """
+    value = json.loads(COEFFICIENTS.read_text())
+    if value.get("features") != list(NAMES):
+        raise StateError(f"{COEFFICIENTS} is from another version; run: python -m research.estimator.fit")
+    return parse_coefficients(value)
+
+
+def parse_coefficients(value: Mapping[str, Any]) -> Coefficients:
+    """From the JSON object."""
+    posterior = Posterior(tuple(value["mean"]), tuple(tuple(line) for line in value["covariance"]))
+    names = {field.name for field in fields(Coefficients)} - {"posterior"}
+    return Coefficients(posterior, **{name: value[name] for name in names})
+
+
+def run_weight(wall_hours: float) -> float:
+    """How much of the losses of long runs a run of this length meets: 0 at once, 1 after weeks."""
+    return -math.expm1(-wall_hours / _LONG_RUN_HOURS)
+
+
+def mfu_belief(work: Workload, weight: float = 1.0, known: Coefficients | None = None) -> MfuBelief:
+    """What to expect of `work`.
+
+    Args:
+        weight: run_weight of its length; 1 for a long run, 0 for a measured step.
+        known: other coefficients than the packaged ones.
+    """
+    known = known or coefficients()
+    values = features(work, weight * known.run_share)
+    x = [values[name] for name in NAMES]
+    effects = {name: b * v for name, b, v in zip(NAMES, known.posterior.mean, x, strict=True) if v}
+    if work.precision in SLOWER:
+        effects["precision"] = math.log(SLOWER[work.precision])
+    mean = math.fsum(effects.values())
+    # A second forward pass takes part of what can be reached.
+    most = math.log(
+        _REACHABLE * (2.0 if work.precision == "fp8" else 1.0) / (4 / 3 if work.recompute == "full" else 1)
+    )
+    variances = _variances(known, work, x, weight)
+    return MfuBelief(min(mean, most), math.sqrt(math.fsum(variances.values())), effects, variances)
+
+
+def _variances(known: Coefficients, work: Workload, x: list[float], weight: float) -> dict[str, float]:
+    """By source, already widened to what left-out families showed."""
+    scale = known.width_scale**2
+    level, attention = shared_effects(work, known.family_sd)
+    return {
+        "software stack and its tuning": scale * level**2,
+        "attention kernel": scale * attention**2,
+        "between runs of one team": scale * (known.noise_sd**2 + weight * known.run_noise_sd**2),
+        "few published runs like this one": scale * known.posterior.variance(x),
+        "what goes wrong in a long run": (weight * known.run_spread) ** 2,
+    }

@@ -1,0 +1,159 @@
+"""An estimate as text, for a terminal.
+
+print(estimate_text(found))
+"""
+
+from collections.abc import Iterator
+
+from r1hpc.base.tables import format_table, wrap
+from r1hpc.base.units import format_duration
+from r1hpc.plan.hours.estimate import Estimate
+from r1hpc.plan.hours.quantiles import Spread
+
+_SHOWN_ASSUMPTIONS = (
+    "gpu",
+    "num_gpus",
+    "params",
+    "active_params",
+    "tokens",
+    "sequences",
+    "mean_completion_length",
+    "max_completion_length",
+    "seq_len",
+    "precision",
+    "recompute",
+    "steps_measured",
+    "step_time_s",
+    "useful_part",
+)
+_MOST_OPTIONS = 5
+_HANGING = " " * 11
+
+
+def estimate_text(found: Estimate) -> str:
+    """Everything worth reading, the hours first."""
+    return "\n".join([*_hours(found), *_reasons(found), *_memory(found), *_baselines(found), *_notes(found)])
+
+
+def hours_text(hours: Spread) -> str:
+    """`230 (150 to 340)`: P50, P10 and P90."""
+    return f"{amount(hours.p50)} ({amount(hours.p10)} to {amount(hours.p90)})"
+
+
+def amount(value: float) -> str:
+    """Three digits, thousands with commas.
+
+    >>> amount(184320), amount(2.345), amount(0.01234)
+    ('184,000', '2.35', '0.0123')
+    """
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.0f}" if abs(rounded) >= 100 else f"{rounded:g}"
+
+
+def summary_line(found: Estimate) -> str:
+    """One line for a submission."""
+    hours, what = found.gpu_hours or found.node_hours, "GPU-hours" if found.gpu_hours else "node-hours"
+    if hours is None:
+        return "not known"
+    wall = next(iter(found.wall_hours.values()), None)
+    until = (
+        f"; {format_duration(wall.p50 * 3600)} of wall time" if wall and len(found.wall_hours) == 1 else ""
+    )
+    return f"{amount(hours.p50)} {what} (P10 {amount(hours.p10)}, P90 {amount(hours.p90)}){until}"
+
+
+def _hours(found: Estimate) -> Iterator[str]:
+    yield wrap(f"estimate   {summary_line(found)}", hanging=_HANGING)
+    if found.ideal_gpu_hours:
+        line = f"ideal      {hours_text(found.ideal_gpu_hours)} GPU-hours if nothing went wrong"
+        yield wrap(line, hanging=_HANGING)
+    for gpus, wall in found.wall_hours.items():
+        p10, p50, p90 = (format_duration(3600 * hours) for hours in (wall.p10, wall.p50, wall.p90))
+        yield wrap(
+            f"wall       {p50} on {gpus} GPU{'s' if gpus > 1 else ''} ({p10} to {p90})", hanging=_HANGING
+        )
+
+
+def _reasons(found: Estimate) -> Iterator[str]:
+    if found.mfu:
+        mfu = found.mfu
+        line = f"MFU        {mfu.p50:.1%} expected in a step, between {mfu.p10:.1%} and {mfu.p90:.1%}"
+        yield wrap(line, hanging=_HANGING)
+    if found.flops:
+        flops = found.flops
+        line = (
+            f"FLOPs      {flops['total']:.3g} (full square of attention), {flops['total_causal']:.3g} "
+            f"(causal), {flops['hardware']:.3g} with recomputation"
+        )
+        yield wrap(line, hanging=_HANGING)
+    if lost := found.goodput:
+        daly, young = format_duration(lost.optimal_interval_s), format_duration(lost.young_interval_s)
+        warned = round(lost.interruptions_per_day - 86400 / lost.mtbf_s, 6)
+        preempted = f" and {warned:g} preemptions a day" if warned > 0 else ""
+        line = (
+            f"goodput    {lost.goodput:.1%}; a failure every {format_duration(lost.mtbf_s)}{preempted}; "
+            f"save every {daly} (Daly), {young} (Young)"
+        )
+        yield wrap(line, hanging=_HANGING)
+    if found.phases:
+        total = sum(found.phases.values())
+        parts = (f"{name} {hours / total:.0%}" for name, hours in found.phases.items() if hours > 0)
+        yield wrap(f"phases     {', '.join(parts)}", hanging=_HANGING)
+    if found.drivers:
+        parts = (f"{name} {part:.0%}" for name, part in found.drivers.items())
+        yield wrap(f"width      {', '.join(parts)}", hanging=_HANGING)
+    assumed = found.assumptions
+    shown = {name: assumed[name] for name in _SHOWN_ASSUMPTIONS if assumed.get(name) is not None}
+    if shown.get("active_params") == shown.get("params"):
+        shown.pop("active_params", None)
+    if shown:
+        parts = (f"{name} {_value(value)}" for name, value in shown.items())
+        yield wrap(f"assumed    {', '.join(parts)}", hanging=_HANGING)
+
+
+def _value(value: object) -> str:
+    if isinstance(value, int) and value >= 10_000:
+        return f"{value:,}"
+    return amount(value) if isinstance(value, float) else str(value)
+
+
+def _is_about_gpus(found: Estimate) -> bool:
+    """A run on CPUs has none, and the article's formula does not ask which."""
+    return found.gpu_hours is not None and found.method != "seed"
+
+
+def _memory(found: Estimate) -> Iterator[str]:
+    if found.memory is None or not _is_about_gpus(found):
+        return
+    options = found.memory
+    cards = "the GPU" if options.num_gpus == 1 else f"each of {options.num_gpus} GPUs"
+    yield f"memory     {options.usable_gib:.0f} GiB usable on {cards}"
+    if not options.fits:
+        yield f"           nothing fits; the leanest: {options.smallest}"
+        return
+    rows = [
+        (
+            str(o.zero_stage),
+            str(o.micro_batch_size),
+            o.recompute,
+            "yes" if o.offload else "no",
+            f"{o.states_gib:.1f}",
+            f"{o.activations_gib:.1f}",
+            f"{o.total_gib:.1f}",
+            f"{o.expected_mfu:.1%}",
+        )
+        for o in options.fits[:_MOST_OPTIONS]
+    ]
+    heads = ("ZeRO", "micro", "recompute", "offload", "states", "activations", "GiB", "MFU")
+    yield format_table(heads, rows, right={0, 1, 4, 5, 6}, indent=_HANGING)
+
+
+def _baselines(found: Estimate) -> Iterator[str]:
+    if found.baselines and _is_about_gpus(found):
+        parts = (f"{name} {amount(hours)}" for name, hours in found.baselines.items())
+        yield wrap(f"baselines  {', '.join(parts)}", hanging=_HANGING)
+
+
+def _notes(found: Estimate) -> Iterator[str]:
+    for note in found.notes:
+        yield wrap(f"note       {note}", hanging=_HANGING)

@@ -1,0 +1,1 @@
+"""Plan the memory of a rank and suggest what fits."""

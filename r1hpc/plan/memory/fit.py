@@ -1,0 +1,201 @@
+"""What would make a run fit its cards: settings that were tried in its plan, the mildest first.
+
+way_out(config, shape, topology, seq_len, card_gib=80)
+# "it would fit with rollout.prompts_per_batch=1, or with model.lora_rank=16"
+
+Settings are changed one at a time, then two together, and three where fewer do not do; what a run would
+refuse is not proposed. The first ones cost time or the host's memory, more nodes cost GPUs, adapters train
+something else. DeepSpeed's offload is not among them: nothing here was trained with it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import combinations, islice, product
+from typing import Any, NamedTuple
+
+from r1hpc.base.errors import UsageError
+from r1hpc.config.schema.run import SAMPLED_STAGES, TRAINED_STAGES, RunConfig
+from r1hpc.plan.memory.compression import check_compression
+from r1hpc.plan.memory.frozen import check_base, check_nf4, is_quantized
+from r1hpc.plan.memory.run import memory_of_run, misfits, usable_gib
+from r1hpc.plan.memory.step import MemoryPlan, reference_place
+from r1hpc.plan.memory.vllm import VllmMemory, larger_cache, share_setting, vllm_memory
+from r1hpc.plan.model.shape import ModelShape
+from r1hpc.plan.topology.batch import Topology, batch_of
+from r1hpc.plan.topology.checks import check_precision
+from r1hpc.plan.topology.parts import prompts_together
+
+_MOST_TOGETHER = 3
+_MOST_SAID = 3
+_LORA_RANK = 16
+_MORE_NODES = (2, 4, 8)
+
+
+class _Change(NamedTuple):
+    """A setting with another value."""
+
+    section: str
+    key: str
+    value: Any
+
+    def __str__(self) -> str:
+        value = str(self.value).lower() if isinstance(self.value, bool) else self.value
+        return f"{self.section}.{self.key}={value}"
+
+
+def way_out(
+    config: RunConfig,
+    shape: ModelShape,
+    topology: Topology,
+    seq_len: int,
+    card_gib: float,
+    teacher_parameters: int | None = None,
+    max_nodes: int | None = None,
+    host_gib: float | None = None,
+) -> str:
+    """A sentence on what would make a run fit that does not.
+
+    Args:
+        seq_len, card_gib, teacher_parameters: as in `memory_of_run`.
+        max_nodes: that a job may have. None: not known.
+        host_gib: memory that the job asks of a node, of which nothing that is proposed takes more; where the
+            run as it is takes more, no more than that. None: not known.
+    """
+    as_it_is = memory_of_run(config, shape, topology, seq_len, card_gib, teacher_parameters)
+    most_of_host = None if host_gib is None else max(host_gib, as_it_is.host_gib)
+
+    def words(changes: Sequence[_Change]) -> str | None:
+        """What makes it fit, with these changes; None: they do not."""
+        try:
+            changed, where, follows = _changed(config, shape, topology, changes)
+        except UsageError:
+            return None
+        plan = memory_of_run(changed, shape, where, seq_len, card_gib, teacher_parameters)
+        if list(misfits(plan, gpu_gib=None, host_gib=most_of_host)):
+            return None
+        share = _share_needed(plan, changed, shape, where, card_gib)
+        if share is None:
+            return None
+        return " and ".join([*map(str, changes), *map(str, follows), *filter(None, [share])])
+
+    found = list(islice(_fitting(list(_settings(config, topology, max_nodes)), words), _MOST_SAID))
+    if not found:
+        return "no other setting that was tried makes it fit: take cards with more memory"
+    return f"it would fit with {', or with '.join(found)}"
+
+
+def _fitting(
+    settings: Sequence[Sequence[_Change]], words: Callable[[Sequence[_Change]], str | None]
+) -> Iterator[str]:
+    """What `words` has to say of one setting changed, of two, and of three where fewer do not do; of each
+    choice of settings the mildest values, and no choice that holds one which does by itself."""
+    done: list[set[int]] = []
+    for number in range(_MOST_TOGETHER + 1):
+        if number == _MOST_TOGETHER and done:
+            return
+        for chosen in combinations(range(len(settings)), number):
+            if any(each <= set(chosen) for each in done):
+                continue
+            said = next(filter(None, map(words, product(*(settings[at] for at in chosen)))), None)
+            if said is not None:
+                done.append(set(chosen))
+                yield said
+
+
+def _settings(config: RunConfig, topology: Topology, max_nodes: int | None) -> Iterator[list[_Change]]:
+    """The settings that there are to change, each with its other values, the mildest first."""
+    model, nodes = config.model, topology.num_nodes
+    places = {"whole": ("divided", "host"), "divided": ("host",)}.get(reference_place(config), ())
+    yield [_Change("rl", "reference", place) for place in places]
+    if config.stage in SAMPLED_STAGES and config.rollout.engine == "vllm":
+        yield [_Change("rollout", "engine", "sampler")]
+    if config.stage in SAMPLED_STAGES and config.rollout.engine == "sampler":
+        together = prompts_together(config, topology.world_size)
+        yield [_Change("rollout", "prompts_per_batch", number) for number in _halves(together)]
+    if config.stage not in TRAINED_STAGES:
+        return
+    yield [_Change("train", "micro_batch_size", size) for size in _halves(config.train.micro_batch_size)]
+    yield [] if model.activation_checkpointing else [_Change("model", "activation_checkpointing", True)]
+    higher = [stage for stage in (2, 3) if stage > config.deepspeed.zero_stage]
+    yield [_Change("deepspeed", "zero_stage", stage) for stage in higher]
+    wider = [nodes * more for more in _MORE_NODES if max_nodes is None or nodes * more <= max_nodes]
+    yield [_Change("resources", "nodes", number) for number in wider]
+    if model.path is not None and not model.from_scratch:
+        yield [] if model.lora_rank else [_Change("model", "lora_rank", _LORA_RANK)]
+        yield [] if is_quantized(config) else [_Change("model", "base_quantization", "nf4")]
+
+
+def _halves(number: int) -> list[int]:
+    """Half of it, a quarter ... down to 1."""
+    return [number >> times for times in range(1, number.bit_length())]
+
+
+def _changed(
+    config: RunConfig, shape: ModelShape, topology: Topology, changes: Sequence[_Change]
+) -> tuple[RunConfig, Topology, list[_Change]]:
+    """With other settings, and with those that follow from them, which come last.
+
+    Raises:
+        UsageError: a run would refuse them.
+    """
+    decided = replace(config.resources, gpus_per_node=topology.gpus_per_node, nodes=topology.num_nodes)
+    changed = replace(config, resources=decided)
+    for change in changes:
+        changed = _with(changed, change)
+    where = replace(topology, num_nodes=changed.resources.nodes)
+    follows = _accumulation(changed, where)
+    for change in follows:
+        changed = _with(changed, change)
+    check_precision(changed)
+    check_base(changed)
+    if is_quantized(changed):
+        check_nf4(shape)
+    check_compression(changed)
+    return changed, where, follows
+
+
+def _with(config: RunConfig, change: _Change) -> RunConfig:
+    section = replace(getattr(config, change.section), **{change.key: change.value})
+    return replace(config, **{change.section: section})
+
+
+def _accumulation(config: RunConfig, topology: Topology) -> list[_Change]:
+    """The accumulation with which the global batch comes out, where another one is given.
+
+    Raises:
+        UsageError: with none.
+    """
+    key, given = "gradient_accumulation_steps", config.train.gradient_accumulation_steps
+    batch = batch_of(_with(config, _Change("train", key, None)), topology)
+    if config.stage not in TRAINED_STAGES or given in (None, batch.gradient_accumulation_steps):
+        return []
+    return [_Change("train", key, batch.gradient_accumulation_steps)]
+
+
+def room_for_larger_cache(
+    config: RunConfig, shape: ModelShape, topology: Topology, plan: MemoryPlan, card_gib: float
+) -> str:
+    """A sentence, or nothing: see larger_cache."""
+    vllm = vllm_memory(config, shape, topology, card_gib)
+    if vllm is None:
+        return ""
+    return larger_cache(config, vllm, room_gib=_room(plan, vllm, card_gib), card_gib=card_gib)
+
+
+def _share_needed(
+    plan: MemoryPlan, config: RunConfig, shape: ModelShape, topology: Topology, card_gib: float
+) -> str | None:
+    """The setting of vLLM's share with which a run of this plan fits, empty where it fits as it is; None: it
+    does not."""
+    if not list(misfits(plan, gpu_gib=card_gib, host_gib=None)):
+        return ""
+    vllm = vllm_memory(config, shape, topology, card_gib)
+    if vllm is None or plan.update_gib > usable_gib(card_gib) - plan.staying_gib:
+        return None
+    return share_setting(config, vllm, room_gib=_room(plan, vllm, card_gib), card_gib=card_gib)
+
+
+def _room(plan: MemoryPlan, vllm: VllmMemory, card_gib: float) -> float:
+    """What the trainer leaves vLLM of a card."""
+    room = usable_gib(card_gib) - plan.staying_gib
+    return room if vllm.sleeps else room - plan.update_gib

@@ -1,0 +1,378 @@
+"""What a run holds at its fullest moment, on each GPU and in the memory of each node, part by part.
+
+    plan = memory_of_run(config, shape, topology)
+    plan.total_gib, plan.host_gib
+    misfits(plan, gpu_gib=80, host_gib=1000)       # sentences; none where it fits
+
+A step of stage rl has three turns: sampling, with the cache and what is sampled with; the passes of the
+update, with activations and logits; and the optimizer's step, with fp32 gradients. Training states and the
+reference are there in all of them. Adapters (LoRA) are trained on weights that have neither gradients nor
+moments, and may lie in 4 bits.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from r1hpc.base.units import GIB, parse_memory_gib
+from r1hpc.config.schema.run import SDPA, RunConfig
+from r1hpc.plan.memory.frozen import frozen_bytes, is_quantized
+from r1hpc.plan.memory.step import (
+    WEIGHT_BYTES,
+    MemoryPlan,
+    Peak,
+    buffer_bytes,
+    checkpoint_bytes,
+    copy_bytes,
+    largest_tensor,
+    logits_bytes,
+    memory_per_gpu,
+    offload_buffer_bytes,
+    offloaded_bytes,
+    reference_place,
+    released_bytes,
+    rl_tensors,
+    state_bytes,
+    step_bytes,
+)
+from r1hpc.plan.memory.vllm import vllm_memory
+from r1hpc.plan.model.shape import ModelShape
+from r1hpc.plan.topology.batch import Topology
+from r1hpc.plan.topology.parts import rows_together
+
+USABLE = 0.95
+"""Part of a card that PyTorch's allocator can really use; assumed."""
+CONTEXT_GIB = 1.0
+"""CUDA context, NCCL and cuBLAS workspaces; assumed."""
+_PROCESS_GIB = 3.0
+"""A rank's own in the host's memory: Python, torch, CUDA. Assumed for a GPU; 0.6 was measured on a CPU."""
+
+COMMON_CARD_GIB = 80.0
+"""Of an A100 or H100, where the type of the GPUs is not known."""
+
+
+def memory_of_run(
+    config: RunConfig,
+    shape: ModelShape,
+    topology: Topology,
+    seq_len: int,
+    card_gib: float = COMMON_CARD_GIB,
+    teacher_parameters: int | None = None,
+) -> MemoryPlan:
+    """At the peak, in GiB.
+
+    Args:
+        seq_len: of the longest sequence.
+        card_gib: memory of a GPU, of which vLLM takes a share.
+        teacher_parameters: of rl.teacher, where there is one.
+
+    Raises:
+        ConfigError: see vllm_memory.
+    """
+    train, width = config.train, WEIGHT_BYTES[config.train.precision]
+    stage, world = config.deepspeed.zero_stage, topology.world_size
+    if config.stage in ("generate", "evaluate"):
+        return _only_sampling(config, shape, topology, card_gib)
+    if config.stage == "serve":
+        return _served(config, shape, topology)
+    base = memory_per_gpu(
+        shape,
+        zero_stage=stage,
+        world_size=world,
+        precision=train.precision,
+        micro_batch_size=train.micro_batch_size,
+        seq_len=-(-seq_len // train.sequence_parallel),
+        activation_checkpointing=config.model.activation_checkpointing,
+        logits_chunk_tokens=train.logits_chunk_tokens,
+    )
+    trained, whole = num_trained(config, shape), frozen_bytes(config, shape)
+    frozen = frozen_bytes(config, shape, world) if stage == 3 else whole
+    parameters, gradients, optimizer = state_bytes(trained, stage, world, train.precision)
+    zero, largest = _zero_options(config), min(largest_tensor(shape), trained)
+    offloaded, weights_away = _optimizer_is_away(config), stage == 3 and _is_on_host(zero, "offload_param")
+    buffers = buffer_bytes(trained + int(whole / width), stage, width, zero) + exchange_bytes(config, shape)
+    step = step_bytes(
+        trained,
+        stage,
+        world,
+        train.precision,
+        largest=largest,
+        together=min(trained, shape.num_parameters),  # a critic is a group of its own
+        options=zero,
+        fused=bool(topology.num_gpus),
+    )
+    away = parameters + frozen if weights_away else 0.0
+    if offloaded:
+        gradients, optimizer, step = (gradients if stage == 1 else 0.0), 0.0, 0.0
+        buffers += offload_buffer_bytes(trained, stage, world, train.precision, largest=largest)
+        away += offloaded_bytes(trained, stage, world, train.precision, largest=largest)
+    plan = replace(
+        base,
+        parameters_gib=0.0 if weights_away else (parameters + frozen) / GIB,
+        gradients_gib=(gradients + error_bytes(config, shape)) / GIB,
+        optimizer_gib=optimizer / GIB,
+        buffers_gib=buffers / GIB,
+        step_gib=step / GIB,
+        released_gib=released_bytes(trained + int(whole / width), stage, width, zero) / GIB,
+        activations_gib=base.activations_gib * (2 if _has_critic(config) else 1)
+        + (_packed_bytes(config, shape, seq_len) / GIB if topology.num_gpus else 0.0),
+    )
+    if config.stage == "rl":
+        reference, _ = _reference(config, shape, world, teacher_parameters)
+        plan = replace(
+            plan,
+            logits_gib=_rl_logits_bytes(config, shape) / GIB,
+            reference_gib=reference / GIB,
+        )
+        plan = _with_sampler(plan, config, shape, topology, card_gib)
+    _, reference = _reference(config, shape, world, teacher_parameters)
+    host = _host_gib(config, shape, topology, reference + away)
+    if not topology.num_gpus:
+        host += topology.ranks_per_node * plan.total_gib
+    return replace(plan, host_gib=host)
+
+
+def _packed_bytes(config: RunConfig, shape: ModelShape, seq_len: int) -> float:
+    """What sdpa keeps for the backward pass where documents share a row.
+
+    It makes numbers of the mask in each layer (torch, convert_boolean_attn_mask), and groups no heads beside
+    a mask, so that keys and values are repeated (transformers, use_gqa_in_sdpa). Read, not measured.
+    """
+    model, rows = config.model, config.train.micro_batch_size
+    if not config.data.packing or config.stage != "sft" or model.attn_implementation not in SDPA:
+        return 0.0
+    repeated = 2 * (shape.num_attention_heads - shape.num_key_value_heads) * shape.head_dim
+    layer = rows * seq_len * (seq_len + repeated) * WEIGHT_BYTES[config.train.precision]
+    return float(layer * (1 if model.activation_checkpointing else shape.num_layers))
+
+
+def is_offloaded(config: RunConfig) -> bool:
+    """Whether DeepSpeed keeps states or weights in host memory or on NVMe, which costs time."""
+    return _optimizer_is_away(config) or _is_on_host(_zero_options(config), "offload_param")
+
+
+def misfits(plan: MemoryPlan, *, gpu_gib: float | None, host_gib: float | None) -> Iterator[str]:
+    """What does not fit, what takes the room, and what would do, in sentences. None: that memory is not
+    known."""
+    if gpu_gib is not None and (found := list(_too_much(plan, gpu_gib))):
+        yield "; ".join(["does not fit: " + ", and ".join(found), *filter(None, [plan.way_out])])
+    if host_gib is not None and plan.host_gib > host_gib:
+        yield (
+            f"does not fit: a node would hold {plan.host_gib:.0f} GiB in its own memory, and the job asks "
+            f"for {host_gib:.0f}: raise resources.mem"
+        )
+
+
+def _too_much(plan: MemoryPlan, card_gib: float) -> Iterator[str]:
+    if plan.total_gib > usable_gib(card_gib):
+        yield (
+            f"each GPU would hold {held(plan, 0)}, and a card of {card_gib:.0f} GiB has "
+            f"{usable_gib(card_gib):.0f}"
+        )
+    if plan.vllm_given_gib < plan.vllm_least_gib:
+        yield (
+            f"vLLM starts in no less than {plan.vllm_least_gib:.1f} GiB of each GPU (the weights, what it "
+            f"works in and a cache of one sequence), and has {plan.vllm_given_gib:.1f} by "
+            "rollout.vllm_options (gpu_memory_utilization, 0.3 if not given, or kv_cache_memory_bytes)"
+        )
+
+
+def asked_host_gib(config: RunConfig) -> float | None:
+    """Memory that a job asks of each node, in GiB; None: not known, or all that the node has (--mem=0)."""
+    asked = config.resources.mem or config.cluster.mem
+    try:
+        return (parse_memory_gib(asked) or None) if asked else None
+    except ValueError:  # sbatch's to refuse
+        return None
+
+
+def usable_gib(card_gib: float) -> float:
+    """What of a card's memory a run can have."""
+    return card_gib * USABLE - CONTEXT_GIB
+
+
+def held(plan: MemoryPlan, digits: int = 1) -> str:
+    """What a GPU holds at the peak, when that is, and its parts, largest first."""
+    parts = {
+        "weights, gradients and moments": plan.parameters_gib + plan.gradients_gib + plan.optimizer_gib,
+        "reference": plan.reference_gib,
+        "DeepSpeed's buffers": plan.buffers_gib,
+    }
+    if plan.peak is Peak.step:
+        parts["DeepSpeed's buffers"] -= plan.released_gib
+        parts["copies of gradients"] = plan.step_gib
+    if plan.peak is Peak.passes:
+        parts["activations and logits"] = plan.activations_gib + plan.logits_gib
+    if plan.peak is Peak.sampling or plan.sampler_stays:
+        parts["sampler"] = plan.sampler_gib
+    told = ", ".join(
+        f"{name} {gib:.1f}" for name, gib in sorted(parts.items(), key=lambda part: -part[1]) if gib >= 0.05
+    )
+    when = f" {plan.peak.value}" if plan.peak else ""
+    return f"{plan.total_gib:.{digits}f} GiB{when} ({told})"
+
+
+def _only_sampling(config: RunConfig, shape: ModelShape, topology: Topology, card_gib: float) -> MemoryPlan:
+    """A whole model on each rank, and what it samples with."""
+    weights = shape.num_parameters * WEIGHT_BYTES[config.train.precision] / GIB
+    plan = MemoryPlan(weights, gradients_gib=0.0, optimizer_gib=0.0, activations_gib=0.0, logits_gib=0.0)
+    plan = _with_sampler(plan, config, shape, topology, card_gib)
+    return replace(plan, host_gib=topology.ranks_per_node * _PROCESS_GIB)
+
+
+def _served(config: RunConfig, shape: ModelShape, topology: Topology) -> MemoryPlan:
+    """The weights, divided over the GPUs; vLLM's cache takes what they leave."""
+    width = 4 if config.serve.dtype == "float32" else 2
+    weights = shape.num_parameters * width / GIB
+    plan = MemoryPlan(
+        weights / max(1, topology.num_gpus),
+        gradients_gib=0.0,
+        optimizer_gib=0.0,
+        activations_gib=0.0,
+        logits_gib=0.0,
+    )
+    host = topology.num_gpus * _PROCESS_GIB if topology.num_gpus else _PROCESS_GIB + weights
+    return replace(plan, host_gib=host)
+
+
+def num_trained(config: RunConfig, shape: ModelShape) -> int:
+    """All parameters, and under PPO the critic's body and its value head; with LoRA the adapters of all
+    linear layers."""
+    if config.model.lora_rank:
+        return config.model.lora_rank * adapter_widths(shape)
+    if _has_critic(config):
+        return shape.num_parameters + shape.num_body_parameters + shape.hidden_size + 1
+    return shape.num_parameters
+
+
+def _has_critic(config: RunConfig) -> bool:
+    return config.stage == "rl" and config.rl.algorithm == "ppo"
+
+
+def error_bytes(config: RunConfig, shape: ModelShape) -> int:
+    """What a rank holds, and saves, of what train.gradient_compression left to the next step: fp32."""
+    return 0 if config.train.gradient_compression == "none" else 4 * num_trained(config, shape)
+
+
+def exchange_bytes(config: RunConfig, shape: ModelShape) -> int:
+    """What a rank holds while gradients are compressed, read off train/parallel/compression.py: of int8's largest
+    bucket, which a larger tensor is by itself, some 6 bytes a value; of powersgd the largest matrix."""
+    largest = shape.vocab_size * shape.hidden_size
+    if config.train.gradient_compression == "int8":
+        return 6 * min(num_trained(config, shape), max(1 << 25, largest))
+    return 4 * largest if config.train.gradient_compression == "powersgd" else 0
+
+
+def saved_bytes(config: RunConfig, shape: ModelShape, world_size: int) -> int:
+    """Of a checkpoint, over all ranks."""
+    return world_size * error_bytes(config, shape) + checkpoint_bytes(
+        num_trained(config, shape),
+        config.train.precision,
+        config.deepspeed.zero_stage,
+        0 if is_quantized(config) or not config.model.lora_rank else shape.num_parameters,
+    )
+
+
+def copied_bytes(config: RunConfig, shape: ModelShape, topology: Topology) -> tuple[int, int]:
+    """Host memory that the copy of an asynchronous save takes, (of one rank, of one node)."""
+    stage, world = config.deepspeed.zero_stage, topology.world_size
+    errors = error_bytes(config, shape)
+    rest = saved_bytes(config, shape, world) - world * errors
+    rank, node = copy_bytes(rest, stage, world, topology.ranks_per_node)
+    return rank + errors, node + topology.ranks_per_node * errors
+
+
+def _rl_logits_bytes(config: RunConfig, shape: ModelShape) -> float:
+    """Of an update: completions are scored, and a teacher's logits of them lie there whole."""
+    tokens = config.train.micro_batch_size * config.rollout.max_completion_length
+    told = (
+        0 if config.rl.teacher is None else tokens * shape.vocab_size * WEIGHT_BYTES[config.train.precision]
+    )
+    return told + logits_bytes(shape, tokens, config.train.logits_chunk_tokens, rl_tensors(config))
+
+
+def adapter_widths(shape: ModelShape) -> int:
+    """Inputs and outputs of the linear layers together, of a gated MLP as wide as the parameters say."""
+    heads, shared = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
+    hidden = shape.hidden_size
+    attention = 2 * hidden * (heads + shared)
+    rest = (shape.num_matmul_parameters - shape.vocab_size * hidden) // shape.num_layers - attention
+    mlp = 3 * (hidden + max(0, rest) // (3 * hidden))
+    return shape.num_layers * (2 * (hidden + heads) + 2 * (hidden + shared) + mlp)
+
+
+def _reference(
+    config: RunConfig, shape: ModelShape, world_size: int, teacher_parameters: int | None
+) -> tuple[float, float]:
+    """Bytes of the reference, or the teacher, on a rank's device and in its host memory."""
+    whole = (teacher_parameters or shape.num_parameters) * WEIGHT_BYTES[config.train.precision]
+    where = reference_place(config)
+    if where == "whole":
+        return whole, 0.0
+    # Gathered layers of the reference and of the policy are not there at the same time.
+    part = whole / world_size
+    return (
+        (part if where == "divided" else 0.0, part if where == "host" else 0.0)
+        if where != "none"
+        else (0.0, 0.0)
+    )
+
+
+def _with_sampler(
+    plan: MemoryPlan, config: RunConfig, shape: ModelShape, topology: Topology, card_gib: float
+) -> MemoryPlan:
+    """With vLLM, or with the cache that the trainer's own network samples with."""
+    vllm = vllm_memory(config, shape, topology, card_gib)
+    if vllm is None:
+        return replace(plan, sampler_gib=_sampler_gib(config, shape, topology))
+    return replace(
+        plan,
+        sampler_gib=vllm.taken_gib,
+        sampler_stays=not vllm.sleeps,
+        vllm_given_gib=vllm.given_gib,
+        vllm_least_gib=vllm.least_gib,
+    )
+
+
+def _sampler_gib(config: RunConfig, shape: ModelShape, topology: Topology) -> float:
+    """The cache of the rows that a rank decodes together and, in stage rl under ZeRO 3, a whole policy."""
+    cache = _cache_gib(config, shape, rows_together(config, topology.world_size))
+    if config.stage != "rl" or config.deepspeed.zero_stage != 3:
+        return cache
+    weights = frozen_bytes(config, shape) or shape.num_parameters * WEIGHT_BYTES[config.train.precision]
+    return weights / GIB + cache
+
+
+def _cache_gib(config: RunConfig, shape: ModelShape, rows: int) -> float:
+    """Keys and values of `rows` sequences of full length, and one layer's twice, while it grows; logits."""
+    width = WEIGHT_BYTES[config.train.precision]
+    length = config.rollout.max_prompt_length + config.rollout.max_completion_length
+    layer = 2 * shape.num_key_value_heads * shape.head_dim * width * length
+    # fp32 logits of the next token, their probabilities and the running sums that a token is chosen by.
+    return rows * (layer * (shape.num_layers + 1) + 3 * 4 * shape.vocab_size) / GIB
+
+
+def _host_gib(config: RunConfig, shape: ModelShape, topology: Topology, offloaded: float) -> float:
+    """On a node: its ranks, a whole tensor each while a model is built, a save's copy, and `offloaded` bytes
+    of each rank."""
+    precision, ranks = config.train.precision, topology.ranks_per_node
+    largest = shape.vocab_size * shape.hidden_size * (4 + WEIGHT_BYTES[precision])
+    saved = 0
+    if config.checkpoint.asynchronous:
+        _, saved = copied_bytes(config, shape, topology)
+    return ranks * _PROCESS_GIB + (ranks * (largest + offloaded) + saved) / GIB
+
+
+def _zero_options(config: RunConfig) -> dict[str, Any]:
+    found = config.deepspeed.extra.get("zero_optimization", {})
+    return found if isinstance(found, dict) else {}
+
+
+def _optimizer_is_away(config: RunConfig) -> bool:
+    """Without ZeRO DeepSpeed reads nothing of zero_optimization."""
+    return config.deepspeed.zero_stage > 0 and _is_on_host(_zero_options(config), "offload_optimizer")
+
+
+def _is_on_host(zero: dict[str, Any], what: str) -> bool:
+    part = zero.get(what)
+    return isinstance(part, dict) and part.get("device") in ("cpu", "nvme")

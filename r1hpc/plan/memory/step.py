@@ -1,0 +1,347 @@
+"""GPU memory of a training step, the bytes of a checkpoint, and the host memory of its copy.
+
+States after ZeRO (Rajbhandari et al., arXiv 1910.02054, section 3.1 and figure 1). Activations by the method
+of Korthikanti et al. (arXiv 2205.05198, section 4): every tensor that a layer keeps for its backward pass.
+Their 34 s b h is for GELU, LayerNorm and dropout; here it is what transformers' own layers keep, without
+dropout, and without the scores (5as/h), which fused attention (sdpa, flash) never stores. Against what
+autograd saves it is within 6 % (OLMo 2 in bf16: 12 % low; Gemma 2 attends without fusing, so its scores come
+on top). Inside the optimizer's step DeepSpeed makes more of the gradients, when activations are gone. Not
+counted: the CUDA context, communication buckets, fragmentation.
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from types import MappingProxyType
+from typing import Any
+
+from r1hpc.base.units import GIB
+from r1hpc.config.schema.run import Precision, RunConfig
+from r1hpc.plan.model.shape import ModelShape
+
+WEIGHT_BYTES = {Precision.bf16: 2, Precision.fp16: 2, Precision.fp32: 4, Precision.fp8: 2}
+_MOMENT_BYTES = 8
+"""Adam's two moments, fp32."""
+_MASTER_BYTES = 4
+"""The fp32 copy of the weights."""
+_BUCKET_ELEMENTS = 5e8
+"""DeepSpeed's default reduce_bucket_size."""
+_LIVE_ELEMENTS = 1e9
+"""DeepSpeed's default stage3_max_live_parameters."""
+_SUB_GROUP_ELEMENTS = 1e9
+"""DeepSpeed's default sub_group_size: what a rank updates at a time under ZeRO 3."""
+_FP32_BYTES, _NORM_BYTES = 4, 8
+"""The master weights, and their gradients, are fp32; norms are taken in fp64."""
+_UNFUSED_BYTES = 8
+"""What torch's AdamW works in where it is not fused, as on a CPU: two fp32 tensors of the largest's size."""
+LOSS_TENSORS = 3
+"""As large as the logits, in fp32, in the backward pass of cross-entropy: log-softmax, the gradient that
+comes in and the one that goes out."""
+_ENTROPY_TENSORS = 2
+"""More, where the loss is told the entropy; like the next two measured (tests/plan/test_logits_peak.py), of
+whole logits in bf16: of a chunk's it is one less."""
+_DIVERGENCE_TENSORS, _MIXTURE_TENSORS = 3, 7
+"""More for the divergence to a teacher, pure or mixed."""
+_LOGITS_BYTES = 256 * 2**20
+"""Of a chunk of fp32 logits, where nobody says otherwise: large enough to keep a GPU busy."""
+
+
+class Peak(Enum):
+    """When a GPU is at its fullest."""
+
+    passes = "in a backward pass"
+    step = "in the optimizer's step"
+    sampling = "while completions are sampled"
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """GiB on one GPU."""
+
+    parameters_gib: float
+    gradients_gib: float
+    optimizer_gib: float
+    activations_gib: float
+    logits_gib: float
+    buffers_gib: float = 0.0
+    """DeepSpeed's: a bucket to reduce gradients in, and under ZeRO 3 the weights gathered at a time."""
+    step_gib: float = 0.0
+    """What the optimizer's step makes beside the states: fp32 gradients, and what they are copied through."""
+    released_gib: float = 0.0
+    """Of the buffers, what is free in that step."""
+    reference_gib: float = 0.0
+    """Stage rl: the reference of the KL, as rl.reference lays it."""
+    sampler_gib: float = 0.0
+    """While completions are sampled: the cache and, under ZeRO 3, a whole policy; or vLLM's share, and where
+    that is too small the least that it starts in."""
+    sampler_stays: bool = False
+    """It is there during the updates too: vLLM that does not sleep."""
+    host_gib: float = 0.0
+    """Of a node's memory, not the GPU's: its ranks, and what is copied or offloaded there."""
+    vllm_given_gib: float = 0.0
+    """What rollout.vllm_options give it."""
+    vllm_least_gib: float = 0.0
+    """In less it does not start."""
+    way_out: str = ""
+    """What would make a run fit that does not, in words."""
+    larger_cache: str = ""
+    """What would have vLLM decode more at once, in words."""
+
+    @property
+    def total_gib(self) -> float:
+        """At the peak. Forward and backward passes, the optimizer's step and sampling take turns; the states
+        and the reference stay."""
+        turns = (self.update_gib, self.sampler_gib)
+        return self.staying_gib + (sum(turns) if self.sampler_stays else max(turns))
+
+    @property
+    def peak(self) -> Peak | None:
+        """The turn in which the total is held; None: nothing is trained or sampled."""
+        if not self.update_gib or (self.sampler_gib > self.update_gib and not self.sampler_stays):
+            return Peak.sampling if self.sampler_gib else None
+        return Peak.step if self._in_step_gib > self._in_passes_gib else Peak.passes
+
+    @property
+    def update_gib(self) -> float:
+        """What an update takes beside what stays, in its fuller turn."""
+        return max(self._in_passes_gib, self._in_step_gib)
+
+    @property
+    def _in_passes_gib(self) -> float:
+        return self.activations_gib + self.logits_gib
+
+    @property
+    def _in_step_gib(self) -> float:
+        return self.step_gib - self.released_gib
+
+    @property
+    def staying_gib(self) -> float:
+        """What is there whatever the run does; but for the released part of the buffers."""
+        states = self.parameters_gib + self.gradients_gib + self.optimizer_gib
+        return states + self.buffers_gib + self.reference_gib
+
+
+def memory_per_gpu(
+    shape: ModelShape,
+    *,
+    zero_stage: int,
+    world_size: int,
+    precision: Precision,
+    micro_batch_size: int,
+    seq_len: int,
+    activation_checkpointing: bool,
+    logits_chunk_tokens: int | None = None,
+) -> MemoryPlan:
+    """What one GPU holds at the peak of a step with Adam, in GiB."""
+    width = WEIGHT_BYTES[precision]
+    tokens = micro_batch_size * seq_len
+    parameters, gradients, optimizer = state_bytes(shape.num_parameters, zero_stage, world_size, precision)
+    return MemoryPlan(
+        parameters_gib=parameters / GIB,
+        gradients_gib=gradients / GIB,
+        optimizer_gib=optimizer / GIB,
+        activations_gib=tokens * _activation_bytes(shape, width, activation_checkpointing) / GIB,
+        logits_gib=logits_bytes(shape, tokens, logits_chunk_tokens, LOSS_TENSORS) / GIB,
+        step_gib=step_bytes(
+            shape.num_parameters, zero_stage, world_size, precision, largest=largest_tensor(shape)
+        )
+        / GIB,
+    )
+
+
+def logits_bytes(shape: ModelShape, tokens: int, chunk_tokens: int | None, tensors: int) -> float:
+    """At the peak of a loss over `tokens`, of which those of a chunk are held at once.
+
+    Args:
+        tensors: fp32 tensors of the logits' size that are alive together.
+    """
+    if shape.changes_logits:  # what the loss is told of them comes after the cap, whose result is kept too
+        return 4.0 * tokens * shape.vocab_size * (tensors + 1)
+    return 4.0 * min(tokens, logits_at_once(chunk_tokens, shape.vocab_size)) * shape.vocab_size * tensors
+
+
+def logits_at_once(chunk_tokens: int | None, vocab_size: int) -> int:
+    """Tokens whose logits are held together, of train.logits_chunk_tokens (None: 256 MiB; 0: all)."""
+    if chunk_tokens is None:
+        return max(1, _LOGITS_BYTES // (4 * vocab_size))
+    return chunk_tokens or sys.maxsize
+
+
+def rl_tensors(config: RunConfig) -> int:
+    """What logits_bytes takes as `tensors` in an update of stage rl."""
+    tensors = LOSS_TENSORS + _ENTROPY_TENSORS
+    if config.rl.teacher is None:
+        return tensors
+    return tensors + (_DIVERGENCE_TENSORS if config.rl.jsd_beta in (0, 1) else _MIXTURE_TENSORS)
+
+
+def buffer_bytes(
+    num_parameters: int, zero_stage: int, width: int, options: Mapping[str, Any] = MappingProxyType({})
+) -> float:
+    """What DeepSpeed holds beside the states on one rank. `options` are its zero_optimization.
+
+    Measured with 0.19.8: ZeRO 1 and 2 hold the whole bucket during a backward pass, ZeRO 3 always, however
+    small the model; with overlap_comm two below ZeRO 3. ZeRO 3 keeps what it gathered as long as it may.
+    """
+    if zero_stage == 0:
+        return 0.0
+    bucket = float(options.get("reduce_bucket_size", _BUCKET_ELEMENTS))
+    if zero_stage < 3:
+        return width * bucket * (2 if options.get("overlap_comm") else 1)
+    most = float(options.get("stage3_max_live_parameters", _LIVE_ELEMENTS))
+    # ZeRO++'s hpZ: the weights once more, divided over a few ranks.
+    near = int(options.get("zero_hpz_partition_size") or 1)
+    second = num_parameters / near if near > 1 else 0
+    return width * (bucket + min(most, num_parameters) + second)
+
+
+def released_bytes(
+    num_parameters: int, zero_stage: int, width: int, options: Mapping[str, Any] = MappingProxyType({})
+) -> float:
+    """Of `buffer_bytes`, what is free in the optimizer's step: all, or under ZeRO 3 what was gathered."""
+    if zero_stage < 3:
+        return buffer_bytes(num_parameters, zero_stage, width, options)
+    most = float(options.get("stage3_max_live_parameters", _LIVE_ELEMENTS))
+    return width * min(most, num_parameters)
+
+
+def step_bytes(
+    num_trained: int,
+    zero_stage: int,
+    world_size: int,
+    precision: Precision,
+    *,
+    largest: int,
+    together: int | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    fused: bool = True,
+) -> float:
+    """What one rank makes inside the optimizer's step, beside the states, at its fullest moment.
+
+    Read off DeepSpeed 0.19.8 and measured (tests/plan/deepspeed_states.py). Without ZeRO bf16 gradients get
+    fp32 copies (runtime/fp16/unfused_optimizer.py, step). With it those of the rank's part, under ZeRO 3 of a
+    sub group, are laid into one tensor and that is made fp32, while they are still there
+    (zero/stage_1_and_2.py, step; zero/stage3.py, _prepare_fp32_grad_for_sub_group); ZeRO 1 has freed the rest
+    of them by then. Before that the norm makes an fp64 copy of one gradient after the other
+    (get_grad_norm_direct).
+
+    Args:
+        largest: parameters of the largest tensor.
+        together: of the largest group of parameters (None: all), which are updated one after the other.
+        options: zero_optimization of DeepSpeed's config.
+        fused: Adam is, as on a GPU.
+    """
+    width = WEIGHT_BYTES[precision]
+    converted = 0 if width == _FP32_BYTES else _FP32_BYTES
+    if zero_stage == 0:
+        return num_trained * converted + (0 if fused else _UNFUSED_BYTES * largest)
+    part = (num_trained if together is None else together) / world_size
+    largest_part = min(part, largest / (world_size if zero_stage == 3 else 1))
+    if zero_stage == 3:  # a sub group is closed by the tensor that fills it
+        part = min(part, float(options.get("sub_group_size", _SUB_GROUP_ELEMENTS)) + largest_part)
+    copies = width + converted if fused else max(width + converted, _FP32_BYTES + _UNFUSED_BYTES)
+    freed = width * (num_trained - num_trained / world_size) if zero_stage == 1 else 0.0
+    return max(_NORM_BYTES * largest_part, copies * part - freed)
+
+
+def offloaded_bytes(
+    num_trained: int, zero_stage: int, world_size: int, precision: Precision, *, largest: int
+) -> float:
+    """Host memory that a rank's part of an offloaded optimizer takes.
+
+    With DeepSpeed 0.19.8 fp32 gradients lie there beside master weights and moments, and gradients as they
+    come: of one tensor and those of earlier micro batches (ZeRO 1 leaves these on the GPU), or under ZeRO 3
+    all; below it new weights go through a buffer. Measured as `step_bytes` was. In pinned memory, which torch
+    hands out in powers of two, it can take up to twice as much.
+    """
+    width = WEIGHT_BYTES[precision]
+    part = num_trained / world_size
+    held = part * (_MASTER_BYTES + _MOMENT_BYTES + _FP32_BYTES + width)
+    if zero_stage == 3:
+        return held
+    return held + width * largest + (width * part if zero_stage == 2 else 0.0)
+
+
+def offload_buffer_bytes(
+    num_trained: int, zero_stage: int, world_size: int, precision: Precision, *, largest: int
+) -> float:
+    """On the GPU for that: a gradient on its way below ZeRO 3, and its part in fp64, for the norm, which is
+    taken in the backward pass (async_accumulate_grad_in_cpu_via_gpu and set_norm_for_param_grad_in_gpu)."""
+    if zero_stage == 3:
+        return _NORM_BYTES * largest / world_size
+    return WEIGHT_BYTES[precision] * largest + _NORM_BYTES * min(largest, num_trained / world_size)
+
+
+def largest_tensor(shape: ModelShape) -> int:
+    """Parameters of the largest tensor: the embedding, or of a mixture the first projections of a layer's
+    experts, which transformers holds together, and which are counted as two thirds of a layer."""
+    table = shape.vocab_size * shape.hidden_size
+    if shape.num_active_parameters == shape.num_parameters:
+        return table
+    return max(table, 2 * (shape.num_body_parameters - table) // (3 * shape.num_layers))
+
+
+def reference_place(config: RunConfig) -> str:
+    """Where the reference, or a teacher, lies: none, whole, divided or host (rl.reference)."""
+    is_own = config.rl.teacher is None
+    if config.stage != "rl" or (is_own and (config.rl.kl_coef == 0 or config.model.lora_rank)):
+        return "none"
+    if config.rl.reference != "auto":
+        return config.rl.reference
+    return "divided" if config.deepspeed.zero_stage == 3 else "whole"
+
+
+def state_bytes(
+    num_parameters: int, zero_stage: int, world_size: int, precision: Precision
+) -> tuple[float, float, float]:
+    """Bytes of (parameters, gradients, optimizer states) on one rank. ZeRO paper, figure 1."""
+    width = WEIGHT_BYTES[precision]
+    optimizer = _optimizer_bytes(precision, zero_stage)
+    return (
+        num_parameters * width / (world_size if zero_stage >= 3 else 1),
+        num_parameters * width / (world_size if zero_stage >= 2 else 1),
+        num_parameters * optimizer / (world_size if zero_stage >= 1 else 1),
+    )
+
+
+def checkpoint_bytes(num_trained: int, precision: Precision, zero_stage: int, num_frozen: int = 0) -> int:
+    """Bytes DeepSpeed writes, over all ranks: optimizer states, the weights below ZeRO 3, and those that
+    adapters are trained on.
+
+    Per parameter 14 for bf16 and fp16, 12 with ZeRO 3 (its weights come back from the fp32 copy); for fp32
+    12 without ZeRO or with ZeRO 3, 16 with ZeRO 1 and 2. Measured with DeepSpeed 0.19.8, one rank, 5.3 M
+    parameters: 14.01, 12.01, 12.01 and 16.01 (fp16 not measured: DeepSpeed refuses it on a CPU).
+    """
+    weights = 0 if zero_stage == 3 else WEIGHT_BYTES[precision]
+    trained = num_trained * (weights + _optimizer_bytes(precision, zero_stage))
+    return trained + num_frozen * WEIGHT_BYTES[precision]
+
+
+def copy_bytes(checkpoint: int, zero_stage: int, world_size: int, ranks_per_node: int) -> tuple[int, int]:
+    """Host memory that an asynchronous save of `checkpoint` bytes takes, (of one rank, of one node).
+
+    Each rank copies what it writes: an equal part, but without ZeRO rank 0 nearly all of it, the optimizer's
+    state, and is counted with all. On a GPU the copies are in pinned memory, which torch hands out in powers
+    of two: that can take up to twice as much.
+    """
+    if zero_stage == 0:
+        return checkpoint, checkpoint
+    rank = -(-checkpoint // world_size)
+    return rank, rank * ranks_per_node
+
+
+def _optimizer_bytes(precision: Precision, zero_stage: int) -> int:
+    """Bytes per parameter. ZeRO keeps a copy of its own even of fp32 weights; plain fp32 Adam keeps none."""
+    if precision is Precision.fp32 and zero_stage == 0:
+        return _MOMENT_BYTES
+    return _MASTER_BYTES + _MOMENT_BYTES
+
+
+def _activation_bytes(shape: ModelShape, width: int, checkpointing: bool) -> int:
+    """Bytes kept per token for the backward pass, over all layers."""
+    layer = width * shape.saved_values + 4 * shape.saved_fp32_values
+    if not checkpointing:
+        return shape.num_layers * layer
+    # Full recomputation keeps each layer's input, and rebuilds one layer at a time.
+    return shape.num_layers * width * shape.hidden_size + layer

@@ -1,0 +1,212 @@
+"""What vLLM takes of a GPU beside a trainer, and the least that it starts in.
+
+    memory = vllm_memory(config, shape, topology, card_gib=80)
+    memory.given_gib, memory.least_gib            # it starts where the first is no less than the second
+    share_setting(config, memory, room_gib=40, card_gib=80)      # "rollout.vllm_options.gpu_memory_..."
+
+Read off vLLM 0.32, not measured on a GPU. It is given a share of the card. At its start it loads the weights,
+tries a pass over the most tokens that it may take at once and draws for the most sequences
+(v1/worker/gpu_worker.py, determine_available_memory); what that took is kept free for it, and the cache is
+what is left of the share. Where that does not hold one sequence of full length it refuses to start
+(v1/core/kv_cache_utils.py, _check_enough_kv_cache_memory).
+"""
+
+import math
+from dataclasses import dataclass
+
+from r1hpc.base.errors import ConfigError
+from r1hpc.base.units import GIB
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.plan.memory.step import WEIGHT_BYTES
+from r1hpc.plan.model.shape import ModelShape
+from r1hpc.plan.topology.batch import Topology
+from r1hpc.plan.topology.gpus import gpu_type_of
+from r1hpc.plan.topology.parts import rows_together
+
+_SHARE = "gpu_memory_utilization"
+_CACHE = "kv_cache_memory_bytes"
+_SEQUENCES = "max_num_seqs"
+_DEFAULT_SHARE = 0.3
+"""That r1hpc gives vLLM on a GPU, and the next on a CPU (train/rollout/vllm_engine.py)."""
+_DEFAULT_CPU_CACHE = 2**30
+_BATCH, _LARGE_BATCH = (8192, 256), (16384, 1024)
+"""Tokens and sequences that vLLM takes at once where nobody says: the second on cards of 70 GiB and more, but
+for the A100 (engine/arg_utils.py, get_batch_defaults)."""
+_LARGE_CARD_GIB = 70.0
+_DRAWING_TENSORS = 4
+"""As large as the logits, in fp32, while tokens are drawn: the logits, their log-probabilities, their
+probabilities and the noise (v1/sample/ops/topk_topp_sampler.py, forward_native), beside the logits as they
+came."""
+_WORKSPACES_GIB, _GRAPHS_GIB = 0.1, 0.4
+"""Of kernels, and of CUDA graphs, which enforce_eager does without; assumed."""
+_SCALE_BYTES = 4
+"""Of a key, or a value, in a cache with a scale of its own for each (v1/attention/backends/triton_attn.py,
+customize_spec)."""
+
+
+@dataclass(frozen=True)
+class VllmMemory:
+    """GiB on one GPU; of a CPU rank, in the host's memory."""
+
+    given_gib: float
+    """Weights, what it works in and the cache, as rollout.vllm_options give it."""
+    least_gib: float
+    """With a cache of one sequence of full length: in less it does not start."""
+    wanted_gib: float
+    """With a cache for what a rank decodes together."""
+    taken_gib: float
+    """What must be free for it to start."""
+    fixed_gib: float
+    """Weights and what it works in."""
+    sleeps: bool
+    """While the policy is updated it holds nothing."""
+
+    def num_sequences(self, gib: float) -> int:
+        """Of full length, in the cache of so much memory; a little less than one counts, for rounding."""
+        return math.floor((gib - self.fixed_gib) / (self.least_gib - self.fixed_gib) + 1e-6)
+
+
+def vllm_memory(
+    config: RunConfig, shape: ModelShape, topology: Topology, card_gib: float
+) -> VllmMemory | None:
+    """What vLLM takes on each rank; None: another engine samples.
+
+    Args:
+        card_gib: memory of a GPU, of which it has a share.
+
+    Raises:
+        ConfigError: rollout.vllm_options has something else than a number where vLLM needs one.
+    """
+    if config.rollout.engine != "vllm":
+        return None
+    weights = _weight_bytes(config, shape) / GIB
+    sequence = _sequence_bytes(config, shape) / GIB
+    given_cache = _whole(config, _CACHE)
+    if not topology.num_gpus:
+        held = weights + (given_cache or _DEFAULT_CPU_CACHE) / GIB
+        return VllmMemory(held, weights + sequence, held, held, weights, sleeps=False)
+    tokens, rows = vllm_batch(config, card_gib, num_sequences(config, topology.world_size))
+    graphs = 0.0 if config.rollout.vllm_options.get("enforce_eager") else _GRAPHS_GIB
+    fixed = weights + _working_bytes(config, shape, tokens, rows) / GIB + _WORKSPACES_GIB + graphs
+    share = card_gib * _share(config)
+    given = share if given_cache is None else fixed + given_cache / GIB
+    least = fixed + sequence
+    wanted = fixed + sequence * min(rows, rows_together(config, topology.world_size))
+    sleeps = config.rollout.vllm_options.get("enable_sleep_mode") is not False
+    return VllmMemory(given, least, wanted, max(given, least, share), fixed, sleeps)
+
+
+def num_sequences(config: RunConfig, num_ranks: int) -> int | None:
+    """Sequences that vLLM is told to take at once on a GPU: what a rank decodes together, where that is less
+    than vLLM's own number on any card, by which it sizes what it works in; None: that number.
+    """
+    together = rows_together(config, num_ranks)
+    if together >= min(_BATCH[1], _LARGE_BATCH[1]):
+        return None
+    return min(together, _whole(config, "max_num_batched_tokens") or together)  # of which each has one
+
+
+def share_setting(config: RunConfig, memory: VllmMemory, *, room_gib: float, card_gib: float) -> str | None:
+    """The setting by which vLLM starts in the `room_gib` that the trainer leaves it; None: there is none.
+
+    It makes the cache as large as is wanted, where there is room.
+    """
+    if _whole(config, _CACHE) is not None:
+        most = math.floor((min(room_gib, memory.wanted_gib) - memory.fixed_gib) * GIB)
+        fits = memory.least_gib <= room_gib and card_gib * _share(config) <= room_gib
+        return f"rollout.vllm_options.{_CACHE}={most}" if fits else None
+    low, high = math.ceil(100 * memory.least_gib / card_gib), math.floor(100 * room_gib / card_gib)
+    if low > high:
+        return None
+    percent = min(high, max(low, math.ceil(100 * memory.wanted_gib / card_gib)))
+    return f"rollout.vllm_options.{_SHARE}={percent / 100:g}"
+
+
+def larger_cache(config: RunConfig, memory: VllmMemory, *, room_gib: float, card_gib: float) -> str:
+    """A sentence where vLLM, with the share that r1hpc gives it, decodes a rank's completions in turns, and
+    the card has room for twice as many at once; else nothing."""
+    if {_SHARE, _CACHE} & config.rollout.vllm_options.keys() or memory.given_gib >= memory.wanted_gib:
+        return ""
+    percent = min(math.floor(100 * room_gib / card_gib), math.ceil(100 * memory.wanted_gib / card_gib))
+    now, then = memory.num_sequences(memory.given_gib), memory.num_sequences(card_gib * percent / 100)
+    wanted = memory.num_sequences(memory.wanted_gib)
+    if then < 2 * now:
+        return ""
+    return (
+        f"vLLM's cache holds {now} of the {wanted} completions of full length that it would decode at once; "
+        f"with rollout.vllm_options.{_SHARE}={percent / 100:g} it holds {min(then, wanted)}"
+    )
+
+
+def _weight_bytes(config: RunConfig, shape: ModelShape) -> int:
+    """Whole and in the trainer's precision, adapters merged; a tied head is a tensor of its own there
+    (train/rollout/weight_sync.py, served_config)."""
+    is_tied = shape.num_parameters == shape.num_body_parameters
+    head = shape.vocab_size * shape.hidden_size if is_tied else 0
+    return (shape.num_parameters + head) * WEIGHT_BYTES[config.train.precision]
+
+
+def _sequence_bytes(config: RunConfig, shape: ModelShape) -> int:
+    """Keys and values of a sequence of full length, by kv_cache_dtype; in forms of less than 8 bits they take
+    less than is counted here."""
+    dtype = str(config.rollout.vllm_options.get("kv_cache_dtype"))
+    width = WEIGHT_BYTES[config.train.precision]
+    if dtype in ("float16", "bfloat16"):
+        width = 2
+    elif dtype.startswith(("fp8", "int8")):
+        width = 1
+    key = shape.head_dim * width + (_SCALE_BYTES if dtype.endswith("_per_token_head") else 0)
+    return 2 * shape.num_layers * shape.num_key_value_heads * key * _longest(config)
+
+
+def _longest(config: RunConfig) -> int:
+    """Tokens of a sequence of full length: vLLM's max_model_len."""
+    return config.rollout.max_prompt_length + config.rollout.max_completion_length
+
+
+def _working_bytes(config: RunConfig, shape: ModelShape, tokens: int, rows: int) -> int:
+    """At the peak of the pass that vLLM tries: in a layer, about what one keeps for a backward pass; or while
+    tokens are drawn."""
+    width = WEIGHT_BYTES[config.train.precision]
+    return max(tokens * shape.saved_values * width, rows * shape.vocab_size * (4 * _DRAWING_TENSORS + width))
+
+
+def vllm_batch(config: RunConfig, card_gib: float, sequences: int | None = None) -> tuple[int, int]:
+    """(tokens, sequences) that vLLM takes at once, as it settles them (engine/arg_utils.py,
+    _set_default_max_num_seqs_and_batched_tokens_args). A card that nobody named is taken for an A100.
+
+    Args:
+        sequences: what r1hpc gives it, see num_sequences.
+    """
+    options = config.rollout.vllm_options
+    is_a100 = "a100" in (gpu_type_of(config) or "a100").lower()
+    tokens, rows = _LARGE_BATCH if card_gib >= _LARGE_CARD_GIB and not is_a100 else _BATCH
+    if options.get("performance_mode") == "throughput":
+        tokens, rows = 2 * tokens, 2 * rows
+    if options.get("enable_chunked_prefill") is False:  # a prompt is read in one step
+        tokens = max(tokens, _longest(config))
+    given_tokens, given_rows = _whole(config, "max_num_batched_tokens"), _whole(config, _SEQUENCES)
+    given_rows = given_rows or sequences
+    tokens = given_tokens or min(tokens, (given_rows or rows) * _longest(config))
+    return tokens, given_rows or min(rows, tokens)
+
+
+def _share(config: RunConfig) -> float:
+    given = config.rollout.vllm_options.get(_SHARE, _DEFAULT_SHARE)
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given <= 1:
+        raise ConfigError(
+            f"rollout.vllm_options.{_SHARE} is {given!r}: it is vLLM's share of the GPU, above 0 and at most "
+            f"1, for example {_DEFAULT_SHARE}"
+        )
+    return float(given)
+
+
+def _whole(config: RunConfig, name: str) -> int | None:
+    """The number that is given for an option of vLLM; None: it is vLLM's to choose."""
+    given = config.rollout.vllm_options.get(name)
+    if given is not None and (type(given) is not int or given < 1):
+        raise ConfigError(
+            f"rollout.vllm_options.{name} is {given!r}: it must be a whole number, at least 1, such as "
+            f"{2**30 if name == _CACHE else 1024}"
+        )
+    return given

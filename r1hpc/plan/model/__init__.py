@@ -1,0 +1,1 @@
+"""Read the shape of a model from its configuration and weight files."""

@@ -1,0 +1,268 @@
+"""A model's shape from its Hugging Face config.json: exact parameter counts and FLOPs, without torch.
+
+    shape = model_shape({"model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32})
+    shape.num_parameters        # what transformers would allocate, tied weights once
+    flops_per_token(shape, seq_len=2048)
+
+Counts are held equal to the transformers models themselves by tests/plan/test_shape.py.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from r1hpc.base.errors import ConfigError
+from r1hpc.base.names import nearest, printable
+from r1hpc.plan.model.families import ALIASES, FAMILIES, Family, UnknownModelError
+
+_NEEDED = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "vocab_size",
+    "max_position_embeddings",
+)
+SHAPE_NAMES = (*_NEEDED, "intermediate_size", "num_key_value_heads", "head_dim", "tie_word_embeddings")
+"""What the shape of a model follows from, under Llama's names."""
+
+_MOST_LAYERS = 10_000
+"""Layers are counted one by one."""
+_MOST = 10**9
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What arithmetic needs to know of a causal language model. Counts are of scalars."""
+
+    model_type: str
+    num_parameters: int
+    """All of them; a tied head is counted once."""
+    num_body_parameters: int
+    """Those without an output head of its own."""
+    num_active_parameters: int
+    """Those one token meets: for a mixture of experts the router's choice only, else all."""
+    num_matmul_parameters: int
+    """Active weights that are matrix-multiplied, the output head included (tied or not)."""
+    num_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    """Width inside an MLP that is no mixture of experts."""
+    vocab_size: int
+    max_position_embeddings: int
+    saved_values: int
+    """Values a layer keeps per token for its backward pass in the model's precision, averaged over layers."""
+    saved_fp32_values: int
+    """Values it keeps in fp32 whatever the precision: transformers' RMSNorms upcast their input."""
+    changes_logits: bool
+    """Something is done to the logits after the output head, so a loss has to take them whole."""
+
+
+@dataclass(frozen=True)
+class _Count:
+    """Scalars of a part of a model: held in memory, met by one token, multiplied for one token."""
+
+    total: int
+    active: int
+    matmul: int
+
+    def __add__(self, other: "_Count") -> "_Count":
+        return _Count(self.total + other.total, self.active + other.active, self.matmul + other.matmul)
+
+    def __mul__(self, times: int) -> "_Count":
+        return _Count(self.total * times, self.active * times, self.matmul * times)
+
+
+def model_shape(config: Mapping[str, Any]) -> ModelShape:
+    """The shape of the model transformers builds from a config.json.
+
+    Raises:
+        UnknownModelError: a model_type whose parameters are not known here; names those that are.
+        ConfigError: a shape no model can have.
+    """
+    family, values = resolve(config)
+    heads, head_dim = values["num_attention_heads"], values["head_dim"]
+    hidden, vocab, layers = values["hidden_size"], values["vocab_size"], values["num_hidden_layers"]
+    body = _attention(family, values) * layers
+    for index in range(layers):
+        body += _mlp(family, values, index)
+    vectors = family.norm_vectors * layers + family.norm_width
+    body += _vector(vectors * hidden)
+    table = vocab * hidden + (values["max_position_embeddings"] * hidden if family.learned_positions else 0)
+    head = _Count(0 if values["tie_word_embeddings"] else vocab * hidden, 0, vocab * hidden)
+    return ModelShape(
+        model_type=values["model_type"],
+        num_parameters=body.total + table + head.total,
+        num_body_parameters=body.total + table,
+        num_active_parameters=body.active + table + head.total,
+        num_matmul_parameters=body.matmul + head.matmul,
+        num_layers=layers,
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        num_key_value_heads=values["num_key_value_heads"],
+        head_dim=head_dim,
+        intermediate_size=values["intermediate_size"],
+        vocab_size=vocab,
+        max_position_embeddings=values["max_position_embeddings"],
+        saved_values=sum(_saved_values(family, values, index) for index in range(layers)) // layers,
+        saved_fp32_values=_saved_fp32_values(family, values),
+        changes_logits=bool(values.get("final_logit_softcapping")),
+    )
+
+
+def flops_per_token(shape: ModelShape, seq_len: int, causal: bool = False) -> float:
+    """Model FLOPs per trained token, forward and backward, recomputation excluded: what MFU divides.
+
+    6 per multiplied weight (2 forward, 4 backward) and 12 x layers x heads x head_dim x seq_len for
+    attention: PaLM, arXiv 2204.02311, appendix B. That counts the full square of scores; `causal=True`
+    counts the half under the diagonal, as Megatron-LM does today. A report must name which. Sliding
+    windows are counted as full attention; embeddings, norms, softmax and biases as nothing.
+    """
+    attention = 12 * shape.num_layers * shape.num_attention_heads * shape.head_dim * seq_len
+    return float(6 * shape.num_matmul_parameters + (attention / 2 if causal else attention))
+
+
+def hardware_flops_per_token(shape: ModelShape, seq_len: int, activation_checkpointing: bool) -> float:
+    """As flops_per_token, with the layers' second forward pass of full recomputation: what HFU divides.
+
+    Backward is twice a forward, so a second forward adds a third. The output head is not recomputed.
+    """
+    model = flops_per_token(shape, seq_len)
+    if not activation_checkpointing:
+        return model
+    return model + (model - 6 * shape.vocab_size * shape.hidden_size) / 3
+
+
+def check_heads(config: Mapping[str, Any]) -> None:
+    """Refuse head counts that do not divide. Works on any model_type, known here or not.
+
+    Raises:
+        ConfigError: hidden_size is no multiple of the heads (where head_dim follows from it), or the
+            heads no multiple of the key-value heads.
+    """
+    heads, hidden, groups = (
+        value if isinstance(value := config.get(name), int) else None
+        for name in ("num_attention_heads", "hidden_size", "num_key_value_heads")
+    )
+    if heads and hidden and not config.get("head_dim") and hidden % heads:
+        raise ConfigError(
+            f"model.config: hidden_size {hidden} is not a multiple of num_attention_heads {heads}"
+        )
+    if heads and groups and heads % groups:
+        raise ConfigError(
+            f"model.config: num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}"
+        )
+
+
+def canonical(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config under Llama's names: GPT-2 calls hidden_size n_embd, and so on."""
+    aliases = ALIASES.get(str(config.get("model_type")), {})
+    return {aliases.get(key, key): value for key, value in config.items()}
+
+
+def resolve(config: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
+    """The family and every value it needs: its defaults, then the config, then what follows from them.
+
+    Raises:
+        UnknownModelError: a model_type whose parameters are not known here; names those that are.
+        ConfigError: a shape no model can have.
+    """
+    model_type = config.get("model_type")
+    family = FAMILIES.get(str(model_type))
+    if family is None:
+        hint = nearest(str(model_type), FAMILIES)
+        raise UnknownModelError(
+            f"the parameters of model_type {printable(str(model_type))!r} cannot be counted{hint}; "
+            f"known are: {', '.join(sorted(FAMILIES))}"
+        )
+    values = {**family.defaults, **canonical(config)}
+    for name in _NEEDED:
+        _check_count(name, values.get(name))
+    check_heads(values)
+    heads = values["num_attention_heads"]
+    derived = {
+        "num_key_value_heads": heads,
+        "head_dim": values["hidden_size"] // heads,
+        "intermediate_size": 4 * values["hidden_size"],  # only GPT-2 may leave it out
+    }
+    values |= {name: value for name, value in derived.items() if values.get(name) is None}
+    for name in (*derived, *family.expert_counts):
+        _check_count(name, values[name])
+    if values.get("decoder_sparse_step"):
+        _check_count("decoder_sparse_step", values["decoder_sparse_step"])
+    if not isinstance(values.get("mlp_only_layers") or [], list):
+        raise ConfigError(f"model.config.mlp_only_layers is {values['mlp_only_layers']!r}: it must be a list")
+    return family, values
+
+
+def _check_count(name: str, value: Any) -> None:
+    most = _MOST_LAYERS if name == "num_hidden_layers" else _MOST
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        shown = printable(repr(value)[:20])
+        raise ConfigError(f"model.config.{name} is {shown}: it must be a whole number from 1 to {most:,}")
+
+
+def _linear(n_in: int, n_out: int, bias: bool) -> _Count:
+    total = n_in * n_out + (n_out if bias else 0)
+    return _Count(total, total, n_in * n_out)
+
+
+def _vector(size: int) -> _Count:
+    return _Count(size, size, 0)
+
+
+def _attention(family: Family, values: Mapping[str, Any]) -> _Count:
+    queries, keys = widths(values)
+    hidden = values["hidden_size"]
+    qkv_bias, out_bias = family.attention_biases(values)
+    count = _linear(hidden, queries + 2 * keys, qkv_bias) + _linear(queries, hidden, out_bias)
+    return count + _vector(family.qk_norm_size(queries, keys, values["head_dim"]))
+
+
+def widths(values: Mapping[str, Any]) -> tuple[int, int]:
+    """Width of the queries and of the keys (and of the values)."""
+    head_dim = values["head_dim"]
+    return values["num_attention_heads"] * head_dim, values["num_key_value_heads"] * head_dim
+
+
+def _mlp(family: Family, values: Mapping[str, Any], index: int) -> _Count:
+    experts = family.experts(values, index)
+    hidden = values["hidden_size"]
+    bias = family.mlp_bias(values)
+    if experts is None:
+        return _block(hidden, values["intermediate_size"], family.gated_mlp, bias)
+    one = _block(hidden, experts.width, family.gated_mlp, bias)
+    count = _linear(hidden, experts.num, bias=False)
+    count += _Count(one.total * experts.num, one.active * experts.chosen, one.matmul * experts.chosen)
+    if experts.shared_width:
+        count += _block(hidden, experts.shared_width, family.gated_mlp, bias) + _linear(hidden, 1, bias=False)
+    return count
+
+
+def _block(hidden: int, width: int, gated: bool, bias: bool) -> _Count:
+    return _linear(hidden, width, bias) * (2 if gated else 1) + _linear(width, hidden, bias)
+
+
+def _saved_values(family: Family, values: Mapping[str, Any], index: int) -> int:
+    """Q, K, V and the output of fused attention; the inputs of QKV and MLP; the norms; the MLP's inside."""
+    queries, keys = widths(values)
+    hidden = values["hidden_size"]
+    saved = 2 * hidden + 2 * queries + 2 * keys + family.num_norms * hidden
+    saved += (queries + keys) * (bool(family.qk_norm) + family.fused_rotary_qkv)
+    experts = family.experts(values, index)
+    if experts is None:
+        return int(saved + family.mlp_tensors_saved(values) * values["intermediate_size"])
+    # Each chosen expert has a copy of its input and its output, weighted afterwards.
+    inside = family.mlp_tensors_saved(values) * (experts.chosen * experts.width + experts.shared_width)
+    return int(saved + inside + 2 * experts.chosen * hidden)
+
+
+def _saved_fp32_values(family: Family, values: Mapping[str, Any]) -> int:
+    """The upcast inputs of RMSNorms, and one statistic for each norm and head."""
+    queries, keys = widths(values)
+    upcast = 0 if family.norm_width == 2 else family.num_norms * values["hidden_size"]
+    if family.qk_norm:
+        upcast += queries + keys
+    return int(upcast + family.num_norms + values["num_attention_heads"])

@@ -1,0 +1,271 @@
+"""Whether a model folder holds weights that can be loaded, from its file names alone.
+
+check_weights(config.model)     # at submission, and again where the model is built
+
+The tensors in a model's safetensors files, from the headers alone: no torch, whatever the weights' size.
+
+    tensors = read_tensors(Path("models/base"))         # {"model.norm.weight": (4096,), …}
+    check_tensors(config.model, hf_config)              # at submission
+
+A file is 8 bytes of length (little-endian), a JSON header of that length, and the data
+(huggingface.co/docs/safetensors). The shapes by the config are those that transformers gives the families
+below, as the ranks compare them (train/model/model.py); of other families only the files are checked.
+"""
+
+import json
+import struct
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.errors import ConfigError
+from r1hpc.base.files import parse_json
+from r1hpc.config.schema.run import ModelConfig
+from r1hpc.plan.model.shape import resolve, widths
+
+# What transformers looks for in a local folder (modeling_utils._get_resolved_checkpoint_files), in its order.
+_FORMS = ("model.safetensors", "pytorch_model.bin")
+_INDEX = ".index.json"
+_OTHER_FORMS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack", "*.safetensors")
+
+
+def check_weights(model: ModelConfig) -> None:
+    """Refuse a model.path without weights, unless the model is to be trained from scratch.
+
+    A folder without config.json is left to `load_model_config`, which refuses it.
+
+    Raises:
+        ConfigError: no weights under transformers' names, or files of them are missing.
+    """
+    if model.path is None or model.from_scratch or not Path(model.path, "config.json").is_file():
+        return
+    folder = Path(model.path)
+    files = weight_files(folder)
+    if not files:
+        raise ConfigError(
+            f"model.path {folder} has neither {' nor '.join(_FORMS)} (nor the {_INDEX} of one), the only "
+            f"weights that are loaded: {_how_to_get(folder)}, or set model.from_scratch=true to train its "
+            "architecture from random weights"
+        )
+    missing = [path.name for path in files if not path.is_file()]
+    if missing:
+        raise ConfigError(
+            f"model.path {folder} lacks {len(missing)} of the files that its {_INDEX} names: "
+            f"{', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}; copy them there"
+        )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that a folder's weights are loaded from, as its index names them; none: it has none."""
+    for form in _FORMS:
+        if (folder / form).is_file():
+            return [folder / form]
+        if (folder / f"{form}{_INDEX}").is_file():
+            return [folder / name for name in _indexed(folder / f"{form}{_INDEX}")]
+    return []
+
+
+def refuse_misshapen(weights: str, mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]]) -> None:
+    """Refuse weights whose tensors do not fit the config: transformers would start those at random.
+
+    Args:
+        weights: how the sentence begins.
+        mismatched: name, shape in the weights, and shape by the config of each tensor where they differ.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    shapes = [
+        f"{name} is {tuple(theirs)} there and {tuple(ours)} in the config"
+        for name, theirs, ours in sorted(mismatched)
+    ]
+    if shapes:
+        raise ConfigError(
+            f"{weights} do not fit its config: {first_of(shapes)}. Take what model.config changes out, or "
+            "set model.from_scratch=true for random weights"
+        )
+
+
+def first_of(names: Sequence[str]) -> str:
+    """Five names, and dots where there are more."""
+    return f"{', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
+
+
+def _how_to_get(folder: Path) -> str:
+    others = sorted({path.name for form in _OTHER_FORMS for path in folder.glob(form)})
+    if not others:
+        return "copy them there"
+    seen = f"{', '.join(others[:3])}{' ...' if len(others) > 3 else ''}"
+    return (
+        f"it holds {seen}; transformers' AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(DIR) "
+        "writes them as safetensors"
+    )
+
+
+def _indexed(index: Path) -> list[str]:
+    """The names of the files an index spreads the weights over."""
+    try:
+        names = sorted(set(parse_json(index.read_bytes())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ConfigError(f'{index} has no "weight_map" of file names: restore it') from None
+    return [str(name) for name in names]
+
+
+Shape = tuple[int, ...]
+
+_POINTER = b"version https://git-lfs.github.com/"
+_MOST_HEADER_BYTES = 100_000_000
+"""What safetensors itself reads at most."""
+_OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""torch.serialization.MAGIC_NUMBER, pickled."""
+_LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2")
+_ENDS = ("lm_head", "embed_tokens", "wte")
+"""Embeddings and output heads of the families."""
+_KNOWN = (*_LLAMA_LIKE, "gpt2")
+
+
+def check_tensors(model: ModelConfig, hf_config: Mapping[str, Any]) -> None:
+    """Refuse weights that would not load, or lora_targets that none of them has.
+
+    Args:
+        hf_config: model.path/config.json with what model.config changes.
+
+    Raises:
+        ConfigError: a file that is a pointer of git-lfs, cut off or no safetensors; tensors of another shape
+            than the config's; no module of a name of model.lora_targets.
+    """
+    if model.path is None or model.from_scratch:
+        return
+    tensors = read_tensors(Path(model.path))
+    if hf_config.get("model_type") not in _KNOWN or hf_config.get("quantization_config"):
+        return
+    refuse_misshapen(f"the weights in {model.path}", _mismatched(tensors, hf_config))
+    if tensors and model.lora_rank:
+        _check_lora_targets(model, tensors)
+
+
+def read_tensors(folder: Path) -> dict[str, Shape]:
+    """Name and shape of every tensor in a folder's safetensors files; of older forms none.
+
+    Raises:
+        ConfigError: names the file that cannot be read.
+    """
+    tensors: dict[str, Shape] = {}
+    for path in weight_files(folder):
+        _refuse_pointer(path)
+        if path.suffix == ".safetensors":
+            tensors |= _read_header(path)
+        elif not _is_torch_file(path):
+            raise ConfigError(f"{path} is no weights file of PyTorch, or is cut off: copy it again")
+    return tensors
+
+
+def _refuse_pointer(path: Path) -> None:
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise ConfigError(
+                f"{path} is a pointer of git-lfs, not the weights: fetch them by `git lfs pull` in "
+                f"{path.parent}"
+            )
+
+
+def _is_torch_file(path: Path) -> bool:
+    """True for what torch.save writes: a zip archive, or before PyTorch 1.6 a pickled number first."""
+    with path.open("rb") as file:
+        return zipfile.is_zipfile(file) or (file.seek(0) == 0 and file.read(len(_OLD_TORCH)) == _OLD_TORCH)
+
+
+def _read_header(path: Path) -> dict[str, Shape]:
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > min(size - 8, _MOST_HEADER_BYTES):
+                raise ValueError(f"its header is {length:,} bytes, the file {size:,}")
+            header = json.loads(file.read(length))
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        found = {name: tuple(map(int, entry["shape"])) for name, entry in entries.items()}
+        end = 8 + length + max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
+    except (
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        struct.error,
+    ) as error:
+        raise ConfigError(f"{path} is no safetensors file ({error}): copy it again") from None
+    if size < end:
+        raise ConfigError(f"{path} is cut off: it has {size:,} of {end:,} bytes; copy it again")
+    return found
+
+
+def _mismatched(
+    tensors: Mapping[str, Shape], hf_config: Mapping[str, Any]
+) -> Iterable[tuple[str, Shape, Shape]]:
+    expected = _shapes(hf_config)
+    for name, theirs in tensors.items():
+        ours = next((shape for end, shape in expected.items() if f".{name}".endswith(f".{end}")), theirs)
+        if theirs != ours:
+            yield name, theirs, ours
+
+
+def _shapes(hf_config: Mapping[str, Any]) -> dict[str, Shape]:
+    """The shape by the config of tensors whose names end so. A linear layer is (out, in), GPT-2's (in, out).
+
+    Without the embedding where the config leaves its vocabulary to the tokenizer.
+    """
+    shapes = _all_shapes(hf_config)
+    unknown = () if hf_config.get("vocab_size") else ("wte.weight", "embed_tokens.weight", "lm_head.weight")
+    return {name: shape for name, shape in shapes.items() if name not in unknown}
+
+
+def _all_shapes(hf_config: Mapping[str, Any]) -> dict[str, Shape]:
+    family, values = resolve(hf_config)
+    queries, keys = widths(values)
+    hidden, width, vocab = values["hidden_size"], values["intermediate_size"], values["vocab_size"]
+    if family.learned_positions:
+        return {
+            "wte.weight": (vocab, hidden),
+            "wpe.weight": (values["max_position_embeddings"], hidden),
+            "attn.c_attn.weight": (hidden, 3 * hidden),
+            "attn.c_proj.weight": (hidden, hidden),
+            "mlp.c_fc.weight": (hidden, width),
+            "mlp.c_proj.weight": (width, hidden),
+            "ln_1.weight": (hidden,),
+            "ln_2.weight": (hidden,),
+            "ln_f.weight": (hidden,),
+        }
+    return {
+        "embed_tokens.weight": (vocab, hidden),
+        "lm_head.weight": (vocab, hidden),
+        "q_proj.weight": (queries, hidden),
+        "k_proj.weight": (keys, hidden),
+        "v_proj.weight": (keys, hidden),
+        "o_proj.weight": (hidden, queries),
+        "gate_proj.weight": (width, hidden),
+        "up_proj.weight": (width, hidden),
+        "down_proj.weight": (hidden, width),
+        "input_layernorm.weight": (hidden,),
+        "post_attention_layernorm.weight": (hidden,),
+    }
+
+
+def _check_lora_targets(model: ModelConfig, tensors: Mapping[str, Shape]) -> None:
+    """As peft does: a module is a target whose name is one, or ends in one after a dot."""
+    matrices = (name for name, shape in tensors.items() if len(shape) == 2)
+    modules = [name.removesuffix(".weight") for name in matrices]
+    is_tied = not any(module.endswith("lm_head") for module in modules)
+    if is_tied and (hit := [target for target in model.lora_targets if target in _ENDS]):
+        raise ConfigError(
+            f"model.lora_targets names {', '.join(hit)}, and the embedding and output head of {model.path} "
+            "share their weights: leave it out, for an export cannot hold an adapter on one of them"
+        )
+    if not model.lora_targets or any(f".{m}".endswith(f".{t}") for m in modules for t in model.lora_targets):
+        return
+    raise ConfigError(
+        f"model.lora_targets={model.lora_targets}: no module in the weights of {model.path} is called so; "
+        f"there are {', '.join(sorted({module.rpartition('.')[2] for module in modules}))}"
+    )

@@ -1,0 +1,20 @@
+"""What of plan.json is asked of runs of every version, without what makes a plan.
+
+read_json(run.plan, PlanFacts).get("num_steps")
+"""
+
+from typing import TypedDict
+
+from r1hpc.base.records import Amount, Count
+
+
+class PlanFacts(TypedDict, total=False):
+    """What of plan.json is asked of runs of every version."""
+
+    num_steps: Count | None
+    time_limit_s: Count | None
+    warning_window_s: Count | None
+    gpu_hours_ceiling: Amount | None
+    node_hours_ceiling: Amount | None
+    account: str | None
+    first_item: Count | None

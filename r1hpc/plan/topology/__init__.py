@@ -1,0 +1,1 @@
+"""Divide batch, sequence and work over nodes and GPUs."""

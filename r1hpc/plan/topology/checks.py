@@ -1,0 +1,187 @@
+"""Whether train.precision suits the stage, the other settings and the card, before anything is queued.
+
+Whether ranks can share sequences as train.sequence_parallel asks, before anything is queued.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from r1hpc.base.errors import ConfigError, UsageError
+from r1hpc.config.schema.run import OWN_ATTENTIONS, SAMPLED_STAGES, TRAINED_STAGES, Precision, RunConfig
+from r1hpc.plan.topology.gpus import UnknownGpuError, find_gpu, gpu_type_of
+
+_FP8_STAGES = ("pretrain", "sft")
+
+
+def check_precision(config: RunConfig) -> None:
+    """Refuse a precision that the run cannot have; of resources, gpus_per_node is decided.
+
+    Raises:
+        UsageError: what does not go together, and what to take instead.
+    """
+    precision, on_gpus = config.train.precision, bool(config.resources.gpus_per_node)
+    if config.stage in TRAINED_STAGES and not on_gpus and precision is Precision.fp16:
+        raise UsageError(
+            "train.precision=fp16 trains on GPUs only, and resources.gpus_per_node is 0: take "
+            "train.precision=bf16 or fp32"
+        )
+    if precision is Precision.fp8:
+        _check_settings(config)
+        if not config.train.fp8_emulate:
+            _check_card(config)
+
+
+def check_new_precision(config: RunConfig) -> None:
+    """Refuse of a new run what would go on badly: fp16 without ZeRO, and bf16 on a card that has none, where
+    torch emulates it and no fused attention takes it. A run of before cannot change either.
+
+    Raises:
+        UsageError: what to take instead.
+    """
+    precision, has_own_scale = config.train.precision, "fp16" in config.deepspeed.extra
+    without_zero = config.stage in TRAINED_STAGES and config.deepspeed.zero_stage == 0
+    if precision is Precision.fp16 and without_zero and not has_own_scale:
+        # Its FP16_UnfusedOptimizer divides the gradients by a scale that the loss never had (0.19.8, run).
+        raise UsageError(
+            "train.precision=fp16 hardly learns under deepspeed.zero_stage=0, where DeepSpeed scales no "
+            "loss: take deepspeed.zero_stage=1"
+        )
+    if precision is not Precision.bf16 or config.stage not in (*TRAINED_STAGES, *SAMPLED_STAGES):
+        return
+    gpu_type = gpu_type_of(config)
+    try:
+        card = find_gpu(gpu_type) if gpu_type else None
+    except UnknownGpuError:
+        return
+    if card is not None and not card.has_bf16 and config.resources.gpus_per_node:
+        raise UsageError(
+            f"{card.name} has no bf16 arithmetic (that begins with Ampere), and would emulate it slowly: "
+            "take train.precision=fp16 with deepspeed.zero_stage=1 or higher, or fp32"
+        )
+
+
+def _check_settings(config: RunConfig) -> None:
+    if config.stage not in _FP8_STAGES:
+        raise UsageError(
+            f"train.precision=fp8 is for the stages {' and '.join(_FP8_STAGES)}: a model samples in bf16, "
+            f"and {config.stage} would compare one with the other; take train.precision=bf16"
+        )
+    if config.model.lora_rank:
+        raise UsageError(
+            "train.precision=fp8 trains whole weights, and model.lora_rank asks for adapters: take "
+            "train.precision=bf16 with them, or model.lora_rank=0"
+        )
+    if config.deepspeed.zero_stage == 3 and not config.model.activation_checkpointing:
+        # Seen in torchao 0.18: each Float8Linear saves the gathered weight for its backward pass.
+        raise UsageError(
+            "train.precision=fp8 under deepspeed.zero_stage=3 would keep every layer's whole weights on each "
+            "GPU until the backward pass: add model.activation_checkpointing=true, or take zero_stage=2"
+        )
+
+
+def _check_card(config: RunConfig) -> None:
+    instead = (
+        "take train.precision=bf16, or train.fp8_emulate=true to see what FP8's rounding does to the loss "
+        "(slower than bf16)"
+    )
+    if not config.resources.gpus_per_node:
+        raise UsageError(f"train.precision=fp8 computes on GPUs, and resources.gpus_per_node is 0: {instead}")
+    gpu_type = gpu_type_of(config)
+    if gpu_type is None:
+        raise UsageError(
+            "train.precision=fp8: not every card has it (it begins with Ada and Hopper, an A100 has none); "
+            "say which there are, for example cluster.gpu_type=h100"
+        )
+    try:
+        card = find_gpu(gpu_type)
+    except UnknownGpuError:
+        return  # the node looks
+    if not card.has_fp8:
+        raise UsageError(f"{card.name} has no FP8 arithmetic (that begins with Ada and Hopper): {instead}")
+
+
+_STAGES = ("pretrain", "sft")
+_ATTENTIONS = ("sdpa", "softmax", *OWN_ATTENTIONS)
+"""Those that are called with whole heads and a mask."""
+_LENGTH_BOUND_ROPE = ("dynamic", "longrope", "su")
+"""Rotary frequencies that follow from the longest position at hand, which differs between the ranks; `su` is
+an older name for longrope."""
+
+
+def check_sequence_parallel(config: RunConfig, ranks_per_node: int) -> None:
+    """Refuse what settings and ranks of a node do not allow.
+
+    Raises:
+        ConfigError: what does not go together, and what to take instead.
+    """
+    size = config.train.sequence_parallel
+    if size == 1:
+        return
+    asked = f"train.sequence_parallel={size}"
+    if config.stage not in _STAGES:
+        raise ConfigError(
+            f"{asked} is for pretraining and fine-tuning only (stages {' and '.join(_STAGES)}), and the "
+            f"stage is {config.stage}: leave it out"
+        )
+    if ranks_per_node % size:
+        raise ConfigError(
+            f"{asked} must divide the {ranks_per_node} ranks of a node, because those that share a sequence "
+            f"are on one node: {_choices(ranks_per_node)}"
+        )
+    if config.data.seq_len % size:
+        up = -(-config.data.seq_len // size) * size
+        raise ConfigError(f"{asked} must divide data.seq_len={config.data.seq_len}: take data.seq_len={up}")
+    if config.train.precision is Precision.fp8 and config.train.fp8_recipe == "tensorwise":
+        raise ConfigError(
+            f"{asked} does not go with train.fp8_recipe=tensorwise, whose scales are of the tokens that a "
+            "rank holds: take train.fp8_recipe=rowwise"
+        )
+    if config.data.packing:
+        raise ConfigError(f"{asked} does not go with data.packing: set data.packing=false, or {asked[:-1]}1")
+    if config.model.attn_implementation not in _ATTENTIONS:
+        raise ConfigError(
+            f"{asked} does not go with model.attn_implementation={config.model.attn_implementation}: take "
+            f"one of {', '.join(_ATTENTIONS)} (on GPUs sdpa is torch's own flash attention)"
+        )
+
+
+def check_model_divides(config: RunConfig, model: Mapping[str, Any]) -> None:
+    """Refuse heads that do not divide, and positions that do not; works on any model_type.
+
+    What a config does not tell, a state along the sequence for example, is tried on the ranks.
+
+    Args:
+        model: a config.json under Llama's names (plan.shape.canonical).
+
+    Raises:
+        ConfigError: says which number of ranks would do.
+    """
+    size = config.train.sequence_parallel
+    if size == 1:
+        return
+    heads = model.get("num_attention_heads")
+    groups = model.get("num_key_value_heads") or heads
+    if isinstance(heads, int) and isinstance(groups, int) and (heads % size or groups % size):
+        raise ConfigError(
+            f"train.sequence_parallel={size} must divide the model's {heads} attention heads and {groups} "
+            f"key-value heads: {_choices(groups)}"
+        )
+    found = [name for name in _LENGTH_BOUND_ROPE if name in rope_types(model)]
+    if found:
+        raise ConfigError(
+            f"train.sequence_parallel={size}: the model's rotary frequencies ({found[0]}) follow from the "
+            "length of what a rank holds, and would differ between the ranks: set train.sequence_parallel=1"
+        )
+
+
+def _choices(number: int) -> str:
+    """What divides it, as a request."""
+    return f"take one of {', '.join(str(n) for n in range(1, number + 1) if number % n == 0)}"
+
+
+def rope_types(values: Any) -> set[str]:
+    """Of a config.json, wherever they stand in it."""
+    if not isinstance(values, Mapping):
+        return set()
+    own = {str(values[key]) for key in ("rope_type", "type") if key in values}
+    return own.union(*map(rope_types, values.values()))

@@ -1,0 +1,210 @@
+"""GPUs by name: peak arithmetic, memory and bandwidth, for MFU, the memory plan and the estimate.
+
+    find_gpu("a100-80gb").name      # 'A100-SXM4-80GB'
+    peak_flops("NVIDIA A100-SXM4-80GB")
+
+Peaks are dense bf16 (fp16 where the card has no bf16), without sparsity. Sources: NVIDIA's data sheets of
+each product. A card that is not listed gives no MFU rather than a guess.
+
+Which cards a run gets: the type that it asks Slurm for, or the one that its cluster has.
+
+gpu_type_of(config)       # "h100" of `--gpus-per-node h100:8`; else cluster.gpu_type
+"""
+
+import re
+from dataclasses import dataclass
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.names import nearest, printable
+from r1hpc.config.schema.run import RunConfig
+
+
+class UnknownGpuError(UsageError):
+    """A GPU name that is not in the table."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One product. Memory is what the data sheet calls GB; a driver leaves a little less."""
+
+    name: str
+    peak_tflops: float
+    memory_gib: float
+    bandwidth_tb_s: float
+    has_bf16: bool = True
+    has_fp8: bool = False
+
+    @property
+    def peak_flops(self) -> float:
+        return self.peak_tflops * 1e12
+
+    @property
+    def family(self) -> str:
+        """The first word of the name: A100, H100 ..."""
+        return self.name.split("-")[0]
+
+
+# The first of a family is what the bare family name means.
+FLAGS_INSTEAD = "give --peak-tflops (dense bf16) and --gpu-memory-gib instead, or"
+"""What the estimator offers for a card that is not in the table."""
+GPUS: tuple[Gpu, ...] = (
+    Gpu("A100-SXM4-80GB", 312, 80, 2.039),
+    Gpu("A100-SXM4-40GB", 312, 40, 1.555),
+    Gpu("A100-PCIE-80GB", 312, 80, 1.935),
+    Gpu("A100-PCIE-40GB", 312, 40, 1.555),
+    Gpu("A800-80GB", 312, 80, 2.039),
+    Gpu("H100-SXM-80GB", 989, 80, 3.35, has_fp8=True),
+    Gpu("H100-PCIE-80GB", 756, 80, 2.0, has_fp8=True),
+    Gpu("H100-NVL-94GB", 835, 94, 3.9, has_fp8=True),
+    Gpu("H800-80GB", 989, 80, 3.35, has_fp8=True),
+    Gpu("H200-141GB", 989, 141, 4.8, has_fp8=True),
+    Gpu("H20-96GB", 148, 96, 4.0, has_fp8=True),
+    Gpu("GH200-96GB", 989, 96, 4.0, has_fp8=True),
+    Gpu("B200-180GB", 2250, 180, 8.0, has_fp8=True),
+    Gpu("L40S-48GB", 362, 48, 0.864, has_fp8=True),
+    Gpu("L4-24GB", 121, 24, 0.3, has_fp8=True),
+    Gpu("A6000-48GB", 154.8, 48, 0.768),
+    Gpu("A40-48GB", 149.7, 48, 0.696),
+    Gpu("A30-24GB", 165, 24, 0.933),
+    Gpu("A10G-24GB", 70, 24, 0.6),
+    Gpu("A10-24GB", 125, 24, 0.6),
+    Gpu("V100-SXM2-32GB", 125, 32, 0.9, has_bf16=False),
+    Gpu("V100-SXM2-16GB", 125, 16, 0.9, has_bf16=False),
+    Gpu("T4-16GB", 65, 16, 0.32, has_bf16=False),
+)
+
+_GH200_HOST_GB = 480
+"""NVML calls that card `NVIDIA GH200 480GB`, by the memory of its processor."""
+_SLICE = re.compile(r"(?<![a-z0-9])(MIG|\d+g\.\d+gb)(?![a-z0-9])", re.IGNORECASE)
+"""A slice of a card (MIG), as NVML names it, or as Slurm's AutoDetect does: nvidia_a100_80gb_pcie_3g.40gb.
+Its speed and memory are a part of what stands here."""
+_FORMS = {"SXM": "SXM", "SXM2": "SXM", "SXM4": "SXM", "SXM5": "SXM", "PCIE": "PCIE", "NVL": "NVL"}
+
+
+def peak_flops(device_name: str) -> float | None:
+    """FLOP/s of the card NVML or CUDA calls `device_name`, or None if it is unknown.
+
+    >>> peak_flops("NVIDIA A100-SXM4-80GB")
+    312000000000000.0
+    >>> peak_flops("Radeon") is None
+    True
+    """
+    words = _words(device_name)
+    cards = _of_form(_of_family(device_name, words), words)
+    return cards[0].peak_flops if cards else None
+
+
+def find_gpu(name: str) -> Gpu:
+    """The card of any usual name: A100-SXM4-80GB, a100-80gb, A100, "NVIDIA H100 80GB HBM3".
+
+    Raises:
+        UnknownGpuError: not in the table, or not made with that much memory; says what to do.
+    """
+    words = _words(name)
+    family = _of_family(name, words)
+    if is_slice(name):
+        raise UnknownGpuError(
+            f"{printable(name)!r} is a slice of a card (MIG), of which the table has none; {FLAGS_INSTEAD} "
+            "the whole card's name"
+        )
+    if not family:
+        known = [gpu.name for gpu in GPUS]
+        close = nearest(name.upper(), [*dict.fromkeys(gpu.family for gpu in GPUS), *known])
+        raise UnknownGpuError(
+            f"no GPU {printable(name)!r} in the table{close}; {FLAGS_INSTEAD} one of: {', '.join(known)}"
+        )
+    asked = _memory_in(words)
+    cards = [gpu for gpu in family if not asked or int(gpu.memory_gib) in asked]
+    if not cards:
+        raise UnknownGpuError(
+            f"{family[0].family} is not made with the memory of {printable(name)!r}; there are: "
+            f"{', '.join(gpu.name for gpu in family)}"
+        )
+    return _of_form(cards, words)[0]
+
+
+def smaller_cards(name: str) -> list[str]:
+    """The cards of less memory than `find_gpu` takes `name` for, and that are called so too.
+
+    >>> smaller_cards("a100")
+    ['A100-SXM4-40GB', 'A100-PCIE-40GB']
+    >>> smaller_cards("a100-80gb"), smaller_cards("h100"), smaller_cards("Radeon")
+    ([], [], [])
+    """
+    words = _words(name)
+    cards = [] if _memory_in(words) else _of_form(_of_family(name, words), words)
+    return [gpu.name for gpu in cards if gpu.memory_gib < cards[0].memory_gib]
+
+
+def is_named(gpu: Gpu, name: str) -> bool:
+    """Whether `name`, which may leave out memory and form, is one of this card.
+
+    >>> is_named(find_gpu("a100-40gb"), "a100"), is_named(find_gpu("a100-40gb"), "a100-80gb")
+    (True, False)
+    """
+    words = _words(name)
+    cards, asked = _of_form(_of_family(name, words), words), _memory_in(words)
+    return gpu in cards and (not asked or int(gpu.memory_gib) in asked)
+
+
+def is_slice(name: str) -> bool:
+    """Whether a name is that of a part of a card, not of a card.
+
+    >>> is_slice("h100_1g.10gb"), is_slice("NVIDIA A100-SXM4-40GB MIG 1g.5gb"), is_slice("h100_80gb")
+    (True, True, False)
+    """
+    return _SLICE.search(name) is not None
+
+
+def _memory_in(words: set[str]) -> set[int]:
+    """GB that a name says."""
+    asked = {int(found[1]) for word in words if (found := re.fullmatch(r"(\d{2,3})G?B?", word))}
+    return asked - {_GH200_HOST_GB}
+
+
+def _words(name: str) -> set[str]:
+    return set(re.split(r"[^A-Z0-9]+", name.upper())) - {""}
+
+
+def _of_family(name: str, words: set[str]) -> list[Gpu]:
+    """None for a slice."""
+    return [] if is_slice(name) else [gpu for gpu in GPUS if gpu.family in words]
+
+
+def _of_form(cards: list[Gpu], words: set[str]) -> list[Gpu]:
+    """Those of the form factor in `words`; all of them where it names none that exists."""
+    forms = {_FORMS[word] for word in words if word in _FORMS}
+    fitting = [gpu for gpu in cards if forms & {_FORMS.get(part, "") for part in gpu.name.split("-")}]
+    return fitting or cards
+
+
+def gpu_type_of(config: RunConfig) -> str | None:
+    """What memory and hours are planned for; None: nobody says.
+
+    resources.gpu_type goes before cluster.gpu_type where it is the name of a card, or of a slice of one, and
+    another one than the cluster's: sites give cards names of their own too.
+    """
+    asked, usual = config.resources.gpu_type, config.cluster.gpu_type
+    if asked is None or not (is_slice(asked) or _card(asked)):
+        return usual
+    card = _card(usual)
+    # The cluster's own may say more of the same card: its memory.
+    return usual if card is not None and is_named(card, asked) else asked
+
+
+def other_card(config: RunConfig) -> list[str]:
+    """A note where a run asks Slurm for another card than the cluster is said to have."""
+    found, usual = gpu_type_of(config), config.cluster.gpu_type
+    if usual is None or found == usual:
+        return []
+    return [
+        f"memory and hours are planned for {found}, which resources.gpu_type asks Slurm for; "
+        f"cluster.gpu_type says {usual}"
+    ]
+
+
+def _card(name: str | None) -> Gpu | None:
+    try:
+        return find_gpu(name) if name else None
+    except UnknownGpuError:
+        return None

@@ -1,0 +1,152 @@
+"""How the stages without optimizer steps (traces, generate, evaluate) are cut into parts.
+
+    config = with_part_size(config, num_ranks=32)     # by the first submission, which freezes it
+    [part_items(config, number) for number in range(num_parts(config))]
+
+A part lies in a file by its number, so its size stays as the first submission settled it, on whatever ranks
+the run goes on.
+"""
+
+from dataclasses import replace
+
+from r1hpc.config.schema.run import RunConfig
+
+STAGES_IN_PARTS = ("traces", "generate", "evaluate")
+DEFAULT_NUM_HELD_OUT = 256
+"""Where evaluate.num_items is not given; of a test file all are asked."""
+_PARTS_PER_RANK = 4
+"""An interrupted rank loses one part, and the work of ranks evens out over several. More of them would be
+decoded in small batches, one after the other."""
+_MOST_ITEMS = 256
+
+
+def part_size(config: RunConfig, num_ranks: int) -> int:
+    """Items of a part: generate.items_per_part, or so few that each of `num_ranks` has several parts."""
+    given = config.generate.items_per_part
+    if given is not None:
+        return given
+    return min(_MOST_ITEMS, -(-num_items(config) // (_PARTS_PER_RANK * num_ranks)))
+
+
+def with_part_size(config: RunConfig, num_ranks: int) -> RunConfig:
+    """The configuration with generate.items_per_part settled, where its stage is made in parts."""
+    if config.stage not in STAGES_IN_PARTS:
+        return config
+    size = part_size(config, num_ranks)
+    return replace(config, generate=replace(config.generate, items_per_part=size))
+
+
+def num_parts(config: RunConfig) -> int:
+    """Parts of at most generate.items_per_part items, which is settled."""
+    return -(-num_items(config) // _settled_size(config))
+
+
+def largest_part(config: RunConfig, num_ranks: int) -> int:
+    """Items of the largest part, which one rank makes."""
+    return min(part_size(config, num_ranks), num_items(config))
+
+
+def part_items(config: RunConfig, number: int) -> range:
+    """Task indices of part `number`."""
+    first = config.generate.first_item if config.stage != "evaluate" else 0
+    size = _settled_size(config)
+    start = first + number * size
+    return range(start, min(start + size, first + num_items(config)))
+
+
+def idle_ranks(config: RunConfig, num_ranks: int) -> list[str]:
+    """A sentence where some of `num_ranks` get nothing at all of a stage, or of a rollout;
+    generate.items_per_part is settled."""
+    if config.stage == "rl":
+        return _idle_in_rollouts(config, num_ranks)
+    if config.stage not in STAGES_IN_PARTS or (parts := num_parts(config)) >= num_ranks:
+        return []
+    size, items = _settled_size(config), num_items(config)
+    automatic = ", or begin the run without generate.items_per_part: it then follows from the ranks"
+    return [
+        f"{num_ranks - parts} of {num_ranks} ranks get nothing to do: {items} items in parts of {size} make "
+        f"{parts}; take {parts} ranks or fewer{automatic if size > 1 else ''}"
+    ]
+
+
+def _idle_in_rollouts(config: RunConfig, num_ranks: int) -> list[str]:
+    """Prompts are dealt whole, with all of their completions."""
+    prompts = config.rollout.num_prompts
+    shares = -(-prompts // rollout_prompts(config, num_ranks))
+    if shares >= num_ranks:
+        return []
+    return [
+        f"{num_ranks - shares} of {num_ranks} ranks wait in each rollout: {prompts} prompts are dealt whole, "
+        f"and make {shares} shares; set rollout.num_prompts to a multiple of the ranks, or take fewer ranks"
+    ]
+
+
+def _settled_size(config: RunConfig) -> int:
+    size = config.generate.items_per_part
+    assert size is not None, "the submission settles it: with_part_size"
+    return size
+
+
+def prompts_together(config: RunConfig, num_ranks: int) -> int:
+    """Prompts that a rank of a stage that samples decodes together at most."""
+    return max(prompts for prompts, _ in _decoded(config, num_ranks))
+
+
+def rows_together(config: RunConfig, num_ranks: int) -> int:
+    """Completions that a rank of a stage that samples decodes together at most."""
+    return max(prompts * completions for prompts, completions in _decoded(config, num_ranks))
+
+
+def _decoded(config: RunConfig, num_ranks: int) -> list[tuple[int, int]]:
+    """(prompts, completions of each) that a rank decodes together: of a part, or of stage rl in a rollout and
+    in an evaluation, which it has at its beginning and end at least."""
+    evaluated = config.evaluate.num_samples
+    if config.stage == "rl":
+        return [
+            (rollout_prompts(config, num_ranks), config.rollout.num_generations),
+            (evaluation_prompts(config, num_ranks), evaluated),
+        ]
+    num_samples = config.generate.num_samples if config.stage == "generate" else evaluated
+    return [(part_prompts(config, num_ranks), num_samples)]
+
+
+def part_prompts(config: RunConfig, num_ranks: int) -> int:
+    """Prompts of a part that its rank decodes together: prompts_per_batch, else all of them."""
+    part = largest_part(config, num_ranks)
+    return min(prompts_per_batch(config) or part, part)
+
+
+def prompts_per_batch(config: RunConfig) -> int:
+    """rollout.prompts_per_batch outside the rollouts of stage rl; 0 where vLLM samples, which bounds its
+    cache itself."""
+    return 0 if config.rollout.engine == "vllm" else config.rollout.prompts_per_batch
+
+
+def rollout_prompts(config: RunConfig, world_size: int) -> int:
+    """Prompts that a rank of stage rl decodes together in a rollout."""
+    share = -(-config.rollout.num_prompts // world_size)
+    return min(config.rollout.prompts_per_batch or share, share)
+
+
+def evaluation_prompts(config: RunConfig, world_size: int) -> int:
+    """Prompts that a rank of stage rl decodes together in an evaluation: prompts_per_batch, else so many that
+    there are no more completions at once than in a rollout, for which there is memory."""
+    share = -(-num_items(config) // world_size)
+    if config.rollout.engine == "vllm":
+        return share
+    rows = rollout_prompts(config, world_size) * config.rollout.num_generations
+    return min(prompts_per_batch(config) or max(1, rows // config.evaluate.num_samples), share)
+
+
+def num_items(config: RunConfig) -> int:
+    """Items of a stage without optimizer steps, or of an evaluation of stage rl.
+
+    Test files are counted by the submission, which writes how many each has into evaluate.sets.
+    """
+    if config.stage in ("traces", "generate"):
+        return config.generate.num_items
+    evaluate = config.evaluate
+    whole = evaluate.num_items or DEFAULT_NUM_HELD_OUT
+    if evaluate.sets:
+        return sum(int(part.get("num_items") or whole) for part in evaluate.sets.values())
+    return whole

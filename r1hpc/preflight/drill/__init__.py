@@ -1,0 +1,1 @@
+"""Disturb a short run on purpose and check that nothing was lost."""

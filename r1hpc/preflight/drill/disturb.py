@@ -1,0 +1,213 @@
+"""What a user can do to a job of their own, as a cluster does it to them.
+
+for disturbance in disturbances(job, ("usr2", "term")):
+    disturbance.apply(job)            # SlurmError where the site does not let a user do it
+"""
+
+import math
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from r1hpc.attempt.state.state import JobRef
+from r1hpc.plan.save_time import ends_jobs, signal_lead_s
+from r1hpc.slurm.client import SlurmError, call
+from r1hpc.slurm.probe import ClusterFacts, hides_jobs
+from r1hpc.slurm.requeue import job_state
+from r1hpc.telemetry.records.attempts import Cause
+
+_SUSPENDED_S = 5.0
+_PREEMPTED_WITHIN_S = 300.0
+_EARLY_S = 30.0
+"""slurmctld looks at time limits twice a minute, and sends the warning at the look before it is due."""
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """One thing that is done to a running job, and what its record must say afterwards."""
+
+    name: str
+    apply: Callable[[JobRef], None]
+    causes: tuple[Cause, ...] = ()
+    """One of these ends the attempt; empty: the attempt goes on."""
+    may_lose_steps: bool = False
+    """Since the last checkpoint; else none at all."""
+    way: str | None = None
+    """The value of --way that asks for it."""
+
+
+def disturbances(
+    job: JobRef, ways: Collection[str], preemptor: tuple[str, ...] = (), *, only_ways: bool = False
+) -> tuple[Disturbance, ...]:
+    """Return those of the executor that the job runs on, in order.
+
+    Args:
+        ways: those of usr2, term and preempt to exercise.
+        preemptor: sbatch's options of the job that preempts this one.
+        only_ways: leave out what does not warn: suspension, killed ranks, a requeue.
+    """
+    preempted = (Cause.preempted, Cause.timeout)  # USR2 is also the warning before a time limit
+    apply_preemptor = partial(preempt_by_qos, options=preemptor)
+    warned = [
+        Disturbance("preemption (USR2)", preempt, preempted, way="usr2"),
+        Disturbance("preemption (SIGTERM)", _terminate_ranks, preempted, way="term"),
+        Disturbance("preemption (another QOS)", apply_preemptor, preempted, way="preempt"),
+    ]
+    others = [
+        Disturbance("suspension (scontrol suspend)", _suspend_and_resume),
+        Disturbance("ranks killed (SIGKILL)", _kill_step, (Cause.crash,), True),
+        Disturbance("scontrol requeue", _requeue, (Cause.preempted,), True),
+    ]
+    if job.pid is not None:
+        others = [
+            Disturbance("suspension (SIGSTOP)", _stop_and_continue),
+            Disturbance("a rank killed (SIGKILL)", _kill_a_rank, (Cause.crash,), True),
+        ]
+    return (*(each for each in warned if each.way in ways), *([] if only_ways else others))
+
+
+def why_not_preempted(facts: ClusterFacts) -> str | None:
+    """Return why no job of the user's can preempt another of theirs here; None: one can."""
+    if facts.preempt_type is None:
+        return "Slurm does not say how it preempts"
+    if facts.preempt_type != "preempt/qos":
+        return f"no QOS preempts another here (PreemptType={facts.preempt_type})"
+    if facts.preempt_mode and not facts.preempt_mode.startswith("OFF") and not ends_jobs(facts.preempt_mode):
+        return f"a preemption pauses the job in place here ({facts.preempt_mode})"
+    if any(victim == facts.qos for _, victim in facts.preemptors):
+        return None
+    why = f"your account has no QOS that preempts QOS {facts.qos or 'default'}"
+    if facts.preemptors:
+        name, victim = facts.preemptors[0]
+        why += f"; {name} preempts {victim}: give resources.qos={victim}"
+    return why
+
+
+def short_limit_min(total_s: float, startup_s: float, step_s: float) -> int | None:
+    """Return the minutes of a time limit that strikes a run of `total_s` and lets each attempt get on.
+
+    None: there is none, since Slurm's limits are whole minutes.
+
+    >>> short_limit_min(total_s=180, startup_s=10, step_s=1), short_limit_min(40, 10, 1)
+    (2, None)
+    """
+    for minutes in range(1, math.ceil(total_s / 60) + 1):
+        warned_s = 60 * minutes - signal_lead_s(None, None, 60 * minutes)
+        if warned_s >= total_s:
+            return None
+        if warned_s - _EARLY_S - startup_s >= max(3 * step_s, (total_s - startup_s) / 10):
+            return minutes
+    return None
+
+
+def preempt(job: JobRef) -> None:
+    """The signal of a preemption: save, end, come back."""
+    if job.pid is not None:
+        os.kill(job.pid, signal.SIGUSR2)
+    else:
+        call(["scancel", "--signal=USR2", job.job_id])
+
+
+def _terminate_ranks(job: JobRef) -> None:
+    """Send what Slurm sends at the begin of the grace time: SIGTERM to the ranks, not to the batch script."""
+    if job.pid is None:
+        call(["scancel", "--signal=TERM", job.job_id])
+    else:
+        for pid in _ranks(job):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+
+
+def preempt_by_qos(job: JobRef, options: tuple[str, ...]) -> None:
+    """Have Slurm preempt the job: submit one of a second in a higher QOS that wants its nodes whole.
+
+    Raises:
+        ProcessLookupError: the job does not run.
+        SlurmError: Slurm refuses it, it might end other jobs too, or nothing happens for five minutes.
+    """
+    before = job_state(job.job_id)
+    if "RUNNING" not in before.states:
+        raise ProcessLookupError(f"job {job.job_id} does not run")
+    shown = call(["scontrol", "show", "job", "-o", job.job_id])
+    nodes = re.search(r" NodeList=(\S+).* NumNodes=(\d+)", shown.partition(" UserId=")[2])
+    if nodes is None:
+        raise ProcessLookupError(f"job {job.job_id} holds no nodes")
+    beside = set(call(["squeue", "--noheader", "--format=%i", f"--nodelist={nodes[1]}"]).split())
+    if beside - {job.job_id}:
+        raise SlurmError(f"other jobs run on {nodes[1]}, which the preemption would end too")
+    if "OverSubscribe=NO" not in shown and hides_jobs():
+        raise SlurmError(f"jobs of others, hidden here, may run on {nodes[1]}: give resources.exclusive=true")
+    size = ("--time=1", "--exclusive", f"--nodelist={nodes[1]}", f"--nodes={nodes[2]}")
+    where = ("--job-name=r1hpc-drill", "--output=/dev/null", "--export=NONE", "--wrap=sleep 1")
+    deadline = time.monotonic() + _PREEMPTED_WITHIN_S
+    other = call(["sbatch", "--parsable", *options, *size, *where]).strip().partition(";")[0]
+    try:
+        while True:
+            now = job_state(job.job_id)
+            if now.preempt_time is not None or now.restarts > before.restarts or "RUNNING" not in now.states:
+                return
+            if time.monotonic() > deadline:
+                raise SlurmError(f"job {other} did not preempt it within {_PREEMPTED_WITHIN_S:.0f} s")
+            time.sleep(1.0)
+    except BaseException:
+        call(["scancel", other])
+        raise
+
+
+def _kill_step(job: JobRef) -> None:
+    # The first srun of the job's script is step 0, anew in each attempt.
+    call(["scancel", "--signal=KILL", f"{job.job_id}.0"])
+
+
+def _requeue(job: JobRef) -> None:
+    call(["scontrol", "requeue", job.job_id])
+
+
+def _suspend_and_resume(job: JobRef) -> None:
+    call(["scontrol", "suspend", job.job_id])
+    try:
+        time.sleep(_SUSPENDED_S)
+    finally:
+        call(["scontrol", "resume", job.job_id])
+
+
+def _kill_a_rank(job: JobRef) -> None:
+    os.kill(_ranks(job)[-1], signal.SIGKILL)
+
+
+def _stop_and_continue(job: JobRef) -> None:
+    pids = _ranks(job)
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(_SUSPENDED_S)
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):  # the others must go on all the same
+                os.kill(pid, signal.SIGCONT)
+
+
+def _ranks(job: JobRef) -> list[int]:
+    """The processes that a local supervisor has started as ranks.
+
+    Raises:
+        ProcessLookupError: there is none.
+    """
+    children = _proc(f"{job.pid}/task/{job.pid}/children").split()
+    pids = [int(pid) for pid in children if b"\0rank\0" in _proc(f"{int(pid)}/cmdline")]
+    if not pids:
+        raise ProcessLookupError(f"process {job.pid} has no ranks")
+    return pids
+
+
+def _proc(name: str) -> bytes:
+    """What Linux says of a process; nothing of one that is gone."""
+    with suppress(OSError):
+        return Path("/proc", name).read_bytes()
+    return b""

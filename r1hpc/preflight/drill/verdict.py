@@ -1,0 +1,104 @@
+"""Whether a disturbed run lost nothing, from the records of both runs alone.
+
+checks = [*judge_attempts(disturbed, done, save_every), *judge_records(quiet, disturbed)]
+all(check.passed for check in checks)
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from r1hpc.base.run_dir import RunDir
+from r1hpc.telemetry.records.attempts import Attempt, Cause, History
+from r1hpc.telemetry.records.metrics import audit_ledger, compare, format_ranges, read_ledger, read_steps
+
+
+@dataclass(frozen=True)
+class Done:
+    """A disturbance as it came about."""
+
+    name: str
+    step: int
+    """The newest on record when it was done."""
+    attempt: int
+    causes: tuple[Cause, ...] = ()
+    may_lose_steps: bool = False
+    refused: str | None = None
+    """Why the site did not let it be done; then it proves nothing."""
+    way: str | None = None
+    """Of disturb.WAYS, the one that it exercised."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One promise, and whether the records show it kept."""
+
+    check: str
+    passed: bool
+    detail: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def judge_attempts(attempts: Sequence[Attempt], done: Sequence[Done], save_every: int) -> list[Check]:
+    """Each disturbance ended its attempt with the cause that it is, or not at all; and what it cost."""
+    by_number = {attempt.attempt: attempt for attempt in attempts}
+    checks = [_judge_one(each, by_number, save_every) for each in done if each.refused is None]
+    expected = sum(bool(each.causes) for each in done if each.refused is None) + 1
+    detail = ", ".join(attempt.cause.value if attempt.cause else "no end" for attempt in attempts)
+    finished = bool(attempts) and attempts[-1].cause is Cause.finished and len(attempts) == expected
+    if not done or all(each.refused is not None for each in done):
+        checks.append(Check("disturbed at all", False, "nothing could be done to the job: nothing is proved"))
+    return [*checks, Check(f"{expected} attempts, the last one finished", finished, detail)]
+
+
+def _judge_one(done: Done, attempts: dict[int, Attempt], save_every: int) -> Check:
+    ended = attempts[done.attempt]
+    if not done.causes:
+        survived = ended.last_step is not None and ended.last_step > done.step
+        return Check(done.name, survived, f"attempt {done.attempt} went on to step {ended.last_step}")
+    following = attempts.get(done.attempt + 1)
+    lost = (ended.last_step or 0) - ((following.resumed_from or 0) if following else 0)
+    allowed = save_every if done.may_lose_steps else 0
+    passed = ended.cause in done.causes and following is not None and lost <= allowed
+    words = f"attempt {done.attempt} ended by {ended.cause} at step {ended.last_step}"
+    return Check(done.name, passed, f"{words}; {lost} steps taken again, {allowed} allowed")
+
+
+def judge_records(quiet: RunDir, disturbed: RunDir) -> list[Check]:
+    """The same numbers to the last bit, the same data, every sample once."""
+    differences = compare(quiet, disturbed, ("loss", "grad_norm"))
+    steps = len(read_steps(quiet).effective)
+    seen = f"{steps} steps"
+    if differences:
+        first = differences[0]
+        seen = (
+            f"{len(differences)} differ, first step {first.global_step} {first.key}: {first.a} and {first.b}"
+        )
+    ours, theirs = ({n: r.data for n, r in read_ledger(run).items()} for run in (disturbed, quiet))
+    audit = audit_ledger(disturbed)
+    odd = [*audit.missing_steps, *audit.repeated_samples, *audit.skipped_samples]
+    once = f"{audit.num_samples} samples" if audit.exactly_once else f"not once: {format_ranges(odd)}"
+    return [
+        Check("loss and gradient norm equal to the bit", bool(steps) and not differences, seen),
+        Check(
+            "the same data in every step", ours == theirs, f"{len(ours)} and {len(theirs)} steps on record"
+        ),
+        Check("every sample exactly once", audit.exactly_once, once),
+    ]
+
+
+def judge_limited(quiet: RunDir, limited: RunDir, attempts: Sequence[Attempt], limit: str) -> list[Check]:
+    """Each attempt but the last ended at its time limit and lost no step; the numbers are the same."""
+    warned = (Cause.timeout, Cause.preempted)  # USR2 well before the limit looks like a preemption
+    done = [Done(limit, each.last_step or 0, each.attempt, warned) for each in attempts[:-1]]
+    *ends, last = judge_attempts(attempts, done, save_every=0)
+    same = [last, *judge_records(quiet, limited)]
+    return [*ends, *(replace(each, check=f"{each.check} ({limit})") for each in same)]
+
+
+def judge_cancel(history: History, state: str) -> Check:
+    """A run that was preempted and cancelled at once stays cancelled."""
+    passed = history.is_newer("cancel_requested", "begin") and state == "cancelled"
+    return Check("no attempt after a cancel", passed, f"{state}, {len(history.attempts)} attempts")

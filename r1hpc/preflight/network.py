@@ -1,0 +1,151 @@
+"""Nodes seen from one another: do they meet over the network, do their clocks agree, do they share files.
+
+The node part runs once on each node (srun). The first node listens; the others ask it for the time, five
+times, and keep the answer that came back fastest: the offset is known to half that round trip (Cristian,
+"Probabilistic clock synchronization", 1989).
+"""
+
+import contextlib
+import fcntl
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from r1hpc.base.errors import R1hpcError
+from r1hpc.slurm.rank_env import network_interface_to
+
+_QUESTIONS = 5
+_PATIENCE_S = 15.0
+
+
+@dataclass(frozen=True)
+class PeerFacts:
+    """What a node saw of the others. None: it was not tried."""
+
+    peer: str | None = None
+    """The node it was tried with: the first one, of the first itself the second."""
+    interface: str | None = None
+    """By which the routing table leads there."""
+    unreachable: str | None = None
+    """None: it was reached; else why not."""
+    clock_offset_s: float | None = None
+    """The first node's clock against this one's."""
+    round_trip_s: float | None = None
+    sees_file: bool | None = None
+    """A file that the caller made under the run root."""
+    lock_respected: bool | None = None
+    """The caller holds a flock on it, and this node cannot take it."""
+
+
+def collect_peers(rank: int, names: Sequence[str], ports: Sequence[int], shared: Path | None) -> PeerFacts:
+    """The node part of node `rank` of `names`; all of them run it at the same time, with the same `ports`.
+
+    Args:
+        ports: tried in this order by the first node, in case some are taken.
+        shared: a folder with the file `held`, which the caller has locked; this node leaves its own there.
+    """
+    sees, respected = _look_at_shared(shared, names[rank]) if shared is not None else (None, None)
+    if len(names) < 2:
+        return PeerFacts(sees_file=sees, lock_respected=respected)
+    peer = names[1] if rank == 0 else names[0]
+    interface, unreachable = _route(peer)
+    offset = trip = None
+    if rank == 0:
+        _serve(ports, set(names[1:]))
+    elif unreachable is None:
+        offset, trip, unreachable = _ask_time(names[rank], peer, ports)
+    return PeerFacts(peer, interface, unreachable, offset, trip, sees, respected)
+
+
+def _route(peer: str) -> tuple[str | None, str | None]:
+    try:
+        return network_interface_to(peer), None
+    except R1hpcError as error:
+        return None, str(error)
+
+
+def _look_at_shared(shared: Path, name: str) -> tuple[bool, bool | None]:
+    held = shared / "held"
+    with contextlib.suppress(OSError):
+        (shared / f"node-{name}").touch()
+    try:
+        with held.open("r+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True, True
+            except OSError:
+                return True, None
+            return True, False
+    except OSError:
+        return False, None
+
+
+def _serve(ports: Sequence[int], awaited: set[str]) -> None:
+    """Answer every line with the time, until all who are awaited have asked or time is up.
+
+    One whose connection was too slow comes again, and a stranger may knock: visitors are told by their names.
+    """
+    listener = _listen(ports)
+    if listener is None:
+        return
+    deadline = time.monotonic() + _PATIENCE_S
+    threads: list[threading.Thread] = []
+    with listener:
+        listener.settimeout(0.1)
+        while awaited and time.monotonic() < deadline:
+            with contextlib.suppress(TimeoutError):
+                visitor, _ = listener.accept()
+                threads.append(threading.Thread(target=_answer, args=(visitor, awaited), daemon=True))
+                threads[-1].start()
+        for thread in threads:
+            thread.join(5.0)
+
+
+def _listen(ports: Sequence[int]) -> socket.socket | None:
+    for port in ports:
+        with contextlib.suppress(OSError):
+            return socket.create_server(("", port))
+    return None
+
+
+def _answer(visitor: socket.socket, awaited: set[str]) -> None:
+    visitor.settimeout(5.0)
+    with contextlib.suppress(OSError), visitor, visitor.makefile("rw") as lines:
+        for number, name in enumerate(lines, 1):
+            lines.write(f"r1hpc {time.time()!r}\n")
+            lines.flush()
+            if number == _QUESTIONS:  # one that was too slow before comes again
+                awaited.discard(name.strip())
+
+
+def _ask_time(name: str, host: str, ports: Sequence[int]) -> tuple[float | None, float | None, str | None]:
+    """(offset, round trip, why not)."""
+    deadline, why = time.monotonic() + _PATIENCE_S, "nobody listens"
+    while time.monotonic() < deadline:
+        for port in ports:
+            try:
+                with socket.create_connection((host, port), 2.0) as link, link.makefile("rw") as lines:
+                    trip, offset = min(_one_question(name, lines) for _ in range(_QUESTIONS))
+                    return offset, trip, None
+            except (OSError, ValueError) as error:
+                why = getattr(error, "strerror", None) or str(error)
+        time.sleep(0.2)  # the first node may start later
+    return None, None, f"no connection to {host}, ports {', '.join(map(str, ports))}: {why}"
+
+
+def _one_question(name: str, lines: TextIO) -> tuple[float, float]:
+    """(round trip, offset). A stranger on that port does not answer as we do: ValueError."""
+    asked = time.time()
+    began = time.perf_counter()
+    lines.write(f"{name}\n")
+    lines.flush()
+    who, _, said = lines.readline().partition(" ")
+    trip = time.perf_counter() - began
+    if who != "r1hpc":
+        raise ValueError("somebody else listens there")
+    return trip, float(said) - (asked + trip / 2)

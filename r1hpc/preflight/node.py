@@ -1,0 +1,264 @@
+"""One node: its GPUs, shared memory, munge, ports and network interfaces.
+
+facts = collect_node(asked_interface="ib0")
+judge_node(facts, expected_gpus=8)
+"""
+
+import os
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.errors import R1hpcError
+from r1hpc.base.units import GIB, format_bytes
+from r1hpc.preflight.findings import SiteFinding, fail, ok, unknown, warn
+from r1hpc.preflight.versions import VersionFacts, collect_versions, judge_versions
+from r1hpc.slurm.rank_env import choose_port
+from r1hpc.telemetry.gpu.reading import GpuReading
+
+_MIB = 2**20
+_BUSY_BYTES = GIB
+"""More than a driver holds for itself on an idle card."""
+_BUSY_PERCENT = 10
+_HOT_C = 90
+_SICK_SLOWDOWNS = ("hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown")
+_OF_PROFILE = "cluster.network_interface"
+_SHM_PER_RANK = 64 * _MIB
+"""What Docker gives a container by default is too little for two ranks."""
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """What a node says of itself."""
+
+    name: str
+    versions: VersionFacts
+    interfaces: tuple[str, ...] = ()
+    named_interfaces: dict[str, str] = field(default_factory=dict)
+    """Interfaces that the profile or a variable names, by who names them."""
+    shm_bytes: int | None = None
+    shm_free_bytes: int | None = None
+    driver: str | None = None
+    no_driver: str | None = None
+    """Why NVML does not open."""
+    gpus: tuple[GpuReading, ...] = ()
+    gpu_notes: tuple[str, ...] = ()
+    munge: str | None = None
+    """None: it answers, or is not installed; else what it said."""
+    has_munge: bool = False
+    port: str | None = None
+    """None: a port to listen on was found; else why not."""
+
+
+def collect_node(asked_interface: str | None = None) -> NodeFacts:
+    """Look at this machine. Starts one process (munge) and opens one port for a moment."""
+    environ = os.environ
+    total, free = _space_of(Path("/dev/shm"))
+    munge, has_munge = _ask_munge()
+    return NodeFacts(
+        name=environ.get("SLURMD_NODENAME") or socket.gethostname().split(".")[0],
+        versions=collect_versions(environ),
+        interfaces=tuple(name for _, name in socket.if_nameindex()),
+        named_interfaces=_named_interfaces(asked_interface, environ),
+        shm_bytes=total,
+        shm_free_bytes=free,
+        munge=munge,
+        has_munge=has_munge,
+        port=_why_no_port(),
+        **_collect_gpus(),
+    )
+
+
+def judge_node(
+    facts: NodeFacts,
+    expected_gpus: int | None,
+    uses_munge: bool = True,
+    image: str | None = None,
+    runs_jobs: bool = True,
+) -> list[SiteFinding]:
+    """What is wrong with a node by itself.
+
+    Args:
+        expected_gpus: GPUs a job shall find there; None: nothing is expected, as on a login node.
+        uses_munge: Slurm's AuthType is auth/munge, or is not known.
+        image: in which ranks run, if any.
+        runs_jobs: False for a login node, which need not have the interface that a profile names.
+    """
+    num_gpus = len(facts.gpus) if facts.driver is not None else expected_gpus
+    versions = judge_versions(facts.versions, facts.driver, num_gpus)
+    return [
+        *([_not_of(image, finding.check) for finding in versions] if image else versions),
+        *_judge_interfaces(facts, runs_jobs),
+        _judge_shm(facts, expected_gpus),
+        *_judge_munge(facts, uses_munge),
+        _judge_port(facts),
+        *_judge_gpus(facts, expected_gpus),
+    ]
+
+
+def _not_of(image: str, check: str) -> SiteFinding:
+    fix = "look inside it: pip check, and torch.version.cuda against the driver of the nodes"
+    return unknown(check, f"ranks run in {image}, of which what this host has says nothing", fix)
+
+
+def _judge_interfaces(facts: NodeFacts, runs_jobs: bool) -> list[SiteFinding]:
+    """NCCL takes `name` as a prefix, `=name` exactly, `^name` as all but it; several by commas."""
+    found = []
+    for who, value in facts.named_interfaces.items():
+        if value.startswith("^"):
+            continue
+        names = [name.split(":")[0] for name in value.removeprefix("=").split(",")]
+        exact = value.startswith("=") or not who.startswith("NCCL_")
+        there = [
+            n for n in facts.interfaces for name in names if n == name or (not exact and n.startswith(name))
+        ]
+        if not there and who == _OF_PROFILE and not runs_jobs:
+            fix = "look on the nodes with --nodes, inside an allocation"
+            found.append(unknown("network interface", f"this machine has no {value}, which {who} names", fix))
+        elif not there:
+            has = ", ".join(facts.interfaces)
+            fix = (
+                f"set it to one of those, or leave {who} out: a run then takes the interface to rank 0's node"
+            )
+            found.append(fail("network interface", f"{who} names {value}; this node has {has}", fix))
+    if not found and facts.named_interfaces:
+        named = ", ".join(f"{who}={value}" for who, value in facts.named_interfaces.items())
+        found.append(ok("network interface", f"{named} is there"))
+    return found
+
+
+def _judge_shm(facts: NodeFacts, expected_gpus: int | None) -> SiteFinding:
+    needed = _SHM_PER_RANK * max(2, expected_gpus or 0)
+    if facts.shm_bytes is None:
+        return fail(
+            "/dev/shm", "there is none", "mount a tmpfs there: NCCL and data loaders share memory by it"
+        )
+    detail = f"{format_bytes(facts.shm_free_bytes or 0)} free of {format_bytes(facts.shm_bytes)}"
+    if facts.shm_bytes < needed:
+        return fail("/dev/shm", detail, f"give the container at least {format_bytes(needed)} (--shm-size)")
+    if (facts.shm_free_bytes or 0) < needed:
+        return warn("/dev/shm", detail, "remove what dead jobs of yours have left there (ls -l /dev/shm)")
+    return ok("/dev/shm", detail)
+
+
+def _judge_munge(facts: NodeFacts, uses_munge: bool) -> list[SiteFinding]:
+    if not uses_munge:
+        return []
+    if not facts.has_munge:
+        return [unknown("munge", "there is no munge command here to ask with")]
+    if facts.munge is not None:
+        fix = "ask the administrators to start munged, with the cluster's key and a clock that is right"
+        return [fail("munge", facts.munge, fix)]
+    return [ok("munge", "a credential is made and read")]
+
+
+def _judge_port(facts: NodeFacts) -> SiteFinding:
+    if facts.port is not None:
+        return fail("ports", facts.port, "end what listens there (ss -ltn), or take another node")
+    return ok("ports", "there is a free one outside the range of outgoing connections")
+
+
+def _judge_gpus(facts: NodeFacts, expected: int | None) -> list[SiteFinding]:
+    if facts.driver is None:
+        if expected:
+            fix = "ask for GPUs (--gres=gpu:N), or report the node to the administrators"
+            return [fail("GPUs", f"{expected} expected: {facts.no_driver}", fix)]
+        return [unknown("GPUs", facts.no_driver or "not looked at")]
+    sick = [_faults_of(gpu) for gpu in facts.gpus]
+    busy = [_use_of(gpu) for gpu in facts.gpus]
+    found = []
+    if any(sick) or facts.gpu_notes:
+        words = "; ".join(filter(None, [*sick, *facts.gpu_notes]))
+        fix = "exclude the node (--exclude NODE) and report it to the administrators"
+        found.append(fail("GPU health", words, fix))
+    if any(busy):
+        judge = fail if expected else warn
+        fix = "end what is left of your own jobs there (nvidia-smi), or exclude the node (--exclude NODE)"
+        found.append(judge("GPUs busy", "; ".join(filter(None, busy)), fix))
+    if expected is not None and len(facts.gpus) < expected:
+        fix = "ask for that many (--gpus-per-node), and look at CUDA_VISIBLE_DEVICES"
+        found.append(fail("GPUs", f"{len(facts.gpus)} are seen, {expected} expected", fix))
+    links = {gpu.nvlink_links_active for gpu in facts.gpus if gpu.nvlink_links_active is not None}
+    if len(links) > 1:
+        fix = "exclude the node (--exclude NODE) and report it: its collectives run at the slowest link"
+        found.append(warn("NVLink", f"GPUs of one node have {sorted(links)} active links", fix))
+    names = sorted({gpu.name or "?" for gpu in facts.gpus})
+    return found or [
+        ok("GPUs", f"{len(facts.gpus)} x {', '.join(names)}, driver {facts.driver}, idle and well")
+    ]
+
+
+def _faults_of(gpu: GpuReading) -> str | None:
+    words = [gpu.error] if gpu.error else []
+    if gpu.ecc_uncorrected_volatile:
+        words.append(f"{gpu.ecc_uncorrected_volatile} uncorrected memory errors since the driver was loaded")
+    words += [f"slowed by {reason}" for reason in gpu.throttle_reasons or () if reason in _SICK_SLOWDOWNS]
+    if gpu.temperature_c is not None and gpu.temperature_c >= _HOT_C:
+        words.append(f"{gpu.temperature_c} C")
+    return f"GPU {gpu.index}: {', '.join(words)}" if words else None
+
+
+def _use_of(gpu: GpuReading) -> str | None:
+    words = [f"{len(gpu.processes)} processes"] if gpu.processes else []
+    if (gpu.memory_used_bytes or 0) > _BUSY_BYTES:
+        words.append(f"{format_bytes(gpu.memory_used_bytes or 0)} taken")
+    if (gpu.gpu_utilization_percent or 0) > _BUSY_PERCENT:
+        words.append(f"{gpu.gpu_utilization_percent} % busy")
+    return f"GPU {gpu.index}: {', '.join(words)}" if words else None
+
+
+def _collect_gpus() -> dict[str, Any]:
+    from r1hpc.telemetry.gpu.nvml import NoDriverError, open_nvml
+
+    try:
+        nvml = open_nvml()
+    except NoDriverError as error:
+        return {"no_driver": str(error).split(";")[0]}
+    readings = tuple(device.read() for device in nvml.devices)
+    nvml.close()
+    return {"driver": nvml.driver, "gpus": readings, "gpu_notes": tuple(nvml.notes)}
+
+
+def _named_interfaces(asked: str | None, environ: Mapping[str, str]) -> dict[str, str]:
+    named = {_OF_PROFILE: asked} if asked else {}
+    variables = {name: environ.get(name) for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")}
+    return {**named, **{name: value for name, value in variables.items() if value}}
+
+
+def _space_of(path: Path) -> tuple[int | None, int | None]:
+    try:
+        space = os.statvfs(path)
+    except OSError:
+        return None, None
+    return space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize
+
+
+def _ask_munge() -> tuple[str | None, bool]:
+    """(what munge complains of, whether it is installed): a credential made here and read here."""
+    try:
+        made = _munge("munge", "--no-input")
+        read = _munge("unmunge", "--no-output", text=made.stdout) if made.returncode == 0 else made
+    except FileNotFoundError:
+        return None, False
+    except subprocess.TimeoutExpired:
+        return "munge did not answer within 5 s", True
+    return (None if read.returncode == 0 else _one_line(read.stderr + read.stdout)), True
+
+
+def _munge(*argv: str, text: str = "") -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(argv, input=text, capture_output=True, text=True, timeout=5, check=False)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()) or "no answer"
+
+
+def _why_no_port() -> str | None:
+    try:
+        choose_port().close()
+    except R1hpcError as error:
+        return str(error)
+    return None

@@ -1,0 +1,300 @@
+"""The nodes of an allocation, each looked at by itself, then compared.
+
+answers = ask_nodes(4, root=Path("runs"), cluster=config.cluster)   # one task a node, by srun
+judge_nodes(answers, num_nodes=4, expected_gpus=8, uses_munge=True)
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import shlex
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from r1hpc.base.errors import UsageError
+from r1hpc.config.schema.cluster import ClusterConfig
+from r1hpc.preflight.findings import CheckState, SiteFinding, fail, ok, unknown, warn
+from r1hpc.preflight.network import PeerFacts, collect_peers
+from r1hpc.preflight.node import NodeFacts, collect_node, judge_node
+from r1hpc.preflight.versions import VersionFacts
+from r1hpc.slurm import fields
+from r1hpc.slurm.client import SlurmError, call
+from r1hpc.slurm.rank_env import choose_port, expand_nodelist
+from r1hpc.slurm.script import interpreter, site_lines
+from r1hpc.telemetry.gpu.reading import GpuReading
+
+_MARK = "r1hpc-doctor "
+_PIECE = 400
+"""Characters, of which a quoted one becomes two."""
+_TIMEOUT_S = 180.0
+_SKEW_WARN_S = 1.0
+_SKEW_FAIL_S = 30.0
+
+
+@dataclass(frozen=True)
+class NodeReport:
+    """What one node said."""
+
+    node: NodeFacts
+    peers: PeerFacts
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> "NodeReport":
+        node = dict(value["node"])
+        node["versions"] = VersionFacts(**{**node["versions"], "clashes": tuple(node["versions"]["clashes"])})
+        node["gpus"] = tuple(map(GpuReading.of_record, node["gpus"]))
+        lists = {key: tuple(node[key]) for key in ("interfaces", "gpu_notes")}
+        return NodeReport(NodeFacts(**{**node, **lists}), PeerFacts(**value["peers"]))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The reports that came back, what srun complained of, and the files that nodes left in the run root."""
+
+    reports: tuple[NodeReport, ...]
+    complaint: str = ""
+    files: tuple[str, ...] = ()
+    is_locked: bool = True
+    """The caller held the lock that the nodes tried to take."""
+
+
+def ask_nodes(num_nodes: int, root: Path, cluster: ClusterConfig) -> Answers:
+    """Run the node part on `num_nodes` nodes of this allocation.
+
+    Raises:
+        UsageError: this is no allocation, or a smaller one; or the profile holds what it may not.
+    """
+    _check_allocation(num_nodes, os.environ)
+    fields.check_cluster(cluster)
+    with _shared_folder(root) as (shared, is_locked):
+        asked = {"interface": cluster.network_interface, "ports": _free_ports(), "shared": str(shared)}
+        step = ["srun", f"--nodes={num_nodes}", f"--ntasks={num_nodes}", "--ntasks-per-node=1", "--overlap"]
+        program = _program(cluster, json.dumps(asked))
+        try:
+            said, complaint = call([*step, "--kill-on-bad-exit=0", *program], _TIMEOUT_S), ""
+        except SlurmError as error:
+            said, complaint = error.stdout, error.stderr.strip() or str(error)
+        files = tuple(sorted(path.name.removeprefix("node-") for path in shared.glob("node-*")))
+    return Answers(tuple(read_reports(said)), complaint, files, is_locked)
+
+
+def _program(cluster: ClusterConfig, asked: str) -> list[str]:
+    """The node part after the lines of the profile, as in a job script."""
+    words = [*interpreter(cluster), "-m", "r1hpc.doctor", "--node-part", asked]
+    # Not as "$@", which a line such as `source setvars.sh` would read.
+    return ["bash", "-c", f"{site_lines(cluster.setup, cluster.environment)}exec {shlex.join(words)}"]
+
+
+def node_part(asked: str) -> str:
+    """What one task prints: its report as JSON, in marked lines. srun writes the lines of all tasks as they
+    come, and one of more than 1,024 bytes in pieces, with others' between them (SLURM_IO_MAX_MSG_LEN)."""
+    order, environ = json.loads(asked), os.environ
+    names = expand_nodelist(environ.get("SLURM_STEP_NODELIST") or environ["SLURM_JOB_NODELIST"])
+    shared = Path(order["shared"]) if order["shared"] else None
+    peers = collect_peers(int(environ["SLURM_NODEID"]), names, order["ports"], shared)
+    report = NodeReport(collect_node(order["interface"]), peers)
+    return "\n".join(pieces_of(int(environ["SLURM_NODEID"]), json.dumps(asdict(report))))
+
+
+def pieces_of(node: int, text: str) -> Iterator[str]:
+    """Marked lines, each within one of srun's messages."""
+    starts = range(0, len(text), _PIECE)
+    for number, start in enumerate(starts):
+        yield _MARK + json.dumps([node, number, len(starts), text[start : start + _PIECE]])
+
+
+def read_reports(text: str) -> Iterator[NodeReport]:
+    """The reports among whatever else the nodes' start-up files print."""
+    for said in texts_of(text):
+        yield NodeReport.from_json(json.loads(said))
+
+
+def texts_of(text: str) -> Iterator[str]:
+    """What `pieces_of` took apart; nothing where a piece is missing, as of a node that did not answer."""
+    pieces: dict[tuple[int, int], dict[int, str]] = {}
+    for line in text.splitlines():
+        _, mark, value = line.partition(_MARK)
+        if mark:
+            with contextlib.suppress(ValueError, TypeError):  # a line that another one cut
+                node, number, count, piece = json.loads(value)
+                pieces.setdefault((int(node), int(count)), {})[int(number)] = str(piece)
+    for (_, count), found in sorted(pieces.items()):
+        if len(found) == count:
+            yield "".join(found[number] for number in range(count))
+
+
+def judge_nodes(
+    answers: Answers,
+    num_nodes: int,
+    expected_gpus: int | None,
+    uses_munge: bool,
+    image: str | None = None,
+) -> list[SiteFinding]:
+    """Every node by itself, merged where they agree, and the nodes against one another.
+
+    Args:
+        image: in which ranks run, if any.
+    """
+    reports = answers.reports
+    each = {r.node.name: judge_node(r.node, expected_gpus, uses_munge, image) for r in reports}
+    found = [_judge_answers(answers, num_nodes), *_merged(each)]
+    if not reports:
+        return found
+    return [*found, _judge_sameness(reports, image), *_judge_files(answers), *_judge_network(reports)]
+
+
+def _judge_answers(answers: Answers, num_nodes: int) -> SiteFinding:
+    names = [report.node.name for report in answers.reports]
+    if len(names) < num_nodes:
+        said = " | ".join(answers.complaint.splitlines()[:3]) or "they printed nothing"
+        fix = "name a python that all nodes have (profile key `python`), and what it needs in `setup`"
+        return fail("nodes", f"{len(names)} of {num_nodes} nodes ran the check: {said}", fix)
+    return ok("nodes", f"{', '.join(names)} ran the check")
+
+
+def _judge_sameness(reports: Sequence[NodeReport], image: str | None) -> SiteFinding:
+    environment: dict[str, Callable[[NodeReport], object]] = {
+        "python": lambda r: (r.node.versions.executable, r.node.versions.python),
+        "packages": lambda r: sorted(r.node.versions.packages.items()),
+    }
+    aspects: dict[str, Callable[[NodeReport], object]] = {
+        **({} if image else environment),
+        "driver": lambda r: r.node.driver,
+        "GPUs": lambda r: [gpu.name for gpu in r.node.gpus],
+    }
+    differing = []
+    for what, of in aspects.items():
+        kinds: dict[str, list[str]] = {}
+        for report in reports:
+            kinds.setdefault(str(of(report)), []).append(report.node.name)
+        if len(kinds) > 1:
+            odd = min(kinds.values(), key=len)
+            differing.append(f"{what} of {', '.join(odd)} differ from the other nodes'")
+    if differing:
+        fix = "use one environment on the shared file system, and exclude odd nodes (--exclude)"
+        return fail("sameness", "; ".join(differing), fix)
+    return ok("sameness", f"{', '.join(aspects)} are the same on every node")
+
+
+def _judge_files(answers: Answers) -> list[SiteFinding]:
+    reports = answers.reports
+    blind = [r.node.name for r in reports if r.peers.sees_file is False]
+    unseen = [r.node.name for r in reports if r.node.name not in answers.files and r.node.name not in blind]
+    fix = "put runs on a file system that all nodes mount: --run-root DIR, or R1HPC_RUN_ROOT"
+    found = []
+    if blind:
+        found.append(
+            fail("shared run root", f"{', '.join(blind)} cannot see a file made by this machine", fix)
+        )
+    if unseen:
+        found.append(fail("shared run root", f"files made by {', '.join(unseen)} are not seen here", fix))
+    loose = [r.node.name for r in reports if r.peers.lock_respected is False and answers.is_locked]
+    if loose:
+        mend = "mount it with locks for the whole cluster (Lustre: flock, not localflock)"
+        found.append(warn("locks between nodes", f"{', '.join(loose)} took a lock that is held here", mend))
+    tried = answers.is_locked and all(r.peers.lock_respected is not None for r in reports)
+    return found or [
+        ok("shared run root", f"{'files and locks' if tried else 'files'} are seen from every node")
+    ]
+
+
+def _judge_network(reports: Sequence[NodeReport]) -> list[SiteFinding]:
+    if len(reports) < 2:
+        return []
+    lost = [(r.node.name, r.peers.unreachable) for r in reports if r.peers.unreachable]
+    found = []
+    if lost:
+        fix = "ask whether a firewall lies between the nodes, and whether their names resolve on them"
+        found.append(fail("nodes reach one another", "; ".join(f"{n}: {why}" for n, why in lost), fix))
+    else:
+        routes = sorted({r.peers.interface or "?" for r in reports})
+        found.append(ok("nodes reach one another", f"by {', '.join(routes)}"))
+    loops = [r.node.name for r in reports if "lo" in r.node.named_interfaces.values()]
+    if loops:
+        fix = "name the interface that leads to the other nodes, or none"
+        found.append(fail("network interface", f"lo is named, which leads out of no node: {loops[0]}", fix))
+    return [*found, *judge_clocks({r.node.name: r.peers for r in reports})]
+
+
+def judge_clocks(peers: Mapping[str, PeerFacts]) -> list[SiteFinding]:
+    """Clocks against the first node's. What lies inside the round trip is not known, so not judged."""
+    offsets = {
+        name: max(0.0, abs(peer.clock_offset_s) - (peer.round_trip_s or 0.0) / 2)
+        for name, peer in peers.items()
+        if peer.clock_offset_s is not None
+    }
+    if not offsets:
+        return [unknown("clocks", "no node could ask another for the time")]
+    odd = {name: offset for name, offset in offsets.items() if offset > _SKEW_WARN_S}
+    if not odd:
+        return [ok("clocks", f"within {max(offsets.values()):.3f} s of one another")]
+    detail = ", ".join(f"{name} is {offset:.1f} s from the first node" for name, offset in odd.items())
+    judge = fail if max(odd.values()) > _SKEW_FAIL_S else warn
+    return [judge("clocks", detail, "ask the administrators for NTP there (chronyc tracking)")]
+
+
+def _merged(by_node: Mapping[str, Sequence[SiteFinding]]) -> list[SiteFinding]:
+    """One finding where nodes agree, with their names where some do not."""
+    who: dict[SiteFinding, list[str]] = {}
+    for name, findings in by_node.items():
+        for finding in findings:
+            key = (
+                finding
+                if finding.state is not CheckState.ok
+                else SiteFinding(finding.check, CheckState.ok, "")
+            )
+            who.setdefault(key, []).append(name)
+    details = {
+        f.check: f.detail for findings in by_node.values() for f in findings if f.state is CheckState.ok
+    }
+    return [
+        SiteFinding(f.check, f.state, f"{', '.join(names)}: {f.detail or details[f.check]}", f.fix)
+        for f, names in who.items()
+    ]
+
+
+def _check_allocation(num_nodes: int, environ: Mapping[str, str]) -> None:
+    if "SLURM_JOB_ID" not in environ:
+        raise UsageError(
+            f"--nodes looks at the nodes of an allocation, and this is none: "
+            f"salloc --nodes={num_nodes} --time=10 python -m r1hpc.doctor --nodes {num_nodes}"
+        )
+    has = int(environ.get("SLURM_JOB_NUM_NODES") or num_nodes)
+    if num_nodes > has:
+        raise UsageError(f"--nodes {num_nodes}: job {environ['SLURM_JOB_ID']} has {has}")
+
+
+@contextmanager
+def _shared_folder(root: Path) -> Iterator[tuple[Path, bool]]:
+    """A folder under the run root with a file, and whether that is locked as long as the nodes look: a file
+    system without locks is a finding of its own (`file locks`), and no reason to look at nothing else."""
+    folder = root.absolute() / f".doctor-{secrets.token_hex(4)}"
+    folder.mkdir(mode=0o700, parents=True)
+    try:
+        with (folder / "held").open("w") as held:
+            yield folder, _locks(held)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _locks(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
+
+
+def _free_ports() -> list[int]:
+    """Free here, and likely so on the first node; several, because likely is not certain."""
+    listeners = [choose_port() for _ in range(4)]
+    ports = [int(listener.getsockname()[1]) for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    return ports

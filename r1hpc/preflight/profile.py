@@ -1,0 +1,80 @@
+"""A cluster profile (configs/cluster/NAME.yaml) of what was found; what was not is left to be probed."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.errors import UsageError
+from r1hpc.config.assets import assets, own_profiles
+from r1hpc.config.load import write_yaml
+from r1hpc.plan.topology.gpus import find_gpu, smaller_cards
+from r1hpc.preflight.nodes import NodeReport
+from r1hpc.slurm.probe import ClusterFacts
+
+
+def profile_of(
+    name: str,
+    facts: ClusterFacts,
+    reports: Sequence[NodeReport],
+    *,
+    partition: str | None = None,
+    qos: str | None = None,
+    account: str | None = None,
+) -> dict[str, Any]:
+    """Keys of config.cluster.ClusterConfig. The interface is named only where all nodes take the same.
+
+    Nothing is said of GPUs where none was seen: another partition may have some.
+
+    Args:
+        partition: as somebody named it. The default one is left to Slurm, and to a site that routes jobs.
+        qos: as somebody named it. The default one is left to Slurm: it is the account's.
+    """
+    gpus_per_node = max((len(r.node.gpus) for r in reports), default=0) or facts.gpus_per_node
+    gpus = [gpu for report in reports for gpu in report.node.gpus]
+    routes = {report.peers.interface for report in reports if report.peers.interface}
+    found = {
+        "name": name,
+        "partition": partition,
+        "account": account,
+        "qos": qos,
+        "gpus_per_node": gpus_per_node or None,
+        "gpu_type": _gpu_type(gpus[0].name if gpus else facts.gpu_type),
+        "network_interface": routes.pop() if len(routes) == 1 else None,
+        "python": sys.executable,
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def profile_name(path: Path) -> str:
+    """Return what --cluster finds the file by: its name in the two folders of profiles, else its path."""
+    path = path.resolve()
+    found = path.parent in (assets("configs") / "cluster", own_profiles().resolve())
+    return path.stem if found and path.suffix == ".yaml" else shlex.quote(str(path))
+
+
+def write_profile(path: Path, profile: dict[str, Any]) -> None:
+    """Write a profile; make its folder if there is none.
+
+    Raises:
+        UsageError: there is a file already, which a person may have written, or the path cannot be written.
+    """
+    if path.exists():
+        raise UsageError(f"{path} exists: remove it, or name another file with --write-profile")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_yaml(path, profile)
+    except OSError as error:
+        raise UsageError(
+            f"--write-profile {path}: {error.strerror}: name a file that you can write"
+        ) from error
+
+
+def _gpu_type(name: str | None) -> str | None:
+    try:
+        if name and smaller_cards(name):
+            return name.lower()  # a submission then says what it takes it for
+        return find_gpu(name).name.lower() if name else None
+    except UsageError:
+        return None

@@ -1,0 +1,206 @@
+"""Versions that do not fit one another, from metadata of installed packages: torch is never imported.
+
+facts = collect_versions()
+judge_versions(facts, driver="550.54.15", num_gpus=8)
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from r1hpc.preflight.findings import SiteFinding, fail, ok, unknown, warn
+
+_WATCHED = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "peft", "vllm", "r1hpc")
+_REQUIRED = ("torch", "deepspeed", "transformers", "submitit", "omegaconf", "zarr")
+_VERSION_PY = re.compile(r"^cuda\b[^=]*=\s*'([\d.]+)'", re.MULTILINE)
+
+# CUDA Compatibility guide, "Minor Version Compatibility": the oldest driver of each major version, on Linux.
+_OLDEST_DRIVER = {11: (450, 80, 2), 12: (525, 60, 13), 13: (580, 65, 6)}
+
+
+@dataclass(frozen=True)
+class VersionFacts:
+    """What is installed here. None: not there, or it does not say."""
+
+    python: str
+    executable: str
+    packages: dict[str, str] = field(default_factory=dict)
+    """Installed version by distribution, of those that training stands on."""
+    clashes: tuple[str, ...] = ()
+    """Requirements of theirs that are not met, a sentence each."""
+    torch_cuda: str | None = None
+    """The CUDA version torch was built for; None for a CPU build."""
+    toolkit_cuda: str | None = None
+    """Of the CUDA toolkit in CUDA_HOME, with which DeepSpeed compiles its operators."""
+    foreign_nccl: str | None = None
+    """A libnccl that is loaded before torch's own."""
+
+
+def collect_versions(environ: Mapping[str, str] = os.environ) -> VersionFacts:
+    """Look at the packages of this interpreter, and at CUDA_HOME, LD_PRELOAD and LD_LIBRARY_PATH."""
+    import platform
+    import sys
+
+    installed = {name: v for name in (*_WATCHED, *_REQUIRED) if (v := _installed(name)) is not None}
+    return VersionFacts(
+        python=platform.python_version(),
+        executable=sys.executable,
+        packages=installed,
+        clashes=tuple(clash for name in _WATCHED if name in installed for clash in _unmet(name)),
+        torch_cuda=_cuda_of_torch(),
+        toolkit_cuda=_cuda_of_toolkit(environ),
+        foreign_nccl=_foreign_nccl(environ),
+    )
+
+
+def judge_versions(facts: VersionFacts, driver: str | None, num_gpus: int | None) -> list[SiteFinding]:
+    """Packages against one another, torch's CUDA against the driver and the toolkit, NCCL.
+
+    Args:
+        driver: of NVIDIA on the node; None where there is none.
+        num_gpus: GPUs seen on the node; None: not known, as on a login node.
+    """
+    return [
+        _judge_packages(facts),
+        _judge_cuda(facts, driver, num_gpus),
+        *_judge_toolkit(facts),
+        *_judge_nccl(facts),
+    ]
+
+
+def _judge_packages(facts: VersionFacts) -> SiteFinding:
+    missing = [name for name in _REQUIRED if name not in facts.packages]
+    if missing:
+        names = ", ".join(missing)
+        return fail(
+            "packages", f"{facts.executable} lacks {names}", "pip install r1hpc into that environment"
+        )
+    if facts.clashes:
+        return fail(
+            "packages", "; ".join(facts.clashes), "pip install -U what is named; pip check must be silent"
+        )
+    shown = ", ".join(f"{name} {facts.packages[name]}" for name in _WATCHED if name in facts.packages)
+    return ok("packages", f"python {facts.python}, {shown}: requirements are met")
+
+
+def _judge_cuda(facts: VersionFacts, driver: str | None, num_gpus: int | None) -> SiteFinding:
+    if facts.torch_cuda is None:
+        if num_gpus:
+            return fail(
+                "torch and driver",
+                f"torch {facts.packages.get('torch', '?')} is a CPU build, and the node has {num_gpus} GPUs",
+                "install the CUDA build of torch (https://pytorch.org/get-started)",
+            )
+        return ok("torch and driver", "torch is a CPU build, and no GPU is asked of it here")
+    if driver is None:
+        return unknown(
+            "torch and driver", f"torch is built for CUDA {facts.torch_cuda}; no driver here to compare"
+        )
+    oldest = _OLDEST_DRIVER.get(int(facts.torch_cuda.split(".")[0]))
+    if oldest is None or not _numbers(driver):
+        return unknown(
+            "torch and driver", f"torch for CUDA {facts.torch_cuda}, driver {driver}: no rule for these"
+        )
+    if _numbers(driver) < oldest:
+        return fail(
+            "torch and driver",
+            f"driver {driver} is too old for torch's CUDA {facts.torch_cuda}, which needs {_dotted(oldest)}",
+            "install a torch built for an older CUDA, or ask for a newer driver",
+        )
+    return ok("torch and driver", f"driver {driver} serves torch's CUDA {facts.torch_cuda}")
+
+
+def _judge_toolkit(facts: VersionFacts) -> list[SiteFinding]:
+    """DeepSpeed refuses to compile operators where the major versions differ (op_builder/builder.py)."""
+    if facts.toolkit_cuda is None or facts.torch_cuda is None:
+        return []
+    detail = f"CUDA toolkit {facts.toolkit_cuda}, torch built for CUDA {facts.torch_cuda}"
+    if facts.toolkit_cuda.split(".")[0] != facts.torch_cuda.split(".")[0]:
+        major = facts.torch_cuda.split(".")[0]
+        fix = f"module load a CUDA {major} toolkit (profile key `setup`): DeepSpeed compiles with it"
+        return [warn("CUDA toolkit", detail, fix)]
+    return [ok("CUDA toolkit", detail)]
+
+
+def _judge_nccl(facts: VersionFacts) -> list[SiteFinding]:
+    if facts.foreign_nccl is None:
+        return []
+    return [
+        warn(
+            "NCCL",
+            f"{facts.foreign_nccl} is loaded in place of the NCCL that torch was tested with",
+            "unload that module, or take it out of LD_LIBRARY_PATH and LD_PRELOAD",
+        )
+    ]
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _unmet(name: str) -> list[str]:
+    """Requirements of an installed distribution that what is installed does not meet; extras left out."""
+    try:
+        from packaging.requirements import InvalidRequirement, Requirement
+    except ImportError:  # packaging comes with DeepSpeed and transformers
+        return []
+    found = []
+    for text in importlib.metadata.requires(name) or ():
+        try:
+            needed = Requirement(text)
+        except InvalidRequirement:
+            continue
+        if needed.marker is not None and not needed.marker.evaluate({"extra": ""}):
+            continue
+        version = _installed(needed.name)
+        if version is None:
+            found.append(f"{name} needs {needed.name}{needed.specifier}, which is not installed")
+        elif not needed.specifier.contains(version, prereleases=True):
+            found.append(f"{name} needs {needed.name}{needed.specifier}, and {version} is installed")
+    return found
+
+
+def _cuda_of_torch() -> str | None:
+    """From torch/version.py, read as text: importing torch on a login node takes seconds and gigabytes."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    try:
+        found = _VERSION_PY.search((Path(spec.submodule_search_locations[0]) / "version.py").read_text())
+    except OSError:
+        return None
+    return found[1] if found else None
+
+
+def _cuda_of_toolkit(environ: Mapping[str, str]) -> str | None:
+    home = environ.get("CUDA_HOME") or environ.get("CUDA_PATH")
+    if not home:
+        return None
+    try:
+        value = json.loads((Path(home) / "version.json").read_text())
+        return str(value["cuda"]["version"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _foreign_nccl(environ: Mapping[str, str]) -> str | None:
+    preloaded = re.findall(r"[^\s:]*libnccl[^\s:]*", environ.get("LD_PRELOAD", ""))
+    folders = [Path(part) for part in environ.get("LD_LIBRARY_PATH", "").split(":") if part]
+    in_path = [str(folder / "libnccl.so.2") for folder in folders if (folder / "libnccl.so.2").exists()]
+    return next(iter([*preloaded, *(path for path in in_path if "site-packages" not in path)]), None)
+
+
+def _dotted(numbers: tuple[int, ...]) -> str:
+    return ".".join(map(str, numbers))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])

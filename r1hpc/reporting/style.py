@@ -1,0 +1,126 @@
+"""The colours of everything people look at: of each chart, and of the page around it, by day and by night.
+
+    colour("lost")           # as matplotlib takes it: the light one
+    as_css()                 # :root{--lost:#c8452c; ...}, and the dark ones under their media query
+
+A picture for a slide has the light colours. In the page an inlined chart names the variable instead of the
+colour, so that it follows the reader's scheme: that is why no two names share a light colour.
+
+Pieces of the page: cards, keys, tables. All text is escaped here.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+
+from r1hpc.base.names import printable
+
+_COLOURS = {
+    # name: (light, dark)
+    "useful": ("#2468a8", "#5fa5e4"),
+    "lost": ("#c8452c", "#f0735a"),
+    "start-up": ("#dd9a2f", "#e8b45c"),
+    "save": ("#7c62a9", "#a98fd6"),
+    "idle": ("#aab3bd", "#66717d"),
+    "other": ("#d6dbe0", "#38424d"),
+    "good": ("#2c8a5b", "#5cc08d"),
+    "planned": ("#cfd7df", "#3a4653"),
+    "median": ("#66727f", "#a7b2be"),
+    "band": ("#f3f5f7", "#20272f"),
+    "band2": ("#e9edf1", "#28313a"),
+    "grid": ("#e4e8eb", "#29313a"),
+    "ink": ("#1b2430", "#e4e8ed"),
+    "muted": ("#647080", "#98a3af"),
+    "card": ("#ffffff", "#1a2027"),
+    "page": ("#f6f7f8", "#12161b"),
+    "edge": ("#e2e6ea", "#2a323b"),
+}
+LINES = ("useful", "start-up", "good", "save", "lost", "median", "idle", "ink")
+"""For many lines beside each other, none of which means more than the others."""
+_NAMES = {light: name for name, (light, _) in _COLOURS.items()}
+
+
+def colour(name: str) -> str:
+    """The light colour of this name, #rrggbb."""
+    return _COLOURS[name][0]
+
+
+def with_variables(style: str) -> str:
+    """CSS with each colour of the palette replaced by its variable; others stay."""
+    return re.sub("#[0-9a-f]{6}", lambda found: _variable(found[0]), style)
+
+
+def as_css() -> str:
+    """The variables. Paper is light whatever the screen is."""
+    light, dark = ("".join(f"--{name}:{pair[i]};" for name, pair in _COLOURS.items()) for i in (0, 1))
+    return f":root{{{light}}}@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}"
+
+
+def _variable(value: str) -> str:
+    return f"var(--{_NAMES[value]})" if value in _NAMES else value
+
+
+NONE = "\N{EN DASH}"
+"""In a cell that has no value."""
+
+
+def document(title: str, blocks: Iterable[str]) -> str:
+    """A whole page of these blocks; empty ones are left out."""
+    style = as_css() + Path(__file__).with_name("page.css").read_text()
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
+        f"<title>{text(title)}</title><style>{style}</style></head>\n<body><main>\n"
+        + "\n".join(block for block in blocks if block)
+        + "\n</main></body></html>\n"
+    )
+
+
+def text(value: str) -> str:
+    """Any text, a stranger's too, as HTML."""
+    return escape(printable(value))
+
+
+def lines(value: str) -> str:
+    """Any text, its line breaks kept."""
+    return f"<pre>{chr(10).join(text(line) for line in value.splitlines())}</pre>"
+
+
+def card(title: str, body: str, words: str = "") -> str:
+    """A box with a title, a sentence and what is drawn; empty where nothing is."""
+    if not body:
+        return ""
+    sub = f'<p class="sub">{text(words)}</p>' if words else ""
+    return f'<section class="card"><h3>{text(title)}</h3>{sub}{body}</section>'
+
+
+def keys(items: Sequence[tuple[str, str]]) -> str:
+    """(colour of the palette, what it means) for each; empty without any."""
+    cells = "".join(
+        f'<li><i style="background:var(--{name})"></i>{text(words)}</li>' for name, words in items
+    )
+    return f'<ul class="legend">{cells}</ul>' if cells else ""
+
+
+def side_by_side(cards: Sequence[str]) -> str:
+    """Cards in two columns, on a telephone in one."""
+    shown = [each for each in cards if each]
+    return f'<div class="grid">{"".join(shown)}</div>' if shown else ""
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int) -> str:
+    """A table whose columns from `numbers_from` on are right-aligned; empty without rows."""
+    if not rows:
+        return ""
+    body = "".join(f"<tr>{_cells(row, 'td', numbers_from)}</tr>" for row in rows)
+    head = f"<thead><tr>{_cells(headings, 'th', numbers_from)}</tr></thead>"
+    return f'<div class="scroll"><table>{head}<tbody>{body}</tbody></table></div>'
+
+
+def _cells(cells: Sequence[str], tag: str, numbers_from: int) -> str:
+    return "".join(
+        f"<{tag}{' class=r' if i >= numbers_from else ''}>{text(cell)}</{tag}>"
+        for i, cell in enumerate(cells)
+    )

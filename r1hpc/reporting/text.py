@@ -1,0 +1,279 @@
+"""The report of a run as lines for a terminal, as wide as it is, without colour."""
+
+import math
+import textwrap
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from r1hpc.accounting.forecast import Spread
+from r1hpc.accounting.ledger import Gap, RunLedger
+from r1hpc.accounting.open_ledger import RunReport
+from r1hpc.base.names import printable
+from r1hpc.base.tables import bar, format_table, share, text_width, wrap
+from r1hpc.base.units import format_bytes, format_duration
+from r1hpc.telemetry.diagnosis.summary import AttemptSummary
+from r1hpc.telemetry.diagnosis.timeline import Split
+from r1hpc.telemetry.records.attempts import Attempt
+from r1hpc.telemetry.records.evaluations import held_out_lines
+from r1hpc.telemetry.records.metrics import Audit, format_ranges
+
+_MOST_ROWS = 20
+"""Rows of a table; --json and --format csv have all."""
+_JOULES_PER_KWH = 3.6e6
+_WHOSE = {
+    "sacct": "sacct -D",
+    "run": "the run's own record, for want of sacct",
+    "sacct and run": "sacct -D and, for attempts it does not know, the run's own record",
+}
+_PARTS = (
+    ("useful", "steps that lasted"),
+    ("lost", "steps done again, or lost"),
+    ("startup", "start-up"),
+    ("save", "saves"),
+    ("idle", "idle, no step"),
+)
+_PARTS_OF_SERVER = (("useful", "answering"), ("startup", "start-up"), ("idle", "idle, no request"))
+
+
+def as_text(found: RunReport, plots: Sequence[Path] = ()) -> str:
+    """The whole report of one run."""
+    ledger = found.ledger
+    blocks = [
+        _title(ledger),
+        _attempts(ledger),
+        _hours(ledger),
+        ledger_text(ledger),
+        _steps_and_data(found),
+        "\n".join(held_out_lines(found.run)),
+        *_gpus(found.gpus),
+        "\n".join(wrap(f"note: {note}", hanging="  ") for note in ledger.notes),
+    ]
+    if plots:
+        blocks.append("Plots\n" + "\n".join(f"  {path}" for path in plots))
+    return "\n\n".join(block for block in blocks if block)
+
+
+def ledger_text(ledger: RunLedger) -> str:
+    """A table: where the GPU-hours went, or the node-hours of a run without GPUs."""
+    split, unit = ledger.split(), "GPU-hours"
+    if not split.allocated:
+        split, unit = ledger.node_split(), "node-hours"
+    if not split.allocated:
+        return "\n".join(_against_plan(ledger.planned, 0.0, "hours"))
+    rows = []
+    for part, words in _PARTS_OF_SERVER if ledger.stage == "serve" else _PARTS:
+        spent = getattr(split, part)
+        columns = (share(spent, split.allocated), bar(spent, split.allocated))
+        rows.append((words, f"{spent / 3_600_000:,.3f}", *columns))
+    table = format_table(("spent on", unit, "share", ""), rows, right={1, 2}, indent="  ")
+    heading = f"{split.allocated / 3_600_000:,.3f} {unit} by {_WHOSE[ledger.source]}"
+    heading += f"; {format_duration(ledger.queue_s)} in the queue"
+    return "\n".join(
+        [wrap(heading), *_against_plan(ledger.planned, split.allocated / 3_600_000, unit), table]
+    )
+
+
+def _against_plan(planned: Spread | None, used: float, unit: str) -> list[str]:
+    """A line, where something was planned."""
+    if planned is None or planned.p50 <= 0:
+        return []
+    hours, low, high = (f"{value:,.4g}" for value in (planned.p50, planned.p10, planned.p90))
+    used_up = f"{100 * used / planned.p50:.0f} % of that used"
+    return [wrap(f"planned {hours} {unit} (P10 {low}, P90 {high}); {used_up}")]
+
+
+def hours_text(hours: dict[str, Any]) -> str:
+    """fold_hours, a small table for each group that says more than the total."""
+    lines = [f"GPU-hours: {hours['total']:,.2f}   (node-hours: {hours['node_hours']:,.2f})"]
+    for name, group in hours.items():
+        if not name.startswith("by_") or not group:
+            continue
+        shown, rest = _most(name, group)
+        rows = [
+            (key, f"{value:,.2f}", share(value, hours["total"]), bar(value, max(group.values())))
+            for key, value in [*shown.items(), *rest]
+        ]
+        heading = (name.removeprefix("by_"), "GPU-hours", "share", "")
+        lines += ["", format_table(heading, rows, right={1, 2}, indent="  ")]
+    return "\n".join(lines)
+
+
+def _most(name: str, group: dict[str, float]) -> tuple[dict[str, float], list[tuple[str, float]]]:
+    """The rows for a terminal, the last days or the largest of the others, and one row for the rest."""
+    if len(group) <= _MOST_ROWS:
+        return group, []
+    ranked = sorted(group, reverse=True) if name == "by_day" else sorted(group, key=lambda k: -group[k])
+    kept = set(ranked[:_MOST_ROWS])
+    rest = [value for key, value in group.items() if key not in kept]
+    label = f"{len(rest)} {'earlier' if name == 'by_day' else 'others'}"
+    return {key: group[key] for key in group if key in kept}, [(label, sum(rest))]
+
+
+def _title(ledger: RunLedger) -> str:
+    detail = f"  ({ledger.situation.detail})" if ledger.situation.detail else ""
+    return wrap(f"{ledger.run.run_id}: {ledger.state}{detail}") + f"\n  {ledger.run.path}"
+
+
+_HEADINGS = ("#", "cause", "start", "duration", "nodes", "GPUs", "steps", "lost", "committed", "GPU-hours")
+
+
+def _attempts(ledger: RunLedger) -> str:
+    attempts = ledger.summary.attempts
+    if not attempts:
+        return "No attempt has begun yet."
+    rows = [_attempt_row(each, ledger.split_of(each), ledger.gpus_of(each)) for each in attempts]
+    table = format_table(_HEADINGS, rows, right={0, 3, 4, 5, 7, 8, 9}, indent="  ")
+    return "\n".join(["Attempts", table, *details_text([each.attempt for each in attempts])])
+
+
+def details_text(attempts: Sequence[Attempt]) -> list[str]:
+    """What is known beyond the cause, a wrapped paragraph for each attempt that has it."""
+    return [wrap(f"#{each.attempt}: {each.detail}", "  ") for each in attempts if each.detail]
+
+
+def _attempt_row(each: AttemptSummary, held: Split, gpus: int) -> tuple[str, ...]:
+    """`held` is the wall time of its allocation, `gpus` what that held."""
+    attempt = each.attempt
+    committed = attempt.last_committed_step
+    return (
+        str(attempt.attempt),
+        attempt.cause.value if attempt.cause else "no end on record",
+        time.strftime("%Y-%m-%d %H:%M", time.localtime(attempt.start)),
+        format_duration(held.allocated / 1000),
+        str(attempt.nodes),
+        str(gpus),
+        f"{attempt.first_step}-{attempt.last_step}" if attempt.first_step is not None else "none",
+        str(each.num_lost),
+        "-" if committed is None else str(committed),
+        f"{(held * gpus).in_hours()['allocated']:.3f}",
+    )
+
+
+def _hours(ledger: RunLedger) -> str:
+    own = sum(a.gpus * a.hours for a in ledger.own)
+    node_hours = sum(a.nodes * a.hours for a in ledger.own)
+    lines = ["GPU-hours", f"  {own:10,.3f}  by the run's own record ({node_hours:,.3f} node-hours)"]
+    if ledger.gap is None:
+        lines.append(_noted("-", f"by sacct: {printable(ledger.note)}"))
+    else:
+        count = sum(each.by_slurm for each in ledger.attempts)
+        lines.append(f"  {ledger.gpu_hours:10,.3f}  by sacct -D, {count} allocation(s)")
+        if ledger.note:
+            lines.append(_noted("", printable(ledger.note)))
+        lines.append(_noted(f"{ledger.gpu_hours - own:+10,.3f}", f"difference{_why(ledger.gap)}"))
+    if ledger.own and not any(a.gpus for a in ledger.own):
+        lines.append(wrap("A CPU run: it held no GPU, so what it cost is its node-hours.", "  ", "  "))
+    return "\n".join(lines)
+
+
+def _noted(number: str, words: str) -> str:
+    note = f"  {number:>10}  {words}"
+    return textwrap.fill(note, text_width(), subsequent_indent=" " * 14, drop_whitespace=True)
+
+
+def _why(gap: Gap) -> str:
+    parts = (
+        (gap.before, "before the attempts began"),
+        (gap.after, "after they ended"),
+        (gap.without_attempt, "in allocations without an attempt"),
+        (gap.unused, "of GPUs of its nodes that it did not ask for"),
+    )
+    known = [f"{hours:.3f} {where}" for hours, where in parts if abs(hours) >= 0.0005]
+    return ": " + ", ".join(known) if known else ""
+
+
+def _steps_and_data(found: RunReport) -> str:
+    useful, lost = found.ledger.summary.num_useful, found.ledger.summary.num_lost
+    line = f"{useful} useful, {lost} lost"
+    if lost:
+        line += f" ({share(lost, useful + lost).strip()} of those taken)"
+    if found.ledger.window != (-math.inf, math.inf):
+        line += ", in all its time"
+    return f"Steps  {line}\nData   {audit_text(found.audit)}"
+
+
+def audit_text(audit: Audit) -> str:
+    """One line: exactly once, or what is wrong."""
+    if not audit.num_steps:
+        return "no ledger yet"
+    if audit.exactly_once:
+        return f"{audit.num_samples:,} samples in {audit.num_steps:,} steps, each exactly once"
+    wrong = [
+        (audit.missing_steps, "steps missing from the ledger"),
+        (audit.repeated_samples, "samples consumed twice"),
+        (audit.skipped_samples, "samples skipped"),
+        (tuple((n, n) for n in audit.wrong_steps), "steps whose ranks read other samples"),
+        (tuple((n, n) for n in audit.changed_steps), "steps that read other data when taken again"),
+    ]
+    return "NOT exactly once: " + "; ".join(
+        f"{what}: {format_ranges(found)}" for found, what in wrong if found
+    )
+
+
+def _gpus(nodes: Sequence[dict[str, Any]]) -> list[str]:
+    blocks = []
+    rows = [_gpu_row(node, gpu) for node in nodes for gpu in node["gpus"].values() if gpu.get("ticks")]
+    if rows:
+        headings = (
+            "node",
+            "GPU",
+            "name",
+            "util",
+            "mean W",
+            "max W",
+            "max memory",
+            "kWh",
+            "hung",
+            "notes",
+        )
+        blocks.append(
+            wrap("GPUs  (hung: share of readings at 100 % and under a quarter of the power limit)")
+            + "\n"
+            + format_table(headings, rows, right={1, 3, 4, 5, 6, 7, 8}, indent="  ")
+        )
+    if any(node["source"] == "stub" for node in nodes):
+        blocks.append("  These readings come from the stub library (source=stub): they mean nothing.")
+    notes = {node["message"] for node in nodes if node["message"] and not node["gpus"]}
+    if notes:
+        text = "GPUs  no readings: " + "; ".join(map(printable, sorted(notes)))
+        blocks.append(textwrap.fill(text, text_width(), subsequent_indent=" " * 6))
+    return blocks
+
+
+def _gpu_row(node: dict[str, Any], gpu: dict[str, Any]) -> tuple[str, ...]:
+    memory = gpu["max_memory_used_bytes"]
+    energy = gpu["energy_j"]
+    return (
+        str(node["node"]),
+        _cell(gpu["index"], "d"),
+        str(gpu["name"] or "-").removeprefix("NVIDIA "),
+        _cell(gpu["mean_gpu_utilization_percent"], ".0f", " %"),
+        _cell(gpu["mean_power_w"], ".0f"),
+        _cell(gpu["max_power_w"], ".0f"),
+        "-" if memory is None else format_bytes(memory),
+        "-" if energy is None else f"{energy / _JOULES_PER_KWH:.3f}",
+        _cell(gpu["busy_low_power_fraction"], ".0%"),
+        _errors(gpu),
+    )
+
+
+def _errors(gpu: dict[str, Any]) -> str:
+    words = [f"{text} ({ticks}x)" for text, ticks in gpu["errors"].items()]
+    if gpu["ecc_uncorrected_volatile"]:
+        words.append(f"{gpu['ecc_uncorrected_volatile']} uncorrected ECC")
+    words += [
+        f"{reason} {share:.0%}"
+        for reason, share in gpu["throttle_fraction"].items()
+        if reason not in _HARMLESS and share >= 0.01
+    ]
+    return ", ".join(words) or "-"
+
+
+_HARMLESS = ("gpu_idle", "applications_clocks_setting")
+"""Reasons for a lower clock that slow nothing down unasked."""
+
+
+def _cell(value: float | None, form: str, unit: str = "") -> str:
+    return "-" if value is None else f"{value:{form}}{unit}"

@@ -1,0 +1,1 @@
+"""Measure a server's throughput and latency."""

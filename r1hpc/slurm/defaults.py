@@ -1,0 +1,307 @@
+"""What a run leaves open and the cluster answers: the executor, GPUs per node, the time limit, the warning.
+
+decision = decide(config, "slurm")      # asks Slurm; every answer that was assumed is a sentence in notes
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.units import format_time, parse_time
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.plan.memory.compression import describe_gradients
+from r1hpc.plan.run import RunPlan, describe_save, make_plan
+from r1hpc.plan.save_time import (
+    SERVER_LEAVES_S,
+    PreemptionRules,
+    SaveSpeed,
+    judge_server,
+    judge_window,
+    signal_lead_s,
+)
+from r1hpc.plan.topology.parts import idle_ranks, with_part_size
+from r1hpc.slurm.client import NO_CONFIGURATION, SlurmError, call
+from r1hpc.slurm.probe import ClusterFacts, probe_cluster
+from r1hpc.slurm.script import DEFAULT_SIGNAL_LEAD_S
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A configuration with nothing left open, and what follows from it."""
+
+    config: RunConfig
+    gpus_per_node: int
+    plan: RunPlan
+    signal_lead_s: int
+    notes: tuple[str, ...]
+    num_nodes: int | None = None
+    """Of the partition that was asked for; None: not known."""
+
+    def refuse_missing_nodes(self) -> None:
+        """Not by MaxNodes: there are QOS that may have more (sacctmgr(1), PartitionMaxNodes).
+
+        Raises:
+            UsageError: more nodes are asked for than there are.
+        """
+        asked = self.config.resources.nodes
+        if self.num_nodes and asked > self.num_nodes:
+            partition = place_in_cluster(self.config)[0]
+            raise UsageError(f"--nodes {asked} is more than the {self.num_nodes} of partition {partition}")
+
+
+def choose_executor(requested: str, will_submit: bool) -> tuple[str, list[str]]:
+    """`slurm` or `local`, and a sentence where that was not asked for.
+
+    `auto` takes Slurm wherever there is one, also when it does not answer right now: a login node must not
+    begin to train because slurmctld restarts. A dry run shows the Slurm script unless `local` is asked for.
+
+    Raises:
+        UsageError: `slurm` is asked for and there is no sbatch.
+    """
+    if requested == "slurm" and will_submit and shutil.which("sbatch") is None:
+        raise UsageError("sbatch is not on PATH: run this on a login node, or take --executor local")
+    if requested != "auto":
+        return requested, []
+    if not will_submit or slurm_is_here():
+        return "slurm", []
+    return "local", ["no Slurm here: the run starts on this machine (--executor local)"]
+
+
+def slurm_is_here() -> bool:
+    """Whether this machine is a client of some Slurm cluster, reachable at the moment or not."""
+    if shutil.which("sbatch") is None:
+        return False
+    try:
+        call(["sbatch", "--version"], 5.0)  # reads slurm.conf, talks to nobody
+    except SlurmError as error:
+        return NO_CONFIGURATION not in error.stderr
+    return True
+
+
+def decide(
+    config: RunConfig,
+    executor: str,
+    *,
+    vocab_size: int | None = None,
+    assumed_gpus_per_node: int | None = None,
+    facts: ClusterFacts | None = None,
+    expected_model: Mapping[str, Any] | None = None,
+    expected_teacher: Mapping[str, Any] | None = None,
+    save_speed: SaveSpeed | None = None,
+    has_nodes: bool = False,
+) -> Decision:
+    """Settle what `config` leaves open.
+
+    Args:
+        vocab_size: the dataset's, without which the model's size, and so a save's, is not known.
+        assumed_gpus_per_node: taken where nobody knows; None refuses instead.
+        facts: what the cluster said; None asks it now, where the executor is slurm and Slurm is here.
+        expected_model: the config.json that an earlier stage will leave in model.path.
+        expected_teacher: the same of rl.teacher.
+        save_speed: as measured in the run root; None: not yet.
+        has_nodes: the job has its nodes already, whatever the partition's limit says.
+
+    Raises:
+        UsageError: nobody says how many GPUs a node has, no such partition, or more time than it allows.
+        ConfigError: what the plan refuses.
+    """
+    facts = facts or ask_cluster(executor, *place_in_cluster(config))
+    gpus, notes = _gpus_per_node(config, facts, executor, assumed_gpus_per_node)
+    time, time_notes = _time(config, facts, executor, has_nodes)
+    if config.stage == "serve" and config.resources.gpus_per_node is None:
+        gpus = min(gpus, 1)
+    settled = dataclasses.replace(config.resources, gpus_per_node=gpus, time=time)
+    config = dataclasses.replace(config, resources=settled)
+    limit_s = parse_time(time) if time else None
+    plan = make_plan(
+        config,
+        gpus_per_node=gpus,
+        vocab_size=vocab_size,
+        time_limit_s=limit_s,
+        # A local run has this machine's GPUs, however many nodes it is cut into.
+        max_nodes=config.resources.nodes if executor == "local" else facts.num_nodes,
+        expected_model=expected_model,
+        expected_teacher=expected_teacher,
+        save_speed=save_speed,
+    )
+    config = with_part_size(config, plan.topology.world_size)
+    leaving_s = SERVER_LEAVES_S if config.stage == "serve" else plan.save_time_s
+    lead_s = signal_lead_s(settled.signal_lead_s, leaving_s, limit_s)
+    config = dataclasses.replace(config, resources=dataclasses.replace(settled, signal_lead_s=lead_s))
+    rules = _rules(facts)
+    plan = dataclasses.replace(plan, warning_window_s=rules.window_s if rules else None)
+    warning = _warning(config, plan, rules, lead_s) if executor == "slurm" else []
+    # One command that fails is worth a note; a cluster that does not answer says the same five times.
+    failures = facts.unknown if facts.reachable else facts.unknown[:1]
+    unknown = [f"not learnt from the cluster: {failure}" for failure in failures]
+    notes += [
+        *_whole_nodes(config, facts, gpus),
+        *time_notes,
+        *idle_ranks(config, plan.topology.world_size),
+        *unknown,
+        *warning,
+    ]
+    return Decision(config, gpus, plan, lead_s, tuple(notes), facts.num_nodes)
+
+
+def overrides_of_allocation(environ: Mapping[str, str], is_cpu_run: bool) -> list[str]:
+    """What sbatch was really given, from the variables of the job it made, as overrides that come last.
+
+    Args:
+        is_cpu_run: the job file says so itself; an exclusive node brings its GPUs to any job.
+    """
+    found = [f"resources.nodes={environ['SLURM_JOB_NUM_NODES']}"]
+    if environ.get("SLURM_GPUS_ON_NODE") and not is_cpu_run:
+        found.append(f"resources.gpus_per_node={environ['SLURM_GPUS_ON_NODE']}")
+    for key in ("partition", "account", "qos"):
+        if environ.get(f"SLURM_JOB_{key.upper()}"):
+            found.append(f"resources.{key}={json.dumps(environ[f'SLURM_JOB_{key.upper()}'])}")
+    start, end = environ.get("SLURM_JOB_START_TIME"), environ.get("SLURM_JOB_END_TIME")
+    if start and end:
+        limit_s = int(end) - int(start)
+        found += [
+            f'resources.time="{format_time(limit_s)}"',
+            f"resources.signal_lead_s={min(DEFAULT_SIGNAL_LEAD_S, limit_s - 1)}",
+        ]
+    return found
+
+
+def place_in_cluster(config: RunConfig) -> tuple[str | None, str | None, str | None]:
+    """Partition, QOS and account of a run: its own, else its profile's."""
+    own, site = config.resources, config.cluster
+    return own.partition or site.partition, own.qos or site.qos, own.account or site.account
+
+
+def ask_cluster(executor: str, partition: str | None, qos: str | None, account: str | None) -> ClusterFacts:
+    """What Slurm says of a partition, a QOS and an account; nothing where there is no Slurm."""
+    if executor != "slurm" or shutil.which("sbatch") is None:
+        return ClusterFacts()
+    return probe_cluster(partition, qos, account)
+
+
+def _gpus_per_node(
+    config: RunConfig, facts: ClusterFacts, executor: str, assumed: int | None
+) -> tuple[int, list[str]]:
+    asked = config.resources.gpus_per_node
+    if executor == "local":
+        return _gpus_of_this_machine(asked, config.resources.nodes, is_dry_run=assumed is not None), []
+    if asked is not None:
+        return asked, []
+    if config.cluster.gpus_per_node or (config.cluster.gpus_per_node == 0 and not facts.gpus_per_node):
+        return config.cluster.gpus_per_node, []
+    if facts.gpus_per_node is not None:
+        if config.cluster.gpus_per_node == 0 and config.stage != "traces":
+            raise UsageError(
+                f"the profile says gpus_per_node: 0, and nodes of partition {facts.partition} have "
+                f"{facts.gpus_per_node} GPUs: say which by --gpus-per-node N (0 for a CPU run)"
+            )
+        if config.stage == "traces":  # needs none
+            said = config.cluster.gpus_per_node
+            return facts.gpus_per_node if said is None else said, []
+        if facts.gpus_per_node:
+            return facts.gpus_per_node, []
+        raise UsageError(
+            f"the nodes of partition {facts.partition} have no GPU: name one that has (--partition), or say "
+            "--gpus-per-node 0 for a CPU run"
+        )
+    if assumed is not None:
+        return assumed, [f"GPUs per node: assumed {assumed}, there is no cluster to ask (--gpus-per-node N)"]
+    raise UsageError("nobody says how many GPUs a node has: give --gpus-per-node N (0 for a CPU run)")
+
+
+def _gpus_of_this_machine(asked: int | None, nodes: int, is_dry_run: bool) -> int:
+    """GPUs a local run has; a job for GPUs is not started on CPUs unless it says `gpus_per_node: 0`."""
+    found = num_visible_gpus(len(list(Path("/dev").glob("nvidia[0-9]*"))), os.environ)
+    per_node = found // nodes if asked is None else asked
+    is_enough = per_node > 0 if asked is None else nodes * asked <= found
+    if is_enough or is_dry_run:
+        return per_node
+    raise UsageError(
+        f"this job is for GPUs, and this machine has {found or 'none'}: submit it on a login node of a "
+        "cluster, look at it with --dry-run, or start it on CPUs here with --gpus-per-node 0"
+    )
+
+
+def num_visible_gpus(num_there: int, environ: Mapping[str, str]) -> int:
+    """How many of this machine's GPUs CUDA_VISIBLE_DEVICES leaves: up to the first entry that names none."""
+    listed = environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is None:
+        return num_there
+    named = takewhile(lambda entry: _names_one(entry, num_there), map(str.strip, listed.split(",")))
+    return min(num_there, len(set(named)))
+
+
+def _names_one(entry: str, num_there: int) -> bool:
+    if entry.isascii() and entry.isdecimal() and len(entry) < 5:
+        return int(entry) < num_there
+    return entry.startswith(("GPU-", "MIG-"))
+
+
+def _whole_nodes(config: RunConfig, facts: ClusterFacts, gpus: int) -> list[str]:
+    there = facts.gpus_per_node or 0
+    if not config.resources.exclusive or not 0 < gpus < there:
+        return []
+    return [
+        f"whole nodes (exclusive) have {there} GPUs each and are charged for them: the hours told here are "
+        f"of the {gpus} asked for. Take --gpus-per-node {there}, or leave `exclusive` out"
+    ]
+
+
+def _time(
+    config: RunConfig, facts: ClusterFacts, executor: str, has_nodes: bool
+) -> tuple[str | None, list[str]]:
+    asked, most = config.resources.time, facts.max_time_s
+    named, _, _ = place_in_cluster(config)
+    is_one = "," not in named if named else not facts.is_routed
+    if asked is not None:
+        if most is None or has_nodes or parse_time(asked) <= most:
+            return asked, []
+        said = f"--time {asked} is more than partition {facts.partition} allows ({format_time(most)})"
+        if is_one:
+            raise UsageError(
+                f"{said}: such a job would wait for ever. A run goes on by itself after its limit, so "
+                "take that"
+            )
+        return asked, [f"{said}: it waits for ever unless another partition takes it"]
+    if executor == "local":
+        return None, []
+    if named and not is_one:
+        most = None  # each of them has its own
+    limits = {
+        f"the limit of partition {facts.partition}": most,
+        "the limit of your QOS or association (MaxWall)": facts.max_wall_s,
+    }
+    known = {whose: limit for whose, limit in limits.items() if limit is not None}
+    if known:
+        whose = min(known, key=lambda name: known[name])
+        return format_time(known[whose]), [f"time: {format_time(known[whose])}, {whose}"]
+    return None, ["time: left to the partition's default, so the ceiling is not known (--time D-HH:MM:SS)"]
+
+
+def _rules(facts: ClusterFacts) -> PreemptionRules | None:
+    if facts.preempt_mode is None or facts.kill_wait_s is None or facts.grace_s is None:
+        return None
+    return PreemptionRules(
+        mode=facts.preempt_mode.upper(),
+        grace_s=facts.grace_s,
+        kill_wait_s=facts.kill_wait_s,
+        sends_user_signal=bool(facts.sends_user_signal),
+        max_batch_requeue=5 if facts.max_batch_requeue is None else facts.max_batch_requeue,
+    )
+
+
+def _warning(config: RunConfig, plan: RunPlan, rules: PreemptionRules | None, lead_s: int) -> list[str]:
+    if rules is None:
+        said = [f"time limit: USR2 {lead_s} s before it", "preemption: not known, the cluster did not say"]
+    elif config.stage == "serve":
+        said = judge_server(rules, lead_s)
+    else:
+        said = judge_window(plan.save_time_s, rules, lead_s, config.checkpoint.save_every)
+    return [*said, *describe_save(plan), *describe_gradients(config, plan.gradient_bytes)]

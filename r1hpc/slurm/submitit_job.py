@@ -1,0 +1,107 @@
+"""Submit a run through submitit: its pickling and its ranks, our job script.
+
+    write_atomic(run.script, render(script))
+    job_id = submit(run)
+
+submitit's own script has no place for begin and end, and its signal handling saves on rank 0 only; so the
+executor below writes the script of `slurm.script` and keeps submitit's payload, naming and task runner.
+"""
+
+import os
+import pkgutil
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from submitit.slurm.slurm import SlurmExecutor, SlurmJob
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.failpoints import failpoint
+from r1hpc.base.run_dir import RunDir
+from r1hpc.slurm import payload
+from r1hpc.slurm.sbatch import LostSubmissionError, sbatch
+
+
+def submit(
+    run: RunDir,
+    num_tasks: int = 1,
+    known: Collection[str] | None = None,
+) -> str:
+    """Submit the job.sh of a run and leave the payload for its ranks; the job id.
+
+    Args:
+        num_tasks: over all nodes; submitit only counts its result files by it.
+        known: the run's jobs that are on record, see `slurm.sbatch`.
+
+    Raises:
+        UsageError: there is no Slurm client here.
+        SlurmError, LostSubmissionError, StateError: see `slurm.sbatch`.
+    """
+    if shutil.which("sbatch") is None or shutil.which("srun") is None:
+        raise UsageError(
+            "sbatch is not on PATH: run this on a login node, or take --executor local or --dry-run"
+        )
+    return _leave_payload(_Executor(run, num_tasks, known=known), run)
+
+
+def adopt(run: RunDir, job_id: str, num_tasks: int = 1) -> None:
+    """Leave the payload for a job that sbatch took before its submission was cut off; it waits for it."""
+    if not payload.path_of(run.path, job_id).exists():
+        _leave_payload(_Executor(run, num_tasks, job_id=job_id), run)
+
+
+def _leave_payload(executor: "_Executor", run: RunDir) -> str:
+    with _private_files():
+        payload.folder_of(run.path).mkdir(mode=0o700, exist_ok=True)
+        try:
+            job = executor.submit(pkgutil.resolve_name(".".join(payload.ENTRY_POINT)), str(run.path))
+        except OSError as error:
+            if executor.job_id is None:
+                raise
+            raise LostSubmissionError(
+                f"job {executor.job_id} is in the queue, and what its ranks read could not be written "
+                f"({error.strerror}): submit again once that is mended"
+            ) from error
+    return str(job.job_id)
+
+
+class _Executor(SlurmExecutor):  # type: ignore[misc]  # submitit has no types we follow
+    """submitit's Slurm executor with the script of the run in place of its own."""
+
+    def __init__(
+        self,
+        run: RunDir,
+        num_tasks: int,
+        job_id: str | None = None,
+        known: Collection[str] | None = None,
+    ) -> None:
+        super().__init__(folder=payload.folder_of(run.path))
+        self._run = run
+        self._known = known
+        self._tasks = num_tasks
+        self.job_id = job_id
+        """None until there is a job."""
+
+    def _num_tasks(self) -> int:
+        return self._tasks
+
+    def _submit_command(self, command: str) -> Any:
+        """Called by submitit once the payload lies in its folder under a temporary name."""
+        payload.make_private(self._run.path)
+        self.job_id = self.job_id or sbatch(self._run.script, self._run.path, known=self._known)
+        failpoint("sbatch.answered")
+        return SlurmJob(folder=self.folder, job_id=self.job_id, tasks=list(range(self._tasks)))
+
+
+@contextmanager
+def _private_files() -> Iterator[None]:
+    """submitit creates its files with the caller's umask, which may let a group write a pickle.
+
+    A folder with a default ACL lets it all the same (umask(2)): see payload.make_private.
+    """
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)

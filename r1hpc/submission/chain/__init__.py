@@ -1,0 +1,1 @@
+"""Read, place and advance a chain: stages tied by dependencies."""

@@ -1,0 +1,400 @@
+"""A chain file: stages, each a job of its own, and what each needs of the others.
+
+    include: [model/tiny_gpt2]            # common keys: over all presets, under a stage's own keys
+    resources: {gpus_per_node: 0}
+    stages:
+      - name: sft
+        stage: sft
+        train: {num_steps: 900}
+      - name: grpo
+        include: [rl/r1]
+        stage: rl
+        model: {path: "${stage:sft}/model"}
+
+`${stage:NAME}` is the run folder of that stage. A stage needs those it names so and those of its `needs:`
+list; one that says neither needs the stage before it. `needs: []` depends on nothing. A stage begins when all
+it needs are finished.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.errors import ConfigError, UsageError
+from r1hpc.base.names import check_name, nearest, printable
+from r1hpc.config import load
+from r1hpc.config.layers import over_presets
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.config.snapshot import with_absolute_paths
+from r1hpc.submission.chain.folder import TAKEN_NAMES, ChainDir
+
+_REFERENCE = re.compile(r"\$\{stage:([^}]*)\}")
+_OF_STAGE = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.-]*):([^=]+=.*)", re.DOTALL)
+_MAX_STAGES = 64
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage, every reference in it resolved."""
+
+    name: str
+    needs: tuple[str, ...]
+    config: RunConfig
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A chain: stages in an order in which each comes after all it needs."""
+
+    source: str
+    """The file it was read from."""
+    digest: str
+    """The digest of that file with all it includes, before overrides: whether the file has changed since."""
+    stages: tuple[Stage, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(stage.name for stage in self.stages)
+
+    @property
+    def configs(self) -> dict[str, RunConfig]:
+        return {stage.name: stage.config for stage in self.stages}
+
+    @property
+    def needs(self) -> dict[str, tuple[str, ...]]:
+        return {stage.name: stage.needs for stage in self.stages}
+
+    def stage(self, name: str) -> Stage:
+        return next(stage for stage in self.stages if stage.name == name)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One item of `stages:`, read and not yet resolved."""
+
+    name: str
+    needs: tuple[str, ...] | None
+    layers: tuple[dict[str, Any], ...]
+
+
+def is_chain_file(path: Path) -> bool:
+    """Whether a job file describes a chain rather than one run."""
+    return "stages" in load.read_yaml(path)
+
+
+def read_definition(
+    path: Path, chain: ChainDir, overrides: Sequence[str] = (), cluster: str | None = None
+) -> Definition:
+    """The chain in a file, as it will lie in the folder of `chain`.
+
+    Args:
+        overrides: `section.key=value` for every stage, `STAGE:section.key=value` for one.
+
+    Raises:
+        ConfigError: a stage, a need or a reference that is not there, a circle, or an unusable value.
+        UsageError: an override for every stage would cut one off from another.
+    """
+    from r1hpc.train.checks.chain_items import connected  # here: a run of one stage has no need of it
+
+    entries = _entries(path)
+    needs = _all_needs(entries, path)
+    _check_order(needs, path)
+    of_stage = split_overrides(overrides, list(needs))
+    _refuse_cut(overrides, {entry.name: entry.layers for entry in entries}, _REFERENCE)
+    configs = {entry.name: _config(entry, of_stage[entry.name], chain, needs, cluster) for entry in entries}
+    stages = tuple(Stage(name, needs[name], config) for name, config in connected(configs, needs).items())
+    return Definition(str(path.absolute()), _digest(entries), stages)
+
+
+def save_definition(definition: Definition, chain: ChainDir) -> None:
+    """Write chain.yaml; `open_definition` gives the same object back."""
+    stages = [
+        {"name": stage.name, "needs": list(stage.needs), "config": load.as_layer(stage.config)}
+        for stage in definition.stages
+    ]
+    content = {
+        "source": definition.source,
+        "digest": definition.digest,
+        "folder": str(chain.path),
+        "stages": stages,
+    }
+    load.write_yaml(chain.definition, content)
+
+
+def by_its_first_path(chain: ChainDir) -> ChainDir:
+    """The chain by the path under which it was begun, while that leads to it: its stages name one another so.
+
+    A home or scratch folder that is a link has two.
+    """
+    first = load.read_yaml(chain.definition).get("folder")
+    if isinstance(first, str) and Path(first).is_dir() and Path(first).samefile(chain.path):
+        return ChainDir(first)
+    return chain
+
+
+def open_definition(chain: ChainDir) -> Definition:
+    """The definition frozen in a chain's folder."""
+    content = load.read_yaml(chain.definition)
+    try:
+        stages = tuple(
+            # Chains of before have relative paths, of the folder in which all their submissions were made.
+            Stage(item["name"], tuple(item["needs"]), with_absolute_paths(load.restore(item["config"])))
+            for item in content["stages"]
+        )
+        return Definition(content["source"], content["digest"], stages)
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{chain.definition} is from another version of r1hpc ({error!r})") from None
+
+
+def override(
+    definition: Definition, overrides: Sequence[str], chain: ChainDir, cluster: str | None = None
+) -> Definition:
+    """The definition with overrides over what was frozen.
+
+    Raises:
+        UsageError: one for every stage would cut a stage off from another.
+    """
+    frozen = {stage.name: [load.as_layer(stage.config)] for stage in definition.stages}
+    _refuse_cut(overrides, frozen, re.compile(re.escape(f"{chain.path}/")))
+
+    def changed(stage: Stage) -> Stage:
+        own = overrides_of(stage.name, overrides, definition.names, chain)
+        config = load.merge_layers([load.as_layer(stage.config)], own, cluster)
+        return replace(stage, config=with_absolute_paths(config))
+
+    return replace(definition, stages=tuple(changed(stage) for stage in definition.stages))
+
+
+def overrides_of(name: str, overrides: Sequence[str], names: Sequence[str], chain: ChainDir) -> list[str]:
+    """The overrides that concern one stage, without its name, their references resolved."""
+    return [_resolve(item, chain, names) for item in split_overrides(overrides, names)[name]]
+
+
+def digest_of(path: Path) -> str:
+    """The digest of a chain file as it is now."""
+    return _digest(_entries(path))
+
+
+def split_overrides(overrides: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
+    """Per stage: the overrides for all, then its own, each without the stage's name.
+
+    Raises:
+        UsageError: an override for a stage that is not there.
+    """
+    found_in = {item: _for_one_stage(item, names) for item in overrides}
+    common = [item for item in overrides if not found_in[item]]
+    split = {name: list(common) for name in names}
+    for item in overrides:
+        if found := found_in[item]:
+            if found[1] not in split:
+                raise UsageError(f"{printable(item)!r}: {_no_stage(found[1], names)}")
+            split[found[1]].append(found[2])
+    return split
+
+
+def _for_one_stage(item: str, names: Sequence[str]) -> re.Match[str] | None:
+    """The stage that an override is for, and the rest of it; None: it is for all of them."""
+    found = _OF_STAGE.fullmatch(item)
+    if found and found[1] not in names:
+        section, dot, _ = found[1].partition(".")
+        if dot and section in RunConfig.__dataclass_fields__:
+            return None  # a key that holds a colon: reward.terms.rewards.py:brevity
+    return found
+
+
+def without_stage(item: str) -> str:
+    """An override without the name of the stage it is for."""
+    found = _OF_STAGE.fullmatch(item)
+    return found[2] if found else item
+
+
+def _entries(path: Path) -> list[_Entry]:
+    """The stages of a chain file, each with the common keys under its own."""
+    content = load.read_yaml(path)
+    common = load.layers_of({key: value for key, value in content.items() if key != "stages"}, path)
+    return [_entry(item, common, path) for item in _items(content["stages"], path)]
+
+
+def _items(value: Any, path: Path) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
+        raise ConfigError(f"{path}: `stages` must be a list of stages, each beginning with `- name: NAME`")
+    if len(value) > _MAX_STAGES:
+        raise ConfigError(f"{path} has {len(value)} stages: more than {_MAX_STAGES} is surely a mistake")
+    names = [item.get("name") for item in value]
+    for name in names:
+        if not isinstance(name, str):
+            raise ConfigError(f"{path}: a stage has no name: begin each with `- name: NAME`")
+        check_name(name, f"{path}: the stage name")
+        if name in TAKEN_NAMES:
+            raise ConfigError(
+                f"{path}: a stage cannot be called {name!r}: the chain's folder has that already"
+            )
+        if names.count(name) > 1:
+            raise ConfigError(f"{path}: two stages are called {name!r}")
+    return value
+
+
+def _entry(item: dict[str, Any], common: Sequence[dict[str, Any]], path: Path) -> _Entry:
+    needs = item.get("needs")
+    if needs is not None and not (isinstance(needs, list) and all(isinstance(name, str) for name in needs)):
+        raise ConfigError(f"{path}: `needs` of {item['name']} must be a list of stages, as in needs: [sft]")
+    own = {key: value for key, value in item.items() if key not in ("name", "needs")}
+    *presets, for_all = common
+    *its_presets, its_own = load.layers_of(own, path)
+    presets = over_presets([*presets, *its_presets], [for_all, its_own])
+    return _Entry(item["name"], None if needs is None else tuple(needs), (*presets, for_all, its_own))
+
+
+def _all_needs(entries: Sequence[_Entry], path: Path) -> dict[str, tuple[str, ...]]:
+    """What each stage needs: as it says and as its references say, else the stage before it."""
+    names = [entry.name for entry in entries]
+    found = {}
+    for index, entry in enumerate(entries):
+        named = list(dict.fromkeys([*(entry.needs or ()), *_references(entry.layers)]))
+        for name in named:
+            if name not in names:
+                raise ConfigError(
+                    f"{path}: stage {entry.name} needs {printable(name)!r}: {_no_stage(name, names)}"
+                )
+        if not named and entry.needs is None:
+            named = names[max(0, index - 1) : index]
+        found[entry.name] = tuple(named)
+    return found
+
+
+def _check_order(needs: Mapping[str, tuple[str, ...]], path: Path) -> None:
+    """Refuse a circle, and a stage that stands before one it needs: the file shows the order of work."""
+    for name in needs:
+        circle = _circle(name, needs)
+        if circle:
+            raise ConfigError(f"{path}: {' needs '.join(circle)}: a circle that can never begin")
+    seen: set[str] = set()
+    for name, needed in needs.items():
+        late = [other for other in needed if other not in seen]
+        if late:
+            raise ConfigError(f"{path}: {name} needs {late[0]}, which comes after it: write {late[0]} first")
+        seen.add(name)
+
+
+def _circle(start: str, needs: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """A way from a stage back to itself, or nothing."""
+    ways, seen = [[start]], set()
+    while ways:
+        way = ways.pop()
+        for name in needs[way[-1]]:
+            if name == start:
+                return [*way, start]
+            if name not in seen:
+                seen.add(name)
+                ways.append([*way, name])
+    return []
+
+
+def _references(value: Any) -> list[str]:
+    """The stages that the strings in `value` refer to."""
+    if isinstance(value, Mapping):
+        return [name for item in value.values() for name in _references(item)]
+    if isinstance(value, list | tuple):
+        return [name for item in value for name in _references(item)]
+    return _REFERENCE.findall(value) if isinstance(value, str) else []
+
+
+def _refuse_cut(
+    overrides: Sequence[str], stages: Mapping[str, Sequence[Mapping[str, Any]]], link: re.Pattern[str]
+) -> None:
+    """Refuse an override for every stage that would replace what a stage takes from another.
+
+    `model.path=MODEL` is meant for where the chain begins; everywhere, it would have RL start from that model
+    and not from the cold start.
+
+    Args:
+        stages: by name, their layers, the last of which counts.
+        link: how the folder of another stage stands in a value.
+    """
+    for item in overrides:
+        if _for_one_stage(item, list(stages)):
+            continue
+        for key, value in _leaves(load.parse_override(item)):
+            given = {name: had for name, layers in stages.items() if (had := _value_at(layers, key))}
+            cut = [name for name, had in given.items() if link.search(str(had)) and had != value]
+            if cut:
+                meant = " ".join(f"{name}:{item}" for name in given if name not in cut) or f"{cut[0]}:{item}"
+                raise UsageError(
+                    f"{printable(item)} is for every stage, but {key} comes from another stage "
+                    f"in {', '.join(cut)}: say which stages it is for, as in {printable(meant)}"
+                )
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _value_at(layers: Sequence[Mapping[str, Any]], key: str) -> Any:
+    """What the last layer that has a dotted key says; None: no layer has it."""
+    found: Any = None
+    for layer in layers:
+        value: Any = layer
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        found = found if value is None else value
+    return found
+
+
+def _config(
+    entry: _Entry,
+    overrides: Sequence[str],
+    chain: ChainDir,
+    needs: Mapping[str, tuple[str, ...]],
+    cluster: str | None,
+) -> RunConfig:
+    for name in _references(list(overrides)):
+        if name in needs and name not in needs[entry.name]:
+            raise UsageError(
+                f"an override refers to ${{stage:{printable(name)}}}, which {entry.name} does not need: "
+                f"add it to `needs` of {entry.name} in the chain file"
+            )
+    try:
+        config = load.merge_layers(
+            [_resolve(layer, chain, needs) for layer in entry.layers],
+            [_resolve(item, chain, needs) for item in overrides],
+            cluster,
+        )
+        return with_absolute_paths(config)  # a chain goes on from wherever it is submitted again
+    except ConfigError as error:
+        raise ConfigError(f"stage {entry.name}: {error}") from None
+
+
+def _resolve(value: Any, chain: ChainDir, names: Iterable[str]) -> Any:
+    """`value` with every reference replaced by the run folder it stands for."""
+    if isinstance(value, dict):
+        return {key: _resolve(item, chain, names) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_resolve(item, chain, names) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def folder(found: re.Match[str]) -> str:
+        if found[1] not in names:
+            raise UsageError(_no_stage(found[1], list(names)))
+        return str(chain.stage(found[1]).path)
+
+    return _REFERENCE.sub(folder, value)
+
+
+def _no_stage(name: str, names: Sequence[str]) -> str:
+    known = ", ".join(names)
+    return f"there is no stage {printable(name)!r}{nearest(name, names)}; there are: {known}"
+
+
+def _digest(entries: Sequence[_Entry]) -> str:
+    content = [[entry.name, entry.needs, entry.layers] for entry in entries]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,156 @@
+"""The state of a chain: that of each stage, and what follows from them for the whole.
+
+now = read_chain_situation(chain)
+now.state, now.detail, [stage.state for stage in now.stages]
+
+End a chain: every stage that waits or runs, the last first.
+
+done = cancel_chain(chain)      # {"grpo": Cancellation(…), "sft": …}
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TextIO
+
+from r1hpc.attempt.state.cancel import Cancellation, cancel_job, touch_stop
+from r1hpc.attempt.state.follow import INTERRUPTED, follow
+from r1hpc.attempt.state.state import Situation, State, read_situation
+from r1hpc.base.run_dir import RunDir
+from r1hpc.submission.chain.file import Stage, open_definition
+from r1hpc.submission.chain.folder import ChainDir
+
+WAITING = "waiting"
+"""The state of a stage that has not begun because one that it needs is not finished."""
+
+
+@dataclass(frozen=True)
+class StageSituation:
+    """One stage of a chain."""
+
+    stage: Stage
+    run: RunDir
+    situation: Situation | None
+    """None: it was never submitted."""
+    unfinished_needs: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.stage.name
+
+    @property
+    def has_begun(self) -> bool:
+        return self.situation is not None and bool(self.situation.history.attempts)
+
+    @property
+    def is_at_work(self) -> bool:
+        return self.situation is not None and self.situation.state.is_at_work
+
+    @property
+    def state(self) -> str:
+        """A run's state, or `waiting`."""
+        if self.situation is not None and (self.has_begun or self.situation.state is State.finished):
+            return self.situation.state.value
+        if self.unfinished_needs:
+            return WAITING
+        return State.unknown.value if self.situation is None else self.situation.state.value
+
+    @property
+    def detail(self) -> str:
+        if self.state == WAITING:
+            again = "" if self.is_at_work else "; submit the chain again"
+            return f"for {', '.join(self.unfinished_needs)}{again}"
+        return self.situation.detail if self.situation is not None else "never submitted"
+
+
+@dataclass(frozen=True)
+class ChainSituation:
+    """A chain and its stages at one moment."""
+
+    chain: ChainDir
+    stages: tuple[StageSituation, ...]
+
+    @property
+    def state(self) -> State:
+        """finished: all are; at work while any stage is; else how the first unfinished one ended."""
+        states = [stage.situation.state for stage in self.stages if stage.situation is not None]
+        if all(stage.state == State.finished for stage in self.stages):
+            return State.finished
+        for alive in (State.running, State.requeued, State.queued):
+            if alive in states:
+                return alive
+        return next((s for s in states if s is not State.finished), State.unknown)
+
+    @property
+    def num_finished(self) -> int:
+        return sum(stage.state == State.finished for stage in self.stages)
+
+    @property
+    def detail(self) -> str:
+        ended = [f"{s.name} {s.state}" for s in self.stages if s.has_begun and not s.is_at_work]
+        bad = [each for each in ended if not each.endswith(State.finished.value)]
+        return ", ".join([f"{self.num_finished} of {len(self.stages)} stages finished", *bad])
+
+    @property
+    def current(self) -> StageSituation:
+        """The stage that a person means by the chain: the first at work, else the last that was."""
+        at_work = [s for s in self.stages if s.is_at_work and s.has_begun]
+        begun = [s for s in self.stages if s.has_begun]
+        return (at_work or begun[-1:] or list(self.stages))[0]
+
+
+def read_chain_situation(chain: ChainDir) -> ChainSituation:
+    """The situation of a chain; each open stage may be a question to Slurm."""
+    stages = open_definition(chain).stages
+    finished = {stage.name for stage in stages if chain.stage(stage.name).finished.exists()}
+    return ChainSituation(chain, tuple(_stage_situation(chain, stage, finished) for stage in stages))
+
+
+def follow_chain(chain: ChainDir, jobs: dict[str, str], out: TextIO) -> int:
+    """Follow the stages that have a job, in order, but for those that need one which did not finish; 0 when
+    the whole chain is finished, as attempt.follow."""
+    missing: set[str] = set()
+    for stage in open_definition(chain).stages:
+        if missing.intersection(stage.needs):
+            missing.add(stage.name)
+        elif stage.name in jobs:
+            print(f"== {stage.name} ==", file=out, flush=True)
+            status = follow(chain.stage(stage.name), jobs[stage.name], out)
+            if status == INTERRUPTED:
+                return status
+            if status:
+                missing.add(stage.name)
+    now = read_chain_situation(chain)
+    print(f"{chain.name}: {now.state} ({now.detail})", file=out, flush=True)
+    return 0 if now.state is State.finished else 1
+
+
+def _stage_situation(chain: ChainDir, stage: Stage, finished: Collection[str]) -> StageSituation:
+    run = chain.stage(stage.name)
+    known = run.config.is_file() or run.attempts.is_file()
+    unfinished = tuple(name for name in stage.needs if name not in finished)
+    return StageSituation(stage, run, read_situation(run) if known else None, unfinished)
+
+
+def cancel_chain(chain: ChainDir, save_first: bool = False) -> dict[str, Cancellation]:
+    """The last stage first: none may begin because the one before it has just ended.
+
+    Raises:
+        StateError: a stage's job is not its own, or not yours, or on another host.
+        SlurmError: Slurm did not answer.
+    """
+    open_stages = [stage for stage in read_chain_situation(chain).stages if stage.is_at_work]
+    return {stage.name: _cancel_stage(stage, save_first) for stage in reversed(open_stages)}
+
+
+def _cancel_stage(stage: StageSituation, save_first: bool) -> Cancellation:
+    situation = stage.situation
+    assert situation is not None, "it is at work"
+    # The supervisor of a chain has one process for all stages that wait: STOP is for this one alone.
+    if save_first or _is_queued_here(situation):
+        return touch_stop(stage.run, situation)
+    return cancel_job(stage.run, situation)
+
+
+def _is_queued_here(situation: Situation) -> bool:
+    job = situation.job
+    return situation.state is State.queued and job is not None and job.pid is not None

@@ -1,0 +1,76 @@
+"""The stages of a chain one after the other on this machine, where there is no Slurm.
+
+A stage that does not finish holds back those that need it, and no other, as Slurm's afterok does.
+
+Each stage is `r1hpc.launch local` with the code frozen for it, in a session of its own: a supervisor that is
+killed leaves the stage at work, and the next one waits for it. SIGTERM is passed on to the stage, which saves
+and ends; so the chain ends. The lock of the chain is held until then: there is one supervisor at a time.
+"""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from types import FrameType
+
+from r1hpc.attempt.begin import unmet
+from r1hpc.attempt.detached import start_detached
+from r1hpc.attempt.state.state import read_situation
+from r1hpc.base.lock import say_holder
+from r1hpc.base.run_dir import RunDir
+from r1hpc.submission.chain.folder import SUPERVISOR, ChainDir
+
+_POLL_S = 0.5
+
+
+class ChainSupervisor:
+    """One pass over the stages that are not finished."""
+
+    def __init__(self, chain: ChainDir, runs: Sequence[RunDir], lock: int) -> None:
+        self._chain = chain
+        self._runs = runs
+        self._stage: subprocess.Popen[bytes] | None = None
+        self._stopping = False
+        os.set_inheritable(lock, False)  # a stage that outlives us must not hold the chain
+        say_holder(lock, SUPERVISOR)
+        chain.record("supervising", pid=os.getpid(), stages=[run.run_id for run in runs])
+
+    def supervise(self) -> int:
+        """Run stage after stage; 0 when all are finished, else 1, after those that need none that is not."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        for run in self._runs:
+            self._wait_for_another(run)
+            if not (run.finished.exists() or self._stopping or unmet(run)):
+                print(f"{self._chain.name}: {run.run_id} begins", flush=True)
+                self._run(run)
+        left = [run.run_id for run in self._runs if not run.finished.exists()]
+        said = f"ends, since {', '.join(left)} did not finish" if left else "every stage is finished"
+        print(f"{self._chain.name}: {said}", flush=True)
+        return 1 if left else 0
+
+    def _run(self, run: RunDir) -> None:
+        self._stage = start_detached(["local", str(run.path)], run, run.logs / "local.out")
+        if self._stopping:  # the signal came just before the start
+            self._pass_on()
+        self._stage.wait()
+        self._stage = None
+
+    def _wait_for_another(self, run: RunDir) -> None:
+        """A stage that an earlier supervisor started, or a person, is left to end by itself."""
+        while not self._stopping:
+            situation = read_situation(run)
+            pid = situation.job.pid if situation.job is not None else None
+            if not situation.state.is_at_work or pid in (None, os.getpid()):
+                return
+            time.sleep(_POLL_S)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._stopping = True
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        stage = self._stage
+        if stage is not None and stage.returncode is None:
+            os.killpg(stage.pid, signal.SIGTERM)

@@ -1,0 +1,258 @@
+"""What a submission prints: for a person, or as the one JSON object of --json.
+
+print_run(planned, job_id, as_json=False)
+
+What a submission of a chain prints: for a person, or as the one JSON object of --json.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.cli import print_json
+from r1hpc.base.files import read_json
+from r1hpc.base.run_dir import RunDir
+from r1hpc.base.tables import format_table, wrap
+from r1hpc.base.units import format_duration, format_parameters
+from r1hpc.plan.hours.text import amount
+from r1hpc.plan.memory.run import held
+from r1hpc.slurm.script import render
+from r1hpc.submission.chain_steps import Action, StageStep
+from r1hpc.submission.plan_run import PlannedRun
+from r1hpc.submission.submit_chain import SubmittedChain
+
+
+def print_run(planned: PlannedRun, job_id: str | None, as_json: bool) -> None:
+    """Print a submission. `job_id` None: a dry run, nothing was submitted."""
+    if as_json:
+        print_json(run_as_object(planned, job_id))
+    else:
+        print(run_as_text(planned, job_id))
+
+
+def run_as_object(planned: PlannedRun, job_id: str | None) -> dict[str, Any]:
+    """The object of --json. `script` is the file that runs; in a dry run, which writes none, its text."""
+    run = planned.run
+    return {
+        "run_id": run.run_id,
+        "run_dir": str(run.path),
+        "executor": planned.executor,
+        "job_id": job_id,
+        **script_keys(planned, dry_run=job_id is None),
+        "plan": planned.plan.to_json(),
+        "estimate": planned.estimate,
+        "log": str(log_path(run, planned.executor, job_id)),
+        "prompt": planned.prompt,
+        "notes": list(planned.notes),
+        "dry_run": job_id is None,
+    }
+
+
+def script_keys(planned: PlannedRun, dry_run: bool) -> dict[str, str]:
+    """`script`: the file of a submission, or the text of a dry run, which has `script_text` too.
+
+    The folder of a local run holds the same script, for the day on which it goes on in Slurm.
+    """
+    if not dry_run:
+        return {"script": str(planned.run.script)}
+    text = render(planned.script)
+    return {"script": text, "script_text": text}
+
+
+def run_as_text(planned: PlannedRun, job_id: str | None) -> str:
+    """Return plan and notes; after them how to come back to the run, or in a dry run the script."""
+    run, is_dry_run = planned.run, job_id is None
+    place = f"run      {run.path}" + (" (not written: a dry run)" if is_dry_run else "")
+    texts = [place, wrapped_lines([*plan_lines(planned), *(("note", note) for note in planned.notes)])]
+    if job_id is not None:
+        # Not wrapped: they are there to be copied.
+        texts += [f"{name:8} {text}" for name, text in _handles(planned, job_id)]
+    elif planned.executor == "slurm":
+        texts += ["", render(planned.script)]
+    return "\n".join(texts)
+
+
+def wrapped_lines(lines: Iterable[tuple[str, str]], indent: str = "") -> str:
+    """Return (name, text) pairs in two columns, no wider than the terminal."""
+    return "\n".join(wrap(f"{name:8} {text}", indent, f"{indent}{'':9}") for name, text in lines)
+
+
+def plan_lines(planned: PlannedRun) -> list[tuple[str, str]]:
+    """Nodes, batch, estimate and ceiling of a run, as (name, text)."""
+    plan = planned.plan
+    where = plan.topology
+    ranks = "GPUs" if where.num_gpus else "CPU ranks"
+    per_node = where.gpus_per_node or where.ranks_per_node
+    lines = [
+        *_model_line(planned),
+        ("nodes", f"{where.num_nodes} x {per_node} {ranks}"),
+        _served_line(planned) if planned.config.stage == "serve" else _batch_line(planned),
+    ]
+    if planned.prompt is not None:
+        lines.append(("asks", _shortened(repr(planned.prompt))))
+    if plan.memory is not None and where.num_gpus:
+        lines.append(
+            ("memory", f"on each GPU {held(plan.memory)}; {plan.memory.host_gib:.0f} GiB of a node's own")
+        )
+    # What a CPU run costs is its nodes.
+    what, count = ("GPU", where.num_gpus) if where.num_gpus else ("node", where.num_nodes)
+    expected = (planned.estimate or {}).get(f"{what.lower()}_hours")
+    if expected is not None:
+        p10, p50, p90 = (amount(expected[name]) for name in ("p10", "p50", "p90"))
+        lines.append(("estimate", f"{p50} {what}-hours (P10 {p10}, P90 {p90})"))
+    hours = plan.gpu_hours_ceiling if where.num_gpus else plan.node_hours_ceiling
+    if hours is not None and plan.time_limit_s is not None:
+        limit = f"{count} {what}{'s' if count > 1 else ''} x {format_duration(plan.time_limit_s)}"
+        lines.append(("ceiling", f"{hours:,.1f} {what}-hours per attempt ({limit})"))
+    return lines
+
+
+def _shortened(text: str) -> str:
+    """What is in the middle of a long prompt is the question; its form is at both ends."""
+    return text if len(text) <= 400 else f"{text[:250]} ... {text[-145:]}"
+
+
+def _batch_line(planned: PlannedRun) -> tuple[str, str]:
+    plan, shared = planned.plan, planned.config.train.sequence_parallel
+    batch, world = plan.batch, plan.topology.world_size
+    reader, readers = "rank", f"{world} ranks"
+    if shared > 1:
+        reader, readers = "group", f"{world // shared} groups of {shared} ranks that share sequences"
+    return (
+        "batch",
+        f"{batch.global_batch_size} sequences of {plan.seq_len} tokens = {batch.micro_batch_size} per "
+        f"{reader} x {batch.gradient_accumulation_steps} accumulated x {readers}; "
+        f"{plan.num_steps} steps",
+    )
+
+
+def _served_line(planned: PlannedRun) -> tuple[str, str]:
+    idle = planned.config.serve.idle_minutes
+    when = f"without a request for {format_duration(60 * idle)}, or " if idle else ""
+    return "ends", f"{when}at its time limit"
+
+
+def _model_line(planned: PlannedRun) -> list[tuple[str, str]]:
+    """Where the weights come from: random ones are announced."""
+    model, count = planned.config.model, planned.plan.num_parameters
+    if planned.config.stage == "traces":
+        return []
+    origin = "from scratch" if model.path is None or model.from_scratch else model.path
+    lines = [("model", origin, count)]
+    if planned.config.stage == "rl" and planned.config.rl.teacher is not None:
+        lines.append(("teacher", planned.config.rl.teacher, planned.plan.teacher_parameters))
+    return [
+        (name, whence if size is None else f"{whence}: {format_parameters(size)}")
+        for name, whence, size in lines
+    ]
+
+
+def _handles(planned: PlannedRun, job_id: str) -> list[tuple[str, str]]:
+    run, executor = planned.run, planned.executor
+    cancel = f"python -m r1hpc.cancel {run.path}" if executor == "local" else f"scancel {job_id}"
+    script = [("script", str(run.script))] if executor == "slurm" else []
+    return [
+        ("job", f"{job_id} ({executor})"),
+        *script,
+        ("log", f"{log_path(run, executor, job_id)}"),
+        ("ranks", f"{run.logs}/latest/"),
+        ("follow", f"python -m r1hpc.logs {run.path} -f"),
+        ("status", f"python -m r1hpc.status {run.path}"),
+        ("stop", f"touch {run.stop}" + (" (saves first)" if planned.config.stage != "serve" else "")),
+        ("cancel", cancel),
+    ]
+
+
+def log_path(run: RunDir, executor: str, job_id: str | None) -> Path:
+    """What the batch script, or the local supervisor, prints."""
+    return run.logs / ("local.out" if executor == "local" else f"slurm-{job_id or '%j'}.out")
+
+
+def print_chain(done: SubmittedChain, as_json: bool) -> None:
+    """Print it. A dry run has no jobs."""
+    if as_json:
+        print_json(chain_as_object(done))
+    else:
+        print(chain_as_text(done))
+
+
+def chain_as_object(done: SubmittedChain) -> dict[str, Any]:
+    """{"chain", "chain_dir", "executor", "stages": [{"stage", "run_id", "run_dir", "job_id", …}]}."""
+    return {
+        "chain": done.chain.name,
+        "chain_dir": str(done.chain.path),
+        "executor": done.executor,
+        "dry_run": done.is_dry_run,
+        "notes": list(done.notes),
+        "stages": [_stage_object(step, done) for step in done.steps],
+    }
+
+
+def chain_as_text(done: SubmittedChain) -> str:
+    """The chain, a line per stage, in a dry run each stage's plan, and how to come back."""
+    chain = done.chain
+    place = f"chain    {chain.path}" + (" (not written: a dry run)" if done.is_dry_run else "")
+    lines = [("note", note) for note in done.notes]
+    if all(step.action is Action.skip for step in done.steps):
+        lines.append(("note", "every stage is finished; to begin anew, take another --run-name"))
+    texts = ["\n".join([place, wrapped_lines(lines)]) if lines else place]
+    if done.is_dry_run:
+        forms: set[tuple[str, str]] = set()
+        texts += [_plan_text(step, forms) for step in done.steps]
+    else:
+        rows = [
+            (s.stage.name, str(s.action), done.jobs.get(s.stage.name, "-"), ", ".join(s.stage.needs) or "-")
+            for s in done.steps
+        ]
+        texts.append(format_table(("stage", "is", "job", "after"), rows, indent="  "))
+        handles = [
+            ("status", f"python -m r1hpc.status {chain.path}"),
+            ("logs", f"python -m r1hpc.logs {chain.path} -f"),
+            ("cancel", f"python -m r1hpc.cancel {chain.path}"),
+            ("go on", f"python -m r1hpc.submit --run-root {chain.path.parent} --run-name {chain.name}"),
+        ]
+        texts.append("\n".join(f"{name:8} {text}" for name, text in handles))
+    return "\n\n".join(texts)
+
+
+def _stage_object(step: StageStep, done: SubmittedChain) -> dict[str, Any]:
+    planned, run = step.planned, step.run
+    job_id = done.jobs.get(step.stage.name)
+    return {
+        "stage": step.stage.name,
+        "run_id": run.run_id,
+        "run_dir": str(run.path),
+        "needs": list(step.stage.needs),
+        "action": step.action.value,
+        "job_id": job_id,
+        "executor": done.executor,
+        **(script_keys(planned, done.is_dry_run) if planned is not None else {"script": str(run.script)}),
+        "plan": planned.plan.to_json() if planned is not None else _stored(run.plan),
+        "estimate": planned.estimate if planned is not None else _stored(run.estimate),
+        "prompt": planned.prompt if planned is not None else None,
+        "log": str(log_path(run, done.executor, job_id)),
+    }
+
+
+def _stored(path: Path) -> Any:
+    return read_json(path, dict[str, Any]) if path.is_file() else None
+
+
+def _ends(prompt: str) -> tuple[str, str]:
+    """Where its form is to be seen: the question stands between."""
+    return prompt[:40], prompt[-30:]
+
+
+def _plan_text(step: StageStep, forms: set[tuple[str, str]]) -> str:
+    """With a prompt where it is put in another form than those in `forms`, to which it is added."""
+    needs = f"after {', '.join(step.stage.needs)}" if step.stage.needs else "at once"
+    already = "" if step.action is Action.submit else f" ({step.action})"
+    lines = [f"{step.stage.name}: {step.stage.config.stage}, {needs}{already}"]
+    if step.planned is not None:
+        form = _ends(step.planned.prompt or "")
+        shown = [
+            (name, text) for name, text in plan_lines(step.planned) if name != "asks" or form not in forms
+        ]
+        forms.add(form)
+        lines.append(wrapped_lines(shown, indent="  "))
+    return "\n".join(lines)

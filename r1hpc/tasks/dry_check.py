@@ -1,0 +1,157 @@
+"""Task and rewards of a run tried out before it is submitted: made, and asked one question of each task.
+
+items = check_questions(config)     # what the run will ask, as far as it is listed, for the tokenizer's check
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+from r1hpc.config.plugins import FILES, is_own, names_in
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.plan.topology.parts import num_items
+from r1hpc.tasks.problems.benchmark import Benchmarks, asked_otherwise, named_sets
+from r1hpc.tasks.problems.curriculum import check_comes_again
+from r1hpc.tasks.problems.demonstrations import check_demonstrations
+from r1hpc.tasks.problems.file import QuestionFile, check_one_split
+from r1hpc.tasks.problems.item_counts import asked, pass_rates_unused, repeated
+from r1hpc.tasks.problems.registry import Mixture, check_weights, make_task, parts_of
+from r1hpc.tasks.problems.task import Item, Task, check_asks_for, check_num_held_out, members
+from r1hpc.tasks.problems.user_task import OwnTask
+from r1hpc.tasks.reward.rewards import Scorer
+from r1hpc.tasks.reward.terms import term_named
+
+_MOST_ASKED = 20_000
+_TRIED_OF_DRAWN = 64
+
+
+def check_questions(
+    config: RunConfig,
+    code: Path | None = None,
+    note: Callable[[str], object] = lambda sentence: None,
+    fits: Callable[[str, str], bool] | None = None,
+) -> list[Item]:
+    """Make what the run will ask, ask one question of each task, and call own terms and verdicts once each.
+
+    Args:
+        code: the frozen code of a run that goes on, else None; see registry.make_task.
+        fits: see registry.make_task.
+        note: told of what a new run may not be meant to do, such as to ask questions again.
+
+    Raises:
+        UsageError: an unknown task, option or term, a file or package that is missing, more questions than
+            there are, or own code that fails or whose questions are no function of their index.
+    """
+    asks_benchmarks = config.stage in ("rl", "evaluate")
+    benchmarks = Benchmarks.of(config) if asks_benchmarks else None
+    tasks: list[Task] = []
+    items: list[Item] = []
+    if benchmarks is None or config.stage == "rl":
+        tasks.append(make_task(config.task, code, fits))
+        if config.stage == "rl" and config.rl.by_pass_rate:
+            check_comes_again(tasks[0])
+        items += _one_of_each(tasks[0], config)
+        items += _asked(tasks[0], config)
+        if code is None:  # a run of before goes on as it was begun
+            _check_splits(config)
+            for sentence in (*repeated(config, tasks[0]), *pass_rates_unused(config, tasks[0])):
+                note(sentence)
+            if isinstance(tasks[0], Mixture):
+                check_weights(tasks[0].weights)
+            for task in members(tasks[0]).values():
+                if isinstance(task, OwnTask):
+                    task.check_pure()
+                for sentence in task.oddities() if isinstance(task, QuestionFile) else ():
+                    note(sentence)
+    if benchmarks is not None:
+        if code is None:
+            for part in named_sets(config).values():
+                check_one_split(Path(part["path"]))
+            odd = [sentence for each in benchmarks.members.values() for sentence in each.oddities]
+            for sentence in (*asked_otherwise(config), *odd):
+                note(sentence)
+        tasks.append(benchmarks)
+        items += map(benchmarks.item, range(benchmarks.num_items))
+    elif asks_benchmarks and code is None:  # a run of before: its stage refuses that by itself
+        check_num_held_out(tasks[0], num_items(config))
+    if code is None and (config.reward.answer_in == "boxed" or _counts_tags(config)):
+        for label in {item.task for item in items}:
+            prompts = [item.prompt for item in items if item.task == label]
+            check_asks_for(config.reward.answer_in, prompts, config.model.system_prompt or "")
+    if config.stage != "traces":
+        _try_rewards(config, tasks, items, code)
+    elif code is None:
+        check_demonstrations(tasks[0], config)
+    return items
+
+
+def _counts_tags(config: RunConfig) -> bool:
+    """Whether an answer outside the tags would be worth nothing: own rewards are given whole completions."""
+    if config.stage == "rl":
+        return config.rl.algorithm != "distill" and not all(map(is_own, config.reward.terms))
+    return config.stage != "traces"
+
+
+def _check_splits(config: RunConfig) -> None:
+    for part in parts_of(config.task).values():
+        if part.name in FILES:
+            check_one_split(Path(part.options["path"]))
+
+
+def _asked(task: Task, config: RunConfig) -> Iterator[Item]:
+    """What the run will ask, where questions come from a list, in which one may be like no other."""
+    items, held_out = asked(config)
+    if config.stage in ("rl", "generate"):
+        yield from _listed(task, items, held_out)
+    if config.stage in ("rl", "evaluate") and not named_sets(config):
+        yield from _listed(task, range(num_items(config)), held_out=True)
+
+
+def _listed(task: Task, items: range, held_out: bool) -> Iterator[Item]:
+    """Those from a list, of each list of a mixture until it repeats itself, and a few of those drawn."""
+    left = {label: _worth_a_look(member, held_out) for label, member in members(task).items()}
+    for index in items:
+        label = task.label_of(index) if isinstance(task, Mixture) else ""
+        if left[label]:
+            left[label] -= 1
+            yield task.item(index, held_out)
+        if not any(left.values()):
+            return
+
+
+def _worth_a_look(task: Task, held_out: bool) -> int:
+    """How many of its questions. Drawn ones are much alike, and may take their time, held-out ones most."""
+    if isinstance(task, QuestionFile | OwnTask):
+        return min(task.items_per_pass(held_out) or 0, _MOST_ASKED)
+    return 0 if held_out else min(task.num_questions() or 0, _TRIED_OF_DRAWN)
+
+
+def _one_of_each(task: Task, config: RunConfig) -> Iterator[Item]:
+    """From the run's first item on, the first of each task of a mixture."""
+    missing = set(members(task))
+    for index in count(asked(config)[0].start):
+        item = task.item(index)
+        if item.task in missing:
+            missing.remove(item.task)
+            yield item
+        if not missing:
+            return
+
+
+def _try_rewards(config: RunConfig, tasks: list[Task], items: list[Item], code: Path | None) -> None:
+    for name in config.reward.terms:
+        if not is_own(name):
+            term_named(name)
+    if not names_in(config):  # ours are tested: no process is started
+        return
+    longest = config.rollout.max_completion_length
+    # The FLOPs per token are not known here: any number does, as no term of ours is asked.
+    with Scorer(
+        config.reward, *tasks, max_completion_length=longest, flops_per_token=1.0, code=code
+    ) as scorer:
+        own = {label for task in tasks for label, each in members(task).items() if isinstance(each, OwnTask)}
+        tried: set[str] = set()
+        for item in items:
+            if item.task not in tried:
+                tried.add(item.task)
+                scorer.try_out(item, of_own_task=item.task in own)

@@ -1,0 +1,1 @@
+"""Judge answers: exact, numeric, algebraic, or by a task of its own."""

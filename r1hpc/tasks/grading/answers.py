@@ -1,0 +1,211 @@
+"""What the text of an answer says, however it is written: a plain number, words, the letter of a choice.
+
+    plain_number("$1,234.00")                           # Fraction(1234, 1)
+    chosen("(C) Paris", ["Rome", "Bonn", "Paris"])      # "C"
+    counted_as("\\dfrac12", "math", {})                 # "1/2": the form in which votes are counted
+
+For the judges, and for a majority of answers that no judge compares with each other.
+"""
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+from r1hpc.tasks.grading.completion import out_of_box
+
+SPACE = " \t\r\n"
+_PLAIN = re.compile(
+    r"\$?([+-]?) ?\$?(\d{1,30}|\d{1,3}(?:,\d{3}){1,9})(\.\d{0,30})?"
+    r"(?:(?:[eE]|\s*(?:\\times|\\cdot|\*)\s*10\s*(?:\^|\*\*)\s*\{?)([+-]?\d{1,2})\}?)?\.?",
+    re.ASCII,
+)
+_MIXED = re.compile(r"(-?)(\d{1,30}) (\d{1,30})/(\d{1,30})", re.ASCII)
+_ENCLOSED = re.compile(r"\(([^()]*)\)|\{([^{}]*)\}")
+_INDEX = {"\u221a": "", "\u221b": "[3]"}
+_THIN = "\u00a0\u2000-\u200a\u202f\u205f\u3000"
+_TYPESET = (
+    (
+        re.compile("[\uff01-\uff5e\U0001d7ce-\U0001d7ff]"),
+        lambda found: _plain(found[0]),
+    ),
+    (re.compile(f"(?<=\\d)[{_THIN}](?=\\d{{3}}(?!\\d))"), lambda _: ","),
+    (re.compile(f"[{_THIN}]"), lambda _: " "),
+    (re.compile("[\u200b-\u200d\u2060\ufeff]"), lambda _: ""),
+    (
+        re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207a\u207b]+"),
+        lambda found: f"^{{{_plain(found[0])}}}",
+    ),
+    (re.compile("[\u2080-\u2089]+"), lambda found: f"_{{{_plain(found[0])}}}"),
+    (
+        re.compile("(\\d?)([\u00bc-\u00be\u2150-\u215e])"),
+        lambda found: f"{found[1]} {_plain(found[2])}".lstrip(),
+    ),
+    (
+        re.compile(r"([\u221a\u221b])\s*(?:\{([^{}]*)\}|\(([^()]*)\)|(\d+(?:\.\d+)?|[a-zA-Z\u03c0]))"),
+        lambda found: rf"\sqrt{_INDEX[found[1]]}{{{found[2] or found[3] or found[4]}}}",
+    ),
+)
+"""Full-width and mathematical digits, spaces, raised and lowered digits, fractions and roots in one sign."""
+_SIGNS = str.maketrans(
+    {
+        **dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe63", "-"),
+        **dict.fromkeys("\u00d7\u00b7\u22c5\u2217", "*"),
+        "\u2026": "..",
+        **dict.fromkeys("\u00f7\u2044\u2215", "/"),
+        **{"\u2264": r"\le ", "\u2265": r"\ge ", "\u2260": r"\ne ", "\u00b1": r"\pm ", "\u221e": r"\infty "},
+        **{"\u222a": r"\cup ", "\u2205": r"\emptyset ", "\u2208": r"\in ", "\u2228": r"\lor "},
+    }
+)
+_ESCAPED = (
+    (re.compile(r"\\\$"), ""),
+    (re.compile(r"(?<=\d)(?:,\\!|\{,\})(?=\d)|(?<=\d)\\[,;:! ](?=\d{3}(?!\d))"), ","),
+)
+"""A dollar and separators of thousands as LaTeX has them."""
+_MARKED = re.compile(
+    r"(?<![\w)*`])(\*\*|`)(?=[^\s*`])([^*`\n]{0,200})(?<=[^\s*`])\1(?=[.,]?\s*$|[.,:]?\s+[A-Za-z])"
+)
+"""Bold or code at the end or before a word. Anywhere else two asterisks may be a power."""
+_WORD = r"[^\W\d_]{2,}(?:['\u2019-][^\W\d_]+)*"
+_WORDS = re.compile(rf"{_WORD}(?:[ ,.]+{_WORD})*\.?")
+_LIST = re.compile(r"\s*,\s*(?:and\s+)?|\s+and\s+")
+TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+_LETTER = re.compile(r"\(?([A-Z])(?:\)|[.:)](?=\s|$)|$)", re.ASCII)
+_REASON = r",?\s+(?:because|since)\s"
+_LETTER_SET_APART = re.compile(
+    rf"\(?([A-Z])\)?(?:\s*\n(?!\s*\(?[A-Z](?![A-Za-z]))|\s+[-\u2013]\s|{_REASON})", re.ASCII
+)
+_LETTER_SAID = re.compile(
+    r"(?:(?:so|thus|therefore|hence)?,?\s*(?:the|my)?\s*(?:correct|right|best|final)?\s*"
+    r"(?:answer|option|choice)(?:\s+is)?:?(?:\s+option)?)\s+"
+    rf"\(?([A-Z])\)?(?:\.?\s*$|{_REASON})|\(([a-z])\)\.?\s*$",
+    re.ASCII | re.IGNORECASE,
+)
+_ANOTHER = re.compile(r"(?<![\w'])([B-Z]|A(?!\s+[a-z]))(?![\w'])|(?<=[a-z]) (?:or|and) ([a-z])$")
+_SETTING = re.compile(r"\$|\\[()\[\]]|\*\*")
+_COSMETIC = re.compile(r"\\(?:left|right|displaystyle)(?![A-Za-z])|\$")
+_SPACES = re.compile(r"(?:\\[,;!:]|\s)+")
+_LOOSE = re.compile(r"(?<!\w) | (?!\w)")
+"""A blank that does not keep two words or numbers apart, as that of `3 1/2` does."""
+_FRACTION = re.compile(
+    r"(-?)(?:\\[dt]?frac(?:\{(\d{1,30})\}\{(\d{1,30})\}|(\d)(\d))|(\d{1,30})/(\d{1,30}))", re.ASCII
+)
+_MOST_CHARACTERS = 1024
+"""Of an answer that a form is looked for in: what is longer is hardly a number, a word or a letter."""
+
+
+def unescaped(text: str) -> str:
+    """Return `\\$1,\\!000` and `1{,}000` as they are typed without LaTeX, typographic signs (a minus, `½`,
+    `√2`, `10⁻³`) as they are typed on a keyboard, and `**42**` without Markdown's marks.
+    """
+    if not text.isascii():
+        for pattern, typed in _TYPESET:
+            text = pattern.sub(typed, text)
+        text = text.translate(_SIGNS)
+    for pattern, plain in _ESCAPED:
+        text = pattern.sub(plain, text)
+    return _unmarked(text)
+
+
+def _plain(text: str) -> str:
+    return unicodedata.normalize("NFKC", text)
+
+
+def _unmarked(text: str) -> str:
+    return _MARKED.sub(r"\2", text)
+
+
+def plain_number(text: str) -> Fraction | None:
+    """The value of digits with an optional sign, dollar, thousands, decimals and power of ten as in `1.5e3`
+    and `1.5*10^3`, or of a mixed number as `2 1/2`; None for anything else.
+    """
+    said = text.strip(SPACE)
+    if (enclosed := _ENCLOSED.fullmatch(said)) and "," not in said:  # (1,200) is a pair
+        said = (enclosed[1] or enclosed[2] or "").strip(SPACE)
+    if mixed := _MIXED.fullmatch(said):
+        sign, whole, over, under = mixed.groups()
+        value = int(whole) + Fraction(int(over), int(under)) if int(under) else None
+        return -value if value is not None and sign else value
+    match = _PLAIN.fullmatch(said)
+    if match is None:
+        return None
+    sign, whole, decimals, power = match.groups()
+    return Fraction(f"{sign}{whole.replace(',', '')}{(decimals or '').rstrip('.')}e{power or 0}")
+
+
+def words(text: str) -> list[str]:
+    """The items of a list of words, or the one there is, in lower case and in order; empty for others.
+
+    Letters alone may also be factors, as in `xy`: one of the words has three or more.
+    """
+    bare = " ".join(TEXT.sub(r"\1", text).strip("$" + SPACE).casefold().split())
+    bare = re.sub(r"^(?:an?|the) ", "", bare)
+    if not _WORDS.fullmatch(bare) or not re.search(r"[^\W\d_]{3}", bare):
+        return []
+    return sorted(_LIST.split(bare.removesuffix(".")))
+
+
+def chosen(text: str, choices: Sequence[Any]) -> str | None:
+    """Return the letter of the choice that is meant: `C`, `(c)`, `C. with its text`, `the answer is C`,
+    `C because ...`, or that text alone; `$C$`, `**C**`, `\\text{C}` and `\\boxed{C}` too. None where the text
+    names several.
+    """
+    texts = [str(choice).strip(SPACE).casefold() for choice in choices]
+    typed = text.strip(SPACE)
+    inner = out_of_box(_SETTING.sub("", _unmarked(typed)).strip(SPACE))
+    for said in (typed, _unmarked(typed), inner, TEXT.sub(r"\1", inner).strip(SPACE)):
+        is_bare = re.fullmatch(r"\(?[A-Z][).:]?", said, re.ASCII)
+        # A text before a letter: one may begin as `C. elegans` does.
+        for whole in (said, said.removesuffix(".")):
+            if whole.casefold() in texts and not is_bare:
+                return chr(ord("A") + texts.index(whole.casefold()))
+        meant = _LETTER.match(said) or _LETTER_SET_APART.match(said) or _LETTER_SAID.match(said)
+        if not meant:
+            continue
+        found = str(next(filter(None, meant.groups()))).upper()
+        place, rest = ord(found) - ord("A"), said[meant.end() :].strip(SPACE)
+        if place < len(texts) and rest.casefold().removesuffix(".") == texts[place].removesuffix("."):
+            return found
+        others = {letter for letter in _ANOTHER.findall(rest) if letter != found}
+        return found if place < len(texts) and not others else None
+    return None
+
+
+def plainly(text: str) -> str:
+    """Without what only sets it: dollars, \\left, \\text around words, blanks that keep nothing apart."""
+    return _LOOSE.sub("", _SPACES.sub(" ", _COSMETIC.sub("", TEXT.sub(r"\1", text))))
+
+
+def counted_as(text: str, judge: str, metadata: Mapping[str, Any]) -> str:
+    """The form in which an answer is counted, for a majority: the same for `B` and `(B) Bonn`, for `0.5` and
+    `\\dfrac{1}{2}`, for `Paris.` and `paris`, where the judge takes one for the other. Formulas that only
+    algebra makes equal stay apart.
+
+    Args:
+        judge: the name of the item's (judges.JUDGES).
+        metadata: the item's.
+    """
+    if len(text) > _MOST_CHARACTERS:
+        return text
+    if judge == "choice":
+        return chosen(text, metadata.get("choices") or ()) or text.strip(SPACE).casefold()
+    if judge != "math":
+        return text.strip(SPACE)
+    text = unescaped(text)
+    bare = plainly(text).removesuffix(".")
+    number = plain_number(text)
+    if number is None:
+        number = _fraction(bare)
+    if number is not None:
+        return str(number)
+    return ", ".join(words(text)) or bare
+
+
+def _fraction(bare: str) -> Fraction | None:
+    match = _FRACTION.fullmatch(bare)
+    if match is None:
+        return plain_number(bare) if " " not in bare and "," not in bare else None
+    sign, *parts = match.groups()
+    over, under = (int(part) for part in parts if part is not None)
+    return Fraction(-over if sign else over, under) if under else None

@@ -1,0 +1,173 @@
+"""The judge of reasoning-gym's questions: the generator's own score_answer, kept from evaluating text.
+
+Imported only in the verifier's process. Several generators call eval(answer) or sympy.parse_expr(answer);
+while an answer is judged these read literals and school algebra only (`71**33**12` would otherwise hang, and
+`__import__('os')` would run). Their own texts, in making a question, are theirs.
+"""
+
+import ast
+import builtins
+import operator
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from types import ModuleType
+from typing import Any
+
+import reasoning_gym
+
+from r1hpc.tasks.grading import arithmetic
+from r1hpc.tasks.grading.algebra import replace_parse_expr
+from r1hpc.tasks.grading.arithmetic import RefusedError
+from r1hpc.tasks.sandbox import guard
+
+_BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.BitAnd: operator.and_,
+    ast.BitOr: operator.or_,
+    ast.BitXor: operator.xor,
+    ast.LShift: operator.lshift,
+    ast.RShift: operator.rshift,
+}
+_UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+    ast.Invert: operator.invert,
+}
+_MAX_MAGNITUDE = 2**256
+
+
+def load(settings: Mapping[str, Any]) -> "GymJudge":
+    """The judge of one generator; `settings` are its name, seed and options."""
+    _patch()
+    generator, seed, options = settings["generator"], settings["seed"], settings["options"]
+    return GymJudge(reasoning_gym.create_dataset(generator, seed=seed, **options))
+
+
+class GymJudge:
+    """Makes an item's entry again, since entries are not plain JSON; in its own time, not in an answer's."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+        self._source = -1
+        self._entry: Any = None
+
+    def prepare(self, metadata: Mapping[str, Any]) -> None:
+        """A few generators search for seconds."""
+        self._source = metadata["source_index"]
+        self._entry = self._dataset[self._source]
+
+    def __call__(self, text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
+        assert metadata["source_index"] == self._source, "prepare first"
+        meant = _STRICTER.get(self._entry["metadata"].get("source_dataset", ""))
+        if meant is not None and not meant(text, self._entry):
+            return False
+        return float(self._dataset.score_answer(text, self._entry)) >= 1.0
+
+
+def _says_so(text: str, entry: Mapping[str, Any]) -> bool:
+    return text.strip().casefold() == str(entry["answer"]).casefold()
+
+
+def _is_near(text: str, entry: Mapping[str, Any]) -> bool:
+    """Within the generator's own tolerance."""
+    value = Fraction(text.strip().replace(",", ""))
+    return abs(value - Fraction(entry["answer"])) <= Fraction(1, 10_000)
+
+
+def _is_finite(text: str, entry: Mapping[str, Any]) -> bool:
+    return "nan" not in text.casefold()
+
+
+def _tree(text: str) -> arithmetic.Node:
+    """Of integers and + - * / alone, also with a sign.
+
+    Raises:
+        RefusedError: anything else.
+    """
+    tree = arithmetic.parse(text.strip(), algebra=True)
+    if not _kinds(tree) <= {"number", "sum", "product", "negative", "inverse"} or "." in text:
+        raise RefusedError("not arithmetic of whole numbers")
+    return tree
+
+
+def _kinds(node: arithmetic.Node) -> set[str]:
+    return {node.kind}.union(*map(_kinds, node.operands))
+
+
+def _is_24(text: str, entry: Mapping[str, Any]) -> bool:
+    tree = _tree(text)
+    return arithmetic.value(tree) == 24 and arithmetic.numbers(tree) == Counter(entry["metadata"]["numbers"])
+
+
+def _is_arithmetic(text: str, entry: Mapping[str, Any]) -> bool:
+    _tree(text)
+    return True
+
+
+_STRICTER: dict[str, Callable[[str, Mapping[str, Any]], bool]] = {
+    "game_of_life_halting": _says_so,  # any text but an empty one
+    "coin_flip": _is_near,  # `0`, the beginning of 0.3125
+    "complex_arithmetic": _is_finite,  # the distance to a nan is none
+    "puzzle24": _is_24,  # `6*4*1*1`, of whatever numbers
+    "countdown": _is_arithmetic,  # `(28+98)*(a-a)`
+}
+"""What a right answer must be besides, by generator: reasoning-gym 0.1.25 takes one text, in the comment, for
+an answer to every question of it, which a policy that is rewarded for it finds."""
+
+
+def literal(text: str) -> Any:
+    """What eval would say to numbers, strings, lists, tuples and integer arithmetic.
+
+    Raises:
+        RefusedError: anything else.
+    """
+    try:
+        return _walked(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, ValueError, MemoryError, RecursionError, ArithmeticError, TypeError) as error:
+        raise RefusedError(f"no literal: {error}") from None
+
+
+def _walked(node: ast.expr) -> Any:
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, ast.List):
+        return [_walked(element) for element in node.elts]
+    if isinstance(node, ast.Tuple):
+        return tuple(_walked(element) for element in node.elts)
+    if isinstance(node, ast.UnaryOp) and type(node.op) in _UNARY:
+        return _small(_UNARY[type(node.op)](_small(_walked(node.operand))))
+    if isinstance(node, ast.BinOp) and type(node.op) in _BINARY:
+        left, right = _small(_walked(node.left)), _small(_walked(node.right))
+        if isinstance(node.op, ast.LShift) and right > 256:
+            raise RefusedError("a shift by more than 256")
+        return _small(_BINARY[type(node.op)](left, right))
+    raise RefusedError(f"{type(node).__name__} in a literal")
+
+
+def _small(value: Any) -> Any:
+    """Numbers of bounded size only: a string times a number could fill the memory."""
+    if not isinstance(value, int | float) or abs(value) > _MAX_MAGNITUDE:
+        raise RefusedError("arithmetic on something large, or on no number")
+    return value
+
+
+def _patch() -> None:
+    """Readers that do not evaluate in place of eval and parse_expr."""
+    replace_parse_expr()
+
+    def read_literal(text: Any, *scopes: Any) -> Any:
+        return literal(text) if guard.is_armed() else builtins.eval(text, *scopes)
+
+    for module in _modules():
+        module.__dict__["eval"] = read_literal
+
+
+def _modules() -> list[ModuleType]:
+    return [module for name, module in sys.modules.items() if name.startswith("reasoning_gym.")]

@@ -1,0 +1,92 @@
+"""Who decides whether an answer is right. Runs in the verifier's process (worker.py), never in the trainer.
+
+A judge takes the answer's text, the item's own answer and its metadata, and says True or False (a user's
+reward term: a number); text that it does not read raises RefusedError. `bounded` judges are linear in a text
+of bounded length; the others rest on other people's code, and get their answers one at a time.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from string import ascii_uppercase
+from typing import Any
+
+from r1hpc.tasks.grading.answers import SPACE, chosen
+from r1hpc.tasks.grading.arithmetic import numbers, parse, value
+
+Judge = Callable[[str, str, Mapping[str, Any]], bool]
+OWN_VERDICT = "own_verdict"
+OWN_SCORE = "own_score"
+
+
+@dataclass(frozen=True)
+class JudgeKind:
+    """`load` imports what the judge needs and returns it; it is given the task's judge_settings."""
+
+    load: Callable[[Mapping[str, Any]], Judge]
+    bounded: bool
+    prepares: bool = False
+    """It has `prepare(metadata)`, called before the answers to an item, outside their time limit."""
+    max_characters: int = 1024
+    """A longer answer is refused before it is sent."""
+
+
+def exact(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
+    """The same characters, blanks around them aside."""
+    return text.strip(SPACE) == answer
+
+
+def countdown(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
+    """An expression of the target that uses each number exactly once."""
+    tree = parse(text)
+    if numbers(tree) != Counter(metadata["numbers"]):
+        return False
+    try:
+        return value(tree) == Fraction(metadata["target"])
+    except ZeroDivisionError:
+        return False
+
+
+def choice(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
+    """The letter of the right choice: `C`, `(C)`, `C. with its text`; or that text alone."""
+    letter = chosen(text, metadata["choices"])
+    texts = [str(said).strip(SPACE).casefold() for said in metadata["choices"]]
+    said = dict(zip(ascii_uppercase, texts, strict=False))
+    return letter == answer or (letter in said and said[letter] == said.get(answer))  # two may have one text
+
+
+def _load_math(settings: Mapping[str, Any]) -> Judge:
+    from r1hpc.tasks.grading.judge_math import load
+
+    return load(settings)
+
+
+def _load_reasoning_gym(settings: Mapping[str, Any]) -> Judge:
+    from r1hpc.tasks.grading.judge_gym import load
+
+    return load(settings)
+
+
+def _load_own_verdict(settings: Mapping[str, Any]) -> Judge:
+    from r1hpc.tasks.sandbox.user_code import load_verdict
+
+    return load_verdict(settings)
+
+
+def _load_own_score(settings: Mapping[str, Any]) -> Judge:
+    from r1hpc.tasks.sandbox.user_code import load_score
+
+    return load_score(settings)
+
+
+JUDGES = {
+    "exact": JudgeKind(lambda _: exact, bounded=True),
+    "countdown": JudgeKind(lambda _: countdown, bounded=True),
+    "choice": JudgeKind(lambda _: choice, bounded=True),
+    "math": JudgeKind(_load_math, bounded=False),
+    "reasoning_gym": JudgeKind(_load_reasoning_gym, bounded=False, prepares=True, max_characters=16384),
+    OWN_VERDICT: JudgeKind(_load_own_verdict, bounded=False, max_characters=16384),
+    # Not a verdict but a number: a user's reward term, given the whole completion.
+    OWN_SCORE: JudgeKind(_load_own_score, bounded=False, max_characters=1 << 20),
+}

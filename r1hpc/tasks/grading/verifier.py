@@ -1,0 +1,233 @@
+"""Answers in, verdicts out; whatever an answer does to its judge, the trainer goes on.
+
+    with Verifier("countdown", {}, timeout_s=2.0) as verifier:
+        verifier.check([Question("3*7+12", "3*7+12", {"numbers": [3, 7, 12], "target": 33})])   # [True]
+
+One process, started once and used again. An answer that takes longer than its time is wrong, and the process
+is killed and replaced. Equal questions of one call are judged once.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from r1hpc.base.errors import R1hpcError
+from r1hpc.tasks.grading.judges import JUDGES, OWN_SCORE, OWN_VERDICT
+from r1hpc.tasks.sandbox.process import DiedError, TimedOutError, WorkerProcess, wait_for_own
+
+_START_LIMIT_S = 120.0
+"""Imports from a network file system under load; judging has not begun."""
+_MAX_CHUNK = 512
+_MOST_FAILURES = 256
+"""Of a user's own code, in a row: then it is not the completions that it cannot read."""
+_MOST_NOTED = 20
+
+
+@dataclass(frozen=True)
+class Question:
+    """An answer's text beside what is asked of it."""
+
+    text: str
+    answer: str
+    metadata: Mapping[str, Any]
+
+
+@dataclass
+class VerifierStats:
+    """Counts since the start."""
+
+    checked: int = 0
+    refused: int = 0
+    """Too long or unreadable; wrong."""
+    timeouts: int = 0
+    crashes: int = 0
+    """Answers that ended the process twice; wrong."""
+    failures: int = 0
+    """Answers on which a user's own code failed; wrong."""
+    restarts: int = 0
+    slowest_s: float = 0.0
+    """Longest wait for the process, killing it included, starting it not."""
+
+    @staticmethod
+    def joined(parts: Sequence["VerifierStats"]) -> "VerifierStats":
+        """Of several verifiers together."""
+        whole = VerifierStats(slowest_s=max(part.slowest_s for part in parts))
+        for name in ("checked", "refused", "timeouts", "crashes", "failures", "restarts"):
+            setattr(whole, name, sum(getattr(part, name) for part in parts))
+        return whole
+
+
+ShouldStop = Callable[[], bool]
+
+
+class StopAsked(Exception):  # noqa: N818 - nothing went wrong
+    """A stop was requested while answers were judged."""
+
+
+def never() -> bool:
+    """Nobody asks to stop."""
+    return False
+
+
+class Verifier:
+    """See the module. Not thread-safe: one per thread."""
+
+    def __init__(self, judge: str, settings: Mapping[str, Any], timeout_s: float) -> None:
+        self.stats = VerifierStats()
+        self._arguments = [judge, json.dumps(dict(settings))]
+        self._timeout_s = timeout_s
+        self._judge = JUDGES[judge]
+        self._own = settings.get("spec") if judge in (OWN_VERDICT, OWN_SCORE) else None
+        """The name of the user's code that judges; None: one of ours does."""
+        self.sentences: list[str] = []
+        """How a user's code failed, and how a judge of ours gave an answer up; each kind once."""
+        self._failed_in_a_row = 0
+        self._chunk = _MAX_CHUNK if self._judge.bounded else 1
+        self._prepared: object = None
+        self._worker: WorkerProcess | None = self._started()
+        self._ready = False
+
+    @property
+    def is_own(self) -> bool:
+        """Whether a user's code judges."""
+        return self._own is not None
+
+    def check(self, questions: Sequence[Question], should_stop: ShouldStop = never) -> list[bool]:
+        """Whether each answer is right, in order. Raises as `values` does."""
+        return [bool(value) for value in self.values(questions, should_stop)]
+
+    def values(
+        self, questions: Sequence[Question], should_stop: ShouldStop = never
+    ) -> list[bool | float | None]:
+        """What the judge says of each answer, in order; None where it says nothing.
+
+        Args:
+            should_stop: asked before each question to the process, of which a slow judge has one an answer.
+
+        Raises:
+            StopAsked: should_stop said so.
+            R1hpcError: a user's own code has failed on _MOST_FAILURES answers in a row.
+        """
+        # Completions of one item share its metadata: the object says which item, for less than its text.
+        keys = [(question.text, question.answer, id(question.metadata)) for question in questions]
+        wire = dict(zip(keys, map(_wire, questions), strict=True))
+        readable = [key for key in wire if len(key[0]) <= self._judge.max_characters]
+        verdicts: dict[object, bool | float | None] = dict.fromkeys(wire)
+        for first in range(0, len(readable), self._chunk):
+            if should_stop():
+                raise StopAsked
+            chunk = readable[first : first + self._chunk]
+            said = map(self._understood, self._judged([wire[key] for key in chunk]))
+            verdicts.update(zip(chunk, said, strict=True))
+        self.stats.checked += len(keys)
+        self.stats.refused += sum(verdicts[key] is None for key in keys)
+        return [verdicts[key] for key in keys]
+
+    def close(self) -> None:
+        """End the process; its pid is gone when this returns."""
+        if self._worker is not None:
+            self._worker.stop()
+            self._worker, self._ready, self._prepared = None, False, None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _understood(self, said: Any) -> bool | float | None:
+        """A verdict; None for the failure of a user's code, of which the first of each kind is printed."""
+        if not isinstance(said, dict):
+            self._failed_in_a_row = 0
+            return said  # type: ignore[no-any-return]
+        self._note(said["error"])
+        return None
+
+    def _note(self, sentence: str) -> None:
+        self.stats.failures += 1
+        self._failed_in_a_row += 1
+        self._say(sentence)
+        if self._failed_in_a_row >= _MOST_FAILURES:
+            raise R1hpcError(f"{sentence}; so on {_MOST_FAILURES} completions in a row")
+
+    def _say(self, sentence: str) -> None:
+        if sentence not in self.sentences and len(self.sentences) < _MOST_NOTED:
+            self.sentences.append(sentence)
+
+    def _judged(self, chunk: list[list[Any]]) -> list[Any]:
+        """Verdicts of a chunk; where it fails, of each of its questions alone."""
+        try:
+            return self._ask(chunk)
+        except (TimedOutError, DiedError) as failure:
+            if len(chunk) > 1:
+                return [verdict for question in chunk for verdict in self._judged([question])]
+            return [self._failed(chunk, failure)]
+
+    def _failed(self, chunk: list[list[Any]], failure: Exception) -> Any:
+        """A question that failed alone. A process that ended may have been ended by others: once more."""
+        if isinstance(failure, DiedError):
+            try:
+                return self._ask(chunk)[0]
+            except DiedError:
+                self.stats.crashes += 1
+                return self._gave_up("ended its process (os._exit, or out of memory)")
+            except TimedOutError:
+                pass
+        self.stats.timeouts += 1
+        return self._gave_up(f"took over {self._timeout_s:g} s (reward.timeout_s)")
+
+    def _gave_up(self, how: str) -> Any:
+        """Wrong; of a user's code a failure, which may be in every answer."""
+        if self._own:
+            return {"error": f"{self._own} {how}"}
+        self._say(f"judge {self._arguments[0]} {how}")
+        return False
+
+    def _ask(self, chunk: list[list[Any]]) -> list[Any]:
+        worker = self._running()
+        began = None
+        try:
+            self._prepare(worker, chunk[0][2])
+            began = time.monotonic()
+            verdicts: list[Any] = worker.ask(chunk, self._timeout_s)
+            return verdicts
+        except BaseException:  # an interrupt, too, leaves a process whose next reply would be the wrong one
+            self.close()
+            raise
+        finally:
+            if began is not None:
+                self.stats.slowest_s = max(self.stats.slowest_s, time.monotonic() - began)
+
+    def _prepare(self, worker: WorkerProcess, metadata: Any) -> None:
+        """Outside an answer's time limit, whatever the judge must do once for an item."""
+        if not self._judge.prepares or metadata == self._prepared:
+            return
+        try:
+            worker.ask({"prepare": metadata}, _START_LIMIT_S)
+        except TimedOutError:
+            raise R1hpcError(f"the verifier took over {_START_LIMIT_S:g} s to prepare {metadata}") from None
+        self._prepared = metadata
+
+    def _wait_ready(self, worker: WorkerProcess) -> None:
+        if self._own:
+            wait_for_own(worker, self._own)
+        else:
+            worker.wait_ready(_START_LIMIT_S)
+
+    def _started(self) -> WorkerProcess:
+        return WorkerProcess("r1hpc.tasks.grading.worker", self._arguments)
+
+    def _running(self) -> WorkerProcess:
+        if self._worker is None:
+            self._worker = self._started()
+            self.stats.restarts += 1
+        if not self._ready:
+            self._wait_ready(self._worker)
+            self._ready = True
+        return self._worker
+
+
+def _wire(question: Question) -> list[Any]:
+    return [question.text, question.answer, dict(question.metadata)]

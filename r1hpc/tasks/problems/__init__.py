@@ -1,0 +1,1 @@
+"""Provide questions: built-in tasks, files, reasoning-gym, custom code."""

@@ -1,0 +1,243 @@
+"""Test files, asked whole and in their order, every question once: what evaluate.path and evaluate.sets name.
+
+    benchmarks = Benchmarks.of(config)
+    item = benchmarks.item(0)               # the first question of the first file
+    benchmarks.num_items                    # of all of them together
+
+A question that stands in a file twice, with the same answer, is asked once.
+
+What a model was trained on, as files that an evaluation searches for its questions: evaluate.trained_on.
+
+check_trained_on(config, to_come)           # before hours are spent, and before they wait in a queue
+tables, files = training_files(path)        # Parquet and Arrow; files of lines
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Self
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.files import files_of_lines, matching
+from r1hpc.config.plugins import FILES
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.tasks.problems.file import (
+    Columns,
+    Question,
+    columns_of,
+    judge_of,
+    named_judge,
+    read_questions,
+    table_batches,
+    tables_in,
+    unmarked,
+)
+from r1hpc.tasks.problems.task import TEMPLATE, Item, check_template, fill, task_id
+
+
+class Benchmark:
+    """One test file. Held out as a whole: it has no training part."""
+
+    def __init__(self, path: Path, columns: Columns, template: str, judge: str, judge_key: str) -> None:
+        self.name = path.name
+        self.judge = judge_of(columns, judge, judge_key)
+        self.judge_settings: dict[str, Any] = {}
+        self._template = check_template(template)
+        rows, digest = read_questions(path, columns)
+        self.num_rows = len(rows)
+        different: dict[tuple[str, str], Question] = {}
+        for row in rows:
+            different.setdefault((row.text, row.answer), row)
+        self.questions = tuple(different.values())
+        self.oddities = unmarked(rows, str(path))
+        """Sentences on what may not be meant."""
+        if not rows:
+            raise UsageError(f"{path} has no question")
+        content = {"sha256": digest, "template": template, **columns.unusual(), **named_judge(judge)}
+        self.id = task_id("benchmark", 0, content)
+
+    def item(self, index: int, held_out: bool = True) -> Item:
+        question = self.questions[index]
+        return Item(
+            index,
+            fill(self._template, question.text),
+            question.answer,
+            question.metadata(),
+            where=question.where,
+        )
+
+    def num_questions(self, held_out: bool = True) -> int:
+        return len(self.questions)
+
+    def demonstration(self, item: Item, thinking: bool) -> str:
+        raise UsageError(f"{self.name} is a test file: no demonstration is made of it")
+
+
+class Benchmarks:
+    """Several test files, one after the other; their items carry the file's label."""
+
+    judge = ""
+    judge_settings: Mapping[str, Any] = {}
+
+    def __init__(
+        self,
+        sets: Mapping[str, tuple[Benchmark, int | None]],
+        number: str = "evaluate.sets.{label}.num_items",
+    ) -> None:
+        """`sets`: by label, with how many questions of each are asked; None: all.
+
+        Args:
+            number: the setting that says how many, for errors.
+
+        Raises:
+            UsageError: a file has fewer.
+        """
+        self.members = {label: each for label, (each, _) in sets.items()}
+        self.name = " + ".join(sets)
+        self.sizes = {label: _size(label, each, wanted, number) for label, (each, wanted) in sets.items()}
+        self._ends = list(accumulate(self.sizes.values()))
+        self.num_items = self._ends[-1]
+        inner = {label: [each.id, self.sizes[label]] for label, each in self.members.items()}
+        self.id = task_id("benchmarks", 0, inner)
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Self | None:
+        """The test files of a configuration; None where it names none.
+
+        Raises:
+            UsageError: a file that cannot be used, or that has fewer questions than are asked for.
+        """
+        sets = named_sets(config)
+        if not sets:
+            return None
+        opened = {label: (_open(config, label, part), part.get("num_items")) for label, part in sets.items()}
+        return cls(opened, "evaluate.num_items") if config.evaluate.path is not None else cls(opened)
+
+    def item(self, index: int, held_out: bool = True) -> Item:
+        start = 0
+        for label, end in zip(self.members, self._ends, strict=True):
+            if index < end:
+                return replace(self.members[label].item(index - start), index=index, task=label)
+            start = end
+        raise IndexError(index)
+
+    def num_questions(self, held_out: bool = True) -> int:
+        return self.num_items
+
+    def demonstration(self, item: Item, thinking: bool) -> str:
+        return self.members[item.task].demonstration(item, thinking)
+
+
+def named_sets(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """evaluate.sets, or evaluate.path as a set under the file's own name; num_items as of all of them."""
+    evaluate = config.evaluate
+    sets = evaluate.sets
+    if evaluate.path is not None:
+        sets = {_label(Path(evaluate.path)): {"path": evaluate.path}}
+    return {label: {"num_items": evaluate.num_items, **part} for label, part in sets.items()}
+
+
+def with_counted_sets(config: RunConfig) -> RunConfig:
+    """The configuration with evaluate.sets in place of evaluate.path, each with the number it will ask.
+
+    Raises:
+        UsageError: as `Benchmarks.of`.
+    """
+    benchmarks = Benchmarks.of(config)
+    if benchmarks is None:
+        return config
+    sets = {
+        label: {**part, "num_items": benchmarks.sizes[label]} for label, part in named_sets(config).items()
+    }
+    return replace(config, evaluate=replace(config.evaluate, path=None, sets=sets))
+
+
+def _open(config: RunConfig, label: str, part: Mapping[str, Any]) -> Benchmark:
+    task = config.task
+    defaults = {"question": task.question, "answer": task.answer, "choices": task.choices}
+    template = part.get("template", task.options.get("template", TEMPLATE))
+    columns = columns_of({**defaults, **part})
+    judge, key = part.get("judge"), f"evaluate.sets.{label}.judge"
+    # What the task's own file says of its answers holds here too, but for sets of multiple choice.
+    if judge is None and task.name in FILES and not columns.choices and task.options.get("judge"):
+        judge, key = task.options["judge"], "task.options.judge"
+    return Benchmark(Path(part["path"]), columns, str(template), str(judge or ""), key)
+
+
+def asked_otherwise(config: RunConfig) -> list[str]:
+    """A sentence for each test file that is put by the default template beside a mixture that has others."""
+    task = config.task
+    options = [part.get("options", {}) for part in task.mix.values()]
+    given = [each["template"] for each in options if "template" in each]
+    if not given or "template" in task.options:
+        return []
+    return [
+        f"the questions of {label} are put by the default template, and task.mix has another "
+        f"({given[0]!r:.60}): give the file as evaluate.sets={{{label}: {{path: FILE, template: TEMPLATE}}}}"
+        for label, part in named_sets(config).items()
+        if "template" not in part
+    ]
+
+
+def _size(label: str, benchmark: Benchmark, wanted: int | None, number: str) -> int:
+    there = len(benchmark.questions)
+    if wanted is not None and wanted > there:
+        twice = f" ({benchmark.num_rows} rows, some of them the same)" if benchmark.num_rows > there else ""
+        raise UsageError(
+            f"evaluate asks {wanted} questions of {label}, but {benchmark.name} has {there}{twice}: set "
+            f"{number.format(label=label)}={there}, or leave it out to ask all"
+        )
+    return there if wanted is None else wanted
+
+
+def _label(path: Path) -> str:
+    """`gsm8k/test.jsonl`, `gsm8k/test-*.parquet` -> `test`: the name with what no label may hold replaced."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", path.stem.rstrip("-*?"))[:40] or "_"
+
+
+def check_trained_on(config: RunConfig, to_come: Sequence[Path] = ()) -> None:
+    """Refuse what cannot be searched.
+
+    Args:
+        to_come: folders that other runs have yet to fill: what lies below them is not looked for.
+
+    Raises:
+        UsageError: no test file whose questions are looked for, or names the file or folder that is not there
+            or cannot be read.
+    """
+    evaluate = config.evaluate
+    given = [name for name in ("trained_on", "not_searched") if getattr(evaluate, name)]
+    has_tests = evaluate.path is not None or bool(evaluate.sets)
+    if given and (config.stage == "rl" or (config.stage == "evaluate" and not has_tests)):
+        why = "reports nothing of it" if config.stage == "rl" else "asks no test file here"
+        raise UsageError(
+            f"evaluate.{given[0]} is for stage evaluate with evaluate.path or evaluate.sets, whose questions "
+            f"are looked for in it, and stage {config.stage} {why}: take it out; in a chain file give it to "
+            f"the stages that it is for, on the command line as STAGE:evaluate.{given[0]}"
+        )
+    if config.stage != "evaluate":
+        return
+    for path in evaluate.trained_on:
+        if not any(Path(path).is_relative_to(folder) for folder in to_come):
+            tables, _ = training_files(path)
+            for table in tables:
+                next(table_batches(table), None)
+
+
+def training_files(path: str) -> tuple[list[Path], list[Path]]:
+    """(tables, files of lines) that a path of evaluate.trained_on stands for: a file, those of a folder, or
+    those that fit a pattern in its last part.
+
+    Raises:
+        UsageError: it stands for none.
+    """
+    whole = Path(path)
+    tables = tables_in(whole)
+    found = files_of_lines(whole) if whole.is_dir() else matching(whole)
+    lines = sorted(file for file in found if file.is_file() and file not in tables)
+    if not (tables or lines):
+        what = "holds no *.jsonl, *.parquet or *.arrow" if whole.is_dir() else "is not there"
+        raise UsageError(f"evaluate.trained_on: {path} {what}; name files, or folders of them")
+    return tables, lines

@@ -1,0 +1,99 @@
+"""reasoning_gym:NAME: any generator of the reasoning-gym package, judged by its own scorer in our process.
+
+A generator's item depends on seed + index only, so the index is the state here too. The package's version is
+part of the task's identity: another version may ask other questions.
+
+    task: {name: "reasoning_gym:gcd", seed: 1, options: {min_numbers: 2, template: "{question} "}}
+"""
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from importlib import util
+from typing import Any
+
+from r1hpc.base.errors import R1hpcError, UsageError
+from r1hpc.tasks.grading.completion import TAGS, compose
+from r1hpc.tasks.problems.gym_worker import COUNT, ENDLESS
+from r1hpc.tasks.problems.task import (
+    TEMPLATE,
+    Draws,
+    Item,
+    check_template,
+    draw_until,
+    fill,
+    held_out_key,
+    task_id,
+)
+from r1hpc.tasks.sandbox.process import DiedError, TimedOutError, WorkerProcess
+
+PREFIX = "reasoning_gym:"
+_MAX_FAILURES = 20
+"""Sources that the generator may fail on before an item is given up."""
+_LIMIT_S = 120.0
+"""For starting the process, and for one question: a few generators search for seconds."""
+
+
+class ReasoningGym:
+    """Options are the generator's own, and `template`. `size` is how many items a finite one has."""
+
+    judge = "reasoning_gym"
+
+    def __init__(self, name: str, seed: int, options: Mapping[str, Any]) -> None:
+        if util.find_spec("reasoning_gym") is None:
+            raise UsageError(f"task.name={name} needs reasoning-gym: pip install 'r1hpc[reasoning]'")
+        from importlib import metadata  # here, not above: a run without it need not wait for it
+
+        own = dict(options)
+        generator = name.removeprefix(PREFIX)
+        self.name = name
+        self._template = check_template(str(own.pop("template", TEMPLATE)))
+        self.judge_settings: dict[str, Any] = {"generator": generator, "seed": seed, "options": own}
+        self.id = task_id(f"{name} {metadata.version('reasoning-gym')}", seed, options)
+        self._source = WorkerProcess(
+            "r1hpc.tasks.problems.gym_worker", [generator, str(seed), json.dumps(own)]
+        )
+        self._num_sources: int = self._source.wait_ready(_LIMIT_S)
+
+    def item(self, index: int, held_out: bool = False) -> Item:
+        source, entry = draw_until(self._draw, (self.id, index), held_out)
+        prompt = fill(self._template, entry["question"])
+        return Item(index, prompt, entry["answer"] or "", {"source_index": source})
+
+    def num_questions(self, held_out: bool = False) -> int | None:
+        """Of a generator with few indices, all of which are asked for it; with more, as many as there are."""
+        if self._num_sources >= ENDLESS:
+            return None
+        return self._num_sources if self._counts is None else self._counts[held_out]
+
+    @cached_property
+    def _counts(self) -> list[int] | None:
+        """Different questions in training, and held out; None: not known."""
+        counts: list[int] | None = self._ask(COUNT)
+        return counts
+
+    def demonstration(self, item: Item, thinking: bool) -> str:
+        """The generator's answer, without thinking: the package holds none."""
+        if thinking:
+            raise UsageError(f"{self.name} has no thinking to show: set generate.thinking_share=0")
+        if not item.answer.strip() or any(tag in item.answer for tag in TAGS):
+            raise UsageError(f"{self.name} has no demonstration of item {item.index}: it names no answer")
+        return compose("", item.answer)
+
+    def _draw(self, draws: Draws) -> tuple[str, tuple[int, dict[str, Any]]]:
+        """The first source of a few draws that the generator can make an item of."""
+        for _ in range(_MAX_FAILURES):
+            source = draws.below(self._num_sources)
+            entry: dict[str, Any] = self._ask(source)
+            if "error" not in entry:
+                return held_out_key(entry["question"]), (source, entry)
+        raise UsageError(
+            f"{self.name} fails to make items, the last with {entry['error']}: change its options"
+        )
+
+    def _ask(self, request: int | str) -> Any:
+        try:
+            return self._source.ask(request, _LIMIT_S)
+        except (DiedError, TimedOutError) as error:
+            what = "count its items" if request == COUNT else f"make item {request}"
+            raise R1hpcError(f"{self.name} failed to {what}: {error}; change its options") from None

@@ -1,0 +1,299 @@
+"""What a task is: a pure function from (seed, index) to a question, and a correct answer to show.
+
+    item = task.item(7)                     # always the same, on any machine
+    item = task.item(7, held_out=True)      # never a question that training can see
+
+The index is therefore the whole state of the data of a run. Held-out questions are chosen by a hash
+of the question itself, not by where they were drawn, so that no draw can put one into training.
+
+The prompt around a question, for models that read language.
+
+A finite list of questions as the two parts of a task: each pass over a part has its own order.
+
+questions = Listed(("jsonl", seed), prompts)
+position, epoch = questions.at(17, held_out=False)      # where in the list item 17 lies, in which pass
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.names import nearest
+
+_T = TypeVar("_T")
+_HELD_OUT_SHARE = 10
+_MAX_DRAWS = 500
+"""A share of 1/10 is missed 500 times in a row with probability 1e-23: then there is none."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question. `metadata` is plain JSON: it travels to the verifier's process."""
+
+    index: int
+    prompt: str
+    answer: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    task: str = ""
+    """The label of its task, where a run has several (`members`)."""
+    where: str = field(default="", compare=False)
+    """The line of the file that it was read from."""
+
+
+class Verifiable(Protocol):
+    """What decides whether an answer to questions of one kind is right."""
+
+    @property
+    def judge(self) -> str:
+        """Which judge of the verifier (judges.py) decides whether an answer is right."""
+        ...
+
+    @property
+    def judge_settings(self) -> Mapping[str, Any]:
+        """What that judge must know of the task beside each item; plain JSON."""
+        ...
+
+
+class Task(Verifiable, Protocol):
+    """Questions of one kind. Implementations are immutable."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def id(self) -> str:
+        """Names the content (kind, seed, options, digest of a file): two tasks of one id ask the same."""
+        ...
+
+    def item(self, index: int, held_out: bool = False) -> Item: ...
+
+    def num_questions(self, held_out: bool = False) -> int | None:
+        """A part never has more different questions than this; None: more than is worth counting."""
+        ...
+
+    def demonstration(self, item: Item, thinking: bool) -> str:
+        """A correct completion.
+
+        Raises:
+            UsageError: this task cannot show one.
+        """
+        ...
+
+
+class Draws:
+    """Integers that depend on nothing but the key: BLAKE2b in counter mode, the same in every Python."""
+
+    def __init__(self, *key: object) -> None:
+        self._key = "/".join(map(str, key)).encode()
+        self._count = 0
+
+    def below(self, limit: int) -> int:
+        """0 <= value < limit. 128 bits are reduced, so the bias is below 1e-18 for limits up to 1e20."""
+        message = self._key + b"#%d" % self._count
+        self._count += 1
+        return int.from_bytes(hashlib.blake2b(message, digest_size=16).digest()) % limit
+
+    def shuffled(self, count: int) -> list[int]:
+        """A permutation of range(count), by Fisher and Yates."""
+        order = list(range(count))
+        for last in range(count - 1, 0, -1):
+            other = self.below(last + 1)
+            order[last], order[other] = order[other], order[last]
+        return order
+
+
+def is_held_out(question: str) -> bool:
+    """One question in ten, by its own text."""
+    digest = hashlib.md5(question.encode("utf-8", "surrogatepass"), usedforsecurity=False).digest()
+    return int.from_bytes(digest) % _HELD_OUT_SHARE == 0
+
+
+def draw_until(make: Callable[[Draws], tuple[str, _T]], key: tuple[object, ...], held_out: bool) -> _T:
+    """The first draw of `make` whose question lies in the wanted part.
+
+    Raises:
+        UsageError: the task's questions are so few that none lies there.
+    """
+    for attempt in range(_MAX_DRAWS):
+        question, made = make(Draws(*key, int(held_out), attempt))
+        if is_held_out(question) == held_out:
+            return made
+    part = "held-out" if held_out else "training"
+    raise UsageError(
+        f"task {key[0]} has too few different questions: none is in the {part} part; widen its options"
+    )
+
+
+@runtime_checkable
+class Dealt(Protocol):
+    """A mixture, whose items are dealt by weight: the task with the fewest questions limits it."""
+
+    def scarcest(self, held_out: bool = False) -> str:
+        """The label of that task."""
+        ...
+
+
+VerifiableT = TypeVar("VerifiableT", bound=Verifiable)
+
+
+def members(task: VerifiableT) -> Mapping[str, VerifiableT]:
+    """The tasks that `task` is made of by label; of a single one itself, under the empty label."""
+    inner: Mapping[str, VerifiableT] | None = getattr(task, "members", None)
+    return {"": task} if inner is None else inner
+
+
+def check_num_held_out(task: Task, num_items: int) -> None:
+    """Refuse to ask more held-out questions than there are: repeats are no evidence, and look like it.
+
+    Raises:
+        UsageError: says how many there are.
+    """
+    there = task.num_questions(held_out=True)
+    if there is not None and num_items > there:
+        fix = f"set evaluate.num_items={there}" if there else "ask test files (evaluate.sets)"
+        few, why = task, ""
+        if isinstance(task, Dealt):
+            label = task.scarcest(held_out=True)
+            few = members(task)[label]
+            why = f" before it asks those of {label} again, of which there are {few.num_questions(True)}"
+        raise UsageError(
+            f"evaluate.num_items is {num_items}, but task {task.name} has no more than {there} held-out "
+            f"questions{why} (one in ten, by a hash of the question): {fix}, or give {few.name} more "
+            "questions"
+        )
+
+
+def check_options(task: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """`known` (the defaults) with what was given.
+
+    Raises:
+        UsageError: an option the task does not have, or a value of another type.
+    """
+    for name, value in given.items():
+        if name not in known:
+            names = ", ".join(known) or "none"
+            raise UsageError(
+                f"task.options.{name} is not an option of {task}{nearest(name, known)}; it has: {names}"
+            )
+        wanted = type(known[name])
+        if type(value) is not wanted:
+            raise UsageError(f"task.options.{name} is {value!r}: {task} wants {wanted.__name__}")
+    return {**known, **given}
+
+
+def check_range(task: str, name: str, value: int, low: int, high: int) -> int:
+    """`value` if low <= value <= high.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not low <= value <= high:
+        raise UsageError(f"task.options.{name} is {value}: {task} takes {low} to {high}")
+    return value
+
+
+def task_id(name: str, seed: int, options: Mapping[str, Any]) -> str:
+    """A readable name of the content; options in alphabetical order."""
+    return f"{name} seed={seed} {json.dumps(dict(options), sort_keys=True)}"
+
+
+TEMPLATE = (
+    "Solve the problem. Write your reasoning inside <think> </think>, then only the final answer inside "
+    "<answer> </answer>.\n\nProblem: {question}\n\nSolution: "
+)
+
+
+def check_template(template: str) -> str:
+    """A template names the place of the question once; nothing else in it is special.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if template.count("{question}") != 1:
+        raise UsageError(f"task.options.template must hold {{question}} exactly once; it is {template!r}")
+    return template
+
+
+def fill(template: str, question: str) -> str:
+    """The prompt. Braces in the question stay what they are."""
+    return template.replace("{question}", question)
+
+
+def check_asks_for(answer_in: str, prompts: Sequence[str], system_prompt: str) -> None:
+    """Where \\boxed counts a model must not be asked for tags alone, nor for a box where tags do: it would
+    never be right.
+
+    Args:
+        answer_in: as reward.answer_in, `boxed` or `tags`.
+        prompts: of one task. A question may hold a tag or box by itself; a template has all of them hold it.
+
+    Raises:
+        UsageError: it is, by the template of all prompts or by the system message.
+    """
+    counts, other = ("\\boxed", "<answer>") if answer_in == "boxed" else ("<answer>", "\\boxed")
+    asked = [system_prompt + prompt for prompt in prompts]
+    if not all(other in text for text in asked) or all(counts in text for text in asked):
+        return
+    what = "model.system_prompt" if other in system_prompt else "the template of the prompts"
+    if answer_in == "boxed":
+        raise UsageError(
+            f"reward.answer_in=boxed counts what \\boxed{{}} holds, and {what} asks for <answer> tags: ask "
+            "for the box, as by task.options.template='{question}\\nReason step by step, and put your final "
+            "answer within \\boxed{}.'"
+        )
+    raise UsageError(
+        f"reward.answer_in=tags counts what <answer> </answer> holds, and {what} asks for \\boxed{{}}: say "
+        "reward.answer_in=boxed, or ask for the tags"
+    )
+
+
+def held_out_key(question: str) -> str:
+    """What decides whether a question is held out: its words, whatever their case and the blanks between."""
+    return " ".join(question.casefold().split())
+
+
+class Listed:
+    """Immutable."""
+
+    def __init__(self, key: tuple[object, ...], questions: Sequence[str], what: str) -> None:
+        """`key` decides the orders; `what` names the list in errors."""
+        self._key, self._what = key, what
+        keys = list(map(held_out_key, questions))
+        self._parts: dict[bool, list[int]] = {False: [], True: []}
+        for position, each in enumerate(keys):
+            self._parts[is_held_out(each)].append(position)
+        self._different = {
+            part: len({questions[position] for position in positions})
+            for part, positions in self._parts.items()
+        }
+        self._order = lru_cache(maxsize=4)(self._shuffled)
+
+    def at(self, index: int, held_out: bool) -> tuple[int, int]:
+        """(position in the list, number of the pass) of an item.
+
+        Raises:
+            UsageError: the part is empty.
+        """
+        positions = self._parts[held_out]
+        if not positions:
+            part = "held-out" if held_out else "training"
+            raise UsageError(
+                f"{self._what} has no {part} questions (about one in ten is held out): add questions"
+            )
+        epoch, place = divmod(index, len(positions))
+        return positions[self._order(epoch, held_out)[place]], epoch
+
+    def num_questions(self, held_out: bool) -> int:
+        """Different questions of a part."""
+        return self._different[held_out]
+
+    def items_per_pass(self, held_out: bool) -> int:
+        """More than there are different questions where some stand in the list twice."""
+        return len(self._parts[held_out])
+
+    def _shuffled(self, epoch: int, held_out: bool) -> list[int]:
+        return Draws(*self._key, epoch, int(held_out)).shuffled(len(self._parts[held_out]))

@@ -1,0 +1,234 @@
+"""Rewards of groups of completions: verdicts from the verifier's process, terms, weights, and the gate.
+
+    with Scorer(config.reward, task, max_completion_length=64) as scorer:
+        scores = scorer.score_groups([(item, completions), ...])
+        scores[0][0].reward, scores[0][0].terms["accuracy"]
+
+A group is scored without a look at the others: one call of many groups and many calls of one give the same,
+so a caller may look for a signal in between.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from r1hpc.base.errors import UsageError
+from r1hpc.config.plugins import is_own
+from r1hpc.config.schema.rl import RewardConfig
+from r1hpc.tasks.grading.completion import Parts, compose, take_apart
+from r1hpc.tasks.grading.judges import OWN_SCORE
+from r1hpc.tasks.grading.verifier import Question, ShouldStop, Verifier, VerifierStats, never
+from r1hpc.tasks.problems.task import Item, Verifiable, members
+from r1hpc.tasks.reward.terms import TERMS, Completion, Judged, term_named
+
+__all__ = ["Completion", "Score", "Scorer"]
+
+Group = tuple[Item, Sequence[Completion]]
+
+
+@dataclass(frozen=True)
+class Score:
+    """`terms` hold each term before its weight and before the gate, which only the reward passes."""
+
+    reward: float
+    terms: dict[str, float]
+    correct: bool
+    well_formed: bool
+
+
+def label(term: str) -> str:
+    """The name under which a term is reported: of own code what stands after the colon."""
+    return term.rpartition(":")[2] if is_own(term) else term
+
+
+class Scorer:
+    """Owns the verifiers' processes, one for each task and own term: close it, or use `with`."""
+
+    def __init__(
+        self,
+        config: RewardConfig,
+        *tasks: Verifiable,
+        max_completion_length: int,
+        flops_per_token: float | None = None,
+        code: Path | None = None,
+    ) -> None:
+        """`tasks` are all whose items will be scored; `code`: see registry.make_task.
+
+        Raises:
+            UsageError: an unknown term, or two of one label.
+        """
+        _refuse_one_label(config, tasks)
+        self._terms = {name: term_named(name) for name in config.terms if not is_own(name)}
+        if "efficiency_flops" in config.terms and flops_per_token is None:
+            raise UsageError(
+                "reward.terms.efficiency_flops needs the model's FLOPs per token, which are not known here; "
+                "take efficiency_tokens"
+            )
+        self._weights = {label(name): weight for name, weight in config.terms.items()}
+        self._gate = config.gate_format and "format" in config.terms
+        self._overlong_share = config.overlong_share
+        self._boxed = config.answer_in == "boxed"
+        self._max_completion_length = max_completion_length
+        self._flops_per_token = flops_per_token
+        self._verifiers = {
+            name: Verifier(task.judge, task.judge_settings, config.timeout_s)
+            for name, task in _members_of(tasks).items()
+        }
+        self._own = {
+            label(name): Verifier(
+                OWN_SCORE, {"spec": name, "code": str(code) if code else None}, config.timeout_s
+            )
+            for name in filter(is_own, config.terms)
+        }
+
+    @property
+    def stats(self) -> VerifierStats:
+        """What the verifiers met so far: time-outs, restarts, refused answers."""
+        return VerifierStats.joined([each.stats for each in self._all()])
+
+    def try_out(self, item: Item, *, of_own_task: bool = False) -> None:
+        """One call of every own term, and of a judge that is the user's or judges his task, on the answer.
+
+        Raises:
+            UsageError: the sentence of the first that fails; or a judge of ours calls the answer wrong. The
+                user's own may: what he calls the answer need not be one, but what it is judged by.
+        """
+        right = Completion(compose("", item.answer), 1, False)
+        verifier, is_right = self._verifiers[item.task], True
+        if verifier.is_own or of_own_task:
+            (is_right,) = verifier.check([Question(item.answer, item.answer, item.metadata)])
+        for term in self._own.values():
+            term.values([_own_question(item, right, {})])
+        for sentence in self.sentences():
+            raise UsageError(f"{sentence}; tried on the question {item.prompt!r:.80}")
+        if not is_right and not verifier.is_own:
+            raise UsageError(
+                f"the task's judge calls the task's own answer {item.answer!r:.40} wrong, to the question "
+                f"{item.prompt!r:.80}: no reward could be earned (does the judge need metadata?)"
+            )
+
+    def sentences(self) -> list[str]:
+        """How own code failed so far, and what no judge could judge; each kind once."""
+        return [sentence for each in self._all() for sentence in each.sentences]
+
+    def score_groups(self, groups: Sequence[Group], should_stop: ShouldStop = never) -> list[list[Score]]:
+        """Scores in the order of the groups and their completions. Deterministic but for time-outs.
+
+        Raises:
+            StopAsked: should_stop said so, which is asked between answers where the judge is slow.
+        """
+        parts = [[take_apart(c.text, c.truncated, self._boxed) for c in group] for _, group in groups]
+        verdicts = iter(self._verdicts(groups, parts, should_stop))
+        own = self._own_values(groups, should_stop)
+        scored = []
+        for (item, completions), apart in zip(groups, parts, strict=True):
+            scores = [
+                self._score(item, *pair, verdicts, own) for pair in zip(completions, apart, strict=True)
+            ]
+            scored.append(self._gated(scores) if self._gate else scores)
+        return scored
+
+    def close(self) -> None:
+        """End the verifiers' processes."""
+        for each in self._all():
+            each.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _all(self) -> list[Verifier]:
+        return [*self._verifiers.values(), *self._own.values()]
+
+    def _verdicts(
+        self, groups: Sequence[Group], parts: list[list[Parts]], should_stop: ShouldStop
+    ) -> list[bool]:
+        """Whether each completion that has an answer is right, in order."""
+        asked = [
+            (item.task, Question(part.answer, item.answer, item.metadata))
+            for (item, _), apart in zip(groups, parts, strict=True)
+            for part in apart
+            if part.answer is not None
+        ]
+        said = {
+            name: iter(verifier.check([question for task, question in asked if task == name], should_stop))
+            for name, verifier in self._verifiers.items()
+        }
+        return [next(said[task]) for task, _ in asked]
+
+    def _own_values(self, groups: Sequence[Group], should_stop: ShouldStop) -> dict[str, Iterator[float]]:
+        """What each own term says of every completion, in order; 0 where it failed."""
+        if not self._own:
+            return {}
+        asked = []
+        for item, completions in groups:
+            shared: dict[str, object] = {}  # one object a group: equal completions are asked of once
+            asked += [_own_question(item, completion, shared) for completion in completions]
+        return {
+            name: iter([float(value or 0.0) for value in verifier.values(asked, should_stop)])
+            for name, verifier in self._own.items()
+        }
+
+    def _score(
+        self,
+        item: Item,
+        completion: Completion,
+        parts: Parts,
+        verdicts: Iterator[bool],
+        own: dict[str, Iterator[float]],
+    ) -> Score:
+        judged = Judged(
+            item=item,
+            completion=completion,
+            correct=parts.answer is not None and next(verdicts),
+            well_formed=parts.well_formed,
+            max_completion_length=self._max_completion_length,
+            flops_per_token=self._flops_per_token,
+            overlong_share=self._overlong_share,
+        )
+        terms = {
+            name: next(own[name]) if name in own else self._terms[name](judged) for name in self._weights
+        }
+        return Score(self._weighted(terms), terms, judged.correct, judged.well_formed)
+
+    def _weighted(self, terms: dict[str, float]) -> float:
+        return sum(weight * terms[name] for name, weight in self._weights.items())
+
+    def _gated(self, scores: list[Score]) -> list[Score]:
+        """Without the format term where nothing else but their lengths tells the members apart.
+
+        There, normalising by the group's deviation would make the smallest format weight the whole signal
+        (open-instruct issue 659: the policy collapses to form without content).
+        """
+        rewards = [self._weighted({**score.terms, "format": 0.0}) for score in scores]
+        contents = {self._weighted({**score.terms, "format": 0.0, "overlong": 0.0}) for score in scores}
+        if len(scores) == 1 or len(contents) > 1:  # alone it is not held against anybody
+            return scores
+        return [replace(score, reward=reward) for score, reward in zip(scores, rewards, strict=True)]
+
+
+def _members_of(tasks: Sequence[Verifiable]) -> dict[str, Verifiable]:
+    return {name: member for task in tasks for name, member in members(task).items()}
+
+
+def _refuse_one_label(config: RewardConfig, tasks: Sequence[Verifiable]) -> None:
+    """Two things that would be reported as one."""
+    labels = [label(name) for name in config.terms]
+    for name in filter(is_own, config.terms):
+        if labels.count(label(name)) > 1 or label(name) in TERMS:
+            raise UsageError(
+                f"reward.terms: {name} would be reported as another term's: rename {label(name)}"
+            )
+    names = [name for task in tasks for name in members(task)]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"{name} is a label of task.mix and of evaluate.sets: rename one")
+
+
+def _own_question(item: Item, completion: Completion, shared: dict[str, object]) -> Question:
+    if not shared:
+        shared.update(prompt=item.prompt, metadata=dict(item.metadata))
+    return Question(completion.text, item.answer, shared)

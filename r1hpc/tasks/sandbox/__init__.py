@@ -1,0 +1,1 @@
+"""Run custom code in a process that can be killed."""

@@ -1,0 +1,187 @@
+"""One process at the other end of two pipes, with a deadline for every answer.
+
+    worker = WorkerProcess("r1hpc.tasks.grading.worker", ["countdown", "{}"])
+    worker.wait_ready(60.0)
+    worker.ask([[text, answer, metadata], ...], deadline_s=2.0)    # -> [True, False, None, ...]
+    worker.stop()
+
+Nothing here trusts the other side to read, to answer or to end.
+
+JSON over a pipe: four bytes of length, then the text. What a verifier and its process speak.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import struct
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from r1hpc.base.errors import R1hpcError, UsageError
+
+HEADER = struct.Struct(">I")
+
+
+def pack(value: Any) -> bytes:
+    """A frame. Escaped to ASCII, so that lone surrogates travel too."""
+    body = json.dumps(value).encode("ascii")
+    return HEADER.pack(len(body)) + body
+
+
+def read_frame(stream: BinaryIO) -> Any:
+    """The next value, or None where the other side has closed."""
+    header = stream.read(HEADER.size)
+    if len(header) < HEADER.size:
+        return None
+    body = stream.read(HEADER.unpack(header)[0])
+    return json.loads(body)
+
+
+_ROOT = Path(__file__).resolve().parents[3]
+_READ_SIZE = 1 << 16
+_OWN_START_LIMIT_S = 60.0
+"""To import a user's code: torch alone takes half a minute from a network file system under load."""
+_NOT_FOR_THE_WORKER = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
+
+
+class TimedOutError(R1hpcError):
+    """No answer before the deadline."""
+
+
+class DiedError(R1hpcError):
+    """The process ended without an answer."""
+
+
+class WorkerProcess:
+    """A worker that is killed by `stop`, at the latest when this object is collected."""
+
+    def __init__(self, module: str, arguments: Sequence[str]) -> None:
+        command = [sys.executable, "-P", "-m", module, str(os.getpid()), *arguments]
+        self._module = module
+        with _signals_held_back():
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment(), bufsize=0
+            )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
+        os.set_blocking(self._to, False)
+        os.set_blocking(self._from, False)
+        self._received = bytearray()
+        self._finalizer = weakref.finalize(self, _end, self._process)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def wait_ready(self, limit_s: float) -> Any:
+        """Until it has loaded what it needs; what it says then.
+
+        Raises:
+            UsageError: it cannot, and says why.
+            R1hpcError: it died, or takes longer than `limit_s` seconds.
+        """
+        try:
+            hello = self._read_frame(time.monotonic() + limit_s)
+        except (DiedError, TimedOutError) as error:
+            raise R1hpcError(
+                f"{self._module} did not start ({error}); what it printed is on stderr"
+            ) from None
+        if "error" in hello:
+            raise UsageError(hello["error"])
+        return hello["ready"]
+
+    def ask(self, request: Any, deadline_s: float) -> Any:
+        """Its reply.
+
+        Raises:
+            TimedOutError: not within `deadline_s` seconds; the process must be stopped.
+            DiedError: it ended instead.
+        """
+        deadline = time.monotonic() + deadline_s
+        self._write(pack(request), deadline)
+        return self._read_frame(deadline)
+
+    def stop(self) -> None:
+        """Kill it and wait until it is gone. Twice is once."""
+        self._finalizer()
+
+    def _write(self, raw: bytes, deadline: float) -> None:
+        left = memoryview(raw)
+        while left:
+            self._wait(self._to, select.POLLOUT, deadline)
+            try:
+                left = left[os.write(self._to, left) :]
+            except BrokenPipeError:
+                raise DiedError("it closed its end") from None
+
+    def _read_frame(self, deadline: float) -> Any:
+        (length,) = HEADER.unpack(self._read_exactly(HEADER.size, deadline))
+        return json.loads(self._read_exactly(length, deadline))
+
+    def _read_exactly(self, count: int, deadline: float) -> bytes:
+        while len(self._received) < count:
+            self._wait(self._from, select.POLLIN, deadline)
+            piece = os.read(self._from, _READ_SIZE)
+            if not piece:
+                raise DiedError("it closed its end")
+            self._received += piece
+        taken = bytes(self._received[:count])
+        del self._received[:count]
+        return taken
+
+    def _wait(self, fd: int, event: int, deadline: float) -> None:
+        poller = select.poll()
+        poller.register(fd, event)
+        # Suspended meanwhile, we may look late at an answer that came in time.
+        left = max(0.0, deadline - time.monotonic())
+        if not poller.poll(left * 1000):
+            raise TimedOutError("no answer in time")
+
+
+def wait_for_own(worker: WorkerProcess, spec: str) -> Any:
+    """What a worker with a user's code says when it has loaded it.
+
+    Raises:
+        UsageError: one sentence that says what the code did instead.
+    """
+    try:
+        return worker.wait_ready(_OWN_START_LIMIT_S)
+    except UsageError:
+        raise
+    except R1hpcError as error:
+        hangs = isinstance(error.__context__, TimedOutError)
+        how = f"takes over {_OWN_START_LIMIT_S:g} s" if hangs else "ends the process (os._exit?)"
+        raise UsageError(f"{spec}: importing it {how}; an import must only define things") from None
+
+
+def _environment() -> dict[str, str]:
+    """Ours, with the package findable from any folder, one thread, and sets of strings in one order."""
+    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    paths = [str(_ROOT), *(path for path in inherited if Path(path).is_absolute())]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """A child inherits the mask: signals to the whole job step cannot end it before it ignores them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_THE_WORKER)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            stream.close()

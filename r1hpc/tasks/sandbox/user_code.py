@@ -1,0 +1,174 @@
+"""A user's task or reward term, imported and called, with one sentence for whatever goes wrong in it.
+
+    term = load("rewards.py:brevity", None)                      # the function or class of that name
+    score = call("rewards.py:brevity", term, prompt, completion, answer, metadata)
+
+Runs only in processes that can be killed: worker.py judges, own_source.py makes questions.
+"""
+
+import importlib
+import inspect
+import math
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.errors import UsageError
+from r1hpc.config.plugins import Plugin, locate
+from r1hpc.tasks.sandbox import guard
+
+Judge = Callable[[str, str, Mapping[str, Any]], Any]
+
+
+class OwnCodeError(UsageError):
+    """A user's code failed; the message is one sentence that says where and how."""
+
+
+def load(spec: str, code: str | None) -> Any:
+    """What `spec` names, imported from the frozen copy where there is one.
+
+    Args:
+        code: a run's frozen code, see config.plugins.locate.
+
+    Raises:
+        OwnCodeError: it cannot be imported, or has no such name.
+    """
+    plugin = locate(spec, Path(code) if code else None)
+    sys.path.insert(0, str(plugin.root))
+    try:
+        module = _imported(plugin)
+    # SystemExit too: a script that was never meant to be imported ends here, not this process.
+    except BaseException as error:
+        raise OwnCodeError(_sentence(spec, "cannot be imported", error)) from None
+    if not callable(getattr(module, plugin.name, None)):
+        raise OwnCodeError(f"{spec}: {plugin.module} has no function or class {plugin.name}")
+    return getattr(module, plugin.name)
+
+
+def make_task(settings: Mapping[str, Any]) -> Any:
+    """The user's task, made of the options.
+
+    Raises:
+        OwnCodeError: its class does not take them, or has no `question`.
+    """
+    spec = settings["spec"]
+    made = call(spec, load(spec, settings["code"]), **settings["options"])
+    if not callable(getattr(made, "question", None)):
+        raise OwnCodeError(f"{spec} has no method question(index): see docs/tasks.md")
+    return made
+
+
+def call(spec: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """What it returns.
+
+    Raises:
+        OwnCodeError: whatever it raised, SystemExit included.
+        MemoryError: what filled the memory may stay; the process is to be replaced.
+    """
+    try:
+        return function(*arguments, **options)
+    except (MemoryError, OwnCodeError):
+        raise
+    except BaseException as error:
+        what = getattr(function, "__name__", type(function).__name__)
+        raise OwnCodeError(_sentence(spec, f"failed in {what}", error)) from None
+
+
+def load_verdict(settings: Mapping[str, Any]) -> Judge:
+    """The judge of a user's task."""
+    task, spec = make_task(settings), settings["spec"]
+
+    def judge(text: str, answer: str, metadata: Mapping[str, Any]) -> bool:
+        right = call(spec, task.verdict, text, answer, metadata)
+        if not isinstance(right, bool):
+            raise OwnCodeError(f"{spec}: verdict gave {right!r:.60}, not True or False")
+        if not right:
+            _refuse_caught_acts(f"{spec}: verdict gave False")
+        return right
+
+    return judge
+
+
+def load_score(settings: Mapping[str, Any]) -> Judge:
+    """A user's reward term. It is asked as a judge whose metadata is {prompt, metadata}."""
+    spec = settings["spec"]
+    function = load(spec, settings["code"])
+    _check_takes_four(spec, function)
+
+    def judge(text: str, answer: str, metadata: Mapping[str, Any]) -> float:
+        value = call(spec, function, metadata["prompt"], text, answer, metadata["metadata"])
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise OwnCodeError(f"{spec} gave {value!r:.60}, not a number") from None
+        if not math.isfinite(number):
+            raise OwnCodeError(f"{spec} gave {number}, not a finite number")
+        if not number:
+            _refuse_caught_acts(f"{spec} gave 0")
+        return number
+
+    return judge
+
+
+def _refuse_caught_acts(said: str) -> None:
+    """Where the code caught the guard's error, as a verdict does that runs an answer inside a `try`: what it
+    then says is of no answer."""
+    act = guard.refused_act()
+    if act is not None:
+        raise OwnCodeError(
+            f"{said} after it had tried what is forbidden while a completion is judged ({act}): see "
+            "docs/tasks.md"
+        )
+
+
+def _check_takes_four(spec: str, function: Callable[..., Any]) -> None:
+    """Refuse a reward term that cannot be called as one, such as TRL's, which takes lists by name."""
+    try:
+        takes = inspect.signature(function)
+    except (TypeError, ValueError):  # of something compiled, which does not say
+        return
+    try:
+        takes.bind("", "", "", {})
+    except TypeError:
+        raise OwnCodeError(
+            f"{spec} takes {takes}, and a reward term is called with four arguments, score(prompt, "
+            "completion, answer, metadata), once for each completion: see docs/tasks.md"
+        ) from None
+
+
+def _imported(plugin: Plugin) -> Any:
+    place = plugin.root / f"{plugin.module}.py"
+    if "." in plugin.module or not place.is_file():
+        return importlib.import_module(plugin.module)
+    # By its place: a file may be called like a package that is installed.
+    found = util.spec_from_file_location(plugin.module, place)
+    assert found is not None
+    assert found.loader is not None
+    module = util.module_from_spec(found)
+    sys.modules[plugin.module] = module
+    found.loader.exec_module(module)
+    return module
+
+
+def _sentence(spec: str, what: str, error: BaseException) -> str:
+    """Where and how, in one line; the last line of the user's own files that was reached."""
+    if isinstance(error, SystemExit):
+        how = f"it calls sys.exit({'' if error.code is None else repr(error.code)})"
+    else:
+        how = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".removesuffix(": ")
+    folder = str(Path(__file__).resolve().parents[2])
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((folder, "<frozen"))
+    ]
+    own = [frame for frame in frames if "site-packages" not in frame.filename] or frames
+    where = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    if isinstance(error, FileNotFoundError) and not Path(str(error.filename or "/")).is_absolute():
+        how += f", looked for in {Path.cwd()}"
+    if isinstance(error, SyntaxError):  # its text names file and line
+        where = ""
+    return f"{spec} {what}: {how}{where}"

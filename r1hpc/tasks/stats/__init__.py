@@ -1,0 +1,1 @@
+"""Compare evaluations: intervals, paired tests, non-inferiority."""

@@ -1,0 +1,239 @@
+"""Two sets of answers to the same questions, compared question by question.
+
+    comparison = compare_answers(answers_of_a, answers_of_b)    # lines as an evaluation leaves them
+    comparison.verdict                                          # "b", "a", or "": they are not told apart
+
+The verdict is on accuracy: of the samples, averaged by question, where each question has several in both;
+else of the greedy answers. All else stands beside it and decides nothing, so the error rate is that of one
+test.
+
+Whether one model may be called no worse than another, after both were asked the same questions.
+
+    verdict = judge_loss(compare_answers(original, export), margin=0.02)
+    verdict.no_worse, verdict.text
+
+That two models are not told apart does not show that they are equal: a few questions tell nothing apart. B is
+no worse where the comparison does not call it worse, and the interval of its loss ends before the margin
+(non-inferiority; Piaggio et al., JAMA 2012, 308:2594).
+"""
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from r1hpc.base.errors import UsageError
+from r1hpc.tasks.stats.intervals import (
+    Discordance,
+    mean_interval,
+    pass_at_k,
+    questions_needed,
+    sign_flip_p,
+    smallest_difference,
+    unseen_difference,
+    wilson,
+)
+
+ALPHA = 0.05
+_SEED = 0
+Line = Mapping[str, Any]
+"""Of one question: prompt, expected, greedy_correct, greedy_length, num_samples, num_correct, mean_length"""
+Pair = tuple[Line, Line]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One figure of both models, averaged over the questions."""
+
+    a: float
+    b: float
+    low: float
+    """Of B - A, 95 %."""
+    high: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two models' answers to the same questions say."""
+
+    num_questions: int
+    only_in_a: int
+    """Questions that B was not asked."""
+    only_in_b: int
+    is_sampled: bool
+    """The verdict is on samples, not on greedy answers."""
+    accuracy: Difference
+    p_value: float
+    needed: int | None
+    """Questions after which one could have stopped; None: more than there are."""
+    smallest: float | None
+    """Difference of accuracy that this many questions tell apart in 8 cases of 10."""
+    greedy: Difference
+    discordance: Discordance
+    pass_at: dict[int, Difference]
+    tokens: Difference
+    """An answer's length."""
+    tokens_a_correct_answer: tuple[float | None, float | None]
+    """Tokens sampled for each correct answer; None: none is correct."""
+    disagreements: tuple[Pair, ...]
+    """Questions on which they differ, the largest differences first."""
+
+    @property
+    def verdict(self) -> str:
+        """Which is better, "a" or "b"; empty where the questions do not tell them apart."""
+        if self.p_value >= ALPHA:
+            return ""
+        return "b" if self.accuracy.b > self.accuracy.a else "a"
+
+
+def compare_answers(a: Sequence[Line], b: Sequence[Line]) -> Comparison:
+    """Compare what two models answered to the questions that both were asked; one asked twice counts once.
+
+    Raises:
+        UsageError: there is no such question.
+    """
+    asked_of_a, asked_of_b = _asked(a, b)
+    pairs = [(line, asked_of_b[question]) for question, line in asked_of_a.items() if question in asked_of_b]
+    if not pairs:
+        every = (*asked_of_a, *asked_of_b)
+        labels = " and ".join(sorted({question[2] for question in every if question[2:]}))
+        of = f" (theirs are of {labels})" if labels else ""
+        raise UsageError(
+            f"no question was asked of both{of}: evaluate them on the same task, test file and seed, "
+            "with the same task.options.template"
+        )
+    is_sampled = all(min(x["num_samples"], y["num_samples"]) > 1 for x, y in pairs)
+    differences = [_share(y, is_sampled) - _share(x, is_sampled) for x, y in pairs]
+    counts = [(bool(x["greedy_correct"]), bool(y["greedy_correct"])) for x, y in pairs]
+    greedy = Discordance(
+        both=counts.count((True, True)),
+        only_a=counts.count((True, False)),
+        only_b=counts.count((False, True)),
+        neither=counts.count((False, False)),
+    )
+    _, low, high = greedy.difference()
+    first, second = (greedy.both + greedy.only_a, greedy.both + greedy.only_b)
+    greedy_accuracy = Difference(first / len(pairs), second / len(pairs), low, high)
+    return Comparison(
+        num_questions=len(pairs),
+        only_in_a=len(asked_of_a) - len(pairs),
+        only_in_b=len(asked_of_b) - len(pairs),
+        is_sampled=is_sampled,
+        accuracy=_mean_share(pairs, lambda line: _share(line, True)) if is_sampled else greedy_accuracy,
+        p_value=sign_flip_p(differences) if is_sampled else greedy.p_value,
+        needed=questions_needed(random.Random(_SEED).sample(differences, len(differences)), ALPHA),
+        smallest=smallest_difference(differences),
+        greedy=greedy_accuracy,
+        discordance=greedy,
+        pass_at={k: _pass_at(pairs, k) for k in _ks(pairs)},
+        tokens=_mean(pairs, lambda line: _length(line, is_sampled)),
+        tokens_a_correct_answer=(
+            _cost([x for x, _ in pairs], is_sampled),
+            _cost([y for _, y in pairs], is_sampled),
+        ),
+        disagreements=_disagreements(pairs, differences),
+    )
+
+
+def _asked(a: Sequence[Line], b: Sequence[Line]) -> list[dict[tuple[str, ...], Line]]:
+    """Each side's lines by their question; without the task's label where by that none is of both.
+
+    evaluate.path and evaluate.sets give one file two labels.
+    """
+    asked: list[dict[tuple[str, ...], Line]] = [{_question(line): line for line in lines} for lines in (a, b)]
+    if asked[0].keys() & asked[1].keys():
+        return asked
+    unlabelled = [{question[:2]: line for question, line in each.items()} for each in asked]
+    is_unique = all(len(each) == len(bare) for each, bare in zip(asked, unlabelled, strict=True))
+    return unlabelled if is_unique else asked
+
+
+def _question(line: Line) -> tuple[str, str, str]:
+    return str(line["prompt"]), str(line["expected"]), str(line.get("task", ""))
+
+
+def _share(line: Line, is_sampled: bool) -> float:
+    """How much of a question is answered rightly."""
+    return float(line["num_correct"] / line["num_samples"] if is_sampled else line["greedy_correct"])
+
+
+def _length(line: Line, is_sampled: bool) -> float:
+    return float(line["mean_length"] if is_sampled else line["greedy_length"])
+
+
+def _mean(pairs: Sequence[Pair], figure: Any) -> Difference:
+    values = [(figure(x), figure(y)) for x, y in pairs]
+    _, low, high = mean_interval([y - x for x, y in values])
+    return Difference(
+        sum(x for x, _ in values) / len(values), sum(y for _, y in values) / len(values), low, high
+    )
+
+
+def _mean_share(pairs: Sequence[Pair], figure: Any) -> Difference:
+    """As `_mean`, of shares; where no question differs the interval is that of what was not seen."""
+    found = _mean(pairs, figure)
+    if found.low == found.high:
+        unseen = unseen_difference(len(pairs))
+        gain = found.b - found.a
+        return replace(found, low=max(-1.0, gain - unseen), high=min(1.0, gain + unseen))
+    return found
+
+
+def _pass_at(pairs: Sequence[Pair], k: int) -> Difference:
+    return _mean_share(pairs, lambda line: pass_at_k(line["num_samples"], line["num_correct"], k))
+
+
+def _ks(pairs: Sequence[Pair]) -> list[int]:
+    """2, 4, 8 ... up to the samples that every question has in both."""
+    most = min(min(x["num_samples"], y["num_samples"]) for x, y in pairs)
+    return [2**e for e in range(1, most.bit_length()) if 2**e <= most]
+
+
+def _cost(lines: Sequence[Line], is_sampled: bool) -> float | None:
+    correct = sum(_share(line, is_sampled) for line in lines)
+    return sum(_length(line, is_sampled) for line in lines) / correct if correct else None
+
+
+def _disagreements(pairs: Sequence[Pair], differences: Sequence[float]) -> tuple[Pair, ...]:
+    order = sorted(range(len(pairs)), key=lambda i: (-abs(differences[i]), i))
+    return tuple(pairs[i] for i in order if differences[i])
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What may be said of B beside A."""
+
+    no_worse: bool
+    text: str
+
+
+def judge_loss(found: Comparison, margin: float) -> Verdict:
+    """The verdict on B; `margin` is the loss of accuracy that is not to be, as a share of the questions."""
+    accuracy, won = found.accuracy, found.discordance
+    gain, low, high = accuracy.b - accuracy.a, accuracy.low, accuracy.high
+    least, _ = wilson(won.both + won.only_a, found.num_questions)
+    if found.verdict == "a":
+        return Verdict(False, f"worse by {-gain:.1%} of the questions [{-high:.1%}, {-low:.1%}]")
+    if least <= margin:
+        return Verdict(
+            False,
+            f"not shown to be no worse: the original is right in {accuracy.a:.1%} of the questions, where "
+            f"a loss of {margin:.1%} would not show",
+        )
+    seen = f"{gain:+.1%} of the questions [{low:+.1%}, {high:+.1%}]"
+    if low < -margin:
+        return Verdict(
+            False,
+            f"not shown to be no worse: {seen}, so a loss of more than {margin:.1%} is not excluded; ask "
+            f"{_enough(found.num_questions, gain, low, margin)}",
+        )
+    return Verdict(True, f"no worse: {seen}, so a loss of more than {margin:.1%} is excluded")
+
+
+def _enough(num_questions: int, gain: float, low: float, margin: float) -> str:
+    """How many questions would do, if the difference stayed as it is: intervals shrink with the root."""
+    if gain <= -margin:
+        return "more questions"
+    more = num_questions * ((gain - low) / (gain + margin)) ** 2
+    return f"some {math.ceil(more / 100) * 100:,} questions"

@@ -1,0 +1,1 @@
+"""Encode and decode text, and format prompts."""

@@ -1,0 +1,1 @@
+"""Diagnose an attempt from its records."""

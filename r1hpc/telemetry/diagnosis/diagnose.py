@@ -1,0 +1,125 @@
+"""MFU, NVML and step times of an attempt read together, as sentences with numbers.
+
+    diagnosis = diagnose(run, attempt, end=attempt.end)
+    print("
+".join(as_lines(diagnosis)))
+
+Needs neither NVML nor Slurm: it reads the run folder, at most `max_bytes` of it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from r1hpc.base.run_dir import RunDir
+from r1hpc.base.tables import wrap
+from r1hpc.base.units import format_duration
+from r1hpc.telemetry.diagnosis.evidence import Facts, gather
+from r1hpc.telemetry.diagnosis.findings import Finding
+from r1hpc.telemetry.diagnosis.rl_health import as_mapping, health_warnings
+from r1hpc.telemetry.diagnosis.rules import RULES
+from r1hpc.telemetry.records.attempts import Attempt
+
+QUICK_BYTES = 8 * 2**20
+"""Judged in 0.51 s of CPU, whatever lies before them (`benchmarks/diagnose.py`, 115 MiB)."""
+THOROUGH_BYTES = 64 * 2**20
+_MOST_OF_A_KIND = 3
+"""A whole hot rack is one piece of news, not eighty."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What an attempt was like, and what stands out."""
+
+    run_id: str
+    attempt: int
+    figures: dict[str, float | int | None]
+    """num_steps, num_parts (None where its stage takes steps), median_step_s, data_share, mfu,
+    gpu_utilization_percent, gpu_power_w, silence_s."""
+    findings: tuple[Finding, ...]
+    is_stub: bool
+    is_partial: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "run_id": self.run_id,
+            "attempt": self.attempt,
+            "figures": self.figures,
+            "findings": [finding.to_json() for finding in self.findings],
+            "source": "stub" if self.is_stub else "nvml",
+            "is_partial": self.is_partial,
+        }
+
+
+def diagnose(
+    run: RunDir, attempt: Attempt, *, end: float | None, max_bytes: int = THOROUGH_BYTES
+) -> Diagnosis:
+    """Judge an attempt.
+
+    Args:
+        end: when it ended, or now while it runs. None: nobody knows; it counts until its last sign of life.
+        max_bytes: over all files together; the newest part of each is read.
+    """
+    facts = gather(run, attempt, end=end, max_bytes=max_bytes)
+    findings = [finding for rule in RULES for finding in rule(facts)]
+    findings += health_warnings([as_mapping(step) for step in facts.steps])
+    return Diagnosis(
+        run_id=run.run_id,
+        attempt=attempt.attempt,
+        figures=_figures(facts),
+        findings=tuple(findings),
+        is_stub=facts.is_stub,
+        is_partial=facts.is_partial,
+    )
+
+
+def as_lines(diagnosis: Diagnosis) -> list[str]:
+    """For a log: one line of figures, then two for each finding, at most 100 columns wide."""
+    lines = [wrap(f"attempt {diagnosis.attempt}: {_summary(diagnosis)}")]
+    seen: dict[str, int] = {}
+    for finding in diagnosis.findings:
+        seen[finding.code] = seen.get(finding.code, 0) + 1
+        if seen[finding.code] <= _MOST_OF_A_KIND:
+            lines.append(wrap(f"{finding.severity.value}: {finding.code}: {finding.sentence}", "  ", "    "))
+            lines.append(wrap(f"try: {finding.advice}", "    ", "    "))
+    for code, count in seen.items():
+        if count > _MOST_OF_A_KIND:
+            lines.append(f"  and {count - _MOST_OF_A_KIND} more of {code} (--json lists all)")
+    if diagnosis.is_stub:
+        lines.append("  The GPU readings come from the stub library (source=stub): they mean nothing.")
+    return lines
+
+
+def _figures(facts: Facts) -> dict[str, float | int | None]:
+    return {
+        "num_steps": len(facts.steps),
+        "num_parts": None if facts.parts is None else len(facts.parts),
+        "median_step_s": facts.median_step_s,
+        "data_share": facts.share("data_time_s"),
+        "mfu": facts.mean_mfu,
+        "gpu_utilization_percent": facts.mean_gpu("mean_gpu_utilization_percent"),
+        "gpu_power_w": facts.mean_gpu("mean_power_w"),
+        "silence_s": facts.silence_s,
+    }
+
+
+def _summary(diagnosis: Diagnosis) -> str:
+    known = {key: value for key, value in diagnosis.figures.items() if value is not None}
+    unit = "part" if "num_parts" in known else "step"
+    if not (count := known[f"num_{unit}s"]):
+        parts = [f"no {unit} in {format_duration(known['silence_s'])}"]
+    elif unit == "part":
+        parts = [f"{count} part{'s' * (count != 1)} made"]
+    else:
+        more = " at least" if diagnosis.is_partial else ""
+        parts = [f"{count} steps{more}"]
+    forms = (
+        ("median_step_s", "{:,.4g} s each (median)"),
+        ("data_share", "{:.0%} of it waiting for data"),
+        ("mfu", "MFU {:.1%}"),
+        ("gpu_utilization_percent", "GPUs {:.0f} % busy"),
+        ("gpu_power_w", "at {:.0f} W"),
+    )
+    parts += [form.format(known[key]) for key, form in forms if key in known]
+    if not diagnosis.findings:
+        parts.append("nothing stands out")
+    return ", ".join(parts)

@@ -1,0 +1,251 @@
+"""What is known of one attempt: its steps or parts and ranks, what its GPUs read as it got on and after.
+
+    facts = gather(run, attempt, end=attempt.end or time.time())
+
+At most `max_bytes` are read over all files together, the newest part of each: the end of an attempt of
+weeks on many nodes is looked at within a second. Of finished pieces of work only their times are asked.
+"""
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.errors import StateError
+from r1hpc.base.files import read_json
+from r1hpc.base.records import mistake
+from r1hpc.base.run_dir import RunDir
+from r1hpc.plan.stored import PlanFacts
+from r1hpc.plan.topology.parts import STAGES_IN_PARTS
+from r1hpc.telemetry.diagnosis.summary import names_of
+from r1hpc.telemetry.gpu.summary import GpuFold
+from r1hpc.telemetry.records.attempts import Attempt
+from r1hpc.telemetry.records.lines import MetricEvent, Tail, gpu_line, read_tail
+from r1hpc.telemetry.records.metrics import Step, events_path, is_number, last_steps
+from r1hpc.telemetry.records.ranks import RankTimes, finish_times, read_rank_times
+
+_PROGRESS = ("save", "evaluation", "validation")
+_SETTLE_S = 2.0
+"""Utilisation covers up to the last second (nvml.h), so it needs a moment to tell that work has ended."""
+
+
+@dataclass(frozen=True)
+class GpuFacts:
+    """One GPU. `working` and `silent` are GpuFold.result() of the ticks between the first and the last sign
+    of progress, and of those after it; {} where there were none."""
+
+    node: str
+    uuid: str
+    index: int | None
+    memory_total_bytes: int | None
+    power_limit_w: float | None
+    working: dict[str, Any]
+    silent: dict[str, Any]
+    new_ecc_uncorrected: int = 0
+    """Uncorrected memory errors that came during the attempt."""
+    errors: dict[str, int] = field(default_factory=dict)
+    """What the driver answered instead of a reading, such as "gpu is lost", and how often."""
+
+    @property
+    def label(self) -> str:
+        return f"{self.node} GPU {self.uuid[:12] if self.index is None else self.index}"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One attempt. Steps and GPUs are empty where nothing was recorded; a stage in parts takes no steps."""
+
+    attempt: Attempt
+    end: float
+    """When it ended; now, while it runs."""
+    steps: tuple[Step, ...]
+    last_progress: float
+    """The last step, save, evaluation or finished piece of work; the attempt's begin before the first."""
+    gpus: tuple[GpuFacts, ...]
+    ranks: RankTimes | None
+    is_stub: bool
+    """The GPU readings come from the test library and mean nothing."""
+    is_partial: bool
+    """Only the newest part of a long record was read."""
+    parts: tuple[float, ...] | None = None
+    """When each part was finished that it made, the oldest first; None: its stage is not made in parts."""
+    has_all_parts: bool = False
+    """The last work of the stage, which rank 0 does alone, is all that is left."""
+
+    @property
+    def silence_s(self) -> float:
+        return max(0.0, self.end - self.last_progress)
+
+    @property
+    def median_step_s(self) -> float | None:
+        times = self.values("step_time_s")
+        return statistics.median(times) if times else None
+
+    @property
+    def longest_part_s(self) -> float | None:
+        """The longest that the next part was waited for; None before the first."""
+        if not self.parts:
+            return None
+        return max(after - before for before, after in pairwise((self.attempt.start, *self.parts)))
+
+    @property
+    def mean_mfu(self) -> float | None:
+        mfus = self.values("mfu")
+        return statistics.fmean(mfus) if mfus else None
+
+    def share(self, key: str) -> float | None:
+        """What part of the step time `key` (seconds) is; None where it was not recorded."""
+        pairs = [(s.value(key), s.step_time_s) for s in self.steps]
+        known = [(part, whole) for part, whole in pairs if _is_known(part) and _is_known(whole)]
+        total = sum(whole for _, whole in known if whole)
+        return sum(part for part, _ in known) / total if total else None
+
+    def values(self, key: str) -> list[float]:
+        return [value for step in self.steps if _is_known(value := step.value(key))]
+
+    def mean_gpu(self, key: str) -> float | None:
+        """Mean over the GPUs of a number of GpuFacts.working."""
+        values = [gpu.working[key] for gpu in self.gpus if gpu.working.get(key) is not None]
+        return statistics.fmean(values) if values else None
+
+
+def gather(run: RunDir, attempt: Attempt, *, end: float | None, max_bytes: int) -> Facts:
+    """Read it. `end` None: nobody knows whether it still runs, so it counts until its last sign of life."""
+    steps_budget, gpu_budget = max_bytes // 4, max_bytes // 2
+    k = attempt.attempt
+    newest = last_steps(run, count=steps_budget, tail_bytes=steps_budget)
+    steps = tuple(step for step in newest if step.attempt == k)
+    in_parts = names_of(run)[0] in STAGES_IN_PARTS
+    pieces = finish_times(run.all_parts if in_parts else run.all_batches, attempt.start, end)
+    told = _times(read_tail(events_path(run), max_bytes // 16).records, k)
+    progress = max([attempt.start, *(s.time for s in steps if s.time is not None), *told, *pieces])
+    paths = run.all_gpu_metrics
+    tails = [_sound(read_tail(path, gpu_budget // len(paths))) for path in paths]
+    begun = _first_step_begins(steps, attempt.start)
+    gpus = [
+        gpu for tail, path in zip(tails, paths, strict=True) for gpu in _gpus(tail, path, k, begun, progress)
+    ]
+    return Facts(
+        attempt=attempt,
+        end=max(end if end is not None else _last_tick(tails, k, progress), attempt.start),
+        steps=steps,
+        last_progress=progress,
+        gpus=tuple(gpus),
+        ranks=read_rank_times(run, k, max_bytes // 8),
+        is_stub=any(record.get("source") == "stub" for tail in tails for record in tail.records),
+        is_partial=not all(tail.is_whole for tail in tails) or _size(run.train_metrics) > steps_budget,
+        parts=tuple(pieces) if in_parts else None,
+        has_all_parts=in_parts and _has_all_parts(run),
+    )
+
+
+class _Watched:
+    """The ticks of one GPU, sorted into two folds."""
+
+    def __init__(self, static: dict[str, Any], period_s: float) -> None:
+        self.static = static
+        self.working, self.silent = GpuFold(), GpuFold()
+        for fold in (self.working, self.silent):
+            fold.start(static, period_s)
+        self.errors: Counter[str] = Counter()
+        self.ecc: list[int] = []
+
+    def add(self, at: float, reading: dict[str, Any], begun: float, progress: float) -> None:
+        if reading.get("error"):
+            self.errors[str(reading["error"])] += 1
+        if reading.get("ecc_uncorrected_volatile") is not None:
+            self.ecc = [*self.ecc[:1], reading["ecc_uncorrected_volatile"]]
+        if begun + _SETTLE_S <= at <= progress:
+            self.working.add(at, reading)
+        elif at > progress + _SETTLE_S:
+            self.silent.add(at, reading)
+
+
+def _gpus(tail: Tail, path: Path, attempt: int, begun: float, progress: float) -> list[GpuFacts]:
+    watched: dict[str, _Watched] = {}
+    # The attempt's own header can lie before the part that was read; the file begins with one of this node.
+    statics, period_s = _statics(tail.first), _period(tail.first)
+    for record in tail.records:
+        if record.get("event") == "devices":
+            statics |= _statics(record)
+            period_s = _period(record)
+        if record.get("attempt") != attempt or "time" not in record or "event" in record:
+            continue
+        for reading in record.get("gpus", ()):
+            uuid = str(reading["uuid"])
+            if uuid not in watched:
+                watched[uuid] = _Watched(statics.get(uuid, {}), period_s)
+            watched[uuid].add(record["time"], reading, begun, progress)
+    node = path.stem.removeprefix("gpu-")
+    return [_facts(node, uuid, each) for uuid, each in watched.items()]
+
+
+def _facts(node: str, uuid: str, watched: _Watched) -> GpuFacts:
+    static = watched.static
+    working, silent = watched.working.result(), watched.silent.result()
+    return GpuFacts(
+        node=node,
+        uuid=uuid,
+        index=static.get("index"),
+        memory_total_bytes=static.get("memory_total_bytes"),
+        power_limit_w=static.get("power_limit_w"),
+        working=working if working["ticks"] else {},
+        silent=silent if silent["ticks"] else {},
+        new_ecc_uncorrected=max(0, watched.ecc[-1] - watched.ecc[0]) if watched.ecc else 0,
+        errors=dict(watched.errors),
+    )
+
+
+def _statics(record: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    return {str(gpu["uuid"]): gpu for gpu in (record or {}).get("gpus", ()) if "power_limit_w" in gpu}
+
+
+def _period(record: dict[str, Any] | None) -> float:
+    return float((record or {}).get("period_s") or 1.0)
+
+
+def _sound(tail: Tail) -> Tail:
+    """Its records that are what a sampler writes."""
+    first = tail.first if tail.first is not None and _is_sound(tail.first) else None
+    return Tail(tuple(filter(_is_sound, tail.records)), first, tail.is_whole)
+
+
+def _is_sound(record: dict[str, Any]) -> bool:
+    return mistake(record, gpu_line(record)) is None
+
+
+def _first_step_begins(steps: Sequence[Step], otherwise: float) -> float:
+    if not steps or steps[0].time is None:
+        return otherwise
+    return steps[0].time - (steps[0].step_time_s or 0.0)
+
+
+def _has_all_parts(run: RunDir) -> bool:
+    try:
+        planned = read_json(run.plan, PlanFacts).get("num_steps")
+    except (FileNotFoundError, StateError):  # a report says of a spoilt plan what is to be said
+        return False
+    return planned is not None and len(run.all_parts) >= planned
+
+
+def _times(records: Iterable[dict[str, Any]], attempt: int) -> list[float]:
+    """When work came to an end that takes its time beside the steps."""
+    mine = (r for r in records if r.get("attempt") == attempt and r.get("event") in _PROGRESS)
+    return [float(r["time"]) for r in mine if mistake(r, MetricEvent) is None]
+
+
+def _last_tick(tails: Sequence[Tail], attempt: int, otherwise: float) -> float:
+    mine = (r for tail in tails for r in tail.records if r.get("attempt") == attempt)
+    return max((float(r["time"]) for r in mine if "time" in r), default=otherwise)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _is_known(value: Any) -> bool:
+    return is_number(value) and not math.isnan(value)

@@ -1,0 +1,240 @@
+"""Reinforcement learning that goes wrong, seen in what a run writes per step.
+
+    for finding in health_warnings(steps[-200:]):     # mappings with the keys of metrics/train.jsonl
+        print(finding.sentence)
+
+Pure and cheap, so that the training loop can ask every few steps. The newest steps of the window are
+compared with its oldest or its best; a window of fewer than MIN_STEPS steps says nothing. Keys that are
+missing are not judged. Read are: reward, accuracy, reward_format (mean of the unweighted term, 0 to 1),
+entropy (nats per token), response_length and response_length_wrong (tokens), truncated_share,
+zero_variance_share, logprob_difference (mean absolute, nats per token).
+"""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from r1hpc.telemetry.diagnosis.findings import Finding, Severity
+from r1hpc.telemetry.records.metrics import Step
+
+MIN_STEPS = 20
+"""Rewards of single steps are noisy: a mean over fewer than five of them says little."""
+
+FORMAT_LEARNT, FORMAT_KEPT = 0.3, 0.5
+"""Once so much of the format reward was had, less than half of that is a loss."""
+FORM_ALONE, ACCURACY_HAD, ACCURACY_KEPT = 0.9, 0.05, 0.5
+"""Nearly every answer well formed, and less than half of the accuracy that was had: form without content
+(allenai/open-instruct issue 659)."""
+
+LENGTH_GROWTH, LENGTH_SHRINKAGE = 1.3, 0.5
+REWARD_GAIN = 0.02
+"""Longer completions that earn less than this are padding: GRPO's length bias lengthens wrong answers
+(Liu et al., arXiv 2503.20783). Below half the length at a falling accuracy, an efficiency reward is gamed."""
+
+ENTROPY_FLOOR, ENTROPY_KEPT = 0.05, 0.2
+"""Nats per token, and of the window's beginning. Near zero every group samples the same answer and nothing is
+left to learn from (Yu et al., arXiv 2503.14476; Cui et al., arXiv 2505.22617)."""
+SOLVED = 0.95
+"""Accuracy from which a policy may be as sure as it likes."""
+
+LOGPROB_DIFFERENCE = 0.05
+"""Nats per token: a quarter of a clip range of 0.2 is used up before the first update."""
+
+NO_SIGNAL_SHARE = 0.8
+"""Share of groups whose members all earn the same: four fifths of the rollouts buy no gradient."""
+
+TRUNCATED_SHARE = 0.3
+"""Share of completions cut at the limit, whose rewards say nothing of the answer they would have given."""
+
+
+def health_warnings(steps: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """What goes wrong in a window of steps, oldest first."""
+    if len(steps) < MIN_STEPS:
+        return []
+    window = _Window(steps)
+    return [finding for rule in _RULES for finding in rule(window)]
+
+
+def as_mapping(step: Step) -> dict[str, Any]:
+    """A step as its line in the file, for health_warnings."""
+    return {**step._asdict(), **(step.extra or {})}
+
+
+class _Window:
+    """Means over a quarter of the steps at either end, and the best of those in between."""
+
+    def __init__(self, steps: Sequence[Mapping[str, Any]]) -> None:
+        self._steps = steps
+        self._size = max(5, len(steps) // 4)
+
+    def first(self, key: str) -> float | None:
+        return _mean(self._steps[: self._size], key)
+
+    def last(self, key: str) -> float | None:
+        return _mean(self._steps[-self._size :], key)
+
+    def best(self, key: str) -> float | None:
+        starts = range(0, len(self._steps) - self._size + 1, self._size)
+        means = [_mean(self._steps[i : i + self._size], key) for i in starts]
+        return max((mean for mean in means if mean is not None), default=None)
+
+    def pair(self, key: str) -> tuple[float, float] | None:
+        """(first, last), None where either is missing."""
+        first, last = self.first(key), self.last(key)
+        return None if first is None or last is None else (first, last)
+
+
+def _format_collapse(window: _Window) -> Iterable[Finding]:
+    form, best, last = window.last("reward_format"), window.best("accuracy"), window.last("accuracy")
+    if form is None or best is None or last is None:
+        return
+    if form >= FORM_ALONE and best >= ACCURACY_HAD and last < ACCURACY_KEPT * best:
+        yield Finding(
+            "format_collapse",
+            Severity.warning,
+            f"{form:.0%} of the answers are well formed while the accuracy fell from {best:.2f} to "
+            f"{last:.2f}: the policy earns the format reward and nothing else",
+            "go back to the last checkpoint before the fall; lower train.lr or reward.terms.format, and keep "
+            "reward.gate_format=true",
+            {"format": form, "best": best, "last": last},
+        )
+
+
+def _format_loss(window: _Window) -> Iterable[Finding]:
+    best, last = window.best("reward_format"), window.last("reward_format")
+    if best is None or last is None or best < FORMAT_LEARNT or last >= FORMAT_KEPT * best:
+        return
+    yield Finding(
+        "format_loss",
+        Severity.warning,
+        f"the format reward fell from {best:.2f} to {last:.2f}: the policy unlearns to mark its answer",
+        "go back to the last checkpoint before the fall; lower train.lr, raise reward.terms.format or "
+        "rl.kl_coef",
+        {"best": best, "last": last},
+    )
+
+
+def _length_hacking(window: _Window) -> Iterable[Finding]:
+    length, reward = window.pair("response_length"), window.pair("reward")
+    accuracy = window.pair("accuracy") or reward
+    if length is None or reward is None or accuracy is None or not length[0]:
+        return
+    growth, gain = length[1] / length[0], accuracy[1] - accuracy[0]
+    figures = {"length": length, "reward": reward, "accuracy": accuracy}
+    if growth >= LENGTH_GROWTH and gain < REWARD_GAIN:
+        wrong = window.pair("response_length_wrong")
+        words = f", those of wrong answers from {wrong[0]:.0f} to {wrong[1]:.0f}" if wrong else ""
+        yield Finding(
+            "length_hacking",
+            Severity.warning,
+            f"completions grew from {length[0]:.0f} to {length[1]:.0f} tokens{words}, and the reward of the "
+            f"answers went from {accuracy[0]:.2f} to {accuracy[1]:.2f}: length is paid for, not reasoning",
+            "take rl.loss_level=token or constant with rl.scale_advantage=false, or reward efficiency_tokens",
+            figures,
+        )
+    elif growth <= LENGTH_SHRINKAGE and gain <= -REWARD_GAIN and reward[1] >= reward[0]:
+        yield Finding(
+            "length_hacking",
+            Severity.warning,
+            f"completions shrank from {length[0]:.0f} to {length[1]:.0f} tokens, the reward went from "
+            f"{reward[0]:.2f} to {reward[1]:.2f} and the accuracy from {accuracy[0]:.2f} to "
+            f"{accuracy[1]:.2f}: short wrong answers pay",
+            "lower the weight of the efficiency reward, or give it to correct answers only",
+            figures,
+        )
+
+
+def _entropy_collapse(window: _Window) -> Iterable[Finding]:
+    entropy, accuracy = window.pair("entropy"), window.last("accuracy")
+    if entropy is None or (accuracy is not None and accuracy >= SOLVED):
+        return
+    if entropy[1] >= ENTROPY_FLOOR or entropy[1] >= ENTROPY_KEPT * entropy[0]:
+        return
+    at = "" if accuracy is None else f" at an accuracy of {accuracy:.2f}"
+    yield Finding(
+        "entropy_collapse",
+        Severity.warning,
+        f"the entropy fell from {entropy[0]:.3f} to {entropy[1]:.3f} nats per token{at}: the policy tries "
+        "nothing new",
+        "raise rl.clip_high (0.28), rollout.temperature or rl.kl_coef, or lower train.lr; go back to an "
+        "earlier checkpoint",
+        {"first": entropy[0], "last": entropy[1], "accuracy": accuracy},
+    )
+
+
+def _sampler_mismatch(window: _Window) -> Iterable[Finding]:
+    difference = window.last("logprob_difference")
+    if difference is None or difference < LOGPROB_DIFFERENCE:
+        return
+    yield Finding(
+        "sampler_mismatch",
+        Severity.warning,
+        f"the sampler's and the trainer's log-probabilities differ by {difference:.3f} nats per token: an "
+        f"untouched policy has a ratio that is off by {math.expm1(difference):.0%}",
+        "use the same precision and kernels on both sides (train.precision, rollout.engine=sampler), and "
+        "check that the weights are handed over at every rollout",
+        {"last": difference},
+    )
+
+
+def _no_signal(window: _Window) -> Iterable[Finding]:
+    share = window.last("zero_variance_share")
+    if share is None or share < NO_SIGNAL_SHARE:
+        return
+    reward = window.last("reward")
+    earned = "" if reward is None else f" at a mean reward of {reward:.2f}"
+    yield Finding(
+        "no_signal",
+        Severity.warning,
+        f"in {share:.0%} of the groups all completions earn the same{earned}: they buy no gradient",
+        "take easier or harder items, more rollout.num_generations, or dynamic sampling (rl.max_resamples)",
+        {"last": share, "reward": reward},
+    )
+
+
+def _nothing_right(window: _Window) -> Iterable[Finding]:
+    """Form alone can pay, so that the groups do differ and nothing else is said."""
+    if window.best("accuracy") != 0:
+        return
+    form = window.last("reward_format")
+    well_formed = "" if form is None else f"; {form:.0%} of them were well formed at last"
+    yield Finding(
+        "nothing_right",
+        Severity.warning,
+        f"not one completion of these steps was right{well_formed}",
+        "read metrics/transcripts-*.txt: do they answer in the form that the verifier reads, and within "
+        "rollout.max_completion_length? Then easier items, or a longer cold start",
+        {"accuracy": 0.0, "format": form},
+    )
+
+
+def _truncation(window: _Window) -> Iterable[Finding]:
+    share = window.last("truncated_share")
+    if share is None or share < TRUNCATED_SHARE:
+        return
+    yield Finding(
+        "truncation",
+        Severity.warning,
+        f"{share:.0%} of the completions are cut off at rollout.max_completion_length",
+        "raise rollout.max_completion_length, or leave them out of the loss (rl.mask_truncated=true)",
+        {"last": share},
+    )
+
+
+_RULES = (
+    _format_collapse,
+    _format_loss,
+    _length_hacking,
+    _entropy_collapse,
+    _sampler_mismatch,
+    _no_signal,
+    _nothing_right,
+    _truncation,
+)
+
+
+def _mean(steps: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    """Over the steps that have it: a step without a wrong answer has no length of wrong answers."""
+    values = [v for step in steps if isinstance(v := step.get(key), int | float) and math.isfinite(v)]
+    return statistics.fmean(values) if values else None

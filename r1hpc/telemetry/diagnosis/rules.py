@@ -1,0 +1,384 @@
+"""What the readings of an attempt mean: one pure function for each thing that can be wrong.
+
+    findings = [finding for rule in RULES for finding in rule(facts)]
+
+A rule says nothing where it lacks the readings it needs. Thresholds without a source are this project's
+own choice, with the reason beside them; none of them was tuned on a fleet.
+"""
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from r1hpc.base.units import format_bytes, format_duration
+from r1hpc.telemetry.diagnosis.evidence import Facts, GpuFacts
+from r1hpc.telemetry.diagnosis.findings import Finding, Severity
+from r1hpc.telemetry.records.attempts import Cause
+
+MIN_STEPS = 10
+"""Before that, warm-up and compilation are most of what is seen."""
+
+HANG_AFTER_S = 60.0
+HANG_AFTER_STEPS = 10
+"""Silence is longer than both before it is one, since steps vary."""
+HANG_AT_START_S = 600.0
+"""Before the first step ranks wait for each other with good reason: loading, converting a checkpoint."""
+HANG_AFTER_PARTS = 3
+"""Of a stage in parts: silence is also longer than so many times the longest part. Most answers to the items
+of one may run to max_completion_length, as those of the parts before did not."""
+HANG_TICK_SHARE = 0.9
+"""Share of the readings since, busy at low power: 100 % at under a quarter of the power limit. Seen: 44 of
+250 W on V100 (NVIDIA/nccl#199), about 70 of 400 W on A100 (NVIDIA/nccl#968); a kernel that spins in a
+collective keeps a GPU "utilised" and does no arithmetic."""
+
+DATA_SHARE = 0.15
+"""Share of the step time spent waiting for data. The loader takes 1 % of the smoke job's: no noise."""
+INPUT_BOUND_UTILIZATION = 90
+"""Percent. Above, the wait for data lies beside work of the GPU, not before it."""
+
+BUSY_UTILIZATION = 90
+"""Percent: a kernel runs practically always."""
+LOW_MFU = 0.2
+"""Nine in ten of 30 published A100 runs reach 0.236 over the whole run, restarts included: steps that stay
+below 0.2 wait for something."""
+MID_POWER = (0.25, 0.7)
+"""Shares of the power limit. Below lies a hang; matrix products at full speed draw nearly all of it."""
+
+STRAGGLER_RATIO = 1.2
+"""Own work of a rank against the median rank. NVIDIA's resiliency extension compares with the fastest one,
+which one lucky rank can move."""
+STRAGGLER_PERSISTENCE = 0.7
+"""Share of the records. A garbage collection or a neighbour's job slows a rank down now and then."""
+STRAGGLER_MIN_RECORDS = 3
+
+THROTTLE_SHARE = 0.05
+"""Share of the readings. Heat or power-brake slowdown is a defect; one reading may be a spike at start-up."""
+THROTTLE_REASONS = (
+    "hw_slowdown",
+    "sw_thermal_slowdown",
+    "hw_thermal_slowdown",
+    "hw_power_brake_slowdown",
+    "board_limit",
+    "reliability",
+)
+"""Not sw_power_cap, which is how a card at full load keeps to its limit, and not gpu_idle."""
+
+MEMORY_SHARE = 0.5
+"""Share of the card at the peak: below it, the micro batch can be doubled wherever activations matter."""
+
+IDLE_UTILIZATION, OTHERS_UTILIZATION = 5, 50
+"""Percent: a GPU that does nothing beside GPUs that work."""
+
+ROLLOUT_SHARE = 0.5
+"""Share of the step. Rollouts take 57 to 72 % of RL steps where it was measured (huggingface/trl,
+volcengine/verl), so it is the low utilisation beside it that is worth a finding."""
+ROLLOUT_UTILIZATION = 60
+REWARD_SHARE = 0.2
+"""Share of the step spent on verifying answers, while the GPUs wait."""
+
+Rule = Callable[[Facts], Iterable[Finding]]
+
+
+def hang(facts: Facts) -> Iterable[Finding]:
+    """Busy GPUs at the power of idle ones, and no steps or parts."""
+    ended_as_hang = facts.attempt.cause is Cause.hang
+    got_through = facts.attempt.cause in (Cause.finished, Cause.stopped)
+    if got_through or (not ended_as_hang and facts.silence_s < _longest_silence_s(facts)):
+        return
+    silent = [gpu for gpu in facts.gpus if gpu.silent.get("busy_low_power_fraction") is not None]
+    spinning = [gpu for gpu in silent if gpu.silent["busy_low_power_fraction"] >= HANG_TICK_SHARE]
+    if not spinning and not ended_as_hang:
+        return
+    sentence = _silence(facts)
+    if spinning:
+        power = statistics.fmean(gpu.silent["mean_power_w"] for gpu in spinning)
+        limit = statistics.fmean(gpu.power_limit_w or 0.0 for gpu in spinning)
+        sentence += (
+            f", while {_count(spinning, facts.gpus)} read 100 % busy at {power:.0f} W of {limit:.0f} W: "
+            "they spin in a collective that never completes"
+        )
+    others = [gpu for gpu in silent if gpu not in spinning]
+    odd = (
+        f" Look first at {_names(others)}, which did not wait with the others." if spinning and others else ""
+    )
+    yield Finding(
+        "hang",
+        Severity.error,
+        sentence,
+        "read the stacks in the rank logs: one rank is missing from a collective, has died, or has lost its "
+        f"network.{odd}",
+        {
+            "silence_s": facts.silence_s,
+            "median_step_s": facts.median_step_s,
+            "spinning": [gpu.label for gpu in spinning],
+            "not_spinning": [gpu.label for gpu in others],
+        },
+    )
+
+
+def input_bound(facts: Facts) -> Iterable[Finding]:
+    """Steps that wait for their data, on GPUs that have nothing to do meanwhile."""
+    share, utilization = facts.share("data_time_s"), facts.mean_gpu("mean_gpu_utilization_percent")
+    if len(facts.steps) < MIN_STEPS or share is None or share < DATA_SHARE:
+        return
+    if utilization is not None and utilization >= INPUT_BOUND_UTILIZATION:
+        return
+    idle = "" if utilization is None else f", and the GPUs are busy only {utilization:.0f} % of the time"
+    yield Finding(
+        "input_bound",
+        Severity.warning,
+        f"{share:.0%} of each step is spent waiting for data{idle}: the input is too slow",
+        "put the dataset on a faster file system or on node-local scratch, make its shards larger, or give "
+        "each rank more CPU cores (resources.cpus_per_task)",
+        {"data_share": share, "mean_gpu_utilization_percent": utilization},
+    )
+
+
+def communication_bound(facts: Facts) -> Iterable[Finding]:
+    """Kernels run all the time, arithmetic does not: what runs moves or awaits data."""
+    utilization, power = facts.mean_gpu("mean_gpu_utilization_percent"), _power_share(facts)
+    mfu = facts.mean_mfu
+    if len(facts.steps) < MIN_STEPS or len(facts.gpus) < 2:
+        return
+    if utilization is None or power is None or mfu is None:
+        return
+    if utilization < BUSY_UTILIZATION or mfu >= LOW_MFU or not MID_POWER[0] <= power <= MID_POWER[1]:
+        return
+    yield Finding(
+        "communication_bound",
+        Severity.warning,
+        f"the GPUs read {utilization:.0f} % busy, but at {power:.0%} of their power limit and with an MFU of "
+        f"{mfu:.1%}: most of that time they move data or wait for other GPUs",
+        "raise train.gradient_accumulation_steps or train.micro_batch_size, lower deepspeed.zero_stage, use "
+        "fewer nodes, and check with the interconnect's counters that NCCL uses it (NCCL_DEBUG=INFO). Very "
+        "small models look the same from launching kernels",
+        {"mean_gpu_utilization_percent": utilization, "power_share": power, "mfu": mfu},
+    )
+
+
+def straggler(facts: Facts) -> Iterable[Finding]:
+    """A rank, or all ranks of a node, that works longer than the others, so that these wait."""
+    ranks = facts.ranks
+    if ranks is None or len(ranks.step_time_s) < STRAGGLER_MIN_RECORDS or len(ranks.step_time_s[0]) < 2:
+        return
+    busy = ranks.busy_s
+    medians = [statistics.median(row) for row in busy]
+    nodes = _nodes_of_ranks(facts, len(busy[0]))
+    slow: dict[str, list[int]] = defaultdict(list)
+    for rank, node in enumerate(nodes):
+        late = sum(row[rank] >= STRAGGLER_RATIO * middle for row, middle in zip(busy, medians, strict=True))
+        if late >= STRAGGLER_PERSISTENCE * len(busy):
+            slow[node].append(rank)
+    for node, members in slow.items():
+        own = statistics.fmean(statistics.fmean(row[rank] for rank in members) for row in busy)
+        middle = statistics.fmean(medians)
+        step = statistics.fmean(statistics.fmean(row) for row in ranks.step_time_s)
+        whole = len(members) == nodes.count(node) > 1
+        who = f"all ranks of {node}" if whole else f"rank {', '.join(map(str, members))} on {node}"
+        yield Finding(
+            "straggler",
+            Severity.warning,
+            f"{who}: {own:.3g} s of own work a step where the median rank needs {middle:.3g} s "
+            f"({own / middle:.2f} times as long); the others wait, {(own - middle) / step:.0%} of the time",
+            f"compare clocks, temperature and other processes on {node}; if it stays slow, leave it out: "
+            f"--exclude {node}",
+            {"node": node, "ranks": members, "busy_s": own, "median_busy_s": middle, "step_time_s": step},
+        )
+
+
+def throttled(facts: Facts) -> Iterable[Finding]:
+    """GPUs that slow themselves down because of heat, a power brake or a fault."""
+    for gpu in facts.gpus:
+        shares: dict[str, float] = gpu.working.get("throttle_fraction", {})
+        bad = {r: share for r, share in shares.items() if r in THROTTLE_REASONS and share >= THROTTLE_SHARE}
+        if not bad:
+            continue
+        words = ", ".join(f"{reason} {share:.0%} of the time" for reason, share in bad.items())
+        hottest = gpu.working.get("max_temperature_c")
+        heat = "" if hottest is None else f", at up to {hottest} C"
+        yield Finding(
+            "throttled",
+            Severity.warning,
+            f"{gpu.label} is slowed down: {words}{heat}; in synchronous training it slows all others too",
+            f"tell the site's staff (cooling or power of {gpu.node}), leave it out: --exclude {gpu.node}",
+            {"node": gpu.node, "uuid": gpu.uuid, "shares": bad, "max_temperature_c": hottest},
+        )
+
+
+def memory_headroom(facts: Facts) -> Iterable[Finding]:
+    """Cards that are half empty at the peak."""
+    peaks = [
+        (gpu.working["max_memory_used_bytes"] / gpu.memory_total_bytes, gpu)
+        for gpu in facts.gpus
+        if gpu.memory_total_bytes and gpu.working.get("max_memory_used_bytes")
+    ]
+    if not peaks or (len(facts.steps) < MIN_STEPS and not facts.parts):
+        return
+    share, gpu = max(peaks, key=lambda pair: pair[0])
+    if share >= MEMORY_SHARE:
+        return
+    assert gpu.memory_total_bytes, "chosen above"
+    used = format_bytes(share * gpu.memory_total_bytes)
+    yield Finding(
+        "memory_headroom",
+        Severity.info,
+        f"the fullest GPU ({gpu.label}) fills {used} of {format_bytes(gpu.memory_total_bytes)}, {share:.0%}",
+        f"{_fuller(facts)}, or fewer GPUs would use what is paid for",
+        {"memory_share": share, "uuid": gpu.uuid},
+    )
+
+
+def idle_gpu(facts: Facts) -> Iterable[Finding]:
+    """A GPU that was asked for and does nothing."""
+    known = [g for g in facts.gpus if g.working.get("mean_gpu_utilization_percent") is not None]
+    idle = [g for g in known if g.working["mean_gpu_utilization_percent"] < IDLE_UTILIZATION]
+    mean = facts.mean_gpu("mean_gpu_utilization_percent")
+    busiest = max((g.working["mean_gpu_utilization_percent"] for g in known), default=0.0)
+    if not idle or busiest < OTHERS_UTILIZATION:
+        return
+    yield Finding(
+        "idle_gpu",
+        Severity.warning,
+        f"{_names(idle)} did nothing, while the busiest GPU was busy {busiest:.0f} % of the time",
+        "ask for as many GPUs as there are ranks (resources.gpus_per_node), and look whether another job's "
+        "GPUs are visible here",
+        {"idle": [gpu.label for gpu in idle], "mean_gpu_utilization_percent": mean},
+    )
+
+
+def rollout_idle(facts: Facts) -> Iterable[Finding]:
+    """RL whose GPUs wait while completions are decoded."""
+    share, utilization = facts.share("rollout_time_s"), facts.mean_gpu("mean_gpu_utilization_percent")
+    if len(facts.steps) < MIN_STEPS or share is None or utilization is None:
+        return
+    if share < ROLLOUT_SHARE or utilization >= ROLLOUT_UTILIZATION:
+        return
+    yield Finding(
+        "rollout_idle",
+        Severity.warning,
+        f"{share:.0%} of each step goes into rollouts, and the GPUs are busy {utilization:.0f} % of the "
+        "time: decoding leaves them idle",
+        "decode more prompts together (rollout.prompts_per_batch), cut the longest completions "
+        "(rollout.max_completion_length), or use rollout.engine=vllm",
+        {"rollout_share": share, "mean_gpu_utilization_percent": utilization},
+    )
+
+
+def reward_bound(facts: Facts) -> Iterable[Finding]:
+    """RL that waits for its verifiers, which run on the CPU."""
+    share = facts.share("reward_time_s")
+    if len(facts.steps) < MIN_STEPS or share is None or share < REWARD_SHARE:
+        return
+    yield Finding(
+        "reward_bound",
+        Severity.warning,
+        f"{share:.0%} of each step is spent on verifying answers, and no GPU works meanwhile",
+        "lower reward.timeout_s, give each rank more CPU cores (resources.cpus_per_task), or take a cheaper "
+        "verifier",
+        {"reward_share": share},
+    )
+
+
+def hardware(facts: Facts) -> Iterable[Finding]:
+    """Memory errors that cannot be corrected, and GPUs that answer no more."""
+    for gpu in facts.gpus:
+        advice = f"report {gpu.uuid} of {gpu.node} to the site's staff, leave it out: --exclude {gpu.node}"
+        where = {"node": gpu.node, "uuid": gpu.uuid}
+        if gpu.new_ecc_uncorrected:
+            errors = f"{gpu.new_ecc_uncorrected} memory error{'s' if gpu.new_ecc_uncorrected > 1 else ''}"
+            sentence = f"{gpu.label} had {errors} that ECC could not correct during this attempt"
+            yield Finding(
+                "ecc", Severity.error, sentence, advice, {**where, "errors": gpu.new_ecc_uncorrected}
+            )
+        if gpu.errors:
+            words = ", ".join(f"{text} ({ticks} readings)" for text, ticks in gpu.errors.items())
+            yield Finding(
+                "gpu_lost",
+                Severity.error,
+                f"{gpu.label} stopped answering: {words}",
+                advice,
+                {**where, **gpu.errors},
+            )
+    detail = facts.attempt.detail
+    if any(word in detail.lower() for word in ("uncorrectable ecc", "xid", "unspecified launch failure")):
+        yield Finding(
+            "xid",
+            Severity.error,
+            f"a rank ended on a GPU fault: {detail}",
+            f"have the site's staff look for Xid in the kernel log of {', '.join(facts.attempt.node_names)}; "
+            "leave the node out with --exclude meanwhile",
+            {"detail": detail},
+        )
+
+
+RULES: tuple[Rule, ...] = (
+    hang,
+    hardware,
+    straggler,
+    throttled,
+    input_bound,
+    communication_bound,
+    rollout_idle,
+    reward_bound,
+    idle_gpu,
+    memory_headroom,
+)
+
+
+def _silence(facts: Facts) -> str:
+    unit, since = "step" if facts.parts is None else "part", "since the attempt began"
+    if facts.steps:
+        since = f"after step {facts.steps[-1].global_step}"
+    if facts.parts:
+        since = f"after the last of {len(facts.parts)}"
+    return f"no {unit} for {format_duration(facts.silence_s)} {since}"
+
+
+def _fuller(facts: Facts) -> str:
+    """What takes more of a card's memory."""
+    if facts.parts is not None:
+        return "more prompts decoded together (generate.items_per_part, rollout.prompts_per_batch)"
+    return (
+        "a larger train.micro_batch_size with fewer accumulated batches, no model.activation_checkpointing, "
+        "a lower deepspeed.zero_stage"
+    )
+
+
+def _longest_silence_s(facts: Facts) -> float:
+    """What is still no hang."""
+    if facts.parts is not None:
+        # How long a part takes only a part tells; decoding a small model looks like spinning, and so do ranks
+        # that wait for rank 0 to sum up. The watchdog, which hears of every batch, ends what really hangs.
+        part_s = math.inf if facts.has_all_parts else facts.longest_part_s or math.inf
+        return max(HANG_AT_START_S, HANG_AFTER_PARTS * part_s)
+    if not facts.steps:
+        return HANG_AT_START_S
+    return max(HANG_AFTER_S, HANG_AFTER_STEPS * (facts.median_step_s or 0.0))
+
+
+def _power_share(facts: Facts) -> float | None:
+    shares = [
+        gpu.working["mean_power_w"] / gpu.power_limit_w
+        for gpu in facts.gpus
+        if gpu.power_limit_w and gpu.working.get("mean_power_w") is not None
+    ]
+    return statistics.fmean(shares) if shares else None
+
+
+def _nodes_of_ranks(facts: Facts, num_ranks: int) -> Sequence[str]:
+    """Node by rank; where the record does not say, ranks fill one node after another, as srun places them."""
+    if facts.ranks is not None and len(facts.ranks.nodes) == num_ranks:
+        return facts.ranks.nodes
+    names: Sequence[Any] = facts.attempt.node_names or ("an unknown node",)
+    return [names[rank * len(names) // num_ranks] for rank in range(num_ranks)]
+
+
+def _names(gpus: Sequence[GpuFacts], most: int = 4) -> str:
+    more = f" and {len(gpus) - most} more" if len(gpus) > most else ""
+    return ", ".join(gpu.label for gpu in gpus[:most]) + more
+
+
+def _count(some: Sequence[GpuFacts], every: Sequence[GpuFacts]) -> str:
+    return f"all {len(every)} GPUs" if len(some) == len(every) else f"{len(some)} of {len(every)} GPUs"

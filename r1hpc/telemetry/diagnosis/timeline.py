@@ -1,0 +1,126 @@
+"""Where the time of an attempt went: every millisecond in one part, and all parts together the whole.
+
+    split = split_time(spans_of(attempt, effective, lost, events), start_ms, end_ms)
+    split.useful + split.lost + split.startup + split.save + split.idle == end_ms - start_ms
+
+What a run writes are spans: a step ends at its `time` and took `step_time_s`, a save likewise, start-up ends
+where the first step begins. Where spans overlap (a save beside a step, clocks of two hosts) the first of
+Part's order has the time; what no span covers is idle.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass, fields
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+from r1hpc.telemetry.records.attempts import Attempt
+from r1hpc.telemetry.records.metrics import Step
+
+
+class Part(IntEnum):
+    """What time was spent on."""
+
+    useful = 0
+    """In steps that lasted, and in evaluations between them."""
+    lost = 1
+    """In steps that were taken again, or will have to be."""
+    save = 2
+    startup = 3
+    """Until the first step: imports, loading the checkpoint. All of an attempt that took none."""
+    idle = 4
+    """The rest: leaving, waiting for a hang to be noticed, after the last step, without a record."""
+
+
+class Span(NamedTuple):
+    """Milliseconds since 1970."""
+
+    part: Part
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """Milliseconds by part; of an allocation, or multiplied by its GPUs."""
+
+    useful: int = 0
+    lost: int = 0
+    startup: int = 0
+    save: int = 0
+    idle: int = 0
+
+    @property
+    def allocated(self) -> int:
+        return sum(astuple(self))
+
+    def __add__(self, other: "Split") -> "Split":
+        return Split(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def __mul__(self, width: int) -> "Split":
+        return Split(*(width * part for part in astuple(self)))
+
+    def in_hours(self) -> dict[str, float]:
+        """Each part and `allocated`, which is their sum."""
+        parts = {each.name: getattr(self, each.name) / 3_600_000 for each in fields(self)}
+        return {**parts, "allocated": self.allocated / 3_600_000}
+
+
+def split_time(spans: Iterable[Span], begin: int, end: int) -> Split:
+    """The split of the time from `begin` to `end`, in milliseconds."""
+    edges: list[tuple[int, int, int]] = []
+    for part, first, last in spans:
+        first, last = max(first, begin), min(last, end)
+        if first < last:
+            edges += [(first, int(part), 1), (last, int(part), -1)]
+    edges.sort()
+    covered, active, at = [0] * len(Part), [0] * len(Part), begin
+    for moment, which, change in edges:
+        if moment > at:
+            covered[_first(active)] += moment - at
+            at = moment
+        active[which] += change
+    covered[Part.idle] += max(0, end - at)
+    return Split(**{part.name: covered[part] for part in Part})
+
+
+def _first(active: Sequence[int]) -> int:
+    return next((i for i, count in enumerate(active) if count), Part.idle.value)
+
+
+def spans_of(
+    attempt: Attempt,
+    end: float,
+    useful: Sequence[Step],
+    lost: Sequence[Step],
+    events: Sequence[dict[str, Any]],
+) -> Iterator[Span]:
+    """What one attempt left behind; it ended at `end`, Unix seconds."""
+    for part, steps in ((Part.useful, useful), (Part.lost, lost)):
+        for step in steps:
+            if step.time is not None:
+                yield _span(part, step.time - (step.step_time_s or 0.0), step.time)
+    for event in events:
+        if event["event"] == "save":
+            yield from _waits(event)
+        if event["event"] == "evaluation":
+            yield _span(Part.useful, event["time"] - event.get("seconds", 0.0), event["time"])
+    begins = [s.time - (s.step_time_s or 0.0) for s in (*useful, *lost) if s.time is not None]
+    yield _span(Part.startup, attempt.start, min(begins, default=end))
+
+
+def _waits(event: dict[str, Any]) -> Iterator[Span]:
+    """When training waited for a save: while its state was copied, and (all of it, formerly) at the end."""
+    seconds, end = event.get("seconds", 0.0), event["time"]
+    waited_s = event.get("waited_s")
+    waited_s = seconds if waited_s is None else waited_s
+    yield _span(Part.save, end - waited_s, end)
+    if event.get("copied_at") is not None:
+        yield _span(Part.save, event["copied_at"] - (seconds - waited_s), event["copied_at"])
+
+
+def milliseconds(seconds: float) -> int:
+    return round(1000 * seconds)
+
+
+def _span(part: Part, begin: float, end: float) -> Span:
+    return Span(part, milliseconds(begin), milliseconds(end))

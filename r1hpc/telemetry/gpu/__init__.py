@@ -1,0 +1,1 @@
+"""Sample NVML and summarize the readings."""

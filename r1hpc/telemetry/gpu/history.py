@@ -1,0 +1,231 @@
+"""metrics/gpu-<node>.jsonl as a short series for each GPU, for drawing. A week of seconds stays small.
+
+telemetry.gpu_history reads them, and keeps the folds as they are here: what changes in one of them, or in how
+it thins, is another gpu_history.VERSION.
+
+What the GPUs of a node read, in numbers and as series. What a report has read no later one reads again.
+
+    found = read_gpu_history(run.gpu_metrics("node-1"))
+    found.summary.result()["gpus"]["GPU-..."]["mean_power_w"]
+    all_series(read_gpus(run))
+
+Eight GPUs leave some 60 MB of readings a day. Beside them, in metrics/gpu-<node>.folded, lie both folds as
+they were after so many lines, and how far that was: they go on from there, of a live run too, as if they had
+never stopped, so that each figure is the same to the last digit. The file may be removed at any time. One
+that is damaged or of another version, or whose readings are not what they were in the last 4 KiB before
+that point, is not used.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from r1hpc.base.errors import StateError
+from r1hpc.base.files import iter_objects, open_plain, parse_json, write_atomic
+from r1hpc.base.records import mistake
+from r1hpc.base.run_dir import RunDir
+from r1hpc.base.units import GIB
+from r1hpc.telemetry.gpu.summary import NodeSummary
+from r1hpc.telemetry.records.lines import gpu_line
+from r1hpc.telemetry.records.summary_file import Mark, mark_of
+
+_MOST_POINTS = 1500
+
+
+class Point(NamedTuple):
+    """One reading, or the mean of several in a row; nan where nothing was read."""
+
+    time: float
+    utilization_percent: float
+    power_w: float
+    memory_gib: float
+
+
+@dataclass
+class GpuSeries:
+    """Readings of one GPU over time, one segment for each attempt, halved whenever there are too many."""
+
+    node: str
+    name: str
+    source: str | None = None
+    segments: list[list[Point]] = field(default_factory=list)
+    attempt: int | None = None
+    """Whose readings the last segment has."""
+    stride: int = 1
+    """How many readings a point stands for."""
+    pending: list[Point] = field(default_factory=list)
+    """Those of the next point."""
+
+    @staticmethod
+    def restored(kept: dict[str, Any]) -> "GpuSeries":
+        """From its fields, as JSON holds them."""
+        segments = [list(map(Point._make, segment)) for segment in kept["segments"]]
+        pending = list(map(Point._make, kept["pending"]))
+        return GpuSeries(**{**kept, "segments": segments, "pending": pending})
+
+    @property
+    def first_time(self) -> float:
+        return self.segments[0][0].time
+
+    @property
+    def last_time(self) -> float:
+        return self.segments[-1][-1].time
+
+    def add(self, attempt: int | None, point: Point) -> None:
+        """Points come in order of time; those of two attempts are never averaged together."""
+        if not self.segments or attempt != self.attempt:
+            self.segments.append([point])
+            self.attempt, self.pending = attempt, []
+            return
+        self.pending.append(point)
+        if len(self.pending) == self.stride:
+            self.segments[-1].append(_mean(self.pending))
+            self.pending = []
+        if sum(map(len, self.segments)) > max(_MOST_POINTS, 4 * len(self.segments)):
+            self.segments = [
+                [_mean(segment[i : i + 2]) for i in range(0, len(segment), 2)] for segment in self.segments
+            ]
+            self.stride *= 2
+
+
+@dataclass
+class NodeSeries:
+    """Lines of one file, folded one by one: add(record)."""
+
+    node: str
+    """Whose file it is, for lines that do not say it."""
+    index: dict[str, int | None] = field(default_factory=dict)
+    """The numbers of the GPUs on their node."""
+    gpus: dict[str, GpuSeries] = field(default_factory=dict)
+    """By node and uuid."""
+
+    @staticmethod
+    def restored(kept: dict[str, Any]) -> "NodeSeries":
+        """From its fields, as JSON holds them."""
+        gpus = {key: GpuSeries.restored(series) for key, series in kept["gpus"].items()}
+        return NodeSeries(**{**kept, "gpus": gpus})
+
+    def add(self, record: dict[str, Any]) -> None:
+        """A line that has the shape of its kind (lines.gpu_line)."""
+        if record.get("event") == "devices":
+            self.index |= {gpu["uuid"]: gpu.get("index") for gpu in record["gpus"]}
+        elif record.get("event") != "no_driver":
+            self._tick(record)
+
+    def _tick(self, record: dict[str, Any]) -> None:
+        node, at = str(record.get("node", self.node)), float(record["time"])
+        for gpu in record["gpus"]:
+            series = self._series(node, gpu["uuid"])
+            series.source = "stub" if series.source == "stub" else record.get("source")
+            memory = gpu.get("memory_used_bytes")
+            point = Point(
+                at,
+                _number(gpu.get("gpu_utilization_percent")),
+                _number(gpu.get("power_w")),
+                math.nan if memory is None else memory / GIB,
+            )
+            series.add(record.get("attempt"), point)
+
+    def _series(self, node: str, uuid: str) -> GpuSeries:
+        key = f"{node} {uuid}"
+        if key not in self.gpus:
+            number = self.index.get(uuid)
+            self.gpus[key] = GpuSeries(node, f"{node} GPU {uuid[:12] if number is None else number}")
+        return self.gpus[key]
+
+
+def _mean(points: Sequence[Point]) -> Point:
+    return Point(*(math.fsum(column) / len(points) for column in zip(*points, strict=True)))
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+VERSION = 1
+"""Of the file, and of how the folds count."""
+_WORTH_BYTES = 2**18
+"""With less than this beyond what is kept, reading it again is quicker than writing the folds."""
+
+
+@dataclass
+class GpuHistory:
+    """The lines of one file, folded."""
+
+    summary: NodeSummary
+    series: NodeSeries
+
+    def add(self, record: dict[str, Any]) -> None:
+        self.summary.add(record)
+        self.series.add(record)
+
+
+def read_gpu_history(path: Path) -> GpuHistory:
+    """Both folds of metrics/gpu-<node>.jsonl; empty ones where there is no such file."""
+    history, begin = _kept(path) or (_empty(path), 0)
+    end = begin
+    for at, record in iter_objects(path, begin):
+        if record is not None and mistake(record, gpu_line(record)) is None:
+            history.add(record)
+            end = at  # what comes behind the last good line may be half written: it is read again
+    if end - begin >= _WORTH_BYTES:
+        _keep(path, history, end)
+    return history
+
+
+def read_gpus(run: RunDir) -> list[GpuHistory]:
+    """Of each node that has written any."""
+    return [read_gpu_history(path) for path in run.all_gpu_metrics]
+
+
+def all_series(nodes: Iterable[GpuHistory]) -> list[GpuSeries]:
+    """One for each GPU; none without a driver."""
+    return [series for node in nodes for series in node.series.gpus.values()]
+
+
+def folded_beside(path: Path) -> Path:
+    """The file that keeps the folds of a node's readings."""
+    return path.with_suffix(".folded")
+
+
+def _empty(path: Path) -> GpuHistory:
+    return GpuHistory(NodeSummary(), NodeSeries(path.stem.removeprefix("gpu-")))
+
+
+def _kept(path: Path) -> tuple[GpuHistory, int] | None:
+    """The folds that are kept, and where in the readings they go on; None: there are none to be used."""
+    try:
+        with open_plain(folded_beside(path)) as file:
+            head, _, body = file.read().partition(b"\n")
+        if head != _head(body):
+            return None
+        kept = parse_json(body)
+        begin = Mark(*kept["mark"]).offset(path)
+        if begin is None:
+            return None
+        return GpuHistory(NodeSummary.restored(kept["summary"]), NodeSeries.restored(kept["series"])), begin
+    except (OSError, StateError, TypeError, KeyError):
+        return None
+
+
+def _keep(path: Path, history: GpuHistory, end: int) -> None:
+    """Replace the file; a folder that cannot be written, or a full disk, keeps what it has."""
+    mark = mark_of(path, end)
+    if mark is not None:
+        body = json.dumps({"mark": mark, **vars(history)}, default=_fields).encode()
+        with contextlib.suppress(OSError):
+            write_atomic(folded_beside(path), _head(body) + b"\n" + body)
+
+
+def _head(body: bytes) -> bytes:
+    """The first line of the file. Its digest tells whatever happened to the rest from what was written."""
+    return f"r1hpc {VERSION} {hashlib.sha256(body).hexdigest()}".encode()
+
+
+def _fields(each: Any) -> Any:
+    return sorted(each) if isinstance(each, set) else vars(each)

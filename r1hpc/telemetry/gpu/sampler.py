@@ -1,0 +1,176 @@
+"""One thread per node that writes what its GPUs read to metrics/gpu-<node>.jsonl.
+
+    sampler = GpuSampler(run.gpu_metrics(node), node, attempt=2)
+    message = sampler.start()           # None, or why there are no GPU metrics
+    ...                                 # training
+    sampler.stop()
+
+Lines of the file:
+    {"event": "devices", "time", "node", "attempt", "period_s", "source", "driver", "notes", "gpus": [...]}
+        once per start: what does not change (gpu_reading.STATIC)
+    {"time", "node", "attempt", "source", "gpus": [{"uuid", ...}]}
+        every period: gpu_reading.CHANGING; null where a GPU does not have that reading. The fields of
+        gpu_reading.LINKS are there every `link_every` ticks, for one GPU after another.
+    {"event": "no_driver", "time", "node", "attempt", "message"}
+        instead of both where there is no driver
+
+`source` is "stub" when the readings come from the test library: such numbers mean nothing.
+
+Start one sampler per node, in a process that sees all GPUs of the job there: with one GPU bound to each
+rank (CUDA_VISIBLE_DEVICES of a single entry) it samples only that one.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.failpoints import failpoint
+from r1hpc.telemetry.gpu.nvml import NoDriverError, Nvml, open_nvml
+
+MIN_PERIOD_S = 0.5
+"""NVML renews power about every 0.494 s (measured by Cuuper22/gpu_stack-); asking faster tells no more."""
+
+_log = logging.getLogger(__name__)
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+# Signals of the training process are for its main thread alone.
+_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD}
+
+
+class GpuSampler:
+    """Samples in a daemon thread: it never keeps the process alive, and no failure of it ends training."""
+
+    def __init__(
+        self, path: Path, node: str, attempt: int, period_s: float = 1.0, link_every: int = 10
+    ) -> None:
+        """
+        Args:
+            path: the file to append to; its folder exists.
+            period_s: seconds between ticks, at least MIN_PERIOD_S.
+            link_every: PCIe and NVLink of a GPU are read every this many ticks, 0 for never. Reading PCIe
+                blocks for 40 ms a GPU on real hardware, so the GPUs take turns.
+        """
+        self.path = path
+        self.node = node
+        self.attempt = attempt
+        self.period_s = max(MIN_PERIOD_S, period_s)
+        self.link_every = link_every
+        self.message: str | None = None
+        """Why sampling is off, if it is."""
+        self._ticks = 0
+        self._fd = -1
+        self._nvml: Nvml | None = None
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> str | None:
+        """Start sampling. Returns None, or one plain sentence on why there will be no GPU metrics."""
+        if self.open() is None:
+            self._thread = threading.Thread(target=self._run, name="gpu-sampler", daemon=True)
+            self._thread.start()
+        return self.message
+
+    def stop(self, timeout_s: float = 2.0) -> None:
+        """Stop after the tick under way. A driver that hangs longer than `timeout_s` is left to itself."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+            if self._thread.is_alive():
+                _log.warning("the GPU sampler of %s hangs in a call of the NVIDIA driver", self.node)
+                return
+        self.close()
+
+    def open(self) -> str | None:
+        """What `start` does before its thread: open NVML and the file, write the first line."""
+        try:
+            self._nvml = open_nvml()
+        except NoDriverError as error:
+            return self._no_driver(str(error))
+        try:
+            self._write(self._header(self._nvml))
+        except OSError as error:
+            self._off(self._cannot_write(error))
+            self.close()
+        return self.message
+
+    def tick(self) -> None:
+        """Sample once and append one line. An OSError of the file passes to the caller."""
+        assert self._nvml is not None, "tick() comes after open()"
+        gpus = [
+            device.sample(links=self.link_every > 0 and (self._ticks - turn) % self.link_every == 0)
+            for turn, device in enumerate(self._nvml.devices)
+        ]
+        self._ticks += 1
+        self._write({**self._stamp(), "source": self._nvml.source, "gpus": gpus})
+
+    def close(self) -> None:
+        """Give back NVML and the file. Harmless when repeated."""
+        if self._fd >= 0:
+            # Some network file systems report a full disk only here; the ticks are not worth an error.
+            with contextlib.suppress(OSError):
+                os.close(self._fd)
+            self._fd = -1
+        if self._nvml is not None:
+            self._nvml.close()
+            self._nvml = None
+
+    def _run(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        due = time.monotonic()
+        while not self._stopping.is_set():
+            try:
+                self.tick()
+            except OSError as error:
+                self._off(self._cannot_write(error))
+                return
+            # A tick that took longer than its period skips the ones it missed.
+            due = max(due + self.period_s, time.monotonic())
+            self._stopping.wait(due - time.monotonic())
+
+    def _no_driver(self, message: str) -> str:
+        self._off(message)
+        with contextlib.suppress(OSError):
+            self._write({"event": "no_driver", **self._stamp(), "message": message})
+        self.close()
+        return message
+
+    def _stamp(self) -> dict[str, Any]:
+        return {"time": time.time(), "node": self.node, "attempt": self.attempt}
+
+    def _header(self, nvml: Nvml) -> dict[str, Any]:
+        return {
+            "event": "devices",
+            **self._stamp(),
+            "period_s": self.period_s,
+            "source": nvml.source,
+            "driver": nvml.driver,
+            "notes": nvml.notes,
+            "gpus": [device.static() for device in nvml.devices],
+        }
+
+    def _write(self, record: dict[str, Any]) -> None:
+        """Append one line. Not synced: losing the last seconds of samples to a power cut is fine."""
+        line = _encode(record).encode() + b"\n"
+        failpoint("gpu_metrics.write")
+        if self._fd < 0:
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            line = self._after_torn_line() + line
+        while line:
+            line = line[os.write(self._fd, line) :]
+
+    def _after_torn_line(self) -> bytes:
+        size = os.fstat(self._fd).st_size
+        return b"\n" if size and os.pread(self._fd, 1, size - 1) != b"\n" else b""
+
+    def _cannot_write(self, error: OSError) -> str:
+        return f"cannot write {self.path} ({error.strerror or error}); GPU metrics are off, training goes on"
+
+    def _off(self, message: str) -> None:
+        self.message = message
+        _log.warning("%s", message)

@@ -1,0 +1,256 @@
+"""metrics/gpu-<node>.jsonl in a few numbers per GPU, for reports. Needs no NVML.
+
+summarise(run.gpu_metrics("node-1"))["gpus"]["GPU-..."]["mean_power_w"]
+
+A report of a run asks telemetry.gpu_history, which keeps the folds as they are here: what changes in one of
+them, or in how it counts, is another gpu_history.VERSION.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.files import iter_records
+from r1hpc.base.records import mistake
+from r1hpc.telemetry.records.lines import gpu_line
+
+_SUMMED_UP = {
+    "gpu_utilization_percent": ("mean",),
+    "memory_utilization_percent": ("mean",),
+    "power_w": ("mean", "max"),
+    "memory_used_bytes": ("max",),
+    "temperature_c": ("max",),
+}
+"""Which readings are summed up, and by which attributes of _Series: mean_power_w, max_power_w, ..."""
+_STATIC = ("index", "name", "memory_total_bytes", "power_limit_w")
+_ECC = ("ecc_corrected_volatile", "ecc_uncorrected_volatile")
+_BUSY_PERCENT = 99
+_LOW_POWER = 0.25
+"""Share of the power limit. A collective that hangs reads 100 % at about 70 W of 400 W (NVIDIA/nccl#968)."""
+
+
+def summarise(path: Path) -> dict[str, Any]:
+    """Means, maxima and energy of each GPU over all ticks. Memory does not grow.
+
+    Returns:
+        {node, source, driver, attempts, starts, ticks, first_time, last_time, message, gpus: {uuid: {...}}}.
+        `source` is "stub" if any start was on the test library, None without a driver; `message` is why
+        there are no readings. Each GPU: `ticks`, index, name, memory_total_bytes, power_limit_w,
+        mean_gpu_utilization_percent, mean_memory_utilization_percent, mean_power_w, max_power_w,
+        max_memory_used_bytes, max_temperature_c, energy_j, energy_source ("counter", or "power" where the
+        energy is mean power over time), energy_resets, busy_low_power_fraction (ticks at 100 % and under
+        a quarter of the power limit: most likely a hang), throttle_fraction {reason: of ticks},
+        ecc_corrected_volatile, ecc_uncorrected_volatile (the last), errors {text: ticks}. None: never read.
+    """
+    summary = NodeSummary()
+    for record in iter_records(path):
+        if mistake(record, gpu_line(record)) is None:
+            summary.add(record)
+    return summary.result()
+
+
+@dataclass
+class NodeSummary:
+    """Lines of one file, folded one by one: add(record), result()."""
+
+    about: dict[str, Any] = field(
+        default_factory=lambda: dict.fromkeys(("node", "source", "driver", "message"))
+    )
+    attempts: set[int] = field(default_factory=set)
+    starts: int = 0
+    ticks: int = 0
+    first_time: float | None = None
+    last_time: float | None = None
+    gpus: dict[str, "GpuFold"] = field(default_factory=dict)
+
+    @staticmethod
+    def restored(kept: dict[str, Any]) -> "NodeSummary":
+        """From its fields, as JSON holds them."""
+        gpus = {uuid: GpuFold.restored(gpu) for uuid, gpu in kept["gpus"].items()}
+        return NodeSummary(**{**kept, "attempts": set(kept["attempts"]), "gpus": gpus})
+
+    def add(self, record: dict[str, Any]) -> None:
+        """A line that has the shape of its kind (lines.gpu_line)."""
+        self.attempts.add(record.get("attempt", 0))
+        self.about["node"] = record.get("node")
+        if record.get("event") == "devices":
+            self._start(record)
+        elif record.get("event") == "no_driver":
+            self.about["message"] = record.get("message")
+        elif "gpus" in record:
+            self._tick(record)
+
+    def _start(self, record: dict[str, Any]) -> None:
+        self.starts += 1
+        self.about["driver"] = record.get("driver")
+        if self.about["source"] != "stub":
+            self.about["source"] = record.get("source")
+        for static in record["gpus"]:
+            self._gpu(static["uuid"]).start(static, record.get("period_s") or 1.0)
+
+    def _tick(self, record: dict[str, Any]) -> None:
+        self.ticks += 1
+        self.last_time = record["time"]
+        if self.first_time is None:
+            self.first_time = self.last_time
+        for reading in record["gpus"]:
+            self._gpu(reading["uuid"]).add(record["time"], reading)
+
+    def _gpu(self, uuid: str) -> "GpuFold":
+        if uuid not in self.gpus:
+            self.gpus[uuid] = GpuFold()
+        return self.gpus[uuid]
+
+    def result(self) -> dict[str, Any]:
+        return {
+            **self.about,
+            "attempts": sorted(self.attempts),
+            "starts": self.starts,
+            "ticks": self.ticks,
+            "first_time": self.first_time,
+            "last_time": self.last_time,
+            "gpus": {uuid: gpu.result() for uuid, gpu in self.gpus.items()},
+        }
+
+
+@dataclass
+class GpuFold:
+    """Readings of one GPU, folded one by one: start(static, period_s), add(time, reading), result()."""
+
+    static: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(_STATIC))
+    ticks: int = 0
+    series: dict[str, "_Series"] = field(default_factory=lambda: {key: _Series() for key in _SUMMED_UP})
+    energy: "_Energy" = field(default_factory=lambda: _Energy())
+    busy_low_power: int = 0
+    throttled: Counter[str] = field(default_factory=Counter)
+    throttle_ticks: int = 0
+    ecc: dict[str, int | None] = field(default_factory=lambda: dict.fromkeys(_ECC))
+    errors: Counter[str] = field(default_factory=Counter)
+
+    @staticmethod
+    def restored(kept: dict[str, Any]) -> "GpuFold":
+        """From its fields, as JSON holds them."""
+        parts = {
+            "series": {key: _Series(**series) for key, series in kept["series"].items()},
+            "energy": _Energy(**kept["energy"]),
+            "throttled": Counter(kept["throttled"]),
+            "errors": Counter(kept["errors"]),
+        }
+        return GpuFold(**{**kept, **parts})
+
+    def start(self, static: dict[str, Any], period_s: float) -> None:
+        self.static = {key: static.get(key) for key in _STATIC}
+        self.energy.start(period_s)
+
+    def add(self, at: float, reading: dict[str, Any]) -> None:
+        self.ticks += 1
+        for key, series in self.series.items():
+            series.add(reading.get(key))
+        utilization, power = reading.get("gpu_utilization_percent"), reading.get("power_w")
+        self.energy.add(at, reading.get("energy_j"), power)
+        self.busy_low_power += self._looks_hung(utilization, power)
+        self._add_events(reading)
+
+    def _add_events(self, reading: dict[str, Any]) -> None:
+        reasons = reading.get("throttle_reasons")
+        if reasons is not None:
+            self.throttle_ticks += 1
+            for reason in reasons:  # a third of the time that Counter.update takes
+                self.throttled[reason] += 1
+        for key in self.ecc:
+            self.ecc[key] = self.ecc[key] if reading.get(key) is None else reading[key]
+        if reading.get("error"):
+            self.errors[reading["error"]] += 1
+
+    def _looks_hung(self, utilization: float | None, power: float | None) -> bool:
+        limit = self.static["power_limit_w"]
+        if utilization is None or power is None or limit is None:
+            return False
+        return utilization >= _BUSY_PERCENT and power < _LOW_POWER * limit
+
+    def result(self) -> dict[str, Any]:
+        return {
+            **self.static,
+            "ticks": self.ticks,
+            **{
+                f"{kind}_{key}": getattr(self.series[key], kind)
+                for key, kinds in _SUMMED_UP.items()
+                for kind in kinds
+            },
+            **self.energy.result(),
+            "busy_low_power_fraction": self.busy_low_power / self.ticks if self.ticks else None,
+            "throttle_fraction": {
+                reason: count / self.throttle_ticks for reason, count in sorted(self.throttled.items())
+            },
+            **self.ecc,
+            "errors": dict(self.errors),
+        }
+
+
+@dataclass
+class _Series:
+    """Mean and maximum of the numbers that were there."""
+
+    sum: float = 0.0
+    count: int = 0
+    max: float | None = None
+
+    def add(self, value: float | None) -> None:
+        if value is not None:
+            self.sum += value
+            self.count += 1
+            self.max = value if self.max is None or value > self.max else self.max
+
+    @property
+    def mean(self) -> float | None:
+        return self.sum / self.count if self.count else None
+
+
+@dataclass
+class _Energy:
+    """Joules between the first and the last tick of each start, summed over the starts.
+
+    From the counter: its increases; a counter that fell began again at 0 when the driver was loaded, so its
+    new value is what is known to have been spent. From power: trapezoids between ticks, none across a gap
+    of more than three periods (a suspended job).
+    """
+
+    counted: float = 0.0
+    integrated: float = 0.0
+    has_counter: bool = False
+    has_power: bool = False
+    resets: int = 0
+    longest_s: float = 3.0
+    last_counter: float | None = None
+    last_power: tuple[float, float] | None = None
+
+    def start(self, period_s: float) -> None:
+        self.longest_s = 3 * period_s
+        self.last_counter = None
+        self.last_power = None
+
+    def add(self, at: float, counter: float | None, power: float | None) -> None:
+        if counter is not None:
+            self._count(counter)
+        if power is not None:
+            self._integrate(at, power)
+
+    def _count(self, counter: float) -> None:
+        if self.last_counter is not None:
+            fell = counter < self.last_counter
+            self.resets += fell
+            self.counted += counter if fell else counter - self.last_counter
+        self.has_counter = True
+        self.last_counter = counter
+
+    def _integrate(self, at: float, power: float) -> None:
+        if self.last_power is not None and 0 < at - self.last_power[0] <= self.longest_s:
+            self.integrated += (at - self.last_power[0]) * (power + self.last_power[1]) / 2
+        self.has_power = True
+        self.last_power = (at, power)
+
+    def result(self) -> dict[str, Any]:
+        source = "counter" if self.has_counter else "power" if self.has_power else None
+        energy = {"counter": self.counted, "power": self.integrated, None: None}[source]
+        return {"energy_j": energy, "energy_source": source, "energy_resets": self.resets}

@@ -1,0 +1,418 @@
+"""attempts.jsonl: every submission and every attempt of a run, and how each attempt ended.
+
+Events, one JSON line each, appended in order and never changed. Their order is their place in the file: each
+time is by its writer's clock, and the clocks of hosts differ.
+
+    submitted  time executor job_id script time_limit_s
+    begin      time attempt token job_id job_start executor host node_names gpus ranks resumed_from restarts
+    end        time attempt cause detail exit_status last_committed_step kept requeued inferred resumed_from
+               not_continued
+    cancel_requested  time by
+    excluded   time node reason job_id
+    not_begun  time job_id cause detail
+
+`resumed_from` in `begin` is the newest checkpoint there is, in `end` the one that could be loaded.
+
+An attempt that was killed has no `end`; the next `begin` writes it, marked `inferred`. An attempt whose
+requeue was promised in its `end` and did not come about has a second `end`, without it: the later one counts.
+So does the second `end` of an attempt whose cause Slurm named later. `not_continued` is the limit that ended
+the run.
+`not_begun` says why no attempt follows: STOP was there, a limit is reached, the data cannot be used.
+"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any, NotRequired, TypedDict
+
+from r1hpc.base.errors import StateError
+from r1hpc.base.files import append_record, open_plain, parse_object
+from r1hpc.base.records import Count, Time, mistake
+from r1hpc.base.run_dir import RunDir
+from r1hpc.config.schema.run import LimitsConfig
+from r1hpc.telemetry.records.metrics import steps_from
+from r1hpc.telemetry.records.summary_file import read_summary
+
+NAMING = ("submitted", "resubmitted", "begin")
+"""The events that name the newest job of a run."""
+_MOST_LINES = 5
+_LONGEST_STARTUP_S = 3600.0
+
+
+class Cause(StrEnum):
+    """Why an attempt ended."""
+
+    finished = "finished"
+    stopped = "stopped"
+    """STOP was touched."""
+    preempted = "preempted"
+    timeout = "timeout"
+    node_fail = "node_fail"
+    oom = "oom"
+    crash = "crash"
+    hang = "hang"
+    cancelled = "cancelled"
+    refused = "refused"
+    """The run refused to start: a bad dataset, no usable checkpoint, superseded. Trying again cannot help."""
+    unknown = "unknown"
+
+    @property
+    def is_final(self) -> bool:
+        """The run is over after it, whatever its limits."""
+        return self in (Cause.finished, Cause.stopped, Cause.cancelled, Cause.refused)
+
+
+class _Event(TypedDict):
+    """Any event: what is asked of one that is not named below."""
+
+    event: str
+    time: Time
+    job_id: NotRequired[str | int | None]
+    executor: NotRequired[str | None]
+    host: NotRequired[str | None]
+
+
+class _Begin(_Event):
+    attempt: Count
+    node_names: NotRequired[list[str] | None]
+    gpus: NotRequired[Count]
+    ranks: NotRequired[Count]
+    resumed_from: NotRequired[Count | None]
+    restarts: NotRequired[Count]
+    job_start: NotRequired[Time | None]
+
+
+class _End(_Event):
+    attempt: Count
+    cause: Cause
+    ended: NotRequired[Time | None]
+    detail: NotRequired[str]
+    last_committed_step: NotRequired[Count | None]
+    resumed_from: NotRequired[Count | None]
+    kept: NotRequired[Count]
+    not_continued: NotRequired[str]
+
+
+class _NotBegun(_Event):
+    cause: Cause
+
+
+class _Excluded(_Event):
+    node: str
+
+
+_SHAPES = {"begin": _Begin, "end": _End, "not_begun": _NotBegun, "excluded": _Excluded}
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt of a run. Times are Unix seconds; steps are None where none was taken."""
+
+    attempt: int
+    cause: Cause | None
+    """None while it runs."""
+    start: float
+    end: float | None
+    nodes: int
+    gpus: int
+    first_step: int | None
+    last_step: int | None
+    last_committed_step: int | None
+    job_id: str | None = None
+    node_names: tuple[str, ...] = ()
+    ranks: int = 0
+    detail: str = ""
+    requeued: bool = False
+    inferred: bool = False
+    resumed_from: int | None = None
+    kept: int = 0
+    """Finished pieces of work beyond the last committed step that it left on disk."""
+    not_continued: str = ""
+    """The limit after which no attempt follows; empty where none was reached."""
+    job_start: float | None = None
+    """When Slurm started its job, by slurmctld's clock: the Start of its record in accounting."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class NotBegun:
+    """Why a job of the run began no attempt, and none follows."""
+
+    cause: Cause
+    detail: str
+
+
+@dataclass
+class _Steps:
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class History:
+    """The events of a run, folded."""
+
+    attempts: tuple[Attempt, ...]
+    submissions: tuple[dict[str, Any], ...] = field(default_factory=tuple)
+
+    places: Mapping[str, int] = field(default_factory=dict)
+    """The place of the newest event of each kind."""
+    notes: tuple[str, ...] = ()
+    """What of attempts.jsonl could not be read."""
+    not_begun: NotBegun | None = None
+    """The newest."""
+    num_earlier: int = 0
+    """Attempts of earlier submissions."""
+
+    @property
+    def last(self) -> Attempt | None:
+        return self.attempts[-1] if self.attempts else None
+
+    def is_newer(self, event: str, *others: str) -> bool:
+        """True if the newest `event` came after the newest of all `others`."""
+        return self.places.get(event, -1) > max(self.places.get(other, -1) for other in others)
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether a person has asked for the end of the newest submission: resuming takes that back."""
+        return self.is_newer("cancel_requested", "submitted")
+
+    @property
+    def since_submission(self) -> tuple[Attempt, ...]:
+        """Attempts of the newest submission: asking for the run again is asking for fresh limits."""
+        return self.attempts[self.num_earlier :]
+
+
+def record(run: RunDir, event: str, **fields: Any) -> None:
+    """Append one event, durably, with the time."""
+    append_record(run.attempts, {"event": event, "time": time.time(), **fields})
+
+
+def read_history(run: RunDir) -> History:
+    """Fold attempts.jsonl, and which steps each attempt took by metrics/train.jsonl, into a History.
+
+    Raises:
+        StateError: no line of attempts.jsonl can be read.
+    """
+    events, notes = read_run_events(run)
+    steps = _steps_by_attempt(run)
+    ends = {e["attempt"]: e for e in events if e.get("event") == "end"}
+    attempts = tuple(
+        _fold(e, ends.get(e["attempt"]), steps.get(e["attempt"])) for e in events if e.get("event") == "begin"
+    )
+    submissions = tuple(e for e in events if e.get("event") == "submitted")
+    places = {e["event"]: place for place, e in enumerate(events)}
+    earlier = events[: places.get("submitted", 0)]
+    not_begun = None
+    if "not_begun" in places:
+        event = events[places["not_begun"]]
+        not_begun = NotBegun(Cause(event["cause"]), str(event.get("detail", "")))
+    return History(
+        attempts,
+        submissions,
+        places,
+        notes,
+        not_begun,
+        num_earlier=sum(e["event"] == "begin" for e in earlier),
+    )
+
+
+def in_order(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sort events read from the file into the order in which they happened.
+
+    That is their order in the file, but for a submission: it is written once sbatch has answered, and its job
+    may have begun by then. It goes before the first event of its job.
+    """
+    placed: list[tuple[float, dict[str, Any]]] = []
+    first: dict[str, int] = {}
+    submitted: set[str] = set()
+    for place, event in enumerate(events):
+        job_id, key = str(event.get("job_id")), float(place)
+        if event["event"] in ("submitted", "resubmitted"):
+            key = first.pop(job_id, place) - 0.5
+            submitted.add(job_id)
+        elif event.get("job_id") and job_id not in submitted:
+            first.setdefault(job_id, place)
+        placed.append((key, event))
+    return [event for _, event in sorted(placed, key=lambda each: each[0])]
+
+
+def read_run_events(run: RunDir) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    """The events of attempts.jsonl, oldest first, and a sentence on the lines that cannot be read, if any.
+
+    Raises:
+        StateError: none can be.
+    """
+    try:
+        with open_plain(run.attempts) as file:
+            lines = file.read().split(b"\n")
+    except FileNotFoundError:
+        return [], ()
+    torn = lines.pop()  # a line that is being written, or that a kill tore, has no end
+    events, bad = [], []
+    for number, line in enumerate(lines, start=1):
+        event = parse_event(line)
+        if event is not None:
+            events.append(event)
+        elif line.strip():
+            bad.append(str(number))
+    last = parse_event(torn)
+    if last is not None:
+        events.append(last)
+    elif b"\0" in torn:  # what a power cut leaves, and no kill
+        bad.append(str(len(lines) + 1))
+    events = in_order(events)
+    if not bad:
+        return events, ()
+    some = ", ".join(bad[:_MOST_LINES]) + (" ..." if len(bad) > _MOST_LINES else "")
+    said = f"{run.attempts}: line {some} cannot be read"
+    if not events:
+        raise StateError(f"{said}, and there is no other: restore it or remove the run")
+    return events, (f"{said} and is left out: what it said of an attempt is missing",)
+
+
+def parse_event(line: bytes) -> dict[str, Any] | None:
+    """An event as `record` writes it; None: the line is torn, or not ours."""
+    event = parse_object(line)
+    if event is None or mistake(event, _SHAPES.get(str(event.get("event")), _Event)) is not None:
+        return None
+    return event
+
+
+def _steps_by_attempt(run: RunDir) -> dict[int, _Steps]:
+    """First and last optimizer step that each attempt took: of ended ones as they were summed up."""
+    stored = read_summary(run)
+    offset = stored.train.offset(run.train_metrics) if stored else None
+    found: dict[int, _Steps] = {}
+    if stored is not None and offset is not None:
+        for each in stored.attempts:
+            if each.first_step is not None and each.last_step is not None:
+                found[each.attempt] = _Steps(each.first_step, each.last_step)
+    for _, step in steps_from(run, offset or 0):
+        if step is not None:
+            found.setdefault(step.attempt, _Steps(step.global_step, step.global_step)).last = step.global_step
+    return found
+
+
+def _fold(begin: dict[str, Any], end: dict[str, Any] | None, steps: _Steps | None) -> Attempt:
+    names = tuple(begin.get("node_names") or ())
+    return Attempt(
+        attempt=begin["attempt"],
+        cause=Cause(end["cause"]) if end else None,
+        start=begin["time"],
+        # Inferred from accounting, whose clock is another and counts whole seconds.
+        end=max(begin["time"], end.get("ended") or end["time"]) if end else None,
+        nodes=len(names),
+        gpus=begin.get("gpus", 0),
+        first_step=steps.first if steps else None,
+        last_step=steps.last if steps else None,
+        last_committed_step=end.get("last_committed_step") if end else begin.get("resumed_from"),
+        job_id=begin.get("job_id"),
+        node_names=names,
+        ranks=begin.get("ranks", 0),
+        detail=end.get("detail", "") if end else "",
+        requeued=bool(end and end.get("requeued")),
+        inferred=bool(end and end.get("inferred")),
+        resumed_from=(end or {}).get("resumed_from", begin.get("resumed_from")),
+        kept=end.get("kept", 0) if end else 0,
+        not_continued=end.get("not_continued", "") if end else "",
+        job_start=begin.get("job_start"),
+    )
+
+
+def reason_to_stop(
+    attempts: Sequence[Attempt], limits: LimitsConfig, *, in_parts: bool = False
+) -> str | None:
+    """Why the run must not be started again after its last attempt, or None when it may.
+
+    A finished, stopped, cancelled or refused run is over; every other cause has a limit of its own, which
+    counts from the last attempt that made progress on; and attempts in a row without a new checkpoint are a
+    loop that only burns hours.
+
+    Args:
+        in_parts: its stage makes parts and no checkpoints (plan.parts).
+    """
+    if not attempts:
+        return None
+    last = attempts[-1].cause
+    if last is not None and last.is_final:
+        return f"the run is over: {last.value}"
+    limit_of = {
+        Cause.preempted: ("max_preemptions", limits.max_preemptions),
+        Cause.timeout: ("max_timeouts", limits.max_timeouts),
+        Cause.node_fail: ("max_node_failures", limits.max_node_failures),
+        Cause.crash: ("max_crashes", limits.max_crashes),
+        Cause.unknown: ("max_crashes", limits.max_crashes),
+        Cause.oom: ("max_ooms", limits.max_ooms),
+        Cause.hang: ("max_hangs", limits.max_hangs),
+    }
+    if last in limit_of:
+        name, limit = limit_of[last]
+        count = sum(a.cause is last for a in _since_progress(attempts))
+        if 0 <= limit < count:
+            since = f"since the last progress, and limits.{name} is {limit}"
+            return f"{count} attempts ended by {last.value} {since}"
+    idle = attempts_without_checkpoint(attempts)
+    if idle >= limits.max_attempts_without_checkpoint:
+        missing = "new checkpoint"
+        advice = "save more often (checkpoint.save_every) or ask for more time"
+        if in_parts:
+            missing = "finished part"
+            advice = "ask for more time, or begin a run with smaller parts (generate.items_per_part)"
+        return (
+            f"no {missing} in the last {idle} attempts "
+            f"(limits.max_attempts_without_checkpoint={limits.max_attempts_without_checkpoint}): "
+            f"read the log of the last attempt; {advice}"
+        )
+    return None
+
+
+def seconds_left(history: History, max_gpu_hours: float | None, now: float) -> float | None:
+    """Wall seconds the attempt under way may still take of the run's own allowance; None: no limit.
+
+    A run without GPUs has none either.
+    """
+    this = history.last
+    if max_gpu_hours is None or this is None or this.gpus == 0:
+        return None
+    return max(0.0, max_gpu_hours - gpu_hours_used(history, now)) * 3600 / this.gpus
+
+
+def gpu_hours_used(history: History, now: float) -> float:
+    """GPU-hours of all attempts by the run's own record; one that runs counts until now."""
+    return sum(a.gpus * max(0.0, (a.end or now) - a.start) for a in history.attempts) / 3600
+
+
+def attempts_without_checkpoint(attempts: Iterable[Attempt]) -> int:
+    """How many attempts at the end of the list left nothing that the one before them had not.
+
+    That is a newer checkpoint, or more finished pieces (groups of a rollout, held-out answers) beyond the
+    same one. Attempts that the cluster ended before their first step do not count: they say nothing of the
+    run, and one that waits for its turn on a busy cluster may meet many of them. They do where they lasted
+    longer than any start-up: such a one was at its first rollout, and none of its groups was finished.
+    """
+    listed = list(attempts)
+    return sum(not _ended_in_startup(a) for a in listed[_end_of_progress(listed) :])
+
+
+def _ended_in_startup(attempt: Attempt) -> bool:
+    is_clusters = attempt.cause in (Cause.preempted, Cause.node_fail) and attempt.first_step is None
+    return is_clusters and (attempt.end or attempt.start) - attempt.start < _LONGEST_STARTUP_S
+
+
+def _since_progress(attempts: Sequence[Attempt]) -> Sequence[Attempt]:
+    """The newest attempt that made progress, whose end came after it, and all later ones."""
+    return attempts[max(0, _end_of_progress(attempts) - 1) :]
+
+
+def _end_of_progress(attempts: Sequence[Attempt]) -> int:
+    """How many attempts there are up to the newest that made progress; 0 where none did."""
+    kept_before = [0, *(attempt.kept for attempt in attempts)]
+    for count in range(len(attempts), 0, -1):
+        attempt, kept = attempts[count - 1], kept_before[count - 1]
+        if (attempt.last_committed_step or 0, attempt.kept) > (attempt.resumed_from or 0, kept):
+            return count
+    return 0

@@ -1,0 +1,195 @@
+"""What evaluations said of a model: where they lie by step, read back; and the words and tables of them.
+
+    lines = held_out_lines(run)      # for a person: accuracy over the steps, and answers before and after
+
+The answers hold the same held-out items at every step, so that one question can be followed.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.errors import StateError, UsageError
+from r1hpc.base.files import iter_records, read_json
+from r1hpc.base.names import printable
+from r1hpc.base.run_dir import RunDir
+from r1hpc.telemetry.records.lines import AnswerLine, EvaluatedStep, EvaluationLine, EvaluationSummary
+
+_MOST_SHOWN = 3
+_WIDEST = 100
+
+
+def evaluations_path(run: RunDir) -> Path:
+    """One line per evaluation of an RL run: {global_step, attempt, time, greedy, pass_at, ...}."""
+    return run.metrics / "evaluation.jsonl"
+
+
+def answers_path(run: RunDir, step: int) -> Path:
+    """Every answer of the evaluation after optimizer step `step`."""
+    return run.metrics / f"answers-{step:06d}.jsonl"
+
+
+def read_evaluations(run: RunDir) -> dict[int, dict[str, Any]]:
+    """By step, ascending; the newest line where a step was evaluated twice. Lines that are whole."""
+    lines = iter_records(evaluations_path(run), EvaluationLine)
+    found = {line["global_step"]: line for line in lines if _has_samples(line)}
+    return {step: found[step] for step in sorted(found)}
+
+
+def evaluated_steps(run: RunDir) -> list[int]:
+    """The steps after which it was evaluated, ascending."""
+    return sorted({line["global_step"] for line in iter_records(evaluations_path(run), EvaluatedStep)})
+
+
+OF_BEFORE = ""
+"""In place of a policy: the line of a version that did not note it."""
+
+
+def evaluated_policies(run: RunDir) -> dict[int, str]:
+    """The name of the weights of the newest evaluation after each step."""
+    lines = iter_records(evaluations_path(run), EvaluatedStep)
+    return {line["global_step"]: line.get("policy", OF_BEFORE) for line in lines}
+
+
+def read_answers(run: RunDir, step: int | None = None) -> tuple[int | None, list[dict[str, Any]]]:
+    """The answers of a run of stage evaluate, or of an RL run after `step` (default: the last one evaluated).
+
+    Returns: (the step; None for stage evaluate, a line for each question)
+
+    Raises:
+        UsageError: it has none, or none after that step.
+    """
+    if run.evaluation.exists() and step is None:
+        return None, [line for path in run.all_parts for line in iter_records(path, AnswerLine)]
+    steps = evaluated_steps(run)
+    if not steps or (step is not None and step not in steps):
+        known = f"; it was evaluated after steps {', '.join(map(str, steps))}" if steps else ""
+        what = "no evaluation that is finished" if step is None else f"no evaluation after step {step}"
+        raise UsageError(f"{run.run_id} has {what}{known}")
+    chosen = steps[-1] if step is None else step
+    return chosen, list(iter_records(answers_path(run, chosen), AnswerLine))
+
+
+def sentence(summary: dict[str, Any]) -> str:
+    """An evaluation in one line."""
+    greedy, first = summary["greedy"], summary["pass_at"]["1"]
+    last = max(summary["pass_at"], key=int)
+    text = f"greedy {greedy['value']:.3f} [{greedy['low']:.3f}, {greedy['high']:.3f}]"
+    text += f"  pass@1 {first['value']:.3f} [{first['low']:.3f}, {first['high']:.3f}]"
+    text += f"  pass@{last} {summary['pass_at'][last]['value']:.3f}" if last != "1" else ""
+    # The labels of test files and tasks stand in a table of their own.
+    what = "questions" if "tasks" in summary else "held-out items"
+    num = f"{summary['num_items']} {what}{_drawn_again(summary)}"
+    return f"{text}  mean length {summary['response_length']:.1f}  ({num})"
+
+
+def _drawn_again(summary: dict[str, Any]) -> str:
+    num, different = summary["num_items"], summary.get("num_questions", summary["num_items"])
+    return f", only {different} of them different" if different < num else ""
+
+
+def table(summary: dict[str, Any]) -> list[str]:
+    """An evaluation in one line; of several tasks or test files a row each, in columns."""
+    tasks = summary.get("tasks", {})
+    if len(tasks) < 2:
+        return [sentence(summary), *contamination_lines(summary)]
+    last = max(summary["pass_at"], key=int)
+    rows = [("", "questions", "greedy", "", "pass@1", "", f"pass@{last}", f"maj@{last}", "length", "cut off")]
+    for label, each in tasks.items():
+        first, votes = each["pass_at"]["1"], each.get("maj_at")
+        rows.append(
+            (
+                label,
+                str(each["num_questions"]),
+                *_with_interval(each["greedy"]),
+                *_with_interval(first),
+                f"{each['pass_at'][last]['value']:.3f}",
+                f"{votes[last]['value']:.3f}" if votes else "-",
+                f"{each['response_length']:.0f}",
+                f"{each['truncated_share']:.0%}",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
+    ]
+    if again := _drawn_again(summary):
+        lines.append(f"{summary['num_items']} questions were asked{again}")
+    return [*lines, *contamination_lines(summary)]
+
+
+def contamination_lines(summary: dict[str, Any]) -> list[str]:
+    """How much of each test file stands in what the model was trained on; and where it was not looked for."""
+    lines = []
+    for label, each in (summary.get("contamination") or {}).items():
+        said = f"{label}: {each['num_found']} of {each['num_questions']} questions stand in the training data"
+        short = f"; {each['num_too_short']} are too short to be looked for" if each["num_too_short"] else ""
+        lines.append(f"{said}, by {each['ngram']} words in a row{short}")
+    if left_out := summary.get("not_searched"):
+        lines.append(f"not searched for test questions, though trained on: {', '.join(left_out)}")
+    return lines
+
+
+def _with_interval(value: dict[str, float]) -> tuple[str, str]:
+    return f"{value['value']:.3f}", f"[{value['low']:.3f}, {value['high']:.3f}]"
+
+
+def held_out_lines(run: RunDir) -> list[str]:
+    """What the run's evaluations say; empty where there are none."""
+    if run.evaluation.exists():
+        said, *more = table(_read_summary(run.evaluation))
+        indented = [f"          {line}" for line in [*more, str(run.transcripts)]]
+        return [f"Held out  {said}", *indented]
+    found = read_evaluations(run)
+    if not found:
+        return []
+    lines = ["Held out"]
+    lines += [f"  step {step:<5} {sentence(summary)}" for step, summary in found.items()]
+    first, last = min(found), max(found)
+    return lines + (_before_and_after(run, first, last) if first != last else [])
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    """evaluation.json.
+
+    Raises:
+        StateError: it holds something else; names the file and what is wrong.
+    """
+    summary: dict[str, Any] = read_json(path, EvaluationSummary)
+    if not _has_samples(summary):
+        raise StateError(f"{path}: pass_at is not by a number of samples, from 1; restore or remove it")
+    return summary
+
+
+def _has_samples(summary: dict[str, Any]) -> bool:
+    """Whether pass@k is there for k=1, and else for numbers, as `sentence` and `table` read it."""
+    each = [summary, *summary.get("tasks", {}).values()]
+    ks = [one["pass_at"].keys() for one in each]
+    votes = [one["maj_at"].keys() for one in each if one.get("maj_at")]
+    return all("1" in k and all(map(_is_k, k)) and k == ks[0] for k in [*ks, *votes])
+
+
+def _is_k(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 10
+
+
+def _before_and_after(run: RunDir, first: int, last: int) -> list[str]:
+    """Items that were answered wrongly at first and rightly in the end."""
+    before = {a["index"]: a for a in iter_records(answers_path(run, first), AnswerLine)}
+    lines = []
+    for after in iter_records(answers_path(run, last), AnswerLine):
+        was = before.get(after["index"])
+        if was is None or was["greedy_correct"] or not after["greedy_correct"]:
+            continue
+        lines.append(f"  {_short(after['prompt'])}")
+        lines.append(
+            f"    step {first:<5} {_short(was['greedy'])}  wrong, expected {_short(was['expected'])}"
+        )
+        lines.append(f"    step {last:<5} {_short(after['greedy'])}  right")
+        if len(lines) >= 3 * _MOST_SHOWN:
+            break
+    return [*(["Learned"] if lines else []), *lines]
+
+
+def _short(text: str) -> str:
+    shown = printable(text)
+    return shown if len(shown) <= _WIDEST else f"{shown[: _WIDEST - 3]}..."

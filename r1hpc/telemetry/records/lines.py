@@ -1,0 +1,199 @@
+"""The lines that a run writes into metrics/, as readers rely on them. See base.shapes.
+
+    read_records(events_path(run), MetricEvent)
+
+Keys that nobody reads are not named; what a line holds beyond these is documented beside its writer. Lines of
+metrics/train.jsonl are telemetry.metrics.Step, those of attempts.jsonl are in telemetry.attempts.
+
+The newest records of a file of lines, without reading all of a long one.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+from r1hpc.base.files import open_plain, parse_object
+from r1hpc.base.records import Amount, Count, Duration, Finite, Time
+
+
+class MetricEvent(TypedDict):
+    """A line of metrics/events.jsonl: a save, a resume, a warning."""
+
+    event: str
+    time: Time
+    attempt: Count
+    global_step: NotRequired[Count]
+    seconds: NotRequired[Duration]
+    waited_s: NotRequired[Duration | None]
+    copied_at: NotRequired[Time | None]
+    write_s: NotRequired[Duration | None]
+    bytes: NotRequired[Count | None]
+    num_nodes: NotRequired[Count]
+
+
+class Device(TypedDict):
+    """What does not change of a GPU."""
+
+    uuid: str
+    index: NotRequired[Count | None]
+    name: NotRequired[str | None]
+    memory_total_bytes: NotRequired[Count | None]
+    power_limit_w: NotRequired[Finite | None]
+
+
+class Reading(TypedDict):
+    """What one GPU read at one moment."""
+
+    uuid: str
+    gpu_utilization_percent: NotRequired[Finite | None]
+    memory_utilization_percent: NotRequired[Finite | None]
+    power_w: NotRequired[Finite | None]
+    memory_used_bytes: NotRequired[Amount | None]
+    temperature_c: NotRequired[Finite | None]
+    energy_j: NotRequired[Finite | None]
+    throttle_reasons: NotRequired[list[str] | None]
+    ecc_corrected_volatile: NotRequired[int | None]
+    ecc_uncorrected_volatile: NotRequired[int | None]
+    error: NotRequired[str | None]
+
+
+class _Stamp(TypedDict):
+    time: Time
+    node: NotRequired[str | None]
+    attempt: NotRequired[Count]
+    source: NotRequired[str | None]
+
+
+class Devices(_Stamp):
+    """A line of metrics/gpu-<node>.jsonl at each start of a sampler."""
+
+    period_s: NotRequired[Duration]
+    driver: NotRequired[str | None]
+    gpus: list[Device]
+
+
+class NoDriver(_Stamp):
+    """In place of it where there is no driver."""
+
+    message: NotRequired[str | None]
+
+
+class Tick(_Stamp):
+    """All GPUs of a node at one moment."""
+
+    gpus: list[Reading]
+
+
+class RankHead(TypedDict):
+    """A line of metrics/ranks.jsonl at the begin of an attempt."""
+
+    attempt: Count
+    nodes: NotRequired[list[str]]
+    gpu_uuids: NotRequired[list[str | None]]
+
+
+class RankMeans(TypedDict):
+    """How long each rank worked and waited; the lists are in order of rank."""
+
+    attempt: Count
+    step_time_s: list[Duration]
+    wait_s: list[Finite]
+
+
+class Interval(TypedDict):
+    """A share and its 95 % interval."""
+
+    value: Finite
+    low: Finite
+    high: Finite
+
+
+class TaskEvaluation(TypedDict):
+    """What the answers to one task or test file came to."""
+
+    num_questions: Count
+    greedy: Interval
+    pass_at: dict[str, Interval]
+    maj_at: NotRequired[dict[str, Interval] | None]
+    response_length: Finite
+    truncated_share: Finite
+
+
+class Overlap(TypedDict):
+    """How much of a test file stands in the training data."""
+
+    num_found: Count
+    num_questions: Count
+    num_too_short: Count
+    ngram: Count
+
+
+class EvaluationSummary(TypedDict):
+    """evaluation.json, and what a line of metrics/evaluation.jsonl says beside its step."""
+
+    greedy: Interval
+    pass_at: dict[str, Interval]
+    maj_at: NotRequired[dict[str, Interval] | None]
+    response_length: Finite
+    num_items: Count
+    num_questions: NotRequired[Count]
+    tasks: NotRequired[dict[str, TaskEvaluation]]
+    contamination: NotRequired[dict[str, Overlap] | None]
+    not_searched: NotRequired[list[str]]
+
+
+class EvaluatedStep(TypedDict):
+    """Of a line of metrics/evaluation.jsonl: that there was an evaluation, and of which weights."""
+
+    global_step: Count
+    policy: NotRequired[str]
+
+
+class EvaluationLine(EvaluationSummary, EvaluatedStep):
+    """The whole line."""
+
+
+class AnswerLine(TypedDict):
+    """A question and what the model said to it: a line of metrics/answers-<step>.jsonl, or of a part."""
+
+    index: Count
+    prompt: str
+    expected: str
+    greedy: str
+    greedy_correct: bool
+    greedy_length: Amount
+    num_samples: Count
+    num_correct: Count
+    mean_length: Amount
+    task: NotRequired[str]
+
+
+def gpu_line(record: dict[str, Any]) -> Any:
+    """The shape of a line of metrics/gpu-<node>.jsonl, by what it calls itself."""
+    return {"devices": Devices, "no_driver": NoDriver}.get(str(record.get("event")), Tick)
+
+
+@dataclass(frozen=True)
+class Tail:
+    """Whole JSON objects, oldest first."""
+
+    records: tuple[dict[str, Any], ...] = ()
+    first: dict[str, Any] | None = None
+    """The first record of the file, also where the rest begins later."""
+    is_whole: bool = True
+
+
+def read_tail(path: Path, max_bytes: int) -> Tail:
+    """The records in the last `max_bytes` of a file. Missing file: none. Torn lines are left out."""
+    try:
+        with open_plain(path) as file:
+            first = parse_object(file.readline())
+            size = file.seek(0, os.SEEK_END)
+            start = max(0, size - max_bytes)
+            file.seek(start)
+            lines = file.read(max_bytes).splitlines()
+    except FileNotFoundError:
+        return Tail()
+    whole = lines[1:] if start else lines  # the first may be half a line
+    return Tail(tuple(r for line in whole if (r := parse_object(line)) is not None), first, start == 0)

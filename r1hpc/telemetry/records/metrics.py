@@ -1,0 +1,397 @@
+"""metrics/train.jsonl, metrics/events.jsonl and ledger/: one line per optimizer step, written and folded.
+
+    writer = MetricWriter(run, attempt=2)
+    writer.step(global_step=51, loss=2.5, grad_norm=0.7, lr=3e-4, tokens=417792, ...)
+    writer.event("save", global_step=50, seconds=1.5, bytes=2**30)
+
+    steps = read_steps(run)              # what the weights went through, and what was lost on the way
+    differences = compare(run_a, run_b)  # bit by bit
+    audit = audit_ledger(run)            # was every sample consumed exactly once?
+
+Floats are written by `repr`, which reads back as the same double. JSON has no NaN and no infinity: such a
+value is written as null, and `"nonfinite": {"grad_norm": "inf"}` in the same line says what it was.
+
+After a crash the next attempt takes some steps again. The line of the highest attempt is the effective
+one, and a line beyond the last step of the newest attempt is not effective either: the weights never
+saw it. Every other line is lost work.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from r1hpc.base.errors import StateError
+from r1hpc.base.files import GrowingFile, append_record, iter_objects, iter_records, parse_object, read_json
+from r1hpc.base.run_dir import RunDir
+from r1hpc.plan.stored import PlanFacts
+from r1hpc.telemetry.records.lines import MetricEvent, read_tail
+
+
+class Step(NamedTuple):
+    """One optimizer step. `tokens` is cumulative, `time` Unix seconds at the end of the step."""
+
+    global_step: int
+    attempt: int
+    loss: float | None = None
+    grad_norm: float | None = None
+    lr: float | None = None
+    tokens: int | None = None
+    step_time_s: float | None = None
+    data_time_s: float | None = None
+    tokens_per_second: float | None = None
+    mfu: float | None = None
+    loss_scale: float | None = None
+    skipped: bool = False
+    time: float | None = None
+    extra: dict[str, Any] | None = None
+    """What a stage wrote beyond these, for example rewards."""
+
+    def value(self, key: str) -> Any:
+        """A field by its name in the file; None where the line does not have it."""
+        return getattr(self, key) if key in _FIELDS else (self.extra or {}).get(key)
+
+    def number(self, key: str) -> float | None:
+        """The same where it is a number, nan and infinities among them; None where it is none."""
+        value = self.value(key)
+        return value if value.__class__ is float or _is_small(value) else None
+
+
+class LedgerRecord(NamedTuple):
+    """What one step consumed: sample ids first_sample .. first_sample + num_samples - 1.
+
+    `num_samples`, `sample_sum` (of the ids) and `checksum` (of the data) are sums over what the ranks read.
+    """
+
+    global_step: int
+    attempt: int
+    first_sample: int
+    num_samples: int
+    sample_sum: int | None = None
+    checksum: Any = None
+
+    @property
+    def data(self) -> tuple[Any, ...]:
+        """What must be equal when two attempts take the same step."""
+        return self[2:]
+
+    @property
+    def is_consecutive(self) -> bool:
+        """The sum of the ids is that of num_samples ids in a row; true where the sum was not recorded."""
+        n = self.num_samples
+        return self.sample_sum is None or self.sample_sum == n * self.first_sample + n * (n - 1) // 2
+
+
+@dataclass(frozen=True)
+class Steps:
+    """metrics/train.jsonl, folded."""
+
+    effective: dict[int, Step]
+    """By global_step, ascending."""
+    lost: tuple[Step, ...]
+    """In the order they were taken."""
+
+    @property
+    def last(self) -> Step | None:
+        return next(reversed(self.effective.values()), None)
+
+    def column(self, key: str) -> list[Any]:
+        """One field of the effective steps, in their order."""
+        return [step.value(key) for step in self.effective.values()]
+
+
+class Difference(NamedTuple):
+    """One value that two runs do not share, floats in hexadecimal; `-` where a run lacks the step."""
+
+    global_step: int
+    key: str
+    a: str
+    b: str
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the ledger says about the data. Ranges are (first, last), inclusive."""
+
+    num_steps: int
+    num_samples: int
+    num_lost_steps: int
+    """Steps that were taken again: their samples count once."""
+    missing_steps: tuple[tuple[int, int], ...]
+    """Steps before the last one that no attempt recorded."""
+    repeated_samples: tuple[tuple[int, int], ...]
+    skipped_samples: tuple[tuple[int, int], ...]
+    wrong_steps: tuple[int, ...]
+    """Steps whose ranks together read other ids than the step's: their sum is another one."""
+    changed_steps: tuple[int, ...]
+    """Steps that consumed other data when they were taken again."""
+
+    @property
+    def exactly_once(self) -> bool:
+        spoiled = (self.missing_steps, self.repeated_samples, self.skipped_samples)
+        return not (any(spoiled) or self.wrong_steps or self.changed_steps)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "exactly_once": self.exactly_once}
+
+
+class MetricWriter:
+    """Appends the records of one attempt; rank 0 holds the only one. Each record is one write(2).
+
+    Not fsynced: a record survives the death of the process, and what a power cut takes belongs to steps
+    that are taken again.
+    """
+
+    def __init__(self, run: RunDir, attempt: int) -> None:
+        run.metrics.mkdir(mode=0o700, exist_ok=True)
+        self._steps = run.train_metrics
+        self._events = events_path(run)
+        self._attempt = attempt
+
+    def step(self, *, global_step: int, **fields: Any) -> None:
+        """One optimizer step; `global_step` counts finished steps, from 1. See Step for the fields."""
+        head = {"global_step": global_step, "attempt": self._attempt}
+        append_record(self._steps, _finite({**head, "time": time.time(), **fields}), durable=False)
+
+    def event(self, name: str, **fields: Any) -> None:
+        """Anything else worth a time, for example save(global_step, seconds, bytes), start, resume."""
+        record = {"event": name, "time": time.time(), "attempt": self._attempt, **fields}
+        append_record(self._events, _finite(record), durable=False)
+
+
+def events_path(run: RunDir) -> Path:
+    return run.metrics / "events.jsonl"
+
+
+def read_events(run: RunDir) -> list[dict[str, Any]]:
+    """The events of all attempts, in the order they were written."""
+    return list(iter_records(events_path(run), MetricEvent))
+
+
+def loaded_step(run: RunDir, attempt: int) -> int | None:
+    """The checkpoint that an attempt went on from; None where it loaded none, or none yet."""
+    events = (e for e in read_events(run) if (e.get("event"), e.get("attempt")) == ("resume", attempt))
+    return max((event["global_step"] for event in events if "global_step" in event), default=None)
+
+
+def read_steps(run: RunDir) -> Steps:
+    """Fold metrics/train.jsonl. A missing file is a run without steps; torn lines are left out."""
+    return fold_steps(step for _, step in steps_from(run, 0) if step is not None)
+
+
+def steps_from(run: RunDir, offset: int) -> Iterator[tuple[int, Step | None]]:
+    """(where its line ends, step) of each line of metrics/train.jsonl from byte `offset` on.
+
+    None is a line that holds no step: a kill tore it, or it is not ours.
+    """
+    for end, record in iter_objects(run.train_metrics, offset):
+        yield end, None if record is None else _to_step(record)
+
+
+def fold_steps(steps: Iterable[Step]) -> Steps:
+    """What lasted of steps that were written in this order, and what did not."""
+    effective, lost = _fold(steps)
+    return Steps(effective, tuple(lost))
+
+
+def last_steps(run: RunDir, count: int, tail_bytes: int = 65536) -> list[Step]:
+    """The newest lines, without reading the whole file: where the run is now, and how fast."""
+    records = read_tail(run.train_metrics, tail_bytes).records
+    return [step for record in records if (step := _to_step(record)) is not None][-count:]
+
+
+def follow_steps(run: RunDir) -> Callable[[], list[Step]]:
+    """A function that returns the steps written since it was called last, in the order they were taken."""
+    file = GrowingFile(run.train_metrics)
+
+    def newer() -> list[Step]:
+        records = filter(None, map(parse_object, file.lines(_FOLLOW_BYTES)))
+        return [step for record in records if (step := _to_step(record)) is not None]
+
+    return newer
+
+
+def compare(
+    run_a: RunDir, run_b: RunDir, keys: Sequence[str] = ("loss", "grad_norm", "lr")
+) -> list[Difference]:
+    """Every effective step in which two runs differ in one of `keys`, or that only one of them took.
+
+    Two doubles are equal when their bits are. A run that was killed and resumed must have no difference
+    from one that was not.
+    """
+    a, b = read_steps(run_a).effective, read_steps(run_b).effective
+    return [
+        difference
+        for global_step in sorted(a.keys() | b.keys())
+        for difference in _differences(global_step, a.get(global_step), b.get(global_step), keys)
+    ]
+
+
+def read_ledger(run: RunDir) -> dict[int, LedgerRecord]:
+    """What each effective step consumed, by global_step, ascending."""
+    return _fold(_iter_ledger(run))[0]
+
+
+def audit_ledger(run: RunDir) -> Audit:
+    """Whether every sample was consumed exactly once, over all attempts.
+
+    The first step must begin at the run's first item (reinforcement learning in a chain goes on where the
+    questions of earlier stages end) or at sample 0, and every other one where the step before it ended; the
+    ids that the ranks read must add up to those of the step; and a step that was taken again must have
+    consumed the same data again.
+    """
+    effective, lost = _fold(_iter_ledger(run))
+    missing, repeated, skipped = [], [], []
+    previous, position = 0, _first_item(run)
+    for record in effective.values():
+        end = record.first_sample + record.num_samples
+        if record.global_step > previous + 1:
+            missing.append((previous + 1, record.global_step - 1))
+        elif record.first_sample > position:
+            skipped.append((position, record.first_sample - 1))
+        if record.first_sample < position:
+            repeated.append((record.first_sample, min(position, end) - 1))
+        previous, position = record.global_step, max(position, end)
+    redone = [(record, effective[record.global_step]) for record in lost if record.global_step in effective]
+    return Audit(
+        num_steps=len(effective),
+        num_samples=sum(record.num_samples for record in effective.values()),
+        num_lost_steps=len(lost),
+        missing_steps=tuple(missing),
+        repeated_samples=tuple(repeated),
+        skipped_samples=tuple(skipped),
+        wrong_steps=tuple(n for n, record in effective.items() if not record.is_consecutive),
+        changed_steps=tuple(sorted({new.global_step for old, new in redone if old.data != new.data})),
+    )
+
+
+def _first_item(run: RunDir) -> int:
+    """Where a run begins to read, by its plan; 0 of runs that were planned by earlier versions."""
+    try:
+        plan = read_json(run.plan, PlanFacts)
+    except (FileNotFoundError, StateError):  # a report says of a spoilt plan what is to be said
+        return 0
+    return plan.get("first_item") or 0
+
+
+def format_ranges(ranges: Iterable[tuple[int, int]]) -> str:
+    """`3-5, 9` for a person; beyond four ranges `and 7 more`."""
+    texts = [str(first) if first == last else f"{first}-{last}" for first, last in ranges]
+    more = f" and {len(texts) - _MOST_RANGES} more" if len(texts) > _MOST_RANGES else ""
+    return ", ".join(texts[:_MOST_RANGES]) + more
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is an int or a float, nan among them; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_FOLLOW_BYTES = 2**22
+_MOST_RANGES = 4
+_LARGEST = 2**63
+_NO_LATER = 7_258_118_400.0
+"""2200-01-01, Unix seconds."""
+_NUMBERS = tuple(key for key in Step._fields if key not in ("global_step", "attempt", "skipped", "extra"))
+_FIELDS = frozenset(Step._fields) - {"extra"}
+_RecordT = TypeVar("_RecordT", Step, LedgerRecord)
+
+
+def _finite(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with NaN and infinities moved into `nonfinite`, as text."""
+    odd = {k: repr(v) for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)}
+    return {**record, **dict.fromkeys(odd), "nonfinite": odd} if odd else record
+
+
+def _to_step(record: dict[str, Any]) -> Step | None:
+    if not _is_index(record.get("global_step")) or not _is_index(record.get("attempt")):
+        return None
+    try:
+        if "nonfinite" in record:
+            odd = record.pop("nonfinite")
+            record |= {key: float(text) for key, text in odd.items()}
+    except (AttributeError, TypeError, ValueError):
+        return None
+    if not _has_numbers(record):
+        return None
+    if _FIELDS.issuperset(record):
+        return Step(**record)
+    known = {key: record.pop(key) for key in list(record) if key in _FIELDS}
+    return Step(**known, extra=record)
+
+
+def _has_numbers(record: dict[str, Any]) -> bool:
+    """Whether what is added up and drawn are numbers, whatever else has come into the file.
+
+    By hand, not by a shape: there is a line for every step of years.
+    """
+    for key in _NUMBERS:
+        value = record.get(key)
+        if value.__class__ is not float and value is not None and not _is_small(value):
+            return False
+    time, seconds, mfu = record.get("time"), record.get("step_time_s"), record.get("mfu")
+    is_time = time is None or 0 <= time < _NO_LATER
+    return is_time and (seconds is None or 0 <= seconds < _NO_LATER) and (mfu is None or abs(mfu) < _LARGEST)
+
+
+def _is_small(value: Any) -> bool:
+    """Whether it is a whole number that a float can be made of."""
+    return value.__class__ is int and -_LARGEST <= value < _LARGEST
+
+
+def _is_index(value: Any) -> bool:
+    return _is_small(value) and value >= 0
+
+
+def _iter_ledger(run: RunDir) -> Iterator[LedgerRecord]:
+    # attempt_10 after attempt_9: the fold wants attempt after attempt.
+    for path in sorted(run.ledger.glob("attempt_*.jsonl"), key=lambda path: (len(path.name), path.name)):
+        for record in (found for _, found in iter_objects(path) if found is not None):
+            known: dict[str, Any] = {key: record.get(key) for key in LedgerRecord._fields}
+            if all(map(_is_index, list(known.values())[:4])) and (
+                known["sample_sum"] is None or _is_index(known["sample_sum"])
+            ):
+                yield LedgerRecord(**known)
+
+
+def _fold(records: Iterable[_RecordT]) -> tuple[dict[int, _RecordT], list[_RecordT]]:
+    """Effective records by ascending step, and the lost ones. Records come attempt after attempt."""
+    effective: dict[int, _RecordT] = {}
+    lost: list[_RecordT] = []
+    newest: _RecordT | None = None
+    for record in records:
+        old = effective.get(record.global_step)
+        if old is not None and old.attempt > record.attempt:
+            lost.append(record)
+            continue
+        if old is not None:
+            lost.append(old)
+        effective[record.global_step] = record
+        if newest is None or record.attempt >= newest.attempt:
+            newest = record
+    if newest is not None:
+        beyond = sorted(step for step in effective if step > newest.global_step)
+        lost += [effective.pop(step) for step in beyond]
+    return dict(sorted(effective.items())), lost
+
+
+def _differences(
+    global_step: int, a: Step | None, b: Step | None, keys: Sequence[str]
+) -> Iterator[Difference]:
+    if a is None or b is None:
+        yield Difference(global_step, "global_step", _text(a), _text(b))
+        return
+    for key in keys:
+        text_a, text_b = _hex(a.value(key)), _hex(b.value(key))
+        if text_a != text_b:
+            yield Difference(global_step, key, text_a, text_b)
+
+
+def _text(step: Step | None) -> str:
+    return "-" if step is None else f"attempt {step.attempt}"
+
+
+def _hex(value: Any) -> str:
+    return value.hex() if isinstance(value, float) else json.dumps(value)

@@ -1,0 +1,160 @@
+"""metrics/ranks.jsonl: how long each rank worked and how long it waited for the others.
+
+    writer = RankTimeWriter(run, attempt=2, nodes=("n1", "n1", "n2", "n2"))      # on rank 0
+    writer.write(global_step=20, num_steps=10, step_time_s=[...], wait_s=[...])  # one number per rank
+
+    times = read_rank_times(run, attempt=2)
+
+Lines of the file, the lists in order of rank:
+
+    {"event": "ranks", "time", "attempt", "nodes": ["n1", ...], "gpu_uuids": ["GPU-...", null, ...]}
+        once per attempt
+    {"global_step", "attempt", "time", "num_steps", "step_time_s": [...], "wait_s": [...]}
+        means over the last `num_steps` steps
+
+`wait_s` is the part of a step in which the rank may have waited for another one: everything but reading its
+data and its own forward passes, where no collective runs (ZeRO 3 gathers weights there too, so there it
+hides part of a straggler). All ranks of synchronous training have the same step time; a straggler is the
+rank that works longest and waits least.
+
+When the pieces of work came that lie finished on disk, such as the parts of a stage without steps.
+
+times = finish_times(run.all_parts, attempt.start, attempt.end)     # the oldest first
+
+How fast checkpoints were written under a run root, from earlier saves: for the plan of the next run.
+
+speed = measured_save_speed(run_root, num_nodes=8)      # None: nothing large enough was saved there
+"""
+
+import statistics
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.errors import StateError
+from r1hpc.base.files import append_record
+from r1hpc.base.find_run import all_runs
+from r1hpc.base.records import mistake
+from r1hpc.base.run_dir import RunDir
+from r1hpc.base.units import GIB
+from r1hpc.plan.save_time import SaveSpeed
+from r1hpc.telemetry.records.lines import MetricEvent, RankHead, RankMeans, read_tail
+from r1hpc.telemetry.records.metrics import events_path
+
+
+@dataclass(frozen=True)
+class RankTimes:
+    """The records of one attempt. `nodes` and `gpu_uuids` are empty where the file does not say."""
+
+    nodes: tuple[str, ...]
+    gpu_uuids: tuple[str | None, ...]
+    step_time_s: tuple[tuple[float, ...], ...]
+    """Record by record, one number per rank."""
+    wait_s: tuple[tuple[float, ...], ...]
+
+    @property
+    def busy_s(self) -> list[tuple[float, ...]]:
+        """What each rank did by itself, record by record."""
+        pairs = zip(self.step_time_s, self.wait_s, strict=True)
+        return [tuple(t - w for t, w in zip(times, waits, strict=True)) for times, waits in pairs]
+
+
+class RankTimeWriter:
+    """Appends the records of one attempt; rank 0 holds the only one."""
+
+    def __init__(
+        self, run: RunDir, attempt: int, nodes: Sequence[str], gpu_uuids: Sequence[str | None] = ()
+    ) -> None:
+        self._path = run.ranks
+        self._attempt = attempt
+        head = {"event": "ranks", "time": time.time(), "attempt": attempt}
+        append_record(self._path, {**head, "nodes": [*nodes], "gpu_uuids": [*gpu_uuids]}, durable=False)
+
+    def write(
+        self, *, global_step: int, num_steps: int, step_time_s: Sequence[float], wait_s: Sequence[float]
+    ) -> None:
+        """The means of the last `num_steps` steps, in order of rank."""
+        head = {"global_step": global_step, "attempt": self._attempt, "time": time.time()}
+        times = {"num_steps": num_steps, "step_time_s": [*step_time_s], "wait_s": [*wait_s]}
+        append_record(self._path, {**head, **times}, durable=False)
+
+
+def read_rank_times(run: RunDir, attempt: int, max_bytes: int = 2**22) -> RankTimes | None:
+    """The newest records of an attempt, at most `max_bytes` of the file; None without any."""
+    nodes: tuple[str, ...] = ()
+    uuids: tuple[str | None, ...] = ()
+    times: list[tuple[float, ...]] = []
+    waits: list[tuple[float, ...]] = []
+    for record in read_tail(run.ranks, max_bytes).records:
+        if record.get("attempt") != attempt:
+            continue
+        if record.get("event") == "ranks" and mistake(record, RankHead) is None:
+            nodes, uuids = tuple(record.get("nodes", ())), tuple(record.get("gpu_uuids", ()))
+        elif _is_record(record):
+            times.append(tuple(record["step_time_s"]))
+            waits.append(tuple(record["wait_s"]))
+    return RankTimes(nodes, uuids, tuple(times), tuple(waits)) if times else None
+
+
+def _is_record(record: dict[str, Any]) -> bool:
+    if mistake(record, RankMeans) is not None:
+        return False
+    return 0 < len(record["step_time_s"]) == len(record["wait_s"])
+
+
+def finish_times(paths: Iterable[Path], start: float, end: float | None = None) -> list[float]:
+    """When those were finished that were so from `start` to `end`: each appears whole, so by its mtime."""
+    return sorted(t for t in _mtimes(paths) if start <= t and (end is None or t <= end))
+
+
+def _mtimes(paths: Iterable[Path]) -> Iterator[float]:
+    for path in paths:
+        with suppress(FileNotFoundError):  # what is done with is removed
+            yield path.stat().st_mtime
+
+
+_LEAST_BYTES = GIB // 4
+"""Smaller saves take as long as their fsyncs and renames do, and say nothing of the speed."""
+_RUNS = 10
+_TAIL_BYTES = 64 << 10
+
+
+def measured_save_speed(run_root: Path, num_nodes: int) -> SaveSpeed | None:
+    """The median of the newest runs' saves, scaled down where `num_nodes` are fewer than wrote them."""
+    speeds: list[float] = []
+    for run in sorted(all_runs(run_root), key=_last_written, reverse=True)[:_RUNS]:
+        for event in _newest_events(run):
+            speeds += _speed_of(event, num_nodes)
+    if not speeds:
+        return None
+    return SaveSpeed(statistics.median(speeds), f"measured: the median of {len(speeds)} saves in {run_root}")
+
+
+def _newest_events(run: RunDir) -> list[dict[str, Any]]:
+    """Of a run that cannot be read there are none: this is about another one."""
+    try:
+        records = read_tail(events_path(run), _TAIL_BYTES).records
+    except StateError:
+        return []
+    return [event for event in records if mistake(event, MetricEvent) is None]
+
+
+def _speed_of(event: dict[str, Any], num_nodes: int) -> Iterator[float]:
+    """GiB/s of a save; nothing for what is no save, or too small a one."""
+    if event["event"] != "save" or (event.get("bytes") or 0) < _LEAST_BYTES:
+        return
+    waited_s = event.get("seconds", 0.0) - (event.get("waited_s") or 0.0)
+    fewer = min(1.0, num_nodes / (event.get("num_nodes") or num_nodes))
+    taken_s = waited_s + (event.get("write_s") or 0.0)
+    if taken_s > 0:
+        yield fewer * event["bytes"] / GIB / taken_s
+
+
+def _last_written(run: RunDir) -> float:
+    try:
+        return events_path(run).stat().st_mtime
+    except OSError:
+        return 0.0

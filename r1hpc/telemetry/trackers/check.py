@@ -1,0 +1,53 @@
+"""Whether the trackers that a run asks for can work, before it is submitted.
+
+check_trackers(config, executor="slurm")
+"""
+
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from r1hpc.base.errors import UsageError
+from r1hpc.config.packages import require
+from r1hpc.config.schema.run import TRAINED_STAGES, RunConfig
+
+_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
+"""What of Python a tracker needs; a file for Prometheus needs nothing."""
+
+
+def check_trackers(config: RunConfig, executor: str) -> None:
+    """Look for the packages in the interpreter that will feed the trackers, and for W&B's key.
+
+    Args:
+        executor: slurm or local; a job of Slurm's is not given the key of the environment.
+
+    Raises:
+        UsageError: something is missing, or W&B's URL holds a password; the message says what to do.
+    """
+    if config.stage not in TRAINED_STAGES:
+        return
+    asked = dict.fromkeys(config.monitor.trackers)
+    needed = [_PACKAGES[name] for name in asked if name in _PACKAGES]
+    require("monitor.trackers", needed, "trackers", config, executor)
+    if "wandb" in asked and "@" in os.environ.get("WANDB_BASE_URL", ""):
+        raise UsageError(
+            "WANDB_BASE_URL holds a user or a password, and the run would record it: take it out of the URL, "
+            "and log in with `wandb login --host URL`, which leaves the key in ~/.netrc"
+        )
+    if "wandb" in asked and config.monitor.wandb.mode == "online" and not _has_key(config, executor):
+        raise UsageError(
+            "monitor.wandb.mode=online finds no key: run `wandb login` here, which leaves it in ~/.netrc for "
+            "the job (WANDB_API_KEY is not passed to jobs); or take monitor.wandb.mode=offline"
+        )
+
+
+def _has_key(config: RunConfig, executor: str) -> bool:
+    if any("WANDB_API_KEY" in line for line in config.cluster.setup):  # a line that reads it from a file
+        return True
+    if executor == "local" and os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
+    try:
+        return host in Path(os.environ.get("NETRC") or "~/.netrc").expanduser().read_text()
+    except (OSError, ValueError, RuntimeError):
+        return False

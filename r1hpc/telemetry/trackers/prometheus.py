@@ -1,0 +1,185 @@
+"""Where a run is now, as a file for the textfile collector of Prometheus' node_exporter.
+
+    write_textfile(run, run.metrics / "r1hpc.prom")        # call it every 15 s or so
+
+Needs no library and no port. The format is Prometheus' text exposition format 0.0.4; the collector reads
+*.prom, wants each file replaced by a rename, and refuses timestamps in it (node_exporter, collector/
+textfile.go). A GPU is named by its UUID, since indices differ between a job's view and the node's.
+"""
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.files import write_atomic
+from r1hpc.base.find_run import flat_name
+from r1hpc.base.records import mistake
+from r1hpc.base.run_dir import RunDir
+from r1hpc.telemetry.records.lines import Tick, read_tail
+from r1hpc.telemetry.records.metrics import Step, is_number, last_steps
+from r1hpc.telemetry.records.ranks import RankTimes, read_rank_times
+
+_TAIL_BYTES = 2**17
+"""Read from the end of each file: some ticks of eight GPUs, and a few records of a thousand ranks."""
+
+
+_FRESH_S = 120.0
+"""A sampler reads its cards every few seconds, or as seldom as its last two readings tell."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric. node_exporter drops metrics whose help differs between two files, so it is constant."""
+
+    name: str
+    kind: str
+    help: str
+
+
+_STEP = (
+    ("global_step", Metric("r1hpc_global_step", "gauge", "Optimizer steps that are finished.")),
+    ("loss", Metric("r1hpc_loss", "gauge", "Loss of the newest step.")),
+    ("lr", Metric("r1hpc_learning_rate", "gauge", "Learning rate of the newest step.")),
+    ("grad_norm", Metric("r1hpc_gradient_norm", "gauge", "Gradient norm before clipping.")),
+    ("tokens", Metric("r1hpc_tokens", "gauge", "Tokens trained on since step 0.")),
+    ("tokens_per_second", Metric("r1hpc_tokens_per_second", "gauge", "Of the newest step, over all ranks.")),
+    ("step_time_s", Metric("r1hpc_step_time_seconds", "gauge", "Wall time of the newest step.")),
+    ("data_time_s", Metric("r1hpc_data_time_seconds", "gauge", "Of it, waiting for data on rank 0.")),
+    ("mfu", Metric("r1hpc_mfu_ratio", "gauge", "Model FLOPs utilisation, without recomputation.")),
+    ("reward", Metric("r1hpc_reward", "gauge", "Mean reward of the newest rollout.")),
+    ("attempt", Metric("r1hpc_attempt", "gauge", "Attempt that took the newest step.")),
+    ("time", Metric("r1hpc_last_step_timestamp_seconds", "gauge", "When the newest step ended.")),
+)
+_GPU = (
+    (
+        "gpu_utilization_percent",
+        1.0,
+        Metric("r1hpc_gpu_utilization_percent", "gauge", "Time with a kernel running."),
+    ),
+    ("power_w", 1.0, Metric("r1hpc_gpu_power_watts", "gauge", "Power draw of the card.")),
+    ("memory_used_bytes", 1.0, Metric("r1hpc_gpu_memory_used_bytes", "gauge", "Device memory in use.")),
+    ("temperature_c", 1.0, Metric("r1hpc_gpu_temperature_celsius", "gauge", "Temperature of the card.")),
+    ("sm_clock_mhz", 1e6, Metric("r1hpc_gpu_sm_clock_hertz", "gauge", "Clock of the multiprocessors.")),
+    ("energy_j", 1.0, Metric("r1hpc_gpu_energy_joules_total", "counter", "Since the driver was loaded.")),
+    (
+        "ecc_uncorrected_volatile",
+        1.0,
+        Metric("r1hpc_gpu_ecc_uncorrected_total", "counter", "Memory errors since the driver was loaded."),
+    ),
+)
+_RANK_STEP = Metric("r1hpc_rank_step_time_seconds", "gauge", "Mean step time of a rank.")
+_RANK_WAIT = Metric("r1hpc_rank_wait_seconds", "gauge", "Of it, waiting for other ranks.")
+_WRITTEN = Metric("r1hpc_written_timestamp_seconds", "gauge", "When this file was written.")
+
+Sample = tuple[Metric, dict[str, str], float]
+
+
+def write_textfile(run: RunDir, path: Path, mode: int = 0o600, name: str | None = None) -> None:
+    """Replace `path`, which must end in .prom, by what is known of the run now.
+
+    Args:
+        mode: 0o644 for a folder that the node_exporter of the site reads as another user.
+        name: the run's in every label, which no other file in that folder may have; None: its folder's.
+    """
+    assert path.suffix == ".prom", "the collector reads *.prom only"
+    write_atomic(path, render(collect(run, name or run.run_id)), mode)
+
+
+def textfile_of(run: RunDir, folder: str | Path | None) -> Path:
+    """The run's file: in `folder`, the collector's own, or in the run's."""
+    return run.metrics / "r1hpc.prom" if folder is None else Path(folder) / f"r1hpc-{flat_name(run)}.prom"
+
+
+def collect(run: RunDir, name: str) -> list[Sample]:
+    """The newest values of the run's records."""
+    labels = {"run": name}
+    samples: list[Sample] = [(_WRITTEN, labels, time.time())]
+    newest = last_steps(run, 1)
+    attempt = newest[-1].attempt if newest else None
+    for step in newest:
+        known = [(metric, step.number(key)) for key, metric in _STEP]
+        samples += [(metric, labels, value) for metric, value in known if value is not None]
+    times = None if attempt is None else read_rank_times(run, attempt, _TAIL_BYTES)
+    samples += _of_ranks(times, labels)
+    ranks = _rank_of_uuid(times)
+    ticks = _fresh([ticks for ticks in map(_newest_ticks, run.all_gpu_metrics) if ticks], newest)
+    attempts = [tick.get("attempt") or 0 for tick in ticks]
+    for tick, number in zip(ticks, attempts, strict=True):
+        if number == max(attempts):  # else of a node that an earlier attempt had
+            samples += _of_gpus(tick, labels, ranks)
+    return samples
+
+
+def _fresh(nodes: Sequence[Sequence[dict[str, Any]]], newest: Sequence[Step]) -> list[dict[str, Any]]:
+    """Readings of about the time of the run's newest sign of life: those of a sampler that died are none.
+
+    Args:
+        nodes: the last two ticks of each.
+    """
+    times = [[float(tick["time"]) for tick in ticks] for ticks in nodes]
+    last = [each[-1] for each in times]
+    now = max([*last, *(step.time for step in newest if step.time is not None)], default=0.0)
+    patience = [max(_FRESH_S, 3 * (each[-1] - each[0])) for each in times]
+    return [ticks[-1] for ticks, at, most in zip(nodes, last, patience, strict=True) if now - at <= most]
+
+
+def render(samples: Iterable[Sample]) -> str:
+    """The text: samples of one metric together, under its HELP and TYPE."""
+    grouped: dict[str, list[Sample]] = {}
+    for sample in samples:
+        grouped.setdefault(sample[0].name, []).append(sample)
+    return "".join(line + "\n" for group in grouped.values() for line in _lines(group))
+
+
+def _lines(group: Sequence[Sample]) -> Iterator[str]:
+    metric = group[0][0]
+    yield f"# HELP {metric.name} {metric.help}"
+    yield f"# TYPE {metric.name} {metric.kind}"
+    for _, labels, value in group:
+        inside = ",".join(f'{name}="{_escape(text)}"' for name, text in labels.items())
+        yield f"{metric.name}{{{inside}}} {_number(value)}"
+
+
+def _of_ranks(times: RankTimes | None, labels: dict[str, str]) -> Iterator[Sample]:
+    if times is None:
+        return
+    for metric, rows in ((_RANK_STEP, times.step_time_s), (_RANK_WAIT, times.wait_s)):
+        for rank, seconds in enumerate(rows[-1]):
+            node = {"node": times.nodes[rank]} if rank < len(times.nodes) else {}
+            yield metric, {**labels, **node, "rank": str(rank)}, seconds
+
+
+def _rank_of_uuid(times: RankTimes | None) -> dict[str, str]:
+    uuids = times.gpu_uuids if times is not None else ()
+    return {uuid: str(rank) for rank, uuid in enumerate(uuids) if uuid is not None}
+
+
+def _newest_ticks(path: Path) -> list[dict[str, Any]]:
+    """A node's last two readings."""
+    records = read_tail(path, _TAIL_BYTES).records
+    return [r for r in records if "event" not in r and mistake(r, Tick) is None][-2:]
+
+
+def _of_gpus(newest: dict[str, Any], labels: dict[str, str], ranks: dict[str, str]) -> Iterator[Sample]:
+    """A node's newest tick. `source` is there only to say "stub"."""
+    stub = {"source": "stub"} if newest.get("source") == "stub" else {}
+    for gpu in newest["gpus"]:
+        uuid = str(gpu.get("uuid"))
+        rank = {"rank": ranks[uuid]} if uuid in ranks else {}
+        own = {**labels, "node": str(newest.get("node")), "gpu": uuid, **rank, **stub}
+        for key, scale, metric in _GPU:
+            if is_number(gpu.get(key)):
+                yield metric, own, gpu[key] * scale
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def _number(value: float) -> str:
+    if math.isnan(value):
+        return "NaN"
+    return ("+Inf" if value > 0 else "-Inf") if math.isinf(value) else repr(value)

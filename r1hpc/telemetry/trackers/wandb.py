@@ -1,0 +1,124 @@
+"""The steps of a run in Weights & Biases, offline or live. Needs the extra `wandb`.
+
+    with WandbWriter(run, folder, project="r1hpc", mode="offline") as writer:
+        writer.steps(steps)
+
+The only place for the wandb package. A run keeps its id over all its attempts. Offline, each writer leaves
+one folder with all it was given, in place of those of earlier ones, so that `wandb sync` uploads one curve.
+Online the server says how far it has come, and steps up to there are left out: W&B takes no step a second
+time, so a step that was taken again keeps the value it was first seen with.
+
+W&B's own readings (of the machine, the packages, git, the console) stay off: they would be those of the
+process that writes. The key is read by W&B from ~/.netrc, or from its variable; nothing here handles it.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, Self, cast
+
+from r1hpc.base.errors import R1hpcError
+from r1hpc.base.find_run import flat_name, full_name
+from r1hpc.base.run_dir import RunDir
+from r1hpc.telemetry.records.metrics import Step
+from r1hpc.telemetry.trackers.tensorboard import scalars
+
+_INIT_S = 40.0
+"""For W&B's server to answer; W&B takes about twice that, the keeper's patience is longer."""
+_MOST_OF_NAME = 100
+"""Characters of a run's name in its id, which may have 128."""
+
+
+class WandbWriter:
+    """Writes into the W&B run of a run of ours; its files lie in `folder`/wandb."""
+
+    def __init__(
+        self,
+        run: RunDir,
+        folder: Path,
+        *,
+        project: str,
+        entity: str | None = None,
+        mode: str | None = None,
+        about: dict[str, Any] | None = None,
+    ) -> None:
+        """
+        Args:
+            mode: offline or online; None: what $WANDB_MODE says.
+            about: what W&B lists as the run's configuration.
+
+        Raises:
+            R1hpcError: the wandb package is not installed, or it could not begin: no key, no network.
+        """
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # W&B's crash reports to its makers
+        try:
+            # Deferred: a second, and an extra.
+            import wandb
+        except ImportError:
+            raise R1hpcError("the wandb package is not installed; run: pip install 'r1hpc[wandb]'") from None
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for old in (folder / "wandb").glob("*run-*"):
+            if old.is_dir() and not old.is_symlink():
+                shutil.rmtree(old, ignore_errors=True)
+        settings = wandb.Settings(
+            x_disable_stats=True,
+            x_disable_meta=True,
+            x_save_requirements=False,
+            disable_git=True,
+            disable_code=True,
+            console="off",
+            silent=True,
+            init_timeout=_INIT_S,
+        )
+        try:
+            self._opened = wandb.init(
+                project=project,
+                entity=entity,
+                mode=cast(Literal["offline", "online"] | None, mode),
+                id=wandb_id(run),
+                name=full_name(run),
+                dir=str(folder),
+                resume="allow",
+                config=about,
+                settings=settings,
+            )
+        except wandb.errors.Error as error:
+            raise R1hpcError(
+                f"W&B did not begin: {error}; log in with `wandb login`, or write offline and upload later "
+                f"with `wandb sync {folder}/wandb/offline-run-*`"
+            ) from None
+        self._teardown = wandb.teardown
+        self._next_step = self._opened.starting_step if self._opened.resumed else 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.close(failed=kind is not None)
+
+    def steps(self, steps: Iterable[Step]) -> int:
+        """The scalars of each step; how many steps there were."""
+        count = 0
+        for step in steps:
+            if step.global_step >= self._next_step:
+                self._opened.log(scalars(step), step=step.global_step)
+            count += 1
+        return count
+
+    def close(self, failed: bool = False) -> None:
+        """Everything is written, or uploaded. W&B shows a run that `failed` so until it goes on."""
+        self._opened.finish(exit_code=int(failed))
+        self._teardown()  # W&B's own process writes the rest of the file as it ends
+
+
+def wandb_id(run: RunDir) -> str:
+    """The run's id in W&B: its name, and what no other run of that name in the project shares."""
+    name = flat_name(run)[:_MOST_OF_NAME]
+    try:
+        with run.attempts.open("rb") as file:
+            submission = file.readline()  # its time is in it
+    except FileNotFoundError:
+        return name
+    return f"{name}-{hashlib.sha256(submission).hexdigest()[:8]}"

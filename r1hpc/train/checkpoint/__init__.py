@@ -1,0 +1,1 @@
+"""Save and load the state of DeepSpeed, in the background where asked."""

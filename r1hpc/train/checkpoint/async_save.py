@@ -1,0 +1,325 @@
+"""One checkpoint on its way from memory to the file system, in a thread of each rank, while training goes on.
+
+    write = Write(step, number, exchange, write_own, commit, clean_up)      # on every rank
+    write.is_over                            # to be asked at step edges: it is committed, or it failed
+    write.wait(hurry=False)
+
+Each rank writes and digests its files and reports that through the attempt's key-value store; rank 0's thread
+waits for all reports and commits. No collective: those of the training are under way at the same time.
+
+Copies of a training state in host memory, from which a checkpoint is written while training goes on.
+
+    copies = HostCopies()
+    state = copies.copy("optim_states.pt", state)       # all of it as it is at this moment
+
+The memory is kept and used again by the next copy under the same key, so nothing may still be reading it. For
+tensors on a GPU it is pinned, and their copies are under way at once.
+"""
+
+import io
+import json
+import pickle
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from r1hpc.base.errors import R1hpcError
+from r1hpc.checkpoint.manifest import FileRecord
+from r1hpc.train.parallel.distributed import Group
+from r1hpc.train.parallel.errors import SaveError
+
+Records = list[FileRecord]
+Report = dict[str, Any]
+"""Of a rank: {"records": [...]}, or {"problem": "..."}."""
+_POLL_S = 0.05
+_LOOK_S = 1.0
+_HEAD_START_S = 0.005
+"""Of the training's thread: Python takes the lock from a thread that holds it only after so long."""
+
+
+class Exchange:
+    """How the ranks' threads hear of each other: a connection of their own to the attempt's store."""
+
+    def __init__(self, group: Group) -> None:
+        assert group.world_size == 1 or group.store is not None, "several ranks need a store"
+        self.rank = group.rank
+        self.world_size = group.world_size
+        # torch's type stubs do not know clone().
+        self._store: Any = group.store.clone() if group.world_size > 1 else None  # type: ignore[union-attr]
+
+    def report(self, number: int, part: Report) -> None:
+        """Tell rank 0 how this rank's part of write `number` went."""
+        if self._store is not None:
+            self._store.set(_key(number, self.rank), json.dumps(part))
+
+    def collect(self, number: int, own: Report) -> list[Report]:
+        """On rank 0: all ranks' reports, once they are there."""
+        if self._store is None:
+            return [own]
+        keys = [_key(number, rank) for rank in range(self.world_size)]
+        while not self._store.check(keys):
+            time.sleep(_POLL_S)
+        reports = [json.loads(self._store.get(key)) for key in keys]
+        for key in keys:
+            self._store.delete_key(key)
+        return reports
+
+
+class Write:
+    """This rank's part of the write of one checkpoint, and on rank 0 its commit."""
+
+    def __init__(
+        self,
+        step: int,
+        number: int,
+        exchange: Exchange,
+        write_own: Callable[["Write"], Records],
+        commit: Callable[[list[Report]], int],
+        clean_up: Callable[[], None],
+    ) -> None:
+        """
+        Args:
+            number: of this write among those of the attempt, the same on all ranks.
+            write_own: writes and seals this rank's files; gives up once `stop` is set, and calls `wrote`
+                after each piece.
+            commit: on rank 0, with all ranks' reports, good or bad; returns the bytes that it committed.
+            clean_up: on rank 0, what follows a commit and may take its time.
+        """
+        self.step = step
+        self.problem = ""
+        """What went wrong, here or (on rank 0) anywhere; empty while nothing did."""
+        self.error: BaseException | None = None
+        """One that is no failed save, a lack of memory for example: for this rank to raise."""
+        self.committed_bytes: int | None = None
+        """Known on rank 0, once it is committed."""
+        self.started_at = time.monotonic()
+        self.seconds = 0.0
+        """Until it was committed, on rank 0."""
+        self._number = number
+        self._exchange = exchange
+        self.stop = threading.Event()
+        self._pieces = 0
+        self._own_done = threading.Event()
+        self._decided = threading.Event()
+        self._actions = write_own, commit, clean_up
+        self._thread = threading.Thread(target=self._run, name=f"save step {step}", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_over(self) -> bool:
+        """On rank 0: it is committed, or failed on some rank. On another: it failed here."""
+        return not self._thread.is_alive() and (self._exchange.rank == 0 or bool(self.problem))
+
+    def abandon(self) -> None:
+        """Give it up, unless it is too late for that. `wait` for the outcome."""
+        self.stop.set()
+
+    def wrote(self) -> None:
+        """A piece of this rank's files is written, or one of them is on the disk and digested."""
+        self._pieces += 1
+
+    def wait_for_own(self, beat: Callable[[], object] = lambda: None) -> None:
+        """Until this rank's files are written, or will not be.
+
+        Args:
+            beat: called as long as pieces are written: a slow file system is no hang.
+        """
+        seen = self._pieces
+        while not self._own_done.wait(_LOOK_S):
+            if self._pieces != seen:
+                seen = self._pieces
+                beat()
+
+    def settle(self, patience_s: float, beat: Callable[[], object] = lambda: None) -> None:
+        """Let it be committed or fail; abandon it so long after this rank's last piece. Not collective.
+
+        Another rank may be dead, and then the commit never comes.
+
+        Args:
+            beat: called as long as this rank writes.
+        """
+        seen, last = self._pieces, time.monotonic()
+        while not self._decided.wait(min(_LOOK_S, patience_s)):
+            if self._pieces != seen:
+                seen, last = self._pieces, time.monotonic()
+                beat()
+            elif time.monotonic() - last >= patience_s:
+                if not self._own_done.is_set():
+                    self.abandon()
+                    self._decided.wait(patience_s)
+                return
+
+    def wait(self, *, hurry: bool) -> None:
+        """Until there is nothing left to do; in a hurry, until it is committed or failed."""
+        if hurry:
+            self._decided.wait()
+        else:
+            self._thread.join()
+
+    def _run(self) -> None:
+        write_own, commit, clean_up = self._actions
+        time.sleep(_HEAD_START_S)
+        try:
+            own = self._write(write_own)
+            self._own_done.set()
+            self._exchange.report(self._number, own)
+            if self._exchange.rank == 0:
+                self.committed_bytes = commit(self._exchange.collect(self._number, own))
+                self.seconds = time.monotonic() - self.started_at
+                self._decided.set()
+                clean_up()
+        except (R1hpcError, RuntimeError) as error:  # RuntimeError: the store is gone, with rank 0
+            self.problem = str(error)
+        except BaseException as error:
+            self.error, self.problem = error, repr(error)
+        finally:
+            self._own_done.set()
+            self._decided.set()
+
+    def _write(self, write_own: Callable[["Write"], Records]) -> Report:
+        try:
+            return {"records": [asdict(record) for record in write_own(self)]}
+        except R1hpcError as error:
+            self.problem = str(error)
+        except BaseException as error:
+            self.error, self.problem = error, repr(error)
+        return {"problem": self.problem}
+
+
+def records_of(reports: list[Report]) -> Records:
+    """All ranks' records.
+
+    Raises:
+        SaveError: a rank failed.
+    """
+    problems = dict.fromkeys(report["problem"] for report in reports if "problem" in report)
+    if problems:
+        raise SaveError("; ".join(problems))
+    return [FileRecord(**record) for report in reports for record in report["records"]]
+
+
+def _key(number: int, rank: int) -> str:
+    return f"r1hpc/save/{number}/{rank}"
+
+
+_RESERVE = 0.8
+"""Of the memory that is free, what copies may take: the rest of the job needs some too."""
+
+
+class HostCopies:
+    """The copies that one rank makes, and their memory."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, list[torch.Tensor]] = {}
+
+    def holds(self, key: str) -> bool:
+        """Whether there is memory for it already."""
+        return key in self._buffers
+
+    def copy(self, key: str, state: Any) -> Any:
+        """`state` with every tensor copied, and every other object as pickle copies it."""
+        old, new = self._buffers.pop(key, []), list[torch.Tensor]()
+        pickled = io.BytesIO()
+        pickler = _Pickler(pickled, pickle.HIGHEST_PROTOCOL)
+        pickler.dump(state)
+        for source in pickler.tensors:
+            spare = old[len(new)] if len(new) < len(old) else None
+            new.append(_copied(source, spare))
+        if any(source.is_cuda for source in pickler.tensors):
+            torch.cuda.current_stream().synchronize()
+        self._buffers[key] = new
+        pickled.seek(0)
+        return _Unpickler(pickled, new).load()
+
+
+def num_bytes(state: Any) -> int:
+    """Bytes that a copy of a state takes. torch hands out pinned memory in powers of two."""
+    pickler = _Pickler(io.BytesIO(), pickle.HIGHEST_PROTOCOL)
+    pickler.dump(state)
+    return sum(1 << (t.nbytes - 1).bit_length() if t.is_cuda else t.nbytes for t in pickler.tensors)
+
+
+def room_for_copies(cgroup: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/proc")) -> int:
+    """Bytes that copies may take on this host: free memory, within the limits of the job's cgroup."""
+    lines = dict(line.split(":", 1) for line in (proc / "meminfo").read_text().splitlines())
+    free = [int(lines["MemAvailable"].split()[0]) * 1024]
+    for line in (proc / "self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory"):
+            root = cgroup / controllers
+            folder = root / path.lstrip("/")
+            free += _left_in(folder for folder in (folder, *folder.parents) if folder.is_relative_to(root))
+    return int(_RESERVE * max(0, min(free)))
+
+
+def _left_in(folders: Iterable[Path]) -> list[int]:
+    """What each cgroup with a limit has left; page cache counts as free, since it gives way."""
+    left = []
+    for folder in folders:
+        for limit, usage in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            try:
+                most, used = (folder / limit).read_text().strip(), int((folder / usage).read_text())
+                stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            except OSError:
+                continue
+            if most.isdigit():
+                left.append(int(most) - used + int(stat.get("inactive_file", 0)))
+    return left
+
+
+class _Pickler(pickle.Pickler):
+    """Leaves a number in the place of each tensor. A tensor under two names is one."""
+
+    def __init__(self, file: Any, protocol: int) -> None:
+        super().__init__(file, protocol)
+        self.tensors: list[torch.Tensor] = []
+        self._numbers: dict[Any, int] = {}
+
+    def persistent_id(self, obj: Any) -> int | None:
+        if not isinstance(obj, torch.Tensor):
+            return None
+        where: Any = id(obj)
+        if obj.numel():
+            where = (obj.data_ptr(), obj.device, obj.shape, obj.stride(), obj.dtype, type(obj))
+        if where not in self._numbers:
+            self._numbers[where] = len(self.tensors)
+            self.tensors.append(obj)
+        return self._numbers[where]
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: Any, tensors: list[torch.Tensor]) -> None:
+        super().__init__(file)
+        self._tensors = tensors
+
+    def persistent_load(self, pid: int) -> torch.Tensor:
+        return self._tensors[pid]
+
+
+def _memory_for(data: torch.Tensor) -> torch.Tensor:
+    """Host memory for a copy: pinned for a GPU's, else in huge pages, into which it takes 7 % less time."""
+    if data.is_cuda or not data.numel():
+        return torch.empty(data.shape, dtype=data.dtype, pin_memory=data.is_cuda)
+    # Of the two only numpy asks Linux for huge pages (madvise).
+    raw = torch.from_numpy(np.empty(data.nbytes, dtype=np.uint8))
+    return raw.view(data.dtype).view(data.shape)
+
+
+def _copied(source: torch.Tensor, spare: torch.Tensor | None) -> torch.Tensor:
+    data = source.detach()
+    if spare is None or spare.shape != data.shape or spare.dtype != data.dtype:
+        spare = _memory_for(data)
+    target = spare.detach()
+    target.copy_(data, non_blocking=True)
+    if isinstance(source, torch.nn.Parameter):
+        return torch.nn.Parameter(target, requires_grad=source.requires_grad)
+    return target

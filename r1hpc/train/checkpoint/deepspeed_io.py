@@ -1,0 +1,195 @@
+"""What DeepSpeed saves and loads through: it hands us the state of each file, and leaves the writing to us.
+
+    files = CheckpointFiles(group, zero_stage, asynchronous=True, ranks_per_node=8)
+    files.attach(engine)
+    engine.save_checkpoint(...)          # keeps copies, or writes at once
+    for path, state in files.take(): write_file(path, state, stop)
+
+DeepSpeed's own writers for this were not taken: DecoupledCheckpointEngine commits a step later and never the
+last one, and neither it nor FastCheckpointEngine can load what it wrote (DeepSpeed 0.19.8; issue 8500).
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
+
+from r1hpc.base.errors import R1hpcError
+from r1hpc.base.units import format_bytes
+from r1hpc.train.checkpoint.async_save import HostCopies, num_bytes, room_for_copies
+from r1hpc.train.checkpoint.shards import join_weights, part_name, pieces_of, take_weights
+from r1hpc.train.model.low_precision import holds_nf4, unsaved
+from r1hpc.train.parallel.distributed import Group
+
+_PIECE_BYTES = 64 << 20
+"""Written at once; between two of them a write can be abandoned."""
+_SYNC_BYTES = 4 << 30
+"""Then the file system is waited for: its cache would take in a whole checkpoint, and an fsync at the end
+give no sign of life for as long as a slow one needs for that."""
+File = tuple[Path, Any]
+
+
+class AbandonedError(R1hpcError):
+    """The write was given up, because a newer state is to be written in the time that is left."""
+
+
+class CheckpointFiles(CheckpointEngine):  # type: ignore[misc]
+    """DeepSpeed's checkpoint engine: one per rank, for saving and loading."""
+
+    def __init__(self, group: Group, zero_stage: int, *, asynchronous: bool, ranks_per_node: int) -> None:
+        """
+        Args:
+            asynchronous: keep copies in host memory, to be written by whoever calls `take`; else, or where
+                the host has no room for them, write while DeepSpeed waits.
+            ranks_per_node: how many such as this share the host's memory.
+        """
+        super().__init__()
+        self.name = type(self).__name__
+        self._group = group
+        self._zero_stage = zero_stage
+        self.in_parts = zero_stage < 3 and group.world_size > 1
+        self._copies = HostCopies() if asynchronous else None
+        self._ranks_per_node = ranks_per_node
+        self._waiting: list[File] = []
+        self.leaves_frozen_out = False
+        """The engine's frozen weights are in four bits, and in no checkpoint."""
+        self._left_out: set[str] = set()
+
+    def attach(self, engine: Any) -> None:
+        """From now on `engine` saves and loads through this."""
+        if engine.checkpoint_engine is self:
+            return
+        engine.checkpoint_engine = self
+        self.leaves_frozen_out = holds_nf4(engine.module)
+        self._left_out = unsaved(engine.module) if self.leaves_frozen_out else set()
+        if self._zero_stage == 2:
+            _keep_frozen_once(engine)
+        if self.in_parts:
+            engine.save_non_zero_checkpoint = True  # every rank is asked to save the model state
+
+    def take(self) -> list[File]:
+        """The files still to be written, once."""
+        waiting, self._waiting = self._waiting, []
+        return waiting
+
+    def create(self, info: Any) -> None:
+        """Nothing: DeepSpeed announces a checkpoint."""
+
+    def commit(self, info: Any) -> bool:
+        """Nothing: DeepSpeed believes that the files are written."""
+        return True
+
+    def save(self, state_dict: dict[str, Any], path: str) -> None:
+        file = Path(path)
+        for name in self._left_out & (state_dict.get("module") or {}).keys():
+            del state_dict["module"][name]
+        if self.in_parts and file.name.startswith("mp_rank_"):
+            state_dict, weights = take_weights(state_dict)
+            pieces = pieces_of(weights, self._group.rank, self._group.world_size)
+            self.keep(file.with_name(part_name(self._group.rank)), pieces, are_views=True)
+            if self._group.rank != 0:
+                return
+        self.keep(file, state_dict)
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        self._group.beat()
+        return load_file(Path(path), map_location)
+
+    def keep(self, path: Path, state: Any, *, are_views: bool = False) -> None:
+        """Copy `state` as it is now, for `take`; or write it at once. `are_views`: of larger tensors."""
+        if self._copies is not None and self._has_room(path.name, state):
+            self._waiting.append((path, self._copies.copy(path.name, state)))
+        else:
+            # torch.save writes the whole storage of a view: here, all weights on each rank.
+            state = HostCopies().copy(path.name, state) if are_views else state
+            write_file(path, state, wrote=self._group.beat)
+
+    def _has_room(self, key: str, state: Any) -> bool:
+        assert self._copies is not None
+        if self._copies.holds(key):
+            return True
+        needed, room = num_bytes(state), room_for_copies() // self._ranks_per_node
+        if needed > room:
+            print(
+                f"{key} is written while training waits: {format_bytes(needed)} of host memory for a copy, "
+                f"{format_bytes(room)} free for each of {self._ranks_per_node} rank(s)",
+                flush=True,
+            )
+        return needed <= room
+
+
+def _keep_frozen_once(engine: Any) -> None:
+    """Under ZeRO 2 DeepSpeed puts the frozen weights into a checkpoint a second time, beside all weights, and
+    copies them to host memory on every rank for it (0.19.8, _get_zero_frozen_param_attributes). Here their
+    names are kept, and the copies left out, which its loader takes."""
+    attributes = engine._get_zero_frozen_param_attributes
+
+    def without_values(of: Any) -> Any:
+        return None if of == engine._get_param_fragment_func else attributes(of)
+
+    engine._get_zero_frozen_param_attributes = without_values
+
+
+def write_file(
+    path: Path,
+    state: Any,
+    stop: threading.Event | None = None,
+    wrote: Callable[[], object] = lambda: None,
+) -> None:
+    """torch.save; raises AbandonedError soon after `stop` is set, and the OSError of a write that fails.
+
+    Args:
+        wrote: called after each piece of at most 64 MiB.
+    """
+    # Through a Python file, not by its path: torch then lets go of the interpreter lock while it writes.
+    with open(path, "wb") as file:
+        pieces = _Pieces(file, stop or threading.Event(), wrote)
+        try:
+            torch.save(state, pieces)  # type: ignore[arg-type]
+        except RuntimeError:
+            if pieces.failure is not None:  # torch then writes its end, and complains of where that would lie
+                raise pieces.failure from None
+            raise
+
+
+def load_file(path: Path, map_location: Any = "cpu") -> Any:
+    """What was saved at `path`, weights that were saved in parts joined."""
+    # A pickle, as DeepSpeed writes it: the folder is the user's alone and every byte as it was committed.
+    state = torch.load(path, map_location=map_location, weights_only=False)
+    return join_weights(state, path.parent) if path.name.startswith("mp_rank_") else state
+
+
+class _Pieces:
+    """A file that is written piece by piece."""
+
+    def __init__(self, file: BinaryIO, stop: threading.Event, wrote: Callable[[], object]) -> None:
+        self._file = file
+        self._stop = stop
+        self._wrote = wrote
+        self._since_sync = 0
+        self.failure: AbandonedError | OSError | None = None
+        """Why a write failed."""
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        try:
+            for start in range(0, len(view), _PIECE_BYTES):
+                if self._stop.is_set():
+                    raise AbandonedError("abandoned")
+                self._since_sync += self._file.write(view[start : start + _PIECE_BYTES])
+                if self._since_sync >= _SYNC_BYTES:
+                    self._file.flush()
+                    os.fsync(self._file.fileno())
+                    self._since_sync = 0
+                self._wrote()
+        except (AbandonedError, OSError) as error:
+            self.failure = self.failure or error
+            raise
+        return len(view)
+
+    def flush(self) -> None:
+        self._file.flush()

@@ -1,0 +1,143 @@
+"""The weights of a checkpoint in equal parts, one written by each rank, and joined again when they are read.
+
+Below ZeRO 3 every rank holds all weights, and DeepSpeed has rank 0 write them alone: 14 GB for 7 B
+parameters. Here they count as one row of bytes, in the order of their names, of which each rank writes its
+piece, `weights_rank_<n>.pt`, next to DeepSpeed's own file, which keeps everything else:
+
+    take_weights(state)                  # out of what DeepSpeed is about to save
+    pieces_of(weights, rank, world_size) # what this rank writes
+    join_weights(state, folder)          # back into what was loaded; without parts it stays as it is
+
+Not so the optimizer's state, which lies in that file too without ZeRO: for bf16 DeepSpeed keeps a part of it
+on each rank even then (BF16_Optimizer), and pieces of several ranks' would make none of them whole.
+
+Which files of a checkpoint a rank wrote, by their names: those it seals, and whether any is missing.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from r1hpc.checkpoint.errors import CheckpointWriteError
+from r1hpc.train.parallel.compression import PREFIX as COMPRESSION
+from r1hpc.train.parallel.distributed import Group
+from r1hpc.train.parallel.errors import ResumeError
+
+PREFIX = "weights_rank_"
+Weights = dict[str, torch.Tensor]
+
+
+class Piece(NamedTuple):
+    """Elements [start, start + len(values)) of one weight, flattened. Saved as a plain tuple."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    values: torch.Tensor
+    same: tuple[str, ...]
+    """Other names of the same tensor (tied weights)."""
+
+
+def part_name(rank: int) -> str:
+    return f"{PREFIX}{rank}.pt"
+
+
+def take_weights(state: dict[str, Any]) -> tuple[dict[str, Any], Weights]:
+    """DeepSpeed's model state without its weights, and these. Buffers stay, where zero_to_fp32.py looks."""
+    module: Mapping[str, Any] = state["module"]
+    names = {name for name, value in module.items() if isinstance(value, torch.Tensor)}
+    names -= set(state["buffer_names"])
+    rest = {name: value for name, value in module.items() if name not in names}
+    return {**state, "module": rest}, {name: module[name] for name in module if name in names}
+
+
+def pieces_of(weights: Weights, rank: int, world_size: int) -> list[tuple[Any, ...]]:
+    """Rank `rank`'s pieces: its `world_size`-th of all bytes. They are views where a weight is contiguous."""
+    aliases = _aliases(weights)
+    total = sum(weights[names[0]].nbytes for names in aliases)
+    first, last = (total * edge // world_size for edge in (rank, rank + 1))
+    pieces: list[tuple[Any, ...]] = []
+    offset = 0
+    for name, *same in aliases:
+        weight = weights[name].detach()
+        # The same edge in bytes falls on the same element for the two ranks that meet there.
+        start, stop = (
+            min(max((edge - offset) // weight.itemsize, 0), weight.numel()) for edge in (first, last)
+        )
+        if start < stop or (weight.numel() == 0 and rank == 0):
+            values = weight.reshape(-1)[start:stop]
+            pieces.append(tuple(Piece(name, tuple(weight.shape), start, values, tuple(same))))
+        offset += weight.nbytes
+    return pieces
+
+
+def join_weights(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Put the parts in `folder` into the model state that was read from there, in place.
+
+    Raises:
+        ResumeError: a part is missing.
+    """
+    module, filled = state["module"], Counter[str]()
+    for name, shape, start, values, same in _pieces_in(folder):
+        if name not in module:
+            # One that lies in one file whole stays there, mapped: copies of all weights, one on each rank,
+            # would take more host memory than the training.
+            is_whole = values.numel() == math.prod(shape)
+            module[name] = values.view(shape) if is_whole else torch.empty(shape, dtype=values.dtype)
+            module.update(dict.fromkeys(same, module[name]))
+            if is_whole:
+                filled[name] = values.numel()
+                continue
+        module[name].view(-1)[start : start + values.numel()] = values
+        filled[name] += values.numel()
+    for name, count in filled.items():
+        if count != module[name].numel():
+            raise ResumeError(f"{folder} holds {count} of the {module[name].numel()} elements of {name}")
+    return state
+
+
+def _pieces_in(folder: Path) -> Iterator[Piece]:
+    for path in sorted(folder.glob(f"{PREFIX}*.pt")):
+        yield from (Piece(*piece) for piece in torch.load(path, weights_only=True, mmap=True))
+
+
+def _aliases(weights: Weights) -> list[list[str]]:
+    """The names, sorted, those of one tensor together."""
+    groups: dict[Any, list[str]] = {}
+    for name in sorted(weights):
+        weight = weights[name]
+        where = (weight.data_ptr(), weight.shape, weight.dtype) if weight.numel() else name
+        groups.setdefault(where, []).append(name)
+    return list(groups.values())
+
+
+def streams_name(rank: int) -> str:
+    """The file with a rank's random streams."""
+    return f"streams_rank_{rank}.pt"
+
+
+def own_files(staging: Path, group: Group) -> list[str]:
+    """The files this rank wrote: those that carry its number; rank 0 also all that carry none."""
+    paths = (path for path in staging.rglob("*") if _owner(path.name, group.world_size) == group.rank)
+    return sorted(path.relative_to(staging).as_posix() for path in paths if path.is_file())
+
+
+def check_whole(staging: Path, names: list[str], endings: Iterable[str], rank: int) -> None:
+    """Raise CheckpointWriteError unless `rank` wrote a file with each of these endings."""
+    for ending in endings:
+        if not any(name.endswith(ending) for name in names):
+            raise CheckpointWriteError(f"rank {rank} finds no file *{ending} of its own in {staging}")
+
+
+def _owner(name: str, world_size: int) -> int:
+    """The rank that wrote a file, by DeepSpeed's naming (`zero_pp_rank_3_mp_rank_00…`) and ours."""
+    for marker in ("zero_pp_rank_", "streams_rank_", "stage_rank_", PREFIX, COMPRESSION):
+        _, found, tail = name.partition(marker)
+        if found:
+            rank = int(tail.replace(".", "_").split("_")[0])
+            return rank if rank < world_size else 0
+    return 0

@@ -1,0 +1,361 @@
+"""What a run will train on, looked at before it waits in a queue: its dataset, or its traces line by line.
+
+check_training_data(config)         # of a new run
+
+The ranks read all of it; here it is a few MiB, the longest lines of a GiB, and the manifest of a dataset.
+
+A dataset that is not there yet: whether the run's own job may build it, or whether GPUs would wait for it.
+
+refuse_long_build(run, config)       # of a run that will hold GPUs
+"""
+
+import heapq
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.run_dir import RunDir
+from r1hpc.base.units import format_bytes
+from r1hpc.config.schema.run import DataConfig, RunConfig
+from r1hpc.corpus.build.from_traces import list_inputs, source_names
+from r1hpc.corpus.recipe.recipe import find_recipe, load_recipe
+from r1hpc.corpus.recipe.stages import check_schedule
+from r1hpc.corpus.sources.lines import Line, also_said, is_compressed, iter_lines, line_number, parse_trace
+from r1hpc.data.format.manifest import MANIFEST, read_manifest
+from r1hpc.train.supervised.dataset import folder_of_recipe
+
+_READ_BYTES = 8 << 20
+"""Of all traces, in their order, whose every line is taken apart: a tenth of a second."""
+_SCANNED_BYTES = 1 << 30
+"""Of files that are not compressed, in which the longest lines are looked for: some seconds."""
+_ENCODED_BYTES = 512 << 10
+_ENCODED_TRACES = 64
+"""The longest."""
+_USEFUL_PASSES = 4
+"""That are about as good as new text (Muennighoff et al. 2023, arXiv 2305.16264)."""
+_FORM = '{"prompt": "…", "completion": "…"}'
+
+
+@dataclass(frozen=True)
+class _Trace:
+    path: Path
+    position: int
+    """The byte at which its line begins."""
+    prompt: str
+    completion: str
+
+    @property
+    def place(self) -> str:
+        return f"{self.path}:{line_number(self.path, self.position)}"
+
+
+def check_training_data(
+    config: RunConfig, to_come: Sequence[Path] = (), *, tokenizer_to_come: bool = False
+) -> list[str]:
+    """Refuse data that the nodes would only find missing, of another form or too long.
+
+    Args:
+        to_come: folders that other runs have yet to fill: what lies below them is not looked for.
+        tokenizer_to_come: the same of the tokenizer: how many tokens a trace has is not known.
+
+    Returns:
+        Sentences on what may not be meant.
+
+    Raises:
+        UsageError: no such dataset or file, data.path beside data.traces, documents without roles in stage
+            sft, a line that is no trace, or a trace longer than data.seq_len.
+    """
+    data = config.data
+    notes: list[str] = []
+    if config.stage not in ("pretrain", "sft"):
+        return notes
+    if config.stage == "pretrain" and data.traces:
+        raise UsageError("data.traces is of stage sft, and has no use in stage pretrain: add stage=sft")
+    if data.path is not None and data.traces:
+        raise UsageError(
+            f"data.path={data.path} and data.traces={data.traces} name two datasets: leave one of them out"
+        )
+    if data.path is not None:
+        if not _is_below(data.path, to_come):
+            notes = _check_dataset(Path(data.path), config)
+    elif config.stage == "sft" and data.traces:
+        traces = [path for path in data.traces if not _is_below(path, to_come)]
+        notes = _check_traces(traces, None if tokenizer_to_come else config)
+    elif config.stage == "sft":
+        _check_recipe(data)
+    check_sources(config, to_come)
+    return notes
+
+
+def may_be_too_long(config: RunConfig, others: Mapping[Path, RunConfig]) -> list[str]:
+    """A sentence for each other stage whose answers a stage is tuned on and may be too long for.
+
+    Args:
+        others: of the same chain, by their folders.
+    """
+    if config.stage != "sft":
+        return []
+    sentences = []
+    for folder, other in others.items():
+        is_read = any(_is_below(path, [folder]) for path in config.data.traces)  # else it is looked at itself
+        longest = other.rollout.max_prompt_length + other.rollout.max_completion_length
+        is_to_come = is_read and other.stage == "generate" and not RunDir(folder).traces.exists()
+        if is_to_come and longest > config.data.seq_len:
+            sentences.append(
+                f"data.seq_len is {config.data.seq_len:,}, and what stage {folder.name} keeps may have up to "
+                f"{longest:,} tokens with its prompt: one that is longer ends this stage as it begins. To be "
+                f"sure set data.seq_len={longest}"
+            )
+    return sentences
+
+
+def check_sources(config: RunConfig, to_come: Sequence[Path] = ()) -> None:
+    """Refuse a schedule of weights that names other sources than the dataset will have.
+
+    Raises:
+        UsageError: names the entry, and the nearest source.
+    """
+    data = config.data
+    if not data.mix.schedule or (data.path is not None and _is_below(data.path, to_come)):
+        return
+    if data.path is not None:
+        names = [source["name"] for source in read_manifest(Path(data.path)).content["sources"]]
+    elif data.traces and config.stage == "sft":
+        names = source_names(len(data.traces))
+    else:
+        assert data.recipe is not None, "the configuration sees to it"
+        names = [source.name for source in load_recipe(find_recipe(data.recipe)).sources]
+    check_schedule(data.mix, names)
+
+
+def check_mix_goes_on(frozen: RunConfig, config: RunConfig) -> None:
+    """Refuse, at a resume, what would make another order of what the run has seen already.
+
+    Raises:
+        UsageError: says what of data.mix may change.
+    """
+    schedules = (frozen.data.mix.schedule, config.data.mix.schedule)
+    begins = [[entry for entry in schedule if entry["from_step"] == 1] for schedule in schedules]
+    becomes_one = frozen.data.mix.is_used != config.data.mix.is_used and not _is_mixed(config)
+    if begins[0] != begins[1] or becomes_one:
+        raise UsageError(
+            "data.mix: a run is a mixture from its first step on or not at all, and its first weights stay; "
+            "what a resume may change is what has not begun of a schedule, or of a recipe with mix. "
+            "Leave data.mix as it was, or begin another run"
+        )
+
+
+def _is_mixed(config: RunConfig) -> bool:
+    """Whether the data's own recipe is a mixture."""
+    data = config.data
+    if data.path is not None:
+        return read_manifest(Path(data.path)).content["recipe"].get("mix") is not None
+    if data.recipe is None or data.traces:
+        return False
+    return load_recipe(find_recipe(data.recipe)).mix is not None
+
+
+def _is_below(path: str, folders: Sequence[Path]) -> bool:
+    return any(Path(path).is_relative_to(folder) for folder in folders)
+
+
+def _check_dataset(folder: Path, config: RunConfig) -> list[str]:
+    if folder.is_file():
+        raise UsageError(
+            f"data.path {folder} is a file: give the folder of a dataset, made by `python -m r1hpc.shard "
+            f"build`; a file of traces is named by data.traces=[{folder}]"
+        )
+    if folder.is_dir() and not (folder / MANIFEST).is_file():
+        raise UsageError(
+            f"data.path {folder} has no {MANIFEST}: give the folder of a dataset, made by `python -m "
+            "r1hpc.shard build`; a folder of traces (*.jsonl) is named by data.traces=[DIR]"
+        )
+    if config.stage == "pretrain" and not folder.is_dir():
+        return []  # missing_dataset has more to say
+    content = read_manifest(folder).content
+    if config.stage == "sft" and "roles" not in content:
+        raise _no_roles(f"data.path {folder} holds")
+    num_tokens, seq_len = content["num_tokens"], config.data.seq_len
+    if config.stage == "pretrain" and num_tokens <= seq_len:
+        raise UsageError(
+            f"data.path {folder} holds {num_tokens:,} tokens, and a sample is data.seq_len + 1 = "
+            f"{seq_len + 1:,} of them: build it of more text, or lower data.seq_len"
+        )
+    if config.data.validation_documents >= content["num_documents"]:
+        raise UsageError(
+            f"data.validation_documents={config.data.validation_documents:,} leaves none of the "
+            f"{content['num_documents']:,} documents in {folder} to train on: lower it"
+        )
+    asked = config.train.num_steps * config.train.global_batch_size * seq_len
+    if config.stage == "pretrain" and asked > _USEFUL_PASSES * num_tokens and not _is_mixed(config):
+        return [
+            f"each of the {num_tokens:,} tokens in {folder} is trained on {asked / num_tokens:.1f} times: "
+            f"beyond {_USEFUL_PASSES} passes more steps teach ever less (Muennighoff et al. 2023)"
+        ]
+    return []
+
+
+def _check_recipe(data: DataConfig) -> None:
+    if data.recipe is not None and not load_recipe(find_recipe(data.recipe)).is_traces:
+        raise _no_roles(f"data.recipe={data.recipe} makes")
+
+
+def _no_roles(what: str) -> UsageError:
+    return UsageError(
+        f"stage sft learns from prompts and completions, and {what} documents without roles: give "
+        f"data.traces=[FILE.jsonl] of lines {_FORM}, or a dataset whose sources have kind: traces"
+    )
+
+
+def _check_traces(paths: Sequence[str], config: RunConfig | None) -> list[str]:
+    files = [file for item in list_inputs(paths) for file in item.files]
+    longest = _longest(files)
+    if paths and not longest:
+        raise UsageError(f"data.traces: {', '.join(map(str, files))} holds no line; give lines {_FORM}")
+    never_closed = _check_lengths(longest, config) if config is not None else []
+    return [*never_closed, *_left_out(files)]
+
+
+def _left_out(files: Iterable[Path]) -> list[str]:
+    """A sentence for each file whose first line says more than its prompt and its completion."""
+    sentences = []
+    for path in files:
+        first = next(iter_lines(path, 0, 1), None)
+        names = [] if first is None else also_said(first.raw)
+        if names:
+            sentences.append(
+                f"{path} has {', '.join(names)} beside prompt and completion, which is not learnt: put "
+                "thinking into the completion, the rest into the prompt or model.system_prompt"
+            )
+    return sentences
+
+
+def _longest(files: Iterable[Path]) -> list[_Trace]:
+    """Of the first MiB, of which every line is taken apart, the traces of the most characters; of what is
+    behind them those whose lines have the most bytes. The longest first.
+
+    Raises:
+        UsageError: names file and number of a line that is no trace.
+    """
+    lines, first, read = _lines(files), [], 0
+    for path, line in lines:
+        first.append(_parsed(path, line))
+        read += line.size
+        if read >= _READ_BYTES:
+            break
+    found = heapq.nlargest(_ENCODED_TRACES, first, key=_characters)
+    behind = heapq.nlargest(_ENCODED_TRACES, lines, key=lambda placed: placed[1].size)
+    return sorted([*found, *(_parsed(path, line) for path, line in behind)], key=_characters, reverse=True)
+
+
+def _characters(trace: _Trace) -> int:
+    return len(trace.prompt) + len(trace.completion)
+
+
+def _lines(files: Iterable[Path]) -> Iterator[tuple[Path, Line]]:
+    """In their order, as far as they are looked at: what is compressed takes longer to read."""
+    read = 0
+    for path in files:
+        most = _READ_BYTES if is_compressed(path.name) else _SCANNED_BYTES
+        for line in iter_lines(path, 0, max(0, most - read)):
+            if line.fault:
+                raise _no_trace(path, line, line.fault)
+            read += line.size
+            yield path, line
+
+
+def _parsed(path: Path, line: Line) -> _Trace:
+    try:
+        prompt, completion = (text.decode() for text in parse_trace(line.raw))
+    except ValueError as error:
+        raise _no_trace(path, line, str(error)) from None
+    return _Trace(path, line.position, prompt, completion)
+
+
+def _no_trace(path: Path, line: Line, fault: str) -> UsageError:
+    return UsageError(
+        f"{path}:{line_number(path, line.position)}: {fault}. A line of data.traces is {_FORM}: correct it, "
+        "or leave it out"
+    )
+
+
+def _check_lengths(traces: Sequence[_Trace], config: RunConfig) -> list[str]:
+    """Refuse a trace that the build or the ranks do: too long, not to be spelled, or ended by itself. Gives a
+    sentence where a prompt opens a thinking that its completion does not close.
+    """
+    from r1hpc.tasks.grading.completion import TAGS
+    from r1hpc.tasks.text.tokenizer import (  # the tokenizers library
+        encode,
+        form_of,
+        load_tokenizer,
+        special_ids,
+    )
+
+    tokenizer = load_tokenizer(config.model)
+    form, eos_id = form_of(tokenizer, config.model), special_ids(tokenizer, config.model).eos
+    left, most, longest, never_closed = _ENCODED_BYTES, 0, None, None
+    for trace in traces:
+        try:
+            texts = form.prompt(trace.prompt), form.completion(trace.completion)
+            prompt, completion = (encode(tokenizer, text) for text in texts)
+        except UsageError as error:
+            raise UsageError(f"{trace.place}: {error}") from None
+        if eos_id in completion:
+            end = tokenizer.id_to_token(eos_id)
+            raise UsageError(
+                f"{trace.place}: the completion holds {end}, which is put after every completion by itself: "
+                "take it out of the line, or leave the line out"
+            )
+        length = len(prompt) + len(completion) + 1
+        left -= sum(map(len, texts))
+        if length > most:
+            most, longest = length, trace
+        if form.opens_thinking and TAGS[1] not in trace.completion:
+            never_closed = never_closed or trace
+        if left <= 0:
+            break
+    if longest is not None and most > config.data.seq_len:
+        raise UsageError(
+            f"data.seq_len is {config.data.seq_len}, but the trace of {longest.place} has {most:,} tokens "
+            f"with its EOS: set data.seq_len={most} or more, or leave long ones out of the traces"
+        )
+    if never_closed is None:
+        return []
+    return [
+        f"prompts end in {TAGS[0]} (the chat template, or model.open_thinking), and the completion of "
+        f"{never_closed.place} has no {TAGS[1]}: answering inside the thinking would be learnt; write "
+        f"{TAGS[1]} before the answer, with or without a thinking before it"
+    ]
+
+
+_MOST_BYTES = 64 << 20
+"""Of input: built in about a minute on one core, less than the start of a large model takes."""
+
+
+def refuse_long_build(run: RunDir, config: RunConfig) -> None:
+    """Refuse a run that would build a large dataset when it begins, with its GPUs idle.
+
+    One of data.traces is not refused, however large: no command makes that dataset beforehand.
+
+    Raises:
+        UsageError: says how to build it first.
+    """
+    data = config.data
+    if config.stage not in ("pretrain", "sft") or data.path or data.traces or data.recipe is None:
+        return
+    path = find_recipe(data.recipe)
+    folder = folder_of_recipe(run, path)
+    if folder.exists():
+        return
+    from r1hpc.corpus.sources.read import (
+        list_spans,  # numpy: a tenth of a second that other submissions are spared
+    )
+
+    num_bytes = sum(span.num_bytes for span in list_spans(load_recipe(path)))
+    if num_bytes > _MOST_BYTES:
+        raise UsageError(
+            f"the dataset of recipe {data.recipe} is not built yet, and the job's GPUs would wait while it "
+            f"is made of {format_bytes(num_bytes)}. Build it first, then submit again:\n"
+            f"  python -m r1hpc.shard build {data.recipe} --out {folder} --engine slurm"
+        )

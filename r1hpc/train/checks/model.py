@@ -1,0 +1,217 @@
+"""The models that a run begins with, looked at before it waits in a queue: weights, tokens, what vLLM takes.
+
+    notes = check_models(config, expected_model=None, expected_teacher=None)      # of a new run
+
+What an earlier stage of a chain has yet to write is left to the ranks.
+"""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.errors import ConfigError, UsageError
+from r1hpc.base.names import printable
+from r1hpc.config.schema.run import SAMPLED_STAGES, TRAINED_STAGES, ModelConfig, RunConfig
+from r1hpc.plan.memory.frozen import check_base_shape
+from r1hpc.plan.model.families import ALIASES, FAMILIES
+from r1hpc.plan.model.hf_config import load_model_config, load_teacher_config, teacher_of
+from r1hpc.plan.model.shape import SHAPE_NAMES
+from r1hpc.plan.model.weights import check_tensors, check_weights
+from r1hpc.plan.topology.checks import rope_types
+
+_NOT_BY_VLLM = ("mixtral", "gemma2")
+"""vLLM 0.32 has transformers' former names of Mixtral's experts, and no output head of Gemma 2's (read in its
+sources, not run)."""
+_SLIP = 0.9
+"""How alike two names are of which one is likely a slip: a letter left out, or two exchanged."""
+_HEADS = ("lm_head", "embed_out")
+_COLDEST_OF_VLLM = 0.01
+"""vLLM 0.32 takes a lower temperature for this one."""
+
+
+def check_models(
+    config: RunConfig,
+    expected_model: Mapping[str, Any] | None,
+    expected_teacher: Mapping[str, Any] | None,
+) -> list[str]:
+    """Refuse a model or a teacher that cannot be loaded as the run wants it.
+
+    Args:
+        expected_model: the config.json that an earlier stage will leave in model.path.
+        expected_teacher: the same of rl.teacher.
+
+    Returns:
+        Sentences on what may not be meant.
+
+    Raises:
+        ConfigError: what is wrong with it, and what to give instead.
+    """
+    _check_weights(config, expected_model)
+    _refuse_adapted_head(config)
+    tokenizer_to_come = tokenizer_is_to_come(config, expected_model)
+    _check_teacher(config, expected_teacher, tokenizer_to_come=tokenizer_to_come)
+    return [*_slips(config.model.config), *([] if tokenizer_to_come else _other_end(config))]
+
+
+def _slips(given: Mapping[str, Any]) -> list[str]:
+    """A note on each key of model.config that looks like a slip of one that the shape follows from.
+
+    Hugging Face keeps keys that it does not know: `num_hidden_layer: 48` would be a model of the usual depth.
+    """
+    family = FAMILIES.get(str(given.get("model_type")))
+    known = {*SHAPE_NAMES, *(family.defaults if family else ())}
+    known |= {name for aliases in ALIASES.values() for name in aliases}
+    notes = []
+    for key in given.keys() - known:
+        if near := difflib.get_close_matches(key, known, 1, _SLIP):
+            notes.append(
+                f"model.config.{printable(key)} is not {near[0]}, and changes no shape: is it meant?"
+            )
+    return notes
+
+
+def _check_weights(config: RunConfig, expected_model: Mapping[str, Any] | None) -> None:
+    """Refuse a model.path without weights that fit, but for one that an earlier stage has yet to write."""
+    model = config.model
+    if config.stage == "traces":  # demonstrations are computed: no model is loaded
+        return
+    is_to_come = expected_model is not None and not Path(model.path or "", "config.json").is_file()
+    # Says first that there is no such folder.
+    hf_config = load_model_config(config, None, expected_model if is_to_come else None)
+    refuse_for_vllm(config, hf_config)
+    _refuse_two_rotations(config, hf_config)
+    if not is_to_come:
+        check_weights(model)
+        _refuse_integers(config, hf_config)
+        check_tensors(model, hf_config)
+        check_base_shape(config, hf_config)
+
+
+def _refuse_adapted_head(config: RunConfig) -> None:
+    """Under ZeRO 3 each call of an adapter gathers its weights, and the head is called once for each chunk of
+    logits, of which the ranks have unequal numbers: they would wait for one another."""
+    named = [target for target in config.model.lora_targets if target.split(".")[-1] in _HEADS]
+    is_divided = config.stage in TRAINED_STAGES and config.deepspeed.zero_stage == 3
+    if named and config.model.lora_rank and is_divided and config.train.logits_chunk_tokens != 0:
+        raise ConfigError(
+            f"model.lora_targets names the output head ({named[0]}), which is not adapted under "
+            "deepspeed.zero_stage=3 where logits come in chunks: leave it out, or take zero_stage=2 or "
+            "train.logits_chunk_tokens=0"
+        )
+
+
+def refuse_for_vllm(config: RunConfig, hf_config: Mapping[str, Any]) -> None:
+    """Families whose weights vLLM does not take under the names that it is handed (train/rollout/weight_sync.py), and
+    temperatures that it raises without a word."""
+    if config.rollout.engine != "vllm" or config.stage not in SAMPLED_STAGES:
+        return
+    evaluate = config.evaluate.temperature
+    asked = {}
+    if config.stage != "evaluate" or not evaluate:
+        asked["rollout.temperature"] = config.rollout.temperature
+    if config.stage != "generate" and evaluate:
+        asked["evaluate.temperature"] = evaluate
+    for key, temperature in asked.items():
+        if temperature < _COLDEST_OF_VLLM:
+            raise ConfigError(f"{key} is {temperature:g}: vLLM samples at {_COLDEST_OF_VLLM} at least")
+    family = hf_config.get("model_type")
+    if family in _NOT_BY_VLLM:
+        raise ConfigError(
+            f"rollout.engine=vllm is not handed a model of type {family}, whose weights it calls otherwise: "
+            "take rollout.engine=sampler"
+        )
+
+
+def _refuse_two_rotations(config: RunConfig, hf_config: Mapping[str, Any]) -> None:
+    """With longrope (Phi-3) the frequencies of all positions change once a row is longer than the original
+    context; what a cache holds was rotated by the others, and transformers' own generate starts it anew."""
+    if config.stage not in SAMPLED_STAGES or config.rollout.engine == "vllm":
+        return
+    if "longrope" not in rope_types(hf_config):
+        return
+    nested = [value for value in hf_config.values() if isinstance(value, Mapping)]
+    key = "original_max_position_embeddings"
+    original = next((values[key] for values in (hf_config, *nested) if key in values), None)
+    longest = config.rollout.max_prompt_length + config.rollout.max_completion_length
+    if original is not None and longest > original:
+        raise ConfigError(
+            f"the model's rotary frequencies (longrope) change at {original:,} tokens, and prompts and "
+            f"completions may have {longest:,} together: take rollout.engine=vllm, or less of "
+            "rollout.max_prompt_length and max_completion_length"
+        )
+
+
+def _refuse_integers(config: RunConfig, hf_config: Mapping[str, Any]) -> None:
+    """Quantised weights answer, and cannot be trained, nor be handed over to an engine."""
+    if config.model.from_scratch or not hf_config.get("quantization_config"):
+        return
+    if config.stage in ("generate", "evaluate") and config.rollout.engine == "vllm":
+        raise ConfigError(
+            f"model.path {config.model.path} holds integer weights, which rollout.engine=vllm is not handed: "
+            "take rollout.engine=sampler, or let vLLM read the folder itself (r1hpc.serve)"
+        )
+    if config.stage in TRAINED_STAGES:
+        raise ConfigError(
+            f"model.path {config.model.path} holds integer weights, which cannot be trained: give the "
+            "folder that they were made from"
+        )
+
+
+def _check_teacher(config: RunConfig, expected: Mapping[str, Any] | None, *, tokenizer_to_come: bool) -> None:
+    """Refuse a teacher that cannot be loaded, or whose tokens are not the student's; what an earlier stage
+    has yet to write is left to the ranks."""
+    hf_config = load_teacher_config(config, expected)
+    if hf_config is None or not Path(config.rl.teacher or "", "config.json").is_file():
+        return
+    if hf_config.get("quantization_config"):
+        raise ConfigError(
+            f"rl.teacher {config.rl.teacher} holds integer weights, which are not loaded beside a student: "
+            "give the folder that they were made from"
+        )
+    teacher = teacher_of(config, hf_config)
+    try:
+        check_weights(teacher)
+        check_tensors(teacher, hf_config)
+    except ConfigError as error:
+        raise ConfigError(f"rl.teacher, as a model.path of its own: {error}") from None
+    if not tokenizer_to_come:
+        from r1hpc.tasks.text.tokenizer import check_teacher_tokens  # the tokenizers library
+
+        check_teacher_tokens(config)
+
+
+def _other_end(config: RunConfig) -> list[str]:
+    """A note where a teacher ends its answers with a token at which those of the student do not end."""
+    if not config.rl.teacher or not Path(config.rl.teacher, "tokenizer.json").is_file():
+        return []
+    from r1hpc.tasks.text.tokenizer import load_tokenizer, special_ids  # the tokenizers library
+
+    teacher = ModelConfig(path=config.rl.teacher)
+    tokenizer = load_tokenizer(teacher)
+    try:
+        end = special_ids(tokenizer, teacher).eos
+    except UsageError:  # it names none, or its chat template cannot be read: neither is needed of a teacher
+        return []
+    if end in special_ids(load_tokenizer(config.model), config.model).stops:
+        return []
+    return [
+        f"rl.teacher ends an answer with {tokenizer.id_to_token(end)}, and the student's completions go on "
+        f"after it, up to rollout.max_completion_length: add its id, {end}, to eos_token_id in the student's "
+        "generation_config.json, or begin with a student that was fine-tuned to the teacher's chat template"
+    ]
+
+
+def tokenizer_is_to_come(config: RunConfig, expected_model: Mapping[str, Any] | None) -> bool:
+    """Whether an earlier stage has yet to write the tokenizer."""
+    return expected_model is not None and config.model.tokenizer is None
+
+
+def other_tokenizer(config: RunConfig) -> list[str]:
+    """A note where the tokenizer is not the one that the weights were trained with."""
+    if config.stage in ("pretrain", "traces") or config.model.tokenizer is None or config.model.from_scratch:
+        return []
+    from r1hpc.tasks.text.tokenizer import other_vocabulary
+
+    said = other_vocabulary(config.model)
+    return [said] if said else []

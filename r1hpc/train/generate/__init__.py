@@ -1,0 +1,1 @@
+"""Generate, evaluate and teach: the stages that write completions."""

@@ -1,0 +1,314 @@
+"""Answers to held-out items or test files: greedily once, and several times at a temperature.
+
+    answers = answer(judge, config, range(256), 8, should_stop)
+    summary = summarise(answers)                        # greedy, pass@k, maj@k with their intervals
+
+Stage evaluate asks as a job of its own (train/generate/generate.py). Stage rl asks between updates, in parts: a
+finished part survives a preemption, as a rollout's batches do.
+
+    held_out = HeldOut(job, judge, should_stop)
+    held_out.evaluate(network, step)                    # on every rank; False when a stop was requested
+
+Its answers lie in rollouts/evaluation-<step>/ with the name of the policy that gave them until the evaluation
+is on record; then in metrics/: a line in evaluation.jsonl, answers-<step>.jsonl and transcripts-<step>.txt.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from r1hpc.base.errors import R1hpcError
+from r1hpc.base.failpoints import failpoint
+from r1hpc.base.files import append_record, read_json, write_atomic, write_json
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.plan.topology.parts import evaluation_prompts, num_items
+from r1hpc.tasks.grading.answers import counted_as
+from r1hpc.tasks.grading.completion import take_apart
+from r1hpc.tasks.problems.task import Item, members
+from r1hpc.tasks.reward.rewards import Completion, Score
+from r1hpc.tasks.stats.intervals import majority, pass_at_k, share_interval, wilson
+from r1hpc.telemetry.records.evaluations import (
+    OF_BEFORE,
+    answers_path,
+    evaluated_policies,
+    evaluations_path,
+    sentence,
+    table,
+)
+from r1hpc.train.loop.session import Job
+from r1hpc.train.rollout.sampler import Judge, ShouldStop
+from r1hpc.train.rollout.torch_engine import Cut
+
+_EVALUATION_SEED = 0x5EED
+"""The samples of an evaluation are the same for every run, whatever train.seed is."""
+_TELL_EVERY_S = 60.0
+"""How far a long evaluation has come."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said to one item."""
+
+    index: int
+    prompt: str
+    expected: str
+    greedy: str
+    greedy_correct: bool
+    greedy_length: int
+    well_formed: bool
+    num_samples: int
+    num_correct: int
+    sample: str
+    """The first of the samples."""
+    mean_length: float
+    truncated: int
+    num_thinking: int = 0
+    """Samples whose thinking is not blank, and how many of those are correct."""
+    num_thinking_correct: int = 0
+    task: str = ""
+    """The label of its task or test file, where there are several."""
+    votes: list[list[Any]] = field(default_factory=list)
+    """[what it answers, as it is counted, whether that is right] of each sample, for maj@k; null: nothing."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def answer(
+    judge: Judge, config: RunConfig, indices: Sequence[int], num_samples: int, should_stop: ShouldStop
+) -> list[Answer] | None:
+    """Held-out items, or questions of the test files, `indices`; None when a stop was requested."""
+    items = [judge.evaluated.item(index, held_out=True) for index in indices]
+    failpoint("evaluate.batch")
+    greedy = judge.complete(items, 1, 0.0, _EVALUATION_SEED, should_stop)
+    if greedy is None:
+        return None
+    temperature, cut = _decoding(config)
+    sampled = judge.complete(items, num_samples, temperature, _EVALUATION_SEED, should_stop, cut)
+    if sampled is None:
+        return None
+    boxed, kinds = config.reward.answer_in == "boxed", members(judge.evaluated)
+    return [
+        _answer(item, kinds[item.task].judge, one[0], many, boxed)
+        for item, one, many in zip(items, greedy, sampled, strict=True)
+    ]
+
+
+def _decoding(config: RunConfig) -> tuple[float, Cut]:
+    """Temperature and cut of an evaluation's samples: evaluate's own, else the rollout's."""
+    own, rollout = config.evaluate, config.rollout
+
+    def chosen(name: str) -> Any:
+        value = getattr(own, name)
+        return getattr(rollout, name) if value is None else value
+
+    return chosen("temperature"), Cut(chosen("top_p"), chosen("top_k"), chosen("min_p"))
+
+
+def _answer(
+    item: Item,
+    judge: str,
+    greedy: tuple[Completion, Score],
+    sampled: Sequence[tuple[Completion, Score]],
+    boxed: bool,
+) -> Answer:
+    taken = [take_apart(completion.text, boxed=boxed) for completion, _ in sampled]
+    verdicts = [score.correct for _, score in sampled]
+    thinking = [right for parts, right in zip(taken, verdicts, strict=True) if (parts.thinking or "").strip()]
+    return Answer(
+        index=item.index,
+        prompt=item.prompt,
+        expected=item.answer,
+        greedy=greedy[0].text,
+        greedy_correct=greedy[1].correct,
+        greedy_length=greedy[0].num_tokens,
+        well_formed=greedy[1].well_formed,
+        num_samples=len(sampled),
+        num_correct=sum(verdicts),
+        sample=sampled[0][0].text,
+        mean_length=sum(completion.num_tokens for completion, _ in sampled) / len(sampled),
+        truncated=sum(completion.truncated for completion, _ in sampled),
+        num_thinking=len(thinking),
+        num_thinking_correct=sum(thinking),
+        task=item.task,
+        votes=[
+            [None if parts.answer is None else counted_as(parts.answer, judge, item.metadata), right]
+            for parts, right in zip(taken, verdicts, strict=True)
+        ],
+    )
+
+
+def summarise(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Shares and means over the items, each with its 95 % interval; of each task or test file apart too.
+
+    A question that was drawn more than once counts as often in a share, and once for its interval.
+
+    Returns: {num_items, num_questions (different ones), num_samples, greedy: {value, low, high}, pass_at:
+    {"1": {...}, "2": ...}, maj_at: likewise (None: answers of before), well_formed, response_length,
+    truncated_share, thinking_share, accuracy_given_thinking (None: no sample thinks), tasks: {label: the
+    same} where there are labels}; shares of thinking are over all samples
+    """
+    summary = _summary_of(answers)
+    labels = list(dict.fromkeys(a.task for a in answers if a.task))
+    if labels:
+        summary["tasks"] = {label: _summary_of([a for a in answers if a.task == label]) for label in labels}
+    return summary
+
+
+def _summary_of(answers: Sequence[Answer]) -> dict[str, Any]:
+    num, num_samples = len(answers), answers[0].num_samples
+    questions = [(a.prompt, a.expected, a.task) for a in answers]
+    ks = [2**e for e in range(num_samples.bit_length()) if 2**e <= num_samples]
+    thinking = sum(a.num_thinking for a in answers)
+    pass_at = {
+        str(k): _interval(
+            [pass_at_k(a.num_samples, a.num_correct, k) for a in answers], num_samples, questions
+        )
+        for k in ks
+    }
+    voted = all(a.votes for a in answers)
+    maj_at = (
+        {str(k): _share([majority(a.votes[:k]) for a in answers], questions) for k in ks} if voted else None
+    )
+    return {
+        "num_items": num,
+        "num_questions": len(set(questions)),
+        "num_samples": num_samples,
+        "greedy": _share([a.greedy_correct for a in answers], questions),
+        "pass_at": pass_at,
+        "maj_at": maj_at,
+        "well_formed": sum(a.well_formed for a in answers) / num,
+        "response_length": sum(a.mean_length for a in answers) / num,
+        "truncated_share": sum(a.truncated for a in answers) / (num * num_samples),
+        "thinking_share": thinking / (num * num_samples),
+        "accuracy_given_thinking": (
+            sum(a.num_thinking_correct for a in answers) / thinking if thinking else None
+        ),
+    }
+
+
+def transcripts(answers: Sequence[Answer], most: int = 20) -> str:
+    """The questions and what the model said, for a person: the wrong ones first."""
+    chosen = [a for a in answers if not a.greedy_correct][: most // 2]
+    chosen += [a for a in answers if a.greedy_correct][: most - len(chosen)]
+    blocks = []
+    for a in chosen:
+        verdict = "correct" if a.greedy_correct else f"WRONG, expected {a.expected}"
+        blocks.append(
+            f"--- item {a.index}: {verdict}; {a.num_correct} of {a.num_samples} samples correct\n"
+            f"prompt  {a.prompt}\ngreedy  {a.greedy}\nsample  {a.sample}\n"
+        )
+    # Half a surrogate pair, which JSON may hold, is no UTF-8.
+    return "\n".join(blocks).encode("utf-8", "backslashreplace").decode()
+
+
+def _interval(values: Sequence[float], num_samples: int, questions: Sequence[Hashable]) -> dict[str, float]:
+    value, low, high = share_interval(values, num_samples, questions)
+    return {"value": value, "low": low, "high": high}
+
+
+def _share(right: Sequence[bool], questions: Sequence[Hashable]) -> dict[str, float]:
+    value, different = sum(right) / len(right), len(set(questions))
+    low, high = wilson(value * different, different)
+    return {"value": value, "low": low, "high": high}
+
+
+class HeldOut:
+    """Evaluates the policy of stage rl at chosen steps."""
+
+    def __init__(self, job: Job, judge: Judge, should_stop: ShouldStop) -> None:
+        self._job = job
+        self._judge = judge
+        self._should_stop = should_stop
+
+    def evaluate(self, network: torch.nn.Module, step: int) -> bool:
+        """Greedy and sampled answers to held-out items, on record once per step; False: stop requested.
+
+        What is on record of other weights (a crash after it lost them, and they did not come out the same) is
+        done again: the newest line counts.
+        """
+        job, group = self._job, self._job.group
+        known = group.broadcast(evaluated_policies(job.run).get(step))
+        if known == OF_BEFORE:
+            return True
+        policy_id = self._judge.engine.sync_weights(network)
+        if known == policy_id:
+            self._judge.engine.release()
+            return True
+        answers = self._answers(step, policy_id)
+        self._judge.engine.release()
+        if answers is None:
+            return False
+        if group.rank == 0:
+            self._put_on_record(step, policy_id, answers)
+        return True
+
+    def num_kept(self, step: int) -> int:
+        """How many answers to the evaluation after `step` lie finished on disk."""
+        return sum(int(path.stem.rsplit("-", 1)[1]) for path in self._folder(step).glob("part-*.json"))
+
+    def _answers(self, step: int, policy_id: str) -> list[Answer] | None:
+        """Part by part, each by one rank; the same on every rank."""
+        group, setting = self._job.group, self._job.config.evaluate
+        done: dict[int, Answer] = group.broadcast(self._already_done(step, policy_id))
+        total = num_items(self._job.config)
+        size = evaluation_prompts(self._job.config, group.world_size)
+        cut = [range(start, min(start + size, total)) for start in range(0, total, size)]
+        missing = [left for part in cut if (left := [index for index in part if index not in done])]
+        fresh: list[Answer] = []
+        stopped, told = False, time.monotonic()
+        mine = missing[group.rank :: group.world_size]
+        for number, part in enumerate(mine):
+            if group.rank == 0 and time.monotonic() - told > _TELL_EVERY_S:
+                told = time.monotonic()
+                print(f"evaluation of step {step}: {number} of {len(mine)} batches", flush=True)
+            made = answer(self._judge, self._job.config, part, setting.num_samples, self._should_stop)
+            if made is None:
+                stopped = True
+                break
+            self._folder(step).mkdir(mode=0o700, parents=True, exist_ok=True)
+            content = {"policy": policy_id, "answers": [one.to_json() for one in made]}
+            write_json(self._folder(step) / f"part-{part[0]:08d}-{len(part)}.json", content)
+            fresh += made
+        if group.all_sum([float(stopped)])[0]:
+            return None
+        for others in group.gather(fresh):
+            done |= {one.index: one for one in others}
+        return [done[index] for index in range(total)]
+
+    def _already_done(self, step: int, policy_id: str) -> dict[int, Answer]:
+        """Answers that an earlier attempt had from this very policy; read by rank 0."""
+        if self._job.group.rank != 0:
+            return {}
+        found: dict[int, Answer] = {}
+        for path in sorted(self._folder(step).glob("part-*.json")):
+            try:
+                content = read_json(path)
+            except R1hpcError:
+                continue
+            if content["policy"] == policy_id:
+                found |= {line["index"]: Answer(**line) for line in content["answers"]}
+        if found:
+            print(f"evaluation of step {step}: {len(found)} answers were already there", flush=True)
+        return found
+
+    def _put_on_record(self, step: int, policy_id: str, answers: list[Answer]) -> None:
+        job, summary = self._job, summarise(answers)
+        line: dict[str, Any] = {"global_step": step, "attempt": job.attempt, "time": time.time()}
+        line |= {"policy": policy_id, **summary}
+        lines = "".join(json.dumps(one.to_json()) + "\n" for one in answers)
+        write_atomic(answers_path(job.run, step), lines)
+        write_atomic(job.run.metrics / f"transcripts-{step:06d}.txt", transcripts(answers))
+        append_record(evaluations_path(job.run), line)
+        shutil.rmtree(self._folder(step), ignore_errors=True)
+        each = table(summary) if len(summary.get("tasks", {})) > 1 else []
+        print("\n".join([f"step {step}: {sentence(summary)}", *each]), flush=True)
+
+    def _folder(self, step: int) -> Path:
+        return self._job.run.rollouts / f"evaluation-{step:08d}"

@@ -1,0 +1,320 @@
+"""The stages without optimizer steps: traces, generate and evaluate. Each is cut into parts of items.
+
+    outcome = traces(job)      # demonstrations by the task itself -> traces.jsonl
+    outcome = generate(job)    # the model's completions, filtered -> traces.jsonl
+    outcome = evaluate(job)    # how good the model is             -> evaluation.json, transcripts.txt
+
+A part is one file, parts/part-<n>.jsonl, that appears whole. Every rank makes some, a finished one is kept,
+and the missing ones are made on resume. Which rank makes a part does not enter into what it holds, so the
+number of ranks may change.
+"""
+
+import functools
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.errors import StateError
+from r1hpc.base.files import open_plain, parse_object, write_atomic, write_json
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.plan.topology.parts import num_parts, part_items
+from r1hpc.tasks.grading.verifier import StopAsked
+from r1hpc.tasks.problems.benchmark import check_trained_on
+from r1hpc.tasks.problems.demonstrations import demonstrate
+from r1hpc.tasks.problems.registry import make_task
+from r1hpc.tasks.problems.task import Item, Task
+from r1hpc.tasks.reward.rewards import Completion, Score
+from r1hpc.telemetry.records.evaluations import table
+from r1hpc.train.generate.contamination import contamination
+from r1hpc.train.generate.evaluate import Answer, answer, summarise, transcripts
+from r1hpc.train.generate.prompt_identity import Asking, refuse_other_asking
+from r1hpc.train.loop import loop
+from r1hpc.train.loop.session import Job, Outcome
+from r1hpc.train.model.model import build_model
+from r1hpc.train.rollout.policy import placement
+from r1hpc.train.rollout.sampler import Judge, Scored, open_judge
+from r1hpc.train.rollout.torch_engine import Cut
+
+Lines = list[dict[str, Any]]
+
+_VISIBLE_S = 180.0
+"""Until a file that another node has written is listed here: NFS keeps a listing for up to a minute."""
+
+
+def traces(job: Job) -> Outcome:
+    """Demonstrations, some with their thinking, for a cold start; only items of the training part are shown.
+
+    Needs no model and no GPU: the task itself knows the answers.
+    """
+    task = make_task(job.config.task)
+    _refuse_other(job, Asking(task.id))
+    outcome = _run_parts(job, functools.partial(_demonstrations, job, task))
+
+    def write() -> bool:
+        count = _write_lines(job.run.traces, _read_parts(job))
+        print(f"{count} traces of {task.name} in {job.run.traces}", flush=True)
+        return True
+
+    return _last_by_rank_0(job, outcome, write)
+
+
+def generate(job: Job) -> Outcome:
+    """Rejection sampling: what the verifier lets through of the model's own completions.
+
+    What is kept of an item: what is correct, the correct completion of the highest reward, or everything
+    (generate.keep, most_per_item); nothing of an item that the model solves more often than
+    generate.max_pass_rate, or less often than min_pass_rate.
+    """
+    with _judge_of_model(job) as (judge, weights):
+        _refuse_other(job, Asking(judge.task.id, judge.asking_id, weights))
+        outcome = _run_parts(job, functools.partial(_completions, job, judge))
+
+    def write() -> bool:
+        lines = list(_read_parts(job))
+        _write_lines(job.run.traces, lines)
+        print(f"{sentence_on_kept(job.config, lines)}: {job.run.traces}", flush=True)
+        return True
+
+    return _last_by_rank_0(job, outcome, write)
+
+
+def evaluate(job: Job) -> Outcome:
+    """Judge the model of `model.path` on held-out items or test files, as a job of its own."""
+    check_trained_on(job.config)
+    with _judge_of_model(job) as (judge, weights):
+        task_id = judge.evaluated.id
+        _refuse_other(job, Asking(task_id, judge.asking_id, weights))
+        outcome = _run_parts(job, functools.partial(_answers, job, judge))
+    return _last_by_rank_0(job, outcome, functools.partial(_sum_up, job, task_id))
+
+
+def _sum_up(job: Job, task_id: str) -> bool:
+    """Leave what the answers of all parts come to; False where a stop was requested before it was known how
+    much of the questions stands in what the model was trained on.
+    """
+    answers = [Answer(**line) for line in _read_parts(job)]
+    summary = {"task": task_id, "model": job.config.model.path, **summarise(answers)}
+    asked = job.config.evaluate
+    # Before a search that may take hours: as if nothing had been searched.
+    if asked.not_searched or asked.trained_on:
+        summary["not_searched"] = [*asked.not_searched, *asked.trained_on]
+    write_json(job.run.evaluation, summary)
+    write_atomic(job.run.transcripts, transcripts(answers))
+    try:
+        damaged: list[str] = []
+        overlap = contamination(job.config, functools.partial(_go_on_reading, job), damaged.append)
+    except StopAsked:
+        return False
+    summary.pop("not_searched", None)
+    summary |= {"contamination": overlap} if overlap is not None else {}
+    not_searched = [*asked.not_searched, *damaged]
+    summary |= {"not_searched": not_searched} if not_searched else {}
+    write_json(job.run.evaluation, summary)
+    print("\n".join(table(summary)), flush=True)
+    return True
+
+
+def _go_on_reading(job: Job) -> None:
+    """Raises StopAsked: a stop was requested."""
+    job.watchdog.beat("reading what it was trained on")
+    if job.requests.poll()[0]:
+        raise StopAsked
+
+
+def _last_by_rank_0(job: Job, outcome: Outcome, work: Callable[[], bool]) -> Outcome:
+    """The outcome once rank 0 has done the last work of a stage, which gives False where it had to stop. The
+    others wait for it: srun gives a rank that is left alone ten minutes, and the stage is not finished
+    without it.
+    """
+    if not outcome.finished:
+        return outcome
+    if job.group.broadcast(job.group.rank != 0 or work()):
+        return outcome
+    reason = next(filter(None, job.group.gather(job.requests.reason)), "")
+    return replace(outcome, finished=False, reason=reason)
+
+
+@contextmanager
+def _judge_of_model(job: Job) -> Iterator[tuple[Judge, str | None]]:
+    """A judge over the model of `model.path`, whole on every rank, and what names its weights: None where it
+    was not loaded, as all parts are made.
+    """
+    config, weights = job.config, None
+    loop.check_device(job)
+    with open_judge(job, zero_stage=0) as (judge, hf_config):
+        if _missing(job):
+            job.watchdog.beat("loading the model")
+            lie = placement(config, job.group, divided=False)
+            network = build_model(config.model, hf_config, config.train.seed, lie).eval()
+            weights = judge.engine.sync_weights(network)
+        yield judge, weights
+
+
+def _demonstrations(job: Job, task: Task, number: int) -> Lines:
+    lines = []
+    for index in part_items(job.config, number):
+        shown = demonstrate(task, job.config, index)
+        line = {"prompt": shown.item.prompt, "completion": shown.completion}
+        lines.append({**line, "item": index, "thinking": shown.thinking})
+    return lines
+
+
+def _completions(job: Job, judge: Judge, number: int) -> Lines | None:
+    config = job.config
+    items = [judge.task.item(i, config.generate.held_out) for i in part_items(config, number)]
+    completed = judge.complete(
+        items,
+        config.generate.num_samples,
+        config.rollout.temperature,
+        config.train.seed,
+        functools.partial(_stop_requested, job),
+        Cut(config.rollout.top_p, config.rollout.top_k, config.rollout.min_p),
+    )
+    if completed is None:
+        return None
+    lines: Lines = []
+    for item, answers in zip(items, completed, strict=True):
+        rate = sum(score.correct for _, score in answers) / len(answers)
+        if config.generate.min_pass_rate <= rate <= config.generate.max_pass_rate:
+            chosen = kept(answers, config.generate.keep)[: config.generate.most_per_item]
+            lines += [_line(item, c, s, rate) for c, s in chosen]
+    return lines
+
+
+def kept(answers: Sequence[tuple[Completion, Score]], keep: str) -> Scored:
+    """What rejection sampling keeps of one item's answers, as they were sampled; the same text once, never
+    one cut off.
+
+    Of equally good ones `best` takes the first. They are common, where rewards are 0 and 1, and any rule that
+    looks at them would teach itself: the shortest, for one, is the one that thought least.
+    """
+    different = {c.text: (c, s) for c, s in answers if not c.truncated and c.text}
+    chosen = list(different.values())
+    if keep == "all":
+        return chosen
+    correct = [(c, s) for c, s in chosen if s.correct and s.well_formed]
+    return correct if keep == "correct" else sorted(correct, key=lambda a: -a[1].reward)[:1]
+
+
+def sentence_on_kept(config: RunConfig, lines: Lines) -> str:
+    """How many completions stage generate keeps, and how many of those are right."""
+    asked, right = config.generate, sum(line["correct"] for line in lines)
+    return (
+        f"{len(lines)} completions kept of {asked.num_items} items x {asked.num_samples} samples, "
+        f"{right} of them right (generate.keep={asked.keep})"
+    )
+
+
+def _line(item: Item, completion: Completion, score: Score, rate: float) -> dict[str, object]:
+    return {
+        "prompt": item.prompt,
+        "completion": completion.text,
+        "tokens": completion.num_tokens,
+        "item": item.index,
+        "correct": score.correct,
+        "reward": score.reward,
+        "pass_rate": rate,
+    }
+
+
+def _answers(job: Job, judge: Judge, number: int) -> Lines | None:
+    items, setting = part_items(job.config, number), job.config.evaluate
+    answers = answer(judge, job.config, items, setting.num_samples, functools.partial(_stop_requested, job))
+    return None if answers is None else [one.to_json() for one in answers]
+
+
+def _refuse_other(job: Job, asking: Asking) -> None:
+    def has_parts() -> bool:
+        return bool(job.run.all_parts)
+
+    refuse_other_asking(job, job.run.parts / "questions.json", asking, "the first part was made", has_parts)
+
+
+def _run_parts(job: Job, make_part: Callable[[int], Lines | None]) -> Outcome:
+    """Make every part that is missing; FINISHED when none is. `make_part` gives None when it had to stop."""
+    group, parts = job.group, num_parts(job.config)
+    if group.rank == 0:
+        job.run.parts.mkdir(mode=0o700, exist_ok=True)
+    missing = _missing(job)
+    if group.rank == 0:
+        print(f"{parts - len(missing)} of {parts} parts are done", flush=True)
+    made: list[int] = []
+    for number in missing[group.rank :: group.world_size]:
+        job.watchdog.beat(f"part {number}")
+        lines = None if _stop_requested(job) else make_part(number)
+        if lines is None:
+            break
+        _write_lines(_part_path(job, number), lines)
+        made.append(number)
+    # The ranks report what they made: NFS remembers for a while that a file of another node was missing.
+    left = len(missing) - sum(map(len, group.gather(made)))
+    reason = next(filter(None, group.gather(job.requests.reason)), "")
+    return Outcome(left == 0, parts - left, parts - left or None, reason if left else "")
+
+
+def _missing(job: Job) -> list[int]:
+    """The parts that are not made, the same on all ranks."""
+    missing: list[int] = []
+    if job.group.rank == 0:  # a metadata server notices when every rank asks for every file
+        missing = _not_listed(job)
+    return list(job.group.broadcast(missing))
+
+
+def _read_parts(job: Job) -> Iterator[dict[str, Any]]:
+    """The lines of all parts, in order.
+
+    Raises:
+        StateError: a part is not there, or not as it was written; says what to do.
+    """
+    _await_parts(job)
+    for part in range(num_parts(job.config)):
+        path = _part_path(job, part)
+        with open_plain(path) as file:
+            for number, line in enumerate(file, 1):
+                record = parse_object(line)
+                if record is None:
+                    raise StateError(f"{path}:{number} is damaged: remove {path.name}, and it is made again")
+                yield record
+
+
+def _await_parts(job: Job) -> None:
+    """Until every part that a rank has reported is seen here too."""
+    deadline = time.monotonic() + _VISIBLE_S
+    while unseen := _not_listed(job):
+        job.watchdog.beat("waiting for the parts of other nodes")
+        if time.monotonic() > deadline:
+            raise StateError(
+                f"{len(unseen)} parts of other nodes are not seen here after {_VISIBLE_S:.0f} s, first "
+                f"{_part_path(job, unseen[0])}: resume, and what is missing is made again"
+            )
+        time.sleep(1.0)
+
+
+def _not_listed(job: Job) -> list[int]:
+    """By listing, not by name: NFS remembers for up to a minute that a name was missing."""
+    there: set[str] = set()
+    with suppress(FileNotFoundError):  # before the first one
+        there = set(os.listdir(job.run.parts))  # noqa: PTH208
+    return [n for n in range(num_parts(job.config)) if _part_path(job, n).name not in there]
+
+
+def _part_path(job: Job, number: int) -> Path:
+    return job.run.parts / f"part-{number:06d}.jsonl"
+
+
+def _write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> int:
+    """Write JSON lines atomically; how many."""
+    texts = [json.dumps(line) + "\n" for line in lines]
+    write_atomic(path, "".join(texts))
+    return len(texts)
+
+
+def _stop_requested(job: Job) -> bool:
+    """Whether this rank was asked to stop; also a sign of life for the watchdog."""
+    job.watchdog.beat("making a part")
+    return job.requests.poll()[0]

@@ -1,0 +1,68 @@
+"""What a run asks, how and of whom, stays the same over its attempts: answers that are kept are to the same
+questions, put in the same way to the same model.
+
+refuse_other_asking(job, run.parts / "questions.json", Asking(task.id), "the first part was made", has_parts)
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from r1hpc.base.errors import UsageError
+from r1hpc.base.files import read_json, write_json
+from r1hpc.train.loop.session import Job
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Names by content, as far as each of them matters and is known."""
+
+    task: str
+    """The questions."""
+    form: str | None = None
+    """Prompt template, tokenizer and end tokens: tasks.tokenizer.asking_id."""
+    weights: str | None = None
+    """The model's, where one model is asked."""
+
+
+def refuse_other_asking(
+    job: Job, record: Path, asking: Asking, since: str, has_kept: Callable[[], bool]
+) -> None:
+    """Note in `record` what is asked, and refuse anything else once there are answers to it. On every rank.
+
+    What an earlier attempt did not know is added.
+
+    Args:
+        asking: as rank 0 has it.
+        since: what is kept since then, for the error.
+        has_kept: whether anything is; asked of rank 0. Until then what is asked may still be mended.
+
+    Raises:
+        UsageError: a test file, the code of a task, the tokenizer or template, or the weights have changed.
+    """
+    now = {name: value for name, value in asdict(asking).items() if value is not None}
+    noted = None
+    if job.group.rank == 0:
+        before = read_json(record) if record.exists() and has_kept() else {}
+        noted = {**now, **before}
+        if noted != before:
+            record.parent.mkdir(mode=0o700, exist_ok=True)
+            write_json(record, noted)
+    now, noted = job.group.broadcast((now, noted))
+    changed = [name for name in now if noted[name] != now[name]]
+    if changed:
+        raise UsageError(_sentence(job, changed[0], since, noted[changed[0]], now[changed[0]]))
+
+
+def _sentence(job: Job, what: str, since: str, before: str, now: str) -> str:
+    path = job.config.model.path
+    changed, fix = {
+        "task": (f"the questions have changed since {since}, from {before} to {now}", "put the file back"),
+        "form": (
+            f"how questions are put to {path} has changed since {since} (its tokenizer, chat template or end "
+            "tokens)",
+            "put the files back",
+        ),
+        "weights": (f"the weights in {path} have changed since {since}", "put them back"),
+    }[what]
+    return f"{changed}: {fix}, or begin a new run (--run-name)"

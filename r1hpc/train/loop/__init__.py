@@ -1,0 +1,1 @@
+"""Run the training loop: steps, records, saves, stops."""

@@ -1,0 +1,1 @@
+"""Compute losses and log-probabilities."""

@@ -1,0 +1,1 @@
+"""Build, place and export the model."""

@@ -1,0 +1,343 @@
+"""The model as a Hugging Face folder, written by all ranks together under any ZeRO stage.
+
+export_model(engine.module, group, folder, tokenizer)
+AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+
+Rank 0 writes one file of weights at a time and holds no more than that. Adapters are merged into them, and
+lie beside them too, alone, in `adapter/`, as peft reads them over the model they were trained on:
+
+PeftModel.from_pretrained(base, folder / "adapter")
+
+The folder appears by a rename when everything in it is on disk. A folder that names an attention of ours
+(train/model/attention.py) cannot be loaded by transformers alone, which would compute something else with its
+weights.
+"""
+
+import copy
+import filecmp
+import json
+import math
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from r1hpc.base.failpoints import failpoint
+from r1hpc.base.files import fsync_dir, fsync_file, read_json, write_atomic, write_json
+from r1hpc.tasks.text.tokenizer import TokenizerFiles
+from r1hpc.train.model.attention import OURS
+from r1hpc.train.model.low_precision import dequantized, is_nf4, is_turned, whole_size
+from r1hpc.train.model.sequence import own_name
+from r1hpc.train.parallel.distributed import Group
+from r1hpc.train.parallel.errors import SaveError
+
+ADAPTER = "adapter"
+"""The folder inside an export that holds the adapters alone."""
+_OF_ADAPTER = re.compile(r"\.default(?=\.|$)")
+MAX_FILE_SIZE = 4 * 2**30
+"""Bytes of weights in one file, as long as no single tensor is larger."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A tensor of the model as it is exported: what it is called there, and what it is made of."""
+
+    name: str
+    tensor: torch.Tensor
+    adapter: Any = None
+    """peft's layer around it, whose matrices are merged into it."""
+    is_turned: bool = False
+    """It lies transposed in four bits."""
+
+    @property
+    def num_bytes(self) -> int:
+        if is_nf4(self.tensor):
+            return math.prod(whole_size(self.tensor))
+        # Under ZeRO 3 the tensor of a rank is empty, and DeepSpeed notes the whole one's size beside it.
+        numel: int = getattr(self.tensor, "ds_numel", self.tensor.numel())
+        return numel * self.tensor.element_size()
+
+    @contextmanager
+    def whole(self) -> Iterator[torch.Tensor]:
+        """Its value on every rank, on the device. Collective under ZeRO 3, which gathers it and lets go."""
+        parts = [self.tensor]
+        if self.adapter is not None:
+            parts += [p for name, p in self.adapter.named_parameters() if name.startswith("lora_")]
+        with GatheredParameters(parts), torch.no_grad():
+            value = dequantized(self.tensor) if is_nf4(self.tensor) else self.tensor.detach()
+            for name in self.adapter.active_adapters if self.adapter is not None else ():
+                value = (value.float() + self.adapter.get_delta_weight(name).float()).to(value.dtype)
+            yield value.T if self.is_turned else value
+
+
+def export_model(network: Any, group: Group, folder: Path, tokenizer: TokenizerFiles | None) -> None:
+    """Write config.json, safetensors, generation_config.json and the tokenizer into `folder`. Collective.
+
+    The weights are in the precision the module has: bf16 where DeepSpeed trains bf16. Adapters are merged.
+    The tokenizer's files are those the run began with, and both configurations name every token that ends a
+    completion: a stage that starts from the folder asks and stops as one that starts from the original. A
+    folder of the same content is left alone; another one is moved aside, replaced and removed: between two
+    renames there is no folder, never a part of one.
+
+    Args:
+        network: the transformers model in the engine's module, or a peft model around it.
+
+    Raises:
+        SaveError: on all ranks, when rank 0 could not write; what was in `folder` is untouched.
+    """
+    staging = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
+    parts = _split(weights_of(network))
+    files = {_file_name(index, len(parts)): weights for index, weights in enumerate(parts)}
+    with _all_fail_with_rank_0(group, staging):
+        _prepare(folder, staging, group.rank)
+    for name, weights in files.items():
+        tensors = {}
+        for weight in weights:
+            with weight.whole() as value:
+                if group.rank == 0:  # a copy: the values of a rank can share one memory
+                    tensors[weight.name] = value.cpu().clone().contiguous()
+        with _all_fail_with_rank_0(group, staging):
+            if group.rank == 0:
+                save_file(tensors, staging / name, metadata={"format": "pt"})
+                failpoint("export.file")
+    adapters = _adapters(network)
+    with _all_fail_with_rank_0(group, staging):
+        if group.rank == 0:
+            if adapters:
+                _write_adapters(network, adapters, staging / ADAPTER)
+            _write_small_files(network, tokenizer, staging, files)
+            as_open_as_the_rest(staging)
+            failpoint("export.small")
+            _publish(staging, folder)
+
+
+def _adapters(network: Any) -> dict[str, torch.Tensor]:
+    """The matrices of the adapters on rank 0, under the names that peft's own files have. Collective."""
+    found = {}
+    for name, parameter in network.named_parameters():
+        if ".lora_" in name:
+            with GatheredParameters([parameter]):
+                # peft's live names hold that of the adapter, the files do not.
+                found[_OF_ADAPTER.sub("", name)] = parameter.detach().cpu().clone().contiguous()
+    return found
+
+
+def _write_adapters(network: Any, adapters: dict[str, torch.Tensor], folder: Path) -> None:
+    folder.mkdir()
+    save_file(adapters, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    said = network.peft_config["default"].to_dict()
+    # Sets, which have another order in each process: the same adapters are to be the same files.
+    said = {key: sorted(value) if isinstance(value, set) else value for key, value in said.items()}
+    _write(folder / "adapter_config.json", {**said, "inference_mode": True})
+    fsync_dir(folder)
+
+
+def weights_of(network: Any, *, every_name: bool = False) -> list[Weight]:
+    """Every tensor of the folder in the order of the state, once: a tied one under its first name.
+
+    Args:
+        every_name: a tied one under each of its names.
+    """
+    base = _base(network)
+    adapters = {name: module for name, module in base.named_modules() if hasattr(module, "get_delta_weight")}
+    turned = {f"{name}.weight" for name, module in base.named_modules() if is_turned(module)}
+    seen: set[int] = set()
+    weights = []
+    for key, tensor in base.state_dict(keep_vars=True).items():
+        owner, wrapped, rest = key.partition(".base_layer.")
+        if (id(tensor) in seen and not every_name) or any(
+            part.startswith("lora_") for part in key.split(".")
+        ):
+            continue
+        seen.add(id(tensor))
+        adapter = adapters.get(owner) if wrapped and rest == "weight" else None
+        weights.append(Weight(f"{owner}.{rest}" if wrapped else key, tensor, adapter, key in turned))
+    return weights
+
+
+def _base(network: Any) -> Any:
+    """The transformers model, also out of a peft one."""
+    return network.get_base_model() if hasattr(network, "get_base_model") else network
+
+
+def exported_config(network: Any) -> dict[str, Any]:
+    """The config.json of the folder; it names an attention of ours, which transformers' own never does."""
+    base = _base(network)
+    config = copy.deepcopy(base.config)
+    config.use_cache = True  # build_model turns it off for training
+    config.dtype = next(p.dtype for p in base.parameters() if p.is_floating_point())
+    config.architectures = [type(base).__name__]
+    values = readable_by_older(json.loads(config.to_json_string()))
+    attention = own_name(config._attn_implementation)
+    if attention in OURS:
+        values["attn_implementation"] = attention
+    return values
+
+
+def readable_by_older(values: dict[str, Any]) -> dict[str, Any]:
+    """A config.json of transformers 5 that transformers 4, and vLLM above it, read alike: they know nothing
+    of rope_parameters, and would take the rotary base of their default without a word.
+
+    Written from what transformers 4's configurations take; none of its versions has loaded the result here.
+    """
+    found = dict(values)
+    if "dtype" in values:
+        found.setdefault("torch_dtype", values["dtype"])
+    rope = values.get("rope_parameters") or {}
+    local = rope.get("sliding_attention")
+    if local and str(values.get("model_type")).startswith("gemma3"):
+        found.setdefault("rope_local_base_freq", local["rope_theta"])
+    rope = rope.get("full_attention", rope)  # with one for each kind of layer, the others have no scaling
+    if "rope_theta" not in rope:
+        return found
+    found.setdefault("rope_theta", rope["rope_theta"])
+    if "partial_rotary_factor" in rope:
+        name = "rotary_pct" if values.get("model_type") == "gpt_neox" else "partial_rotary_factor"
+        found.setdefault(name, rope["partial_rotary_factor"])
+    if rope.get("rope_type", "default") != "default":
+        found.setdefault("rope_scaling", _scaling(str(values.get("model_type")), rope))
+    return found
+
+
+def _scaling(model_type: str, rope: Mapping[str, Any]) -> dict[str, Any]:
+    """What stands in rope_scaling, which transformers 5 prefers to rope_parameters: all of it."""
+    if model_type == "phi3" and rope["rope_type"] == "longrope" and "attention_factor" not in rope:
+        # transformers 4 refuses any fourth key there.
+        return {"type": "longrope", **{key: rope[key] for key in ("short_factor", "long_factor")}}
+    return {key: rope[key] for key in rope if key not in ("rope_theta", "partial_rotary_factor")}
+
+
+def open_to_others(folder: Path) -> None:
+    """Of a folder that transformers has written: a config and a tokenizer for its older versions, files as
+    the umask says."""
+    config, tokenizer = folder / "config.json", folder / "tokenizer_config.json"
+    write_json(config, readable_by_older(read_json(config, dict[str, Any])), mode=0o666)
+    if tokenizer.is_file():
+        values = read_json(tokenizer, dict[str, Any])
+        if values.get("tokenizer_class") == "TokenizersBackend":  # transformers 5's name for it
+            write_json(tokenizer, {**values, "tokenizer_class": "PreTrainedTokenizerFast"}, mode=0o666)
+    as_open_as_the_rest(folder)
+
+
+def as_open_as_the_rest(folder: Path) -> None:
+    """safetensors leaves files to their owner alone, whatever the umask; the others are as it says."""
+    mode = stat.S_IMODE((folder / "config.json").stat().st_mode)
+    for file in folder.rglob("*.safetensors"):
+        file.chmod(mode)
+
+
+def _split(weights: list[Weight]) -> list[list[Weight]]:
+    """Consecutive weights, together no more than MAX_FILE_SIZE."""
+    files: list[list[Weight]] = [[]]
+    size = 0
+    for weight in weights:
+        if files[-1] and size + weight.num_bytes > MAX_FILE_SIZE:
+            files.append([])
+            size = 0
+        files[-1].append(weight)
+        size += weight.num_bytes
+    return files
+
+
+def _file_name(index: int, count: int) -> str:
+    return "model.safetensors" if count == 1 else f"model-{index + 1:05d}-of-{count:05d}.safetensors"
+
+
+@contextmanager
+def _all_fail_with_rank_0(group: Group, staging: Path) -> Iterator[None]:
+    """When rank 0 fails in here, all ranks fail with its message, and none waits in the next collective."""
+    failure = None
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own
+        failure = f"could not write the model into {staging.parent}: {error}"
+        shutil.rmtree(staging, ignore_errors=True)  # room again on a full disk
+    failure = group.broadcast(failure)
+    if failure is not None:
+        raise SaveError(failure)
+
+
+def _write_small_files(
+    network: Any, tokenizer: TokenizerFiles | None, staging: Path, files: dict[str, list[Weight]]
+) -> None:
+    values = exported_config(network)
+    generation = copy.deepcopy(getattr(_base(network), "generation_config", None))
+    if generation is not None:
+        generation.use_cache = True
+        said = json.loads(generation.to_json_string())
+        _write(staging / "generation_config.json", _with_ends(said, tokenizer))
+    _write(staging / "config.json", _with_ends(values, tokenizer))
+    if len(files) > 1:
+        sizes = [weight.num_bytes for weights in files.values() for weight in weights]
+        weight_map = {weight.name: name for name, weights in files.items() for weight in weights}
+        index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
+        _write(staging / "model.safetensors.index.json", index)
+    for name, content in (tokenizer.files if tokenizer is not None else {}).items():
+        write_atomic(staging / name, content, mode=0o666)
+
+
+def _with_ends(values: dict[str, Any], tokenizer: TokenizerFiles | None) -> dict[str, Any]:
+    """A configuration that names the tokens that end a completion; unchanged where it names them already."""
+    named = values.get("eos_token_id")
+    if tokenizer is None or {*(named if isinstance(named, list) else [named])} == {*tokenizer.stops}:
+        return values
+    stops = tokenizer.stops
+    return {**values, "eos_token_id": stops[0] if len(stops) == 1 else list(stops)}
+
+
+def _write(path: Path, value: Any) -> None:
+    write_json(path, value, mode=0o666)  # as far as the umask allows, like the weights
+
+
+def _prepare(folder: Path, staging: Path, rank: int) -> None:
+    """An empty staging folder, and no leftovers of an export that was killed."""
+    if rank != 0:
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    moved_aside = _moved_aside(folder)
+    if moved_aside.exists() and not folder.exists():
+        moved_aside.rename(folder)
+    for leftover in [moved_aside, *folder.parent.glob(f".{folder.name}.*.partial")]:
+        shutil.rmtree(leftover, ignore_errors=True)
+    staging.mkdir()
+
+
+def _publish(staging: Path, folder: Path) -> None:
+    for path in _files(staging):
+        fsync_file(path)
+    fsync_dir(staging)
+    if folder.is_dir() and _same_content(staging, folder):
+        shutil.rmtree(staging)
+        return
+    if folder.exists():
+        folder.rename(_moved_aside(folder))
+        failpoint("export.moved_aside")
+    staging.rename(folder)
+    fsync_dir(folder.parent)
+    shutil.rmtree(_moved_aside(folder), ignore_errors=True)
+
+
+def _moved_aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.replaced")
+
+
+def _same_content(one: Path, other: Path) -> bool:
+    names = [str(path.relative_to(one)) for path in _files(one)]
+    if names != [str(path.relative_to(other)) for path in _files(other)]:
+        return False
+    _, differing, unreadable = filecmp.cmpfiles(one, other, names, shallow=False)
+    return not differing and not unreadable
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())

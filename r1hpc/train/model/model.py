@@ -1,0 +1,218 @@
+"""Any Hugging Face causal language model, from a config or from local weights, and its adapters.
+
+    network = build_model(config.model, hf_config, seed)
+    network = wrap_lora(network, config.model)          # model.lora_rank=8
+
+Low-rank adapters (Hu et al., arXiv 2106.09685) come through peft, the optional extra `lora`: the model stays,
+small matrices beside its layers are trained. DeepSpeed trains and saves the wrapped model like any other;
+train/model/export.py merges the adapters into the weights.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging
+
+from r1hpc.base.errors import ConfigError, R1hpcError
+from r1hpc.config.schema.run import ModelConfig
+from r1hpc.plan.model.weights import check_weights, first_of, refuse_misshapen
+from r1hpc.train.model.attention import GAMMA, OURS, add_gates, check_implementation, load_gates
+from r1hpc.train.model.low_precision import finish, four_bits
+from r1hpc.train.model.placement import Placement
+
+
+def build_model(
+    model: ModelConfig, hf_config: dict[str, Any], seed: int, lie: Placement | None = None
+) -> PreTrainedModel:
+    """The model, the same on every rank for the same seed.
+
+    Dropout is what hf_config says; where it says nothing it is transformers' default (GPT-2's is 0.1).
+
+    Args:
+        hf_config: a config.json as a dictionary, vocabulary included (plan.model.load_model_config).
+        lie: how its parameters are to lie; None: whole, in fp32, on the CPU.
+
+    Raises:
+        ConfigError: an unknown model_type or attention, a model.path without weights (and not
+            from_scratch), weights that are missing or of another shape, each by its name, or weights
+            trained with another attention than model.attn_implementation.
+    """
+    check_implementation(model.attn_implementation)
+    _check_same_attention(model, hf_config)
+    torch.manual_seed(seed)
+    config = _auto_config(hf_config)
+    config.use_cache = False
+    if model.path is not None and not model.from_scratch:
+        check_weights(model)
+        network = _from_weights(Path(model.path), config, model, lie)
+    else:
+        with lie.each_made() if lie else nullcontext(), _refused(model.attn_implementation):
+            network = AutoModelForCausalLM.from_config(
+                config, attn_implementation=model.attn_implementation, dtype=torch.float32
+            )
+        add_gates(network, model.attn_implementation)
+    if lie:
+        lie.put_rest(network)
+    if model.activation_checkpointing:
+        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    network.train()
+    return network
+
+
+def cast_parameters(network: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Round the parameters as DeepSpeed does, which leaves buffers as they are: rotary frequencies in fp32.
+
+    `network.to(dtype)` rounds those too, and the model computes something else (measured: tiny Qwen2, bf16).
+    """
+    for parameter in network.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+def wrap_lora(network: nn.Module, model: ModelConfig) -> Any:
+    """The network with adapters of rank `model.lora_rank` on `model.lora_targets`; only they are trainable.
+
+    Everything else is frozen, also gate_gamma. A wrapped network computes what the network computed: the
+    second matrix of each adapter starts at zero. The first is drawn from torch's stream: seed it alike on all
+    ranks (build_model just did).
+
+    Raises:
+        ConfigError: peft is not installed, lora_rank is 0, or no layer has a name of lora_targets.
+    """
+    if model.lora_rank < 1:
+        raise ConfigError("model.lora_rank is 0: give the rank of the adapters, for example 8")
+    _refuse_tied_targets(network, model)
+    peft = _import_peft()
+    config = peft.LoraConfig(
+        r=model.lora_rank,
+        lora_alpha=model.lora_alpha,
+        lora_dropout=0.0,
+        # peft's shorthand leaves the output head out, and counts GPT-2's Conv1D.
+        target_modules=list(model.lora_targets) or "all-linear",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in network.modules()),  # GPT-2's
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return peft.get_peft_model(network, config)
+    except ValueError as error:
+        raise ConfigError(f"model.lora_targets={model.lora_targets}: {error}") from None
+
+
+def _refuse_tied_targets(network: Any, model: ModelConfig) -> None:
+    """An adapter on one of two modules that share a tensor: merged into it, the export would change both."""
+    ends = network.get_input_embeddings(), network.get_output_embeddings()
+    if None in ends or ends[0].weight is not ends[1].weight:
+        return
+    names = [name for name, module in network.named_modules() if any(module is end for end in ends)]
+    hit = [target for target in model.lora_targets if any(f".{n}".endswith(f".{target}") for n in names)]
+    if hit:
+        raise ConfigError(
+            f"model.lora_targets names {', '.join(hit)}, and this model's embedding and output head share "
+            "their weights: leave it out, for an export cannot hold an adapter on one of them"
+        )
+
+
+def _from_weights(folder: Path, config: Any, model: ModelConfig, lie: Placement | None) -> PreTrainedModel:
+    said, implementation, loading = logging.get_verbosity(), model.attn_implementation, {}
+    if model.base_quantization == "nf4":
+        lie = lie or Placement(torch.float32, torch.device("cpu"))
+        loading = four_bits(lie)
+    logging.set_verbosity_error()  # what transformers only warns of is refused or said below
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()  # hundreds of lines in a rank's log
+    try:
+        with lie.each_loaded() if lie else nullcontext(), _refused(implementation):
+            network, loaded = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                attn_implementation=implementation,
+                dtype=torch.float32,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **loading,
+            )
+    except (OSError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        raise ConfigError(f"the weights in {folder} cannot be loaded: {error}") from None
+    finally:
+        logging.set_verbosity(said)
+    _check_loaded(loaded, f"the weights in {folder}", type(network).__name__)
+    add_gates(network, implementation)
+    load_gates(network, folder)
+    if lie and loading:
+        finish(network, lie.dtype)
+    return network
+
+
+@contextmanager
+def _refused(implementation: str) -> Iterator[None]:
+    """An attention whose package is not there, or that the model does not have, is the user's to change."""
+    try:
+        yield
+    except R1hpcError:
+        raise
+    except (ImportError, ValueError) as error:
+        why = (str(error).strip().splitlines() or [""])[0]
+        if implementation == "eager" or "ttention" not in why:
+            raise
+        other = "eager" if implementation == "sdpa" else "sdpa"
+        raise ConfigError(
+            f"model.attn_implementation={implementation}: {why} Take model.attn_implementation={other}"
+        ) from None
+
+
+def _check_loaded(loaded: dict[str, Any], weights: str, model_class: str) -> None:
+    """Refuse what transformers would start at random, and name what it leaves out.
+
+    Tied heads and buffers that the model computes are in neither list: transformers knows them.
+    """
+    refuse_misshapen(weights, loaded["mismatched_keys"])
+    missing = sorted(loaded["missing_keys"])
+    if missing:
+        raise ConfigError(
+            f"{weights} lack {len(missing)} tensors of a {model_class}: {first_of(missing)}. Copy the whole "
+            "model there, or set model.from_scratch=true for random weights"
+        )
+    unexpected = sorted(name for name in loaded["unexpected_keys"] if not name.endswith(f".{GAMMA}"))
+    if unexpected:
+        print(
+            f"note: {weights} hold {len(unexpected)} tensors that a {model_class} of this config does not "
+            f"have: {first_of(unexpected)}; they are left out, also of what is exported",
+            flush=True,
+        )
+
+
+def _check_same_attention(model: ModelConfig, hf_config: dict[str, Any]) -> None:
+    """Refuse weights whose folder names an attention of ours (train/model/export.py) under any other."""
+    trained = hf_config.get("attn_implementation")
+    if trained in OURS and trained != model.attn_implementation and not model.from_scratch:
+        raise ConfigError(
+            f"the weights in {model.path} were trained with attn_implementation={trained}, the run has "
+            f"model.attn_implementation={model.attn_implementation}: set it to {trained}"
+        )
+
+
+def _auto_config(hf_config: dict[str, Any]) -> Any:
+    values = {key: value for key, value in hf_config.items() if key != "attn_implementation"}
+    model_type = values.pop("model_type", None)
+    try:
+        return AutoConfig.for_model(model_type, **values)
+    except ValueError as error:
+        raise ConfigError(f"model_type {json.dumps(model_type)}: {str(error).splitlines()[0]}") from None
+
+
+def _import_peft() -> Any:
+    try:
+        import peft
+    except ImportError:
+        raise ConfigError("model.lora_rank needs peft: pip install 'r1hpc[lora]'") from None
+    return peft

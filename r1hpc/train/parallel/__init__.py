@@ -1,0 +1,1 @@
+"""Coordinate ranks: process group, engine, compression."""

@@ -1,0 +1,1 @@
+"""Quantize a model and measure what it costs."""

@@ -1,0 +1,81 @@
+"""The model of a checkpoint as a Hugging Face folder, by one process, with neither GPU nor the run's ranks.
+
+export_checkpoint(config, checkpoint, folder, tokenizer, vocab_size=None)
+
+The weights are those that a run which ended at this step would leave in its `model/`: in the precision it
+trains in, adapters merged, a critic left out.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+from r1hpc.checkpoint.store import Checkpoint
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.plan.model.hf_config import load_model_config
+from r1hpc.tasks.text.tokenizer import TokenizerFiles
+from r1hpc.train.checkpoint.deepspeed_io import load_file
+from r1hpc.train.model.export import export_model
+from r1hpc.train.model.low_precision import holds_nf4, load_adapters
+from r1hpc.train.model.placement import Placement
+from r1hpc.train.parallel.distributed import Group
+from r1hpc.train.parallel.errors import ResumeError
+from r1hpc.train.rollout.policy import DTYPES, build_policy
+
+_TAG = "deepspeed"
+_CRITIC = "value_head.weight"
+"""A weight that only the module of PPO has, which holds the policy beside its critic."""
+
+
+class _Alone(Group):
+    """The group of a process that needs no other."""
+
+    def broadcast(self, value: Any) -> Any:
+        return value
+
+
+def export_checkpoint(
+    config: RunConfig,
+    checkpoint: Checkpoint,
+    folder: Path,
+    tokenizer: TokenizerFiles | None,
+    vocab_size: int | None = None,
+) -> None:
+    """Write the model of a verified checkpoint into `folder`, as train.export.export_model does.
+
+    Args:
+        config: the run's.
+        vocab_size: the dataset's, for a model whose config leaves it out.
+
+    Raises:
+        ResumeError: the weights are not those of the run's model.
+        SaveError: it could not be written; what was in `folder` is untouched.
+    """
+    weights = _weights(checkpoint)
+    if _CRITIC in weights:
+        weights = {
+            key.removeprefix("policy."): value for key, value in weights.items() if key.startswith("policy.")
+        }
+    lie = Placement(DTYPES[config.train.precision], torch.device("cpu"))
+    network = build_policy(config, load_model_config(config, vocab_size), lie)
+    try:
+        if holds_nf4(network):
+            load_adapters(weights, network)
+        else:
+            network.load_state_dict(weights)
+    except (RuntimeError, ResumeError) as error:
+        raise ResumeError(f"{checkpoint.path} does not hold the run's model: {error}") from None
+    export_model(network, _Alone(0, 0, 1, torch.device("cpu")), folder, tokenizer)
+
+
+def _weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """Every weight of the engine's module, on the CPU."""
+    if checkpoint.manifest.meta["zero_stage"] == 3:  # no rank holds a whole one
+        found: dict[str, torch.Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.path), _TAG)
+        return found
+    module: dict[str, torch.Tensor] = load_file(checkpoint.path / _TAG / "mp_rank_00_model_states.pt")[
+        "module"
+    ]
+    return module

@@ -1,0 +1,105 @@
+"""A model in GGUF (llama.cpp's format) as a Hugging Face folder, where transformers reads its architecture.
+
+convert_gguf(Path("SmolLM2-135M-Instruct.Q4_1.gguf"), Path("models/SmolLM2-135M-Instruct"))
+
+Needs the package gguf (the optional extra of that name). Quantised weights are multiplied out and kept in
+bf16: what quantisation took is gone, so the folder is something to train from, no benchmark of the original.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from r1hpc.base.errors import R1hpcError, UsageError
+from r1hpc.plan.model.weights import first_of
+from r1hpc.train.model.export import open_to_others
+
+_DROPPED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+"""Tensors of llama.cpp's that scale the rotary positions; transformers 5 reads none of them."""
+_CONTROL, _USER_DEFINED = 3, 4
+"""Token types of GGUF: those that a text may not be cut within."""
+
+
+def convert_gguf(file: Path, folder: Path) -> None:
+    """Write config.json, safetensors in bf16, the tokenizer and its chat template into `folder`.
+
+    Raises:
+        R1hpcError: the package gguf is not installed.
+        UsageError: transformers cannot read the file.
+    """
+    try:
+        import gguf  # transformers needs it too, and says so at length
+    except ImportError:
+        raise R1hpcError("reading GGUF needs the package gguf: pip install 'r1hpc[gguf]'") from None
+    try:
+        reader = gguf.GGUFReader(file)
+        _refuse_what_would_be_dropped(file, reader)
+        packed, read = AutoModelForCausalLM.from_pretrained(
+            file.parent,
+            gguf_file=file.name,
+            dtype=torch.float32,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+    except UsageError:
+        raise
+    # Whatever its reader meets: a torn file, an architecture or a tokenizer that it does not know.
+    except Exception as error:
+        raise UsageError(f"transformers cannot read {file}: {error}") from None
+    if read["missing_keys"]:
+        raise UsageError(
+            f"{file} has no {first_of(sorted(read['missing_keys']))}, which would be random numbers: take "
+            "another file of the model"
+        )
+    _refuse_other_tokens(file, reader, tokenizer, packed.config.vocab_size)
+    config = packed.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # with it transformers refuses to save
+    network = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    network.load_state_dict(packed.state_dict())
+    network.generation_config = packed.generation_config
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    open_to_others(folder)
+
+
+def _refuse_what_would_be_dropped(file: Path, reader: Any) -> None:
+    """What transformers would leave out without a word, and the model be another one."""
+    parts = _value(reader, "split.count")
+    if parts is not None and parts > 1:
+        raise UsageError(
+            f"{file} is one of {parts} parts of a model: join them by llama.cpp's `llama-gguf-split --merge`"
+        )
+    scaled = [tensor.name for tensor in reader.tensors if tensor.name in _DROPPED]
+    kinds = [_value(reader, key) for key in reader.fields if key.endswith(".rope.scaling.type")]
+    scaled += [f"rope scaling {kind}" for kind in kinds if kind != "none"]
+    if scaled:
+        raise UsageError(
+            f"{file} scales its rotary positions ({scaled[0]}), which transformers does not read from GGUF: "
+            "take the model's own folder of safetensors"
+        )
+
+
+def _refuse_other_tokens(file: Path, reader: Any, tokenizer: Any, vocab_size: int) -> None:
+    """A tokenizer that came out with more tokens than the model has, or without those that mark its turns."""
+    texts, types = (_value(reader, f"tokenizer.ggml.{name}") or [] for name in ("tokens", "token_type"))
+    kinds = zip(texts, types, strict=False)  # a file may say of no token what it is
+    marks = [(i, text) for i, (text, kind) in enumerate(kinds) if kind in (_CONTROL, _USER_DEFINED)]
+    # Gemma's runs of blanks are spelt with another sign for them.
+    lost = [text for i, text in marks if text.strip() and tokenizer.convert_tokens_to_ids(text) != i]
+    if len(tokenizer) > vocab_size or lost:
+        what = (
+            f"loses {first_of(lost)}" if lost else f"has {len(tokenizer)} tokens for the model's {vocab_size}"
+        )
+        raise UsageError(
+            f"the tokenizer that transformers makes of {file} {what}: take the model's own folder, with its "
+            "tokenizer.json"
+        )
+
+
+def _value(reader: Any, key: str) -> Any:
+    field = reader.get_field(key)
+    return None if field is None else field.contents()

@@ -1,0 +1,273 @@
+"""What the model of a folder is worth: size, perplexity, accuracy, speed; a quantised one like its original.
+
+    with open_bench(config, folder, code) as bench:     # config: of the run whose task is asked
+        before, after = bench.measure(folder), bench.measure(exported)
+        texts = bench.training_texts(128)               # token ids, to calibrate on
+
+The questions are the run's held-out ones or its test files, in its prompt form, answered greedily; the texts
+are questions of its task with the completions that the task shows: for the perplexity held-out ones, for
+calibration ones of the training part.
+
+A quantised export, measured beside its original.
+
+report = export_measured(config, Path("runs/r1/grpo/model"), Path("int8"), Asked("int8"))
+report.verdict.no_worse, report.to_json()
+"""
+
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from r1hpc.base.files import write_json
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.config.schema.sections import MixConfig
+from r1hpc.plan.model.weights import weight_files
+from r1hpc.plan.topology.parts import num_items
+from r1hpc.tasks.problems.benchmark import named_sets, with_counted_sets
+from r1hpc.tasks.problems.registry import make_task
+from r1hpc.tasks.problems.task import Item, Task
+from r1hpc.tasks.reward.rewards import Completion, Score
+from r1hpc.tasks.stats.comparison import Comparison, Verdict, compare_answers, judge_loss
+from r1hpc.tasks.text.prompt_format import as_trained
+from r1hpc.tasks.text.tokenizer import SpecialIds, fitting
+from r1hpc.train.parallel.distributed import Group
+from r1hpc.train.quantize.quantize import Quantized, load_folder, quantize
+from r1hpc.train.rollout.sampler import Judge, judge_with
+from r1hpc.train.rollout.torch_engine import RolloutEngine, TorchSampler
+
+_SEED = 0
+_MOST_TEXTS = 256
+"""Held-out texts that the perplexity is taken over."""
+_AT_ONCE = 32
+"""Questions decoded together where the run does not say how many."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model, as it answered."""
+
+    num_bytes: int
+    """Of its weights on disk."""
+    perplexity: float
+    num_tokens: int
+    """That the perplexity is the mean over."""
+    tokens_per_second: float
+    """Of all answers together, decoded greedily by transformers on `device`."""
+    device: str
+    answers: list[dict[str, Any]]
+    """A line for each question, as compare_answers reads them."""
+
+
+class Bench:
+    """Asks one model after the other the same questions; has loaded none in between."""
+
+    def __init__(self, config: RunConfig, judge: Judge, task: Task, device: torch.device) -> None:
+        self._judge = judge
+        self._task = task
+        self.questions = ", ".join(named_sets(config)) or task.name
+        """What is asked: the test files, or the task."""
+        self.device = device
+        self._num_items = num_items(config)
+
+    def measure(self, folder: Path) -> Measured:
+        """In fp32 on the CPU, in the folder's own precision on a GPU.
+
+        Raises:
+            UsageError: transformers cannot read it.
+        """
+        on_gpu = self.device.type == "cuda"
+        network = load_folder(folder, self.device, "auto" if on_gpu else torch.float32)
+        perplexity, num_tokens = self._perplexity(network)
+        self._judge.engine.sync_weights(network)
+        try:
+            return self._asked(folder, perplexity, num_tokens)
+        finally:
+            self._judge.engine.release()  # or it would lie beside the next
+
+    def _asked(self, folder: Path, perplexity: float, num_tokens: int) -> Measured:
+        items = [self._judge.evaluated.item(index, held_out=True) for index in range(self._num_items)]
+        before_s = self._judge.sampling_s
+        scored = self._judge.complete(items, 1, 0.0, _SEED, should_stop=lambda: False)
+        assert scored is not None, "nobody asks it to stop"
+        answers = [_line(item, *one[0]) for item, one in zip(items, scored, strict=True)]
+        speed = sum(line["greedy_length"] for line in answers) / (self._judge.sampling_s - before_s)
+        size = sum(path.stat().st_size for path in weight_files(folder))
+        return Measured(size, perplexity, num_tokens, speed, self.device.type, answers)
+
+    def training_texts(self, num: int) -> list[list[int]]:
+        """Token ids of `num` texts of the task's training part."""
+        shown = (self._judge.demonstrated(self._task, self._task.item(index)) for index in range(num))
+        return [[*prompt, *completion] for prompt, completion in shown]
+
+    @torch.no_grad()
+    def _perplexity(self, network: Any) -> tuple[float, int]:
+        """Over the tokens of the completions, or of the questions where the task shows no completion."""
+        there = self._task.num_questions(held_out=True)
+        total, num = 0.0, 0
+        for index in range(min(self._num_items, _MOST_TEXTS, there or _MOST_TEXTS)):
+            item = self._task.item(index, held_out=True)
+            prompt, completion = self._judge.demonstrated(self._task, item)
+            ids = torch.tensor([*prompt, *completion], device=self.device)
+            kept = len(completion) or len(prompt) - 1
+            logits = network(input_ids=ids[None], use_cache=False).logits[0, -kept - 1 : -1].float()
+            total += float(cross_entropy(logits, ids[-kept:], reduction="sum"))
+            num += kept
+        return math.exp(total / num), num
+
+
+@contextmanager
+def open_bench(
+    config: RunConfig, folder: Path, code: Path | None = None, num_questions: int | None = None
+) -> Iterator[Bench]:
+    """A bench for models of one tokenizer and one task.
+
+    Args:
+        config: of the run whose task, test files and prompt form are taken.
+        folder: whose tokenizer is taken.
+        code: the run's frozen code, where it has some.
+        num_questions: in place of the run's evaluate.num_items.
+
+    Raises:
+        UsageError: the task or its files cannot be used, or there are fewer questions.
+    """
+    asked = _asked(config, folder, num_questions)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def engine(hf_config: dict[str, Any], ids: SpecialIds) -> RolloutEngine:
+        return TorchSampler(
+            Group(0, 0, 1, device), ids, zero_stage=0, replica=torch.nn.Module, poll_every=1 << 30
+        )
+
+    with judge_with(asked, engine, code) as (judge, _):
+        # Of test files the judge knows no training part.
+        task = make_task(asked.task, code, fitting(asked, code)) if named_sets(asked) else judge.task
+        yield Bench(asked, judge, task, device)
+
+
+def _asked(config: RunConfig, folder: Path, num_questions: int | None) -> RunConfig:
+    """The run's configuration as that of an evaluation of the folder."""
+    evaluate = config.evaluate
+    if num_questions is not None:
+        sets = {label: {**part, "num_items": num_questions} for label, part in evaluate.sets.items()}
+        evaluate = replace(evaluate, num_items=num_questions, sets=sets)
+    model = as_trained(config.model, folder)
+    asked = replace(
+        config,
+        stage="evaluate",
+        model=model,
+        evaluate=evaluate,
+        # The bench samples by itself, also where the run did by vLLM, and not all questions at once.
+        rollout=replace(
+            config.rollout, engine="sampler", prompts_per_batch=config.rollout.prompts_per_batch or _AT_ONCE
+        ),
+        data=replace(config.data, packing=False, validation_documents=0, mix=MixConfig()),  # of stage sft
+        train=replace(config.train, early_stopping=0),
+    )
+    return with_counted_sets(asked)
+
+
+def _line(item: Item, completion: Completion, score: Score) -> dict[str, Any]:
+    return {
+        "prompt": item.prompt,
+        "expected": item.answer,
+        "task": item.task,
+        "greedy": completion.text,
+        "greedy_correct": score.correct,
+        "greedy_length": completion.num_tokens,
+        "num_samples": 1,
+        "num_correct": int(score.correct),
+        "mean_length": float(completion.num_tokens),
+    }
+
+
+RECORD = "r1hpc-quantization.json"
+"""What was measured, in the folder of the export."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How to quantise, and how to measure."""
+
+    scheme: str
+    """A key of quantize.SCHEMES."""
+    num_texts: int = 0
+    """To calibrate on; 0: no calibration."""
+    num_questions: int | None = None
+    """None: as many as the run evaluates on."""
+    margin: float = 0.02
+    """The loss of accuracy that is to be excluded, as a share of the questions."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Original and export, side by side."""
+
+    asked: Asked
+    questions: str
+    """The task or the test files that they are of."""
+    quantized: Quantized
+    before: Measured
+    after: Measured
+    comparison: Comparison
+    verdict: Verdict
+
+    def to_json(self) -> dict[str, Any]:
+        """Without the answers."""
+        found = self.comparison
+        return {
+            **asdict(self.asked),
+            **asdict(self.quantized),
+            "original": _figures(self.before),
+            "export": _figures(self.after),
+            "questions": self.questions,
+            "num_questions": found.num_questions,
+            "accuracy": asdict(found.accuracy),
+            "p_value": found.p_value,
+            "no_worse": self.verdict.no_worse,
+            "verdict": self.verdict.text,
+        }
+
+
+def export_measured(
+    config: RunConfig,
+    source: Path,
+    folder: Path,
+    asked: Asked,
+    code: Path | None = None,
+) -> Report:
+    """Quantise the model of `source` into `folder`, read it back, and ask both the questions of a run.
+
+    Args:
+        config, code: see measure.open_bench.
+
+    Raises:
+        UsageError: see quantize and open_bench.
+    """
+    with open_bench(config, source, code, asked.num_questions) as bench:
+        texts = bench.training_texts(asked.num_texts) if asked.num_texts else None
+        _say(f"making the weights {asked.scheme}" + (f", calibrated on {len(texts)} texts" if texts else ""))
+        quantized = quantize(source, folder, asked.scheme, texts, bench.device)
+        _say("asking the original")
+        before = bench.measure(source)
+        _say("asking the export")
+        after = bench.measure(folder)
+    comparison = compare_answers(before.answers, after.answers)
+    verdict = judge_loss(comparison, asked.margin)
+    report = Report(asked, bench.questions, quantized, before, after, comparison, verdict)
+    write_json(folder / RECORD, report.to_json())
+    return report
+
+
+def _figures(measured: Measured) -> dict[str, Any]:
+    return {key: value for key, value in asdict(measured).items() if key != "answers"}
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

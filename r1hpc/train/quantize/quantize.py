@@ -1,0 +1,387 @@
+"""A model with integer weights, in the form that vLLM and transformers read (compressed-tensors).
+
+    quantize(Path("runs/r1/grpo/model"), Path("int8"), "int8", texts=None)
+
+int8: weights and activations of 8 bits (W8A8), a scale for each output channel of a weight, and for each
+token of what goes in. w4a16: weights of 4 bits, a scale for each group of inputs; activations stay. Rounding
+is to the nearest; with `texts` the model is first made easier to round (int8: train/quantize/quantize.py), or the
+roundings make up for each other (w4a16: train/quantize/quantize.py). Embedding and output head stay as they are.
+
+Needs the package compressed-tensors (the optional extra `quantize`), as does transformers to read the folder.
+
+GPTQ: what one weight loses by rounding, the weights after it make up for.
+
+    compensate(network, texts)         # in place, after the scales are set: every weight lies on its grid
+
+A layer's weights are rounded input by input; each error is spread over the inputs still to come, weighted by
+how the inputs of calibration texts go together (H = X Xᵀ): Frantar et al., arXiv 2210.17323, algorithm 1. One
+decoder layer after the other, each on what the layers before it give once they are rounded.
+
+SmoothQuant: outliers move out of the activations, which are rounded at 8 bits, into the weights.
+
+    smooth(network, texts)         # in place; it computes to the bit what it computed
+
+A few channels of what goes into a layer are tens of times larger than the rest, and a token has one scale
+for all of them. Channel j is divided by s_j before the layer, in the norm or the layer that makes it, and the
+layer's weights for it are multiplied: s_j = max|X_j|^0.5 / max|W_j|^0.5 (Xiao et al., arXiv 2211.10438, eq.
+4), the maxima over calibration texts. Here s_j is the nearest power of two, so that both are exact in any
+floating-point precision; and the step from up_proj to down_proj is smoothed too, as AWQ does (2306.00978).
+"""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
+
+from r1hpc.base.errors import R1hpcError, UsageError
+from r1hpc.base.files import parse_json
+from r1hpc.train.model.attention import OURS
+from r1hpc.train.model.export import open_to_others
+
+_DAMPENING = 0.01
+"""Of the mean of H's diagonal, added to it: as in the paper."""
+_BLOCK = 128
+"""Inputs whose errors reach those behind the block in one product: as in the paper."""
+
+
+@torch.no_grad()
+def compensate(network: Any, texts: Sequence[Sequence[int]]) -> None:
+    """Round the weights of every layer that has a scale to that scale's grid, in place."""
+    calls = _first_calls(network, texts)
+    for block in network.model.layers:
+        layers = [module for module in block.modules() if hasattr(module, "weight_scale")]
+        moments = _second_moments(block, layers, calls)
+        for layer in layers:
+            layer.weight.copy_(_rounded(layer, moments[layer]))
+        calls = [(block(hidden, **rest), rest) for hidden, rest in calls]
+
+
+class _Caught(Exception):  # noqa: N818 (no error: it ends a forward pass)
+    pass
+
+
+def _first_calls(network: Any, texts: Sequence[Sequence[int]]) -> list[tuple[torch.Tensor, dict[str, Any]]]:
+    """What the first decoder layer is called with, for each text."""
+    calls: list[tuple[torch.Tensor, dict[str, Any]]] = []
+
+    def catch(module: nn.Module, arguments: tuple[torch.Tensor, ...], rest: dict[str, Any]) -> None:
+        calls.append((arguments[0], rest))
+        raise _Caught
+
+    hook = network.model.layers[0].register_forward_pre_hook(catch, with_kwargs=True)
+    try:
+        for text in texts:
+            try:
+                network(input_ids=torch.tensor([list(text)], device=network.device), use_cache=False)
+            except _Caught:
+                continue
+    finally:
+        hook.remove()
+    return calls
+
+
+def _second_moments(
+    block: Any, layers: Sequence[Any], calls: Sequence[tuple[torch.Tensor, dict[str, Any]]]
+) -> dict[Any, torch.Tensor]:
+    """Of each layer X Xᵀ, summed over the tokens of all texts: (inputs, inputs)."""
+    moments = {layer: layer.weight.new_zeros(layer.in_features, layer.in_features) for layer in layers}
+
+    def look(layer: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        rows = inputs[0].flatten(0, -2).float()
+        moments[layer].addmm_(rows.T, rows)
+
+    hooks = [layer.register_forward_pre_hook(look) for layer in layers]
+    for hidden, rest in calls:
+        block(hidden, **rest)
+    for hook in hooks:
+        hook.remove()
+    return moments
+
+
+def _rounded(layer: Any, moment: torch.Tensor) -> torch.Tensor:
+    """The weight, (outputs, inputs), on the grid of its scale."""
+    from compressed_tensors.quantization.utils import calculate_range
+
+    weight: torch.Tensor = layer.weight.clone()
+    form = layer.quantization_scheme.weights
+    low, high = (float(end) for end in calculate_range(form, weight.device))
+    size = form.group_size or layer.in_features
+    inverse = _inverse_root(moment)
+    for start in range(0, layer.in_features, _BLOCK):
+        end = min(start + _BLOCK, layer.in_features)
+        errors = weight.new_zeros(layer.out_features, end - start)
+        for i in range(start, end):
+            scale = layer.weight_scale[:, i // size]
+            rounded = (weight[:, i] / scale).round().clamp(low, high) * scale
+            error = (weight[:, i] - rounded) / inverse[i, i]
+            weight[:, i] = rounded
+            weight[:, i + 1 : end] -= torch.outer(error, inverse[i, i + 1 : end])
+            errors[:, i - start] = error
+        weight[:, end:] -= errors @ inverse[start:end, end:]
+    return weight
+
+
+def _inverse_root(moment: torch.Tensor) -> torch.Tensor:
+    """The upper Cholesky factor of H⁻¹; an input that is never there counts by itself."""
+    moment = moment.double()
+    diagonal = moment.diagonal()
+    diagonal[diagonal == 0] = 1
+    diagonal += _DAMPENING * diagonal.mean()
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moment))
+    root: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return root.float()
+
+
+_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+"""Whose norms multiply by their weight, and whose layers are called so:"""
+_PAIRS = (
+    ("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+    ("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
+    ("mlp.up_proj", ("mlp.down_proj",)),
+)
+"""What makes a channel, and who reads it, in a decoder layer."""
+_LEAST = 1e-5
+"""Of a maximum: a channel that is always zero needs no scale."""
+
+
+def check_family(model_type: str) -> None:
+    """Raise UsageError where the layers of this family are not known."""
+    if model_type not in _FAMILIES:
+        raise UsageError(
+            f"--calibrate knows the layers of {', '.join(_FAMILIES)}; this is {model_type}: export it without"
+        )
+
+
+@torch.no_grad()
+def smooth(network: Any, texts: Sequence[Sequence[int]]) -> None:
+    """Move outliers into the weights, in place; the network's output stays as it is."""
+    pairs = list(_pairs(network))
+    largest = _largest_inputs(network, [readers[0] for _, readers in pairs], texts)
+    for maker, readers in pairs:
+        weights = torch.stack([reader.weight.abs().amax(0) for reader in readers]).amax(0)
+        factors = _factors(largest[readers[0]], weights)
+        maker.weight.div_(factors if maker.weight.ndim == 1 else factors[:, None])
+        if getattr(maker, "bias", None) is not None:
+            maker.bias.div_(factors)
+        for reader in readers:
+            reader.weight.mul_(factors)
+
+
+def _pairs(network: Any) -> Iterator[tuple[Any, list[Any]]]:
+    for layer in network.model.layers:
+        for maker, readers in _PAIRS:
+            yield layer.get_submodule(maker), [layer.get_submodule(reader) for reader in readers]
+
+
+def _factors(inputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    logs = (inputs.clamp_min(_LEAST).log2() - weights.clamp_min(_LEAST).log2()) / 2
+    return torch.exp2(logs.round())
+
+
+def _largest_inputs(
+    network: Any, modules: Sequence[nn.Module], texts: Sequence[Sequence[int]]
+) -> dict[nn.Module, torch.Tensor]:
+    """Of each module, the largest magnitude of every channel that goes in, over all texts."""
+    largest: dict[nn.Module, torch.Tensor] = {}
+
+    def look(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen = inputs[0].abs().flatten(0, -2).amax(0)
+        largest[module] = torch.maximum(largest[module], seen) if module in largest else seen
+
+    hooks = [module.register_forward_pre_hook(look) for module in modules]
+    try:
+        for text in texts:
+            network(input_ids=torch.tensor([list(text)], device=network.device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return largest
+
+
+SCHEMES = {"int8": "W8A8", "w4a16": "W4A16"}
+"""By the name in --quantize, what compressed-tensors calls it."""
+_GROUP_SIZES = (128, 64, 32)
+"""Inputs that share a scale at four bits: those that vLLM's kernels have, the fewest bits first."""
+_CPU = torch.device("cpu")
+_WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
+Texts = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """How much of a model was made integers."""
+
+    num_quantized: int
+    """Of its parameters."""
+    num_parameters: int
+    group_size: int | None
+    """Inputs that share a scale; None: all of an output channel."""
+
+
+def check_installed() -> None:
+    """Raise R1hpcError where compressed-tensors is not installed."""
+    try:
+        import compressed_tensors  # noqa: F401
+    except ImportError:
+        raise R1hpcError("--quantize needs compressed-tensors: pip install 'r1hpc[quantize]'") from None
+
+
+def check_source(folder: Path, *, calibrated: bool) -> None:
+    """Refuse what cannot be quantised, before anything is spent.
+
+    Raises:
+        UsageError: no model folder, one that is quantised already, with an attention that only r1hpc
+            computes, or of a family that calibration does not know.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        raise UsageError(f"{folder} is no model folder: it has no config.json")
+    values = parse_json(file.read_bytes())
+    if values.get("quantization_config"):
+        raise UsageError(
+            f"the weights in {folder} are quantised already: take the folder they were made from"
+        )
+    if values.get("attn_implementation") in OURS:
+        raise UsageError(
+            f"{folder} was trained with attn_implementation={values['attn_implementation']}, which neither "
+            "vLLM nor transformers computes: it cannot be served, quantised or not"
+        )
+    if calibrated:
+        check_family(str(values.get("model_type")))
+
+
+def quantize(
+    source: Path, folder: Path, scheme: str, texts: Texts | None, device: torch.device = _CPU
+) -> Quantized:
+    """Write the model of `source` with integer weights into `folder`, a new one, its other files beside it.
+
+    Args:
+        scheme: a key of SCHEMES.
+        texts: token ids to calibrate on; None: no calibration.
+        device: where it is done; it holds the model in fp32.
+
+    Raises:
+        UsageError: the model has no layer that can be quantised, layers of no group size that vLLM has, or
+            a mixture of experts.
+    """
+    from compressed_tensors.compressors import compress_module
+    from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
+
+    network = load_folder(source, device)
+    own = AutoConfig.from_pretrained(source, local_files_only=True).dtype or torch.float32
+    layers = dict(_layers(network))
+    num = sum(parameter.numel() for parameter in network.parameters())
+    if not layers or any(parameter.ndim > 2 for parameter in network.parameters()):
+        what = "experts in one tensor" if layers else "no linear layers that compressed-tensors knows"
+        raise UsageError(f"{source}: a {type(network).__name__} has {what}: it cannot be quantised here")
+    if texts is not None and scheme == "int8":
+        smooth(network, texts)
+    form = _form(scheme, layers)
+    config = QuantizationConfig(config_groups={"group_0": form}, ignore=[_head(network)])
+    apply_quantization_config(network, config)
+    for layer in layers.values():
+        _set_scale(layer, own)
+    if texts is not None and scheme == "w4a16":
+        compensate(network, texts)
+    quantized = sum(layer.weight.numel() for layer in layers.values())
+    for layer in layers.values():
+        compress_module(layer)
+    _write(network, own, source, folder)
+    _name_scheme(network, folder)
+    return Quantized(quantized, num, form.weights.group_size)
+
+
+def load_folder(folder: Path, device: torch.device = _CPU, dtype: torch.dtype | str = torch.float32) -> Any:
+    """The model of a folder, quantised or not; `dtype` auto: in its own precision.
+
+    A quantised one computes as its scheme says, with weights multiplied out at the first forward pass and
+    activations rounded at each: what it answers is measured so, not how fast integers are.
+
+    Raises:
+        UsageError: tensors are missing, or it cannot be read at all.
+    """
+    said = logging.get_verbosity()
+    logging.set_verbosity_error()  # what is missing is refused below
+    logging.disable_progress_bar()
+    try:
+        network, loaded = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(f"transformers cannot read {folder}: {error}") from None
+    finally:
+        logging.set_verbosity(said)
+    missing = sorted(loaded["missing_keys"])
+    if missing:
+        raise UsageError(f"{folder} lacks {len(missing)} tensors, among them {missing[0]}: copy it again")
+    return network.to(device).eval()
+
+
+def _layers(network: PreTrainedModel) -> Iterator[tuple[str, nn.Linear]]:
+    """The linear layers but the output head, by their names."""
+    head = network.get_output_embeddings()
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Linear) and module is not head:
+            yield name, module
+
+
+def _head(network: PreTrainedModel) -> str:
+    head = network.get_output_embeddings()
+    return next((name for name, module in network.named_modules() if module is head), "lm_head")
+
+
+def _form(scheme: str, layers: dict[str, nn.Linear]) -> Any:
+    """compressed-tensors' own preset, with a group size that divides the inputs of every layer."""
+    from compressed_tensors.quantization import preset_name_to_scheme
+
+    form = preset_name_to_scheme(SCHEMES[scheme], ["Linear"])
+    if form.weights.group_size is None:
+        return form
+    widths = {layer.in_features for layer in layers.values()}
+    fitting = [size for size in _GROUP_SIZES if all(width % size == 0 for width in widths)]
+    if not fitting:
+        raise UsageError(
+            f"--quantize {scheme} gives {', '.join(map(str, _GROUP_SIZES))} inputs a scale, and none of "
+            f"these divides the widths of all layers ({', '.join(map(str, sorted(widths)))}): take int8"
+        )
+    form.weights.group_size = fitting[0]
+    return form
+
+
+def _set_scale(layer: Any, dtype: torch.dtype) -> None:
+    """The largest weight of each channel or group is the largest integer; in the precision of the file."""
+    from compressed_tensors.quantization.utils import calculate_qparams
+
+    form = layer.quantization_scheme.weights
+    rows = layer.weight.detach().unflatten(-1, (-1, form.group_size or layer.in_features))
+    scale, _ = calculate_qparams(*rows.aminmax(dim=-1), form)
+    # Rounded before it divides, so that who reads the file multiplies by the very number.
+    layer.weight_scale.data = scale.to(dtype).float()
+
+
+def _write(network: Any, dtype: torch.dtype, source: Path, folder: Path) -> None:
+    for parameter in network.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)  # smoothing by powers of two left them exact in it
+    network.save_pretrained(folder)
+    left = {path for form in _WEIGHTS for path in source.glob(form)}
+    for path in source.iterdir():
+        if path.is_file() and path not in left:
+            shutil.copyfile(path, folder / path.name)
+    open_to_others(folder)
+
+
+def _name_scheme(network: Any, folder: Path) -> None:
+    """Write into config.json how the weights are to be read."""
+    from compressed_tensors.compressors import ModelCompressor
+    from compressed_tensors.quantization import QuantizationStatus
+
+    compressor = ModelCompressor.from_pretrained_model(network)
+    compressor.quantization_config.quantization_status = QuantizationStatus.COMPRESSED
+    compressor.update_config(str(folder))

@@ -1,0 +1,1 @@
+"""Run a step of reinforcement learning: collect, reward, update."""

@@ -1,0 +1,312 @@
+"""GRPO and PPO on verifiable rewards, and on-policy distillation, rollout by rollout.
+
+    outcome = run(job)      # on every rank
+
+A step, in the order of its files: a rollout is collected (collect.py: judge.py asks, sampling.py samples, the
+verifier scores), laid out with its advantages (update.py, the formulas in algorithms.py), and followed by
+updates_per_rollout optimizer steps (loop.optimizer_step). Every one of them is a step of the loop: it can be
+saved after any, also in the middle of a rollout's updates (where TRL generates anew from the newer policy,
+huggingface/trl grpo_trainer.py). When a signal asks for a stop inside a rollout, the ranks stop at once, and
+what was finished of it is used after the resume. The file STOP and the limit of GPU-hours are seen by rank 0:
+the others finish their share of the rollout first.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from r1hpc.base.failpoints import failpoint
+from r1hpc.base.run_dir import RunDir
+from r1hpc.checkpoint.fence import has_begun, incarnation_dir
+from r1hpc.config.plugins import is_own, locate
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.plan.topology.batch import BatchPlan, updates_per_rollout
+from r1hpc.tasks.reward.rewards import label
+from r1hpc.tasks.text.tokenizer import check_teacher_tokens, exported_tokenizer, special_ids
+from r1hpc.telemetry.diagnosis.rl_health import health_warnings
+from r1hpc.telemetry.records.evaluations import evaluations_path
+from r1hpc.train.generate.evaluate import HeldOut
+from r1hpc.train.generate.prompt_identity import Asking, refuse_other_asking
+from r1hpc.train.loop import loop, step_records
+from r1hpc.train.loop.session import Job, Outcome, Plan, Session, StepResult
+from r1hpc.train.model.export import export_model
+from r1hpc.train.parallel.errors import TrainError
+from r1hpc.train.rl.collect import Collector
+from r1hpc.train.rl.micro_batches import Experience, Sums, Tally
+from r1hpc.train.rl.rollout import Rollout, load_rollout, save_rollout
+from r1hpc.train.rl.update import Updater
+from r1hpc.train.rollout.policy import (
+    ActorCritic,
+    build_actor_critic,
+    build_policy,
+    build_reference,
+    placement,
+    policy_of,
+)
+from r1hpc.train.rollout.sampler import open_judge
+from r1hpc.train.rollout.torch_engine import logprob_limit
+
+_HEALTH_STEPS = 20
+"""Steps that the health warnings look back on, and steps between two looks."""
+
+
+def run(job: Job) -> Outcome:
+    """Train until the last step or until a stop is requested."""
+    loop.check_device(job)
+    config = job.config
+    with open_judge(job, config.deepspeed.zero_stage) as (judge, hf_config):
+        check_teacher_tokens(config)
+        asking = Asking(judge.evaluated.id, judge.asking_id)
+        refuse_other_asking(
+            job, job.run.metrics / "evaluated.json", asking, "the run began", partial(has_kept, job.run)
+        )
+        job.watchdog.beat("building the model")
+        build = build_actor_critic if config.rl.algorithm == "ppo" else build_policy
+        network = build(config, hf_config, placement(config, job.group, divided=True))
+        reference = build_reference(job, hf_config)
+        collector = Collector(job, judge)
+        order = "by pass rate" if config.rl.by_pass_rate else "in order"
+        stage = RlStage(
+            job,
+            collector,
+            Updater(config, job.group, special_ids(judge.tokenizer, config.model).pad, reference),
+            HeldOut(job, judge, collector.stop_requested),
+        )
+        plan = Plan(
+            network=network,
+            hf_config=hf_config,
+            batch=BatchPlan(config.train.global_batch_size, config.train.micro_batch_size, 1),
+            data_id=judge.task.id,
+            order_id=f"items {order}, {config.rollout.num_prompts} x {config.rollout.num_generations}",
+            parameters=network.parameter_groups(config) if isinstance(network, ActorCritic) else None,
+            facts={
+                "reference": reference.id if reference else None,
+                "algorithm": config.rl.algorithm,
+                **_own_rewards(config),
+            },
+        )
+        return loop.train(loop.set_up(job, stage, plan), stage)
+
+
+def has_kept(run: RunDir) -> bool:
+    """Whether there is anything that a policy of this run said, or learnt."""
+    if evaluations_path(run).exists():
+        return True
+    return any(run.checkpoints.glob("step-*")) or bool(run.all_batches)
+
+
+def _own_rewards(config: RunConfig) -> dict[str, Any]:
+    """The digests of a user's own reward terms: a checkpoint is of the rewards that made it."""
+    digests = {label(name): locate(name).digest for name in filter(is_own, config.reward.terms)}
+    return {"own_rewards": digests} if digests else {}
+
+
+class RlStage:
+    """The stage. State: which rollout, which item comes next, how many updates were made on the rollout."""
+
+    def __init__(self, job: Job, collector: Collector, updater: Updater, held_out: HeldOut) -> None:
+        self._job = job
+        self._collector = collector
+        self._updater = updater
+        self._held_out = held_out
+        self._rollout_index = 0
+        self._next_item = job.config.task.first_item or 0
+        self._update = 0
+        self._tokens = 0
+        self._rollout: Rollout | None = None
+        self._experience: Experience | None = None
+        self._recent: list[dict[str, Any]] = []
+
+    def begin(self, session: Session) -> bool:
+        """The evaluation that is due where this attempt starts; False: a stop was requested."""
+        step, every = session.first_step - 1, self._job.config.evaluate.every
+        is_due = step == 0 or (every > 0 and step % every == 0)
+        return not is_due or step >= self._job.config.train.num_steps or self._evaluate(session, step)
+
+    def take_step(self, session: Session, step: int) -> StepResult | None:
+        """One update, after the evaluation that is due after the step before it, and a rollout where the last
+        one is used up; None: a stop was requested in these."""
+        if step > session.first_step and not self._evaluated(session, step - 1):
+            return None
+        job, engine, started = self._job, session.engine, time.monotonic()
+        job.watchdog.beat(f"rollout for step {step}")
+        failpoint("step.begin")
+        if self._rollout is None:
+            self._rollout = self._collector.collect(session, self._rollout_index, self._next_item)
+        if self._rollout is None:
+            return None
+        if self._experience is None:
+            prompts = self._collector.prompts(self._rollout.groups)
+            self._experience = self._updater.prepare(engine, self._rollout, prompts)
+        updating = time.monotonic()
+        job.watchdog.beat(f"update of step {step}")
+        failpoint("update.begin")
+        is_first, tally = self._update == 0, Tally()
+        rows = self._updater.rows_of(self._experience, self._update)
+        losses = self._updater.losses(engine, self._experience, rows, is_first, tally)
+        result = loop.optimizer_step(session, step, losses, tally.numbers)
+        sums = Sums(*result.sums)
+        self._check_sampler(sums, is_first)
+        now = time.monotonic()
+        sampling_s = self._rollout.rollout_time_s + self._rollout.reward_time_s if is_first else 0.0
+        session.rank_times.step(step, now - started, sampling_s + result.forward_s)
+        num_tokens = int(self._rollout.groups.lengths[rows].sum())
+        self._tokens += num_tokens
+        if job.group.rank == 0:
+            facts = self._facts(self._rollout, sums, now - updating)
+            done = step_records.StepRecord(
+                tokens=self._tokens,
+                step_tokens=num_tokens,
+                step_time_s=now - started,
+                used=self._used(self._rollout),
+                extra=facts,
+            )
+            step_records.record(session, step, result, done)
+            self._watch_health(session, step, facts)
+        self._advance(self._rollout)
+        return result
+
+    def meta(self, step: int) -> dict[str, Any]:
+        return {
+            "window": self._rollout_index,  # as in the checkpoints that there are
+            "next_item": self._next_item,
+            "update": self._update,
+            "tokens": self._tokens,
+            "num_items": self._rollout.num_items if self._rollout else 0,
+        }
+
+    def state_writer(self) -> Callable[[Path], None]:
+        """Rank 0: the rollout whose updates are under way, or the finished batches of one being sampled; and
+        how often each question was solved."""
+        if self._job.group.rank != 0:
+            return lambda folder: None
+        rates, rollout = self._collector.rates_writer(), self._rollout_writer()
+
+        def write(folder: Path) -> None:
+            rates(folder)
+            rollout(folder)
+
+        return write
+
+    def _rollout_writer(self) -> Callable[[Path], None]:
+        if self._rollout is None:
+            return self._collector.batches_writer(self._rollout_index)
+        kept, made = self._rollout, self._experience
+        if made is not None:
+            kept = replace(kept, values=made.values, old_logprobs=made.old_logprobs)
+        return partial(save_rollout, rollout=kept)  # nobody changes their arrays
+
+    def read_state(self, folder: Path, meta: dict[str, Any]) -> None:
+        self._rollout_index, self._next_item = int(meta["window"]), int(meta["next_item"])
+        self._update, self._tokens = int(meta["update"]), int(meta["tokens"])
+        self._rollout = load_rollout(folder, int(meta["num_items"]))
+        self._collector.restore_rates(folder)
+        if self._job.group.rank == 0:
+            self._collector.restore_batches(self._rollout_index, folder)
+
+    @property
+    def is_done(self) -> bool:
+        return False
+
+    def finish(self, session: Session) -> bool:
+        """Evaluate the trained policy, and leave it as a Hugging Face folder."""
+        job = self._job
+        if not self._evaluate(session, job.config.train.num_steps):
+            return False
+        job.watchdog.beat("exporting the model")
+        files = exported_tokenizer(job.config.model)
+        export_model(policy_of(session.engine), job.group, job.run.model, files)
+        return True
+
+    def kept(self, step: int) -> int:
+        return self._collector.num_kept(self._rollout_index) + self._held_out.num_kept(step)
+
+    def _evaluate(self, session: Session, step: int) -> bool:
+        began = time.monotonic()
+        done = self._held_out.evaluate(policy_of(session.engine), step)
+        if done and self._job.group.rank == 0:
+            session.metrics.event("evaluation", global_step=step, seconds=time.monotonic() - began)
+        return done
+
+    def _evaluated(self, session: Session, step: int) -> bool:
+        """The evaluation that is due after `step`, whose checkpoint is on its way by now; the one after the
+        last is `finish`'s. False: a stop was requested, and the next attempt begins with it."""
+        every = self._job.config.evaluate.every
+        return not every or step % every != 0 or self._evaluate(session, step)
+
+    def _advance(self, rollout: Rollout) -> None:
+        self._update += 1
+        if self._update < updates_per_rollout(self._job.config):
+            return
+        self._collector.learn(rollout.groups)
+        self._next_item += rollout.num_items
+        self._rollout_index, self._update = self._rollout_index + 1, 0
+        self._rollout = self._experience = None
+        job = self._job
+        # An attempt that was superseded and still runs may be ahead of the one whose batches these are.
+        if job.group.rank == 0 and has_begun(incarnation_dir(job.run.checkpoints, job.attempt, job.token)):
+            # The last rollout's batches stay: without a save since, a killed run comes back to them.
+            self._collector.forget_before(self._rollout_index - 1)
+
+    def _check_sampler(self, sums: Sums, is_first: bool) -> None:
+        most = logprob_limit(self._job.config)
+        difference = sums.per_token(sums.difference)
+        if is_first and difference is not None and difference > most:
+            raise TrainError(
+                f"the sampler's log-probabilities are {difference:.3g} nats off the trainer's on average, "
+                f"and rollout.max_logprob_difference is {most:g}: the two do not run the same policy "
+                "(another attention, precision or template, or dropout in the model's config.json?)"
+            )
+
+    def _facts(self, rollout: Rollout, sums: Sums, update_time_s: float) -> dict[str, Any]:
+        """What train.jsonl says of a step beside loss and rate. What belongs to the rollout, at its first."""
+        is_first = self._update == 0
+        return {
+            **rollout.facts(
+                self._collector.labels(rollout.groups), by_group=self._job.config.rl.algorithm == "grpo"
+            ),
+            **self._collector.facts(),
+            # Over the rows that were trained on: those of groups without variance are not even computed.
+            "kl": sums.per_token(sums.kl),
+            "entropy": sums.per_token(sums.entropy),
+            "clip_fraction": sums.per_token(sums.clipped),
+            "logprob_difference": sums.per_token(sums.difference) if is_first else None,
+            **self._importance(sums),
+            "rollout_time_s": rollout.rollout_time_s if is_first else 0.0,
+            "reward_time_s": rollout.reward_time_s if is_first else 0.0,
+            "update_time_s": update_time_s,
+            "window": self._rollout_index,
+            "update": self._update,
+            "value_loss": sums.value_loss,
+            **(rollout.engine_facts if is_first else {}),
+        }
+
+    def _importance(self, sums: Sums) -> dict[str, Any]:
+        """The weights of truncated importance sampling, where they are taken."""
+        if not self._updater.corrects_importance:
+            return {}
+        return {
+            "importance_weight": sums.per_token(sums.importance),
+            "importance_capped_share": sums.per_token(sums.importance_capped),
+            "importance_effective_share": sums.effective_share(),
+        }
+
+    def _used(self, rollout: Rollout) -> dict[str, Any]:
+        """For the ledger: a rollout's items are used at its first update."""
+        if self._update == 0:
+            first, num, checksum = self._next_item, rollout.num_items, rollout.checksum()
+        else:
+            first, num, checksum = self._next_item + rollout.num_items, 0, 0
+        return {"first_sample": first, "num_samples": num, "checksum": checksum}
+
+    def _watch_health(self, session: Session, step: int, facts: dict[str, Any]) -> None:
+        """Every _HEALTH_STEPS steps: say so when they look like a known way to fail."""
+        self._recent = [*self._recent[-(_HEALTH_STEPS - 1) :], {"global_step": step, **facts}]
+        if len(self._recent) < _HEALTH_STEPS or step % _HEALTH_STEPS:
+            return
+        for finding in health_warnings(self._recent):
+            session.metrics.event("warning", global_step=step, code=finding.code, text=finding.sentence)
+            print(f"warning, {finding.code}: {finding.sentence}", flush=True)

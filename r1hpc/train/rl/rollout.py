@@ -1,0 +1,220 @@
+"""A rollout as arrays: groups of completions with their log-probabilities and rewards, and how it is kept.
+
+    groups = Groups.joined([batch_0, batch_1])
+    write_groups(path, groups, policy_id);  policy_id, groups = read_groups(path)
+    save_rollout(folder, rollout);  rollout = load_rollout(folder, num_items)     # in a checkpoint
+
+Arrays only, no pickles. A group is the completions of one item, side by side; `n` is groups x members.
+train/rl/collect.py makes a rollout, train/rl/update.py trains on it.
+"""
+
+import hashlib
+import json
+import secrets
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from r1hpc.base.errors import StateError
+
+_TERM = "term_"
+_GROUPS = "stage_rank_0_window.npz"
+_VALUES = "stage_rank_0_values.npy"
+_OLD_LOGPROBS = "stage_rank_0_old_logprobs.npy"
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Finished groups in the order of their items."""
+
+    items: npt.NDArray[np.int64]
+    """(groups,): indices of the task."""
+    tokens: npt.NDArray[np.int32]
+    """(n, longest), padded."""
+    logprobs: npt.NDArray[np.float32]
+    """(n, longest): by the policy that sampled them."""
+    lengths: npt.NDArray[np.int32]
+    ended: npt.NDArray[np.bool_]
+    """(n,): False where max_completion_length cut it off."""
+    rewards: npt.NDArray[np.float64]
+    correct: npt.NDArray[np.bool_]
+    terms: dict[str, npt.NDArray[np.float64]]
+    """Each reward term by itself, unweighted, (n,)."""
+
+    @property
+    def num_members(self) -> int:
+        return len(self.lengths) // max(1, len(self.items))
+
+    def select(self, groups: Sequence[int] | npt.NDArray[np.integer[Any]]) -> "Groups":
+        """Only these groups, in this order."""
+        chosen = np.asarray(groups, np.int64)
+        rows = (chosen[:, None] * self.num_members + np.arange(self.num_members)).ravel()
+        return Groups(
+            items=self.items[chosen],
+            tokens=self.tokens[rows],
+            logprobs=self.logprobs[rows],
+            lengths=self.lengths[rows],
+            ended=self.ended[rows],
+            rewards=self.rewards[rows],
+            correct=self.correct[rows],
+            terms={name: values[rows] for name, values in self.terms.items()},
+        )
+
+    @staticmethod
+    def joined(parts: Sequence["Groups"]) -> "Groups":
+        """One after the other, padded to the longest."""
+        longest = max(part.tokens.shape[1] for part in parts)
+        names = parts[0].terms
+
+        def column(name: str) -> Any:
+            return np.concatenate([getattr(part, name) for part in parts])
+
+        def padded(name: str) -> Any:
+            arrays = [getattr(part, name) for part in parts]
+            return np.concatenate([np.pad(a, ((0, 0), (0, longest - a.shape[1]))) for a in arrays])
+
+        return Groups(
+            items=column("items"),
+            tokens=padded("tokens"),
+            logprobs=padded("logprobs"),
+            lengths=column("lengths"),
+            ended=column("ended"),
+            rewards=column("rewards"),
+            correct=column("correct"),
+            terms={name: np.concatenate([part.terms[name] for part in parts]) for name in names},
+        )
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What was sampled from one policy for several optimizer steps; the same on every rank, but for times."""
+
+    groups: Groups
+    policy_id: str
+    """Names the weights that sampled it."""
+    num_items: int
+    """Items used up, those of dropped groups included."""
+    rollout_time_s: float = 0.0
+    """On this rank, in this attempt; like the next."""
+    reward_time_s: float = 0.0
+    values: npt.NDArray[np.float64] | None = None
+    """(n, longest), after a resume under PPO: the critic's values from before the updates made since."""
+    old_logprobs: npt.NDArray[np.float64] | None = None
+    """Likewise, where importance is corrected, and for GSPO in half precision: the trainer's own
+    log-probabilities, by the policy that sampled."""
+    engine_facts: dict[str, float] = field(default_factory=dict)
+    """What train.jsonl says of the hand-over of weights before it, on this rank."""
+
+    def facts(self, labels: Sequence[str] = (), *, by_group: bool = True) -> dict[str, Any]:
+        """What train.jsonl says of it: rewards by term, lengths by outcome, what taught nothing.
+
+        Args:
+            labels: of each group's task, where there are several: each is then reported apart.
+            by_group: whether a reward is held against its group's mean. Else a group that earns the same
+                teaches too (PPO, distillation), and no share of such groups is reported.
+        """
+        groups = self.groups
+        lengths, correct = groups.lengths.astype(np.float64), groups.correct
+        return {
+            "reward": float(groups.rewards.mean()),
+            "accuracy": float(correct.mean()),
+            **{f"reward_{name}": float(values.mean()) for name, values in groups.terms.items()},
+            "zero_variance_share": 1.0 - float(varied(groups).mean()) if by_group else None,
+            "response_length": float(lengths.mean()),
+            "response_length_correct": float(lengths[correct].mean()) if correct.any() else None,
+            "response_length_wrong": float(lengths[~correct].mean()) if not correct.all() else None,
+            "truncated_share": 1.0 - float(groups.ended.mean()),
+            "num_groups": len(groups.items),
+            "num_items": self.num_items,
+            **_by_task(groups, labels, by_group),
+        }
+
+    def checksum(self) -> int:
+        """Names items, completions and rewards: two runs that agree here trained on the same rollout."""
+        digest = hashlib.sha256(self.groups.items.tobytes())
+        for row, length in zip(self.groups.tokens, self.groups.lengths, strict=True):
+            digest.update(row[:length].tobytes())
+        digest.update(json.dumps([float(r).hex() for r in self.groups.rewards]).encode())
+        return int.from_bytes(digest.digest()[:6])
+
+
+def _by_task(groups: Groups, labels: Sequence[str], by_group: bool) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    for label in sorted(set(labels)):
+        own = groups.select([at for at, each in enumerate(labels) if each == label])
+        facts |= {
+            f"task_{label}_reward": float(own.rewards.mean()),
+            f"task_{label}_accuracy": float(own.correct.mean()),
+            f"task_{label}_zero_variance_share": 1.0 - float(varied(own).mean()) if by_group else None,
+            f"task_{label}_response_length": float(own.lengths.mean()),
+            f"task_{label}_num_groups": len(own.items),
+        }
+    return facts
+
+
+def varied(groups: Groups, overlong_weight: float = 0.0) -> npt.NDArray[np.bool_]:
+    """(groups,): whether the members were rewarded differently.
+
+    Args:
+        overlong_weight: of the term overlong, where it is to be left out: a group that is all wrong, one of
+            it at too great length, says nothing of its question (DAPO, arXiv 2503.14476, eq. 11).
+    """
+    rewards = groups.rewards
+    if overlong_weight:
+        rewards = rewards - overlong_weight * groups.terms["overlong"]
+    return np.asarray(np.ptp(rewards.reshape(-1, groups.num_members), axis=1) > 1e-6)
+
+
+def write_groups(path: Path, groups: Groups, policy_id: str) -> None:
+    """Write so that a killed process leaves the whole file or none.
+
+    Not fsynced: what a power cut spoils fails its zip checksum, and is sampled again.
+    """
+    arrays = {name: value for name, value in vars(groups).items() if name != "terms"}
+    arrays |= {f"{_TERM}{name}": values for name, values in groups.terms.items()}
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    with temporary.open("xb") as file:
+        np.savez(file, policy_id=np.array(policy_id), **arrays)
+    temporary.replace(path)
+
+
+def read_groups(path: Path) -> tuple[str, Groups]:
+    """What write_groups wrote.
+
+    Raises:
+        StateError: the file is not one of ours, or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        policy_id = str(arrays.pop("policy_id"))
+        terms = {
+            name.removeprefix(_TERM): arrays.pop(name) for name in list(arrays) if name.startswith(_TERM)
+        }
+        return policy_id, Groups(**arrays, terms=terms)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise StateError(f"{path} holds no rollout: {error}") from None
+
+
+def save_rollout(folder: Path, rollout: Rollout) -> None:
+    """Into a checkpoint being written, with what is kept of the networks from before its updates."""
+    write_groups(folder / _GROUPS, rollout.groups, rollout.policy_id)
+    for name, kept in ((_VALUES, rollout.values), (_OLD_LOGPROBS, rollout.old_logprobs)):
+        if kept is not None:
+            np.save(folder / name, kept)
+
+
+def load_rollout(folder: Path, num_items: int) -> Rollout | None:
+    """What save_rollout left in a committed checkpoint; None where no rollout was under way."""
+    if not (folder / _GROUPS).exists():
+        return None
+    policy_id, groups = read_groups(folder / _GROUPS)
+    values, old_logprobs = (
+        np.load(folder / name) if (folder / name).exists() else None for name in (_VALUES, _OLD_LOGPROBS)
+    )
+    return Rollout(groups, policy_id, num_items, values=values, old_logprobs=old_logprobs)

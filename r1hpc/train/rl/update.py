@@ -1,0 +1,354 @@
+"""One update on the completions of a rollout: advantages, and the losses of its micro batches, by GRPO, PPO
+or the distance to a teacher (distillation).
+
+    experience = updater.prepare(engine, rollout, prompts)           # once per rollout
+    rows = updater.rows_of(experience, update)                       # updates_per_rollout times
+    losses = updater.losses(engine, experience, rows, is_first, tally)    # for loop.optimizer_step
+
+Every rank knows the whole rollout, so which rows each takes is decided alike everywhere: rows that teach
+nothing are left out, the rest is sorted by length and dealt, so that a micro batch holds rows of one length
+and all ranks have equally many micro batches.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.plan.topology.batch import corrects_importance, updates_per_rollout, works_out_old_policy
+from r1hpc.train.losses.algorithms import (
+    Floats,
+    gae,
+    group_advantages,
+    importance_weights,
+    policy_terms,
+    token_weights,
+    value_loss,
+    whiten,
+)
+from r1hpc.train.losses.logits import OutputHead, Teacher
+from r1hpc.train.parallel.distributed import Group
+from r1hpc.train.rl.micro_batches import Experience, MicroBatch, Rows, Tally, deal, lay_out
+from r1hpc.train.rl.rollout import Rollout
+from r1hpc.train.rollout.policy import Reference, policy_of
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What the networks say of a micro batch; each (rows, k)."""
+
+    logprobs: torch.Tensor
+    """By the policy that is trained, of the targets; this and the next 0 where there is none."""
+    entropies: torch.Tensor
+    """Of that policy in nats, with its gradient where rl.entropy_coef asks for it."""
+    values: torch.Tensor | None
+    """By the critic; PPO only."""
+    reference: torch.Tensor | None
+    """Log-probabilities by the reference, where the KL is taken."""
+    divergences: torch.Tensor
+    """To the teacher; 0 without one."""
+
+    def nothing(self) -> torch.Tensor:
+        """A loss of 0 that reaches every parameter."""
+        return (self.logprobs * 0).sum() + (0 if self.values is None else (self.values * 0).sum())
+
+
+class Updater:
+    """The losses of one run. Every method is given the engine that is trained, and is called on all ranks."""
+
+    def __init__(self, config: RunConfig, group: Group, pad: int, reference: Reference | None) -> None:
+        self._config = config
+        self._group = group
+        self._pad = pad
+        self._reference = reference
+        self._is_ppo = config.rl.algorithm == "ppo"
+        self._distills = config.rl.algorithm == "distill"
+        self.corrects_importance = corrects_importance(config)
+        self._heads: dict[int, OutputHead] = {}
+
+    def prepare(self, engine: Any, rollout: Rollout, prompts: Sequence[tuple[int, ...]]) -> Experience:
+        """Advantages of a rollout, and what must be known of the networks as they are before its updates: the
+        critic's values under PPO, the old log-probabilities where the sampler's will not do. Collective."""
+        rl, groups = self._config.rl, rollout.groups
+        longest = groups.tokens.shape[1]
+        # Overlong filtering (DAPO, arXiv 2503.14476, section 3.4): a completion that was cut off says nothing
+        # of how its reasoning would have ended.
+        counts = groups.ended if rl.mask_truncated else np.ones(len(groups.lengths), np.bool_)
+        inside = np.arange(longest)[None, :] < groups.lengths[:, None]
+        bare = Experience(groups, tuple(prompts), np.zeros(inside.shape), counts)
+        old_logprobs = rollout.old_logprobs
+        if old_logprobs is None and works_out_old_policy(self._config):
+            old_logprobs = self._worked_out(engine, bare, self._logprobs)
+        if self._distills:
+            return bare
+        if not self._is_ppo:
+            # GRPO: the reward is of the whole completion, so each of its tokens has the same advantage.
+            advantages = group_advantages(
+                groups.rewards.reshape(len(groups.items), -1),
+                rl.scale_advantage,
+                rl.baseline == "leave_one_out",
+            ).ravel()
+            spread = np.where(inside, advantages[:, None], 0.0)
+            return replace(bare, advantages=spread, old_logprobs=old_logprobs)
+        # After a resume between two updates the critic is not the one that GAE was worked out with any more.
+        values = rollout.values
+        if values is None:
+            values = self._worked_out(engine, bare, self._critic_values)
+        advantages, returns = gae(groups.rewards, values, groups.lengths, rl.gamma, rl.gae_lambda)
+        whitened = whiten(advantages, inside & counts[:, None])
+        return Experience(groups, tuple(prompts), whitened, counts, returns, values, old_logprobs)
+
+    def losses(
+        self, engine: Any, experience: Experience, rows: Rows, is_first: bool, tally: Tally
+    ) -> Iterator[torch.Tensor]:
+        """The loss of each micro batch of an update on `rows`, for loop.optimizer_step.
+
+        Args:
+            is_first: no update has been made since the rollout, so the trainer's policy is the sampler's.
+            tally: is added up as the losses are made.
+        """
+        weights = self._token_weights(experience, rows)
+        taught = rows[self._teaches(experience, rows, weights)]
+        size = self._config.train.micro_batch_size
+        micro_batches = deal(experience.total_lengths(), taught, self._group, size)
+        for number, mine in enumerate(micro_batches):
+            # How many micro batches there are depends on the rollout, so DeepSpeed cannot count to the last.
+            engine.set_gradient_accumulation_boundary(number + 1 == len(micro_batches))
+            # A rank without rows must take part all the same: DeepSpeed reduces in the backward pass, and
+            # under ZeRO 3 every forward pass gathers parameters, the reference's with adapters too.
+            batch = lay_out(experience, mine if len(mine) else rows[:1], self._pad, self._group.device)
+            forward = self._forward(engine, batch)
+            if not len(mine):
+                yield forward.nothing()
+                continue
+            loss = self._loss(experience, batch, forward, weights[mine], is_first, tally)
+            # DeepSpeed takes the mean over the ranks; the weights make the sum over them the mean wanted.
+            yield loss * self._group.world_size
+
+    def rows_of(self, experience: Experience, update: int) -> Rows:
+        """The completions of update number `update` (from 0): whole groups, in their order."""
+        per_pass = self._num_updates // self._config.rl.num_iterations
+        parts = np.array_split(np.arange(len(experience.groups.items)), per_pass)
+        members = experience.groups.num_members
+        chosen = parts[update % per_pass]
+        return np.asarray((chosen[:, None] * members + np.arange(members)).ravel(), np.int64)
+
+    @property
+    def _num_updates(self) -> int:
+        return updates_per_rollout(self._config)
+
+    def _token_weights(self, experience: Experience, rows: Rows) -> Floats:
+        """(n,): weight of a token of each completion, so that the sum over `rows` is the mean wanted.
+
+        Over all rows of the update, those that are left out of the computation included: the denominator
+        must depend neither on the number of ranks nor on what teaches nothing.
+        """
+        weights = np.zeros(len(experience.groups.lengths))
+        weights[rows] = token_weights(
+            experience.groups.lengths[rows],
+            experience.counts[rows],
+            self._config.rl.loss_level,
+            self._config.rollout.max_completion_length,
+        )
+        return weights
+
+    def _teaches(self, experience: Experience, rows: Rows, weights: Floats) -> npt.NDArray[np.bool_]:
+        """Not: rows without weight, and those without advantage where nothing else pulls at them."""
+        teaches: npt.NDArray[np.bool_] = weights[rows] > 0
+        rl = self._config.rl
+        if rl.skip_tied_groups and rl.algorithm == "grpo" and rl.kl_coef == 0 and rl.entropy_coef == 0:
+            teaches &= np.abs(experience.advantages[rows]).max(1) > 0
+        return teaches
+
+    def _loss(
+        self,
+        experience: Experience,
+        batch: MicroBatch,
+        forward: Forward,
+        weights: Floats,
+        is_first: bool,
+        tally: Tally,
+    ) -> torch.Tensor:
+        """This micro batch's part of the loss."""
+        rl, logprobs = self._config.rl, forward.logprobs
+        sampled = batch.spread(experience.groups.logprobs)
+        per_token = batch.mask * torch.from_numpy(weights).to(logprobs)[:, None]
+        tally.add(tokens=batch.mask.sum(), entropy=forward.entropies.sum())
+        if is_first:
+            tally.add(difference=((logprobs.detach() - sampled).abs() * batch.mask).sum())
+        if self._distills:
+            tally.add(kl=forward.divergences.sum())
+            loss = (forward.divergences * per_token).sum()
+        else:
+            loss = self._policy_loss(experience, batch, forward, per_token, sampled, is_first, tally)
+            loss = loss + self._critic_loss(experience, batch, forward, per_token, tally)
+        if rl.entropy_coef:
+            loss = loss - rl.entropy_coef * (forward.entropies * per_token).sum()
+        return loss
+
+    def _policy_loss(
+        self,
+        experience: Experience,
+        batch: MicroBatch,
+        forward: Forward,
+        per_token: torch.Tensor,
+        sampled: torch.Tensor,
+        is_first: bool,
+        tally: Tally,
+    ) -> torch.Tensor:
+        """The clipped loss of the policy, and its KL term."""
+        rl, logprobs = self._config.rl, forward.logprobs
+        # In the first update the old policy is the policy: the ratio is 1, its gradient that of log pi. The
+        # trainer's own values keep the rounding of the sampler, and of other micro batches, out of it.
+        if is_first and (self._num_updates == 1 or experience.old_logprobs is not None):
+            old = logprobs.detach()
+        elif experience.old_logprobs is not None:
+            old = batch.spread(experience.old_logprobs)
+        else:
+            old = sampled
+        importance = None
+        if self.corrects_importance:
+            importance = importance_weights(old, sampled, batch.mask, rl.importance_cap)
+            tally.add(
+                importance=importance.sum(),
+                importance_squared=(importance**2).sum(),
+                importance_capped=(importance >= rl.importance_cap).sum(),
+            )
+        terms = policy_terms(
+            logprobs,
+            old,
+            batch.spread(experience.advantages),
+            per_token,
+            batch.mask,
+            rl,
+            forward.reference,
+            importance,
+        )
+        tally.add(clipped=terms.clipped, kl=terms.kl)
+        return terms.loss
+
+    def _critic_loss(
+        self,
+        experience: Experience,
+        batch: MicroBatch,
+        forward: Forward,
+        per_token: torch.Tensor,
+        tally: Tally,
+    ) -> torch.Tensor | float:
+        """Of PPO's critic; 0 where there is none."""
+        if forward.values is None or experience.values is None or experience.returns is None:
+            return 0.0
+        critic = value_loss(
+            forward.values.float(),
+            batch.spread(experience.values),
+            batch.spread(experience.returns),
+            per_token,
+            self._config.rl.value_clip,
+        )
+        tally.add(value_loss=critic)
+        return self._config.rl.value_coef * critic
+
+    def _forward(self, engine: Any, batch: MicroBatch) -> Forward:
+        values: list[torch.Tensor] = []
+        teacher = self._teacher(engine, batch)
+
+        def run() -> torch.Tensor:
+            logits, found = self._logits_and_values(engine, batch)
+            values[:] = [] if found is None else [found]
+            return logits
+
+        scores = self._head(policy_of(engine)).scores(
+            run,
+            batch.targets,
+            batch.positions,
+            temperature=self._config.rollout.temperature,
+            with_entropies=True,
+            differentiate_entropies=self._config.rl.entropy_coef > 0,
+            teacher=teacher,
+        )
+        return Forward(
+            batch.placed(scores.logprobs),
+            batch.placed(scores.entropies),
+            values[0] if values else None,
+            self._reference_logprobs(engine, batch),
+            batch.placed(scores.divergences),
+        )
+
+    def _logits_and_values(self, engine: Any, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        out = engine(input_ids=batch.input_ids, logits_to_keep=batch.num_kept)
+        return out if self._is_ppo else (out.logits, None)
+
+    def _teacher(self, engine: Any, batch: MicroBatch) -> Teacher | None:
+        """What the teacher says of each token of the completions; None: nobody teaches."""
+        if self._reference is None or not self._distills:
+            return None
+        with torch.no_grad(), self._reference.policy(engine) as network:
+            logits = self._head(policy_of(network)).logits(
+                lambda: network(input_ids=batch.input_ids, logits_to_keep=batch.num_kept).logits,
+                batch.targets,
+                batch.positions,
+            )
+        return Teacher(logits, self._config.rl.jsd_beta)
+
+    def _reference_logprobs(self, engine: Any, batch: MicroBatch) -> torch.Tensor | None:
+        if self._reference is None or self._distills:
+            return None
+        with torch.no_grad(), self._reference.policy(engine) as network:
+            scores = self._head(policy_of(network)).scores(
+                lambda: network(input_ids=batch.input_ids, logits_to_keep=batch.num_kept).logits,
+                batch.targets,
+                batch.positions,
+                temperature=self._config.rollout.temperature,
+            )
+            return batch.placed(scores.logprobs)
+
+    def _head(self, network: Any) -> OutputHead:
+        """Of the policy or the reference; made once, for what it has found out of the network."""
+        if id(network) not in self._heads:
+            self._heads[id(network)] = OutputHead(network, self._config.train.logits_chunk_tokens)
+        return self._heads[id(network)]
+
+    def _critic_values(self, engine: Any, batch: MicroBatch) -> torch.Tensor:
+        _, values = engine(input_ids=batch.input_ids, logits_to_keep=batch.num_kept, of_policy=False)
+        assert values is not None, "PPO has a critic"
+        found: torch.Tensor = values
+        return found
+
+    def _logprobs(self, engine: Any, batch: MicroBatch) -> torch.Tensor:
+        scores = self._head(policy_of(engine)).scores(
+            lambda: self._logits(engine, batch),
+            batch.targets,
+            batch.positions,
+            temperature=self._config.rollout.temperature,
+        )
+        return batch.placed(scores.logprobs)
+
+    def _logits(self, engine: Any, batch: MicroBatch) -> torch.Tensor:
+        """The policy's alone."""
+        alone = {"of_critic": False} if self._is_ppo else {}
+        out = engine(input_ids=batch.input_ids, logits_to_keep=batch.num_kept, **alone)
+        found: torch.Tensor = out[0] if self._is_ppo else out.logits
+        return found
+
+    @torch.no_grad()
+    def _worked_out(
+        self, engine: Any, experience: Experience, of: Callable[[Any, MicroBatch], torch.Tensor]
+    ) -> Floats:
+        """(n, longest): `of` each micro batch; each rank works out its share, and the sum over the ranks is
+        the whole."""
+        groups = experience.groups
+        found = np.zeros(groups.tokens.shape)
+        everything = np.arange(len(groups.lengths))
+        size = self._config.train.micro_batch_size
+        for mine in deal(experience.total_lengths(), everything, self._group, size):
+            rows = mine if len(mine) else everything[:1]  # as in losses: no rank may stay away
+            batch = lay_out(experience, rows, self._pad, self._group.device)
+            self._group.beat()
+            values = of(engine, batch)
+            if len(mine):
+                found[mine] = batch.gathered(values, groups.tokens.shape[1])
+        return self._group.sum_array(found)

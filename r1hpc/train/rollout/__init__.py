@@ -1,0 +1,1 @@
+"""Sample completions, with torch or vLLM."""

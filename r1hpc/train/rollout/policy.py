@@ -1,0 +1,211 @@
+"""The networks of an RL run: policy, PPO's critic, the reference for the KL, and the engine that samples."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from r1hpc.config.schema.run import Precision, RunConfig
+from r1hpc.plan.memory.step import reference_place
+from r1hpc.plan.model.hf_config import load_teacher_config, teacher_of
+from r1hpc.plan.model.weights import weight_files
+from r1hpc.tasks.text.tokenizer import SpecialIds
+from r1hpc.train.loop.session import Job
+from r1hpc.train.model.model import build_model, wrap_lora
+from r1hpc.train.model.placement import Placement
+from r1hpc.train.parallel.distributed import Group
+from r1hpc.train.parallel.engine import Parameters, build_inference_engine, deepspeed_config, inference_config
+from r1hpc.train.rollout.torch_engine import RolloutEngine, TorchSampler
+
+DTYPES = {
+    Precision.bf16: torch.bfloat16,
+    Precision.fp16: torch.float16,
+    Precision.fp32: torch.float32,
+    Precision.fp8: torch.bfloat16,
+}
+"""Of the weights: FP8 is made of them for each matrix product."""
+
+
+class ActorCritic(nn.Module):
+    """The policy and PPO's critic, a backbone of its own with one number per token: (logits, values).
+
+    In one engine, so one checkpoint holds both and their optimizer states.
+    """
+
+    def __init__(self, policy: Any, critic: nn.Module) -> None:
+        """`critic` is another one of the policy's body: one that it shared would be pulled at by a loss of
+        another scale."""
+        super().__init__()
+        self.policy = policy
+        self.critic = critic
+        self.value_head = nn.Linear(policy.config.get_text_config().hidden_size, 1)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+
+    def forward(
+        self, input_ids: torch.Tensor, logits_to_keep: int, *, of_policy: bool = True, of_critic: bool = True
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """(rows, seq_len) -> logits (rows, kept, vocab) and values (rows, kept) of the last positions; None
+        of the one that is not asked."""
+        logits = values = None
+        if of_policy:
+            logits = self.policy(input_ids=input_ids, logits_to_keep=logits_to_keep).logits
+        if of_critic:
+            hidden = self.critic(input_ids=input_ids).last_hidden_state[:, -logits_to_keep:]
+            values = self.value_head(hidden)[..., 0]
+        return logits, values
+
+    def parameter_groups(self, config: RunConfig) -> Parameters:
+        """The policy at train.lr, the critic at rl.critic_lr, both on the schedule of train."""
+        critic = [*self.critic.parameters(), *self.value_head.parameters()]
+        return [
+            {"params": [p for p in self.policy.parameters() if p.requires_grad], "lr_scale": 1.0},
+            {"params": critic, "lr_scale": config.rl.critic_lr / config.train.lr},
+        ]
+
+
+def build_policy(config: RunConfig, hf_config: dict[str, Any], lie: Placement | None = None) -> Any:
+    """The network that is trained, with adapters where they are asked for; `lie` as for build_model."""
+    policy: Any = build_model(config.model, hf_config, config.train.seed, lie)
+    if config.model.lora_rank:
+        policy = wrap_lora(policy, config.model)
+        if lie:
+            lie.put_rest(policy)
+    if config.train.precision is Precision.fp8:
+        from r1hpc.train.model.low_precision import compute_in_fp8
+
+        policy = compute_in_fp8(policy, config.train)
+    return policy
+
+
+def build_actor_critic(config: RunConfig, hf_config: dict[str, Any], lie: Placement) -> ActorCritic:
+    """The policy, and a critic that begins with the same weights. They are read or drawn twice: what is
+    divided over the ranks cannot be copied."""
+    policy = build_policy(config, hf_config, lie)
+    network = ActorCritic(policy, build_policy(config, hf_config, lie).base_model)
+    lie.put_rest(network)
+    return network
+
+
+def placement(config: RunConfig, group: Group, *, divided: bool) -> Placement:
+    """How weights are to lie on this rank; `divided` over the ranks where that is how they are trained."""
+    sharding = None
+    if divided and config.deepspeed.zero_stage == 3:
+        sharding = deepspeed_config(
+            config, world_size=group.world_size, on_gpu=group.device.type == "cuda", load_universal=False
+        )
+    return Placement(DTYPES[config.train.precision], group.device, sharding)
+
+
+def policy_of(engine: Any) -> Any:
+    """The language model inside an engine; itself, where there is none around it."""
+    network = getattr(engine, "module", engine)
+    return network.policy if isinstance(network, ActorCritic) else network
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The policy that the trained one is pulled to: a teacher, or the weights the run starts from.
+
+    With LoRA the latter are the policy's own without its adapters; otherwise a frozen model is held, as
+    rl.reference says.
+    """
+
+    network: Any
+    """A model, or DeepSpeed's engine around a divided one; None with LoRA."""
+    id: str
+    """Names its weights."""
+
+    @contextmanager
+    def policy(self, engine: Any) -> Iterator[Any]:
+        """The network to ask, inside the context."""
+        if self.network is not None:
+            yield self.network
+            return
+        policy = policy_of(engine)
+        was_training = policy.training
+        policy.eval()  # a reference has no dropout
+        try:
+            with policy.disable_adapter():
+                yield policy
+        finally:
+            policy.train(was_training)
+
+
+def build_reference(job: Job, hf_config: dict[str, Any]) -> Reference | None:
+    """The teacher of rl.algorithm=distill, or the reference of rl.kl_coef; None where neither is asked for.
+
+    Args:
+        hf_config: of the model that is trained.
+    """
+    config, where = job.config, reference_place(job.config)
+    teacher = load_teacher_config(config)
+    if teacher is not None:
+        config, hf_config = replace(config, model=teacher_of(config, teacher)), teacher
+    elif config.rl.kl_coef == 0:
+        return None
+    elif where == "none":
+        return Reference(None, _weights_id(config, job.group))
+    lie = placement(config, job.group, divided=False)
+    if where != "whole":
+        asked = inference_config(config, world_size=job.group.world_size, on_host=where == "host")
+        lie = replace(lie, sharding=asked)
+    network = build_model(config.model, hf_config, config.train.seed, lie).requires_grad_(False).eval()
+    if lie.sharding is None:
+        return Reference(network, _weights_id(config, job.group))
+    return Reference(build_inference_engine(network, lie.sharding), _weights_id(config, job.group))
+
+
+def build_rollout_engine(
+    job: Job, hf_config: dict[str, Any], ids: SpecialIds, zero_stage: int
+) -> RolloutEngine:
+    """The engine that rollout.engine names, for weights that lie as `zero_stage` puts them."""
+    config = job.config
+    if config.rollout.engine == "vllm":
+        from r1hpc.train.rollout.vllm_engine import VllmSampler
+
+        return VllmSampler(job, ids)
+
+    def replica() -> Any:
+        # Building seeds torch's stream; dropout must go on from where it was.
+        with torch.random.fork_rng():
+            return build_policy(config, hf_config, placement(config, job.group, divided=False))
+
+    return TorchSampler(
+        job.group,
+        ids,
+        zero_stage=zero_stage,
+        replica=replica,
+        poll_every=config.rollout.poll_every,
+    )
+
+
+def base_facts(config: RunConfig, group: Group) -> dict[str, str]:
+    """What a checkpoint says of the frozen weights under adapters: others would be taken for them unseen.
+
+    Those in four bits are in no checkpoint, and of the others only the adapters are restored on other ranks.
+    """
+    if config.model.lora_rank == 0:
+        return {}
+    return {"base_weights": _weights_id(config, group)}
+
+
+def _weights_id(config: RunConfig, group: Group) -> str:
+    """Names the starting weights by their content, which rank 0 reads; a model from scratch by its seed."""
+    model = config.model
+    if model.path is None or model.from_scratch:
+        return f"from scratch, seed {config.train.seed}"
+    return str(group.broadcast(_digest_of(Path(model.path)) if group.rank == 0 else ""))
+
+
+def _digest_of(model: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(weight_files(model)):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:32]

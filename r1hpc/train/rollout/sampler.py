@@ -1,0 +1,266 @@
+"""From a task's items to judged completions: encode the prompts, sample, have the verifier score.
+
+    with open_judge(job, zero_stage=0) as judge:
+        judge.engine.sync_weights(network)                         # all ranks together
+        samples = judge.sample(items, 4, 1.0, seed, should_stop)   # None when a stop was requested
+        scored = judge.score(items, samples, should_stop)
+
+What rollouts, evaluations and rejection sampling share. `should_stop` is looked at in between, so that a rank
+that was asked to stop does so within seconds.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from r1hpc.base.errors import UsageError
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.plan.model.hf_config import load_model_config
+from r1hpc.plan.topology.parts import num_items, prompts_per_batch
+from r1hpc.tasks.grading.verifier import StopAsked
+from r1hpc.tasks.problems.benchmark import Benchmarks
+from r1hpc.tasks.problems.file import QuestionFile
+from r1hpc.tasks.problems.registry import make_task
+from r1hpc.tasks.problems.task import Item, Task, check_num_held_out, members
+from r1hpc.tasks.reward.rewards import Completion, Score, Scorer
+from r1hpc.tasks.text.prompt_format import PromptForm
+from r1hpc.tasks.text.tokenizer import (
+    SpecialIds,
+    asking_id,
+    decode,
+    encode,
+    fitting,
+    form_of,
+    load_tokenizer,
+    prompt_ids,
+    special_ids,
+    vocabulary_size,
+)
+from r1hpc.train.loop import step_records
+from r1hpc.train.loop.session import Job
+from r1hpc.train.rollout.policy import build_rollout_engine
+from r1hpc.train.rollout.torch_engine import WHOLE, Cut, Request, RolloutEngine, Samples, streams
+
+_GROUPS_AT_ONCE = 16
+"""Groups whose answers go to the verifier together."""
+
+Scored = list[tuple[Completion, Score]]
+"""The completions of one item with their scores."""
+ShouldStop = Callable[[], bool]
+
+
+class Asker:
+    """Asks the model whose weights the engine holds, and scores what it says."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        tokenizer: tokenizers.Tokenizer,
+        form: PromptForm,
+        engine: RolloutEngine,
+        scorer: Scorer | None,
+        ids: SpecialIds,
+    ) -> None:
+        """`scorer` None: completions are sampled, and nothing can be scored."""
+        self.tokenizer = tokenizer
+        self._form = form
+        self.engine = engine
+        self._config = config
+        self._scorer = scorer
+        self._ids = ids
+        self._said: set[str] = set()
+        self.sampling_s = 0.0
+        """Spent in sampling until now, without the scoring."""
+        self._encode = lru_cache(maxsize=4096)(self._encoded)
+
+    @cached_property
+    def asking_id(self) -> str:
+        """Names how it asks; see tasks.tokenizer.asking_id."""
+        return asking_id(self._config.model, self._form, self._ids)
+
+    def prompt(self, item: Item) -> tuple[int, ...]:
+        """The tokens of the prompt in the form that the model is asked in.
+
+        Raises:
+            ConfigError: longer than rollout.max_prompt_length.
+            UsageError: a character that the vocabulary lacks, or a prompt that the chat template refuses.
+        """
+        return self._encode(item.prompt, item.where)
+
+    def sample(
+        self,
+        items: Sequence[Item],
+        num: int,
+        temperature: float,
+        seed: int,
+        should_stop: ShouldStop,
+        cut: Cut = WHOLE,
+    ) -> Samples | None:
+        """`num` completions of each item, all decoded together; None when a stop was requested."""
+        request = Request(
+            prompts=[self.prompt(item) for item in items],
+            streams=streams(seed, [item.index for item in items], num),
+            num_generations=num,
+            max_completion_length=self._config.rollout.max_completion_length,
+            temperature=temperature,
+            cut=cut,
+        )
+        began = time.monotonic()
+        samples = self.engine.sample(request, should_stop)
+        self.sampling_s += time.monotonic() - began
+        return samples
+
+    def score(self, items: Sequence[Item], samples: Samples, should_stop: ShouldStop) -> list[Scored] | None:
+        """The completions of each item with their scores; None when a stop was requested."""
+        assert self._scorer is not None, "without a scorer it only samples"
+        groups = list(zip(items, self.read(samples, len(items)), strict=True))
+        scored: list[Scored] = []
+        for start in range(0, len(groups), _GROUPS_AT_ONCE):
+            if should_stop():
+                return None
+            part = groups[start : start + _GROUPS_AT_ONCE]
+            try:
+                found = self._scorer.score_groups(part, should_stop)
+            except StopAsked:
+                return None
+            for (_, answers), scores in zip(part, found, strict=True):
+                scored.append(list(zip(answers, scores, strict=True)))
+        self._say_failures()
+        return scored
+
+    def read(self, samples: Samples, num_items: int) -> list[list[Completion]]:
+        """The completions of each item as text."""
+        num = len(samples.lengths) // num_items
+        rows = [row[:n].tolist() for row, n in zip(samples.tokens, samples.lengths, strict=True)]
+        completions = [
+            Completion(self._form.said(text), int(length), not bool(ended))
+            for text, length, ended in zip(
+                decode(self.tokenizer, rows, self._ids.stops), samples.lengths, samples.ended, strict=True
+            )
+        ]
+        return [completions[i * num : (i + 1) * num] for i in range(num_items)]
+
+    def complete(
+        self,
+        items: Sequence[Item],
+        num: int,
+        temperature: float,
+        seed: int,
+        should_stop: ShouldStop,
+        cut: Cut = WHOLE,
+    ) -> list[Scored] | None:
+        """`num` scored completions of each item, rollout.prompts_per_batch items at a time but with vLLM."""
+        size = prompts_per_batch(self._config) or max(1, len(items))
+        done: list[Scored] = []
+        for start in range(0, len(items), size):
+            batch = items[start : start + size]
+            samples = self.sample(batch, num, temperature, seed, should_stop, cut)
+            scored = None if samples is None else self.score(batch, samples, should_stop)
+            if scored is None:
+                return None
+            done += scored
+        return done
+
+    def _say_failures(self) -> None:
+        """What could not be judged or failed in a user's own code, each kind once; it counts as wrong."""
+        assert self._scorer is not None, "what was scored has a scorer"
+        for sentence in self._scorer.sentences():
+            if sentence not in self._said:
+                self._said.add(sentence)
+                print(f"warning: {sentence}; the completion counts as wrong", flush=True)
+
+    def _encoded(self, text: str, where: str) -> tuple[int, ...]:
+        return prompt_ids(self.tokenizer, self._form, text, where, self._config.rollout.max_prompt_length)
+
+
+class Judge(Asker):
+    """Asks the questions of a run's task."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        task: Task,
+        tokenizer: tokenizers.Tokenizer,
+        form: PromptForm,
+        engine: RolloutEngine,
+        scorer: Scorer,
+        ids: SpecialIds,
+        benchmarks: Benchmarks | None = None,
+    ) -> None:
+        super().__init__(config, tokenizer, form, engine, scorer, ids)
+        self.task = task
+        self.evaluated: Task = benchmarks or task
+        """What an evaluation asks: the test files, or the task's held-out part."""
+
+    def demonstrated(self, task: Task, item: Item) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Tokens of a task's question and of a correct completion, with its thinking where there is some.
+
+        The completion is empty where the task shows none.
+        """
+        for thinking in (True, False):
+            try:
+                shown = task.demonstration(item, thinking)
+            except UsageError:
+                continue
+            end = special_ids(self.tokenizer, self._config.model).eos
+            return self.prompt(item), (*encode(self.tokenizer, self._form.completion(shown)), end)
+        return self.prompt(item), ()
+
+
+@contextmanager
+def open_judge(job: Job, zero_stage: int) -> Iterator[tuple[Judge, dict[str, Any]]]:
+    """The judge of the run's task, and the config.json of the model it will ask.
+
+    Args:
+        zero_stage: how the weights lie that engine.sync_weights will be given; 0: whole on every rank.
+
+    Raises:
+        ConfigError: more held-out items are to be asked than the task has.
+    """
+
+    def engine(hf_config: dict[str, Any], ids: SpecialIds) -> RolloutEngine:
+        return build_rollout_engine(job, hf_config, ids, zero_stage)
+
+    with judge_with(job.config, engine) as opened:
+        for task in members(opened[0].task).values():
+            for sentence in task.left_out() if isinstance(task, QuestionFile) else ():
+                print(sentence, flush=True)
+        yield opened
+
+
+@contextmanager
+def judge_with(
+    config: RunConfig,
+    build_engine: Callable[[dict[str, Any], SpecialIds], RolloutEngine],
+    code: Path | None = None,
+) -> Iterator[tuple[Judge, dict[str, Any]]]:
+    """As open_judge, with the engine that `build_engine` makes of config.json and the special tokens.
+
+    Args:
+        code: see tasks.registry.make_task.
+    """
+    tokenizer = load_tokenizer(config.model)
+    benchmarks = Benchmarks.of(config) if config.stage in ("rl", "evaluate") else None
+    task: Task
+    if benchmarks is None or config.stage == "rl":
+        task = make_task(config.task, code, fitting(config, code))
+    else:
+        task = benchmarks
+    if benchmarks is None and config.stage in ("rl", "evaluate"):
+        check_num_held_out(task, num_items(config))
+    hf_config = load_model_config(config, vocabulary_size(tokenizer))
+    ids = special_ids(tokenizer, config.model, code)
+    engine = build_engine(hf_config, ids)
+    longest = config.rollout.max_completion_length
+    flops = step_records.model_flops_per_token(hf_config, longest)
+    tasks = [task] if benchmarks in (None, task) else [task, benchmarks]
+    with Scorer(
+        config.reward, *tasks, max_completion_length=longest, flops_per_token=flops, code=code
+    ) as scorer:
+        form = form_of(tokenizer, config.model, code)
+        yield Judge(config, task, tokenizer, form, engine, scorer, ids, benchmarks), hf_config

@@ -1,0 +1,380 @@
+"""Sampling completions: one interface, two engines.
+
+    engine = TorchSampler(group, ids, zero_stage=3, replica=build)   # or vllm_engine.VllmSampler
+    policy_id = engine.sync_weights(network)                            # after each update
+    samples = engine.sample(request, should_stop)                    # None when a stop was requested
+
+Every completion has a random stream of its own, keyed by (seed, item, number): which prompts it was decoded
+together with, on which rank, and what was interrupted before it, do not enter. `TorchSampler` decodes with
+the training model itself: below ZeRO 3 in place, under ZeRO 3 in a replica whose weights are gathered once
+per rollout instead of once per token (huggingface/trl#3858: the first step after an hour).
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import DynamicCache
+
+from r1hpc.base.errors import ConfigError
+from r1hpc.config.schema.run import Precision, RunConfig
+from r1hpc.tasks.text.tokenizer import SpecialIds
+from r1hpc.train.parallel.distributed import Group, attend_at_any_length
+
+_GATHER_BYTES = 1 << 30
+_ROWS_AT_ONCE = 64
+"""Rows whose cumulative distribution is held in float64 at a time."""
+_SUMMED = 1 << 24
+"""Values of a tensor that are added up at once."""
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What is sampled of the distribution at the temperature: top_k keeps so many of the likeliest, min_p of
+    those the ones at least so many times as likely as the first, top_p of those the fewest that reach it."""
+
+    top_p: float = 1.0
+    top_k: int = 0
+    """0: all."""
+    min_p: float = 0.0
+
+
+WHOLE = Cut()
+
+
+@dataclass(frozen=True)
+class Request:
+    """Prompts to be completed, `num_generations` times each."""
+
+    prompts: Sequence[Sequence[int]]
+    streams: npt.NDArray[np.uint64]
+    """(num_prompts x num_generations,): see `streams`."""
+    num_generations: int
+    max_completion_length: int
+    temperature: float
+    """0: greedy."""
+    cut: Cut = WHOLE
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Completions, those of a prompt side by side. n = num_prompts x num_generations."""
+
+    tokens: npt.NDArray[np.int32]
+    """(n, longest), padded with the pad id."""
+    logprobs: npt.NDArray[np.float32]
+    """(n, longest): of each token under the distribution it was drawn from (greedy: the policy's own)."""
+    lengths: npt.NDArray[np.int32]
+    """(n,): tokens up to and with the end token."""
+    ended: npt.NDArray[np.bool_]
+    """(n,): False where max_completion_length cut it off."""
+
+
+class RolloutEngine(Protocol):
+    """What samples completions from the policy."""
+
+    def sync_weights(self, network: torch.nn.Module) -> str:
+        """Take the weights of `network` as they are now, all ranks together; names them by their bits."""
+
+    def sample(self, request: Request, should_stop: Callable[[], bool]) -> Samples | None:
+        """This rank's completions; None when `should_stop` said so in between."""
+
+    def release(self) -> None:
+        """Give memory back that only sampling needs."""
+
+    def facts(self) -> dict[str, float]:
+        """What train.jsonl says of the last hand-over of weights, on this rank."""
+
+
+def logprob_limit(config: RunConfig) -> float:
+    """rollout.max_logprob_difference, or what two programs that run the same weights may differ by, in nats.
+
+    Measured on a CPU, vLLM beside transformers: fp32 9e-6 (SmolLM2-135M) and 2e-6 (a tiny Qwen2), where an
+    output head that is one step of 1e-5 old makes 2e-4; bf16, SmolLM2 on its answers to sums, 0.010 to 0.016.
+    """
+    given = config.rollout.max_logprob_difference
+    if given is not None:
+        return given
+    return 1e-4 if config.train.precision is Precision.fp32 else 0.05
+
+
+def streams(seed: int, items: Sequence[int], num_generations: int) -> npt.NDArray[np.uint64]:
+    """A key for each completion, from which its uniform random numbers follow (splitmix64).
+
+    A counter-based generator, as in Salmon et al., SC 2011 ("as easy as 1, 2, 3"): the number for a token is
+    a function of (seed, item, generation, position) alone. There is no state to save, to lose or to share.
+
+    Returns: (len(items) x num_generations,), the generations of an item side by side.
+    """
+    with np.errstate(over="ignore"):
+        base = _mix(_mix(np.uint64(seed) + _GOLDEN) ^ np.asarray(items, np.uint64))
+        numbers = np.arange(1, num_generations + 1, dtype=np.uint64) * _GOLDEN
+        keys: npt.NDArray[np.uint64] = _mix(base[:, None] ^ _mix(numbers)[None, :]).ravel()
+    return keys
+
+
+def uniforms(keys: npt.NDArray[np.uint64], position: int) -> npt.NDArray[np.float64]:
+    """The number in [0, 1) that decides token `position` of each completion."""
+    with np.errstate(over="ignore"):
+        mixed: npt.NDArray[np.uint64] = _mix(keys + _GOLDEN * np.uint64(position + 1))
+    # The upper 53 bits: as many as a float64 holds.
+    numbers: npt.NDArray[np.float64] = (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return numbers
+
+
+def _mix(x: Any) -> Any:
+    """The finaliser of splitmix64 (Steele, Lea, Flood 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+class TorchSampler:
+    """A batched sampler with a KV cache over a Hugging Face causal language model."""
+
+    def __init__(
+        self,
+        group: Group,
+        ids: SpecialIds,
+        *,
+        zero_stage: int,
+        replica: Callable[[], torch.nn.Module],
+        poll_every: int = 16,
+    ) -> None:
+        """`replica` builds the architecture anew; it is called once, and only under ZeRO 3."""
+        self._group = group
+        self._ids = ids
+        self._zero_stage = zero_stage
+        self._build_replica = replica
+        self._replica: torch.nn.Module | None = None
+        self._network: Any = None
+        self._poll_every = poll_every
+        attend_at_any_length()
+
+    def sync_weights(self, network: torch.nn.Module) -> str:
+        _refuse_stateful(network)
+        self._network = self._gather(network) if self._zero_stage == 3 else network
+        return fingerprint(self._network)
+
+    def facts(self) -> dict[str, float]:
+        return {}
+
+    def release(self) -> None:
+        """Under ZeRO 3 the replica's memory, which is a whole model's."""
+        self._network = None
+        if self._replica is not None:
+            for tensor in self._replica.parameters():
+                tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+
+    @torch.no_grad()
+    def sample(self, request: Request, should_stop: Callable[[], bool]) -> Samples | None:
+        training = self._network.training
+        self._network.eval()  # no dropout; gradient checkpointing would forbid the cache
+        try:
+            return self._decode(request, should_stop)
+        finally:
+            self._network.train(training)
+
+    def _decode(self, request: Request, should_stop: Callable[[], bool]) -> Samples | None:
+        """Prompts padded on the left, so that the next token of every row stands in the same column."""
+        device, num = self._group.device, request.num_generations
+        ids, mask = self._left_padded(request.prompts)
+        padded = not bool(mask.all())  # without padding no mask is needed, and kernels without one are faster
+        cache, cache_name = DynamicCache(), cache_argument(self._network)
+        out = self._network(
+            input_ids=ids,
+            attention_mask=mask if padded else None,
+            position_ids=(mask.cumsum(1) - 1).clamp_min(0),
+            use_cache=True,
+            logits_to_keep=1,
+            **{cache_name: cache},
+        )
+        # The prompt was read once for the whole group; from here on each completion has a row.
+        cache.batch_repeat_interleave(num)
+        logits = out.logits[:, -1].float().repeat_interleave(num, 0)
+        mask = mask.repeat_interleave(num, 0)
+        positions = mask.sum(1)
+        rows = np.arange(len(logits))
+        """Which completion each row of the cache is."""
+        tokens = np.full((len(rows), request.max_completion_length), self._ids.pad, np.int32)
+        logprobs = np.zeros((len(rows), request.max_completion_length), np.float32)
+        lengths = np.zeros(len(rows), np.int32)
+        ended = np.zeros(len(rows), np.bool_)
+        for t in range(request.max_completion_length):
+            if t % self._poll_every == 0 and should_stop():
+                return None
+            chosen, chosen_logprobs = choose(
+                logits, request.temperature, request.streams[rows], t, request.cut
+            )
+            picked = chosen.cpu().numpy()
+            tokens[rows, t] = picked
+            logprobs[rows, t] = chosen_logprobs.cpu().numpy()
+            lengths[rows] = t + 1
+            over = np.isin(picked, self._ids.stops)
+            ended[rows[over]] = True
+            alive = np.flatnonzero(~ended[rows])
+            if len(alive) == 0 or t + 1 == request.max_completion_length:
+                break
+            if len(alive) <= 0.75 * len(rows):  # what has ended is carried along until it is worth a copy
+                keep = torch.from_numpy(alive).to(device)
+                cache.batch_select_indices(keep)
+                chosen, mask, positions = chosen[keep], mask[keep], positions[keep]
+                rows = rows[alive]
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+            out = self._network(
+                input_ids=chosen[:, None],
+                attention_mask=mask if padded else None,
+                position_ids=positions[:, None],
+                use_cache=True,
+                **{cache_name: cache},
+            )
+            logits, positions = out.logits[:, -1].float(), positions + 1
+        longest = int(lengths.max(initial=1))
+        # A row that had ended went on being decoded until the next copy: cut that off.
+        beyond = np.arange(longest)[None, :] >= _first_end(tokens[:, :longest], self._ids.stops)[:, None]
+        tokens[:, :longest][beyond], logprobs[:, :longest][beyond] = self._ids.pad, 0.0
+        lengths = np.minimum(lengths, _first_end(tokens, self._ids.stops)).astype(np.int32)
+        longest = int(lengths.max(initial=1))
+        return Samples(tokens[:, :longest], logprobs[:, :longest], lengths, ended)
+
+    def _left_padded(self, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        longest = max(map(len, prompts))
+        ids = torch.full((len(prompts), longest), self._ids.pad)
+        mask = torch.zeros((len(prompts), longest), dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[row, longest - len(prompt) :] = 1
+        return ids.to(self._group.device), mask.to(self._group.device)
+
+    def _gather(self, network: torch.nn.Module) -> torch.nn.Module:
+        """Every partitioned parameter into the replica, a bounded number of bytes at a time.
+
+        Collective: all ranks gather the same parameters in the same order, and each keeps a whole copy.
+        """
+        import deepspeed
+
+        if self._replica is None:
+            self._replica = self._build_replica().to(self._group.device)
+        theirs, ours = dict(network.named_parameters()), dict(self._replica.named_parameters())
+        for names in _portions(theirs):
+            with deepspeed.zero.GatheredParameters([theirs[name] for name in names]):
+                for name in names:
+                    # A clone: DeepSpeed takes the gathered memory back when the context ends.
+                    ours[name].data = theirs[name].data.clone()
+        # Buffers (rotary frequencies) are not partitioned.
+        for name, buffer in network.named_buffers():
+            self._replica.get_buffer(name).data = buffer.data.clone()
+        return self._replica
+
+
+def choose(
+    logits: torch.Tensor,
+    temperature: float,
+    keys: npt.NDArray[np.uint64],
+    position: int,
+    cut: Cut = WHOLE,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(token, its log-probability) of each row of logits (rows, vocab), by inverting the distribution.
+
+    The token is the first whose cumulative probability exceeds u. torch.multinomial would draw from one
+    stream for the whole batch, and what a row got would depend on the rows beside it.
+    """
+    if temperature == 0:
+        logprobs = logits.log_softmax(-1)
+        token = logits.argmax(-1)
+        return token, logprobs.gather(-1, token[:, None])[:, 0]
+    logprobs = (logits / temperature).log_softmax(-1)
+    draws = torch.from_numpy(uniforms(keys, position)).to(logits.device)
+    # float64: over a vocabulary of 10^5, sums in fp32 would lose the tail. A few rows at a time, for memory.
+    parts = []
+    for start in range(0, len(logits), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        if cut != WHOLE:
+            logprobs[rows] = truncated(logprobs[rows], cut)
+        cumulative = logprobs[rows].double().exp().cumsum(-1)
+        # Times the last sum, which rounding leaves beside 1: a u close to 1 must still find a token.
+        target = draws[rows, None] * cumulative[:, -1:]
+        parts.append(torch.searchsorted(cumulative, target, right=True)[:, 0])
+    token = torch.cat(parts).clamp_max(logits.shape[-1] - 1)
+    return token, logprobs.gather(-1, token[:, None])[:, 0]
+
+
+def truncated(logprobs: torch.Tensor, cut: Cut) -> torch.Tensor:
+    """Log-probabilities (rows, vocab) of what top-k, min-p and top-p leave, normalised anew; -inf elsewhere.
+
+    Top-p (Holtzman et al., arXiv 1904.09751) keeps the token that crosses the mark, so one at least is kept;
+    of equally likely ones the lower id comes first. Min-p: arXiv 2407.01082.
+    """
+    ranked, order = logprobs.sort(stable=True, dim=-1, descending=True)
+    keep = torch.ones_like(ranked, dtype=torch.bool)
+    if cut.top_k:
+        keep[:, cut.top_k :] = False
+    if cut.min_p:
+        keep &= ranked >= ranked[:, :1] + math.log(cut.min_p)
+    if cut.top_p < 1:
+        left = torch.where(keep, ranked, -torch.inf).log_softmax(-1).double().exp()
+        keep &= left.cumsum(-1) - left < cut.top_p
+    kept = torch.where(keep, ranked, -torch.inf).log_softmax(-1)
+    return torch.empty_like(kept).scatter_(-1, order, kept)
+
+
+def fingerprint(network: torch.nn.Module) -> str:
+    """Names the weights by their bits: the sum of each tensor's bit patterns, mixed in order.
+
+    Enough to tell one state of a training run from another; no defence against somebody who wants two
+    states to look alike.
+    """
+    total = 0
+    for parameter in network.parameters():
+        whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[parameter.element_size()]
+        # In slices: a sum of integers copies them to 64 bits first, which of an embedding is gigabytes.
+        flat = parameter.detach().view(whole).flatten()
+        slices = [flat[first : first + _SUMMED] for first in range(0, len(flat), _SUMMED)]
+        bits = int(torch.stack([part.sum(dtype=torch.int64) for part in slices]).sum()) if slices else 0
+        total = (total * 0x100000001B3 + bits) % (1 << 64)
+    return f"{total:016x}"
+
+
+def _refuse_stateful(network: Any) -> None:
+    """The cache here is of keys and values."""
+    base = network.get_base_model() if hasattr(network, "get_base_model") else network
+    if getattr(base, "_is_stateful", False):  # transformers' mark of state-space and linear-attention models
+        raise ConfigError(
+            f"a model of type {base.config.model_type} keeps a state that is no cache of keys and values: "
+            "rollout.engine=sampler cannot decode it, rollout.engine=vllm may"
+        )
+
+
+def cache_argument(network: Any) -> str:
+    """transformers renames past_key_values to cache, model by model."""
+    bare = network.get_base_model() if hasattr(network, "get_base_model") else network
+    # By the model's own body: the head's forward is wrapped by what translates the old name.
+    known = inspect.signature(inspect.unwrap(type(bare).forward)).parameters
+    return "cache" if "cache" in known else "past_key_values"
+
+
+def _first_end(tokens: npt.NDArray[np.int32], stops: Sequence[int]) -> npt.NDArray[np.int64]:
+    """How many tokens each row has up to and with its first end token; all where it has none."""
+    is_end = np.isin(tokens, stops)
+    lengths: npt.NDArray[np.int64] = np.where(is_end.any(1), is_end.argmax(1) + 1, tokens.shape[1])
+    return lengths
+
+
+def _portions(parameters: dict[str, Any]) -> list[list[str]]:
+    """Names in order, in lists whose tensors together take at most _GATHER_BYTES (or one tensor more)."""
+    portions: list[list[str]] = [[]]
+    filled = 0
+    for name, parameter in parameters.items():
+        size = getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
+        if filled and filled + size > _GATHER_BYTES:
+            portions.append([])
+            filled = 0
+        portions[-1].append(name)
+        filled += size
+    return portions

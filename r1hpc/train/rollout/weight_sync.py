@@ -1,0 +1,173 @@
+"""Handing the policy to an engine with weights of its own, and the proof that it has them.
+
+    config = served_config(network)                 # what the engine is built from
+    for name, value in served_weights(network): ... # every tensor; all ranks together
+    proof = prove(network, policy_id, sample, ids, longest, device)
+    check(proof, the_one_before, handover_limit(config), group)  # TrainError on all ranks, if one fails
+
+That a hand-over raised nothing says little. vLLM 0.32 on a CPU keeps a packed copy of a tied output head that
+a reload does not reach, and samples from the new layers under the old head without a word; so a tied head is
+sent, and served, as a tensor of its own. The proof asks for a few completions of made-up prompts and compares
+their log-probabilities with the trainer's own: it sees a head or a layer that was left out. Half precision
+allows so much rounding that a policy of one small update before would pass; such an engine says again, to the
+last bit, what it said at the proof before (seen on a CPU), while the trainer does not.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from r1hpc.config.schema.run import Precision, RunConfig
+from r1hpc.tasks.text.tokenizer import SpecialIds
+from r1hpc.train.losses.algorithms import Floats
+from r1hpc.train.model.export import exported_config, weights_of
+from r1hpc.train.parallel.distributed import Group
+from r1hpc.train.parallel.errors import TrainError
+from r1hpc.train.rollout.torch_engine import Request, Samples, logprob_limit, streams
+
+_NUM_PROMPTS = 8
+_LONGEST_PROMPT = 16
+_LONGEST_COMPLETION = 16
+_MOVED = 1e-4
+"""Nats a token: the trainer's log-probabilities are those of another policy."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Completions of made-up prompts, and log-probabilities of their tokens in nats; each (n, longest)."""
+
+    policy_id: str
+    """Of the weights that were handed over."""
+    tokens: npt.NDArray[np.int32]
+    inside: npt.NDArray[np.bool_]
+    """What is no padding."""
+    engine: npt.NDArray[np.float32]
+    trainer: Floats
+
+    @property
+    def mean(self) -> float:
+        """|by the engine - by the trainer| over the tokens."""
+        return float(self._off().mean())
+
+    @property
+    def largest(self) -> float:
+        return float(self._off().max())
+
+    def repeats(self, earlier: "Proof") -> bool:
+        """Whether the engine says what it said then, and the trainer, with other weights, something else."""
+        if self.policy_id == earlier.policy_id or not np.array_equal(self.tokens, earlier.tokens):
+            return False
+        moved = np.abs(self.trainer - earlier.trainer)[self.inside].mean()
+        return np.array_equal(self.engine, earlier.engine) and bool(moved > _MOVED)
+
+    def _off(self) -> Floats:
+        off: Floats = np.abs(self.trainer - self.engine)[self.inside]
+        return off
+
+
+def served_config(network: Any) -> dict[str, Any]:
+    """The config.json that the engine is built from: the exported one, with an output head of its own."""
+    return {**exported_config(network), "tie_word_embeddings": False}
+
+
+def served_weights(network: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name in an export, value), adapters merged, a tied head under its own name too.
+
+    Under ZeRO 3 collective: a tensor is gathered when it is asked for. Its value stays what it is afterwards,
+    as engines keep several of a layer until they have all of it; the rest are not copied.
+    """
+    for weight in weights_of(network, every_name=True):
+        with weight.whole() as value:
+            # DeepSpeed takes the memory of a gathered tensor back.
+            kept = value.clone() if hasattr(weight.tensor, "ds_id") else value
+        yield weight.name, kept
+
+
+def handover_limit(config: RunConfig) -> float:
+    """What `check` allows: sampling.logprob_limit, in half precision three times its default.
+
+    A model is unsure of random tokens, and rounding moves what is improbable more. Measured on a CPU in bf16:
+    0.070 for SmolLM2-135M, 0.024 for a tiny Qwen2 with large weights.
+    """
+    limit = logprob_limit(config)
+    is_rounded = config.train.precision is not Precision.fp32
+    return 3 * limit if is_rounded and config.rollout.max_logprob_difference is None else limit
+
+
+def prove(
+    network: Any,
+    policy_id: str,
+    sample: Callable[[Request], Samples],
+    ids: SpecialIds,
+    longest: int,
+    device: torch.device,
+) -> Proof:
+    """The engine's completions, with its log-probabilities and the trainer's. Under ZeRO 3 collective.
+
+    Args:
+        longest: tokens of prompt and completion that the engine takes.
+    """
+    request = _request(network.config.get_text_config().vocab_size, longest)
+    samples = sample(request)
+    ours = _logprobs(network, request, samples, device)
+    inside = np.arange(samples.tokens.shape[1])[None, :] < samples.lengths[:, None]
+    return Proof(policy_id, samples.tokens, inside, samples.logprobs, ours)
+
+
+def check(proof: Proof, earlier: Proof | None, limit: float, group: Group) -> None:
+    """Refuse, on all ranks alike, an engine whose log-probabilities are not the trainer's.
+
+    Args:
+        earlier: the proof before, by the same engine.
+
+    Raises:
+        TrainError: on some rank the mean difference is above `limit`, or is not a number, or the engine
+            repeats the proof before.
+    """
+    means = group.gather(proof.mean)
+    repeated = group.gather(earlier is not None and proof.repeats(earlier))
+    if any(repeated):
+        raise TrainError(
+            f"the hand-over did not reach vLLM: on rank {repeated.index(True)} it computes, to the last bit, "
+            "what it did before the updates since, and the trainer does not. Resume, which starts a new "
+            "engine, or begin a run with rollout.engine=sampler from an export of this one"
+        )
+    rank = int(np.argmax(np.nan_to_num(means, nan=np.inf)))
+    if means[rank] <= limit:
+        return
+    raise TrainError(
+        f"after the hand-over vLLM does not compute what the trainer does: on rank {rank} the "
+        f"log-probabilities of the same tokens are {means[rank]:.3g} nats apart on average, and "
+        f"rollout.max_logprob_difference is {limit:g}. It samples from other weights, or this model needs "
+        "another precision or vLLM: begin a run with rollout.engine=sampler from an export of this one; or, "
+        "where the difference is rounding, raise the limit and resume"
+    )
+
+
+def _request(vocab_size: int, longest: int) -> Request:
+    """Prompts of random tokens, all of one length; always the same ones."""
+    completion = max(1, min(_LONGEST_COMPLETION, longest // 2))
+    prompt = max(1, min(_LONGEST_PROMPT, longest - completion))
+    tokens = np.random.default_rng(0).integers(0, vocab_size, (_NUM_PROMPTS, prompt))
+    return Request(tokens.tolist(), streams(0, range(_NUM_PROMPTS), 1), 1, completion, 1.0)
+
+
+@torch.no_grad()
+def _logprobs(network: Any, request: Request, samples: Samples, device: torch.device) -> Floats:
+    """(n, longest): of the sampled tokens by the network, as it computes in training but for dropout."""
+    ids = np.concatenate([np.array(request.prompts), samples.tokens], 1)
+    tokens, num = torch.from_numpy(ids).to(device), samples.tokens.shape[1]
+    was_training = network.training
+    network.eval()
+    try:
+        logits = network(input_ids=tokens[:, :-1], logits_to_keep=num).logits
+    finally:
+        network.train(was_training)
+    found: Floats = (
+        logits.float().log_softmax(-1).gather(-1, tokens[:, -num:, None])[..., 0].double().cpu().numpy()
+    )
+    return found

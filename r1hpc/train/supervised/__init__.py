@@ -1,0 +1,1 @@
+"""Train on tokens or traces: pretrain and SFT."""

@@ -1,0 +1,177 @@
+"""The dataset of a run that names its traces (data.traces): built once, the same for the run's whole life.
+
+<run_root>/datasets/traces-<hash of inputs and tokenizer>/  the dataset, shared by all runs on these traces
+<run>/dataset/                                              in the run that built it: the recipe, with links
+                                                            to the inputs, or with copies in the form that the
+                                                            model is asked in
+<run>/dataset.json                                          which dataset the run began with
+"""
+
+import contextlib
+import errno
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+from r1hpc.attempt.rivals import MayPassError, NotTheNodeError
+from r1hpc.base.errors import R1hpcError, UsageError
+from r1hpc.base.files import read_json, write_json
+from r1hpc.base.run_dir import RunDir
+from r1hpc.config.schema.run import ModelConfig, RunConfig
+
+if TYPE_CHECKING:
+    from r1hpc.tasks.text.prompt_format import PromptForm
+
+_MAX_WORKERS = 8
+_IS_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+_NOT_THE_USERS = (
+    "process died",  # a worker of the build, for lack of memory perhaps
+    *map(os.strerror, (errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT)),
+    *map(os.strerror, (errno.ENOMEM, errno.EMFILE, errno.EAGAIN)),
+)
+_HASH_DIGITS = 16
+
+
+def folder_of_recipe(run: RunDir, recipe: Path) -> Path:
+    """Where the dataset of a recipe lies that `data.recipe` names: beside the runs, for all of them."""
+    return run.path.parent / "datasets" / recipe.stem
+
+
+class _Dataset(TypedDict):
+    path: str
+
+
+def ensure_traces(run: RunDir, config: RunConfig) -> Path:
+    """The folder of the dataset of config.data.traces, built on first use.
+
+    Raises:
+        UsageError: the tokenizer is not there, or a file cannot be used.
+        MayPassError: a file is not there: another node may see it.
+        R1hpcError: it cannot be built, or the traces have changed since the run began.
+    """
+    # Deferred: only a run on traces pays for numpy and tokenizers on the batch host.
+    from r1hpc.corpus.build.from_traces import (
+        in_terms_of_inputs,
+        inputs_hash,
+        list_inputs,
+        write_trace_recipe,
+    )
+    from r1hpc.data.format.manifest import digest
+    from r1hpc.tasks.text.tokenizer import form_of, load_tokenizer, special_ids
+
+    record = run.path / "dataset.json"
+    known = Path(read_json(record, _Dataset)["path"]) if record.exists() else None
+    try:
+        inputs = list_inputs(config.data.traces)
+    except UsageError as error:
+        if known is not None and known.is_dir():
+            return known  # the files may go once the dataset is there
+        if not all(Path(path).exists() for path in config.data.traces):
+            raise MayPassError(str(error)) from None  # another node may see them
+        raise
+    own = load_tokenizer(config.model)
+    eos_id, form = special_ids(own, config.model).eos, form_of(own, config.model)
+    with _tokenizer(config.model) as tokenizer:
+        name = inputs_hash(inputs, tokenizer, eos_id)
+        name = name if form.is_plain else digest([name, form.id])
+        target = run.path.parent / "datasets" / f"traces-{name[:_HASH_DIGITS]}"
+        if known is not None and known.name == target.name and known.is_dir():
+            target = known  # the run root may be reached by another path, through a link, or have moved
+        elif known is not None and known.name != target.name:
+            raise R1hpcError(
+                f"the traces or the tokenizer of {run.run_id} have changed since it began with {known}: "
+                f"put the old ones back, or begin a new run (on the old ones: data.traces=[] "
+                f"data.path={known})"
+            )
+        if _is_whole(target):  # its name is that of what is in it; to rewrite the traces may take minutes
+            write_json(record, {"path": str(target)})
+            return target
+        rewrite = None if form.is_plain else partial(_rewrite, form)
+        recipe = write_trace_recipe(inputs, tokenizer, eos_id, run.path / "dataset", rewrite)
+    try:
+        build(recipe, target)
+    except R1hpcError as error:
+        raise type(error)(in_terms_of_inputs(str(error), inputs, recipe.parent)) from None
+    write_json(record, {"path": str(target)})
+    return target
+
+
+def _is_whole(target: Path) -> bool:
+    """Whether `build` would find the dataset as it is to be, with nothing of its build left to clear away."""
+    from r1hpc.corpus.engine.work_dir import work_folder
+    from r1hpc.data.format.errors import DataError
+    from r1hpc.data.format.manifest import read_manifest
+
+    if work_folder(target).exists():
+        return False
+    try:
+        read_manifest(target).check_census()
+    except DataError:  # build says what is wrong with it
+        return False
+    return True
+
+
+def _rewrite(form: "PromptForm", source: Path, target: Path) -> None:
+    """Copy a file of traces, each in the form that the model is asked in, line by line.
+
+    Raises:
+        UsageError: names the line that is no trace, or whose prompt the chat template refuses.
+    """
+    from r1hpc.corpus.sources.lines import open_file, parse_trace
+
+    with open_file(source) as lines, target.open("wb") as out:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    prompt, completion = (text.decode() for text in parse_trace(line))
+                    said = {"prompt": form.prompt(prompt), "completion": form.completion(completion)}
+                except (UsageError, ValueError) as error:
+                    raise UsageError(f"{source}:{number}: {error}") from None
+                line = json.dumps(json.loads(line) | said).encode() + b"\n"
+            out.write(line)
+
+
+def build(recipe: Path, target: Path) -> None:
+    """Run `shard build` in a process of its own, so that zarr's threads do not outlive it.
+
+    Raises:
+        R1hpcError: with what it said.
+        MayPassError: the same, where another try or another node may do it.
+        NotTheNodeError: the same, where the disk is full.
+    """
+    workers = str(min(_MAX_WORKERS, len(os.sched_getaffinity(0))))
+    command = [sys.executable, "-m", "r1hpc.shard", "build", str(recipe), "--out", str(target)]
+    command += ["--workers", workers, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip()
+        kind = R1hpcError if _is_refusal(done.returncode, said) else MayPassError
+        kind = NotTheNodeError if any(words in said for words in _IS_FULL) else kind
+        raise kind(f"the dataset could not be built from {recipe}: {said or f'status {done.returncode}'}")
+
+
+def _is_refusal(status: int, said: str) -> bool:
+    """Whether a command refused what it was given; else it was killed, fell over, or met a sick node."""
+    if status not in (1, 2) or not (said.splitlines() or [""])[-1].startswith("error: "):
+        return False
+    return not any(words in said for words in _NOT_THE_USERS)
+
+
+@contextlib.contextmanager
+def _tokenizer(model: ModelConfig) -> Iterator[Path]:
+    """The model's tokenizer.json; of the built-in one a copy, gone afterwards."""
+    from r1hpc.tasks.text.tokenizer import CHARACTERS, character_tokenizer, tokenizer_file
+
+    if model.tokenizer != CHARACTERS:
+        yield tokenizer_file(model)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokenizer.json"
+        character_tokenizer().save(str(path))
+        yield path

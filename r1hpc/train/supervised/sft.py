@@ -1,0 +1,316 @@
+"""Supervised fine-tuning: next-token prediction on the completions of prompt and completion pairs.
+
+    outcome = run(job)      # on every rank
+
+The roles stored in the shards say which tokens are a completion; only those have a loss. It is the mean over
+all completion tokens of the global batch, so it does not depend on how rows were spread over ranks.
+
+Documents side by side in a row, each as if it were alone: positions from 0, attention inside itself.
+
+    inputs, positions = map(packed_form(attn_implementation), (inputs, positions))
+    engine(input_ids=inputs, position_ids=positions)
+    check_apart(engine, attn_implementation)            # once, before the first step
+
+transformers finds where a document begins by its positions (masking_utils.find_packed_sequence_indices) and
+hides the others: by a mask of blocks where the attention takes a mask, which sdpa does, and by the lengths
+where it is flash attention, then in one row for the whole micro batch. Whether a family does so is not taken
+on trust: one that carries a state along the row, or builds its mask otherwise, is refused by check_apart.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from r1hpc.base.errors import ConfigError
+from r1hpc.base.failpoints import failpoint
+from r1hpc.checkpoint.store import CheckpointStore
+from r1hpc.data.read.packed_loader import PackedBatch, PackedLoader, rows_of
+from r1hpc.data.read.sft_documents import Parting, TraceDataset, hold_out, open_traces
+from r1hpc.data.read.sft_loader import Rows, TraceBatch, TraceLoader
+from r1hpc.plan.model.hf_config import load_model_config
+from r1hpc.tasks.text.tokenizer import (
+    TokenizerFiles,
+    check_data_tokens,
+    exported_tokenizer,
+    load_tokenizer,
+    special_ids,
+    vocabulary_size,
+)
+from r1hpc.train.loop import loop
+from r1hpc.train.loop.session import Job, Outcome, Plan, Session
+from r1hpc.train.model.sequence import SequenceGroup, share_sequences
+from r1hpc.train.rollout.policy import build_policy, placement
+from r1hpc.train.supervised.mixing import Mixing
+from r1hpc.train.supervised.supervised import SupervisedStage, batch_plan, by_rank_0, open_once
+
+_LENGTH = 6
+"""Tokens of each of the two documents that are tried."""
+_MOST = 1e-2
+"""Of the spread of the logits: what another order of adding up may change them by."""
+
+
+def packed_form(attn_implementation: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """How the rows of a micro batch (rows, T) lie: as they are, or for flash attention all in one."""
+    if attn_implementation.startswith("flash"):
+        return lambda values: values.reshape(1, -1)
+    return lambda values: values
+
+
+@torch.no_grad()
+def check_apart(engine: Any, attn_implementation: str) -> None:
+    """Refuse a model in which a document sees the one before it in its row. Collective.
+
+    Raises:
+        ConfigError: what the first document says changes the logits of the second.
+    """
+    network = engine.module
+    if "position_ids" not in inspect.signature(_causal_lm(network).forward).parameters:
+        raise _refused(network, attn_implementation)
+    was_training = network.training
+    engine.eval()
+    one, other = (_second_of_two(engine, first) for first in (0, 1))
+    engine.train(was_training)
+    if float((one - other).abs().max()) > _MOST * float(one.std()):
+        raise _refused(network, attn_implementation)
+
+
+def _second_of_two(engine: Any, token: int) -> torch.Tensor:
+    """Logits of the second document, where the first is made of `token`."""
+    first, second = [token] * _LENGTH, [0, 1] * (_LENGTH // 2)
+    ids = torch.tensor([first + second], device=engine.device)
+    positions = torch.tensor([list(range(_LENGTH)) * 2], device=engine.device)
+    logits: torch.Tensor = engine(input_ids=ids, position_ids=positions).logits
+    return logits[0, _LENGTH:].float()
+
+
+def _causal_lm(network: Any) -> Any:
+    return network.get_base_model() if hasattr(network, "get_base_model") else network
+
+
+def _refused(network: Any, attn_implementation: str) -> ConfigError:
+    return ConfigError(
+        f"data.packing: a {type(_causal_lm(network)).__name__} with model.attn_implementation="
+        f"{attn_implementation} does not keep the documents of a row apart: set data.packing=false"
+    )
+
+
+def run(job: Job) -> Outcome:
+    """Train until the last step or until a stop is requested."""
+    loop.check_device(job)
+    config, group, batch = job.config, job.group, batch_plan(job)
+    dataset_path = job.dataset_path
+    assert dataset_path is not None, "begin sees to the dataset"
+    tokenizer = load_tokenizer(config.model)
+    dataset = open_once(group, lambda: open_traces(dataset_path, verify=config.data.verify))
+    check_data_tokens(dataset.tokens.tokenizer_path, config.model)
+    pad = special_ids(tokenizer, config.model).pad
+    sequence = share_sequences(group, config.train.sequence_parallel)
+    make = partial(
+        PackedLoader if config.data.packing else TraceLoader,
+        dataset,
+        global_batch_size=batch.global_batch_size,
+        micro_batch_size=batch.micro_batch_size,
+        rank=sequence.data_rank,
+        world_size=sequence.data_world_size,
+        seed=config.data.seed,
+        pad_id=pad,
+        seq_len=config.data.seq_len,
+        mix=config.data.mix,
+        num_samples=config.train.num_steps * batch.global_batch_size,
+    )
+    parting = _held_out(job, dataset, lambda parting: Mixing(make(parting=parting), config).base_id)
+    loader = make(parting=parting)
+    rows = []
+    if parting is not None:
+        rows = rows_of(
+            dataset,
+            parting.held_out,
+            packing=config.data.packing,
+            rank=sequence.data_rank,
+            world_size=sequence.data_world_size,
+            micro_batch_size=config.train.micro_batch_size,
+            seq_len=config.data.seq_len,
+            pad_id=pad,
+        )
+    hf_config = load_model_config(config, vocabulary_size(tokenizer))
+    job.watchdog.beat("building the model")
+    mixing = Mixing(loader, config)
+    stage = FineTuning(job, loader.batch, mixing, sequence, rows)
+    plan = Plan(
+        network=build_policy(config, hf_config, placement(config, group, divided=True)),
+        hf_config=hf_config,
+        batch=batch,
+        data_id=dataset.id,
+        order_id=mixing.base_id,
+    )
+    return loop.train(loop.set_up(job, stage, plan), stage)
+
+
+def _held_out(job: Job, dataset: TraceDataset, order_id: Callable[[Parting], str]) -> Parting | None:
+    """What is held out, if anything; `order_id` names the order that a parting leads to."""
+    data = job.config.data
+    if not data.validation_documents:
+        return None
+    job.watchdog.beat("choosing what is held out")
+
+    def choose() -> Parting:
+        stored = [each.manifest.meta for each in CheckpointStore(job.run.checkpoints).list()]
+        return hold_out(
+            dataset,
+            data.validation_documents,
+            data.seed,
+            lambda parting: bool(stored) and order_id(parting) in [meta.get("plan_hash") for meta in stored],
+        )
+
+    parting = by_rank_0(job.group, choose)
+    if job.group.rank == 0 and parting.siblings:
+        print(
+            f"{len(parting.siblings):,} traces are not trained on: they answer prompts of those held out",
+            flush=True,
+        )
+    return parting
+
+
+class FineTuning(SupervisedStage[TraceBatch | PackedBatch]):
+    """The stage: the tokens of the completions have a loss."""
+
+    def __init__(
+        self,
+        job: Job,
+        batch_of: Callable[[int], TraceBatch | PackedBatch],
+        mixing: Mixing,
+        sequence: SequenceGroup,
+        validation: Sequence[Rows] = (),
+    ) -> None:
+        """`validation` are this rank's micro batches of what is held out; equally many on every rank."""
+        super().__init__(job, batch_of, mixing, sequence)
+        self._validation = validation
+        self._lowest: float | None = None
+        self._since = 0
+        """Validations since the lowest."""
+        self._validated = 0
+        """The last step at which the loss on what is held out was due and taken."""
+
+    def begin(self, session: Session) -> bool:
+        """Also the validation that the last attempt was asked to stop at; False: so is this one."""
+        if self._job.config.data.packing:
+            check_apart(session.engine, self._job.config.model.attn_implementation)
+        super().begin(session)
+        step = session.first_step - 1
+        if not step or not self._is_due(step) or self._validated >= step:
+            return True
+        loss = self._validate(session, step)
+        if loss is not None and self._job.group.rank == 0:
+            session.metrics.event("validation", global_step=step, validation_loss=loss)
+        return loss is not None
+
+    def losses(self, engine: Any, batch: TraceBatch | PackedBatch) -> Iterator[torch.Tensor]:
+        # DeepSpeed takes the mean over the ranks; here the sum over them is the mean wanted.
+        weight = self._job.group.world_size / batch.num_loss_tokens
+        for rows in self.last_marked(engine, batch.micro_batches):
+            yield self._loss(engine, rows) * weight
+
+    def after_update(self, session: Session, step: int) -> tuple[dict[str, Any], bool]:
+        """The loss on what is held out, where it is due."""
+        if not self._is_due(step):
+            return {}, False
+        loss = self._validate(session, step)
+        if loss is None:
+            return {}, True
+        return {"validation_loss": loss}, loop.agree(session).stop
+
+    def _is_due(self, step: int) -> bool:
+        train = self._job.config.train
+        return bool(self._validation) and (step % train.validate_every == 0 or step == train.num_steps)
+
+    @property
+    def is_done(self) -> bool:
+        patience = self._job.config.train.early_stopping
+        return patience > 0 and self._since >= patience
+
+    def finish(self, session: Session) -> bool:
+        """With early stopping the model of the lowest loss is there already."""
+        has_left_it = bool(self._job.config.train.early_stopping) and self._lowest is not None
+        return has_left_it or super().finish(session)
+
+    def _validate(self, session: Session, step: int) -> float | None:
+        """The loss on what is held out after `step`; with early stopping a new lowest is exported. None: a
+        stop was requested, it is still due, and the next attempt begins with it.
+        """
+        loss = self._held_out_loss(session)
+        if loss is None:
+            return None
+        self._validated = step
+        if math.isfinite(loss) and (self._lowest is None or loss < self._lowest):
+            self._lowest, self._since = loss, 0
+            if self._job.config.train.early_stopping:
+                self.export(session)
+        else:
+            self._since += 1
+        return loss
+
+    @torch.no_grad()
+    def _held_out_loss(self, session: Session) -> float | None:
+        """The mean over all completion tokens of the held-out documents; None: a stop was requested."""
+        total, num, stop = 0.0, 0, False
+        session.engine.eval()
+        for rows in self._validation:
+            self._job.watchdog.beat("the loss on held-out documents")
+            failpoint("validate.rows")
+            total += float(self._loss(session.engine, rows))
+            if self._sequence.index == 0:  # the others have the same documents
+                num += int(rows.loss_mask.sum())
+            stop = loop.agree(session).stop
+            if stop:
+                break
+        session.engine.train()
+        summed, tokens = self._job.group.all_sum([total, num])
+        return None if stop else summed / tokens
+
+    def _loss(self, engine: Any, rows: Rows) -> torch.Tensor:
+        """Summed over the completion tokens of a micro batch, of this rank's part of its rows."""
+        device, attention = self._job.group.device, self._job.config.model.attn_implementation
+        part, padded = self._sequence.part, self._sequence.padded
+        tokens = torch.from_numpy(padded(rows.tokens)).to(device)
+        inputs, targets = part(tokens[:, :-1]), part(tokens[:, 1:])
+        places = np.flatnonzero(part(padded(rows.loss_mask)[:, 1:]))
+        chosen = torch.from_numpy(places).to(device)
+        samples = None if rows.samples is None else part(padded(rows.samples)[:, 1:]).reshape(-1)[places]
+        if rows.positions is None or not self._job.config.data.packing:
+            return self.cross_entropy(engine, inputs, targets, chosen, samples)
+        positions = torch.from_numpy(rows.positions).to(device)[:, :-1]
+        inputs, targets, positions = map(packed_form(attention), (inputs, targets, positions))
+        return self.cross_entropy(engine, inputs, targets, chosen, samples, position_ids=positions)
+
+    def num_tokens(self, batch: TraceBatch | PackedBatch) -> int:
+        return batch.num_loss_tokens
+
+    def computed(self, batch: TraceBatch | PackedBatch) -> tuple[int, int]:
+        return batch.num_positions, batch.attended
+
+    def facts(self, batch: TraceBatch | PackedBatch) -> dict[str, Any]:
+        return {"useful_share": batch.num_tokens / batch.num_positions}
+
+    def meta(self, step: int) -> dict[str, Any]:
+        validation = [self._lowest, self._since, self._validated]
+        # How many tokens a batch of completions has does not follow from the step.
+        return {**super().meta(step), "tokens": self._tokens, "validation": validation}
+
+    def read_state(self, folder: Path, meta: dict[str, Any]) -> None:
+        super().read_state(folder, meta)
+        self._lowest, self._since, *step = meta.get("validation", (None, 0))  # not in those of before
+        if self._lowest is not None and not math.isfinite(self._lowest):  # as a nan was taken for it
+            self._lowest = None
+        self._validated = step[0] if step else meta["global_step"]  # which left none out
+
+    def tokens_in(self, meta: dict[str, Any]) -> int:
+        return int(meta["tokens"])
+
+    def tokenizer_files(self) -> TokenizerFiles:
+        return exported_tokenizer(self._job.config.model)

@@ -1,0 +1,258 @@
+"""An optimizer step on a fixed batch of tokens: what pretraining and fine-tuning share.
+
+    class Pretraining(SupervisedStage[StepBatch]): ...   # says what its losses are and how many tokens count
+
+The samples of a step follow from its number, so a resumed run reads on where it was, on any number of ranks.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from r1hpc.base.errors import R1hpcError
+from r1hpc.base.failpoints import failpoint
+from r1hpc.data.format.manifest import DatasetManifest
+from r1hpc.plan.topology.batch import BatchPlan, solve_batch
+from r1hpc.tasks.text.tokenizer import TokenizerFiles
+from r1hpc.train.loop import loop, step_records
+from r1hpc.train.loop.session import Job, Session, StepResult
+from r1hpc.train.losses.logits import OutputHead
+from r1hpc.train.model.export import export_model
+from r1hpc.train.model.sequence import SequenceGroup
+from r1hpc.train.parallel.distributed import Group
+from r1hpc.train.supervised.mixing import Mixing
+
+
+class Batch(Protocol):
+    """What one rank consumes in one optimizer step."""
+
+    @property
+    def sample_ids(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def checksum(self) -> int: ...
+
+
+class OnFiles(Protocol):
+    """A dataset that was opened."""
+
+    manifest: DatasetManifest
+
+
+BatchT = TypeVar("BatchT", bound=Batch)
+DatasetT = TypeVar("DatasetT", bound=OnFiles)
+MadeT = TypeVar("MadeT")
+
+
+def batch_plan(job: Job) -> BatchPlan:
+    """How the global batch is cut over the ranks of this attempt."""
+    train = job.config.train
+    return solve_batch(
+        train.global_batch_size,
+        train.micro_batch_size,
+        job.group.world_size,
+        train.gradient_accumulation_steps,
+        sequence_parallel=train.sequence_parallel,
+    )
+
+
+def open_once(group: Group, open_it: Callable[[], DatasetT]) -> DatasetT:
+    """The dataset that rank 0 opens, on every rank; on each other node one rank asks for its files.
+
+    A dataset has thousands of files, and a metadata server notices when every rank asks for each of them.
+
+    Raises:
+        R1hpcError: what rank 0 met, on every rank; or a file that this node does not see.
+    """
+    found = by_rank_0(group, open_it)
+    if group.local_rank == 0 and group.rank != 0:
+        found.manifest.check_census()
+    return found
+
+
+def by_rank_0(group: Group, make: Callable[[], MadeT]) -> MadeT:
+    """What rank 0 makes, on every rank.
+
+    Raises:
+        R1hpcError: what rank 0 met, on every rank.
+    """
+    found: MadeT | R1hpcError | None = None
+    if group.rank == 0:
+        try:
+            found = make()
+        except R1hpcError as error:
+            found = error
+    made: MadeT | R1hpcError = group.broadcast(found)
+    if isinstance(made, R1hpcError):
+        raise made
+    return made
+
+
+class SupervisedStage(ABC, Generic[BatchT]):
+    """The stage. State: the step, and the tokens trained on so far."""
+
+    def __init__(
+        self, job: Job, batch_of: Callable[[int], BatchT], mixing: Mixing, sequence: SequenceGroup
+    ) -> None:
+        """`batch_of` gives what the ranks of `sequence` have of a step's global batch, counted from 0."""
+        self._job = job
+        self._batch_of = batch_of
+        self._mixing = mixing
+        self._sequence = sequence
+        self._tokens = 0
+        self._head: OutputHead | None = None
+
+    def cross_entropy(
+        self,
+        engine: Any,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        chosen: torch.Tensor | None = None,
+        samples: npt.NDArray[np.int64] | None = None,
+        **more: torch.Tensor,
+    ) -> torch.Tensor:
+        """Sum over the targets (rows, T) at the flat positions `chosen`, or all; `more` goes to the model.
+
+        Where ranks share a sequence, all of it is of this rank's part.
+
+        `samples` is which sample each target that counts is of, (num_chosen,); None: of none trained on.
+        """
+        if self._sequence.size > 1:
+            more = {**more, "position_ids": self._sequence.positions(inputs)}
+        if self._head is None:
+            self._head = OutputHead(engine.module, self._job.config.train.logits_chunk_tokens)
+        scores = self._head.scores(lambda: engine(input_ids=inputs, **more).logits, targets, chosen)
+        if samples is not None and self._mixing.wants_losses:
+            self._mixing.see(-scores.logprobs, samples)
+        return -scores.logprobs.sum()
+
+    def last_marked(self, engine: Any, micro_batches: Sequence[Any] | torch.Tensor) -> Iterator[Any]:
+        """Each micro batch; the engine is told at which one the gradients are complete."""
+        for number, micro_batch in enumerate(micro_batches):
+            engine.set_gradient_accumulation_boundary(number + 1 == len(micro_batches))
+            yield micro_batch
+
+    @abstractmethod
+    def losses(self, engine: Any, batch: BatchT) -> Iterator[torch.Tensor]:
+        """The loss of each micro batch; the mean over the ranks of their sum is what is trained on."""
+
+    @abstractmethod
+    def num_tokens(self, batch: BatchT) -> int:
+        """How many tokens of the global batch have a loss."""
+
+    @abstractmethod
+    def computed(self, batch: BatchT) -> tuple[int, int]:
+        """Positions of the global batch that are computed, and to how many each attends; for MFU."""
+
+    def facts(self, batch: BatchT) -> dict[str, Any]:
+        """More for train.jsonl."""
+        return {}
+
+    def after_update(self, session: Session, step: int) -> tuple[dict[str, Any], bool]:
+        """What is to be done after step `step`, on all ranks, where no stop was requested.
+
+        Returns:
+            More for train.jsonl; whether a stop was requested meanwhile.
+        """
+        return {}, False
+
+    def begin(self, session: Session) -> bool:
+        self._sequence.attend(session.engine, self._job.config.model.attn_implementation)
+        if self._job.group.rank == 0:
+            self._mixing.announce(session, session.first_step - 1)
+        return True
+
+    def take_step(self, session: Session, step: int) -> StepResult:
+        """One optimizer step on the samples of `step`: [(step - 1) x global_batch_size, step x ...)."""
+        job, started = self._job, time.monotonic()
+        job.watchdog.beat(f"reading data of step {step}")
+        batch = self._batch_of(step - 1)
+        data_time_s = time.monotonic() - started
+        job.watchdog.beat(f"step {step}")
+        failpoint("step.begin")
+        # Summed over the ranks these name the global batch, whatever the number of ranks.
+        proof = [float(v) for v in (batch.sample_ids.size, batch.sample_ids.sum(), batch.checksum)]
+        if self._sequence.index:  # its samples are told of by the first rank that shares them
+            proof = [0.0] * len(proof)
+        losses = self.losses(session.engine, batch)
+        result = loop.optimizer_step(session, step, losses, lambda: [*proof, *self._mixing.sums()])
+        mix = self._mixing.after_step(step, result.sums[len(proof) :])
+        num_tokens = self.num_tokens(batch)
+        self._tokens += num_tokens
+        step_time_s = time.monotonic() - started
+        more: dict[str, Any] = {}
+        if not result.stop:
+            more, stop = self.after_update(session, step)
+            result = replace(result, stop=stop)
+        session.rank_times.step(step, step_time_s, data_time_s + result.forward_s)
+        if job.group.rank == 0:
+            done = step_records.StepRecord(
+                tokens=self._tokens,
+                step_tokens=num_tokens,
+                step_time_s=step_time_s,
+                used=self._used(step, result),
+                data_time_s=data_time_s,
+                flops=_flops(session, *self.computed(batch)),
+                extra=self.facts(batch) | mix | more,
+            )
+            step_records.record(session, step, result, done)
+            self._mixing.announce(session, step)
+        return result
+
+    def meta(self, step: int) -> dict[str, Any]:
+        return {"next_sample": step * self._job.config.train.global_batch_size, **self._mixing.meta(step)}
+
+    def state_writer(self) -> Callable[[Path], None]:
+        """Nothing: the order of the data is a function of the step."""
+        return lambda folder: None
+
+    def read_state(self, folder: Path, meta: dict[str, Any]) -> None:
+        """The changes of weights and the count of tokens: the loader is asked by step."""
+        self._mixing.read(meta)
+        self._tokens = self.tokens_in(meta)
+
+    @abstractmethod
+    def tokens_in(self, meta: dict[str, Any]) -> int:
+        """Trained on until a checkpoint."""
+
+    @abstractmethod
+    def tokenizer_files(self) -> TokenizerFiles | None:
+        """What goes beside the weights of the export; None: the data are ids, and nobody knows of what."""
+
+    @property
+    def is_done(self) -> bool:
+        return False
+
+    def finish(self, session: Session) -> bool:
+        """Leave the model as a Hugging Face folder, for the stages that follow."""
+        self.export(session)
+        return True
+
+    def export(self, session: Session) -> None:
+        job = self._job
+        job.watchdog.beat("exporting the model")
+        export_model(session.engine.module, job.group, job.run.model, self.tokenizer_files())
+
+    def kept(self, step: int) -> int:
+        return 0
+
+    def _used(self, step: int, result: StepResult) -> dict[str, Any]:
+        num_samples, sample_sum, checksum = map(int, result.sums[:3])
+        return {
+            "first_sample": (step - 1) * self._job.config.train.global_batch_size,
+            "num_samples": num_samples,
+            "sample_sum": sample_sum,
+            "checksum": checksum,
+        }
+
+
+def _flops(session: Session, num_positions: int, attended: int) -> float | None:
+    """Model FLOPs of a global batch; None: not known for the model."""
+    per_token = step_records.model_flops_per_token(session.hf_config, attended)
+    return None if per_token is None else per_token * num_positions
