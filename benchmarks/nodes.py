@@ -5,7 +5,7 @@
 The corpus and the recipe of benchmarks/corpus.py, through `shard build --engine slurm`; seconds from the
 command to the last job's end. Halfway through cleaning, the build on several nodes has one of its jobs
 preempted, which is in its seconds too. Target: N nodes >= N / 1.2 of one. Then, of a tenth of that corpus,
-whether Slurm, this machine alone and Dask make the same dataset. As root on Debian, for the tests' Slurm.
+whether Slurm and this machine alone make the same dataset. As root on Debian, for the tests' Slurm.
 """
 
 import argparse
@@ -21,7 +21,6 @@ import yaml
 
 from benchmarks.corpus import RECIPE, write_corpus
 from r1hpc.corpus.build.build import build_dataset
-from r1hpc.corpus.engine.units import dask_pool
 from r1hpc.corpus.inspect.describe import audit
 from tests.cluster import Cluster
 from tests.cluster.packages import install, unavailable
@@ -130,18 +129,11 @@ def preempt_one(cluster: Cluster, clean: str, out: Path, began: float) -> None:
 
 
 def same(cluster: Cluster, recipe: Path, nodes: int) -> bool:
-    """Print, and return, whether Slurm, a pool of processes and Dask make one dataset."""
-    from distributed import LocalCluster
-
+    """Print, and return, whether Slurm and a pool of processes make one dataset."""
     _, by_slurm = build(cluster, recipe, nodes)
     by_pool = identity(build_dataset(recipe, recipe.parent / "pool", workers=2).path)
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as workers,
-        dask_pool(workers.scheduler_address) as work_off,
-    ):
-        by_dask = identity(build_dataset(recipe, recipe.parent / "dask", work_off=work_off).path)
-    print(f"Slurm {by_slurm}, processes {by_pool}, Dask {by_dask}")
-    is_same = by_slurm == by_pool == by_dask
+    print(f"Slurm {by_slurm}, processes {by_pool}")
+    is_same = by_slurm == by_pool
     print(f"same dataset: {is_same}")
     return is_same
 

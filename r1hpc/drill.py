@@ -155,7 +155,7 @@ def _refuse_job(arguments: Any) -> None:
         UsageError: it is a chain, or of a stage whose runs are not compared step by step.
     """
     from r1hpc.config.load import find_job, load
-    from r1hpc.config.schema.run import TRAINED_STAGES
+    from r1hpc.config.stages import TRAINED_STAGES
     from r1hpc.submission.chain.file import is_chain_file
 
     if is_chain_file(find_job(arguments.job)):

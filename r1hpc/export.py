@@ -332,7 +332,7 @@ def _checkpoint(run: RunDir, step: int | None) -> "Checkpoint":
 
 def _convert(run: RunDir, checkpoint: "Checkpoint", out: Path) -> None:
     from r1hpc.config.load import read
-    from r1hpc.config.schema.run import TRAINED_STAGES
+    from r1hpc.config.stages import TRAINED_STAGES
 
     config = read(run.config)
     if config.stage not in TRAINED_STAGES:

@@ -2,7 +2,6 @@
 
     python -m r1hpc.shard build stdlib --out data/stdlib --workers 4
     python -m r1hpc.shard build web.yaml --out data/web --engine slurm --jobs 16 -p cpu -c 8 -t 4:00:00
-    python -m r1hpc.shard build web.yaml --out data/web --engine dask --scheduler tcp://head:8786
     python -m r1hpc.shard verify data/stdlib
     python -m r1hpc.shard inspect data/stdlib --doc 12
     python -m r1hpc.shard trace data/stdlib --seq-len 256 --seed 0 --sample 4711
@@ -19,19 +18,15 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from r1hpc.base.cli import ArgumentParser, offer, print_json, run_command
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import printable
 from r1hpc.base.units import format_bytes, format_duration
 from r1hpc.slurm.flags import add_flags
-
-if TYPE_CHECKING:
-    from r1hpc.corpus.engine.units import WorkOff
 
 _EXAMPLES = """examples:
   python -m r1hpc.shard build smoke --out data/smoke
@@ -75,12 +70,9 @@ def _add_build_flags(build: ArgumentParser) -> None:
     build.add_argument("--workers", metavar="N", type=int, default=1, help="writer processes (default 1)")
     build.add_argument(
         "--engine",
-        choices=["local", "slurm", "dask"],
+        choices=["local", "slurm"],
         default="local",
         help="where the parts are made (default local)",
-    )
-    build.add_argument(
-        "--scheduler", metavar="ADDRESS", help="with dask: tcp://HOST:8786, or the scheduler's file"
     )
     build.add_argument(
         "--jobs", metavar="N", type=int, help="with slurm: jobs that each stage is dealt to (default 4)"
@@ -129,9 +121,8 @@ def _build(arguments: Namespace) -> int:
         return _build_share(arguments)
     began = time.monotonic()
     recipe = _recipe_as_submitted(arguments)
-    with _engine(arguments) as work_off:
-        how = _how(arguments) | {"work_off": work_off, "check_inputs": arguments.check_inputs}
-        report = build_dataset(recipe, arguments.out, **how)
+    how = _how(arguments) | {"check_inputs": arguments.check_inputs}
+    report = build_dataset(recipe, arguments.out, **how)
     if arguments.json:
         print_json(asdict(report) | {"path": str(report.path)})
         return 0
@@ -153,17 +144,6 @@ def _refuse_flags_of_slurm(arguments: Namespace) -> None:
     given += overrides_from_flags(arguments)
     if given:
         raise UsageError(f"{given[0]} is for --engine slurm: add that, or leave it out")
-
-
-def _engine(arguments: Namespace) -> "AbstractContextManager[WorkOff | None]":
-    """What makes the units; None: processes of this machine."""
-    if (arguments.scheduler is not None) != (arguments.engine == "dask"):
-        raise UsageError("--engine dask and --scheduler ADDRESS (or FILE) go together")
-    if arguments.scheduler is None:
-        return nullcontext()
-    from r1hpc.corpus.engine.units import dask_pool
-
-    return dask_pool(arguments.scheduler, _tell)
 
 
 def _build_on_slurm(arguments: Namespace) -> int:
@@ -277,7 +257,7 @@ def _audit(arguments: Namespace) -> int:
 def _verify(arguments: Namespace) -> int:
     from r1hpc.corpus.inspect.audit import audit_dataset, unlisted_files
     from r1hpc.data.format.manifest import read_manifest
-    from r1hpc.reporting.bar import progress_bar
+    from r1hpc.reporting.dataset_text import progress_bar
 
     manifest = read_manifest(arguments.dir)
     num_bytes = sum(entry["size"] for entry in manifest.files.values())

@@ -145,6 +145,7 @@ def _parser() -> ArgumentParser:
 def as_json(ledger: RunLedger) -> dict[str, Any]:
     """Everything the text shows, under stable names. Times are Unix seconds, None where unknown."""
     from r1hpc.attempt.state.state import State
+    from r1hpc.attempt.workload import card_of
     from r1hpc.reporting.progress import read_progress
     from r1hpc.serving.address import read_address
 
@@ -173,6 +174,7 @@ def as_json(ledger: RunLedger) -> dict[str, Any]:
         "job_id": job.job_id if job else None,
         "executor": job.executor if job else None,
         "wall_s": ledger.wall().allocated / 1000,
+        "card": dict(card_of(run, ledger.stage)),
         "gpu_hours": ledger.gpu_hours,
         "used": ledger.used,
         "unit": ledger.unit,
@@ -193,6 +195,7 @@ def as_text(ledger: RunLedger, shown: dict[str, Any], now: float) -> str:
         lines.append(f"  job {printable(shown['job_id'])} ({printable(shown['executor'] or '?')})")
     lines += _of_its_log(run, situation)
     lines += [f"  {_progress(shown)}", f"  {_kept(shown)}"]
+    lines += [f"  {name}: {value}" for name, value in shown["card"].items()]
     if situation.history.attempts:
         rows = [_row(attempt, now, situation.state) for attempt in situation.history.attempts]
         table = format_table(_HEADINGS, rows, right={0, 3, 4, 5, 7}, indent="  ")

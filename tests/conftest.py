@@ -24,6 +24,8 @@ from tests.cluster.packages import install, unavailable
 
 _WHY_NOT = pytest.StashKey[str | None]()
 _NO_CLUSTER = "no Slurm cluster: "
+_SLOW = Path(__file__).with_name("slow.txt")
+"""Written by `python -m tests.slow JUNIT.xml`."""
 
 
 # A machine that others use too is slow now and then.
@@ -71,8 +73,11 @@ def idle_cluster(cluster: Cluster) -> Iterator[Cluster]:
 
 @pytest.hookimpl(tryfirst=True)  # ahead of xdist's own, which reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One cluster, one worker."""
+    """One cluster, one worker. Tests named in slow.txt are marked slow."""
+    slow = frozenset(_SLOW.read_text().splitlines())
     for item in items:
+        if item.nodeid.partition("[")[0] in slow:
+            item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("slurm") is not None:
             item.add_marker(pytest.mark.xdist_group("slurm"))
 

@@ -12,39 +12,40 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "r1hpc"
 
+TOOLKIT = (
+    *("base", "config", "plan", "slurm", "telemetry", "checkpoint", "attempt"),
+    *("accounting", "submission", "preflight", "reporting"),
+)
+"""Launches, survives, records, accounts for and reports any job. Imports no workload."""
+WORKLOADS = ("tasks", "data", "corpus", "train", "serving")
+"""What the toolkit runs. They import the toolkit, and each other as `_MAY_IMPORT` says."""
+
 _SHARED = ("base", "config", "plan")
 _MAY_IMPORT = {
     "base": (),
     "config": ("base",),
     "plan": ("base", "config"),
     "slurm": _SHARED,
-    "data": _SHARED,
     "checkpoint": _SHARED,
     "telemetry": _SHARED,
+    "attempt": (*_SHARED, "slurm", "checkpoint", "telemetry"),
+    "accounting": (*_SHARED, "slurm", "telemetry", "attempt"),
+    "preflight": (*_SHARED, "slurm", "telemetry", "attempt"),
+    "submission": (*_SHARED, "slurm", "telemetry", "checkpoint", "attempt", "accounting"),
+    "reporting": (*_SHARED, "slurm", "telemetry", "checkpoint", "attempt", "accounting"),
     "tasks": _SHARED,
-    "tracking": (*_SHARED, "telemetry"),
-    "estimator": _SHARED,
-    "train": (*_SHARED, "data", "checkpoint", "telemetry", "tasks"),
-    "serving": (*_SHARED, "telemetry"),
-    "attempt": (
-        *(*_SHARED, "slurm", "data", "checkpoint", "telemetry", "tracking", "tasks", "serving", "train"),
-    ),
-    "site": (*_SHARED, "slurm", "telemetry"),
-    "accounting": (*_SHARED, "slurm", "telemetry", "estimator", "attempt"),
-    "rehearsal": (*_SHARED, "slurm", "telemetry", "attempt"),
-    "reporting": (*_SHARED, "slurm", "telemetry", "serving", "attempt", "accounting"),
-    "submission": (
-        *(*_SHARED, "slurm", "data", "checkpoint", "telemetry", "tracking", "tasks", "estimator", "attempt"),
-        "accounting",
-    ),
+    "data": _SHARED,
+    "corpus": (*_SHARED, "slurm", "telemetry", "checkpoint", "tasks", "data"),
+    "train": (*_SHARED, "slurm", "telemetry", "checkpoint", "attempt", "tasks", "data", "corpus"),
+    "serving": (*_SHARED, "slurm", "telemetry", "attempt", "reporting", "tasks"),
 }
 """Below each package those it may import, beside itself."""
 
 _ONLY_IN = {
     "omegaconf": ("config",),
     "pynvml": ("telemetry",),
-    "tensorboard": ("tracking",),
-    "wandb": ("tracking",),
+    "tensorboard": ("telemetry",),
+    "wandb": ("telemetry",),
     "submitit": ("slurm",),
     "torch": ("train", "attempt"),
     "deepspeed": ("train",),
@@ -53,18 +54,16 @@ _ONLY_IN = {
     "bitsandbytes": ("train",),
     "compressed_tensors": ("train",),
     "vllm": ("train",),
-    "zarr": ("data",),
-    "h5py": ("data",),
-    "distributed": ("data",),
+    "zarr": ("data", "corpus"),
+    "h5py": ("corpus",),
     "matplotlib": ("reporting",),
     "rich": ("reporting",),
     "dateutil": ("reporting",),
 }
 _DEFERRED_ONLY = {
     ("torch", "attempt"),
-    ("distributed", "data"),
-    ("tensorboard", "tracking"),
-    ("wandb", "tracking"),
+    ("tensorboard", "telemetry"),
+    ("wandb", "telemetry"),
     ("matplotlib", "reporting"),
     ("dateutil", "reporting"),
 }
@@ -120,10 +119,34 @@ def test_arrows_point_down(path: Path) -> None:
     assert _packages_imported(path) <= {package, *_MAY_IMPORT[package]}
 
 
+def test_the_toolkit_imports_no_workload() -> None:
+    for package in TOOLKIT:
+        assert not set(_MAY_IMPORT[package]) & set(WORKLOADS)
+    assert {*TOOLKIT, *WORKLOADS} == set(_MAY_IMPORT)
+
+
+def test_no_two_folders_import_each_other() -> None:
+    """Also the inner folders of a package, and imports inside functions."""
+    modules = _modules()
+    graph: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        folder = name.rpartition(".")[0]
+        imported = {other.rpartition(".")[0] for other in _modules_imported(path, modules)}
+        graph.setdefault(folder, set()).update(imported - {folder, "r1hpc"})
+    _refuse_circles(graph)
+
+
 def test_no_two_modules_import_each_other_by_any_way() -> None:
     """Inside a package neither, nor inside functions, nor for type checks alone."""
-    modules = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in _FILES}
-    graph = {name: _modules_imported(path, modules) - {name} for name, path in modules.items()}
+    modules = _modules()
+    _refuse_circles({name: _modules_imported(path, modules) - {name} for name, path in modules.items()})
+
+
+def _modules() -> dict[str, Path]:
+    return {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in _FILES}
+
+
+def _refuse_circles(graph: dict[str, set[str]]) -> None:
     try:
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:
@@ -217,7 +240,7 @@ def test_the_login_node_loads_nothing_heavy(name: str) -> None:
     assert not set(done.stdout.split()) & set(_HEAVY)
 
 
-@pytest.mark.parametrize("name", ["plan.run", "plan.preemption", "estimator.estimate", "base.rundir"])
+@pytest.mark.parametrize("name", ["plan.run", "plan.save_time", "plan.hours.estimate", "base.run_dir"])
 def test_the_lower_packages_need_only_the_standard_library(name: str) -> None:
     code = f"import r1hpc.{name}, sys; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"
     command = [sys.executable, "-S", "-c", code]  # -S: no site-packages at all

@@ -246,7 +246,7 @@ def _stage(block: dict[str, Any], whole: float | None, where: str) -> CampaignSt
 
 
 def _check_stages(stages: Sequence[str], place: str) -> None:
-    from r1hpc.config.schema.run import STAGES  # takes a fifth of a second, for omegaconf
+    from r1hpc.config.stages import STAGES  # takes a fifth of a second, for omegaconf
 
     for stage in stages:
         if stage not in STAGES:

@@ -37,14 +37,14 @@ from r1hpc.attempt.state.slurm_records import (
     record_of,
 )
 from r1hpc.attempt.state.state import State, all_slurm_jobs, read_situation
+from r1hpc.attempt.workload import workload_of
 from r1hpc.base.errors import R1hpcError, StateError, UsageError
 from r1hpc.base.files import read_json
 from r1hpc.base.find_run import all_runs, full_name, unreadable
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config.load import read
-from r1hpc.config.schema.run import TRAINED_STAGES
+from r1hpc.config.stages import TRAINED_STAGES
 from r1hpc.plan.hours.estimate import Estimate
-from r1hpc.plan.hours.estimate_run import estimate_of_run
 from r1hpc.plan.hours.measured import measured_estimate
 from r1hpc.plan.run import RunPlan
 from r1hpc.plan.stored import PlanFacts
@@ -354,7 +354,7 @@ def measured_run(run: RunDir, now: float) -> Estimate:
         useful=held.useful / held.allocated if held.allocated else 1.0,
         updates_per_rollout=updates_per_rollout(config) if config.stage == "rl" else 1,
     )
-    planned = estimate_of_run(config, plan)
+    planned = workload_of(config.stage).estimate(config, plan)
     if planned is None:
         return found
     card = {"gpu": planned.assumptions["gpu"]}

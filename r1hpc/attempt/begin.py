@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import TypedDict
 
 from r1hpc.attempt.rivals import (
@@ -33,6 +32,7 @@ from r1hpc.attempt.rivals import (
 from r1hpc.attempt.state.state import job_named, last_attempt_with_logs
 from r1hpc.attempt.state.unended import close_unended, newest_step
 from r1hpc.attempt.trackers import start_trackers
+from r1hpc.attempt.workload import workload_of
 from r1hpc.base.errors import StateError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.files import check_owned, read_json, write_json
@@ -41,7 +41,6 @@ from r1hpc.checkpoint.fence import last_incarnation
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.load import read
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.corpus.recipe.recipe import find_recipe
 from r1hpc.plan.topology.parts import STAGES_IN_PARTS
 from r1hpc.slurm import payload
 from r1hpc.slurm.client import SlurmError
@@ -56,7 +55,6 @@ from r1hpc.telemetry.records.attempts import (
     reason_to_stop,
     record,
 )
-from r1hpc.train.supervised.dataset import build, ensure_traces, folder_of_recipe
 
 _FILE = "needs.json"
 
@@ -88,9 +86,6 @@ def _is_finished(run: RunDir) -> bool:
     return run.path.is_dir() and run.finished.name in os.listdir(run.path)  # noqa: PTH208
 
 
-_READS_SHARDS = ("pretrain", "sft")
-
-
 @dataclass(frozen=True)
 class AttemptFacts:
     """What the batch host leaves for the ranks, in attempts/<k>/attempt.json."""
@@ -98,7 +93,7 @@ class AttemptFacts:
     attempt: int
     token: str
     dataset_path: str
-    """Empty for the stages that read no shards."""
+    """What the workload's `prepare` returned: the folder of the dataset, or empty."""
     ranks: int
     ends_at: float | None = None
     """When the time limit ends the job, by time.monotonic() of the batch host: rank 0 runs there too."""
@@ -168,9 +163,8 @@ def _begin(
             f"{run.run_id} is not started again: {reason}. `submit --resume` asks for more",
             Cause.cancelled if history.is_cancelled else Cause.refused,
         )
-    dataset = ""
-    if config.stage in _READS_SHARDS:
-        dataset = str(ensure_dataset(run, config))
+    prepared = workload_of(config.stage).prepare(run, config)
+    if prepared:
         refuse_a_ghost(run, executor, job_id, history)  # that may have taken hours
     attempt = max(used, history.last.attempt if history.last else 0) + 1
     token, cluster = secrets.token_hex(8), os.environ.get("SLURM_CLUSTER_NAME")
@@ -178,7 +172,7 @@ def _begin(
     store = CheckpointStore(run.checkpoints, keep=config.checkpoint.keep)
     store.begin(attempt, token)
     _make_folders(run, attempt)
-    facts = AttemptFacts(attempt, token, dataset, ranks, _ends_at(executor, job_id))
+    facts = AttemptFacts(attempt, token, prepared, ranks, _ends_at(executor, job_id))
     write_json(run.attempt_dir(attempt) / "attempt.json", asdict(facts))
     record(
         run,
@@ -283,19 +277,6 @@ def _out_of_hours(history: History, config: RunConfig) -> str | None:
     if most is None or used < most:
         return None
     return f"it has used {used:.2f} GPU-hours and limits.max_gpu_hours is {most:g}"
-
-
-def ensure_dataset(run: RunDir, config: RunConfig) -> Path:
-    """The dataset's folder: data.path, or built beside the runs from data.traces or data.recipe."""
-    if config.data.path is not None:
-        return Path(config.data.path)
-    if config.data.traces:
-        return ensure_traces(run, config)
-    assert config.data.recipe is not None, "DataConfig refuses neither"
-    recipe = find_recipe(config.data.recipe)
-    target = folder_of_recipe(run, recipe)
-    build(recipe, target)
-    return target
 
 
 def _make_folders(run: RunDir, attempt: int) -> None:

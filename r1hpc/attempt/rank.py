@@ -1,4 +1,4 @@
-"""One rank of an attempt: meet the others, train, and leave a record of how it ended.
+"""Run one rank of an attempt: hand it to its workload, and leave a record of how it ended.
 
 `run_rank(run_dir)` is where every way of starting ends: submitit's pickle, `srun python -m r1hpc.launch
 rank`, the local supervisor. torch is imported only after the signal handlers stand; what comes before them
@@ -11,33 +11,23 @@ import sys
 import time
 import traceback
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypedDict
+from typing import NoReturn
 
 from r1hpc.attempt.begin import read_facts
-from r1hpc.attempt.control import heartbeats
 from r1hpc.attempt.control.stop import Clock, StopRequests
 from r1hpc.attempt.control.watchdog import Watchdog
 from r1hpc.attempt.state.cause import FAILED, FINISHED, HANG, LEFT_ALONE, STOPPED, RankOutcome, write_outcome
-from r1hpc.base.errors import R1hpcError, UsageError
-from r1hpc.base.files import check_owned, is_listed, read_json, write_json
+from r1hpc.attempt.workload import RankJob, workload_of
+from r1hpc.base.errors import FinalError, R1hpcError, UsageError
+from r1hpc.base.files import check_owned, read_json, write_json
 from r1hpc.base.run_dir import RunDir, open_run
 from r1hpc.config.load import read
 from r1hpc.config.schema.run import RunConfig
-from r1hpc.data.format.errors import DatasetMismatchError
 from r1hpc.plan.stored import PlanFacts
-from r1hpc.serving.rank import serve
-from r1hpc.slurm.rank_env import RankContext, choose_port, current, network_interface_to
+from r1hpc.slurm.rank_env import RankContext, current
 from r1hpc.telemetry.gpu.sampler import GpuSampler
 from r1hpc.telemetry.records.attempts import Cause, read_history, seconds_left
-from r1hpc.train.parallel.errors import TrainError
 
-if TYPE_CHECKING:
-    from torch._C._distributed_c10d import Store
-
-    from r1hpc.train.loop.session import Outcome
-
-_RENDEZVOUS_TIMEOUT_S = 600.0
 _FILE_SYSTEM_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -106,132 +96,13 @@ def _clock(run: RunDir, config: RunConfig, context: RankContext) -> Clock:
 def _work(
     run: RunDir, config: RunConfig, context: RankContext, requests: StopRequests, watchdog: Watchdog
 ) -> RankOutcome:
-    """Do what this rank is there for; how it ended."""
-    if config.stage == "serve":
-        ended = serve(run, config, context, requests, watchdog)
-        kind = FINISHED if ended.is_finished else STOPPED
-        return RankOutcome(context.rank, kind, context.node_name, reason=ended.reason)
-    outcome = _train(run, config, context, requests, watchdog)
-    kind = FINISHED if outcome.finished else STOPPED
-    step, kept = outcome.global_step, outcome.kept
-    return RankOutcome(context.rank, kind, context.node_name, step, outcome.reason, kept=kept)
-
-
-def _train(
-    run: RunDir, config: RunConfig, context: RankContext, requests: StopRequests, watchdog: Watchdog
-) -> "Outcome":
+    """Do what this rank is there for; return how it ended."""
     facts = read_facts(run, context.attempt)
-    use_gpu = bool(config.resources.gpus_per_node)
-    store = _rendezvous(run, config, context, facts.token, watchdog)
-    watchdog.load("loading the libraries")
-    # Deferred: seconds of imports that must not stand between a signal and its handler.
-    from r1hpc.train.parallel import distributed
-
-    distributed.choose_accelerator(use_gpu)  # before `loop` imports DeepSpeed
-    watchdog.load("loading DeepSpeed")
-    if config.train.deterministic:
-        distributed.be_deterministic()
-    distributed.let_memory_grow()
-    if config.stage != "pretrain":
-        distributed.attend_at_any_length()
-    from r1hpc.train import stages
-    from r1hpc.train.loop.session import Job
-
-    watchdog.beat("joining the other ranks")
-    group = distributed.join(
-        context.rank,
-        context.local_rank,
-        context.world_size,
-        store,
-        use_gpu=use_gpu,
-        waits=watchdog.waiting,
-        beat=watchdog.still,
-    )
-    job = Job(
-        config=config,
-        run=run,
-        group=group,
-        attempt=context.attempt,
-        token=facts.token,
-        node=context.node_name,
-        dataset_path=Path(facts.dataset_path) if facts.dataset_path else None,
-        requests=requests,
-        watchdog=watchdog,
-    )
-    outcome = stages.run(job)
-    distributed.leave()
-    return outcome
-
-
-def _rendezvous(
-    run: RunDir, config: RunConfig, context: RankContext, token: str, watchdog: Watchdog
-) -> "Store":
-    """A TCPStore on a port that rank 0 found free and already holds; the others read it from a file.
-
-    The socket is bound before its number is written, so nobody can take the port in between. The attempt's
-    token is checked through the store: a stranger's store, or one of an earlier attempt, is refused. A second
-    connection carries the ranks' signs of life.
-    """
-    from r1hpc.train.parallel.distributed import make_store
-
-    store: Store
-    place = run.attempt_dir(context.attempt) / "rendezvous.json"
-    if context.rank == 0:
-        listener = choose_port()
-        host = context.master_host
-        port = listener.getsockname()[1]
-        store = make_store("localhost", port, context.world_size, listener=listener)
-        store.set("r1hpc/token", token)
-        heartbeats.prepare(store, context.world_size)
-        write_json(place, {"host": host, "port": port, "token": token})
-        host = "localhost"
-    else:
-        meeting = _wait_for(place, token, watchdog)
-        host, port = meeting["host"], meeting["port"]
-        store = make_store(host, port, context.world_size, listener=None)
-        if store.get("r1hpc/token") != token.encode():
-            raise R1hpcError(f"{host}:{port} answers, but not for this attempt; it belongs to another run")
-    if context.world_size > 1:
-        own = make_store(host, port, context.world_size, listener=None)
-        timeout_s = config.train.hang_timeout_s
-        watchdog.hear(heartbeats.Peers(own, context.rank, context.world_size, timeout_s))
-    _name_interface(config, context)
-    return store
-
-
-def _name_interface(config: RunConfig, context: RankContext) -> None:
-    """Tell gloo and NCCL which interface leads to the other nodes; their own guess may be a private one."""
-    if config.cluster.network_interface is not None:
-        for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-            os.environ[variable] = config.cluster.network_interface
-        return
-    interface = network_interface_to(context.peer_host)
-    if interface is not None:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-        if interface != "lo":  # NCCL within one node uses shared memory and NVLink, and finds its own way
-            os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # "=": not eth10 for eth1
-
-
-class _Meeting(TypedDict):
-    """rendezvous.json: where rank 0 serves the store, and for which attempt."""
-
-    host: str
-    port: int
-    token: str
-
-
-def _wait_for(place: Path, token: str, watchdog: Watchdog) -> _Meeting:
-    deadline, pause_s = time.monotonic() + _RENDEZVOUS_TIMEOUT_S, 0.1
-    while time.monotonic() < deadline:
-        watchdog.beat("waiting for rank 0")  # not a hang: the deadline ends it, with a message of its own
-        if is_listed(place):
-            meeting: _Meeting = read_json(place, _Meeting)
-            if meeting["token"] == token:
-                return meeting
-        time.sleep(pause_s)
-        pause_s = min(1.0, 1.2 * pause_s)  # a thousand ranks ask
-    raise R1hpcError(
-        f"rank 0 did not write {place} within {_RENDEZVOUS_TIMEOUT_S:.0f} s; see the log of rank 0"
+    job = RankJob(config, run, context, facts.token, facts.dataset_path, requests, watchdog)
+    outcome = workload_of(config.stage).run(job)
+    kind = FINISHED if outcome.finished else STOPPED
+    return RankOutcome(
+        context.rank, kind, context.node_name, outcome.global_step, outcome.reason, kept=outcome.kept
     )
 
 
@@ -288,6 +159,6 @@ def _cause_of(error: BaseException) -> Cause:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return Cause.oom
     # Configuration does not mend itself. A full disk, a slow node, a bad read can: those are crashes.
-    if isinstance(error, (UsageError, TrainError, DatasetMismatchError)):
+    if isinstance(error, (UsageError, FinalError)):
         return Cause.refused
     return Cause.crash

@@ -22,7 +22,8 @@ from r1hpc.base.files import GrowingFile, parse_object, write_atomic
 from r1hpc.base.lock import hold
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config.load import read
-from r1hpc.config.schema.run import TRAINED_STAGES, RunConfig
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.config.stages import TRAINED_STAGES
 from r1hpc.telemetry.records.attempts import read_history
 from r1hpc.telemetry.trackers.keeper import Keeper, step_back
 

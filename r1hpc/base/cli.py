@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from r1hpc.base.errors import R1hpcError, UsageError
+from r1hpc.base.extras import extra_of, how_to_install
 from r1hpc.base.names import at_home, nearest, printable
 
 _MOST = 1000
@@ -110,6 +111,8 @@ def _what_refuses(error: OSError) -> str:
 
 
 def _missing(module: str) -> str:
+    if extra_of(module):
+        return f"this needs the package {module.split('.')[0]}: {how_to_install(module)}"
     return (
         f"{sys.executable} has no Python module {printable(module)}, which r1hpc needs: activate the "
         "environment that r1hpc was installed into (`make setup` in its clone makes one: "

@@ -21,5 +21,9 @@ class ConfigError(UsageError):
     """A configuration file or override that cannot be used."""
 
 
+class FinalError(R1hpcError):
+    """The run cannot go on as it is configured: starting it again would end the same way."""
+
+
 class StateError(R1hpcError):
     """A file of a run that cannot be trusted: torn, foreign, or from another program."""

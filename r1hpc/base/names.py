@@ -66,3 +66,11 @@ def _own_parts(word: str, other: str) -> tuple[str, str]:
     if section and other.startswith(f"{section}."):
         return name, other.removeprefix(f"{section}.")
     return word.lstrip("-").replace("-", "_"), other.lstrip("-").replace("-", "_")
+
+
+def one_of(where: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise UsageError naming the nearest value unless `value` is allowed."""
+    if value not in allowed:
+        raise UsageError(
+            f"{where} must be one of {', '.join(allowed)}, not {value!r}{nearest(value, allowed)}"
+        )

@@ -29,6 +29,7 @@ from r1hpc.config.layers import REPLACE, Dumper, KeyTwiceError, Loader, merged, 
 from r1hpc.config.layers import read_yaml as read_yaml
 from r1hpc.config.schema.ranges import check_ranges
 from r1hpc.config.schema.run import RunConfig, section_of
+from r1hpc.config.stages import check_stage
 from r1hpc.config.trl_names import name_here
 
 _OF_THE_SHELL = ("setup",)
@@ -164,6 +165,7 @@ def merge_layers(
         _refuse_bomb(content)
         content = _interpolated(content)
     config = cast(RunConfig, _section(RunConfig, content, ""))
+    check_stage(config.stage)
     check_ranges(config)
     return config
 

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from r1hpc.base.errors import UsageError
-from r1hpc.config.schema.run import SAMPLED_STAGES, TRAINED_STAGES, Precision, RunConfig
+from r1hpc.config.schema.run import Precision, RunConfig
+from r1hpc.config.stages import SAMPLED_STAGES, TRAINED_STAGES
 
 _TIMEOUT_S = 30.0
 

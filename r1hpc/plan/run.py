@@ -11,7 +11,8 @@ from typing import Any, TypedDict
 from r1hpc.base.errors import ConfigError, StateError
 from r1hpc.base.records import mistake
 from r1hpc.base.units import format_bytes, format_duration, gpu_hours
-from r1hpc.config.schema.run import TRAINED_STAGES, RunConfig
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.config.stages import PLANNED_STAGES, STAGES, TRAINED_STAGES
 from r1hpc.plan.memory.compression import bytes_between_nodes
 from r1hpc.plan.memory.fit import room_for_larger_cache, way_out
 from r1hpc.plan.memory.run import (
@@ -241,8 +242,8 @@ def _longest_sequence(config: RunConfig) -> tuple[int, str]:
 
 
 def num_steps(config: RunConfig, num_ranks: int) -> int:
-    """Optimizer steps, or parts where there are none; a server has no last one."""
-    if config.stage == "serve":
+    """Return the optimizer steps, or the parts of a stage without them; 0: the plan cannot know."""
+    if config.stage not in PLANNED_STAGES:
         return 0
     if config.stage not in TRAINED_STAGES:
         return num_parts(with_part_size(config, num_ranks))
@@ -272,7 +273,7 @@ def _shape(
     config: RunConfig, vocab_size: int | None, expected: Mapping[str, Any] | None
 ) -> ModelShape | None:
     """The model's shape; None where its family or its vocabulary is not known, or no model is loaded."""
-    if config.stage == "traces":  # demonstrations are computed
+    if config.stage == "traces" or config.stage not in STAGES:  # loads no model, or one that is not ours
         return None
     model = load_model_config(config, vocab_size, expected)
     values = canonical(model)

@@ -1,5 +1,8 @@
 """What `shard` prints of a plan, a build, what was kept, a dataset, and where a document comes from."""
 
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +107,24 @@ def print_description(described: dict[str, Any]) -> None:
             print(f"  {role}: {printable(document[role])}")
         if "prompt" not in document:
             print(printable(document["text"]))
+
+
+@contextmanager
+def progress_bar(what: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
+    """Yields a function that is told of each further number of bytes."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    # Deferred: who is not looking does not wait for it.
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn(what),
+        BarColumn(bar_width=None),
+        DownloadColumn(binary_units=True),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True, expand=True) as bar:
+        task = bar.add_task(what, total=total_bytes)
+        yield lambda count: bar.advance(task, count)

@@ -33,6 +33,7 @@ from r1hpc.accounting.forecast import Spread
 from r1hpc.accounting.hours import fold_hours
 from r1hpc.accounting.ledger import RunLedger, clip
 from r1hpc.accounting.open_ledger import open_ledgers, survey
+from r1hpc.attempt.workload import card_of
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.files import write_atomic
 from r1hpc.base.find_run import full_name
@@ -252,6 +253,7 @@ def run_card(run: RunLedger, is_alone: bool = False) -> str:
     charts = charts_of_run(data)
     nothing = "" if run.stage in STAGES_IN_PARTS else _NOTHING
     shown = [chart for name, chart in charts.items() if is_alone or name in _MAIN]
+    facts = [*_facts(run), *(f"{name} {value}" for name, value in card_of(run.run, run.stage))]
     stub = f'<p class="stub">The GPU readings come from {text(STUB)}.</p>' if data.is_stub else ""
     figures = "".join(
         f"<figure><figcaption>{text(each.title)}</figcaption>{inline(each)}</figure>" for each in shown
@@ -259,7 +261,7 @@ def run_card(run: RunLedger, is_alone: bool = False) -> str:
     return (
         f'<section class="card run" id="run-{text(run.run_id)}"><h3>{text(run.run_id)} '
         f'<span class="badge {text(run.state)}">{text(run.state)}</span></h3>'
-        f'<p class="facts">{" · ".join(text(fact) for fact in _facts(run))}</p>'
+        f'<p class="facts">{" · ".join(map(text, facts))}</p>'
         f'{_findings(_newest_findings(run))}{stub}<div class="figures">{figures or nothing}</div></section>'
     )
 

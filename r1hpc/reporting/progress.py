@@ -25,6 +25,7 @@ from r1hpc.attempt.state.state import State
 from r1hpc.base.errors import R1hpcError, StateError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config import load
+from r1hpc.config.stages import PLANNED_STAGES
 from r1hpc.plan.topology.parts import STAGES_IN_PARTS, num_parts
 from r1hpc.telemetry.records.attempts import Attempt
 from r1hpc.telemetry.records.evaluations import read_evaluations
@@ -107,7 +108,7 @@ def _global_step(last: Attempt | None, recent: Sequence[Step]) -> int | None:
 
 
 def _num_steps(ledger: RunLedger) -> int | None:
-    if ledger.stage == "serve":  # it has no last one
+    if ledger.stage not in PLANNED_STAGES:
         return None
     if ledger.num_steps is not None:
         return ledger.num_steps

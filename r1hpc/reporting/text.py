@@ -10,6 +10,7 @@ from typing import Any
 from r1hpc.accounting.forecast import Spread
 from r1hpc.accounting.ledger import Gap, RunLedger
 from r1hpc.accounting.open_ledger import RunReport
+from r1hpc.attempt.workload import card_of
 from r1hpc.base.names import printable
 from r1hpc.base.tables import bar, format_table, share, text_width, wrap
 from r1hpc.base.units import format_bytes, format_duration
@@ -46,6 +47,7 @@ def as_text(found: RunReport, plots: Sequence[Path] = ()) -> str:
         _hours(ledger),
         ledger_text(ledger),
         _steps_and_data(found),
+        "\n".join(f"{name:6} {value}" for name, value in card_of(found.run, ledger.stage)),
         "\n".join(held_out_lines(found.run)),
         *_gpus(found.gpus),
         "\n".join(wrap(f"note: {note}", hanging="  ") for note in ledger.notes),

@@ -24,7 +24,7 @@ _TO_LEAVE_S = 10.0
 """From TERM to KILL, for answers under way; shorter than any KillWait."""
 _PIPE_BYTES = 65536
 _ON_CPU = ("--enforce-eager", "--no-enable-chunked-prefill")
-"""As for rollouts (train/rollout/vllm_engine.py): no minutes of compiling, no end by a seeded prompt read in two."""
+"""As for rollouts (vllm_engine.py): no minutes of compiling, no end by a seeded prompt read in two."""
 _DEFAULTS = {
     "VLLM_NO_USAGE_STATS": "1",
     # Of the build for CPUs: a GiB for the cache, threads as OMP_NUM_THREADS says.

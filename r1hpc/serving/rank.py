@@ -1,6 +1,6 @@
-"""The rank of a server: where it shall listen, how it is started, and who may end it.
+"""Run a server as the one rank of a job: where it listens, how it starts, and what ends it.
 
-ended = serve(run, config, context, requests, watchdog)
+outcome = serve(job)
 """
 
 import os
@@ -8,35 +8,33 @@ import sys
 import time
 
 from r1hpc.attempt.begin import read_facts
-from r1hpc.attempt.control.stop import StopRequests
-from r1hpc.attempt.control.watchdog import Watchdog
+from r1hpc.attempt.workload import Outcome, RankJob
 from r1hpc.base.run_dir import RunDir
 from r1hpc.base.units import parse_time
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.serving.address import Place, make_key
-from r1hpc.serving.life import Ended, Life
+from r1hpc.serving.life import Life
 from r1hpc.serving.process import command_of, environment_of
 from r1hpc.slurm.rank_env import RankContext, choose_port, own_address
 
 _LOOPBACK = "127.0.0.1"
 
 
-def serve(
-    run: RunDir, config: RunConfig, context: RankContext, requests: StopRequests, watchdog: Watchdog
-) -> Ended:
+def serve(job: RankJob) -> Outcome:
     """Serve the model until somebody ends it, nobody asks any more, or the time is up.
 
     Raises:
         UsageError: the interpreter has no vLLM.
         R1hpcError: the server failed, or this node has no address.
     """
+    run, config, context = job.run, job.config, job.context
     place = _place(config, context)
     name = config.serve.model_name or run.run_id
     ends_at = _ends_at(run, config, context)
 
     def stop_reason() -> str:
-        stop, _ = requests.poll()
-        return requests.reason if stop else ""
+        stop, _ = job.requests.poll()
+        return job.requests.reason if stop else ""
 
     life = Life(
         run,
@@ -47,10 +45,11 @@ def serve(
         stop_reason=stop_reason,
         seconds_left=lambda: None if ends_at is None else ends_at - time.monotonic(),
         lead_s=0.0 if _is_local(context) else config.resources.signal_lead_s or 0.0,
-        beat=watchdog.beat,
+        beat=job.watchdog.beat,
     )
     command = command_of(config, [sys.executable], place, name)
-    return life.live(command, environment_of(os.environ, run.code, make_key(run)))
+    ended = life.live(command, environment_of(os.environ, run.code, make_key(run)))
+    return Outcome(ended.is_finished, reason=ended.reason)
 
 
 def _place(config: RunConfig, context: RankContext) -> Place:

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.attempt.state.state import Situation, State, all_slurm_jobs, read_situation
+from r1hpc.attempt.workload import workload_of
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.files import read_json
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config import plugins
 from r1hpc.config.packages import local_folder
-from r1hpc.config.schema.run import TRAINED_STAGES, RunConfig
+from r1hpc.config.stages import TRAINED_STAGES
 from r1hpc.plan.model.hf_config import load_model_config
 from r1hpc.plan.stored import PlanFacts
 from r1hpc.slurm import defaults, queue
@@ -33,10 +34,8 @@ from r1hpc.submission import start_run
 from r1hpc.submission.chain.file import Definition, Stage, overrides_of
 from r1hpc.submission.chain.folder import ChainDir
 from r1hpc.submission.order import Order
-from r1hpc.submission.plan_run import PlannedRun, plan_run, reconfigured, vocab_size
+from r1hpc.submission.plan_run import PlannedRun, plan_run, reconfigured
 from r1hpc.telemetry.records.attempts import record
-from r1hpc.train.checks.advice import other_form_in_chain
-from r1hpc.train.checks.data import may_be_too_long
 
 AskCluster = Callable[..., ClusterFacts]
 
@@ -90,7 +89,9 @@ def plan_steps(chain: ChainDir, definition: Definition, order: Order) -> tuple[S
             tokenizers[stage.name] = _tokenizer_folder(stage, chain, tokenizers)
             _refuse_what_none_leaves(stage, definition, chain)
             if stage.config.stage in TRAINED_STAGES:
-                models[stage.name] = load_model_config(stage.config, vocab_size(stage.config), expected)
+                models[stage.name] = load_model_config(
+                    stage.config, workload_of(stage.config.stage).vocab_size(stage.config), expected
+                )
             step = _choose(chain.stage(stage.name), stage, unrecorded, steps, order)
             if step.action.makes_a_job:
                 tokenizer = tokenizers[stage.name]
@@ -220,14 +221,9 @@ def _plan(
     return replace(
         planned,
         needs=stage.needs,
-        notes=(*planned.notes, *(_chain_notes(config, others) if is_new else ())),
+        notes=(*planned.notes, *(workload_of(config.stage).check_beside(config, others) if is_new else ())),
         script=planned.script.with_options({"job-name": named[:64]}),
     )
-
-
-def _chain_notes(config: RunConfig, others: Mapping[Path, RunConfig]) -> list[str]:
-    """What a person would want to be told of a stage beside the others."""
-    return [*may_be_too_long(config, others), *other_form_in_chain(config, others)]
 
 
 def _refuse_what_none_leaves(stage: Stage, definition: Definition, chain: ChainDir) -> None:

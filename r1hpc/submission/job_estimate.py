@@ -6,6 +6,7 @@ estimate_job("train", overrides=["train.num_steps=20000"], gpu="h100", num_gpus=
 from collections.abc import Sequence
 from dataclasses import replace
 
+from r1hpc.attempt.workload import workload_of
 from r1hpc.base.errors import UsageError
 from r1hpc.base.names import printable
 from r1hpc.base.units import parse_time
@@ -13,11 +14,10 @@ from r1hpc.config import load, snapshot
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.plan.hours.baselines import text_gigabytes
 from r1hpc.plan.hours.estimate import Estimate, seed_estimate
-from r1hpc.plan.hours.estimate_run import estimate_of_run
 from r1hpc.plan.hours.goodput import FailureRates
 from r1hpc.plan.run import RunPlan, make_plan
 from r1hpc.plan.topology.gpus import find_gpu
-from r1hpc.submission.plan_run import ASSUMED_GPUS_PER_NODE, vocab_size, with_counted_questions
+from r1hpc.submission.plan_run import ASSUMED_GPUS_PER_NODE
 
 
 def estimate_job(
@@ -51,11 +51,11 @@ def estimate_job(
         )
     uncounted = ""
     try:
-        config = with_counted_questions(config)
+        config = workload_of(config.stage).complete(config)
     except UsageError as error:  # the files may lie on the cluster alone
         uncounted = f"the questions of the test files could not be counted: {error}"
     plan = _plan(config, num_gpus)
-    found = estimate_of_run(config, plan, rates)
+    found = workload_of(config.stage).estimate(config, plan, rates)
     if found is None:
         raise UsageError(
             f"{printable(job)}: the model's parameters are not known before it is built; give "
@@ -77,7 +77,7 @@ def _plan(config: RunConfig, num_gpus: int | None) -> RunPlan:
         config,
         gpus_per_node=per_node,
         num_nodes=nodes,
-        vocab_size=vocab_size(config),
+        vocab_size=workload_of(config.stage).vocab_size(config),
         time_limit_s=None if limit is None else parse_time(limit),
     )
 

@@ -12,7 +12,6 @@ estimate, notes = estimate_for(run_root, config, plan)     # None: not known
 
 import dataclasses
 import functools
-import heapq
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -22,22 +21,18 @@ from typing import Any
 
 from r1hpc.accounting.calibrate import Site, corrected, finished_runs
 from r1hpc.attempt.state.state import read_situation
+from r1hpc.attempt.workload import Facts, workload_of
 from r1hpc.base.errors import UsageError
 from r1hpc.base.files import read_object
 from r1hpc.base.lock import is_free
 from r1hpc.base.run_dir import RunDir, open_run
 from r1hpc.config import load, plugins, snapshot
 from r1hpc.config.packages import check_packages
-from r1hpc.config.schema.run import TRAINED_STAGES, RunConfig
-from r1hpc.config.schema.sections import zero_converts
-from r1hpc.corpus.inspect.progress import preview_vocab_size
-from r1hpc.plan.hours.estimate_run import estimate_of_run
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.config.stages import TRAINED_STAGES
 from r1hpc.plan.hours.workload import ASSUMED_GPU
-from r1hpc.plan.memory.compression import check_compression
-from r1hpc.plan.memory.frozen import check_base
 from r1hpc.plan.memory.run import asked_host_gib, misfits
 from r1hpc.plan.run import RunPlan
-from r1hpc.plan.topology.checks import check_new_precision, check_precision
 from r1hpc.plan.topology.gpus import (
     FLAGS_INSTEAD,
     UnknownGpuError,
@@ -46,18 +41,14 @@ from r1hpc.plan.topology.gpus import (
     other_card,
     smaller_cards,
 )
-from r1hpc.serving.checks import check_named, check_served
 from r1hpc.slurm import defaults, fields, flags, script
 from r1hpc.slurm.probe import ClusterFacts
 from r1hpc.slurm.sbatch import withheld
+from r1hpc.submission.advice import kept_from_before, little_room
 from r1hpc.submission.order import DEFAULT_JOB, Order, Purpose
-from r1hpc.tasks.problems.benchmark import check_trained_on
 from r1hpc.telemetry.records.attempts import read_history
 from r1hpc.telemetry.records.ranks import measured_save_speed
 from r1hpc.telemetry.trackers.check import check_trackers
-from r1hpc.train.checks.advice import kept_from_before, little_room, seldom_meant
-from r1hpc.train.checks.data import check_mix_goes_on, check_sources, check_training_data, refuse_long_build
-from r1hpc.train.checks.model import check_models, other_tokenizer, tokenizer_is_to_come
 
 
 def estimate_for(
@@ -72,7 +63,7 @@ def estimate_for(
         Estimate.to_json(), with `uncorrected` and `correction` beside it where there was one; and notes.
     """
     try:
-        found = estimate_of_run(config, plan, expected_model=expected_model)
+        found = workload_of(config.stage).estimate(config, plan, expected_model=expected_model)
     except UnknownGpuError as error:
         said = str(error).replace(FLAGS_INSTEAD, "set cluster.gpu_type to")
         return None, (f"no estimate: {said}",)
@@ -90,8 +81,6 @@ def _site(run_root: Path) -> Site:
 
 ASSUMED_GPUS_PER_NODE = 8
 """Where nothing says how many a node has, and no cluster is asked."""
-_MOST_ENCODED = 5000
-"""Prompts, the longest of those that are known: a second or two."""
 _MAY_CHANGE_SECTIONS = (
     *("resources.", "cluster.", "limits.", "monitor.", "checkpoint."),
     "rollout.vllm_options.",  # memory and speed
@@ -196,21 +185,6 @@ def plan_resumed_run(order: Order) -> PlannedRun:
     return replace(planned, notes=(*planned.notes, *kept))
 
 
-def _check_zero_goes_on(run: RunDir, config: RunConfig) -> None:
-    """Refuse a ZeRO stage that the checkpoint cannot be converted to, before the queue."""
-    from r1hpc.checkpoint.store import CheckpointStore  # here: a new run has no checkpoint
-
-    newest = next(iter(CheckpointStore(run.checkpoints).list()), None)
-    if newest is None:
-        return
-    saved, asked = newest.manifest.meta.get("zero_stage"), config.deepspeed.zero_stage
-    if not zero_converts(saved, asked):
-        raise UsageError(
-            f"{run.run_id} has a checkpoint of ZeRO {saved}, and DeepSpeed converts only between 1 and 2: "
-            f"resume with deepspeed.zero_stage={saved}, or begin another run from an export of this one"
-        )
-
-
 def _was_stopped_early(run: RunDir, config: RunConfig) -> bool:
     last_step = read_object(run.finished).get("global_step")
     return (
@@ -249,36 +223,27 @@ def plan_run(
             section.check_new()
     config = snapshot.with_absolute_paths(config)
     snapshot.refuse_secrets(config, order.overrides)
-    if config.stage == "serve":
-        check_named(config)
-    if is_new:  # a run of before goes on as it was begun, from its checkpoints
-        models = check_models(config, expected_model, expected_teacher)
-        tokenizer_to_come = tokenizer_is_to_come(config, expected_model)
-        models += check_training_data(config, to_come, tokenizer_to_come=tokenizer_to_come)
-        check_trained_on(config, to_come)
-        config = with_counted_questions(config)
-    else:
-        frozen = load.read(run.config)
-        check_mix_goes_on(frozen, config)
-        check_sources(config)
-        if config.rollout.vllm_options != frozen.rollout.vllm_options:
-            config.rollout.check_new()
-        _check_zero_goes_on(run, config)
+    known = Facts(
+        run=run,
+        frozen=None if is_new else load.read(run.config),
+        to_come=to_come,
+        expected_model=expected_model,
+        expected_teacher=expected_teacher,
+        tokenizer_folder=tokenizer_folder,
+    )
+    if not is_new:
         plugins.refuse_changes(plugins.names_in(config), run.code)
         plugins.refuse_changed_files(run.code)
-        models = []
-    asking, as_expected = config, expected_model
-    if expected_model is not None and tokenizer_folder is not None:  # what will be there is here already
-        asking, as_expected = replace(config, model=replace(config.model, path=tokenizer_folder)), None
-    repeats, prompt = _check_questions(asking, as_expected, code=None if is_new else run.code)
-    vocabulary = vocab_size(config)
+    workload = workload_of(config.stage)
+    checked = workload.check_settings(config, known)
+    config = checked.config
     executor, notes = defaults.choose_executor(order.executor, will_submit=order.purpose is Purpose.start)
-    notes += [*repeats, *models]
+    notes += checked.notes
     check_trackers(config, executor)
     decision = defaults.decide(
         config,
         executor,
-        vocab_size=vocabulary,
+        vocab_size=workload.vocab_size(config),
         assumed_gpus_per_node=ASSUMED_GPUS_PER_NODE if order.is_dry_run else None,
         facts=facts,
         expected_model=expected_model,
@@ -288,16 +253,9 @@ def plan_run(
     )
     if executor == "slurm" and order.purpose is not Purpose.estimate:
         decision.refuse_missing_nodes()
-    check_precision(decision.config)
-    if is_new:
-        check_new_precision(decision.config)
-    check_base(decision.config)
-    check_compression(decision.config)
     check_packages(decision.config, executor)
-    if config.stage == "serve" and expected_model is None:
-        check_served(decision.config, decision.gpus_per_node, executor)
-    if executor == "slurm" and decision.gpus_per_node and is_new:
-        refuse_long_build(run, decision.config)
+    known = replace(known, executor=executor, gpus_per_node=decision.gpus_per_node)
+    advice = workload.check(decision.config, known)
     text = script.make_script(
         run, decision.config, gpus_per_node=decision.gpus_per_node, signal_lead_s=decision.signal_lead_s
     )
@@ -309,12 +267,19 @@ def plan_run(
             f"not passed to the job, since the value holds a password or a token: {hidden}. Keep the login "
             "in ~/.netrc, or set the variable in a cluster.setup line that reads a file"
         )
-    notes += [*decision.notes, *no_estimate, *_memory_notes(decision.config, decision.plan, is_new)]
-    notes += other_tokenizer(config)
+    notes += [*decision.notes, *no_estimate, *_memory_notes(decision.config, decision.plan, is_new), *advice]
     if is_new:
-        notes += [*seldom_meant(decision.config), *little_room(run, decision.config, decision.plan)]
+        notes += little_room(run, decision.config, decision.plan)
     return PlannedRun(
-        run, executor, decision.config, decision.plan, text, tuple(notes), is_new, estimate, prompt=prompt
+        run,
+        executor,
+        decision.config,
+        decision.plan,
+        text,
+        tuple(notes),
+        is_new,
+        estimate,
+        prompt=checked.prompt,
     )
 
 
@@ -348,70 +313,6 @@ def _assumed_card(config: RunConfig) -> list[str]:
         f"memory and hours are planned for {planned.name}: say which cards there are, "
         f"cluster.gpu_type={names}",
     ]
-
-
-def with_counted_questions(config: RunConfig) -> RunConfig:
-    """With the number of questions of each test file, where a stage asks any."""
-    if config.stage not in ("rl", "evaluate") or not (config.evaluate.path or config.evaluate.sets):
-        return config
-    from r1hpc.tasks.problems.benchmark import with_counted_sets  # pyarrow, for these runs only
-
-    return with_counted_sets(config)
-
-
-def _check_questions(
-    config: RunConfig, expected_model: Mapping[str, Any] | None = None, *, code: Path | None = None
-) -> tuple[list[str], str | None]:
-    """Task, rewards and tokenizer of a stage that needs them: what it would only meet on the nodes.
-
-    Returns:
-        Sentences on questions that it asks again; one prompt, see PlannedRun.prompt.
-
-    Args:
-        expected_model: as in `plan_run`; the tokenizer is then the earlier stage's to leave.
-        code: the frozen code of a run of before, which goes on as it was begun.
-
-    Raises:
-        UsageError: an unknown task, option or reward term, a file or package that is missing, more held-out
-            questions than there are, own code that fails, or a prompt that the tokenizer cannot read or that
-            is too long.
-    """
-    to_come = tokenizer_is_to_come(config, expected_model)
-    if config.stage == "sft" and not to_come:
-        from r1hpc.tasks.text import tokenizer
-
-        tokenizer.special_ids(tokenizer.load_tokenizer(config.model), config.model, code)
-    if config.stage not in ("traces", "rl", "generate", "evaluate"):
-        return [], None
-    from r1hpc.tasks.dry_check import check_questions
-    from r1hpc.tasks.text import tokenizer  # the tokenizers library, for these runs only
-
-    notes: list[str] = []
-    fits = None if to_come else tokenizer.fitting(config, code)
-    items = check_questions(config, code, notes.append, fits)
-    if config.stage == "traces" or to_come:
-        return notes, None
-    own = tokenizer.load_tokenizer(config.model)
-    form = tokenizer.form_of(own, config.model, code)
-    # Characters are not tokens: not the longest alone.
-    wheres = {item.prompt: item.where for item in reversed(items)}
-    for prompt in heapq.nlargest(_MOST_ENCODED, wheres, key=len):
-        tokenizer.prompt_ids(own, form, prompt, wheres[prompt], config.rollout.max_prompt_length)
-    return notes, form.prompt(items[0].prompt) if items else None
-
-
-def vocab_size(config: RunConfig) -> int | None:
-    """The vocabulary a run's model must have at least; None where nobody knows it before the run begins."""
-    if config.stage == "pretrain":
-        return preview_vocab_size(config.data.path, config.data.recipe)
-    if config.stage == "traces":
-        return None
-    from r1hpc.tasks.text.tokenizer import load_tokenizer, vocabulary_size  # the tokenizers library
-
-    try:
-        return vocabulary_size(load_tokenizer(config.model))
-    except UsageError:  # an earlier stage's to leave, or refused where it is asked for
-        return None
 
 
 def reconfigured(run: RunDir, order: Order) -> RunConfig:

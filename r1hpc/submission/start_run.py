@@ -201,8 +201,8 @@ def _not_written(path: Path, error: OSError, free: int) -> Exception:
     if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
         return R1hpcError(
             f"{path.parent} is full, or your quota there is: {format_bytes(free)} are free, and a run's "
-            f"folder needs {format_bytes(snapshot.size_of_copy())} before its first checkpoint; make room, or "
-            "choose another --run-root"
+            f"folder needs {format_bytes(snapshot.size_of_copy())} before its first checkpoint; make room, "
+            "or choose another --run-root"
         )
     if isinstance(error, shutil.Error):
         source, _, why = error.args[0][0]

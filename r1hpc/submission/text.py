@@ -14,6 +14,7 @@ from r1hpc.base.files import read_json
 from r1hpc.base.run_dir import RunDir
 from r1hpc.base.tables import format_table, wrap
 from r1hpc.base.units import format_duration, format_parameters
+from r1hpc.config.stages import PLANNED_STAGES, STAGES
 from r1hpc.plan.hours.text import amount
 from r1hpc.plan.memory.run import held
 from r1hpc.slurm.script import render
@@ -86,8 +87,11 @@ def plan_lines(planned: PlannedRun) -> list[tuple[str, str]]:
     lines = [
         *_model_line(planned),
         ("nodes", f"{where.num_nodes} x {per_node} {ranks}"),
-        _served_line(planned) if planned.config.stage == "serve" else _batch_line(planned),
     ]
+    if planned.config.stage == "serve":
+        lines.append(_served_line(planned))
+    elif planned.config.stage in PLANNED_STAGES:
+        lines.append(_batch_line(planned))
     if planned.prompt is not None:
         lines.append(("asks", _shortened(repr(planned.prompt))))
     if plan.memory is not None and where.num_gpus:
@@ -135,7 +139,7 @@ def _served_line(planned: PlannedRun) -> tuple[str, str]:
 def _model_line(planned: PlannedRun) -> list[tuple[str, str]]:
     """Where the weights come from: random ones are announced."""
     model, count = planned.config.model, planned.plan.num_parameters
-    if planned.config.stage == "traces":
+    if planned.config.stage == "traces" or planned.config.stage not in STAGES:
         return []
     origin = "from scratch" if model.path is None or model.from_scratch else model.path
     lines = [("model", origin, count)]

@@ -1,1 +1,1 @@
-"""Train on the ranks of one attempt: `stages.run(job)` returns an Outcome. Knows nothing of Slurm."""
+"""Train on the ranks of one attempt. `workload.py` is the way in, `rank.py` starts a rank."""

@@ -69,7 +69,7 @@ def _rewards(**weights: float) -> Settings:
 
 
 def _composite(alpha: float, beta: float, gamma: float) -> Arm:
-    """The article's weighted sum; its FLOPs per token is the length of the answer here (tasks/reward/terms.py)."""
+    """The article's weighted sum; its FLOPs per token is the length of the answer here (terms.py)."""
     return Arm(
         "_".join(f"{weight:g}" for weight in (alpha, beta, gamma)),
         f"{alpha:g} accuracy + {beta:g} efficiency (length) + {gamma:g} diversity",

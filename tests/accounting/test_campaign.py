@@ -11,7 +11,7 @@ from r1hpc.accounting.campaign import Campaign, CampaignStage, follow, follow_ca
 from r1hpc.accounting.forecast import NOTHING, Spread
 from r1hpc.accounting.open_ledger import survey
 from r1hpc.base.errors import ConfigError
-from r1hpc.config.schema.run import STAGES
+from r1hpc.config.stages import STAGES
 from tests.accounting.history import make_history
 
 DAY = 86400.0

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from r1hpc.attempt.begin import ensure_dataset
 from r1hpc.attempt.rivals import MayPassError
 from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.run_dir import RunDir
@@ -16,6 +15,7 @@ from r1hpc.config.schema.run import DataConfig, ModelConfig, RunConfig
 from r1hpc.corpus.engine.work_dir import work_folder
 from r1hpc.data.read.sft_documents import open_traces
 from r1hpc.tasks.text.tokenizer import character_tokenizer, encode, form_of, load_tokenizer, special_ids
+from r1hpc.train.supervised.dataset import ensure_dataset
 from tests.tasks.tokenizers_of_others import llama3_like
 
 TRACES = [(f"{n}+{n}=", f"<think>{n}*2</think><answer>{2 * n}</answer>") for n in range(30)]

@@ -276,7 +276,7 @@ def test_a_job_that_slurm_has_started_again_elsewhere_leaves_the_run_alone(
     job.slurm_says(*[_RUNNING] * 19)
 
     def hours_later(run: RunDir, config: RunConfig) -> str:
-        monkeypatch.setattr("r1hpc.attempt.begin.ensure_dataset", lambda run, config: "data")
+        monkeypatch.setattr("r1hpc.train.workload.Training.prepare", lambda self, run, config: "data")
         monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
         job.slurm_says(*[_RUNNING.replace("Restarts=0", "Restarts=1")] * 19)
         assert begin(job.run, "slurm", "7", ("n2",), 1) == 2
@@ -284,7 +284,7 @@ def test_a_job_that_slurm_has_started_again_elsewhere_leaves_the_run_alone(
         return "data"
 
     monkeypatch.setattr("r1hpc.attempt.rivals._LEAVING_S", 0.0)
-    monkeypatch.setattr("r1hpc.attempt.begin.ensure_dataset", hours_later)
+    monkeypatch.setattr("r1hpc.train.workload.Training.prepare", hours_later)
     for is_slurm_silent in (False, False, True):  # asked again, it hears it from Slurm, or sees the record
         if is_slurm_silent:
             (job.bin / "scontrol").write_text("#!/bin/bash\nexit 1\n")

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from r1hpc.attempt.control.watchdog import Watchdog
-from r1hpc.attempt.rank import _rendezvous
 from r1hpc.base.errors import R1hpcError
 from r1hpc.base.files import write_json
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.slurm.rank_env import RankContext, choose_port
 from r1hpc.train.parallel.distributed import make_store
+from r1hpc.train.rank import _rendezvous
 
 
 def test_a_store_of_another_attempt_is_refused(tmp_path: Path) -> None:

@@ -115,7 +115,8 @@ def _git(root: Path, *words: str) -> None:
 
 def _freeze_in(checkout: Path, run: RunDir) -> "subprocess.CompletedProcess[str]":
     code = (
-        "import sys; from r1hpc.base.run_dir import RunDir; from r1hpc.config import load, snapshot as freeze;"
+        "import sys; from r1hpc.base.run_dir import RunDir;"
+        "from r1hpc.config import load, snapshot as freeze;"
         f"freeze.freeze(RunDir({str(run.path)!r}), load.load('smoke'), [], [])"
     )
     environ = {**os.environ, "PYTHONPATH": str(checkout), "PYTHONSAFEPATH": "1"}

@@ -163,7 +163,8 @@ def test_a_pickled_copy_asks_for_no_file_before_it_reads(path: Path, expected: A
 
 def test_reading_imports_neither_zarr_nor_torch(path: Path) -> None:
     code = (
-        "import sys; import r1hpc.shard, r1hpc.data.read.loader; from r1hpc.data.read.reader import open_dataset;"
+        "import sys; import r1hpc.shard, r1hpc.data.read.loader;"
+        "from r1hpc.data.read.reader import open_dataset;"
         f"open_dataset({str(path)!r}).read(0, 10);"
         "print([m for m in ('zarr', 'torch', 'h5py', 'tokenizers', 'pyarrow') if m in sys.modules])"
     )

@@ -24,7 +24,8 @@ from r1hpc.config.schema.run import (
     TrainConfig,
     WandbConfig,
 )
-from r1hpc.train.checks.advice import kept_from_before, little_room, other_form_in_chain, seldom_meant
+from r1hpc.submission.advice import kept_from_before, little_room
+from r1hpc.train.checks.advice import other_form_in_chain, seldom_meant
 
 
 def _config(model: ModelConfig, stage: str = "rl", **sections: Any) -> RunConfig:

@@ -14,6 +14,7 @@ from r1hpc.config.schema.rl import EvaluateConfig, GenerateConfig, TaskConfig
 from r1hpc.config.schema.run import DataConfig, RunConfig
 from r1hpc.submission.chain.file import (
     Definition,
+    connected,
     open_definition,
     override,
     read_definition,
@@ -22,10 +23,10 @@ from r1hpc.submission.chain.file import (
 from r1hpc.submission.chain.folder import ChainDir
 from r1hpc.submission.order import Order
 from r1hpc.submission.plan_run import reconfigured
+from r1hpc.submission.submit_chain import check_changes
 from r1hpc.tasks.problems.item_counts import asked_items, repeated
 from r1hpc.tasks.problems.registry import make_task
 from r1hpc.tasks.problems.task import check_num_held_out
-from r1hpc.train.checks.chain_items import connected, refuse_shown_again
 from tests.recorded import RecordedRun
 from tests.submission.chains import write_chain
 from tests.tasks.own_code import TASK, write
@@ -194,7 +195,7 @@ def test_a_change_by_which_items_would_be_shown_again_is_refused(tmp_path: Path)
 
     def change(*overrides: str, begun: Collection[str] = (), queued: Collection[str] = ()) -> None:
         changed = override(frozen, overrides, chain)
-        refuse_shown_again(frozen.configs, changed.configs, frozen.needs, begun, queued)
+        check_changes(frozen, changed, begun, queued)
 
     change("grpo:resources.nodes=2")
     change("grpo:train.num_steps=5000", begun=["more"])

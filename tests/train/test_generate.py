@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 
 from r1hpc.attempt.control.stop import StopRequests
+from r1hpc.attempt.workload import Outcome
 from r1hpc.base.errors import ConfigError, StateError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config.schema.rl import GenerateConfig, RewardConfig, RolloutConfig
@@ -25,7 +26,7 @@ from r1hpc.train.generate.generate import (
     sentence_on_kept,
     traces,
 )
-from r1hpc.train.loop.session import Job, Outcome
+from r1hpc.train.loop.session import Job
 from r1hpc.train.rollout.sampler import Judge
 from tests.train.test_evaluate import IDS, TOKENIZER, Parrot
 

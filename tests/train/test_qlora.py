@@ -18,14 +18,14 @@ from r1hpc.config import load
 from r1hpc.config.schema.run import RunConfig
 from r1hpc.tasks.text.tokenizer import SpecialIds
 from r1hpc.train.checkpoint.deepspeed_io import CheckpointFiles
-from r1hpc.train.checkpoint.identity import Identity, precision_of
+from r1hpc.train.checkpoint.identity import Identity, base_facts, precision_of
 from r1hpc.train.checkpoint.snapshot import Snapshots
 from r1hpc.train.model.export import export_model, weights_of
 from r1hpc.train.model.low_precision import held_bytes, is_nf4, load_adapters
 from r1hpc.train.parallel.distributed import Group
 from r1hpc.train.parallel.engine import build_engine, deepspeed_config
 from r1hpc.train.parallel.errors import ResumeError
-from r1hpc.train.rollout.policy import Reference, base_facts, build_policy, placement
+from r1hpc.train.rollout.policy import Reference, build_policy, placement
 from r1hpc.train.rollout.torch_engine import TorchSampler
 from tests.train.two_ranks import gathered, run_on_two_ranks, take_step
 

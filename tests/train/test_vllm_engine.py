@@ -19,7 +19,8 @@ from packaging.specifiers import SpecifierSet
 from r1hpc.base.errors import ConfigError, R1hpcError
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config.schema.rl import EvaluateConfig, RolloutConfig
-from r1hpc.config.schema.run import SAMPLED_STAGES, ModelConfig, Precision, RunConfig, TrainConfig
+from r1hpc.config.schema.run import ModelConfig, Precision, RunConfig, TrainConfig
+from r1hpc.config.stages import SAMPLED_STAGES
 from r1hpc.submit import main as submit
 from r1hpc.tasks.text.tokenizer import SpecialIds
 from r1hpc.train.checks.model import refuse_for_vllm

@@ -1,6 +1,6 @@
 """Find a rank that hangs: no progress for `timeout_s`, then every stack to the log and out.
 
-Each rank watches itself, and hears of the others (attempt/control/heartbeats.py). While it waits for them it is not judged
+Each rank watches itself, and hears of the others (heartbeats.py). While it waits for them it is not judged
 by its own silence: it goes on waiting as long as somebody makes progress and nobody is silent. When one hangs
 all of them leave; the one that cannot even run its watchdog (stopped, or a lock held in C) is ended by
 `srun --kill-on-bad-exit`, and named by the others, and by being the only rank without an outcome file.
@@ -44,7 +44,7 @@ _BACKSTOP_S = 15.0
 class Watchdog:
     """`beat(phase)` at least every `timeout_s` outside `waiting()`, or the process ends with EXIT_HANG.
 
-    Two watchers: a Python thread, which can write why, and a little later a process (attempt/control/backstop.py),
+    Two watchers: a Python thread, which can write why, and a little later a process (backstop.py),
     which needs no interpreter lock.
     """
 

@@ -1,6 +1,6 @@
 """Every setting of a run, as frozen dataclasses. Units are in the names; `None` means "derived".
 
-A range stands beside its field and is checked on loading (config/schema/ranges.py); what two settings of a section
+A range stands beside its field and is checked on loading (ranges.py); what two settings of a section
 say to each other is checked by `__post_init__`; what needs the whole (batch arithmetic, memory) by `plan`.
 The YAML files in `configs/` and `jobs/` hold the same names. Long sections lie in
 files of their own: cluster.py, reasoning.py, mixing.py, serving.py, zero.py.
@@ -23,12 +23,6 @@ from r1hpc.config.schema.rl import (
 )
 from r1hpc.config.schema.sections import DeepspeedConfig, MixConfig, ServeConfig
 
-STAGES = ("pretrain", "traces", "sft", "rl", "generate", "evaluate", "serve")
-TRAINED_STAGES = ("pretrain", "sft", "rl")
-"""With optimizer steps, checkpoints and a model. Of the others serve answers until it is ended, and the rest
-are done part by part, no part twice."""
-SAMPLED_STAGES = ("rl", "generate", "evaluate")
-"""In which the model answers by rollout.engine."""
 OWN_ATTENTIONS = ("gate", "gate_norm", "sigmoid_bias")
 """Of train/model/attention.py: weights trained with one are wrong under any other."""
 SDPA = ("sdpa", "softmax")
@@ -292,7 +286,7 @@ class LimitsConfig:
 class RunConfig:
     """One run, whole."""
 
-    stage: str = ranged("pretrain", choices=STAGES)
+    stage: str = "pretrain"
     """pretrain; traces: demonstrations of a task; sft: on completions; rl: GRPO or PPO; generate: the model's
     own completions, filtered (rejection sampling); evaluate; serve: answers over HTTP, by `r1hpc serve`."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -305,6 +299,8 @@ class RunConfig:
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
+    options: dict[str, Any] = field(default_factory=dict)
+    """Settings of a stage that another package provides (entry point r1hpc.workloads), which checks them."""
     deepspeed: DeepspeedConfig = field(default_factory=DeepspeedConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)

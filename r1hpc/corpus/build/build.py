@@ -105,9 +105,9 @@ def build_dataset(
     out: Path,
     *,
     workers: int = 1,
+    work_off: WorkOff | None = None,
     report: Report | None = None,
     teach: Teach | None = None,
-    work_off: WorkOff | None = None,
     after_others: bool = False,
     check_inputs: bool = False,
 ) -> BuildReport:
@@ -115,9 +115,9 @@ def build_dataset(
 
     Args:
         workers: writer processes; changes how long it takes and nothing else.
+        work_off: makes the units instead of `workers` processes.
         report: is called with a line for people now and then.
         teach: what writes the documents of generated sources (r1hpc.train.generate.teach_unit).
-        work_off: makes the units instead of `workers` processes.
         after_others: other jobs made all units; one that is missing is an error.
         check_inputs: record the digests of the inputs; of a dataset that is there, compare them.
 

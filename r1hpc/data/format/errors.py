@@ -3,7 +3,7 @@
 import errno
 from pathlib import Path
 
-from r1hpc.base.errors import R1hpcError
+from r1hpc.base.errors import FinalError, R1hpcError
 
 _LASTING = (None, errno.EACCES, errno.EPERM)
 """None: of a decoder, about what stands in the file."""
@@ -21,7 +21,7 @@ class DatasetMissingError(DataError):
     """There is no dataset in this folder."""
 
 
-class DatasetMismatchError(DataError):
+class DatasetMismatchError(DataError, FinalError):
     """The dataset is a sound one, but not the one that was asked for."""
 
 

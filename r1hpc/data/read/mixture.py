@@ -13,8 +13,8 @@ A source that would exceed max_epochs is left out from the batch in which it wou
 shares among themselves: a segment of the plan. A change of weights begins a segment as well, at the edge of a
 batch; what rounding still owed to each source is carried over it, so that the sum follows the weights however
 often they change. Changes are known from the start (data.mix.schedule) or appended while a run goes on
-(train/supervised/mixing.py): what was drawn before them stays what it was. All of this enters the plan's hash, and none
-of it depends on ranks, on how far a run has come, or on the past.
+(train/supervised/mixing.py): what was drawn before them stays what it was. All of this enters the plan's
+hash, and none of it depends on ranks, on how far a run has come, or on the past.
 
 Weights of the sources from their losses: Online Data Mixing (Albalak et al. 2023, arXiv 2312.02406).
 

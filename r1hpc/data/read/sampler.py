@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from r1hpc.config.schema.sections import MixConfig
-from r1hpc.corpus.recipe.stages import MixRecipe, check_schedule
 from r1hpc.data.format.manifest import DatasetManifest, digest
+from r1hpc.data.format.mix import MixRecipe, check_schedule
 from r1hpc.data.read.mixture import Change, Mixture
 from r1hpc.data.read.order import SamplePlan
 

@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from r1hpc.base.errors import UsageError
 from r1hpc.config.schema.sections import MixConfig
-from r1hpc.corpus.recipe.stages import MixRecipe
 from r1hpc.data.format.manifest import digest
+from r1hpc.data.format.mix import MixRecipe
 from r1hpc.data.read.loader import ReadAhead, window_checksum
 from r1hpc.data.read.order import DocumentPlan, RankShare
 from r1hpc.data.read.sampler import DocumentMixture, open_mixture, recipe_mix

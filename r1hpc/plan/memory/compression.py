@@ -10,7 +10,8 @@ from typing import Any
 
 from r1hpc.base.errors import UsageError
 from r1hpc.base.units import format_bytes
-from r1hpc.config.schema.run import TRAINED_STAGES, Precision, RunConfig
+from r1hpc.config.schema.run import Precision, RunConfig
+from r1hpc.config.stages import TRAINED_STAGES
 from r1hpc.plan.memory.frozen import QUANTIZED_WEIGHTS
 from r1hpc.plan.memory.run import adapter_widths, num_trained
 from r1hpc.plan.memory.step import WEIGHT_BYTES

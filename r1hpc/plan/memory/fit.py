@@ -14,7 +14,8 @@ from itertools import combinations, islice, product
 from typing import Any, NamedTuple
 
 from r1hpc.base.errors import UsageError
-from r1hpc.config.schema.run import SAMPLED_STAGES, TRAINED_STAGES, RunConfig
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.config.stages import SAMPLED_STAGES, TRAINED_STAGES
 from r1hpc.plan.memory.compression import check_compression
 from r1hpc.plan.memory.frozen import check_base, check_nf4, is_quantized
 from r1hpc.plan.memory.run import memory_of_run, misfits, usable_gib

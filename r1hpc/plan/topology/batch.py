@@ -15,7 +15,8 @@ import math
 from dataclasses import dataclass
 
 from r1hpc.base.errors import ConfigError
-from r1hpc.config.schema.run import TRAINED_STAGES, Precision, RunConfig
+from r1hpc.config.schema.run import Precision, RunConfig
+from r1hpc.config.stages import PLANNED_STAGES, TRAINED_STAGES
 from r1hpc.plan.topology.parts import part_size
 
 _CHOICES_SHOWN = 8
@@ -123,8 +124,8 @@ def batch_of(config: RunConfig, topology: Topology, max_nodes: int | None = None
         ConfigError: it does not come out.
     """
     train, rollout = config.train, config.rollout
-    if config.stage == "serve":
-        return BatchPlan(1, 1, 1)  # vLLM batches what is asked at the moment
+    if config.stage not in PLANNED_STAGES:
+        return BatchPlan(1, 1, 1)  # the workload batches by itself
     if config.stage not in TRAINED_STAGES:
         size = part_size(config, topology.world_size)
         return BatchPlan(size, size, 1)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from r1hpc.base.errors import ConfigError, UsageError
-from r1hpc.config.schema.run import OWN_ATTENTIONS, SAMPLED_STAGES, TRAINED_STAGES, Precision, RunConfig
+from r1hpc.config.schema.run import OWN_ATTENTIONS, Precision, RunConfig
+from r1hpc.config.stages import SAMPLED_STAGES, TRAINED_STAGES
 from r1hpc.plan.topology.gpus import UnknownGpuError, find_gpu, gpu_type_of
 
 _FP8_STAGES = ("pretrain", "sft")

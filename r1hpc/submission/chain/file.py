@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from r1hpc.attempt.workload import workload_of
 from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.base.names import check_name, nearest, printable
 from r1hpc.config import load
@@ -98,8 +99,6 @@ def read_definition(
         ConfigError: a stage, a need or a reference that is not there, a circle, or an unusable value.
         UsageError: an override for every stage would cut one off from another.
     """
-    from r1hpc.train.checks.chain_items import connected  # here: a run of one stage has no need of it
-
     entries = _entries(path)
     needs = _all_needs(entries, path)
     _check_order(needs, path)
@@ -398,3 +397,27 @@ def _no_stage(name: str, names: Sequence[str]) -> str:
 def _digest(entries: Sequence[_Entry]) -> str:
     content = [[entry.name, entry.needs, entry.layers] for entry in entries]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def connected(configs: Mapping[str, RunConfig], needs: Mapping[str, Sequence[str]]) -> dict[str, RunConfig]:
+    """Return the stages in their order, each with what the stages before it decide filled in."""
+    done: dict[str, RunConfig] = {}
+    for name, config in configs.items():
+        earlier = {each: done[each] for each in stages_before(name, needs)}
+        try:
+            done[name] = workload_of(config.stage).connect(name, config, earlier)
+        except UsageError as error:
+            raise UsageError(f"stage {name}: {error}") from None
+    return done
+
+
+def stages_before(name: str, needs: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the stages that a stage needs, and those that they need; each once."""
+    found: list[str] = []
+    open_ = list(needs[name])
+    while open_:
+        each = open_.pop(0)
+        if each not in found:
+            found.append(each)
+            open_ += needs[each]
+    return found

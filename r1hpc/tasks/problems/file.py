@@ -425,7 +425,7 @@ def judge_of(columns: Columns, asked: str = "", key: str = "") -> str:
         return asked
     if util.find_spec("math_verify") is None:
         way_on = f", or have answers compared character by character, {key}=exact" if key else ""
-        raise UsageError(f"questions from a file need math-verify: pip install 'r1hpc[reasoning]'{way_on}")
+        raise UsageError(f"questions from a file need math-verify: pip install 'r1hpc[math]'{way_on}")
     return "math"
 
 

@@ -41,7 +41,7 @@ class ReasoningGym:
 
     def __init__(self, name: str, seed: int, options: Mapping[str, Any]) -> None:
         if util.find_spec("reasoning_gym") is None:
-            raise UsageError(f"task.name={name} needs reasoning-gym: pip install 'r1hpc[reasoning]'")
+            raise UsageError(f"task.name={name} needs reasoning-gym: pip install 'r1hpc[gym]'")
         from importlib import metadata  # here, not above: a run without it need not wait for it
 
         own = dict(options)

@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import Any
 
 from r1hpc.base.run_dir import RunDir
-from r1hpc.config.schema.run import TRAINED_STAGES
+from r1hpc.config.stages import TRAINED_STAGES
 from r1hpc.plan.topology.parts import STAGES_IN_PARTS
 from r1hpc.telemetry.diagnosis.timeline import Part, Span, Split, milliseconds, spans_of, split_time
 from r1hpc.telemetry.gpu.history import GpuHistory, read_gpus

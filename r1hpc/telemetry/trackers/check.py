@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 
 from r1hpc.base.errors import UsageError
 from r1hpc.config.packages import require
-from r1hpc.config.schema.run import TRAINED_STAGES, RunConfig
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.config.stages import TRAINED_STAGES
 
 _PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
 """What of Python a tracker needs; a file for Prometheus needs nothing."""

@@ -6,6 +6,7 @@ describe_versions(checkpoint.manifest.meta)  # what differs, for the log; never 
 The random streams of a rank, which a checkpoint holds because DeepSpeed saves none.
 """
 
+import hashlib
 import json
 import random
 from dataclasses import dataclass, field
@@ -18,8 +19,10 @@ import numpy as np
 import torch
 
 from r1hpc.base.version import __version__
-from r1hpc.config.schema.run import Precision, TrainConfig
+from r1hpc.config.schema.run import Precision, RunConfig, TrainConfig
 from r1hpc.config.schema.sections import zero_converts
+from r1hpc.plan.model.weights import weight_files
+from r1hpc.train.parallel.distributed import Group
 from r1hpc.train.parallel.errors import ResumeError
 
 # Facts that must be the same at resume: they decide which numbers the run computes.
@@ -140,3 +143,29 @@ def restore_streams(path: Path) -> None:
 
 def _uses_gpu() -> bool:
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
+def base_facts(config: RunConfig, group: Group) -> dict[str, str]:
+    """What a checkpoint says of the frozen weights under adapters: others would be taken for them unseen.
+
+    Those in four bits are in no checkpoint, and of the others only the adapters are restored on other ranks.
+    """
+    if config.model.lora_rank == 0:
+        return {}
+    return {"base_weights": weights_id(config, group)}
+
+
+def weights_id(config: RunConfig, group: Group) -> str:
+    """Names the starting weights by their content, which rank 0 reads; a model from scratch by its seed."""
+    model = config.model
+    if model.path is None or model.from_scratch:
+        return f"from scratch, seed {config.train.seed}"
+    return str(group.broadcast(_digest_of(Path(model.path)) if group.rank == 0 else ""))
+
+
+def _digest_of(model: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(weight_files(model)):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:32]

@@ -4,7 +4,7 @@ Stage rl begins with the item after those that the stages before it have shown, 
 another; an evaluation of test files is told what those stages trained on, for its report of contamination.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from r1hpc.base.errors import UsageError
@@ -16,32 +16,13 @@ from r1hpc.tasks.problems.overlap import first_beyond, reordered
 from r1hpc.tasks.problems.registry import parts_of
 
 
-def connected(configs: Mapping[str, RunConfig], needs: Mapping[str, Sequence[str]]) -> dict[str, RunConfig]:
-    """The configurations of a chain's stages, in their order, with what earlier stages decide filled in.
+def connected(name: str, config: RunConfig, earlier: Mapping[str, RunConfig]) -> RunConfig:
+    """Return a stage with what the stages before it decide filled in.
 
     Raises:
         UsageError: RL would ask the questions of an earlier stage in another order, or there is no such task.
     """
-    done: dict[str, RunConfig] = {}
-    for name, config in configs.items():
-        earlier = {each: done[each] for each in _all_before(name, needs)}
-        try:
-            done[name] = _with_trained_on(_with_first_item(name, config, earlier), earlier)
-        except UsageError as error:
-            raise UsageError(f"stage {name}: {error}") from None
-    return done
-
-
-def _all_before(name: str, needs: Mapping[str, Sequence[str]]) -> list[str]:
-    """The stages it needs, and those that they need; each once."""
-    found: list[str] = []
-    open_ = list(needs[name])
-    while open_:
-        each = open_.pop(0)
-        if each not in found:
-            found.append(each)
-            open_ += needs[each]
-    return found
+    return _with_trained_on(_with_first_item(name, config, earlier), earlier)
 
 
 def _with_first_item(name: str, config: RunConfig, earlier: Mapping[str, RunConfig]) -> RunConfig:
@@ -61,36 +42,34 @@ def _with_first_item(name: str, config: RunConfig, earlier: Mapping[str, RunConf
 
 
 def refuse_shown_again(
+    name: str,
     before: Mapping[str, RunConfig],
     after: Mapping[str, RunConfig],
-    needs: Mapping[str, Sequence[str]],
-    begun: Collection[str],
-    queued: Collection[str],
+    earlier: Sequence[str],
+    is_queued: bool,
 ) -> None:
-    """Refuse a change of a chain by which stage rl comes upon items that a stage before it shows now.
+    """Refuse a change of a chain by which stage rl asks items again that a stage before it shows now.
 
     Args:
-        begun: stages whose items cannot change any more.
-        queued: stages whose job is there, which must be cancelled ahead of a change.
+        earlier: the stages before this one.
+        is_queued: it has a job, which must be cancelled before the change.
 
     Raises:
-        UsageError: names the item to begin with. Who gives the stage another first item knows what that one
-            shows, and who shows items twice already is not asked again.
+        UsageError: names the item to begin with. A stage that is given another first item is not checked, nor
+            one that asked items twice already.
     """
-    for name in (each for each in after if after[each].stage == "rl" and each not in begun):
-        if after[name].task.first_item != before[name].task.first_item:
-            continue
-        earlier = _all_before(name, needs)
-        (_, was_apart), (end, is_apart) = (
-            _apart(configs[name], [configs[each] for each in earlier]) for configs in (before, after)
+    if after[name].stage != "rl" or after[name].task.first_item != before[name].task.first_item:
+        return
+    (_, was_apart), (end, is_apart) = (
+        _apart(configs[name], [configs[each] for each in earlier]) for configs in (before, after)
+    )
+    if was_apart and not is_apart:
+        first = f"cancel {name}, then " if is_queued else ""
+        raise UsageError(
+            f"stage {name} would begin with item {after[name].task.first_item or 0} of its task, and the "
+            f"stages before it show all up to {end - 1} now: {first}give {name}:task.first_item={end} "
+            "as well"
         )
-        if was_apart and not is_apart:
-            first = f"cancel {name}, then " if name in queued else ""
-            raise UsageError(
-                f"stage {name} would begin with item {after[name].task.first_item or 0} of its task, and the "
-                f"stages before it show all up to {end - 1} now: {first}give {name}:task.first_item={end} "
-                "as well"
-            )
 
 
 def _apart(config: RunConfig, earlier: Iterable[RunConfig]) -> tuple[int, bool]:

@@ -12,7 +12,11 @@ from typing import Any
 
 from r1hpc.base.errors import ConfigError, UsageError
 from r1hpc.base.names import printable
-from r1hpc.config.schema.run import SAMPLED_STAGES, TRAINED_STAGES, ModelConfig, RunConfig
+from r1hpc.base.run_dir import RunDir
+from r1hpc.checkpoint.store import CheckpointStore
+from r1hpc.config.schema.run import ModelConfig, RunConfig
+from r1hpc.config.schema.sections import zero_converts
+from r1hpc.config.stages import SAMPLED_STAGES, TRAINED_STAGES
 from r1hpc.plan.memory.frozen import check_base_shape
 from r1hpc.plan.model.families import ALIASES, FAMILIES
 from r1hpc.plan.model.hf_config import load_model_config, load_teacher_config, teacher_of
@@ -102,7 +106,7 @@ def _refuse_adapted_head(config: RunConfig) -> None:
 
 
 def refuse_for_vllm(config: RunConfig, hf_config: Mapping[str, Any]) -> None:
-    """Families whose weights vLLM does not take under the names that it is handed (train/rollout/weight_sync.py), and
+    """Families whose weights vLLM does not take under the names that it is handed (weight_sync.py), and
     temperatures that it raises without a word."""
     if config.rollout.engine != "vllm" or config.stage not in SAMPLED_STAGES:
         return
@@ -215,3 +219,16 @@ def other_tokenizer(config: RunConfig) -> list[str]:
 
     said = other_vocabulary(config.model)
     return [said] if said else []
+
+
+def check_zero_goes_on(run: RunDir, config: RunConfig) -> None:
+    """Refuse a ZeRO stage that the checkpoint cannot be converted to, before the queue."""
+    newest = next(iter(CheckpointStore(run.checkpoints).list()), None)
+    if newest is None:
+        return
+    saved, asked = newest.manifest.meta.get("zero_stage"), config.deepspeed.zero_stage
+    if not zero_converts(saved, asked):
+        raise UsageError(
+            f"{run.run_id} has a checkpoint of ZeRO {saved}, and DeepSpeed converts only between 1 and 2: "
+            f"resume with deepspeed.zero_stage={saved}, or begin another run from an export of this one"
+        )

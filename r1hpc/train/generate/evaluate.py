@@ -3,7 +3,7 @@
     answers = answer(judge, config, range(256), 8, should_stop)
     summary = summarise(answers)                        # greedy, pass@k, maj@k with their intervals
 
-Stage evaluate asks as a job of its own (train/generate/generate.py). Stage rl asks between updates, in parts: a
+Stage evaluate asks as a job of its own (generate.py). Stage rl asks between updates, in parts: a
 finished part survives a preemption, as a rollout's batches do.
 
     held_out = HeldOut(job, judge, should_stop)

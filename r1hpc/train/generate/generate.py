@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from r1hpc.attempt.workload import Outcome
 from r1hpc.base.errors import StateError
 from r1hpc.base.files import open_plain, parse_object, write_atomic, write_json
 from r1hpc.config.schema.run import RunConfig
@@ -34,7 +35,7 @@ from r1hpc.train.generate.contamination import contamination
 from r1hpc.train.generate.evaluate import Answer, answer, summarise, transcripts
 from r1hpc.train.generate.prompt_identity import Asking, refuse_other_asking
 from r1hpc.train.loop import loop
-from r1hpc.train.loop.session import Job, Outcome
+from r1hpc.train.loop.session import Job
 from r1hpc.train.model.model import build_model
 from r1hpc.train.rollout.policy import placement
 from r1hpc.train.rollout.sampler import Judge, Scored, open_judge

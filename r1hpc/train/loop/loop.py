@@ -16,15 +16,16 @@ from functools import partial
 
 import torch
 
+from r1hpc.attempt.workload import Outcome
 from r1hpc.base.files import fsync_dir, fsync_file
 from r1hpc.base.units import format_bytes, format_duration
 from r1hpc.checkpoint.store import CheckpointStore
 from r1hpc.config.schema.run import Precision
 from r1hpc.plan.topology.gpus import peak_flops
 from r1hpc.telemetry.records.metrics import MetricWriter
-from r1hpc.train.checkpoint.identity import Identity, compression_of, precision_of, seed_streams
+from r1hpc.train.checkpoint.identity import Identity, base_facts, compression_of, precision_of, seed_streams
 from r1hpc.train.checkpoint.snapshot import Snapshots
-from r1hpc.train.loop.session import Agreement, Job, Outcome, Plan, Session, Stage, StepResult
+from r1hpc.train.loop.session import Agreement, Job, Plan, Session, Stage, StepResult
 from r1hpc.train.loop.step_records import ledger_path
 from r1hpc.train.parallel.compression import Compressor, exchange_of
 from r1hpc.train.parallel.distributed import Group
@@ -38,7 +39,6 @@ from r1hpc.train.parallel.engine import (
 )
 from r1hpc.train.parallel.errors import NonFiniteError
 from r1hpc.train.parallel.rank_times import RankTimes
-from r1hpc.train.rollout.policy import base_facts
 
 
 def set_up(job: Job, stage: Stage, plan: Plan) -> Session:

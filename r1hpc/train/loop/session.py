@@ -1,4 +1,4 @@
-"""What a stage and the loop hand each other: job, plan, session, the result of a step, the outcome.
+"""What a stage and the loop hand each other: job, plan, session, the result of a step.
 
 A stage brings the network, the data and the losses of a step (Plan, Stage); loop.set_up makes a Session.
 """
@@ -37,18 +37,6 @@ class Job:
     """None for the stages that read no shards."""
     requests: StopRequests
     watchdog: Watchdog
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How the loop ended: FINISHED, or STOPPED after a save because `reason` asked for it."""
-
-    finished: bool
-    global_step: int
-    last_committed_step: int | None
-    reason: str = ""
-    kept: int = 0
-    """Finished pieces of work beyond that step (groups of a rollout, held-out answers), on disk."""
 
 
 @dataclass(frozen=True)

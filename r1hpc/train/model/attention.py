@@ -201,7 +201,7 @@ def _gamma(module: nn.Module) -> Tensor:
     gamma: Tensor | None = getattr(module, GAMMA, None)
     if gamma is None:
         raise ConfigError(
-            f"{type(module).__name__} has no {GAMMA}: build the model with r1hpc.train.model.model.build_model, or "
+            f"{type(module).__name__} has no {GAMMA}: build the model with train.model.model.build_model, or "
             "call r1hpc.train.model.attention.add_gates and load_gates after transformers' from_pretrained"
         )
     return gamma.to(torch.promote_types(gamma.dtype, torch.float32))

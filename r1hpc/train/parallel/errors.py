@@ -1,10 +1,10 @@
 """How a training attempt can fail by itself; `attempt.rank` makes a cause of each."""
 
-from r1hpc.base.errors import R1hpcError
+from r1hpc.base.errors import FinalError, R1hpcError
 
 
-class TrainError(R1hpcError):
-    """The run cannot go on as it is configured; starting it again would end the same way."""
+class TrainError(FinalError):
+    """Training cannot go on as it is configured."""
 
 
 class NonFiniteError(TrainError):

@@ -4,8 +4,8 @@
 
 int8: weights and activations of 8 bits (W8A8), a scale for each output channel of a weight, and for each
 token of what goes in. w4a16: weights of 4 bits, a scale for each group of inputs; activations stay. Rounding
-is to the nearest; with `texts` the model is first made easier to round (int8: train/quantize/quantize.py), or the
-roundings make up for each other (w4a16: train/quantize/quantize.py). Embedding and output head stay as they are.
+is to the nearest; with `texts` the model is first made easier to round (int8: SmoothQuant), or the
+roundings make up for each other (w4a16: GPTQ). Embedding and output head stay as they are.
 
 Needs the package compressed-tensors (the optional extra `quantize`), as does transformers to read the folder.
 

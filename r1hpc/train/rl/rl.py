@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from r1hpc.attempt.workload import Outcome
 from r1hpc.base.failpoints import failpoint
 from r1hpc.base.run_dir import RunDir
 from r1hpc.checkpoint.fence import has_begun, incarnation_dir
@@ -31,7 +32,7 @@ from r1hpc.telemetry.records.evaluations import evaluations_path
 from r1hpc.train.generate.evaluate import HeldOut
 from r1hpc.train.generate.prompt_identity import Asking, refuse_other_asking
 from r1hpc.train.loop import loop, step_records
-from r1hpc.train.loop.session import Job, Outcome, Plan, Session, StepResult
+from r1hpc.train.loop.session import Job, Plan, Session, StepResult
 from r1hpc.train.model.export import export_model
 from r1hpc.train.parallel.errors import TrainError
 from r1hpc.train.rl.collect import Collector

@@ -1,10 +1,8 @@
 """The networks of an RL run: policy, PPO's critic, the reference for the KL, and the engine that samples."""
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +11,8 @@ from torch import nn
 from r1hpc.config.schema.run import Precision, RunConfig
 from r1hpc.plan.memory.step import reference_place
 from r1hpc.plan.model.hf_config import load_teacher_config, teacher_of
-from r1hpc.plan.model.weights import weight_files
 from r1hpc.tasks.text.tokenizer import SpecialIds
+from r1hpc.train.checkpoint.identity import weights_id
 from r1hpc.train.loop.session import Job
 from r1hpc.train.model.model import build_model, wrap_lora
 from r1hpc.train.model.placement import Placement
@@ -150,15 +148,15 @@ def build_reference(job: Job, hf_config: dict[str, Any]) -> Reference | None:
     elif config.rl.kl_coef == 0:
         return None
     elif where == "none":
-        return Reference(None, _weights_id(config, job.group))
+        return Reference(None, weights_id(config, job.group))
     lie = placement(config, job.group, divided=False)
     if where != "whole":
         asked = inference_config(config, world_size=job.group.world_size, on_host=where == "host")
         lie = replace(lie, sharding=asked)
     network = build_model(config.model, hf_config, config.train.seed, lie).requires_grad_(False).eval()
     if lie.sharding is None:
-        return Reference(network, _weights_id(config, job.group))
-    return Reference(build_inference_engine(network, lie.sharding), _weights_id(config, job.group))
+        return Reference(network, weights_id(config, job.group))
+    return Reference(build_inference_engine(network, lie.sharding), weights_id(config, job.group))
 
 
 def build_rollout_engine(
@@ -183,29 +181,3 @@ def build_rollout_engine(
         replica=replica,
         poll_every=config.rollout.poll_every,
     )
-
-
-def base_facts(config: RunConfig, group: Group) -> dict[str, str]:
-    """What a checkpoint says of the frozen weights under adapters: others would be taken for them unseen.
-
-    Those in four bits are in no checkpoint, and of the others only the adapters are restored on other ranks.
-    """
-    if config.model.lora_rank == 0:
-        return {}
-    return {"base_weights": _weights_id(config, group)}
-
-
-def _weights_id(config: RunConfig, group: Group) -> str:
-    """Names the starting weights by their content, which rank 0 reads; a model from scratch by its seed."""
-    model = config.model
-    if model.path is None or model.from_scratch:
-        return f"from scratch, seed {config.train.seed}"
-    return str(group.broadcast(_digest_of(Path(model.path)) if group.rank == 0 else ""))
-
-
-def _digest_of(model: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(weight_files(model)):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:32]

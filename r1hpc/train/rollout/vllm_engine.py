@@ -7,7 +7,7 @@
 
 The engine lives in the trainer's process and process group (vLLM's `external_launcher`, as in TRL's
 "colocate" mode) and takes weights through its worker's `reload_weights`, which lays them out for its kernels
-as at loading. train/rollout/weight_sync.py says what is handed over and proves it. Run on CPUs with vLLM 0.32; on CUDA
+as at loading. weight_sync.py says what is handed over and proves it. Run on CPUs with vLLM 0.32; on CUDA
 the same code also puts the engine to sleep between rollouts, which was not run.
 
 Each completion is a request with its own seed. That fixes its random numbers, not its logits: vLLM computes

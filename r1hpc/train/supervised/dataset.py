@@ -24,6 +24,7 @@ from r1hpc.base.errors import R1hpcError, UsageError
 from r1hpc.base.files import read_json, write_json
 from r1hpc.base.run_dir import RunDir
 from r1hpc.config.schema.run import ModelConfig, RunConfig
+from r1hpc.corpus.recipe.recipe import find_recipe
 
 if TYPE_CHECKING:
     from r1hpc.tasks.text.prompt_format import PromptForm
@@ -41,6 +42,19 @@ _HASH_DIGITS = 16
 def folder_of_recipe(run: RunDir, recipe: Path) -> Path:
     """Where the dataset of a recipe lies that `data.recipe` names: beside the runs, for all of them."""
     return run.path.parent / "datasets" / recipe.stem
+
+
+def ensure_dataset(run: RunDir, config: RunConfig) -> Path:
+    """The dataset's folder: data.path, or built beside the runs from data.traces or data.recipe."""
+    if config.data.path is not None:
+        return Path(config.data.path)
+    if config.data.traces:
+        return ensure_traces(run, config)
+    assert config.data.recipe is not None, "DataConfig refuses neither"
+    recipe = find_recipe(config.data.recipe)
+    target = folder_of_recipe(run, recipe)
+    build(recipe, target)
+    return target
 
 
 class _Dataset(TypedDict):

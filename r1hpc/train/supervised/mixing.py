@@ -6,9 +6,9 @@
     mixing.meta(step)                 # the changes so far, and the id of the order that they make
     mixing.read(meta)                 # of the checkpoint that is resumed from
 
-A checkpoint holds every change of weights that has begun, as a segment of the order (data/read/mixture.py). What
+A checkpoint holds every change of weights that has begun, as a segment of the order (mixture.py). What
 it holds cannot be changed any more; what begins after it can. A schedule's segments are known from the start,
-those of online mixing (data/read/mixture.py) are appended after a step whose state is saved: the losses that they
+those of online mixing (mixture.py) are appended after a step whose state is saved: the losses that they
 follow from, and the segments that the losses follow from, are then in one checkpoint.
 """
 

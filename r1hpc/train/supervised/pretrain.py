@@ -2,7 +2,7 @@
 
     outcome = run(job)      # on every rank
 
-One optimizer step (train/supervised/supervised.py) is: read the rank's windows, forward and backward for each micro
+One optimizer step (supervised.py) is: read the rank's windows, forward and backward for each micro
 batch, DeepSpeed's step, and one small all-reduce that also proves which samples were used.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from r1hpc.attempt.workload import Outcome
 from r1hpc.config.schema.run import ModelConfig
 from r1hpc.data.read.loader import BatchLoader, StepBatch
 from r1hpc.data.read.reader import TokenDataset, open_dataset
@@ -20,7 +21,7 @@ from r1hpc.data.read.sampler import open_plan
 from r1hpc.plan.model.hf_config import load_model_config
 from r1hpc.tasks.text.tokenizer import TokenizerFiles, check_data_tokens, exported_tokenizer
 from r1hpc.train.loop import loop
-from r1hpc.train.loop.session import Job, Outcome, Plan
+from r1hpc.train.loop.session import Job, Plan
 from r1hpc.train.model.sequence import SequenceGroup, share_sequences
 from r1hpc.train.rollout.policy import build_policy, placement
 from r1hpc.train.supervised.mixing import Mixing

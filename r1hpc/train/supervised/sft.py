@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from r1hpc.attempt.workload import Outcome
 from r1hpc.base.errors import ConfigError
 from r1hpc.base.failpoints import failpoint
 from r1hpc.checkpoint.store import CheckpointStore
@@ -43,7 +44,7 @@ from r1hpc.tasks.text.tokenizer import (
     vocabulary_size,
 )
 from r1hpc.train.loop import loop
-from r1hpc.train.loop.session import Job, Outcome, Plan, Session
+from r1hpc.train.loop.session import Job, Plan, Session
 from r1hpc.train.model.sequence import SequenceGroup, share_sequences
 from r1hpc.train.rollout.policy import build_policy, placement
 from r1hpc.train.supervised.mixing import Mixing

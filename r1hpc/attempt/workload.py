@@ -1,0 +1,199 @@
+"""The protocol between the toolkit and a workload.
+
+    workload = workload_of(config.stage)
+    notes = workload.check(config, facts)
+
+A workload is what a job runs: training, evaluation, a server, a script. The toolkit plans, queues, launches,
+preempts, resumes, accounts for and reports it, and knows nothing else about it. A subclass overrides what it
+needs; `run` is the only method it must have. `config/stages.py` finds the workload of a stage by its name.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from r1hpc.base.errors import R1hpcError
+from r1hpc.base.run_dir import RunDir
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.config.stages import find_workload
+
+if TYPE_CHECKING:
+    from r1hpc.attempt.control.stop import StopRequests
+    from r1hpc.attempt.control.watchdog import Watchdog
+    from r1hpc.plan.hours.estimate import Estimate
+    from r1hpc.plan.hours.goodput import FailureRates
+    from r1hpc.plan.run import RunPlan
+    from r1hpc.slurm.rank_env import RankContext
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known about a run before it is queued. Gathered once, handed to every check."""
+
+    run: RunDir
+    frozen: RunConfig | None = None
+    """The configuration of the run that is resumed; None for a new run."""
+    to_come: Sequence[Path] = ()
+    """Folders of other stages of the chain, which will write what is named there."""
+    expected_model: Mapping[str, Any] | None = None
+    """The config.json that an earlier stage will leave in model.path."""
+    expected_teacher: Mapping[str, Any] | None = None
+    """The same for rl.teacher."""
+    tokenizer_folder: str | None = None
+    """The folder whose tokenizer and chat template the earlier stage will hand on, where it is known."""
+    executor: str = ""
+    """slurm or local; empty until it is chosen."""
+    gpus_per_node: int = 0
+
+    @property
+    def is_new(self) -> bool:
+        return self.frozen is None
+
+    @property
+    def code(self) -> Path | None:
+        """The frozen code of a run that is resumed."""
+        return None if self.is_new else self.run.code
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a workload says to its settings before the cluster is asked."""
+
+    config: RunConfig
+    """With what the files say filled in."""
+    notes: list[str] = field(default_factory=list)
+    """Sentences for the person who submits."""
+    prompt: str | None = None
+    """One prompt as the model will see it, where there is one."""
+
+
+@dataclass(frozen=True)
+class RankJob:
+    """What a rank is given to run."""
+
+    config: RunConfig
+    run: RunDir
+    context: "RankContext"
+    token: str
+    """Names this attempt: a checkpoint of another attempt is fenced off by it."""
+    prepared: str
+    """What `prepare` returned on the batch host."""
+    requests: "StopRequests"
+    watchdog: "Watchdog"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a rank's work ended: finished, or stopped after a save because `reason` asked for it."""
+
+    finished: bool
+    global_step: int | None = None
+    last_committed_step: int | None = None
+    reason: str = ""
+    kept: int = 0
+    """Finished work beyond that step that is kept on disk (groups of a rollout, held-out answers)."""
+
+
+class Workload:
+    """A workload with the defaults: nothing to check, no known cost, nothing to prepare."""
+
+    def complete(self, config: RunConfig) -> RunConfig:
+        """Return the configuration with what its files say filled in."""
+        return config
+
+    def vocab_size(self, config: RunConfig) -> int | None:
+        """Return the smallest vocabulary the model can have; None if it is not known yet."""
+        return None
+
+    def check_settings(self, config: RunConfig, facts: Facts) -> Checked:
+        """Check what needs no cluster.
+
+        Raises:
+            UsageError: the run cannot work; the message names the fix.
+        """
+        return Checked(config)
+
+    def check(self, config: RunConfig, facts: Facts) -> list[str]:
+        """Check the settled configuration, its nodes and GPUs; return notes for the person who submits.
+
+        Raises:
+            UsageError: the run cannot work; the message names the fix.
+        """
+        return []
+
+    def connect(self, name: str, config: RunConfig, earlier: Mapping[str, RunConfig]) -> RunConfig:
+        """Return a chain's stage with what follows from the stages before it.
+
+        Args:
+            earlier: the stages that this one needs, directly or not, by name.
+        """
+        return config
+
+    def check_beside(self, config: RunConfig, others: Mapping[Path, RunConfig]) -> list[str]:
+        """Return notes on a new stage beside the other stages of its chain, by their folders."""
+        return []
+
+    def check_change(
+        self,
+        name: str,
+        before: Mapping[str, RunConfig],
+        after: Mapping[str, RunConfig],
+        earlier: Sequence[str],
+        is_queued: bool,
+    ) -> None:
+        """Refuse a change of a chain that harms this stage, which has not begun.
+
+        Args:
+            before, after: all stages of the chain, by name.
+            earlier: the names of the stages that this one needs.
+            is_queued: the stage has a job, which must be cancelled before a change.
+        """
+
+    def estimate(
+        self,
+        config: RunConfig,
+        plan: "RunPlan",
+        rates: "FailureRates | None" = None,
+        expected_model: Mapping[str, Any] | None = None,
+    ) -> "Estimate | None":
+        """Return the estimated GPU-hours; None if they are not known.
+
+        Args:
+            rates: the site's own failures and preemptions; None takes published ones.
+        """
+        return None
+
+    def prepare(self, run: RunDir, config: RunConfig) -> str:
+        """Make what the ranks need, on the batch host, before an attempt begins; return what to tell them.
+
+        Raises:
+            R1hpcError: it cannot be made.
+        """
+        return ""
+
+    def run(self, job: RankJob) -> Outcome:
+        """Do the work of one rank."""
+        raise NotImplementedError
+
+    def card(self, run: RunDir) -> list[tuple[str, str]]:
+        """Return (name, value) pairs for the run's card in reports."""
+        return []
+
+
+def workload_of(stage: str) -> Workload:
+    """Return the workload of a stage.
+
+    Raises:
+        ConfigError: no package provides it.
+    """
+    found: Workload = find_workload(stage)
+    return found
+
+
+def card_of(run: RunDir, stage: str) -> list[tuple[str, str]]:
+    """Return the card of a run; empty if its records or its package cannot be read."""
+    try:
+        return workload_of(stage).card(run)
+    except (R1hpcError, OSError, ValueError, KeyError):
+        return []

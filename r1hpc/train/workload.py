@@ -1,0 +1,178 @@
+"""The training workload: pretrain, traces, sft, rl, generate, evaluate.
+
+Its code runs in three places, and each imports only what it needs there: the login node checks and
+estimates, the batch host prepares the dataset, the ranks train. So imports stand inside the methods.
+"""
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from r1hpc.attempt.workload import Checked, Facts, Outcome, RankJob, Workload
+from r1hpc.base.errors import UsageError
+from r1hpc.base.run_dir import RunDir
+from r1hpc.config.schema.run import RunConfig
+
+if TYPE_CHECKING:
+    from r1hpc.plan.hours.estimate import Estimate
+    from r1hpc.plan.hours.goodput import FailureRates
+    from r1hpc.plan.run import RunPlan
+
+_READS_SHARDS = ("pretrain", "sft")
+_MOST_ENCODED = 5000
+"""Prompts whose tokens are counted, the longest ones: a second or two."""
+
+
+class Training(Workload):
+    """Everything that trains a model or samples from one."""
+
+    def complete(self, config: RunConfig) -> RunConfig:
+        """Fill in the number of questions of each test file, where a stage asks any."""
+        if config.stage not in ("rl", "evaluate") or not (config.evaluate.path or config.evaluate.sets):
+            return config
+        from r1hpc.tasks.problems.benchmark import with_counted_sets  # pyarrow
+
+        return with_counted_sets(config)
+
+    def vocab_size(self, config: RunConfig) -> int | None:
+        if config.stage == "traces":
+            return None
+        if config.stage == "pretrain":
+            from r1hpc.corpus.inspect.progress import preview_vocab_size
+
+            return preview_vocab_size(config.data.path, config.data.recipe)
+        from r1hpc.tasks.text.tokenizer import load_tokenizer, vocabulary_size  # tokenizers
+
+        try:
+            return vocabulary_size(load_tokenizer(config.model))
+        except UsageError:  # an earlier stage will leave it, or it is refused where it is asked for
+            return None
+
+    def check_settings(self, config: RunConfig, facts: Facts) -> Checked:
+        from r1hpc.tasks.problems.benchmark import check_trained_on
+        from r1hpc.train.checks.data import check_mix_goes_on, check_sources, check_training_data
+        from r1hpc.train.checks.model import check_models, check_zero_goes_on, tokenizer_is_to_come
+
+        notes: list[str] = []
+        expected = facts.expected_model
+        if facts.frozen is None:
+            notes = check_models(config, expected, facts.expected_teacher)
+            to_come = tokenizer_is_to_come(config, expected)
+            notes += check_training_data(config, facts.to_come, tokenizer_to_come=to_come)
+            check_trained_on(config, facts.to_come)
+            config = self.complete(config)
+        else:  # it goes on as it was begun, from its checkpoints
+            check_mix_goes_on(facts.frozen, config)
+            check_sources(config)
+            if config.rollout.vllm_options != facts.frozen.rollout.vllm_options:
+                config.rollout.check_new()
+            check_zero_goes_on(facts.run, config)
+        asked = config
+        if expected is not None and facts.tokenizer_folder is not None:  # what will be there is here already
+            asked = replace(config, model=replace(config.model, path=facts.tokenizer_folder))
+            expected = None
+        repeats, prompt = self._check_questions(asked, facts, tokenizer_is_to_come(asked, expected))
+        return Checked(config, [*repeats, *notes], prompt)
+
+    def _check_questions(
+        self, config: RunConfig, facts: Facts, tokenizer_to_come: bool
+    ) -> tuple[list[str], str | None]:
+        """Check task, rewards and tokenizer, which the ranks would only meet on the nodes.
+
+        Returns:
+            Notes on questions that are asked again; one prompt as the model will see it.
+
+        Raises:
+            UsageError: an unknown task, option or reward term, a missing file or package, too few held-out
+                questions, custom code that fails, or a prompt that cannot be encoded or is too long.
+        """
+        if config.stage == "sft" and not tokenizer_to_come:
+            from r1hpc.tasks.text import tokenizer
+
+            tokenizer.special_ids(tokenizer.load_tokenizer(config.model), config.model, facts.code)
+        if config.stage not in ("traces", "rl", "generate", "evaluate"):
+            return [], None
+        from r1hpc.tasks.dry_check import check_questions
+        from r1hpc.tasks.text import tokenizer  # tokenizers
+
+        notes: list[str] = []
+        fits = None if tokenizer_to_come else tokenizer.fitting(config, facts.code)
+        items = check_questions(config, facts.code, notes.append, fits)
+        if config.stage == "traces" or tokenizer_to_come:
+            return notes, None
+        own = tokenizer.load_tokenizer(config.model)
+        form = tokenizer.form_of(own, config.model, facts.code)
+        # The longest text is not always the one with the most tokens.
+        wheres = {item.prompt: item.where for item in reversed(items)}
+        for prompt in heapq.nlargest(_MOST_ENCODED, wheres, key=len):
+            tokenizer.prompt_ids(own, form, prompt, wheres[prompt], config.rollout.max_prompt_length)
+        return notes, form.prompt(items[0].prompt) if items else None
+
+    def check(self, config: RunConfig, facts: Facts) -> list[str]:
+        from r1hpc.plan.memory.compression import check_compression
+        from r1hpc.plan.memory.frozen import check_base
+        from r1hpc.plan.topology.checks import check_new_precision, check_precision
+        from r1hpc.train.checks.advice import seldom_meant
+        from r1hpc.train.checks.data import refuse_long_build
+        from r1hpc.train.checks.model import other_tokenizer
+
+        check_precision(config)
+        if facts.is_new:
+            check_new_precision(config)
+        check_base(config)
+        check_compression(config)
+        if facts.is_new and facts.executor == "slurm" and facts.gpus_per_node:
+            refuse_long_build(facts.run, config)
+        return [*other_tokenizer(config), *(seldom_meant(config) if facts.is_new else ())]
+
+    def connect(self, name: str, config: RunConfig, earlier: Mapping[str, RunConfig]) -> RunConfig:
+        from r1hpc.train.checks.chain_items import connected
+
+        return connected(name, config, earlier)
+
+    def check_beside(self, config: RunConfig, others: Mapping[Path, RunConfig]) -> list[str]:
+        from r1hpc.train.checks.advice import other_form_in_chain
+        from r1hpc.train.checks.data import may_be_too_long
+
+        return [*may_be_too_long(config, others), *other_form_in_chain(config, others)]
+
+    def check_change(
+        self,
+        name: str,
+        before: Mapping[str, RunConfig],
+        after: Mapping[str, RunConfig],
+        earlier: Sequence[str],
+        is_queued: bool,
+    ) -> None:
+        from r1hpc.train.checks.chain_items import refuse_shown_again
+
+        refuse_shown_again(name, before, after, earlier, is_queued)
+
+    def estimate(
+        self,
+        config: RunConfig,
+        plan: "RunPlan",
+        rates: "FailureRates | None" = None,
+        expected_model: Mapping[str, Any] | None = None,
+    ) -> "Estimate | None":
+        from r1hpc.plan.hours.estimate_run import estimate_of_run
+
+        return estimate_of_run(config, plan, rates, expected_model)
+
+    def prepare(self, run: RunDir, config: RunConfig) -> str:
+        """Build the dataset where it is not there yet; return its folder."""
+        if config.stage not in _READS_SHARDS:
+            return ""
+        from r1hpc.train.supervised.dataset import ensure_dataset
+
+        return str(ensure_dataset(run, config))
+
+    def run(self, job: RankJob) -> Outcome:
+        from r1hpc.train.rank import run_rank
+
+        return run_rank(job)
+
+
+TRAINING = Training()

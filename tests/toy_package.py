@@ -1,0 +1,33 @@
+"""Install tests/toy_stage.py as another package: a module, and an entry point that names its stage."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+_ENTRY_POINTS = "[r1hpc.workloads]\ncounting = toy_stage:WORKLOAD\n"
+
+
+def install_toy(folder: Path) -> list[str]:
+    """Put the package into `folder`; return the set-up lines by which a job finds it."""
+    info = folder / "toy-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(_ENTRY_POINTS)
+    shutil.copy(Path(__file__).with_name("toy_stage.py"), folder)
+    return [f"export PYTHONPATH={folder}"]
+
+
+def write_toy_job(
+    path: Path, *, count: int, pause_s: float = 0.01, nodes: int = 1, setup: Sequence[str] = ()
+) -> Path:
+    """Write a job file of stage counting."""
+    job = {
+        "stage": "counting",
+        "options": {"count": count, "pause_s": pause_s},
+        "resources": {"nodes": nodes, "gpus_per_node": 0},
+        "cluster": {"setup": list(setup)},
+    }
+    path.write_text(yaml.safe_dump(job))
+    return path
