@@ -255,8 +255,11 @@ def error_bytes(config: RunConfig, shape: ModelShape) -> int:
 
 
 def exchange_bytes(config: RunConfig, shape: ModelShape) -> int:
-    """What a rank holds while gradients are compressed, read off train/parallel/compression.py: of int8's
-    largest bucket, which a larger tensor is by itself, some 6 bytes a value; of powersgd the largest matrix."""
+    """Return the bytes a rank holds while gradients are compressed, read off train/parallel/compression.py.
+
+    int8: some 6 bytes a value of the largest bucket, which a larger tensor is by itself; powersgd: of the
+    largest matrix.
+    """
     largest = shape.vocab_size * shape.hidden_size
     if config.train.gradient_compression == "int8":
         return 6 * min(num_trained(config, shape), max(1 << 25, largest))

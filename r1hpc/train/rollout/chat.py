@@ -4,7 +4,7 @@
     for piece in speaker.answer([{"role": "user", "content": "2 + 2?"}], limits):
         print(piece, end="")
 
-It is asked as in training (tasks/text/prompt_format.py) and sampled as there (torch_engine.py): on the first GPU in the
+It is asked as in training (prompt_format.py) and sampled as there (torch_engine.py): on the first GPU in the
 folder's own precision, else on the CPU in fp32.
 """
 
