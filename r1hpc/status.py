@@ -103,7 +103,8 @@ def chain_as_json(now: ChainSituation, moment: float) -> dict[str, Any]:
 
 
 def chain_as_text(shown: dict[str, Any]) -> str:
-    """One line for the chain and one per stage."""
+    """One line for the chain and one per stage, with the numbers that its workload reports."""
+    results = list(dict.fromkeys(name for stage in shown["stages"] for name in stage.get("card", ())))
     rows = [
         (
             stage["stage"],
@@ -113,11 +114,12 @@ def chain_as_text(shown: dict[str, Any]) -> str:
             _number(stage.get("global_step")),
             format_duration(stage["wall_s"]) if stage.get("wall_s") else "-",
             f"{stage.get('gpu_hours', 0.0):.2f}",
+            *(stage.get("card", {}).get(name, "-") for name in results),
             stage["detail"],
         )
         for stage in shown["stages"]
     ]
-    headings = ("stage", "state", "job", "attempt", "step", "wall", "GPU-hours", "")
+    headings = ("stage", "state", "job", "attempt", "step", "wall", "GPU-hours", *results, "")
     return "\n".join(
         [
             wrap(f"{shown['chain']}: {shown['state']}  ({shown['detail']})"),

@@ -169,6 +169,12 @@ class Training(Workload):
 
         return str(ensure_dataset(run, config))
 
+    def card(self, run: RunDir) -> list[tuple[str, str]]:
+        """Return the accuracy of the newest evaluation, greedy and sampled."""
+        from r1hpc.telemetry.records.evaluations import results
+
+        return results(run)
+
     def run(self, job: RankJob) -> Outcome:
         from r1hpc.train.rank import run_rank
 

@@ -148,6 +148,18 @@ def held_out_lines(run: RunDir) -> list[str]:
     return lines + (_before_and_after(run, first, last) if first != last else [])
 
 
+def results(run: RunDir) -> list[tuple[str, str]]:
+    """Return the newest evaluation of a run as (name, value with its interval); empty if there is none."""
+    if run.evaluation.exists():
+        summary = _read_summary(run.evaluation)
+    else:
+        summary = next(reversed(read_evaluations(run).values()), {})
+    if not summary:
+        return []
+    shown = (("greedy", summary["greedy"]), ("pass@1", summary["pass_at"]["1"]))
+    return [(name, " ".join(_with_interval(value))) for name, value in shown]
+
+
 def _read_summary(path: Path) -> dict[str, Any]:
     """evaluation.json.
 
