@@ -40,18 +40,16 @@ _PARTS_OF_SERVER = (("useful", "answering"), ("startup", "start-up"), ("idle", "
 
 def as_text(found: RunReport, plots: Sequence[Path] = ()) -> str:
     """The whole report of one run."""
-    ledger, held_out = found.ledger, "\n".join(held_out_lines(found.run))
+    ledger = found.ledger
     card = card_of(found.run, ledger.stage)
+    results = held_out_lines(found.run) or [f"{name:6} {value}" for name, value in card]
     blocks = [
         _title(ledger),
         _attempts(ledger),
         _hours(ledger),
         ledger_text(ledger),
         _steps_and_data(found),
-        ""
-        if held_out
-        else "\n".join(f"{name:6} {value}" for name, value in card_of(found.run, ledger.stage)),
-        held_out,
+        "\n".join(results),
         *_gpus(found.gpus),
         "\n".join(wrap(f"note: {note}", hanging="  ") for note in ledger.notes),
     ]
