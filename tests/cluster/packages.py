@@ -19,6 +19,7 @@ _PACKAGE_OF = {
     "ip": "iproute2",
     "faketime": "faketime",
 }
+_LOCK_S = 600
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -45,12 +46,14 @@ def install() -> None:
 def _install(missing: list[str]) -> None:
     if not shutil.which("apt-get"):
         raise ClusterError(f"these packages are missing and there is no apt-get: {' '.join(missing)}")
-    quiet = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-y", "--no-install-recommends"]
+    # Another apt-get may hold the locks, of dpkg and of the package lists: wait for it.
+    apt = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-o", f"DPkg::Lock::Timeout={_LOCK_S}"]
+    install = [*apt, "install", "-y", "--no-install-recommends", *missing]
     try:
-        call([*quiet, *missing], timeout=900)
+        call(install, timeout=900)
     except ClusterError:  # no package lists, or lists older than the mirror
-        call(["apt-get", "update"], timeout=300)
-        call([*quiet, *missing], timeout=900)
+        call([*apt, "update"], timeout=_LOCK_S)
+        call(install, timeout=900)
 
 
 def _missing() -> list[str]:
