@@ -13,13 +13,13 @@ import numpy.typing as npt
 import xxhash
 
 from r1hpc.base.errors import UsageError
+from r1hpc.corpus.build.cuts import NO_CUT, PIECE_BYTES, is_utf8
 from r1hpc.corpus.build.vocabulary import Encoder
 from r1hpc.corpus.clean.decisions import EMPTY, NO_TRACE, NOT_UTF8
 from r1hpc.corpus.recipe.recipe import Recipe
 from r1hpc.corpus.sources.fields import BATCH_BYTES, Document, batched
 from r1hpc.corpus.sources.lines import line_number
 from r1hpc.corpus.sources.read import SourceSpan, read_records, read_span
-from r1hpc.data.cuts import NO_CUT, PIECE_BYTES, is_utf8
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from r1hpc.base.failpoints import failpoint
+from r1hpc.corpus.build.cuts import PIECE_BYTES, is_utf8
 from r1hpc.corpus.build.encode import Encoded, Vocabulary
 from r1hpc.corpus.build.vocabulary import TOKENIZER_FILE, Encoder, existing_files, tokenizer_files
 from r1hpc.corpus.build.writer import Placed, write_part, write_spans
@@ -19,7 +20,6 @@ from r1hpc.corpus.engine.work_dir import unit_record
 from r1hpc.corpus.recipe.recipe import Recipe
 from r1hpc.corpus.sources.fields import batched, rows_at_once
 from r1hpc.corpus.sources.read import SourceSpan, read_span
-from r1hpc.data.cuts import PIECE_BYTES, is_utf8
 from r1hpc.data.format.manifest import DECISIONS, file_digest
 
 PART = "part"
