@@ -13,13 +13,13 @@ from tokenizers import Regex, Tokenizer, models, normalizers, trainers
 from tokenizers import pre_tokenizers as pre
 
 from r1hpc.base.errors import UsageError
+from r1hpc.corpus.build import cuts
 from r1hpc.corpus.build.cuts import Cuts, NoCutError
 from r1hpc.corpus.build.vocabulary import Encoder, byte_tokenizer, train_byte_bpe
 from r1hpc.corpus.clean import clean
 from r1hpc.corpus.inspect.describe import audit
 from r1hpc.corpus.sources import lines
 from r1hpc.corpus.sources.lines import parse_json
-from r1hpc.data import cuts
 from tests.corpus.corpus import build, text
 
 LLAMA3 = (
