@@ -270,12 +270,11 @@ def test_a_job_that_slurm_has_started_again_elsewhere_leaves_the_run_alone(
     job: _Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its batch host was lost for a while, in the hours in which it built its dataset."""
-    monkeypatch.setattr("r1hpc.attempt.begin._READS_SHARDS", ("traces",))
     load.save(load.load(None, ["stage=traces"]), job.run.config)
     job.recorded.end("preempted")
     job.slurm_says(*[_RUNNING] * 19)
 
-    def hours_later(run: RunDir, config: RunConfig) -> str:
+    def hours_later(self: object, run: RunDir, config: RunConfig) -> str:
         monkeypatch.setattr("r1hpc.train.workload.Training.prepare", lambda self, run, config: "data")
         monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
         job.slurm_says(*[_RUNNING.replace("Restarts=0", "Restarts=1")] * 19)
