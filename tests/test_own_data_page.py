@@ -1,4 +1,4 @@
-"""docs/own-data.md: its job file, with its files, is planned as it stands."""
+"""The job files of docs/own-data.md and README.md, with their files, are planned as they stand."""
 
 import re
 import subprocess
@@ -70,4 +70,11 @@ def test_the_command_for_those_who_come_from_trl_plans_this_job(folder: Path) ->
     page = (ROOT / "docs" / "coming-from-trl.md").read_text()
     (words,) = re.findall(r"^    python -m r1hpc\.submit own\.yaml --dry-run (.*)$", page, re.MULTILINE)
     done = submit(folder, *words.split())
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_example_of_the_readme_is_planned(folder: Path) -> None:
+    (job,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (folder / "own.yaml").write_text(job)
+    done = submit(folder)
     assert done.returncode == 0, done.stderr
