@@ -73,10 +73,11 @@ def idle_cluster(cluster: Cluster) -> Iterator[Cluster]:
 
 @pytest.hookimpl(tryfirst=True)  # ahead of xdist's own, which reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One cluster, one worker. Tests named in slow.txt are marked slow."""
+    """One cluster, one worker. Slow are tests named in slow.txt, and those that need dear fixtures or time."""
     slow = frozenset(_SLOW.read_text().splitlines())
     for item in items:
-        if item.nodeid.partition("[")[0] in slow:
+        needs_time = any(item.get_closest_marker(name) for name in ("xdist_group", "timeout"))
+        if needs_time or item.nodeid.partition("[")[0] in slow:
             item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("slurm") is not None:
             item.add_marker(pytest.mark.xdist_group("slurm"))
