@@ -101,8 +101,13 @@ def _parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(), str(path))
 
 
+@cache
+def _imports_of(path: Path) -> tuple[tuple[str, bool], ...]:
+    return tuple(_imports(_parse(path)))
+
+
 def _packages_imported(path: Path) -> set[str]:
-    inside = {name.split(".")[1] for name, _ in _imports(_parse(path)) if name.startswith("r1hpc.")}
+    inside = {name.split(".")[1] for name, _ in _imports_of(path) if name.startswith("r1hpc.")}
     return {name if (PACKAGE / name).is_dir() else "command" for name in inside}
 
 
@@ -155,7 +160,7 @@ def _refuse_circles(graph: dict[str, set[str]]) -> None:
 
 def _modules_imported(path: Path, modules: Collection[str]) -> set[str]:
     """`from r1hpc.x import y` is r1hpc.x.y where that is a module, else r1hpc.x."""
-    names = [name for name, _ in _imports(_parse(path))]
+    names = [name for name, _ in _imports_of(path)]
     return {part for name in names for part in (name, name.rpartition(".")[0]) if part in modules}
 
 
@@ -164,7 +169,7 @@ def test_nobody_imports_a_command() -> None:
     for path in _FILES:
         if path.name == "__main__.py":
             continue
-        imported = {name.split(".")[1] for name, _ in _imports(_parse(path)) if name.startswith("r1hpc.")}
+        imported = {name.split(".")[1] for name, _ in _imports_of(path) if name.startswith("r1hpc.")}
         assert not imported & commands, f"{path} imports a command"
         assert _package(path) == "command" or "api" not in imported, f"{path} imports what lies above it"
 
@@ -173,7 +178,7 @@ def test_nobody_imports_a_command() -> None:
 def test_libraries_stay_in_their_packages(library: str) -> None:
     for path in _FILES:
         package, name = _package(path), str(path.relative_to(PACKAGE))
-        for module, deferred in _imports(_parse(path)):
+        for module, deferred in _imports_of(path):
             if module.split(".")[0] != library:
                 continue
             assert package in _ONLY_IN[library], f"{name} imports {library}"
@@ -251,5 +256,5 @@ def test_the_lower_packages_need_only_the_standard_library(name: str) -> None:
 def test_the_package_needs_nothing_outside_it() -> None:
     """`research`, `tests` and `benchmarks` are not in the wheel."""
     for path in _FILES:
-        heads = {name.split(".")[0] for name, _ in _imports(_parse(path))}
+        heads = {name.split(".")[0] for name, _ in _imports_of(path)}
         assert not heads & {"research", "tests", "benchmarks"}, f"{path} imports what the wheel does not ship"
